@@ -1,0 +1,29 @@
+# Two commands on a fresh machine with Python 3.11+ (venv), git and make:
+#   make demo   runs the demo study to its report in runs/demo
+#   make test   runs every check
+.PHONY: demo test check clean
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "bakeoff needs Python 3.11 or newer"'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --no-deps home-assistant-intents==2026.10.27
+	touch $(READY)
+
+demo: $(READY)
+	$(VENV)/bin/bakeoff demo --out runs/demo
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test: check
+	$(VENV)/bin/pytest
+
+clean:
+	rm -rf $(VENV)

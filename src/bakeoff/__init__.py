@@ -1,0 +1,29 @@
+"""bakeoff: is LoRA best for your model, your data and your budget? Compare and see.
+
+The public names load on first use, so that ``import bakeoff`` costs nothing and the training half
+can be imported on a machine that has only torch, transformers, peft, safetensors and numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+_HOME = {
+    "run": "api",
+    "report": "api",
+    "read_record": "api",
+    "StudySpec": "spec",
+    "read_spec": "spec",
+    "parse_spec": "spec",
+    "BakeoffError": "errors",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module it lives in."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"bakeoff.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'bakeoff' has no attribute '{name}'")

@@ -1,0 +1,134 @@
+"""The trials of a study as analysis reads them: by method and phase, with what each one gave.
+
+Stands between the stored record and the rest of analysis. Whatever is not finite is absent here, so
+that no stand-in number goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bakeoff.analysis.bootstrap import Scores
+from bakeoff.results import Status, StudyRecord, TrialResult
+from bakeoff.trial import Trial
+
+NOT_FINISHED = "not finished"
+
+
+class Run(NamedTuple):
+    """A planned trial and its result, None while it is missing."""
+
+    trial: Trial
+    result: TrialResult | None
+
+    @property
+    def status(self) -> Status:
+        """How it ended; a missing result counts as stopped."""
+        return self.result.status if self.result else Status.STOPPED
+
+    @property
+    def done(self) -> bool:
+        """Tell whether it ended well."""
+        return self.status is Status.DONE
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not done."""
+        return self.result.reason if self.result else NOT_FINISHED
+
+    @property
+    def validation_loss(self) -> float | None:
+        """The validation loss at the end: the curve's last point, else the split's."""
+        if self.result is None:
+            return None
+        last = self.result.curve[-1].validation_loss if self.result.curve else None
+        if last is None and "validation" in self.result.splits:
+            last = self.result.splits["validation"].mean_loss
+        return finite(last)
+
+    def mean_score(self, split: str) -> float | None:
+        """Return the mean primary metric on ``split``."""
+        if self.result is None or split not in self.result.splits:
+            return None
+        scores = self.result.splits[split].scores
+        return finite(math.fsum(scores) / len(scores)) if scores else None
+
+
+@dataclass(frozen=True)
+class MethodRuns:
+    """All trials of one method, by phase."""
+
+    method: str
+    search: tuple[Run, ...]
+    final: tuple[Run, ...]
+
+    @property
+    def all(self) -> tuple[Run, ...]:
+        """Search first, then final."""
+        return self.search + self.final
+
+    @property
+    def scored(self) -> tuple[Run, ...]:
+        """The final trials that are done."""
+        return tuple(run for run in self.final if run.done)
+
+
+def finite(value: float | None) -> float | None:
+    """Return the value, or None where it is missing, infinite or not a number."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def setting_key(setting: dict[str, Any]) -> str:
+    """Return a text that equal settings share."""
+    return json.dumps(setting, sort_keys=True)
+
+
+def runs_by_method(record: StudyRecord) -> dict[str, MethodRuns]:
+    """Group a record's trials; every method of the study is there, with trials or without."""
+    runs = [Run(trial, result) for trial, result in record.trials]
+    return {method: _method_runs(method, runs) for method in record.methods}
+
+
+def usable_scores(runs: MethodRuns, n_items: int | None) -> Scores | None:
+    """Return the method's test scores over its seeds; None without any.
+
+    A trial whose scores are missing, not finite or not of ``n_items`` items is left out.
+    """
+    rows = {
+        run.trial.seed: run.result.splits["test"].scores
+        for run in runs.scored
+        if run.result is not None and _usable(run.result, n_items)
+    }
+    if not rows:
+        return None
+    return Scores(tuple(rows), np.array(list(rows.values()), dtype=np.float64))
+
+
+def test_size(record: StudyRecord) -> int | None:
+    """Return how many test items there are, from the record or else from the scores."""
+    stated = record.n_items.get("test")
+    if stated:
+        return stated
+    for _, result in record.trials:
+        if result is not None and "test" in result.splits:
+            return len(result.splits["test"].scores)
+    return None
+
+
+def _usable(result: TrialResult, n_items: int | None) -> bool:
+    test = result.splits.get("test")
+    if test is None or not test.scores or len(test.scores) != n_items:
+        return False
+    return all(math.isfinite(score) for score in test.scores)
+
+
+def _method_runs(method: str, runs: Iterable[Run]) -> MethodRuns:
+    own = [run for run in runs if run.trial.method.name == method]
+    search = tuple(run for run in own if run.trial.phase == "search")
+    return MethodRuns(method, search, tuple(run for run in own if run.trial.phase == "final"))

@@ -1,0 +1,290 @@
+"""The whole path, top to bottom: what the CLI calls and what users import.
+
+    spec -> folder -> preflight -> costs -> search -> choose -> final -> report
+
+The study half and the training half meet only here, and only as JSON: the training half is named
+by strings (``module:function``) and runs where the executor runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from bakeoff import folder as study_folder
+from bakeoff import plan, registry
+from bakeoff import report as report_page
+from bakeoff.analysis.choose import choose_settings
+from bakeoff.analysis.summary import summarise
+from bakeoff.data import SPLITS
+from bakeoff.errors import LockedError, PreflightError, UsageError
+from bakeoff.executors import Executor
+from bakeoff.progress import Logged, Progress, Silent
+from bakeoff.results import Cost, MetricInfo, Status, StudyRecord, TrialResult
+from bakeoff.spec import StudySpec, dump_spec, parse_spec
+from bakeoff.store import Reader, Writer
+from bakeoff.study import Study, about, call, executor, frozen_values, open_study, segment
+from bakeoff.trial import Trial
+
+RUN_SEGMENT = "bakeoff.segment:run"
+RUN_PROBE = "bakeoff.preflight:probe"
+RUN_CHECK = "bakeoff.preflight:check"
+RUN_DOCTOR = "bakeoff.preflight:doctor"
+
+
+def run(
+    spec: StudySpec, source: Path, out: Path, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run a study to its report, or go on where an earlier run of it stopped.
+
+    Paths in ``spec`` start at ``source``; ``out`` is the study folder. Returns the report.
+
+    Raises:
+        BakeoffError: bad input or environment, before anything is trained.
+    """
+    study_folder.make(out)
+    with locked(out):
+        heard = Logged(out / "log.jsonl", progress or Silent())
+        study = open_study(spec, source, out, heard)
+        with Writer(out / study_folder.DATABASE) as store, clock(store):
+            freeze(study, store)
+            check(study)
+            costs = measure_costs(study, store, heard)
+            able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
+            search = plan.search_trials(spec, able, study.conditions)
+            run_trials("Search", study, store, search, heard)
+            chosen = choose_settings(read_trials(out))
+            final = plan.final_trials(spec, able, study.conditions, chosen)
+            run_trials("Final", study, store, final, heard)
+            store.set("complete", True)
+    return report(out)
+
+
+def freeze(study: Study, store: Writer) -> None:
+    """Freeze the study in its folder, or hold it against what was frozen before.
+
+    Raises:
+        PreflightError: ``study-differs``.
+    """
+    now = frozen_values(study)
+    before = read_values(study.folder).get("frozen")
+    if before is not None:
+        study_folder.refuse_difference(before, json.loads(json.dumps(now)))
+    study_folder.freeze_data(study.folder, study.splits)
+    study_folder.write_study_file(study.folder, study.spec)
+    store.set("spec", dump_spec(study.spec))
+    store.set("about", about(study))
+    store.set("frozen", now)
+
+
+def check(study: Study) -> None:
+    """Check methods and data against the loaded base; refuse what the user must mend."""
+    trials = tuple(
+        Trial(e, {"learning_rate": e.learning_rate}, study.spec.seed, "search", study.conditions)
+        for e in study.entries
+    )
+    refused = call(executor(study.spec), RUN_CHECK, segment(study, trials).to_json())["error"]
+    if refused is not None:
+        raise PreflightError(refused["code"], refused["cause"], refused["try"])
+
+
+def measure_costs(study: Study, store: Writer, progress: Progress) -> dict[str, Cost]:
+    """Run the cost probe of each method that has none yet: alone, one after another.
+
+    Raises:
+        PreflightError: ``control-incompatible``: without its control a study has no question.
+    """
+    with Reader(study.folder / study_folder.DATABASE) as reader:
+        costs = reader.costs()
+    missing = [e for e in study.entries if e.name not in costs]
+    progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
+    for entry in missing:
+        setting = {"learning_rate": entry.learning_rate}
+        trial = Trial(entry, setting, study.spec.seed, "search", study.conditions)
+        payload = segment(study, (trial,)).to_json()
+        # always in a process of its own: memory of an earlier method must not be in the reading
+        alone: Executor = registry.find("executors", "process").EXECUTOR(workers=1)
+        outcome = next(iter(alone.map(RUN_PROBE, [payload])))
+        if outcome.value is not None:
+            cost = Cost.from_json(outcome.value)
+        else:
+            cost = Cost(entry.name, Status.FAILED, outcome.error)
+        store.keep_cost(cost)
+        costs[entry.name] = cost
+        progress.advance(entry.name)
+        if cost.status is Status.INCOMPATIBLE:
+            progress.say(f"{entry.title} cannot run here: {cost.reason}")
+    control = costs[study.entries[0].name]
+    if control.status is Status.INCOMPATIBLE:
+        raise PreflightError(
+            "control-incompatible",
+            f"The control {study.entries[0].title} cannot run here: {control.reason}",
+            "another control in [methods], or arguments for it in [method.<name>.config].",
+        )
+    return costs
+
+
+def run_trials(
+    title: str, study: Study, store: Writer, trials: Sequence[Trial], progress: Progress
+) -> None:
+    """Train what is missing of ``trials``; each result is written as soon as it is there."""
+    store.plan(trials)
+    there = {t.id for t, result in read_trials(study.folder) if result is not None}
+    missing = [t for t in trials if t.id not in there]
+    progress.phase(title, len(trials), len(trials) - len(missing))
+    segments = plan.segments(missing, str(study.folder), study.base.path)
+    payloads = [s.to_json() for s in segments]
+    for outcome in executor(study.spec).map(RUN_SEGMENT, payloads):
+        for position, trial in enumerate(segments[outcome.index].trials):
+            if outcome.value is not None:
+                result = TrialResult.from_json(outcome.value["results"][position])
+            else:
+                result = TrialResult(trial.id, Status.FAILED, outcome.error)
+            store.keep(result)
+            progress.advance(f"{trial.method.name} lr {trial.learning_rate:g} seed {trial.seed}")
+            if result.status is not Status.DONE:
+                progress.say(f"{trial.method.title} {result.status.value}: {result.reason}")
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the study's lock.
+
+    Raises:
+        LockedError: ``study-locked``.
+    """
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise LockedError(
+            "study-locked",
+            f"Another process is running the study in {out}.",
+            f"`bakeoff status {out}`, or wait until it has ended.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def clock(store: Writer) -> Iterator[None]:
+    """Add this run's wall time to the study's, also when it is interrupted."""
+    started, key = time.monotonic(), f"wall:{time.time():.3f}"
+    try:
+        yield
+    finally:
+        store.set(key, time.monotonic() - started)
+
+
+def read_values(out: Path) -> dict[str, Any]:
+    """Return the study's values from its database."""
+    with Reader(out / study_folder.DATABASE) as reader:
+        return reader.values()
+
+
+def read_trials(out: Path) -> tuple[tuple[Trial, TrialResult | None], ...]:
+    """Return the study's planned trials with their results."""
+    with Reader(out / study_folder.DATABASE) as reader:
+        return reader.trials()
+
+
+def read_record(out: Path) -> StudyRecord:
+    """Return all that a study has written so far.
+
+    Raises:
+        UsageError: ``no-study``.
+    """
+    if not (out / study_folder.DATABASE).is_file():
+        raise UsageError(
+            "no-study", f"There is no study in {out}.", "`bakeoff run STUDY.toml` makes one."
+        )
+    with Reader(out / study_folder.DATABASE) as reader:
+        values, costs, trials = reader.values(), reader.costs(), reader.trials()
+    if "about" not in values:
+        raise UsageError(
+            "no-study", f"The study in {out} has not begun yet.", "`bakeoff run` goes on with it."
+        )
+    spec, known = parse_spec(values["spec"]), values["about"]
+    walls = [v for k, v in values.items() if k.startswith("wall:")]
+    return StudyRecord(
+        name=spec.name,
+        base=spec.base.model,
+        base_note=known["base_note"],
+        task=spec.task.kind,
+        metric=MetricInfo(**known["metric"]),
+        margin=spec.task.margin,
+        control=known["methods"][0],
+        methods=tuple(known["methods"]),
+        titles=known["titles"],
+        n_items={s: known["n_items"][s] for s in SPLITS},
+        steps=spec.budget.steps,
+        trials=trials,
+        costs=costs,
+        incompatible={
+            n: c.reason or "" for n, c in costs.items() if c.status is Status.INCOMPATIBLE
+        },
+        wall_seconds=sum(walls) if walls else None,
+        warnings=tuple(known["warnings"]),
+        provenance=known["provenance"],
+    )
+
+
+def report(out: Path) -> dict[str, Any]:
+    """Write ``report.json`` and ``report.html`` of a study, finished or not; return the former."""
+    record = read_record(out)
+    seed = parse_spec(read_values(out)["spec"]).seed
+    summary = summarise(record, np.random.default_rng(seed))
+    text = json.dumps(summary, indent=1, allow_nan=False)
+    (out / "report.json").write_text(text + "\n", encoding="utf-8")
+    (out / "report.html").write_text(report_page.render(json.loads(text)), encoding="utf-8")
+    return summary
+
+
+def overview(spec: StudySpec, source: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Return what a study would run; checks everything that can be checked without training."""
+    study = open_study(spec, source, Path(), progress or Silent())
+    search = plan.search_trials(spec, study.entries, study.conditions)
+    chosen = {t.method.name: t.setting for t in search}
+    final = plan.final_trials(spec, study.entries, study.conditions, chosen)
+    steps = study.conditions.steps
+    methods = []
+    for entry in study.entries:
+        rates = [t.learning_rate for t in search if t.method.name == entry.name]
+        n_final = sum(t.method.name == entry.name for t in final)
+        methods.append(
+            {
+                "method": entry.name,
+                "title": entry.title,
+                "search_trials": len(rates),
+                "final_trials": n_final,
+                "steps": steps * (len(rates) + n_final),
+                "learning_rates": rates,
+            }
+        )
+    trials = len(search) + len(final)
+    return {
+        "name": spec.name,
+        "n_items": study.splits.counts,
+        "device": study.machine["device"],
+        "precision": study.machine["precision"],
+        "methods": methods,
+        "trials": trials,
+        "steps": trials * steps,
+        "warnings": list(study.warnings),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what a study would find on this machine, with measured matmul rates."""
+    through: Executor = registry.find("executors", "process").EXECUTOR(workers=1)
+    wishes = {"device": "auto", "precision": "auto", "threads": None, "workers": 1}
+    return call(through, RUN_DOCTOR, wishes)

@@ -1,0 +1,144 @@
+"""The cache of prepared models: where it lies, and how a folder appears in it whole or not at all.
+
+Used by ``preparing``. A folder is filled under a hidden name, gets its marker last and is
+renamed, so that a crash leaves nothing that looks prepared; a lock file keeps two processes apart;
+the sha256 of the weights is compared with the marker before a folder is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bakeoff.assets.registry import WEIGHTS
+from bakeoff.errors import EnvironmentProblem
+
+MARKER = "bakeoff-asset.json"
+CHANGE_CACHE = "point BAKEOFF_CACHE at a folder that you can write to, with enough room."
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a prepared folder says of itself; ``sha256`` is that of its weights."""
+
+    name: str
+    source: str
+    version: str
+    sha256: str
+    source_sha256: str
+    licence: str
+    note: str | None
+
+
+def cache_folder() -> Path:
+    """Return the cache: ``$BAKEOFF_CACHE``, ``$XDG_CACHE_HOME/bakeoff`` or ``~/.cache/bakeoff``."""
+    if chosen := os.environ.get("BAKEOFF_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "bakeoff"
+
+
+def model_folder(name: str) -> Path:
+    """Return where a prepared model lies, or would lie."""
+    return cache_folder() / "models" / name
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_intact(folder: Path, source_sha256: str) -> bool:
+    """Tell whether a folder is prepared from this source and its weights are still the same."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        if marker["source_sha256"] != source_sha256:
+            return False
+        return bool(marker["sha256"] == sha256_of(folder / WEIGHTS))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@contextmanager
+def locked(name: str, progress: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of one model; wait, and say so, while another process prepares it."""
+    folder = model_folder(name)
+    with friendly_errors():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f"{name}.lock")
+    try:
+        with friendly_errors():
+            lock.acquire(timeout=0)
+    except Timeout:
+        progress(f"{name}: waiting for another process that is preparing it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def staged(name: str, needed_bytes: int) -> Iterator[Path]:
+    """Give an empty folder to fill; afterwards it is the model's folder, or gone if that failed.
+
+    Call it with the lock held. What a killed process left behind is removed first.
+
+    Raises:
+        EnvironmentProblem: ``asset-disk`` or ``asset-cache``.
+    """
+    final = model_folder(name)
+    with friendly_errors():
+        for left_over in final.parent.glob(f".{name}-*"):
+            shutil.rmtree(left_over)
+        check_room(final.parent, needed_bytes)
+        staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
+    try:
+        with friendly_errors():
+            yield staging
+            staging.chmod(0o755)  # mkdtemp makes it private; a shared cache must be readable
+            if final.exists():
+                shutil.rmtree(final)
+            staging.replace(final)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_marker(folder: Path, marker: Marker) -> None:
+    """Write the marker that makes a folder count as prepared; no time in it: same bytes again."""
+    text = json.dumps(asdict(marker), indent=2) + "\n"
+    (folder / MARKER).write_text(text, encoding="utf-8")
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Refuse to begin when the disk cannot hold what is coming."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise EnvironmentProblem(
+            "asset-disk",
+            f"{folder} has {free / 1e6:.0f} MB free; {needed_bytes / 1e6:.0f} MB are needed.",
+            f"free some space, or {CHANGE_CACHE}",
+        )
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """Turn what the file system refuses into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise
+        code = "asset-disk" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "asset-cache"
+        raise EnvironmentProblem(code, f"The cache: {error}.", CHANGE_CACHE) from error

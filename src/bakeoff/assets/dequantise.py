@@ -1,0 +1,83 @@
+"""Turn a GGUF file into an ordinary safetensors folder, once.
+
+Used by ``preparing`` for models that are packaged quantised. The work is done in a process of its
+own: the caller's half never imports torch, the float32 copy's memory goes back afterwards, and the
+progress bars of transformers do not tear ours.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bakeoff.errors import EnvironmentProblem
+
+CHILD = "import sys; from bakeoff.assets.dequantise import convert; convert(*sys.argv[1:])"
+
+
+def check_gguf_reader() -> None:
+    """Refuse before anything is downloaded when the package ``gguf`` is missing."""
+    if importlib.util.find_spec("gguf") is None:
+        raise EnvironmentProblem(
+            "asset-needs-gguf",
+            "This model is packaged as GGUF, and the package 'gguf' that reads it is missing.",
+            "`pip install 'bakeoff[gguf]'`.",
+        )
+
+
+def dequantise(gguf: Path, to: Path) -> None:
+    """Write the model in ``gguf`` as bf16 safetensors, with its tokenizer, into ``to``.
+
+    Raises:
+        EnvironmentProblem: ``asset-convert``, with the last line that the conversion wrote.
+    """
+    here = str(Path(__file__).parents[2])  # the child must find the same bakeoff as we did
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(gguf), str(to)],
+        env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        why = lines[-1] if lines else f"the process ended with {done.returncode}"
+        raise EnvironmentProblem(
+            "asset-convert",
+            f"{gguf.name} could not be dequantised: {why}",
+            "the tested versions of transformers and gguf (constraints.txt), or more memory.",
+        )
+
+
+def convert(gguf: str, to: str) -> None:
+    """Dequantise in this process: in float32, as transformers reads GGUF, then rounded to bf16."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = os.path.split(gguf)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    forget_quantisation(model)
+    model.to(torch.bfloat16).save_pretrained(to)
+    tokenizer.save_pretrained(to)
+
+
+def forget_quantisation(model: object) -> None:
+    """Take off the flags that say "quantised": the weights are plain tensors by now.
+
+    transformers 5 leaves them on a model read from GGUF, and then refuses to save it ("not
+    serializable") or to train all of it ("purely quantized").
+    """
+    for name, value in (("hf_quantizer", None), ("is_quantized", False)):
+        setattr(model, name, value)
+    for owner, name in (
+        (model, "quantization_method"),
+        (getattr(model, "config", None), "quantization_config"),
+    ):
+        if hasattr(owner, name):
+            delattr(owner, name)

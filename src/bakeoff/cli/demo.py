@@ -1,0 +1,33 @@
+"""``bakeoff demo``: the embedded study on a real model and real data."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import typer
+
+from bakeoff.cli.output import JSON_OPTION, RUNS
+from bakeoff.cli.run import execute
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("demo")(command)
+
+
+def command(
+    out: Path = typer.Option(RUNS / "demo", help="Study folder."),
+    model: str | None = typer.Option(
+        None, help="The same model from elsewhere: sentence-transformers/all-MiniLM-L6-v2."
+    ),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Compare LoRA with its contenders on MiniLM and home-assistant intents (about 8 minutes)."""
+    from bakeoff.spec import read_spec
+
+    with as_file(files("bakeoff") / "demo.toml") as path:
+        spec = read_spec(path)
+        if model is not None:
+            spec = spec.model_copy(update={"base": spec.base.model_copy(update={"model": model})})
+        raise typer.Exit(execute(spec, path.parent, out, as_json))

@@ -1,0 +1,69 @@
+"""``bakeoff doctor``: can this machine run a study, and how fast?"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from bakeoff.cli.output import JSON_OPTION, show_json, show_table
+
+WAL_RESET_FIXED = (3, 51, 3)
+GIB = 2**30
+
+
+class Finding(NamedTuple):
+    """One thing looked at."""
+
+    what: str
+    state: str
+    detail: str
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("doctor")(command)
+
+
+def command(as_json: bool = JSON_OPTION) -> None:
+    """Show versions, device, precision, disk and database as a study would find them."""
+    from bakeoff import api
+
+    machine = api.machine()
+    found = [*_machine(machine), _sqlite(), _disk()]
+    if as_json:
+        show_json({"machine": machine, "findings": [f._asdict() for f in found]})
+        return
+    show_table(("check", "<state", "detail"), found)
+    if any(f.state == "bad" for f in found):
+        raise typer.Exit(6)
+
+
+def _machine(machine: dict[str, Any]) -> list[Finding]:
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    speed = machine["matmul_gflops"]
+    rates = ", ".join(f"{k} {v:,.0f} GFLOP/s" for k, v in speed.items())
+    gain = speed["bf16"] / speed["fp32"]
+    return [
+        Finding("versions", "ok", versions),
+        Finding("device", "ok", f"{machine['device']}: {machine['hardware']}"),
+        Finding("threads", "ok", str(machine["threads"])),
+        Finding("precision", "ok", f"auto = {machine['precision']} (measured: {rates})"),
+        Finding("bf16 pays", "ok" if gain > 1 else "note", f"{gain:.1f} times fp32 in a matmul"),
+    ]
+
+
+def _sqlite() -> Finding:
+    version = sqlite3.sqlite_version
+    if sqlite3.sqlite_version_info >= WAL_RESET_FIXED:
+        return Finding("sqlite", "ok", version)
+    detail = f"{version}: older than 3.51.3 (WAL-reset bug); safe here, a study has one writer"
+    return Finding("sqlite", "note", detail)
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    return Finding("disk", "ok" if free > GIB else "bad", f"{free / GIB:.1f} GiB free here")

@@ -1,0 +1,27 @@
+"""``bakeoff init``: write a commented study file to start from."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import typer
+
+from bakeoff.cli.output import err
+from bakeoff.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("init")(command)
+
+
+def command(
+    path: Path = typer.Argument(Path("study.toml"), help="The file to write."),
+) -> None:
+    """Write a commented study file; edit three lines and run it."""
+    if path.exists():
+        raise UsageError("file-exists", f"{path} is there already.", "another name.")
+    text = files("bakeoff").joinpath("template.toml").read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    err.print(f"Wrote {path}. Edit model, train and columns, then `bakeoff run {path}`.")

@@ -1,0 +1,139 @@
+"""``bakeoff run``: run a study, or go on with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from bakeoff.cli import verdict
+from bakeoff.cli.live import Live
+from bakeoff.cli.output import JSON_OPTION, RUNS, err, show_json
+from bakeoff.errors import UsageError
+
+if TYPE_CHECKING:
+    from bakeoff.spec import StudySpec
+
+SOME_FAILED = 4
+DEFAULT_METHODS = "lora,dora,ia3,vera,oft,full"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("run")(command)
+
+
+def command(
+    study: Path | None = typer.Argument(None, help="A study.toml, or a study folder."),
+    model: str | None = typer.Option(None, help="Without a study file: folder, hub id or asset:…"),
+    data: Path | None = typer.Option(None, help="Without a study file: JSONL, JSON, CSV or TSV."),
+    column: list[str] = typer.Option([], help="field=column or field=template, e.g. label=intent."),
+    methods: str = typer.Option(DEFAULT_METHODS, help="Control first, then the contenders."),
+    steps: int | None = typer.Option(None, help="Optimizer steps a trial."),
+    out: Path | None = typer.Option(None, help="Study folder; default runs/<name>."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Run a study to its verdict; run again, it does only what is missing."""
+    from bakeoff.spec import read_spec
+
+    if study is not None:
+        path = study / "study.toml" if study.is_dir() else study
+        spec = read_spec(path)
+        inside = (path.parent / "study.db").is_file()
+        folder = out or (path.parent if inside else RUNS / spec.name)
+    elif model and data:
+        folder = out or RUNS / data.stem
+        path = write_study(folder, model, data, column, methods, steps)
+        spec = read_spec(path)
+    else:
+        raise UsageError(
+            "no-study-given",
+            "Neither a study file nor --model with --data was given.",
+            "`bakeoff run study.toml`, or `bakeoff run --model M --data train.jsonl`.",
+        )
+    raise typer.Exit(execute(spec, path.parent, folder, as_json))
+
+
+def execute(spec: StudySpec, source: Path, folder: Path, as_json: bool) -> int:
+    """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
+    from bakeoff import api
+
+    with Live(err) as live:
+        report = api.run(spec, source, folder, live)
+    if as_json:
+        show_json(report)
+    else:
+        verdict.show(report)
+    err.print(f"Report: {folder / 'report.html'}")
+    failed = [f for f in report["failures"] if f["status"] in ("failed", "out_of_memory")]
+    return SOME_FAILED if failed else 0
+
+
+def write_study(
+    folder: Path, model: str, data: Path, column: list[str], methods: str, steps: int | None
+) -> Path:
+    """Write the study file that the options describe, or keep the one that is there.
+
+    Raises:
+        UsageError: an option is malformed, or the task cannot be told from the columns.
+    """
+    import tomli_w
+
+    from bakeoff import folder as study_folder
+    from bakeoff.spec import parse_spec
+
+    columns = dict(_pair(c) for c in column)
+    control, *contenders = [m.strip() for m in methods.split(",") if m.strip()]
+    value: dict[str, Any] = {
+        "name": folder.name,
+        "base": {"model": _absolute(model)},
+        "data": {"train": str(data.resolve()), "columns": columns},
+        "task": {"kind": guess_task(data, columns)},
+        "methods": {"control": control, "contenders": contenders},
+    }
+    if steps is not None:
+        value["budget"] = {"steps": steps}
+    parse_spec(value)
+    study_folder.make(folder)
+    path = folder / "study.toml"
+    if (folder / "study.db").is_file():
+        path = folder / "asked.toml"  # the frozen study file stays; api.run holds this against it
+    path.write_text(tomli_w.dumps(value), encoding="utf-8")
+    return path
+
+
+def guess_task(data: Path, columns: dict[str, str]) -> str:
+    """Tell the task from the fields that the user or the file's columns name.
+
+    Raises:
+        UsageError: ``task-unclear``, listing the columns.
+    """
+    from bakeoff import registry
+    from bakeoff.data import read_rows
+
+    present = read_rows(data)[0]
+    for name in registry.names("tasks"):
+        fields = registry.find("tasks", name).TASK.fields
+        if all(f in columns or default in present for f, default in fields.items()):
+            return name
+    raise UsageError(
+        "task-unclear",
+        f"{data} has the columns {', '.join(map(str, present))}: is it text -> label or "
+        f"prompt -> completion?",
+        "name them: `--column text=COLUMN --column label=COLUMN` (or prompt, completion).",
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not equals or not field or not value:
+        raise UsageError(
+            "column-malformed", f"--column {text} is not field=column.", "--column label=intent"
+        )
+    return field, value
+
+
+def _absolute(model: str) -> str:
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model

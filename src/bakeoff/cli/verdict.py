@@ -1,0 +1,69 @@
+"""The verdict in a terminal: one sentence and one table, from the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+
+from bakeoff.cli.output import err, number, out, show_table
+
+MIB = 2.0**20
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the recommendation, a row a method, and what the user should be warned of."""
+    out.print(f"\n[bold]{escape(report['recommendation']['sentence'])}[/]\n")
+    points = report["study"]["unit"] == "fraction"
+    scale, form = (100.0, ".1f") if points else (1.0, ".4g")
+    rows = [_row(m, scale, form) for m in report["methods"]]
+    metric = report["study"]["metric"] + (" %" if points else "")
+    columns = (
+        "method",
+        metric,
+        "difference",
+        "95 % interval",
+        "p (Holm)",
+        "lr",
+        "params",
+        "peak MiB",
+        "ms/step",
+        "verdict",
+    )
+    show_table(columns, rows)
+    study = report["study"]
+    n_seeds = max((m["n_seeds"] for m in report["methods"]), default=0)
+    out.print(
+        f"\n{study['n_test_items']} test items, {n_seeds} seeds, {study['steps']} steps a trial, "
+        f"margin {number(study['margin'], form, scale)}"
+        + (" points" if points else "")
+        + f"; intervals are simultaneous. Base: {escape(study['base'])}"
+        + (f" ({escape(study['base_note'])})" if study["base_note"] else "")
+    )
+    for warning in report["warnings"]:
+        err.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def _row(method: dict[str, Any], scale: float, form: str) -> tuple[str, ...]:
+    score, difference, cost = method["score"], method["difference"], method["cost"]
+    signed = "+" + form
+    interval = "-"
+    if difference is not None:
+        low, high = (number(difference[k], signed, scale) for k in ("low", "high"))
+        interval = f"{low} to {high}"
+    verdict = method["verdict"]
+    if method["status"] != "done":
+        verdict = f"{method['status']}: {method['reason'] or ''}"[:60]
+    setting = method["setting"] or {}
+    return (
+        method["title"],
+        number(score and score["estimate"], form, scale),
+        number(difference and difference["estimate"], signed, scale),
+        interval,
+        number(difference and difference["p_adjusted"], ".3f"),
+        number(setting.get("learning_rate"), ".0e"),
+        number(cost["trainable_parameters"], ",d"),
+        number(cost["train_peak_bytes"], ",.0f", 1 / MIB),
+        number(cost["step_milliseconds"], ".0f"),
+        verdict,
+    )

@@ -1,0 +1,67 @@
+"""Which device and precision a study runs in: found out, then frozen into its conditions."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from bakeoff.errors import PreflightError
+
+
+def resolve_device(wish: str) -> str:
+    """Return the device to use; ``auto`` takes CUDA when it is there.
+
+    Raises:
+        PreflightError: ``device-not-found``.
+    """
+    count = torch.cuda.device_count()
+    if wish == "auto":
+        return "cuda:0" if count else "cpu"
+    if wish == "cuda":
+        wish = "cuda:0"
+    if wish == "cpu" or wish in {f"cuda:{i}" for i in range(count)}:
+        return wish
+    raise PreflightError(
+        "device-not-found",
+        f"There is no device '{wish}' ({count} CUDA devices seen).",
+        "engine.device = 'auto' or 'cpu'.",
+    )
+
+
+def resolve_precision(wish: str, device: str) -> str:
+    """Return ``bf16`` or ``fp32``; ``auto`` takes bf16 where the hardware computes in it.
+
+    On a CPU without bf16 units autocast runs, but slower than fp32: hence the look at its flags.
+    """
+    if wish != "auto":
+        return wish
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Say whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, p, lambda: False)()) for p in probes)
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which forward passes run."""
+    if precision == "bf16":
+        return torch.autocast(device.split(":", maxsplit=1)[0], torch.bfloat16)
+    return nullcontext()
+
+
+def set_dtypes(model: nn.Module, precision: str) -> None:
+    """Hold frozen floating-point tensors in the compute dtype and trained ones in fp32.
+
+    The optimizer then always works on fp32 master weights, whatever the method, and autocast has
+    no frozen weight left to convert in each step.
+    """
+    frozen = torch.bfloat16 if precision == "bf16" else torch.float32
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)

@@ -1,0 +1,98 @@
+"""Time and memory of training steps, for the cost probe: one definition of each.
+
+On CUDA the peak is ``max_memory_allocated`` (the allocator's reserve is not the method's doing); on
+a CPU it is the peak resident memory (VmHWM, reset through ``clear_refs``, see proc(5)) above the
+process with its base loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+WARM_UP_STEPS = 3
+TIMED_STEPS = 20
+
+
+class StepCost(NamedTuple):
+    """Median wall time of a step and the peak memory over all measured steps."""
+
+    milliseconds: float
+    peak_bytes: int | None
+    steps: int
+
+
+def settle() -> None:
+    """Give freed memory back to the system, so that the next reading is of what is in use."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def resident_bytes() -> int | None:
+    """Return the resident memory of this process, None where /proc does not tell."""
+    return _status_bytes("VmRSS:")
+
+
+def reset_peak(device: str) -> None:
+    """Start a new peak from what is in use now."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+def peak_bytes(device: str) -> int | None:
+    """Return the peak since ``reset_peak``: allocated on CUDA, resident on a CPU."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    return _status_bytes("VmHWM:")
+
+
+def measure_steps(step: Callable[[int], object], device: str) -> StepCost:
+    """Run warm-up and timed steps; the device is drained around each timed one."""
+    reset_peak(device)
+    seconds = []
+    for index in range(WARM_UP_STEPS + TIMED_STEPS):
+        _drain(device)
+        started = time.perf_counter()
+        step(index)
+        _drain(device)
+        seconds.append(time.perf_counter() - started)
+    timed = seconds[WARM_UP_STEPS:]
+    return StepCost(1000 * statistics.median(timed), peak_bytes(device), len(timed))
+
+
+def matmul_gflops(dtype: torch.dtype, device: str) -> float:
+    """Return the rate of a square matrix product in GFLOP/s: median of several runs."""
+    size = 8192 if device.startswith("cuda") else 1024
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
+    cost = measure_steps(lambda _: a @ b, device)
+    return 2 * size**3 / cost.milliseconds / 1e6
+
+
+def _drain(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _status_bytes(key: str) -> int | None:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    for line in status.read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    return None

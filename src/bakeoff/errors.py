@@ -1,0 +1,71 @@
+"""Every error a user can meet, as one small tree.
+
+Stands at the bottom of the package: everything may raise from here, this imports nothing of ours.
+
+    BakeoffError                 has a stable ``code``, a cause, one ``Try:`` line, an exit code
+    ├── UsageError               the study file, an option or a name is wrong            (exit 2)
+    ├── PreflightError           data, base or folder cannot work; refused before training (exit 3)
+    ├── LockedError              another process is running this study                   (exit 5)
+    └── EnvironmentProblem       disk, network, a missing package                        (exit 6)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class BakeoffError(Exception):
+    """Something went wrong that the user can act upon."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, code: str, cause: str, try_: str) -> None:
+        super().__init__(code, cause, try_)  # positional: keeps the exception picklable
+        self.code = code
+        self.cause = cause
+        self.try_ = try_
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.cause}\nTry: {self.try_}"
+
+
+class UsageError(BakeoffError):
+    """The study file, an option or a name is wrong."""
+
+    exit_code = 2
+
+
+class PreflightError(BakeoffError):
+    """The data, the base or the study folder cannot work; nothing was trained."""
+
+    exit_code = 3
+
+
+class LockedError(BakeoffError):
+    """Another process is running this study."""
+
+    exit_code = 5
+
+
+class EnvironmentProblem(BakeoffError):
+    """The machine lacks something: disk, permission, network or a package."""
+
+    exit_code = 6
+
+
+def near_match(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name closest to ``name``, or None when nothing is near."""
+    known = list(known)
+    lowered = {k.lower(): k for k in known}
+    hits = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    return lowered[hits[0]] if hits else None
+
+
+def unknown(code: str, what: str, name: str, known: Iterable[str]) -> UsageError:
+    """Build the error for an unknown name: the near match first, then all that is known."""
+    known = sorted(known)
+    near = near_match(name, known)
+    hint = f"did you mean '{near}'? " if near else ""
+    return UsageError(code, f"No {what} named '{name}'.", f"{hint}Known: {', '.join(known)}.")

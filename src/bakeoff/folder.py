@@ -1,0 +1,145 @@
+"""The study folder: frozen data, the resolved study file, and what must not change on resume.
+
+Called by ``api`` before any work: it cuts and freezes the splits, has the task check them, and
+holds a study that is run again against the one that was frozen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tomli_w
+
+from bakeoff import assets, data
+from bakeoff.bases import ASSET
+from bakeoff.errors import EnvironmentProblem, PreflightError
+from bakeoff.spec import StudySpec, dump_spec
+
+DATABASE = "study.db"
+STUDY_FILE = "study.toml"
+
+
+class Splits(NamedTuple):
+    """The rows of each split."""
+
+    rows: dict[str, list[data.Row]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return the number of rows of each split."""
+        return {name: len(rows) for name, rows in self.rows.items()}
+
+
+def make(folder: Path) -> None:
+    """Create the folder and prove that it can be written.
+
+    Raises:
+        EnvironmentProblem: ``folder-not-writable``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise EnvironmentProblem(
+            "folder-not-writable",
+            f"The study folder {folder} cannot be written: {error.strerror}.",
+            "another folder: `--out DIR`.",
+        ) from error
+
+
+def read_splits(spec: StudySpec, source: Path) -> Splits:
+    """Read the user's files, relative to ``source``; cut the splits that are not given."""
+    given = {
+        name: data.read_rows(locate_data(path, source))
+        for name in data.SPLITS
+        if (path := getattr(spec.data, name)) is not None
+    }
+    missing = {
+        name: getattr(spec.data, f"{name}_fraction")
+        for name in ("validation", "test")
+        if name not in given
+    }
+    if not missing:
+        return Splits({name: given[name] for name in data.SPLITS})
+    rows = given.pop("train")
+    if spec.data.group is not None:
+        data.check_columns("train", rows, {"group": spec.data.group})
+    fractions = {"train": 1.0 - sum(missing.values()), **missing}
+    cut = data.split_rows(rows, spec.data.group, fractions, random.Random(spec.seed))
+    return Splits({name: (given | cut)[name] for name in data.SPLITS})
+
+
+def locate_data(path: str, source: Path) -> Path:
+    """Return where a data file lies: relative to ``source``, or ``asset:<name>/<file>``."""
+    if path.startswith(ASSET):
+        name, _, file = path.removeprefix(ASSET).partition("/")
+        return assets.prepare(name, lambda _: None) / file
+    return source / path
+
+
+def freeze_data(folder: Path, splits: Splits) -> dict[str, str]:
+    """Write the splits under ``data/`` and return their sha256 sums."""
+    return {
+        name: data.write_split(folder / "data" / f"{name}.jsonl", rows)
+        for name, rows in splits.rows.items()
+    }
+
+
+def digests(splits: Splits) -> dict[str, str]:
+    """Return the sha256 sums that ``freeze_data`` would give, writing nothing."""
+    return {name: data.canonical_digest(rows) for name, rows in splits.rows.items()}
+
+
+def write_study_file(folder: Path, spec: StudySpec) -> None:
+    """Write the resolved study file: every default spelt out, data paths inside the folder."""
+    value = dump_spec(spec)
+    value["data"] |= {name: f"data/{name}.jsonl" for name in data.SPLITS}
+    header = "# Written by bakeoff: the resolved study. `bakeoff run` on it resumes the study.\n"
+    (folder / STUDY_FILE).write_text(header + tomli_w.dumps(value), encoding="utf-8")
+
+
+def comparable(spec: StudySpec) -> dict[str, Any]:
+    """Return what of a spec must stay: all but paths (hashes are compared) and mere speed."""
+    value = dump_spec(spec)
+    for name in (*data.SPLITS, "validation_fraction", "test_fraction", "group"):
+        value["data"].pop(name, None)
+    for name in ("executor", "workers", "threads"):
+        value["engine"].pop(name, None)
+    return value
+
+
+def refuse_difference(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a study that is no longer the one that was frozen.
+
+    Raises:
+        PreflightError: ``study-differs``, with each differing key and both values.
+    """
+    before, after = flatten(frozen), flatten(now)
+    lines = [
+        f"  {key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if lines:
+        raise PreflightError(
+            "study-differs",
+            "This study folder was begun under other conditions (before -> now):\n"
+            + "\n".join(lines),
+            "another folder (`--out DIR`) for the new study, or the old conditions to go on.",
+        )
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(item) if isinstance(item, tuple) else item
+    return flat

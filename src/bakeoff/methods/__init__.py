@@ -1,0 +1,1 @@
+"""The methods that compete: one TOML file each in ``catalog/``, code only in ``hooks``."""

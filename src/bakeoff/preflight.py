@@ -1,0 +1,162 @@
+"""What is found out before any trial is paid for: the machine, the methods' arguments, the costs.
+
+Functions that an executor runs in a process of their own (JSON in, JSON out): ``machine`` resolves
+device, precision and threads; ``check`` refuses bad method arguments, against the base's real
+modules; ``probe`` is the cost probe: one method alone on real data, warm-up and then timed steps.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bakeoff
+from bakeoff.assemble import build, load_base, make_task, prepare_process
+from bakeoff.data import SPLITS, read_rows
+from bakeoff.engine import meter
+from bakeoff.engine.device import resolve_device, resolve_precision
+from bakeoff.errors import BakeoffError
+from bakeoff.methods.hooks import check_config, check_targets, trainable
+from bakeoff.results import Cost, Status
+from bakeoff.segment import classify_failure, describe_failure
+from bakeoff.tasks import Task, load_tokenizer
+from bakeoff.trial import Segment
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
+
+
+def machine(value: dict[str, Any]) -> dict[str, Any]:
+    """Resolve ``device``, ``precision`` and ``threads``; return them with versions and hardware."""
+    device = resolve_device(value["device"])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = value["threads"] or max(1, (cores or 1) // value["workers"])
+    return {
+        "device": device,
+        "precision": resolve_precision(value["precision"], device),
+        "threads": threads,
+        "hardware": torch.cuda.get_device_name(device) if device != "cpu" else _cpu_name(),
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES}
+        | {"bakeoff": bakeoff.__version__, "python": platform.python_version()},
+    }
+
+
+def doctor(value: dict[str, Any]) -> dict[str, Any]:
+    """Return ``machine`` with the matmul rate of each precision, measured: ``matmul_gflops``."""
+    found = machine(value)
+    torch.set_num_threads(found["threads"])
+    rates = {
+        "fp32": meter.matmul_gflops(torch.float32, found["device"]),
+        "bf16": meter.matmul_gflops(torch.bfloat16, found["device"]),
+    }
+    return {**found, "matmul_gflops": rates}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def check(value: dict[str, Any]) -> dict[str, Any]:
+    """Check every method's arguments against PEFT and the base's real modules; tokenise the data.
+
+    Returns ``{"error": {code, cause, try} | None}``: what the user must mend before anything is
+    trained. A method that PEFT cannot put on this base is found by its cost probe and becomes a
+    row of the report.
+    """
+    segment = Segment.from_json(value)
+    conditions = segment.trials[0].conditions
+    try:
+        prepare_process(conditions)
+        for trial in segment.trials:
+            check_config(trial.method, trial.config)
+        task = make_task(conditions)
+        base = load_base(conditions, task, segment.base_path, 0)
+        for trial in segment.trials:
+            targets = trial.config.get("target_modules")
+            if isinstance(targets, list):
+                check_targets(trial.method.name, base, targets)
+        _tokenise(segment, task)
+    except BakeoffError as error:
+        return {"error": {"code": error.code, "cause": error.cause, "try": error.try_}}
+    except (OSError, ValueError, RuntimeError) as error:
+        return {
+            "error": {
+                "code": "base-not-loadable",
+                "cause": f"The base cannot be loaded: {error}",
+                "try": "load it with plain transformers first; `bakeoff doctor` shows versions.",
+            }
+        }
+    return {"error": None}
+
+
+def _tokenise(segment: Segment, task: Task) -> None:
+    """Tokenise every split once, so that a row that cannot be used is named before training."""
+    tokenizer = load_tokenizer(segment.base_path, segment.trials[0].conditions.revision)
+    for split in SPLITS:
+        task.encode(tokenizer, read_rows(Path(segment.folder) / "data" / f"{split}.jsonl"))
+
+
+def probe(value: dict[str, Any]) -> dict[str, Any]:
+    """Measure one method's step time and memory; never raises: a failure is a cost row."""
+    segment = Segment.from_json(value)
+    trial = segment.trials[0]
+    try:
+        return _probe(segment).to_json()
+    except Exception as error:  # same rule as a segment: a failure is a result
+        status = classify_failure(error)
+        return Cost(trial.method.name, status, describe_failure(error)).to_json()
+
+
+def _probe(segment: Segment) -> Cost:
+    trial = segment.trials[0]
+    c = trial.conditions
+    prepare_process(c)
+    task = make_task(c)
+    load_base(c, task, segment.base_path, trial.seed)  # first load: allocator and caches warm
+    base = load_base(c, task, segment.base_path, trial.seed)
+    meter.settle()
+    base_bytes = _in_use(c.device)
+    del base
+    meter.settle()
+    bench = build(trial, segment.base_path, Path(segment.folder) / "data")
+    examples = task.encode(bench.tokenizer, bench.rows("train"))
+    meter.settle()
+    steps = meter.WARM_UP_STEPS + meter.TIMED_STEPS
+    source = bench.train_batches(examples)
+    batches = [next(source) for _ in range(steps)]
+    stepper = bench.stepper()
+    bench.model.train()
+    cost = meter.measure_steps(lambda i: stepper.step(min(i, c.steps - 1), batches[i]), c.device)
+    timed = batches[meter.WARM_UP_STEPS :]
+    tokens = sum(b.n_tokens for b in timed) / len(timed)
+    on_cpu = c.device == "cpu"
+    peak = cost.peak_bytes
+    if on_cpu and peak is not None and base_bytes is not None:
+        peak = max(0, peak - base_bytes)
+    return Cost(
+        method=trial.method.name,
+        status=Status.DONE,
+        trainable_parameters=sum(p.numel() for p in trainable(bench.model).values()),
+        train_tokens_per_second=1000 * tokens / cost.milliseconds,
+        step_milliseconds=cost.milliseconds,
+        train_peak_bytes=peak,
+        base_bytes=base_bytes,
+        memory_kind="rss_above_base" if on_cpu else "device",
+        steps=cost.steps,
+        tokens_per_step=tokens,
+    )
+
+
+def _in_use(device: str) -> int | None:
+    if device == "cpu":
+        return meter.resident_bytes()
+    return int(torch.cuda.memory_allocated(device))

@@ -1,0 +1,11 @@
+"""The report: the dict that analysis made in, one self-contained HTML page out.
+
+Stands at the end of the way of the data, beside nothing: it reads only the report dict
+(``docs/report-json.md``), so a page can be rebuilt anywhere from a ``report.json``.
+"""
+
+from __future__ import annotations
+
+from bakeoff.report.page import render
+
+__all__ = ["render"]

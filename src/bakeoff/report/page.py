@@ -1,0 +1,78 @@
+"""The page: sections in their order, blocks through their templates, scripts by their hashes.
+
+``render`` is the last step of the way of the data and a pure function of the report dict: the same
+dict gives the same bytes. Nothing is fetched when the page opens; it works from a USB stick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bakeoff.report.blocks import SectionView
+from bakeoff.report.safe import clean, content_policy, inert_json
+from bakeoff.report.sections import load_sections
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class _Placed:
+    key: str
+    title: str
+    view: SectionView
+
+
+def render(report: dict[str, Any]) -> str:
+    """Return one self-contained HTML page that shows the report.
+
+    Args:
+        report: the report dict, schema 1 (``docs/report-json.md``); missing numbers are None.
+    """
+    report = clean(report)
+    built = (_Placed(s.key, s.title, s.build(report)) for s in load_sections())
+    sections = [s for s in built if s.view.blocks]
+    charts = [dataclasses.asdict(c) for s in sections for c in s.view.charts]
+    style, plotly, script = _asset("templates/style.css"), _plotly(), _asset("templates/report.js")
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            study=report["study"],
+            sections=sections,
+            charts=inert_json(charts),
+            # Plotly opens an empty style element and fills it through the CSSOM, which no policy
+            # restricts: allowing the hash of nothing is enough, 'unsafe-inline' is not needed.
+            # It writes style *attributes* only for markup in labels; report.js escapes all labels.
+            policy=content_policy([plotly, script], [style, ""]),
+            style=style,
+            plotly=plotly,
+            script=script,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _asset(name: str) -> str:
+    # Universal newlines: a checkout with \r\n must not change the hash that a browser computes.
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    return _asset("vendor/plotly-basic.min.js")

@@ -1,0 +1,139 @@
+"""Section 2, the forest plot: every method's difference to the control with its interval.
+
+Drawn as inline SVG so that it needs no script. A method without a difference is a row with its
+reason, never left out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from bakeoff.report import words
+from bakeoff.report.blocks import Forest, ForestRow, SectionView, Tick, Whisker
+
+ORDER = 20
+TITLE = "Difference to the control"
+
+_EDGE = 4.0  # percent of the width kept free on each side, for arrows and tick labels
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps a difference to percent of the plot's width."""
+
+    low: float
+    high: float
+
+    def percent(self, value: float) -> float:
+        """Return the place of a value, held inside the plot."""
+        value = min(max(value, self.low), self.high)
+        share = (value - self.low) / (self.high - self.low)
+        return round(_EDGE + share * (100 - 2 * _EDGE), 3)
+
+
+def build(report: dict[str, Any]) -> SectionView:
+    """Show a row for every method, the margin shaded around no difference."""
+    study, methods = report["study"], report.get("methods") or []
+    if not methods:
+        return SectionView()
+    unit, margin = words.score_unit(study), study.get("margin")
+    scale = _scale([m["difference"] for m in methods if _drawable(m)], margin)
+    worse, better = "\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}"
+    if words.lower_is_better(study):
+        worse, better = "\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}"
+    rows = tuple(_row(m, study, unit, scale) for m in methods)
+    forest = Forest(
+        label=f"Difference to the control in {study.get('metric')}, {unit.word}".rstrip(", "),
+        zero=scale.percent(0.0),
+        band_low=None if margin is None else scale.percent(-margin),
+        band_high=None if margin is None else scale.percent(margin),
+        left=worse,
+        right=better,
+        ticks=_ticks(scale, unit) if any(r.whisker for r in rows) else (),
+        rows=rows,
+    )
+    return SectionView((forest,), _lead(study, unit))
+
+
+def _lead(study: dict[str, Any], unit: words.Unit) -> str:
+    margin = study.get("margin")
+    band = (
+        ""
+        if margin is None
+        else f" The shaded band is the margin of ±{unit.plain(margin)} "
+        f"{unit.word}: a difference inside it does not matter to you."
+    )
+    return (
+        "Each line is a simultaneous 95 % interval over seeds and test items; the dot is the "
+        "estimate. A line that crosses zero is compatible with no difference." + band
+    )
+
+
+def _drawable(method: dict[str, Any]) -> bool:
+    difference = method.get("difference") or {}
+    return all(difference.get(k) is not None for k in ("estimate", "low", "high"))
+
+
+def _scale(differences: list[dict[str, Any]], margin: float | None) -> Scale:
+    """Choose what the plot shows: everything, unless a far-off method would squash the rest."""
+    floor = 2 * margin if margin else 0.0
+    reach = [max(abs(d["low"]), abs(d["high"])) for d in differences]
+    cap = max(2 * floor, 3 * median(reach)) if reach else math.inf
+    low = min([-floor, *(d["low"] for d in differences)])
+    high = max([floor, *(d["high"] for d in differences)])
+    low, high = max(low, -cap), min(high, cap)
+    return Scale(low, high) if high > low else Scale(-1.0, 1.0)
+
+
+def _ticks(scale: Scale, unit: words.Unit) -> tuple[Tick, ...]:
+    low, high = scale.low * unit.factor, scale.high * unit.factor
+    rough = (high - low) / 10
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough)
+    values = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return tuple(Tick(scale.percent(v / unit.factor), _tick_text(v)) for v in values)
+
+
+def _tick_text(value: float) -> str:
+    text = f"{value:+.10g}".replace("-", words.MINUS)
+    return "0" if value == 0 else text
+
+
+def _row(
+    method: dict[str, Any], study: dict[str, Any], unit: words.Unit, scale: Scale
+) -> ForestRow:
+    verdict = method.get("verdict") or "none"
+    is_control = method.get("method") == study.get("control")
+    seeds = method.get("n_seeds")
+    small = "" if not seeds else words.plural(seeds, "seed")
+    if is_control:
+        zero = scale.percent(0.0)
+        score = f"score {unit.with_interval(method['score'])}" if method.get("score") else ""
+        whisker = Whisker(zero, zero, zero) if method.get("score") else None
+        reason = None if whisker else _reason(method)
+        return ForestRow(words.title(method), "control", "control", score, small, whisker, reason)
+    if not _drawable(method):
+        badge = words.status(method.get("status"))
+        return ForestRow(words.title(method), "none", badge, "", small, None, _reason(method))
+    difference = method["difference"]
+    numbers = unit.with_interval(difference, signed=True)
+    return ForestRow(
+        words.title(method), verdict, verdict, numbers, small, _whisker(difference, scale)
+    )
+
+
+def _reason(method: dict[str, Any]) -> str:
+    return str(method.get("reason") or "no score: nothing was measured")
+
+
+def _whisker(difference: dict[str, Any], scale: Scale) -> Whisker:
+    return Whisker(
+        low=scale.percent(difference["low"]),
+        high=scale.percent(difference["high"]),
+        point=scale.percent(difference["estimate"]),
+        low_clipped=difference["low"] < scale.low,
+        high_clipped=difference["high"] > scale.high,
+    )

@@ -1,0 +1,186 @@
+"""Section 3, the Pareto plots: score against memory and against time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from bakeoff.report import words
+from bakeoff.report.blocks import Axis, Chart, Grid, Pane, SectionView, Series, Text
+
+ORDER = 30
+TITLE = "What quality costs"
+
+_LOG_FROM = 12.0  # a cost that spans more than this ratio is read better on a log axis
+
+
+@dataclass(frozen=True)
+class _Point:
+    name: str
+    title: str
+    cost: float
+    score: float
+    low: float | None
+    high: float | None
+    hover: tuple[str, ...]
+
+
+def build(report: dict[str, Any]) -> SectionView:
+    """Show one plot for each cost, the front joined by a line and the control marked."""
+    charts = [_chart(report, entry) for entry in report.get("pareto") or []]
+    drawn = tuple(c for c in charts if c is not None)
+    if not drawn:
+        return SectionView((Text("No method has both a score and a measured cost.", "muted"),))
+    lead = (
+        "A method on the front (filled, joined by the line) is beaten by no other in score and "
+        "cost at once. The diamond is the control; vertical bars are 95 % intervals of the score. "
+        "A triangle at the edge is a method whose score lies far outside, with its score."
+    )
+    return SectionView((Grid(drawn),), lead)
+
+
+def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
+    study, key = report["study"], str(entry.get("cost"))
+    unit = words.score_unit(study)
+    points = [p for m in report.get("methods") or [] if (p := _point(m, key, unit)) is not None]
+    if not points:
+        return None
+    front = [str(name) for name in entry.get("front") or []]
+    label = str(entry.get("label") or key)
+    costs = [p.cost for p in points]
+    log = min(costs) > 0 and max(costs) / min(costs) > _LOG_FROM
+    on_front = ", ".join(p.title for p in points if p.name in front) or "nobody"
+    return Chart(
+        key=f"pareto-{key}",
+        title=f"Score against {label}",
+        description=f"{words.plural(len(points), 'method')}; on the front: {on_front}",
+        x=_cost_axis(label, key, costs, log),
+        panes=(_pane(points, front, study, unit),),
+    )
+
+
+def _point(method: dict[str, Any], key: str, unit: words.Unit) -> _Point | None:
+    score = method.get("score") or {}
+    cost = (method.get("cost") or {}).get(key)
+    if cost is None or score.get("estimate") is None:
+        return None
+    title, chance = words.title(method), method.get("front_probability")
+    hover = [
+        title,
+        f"score {unit.with_interval(score)} {unit.word}".rstrip(),
+        _cost_text(key, cost),
+    ]
+    if isinstance(chance, float | int):
+        hover.append(f"on the front with probability {words.percent(chance)}")
+    low, high = score.get("low"), score.get("high")
+    return _Point(
+        name=str(method.get("method")),
+        title=title,
+        cost=_readable(key, cost),
+        score=score["estimate"] * unit.factor,
+        low=None if low is None else low * unit.factor,
+        high=None if high is None else high * unit.factor,
+        hover=tuple(hover),
+    )
+
+
+def _readable(key: str, cost: float) -> float:
+    return cost / words.MIB if key.endswith("_bytes") else cost
+
+
+def _cost_text(key: str, cost: float) -> str:
+    if key.endswith("_bytes"):
+        return words.size(cost)
+    return words.milliseconds(cost) if key.endswith("milliseconds") else words.significant(cost)
+
+
+def _cost_axis(label: str, key: str, costs: list[float], log: bool) -> Axis:
+    unit = "MiB" if key.endswith("_bytes") else "ms" if key.endswith("milliseconds") else ""
+    title = f"{label} ({unit})" if unit and f"({unit}" not in label else label
+    title += ", less is better"
+    low, high = min(costs), max(costs)
+    if log:
+        ratio = (high / low) ** 0.12
+        low, high = low / ratio, high * ratio
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        ticks = [t for p in powers for m in (1, 2, 5) if low <= (t := m * 10.0**p) <= high]
+        return Axis(title, True, low, high, tuple(ticks), tuple(f"{t:,.10g}" for t in ticks))
+    room = 0.12 * (high - low) or abs(high) * 0.5 or 1.0
+    return Axis(title, low=low - room, high=high + room)
+
+
+def _pane(points: list[_Point], front: list[str], study: dict[str, Any], unit: words.Unit) -> Pane:
+    """Place the points; those far outside go to the edge as triangles, so the rest is legible."""
+    control, down = study.get("control"), not words.lower_is_better(study)
+    cut = _cut(points, down)
+    near = [p for p in points if (p.score >= cut if down else p.score <= cut)]
+    far = [p for p in points if p not in near]
+    axis = _score_axis(study, unit, near, bool(far), down)
+    on_front = sorted((p for p in points if p.name in front), key=lambda p: p.cost)
+    line = Series(
+        "Pareto front",
+        "front-line",
+        tuple(p.cost for p in on_front),
+        tuple(p.score for p in on_front),
+        draw="line",
+    )
+    rest = [p for p in near if p.name not in front and p.name != control]
+    groups = (
+        _markers("not on the front", "other", rest),
+        _markers(
+            "on the front", "front", [p for p in near if p.name in front and p.name != control]
+        ),
+        _markers("control", "control", [p for p in near if p.name == control]),
+        _edge(far, axis, unit, down),
+    )
+    return Pane(axis, (line, *(s for s in groups if s.x)))
+
+
+def _cut(points: list[_Point], down: bool) -> float:
+    """Return the score beyond which a point is far outside: six typical deviations."""
+    centre = median(p.score for p in points)
+    bars = [(p.high - p.low) / 2 for p in points if p.low is not None and p.high is not None]
+    typical = max(median(abs(p.score - centre) for p in points), median(bars) if bars else 0.0)
+    if typical == 0:
+        return -math.inf if down else math.inf
+    return centre - 6 * typical if down else centre + 6 * typical
+
+
+def _score_axis(
+    study: dict[str, Any], unit: words.Unit, near: list[_Point], more: bool, down: bool
+) -> Axis:
+    low = min(p.score if p.low is None else p.low for p in near)
+    high = max(p.score if p.high is None else p.high for p in near)
+    room = 0.06 * (high - low) or 1.0
+    title = f"{study.get('metric') or 'score'} ({unit.word})" if unit.word else "score"
+    below, above = (3, 1) if down else (1, 3)  # the triangles need a strip of their own
+    low, high = low - room * (below if more else 1), high + room * (above if more else 1)
+    return Axis(title, low=low, high=high)
+
+
+def _edge(far: list[_Point], axis: Axis, unit: words.Unit, down: bool) -> Series:
+    low, high = axis.low or 0.0, axis.high or 0.0  # _score_axis always sets both
+    share = 0.05 if down else 0.95
+    return Series(
+        "far outside",
+        "beyond" if down else "beyond-up",
+        tuple(p.cost for p in far),
+        (low + share * (high - low),) * len(far),
+        labels=tuple(f"{p.title} {unit.plain(p.score / unit.factor)}" for p in far),
+        hover=tuple(p.hover for p in far),
+    )
+
+
+def _markers(name: str, role: str, points: list[_Point]) -> Series:
+    return Series(
+        name,
+        role,
+        tuple(p.cost for p in points),
+        tuple(p.score for p in points),
+        low=tuple(p.low for p in points),
+        high=tuple(p.high for p in points),
+        labels=tuple(p.title for p in points),
+        hover=tuple(p.hover for p in points),
+    )

@@ -1,0 +1,50 @@
+"""Section 10, provenance: what is needed to repeat the study, and where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bakeoff.report import words
+from bakeoff.report.blocks import Block, Fact, Facts, SectionView, Text
+
+ORDER = 100
+TITLE = "Provenance"
+
+_TIMES = (
+    ("wall_seconds", "Whole study, wall clock"),
+    ("train_seconds", "Training"),
+    ("evaluation_seconds", "Evaluation"),
+    ("load_seconds", "Loading"),
+)
+
+
+def build(report: dict[str, Any]) -> SectionView:
+    """Show timing, then every provenance value under its dotted name."""
+    timing = report.get("timing") or {}
+    times = tuple(
+        Fact(text, words.seconds(timing[key]))
+        for key, text in _TIMES
+        if timing.get(key) is not None
+    )
+    facts = tuple(
+        Fact(name, value, code=True) for name, value in _flat(report.get("provenance") or {})
+    )
+    blocks: list[Block] = [Facts(f) for f in (times, facts) if f]
+    if not facts:
+        blocks.append(Text("No provenance was recorded.", "warning"))
+    blocks.append(Text(f"Report schema {report.get('schema')}.", "muted"))
+    return SectionView(tuple(blocks))
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and value and all(not isinstance(v, dict | list) for v in value):
+        yield name, " ".join(str(v) for v in value)
+    elif isinstance(value, list) and value:
+        for i, inner in enumerate(value):
+            yield from _flat(inner, f"{name}.{i}")
+    else:
+        yield name, words.DASH if value in (None, {}, []) else str(value)

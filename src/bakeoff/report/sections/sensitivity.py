@@ -1,0 +1,169 @@
+"""Section 6, sensitivity: each method's validation loss and score by learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bakeoff.report import words
+from bakeoff.report.blocks import (
+    Axis,
+    Cell,
+    Chart,
+    Column,
+    Grid,
+    Pane,
+    Row,
+    SectionView,
+    Series,
+    Table,
+)
+
+ORDER = 60
+TITLE = "Sensitivity to the learning rate"
+
+_LOSS, _SCORE = "validation_loss", "validation_score"
+
+
+@dataclass(frozen=True)
+class _Range:
+    low: float
+    high: float
+
+
+def build(report: dict[str, Any]) -> SectionView:
+    """Show a small plot for each method, all with the same vertical axes."""
+    methods = [m for m in report.get("methods") or [] if _rated(m)]
+    if not methods:
+        return SectionView()
+    unit = words.score_unit(report["study"])
+    ranges = {
+        _LOSS: _shared_range(methods, _LOSS, 1.0),
+        _SCORE: _shared_range(methods, _SCORE, unit.factor),
+    }
+    charts = [_chart(m, unit, ranges) for m in methods]
+    grid = Grid(tuple(c for c in charts if c is not None), size="small")
+    lead = (
+        "Measured on validation, one run a point; the filled point is the setting that was chosen, "
+        "a cross is a run that gave no number (it diverged or failed). "
+        "A curve with its best point inside and a flat bottom is a method that is easy to tune. "
+        "Vertical axes are the same in every panel."
+    )
+    return SectionView((grid, _numbers(methods, unit)), lead)
+
+
+def _rated(method: dict[str, Any]) -> list[dict[str, Any]]:
+    settings = method.get("settings") or []
+    rated = [s for s in settings if (s.get("setting") or {}).get("learning_rate")]
+    return sorted(rated, key=lambda s: float(s["setting"]["learning_rate"]))
+
+
+def _shared_range(methods: list[dict[str, Any]], key: str, factor: float) -> _Range | None:
+    # Diverged runs would squash everybody else's panel.
+    values = [
+        s[key] * factor
+        for m in methods
+        for s in _rated(m)
+        if s.get(key) is not None and s.get("status") == "done"
+    ]
+    if not values:
+        return None
+    room = 0.08 * (max(values) - min(values)) or 0.5
+    return _Range(min(values) - room, max(values) + room)
+
+
+def _chart(
+    method: dict[str, Any], unit: words.Unit, ranges: dict[str, _Range | None]
+) -> Chart | None:
+    panes = (
+        _pane(method, _LOSS, "loss", 1.0, ranges[_LOSS]),
+        _pane(method, _SCORE, "score", unit.factor, ranges[_SCORE]),
+    )
+    drawn = tuple(p for p in panes if p is not None)
+    if not drawn:
+        return None
+    rates = tuple(float(s["setting"]["learning_rate"]) for s in _rated(method))
+    distinct = tuple(sorted(set(rates)))
+    texts = tuple(words.learning_rate(r) for r in distinct)
+    ratio = (distinct[-1] / distinct[0]) ** 0.12 if len(distinct) > 1 else 2.0
+    axis = Axis("learning rate", True, distinct[0] / ratio, distinct[-1] * ratio, distinct, texts)
+    return Chart(
+        key=f"sensitivity-{method.get('method')}",
+        title=words.title(method),
+        description="validation loss and score by learning rate",
+        x=axis,
+        panes=drawn,
+        size="small",
+    )
+
+
+def _pane(
+    method: dict[str, Any], key: str, name: str, factor: float, shared: _Range | None
+) -> Pane | None:
+    if shared is None:
+        return None
+    found = [s for s in _rated(method) if s.get(key) is not None]
+    chosen = [s for s in found if s.get("chosen")]
+    series = [
+        _series("tried", "tried", found, key, factor, draw="both"),
+        _series("chosen", "chosen", chosen, key, factor, draw="points"),
+    ]
+    series.append(_lost(method, key, shared))
+    axis = Axis(name, low=shared.low, high=shared.high)
+    return Pane(axis, tuple(s for s in series if s.x))
+
+
+def _lost(method: dict[str, Any], key: str, shared: _Range) -> Series:
+    """Mark the runs without a value at the bad edge of the panel: absent is not invisible."""
+    lost = [s for s in _rated(method) if s.get(key) is None]
+    share = 0.9 if key == _LOSS else 0.1
+    edge = shared.low + share * (shared.high - shared.low)
+    return Series(
+        "no number",
+        "lost",
+        tuple(float(s["setting"]["learning_rate"]) for s in lost),
+        (edge,) * len(lost),
+        hover=tuple((words.setting(s["setting"]), words.status(s.get("status"))) for s in lost),
+    )
+
+
+def _series(
+    name: str, role: str, settings: list[dict[str, Any]], key: str, factor: float, draw: str
+) -> Series:
+    return Series(
+        name,
+        role,
+        tuple(float(s["setting"]["learning_rate"]) for s in settings),
+        tuple(s[key] * factor for s in settings),
+        draw=draw,
+        hover=tuple(
+            (words.setting(s["setting"]), f"{key.replace('_', ' ')} {s[key] * factor:.4g}")
+            for s in settings
+        ),
+    )
+
+
+def _numbers(methods: list[dict[str, Any]], unit: words.Unit) -> Table:
+    rows = [
+        Row(
+            (
+                Cell(words.title(m)),
+                Cell(words.setting(s.get("setting"))),
+                Cell(words.significant(s.get(_LOSS), 4)),
+                Cell(unit.plain(s.get(_SCORE))),
+                Cell(words.status(s.get("status"))),
+                Cell("chosen" if s.get("chosen") else ""),
+            )
+        )
+        for m in methods
+        for s in _rated(m)
+    ]
+    columns = (
+        Column("Method"),
+        Column("Setting"),
+        Column("Validation loss", True, "nats"),
+        Column("Validation score", True, unit.word or None),
+        Column("Status"),
+        Column(""),
+    )
+    return Table("The same as numbers", columns, tuple(rows), folded=True)

@@ -1,0 +1,134 @@
+"""Section 4, the table: every method, every cost, the control pinned on top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bakeoff.report import words
+from bakeoff.report.blocks import Cell, Column, Row, SectionView, Table
+
+ORDER = 40
+TITLE = "All numbers"
+
+Method = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Field:
+    column: Column
+    cell: Callable[[Method], Cell]
+
+
+def build(report: dict[str, Any]) -> SectionView:
+    """Show a row for every method."""
+    study, methods = report["study"], report.get("methods") or []
+    if not methods:
+        return SectionView()
+    fields = [*_quality(study), *_costs(methods)]
+    if any(m.get("front_probability") is not None for m in methods):
+        fields.append(_chance())
+    rows = tuple(
+        Row(tuple(f.cell(m) for f in fields), pinned=m.get("method") == study.get("control"))
+        for m in methods
+    )
+    table = Table("All methods", tuple(f.column for f in fields), rows, sortable=True)
+    return SectionView((table,), _lead(study))
+
+
+def _lead(study: dict[str, Any]) -> str:
+    items = study.get("n_test_items")
+    tested = "" if items is None else f"Scores are over {words.plural(items, 'test item')}. "
+    return (
+        f"{tested}Intervals are 95 %; those of differences are simultaneous over all contenders. "
+        "Time and memory are measured with the method alone in its own process."
+    )
+
+
+def _quality(study: dict[str, Any]) -> list[_Field]:
+    unit, items = words.score_unit(study), study.get("n_test_items")
+    word = unit.word or "metric's unit"
+    return [
+        _Field(Column("Method"), lambda m: Cell(words.title(m))),
+        _Field(Column("Verdict"), _verdict),
+        _Field(Column("Score", True, f"{word}, 95 % interval"), lambda m: _score(m, unit)),
+        _Field(
+            Column("Difference", True, f"{word}, 95 % interval"), lambda m: _difference(m, unit)
+        ),
+        _Field(Column("p", True, "adjusted (Holm)"), _p),
+        _Field(Column("n", True, "items × seeds"), lambda m: _n(m, items)),
+        _Field(Column("Setting", False, "chosen on validation"), _setting),
+    ]
+
+
+def _verdict(method: Method) -> Cell:
+    verdict = method.get("verdict") or "none"
+    if verdict == "none":
+        return Cell(words.status(method.get("status")), tone="none")
+    return Cell(verdict, tone=verdict)
+
+
+def _score(method: Method, unit: words.Unit) -> Cell:
+    score = method.get("score")
+    return Cell(unit.with_interval(score), (score or {}).get("estimate"))
+
+
+def _difference(method: Method, unit: words.Unit) -> Cell:
+    difference = method.get("difference")
+    text = unit.with_interval(difference, signed=True)
+    return Cell(text, (difference or {}).get("estimate"))
+
+
+def _p(method: Method) -> Cell:
+    value = (method.get("difference") or {}).get("p_adjusted")
+    return Cell(words.p_value(value), value)
+
+
+def _n(method: Method, items: int | None) -> Cell:
+    seeds = method.get("n_seeds")
+    if not seeds or items is None or not method.get("score"):
+        return Cell(words.DASH)
+    return Cell(f"{items:,} × {seeds}", float(items * seeds))
+
+
+def _setting(method: Method) -> Cell:
+    chosen = method.get("setting") or {}
+    return Cell(words.setting(chosen), chosen.get("learning_rate"))
+
+
+def _costs(methods: list[Method]) -> list[_Field]:
+    kinds = {str(k) for m in methods if (k := (m.get("cost") or {}).get("memory_kind"))}
+    memory = {"device": "device, base included", "rss_above_base": "above the base"}
+    said = ", ".join(memory.get(k, k) for k in sorted(kinds)) or "training"
+    return [
+        _cost("Trainable", "parameters", "trainable_parameters", words.count),
+        _cost("Adapter", "on disk", "adapter_bytes", words.size),
+        _cost("Speed", "tokens/s", "train_tokens_per_second", words.count),
+        _cost("Step", "training, median", "step_milliseconds", words.milliseconds),
+        _cost("Peak memory", said, "train_peak_bytes", words.size),
+        _cost("Training", "time a run", "train_seconds", words.seconds),
+        _Field(Column("To control's loss", True, "steps"), _steps),
+    ]
+
+
+def _cost(title: str, hint: str, key: str, write: Callable[[float | None], str]) -> _Field:
+    def cell(method: Method) -> Cell:
+        value = (method.get("cost") or {}).get(key)
+        return Cell(write(value), value)
+
+    return _Field(Column(title, True, hint), cell)
+
+
+def _steps(method: Method) -> Cell:
+    value = method.get("steps_to_control_loss")
+    return Cell(words.DASH if value is None else f"{value:,}", value)
+
+
+def _chance() -> _Field:
+    def cell(method: Method) -> Cell:
+        value = method.get("front_probability")
+        number = value if isinstance(value, float | int) else None
+        return Cell(words.percent(number), number)
+
+    return _Field(Column("On the front", True, "probability"), cell)

@@ -1,0 +1,72 @@
+"""Section 1, the verdict: the recommendation in one sentence, the counts, what was asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from bakeoff.report import words
+from bakeoff.report.blocks import Block, Fact, Facts, SectionView, Text, Tile, Tiles
+
+ORDER = 10
+TITLE = "Verdict"
+
+_WORDS = {
+    "better": "better than the control",
+    "equivalent": "equivalent within the margin",
+    "worse": "worse than the control",
+    "inconclusive": "inconclusive",
+    "none": "without a verdict",
+}
+
+
+def build(report: dict[str, Any]) -> SectionView:
+    """Show the recommendation, how many contenders got which verdict, and the question."""
+    sentence = (report.get("recommendation") or {}).get("sentence")
+    blocks: list[Block] = [Text(sentence or "There is no recommendation yet.", "headline")]
+    if not report.get("complete", True):
+        blocks.append(Text("This study is not finished: what stands here may change.", "warning"))
+    blocks.append(Tiles(_counts(report.get("methods") or [])))
+    blocks += [Text(w, "warning") for w in report.get("warnings") or []]
+    blocks.append(Facts(_question(report["study"], _control(report))))
+    return SectionView(tuple(blocks))
+
+
+def _counts(methods: list[dict[str, Any]]) -> tuple[Tile, ...]:
+    verdicts = Counter(m.get("verdict") or "none" for m in methods)
+    return tuple(
+        Tile(str(verdicts[key]), word, key)
+        for key, word in _WORDS.items()
+        if verdicts[key] or key != "none"
+    )
+
+
+def _control(report: dict[str, Any]) -> str:
+    name = report["study"].get("control")
+    found = (words.title(m) for m in report.get("methods") or [] if m.get("method") == name)
+    return next(found, str(name or words.DASH))
+
+
+def _question(study: dict[str, Any], control: str) -> tuple[Fact, ...]:
+    unit = words.score_unit(study)
+    direction = "lower is better" if words.lower_is_better(study) else "higher is better"
+    items = [
+        words.plural(study[key], f"{split} item")
+        for split, key in (
+            ("training", "n_train_items"),
+            ("validation", "n_validation_items"),
+            ("test", "n_test_items"),
+        )
+        if study.get(key) is not None
+    ]
+    base = str(study.get("base") or words.DASH)
+    note = f" ({study['base_note']})" if study.get("base_note") else ""
+    margin = study.get("margin")
+    return (
+        Fact("Base model", base + note),
+        Fact("Task", str(study.get("task") or words.DASH)),
+        Fact("Metric", f"{study.get('metric') or words.DASH}, {direction}"),
+        Fact("Margin", "none" if margin is None else f"±{unit.plain(margin)} {unit.word}".strip()),
+        Fact("Control", control),
+        Fact("Data", ", ".join(items) or words.DASH),
+    )

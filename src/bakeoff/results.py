@@ -1,0 +1,165 @@
+"""What the machine writes: frozen results, to and from JSON.
+
+Stands between the two halves: a worker of the training half returns these, the store of the study
+half keeps them, analysis reads them. Imports nothing but the standard library, so it loads on a
+bare GPU machine and on a laptop without torch. Absence is None; there are no stand-in numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from bakeoff.trial import Trial
+
+
+class Status(StrEnum):
+    """How a trial ended; everything but ``done`` carries a reason."""
+
+    DONE = "done"
+    FAILED = "failed"
+    DIVERGED = "diverged"
+    INCOMPATIBLE = "incompatible"
+    OUT_OF_MEMORY = "out_of_memory"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One point of a learning curve.
+
+    ``train_loss`` is the mean over the steps since the previous point, ``validation_loss`` the
+    mean over supervised tokens (or items) of the validation split; both in nats.
+    """
+
+    step: int
+    train_loss: float | None
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """The primary metric of every item of one split, in the order of the split's file."""
+
+    scores: tuple[float, ...]
+    predictions: tuple[str, ...]
+    mean_loss: float | None
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What one trial gave. ``splits`` is keyed by ``validation`` and ``test``."""
+
+    trial_id: str
+    status: Status
+    reason: str | None = None
+    traceback: str | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    splits: dict[str, SplitScores] = field(default_factory=dict)
+    trainable_parameters: int | None = None
+    adapter_bytes: int | None = None
+    train_tokens: int | None = None
+    diverged_at_step: int | None = None
+    train_seconds: float | None = None
+    evaluation_seconds: float | None = None
+    load_seconds: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Rebuild a result from ``to_json``."""
+        return cls(
+            **{
+                **value,
+                "status": Status(value["status"]),
+                "curve": tuple(CurvePoint(**p) for p in value["curve"]),
+                "splits": {
+                    k: SplitScores(tuple(s["scores"]), tuple(s["predictions"]), s["mean_loss"])
+                    for k, s in value["splits"].items()
+                },
+                "warnings": tuple(value["warnings"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What one segment gave: a result for each trial of its group."""
+
+    results: tuple[TrialResult, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs, measured alone in its own process (the cost probe).
+
+    ``memory_kind`` says what ``train_peak_bytes`` is: ``device`` = peak bytes allocated on the
+    accelerator, base included; ``rss_above_base`` = peak resident memory above that of the process
+    with the base loaded (CPU). ``steps`` counts the timed steps; times are medians over them.
+    """
+
+    method: str
+    status: Status
+    reason: str | None = None
+    trainable_parameters: int | None = None
+    train_tokens_per_second: float | None = None
+    step_milliseconds: float | None = None
+    train_peak_bytes: int | None = None
+    base_bytes: int | None = None
+    memory_kind: str | None = None
+    steps: int | None = None
+    tokens_per_step: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Rebuild a cost from ``to_json``."""
+        return cls(**{**value, "status": Status(value["status"])})
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What the study half must know of a metric: its name, direction, unit and range."""
+
+    name: str
+    better: str
+    unit: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """All that a study has written so far: the one input of analysis and report.
+
+    ``trials`` pairs every planned trial known so far with its result, None while it is missing.
+    ``methods`` lists the study's methods in the order of the study file, control included;
+    ``titles`` maps a method to how people write it (``lora`` -> ``LoRA``).
+    """
+
+    name: str
+    base: str
+    base_note: str | None
+    task: str
+    metric: MetricInfo
+    margin: float
+    control: str
+    methods: tuple[str, ...]
+    titles: dict[str, str]
+    n_items: dict[str, int]
+    steps: int
+    trials: tuple[tuple[Trial, TrialResult | None], ...]
+    costs: dict[str, Cost]
+    incompatible: dict[str, str]
+    wall_seconds: float | None
+    warnings: tuple[str, ...]
+    provenance: dict[str, Any]

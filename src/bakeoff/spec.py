@@ -1,0 +1,242 @@
+"""StudySpec: what the user asks, read from ``study.toml``; frozen, unknown keys refused.
+
+The first noun in the way of the data. A default is written once, here. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bakeoff.errors import UsageError, near_match
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+Scalar = bool | int | float | str
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class BaseSpec(_Part):
+    """The frozen base model."""
+
+    model: str
+    """A folder with safetensors weights, a hub id, or `asset:<name>` (see `bakeoff assets`)."""
+    revision: str | None = None
+    """Commit or tag of a hub model; a local folder takes none."""
+
+
+class DataSpec(_Part):
+    """Where the rows are. Without validation or test they are cut from train, once."""
+
+    train: str
+    """JSONL, JSON, CSV or TSV; relative to the study file."""
+    validation: str | None = None
+    """Settings are chosen on it."""
+    test: str | None = None
+    """The verdict is read from it, once."""
+    group: str | None = None
+    """Column whose rows stay in one split when splits are cut (template, author, document)."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
+    """Share of the groups cut off for validation, if no validation file is given."""
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
+    """Share of the groups cut off for test, if no test file is given."""
+    columns: dict[str, str] = {}
+    """Field of the task -> column name, or a template such as `"Q: {question}\\nA: "`."""
+
+
+class TaskSpec(_Part):
+    """What is learnt and how it is scored."""
+
+    kind: str
+    """`classify` (text -> label) or `sft` (prompt -> completion)."""
+    metric: str | None = None
+    """Primary metric; the task's own default if not given."""
+    margin: Annotated[float, Field(gt=0)] = 0.02
+    """Smallest difference in the metric that you care about, in the metric's unit."""
+    max_length: Annotated[int, Field(ge=8)] = 256
+    """Longest example in tokens; longer ones are cut, and counted in a warning."""
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longest generated answer; default: the longest completion in train, plus 8."""
+
+
+class MethodsSpec(_Part):
+    """Who competes."""
+
+    control: str = "lora"
+    """The method that the others are compared with."""
+    contenders: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Catalog names (`bakeoff methods`) or paths of method TOML files."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> MethodsSpec:
+        names = (self.control, *self.contenders)
+        double = {n for n in names if names.count(n) > 1}
+        if double:
+            raise ValueError(f"listed more than once: {', '.join(sorted(double))}")
+        return self
+
+
+class MethodSpec(_Part):
+    """Overrides for one method."""
+
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Replaces the log grid around the catalog's prior; as many as `budget.settings`."""
+    config: dict[str, Scalar | list[Scalar] | None] = {}
+    """Arguments of the method's PEFT config class, e.g. `r = 16`."""
+
+
+class BudgetSpec(_Part):
+    """What every method gets, the control included."""
+
+    steps: Annotated[int, Field(ge=2)] = 300
+    """Optimizer steps of each trial."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Examples in each step."""
+    settings: Annotated[int, Field(ge=1)] = 5
+    """Learning rates that each method tries in the search phase."""
+    seeds: Annotated[int, Field(ge=1)] = 3
+    """Seeds of each method's best setting in the final phase."""
+    warmup: Fraction = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    decay: Fraction = 0.3
+    """Share of the steps over which it falls to 0 at the end (warm-up, stable, decay)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's, for all methods alike; 0 because it pulls scaling methods away from their base."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest gradient norm."""
+    validations: Annotated[int, Field(ge=1)] = 4
+    """How often the validation loss is taken in a trial, the end included."""
+
+
+class EngineSpec(_Part):
+    """How it is run; changes speed, and numbers only within rounding."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto` takes bf16 where the hardware computes in it."""
+    executor: str = "process"
+    """`process` (a fresh process a trial) or `inline` (in this one: breakpoints work)."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Trials that run side by side."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of each worker; default: the physical cores divided by the workers."""
+    evaluation_batch_size: Annotated[int, Field(ge=1)] = 64
+    """Examples in each evaluation batch."""
+
+
+class StudySpec(_Part):
+    """One question: base model + data + budget + methods."""
+
+    name: Name
+    """Name of the study, and of its folder under `runs/`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Root of every random choice: splits, data order, initialisation, resampling."""
+    base: BaseSpec
+    data: DataSpec
+    task: TaskSpec
+    methods: MethodsSpec
+    method: dict[str, MethodSpec] = {}
+    budget: BudgetSpec = BudgetSpec()
+    engine: EngineSpec = EngineSpec()
+
+    @model_validator(mode="after")
+    def _overrides_are_used(self) -> StudySpec:
+        used = {Path(m).stem if m.endswith(".toml") else m for m in self.method_names}
+        for name, override in self.method.items():
+            if name not in used:
+                near = near_match(name, used)
+                raise ValueError(
+                    f"[method.{name}] belongs to no method of this study"
+                    + (f"; did you mean '{near}'?" if near else "")
+                )
+            rates = override.learning_rates
+            if rates is not None and len(rates) != self.budget.settings:
+                raise ValueError(
+                    f"[method.{name}] gives {len(rates)} learning rates, but every method gets "
+                    f"budget.settings = {self.budget.settings}"
+                )
+        return self
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """The control first, then the contenders in the user's order."""
+        return (self.methods.control, *self.methods.contenders)
+
+
+def read_spec(path: Path) -> StudySpec:
+    """Read and check a study file.
+
+    Raises:
+        UsageError: ``study-not-found``, ``study-unreadable``, ``study-invalid``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(
+            "study-not-found",
+            f"There is no study file {path}.",
+            "`bakeoff init` writes one, or `bakeoff run --model M --data F` works without.",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            "study-unreadable", f"{path} cannot be read: {error}.", "a UTF-8 text file in TOML."
+        ) from error
+    try:
+        return parse_spec(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(
+            "study-unreadable", f"{path} is not TOML: {error}.", "mend that line."
+        ) from error
+
+
+def parse_spec(value: dict[str, Any]) -> StudySpec:
+    """Check a study given as plain values.
+
+    Raises:
+        UsageError: ``study-invalid``, naming each key and, for an unknown one, the near match.
+    """
+    try:
+        return StudySpec.model_validate(value)
+    except ValidationError as error:
+        lines, near = [], None
+        for item in error.errors():
+            where = ".".join(str(p) for p in item["loc"]) or "the study"
+            if item["type"] == "extra_forbidden":
+                known = _keys_at(item["loc"][:-1])
+                near = near_match(str(item["loc"][-1]), known)
+                lines.append(
+                    f"unknown key '{where}'" + (f"; did you mean '{near}'?" if near else "")
+                )
+            else:
+                lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+        hint = f"rename it to '{near}'; " if near else ""
+        raise UsageError(
+            "study-invalid", "; ".join(lines) + ".", f"{hint}`bakeoff schema` lists every key."
+        ) from error
+
+
+def _keys_at(path: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Return the keys that the spec knows under ``path``."""
+    model: Any = StudySpec
+    for part in path:
+        model = model.model_fields[part].annotation if part in model.model_fields else MethodSpec
+        model = MethodSpec if get_args(model) else model
+    return tuple(model.model_fields)
+
+
+def dump_spec(spec: StudySpec) -> dict[str, Any]:
+    """Return the spec as plain values without the unset ones (TOML knows no null)."""
+    return _without_none(spec.model_dump(mode="json"))
+
+
+def _without_none(value: dict[str, Any]) -> dict[str, Any]:
+    return {
+        k: _without_none(v) if isinstance(v, dict) else v for k, v in value.items() if v is not None
+    }

@@ -1,0 +1,12 @@
+"""The study's database: one writer (the parent process), read-only readers.
+
+SQLite through SQLAlchemy Core, WAL and ``synchronous=FULL``: what was acknowledged survives kill -9
+and power loss. Only ``api`` opens it; workers never do.
+"""
+
+from __future__ import annotations
+
+from bakeoff.store.reader import Reader
+from bakeoff.store.writer import Writer
+
+__all__ = ["Reader", "Writer"]

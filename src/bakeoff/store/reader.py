@@ -1,0 +1,79 @@
+"""Read-only readers of a study's database: they never block the writer and never create a file."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from bakeoff.results import Cost, TrialResult
+from bakeoff.store import schema
+from bakeoff.trial import Trial
+
+Planned = tuple[Trial, TrialResult | None]
+
+
+class Reader:
+    """Reads what the writer has committed so far."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = schema.engine(path, read_only=True)
+
+    def values(self) -> dict[str, Any]:
+        """Return all values of the study."""
+        with self._engine.connect() as connection:
+            return dict(connection.execute(sa.select(schema.study)))
+
+    def costs(self) -> dict[str, Cost]:
+        """Return the costs measured so far, by method."""
+        with self._engine.connect() as connection:
+            found = connection.execute(sa.select(schema.costs)).all()
+        return {name: Cost.from_json(value) for name, value in found}
+
+    def trials(self) -> tuple[Planned, ...]:
+        """Return every planned trial, in order, with its result and scores where it has them."""
+        table = schema.trials
+        query = sa.select(table.c.spec, table.c.result).order_by(table.c.position)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+            splits = self._scores(connection)
+        planned: list[Planned] = []
+        for spec, result in rows:
+            trial = Trial.from_json(spec)
+            if result is None:
+                planned.append((trial, None))
+                continue
+            filled = {
+                name: {**value, **splits[trial.id, name]}
+                for name, value in result["splits"].items()
+            }
+            planned.append((trial, TrialResult.from_json({**result, "splits": filled})))
+        return tuple(planned)
+
+    @staticmethod
+    def _scores(connection: sa.Connection) -> dict[tuple[str, str], dict[str, list[Any]]]:
+        """Return the scores and predictions of every (trial, split), in item order."""
+        found: dict[tuple[str, str], dict[str, list[Any]]] = defaultdict(
+            lambda: {"scores": [], "predictions": []}
+        )
+        table = schema.scores
+        query = sa.select(table).order_by(table.c.trial_id, table.c.split, table.c.item)
+        for trial_id, split, _, score, prediction in connection.execute(query):
+            entry = found[trial_id, split]
+            entry["scores"].append(score)
+            entry["predictions"].append(prediction)
+        return found
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self.close()

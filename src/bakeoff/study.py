@@ -1,0 +1,188 @@
+"""Open a study: resolve everything its file names, refuse what cannot work, train nothing.
+
+Called by ``api`` at the start of the way: spec in, ``Study`` out. The training half is asked (for
+the machine) only by name, through an executor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bakeoff import bases, registry
+from bakeoff import folder as study_folder
+from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.executors import Executor
+from bakeoff.methods import registry as catalog
+from bakeoff.progress import Progress
+from bakeoff.results import MetricInfo
+from bakeoff.spec import StudySpec
+from bakeoff.trial import Conditions, MethodEntry, Segment, Trial
+
+RUN_MACHINE = "bakeoff.preflight:machine"
+
+
+class Study(NamedTuple):
+    """An opened study: everything resolved, nothing trained."""
+
+    spec: StudySpec
+    folder: Path
+    entries: tuple[MethodEntry, ...]
+    conditions: Conditions
+    base: bases.Base
+    machine: dict[str, Any]
+    splits: study_folder.Splits
+    warnings: tuple[str, ...]
+    source: Path
+
+
+def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> Study:
+    """Resolve everything that a study names: data, task, base, methods, machine.
+
+    Raises:
+        BakeoffError: whatever of it cannot work.
+    """
+    entries = load_methods(spec, source)
+    task = registry.find("tasks", spec.task.kind).TASK
+    metric = spec.task.metric or task.metrics[0]
+    if metric not in task.metrics:
+        raise UsageError(
+            "metric-not-for-task",
+            f"The task '{spec.task.kind}' has no metric '{metric}'.",
+            f"one of: {', '.join(task.metrics)}.",
+        )
+    splits = study_folder.read_splits(spec, source)
+    options = {
+        "columns": task.columns(spec.data.columns),
+        "max_length": spec.task.max_length,
+        "max_new_tokens": spec.task.max_new_tokens,
+    }
+    checked = task.check(splits.rows, options)
+    base = bases.locate(spec.base.model, progress.say)
+    for warning in checked.warnings:
+        progress.say(f"warning: {warning}")
+    if Path(base.path).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    wishes = spec.engine.model_dump(include={"device", "precision", "threads", "workers"})
+    machine = call(executor(spec), RUN_MACHINE, wishes)
+    conditions = Conditions(
+        base=base.published_as,
+        revision=spec.base.revision,
+        task=spec.task.kind,
+        task_options=checked.options,
+        metric=metric,
+        data=study_folder.digests(splits),
+        steps=spec.budget.steps,
+        batch_size=spec.budget.batch_size,
+        evaluation_batch_size=spec.engine.evaluation_batch_size,
+        warmup=spec.budget.warmup,
+        decay=spec.budget.decay,
+        weight_decay=spec.budget.weight_decay,
+        clip=spec.budget.clip,
+        validations=spec.budget.validations,
+        device=machine["device"],
+        precision=machine["precision"],
+        threads=machine["threads"],
+    )
+    return Study(
+        spec, out, entries, conditions, base, machine, splits, checked.warnings, source.resolve()
+    )
+
+
+def load_methods(spec: StudySpec, source: Path) -> tuple[MethodEntry, ...]:
+    """Return the study's methods, control first, with the user's arguments over the catalog's."""
+    entries = []
+    for name in spec.method_names:
+        entry = catalog.load(name, source)
+        override = spec.method.get(entry.name)
+        if override:
+            entry = dataclasses.replace(entry, config={**entry.config, **override.config})
+        entries.append(entry)
+    return tuple(entries)
+
+
+def frozen_values(study: Study) -> dict[str, Any]:
+    """Return what must not change between the first run of a study and any later one."""
+    return {
+        "spec": study_folder.comparable(study.spec),
+        "data": study.conditions.data,
+        "base": study.base.fingerprint,
+        "machine": study.machine,
+        "methods": {e.name: dataclasses.asdict(e) for e in study.entries},
+    }
+
+
+def about(study: Study) -> dict[str, Any]:
+    """Return what the report must know of a study beside its trials."""
+    info: MetricInfo = registry.find("metrics", study.conditions.metric).INFO
+    return {
+        "base_note": study.base.note,
+        "metric": dataclasses.asdict(info),
+        "titles": {e.name: e.title for e in study.entries},
+        "methods": [e.name for e in study.entries],
+        "n_items": study.splits.counts,
+        "warnings": list(study.warnings),
+        "provenance": {
+            "versions": study.machine["versions"],
+            "device": study.machine["device"],
+            "hardware": study.machine["hardware"],
+            "precision": study.machine["precision"],
+            "threads": study.machine["threads"],
+            "base": {
+                "model": study.spec.base.model,
+                "published_as": study.base.published_as,
+                "fingerprint": study.base.fingerprint,
+            },
+            "data": study.conditions.data,
+            "git": git_state(study.source),
+            "command": " ".join(["bakeoff", *sys.argv[1:]]),
+            "study_file": study_folder.STUDY_FILE,
+        },
+    }
+
+
+def segment(study: Study, trials: Sequence[Trial]) -> Segment:
+    """Return the segment of ``trials`` over the whole budget."""
+    steps = study.conditions.steps
+    return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path)
+
+
+def executor(spec: StudySpec) -> Executor:
+    """Return the study's executor."""
+    made: Executor = registry.find("executors", spec.engine.executor).EXECUTOR(spec.engine.workers)
+    return made
+
+
+def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, Any]:
+    """Run one function through an executor and return its answer.
+
+    Raises:
+        BakeoffError: ``worker-failed`` with the worker's last words.
+    """
+    outcome = next(iter(through.map(function, [value])))
+    if outcome.value is None:
+        raise BakeoffError(
+            "worker-failed", f"{function}: {outcome.error}", "`bakeoff doctor` checks the machine."
+        )
+    answer: dict[str, Any] = outcome.value
+    return answer
+
+
+def git_state(source: Path) -> dict[str, Any] | None:
+    """Return commit and dirtiness of the repository around the study file, None without one."""
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(changes)}

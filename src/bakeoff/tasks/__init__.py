@@ -1,0 +1,175 @@
+"""Tasks: one file each; what is learnt, how a batch looks, how an answer is predicted.
+
+A task module gives ``TASK``, a subclass of ``Task``. Its class attributes and ``check`` describe
+the data to the study half, so a task file imports torch and transformers inside the methods that
+need them. The loop and the evaluation see only this interface.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from bakeoff.data import Row, check_columns
+from bakeoff.errors import PreflightError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SMALL_TEST_SET = 30
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised row: its tokens, and the labels or the class to learn."""
+
+    tokens: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One padded batch. ``n_tokens`` counts real tokens, padding left out."""
+
+    inputs: dict[str, Tensor]
+    targets: Any
+    n_tokens: int
+
+
+class ItemLoss(NamedTuple):
+    """Summed loss of each item ``[B]`` and how many supervised units it has ``[B]``."""
+
+    sums: Tensor
+    counts: Tensor
+
+
+class Checked(NamedTuple):
+    """What a task found out about the data: its options completed, and warnings for the user."""
+
+    options: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+class Task(ABC):
+    """What is learnt and how it is predicted. ``options`` are JSON values, part of a trial's id."""
+
+    fields: ClassVar[Mapping[str, str]]
+    """Field -> default column."""
+    metrics: ClassVar[tuple[str, ...]]
+    """Metrics that make sense of the task's answers; the first is the default."""
+    task_type: ClassVar[str]
+    """PEFT's name for the model family."""
+    scores_validation: ClassVar[bool]
+    """Whether the metric is cheap enough to take on validation in the search phase too."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+
+    @classmethod
+    def columns(cls, given: Mapping[str, str]) -> dict[str, str]:
+        """Return the column or template of each field, the user's before the default.
+
+        Raises:
+            PreflightError: ``unknown-field``.
+        """
+        for name in given:
+            if name not in cls.fields:
+                raise PreflightError(
+                    "unknown-field",
+                    f"[data.columns] names '{name}', which this task does not have.",
+                    f"its fields are: {', '.join(cls.fields)}.",
+                )
+        return {**cls.fields, **given}
+
+    @classmethod
+    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
+        """Refuse data that this task cannot learn from, before anything is trained.
+
+        Raises:
+            PreflightError: an empty split, a missing column, an empty value.
+        """
+        warnings = []
+        for split, rows in splits.items():
+            if not rows:
+                raise PreflightError(
+                    "empty-split",
+                    f"The {split} split is empty.",
+                    "give more rows (or more groups) to cut the splits from.",
+                )
+            check_columns(split, rows, options["columns"])
+        n_test = len(splits["test"])
+        if n_test < SMALL_TEST_SET:
+            warnings.append(
+                f"The test set has {n_test} items: below {SMALL_TEST_SET} no difference that "
+                f"matters can be told from chance."
+            )
+        return Checked(options, tuple(warnings))
+
+    @abstractmethod
+    def load_model(self, path: str, revision: str | None) -> PreTrainedModel:
+        """Load the base with this task's output layer, in the dtype of its files."""
+
+    @abstractmethod
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
+        """Tokenise rows."""
+
+    @abstractmethod
+    def batch(self, examples: Sequence[Example], pad_id: int, device: str) -> Batch:
+        """Pad examples into one batch on ``device``."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean loss over the batch's supervised units, in nats."""
+
+    @abstractmethod
+    def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
+        """Return each item's summed loss."""
+
+    @abstractmethod
+    def predict(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Row],
+        device: str,
+    ) -> list[str]:
+        """Answer each row of one evaluation batch."""
+
+    @abstractmethod
+    def references(self, rows: Sequence[Row]) -> list[str]:
+        """Return the true answers."""
+
+
+def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """Load the base's tokenizer; one without a padding token pads with its end token."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        path, **source_arguments(path, revision)
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def source_arguments(path: str, revision: str | None) -> dict[str, Any]:
+    """Return the loading arguments: a local folder never asks a hub for anything."""
+    if Path(path).is_dir():
+        return {"local_files_only": True}
+    return {"revision": revision}
+
+
+def padded(rows: Sequence[Sequence[int]], value: int, device: str, left: bool = False) -> Tensor:
+    """Return ``[B, T]`` integers, padded with ``value`` to the longest row."""
+    import torch
+
+    longest = max(len(r) for r in rows)
+    out = torch.full((len(rows), longest), value, dtype=torch.long)
+    for i, row in enumerate(rows):
+        at = longest - len(row) if left else 0
+        out[i, at : at + len(row)] = torch.tensor(row, dtype=torch.long)
+    return out.to(device)

@@ -1,0 +1,122 @@
+"""Text -> label: a fresh output layer on the base, cross-entropy over the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bakeoff.data import Row, fill
+from bakeoff.errors import PreflightError
+from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded, source_arguments
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Classify(Task):
+    """Sequence classification."""
+
+    fields = {"text": "text", "label": "label"}
+    metrics = ("accuracy",)
+    task_type = "SEQ_CLS"
+    scores_validation = True
+
+    @classmethod
+    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
+        """Refuse a label that train does not show, and fewer than two labels."""
+        checked = super().check(splits, options)
+        label, text = options["columns"]["label"], options["columns"]["text"]
+        known = sorted({fill(label, r) for r in splits["train"]})
+        if len(known) < 2:
+            raise PreflightError(
+                "one-label",
+                f"Every row of train has the label '{known[0]}'.",
+                "classification needs at least two labels in the `label` column.",
+            )
+        for split in ("validation", "test"):
+            for number, row in enumerate(splits[split], 1):
+                if fill(label, row) not in known:
+                    raise PreflightError(
+                        "label-not-in-train",
+                        f"Row {number} of {split} has the label '{fill(label, row)}', "
+                        f"which no row of train has.",
+                        "add examples of it to train, or remove those rows.",
+                    )
+        seen = {fill(text, r) for r in splits["train"]}
+        leaked = sum(fill(text, r) in seen for r in splits["test"])
+        leak = f"{leaked} of {len(splits['test'])} test texts also stand in train."
+        warnings = checked.warnings + ((leak,) if leaked else ())
+        return Checked({**options, "labels": known}, warnings)
+
+    def load_model(self, path: str, revision: str | None) -> PreTrainedModel:
+        """Load the base with a fresh classifier; seed torch first."""
+        from transformers import AutoModelForSequenceClassification
+
+        labels: list[str] = self.options["labels"]
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={name: i for i, name in enumerate(labels)},
+            use_safetensors=True,
+            dtype="auto",
+            **source_arguments(path, revision),
+        )
+        return model
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
+        """Tokenise the texts and number the labels."""
+        columns = self.options["columns"]
+        number = {name: i for i, name in enumerate(self.options["labels"])}
+        texts = [fill(columns["text"], r) for r in rows]
+        tokens = tokenizer(texts, truncation=True, max_length=self.options["max_length"])
+        return [
+            Example(tuple(ids), (number[fill(columns["label"], r)],))
+            for ids, r in zip(tokens["input_ids"], rows, strict=True)
+        ]
+
+    def batch(self, examples: Sequence[Example], pad_id: int, device: str) -> Batch:
+        """Pad on the right; the target is the class number of each item."""
+        import torch
+
+        tokens = [e.tokens for e in examples]
+        inputs = {
+            "input_ids": padded(tokens, pad_id, device),
+            "attention_mask": padded([[1] * len(t) for t in tokens], 0, device),
+        }
+        targets = torch.tensor([e.labels[0] for e in examples], device=device)
+        return Batch(inputs, targets, sum(len(t) for t in tokens))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy over items."""
+        return self.item_losses(model, batch).sums.mean()
+
+    def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
+        """Return the cross-entropy of each item, in fp32."""
+        import torch
+        from torch.nn import functional
+
+        logits = model(**batch.inputs).logits.float()
+        losses = functional.cross_entropy(logits, batch.targets, reduction="none")
+        return ItemLoss(losses, torch.ones_like(losses))
+
+    def predict(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Row],
+        device: str,
+    ) -> list[str]:
+        """Return the most likely label of each row."""
+        examples = self.encode(tokenizer, rows)
+        batch = self.batch(examples, int(tokenizer.pad_token_id or 0), device)
+        best: list[int] = model(**batch.inputs).logits.argmax(-1).tolist()
+        return [self.options["labels"][i] for i in best]
+
+    def references(self, rows: Sequence[Row]) -> list[str]:
+        """Return the true labels."""
+        return [fill(self.options["columns"]["label"], r) for r in rows]
+
+
+TASK = Classify

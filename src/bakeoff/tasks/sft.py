@@ -1,0 +1,165 @@
+"""Prompt -> completion: supervised fine-tuning of a causal LM, loss on the completion alone.
+
+Answers are generated greedily. Sampling is switched off by name, because transformers fills unset
+fields from the model's own ``generation_config.json``, which often samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bakeoff.data import Row, fill
+from bakeoff.errors import PreflightError
+from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded, source_arguments
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IGNORE = -100
+EXTRA_NEW_TOKENS = 8
+
+
+class SupervisedFineTuning(Task):
+    """Causal language modelling on completions."""
+
+    fields = {"prompt": "prompt", "completion": "completion"}
+    metrics = ("exact_match", "json_match")
+    task_type = "CAUSAL_LM"
+    scores_validation = False
+
+    @classmethod
+    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
+        """Warn of test prompts that train shows too; note train's longest completion.
+
+        It bounds how many tokens are generated, so nothing of the test set does.
+        """
+        checked = super().check(splits, options)
+        prompt = options["columns"]["prompt"]
+        seen = {fill(prompt, r) for r in splits["train"]}
+        leaked = sum(fill(prompt, r) in seen for r in splits["test"])
+        leak = f"{leaked} of {len(splits['test'])} test prompts also stand in train."
+        longest = max((fill(options["columns"]["completion"], r) for r in splits["train"]), key=len)
+        warnings = checked.warnings + ((leak,) if leaked else ())
+        return Checked({**options, "longest_completion": longest}, warnings)
+
+    def load_model(self, path: str, revision: str | None) -> PreTrainedModel:
+        """Load the causal LM."""
+        from transformers import AutoModelForCausalLM
+
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, use_safetensors=True, dtype="auto", **source_arguments(path, revision)
+        )
+        return model
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
+        """Tokenise prompt and completion apart, end token included; label the completion.
+
+        A row that is too long loses the start of its prompt, never its completion.
+
+        Raises:
+            PreflightError: ``completion-too-long``, naming the row.
+        """
+        examples = []
+        for number, row in enumerate(rows, 1):
+            prompt = self._prompt(tokenizer, row)
+            answer = self._tokens(tokenizer, fill(self.options["columns"]["completion"], row))
+            answer = [*answer, int(tokenizer.eos_token_id or 0)]
+            room = self.options["max_length"] - len(answer)
+            if room < 1:
+                raise PreflightError(
+                    "completion-too-long",
+                    f"The completion of row {number} has {len(answer)} tokens; task.max_length is "
+                    f"{self.options['max_length']}.",
+                    f"task.max_length = {len(answer) + 32}, or drop the row.",
+                )
+            prompt = prompt[-room:]
+            labels = [IGNORE] * len(prompt) + answer
+            examples.append(Example(tuple(prompt + answer), tuple(labels)))
+        return examples
+
+    def _prompt(self, tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:
+        text = fill(self.options["columns"]["prompt"], row)
+        ids: list[int] = tokenizer(text)["input_ids"]
+        return ids
+
+    @staticmethod
+    def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def batch(self, examples: Sequence[Example], pad_id: int, device: str) -> Batch:
+        """Pad on the right and find the supervised positions (on the host: no sync later)."""
+        from bakeoff.engine.loss import Supervised, supervised_positions
+
+        tokens = [e.tokens for e in examples]
+        inputs = {
+            "input_ids": padded(tokens, pad_id, device),
+            "attention_mask": padded([[1] * len(t) for t in tokens], 0, device),
+        }
+        at = supervised_positions(padded([e.labels for e in examples], IGNORE, "cpu"))
+        targets = Supervised(*(t.to(device) for t in at))
+        return Batch(inputs, targets, sum(len(t) for t in tokens))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy over the batch's supervised tokens."""
+        from bakeoff.engine.loss import cross_entropy, supervised_logits
+
+        logits = supervised_logits(model, batch.inputs, batch.targets)
+        return cross_entropy(logits, batch.targets.targets).mean()
+
+    def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
+        """Return the summed cross-entropy and the supervised tokens of each row."""
+        import torch
+
+        from bakeoff.engine.loss import cross_entropy, supervised_logits
+
+        at = batch.targets
+        losses = cross_entropy(supervised_logits(model, batch.inputs, at), at.targets)
+        zeros = torch.zeros(len(batch.inputs["input_ids"]), device=losses.device)
+        sums = zeros.index_add(0, at.rows, losses)
+        return ItemLoss(sums, zeros.index_add(0, at.rows, torch.ones_like(losses)))
+
+    def predict(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Row],
+        device: str,
+    ) -> list[str]:
+        """Generate greedily, all prompts of the batch padded on the left."""
+        from transformers import GenerationConfig
+
+        limit = self.options["max_length"]
+        prompts = [self._prompt(tokenizer, r)[-limit:] for r in rows]
+        ids = padded(prompts, int(tokenizer.pad_token_id or 0), device, left=True)
+        mask = padded([[1] * len(p) for p in prompts], 0, device, left=True)
+        greedy = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=self._new_tokens(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        out = model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=mask, generation_config=greedy
+        )
+        answers: list[str] = tokenizer.batch_decode(
+            out[:, ids.shape[1] :], skip_special_tokens=True
+        )
+        return answers
+
+    def _new_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        given = self.options.get("max_new_tokens")
+        if given is not None:
+            return int(given)
+        longest = len(self._tokens(tokenizer, self.options["longest_completion"]))
+        return longest + EXTRA_NEW_TOKENS
+
+    def references(self, rows: Sequence[Row]) -> list[str]:
+        """Return the true completions."""
+        return [fill(self.options["columns"]["completion"], r) for r in rows]
+
+
+TASK = SupervisedFineTuning

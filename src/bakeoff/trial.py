@@ -1,0 +1,144 @@
+"""The unit of work as the plan writes it and a worker reads it: Trial and Segment.
+
+Stands between the two halves, below both: the plan makes trials, an executor carries segments to a
+worker, ``segment.run_segment`` trains them. Standard library only, JSON in and out, never pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+LEARNING_RATE = "learning_rate"
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method as data: what the catalog (or the user) says of it.
+
+    Exactly one of ``peft`` (a PEFT config class by name) and ``hook`` (a class in
+    ``methods.hooks`` that attaches without PEFT) is set; ``config`` holds the keyword arguments.
+    """
+
+    name: str
+    title: str
+    family: str
+    mechanism: str
+    paper: str | None
+    peft: str | None
+    hook: str | None
+    config: dict[str, Any]
+    learning_rate: float
+    learning_rate_why: str
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every trial of a study shares; equal conditions are what makes scores comparable.
+
+    ``data`` maps a split to the sha256 of its file. ``validations`` is how often the validation
+    loss is taken, evenly spaced, the last one at the end.
+    """
+
+    base: str
+    revision: str | None
+    task: str
+    task_options: dict[str, Any]
+    metric: str
+    data: dict[str, str]
+    steps: int
+    batch_size: int
+    evaluation_batch_size: int
+    warmup: float
+    decay: float
+    weight_decay: float
+    clip: float
+    validations: int
+    device: str
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run: (method, setting, seed) under the study's conditions.
+
+    ``phase`` is ``search`` (settings are chosen, validation only) or ``final`` (scored on test).
+    ``setting`` always holds ``learning_rate``; its other keys override the method's config.
+    """
+
+    method: MethodEntry
+    setting: dict[str, Any]
+    seed: int
+    phase: str
+    conditions: Conditions
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of everything that determines the result: the same trial has the same id."""
+        spec = self.to_json()
+        for prose in ("title", "family", "mechanism", "paper", "learning_rate_why"):
+            del spec["method"][prose]
+        canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate of this trial."""
+        return float(self.setting[LEARNING_RATE])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The method's keyword arguments: its defaults with this setting's overrides."""
+        overrides = {k: v for k, v in self.setting.items() if k != LEARNING_RATE}
+        return {**self.method.config, **overrides}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Rebuild a trial from ``to_json``."""
+        return cls(
+            method=MethodEntry(**value["method"]),
+            setting=value["setting"],
+            seed=value["seed"],
+            phase=value["phase"],
+            conditions=Conditions(**value["conditions"]),
+        )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Train a group of trials from step ``start`` to ``stop``, then score: the unit of work.
+
+    A group shares method, parameter shapes and batches. ``folder`` is the study folder; a worker
+    writes only inside ``folder/trials/<id>``. ``base_path`` is where the base's files lie on this
+    machine: not part of a trial's identity.
+    """
+
+    trials: tuple[Trial, ...]
+    start: int
+    stop: int
+    folder: str
+    base_path: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "trials": [t.to_json() for t in self.trials],
+            "start": self.start,
+            "stop": self.stop,
+            "folder": self.folder,
+            "base_path": self.base_path,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Rebuild a segment from ``to_json``."""
+        return cls(**{**value, "trials": tuple(Trial.from_json(t) for t in value["trials"])})
