@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ def probe(value: dict[str, Any]) -> dict[str, Any]:
     segment = Segment.from_json(value)
     trial = segment.trials[0]
     try:
-        return _probe(segment).to_json()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the trials record what libraries warn of
+            return _probe(segment).to_json()
     except Exception as error:  # same rule as a segment: a failure is a result
         status = classify_failure(error)
         return Cost(trial.method.name, status, describe_failure(error)).to_json()

@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +67,26 @@ def describe_failure(error: BaseException) -> str:
 def _one(trial: Trial, segment: Segment) -> TrialResult:
     started = time.perf_counter()
     curve: list[CurvePoint] = []
-    try:
-        result = _train_and_score(trial, segment, curve, started)
-    except Exception as error:  # a failure is a result: whatever it is, the study goes on
-        status = classify_failure(error)
-        result = TrialResult(
-            trial_id=trial.id,
-            status=status,
-            reason=describe_failure(error),
-            traceback=traceback.format_exc() if status is Status.FAILED else None,
-            curve=tuple(curve),
-            diverged_at_step=error.step if isinstance(error, Diverged) else None,
-            train_seconds=time.perf_counter() - started,
-        )
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        # deprecations inside a library are its authors' business, not the user's
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            result = _train_and_score(trial, segment, curve, started)
+        except Exception as error:  # a failure is a result: whatever it is, the study goes on
+            status = classify_failure(error)
+            result = TrialResult(
+                trial_id=trial.id,
+                status=status,
+                reason=describe_failure(error),
+                traceback=traceback.format_exc() if status is Status.FAILED else None,
+                curve=tuple(curve),
+                diverged_at_step=error.step if isinstance(error, Diverged) else None,
+                train_seconds=time.perf_counter() - started,
+            )
+    said = tuple(dict.fromkeys(str(w.message) for w in heard))
+    result = dataclasses.replace(result, warnings=said)
     return _keep(result, Path(segment.folder) / "trials" / trial.id)
 
 

@@ -135,7 +135,7 @@ def _two_sided(draws: FloatArray) -> float:
 def _outside_margin(draws: FloatArray, margin: float) -> float:
     """Return the larger p value of the two one-sided tests at the margin."""
     if not np.abs(draws).max() > TIE:
-        return _share(draws != draws)  # item by item the same: equivalent at any margin, even 0
+        return 1 / (1 + draws.size)  # item by item the same: equivalent at any margin, even 0
     return max(_share(draws <= TIE - margin), _share(draws >= margin - TIE))
 
 

@@ -110,7 +110,7 @@ def usable_scores(runs: MethodRuns, n_items: int | None) -> Scores | None:
     return Scores(tuple(rows), np.array(list(rows.values()), dtype=np.float64))
 
 
-def test_size(record: StudyRecord) -> int | None:
+def n_test_items(record: StudyRecord) -> int | None:
     """Return how many test items there are, from the record or else from the scores."""
     stated = record.n_items.get("test")
     if stated:

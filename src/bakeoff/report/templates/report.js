@@ -28,7 +28,7 @@
     getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const shorten = (text, n) => (text.length > n ? text.slice(0, n - 1) + "…" : text);
   const plain = (text) =>
-    String(text);
+    String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
   function axis(spec, more) {
     const scale = spec.log ? Math.log10 : (v) => v;

@@ -1,0 +1,216 @@
+"""One row of the report dict per method, and one per trial that is not done.
+
+Stands between ``runs`` (what was measured), ``compare`` (what it says) and ``summary`` (the whole
+dict). A method without any result is a row all the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from bakeoff.analysis.bootstrap import Scores
+from bakeoff.analysis.compare import Comparison, Interval, Verdict
+from bakeoff.analysis.runs import (
+    NOT_FINISHED,
+    MethodRuns,
+    Run,
+    setting_key,
+)
+from bakeoff.results import Status, StudyRecord, TrialResult
+
+_FROM_PROBE = (
+    "train_tokens_per_second",
+    "step_milliseconds",
+    "train_peak_bytes",
+    "memory_kind",
+    "base_bytes",
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the statistics found, by method; a method without scores is in none of them."""
+
+    scores: Mapping[str, Scores]
+    estimates: Mapping[str, Interval]
+    comparisons: Mapping[str, Comparison]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a method as a whole ended."""
+
+    status: Status
+    reason: str | None
+
+
+def method_row(
+    record: StudyRecord,
+    runs: MethodRuns,
+    control: MethodRuns,
+    chosen: dict[str, Any] | None,
+    evidence: Evidence,
+) -> dict[str, Any]:
+    """Build a method's row; ``chosen`` is its setting, None while it has none."""
+    method = runs.method
+    end = ending(record, runs)
+    estimate = evidence.estimates.get(method)
+    comparison = evidence.comparisons.get(method)
+    scored = evidence.scores.get(method)
+    return {
+        "method": method,
+        "title": record.titles.get(method, method),
+        "status": end.status,
+        "reason": end.reason,
+        "setting": chosen or {},
+        "n_settings": len({setting_key(r.trial.setting) for r in runs.search or runs.final}),
+        "n_seeds": len(scored.seeds) if scored else 0,
+        "score": asdict(estimate) if estimate else None,
+        "difference": _difference(comparison),
+        "verdict": _verdict(record, method, comparison),
+        "cost": _cost(record, runs),
+        "forgetting": None,
+        "stability": None,
+        "front_probability": None,
+        "steps_to_control_loss": steps_to_control_loss(runs, control),
+        "n_trials_diverged": sum(r.status is Status.DIVERGED for r in runs.all),
+        "n_trials_failed": sum(_failed(r) for r in runs.all),
+        "best_setting_on_edge": on_edge(runs, chosen),
+        "settings": [_setting_row(r, chosen) for r in runs.search],
+        "seeds": [_seed_row(r) for r in runs.final],
+        "curves": [_curve(r, r.result) for r in runs.all if r.result and r.result.curve],
+    }
+
+
+def ending(record: StudyRecord, runs: MethodRuns) -> Ending:
+    """Tell how a method ended: done if any final trial is, else its most common failure."""
+    if runs.scored:
+        return Ending(Status.DONE, None)
+    if runs.method in record.incompatible:
+        return Ending(Status.INCOMPATIBLE, record.incompatible[runs.method])
+    decisive = runs.final or runs.search
+    unfinished = any(r.result is None for r in decisive)
+    searched = not runs.final and any(r.done for r in decisive)
+    if not decisive or unfinished or searched:
+        return Ending(Status.STOPPED, NOT_FINISHED)
+    status = Counter(r.status for r in decisive).most_common(1)[0][0]
+    reasons = Counter(r.reason for r in decisive if r.status is status)
+    return Ending(status, reasons.most_common(1)[0][0])
+
+
+def steps_to_control_loss(runs: MethodRuns, control: MethodRuns) -> int | None:
+    """Return the first step at which the seeds' mean loss reaches the control's final one."""
+    goals = [r.validation_loss for r in control.scored]
+    known = [g for g in goals if g is not None]
+    if not known or not runs.scored:
+        return None
+    by_step: dict[int, list[float]] = {}
+    for run in runs.scored:
+        for point in run.result.curve if run.result else ():
+            if point.validation_loss is not None:
+                by_step.setdefault(point.step, []).append(point.validation_loss)
+    # a step that some seed lacks would be a mean over other seeds than its neighbours'
+    complete = [s for s in sorted(by_step) if len(by_step[s]) == len(runs.scored)]
+    return next((s for s in complete if fmean(by_step[s]) <= fmean(known)), None)
+
+
+def on_edge(runs: MethodRuns, chosen: dict[str, Any] | None) -> bool:
+    """Tell whether the chosen learning rate is the lowest or highest of several tried."""
+    tried = {r.trial.learning_rate for r in runs.search}
+    if chosen is None or len(tried) < 2:
+        return False
+    return float(chosen["learning_rate"]) in (min(tried), max(tried))
+
+
+def failure_rows(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> list[dict[str, Any]]:
+    """List everything that is not done: methods that do not fit, cost probes, trials."""
+    rows = []
+    for method, runs in by_method.items():
+        if method in record.incompatible:
+            reason = record.incompatible[method]
+            rows.append(_failure(method, None, Status.INCOMPATIBLE, reason))
+        cost = record.costs.get(method)
+        if cost and cost.status not in (Status.DONE, Status.INCOMPATIBLE):
+            rows.append(_failure(method, "cost", cost.status, cost.reason))
+        for run in runs.all:
+            if not run.done:
+                trial = run.trial
+                row = _failure(method, trial.phase, run.status, run.reason)
+                where = {"trial_id": trial.id, "seed": trial.seed, "setting": trial.setting}
+                rows.append({**row, **where})
+    return rows
+
+
+def _failure(method: str, phase: str | None, status: Status, reason: str | None) -> dict[str, Any]:
+    return {
+        "method": method,
+        "trial_id": None,
+        "phase": phase,
+        "seed": None,
+        "setting": {},
+        "status": status,
+        "reason": reason,
+    }
+
+
+def _failed(run: Run) -> bool:
+    return run.status in (Status.FAILED, Status.OUT_OF_MEMORY, Status.INCOMPATIBLE)
+
+
+def _difference(comparison: Comparison | None) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    return {**asdict(comparison.difference), "p_adjusted": comparison.p_adjusted}
+
+
+def _verdict(record: StudyRecord, method: str, comparison: Comparison | None) -> Verdict:
+    if method == record.control:
+        return Verdict.CONTROL
+    return comparison.verdict if comparison else Verdict.NONE
+
+
+def _cost(record: StudyRecord, runs: MethodRuns) -> dict[str, Any]:
+    probe = record.costs.get(runs.method)
+    results = [r.result for r in runs.scored if r.result]
+    parameters = next((r.trainable_parameters for r in results if r.trainable_parameters), None)
+    seconds = [r.train_seconds for r in results if r.train_seconds is not None]
+    return {
+        "trainable_parameters": parameters or (probe.trainable_parameters if probe else None),
+        "adapter_bytes": next((r.adapter_bytes for r in results if r.adapter_bytes), None),
+        "train_seconds": fmean(seconds) if seconds else None,
+        **{key: getattr(probe, key) if probe else None for key in _FROM_PROBE},
+    }
+
+
+def _setting_row(run: Run, chosen: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "setting": run.trial.setting,
+        "status": run.status,
+        "validation_loss": run.validation_loss,
+        "validation_score": run.mean_score("validation"),
+        "chosen": chosen is not None and setting_key(run.trial.setting) == setting_key(chosen),
+    }
+
+
+def _seed_row(run: Run) -> dict[str, Any]:
+    return {
+        "seed": run.trial.seed,
+        "trial_id": run.trial.id,
+        "status": run.status,
+        "test_score": run.mean_score("test"),
+        "validation_loss": run.validation_loss,
+    }
+
+
+def _curve(run: Run, result: TrialResult) -> dict[str, Any]:
+    return {
+        "trial_id": run.trial.id,
+        "seed": run.trial.seed,
+        "phase": run.trial.phase,
+        "learning_rate": run.trial.learning_rate,
+        "points": [asdict(point) for point in result.curve],
+    }

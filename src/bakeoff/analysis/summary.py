@@ -1,0 +1,237 @@
+"""The whole report dict from a study's record: all that report, command line and view read.
+
+Stands last in analysis: a StudyRecord in, ``report.json`` as a dict out, finished or not. Nothing
+is dropped: what failed is a row with its reason, what is missing is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from bakeoff.analysis.choose import choose_settings
+from bakeoff.analysis.compare import compare, estimate_scores
+from bakeoff.analysis.pareto import pareto_front
+from bakeoff.analysis.recommend import recommend
+from bakeoff.analysis.rows import Evidence, failure_rows, method_row
+from bakeoff.analysis.runs import (
+    MethodRuns,
+    n_test_items,
+    runs_by_method,
+    usable_scores,
+)
+from bakeoff.results import StudyRecord, TrialResult
+
+SCHEMA = 1
+# Below this the bootstrap over items says little.
+FEWEST_ITEMS = 30
+# design.md section 5: what a finalist gets.
+FEWEST_SEEDS = 3
+PARETO_COSTS = {
+    "train_peak_bytes": "peak training memory",
+    "step_milliseconds": "time of a training step",
+}
+
+
+def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
+    """Build the report dict of a study, finished or not; the same ``rng`` gives the same bits."""
+    by_method = runs_by_method(record)
+    nothing = MethodRuns(record.control, (), ())
+    control = by_method.get(record.control, nothing)
+    chosen = chosen_settings(record, by_method)
+    evidence = _evidence(record, by_method, rng)
+    rows = _ordered(
+        record,
+        [
+            method_row(record, runs, control, chosen.get(method), evidence)
+            for method, runs in by_method.items()
+        ],
+    )
+    complete = is_complete(record, by_method)
+    advice = recommend(record, rows, complete=complete)
+    made = {
+        "schema": SCHEMA,
+        "study": _study(record),
+        "methods": rows,
+        "pareto": _pareto(record, rows),
+        "recommendation": {"method": advice.method, "sentence": advice.sentence},
+        "failures": failure_rows(record, by_method),
+        "warnings": _warnings(record, by_method, rows, evidence),
+        "timing": _timing(record),
+        "complete": complete,
+        "provenance": record.provenance,
+    }
+    plain: dict[str, Any] = _plain(made)
+    return plain
+
+
+def chosen_settings(
+    record: StudyRecord, by_method: Mapping[str, MethodRuns]
+) -> dict[str, dict[str, Any]]:
+    """Return each method's setting: that of its final trials, else the search's once complete."""
+    search = [run for runs in by_method.values() for run in runs.search]
+    complete = bool(search) and all(run.result is not None for run in search)
+    chosen = choose_settings(record.trials) if complete else {}
+    ran = {m: runs.final[0].trial.setting for m, runs in by_method.items() if runs.final}
+    return {**chosen, **ran}
+
+
+def is_complete(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> bool:
+    """Tell whether nothing is left to train.
+
+    Every planned trial has a result, every method that fits has trials, and every method with a
+    setting to go on with has final trials.
+    """
+    if any(result is None for _, result in record.trials):
+        return False
+    chosen = choose_settings(record.trials)
+    return all(
+        runs.final or (runs.search and method not in chosen)
+        for method, runs in by_method.items()
+        if method not in record.incompatible
+    )
+
+
+def _evidence(
+    record: StudyRecord, by_method: Mapping[str, MethodRuns], rng: np.random.Generator
+) -> Evidence:
+    n_items = n_test_items(record)
+    scores = {
+        method: found
+        for method, runs in by_method.items()
+        if (found := usable_scores(runs, n_items)) is not None
+    }
+    contenders = {m: s for m, s in scores.items() if m != record.control}
+    metric = record.metric
+    comparisons = (
+        compare(
+            contenders,
+            scores[record.control],
+            margin=record.margin,
+            better=metric.better,
+            rng=rng,
+        )
+        if record.control in scores
+        else {}
+    )
+    estimates = estimate_scores(scores, rng, low=metric.low, high=metric.high)
+    return Evidence(scores, estimates, comparisons)
+
+
+def _ordered(record: StudyRecord, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort the control first, then the best score first, those without a score last."""
+    sign = -1 if record.metric.better == "higher" else 1
+
+    def rank(row: dict[str, Any]) -> tuple[bool, bool, float]:
+        score = row["score"]
+        worst_first = sign * score["estimate"] if score else 0.0
+        return row["method"] != record.control, score is None, worst_first
+
+    return sorted(rows, key=rank)
+
+
+def _study(record: StudyRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "base": record.base,
+        "base_note": record.base_note,
+        "task": record.task,
+        "metric": record.metric.name,
+        "unit": record.metric.unit,
+        "better": record.metric.better,
+        "margin": record.margin,
+        "control": record.control,
+        "n_test_items": record.n_items.get("test"),
+        "n_validation_items": record.n_items.get("validation"),
+        "n_train_items": record.n_items.get("train"),
+        "steps": record.steps,
+    }
+
+
+def _pareto(record: StudyRecord, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    scores = {r["method"]: r["score"]["estimate"] for r in rows if r["score"]}
+    return [
+        {
+            "cost": cost,
+            "label": label,
+            "front": pareto_front(
+                scores,
+                {r["method"]: r["cost"][cost] for r in rows},
+                better=record.metric.better,
+            ),
+        }
+        for cost, label in PARETO_COSTS.items()
+    ]
+
+
+def _warnings(
+    record: StudyRecord,
+    by_method: Mapping[str, MethodRuns],
+    rows: Sequence[dict[str, Any]],
+    evidence: Evidence,
+) -> list[str]:
+    """List what a reader must know before believing the verdicts, each once."""
+    found = list(record.warnings)
+    items = record.n_items.get("test")
+    if items is not None and items < FEWEST_ITEMS:
+        found.append(
+            f"The test set has {items} items; below {FEWEST_ITEMS} its verdicts mean little."
+        )
+    if rows and record.control not in evidence.scores:
+        name = record.titles.get(record.control, record.control)
+        found.append(f"{name}, the control, has no test score: there are no verdicts.")
+    for row in rows:
+        found += _row_warnings(row, by_method[row["method"]], evidence)
+    return list(dict.fromkeys(found))
+
+
+def _row_warnings(row: dict[str, Any], runs: MethodRuns, evidence: Evidence) -> list[str]:
+    title, found = row["title"], []
+    seeds = row["n_seeds"]
+    if seeds == 1:
+        found.append(f"{title} has one seed: its seed noise is unknown and in no interval.")
+    elif 0 < seeds < FEWEST_SEEDS:
+        found.append(f"{title} has {seeds} seeds, fewer than {FEWEST_SEEDS}.")
+    comparison = evidence.comparisons.get(row["method"])
+    if comparison and comparison.n_seeds < seeds:
+        found.append(f"{title} is compared over {comparison.n_seeds} of its {seeds} seeds.")
+    if row["best_setting_on_edge"]:
+        rate = row["setting"]["learning_rate"]
+        found.append(f"The best learning rate of {title}, {rate:g}, is at the edge of those tried.")
+    unusable = len(runs.scored) - seeds
+    if unusable:
+        found.append(f"{title}: the test scores of {unusable} done trials cannot be used.")
+    found += [f"{title}: {w}" for r in runs.all if r.result for w in r.result.warnings]
+    return found
+
+
+def _timing(record: StudyRecord) -> dict[str, Any]:
+    results = [result for _, result in record.trials if result is not None]
+
+    def total(read: Callable[[TrialResult], float | None]) -> float | None:
+        known = [seconds for r in results if (seconds := read(r)) is not None]
+        return math.fsum(known) if known else None
+
+    return {
+        "wall_seconds": record.wall_seconds,
+        "train_seconds": total(lambda r: r.train_seconds),
+        "evaluation_seconds": total(lambda r: r.evaluation_seconds),
+        "load_seconds": total(lambda r: r.load_seconds),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON values only: names for enums, lists for tuples, None for what is not finite."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
