@@ -10,7 +10,6 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "bakeoff needs Python 3.11 or newer"'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(VENV)/bin/python -m pip install --quiet --no-deps home-assistant-intents==2026.10.27
 	touch $(READY)
 
 demo: $(READY)

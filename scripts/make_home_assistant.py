@@ -228,7 +228,7 @@ class Grammar:
         draft.slots[e.slot_name] = meant
         if name == "volume_step":  # "up" and "down" are part of the wording
             return str(said)
-        return mark(self.words["list_kinds"].get(name, "state"), said)
+        return mark(self.words["list_kinds"].get(name, "state"), said.strip())
 
     def _names(self, template: Template) -> tuple[str, list[str]]:
         """Return the kind and the names of the devices that a template can mean."""

@@ -21,6 +21,7 @@ from bakeoff import registry
 from bakeoff.data import SPLITS, Row, read_rows
 from bakeoff.engine.device import autocast, set_dtypes
 from bakeoff.engine.loop import Recipe, Stepper
+from bakeoff.engine.optim import Group
 from bakeoff.engine.order import step_indices
 from bakeoff.methods.hooks import Hook, Incompatible, make, trainable
 from bakeoff.results import SplitScores
@@ -60,6 +61,25 @@ class Bench:
         for step in step_indices(len(examples), self.conditions.batch_size, self.trial.seed):
             yield self.batch([examples[i] for i in step])
 
+    def groups(self) -> tuple[Group, ...]:
+        """Return the trained parameters with their rates.
+
+        Every method trains the task's fresh output layer; a rate of its own keeps what suits that
+        layer out of the comparison. Where nothing else is trained, the setting's rate is tried.
+        """
+        rate, head_rate = self.trial.learning_rate, self.conditions.head_learning_rate
+        head = {
+            id(p)
+            for name, module in self.model.named_modules()
+            if name.rsplit(".", 1)[-1] in self.task.heads
+            for p in module.parameters()
+        }
+        method = [p for p in trainable(self.model).values() if id(p) not in head]
+        heads = [p for p in trainable(self.model).values() if id(p) in head]
+        if head_rate is None or not method or not heads:
+            return (Group([*method, *heads], rate),)
+        return Group(method, rate), Group(heads, head_rate)
+
     def stepper(self) -> Stepper:
         """Return what takes this trial's optimizer steps."""
         model, hook = self.model, self.hook
@@ -70,20 +90,18 @@ class Bench:
 
         return Stepper(
             model,
-            list(trainable(model).values()),
-            recipe(self.trial),
+            self.groups(),
+            recipe(self.conditions),
             loss,
             lambda: hook.penalty(model),
             lambda step: hook.after_step(model, step),
         )
 
 
-def recipe(trial: Trial) -> Recipe:
-    """Return how this trial optimises."""
-    c = trial.conditions
+def recipe(c: Conditions) -> Recipe:
+    """Return how every trial under these conditions optimises."""
     return Recipe(
         steps=c.steps,
-        learning_rate=trial.learning_rate,
         warmup=c.warmup,
         decay=c.decay,
         weight_decay=c.weight_decay,
@@ -128,7 +146,7 @@ def attach(trial: Trial, task: Task, base: nn.Module) -> tuple[nn.Module, Hook]:
     hook = make(trial.method, trial.config)
     # its own stream: methods draw different amounts, the head above was drawn before them all
     torch.manual_seed(trial.seed + 1_000_003)
-    model = hook.attach(base, task.task_type)
+    model = hook.attach(base, task.task_type, task.heads)
     model.to(trial.conditions.device)
     set_dtypes(model, trial.conditions.precision)
     if not trainable(model):

@@ -59,6 +59,8 @@ class TaskSpec(_Part):
     """Primary metric; the task's own default if not given."""
     margin: Annotated[float, Field(gt=0)] = 0.02
     """Smallest difference in the metric that you care about, in the metric's unit."""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Rate of the task's fresh output layer, the same for every method; default: the setting's."""
     max_length: Annotated[int, Field(ge=8)] = 256
     """Longest example in tokens; longer ones are cut, and counted in a warning."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -85,6 +85,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         decay=spec.budget.decay,
         weight_decay=spec.budget.weight_decay,
         clip=spec.budget.clip,
+        head_learning_rate=spec.task.head_learning_rate,
         validations=spec.budget.validations,
         device=machine["device"],
         precision=machine["precision"],

@@ -57,6 +57,7 @@ class Conditions:
     decay: float
     weight_decay: float
     clip: float
+    head_learning_rate: float | None
     validations: int
     device: str
     precision: str

@@ -1,7 +1,7 @@
 """The hierarchical paired bootstrap: resample seeds and items of a mean of scores.
 
-Stands first in analysis: per-item test scores come in as ``[seeds, items]`` matrices, draws of their
-mean (or of the mean difference between two of them) go out to ``compare``. Numpy and scipy only.
+Stands first in analysis: per-item test scores come in as ``[seeds, items]`` matrices, draws of
+their mean (or of the mean difference between two of them) go out to ``compare``.
 
 A matrix splits into mean + seed deviation + item deviation + rest. Seeds and items are resampled
 independently and their deviations added up. Four corrections make that honest with few seeds:
@@ -13,8 +13,12 @@ independently and their deviations added up. Four corrections make that honest w
   counts it up to three times: Owen 2007, arXiv 0712.1111);
 - three seeds can agree by luck, so no contender's seed variance goes below the contenders' mean
   (``pool_seed_noise``);
-- a variance from few seeds is itself uncertain: draws are scaled to Student's t with Satterthwaite's
-  degrees of freedom. Where items dominate that is close to normal, where seeds dominate it is not.
+- a variance from few seeds is itself uncertain: draws are scaled to Student's t with
+  Satterthwaite's degrees of freedom. Where items dominate that is close to normal.
+
+How sure: in null simulations of 100 to 300 studies each (mostly 5 contenders, 1 to 3 seeds, 30 to
+1300 items, seed SD up to 2 points) the family-wise error was 1 to 6 %. A single contender whose
+seeds dominate (SD 2 points, 3 seeds, 1300 items) has nothing to pool with: 11 %; more seeds help.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.analysis.compare import Verdict
+from bakeoff.analysis.compare import ALPHA, Verdict
 from bakeoff.results import StudyRecord
 
 Row = dict[str, Any]
@@ -70,8 +70,9 @@ def _without_control(
 def _gain(record: StudyRecord, control: Row, best: Row, n_compared: int) -> str:
     """Say how much better the best contender is, and whether that is past the margin."""
     difference = best["difference"]
-    nearest = min(abs(difference["low"]), abs(difference["high"]))
-    proven = nearest >= record.margin
+    higher = record.metric.better == "higher"
+    least = difference["low"] if higher else -difference["high"]
+    proven = least >= record.margin
     text = (
         f"{_signed(record, difference['estimate'])} against {control['title']}"
         f"{_direction(record)} ({_interval(record, difference)}, adjusted p "
@@ -94,11 +95,20 @@ def _no_gain(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
     lead = "no contender is better by more than chance"
     if all(r["verdict"] == Verdict.WORSE for r in compared):
         lead = "every contender is worse by more than chance"
+    elif any(_beyond_chance(record, r) for r in compared):
+        # better beyond chance yet equivalent: the gain is real, and smaller than the user cares for
+        lead = f"no contender is better by {_value(record, record.margin)} or more"
     difference = best["difference"]
     return (
         f"{lead} (best: {best['title']} {_signed(record, difference['estimate'])}"
         f"{_direction(record)}, {_interval(record, difference)}, {_size(record, control, best)})"
     )
+
+
+def _beyond_chance(record: StudyRecord, row: Row) -> bool:
+    sign = 1 if record.metric.better == "higher" else -1
+    difference = row["difference"]
+    return bool(difference["p_adjusted"] < ALPHA and sign * difference["estimate"] > 0)
 
 
 def _cheaper(control: Row, compared: Sequence[Row]) -> str:

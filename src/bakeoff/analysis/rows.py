@@ -135,7 +135,7 @@ def failure_rows(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> li
             rows.append(_failure(method, None, Status.INCOMPATIBLE, reason))
         cost = record.costs.get(method)
         if cost and cost.status not in (Status.DONE, Status.INCOMPATIBLE):
-            rows.append(_failure(method, "cost", cost.status, cost.reason))
+            rows.append(_failure(method, "probe", cost.status, cost.reason))
         for run in runs.all:
             if not run.done:
                 trial = run.trial

@@ -24,6 +24,8 @@ from bakeoff.assets.registry import WEIGHTS
 from bakeoff.errors import EnvironmentProblem
 
 MARKER = "bakeoff-asset.json"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 CHANGE_CACHE = "point BAKEOFF_CACHE at a folder that you can write to, with enough room."
 
 
@@ -138,7 +140,7 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}:
+        if error.errno not in NO_ROOM | NO_ACCESS:
             raise
-        code = "asset-disk" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "asset-cache"
+        code = "asset-disk" if error.errno in NO_ROOM else "asset-cache"
         raise EnvironmentProblem(code, f"The cache: {error}.", CHANGE_CACHE) from error

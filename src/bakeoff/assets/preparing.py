@@ -47,7 +47,7 @@ def prepare(name: str, progress: Callable[[str], None]) -> Path:
     Raises:
         UsageError: ``asset-unknown``.
         EnvironmentProblem: ``asset-pip``, ``asset-download``, ``asset-hash``, ``asset-disk``,
-            ``asset-cache``, ``asset-needs-gguf``, ``asset-convert``; nothing half-made is left behind.
+            ``asset-cache``, ``asset-needs-gguf``, ``asset-convert``. Nothing half-made is left.
     """
     asset = find_asset(name)
     found = locate(name)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bakeoff.engine.device import autocast
-from bakeoff.engine.optim import adamw, schedule
+from bakeoff.engine.optim import Group, adamw, schedule
 
 MAX_LOSS = 1e4
 """A finite loss above this counts as diverged: far above ln(vocabulary) of any model."""
@@ -23,10 +23,9 @@ MAX_LOSS = 1e4
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to optimise; equal for every trial but for the learning rate."""
+    """How to optimise; equal for every trial."""
 
     steps: int
-    learning_rate: float
     warmup: float
     decay: float
     weight_decay: float
@@ -60,26 +59,26 @@ class Stepper:
     def __init__(
         self,
         model: nn.Module,
-        parameters: Sequence[nn.Parameter],
+        groups: Sequence[Group],
         recipe: Recipe,
         loss: Callable[[object], Tensor],
         penalty: Callable[[], Tensor | None],
         after_step: Callable[[int], None],
     ) -> None:
         self.model = model
-        self.parameters = list(parameters)
+        self.parameters = [p for g in groups for p in g.parameters]
         self.recipe = recipe
         self.loss = loss
         self.penalty = penalty
         self.after_step = after_step
-        self.optimizer = adamw(self.parameters, recipe.learning_rate, recipe.weight_decay)
+        self.optimizer = adamw(groups, recipe.weight_decay)
 
     def step(self, index: int, batch: object) -> Tensor:
         """Take step ``index`` (from 0) and return its loss, still on the device."""
         recipe = self.recipe
         factor = schedule(index, recipe.steps, recipe.warmup, recipe.decay)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * factor
+            group["lr"] = group["peak"] * factor
         with autocast(recipe.device, recipe.precision):
             loss = self.loss(batch)
         penalty = self.penalty()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,11 +23,20 @@ def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
     return max(0.0, min(1.0, up, down))
 
 
-def adamw(
-    parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """Return AdamW over fp32 parameters, fused on CUDA."""
-    fused = bool(parameters) and parameters[0].is_cuda
-    return torch.optim.AdamW(
-        parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused or None
-    )
+class Group(NamedTuple):
+    """Parameters that share a peak learning rate."""
+
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
+
+
+def adamw(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer:
+    """Return AdamW over fp32 parameters, fused: one kernel a step instead of many small ones.
+
+    Each group keeps its peak rate under ``peak``, which the schedule scales.
+    """
+    settings = [
+        {"params": list(g.parameters), "lr": g.learning_rate, "peak": g.learning_rate}
+        for g in groups
+    ]
+    return torch.optim.AdamW(settings, weight_decay=weight_decay, fused=True)

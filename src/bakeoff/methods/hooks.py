@@ -8,6 +8,7 @@ after a step, what to save.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ class Hook:
         self.entry = entry
         self.config = config
 
-    def attach(self, base: nn.Module, task_type: str) -> nn.Module:
+    def attach(self, base: nn.Module, task_type: str, heads: Sequence[str]) -> nn.Module:
         """Wrap ``base`` so that exactly the method's parameters require gradients.
 
         Raises:
@@ -82,7 +83,7 @@ class Full(Hook):
 
     saved_as = "model"
 
-    def attach(self, base: nn.Module, task_type: str) -> nn.Module:
+    def attach(self, base: nn.Module, task_type: str, heads: Sequence[str]) -> nn.Module:
         """Let every parameter require gradients."""
         base.requires_grad_(True)
         return base
@@ -97,10 +98,10 @@ class Head(Hook):
 
     saved_as = "head"
 
-    def attach(self, base: nn.Module, task_type: str) -> nn.Module:
+    def attach(self, base: nn.Module, task_type: str, heads: Sequence[str]) -> nn.Module:
         """Let the task head alone require gradients."""
-        names = [n for n in ("classifier", "score") if hasattr(base, n)]
-        if task_type != "SEQ_CLS" or not names:
+        names = [n for n in heads if hasattr(base, n)]
+        if not names:
             raise Incompatible("this task adds no output layer of its own to the base")
         getattr(base, names[0]).requires_grad_(True)
         return base

@@ -24,7 +24,8 @@ class Reader:
     def values(self) -> dict[str, Any]:
         """Return all values of the study."""
         with self._engine.connect() as connection:
-            return dict(connection.execute(sa.select(schema.study)).tuples().all())
+            rows = connection.execute(sa.select(schema.study)).all()
+        return {row.key: row.value for row in rows}
 
     def costs(self) -> dict[str, Cost]:
         """Return the costs measured so far, by method."""

@@ -63,6 +63,8 @@ class Task(ABC):
     """Metrics that make sense of the task's answers; the first is the default."""
     task_type: ClassVar[str]
     """PEFT's name for the model family."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Names that the freshly initialised output layer goes by in the models of this task."""
     scores_validation: ClassVar[bool]
     """Whether the metric is cheap enough to take on validation in the search phase too."""
 

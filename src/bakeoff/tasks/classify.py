@@ -20,6 +20,7 @@ class Classify(Task):
     fields = {"text": "text", "label": "label"}
     metrics = ("accuracy",)
     task_type = "SEQ_CLS"
+    heads = ("classifier", "score")
     scores_validation = True
 
     @classmethod

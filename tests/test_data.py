@@ -1,0 +1,112 @@
+"""Rows in: formats, splits, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from conftest import write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bakeoff import data
+from bakeoff.errors import PreflightError
+
+
+def code(error: pytest.ExceptionInfo[PreflightError]) -> str:
+    return error.value.code
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"text": "x\\u2028y", "label": "1"}\n\n{"text": "z", "label": "2"}\n'),
+        ("a.json", '[{"text": "x\\u2028y", "label": "1"}, {"text": "z", "label": "2"}]'),
+        ("a.csv", 'text,label\r\n"x\u2028y",1\r\nz,2\r\n'),
+        ("a.tsv", "\ufefftext\tlabel\nx\u2028y\t1\nz\t2\n"),
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    rows = data.read_rows(tmp_path / name)
+    assert rows == [{"text": "x\u2028y", "label": "1"}, {"text": "z", "label": "2"}]
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(PreflightError) as error:
+        data.read_rows(tmp_path / "a.jsonl")
+    assert code(error) == "data-not-utf8"
+    assert "0xe9 in line 2" in error.value.cause
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected", "says"),
+    [
+        ("a.jsonl", '{"text": 1}\n{broken\n', "data-broken", "line 2"),
+        ("a.jsonl", "[1]\n", "data-broken", "line 1 is not an object"),
+        ("a.json", '{"text": 1}', "data-broken", "not a list"),
+        ("a.jsonl", "\n", "empty-split", "no rows"),
+        ("a.parquet", "x", "data-format", ".parquet"),
+    ],
+)
+def test_broken_files_are_refused(
+    tmp_path: Path, name: str, text: str, expected: str, says: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PreflightError) as error:
+        data.read_rows(tmp_path / name)
+    assert code(error) == expected
+    assert says in error.value.cause
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError) as error:
+        data.read_rows(tmp_path / "none.jsonl")
+    assert code(error) == "data-not-found"
+
+
+def test_a_missing_column_names_the_near_match() -> None:
+    with pytest.raises(PreflightError) as error:
+        data.check_columns("train", [{"text": "a", "lable": "b"}], {"label": "label"})
+    assert code(error) == "column-missing"
+    assert "did you mean 'lable'?" in error.value.try_
+
+
+def test_an_empty_value_names_its_row() -> None:
+    rows = [{"text": "a"}, {"text": "  "}]
+    with pytest.raises(PreflightError) as error:
+        data.check_columns("test", rows, {"text": "text"})
+    assert code(error) == "empty-value"
+    assert "Row 2 of the test split" in error.value.cause
+
+
+def test_a_template_fills_columns_and_nothing_else() -> None:
+    row = {"a": "{b}", "b": 2}
+    assert data.fill("a", row) == "{b}"
+    assert data.fill("x {a} y {b}: {c!r} {a.real}", {"a": 1, "b": 2}) == "x 1 y 2: {c!r} {a.real}"
+    assert data.columns_of("Q: {question} {context}") == ("question", "context")
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=12, max_size=80),
+    st.integers(0, 5),
+)
+def test_groups_stay_together_and_nothing_is_lost(groups: list[int], seed: int) -> None:
+    rows = [{"group": g, "n": i} for i, g in enumerate(groups)]
+    fractions = {"train": 0.6, "validation": 0.15, "test": 0.25}
+    splits = data.split_rows(rows, "group", fractions, random.Random(seed))
+    homes = {s: {r["group"] for r in part} for s, part in splits.items()}
+    assert not homes["train"] & homes["test"]
+    assert not homes["train"] & homes["validation"]
+    assert not homes["validation"] & homes["test"]
+    assert sorted(r["n"] for part in splits.values() for r in part) == list(range(len(rows)))
+
+
+def test_frozen_splits_hash_the_same_written_or_not(tmp_path: Path) -> None:
+    rows = [{"b": "ü", "a": 1}]
+    written = data.write_split(tmp_path / "x.jsonl", rows)
+    assert written == data.canonical_digest(rows) == data.canonical_digest([{"a": 1, "b": "ü"}])
+    assert (tmp_path / "x.jsonl").read_text(encoding="utf-8") == '{"a": 1, "b": "ü"}\n'
+    assert data.read_rows(write_jsonl(tmp_path / "y.jsonl", rows)) == rows

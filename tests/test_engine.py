@@ -1,0 +1,251 @@
+"""The loop's parts against plain PyTorch, and hand-computed answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from conftest import rows, write_jsonl
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from bakeoff import assemble
+from bakeoff.engine.device import resolve_device, resolve_precision, set_dtypes
+from bakeoff.engine.loop import Diverged, reading_steps, train
+from bakeoff.engine.loss import supervised_logits, supervised_positions
+from bakeoff.engine.optim import schedule
+from bakeoff.engine.order import step_indices
+from bakeoff.errors import PreflightError
+from bakeoff.methods import registry
+from bakeoff.trial import Conditions, Trial
+
+LABELS = ["lights", "music", "timer"]
+CLASSIFY = {
+    "columns": {"text": "text", "label": "label"},
+    "max_length": 32,
+    "max_new_tokens": None,
+    "labels": LABELS,
+}
+SFT = {
+    "columns": {"prompt": "Command : {text} JSON", "completion": "{json}"},
+    "max_length": 64,
+    "max_new_tokens": 4,
+    "longest_completion": "x",
+}
+
+
+def conditions(task: str, options: dict[str, Any]) -> Conditions:
+    return Conditions(
+        base="b", revision=None, task=task, task_options=options, metric="accuracy", data={},
+        steps=10, batch_size=8, evaluation_batch_size=8, warmup=0.2, decay=0.3, weight_decay=0.01,
+        clip=1.0, head_learning_rate=None, validations=2, device="cpu", precision="fp32", threads=1,
+    )  # fmt: skip
+
+
+def trial(method: str, task: str, options: dict[str, Any], **config: Any) -> Trial:
+    entry = registry.load(method, Path())
+    entry = dataclasses.replace(entry, config={**entry.config, **config})
+    return Trial(entry, {"learning_rate": 5e-3}, 3, "search", conditions(task, options))
+
+
+def test_schedule_warms_up_stays_and_falls_to_zero() -> None:
+    got = [schedule(s, 10, warmup=0.2, decay=0.3) for s in range(11)]
+    assert got == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3, 0])
+    assert [schedule(s, 4, 0.0, 0.0) for s in range(4)] == [1, 1, 1, 1]
+
+
+def test_readings_are_evenly_spaced_and_end_at_the_end() -> None:
+    assert reading_steps(100, 4) == (25, 50, 75, 100)
+    assert reading_steps(2, 4) == (1, 2)
+
+
+def test_order_depends_on_the_seed_alone_and_sees_all_before_any_twice() -> None:
+    first = list(itertools.islice(step_indices(10, 4, seed=1), 5))
+    assert first == list(itertools.islice(step_indices(10, 4, seed=1), 5))
+    assert first != list(itertools.islice(step_indices(10, 4, seed=2), 5))
+    flat = [i for step in first for i in step]
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+
+
+def test_supervised_positions_are_where_the_next_token_is_labelled() -> None:
+    labels = torch.tensor([[-100, -100, 7, 8], [-100, 9, -100, -100]])
+    at = supervised_positions(labels)
+    assert at.rows.tolist() == [0, 0, 1]
+    assert at.columns.tolist() == [1, 2, 0]
+    assert at.targets.tolist() == [7, 8, 9]
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix_tuning"])
+def test_picked_logits_equal_the_models_own(tiny_llama: Path, method: str) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    config = {
+        "lora": peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
+        "prefix_tuning": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    }[method]
+    model = peft.get_peft_model(model, config).eval()
+    ids = torch.randint(3, 30, (2, 9))
+    labels = torch.where(torch.rand(2, 9) > 0.5, ids, -100)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    at = supervised_positions(labels)
+    picked = supervised_logits(model, inputs, at)
+    whole = model(**inputs).logits[at.rows, at.columns]
+    torch.testing.assert_close(picked, whole)
+    torch.testing.assert_close(
+        functional.cross_entropy(picked, at.targets),
+        AutoModelForCausalLM.from_pretrained(tiny_llama).loss_function(
+            model(**inputs).logits, labels, vocab_size=picked.shape[-1]
+        ),
+    )
+
+
+def bench(a_trial: Trial, base: Path, tmp_path: Path) -> assemble.Bench:
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / f"{split}.jsonl", rows())
+    assemble.prepare_process(a_trial.conditions)
+    return assemble.build(a_trial, str(base), tmp_path)
+
+
+def our_losses(at: assemble.Bench, steps: int) -> list[float]:
+    examples = at.task.encode(at.tokenizer, at.rows("train"))
+    stepper = at.stepper()
+    at.model.train()
+    batches = at.train_batches(examples)
+    return [float(stepper.step(i, next(batches))) for i in range(steps)]
+
+
+def plain_losses(model: Any, batches: list[dict[str, torch.Tensor]], c: Conditions) -> list[float]:
+    """Train with plain PyTorch and the model's own loss, written from scratch."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.01)
+    scale = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: max(0.0, min(1.0, (s + 1) / 2, (c.steps - s) / 3))
+    )
+    model.train()
+    losses = []
+    for batch in batches:
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        scale.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_sft_trains_like_plain_peft_and_plain_pytorch(tiny_llama: Path, tmp_path: Path) -> None:
+    a_trial = trial("lora", "sft", SFT)
+    ours = bench(a_trial, tiny_llama, tmp_path)
+    plain: Any = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_llama),
+        peft.LoraConfig(
+            task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"
+        ),
+    )
+    plain.load_state_dict(ours.model.state_dict())
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_llama)
+    data = rows()
+    batches = []
+    for step in itertools.islice(step_indices(len(data), 8, seed=3), 10):
+        texts = []
+        for i in step:
+            prompt = tokenizer(f"Command : {data[i]['text']} JSON")["input_ids"]
+            answer = [*tokenizer(data[i]["json"])["input_ids"], tokenizer.eos_token_id]
+            texts.append((prompt + answer, [-100] * len(prompt) + answer))
+        longest = max(len(t) for t, _ in texts)
+        batches.append(
+            {
+                "input_ids": torch.tensor([t + [0] * (longest - len(t)) for t, _ in texts]),
+                "attention_mask": torch.tensor(
+                    [[1] * len(t) + [0] * (longest - len(t)) for t, _ in texts]
+                ),
+                "labels": torch.tensor([y + [-100] * (longest - len(y)) for _, y in texts]),
+            }
+        )
+    expected = plain_losses(plain, batches, a_trial.conditions)
+    assert our_losses(ours, 10) == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0]
+
+
+def test_classification_trains_like_plain_pytorch(tiny_bert: Path, tmp_path: Path) -> None:
+    options = dict(CLASSIFY)
+    a_trial = trial("full", "classify", options)
+    ours = bench(a_trial, tiny_bert, tmp_path)
+    plain: Any = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3)
+    plain.load_state_dict(ours.model.state_dict())
+    for module in (*plain.modules(), *ours.model.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_bert)
+    data = rows()
+    batches = []
+    for step in itertools.islice(step_indices(len(data), 8, seed=3), 10):
+        batch = tokenizer([data[i]["text"] for i in step], padding=True, return_tensors="pt")
+        labels = torch.tensor([LABELS.index(data[i]["label"]) for i in step])
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+        batches.append({**inputs, "labels": labels})
+    expected = plain_losses(plain, batches, a_trial.conditions)
+    assert our_losses(ours, 10) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_same_seed_gives_every_method_the_same_head_and_order(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    benches = [bench(trial(m, "classify", CLASSIFY), tiny_bert, tmp_path) for m in ("lora", "full")]
+    heads = [
+        next(p for n, p in b.model.named_parameters() if "classifier" in n and n.endswith("weight"))
+        for b in benches
+    ]
+    assert torch.equal(heads[0], heads[1])
+    examples = benches[0].task.encode(benches[0].tokenizer, benches[0].rows("train"))
+    first = [next(b.train_batches(examples)).inputs["input_ids"] for b in benches]
+    assert torch.equal(first[0], first[1])
+
+
+def test_the_head_has_its_own_rate_where_something_else_is_trained_too(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    rates = {}
+    for method in ("lora", "head"):
+        a_trial = trial(method, "classify", CLASSIFY)
+        shared = dataclasses.replace(a_trial.conditions, head_learning_rate=0.5)
+        at = bench(dataclasses.replace(a_trial, conditions=shared), tiny_bert, tmp_path)
+        rates[method] = [(len(g.parameters), g.learning_rate) for g in at.groups()]
+    assert rates["head"] == [(2, 5e-3)]
+    assert [rate for _, rate in rates["lora"]] == [5e-3, 0.5]
+    assert rates["lora"][1][0] == 2
+
+
+def test_a_loss_that_is_not_finite_is_dated_to_its_step(tiny_bert: Path, tmp_path: Path) -> None:
+    at = bench(trial("lora", "classify", CLASSIFY), tiny_bert, tmp_path)
+    examples = at.task.encode(at.tokenizer, at.rows("train"))
+    stepper = at.stepper()
+    plain = stepper.loss
+    calls = itertools.count(1)
+    stepper.loss = lambda batch: plain(batch) * (float("nan") if next(calls) == 7 else 1.0)
+    heard: list[int] = []
+    with pytest.raises(Diverged) as error:
+        train(stepper, at.train_batches(examples), 0, 10, (5, 10), lambda r: heard.append(r.step))
+    assert error.value.step == 7
+    assert heard == [5]
+
+
+def test_frozen_tensors_are_held_in_the_compute_type_and_trained_ones_in_fp32() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    set_dtypes(model, "bf16")
+    assert [p.dtype for p in model.parameters()] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    set_dtypes(model, "fp32")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(PreflightError, match="device-not-found"):
+        resolve_device("cuda:99")
+    assert resolve_precision("fp32", "cpu") == "fp32"
+    assert resolve_precision("auto", "cpu") in ("bf16", "fp32")

@@ -1,0 +1,68 @@
+"""Trials: what makes them the same, which seeds they use, how they travel."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from bakeoff import plan
+from bakeoff.methods import registry
+from bakeoff.spec import parse_spec
+from bakeoff.trial import Conditions, Segment, Trial
+
+CONDITIONS = Conditions(
+    base="b", revision=None, task="classify", task_options={"labels": ["a", "b"]},
+    metric="accuracy", data={"train": "0"}, steps=10, batch_size=4, evaluation_batch_size=8,
+    warmup=0.1, decay=0.3, weight_decay=0.0, clip=1.0, head_learning_rate=None, validations=2, device="cpu",
+    precision="fp32", threads=1,
+)  # fmt: skip
+SPEC = parse_spec(
+    {
+        "name": "s",
+        "seed": 7,
+        "base": {"model": "b"},
+        "data": {"train": "t.jsonl"},
+        "task": {"kind": "classify"},
+        "methods": {"contenders": ["ia3", "full"]},
+        "budget": {"settings": 3, "seeds": 2},
+    }
+)
+ENTRIES = [registry.load(n, Path()) for n in SPEC.method_names]
+
+
+def test_the_id_is_of_what_determines_the_result() -> None:
+    trial = Trial(ENTRIES[0], {"learning_rate": 1e-3}, 0, "search", CONDITIONS)
+    prose = dataclasses.replace(ENTRIES[0], mechanism="told in other words")
+    assert dataclasses.replace(trial, method=prose).id == trial.id
+    for change in (
+        {"seed": 1},
+        {"phase": "final"},
+        {"setting": {"learning_rate": 2e-3}},
+        {"conditions": dataclasses.replace(CONDITIONS, steps=11)},
+        {"method": dataclasses.replace(ENTRIES[0], config={"r": 4})},
+    ):
+        assert dataclasses.replace(trial, **change).id != trial.id
+    assert trial.id == "PINNED"
+
+
+def test_search_and_final_never_share_a_seed() -> None:
+    search = plan.search_trials(SPEC, ENTRIES, CONDITIONS)
+    chosen = {"lora": {"learning_rate": 1e-3}, "full": {"learning_rate": 1e-5}}
+    final = plan.final_trials(SPEC, ENTRIES, CONDITIONS, chosen)
+    assert len(search) == 9
+    assert {t.seed for t in search} == {7}
+    assert [(t.method.name, t.seed) for t in final] == [
+        ("lora", 8), ("full", 8), ("lora", 9), ("full", 9),
+    ]  # fmt: skip
+    assert len({t.id for t in (*search, *final)}) == 13
+
+
+def test_a_segment_survives_the_pipe() -> None:
+    (segment,) = plan.segments(
+        [Trial(ENTRIES[0], {"learning_rate": 1e-3, "r": 4}, 0, "search", CONDITIONS)], "f", "b"
+    )
+    back = Segment.from_json(segment.to_json())
+    assert back == segment
+    assert back.trials[0].id == segment.trials[0].id
+    assert back.trials[0].config["r"] == 4
+    assert (back.start, back.stop) == (0, 10)

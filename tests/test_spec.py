@@ -1,0 +1,96 @@
+"""The study file: what is refused, and what it says."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bakeoff import plan
+from bakeoff.errors import UsageError
+from bakeoff.methods import registry
+from bakeoff.spec import dump_spec, parse_spec, read_spec
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "name": "s",
+        "base": {"model": "m/x"},
+        "data": {"train": "t.jsonl"},
+        "task": {"kind": "classify"},
+        "methods": {"contenders": ["ia3"]},
+    }
+    return base | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"budgett": {}}, "unknown key 'budgett'; did you mean 'budget'?"),
+        ({"budget": {"step": 3}}, "unknown key 'budget.step'; did you mean 'steps'?"),
+        (
+            {"method": {"lora": {"learning_rate": [1e-3]}}},
+            "unknown key 'method.lora.learning_rate'; did you mean 'learning_rates'?",
+        ),
+        ({"methods": {"contenders": ["lora"]}}, "listed more than once: lora"),
+        ({"method": {"dora": {}}}, "[method.dora] belongs to no method of this study"),
+        (
+            {"method": {"ia3": {"learning_rates": [1e-3]}}},
+            "[method.ia3] gives 1 learning rates, but every method gets budget.settings = 5",
+        ),
+        ({"name": "../x"}, "name: String should match pattern"),
+        ({"budget": {"steps": 0}}, "budget.steps"),
+        ({"task": {"kind": "classify", "margin": 0}}, "task.margin"),
+    ],
+)
+def test_wrong_studies_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_spec(values(**changes))
+    assert error.value.code == "study-invalid"
+    assert says in error.value.cause
+
+
+def test_a_missing_or_broken_study_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="study-not-found"):
+        read_spec(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(UsageError, match="study-unreadable"):
+        read_spec(tmp_path / "bad.toml")
+    (tmp_path / "latin.toml").write_bytes(b"name = 'caf\xe9'")
+    with pytest.raises(UsageError, match="study-unreadable"):
+        read_spec(tmp_path / "latin.toml")
+
+
+def test_a_spec_survives_being_written_and_read() -> None:
+    spec = parse_spec(values())
+    assert parse_spec(dump_spec(spec)) == spec
+
+
+@pytest.mark.parametrize("name", ["demo.toml", "template.toml"])
+def test_shipped_study_files_are_valid(name: str) -> None:
+    parse_spec(tomllib.loads(files("bakeoff").joinpath(name).read_text(encoding="utf-8")))
+
+
+def test_examples_are_valid() -> None:
+    examples = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
+    assert examples
+    for path in examples:
+        read_spec(path)
+
+
+def test_every_method_gets_the_same_number_of_settings() -> None:
+    spec = read_spec(Path(str(files("bakeoff") / "demo.toml")))
+    counts = {
+        name: len(plan.settings(registry.load(name, Path()), spec)) for name in spec.method_names
+    }
+    assert set(counts.values()) == {3}
+    assert len(counts) >= 8
+
+
+def test_the_learning_rate_grid_is_log_spaced_around_the_prior() -> None:
+    assert plan.learning_rates(1e-3, 3) == (3.16e-4, 1e-3, 3.16e-3)
+    assert plan.learning_rates(1e-3, 5) == (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
+    assert plan.learning_rates(2e-5, 1) == (2e-5,)
