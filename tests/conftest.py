@@ -123,8 +123,14 @@ def study_values(tiny_bert: Path, tmp_path: Path) -> dict[str, Any]:
         "data": {"train": str(data)},
         "task": {"kind": "classify", "max_length": 32},
         "methods": {"control": "lora", "contenders": ["ia3"]},
-        "method": {"ia3": {"config": {"target_modules": ["key", "value", "output.dense"],
-                                      "feedforward_modules": ["output.dense"]}}},
+        "method": {
+            "ia3": {
+                "config": {
+                    "target_modules": ["key", "value", "output.dense"],
+                    "feedforward_modules": ["output.dense"],
+                }
+            }
+        },
         "budget": {"steps": 6, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2},
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
     }

@@ -100,7 +100,8 @@ def test_help_loads_neither_torch_nor_scipy() -> None:
 
 def test_the_training_half_needs_no_study_packages() -> None:
     block = "import sys\nfor m in ('pydantic', 'sqlalchemy', 'scipy', 'statsmodels', 'moocore',"
-    block += " 'typer', 'rich', 'jinja2', 'filelock', 'tomli_w', 'psutil'):\n    sys.modules[m] = None\n"
+    block += " 'typer', 'rich', 'jinja2', 'filelock', 'tomli_w', 'psutil'):"
+    block += "\n    sys.modules[m] = None\n"
     subprocess.run([sys.executable, "-c", block + "import bakeoff.preflight"], check=True)
 
 

@@ -48,6 +48,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path) -> No
         ("a.jsonl", "[1]\n", "data-broken", "line 1 is not an object"),
         ("a.json", '{"text": 1}', "data-broken", "not a list"),
         ("a.jsonl", "\n", "empty-split", "no rows"),
+        ("a.csv", "a,b\n1,2\n1,2,3\n", "data-broken", "line 3 has more cells"),
         ("a.parquet", "x", "data-format", ".parquet"),
     ],
 )

@@ -143,9 +143,7 @@ def test_sft_trains_like_plain_peft_and_plain_pytorch(tiny_llama: Path, tmp_path
     ours = bench(a_trial, tiny_llama, tmp_path)
     plain: Any = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(tiny_llama),
-        peft.LoraConfig(
-            task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"
-        ),
+        peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"),
     )
     plain.load_state_dict(ours.model.state_dict())
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_llama)

@@ -28,10 +28,12 @@ from bakeoff.errors import LockedError, PreflightError, UsageError
 from bakeoff.executors import Executor
 from bakeoff.progress import Logged, Progress, Silent
 from bakeoff.results import Cost, MetricInfo, Status, StudyRecord, TrialResult
-from bakeoff.spec import StudySpec, dump_spec, parse_spec
+from bakeoff.spec import StudySpec, dump_spec, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
 from bakeoff.study import Study, about, call, executor, frozen_values, open_study, segment
 from bakeoff.trial import Trial
+
+__all__ = ["machine", "overview", "parse_spec", "read_record", "read_spec", "report", "run"]
 
 RUN_SEGMENT = "bakeoff.segment:run"
 RUN_PROBE = "bakeoff.preflight:probe"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import random
 import re
@@ -45,8 +46,7 @@ def read_rows(path: Path) -> list[Row]:
     elif path.suffix == ".json":
         rows = _json(path, text)
     else:
-        delimiter = "\t" if path.suffix == ".tsv" else ","
-        rows = list(csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter))
+        rows = _csv(path, text)
     if not rows:
         raise PreflightError("empty-split", f"{path} holds no rows.", "give a file with rows.")
     return rows
@@ -90,6 +90,18 @@ def _json(path: Path, text: str) -> list[Row]:
     return rows
 
 
+def _csv(path: Path, text: str) -> list[Row]:
+    # newline="": a quoted cell may hold line ends, and the csv module finds the real ones
+    file = io.StringIO(text, newline="")
+    reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+    rows: list[Row] = []
+    for row in reader:
+        if None in row:
+            raise _broken(path, f"line {reader.line_num} has more cells than the header")
+        rows.append(dict(row))
+    return rows
+
+
 def _broken(path: Path, why: str) -> PreflightError:
     return PreflightError(
         "data-broken", f"{path}: {why}.", "one JSON object a line (.jsonl) or a list (.json)."
@@ -114,6 +126,13 @@ def split_rows(
             home[name] = split
         start = stop
     return {s: [r for r, k in zip(rows, keys, strict=True) if home.get(k) == s] for s in fractions}
+
+
+def sample(rows: list[Row], limit: int | None, rng: random.Random) -> list[Row]:
+    """Return at most ``limit`` rows, drawn at random, in the order of the file."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return [rows[i] for i in sorted(rng.sample(range(len(rows)), limit))]
 
 
 def columns_of(template: str) -> tuple[str, ...]:

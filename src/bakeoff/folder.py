@@ -53,7 +53,15 @@ def make(folder: Path) -> None:
 
 
 def read_splits(spec: StudySpec, source: Path) -> Splits:
-    """Read the user's files, relative to ``source``; cut the splits that are not given."""
+    """Read the user's files, relative to ``source``; cut splits that are not given; sample."""
+    limits = spec.data.limit.model_dump()
+    rng = random.Random(spec.seed)
+    return Splits(
+        {name: data.sample(rows, limits[name], rng) for name, rows in _all_rows(spec, source)}
+    )
+
+
+def _all_rows(spec: StudySpec, source: Path) -> list[tuple[str, list[data.Row]]]:
     given = {
         name: data.read_rows(locate_data(path, source))
         for name in data.SPLITS
@@ -65,13 +73,13 @@ def read_splits(spec: StudySpec, source: Path) -> Splits:
         if name not in given
     }
     if not missing:
-        return Splits({name: given[name] for name in data.SPLITS})
+        return [(name, given[name]) for name in data.SPLITS]
     rows = given.pop("train")
     if spec.data.group is not None:
         data.check_columns("train", rows, {"group": spec.data.group})
     fractions = {"train": 1.0 - sum(missing.values()), **missing}
     cut = data.split_rows(rows, spec.data.group, fractions, random.Random(spec.seed))
-    return Splits({name: (given | cut)[name] for name in data.SPLITS})
+    return [(name, (given | cut)[name]) for name in data.SPLITS]
 
 
 def locate_data(path: str, source: Path) -> Path:
@@ -99,6 +107,7 @@ def write_study_file(folder: Path, spec: StudySpec) -> None:
     """Write the resolved study file: every default spelt out, data paths inside the folder."""
     value = dump_spec(spec)
     value["data"] |= {name: f"data/{name}.jsonl" for name in data.SPLITS}
+    value["data"].pop("limit", None)
     header = "# Written by bakeoff: the resolved study. `bakeoff run` on it resumes the study.\n"
     (folder / STUDY_FILE).write_text(header + tomli_w.dumps(value), encoding="utf-8")
 
@@ -106,7 +115,7 @@ def write_study_file(folder: Path, spec: StudySpec) -> None:
 def comparable(spec: StudySpec) -> dict[str, Any]:
     """Return what of a spec must stay: all but paths (hashes are compared) and mere speed."""
     value = dump_spec(spec)
-    for name in (*data.SPLITS, "validation_fraction", "test_fraction", "group"):
+    for name in (*data.SPLITS, "validation_fraction", "test_fraction", "group", "limit"):
         value["data"].pop(name, None)
     for name in ("executor", "workers", "threads"):
         value["engine"].pop(name, None)

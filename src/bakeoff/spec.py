@@ -31,6 +31,14 @@ class BaseSpec(_Part):
     """Commit or tag of a hub model; a local folder takes none."""
 
 
+class LimitSpec(_Part):
+    """Take only so many rows of a split: a random sample, the same for every method."""
+
+    train: Annotated[int, Field(ge=1)] | None = None
+    validation: Annotated[int, Field(ge=1)] | None = None
+    test: Annotated[int, Field(ge=1)] | None = None
+
+
 class DataSpec(_Part):
     """Where the rows are. Without validation or test they are cut from train, once."""
 
@@ -46,6 +54,8 @@ class DataSpec(_Part):
     """Share of the groups cut off for validation, if no validation file is given."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
     """Share of the groups cut off for test, if no test file is given."""
+    limit: LimitSpec = LimitSpec()
+    """Largest number of rows of each split."""
     columns: dict[str, str] = {}
     """Field of the task -> column name, or a template such as `"Q: {question}\\nA: "`."""
 

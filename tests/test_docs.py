@@ -1,0 +1,70 @@
+"""What is written holds: every verb is documented, every file named is there, examples are run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from bakeoff.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_stands_in_the_readme(verb: str) -> None:
+    command = [sys.executable, "-m", "bakeoff", verb, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(done.stdout) > 100
+    assert f"bakeoff {verb}" in README
+
+
+def test_every_command_in_the_readme_is_one_that_exists() -> None:
+    for block in blocks(README, "sh"):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["bakeoff"]:
+                assert words[1] in VERBS, line
+            if words[:1] == ["make"]:
+                assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), line
+
+
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda p: p.name
+)
+def test_no_link_is_dead(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http:", "https:")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_tree_in_the_readme_names_what_is_there() -> None:
+    tree = README.split("## The tree")[1]
+    for name in re.findall(r"^  ([\w./]+)", blocks(tree, "text")[0], flags=re.MULTILINE):
+        assert (ROOT / "src" / "bakeoff" / name).exists(), name
+
+
+def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict) -> None:  # type: ignore[type-arg]
+    """Write the method that CONTRIBUTING shows into one file and run a study with it."""
+    from bakeoff import api
+    from bakeoff.spec import parse_spec
+
+    (method,) = blocks(CONTRIBUTING, "toml")
+    (tmp_path / "rslora.toml").write_text(method, encoding="utf-8")
+    study_values["methods"]["contenders"] = ["rslora.toml"]
+    del study_values["method"]
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    row = next(m for m in report["methods"] if m["method"] == "rslora")
+    assert (row["status"], row["n_settings"], row["n_seeds"]) == ("done", 2, 2)

@@ -1,0 +1,124 @@
+"""Nothing acknowledged is lost: kill -9, run again, and the numbers are the same to the bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from filelock import FileLock
+
+from bakeoff import api
+from bakeoff.errors import LockedError, PreflightError
+from bakeoff.spec import parse_spec
+
+
+def comparable(report: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is a measured time or says where and how it was run."""
+    kept = copy.deepcopy({k: v for k, v in report.items() if k not in ("timing", "provenance")})
+    for method in kept["methods"]:
+        method["cost"] = {
+            k: v for k, v in method["cost"].items()
+            if k in ("trainable_parameters", "adapter_bytes")
+        }  # fmt: skip
+    # fronts and the sentence about cheaper methods rest on measured costs
+    del kept["pareto"], kept["recommendation"]
+    return kept
+
+
+def finished(out: Path) -> int:
+    try:
+        return sum(result is not None for _, result in api.read_trials(out))
+    except Exception:
+        return 0
+
+
+def test_kill_9_loses_at_most_the_trial_in_flight(
+    study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    study_values["engine"]["executor"] = "process"
+    study_values["budget"]["steps"] = 20
+    whole = api.run(parse_spec(study_values), tmp_path, tmp_path / "whole")
+    study, out = tmp_path / "study.toml", tmp_path / "killed"
+    study.write_text(tomli_w.dumps(study_values))
+    command = [sys.executable, "-m", "bakeoff", "run", str(study), "--out", str(out)]
+    kept = 0
+    for target in (1, 3, 6):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while finished(out) < target and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        now = finished(out)
+        assert now >= max(target, kept), "a finished trial was lost"
+        kept = now
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert comparable(json.loads(done.stdout)) == comparable(json.loads(json.dumps(whole)))
+
+
+def test_a_finished_study_run_again_trains_nothing(
+    study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    spec = parse_spec(study_values)
+    first = api.run(spec, tmp_path, tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "trials").rglob("*")}
+    again = api.run(spec, tmp_path, tmp_path / "out")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "trials").rglob("*")} == before
+    assert comparable(again) == comparable(first)
+    resolved = tmp_path / "out" / "study.toml"
+    third = api.run(api.read_spec(resolved), resolved.parent, tmp_path / "out")
+    assert comparable(third) == comparable(first)
+
+
+def test_another_spec_in_the_same_folder_is_refused_with_the_difference(
+    study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    changed = copy.deepcopy(study_values)
+    changed["budget"]["steps"] = 7
+    with pytest.raises(PreflightError) as error:
+        api.run(parse_spec(changed), tmp_path, tmp_path / "out")
+    assert error.value.code == "study-differs"
+    assert "spec.budget.steps: 6 -> 7" in error.value.cause
+    lines = Path(study_values["data"]["train"]).read_text().splitlines(keepends=True)
+    Path(study_values["data"]["train"]).write_text("".join(lines[1:]))
+    with pytest.raises(PreflightError) as error:
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    assert "data.train: " in error.value.cause
+
+
+def test_two_runs_of_one_study_are_refused(study_values: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(LockedError) as error:
+        api.run(parse_spec(study_values), tmp_path, out)
+    assert (error.value.code, error.value.exit_code) == ("study-locked", 5)
+
+
+def test_an_interrupted_study_has_a_valid_report(
+    study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api.plan, "final_trials", stop)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.report(tmp_path / "out")
+    assert report["complete"] is False
+    assert [m["score"] for m in report["methods"]] == [None, None]
+    assert all(len(m["settings"]) == 2 for m in report["methods"])
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000

@@ -1,0 +1,96 @@
+"""The database: what is kept comes back, twice is once, a reader cannot write."""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from test_plan import CONDITIONS, ENTRIES
+
+from bakeoff.errors import PreflightError
+from bakeoff.results import Cost, CurvePoint, SplitScores, Status, TrialResult
+from bakeoff.store import Reader, Writer
+from bakeoff.trial import Trial
+
+TRIALS = [
+    Trial(ENTRIES[0], {"learning_rate": 1e-3}, seed, "final", CONDITIONS) for seed in range(3)
+]
+
+
+def result(trial: Trial) -> TrialResult:
+    return TrialResult(
+        trial_id=trial.id,
+        status=Status.DONE,
+        curve=(CurvePoint(5, 1.5, 1.25), CurvePoint(10, 0.5, None)),
+        splits={
+            "test": SplitScores((1.0, 0.0, 0.5), ("a", "b\x00\u2028", ""), None),
+            "validation": SplitScores((), (), 0.75),
+        },
+        trainable_parameters=7,
+        train_seconds=1.5,
+        warnings=("w",),
+    )
+
+
+def test_what_is_kept_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    cost = Cost("lora", Status.DONE, step_milliseconds=2.5, train_peak_bytes=10)
+    failure = TrialResult(TRIALS[2].id, Status.FAILED, "why", "trace")
+    with Writer(path) as writer:
+        writer.plan(TRIALS)
+        writer.keep(result(TRIALS[1]))
+        writer.keep(failure)
+        writer.keep_cost(cost)
+        writer.set("key", {"a": [1, None]})
+    with Reader(path) as reader:
+        assert reader.trials() == (
+            (TRIALS[0], None), (TRIALS[1], result(TRIALS[1])), (TRIALS[2], failure),
+        )  # fmt: skip
+        assert reader.costs() == {"lora": cost}
+        assert reader.values()["key"] == {"a": [1, None]}
+
+
+def test_keeping_twice_is_keeping_once(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with Writer(path) as writer:
+        for _ in range(2):
+            writer.plan(TRIALS)
+            writer.keep(result(TRIALS[0]))
+            writer.set("key", 1)
+    with Reader(path) as reader:
+        assert [r is not None for _, r in reader.trials()] == [True, False, False]
+        assert reader.trials()[0][1] == result(TRIALS[0])
+
+
+def test_a_reader_sees_commits_while_the_writer_is_open_and_cannot_write(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with Writer(path) as writer, Reader(path) as reader:
+        writer.plan(TRIALS[:1])
+        assert len(reader.trials()) == 1
+        writer.plan(TRIALS)
+        assert len(reader.trials()) == 3
+        with (
+            pytest.raises(sa.exc.OperationalError, match="readonly"),
+            reader._engine.begin() as connection,
+        ):
+            connection.execute(sa.text("DELETE FROM trials"))
+
+
+def test_the_database_is_durable_and_versioned(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with Writer(path) as writer, writer._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE study SET value = '99' WHERE key = 'schema_version'")
+    with pytest.raises(PreflightError, match="database-version"):
+        Writer(path)
+
+
+def test_a_result_survives_json() -> None:
+    kept = result(TRIALS[0])
+    assert TrialResult.from_json(kept.to_json()) == kept
+    assert dataclasses.replace(kept, status=Status.DIVERGED) != kept
