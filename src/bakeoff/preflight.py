@@ -21,7 +21,7 @@ from bakeoff.assemble import build, load_base, make_task, prepare_process
 from bakeoff.data import SPLITS, read_rows
 from bakeoff.engine import meter
 from bakeoff.engine.device import resolve_device, resolve_precision
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, PreflightError
 from bakeoff.methods.hooks import check_config, check_targets, trainable
 from bakeoff.results import Cost, Status
 from bakeoff.segment import classify_failure, describe_failure
@@ -33,7 +33,10 @@ PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
 def machine(value: dict[str, Any]) -> dict[str, Any]:
     """Resolve ``device``, ``precision`` and ``threads``; return them with versions and hardware."""
-    device = resolve_device(value["device"])
+    try:
+        device = resolve_device(value["device"])
+    except PreflightError as error:
+        return _refusal(error)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = value["threads"] or max(1, (cores or 1) // value["workers"])
     return {
@@ -87,16 +90,16 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
                 check_targets(trial.method.name, base, targets)
         _tokenise(segment, task)
     except BakeoffError as error:
-        return {"error": {"code": error.code, "cause": error.cause, "try": error.try_}}
-    except (OSError, ValueError, RuntimeError) as error:
-        return {
-            "error": {
-                "code": "base-not-loadable",
-                "cause": f"The base cannot be loaded: {error}",
-                "try": "load it with plain transformers first; `bakeoff doctor` shows versions.",
-            }
-        }
+        return _refusal(error)
+    except Exception as error:  # whatever a loader raises for broken files
+        cause = f"The base cannot be loaded: {type(error).__name__}: {error}"
+        hint = "load it with plain transformers first; `bakeoff doctor` shows versions."
+        return _refusal(PreflightError("base-not-loadable", cause, hint))
     return {"error": None}
+
+
+def _refusal(error: BakeoffError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "cause": error.cause, "try": error.try_}}
 
 
 def _tokenise(segment: Segment, task: Task) -> None:

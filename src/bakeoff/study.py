@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from bakeoff import bases, registry
 from bakeoff import folder as study_folder
-from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.executors import Executor
 from bakeoff.methods import registry as catalog
 from bakeoff.progress import Progress
@@ -164,6 +164,7 @@ def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, A
     """Run one function through an executor and return its answer.
 
     Raises:
+        PreflightError: what the function refuses, under ``error`` in its answer.
         BakeoffError: ``worker-failed`` with the worker's last words.
     """
     outcome = next(iter(through.map(function, [value])))
@@ -171,8 +172,10 @@ def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, A
         raise BakeoffError(
             "worker-failed", f"{function}: {outcome.error}", "`bakeoff doctor` checks the machine."
         )
-    answer: dict[str, Any] = outcome.value
-    return answer
+    refused = outcome.value.get("error")
+    if refused is not None:
+        raise PreflightError(refused["code"], refused["cause"], refused["try"])
+    return outcome.value
 
 
 def git_state(source: Path) -> dict[str, Any] | None:

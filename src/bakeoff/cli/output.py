@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from bakeoff.errors import BakeoffError, UsageError
 RUNS = Path("runs")
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON on stdout instead of a table.")
 
-out = Console(highlight=False)
+# piped output is read by programs and pagers: never folded to 80 columns
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False)
 
 
@@ -33,7 +35,7 @@ def show_json(value: Any) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print a table: the first column and the last to the left, numbers between to the right."""
+    """Print a table: the first column, the last and ``<`` ones to the left, the rest right."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(columns):
         left = i in (0, len(columns) - 1) or name.startswith("<")

@@ -9,6 +9,8 @@ from rich.markup import escape
 from bakeoff.cli.output import err, number, out, show_table
 
 MIB = 2.0**20
+WIDE = 110
+"""Columns of a terminal from which the costs fit beside the verdict."""
 
 
 def show(report: dict[str, Any]) -> None:
@@ -16,20 +18,12 @@ def show(report: dict[str, Any]) -> None:
     out.print(f"\n[bold]{escape(report['recommendation']['sentence'])}[/]\n")
     points = report["study"]["unit"] == "fraction"
     scale, form = (100.0, ".1f") if points else (1.0, ".4g")
-    rows = [_row(m, scale, form) for m in report["methods"]]
     metric = report["study"]["metric"] + (" %" if points else "")
-    columns = (
-        "method",
-        metric,
-        "difference",
-        "95 % interval",
-        "p (Holm)",
-        "lr",
-        "params",
-        "peak MiB",
-        "ms/step",
-        "verdict",
-    )
+    columns = ["method", metric, "difference (95 % interval)", "<verdict"]
+    rows = [_row(m, scale, form) for m in report["methods"]]
+    if out.width >= WIDE:
+        columns += ["p (Holm)", "lr", "parameters", "peak MiB", "ms/step"]
+        rows = [r + _costs(m) for r, m in zip(rows, report["methods"], strict=True)]
     show_table(columns, rows)
     study = report["study"]
     n_seeds = max((m["n_seeds"] for m in report["methods"]), default=0)
@@ -45,25 +39,25 @@ def show(report: dict[str, Any]) -> None:
 
 
 def _row(method: dict[str, Any], scale: float, form: str) -> tuple[str, ...]:
-    score, difference, cost = method["score"], method["difference"], method["cost"]
-    signed = "+" + form
-    interval = "-"
+    score, difference = method["score"], method["difference"]
+    text = "-"
     if difference is not None:
-        low, high = (number(difference[k], signed, scale) for k in ("low", "high"))
-        interval = f"{low} to {high}"
+        estimate, low, high = (
+            number(difference[k], "+" + form, scale) for k in ("estimate", "low", "high")
+        )
+        text = f"{estimate} ({low} to {high})"
     verdict = method["verdict"]
     if method["status"] != "done":
-        verdict = f"{method['status']}: {method['reason'] or ''}"[:60]
-    setting = method["setting"] or {}
+        verdict = f"{method['status']}: {method['reason'] or ''}"
+    return (method["title"], number(score and score["estimate"], form, scale), text, verdict)
+
+
+def _costs(method: dict[str, Any]) -> tuple[str, ...]:
+    difference, cost, setting = method["difference"], method["cost"], method["setting"] or {}
     return (
-        method["title"],
-        number(score and score["estimate"], form, scale),
-        number(difference and difference["estimate"], signed, scale),
-        interval,
         number(difference and difference["p_adjusted"], ".3f"),
         number(setting.get("learning_rate"), ".0e"),
-        number(cost["trainable_parameters"], ",d"),
+        number(cost["trainable_parameters"], ",.0f"),
         number(cost["train_peak_bytes"], ",.0f", 1 / MIB),
         number(cost["step_milliseconds"], ".0f"),
-        verdict,
     )
