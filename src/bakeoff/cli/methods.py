@@ -9,7 +9,6 @@ from pathlib import Path
 import typer
 
 from bakeoff.cli.output import JSON_OPTION, out, show_json, show_table
-from bakeoff.plan import learning_rates
 
 SHOWN_RATES = 5
 
@@ -26,6 +25,7 @@ def command(
 ) -> None:
     """List the methods that can compete, or show one."""
     from bakeoff.methods import registry
+    from bakeoff.plan import learning_rates
 
     if name is None:
         entries = [registry.load(n, Path()) for n in registry.names()]
