@@ -29,7 +29,7 @@ from bakeoff.results import StudyRecord, TrialResult
 SCHEMA = 1
 # Below this the bootstrap over items says little.
 FEWEST_ITEMS = 30
-# design.md section 5: what a finalist gets.
+# Fewer cannot tell seed noise from a difference.
 FEWEST_SEEDS = 3
 PARETO_COSTS = {
     "train_peak_bytes": "peak training memory",

@@ -106,8 +106,7 @@ class Task(ABC):
         n_test = len(splits["test"])
         if n_test < SMALL_TEST_SET:
             warnings.append(
-                f"The test set has {n_test} items: below {SMALL_TEST_SET} no difference that "
-                f"matters can be told from chance."
+                f"The test set has {n_test} items; below {SMALL_TEST_SET} its verdicts mean little."
             )
         return Checked(options, tuple(warnings))
 
