@@ -1,4 +1,4 @@
-"""A whole study on a tiny model: from values to a verdict."""
+"""A whole study on a tiny model, and what lies in its folder afterwards, used without bakeoff."""
 
 from __future__ import annotations
 
@@ -6,13 +6,106 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
 from bakeoff import api
+from bakeoff.data import read_rows
 from bakeoff.spec import parse_spec
 
 
-def test_a_study_runs_to_its_report(study_values: dict[str, Any], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    report = api.run(parse_spec(study_values), tmp_path, out)
-    assert report == json.loads((out / "report.json").read_text())
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture
+def study(study_values: dict[str, Any], folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Run once for the module: a second call only reads."""
+    if not (folder / "study.db").exists():
+        study_values["methods"]["contenders"] = ["ia3", "full", "head"]
+        study_values["budget"]["steps"] = 20
+        api.run(parse_spec(study_values), folder, folder)
+    return folder, json.loads((folder / "report.json").read_text())
+
+
+def test_the_report_is_whole(study: tuple[Path, dict[str, Any]]) -> None:
+    folder, report = study
+    assert report["complete"] is True
     assert [m["method"] for m in report["methods"]][0] == "lora"
+    assert {m["method"] for m in report["methods"]} == {"lora", "ia3", "full", "head"}
     assert {m["status"] for m in report["methods"]} == {"done"}
+    for method in report["methods"]:
+        assert [s["status"] for s in method["settings"]] == ["done", "done"]
+        losses = [s["validation_loss"] for s in method["settings"]]
+        chosen = [s["chosen"] for s in method["settings"]]
+        assert chosen[losses.index(min(losses))]
+        assert sum(chosen) == 1
+    assert "Content-Security-Policy" in (folder / "report.html").read_text()
+    assert (folder / "log.jsonl").read_text().count('"event": "advance"') == 4 + 8 + 8
+
+
+def test_the_test_set_is_scored_in_final_trials_alone(study: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = study
+    for trial, result in api.read_trials(folder):
+        assert result is not None
+        assert ("test" in result.splits) == (trial.phase == "final")
+        assert ((folder / "trials" / trial.id / "adapter").exists()
+                or trial.phase == "search" or trial.method.hook is not None)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "full", "head"])
+def test_what_is_saved_predicts_the_same_without_bakeoff(
+    study: tuple[Path, dict[str, Any]], tiny_bert: Path, method: str
+) -> None:
+    folder, report = study
+    labels = sorted({row["label"] for row in read_rows(folder / "data" / "train.jsonl")})
+    method_row = next(m for m in report["methods"] if m["method"] == method)
+    stored = {t.id: r for t, r in api.read_trials(folder)}
+    for seed in method_row["seeds"]:
+        place = folder / "trials" / seed["trial_id"]
+        model = load(method, place, tiny_bert, len(labels))
+        tokenizer: Any = AutoTokenizer.from_pretrained(tiny_bert)
+        texts = [row["text"] for row in read_rows(folder / "data" / "test.jsonl")]
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            best = model.eval()(**inputs).logits.argmax(-1).tolist()
+        result = stored[seed["trial_id"]]
+        assert result is not None
+        assert [labels[i] for i in best] == list(result.splits["test"].predictions)
+
+
+def load(method: str, place: Path, base: Path, n_labels: int) -> Any:
+    """Load a finished trial with transformers and peft alone."""
+    if method == "full":
+        return AutoModelForSequenceClassification.from_pretrained(place / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=n_labels)
+    if method == "head":
+        model.load_state_dict(load_file(place / "head" / "model.safetensors"), strict=False)
+        return model
+    return peft.PeftModel.from_pretrained(model, place / "adapter")
+
+
+def test_an_adapter_names_its_base(study: tuple[Path, dict[str, Any]], tiny_bert: Path) -> None:
+    folder, report = study
+    trial_id = report["methods"][0]["seeds"][0]["trial_id"]
+    config = json.loads((folder / "trials" / trial_id / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_bert)
+
+
+def test_a_finished_trial_lists_the_hashes_of_its_files(
+    study: tuple[Path, dict[str, Any]],
+) -> None:
+    import hashlib
+
+    folder, _ = study
+    for place in (folder / "trials").iterdir():
+        hashes = json.loads((place / "COMPLETE.json").read_text())
+        files = {str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()}
+        assert files == {*hashes, "COMPLETE.json"}
+        for name, value in hashes.items():
+            assert hashlib.sha256((place / name).read_bytes()).hexdigest() == value

@@ -79,4 +79,4 @@ class Live:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(escape(text))
+        self._console.print(escape(text), soft_wrap=True)
