@@ -26,7 +26,9 @@ def quiet(_: str) -> None:
 def data() -> dict[str, list[dict[str, str]]]:
     folder = assets.prepare("home-assistant-intents", quiet)
     return {
-        split: [json.loads(line) for line in (folder / f"{split}.jsonl").open(encoding="utf-8")]
+        split: [
+            json.loads(line) for line in (folder / f"{split}.jsonl").read_text("utf-8").splitlines()
+        ]
         for split in SPLITS
     }
 

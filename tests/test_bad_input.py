@@ -115,6 +115,17 @@ def test_a_completion_longer_than_the_limit(
     assert "row 1" in error.cause
 
 
+def test_a_row_longer_than_the_bases_positions(
+    study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    long = {"text": "turn on the lamp " * 20, "label": "lights"}
+    with_rows(study_values, tmp_path, "test", [*rows(), long])
+    study_values["task"]["max_length"] = 256
+    error = refused(study_values, tmp_path)
+    assert error.code == "longer-than-positions"
+    assert "Row 97 of test has 80 tokens; the base has 64 positions" in error.cause
+
+
 @pytest.mark.parametrize(
     ("files", "code"),
     [

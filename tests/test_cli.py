@@ -120,17 +120,18 @@ def test_an_interrupted_run_says_so_by_its_exit_code(
 ) -> None:
     study_values["budget"]["steps"] = 2000
     (tmp_path / "study.toml").write_text(tomli_w.dumps(study_values))
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "bakeoff", "run", "study.toml"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("Search"):
-            break
-    time.sleep(0.5)
-    os.kill(process.pid, sent)
-    assert process.wait(timeout=60) == code
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("Search"):
+                break
+        time.sleep(0.5)
+        os.kill(process.pid, sent)
+        process.stderr.read()
+        assert process.wait(timeout=60) == code
 
 
 def test_methods_lists_the_catalog(tmp_path: Path) -> None:

@@ -83,12 +83,12 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
         for trial in segment.trials:
             check_config(trial.method, trial.config)
         task = make_task(conditions)
-        base = load_base(conditions, task, segment.base_path, 0)
+        base: Any = load_base(conditions, task, segment.base_path, 0)
         for trial in segment.trials:
             targets = trial.config.get("target_modules")
             if isinstance(targets, list):
                 check_targets(trial.method.name, base, targets)
-        _tokenise(segment, task)
+        _tokenise(segment, task, getattr(base.config, "max_position_embeddings", None))
     except BakeoffError as error:
         return _refusal(error)
     except Exception as error:  # whatever a loader raises for broken files
@@ -102,11 +102,23 @@ def _refusal(error: BakeoffError) -> dict[str, Any]:
     return {"error": {"code": error.code, "cause": error.cause, "try": error.try_}}
 
 
-def _tokenise(segment: Segment, task: Task) -> None:
-    """Tokenise every split once, so that a row that cannot be used is named before training."""
+def _tokenise(segment: Segment, task: Task, positions: int | None) -> None:
+    """Tokenise every split once, so that a row that cannot be used is named before training.
+
+    Raises:
+        PreflightError: ``longer-than-positions``, and what the task itself refuses.
+    """
     tokenizer = load_tokenizer(segment.base_path, segment.trials[0].conditions.revision)
     for split in SPLITS:
-        task.encode(tokenizer, read_rows(Path(segment.folder) / "data" / f"{split}.jsonl"))
+        rows = read_rows(Path(segment.folder) / "data" / f"{split}.jsonl")
+        for number, example in enumerate(task.encode(tokenizer, rows), 1):
+            if positions is not None and len(example.tokens) > positions:
+                raise PreflightError(
+                    "longer-than-positions",
+                    f"Row {number} of {split} has {len(example.tokens)} tokens; the base has "
+                    f"{positions} positions.",
+                    f"task.max_length = {positions}, or less.",
+                )
 
 
 def probe(value: dict[str, Any]) -> dict[str, Any]:
