@@ -7,8 +7,11 @@ Numbers are made up, none is measured.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from benches import CONDITIONS as BENCH_CONDITIONS
 
 from bakeoff.results import (
     Cost,
@@ -19,32 +22,13 @@ from bakeoff.results import (
     StudyRecord,
     TrialResult,
 )
-from bakeoff.trial import Conditions, MethodEntry, Trial
+from bakeoff.trial import MethodEntry, Trial
 
 ACCURACY = MetricInfo("accuracy", better="higher", unit="fraction", low=0.0, high=1.0)
 LOSS = MetricInfo("loss", better="lower", unit="nats", low=0.0)
 TITLES = {"lora": "LoRA", "oft": "OFT", "ia3": "IA3", "dora": "DoRA", "full": "Full fine-tuning"}
 
-CONDITIONS = Conditions(
-    base="tiny",
-    revision=None,
-    task="classify",
-    task_options={},
-    metric="accuracy",
-    data={"train": "a" * 64, "validation": "b" * 64, "test": "c" * 64},
-    steps=100,
-    batch_size=4,
-    evaluation_batch_size=8,
-    warmup=0.1,
-    decay=0.2,
-    weight_decay=0.0,
-    clip=1.0,
-    head_learning_rate=None,
-    validations=2,
-    device="cpu",
-    precision="float32",
-    threads=1,
-)
+CONDITIONS = dataclasses.replace(BENCH_CONDITIONS, steps=100, validations=2)
 
 Pair = tuple[Trial, TrialResult | None]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -10,47 +9,22 @@ from typing import Any
 import peft
 import pytest
 import torch
-from conftest import rows, write_jsonl
+from benches import LABELS, build, losses, make_trial
+from conftest import rows
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from bakeoff import assemble
 from bakeoff.engine.device import resolve_device, resolve_precision, set_dtypes
 from bakeoff.engine.loop import Diverged, reading_steps, train
 from bakeoff.engine.loss import supervised_logits, supervised_positions
 from bakeoff.engine.optim import schedule
 from bakeoff.engine.order import step_indices
 from bakeoff.errors import PreflightError
-from bakeoff.methods import registry
-from bakeoff.trial import Conditions, Trial
+from bakeoff.trial import Conditions
 
-LABELS = ["lights", "music", "timer"]
-CLASSIFY = {
-    "columns": {"text": "text", "label": "label"},
-    "max_length": 32,
-    "max_new_tokens": None,
-    "labels": LABELS,
-}
-SFT = {
-    "columns": {"prompt": "Command : {text} JSON", "completion": "{json}"},
-    "max_length": 64,
-    "max_new_tokens": 4,
-    "longest_completion": "x",
-}
-
-
-def conditions(task: str, options: dict[str, Any]) -> Conditions:
-    return Conditions(
-        base="b", revision=None, task=task, task_options=options, metric="accuracy", data={},
-        steps=10, batch_size=8, evaluation_batch_size=8, warmup=0.2, decay=0.3, weight_decay=0.01,
-        clip=1.0, head_learning_rate=None, validations=2, device="cpu", precision="fp32", threads=1,
-    )  # fmt: skip
-
-
-def trial(method: str, task: str, options: dict[str, Any], **config: Any) -> Trial:
-    entry = registry.load(method, Path())
-    entry = dataclasses.replace(entry, config={**entry.config, **config})
-    return Trial(entry, {"learning_rate": 5e-3}, 3, "search", conditions(task, options))
+LIKE_PLAIN = {
+    "seed": 3, "phase": "search", "rate": 5e-3, "steps": 10, "warmup": 0.2, "weight_decay": 0.01,
+}  # fmt: skip
 
 
 def test_schedule_warms_up_stays_and_falls_to_zero() -> None:
@@ -103,21 +77,6 @@ def test_picked_logits_equal_the_models_own(tiny_llama: Path, method: str) -> No
     )
 
 
-def bench(a_trial: Trial, base: Path, tmp_path: Path) -> assemble.Bench:
-    for split in ("train", "validation"):
-        write_jsonl(tmp_path / f"{split}.jsonl", rows())
-    assemble.prepare_process(a_trial.conditions)
-    return assemble.build(a_trial, str(base), tmp_path)
-
-
-def our_losses(at: assemble.Bench, steps: int) -> list[float]:
-    examples = at.task.encode(at.tokenizer, at.rows("train"))
-    stepper = at.stepper()
-    at.model.train()
-    batches = at.train_batches(examples)
-    return [float(stepper.step(i, next(batches))) for i in range(steps)]
-
-
 def plain_losses(model: Any, batches: list[dict[str, torch.Tensor]], c: Conditions) -> list[float]:
     """Train with plain PyTorch and the model's own loss, written from scratch."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -126,7 +85,7 @@ def plain_losses(model: Any, batches: list[dict[str, torch.Tensor]], c: Conditio
         optimizer, lambda s: max(0.0, min(1.0, (s + 1) / 2, (c.steps - s) / 3))
     )
     model.train()
-    losses = []
+    found = []
     for batch in batches:
         loss = model(**batch).loss
         loss.backward()
@@ -134,13 +93,13 @@ def plain_losses(model: Any, batches: list[dict[str, torch.Tensor]], c: Conditio
         optimizer.step()
         scale.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+        found.append(loss.item())
+    return found
 
 
 def test_sft_trains_like_plain_peft_and_plain_pytorch(tiny_llama: Path, tmp_path: Path) -> None:
-    a_trial = trial("lora", "sft", SFT)
-    ours = bench(a_trial, tiny_llama, tmp_path)
+    a_trial = make_trial("lora", "sft", **LIKE_PLAIN)
+    ours = build(a_trial, tiny_llama, tmp_path)
     plain: Any = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(tiny_llama),
         peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"),
@@ -166,14 +125,13 @@ def test_sft_trains_like_plain_peft_and_plain_pytorch(tiny_llama: Path, tmp_path
             }
         )
     expected = plain_losses(plain, batches, a_trial.conditions)
-    assert our_losses(ours, 10) == pytest.approx(expected, rel=1e-5)
+    assert losses(ours, 10) == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < expected[0]
 
 
 def test_classification_trains_like_plain_pytorch(tiny_bert: Path, tmp_path: Path) -> None:
-    options = dict(CLASSIFY)
-    a_trial = trial("full", "classify", options)
-    ours = bench(a_trial, tiny_bert, tmp_path)
+    a_trial = make_trial("full", "classify", **LIKE_PLAIN)
+    ours = build(a_trial, tiny_bert, tmp_path)
     plain: Any = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3)
     plain.load_state_dict(ours.model.state_dict())
     for module in (*plain.modules(), *ours.model.modules()):
@@ -188,13 +146,13 @@ def test_classification_trains_like_plain_pytorch(tiny_bert: Path, tmp_path: Pat
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
         batches.append({**inputs, "labels": labels})
     expected = plain_losses(plain, batches, a_trial.conditions)
-    assert our_losses(ours, 10) == pytest.approx(expected, rel=1e-5)
+    assert losses(ours, 10) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_same_seed_gives_every_method_the_same_head_and_order(
     tiny_bert: Path, tmp_path: Path
 ) -> None:
-    benches = [bench(trial(m, "classify", CLASSIFY), tiny_bert, tmp_path) for m in ("lora", "full")]
+    benches = [build(make_trial(m, "classify"), tiny_bert, tmp_path) for m in ("lora", "full")]
     heads = [
         next(p for n, p in b.model.named_parameters() if "classifier" in n and n.endswith("weight"))
         for b in benches
@@ -210,9 +168,8 @@ def test_the_head_has_its_own_rate_where_something_else_is_trained_too(
 ) -> None:
     rates = {}
     for method in ("lora", "head"):
-        a_trial = trial(method, "classify", CLASSIFY)
-        shared = dataclasses.replace(a_trial.conditions, head_learning_rate=0.5)
-        at = bench(dataclasses.replace(a_trial, conditions=shared), tiny_bert, tmp_path)
+        a_trial = make_trial(method, "classify", rate=5e-3, head_learning_rate=0.5)
+        at = build(a_trial, tiny_bert, tmp_path)
         rates[method] = [(len(g.parameters), g.learning_rate) for g in at.groups()]
     assert rates["head"] == [(2, 5e-3)]
     assert [rate for _, rate in rates["lora"]] == [5e-3, 0.5]
@@ -220,7 +177,7 @@ def test_the_head_has_its_own_rate_where_something_else_is_trained_too(
 
 
 def test_a_loss_that_is_not_finite_is_dated_to_its_step(tiny_bert: Path, tmp_path: Path) -> None:
-    at = bench(trial("lora", "classify", CLASSIFY), tiny_bert, tmp_path)
+    at = build(make_trial("lora", "classify", steps=10), tiny_bert, tmp_path)
     examples = at.task.encode(at.tokenizer, at.rows("train"))
     stepper = at.stepper()
     plain = stepper.loss

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from benches import make_trial
 from conftest import rows, write_jsonl
-from test_methods import CASES, a_trial
+from test_methods import CASES
 
 from bakeoff import preflight, segment
 from bakeoff.trial import Segment, Trial
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 def on_gpu(method: str, task: str) -> Trial:
-    trial = a_trial(method, task)
+    trial = make_trial(method, task)
     found = preflight.machine({"device": "auto", "precision": "auto", "threads": 1, "workers": 1})
     assert (found["device"], found["precision"]) == ("cuda:0", "bf16")
     changes: dict[str, Any] = {"device": found["device"], "precision": found["precision"]}

@@ -6,18 +6,13 @@ import dataclasses
 import re
 from pathlib import Path
 
+from benches import CONDITIONS
+
 from bakeoff import plan
 from bakeoff.methods import registry
 from bakeoff.spec import parse_spec
-from bakeoff.trial import Conditions, Segment, Trial
+from bakeoff.trial import Segment, Trial
 
-CONDITIONS = Conditions(
-    base="b", revision=None, task="classify", task_options={"labels": ["a", "b"]},
-    metric="accuracy", data={"train": "0"}, steps=10, batch_size=4, evaluation_batch_size=8,
-    warmup=0.1, decay=0.3, weight_decay=0.0, clip=1.0, head_learning_rate=None, validations=2,
-    device="cpu",
-    precision="fp32", threads=1,
-)  # fmt: skip
 SPEC = parse_spec(
     {
         "name": "s",
@@ -40,7 +35,7 @@ def test_the_id_is_of_what_determines_the_result() -> None:
         {"seed": 1},
         {"phase": "final"},
         {"setting": {"learning_rate": 2e-3}},
-        {"conditions": dataclasses.replace(CONDITIONS, steps=11)},
+        {"conditions": dataclasses.replace(CONDITIONS, steps=31)},
         {"method": dataclasses.replace(ENTRIES[0], config={"r": 4})},
     ):
         assert dataclasses.replace(trial, **change).id != trial.id
@@ -67,4 +62,4 @@ def test_a_segment_survives_the_pipe() -> None:
     assert back == segment
     assert back.trials[0].id == segment.trials[0].id
     assert back.trials[0].config["r"] == 4
-    assert (back.start, back.stop) == (0, 10)
+    assert (back.start, back.stop) == (0, 30)

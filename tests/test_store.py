@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from test_plan import CONDITIONS, ENTRIES
+from benches import CONDITIONS
+from test_plan import ENTRIES
 
 from bakeoff.errors import PreflightError
 from bakeoff.results import Cost, CurvePoint, SplitScores, Status, TrialResult
