@@ -22,6 +22,7 @@ check: $(READY)
 	$(VENV)/bin/lint-imports
 
 test: check
+	$(VENV)/bin/bakeoff assets all-minilm-l6-v2
 	$(VENV)/bin/pytest
 
 clean:
