@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -56,7 +57,7 @@ def test_the_tree_in_the_readme_names_what_is_there() -> None:
         assert (ROOT / "src" / "bakeoff" / name).exists(), name
 
 
-def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict) -> None:  # type: ignore[type-arg]
+def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict[str, Any]) -> None:
     """Write the method that CONTRIBUTING shows into one file and run a study with it."""
     from bakeoff import api
     from bakeoff.spec import parse_spec

@@ -19,18 +19,27 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from bakeoff import folder as study_folder
-from bakeoff import plan, registry
+from bakeoff import plan
 from bakeoff import report as report_page
 from bakeoff.analysis.choose import choose_settings
 from bakeoff.analysis.summary import summarise
 from bakeoff.data import SPLITS
 from bakeoff.errors import LockedError, PreflightError, UsageError
-from bakeoff.executors import Executor
 from bakeoff.progress import Logged, Progress, Silent
 from bakeoff.results import Cost, MetricInfo, Status, StudyRecord, TrialResult
 from bakeoff.spec import StudySpec, dump_spec, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
-from bakeoff.study import Study, about, call, executor, frozen_values, open_study, segment
+from bakeoff.study import (
+    Study,
+    about,
+    call,
+    executor,
+    frozen_values,
+    make_executor,
+    open_study,
+    prior_trial,
+    segment,
+)
 from bakeoff.trial import Trial
 
 __all__ = ["machine", "overview", "parse_spec", "read_record", "read_spec", "report", "run"]
@@ -65,7 +74,6 @@ def run(
             chosen = choose_settings(read_trials(out))
             final = plan.final_trials(spec, able, study.conditions, chosen)
             run_trials("Final", study, store, final, heard)
-            store.set("complete", True)
     return report(out)
 
 
@@ -88,10 +96,7 @@ def freeze(study: Study, store: Writer) -> None:
 
 def check(study: Study) -> None:
     """Check methods and data against the loaded base; refuse what the user must mend."""
-    trials = tuple(
-        Trial(e, {"learning_rate": e.learning_rate}, study.spec.seed, "search", study.conditions)
-        for e in study.entries
-    )
+    trials = [prior_trial(study, entry) for entry in study.entries]
     call(executor(study.spec), RUN_CHECK, segment(study, trials).to_json())
 
 
@@ -105,13 +110,10 @@ def measure_costs(study: Study, store: Writer, progress: Progress) -> dict[str, 
         costs = reader.costs()
     missing = [e for e in study.entries if e.name not in costs]
     progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
-    for entry in missing:
-        setting = {"learning_rate": entry.learning_rate}
-        trial = Trial(entry, setting, study.spec.seed, "search", study.conditions)
-        payload = segment(study, (trial,)).to_json()
-        # always in a process of its own: memory of an earlier method must not be in the reading
-        alone: Executor = registry.find("executors", "process").EXECUTOR(workers=1)
-        outcome = next(iter(alone.map(RUN_PROBE, [payload])))
+    # always a process each, one at a time: nothing else may be in a reading of time or memory
+    payloads = [segment(study, [prior_trial(study, entry)]).to_json() for entry in missing]
+    for outcome in make_executor("process", workers=1).map(RUN_PROBE, payloads):
+        entry = missing[outcome.index]
         if outcome.value is not None:
             cost = Cost.from_json(outcome.value)
         else:
@@ -136,7 +138,8 @@ def run_trials(
 ) -> None:
     """Train what is missing of ``trials``; each result is written as soon as it is there."""
     store.plan(trials)
-    there = {t.id for t, result in read_trials(study.folder) if result is not None}
+    with Reader(study.folder / study_folder.DATABASE) as reader:
+        there = reader.finished()
     missing = [t for t in trials if t.id not in there]
     progress.phase(title, len(trials), len(trials) - len(missing))
     segments = plan.segments(missing, str(study.folder), study.base.path)
@@ -285,6 +288,6 @@ def overview(spec: StudySpec, source: Path, progress: Progress | None = None) ->
 
 def machine() -> dict[str, Any]:
     """Return what a study would find on this machine, with measured matmul rates."""
-    through: Executor = registry.find("executors", "process").EXECUTOR(workers=1)
+    through = make_executor("process", workers=1)
     wishes = {"device": "auto", "precision": "auto", "threads": None, "workers": 1}
     return call(through, RUN_DOCTOR, wishes)

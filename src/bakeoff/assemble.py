@@ -112,7 +112,7 @@ def recipe(c: Conditions) -> Recipe:
 
 
 def prepare_process(conditions: Conditions) -> None:
-    """Set this process up: threads, no progress bars, deterministic CPU kernels."""
+    """Set this process up: threads, and no progress bars or notes of transformers'."""
     torch.set_num_threads(conditions.threads)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

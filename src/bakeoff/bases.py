@@ -40,7 +40,7 @@ def locate(model: str, progress: Callable[[str], None]) -> Base:
     if model.startswith(ASSET):
         name = model.removeprefix(ASSET)
         folder = assets.prepare(name, progress)
-        asset = next(a for a in assets.list_assets() if a.name == name)
+        asset = assets.find_asset(name)
         check_folder(folder)
         return Base(str(folder), asset.hub_id or model, asset.note, fingerprint(folder))
     folder = Path(model).expanduser()

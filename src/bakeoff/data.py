@@ -190,6 +190,12 @@ def canonical_digest(rows: Iterable[Row]) -> str:
     return hashlib.sha256(_canonical(rows)).hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, in hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _canonical(rows: Iterable[Row]) -> bytes:
     lines = (json.dumps(r, sort_keys=True, ensure_ascii=False) + "\n" for r in rows)
     return "".join(lines).encode()

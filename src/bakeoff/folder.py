@@ -90,12 +90,10 @@ def locate_data(path: str, source: Path) -> Path:
     return source / path
 
 
-def freeze_data(folder: Path, splits: Splits) -> dict[str, str]:
-    """Write the splits under ``data/`` and return their sha256 sums."""
-    return {
-        name: data.write_split(folder / "data" / f"{name}.jsonl", rows)
-        for name, rows in splits.rows.items()
-    }
+def freeze_data(folder: Path, splits: Splits) -> None:
+    """Write the splits under ``data/``."""
+    for name, rows in splits.rows.items():
+        data.write_split(folder / "data" / f"{name}.jsonl", rows)
 
 
 def digests(splits: Splits) -> dict[str, str]:

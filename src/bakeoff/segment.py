@@ -9,7 +9,6 @@ for a finished one.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from bakeoff.assemble import Bench, build, mean_loss, prepare_process, score_split
+from bakeoff.data import sha256_of
 from bakeoff.engine.loop import Diverged, Reading, reading_steps, train
 from bakeoff.errors import BakeoffError
 from bakeoff.methods.hooks import Incompatible, trainable
@@ -166,7 +166,7 @@ def _keep(result: TrialResult, folder: Path) -> TrialResult:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / RESULT, json.dumps(result.to_json(), sort_keys=True))
         files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE)
-        hashes = {str(p.relative_to(folder)): _sha256(p) for p in files}
+        hashes = {str(p.relative_to(folder)): sha256_of(p) for p in files}
         _write(folder / COMPLETE, json.dumps(hashes, indent=1))
     except OSError as error:
         warning = f"the trial's folder could not be written: {error}"
@@ -181,8 +181,3 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ from bakeoff.methods import registry as catalog
 from bakeoff.progress import Progress
 from bakeoff.results import MetricInfo
 from bakeoff.spec import StudySpec
-from bakeoff.trial import Conditions, MethodEntry, Segment, Trial
+from bakeoff.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 
 RUN_MACHINE = "bakeoff.preflight:machine"
 
@@ -154,9 +154,20 @@ def segment(study: Study, trials: Sequence[Trial]) -> Segment:
     return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path)
 
 
+def prior_trial(study: Study, entry: MethodEntry) -> Trial:
+    """Return a method's trial at its prior learning rate: what is checked and probed."""
+    setting = {LEARNING_RATE: entry.learning_rate}
+    return Trial(entry, setting, study.spec.seed, "search", study.conditions)
+
+
 def executor(spec: StudySpec) -> Executor:
     """Return the study's executor."""
-    made: Executor = registry.find("executors", spec.engine.executor).EXECUTOR(spec.engine.workers)
+    return make_executor(spec.engine.executor, spec.engine.workers)
+
+
+def make_executor(name: str, workers: int) -> Executor:
+    """Return the executor called ``name``."""
+    made: Executor = registry.find("executors", name).EXECUTOR(workers)
     return made
 
 

@@ -8,7 +8,6 @@ the sha256 of the weights is compared with the marker before a folder is used.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bakeoff.assets.registry import WEIGHTS
+from bakeoff.data import sha256_of
 from bakeoff.errors import EnvironmentProblem
 
 MARKER = "bakeoff-asset.json"
@@ -53,12 +53,6 @@ def cache_folder() -> Path:
 def model_folder(name: str) -> Path:
     """Return where a prepared model lies, or would lie."""
     return cache_folder() / "models" / name
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_intact(folder: Path, source_sha256: str) -> bool:

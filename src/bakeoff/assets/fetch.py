@@ -15,8 +15,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bakeoff.assets.cache import sha256_of
 from bakeoff.assets.registry import Package
+from bakeoff.data import sha256_of
 from bakeoff.errors import EnvironmentProblem
 
 

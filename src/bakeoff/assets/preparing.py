@@ -15,13 +15,13 @@ from bakeoff.assets.cache import (
     is_intact,
     locked,
     model_folder,
-    sha256_of,
     staged,
     write_marker,
 )
 from bakeoff.assets.dequantise import check_gguf_reader, dequantise
 from bakeoff.assets.fetch import get_files
 from bakeoff.assets.registry import DATA_FOLDERS, PACKAGES, WEIGHTS, Asset, Package, find_asset
+from bakeoff.data import sha256_of
 
 
 def locate(name: str) -> Path | None:

@@ -14,6 +14,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -102,9 +104,6 @@ def _die_with(parent: int) -> None:
     The fork server is the worker's real parent and lives as long as the study's process does; a
     watching thread covers both that and platforms without a parent-death signal.
     """
-    import threading
-    import time
-
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

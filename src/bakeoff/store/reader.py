@@ -33,6 +33,12 @@ class Reader:
             found = connection.execute(sa.select(schema.costs)).all()
         return {name: Cost.from_json(value) for name, value in found}
 
+    def finished(self) -> set[str]:
+        """Return the ids of the trials that have a result; reads no result and no score."""
+        table = schema.trials
+        with self._engine.connect() as connection:
+            return set(connection.scalars(sa.select(table.c.id).where(table.c.status.is_not(None))))
+
     def trials(self) -> tuple[Planned, ...]:
         """Return every planned trial, in order, with its result and scores where it has them."""
         table = schema.trials

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from bakeoff.data import Row, check_columns
+from bakeoff.data import Row, check_columns, fill
 from bakeoff.errors import PreflightError
 
 if TYPE_CHECKING:
@@ -143,6 +143,15 @@ class Task(ABC):
     @abstractmethod
     def references(self, rows: Sequence[Row]) -> list[str]:
         """Return the true answers."""
+
+
+def leaks(splits: Mapping[str, Sequence[Row]], template: str, what: str) -> tuple[str, ...]:
+    """Warn of test items whose input stands in train too; nothing to warn of gives nothing."""
+    seen = {fill(template, r) for r in splits["train"]}
+    leaked = sum(fill(template, r) in seen for r in splits["test"])
+    if not leaked:
+        return ()
+    return (f"{leaked} of {len(splits['test'])} test {what} also stand in train.",)
 
 
 def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bakeoff.data import Row, fill
 from bakeoff.errors import PreflightError
-from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded, source_arguments
+from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, leaks, padded, source_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,10 +44,7 @@ class Classify(Task):
                         f"which no row of train has.",
                         "add examples of it to train, or remove those rows.",
                     )
-        seen = {fill(text, r) for r in splits["train"]}
-        leaked = sum(fill(text, r) in seen for r in splits["test"])
-        leak = f"{leaked} of {len(splits['test'])} test texts also stand in train."
-        warnings = checked.warnings + ((leak,) if leaked else ())
+        warnings = checked.warnings + leaks(splits, text, "texts")
         return Checked({**options, "labels": known}, warnings)
 
     def load_model(self, path: str, revision: str | None) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bakeoff.data import Row, fill
 from bakeoff.errors import PreflightError
-from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded, source_arguments
+from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, leaks, padded, source_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,12 +36,8 @@ class SupervisedFineTuning(Task):
         It bounds how many tokens are generated, so nothing of the test set does.
         """
         checked = super().check(splits, options)
-        prompt = options["columns"]["prompt"]
-        seen = {fill(prompt, r) for r in splits["train"]}
-        leaked = sum(fill(prompt, r) in seen for r in splits["test"])
-        leak = f"{leaked} of {len(splits['test'])} test prompts also stand in train."
         longest = max((fill(options["columns"]["completion"], r) for r in splits["train"]), key=len)
-        warnings = checked.warnings + ((leak,) if leaked else ())
+        warnings = checked.warnings + leaks(splits, options["columns"]["prompt"], "prompts")
         return Checked({**options, "longest_completion": longest}, warnings)
 
     def load_model(self, path: str, revision: str | None) -> PreTrainedModel:
