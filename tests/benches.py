@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from conftest import rows, write_jsonl
 
 from bakeoff import assemble
+from bakeoff.engine.switches import Switches
 from bakeoff.methods import registry
 from bakeoff.trial import Conditions, Trial
 
@@ -63,18 +66,36 @@ def make_trial(
     return Trial(entry, {"learning_rate": rate}, seed, phase, conditions)
 
 
-def build(trial: Trial, base: Path, folder: Path) -> assemble.Bench:
-    """Put the trial on ``base`` with the conftest's rows as its data."""
+def build(
+    trials: Trial | Sequence[Trial], base: Path, folder: Path, switches: Switches | None = None
+) -> assemble.Bench:
+    """Put trials on ``base`` with the conftest's rows as their data; plain without switches."""
+    together = [trials] if isinstance(trials, Trial) else list(trials)
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
     for split in ("train", "validation"):
-        write_jsonl(folder / f"{split}.jsonl", rows())
-    assemble.prepare_process(trial.conditions)
-    return assemble.build(trial, str(base), folder)
+        write_jsonl(data / f"{split}.jsonl", rows())
+    assemble.prepare_process(together[0].conditions)
+    return assemble.build(together, str(base), data, switches)
 
 
-def losses(at: assemble.Bench, steps: int) -> list[float]:
-    """Train the first steps and return their losses."""
-    examples = at.task.encode(at.tokenizer, at.rows("train"))
+def steps(at: assemble.Bench, count: int) -> torch.Tensor:
+    """Train the first steps and return their losses ``[count, K]``."""
     stepper = at.stepper()
     at.model.train()
-    batches = at.train_batches(examples)
-    return [float(stepper.step(i, next(batches))) for i in range(steps)]
+    batches = at.feed.training(at.examples("train"), [t.seed for t in at.trials])
+    return torch.stack([stepper.step(i, next(batches)).clone() for i in range(count)])
+
+
+def losses(at: assemble.Bench, count: int) -> list[float]:
+    """Train the first steps of a single trial and return their losses."""
+    found: list[float] = steps(at, count)[:, 0].tolist()
+    return found
+
+
+def no_dropout(at: assemble.Bench) -> assemble.Bench:
+    """Switch dropout off: what compares with code that draws differently needs it."""
+    for module in at.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return at

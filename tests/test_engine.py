@@ -14,8 +14,9 @@ from conftest import rows
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from bakeoff import assemble
 from bakeoff.engine.device import resolve_device, resolve_precision, set_dtypes
-from bakeoff.engine.loop import Diverged, reading_steps, train
+from bakeoff.engine.loop import Reading, reading_steps, train
 from bakeoff.engine.loss import supervised_logits, supervised_positions
 from bakeoff.engine.optim import schedule
 from bakeoff.engine.order import step_indices
@@ -158,36 +159,39 @@ def test_the_same_seed_gives_every_method_the_same_head_and_order(
         for b in benches
     ]
     assert torch.equal(heads[0], heads[1])
-    examples = benches[0].task.encode(benches[0].tokenizer, benches[0].rows("train"))
-    first = [next(b.train_batches(examples)).inputs["input_ids"] for b in benches]
-    assert torch.equal(first[0], first[1])
+    first = [next(b.feed.training(b.examples("train"), [0])).batches[0] for b in benches]
+    assert torch.equal(first[0].inputs["input_ids"], first[1].inputs["input_ids"])
 
 
 def test_the_head_has_its_own_rate_where_something_else_is_trained_too(
     tiny_bert: Path, tmp_path: Path
 ) -> None:
-    rates = {}
+    found = {}
     for method in ("lora", "head"):
         a_trial = make_trial(method, "classify", rate=5e-3, head_learning_rate=0.5)
         at = build(a_trial, tiny_bert, tmp_path)
-        rates[method] = [(len(g.parameters), g.learning_rate) for g in at.groups()]
-    assert rates["head"] == [(2, 5e-3)]
-    assert [rate for _, rate in rates["lora"]] == [5e-3, 0.5]
-    assert rates["lora"][1][0] == 2
+        sizes = [span.stop - span.start for span in at.lanes.stack.spans]
+        found[method] = list(zip(sizes, assemble.rates(a_trial, len(sizes)), strict=True))
+    assert found["head"] == [(3 * 32 + 3, 5e-3)]
+    assert [rate for _, rate in found["lora"]] == [5e-3, 0.5]
+    assert found["lora"][1][0] == 3 * 32 + 3
 
 
 def test_a_loss_that_is_not_finite_is_dated_to_its_step(tiny_bert: Path, tmp_path: Path) -> None:
     at = build(make_trial("lora", "classify", steps=10), tiny_bert, tmp_path)
-    examples = at.task.encode(at.tokenizer, at.rows("train"))
     stepper = at.stepper()
-    plain = stepper.loss
+    plain = stepper.losses
     calls = itertools.count(1)
-    stepper.loss = lambda batch: plain(batch) * (float("nan") if next(calls) == 7 else 1.0)
-    heard: list[int] = []
-    with pytest.raises(Diverged) as error:
-        train(stepper, at.train_batches(examples), 0, 10, (5, 10), lambda r: heard.append(r.step))
-    assert error.value.step == 7
-    assert heard == [5]
+
+    def spoilt(model: torch.nn.Module, batch: Any) -> Any:
+        sums, counts = plain(model, batch)
+        return sums * (float("nan") if next(calls) == 7 else 1.0), counts
+
+    stepper.losses = spoilt
+    heard: list[Reading] = []
+    batches = at.feed.training(at.examples("train"), [0])
+    train(stepper, batches, 0, 10, (5, 10), heard.append)
+    assert [(r.step, r.diverged) for r in heard] == [(5, (None,)), (10, (7,))]
 
 
 def test_frozen_tensors_are_held_in_the_compute_type_and_trained_ones_in_fp32() -> None:

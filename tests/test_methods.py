@@ -24,10 +24,10 @@ CASES = [c for c in itertools.product(registry.names(), OPTIONS) if c not in NO_
 
 
 def logits(model: Any, at: Bench) -> torch.Tensor:
-    examples = at.task.encode(at.tokenizer, at.rows("validation"))[:8]
+    batch = at.task.batch(at.examples("validation")[:8], 0, "cpu")
     model.eval()
     with torch.no_grad():
-        out: torch.Tensor = model(**at.batch(examples).inputs).logits
+        out: torch.Tensor = model(**batch.inputs).logits
     return out
 
 

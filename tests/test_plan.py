@@ -56,10 +56,26 @@ def test_search_and_final_never_share_a_seed() -> None:
 
 def test_a_segment_survives_the_pipe() -> None:
     (segment,) = plan.segments(
-        [Trial(ENTRIES[0], {"learning_rate": 1e-3, "r": 4}, 0, "search", CONDITIONS)], "f", "b"
-    )
+        [Trial(ENTRIES[0], {"learning_rate": 1e-3, "r": 4}, 0, "search", CONDITIONS)],
+        "f", "b", {"lora": {"token_bytes": 2.5}}, None,
+    )  # fmt: skip
+    assert segment.engine == {"token_bytes": 2.5}
     back = Segment.from_json(segment.to_json())
     assert back == segment
     assert back.trials[0].id == segment.trials[0].id
     assert back.trials[0].config["r"] == 4
     assert (back.start, back.stop) == (0, 30)
+
+
+def test_groups_hold_one_method_one_shape_and_no_more_lanes_than_allowed() -> None:
+    def a_trial(method: int, rate: float, **more: int) -> Trial:
+        return Trial(ENTRIES[method], {"learning_rate": rate, **more}, 0, "search", CONDITIONS)
+
+    trials = [
+        a_trial(0, 1e-3), a_trial(1, 1e-3), a_trial(0, 2e-3), a_trial(0, 1e-3, r=4),
+        a_trial(0, 4e-3),
+    ]  # fmt: skip
+    whole = [[trials.index(t) for t in g] for g in plan.groups(trials, None)]
+    assert whole == [[0, 2, 4], [1], [3]]
+    by_two = [[trials.index(t) for t in g] for g in plan.groups(trials, 2)]
+    assert by_two == [[0, 2], [4], [1], [3]]

@@ -111,7 +111,8 @@ def measure_costs(study: Study, store: Writer, progress: Progress) -> dict[str, 
     missing = [e for e in study.entries if e.name not in costs]
     progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
     # always a process each, one at a time: nothing else may be in a reading of time or memory
-    payloads = [segment(study, [prior_trial(study, entry)]).to_json() for entry in missing]
+    wishes = study.spec.engine.switches
+    payloads = [segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing]
     for outcome in make_executor("process", workers=1).map(RUN_PROBE, payloads):
         entry = missing[outcome.index]
         if outcome.value is not None:
@@ -123,6 +124,8 @@ def measure_costs(study: Study, store: Writer, progress: Progress) -> dict[str, 
         progress.advance(entry.name)
         if cost.status is Status.INCOMPATIBLE:
             progress.say(f"{entry.title} cannot run here: {cost.reason}")
+        for switch, reason in ((cost.engine or {}).get("reasons") or {}).items():
+            progress.say(f"{entry.title} runs without engine.{switch}: {reason}")
     control = costs[study.entries[0].name]
     if control.status is Status.INCOMPATIBLE:
         raise PreflightError(
@@ -136,13 +139,23 @@ def measure_costs(study: Study, store: Writer, progress: Progress) -> dict[str, 
 def run_trials(
     title: str, study: Study, store: Writer, trials: Sequence[Trial], progress: Progress
 ) -> None:
-    """Train what is missing of ``trials``; each result is written as soon as it is there."""
+    """Train what is missing of ``trials``; each result is written as soon as it is there.
+
+    A group of which some are missing is trained as a whole, so that a resumed study computes what
+    an uninterrupted one does; what was there stays.
+    """
     store.plan(trials)
     with Reader(study.folder / study_folder.DATABASE) as reader:
-        there = reader.finished()
-    missing = [t for t in trials if t.id not in there]
-    progress.phase(title, len(trials), len(trials) - len(missing))
-    segments = plan.segments(missing, str(study.folder), study.base.path)
+        there, costs = reader.finished(), reader.costs()
+    engines = {name: cost.engine for name, cost in costs.items()}
+    limit = study.spec.engine.most_lanes
+    path = study.base.path
+    segments = [
+        s
+        for s in plan.segments(trials, str(study.folder), path, engines, limit)
+        if any(t.id not in there for t in s.trials)
+    ]
+    progress.phase(title, len(trials), sum(t.id in there for t in trials))
     payloads = [s.to_json() for s in segments]
     for outcome in executor(study.spec).map(RUN_SEGMENT, payloads):
         for position, trial in enumerate(segments[outcome.index].trials):
@@ -150,6 +163,8 @@ def run_trials(
                 result = TrialResult.from_json(outcome.value["results"][position])
             else:
                 result = TrialResult(trial.id, Status.FAILED, outcome.error)
+            if trial.id in there:
+                continue
             store.keep(result)
             progress.advance(f"{trial.method.name} lr {trial.learning_rate:g} seed {trial.seed}")
             if result.status is not Status.DONE:

@@ -7,7 +7,7 @@ gives the same task head and the same data order whatever the method is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,86 +19,104 @@ from transformers.utils import logging as transformers_logging
 
 from bakeoff import registry
 from bakeoff.data import SPLITS, Row, read_rows
-from bakeoff.engine.device import autocast, set_dtypes
+from bakeoff.engine import shims
+from bakeoff.engine.device import lean_inputs, set_dtypes
+from bakeoff.engine.feed import Feed
+from bakeoff.engine.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
-from bakeoff.engine.optim import Group
-from bakeoff.engine.order import step_indices
+from bakeoff.engine.meter import free_bytes
+from bakeoff.engine.switches import Switches
 from bakeoff.methods.hooks import Hook, Incompatible, make, trainable
-from bakeoff.results import SplitScores
-from bakeoff.tasks import Batch, Example, Task, load_tokenizer
+from bakeoff.tasks import Example, Task, load_tokenizer
+from bakeoff.tokens import encode_split
 from bakeoff.trial import Conditions, Trial
+
+MEMORY_SHARE = 0.9
+"""How much of the free memory lanes may take; the rest is for evaluation and fragmentation."""
 
 
 @dataclass
 class Bench:
-    """One trial's model with its task and data at hand."""
+    """The trials of a group on one model, with their task and data at hand, one lane each."""
 
-    trial: Trial
+    trials: tuple[Trial, ...]
     task: Task
     tokenizer: PreTrainedTokenizerBase
-    model: nn.Module
+    lanes: Lanes
     hook: Hook
+    feed: Feed
     data: Path
 
     @property
     def conditions(self) -> Conditions:
         """The study's shared conditions."""
-        return self.trial.conditions
+        return self.trials[0].conditions
+
+    @property
+    def model(self) -> nn.Module:
+        """The one model that the lanes stand on."""
+        return self.lanes.model
 
     def rows(self, split: str) -> list[Row]:
         """Read one frozen split; a search trial may not touch ``test``."""
         assert split in SPLITS
-        assert split != "test" or self.trial.phase == "final", "the test set is read once"
+        final = self.trials[0].phase == "final"
+        assert split != "test" or final, "the test set is read once"
         return read_rows(self.data / f"{split}.jsonl")
 
-    def batch(self, examples: Sequence[Example]) -> Batch:
-        """Pad examples on the study's device."""
-        pad_id = int(self.tokenizer.pad_token_id or 0)
-        return self.task.batch(examples, pad_id, self.conditions.device)
+    def examples(self, split: str) -> list[Example]:
+        """Return a split's tokens, tokenised once a study."""
+        return encode_split(self.task, self.tokenizer, self.data, split, lambda: self.rows(split))
 
-    def train_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
-        """Yield each step's batch, in the seed's order."""
-        for step in step_indices(len(examples), self.conditions.batch_size, self.trial.seed):
-            yield self.batch([examples[i] for i in step])
-
-    def groups(self) -> tuple[Group, ...]:
-        """Return the trained parameters with their rates.
-
-        Every method trains the task's fresh output layer; a rate of its own keeps what suits that
-        layer out of the comparison. Where nothing else is trained, the setting's rate is tried.
-        """
-        rate, head_rate = self.trial.learning_rate, self.conditions.head_learning_rate
-        head = {
-            id(p)
-            for name, module in self.model.named_modules()
-            if name.rsplit(".", 1)[-1] in self.task.heads
-            for p in module.parameters()
-        }
-        method = [p for p in trainable(self.model).values() if id(p) not in head]
-        heads = [p for p in trainable(self.model).values() if id(p) in head]
-        if head_rate is None or not method or not heads:
-            return (Group([*method, *heads], rate),)
-        return Group(method, rate), Group(heads, head_rate)
+    def fit_memory(self, token_bytes: float | None) -> None:
+        """Hold passes to what fits: 90 % of the memory that is free now, by the measured slope."""
+        free = free_bytes(self.conditions.device)
+        if token_bytes and free is not None:
+            self.feed.pass_tokens = int(MEMORY_SHARE * free / token_bytes)
 
     def stepper(self) -> Stepper:
-        """Return what takes this trial's optimizer steps."""
-        model, hook = self.model, self.hook
-
-        def loss(batch: object) -> torch.Tensor:
-            assert isinstance(batch, Batch)
-            return self.task.loss(model, batch)
-
+        """Return what takes these trials' optimizer steps."""
+        hook = self.hook
+        has_penalty = type(hook).penalty is not Hook.penalty
+        acts = type(hook).after_step is not Hook.after_step
         return Stepper(
-            model,
-            self.groups(),
-            recipe(self.conditions),
-            loss,
-            lambda: hook.penalty(model),
-            lambda step: hook.after_step(model, step),
+            self.lanes,
+            [rates(t, len(self.lanes.stack.spans)) for t in self.trials],
+            recipe(self.conditions, self.feed.switches.graphs),
+            self.task.item_losses,
+            hook.penalty if has_penalty else None,
+            hook.after_step if acts else None,
         )
 
 
-def recipe(c: Conditions) -> Recipe:
+def rates(trial: Trial, groups: int) -> tuple[float, ...]:
+    """Return the peak learning rate of each parameter group: the method's, then the head's."""
+    head = trial.conditions.head_learning_rate
+    if groups == 1 or head is None:
+        return (trial.learning_rate,) * groups
+    return trial.learning_rate, head
+
+
+def parameter_groups(model: nn.Module, task: Task, own_rate: bool) -> list[list[str]]:
+    """Return the trained tensors' names: the method's and, with ``own_rate``, the head's apart.
+
+    Every method trains the task's fresh output layer; a rate of its own keeps what suits that
+    layer out of the comparison. Where nothing else is trained, the setting's rate is tried.
+    """
+    head = {
+        id(p)
+        for name, module in model.named_modules()
+        if name.rsplit(".", 1)[-1] in task.heads
+        for p in module.parameters()
+    }
+    method = [n for n, p in trainable(model).items() if id(p) not in head]
+    heads = [n for n, p in trainable(model).items() if id(p) in head]
+    if not own_rate or not method or not heads:
+        return [[*method, *heads]]
+    return [method, heads]
+
+
+def recipe(c: Conditions, graphs: bool) -> Recipe:
     """Return how every trial under these conditions optimises."""
     return Recipe(
         steps=c.steps,
@@ -108,6 +126,7 @@ def recipe(c: Conditions) -> Recipe:
         clip=c.clip,
         device=c.device,
         precision=c.precision,
+        graphs=graphs,
     )
 
 
@@ -147,56 +166,42 @@ def attach(trial: Trial, task: Task, base: nn.Module) -> tuple[nn.Module, Hook]:
     # its own stream: methods draw different amounts, the head above was drawn before them all
     torch.manual_seed(trial.seed + 1_000_003)
     model = hook.attach(base, task.task_type, task.heads)
+    shims.install(model)
     model.to(trial.conditions.device)
     set_dtypes(model, trial.conditions.precision)
     if not trainable(model):
         raise Incompatible("the method attached to nothing: no parameter would be trained")
-    # dropout draws, the same start for every method
-    torch.manual_seed(trial.seed + 2_000_003)
     return model, hook
 
 
-def build(trial: Trial, base_path: str, data: Path) -> Bench:
-    """Load the base, attach the method and return the bench."""
-    task = make_task(trial.conditions)
-    tokenizer = load_tokenizer(base_path, trial.conditions.revision)
-    base = load_base(trial.conditions, task, base_path, trial.seed)
-    model, hook = attach(trial, task, base)
-    return Bench(trial, task, tokenizer, model, hook, data)
+def build(
+    trials: Sequence[Trial], base_path: str, data: Path, switches: Switches | None = None
+) -> Bench:
+    """Load the base, attach the method and stack one start a trial; return the bench.
 
+    The method is attached once for each distinct seed, on a fresh base, to take its start; the
+    last one stays.
 
-@torch.no_grad()
-def mean_loss(bench: Bench, examples: Sequence[Example]) -> float:
-    """Return the mean loss over all supervised units of ``examples``, in nats."""
-    c = bench.conditions
-    bench.model.eval()
-    order = sorted(examples, key=lambda e: len(e.tokens))
-    sums, counts = [], []
-    for start in range(0, len(order), c.evaluation_batch_size):
-        batch = bench.batch(order[start : start + c.evaluation_batch_size])
-        with autocast(c.device, c.precision):
-            losses = bench.task.item_losses(bench.model, batch)
-        sums.append(losses.sums.sum())
-        counts.append(losses.counts.sum())
-    return float(torch.stack(sums).double().sum() / torch.stack(counts).double().sum())
-
-
-@torch.no_grad()
-def score_split(bench: Bench, split: str, loss: float | None) -> SplitScores:
-    """Answer every item of a split and score it with the study's metric."""
-    c = bench.conditions
-    bench.model.eval()
-    rows = bench.rows(split)
-    by_length = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
-    answers: dict[int, str] = {}
-    for start in range(0, len(rows), c.evaluation_batch_size):
-        picked = by_length[start : start + c.evaluation_batch_size]
-        with autocast(c.device, c.precision):
-            got = bench.task.predict(
-                bench.model, bench.tokenizer, [rows[i] for i in picked], c.device
-            )
-        answers.update(zip(picked, got, strict=True))
-    predictions = tuple(answers[i] for i in range(len(rows)))
-    metric = registry.find("metrics", c.metric)
-    scores = metric.score(predictions, bench.task.references(rows))
-    return SplitScores(tuple(scores), predictions, loss)
+    Raises:
+        Incompatible: the method cannot be put on this base or task.
+        NotShared: the method changes the base by seed, so these trials cannot share one.
+    """
+    c = trials[0].conditions
+    task = make_task(c)
+    tokenizer = load_tokenizer(base_path, c.revision)
+    distinct = list(dict.fromkeys(t.seed for t in trials))
+    starts: dict[int, Start] = {}
+    for seed in reversed(distinct):
+        first = next(t for t in trials if t.seed == seed)
+        model, hook = attach(first, task, load_base(c, task, base_path, seed))
+        starts[seed] = Start.of(model, checksums=len(distinct) > 1)
+        if seed != distinct[0]:
+            del model, hook
+    groups = parameter_groups(model, task, c.head_learning_rate is not None)
+    on = switches or Switches.plain()
+    seeds = [t.seed for t in trials]
+    lanes = Lanes(model, [starts[s] for s in seeds], groups, seeds, on.compile)
+    if on.lean_inputs:
+        lean_inputs(model)
+    feed = Feed(lanes, task, c.batch_size, int(tokenizer.pad_token_id or 0), c.device, on)
+    return Bench(tuple(trials), task, tokenizer, lanes, hook, feed, data)

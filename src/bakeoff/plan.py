@@ -6,6 +6,7 @@ Methods x settings x seeds in two phases: ``search`` (every setting, one seed, v
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -63,14 +64,40 @@ def final_trials(
     )
 
 
-def groups(trials: Sequence[Trial]) -> Iterator[tuple[Trial, ...]]:
-    """Yield the trials that share a step. One trial each until lanes exist."""
+def groups(trials: Sequence[Trial], most: int | None) -> Iterator[tuple[Trial, ...]]:
+    """Yield the trials that share a step: same method, same shapes, at most ``most`` of them.
+
+    Settings that differ in anything but the learning rate may differ in shapes and go apart.
+    """
+    alike: dict[str, list[Trial]] = {}
     for trial in trials:
-        yield (trial,)
+        shapes = {k: v for k, v in trial.setting.items() if k != LEARNING_RATE}
+        key = json.dumps([trial.method.name, trial.phase, shapes], sort_keys=True)
+        alike.setdefault(key, []).append(trial)
+    for group in alike.values():
+        size = most or len(group)
+        yield from (tuple(group[i : i + size]) for i in range(0, len(group), size))
 
 
-def segments(trials: Sequence[Trial], folder: str, base_path: str) -> tuple[Segment, ...]:
-    """Return one segment a group, from the first step to the last."""
+def segments(
+    trials: Sequence[Trial],
+    folder: str,
+    base_path: str,
+    engines: Mapping[str, dict[str, Any] | None],
+    most: int | None,
+) -> tuple[Segment, ...]:
+    """Return one segment a group, from the first step to the last.
+
+    ``engines`` holds what each method's probe decided; a method without it runs plain.
+    """
     return tuple(
-        Segment(group, 0, group[0].conditions.steps, folder, base_path) for group in groups(trials)
+        Segment(
+            group,
+            0,
+            group[0].conditions.steps,
+            folder,
+            base_path,
+            engines.get(group[0].method.name),
+        )
+        for group in groups(trials, most)
     )

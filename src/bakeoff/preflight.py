@@ -7,10 +7,12 @@ modules; ``probe`` is the cost probe: one method alone on real data, warm-up and
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
 import warnings
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ import bakeoff
 from bakeoff.assemble import build, load_base, make_task, prepare_process
 from bakeoff.data import SPLITS, read_rows
 from bakeoff.engine import meter
-from bakeoff.engine.device import resolve_device, resolve_precision
+from bakeoff.engine.device import free_memory, resolve_device, resolve_precision
+from bakeoff.engine.switches import Switches, explain
 from bakeoff.errors import BakeoffError, PreflightError
-from bakeoff.methods.hooks import check_config, check_targets, trainable
+from bakeoff.methods.hooks import check_config, check_targets
+from bakeoff.parity import decide
 from bakeoff.results import Cost, Status
 from bakeoff.segment import classify_failure, describe_failure
 from bakeoff.tasks import Task, load_tokenizer
-from bakeoff.trial import Segment
+from bakeoff.trial import Segment, Trial
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
@@ -50,14 +54,19 @@ def machine(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def doctor(value: dict[str, Any]) -> dict[str, Any]:
-    """Return ``machine`` with the matmul rate of each precision, measured: ``matmul_gflops``."""
+    """Return ``machine`` with each precision's measured matmul rate and the engine's switches."""
     found = machine(value)
     torch.set_num_threads(found["threads"])
     rates = {
         "fp32": meter.matmul_gflops(torch.float32, found["device"]),
         "bf16": meter.matmul_gflops(torch.bfloat16, found["device"]),
     }
-    return {**found, "matmul_gflops": rates}
+    switches = explain(found["device"], found["precision"])
+    return {
+        **found,
+        "matmul_gflops": rates,
+        "engine": {name: e._asdict() for name, e in switches.items()},
+    }
 
 
 def _cpu_name() -> str:
@@ -106,12 +115,19 @@ def _tokenise(segment: Segment, task: Task, positions: int | None) -> None:
     """Tokenise every split once, so that a row that cannot be used is named before training.
 
     Raises:
-        PreflightError: ``longer-than-positions``, and what the task itself refuses.
+        PreflightError: ``longer-than-positions``, ``nothing-supervised``, and what the task itself
+            refuses.
     """
     tokenizer = load_tokenizer(segment.base_path, segment.trials[0].conditions.revision)
     for split in SPLITS:
         rows = read_rows(Path(segment.folder) / "data" / f"{split}.jsonl")
         for number, example in enumerate(task.encode(tokenizer, rows), 1):
+            if not any(label >= 0 for label in example.labels):
+                raise PreflightError(
+                    "nothing-supervised",
+                    f"Row {number} of {split} has no label: every token of it is masked.",
+                    "give it a completion, or drop the row.",
+                )
             if positions is not None and len(example.tokens) > positions:
                 raise PreflightError(
                     "longer-than-positions",
@@ -139,23 +155,29 @@ def _probe(segment: Segment) -> Cost:
     c = trial.conditions
     prepare_process(c)
     task = make_task(c)
+    data = Path(segment.folder) / "data"
+    wished = Switches.wished(segment.engine or {}, c.device, c.precision)
+    decision = decide(trial, segment.base_path, data, wished)
+    token_bytes = _token_bytes(trial, segment, decision.switches)
     load_base(c, task, segment.base_path, trial.seed)  # first load: allocator and caches warm
     base = load_base(c, task, segment.base_path, trial.seed)
     meter.settle()
     base_bytes = _in_use(c.device)
     del base
     meter.settle()
-    bench = build(trial, segment.base_path, Path(segment.folder) / "data")
-    examples = task.encode(bench.tokenizer, bench.rows("train"))
+    bench = build([trial], segment.base_path, data, decision.switches)
+    examples = bench.examples("train")
     meter.settle()
     steps = meter.WARM_UP_STEPS + meter.TIMED_STEPS
-    source = bench.train_batches(examples)
-    batches = [next(source) for _ in range(steps)]
+    batches = list(islice(bench.feed.training(examples, [trial.seed]), steps))
     stepper = bench.stepper()
     bench.model.train()
+    if decision.switches.graphs:  # every shape captured before the clock starts
+        for i, batch in enumerate(batches):
+            stepper.step(min(i, c.steps - 1), batch)
     cost = meter.measure_steps(lambda i: stepper.step(min(i, c.steps - 1), batches[i]), c.device)
     timed = batches[meter.WARM_UP_STEPS :]
-    tokens = sum(b.n_tokens for b in timed) / len(timed)
+    tokens = sum(sum(b.n_tokens) for b in timed) / len(timed)
     on_cpu = c.device == "cpu"
     peak = cost.peak_bytes
     if on_cpu and peak is not None and base_bytes is not None:
@@ -163,7 +185,7 @@ def _probe(segment: Segment) -> Cost:
     return Cost(
         method=trial.method.name,
         status=Status.DONE,
-        trainable_parameters=sum(p.numel() for p in trainable(bench.model).values()),
+        trainable_parameters=bench.lanes.stack.values.shape[1],
         train_tokens_per_second=1000 * tokens / cost.milliseconds,
         step_milliseconds=cost.milliseconds,
         train_peak_bytes=peak,
@@ -171,7 +193,43 @@ def _probe(segment: Segment) -> Cost:
         memory_kind="rss_above_base" if on_cpu else "device",
         steps=cost.steps,
         tokens_per_step=tokens,
+        engine={
+            "switches": dataclasses.asdict(decision.switches),
+            "reasons": decision.reasons,
+            "token_bytes": token_bytes,
+        },
     )
+
+
+def _token_bytes(trial: Trial, segment: Segment, switches: Switches) -> float | None:
+    """Return what one more packed token takes in a pass: the slope from one lane to two.
+
+    None where lanes do not ride or the difference drowns in the allocator's rounding.
+    """
+    if not switches.lanes:
+        return None
+    device = trial.conditions.device
+    plainer = dataclasses.replace(switches, compile=False, graphs=False)
+    peaks, tokens = [], 0
+    for lanes in (1, 2):
+        bench = build([trial] * lanes, segment.base_path, Path(segment.folder) / "data", plainer)
+        stepper = bench.stepper()
+        bench.model.train()
+        batch = next(bench.feed.training(bench.examples("train"), [trial.seed] * lanes))
+        stepper.step(0, batch)
+        meter.settle()
+        before = _in_use(device)
+        meter.reset_peak(device)
+        stepper.step(0, batch)
+        peak = meter.peak_bytes(device)
+        if before is None or peak is None:
+            return None
+        peaks.append(peak - before)
+        tokens = batch.slots // lanes
+        del bench, stepper
+        free_memory()
+    slope = (peaks[1] - peaks[0]) / tokens
+    return slope if slope > 0 else None
 
 
 def _in_use(device: str) -> int | None:

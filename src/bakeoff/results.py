@@ -50,7 +50,11 @@ class SplitScores:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What one trial gave. ``splits`` is keyed by ``validation`` and ``test``."""
+    """What one trial gave. ``splits`` is keyed by ``validation`` and ``test``.
+
+    ``lanes`` counts the trials that shared its steps, itself included; its seconds are its equal
+    share of theirs.
+    """
 
     trial_id: str
     status: Status
@@ -66,6 +70,7 @@ class TrialResult:
     evaluation_seconds: float | None = None
     load_seconds: float | None = None
     warnings: tuple[str, ...] = ()
+    lanes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -102,6 +107,8 @@ class Cost:
     ``memory_kind`` says what ``train_peak_bytes`` is: ``device`` = peak bytes allocated on the
     accelerator, base included; ``rss_above_base`` = peak resident memory above that of the process
     with the base loaded (CPU). ``steps`` counts the timed steps; times are medians over them.
+    ``engine`` is what the two-lane probe decided for the method: ``switches`` by name, ``reasons``
+    for those that are off though wished, and ``token_bytes`` a packed token of one lane takes.
     """
 
     method: str
@@ -115,6 +122,7 @@ class Cost:
     memory_kind: str | None = None
     steps: int | None = None
     tokens_per_step: float | None = None
+    engine: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

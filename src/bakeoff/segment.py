@@ -8,6 +8,7 @@ for a finished one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,17 +16,21 @@ import shutil
 import time
 import traceback
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bakeoff.assemble import Bench, build, mean_loss, prepare_process, score_split
+from bakeoff.assemble import Bench, build, prepare_process
 from bakeoff.data import sha256_of
-from bakeoff.engine.loop import Diverged, Reading, reading_steps, train
+from bakeoff.engine.device import out_of_memory
+from bakeoff.engine.feed import StepBatch
+from bakeoff.engine.loop import Reading, reading_steps, train
+from bakeoff.engine.switches import Switches
 from bakeoff.errors import BakeoffError
-from bakeoff.methods.hooks import Incompatible, trainable
+from bakeoff.evaluate import mean_losses, score_split
+from bakeoff.methods.hooks import Incompatible
 from bakeoff.results import CurvePoint, SegmentResult, SplitScores, Status, TrialResult
+from bakeoff.tasks import Example
 from bakeoff.trial import Segment, Trial
 
 COMPLETE = "COMPLETE.json"
@@ -39,41 +44,52 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_segment(segment: Segment) -> SegmentResult:
-    """Train and score every trial of the group; never raises."""
-    return SegmentResult(tuple(_one(t, segment) for t in segment.trials))
+    """Train and score every trial of the group; never raises.
+
+    Trials that cannot share a base, or of which one brings the others down, run one by one.
+    """
+    group = segment.trials
+    results = None if len(group) == 1 else _group(group, segment)
+    if results is None:
+        results = [_alone(trial, segment) for trial in group]
+    folder = Path(segment.folder) / "trials"
+    return SegmentResult(tuple(_keep(r, folder / r.trial_id) for r in results))
 
 
 def classify_failure(error: BaseException) -> Status:
     """Return the status that an exception in a trial means."""
     if isinstance(error, Incompatible):
         return Status.INCOMPATIBLE
-    if isinstance(error, Diverged):
-        return Status.DIVERGED
-    text = str(error).lower()
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+    if out_of_memory(error):
         return Status.OUT_OF_MEMORY
     return Status.FAILED
 
 
 def describe_failure(error: BaseException) -> str:
     """Return the reason a user reads: the error's own words, its type where they need it."""
-    if isinstance(error, (Incompatible, Diverged)):
+    if isinstance(error, Incompatible):
         return str(error)
     if isinstance(error, BakeoffError):
         return f"[{error.code}] {error.cause}"
     return f"{type(error).__name__}: {error}"
 
 
-def _one(trial: Trial, segment: Segment) -> TrialResult:
+def _group(trials: tuple[Trial, ...], segment: Segment) -> list[TrialResult] | None:
+    """Return the results of trials in lanes; None where they must run one by one."""
+    with _listening() as heard:
+        try:
+            results = _train_and_score(trials, segment, [[] for _ in trials])
+        except Exception:  # which trial it was is found out when each runs alone
+            results = None
+    return None if results is None else [_with_warnings(r, heard) for r in results]
+
+
+def _alone(trial: Trial, segment: Segment) -> TrialResult:
     started = time.perf_counter()
     curve: list[CurvePoint] = []
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("default")
-        # deprecations inside a library are its authors' business, not the user's
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with _listening() as heard:
         try:
-            result = _train_and_score(trial, segment, curve, started)
+            (result,) = _train_and_score((trial,), segment, [curve])
         except Exception as error:  # a failure is a result: whatever it is, the study goes on
             status = classify_failure(error)
             result = TrialResult(
@@ -82,77 +98,130 @@ def _one(trial: Trial, segment: Segment) -> TrialResult:
                 reason=describe_failure(error),
                 traceback=traceback.format_exc() if status is Status.FAILED else None,
                 curve=tuple(curve),
-                diverged_at_step=error.step if isinstance(error, Diverged) else None,
                 train_seconds=time.perf_counter() - started,
             )
+    return _with_warnings(result, heard)
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[warnings.WarningMessage]]:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        # deprecations inside a library are its authors' business, not the user's
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield heard
+
+
+def _with_warnings(result: TrialResult, heard: Sequence[warnings.WarningMessage]) -> TrialResult:
     said = tuple(dict.fromkeys(str(w.message) for w in heard))
-    result = dataclasses.replace(result, warnings=said)
-    return _keep(result, Path(segment.folder) / "trials" / trial.id)
+    return dataclasses.replace(result, warnings=said)
 
 
 def _train_and_score(
-    trial: Trial, segment: Segment, curve: list[CurvePoint], started: float
-) -> TrialResult:
-    prepare_process(trial.conditions)
+    trials: tuple[Trial, ...], segment: Segment, curves: list[list[CurvePoint]]
+) -> list[TrialResult]:
+    """Train all trials in lanes; ``curves`` takes each one's points as they come."""
+    started = time.perf_counter()
+    prepare_process(trials[0].conditions)
     folder = Path(segment.folder)
-    bench = build(trial, segment.base_path, folder / "data")
-    examples = bench.task.encode(bench.tokenizer, bench.rows("train"))
-    validation = bench.task.encode(bench.tokenizer, bench.rows("validation"))
-    loaded = time.perf_counter()
-    evaluating = 0.0
-    tokens = 0
-
-    def on_reading(reading: Reading) -> None:
-        nonlocal evaluating
-        begun = time.perf_counter()
-        loss = mean_loss(bench, validation)
-        curve.append(CurvePoint(reading.step, reading.train_loss, loss))
-        evaluating += time.perf_counter() - begun
-
-    def counted() -> Any:
-        nonlocal tokens
-        for batch in bench.train_batches(examples):
-            tokens += batch.n_tokens
-            yield batch
-
-    readings = reading_steps(trial.conditions.steps, trial.conditions.validations)
-    train(bench.stepper(), counted(), segment.start, segment.stop, readings, on_reading)
+    engine = segment.engine or {}
+    switches = Switches(**engine["switches"]) if engine else None
+    bench = build(trials, segment.base_path, folder / "data", switches)
+    bench.fit_memory(engine.get("token_bytes"))
+    examples, validation = bench.examples("train"), bench.examples("validation")
+    run = _Run(bench, curves, time.perf_counter())
+    c = trials[0].conditions
+    batches = run.counted(bench.feed.training(examples, [t.seed for t in trials]))
+    readings = reading_steps(c.steps, c.validations)
+    train(
+        bench.stepper(), batches, segment.start, segment.stop, readings,
+        lambda reading: run.read(reading, validation), bench.feed.halve,
+    )  # fmt: skip
     trained = time.perf_counter()
-    splits = _score(bench, curve[-1].validation_loss if curve else None)
+    splits = _score(bench, [curve[-1].validation_loss if curve else None for curve in curves])
     scored = time.perf_counter()
-    adapter_bytes = _save(bench, folder / "trials" / trial.id)
-    return TrialResult(
-        trial_id=trial.id,
-        status=Status.DONE,
-        curve=tuple(curve),
-        splits=splits,
-        trainable_parameters=sum(p.numel() for p in trainable(bench.model).values()),
-        adapter_bytes=adapter_bytes,
-        train_tokens=tokens,
-        train_seconds=trained - loaded - evaluating,
-        evaluation_seconds=evaluating + scored - trained,
-        load_seconds=loaded - started,
-    )
+    results = []
+    for lane, trial in enumerate(trials):
+        diverged = run.diverged[lane]
+        share = TrialResult(
+            trial_id=trial.id,
+            status=Status.DONE if diverged is None else Status.DIVERGED,
+            curve=tuple(curves[lane]),
+            trainable_parameters=bench.lanes.stack.values.shape[1],
+            train_tokens=run.tokens[lane],
+            diverged_at_step=diverged,
+            train_seconds=(trained - run.begun - run.evaluating) / len(trials),
+            evaluation_seconds=(run.evaluating + scored - trained) / len(trials),
+            load_seconds=(run.begun - started) / len(trials),
+            lanes=len(trials),
+        )
+        if diverged is None:
+            saved = _save(bench, lane, folder / "trials" / trial.id)
+            share = dataclasses.replace(share, splits=splits[lane], adapter_bytes=saved)
+        else:
+            reason = (
+                f"the training loss or its gradient was not finite, or absurd, at step {diverged}"
+            )
+            share = dataclasses.replace(share, reason=reason)
+        results.append(share)
+    return results
 
 
-def _score(bench: Bench, validation_loss: float | None) -> dict[str, SplitScores]:
-    splits = {}
-    if bench.trial.phase == "final":
-        splits["test"] = score_split(bench, "test", None)
+class _Run:
+    """What is noted down while lanes train."""
+
+    def __init__(self, bench: Bench, curves: list[list[CurvePoint]], begun: float) -> None:
+        self.bench = bench
+        self.curves = curves
+        self.begun = begun
+        self.evaluating = 0.0
+        self.tokens = [0] * len(bench.trials)
+        self.diverged: list[int | None] = [None] * len(bench.trials)
+
+    def counted(self, batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
+        """Count each lane's tokens as its batches go by."""
+        for step in batches:
+            lengths = [n for batch in step.batches for n in batch.lengths]
+            rows = len(lengths) // len(self.tokens)
+            for lane in range(len(self.tokens)):
+                self.tokens[lane] += sum(lengths[lane * rows : (lane + 1) * rows])
+            yield step
+
+    def read(self, reading: Reading, validation: Sequence[Example]) -> None:
+        """Add a point to the curve of each lane that lives."""
+        started = time.perf_counter()
+        losses = mean_losses(self.bench, validation)
+        for lane, (curve, at) in enumerate(zip(self.curves, reading.diverged, strict=True)):
+            if at is None:
+                curve.append(CurvePoint(reading.step, reading.train_losses[lane], losses[lane]))
+        self.diverged = list(reading.diverged)
+        self.evaluating += time.perf_counter() - started
+
+
+def _score(bench: Bench, losses: Sequence[float | None]) -> list[dict[str, SplitScores]]:
+    splits: list[dict[str, SplitScores]] = [{} for _ in bench.trials]
+    if bench.trials[0].phase == "final":
+        nothing = [None] * len(splits)
+        for own, scores in zip(splits, score_split(bench, "test", nothing), strict=True):
+            own["test"] = scores
     if bench.task.scores_validation:
-        splits["validation"] = score_split(bench, "validation", validation_loss)
+        found = score_split(bench, "validation", losses)
     else:
-        splits["validation"] = SplitScores((), (), validation_loss)
+        found = [SplitScores((), (), loss) for loss in losses]
+    for own, scores in zip(splits, found, strict=True):
+        own["validation"] = scores
     return splits
 
 
-def _save(bench: Bench, folder: Path) -> int | None:
+def _save(bench: Bench, lane: int, folder: Path) -> int | None:
     """Save a finalist's weights in the method's own format; return the bytes of its tensors."""
-    if bench.trial.phase != "final":
+    if bench.trials[lane].phase != "final":
         return None
     target = folder / bench.hook.saved_as
     if target.exists():
         shutil.rmtree(target)
+    bench.lanes.alone(lane)
     bench.hook.save(bench.model, target, bench.conditions.base)
     return sum(p.stat().st_size for p in target.rglob("*.safetensors"))
 

@@ -15,6 +15,7 @@ from bakeoff.errors import UsageError, near_match
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+Switch = Literal["auto", "on", "off"]
 Scalar = bool | int | float | str
 
 
@@ -139,8 +140,35 @@ class EngineSpec(_Part):
     """Trials that run side by side."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of each worker; default: the physical cores divided by the workers."""
+    lanes: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = "auto"
+    """Trials of a method that share one step: `auto` (as many as there are), a limit, or `off`."""
+    packing: Switch = "auto"
+    """Examples lie end to end through the layers; `auto` where it agrees with padded batches."""
+    loss: Switch = "auto"
+    """Cross-entropy in chunks, at supervised tokens only; `auto` where the head is frozen."""
+    lean_inputs: Switch = "auto"
+    """PEFT layers make no fp32 copy of their input; `auto` in bf16."""
+    compile: Switch = "auto"
+    """One compiled layer serves all; `auto` on CUDA."""
+    graphs: Switch = "auto"
+    """A step is one CUDA graph; `auto` on CUDA."""
     evaluation_batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples in each evaluation batch."""
+
+    @property
+    def switches(self) -> dict[str, str]:
+        """The accelerators by name, each `auto`, `on` or `off`."""
+        named = {
+            n: getattr(self, n) for n in ("packing", "loss", "lean_inputs", "compile", "graphs")
+        }
+        return {**named, "lanes": "off" if self.lanes == "off" else "auto"}
+
+    @property
+    def most_lanes(self) -> int | None:
+        """The largest group of trials that share a step; None: no limit of the user's."""
+        if isinstance(self.lanes, int):
+            return self.lanes
+        return 1 if self.lanes == "off" else None
 
 
 class StudySpec(_Part):

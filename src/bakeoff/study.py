@@ -148,10 +148,10 @@ def about(study: Study) -> dict[str, Any]:
     }
 
 
-def segment(study: Study, trials: Sequence[Trial]) -> Segment:
+def segment(study: Study, trials: Sequence[Trial], engine: dict[str, Any] | None = None) -> Segment:
     """Return the segment of ``trials`` over the whole budget."""
     steps = study.conditions.steps
-    return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path)
+    return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path, engine)
 
 
 def prior_trial(study: Study, entry: MethodEntry) -> Trial:

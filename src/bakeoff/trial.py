@@ -120,7 +120,8 @@ class Segment:
 
     A group shares method, parameter shapes and batches. ``folder`` is the study folder; a worker
     writes only inside ``folder/trials/<id>``. ``base_path`` is where the base's files lie on this
-    machine: not part of a trial's identity.
+    machine: not part of a trial's identity. Nor is ``engine``: the accelerators that are on, and
+    the bytes that a packed token takes, as the method's probe found them; None: all off.
     """
 
     trials: tuple[Trial, ...]
@@ -128,6 +129,7 @@ class Segment:
     stop: int
     folder: str
     base_path: str
+    engine: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -137,6 +139,7 @@ class Segment:
             "stop": self.stop,
             "folder": self.folder,
             "base_path": self.base_path,
+            "engine": self.engine,
         }
 
     @classmethod

@@ -53,6 +53,10 @@ def _machine(machine: dict[str, Any]) -> list[Finding]:
         Finding("threads", "ok", str(machine["threads"])),
         Finding("precision", "ok", f"auto = {machine['precision']} (measured: {rates})"),
         Finding("bf16 pays", "ok" if gain > 1 else "note", f"{gain:.1f} times fp32 in a matmul"),
+        *(
+            Finding(f"engine.{name}", "on" if found["on"] else "off", f"auto: {found['why']}")
+            for name, found in machine["engine"].items()
+        ),
     ]
 
 

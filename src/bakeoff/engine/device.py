@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from bakeoff.errors import PreflightError
@@ -55,6 +57,21 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out, on a GPU or the host."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return "can't allocate memory" in text or "out of memory" in text
+
+
+def free_memory() -> None:
+    """Give cached memory back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def set_dtypes(model: nn.Module, precision: str) -> None:
     """Hold frozen floating-point tensors in the compute dtype and trained ones in fp32.
 
@@ -65,3 +82,14 @@ def set_dtypes(model: nn.Module, precision: str) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+
+
+def lean_inputs(model: nn.Module) -> None:
+    """Let PEFT layers take their input as it is.
+
+    PEFT copies it to the dtype of the adapter, fp32, only for autocast to bring it back: the copy
+    is kept for the backward pass and dominates training memory. The adapters stay fp32.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False

@@ -1,21 +1,25 @@
-"""The training loop: hand-written, one trial, no method named, nothing read back inside a step.
+"""The training loop: hand-written, K lanes a step, no method named, no reading back in a step.
 
-Called by ``segment`` and by the cost probe with closures for the loss and the penalty. Losses stay
-on the device until a reading point; divergence is found there and dated to its step.
+Called by ``segment`` and by the cost probe. Losses stay on the device until a reading point; a lane
+that diverges is frozen there and then by the optimizer and found out at the next reading.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bakeoff.engine.device import autocast
-from bakeoff.engine.optim import Group, adamw, schedule
+from bakeoff.engine.attention import packed
+from bakeoff.engine.device import autocast, free_memory, out_of_memory
+from bakeoff.engine.feed import StepBatch
+from bakeoff.engine.graphs import Graphs
+from bakeoff.engine.lanes import Lanes
+from bakeoff.engine.optim import LaneAdamW, LaneRecipe, schedule
+from bakeoff.engine.packing import Layout
 
 MAX_LOSS = 1e4
 """A finite loss above this counts as diverged: far above ln(vocabulary) of any model."""
@@ -32,90 +36,164 @@ class Recipe:
     clip: float
     device: str
     precision: str
+    graphs: bool = False
 
 
 class Reading(NamedTuple):
-    """Mean training loss since the last reading, taken after ``step`` steps."""
+    """Mean training loss of each lane since the last reading, taken after ``step`` steps.
+
+    ``diverged`` holds the step (from 1) at which a lane diverged, None for those that live.
+    """
 
     step: int
-    train_loss: float
+    train_losses: tuple[float, ...]
+    diverged: tuple[int | None, ...]
 
 
-class Diverged(Exception):
-    """The loss was not finite, or absurd, at ``step`` (counted from 1)."""
+class Losses(Protocol):
+    """Maps (model, batch) to each item's summed loss and count of supervised units."""
 
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"the training loss was {loss:.4g} at step {step}")
-        self.step = step
+    def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return ``[K * B]`` sums and counts."""
+        ...
 
 
 class Stepper:
-    """Takes optimizer steps on one model.
+    """Takes optimizer steps for all lanes.
 
-    ``loss`` maps a batch to a scalar; ``penalty`` gives a term to add to it or None;
-    ``after_step`` is called between the optimizer's step and the next forward pass.
+    ``losses`` gives items' losses, ``penalty`` a term to add to a lane's loss or None, and
+    ``after_step`` is called for each lane's model between the optimizer's step and the next
+    forward pass (None: there is nothing to do).
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        groups: Sequence[Group],
+        lanes: Lanes,
+        rates: Sequence[tuple[float, ...]],
         recipe: Recipe,
-        loss: Callable[[object], Tensor],
-        penalty: Callable[[], Tensor | None],
-        after_step: Callable[[int], None],
+        losses: Losses,
+        penalty: Callable[[nn.Module], Tensor | None] | None = None,
+        after_step: Callable[[nn.Module, int], None] | None = None,
     ) -> None:
-        self.model = model
-        self.parameters = [p for g in groups for p in g.parameters]
+        self.lanes = lanes
         self.recipe = recipe
-        self.loss = loss
+        self.losses = losses
         self.penalty = penalty
         self.after_step = after_step
-        self.optimizer = adamw(groups, recipe.weight_decay)
+        recipes = [LaneRecipe(r, recipe.weight_decay, recipe.clip) for r in rates]
+        self.optimizer = LaneAdamW(lanes.stack, recipes, MAX_LOSS)
+        self._factor = torch.zeros((), device=lanes.stack.values.device)
+        self._graphs = Graphs(self.compute, self.forward_backward) if recipe.graphs else None
+        lanes.draws.captured = recipe.graphs
 
-    def step(self, index: int, batch: object) -> Tensor:
-        """Take step ``index`` (from 0) and return its loss, still on the device."""
-        recipe = self.recipe
-        factor = schedule(index, recipe.steps, recipe.warmup, recipe.decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        with autocast(recipe.device, recipe.precision):
-            loss = self.loss(batch)
-        penalty = self.penalty()
-        total = loss if penalty is None else loss + penalty
-        total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.after_step(index)
-        return loss.detach()
+    def step(self, index: int, batch: StepBatch) -> Tensor:
+        """Take step ``index`` (from 0); return the lanes' losses ``[K]``, still on the device."""
+        r = self.recipe
+        self._factor.fill_(schedule(index, r.steps, r.warmup, r.decay))
+        self.lanes.draws.begin(index)
+        if self._graphs is not None:
+            losses = self._graphs(batch, r.device)
+        else:
+            losses = self.compute(batch.to(r.device))
+        self._after(index)
+        return losses
+
+    def compute(self, batch: StepBatch) -> Tensor:
+        """Run the device's part of a step: what a CUDA graph may hold."""
+        self.lanes.stack.gradients.zero_()
+        losses = self.forward_backward(batch)
+        self.optimizer.step(losses, self._factor)
+        return losses
+
+    def forward_backward(self, batch: StepBatch) -> Tensor:
+        """Add each lane's gradients to the stack; return the losses ``[K]``."""
+        found, first = [], 0
+        for one, where, width in zip(*batch, strict=True):
+            self.lanes.ride(first, width)
+            if width == 1:
+                self.lanes.draws.seed_stream(first)
+            found.append(self._backward(one, where, width))
+            first += width
+        return torch.cat(found)
+
+    def _backward(self, batch: Any, where: Layout | None, lanes: int) -> Tensor:
+        r = self.recipe
+        self.lanes.tell_rows(batch.rows // lanes)
+        with autocast(r.device, r.precision), packed(where, self.lanes.draws):
+            sums, counts = self.losses(self.lanes.model, batch)
+        losses = sums.view(lanes, -1).sum(1) / counts.view(lanes, -1).sum(1)
+        extra = self._penalties(lanes)
+        total = losses if extra is None else losses + extra
+        self.lanes.backward(total.sum())
+        return losses.detach()
+
+    def _penalties(self, lanes: int) -> Tensor | None:
+        if self.penalty is None:
+            return None
+        if lanes > 1:
+            return self.lanes.each(self.penalty)
+        return self.penalty(self.lanes.model)
+
+    def forget_graphs(self) -> None:
+        """Give captured graphs and their memory back."""
+        if self._graphs is not None:
+            self._graphs = Graphs(self.compute, self.forward_backward)
+
+    def _after(self, index: int) -> None:
+        if self.after_step is None:
+            return
+        for lane in range(len(self.lanes)):
+            self.lanes.alone(lane)
+            self.after_step(self.lanes.model, index)
 
 
 def train(
     stepper: Stepper,
-    batches: Iterator[object],
+    batches: Iterator[StepBatch],
     start: int,
     stop: int,
     readings: Sequence[int],
     on_reading: Callable[[Reading], None],
+    again: Callable[[], StepBatch | None] = lambda: None,
 ) -> None:
     """Train from step ``start`` to ``stop``; after each step in ``readings`` read the losses back.
 
-    Raises:
-        Diverged: a loss was not finite or above ``MAX_LOSS``; found at the next reading.
+    ``again`` gives the step at hand in smaller passes when memory runs out, None when it cannot be
+    made smaller. Ends early when every lane has diverged.
     """
-    stepper.model.train()
+    stepper.lanes.model.train()
     pending: list[Tensor] = []
     for index in range(start, stop):
-        pending.append(stepper.step(index, next(batches)))
+        pending.append(_fitted(stepper, index, next(batches), again).clone())
         if index + 1 in readings:
-            losses = torch.stack(pending).float().tolist()
-            for offset, loss in enumerate(losses):
-                if not math.isfinite(loss) or loss > MAX_LOSS:
-                    raise Diverged(index + 2 - len(losses) + offset, loss)
+            means = torch.stack(pending).float().mean(0).tolist()
+            dead = stepper.optimizer.diverged_at.tolist()
             pending.clear()
-            on_reading(Reading(index + 1, sum(losses) / len(losses)))
-            stepper.model.train()
+            on_reading(Reading(index + 1, tuple(means), tuple(at or None for at in dead)))
+            if all(dead):
+                return
+            stepper.lanes.model.train()
+
+
+def _fitted(
+    stepper: Stepper, index: int, batch: StepBatch, again: Callable[[], StepBatch | None]
+) -> Tensor:
+    """Take a step; where memory runs out, take it in smaller passes. No lane loses its work.
+
+    Memory runs out in a forward or backward pass, before the optimizer has touched a lane.
+    """
+    while True:
+        try:
+            return stepper.step(index, batch)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            smaller = again()
+            if smaller is None:
+                raise
+            batch = smaller
+        stepper.forget_graphs()
+        free_memory()
 
 
 def reading_steps(steps: int, count: int) -> tuple[int, ...]:

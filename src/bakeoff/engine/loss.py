@@ -1,23 +1,69 @@
 """Loss where the labels are: hidden states of supervised tokens only reach the output layer.
 
-Used by tasks that train on tokens. ``[tokens, vocabulary]`` logits of a whole batch never exist,
-and a method's own additions to ``outputs.loss`` (AdaLoRA's penalty, say) stay out of the
-comparison, because no labels are ever handed to the model.
+Used by tasks that train on tokens. ``[tokens, vocabulary]`` logits of a whole batch never exist:
+the linear layer and the cross-entropy run chunk by chunk, and the gradient to the hidden states is
+taken in the same pass, because a frozen output layer needs none of its own. A method's own
+additions to ``outputs.loss`` (AdaLoRA's penalty, say) stay out of the comparison: no labels are
+ever handed to the model.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+CHUNK_LOGITS = {"cuda": 1 << 27, "cpu": 1 << 21}
+"""Most logits that exist at once: 0.5 GiB in fp32 on a GPU, what stays in the cache of a CPU."""
+_RESHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap")
+"""Configuration keys of models that do more to the logits than their output layer does."""
+
+
+def _softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what ``_softmax`` does, with few passes over memory where nothing fuses them."""
+    known, to = targets >= 0, targets.clamp(min=0)[:, None]
+    exact = logits.float()
+    total = torch.logsumexp(exact, -1, keepdim=True)
+    losses = torch.where(known, (total - exact.gather(1, to))[:, 0], 0)
+    slope = exact.sub_(total).exp_()
+    slope.scatter_add_(1, to, slope.new_full(to.shape, -1.0))
+    slope.mul_(known[:, None].to(slope.dtype))
+    return losses, slope.to(logits.dtype)
+
+
+def _softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy of each row, in fp32, and its gradient to the logits."""
+    known, to = targets >= 0, targets.clamp(min=0)[:, None]
+    exact = logits.float()
+    total = torch.logsumexp(exact, -1, keepdim=True)
+    losses = torch.where(known, (total - exact.gather(1, to))[:, 0], 0)
+    hit = torch.arange(logits.shape[1], device=logits.device)[None] == to
+    slope = torch.where(known[:, None], torch.exp(exact - total) - hit.float(), 0)
+    return losses, slope.to(logits.dtype)
+
+
+class Fused:
+    """Whether the chunked loss is on in this process, and what computes a chunk."""
+
+    on: bool = True
+    softmax: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = staticmethod(_softmax_in_place)
+
+    @classmethod
+    def use(cls, on: bool, compiled: bool) -> None:
+        """Switch the chunked loss; compiled, a chunk's logits are read twice and written once."""
+        cls.on = on
+        cls.softmax = staticmethod(torch.compile(_softmax) if compiled else _softmax_in_place)
+
 
 class Supervised(NamedTuple):
     """Where a padded batch is supervised: N positions and the token that follows each.
 
     ``rows``, ``columns`` and ``targets`` are ``[N]``; position (row, column) predicts the target.
+    A negative target fills a fixed size up and counts for nothing.
     """
 
     rows: Tensor
@@ -25,10 +71,37 @@ class Supervised(NamedTuple):
     targets: Tensor
 
 
-def supervised_positions(labels_BT: Tensor, ignore: int = -100) -> Supervised:
-    """Return the positions whose next token is labelled."""
-    rows, columns = torch.nonzero(labels_BT[:, 1:] != ignore, as_tuple=True)
-    return Supervised(rows, columns, labels_BT[rows, columns + 1])
+IGNORE = -100
+
+
+def supervised_positions(labels_BT: Tensor, size: int | None = None) -> Supervised:
+    """Return the positions whose next token is labelled, with ignored ones up to ``size``."""
+    rows, columns = torch.nonzero(labels_BT[:, 1:] != IGNORE, as_tuple=True)
+    targets = labels_BT[rows, columns + 1]
+    more = (0, (size or len(rows)) - len(rows))
+    fill = functional.pad
+    return Supervised(fill(rows, more), fill(columns, more), fill(targets, more, value=IGNORE))
+
+
+def token_losses(model: nn.Module, inputs: dict[str, Tensor], at: Supervised) -> Tensor:
+    """Return the cross-entropy ``[N]`` at the supervised positions, in nats and fp32."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if not Fused.on or not can_fuse(model, head):
+        return cross_entropy(supervised_logits(model, inputs, at), at.targets)
+    with _instead(head, lambda hidden: hidden):
+        hidden = supervised_logits(model, inputs, at)
+    found: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, head.bias, at.targets)  # type: ignore[no-untyped-call]
+    return found
+
+
+def can_fuse(model: nn.Module, head: Any) -> bool:
+    """Say whether the logits are a frozen linear layer of the hidden states and no more."""
+    config = getattr(model, "config", None)
+    return (
+        type(head) is nn.Linear
+        and not head.weight.requires_grad
+        and not any(getattr(config, key, None) for key in _RESHAPED)
+    )
 
 
 def supervised_logits(model: nn.Module, inputs: dict[str, Tensor], at: Supervised) -> Tensor:
@@ -41,7 +114,11 @@ def supervised_logits(model: nn.Module, inputs: dict[str, Tensor], at: Supervise
     length = inputs["input_ids"].shape[1]
 
     def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (args[0][:, -length:][at.rows, at.columns],)
+        states = args[0]
+        first = states.shape[1] - length
+        # index_select, not advanced indexing: the gradient of the latter sorts its indices
+        place = at.rows * states.shape[1] + at.columns + first
+        return (states.flatten(0, 1).index_select(0, place),)
 
     output_layer: Any = model.get_output_embeddings()  # type: ignore[operator]
     handle = output_layer.register_forward_pre_hook(pick)
@@ -53,5 +130,41 @@ def supervised_logits(model: nn.Module, inputs: dict[str, Tensor], at: Supervise
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the per-position cross-entropy ``[N]`` in nats, computed in fp32."""
-    return functional.cross_entropy(logits.float(), targets, reduction="none")
+    """Return the per-position cross-entropy ``[N]`` in nats, computed in fp32; 0 where ignored."""
+    losses = functional.cross_entropy(logits.float(), targets.clamp(min=0), reduction="none")
+    return torch.where(targets >= 0, losses, 0)
+
+
+@contextlib.contextmanager
+def _instead(module: nn.Module, forward: Any) -> Iterator[None]:
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Linear layer and cross-entropy by chunks of positions; saves one gradient a position."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        wanted = hidden.requires_grad
+        gradient = torch.empty_like(hidden) if wanted else None
+        rows = max(1, CHUNK_LOGITS.get(hidden.device.type, 1 << 21) // len(weight))
+        for start in range(0, len(hidden), rows):
+            part, to = hidden[start : start + rows], targets[start : start + rows]
+            logits = functional.linear(part.to(weight.dtype), weight, bias)
+            losses[start : start + rows], slope = Fused.softmax(logits, to)
+            if gradient is not None:
+                gradient[start : start + rows] = slope @ weight
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None

@@ -37,6 +37,15 @@ def settle() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def free_bytes(device: str) -> int | None:
+    """Return the memory that could be taken now, on the device or (CPU) the host; None: unknown."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable:")
+
+
 def resident_bytes() -> int | None:
     """Return the resident memory of this process, None where /proc does not tell."""
     return _status_bytes("VmRSS:")
@@ -89,10 +98,13 @@ def _drain(device: str) -> None:
 
 
 def _status_bytes(key: str) -> int | None:
-    status = Path("/proc/self/status")
-    if not status.exists():
+    return _kilobytes(Path("/proc/self/status"), key)
+
+
+def _kilobytes(table: Path, key: str) -> int | None:
+    if not table.exists():
         return None
-    for line in status.read_text().splitlines():
+    for line in table.read_text().splitlines():
         if line.startswith(key):
             return int(line.split()[1]) * 1024
     return None

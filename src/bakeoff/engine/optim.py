@@ -1,12 +1,14 @@
-"""The optimizer and the learning-rate schedule: the same for every method."""
+"""The optimizer and the learning-rate schedule: the same for every method, lane by lane its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor
+
+from bakeoff.engine.stack import Stack
 
 
 def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
@@ -23,20 +25,63 @@ def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
     return max(0.0, min(1.0, up, down))
 
 
-class Group(NamedTuple):
-    """Parameters that share a peak learning rate."""
+@dataclass(frozen=True)
+class LaneRecipe:
+    """How one lane optimises: the peak rate of each parameter group, and its weight decay."""
 
-    parameters: Sequence[nn.Parameter]
-    learning_rate: float
+    learning_rates: tuple[float, ...]
+    weight_decay: float
+    clip: float
 
 
-def adamw(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer:
-    """Return AdamW over fp32 parameters, fused: one kernel a step instead of many small ones.
+class LaneAdamW:
+    """AdamW over the rows of a stack, fused, each lane with its own rates; no host sync.
 
-    Each group keeps its peak rate under ``peak``, which the schedule scales.
+    A lane whose loss or gradient is not finite, or whose loss exceeds ``max_loss``, is frozen from
+    that step on: its row takes no update any more, its neighbours' rows are not touched by it.
+    ``alive`` is ``[K]``; ``diverged_at`` ``[K]`` counts steps from 1, 0 where the lane lives.
     """
-    settings = [
-        {"params": list(g.parameters), "lr": g.learning_rate, "peak": g.learning_rate}
-        for g in groups
-    ]
-    return torch.optim.AdamW(settings, weight_decay=weight_decay, fused=True)
+
+    def __init__(self, stack: Stack, recipes: Sequence[LaneRecipe], max_loss: float) -> None:
+        self.stack = stack
+        self.max_loss = max_loss
+        device = stack.values.device
+        self.clip = torch.tensor([r.clip for r in recipes], device=device)
+        self.peaks = torch.tensor([r.learning_rates for r in recipes], device=device)
+        self.alive = torch.ones(len(stack), dtype=torch.bool, device=device)
+        self.diverged_at = torch.zeros(len(stack), dtype=torch.long, device=device)
+        self.taken = torch.zeros((), dtype=torch.long, device=device)
+        self.rates = torch.zeros_like(self.peaks)
+        groups = [
+            {"params": [row], "lr": self.rates[lane, g], "weight_decay": recipe.weight_decay}
+            for lane, recipe in enumerate(recipes)
+            for g, row in enumerate(stack.rows(lane))
+        ]
+        on_gpu = device.type == "cuda"
+        self.adamw = torch.optim.AdamW(groups, fused=True, capturable=on_gpu)
+        self._make_state()
+
+    def _make_state(self) -> None:
+        """Let AdamW make its state now, at rates of 0: a CUDA graph must find it there."""
+        self.adamw.step()
+        for state in self.adamw.state.values():
+            state["step"].zero_()
+
+    @torch.no_grad()
+    def step(self, losses: Tensor, factor: Tensor) -> None:
+        """Clip each lane's gradient, mask what diverged, update, clear the gradients.
+
+        ``losses`` is ``[K]``; ``factor`` the schedule's, a scalar on the device.
+        """
+        gradients = self.stack.gradients
+        norms = torch.linalg.vector_norm(gradients, dim=1)
+        healthy = torch.isfinite(losses) & (losses <= self.max_loss) & torch.isfinite(norms)
+        self.taken += 1
+        fresh = self.alive & ~healthy
+        self.diverged_at.copy_(torch.where(fresh, self.taken, self.diverged_at))
+        self.alive &= healthy
+        # torch.nn.utils.clip_grad_norm_'s formula, a norm a lane
+        shrink = torch.clamp(self.clip / (norms + 1e-6), max=1.0)
+        gradients.mul_(shrink[:, None]).masked_fill_(~self.alive[:, None], 0.0)
+        torch.mul(self.peaks, (factor * self.alive)[:, None], out=self.rates)
+        self.adamw.step()

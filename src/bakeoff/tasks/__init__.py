@@ -31,13 +31,22 @@ class Example:
     labels: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One padded batch. ``n_tokens`` counts real tokens, padding left out."""
+class Batch(NamedTuple):
+    """One padded batch; ``lengths`` counts each row's real tokens, padding left out."""
 
     inputs: dict[str, Tensor]
     targets: Any
-    n_tokens: int
+    lengths: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many examples the batch has."""
+        return len(self.lengths)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many real tokens the batch has."""
+        return sum(self.lengths)
 
 
 class ItemLoss(NamedTuple):
@@ -119,12 +128,18 @@ class Task(ABC):
         """Tokenise rows."""
 
     @abstractmethod
-    def batch(self, examples: Sequence[Example], pad_id: int, device: str) -> Batch:
-        """Pad examples into one batch on ``device``."""
+    def batch(
+        self,
+        examples: Sequence[Example],
+        pad_id: int,
+        device: str,
+        length: int | None = None,
+        units: int | None = None,
+    ) -> Batch:
+        """Pad examples into one batch on ``device``, to ``length`` tokens and ``units`` targets.
 
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean loss over the batch's supervised units, in nats."""
+        None pads to the longest example and to no more targets than there are.
+        """
 
     @abstractmethod
     def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
@@ -173,11 +188,17 @@ def source_arguments(path: str, revision: str | None) -> dict[str, Any]:
     return {"revision": revision}
 
 
-def padded(rows: Sequence[Sequence[int]], value: int, device: str, left: bool = False) -> Tensor:
-    """Return ``[B, T]`` integers, padded with ``value`` to the longest row."""
+def padded(
+    rows: Sequence[Sequence[int]],
+    value: int,
+    device: str,
+    left: bool = False,
+    length: int | None = None,
+) -> Tensor:
+    """Return ``[B, T]`` integers, padded with ``value`` to ``length`` or the longest row."""
     import torch
 
-    longest = max(len(r) for r in rows)
+    longest = length or max(len(r) for r in rows)
     out = torch.full((len(rows), longest), value, dtype=torch.long)
     for i, row in enumerate(rows):
         at = longest - len(row) if left else 0

@@ -10,7 +10,7 @@ from bakeoff.errors import PreflightError
 from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, leaks, padded, source_arguments
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -74,21 +74,24 @@ class Classify(Task):
             for ids, r in zip(tokens["input_ids"], rows, strict=True)
         ]
 
-    def batch(self, examples: Sequence[Example], pad_id: int, device: str) -> Batch:
+    def batch(
+        self,
+        examples: Sequence[Example],
+        pad_id: int,
+        device: str,
+        length: int | None = None,
+        units: int | None = None,
+    ) -> Batch:
         """Pad on the right; the target is the class number of each item."""
         import torch
 
         tokens = [e.tokens for e in examples]
         inputs = {
-            "input_ids": padded(tokens, pad_id, device),
-            "attention_mask": padded([[1] * len(t) for t in tokens], 0, device),
+            "input_ids": padded(tokens, pad_id, device, length=length),
+            "attention_mask": padded([[1] * len(t) for t in tokens], 0, device, length=length),
         }
         targets = torch.tensor([e.labels[0] for e in examples], device=device)
-        return Batch(inputs, targets, sum(len(t) for t in tokens))
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy over items."""
-        return self.item_losses(model, batch).sums.mean()
+        return Batch(inputs, targets, tuple(len(t) for t in tokens))
 
     def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
         """Return the cross-entropy of each item, in fp32."""

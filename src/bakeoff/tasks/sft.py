@@ -14,7 +14,7 @@ from bakeoff.errors import PreflightError
 from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, leaks, padded, source_arguments
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORE = -100
@@ -85,37 +85,37 @@ class SupervisedFineTuning(Task):
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def batch(self, examples: Sequence[Example], pad_id: int, device: str) -> Batch:
+    def batch(
+        self,
+        examples: Sequence[Example],
+        pad_id: int,
+        device: str,
+        length: int | None = None,
+        units: int | None = None,
+    ) -> Batch:
         """Pad on the right and find the supervised positions (on the host: no sync later)."""
         from bakeoff.engine.loss import Supervised, supervised_positions
 
         tokens = [e.tokens for e in examples]
         inputs = {
-            "input_ids": padded(tokens, pad_id, device),
-            "attention_mask": padded([[1] * len(t) for t in tokens], 0, device),
+            "input_ids": padded(tokens, pad_id, device, length=length),
+            "attention_mask": padded([[1] * len(t) for t in tokens], 0, device, length=length),
         }
-        at = supervised_positions(padded([e.labels for e in examples], IGNORE, "cpu"))
+        at = supervised_positions(padded([e.labels for e in examples], IGNORE, "cpu"), units)
         targets = Supervised(*(t.to(device) for t in at))
-        return Batch(inputs, targets, sum(len(t) for t in tokens))
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy over the batch's supervised tokens."""
-        from bakeoff.engine.loss import cross_entropy, supervised_logits
-
-        logits = supervised_logits(model, batch.inputs, batch.targets)
-        return cross_entropy(logits, batch.targets.targets).mean()
+        return Batch(inputs, targets, tuple(len(t) for t in tokens))
 
     def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
         """Return the summed cross-entropy and the supervised tokens of each row."""
         import torch
 
-        from bakeoff.engine.loss import cross_entropy, supervised_logits
+        from bakeoff.engine.loss import token_losses
 
         at = batch.targets
-        losses = cross_entropy(supervised_logits(model, batch.inputs, at), at.targets)
-        zeros = torch.zeros(len(batch.inputs["input_ids"]), device=losses.device)
+        losses = token_losses(model, batch.inputs, at)
+        zeros = torch.zeros(batch.rows, device=losses.device)
         sums = zeros.index_add(0, at.rows, losses)
-        return ItemLoss(sums, zeros.index_add(0, at.rows, torch.ones_like(losses)))
+        return ItemLoss(sums, zeros.index_add(0, at.rows, (at.targets >= 0).float()))
 
     def predict(
         self,

@@ -1,0 +1,140 @@
+"""Dropout whose draws belong to the trial: the same alone, in any lane and beside any neighbour.
+
+PyTorch draws from one stream for the whole batch, so a lane's mask would depend on who else rides.
+Here a mask is a multiply-add hash of a fixed noise vector with a key of (trial seed, step, call):
+pure elementwise arithmetic, on a CPU several times faster than drawing (Carter and Wegman 1979,
+universal classes of hash functions). Installed by ``lanes`` on every ``nn.Dropout`` of a model and
+used by ``attention`` for dropout on its weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_STREAM = 0xD0
+
+
+class Draws:
+    """The keys of one step: ``[calls, K, 2]`` int32, one pair a dropout call and lane."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.seeds = tuple(seeds)
+        self.device = device
+        self._noise = torch.empty(0, dtype=torch.int32, device=device)
+        self._keys = torch.empty(0, len(seeds), 2, dtype=torch.int32, device=device)
+        self._calls = 0
+        self._step = 0
+        self._rows = slice(None)
+        self.captured = False
+        """A CUDA graph is on: nothing may be seeded while it is captured."""
+
+    def begin(self, step: int) -> None:
+        """Draw the keys of ``step``; the next call gets its first."""
+        self._step = step
+        if len(self._keys):
+            self._keys.copy_(self._draw(len(self._keys)))
+        self._calls = 0
+
+    def pick(self, first: int, width: int) -> None:
+        """Start the step's calls again, for ``width`` lanes from ``first``."""
+        self._calls = 0
+        self._rows = slice(first, first + width)
+
+    def seed_stream(self, lane: int) -> None:
+        """Tie PyTorch's own stream to a trial and step, for what draws from it all the same.
+
+        That is a method's own noise, and dropout that is no ``nn.Dropout``.
+        """
+        if not self.captured:
+            torch.manual_seed((self.seeds[lane] * 1_000_003 + self._step) % 2**63)
+
+    def take(self) -> Tensor:
+        """Return the key of the next call for the lanes picked, ``[width, 2]``."""
+        if self._calls >= len(self._keys):
+            self._keys = self._draw(max(16, 2 * len(self._keys))).to(self.device)
+        key = self._keys[self._calls, self._rows]
+        self._calls += 1
+        return key
+
+    def noise(self, n: int) -> Tensor:
+        """Return ``n`` fixed random int32, the same on every device."""
+        if n > len(self._noise):
+            draws = np.random.default_rng(_STREAM).integers(0, 2**32, n, dtype=np.uint32)
+            self._noise = torch.from_numpy(draws.view(np.int32)).to(self.device)
+        return self._noise[:n]
+
+    def _draw(self, calls: int) -> Tensor:
+        keys = np.empty((calls, len(self.seeds), 2), dtype=np.uint32)
+        for lane, seed in enumerate(self.seeds):
+            rng = np.random.default_rng([seed, _STREAM, self._step])
+            keys[:, lane] = rng.integers(0, 2**32, (calls, 2), dtype=np.uint32)
+        keys[..., 0] |= 1
+        return torch.from_numpy(keys.view(np.int32))
+
+
+def keep_mask(n: int, p: float, key: Tensor, noise: Tensor) -> Tensor:
+    """Return ``[K, n]`` booleans, False with probability ``p``; ``key`` is ``[K, 2]``."""
+    threshold = int(-(2**31) + (1 - p) * 2**32)
+    return (noise[:n] * key[:, :1] + key[:, 1:]) < threshold
+
+
+def drop(x: Tensor, p: float, key: Tensor, noise: Tensor) -> Tensor:
+    """Drop elements of ``x``, whose leading dimension is the lanes of ``key`` times anything."""
+    lanes = len(key)
+    mask = keep_mask(x.numel() // lanes, p, key, noise)
+    return x * _scale(mask, p, x)
+
+
+def _scale(mask: Tensor, p: float, x: Tensor) -> Tensor:
+    return mask.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
+
+
+class Keyed:
+    """Replaces the forward of one ``nn.Dropout``."""
+
+    def __init__(self, module: nn.Dropout, draws: Draws) -> None:
+        self.module = module
+        self.draws = draws
+        self.inside: Tensor | None = None
+        """The key ``[2]`` of the lane at hand while a unit runs this module under vmap."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Drop, or pass on what is not in training."""
+        p = self.module.p
+        if not self.module.training or p == 0:
+            return x
+        if self.inside is not None:
+            n = x.numel()
+            mask = keep_mask(n, p, self.inside[None], self.draws.noise(n))[0]
+            return x * _scale(mask, p, x)
+        key = self.draws.take()
+        return drop(x, p, key, self.draws.noise(x.numel() // len(key)))
+
+    def bits(self, shape: Sequence[int]) -> Tensor:
+        """Return uniform int32 of this shape (alone, or inside a unit: one lane's)."""
+        key = self.draws.take()[0] if self.inside is None else self.inside
+        return (self.draws.noise(math.prod(shape)) * key[0] + key[1]).view(*shape)
+
+
+def install(model: nn.Module, draws: Draws) -> list[Keyed]:
+    """Let every ``nn.Dropout`` of ``model`` draw by key; return what was installed."""
+    installed = []
+    for module in model.modules():
+        if type(module) is nn.Dropout and module.p > 0:
+            keyed = Keyed(module, draws)
+            patched: Any = module
+            patched.forward = keyed
+            installed.append(keyed)
+    for module in model.modules():
+        # a layer that draws for itself, after its dropouts: shims give it what it draws by
+        if hasattr(module, "keyed"):
+            drawing: Any = module
+            drawing.keyed = Keyed(drawing, draws)
+            installed.append(drawing.keyed)
+    return installed

@@ -1,0 +1,274 @@
+"""From examples to what a step needs on the device: batches for all lanes, and packed layouts.
+
+Stands between a task's batches and the loop. Each lane sees its own seed's examples; where lanes
+ride together their batches lie one after another in one. Sizes are rounded so that shapes repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch.utils import _pytree as pytree
+
+from bakeoff.engine.attention import NotPackable
+from bakeoff.engine.lanes import Lanes
+from bakeoff.engine.layers import LayerStack, use_attention
+from bakeoff.engine.loss import Fused
+from bakeoff.engine.order import step_indices
+from bakeoff.engine.packing import Layout, bucket, buckets, layout, round_up
+from bakeoff.engine.switches import Switches
+
+ROW_MULTIPLE = {"cpu": 16, "cuda": 32}
+"""Packed rows are this many tokens long, or a multiple of it."""
+GRAPH_SHAPES = 10
+"""Row sizes that a graphed study uses: each costs a capture, a second or two."""
+
+
+class Tokenised(Protocol):
+    """One example: its tokens, and its labels (negative: not supervised)."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Token ids."""
+        ...
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Labels."""
+        ...
+
+
+class Batcher(Protocol):
+    """What a task does for the feed."""
+
+    def batch(
+        self, examples: Any, pad_id: int, device: str, length: int | None, units: int | None
+    ) -> Any:
+        """Pad examples into one batch."""
+        ...
+
+
+class StepBatch(NamedTuple):
+    """What one step needs, pass by pass: a batch, its layout, and how many lanes it holds."""
+
+    batches: tuple[Any, ...]
+    layouts: tuple[Layout | None, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> tuple[int, ...]:
+        """Real tokens of each pass."""
+        return tuple(b.n_tokens for b in self.batches)
+
+    @property
+    def slots(self) -> int:
+        """Tokens that the layers see, padding included."""
+        return sum(
+            b.inputs["input_ids"].numel() if w is None else w.gather.numel()
+            for b, w in zip(self.batches, self.layouts, strict=True)
+        )
+
+    def to(self, device: str) -> StepBatch:
+        """Return this on ``device``; from pinned memory nothing is waited for."""
+        moved: StepBatch = pytree.tree_map_only(
+            torch.Tensor, lambda t: t.to(device, non_blocking=True), self
+        )
+        return moved
+
+    def pinned(self) -> StepBatch:
+        """Return this in pinned memory."""
+        held: StepBatch = pytree.tree_map_only(torch.Tensor, lambda t: t.pin_memory(), self)
+        return held
+
+
+class Shape(NamedTuple):
+    """The sizes of a step: padded length, packed row, targets of a lane; None is as it comes."""
+
+    length: int | None
+    row: int | None
+    units: int | None
+
+
+class Feed:
+    """Makes step batches for the lanes of one model, under fixed switches."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        task: Batcher,
+        batch_size: int,
+        pad_id: int,
+        device: str,
+        switches: Switches,
+    ) -> None:
+        self.lanes = lanes
+        self.task = task
+        self.batch_size = batch_size
+        self.pad_id = pad_id
+        self.device = device
+        self.switches = switches
+        self.width = len(lanes) if switches.lanes else 1
+        """Most lanes of one pass; lowered when memory runs out."""
+        self.pass_tokens: int | None = None
+        """Most packed tokens of one pass, all its lanes counted; None: no limit."""
+        self.stack: LayerStack | None = None
+        self.virtual = 0
+        self._looked = False
+        self._last: tuple[Sequence[Sequence[Tokenised]], Sequence[Shape]] = (), ()
+        Fused.use(switches.loss, switches.compile)
+        if switches.packing:
+            use_attention(lanes.model)
+            self.stack = LayerStack(lanes.model)
+            if switches.compile:
+                self.stack.compile()
+
+    @property
+    def multiple(self) -> int:
+        """What packed rows are rounded up to."""
+        return ROW_MULTIPLE[self.device.split(":", maxsplit=1)[0]]
+
+    def training(self, examples: Sequence[Tokenised], seeds: Sequence[int]) -> Iterator[StepBatch]:
+        """Yield each step's batches, each lane in its own seed's order, for ever.
+
+        Raises:
+            NotPackable: the layers see something else than the examples' tokens.
+        """
+        self._look(examples)
+        shapes = self._shapes(examples, seeds)
+        orders = [step_indices(len(examples), self.batch_size, s) for s in seeds]
+        while True:
+            picked = [[examples[i] for i in next(order)] for order in orders]
+            self._last = picked, shapes
+            yield self.step(picked, shapes)
+
+    def halve(self) -> StepBatch | None:
+        """Halve the lanes of a pass and return the last training step so; None when one is left."""
+        if self.width == 1:
+            return None
+        self.width = self.width // 2
+        return self.step(*self._last)
+
+    def evaluation(self, examples: Sequence[Tokenised], rows: int) -> Iterator[StepBatch]:
+        """Yield all examples once, the same for every lane, sorted by length; ``rows`` in all."""
+        order = sorted(examples, key=lambda e: len(e.tokens))
+        share = max(1, rows // self.width)
+        for start in range(0, len(order), share):
+            yield self.step([order[start : start + share]] * len(self.lanes), ())
+
+    def step(self, picked: Sequence[Sequence[Tokenised]], shapes: Sequence[Shape]) -> StepBatch:
+        """Return one step's batches: ``picked`` holds the examples of each lane."""
+        row = round_up(max(self._tokens(own) for own in picked), self.multiple)
+        width = max(
+            1, min(self.width, self.pass_tokens // row if self.pass_tokens else len(picked))
+        )
+        # passes of equal width where that goes: fewer shapes
+        width = -(-len(picked) // -(-len(picked) // width))
+        parts = [picked[i : i + width] for i in range(0, len(picked), width)]
+        made = [self._make(part, shapes) for part in parts]
+        step = StepBatch(
+            tuple(b for b, _ in made), tuple(w for _, w in made), tuple(len(x) for x in parts)
+        )
+        return step.pinned() if self.device.startswith("cuda") else step
+
+    def _make(
+        self, picked: Sequence[Sequence[Tokenised]], shapes: Sequence[Shape]
+    ) -> tuple[Any, Layout | None]:
+        row = max(self._tokens(own) for own in picked)
+        units = max(_units(own) for own in picked)
+        longest = max(len(e.tokens) for own in picked for e in own)
+        shape = _fitting(shapes, Shape(longest, row, units)) or Shape(None, None, None)
+        every = [e for own in picked for e in own]
+        in_all = None if shape.units is None else shape.units * len(picked)
+        batch = self.task.batch(every, self.pad_id, "cpu", shape.length, in_all)
+        if self.stack is None:
+            return batch, None
+        length = batch.inputs["input_ids"].shape[1] + self.virtual
+        tokens = shape.row or round_up(row, self.multiple)
+        sizes = [n + self.virtual for n in batch.lengths]
+        return batch, layout(sizes, len(picked), length, tokens)
+
+    def _tokens(self, own: Sequence[Tokenised]) -> int:
+        return sum(len(e.tokens) + self.virtual for e in own)
+
+    def _shapes(self, examples: Sequence[Tokenised], seeds: Sequence[int]) -> tuple[Shape, ...]:
+        """Return the sizes that steps are rounded up to.
+
+        Where dropout draws, the padded length must not depend on who else rides: it is the longest
+        example's. A graph needs every size fixed, so the steps of one pass are looked through.
+        """
+        if not self.switches.graphs and not self.lanes.drops and not self.lanes.sees_padding:
+            return ()
+        length = round_up(max(len(e.tokens) for e in examples), 8)
+        if not self.switches.graphs:
+            return (Shape(length, None, None),)
+        steps = -(-len(examples) // self.batch_size) + 1
+        rows, units, lengths = [], [], []
+        for seed in dict.fromkeys(seeds):
+            order = step_indices(len(examples), self.batch_size, seed)
+            for _ in range(4 * steps):
+                own = [examples[i] for i in next(order)]
+                rows.append(self._tokens(own))
+                units.append(_units(own))
+                lengths.append(max(len(e.tokens) for e in own))
+        top = Shape(length, round_up(length * self.batch_size, self.multiple), None)
+        sizes = buckets(rows, GRAPH_SHAPES, self.multiple)
+        chosen = []
+        for size in sizes:
+            held = [i for i, r in enumerate(rows) if bucket(r, sizes) <= size]
+            most = round_up(max(units[i] for i in held), self.multiple)
+            fixed = self.lanes.drops or self.lanes.sees_padding
+            longest = length if fixed else round_up(max(lengths[i] for i in held), 8)
+            chosen.append(Shape(longest, size, most))
+        return (*chosen, top)
+
+    def _look(self, examples: Sequence[Tokenised]) -> None:
+        """Find out how many virtual tokens a method puts before each example.
+
+        Raises:
+            NotPackable: the layers see something else than the examples' tokens.
+        """
+        if self.stack is None or self._looked:
+            return
+        self._looked = True
+        if self.lanes.sees_padding:
+            raise NotPackable("a layer averages over all tokens, padding included")
+        self.lanes.alone(0)
+        batch = self.task.batch(list(examples[:2]), self.pad_id, self.device, None, None)
+        seen: list[torch.Size] = []
+
+        def watch(_: Any, args: Any, kwargs: Any) -> None:
+            states = args[0] if args else kwargs["hidden_states"]
+            seen.append(states.shape if isinstance(states, torch.Tensor) else torch.Size())
+            raise _SeenEnough
+
+        handle = self.stack.layers[0].register_forward_pre_hook(watch, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                self.lanes.model(**batch.inputs)
+        except _SeenEnough:
+            pass
+        finally:
+            handle.remove()
+        rows, length = batch.inputs["input_ids"].shape
+        if not seen or len(seen[0]) != 3 or seen[0][0] != rows or seen[0][1] < length:
+            raise NotPackable(f"the layers see {tuple(seen[0]) if seen else 'nothing'}")
+        self.virtual = seen[0][1] - length
+
+
+class _SeenEnough(Exception):
+    pass
+
+
+def _units(own: Sequence[Tokenised]) -> int:
+    return sum(label >= 0 for e in own for label in e.labels)
+
+
+def _fitting(shapes: Sequence[Shape], needed: Shape) -> Shape | None:
+    """Return the first shape that holds a step of the needed sizes."""
+    for shape in shapes:
+        sizes = zip(shape, needed, strict=True)
+        if all(have is None or need is None or have >= need for have, need in sizes):
+            return shape
+    return None

@@ -1,0 +1,238 @@
+"""Lanes: K trials of one method share one frozen base and one step.
+
+The adapter is injected once; the K initialisations of its trained tensors are stacked to
+``[K, ...]`` (``stack``). Together, the model's batch holds all lanes one after another,
+``[K * B, ...]``, and only the modules that own lane tensors know (``units``). Alone, one lane's
+tensors lie in the model, which is then the plain PEFT model of that trial: so are trials saved,
+and so does a method train that cannot ride.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from bakeoff.engine import dropout, shims
+from bakeoff.engine.stack import Stack, same
+from bakeoff.engine.units import Fold, Linear, Unit, find, frozen_parts, put
+
+SMALL = 1 << 20
+"""Frozen tensors up to this many elements may differ by seed (masks, indices); larger ones not."""
+
+
+class NotShared(Exception):
+    """The trials' frozen parts differ by seed: they cannot stand on one base."""
+
+
+class Start(NamedTuple):
+    """What a seed decides: trained tensors, small frozen ones, a checksum of each large one."""
+
+    trained: dict[str, Tensor]
+    small: dict[str, Tensor]
+    sums: dict[str, int]
+
+    @classmethod
+    def of(cls, model: nn.Module, checksums: bool) -> Start:
+        """Copy a freshly attached model's start; without ``checksums`` the trained tensors only."""
+        start = cls({}, {}, {})
+        for name, tensor in tensors(model).items():
+            if tensor.requires_grad:
+                start.trained[name] = tensor.detach().clone()
+            elif checksums and tensor.numel() <= SMALL:
+                start.small[name] = tensor.detach().clone()
+            elif checksums:
+                raw = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+                start.sums[name] = zlib.crc32(raw.data)
+        return start
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers of a model by name, each tensor once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+class Lanes:
+    """K trials on one model: one ``Start`` a lane, the trained tensors' names by optimizer group.
+
+    Raises:
+        NotShared: a large frozen tensor differs between the starts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        starts: Sequence[Start],
+        groups: Sequence[Sequence[str]],
+        seeds: Sequence[int],
+        compiled: bool = False,
+    ) -> None:
+        self.model = model
+        self._compiled = compiled
+        device = next(iter(model.parameters())).device
+        self.stack = Stack([s.trained for s in starts], groups, device)
+        differing = [n for n in starts[0].sums if len({s.sums[n] for s in starts}) > 1]
+        if differing:
+            raise NotShared(f"its frozen tensors differ by seed ({differing[0]})")
+        self.seeded = {
+            n: torch.stack([s.small[n] for s in starts]).to(device)
+            for n in starts[0].small
+            if not same(s.small[n] for s in starts)
+        }
+        self._slots = _slots(model, [*self.stack.names, *self.seeded])
+        self.draws = dropout.Draws(seeds, device)
+        self.drops = dropout.install(model, self.draws)
+        """The model's active dropouts."""
+        self._shims = shims.install(model)
+        self.sees_padding = any(getattr(m, "sees_padding", False) for m in model.modules())
+        """What an example computes depends on how far its batch is padded."""
+        everything = tensors(model)
+        self._hooks = {n: everything[n]._backward_hooks or {} for n in self.stack.names}
+        """What a method hung on its parameters' gradients: the leaves must carry it too."""
+        self._units = self._make_units()
+        self._leaves: dict[tuple[int, int], dict[str, nn.Parameter]] = {}
+        self._patched: bool | None = None
+        self._place_now: tuple[int, int] | None = None
+        self.alone(0)
+
+    def __len__(self) -> int:
+        return len(self.stack)
+
+    def ride(self, first: int, width: int) -> None:
+        """Let ``width`` lanes from ``first`` ride together: the model's batch is ``[width * B]``.
+
+        One lane rides as the plain model of its trial.
+        """
+        if width == 1:
+            self.alone(first)
+            return
+        if self._patched is not True:
+            for module, unit, inside in self._units:
+                module.forward = unit
+                for patch in inside:
+                    patch.module.forward = patch
+            self._patched = True
+        for _, unit, _ in self._units:
+            unit.lanes = width
+        self.draws.pick(first, width)
+        self._place(first, width)
+
+    def alone(self, lane: int) -> None:
+        """Make the model the plain model of one lane."""
+        if self._patched is not False:
+            for module, _, inside in self._units:
+                for patched in (module, *(p.module for p in inside)):
+                    patched.__dict__.pop("forward", None)
+            self._patched = False
+        self.draws.pick(lane, 1)
+        self._place(lane, 1)
+
+    def backward(self, total: Tensor) -> None:
+        """Write the gradients of the lanes that ride into the stack."""
+        assert self._place_now is not None
+        leaves = self._leaves[self._place_now]
+        if self._place_now[1] == 1:
+            total.backward()  # type: ignore[no-untyped-call]
+            return
+        # not backward(): it would add to rows that lie apart, tensor by tensor, and warn of it
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        into, new = [], []
+        for leaf, gradient in zip(leaves.values(), found, strict=True):
+            if gradient is not None and leaf.grad is not None:
+                into.append(leaf.grad)
+                new.append(gradient)
+        torch._foreach_copy_(into, new)
+
+    def tell_rows(self, rows: int) -> None:
+        """Tell the units how many rows the coming batch has in each lane."""
+        for _, unit, _ in self._units:
+            unit.per_lane = rows
+
+    def each(self, function: Callable[[nn.Module], Tensor | None]) -> Tensor | None:
+        """Return ``function(model)`` of every lane that rides, ``[width]``, or None if that is."""
+        assert self._place_now is not None
+        shell = _Applied(self.model, function)
+        own = {f"model.{n}": t for n, t in self._values(*self._place_now).items()}
+        found: list[bool] = []
+
+        def one(values: dict[str, Tensor]) -> Tensor:
+            answer = functional_call(shell, values, ())
+            found.append(answer is not None)
+            return answer if answer is not None else torch.zeros(())
+
+        out: Tensor = vmap(one)(own)
+        return out if found[0] else None
+
+    def release(self) -> nn.Module:
+        """Take everything off the model again and return it as lane 0."""
+        self.alone(0)
+        for drop in self.drops:
+            drop.module.__dict__.pop("forward", None)
+            drop.module.__dict__.pop("keyed", None)
+        shims.remove(self._shims)
+        return self.model
+
+    def _values(self, first: int, width: int) -> dict[str, Tensor]:
+        key = first, width
+        if key not in self._leaves:
+            self._leaves[key] = self.stack.leaves(first, width)
+            for name, leaf in self._leaves[key].items():
+                for hook in self._hooks[name].values():
+                    act = hook if width == 1 else vmap(hook)
+                    leaf.register_hook(act)  # type: ignore[no-untyped-call]
+        seeded = {
+            n: t[first] if width == 1 else t[first : first + width] for n, t in self.seeded.items()
+        }
+        return {**self._leaves[key], **seeded}
+
+    def _place(self, first: int, width: int) -> None:
+        if self._place_now == (first, width):
+            return
+        for name, value in self._values(first, width).items():
+            for slot_name in self._slots[name]:
+                put(self.model, slot_name, value)
+        self._place_now = first, width
+
+    def _make_units(self) -> list[tuple[nn.Module, Unit, Sequence[Fold | Linear]]]:
+        everything = tensors(self.model)
+        ours = {id(everything[n]): n for n in (*self.stack.names, *self.seeded)}
+        made = []
+        for module, local in find(self.model, ours):
+            inside = set(module.modules())
+            drops = [d for d in self.drops if d.module in inside]
+            patches: Sequence[Fold | Linear] = (
+                [Linear(m) for m in inside - {module} if type(m) is nn.Linear]
+                if self._compiled
+                else [Fold(m) for m in frozen_parts(module, ours)]
+            )
+            made.append((module, Unit(module, local, drops), patches))
+        return made
+
+
+class _Applied(nn.Module):
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module], Tensor | None]) -> None:
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self) -> Tensor | None:
+        return self.function(self.model)
+
+
+def _slots(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return every name under which each tensor lies in the model: shared ones have several."""
+    everything = tensors(model)
+    by_id = {id(everything[n]): n for n in names}
+    slots: dict[str, list[str]] = {n: [] for n in names}
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in named:
+        if id(tensor) in by_id:
+            slots[by_id[id(tensor)]].append(name)
+    return slots

@@ -1,0 +1,205 @@
+"""The repeated layers of a base: where rows are packed, and the one layer that is compiled.
+
+Each layer's forward is replaced on the instance. The first packs the hidden states and every
+argument that counts tokens, the last unpacks; between them the model's own loop carries packed
+states without knowing. Where compiling is on, all layers of one make run through a single compiled
+function of a template layer, with that layer's tensors (stacked or not) as arguments: one
+compilation serves them all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from bakeoff.engine.attention import NAME, Current, NotPackable
+from bakeoff.engine.packing import Layout, pack, unpack
+from bakeoff.engine.units import Shell
+
+_OWN_PLACE = {"layer_idx", "layer_id", "layer_index", "kwargs"}
+"""Attributes that differ from layer to layer and change nothing in a forward pass without a cache
+(``kwargs`` is PEFT's record of how a layer was made).
+"""
+MAKES = 4
+"""Most makes of layers that are compiled; beyond it compiling costs more than it gives."""
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+class NotCompilable(Exception):
+    """Compiling the layers would not pay; the message says why."""
+
+
+class LayerStack:
+    """The layers of a model, with packing and compiling put around them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = find_layers(model)
+        self.compiled = False
+        self._packed: dict[int, Any] = {}
+        self._templates: list[Callable[..., Any]] = [Shell(layer) for layer in self.layers]
+        for index, layer in enumerate(self.layers):
+            layer.forward = _Place(self, index)
+
+    def release(self) -> None:
+        """Give the layers their own forward back."""
+        for layer in self.layers:
+            layer.__dict__.pop("forward", None)
+
+    def compile(self, **options: Any) -> None:
+        """Run every layer through one compiled template of its make.
+
+        Raises:
+            NotCompilable: the layers differ too much.
+        """
+        makes: list[tuple[nn.Module, Callable[..., Any]]] = []
+        for index, layer in enumerate(self.layers):
+            known = [f for first, f in makes if alike(first, layer)]
+            if not known and len(makes) == MAKES:
+                raise NotCompilable(f"the layers are of more than {MAKES} makes")
+            if not known:
+                known = [torch.compile(_Template(layer), **options)]
+                makes.append((layer, known[0]))
+            self._templates[index] = known[0]
+        self.compiled = True
+
+    def run(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one layer on what the model handed it."""
+        where = Current.layout
+        if where is None:
+            return self._call(index, args, kwargs)
+        last = index == len(self.layers) - 1
+        if index == 0:
+            self._packed.clear()
+            if kwargs.get("past_key_values") is not None:
+                raise NotPackable("keys and values from outside the batch (a prefix)")
+            args = (pack(_states(args, kwargs, where), where), *args[1:])
+            kwargs.pop("hidden_states", None)
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._move(t, where), (args, kwargs))
+        if self.compiled:
+            _mark(where, (args, kwargs))
+        out = self._call(index, args, kwargs)
+        return pytree.tree_map_only(Tensor, lambda t: _unmove(t, where), out) if last else out
+
+    def _call(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        run = self._templates[index]
+        if not self.compiled:
+            return run(*args, **kwargs)
+        layer = self.layers[index]
+        own = {
+            **dict(layer.named_parameters(remove_duplicate=False)),
+            **dict(layer.named_buffers(remove_duplicate=False)),
+        }
+        return run(own, args, kwargs)
+
+    def _move(self, t: Tensor, where: Layout) -> Tensor:
+        """Pack an argument that counts tokens, once a pass."""
+        if t.ndim < 2 or t.shape[1] != where.longest or t.shape[0] not in (1, len(where.scatter)):
+            return t
+        if id(t) not in self._packed:
+            rows = t.expand(len(where.scatter), *t.shape[1:])
+            self._packed[id(t)] = (t, pack(rows, where))
+        moved: Tensor = self._packed[id(t)][1]
+        return moved
+
+
+class _Place:
+    """The forward of one layer: installed on the instance."""
+
+    def __init__(self, stack: LayerStack, index: int) -> None:
+        self.stack = stack
+        self.index = index
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.stack.run(self.index, args, kwargs)
+
+
+class _Template:
+    """Calls one layer with the tensors of another of the same make."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.shell = Shell(layer)
+
+    def __call__(self, own: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        return functional_call(self.shell, {f"inner.{n}": t for n, t in own.items()}, args, kwargs)
+
+
+def _mark(where: Layout, given: Any) -> None:
+    """Tell the compiler that the row's length varies: one compilation serves every length."""
+    row = where.gather.shape[1]
+    for t in pytree.tree_leaves((given, where)):
+        if isinstance(t, Tensor) and t.ndim > 1 and t.shape[1] == row:
+            torch._dynamo.maybe_mark_dynamic(t, 1)
+
+
+def _states(args: tuple[Any, ...], kwargs: dict[str, Any], where: Layout) -> Tensor:
+    states = args[0] if args else kwargs["hidden_states"]
+    if states.shape[:2] != where.scatter.shape:
+        raise NotPackable(
+            f"the layers see {tuple(states.shape[:2])} tokens, the batch has "
+            f"{tuple(where.scatter.shape)}"
+        )
+    found: Tensor = states
+    return found
+
+
+def _unmove(t: Tensor, where: Layout) -> Tensor:
+    return unpack(t, where) if t.ndim > 2 and t.shape[:2] == where.gather.shape else t
+
+
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the model's repeated layers: the longest list of modules of one class.
+
+    Raises:
+        NotPackable: there is none, or several stacks (an encoder and a decoder).
+    """
+    stacks = [
+        list(m)
+        for m in model.modules()
+        if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1
+        and any("attention" in type(x).__name__.lower() for x in m[0].modules())
+    ]  # fmt: skip
+    if not stacks:
+        raise NotPackable("the base has no list of layers with attention")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise NotPackable("an encoder and a decoder")
+    return max(stacks, key=lambda s: sum(p.numel() for x in s for p in x.parameters()))
+
+
+def use_attention(model: nn.Module) -> None:
+    """Let the model attend through our function; without a layout it is SDPA with its masks."""
+    model.set_attn_implementation(NAME)  # type: ignore[operator]
+
+
+def alike(a: nn.Module, b: nn.Module) -> bool:
+    """Say whether one layer's code with the other's tensors computes the other layer."""
+    pairs = list(zip(a.named_modules(), b.named_modules(), strict=False))
+    if len(list(a.modules())) != len(list(b.modules())):
+        return False
+    return all(
+        name == other and type(x) is type(y) and _plain(x) == _plain(y) and _shapes(x) == _shapes(y)
+        for (name, x), (other, y) in pairs
+    )
+
+
+def _plain(module: nn.Module) -> dict[str, str]:
+    """Return a module's attributes that are neither tensors of its own nor modules, as text."""
+    skipped = {"_parameters", "_buffers", "_modules", "forward", *_OWN_PLACE}
+    return {
+        k: _ADDRESS.sub("", repr(v))
+        for k, v in module.__dict__.items()
+        if k not in skipped
+        and isinstance(v, (bool, int, float, str, dict, list, tuple, set, Tensor))
+    }
+
+
+def _shapes(module: nn.Module) -> Sequence[Any]:
+    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return [(n, t.shape, t.dtype, t.requires_grad) for n, t in held]

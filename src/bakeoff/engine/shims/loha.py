@@ -1,0 +1,50 @@
+"""LoHa: the Hadamard product as plain operations, and module dropout that is off is not drawn.
+
+``peft/tuners/loha/layer.py:349`` (``HadaWeight``, ``HadaWeightCP``) are ``autograd.Function``s
+without ``setup_context``, which functorch refuses. ``layer.py:241`` (``LoHaLayer.forward``)
+branches on ``torch.rand(1) > module_dropout``: a value, which vmap does not have. Remedy upstream:
+the plain formula, whose backward autograd writes; draw only where the probability is above 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def get_delta_weight(self: Any, adapter_name: str, *, apply_rank_dropout: bool = False) -> Tensor:
+    """Return ``(A1 B1) * (A2 B2) * scale`` in the base weight's shape."""
+    if apply_rank_dropout:
+        own: Tensor = self.stands_in_for.get_delta_weight(
+            self, adapter_name, apply_rank_dropout=apply_rank_dropout
+        )
+        return own
+    w1a, w1b = self.hada_w1_a[adapter_name], self.hada_w1_b[adapter_name]
+    w2a, w2b = self.hada_w2_a[adapter_name], self.hada_w2_b[adapter_name]
+    if adapter_name in self.hada_t1:
+        core = "i j k l, j r, i p -> p r k l"
+        first = torch.einsum(core, self.hada_t1[adapter_name], w1b, w1a)
+        second = torch.einsum(core, self.hada_t2[adapter_name], w2b, w2a)
+    else:
+        first, second = w1a @ w1b, w2a @ w2b
+    weight: Tensor = first * second * self.scaling[adapter_name]
+    return weight.reshape(self.get_base_layer().weight.shape)
+
+
+def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Add the adapters' outputs to the base layer's."""
+    active = [a for a in self.active_adapters if a in self._available_adapters]
+    if self.disable_adapters or self.merged or any(self.module_dropout[a] > 0 for a in active):
+        own: Tensor = self.stands_in_for.forward(self, x, *args, **kwargs)
+        return own
+    result = self.base_layer(x, *args, **kwargs)
+    for adapter in active:
+        result = result + self._get_delta_activations(adapter, x, *args, **kwargs)
+    out: Tensor = result.to(x.dtype)
+    return out
+
+
+_OWNER = "peft.tuners.loha.layer.LoHaLayer"
+STAND_INS = {f"{_OWNER}.get_delta_weight": get_delta_weight, f"{_OWNER}.forward": forward}

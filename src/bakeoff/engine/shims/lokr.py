@@ -1,0 +1,28 @@
+"""LoKr: module dropout that is off is not drawn.
+
+``peft/tuners/lokr/layer.py:309`` (``LoKrLayer.forward``) branches on
+``torch.rand(1) > module_dropout``: a value, which vmap does not have. Remedy upstream: draw only
+where the probability is above 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Add the adapters' outputs to the base layer's."""
+    active = [a for a in self.active_adapters if a in self._available_adapters]
+    if self.disable_adapters or self.merged or any(self.module_dropout[a] > 0 for a in active):
+        own: Tensor = self.stands_in_for.forward(self, x, *args, **kwargs)
+        return own
+    result = self.base_layer(x, *args, **kwargs)
+    for adapter in active:
+        result = result + self._get_delta_activations(adapter, x, *args, **kwargs)
+    out: Tensor = result.to(x.dtype)
+    return out
+
+
+STAND_INS = {"peft.tuners.lokr.layer.LoKrLayer.forward": forward}

@@ -1,0 +1,35 @@
+"""VB-LoRA: the check for infinite logits is left out.
+
+``peft/tuners/vblora/layer.py:192`` (``Linear._get_lora_matrices``) branches on
+``logits[0, 0].isinf().any()`` in training: a value, which vmap does not have (and a read-back from
+the device in every layer). It guards against resuming from a ``save_only_topk_weights`` file,
+which never happens here. Remedy upstream: check where a file is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Factors(NamedTuple):
+    """The low-rank factors of a layer."""
+
+    a: Tensor
+    b: Tensor
+
+
+def get_lora_matrices(self: Any, adapter: str, cast_to_fp32: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the factors that the adapter's logits pick from the bank."""
+    logits_a, logits_b = self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
+    bank = self.vblora_vector_bank[adapter].to(logits_a.device)
+    if cast_to_fp32:
+        logits_a, logits_b, bank = logits_a.float(), logits_b.float(), bank.float()
+    topk = self.topk[adapter]
+    a = self._get_low_rank_matrix(logits_a, bank, topk).reshape(logits_a.shape[0], -1)
+    b = self._get_low_rank_matrix(logits_b, bank, topk).transpose(1, 2)
+    return Factors(a, b.reshape(-1, logits_b.shape[1]))
+
+
+STAND_INS = {"peft.tuners.vblora.layer.Linear._get_lora_matrices": get_lora_matrices}

@@ -1,0 +1,70 @@
+"""The engine's accelerators as switches: decided once a method, stored and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import torch
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What is on. Numbers change within rounding only: a probe compares with the plain path."""
+
+    lanes: bool
+    """Trials share one step; off: they take turns on the one base."""
+    packing: bool
+    """Examples lie end to end through the layers; off: padded batches."""
+    loss: bool
+    """Linear layer and cross-entropy in chunks, at supervised positions, no head gradient."""
+    compile: bool
+    """One compiled layer serves all layers."""
+    graphs: bool
+    """A whole step is one CUDA graph a shape."""
+    lean_inputs: bool = False
+    """PEFT layers take their input as it is, without PEFT's fp32 copy of it (bf16 alone)."""
+
+    @classmethod
+    def plain(cls) -> Switches:
+        """Return everything off."""
+        return cls(**{f.name: False for f in fields(cls)})
+
+    @classmethod
+    def best(cls, device: str, precision: str = "bf16") -> Switches:
+        """Return everything that pays on this device."""
+        return cls(**{name: e.on for name, e in explain(device, precision).items()})
+
+    @classmethod
+    def wished(cls, wishes: Mapping[str, str], device: str, precision: str) -> Switches:
+        """Return the best with the user's ``on`` and ``off`` over it; ``auto`` leaves it be."""
+        best = cls.best(device, precision)
+        own = {k: v == "on" for k, v in wishes.items() if v in ("on", "off")}
+        return replace(best, **own)
+
+
+class Explained(NamedTuple):
+    """One switch at ``auto``: whether it is on, and why."""
+
+    on: bool
+    why: str
+
+
+def explain(device: str, precision: str) -> dict[str, Explained]:
+    """Say which switches ``auto`` turns on for a device, and why."""
+    cuda = device.startswith("cuda")
+    flash = cuda and torch.cuda.get_device_capability(device) >= (8, 0) and precision == "bf16"
+    attention = "varlen flash attention" if flash else "softmax over each example"
+    return {
+        "lanes": Explained(True, "where the two-lane probe agrees with the trials alone"),
+        "packing": Explained(True, f"{attention}; where it agrees with padded batches"),
+        "loss": Explained(True, "where the output layer is frozen and linear"),
+        "lean_inputs": Explained(
+            precision == "bf16", "bf16: no fp32 copies" if precision == "bf16" else "fp32 anyway"
+        ),
+        "compile": Explained(
+            cuda, "one compiled layer for all" if cuda else "a CPU gains less than compiling costs"
+        ),
+        "graphs": Explained(cuda, "a step is one CUDA graph" if cuda else "needs CUDA"),
+    }

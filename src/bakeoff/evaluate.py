@@ -1,0 +1,68 @@
+"""Score the lanes of a bench: mean loss on validation, answers and per-item scores of a split.
+
+Used by ``segment``. Where lanes ride, every item is put to all lanes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from bakeoff import registry
+from bakeoff.assemble import Bench
+from bakeoff.engine.attention import packed
+from bakeoff.engine.device import autocast
+from bakeoff.results import SplitScores
+from bakeoff.tasks import Example
+
+
+@torch.no_grad()
+def mean_losses(bench: Bench, examples: Sequence[Example]) -> list[float]:
+    """Return each lane's mean loss over all supervised units of ``examples``, in nats."""
+    c, lanes = bench.conditions, bench.lanes
+    bench.model.eval()
+    sums, counts = [], []
+    for step in bench.feed.evaluation(examples, c.evaluation_batch_size):
+        found, first = [], 0
+        for batch, where, width in zip(*step.to(c.device), strict=True):
+            lanes.ride(first, width)
+            first += width
+            with autocast(c.device, c.precision), packed(where, lanes.draws):
+                losses = bench.task.item_losses(bench.model, batch)
+            found.append(torch.stack([x.view(width, -1).sum(1) for x in losses]))
+        both = torch.cat(found, 1).double()
+        sums.append(both[0])
+        counts.append(both[1])
+    means: list[float] = (torch.stack(sums).sum(0) / torch.stack(counts).sum(0)).tolist()
+    return means
+
+
+@torch.no_grad()
+def score_split(bench: Bench, split: str, losses: Sequence[float | None]) -> list[SplitScores]:
+    """Answer every item of a split in every lane and score it with the study's metric."""
+    c, lanes = bench.conditions, bench.lanes
+    bench.model.eval()
+    rows = bench.rows(split)
+    by_length = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
+    width = bench.feed.width
+    share = max(1, c.evaluation_batch_size // width)
+    answers: list[dict[int, str]] = [{} for _ in range(len(lanes))]
+    for start in range(0, len(rows), share):
+        picked = by_length[start : start + share]
+        for first in range(0, len(lanes), width):
+            riders = min(width, len(lanes) - first)
+            asked = [rows[i] for i in picked] * riders
+            lanes.ride(first, riders)
+            with autocast(c.device, c.precision):
+                got = bench.task.predict(bench.model, bench.tokenizer, asked, c.device)
+            for lane in range(riders):
+                own = got[lane * len(picked) : (lane + 1) * len(picked)]
+                answers[first + lane].update(zip(picked, own, strict=True))
+    metric = registry.find("metrics", c.metric)
+    references = bench.task.references(rows)
+    scored = []
+    for own_answers, loss in zip(answers, losses, strict=True):
+        predictions = tuple(own_answers[i] for i in range(len(rows)))
+        scored.append(SplitScores(tuple(metric.score(predictions, references)), predictions, loss))
+    return scored

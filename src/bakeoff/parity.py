@@ -1,0 +1,119 @@
+"""The two-lane parity probe: which accelerators a method can use on this base, found out by trying.
+
+Called by ``preflight`` once a method, before any trial. One step of two trials (other seeds, other
+rates) on the plain path (padded batches, transformers' own attention and loss, the trials one by
+one) is the truth; each accelerator must give the same losses and gradients. What does not stays
+off, with its reason, and the trials run without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bakeoff.assemble import Bench, build
+from bakeoff.engine.lanes import NotShared
+from bakeoff.engine.switches import Switches
+from bakeoff.trial import LEARNING_RATE, Trial
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
+"""Largest relative difference of a lane's gradient (and loss): rounding, with room. A wrong
+gradient is off by its own size."""
+ORDER = ("lanes", "loss", "packing", "lean_inputs", "compile", "graphs")
+"""In which order accelerators are tried one by one: what others rest on comes first."""
+
+
+class Decision(NamedTuple):
+    """The switches that hold for a method on this base, and why others are off."""
+
+    switches: Switches
+    reasons: dict[str, str]
+
+
+class Step(NamedTuple):
+    """One step of two lanes: losses ``[2]`` and gradients ``[2, P]``."""
+
+    losses: Tensor
+    gradients: Tensor
+
+
+def decide(trial: Trial, base_path: str, data: Path, wished: Switches) -> Decision:
+    """Return ``wished``, less what does not agree with the plain path."""
+    pair = _two(trial)
+    truth = _step(pair, base_path, data, Switches.plain())
+    failed = _differs(pair, base_path, data, wished, truth)
+    if failed is None:
+        return Decision(wished, {})
+    held, reasons = Switches.plain(), {}
+    for name in ORDER:
+        if not getattr(wished, name):
+            continue
+        tried = dataclasses.replace(held, **{name: True})
+        failed = _differs(pair, base_path, data, tried, truth)
+        if failed is None:
+            held = tried
+        else:
+            reasons[name] = failed
+    return Decision(held, reasons)
+
+
+def _two(trial: Trial) -> tuple[Trial, Trial]:
+    faster = {**trial.setting, LEARNING_RATE: 2 * trial.learning_rate}
+    return trial, dataclasses.replace(trial, setting=faster, seed=trial.seed + 1)
+
+
+def _differs(
+    pair: Sequence[Trial], base_path: str, data: Path, tried: Switches, truth: Step
+) -> str | None:
+    """Return why a step under ``tried`` is not the plain path's, or None where it is."""
+    try:
+        found = _step(pair, base_path, data, tried)
+    except NotShared as error:
+        return str(error)
+    except Exception as error:  # whatever a library raises here, the plain path is there
+        return first_line(error)
+    limit = TOLERANCE[pair[0].conditions.precision]
+    off = (found.gradients - truth.gradients).norm(dim=1) / truth.gradients.norm(dim=1)
+    worst = float(torch.cat([off, (found.losses / truth.losses - 1).abs()]).max())
+    if worst <= limit:
+        return None
+    return f"losses or gradients differ from the same trials alone by {worst:.2g} (relative)"
+
+
+def _step(pair: Sequence[Trial], base_path: str, data: Path, switches: Switches) -> Step:
+    bench = build(pair, base_path, data, switches)
+    try:
+        return one_step(bench)
+    finally:
+        del bench
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def one_step(bench: Bench) -> Step:
+    """Return the losses and gradients of a bench's first step, dropout off: it only adds noise."""
+    for module in bench.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    config = getattr(bench.model, "config", None)
+    if getattr(config, "attention_dropout", None):
+        config.attention_dropout = 0.0  # type: ignore[union-attr]
+    examples = bench.examples("train")
+    stepper = bench.stepper()
+    bench.model.train()
+    batches = bench.feed.training(examples, [t.seed for t in bench.trials])
+    losses = stepper.step(0, next(batches))
+    return Step(losses.float().clone(), bench.lanes.stack.gradients.clone())
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error as one short line."""
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}"[:200]

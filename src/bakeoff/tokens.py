@@ -1,0 +1,78 @@
+"""Tokenise a split once a study: the tokens lie in the study folder for every later process.
+
+Used by ``assemble``. A safetensors file beside the frozen data, named by what decides its content
+(data, tokenizer, task options), written under another name first, so that a reader sees all or
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from bakeoff.data import Row, sha256_of
+from bakeoff.tasks import Example, Task
+
+FOLDER = "tokens"
+
+
+def encode_split(
+    task: Task, tokenizer: Any, data: Path, split: str, rows: Callable[[], Sequence[Row]]
+) -> list[Example]:
+    """Return the examples of a split of the frozen ``data``, from the cache where it has them."""
+    decides = {
+        "data": sha256_of(data / f"{split}.jsonl"),
+        "task": type(task).__name__,
+        "options": task.options,
+        "tokenizer": hashlib.sha256(_description(tokenizer).encode()).hexdigest(),
+    }
+    name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    path = data.parent / FOLDER / f"{split}-{name}.safetensors"
+    if path.exists():
+        return _read(path)
+    examples = task.encode(tokenizer, rows())
+    _write(path, examples)
+    return examples
+
+
+def _description(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+    return f"{type(tokenizer).__name__} {tokenizer.special_tokens_map} {text}"
+
+
+def _write(path: Path, examples: Sequence[Example]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    arrays = {
+        "tokens": _flat([e.tokens for e in examples]),
+        "labels": _flat([e.labels for e in examples]),
+        "token_counts": np.array([len(e.tokens) for e in examples]),
+        "label_counts": np.array([len(e.labels) for e in examples]),
+    }
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file(arrays, temporary)
+    temporary.replace(path)
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int32)
+
+
+def _read(path: Path) -> list[Example]:
+    arrays = load_file(path)
+    tokens = _cut(arrays["tokens"], arrays["token_counts"])
+    labels = _cut(arrays["labels"], arrays["label_counts"])
+    return [Example(t, y) for t, y in zip(tokens, labels, strict=True)]
+
+
+def _cut(flat: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> list[tuple[int, ...]]:
+    values, ends = flat.tolist(), np.cumsum(counts).tolist()
+    return [tuple(values[a:b]) for a, b in zip([0, *ends], ends, strict=False)]

@@ -1,0 +1,95 @@
+"""The benchmark scripts run and refuse what cannot be compared; nothing is said of speed here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tomli_w
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+FEW = ["--json", "--lanes", "2", "--pairs", "2", "--steps", "2", "--threads", "1"]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a benchmark script as `python benchmarks/<name>.py` would find it."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+@pytest.fixture
+def study_file(study_values: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(tomli_w.dumps(study_values), encoding="utf-8")
+    return path
+
+
+def test_quick_gives_three_finite_figures(
+    script: Callable[[str], ModuleType], study_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = study_file.with_suffix(".json")
+    arguments = [*FEW, "--quick", "--study", str(study_file), "--out", str(out)]
+    assert script("lanes_cpu").main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"ratio_solo", "ratio_lanes", "dtype"}
+    assert found["dtype"] in ("bf16", "fp32")
+    assert all(math.isfinite(found[k]) and found[k] > 0 for k in ("ratio_solo", "ratio_lanes"))
+    whole = json.loads(out.read_text(encoding="utf-8"))
+    assert {"date", "machine", "versions", "lanes", "timed_steps", "cases"} <= set(whole)
+    (case,) = whole["cases"]
+    assert case["largest_loss_difference"] <= 1e-4
+    assert case["pairs"] == 2
+    rates = case["tokens_per_second"]
+    assert {"solo", "lanes", "Trainer (fp32 weights)"} <= set(rates)
+    assert all(r["min"] <= r["median"] <= r["max"] for r in rates.values())
+    # the stronger opponent is the one that is quoted
+    trainers = {n: r["median"] for n, r in rates.items() if n.startswith("Trainer")}
+    assert case["faster_trainer"] == max(trainers, key=lambda n: trainers[n])
+    assert case["ratio_lanes"] == case["ratios"]["lanes"][case["faster_trainer"]]["median"]
+
+
+def test_table_names_every_side(
+    script: Callable[[str], ModuleType], study_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [a for a in FEW if a != "--json"]
+    assert script("lanes_cpu").main([*arguments, "--study", str(study_file)]) == 0
+    text = capsys.readouterr().out
+    for name in ("Trainer (fp32 weights)", "bakeoff, solo", "bakeoff, 2 lanes"):
+        assert name in text
+
+
+def test_sides_that_see_other_examples_get_no_ratio(
+    script: Callable[[str], ModuleType],
+    study_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sides = script("cpu_sides")
+    right = sides.Theirs.run
+    monkeypatch.setattr(
+        sides.Theirs, "run", lambda self, seed, *a, **k: right(self, seed + 7, *a, **k)
+    )
+    code = script("lanes_cpu").main([*FEW, "--quick", "--study", str(study_file)])
+    said = capsys.readouterr()
+    assert code == 1
+    assert "losses-differ" in said.err
+    assert "ratio" not in said.out
+
+
+def test_both_sides_sample_the_same_examples_in_the_same_steps(
+    script: Callable[[str], ModuleType],
+) -> None:
+    from bakeoff.engine.order import step_indices
+    from bakeoff.tasks import Example
+
+    examples = [Example((i,), (0,)) for i in range(10)]
+    picked = script("cpu_sides").pick(examples, 4, 3, 5)
+    order = step_indices(10, 4, 3)
+    assert [[e.tokens[0] for e in step] for step in picked] == [list(next(order)) for _ in picked]

@@ -1,0 +1,291 @@
+"""Lanes: K trials in one step are the same K trials alone, whatever their neighbours do."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benches import build, make_trial, no_dropout, steps
+from test_methods import CASES
+
+from bakeoff import segment
+from bakeoff.engine import dropout, packing
+from bakeoff.engine.attention import attend
+from bakeoff.engine.loop import train
+from bakeoff.engine.packing import Layout
+from bakeoff.engine.switches import Switches, explain
+from bakeoff.parity import decide
+from bakeoff.results import Status
+from bakeoff.trial import Segment, Trial
+
+ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
+RATES = (1e-3, 1e-2, 3e-3)
+PADDED = {"prefix_tuning"}
+"""Its prefix comes as keys and values from outside the batch."""
+
+
+def three(method: str, task: str, **changes: Any) -> list[Trial]:
+    return [make_trial(method, task, seed=s, rate=r, **changes) for s, r in enumerate(RATES)]
+
+
+def first_gradients(at: Any) -> torch.Tensor:
+    stepper = at.stepper()
+    at.model.train()
+    batches = at.feed.training(at.examples("train"), [t.seed for t in at.trials])
+    stepper.step(0, next(batches))
+    found: torch.Tensor = at.lanes.stack.gradients.clone()
+    return found
+
+
+@pytest.mark.parametrize(("method", "task"), CASES)
+def test_lanes_are_the_same_trials_alone(
+    method: str, task: str, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Everything on against the plain path: padded, transformers' attention and loss, one by one."""
+    base = tiny_bert if task == "classify" else tiny_llama
+    on = dataclasses.replace(ON, packing=method not in PADDED)
+    trials = three(method, task)
+    alone = [no_dropout(build(t, base, tmp_path)) for t in trials]
+    plain = torch.cat([first_gradients(at) for at in alone])
+    laned = first_gradients(no_dropout(build(trials, base, tmp_path, on)))
+    off = (laned - plain).norm(dim=1) / plain.norm(dim=1)
+    assert float(off.max()) < 1e-5
+    apart = torch.cat([steps(no_dropout(build(t, base, tmp_path)), 10) for t in trials], 1)
+    together = steps(no_dropout(build(trials, base, tmp_path, on)), 10)
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
+    assert len({float(x) for x in together[-1]}) == 3, "three trials, three losses"
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_dropout_draws_belong_to_the_trial(method: str, tiny_bert: Path, tmp_path: Path) -> None:
+    trials = three(method, "classify")
+    alone = torch.cat([steps(build(t, tiny_bert, tmp_path, ON), 6) for t in trials], 1)
+    together = steps(build(trials, tiny_bert, tmp_path, ON), 6)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+    still = steps(no_dropout(build(trials, tiny_bert, tmp_path, ON)), 6)
+    assert not torch.allclose(together, still, atol=1e-3), "dropout did nothing"
+
+
+def test_dropout_keeps_its_share_and_scale() -> None:
+    draws = dropout.Draws([1, 2], torch.device("cpu"))
+    draws.begin(0)
+    draws.pick(0, 2)
+    x = torch.ones(2, 100_000)
+    first, second = (dropout.drop(x, 0.1, draws.take(), draws.noise(100_000)) for _ in range(2))
+    for mask in (first, second):
+        assert float((mask == 0).float().mean()) == pytest.approx(0.1, abs=0.005)
+        assert float(mask.mean()) == pytest.approx(1.0, abs=0.01)
+    # independent between lanes and between calls: both dropped with probability 0.01
+    assert float(((first[0] == 0) & (first[1] == 0)).float().mean()) == pytest.approx(
+        0.01, abs=0.003
+    )
+    assert float(((first == 0) & (second == 0)).float().mean()) == pytest.approx(0.01, abs=0.003)
+    draws.begin(1)
+    draws.pick(0, 2)
+    later = dropout.drop(x, 0.1, draws.take(), draws.noise(100_000))
+    assert float(((first == 0) & (later == 0)).float().mean()) == pytest.approx(0.01, abs=0.003)
+
+
+@pytest.mark.parametrize(("task", "method"), [("sft", "lora"), ("classify", "full")])
+def test_a_lane_that_diverges_changes_no_other_lanes_bits(
+    task: str, method: str, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = tiny_bert if task == "classify" else tiny_llama
+    calm = three(method, task)
+    wild = [dataclasses.replace(t) for t in calm]
+    wild[1] = dataclasses.replace(calm[1], setting={"learning_rate": 1e30})
+    quiet, loud = (build(trials, base, tmp_path, ON) for trials in (calm, wild))
+    expected, found = steps(quiet, 8), steps(loud, 8)
+    assert torch.equal(found[:, [0, 2]], expected[:, [0, 2]])
+    values, spoilt = quiet.lanes.stack.values, loud.lanes.stack.values
+    assert torch.equal(spoilt[[0, 2]], values[[0, 2]])
+
+
+def test_a_diverged_lane_is_frozen_dated_and_reported_and_the_others_finish(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    trials = three("lora", "sft", steps=12, validations=3, metric="json_match")
+    trials = [dataclasses.replace(t, phase="search") for t in trials]
+    trials[1] = dataclasses.replace(trials[1], setting={"learning_rate": 1e30})
+    at = build(trials, tiny_llama, tmp_path, ON)
+    stepper = at.stepper()
+    batches = at.feed.training(at.examples("train"), [t.seed for t in trials])
+    heard: list[Any] = []
+    train(stepper, batches, 0, 6, (6,), heard.append)
+    died = heard[0].diverged[1]
+    assert heard[0].diverged == (None, died, None)
+    assert 1 < died <= 6
+    frozen = at.lanes.stack.values[1].clone()
+    moving = at.lanes.stack.values[0].clone()
+    stepper.step(6, next(batches))
+    assert torch.equal(at.lanes.stack.values[1], frozen)
+    assert not torch.equal(at.lanes.stack.values[0], moving)
+
+    engine = {"switches": dataclasses.asdict(ON), "token_bytes": None}
+    whole = Segment(tuple(trials), 0, 12, str(tmp_path), str(tiny_llama), engine)
+    results = segment.run_segment(whole).results
+    assert [r.status for r in results] == [Status.DONE, Status.DIVERGED, Status.DONE]
+    assert results[1].diverged_at_step == died
+    assert results[1].splits == {}
+    assert [r.lanes for r in results] == [3, 3, 3]
+    assert [len(r.curve) for r in results] == [3, 0, 3]
+
+
+def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    trials = [make_trial("lora", "sft", seed=s, rate=1e-2) for s in range(4)]
+    expected = steps(build(trials, tiny_llama, tmp_path, ON), 6)
+    at = build(trials, tiny_llama, tmp_path, ON)
+    stepper = at.stepper()
+    plain, widths = stepper.losses, []
+
+    def scarce(model: torch.nn.Module, batch: Any) -> Any:
+        widths.append(batch.rows // 8)
+        if len(widths) > 3 and batch.rows > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, batch)
+
+    stepper.losses = scarce
+    found: list[torch.Tensor] = []
+    real_step = stepper.step
+
+    def noted(index: int, batch: Any) -> torch.Tensor:
+        losses = real_step(index, batch)
+        found.append(losses.clone())
+        return losses
+
+    stepper.step = noted  # type: ignore[method-assign]
+    batches = at.feed.training(at.examples("train"), [0, 1, 2, 3])
+    train(stepper, batches, 0, 6, (6,), lambda reading: None, at.feed.halve)
+    assert widths[:3] == [4, 4, 4]
+    assert widths[3:6] == [4, 2, 1]
+    torch.testing.assert_close(torch.stack(found), expected, atol=1e-5, rtol=0)
+
+    def never(model: torch.nn.Module, batch: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stepper.losses = never
+    with pytest.raises(torch.OutOfMemoryError):
+        train(stepper, batches, 0, 6, (6,), lambda reading: None, at.feed.halve)
+
+
+def test_passes_hold_no_more_tokens_than_fit(tiny_llama: Path, tmp_path: Path) -> None:
+    trials = [make_trial("lora", "sft", seed=0, rate=1e-2) for _ in range(5)]
+    whole = build(trials, tiny_llama, tmp_path, ON)
+    tight = build(trials, tiny_llama, tmp_path, ON)
+    tight.feed.pass_tokens = (
+        2 * next(tight.feed.training(tight.examples("train"), [0] * 5)).layouts[0].gather.shape[1]
+    )
+    step = next(tight.feed.training(tight.examples("train"), [0] * 5))
+    assert step.widths == (2, 2, 1)
+    torch.testing.assert_close(steps(tight, 4), steps(whole, 4), atol=1e-5, rtol=0)
+
+
+def test_the_probe_keeps_what_agrees_and_says_why_it_drops_the_rest(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(make_trial("lora", "sft"), tiny_llama, tmp_path)
+    data = tmp_path / "data"
+    good = decide(make_trial("lora", "sft"), str(tiny_llama), data, ON)
+    assert good.switches == ON
+    assert good.reasons == {}
+    prefix = decide(make_trial("prefix_tuning", "sft"), str(tiny_llama), data, ON)
+    assert prefix.switches == dataclasses.replace(ON, packing=False)
+    assert "prefix" in prefix.reasons["packing"]
+
+    real = packing.unpack
+    monkeypatch.setattr("bakeoff.engine.layers.unpack", lambda x, w: real(x, w) + 0.05)
+    wrong = decide(make_trial("lora", "sft"), str(tiny_llama), data, ON)
+    assert not wrong.switches.packing
+    assert wrong.switches.lanes
+    assert "differ from the same trials alone" in wrong.reasons["packing"]
+
+
+def test_switches_follow_the_user_and_say_why() -> None:
+    assert Switches.wished({"packing": "off", "compile": "on"}, "cpu", "bf16") == Switches(
+        lanes=True, packing=False, loss=True, compile=True, graphs=False, lean_inputs=True
+    )
+    assert not Switches.wished({}, "cpu", "fp32").lean_inputs
+    assert all(e.why for e in explain("cpu", "fp32").values())
+
+
+def layouts() -> Iterator[tuple[Layout, int]]:
+    yield packing.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16), 2
+    yield packing.layout([6, 1], lanes=1, length=6, tokens=7), 1
+
+
+def test_packing_puts_examples_end_to_end_and_takes_them_apart_again() -> None:
+    for where, lanes in layouts():
+        rows = len(where.scatter)
+        x = torch.randn(rows, 6, 3, requires_grad=True)
+        packed = packing.pack(x, where)
+        back = packing.unpack(packed, where)
+        assert packed.shape == (lanes, where.gather.shape[1], 3)
+        assert torch.equal(back, x * where.real[..., None])
+        back.pow(2).sum().backward()
+        assert torch.equal(x.grad, 2 * x * where.real[..., None])
+    where = packing.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16)
+    assert where.bounds.tolist() == [0, 3, 8, 16, 18, 22, 32]
+    assert packing.pack(torch.arange(24.0).view(4, 6, 1), where)[0, :8, 0].tolist() == [
+        0, 1, 2, 6, 7, 8, 9, 10,
+    ]  # fmt: skip
+
+
+def test_buckets_hold_every_size() -> None:
+    sizes = [100, 130, 250, 260, 700]
+    found = packing.buckets(sizes, 3, 32)
+    assert found[-1] >= 700
+    assert all(size % 32 == 0 for size in found)
+    assert packing.bucket(101, (64, 128, 256)) == 128
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_keeps_examples_apart_and_its_gradients_are_right(causal: bool) -> None:
+    torch.manual_seed(0)
+    where = packing.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
+    q = torch.randn(2, 4, 10, 8, requires_grad=True)
+    k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
+    none = torch.empty(0, dtype=torch.int32)
+    out, _ = attend(q, k, v, *where, 8**-0.5, causal, 0.0, none, none)
+    weight = torch.randn_like(out)
+    filled = where.filled[:, None, :, None]
+    ours = torch.autograd.grad((out * weight * filled).sum(), [q, k, v])
+
+    bounds = where.bounds.tolist()
+    total = torch.zeros(())
+    for start, stop in itertools.pairwise(bounds):
+        lane, first = divmod(start, 10)
+        span = slice(first, first + stop - start)
+        if stop == start or not bool(where.filled[lane, span].all()):
+            continue
+        one = [x[lane : lane + 1, :, span] for x in (q, k, v)]
+        alone = torch.nn.functional.scaled_dot_product_attention(
+            *one, is_causal=causal, enable_gqa=True
+        )
+        torch.testing.assert_close(out[lane : lane + 1, :, span], alone)
+        total = total + (alone * weight[lane : lane + 1, :, span]).sum()
+    for got, expected in zip(ours, torch.autograd.grad(total, [q, k, v]), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_the_operators_keep_torchs_contract() -> None:
+    where = packing.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
+    q = torch.randn(2, 4, 10, 8, requires_grad=True)
+    k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
+    none = torch.empty(0, dtype=torch.int32)
+    torch.library.opcheck(attend, (q, k, v, *where, 0.3, True, 0.0, none, none))
+
+
+def test_tokens_are_made_once_a_study(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = build(make_trial("lora", "sft"), tiny_llama, tmp_path)
+    first = at.examples("train")
+    monkeypatch.setattr(type(at.task), "encode", lambda *_: pytest.fail("tokenised again"))
+    assert build(make_trial("lora", "sft"), tiny_llama, tmp_path).examples("train") == first

@@ -1,0 +1,319 @@
+"""Each shim computes what PEFT computes: values and gradients, on plain models without lanes."""
+
+from __future__ import annotations
+
+import copy
+import pkgutil
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import peft
+import pytest
+import torch
+from peft.tuners.boft.layer import FastBlockDiag
+from peft_types import CASES
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bakeoff.engine import dropout, shims
+from bakeoff.engine.shims import pvera
+
+EXACT = 0.0
+ROUNDING = 1e-6
+"""Relative: where a product's terms are summed in another order."""
+
+
+class Plain(NamedTuple):
+    """A layer's output and the gradients of its input and of what it trains."""
+
+    output: Tensor
+    gradients: dict[str, Tensor]
+
+
+class Two(nn.Module):
+    """Two linear layers: the one reads what the other's adapter wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 16)
+        self.second = nn.Linear(16, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.second(torch.tanh(self.first(x))))
+
+
+def attached(name: str, **changes: Any) -> nn.Module:
+    """Put a type on the two layers, every trained tensor at random."""
+    torch.manual_seed(0)
+    entry = next(c.entry for c in CASES if c.name == name)
+    values = {**entry.config, "target_modules": ["first", "second"], **changes}
+    with warnings.catch_warnings():
+        # BOFT says that it could not build its extension
+        warnings.simplefilter("ignore", UserWarning)
+        model: nn.Module = peft.get_peft_model(Two(), getattr(peft, str(entry.peft))(**values))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    return model.train()
+
+
+def once(model: nn.Module, given: Tensor) -> Plain:
+    """Run forward and backward."""
+    x = given.clone().requires_grad_()
+    with warnings.catch_warnings():
+        # PEFT's own sparse tensors
+        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
+        output = model(x)
+        found = {"x": x, **{n: p for n, p in model.named_parameters() if p.requires_grad}}
+        grads = torch.autograd.grad(output.square().sum(), list(found.values()))
+    return Plain(output.detach(), dict(zip(found, grads, strict=True)))
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+# name in peft_types, other arguments, which file, how far forward and backward may be apart
+LAYERS = [
+    ("boft", {}, "boft", EXACT, EXACT),
+    ("c3a", {}, "c3a", EXACT, ROUNDING),
+    ("dora", {}, "dora", EXACT, EXACT),
+    ("fourierft", {}, "fourierft", EXACT, EXACT),
+    ("frod", {}, "frod", ROUNDING, ROUNDING),
+    ("loha", {}, "loha", EXACT, ROUNDING),
+    ("lokr", {}, "lokr", EXACT, EXACT),
+    ("oft", {}, "oft", EXACT, EXACT),
+    ("oft", {"num_cayley_neumann_terms": 2}, "oft", EXACT, EXACT),
+    ("oft", {"num_cayley_neumann_terms": 3}, "oft", EXACT, EXACT),
+    ("oft", {"use_cayley_neumann": False}, "oft", EXACT, EXACT),
+    ("oft", {"coft": True, "eps": 1e-2}, "oft", EXACT, EXACT),
+    ("oft", {"block_share": True}, "oft", EXACT, EXACT),
+    ("randlora", {}, "randlora", EXACT, ROUNDING),
+    ("shira", {}, "shira", EXACT, EXACT),
+    ("vblora", {}, "vblora", EXACT, EXACT),
+    ("waveft", {}, "waveft", EXACT, EXACT),
+    ("waveft", {"use_idwt": False}, "waveft", EXACT, EXACT),
+    ("waveft", {"wavelet_family": "db3"}, "waveft", EXACT, EXACT),
+    ("waveft", {"wavelet_family": "sym2"}, "waveft", EXACT, EXACT),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "file", "forward", "backward"),
+    LAYERS,
+    ids=[f"{n}-{'-'.join(map(str, c.values()))}".rstrip("-") for n, c, *_ in LAYERS],
+)
+def test_equals_peft(
+    name: str, changes: dict[str, Any], file: str, forward: float, backward: float
+) -> None:
+    x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(1))
+    model = attached(name, **changes)
+    own = once(copy.deepcopy(model), x)
+    _, *on = shims.install(model)
+    assert on
+    assert all(file in m.stands_in_for.__module__ for m in on)
+    found = once(model, x)
+    assert apart(found.output, own.output) <= forward
+    assert own.gradients.keys() == found.gradients.keys()
+    for n, gradient in found.gradients.items():
+        assert apart(gradient, own.gradients[n]) <= backward, n
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in LAYERS}))
+def test_merges_as_peft_does(name: str) -> None:
+    model = attached(name).eval()
+    other = copy.deepcopy(model)
+    shims.install(model)
+    x = torch.randn(3, 32)
+    for each in (model, other):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
+            each.merge_adapter()
+    assert apart(model(x), other(x)) <= ROUNDING
+
+
+def test_every_file_is_tested_here() -> None:
+    special = {"cartridge", "cpt", "lily", "prompt", "pvera", "shadow"}
+    files = {m.name for m in pkgutil.iter_modules(shims.__path__)}
+    assert files == special | {file for _, _, file, _, _ in LAYERS}
+
+
+def test_remove_gives_back_what_was() -> None:
+    model = attached("oft")
+    before = [type(m) for m in model.modules()]
+    on = shims.install(model)
+    assert [type(m) for m in model.modules()] != before
+    assert shims.install(model) == on, "twice is once"
+    shims.remove(on)
+    assert [type(m) for m in model.modules()] == before
+
+
+def test_a_subclass_keeps_its_own() -> None:
+    model = attached("lokr")
+    layer = model.base_model.model.first
+    own = type("Own", (type(layer),), {"forward": lambda self, x: x})
+    layer.__class__ = own
+    shims.install(model)
+    assert type(layer) is own
+
+
+def test_loha_and_lokr_draw_where_peft_draws() -> None:
+    for name in ("loha", "lokr"):
+        model = attached(name, module_dropout=0.5)
+        other = copy.deepcopy(model)
+        shims.install(model)
+        x = torch.randn(2, 32)
+        for seed in range(4):
+            torch.manual_seed(seed)
+            found = model(x)
+            torch.manual_seed(seed)
+            assert torch.equal(found, other(x))
+
+
+def test_boft_stands_in_for_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT's kernel is not here: its place is taken by ``block_diag``, one matrix at a time."""
+
+    def by_hand(blocks: Tensor) -> Tensor:
+        return torch.stack([torch.block_diag(*one) for one in blocks])
+
+    monkeypatch.setattr(FastBlockDiag, "apply", by_hand)
+    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: True)
+    model = attached("boft", boft_n_butterfly_factor=2)
+    x = torch.randn(4, 6, 32)
+    own = once(copy.deepcopy(model), x)
+    shims.install(model)
+    monkeypatch.setattr(FastBlockDiag, "apply", None)
+    found = once(model, x)
+    assert apart(found.output, own.output) <= ROUNDING
+    for n, gradient in found.gradients.items():
+        assert apart(gradient, own.gradients[n]) <= ROUNDING, n
+
+
+def tiny_causal_lm(config: peft.PeftConfig) -> nn.Module:
+    """Put a prompt method on a Llama of one layer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, pad_token_id=0,
+        )
+    )  # fmt: skip
+    model: nn.Module = peft.get_peft_model(base, config)
+    return model.train()
+
+
+def trained(model: nn.Module, steps: int) -> list[Tensor]:
+    """Take AdamW steps and return each step's logits."""
+    ids = torch.randint(0, 20, (3, 5), generator=torch.Generator().manual_seed(1))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    seen = []
+    for _ in range(steps):
+        logits = model(input_ids=ids, use_cache=False).logits
+        optimizer.zero_grad()
+        logits.square().sum().backward()
+        optimizer.step()
+        seen.append(logits.detach())
+    return seen
+
+
+PROMPTS: dict[str, Callable[[], peft.PeftConfig]] = {
+    "cartridge": lambda: peft.CartridgeConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    "cpt": lambda: peft.CPTConfig(
+        cpt_token_ids=[1, 2, 3, 4, 5],
+        cpt_mask=[1] * 5,
+        cpt_tokens_type_mask=[0, 1, 2, 3, 4],
+        task_type="CAUSAL_LM",
+    ),
+    "prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    "p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    "prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_train_as_peft_trains_them(name: str) -> None:
+    runs = []
+    for shimmed in (False, True):
+        model = tiny_causal_lm(PROMPTS[name]())
+        assert not shimmed or shims.install(model)
+        runs.append(trained(model, 8))
+    assert not torch.equal(runs[0][0], runs[0][-1])
+    for own, found in zip(*runs, strict=True):
+        assert apart(found, own) <= ROUNDING
+
+
+def test_cpt_keeps_its_memory_and_its_radius() -> None:
+    model = tiny_causal_lm(PROMPTS["cpt"]())
+    shims.install(model)
+    encoder = model.prompt_encoder["default"]
+    weight = encoder.delta_embedding.weight
+    at = weight.data_ptr()
+    trained(model, 3)
+    assert weight.data_ptr() == at
+    with torch.no_grad():
+        weight.mul_(100)
+    model(input_ids=torch.ones(1, 2, dtype=torch.long))
+    norms = weight.detach().norm(dim=1)
+    assert torch.allclose(norms[[1, 2, 3]], encoder.get_epsilon()[[1, 2, 3]])
+
+
+def test_pvera_draws_by_key() -> None:
+    model = attached("pvera")
+    own = copy.deepcopy(model)
+    shims.install(model)
+    layer = model.base_model.model.first
+    mu, logvar = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    torch.manual_seed(0)
+    unkeyed = layer._reparametrize(mu, logvar, "default")
+    torch.manual_seed(0)
+    assert torch.equal(unkeyed, own.base_model.model.first._reparametrize(mu, logvar, "default"))
+    draws = dropout.Draws([0], torch.device("cpu"))
+    layer.keyed = dropout.Keyed(layer, draws)
+    draws.begin(0)
+    one = layer._reparametrize(mu, logvar, "default")
+    draws.begin(0)
+    assert torch.equal(one, layer._reparametrize(mu, logvar, "default"))
+    draws.begin(1)
+    assert not torch.equal(one, layer._reparametrize(mu, logvar, "default"))
+    assert torch.equal(layer.eval()._reparametrize(mu, logvar, "default"), mu)
+
+
+def test_pvera_noise_is_standard_normal() -> None:
+    draws = dropout.Draws([0, 1], torch.device("cpu"))
+    draws.begin(0)
+    noise = draws.noise(200_000)
+    first, second = (pvera.normal(noise * key[0] + key[1]) for key in draws.take())
+    for found in (first, second):
+        assert torch.isfinite(found).all()
+        assert abs(float(found.mean())) < 0.01
+        assert abs(float(found.std()) - 1) < 0.01
+        assert abs(float((found.abs() < 1).float().mean()) - 0.6827) < 0.005
+    assert abs(float((first * second).mean())) < 0.01
+    edges = torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32)
+    assert torch.isfinite(pvera.normal(edges)).all()
+
+
+def test_shadow_states_are_open_to_trees() -> None:
+    from peft.tuners.shadow.layers import ShadowCarrier
+
+    config = peft.ShadowConfig(r=2, shadow_dropout=0.0, task_type="CAUSAL_LM")
+    assert shims.install(tiny_causal_lm(config))
+    leaves, tree = pytree.tree_flatten(ShadowCarrier(torch.ones(1), torch.zeros(1)))
+    assert [float(x) for x in leaves] == [1.0, 0.0]
+    assert float(pytree.tree_unflatten(leaves, tree).hidden) == 1.0
+
+
+def test_lily_says_that_it_sees_padding() -> None:
+    """And it does: what it makes of a row depends on the row beside it."""
+    model = attached("lily", stride_A=1)
+    _, first, second = shims.install(model)
+    assert first.sees_padding
+    assert second.sees_padding
+    x, other = torch.randn(1, 4, 32), torch.randn(1, 4, 32)
+    alone = model(torch.cat([x, torch.zeros_like(x)]))[0]
+    beside = model(torch.cat([x, other]))[0]
+    assert not torch.allclose(alone, beside, atol=1e-4)
