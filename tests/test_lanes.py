@@ -46,7 +46,7 @@ def first_gradients(at: Any) -> torch.Tensor:
 def test_lanes_are_the_same_trials_alone(
     method: str, task: str, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """Everything on against the plain path: padded, transformers' attention and loss, one by one."""
+    """Everything on against the plain path: padded, transformers' attention, one by one."""
     base = tiny_bert if task == "classify" else tiny_llama
     on = dataclasses.replace(ON, packing=method not in PADDED)
     trials = three(method, task)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import peft
+import peft.tuners.boft.layer as boft
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from bakeoff.errors import PreflightError, near_match, unknown
 from bakeoff.trial import MethodEntry
 
 ALL_NORMS = "all-norms"
+# PEFT tries to build a CUDA extension as soon as BOFT is attached: minutes, with a compiler or
+# without. Answered beforehand, it takes its own plain formula everywhere.
+boft._FBD_CUDA = False
 
 
 class Incompatible(Exception):
