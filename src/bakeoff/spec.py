@@ -135,7 +135,7 @@ class EngineSpec(_Part):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto` takes bf16 where the hardware computes in it."""
     executor: str = "process"
-    """`process` (a fresh process a trial) or `inline` (in this one: breakpoints work)."""
+    """`process` (a fresh process a group of trials) or `inline` (in this one: breakpoints work)."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Trials that run side by side."""
     threads: Annotated[int, Field(ge=1)] | None = None
