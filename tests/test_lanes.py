@@ -13,14 +13,16 @@ import torch
 from benches import build, make_trial, no_dropout, steps
 from test_methods import CASES
 
-from bakeoff import segment
+from bakeoff import preflight, segment
 from bakeoff.engine import dropout, packing
 from bakeoff.engine.attention import attend
 from bakeoff.engine.loop import train
 from bakeoff.engine.packing import Layout
 from bakeoff.engine.switches import Switches, explain
+from bakeoff.errors import UsageError
 from bakeoff.parity import decide
 from bakeoff.results import Status
+from bakeoff.spec import parse_spec
 from bakeoff.trial import Segment, Trial
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
@@ -289,3 +291,21 @@ def test_tokens_are_made_once_a_study(
     first = at.examples("train")
     monkeypatch.setattr(type(at.task), "encode", lambda *_: pytest.fail("tokenised again"))
     assert build(make_trial("lora", "sft"), tiny_llama, tmp_path).examples("train") == first
+
+
+def test_no_lanes_at_all_is_refused(study_values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="study-invalid") as error:
+        parse_spec({**study_values, "engine": {"lanes": 0}})
+    assert "engine.lanes" in error.value.cause
+
+
+def test_rows_without_a_label_are_refused_before_training(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = build(make_trial("lora", "sft"), tiny_llama, tmp_path)
+    masked = [dataclasses.replace(e, labels=(-100,) * len(e.labels)) for e in at.examples("train")]
+    monkeypatch.setattr(type(at.task), "encode", lambda *_: masked)
+    one = Segment(at.trials, 0, 30, str(tmp_path), str(tiny_llama))
+    refused = preflight.check(one.to_json())["error"]
+    assert refused["code"] == "nothing-supervised"
+    assert "Row 1 of train" in refused["cause"]

@@ -1,6 +1,6 @@
 """Run each payload in a fresh process, ``workers`` side by side.
 
-A fresh process a group of trials: what one leaves behind (memory, a poisoned CUDA context, a crash) cannot
+A fresh process a group: what one leaves behind (memory, a poisoned CUDA context, a crash) cannot
 reach the next. Processes come from a fork server that has imported the training half once, before
 any thread or device was touched, so a start costs milliseconds instead of seconds. Values cross
 the pipe as JSON text. When the parent dies, its workers die with it.
