@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from conftest import rows, write_jsonl
+from conftest import write_splits
 
 from bakeoff import assemble
+from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.switches import Switches
 from bakeoff.methods import registry
 from bakeoff.trial import Conditions, Trial
@@ -71,20 +72,36 @@ def build(
 ) -> assemble.Bench:
     """Put trials on ``base`` with the conftest's rows as their data; plain without switches."""
     together = [trials] if isinstance(trials, Trial) else list(trials)
-    data = folder / "data"
-    data.mkdir(exist_ok=True)
-    for split in ("train", "validation"):
-        write_jsonl(data / f"{split}.jsonl", rows())
+    data = write_splits(folder / "data")
     assemble.prepare_process(together[0].conditions)
     return assemble.build(together, str(base), data, switches)
 
 
+class Run(NamedTuple):
+    """Losses ``[steps, K]`` and the gradients of the first step ``[K, P]``."""
+
+    losses: torch.Tensor
+    gradients: torch.Tensor
+
+
+def batches(at: assemble.Bench) -> Iterator[StepBatch]:
+    """Yield what the trials train on, step by step."""
+    return at.feed.training(at.examples("train"), [t.seed for t in at.trials])
+
+
+def run(at: assemble.Bench, count: int) -> Run:
+    """Train the first steps."""
+    stepper, source = at.stepper(), batches(at)
+    at.model.train()
+    found = [stepper.step(0, next(source)).clone()]
+    gradients = at.lanes.stack.gradients.clone()
+    found += [stepper.step(i, next(source)).clone() for i in range(1, count)]
+    return Run(torch.stack(found), gradients)
+
+
 def steps(at: assemble.Bench, count: int) -> torch.Tensor:
     """Train the first steps and return their losses ``[count, K]``."""
-    stepper = at.stepper()
-    at.model.train()
-    batches = at.feed.training(at.examples("train"), [t.seed for t in at.trials])
-    return torch.stack([stepper.step(i, next(batches)).clone() for i in range(count)])
+    return run(at, count).losses
 
 
 def losses(at: assemble.Bench, count: int) -> list[float]:

@@ -39,6 +39,14 @@ def write_jsonl(path: Path, values: list[dict[str, Any]]) -> Path:
     return path
 
 
+def write_splits(folder: Path) -> Path:
+    """Lay the rows down as a study's frozen splits."""
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "validation"):
+        write_jsonl(folder / f"{split}.jsonl", rows())
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A word-level tokenizer over the rows' words and JSON marks."""
@@ -111,6 +119,12 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bases(tiny_bert: Path, tiny_llama: Path) -> dict[str, Path]:
+    """The base that each task is tried on."""
+    return {"classify": tiny_bert, "sft": tiny_llama}
 
 
 @pytest.fixture

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from benches import build, make_trial, no_dropout, steps
+from benches import batches, build, make_trial, no_dropout, run, steps
 from test_methods import CASES
+from torch.func import vmap
 
 from bakeoff import preflight, segment
 from bakeoff.engine import dropout, packing
 from bakeoff.engine.attention import attend
+from bakeoff.engine.linear import lane_linear
 from bakeoff.engine.loop import train
 from bakeoff.engine.packing import Layout
 from bakeoff.engine.switches import Switches, explain
@@ -35,32 +37,22 @@ def three(method: str, task: str, **changes: Any) -> list[Trial]:
     return [make_trial(method, task, seed=s, rate=r, **changes) for s, r in enumerate(RATES)]
 
 
-def first_gradients(at: Any) -> torch.Tensor:
-    stepper = at.stepper()
-    at.model.train()
-    batches = at.feed.training(at.examples("train"), [t.seed for t in at.trials])
-    stepper.step(0, next(batches))
-    found: torch.Tensor = at.lanes.stack.gradients.clone()
-    return found
-
-
 @pytest.mark.parametrize(("method", "task"), CASES)
 def test_lanes_are_the_same_trials_alone(
-    method: str, task: str, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+    method: str, task: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
     """Everything on against the plain path: padded, transformers' attention, one by one."""
-    base = tiny_bert if task == "classify" else tiny_llama
+    base = bases[task]
     on = dataclasses.replace(ON, packing=method not in PADDED)
     trials = three(method, task)
-    alone = [no_dropout(build(t, base, tmp_path)) for t in trials]
-    plain = torch.cat([first_gradients(at) for at in alone])
-    laned = first_gradients(no_dropout(build(trials, base, tmp_path, on)))
-    off = (laned - plain).norm(dim=1) / plain.norm(dim=1)
+    alone = [run(no_dropout(build(t, base, tmp_path)), 10) for t in trials]
+    together = run(no_dropout(build(trials, base, tmp_path, on)), 10)
+    plain = torch.cat([r.gradients for r in alone])
+    off = (together.gradients - plain).norm(dim=1) / plain.norm(dim=1)
     assert float(off.max()) < 1e-5
-    apart = torch.cat([steps(no_dropout(build(t, base, tmp_path)), 10) for t in trials], 1)
-    together = steps(no_dropout(build(trials, base, tmp_path, on)), 10)
-    torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
-    assert len({float(x) for x in together[-1]}) == 3, "three trials, three losses"
+    apart = torch.cat([r.losses for r in alone], 1)
+    torch.testing.assert_close(together.losses, apart, atol=1e-4, rtol=0)
+    assert len({float(x) for x in together.losses[-1]}) == 3, "three trials, three losses"
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -95,13 +87,12 @@ def test_dropout_keeps_its_share_and_scale() -> None:
 
 @pytest.mark.parametrize(("task", "method"), [("sft", "lora"), ("classify", "full")])
 def test_a_lane_that_diverges_changes_no_other_lanes_bits(
-    task: str, method: str, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+    task: str, method: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    base = tiny_bert if task == "classify" else tiny_llama
     calm = three(method, task)
     wild = [dataclasses.replace(t) for t in calm]
     wild[1] = dataclasses.replace(calm[1], setting={"learning_rate": 1e30})
-    quiet, loud = (build(trials, base, tmp_path, ON) for trials in (calm, wild))
+    quiet, loud = (build(trials, bases[task], tmp_path, ON) for trials in (calm, wild))
     expected, found = steps(quiet, 8), steps(loud, 8)
     assert torch.equal(found[:, [0, 2]], expected[:, [0, 2]])
     values, spoilt = quiet.lanes.stack.values, loud.lanes.stack.values
@@ -116,15 +107,15 @@ def test_a_diverged_lane_is_frozen_dated_and_reported_and_the_others_finish(
     trials[1] = dataclasses.replace(trials[1], setting={"learning_rate": 1e30})
     at = build(trials, tiny_llama, tmp_path, ON)
     stepper = at.stepper()
-    batches = at.feed.training(at.examples("train"), [t.seed for t in trials])
+    source = batches(at)
     heard: list[Any] = []
-    train(stepper, batches, 0, 6, (6,), heard.append)
+    train(stepper, source, 0, 6, (6,), heard.append)
     died = heard[0].diverged[1]
     assert heard[0].diverged == (None, died, None)
     assert 1 < died <= 6
     frozen = at.lanes.stack.values[1].clone()
     moving = at.lanes.stack.values[0].clone()
-    stepper.step(6, next(batches))
+    stepper.step(6, next(source))
     assert torch.equal(at.lanes.stack.values[1], frozen)
     assert not torch.equal(at.lanes.stack.values[0], moving)
 
@@ -163,8 +154,8 @@ def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
         return losses
 
     stepper.step = noted  # type: ignore[method-assign]
-    batches = at.feed.training(at.examples("train"), [0, 1, 2, 3])
-    train(stepper, batches, 0, 6, (6,), lambda reading: None, at.feed.halve)
+    source = batches(at)
+    train(stepper, source, 0, 6, (6,), lambda reading: None, at.feed.halve)
     assert widths[:3] == [4, 4, 4]
     assert widths[3:6] == [4, 2, 1]
     torch.testing.assert_close(torch.stack(found), expected, atol=1e-5, rtol=0)
@@ -174,17 +165,15 @@ def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
 
     stepper.losses = never
     with pytest.raises(torch.OutOfMemoryError):
-        train(stepper, batches, 0, 6, (6,), lambda reading: None, at.feed.halve)
+        train(stepper, source, 0, 6, (6,), lambda reading: None, at.feed.halve)
 
 
 def test_passes_hold_no_more_tokens_than_fit(tiny_llama: Path, tmp_path: Path) -> None:
     trials = [make_trial("lora", "sft", seed=0, rate=1e-2) for _ in range(5)]
     whole = build(trials, tiny_llama, tmp_path, ON)
     tight = build(trials, tiny_llama, tmp_path, ON)
-    tight.feed.pass_tokens = (
-        2 * next(tight.feed.training(tight.examples("train"), [0] * 5)).layouts[0].gather.shape[1]
-    )
-    step = next(tight.feed.training(tight.examples("train"), [0] * 5))
+    tight.feed.pass_tokens = 2 * next(batches(tight)).layouts[0].gather.shape[1]
+    step = next(batches(tight))
     assert step.widths == (2, 2, 1)
     torch.testing.assert_close(steps(tight, 4), steps(whole, 4), atol=1e-5, rtol=0)
 
@@ -282,6 +271,29 @@ def test_the_operators_keep_torchs_contract() -> None:
     k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
     none = torch.empty(0, dtype=torch.int32)
     torch.library.opcheck(attend, (q, k, v, *where, 0.3, True, 0.0, none, none))
+
+
+@pytest.mark.parametrize(
+    ("given", "laned"),
+    [("xw", "x"), ("xw", "w"), ("xw", "xw"), ("xwb", "x"), ("xwb", "b"), ("xwb", "xb"),
+     ("xwb", "xw"), ("xwb", "xwb")],
+)  # fmt: skip
+def test_a_linear_layer_in_lanes_is_torchs_own(given: str, laned: str) -> None:
+    torch.manual_seed(0)
+    shapes = {"x": (2, 5, 4), "w": (6, 4), "b": (6,)}
+    dims = tuple(0 if name in laned else None for name in given)
+    own = [
+        torch.randn(*((3,) if name in laned else ()), *shapes[name], requires_grad=True)
+        for name in given
+    ]
+    none = (None,) * (3 - len(given))
+    out = vmap(lambda *tensors: lane_linear(*tensors, *none), in_dims=dims)(*own)
+    each = [[t if d is None else t[k] for t, d in zip(own, dims, strict=True)] for k in range(3)]
+    expected = torch.stack([torch.nn.functional.linear(*one) for one in each])
+    torch.testing.assert_close(out, expected)
+    weight = torch.randn_like(out)
+    found, truth = (torch.autograd.grad((y * weight).sum(), own) for y in (out, expected))
+    torch.testing.assert_close(found, truth)
 
 
 def test_tokens_are_made_once_a_study(

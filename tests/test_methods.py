@@ -32,10 +32,8 @@ def logits(model: Any, at: Bench) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("method", "task"), CASES)
-def test_the_contract(
-    method: str, task: str, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
-) -> None:
-    base = tiny_bert if task == "classify" else tiny_llama
+def test_the_contract(method: str, task: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    base = bases[task]
     trial = make_trial(method, task)
     at = build(trial, base, tmp_path)
     trained = trainable(at.model)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import benches
 import pytest
 import torch
-from conftest import rows, write_jsonl
+from benches import Run
+from conftest import rows, write_splits
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft_types import CASES, Case
-from torch import Tensor
 from torch.nn import functional
 
 from bakeoff import assemble
@@ -46,13 +46,6 @@ pytestmark = [
 ]
 
 
-class Run(NamedTuple):
-    """Losses ``[steps, K]`` and the gradients of the first step ``[K, P]``."""
-
-    losses: Tensor
-    gradients: Tensor
-
-
 class Setting(NamedTuple):
     """The tiny Llama and the frozen data."""
 
@@ -63,16 +56,7 @@ class Setting(NamedTuple):
         """Take the first steps of these trials."""
         switches = dataclasses.replace(Switches.plain(), lanes=lanes, packing=packing, loss=True)
         at = assemble.build(trials, str(self.base), self.data, switches)
-        examples = at.examples("train")
-        at.model.train()
-        stepper = at.stepper()
-        batches = at.feed.training(examples, [t.seed for t in trials])
-        losses, gradients = [], []
-        for index in range(STEPS):
-            losses.append(stepper.step(index, next(batches)).clone())
-            gradients.append(at.lanes.stack.gradients.clone() if index == 0 else None)
-        assert gradients[0] is not None
-        return Run(torch.stack(losses), gradients[0])
+        return benches.run(at, STEPS)
 
     def each_alone(self, trials: list[Trial], *, packing: bool) -> Run:
         """Take the first steps of each trial by itself."""
@@ -82,11 +66,8 @@ class Setting(NamedTuple):
 
 @pytest.fixture(scope="module")
 def setting(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    folder = tmp_path_factory.mktemp("riding")
-    for split in ("train", "validation"):
-        write_jsonl(folder / f"{split}.jsonl", rows())
     assemble.prepare_process(CONDITIONS)
-    return Setting(tiny_llama, folder)
+    return Setting(tiny_llama, write_splits(tmp_path_factory.mktemp("riding")))
 
 
 @pytest.fixture(autouse=True)

@@ -86,13 +86,8 @@ def keep_mask(n: int, p: float, key: Tensor, noise: Tensor) -> Tensor:
 
 def drop(x: Tensor, p: float, key: Tensor, noise: Tensor) -> Tensor:
     """Drop elements of ``x``, whose leading dimension is the lanes of ``key`` times anything."""
-    lanes = len(key)
-    mask = keep_mask(x.numel() // lanes, p, key, noise)
-    return x * _scale(mask, p, x)
-
-
-def _scale(mask: Tensor, p: float, x: Tensor) -> Tensor:
-    return mask.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
+    mask = keep_mask(x.numel() // len(key), p, key, noise)
+    return x * mask.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
 
 
 class Keyed:
@@ -109,11 +104,7 @@ class Keyed:
         p = self.module.p
         if not self.module.training or p == 0:
             return x
-        if self.inside is not None:
-            n = x.numel()
-            mask = keep_mask(n, p, self.inside[None], self.draws.noise(n))[0]
-            return x * _scale(mask, p, x)
-        key = self.draws.take()
+        key = self.draws.take() if self.inside is None else self.inside[None]
         return drop(x, p, key, self.draws.noise(x.numel() // len(key)))
 
     def bits(self, shape: Sequence[int]) -> Tensor:

@@ -198,7 +198,8 @@ class Feed:
         Where dropout draws, the padded length must not depend on who else rides: it is the longest
         example's. A graph needs every size fixed, so the steps of one pass are looked through.
         """
-        if not self.switches.graphs and not self.lanes.drops and not self.lanes.sees_padding:
+        fixed = self.lanes.drops or self.lanes.sees_padding
+        if not self.switches.graphs and not fixed:
             return ()
         length = round_up(max(len(e.tokens) for e in examples), 8)
         if not self.switches.graphs:
@@ -218,7 +219,6 @@ class Feed:
         for size in sizes:
             held = [i for i, r in enumerate(rows) if bucket(r, sizes) <= size]
             most = round_up(max(units[i] for i in held), self.multiple)
-            fixed = self.lanes.drops or self.lanes.sees_padding
             longest = length if fixed else round_up(max(lengths[i] for i in held), 8)
             chosen.append(Shape(longest, size, most))
         return (*chosen, top)

@@ -10,16 +10,17 @@ and so does a method train that cannot ride.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from bakeoff.engine import dropout, shims
+from bakeoff.engine import dropout
+from bakeoff.engine.linear import Linear
 from bakeoff.engine.stack import Stack, same
-from bakeoff.engine.units import Fold, Linear, Unit, find, frozen_parts, put
+from bakeoff.engine.units import Fold, Unit, find, frozen_parts
 
 SMALL = 1 << 20
 """Frozen tensors up to this many elements may differ by seed (masks, indices); larger ones not."""
@@ -56,8 +57,24 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+class _Riders(NamedTuple):
+    """The lanes that ride together: ``width`` of them from ``first``."""
+
+    first: int
+    width: int
+
+
+class _Slot(NamedTuple):
+    """Where a tensor lies: in a module's own parameters or buffers, under a key."""
+
+    held: dict[str, Any]
+    key: str
+
+
 class Lanes:
     """K trials on one model: one ``Start`` a lane, the trained tensors' names by optimizer group.
+
+    The model comes with its shims on.
 
     Raises:
         NotShared: a large frozen tensor differs between the starts.
@@ -72,7 +89,6 @@ class Lanes:
         compiled: bool = False,
     ) -> None:
         self.model = model
-        self._compiled = compiled
         device = next(iter(model.parameters())).device
         self.stack = Stack([s.trained for s in starts], groups, device)
         differing = [n for n in starts[0].sums if len({s.sums[n] for s in starts}) > 1]
@@ -83,20 +99,25 @@ class Lanes:
             for n in starts[0].small
             if not same(s.small[n] for s in starts)
         }
-        self._slots = _slots(model, [*self.stack.names, *self.seeded])
+        everything = tensors(model)
+        ours = {id(everything[n]): n for n in (*self.stack.names, *self.seeded)}
+        self._slots = _slots(model, ours)
         self.draws = dropout.Draws(seeds, device)
         self.drops = dropout.install(model, self.draws)
         """The model's active dropouts."""
-        self._shims = shims.install(model)
         self.sees_padding = any(getattr(m, "sees_padding", False) for m in model.modules())
         """What an example computes depends on how far its batch is padded."""
-        everything = tensors(model)
         self._hooks = {n: everything[n]._backward_hooks or {} for n in self.stack.names}
         """What a method hung on its parameters' gradients: the leaves must carry it too."""
-        self._units = self._make_units()
-        self._leaves: dict[tuple[int, int], dict[str, nn.Parameter]] = {}
-        self._patched: bool | None = None
-        self._place_now: tuple[int, int] | None = None
+        self._units = [
+            Unit(module, local, self._drops_in(module)) for module, local in find(model, ours)
+        ]
+        self._patches: list[Unit | Fold | Linear] = [*self._units]
+        for unit in self._units:
+            self._patches += _inside(unit.module, ours, compiled)
+        self._patched = False
+        self._leaves: dict[_Riders, dict[str, nn.Parameter]] = {}
+        self._place_now = _Riders(0, 0)  # nobody yet
         self.alone(0)
 
     def __len__(self) -> int:
@@ -110,33 +131,27 @@ class Lanes:
         if width == 1:
             self.alone(first)
             return
-        if self._patched is not True:
-            for module, unit, inside in self._units:
-                module.forward = unit
-                for patch in inside:
-                    patch.module.forward = patch
+        if not self._patched:
+            for patch in self._patches:
+                patch.module.forward = patch
             self._patched = True
-        for _, unit, _ in self._units:
+        for unit in self._units:
             unit.lanes = width
-        self.draws.pick(first, width)
-        self._place(first, width)
+        self._place(_Riders(first, width))
 
     def alone(self, lane: int) -> None:
         """Make the model the plain model of one lane."""
-        if self._patched is not False:
-            for module, _, inside in self._units:
-                for patched in (module, *(p.module for p in inside)):
-                    patched.__dict__.pop("forward", None)
+        if self._patched:
+            for patch in self._patches:
+                patch.module.__dict__.pop("forward", None)
             self._patched = False
-        self.draws.pick(lane, 1)
-        self._place(lane, 1)
+        self._place(_Riders(lane, 1))
 
     def backward(self, total: Tensor) -> None:
         """Write the gradients of the lanes that ride into the stack."""
-        assert self._place_now is not None
         leaves = self._leaves[self._place_now]
-        if self._place_now[1] == 1:
-            total.backward()  # type: ignore[no-untyped-call]
+        if self._place_now.width == 1:
+            torch.autograd.backward(total)
             return
         # not backward(): it would add to rows that lie apart, tensor by tensor, and warn of it
         found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
@@ -149,14 +164,13 @@ class Lanes:
 
     def tell_rows(self, rows: int) -> None:
         """Tell the units how many rows the coming batch has in each lane."""
-        for _, unit, _ in self._units:
+        for unit in self._units:
             unit.per_lane = rows
 
     def each(self, function: Callable[[nn.Module], Tensor | None]) -> Tensor | None:
         """Return ``function(model)`` of every lane that rides, ``[width]``, or None if that is."""
-        assert self._place_now is not None
         shell = _Applied(self.model, function)
-        own = {f"model.{n}": t for n, t in self._values(*self._place_now).items()}
+        own = {f"model.{n}": t for n, t in self._values(self._place_now).items()}
         found: list[bool] = []
 
         def one(values: dict[str, Tensor]) -> Tensor:
@@ -167,50 +181,32 @@ class Lanes:
         out: Tensor = vmap(one)(own)
         return out if found[0] else None
 
-    def release(self) -> nn.Module:
-        """Take everything off the model again and return it as lane 0."""
-        self.alone(0)
-        for drop in self.drops:
-            drop.module.__dict__.pop("forward", None)
-            drop.module.__dict__.pop("keyed", None)
-        shims.remove(self._shims)
-        return self.model
-
-    def _values(self, first: int, width: int) -> dict[str, Tensor]:
-        key = first, width
-        if key not in self._leaves:
-            self._leaves[key] = self.stack.leaves(first, width)
-            for name, leaf in self._leaves[key].items():
+    def _values(self, riders: _Riders) -> dict[str, Tensor]:
+        first, width = riders
+        if riders not in self._leaves:
+            self._leaves[riders] = self.stack.leaves(first, width)
+            for name, leaf in self._leaves[riders].items():
                 for hook in self._hooks[name].values():
                     act = hook if width == 1 else vmap(hook)
                     leaf.register_hook(act)  # type: ignore[no-untyped-call]
         seeded = {
             n: t[first] if width == 1 else t[first : first + width] for n, t in self.seeded.items()
         }
-        return {**self._leaves[key], **seeded}
+        return {**self._leaves[riders], **seeded}
 
-    def _place(self, first: int, width: int) -> None:
-        if self._place_now == (first, width):
+    def _place(self, riders: _Riders) -> None:
+        """Give these lanes the next draws, and the model their tensors."""
+        self.draws.pick(*riders)
+        if self._place_now == riders:
             return
-        for name, value in self._values(first, width).items():
-            for slot_name in self._slots[name]:
-                put(self.model, slot_name, value)
-        self._place_now = first, width
+        for name, value in self._values(riders).items():
+            for slot in self._slots[name]:
+                slot.held[slot.key] = value
+        self._place_now = riders
 
-    def _make_units(self) -> list[tuple[nn.Module, Unit, Sequence[Fold | Linear]]]:
-        everything = tensors(self.model)
-        ours = {id(everything[n]): n for n in (*self.stack.names, *self.seeded)}
-        made = []
-        for module, local in find(self.model, ours):
-            inside = set(module.modules())
-            drops = [d for d in self.drops if d.module in inside]
-            patches: Sequence[Fold | Linear] = (
-                [Linear(m) for m in inside - {module} if type(m) is nn.Linear]
-                if self._compiled
-                else [Fold(m) for m in frozen_parts(module, ours)]
-            )
-            made.append((module, Unit(module, local, drops), patches))
-        return made
+    def _drops_in(self, module: nn.Module) -> list[dropout.Keyed]:
+        inside = set(module.modules())
+        return [d for d in self.drops if d.module in inside]
 
 
 class _Applied(nn.Module):
@@ -223,16 +219,21 @@ class _Applied(nn.Module):
         return self.function(self.model)
 
 
-def _slots(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
-    """Return every name under which each tensor lies in the model: shared ones have several."""
-    everything = tensors(model)
-    by_id = {id(everything[n]): n for n in names}
-    slots: dict[str, list[str]] = {n: [] for n in names}
-    named = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    for name, tensor in named:
-        if id(tensor) in by_id:
-            slots[by_id[id(tensor)]].append(name)
+def _inside(
+    unit: nn.Module, ours: Mapping[int, str], compiled: bool
+) -> Sequence[Fold] | Sequence[Linear]:
+    """Return the forwards of a unit's parts: its frozen ones or, compiled, its linear ones."""
+    if not compiled:
+        return [Fold(m) for m in frozen_parts(unit, ours)]
+    return [Linear(m) for m in unit.modules() if type(m) is nn.Linear and m is not unit]
+
+
+def _slots(model: nn.Module, ours: Mapping[int, str]) -> dict[str, list[_Slot]]:
+    """Return every place of each tensor in the model: shared ones have several."""
+    slots: dict[str, list[_Slot]] = {name: [] for name in ours.values()}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for key, tensor in held.items():
+                if id(tensor) in ours:
+                    slots[ours[id(tensor)]].append(_Slot(held, key))
     return slots

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from bakeoff.engine.attention import NAME, Current, NotPackable
 from bakeoff.engine.packing import Layout, pack, unpack
-from bakeoff.engine.units import Shell
+from bakeoff.engine.units import Shell, every_name
 
 _OWN_PLACE = {"layer_idx", "layer_id", "layer_index", "kwargs"}
 """Attributes that differ from layer to layer and change nothing in a forward pass without a cache
@@ -48,12 +48,7 @@ class LayerStack:
         for index, layer in enumerate(self.layers):
             layer.forward = _Place(self, index)
 
-    def release(self) -> None:
-        """Give the layers their own forward back."""
-        for layer in self.layers:
-            layer.__dict__.pop("forward", None)
-
-    def compile(self, **options: Any) -> None:
+    def compile(self) -> None:
         """Run every layer through one compiled template of its make.
 
         Raises:
@@ -65,7 +60,7 @@ class LayerStack:
             if not known and len(makes) == MAKES:
                 raise NotCompilable(f"the layers are of more than {MAKES} makes")
             if not known:
-                known = [torch.compile(_Template(layer), **options)]
+                known = [torch.compile(_Template(layer))]
                 makes.append((layer, known[0]))
             self._templates[index] = known[0]
         self.compiled = True
@@ -92,12 +87,7 @@ class LayerStack:
         run = self._templates[index]
         if not self.compiled:
             return run(*args, **kwargs)
-        layer = self.layers[index]
-        own = {
-            **dict(layer.named_parameters(remove_duplicate=False)),
-            **dict(layer.named_buffers(remove_duplicate=False)),
-        }
-        return run(own, args, kwargs)
+        return run(dict(every_name(self.layers[index])), args, kwargs)
 
     def _move(self, t: Tensor, where: Layout) -> Tensor:
         """Pack an argument that counts tokens, once a pass."""
@@ -175,17 +165,16 @@ def find_layers(model: nn.Module) -> list[nn.Module]:
 
 def use_attention(model: nn.Module) -> None:
     """Let the model attend through our function; without a layout it is SDPA with its masks."""
-    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    whole: Any = model
+    whole.set_attn_implementation(NAME)
 
 
 def alike(a: nn.Module, b: nn.Module) -> bool:
     """Say whether one layer's code with the other's tensors computes the other layer."""
-    pairs = list(zip(a.named_modules(), b.named_modules(), strict=False))
-    if len(list(a.modules())) != len(list(b.modules())):
-        return False
-    return all(
-        name == other and type(x) is type(y) and _plain(x) == _plain(y) and _shapes(x) == _shapes(y)
-        for (name, x), (other, y) in pairs
+    ours, theirs = dict(a.named_modules()), dict(b.named_modules())
+    return list(ours) == list(theirs) and all(
+        type(x) is type(y) and _plain(x) == _plain(y) and _shapes(x) == _shapes(y)
+        for x, y in zip(ours.values(), theirs.values(), strict=True)
     )
 
 

@@ -10,6 +10,7 @@ ever handed to the model.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,27 +24,31 @@ _RESHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits
 """Configuration keys of models that do more to the logits than their output layer does."""
 
 
-def _softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what ``_softmax`` does, with few passes over memory where nothing fuses them."""
-    known, to = targets >= 0, targets.clamp(min=0)[:, None]
-    exact = logits.float()
-    total = torch.logsumexp(exact, -1, keepdim=True)
-    losses = torch.where(known, (total - exact.gather(1, to))[:, 0], 0)
+def _slope(exact: Tensor, total: Tensor, known: Tensor, to: Tensor) -> Tensor:
+    """Return the gradient of the cross-entropies to their logits."""
+    hit = torch.arange(exact.shape[1], device=exact.device)[None] == to
+    return torch.where(known[:, None], torch.exp(exact - total) - hit.float(), 0)
+
+
+def _slope_in_place(exact: Tensor, total: Tensor, known: Tensor, to: Tensor) -> Tensor:
+    """Return what ``_slope`` does, with few passes over memory where nothing fuses them."""
     slope = exact.sub_(total).exp_()
     slope.scatter_add_(1, to, slope.new_full(to.shape, -1.0))
-    slope.mul_(known[:, None].to(slope.dtype))
-    return losses, slope.to(logits.dtype)
+    return slope.mul_(known[:, None].to(slope.dtype))
 
 
-def _softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax(
+    logits: Tensor, targets: Tensor, slope: Callable[..., Tensor] = _slope
+) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of each row, in fp32, and its gradient to the logits."""
     known, to = targets >= 0, targets.clamp(min=0)[:, None]
     exact = logits.float()
     total = torch.logsumexp(exact, -1, keepdim=True)
     losses = torch.where(known, (total - exact.gather(1, to))[:, 0], 0)
-    hit = torch.arange(logits.shape[1], device=logits.device)[None] == to
-    slope = torch.where(known[:, None], torch.exp(exact - total) - hit.float(), 0)
-    return losses, slope.to(logits.dtype)
+    return losses, slope(exact, total, known, to).to(logits.dtype)
+
+
+_softmax_in_place = functools.partial(_softmax, slope=_slope_in_place)
 
 
 class Fused:
@@ -85,13 +90,16 @@ def supervised_positions(labels_BT: Tensor, size: int | None = None) -> Supervis
 
 def token_losses(model: nn.Module, inputs: dict[str, Tensor], at: Supervised) -> Tensor:
     """Return the cross-entropy ``[N]`` at the supervised positions, in nats and fp32."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = _head(model)
     if not Fused.on or not can_fuse(model, head):
         return cross_entropy(supervised_logits(model, inputs, at), at.targets)
     with _instead(head, lambda hidden: hidden):
         hidden = supervised_logits(model, inputs, at)
-    found: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, head.bias, at.targets)  # type: ignore[no-untyped-call]
-    return found
+    return _linear_cross_entropy(hidden, head.weight, head.bias, at.targets)
+
+
+def _head(model: Any) -> Any:
+    return model.get_output_embeddings()
 
 
 def can_fuse(model: nn.Module, head: Any) -> bool:
@@ -120,8 +128,7 @@ def supervised_logits(model: nn.Module, inputs: dict[str, Tensor], at: Supervise
         place = at.rows * states.shape[1] + at.columns + first
         return (states.flatten(0, 1).index_select(0, place),)
 
-    output_layer: Any = model.get_output_embeddings()  # type: ignore[operator]
-    handle = output_layer.register_forward_pre_hook(pick)
+    handle = _head(model).register_forward_pre_hook(pick)
     try:
         logits: Tensor = model(**inputs, use_cache=False).logits
     finally:
@@ -154,7 +161,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         wanted = hidden.requires_grad
         gradient = torch.empty_like(hidden) if wanted else None
-        rows = max(1, CHUNK_LOGITS.get(hidden.device.type, 1 << 21) // len(weight))
+        rows = max(1, CHUNK_LOGITS[hidden.device.type] // len(weight))
         for start in range(0, len(hidden), rows):
             part, to = hidden[start : start + rows], targets[start : start + rows]
             logits = functional.linear(part.to(weight.dtype), weight, bias)
@@ -168,3 +175,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
         return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None
+
+
+_linear_cross_entropy: Callable[..., Tensor] = _LinearCrossEntropy.apply

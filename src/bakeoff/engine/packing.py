@@ -10,7 +10,7 @@ examples apart).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,13 +132,14 @@ def _take(x: Tensor, at: Tensor, held: Tensor) -> Tensor:
     return rows.view(*at.shape, *x.shape[2:])
 
 
+_move: Callable[..., Tensor] = _Move.apply
+
+
 def pack(x: Tensor, where: Layout) -> Tensor:
     """Return ``[rows, length, ...]`` as ``[K, T, ...]``."""
-    out: Tensor = _Move.apply(x, where.gather, where.filled, where.scatter, where.real)  # type: ignore[no-untyped-call]
-    return out
+    return _move(x, where.gather, where.filled, where.scatter, where.real)
 
 
 def unpack(x: Tensor, where: Layout) -> Tensor:
     """Return ``[K, T, ...]`` as ``[rows, length, ...]``, zero where there is no token."""
-    out: Tensor = _Move.apply(x, where.scatter, where.real, where.gather, where.filled)  # type: ignore[no-untyped-call]
-    return out
+    return _move(x, where.scatter, where.real, where.gather, where.filled)

@@ -9,8 +9,9 @@ not speak to the engine: ``on_install`` is called on a module once its shim is o
 layer that draws (``dropout``), ``sees_padding`` one that computes with padding (``feed``).
 
 Called by ``assemble`` as soon as a method is attached, so that its start is taken from the layers
-as they will be trained. A module that a shim is on has a subclass of its own class (PyTorch's
-parametrizations do the same), which is why ``units`` need not know of shims.
+as they will be trained; ``lanes`` takes the model as it comes. A module that a shim is on has a
+subclass of its own class (PyTorch's parametrizations do the same), which is why ``units`` need not
+know of shims.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -38,19 +39,11 @@ def install(model: nn.Module) -> list[nn.Module]:
         own = type(module)
         if issubclass(own, StandsIn):
             installed.append(module)
-        elif stand_in := _class(own):  # type: ignore[arg-type]
+        elif stand_in := _class(own):  # type: ignore[arg-type]  # mypy: a class is not Hashable
             module.__class__ = stand_in
             getattr(module, "on_install", _nothing)()
             installed.append(module)
     return installed
-
-
-def remove(modules: Iterable[nn.Module]) -> None:
-    """Give each of these modules its own class back."""
-    for module in modules:
-        own = type(module)
-        if issubclass(own, StandsIn):
-            module.__class__ = own.stands_in_for
 
 
 @functools.cache

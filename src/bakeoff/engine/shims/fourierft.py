@@ -18,8 +18,7 @@ from torch import Tensor
 
 def on_install(self: Any) -> None:
     """Make the coefficients' places buffers."""
-    if not isinstance(self.indices, BufferDict):
-        self.indices = BufferDict(self.indices, persistent=False)
+    self.indices = BufferDict(self.indices, persistent=False)
 
 
 def get_delta_weight(self: Any, adapter: str) -> Tensor:

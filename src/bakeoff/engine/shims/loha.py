@@ -1,9 +1,8 @@
-"""LoHa: the Hadamard product as plain operations, and module dropout that is off is not drawn.
+"""LoHa: the Hadamard product as plain operations.
 
 ``peft/tuners/loha/layer.py:349`` (``HadaWeight``, ``HadaWeightCP``) are ``autograd.Function``s
-without ``setup_context``, which functorch refuses. ``layer.py:241`` (``LoHaLayer.forward``)
-branches on ``torch.rand(1) > module_dropout``: a value, which vmap does not have. Remedy upstream:
-the plain formula, whose backward autograd writes; draw only where the probability is above 0.
+without ``setup_context``, which functorch refuses. Remedy upstream: the plain formula, whose
+backward autograd writes.
 """
 
 from __future__ import annotations
@@ -33,18 +32,4 @@ def get_delta_weight(self: Any, adapter_name: str, *, apply_rank_dropout: bool =
     return weight.reshape(self.get_base_layer().weight.shape)
 
 
-def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Add the adapters' outputs to the base layer's."""
-    active = [a for a in self.active_adapters if a in self._available_adapters]
-    if self.disable_adapters or self.merged or any(self.module_dropout[a] > 0 for a in active):
-        own: Tensor = self.stands_in_for.forward(self, x, *args, **kwargs)
-        return own
-    result = self.base_layer(x, *args, **kwargs)
-    for adapter in active:
-        result = result + self._get_delta_activations(adapter, x, *args, **kwargs)
-    out: Tensor = result.to(x.dtype)
-    return out
-
-
-_OWNER = "peft.tuners.loha.layer.LoHaLayer"
-STAND_INS = {f"{_OWNER}.get_delta_weight": get_delta_weight, f"{_OWNER}.forward": forward}
+STAND_INS = {"peft.tuners.loha.layer.LoHaLayer.get_delta_weight": get_delta_weight}

@@ -18,8 +18,7 @@ from torch.nn import functional
 
 def on_install(self: Any) -> None:
     """Make the places of the trained entries buffers (not saved: PEFT saves them itself)."""
-    if not isinstance(self.shira_indices, BufferDict):
-        self.shira_indices = BufferDict(self.shira_indices, persistent=False)
+    self.shira_indices = BufferDict(self.shira_indices, persistent=False)
 
 
 def get_delta_weight(self: Any, adapter: str) -> Tensor:

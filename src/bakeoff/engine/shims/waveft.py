@@ -25,8 +25,6 @@ def on_install(self: Any) -> None:
     """Make the coefficients' places and the filters buffers."""
     from peft.tuners.waveft.wavelet import Wavelet
 
-    if isinstance(self.waveft_indices, BufferDict):
-        return
     self.waveft_indices = BufferDict(self.waveft_indices, persistent=False)
     self.filters = BufferDict({}, persistent=False)
     for adapter, family in self.waveft_wavelet_family.items():

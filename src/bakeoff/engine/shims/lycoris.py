@@ -1,6 +1,7 @@
-"""LoKr: module dropout that is off is not drawn.
+"""LoHa and LoKr: module dropout that is off is not drawn.
 
-``peft/tuners/lokr/layer.py:309`` (``LoKrLayer.forward``) branches on
+``peft/tuners/loha/layer.py:241`` (``LoHaLayer.forward``) and, word for word the same,
+``peft/tuners/lokr/layer.py:309`` (``LoKrLayer.forward``) branch on
 ``torch.rand(1) > module_dropout``: a value, which vmap does not have. Remedy upstream: draw only
 where the probability is above 0.
 """
@@ -25,4 +26,7 @@ def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return out
 
 
-STAND_INS = {"peft.tuners.lokr.layer.LoKrLayer.forward": forward}
+STAND_INS = {
+    "peft.tuners.loha.layer.LoHaLayer.forward": forward,
+    "peft.tuners.lokr.layer.LoKrLayer.forward": forward,
+}
