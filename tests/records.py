@@ -111,7 +111,23 @@ def failed(trial: Trial, status: Status) -> TrialResult:
     return make_result(trial, status=status, reason=f"it {status}", losses=(9.0, float("nan")))
 
 
-def make_cost(method: str, peak_bytes: int = 1_000_000, step_ms: float = 10.0) -> Cost:
+def make_engine(**off: str) -> dict[str, Any]:
+    """Return what a probe decides on a CPU in bf16; ``off`` gives the reason of what failed."""
+    names = ("lanes", "packing", "loss", "compile", "graphs", "lean_inputs")
+    unwished = ("compile", "graphs")
+    return {
+        "switches": {n: n not in off and n not in unwished for n in names},
+        "reasons": off,
+        "token_bytes": None,
+    }
+
+
+def make_cost(
+    method: str,
+    peak_bytes: int = 1_000_000,
+    step_ms: float = 10.0,
+    engine: dict[str, Any] | None = None,
+) -> Cost:
     return Cost(
         method,
         Status.DONE,
@@ -123,6 +139,7 @@ def make_cost(method: str, peak_bytes: int = 1_000_000, step_ms: float = 10.0) -
         memory_kind="rss_above_base",
         steps=20,
         tokens_per_step=1000.0,
+        engine=engine,
     )
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from report_engines import engine
+from report_failures import failures
+
 HOSTILE = (
     "</script><script>window.__pwned = 1</script>",
     '<img src=x onerror="window.__pwned = 2">',
@@ -61,7 +64,7 @@ def report() -> dict[str, Any]:
             "sentence": "Keep LoRA: no contender is better by more than chance (best: OFT +0.8 "
             "points, 95 % interval \u22120.9 to +2.5, 3 seeds, 620 items).",
         },
-        "failures": _failures(),
+        "failures": failures(),
         "warnings": ["The best learning rate of VeRA is the highest tried."],
         "timing": {
             "wall_seconds": 512.3,
@@ -93,6 +96,11 @@ def hostile_report() -> dict[str, Any]:
     for i, method in enumerate(made["methods"][1:]):
         method["title"] = HOSTILE[i % len(HOSTILE)]
         method["setting"] = {**method["setting"], HOSTILE[5]: HOSTILE[0]}
+        method["engine"] = {
+            "lanes": 1,
+            "on": [],
+            "off": {"packing": HOSTILE[0], "loss": HOSTILE[1]},
+        }
         if method["reason"]:
             method["reason"] = HOSTILE[2]
         for entry in method["settings"]:
@@ -243,6 +251,7 @@ def _method(
             "base_bytes": 90_861_568,
             "train_seconds": step * STEPS / 1000,
         },
+        "engine": engine(name),
         "forgetting": None,
         "stability": None,
         "front_probability": None,
@@ -349,6 +358,7 @@ def _without_score() -> list[dict[str, Any]]:
             "method": "prefix_tuning",
             "title": "Prefix tuning",
             "cost": cost,
+            "engine": None,
             "status": "incompatible",
             "n_settings": 0,
             "settings": [],
@@ -357,42 +367,3 @@ def _without_score() -> list[dict[str, Any]]:
             "reason": "BertModel takes no past_key_values in this version of transformers",
         },
     ]
-
-
-def _failures() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
-        {
-            "method": "miss",
-            "trial_id": f"miss{i}aa",
-            "phase": "search",
-            "seed": 0,
-            "setting": {"learning_rate": 10.0 ** (i - 3)},
-            "status": "diverged",
-            "reason": f"the loss was not finite at step {31 - i}",
-        }
-        for i in range(3)
-    ]
-    rows.append(
-        {
-            "method": "full",
-            "trial_id": "full9aa",
-            "phase": "search",
-            "seed": 0,
-            "setting": {"learning_rate": 1e-3},
-            "status": "diverged",
-            "reason": "the loss was not finite at step 12",
-        }
-    )
-    rows.append(
-        {
-            "method": "prefix_tuning",
-            "trial_id": None,
-            "phase": None,
-            "seed": None,
-            "setting": {},
-            "status": "incompatible",
-            "reason": "BertModel takes no past_key_values in this version of transformers\n"
-            + '  File "peft/peft_model.py", line 812, in forward\n' * 8,
-        }
-    )
-    return rows

@@ -13,12 +13,21 @@ from typing import Any
 
 import jsonschema
 import pytest
+from report_engines import DIFFERS, NOT_PACKABLE, NOT_SHARED
 from report_fixture import HOSTILE, empty_report, hostile_report, report
 
 from bakeoff.report import render, words
-from bakeoff.report.blocks import Forest
+from bakeoff.report.blocks import Facts, Forest, Table, Text
 from bakeoff.report.safe import clean, content_policy, inert_json
-from bakeoff.report.sections import curves, fairness, forest, load_sections, pareto, sensitivity
+from bakeoff.report.sections import (
+    curves,
+    fairness,
+    forest,
+    load_sections,
+    pareto,
+    sensitivity,
+    table,
+)
 
 POINTS = words.Unit(100.0, "points", 1)
 
@@ -140,7 +149,8 @@ def test_unfinished_and_bare_studies_render() -> None:
 
 
 @pytest.mark.parametrize("key", ["score", "difference", "cost", "setting", "settings", "curves",
-                                 "seeds", "title", "reason", "n_seeds", "n_settings"])  # fmt: skip
+                                 "seeds", "title", "reason", "n_seeds", "n_settings",
+                                 "engine"])  # fmt: skip
 def test_any_part_of_a_method_may_be_null(key: str) -> None:
     made = report()
     for method in made["methods"]:
@@ -210,7 +220,7 @@ def test_pareto_marks_front_control_and_what_lies_far_outside() -> None:
     assert roles["control"].y == (pytest.approx(86.2),)  # points
     assert set(roles["front"].labels) == {"OFT", "IA³", "LayerNorm tuning"}
     assert roles["front-line"].x == tuple(sorted(roles["front-line"].x))
-    assert roles["beyond"].labels == ("Head only 53.4",)
+    assert roles["beyond"].labels == ("Head only † 53.4",)
     labels = [t for s in chart.panes[0].series for t in s.labels]
     assert len(labels) == 8  # every method that has a score and a cost, once
     assert chart.x.log  # 14 to 412 MiB
@@ -244,6 +254,86 @@ def test_fairness_says_when_budgets_differ() -> None:
     assert getattr(first, "text", "") == (
         "Not the same for all: most methods have 3 settings, but OFT 9."
     )
+
+
+def cells(drawn: Any, column: str) -> dict[str, str]:
+    """Return a column of the first table among a section's blocks, by the row's first cell."""
+    found = next(b for b in drawn.blocks if isinstance(b, Table))
+    at = [c.title for c in found.columns].index(column)
+    return {r.cells[0].text: r.cells[at].text for r in found.rows}
+
+
+def test_fairness_says_who_ran_in_lanes_and_why_others_did_not() -> None:
+    drawn = fairness.build(report())
+    lanes = cells(drawn, "In lanes")
+    assert (lanes["OFT"], lanes["VeRA"], lanes["Prefix tuning"]) == ("3", "one by one", "–")
+    said = " ".join(b.text for b in drawn.blocks if isinstance(b, Text))
+    assert "not what it scored" in said
+    assert "On for all: loss. Off for all: compile, graphs. These went without:" in said
+    (facts,) = (b for b in drawn.blocks if isinstance(b, Facts))
+    assert [(f.name, f.value) for f in facts.facts] == [
+        ("DoRA", f"one by one, without lean_inputs: {DIFFERS}\nwithout packing: {NOT_PACKABLE}"),
+        ("Full fine-tuning, Head only", f"without packing: {NOT_PACKABLE}"),
+        ("VeRA", f"one by one: {NOT_SHARED}"),
+    ]
+
+
+def test_a_reason_is_shown_also_where_no_method_had_the_accelerator() -> None:
+    made = report()
+    made["methods"] = [m for m in made["methods"] if m["method"] in ("vera", "prefix_tuning")]
+    drawn = fairness.build(made)
+    (facts,) = (b for b in drawn.blocks if isinstance(b, Facts))
+    assert [(f.name, f.value) for f in facts.facts] == [("VeRA", f"one by one: {NOT_SHARED}")]
+    assert any(
+        "Off for all: compile, graphs." in b.text for b in drawn.blocks if isinstance(b, Text)
+    )
+    # alone, its figures compare with nobody's
+    assert not any("†" in text for text in cells(table.build(made), "Training").values())
+
+
+def test_fairness_says_when_runs_went_one_by_one_though_lanes_were_on() -> None:
+    made = report()
+    made["methods"][1]["engine"]["lanes"] = 1
+    (facts,) = (b for b in fairness.build(made).blocks if isinstance(b, Facts))
+    oft = {f.name: f.value for f in facts.facts}["OFT"]
+    assert oft == "one by one: lanes were on, but its runs could not be trained together"
+    for method in made["methods"]:  # one setting and one seed each: there was nothing to share
+        if method["engine"]:
+            method["engine"] |= {"lanes": 1, "on": ["lanes"], "off": {}}
+    drawn = fairness.build(made)
+    assert not [b for b in drawn.blocks if isinstance(b, Facts)]
+    assert set(cells(drawn, "In lanes").values()) == {"one by one", "–"}
+
+
+def test_costs_measured_without_what_others_had_are_marked() -> None:
+    made = report()
+    drawn = table.build(made)
+    for column in ("Speed", "Step", "Peak memory"):
+        marked = {name for name, text in cells(drawn, column).items() if "†" in text}
+        assert marked == {"DoRA", "Full fine-tuning", "Head only"}, column
+    # a run's time is shared among lanes; the other costs are of one trial alone
+    marked = {name for name, text in cells(drawn, "Training").items() if "†" in text}
+    assert marked == {"DoRA", "Full fine-tuning", "Head only", "VeRA"}
+    assert not any("†" in text for text in cells(drawn, "Trainable").values())
+    note = drawn.blocks[-1]
+    assert isinstance(note, Text)
+    assert "VeRA (no lanes)" in note.text
+    memory = pareto.build(made)
+    titles = {t for s in memory.charts[0].panes[0].series for t in s.labels}
+    assert {"DoRA †", "Full fine-tuning †", "VeRA", "LoRA"} <= titles
+    hover = [line for s in memory.charts[0].panes[0].series for h in s.hover for line in h]
+    assert hover.count("measured without packing, which others had") == 2
+    assert not any("VeRA" in b.text for b in memory.blocks if isinstance(b, Text))
+
+
+def test_a_study_from_before_lanes_shows_none_of_it() -> None:
+    made = report()
+    for method in made["methods"]:
+        del method["engine"]
+    page = without_assets(render(made))
+    assert "†" not in page
+    assert "In lanes" not in page
+    assert "Off for all" not in page
 
 
 def test_clean_removes_what_a_page_cannot_hold() -> None:

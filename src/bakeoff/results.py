@@ -52,8 +52,8 @@ class SplitScores:
 class TrialResult:
     """What one trial gave. ``splits`` is keyed by ``validation`` and ``test``.
 
-    ``lanes`` counts the trials that shared its steps, itself included; its seconds are its equal
-    share of theirs.
+    ``lanes`` counts the trials of its group, itself included; its seconds are its equal share of
+    theirs. They shared its steps where the method's probe left lanes on, else they took turns.
     """
 
     trial_id: str

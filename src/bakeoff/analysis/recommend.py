@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bakeoff.analysis.accelerators import has_more
 from bakeoff.analysis.compare import ALPHA, Verdict
 from bakeoff.results import StudyRecord
 
@@ -136,7 +137,9 @@ def _saving(control: Row, row: Row, key: str) -> float | None:
     """Return the share of a cost that a contender saves, None when it is not worth naming."""
     own, other = row["cost"][key], control["cost"][key]
     kinds_differ = row["cost"]["memory_kind"] != control["cost"]["memory_kind"]
-    if own is None or not other or (key == "train_peak_bytes" and kinds_differ):
+    # what an accelerator saves that the control had to do without is no merit of the method
+    unlike = kinds_differ or has_more(row, control)
+    if own is None or not other or (key == "train_peak_bytes" and unlike):
         return None
     saving = 1 - own / other
     return saving if saving >= WORTH_NAMING else None

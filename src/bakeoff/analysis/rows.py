@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from bakeoff.analysis.accelerators import engine_row
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Comparison, Interval, Verdict
 from bakeoff.analysis.runs import (
@@ -73,6 +74,7 @@ def method_row(
         "difference": _difference(comparison),
         "verdict": _verdict(record, method, comparison),
         "cost": _cost(record, runs),
+        "engine": engine_row(record, runs),
         "forgetting": None,
         "stability": None,
         "front_probability": None,

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
-from bakeoff.report import words
-from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
+from bakeoff.report import accelerators, words
+from bakeoff.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Fact,
+    Facts,
+    Row,
+    SectionView,
+    Table,
+    Text,
+)
 
 ORDER = 50
 TITLE = "Was it fair?"
 
 _COLUMNS = (
     Column("Method"),
-    Column("Settings tried", True),
-    Column("Learning rates tried"),
+    Column("Settings", True, "tried"),
+    Column("Learning rates", False, "tried"),
     Column("Chosen setting"),
     Column("Best on edge?", False, "of the range tried"),
     Column("Steps", True, "a run"),
@@ -22,6 +32,9 @@ _COLUMNS = (
     Column("Diverged", True, "runs"),
     Column("Failed", True, "runs"),
 )
+_RAN = 7
+"""The place of ``_LANES`` where there is an engine to speak of."""
+_LANES = Column("In lanes", True, "runs a step")
 
 
 def build(report: dict[str, Any]) -> SectionView:
@@ -30,9 +43,13 @@ def build(report: dict[str, Any]) -> SectionView:
     if not methods:
         return SectionView()
     blocks: list[Block] = [Text(*_equal(methods))]
-    rows = tuple(_row(m, study) for m in methods)
-    blocks.append(Table("What every method was given", _COLUMNS, rows))
+    sped = any(accelerators.engine(m) for m in methods)
+    rows = tuple(_row(m, study, sped) for m in methods)
+    columns = (*_COLUMNS[:_RAN], _LANES, *_COLUMNS[_RAN:]) if sped else _COLUMNS
+    blocks.append(Table("What every method was given", columns, rows))
     blocks.append(Text(_differed(methods), "muted"))
+    if sped:
+        blocks += _speed(methods)
     lead = (
         "Base model, data, batch order, steps, schedule, precision and evaluation code are the "
         "same for every run. Settings were chosen on validation; the test set was read once."
@@ -74,7 +91,58 @@ def _differed(methods: list[dict[str, Any]]) -> str:
     return f"Besides the learning rate, settings differed in: {', '.join(sorted(keys))}."
 
 
-def _row(method: dict[str, Any], study: dict[str, Any]) -> Row:
+def _speed(methods: list[dict[str, Any]]) -> list[Block]:
+    """Say which accelerators every method ran with, and why some went without."""
+    engines = [e for m in methods if (e := accelerators.engine(m))]
+    named = dict.fromkeys(n for e in engines for part in ("on", "off") for n in e.get(part) or ())
+    alike = [n for n in named if all(n in (e.get("on") or ()) for e in engines)]
+    given = [{**dict.fromkeys(e.get("on") or (), "on"), **(e.get("off") or {})} for e in engines]
+    nobody = [n for n in named if not any(e.get(n) for e in given)]
+    exceptions: dict[str, list[str]] = defaultdict(list)
+    for method in methods:
+        if lines := _without(method, methods):
+            exceptions["\n".join(lines)].append(words.title(method))
+    text = (
+        "Runs in lanes share each step. Lanes and the other accelerators changed how fast a method "
+        "ran, not what it scored: before any run, each was tried for each method against the plain "
+        "path, and kept where one step gave the same losses and gradients within rounding."
+    )
+    text += f" On for all: {', '.join(alike)}." if alike else ""
+    text += f" Off for all: {', '.join(nobody)}." if nobody else ""
+    text += " These went without:" if exceptions else " Every method had the same."
+    facts = tuple(Fact(", ".join(titles), lines) for lines, titles in exceptions.items())
+    return [Text(text), Facts(facts)] if facts else [Text(text)]
+
+
+def _without(method: dict[str, Any], methods: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each reason why a method went without an accelerator.
+
+    What no method had and no probe gave a reason for was never asked for: it is no exception.
+    """
+    engine, lacking = accelerators.engine(method), accelerators.lacking(method, methods)
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for name, reason in (engine.get("off") or {}).items():
+        if reason or name in lacking:
+            by_reason[reason or "not tried"].append(name)
+    lines = []
+    for reason, names in by_reason.items():
+        parts = ["one by one"] if accelerators.LANES in names else []
+        rest = [n for n in names if n != accelerators.LANES]
+        parts += [f"without {', '.join(rest)}"] if rest else []
+        lines.append(f"{', '.join(parts)}: {reason}")
+    others = (accelerators.engine(m).get("lanes") or 1 for m in methods)
+    rode_nowhere = engine.get("lanes") == 1 and accelerators.LANES in (engine.get("on") or ())
+    if rode_nowhere and max(others) > 1:
+        lines.append("one by one: lanes were on, but its runs could not be trained together")
+    return lines
+
+
+def _in_lanes(method: dict[str, Any]) -> str:
+    lanes = accelerators.engine(method).get("lanes")
+    return "one by one" if lanes == 1 else _number(lanes)
+
+
+def _row(method: dict[str, Any], study: dict[str, Any], sped: bool) -> Row:
     tried = sorted(
         {
             rate
@@ -96,7 +164,8 @@ def _row(method: dict[str, Any], study: dict[str, Any]) -> Row:
         Cell(_number(method.get("n_trials_diverged"))),
         Cell(_number(method.get("n_trials_failed"))),
     )
-    return Row(cells, pinned=is_control)
+    ridden = (Cell(_in_lanes(method)),) if sped else ()
+    return Row((*cells[:_RAN], *ridden, *cells[_RAN:]), pinned=is_control)
 
 
 def _number(value: int | None) -> str:

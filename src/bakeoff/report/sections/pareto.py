@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from bakeoff.report import words
+from bakeoff.report import accelerators, words
 from bakeoff.report.blocks import Axis, Chart, Grid, Pane, SectionView, Series, Text
 
 ORDER = 30
@@ -33,18 +33,25 @@ def build(report: dict[str, Any]) -> SectionView:
     drawn = tuple(c for c in charts if c is not None)
     if not drawn:
         return SectionView((Text("No method has both a score and a measured cost.", "muted"),))
+    note = accelerators.footnote(report.get("methods") or [], accelerators.unlike)
+    notes = () if note is None else (Text(note, "muted"),)
     lead = (
         "A method on the front (filled, joined by the line) is beaten by no other in score and "
         "cost at once. The diamond is the control; vertical bars are 95 % intervals of the score. "
         "A triangle at the edge is a method whose score lies far outside, with its score."
     )
-    return SectionView((Grid(drawn),), lead)
+    return SectionView((Grid(drawn), *notes), lead)
 
 
 def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
     study, key = report["study"], str(entry.get("cost"))
     unit = words.score_unit(study)
-    points = [p for m in report.get("methods") or [] if (p := _point(m, key, unit)) is not None]
+    methods = report.get("methods") or []
+    points = [
+        p
+        for m in methods
+        if (p := _point(m, key, unit, accelerators.unlike(m, methods))) is not None
+    ]
     if not points:
         return None
     front = [str(name) for name in entry.get("front") or []]
@@ -61,12 +68,14 @@ def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
     )
 
 
-def _point(method: dict[str, Any], key: str, unit: words.Unit) -> _Point | None:
+def _point(method: dict[str, Any], key: str, unit: words.Unit, lacking: list[str]) -> _Point | None:
+    """Return a method's place; its title is marked where its cost lacked an accelerator."""
     score = method.get("score") or {}
     cost = (method.get("cost") or {}).get(key)
     if cost is None or score.get("estimate") is None:
         return None
-    title, chance = words.title(method), method.get("front_probability")
+    mark = f" {accelerators.MARK}" if lacking else ""
+    title, chance = words.title(method) + mark, method.get("front_probability")
     hover = [
         title,
         f"score {unit.with_interval(score)} {unit.word}".rstrip(),
@@ -74,6 +83,8 @@ def _point(method: dict[str, Any], key: str, unit: words.Unit) -> _Point | None:
     ]
     if isinstance(chance, float | int):
         hover.append(f"on the front with probability {words.percent(chance)}")
+    if lacking:
+        hover.append(f"measured without {', '.join(lacking)}, which others had")
     low, high = score.get("low"), score.get("high")
     return _Point(
         name=str(method.get("method")),

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.report import words
-from bakeoff.report.blocks import Cell, Column, Row, SectionView, Table
+from bakeoff.report import accelerators, words
+from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
 
 ORDER = 40
 TITLE = "All numbers"
@@ -34,7 +34,11 @@ def build(report: dict[str, Any]) -> SectionView:
         for m in methods
     )
     table = Table("All methods", tuple(f.column for f in fields), rows, sortable=True)
-    return SectionView((table,), _lead(study))
+    blocks: list[Block] = [table]
+    note = accelerators.footnote(methods, accelerators.lacking)
+    if note is not None:
+        blocks.append(Text(note, "muted"))
+    return SectionView(tuple(blocks), _lead(study))
 
 
 def _lead(study: dict[str, Any]) -> str:
@@ -101,21 +105,35 @@ def _costs(methods: list[Method]) -> list[_Field]:
     kinds = {str(k) for m in methods if (k := (m.get("cost") or {}).get("memory_kind"))}
     memory = {"device": "device, base included", "rss_above_base": "above the base"}
     said = ", ".join(memory.get(k, k) for k in sorted(kinds)) or "training"
+
+    def less(m: Method) -> bool:
+        return bool(accelerators.unlike(m, methods))
+
+    def slower(m: Method) -> bool:
+        return bool(accelerators.lacking(m, methods))
+
     return [
         _cost("Trainable", "parameters", "trainable_parameters", words.count),
         _cost("Adapter", "on disk", "adapter_bytes", words.size),
-        _cost("Speed", "tokens/s", "train_tokens_per_second", words.count),
-        _cost("Step", "training, median", "step_milliseconds", words.milliseconds),
-        _cost("Peak memory", said, "train_peak_bytes", words.size),
-        _cost("Training", "time a run", "train_seconds", words.seconds),
+        _cost("Speed", "tokens/s", "train_tokens_per_second", words.count, less),
+        _cost("Step", "training, median", "step_milliseconds", words.milliseconds, less),
+        _cost("Peak memory", said, "train_peak_bytes", words.size, less),
+        _cost("Training", "time a run", "train_seconds", words.seconds, slower),
         _Field(Column("To control's loss", True, "steps"), _steps),
     ]
 
 
-def _cost(title: str, hint: str, key: str, write: Callable[[float | None], str]) -> _Field:
+def _cost(
+    title: str,
+    hint: str,
+    key: str,
+    write: Callable[[float | None], str],
+    marked: Callable[[Method], bool] = lambda _: False,
+) -> _Field:
     def cell(method: Method) -> Cell:
         value = (method.get("cost") or {}).get(key)
-        return Cell(write(value), value)
+        mark = f" {accelerators.MARK}" if value is not None and marked(method) else ""
+        return Cell(write(value) + mark, value)
 
     return _Field(Column(title, True, hint), cell)
 
