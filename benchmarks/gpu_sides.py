@@ -239,7 +239,7 @@ def ours(
     set_dtypes(model, ground.precision)
     start = Start.of(model, checksums=False)
     names = list(trainable(model))
-    together = Lanes(model, [start] * lanes, [names], [0] * lanes, switches.compile)
+    together = Lanes(model, [start] * lanes, [names], [0] * lanes)
     task = SupervisedFineTuning({"columns": {}, "max_length": 768})
     feed = Feed(together, task, BATCH, 0, device, switches)
     if switches.lean_inputs:

@@ -97,7 +97,9 @@ def engine(args: argparse.Namespace, ground: Ground, method: str, plan: Plan) ->
     lanes, switches = plan
     clocking = Clocking(args.warm_up, args.steps)
     reasons: list[str] = []
-    for weaker in ({}, {"compile": False}, {"compile": False, "packing": False}):
+    ladder = ("compile", "packing", "graphs")
+    for off in range(len(ladder) + 1):
+        weaker = dict.fromkeys(ladder[:off], False)
         on = dataclasses.replace(switches, **weaker)
         try:
             found = ours(ground, method, lanes, on, clocking, args.pass_tokens, args.profile)

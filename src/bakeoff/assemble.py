@@ -200,7 +200,7 @@ def build(
     groups = parameter_groups(model, task, c.head_learning_rate is not None)
     on = switches or Switches.plain()
     seeds = [t.seed for t in trials]
-    lanes = Lanes(model, [starts[s] for s in seeds], groups, seeds, on.compile)
+    lanes = Lanes(model, [starts[s] for s in seeds], groups, seeds)
     if on.lean_inputs:
         lean_inputs(model)
     feed = Feed(lanes, task, c.batch_size, int(tokenizer.pad_token_id or 0), c.device, on)

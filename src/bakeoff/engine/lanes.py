@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bakeoff.engine import dropout
-from bakeoff.engine.linear import Linear
 from bakeoff.engine.stack import Stack, same
 from bakeoff.engine.units import Fold, Unit, find, frozen_parts
 
@@ -86,7 +85,6 @@ class Lanes:
         starts: Sequence[Start],
         groups: Sequence[Sequence[str]],
         seeds: Sequence[int],
-        compiled: bool = False,
     ) -> None:
         self.model = model
         device = next(iter(model.parameters())).device
@@ -112,9 +110,9 @@ class Lanes:
         self._units = [
             Unit(module, local, self._drops_in(module)) for module, local in find(model, ours)
         ]
-        self._patches: list[Unit | Fold | Linear] = [*self._units]
+        self._patches: list[Unit | Fold] = [*self._units]
         for unit in self._units:
-            self._patches += _inside(unit.module, ours, compiled)
+            self._patches += [Fold(m) for m in frozen_parts(unit.module, ours)]
         self._patched = False
         self._leaves: dict[_Riders, dict[str, nn.Parameter]] = {}
         self._place_now = _Riders(0, 0)  # nobody yet
@@ -217,15 +215,6 @@ class _Applied(nn.Module):
 
     def forward(self) -> Tensor | None:
         return self.function(self.model)
-
-
-def _inside(
-    unit: nn.Module, ours: Mapping[int, str], compiled: bool
-) -> Sequence[Fold] | Sequence[Linear]:
-    """Return the forwards of a unit's parts: its frozen ones or, compiled, its linear ones."""
-    if not compiled:
-        return [Fold(m) for m in frozen_parts(unit, ours)]
-    return [Linear(m) for m in unit.modules() if type(m) is nn.Linear and m is not unit]
 
 
 def _slots(model: nn.Module, ours: Mapping[int, str]) -> dict[str, list[_Slot]]:

@@ -42,52 +42,57 @@ class LayerStack:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = find_layers(model)
-        self.compiled = False
         self._packed: dict[int, Any] = {}
-        self._templates: list[Callable[..., Any]] = [Shell(layer) for layer in self.layers]
+        self._shells = [Shell(layer) for layer in self.layers]
+        self._compiled: list[Callable[..., Any]] = []
         for index, layer in enumerate(self.layers):
             layer.forward = _Place(self, index)
 
     def compile(self) -> None:
-        """Run every layer through one compiled template of its make.
+        """Train every layer through one compiled template of its make.
+
+        Evaluation stays as it is: compiling once more for it would cost more than it gives.
 
         Raises:
             NotCompilable: the layers differ too much.
         """
         makes: list[tuple[nn.Module, Callable[..., Any]]] = []
-        for index, layer in enumerate(self.layers):
+        for layer in self.layers:
             known = [f for first, f in makes if alike(first, layer)]
             if not known and len(makes) == MAKES:
                 raise NotCompilable(f"the layers are of more than {MAKES} makes")
             if not known:
                 known = [torch.compile(_Template(layer))]
                 makes.append((layer, known[0]))
-            self._templates[index] = known[0]
-        self.compiled = True
+            self._compiled.append(known[0])
 
     def run(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one layer on what the model handed it."""
         where = Current.layout
         if where is None:
-            return self._call(index, args, kwargs)
+            return self._shells[index](*args, **kwargs)
+        compiled = bool(self._compiled) and torch.is_grad_enabled()
         last = index == len(self.layers) - 1
         if index == 0:
             self._packed.clear()
             if kwargs.get("past_key_values") is not None:
                 raise NotPackable("keys and values from outside the batch (a prefix)")
-            args = (pack(_states(args, kwargs, where), where), *args[1:])
+            packed = pack(_states(args, kwargs, where), where)
+            if compiled and not packed.requires_grad:
+                packed.requires_grad_()  # as in every other layer: one compilation, not two
+            args = (packed, *args[1:])
             kwargs.pop("hidden_states", None)
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._move(t, where), (args, kwargs))
-        if self.compiled:
+        if compiled:
             _mark(where, (args, kwargs))
-        out = self._call(index, args, kwargs)
+            # views: the template's own tensors must not be seen to be those of the first layer
+            held = list(every_name(self.layers[index]))
+            views = {id(t): t.view_as(t) for _, t in held}
+            own = {name: views[id(t)] for name, t in held}
+            out = self._compiled[index](own, args, kwargs)
+        else:
+            out = self._shells[index](*args, **kwargs)
         return pytree.tree_map_only(Tensor, lambda t: _unmove(t, where), out) if last else out
-
-    def _call(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run = self._templates[index]
-        if not self.compiled:
-            return run(*args, **kwargs)
-        return run(dict(every_name(self.layers[index])), args, kwargs)
 
     def _move(self, t: Tensor, where: Layout) -> Tensor:
         """Pack an argument that counts tokens, once a pass."""
@@ -118,7 +123,8 @@ class _Template:
         self.shell = Shell(layer)
 
     def __call__(self, own: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
-        return functional_call(self.shell, {f"inner.{n}": t for n, t in own.items()}, args, kwargs)
+        named = {f"inner.{n}": t for n, t in own.items()}
+        return functional_call(self.shell, named, args, kwargs, tie_weights=False)
 
 
 def _mark(where: Layout, given: Any) -> None:

@@ -1,25 +1,26 @@
-"""The linear layer inside a compiled unit: an operator that knows lanes, and what calls it.
+"""Matrix products inside a compiled unit: an operator that knows lanes, and what calls it.
 
-Installed by ``lanes`` where compiling is on; elsewhere ``units.Fold`` keeps vmap out of frozen
-layers and trained ones run as they are.
+``units`` turns ``Products`` on while a unit is compiled; elsewhere ``units.Fold`` keeps vmap out of
+frozen layers and trained ones run as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 
 @torch.library.custom_op("bakeoff::lane_linear", mutates_args=())
 def lane_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return a linear layer; under vmap a shared matrix takes all lanes as one batch.
 
-    What compiled units use for ``nn.Linear``: vmap's own rules for it ask for sizes that one
-    compilation for many row lengths does not know (torch 2.11: "Cannot call numel() on tensor with
-    symbolic sizes").
+    vmap's own rules for linear and matmul ask for sizes that one compilation for many row lengths
+    does not know (torch 2.11: "Cannot call numel() on tensor with symbolic sizes").
     """
     return functional.linear(x, weight, bias)
 
@@ -61,20 +62,33 @@ lane_linear.register_autograd(_backward, setup_context=_save)
 lane_linear.register_vmap(_lanes)
 
 
-class Linear:
-    """The forward of an ``nn.Linear`` inside a compiled unit: installed on the instance."""
+class Products(TorchFunctionMode):
+    """Sends what a compiled unit multiplies, by frozen matrices or its lanes' own, through ours."""
 
-    def __init__(self, module: nn.Linear) -> None:
-        self.module = module
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Take linear layers, and products of batches of rows with one matrix; pass the rest on."""
+        if func is functional.linear:
+            return _linear(*args, **(kwargs or {}))
+        if func in _MATMULS and args[0].ndim > 2 and args[1].ndim == 2:
+            return _linear(args[0], args[1].t())
+        return func(*args, **(kwargs or {}))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Multiply in the precision that autocast asks for."""
-        weight: Tensor = self.module.weight
-        bias: Tensor | None = self.module.bias
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = bias if bias is None else bias.to(dtype)
-        out: Tensor = lane_linear(x, weight, bias)
-        return out
+
+_MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    """Multiply in the precision that autocast asks for; the arguments are ``linear``'s."""
+    kind = input.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        input, weight = input.to(dtype), weight.to(dtype)  # noqa: A001
+        bias = bias if bias is None else bias.to(dtype)
+    out: Tensor = lane_linear(input, weight, bias)
+    return out

@@ -4,13 +4,14 @@ Everything else of a model, frozen, sees the lanes folded into the batch and nev
 unit unfolds ``[K * b, ...]`` to ``[K, b, ...]``, runs the *unmodified* module under
 ``torch.func.vmap`` with the lanes' own tensors, and folds its output. Frozen parts inside a unit
 (the wrapped linear, quantised or not) are folded back into the batch, so one matmul serves all
-lanes and vmap never enters them; compiled, linear layers alone do that (``linear``). Used by
+lanes and vmap never enters them; compiled, matrix products alone do that (``linear``). Used by
 ``lanes``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from bakeoff.engine.attention import Current
 from bakeoff.engine.dropout import Keyed
+from bakeoff.engine.linear import Products
 
 _WRAPPERS = (BaseTunerLayer, AuxiliaryTrainingWrapper, BasePromptEncoder)
 
@@ -72,8 +74,10 @@ class Unit:
             named = {f"inner.{n}": t for n, t in zip(self.local, own, strict=True)}
             for drop, key in zip(drops, keys, strict=True):
                 drop.inside = key
+            products = Products() if torch.compiler.is_compiling() else nullcontext()
             try:
-                answer = functional_call(self.shell, named, inner_args, inner_kwargs)
+                with products:
+                    answer = functional_call(self.shell, named, inner_args, inner_kwargs)
             finally:
                 for drop in drops:
                     drop.inside = None
@@ -83,11 +87,12 @@ class Unit:
             return _tensors(answer)  # vmap returns nothing else
 
         answers: list[Any] = []
+        fed = len(tensors) > 0  # not bool(): torch 2.11 cannot compile that of a list
         unfolded = [t.reshape(self.lanes, -1, *t.shape[1:]) for t in tensors]
         out = vmap(one, randomness="different")(stacked, keys, unfolded)
         if isinstance(out, Tensor):
-            return self._fold(out, bool(tensors))
-        return _holding(answers[0], [self._fold(t, bool(tensors)) for t in out])
+            return self._fold(out, fed)
+        return _holding(answers[0], [self._fold(t, fed) for t in out])
 
     def _laned(self, values: Sequence[Any]) -> list[bool]:
         """Say which values carry lanes: the tensors as long as the first that K divides."""
@@ -158,6 +163,8 @@ class Fold:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Fold a lone tensor argument's lanes into its batch; pass anything else on."""
+        if torch.compiler.is_compiling():
+            return self.own(self.module, *args, **kwargs)
         if len(args) == 1 and not kwargs and torch._C._functorch.is_batchedtensor(args[0]):
             return _folded(lambda x: self.own(self.module, x), args[0])
         if Current.layout is None:
