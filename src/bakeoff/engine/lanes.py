@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.func import functional_call, vmap
 
 from bakeoff.engine import dropout
 from bakeoff.engine.stack import Stack, same
-from bakeoff.engine.units import Fold, Unit, find, frozen_parts
+from bakeoff.engine.units import Fold, Slot, Unit, find, frozen_parts
 
 SMALL = 1 << 20
 """Frozen tensors up to this many elements may differ by seed (masks, indices); larger ones not."""
@@ -61,13 +61,6 @@ class _Riders(NamedTuple):
 
     first: int
     width: int
-
-
-class _Slot(NamedTuple):
-    """Where a tensor lies: in a module's own parameters or buffers, under a key."""
-
-    held: dict[str, Any]
-    key: str
 
 
 class Lanes:
@@ -217,12 +210,12 @@ class _Applied(nn.Module):
         return self.function(self.model)
 
 
-def _slots(model: nn.Module, ours: Mapping[int, str]) -> dict[str, list[_Slot]]:
+def _slots(model: nn.Module, ours: Mapping[int, str]) -> dict[str, list[Slot]]:
     """Return every place of each tensor in the model: shared ones have several."""
-    slots: dict[str, list[_Slot]] = {name: [] for name in ours.values()}
+    slots: dict[str, list[Slot]] = {name: [] for name in ours.values()}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for key, tensor in held.items():
                 if id(tensor) in ours:
-                    slots[ours[id(tensor)]].append(_Slot(held, key))
+                    slots[ours[id(tensor)]].append(Slot(held, key))
     return slots
