@@ -1,7 +1,6 @@
-"""Matrix products inside a compiled unit: an operator that knows lanes, and what calls it.
+"""Matrix products inside a unit, with all lanes at once: ``units`` turns ``Products`` on.
 
-``units`` turns ``Products`` on while a unit is compiled; elsewhere ``units.Fold`` keeps vmap out of
-frozen layers and trained ones run as they are.
+Compiled, they go through an operator that knows lanes; elsewhere they step out of vmap.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from bakeoff.engine.outside import laned, outside
 
 
 @torch.library.custom_op("bakeoff::lane_linear", mutates_args=())
@@ -63,7 +64,7 @@ lane_linear.register_vmap(_lanes)
 
 
 class Products(TorchFunctionMode):
-    """Sends what a compiled unit multiplies, by frozen matrices or its lanes' own, through ours."""
+    """Sends what a unit multiplies, by frozen matrices or its lanes' own, through ours."""
 
     def __torch_function__(
         self,
@@ -85,10 +86,30 @@ _MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
     """Multiply in the precision that autocast asks for; the arguments are ``linear``'s."""
-    kind = input.device.type
+    if torch.compiler.is_compiling():
+        return _compiled(input, weight, bias)
+    if not (laned(input) and laned(weight)) or input.ndim < 2:
+        return functional.linear(input, weight, bias)
+    given = [input, weight]
+    if bias is not None and laned(bias):
+        given.append(bias)
+
+    def multiply(stacked: Sequence[Tensor]) -> list[Tensor]:
+        x, matrices, *own = stacked
+        out = torch.bmm(x.flatten(1, -2), matrices.transpose(1, 2))
+        if own:
+            out = out + own[0][:, None].to(out.dtype)
+        return [out.view(*x.shape[:-1], out.shape[-1])]
+
+    (out,) = outside(multiply, given)
+    return out if bias is None or laned(bias) else out + bias.to(out.dtype)
+
+
+def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    kind = x.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-        input, weight = input.to(dtype), weight.to(dtype)  # noqa: A001
+        x, weight = x.to(dtype), weight.to(dtype)
         bias = bias if bias is None else bias.to(dtype)
-    out: Tensor = lane_linear(input, weight, bias)
+    out: Tensor = lane_linear(x, weight, bias)
     return out

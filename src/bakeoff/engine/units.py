@@ -18,15 +18,14 @@ import torch
 from peft.tuners.tuners_utils import BasePromptEncoder, BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
 from bakeoff.engine.attention import Current
 from bakeoff.engine.dropout import Keyed
 from bakeoff.engine.linear import Products
+from bakeoff.engine.outside import laned, outside
 
-_functorch: Any = torch._C._functorch
 _WRAPPERS = (BaseTunerLayer, AuxiliaryTrainingWrapper, BasePromptEncoder)
 
 
@@ -61,6 +60,7 @@ class Unit:
         self.shell = Shell(module)
         self.local = tuple(local)
         self.slots = [slot_of(module, name) for name in local]
+        self.products = Products()
         self.lanes = 1
         self.drops = tuple(drops)
         self.per_lane = 0
@@ -73,14 +73,14 @@ class Unit:
         return self._run(values, lambda mixed: pytree.tree_unflatten(mixed, tree))
 
     def _run(self, values: list[Any], call: Callable[[list[Any]], Any]) -> Any:
-        laned = self._laned(values)
-        tensors = [v for v, is_laned in zip(values, laned, strict=True) if is_laned]
+        riding = self._riding(values)
+        tensors = [v for v, rides in zip(values, riding, strict=True) if rides]
         stacked = [attrgetter(name)(self.module) for name in self.local]
         drops = [d for d in self.drops if d.module.training]
         keys = [d.draws.take() for d in drops]
 
         def one(own: list[Tensor], keys: list[Tensor], given: list[Tensor]) -> Any:
-            inner_args, inner_kwargs = call(_filled(values, laned, given))
+            inner_args, inner_kwargs = call(_filled(values, riding, given))
             for drop, key in zip(drops, keys, strict=True):
                 drop.inside = key
             try:
@@ -105,19 +105,20 @@ class Unit:
         """Run the module with these tensors in its slots."""
         if torch.compiler.is_compiling():
             named = {f"inner.{n}": t for n, t in zip(self.local, own, strict=True)}
-            with Products():
+            with self.products:
                 return functional_call(self.shell, named, args, kwargs)
         # what functional_call does, less its walk over the module on every call
         before = [slot.held[slot.key] for slot in self.slots]
         for slot, tensor in zip(self.slots, own, strict=True):
             slot.held[slot.key] = tensor
         try:
-            return self.shell(*args, **kwargs)
+            with self.products:
+                return self.shell(*args, **kwargs)
         finally:
             for slot, tensor in zip(self.slots, before, strict=True):
                 slot.held[slot.key] = tensor
 
-    def _laned(self, values: Sequence[Any]) -> list[bool]:
+    def _riding(self, values: Sequence[Any]) -> list[bool]:
         """Say which values carry lanes: the tensors as long as the first that K divides."""
         sizes = [v.shape[0] if isinstance(v, Tensor) and v.ndim else 0 for v in values]
         rows = next((n for n in sizes if n), 0)
@@ -151,9 +152,8 @@ def _holding(answer: Any, tensors: Iterable[Tensor]) -> Any:
 class Fold:
     """The forward of a frozen module inside a unit: installed on the instance.
 
-    It steps out of vmap: the lanes go into the batch, the module runs on plain tensors as if there
-    were no lanes (custom operators included), and its output goes back in. What
-    ``torch.autograd.Function`` with a ``vmap`` rule would do, in a fifth of its time.
+    The lanes go into the batch, and the module runs on plain tensors as if there were no lanes
+    (custom operators included).
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -164,8 +164,8 @@ class Fold:
         """Fold a lone tensor argument's lanes into its batch; pass anything else on."""
         if torch.compiler.is_compiling():
             return self.own(self.module, *args, **kwargs)
-        if len(args) == 1 and not kwargs and _functorch.is_batchedtensor(args[0]):
-            return _outside(lambda given: self.own(self.module, *given), args)
+        if len(args) == 1 and not kwargs and laned(args[0]):
+            return _folded(lambda given: self.own(self.module, *given), args)
         if Current.layout is None:
             return self._all(args, kwargs)
         # packed attention carries lanes itself, and only so can it be compiled
@@ -174,28 +174,31 @@ class Fold:
     def _all(self, args: Any, kwargs: Any) -> Any:
         """Fold the lanes of all tensors, where they are equally many rows."""
         values, tree = pytree.tree_flatten((args, kwargs))
-        laned = [isinstance(v, Tensor) and _functorch.is_batchedtensor(v) for v in values]
-        given = [v for v, is_laned in zip(values, laned, strict=True) if is_laned]
+        places = [laned(v) for v in values]
+        given = [v for v, is_laned in zip(values, places, strict=True) if is_laned]
         if not given or any(x.ndim < 2 or len(x) != len(given[0]) for x in given):
             return self.own(self.module, *args, **kwargs)
 
         def call(folded: Sequence[Tensor]) -> Any:
-            inner_args, inner_kwargs = pytree.tree_unflatten(_filled(values, laned, folded), tree)
+            inner_args, inner_kwargs = pytree.tree_unflatten(_filled(values, places, folded), tree)
             return self.own(self.module, *inner_args, **inner_kwargs)
 
-        return _outside(call, given)
+        return _folded(call, given)
 
 
-def _outside(call: Callable[[Sequence[Tensor]], Any], given: Sequence[Tensor]) -> Any:
+def _folded(call: Callable[[Sequence[Tensor]], Any], given: Sequence[Tensor]) -> Any:
     """Call outside vmap with the tensors' lanes in their batch; take its answer back in."""
-    level = _functorch.maybe_get_level(given[0])
-    stacked = [_functorch.get_unwrapped(x).movedim(_functorch.maybe_get_bdim(x), 0) for x in given]
-    lanes = len(stacked[0])
-    vectors = stacked[0].ndim < 3  # one a lane: the lanes are the batch
-    with temporarily_pop_interpreter_stack():
-        answer = call(stacked if vectors else [x.flatten(0, 1) for x in stacked])
-        out = [x if vectors else x.reshape(lanes, -1, *x.shape[1:]) for x in _tensors(answer)]
-    return _holding(answer, [_functorch._add_batch_dim(x, 0, level) for x in out])
+    answers: list[Any] = []
+
+    def fold(stacked: Sequence[Tensor]) -> list[Tensor]:
+        if stacked[0].ndim < 3:  # one vector a lane: the lanes are the batch
+            answers.append(call(stacked))
+            return _tensors(answers[0])
+        answers.append(call([x.flatten(0, 1) for x in stacked]))
+        return [x.reshape(len(stacked[0]), -1, *x.shape[1:]) for x in _tensors(answers[0])]
+
+    out = outside(fold, given)
+    return _holding(answers[0], out)
 
 
 def find(
