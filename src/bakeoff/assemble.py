@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from bakeoff import registry
 from bakeoff.data import SPLITS, Row, read_rows
 from bakeoff.engine import shims
-from bakeoff.engine.device import lean_inputs, set_dtypes
+from bakeoff.engine.device import keep_freed_memory, lean_inputs, set_dtypes
 from bakeoff.engine.feed import Feed
 from bakeoff.engine.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
@@ -131,8 +131,10 @@ def recipe(c: Conditions, graphs: bool) -> Recipe:
 
 
 def prepare_process(conditions: Conditions) -> None:
-    """Set this process up: threads, and no progress bars or notes of transformers'."""
+    """Set this process up: threads, memory, and no progress bars or notes of transformers'."""
     torch.set_num_threads(conditions.threads)
+    if conditions.device == "cpu":
+        keep_freed_memory()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 

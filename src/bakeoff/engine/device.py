@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -63,6 +66,24 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return "can't allocate memory" in text or "out of memory" in text
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks for the next step (glibc alone; else nothing happens).
+
+    It gives blocks of megabytes back to the system at once, and a CPU's every step pays for the
+    same pages again: a tenth of a laned step (measured). ``meter.settle`` still gives them back.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT)
+            libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""glibc's malloc.h."""
+_LARGEST_INT = 2**31 - 1
 
 
 def free_memory() -> None:

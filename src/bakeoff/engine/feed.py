@@ -20,7 +20,7 @@ from bakeoff.engine.order import step_indices
 from bakeoff.engine.packing import Layout, bucket, buckets, layout, round_up
 from bakeoff.engine.switches import Switches
 
-ROW_MULTIPLE = {"cpu": 16, "cuda": 32}
+ROW_MULTIPLE = {"cpu": 8, "cuda": 32}
 """Packed rows are this many tokens long, or a multiple of it."""
 GRAPH_SHAPES = 10
 """Row sizes that a graphed study uses: each costs a capture, a second or two."""
