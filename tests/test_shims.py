@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import peft
 import pytest
 import torch
-from peft.tuners.boft.layer import FastBlockDiag
 from peft_types import CASES
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -76,7 +75,6 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 # name in peft_types, other arguments, how far forward and backward may be apart
 LAYERS = [
-    ("boft", {}, EXACT, EXACT),
     ("c3a", {}, EXACT, ROUNDING),
     ("dora", {}, EXACT, EXACT),
     ("fourierft", {}, EXACT, EXACT),
@@ -169,25 +167,6 @@ def test_loha_and_lokr_draw_where_peft_draws() -> None:
             found = model(x)
             torch.manual_seed(seed)
             assert torch.equal(found, other(x))
-
-
-def test_boft_stands_in_for_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PEFT's kernel is not here: its place is taken by ``block_diag``, one matrix at a time."""
-
-    def by_hand(blocks: Tensor) -> Tensor:
-        return torch.stack([torch.block_diag(*one) for one in blocks])
-
-    monkeypatch.setattr(FastBlockDiag, "apply", by_hand)
-    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: True)
-    model = attached("boft", boft_n_butterfly_factor=2)
-    x = torch.randn(4, 6, 32)
-    own = once(copy.deepcopy(model), x)
-    shims.install(model)
-    monkeypatch.setattr(FastBlockDiag, "apply", None)
-    found = once(model, x)
-    assert apart(found.output, own.output) <= ROUNDING
-    for n, gradient in found.gradients.items():
-        assert apart(gradient, own.gradients[n]) <= ROUNDING, n
 
 
 def tiny_causal_lm(config: peft.PeftConfig) -> nn.Module:
