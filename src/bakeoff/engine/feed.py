@@ -213,7 +213,8 @@ class Feed:
                 rows.append(self._tokens(own))
                 units.append(_units(own))
                 lengths.append(max(len(e.tokens) for e in own))
-        top = Shape(length, round_up(length * self.batch_size, self.multiple), None)
+        widest = (length + self.virtual) * self.batch_size
+        top = Shape(length, round_up(widest, self.multiple), None)
         sizes = buckets(rows, GRAPH_SHAPES, self.multiple)
         chosen = []
         for size in sizes:
