@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from benches import batches, build, make_trial, no_dropout, run, steps
+from conftest import write_splits
 from test_methods import CASES
 from torch.func import vmap
 
@@ -127,6 +128,50 @@ def test_a_diverged_lane_is_frozen_dated_and_reported_and_the_others_finish(
     assert results[1].splits == {}
     assert [r.lanes for r in results] == [3, 3, 3]
     assert [len(r.curve) for r in results] == [3, 0, 3]
+
+
+@pytest.mark.parametrize(("method", "task"), CASES)
+def test_a_group_is_trained_and_scored_in_lanes(
+    method: str, task: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """Evaluation puts another number of rows to each lane than training does."""
+    write_splits(tmp_path / "data")
+    metric = {"classify": "accuracy", "sft": "json_match"}[task]
+    trials = three(method, task, steps=4, evaluation_batch_size=33, metric=metric)
+    trials = [dataclasses.replace(t, phase="search") for t in trials]
+    on = dataclasses.replace(ON, packing=method not in PADDED)
+    engine = {"switches": dataclasses.asdict(on), "token_bytes": None}
+    whole = Segment(tuple(trials), 0, 4, str(tmp_path), str(bases[task]), engine)
+    for trial, lane in zip(trials, segment.run_segment(whole).results, strict=True):
+        assert lane.status is Status.DONE, lane.reason
+        assert lane.lanes == 3, lane.warnings
+        alone = dataclasses.replace(whole, trials=(trial,))
+        (solo,) = segment.run_segment(alone).results
+        pairs = zip(*(r.splits["validation"].predictions for r in (lane, solo)), strict=True)
+        assert sum(a != b for a, b in pairs) <= 1, "rounding may turn one item, not more"
+        assert lane.curve[-1].validation_loss == pytest.approx(
+            solo.curve[-1].validation_loss, abs=1e-3
+        )
+
+
+def test_a_group_that_cannot_ride_runs_alone_and_says_why(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_splits(tmp_path / "data")
+    right = segment.build
+
+    def only_alone(trials: Any, *rest: Any) -> Any:
+        if len(trials) > 1:
+            raise ValueError("no room for two")
+        return right(trials, *rest)
+
+    monkeypatch.setattr(segment, "build", only_alone)
+    trials = [make_trial("lora", "sft", seed=s, phase="search", steps=2) for s in (1, 2)]
+    whole = Segment(tuple(trials), 0, 2, str(tmp_path), str(tiny_llama))
+    for result in segment.run_segment(whole).results:
+        assert result.status is Status.DONE
+        assert result.lanes == 1
+        assert result.warnings[-1] == "trained alone, not in lanes: ValueError: no room for two"
 
 
 def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(

@@ -26,7 +26,7 @@ def mean_losses(bench: Bench, examples: Sequence[Example]) -> list[float]:
     for step in bench.feed.evaluation(examples, c.evaluation_batch_size):
         found, first = [], 0
         for batch, where, width in zip(*step.to(c.device), strict=True):
-            lanes.ride(first, width)
+            lanes.ride(first, width, batch.rows // width)
             first += width
             with autocast(c.device, c.precision), packed(where, lanes.draws):
                 losses = bench.task.item_losses(bench.model, batch)
@@ -53,7 +53,7 @@ def score_split(bench: Bench, split: str, losses: Sequence[float | None]) -> lis
         for first in range(0, len(lanes), width):
             riders = min(width, len(lanes) - first)
             asked = [rows[i] for i in picked] * riders
-            lanes.ride(first, riders)
+            lanes.ride(first, riders, len(picked))
             with autocast(c.device, c.precision):
                 got = bench.task.predict(bench.model, bench.tokenizer, asked, c.device)
             for lane in range(riders):

@@ -49,9 +49,12 @@ def run_segment(segment: Segment) -> SegmentResult:
     Trials that cannot share a base, or of which one brings the others down, run one by one.
     """
     group = segment.trials
-    results = None if len(group) == 1 else _group(group, segment)
-    if results is None:
-        results = [_alone(trial, segment) for trial in group]
+    try:
+        results = [_alone(group[0], segment)] if len(group) == 1 else _group(group, segment)
+    except Exception as error:  # which trial it was is found out when each runs alone
+        why = f"trained alone, not in lanes: {describe_failure(error).splitlines()[0]}"
+        alone = (_alone(trial, segment) for trial in group)
+        results = [dataclasses.replace(r, warnings=(*r.warnings, why)) for r in alone]
     folder = Path(segment.folder) / "trials"
     return SegmentResult(tuple(_keep(r, folder / r.trial_id) for r in results))
 
@@ -74,14 +77,10 @@ def describe_failure(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _group(trials: tuple[Trial, ...], segment: Segment) -> list[TrialResult] | None:
-    """Return the results of trials in lanes; None where they must run one by one."""
+def _group(trials: tuple[Trial, ...], segment: Segment) -> list[TrialResult]:
     with _listening() as heard:
-        try:
-            results = _train_and_score(trials, segment, [[] for _ in trials])
-        except Exception:  # which trial it was is found out when each runs alone
-            results = None
-    return None if results is None else [_with_warnings(r, heard) for r in results]
+        results = _train_and_score(trials, segment, [[] for _ in trials])
+    return [_with_warnings(r, heard) for r in results]
 
 
 def _alone(trial: Trial, segment: Segment) -> TrialResult:

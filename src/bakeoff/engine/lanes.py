@@ -114,8 +114,8 @@ class Lanes:
     def __len__(self) -> int:
         return len(self.stack)
 
-    def ride(self, first: int, width: int) -> None:
-        """Let ``width`` lanes from ``first`` ride together: the model's batch is ``[width * B]``.
+    def ride(self, first: int, width: int, rows: int) -> None:
+        """Let ``width`` lanes from ``first`` ride together, each with ``rows`` of the batch.
 
         One lane rides as the plain model of its trial.
         """
@@ -127,7 +127,7 @@ class Lanes:
                 patch.module.forward = patch
             self._patched = True
         for unit in self._units:
-            unit.lanes = width
+            unit.lanes, unit.per_lane = width, rows
         self._place(_Riders(first, width))
 
     def alone(self, lane: int) -> None:
@@ -152,11 +152,6 @@ class Lanes:
                 into.append(leaf.grad)
                 new.append(gradient)
         torch._foreach_copy_(into, new)
-
-    def tell_rows(self, rows: int) -> None:
-        """Tell the units how many rows the coming batch has in each lane."""
-        for unit in self._units:
-            unit.per_lane = rows
 
     def each(self, function: Callable[[nn.Module], Tensor | None]) -> Tensor | None:
         """Return ``function(model)`` of every lane that rides, ``[width]``, or None if that is."""

@@ -109,7 +109,7 @@ class Stepper:
         """Add each lane's gradients to the stack; return the losses ``[K]``."""
         found, first = [], 0
         for one, where, width in zip(*batch, strict=True):
-            self.lanes.ride(first, width)
+            self.lanes.ride(first, width, one.rows // width)
             if width == 1:
                 self.lanes.draws.seed_stream(first)
             found.append(self._backward(one, where, width))
@@ -118,7 +118,6 @@ class Stepper:
 
     def _backward(self, batch: Any, where: Layout | None, lanes: int) -> Tensor:
         r = self.recipe
-        self.lanes.tell_rows(batch.rows // lanes)
         with autocast(r.device, r.precision), packed(where, self.lanes.draws):
             sums, counts = self.losses(self.lanes.model, batch)
         losses = sums.view(lanes, -1).sum(1) / counts.view(lanes, -1).sum(1)
