@@ -243,6 +243,16 @@ def test_the_probe_keeps_what_agrees_and_says_why_it_drops_the_rest(
     assert "differ from the same trials alone" in wrong.reasons["packing"]
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_in_half_precision_nothing_is_dropped(
+    method: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Trained embeddings leave queries and keys in fp32 beside values in bf16."""
+    trial = make_trial(method, "sft", precision="bf16")
+    found = decide(trial, str(tiny_llama), write_splits(tmp_path), ON)
+    assert found.reasons == {}
+
+
 def test_switches_follow_the_user_and_say_why() -> None:
     assert Switches.wished({"packing": "off", "compile": "on"}, "cpu", "bf16") == Switches(
         lanes=True, packing=False, loss=True, compile=True, graphs=False, lean_inputs=True

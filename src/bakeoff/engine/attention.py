@@ -70,6 +70,7 @@ def lane_attention(
         )
         return out, None
     _refuse(where, query, key, attention_mask, kwargs)
+    query, key, value = _alike(query, key, value)
     dropout: float = kwargs.get("dropout", 0.0)
     given = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if given is None else given
@@ -97,6 +98,18 @@ def _refuse(
     for name in ("softcap", "s_aux", "position_bias", "head_mask"):
         if kwargs.get(name) is not None:
             raise NotPackable(f"attention with {name}")
+
+
+def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast to autocast's type, as autocast does for SDPA.
+
+    Rotary tables of trained fp32 embeddings leave queries and keys in fp32, values in bf16.
+    """
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    half = torch.get_autocast_dtype(kind)
+    return tuple(x.to(half) for x in tensors)
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
