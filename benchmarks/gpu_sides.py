@@ -28,7 +28,8 @@ from bakeoff.engine.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.engine.switches import Switches
 from bakeoff.methods import registry
-from bakeoff.methods.hooks import make, trainable
+from bakeoff.methods.hook import CALIBRATION, Extras, make, trainable
+from bakeoff.methods.hook import Ground as Around
 from bakeoff.tasks import Example
 from bakeoff.tasks.sft import SupervisedFineTuning
 from bakeoff.trial import MethodEntry
@@ -51,6 +52,9 @@ EMPTY_CACHE = 10
 """run.py empties the allocator's cache each so many steps."""
 PASS_EXAMPLES = 640
 SHAPES_SEEN = 40
+STEPS = 10_000
+"""Length of the run that a few steps are timed of."""
+TASK = SupervisedFineTuning({"columns": {}, "max_length": 768})
 """Steps after which every shape of a graphed run has been captured."""
 
 
@@ -93,6 +97,19 @@ class Ground(NamedTuple):
                 return LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
         finally:
             torch.set_default_dtype(torch.float32)
+
+    def around(self) -> Around:
+        """Return what methods may know when they are attached: the same data, this task."""
+
+        def batches(rows: int) -> Iterator[Any]:
+            for i in range(0, CALIBRATION, rows):
+                yield TASK.batch(self.data[i : i + rows], 0, self.device)
+
+        def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+            sums, counts = TASK.item_losses(model, batch)
+            return sums.sum() / counts.sum()
+
+        return Around("CAUSAL_LM", (), STEPS, lambda: self.data, batches, loss)
 
 
 class Clocking(NamedTuple):
@@ -177,7 +194,7 @@ def hf_style(ground: Ground, method: str, clocking: Clocking) -> dict[str, Any]:
     model: Any = base
     if method != "full":
         hook = make(entry(method), entry(method).config)
-        model = hook.attach(base, "CAUSAL_LM", ())  # casts adapters to fp32, as run.py's default
+        model = hook.attach(base, ground.around())  # casts adapters to fp32, as run.py's default
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1)
     scheduler = transformers.get_cosine_schedule_with_warmup(optimizer, 1, 10_000)
@@ -233,21 +250,20 @@ def ours(
     base = ground.load()
     base.requires_grad_(False)
     hook = make(entry(method), entry(method).config)
-    model = hook.attach(base, "CAUSAL_LM", ())
+    model = hook.attach(base, ground.around())
     shims.install(model)
     model.to(device)
     set_dtypes(model, ground.precision)
     start = Start.of(model, checksums=False)
     names = list(trainable(model))
     together = Lanes(model, [start] * lanes, [names], [0] * lanes)
-    task = SupervisedFineTuning({"columns": {}, "max_length": 768})
-    feed = Feed(together, task, BATCH, 0, device, switches)
+    feed = Feed(together, TASK, BATCH, 0, device, switches)
     if switches.lean_inputs:
         lean_inputs(model)
     feed.pass_tokens = pass_tokens
-    recipe = Recipe(10_000, 0.0, 0.0, 0.1, 1.0, device, ground.precision, switches.graphs)
+    recipe = Recipe(STEPS, 0.0, 0.0, 0.1, 1.0, device, ground.precision, switches.graphs)
     rates = [(1e-4 * 1.1**k,) for k in range(lanes)]
-    stepper = Stepper(together, rates, recipe, task.item_losses)
+    stepper = Stepper(together, rates, recipe, TASK.item_losses, *Extras.of(hook))
     model.train()
     source = feed.training(ground.data, [0] * lanes)
     counter = itertools.count()

@@ -16,7 +16,7 @@ MAX_FILE, MAX_FUNCTION, MAX_ARGUMENTS = 400, 60, 7
 
 VIOLATIONS = {
     "a stray utils.py": ("utils.py", ""),
-    "engine names a method": ("engine/loop.py", "import bakeoff.methods.hooks"),
+    "engine names a method": ("engine/loop.py", "import bakeoff.methods.hook"),
     "engine imports a task": ("engine/order.py", "from bakeoff.tasks import classify"),
     "a task imports the segment": ("tasks/sft.py", "import bakeoff.segment"),
     "a task imports its sibling": ("tasks/sft.py", "from bakeoff.tasks.classify import Classify"),

@@ -171,7 +171,8 @@ def test_the_head_has_its_own_rate_where_something_else_is_trained_too(
         a_trial = make_trial(method, "classify", rate=5e-3, head_learning_rate=0.5)
         at = build(a_trial, tiny_bert, tmp_path)
         sizes = [span.stop - span.start for span in at.lanes.stack.spans]
-        found[method] = list(zip(sizes, assemble.rates(a_trial, len(sizes)), strict=True))
+        groups = assemble.parameter_groups(at.model, at.task, a_trial)
+        found[method] = list(zip(sizes, (g.rate(a_trial) for g in groups), strict=True))
     assert found["head"] == [(3 * 32 + 3, 5e-3)]
     assert [rate for _, rate in found["lora"]] == [5e-3, 0.5]
     assert found["lora"][1][0] == 3 * 32 + 3

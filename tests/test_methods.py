@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from bakeoff.assemble import Bench
 from bakeoff.errors import UsageError
 from bakeoff.methods import registry
-from bakeoff.methods.hooks import Incompatible, trainable
+from bakeoff.methods.hook import Finished, Incompatible, trainable
 
+RATE = "learning_rate = {prior = 1, why = 'x'}\n"
 NO_HEAD = {("head", "sft")}
 CASES = [c for c in itertools.product(registry.names(), OPTIONS) if c not in NO_HEAD]
 
@@ -51,7 +52,9 @@ def test_the_contract(method: str, task: str, bases: dict[str, Path], tmp_path: 
     assert losses(other, 3) != taken[:3]
 
     folder = tmp_path / at.hook.saved_as
-    at.hook.save(at.model, folder, str(base))
+    at.hook.save(
+        at.model, folder, Finished(str(base), 0, at.starts[0].trained if at.starts else None)
+    )
     torch.testing.assert_close(logits(reload(at, base, folder), at), logits(at.model, at))
 
 
@@ -83,8 +86,11 @@ def test_a_head_alone_is_incompatible_with_a_task_that_has_none(
     [
         ("tittle = 'x'", "unknown key 'tittle' (did you mean 'title'?)"),
         ("title = 'x'", "lacks the table [learning_rate]"),
-        ("[learning_rate]\nprior = 1\nwhy = 'x'", "either `peft`"),
-        ("peft = 'A'\nhook = 'b'\n[learning_rate]\nprior = 1\nwhy = 'x'", "either `peft`"),
+        ("[learning_rate]\nprior = 1\nwhy = 'x'", "must give `peft`"),
+        (f"{RATE}peft = 'A'\nfamily = 'x'", "has the family 'x'"),
+        (f"{RATE}peft = 'A'\ntuning.r = [1]", "`values` and `why` in [tuning.r]"),
+        (f"{RATE}peft = 'A'\nsize.argument = 'r'", "sizes by 'r'"),
+        (f"{RATE}peft = 'A'\nsize.arguments = 'r'", "did you mean 'argument'?"),
         ("peft = 'A'\n[learning_rate]\nprior = 1\nwhy = 'x'", "lacks the key 'title'"),
         ("x =", "is not TOML"),
     ],

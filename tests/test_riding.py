@@ -24,7 +24,7 @@ from bakeoff.engine.optim import schedule
 from bakeoff.engine.order import step_indices
 from bakeoff.engine.packing import round_up
 from bakeoff.engine.switches import Switches
-from bakeoff.methods.hooks import Incompatible, make, trainable
+from bakeoff.methods.hook import Incompatible, make, trainable
 from bakeoff.trial import Trial
 
 CONDITIONS = dataclasses.replace(
@@ -103,7 +103,9 @@ def equal(one: Run, other: Run) -> None:
     assert (one.losses - other.losses).abs().max() < 1e-4
 
 
-def plain_peft(trial: Trial, setting: Setting, load: Callable[[], torch.nn.Module]) -> list[float]:
+def plain_peft(
+    trial: Trial, setting: Setting, load: Callable[[], torch.nn.Module], tasks: bool
+) -> list[float]:
     """Train with PEFT and PyTorch alone, padded, no part of the engine but order and schedule."""
     c = trial.conditions
     task = assemble.make_task(c)
@@ -111,7 +113,8 @@ def plain_peft(trial: Trial, setting: Setting, load: Callable[[], torch.nn.Modul
     examples = task.encode(tokenizer, [dict(r) for r in rows()])
     base = load()
     torch.manual_seed(trial.seed + 1_000_003)
-    model = make(trial.method, trial.config).attach(base, "CAUSAL_LM", ()).train()
+    around = assemble.ground(task, tokenizer, c, setting.data)
+    model = make(trial.method, trial.config).attach(base, around).train()
     trained = list(trainable(model).values())
     optimizer = torch.optim.AdamW(trained, lr=trial.learning_rate, weight_decay=c.weight_decay)
     order = step_indices(len(examples), c.batch_size, trial.seed)
@@ -127,7 +130,9 @@ def plain_peft(trial: Trial, setting: Setting, load: Callable[[], torch.nn.Modul
                 ([[1] * len(e.tokens) for e in picked], 0),
             )
         )
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -length:]
+        named = {"task_ids": torch.zeros(len(ids), dtype=torch.long)} if tasks else {}
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **named).logits
+        logits = logits[:, -length:]
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -155,7 +160,8 @@ def test_rides(case: Case, setting: Setting, base_model: torch.nn.Module) -> Non
             alone = setting.each_alone(trials, packing=True)
         equal(setting.run(trials, lanes=True, packing=True), alone)
     if not case.outcome.draws:
-        plain = plain_peft(trials[1], setting, lambda: copy.deepcopy(base_model))
+        tasks = case.outcome.tasks
+        plain = plain_peft(trials[1], setting, lambda: copy.deepcopy(base_model), tasks)
         assert (torch.tensor(plain) - alone.losses[:, 1]).abs().max() < 1e-4
 
 

@@ -85,7 +85,7 @@ def load(method: str, place: Path, base: Path, n_labels: int) -> Any:
         return AutoModelForSequenceClassification.from_pretrained(place / "model")
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=n_labels)
     if method == "head":
-        model.load_state_dict(load_file(place / "head" / "model.safetensors"), strict=False)
+        model.load_state_dict(load_file(place / "tensors" / "model.safetensors"), strict=False)
         return model
     return peft.PeftModel.from_pretrained(model, place / "adapter")
 

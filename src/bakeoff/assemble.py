@@ -7,27 +7,29 @@ gives the same task head and the same data order whatever the method is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from bakeoff import registry
 from bakeoff.data import SPLITS, Row, read_rows
 from bakeoff.engine import shims
-from bakeoff.engine.device import keep_freed_memory, lean_inputs, set_dtypes
+from bakeoff.engine.device import autocast, keep_freed_memory, lean_inputs, set_dtypes
 from bakeoff.engine.feed import Feed
 from bakeoff.engine.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.engine.meter import free_bytes
+from bakeoff.engine.order import step_indices
 from bakeoff.engine.switches import Switches
-from bakeoff.methods.hooks import Hook, Incompatible, make, trainable
-from bakeoff.tasks import Example, Task, load_tokenizer
+from bakeoff.methods.hook import CALIBRATION, Extras, Ground, Hook, Incompatible, make, trainable
+from bakeoff.tasks import Batch, Example, Task, load_tokenizer
 from bakeoff.tokens import encode_split
 from bakeoff.trial import Conditions, Trial
 
@@ -46,6 +48,8 @@ class Bench:
     hook: Hook
     feed: Feed
     data: Path
+    starts: tuple[Start, ...] | None = None
+    """Each lane's trained tensors before its first step, where the method is saved by them."""
 
     @property
     def conditions(self) -> Conditions:
@@ -76,29 +80,30 @@ class Bench:
 
     def stepper(self) -> Stepper:
         """Return what takes these trials' optimizer steps."""
-        hook = self.hook
-        has_penalty = type(hook).penalty is not Hook.penalty
-        acts = type(hook).after_step is not Hook.after_step
+        groups = parameter_groups(self.model, self.task, self.trials[0])
         return Stepper(
             self.lanes,
-            [rates(t, len(self.lanes.stack.spans)) for t in self.trials],
+            [tuple(g.rate(t) for g in groups) for t in self.trials],
             recipe(self.conditions, self.feed.switches.graphs),
             self.task.item_losses,
-            hook.penalty if has_penalty else None,
-            hook.after_step if acts else None,
+            *Extras.of(self.hook),
         )
 
 
-def rates(trial: Trial, groups: int) -> tuple[float, ...]:
-    """Return the peak learning rate of each parameter group: the method's, then the head's."""
-    head = trial.conditions.head_learning_rate
-    if groups == 1 or head is None:
-        return (trial.learning_rate,) * groups
-    return trial.learning_rate, head
+class Group(NamedTuple):
+    """Trained tensors that share a rate: a factor on the setting's, or (the head's) a fixed one."""
+
+    names: list[str]
+    factor: float = 1.0
+    fixed: float | None = None
+
+    def rate(self, trial: Trial) -> float:
+        """Return the group's peak learning rate in this trial."""
+        return self.fixed if self.fixed is not None else self.factor * trial.learning_rate
 
 
-def parameter_groups(model: nn.Module, task: Task, own_rate: bool) -> list[list[str]]:
-    """Return the trained tensors' names: the method's and, with ``own_rate``, the head's apart.
+def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[Group]:
+    """Return the trained tensors by learning rate: the method's own groups, then the head's.
 
     Every method trains the task's fresh output layer; a rate of its own keeps what suits that
     layer out of the comparison. Where nothing else is trained, the setting's rate is tried.
@@ -109,11 +114,22 @@ def parameter_groups(model: nn.Module, task: Task, own_rate: bool) -> list[list[
         if name.rsplit(".", 1)[-1] in task.heads
         for p in module.parameters()
     }
-    method = [n for n, p in trainable(model).items() if id(p) not in head]
-    heads = [n for n, p in trainable(model).items() if id(p) in head]
-    if not own_rate or not method or not heads:
-        return [[*method, *heads]]
-    return [method, heads]
+    factors = trial.method.rates
+    by_factor: dict[float, list[str]] = {1.0: []}
+    heads = []
+    for name, parameter in trainable(model).items():
+        if id(parameter) in head:
+            heads.append(name)
+        else:
+            factor = next((f for part, f in factors.items() if part in name), 1.0)
+            by_factor.setdefault(factor, []).append(name)
+    groups = [Group(names, factor) for factor, names in by_factor.items() if names]
+    if heads and groups and trial.conditions.head_learning_rate is not None:
+        return [*groups, Group(heads, fixed=trial.conditions.head_learning_rate)]
+    if not groups:
+        return [Group(heads)]
+    groups[0].names.extend(heads)
+    return groups
 
 
 def recipe(c: Conditions, graphs: bool) -> Recipe:
@@ -158,7 +174,29 @@ def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Mo
     return placed
 
 
-def attach(trial: Trial, task: Task, base: nn.Module) -> tuple[nn.Module, Hook]:
+def ground(task: Task, tokenizer: PreTrainedTokenizerBase, c: Conditions, data: Path) -> Ground:
+    """Return what a method may know of the study when it is attached."""
+    pad = int(tokenizer.pad_token_id or 0)
+
+    def examples() -> list[Example]:
+        return encode_split(task, tokenizer, data, "train", lambda: read_rows(data / "train.jsonl"))
+
+    def batches(rows: int) -> Iterator[Batch]:
+        found = examples()
+        # the same examples for every seed: trials that start from data can share a base
+        (picked,) = islice(step_indices(len(found), min(CALIBRATION, len(found)), 0), 1)
+        for i in range(0, len(picked), rows):
+            yield task.batch([found[n] for n in picked[i : i + rows]], pad, c.device)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        with autocast(c.device, c.precision):
+            sums, counts = task.item_losses(model, batch)
+        return sums.sum() / counts.sum()
+
+    return Ground(task.task_type, task.heads, c.steps, examples, batches, loss)
+
+
+def attach(trial: Trial, base: nn.Module, ground: Ground) -> tuple[nn.Module, Hook]:
     """Put the trial's method on the base; trained tensors in fp32.
 
     Raises:
@@ -167,7 +205,7 @@ def attach(trial: Trial, task: Task, base: nn.Module) -> tuple[nn.Module, Hook]:
     hook = make(trial.method, trial.config)
     # its own stream: methods draw different amounts, the head above was drawn before them all
     torch.manual_seed(trial.seed + 1_000_003)
-    model = hook.attach(base, task.task_type, task.heads)
+    model = hook.attach(base, ground)
     shims.install(model)
     model.to(trial.conditions.device)
     set_dtypes(model, trial.conditions.precision)
@@ -191,19 +229,22 @@ def build(
     c = trials[0].conditions
     task = make_task(c)
     tokenizer = load_tokenizer(base_path, c.revision)
+    around = ground(task, tokenizer, c, data)
     distinct = list(dict.fromkeys(t.seed for t in trials))
     starts: dict[int, Start] = {}
     for seed in reversed(distinct):
         first = next(t for t in trials if t.seed == seed)
-        model, hook = attach(first, task, load_base(c, task, base_path, seed))
+        model, hook = attach(first, load_base(c, task, base_path, seed), around)
         starts[seed] = Start.of(model, checksums=len(distinct) > 1)
         if seed != distinct[0]:
             del model, hook
-    groups = parameter_groups(model, task, c.head_learning_rate is not None)
+    groups = [g.names for g in parameter_groups(model, task, trials[0])]
     on = switches or Switches.plain()
     seeds = [t.seed for t in trials]
-    lanes = Lanes(model, [starts[s] for s in seeds], groups, seeds)
+    each = tuple(starts[s] for s in seeds)
+    lanes = Lanes(model, each, groups, seeds)
     if on.lean_inputs:
         lean_inputs(model)
     feed = Feed(lanes, task, c.batch_size, int(tokenizer.pad_token_id or 0), c.device, on)
-    return Bench(tuple(trials), task, tokenizer, lanes, hook, feed, data)
+    kept = each if hook.needs_start else None
+    return Bench(tuple(trials), task, tokenizer, lanes, hook, feed, data, kept)

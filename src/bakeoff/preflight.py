@@ -25,7 +25,7 @@ from bakeoff.engine import meter
 from bakeoff.engine.device import free_memory, resolve_device, resolve_precision
 from bakeoff.engine.switches import Switches, explain
 from bakeoff.errors import BakeoffError, PreflightError
-from bakeoff.methods.hooks import check_config, check_targets
+from bakeoff.methods.arguments import check_config, check_targets
 from bakeoff.parity import decide
 from bakeoff.results import Cost, Status
 from bakeoff.segment import classify_failure, describe_failure

@@ -28,7 +28,7 @@ from bakeoff.engine.loop import Reading, reading_steps, train
 from bakeoff.engine.switches import Switches
 from bakeoff.errors import BakeoffError
 from bakeoff.evaluate import mean_losses, score_split
-from bakeoff.methods.hooks import Incompatible
+from bakeoff.methods.hook import Finished, Incompatible
 from bakeoff.results import CurvePoint, SegmentResult, SplitScores, Status, TrialResult
 from bakeoff.tasks import Example
 from bakeoff.trial import Segment, Trial
@@ -221,7 +221,8 @@ def _save(bench: Bench, lane: int, folder: Path) -> int | None:
     if target.exists():
         shutil.rmtree(target)
     bench.lanes.alone(lane)
-    bench.hook.save(bench.model, target, bench.conditions.base)
+    start = bench.starts[lane].trained if bench.starts else None
+    bench.hook.save(bench.model, target, Finished(bench.conditions.base, lane, start))
     return sum(p.stat().st_size for p in target.rglob("*.safetensors"))
 
 

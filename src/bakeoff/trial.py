@@ -9,19 +9,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
 LEARNING_RATE = "learning_rate"
+PROSE = ("title", "family", "mechanism", "paper", "learning_rate_why", "tuning", "size")
+"""What a method's entry says beside what it does: no part of a trial's identity."""
 
 
 @dataclass(frozen=True)
 class MethodEntry:
     """A method as data: what the catalog (or the user) says of it.
 
-    Exactly one of ``peft`` (a PEFT config class by name) and ``hook`` (a class in
-    ``methods.hooks`` that attaches without PEFT) is set; ``config`` holds the keyword arguments.
+    ``peft`` names a PEFT config class and ``config`` holds its keyword arguments; ``hook`` names
+    the code of a method that needs some; at least one of them is set. ``needs`` says why a method
+    cannot be trained alone. ``rates`` maps a part of a parameter's name to a factor on the
+    learning rate, ``tuning`` an argument to ``{"values": [...], "why": ...}``; ``size`` tells which
+    argument changes the number of trained parameters.
     """
 
     name: str
@@ -34,6 +39,10 @@ class MethodEntry:
     config: dict[str, Any]
     learning_rate: float
     learning_rate_why: str
+    needs: str | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    size: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class Trial:
     def id(self) -> str:
         """Hash of everything that determines the result: the same trial has the same id."""
         spec = self.to_json()
-        for prose in ("title", "family", "mechanism", "paper", "learning_rate_why"):
+        for prose in PROSE:
             del spec["method"][prose]
         canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -25,6 +25,10 @@ SMALL = 1 << 20
 """Frozen tensors up to this many elements may differ by seed (masks, indices); larger ones not."""
 
 
+Precondition = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Maps one lane's tensors and gradients by name to the gradients that it changes."""
+
+
 class NotShared(Exception):
     """The trials' frozen parts differ by seed: they cannot stand on one base."""
 
@@ -108,6 +112,7 @@ class Lanes:
             self._patches += [Fold(m) for m in frozen_parts(unit.module, ours)]
         self._patched = False
         self._leaves: dict[_Riders, dict[str, nn.Parameter]] = {}
+        self._shared: dict[str, Tensor] | None = None
         self._place_now = _Riders(0, 0)  # nobody yet
         self.alone(0)
 
@@ -166,6 +171,23 @@ class Lanes:
 
         out: Tensor = vmap(one)(own)
         return out if found[0] else None
+
+    @torch.no_grad()
+    def precondition(self, function: Precondition) -> None:
+        """Let ``function`` bend each lane's gradients by its tensors' values, all lanes at once."""
+        gradients = {n: self.stack.gradient(n) for n in self.stack.names}
+        own = {n: self.stack.tensor(n) for n in self.stack.names}
+        if self._shared is None:
+            # a frozen tensor that differs by seed is a lane's own too; the others are the model's
+            ours = {*own, *self.seeded}
+            self._shared = {n: t for n, t in tensors(self.model).items() if n not in ours}
+        shared = self._shared
+
+        def one(values: dict[str, Tensor], bent: dict[str, Tensor]) -> Mapping[str, Tensor]:
+            return function({**shared, **values}, bent)
+
+        for name, gradient in vmap(one)({**own, **self.seeded}, gradients).items():
+            gradients[name].copy_(gradient)
 
     def _values(self, riders: _Riders) -> dict[str, Tensor]:
         first, width = riders

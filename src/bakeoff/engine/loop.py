@@ -17,7 +17,7 @@ from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast, free_memory, out_of_memory
 from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.graphs import Graphs
-from bakeoff.engine.lanes import Lanes
+from bakeoff.engine.lanes import Lanes, Precondition
 from bakeoff.engine.optim import LaneAdamW, LaneRecipe, schedule
 from bakeoff.engine.packing import Layout
 
@@ -61,9 +61,10 @@ class Losses(Protocol):
 class Stepper:
     """Takes optimizer steps for all lanes.
 
-    ``losses`` gives items' losses, ``penalty`` a term to add to a lane's loss or None, and
-    ``after_step`` is called for each lane's model between the optimizer's step and the next
-    forward pass (None: there is nothing to do).
+    ``losses`` gives items' losses. Three things a method may do beside, None where it does not:
+    ``penalty`` gives a term to add to a lane's loss, ``precondition`` maps a lane's values and
+    clipped gradients to new gradients, and ``after_step`` is called with each lane's model, the
+    step and the lane between the optimizer's step and the next forward pass.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class Stepper:
         recipe: Recipe,
         losses: Losses,
         penalty: Callable[[nn.Module], Tensor | None] | None = None,
-        after_step: Callable[[nn.Module, int], None] | None = None,
+        precondition: Precondition | None = None,
+        after_step: Callable[[nn.Module, int, int], None] | None = None,
     ) -> None:
         self.lanes = lanes
         self.recipe = recipe
         self.losses = losses
         self.penalty = penalty
+        self.precondition = precondition
         self.after_step = after_step
         recipes = [LaneRecipe(r, recipe.weight_decay, recipe.clip) for r in rates]
         self.optimizer = LaneAdamW(lanes.stack, recipes, MAX_LOSS)
@@ -102,7 +105,10 @@ class Stepper:
         """Run the device's part of a step: what a CUDA graph may hold."""
         self.lanes.stack.gradients.zero_()
         losses = self.forward_backward(batch)
-        self.optimizer.step(losses, self._factor)
+        self.optimizer.mask(losses)
+        if self.precondition is not None:
+            self.lanes.precondition(self.precondition)
+        self.optimizer.step(self._factor)
         return losses
 
     def forward_backward(self, batch: StepBatch) -> Tensor:
@@ -143,7 +149,7 @@ class Stepper:
             return
         for lane in range(len(self.lanes)):
             self.lanes.alone(lane)
-            self.after_step(self.lanes.model, index)
+            self.after_step(self.lanes.model, index, lane)
 
 
 def train(

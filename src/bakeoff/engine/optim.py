@@ -68,11 +68,8 @@ class LaneAdamW:
             state["step"].zero_()
 
     @torch.no_grad()
-    def step(self, losses: Tensor, factor: Tensor) -> None:
-        """Clip each lane's gradient, mask what diverged, update, clear the gradients.
-
-        ``losses`` is ``[K]``; ``factor`` the schedule's, a scalar on the device.
-        """
+    def mask(self, losses: Tensor) -> None:
+        """Clip each lane's gradient, clear a diverged lane's; ``losses`` is ``[K]``."""
         gradients = self.stack.gradients
         norms = torch.linalg.vector_norm(gradients, dim=1)
         healthy = torch.isfinite(losses) & (losses <= self.max_loss) & torch.isfinite(norms)
@@ -83,5 +80,9 @@ class LaneAdamW:
         # torch.nn.utils.clip_grad_norm_'s formula, a norm a lane
         shrink = torch.clamp(self.clip / (norms + 1e-6), max=1.0)
         gradients.mul_(shrink[:, None]).masked_fill_(~self.alive[:, None], 0.0)
+
+    @torch.no_grad()
+    def step(self, factor: Tensor) -> None:
+        """Update with the masked gradients; ``factor`` is the schedule's, a device scalar."""
         torch.mul(self.peaks, (factor * self.alive)[:, None], out=self.rates)
         self.adamw.step()

@@ -57,6 +57,10 @@ class Stack:
         """Return the values of one tensor in all lanes, ``[K, *shape]``."""
         return self._view(self.values, name)
 
+    def gradient(self, name: str) -> Tensor:
+        """Return the gradients of one tensor in all lanes, ``[K, *shape]``."""
+        return self._view(self.gradients, name)
+
     def leaves(self, first: int, width: int) -> dict[str, nn.Parameter]:
         """Return the leaves of ``width`` lanes, ``[width, *shape]``; of one lane, ``[*shape]``.
 

@@ -1,1 +1,1 @@
-"""The methods that compete: one TOML file each in ``catalog/``, code only in ``hooks``."""
+"""The methods that compete: one TOML file each in ``catalog/``, code only in ``hooks/``."""

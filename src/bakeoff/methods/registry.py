@@ -6,50 +6,86 @@ imports neither torch nor PEFT.
 
 from __future__ import annotations
 
+import functools
 import tomllib
+from importlib.metadata import entry_points
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from bakeoff.errors import UsageError, near_match, unknown
 from bakeoff.trial import MethodEntry
 
-_KEYS = {"title", "family", "mechanism", "paper", "peft", "hook", "learning_rate", "config"}
+FAMILIES = (
+    "low-rank", "orthogonal", "vector scaling", "sparse", "bias and norm", "prompt", "mixture",
+    "embedding rows", "full", "head", "other",
+)  # fmt: skip
+ENTRY_POINTS = "bakeoff.methods"
+"""Installed packages name a package of theirs under it: the TOML files in it are methods."""
+_KEYS = {
+    "title", "family", "mechanism", "paper", "peft", "hook", "needs", "learning_rate", "config",
+    "tuning", "rates", "size",
+}  # fmt: skip
 _RATE_KEYS = {"prior", "why"}
+_TUNING_KEYS = {"values", "why"}
+_SIZE_KEYS = {"argument", "step", "values"}
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all catalog methods."""
-    folder = files("bakeoff.methods.catalog")
-    return tuple(
-        sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
-    )
+    """Return the names of all methods of the catalog and of installed packages."""
+    return tuple(sorted(_files()))
+
+
+def source(name: str, folder: Path) -> str:
+    """Return the TOML text of a method: the catalog's, an installed package's, or the user's own.
+
+    ``name`` is a method's, or the path of a TOML file under ``folder``; a file ``<name>.toml`` in
+    ``folder`` is found by its method's name too.
+
+    Raises:
+        UsageError: ``unknown-method`` with the near match, ``method-not-found``.
+    """
+    own = folder / (name if name.endswith(".toml") else f"{name}.toml")
+    if name.endswith(".toml"):
+        if not own.is_file():
+            raise UsageError(
+                "method-not-found", f"There is no method file {own}.", "paths start at the study."
+            )
+    elif name in (known := _files()):
+        return known[name].read_text(encoding="utf-8")
+    elif not own.is_file():
+        raise unknown("unknown-method", "method", name, names())
+    return own.read_text(encoding="utf-8")
 
 
 def load(name: str, folder: Path) -> MethodEntry:
-    """Return the method called ``name``, or the one in the TOML file ``name`` under ``folder``.
+    """Return the method called ``name`` (see ``source``).
 
     Raises:
-        UsageError: ``unknown-method`` with the near match, ``method-invalid`` with the key.
+        UsageError: as ``source``, and ``method-invalid`` with the key.
     """
-    if name.endswith(".toml"):
-        path = folder / name
-        if not path.is_file():
-            raise UsageError(
-                "method-not-found", f"There is no method file {path}.", "paths start at the study."
-            )
-        return parse(path.stem, path.read_text(encoding="utf-8"))
-    if name not in names():
-        raise unknown("unknown-method", "method", name, names())
-    text = files("bakeoff.methods.catalog").joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return parse(name, text)
+    return parse(Path(name).name.removesuffix(".toml"), source(name, folder))
+
+
+@functools.cache
+def _files() -> dict[str, Traversable]:
+    """Return every known method's file by name; the catalog's own names cannot be taken."""
+    folders = [files("bakeoff.methods.catalog")]
+    folders += [files(point.value) for point in entry_points(group=ENTRY_POINTS)]
+    found: dict[str, Traversable] = {}
+    for folder in folders:
+        for file in folder.iterdir():
+            if file.name.endswith(".toml"):
+                found.setdefault(file.name.removesuffix(".toml"), file)
+    return found
 
 
 def parse(name: str, text: str) -> MethodEntry:
     """Read one method's TOML text.
 
     Raises:
-        UsageError: ``method-invalid``: not TOML, an unknown or missing key, not one of peft/hook.
+        UsageError: ``method-invalid``: not TOML, an unknown or missing key, neither peft nor hook.
     """
     try:
         raw = tomllib.loads(text)
@@ -60,8 +96,9 @@ def parse(name: str, text: str) -> MethodEntry:
     if not isinstance(rate, dict):
         raise _invalid(name, "lacks the table [learning_rate] with `prior` and `why`")
     _refuse_unknown(name, rate, _RATE_KEYS)
-    if ("peft" in raw) == ("hook" in raw):
-        raise _invalid(name, "must give either `peft` (a PEFT config class) or `hook`")
+    if "peft" not in raw and "hook" not in raw:
+        raise _invalid(name, "must give `peft` (a PEFT config class) or `hook`")
+    _check_tables(name, raw)
     try:
         return MethodEntry(
             name=name,
@@ -74,9 +111,29 @@ def parse(name: str, text: str) -> MethodEntry:
             config=raw.get("config", {}),
             learning_rate=float(rate["prior"]),
             learning_rate_why=rate["why"],
+            needs=raw.get("needs"),
+            rates={part: float(factor) for part, factor in raw.get("rates", {}).items()},
+            tuning=raw.get("tuning", {}),
+            size=raw.get("size"),
         )
     except KeyError as error:
         raise _invalid(name, f"lacks the key {error}") from error
+
+
+def _check_tables(name: str, raw: dict[str, Any]) -> None:
+    """Refuse a family, a tuning space or a size that says nothing usable."""
+    family = raw.get("family")
+    if family is not None and family not in FAMILIES:
+        raise _invalid(name, f"has the family '{family}', which is none of {', '.join(FAMILIES)}")
+    for argument, space in raw.get("tuning", {}).items():
+        if not isinstance(space, dict) or set(space) != _TUNING_KEYS:
+            raise _invalid(name, f"needs `values` and `why` in [tuning.{argument}]")
+    size = raw.get("size")
+    if size is None:
+        return
+    _refuse_unknown(name, size, _SIZE_KEYS)
+    if size.get("argument") not in raw.get("config", {}):
+        raise _invalid(name, f"sizes by '{size.get('argument')}', which [config] does not give")
 
 
 def _refuse_unknown(name: str, table: dict[str, Any], known: set[str]) -> None:

@@ -1,0 +1,49 @@
+"""Multitask prompt tuning and Poly: a study has one task, so rows that name none are of task 0.
+
+``peft/tuners/multitask_prompt_tuning/model.py`` (``forward``) and ``peft/tuners/poly/router.py``
+(``PolyRouter.forward``) raise without ``task_ids``; the router also reads the largest id back from
+the device in every layer, which neither ``vmap`` nor a CUDA graph can follow. Its noise, one draw a
+row, is made by key, so that it belongs to the trial; a row of many packed examples would share
+one. Rows that do name their tasks go PEFT's own way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def prompt(self: Any, indices: Tensor, task_ids: Tensor | None = None) -> Tensor:
+    """Return the shared prompt times task 0's own rank-one matrix."""
+    if task_ids is not None:
+        own: Tensor = self.stands_in_for.forward(self, indices, task_ids)
+        return own
+    of_task: Tensor = self.prefix_task_cols[:1] @ self.prefix_task_rows[:1]
+    found: Tensor = self.embedding(indices) * of_task
+    return found
+
+
+def route(self: Any, task_ids: Tensor | None, input_ids: Tensor) -> Tensor:
+    """Return task 0's weights of the skills, a row each, ``[B, splits, skills]``."""
+    if task_ids is not None:
+        own: Tensor = self.stands_in_for.forward(self, task_ids, input_ids)
+        return own
+    logits = self.module_logits[:1].view(1, self.n_splits, self.n_skills)
+    logits = logits.expand(len(input_ids), -1, -1)
+    if self.training and self.keyed is not None:
+        # a relaxed Bernoulli at temperature 1: the logistic distribution's draw, squashed
+        uniform = ((self.keyed.bits(logits.shape) >> 8).float() + 2.0**23 + 0.5) * 2.0**-24
+        logits = logits + torch.log(uniform) - torch.log1p(-uniform)
+    weights = torch.sigmoid(logits)
+    return weights / (weights.sum(dim=-1, keepdim=True) + 1e-12)
+
+
+_ROUTER = "peft.tuners.poly.router.PolyRouter"
+STAND_INS = {
+    "peft.tuners.multitask_prompt_tuning.model.MultitaskPromptEmbedding.forward": prompt,
+    f"{_ROUTER}.forward": route,
+    f"{_ROUTER}.keyed": None,
+    f"{_ROUTER}.sees_padding": True,
+}

@@ -1,0 +1,201 @@
+"""How a method gets onto a base: plain PEFT for most, a class in ``hooks/`` for a few.
+
+Called by ``assemble``; the training loop only ever sees the ``Hook`` protocol and never names a
+method. A hook answers five questions: how to attach, which penalty to add to the loss, how to
+bend the gradients, what to do after a step, what to save.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import peft
+import peft.tuners.boft.layer as boft
+import torch
+from torch import Tensor, nn
+
+from bakeoff import registry
+from bakeoff.methods.arguments import Incompatible, Surroundings, config_class, resolve
+from bakeoff.trial import MethodEntry
+
+__all__ = ["Extras", "Finished", "Ground", "Hook", "Incompatible", "Penalised", "make", "trainable"]
+
+CALIBRATION = 256
+"""How many training examples data-driven starts look at: CorDA's paper and PEFT's docs say 256."""
+
+# PEFT tries to build a CUDA extension as soon as BOFT is attached: minutes, with a compiler or
+# without. Answered beforehand, it takes its own plain formula everywhere.
+boft._FBD_CUDA = False
+
+REFUSALS = (
+    ValueError, TypeError, NotImplementedError, AttributeError, KeyError, IndexError, ImportError,
+    AssertionError, RuntimeError,
+)  # fmt: skip
+"""What PEFT raises of bases and arguments that it cannot take; a user's interrupt is not in it."""
+
+
+class Seen(Protocol):
+    """A tokenised training example."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Its token ids."""
+        ...
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """A label for each token (negative: not supervised), or its class alone."""
+        ...
+
+
+class Ground(NamedTuple):
+    """What a method may know of its study when it is attached.
+
+    ``examples`` returns the training examples; ``batches(n)`` yields ``CALIBRATION`` of them in
+    padded batches of n, the same ones for every trial of the study, and ``loss`` maps (model,
+    batch) to a mean loss: what methods start from that look at the data first.
+    """
+
+    task_type: str
+    heads: Sequence[str]
+    steps: int
+    examples: Callable[[], Sequence[Seen]]
+    batches: Callable[[int], Iterator[Any]]
+    loss: Callable[[nn.Module, Any], Tensor]
+
+
+class Finished(NamedTuple):
+    """What ``save`` is told of a trial: the base's public name, its lane, its start if needed."""
+
+    base_name: str
+    lane: int
+    start: Mapping[str, Tensor] | None
+
+
+class Hook:
+    """A plain PEFT method: its config class and arguments are all it takes."""
+
+    saved_as: ClassVar[str] = "adapter"
+    needs_start: ClassVar[bool] = False
+    """Whether ``save`` needs the trained tensors as they were before the first step."""
+
+    def __init__(self, entry: MethodEntry, config: dict[str, Any]) -> None:
+        self.entry = entry
+        self.config = config
+
+    def attach(self, base: nn.Module, ground: Ground) -> nn.Module:
+        """Wrap ``base`` so that exactly the method's parameters require gradients.
+
+        Raises:
+            PreflightError: ``unknown-config-key``, ``target-modules-not-found``.
+            Incompatible: PEFT refuses this base.
+        """
+        if self.entry.needs is not None:
+            raise Incompatible(self.entry.needs)
+        config = self.peft_config(base, ground)
+        try:
+            return self.inject(base, config, ground)
+        except REFUSALS as error:
+            if "out of memory" in str(error):
+                raise
+            raise Incompatible(f"PEFT refuses: {_first_line(error)}") from error
+
+    def peft_config(self, base: nn.Module, ground: Ground) -> peft.PeftConfig:
+        """Return PEFT's config with the method's arguments resolved for this base."""
+        around = Surroundings(base, ground.heads, ground.steps, ground.examples)
+        arguments = resolve(self.entry, self.config, around)
+        try:
+            return config_class(self.entry)(task_type=ground.task_type, **arguments)
+        except REFUSALS as error:
+            raise Incompatible(f"PEFT refuses: {_first_line(error)}") from error
+
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+        """Put the method's layers into ``base`` and give them their start."""
+        model: nn.Module = peft.get_peft_model(base, config)
+        return model
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """Return a term to add to the loss, or None."""
+        return None
+
+    def precondition(
+        self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Return new gradients, by name, for those tensors whose gradient the method bends.
+
+        ``values`` are one trial's own tensors, trained and frozen; pure, called under ``vmap``.
+        """
+        return {}
+
+    def after_step(self, model: nn.Module, step: int, lane: int) -> None:
+        """Act on one trial's model after the optimizer's step ``step`` (from 0)."""
+
+    def save(self, model: Any, folder: Path, trial: Finished) -> None:
+        """Write what a user needs beside the base to run this model."""
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = trial.base_name
+        # save_embedding_layers=False: "auto" would ask the hub whether the vocabulary grew
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+class Extras(NamedTuple):
+    """What a method does in a step beside the loss; None where it does nothing of its own."""
+
+    penalty: Callable[[nn.Module], Tensor | None] | None
+    precondition: Callable[..., Mapping[str, Tensor]] | None
+    after_step: Callable[[nn.Module, int, int], None] | None
+
+    @classmethod
+    def of(cls, hook: Hook) -> Extras:
+        """Find out what the hook's class overrides."""
+        return cls(
+            *(
+                getattr(hook, name)
+                if getattr(type(hook), name) is not getattr(Hook, name)
+                else None
+                for name in cls._fields
+            )
+        )
+
+
+class Penalised(Hook):
+    """A method whose PEFT model has a regularisation term that the loss must be given."""
+
+    term: ClassVar[str]
+    """The method of PEFT's model that computes it."""
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """Return PEFT's own term."""
+        found: Tensor = getattr(model.base_model, self.term)()
+        return found
+
+
+def make(entry: MethodEntry, config: dict[str, Any]) -> Hook:
+    """Return the hook that attaches ``entry`` with these arguments.
+
+    A name is a module of ``hooks/``; ``package.module:Class`` is the user's own.
+
+    Raises:
+        UsageError: ``unknown-hook``.
+    """
+    if entry.hook is None:
+        return Hook(entry, config)
+    if ":" in entry.hook:
+        module, _, name = entry.hook.partition(":")
+        own: type[Hook] = getattr(importlib.import_module(module), name)
+        return own(entry, config)
+    found: type[Hook] = registry.find("methods.hooks", entry.hook).HOOK
+    return found(entry, config)
+
+
+def trainable(model: nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that require gradients, by name."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0]
+    return text or type(error).__name__

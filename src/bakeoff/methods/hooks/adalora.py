@@ -1,0 +1,59 @@
+"""AdaLoRA: factors kept orthogonal by a penalty, ranks pruned by importance as it goes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor, nn
+
+from bakeoff.methods.hook import Finished, Ground, Hook, Incompatible
+
+
+class AdaLora(Hook):
+    """Trains P, Lambda and Q of an SVD and prunes Lambda to a budget (arXiv 2303.10512)."""
+
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+        """Attach; every trial keeps importances and ranks of its own."""
+        of: Any = config
+        if of.tinit >= of.total_step - of.tfinal:
+            raise Incompatible(f"tinit and tfinal leave no step of {of.total_step} to prune in")
+        model: Any = super().inject(base, config, ground)
+        self.fresh = copy.deepcopy(model.base_model.rankallocator)
+        self.allocators: dict[int, Any] = {}
+        self.patterns: dict[int, Any] = {}
+        wrapped: nn.Module = model
+        return wrapped
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """Return PEFT's own term, which its forward adds only to a loss of its own making."""
+        of: Any = model
+        weight: float = of.peft_config["default"].orth_reg_weight
+        terms = []
+        for name, p in model.named_parameters():
+            if ".lora_A." in name or ".lora_B." in name:
+                gram = p @ p.mT if ".lora_A." in name else p.mT @ p
+                terms.append((gram - torch.eye(len(gram), device=gram.device)).norm())
+        return weight * torch.stack(terms).mean()
+
+    def after_step(self, model: nn.Module, step: int, lane: int) -> None:
+        """Prune this trial's ranks by its own importances."""
+        tuner: Any = model.base_model
+        config = tuner.peft_config["default"]
+        tuner.rankallocator = self.allocators.setdefault(lane, copy.deepcopy(self.fresh))
+        tuner.rankallocator.peft_config = config
+        config.rank_pattern = self.patterns.get(lane)
+        tuner.update_and_allocate(step)
+        self.patterns[lane] = config.rank_pattern
+
+    def save(self, model: Any, folder: Path, trial: Finished) -> None:
+        """Write the adapter at the ranks that this trial was pruned to."""
+        for config in model.peft_config.values():
+            config.rank_pattern = self.patterns.get(trial.lane)
+        super().save(model, folder, trial)
+
+
+HOOK = AdaLora

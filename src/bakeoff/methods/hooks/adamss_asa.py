@@ -1,0 +1,70 @@
+"""AdaMSS with ASA: subspaces that matter little stop training as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import peft
+from torch import Tensor, nn
+
+from bakeoff.methods.hook import Ground, Hook
+
+SCORES = ("exp_avg_ipt_A", "exp_avg_ipt_B", "exp_avg_unc_A", "exp_avg_unc_B")
+"""Where PEFT's layers keep the importances of their subspaces."""
+
+
+class AdamssAsa(Hook):
+    """Adaptive subspace allocation (PEFT's ``AdamssModel.update_and_allocate``), trial by trial.
+
+    PEFT stops a subspace by taking ``requires_grad`` and the gradient from it. Here tensors belong
+    to a stack that an optimizer steps as a whole, so a stopped one is put back after each step.
+    """
+
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+        """Attach; every trial keeps importances and stopped subspaces of its own."""
+        model = super().inject(base, config, ground)
+        self.layers = [m for m in model.modules() if "exp_avg_ipt_A" in vars(m)]
+        self.fresh = _scores(self.layers)
+        self.scores: dict[int, list[dict[str, Any]]] = {}
+        self.stopped: dict[int, dict[str, Tensor]] = {}
+        return model
+
+    def after_step(self, model: nn.Module, step: int, lane: int) -> None:
+        """Put stopped subspaces back; let PEFT score the others and stop some."""
+        trained = {n: p for n, p in model.named_parameters() if ".adamss_" in n}
+        stopped = self.stopped.setdefault(lane, {})
+        for name, value in stopped.items():
+            trained[name].data.copy_(value)
+        self._give(self.scores.get(lane, self.fresh))
+        gradients = {n: p.grad for n, p in trained.items()}
+        for name in stopped:
+            trained[name].grad = None  # PEFT scores no subspace without a gradient
+        model.base_model.update_and_allocate(step)  # type: ignore[union-attr,operator]
+        self.scores[lane] = _scores(self.layers)
+        for name, p in trained.items():
+            if not p.requires_grad:
+                stopped[name] = p.detach().clone()
+                p.requires_grad_(True)
+            p.grad = gradients[name]
+
+    def _give(self, scores: list[dict[str, Any]]) -> None:
+        for layer, own in zip(self.layers, scores, strict=True):
+            for name in SCORES:
+                # PEFT updates them in place: every trial needs copies
+                copies = {a: [_copy(t) for t in v] for a, v in own[name].items()}
+                getattr(layer, name).update(copies)
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()
+
+
+def _scores(layers: Iterable[Any]) -> list[dict[str, Any]]:
+    return [
+        {name: {a: list(v) for a, v in getattr(layer, name).items()} for name in SCORES}
+        for layer in layers
+    ]
+
+
+HOOK = AdamssAsa

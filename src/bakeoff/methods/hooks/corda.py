@@ -1,0 +1,36 @@
+"""CorDA: LoRA that starts from an SVD of W weighted by the covariance of the layers' inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.lora.corda import preprocess_corda
+from torch import nn
+
+from bakeoff.methods.arguments import linear_layers
+from bakeoff.methods.hook import Ground
+from bakeoff.methods.residual import Residual
+
+
+class CorDA(Residual):
+    """Starts inside the base's weights, by context covariance (arXiv 2406.05223)."""
+
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+        """Let PEFT collect covariances on the calibration examples, one by one, then attach."""
+        of: Any = config
+        if of.target_modules == "all-linear":  # PEFT's preprocessing knows no such word
+            of.target_modules = set(linear_layers(base, ground.heads))
+
+        def run() -> None:
+            # a row at a time: PEFT's covariance takes [tokens, width], and no padding may be in it
+            with torch.no_grad():
+                for batch in ground.batches(1):
+                    base(**batch.inputs)
+
+        preprocess_corda(base, of, run_model=run)
+        return super().inject(base, of, ground)
+
+
+HOOK = CorDA

@@ -1,0 +1,12 @@
+"""KaSA: PEFT's config attaches it, its two regularisation terms are left to the training loop."""
+
+from bakeoff.methods.hook import Penalised
+
+
+class KaSA(Penalised):
+    """Adds the paper's L2 and orthogonality terms (arXiv 2412.06071, eq. 9-12)."""
+
+    term = "_get_kasa_loss"
+
+
+HOOK = KaSA

@@ -1,0 +1,42 @@
+"""LoRA-FA: A stays frozen, B's gradient is mapped to the best update of the whole product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import peft
+import torch
+from torch import Tensor, nn
+
+from bakeoff.methods.hook import Ground, Hook
+
+DAMPING = 1e-8
+"""PEFT's ``LoraFAOptimizer`` adds it to A A^T before inverting."""
+
+
+class LoraFA(Hook):
+    """LoRA with A frozen (arXiv 2308.03303), preconditioned as PEFT's ``LoraFAOptimizer`` does."""
+
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+        """Attach LoRA and freeze every A."""
+        model = super().inject(base, config, ground)
+        for name, parameter in model.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(False)
+        self.scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+        return model
+
+    def precondition(
+        self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Return ``(1/scale^2) g_B (A A^T)^-1``: the B step nearest to full fine-tuning's."""
+        new = {}
+        for name, gradient in gradients.items():
+            if ".lora_B." in name:
+                a = values[name.replace(".lora_B.", ".lora_A.")].to(gradient.dtype)
+                damped = a @ a.mT + DAMPING * torch.eye(len(a), device=a.device)
+                new[name] = gradient @ torch.linalg.inv_ex(damped).inverse / self.scale**2
+        return new
+
+
+HOOK = LoraFA

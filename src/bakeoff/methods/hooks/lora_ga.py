@@ -1,0 +1,35 @@
+"""LoRA-GA: LoRA whose first step is full fine-tuning's, by an SVD of the first gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+from peft.tuners.lora.loraga import preprocess_loraga
+from torch import nn
+
+from bakeoff.methods.arguments import linear_layers
+from bakeoff.methods.hook import Ground
+from bakeoff.methods.residual import Residual
+
+ROWS = 8
+
+
+class LoraGA(Residual):
+    """Starts inside the base's weights, by its gradients (arXiv 2407.05000)."""
+
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+        """Let PEFT sum gradients over the calibration batches, then attach."""
+        of: Any = config
+        if of.target_modules == "all-linear":
+            of.target_modules = set(linear_layers(base, ground.heads))
+
+        def steps() -> None:
+            for batch in ground.batches(ROWS):
+                ground.loss(base, batch).backward()  # type: ignore[no-untyped-call]
+
+        preprocess_loraga(base, of, steps)
+        return super().inject(base, of, ground)
+
+
+HOOK = LoraGA

@@ -1,0 +1,5 @@
+"""PiSSA and OLoRA: PEFT starts them inside the base's weights by itself."""
+
+from bakeoff.methods.residual import Residual
+
+HOOK = Residual
