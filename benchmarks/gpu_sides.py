@@ -12,6 +12,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from bakeoff.engine.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.engine.switches import Switches
 from bakeoff.methods import registry
-from bakeoff.methods.hook import CALIBRATION, Extras, make, trainable
+from bakeoff.methods.hook import CALIBRATION, extras, make, trainable
 from bakeoff.methods.hook import Ground as Around
 from bakeoff.tasks import Example
 from bakeoff.tasks.sft import SupervisedFineTuning
@@ -51,10 +52,10 @@ BUCKET = 20
 EMPTY_CACHE = 10
 """run.py empties the allocator's cache each so many steps."""
 PASS_EXAMPLES = 640
-SHAPES_SEEN = 40
 STEPS = 10_000
 """Length of the run that a few steps are timed of."""
 TASK = SupervisedFineTuning({"columns": {}, "max_length": 768})
+SHAPES_SEEN = 40
 """Steps after which every shape of a graphed run has been captured."""
 
 
@@ -113,10 +114,11 @@ class Ground(NamedTuple):
 
 
 class Clocking(NamedTuple):
-    """Steps before the clock starts, and steps that are timed."""
+    """Steps before the clock starts, steps that are timed, and what keeps others still then."""
 
     warm_up: int
     steps: int
+    quiet: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def entry(name: str) -> MethodEntry:
@@ -127,7 +129,7 @@ def entry(name: str) -> MethodEntry:
     config = {**found.config, "target_modules": QV}
     if "r" in config and config["r"] == 8:
         config["r"] = 32
-    if "lora_alpha" in config:
+    if isinstance(config.get("lora_alpha"), int):
         config["lora_alpha"] = 64
     return dataclasses.replace(found, config=config)
 
@@ -163,10 +165,11 @@ def timed(step: Callable[[], int], device: str, clocking: Clocking) -> dict[str,
         step()
     drain(device)
     set_up = time.perf_counter() - started
-    started = time.perf_counter()
-    tokens = sum(step() for _ in range(clocking.steps))
-    drain(device)
-    seconds = time.perf_counter() - started
+    with clocking.quiet():
+        started = time.perf_counter()
+        tokens = sum(step() for _ in range(clocking.steps))
+        drain(device)
+        seconds = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else None
     return {
         "tokens_per_second": tokens / seconds,
@@ -218,6 +221,8 @@ def hf_style(ground: Ground, method: str, clocking: Clocking) -> dict[str, Any]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if hasattr(model, "base_model") and hasattr(model.base_model, "update_and_allocate"):
+            model.base_model.update_and_allocate(len(losses))
         scheduler.step()
         losses.append(loss.item())
         return sum(lengths)
@@ -231,6 +236,8 @@ def hf_style(ground: Ground, method: str, clocking: Clocking) -> dict[str, Any]:
     # a length that the process has not seen yet is slow once (measured: 0.33 s a step for the first
     # pass over the data, 0.15 s from the second pass on): not what a run of thousands of steps is
     as_it_is = timed(emptying, device, clocking)
+    if clocking.quiet is not nullcontext:
+        return as_it_is
     kept = timed(step, device, Clocking(EMPTY_CACHE, clocking.steps))
     return {**as_it_is, "cache_kept_tokens_per_second": kept["tokens_per_second"]}
 
@@ -263,7 +270,7 @@ def ours(
     feed.pass_tokens = pass_tokens
     recipe = Recipe(STEPS, 0.0, 0.0, 0.1, 1.0, device, ground.precision, switches.graphs)
     rates = [(1e-4 * 1.1**k,) for k in range(lanes)]
-    stepper = Stepper(together, rates, recipe, TASK.item_losses, *Extras.of(hook))
+    stepper = Stepper(together, rates, recipe, TASK.item_losses, extras(hook))
     model.train()
     source = feed.training(ground.data, [0] * lanes)
     counter = itertools.count()
@@ -276,7 +283,7 @@ def ours(
 
     # every shape must have been captured before the clock starts
     more = SHAPES_SEEN if switches.graphs else 0
-    result = timed(step, device, Clocking(clocking.warm_up + more, clocking.steps))
+    result = timed(step, device, clocking._replace(warm_up=clocking.warm_up + more))
     if profiled:
         profile(step, device)
     if not torch.isfinite(torch.stack(losses)).all():

@@ -35,11 +35,17 @@ from transformers import AutoModelForCausalLM
 import bakeoff
 from bakeoff.engine import meter
 from bakeoff.engine.switches import Switches
+from bakeoff.methods.hook import Incompatible
 
 FIRST_PASS = PASS_EXAMPLES // BATCH
 """A batch of a length that a process has not seen yet takes two to three times as long."""
 LATER = 40
 """Warm-up of the HF-style loop once a method has been through all lengths in this process."""
+LADDER = (
+    (), ("compile",), ("graphs",), ("compile", "packing"), ("compile", "graphs"),
+    ("compile", "graphs", "packing"), ("compile", "graphs", "packing", "lanes"),
+)  # fmt: skip
+"""What is switched off, in this order, for a method that cannot run with everything on."""
 Plan = tuple[int, Switches]
 """Lanes and switches of one side of ours."""
 
@@ -58,10 +64,10 @@ def measure(args: argparse.Namespace, ground: Ground, method: str) -> dict[str, 
         plans |= ablation(args.lanes[0], best)
     # frozen weights need no gradient of their own
     flops = (6 if method == "full" else 4) * args.parameters
-    sides = {"hf": theirs(args, ground, method)}
+    sides = {"hf": theirs(args, ground, method, Clocking(args.hf_warm_up, args.steps))}
     show("hf", method, sides["hf"], sides["hf"], flops / args.ceiling)
     for name, plan in plans.items():
-        sides[name] = engine(args, ground, method, plan)
+        sides[name] = engine(args, ground, method, plan, Clocking(args.warm_up, args.steps))
         show(name, method, sides[name], sides["hf"], flops / args.ceiling)
     return sides
 
@@ -84,28 +90,31 @@ def ablation(k: int, best: Switches) -> dict[str, Plan]:
     }
 
 
-def theirs(args: argparse.Namespace, ground: Ground, method: str) -> dict[str, Any]:
+def theirs(
+    args: argparse.Namespace, ground: Ground, method: str, clocking: Clocking
+) -> dict[str, Any]:
     """Measure the HF-style side; what cannot run is a row with its reason."""
     try:
-        return hf_style(ground, method, Clocking(args.hf_warm_up, args.steps))
+        return hf_style(ground, method, clocking)
     except Exception as error:
         return failure(args, method, error)
 
 
-def engine(args: argparse.Namespace, ground: Ground, method: str, plan: Plan) -> dict[str, Any]:
+def engine(
+    args: argparse.Namespace, ground: Ground, method: str, plan: Plan, clocking: Clocking
+) -> dict[str, Any]:
     """Measure one side of ours; where a method cannot be compiled or packed, it runs without."""
     lanes, switches = plan
-    clocking = Clocking(args.warm_up, args.steps)
     reasons: list[str] = []
-    ladder = ("compile", "packing", "graphs")
-    for off in range(len(ladder) + 1):
-        weaker = dict.fromkeys(ladder[:off], False)
-        on = dataclasses.replace(switches, **weaker)
+    for off in LADDER:
+        on = dataclasses.replace(switches, **dict.fromkeys(off, False))
         try:
             found = ours(ground, method, lanes, on, clocking, args.pass_tokens, args.profile)
             return {**found, "fell_back": reasons} if reasons else found
         except Exception as error:
             reasons.append(failure(args, method, error)["error"])
+            if isinstance(error, (torch.OutOfMemoryError, Incompatible)):
+                break
     return {"error": "; ".join(reasons)}
 
 

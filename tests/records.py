@@ -11,8 +11,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benches import CONDITIONS as BENCH_CONDITIONS
-
 from bakeoff.results import (
     Cost,
     CurvePoint,
@@ -22,6 +20,7 @@ from bakeoff.results import (
     StudyRecord,
     TrialResult,
 )
+from bakeoff.testing.trials import CONDITIONS as BENCH_CONDITIONS
 from bakeoff.trial import MethodEntry, Trial
 
 ACCURACY = MetricInfo("accuracy", better="higher", unit="fraction", low=0.0, high=1.0)

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-from conftest import rows, write_jsonl
 
 from bakeoff import api
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import parse_spec
+from bakeoff.testing.tiny import rows, write_jsonl
 
 
 def refused(values: dict[str, Any], folder: Path) -> BakeoffError:

@@ -14,9 +14,9 @@ from typing import Any
 import jsonschema
 import pytest
 import tomli_w
-from conftest import rows, write_jsonl
 
 from bakeoff import registry
+from bakeoff.testing.tiny import rows, write_jsonl
 
 
 def bakeoff(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from benches import build, make_trial, no_dropout, run
+from core import CORE
 
 from bakeoff.engine import layers, loss
 from bakeoff.engine.switches import Switches
-from bakeoff.methods import registry
+from bakeoff.testing.trials import build, make_trial, no_dropout, run
 
 EAGER = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 COMPILED = Switches(lanes=True, packing=True, loss=True, compile=True, graphs=False)
-METHODS = [m for m in registry.names() if m not in {"prefix_tuning", "head"}]
+METHODS = [m for m in CORE if m not in {"prefix_tuning", "head"}]
 """A prefix cannot be packed, and a head has no layer to ride in."""
 
 # the compiler looks at every tensor's .grad

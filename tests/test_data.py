@@ -6,12 +6,12 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bakeoff import data
 from bakeoff.errors import PreflightError
+from bakeoff.testing.tiny import write_jsonl
 
 
 def code(error: pytest.ExceptionInfo[PreflightError]) -> str:

@@ -9,8 +9,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from benches import LABELS, build, losses, make_trial
-from conftest import rows
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -21,6 +19,8 @@ from bakeoff.engine.loss import supervised_logits, supervised_positions
 from bakeoff.engine.optim import schedule
 from bakeoff.engine.order import step_indices
 from bakeoff.errors import PreflightError
+from bakeoff.testing.tiny import rows
+from bakeoff.testing.trials import LABELS, build, losses, make_trial
 from bakeoff.trial import Conditions
 
 LIKE_PLAIN = {

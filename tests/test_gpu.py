@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from benches import make_trial
-from conftest import rows, write_jsonl, write_splits
-from test_methods import CASES
+from core import CASES
 
 from bakeoff import preflight, segment
+from bakeoff.testing.tiny import rows, write_jsonl, write_splits
+from bakeoff.testing.trials import make_trial
 from bakeoff.trial import Segment, Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

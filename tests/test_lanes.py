@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from benches import batches, build, make_trial, no_dropout, run, steps
-from conftest import write_splits
-from test_methods import CASES
+from core import CASES
 from torch.func import vmap
 
 from bakeoff import preflight, segment
@@ -26,6 +24,8 @@ from bakeoff.errors import UsageError
 from bakeoff.parity import decide
 from bakeoff.results import Status
 from bakeoff.spec import parse_spec
+from bakeoff.testing.tiny import write_splits
+from bakeoff.testing.trials import batches, build, make_trial, no_dropout, run, steps
 from bakeoff.trial import Segment, Trial
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)

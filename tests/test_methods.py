@@ -1,77 +1,117 @@
-"""Every catalog method keeps the contract: trains, leaves the base alone, repeats, reloads."""
+"""Every catalog method keeps the contract that ships in ``bakeoff.testing``; files are checked."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+import os
 from pathlib import Path
-from typing import Any
 
-import peft
 import pytest
-import torch
-from benches import OPTIONS, build, losses, make_trial
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from core import CORE
 
-from bakeoff.assemble import Bench
 from bakeoff.errors import UsageError
 from bakeoff.methods import registry
-from bakeoff.methods.hook import Finished, Incompatible, trainable
+from bakeoff.methods.hook import Incompatible
+from bakeoff.testing.methods import BASES, CHECKS, SPREAD, WIDTH, Subject, trained
+from bakeoff.testing.tiny import save_llama
+from bakeoff.testing.trials import build, make_trial
 
-RATE = "learning_rate = {prior = 1, why = 'x'}\n"
-NO_HEAD = {("head", "sft")}
-CASES = [c for c in itertools.product(registry.names(), OPTIONS) if c not in NO_HEAD]
-
-
-def logits(model: Any, at: Bench) -> torch.Tensor:
-    batch = at.task.batch(at.examples("validation")[:8], 0, "cpu")
-    model.eval()
-    with torch.no_grad():
-        out: torch.Tensor = model(**batch.inputs).logits
-    return out
-
-
-@pytest.mark.parametrize(("method", "task"), CASES)
-def test_the_contract(method: str, task: str, bases: dict[str, Path], tmp_path: Path) -> None:
-    base = bases[task]
-    trial = make_trial(method, task)
-    at = build(trial, base, tmp_path)
-    trained = trainable(at.model)
-    assert trained
-    assert {p.dtype for p in trained.values()} == {torch.float32}
-    frozen = {n: p.clone() for n, p in at.model.named_parameters() if not p.requires_grad}
-    taken = losses(at, 30)
-    assert sum(taken[-5:]) < sum(taken[:5]), "the loss did not fall"
-    for name, before in frozen.items():
-        assert torch.equal(at.model.get_parameter(name), before), f"{name} was frozen and changed"
-
-    again = build(trial, base, tmp_path)
-    assert losses(again, 3) == taken[:3], "the same seed gave other bits"
-    other = build(dataclasses.replace(trial, seed=1), base, tmp_path)
-    assert losses(other, 3) != taken[:3]
-
-    folder = tmp_path / at.hook.saved_as
-    at.hook.save(
-        at.model, folder, Finished(str(base), 0, at.starts[0].trained if at.starts else None)
+# what PEFT says of the tiny bases, not of its methods
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}:UserWarning")
+    for message in (
+        "Detected that the base layer has no bias",
+        "Model has `tie_word_embeddings",
+        "Specified to not load",
     )
-    torch.testing.assert_close(logits(reload(at, base, folder), at), logits(at.model, at))
+]
+RATE = "learning_rate = {prior = 1, why = 'x'}\n"
+EVERY = registry.names()
+WIDE = {"waveft"}
+"""Their defaults want wider layers than the tiny models have."""
+NOT_ON = {
+    "sft": {"head", "bitfit"} | WIDE,
+    "classify": {"adaption_prompt", "cpt", "shadow", "trainable_tokens"},
+}
+"""Which methods cannot run on a task's tiny model; that they say so is tested too."""
+UNTRAINED = {"alora", "arrow", "loftq", "xlora"}
+"""Methods that cannot be trained alone."""
+RESIDUAL = {"corda", "kasa", "lora_ga", "olora", "pissa"}
+"""PEFT's switch gives back what they left of the base, not the base."""
+THAWING = {"lora_fa"}
+"""PEFT's switch makes their frozen tensors trainable (PEFT issue 3447)."""
 
 
-def reload(at: Bench, base: Path, folder: Path) -> Any:
-    """Load what was saved with plain transformers and peft, nothing of ours."""
-    auto, arguments = {
-        "classify": (AutoModelForSequenceClassification, {"num_labels": 3}),
-        "sft": (AutoModelForCausalLM, {}),
-    }[at.conditions.task]
-    if at.hook.saved_as == "model":
-        return auto.from_pretrained(folder)
-    model = auto.from_pretrained(base, **arguments)
-    if at.hook.saved_as == "adapter":
-        return peft.PeftModel.from_pretrained(model, folder)
-    missing = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    assert not missing.unexpected_keys
-    return model
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("wide")
+    return {task: save(folder / task, WIDTH, SPREAD) for task, save in BASES.items()}
+
+
+def subject(method: str, task: str, wide: dict[str, Path], folder: Path) -> Subject:
+    return Subject(registry.load(method, Path()), task, wide[task], folder)
+
+
+def task_of(method: str) -> str:
+    return "classify" if method in NOT_ON["sft"] else "sft"
+
+
+QUICK = [(m, task_of(m)) for m in EVERY if m not in UNTRAINED]
+WHOLE = [
+    (m, task)
+    for m in (EVERY if os.environ.get("BAKEOFF_TEST") == "full" else CORE)  # minutes
+    for task in BASES
+    if m not in UNTRAINED | NOT_ON[task]
+]
+
+
+@pytest.mark.parametrize(("method", "task"), QUICK)
+def test_trains_leaves_the_base_alone_and_reloads(
+    method: str, task: str, wide: dict[str, Path], tmp_path: Path
+) -> None:
+    needs(method)
+    of = subject(method, task, wide, tmp_path)
+    at = CHECKS["trains_and_leaves_the_base_alone"](of)
+    CHECKS["reloads"](of, at)
+
+
+@pytest.mark.parametrize("check", ["learns", "repeats", "merges", "disables"])
+@pytest.mark.parametrize(("method", "task"), WHOLE)
+def test_the_contract(
+    method: str, task: str, check: str, wide: dict[str, Path], tmp_path: Path
+) -> None:
+    needs(method)
+    of = subject(method, task, wide, tmp_path)
+    if check == "disables" and method in RESIDUAL | THAWING:
+        said = "off the base's" if method in RESIDUAL else "trainable"
+        with pytest.raises(AssertionError, match=said):
+            CHECKS[check](of)
+    else:
+        CHECKS[check](of)
+
+
+def needs(method: str) -> None:
+    """Skip what wants a package that bakeoff does not depend on."""
+    packages = {"adamss": "sklearn", "adamss_asa": "sklearn", "corda": "attr"}
+    if method in packages:
+        pytest.importorskip(packages[method])
+
+
+@pytest.mark.parametrize(("task", "method"), [(t, m) for t, ms in NOT_ON.items() for m in ms])
+def test_what_cannot_run_says_so(
+    method: str, task: str, wide: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(Incompatible, match="."):
+        trained(subject(method, task, wide, tmp_path))
+
+
+@pytest.mark.parametrize("method", sorted(UNTRAINED))
+def test_what_cannot_be_trained_alone_says_what_it_needs(
+    method: str, wide: dict[str, Path], tmp_path: Path
+) -> None:
+    entry = registry.load(method, Path())
+    assert entry.needs
+    with pytest.raises(Incompatible, match="."):
+        trained(subject(method, "sft", wide, tmp_path))
 
 
 def test_a_head_alone_is_incompatible_with_a_task_that_has_none(
@@ -101,10 +141,59 @@ def test_wrong_method_files_are_refused(text: str, says: str) -> None:
     assert says in error.value.cause
 
 
-def test_every_entry_says_where_its_learning_rate_comes_from() -> None:
-    for name in registry.names():
-        entry = registry.load(name, Path())
+def test_the_catalog_is_whole() -> None:
+    entries = [registry.load(name, Path()) for name in EVERY]
+    assert len(entries) >= 55
+    for entry in entries:
         assert entry.learning_rate > 0
         assert len(entry.learning_rate_why) > 20
         assert entry.mechanism
-        assert entry.family
+        assert entry.family in registry.FAMILIES
+        for argument, space in entry.tuning.items():
+            default = entry.config.get(argument)
+            assert default is None or isinstance(default, str) or default in space["values"]
+
+
+def test_a_file_beside_the_study_is_found_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(registry.source("lora", Path()).replace("LoRA", "Mine", 1))
+    assert registry.load("mine", tmp_path).title == "Mine"
+    assert registry.load("mine.toml", tmp_path) == registry.load("mine", tmp_path)
+    with pytest.raises(UsageError, match="lora"):
+        registry.load("loar", tmp_path)
+
+
+def test_an_installed_package_adds_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "their_methods"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "theirs.toml").write_text(registry.source("lora", Path()))
+    described = tmp_path / "their_methods-1.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: their-methods\nVersion: 1\n")
+    (described / "entry_points.txt").write_text("[bakeoff.methods]\nany = their_methods\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry._files.cache_clear()
+    try:
+        assert "theirs" in registry.names()
+        assert registry.load("theirs", Path()).peft == "LoraConfig"
+    finally:
+        registry._files.cache_clear()
+
+
+OWN_HOOK = """
+from bakeoff.methods.hook import Hook
+
+class Mine(Hook):
+    def penalty(self, model):
+        return sum(p.square().sum() for n, p in model.named_parameters() if "lora_" in n)
+"""
+
+
+def test_a_hook_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_hook.py").write_text(OWN_HOOK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = registry.source("lora", Path()).replace('peft = "', 'hook = "their_hook:Mine"\npeft = "')
+    entry = registry.parse("mine", text)
+    CHECKS["trains_and_leaves_the_base_alone"](
+        Subject(entry, "sft", save_llama(tmp_path / "base"), tmp_path)
+    )

@@ -6,11 +6,10 @@ import dataclasses
 import re
 from pathlib import Path
 
-from benches import CONDITIONS
-
 from bakeoff import plan
 from bakeoff.methods import registry
 from bakeoff.spec import parse_spec
+from bakeoff.testing.trials import CONDITIONS
 from bakeoff.trial import Segment, Trial
 
 SPEC = parse_spec(

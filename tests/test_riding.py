@@ -9,11 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import benches
 import pytest
 import torch
-from benches import Run
-from conftest import rows, write_splits
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft_types import CASES, Case
 from torch.nn import functional
@@ -25,6 +22,9 @@ from bakeoff.engine.order import step_indices
 from bakeoff.engine.packing import round_up
 from bakeoff.engine.switches import Switches
 from bakeoff.methods.hook import Incompatible, make, trainable
+from bakeoff.testing import trials as benches
+from bakeoff.testing.tiny import rows, write_splits
+from bakeoff.testing.trials import Run
 from bakeoff.trial import Trial
 
 CONDITIONS = dataclasses.replace(

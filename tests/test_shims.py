@@ -130,7 +130,7 @@ def test_merges_as_peft_does(name: str) -> None:
 
 
 def test_every_file_is_tested_here() -> None:
-    special = {"cartridge", "cpt", "lily", "prompt", "pvera", "shadow"}
+    special = {"cartridge", "cpt", "lily", "multitask", "prompt", "pvera", "shadow"}
     # what loha and lokr share has a file of its own, and lokr needs no other
     shared = {"lycoris"}
     files = {m.name for m in pkgutil.iter_modules(shims.__path__)}
@@ -296,3 +296,47 @@ def test_lily_says_that_it_sees_padding() -> None:
     alone = model(torch.cat([x, torch.zeros_like(x)]))[0]
     beside = model(torch.cat([x, other]))[0]
     assert not torch.allclose(alone, beside, atol=1e-4)
+
+
+def test_rows_that_name_no_task_are_of_task_0() -> None:
+    config = peft.MultitaskPromptTuningConfig(
+        num_virtual_tokens=4, num_tasks=2, task_type="CAUSAL_LM"
+    )
+    model = tiny_causal_lm(config).eval()
+    for parameter in model.prompt_encoder.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    named = model(input_ids=ids, task_ids=torch.zeros(2, dtype=torch.long)).logits
+    other = model(input_ids=ids, task_ids=torch.ones(2, dtype=torch.long)).logits
+    assert shims.install(model)
+    assert torch.equal(model(input_ids=ids).logits, named)
+    assert torch.equal(model(input_ids=ids, task_ids=torch.ones(2, dtype=torch.long)).logits, other)
+
+
+def test_poly_routes_rows_that_name_no_task_as_task_0() -> None:
+    model = attached("poly", n_tasks=2).eval()
+    x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(1))
+    tasks = torch.zeros(4, dtype=torch.long)
+    own = model.base_model(x, task_ids=tasks)
+    assert shims.install(model)
+    assert torch.equal(model(x), own)
+    assert torch.equal(model.base_model(x, task_ids=tasks), own)
+    assert torch.allclose(model(x[:, 0]), own[:, 0], atol=1e-6), "one vector a row"
+
+
+def test_polys_noise_is_a_relaxed_bernoullis() -> None:
+    model = attached("poly", n_splits=4, n_skills=8).train()
+    shims.install(model)
+    router = next(m for m in model.modules() if hasattr(m, "module_logits"))
+    nn.init.zeros_(router.module_logits)
+    draws = dropout.Draws([3], torch.device("cpu"))
+    router.keyed = dropout.Keyed(router, draws)
+    draws.begin(0)
+    weights = router(None, torch.zeros(500, 2, 32))
+    # logits of 0 at temperature 1: uniform on (0, 1) before they are made to sum to 1
+    shares = weights / weights.max(-1, keepdim=True).values
+    assert 0 < shares.min() < 0.01
+    draws.begin(0)
+    assert torch.equal(router(None, torch.zeros(500, 2, 32)), weights)
+    draws.begin(1)
+    assert not torch.equal(router(None, torch.zeros(500, 2, 32)), weights)

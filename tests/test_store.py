@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from benches import CONDITIONS
 from test_plan import ENTRIES
 
 from bakeoff.errors import PreflightError
 from bakeoff.results import Cost, CurvePoint, SplitScores, Status, TrialResult
 from bakeoff.store import Reader, Writer
+from bakeoff.testing.trials import CONDITIONS
 from bakeoff.trial import Trial
 
 TRIALS = [

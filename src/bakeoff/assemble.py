@@ -28,7 +28,7 @@ from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.engine.meter import free_bytes
 from bakeoff.engine.order import step_indices
 from bakeoff.engine.switches import Switches
-from bakeoff.methods.hook import CALIBRATION, Extras, Ground, Hook, Incompatible, make, trainable
+from bakeoff.methods.hook import CALIBRATION, Ground, Hook, Incompatible, extras, make, trainable
 from bakeoff.tasks import Batch, Example, Task, load_tokenizer
 from bakeoff.tokens import encode_split
 from bakeoff.trial import Conditions, Trial
@@ -86,7 +86,7 @@ class Bench:
             [tuple(g.rate(t) for g in groups) for t in self.trials],
             recipe(self.conditions, self.feed.switches.graphs),
             self.task.item_losses,
-            *Extras.of(self.hook),
+            extras(self.hook),
         )
 
 

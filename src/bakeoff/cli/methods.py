@@ -1,16 +1,48 @@
-"""``bakeoff methods``: the catalog as a table, or one method's page."""
+"""``bakeoff methods``: who can compete and what each can do, as a table or as one method's page."""
 
 from __future__ import annotations
 
 import dataclasses
-from importlib.resources import files
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from bakeoff.cli.output import JSON_OPTION, out, show_json, show_table
+from bakeoff.cli.output import JSON_OPTION, err, show_json, show_table
+from bakeoff.errors import UsageError, unknown
 
-SHOWN_RATES = 5
+if TYPE_CHECKING:
+    from bakeoff.methods.known import Found
+    from bakeoff.trial import MethodEntry
+
+RUN_PROBE = "bakeoff.capabilities:probe"
+RUN_EXPECTED = "bakeoff.capabilities.expected:expected"
+STATE_BYTES = 16
+"""A trained number in fp32: its value, its gradient and AdamW's two moments."""
+SERVERS = ("vllm",)
+SERVED = ("adapter", "converted")
+"""How a server can serve a method beside others on one base: what a merged model cannot."""
+
+
+class Row(NamedTuple):
+    """One method: its entry, what is known of it, and what it takes on the user's model."""
+
+    entry: MethodEntry
+    found: Found
+    on_model: dict[str, Any] | None
+
+
+class Filters(NamedTuple):
+    """Which methods to show; None and False let all through."""
+
+    trains: str | None
+    mergeable: bool
+    serves: str | None
+    quantized: str | None
+    lanes: bool
+    family: str | None
 
 
 def register(app: typer.Typer) -> None:
@@ -19,36 +51,230 @@ def register(app: typer.Typer) -> None:
 
 
 def command(
-    name: str | None = typer.Argument(None, help="One method's page."),
+    name: str | None = typer.Argument(None, help="One method's page; a TOML file of your own too."),
+    trains: str | None = typer.Option(None, help="Only those that train on llama, gpt2, bert, t5."),
+    mergeable: bool = typer.Option(False, "--mergeable", help="Only those that merge exactly."),
+    serves: str | None = typer.Option(None, help="Only those served as an adapter: vllm."),
+    quantized: str | None = typer.Option(None, help="Only those that train on a 4bit, 8bit base."),
+    lanes: bool = typer.Option(False, "--lanes", help="Only those whose trials share a step."),
+    family: str | None = typer.Option(None, help="Only this family, e.g. low-rank."),
+    probe: bool = typer.Option(False, "--probe", help="Find out again what each can do, here."),
+    model: str | None = typer.Option(None, help="Count for this model: folder, hub id or asset:…"),
     toml: bool = typer.Option(False, "--toml", help="Print the method's TOML file."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """List the methods that can compete, or show one."""
+    """List the methods that can compete and what each can do, or show one."""
     from bakeoff.methods import registry
-    from bakeoff.plan import learning_rates
 
-    if name is None:
-        entries = [registry.load(n, Path()) for n in registry.names()]
-        if as_json:
-            show_json([dataclasses.asdict(e) for e in entries])
-            return
-        show_table(
-            ("name", "<title", "<family", "lr prior", "mechanism"),
-            [(e.name, e.title, e.family, f"{e.learning_rate:g}", e.mechanism) for e in entries],
-        )
-        return
-    entry = registry.load(name, Path())
     if toml:
-        source = files("bakeoff.methods.catalog").joinpath(f"{name}.toml")
-        typer.echo(source.read_text(encoding="utf-8"), nl=False)
-    elif as_json:
-        show_json(dataclasses.asdict(entry))
+        if name is None:
+            hint = "`bakeoff methods lora --toml`."
+            raise UsageError("no-method-named", "--toml prints one method's file.", hint)
+        typer.echo(registry.source(name, Path()), nl=False)
+        return
+    filters = Filters(trains, mergeable, serves, quantized, lanes, family)
+    check(filters)
+    entries = [registry.load(n, Path()) for n in ([name] if name else registry.names())]
+    found = known_of(entries, probe)
+    if name is None:
+        kept = [passes(e, found[e.name], filters) for e in entries]
+        entries = [e for e, keep in zip(entries, kept, strict=True) if keep]
+    counted = on_model(entries, model) if model else {}
+    rows = [Row(e, found[e.name], with_bytes(counted.get(e.name), found[e.name])) for e in entries]
+    if as_json:
+        values = [as_object(row) for row in rows]
+        show_json(values[0] if name else values)
+    elif name:
+        from bakeoff.cli.method_page import show_page
+
+        show_page(rows[0], model)
     else:
-        rates = ", ".join(f"{r:g}" for r in learning_rates(entry.learning_rate, SHOWN_RATES))
-        out.print(f"[bold]{entry.title}[/] ({entry.name}), {entry.family}")
-        out.print(f"  {entry.mechanism}", markup=False)
-        out.print(f"  paper           {entry.paper or '-'}", markup=False)
-        out.print(f"  how             {entry.peft or 'hook ' + str(entry.hook)}", markup=False)
-        out.print(f"  arguments       {entry.config or '-'}", markup=False)
-        out.print(f"  learning rates  {rates}", markup=False)
-        out.print(f"                  {entry.learning_rate_why}", markup=False)
+        show_rows(rows, model)
+
+
+def check(filters: Filters) -> None:
+    """Refuse a filter that names what no method could have.
+
+    Raises:
+        UsageError: ``unknown-base``, ``unknown-server``, ``unknown-quantization``,
+            ``unknown-family``.
+    """
+    from bakeoff.methods.known import BASES, KINDS
+    from bakeoff.methods.registry import FAMILIES
+
+    known = {"trains": BASES, "serves": SERVERS, "quantized": KINDS, "family": FAMILIES}
+    kinds = {"trains": "base", "serves": "server", "quantized": "quantization", "family": "family"}
+    for option, values in known.items():
+        given = getattr(filters, option)
+        if given is not None and given not in values:
+            raise unknown(f"unknown-{kinds[option]}", kinds[option], given, values)
+
+
+def passes(entry: MethodEntry, found: Found, filters: Filters) -> bool:
+    """Tell whether a method passes; one that was never probed can do nothing that is known."""
+    own = found.capabilities
+    if filters.family is not None and entry.family != filters.family:
+        return False
+    asked = filters._replace(family=None)
+    if not any(asked):
+        return True
+    return own is not None and all(
+        (
+            asked.trains is None or asked.trains in own.trains,
+            not asked.mergeable or own.mergeable,
+            asked.serves is None or own.vllm in SERVED,
+            asked.quantized is None or asked.quantized in own.quantized,
+            not asked.lanes or own.lanes,
+        )
+    )
+
+
+def known_of(entries: Sequence[MethodEntry], probe: bool) -> dict[str, Found]:
+    """Return what is known of each method; with ``probe``, find out what the cache lacks."""
+    from bakeoff.assets.cache import cache_folder, friendly_errors
+    from bakeoff.methods import known
+
+    cache = cache_folder()
+    if probe:
+        with friendly_errors():
+            missing = [e for e in entries if not known.in_cache(e, cache)]
+            if missing:
+                find_out(missing, cache)
+    record = known.shipped()
+    found = {e.name: known.find(e, cache, record) for e in entries}
+    versions = [f.versions for f in found.values() if f.capabilities is not None]
+    differences = {known.difference(v) for v in versions} - {None}
+    for difference in sorted(str(d) for d in differences):
+        err.print(
+            f"Probed with other versions: {difference}. `bakeoff methods --probe` finds out anew.",
+            soft_wrap=True,
+        )
+    return found
+
+
+def find_out(entries: Sequence[MethodEntry], cache: Path) -> None:
+    """Probe methods side by side and keep what is found in the cache."""
+    from bakeoff.cli.live import Live
+    from bakeoff.methods import known
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tiny bases are made here
+    with Live(err) as live:
+        live.phase("Probe", len(entries), 0)
+        for index, value, error in carried(RUN_PROBE, [{"entry": to_json(e)} for e in entries]):
+            if value is None:
+                live.say(f"{entries[index].name}: {error}")
+            else:
+                found = known.Capabilities.from_json(value)
+                known.keep(entries[index], found, cache)
+            live.advance(entries[index].name)
+
+
+def on_model(entries: Sequence[MethodEntry], model: str) -> dict[str, dict[str, Any]]:
+    """Return what each method takes on ``model``, or the reason why it cannot be put there."""
+    from bakeoff import bases
+    from bakeoff.cli.live import Live
+
+    found: dict[str, dict[str, Any]] = {}
+    with Live(err) as live:
+        path = bases.locate(model, live.say).path
+        live.phase("Count", len(entries), 0)
+        payloads = [{"entry": to_json(e), "path": path} for e in entries]
+        for index, value, error in carried(RUN_EXPECTED, payloads):
+            found[entries[index].name] = value if value is not None else {"reason": error}
+            live.advance(entries[index].name)
+    return found
+
+
+def with_bytes(counted: dict[str, Any] | None, found: Found) -> dict[str, Any] | None:
+    """Add what a count of parameters means in bytes, on disk and in training."""
+    parameters = counted.get("parameters") if counted else None
+    if counted is None or parameters is None:
+        return counted
+    own = found.capabilities
+    saved = own.checkpoint_bytes(parameters) if own else None
+    state = STATE_BYTES * parameters
+    return {**counted, "checkpoint_bytes": saved, "training_state_bytes": state}
+
+
+def carried(
+    function: str, payloads: Sequence[dict[str, Any]]
+) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
+    """Run a function of the training half over payloads, a process each; yield as they end."""
+    from bakeoff import registry
+
+    workers = os.cpu_count() or 1
+    through = registry.find("executors", "process").EXECUTOR(workers)
+    for outcome in through.map(function, payloads):
+        yield outcome.index, outcome.value, outcome.error
+
+
+def to_json(entry: MethodEntry) -> dict[str, Any]:
+    """Return plain JSON values."""
+    return dataclasses.asdict(entry)
+
+
+def as_object(row: Row) -> dict[str, Any]:
+    """Return a method as the JSON object that programs read."""
+    own = row.found.capabilities
+    at = own.main if own else None
+    return {
+        **dataclasses.asdict(row.entry),
+        "peft_type": own.peft_type if own else None,
+        "trains": own.trains if own else None,
+        "mergeable": own.mergeable if own else None,
+        "to_lora": own.to_lora if own else None,
+        "lanes": own.lanes if own else None,
+        "quantized": own.quantized if own else None,
+        "serves": {"vllm": own.vllm if own else None},
+        "layers": list(own.layers) if own else None,
+        "parameters": at.parameters if at else None,
+        "checkpoint_bytes": at.checkpoint_bytes if at else None,
+        "measured": own.to_json() if own else None,
+        "probed_with": row.found.versions if own else None,
+        "on_model": row.on_model,
+    }
+
+
+def show_rows(rows: Sequence[Row], model: str | None) -> None:
+    """Print the table."""
+    where = "on the model" if model else "tiny base"
+    columns = (
+        "name", "<family", f"parameters, {where}", "<lanes", "<merges", "<to LoRA", "<vLLM",
+        "<quantised base", "<trains on",
+    )  # fmt: skip
+    show_table(columns, [_cells(row) for row in rows])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    own = row.found.capabilities
+    at = own.main if own else None
+    parameters = at.parameters if at else None
+    if row.on_model is not None:
+        parameters = row.on_model.get("parameters")
+    family = row.entry.family
+    if own is None:
+        return (row.entry.name, family, count(parameters), *["-"] * 5, "not probed")
+    if own.needs is not None:
+        return (row.entry.name, family, "-", *["-"] * 5, f"needs {own.needs}")
+    reason = row.on_model.get("reason") if row.on_model else None
+    return (
+        row.entry.name,
+        family,
+        count(parameters),
+        yes(own.lanes),
+        yes(own.mergeable),
+        "is LoRA" if own.vllm == "adapter" else yes(own.to_lora),
+        own.vllm or "-",
+        " ".join(own.quantized) or "-",
+        f"not this model: {reason}" if reason else " ".join(own.trains) or "-",
+    )
+
+
+def count(value: int | None) -> str:
+    """Return a whole number for a table; absence is a dash."""
+    return "-" if value is None else f"{value:,}"
+
+
+def yes(value: bool) -> str:
+    """Return a word for a table."""
+    return "yes" if value else "-"

@@ -25,6 +25,18 @@ class _Captured(NamedTuple):
     losses: Tensor
 
 
+def _end_capture(device: str) -> None:
+    """Take the random generator back from a capture that failed.
+
+    PyTorch leaves it waiting for the capture's end, and every later draw of the process raises
+    "Offset increment outside graph capture encountered unexpectedly".
+    """
+    fresh = torch.Generator(device)
+    fresh.manual_seed(0)
+    default = torch.cuda.default_generators[torch.device(device).index or 0]
+    default.graphsafe_set_state(fresh.graphsafe_get_state())
+
+
 class Graphs:
     """Captures and replays ``compute``; ``warm_up`` is the part of it that may run beforehand."""
 
@@ -60,7 +72,11 @@ class Graphs:
                 self.warm_up(batch)
         torch.cuda.current_stream(device).wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            losses = self.compute(batch)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                losses = self.compute(batch)
+        except Exception:
+            _end_capture(device)
+            raise
         self._pool = graph.pool()
         return _Captured(graph, [t for t in placed if isinstance(t, Tensor)], losses)

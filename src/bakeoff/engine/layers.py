@@ -22,9 +22,9 @@ from bakeoff.engine.attention import NAME, Current, NotPackable
 from bakeoff.engine.packing import Layout, pack, unpack
 from bakeoff.engine.units import Shell, every_name
 
-_OWN_PLACE = {"layer_idx", "layer_id", "layer_index", "kwargs"}
+_OWN_PLACE = {"layer_idx", "layer_id", "layer_index", "kwargs", "module_name"}
 """Attributes that differ from layer to layer and change nothing in a forward pass without a cache
-(``kwargs`` is PEFT's record of how a layer was made).
+(``kwargs`` and ``module_name`` are PEFT's record of how and where a layer was made).
 """
 MAKES = 4
 """Most makes of layers that are compiled; beyond it compiling costs more than it gives."""

@@ -58,14 +58,21 @@ class Losses(Protocol):
         ...
 
 
-class Stepper:
-    """Takes optimizer steps for all lanes.
+class Extras(NamedTuple):
+    """What a method does in a step beside the loss; None where it does nothing of its own.
 
-    ``losses`` gives items' losses. Three things a method may do beside, None where it does not:
     ``penalty`` gives a term to add to a lane's loss, ``precondition`` maps a lane's values and
-    clipped gradients to new gradients, and ``after_step`` is called with each lane's model, the
-    step and the lane between the optimizer's step and the next forward pass.
+    clipped gradients to new gradients, ``after_step`` is called with each lane's model, the step
+    and the lane between the optimizer's step and the next forward pass.
     """
+
+    penalty: Callable[[nn.Module], Tensor | None] | None = None
+    precondition: Precondition | None = None
+    after_step: Callable[[nn.Module, int, int], None] | None = None
+
+
+class Stepper:
+    """Takes optimizer steps for all lanes; ``losses`` gives items' losses."""
 
     def __init__(
         self,
@@ -73,16 +80,12 @@ class Stepper:
         rates: Sequence[tuple[float, ...]],
         recipe: Recipe,
         losses: Losses,
-        penalty: Callable[[nn.Module], Tensor | None] | None = None,
-        precondition: Precondition | None = None,
-        after_step: Callable[[nn.Module, int, int], None] | None = None,
+        extras: Extras | None = None,
     ) -> None:
         self.lanes = lanes
         self.recipe = recipe
         self.losses = losses
-        self.penalty = penalty
-        self.precondition = precondition
-        self.after_step = after_step
+        self.penalty, self.precondition, self.after_step = extras or Extras()
         recipes = [LaneRecipe(r, recipe.weight_decay, recipe.clip) for r in rates]
         self.optimizer = LaneAdamW(lanes.stack, recipes, MAX_LOSS)
         self._factor = torch.zeros((), device=lanes.stack.values.device)

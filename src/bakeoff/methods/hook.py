@@ -8,6 +8,7 @@ bend the gradients, what to do after a step, what to save.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -18,10 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from bakeoff import registry
+from bakeoff.engine.loop import Extras
 from bakeoff.methods.arguments import Incompatible, Surroundings, config_class, resolve
 from bakeoff.trial import MethodEntry
 
-__all__ = ["Extras", "Finished", "Ground", "Hook", "Incompatible", "Penalised", "make", "trainable"]
+__all__ = [
+    "Finished", "Ground", "Hook", "Incompatible", "Penalised", "extras", "inverse", "make",
+    "trainable",
+]  # fmt: skip
 
 CALIBRATION = 256
 """How many training examples data-driven starts look at: CorDA's paper and PEFT's docs say 256."""
@@ -35,6 +40,15 @@ REFUSALS = (
     AssertionError, RuntimeError,
 )  # fmt: skip
 """What PEFT raises of bases and arguments that it cannot take; a user's interrupt is not in it."""
+
+
+EXPECTED = (
+    # frozen random projections come back from their key: the contract tests reload every method
+    "Specified to not save",
+    # memory that data-driven starts could save on bases larger than the device
+    "lora with eva initialization used with low_cpu_mem_usage",
+)
+"""What PEFT warns of that is meant so."""
 
 
 class Seen(Protocol):
@@ -95,13 +109,19 @@ class Hook:
         """
         if self.entry.needs is not None:
             raise Incompatible(self.entry.needs)
+        for message in EXPECTED:
+            warnings.filterwarnings("ignore", message, UserWarning)
         config = self.peft_config(base, ground)
         try:
-            return self.inject(base, config, ground)
+            model = self.inject(base, config, ground)
         except REFUSALS as error:
             if "out of memory" in str(error):
                 raise
             raise Incompatible(f"PEFT refuses: {_first_line(error)}") from error
+        trained = [n for n in trainable(model) if set(n.split(".")) & set(ground.heads)]
+        if not trained and any(hasattr(base, head) for head in ground.heads):
+            raise Incompatible("PEFT does not train the task's output layer beside it")
+        return model
 
     def peft_config(self, base: nn.Module, ground: Ground) -> peft.PeftConfig:
         """Return PEFT's config with the method's arguments resolved for this base."""
@@ -141,24 +161,19 @@ class Hook:
         model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
-class Extras(NamedTuple):
-    """What a method does in a step beside the loss; None where it does nothing of its own."""
+def extras(hook: Hook) -> Extras:
+    """Return what a hook does in a step beside the loss: what its class overrides."""
+    own = {n for n in Extras._fields if getattr(type(hook), n) is not getattr(Hook, n)}
+    return Extras(*(getattr(hook, n) if n in own else None for n in Extras._fields))
 
-    penalty: Callable[[nn.Module], Tensor | None] | None
-    precondition: Callable[..., Mapping[str, Tensor]] | None
-    after_step: Callable[[nn.Module, int, int], None] | None
 
-    @classmethod
-    def of(cls, hook: Hook) -> Extras:
-        """Find out what the hook's class overrides."""
-        return cls(
-            *(
-                getattr(hook, name)
-                if getattr(type(hook), name) is not getattr(Hook, name)
-                else None
-                for name in cls._fields
-            )
-        )
+def inverse(matrix: Tensor) -> Tensor:
+    """Return the inverse of a small well-conditioned matrix ``[r, r]``, without a look at the host.
+
+    Twice, as a batch: a single one takes a CUDA routine that no graph can capture.
+    """
+    found: Tensor = torch.linalg.inv_ex(matrix.expand(2, *matrix.shape)).inverse[0]
+    return found
 
 
 class Penalised(Hook):

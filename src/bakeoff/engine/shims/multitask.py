@@ -40,9 +40,19 @@ def route(self: Any, task_ids: Tensor | None, input_ids: Tensor) -> Tensor:
     return weights / (weights.sum(dim=-1, keepdim=True) + 1e-12)
 
 
+def weigh(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run Poly's layer; a pooler's input, one vector a row, is a row of one token to it."""
+    if x.dim() != 2:
+        own: Tensor = self.stands_in_for.forward(self, x, *args, **kwargs)
+        return own
+    wide: Tensor = self.stands_in_for.forward(self, x[:, None], *args, **kwargs)
+    return wide[:, 0]
+
+
 _ROUTER = "peft.tuners.poly.router.PolyRouter"
 STAND_INS = {
     "peft.tuners.multitask_prompt_tuning.model.MultitaskPromptEmbedding.forward": prompt,
+    "peft.tuners.poly.layer.Linear.forward": weigh,
     f"{_ROUTER}.forward": route,
     f"{_ROUTER}.keyed": None,
     f"{_ROUTER}.sees_padding": True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import peft
@@ -29,8 +31,29 @@ class CorDA(Residual):
                 for batch in ground.batches(1):
                     base(**batch.inputs)
 
-        preprocess_corda(base, of, run_model=run)
+        with _at_least_two_dimensions(base, ground.heads):
+            preprocess_corda(base, of, run_model=run)
         return super().inject(base, of, ground)
+
+
+@contextlib.contextmanager
+def _at_least_two_dimensions(base: nn.Module, heads: Sequence[str]) -> Iterator[None]:
+    """Show one vector as a row of one token: PEFT squeezes a pooler's input away."""
+
+    def widen(module: nn.Module, given: tuple[Any, ...]) -> Any:
+        return (given[0][None], *given[1:]) if given[0].dim() == 2 else None
+
+    def narrow(module: nn.Module, given: tuple[Any, ...], out: torch.Tensor) -> Any:
+        return out[0] if len(given[0]) == given[0].shape[1] == 1 else None
+
+    handles: list[Any] = []
+    for layer in linear_layers(base, heads).values():
+        handles += [layer.register_forward_pre_hook(widen), layer.register_forward_hook(narrow)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 HOOK = CorDA

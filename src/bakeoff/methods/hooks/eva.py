@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import peft
-from peft.tuners.lora.eva import initialize_lora_eva_weights
+import torch
+from peft.tuners.lora.eva import (
+    initialize_lora_eva_weights,
+    prepare_layer_inputs_fn_language_modeling,
+)
 from torch import nn
 
-from bakeoff.methods.hook import Ground, Hook
+from bakeoff.methods.hook import Ground, Hook, Incompatible
 
-ROWS = 8
-"""Examples in a batch of the incremental SVD."""
+ROWS = 32
+"""Examples in a batch of the incremental SVD, at least."""
 
 
 class Eva(Hook):
@@ -21,13 +26,34 @@ class Eva(Hook):
         """Attach LoRA, then let PEFT read the calibration batches."""
         model = super().inject(base, config, ground)
         model.eval()
-        seen = [dict(batch.inputs) for batch in ground.batches(ROWS)]
-        initialize_lora_eva_weights(model, seen, forward_fn=_forward, show_progress_bar=False)
+        of: Any = config
+        # PEFT goes round until every layer has seen as many vectors in a batch as it looks for
+        needed = math.ceil(of.r * of.eva_config.rho)
+        rows = max(ROWS, needed)
+        seen = [dict(b.inputs) for b in ground.batches(rows) if b.rows >= needed]
+        if not seen:
+            raise Incompatible(f"it starts from at least {needed} training examples")
+        initialize_lora_eva_weights(
+            model,
+            seen,
+            forward_fn=_forward,
+            prepare_layer_inputs_fn=_seen_by_layer,
+            show_progress_bar=False,
+        )
         return model
 
 
 def _forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
     return model(**inputs)
+
+
+def _seen_by_layer(given: Any, real: torch.Tensor, name: str) -> torch.Tensor:
+    """Return the real tokens' inputs; a pooler is given no tokens, but one vector a row."""
+    x: torch.Tensor = given if isinstance(given, torch.Tensor) else given[0]
+    if x.dim() == 2:
+        return x.contiguous()
+    found: torch.Tensor = prepare_layer_inputs_fn_language_modeling(x, real, name)
+    return found
 
 
 HOOK = Eva

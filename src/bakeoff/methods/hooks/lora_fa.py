@@ -8,7 +8,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from bakeoff.methods.hook import Ground, Hook
+from bakeoff.methods.hook import Ground, Hook, inverse
 
 DAMPING = 1e-8
 """PEFT's ``LoraFAOptimizer`` adds it to A A^T before inverting."""
@@ -35,7 +35,7 @@ class LoraFA(Hook):
             if ".lora_B." in name:
                 a = values[name.replace(".lora_B.", ".lora_A.")].to(gradient.dtype)
                 damped = a @ a.mT + DAMPING * torch.eye(len(a), device=a.device)
-                new[name] = gradient @ torch.linalg.inv_ex(damped).inverse / self.scale**2
+                new[name] = gradient @ inverse(damped) / self.scale**2
         return new
 
 

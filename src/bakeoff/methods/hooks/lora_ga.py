@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import peft
@@ -28,6 +29,8 @@ class LoraGA(Residual):
             for batch in ground.batches(ROWS):
                 ground.loss(base, batch).backward()  # type: ignore[no-untyped-call]
 
+        # PEFT counts passes by a hook on modules whose inputs need no gradient, as it means to
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         preprocess_loraga(base, of, steps)
         return super().inject(base, of, ground)
 

@@ -1,4 +1,4 @@
-"""Trials on the tiny models, built and trained by hand: what engine and method tests share."""
+"""Trials on the tiny models, built and trained step by step: what contract tests are made of."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from conftest import write_splits
 
 from bakeoff import assemble
 from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.switches import Switches
 from bakeoff.methods import registry
-from bakeoff.trial import Conditions, Trial
+from bakeoff.testing.tiny import write_splits
+from bakeoff.trial import Conditions, MethodEntry, Trial
 
 LABELS = ["lights", "music", "timer"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ CONDITIONS = Conditions(
 
 
 def make_trial(
-    method: str,
+    method: str | MethodEntry,
     task: str,
     *,
     seed: int = 0,
@@ -61,16 +61,16 @@ def make_trial(
     rate: float = 1e-2,
     **changes: Any,
 ) -> Trial:
-    """Return a trial of a catalog method; ``changes`` are to the conditions."""
+    """Return a trial of a method, the catalog's by name; ``changes`` are to the conditions."""
     conditions = dataclasses.replace(CONDITIONS, task=task, task_options=OPTIONS[task], **changes)
-    entry = registry.load(method, Path())
+    entry = registry.load(method, Path()) if isinstance(method, str) else method
     return Trial(entry, {"learning_rate": rate}, seed, phase, conditions)
 
 
 def build(
     trials: Trial | Sequence[Trial], base: Path, folder: Path, switches: Switches | None = None
 ) -> assemble.Bench:
-    """Put trials on ``base`` with the conftest's rows as their data; plain without switches."""
+    """Put trials on ``base`` with the tiny rows as their data; plain without switches."""
     together = [trials] if isinstance(trials, Trial) else list(trials)
     data = write_splits(folder / "data")
     assemble.prepare_process(together[0].conditions)

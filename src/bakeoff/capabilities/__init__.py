@@ -1,0 +1,149 @@
+"""What a method can do, found by doing it on tiny bases; nothing is taken from what it claims.
+
+Stands beside ``preflight``: an executor runs ``bakeoff.capabilities:probe`` by name, JSON in and
+out, once a method. A failure is an answer with its reason, never an exception. What is found is
+``methods.known.Capabilities``; the study half reads that and never this package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from transformers.utils import logging as transformers_logging
+
+from bakeoff.capabilities import afterwards, layers, quantised, riding, tiny
+from bakeoff.capabilities.afterwards import first_line, measured
+from bakeoff.capabilities.trained import Trained, difference, train
+from bakeoff.errors import UsageError
+from bakeoff.methods.arguments import config_class
+from bakeoff.methods.known import RANK, Capabilities, Measured, OnBase, Riding, Works, identity
+from bakeoff.trial import MethodEntry
+
+MOST_RANK = 16
+"""The tiny layers are 64 wide at their narrowest: a larger rank would hardly restrict them."""
+
+
+def probe(value: dict[str, Any]) -> dict[str, Any]:
+    """Probe the method ``value["entry"]`` (a ``MethodEntry`` as JSON); return its capabilities."""
+    entry = MethodEntry(**value["entry"])
+    torch.set_num_threads(1)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    gc.freeze()  # parity collects garbage after each step: not among all that is imported
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # what libraries warn of is no part of the answer
+        logging.disable(logging.WARNING)
+        try:
+            return capabilities(entry, Path(folder)).to_json()
+        finally:
+            logging.disable(logging.NOTSET)
+            gc.unfreeze()
+
+
+def capabilities(entry: MethodEntry, folder: Path) -> Capabilities:
+    """Return all that can be found out about ``entry``; ``folder`` is empty and may be filled."""
+    found = Capabilities(entry.name, identity(entry), _peft_type(entry), entry.needs)
+    if entry.needs is not None:
+        return dataclasses.replace(found, on={k: OnBase(False, entry.needs) for k in tiny.KINDS})
+    on: dict[str, OnBase] = {}
+    llama: Trained | None = None
+    for kind in tiny.KINDS:
+        try:
+            at = train(entry, dict(entry.config), kind, tiny.base(kind))
+        except Exception as error:  # whatever PEFT raises is the answer
+            on[kind] = OnBase(False, first_line(error))
+            continue
+        saved = folder / f"saved-{kind}"
+        on[kind] = _on_base(at, saved)
+        if kind == "llama":
+            llama = at
+            found = dataclasses.replace(
+                conversion(found, entry, at),
+                plain=measured(partial(afterwards.reads_as_plain_lora, at, saved)),
+            )
+    return dataclasses.replace(
+        found,
+        on=on,
+        lanes_by_task={
+            task: _riding(entry, task, folder)
+            for task, kind in riding.TASKS.items()
+            if on[kind].trains
+        },
+        quantised=_quantised(entry, folder, llama, on["llama"].reason),
+        layers=layers.takes(entry),
+    )
+
+
+def _peft_type(entry: MethodEntry) -> str | None:
+    if entry.peft is None:
+        return None
+    try:
+        own = config_class(entry)
+    except UsageError:  # attaching says so, with its reason
+        return None
+    types = peft.PEFT_TYPE_TO_CONFIG_MAPPING
+    return next((str(kind.value) for kind, config in types.items() if config is own), None)
+
+
+def _on_base(at: Trained, folder: Path) -> OnBase:
+    heads = tiny.KINDS[at.kind].heads
+    own = [p for n, p in at.start.items() if not set(n.split(".")) & set(heads)]
+    saved = measured(partial(afterwards.save, at, folder))
+    reload = measured(partial(afterwards.reloads, at, folder))
+    return OnBase(
+        trains=True,
+        # the task's output layer is every method's; a method that trains it alone is counted by it
+        parameters=sum(p.numel() for p in own or at.start.values()),
+        checkpoint_bytes=None if saved.value is None else int(saved.value),
+        effect=measured(partial(difference, at.after, at.untouched)).value,
+        start=measured(partial(difference, at.before, at.untouched)),
+        reload=reload if saved.reason is None else saved,
+        merge=measured(partial(afterwards.merges, at)),
+        disable=measured(partial(afterwards.disables, at)),
+    )
+
+
+def conversion(found: Capabilities, entry: MethodEntry, at: Trained) -> Capabilities:
+    """Measure PEFT's conversion to LoRA, at the method's own rank and at ``RANK``."""
+    rank = entry.config.get("r")
+    natural = rank if isinstance(rank, int) and rank > 0 else None
+    if natural is not None and natural > MOST_RANK:
+        natural = MOST_RANK
+        config = {**entry.config, "r": MOST_RANK}
+        try:
+            at = train(entry, config, at.kind, tiny.base(at.kind))
+        except Exception as error:  # then there is no model to convert
+            none = Measured(None, first_line(error))
+            return dataclasses.replace(found, conversion={str(RANK): none})
+    ranks = sorted({RANK, natural or RANK})
+    claims = getattr(at.model, "supports_lora_conversion", None)
+    return dataclasses.replace(
+        found,
+        claims_conversion=bool(claims and claims()),
+        natural_rank=natural,
+        conversion={str(r): measured(partial(afterwards.converts, at, r)) for r in ranks},
+    )
+
+
+def _quantised(
+    entry: MethodEntry, folder: Path, plain: Trained | None, reason: str | None
+) -> dict[str, Works]:
+    if plain is None:
+        return {kind: Works(False, reason) for kind in quantised.PACKAGES}
+    return {kind: quantised.works(entry, kind, folder, plain) for kind in quantised.PACKAGES}
+
+
+def _riding(entry: MethodEntry, task: str, folder: Path) -> Riding:
+    try:
+        return riding.rides(entry, task, folder)
+    except Exception as error:  # the plain path itself does not run on this task
+        return Riding((), {"lanes": first_line(error)})

@@ -1,0 +1,136 @@
+"""What can be done with a method once it is trained: save, reload, merge, switch off, convert.
+
+Each answer is a difference of logits, or the reason why there is none; what PEFT says of itself is
+not asked. The trained model is copied before anything that changes it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bakeoff.capabilities import tiny
+from bakeoff.capabilities.trained import Trained, difference, logits, rounded
+from bakeoff.engine import shims
+from bakeoff.methods.hook import Finished
+from bakeoff.methods.known import Measured
+
+BASE_NAME = "tiny"
+LONGEST = 160
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error as one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def measured(figure: Callable[[], float]) -> Measured:
+    """Return a figure, or why it cannot be had: whatever a library raises is an answer here."""
+    try:
+        return Measured(figure())
+    except Exception as error:
+        return Measured(None, first_line(error))
+
+
+def save(at: Trained, folder: Path) -> int:
+    """Let the hook write what a user needs beside the base; return the bytes of its tensors."""
+    start = at.start if at.hook.needs_start else None
+    at.hook.save(at.model, folder, Finished(BASE_NAME, 0, start))
+    tensors = [t for file in folder.glob("*.safetensors") for t in load_file(file).values()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def reloads(at: Trained, saved: Path) -> float:
+    """Return how far the saved model, on an untouched base in plain PEFT, is from the trained."""
+    base = tiny.base(at.kind)
+    if at.hook.saved_as == "model":
+        model = type(base).from_pretrained(saved)
+    elif at.hook.saved_as == "adapter":
+        model = peft.PeftModel.from_pretrained(base, saved)
+        shims.install(model)  # answers PEFT's question for each row's task, computes nothing else
+    else:
+        model = base
+        unknown = model.load_state_dict(load_file(saved / "model.safetensors"), strict=False)
+        if unknown.unexpected_keys:
+            raise KeyError(f"{unknown.unexpected_keys[0]} is no tensor of the base")
+    return difference(logits(model, at.kind), at.after)
+
+
+def merges(at: Trained) -> float:
+    """Return how far the merged model is from the trained one."""
+    if at.hook.saved_as != "adapter":
+        return 0.0  # it was trained in the base's own tensors: nothing is left to merge
+    if at.model.active_peft_config.is_prompt_learning:
+        raise TypeError("virtual tokens are input: there is no weight to merge them into")
+    if not hasattr(at.model.base_model, "merge_and_unload"):
+        raise TypeError(f"PEFT's {type(at.model.base_model).__name__} has no merge_and_unload")
+    merged = copy.deepcopy(at.model).merge_and_unload()
+    return difference(logits(merged, at.kind), at.after)
+
+
+def disables(at: Trained) -> float:
+    """Return how far the model is from the untouched base while its adapter is switched off.
+
+    The task's output layer counts with the adapter: PEFT switches it back as well.
+    """
+    if at.hook.saved_as != "adapter":
+        raise TypeError("there is no adapter to switch off")
+    model = copy.deepcopy(at.model)
+    with model.disable_adapter():
+        off = logits(model, at.kind)
+    return difference(off, at.untouched)
+
+
+def converts(at: Trained, rank: int) -> float:
+    """Return the share of the method's effect that PEFT's conversion to LoRA loses."""
+    config, tensors = peft.convert_to_lora(copy.deepcopy(at.model), rank)
+    lora = peft.get_peft_model(tiny.base(at.kind), config)
+    unknown = peft.set_peft_model_state_dict(lora, tensors)
+    if unknown.unexpected_keys:
+        raise KeyError(f"{unknown.unexpected_keys[0]} is no tensor of the LoRA")
+    return _lost(at, logits(lora, at.kind))
+
+
+def reads_as_plain_lora(at: Trained, saved: Path) -> float:
+    """Return the share of the method's effect that is lost by who reads its file as plain LoRA.
+
+    That is: one scale for all layers, W + scale B A and nothing else. Inference servers do so.
+    """
+    path = saved / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if config.get("peft_type") != "LORA":
+        raise TypeError("it is not saved as LoRA")
+    for key in ("use_dora", "modules_to_save", "lora_bias"):
+        if config.get(key):
+            raise TypeError(f"it is saved with {key}")
+    if config.get("bias", "none") != "none":
+        raise TypeError("it is saved with biases")
+    scale = config["lora_alpha"] / config["r"] ** (0.5 if config["use_rslora"] else 1)
+    model = tiny.base(at.kind)
+    tensors = load_file(saved / "adapter_model.safetensors")
+    for name in tensors:
+        if not name.endswith((".lora_A.weight", ".lora_B.weight")):
+            own = name.removesuffix(".weight").rpartition(".")[2]
+            raise TypeError(f"it saves {own} beside LoRA's A and B")
+    with torch.no_grad():
+        for name, a in tensors.items():
+            if name.endswith(".lora_A.weight"):
+                own = name.removesuffix(".lora_A.weight")
+                layer = model.get_submodule(own.removeprefix("base_model.model."))
+                b = tensors[f"{own}.lora_B.weight"]
+                if (len(b), a.shape[1]) != layer.weight.shape or len(a) != b.shape[1]:
+                    raise TypeError("its A and B are no factors of the layer's weight")
+                layer.weight += scale * b @ a
+    return _lost(at, logits(model, at.kind))
+
+
+def _lost(at: Trained, out: Tensor) -> float:
+    return rounded((out - at.after).norm() / (at.after - at.untouched).norm())

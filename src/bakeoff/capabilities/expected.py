@@ -1,0 +1,38 @@
+"""What a method would train on the user's own model, from its architecture alone: no weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig
+
+from bakeoff.capabilities import tiny
+from bakeoff.capabilities.afterwards import first_line
+from bakeoff.sizing import Shape, count, shape_of
+from bakeoff.trial import MethodEntry
+
+STEPS = 1000
+"""What rules that name the study's steps are resolved with; no count depends on it."""
+SUFFIXES = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+"""How the names of models end that are trained to continue a text."""
+
+
+def expected(value: dict[str, Any]) -> dict[str, Any]:
+    """Count for the method ``value["entry"]`` and the model at ``value["path"]``.
+
+    Returns ``{"parameters": n}``, or ``{"reason": ...}`` where it cannot be attached.
+    """
+    entry = MethodEntry(**value["entry"])
+    try:
+        return {"parameters": count(entry, dict(entry.config), _shape(value["path"]), STEPS)}
+    except Exception as error:  # whatever PEFT raises is the answer
+        return {"reason": first_line(error)}
+
+
+def _shape(path: str) -> Shape:
+    config = AutoConfig.from_pretrained(path)
+    named = (config.architectures or [""])[0]
+    task = next((t for suffix, t in SUFFIXES.items() if named.endswith(suffix)), "SEQ_CLS")
+    if config.is_encoder_decoder:
+        task = "SEQ_2_SEQ_LM"
+    return shape_of(path, task, tiny.HEADS if task == "SEQ_CLS" else ())

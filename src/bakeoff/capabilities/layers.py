@@ -1,0 +1,106 @@
+"""Which types of layer a method's tuner takes, found by putting it on models of one such layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from bakeoff.capabilities import tiny
+from bakeoff.capabilities.trained import STEPS, resolved
+from bakeoff.engine import shims
+from bakeoff.methods.arguments import config_class
+from bakeoff.methods.hook import make, trainable
+from bakeoff.trial import MethodEntry
+
+WIDTH = 64
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "Linear": lambda: nn.Linear(WIDTH, WIDTH),
+    "Conv1D": lambda: Conv1D(WIDTH, WIDTH),
+    "Embedding": lambda: nn.Embedding(tiny.WORDS, WIDTH),
+    "Conv1d": lambda: nn.Conv1d(WIDTH, WIDTH, 3, padding=1),
+    "Conv2d": lambda: nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
+    "Conv3d": lambda: nn.Conv3d(WIDTH, WIDTH, 3, padding=1),
+    "MultiheadAttention": lambda: nn.MultiheadAttention(WIDTH, 4, batch_first=True),
+    "LayerNorm": lambda: nn.LayerNorm(WIDTH),
+}
+
+
+class Toy(nn.Module):
+    """A model whose one layer of interest is called ``target``; its output is ``[B, T, WIDTH]``."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.config = SimpleNamespace(
+            model_type="toy", hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=4,
+            vocab_size=tiny.WORDS, tie_word_embeddings=False,
+        )  # fmt: skip
+        self.config.get_text_config = lambda: self.config
+        self.config.to_dict = dict
+        self.embed = nn.Embedding(tiny.WORDS, WIDTH)
+        self.target = LAYERS[kind]()
+        self.out = nn.Linear(WIDTH, tiny.WORDS)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the input embedding."""
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the output layer."""
+        return self.out
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        """Run the layer of interest between the others."""
+        x = self.embed(input_ids)
+        if self.kind == "Embedding":
+            x = self.target(input_ids)
+        elif self.kind == "MultiheadAttention":
+            x = self.target(x, x, x)[0]
+        elif self.kind.startswith("Conv") and self.kind != "Conv1D":
+            # [B, C, T], and as many dimensions of one more as the convolution wants
+            extra = (1,) * (int(self.kind[4]) - 1)
+            x = self.target(x.mT.reshape(len(x), WIDTH, *extra, -1)).reshape(len(x), WIDTH, -1).mT
+        else:
+            x = self.target(x)
+        return SimpleNamespace(logits=self.out(x))
+
+
+def takes(entry: MethodEntry) -> tuple[str, ...]:
+    """Return the types of layer that the method trains on, alone on a model.
+
+    Nothing for a method that has no targets to choose: prompts, and parts of the base itself.
+    """
+    if entry.peft is None:
+        return ()
+    try:
+        known = {f.name for f in dataclasses.fields(config_class(entry))}
+        config = {**resolved(entry), "target_modules": ["target"]}
+    except Exception:  # whatever is wrong with the entry, attaching it says so
+        return ()
+    if "target_modules" not in known:
+        return ()
+    if "feedforward_modules" in known:
+        config["feedforward_modules"] = []
+    return tuple(kind for kind in LAYERS if _trains(entry, config, kind))
+
+
+def _trains(entry: MethodEntry, config: dict[str, Any], kind: str) -> bool:
+    torch.manual_seed(0)
+    model = Toy(kind).requires_grad_(False)
+    # no task: PEFT then asks nothing of the model but its layers
+    around = tiny.ground("llama", STEPS)._replace(task_type=None)  # type: ignore[arg-type]
+    try:
+        attached: Any = make(entry, config).attach(model, around)
+        shims.install(attached)
+        attached.train()
+        batch = next(tiny.batches("llama", tiny.ROWS))
+        tiny.loss(attached, batch).backward()  # type: ignore[no-untyped-call]
+    except Exception:  # whatever PEFT raises is the answer
+        return False
+    return any(p.grad is not None for p in trainable(attached).values())

@@ -1,0 +1,89 @@
+"""Whether a method trains on a base whose linear layers are quantised, where the package is there.
+
+Quantised as users do it, by transformers while it loads: bitsandbytes in 4 and 8 bits, torchao's
+int8 weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import BitsAndBytesConfig, LlamaForCausalLM, TorchAoConfig
+
+from bakeoff.capabilities import tiny
+from bakeoff.capabilities.afterwards import first_line
+from bakeoff.capabilities.trained import Broken, Trained, difference, logits, resolved, train
+from bakeoff.methods.known import Works
+from bakeoff.trial import MethodEntry
+
+PACKAGES = {"4bit": "bitsandbytes", "8bit": "bitsandbytes", "int8": "torchao"}
+"""Kinds of quantised base, and the package that each takes."""
+NEAR = 0.5
+"""Largest relative difference of logits from the same method on the plain base. Rounding a tiny
+random base to 4 bits moves them by 0.2; taking packed bytes for weights moves them by more."""
+
+
+def works(entry: MethodEntry, kind: str, folder: Path, plain: Trained) -> Works:
+    """Return whether ``entry`` trains on a tiny Llama quantised as ``kind``.
+
+    ``plain`` is the same on the base as it was: with its tensors the logits must be near to its.
+    """
+    package = PACKAGES[kind]
+    if importlib.util.find_spec(package) is None:
+        return Works(None, f"{package} is not installed")
+    try:
+        base = _base(kind, folder)
+    except Exception as error:  # a package that is there and does not work is no verdict
+        return Works(None, f"{package}: {first_line(error)}")
+    try:
+        at = train(entry, resolved(entry), "llama", base)
+        off = max(difference(at.before, plain.before), _transplanted(at, plain))
+        if not off <= NEAR:
+            raise Broken(f"its logits are {off:.2g} (relative) off those on the plain base")
+    except Exception as error:  # whatever PEFT or the package raises is the answer
+        return Works(False, first_line(error))
+    return Works(True)
+
+
+def _transplanted(at: Trained, plain: Trained) -> float:
+    """Return how far ``at`` is from ``plain`` once it has the tensors that ``plain`` trained."""
+    own, trained = (dict(m.named_parameters()) for m in (at.model, plain.model))
+    found, expected = ({(n, p.shape) for n, p in t.start.items()} for t in (at, plain))
+    if others := sorted(name for name, _ in found ^ expected):
+        raise Broken(f"PEFT trains other tensors there than on the plain base: {others[0]}")
+    with torch.no_grad():
+        for name in plain.start:
+            if is_traceable_wrapper_subclass(own[name]):
+                raise Broken("it would train the rounded weights themselves")
+            own[name].copy_(trained[name])
+    return difference(logits(at.model, at.kind), plain.after)
+
+
+def _base(kind: str, folder: Path) -> Any:
+    plain = folder / "to-quantise"
+    if not plain.is_dir():
+        tiny.base("llama").save_pretrained(plain)
+    found: Any = LlamaForCausalLM.from_pretrained(
+        plain, quantization_config=_config(kind), local_files_only=True
+    )
+    for module in found.modules():
+        # bitsandbytes repacks weights for AVX512 at the first evaluation, and such a layer has no
+        # gradient any more; elsewhere it does not
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return found.requires_grad_(False)
+
+
+def _config(kind: str) -> Any:
+    if kind == "4bit":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    # torchao is optional, and transformers imports it only here
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig())

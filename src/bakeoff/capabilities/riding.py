@@ -1,0 +1,99 @@
+"""Which accelerators hold for a method: the study's own parity probe, on tiny bases with files.
+
+``parity`` builds trials as a study does, so here lie a saved base, a tokenizer and a few rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from bakeoff.assemble import prepare_process
+from bakeoff.capabilities import tiny
+from bakeoff.engine.switches import Switches
+from bakeoff.methods.known import Riding
+from bakeoff.parity import decide
+from bakeoff.trial import LEARNING_RATE, Conditions, MethodEntry, Trial
+
+PLACES = ("kitchen", "bedroom", "garage", "office", "attic", "hall", "study", "garden")
+VERBS = ("dim", "play", "stop")
+TASKS = {"sft": "llama", "classify": "bert"}
+"""The tasks that are tried, each on the kind of base it is meant for."""
+_OPTIONS = {
+    "sft": {
+        "columns": {"prompt": "{text}", "completion": "{label} {place}"},
+        "max_length": 32,
+        "max_new_tokens": 4,
+    },
+    "classify": {
+        "columns": {"text": "text", "label": "label"},
+        "max_length": 32,
+        "max_new_tokens": None,
+        "labels": list(VERBS),
+    },
+}
+
+
+def conditions(task: str) -> Conditions:
+    """Return a study's conditions for a tiny trial of ``task``."""
+    return Conditions(
+        base="tiny",
+        revision=None,
+        task=task,
+        task_options=_OPTIONS[task],
+        metric="accuracy",
+        data={},
+        steps=20,
+        batch_size=4,
+        evaluation_batch_size=4,
+        warmup=0.0,
+        decay=0.0,
+        weight_decay=0.0,
+        clip=1.0,
+        head_learning_rate=None,
+        validations=1,
+        device="cpu",
+        precision="fp32",
+        threads=1,
+    )
+
+
+def rides(entry: MethodEntry, task: str, folder: Path) -> Riding:
+    """Return which of the engine's switches hold for ``entry`` on ``task``, tried in ``folder``."""
+    base, data = folder / TASKS[task], folder / "data"
+    c = conditions(task)
+    prepare_process(c)
+    if not data.is_dir():
+        _write_rows(data)
+    if not base.is_dir():
+        tiny.base(TASKS[task]).save_pretrained(base)
+        _tokenizer().save_pretrained(base)
+    trial = Trial(entry, {LEARNING_RATE: entry.learning_rate}, 0, "search", c)
+    found = decide(trial, str(base), data, Switches.best(c.device, c.precision))
+    on = [name for name, value in dataclasses.asdict(found.switches).items() if value]
+    return Riding(tuple(on), found.reasons)
+
+
+def _write_rows(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    rows = [
+        {"text": f"{verb} in the {'old ' * i}{place}", "label": verb, "place": place}
+        for verb in VERBS
+        for i, place in enumerate(PLACES)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = ("[PAD]", "[UNK]", "[EOS]", "in", "the", "old", *VERBS, *PLACES)
+    model = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]"
+    )

@@ -1,0 +1,154 @@
+"""One method on one page: what it is, what it takes, what it was found to do, what others saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bakeoff.cli.methods import Row, count
+from bakeoff.cli.output import out
+from bakeoff.methods.known import RANK, SAME, Capabilities, Measured, OnBase
+from bakeoff.methods.published import CAVEATS, SOURCE, TASKS, results
+from bakeoff.plan import learning_rates
+from bakeoff.trial import MethodEntry
+
+SHOWN_RATES = 5
+WIDTH = 15
+MIB = 2**20
+SERVED: dict[str | None, str] = {
+    "adapter": "as it is saved (ranks above 16 want --max-lora-rank)",
+    "converted": "converted to LoRA",
+    "merged": "merged into a base of its own alone",
+}
+
+
+def show_page(row: Row, model: str | None) -> None:
+    """Print the page."""
+    entry = row.entry
+    out.print(f"[bold]{entry.title}[/] ({entry.name}), {entry.family}")
+    out.print(f"  {entry.mechanism}", markup=False, soft_wrap=True)
+    lines = [*_what(entry), *_can(row), *_on_model(row, model), *_published(entry.name)]
+    for label, text in lines:
+        out.print(f"  {label:<{WIDTH}} {text}", markup=False, soft_wrap=True)
+
+
+def _what(entry: MethodEntry) -> Iterator[tuple[str, str]]:
+    yield "paper", entry.paper or "-"
+    how = [entry.peft] if entry.peft else []
+    yield "how", ", ".join([*how, *([f"hook {entry.hook}"] if entry.hook else [])])
+    yield "arguments", ", ".join(f"{k} = {v}" for k, v in entry.config.items()) or "-"
+    yield (
+        "learning rates",
+        ", ".join(f"{r:g}" for r in learning_rates(entry.learning_rate, SHOWN_RATES)),
+    )
+    yield "", entry.learning_rate_why
+    for part, factor in entry.rates.items():
+        yield "", f"tensors named {part}: {factor:g} times the rate"
+    for argument, space in entry.tuning.items():
+        values = ", ".join(str(v) for v in space["values"])
+        yield f"tune {argument}", f"{values} ({space['why']})"
+    if entry.size is not None:
+        allowed = entry.size.get("values") or f"multiples of {entry.size['step']}"
+        yield "size", f"by {entry.size['argument']}: {allowed}"
+
+
+def _can(row: Row) -> Iterator[tuple[str, str]]:
+    own = row.found.capabilities
+    if own is None:
+        yield "can do", "not probed: `bakeoff methods NAME --probe`"
+        return
+    if own.needs is not None:
+        yield "cannot run", f"it needs {own.needs}"
+        return
+    versions = row.found.versions
+    yield "found with", ", ".join(f"{p} {v}" for p, v in versions.items() if v is not None)
+    for base, found in own.on.items():
+        yield f"on {base}", _figures(found) if found.trains else f"does not train: {found.reason}"
+    at = own.main
+    if at is not None:
+        yield "merges", _answer(own.mergeable, at.merge, "logits off by {}")
+    yield "to LoRA", _conversion(own)
+    yield "vLLM", SERVED.get(own.vllm, "no")
+    for kind, works in own.quantised.items():
+        words = {None: "not tried", False: "no", True: "yes"}[works.works]
+        yield f"{kind} base", words + (f" ({works.reason})" if works.reason else "")
+    yield "", "on a CPU: what a GPU's kernels do may differ"
+    for task, riding in own.lanes_by_task.items():
+        yield f"{task} engine", " ".join(riding.switches) or "-"
+        for switch, reason in riding.reasons.items():
+            yield "", f"no {switch}: {reason}"
+    yield "layers", " ".join(own.layers) or "its own choice"
+
+
+def _figures(found: OnBase) -> str:
+    start = "starts as the base"
+    if found.start.value is not None and found.start.value > SAME:
+        start = f"starts {found.start.value:g} off the base"
+    return (
+        f"trains {count(found.parameters)} parameters, saves "
+        f"{count(found.checkpoint_bytes)} bytes, {start}, reloads "
+        f"{_off(found.reload)}, disabled {_base(found.disable)}"
+    )
+
+
+def _off(measured: Measured) -> str:
+    if measured.value is None:
+        return f"(not: {measured.reason})"
+    return "exactly" if measured.value <= SAME else f"{measured.value:g} off"
+
+
+def _base(disabled: Measured) -> str:
+    if disabled.value is None:
+        return f"cannot be ({disabled.reason})"
+    off = disabled.value > SAME
+    return f"is {disabled.value:g} off the base" if off else "is the base again"
+
+
+def _answer(holds: bool, measured: Measured, form: str) -> str:
+    detail = measured.reason if measured.value is None else form.format(f"{measured.value:g}")
+    return f"{'yes' if holds else 'no'} ({detail})"
+
+
+def _conversion(own: Capabilities) -> str:
+    if own.vllm == "adapter":
+        return "it is saved as plain LoRA"
+    errors = [
+        f"r = {rank}: {error.reason or f'{error.value:.2g} of its effect is lost'}"
+        for rank, error in own.conversion.items()
+    ]
+    claim = "" if own.to_lora or not own.claims_conversion else "; PEFT says that it can"
+    return f"{'yes' if own.to_lora else 'no'} ({'; '.join(errors) or f'r = {RANK}: -'}{claim})"
+
+
+def _on_model(row: Row, model: str | None) -> Iterator[tuple[str, str]]:
+    if row.on_model is None:
+        return
+    reason = row.on_model.get("reason")
+    if reason is not None:
+        yield "on the model", f"{model}: cannot be attached: {reason}"
+        return
+    yield "on the model", f"{model}: {count(row.on_model['parameters'])} parameters"
+    yield "", f"{_mib(row.on_model.get('checkpoint_bytes'))} to save"
+    yield "", f"{_mib(row.on_model['training_state_bytes'])} of values, gradients and moments"
+
+
+def _mib(value: Any) -> str:
+    return "-" if value is None else f"{value / MIB:,.1f} MiB"
+
+
+def _published(name: str) -> Iterator[tuple[str, str]]:
+    found = results(name)
+    if not found:
+        return
+    yield "published", f"by Hugging Face: {SOURCE}"
+    for run in found:
+        yield (
+            f"  {run.task}",
+            f"{run.metric} {run.value:.3f} at lr {run.learning_rate:g}, "
+            f"{run.parameters:,} parameters, {run.memory_gb:.1f} GB, {run.seconds:,.0f} s "
+            f"({run.experiment})",
+        )
+    for caveat in CAVEATS:
+        task = caveat.partition(":")[0]
+        if task not in TASKS or any(run.task == task for run in found):
+            yield "  note", caveat

@@ -1,0 +1,62 @@
+"""What Hugging Face published of PEFT's methods: a note on a method's page, no measurement of ours.
+
+Read by the CLI. Standard library only; ``published.csv`` says where its rows come from.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from importlib.resources import files
+from typing import NamedTuple
+
+SOURCE = "https://github.com/huggingface/peft/tree/main/method_comparison"
+TASKS = ("metamathqa", "imagegen")
+CAVEATS = (
+    "one run each, one seed; the learning rates were not tuned method by method",
+    "metamathqa: 1319 test items, so the standard error is 1.37 points; answers were probably "
+    "sampled, not greedy, since transformers 5",
+    "metamathqa: no configuration is better than LoRA r = 32 beyond chance (Holm-corrected)",
+    "imagegen: similarity over four test images",
+    "the training time includes evaluation",
+)
+
+
+class Published(NamedTuple):
+    """One published run; ``memory_gb`` is its peak in 10^9 bytes, ``seconds`` its training time."""
+
+    task: str
+    experiment: str
+    method: str
+    learning_rate: float
+    parameters: int
+    metric: str
+    value: float
+    memory_gb: float
+    seconds: float
+
+
+def results(method: str) -> list[Published]:
+    """Return the published runs of a method, language before images, best first."""
+    found = [row for row in _all() if row.method == method]
+    return sorted(found, key=lambda row: (TASKS.index(row.task), -row.value))
+
+
+@functools.cache
+def _all() -> tuple[Published, ...]:
+    text = files("bakeoff.methods").joinpath("published.csv").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return tuple(
+        Published(
+            row["task"],
+            row["experiment"],
+            row["method"],
+            float(row["learning_rate"]),
+            int(row["parameters"]),
+            row["metric"],
+            float(row["value"]),
+            float(row["memory_gb"]),
+            float(row["seconds"]),
+        )
+        for row in csv.DictReader(lines)
+    )

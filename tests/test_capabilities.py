@@ -1,0 +1,253 @@
+"""What methods can do is found by doing it: facts that can be checked by hand, and the record."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bakeoff import capabilities
+from bakeoff.capabilities import afterwards, layers, quantised, tiny
+from bakeoff.capabilities.trained import Broken, Trained, difference, resolved, train
+from bakeoff.methods import known, registry
+from bakeoff.methods.known import Capabilities, Measured, OnBase, Riding, Works
+from bakeoff.trial import MethodEntry
+
+# what PEFT warns of its own settings is no part of what is looked at here
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
+PROBED = ("lora", "dora", "ia3")
+
+
+def entry(name: str, **config: Any) -> MethodEntry:
+    found = registry.load(name, Path())
+    return dataclasses.replace(found, config={**found.config, **config})
+
+
+def trained(name: str, kind: str = "llama") -> Trained:
+    own = entry(name)
+    return train(own, dict(own.config), kind, tiny.base(kind))
+
+
+@pytest.fixture(scope="module")
+def probed() -> dict[str, Capabilities]:
+    """Probe three methods as `bakeoff methods --probe` does: JSON in, JSON out."""
+    found = {}
+    for name in PROBED:
+        value = json.loads(json.dumps({"entry": dataclasses.asdict(entry(name))}))
+        answer = json.loads(json.dumps(capabilities.probe(value)))
+        found[name] = Capabilities.from_json(answer)
+    return found
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_a_probe_finds_what_the_record_says(name: str, probed: dict[str, Capabilities]) -> None:
+    """Figures may differ in rounding from machine to machine; verdicts and counts may not."""
+    shipped = Capabilities.from_json(known.shipped()["methods"][name])
+    assert verdicts(probed[name]) == verdicts(shipped)
+    for kind, works in probed[name].quantised.items():
+        if importlib.util.find_spec(quantised.PACKAGES[kind]):
+            assert works.works == shipped.quantised[kind].works
+        else:
+            assert works == Works(None, f"{quantised.PACKAGES[kind]} is not installed")
+
+
+def verdicts(own: Capabilities) -> dict[str, Any]:
+    return {
+        "peft_type": own.peft_type,
+        "entry": own.entry,
+        "trains": own.trains,
+        "mergeable": own.mergeable,
+        "to_lora": own.to_lora,
+        "claims": own.claims_conversion,
+        "lanes": own.lanes_by_task,
+        "vllm": own.vllm,
+        "layers": own.layers,
+        "counts": {k: (o.parameters, o.checkpoint_bytes) for k, o in own.on.items()},
+    }
+
+
+def test_lora_by_hand(probed: dict[str, Capabilities]) -> None:
+    own, at = probed["lora"], probed["lora"].on["llama"]
+    # two layers of q and o, k and v, gate and up and down: r (in + out) each
+    widths = 2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 256)
+    assert at.parameters == 2 * 8 * widths
+    assert at.checkpoint_bytes == 4 * at.parameters
+    assert at.start == at.reload == at.disable == Measured(0.0)
+    assert at.merge.value is not None
+    assert at.merge.value < 1e-5
+    assert own.to_lora
+    assert own.vllm == "adapter"
+    assert own.layers[:3] == ("Linear", "Conv1D", "Embedding")
+
+
+def test_dora_claims_a_conversion_that_loses_what_it_trained(
+    probed: dict[str, Capabilities],
+) -> None:
+    own = probed["dora"]
+    assert own.claims_conversion
+    assert not own.to_lora
+    lost = own.conversion["8"].value
+    assert lost is not None
+    assert lost > 1e-2
+    assert own.mergeable
+    assert own.vllm == "merged"
+    assert own.plain == Measured(None, "it is saved with use_dora")
+
+
+def test_ia3_trains_everywhere(probed: dict[str, Capabilities]) -> None:
+    own = probed["ia3"]
+    assert own.trains == ["llama", "gpt2", "bert", "t5"]
+    assert own.peft_type == "IA3"
+    assert own.lanes
+
+
+def test_a_method_that_cannot_be_trained_alone_says_what_it_needs() -> None:
+    own = Capabilities.from_json(capabilities.probe({"entry": dataclasses.asdict(entry("xlora"))}))
+    assert own.needs == "LoRA adapters trained before, which it mixes"
+    assert own.trains == []
+    assert {o.reason for o in own.on.values()} == {own.needs}
+    assert (own.mergeable, own.to_lora, own.lanes, own.quantized) == (False, False, False, [])
+
+
+def test_a_prompt_does_not_merge() -> None:
+    found = afterwards.measured(lambda: afterwards.merges(trained("prompt_tuning")))
+    assert found.value is None
+    assert "no weight to merge them into" in str(found.reason)
+
+
+def test_pissa_does_not_give_the_base_back_and_its_file_is_plain_lora(tmp_path: Path) -> None:
+    at = trained("pissa")
+    assert afterwards.disables(at) > 0.1
+    assert afterwards.converts(at, 8) > 1
+    afterwards.save(at, tmp_path)
+    assert afterwards.reloads(at, tmp_path) < 1e-5
+    assert afterwards.reads_as_plain_lora(at, tmp_path) < known.CONVERTED
+
+
+def test_part_of_the_base_is_its_own_merge() -> None:
+    at = trained("bitfit", "bert")
+    assert afterwards.merges(at) == 0
+    assert "no adapter" in str(afterwards.measured(lambda: afterwards.disables(at)).reason)
+
+
+def test_a_method_that_touches_what_is_frozen_does_not_train(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bakeoff.methods.hook import Hook
+
+    def spoil(self: Hook, model: Any, step: int, lane: int) -> None:
+        with torch.no_grad():
+            model.get_input_embeddings().weight[0] += 1
+
+    monkeypatch.setattr(Hook, "after_step", spoil)
+    with pytest.raises(Broken, match=r"embed_tokens\.weight was frozen and changed"):
+        trained("lora")
+
+
+def test_a_rate_that_moves_nothing_does_not_train() -> None:
+    still = dataclasses.replace(entry("lora"), learning_rate=0.0)
+    with pytest.raises(Broken, match="no trained tensor moved"):
+        train(still, dict(still.config), "llama", tiny.base("llama"))
+
+
+def test_what_peft_refuses_is_an_answer() -> None:
+    own = dataclasses.replace(entry("oft"), name="oft")
+    with pytest.raises(Exception, match="Conv1D"):
+        train(own, dict(own.config), "gpt2", tiny.base("gpt2"))
+    wrong = {"entry": dataclasses.asdict(entry("lora", r=-1))}
+    answer = Capabilities.from_json(capabilities.probe(wrong))
+    assert answer.trains == []
+    assert "positive integer" in str(answer.on["llama"].reason)
+    assert answer.quantised["4bit"].works is False
+
+
+def test_a_wrong_entry_is_an_answer_too() -> None:
+    wrong = dataclasses.replace(entry("lora"), peft="LoraConfigg")
+    answer = Capabilities.from_json(capabilities.probe({"entry": dataclasses.asdict(wrong)}))
+    assert answer.peft_type is None
+    assert answer.layers == ()
+    assert "LoraConfigg" in str(answer.on["llama"].reason)
+
+
+def test_a_figure_that_is_not_finite_is_a_reason() -> None:
+    nothing = torch.zeros(3)
+    found = afterwards.measured(lambda: difference(nothing, nothing))
+    assert found == Measured(None, "its logits are nan")
+
+
+def test_a_rank_beyond_the_tiny_layers_is_measured_at_a_smaller_one() -> None:
+    own = entry("vera")
+    assert own.config["r"] > capabilities.MOST_RANK
+    found = capabilities.conversion(Capabilities("vera", ""), own, trained("vera"))
+    assert found.natural_rank == capabilities.MOST_RANK
+    assert found.to_lora
+    assert not found.conversion["8"].within(known.CONVERTED)
+
+
+def test_layers_are_found_by_trying() -> None:
+    assert layers.takes(entry("oft")) == ("Linear", "Embedding")
+    assert layers.takes(entry("prompt_tuning")) == ()
+    assert layers.takes(entry("full")) == ()
+
+
+def test_packed_bytes_taken_for_weights_are_found_out(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, own = trained("hra"), entry("hra")
+    found = quantised.works(own, "8bit", tmp_path, plain)
+    assert found.works is False
+    assert "off those on the plain base" in str(found.reason)
+
+
+def test_a_package_that_is_not_there_is_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(quantised.PACKAGES, "4bit", "no_such_package")
+    found = quantised.works(entry("lora"), "4bit", tmp_path, trained("lora"))
+    assert found == Works(None, "no_such_package is not installed")
+
+
+def test_rules_are_resolved_on_the_plain_base() -> None:
+    assert resolved(entry("lora"))["lora_alpha"] == 16
+    assert resolved(entry("c3a"))["block_size"] in (32, 64)
+
+
+def test_capabilities_survive_json() -> None:
+    own = Capabilities(
+        "m",
+        "hash",
+        "LORA",
+        on={"llama": OnBase(True, parameters=3, effect=0.5, merge=Measured(1e-7)),
+            "t5": OnBase(False, "it refuses")},
+        lanes_by_task={"sft": Riding(("lanes",), {"loss": "why"}), "classify": Riding()},
+        conversion={"8": Measured(None, "no")},
+        quantised={"4bit": Works(None, "is not installed"), "8bit": Works(False, "x")},
+        layers=("Linear",),
+    )  # fmt: skip
+    assert Capabilities.from_json(json.loads(json.dumps(own.to_json()))) == own
+
+
+@pytest.mark.parametrize(
+    ("merge", "effect", "holds"),
+    [(1e-6, 0.1, True), (1e-3, 0.1, False), (5e-5, 1e-3, False), (None, 0.1, False)],
+)
+def test_merging_must_keep_the_effect_not_only_the_logits(
+    merge: float | None, effect: float, holds: bool
+) -> None:
+    at = OnBase(True, effect=effect, merge=Measured(merge))
+    assert Capabilities("m", "", on={"llama": at}).mergeable is holds
+
+
+def test_the_file_to_expect() -> None:
+    def saves(times: float) -> Capabilities:
+        at = OnBase(True, parameters=1000, checkpoint_bytes=int(4000 * times))
+        return Capabilities("m", "", on={"llama": at})
+
+    assert saves(1).checkpoint_bytes(50) == 200
+    assert saves(2).checkpoint_bytes(50) == 400
+    assert saves(1.5).checkpoint_bytes(50) is None
+    assert saves(0.1).checkpoint_bytes(50) is None
