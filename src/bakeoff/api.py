@@ -253,6 +253,7 @@ def read_record(out: Path) -> StudyRecord:
         wall_seconds=sum(walls) if walls else None,
         warnings=tuple(known["warnings"]),
         provenance=known["provenance"],
+        sizes=known.get("sizes"),
     )
 
 
@@ -297,6 +298,7 @@ def overview(spec: StudySpec, source: Path, progress: Progress | None = None) ->
         "methods": methods,
         "trials": trials,
         "steps": trials * steps,
+        "sizes": None if study.sizes is None else list(study.sizes),
         "warnings": list(study.warnings),
     }
 

@@ -171,3 +171,5 @@ class StudyRecord:
     wall_seconds: float | None
     warnings: tuple[str, ...]
     provenance: dict[str, Any]
+    sizes: list[dict[str, Any]] | None = None
+    """Each method's size, where the study wanted equal trainable parameters."""

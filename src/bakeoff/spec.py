@@ -107,6 +107,10 @@ class MethodSpec(_Part):
 class BudgetSpec(_Part):
     """What every method gets, the control included."""
 
+    match: Literal["defaults", "parameters"] = "defaults"
+    """`defaults`, or `parameters`: every method at the size that trains as many as the control."""
+    parameters: Annotated[int, Field(ge=1)] | None = None
+    """With `match = "parameters"`: train about so many, the control too."""
     steps: Annotated[int, Field(ge=2)] = 300
     """Optimizer steps of each trial."""
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -202,6 +206,12 @@ class StudySpec(_Part):
                     f"[method.{name}] gives {len(rates)} learning rates, but every method gets "
                     f"budget.settings = {self.budget.settings}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _target_is_used(self) -> StudySpec:
+        if self.budget.parameters is not None and self.budget.match != "parameters":
+            raise ValueError('budget.parameters needs budget.match = "parameters"')
         return self
 
     @property

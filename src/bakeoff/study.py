@@ -25,6 +25,7 @@ from bakeoff.spec import StudySpec
 from bakeoff.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 
 RUN_MACHINE = "bakeoff.preflight:machine"
+RUN_MATCH = "bakeoff.sizing:match"
 
 
 class Study(NamedTuple):
@@ -39,6 +40,8 @@ class Study(NamedTuple):
     splits: study_folder.Splits
     warnings: tuple[str, ...]
     source: Path
+    sizes: tuple[dict[str, Any], ...] | None = None
+    """Each method's size, where the study wants equal trainable parameters."""
 
 
 def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> Study:
@@ -91,9 +94,31 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         precision=machine["precision"],
         threads=machine["threads"],
     )
-    return Study(
+    opened = Study(
         spec, out, entries, conditions, base, machine, splits, checked.warnings, source.resolve()
     )
+    return matched(opened) if spec.budget.match == "parameters" else opened
+
+
+def matched(study: Study) -> Study:
+    """Give every method the size that trains as many parameters as the control (or as asked)."""
+    task = registry.find("tasks", study.spec.task.kind).TASK
+    overrides = study.spec.method
+    question = {
+        "segment": segment(study, [prior_trial(study, e) for e in study.entries]).to_json(),
+        "task_type": task.task_type,
+        "heads": list(task.heads),
+        "target": study.spec.budget.parameters,
+        "fixed": {name: list(override.config) for name, override in overrides.items()},
+    }
+    sizes = tuple(call(executor(study.spec), RUN_MATCH, question)["sizes"])
+    entries = []
+    for entry, size in zip(study.entries, sizes, strict=True):
+        if size["value"] is not None:
+            config = {**entry.config, size["argument"]: size["value"]}
+            entry = dataclasses.replace(entry, config=config)
+        entries.append(entry)
+    return study._replace(entries=tuple(entries), sizes=sizes)
 
 
 def load_methods(spec: StudySpec, source: Path) -> tuple[MethodEntry, ...]:
@@ -129,6 +154,7 @@ def about(study: Study) -> dict[str, Any]:
         "methods": [e.name for e in study.entries],
         "n_items": study.splits.counts,
         "warnings": list(study.warnings),
+        "sizes": None if study.sizes is None else list(study.sizes),
         "provenance": {
             "versions": study.machine["versions"],
             "device": study.machine["device"],

@@ -59,6 +59,7 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         "methods": rows,
         "pareto": _pareto(record, rows),
         "recommendation": {"method": advice.method, "sentence": advice.sentence},
+        "sizes": record.sizes,
         "failures": failure_rows(record, by_method),
         "warnings": _warnings(record, by_method, rows, evidence),
         "timing": _timing(record),

@@ -47,6 +47,20 @@ def command(
             for m in overview["methods"]
         ],
     )
+    if overview["sizes"] is not None:
+        show_table(
+            ("method", "parameters", "off target", "<size", "<note"),
+            [
+                (
+                    s["method"],
+                    "-" if s["parameters"] is None else f"{s['parameters']:,}",
+                    "-" if s["off"] is None else f"{100 * s['off']:+.1f} %",
+                    "-" if s["value"] is None else f"{s['argument']} = {s['value']}",
+                    s["note"] or "",
+                )
+                for s in overview["sizes"]
+            ],
+        )
     out.print(
         f"{overview['trials']} trials, {overview['steps']:,} steps, "
         f"{len(overview['methods'])} cost probes"

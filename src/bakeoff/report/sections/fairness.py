@@ -32,6 +32,13 @@ _COLUMNS = (
     Column("Diverged", True, "runs"),
     Column("Failed", True, "runs"),
 )
+_SIZE_COLUMNS = (
+    Column("Method"),
+    Column("Parameters", True, "trained, output layer left out"),
+    Column("Off target", True),
+    Column("Size"),
+    Column("Note"),
+)
 _RAN = 7
 """The place of ``_LANES`` where there is an engine to speak of."""
 _LANES = Column("In lanes", True, "runs a step")
@@ -48,6 +55,7 @@ def build(report: dict[str, Any]) -> SectionView:
     columns = (*_COLUMNS[:_RAN], _LANES, *_COLUMNS[_RAN:]) if sped else _COLUMNS
     blocks.append(Table("What every method was given", columns, rows))
     blocks.append(Text(_differed(methods), "muted"))
+    blocks += _sizes(report)
     if sped:
         blocks += _speed(methods)
     lead = (
@@ -89,6 +97,36 @@ def _differed(methods: list[dict[str, Any]]) -> str:
     if not keys:
         return "Between the settings of a method only the learning rate differed."
     return f"Besides the learning rate, settings differed in: {', '.join(sorted(keys))}."
+
+
+def _sizes(report: dict[str, Any]) -> list[Block]:
+    """Say how many parameters each method trained, and whether they were made equal."""
+    sizes = report.get("sizes")
+    if sizes is None:
+        return [
+            Text("Every method trained as many parameters as its default has: see All numbers.")
+        ]
+    titles = {m.get("method"): words.title(m) for m in report.get("methods") or []}
+    odd = [titles.get(s["method"], s["method"]) for s in sizes if not s["matched"]]
+    text = f"Methods were sized to train about {sizes[0]['target']:,} parameters each"
+    text += f"; more than 10 % off: {', '.join(odd)}." if odd else ", and all do within 10 %."
+    rows = [
+        Row(
+            (
+                Cell(titles.get(s["method"], s["method"])),
+                Cell(_number(s["parameters"])),
+                Cell(words.DASH if s["off"] is None else f"{100 * s['off']:+.1f} %"),
+                Cell(words.DASH if s["value"] is None else f"{s['argument']} = {s['value']}"),
+                Cell(s["note"] or words.DASH),
+            ),
+            pinned=s["method"] == report["study"].get("control"),
+        )
+        for s in sizes
+    ]
+    return [
+        Text(text, "warning" if odd else "plain"),
+        Table("How large every method was made", _SIZE_COLUMNS, tuple(rows)),
+    ]
 
 
 def _speed(methods: list[dict[str, Any]]) -> list[Block]:
