@@ -16,7 +16,6 @@ from bakeoff.errors import UsageError, near_match
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 Switch = Literal["auto", "on", "off"]
-Scalar = bool | int | float | str
 
 
 class _Part(BaseModel):
@@ -96,12 +95,27 @@ class MethodsSpec(_Part):
 
 
 class MethodSpec(_Part):
-    """Overrides for one method."""
+    """Overrides for one method, or (`kind = "peft"`) a method of your own."""
 
+    kind: Literal["catalog", "peft"] = "catalog"
+    """`peft`: made from `path` or from `peft` and `config`, under this table's name."""
+    path: str | None = None
+    """With `kind = "peft"`: PEFT's own `adapter_config.json`; relative to the study file."""
+    peft: str | None = None
+    """With `kind = "peft"`: a PEFT config class, such as `LoraConfig`."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Replaces the log grid around the catalog's prior; as many as `budget.settings`."""
-    config: dict[str, Scalar | list[Scalar] | None] = {}
+    config: dict[str, Any] = {}
     """Arguments of the method's PEFT config class, e.g. `r = 16`."""
+
+    @model_validator(mode="after")
+    def _from_one_place(self) -> MethodSpec:
+        given = [n for n in ("path", "peft") if getattr(self, n) is not None]
+        if self.kind == "peft" and len(given) != 1:
+            raise ValueError('kind = "peft" wants either `path` or `peft`')
+        if self.kind == "catalog" and given:
+            raise ValueError(f'`{given[0]}` wants kind = "peft"')
+        return self
 
 
 class BudgetSpec(_Part):

@@ -18,6 +18,7 @@ from bakeoff import bases, registry
 from bakeoff import folder as study_folder
 from bakeoff.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.executors import Executor
+from bakeoff.methods import given
 from bakeoff.methods import registry as catalog
 from bakeoff.progress import Progress
 from bakeoff.results import MetricInfo
@@ -125,7 +126,13 @@ def load_methods(spec: StudySpec, source: Path) -> tuple[MethodEntry, ...]:
     """Return the study's methods, control first, with the user's arguments over the catalog's."""
     entries = []
     for name in spec.method_names:
-        entry = catalog.load(name, source)
+        own = spec.method.get(name)
+        if own is not None and own.path is not None:
+            entry = given.from_file(name, source / own.path)
+        elif own is not None and own.peft is not None:
+            entry = given.from_class(name, own.peft, own.config)
+        else:
+            entry = catalog.load(name, source)
         override = spec.method.get(entry.name)
         if override:
             entry = dataclasses.replace(entry, config={**entry.config, **override.config})

@@ -1,0 +1,113 @@
+"""A method as the user already has it: a PEFT config class with arguments, or PEFT's own file.
+
+``kind = "peft"`` in a study file, read by ``study``. Standard library only: which class a PEFT type
+belongs to is what the catalog's own entries say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bakeoff.errors import UsageError, unknown
+from bakeoff.methods import known, registry
+from bakeoff.trial import MethodEntry
+
+BOOKKEEPING = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
+    "revision", "runtime_config", "task_type",
+}  # fmt: skip
+"""What PEFT writes into ``adapter_config.json`` beside a method's arguments."""
+
+
+def from_class(name: str, peft: str, config: dict[str, Any]) -> MethodEntry:
+    """Return the method of a PEFT config class.
+
+    Raises:
+        UsageError: ``unknown-peft-config`` with the near match.
+    """
+    classes = {e.peft: e for e in _originals().values()}
+    if peft not in classes:
+        raise unknown("unknown-peft-config", "PEFT config class", peft, sorted(map(str, classes)))
+    return _entry(name, classes[peft], config, f"PEFT's {peft}")
+
+
+def from_file(name: str, path: Path) -> MethodEntry:
+    """Return the method that an ``adapter_config.json`` describes, its bookkeeping left out.
+
+    Raises:
+        UsageError: ``adapter-config-invalid``, ``unknown-peft-type`` with the near match.
+    """
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _invalid(name, path, f"cannot be read: {error}") from error
+    if not isinstance(written, dict) or "peft_type" not in written:
+        raise _invalid(name, path, "has no `peft_type`")
+    types = _originals()
+    kind = str(written["peft_type"])
+    if kind not in types:
+        raise unknown("unknown-peft-type", "PEFT type", kind, sorted(types))
+    config = {
+        k: v
+        for k, v in written.items()
+        if k not in BOOKKEEPING and v is not None and not k.startswith("_")
+    }
+    return _entry(name, types[kind], config, str(path))
+
+
+def _entry(name: str, original: MethodEntry, config: dict[str, Any], source: str) -> MethodEntry:
+    like = _nearest(original, config)
+    return MethodEntry(
+        name=name,
+        title=name,
+        family=like.family,
+        mechanism=f"{like.title} as {source} has it",
+        paper=like.paper,
+        peft=like.peft,
+        hook=like.hook,
+        config=config,
+        learning_rate=like.learning_rate,
+        learning_rate_why=f"{like.title}'s in the catalog: {like.learning_rate_why}",
+    )
+
+
+def _originals() -> dict[str, MethodEntry]:
+    """Return the catalog's entry of each PEFT type: the one that bears the type's name."""
+    record = known.shipped()["methods"]
+    return {
+        name.upper(): registry.load(name, Path())
+        for name in registry.names()
+        if record.get(name, {}).get("peft_type") == name.upper()
+    }
+
+
+def _nearest(original: MethodEntry, config: dict[str, Any]) -> MethodEntry:
+    """Return the variant in the catalog that ``config`` describes: its code and prior are wanted.
+
+    A variant is told by the switches in which it differs from its type's own entry; sizes are free.
+    """
+    best, most = original, 0
+    for name in registry.names():
+        entry = registry.load(name, Path())
+        own = {
+            k: v for k, v in entry.config.items() if original.config.get(k) != v and _switch(k, v)
+        }
+        same = all(k in config and (config[k] == v or isinstance(v, dict)) for k, v in own.items())
+        if entry.peft == original.peft and entry.needs is None and same and len(own) > most:
+            best, most = entry, len(own)
+    return best
+
+
+def _switch(key: str, value: Any) -> bool:
+    free = key == "target_modules" or (isinstance(value, str) and " " in value)
+    return isinstance(value, (bool, str, dict)) and not free
+
+
+def _invalid(name: str, path: Path, why: str) -> UsageError:
+    return UsageError(
+        "adapter-config-invalid",
+        f"[method.{name}] path: {path} {why}.",
+        "the adapter_config.json that PEFT's save_pretrained writes.",
+    )
