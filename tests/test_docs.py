@@ -57,6 +57,19 @@ def test_the_tree_in_the_readme_names_what_is_there() -> None:
         assert (ROOT / "src" / "bakeoff" / name).exists(), name
 
 
+def test_the_contract_in_contributing_runs(tmp_path: Path) -> None:
+    """Run the test that CONTRIBUTING shows over the method that it shows."""
+    (method,), (test,) = blocks(CONTRIBUTING, "toml"), blocks(CONTRIBUTING, "python")
+    (tmp_path / "mine.toml").write_text(method, encoding="utf-8")
+    (tmp_path / "test_mine.py").write_text(test, encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-2000:]
+    assert "6 passed" in ran.stdout
+
+
 def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict[str, Any]) -> None:
     """Write the method that CONTRIBUTING shows into one file and run a study with it."""
     from bakeoff import api
