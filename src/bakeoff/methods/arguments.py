@@ -181,12 +181,18 @@ def _divisor(arguments: Mapping[str, Any], around: Surroundings, most: int) -> i
         layers = {
             n: m for n, m in layers.items() if any(n == t or n.endswith(f".{t}") for t in targets)
         }
-    weights: list[Any] = [m.weight for m in layers.values()]
-    widths = {w for weight in weights for w in weight.shape}
+    widths = {w for m in layers.values() for w in _widths(m)}
     if not widths:
         raise Incompatible("the base has no linear layers")
     common = math.gcd(*(int(w) for w in widths))
     return next(n for n in range(min(most, common), 0, -1) if common % n == 0)
+
+
+def _widths(layer: Any) -> tuple[int, int]:
+    """Return what a linear layer says of itself: quantised weights lie packed in other shapes."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return tuple(layer.weight.shape)
 
 
 def _frequent(around: Surroundings, most: int) -> list[int]:
