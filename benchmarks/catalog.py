@@ -1,6 +1,7 @@
 """How fast every method of the catalog trains on one GPU: the HF-style loop, then K lanes.
 
-    python benchmarks/catalog.py --model 135m --lanes 16 --workers 6 --out catalog.jsonl
+    python benchmarks/catalog.py --model 135m --lanes 16 --workers 3 --out catalog.jsonl
+    python benchmarks/catalog.py --table catalog.jsonl      # as a table, with the median ratio
 
 The sides of ``lanes.py``, for all methods: those that adapt all linear layers adapt q and v here,
 LoRA's kin at rank 32, as PEFT's benchmark has them; else their catalog's arguments. Setting a
@@ -15,6 +16,7 @@ import argparse
 import contextlib
 import json
 import platform
+import statistics
 import sys
 import time
 import warnings
@@ -133,18 +135,57 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['method']:24s} {found} {ratio} {peak} {row['seconds']:4.0f} s {why} {off}"
 
 
+def table(path: Path) -> str:
+    """Return the rows of a file as Markdown: the slowest ratio last, what has none at the end."""
+    rows = [json.loads(text) for text in path.read_text().splitlines()]
+    about = json.loads(path.with_suffix(".about.json").read_text())
+    shown, ratios = [], []
+    for row in rows:
+        hf, ours = row["hf"].get("tokens_per_second"), row["lanes"].get("tokens_per_second")
+        ratio = ours / hf if hf and ours else None
+        switches = row["lanes"].get("switches") or {}
+        off = [name for name, on in switches.items() if not on]
+        why = (row["lanes"].get("fell_back") or [row["lanes"].get("error", "")])[-1]
+        cells = [
+            row["method"].removesuffix("_qv"),
+            str(row["lanes"].get("lanes", "-")),
+            f"{ours:,.0f}" if ours else "-",
+            f"{row['lanes'].get('peak_gib') or 0:.1f}" if ours else "-",
+            f"{hf:,.0f}" if hf else "-",
+            f"{ratio:.1f}" if ratio else "-",
+            f"without {', '.join(off)}: {why}" if off else why,
+        ]
+        shown.append((ratio or 0.0, "| " + " | ".join(cells) + " |"))
+        ratios += [ratio] if ratio else []
+    head = "| method | lanes | tokens/s | GiB | HF-style, tokens/s | ratio | why not more |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
+    lines += [text for _, text in sorted(shown, reverse=True)]
+    middle = f"{statistics.median(ratios):.1f}" if ratios else "-"
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    return "\n".join(
+        [*lines, "", f"Median of {len(ratios)}: {middle}. {about['device']}, {versions}; matmul "
+         f"ceiling {about['matmul_tflops']:.0f} TFLOP/s."]
+    )  # fmt: skip
+
+
 def main() -> None:
     """Share the methods out, a round at a time."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="135m")
     parser.add_argument("--methods", help="comma-separated; default: all")
     parser.add_argument("--lanes", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=6)
+    parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--hf-warm-up", type=int, default=15)
     parser.add_argument("--pass-tokens", type=int)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="one JSON line a method; what is there is kept")
+    parser.add_argument("--table", type=Path, help="print such a file as Markdown and stop")
     args = parser.parse_args()
+    if args.table:
+        print(table(args.table))
+        return
+    if args.out is None:
+        parser.error("--out or --table")
     args.trace = args.profile = False
     entries = [registry.load(n, Path()) for n in registry.names()]
     every = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -93,3 +95,26 @@ def test_both_sides_sample_the_same_examples_in_the_same_steps(
     picked = script("cpu_sides").pick(examples, 4, 3, 5)
     order = step_indices(10, 4, 3)
     assert [[e.tokens[0] for e in step] for step in picked] == [list(next(order)) for _ in picked]
+
+
+def test_every_method_of_the_catalog_is_a_row(
+    script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    catalog = script("catalog")
+    out = tmp_path / "rows.jsonl"
+    args = argparse.Namespace(
+        model="tiny", lanes=2, workers=1, steps=2, hf_warm_up=1, pass_tokens=None, out=out,
+        trace=False, profile=False,
+    )  # fmt: skip
+    share = catalog.Share(0, ["lora_qv", None, "bitfit"], args)
+    catalog.work(share, threading.Barrier(1), threading.Lock())
+    lora, bitfit = (json.loads(text) for text in out.read_text().splitlines())
+    assert lora["lanes"]["lanes"] == 2
+    assert lora["hf"]["tokens_per_second"] > 0
+    assert "no bias terms" in bitfit["lanes"]["error"]
+    catalog.about(out)
+    head, _, first, second, *_, last = catalog.table(out).splitlines()
+    assert head.startswith("| method | lanes |")
+    assert first.startswith("| lora | 2 |")
+    assert "no bias terms" in second
+    assert last.startswith("Median of 1: ")

@@ -59,6 +59,9 @@ def near_match(name: str, known: Iterable[str]) -> str | None:
     """Return the known name closest to ``name``, or None when nothing is near."""
     known = list(known)
     lowered = {k.lower(): k for k in known}
+    swapped = [k for k in lowered if sorted(k) == sorted(name.lower())]
+    if swapped:  # letters in another order: nearer than a word that shares more of them in place
+        return lowered[swapped[0]]
     hits = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     return lowered[hits[0]] if hits else None
 

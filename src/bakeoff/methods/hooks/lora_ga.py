@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import peft
+import torch
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import nn
 
@@ -32,7 +33,10 @@ class LoraGA(Residual):
         # PEFT counts passes by a hook on modules whose inputs need no gradient, as it means to
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         preprocess_loraga(base, of, steps)
-        return super().inject(base, of, ground)
+        # PEFT's decomposition draws: the same draws for every seed, so that trials share a base
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return super().inject(base, of, ground)
 
 
 HOOK = LoraGA

@@ -1,0 +1,208 @@
+"""The methods that need code: each does what its paper and PEFT's own code for it do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.optimizers.riemannian import _collect_lora_pairs, _RiemannianPreconditioner
+
+from bakeoff import assemble
+from bakeoff.engine.switches import Switches
+from bakeoff.errors import PreflightError
+from bakeoff.methods import registry
+from bakeoff.methods.arguments import Surroundings, resolve
+from bakeoff.methods.hook import Incompatible
+from bakeoff.testing.tiny import save_llama
+from bakeoff.testing.trials import batches, build, make_trial, run
+
+LANES = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("wide"), 64, 0.2)
+
+
+def bench(method: str, base: Path, folder: Path, **changes: Any) -> assemble.Bench:
+    return build(make_trial(method, "sft", **changes), base, folder)
+
+
+def gradients(at: assemble.Bench) -> None:
+    """Leave the gradients of one batch in the model."""
+    at.model.train()
+    at.lanes.alone(0)
+    at.stepper().forward_backward(next(batches(at)))
+
+
+def test_riemannian_is_pefts(llama: Path, tmp_path: Path) -> None:
+    at = bench("riemannian", llama, tmp_path)
+    run(at, 3)  # B is no longer 0
+    gradients(at)
+    names = dict(at.model.named_parameters())
+    ours = {n: names[n].grad.clone() for n in at.lanes.stack.names}
+    found = at.hook.precondition({n: names[n].detach() for n in names}, ours)
+    _RiemannianPreconditioner(_collect_lora_pairs(at.model), reg=1e-2).step()
+    assert set(found) == set(at.lanes.stack.names)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, names[name].grad, rtol=1e-3, atol=1e-5)
+
+
+def test_lora_fa_keeps_a_and_takes_the_nearest_step(llama: Path, tmp_path: Path) -> None:
+    at = bench("lora_fa", llama, tmp_path)
+    names = dict(at.model.named_parameters())
+    frozen = {n: p.clone() for n, p in names.items() if ".lora_A." in n}
+    assert all(".lora_B." in n for n in at.lanes.stack.names)
+    gradients(at)
+    name = at.lanes.stack.names[0]
+    a, g = names[name.replace("lora_B", "lora_A")].double(), names[name].grad
+    found = at.hook.precondition(names, {name: g})[name]
+    # scale is alpha / r = 2; the least-squares solution of s g_B A = g A^T A s
+    expected = g.double() @ torch.linalg.inv(a @ a.T) / 4
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-7)
+    run(at, 3)
+    assert all(torch.equal(names[n], was) for n, was in frozen.items())
+
+
+def test_lora_plus_gives_b_sixteen_times_the_rate(llama: Path, tmp_path: Path) -> None:
+    at = bench("lora_plus", llama, tmp_path, rate=1e-4)
+    groups = assemble.parameter_groups(at.model, at.task, at.trials[0])
+    rates = {n.split(".")[-3]: g.rate(at.trials[0]) for g in groups for n in g.names}
+    assert rates == pytest.approx({"lora_A": 1e-4, "lora_B": 16e-4})
+    before = {n: p.detach().clone() for n, p in at.model.named_parameters() if p.requires_grad}
+    run(at, 1)
+    moved = {
+        part: max(
+            float((at.model.get_parameter(n).detach() - was).abs().max())
+            for n, was in before.items()
+            if part in n
+        )
+        for part in ("lora_A", "lora_B")
+    }
+    # Adam's first step is the rate itself; A has no gradient while B is 0
+    assert moved["lora_A"] == 0
+    assert moved["lora_B"] == pytest.approx(16e-4 / 3, rel=0.01), "warm-up: a third of the rate"
+
+
+def test_adalora_prunes_each_trial_by_its_own_importances(llama: Path, tmp_path: Path) -> None:
+    trials = [make_trial("adalora", "sft", seed=s, rate=2e-2) for s in (0, 1, 2)]
+    together = build(trials, llama, tmp_path, LANES)
+    losses = run(together, 30).losses
+    alone = torch.cat([run(build(t, llama, tmp_path), 30).losses for t in trials], 1)
+    torch.testing.assert_close(losses, alone, atol=2e-3, rtol=0)
+    config = together.model.peft_config["default"]
+    kept = []
+    for lane in range(3):
+        together.lanes.alone(lane)
+        singular = [p for n, p in together.model.named_parameters() if ".lora_E." in n]
+        kept.append([int((p != 0).sum()) for p in singular])
+    assert {sum(k) for k in kept} == {config.target_r * len(kept[0])}, "the whole budget, no more"
+    assert len({tuple(k) for k in kept}) > 1, "three trials pruned alike"
+
+
+def test_adaloras_penalty_is_pefts(llama: Path, tmp_path: Path) -> None:
+    at = bench("adalora", llama, tmp_path)
+    run(at, 2)
+    ids = torch.arange(3, 9)[None]
+    out = at.model(input_ids=ids, labels=ids)
+    logits = out.logits[:, :-1].flatten(0, 1).float()
+    plain = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
+    torch.testing.assert_close(at.hook.penalty(at.model), out.loss - plain, rtol=1e-3, atol=1e-5)
+
+
+def test_adamss_stops_subspaces_for_good_trial_by_trial(llama: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    trials = [make_trial("adamss_asa", "sft", seed=s, rate=1e-2) for s in (0, 1)]
+    at = build(trials, llama, tmp_path, LANES)
+    stepper, source = at.stepper(), batches(at)
+    at.model.train()
+    for i in range(20):
+        stepper.step(i, next(source))
+    stopped = {lane: dict(at.hook.stopped[lane]) for lane in (0, 1)}
+    assert all(stopped.values())
+    for i in range(20, 24):
+        stepper.step(i, next(source))
+    for lane, values in stopped.items():
+        at.lanes.alone(lane)
+        for name, value in values.items():
+            assert torch.equal(at.model.get_parameter(name), value), "a stopped subspace moved"
+    alone = build(trials[0], llama, tmp_path)
+    assert (run(alone, 24).losses[:, 0] > 0).all()
+    assert set(alone.hook.stopped[0]) == set(at.hook.stopped[0])
+
+
+@pytest.mark.parametrize("method", ["eva", "corda", "lora_ga"])
+def test_starts_from_data_are_the_studys_not_the_seeds(
+    method: str, llama: Path, tmp_path: Path
+) -> None:
+    if method == "corda":
+        pytest.importorskip("attr")
+    starts = [
+        dict(bench(method, llama, tmp_path, seed=seed).model.named_parameters()) for seed in (0, 1)
+    ]
+    plain = dict(bench("lora", llama, tmp_path).model.named_parameters())
+    a = next(n for n in plain if ".lora_A." in n)
+    torch.testing.assert_close(starts[0][a], starts[1][a])
+    assert starts[0][a].shape != plain[a].shape or not torch.equal(starts[0][a], plain[a])
+
+
+def test_cpt_starts_from_worked_examples(llama: Path, tmp_path: Path) -> None:
+    at = bench("cpt", llama, tmp_path)
+    config = at.model.peft_config["default"]
+    first, second = at.examples("train")[:2]
+    n = len(first.tokens)
+    assert config.cpt_token_ids[: n + 3] == [*first.tokens, *second.tokens[:3]]
+    assert config.cpt_tokens_type_mask[:n] == [4 if y >= 0 else 2 for y in first.labels]
+    assert set(config.cpt_tokens_type_mask[n : n + len(second.tokens)]) == {6, 8}
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+def test_trainable_tokens_are_the_most_frequent(llama: Path, tmp_path: Path) -> None:
+    at = bench("trainable_tokens", llama, tmp_path)
+    counts = Counter(t for e in at.examples("train") for t in e.tokens)
+    chosen = at.model.peft_config["default"].token_indices
+    assert len(chosen) == min(64, len(counts))
+    assert min(counts[t] for t in chosen) >= max(
+        (n for t, n in counts.items() if t not in chosen), default=0
+    )
+
+
+@pytest.fixture
+def around(llama: Path) -> Surroundings:
+    task = assemble.make_task(make_trial("lora", "sft").conditions)
+    base = assemble.load_base(make_trial("lora", "sft").conditions, task, str(llama), 0)
+    return Surroundings(base, (), 200, tuple)
+
+
+def resolved(method: str, around: Surroundings, **changes: Any) -> dict[str, Any]:
+    entry = registry.load(method, Path())
+    return resolve(entry, {**entry.config, **changes}, around)
+
+
+def test_rules_are_resolved_on_the_base(around: Surroundings) -> None:
+    assert resolved("lora", around, r=12)["lora_alpha"] == 24
+    ada = resolved("adalora", around)
+    assert (ada["total_step"], ada["tinit"], ada["tfinal"]) == (200, 20, 60)
+    # widths are 64, 32 and 128
+    assert resolved("vblora", around, vector_length="divisor <= 48")["vector_length"] == 32
+    assert resolved("vblora", around, vector_length="divisor <= 20")["vector_length"] == 16
+    assert resolved("adaption_prompt", around)["adapter_layers"] == 2
+    values = resolved("beft", around)["target_modules"]
+    assert values == [f"model.layers.{i}.self_attn.v_proj" for i in (0, 1)]
+    assert resolved("trainable_tokens", around)["target_modules"] == ["model.embed_tokens"]
+    assert resolved("kasa", around)["kasa_config"].__class__.__name__ == "KasaConfig"
+
+
+def test_rules_that_find_nothing_say_so(around: Surroundings) -> None:
+    with pytest.raises(Incompatible, match="names q, which is not a number"):
+        resolved("lora", around, lora_alpha="2 * q")
+    with pytest.raises(PreflightError, match="did you mean 'beta'"):
+        resolved("kasa", around, kasa_config={"betta": 1})
+    bare = dataclasses.replace(registry.load("beft", Path()))
+    empty = around._replace(base=torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    with pytest.raises(Incompatible, match="no value projection"):
+        resolve(bare, bare.config, empty)
