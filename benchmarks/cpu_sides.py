@@ -27,6 +27,7 @@ from bakeoff import assemble
 from bakeoff.engine.order import step_indices
 from bakeoff.engine.switches import Switches
 from bakeoff.errors import BakeoffError
+from bakeoff.methods.arguments import Surroundings, resolve
 from bakeoff.tasks import Example
 from bakeoff.trial import Trial
 
@@ -92,7 +93,9 @@ class Theirs:
         base: Any = task.load_model(ground.base, trial.conditions.revision)
         self.tokenizer = ours.bench.tokenizer
         base.config.pad_token_id = self.tokenizer.pad_token_id
-        config = peft.LoraConfig(task_type=task.task_type, **trial.config)
+        around = Surroundings(base, task.heads, trial.conditions.steps, tuple)
+        arguments = resolve(trial.method, trial.config, around)
+        config = peft.LoraConfig(task_type=task.task_type, **arguments)
         self.model: Any = peft.get_peft_model(base.to(weights), config)
         for parameter in self.model.parameters():
             if parameter.requires_grad:
