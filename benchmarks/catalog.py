@@ -1,13 +1,13 @@
 """How fast every method of the catalog trains on one GPU: the HF-style loop, then K lanes.
 
-    python benchmarks/catalog.py --model 135m --lanes 16 --workers 3 --out catalog.jsonl
+    python benchmarks/catalog.py --model 135m --lanes 16 --workers 5 --out catalog.jsonl
     python benchmarks/catalog.py --table catalog.jsonl      # as a table, with the median ratio
 
 The sides of ``lanes.py``, for all methods: those that adapt all linear layers adapt q and v here,
 LoRA's kin at rank 32, as PEFT's benchmark has them; else their catalog's arguments. Setting a
 method up (compiling a layer, capturing graphs) takes most of the time and one CPU core, so several
-are set up side by side; the clock runs for one of them at a time, while all others stand still at
-a barrier. One JSON line a method, written as soon as it is there.
+are set up side by side; the clock runs for one of them at a time, while all other processes are
+stopped. One JSON line a method, written as soon as it is there; run again, it does what is missing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
+import os
 import platform
+import signal
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,52 +39,53 @@ from bakeoff.engine import meter
 from bakeoff.engine.switches import Switches
 from bakeoff.methods import registry
 
-MEMORY = 0.97
+MEMORY = 0.94
 """Share of the memory that the workers divide; contexts need the rest."""
-PATIENCE = 240
-"""Seconds that a method may take to be set up before all give up."""
+DRAINED = 0.3
+"""Seconds after which nothing of a stopped process runs on the GPU any more."""
 FEWER = {"full": 4, "osf": 4, "hra": 4}
 """Methods that keep tensors as large as the base for each trial: the lanes that fit."""
 
 
 class Quiet:
-    """Lets one worker at a time run its clock, in order, while all others wait."""
+    """Lets one process run its clock while all others are stopped."""
 
-    def __init__(self, barrier: Any, rank: int, workers: int) -> None:
-        self.barrier, self.rank, self.workers = barrier, rank, workers
-        self.kept = 0
+    def __init__(self, clock: Any, groups: Any) -> None:
+        self.clock, self.groups = clock, groups
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        """Wait for everybody, then for those before; let the next ones run after."""
-        for _ in range(self.rank + 1):
-            self.barrier.wait(PATIENCE)
-        self.kept += 1
-        try:
-            yield
-        finally:
-            for _ in range(self.workers - self.rank):
-                self.barrier.wait(PATIENCE)
+        """Stop the others, let the GPU run dry, wake them at the end."""
+        with self.clock:
+            others = [g for g in self.groups if g and g != os.getpid()]
+            self._send(others, signal.SIGSTOP)
+            time.sleep(DRAINED)
+            try:
+                yield
+            finally:
+                self._send(others, signal.SIGCONT)
 
-    def catch_up(self, due: int) -> None:
-        """Keep the others' turns after a side that never came to its clock."""
-        while self.kept < due:
-            with self():
-                pass
-
-
-class Share(NamedTuple):
-    """One worker's share of the work."""
-
-    rank: int
-    methods: Sequence[str | None]
-    args: argparse.Namespace
+    def _send(self, groups: list[int], what: signal.Signals) -> None:
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, what)
 
 
-def work(share: Share, barrier: Any, lock: Any) -> None:
-    """Measure a share of the methods; a None keeps the others' turns."""
+class Worker(NamedTuple):
+    """A process that measures one method at a time, and since when it does."""
+
+    process: Any
+    pipe: Any
+    slot: int
+    method: str
+    since: float
+
+
+def work(args: argparse.Namespace, pipe: Any, quiet: Quiet) -> None:
+    """Measure the methods that come through the pipe."""
+    os.setsid()  # what compiling starts is stopped with us
     warnings.simplefilter("ignore")
-    args = share.args
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     torch.set_num_threads(1)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     if device != "cpu":  # a method that wants more must not take it from its neighbours
@@ -88,24 +93,16 @@ def work(share: Share, barrier: Any, lock: Any) -> None:
     ground = Ground(args.model, None, [], device)
     longest = 96 if args.model == "tiny" else 768
     ground = ground._replace(data=examples(ground.config().vocab_size, longest))
-    quiet = Quiet(barrier, share.rank, args.workers)
     warm_up = lanes.FIRST_PASS if args.model != "tiny" else 2
-    for position, method in enumerate(share.methods):
-        row: dict[str, Any] = {"method": method}
+    while True:
+        method = pipe.recv()
         started = time.monotonic()
-        if method is not None:
-            row["hf"] = lanes.theirs(args, ground, method, Clocking(warm_up, args.steps, quiet))
-        quiet.catch_up(2 * position + 1)
-        if method is not None:
-            clocking = Clocking(5, args.steps, quiet)
-            row["lanes"] = fitted(args, ground, method, clocking)
-            row["seconds"] = time.monotonic() - started
-        quiet.catch_up(2 * position + 2)
+        row: dict[str, Any] = {"method": method}
+        row["hf"] = lanes.theirs(args, ground, method, Clocking(warm_up, args.steps, quiet))
+        row["lanes"] = fitted(args, ground, method, Clocking(5, args.steps, quiet))
+        row["seconds"] = time.monotonic() - started
+        pipe.send(row)
         warm_up = args.hf_warm_up
-        if method is not None:
-            with lock, args.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(line(row), file=sys.stderr, flush=True)
 
 
 def fitted(
@@ -168,19 +165,21 @@ def table(path: Path) -> str:
     )  # fmt: skip
 
 
-def main() -> None:
-    """Share the methods out, a round at a time."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what the file lacks, or print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="135m")
     parser.add_argument("--methods", help="comma-separated; default: all")
     parser.add_argument("--lanes", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=5)
+    parser.add_argument("--patience", type=int, default=240, help="seconds for one method")
+    parser.add_argument("--seconds", type=int, help="stop after so many; run again to go on")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--hf-warm-up", type=int, default=15)
+    parser.add_argument("--hf-warm-up", type=int, default=lanes.LATER)
     parser.add_argument("--pass-tokens", type=int)
     parser.add_argument("--out", type=Path, help="one JSON line a method; what is there is kept")
     parser.add_argument("--table", type=Path, help="print such a file as Markdown and stop")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.table:
         print(table(args.table))
         return
@@ -193,21 +192,71 @@ def main() -> None:
         for e in entries
         if e.needs is None and e.name not in ("head", "bitfit")
     ]
-    methods: list[str | None] = list(args.methods.split(",")) if args.methods else list(every)
+    methods = args.methods.split(",") if args.methods else every
     done = set()
     if args.out.exists():
         done = {json.loads(text)["method"] for text in args.out.read_text().splitlines()}
-    methods = [m for m in methods if m not in done]
-    methods += [None] * (-len(methods) % args.workers)
     about(args.out)
-    context = torch.multiprocessing.get_context("spawn")
-    barrier, lock = context.Barrier(args.workers), context.Lock()
-    shares = [Share(r, methods[r :: args.workers], args) for r in range(args.workers)]
-    processes = [context.Process(target=work, args=(share, barrier, lock)) for share in shares]
-    for process in processes:
+    for row in measured([m for m in methods if m not in done], args):
+        with args.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(line(row), file=sys.stderr, flush=True)
+
+
+def measured(methods: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield each method's row as it is there; one that takes too long is a row that says so."""
+    context = multiprocessing.get_context("spawn")
+    clock, groups = context.Lock(), context.Array("i", args.workers, lock=False)
+    until = time.monotonic() + args.seconds if args.seconds else float("inf")
+    waiting = methods[::-1]
+    running: list[Worker] = []
+
+    def give(process: Any, pipe: Any, slot: int) -> None:
+        if waiting and time.monotonic() < until:
+            method = waiting.pop()
+            pipe.send(method)
+            running.append(Worker(process, pipe, slot, method, time.monotonic()))
+        else:
+            end(process, slot)
+
+    def end(process: Any, slot: int) -> None:
+        with clock:  # not while it keeps the others stopped
+            groups[slot] = 0
+            process.kill()
+
+    def start(slot: int) -> None:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(args, theirs, Quiet(clock, groups)))
         process.start()
-    for process in processes:
-        process.join()
+        theirs.close()
+        groups[slot] = process.pid
+        give(process, ours, slot)
+
+    for slot in range(min(args.workers, len(methods))):
+        start(slot)
+    while running:
+        ready = wait([w.pipe for w in running], timeout=1)
+        for worker in list(running):
+            late = time.monotonic() - worker.since
+            row: dict[str, Any] | None = None
+            if worker.pipe in ready:
+                with contextlib.suppress(EOFError):
+                    row = worker.pipe.recv()
+            elif late < args.patience and time.monotonic() < until:
+                continue
+            running.remove(worker)
+            if row is not None:
+                give(worker.process, worker.pipe, worker.slot)
+                yield row
+                continue
+            end(worker.process, worker.slot)
+            if time.monotonic() >= until and late < args.patience:
+                continue  # no time left: run again, and it is measured
+            why = "the process died" if worker.pipe in ready else f"not set up after {late:.0f} s"
+            failed = {"error": why}
+            yield {"method": worker.method, "hf": failed, "lanes": failed, "seconds": late}
+            if waiting:
+                start(worker.slot)
 
 
 def about(out: Path) -> None:

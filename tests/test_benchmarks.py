@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import math
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -102,17 +100,16 @@ def test_every_method_of_the_catalog_is_a_row(
 ) -> None:
     catalog = script("catalog")
     out = tmp_path / "rows.jsonl"
-    args = argparse.Namespace(
-        model="tiny", lanes=2, workers=1, steps=2, hf_warm_up=1, pass_tokens=None, out=out,
-        trace=False, profile=False,
-    )  # fmt: skip
-    share = catalog.Share(0, ["lora_qv", None, "bitfit"], args)
-    catalog.work(share, threading.Barrier(1), threading.Lock())
-    lora, bitfit = (json.loads(text) for text in out.read_text().splitlines())
+    arguments = ["--model", "tiny", "--lanes", "2", "--workers", "2", "--steps", "2"]
+    arguments += ["--methods", "lora_qv,bitfit", "--hf-warm-up", "1", "--out", str(out)]
+    catalog.main(arguments)
+    rows = {row["method"]: row for row in map(json.loads, out.read_text().splitlines())}
+    lora, bitfit = rows["lora_qv"], rows["bitfit"]
     assert lora["lanes"]["lanes"] == 2
     assert lora["hf"]["tokens_per_second"] > 0
     assert "no bias terms" in bitfit["lanes"]["error"]
-    catalog.about(out)
+    catalog.main(arguments)  # again: nothing is missing, nothing is added
+    assert len(out.read_text().splitlines()) == 2
     head, _, first, second, *_, last = catalog.table(out).splitlines()
     assert head.startswith("| method | lanes |")
     assert first.startswith("| lora | 2 |")
