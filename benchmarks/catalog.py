@@ -1,13 +1,14 @@
 """How fast every method of the catalog trains on one GPU: the HF-style loop, then K lanes.
 
-    python benchmarks/catalog.py --model 135m --lanes 16 --workers 5 --out catalog.jsonl
+    python benchmarks/catalog.py --model 135m --lanes 8 --workers 7 --out catalog.jsonl
     python benchmarks/catalog.py --table catalog.jsonl      # as a table, with the median ratio
 
 The sides of ``lanes.py``, for all methods: those that adapt all linear layers adapt q and v here,
 LoRA's kin at rank 32, as PEFT's benchmark has them; else their catalog's arguments. Setting a
 method up (compiling a layer, capturing graphs) takes most of the time and one CPU core, so several
 are set up side by side; the clock runs for one of them at a time, while all other processes are
-stopped. One JSON line a method, written as soon as it is there; run again, it does what is missing.
+stopped. One JSON line a method and side, as soon as it is there; run again, it does what is
+missing.
 """
 
 from __future__ import annotations
@@ -32,15 +33,17 @@ import lanes
 import peft
 import torch
 import transformers
-from gpu_sides import Clocking, Ground, examples
+from gpu_sides import BATCH, EMPTY_CACHE, Clocking, Ground, examples
 
 import bakeoff
 from bakeoff.engine import meter
 from bakeoff.engine.switches import Switches
 from bakeoff.methods import registry
 
-MEMORY = 0.94
+MEMORY = 0.9
 """Share of the memory that the workers divide; contexts need the rest."""
+EXAMPLES = 160
+"""Of them, cycled through: a padded length costs an HF-style loop extra once a process."""
 DRAINED = 0.3
 """Seconds after which nothing of a stopped process runs on the GPU any more."""
 FEWER = {"full": 4, "osf": 4, "hra": 4}
@@ -71,38 +74,51 @@ class Quiet:
                 os.killpg(group, what)
 
 
+class Job(NamedTuple):
+    """One side of one method: "hf" or "lanes"."""
+
+    side: str
+    method: str
+
+
 class Worker(NamedTuple):
-    """A process that measures one method at a time, and since when it does."""
+    """A process that measures one job at a time, and since when it does."""
 
     process: Any
     pipe: Any
     slot: int
-    method: str
+    job: Job
     since: float
 
 
 def work(args: argparse.Namespace, pipe: Any, quiet: Quiet) -> None:
-    """Measure the methods that come through the pipe."""
+    """Measure the jobs that come through the pipe."""
     os.setsid()  # what compiling starts is stopped with us
     warnings.simplefilter("ignore")
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "2"
+    # graphs of growing rows would each take memory of their own
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     torch.set_num_threads(1)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     if device != "cpu":  # a method that wants more must not take it from its neighbours
         torch.cuda.set_per_process_memory_fraction(MEMORY / args.workers)
     ground = Ground(args.model, None, [], device)
     longest = 96 if args.model == "tiny" else 768
-    ground = ground._replace(data=examples(ground.config().vocab_size, longest))
-    warm_up = lanes.FIRST_PASS if args.model != "tiny" else 2
+    data = examples(ground.config().vocab_size, longest, EXAMPLES)
+    # CPT starts from the first example, and takes no long one
+    shortest = min(range(EXAMPLES), key=lambda i: len(data[i].tokens))
+    data.insert(0, data.pop(shortest))
+    ground = ground._replace(data=data)
+    warm_up = EXAMPLES // BATCH if args.model != "tiny" else 2
     while True:
-        method = pipe.recv()
+        job = Job(*pipe.recv())
         started = time.monotonic()
-        row: dict[str, Any] = {"method": method}
-        row["hf"] = lanes.theirs(args, ground, method, Clocking(warm_up, args.steps, quiet))
-        row["lanes"] = fitted(args, ground, method, Clocking(5, args.steps, quiet))
-        row["seconds"] = time.monotonic() - started
-        pipe.send(row)
-        warm_up = args.hf_warm_up
+        if job.side == "hf":
+            found = lanes.theirs(args, ground, job.method, Clocking(warm_up, args.hf_steps, quiet))
+            warm_up = args.hf_warm_up
+        else:
+            found = fitted(args, ground, job.method, Clocking(5, args.steps, quiet))
+        pipe.send({**job._asdict(), **found, "seconds": time.monotonic() - started})
 
 
 def fitted(
@@ -122,32 +138,32 @@ def fitted(
 
 def line(row: dict[str, Any]) -> str:
     """Return a row as a person reads it."""
-    hf, ours = row["hf"], row["lanes"]
-    rates = [side.get("tokens_per_second") for side in (hf, ours)]
-    ratio = f"{rates[1] / rates[0]:6.1f}x" if None not in rates else "      -"
-    found = " ".join(f"{r:9.0f}" if r else "        -" for r in rates)
-    why = [side["error"] for side in (hf, ours) if "error" in side]
-    off = ours.get("fell_back", [])
-    peak = f"{ours.get('peak_gib') or 0:5.1f} GiB"
-    return f"{row['method']:24s} {found} {ratio} {peak} {row['seconds']:4.0f} s {why} {off}"
+    rate = row.get("tokens_per_second")
+    text = f"{row['method']:24s} {row['side']:5s} {rate or 0:9.0f} tok/s"
+    text += f" {row.get('peak_gib') or 0:5.1f} GiB ({row.get('reserved_gib') or 0:5.1f} reserved)"
+    text += f" {row['seconds']:4.0f} s lanes {row.get('lanes', '-')} {row.get('error', '')}"
+    return f"{text} {(row.get('fell_back') or [''])[-1]}"
 
 
 def table(path: Path) -> str:
     """Return the rows of a file as Markdown: the slowest ratio last, what has none at the end."""
-    rows = [json.loads(text) for text in path.read_text().splitlines()]
+    sides: dict[str, dict[str, Any]] = {}
+    for text in path.read_text().splitlines():
+        row = json.loads(text)
+        sides.setdefault(row["method"], {})[row["side"]] = row
     about = json.loads(path.with_suffix(".about.json").read_text())
     shown, ratios = [], []
-    for row in rows:
-        hf, ours = row["hf"].get("tokens_per_second"), row["lanes"].get("tokens_per_second")
+    for method, found in sides.items():
+        engine, loop = found.get("lanes", {}), found.get("hf", {})
+        hf, ours = loop.get("tokens_per_second"), engine.get("tokens_per_second")
         ratio = ours / hf if hf and ours else None
-        switches = row["lanes"].get("switches") or {}
-        off = [name for name, on in switches.items() if not on]
-        why = (row["lanes"].get("fell_back") or [row["lanes"].get("error", "")])[-1]
+        off = [name for name, on in (engine.get("switches") or {}).items() if not on]
+        why = (engine.get("fell_back") or [engine.get("error") or loop.get("error", "")])[-1]
         cells = [
-            row["method"].removesuffix("_qv"),
-            str(row["lanes"].get("lanes", "-")),
+            method.removesuffix("_qv"),
+            str(engine.get("lanes", "-")),
             f"{ours:,.0f}" if ours else "-",
-            f"{row['lanes'].get('peak_gib') or 0:.1f}" if ours else "-",
+            f"{engine.get('peak_gib') or 0:.1f}" if ours else "-",
             f"{hf:,.0f}" if hf else "-",
             f"{ratio:.1f}" if ratio else "-",
             f"without {', '.join(off)}: {why}" if off else why,
@@ -170,14 +186,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="135m")
     parser.add_argument("--methods", help="comma-separated; default: all")
-    parser.add_argument("--lanes", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=5)
-    parser.add_argument("--patience", type=int, default=240, help="seconds for one method")
+    parser.add_argument("--lanes", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=7)
+    parser.add_argument("--patience", type=int, default=240, help="seconds for one job")
     parser.add_argument("--seconds", type=int, help="stop after so many; run again to go on")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--hf-warm-up", type=int, default=lanes.LATER)
+    parser.add_argument("--hf-steps", type=int, default=12)
+    parser.add_argument("--hf-warm-up", type=int, default=EMPTY_CACHE)
     parser.add_argument("--pass-tokens", type=int)
-    parser.add_argument("--out", type=Path, help="one JSON line a method; what is there is kept")
+    parser.add_argument("--out", type=Path, help="one JSON line a job; what is there is kept")
     parser.add_argument("--table", type=Path, help="print such a file as Markdown and stop")
     args = parser.parse_args(argv)
     if args.table:
@@ -195,45 +212,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = args.methods.split(",") if args.methods else every
     done = set()
     if args.out.exists():
-        done = {json.loads(text)["method"] for text in args.out.read_text().splitlines()}
+        rows = map(json.loads, args.out.read_text().splitlines())
+        done = {Job(row["side"], row["method"]) for row in rows}
     about(args.out)
-    for row in measured([m for m in methods if m not in done], args):
+    jobs = [Job(side, method) for side in ("hf", "lanes") for method in methods]
+    for row in measured([job for job in jobs if job not in done], args):
         with args.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(line(row), file=sys.stderr, flush=True)
 
 
-def measured(methods: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield each method's row as it is there; one that takes too long is a row that says so."""
+def measured(jobs: list[Job], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield each job's row as it is there; one that takes too long is a row that says so.
+
+    A process goes on with the next job while both are HF-style loops, which are slow at first; one
+    of our side has a process of its own, as a trial of a study has.
+    """
     context = multiprocessing.get_context("spawn")
     clock, groups = context.Lock(), context.Array("i", args.workers, lock=False)
     until = time.monotonic() + args.seconds if args.seconds else float("inf")
-    waiting = methods[::-1]
+    waiting = jobs[::-1]
     running: list[Worker] = []
 
-    def give(process: Any, pipe: Any, slot: int) -> None:
-        if waiting and time.monotonic() < until:
-            method = waiting.pop()
-            pipe.send(method)
-            running.append(Worker(process, pipe, slot, method, time.monotonic()))
+    def give(slot: int, used: Worker | None) -> None:
+        more = bool(waiting) and time.monotonic() < until
+        if used is not None and not (more and used.job.side == waiting[-1].side == "hf"):
+            end(used)
+            used = None
+        if not more:
+            return
+        if used is None:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(args, theirs, Quiet(clock, groups)))
+            process.start()
+            theirs.close()
+            groups[slot] = process.pid
         else:
-            end(process, slot)
+            process, ours = used.process, used.pipe
+        job = waiting.pop()
+        ours.send(tuple(job))
+        running.append(Worker(process, ours, slot, job, time.monotonic()))
 
-    def end(process: Any, slot: int) -> None:
+    def end(worker: Worker) -> None:
         with clock:  # not while it keeps the others stopped
-            groups[slot] = 0
-            process.kill()
+            groups[worker.slot] = 0
+            worker.process.kill()
+            worker.process.join()
 
-    def start(slot: int) -> None:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(args, theirs, Quiet(clock, groups)))
-        process.start()
-        theirs.close()
-        groups[slot] = process.pid
-        give(process, ours, slot)
-
-    for slot in range(min(args.workers, len(methods))):
-        start(slot)
+    for slot in range(min(args.workers, len(jobs))):
+        give(slot, None)
     while running:
         ready = wait([w.pipe for w in running], timeout=1)
         for worker in list(running):
@@ -246,17 +273,15 @@ def measured(methods: list[str], args: argparse.Namespace) -> Iterator[dict[str,
                 continue
             running.remove(worker)
             if row is not None:
-                give(worker.process, worker.pipe, worker.slot)
+                give(worker.slot, worker)
                 yield row
                 continue
-            end(worker.process, worker.slot)
+            end(worker)
             if time.monotonic() >= until and late < args.patience:
                 continue  # no time left: run again, and it is measured
             why = "the process died" if worker.pipe in ready else f"not set up after {late:.0f} s"
-            failed = {"error": why}
-            yield {"method": worker.method, "hf": failed, "lanes": failed, "seconds": late}
-            if waiting:
-                start(worker.slot)
+            yield {**worker.job._asdict(), "error": why, "seconds": late}
+            give(worker.slot, None)
 
 
 def about(out: Path) -> None:

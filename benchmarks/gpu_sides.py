@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from bakeoff.engine import shims
-from bakeoff.engine.device import lean_inputs, set_dtypes
+from bakeoff.engine.device import lean_inputs, place, set_dtypes
 from bakeoff.engine.feed import Feed
 from bakeoff.engine.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
@@ -52,6 +52,8 @@ BUCKET = 20
 EMPTY_CACHE = 10
 """run.py empties the allocator's cache each so many steps."""
 PASS_EXAMPLES = 640
+OF_TASKS = ("poly", "multitask_prompt_tuning")
+"""Methods whose every row names its task."""
 STEPS = 10_000
 """Length of the run that a few steps are timed of."""
 TASK = SupervisedFineTuning({"columns": {}, "max_length": 768})
@@ -103,7 +105,7 @@ class Ground(NamedTuple):
         """Return what methods may know when they are attached: the same data, this task."""
 
         def batches(rows: int) -> Iterator[Any]:
-            for i in range(0, CALIBRATION, rows):
+            for i in range(0, min(CALIBRATION, len(self.data)), rows):
                 yield TASK.batch(self.data[i : i + rows], 0, self.device)
 
         def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
@@ -134,10 +136,10 @@ def entry(name: str) -> MethodEntry:
     return dataclasses.replace(found, config=config)
 
 
-def examples(vocabulary: int, longest: int) -> list[Example]:
+def examples(vocabulary: int, longest: int, count: int = PASS_EXAMPLES) -> list[Example]:
     """Return examples as long as MetaMathQA's: log-normal around 190 tokens, all supervised."""
     rng = np.random.default_rng(0)
-    lengths = np.exp(rng.normal(size=PASS_EXAMPLES) * 0.45 + np.log(190)).clip(40, longest)
+    lengths = np.exp(rng.normal(size=count) * 0.45 + np.log(190)).clip(40, longest)
     made = []
     for n in lengths.astype(int):
         tokens = tuple(int(t) for t in rng.integers(0, vocabulary, n))
@@ -170,11 +172,13 @@ def timed(step: Callable[[], int], device: str, clocking: Clocking) -> dict[str,
         tokens = sum(step() for _ in range(clocking.steps))
         drain(device)
         seconds = time.perf_counter() - started
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else None
+    on_gpu = device != "cpu"
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
     return {
         "tokens_per_second": tokens / seconds,
         "step_milliseconds": 1000 * seconds / clocking.steps,
         "peak_gib": peak,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if on_gpu else None,
         "set_up_seconds": set_up,
         "steps": clocking.steps,
     }
@@ -213,11 +217,11 @@ def hf_style(ground: Ground, method: str, clocking: Clocking) -> dict[str, Any]:
         for i, n in enumerate(lengths):
             labels[i, n + 1 :] = -100
         mask = mask.to(device)
+        extra = {"num_items_in_batch": mask.sum().item()}
+        if method.removesuffix("_qv") in OF_TASKS:
+            extra["task_ids"] = torch.zeros(len(ids), dtype=torch.long, device=device)
         optimizer.zero_grad()
-        loss = model(
-            input_ids=ids, attention_mask=mask, labels=labels,
-            num_items_in_batch=mask.sum().item(),
-        ).loss  # fmt: skip
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels, **extra).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -259,7 +263,7 @@ def ours(
     hook = make(entry(method), entry(method).config)
     model = hook.attach(base, ground.around())
     shims.install(model)
-    model.to(device)
+    place(model, device)
     set_dtypes(model, ground.precision)
     start = Start.of(model, checksums=False)
     names = list(trainable(model))

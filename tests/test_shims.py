@@ -14,8 +14,10 @@ import torch
 from peft_types import CASES
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bakeoff.engine import dropout, shims
+from bakeoff.engine.device import place
 from bakeoff.engine.shims import pvera
 
 EXACT = 0.0
@@ -187,11 +189,13 @@ def tiny_causal_lm(config: peft.PeftConfig) -> nn.Module:
 def trained(model: nn.Module, steps: int) -> list[Tensor]:
     """Take AdamW steps and return each step's logits."""
     ids = torch.randint(0, 20, (3, 5), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 3:] = 0
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     seen = []
     for _ in range(steps):
-        logits = model(input_ids=ids, use_cache=False).logits
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         optimizer.zero_grad()
         logits.square().sum().backward()
         optimizer.step()
@@ -223,6 +227,35 @@ def test_prompts_train_as_peft_trains_them(name: str) -> None:
     assert not torch.equal(runs[0][0], runs[0][-1])
     for own, found in zip(*runs, strict=True):
         assert apart(found, own) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_copy_nothing_from_the_host(name: str) -> None:
+    model = place(tiny_causal_lm(PROMPTS[name]()), "meta")
+    model.base_model.set_attn_implementation("eager")  # SDPA's mask looks at its values
+    shims.install(model)
+    ids = torch.zeros(3, 5, dtype=torch.long, device="meta")
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    model(**given)  # what is kept from then on may be copied once
+    with Copies() as copies:
+        model(**given)
+    assert copies.found == []
+
+
+class Copies(TorchDispatchMode):
+    """Notes the operations that take a tensor of the host to another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        held = [t for t in (*args, *(kwargs or {}).values()) if isinstance(t, Tensor)]
+        wide = [t for t in held if t.device.type == "cpu" and t.ndim > 0]
+        if wide and isinstance(out, Tensor) and out.device.type != "cpu":
+            self.found.append(f"{func} {tuple(wide[0].shape)}")
+        return out
 
 
 def test_cpt_keeps_its_memory_and_its_radius() -> None:

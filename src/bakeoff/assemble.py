@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from bakeoff import registry
 from bakeoff.data import SPLITS, Row, read_rows
 from bakeoff.engine import shims
-from bakeoff.engine.device import autocast, keep_freed_memory, lean_inputs, set_dtypes
+from bakeoff.engine.device import autocast, keep_freed_memory, lean_inputs, place, set_dtypes
 from bakeoff.engine.feed import Feed
 from bakeoff.engine.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
@@ -207,7 +207,7 @@ def attach(trial: Trial, base: nn.Module, ground: Ground) -> tuple[nn.Module, Ho
     torch.manual_seed(trial.seed + 1_000_003)
     model = hook.attach(base, ground)
     shims.install(model)
-    model.to(trial.conditions.device)
+    place(model, trial.conditions.device)
     set_dtypes(model, trial.conditions.precision)
     if not trainable(model):
         raise Incompatible("the method attached to nothing: no parameter would be trained")

@@ -93,6 +93,25 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def place(model: nn.Module, device: str) -> nn.Module:
+    """Move a model to its device, with what lies in plain attributes and dictionaries of tensors.
+
+    ``Module.to`` does not see those: PEFT keeps prompts' token ids and AdaMSS's indices so, and
+    copies them in each forward pass, which costs time and which no CUDA graph can capture.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name.startswith("_"):  # parameters, buffers, modules: ``Module.to`` moves them
+                continue
+            if isinstance(value, torch.Tensor):
+                setattr(module, name, value.to(device))
+            elif isinstance(value, dict):
+                for key, inner in value.items():
+                    if isinstance(inner, torch.Tensor):
+                        value[key] = inner.to(device)
+    return model.to(device)
+
+
 def set_dtypes(model: nn.Module, precision: str) -> None:
     """Hold frozen floating-point tensors in the compute dtype and trained ones in fp32.
 

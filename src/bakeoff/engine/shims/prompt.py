@@ -3,13 +3,17 @@
 ``peft/peft_model.py:929`` (``PeftModel.get_prompt``) encodes one row of prompt tokens and repeats
 the outcome for the batch. Nothing is wrong with it: but the encoder is where lanes part, so while
 they ride it answers with one prompt a lane, already given to each of the lane's rows.
+
+``PeftModelForCausalLM.forward`` (``peft_model.py:2134``, and ``_cpt_forward``) makes its part of
+the masks on the host and copies it over, which no CUDA graph can capture: here it is made in place.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 _ENCODED_WHOLE = ("PREFIX_TUNING", "CARTRIDGE", "MULTITASK_PROMPT_TUNING")
 """Types whose encoder sees the whole batch as it is."""
@@ -29,4 +33,34 @@ def get_prompt(
     return prompts if len(prompts) == batch_size else prompts.repeat(batch_size, 1, 1)
 
 
-STAND_INS = {"peft.peft_model.PeftModel.get_prompt": get_prompt}
+def forward(
+    self: Any, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **given: Any
+) -> Any:
+    """Run PEFT's own forward pass, the attention mask completed on the device and put in behind it.
+
+    CPT's mask of token kinds, which PEFT makes if it is not given, is given.
+    """
+    own, config = self.stands_in_for.forward, self.active_peft_config
+    if not config.is_prompt_learning or input_ids is None or attention_mask is None:
+        return own(self, input_ids=input_ids, attention_mask=attention_mask, **given)
+    virtual = torch.ones(len(input_ids), config.num_virtual_tokens, device=attention_mask.device)
+    mask = torch.cat((virtual, attention_mask), dim=1)
+    if config.peft_type == "CPT":
+        given.setdefault("input_type_mask", torch.full_like(input_ids, _LABEL, dtype=torch.float))
+
+    def complete(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "attention_mask": mask}
+
+    handle = self.base_model.register_forward_pre_hook(complete, with_kwargs=True)
+    try:
+        return own(self, input_ids=input_ids, **given)
+    finally:
+        handle.remove()
+
+
+_LABEL = 4
+"""CPT's kind of a token that is supervised: what ``_cpt_forward`` takes all tokens for."""
+STAND_INS = {
+    "peft.peft_model.PeftModel.get_prompt": get_prompt,
+    "peft.peft_model.PeftModelForCausalLM.forward": forward,
+}
