@@ -105,7 +105,8 @@ LEGEND = """
 - **parameters**: trained on the tiny Llama (2 layers, 128 wide; LoRA with r = 8 trains 32,768).
   They grow differently with the model: `bakeoff methods --model M` counts on yours. *Slanted*: on
   another tiny base.
-- **lanes**: its trials share one step on the engine (see the README).
+- **lanes**: its trials share one step on the engine (see the README); tokens/s and memory on an
+  H100, method by method as far as measured: [measured](../benchmarks/results/README.md).
 - **merges**: `merge_and_unload` gives the same logits.
 - **LoRA**: *is* where it is saved as plain LoRA, which inference servers such as vLLM load as it
   is (one scale, A and B alone; vLLM wants `--max-lora-rank` for ranks above 16); *yes* where PEFT's

@@ -101,7 +101,7 @@ def test_every_method_of_the_catalog_is_a_row(
     catalog = script("catalog")
     out = tmp_path / "rows.jsonl"
     arguments = ["--model", "tiny", "--lanes", "2", "--workers", "2", "--steps", "2"]
-    arguments += ["--methods", "lora_qv,bitfit", "--hf-warm-up", "1", "--out", str(out)]
+    arguments += ["--methods", "lora_qv,bitfit", "--out", str(out)]
     catalog.main(arguments)
     rows = {(r["method"], r["side"]): r for r in map(json.loads, out.read_text().splitlines())}
     assert rows["lora_qv", "lanes"]["lanes"] == 2

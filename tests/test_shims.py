@@ -133,6 +133,7 @@ def test_merges_as_peft_does(name: str) -> None:
 
 def test_every_file_is_tested_here() -> None:
     special = {"cartridge", "cpt", "lily", "multitask", "prompt", "pvera", "shadow"}
+    special |= {"trainable_tokens"}
     # what loha and lokr share has a file of its own, and lokr needs no other
     shared = {"lycoris"}
     files = {m.name for m in pkgutil.iter_modules(shims.__path__)}
@@ -203,7 +204,7 @@ def trained(model: nn.Module, steps: int) -> list[Tensor]:
     return seen
 
 
-PROMPTS: dict[str, Callable[[], peft.PeftConfig]] = {
+BEFORE_LAYERS: dict[str, Callable[[], peft.PeftConfig]] = {
     "cartridge": lambda: peft.CartridgeConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
     "cpt": lambda: peft.CPTConfig(
         cpt_token_ids=[1, 2, 3, 4, 5],
@@ -214,14 +215,17 @@ PROMPTS: dict[str, Callable[[], peft.PeftConfig]] = {
     "prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
     "p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
     "prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    "trainable_tokens": lambda: peft.TrainableTokensConfig(
+        token_indices=[1, 3, 7], task_type="CAUSAL_LM"
+    ),
 }
 
 
-@pytest.mark.parametrize("name", PROMPTS)
-def test_prompts_train_as_peft_trains_them(name: str) -> None:
+@pytest.mark.parametrize("name", BEFORE_LAYERS)
+def test_what_stands_before_the_layers_trains_as_in_peft(name: str) -> None:
     runs = []
     for shimmed in (False, True):
-        model = tiny_causal_lm(PROMPTS[name]())
+        model = tiny_causal_lm(BEFORE_LAYERS[name]())
         assert not shimmed or shims.install(model)
         runs.append(trained(model, 8))
     assert not torch.equal(runs[0][0], runs[0][-1])
@@ -229,9 +233,9 @@ def test_prompts_train_as_peft_trains_them(name: str) -> None:
         assert apart(found, own) <= ROUNDING
 
 
-@pytest.mark.parametrize("name", PROMPTS)
-def test_prompts_copy_nothing_from_the_host(name: str) -> None:
-    model = place(tiny_causal_lm(PROMPTS[name]()), "meta")
+@pytest.mark.parametrize("name", BEFORE_LAYERS)
+def test_what_stands_before_the_layers_copies_nothing_from_the_host(name: str) -> None:
+    model = place(tiny_causal_lm(BEFORE_LAYERS[name]()), "meta")
     model.base_model.set_attn_implementation("eager")  # SDPA's mask looks at its values
     shims.install(model)
     ids = torch.zeros(3, 5, dtype=torch.long, device="meta")
@@ -259,7 +263,7 @@ class Copies(TorchDispatchMode):
 
 
 def test_cpt_keeps_its_memory_and_its_radius() -> None:
-    model = tiny_causal_lm(PROMPTS["cpt"]())
+    model = tiny_causal_lm(BEFORE_LAYERS["cpt"]())
     shims.install(model)
     encoder = model.prompt_encoder["default"]
     weight = encoder.delta_embedding.weight
