@@ -74,7 +74,7 @@ def test_trains_leaves_the_base_alone_and_reloads(
     CHECKS["reloads"](of, at)
 
 
-@pytest.mark.parametrize("check", ["learns", "repeats", "merges", "disables"])
+@pytest.mark.parametrize("check", ["learns", "repeats", "goes_on", "merges", "disables"])
 @pytest.mark.parametrize(("method", "task"), WHOLE)
 def test_the_contract(
     method: str, task: str, check: str, wide: dict[str, Path], tmp_path: Path

@@ -56,14 +56,14 @@ def test_search_and_final_never_share_a_seed() -> None:
 def test_a_segment_survives_the_pipe() -> None:
     (segment,) = plan.segments(
         [Trial(ENTRIES[0], {"learning_rate": 1e-3, "r": 4}, 0, "search", CONDITIONS)],
-        "f", "b", {"lora": {"token_bytes": 2.5}}, None,
+        (3, 30), "f", "b", {"lora": {"token_bytes": 2.5}}, None,
     )  # fmt: skip
     assert segment.engine == {"token_bytes": 2.5}
     back = Segment.from_json(segment.to_json())
     assert back == segment
     assert back.trials[0].id == segment.trials[0].id
     assert back.trials[0].config["r"] == 4
-    assert (back.start, back.stop) == (0, 30)
+    assert (back.start, back.stop) == (3, 30)
 
 
 def test_groups_hold_one_method_one_shape_and_no_more_lanes_than_allowed() -> None:

@@ -69,6 +69,25 @@ def test_kill_9_loses_at_most_the_trial_in_flight(
     assert comparable(json.loads(done.stdout)) == comparable(json.loads(json.dumps(whole)))
 
 
+@pytest.mark.parametrize("race", ["on", "off"])
+def test_the_race_saves_steps_and_is_written_down(
+    study_values: dict[str, Any], tmp_path: Path, race: str
+) -> None:
+    study_values["budget"] |= {"steps": 20, "settings": 3, "race": race, "extend": 0}
+    api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    search = [(t, r) for t, r in api.read_trials(tmp_path / "out") if t.phase == "search"]
+    steps: dict[str, list[int | None]] = {"lora": [], "ia3": []}
+    for trial, result in search:
+        assert result is not None
+        steps[trial.method.name].append(result.step)
+    if race == "off":
+        assert steps == {"lora": [20] * 3, "ia3": [20] * 3}
+        return
+    assert {m: sorted(s) for m, s in steps.items()} == {"lora": [2, 6, 6], "ia3": [2, 6, 6]}
+    assert not list((tmp_path / "out").rglob("*.safetensors.tmp"))
+    assert not list((tmp_path / "out" / "trials").glob("*/state/*")), "no state is left over"
+
+
 def test_a_finished_study_run_again_trains_nothing(
     study_values: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -122,3 +141,25 @@ def test_an_interrupted_study_has_a_valid_report(
     assert [m["score"] for m in report["methods"]] == [None, None]
     assert all(len(m["settings"]) == 2 for m in report["methods"])
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_the_race_writes_its_decisions_and_a_replay_adds_nothing(
+    study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    study_values["budget"] |= {"steps": 20, "settings": 4, "tune": "all", "seeds": 1, "extend": 0}
+    out = tmp_path / "out"
+    report = api.run(parse_spec(study_values), tmp_path, out)
+    settings = {m["method"]: [s["setting"] for s in m["settings"]] for m in report["methods"]}
+    assert all(len(s) == 4 for s in settings.values()), "every method gets the same number"
+    assert any("r" in s for s in settings["lora"]), "more than the rate is tuned"
+    race = report["race"]
+    assert race["rungs"] == [2, 6]
+    first = [d for d in race["decisions"] if d["step"] == 2 and d["method"] == "lora"]
+    assert [d["goes_on"] for d in sorted(first, key=lambda d: d["mean_loss"])] == [True] * 2 + [
+        False
+    ] * 2
+    assert race["steps_trained"] < race["steps_in_full"]
+    before = (out / "log.jsonl").read_text().count('"event": "advance"')
+    again = api.run(parse_spec(study_values), tmp_path, out)
+    assert (out / "log.jsonl").read_text().count('"event": "advance"') == before
+    assert again["race"] == race

@@ -1,6 +1,6 @@
 """The whole path, top to bottom: what the CLI calls and what users import.
 
-    spec -> folder -> preflight -> costs -> search -> choose -> final -> report
+    spec -> folder -> preflight -> costs -> search (from rung to rung) -> final -> report
 
 The study half and the training half meet only here, and only as JSON: the training half is named
 by strings (``module:function``) and runs where the executor runs it.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from bakeoff import folder as study_folder
-from bakeoff import plan
+from bakeoff import phases, plan
 from bakeoff import report as report_page
-from bakeoff.analysis.choose import choose_settings
+from bakeoff.analysis.contrast import Side, contrast
 from bakeoff.analysis.summary import summarise
+from bakeoff.assets.cache import cache_folder
 from bakeoff.data import SPLITS
 from bakeoff.errors import LockedError, PreflightError, UsageError
+from bakeoff.methods.serving import served
 from bakeoff.progress import Logged, Progress, Silent
 from bakeoff.results import Cost, MetricInfo, Status, StudyRecord, TrialResult
 from bakeoff.spec import StudySpec, dump_spec, parse_spec, read_spec
@@ -42,9 +44,17 @@ from bakeoff.study import (
 )
 from bakeoff.trial import Trial
 
-__all__ = ["machine", "overview", "parse_spec", "read_record", "read_spec", "report", "run"]
+__all__ = [
+    "compare",
+    "machine",
+    "overview",
+    "parse_spec",
+    "read_record",
+    "read_spec",
+    "report",
+    "run",
+]
 
-RUN_SEGMENT = "bakeoff.segment:run"
 RUN_PROBE = "bakeoff.preflight:probe"
 RUN_CHECK = "bakeoff.preflight:check"
 RUN_DOCTOR = "bakeoff.preflight:doctor"
@@ -69,11 +79,9 @@ def run(
             check(study)
             costs = measure_costs(study, store, heard)
             able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
-            search = plan.search_trials(spec, able, study.conditions)
-            run_trials("Search", study, store, search, heard)
-            chosen = choose_settings(read_trials(out))
-            final = plan.final_trials(spec, able, study.conditions, chosen)
-            run_trials("Final", study, store, final, heard)
+            running = phases.Running(study, store, heard)
+            chosen = phases.search(running, able)
+            phases.final(running, able, chosen)
     return report(out)
 
 
@@ -136,41 +144,6 @@ def measure_costs(study: Study, store: Writer, progress: Progress) -> dict[str, 
     return costs
 
 
-def run_trials(
-    title: str, study: Study, store: Writer, trials: Sequence[Trial], progress: Progress
-) -> None:
-    """Train what is missing of ``trials``; each result is written as soon as it is there.
-
-    A group of which some are missing is trained as a whole, so that a resumed study computes what
-    an uninterrupted one does; what was there stays.
-    """
-    store.plan(trials)
-    with Reader(study.folder / study_folder.DATABASE) as reader:
-        there, costs = reader.finished(), reader.costs()
-    engines = {name: cost.engine for name, cost in costs.items()}
-    limit = study.spec.engine.most_lanes
-    path = study.base.path
-    segments = [
-        s
-        for s in plan.segments(trials, str(study.folder), path, engines, limit)
-        if any(t.id not in there for t in s.trials)
-    ]
-    progress.phase(title, len(trials), sum(t.id in there for t in trials))
-    payloads = [s.to_json() for s in segments]
-    for outcome in executor(study.spec).map(RUN_SEGMENT, payloads):
-        for position, trial in enumerate(segments[outcome.index].trials):
-            if outcome.value is not None:
-                result = TrialResult.from_json(outcome.value["results"][position])
-            else:
-                result = TrialResult(trial.id, Status.FAILED, outcome.error)
-            if trial.id in there:
-                continue
-            store.keep(result)
-            progress.advance(f"{trial.method.name} lr {trial.learning_rate:g} seed {trial.seed}")
-            if result.status is not Status.DONE:
-                progress.say(f"{trial.method.title} {result.status.value}: {result.reason}")
-
-
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold the study's lock.
@@ -227,6 +200,7 @@ def read_record(out: Path) -> StudyRecord:
         )
     with Reader(out / study_folder.DATABASE) as reader:
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
+        decisions = reader.decisions()
     if "about" not in values:
         raise UsageError(
             "no-study", f"The study in {out} has not begun yet.", "`bakeoff run` goes on with it."
@@ -254,7 +228,19 @@ def read_record(out: Path) -> StudyRecord:
         warnings=tuple(known["warnings"]),
         provenance=known["provenance"],
         sizes=known.get("sizes"),
+        race=raced(spec, decisions),
+        prefer=spec.verdict.model_dump()["prefer"],
+        pareto=spec.verdict.pareto,
+        serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
     )
+
+
+def raced(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return what the record says of the race, None where the study has none."""
+    rungs = plan.rungs(spec.budget)
+    if not rungs:
+        return None
+    return {"rungs": list(rungs), "seeds": spec.budget.seeds, "decisions": decisions}
 
 
 def report(out: Path) -> dict[str, Any]:
@@ -308,3 +294,25 @@ def machine() -> dict[str, Any]:
     through = make_executor("process", workers=1)
     wishes = {"device": "auto", "precision": "auto", "threads": None, "workers": 1}
     return call(through, RUN_DOCTOR, wishes)
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """Say what differs between two studies, and whether their verdicts agree; writes nothing.
+
+    Raises:
+        UsageError: ``no-study``, ``same-study``.
+    """
+    if first.resolve() == second.resolve():
+        raise UsageError(
+            "same-study",
+            f"Both folders are {first}: a study does not differ from itself.",
+            "another study's folder as the second one.",
+        )
+    return contrast(_side(first), _side(second))
+
+
+def _side(out: Path) -> Side:
+    record = read_record(out)
+    values = read_values(out)
+    summary = summarise(record, np.random.default_rng(parse_spec(values["spec"]).seed))
+    return Side(str(out), summary, study_folder.flatten(values.get("frozen") or {}))

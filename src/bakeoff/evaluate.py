@@ -6,7 +6,9 @@ Used by ``segment``. Where lanes ride, every item is put to all lanes at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from bakeoff import registry
@@ -18,24 +20,31 @@ from bakeoff.tasks import Example
 
 
 @torch.no_grad()
-def mean_losses(bench: Bench, examples: Sequence[Example]) -> list[float]:
-    """Return each lane's mean loss over all supervised units of ``examples``, in nats."""
+def item_losses(bench: Bench, examples: Sequence[Example]) -> np.ndarray[tuple[int, int], Any]:
+    """Return each lane's loss on each example, ``[lanes, examples]``, in nats.
+
+    An example's summed loss over the mean count of supervised units: a row's mean is the mean loss
+    over all units, whatever their number in each example.
+    """
     c, lanes = bench.conditions, bench.lanes
     bench.model.eval()
     sums, counts = [], []
     for step in bench.feed.evaluation(examples, c.evaluation_batch_size):
-        found, first = [], 0
+        parts, first = [], 0
         for batch, where, width in zip(*step.to(c.device), strict=True):
             lanes.ride(first, width, batch.rows // width)
             first += width
             with autocast(c.device, c.precision), packed(where, lanes.draws):
                 losses = bench.task.item_losses(bench.model, batch)
-            found.append(torch.stack([x.view(width, -1).sum(1) for x in losses]))
-        both = torch.cat(found, 1).double()
+            parts.append(torch.stack([x.view(width, -1) for x in losses]))
+        both = torch.cat(parts, 1).double()
         sums.append(both[0])
         counts.append(both[1])
-    means: list[float] = (torch.stack(sums).sum(0) / torch.stack(counts).sum(0)).tolist()
-    return means
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
+    by_length = (torch.cat(sums, 1) / torch.cat(counts, 1).mean(1, keepdim=True)).cpu().numpy()
+    found = np.empty_like(by_length)
+    found[:, order] = by_length
+    return found
 
 
 @torch.no_grad()

@@ -90,6 +90,17 @@ def locate_data(path: str, source: Path) -> Path:
     return source / path
 
 
+def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
+    """Remove the states of a trial that it goes on from at rungs, except that at step ``but``."""
+    states = folder / "trials" / trial_id / "state"
+    for file in states.glob("*"):
+        if but is None or file.stem != str(but):
+            file.unlink()
+    for emptied in (states, states.parent):
+        if emptied.is_dir() and not any(emptied.iterdir()):
+            emptied.rmdir()
+
+
 def freeze_data(folder: Path, splits: Splits) -> None:
     """Write the splits under ``data/``."""
     for name, rows in splits.rows.items():
@@ -117,6 +128,7 @@ def comparable(spec: StudySpec) -> dict[str, Any]:
         value["data"].pop(name, None)
     for name in ("executor", "workers", "threads"):
         value["engine"].pop(name, None)
+    value.pop("verdict", None)  # what is read out of the results changes none of them
     return value
 
 

@@ -1,23 +1,29 @@
 """From a study to its trials: pure, so it can be printed, priced and compared.
 
-Methods x settings x seeds in two phases: ``search`` (every setting, one seed, validation only) and
-``final`` (the best setting of each method, fresh seeds, scored on test). Group and segment follow.
+Methods x settings x seeds in two phases: ``search`` (every setting, one seed, validation only, in
+laps from rung to rung) and ``final`` (the best setting of each method, fresh seeds, scored on
+test). Group and segment follow.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bakeoff.spec import StudySpec
+from bakeoff.spec import BudgetSpec, StudySpec
 from bakeoff.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
+from bakeoff.tuning import Tried, propose
 
 GRID_STEP = 10**0.5
 """Ratio of neighbouring learning rates: 5 of them span two decades around the prior.
 
 arXiv 2602.04998 finds best learning rates up to 18 times apart between LoRA variants.
 """
+
+FEWEST_RATES = 3
+"""From so many on a grid has an inside."""
 
 
 def learning_rates(prior: float, count: int) -> tuple[float, ...]:
@@ -26,12 +32,60 @@ def learning_rates(prior: float, count: int) -> tuple[float, ...]:
     return tuple(float(f"{prior * GRID_STEP ** (i - middle):.3g}") for i in range(count))
 
 
-def settings(entry: MethodEntry, spec: StudySpec) -> tuple[dict[str, Any], ...]:
-    """Return the settings that a method tries: the same number for every method."""
+def grid(entry: MethodEntry, spec: StudySpec) -> tuple[float, ...]:
+    """Return a method's learning rates: the user's, else a grid around the catalog's prior."""
     override = spec.method.get(entry.name)
     given = override.learning_rates if override else None
-    rates = given or learning_rates(entry.learning_rate, spec.budget.settings)
-    return tuple({LEARNING_RATE: rate} for rate in rates)
+    return given or learning_rates(entry.learning_rate, spec.budget.settings)
+
+
+def settings(entry: MethodEntry, spec: StudySpec) -> tuple[dict[str, Any], ...]:
+    """Return the settings that a method tries first; with ``further``'s the same number for all."""
+    rates, count = grid(entry, spec), spec.budget.settings
+    if not tunes_all(entry, spec):
+        return tuple({LEARNING_RATE: rate} for rate in rates)
+    return propose(entry, (min(rates), max(rates)), (), -(-count // 2), spec.seed)
+
+
+def further(
+    entry: MethodEntry, spec: StudySpec, tried: Sequence[Tried]
+) -> tuple[dict[str, Any], ...]:
+    """Return the settings that a method tries in the light of its first ones."""
+    if not tunes_all(entry, spec):
+        return ()
+    rates, count = grid(entry, spec), spec.budget.settings - len(tried)
+    return propose(entry, (min(rates), max(rates)), tried, count, spec.seed)
+
+
+def tunes_all(entry: MethodEntry, spec: StudySpec) -> bool:
+    """Say whether more than the learning rate is tuned: it is wished, and there is more."""
+    several = spec.budget.settings > 1 and len(grid(entry, spec)) > 1
+    return spec.budget.tune == "all" and bool(entry.tuning) and several
+
+
+def rungs(budget: BudgetSpec) -> tuple[int, ...]:
+    """Return the steps at which search trials are compared; none where nothing races."""
+    if budget.race == "off" or budget.settings < 2:
+        return ()
+    steps = {max(1, round(share * budget.steps)) for share in budget.rungs}
+    return tuple(sorted(s for s in steps if s < budget.steps))
+
+
+def extension(losses: Mapping[float, float]) -> float | None:
+    """Return the learning rate to try beside the best one, None where it lies inside its grid.
+
+    ``losses`` maps each rate tried to its mean validation loss, infinite where it diverged. The
+    grid grows by the ratio of its last two rates; one of two rates is all edge, and does not grow.
+    """
+    rates = sorted(losses)
+    best = min(rates, key=lambda r: (losses[r], r))
+    if len(rates) < FEWEST_RATES or math.isinf(losses[best]):
+        return None
+    if best == rates[0]:
+        return float(f"{best * rates[0] / rates[1]:.3g}")
+    if best == rates[-1]:
+        return float(f"{best * rates[-1] / rates[-2]:.3g}")
+    return None
 
 
 def search_trials(
@@ -81,20 +135,20 @@ def groups(trials: Sequence[Trial], most: int | None) -> Iterator[tuple[Trial, .
 
 def segments(
     trials: Sequence[Trial],
+    span: tuple[int, int],
     folder: str,
     base_path: str,
     engines: Mapping[str, dict[str, Any] | None],
     most: int | None,
 ) -> tuple[Segment, ...]:
-    """Return one segment a group, from the first step to the last.
+    """Return one segment a group, over the steps of ``span``.
 
     ``engines`` holds what each method's probe decided; a method without it runs plain.
     """
     return tuple(
         Segment(
             group,
-            0,
-            group[0].conditions.steps,
+            *span,
             folder,
             base_path,
             engines.get(group[0].method.name),

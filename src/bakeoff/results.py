@@ -54,6 +54,9 @@ class TrialResult:
 
     ``lanes`` counts the trials of its group, itself included; its seconds are its equal share of
     theirs. They shared its steps where the method's probe left lanes on, else they took turns.
+    ``step`` is where it stands; at a rung before the end its status is ``stopped`` without a reason
+    and ``item_losses`` holds each validation item's share of the mean loss there (they average to
+    it), in nats.
     """
 
     trial_id: str
@@ -71,6 +74,8 @@ class TrialResult:
     load_seconds: float | None = None
     warnings: tuple[str, ...] = ()
     lanes: int | None = None
+    step: int | None = None
+    item_losses: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -89,6 +94,7 @@ class TrialResult:
                     for k, s in value["splits"].items()
                 },
                 "warnings": tuple(value["warnings"]),
+                "item_losses": tuple(value.get("item_losses", ())),
             }
         )
 
@@ -171,5 +177,14 @@ class StudyRecord:
     wall_seconds: float | None
     warnings: tuple[str, ...]
     provenance: dict[str, Any]
+    race: dict[str, Any] | None = None
+    """``rungs`` (steps), ``seeds`` of the final phase, the ``decisions`` taken; None: no race."""
     sizes: list[dict[str, Any]] | None = None
     """Each method's size, where the study wanted equal trainable parameters."""
+    prefer: str | dict[str, float] = "quality"
+    """What the recommendation is for: one word, or weights."""
+    pareto: tuple[str, ...] | None = None
+    """Axes of the Pareto front; None: all that were measured."""
+    serving: dict[str, str | None] = field(default_factory=dict)
+    """How each method can be served: ``adapter`` (saved as plain LoRA), ``converted`` (to LoRA
+    without loss), ``merged``, or None for not at all; a method that was not probed is absent."""

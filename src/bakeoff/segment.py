@@ -3,7 +3,8 @@
 The unit of work that an executor carries to a worker. It never raises: whatever happens becomes a
 ``TrialResult`` with a status and a reason. It writes only inside ``trials/<id>`` and marks the
 folder COMPLETE last, after the hashes of all its files, so that a half-written trial is never taken
-for a finished one.
+for a finished one. A segment that ends at a rung leaves the trial's state there, and the next one
+starts from it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bakeoff import states
 from bakeoff.assemble import Bench, build, prepare_process
 from bakeoff.data import sha256_of
 from bakeoff.engine.device import out_of_memory
 from bakeoff.engine.feed import StepBatch
-from bakeoff.engine.loop import Reading, reading_steps, train
+from bakeoff.engine.loop import Reading, Stepper, reading_steps, train
 from bakeoff.engine.switches import Switches
 from bakeoff.errors import BakeoffError
-from bakeoff.evaluate import mean_losses, score_split
+from bakeoff.evaluate import item_losses, score_split
 from bakeoff.methods.hook import Finished, Incompatible
 from bakeoff.results import CurvePoint, SegmentResult, SplitScores, Status, TrialResult
 from bakeoff.tasks import Example
@@ -56,7 +58,9 @@ def run_segment(segment: Segment) -> SegmentResult:
         alone = (_alone(trial, segment) for trial in group)
         results = [dataclasses.replace(r, warnings=(*r.warnings, why)) for r in alone]
     folder = Path(segment.folder) / "trials"
-    return SegmentResult(tuple(_keep(r, folder / r.trial_id) for r in results))
+    return SegmentResult(
+        tuple(r if r.status is Status.STOPPED else _keep(r, folder / r.trial_id) for r in results)
+    )
 
 
 def classify_failure(error: BaseException) -> Status:
@@ -129,42 +133,97 @@ def _train_and_score(
     bench = build(trials, segment.base_path, folder / "data", switches)
     bench.fit_memory(engine.get("token_bytes"))
     examples, validation = bench.examples("train"), bench.examples("validation")
+    stepper = bench.stepper()
+    before = _restore(bench, stepper, segment)
+    for curve, so_far in zip(curves, before, strict=True):
+        curve.extend(so_far.curve if so_far else ())
     run = _Run(bench, curves, time.perf_counter())
     c = trials[0].conditions
-    batches = run.counted(bench.feed.training(examples, [t.seed for t in trials]))
-    readings = reading_steps(c.steps, c.validations)
+    seeds = [t.seed for t in trials]
+    batches = run.counted(bench.feed.training(examples, seeds, segment.start))
+    readings = {*reading_steps(c.steps, c.validations), segment.stop}
     train(
-        bench.stepper(), batches, segment.start, segment.stop, readings,
+        stepper, batches, segment.start, segment.stop, sorted(readings),
         lambda reading: run.read(reading, validation), bench.feed.halve,
     )  # fmt: skip
     trained = time.perf_counter()
-    splits = _score(bench, [curve[-1].validation_loss if curve else None for curve in curves])
+    ends = segment.stop == c.steps
+    splits = _score(bench, [curve[-1].validation_loss if curve else None for curve in curves], ends)
     scored = time.perf_counter()
     results = []
     for lane, trial in enumerate(trials):
-        diverged = run.diverged[lane]
         share = TrialResult(
             trial_id=trial.id,
-            status=Status.DONE if diverged is None else Status.DIVERGED,
+            status=Status.DONE,
             curve=tuple(curves[lane]),
             trainable_parameters=bench.lanes.stack.values.shape[1],
             train_tokens=run.tokens[lane],
-            diverged_at_step=diverged,
+            diverged_at_step=run.diverged[lane],
             train_seconds=(trained - run.begun - run.evaluating) / len(trials),
             evaluation_seconds=(run.evaluating + scored - trained) / len(trials),
             load_seconds=(run.begun - started) / len(trials),
             lanes=len(trials),
+            step=segment.stop,
+            item_losses=tuple(run.item_losses[lane]),
         )
-        if diverged is None:
-            saved = _save(bench, lane, folder / "trials" / trial.id)
-            share = dataclasses.replace(share, splits=splits[lane], adapter_bytes=saved)
-        else:
-            reason = (
-                f"the training loss or its gradient was not finite, or absurd, at step {diverged}"
-            )
-            share = dataclasses.replace(share, reason=reason)
-        results.append(share)
+        whole = _added(before[lane], share)
+        results.append(_ended(bench, stepper, lane, segment, whole, splits[lane]))
     return results
+
+
+def _restore(bench: Bench, stepper: Stepper, segment: Segment) -> list[TrialResult | None]:
+    """Put every trial where the segment starts; return what each has given so far."""
+    if segment.start == 0:
+        return [None] * len(segment.trials)
+    before: list[TrialResult | None] = []
+    for lane, trial in enumerate(segment.trials):
+        path = states.path_of(Path(segment.folder) / "trials", trial.id, segment.start)
+        state = states.read(path, bench.conditions.device)
+        stepper.restore(lane, state.lane, segment.start)
+        bench.hook.restore(lane, state.hook)
+        before.append(state.result)
+    return before
+
+
+def _added(before: TrialResult | None, now: TrialResult) -> TrialResult:
+    """Return a result with the tokens and seconds of the segments before it."""
+    if before is None:
+        return now
+    return dataclasses.replace(
+        now,
+        train_tokens=(before.train_tokens or 0) + (now.train_tokens or 0),
+        train_seconds=(before.train_seconds or 0) + (now.train_seconds or 0),
+        evaluation_seconds=(before.evaluation_seconds or 0) + (now.evaluation_seconds or 0),
+        load_seconds=(before.load_seconds or 0) + (now.load_seconds or 0),
+    )
+
+
+def _ended(
+    bench: Bench,
+    stepper: Stepper,
+    lane: int,
+    segment: Segment,
+    result: TrialResult,
+    splits: dict[str, SplitScores],
+) -> TrialResult:
+    """Return a trial's result where its segment ends: diverged, at a rung, or done and saved."""
+    if result.diverged_at_step is not None:
+        reason = (
+            "the training loss or its gradient was not finite, or absurd, "
+            f"at step {result.diverged_at_step}"
+        )
+        return dataclasses.replace(
+            result, status=Status.DIVERGED, reason=reason, step=result.diverged_at_step
+        )
+    result = dataclasses.replace(result, splits=splits)
+    trial, trials = segment.trials[lane], Path(segment.folder) / "trials"
+    if segment.stop < bench.conditions.steps:
+        result = dataclasses.replace(result, status=Status.STOPPED)
+        state = states.State(stepper.state(lane), bench.hook.state(lane), result)
+        states.keep(states.path_of(trials, trial.id, segment.stop), state)
+        return result
+    saved = _save(bench, lane, trials / trial.id)
+    return dataclasses.replace(result, adapter_bytes=saved)
 
 
 class _Run:
@@ -177,6 +236,8 @@ class _Run:
         self.evaluating = 0.0
         self.tokens = [0] * len(bench.trials)
         self.diverged: list[int | None] = [None] * len(bench.trials)
+        self.item_losses: list[list[float]] = [[] for _ in bench.trials]
+        """Of the last reading, for each lane that lives."""
 
     def counted(self, batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
         """Count each lane's tokens as its batches go by."""
@@ -190,17 +251,21 @@ class _Run:
     def read(self, reading: Reading, validation: Sequence[Example]) -> None:
         """Add a point to the curve of each lane that lives."""
         started = time.perf_counter()
-        losses = mean_losses(self.bench, validation)
+        losses = item_losses(self.bench, validation)
         for lane, (curve, at) in enumerate(zip(self.curves, reading.diverged, strict=True)):
             if at is None:
-                curve.append(CurvePoint(reading.step, reading.train_losses[lane], losses[lane]))
+                mean = float(losses[lane].mean())
+                curve.append(CurvePoint(reading.step, reading.train_losses[lane], mean))
+                self.item_losses[lane] = losses[lane].tolist()
         self.diverged = list(reading.diverged)
         self.evaluating += time.perf_counter() - started
 
 
-def _score(bench: Bench, losses: Sequence[float | None]) -> list[dict[str, SplitScores]]:
+def _score(
+    bench: Bench, losses: Sequence[float | None], ends: bool
+) -> list[dict[str, SplitScores]]:
     splits: list[dict[str, SplitScores]] = [{} for _ in bench.trials]
-    if bench.trials[0].phase == "final":
+    if bench.trials[0].phase == "final" and ends:
         nothing = [None] * len(splits)
         for own, scores in zip(splits, score_split(bench, "test", nothing), strict=True):
             own["test"] = scores

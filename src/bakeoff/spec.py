@@ -9,13 +9,17 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bakeoff.errors import UsageError, near_match
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 Switch = Literal["auto", "on", "off"]
+OnOff = Literal["on", "off"]
+Preference = Literal["quality", "memory", "speed", "size", "serving"]
+Axis = Literal["quality", "memory", "speed", "size", "forgetting"]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -130,9 +134,22 @@ class BudgetSpec(_Part):
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Examples in each step."""
     settings: Annotated[int, Field(ge=1)] = 5
-    """Learning rates that each method tries in the search phase."""
+    """Settings that each method tries in the search phase: learning rates, or what `tune` says."""
     seeds: Annotated[int, Field(ge=1)] = 3
     """Seeds of each method's best setting in the final phase."""
+    tune: Literal["learning_rate", "all"] = "learning_rate"
+    """What settings differ in: the rate alone, or all that the catalog tunes (Optuna's sampler)."""
+    race: OnOff = "on"
+    """`on`: settings, and methods that are surely worse and no cheaper, stop at the rungs."""
+    rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (
+        0.1,
+        0.3,
+    )
+    """Shares of the steps at which search trials are compared."""
+    extend: Annotated[int, Field(ge=0, le=5)] = 2
+    """How often a method whose best learning rate lies at the edge of those tried gets one more."""
+    select_on: Literal["loss", "metric"] = "loss"
+    """What settings are chosen on, on validation: `loss` is less noisy."""
     warmup: Fraction = 0.1
     """Share of the steps over which the learning rate rises from 0."""
     decay: Fraction = 0.3
@@ -143,6 +160,60 @@ class BudgetSpec(_Part):
     """Largest gradient norm."""
     validations: Annotated[int, Field(ge=1)] = 4
     """How often the validation loss is taken in a trial, the end included."""
+
+
+class VerdictSpec(_Part):
+    """What the recommendation and the Pareto front weigh; may change after the run."""
+
+    prefer: Preference | dict[Preference, Weight] = "quality"
+    """What to recommend for, or weights such as `{ quality = 1.0, memory = 0.5 }`."""
+    pareto: tuple[Axis, ...] | None = None
+    """Axes of the Pareto front, `quality` among them; default: all that were measured."""
+
+    @field_validator("prefer", mode="before")
+    @classmethod
+    def _preference_is_known(cls, value: Any) -> Any:
+        known = get_args(Preference)
+        _refuse_unknown("preference", value, known)
+        weights = value.values() if isinstance(value, dict) else ()
+        readable = isinstance(value, str | dict)
+        # pydantic's own words for a union name its branches, which help nobody
+        if not readable or not all(isinstance(w, int | float) for w in weights):
+            raise ValueError(f"one of {', '.join(known)}, or a table of numbers under these names")
+        return value
+
+    @field_validator("pareto", mode="before")
+    @classmethod
+    def _axes_are_known(cls, value: Any) -> Any:
+        _refuse_unknown("axis", value, get_args(Axis))
+        return value
+
+    @model_validator(mode="after")
+    def _weights_weigh(self) -> VerdictSpec:
+        if isinstance(self.prefer, dict) and not any(self.prefer.values()):
+            raise ValueError("prefer: no weight is above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _axes_make_a_front(self) -> VerdictSpec:
+        axes = self.pareto
+        if axes is None:
+            return self
+        if len(set(axes)) < len(axes):
+            raise ValueError("pareto: an axis is listed more than once")
+        if "quality" not in axes or len(axes) < 2:
+            raise ValueError("pareto: it takes `quality` and at least one other axis")
+        return self
+
+
+def _refuse_unknown(what: str, value: Any, known: tuple[str, ...]) -> None:
+    """Refuse unknown names in a text, a list or a table, with the near match."""
+    names = (value,) if isinstance(value, str) else value
+    for name in names if isinstance(names, list | tuple | dict) else ():
+        if name not in known:
+            near = near_match(str(name), known)
+            hint = f"did you mean '{near}'?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"unknown {what} '{name}'; {hint}")
 
 
 class EngineSpec(_Part):
@@ -202,6 +273,7 @@ class StudySpec(_Part):
     methods: MethodsSpec
     method: dict[str, MethodSpec] = {}
     budget: BudgetSpec = BudgetSpec()
+    verdict: VerdictSpec = VerdictSpec()
     engine: EngineSpec = EngineSpec()
 
     @model_validator(mode="after")

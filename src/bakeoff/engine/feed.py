@@ -129,15 +129,17 @@ class Feed:
         """What packed rows are rounded up to."""
         return ROW_MULTIPLE[self.device.split(":", maxsplit=1)[0]]
 
-    def training(self, examples: Sequence[Tokenised], seeds: Sequence[int]) -> Iterator[StepBatch]:
-        """Yield each step's batches, each lane in its own seed's order, for ever.
+    def training(
+        self, examples: Sequence[Tokenised], seeds: Sequence[int], start: int = 0
+    ) -> Iterator[StepBatch]:
+        """Yield each step's batches from ``start`` on, each lane in its own seed's order, for ever.
 
         Raises:
             NotPackable: the layers see something else than the examples' tokens.
         """
         self._look(examples)
         shapes = self._shapes(examples, seeds)
-        orders = [step_indices(len(examples), self.batch_size, s) for s in seeds]
+        orders = [step_indices(len(examples), self.batch_size, s, start) for s in seeds]
         while True:
             picked = [[examples[i] for i in next(order)] for order in orders]
             self._last = picked, shapes

@@ -6,7 +6,7 @@ that diverges is frozen there and then by the optimizer and found out at the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -141,6 +141,17 @@ class Stepper:
         if lanes > 1:
             return self.lanes.each(self.penalty)
         return self.penalty(self.lanes.model)
+
+    def state(self, lane: int) -> dict[str, Tensor]:
+        """Return copies of a lane's trained values and of its optimizer's state."""
+        values = self.lanes.stack.values[lane].detach().clone()
+        return {"values": values, **self.optimizer.state(lane)}
+
+    def restore(self, lane: int, saved: Mapping[str, Tensor], taken: int) -> None:
+        """Put a saved ``state`` back in a lane; ``taken`` counts the steps before it."""
+        with torch.no_grad():
+            self.lanes.stack.values[lane].copy_(saved["values"])
+        self.optimizer.restore(lane, saved, taken)
 
     def forget_graphs(self) -> None:
         """Give captured graphs and their memory back."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,28 @@ class LaneAdamW:
         self.adamw.step()
         for state in self.adamw.state.values():
             state["step"].zero_()
+
+    def state(self, lane: int) -> dict[str, Tensor]:
+        """Return copies of what this lane's next step depends on beside its values."""
+        return {
+            f"{key}.{g}": held.detach().clone()
+            for g, state in enumerate(self._states(lane))
+            for key, held in state.items()
+        }
+
+    @torch.no_grad()
+    def restore(self, lane: int, saved: Mapping[str, Tensor], taken: int) -> None:
+        """Put a saved ``state`` back, in place; ``taken`` counts the steps before it."""
+        for g, state in enumerate(self._states(lane)):
+            for key, held in state.items():
+                held.copy_(saved[f"{key}.{g}"])
+        self.taken.fill_(taken)
+
+    def _states(self, lane: int) -> list[dict[str, Tensor]]:
+        """Return AdamW's state of each of the lane's parameter groups."""
+        groups = len(self.stack.spans)
+        own = self.adamw.param_groups[lane * groups : (lane + 1) * groups]
+        return [self.adamw.state[group["params"][0]] for group in own]
 
     @torch.no_grad()
     def mask(self, losses: Tensor) -> None:

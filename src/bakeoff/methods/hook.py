@@ -153,6 +153,13 @@ class Hook:
     def after_step(self, model: nn.Module, step: int, lane: int) -> None:
         """Act on one trial's model after the optimizer's step ``step`` (from 0)."""
 
+    def state(self, lane: int) -> dict[str, Tensor]:
+        """Return what ``after_step`` keeps of one trial beside its trained tensors."""
+        return {}
+
+    def restore(self, lane: int, saved: Mapping[str, Tensor]) -> None:
+        """Take back what ``state`` returned."""
+
     def save(self, model: Any, folder: Path, trial: Finished) -> None:
         """Write what a user needs beside the base to run this model."""
         for config in model.peft_config.values():

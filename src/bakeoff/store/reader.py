@@ -39,6 +39,27 @@ class Reader:
         with self._engine.connect() as connection:
             return set(connection.scalars(sa.select(table.c.id).where(table.c.status.is_not(None))))
 
+    def rungs(self, step: int) -> dict[str, TrialResult]:
+        """Return what each trial had given at ``step``, by trial id."""
+        table = schema.rungs
+        query = sa.select(table.c.trial_id, table.c.result).where(table.c.step == step)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return {trial_id: TrialResult.from_json(value) for trial_id, value in rows}
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """Return the race's decisions, rung by rung; none where the study knows no race."""
+        if not sa.inspect(self._engine).has_table(schema.decisions.name):
+            return []
+        table = schema.decisions
+        query = (
+            sa.select(table.c.value)
+            .join(schema.trials, schema.trials.c.id == table.c.trial_id)
+            .order_by(table.c.step, schema.trials.c.position)
+        )
+        with self._engine.connect() as connection:
+            return list(connection.scalars(query))
+
     def trials(self) -> tuple[Planned, ...]:
         """Return every planned trial, in order, with its result and scores where it has them."""
         table = schema.trials

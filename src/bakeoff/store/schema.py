@@ -1,4 +1,8 @@
-"""The tables. ``trials`` holds what is planned and what came of it; ``scores`` one row an item."""
+"""The tables. ``trials`` holds what is planned and what came of it; ``scores`` one row an item.
+
+``rungs`` holds what a trial had given when it stood at a rung, ``decisions`` what the race made of
+it there.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +45,22 @@ scores = sa.Table(
     sa.Column("score", sa.Float, nullable=False),
     sa.Column("prediction", sa.Text, nullable=False),
     sqlite_with_rowid=False,
+)
+
+rungs = sa.Table(
+    "rungs",
+    metadata,
+    sa.Column("trial_id", sa.Text, sa.ForeignKey("trials.id"), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("result", sa.JSON, nullable=False),
+)
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("trial_id", sa.Text, sa.ForeignKey("trials.id"), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
 )
 
 costs = sa.Table(

@@ -67,6 +67,7 @@ class Writer:
     def keep(self, result: TrialResult) -> None:
         """Write a trial's result and its per-item scores; writing it again changes nothing."""
         value = result.to_json()
+        value["item_losses"] = ()  # the race's alone: they lie in ``rungs``
         value["splits"] = {s: {"mean_loss": v.mean_loss} for s, v in result.splits.items()}
         rows = [
             {"trial_id": result.trial_id, "split": s, "item": i, "score": x, "prediction": p}
@@ -84,6 +85,23 @@ class Writer:
                 .where(schema.trials.c.id == result.trial_id)
                 .values(status=result.status.value, result=value, finished_at=now)
             )
+
+    def keep_rung(self, result: TrialResult) -> None:
+        """Write what a trial has given at the step where it stands."""
+        row = insert(schema.rungs).values(
+            trial_id=result.trial_id, step=result.step, result=result.to_json()
+        )
+        with self._engine.begin() as connection:
+            connection.execute(row.on_conflict_do_nothing())
+
+    def decide(self, decisions: Sequence[dict[str, Any]]) -> None:
+        """Write the race's decisions at a rung, all or none."""
+        with self._engine.begin() as connection:
+            for value in decisions:
+                row = insert(schema.decisions).values(
+                    trial_id=value["trial_id"], step=value["step"], value=value
+                )
+                connection.execute(row.on_conflict_do_nothing())
 
     def keep_cost(self, cost: Cost) -> None:
         """Write a method's cost."""

@@ -21,12 +21,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from bakeoff import states
 from bakeoff.assemble import Bench, load_base
 from bakeoff.engine import shims
-from bakeoff.evaluate import mean_losses
+from bakeoff.evaluate import item_losses
 from bakeoff.methods.hook import Finished, trainable
+from bakeoff.results import Status, TrialResult
 from bakeoff.testing.tiny import save_bert, save_llama
-from bakeoff.testing.trials import build, losses, make_trial
+from bakeoff.testing.trials import batches, build, losses, make_trial
 from bakeoff.trial import MethodEntry, Trial
 
 BASES = {"sft": save_llama, "classify": save_bert}
@@ -101,7 +103,7 @@ LEARNT = 0.995
 
 
 def _validation_loss(at: Bench) -> float:
-    (found,) = mean_losses(at, at.examples("validation"))
+    found = float(item_losses(at, at.examples("validation")).mean())
     assert found is not None
     return found
 
@@ -111,6 +113,29 @@ def repeats(subject: Subject) -> None:
     first = losses(subject.bench(), 3)
     assert losses(subject.bench(), 3) == first, "the same seed gave other bits"
     assert losses(subject.bench(subject.trial(seed=1)), 3) != first, "another seed gave the same"
+
+
+def goes_on(subject: Subject) -> None:
+    """Stopped at a rung and gone on with from its state, it takes the same steps to the bit."""
+    stop, end = 5, 12
+    whole = losses(subject.bench(), end)
+    at = subject.bench()
+    stepper, first = at.stepper(), []
+    at.model.train()
+    for i, batch in zip(range(stop), batches(at), strict=False):
+        first.append(float(stepper.step(i, batch)))
+    result = TrialResult(at.trials[0].id, Status.STOPPED, step=stop)
+    path = states.path_of(subject.folder, at.trials[0].id, stop)
+    states.keep(path, states.State(stepper.state(0), at.hook.state(0), result))
+    fresh, state = subject.bench(), states.read(path, "cpu")
+    stepper, rest = fresh.stepper(), []
+    stepper.restore(0, state.lane, stop)
+    fresh.hook.restore(0, state.hook)
+    fresh.model.train()
+    for i, batch in zip(range(stop, end), batches(fresh, stop), strict=False):
+        rest.append(float(stepper.step(i, batch)))
+    assert state.result == result
+    assert [*first, *rest] == whole, "gone on with from a rung, it trained other bits"
 
 
 def reloads(subject: Subject, at: Bench | None = None) -> None:
@@ -141,8 +166,10 @@ def disables(subject: Subject) -> None:
 
 CHECKS: dict[str, Callable[..., Any]] = {
     c.__name__: c
-    for c in (trains_and_leaves_the_base_alone, learns, repeats, reloads, merges, disables)
-}
+    for c in (
+        trains_and_leaves_the_base_alone, learns, repeats, goes_on, reloads, merges, disables,
+    )
+}  # fmt: skip
 
 
 def trained(subject: Subject) -> Bench:

@@ -84,9 +84,9 @@ class Run(NamedTuple):
     gradients: torch.Tensor
 
 
-def batches(at: assemble.Bench) -> Iterator[StepBatch]:
-    """Yield what the trials train on, step by step."""
-    return at.feed.training(at.examples("train"), [t.seed for t in at.trials])
+def batches(at: assemble.Bench, start: int = 0) -> Iterator[StepBatch]:
+    """Yield what the trials train on, from step ``start`` on."""
+    return at.feed.training(at.examples("train"), [t.seed for t in at.trials], start)
 
 
 def run(at: assemble.Bench, count: int) -> Run:

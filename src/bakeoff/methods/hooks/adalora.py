@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bakeoff.methods.hook import Finished, Ground, Hook, Incompatible
+
+IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""Where PEFT's ``RankAllocator`` keeps what it has seen of each weight."""
+PATTERN = "pattern"
 
 
 class AdaLora(Hook):
@@ -48,6 +53,29 @@ class AdaLora(Hook):
         config.rank_pattern = self.patterns.get(lane)
         tuner.update_and_allocate(step)
         self.patterns[lane] = config.rank_pattern
+
+    def state(self, lane: int) -> dict[str, Tensor]:
+        """Return the trial's importances and the ranks that are left."""
+        allocator = self.allocators.get(lane)
+        found = {
+            f"{kind}|{name}": tensor.detach().clone()
+            for kind in IMPORTANCES
+            for name, tensor in getattr(allocator, kind, {}).items()
+        }
+        pattern = self.patterns.get(lane) or {}
+        return found | {f"{PATTERN}|{n}": torch.tensor(kept) for n, kept in pattern.items()}
+
+    def restore(self, lane: int, saved: Mapping[str, Tensor]) -> None:
+        """Take back what ``state`` returned."""
+        allocator = self.allocators.setdefault(lane, copy.deepcopy(self.fresh))
+        pattern = {}
+        for key, tensor in saved.items():
+            kind, _, name = key.partition("|")
+            if kind == PATTERN:
+                pattern[name] = tensor.tolist()
+            else:
+                getattr(allocator, kind)[name] = tensor
+        self.patterns[lane] = pattern or None
 
     def save(self, model: Any, folder: Path, trial: Finished) -> None:
         """Write the adapter at the ranks that this trial was pruned to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import peft
@@ -12,6 +12,8 @@ from bakeoff.methods.hook import Ground, Hook
 
 SCORES = ("exp_avg_ipt_A", "exp_avg_ipt_B", "exp_avg_unc_A", "exp_avg_unc_B")
 """Where PEFT's layers keep the importances of their subspaces."""
+
+STOPPED = "stopped"
 
 
 class AdamssAsa(Hook):
@@ -47,6 +49,36 @@ class AdamssAsa(Hook):
                 stopped[name] = p.detach().clone()
                 p.requires_grad_(True)
             p.grad = gradients[name]
+
+    def state(self, lane: int) -> dict[str, Tensor]:
+        """Return the trial's importances and its stopped subspaces."""
+        found = {
+            f"{STOPPED}|{n}": t.detach().clone() for n, t in self.stopped.get(lane, {}).items()
+        }
+        for number, layer in enumerate(self.scores.get(lane, ())):
+            for name, adapters in layer.items():
+                for adapter, held in adapters.items():
+                    for i, tensor in enumerate(held):
+                        if tensor is not None:
+                            key = f"{number}|{name}|{adapter}|{i}"
+                            found[key] = tensor.detach().clone()
+        return found
+
+    def restore(self, lane: int, saved: Mapping[str, Tensor]) -> None:
+        """Take back what ``state`` returned."""
+        scores: list[dict[str, Any]] = [
+            {name: {a: [None] * len(v) for a, v in own.items()} for name, own in layer.items()}
+            for layer in self.fresh
+        ]
+        self.stopped[lane] = {}
+        for key, tensor in saved.items():
+            kind, _, rest = key.partition("|")
+            if kind == STOPPED:
+                self.stopped[lane][rest] = tensor
+                continue
+            name, adapter, i = rest.split("|")
+            scores[int(kind)][name][adapter][int(i)] = tensor
+        self.scores[lane] = scores
 
     def _give(self, scores: list[dict[str, Any]]) -> None:
         for layer, own in zip(self.layers, scores, strict=True):

@@ -1,0 +1,59 @@
+"""What the race did: who stopped where and why, and how many training steps that saved.
+
+Stands in analysis beside ``choose``: the decisions that were stored at each rung in, the report's
+``race`` out. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bakeoff.results import StudyRecord, TrialResult
+from bakeoff.trial import Trial
+
+
+def race_summary(record: StudyRecord) -> dict[str, Any] | None:
+    """Return the race of a study as its report has it, None where nothing raced."""
+    race = record.race
+    if race is None:
+        return None
+    rows = [_row(d, record) for d in race["decisions"]]
+    trained = sum(_steps(t, r) for t, r in record.trials if r is not None)
+    return {
+        "rungs": race["rungs"],
+        "decisions": rows,
+        "methods_stopped": list(
+            dict.fromkeys(r["method"] for r in rows if r["whole_method"] and not r["goes_on"])
+        ),
+        "steps_trained": trained,
+        "steps_in_full": _in_full(record, race["seeds"]),
+    }
+
+
+def _row(decision: dict[str, Any], record: StudyRecord) -> dict[str, Any]:
+    rates = {t.id: t.learning_rate for t, _ in record.trials}
+    numbers = decision["numbers"]
+    kept = any(
+        d["goes_on"]
+        for d in (record.race or {})["decisions"]
+        if d["step"] == decision["step"] and d["method"] == decision["method"]
+    )
+    return {
+        **decision,
+        "learning_rate": rates.get(decision["trial_id"]),
+        "mean_loss": numbers.get("mean_loss"),
+        "whole_method": not kept,
+    }
+
+
+def _steps(trial: Trial, result: TrialResult) -> int:
+    if result.step is not None:
+        return result.step
+    return result.diverged_at_step or trial.conditions.steps
+
+
+def _in_full(record: StudyRecord, seeds: int) -> int:
+    """Return the steps that the same settings and seeds would take without a race."""
+    able = [m for m in record.methods if m not in record.incompatible]
+    tried = sum(t.phase == "search" for t, _ in record.trials)
+    return (tried + seeds * len(able)) * record.steps

@@ -1,0 +1,230 @@
+"""The two phases of a study: the search, which may race from rung to rung, and the final trials.
+
+Called by ``api`` with an opened study and its store. Every result and every decision is written as
+soon as it is there, and what is there is not computed again: a study that was interrupted replays
+its search from the store and goes on where that ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bakeoff import folder as study_folder
+from bakeoff import plan, race
+from bakeoff.analysis.choose import choose_settings
+from bakeoff.progress import Progress
+from bakeoff.results import Cost, Status, TrialResult
+from bakeoff.store import Reader, Writer
+from bakeoff.study import Study, executor
+from bakeoff.trial import LEARNING_RATE, MethodEntry, Trial
+from bakeoff.tuning import Tried
+
+RUN_SEGMENT = "bakeoff.segment:run"
+COSTS = ("train_peak_bytes", "step_milliseconds", "trainable_parameters")
+"""The axes, beside quality, on which a method may be on the Pareto front."""
+CHOSEN = "chosen: the only setting of its method left at step {step}"
+
+
+class Running(NamedTuple):
+    """A study at work: what every phase needs."""
+
+    study: Study
+    store: Writer
+    progress: Progress
+
+    def read(self) -> Reader:
+        """Open the study's database for reading."""
+        return Reader(self.study.folder / study_folder.DATABASE)
+
+
+def search(running: Running, entries: Sequence[MethodEntry]) -> dict[str, dict[str, Any]]:
+    """Try every setting of every method on validation; return each method's best one."""
+    study = running.study
+    trials = list(plan.search_trials(study.spec, entries, study.conditions))
+    stops = plan.rungs(study.spec.budget)
+    if not stops:
+        span = (0, study.conditions.steps)
+        run_trials(running, "Search", trials, span)
+        _widened(running, entries, trials, span)
+        return _chosen(running)
+    start = 0
+    for number, stop in enumerate(stops):
+        run_trials(running, f"Search to step {stop}", trials, (start, stop))
+        if number == 0:
+            trials = _widened(running, entries, trials, (start, stop))
+        trials = _judged(running, trials, number, stops)
+        start = stop
+    for _, result in _at(running, trials, start):
+        if result is not None:
+            why = CHOSEN.format(step=start)
+            running.store.keep(dataclasses.replace(result, status=Status.DONE, reason=why))
+    _sweep(running, trials, [], start)
+    return _chosen(running)
+
+
+def final(
+    running: Running, entries: Sequence[MethodEntry], chosen: Mapping[str, dict[str, Any]]
+) -> None:
+    """Train the chosen settings at fresh seeds, in full, and score them on test."""
+    study = running.study
+    trials = plan.final_trials(study.spec, entries, study.conditions, chosen)
+    run_trials(running, "Final", trials, (0, study.conditions.steps))
+
+
+def run_trials(
+    running: Running, title: str, trials: Sequence[Trial], span: tuple[int, int]
+) -> None:
+    """Train what is missing of ``trials`` over ``span``; each result is written when it is there.
+
+    A group of which some are missing is trained as a whole, so that a resumed study computes what
+    an uninterrupted one does; what was there stays.
+    """
+    study, store, progress = running
+    store.plan(trials)
+    with running.read() as reader:
+        there = reader.finished() | set(reader.rungs(span[1]))
+        costs = reader.costs()
+    engines = {name: cost.engine for name, cost in costs.items()}
+    limit, path = study.spec.engine.most_lanes, study.base.path
+    segments = [
+        s
+        for s in plan.segments(trials, span, str(study.folder), path, engines, limit)
+        if any(t.id not in there for t in s.trials)
+    ]
+    progress.phase(title, len(trials), sum(t.id in there for t in trials))
+    payloads = [s.to_json() for s in segments]
+    for outcome in executor(study.spec).map(RUN_SEGMENT, payloads):
+        for position, trial in enumerate(segments[outcome.index].trials):
+            if outcome.value is not None:
+                result = TrialResult.from_json(outcome.value["results"][position])
+            else:
+                result = TrialResult(trial.id, Status.FAILED, outcome.error)
+            if trial.id in there:
+                continue
+            at_rung = result.status is Status.STOPPED
+            (store.keep_rung if at_rung else store.keep)(result)
+            progress.advance(f"{trial.method.name} lr {trial.learning_rate:g} seed {trial.seed}")
+            if result.status not in (Status.DONE, Status.STOPPED):
+                progress.say(f"{trial.method.title} {result.status.value}: {result.reason}")
+
+
+def _widened(
+    running: Running, entries: Sequence[MethodEntry], trials: list[Trial], span: tuple[int, int]
+) -> list[Trial]:
+    """Run the settings that the first ones call for; return all of them."""
+    spec, more = running.study.spec, []
+    for entry in entries:
+        own = [t for t in trials if t.method.name == entry.name]
+        tried = [Tried(t.setting, _mean(r)) for t, r in _at(running, own, span[1])]
+        for setting in plan.further(entry, spec, tried):
+            more.append(dataclasses.replace(own[0], setting=setting))
+    if more:
+        run_trials(running, "Search, second half", more, span)
+    return _extended(running, [*trials, *more], span)
+
+
+def _extended(running: Running, trials: list[Trial], span: tuple[int, int]) -> list[Trial]:
+    """Give methods whose best rate lies at the edge of those tried one more, and perhaps another.
+
+    Settings that differ in more than the rate have no edge; they are left as they are.
+    """
+    for again in range(running.study.spec.budget.extend):
+        more = []
+        for method in dict.fromkeys(t.method.name for t in trials):
+            own = [t for t in trials if t.method.name == method]
+            if any(set(t.setting) != {LEARNING_RATE} for t in own):
+                continue
+            losses = {t.learning_rate: _mean(r) for t, r in _at(running, own, span[1])}
+            rate = plan.extension(losses)
+            if rate is not None:
+                more.append(dataclasses.replace(own[0], setting={LEARNING_RATE: rate}))
+        if not more:
+            break
+        names = ", ".join(f"{t.method.title} at {t.learning_rate:g}" for t in more)
+        running.progress.say(f"best rate at the edge of those tried, one more: {names}")
+        run_trials(running, f"Search, wider ({again + 1})", more, span)
+        trials = [*trials, *more]
+    return trials
+
+
+def _judged(
+    running: Running, trials: Sequence[Trial], number: int, stops: tuple[int, ...]
+) -> list[Trial]:
+    """Decide at a rung who goes on; write the decisions, and the results of those that do not."""
+    study, store, step = running.study, running.store, stops[number]
+    standing = _at(running, trials, step)
+    rules = race.Rules(stops, study.conditions.steps, len(study.entries) - 1)
+    with running.read() as reader:
+        costs = axes(reader.costs(), study.entries[0].name)
+    decisions = race.decide(
+        [_standing(t, r) for t, r in standing], study.entries[0].name, costs, number, rules
+    )
+    store.decide([asdict(d) for d in decisions])
+    on = []
+    for (trial, result), decision in zip(standing, decisions, strict=True):
+        if decision.goes_on:
+            on.append(trial)
+        elif result is not None and result.status is Status.STOPPED:
+            store.keep(dataclasses.replace(result, reason=f"at step {step}: {decision.reason}"))
+    _sweep(running, trials, on, step)
+    return on
+
+
+def axes(costs: Mapping[str, Cost], control: str) -> dict[str, dict[str, float | None]]:
+    """Return the costs that methods are raced by; None where they do not compare with the control.
+
+    What an accelerator saves is no merit of the method, so other switches make other costs.
+    """
+    own = (costs[control].engine or {}).get("switches")
+    found: dict[str, dict[str, float | None]] = {}
+    for name, cost in costs.items():
+        alike = (cost.engine or {}).get("switches") == own
+        found[name] = {
+            axis: getattr(cost, axis) if alike or axis == "trainable_parameters" else None
+            for axis in COSTS
+        }
+    return found
+
+
+def _standing(trial: Trial, result: TrialResult | None) -> race.Standing:
+    losses = None if result is None or not result.item_losses else np.array(result.item_losses)
+    if losses is not None and not np.isfinite(losses).all():
+        losses = None
+    return race.Standing(trial.id, trial.method.name, trial.learning_rate, losses)
+
+
+def _at(
+    running: Running, trials: Sequence[Trial], step: int
+) -> list[tuple[Trial, TrialResult | None]]:
+    """Return what each trial had given at ``step``: at a rung, or as it ended before or there."""
+    with running.read() as reader:
+        rungs = reader.rungs(step)
+        ended = {t.id: r for t, r in reader.trials()} if len(rungs) < len(trials) else {}
+    return [(t, rungs.get(t.id) or ended.get(t.id)) for t in trials]
+
+
+def _mean(result: TrialResult | None) -> float:
+    """Return the validation loss where a trial stands, infinite where it has none."""
+    if result is None or result.status not in (Status.DONE, Status.STOPPED) or not result.curve:
+        return math.inf
+    loss = result.curve[-1].validation_loss
+    return loss if loss is not None and math.isfinite(loss) else math.inf
+
+
+def _chosen(running: Running) -> dict[str, dict[str, Any]]:
+    with running.read() as reader:
+        return choose_settings(reader.trials())
+
+
+def _sweep(running: Running, trials: Sequence[Trial], on: Sequence[Trial], step: int) -> None:
+    """Remove the states that nothing will go on from."""
+    going = {t.id for t in on}
+    for trial in trials:
+        kept = step if trial.id in going else None
+        study_folder.drop_states(running.study.folder, trial.id, but=kept)

@@ -1,0 +1,75 @@
+"""The race: which settings and methods stopped at a rung, on which numbers, and what it saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bakeoff.report import words
+from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
+
+ORDER = 55
+TITLE = "The race"
+
+_COLUMNS = (
+    Column("Method"),
+    Column("Learning rate", True),
+    Column("Step", True),
+    Column("Validation loss", True, "nats"),
+    Column("Behind the control", True, "nats, best setting"),
+    Column("Chance within margin", True, "at the end"),
+    Column("Goes on"),
+    Column("Why"),
+)
+
+
+def build(report: dict[str, Any]) -> SectionView:
+    """List every decision with its numbers; nothing where the study did not race."""
+    race = report.get("race")
+    if not race or not race["decisions"]:
+        return SectionView()
+    titles = {m.get("method"): words.title(m) for m in report.get("methods") or []}
+    blocks: list[Block] = [Text(_saved(race)), Text(_stopped(race, titles))]
+    rows = tuple(_row(d, titles, report["study"].get("control")) for d in race["decisions"])
+    blocks.append(Table("Every decision", _COLUMNS, rows))
+    lead = (
+        f"Settings were compared at {_steps(race['rungs'])} on the loss of the same validation "
+        "items. A method stops as a whole only when it is surely worse than the control beyond "
+        "the margin and costs no less anywhere; the control never stops."
+    )
+    return SectionView(tuple(blocks), lead)
+
+
+def _saved(race: dict[str, Any]) -> str:
+    trained, full = race["steps_trained"], race["steps_in_full"]
+    text = f"{trained:,} training steps were taken"
+    if not trained or full <= trained:
+        return f"{text}."
+    return f"{text}; without the race it would be {full:,}, {full / trained:.1f} times as many."
+
+
+def _stopped(race: dict[str, Any], titles: dict[Any, str]) -> str:
+    names = [titles.get(m, m) for m in race["methods_stopped"]]
+    return f"Stopped as a whole: {', '.join(names)}." if names else "No method stopped as a whole."
+
+
+def _row(decision: dict[str, Any], titles: dict[Any, str], control: str | None) -> Row:
+    numbers = decision["numbers"]
+    cells = (
+        Cell(titles.get(decision["method"], decision["method"])),
+        Cell(words.learning_rate(rate) if (rate := decision["learning_rate"]) else words.DASH),
+        Cell(f"{decision['step']:,}"),
+        Cell(_figure(decision["mean_loss"])),
+        Cell(_figure(numbers.get("difference"))),
+        Cell(_figure(numbers.get("p_within"))),
+        Cell("yes" if decision["goes_on"] else "no"),
+        Cell(decision["reason"]),
+    )
+    return Row(cells, pinned=decision["method"] == control)
+
+
+def _figure(value: float | None) -> str:
+    return words.DASH if value is None else f"{value:.3g}"
+
+
+def _steps(rungs: list[int]) -> str:
+    return " and ".join(f"step {r:,}" for r in rungs)

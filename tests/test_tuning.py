@@ -1,0 +1,36 @@
+"""Settings beside the learning rate come from Optuna's sampler, the same ones each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bakeoff.methods import registry
+from bakeoff.tuning import Tried, propose
+
+LORA = registry.load("lora", Path())
+RATES = (1e-4, 1e-2)
+
+
+def test_the_first_setting_is_the_catalogs_own() -> None:
+    first, *others = propose(LORA, RATES, (), 4, seed=0)
+    assert first == {"learning_rate": LORA.learning_rate}
+    assert len(others) == 3
+    for setting in others:
+        assert RATES[0] <= setting["learning_rate"] <= RATES[1]
+        assert setting["r"] in LORA.tuning["r"]["values"]
+        assert set(setting) == {"learning_rate", *LORA.tuning}
+
+
+def test_asked_again_it_answers_the_same_and_another_seed_gives_others() -> None:
+    assert propose(LORA, RATES, (), 5, seed=3) == propose(LORA, RATES, (), 5, seed=3)
+    assert propose(LORA, RATES, (), 5, seed=3) != propose(LORA, RATES, (), 5, seed=4)
+
+
+def test_what_was_tried_is_not_asked_for_again_and_teaches_where_to_look() -> None:
+    rates = [10 ** (-4 + 2 * i / 29) for i in range(30)]
+    tried = [Tried({"learning_rate": r, "r": 8}, abs(r - rates[25])) for r in rates]
+    tried.append(Tried({"learning_rate": 1e-2, "r": 32}, float("inf")))
+    found = propose(LORA, RATES, tried, 8, seed=0)
+    assert not [s for s in found if s in [t.setting for t in tried]]
+    near = [s for s in found if s["learning_rate"] > 10**-3]
+    assert len(near) > len(found) / 2, "half of the range, on a log scale, lies below 1e-3"
