@@ -10,6 +10,9 @@ from typing import Any
 
 from report_engines import engine
 from report_failures import failures
+from report_fronts import CHANCES, front
+from report_race import race
+from report_stability import stability
 
 HOSTILE = (
     "</script><script>window.__pwned = 1</script>",
@@ -52,18 +55,28 @@ def report() -> dict[str, Any]:
                 "cost": "train_peak_bytes",
                 "label": "peak training memory",
                 "front": ["ln_tuning", "ia3", "lora", "oft"],
+                "axis": "memory",
+                "probabilities": CHANCES["memory"],
+                "left_out": {},
             },
             {
                 "cost": "step_milliseconds",
                 "label": "time of a training step",
                 "front": ["head", "ln_tuning", "ia3", "lora", "full", "oft"],
+                "axis": "speed",
+                "probabilities": CHANCES["speed"],
+                "left_out": {},
             },
         ],
+        "front": front(),
         "recommendation": {
             "method": "lora",
             "sentence": "Keep LoRA: no contender is better by more than chance (best: OFT +0.8 "
             "points, 95 % interval \u22120.9 to +2.5, 3 seeds, 620 items).",
+            "weighed": None,
+            "prefer": "quality",
         },
+        "race": race(),
         "failures": failures(),
         "warnings": ["The best learning rate of VeRA is the highest tried."],
         "timing": {
@@ -92,6 +105,7 @@ def hostile_report() -> dict[str, Any]:
     made["recommendation"]["sentence"] = HOSTILE[1] + HOSTILE[3]
     made["warnings"] = list(HOSTILE)
     made["pareto"][0]["label"] = HOSTILE[0]
+    made["front"] |= {"axes": list(HOSTILE), "left_out": {HOSTILE[0]: [HOSTILE[1]]}}
     made["provenance"]["data"] = dict.fromkeys(HOSTILE, HOSTILE[4])
     for i, method in enumerate(made["methods"][1:]):
         method["title"] = HOSTILE[i % len(HOSTILE)]
@@ -117,6 +131,7 @@ def empty_report() -> dict[str, Any]:
         keep = {k: method[k] for k in ("method", "title")}
         method |= dict.fromkeys(method) | keep | _NOTHING
         method["cost"] = dict.fromkeys(_COST_KEYS)
+    del made["front"], made["race"]
     made |= {"pareto": [], "failures": [], "warnings": [], "complete": False, "provenance": {}}
     made["recommendation"] = {"method": None, "sentence": None}
     made["timing"] = dict.fromkeys(made["timing"])
@@ -253,8 +268,8 @@ def _method(
         },
         "engine": engine(name),
         "forgetting": None,
-        "stability": None,
-        "front_probability": None,
+        "stability": stability(name, prior, score, chosen["learning_rate"], len(SEEDS)),
+        "front_probability": None if name == "full" else CHANCES["joint"].get(name),
         "steps_to_control_loss": {"lora": 225, "oft": 180, "full": 225}.get(name),
         "n_trials_diverged": 1 if name == "full" else 0,
         "n_trials_failed": 0,
@@ -283,6 +298,7 @@ def _setting(
     return {
         "setting": {"learning_rate": rate, **extra},
         "status": "diverged" if diverged else "done",
+        "reason": "the loss was not finite" if diverged else None,
         "validation_loss": None if diverged else 0.7 + 2 * (0.87 - score) + 0.5 * off,
         "validation_score": None if diverged else score + 0.01 - 0.09 * off,
         "chosen": rate == chosen["learning_rate"],
@@ -314,6 +330,7 @@ def _without_score() -> list[dict[str, Any]]:
         "n_seeds": 0,
         "seeds": [],
         "steps_to_control_loss": None,
+        "front_probability": None,
     }
     cost = dict.fromkeys(_COST_KEYS)
     settings = [
@@ -332,6 +349,10 @@ def _without_score() -> list[dict[str, Any]]:
             **nothing,
             "method": "miss",
             "title": "MiSS",
+            "stability": {
+                **dict.fromkeys(shape["stability"]),
+                "divergence": {"share": 1.0, "diverged": 3, "trials": 3},
+            },
             "status": "diverged",
             "cost": cost,
             "reason": "every setting diverged; the first at step 31 (loss was not finite)",
@@ -357,6 +378,7 @@ def _without_score() -> list[dict[str, Any]]:
             **nothing,
             "method": "prefix_tuning",
             "title": "Prefix tuning",
+            "stability": dict.fromkeys(shape["stability"]),
             "cost": cost,
             "engine": None,
             "status": "incompatible",

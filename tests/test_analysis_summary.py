@@ -133,14 +133,18 @@ def test_every_kind_of_failure_is_a_row() -> None:
     seen = [(f["method"], f["phase"], f["status"], f["reason"]) for f in made["failures"]]
     assert seen == [
         ("lora", "probe", "failed", "no memory"),
-        *[("lora", "search", kind.value, f"it {kind.value}") for kind in kinds],
+        *[("lora", "search", kind.value, f"it {kind.value}") for kind in kinds[:3]],
         ("oft", "final", "out_of_memory", "it out_of_memory"),
         ("oft", "final", "out_of_memory", "it out_of_memory"),
         ("oft", "final", "failed", "it failed"),
         ("ia3", None, "incompatible", "no such module"),
     ]
     assert all(f["trial_id"] for f in made["failures"] if f["phase"] in ("search", "final"))
+    # what the race stopped has not failed; it is a setting with its reason
+    stopped = next(s for s in row(made, "lora")["settings"] if s["status"] == "stopped")
+    assert stopped["reason"] == "it stopped"
     assert row(made, "lora")["n_trials_failed"] == 2
+    assert row(made, "lora")["n_trials_diverged"] == 1
     assert row(made, "oft")["status"] == "out_of_memory"
     assert row(made, "oft")["n_trials_failed"] == 3
     assert row(made, "ia3")["status"] == "incompatible"
@@ -161,6 +165,8 @@ def test_nothing_run_yet() -> None:
         "method": None,
         "sentence": "No recommendation yet: LoRA, the control, has no test score "
         "(0 of 0 planned trials finished).",
+        "weighed": None,
+        "prefer": "quality",
     }
     assert made["timing"]["train_seconds"] is None
     assert made["pareto"][0]["front"] == []
@@ -174,6 +180,26 @@ def test_a_search_half_way_chooses_nothing() -> None:
     assert [s["status"] for s in row(made, "oft")["settings"]] == ["done", "stopped"]
     assert [(f["status"], f["reason"]) for f in made["failures"]] == [("stopped", "not finished")]
     assert "(3 of 4 planned trials finished)" in made["recommendation"]["sentence"]
+
+
+def test_a_trial_that_waits_at_a_rung_is_not_finished() -> None:
+    trials = search("lora", {1e-4: 0.5, 1e-3: Status.STOPPED}) + final("lora", rights(120))
+    trials[1] = (trials[1][0], dataclasses.replace(trials[1][1], reason=None))  # type: ignore[type-var]
+    made = summed(make_record(trials, ("lora",)))
+    assert made["complete"] is False
+    assert [(f["status"], f["reason"]) for f in made["failures"]] == [("stopped", "not finished")]
+    raced = search("lora", {1e-4: 0.5, 1e-3: Status.STOPPED}) + final("lora", rights(120))
+    made = summed(make_record(raced, ("lora",)))
+    assert (made["complete"], made["failures"]) == (True, [])
+
+
+def test_a_method_that_the_race_stopped_whole_is_stopped_with_the_reason() -> None:
+    trials = search("lora", {1e-4: 0.5}) + final("lora", rights(120))
+    trials += search("oft", {1e-4: Status.STOPPED, 1e-3: Status.STOPPED})
+    made = summed(make_record(trials, ("lora", "oft")))
+    assert made["complete"] is True
+    assert (row(made, "oft")["status"], row(made, "oft")["reason"]) == ("stopped", "it stopped")
+    assert (row(made, "oft")["n_trials_failed"], row(made, "oft")["verdict"]) == (0, "none")
 
 
 def test_a_finished_search_without_finals_has_settings_and_is_not_complete() -> None:
@@ -222,6 +248,8 @@ def test_keep_the_control_and_name_cheaper_equivalents() -> None:
         "sentence": "Keep LoRA: no contender is better by more than chance (best: IA3 0.0 points, "
         "95 % interval 0.0 to 0.0, 3 seeds, 200 items). Equivalent within the margin and cheaper: "
         "IA3 (40 % less training memory).",
+        "weighed": None,
+        "prefer": "quality",
     }
 
 

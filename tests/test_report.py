@@ -26,6 +26,7 @@ from bakeoff.report.sections import (
     load_sections,
     pareto,
     sensitivity,
+    stability,
     table,
 )
 
@@ -125,8 +126,8 @@ def test_every_section_of_the_folder_is_on_the_page() -> None:
     page = without_assets(render(report()))
     found = re.findall(r'<section id="(\w+)"', page)
     assert found == [s.key for s in load_sections()]
-    assert found == ["verdict", "forest", "pareto", "table", "fairness", "sensitivity", "curves",
-                     "failures", "provenance"]  # fmt: skip
+    assert found == ["verdict", "forest", "pareto", "table", "fairness", "race", "sensitivity",
+                     "curves", "stability", "failures", "provenance"]  # fmt: skip
 
 
 def test_page_says_the_verdict_and_every_method_without_scripts() -> None:
@@ -150,7 +151,7 @@ def test_unfinished_and_bare_studies_render() -> None:
 
 @pytest.mark.parametrize("key", ["score", "difference", "cost", "setting", "settings", "curves",
                                  "seeds", "title", "reason", "n_seeds", "n_settings",
-                                 "engine"])  # fmt: skip
+                                 "engine", "stability", "front_probability"])  # fmt: skip
 def test_any_part_of_a_method_may_be_null(key: str) -> None:
     made = report()
     for method in made["methods"]:
@@ -215,16 +216,63 @@ def test_forest_says_which_side_is_better() -> None:
 def test_pareto_marks_front_control_and_what_lies_far_outside() -> None:
     chart = pareto.build(report()).charts[0]
     roles = {s.role: s for s in chart.panes[0].series}
-    assert roles["control"].labels == ("LoRA",)
+    assert roles["control"].labels == ("LoRA 93 %",)
     assert roles["control"].x == (pytest.approx(24.6, abs=1e-5),)  # MiB
     assert roles["control"].y == (pytest.approx(86.2),)  # points
-    assert set(roles["front"].labels) == {"OFT", "IA³", "LayerNorm tuning"}
+    assert set(roles["front"].labels) == {"OFT 71 %", "IA³ 100 %", "LayerNorm tun… 100 %"}
     assert roles["front-line"].x == tuple(sorted(roles["front-line"].x))
     assert roles["beyond"].labels == ("Head only † 53.4",)
     labels = [t for s in chart.panes[0].series for t in s.labels]
     assert len(labels) == 8  # every method that has a score and a cost, once
     assert chart.x.log  # 14 to 412 MiB
     assert chart.x.tick_text == ("10", "20", "50", "100", "200", "500")
+
+
+def test_pareto_says_how_sure_a_place_on_each_front_is_and_who_is_left_out() -> None:
+    drawn = pareto.build(report())
+    assert cells(drawn, "All axes")["OFT"] == "84 %"
+    assert cells(drawn, "All axes")["Full fine-tuning"] == "–"
+    assert cells(drawn, "Peak training memory")["Head only"] == "0 %"
+    assert cells(drawn, "Time of a training step")["Full fine-tuning"] == "66 %"
+    said = [b.text for b in drawn.blocks if isinstance(b, Text)]
+    assert said[:2] == [
+        "Not measured in this study, so no axis of the front: forgetting.",
+        "Left out of the front over all axes, for want of a measurement: "
+        "Full fine-tuning (no size).",
+    ]
+    hover = [line for s in drawn.charts[0].panes[0].series for h in s.hover for line in h]
+    assert "on this front with probability 71 %" in hover
+
+
+def test_a_report_from_before_probabilities_shows_plots_alone() -> None:
+    made = report()
+    del made["front"]
+    for entry in made["pareto"]:
+        del entry["probabilities"]
+    drawn = pareto.build(made)
+    assert not [b for b in drawn.blocks if isinstance(b, Table)]
+    labels = {t for s in drawn.charts[0].panes[0].series for t in s.labels}
+    assert {"LoRA", "DoRA †", "LayerNorm tuning"} <= labels
+
+
+def test_stability_has_a_row_for_every_method_of_which_something_is_known() -> None:
+    drawn = stability.build(report())
+    diverged = cells(drawn, "Diverged")
+    assert (diverged["LoRA"], diverged["Full fine-tuning"]) == ("0 of 6", "1 of 6")
+    assert diverged["MiSS"] == "3 of 3"
+    assert "Prefix tuning" not in diverged
+    assert cells(drawn, "Plateau")["LoRA"] == "≥ 1.0"
+    assert cells(drawn, "From – to")["OFT"] == "5e-4 (of 3, by loss from step 75)"
+    assert cells(drawn, "From – to")["LoRA"] == "1e-4 – 1e-3 (of 3, by score)"
+    assert cells(drawn, "Seed SD")["LoRA"] == "0.4 (0.2 to 2.5), n 3"
+    assert cells(drawn, "Spikes")["Full fine-tuning"] == "2 of 30"
+    assert cells(drawn, "Seed SD")["MiSS"] == "–"
+    assert drawn.lead is not None
+    assert "within 1.0 points of validation score or 5 % of validation loss" in drawn.lead
+    made = report()
+    for method in made["methods"]:
+        method["stability"] = None  # as it was before it was measured
+    assert stability.build(made).blocks == ()
 
 
 def test_sensitivity_and_curves_show_runs_that_gave_nothing() -> None:
@@ -320,7 +368,7 @@ def test_costs_measured_without_what_others_had_are_marked() -> None:
     assert "VeRA (no lanes)" in note.text
     memory = pareto.build(made)
     titles = {t for s in memory.charts[0].panes[0].series for t in s.labels}
-    assert {"DoRA †", "Full fine-tuning †", "VeRA", "LoRA"} <= titles
+    assert {"DoRA † 34 %", "Full fine-tu… † 12 %", "VeRA 4 %", "LoRA 93 %"} <= titles
     hover = [line for s in memory.charts[0].panes[0].series for h in s.hover for line in h]
     assert hover.count("measured without packing, which others had") == 2
     assert not any("VeRA" in b.text for b in memory.blocks if isinstance(b, Text))

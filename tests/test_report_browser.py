@@ -101,7 +101,8 @@ def test_browser_sorts_the_table_and_keeps_the_control_on_top(page: Page, tmp_pa
     file.write_text(render(report()), encoding="utf-8")
     page.open(file, 1280, wait=READY)
     names = (
-        "[...document.querySelectorAll('[data-sortable] tbody th')].map(e => e.textContent.trim())"
+        "[...document.querySelectorAll('#table [data-sortable] tbody th')]"
+        ".map(e => e.textContent.trim())"
     )
     press = (
         "[...document.querySelectorAll('[data-sortable] thead button')]"

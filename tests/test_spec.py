@@ -44,6 +44,21 @@ def values(**changes: Any) -> dict[str, Any]:
         ({"name": "../x"}, "name: String should match pattern"),
         ({"budget": {"steps": 0}}, "budget.steps"),
         ({"task": {"kind": "classify", "margin": 0}}, "task.margin"),
+        (
+            {"verdict": {"prefer": "memry"}},
+            "verdict.prefer: unknown preference 'memry'; did you mean 'memory'?",
+        ),
+        (
+            {"verdict": {"prefer": {"qualty": 1.0}}},
+            "unknown preference 'qualty'; did you mean 'quality'?",
+        ),
+        ({"verdict": {"prefer": {"quality": "much"}}}, "or a table of numbers under these names"),
+        ({"verdict": {"prefer": {"quality": -1.0}}}, "greater than or equal to 0"),
+        ({"verdict": {"prefer": {"quality": 0}}}, "no weight is above 0"),
+        ({"verdict": {"pareto": ["quality", "memroy"]}}, "unknown axis 'memroy'; did you mean"),
+        ({"verdict": {"pareto": ["memory"]}}, "it takes `quality` and at least one other axis"),
+        ({"verdict": {"pareto": ["quality", "size", "size"]}}, "listed more than once"),
+        ({"verdict": {"paretto": []}}, "unknown key 'verdict.paretto'; did you mean 'pareto'?"),
     ],
 )
 def test_wrong_studies_are_refused(changes: dict[str, Any], says: str) -> None:
@@ -66,6 +81,10 @@ def test_a_missing_or_broken_study_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_spec_survives_being_written_and_read() -> None:
     spec = parse_spec(values())
+    assert parse_spec(dump_spec(spec)) == spec
+    weights = {"quality": 1.0, "memory": 0.5}
+    spec = parse_spec(values(verdict={"prefer": weights, "pareto": ["quality", "size"]}))
+    assert spec.verdict.prefer == weights
     assert parse_spec(dump_spec(spec)) == spec
 
 

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "run": "api",
     "report": "api",
+    "compare": "api",
     "read_record": "api",
     "StudySpec": "spec",
     "read_spec": "spec",

@@ -94,7 +94,9 @@ def run_trials(
     limit, path = study.spec.engine.most_lanes, study.base.path
     segments = [
         s
-        for s in plan.segments(trials, span, str(study.folder), path, engines, limit)
+        for s in plan.segments(
+            trials, span, str(study.folder), path, engines, limit, _scored(study, span[1])
+        )
         if any(t.id not in there for t in s.trials)
     ]
     progress.phase(title, len(trials), sum(t.id in there for t in trials))
@@ -112,6 +114,16 @@ def run_trials(
             progress.advance(f"{trial.method.name} lr {trial.learning_rate:g} seed {trial.seed}")
             if result.status not in (Status.DONE, Status.STOPPED):
                 progress.say(f"{trial.method.title} {result.status.value}: {result.reason}")
+
+
+def _scored(study: Study, stop: int) -> bool:
+    """Say whether search trials that stop here are scored by the metric, not by their loss alone.
+
+    It costs as much as the loss again: at the last rung, where settings are chosen, or wherever
+    the metric decides.
+    """
+    stops = plan.rungs(study.spec.budget)
+    return study.spec.budget.select_on == "metric" or not stops or stop >= stops[-1]
 
 
 def _widened(

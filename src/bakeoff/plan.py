@@ -140,8 +140,9 @@ def segments(
     base_path: str,
     engines: Mapping[str, dict[str, Any] | None],
     most: int | None,
+    scored: bool = True,
 ) -> tuple[Segment, ...]:
-    """Return one segment a group, over the steps of ``span``.
+    """Return one segment a group, over the steps of ``span``, scored by the metric or not.
 
     ``engines`` holds what each method's probe decided; a method without it runs plain.
     """
@@ -152,6 +153,7 @@ def segments(
             folder,
             base_path,
             engines.get(group[0].method.name),
+            scored,
         )
         for group in groups(trials, most)
     )

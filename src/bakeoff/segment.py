@@ -148,7 +148,8 @@ def _train_and_score(
     )  # fmt: skip
     trained = time.perf_counter()
     ends = segment.stop == c.steps
-    splits = _score(bench, [curve[-1].validation_loss if curve else None for curve in curves], ends)
+    losses = [curve[-1].validation_loss if curve else None for curve in curves]
+    splits = _score(bench, losses, ends, segment.scored)
     scored = time.perf_counter()
     results = []
     for lane, trial in enumerate(trials):
@@ -262,14 +263,16 @@ class _Run:
 
 
 def _score(
-    bench: Bench, losses: Sequence[float | None], ends: bool
+    bench: Bench, losses: Sequence[float | None], ends: bool, scored: bool
 ) -> list[dict[str, SplitScores]]:
+    """Score test in final trials, validation by the metric where settings are chosen by it."""
     splits: list[dict[str, SplitScores]] = [{} for _ in bench.trials]
-    if bench.trials[0].phase == "final" and ends:
+    final = bench.trials[0].phase == "final"
+    if final and ends:
         nothing = [None] * len(splits)
         for own, scores in zip(splits, score_split(bench, "test", nothing), strict=True):
             own["test"] = scores
-    if bench.task.scores_validation:
+    if bench.task.scores_validation and scored and not final:
         found = score_split(bench, "validation", losses)
     else:
         found = [SplitScores((), (), loss) for loss in losses]

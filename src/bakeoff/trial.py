@@ -130,7 +130,8 @@ class Segment:
     A group shares method, parameter shapes and batches. ``folder`` is the study folder; a worker
     writes only inside ``folder/trials/<id>``. ``base_path`` is where the base's files lie on this
     machine: not part of a trial's identity. Nor is ``engine``: the accelerators that are on, and
-    the bytes that a packed token takes, as the method's probe found them; None: all off.
+    the bytes that a packed token takes, as the method's probe found them; None: all off. ``scored``
+    says whether search trials are scored by the metric where it ends.
     """
 
     trials: tuple[Trial, ...]
@@ -139,6 +140,7 @@ class Segment:
     folder: str
     base_path: str
     engine: dict[str, Any] | None = None
+    scored: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -149,6 +151,7 @@ class Segment:
             "folder": self.folder,
             "base_path": self.base_path,
             "engine": self.engine,
+            "scored": self.scored,
         }
 
     @classmethod

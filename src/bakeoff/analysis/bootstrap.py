@@ -1,24 +1,20 @@
-"""The hierarchical paired bootstrap: resample seeds and items of a mean of scores.
+"""The hierarchical paired bootstrap: resample items, and seeds, of a mean of scores.
 
-Stands first in analysis: per-item test scores come in as ``[seeds, items]`` matrices, draws of
-their mean (or of the mean difference between two of them) go out to ``compare``.
+Stands early in analysis: per-item test scores come in as ``[seeds, items]`` matrices; out go
+effects (a mean, or the mean difference between two methods, with its error) and draws of them.
 
-A matrix splits into mean + seed deviation + item deviation + rest. Seeds and items are resampled
-independently and their deviations added up. Four corrections make that honest with few seeds:
+A matrix splits into mean + seed deviation + item deviation + rest. Items are resampled, the same
+ones for all effects. Seeds are not: there are 2 to 5 of them, resampling them understates their
+variance by (S-1)/S and gives a handful of values without tails. Their part is drawn from
+Student's t:
 
-- resampling S seeds understates their variance by (S-1)/S, a third at S = 3, so deviations are
-  inflated by sqrt(S/(S-1)), and likewise for items;
-- each seed's mean already carries item noise (rest / items) that the item deviations carry too, so
-  that part is taken out of the seed variance once, never below zero (resampling both ways at once
-  counts it up to three times: Owen 2007, arXiv 0712.1111);
-- three seeds can agree by luck, so no contender's seed variance goes below the contenders' mean
-  (``pool_seed_noise``);
-- a variance from few seeds is itself uncertain: draws are scaled to Student's t with
-  Satterthwaite's degrees of freedom. Where items dominate that is close to normal.
+- its variance is that of the seed means, less what the items' noise (rest / items) adds to them,
+  which the item deviations carry too (Owen 2007, arXiv 0712.1111), never below zero;
+- three seeds can agree by luck, so no method's seed variance goes below the methods' mean
+  (``pool_seed_noise``), which also makes it more certain;
+- its degrees of freedom are the seeds' less one, more where pooled (``reference``).
 
-How sure: in null simulations of 100 to 300 studies each (mostly 5 contenders, 1 to 3 seeds, 30 to
-1300 items, seed SD up to 2 points) the family-wise error was 1 to 6 %. A single contender whose
-seeds dominate (SD 2 points, 3 seeds, 1300 items) has nothing to pool with: 11 %; more seeds help.
+``benchmarks/verdict.py`` measures how well the verdicts built on it keep their promises.
 """
 
 from __future__ import annotations
@@ -28,18 +24,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
+from bakeoff.analysis.reference import (
+    MOST_DEGREES_OF_FREEDOM,
+    SHARED_WITH_CONTROL,
+    Error,
+    FloatArray,
+    pooled_freedom,
+    pooling_gain,
+    uncertain_part,
+)
 from bakeoff.errors import BakeoffError
-
-FloatArray = NDArray[np.float64]
 
 DRAWS = 10_000
 # Indices held at once: a chunk then takes about 100 MB.
 CHUNK_INDICES = 4_000_000
-# Beyond this Student's t is the normal distribution for every purpose here.
-MOST_DEGREES_OF_FREEDOM = 1e6
 
 
 @dataclass(frozen=True)
@@ -62,52 +62,76 @@ class Scores:
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """What one set of seeds, resampled on its own, adds to an effect.
+    """What one set of seeds adds to the variance of an effect.
 
-    ``shape`` is ``[seeds]`` with mean square 1 (or all 0: one seed, noise unknown), ``variance`` is
-    that of the mean over the seeds, ``term`` its part of Satterthwaite's denominator.
+    ``variance`` is the luck of the seeds in the mean over them, ``noise`` what the items' noise
+    adds to the variance of the seed means; ``freedom`` tells how sure ``uncertain`` is.
+    ``control_share`` of the luck is the control's, and so shared by all its contenders.
     """
 
-    shape: FloatArray
+    count: int
     variance: float
-    term: float
+    noise: float
+    freedom: float
+    control_share: float
 
     @property
     def known(self) -> bool:
         """Tell whether there are seeds enough to see any noise."""
-        return self.shape.size > 1
+        return self.count > 1
+
+    @property
+    def uncertain(self) -> float:
+        """The variance that is known from these few seeds only."""
+        return float(uncertain_part(np.array(self.variance), np.array(self.noise)))
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean over seeds and items, split into what the bootstrap resamples.
+    """A mean over seeds and items, split into what the bootstrap draws.
 
     ``item_deviations`` is ``[items]``, corrected. ``seeds`` has two sets when the seeds of a
-    difference are not paired, else one.
+    difference are not paired, else one. ``binary``: all scores behind it are 0 or 1.
     """
 
     estimate: float
     item_deviations: FloatArray
     seeds: tuple[SeedNoise, ...]
     n_seeds: int
+    binary: bool
+
+    @property
+    def n_items(self) -> int:
+        """How many items it is a mean over."""
+        return self.item_deviations.size
 
     @property
     def item_variance(self) -> float:
-        """The variance of the mean that comes from the items."""
-        return float(np.mean(self.item_deviations**2)) / self.item_deviations.size
+        """The variance of the mean that comes from the items, their noise at each seed included."""
+        return float(np.mean(self.item_deviations**2)) / self.n_items
+
+    @property
+    def seed_variance(self) -> float:
+        """The variance of the mean that comes from the luck of the seeds."""
+        return sum(s.variance for s in self.seeds)
 
     @property
     def standard_error(self) -> float:
         """The standard error of the mean over seeds and items."""
-        return float(np.sqrt(self.item_variance + sum(s.variance for s in self.seeds)))
+        return float(np.sqrt(self.item_variance + self.seed_variance))
 
     @property
-    def degrees_of_freedom(self) -> float:
-        """Satterthwaite's degrees of freedom of ``standard_error``."""
-        items = self.item_variance**2 / max(self.item_deviations.size - 1, 1)
-        terms = items + sum(s.term for s in self.seeds)
-        freedom = self.standard_error**4 / terms if terms > 0 else MOST_DEGREES_OF_FREEDOM
-        return float(np.clip(freedom, 1.0, MOST_DEGREES_OF_FREEDOM))
+    def uncertain_variance(self) -> float:
+        """The part of the variance that is known from few seeds only."""
+        total = self.item_variance + self.seed_variance
+        return min(total, sum(s.uncertain for s in self.seeds))
+
+    @property
+    def seed_freedom(self) -> float:
+        """Satterthwaite's degrees of freedom of ``uncertain_variance``."""
+        terms = sum(s.uncertain**2 / s.freedom for s in self.seeds)
+        total = sum(s.uncertain for s in self.seeds)
+        return total**2 / terms if terms > 0 else MOST_DEGREES_OF_FREEDOM
 
     @property
     def seed_noise_known(self) -> bool:
@@ -115,16 +139,28 @@ class Effect:
         return all(s.known for s in self.seeds)
 
 
+def error_of(effects: Sequence[Effect]) -> Error:
+    """Return the errors of effects as the reference distribution takes them."""
+    uncertain = np.array([e.uncertain_variance for e in effects])
+    variance = np.array([e.item_variance + e.seed_variance for e in effects])
+    return Error(
+        items=variance - uncertain,
+        item_freedom=np.array([max(e.n_items - 1.0, 1.0) for e in effects]),
+        seeds=uncertain,
+        seed_freedom=np.array([e.seed_freedom for e in effects]),
+    )
+
+
 def mean_effect(scores: Scores) -> Effect:
-    """Split a method's mean score into what the bootstrap resamples."""
-    return _effect([scores.values], len(scores.seeds))
+    """Split a method's mean score into what the bootstrap draws."""
+    return _effect([scores.values], [0.0], len(scores.seeds), _is_binary(scores))
 
 
 def difference_effect(method: Scores, control: Scores) -> Effect:
     """Split the mean of method - control, paired by item and by seed.
 
     A seed fixes the data order, so equal seeds are paired; seeds that only one side has are left
-    out. Without a common seed all are used, each side's seeds resampled on their own.
+    out. Without a common seed all are used, each side's seeds on their own.
     """
     if method.values.shape[1] != control.values.shape[1]:
         raise BakeoffError(
@@ -132,30 +168,31 @@ def difference_effect(method: Scores, control: Scores) -> Effect:
             f"{method.values.shape[1]} items cannot be paired with {control.values.shape[1]}.",
             "score every method on the same items.",
         )
+    binary = _is_binary(method) and _is_binary(control)
     common = [s for s in method.seeds if s in control.seeds]
     if not common:
         n_seeds = min(len(method.seeds), len(control.seeds))
-        return _effect([method.values, -control.values], n_seeds)
+        return _effect([method.values, -control.values], [0.0, 1.0], n_seeds, binary)
     rows = [method.seeds.index(s) for s in common]
     control_rows = [control.seeds.index(s) for s in common]
-    return _effect([method.values[rows] - control.values[control_rows]], len(common))
+    paired = method.values[rows] - control.values[control_rows]
+    return _effect([paired], [SHARED_WITH_CONTROL], len(common), binary)
 
 
-def pool_seed_noise(differences: Sequence[Effect]) -> list[Effect]:
-    """Raise each contender's seed variance to at least the contenders' mean.
+def pool_seed_noise(effects: Sequence[Effect]) -> list[Effect]:
+    """Raise each seed variance to at least the mean of all.
 
     Three seeds often agree by luck; taken at their word in ten contenders, one of them then looks
-    significant. Left as they are: unpaired or single seeds, and differences that never vary.
+    significant. Left as they are: unpaired or single seeds, and effects that never vary.
     """
-    pooled = [d for d in differences if len(d.seeds) == 1 and d.seed_noise_known and _varies(d)]
+    pooled = [e for e in effects if len(e.seeds) == 1 and e.seed_noise_known and _varies(e)]
     if not pooled:
-        return list(differences)
+        return list(effects)
     # per seed, as contenders may have lost some
-    mean = float(np.mean([d.seeds[0].variance * d.n_seeds for d in pooled]))
-    # k differences to one control are correlated at 1/2, so their sample variances at 1/4
-    gain = 4 * len(pooled) / (len(pooled) + 3)
-    chosen = {id(d) for d in pooled}
-    return [_raised(d, mean / d.n_seeds, gain) if id(d) in chosen else d for d in differences]
+    mean = float(np.mean([e.seeds[0].variance * e.n_seeds for e in pooled]))
+    gain = pooling_gain(len(pooled), pooled[0].seeds[0].control_share)
+    chosen = {id(e) for e in pooled}
+    return [_raised(e, mean / e.n_seeds, gain) if id(e) in chosen else e for e in effects]
 
 
 def bootstrap(
@@ -163,63 +200,77 @@ def bootstrap(
 ) -> FloatArray:
     """Draw from the sampling distribution of every effect's mean, ``[effects, draws]``.
 
-    All effects must have the same items; they share the same resampled items, seeds and scales.
+    All effects must have the same items; they share the resampled items and their control's luck.
     """
-    items = np.stack([e.item_deviations for e in effects], axis=1)
-    most_seeds = max(s.shape.size for e in effects for s in e.seeds)
-    seed_uniforms = rng.random((2, draws, most_seeds))
+    items, seeds = _deviations(effects, rng, draws)
     scale_uniforms = rng.random(draws)
-    deviations = np.empty((draws, len(effects)))
-    step = max(1, CHUNK_INDICES // items.shape[0])
-    for start in range(0, draws, step):
-        stop = min(start + step, draws)
-        deviations[start:stop] = _resampled_items(items, stop - start, rng)
     out = np.empty((len(effects), draws))
     for row, effect in enumerate(effects):
-        seeds = _resampled_seeds(effect, seed_uniforms)
-        scale = _t_scale(effect.degrees_of_freedom, scale_uniforms)
-        out[row] = effect.estimate + (deviations[:, row] + seeds) * scale
+        scale = _t_scale(effect.seed_freedom, scale_uniforms)
+        uncertain = effect.uncertain_variance
+        certain = effect.item_variance + effect.seed_variance - uncertain
+        drawn = items[row] * np.sqrt(certain) + seeds[row] * scale * np.sqrt(uncertain)
+        out[row] = effect.estimate + drawn
     return out
 
 
-def _effect(parts: Sequence[FloatArray], n_seeds: int) -> Effect:
+def standardised(
+    effects: Sequence[Effect], rng: np.random.Generator, draws: int = DRAWS
+) -> FloatArray:
+    """Draw the joint deviations of all effects in standard errors, ``[effects, draws]``.
+
+    No t here: how uncertain each effect's standard error is, ``reference`` knows; these tell how
+    the effects hang together. An effect that never varies is 0 throughout.
+    """
+    items, seeds = _deviations(effects, rng, draws)
+    parts = np.array([[e.item_variance, e.seed_variance] for e in effects]).T
+    total = parts.sum(axis=0)
+    shares = np.sqrt(parts / np.where(total > 0, total, 1.0))
+    return np.asarray(items * shares[0][:, None] + seeds * shares[1][:, None])
+
+
+def _effect(
+    parts: Sequence[FloatArray], control_shares: Sequence[float], n_seeds: int, binary: bool
+) -> Effect:
     """Split the sum of the means of ``parts``, each ``[seeds, items]`` over the same items."""
     item_means = np.sum([part.mean(axis=0) for part in parts], axis=0)
     estimate = float(item_means.mean())
     items = _snapped((item_means - estimate) * _inflation(item_means.size), item_means)
-    return Effect(estimate, items, tuple(_seed_noise(part) for part in parts), n_seeds)
+    seeds = tuple(_seed_noise(p, s) for p, s in zip(parts, control_shares, strict=True))
+    return Effect(estimate, items, seeds, n_seeds, binary)
 
 
-def _seed_noise(part: FloatArray) -> SeedNoise:
+def _seed_noise(part: FloatArray, control_share: float) -> SeedNoise:
     """Measure the seed noise of the mean of one ``[seeds, items]`` matrix."""
     n_seeds, n_items = part.shape
     if n_seeds == 1:
-        return SeedNoise(np.zeros(1), 0.0, 0.0)
+        return SeedNoise(1, 0.0, 0.0, 1.0, control_share)
     means = part.mean(axis=1)
     deviations = _snapped((means - means.mean()) * _inflation(n_seeds), means)
     raw = float(np.mean(deviations**2)) / n_seeds
     rest = part - means[:, None] - part.mean(axis=0) + means.mean()
     rest_freedom = (n_seeds - 1) * max(n_items - 1, 1)
     noise = float(np.sum(rest**2)) / rest_freedom / part.size
-    if raw > 0:
-        shape = deviations / np.sqrt(np.mean(deviations**2))
-    else:  # equal seed means have no shape of their own; pooling may still give them noise
-        shape = np.linspace(-1, 1, n_seeds)
-        shape /= np.sqrt(np.mean(shape**2))
-    term = raw**2 / (n_seeds - 1) + noise**2 / rest_freedom
-    return SeedNoise(shape, max(0.0, raw - noise), term)
+    return SeedNoise(n_seeds, max(0.0, raw - noise), noise, n_seeds - 1.0, control_share)
 
 
 def _varies(effect: Effect) -> bool:
     return effect.standard_error > 0
 
 
+def _is_binary(scores: Scores) -> bool:
+    return bool(np.all((scores.values == 0) | (scores.values == 1)))
+
+
 def _raised(effect: Effect, floor: float, gain: float) -> Effect:
     """Return the effect with its seed variance at ``floor`` or above, as sure as the pool is."""
     own = effect.seeds[0]
-    variance = max(own.variance, floor)
-    term = max(variance**2 / ((own.shape.size - 1) * gain), own.term / gain)
-    return dataclasses.replace(effect, seeds=(SeedNoise(own.shape, variance, term),))
+    raised = dataclasses.replace(own, variance=max(own.variance, floor))
+    pool = dataclasses.replace(own, variance=floor)
+    uncertain, pooled = np.array(raised.uncertain), np.array(pool.uncertain)
+    freedom = pooled_freedom(uncertain, pooled, own.count - 1, gain)
+    seeds = (dataclasses.replace(raised, freedom=float(freedom)),)
+    return dataclasses.replace(effect, seeds=seeds)
 
 
 def _inflation(count: int) -> float:
@@ -233,6 +284,23 @@ def _snapped(deviations: FloatArray, values: FloatArray) -> FloatArray:
     return np.zeros_like(deviations) if np.ptp(values) <= rounding else deviations
 
 
+def _deviations(
+    effects: Sequence[Effect], rng: np.random.Generator, draws: int
+) -> tuple[FloatArray, FloatArray]:
+    """Return item and seed deviations, both ``[effects, draws]`` with variance 1 (or all 0)."""
+    scales = np.array([np.sqrt(e.item_variance) for e in effects])
+    matrix = np.stack([e.item_deviations for e in effects], axis=1)
+    matrix = matrix / np.where(scales > 0, scales, 1.0)
+    items = np.empty((draws, len(effects)))
+    step = max(1, CHUNK_INDICES // matrix.shape[0])
+    for start in range(0, draws, step):
+        stop = min(start + step, draws)
+        items[start:stop] = _resampled_items(matrix, stop - start, rng)
+    control = rng.standard_normal(draws)
+    seeds = np.stack([_seed_deviations(e, control, rng) for e in effects])
+    return items.T, seeds
+
+
 def _resampled_items(items: FloatArray, draws: int, rng: np.random.Generator) -> FloatArray:
     """Return ``[draws, effects]`` means of resampled ``items`` (``[items, effects]``)."""
     count = items.shape[0]
@@ -242,14 +310,12 @@ def _resampled_items(items: FloatArray, draws: int, rng: np.random.Generator) ->
     return np.asarray(weights.astype(np.float64) @ items / count)
 
 
-def _resampled_seeds(effect: Effect, uniforms: FloatArray) -> FloatArray:
-    """Return ``[draws]`` sums of the means of the effect's resampled seed deviations."""
-    total = np.zeros(uniforms.shape[1])
-    for seeds, block in zip(effect.seeds, uniforms, strict=False):
-        count = seeds.shape.size
-        chosen = (block[:, :count] * count).astype(np.intp)
-        total += seeds.shape[chosen].mean(axis=1) * np.sqrt(count * seeds.variance)
-    return total
+def _seed_deviations(effect: Effect, control: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return ``[draws]`` normal deviations of variance 1, part of them the control's."""
+    variance = effect.seed_variance
+    shared = sum(s.variance * s.control_share for s in effect.seeds) / variance if variance else 0.0
+    own = rng.standard_normal(control.size)
+    return np.asarray(own * np.sqrt(1 - shared) - control * np.sqrt(shared))
 
 
 def _t_scale(freedom: float, uniforms: FloatArray) -> FloatArray:

@@ -1,30 +1,40 @@
 """Verdicts: is each contender better, equivalent or worse than the control, beyond chance?
 
 Stands after ``bootstrap`` in analysis: scores in, one Comparison per contender out. Intervals are
-simultaneous over all contenders (Bonferroni), p values adjusted over them (Holm).
+simultaneous over all contenders: the bootstrap gives the distribution of the largest of their
+studentised deviations (max-T), and its 95 % point is the normal score that each contender's own
+reference distribution turns into a width. So a contender with wild seeds widens its own interval
+and nobody else's, and contenders that move together cost less than strangers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 from statsmodels.stats.multitest import multipletests
 
 from bakeoff.analysis.bootstrap import (
     DRAWS,
-    FloatArray,
+    Effect,
     Scores,
     bootstrap,
     difference_effect,
+    error_of,
     mean_effect,
     pool_seed_noise,
+    standardised,
 )
+from bakeoff.analysis.power import Design, items_needed, seeds_needed
+from bakeoff.analysis.reference import FloatArray, reach, surprise
 
 ALPHA = 0.05
-# Draws this close to a bound lie on it: matrix products round differently from machine to machine.
+# Differences this close to a bound lie on it: sums round differently from machine to machine.
 TIE = 1e-12
 
 
@@ -52,8 +62,11 @@ class Interval:
 class Comparison:
     """One contender against the control; ``difference`` is raw method - control.
 
-    ``p_adjusted`` tests for no difference, ``p_equivalence`` for a difference of the margin or
-    more; both are Holm-adjusted over the contenders. ``n_seeds`` counts the seeds compared.
+    ``p_adjusted`` tests for no difference (single-step max-T over the contenders: below 5 % just
+    where the interval leaves 0 out), ``p_equivalence`` for a difference of the margin or more
+    (Holm over them). ``n_seeds`` counts the seeds compared. ``items_needed`` and ``seeds_needed``
+    are about how many, the other number as it is, would settle an inconclusive verdict; None where
+    none would, the noise of the seeds is unknown, or it is settled.
     """
 
     difference: Interval
@@ -63,6 +76,17 @@ class Comparison:
     verdict: Verdict
     n_seeds: int
     seed_noise_known: bool
+    items_needed: int | None = None
+    seeds_needed: int | None = None
+
+
+class _Tests(NamedTuple):
+    """What was found for all contenders, each ``[contenders]``."""
+
+    half_widths: FloatArray
+    p_values: FloatArray
+    adjusted: FloatArray
+    equivalence: FloatArray
 
 
 def compare(
@@ -73,33 +97,37 @@ def compare(
     better: str,
     rng: np.random.Generator,
     draws: int = DRAWS,
+    needs: bool = True,
 ) -> dict[str, Comparison]:
     """Compare every contender with the control, paired by item and seed.
 
     ``better`` is ``higher`` or ``lower`` and only turns the verdict. Equivalent takes two one-sided
     tests at the margin, so it may hold beside a small difference that is beyond chance; it then
-    wins, because the user asked for differences of the margin.
+    wins, because the user asked for differences of the margin. ``needs`` False leaves out what
+    would settle the inconclusive ones, which takes a simulation of many studies most of its time.
     """
     if not contenders:
         return {}
     effects = pool_seed_noise([difference_effect(s, control) for s in contenders.values()])
-    drawn = bootstrap(effects, rng, draws)
-    p_values = np.array([_two_sided(row) for row in drawn])
-    adjusted = _holm(p_values)
-    # the larger of the two one-sided p values is the p value of their intersection; Holm over it
-    # is never laxer than Holm over each side
-    equivalence = _holm(np.array([_outside_margin(row, margin) for row in drawn]))
-    level = 1 - ALPHA / len(effects)
+    tests = _tests(effects, margin, standardised(effects, rng, draws))
     found = {}
     for i, (method, effect) in enumerate(zip(contenders, effects, strict=True)):
+        half, adjusted, equivalence = (
+            float(x[i]) for x in (tests.half_widths, tests.adjusted, tests.equivalence)
+        )
+        verdict = _verdict(effect.estimate, adjusted, equivalence, better)
+        open_still = needs and verdict is Verdict.INCONCLUSIVE
+        needed = _needed(effect, margin, len(effects)) if open_still else _Needed()
         found[method] = Comparison(
-            difference=_interval(effect.estimate, drawn[i], level),
-            p_value=float(p_values[i]),
-            p_adjusted=float(adjusted[i]),
-            p_equivalence=float(equivalence[i]),
-            verdict=_verdict(effect.estimate, adjusted[i], equivalence[i], better),
+            Interval(effect.estimate, effect.estimate - half, effect.estimate + half),
+            p_value=float(tests.p_values[i]),
+            p_adjusted=adjusted,
+            p_equivalence=equivalence,
+            verdict=verdict,
             n_seeds=effect.n_seeds,
             seed_noise_known=effect.seed_noise_known,
+            items_needed=needed.items,
+            seeds_needed=needed.seeds,
         )
     return found
 
@@ -118,7 +146,7 @@ def estimate_scores(
     """
     if not scores:
         return {}
-    effects = [mean_effect(s) for s in scores.values()]
+    effects = pool_seed_noise([mean_effect(s) for s in scores.values()])
     drawn = np.clip(bootstrap(effects, rng, draws), low, high)
     return {
         method: _interval(effect.estimate, row, 1 - ALPHA)
@@ -126,21 +154,95 @@ def estimate_scores(
     }
 
 
-def _two_sided(draws: FloatArray) -> float:
-    """Return the p value of no difference; the draws count one more so that it is never 0."""
-    below, above = _share(draws <= TIE), _share(draws >= -TIE)
-    return min(1.0, 2 * min(below, above))
+class _Needed(NamedTuple):
+    items: int | None = None
+    seeds: int | None = None
 
 
-def _outside_margin(draws: FloatArray, margin: float) -> float:
-    """Return the larger p value of the two one-sided tests at the margin."""
-    if not np.abs(draws).max() > TIE:
-        return 1 / (1 + draws.size)  # item by item the same: equivalent at any margin, even 0
-    return max(_share(draws <= TIE - margin), _share(draws >= margin - TIE))
+def _tests(effects: Sequence[Effect], margin: float, joint: FloatArray) -> _Tests:
+    """Test all contenders; ``joint`` is ``[contenders, draws]`` deviations in standard errors."""
+    error = error_of(effects)
+    distance = np.abs([e.estimate for e in effects])
+    scores = surprise(np.where(distance > TIE, distance, 0.0), error)
+    largest = np.sort(np.abs(joint).max(axis=0))
+    return _Tests(
+        half_widths=reach(_critical(largest), error),
+        p_values=np.maximum(2 * special.ndtr(-scores), 1 / (1 + largest.size)),
+        adjusted=_share_beyond(scores, largest),
+        equivalence=_holm(_outside_margin(effects, margin, largest.size)),
+    )
 
 
-def _share(hits: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> float:
-    return (1 + int(hits.sum())) / (1 + hits.size)
+def _critical(largest: FloatArray) -> float:
+    """Return the score beyond which ``_share_beyond`` is at most alpha, and only beyond it."""
+    allowed = max(0, math.floor(ALPHA * (largest.size + 1)) - 1)
+    return float(largest[largest.size - 1 - allowed])
+
+
+def _share_beyond(scores: FloatArray, largest: FloatArray) -> FloatArray:
+    """Return adjusted p values: how often the largest deviation is at least as large.
+
+    The draws count one more, so that p is never 0.
+    """
+    hits = largest.size - np.searchsorted(largest, scores, side="left")
+    return np.asarray((1 + hits) / (1 + largest.size))
+
+
+def _outside_margin(effects: Sequence[Effect], margin: float, draws: int) -> FloatArray:
+    """Return the larger p value of the two one-sided tests at the margin, of each effect.
+
+    The larger one is the p value of their intersection. It is never said smaller than draws could
+    show, so that no p is 0.
+    """
+    error = error_of(effects)
+    least = np.array([_variance_at(margin, e) for e in effects])
+    # where hardly an item differs, the variance seen is smaller than a true difference of the
+    # margin would leave it
+    error = error._replace(items=np.maximum(error.items, least - error.seeds))
+    gap = margin - np.abs([e.estimate for e in effects])
+    score = surprise(np.where(np.abs(gap) > TIE, np.abs(gap), 0.0), error)
+    p_values = special.ndtr(np.where(gap > 0, -score, score))
+    # item by item the same: equivalent at any margin, even 0
+    same = np.array([e.standard_error == 0 and abs(e.estimate) <= TIE for e in effects])
+    return np.maximum(np.where(same, 0.0, p_values), 1 / (1 + draws))
+
+
+def _variance_at(margin: float, effect: Effect) -> float:
+    """Return the least variance of a mean of -1, 0 and 1 that is the margin; 0 if not binary."""
+    return margin * max(0.0, 1 - margin) / effect.n_items if effect.binary else 0.0
+
+
+def _needed(effect: Effect, margin: float, n_contenders: int) -> _Needed:
+    """Return about how many items, or seeds, would settle it at the difference and noise seen.
+
+    Each is the smaller of what shows the difference and what shows equivalence, with 80 % power.
+    """
+    difference, design = abs(effect.estimate), _design(effect, n_contenders)
+    least = math.sqrt(_variance_at(margin, effect) * effect.n_items)
+    at_margin = replace(design, item_sd=max(design.item_sd, least))
+    items = [items_needed(design, difference), items_needed(at_margin, difference, margin)]
+    seeds: list[int | None] = [None]
+    if effect.seed_noise_known:
+        seeds = [seeds_needed(design, difference), seeds_needed(at_margin, difference, margin)]
+    return _Needed(_least_above(items, effect.n_items), _least_above(seeds, effect.n_seeds))
+
+
+def _design(effect: Effect, n_contenders: int) -> Design:
+    """Return the study's design with the noise that this effect showed."""
+    noise = sum(s.noise for s in effect.seeds)
+    return Design(
+        n_items=effect.n_items,
+        n_seeds=effect.n_seeds,
+        n_contenders=n_contenders,
+        item_sd=math.sqrt(max(0.0, effect.item_variance - noise) * effect.n_items),
+        seed_sd=math.sqrt(effect.seed_variance * effect.n_seeds / 2),
+        rest_sd=math.sqrt(noise * effect.n_items * effect.n_seeds),
+    )
+
+
+def _least_above(numbers: Sequence[int | None], present: int) -> int | None:
+    # what is there did not settle it, so the answer is more
+    return min((max(n, present + 1) for n in numbers if n is not None), default=None)
 
 
 def _holm(p_values: FloatArray) -> FloatArray:
@@ -156,6 +258,6 @@ def _interval(estimate: float, draws: FloatArray, level: float) -> Interval:
 def _verdict(estimate: float, p_difference: float, p_equivalence: float, better: str) -> Verdict:
     if p_equivalence <= ALPHA:
         return Verdict.EQUIVALENT
-    if p_difference >= ALPHA:
+    if p_difference > ALPHA:
         return Verdict.INCONCLUSIVE
     return Verdict.BETTER if (estimate > 0) == (better == "higher") else Verdict.WORSE

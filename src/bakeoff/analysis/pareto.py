@@ -1,32 +1,209 @@
-"""The Pareto front: the methods that no other beats in both score and cost.
+"""The Pareto front: the methods that no other beats on every axis, and how sure that is.
 
-Stands beside ``compare`` in analysis; reads point estimates, so a front says nothing about chance.
+Stands beside ``compare`` in analysis: method rows and draws of their scores in, ``pareto`` and
+``front`` of the report dict out. A front is taken from the point estimates; the probability of
+being on it is the share of resampled studies in which a method is (scores are resampled over seeds
+and items, paired as in the verdicts; costs stay as they were measured).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import moocore
 import numpy as np
+from numpy.typing import NDArray
+
+from bakeoff.analysis.bootstrap import (
+    DRAWS,
+    Effect,
+    Scores,
+    bootstrap,
+    difference_effect,
+    mean_effect,
+    pool_seed_noise,
+)
+from bakeoff.analysis.compare import TIE
+from bakeoff.race import COST_TIE
+
+Row = dict[str, Any]
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+
+QUALITY = "quality"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A cost that methods are weighed by; less is better. ``name`` is the study file's word.
+
+    ``key`` is where the report keeps it: a key of ``cost``, or of the method's row itself.
+    """
+
+    name: str
+    key: str
+    label: str
+
+
+COSTS = {
+    axis.name: axis
+    for axis in (
+        Axis("memory", "train_peak_bytes", "peak training memory"),
+        Axis("speed", "step_milliseconds", "time of a training step"),
+        Axis("size", "adapter_bytes", "size of the adapter"),
+        Axis("forgetting", "forgetting", "forgetting"),
+    )
+}
+
+
+def axis_value(row: Row, axis: Axis) -> float | None:
+    """Return a method's value on an axis; None where it was not measured."""
+    value = row["cost"].get(axis.key, row.get(axis.key))
+    if isinstance(value, Mapping):
+        value = value.get("estimate")
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def tied(one: FloatArray | float, other: FloatArray | float) -> Any:
+    """Tell where two costs are within 5 % of the smaller one, so that neither is the cheaper.
+
+    Two readings of one cost probe differ by as much (``race.COST_TIE``): such a difference says
+    nothing of the method. Bytes are exact, but nobody chooses by a twentieth of them.
+    """
+    least = np.minimum(np.abs(one), np.abs(other))
+    return np.abs(np.asarray(one) - other) <= COST_TIE * least + TIE
 
 
 def pareto_front(
-    scores: Mapping[str, float | None], costs: Mapping[str, float | None], *, better: str
+    scores: Mapping[str, float | None], *costs: Mapping[str, float | None], better: str
 ) -> list[str]:
-    """Return the methods on the front over (score, cost), cheapest first.
+    """Return the methods on the front over the score and each of ``costs``, cheapest first.
 
-    A lower cost is better. Ties stay, methods without both values are left out.
+    A lower cost is better. Ties stay, methods without all values are left out.
     """
-    points = []
+    points: dict[str, list[float]] = {}
     for method, score in scores.items():
-        cost = costs.get(method)
-        if score is not None and cost is not None and math.isfinite(score) and math.isfinite(cost):
-            points.append((method, score, cost))
+        values = [score, *(cost.get(method) for cost in costs)]
+        known = [v for v in values if v is not None and math.isfinite(v)]
+        if len(known) == len(values):
+            points[method] = known
     if not points:
         return []
-    values = np.array([(score, cost) for _, score, cost in points], dtype=np.float64)
-    keep = moocore.is_nondominated(values, maximise=[better == "higher", False], keep_weakly=True)
-    front = [point for point, kept in zip(points, keep, strict=True) if kept]
-    return [method for method, _, _ in sorted(front, key=lambda point: point[2])]
+    maximise = [better == "higher", *(False for _ in costs)]
+    table = np.array(list(points.values()), dtype=np.float64)
+    keep = moocore.is_nondominated(table, maximise=maximise, keep_weakly=True)
+    front = [method for method, kept in zip(points, keep, strict=True) if kept]
+    return sorted(front, key=lambda method: points[method][1])
+
+
+def front_probabilities(drawn: FloatArray, costs: FloatArray, *, better: str) -> FloatArray:
+    """Return ``[methods]``: the share of draws in which each is on the front.
+
+    ``drawn`` is ``[methods, draws]`` of scores, ``costs`` ``[methods, axes]``. A rival is one that
+    is nowhere costlier (``tied`` costs are equal); it beats a method where it scores higher, or the
+    same and costs less somewhere.
+    """
+    scores = drawn if better == "higher" else -drawn
+    cheaper = (costs[:, None] < costs[None]) & ~tied(costs[:, None], costs[None])
+    less_somewhere: BoolArray = cheaper.any(axis=2)
+    found = np.empty(len(scores))
+    for own in range(len(scores)):
+        rivals = ~less_somewhere[own]
+        rivals[own] = False
+        beaten = (scores[rivals] > scores[own] + TIE).any(axis=0)
+        rivals &= less_somewhere[:, own]
+        beaten |= (scores[rivals] >= scores[own] - TIE).any(axis=0)
+        found[own] = 1 - beaten.mean()
+    return found
+
+
+@dataclass(frozen=True)
+class Fronts:
+    """``plots`` is ``pareto`` of the report: the score against each cost; ``joint`` is ``front``.
+
+    ``probabilities`` are those of the joint front, by method.
+    """
+
+    plots: list[dict[str, Any]]
+    joint: dict[str, Any]
+    probabilities: dict[str, float]
+
+
+def find_fronts(
+    rows: Sequence[Row],
+    scores: Mapping[str, Scores],
+    axes: Sequence[str] | None,
+    rng: np.random.Generator,
+    *,
+    control: str,
+    better: str,
+) -> Fronts:
+    """Find the front over all axes at once and that of the score against each cost.
+
+    ``axes`` are the study's, quality among them; None: all. A cost that no method has is no axis.
+    """
+    draws = _draws(scores, control, rng)
+    wanted = [COSTS[name] for name in axes or COSTS if name != QUALITY]
+    scored = [row for row in rows if row["score"]]
+    measured = [a for a in wanted if any(axis_value(row, a) is not None for row in scored)]
+    joint = _front(scored, measured, draws, better)
+    plots = [
+        {"cost": a.key, "label": a.label, "axis": a.name, **_front(scored, [a], draws, better)}
+        for a in wanted
+    ]
+    named = {
+        "axes": [QUALITY, *(a.name for a in measured)],
+        "not_measured": [a.name for a in wanted if a not in measured],
+        "draws": DRAWS if draws else None,
+        "cost_tie": COST_TIE,
+    }
+    return Fronts(plots, {**named, **joint}, joint["probabilities"])
+
+
+def _draws(
+    scores: Mapping[str, Scores], control: str, rng: np.random.Generator
+) -> dict[str, FloatArray]:
+    """Draw every method's score, less the control's where it has one: only their order matters.
+
+    Differences are paired by seed, as in the verdicts: what a seed's batches do to all methods
+    alike moves none of them past another.
+    """
+    if control not in scores:
+        return _named(scores, [mean_effect(s) for s in scores.values()], rng)
+    contenders = {m: s for m, s in scores.items() if m != control}
+    effects = [difference_effect(s, scores[control]) for s in contenders.values()]
+    return {control: np.zeros(DRAWS)} | _named(contenders, pool_seed_noise(effects), rng)
+
+
+def _named(
+    methods: Iterable[str], effects: Sequence[Effect], rng: np.random.Generator
+) -> dict[str, FloatArray]:
+    return dict(zip(methods, bootstrap(effects, rng), strict=True)) if effects else {}
+
+
+def _front(
+    rows: Sequence[Row], axes: Sequence[Axis], draws: Mapping[str, FloatArray], better: str
+) -> dict[str, Any]:
+    """Return one front: its methods, everybody's probability, and who is left out."""
+    costs = {a.name: {r["method"]: axis_value(r, a) for r in rows} for a in axes}
+    missing = {
+        r["method"]: lacking
+        for r in rows
+        if (lacking := [a.name for a in axes if costs[a.name][r["method"]] is None])
+    }
+    there = [r["method"] for r in rows if r["method"] not in missing] if axes else []
+    scores = {r["method"]: r["score"]["estimate"] for r in rows if r["method"] in there}
+    chances: dict[str, float] = {}
+    if there:
+        table = np.array([[costs[a.name][m] for a in axes] for m in there], dtype=np.float64)
+        drawn = np.stack([draws[m] for m in there])
+        found = front_probabilities(drawn, table, better=better)
+        chances = dict(zip(there, found.tolist(), strict=True))
+    return {
+        "front": pareto_front(scores, *costs.values(), better=better) if axes else [],
+        "probabilities": chances,
+        "left_out": missing,
+    }

@@ -1,49 +1,82 @@
-"""The recommendation: one honest sentence with its evidence.
+"""The recommendation: one honest sentence with its evidence, for what the study prefers.
 
-Stands last but one in analysis: finished method rows in, the method and the sentence out. Fractions
-are read as points (times 100), every other unit as it is.
+Stands last but one in analysis: finished method rows in, the method and the sentence out. "Keep the
+control" is an answer like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bakeoff.analysis import phrases
 from bakeoff.analysis.accelerators import has_more
 from bakeoff.analysis.compare import ALPHA, Verdict
+from bakeoff.analysis.pareto import QUALITY
+from bakeoff.analysis.savings import for_saving, for_serving, for_weights
+from bakeoff.analysis.weigh import SERVING, can_be_served, weigh
 from bakeoff.results import StudyRecord
 
 Row = dict[str, Any]
-MINUS = "\N{MINUS SIGN}"
 # Named in words when an equivalent method needs this share less of them, or less still.
 WORTH_NAMING = 0.1
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The method to take, None while the evidence names none, and why."""
+    """The method to take, None while the evidence names none, and why.
+
+    ``weighed`` is each method's weighted gain over the control (``weigh``); None where the study
+    prefers quality.
+    """
 
     method: str | None
     sentence: str
+    weighed: dict[str, float | None] | None = None
 
 
 def recommend(record: StudyRecord, rows: Sequence[Row], *, complete: bool) -> Recommendation:
-    """Recommend the best of the contenders that are better, else the control."""
+    """Recommend what the study prefers among the methods that are not worse, else the control."""
     control = next((r for r in rows if r["method"] == record.control), None)
     if control is None or control["score"] is None:
         return _without_control(record, rows, control, complete)
+    prefer = record.prefer
+    if prefer == QUALITY:
+        made = _for_quality(record, control, rows)
+    else:
+        made = _for_weights(record, control, rows, prefer)
+    sentence = made.sentence + _open(rows, complete)
+    return Recommendation(made.method, sentence, made.weighed)
+
+
+def _for_quality(record: StudyRecord, control: Row, rows: Sequence[Row]) -> Recommendation:
+    """Recommend the best of the contenders that are better, else the control."""
     compared = [r for r in rows if r["difference"] is not None]
     better = [r for r in compared if r["verdict"] == Verdict.BETTER]
     if better:
         best = _best(record, better)
-        sentence = f"Use {best['title']}: {_gain(record, control, best, len(compared))}."
-        method = best["method"]
+        reason = phrases.gain(record, control, best, len(compared))
+        return Recommendation(best["method"], f"Use {best['title']}: {reason}.")
+    sentence = f"Keep {control['title']}: {_no_gain(record, control, compared)}."
+    return Recommendation(control["method"], sentence + _cheaper(control, compared))
+
+
+def _for_weights(
+    record: StudyRecord, control: Row, rows: Sequence[Row], prefer: str | Mapping[str, float]
+) -> Recommendation:
+    """Recommend what gains most; a single word is the weight 1 for one thing."""
+    weights = {prefer: 1.0} if isinstance(prefer, str) else prefer
+    # whoever asks for nothing but serving cannot use what no server can read, however good it is
+    fit = [r for r in rows if prefer != SERVING or r is control or can_be_served(record, r)]
+    weighed = weigh(record, control, fit, weights)
+    if prefer == SERVING:
+        sentence = for_serving(record, control, rows, weighed)
+    elif isinstance(prefer, str):
+        sentence = for_saving(record, control, rows, weighed, prefer)
     else:
-        sentence = f"Keep {control['title']}: {_no_gain(record, control, compared)}."
-        sentence += _cheaper(control, compared)
-        method = record.control
-    return Recommendation(method, sentence + _open(rows, complete))
+        sentence = for_weights(record, control, rows, weighed, prefer)
+    return Recommendation(weighed.chosen["method"], sentence, weighed.totals)
 
 
 def _without_control(
@@ -63,25 +96,9 @@ def _without_control(
     sentence = f"No recommendation: {name}, the control, has no test score{why}"
     if scored:
         best = _best(record, scored)
-        level = _value(record, best["score"]["estimate"])
+        level = phrases.value_of(record, best["score"]["estimate"])
         sentence += f"; the best score is that of {best['title']}, {level}, compared with nothing"
     return Recommendation(None, sentence + ".")
-
-
-def _gain(record: StudyRecord, control: Row, best: Row, n_compared: int) -> str:
-    """Say how much better the best contender is, and whether that is past the margin."""
-    difference = best["difference"]
-    higher = record.metric.better == "higher"
-    least = difference["low"] if higher else -difference["high"]
-    proven = least >= record.margin
-    text = (
-        f"{_signed(record, difference['estimate'])} against {control['title']}"
-        f"{_direction(record)} ({_interval(record, difference)}, adjusted p "
-        f"{_p(difference['p_adjusted'])}, {_count(n_compared, 'contender')}, "
-        f"{_size(record, control, best)})"
-    )
-    margin = _value(record, record.margin)
-    return text + ("" if proven else f"; better beyond chance, but maybe by less than {margin}")
 
 
 def _no_gain(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
@@ -90,7 +107,8 @@ def _no_gain(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
         score = control["score"]
         return (
             f"no contender has a test score to compare ({control['title']}: "
-            f"{_value(record, score['estimate'])}, {_size(record, control, control)})"
+            f"{phrases.value_of(record, score['estimate'])}, "
+            f"{phrases.evidence_size(record, control, control)})"
         )
     best = _best(record, compared)
     lead = "no contender is better by more than chance"
@@ -98,11 +116,12 @@ def _no_gain(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
         lead = "every contender is worse by more than chance"
     elif any(_beyond_chance(record, r) for r in compared):
         # better beyond chance yet equivalent: the gain is real, and smaller than the user cares for
-        lead = f"no contender is better by {_value(record, record.margin)} or more"
+        lead = f"no contender is better by {phrases.value_of(record, record.margin)} or more"
     difference = best["difference"]
     return (
-        f"{lead} (best: {best['title']} {_signed(record, difference['estimate'])}"
-        f"{_direction(record)}, {_interval(record, difference)}, {_size(record, control, best)})"
+        f"{lead} (best: {best['title']} {phrases.signed(record, difference['estimate'])}"
+        f"{phrases.direction(record)}, {phrases.interval(record, difference)}, "
+        f"{phrases.evidence_size(record, control, best)})"
     )
 
 
@@ -119,7 +138,7 @@ def _cheaper(control: Row, compared: Sequence[Row]) -> str:
         if row["verdict"] != Verdict.EQUIVALENT:
             continue
         savings = [
-            f"{_percent(saving)} {word}"
+            f"{phrases.percent(saving)} {word}"
             for key, word in (
                 ("train_peak_bytes", "less training memory"),
                 ("trainable_parameters", "fewer trained parameters"),
@@ -150,7 +169,8 @@ def _open(rows: Sequence[Row], complete: bool) -> str:
     if complete:
         return ""
     scored = sum(r["score"] is not None for r in rows)
-    return f" The study is not finished: {scored} of {_count(len(rows), 'method')} scored so far."
+    of = phrases.count(len(rows), "method")
+    return f" The study is not finished: {scored} of {of} scored so far."
 
 
 def _best(record: StudyRecord, rows: Sequence[Row]) -> Row:
@@ -161,52 +181,3 @@ def _best(record: StudyRecord, rows: Sequence[Row]) -> Row:
 def _words(row: Row) -> str:
     status = str(row["status"]).replace("_", " ")
     return f"{status}: {row['reason']}" if row["reason"] else status
-
-
-def _direction(record: StudyRecord) -> str:
-    return "" if record.metric.better == "higher" else " (lower is better)"
-
-
-def _size(record: StudyRecord, control: Row, row: Row) -> str:
-    """Write the seed and item counts that the evidence rests on."""
-    seeds = min(control["n_seeds"], row["n_seeds"])
-    text = _count(seeds, "seed") + (", seed noise unknown" if seeds == 1 else "")
-    items = record.n_items.get("test")
-    return text if items is None else f"{text}, {_count(items, 'item')}"
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n:,} {word}" + ("" if n == 1 else "s")
-
-
-def _interval(record: StudyRecord, value: dict[str, float]) -> str:
-    low, high = (_number(record, value[side]) for side in ("low", "high"))
-    plus = ["+" if not n.startswith(MINUS) and n.strip("0.") else "" for n in (low, high)]
-    return f"95 % interval {plus[0]}{low} to {plus[1]}{high}"
-
-
-def _signed(record: StudyRecord, value: float) -> str:
-    text = _value(record, value)
-    zero = not _number(record, value).strip("0.")
-    return text if zero or text.startswith(MINUS) else f"+{text}"
-
-
-def _value(record: StudyRecord, value: float) -> str:
-    unit = "points" if record.metric.unit == "fraction" else record.metric.unit
-    return f"{_number(record, value)} {unit}".rstrip()
-
-
-def _number(record: StudyRecord, value: float) -> str:
-    text = f"{100 * value:.1f}" if record.metric.unit == "fraction" else f"{value:.3g}"
-    if not text.strip("-0."):  # "-0.0" is a rounding of nearly nothing, not a direction
-        return text.lstrip("-")
-    return text.replace("-", MINUS, 1) if text.startswith("-") else text
-
-
-def _percent(share: float) -> str:
-    # never "100 % fewer": that would say none are left
-    return f"{min(100 * share, 99):.0f} %" if share < 0.995 else "over 99 %"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -21,6 +21,7 @@ from bakeoff.analysis.runs import (
     Run,
     setting_key,
 )
+from bakeoff.analysis.stability import is_open, raced_out, stability
 from bakeoff.results import Status, StudyRecord, TrialResult
 
 _FROM_PROBE = (
@@ -62,6 +63,7 @@ def method_row(
     estimate = evidence.estimates.get(method)
     comparison = evidence.comparisons.get(method)
     scored = evidence.scores.get(method)
+    to_control = steps_to_control_loss(runs, control)
     return {
         "method": method,
         "title": record.titles.get(method, method),
@@ -76,9 +78,9 @@ def method_row(
         "cost": _cost(record, runs),
         "engine": engine_row(record, runs),
         "forgetting": None,
-        "stability": None,
-        "front_probability": None,
-        "steps_to_control_loss": steps_to_control_loss(runs, control),
+        "stability": stability(runs, scored, record.metric, record.margin, to_control),
+        "front_probability": None,  # the summary knows, once all rows are there
+        "steps_to_control_loss": to_control,
         "n_trials_diverged": sum(r.status is Status.DIVERGED for r in runs.all),
         "n_trials_failed": sum(_failed(r) for r in runs.all),
         "best_setting_on_edge": on_edge(runs, chosen),
@@ -95,7 +97,7 @@ def ending(record: StudyRecord, runs: MethodRuns) -> Ending:
     if runs.method in record.incompatible:
         return Ending(Status.INCOMPATIBLE, record.incompatible[runs.method])
     decisive = runs.final or runs.search
-    unfinished = any(r.result is None for r in decisive)
+    unfinished = any(is_open(r) for r in decisive)
     searched = not runs.final and any(r.done for r in decisive)
     if not decisive or unfinished or searched:
         return Ending(Status.STOPPED, NOT_FINISHED)
@@ -129,7 +131,10 @@ def on_edge(runs: MethodRuns, chosen: dict[str, Any] | None) -> bool:
 
 
 def failure_rows(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> list[dict[str, Any]]:
-    """List everything that is not done: methods that do not fit, cost probes, trials."""
+    """List what failed or is missing: methods that do not fit, cost probes, trials.
+
+    A trial that the race stopped did not fail: it is in its method's ``settings``, with the reason.
+    """
     rows = []
     for method, runs in by_method.items():
         if method in record.incompatible:
@@ -139,9 +144,10 @@ def failure_rows(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> li
         if cost and cost.status not in (Status.DONE, Status.INCOMPATIBLE):
             rows.append(_failure(method, "probe", cost.status, cost.reason))
         for run in runs.all:
-            if not run.done:
+            if not run.done and not raced_out(run):
                 trial = run.trial
-                row = _failure(method, trial.phase, run.status, run.reason)
+                why = NOT_FINISHED if is_open(run) else run.reason
+                row = _failure(method, trial.phase, run.status, why)
                 where = {"trial_id": trial.id, "seed": trial.seed, "setting": trial.setting}
                 rows.append({**row, **where})
     return rows
@@ -166,7 +172,12 @@ def _failed(run: Run) -> bool:
 def _difference(comparison: Comparison | None) -> dict[str, Any] | None:
     if comparison is None:
         return None
-    return {**asdict(comparison.difference), "p_adjusted": comparison.p_adjusted}
+    return {
+        **asdict(comparison.difference),
+        "p_adjusted": comparison.p_adjusted,
+        "items_needed": getattr(comparison, "items_needed", None),
+        "seeds_needed": getattr(comparison, "seeds_needed", None),
+    }
 
 
 def _verdict(record: StudyRecord, method: str, comparison: Comparison | None) -> Verdict:
@@ -192,6 +203,7 @@ def _setting_row(run: Run, chosen: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "setting": run.trial.setting,
         "status": run.status,
+        "reason": NOT_FINISHED if is_open(run) else run.reason,
         "validation_loss": run.validation_loss,
         "validation_score": run.mean_score("validation"),
         "chosen": chosen is not None and setting_key(run.trial.setting) == setting_key(chosen),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
@@ -15,15 +16,18 @@ import numpy as np
 
 from bakeoff.analysis.choose import choose_settings
 from bakeoff.analysis.compare import compare, estimate_scores
-from bakeoff.analysis.pareto import pareto_front
+from bakeoff.analysis.pareto import find_fronts
+from bakeoff.analysis.raced import race_summary
 from bakeoff.analysis.recommend import recommend
 from bakeoff.analysis.rows import Evidence, failure_rows, method_row
 from bakeoff.analysis.runs import (
     MethodRuns,
+    Run,
     n_test_items,
     runs_by_method,
     usable_scores,
 )
+from bakeoff.analysis.stability import is_open
 from bakeoff.results import StudyRecord, TrialResult
 
 SCHEMA = 1
@@ -31,10 +35,6 @@ SCHEMA = 1
 FEWEST_ITEMS = 30
 # Fewer cannot tell seed noise from a difference.
 FEWEST_SEEDS = 3
-PARETO_COSTS = {
-    "train_peak_bytes": "peak training memory",
-    "step_milliseconds": "time of a training step",
-}
 
 
 def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
@@ -51,15 +51,21 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
             for method, runs in by_method.items()
         ],
     )
+    ways = {"control": record.control, "better": record.metric.better}
+    fronts = find_fronts(rows, evidence.scores, record.pareto, rng, **ways)
+    for row in rows:
+        row["front_probability"] = fronts.probabilities.get(row["method"])
     complete = is_complete(record, by_method)
     advice = recommend(record, rows, complete=complete)
     made = {
         "schema": SCHEMA,
         "study": _study(record),
         "methods": rows,
-        "pareto": _pareto(record, rows),
-        "recommendation": {"method": advice.method, "sentence": advice.sentence},
+        "pareto": fronts.plots,
+        "front": fronts.joint,
+        "recommendation": {**asdict(advice), "prefer": record.prefer},
         "sizes": record.sizes,
+        "race": race_summary(record),
         "failures": failure_rows(record, by_method),
         "warnings": _warnings(record, by_method, rows, evidence),
         "timing": _timing(record),
@@ -75,7 +81,7 @@ def chosen_settings(
 ) -> dict[str, dict[str, Any]]:
     """Return each method's setting: that of its final trials, else the search's once complete."""
     search = [run for runs in by_method.values() for run in runs.search]
-    complete = bool(search) and all(run.result is not None for run in search)
+    complete = bool(search) and not any(is_open(run) for run in search)
     chosen = choose_settings(record.trials) if complete else {}
     ran = {m: runs.final[0].trial.setting for m, runs in by_method.items() if runs.final}
     return {**chosen, **ran}
@@ -87,7 +93,7 @@ def is_complete(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> boo
     Every planned trial has a result, every method that fits has trials, and every method with a
     setting to go on with has final trials.
     """
-    if any(result is None for _, result in record.trials):
+    if any(is_open(Run(trial, result)) for trial, result in record.trials):
         return False
     chosen = choose_settings(record.trials)
     return all(
@@ -151,22 +157,6 @@ def _study(record: StudyRecord) -> dict[str, Any]:
         "n_train_items": record.n_items.get("train"),
         "steps": record.steps,
     }
-
-
-def _pareto(record: StudyRecord, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    scores = {r["method"]: r["score"]["estimate"] for r in rows if r["score"]}
-    return [
-        {
-            "cost": cost,
-            "label": label,
-            "front": pareto_front(
-                scores,
-                {r["method"]: r["cost"][cost] for r in rows},
-                better=record.metric.better,
-            ),
-        }
-        for cost, label in PARETO_COSTS.items()
-    ]
 
 
 def _warnings(

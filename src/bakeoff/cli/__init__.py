@@ -13,7 +13,19 @@ from typing import NoReturn
 import typer
 
 from bakeoff import __version__
-from bakeoff.cli import assets, demo, doctor, init, methods, plan, report, run, schema, status
+from bakeoff.cli import (
+    assets,
+    compare,
+    demo,
+    doctor,
+    init,
+    methods,
+    plan,
+    report,
+    run,
+    schema,
+    status,
+)
 from bakeoff.cli.output import show_error
 from bakeoff.errors import BakeoffError
 
@@ -27,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Is LoRA best for your model, your data and your budget? Compare, and read the verdict.",
 )
-for verb in (init, methods, doctor, plan, run, status, report, schema, assets, demo):
+for verb in (init, methods, doctor, plan, run, status, report, compare, schema, assets, demo):
     verb.register(app)
 
 

@@ -1,4 +1,4 @@
-"""Section 3, the Pareto plots: score against memory and against time."""
+"""Section 3, the Pareto front: score against each cost, and how sure a place on the front is."""
 
 from __future__ import annotations
 
@@ -8,18 +8,33 @@ from statistics import median
 from typing import Any
 
 from bakeoff.report import accelerators, words
-from bakeoff.report.blocks import Axis, Chart, Grid, Pane, SectionView, Series, Text
+from bakeoff.report.blocks import (
+    Axis,
+    Block,
+    Cell,
+    Chart,
+    Column,
+    Grid,
+    Pane,
+    Row,
+    SectionView,
+    Series,
+    Table,
+    Text,
+)
 
 ORDER = 30
 TITLE = "What quality costs"
 
 _LOG_FROM = 12.0  # a cost that spans more than this ratio is read better on a log axis
+_LABEL = 20  # characters of a label that report.js draws
 
 
 @dataclass(frozen=True)
 class _Point:
     name: str
     title: str
+    chance: float | None
     cost: float
     score: float
     low: float | None
@@ -28,19 +43,75 @@ class _Point:
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show one plot for each cost, the front joined by a line and the control marked."""
+    """Show one plot for each cost, then everybody's probability of being on each front."""
     charts = [_chart(report, entry) for entry in report.get("pareto") or []]
     drawn = tuple(c for c in charts if c is not None)
     if not drawn:
         return SectionView((Text("No method has both a score and a measured cost.", "muted"),))
+    blocks: list[Block] = [Grid(drawn)]
+    table = _chances(report)
+    blocks += [table] if table else []
     note = accelerators.footnote(report.get("methods") or [], accelerators.unlike)
-    notes = () if note is None else (Text(note, "muted"),)
+    notes = [*_said(report), *([] if note is None else [note])]
+    blocks += [Text(text, "muted") for text in notes]
     lead = (
         "A method on the front (filled, joined by the line) is beaten by no other in score and "
         "cost at once. The diamond is the control; vertical bars are 95 % intervals of the score. "
         "A triangle at the edge is a method whose score lies far outside, with its score."
     )
-    return SectionView((Grid(drawn), *notes), lead)
+    if table:
+        lead += (
+            " A percentage is the probability of being on that front, were the study repeated with "
+            "other seeds and test items; costs within 5 % of each other count as equal there, "
+            "because two readings of one cost differ by as much."
+        )
+    return SectionView(tuple(blocks), lead)
+
+
+def _chances(report: dict[str, Any]) -> Table | None:
+    """Return everybody's probability: on the front over all axes, then on each plot's."""
+    joint = report.get("front") or {}
+    fronts = [("All axes", ", ".join(joint.get("axes") or ()), joint)] + [
+        (_capital(str(e.get("label") or e.get("cost"))), "with the score", e)
+        for e in report.get("pareto") or []
+    ]
+    fronts = [(title, hint, f) for title, hint, f in fronts if f.get("probabilities")]
+    methods = [
+        m
+        for m in report.get("methods") or []
+        if any(str(m.get("method")) in f["probabilities"] for _, _, f in fronts)
+    ]
+    if not methods:
+        return None
+    control = report["study"].get("control")
+    columns = (Column("Method"), *(Column(title, True, hint) for title, hint, _ in fronts))
+    rows = [
+        Row(
+            (Cell(words.title(m)), *(_chance(m, f) for _, _, f in fronts)),
+            pinned=m.get("method") == control,
+        )
+        for m in methods
+    ]
+    return Table("Probability of being on the front", columns, tuple(rows), sortable=True)
+
+
+def _chance(method: dict[str, Any], front: dict[str, Any]) -> Cell:
+    value = front["probabilities"].get(str(method.get("method")))
+    return Cell(words.percent(value), value)
+
+
+def _said(report: dict[str, Any]) -> list[str]:
+    """Say which axes are missing, and who is left out of the front over all of them."""
+    joint = report.get("front") or {}
+    missing, out = joint.get("not_measured") or [], joint.get("left_out") or {}
+    titles = {str(m.get("method")): words.title(m) for m in report.get("methods") or []}
+    said = []
+    if missing:
+        said.append(f"Not measured in this study, so no axis of the front: {', '.join(missing)}.")
+    if out:
+        named = ", ".join(f"{titles.get(m, m)} (no {', '.join(a)})" for m, a in out.items())
+        said.append(f"Left out of the front over all axes, for want of a measurement: {named}.")
+    return said
 
 
 def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
@@ -50,7 +121,7 @@ def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
     points = [
         p
         for m in methods
-        if (p := _point(m, key, unit, accelerators.unlike(m, methods))) is not None
+        if (p := _point(m, entry, unit, accelerators.unlike(m, methods))) is not None
     ]
     if not points:
         return None
@@ -68,33 +139,54 @@ def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
     )
 
 
-def _point(method: dict[str, Any], key: str, unit: words.Unit, lacking: list[str]) -> _Point | None:
+def _point(
+    method: dict[str, Any], entry: dict[str, Any], unit: words.Unit, lacking: list[str]
+) -> _Point | None:
     """Return a method's place; its title is marked where its cost lacked an accelerator."""
-    score = method.get("score") or {}
-    cost = (method.get("cost") or {}).get(key)
+    score, key = method.get("score") or {}, str(entry.get("cost"))
+    cost = _cost(method, key)
     if cost is None or score.get("estimate") is None:
         return None
     mark = f" {accelerators.MARK}" if lacking else ""
-    title, chance = words.title(method) + mark, method.get("front_probability")
+    title = words.title(method) + mark
+    chance = (entry.get("probabilities") or {}).get(str(method.get("method")))
     hover = [
         title,
         f"score {unit.with_interval(score)} {unit.word}".rstrip(),
         _cost_text(key, cost),
     ]
-    if isinstance(chance, float | int):
-        hover.append(f"on the front with probability {words.percent(chance)}")
+    if chance is not None:
+        hover.append(f"on this front with probability {words.percent(chance)}")
     if lacking:
         hover.append(f"measured without {', '.join(lacking)}, which others had")
     low, high = score.get("low"), score.get("high")
     return _Point(
         name=str(method.get("method")),
         title=title,
+        chance=chance,
         cost=_readable(key, cost),
         score=score["estimate"] * unit.factor,
         low=None if low is None else low * unit.factor,
         high=None if high is None else high * unit.factor,
         hover=tuple(hover),
     )
+
+
+def _cost(method: dict[str, Any], key: str) -> float | None:
+    """Return a method's cost: of ``cost``, or of the method itself (forgetting)."""
+    value = (method.get("cost") or {}).get(key, method.get(key))
+    value = value.get("estimate") if isinstance(value, dict) else value
+    return None if value is None else float(value)
+
+
+def _label(point: _Point) -> str:
+    """Return the name beside a point, its mark and probability, which no long name may cut off."""
+    if point.chance is None:
+        return point.title
+    mark = f" {accelerators.MARK}" if point.title.endswith(accelerators.MARK) else ""
+    name, end = point.title.removesuffix(mark), f"{mark} {words.percent(point.chance)}"
+    room = _LABEL - len(end)
+    return (name if len(name) <= room else name[: room - 1].rstrip() + "…") + end
 
 
 def _readable(key: str, cost: float) -> float:
@@ -192,6 +284,10 @@ def _markers(name: str, role: str, points: list[_Point]) -> Series:
         tuple(p.score for p in points),
         low=tuple(p.low for p in points),
         high=tuple(p.high for p in points),
-        labels=tuple(p.title for p in points),
+        labels=tuple(_label(p) for p in points),
         hover=tuple(p.hover for p in points),
     )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

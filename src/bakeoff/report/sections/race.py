@@ -41,6 +41,8 @@ def build(report: dict[str, Any]) -> SectionView:
 
 def _saved(race: dict[str, Any]) -> str:
     trained, full = race["steps_trained"], race["steps_in_full"]
+    if trained is None or full is None:
+        return "How many training steps the race saved is not known."
     text = f"{trained:,} training steps were taken"
     if not trained or full <= trained:
         return f"{text}."
@@ -57,7 +59,7 @@ def _row(decision: dict[str, Any], titles: dict[Any, str], control: str | None) 
     cells = (
         Cell(titles.get(decision["method"], decision["method"])),
         Cell(words.learning_rate(rate) if (rate := decision["learning_rate"]) else words.DASH),
-        Cell(f"{decision['step']:,}"),
+        Cell(words.DASH if decision["step"] is None else f"{decision['step']:,}"),
         Cell(_figure(decision["mean_loss"])),
         Cell(_figure(numbers.get("difference"))),
         Cell(_figure(numbers.get("p_within"))),
@@ -71,5 +73,5 @@ def _figure(value: float | None) -> str:
     return words.DASH if value is None else f"{value:.3g}"
 
 
-def _steps(rungs: list[int]) -> str:
-    return " and ".join(f"step {r:,}" for r in rungs)
+def _steps(rungs: list[int | None]) -> str:
+    return " and ".join(f"step {words.DASH if r is None else format(r, ',')}" for r in rungs)

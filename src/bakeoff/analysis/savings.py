@@ -1,0 +1,209 @@
+"""Sentences for what a study prefers over quality: memory, speed, size, serving, or weights.
+
+Stands between ``weigh``, which chooses, and ``recommend``. A method without proof that it is not
+worse is never recommended for a saving; the sentence may say that it might be one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bakeoff.analysis import phrases
+from bakeoff.analysis.compare import Verdict
+from bakeoff.analysis.pareto import tied
+from bakeoff.analysis.weigh import (
+    NOT_WORSE,
+    Weighed,
+    can_be_served,
+    comparable,
+    gain,
+)
+from bakeoff.results import StudyRecord
+
+Row = dict[str, Any]
+
+NOUNS = {
+    "memory": "training memory",
+    "speed": "time for a training step",
+    "size": "space on disk",
+}
+FORMS = {
+    "adapter": "is saved as plain LoRA",
+    "converted": "converts to LoRA without loss",
+    "merged": "merges into the base",
+}
+MOST_NAMED = 3
+
+
+def for_saving(
+    record: StudyRecord, control: Row, rows: Sequence[Row], weighed: Weighed, name: str
+) -> str:
+    """Say which method needs least memory, time or space, and why it may be taken."""
+    best, noun, title = weighed.chosen, NOUNS[name], control["title"]
+    if best is control:
+        text = f"Keep {title}: {_nothing_saved(record, control, rows, name)}."
+    elif (saved := _saved(control, best, name)) is not None:
+        own, other = (comparable(control, r, name) or 0.0 for r in (best, control))
+        text = (
+            f"Use {best['title']}: it needs {phrases.percent(saved)} less {noun} than {title} "
+            f"({phrases.amount(name, own)} against {phrases.amount(name, other)}) and is "
+            f"{_standing(record, control, best)}."
+        )
+    else:
+        text = (
+            f"Use {best['title']}: no method that is not worse needs less {noun} than {title}, and "
+            f"{best['title']} is {_standing(record, control, best)}."
+        )
+    return text + _might(record, control, rows, best, name) + _left_out(rows, weighed, noun)
+
+
+def for_serving(record: StudyRecord, control: Row, rows: Sequence[Row], weighed: Weighed) -> str:
+    """Say which method to take among those that a server can read."""
+    best, title = weighed.chosen, control["title"]
+    if best is not control:
+        lacks = "" if can_be_served(record, control) else f"; {_form(record, control)}"
+        return (
+            f"Use {best['title']}: {_form(record, best)} and is "
+            f"{_standing(record, control, best)}{lacks}."
+        )
+    others = [r for r in rows if r["difference"] is not None and can_be_served(record, r)]
+    if not can_be_served(record, control):
+        return (
+            f"Keep {title}, though {_form(record, control)}: no method that can be served is "
+            f"better or equivalent within {phrases.value_of(record, record.margin)}."
+        )
+    none = "no contender that can be served is better by more than chance"
+    if not others:
+        none = "no contender that can be served has a test score"
+    compared = phrases.count(len(others), "such contender")
+    return (
+        f"Keep {title}: {_form(record, control)}, and {none} ({compared}, "
+        f"{_level(record, control)})."
+    )
+
+
+def for_weights(
+    record: StudyRecord,
+    control: Row,
+    rows: Sequence[Row],
+    weighed: Weighed,
+    weights: Mapping[str, float],
+) -> str:
+    """Say which method gains most by the user's weights, gain by gain."""
+    given = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
+    best, title = weighed.chosen, control["title"]
+    left_out = _left_out(rows, weighed, "everything that has a weight")
+    if best is not control:
+        return (
+            f"Use {best['title']}: by your weights ({given}) it gains "
+            f"{_gains(record, control, best, weights)} over {title}, and it is "
+            f"{_standing(record, control, best)}.{left_out}"
+        )
+    rivals = [r for r in rows if r is not control and weighed.totals.get(r["method"]) is not None]
+    if not rivals:
+        return f"Keep {title}: {_none_fit(record, rows)}.{left_out}"
+    nearest = max(rivals, key=lambda r: weighed.totals[r["method"]] or 0.0)
+    return (
+        f"Keep {title}: by your weights ({given}) no contender that is better or equivalent gains "
+        f"anything over it (best: {nearest['title']} "
+        f"{_gains(record, control, nearest, weights)}; {_level(record, control)}).{left_out}"
+    )
+
+
+def _standing(record: StudyRecord, control: Row, row: Row) -> str:
+    """Say that a contender is better or equivalent, with the evidence."""
+    evidence = phrases.against(record, control, row)
+    if row["verdict"] == Verdict.BETTER:
+        p = phrases.p_value(row["difference"]["p_adjusted"])
+        return f"better ({evidence}, adjusted p {p})"
+    return f"equivalent within {phrases.value_of(record, record.margin)} ({evidence})"
+
+
+def _nothing_saved(record: StudyRecord, control: Row, rows: Sequence[Row], name: str) -> str:
+    """Say why no contender is taken for a saving."""
+    noun, own = NOUNS[name], comparable(control, control, name)
+    if own is None:
+        return f"its {noun} was not measured, so there is no saving to show"
+    running = [r for r in rows if r["difference"] is not None and r["verdict"] in NOT_WORSE]
+    if not running:
+        return _none_fit(record, rows)
+    return (
+        f"no contender that is better or equivalent within "
+        f"{phrases.value_of(record, record.margin)} needs less {noun} than its "
+        f"{phrases.amount(name, own)} ({phrases.count(len(running), 'such contender')}, "
+        f"{_level(record, control)})"
+    )
+
+
+def _none_fit(record: StudyRecord, rows: Sequence[Row]) -> str:
+    compared = sum(r["difference"] is not None for r in rows)
+    if not compared:
+        return "no contender has a test score to compare"
+    margin = phrases.value_of(record, record.margin)
+    none = f"none of the {phrases.count(compared, 'contender')}" if compared > 1 else "no contender"
+    return f"{none} is shown to be better or equivalent within {margin}"
+
+
+def _level(record: StudyRecord, control: Row) -> str:
+    score = phrases.value_of(record, control["score"]["estimate"])
+    return f"{control['title']}: {score}, {phrases.evidence_size(record, control, control)}"
+
+
+def _might(record: StudyRecord, control: Row, rows: Sequence[Row], best: Row, name: str) -> str:
+    """Name the inconclusive contenders that would save more: nothing shows that they may."""
+    least = _saved(control, best, name) or 0.0
+    open_ = [
+        (saved, r)
+        for r in rows
+        if r["verdict"] == Verdict.INCONCLUSIVE
+        and (saved := _saved(control, r, name)) is not None
+        and saved > least
+    ]
+    if not open_:
+        return ""
+    named = sorted(open_, key=lambda pair: -pair[0])[:MOST_NAMED]
+    listed = "; ".join(
+        f"{r['title']} {phrases.percent(saved)} less, "
+        f"{phrases.signed(record, r['difference']['estimate'])}, "
+        f"{phrases.interval(record, r['difference'])}"
+        for saved, r in named
+    )
+    return f" Inconclusive, so they might save more at no loss, or might not: {listed}."
+
+
+def _saved(control: Row, row: Row, name: str) -> float | None:
+    """Return the share of a cost that a method saves; None where unknown, tied or more."""
+    own, other = comparable(control, row, name), comparable(control, control, name)
+    if own is None or not other or own >= other or tied(own, other):
+        return None
+    return 1 - own / other
+
+
+def _left_out(rows: Sequence[Row], weighed: Weighed, noun: str) -> str:
+    names = [r["title"] for r in rows if r["method"] in weighed.totals
+             and weighed.totals[r["method"]] is None]  # fmt: skip
+    if not names:
+        return ""
+    return f" Left out, because no comparable {noun} was measured: {', '.join(names)}."
+
+
+def _form(record: StudyRecord, row: Row) -> str:
+    """Say how a method can be served."""
+    method = row["method"]
+    if method not in record.serving:
+        return f"how {row['title']} can be served is not known"
+    form = record.serving[method]
+    return "it " + FORMS[form] if form else f"{row['title']} neither converts to LoRA nor merges"
+
+
+def _gains(record: StudyRecord, control: Row, row: Row, weights: Mapping[str, float]) -> str:
+    """Write a method's weighted gains and what each is made of."""
+    parts = {n: w * (gain(record, control, row, n) or 0.0) for n, w in weights.items() if w}
+    listed = ", ".join(f"{name} {_plus(part)}" for name, part in parts.items())
+    return f"{_plus(sum(parts.values()))} ({listed})"
+
+
+def _plus(value: float) -> str:
+    text = f"{value:+.2f}"
+    return "0" if not text.strip("+-0.") else text.replace("-", phrases.MINUS)

@@ -1,0 +1,131 @@
+"""Convergence and stability: what diverged, how wide the learning rate's plateau is, how smooth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bakeoff.report import words
+from bakeoff.report.blocks import Cell, Column, Row, SectionView, Table
+
+ORDER = 75
+TITLE = "Convergence and stability"
+
+Stability = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Field:
+    column: Column
+    cell: Callable[[Stability], Cell]
+
+
+def build(report: dict[str, Any]) -> SectionView:
+    """Show a row for every method of which something is known."""
+    study = report["study"]
+    known = [(m, found) for m in report.get("methods") or [] if (found := _of(m))]
+    if not known:
+        return SectionView()
+    fields = _fields(words.score_unit(study))
+    rows = tuple(
+        Row(
+            (Cell(words.title(m)), *(f.cell(found) for f in fields)),
+            pinned=m.get("method") == study.get("control"),
+        )
+        for m, found in known
+    )
+    columns = (Column("Method"), *(f.column for f in fields))
+    table = Table("Convergence and stability", columns, rows, sortable=True)
+    return SectionView((table,), _lead(study, [found for _, found in known]))
+
+
+def _of(method: dict[str, Any]) -> Stability | None:
+    found = method.get("stability")
+    return found if isinstance(found, dict) and any(found.values()) else None
+
+
+def _lead(study: dict[str, Any], known: list[Stability]) -> str:
+    unit, margin = words.score_unit(study), study.get("margin")
+    scored = {(f.get("plateau") or {}).get("by") for f in known} - {None}
+    good = [] if margin is None or "score" not in scored else [
+        f"{unit.plain(margin)} {unit.word} of validation score".replace("  ", " ")
+    ]  # fmt: skip
+    good += ["5 % of validation loss"] if "loss" in scored else []
+    within = f" (within {' or '.join(good)})" if good else ""
+    return (
+        "The plateau is how far the learning rate may move from the best one with no harm"
+        f"{within}, in decades: 1 is a factor of ten; ≥ where it ends at a rate at the edge of "
+        "those tried. A spike "
+        "is a rise of the training loss between readings that is far above the method's usual "
+        "change. The area is the mean validation loss on the way, lower is a faster start. Trials "
+        "that the race stopped count as far as they went."
+    )
+
+
+def _fields(unit: words.Unit) -> list[_Field]:
+    return [
+        _Field(Column("Diverged", True, "of trials"), _divergence),
+        _Field(Column("Plateau", True, "decades"), _plateau),
+        _Field(Column("From – to", False, "learning rates"), _span),
+        _Field(
+            Column("Seed SD", True, f"{unit.word or 'metric'}, 95 % interval, n seeds"),
+            lambda s: _seed_sd(s, unit),
+        ),
+        _Field(Column("Spikes", True, "of readings"), _spikes),
+        _Field(Column("To control's loss", True, "steps"), _steps),
+        _Field(Column("Area", True, "nats"), _area),
+    ]
+
+
+def _divergence(found: Stability) -> Cell:
+    value = found.get("divergence") or {}
+    share = value.get("share")
+    if share is None:
+        return Cell(words.DASH)
+    text = f"{value.get('diverged')} of {value.get('trials')}"
+    return Cell(text, share, tone="warning" if share else None)
+
+
+def _plateau(found: Stability) -> Cell:
+    value = found.get("plateau") or {}
+    width = value.get("decades")
+    if width is None:
+        return Cell(words.DASH)
+    return Cell(("≥ " if value.get("open") else "") + f"{width:.1f}", width)
+
+
+def _span(found: Stability) -> Cell:
+    value = found.get("plateau") or {}
+    if value.get("low") is None:
+        return Cell(words.DASH)
+    ends = [words.learning_rate(value[end]) for end in ("low", "high")]
+    rates = f"of {value.get('rates')}, by {value.get('by')}"
+    at = "" if value.get("step") is None else f" from step {value['step']:,}"
+    return Cell(f"{' – '.join(dict.fromkeys(ends))} ({rates}{at})")
+
+
+def _seed_sd(found: Stability, unit: words.Unit) -> Cell:
+    value = found.get("seed_sd") or {}
+    n = value.get("n_seeds")
+    text = unit.with_interval(value) + ("" if n is None else f", n {n}")
+    return Cell(text, value.get("estimate"))
+
+
+def _spikes(found: Stability) -> Cell:
+    value = found.get("spikes") or {}
+    count = value.get("count")
+    if count is None:
+        return Cell(words.DASH)
+    text = f"{count} of {value.get('changes')}"
+    return Cell(text, float(count), tone="warning" if count else None)
+
+
+def _steps(found: Stability) -> Cell:
+    value = found.get("steps_to_control_loss")
+    return Cell(words.DASH if value is None else f"{value:,}", value)
+
+
+def _area(found: Stability) -> Cell:
+    value = (found.get("validation_area") or {}).get("estimate")
+    return Cell(words.significant(value), value)

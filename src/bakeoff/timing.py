@@ -1,0 +1,120 @@
+"""A few timed steps of one method on this machine: what ``plan`` and a budget in hours count with.
+
+Run by an executor in a process of its own (JSON in, JSON out), like the cost probe but shorter and
+coarser: one lane and all lanes of the search, three steps each, one batch of evaluation.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bakeoff.assemble import Bench, build, prepare_process
+from bakeoff.engine import meter
+from bakeoff.engine.device import autocast, free_memory
+from bakeoff.engine.switches import Switches
+from bakeoff.evaluate import item_losses
+from bakeoff.methods.hook import Incompatible
+from bakeoff.segment import describe_failure
+from bakeoff.trial import Segment, Trial
+
+STEPS = 3
+ITEMS = 64
+"""Validation items that are evaluated, at most; answers are generated for an eighth of them."""
+
+
+def measure(value: dict[str, Any]) -> dict[str, Any]:
+    """Time the segment's trials together and the first of them alone.
+
+    Returns seconds: ``load`` of one build, ``step`` and ``evaluate`` (an item) by number of lanes,
+    ``predict`` (an item of one lane), with every step's own time under ``steps``; bytes: ``peak``;
+    or the ``error`` that keeps the method from running.
+    """
+    segment = Segment.from_json(value)
+    prepare_process(segment.trials[0].conditions)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the trials record what libraries warn of
+            return _measure(segment)
+    except (Incompatible, RuntimeError, ValueError) as error:
+        return {"error_text": describe_failure(error)}
+
+
+def _measure(segment: Segment) -> dict[str, Any]:
+    c = segment.trials[0].conditions
+    wished = Switches.wished(segment.engine or {}, c.device, c.precision)
+    found: dict[str, Any] = {"step": {}, "steps": {}, "evaluate": {}, "error_text": None}
+    for trials in (segment.trials[:1], segment.trials):
+        meter.reset_peak(c.device)
+        started = time.perf_counter()
+        bench, seconds = _steps(trials, segment, wished)
+        lanes = str(len(trials))
+        found["load"] = seconds.pop(0)
+        found["steps"][lanes] = seconds
+        found["step"][lanes] = sorted(seconds)[len(seconds) // 2]
+        found["evaluate"][lanes] = _evaluation(bench)
+        if len(trials) == 1:
+            found["predict"] = _prediction(bench)
+            found["parameters"] = bench.lanes.stack.values.shape[1]
+        found["peak"] = meter.peak_bytes(c.device)
+        found["whole"] = time.perf_counter() - started
+        del bench
+        free_memory()
+        if len(segment.trials) == 1:
+            break
+    return found
+
+
+def _steps(
+    trials: tuple[Trial, ...], segment: Segment, wished: Switches
+) -> tuple[Bench, list[float]]:
+    """Return a bench and the seconds of its build and of its steps; plain where lanes fail."""
+    data = Path(segment.folder) / "data"
+    try:
+        return _timed(trials, segment.base_path, data, wished)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):
+        return _timed(trials, segment.base_path, data, Switches.plain())
+
+
+def _timed(
+    trials: tuple[Trial, ...], base: str, data: Path, switches: Switches
+) -> tuple[Bench, list[float]]:
+    seconds = []
+    started = time.perf_counter()
+    bench = build(trials, base, data, switches)
+    examples = bench.examples("train")
+    seconds.append(time.perf_counter() - started)
+    stepper = bench.stepper()
+    batches = bench.feed.training(examples, [t.seed for t in trials])
+    bench.model.train()
+    stepper.step(0, next(batches))
+    for batch in islice(batches, STEPS):
+        started = time.perf_counter()
+        stepper.step(1, batch).tolist()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return bench, seconds
+
+
+def _evaluation(bench: Bench) -> float:
+    """Return the seconds that the validation loss of one item takes, all lanes together."""
+    examples = bench.examples("validation")[:ITEMS]
+    started = time.perf_counter()
+    item_losses(bench, examples)
+    return (time.perf_counter() - started) / len(examples)
+
+
+@torch.no_grad()
+def _prediction(bench: Bench) -> float:
+    """Return the seconds that one answer takes in one lane."""
+    c, rows = bench.conditions, bench.rows("validation")[: ITEMS // 8]
+    bench.model.eval()
+    bench.lanes.ride(0, 1, len(rows))
+    started = time.perf_counter()
+    with autocast(c.device, c.precision):
+        bench.task.predict(bench.model, bench.tokenizer, rows, c.device)
+    return (time.perf_counter() - started) / len(rows)
