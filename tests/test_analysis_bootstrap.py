@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bakeoff.analysis.bootstrap import (
     Scores,
+    SeedNoise,
     bootstrap,
     difference_effect,
+    error_of,
     mean_effect,
     pool_seed_noise,
+    standardised,
 )
 from bakeoff.errors import BakeoffError
 
@@ -25,7 +29,8 @@ def test_item_variance_by_hand() -> None:
     # mean 3/4; squared deviations 3 * 1/16 + 9/16 = 3/4; / (n - 1) / n = 3/4 / 3 / 4
     assert effect.estimate == 0.75
     assert effect.standard_error == pytest.approx(np.sqrt(1 / 16))
-    assert effect.degrees_of_freedom == pytest.approx(3)
+    assert effect.uncertain_variance == 0.0
+    assert error_of([effect]).item_freedom == pytest.approx(3)
     assert not effect.seed_noise_known
 
 
@@ -33,7 +38,8 @@ def test_seed_variance_by_hand_is_not_understated() -> None:
     # items agree, so all noise is the seeds': sample variance 1 of (1, 2, 3), over 3 seeds
     effect = mean_effect(scores(np.repeat([[1.0], [2.0], [3.0]], 50, axis=1)))
     assert effect.standard_error == pytest.approx(np.sqrt(1 / 3))
-    assert effect.degrees_of_freedom == pytest.approx(2)
+    assert effect.uncertain_variance == pytest.approx(1 / 3)
+    assert effect.seed_freedom == pytest.approx(2)
     assert effect.seed_noise_known
     # resampling the three seeds as they are gives (S-1)/S of that variance
     rng = np.random.default_rng(0)
@@ -47,9 +53,33 @@ def test_draws_have_the_effects_spread() -> None:
     rows = rng.normal(size=(30, 1)) + rng.normal(size=(1, 400)) * 3 + rng.normal(size=(30, 400))
     effect = mean_effect(scores(rows))
     draws = bootstrap([effect], rng)[0]
-    inflated_by_t = effect.degrees_of_freedom / (effect.degrees_of_freedom - 2)
-    assert draws.var() == pytest.approx(effect.standard_error**2 * inflated_by_t, rel=0.06)
+    inflated = effect.uncertain_variance * effect.seed_freedom / (effect.seed_freedom - 2)
+    variance = effect.standard_error**2 - effect.uncertain_variance + inflated
+    assert draws.var() == pytest.approx(variance, rel=0.06)
     assert draws.mean() == pytest.approx(effect.estimate, abs=0.02)
+
+
+def test_draws_of_few_seeds_have_the_tails_of_students_t() -> None:
+    effect = mean_effect(scores(np.repeat([[1.0], [2.0], [3.0]], 50, axis=1)))
+    draws = bootstrap([effect], np.random.default_rng(2), 40_000)[0]
+    found = np.quantile((draws - 2) / effect.standard_error, [0.025, 0.1, 0.9, 0.975])
+    assert found == pytest.approx(stats.t.ppf([0.025, 0.1, 0.9, 0.975], 2), rel=0.06)
+
+
+def test_items_noise_makes_only_part_of_it_uncertain() -> None:
+    # by hand, luck 3 and noise 1: 3 * (3 + 2) / (3 + 1); none without luck, all without noise
+    assert SeedNoise(3, 3.0, 1.0, 2.0, 0.5).uncertain == pytest.approx(15 / 4)
+    assert SeedNoise(3, 0.0, 1.0, 2.0, 0.5).uncertain == 0.0
+    assert SeedNoise(3, 3.0, 0.0, 2.0, 0.5).uncertain == 3.0
+
+
+def test_contenders_share_the_luck_of_their_control() -> None:
+    rng = np.random.default_rng(6)
+    control = scores(np.repeat(rng.normal(size=(3, 1)), 40, axis=1))
+    others = [scores(np.repeat(rng.normal(size=(3, 1)), 40, axis=1)) for _ in range(3)]
+    joint = standardised([difference_effect(o, control) for o in others], rng, 20_000)
+    assert joint.std(axis=1) == pytest.approx(1, abs=0.02)
+    assert np.corrcoef(joint)[np.triu_indices(3, 1)] == pytest.approx(0.5, abs=0.03)
 
 
 def test_item_noise_in_seed_means_is_not_counted_twice() -> None:
@@ -94,16 +124,19 @@ def test_pooling_lifts_the_lucky_and_leaves_the_noisy() -> None:
     assert raised.seeds[0].variance == pytest.approx(1.5)
     assert kept.seeds[0].variance == pytest.approx(3.0)
     assert still.standard_error == 0.0, "a difference that never varies gets no noise"
+    # pooled from two at 1/4 correlation: 8/5 as sure as one; all above the pool just as sure as one
+    assert raised.seed_freedom == pytest.approx(2 * 8 / 5)
+    assert kept.seed_freedom == pytest.approx(3**2 / ((1.5**2 / 1.6 + 1.5**2) / 2))
     draws = bootstrap([raised], np.random.default_rng(0))[0]
     assert np.quantile(draws, 0.84) - np.quantile(draws, 0.16) > 1.5
 
 
-def test_draws_do_not_depend_on_the_neighbours() -> None:
+def test_draws_do_not_depend_on_those_that_follow() -> None:
     rng = np.random.default_rng(3)
     effects = [mean_effect(scores(rng.random((3, 25)))) for _ in range(4)]
-    alone = bootstrap(effects[2:3], np.random.default_rng(7), 500)[0]
-    among = bootstrap(effects, np.random.default_rng(7), 500)[2]
-    np.testing.assert_allclose(alone, among, atol=1e-12)
+    first = standardised(effects[:2], np.random.default_rng(7), 500)
+    among = standardised(effects, np.random.default_rng(7), 500)[:2]
+    np.testing.assert_allclose(first, among, atol=1e-12)
 
 
 def test_chunks_cover_every_draw_and_the_same_seed_gives_the_same_bits() -> None:

@@ -1,7 +1,6 @@
-"""What a study will take, from a few timed steps; and what fits into a budget in hours. Pure.
+"""What a study will take, from a few timed steps. Pure.
 
-Stands beside ``plan`` in the study half: timings in (``timing``), seconds, bytes and a spec whose
-steps, settings, seeds and contenders fit out.
+Stands beside ``plan`` in the study half: timings in (``timing``), seconds and bytes out.
 """
 
 from __future__ import annotations
@@ -13,20 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import plan
-from bakeoff.errors import PreflightError
 from bakeoff.spec import StudySpec
 
 ERROR = 0.25
 """Share of the estimate that the timed steps do not tell: other lengths, another load."""
 PROBE_BUILDS, PROBE_STEPS = 6, 30
 """Builds and steps of a method's parity probe and cost probe together."""
-FEWEST_STEPS = 50
-"""A budget in hours gives up settings and contenders before it trains for fewer steps."""
-MOST_PASSES = 10
-"""... and buys seeds rather than more passes over the training data."""
-FEWEST_SETTINGS, MOST_SEEDS = 3, 5
-FILL = 0.93
-"""Share of the hours that is planned: the rest is for what an estimate does not see."""
 
 
 @dataclass(frozen=True)
@@ -99,79 +90,6 @@ def estimate(spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, i
         max(peaks) * spec.engine.workers if peaks else None,
         _disk(spec, timings),
     )
-
-
-def fit(
-    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], hours: float
-) -> StudySpec:
-    """Return the study that fits into ``hours``: as many steps as do, then seeds.
-
-    Where too few steps would fit, settings are given up first, then contenders from the last.
-
-    Raises:
-        PreflightError: ``hours-too-few``: not even the control and one contender fit.
-    """
-    seconds = 3600 * hours * FILL
-    contenders = list(spec.methods.contenders)
-    # rates that the user listed are as many as there are settings
-    listed = any(own.learning_rates for own in spec.method.values())
-    few = spec.budget.settings if listed else min(spec.budget.settings, FEWEST_SETTINGS)
-    for settings in sorted({spec.budget.settings, few}, reverse=True):
-        steps = _steps_in(_with(spec, contenders, settings), timings, n_items, seconds)
-        if steps >= FEWEST_STEPS:
-            return _filled(_with(spec, contenders, settings, steps), timings, n_items, seconds)
-    while len(contenders) > 1:
-        contenders.pop()
-        steps = _steps_in(_with(spec, contenders, few), timings, n_items, seconds)
-        if steps >= FEWEST_STEPS:
-            return _filled(_with(spec, contenders, few, steps), timings, n_items, seconds)
-    least = estimate(_with(spec, contenders, few, FEWEST_STEPS), timings, n_items)
-    raise PreflightError(
-        "hours-too-few",
-        f"{FEWEST_STEPS} steps of the control and one contender take about "
-        f"{least.seconds / 3600:.2g} hours; budget.hours is {hours:g}.",
-        f"budget.hours = {math.ceil(least.seconds / FILL / 360) / 10:g}, or a smaller base.",
-    )
-
-
-def _filled(
-    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], seconds: float
-) -> StudySpec:
-    """Turn steps beyond ``MOST_PASSES`` over the data into seeds."""
-    most = max(FEWEST_STEPS, MOST_PASSES * n_items["train"] // spec.budget.batch_size)
-    if spec.budget.steps <= most:
-        return spec
-    for seeds in range(MOST_SEEDS, spec.budget.seeds, -1):
-        tried = _budget(spec, seeds=seeds, steps=most)
-        if estimate(tried, timings, n_items).seconds <= seconds:
-            return tried
-    return _budget(spec, steps=most)
-
-
-def _steps_in(
-    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], seconds: float
-) -> int:
-    """Return the most steps that fit into ``seconds``: the estimate grows with them."""
-    low, high = 0, 1_000_000
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = estimate(_budget(spec, steps=max(2, middle)), timings, n_items).seconds <= seconds
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
-
-
-def _with(
-    spec: StudySpec, contenders: Sequence[str], settings: int, steps: int | None = None
-) -> StudySpec:
-    methods = spec.methods.model_copy(update={"contenders": tuple(contenders)})
-    kept = {Path(n).name.removesuffix(".toml") for n in (methods.control, *contenders)}
-    own = {name: given for name, given in spec.method.items() if name in kept}
-    budget = {"settings": settings} | ({} if steps is None else {"steps": steps})
-    return _budget(spec.model_copy(update={"methods": methods, "method": own}), **budget)
-
-
-def _budget(spec: StudySpec, **changes: int) -> StudySpec:
-    return spec.model_copy(update={"budget": spec.budget.model_copy(update=changes)})
 
 
 def _phases(

@@ -29,8 +29,8 @@ from bakeoff.analysis.reference import (
 )
 
 POWER = 0.8
-# Computed from published per-item results (research notes, section D): of the items of a binary
-# metric, 10 to 25 % are right with one method and wrong with the other; this is the middle.
+# Usual in published per-item results: of the items of a binary metric, 10 to 25 % are right with
+# one method and wrong with the other; this is the middle.
 PUBLISHED_DISCORDANCE = 0.175
 ITEM_SD = math.sqrt(PUBLISHED_DISCORDANCE)
 # The SD of one method's score over its seeds: 0.40 points (tuned, arXiv 2602.04998, 57 cells) to

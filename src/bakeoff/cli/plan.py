@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -16,16 +17,17 @@ def register(app: typer.Typer) -> None:
 
 def command(
     study: Path = typer.Argument(..., help="A study.toml."),
+    time_it: bool = typer.Option(False, "--time", help="Time a few steps; estimate the whole."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Check a study and print the trials it would run."""
+    """Check a study and print the trials it would run, and what it can show."""
     from bakeoff import api
     from bakeoff.cli.live import Live
     from bakeoff.spec import read_spec
 
     spec = read_spec(study)
     with Live(err) as live:
-        overview = api.overview(spec, study.parent, live)
+        overview = api.overview(spec, study.parent, live, time_it)
     if as_json:
         show_json(overview)
         return
@@ -65,3 +67,33 @@ def command(
         f"{overview['trials']} trials, {overview['steps']:,} steps, "
         f"{len(overview['methods'])} cost probes"
     )
+    if overview["rungs"]:
+        rungs = " and ".join(str(r) for r in overview["rungs"])
+        out.print(f"search trials race at steps {rungs}: fewer steps than that will be taken")
+    if overview["detectable"] is not None:
+        out.print(
+            f"a true difference of {100 * overview['detectable']:.1f} points would be found in "
+            f"80 % of such studies (margin: {100 * overview['margin']:g} points)"
+        )
+    if overview["estimate"]:
+        show_estimate(overview["estimate"])
+
+
+def show_estimate(found: dict[str, Any]) -> None:
+    """Print what a study takes: time with its range, phase by phase, memory and disk."""
+    minutes = {k: found[k] / 60 for k in ("seconds", "low", "high", "in_full_seconds")}
+    out.print(
+        f"about {minutes['seconds']:.1f} minutes ({minutes['low']:.1f} to {minutes['high']:.1f}); "
+        f"{minutes['in_full_seconds']:.1f} without the race"
+    )
+    names = [phase["name"] for phase in found["phases"]]
+    methods = {m for phase in found["phases"] for m in phase["seconds"]}
+    show_table(
+        ("seconds of", *names),
+        [(m, *(f"{p['seconds'][m]:.0f}" for p in found["phases"])) for m in sorted(methods)],
+    )
+    for method, reason in found["untimed"].items():
+        out.print(f"{method} could not be timed: {reason}")
+    if found["peak_bytes"] is not None:
+        out.print(f"peak memory about {found['peak_bytes'] / 2**30:.1f} GiB", end="; ")
+    out.print(f"disk about {found['disk_bytes'] / 2**20:.0f} MiB")
