@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from bakeoff import estimate, phases, plan, registry
+from bakeoff import estimate, looks, phases, plan, registry
 from bakeoff import folder as study_folder
 from bakeoff import report as report_page
 from bakeoff.analysis import power
@@ -65,11 +65,17 @@ RUN_DOCTOR = "bakeoff.preflight:doctor"
 
 
 def run(
-    spec: StudySpec, source: Path, out: Path, progress: Progress | None = None
+    spec: StudySpec,
+    source: Path,
+    out: Path,
+    progress: Progress | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Run a study to its report, or go on where an earlier run of it stopped.
 
-    Paths in ``spec`` start at ``source``; ``out`` is the study folder. Returns the report.
+    Paths in ``spec`` start at ``source``; ``out`` is the study folder. With ``again`` the study may
+    have more seeds, other contenders or another margin than when its test set was read: that is one
+    more look at it, and counted. Returns the report.
 
     Raises:
         BakeoffError: bad input or environment, before anything is trained.
@@ -79,8 +85,10 @@ def run(
         heard = Logged(out / "log.jsonl", progress or Silent())
         study = open_study(spec, source, out, heard)
         with Writer(out / study_folder.DATABASE) as store, clock(store):
-            freeze(study, store)
+            counted = hold(study, again, heard)
+            study_folder.freeze_data(out, study.splits)
             check(study)
+            freeze(study, store, counted)
             costs = measure_costs(study, store, heard)
             able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
             running = phases.Running(study, store, heard)
@@ -89,21 +97,26 @@ def run(
     return report(out)
 
 
-def freeze(study: Study, store: Writer) -> None:
-    """Freeze the study in its folder, or hold it against what was frozen before.
+def hold(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
+    """Hold the study against what was frozen before; return what to note of a look at test.
 
     Raises:
-        PreflightError: ``study-differs``.
+        PreflightError: ``study-differs``, ``test-already-read``.
     """
-    now = frozen_values(study)
-    before = read_values(study.folder).get("frozen")
-    if before is not None:
-        study_folder.refuse_difference(before, json.loads(json.dumps(now)))
-    study_folder.freeze_data(study.folder, study.splits)
+    with Reader(study.folder / study_folder.DATABASE) as reader:
+        values, test_read = reader.values(), reader.test_read()
+    now = json.loads(json.dumps(frozen_values(study)))
+    counted = looks.held(values, now, test_read, again)
+    if again and not counted:
+        progress.say(looks.NOTHING)
+    return counted
+
+
+def freeze(study: Study, store: Writer, counted: dict[str, Any]) -> None:
+    """Freeze the study in its folder, with what is counted of its looks at test."""
     study_folder.write_study_file(study.folder, study.spec)
-    store.set("spec", dump_spec(study.spec))
-    store.set("about", about(study))
-    store.set("frozen", now)
+    known = {"spec": dump_spec(study.spec), "about": about(study), "frozen": frozen_values(study)}
+    store.set_all({**known, **counted})
 
 
 def check(study: Study) -> None:
@@ -210,6 +223,10 @@ def read_record(out: Path) -> StudyRecord:
             "no-study", f"The study in {out} has not begun yet.", "`bakeoff run` goes on with it."
         )
     spec, known = parse_spec(values["spec"]), values["about"]
+    # what was removed keeps its trials, and is no part of the study any more
+    trials = tuple(pair for pair in trials if pair[0].method.name in known["methods"])
+    costs = {name: cost for name, cost in costs.items() if name in known["methods"]}
+    decisions = [d for d in decisions if d["method"] in known["methods"]]
     walls = [v for k, v in values.items() if k.startswith("wall:")]
     return StudyRecord(
         name=spec.name,
@@ -233,6 +250,7 @@ def read_record(out: Path) -> StudyRecord:
         provenance=known["provenance"],
         sizes=known.get("sizes"),
         race=raced(spec, decisions),
+        looks=tuple(values.get("looks", ())),
         prefer=spec.verdict.model_dump()["prefer"],
         pareto=spec.verdict.pareto,
         serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),

@@ -138,12 +138,7 @@ def refuse_difference(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None
     Raises:
         PreflightError: ``study-differs``, with each differing key and both values.
     """
-    before, after = flatten(frozen), flatten(now)
-    lines = [
-        f"  {key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
+    lines = [f"  {line}" for line in differences(frozen, now)]
     if lines:
         raise PreflightError(
             "study-differs",
@@ -151,6 +146,22 @@ def refuse_difference(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None
             + "\n".join(lines),
             "another folder (`--out DIR`) for the new study, or the old conditions to go on.",
         )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for each dotted key whose values differ: ``key: before -> now``."""
+    one, two = flatten(before), flatten(now)
+    return [
+        f"{key}: {_shown(one.get(key))} -> {_shown(two.get(key))}"
+        for key in sorted(one.keys() | two.keys())
+        if one.get(key) != two.get(key)
+    ]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "(absent)"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

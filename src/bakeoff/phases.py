@@ -71,10 +71,21 @@ def search(running: Running, entries: Sequence[MethodEntry]) -> dict[str, dict[s
 def final(
     running: Running, entries: Sequence[MethodEntry], chosen: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Train the chosen settings at fresh seeds, in full, and score them on test."""
+    """Train the chosen settings at fresh seeds, in full, and score them on test.
+
+    Seeds that a later look at test asked for are groups of their own: those before are not trained
+    once more with them.
+    """
     study = running.study
     trials = plan.final_trials(study.spec, entries, study.conditions, chosen)
-    run_trials(running, "Final", trials, (0, study.conditions.steps))
+    with running.read() as reader:
+        before = {look["seeds"] for look in reader.values().get("looks", ())}
+    seeds, start = sorted({t.seed for t in trials}), 0
+    for end in sorted({*before, study.spec.budget.seeds}):
+        own = [t for t in trials if t.seed in seeds[start:end]]
+        title = f"Final, {end - start} more seeds" if start else "Final"
+        run_trials(running, title, own, (0, study.conditions.steps))
+        start = end
 
 
 def run_trials(
@@ -174,9 +185,12 @@ def _judged(
     rules = race.Rules(stops, study.conditions.steps, len(study.entries) - 1)
     with running.read() as reader:
         costs = axes(reader.costs(), study.entries[0].name)
+        taken = {d["trial_id"]: race.Decision(**d) for d in reader.decisions() if d["step"] == step}
     decisions = race.decide(
         [_standing(t, r) for t, r in standing], study.entries[0].name, costs, number, rules
     )
+    # what was decided stays: with other contenders, or another verdict, it might come out otherwise
+    decisions = tuple(taken.get(d.trial_id, d) for d in decisions)
     store.decide([asdict(d) for d in decisions])
     on = []
     for (trial, result), decision in zip(standing, decisions, strict=True):

@@ -181,6 +181,8 @@ class StudyRecord:
     """``rungs`` (steps), ``seeds`` of the final phase, the ``decisions`` taken; None: no race."""
     sizes: list[dict[str, Any]] | None = None
     """Each method's size, where the study wanted equal trainable parameters."""
+    looks: tuple[dict[str, Any], ...] = ()
+    """Looks at test after the first: ``at`` (ISO 8601), ``changes`` (lines), ``seeds`` before."""
     prefer: str | dict[str, float] = "quality"
     """What the recommendation is for: one word, or weights."""
     pareto: tuple[str, ...] | None = None

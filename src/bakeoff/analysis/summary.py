@@ -156,7 +156,15 @@ def _study(record: StudyRecord) -> dict[str, Any]:
         "n_validation_items": record.n_items.get("validation"),
         "n_train_items": record.n_items.get("train"),
         "steps": record.steps,
+        "test_looks": test_looks(record),
+        "test_changes": [{key: look[key] for key in ("at", "changes")} for look in record.looks],
     }
+
+
+def test_looks(record: StudyRecord) -> int:
+    """Return how often the test set was looked at: 0 until a final trial is scored on it."""
+    read = any(result is not None and "test" in result.splits for _, result in record.trials)
+    return 1 + len(record.looks) if read or record.looks else 0
 
 
 def _warnings(
@@ -166,7 +174,7 @@ def _warnings(
     evidence: Evidence,
 ) -> list[str]:
     """List what a reader must know before believing the verdicts, each once."""
-    found = list(record.warnings)
+    found = [*_looked_again(record), *record.warnings]
     items = record.n_items.get("test")
     if items is not None and items < FEWEST_ITEMS:
         found.append(
@@ -178,6 +186,21 @@ def _warnings(
     for row in rows:
         found += _row_warnings(row, by_method[row["method"]], evidence)
     return list(dict.fromkeys(found))
+
+
+def _looked_again(record: StudyRecord) -> list[str]:
+    """Say what a further look at test costs: what was seen may have led to what was changed."""
+    if not record.looks:
+        return []
+    changes = " ".join(
+        f"Changed before look {number} ({look['at']}): {'; '.join(look['changes'])}."
+        for number, look in enumerate(record.looks, start=2)
+    )
+    return [
+        f"The test set was looked at {test_looks(record)} times. {changes} What was seen may have "
+        "led to the change, so the 5 % error no longer covers the verdicts of later looks, and "
+        "those are the ones shown here."
+    ]
 
 
 def _row_warnings(row: dict[str, Any], runs: MethodRuns, evidence: Evidence) -> list[str]:

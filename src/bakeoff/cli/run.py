@@ -32,6 +32,9 @@ def command(
     methods: str = typer.Option(DEFAULT_METHODS, help="Control first, then the contenders."),
     steps: int | None = typer.Option(None, help="Optimizer steps a trial."),
     out: Path | None = typer.Option(None, help="Study folder; default runs/<name>."),
+    again: bool = typer.Option(
+        False, "--again", help="Look at the test set once more, after a change; it is counted."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a study to its verdict; run again, it does only what is missing."""
@@ -52,15 +55,15 @@ def command(
             "Neither a study file nor --model with --data was given.",
             "`bakeoff run study.toml`, or `bakeoff run --model M --data train.jsonl`.",
         )
-    raise typer.Exit(execute(spec, path.parent, folder, as_json))
+    raise typer.Exit(execute(spec, path.parent, folder, as_json, again))
 
 
-def execute(spec: StudySpec, source: Path, folder: Path, as_json: bool) -> int:
+def execute(spec: StudySpec, source: Path, folder: Path, as_json: bool, again: bool = False) -> int:
     """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
     from bakeoff import api
 
     with Live(err) as live:
-        report = api.run(spec, source, folder, live)
+        report = api.run(spec, source, folder, live, again)
     if as_json:
         show_json(report)
     else:

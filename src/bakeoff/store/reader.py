@@ -39,6 +39,13 @@ class Reader:
         with self._engine.connect() as connection:
             return set(connection.scalars(sa.select(table.c.id).where(table.c.status.is_not(None))))
 
+    def test_read(self) -> bool:
+        """Tell whether the test set was looked at: some trial has scores on it."""
+        table = schema.scores
+        with self._engine.connect() as connection:
+            query = sa.select(table.c.trial_id).where(table.c.split == "test").limit(1)
+            return connection.scalar(query) is not None
+
     def rungs(self, step: int) -> dict[str, TrialResult]:
         """Return what each trial had given at ``step``, by trial id."""
         table = schema.rungs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,11 +43,16 @@ class Writer:
 
     def set(self, key: str, value: Any) -> None:
         """Set one value of the study."""
-        row = insert(schema.study).values(key=key, value=value)
+        self.set_all({key: value})
+
+    def set_all(self, values: Mapping[str, Any]) -> None:
+        """Set values of the study, all or none."""
         with self._engine.begin() as connection:
-            connection.execute(
-                row.on_conflict_do_update(index_elements=["key"], set_={"value": value})
-            )
+            for key, value in values.items():
+                row = insert(schema.study).values(key=key, value=value)
+                connection.execute(
+                    row.on_conflict_do_update(index_elements=["key"], set_={"value": value})
+                )
 
     def plan(self, trials: Sequence[Trial]) -> None:
         """Add trials that are not there yet, in this order."""

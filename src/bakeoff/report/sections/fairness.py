@@ -58,11 +58,37 @@ def build(report: dict[str, Any]) -> SectionView:
     blocks += _sizes(report)
     if sped:
         blocks += _speed(methods)
+    blocks += _looks(study)
     lead = (
         "Base model, data, batch order, steps, schedule, precision and evaluation code are the "
-        "same for every run. Settings were chosen on validation; the test set was read once."
+        f"same for every run. Settings were chosen on validation; {_read(study)}."
     )
     return SectionView(tuple(blocks), lead)
+
+
+def _read(study: dict[str, Any]) -> str:
+    """Say how often the test set was read; a report that does not count is of one look."""
+    looks = study.get("test_looks")
+    if looks == 0:
+        return "the test set has not been read yet"
+    times = "once" if looks in (None, 1) else f"{looks} times"
+    return f"the test set was read {times}"
+
+
+def _looks(study: dict[str, Any]) -> list[Block]:
+    """Say what was changed before each further look at the test set."""
+    changes = study.get("test_changes") or []
+    if not changes:
+        return []
+    text = (
+        f"The test set was read {study.get('test_looks')} times. What was seen may have led to "
+        "what was changed, so the 5 % error no longer covers the verdicts of later looks."
+    )
+    facts = tuple(
+        Fact(f"Before look {number}, {look['at']}", "; ".join(look["changes"]))
+        for number, look in enumerate(changes, start=2)
+    )
+    return [Text(text, "warning"), Facts(facts)]
 
 
 def _equal(methods: list[dict[str, Any]]) -> tuple[str, str]:
