@@ -34,7 +34,7 @@ from scipy import optimize, stats
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Verdict, compare
-from bakeoff.analysis.power import POWER, detectable_difference
+from bakeoff.analysis.power import POWER, Design, detectable_difference
 
 Array = NDArray[np.float64]
 DRAWS = 1000
@@ -155,15 +155,15 @@ def promised_by_plan(scenario: Scenario, noise: Noise) -> float:
     found = 0.0
     for _ in range(5):
         spread = spread_of(noise, found)
-        found = detectable_difference(
+        design = Design(
             scenario.n_items,
             scenario.n_seeds,
             scenario.n_contenders,
             spread.item_sd,
             scenario.seed_sd,
-            rest_sd=spread.rest_sd,
+            spread.rest_sd,
         )
-        found = min(found, MOST)
+        found = min(detectable_difference(design), MOST)
     return found
 
 

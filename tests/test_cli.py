@@ -37,6 +37,14 @@ def test_the_way_from_plan_to_report(study: Path) -> None:
     cwd = study.parent
     planned = json.loads(bakeoff("plan", "study.toml", "--json", cwd=cwd).stdout)
     assert (planned["trials"], planned["steps"]) == (8, 48)
+    # two methods: both settings to step 1 and to step 2, two seeds to step 6
+    assert (planned["rungs"], planned["segments"], planned["steps_raced"]) == ([1, 2], 6, 32)
+    assert 0 < planned["estimate"]["low"] < planned["estimate"]["seconds"]
+    assert planned["estimate"]["disk_bytes"] > 0
+    text = bakeoff("plan", "study.toml", "--no-time", cwd=cwd).stdout
+    assert "8 trials in 6 segments, 48 steps in full" in text
+    assert "would be found in 80 %" in text
+    assert "minutes" not in text
     assert not (cwd / "runs").exists(), "plan wrote something"
 
     ran = bakeoff("run", "study.toml", cwd=cwd)
@@ -123,6 +131,8 @@ def test_an_interrupted_run_says_so_by_its_exit_code(
     with subprocess.Popen(
         [sys.executable, "-m", "bakeoff", "run", "study.toml"],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # a shell that runs the tests in the background has its children ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:

@@ -67,7 +67,7 @@ def test_the_contract_in_contributing_runs(tmp_path: Path) -> None:
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-2000:]
-    assert "6 passed" in ran.stdout
+    assert "7 passed" in ran.stdout
 
 
 def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict[str, Any]) -> None:

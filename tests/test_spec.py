@@ -105,7 +105,7 @@ def test_every_method_gets_the_same_number_of_settings() -> None:
     counts = {
         name: len(plan.settings(registry.load(name, Path()), spec)) for name in spec.method_names
     }
-    assert set(counts.values()) == {3}
+    assert set(counts.values()) == {5}
     assert len(counts) >= 8
 
 

@@ -9,27 +9,28 @@ by strings (``module:function``) and runs where the executor runs it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from bakeoff import estimate, looks, phases, plan, registry
 from bakeoff import folder as study_folder
+from bakeoff import hours, looks, phases, plan
 from bakeoff import report as report_page
-from bakeoff.analysis import power
 from bakeoff.analysis.contrast import Side, contrast
 from bakeoff.analysis.summary import summarise
 from bakeoff.assets.cache import cache_folder
 from bakeoff.data import SPLITS
 from bakeoff.errors import LockedError, PreflightError, UsageError
+from bakeoff.estimate import Timing
+from bakeoff.hours import Deadline, Fit
 from bakeoff.methods.serving import served
+from bakeoff.overview import fitted, narrowed, overview, timed
 from bakeoff.progress import Logged, Progress, Silent
 from bakeoff.results import Cost, MetricInfo, Status, StudyRecord, TrialResult
 from bakeoff.spec import StudySpec, dump_spec, parse_spec, read_spec
@@ -58,7 +59,6 @@ __all__ = [
     "run",
 ]
 
-RUN_TIMING = "bakeoff.timing:measure"
 RUN_PROBE = "bakeoff.preflight:probe"
 RUN_CHECK = "bakeoff.preflight:check"
 RUN_DOCTOR = "bakeoff.preflight:doctor"
@@ -84,17 +84,55 @@ def run(
     with locked(out):
         heard = Logged(out / "log.jsonl", progress or Silent())
         study = open_study(spec, source, out, heard)
-        with Writer(out / study_folder.DATABASE) as store, clock(store):
+        with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
+            study, deadline = budgeted(study, store, heard, passed)
             counted = hold(study, again, heard)
             study_folder.freeze_data(out, study.splits)
             check(study)
             freeze(study, store, counted)
             costs = measure_costs(study, store, heard)
             able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
-            running = phases.Running(study, store, heard)
+            running = phases.Running(study, store, heard, deadline)
             chosen = phases.search(running, able)
             phases.final(running, able, chosen)
     return report(out)
+
+
+def budgeted(
+    study: Study, store: Writer, progress: Progress, passed: Callable[[], float]
+) -> tuple[Study, Deadline | None]:
+    """Return what a study's hours buy, chosen once, with its deadline; without hours, the study.
+
+    Raises:
+        PreflightError: ``hours-too-few``; ``study-differs`` for other hours than it was begun with.
+    """
+    values, asked = read_values(study.folder), study.spec.budget.hours
+    wanted = list(study.spec.methods.contenders)
+    known = values.get("hours")
+    if asked is None and known is None:
+        return study, None
+    if asked is not None:
+        begun = {"budget.hours": known["fit"]["hours"]} if known else {}
+        if known or "frozen" in values:
+            study_folder.refuse_difference(begun, {"budget.hours": asked})
+    if known is not None and asked is not None:
+        study_folder.refuse_difference({"contenders": known["asked"]}, {"contenders": wanted})
+    if known is None:
+        found = timed(study, progress)
+        bought = fitted(study, found)
+        known = {
+            "asked": wanted,
+            "fit": asdict(bought),
+            "timings": [asdict(t) for t in found.timings],
+        }
+        store.set("hours", known)
+    bought = Fit(**known["fit"])
+    if asked is not None:
+        study = narrowed(study, bought)
+        progress.say(hours.sentence(bought, study.entries[0].title))
+    timings = tuple(Timing.from_json(t) for t in known["timings"])
+    before = sum(walls(values))
+    return study, Deadline(bought, timings, lambda: before + passed())
 
 
 def hold(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
@@ -184,13 +222,18 @@ def locked(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def clock(store: Writer) -> Iterator[None]:
-    """Add this run's wall time to the study's, also when it is interrupted."""
+def clock(store: Writer) -> Iterator[Callable[[], float]]:
+    """Add this run's wall time to the study's, also when it is interrupted; gives its seconds."""
     started, key = time.monotonic(), f"wall:{time.time():.3f}"
     try:
-        yield
+        yield lambda: time.monotonic() - started
     finally:
         store.set(key, time.monotonic() - started)
+
+
+def walls(values: dict[str, Any]) -> list[float]:
+    """Return the wall time of each run of a study so far, in seconds."""
+    return [v for k, v in values.items() if k.startswith("wall:")]
 
 
 def read_values(out: Path) -> dict[str, Any]:
@@ -227,7 +270,6 @@ def read_record(out: Path) -> StudyRecord:
     trials = tuple(pair for pair in trials if pair[0].method.name in known["methods"])
     costs = {name: cost for name, cost in costs.items() if name in known["methods"]}
     decisions = [d for d in decisions if d["method"] in known["methods"]]
-    walls = [v for k, v in values.items() if k.startswith("wall:")]
     return StudyRecord(
         name=spec.name,
         base=spec.base.model,
@@ -239,18 +281,21 @@ def read_record(out: Path) -> StudyRecord:
         methods=tuple(known["methods"]),
         titles=known["titles"],
         n_items={s: known["n_items"][s] for s in SPLITS},
-        steps=spec.budget.steps,
+        steps=values.get("final_steps", spec.budget.steps),
         trials=trials,
         costs=costs,
         incompatible={
             n: c.reason or "" for n, c in costs.items() if c.status is Status.INCOMPATIBLE
         },
-        wall_seconds=sum(walls) if walls else None,
+        wall_seconds=sum(walls(values)) or None,
         warnings=tuple(known["warnings"]),
         provenance=known["provenance"],
         sizes=known.get("sizes"),
         race=raced(spec, decisions),
         looks=tuple(values.get("looks", ())),
+        hours=values["hours"]["fit"] if "hours" in values else None,
+        settings=spec.budget.settings,
+        select_on=spec.budget.select_on,
         prefer=spec.verdict.model_dump()["prefer"],
         pareto=spec.verdict.pareto,
         serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
@@ -274,88 +319,6 @@ def report(out: Path) -> dict[str, Any]:
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
     (out / "report.html").write_text(report_page.render(json.loads(text)), encoding="utf-8")
     return summary
-
-
-def timed(study: Study, progress: Progress) -> dict[str, Any]:
-    """Return what a study takes: a few steps of each method are timed, in processes of their own.
-
-    ``untimed`` maps a method that cannot run here to the reason.
-    """
-    settings, timings, untimed = study.spec.budget.settings, [], {}
-    with tempfile.TemporaryDirectory() as name:
-        study_folder.freeze_data(Path(name), study.splits)
-        there, wishes = study._replace(folder=Path(name)), study.spec.engine.switches
-        payloads = [
-            segment(there, [prior_trial(study, e)] * settings, wishes).to_json()
-            for e in study.entries
-        ]
-        progress.phase("Timing", len(payloads), 0)
-        for outcome in make_executor("process", workers=1).map(RUN_TIMING, payloads):
-            method = study.entries[outcome.index].name
-            progress.advance(method)
-            if outcome.value is None or outcome.value["error_text"] is not None:
-                untimed[method] = (outcome.value or {}).get("error_text") or outcome.error
-            else:
-                timings.append(estimate.Timing.of(method, outcome.value))
-    found = estimate.estimate(study.spec, timings, study.splits.counts)
-    return {**dataclasses.asdict(found), "untimed": untimed}
-
-
-def overview(
-    spec: StudySpec, source: Path, progress: Progress | None = None, time_it: bool = False
-) -> dict[str, Any]:
-    """Return what a study would run; checks everything that can be checked without training.
-
-    ``detectable`` is the smallest true difference, in the metric's unit, that would be called
-    better or worse in 80 % of such studies, at the noise that is published for scores of 0 and 1.
-    With ``time_it`` a few steps of each method are timed, and ``estimate`` says what all of it
-    takes.
-    """
-    heard = progress or Silent()
-    study = open_study(spec, source, Path(), heard)
-    search = plan.search_trials(spec, study.entries, study.conditions)
-    chosen = {t.method.name: t.setting for t in search}
-    final = plan.final_trials(spec, study.entries, study.conditions, chosen)
-    steps = study.conditions.steps
-    methods = []
-    for entry in study.entries:
-        rates = [t.learning_rate for t in search if t.method.name == entry.name]
-        n_final = sum(t.method.name == entry.name for t in final)
-        methods.append(
-            {
-                "method": entry.name,
-                "title": entry.title,
-                "search_trials": len(rates),
-                "final_trials": n_final,
-                "steps": steps * (len(rates) + n_final),
-                "learning_rates": rates,
-            }
-        )
-    trials = len(search) + len(final)
-    return {
-        "name": spec.name,
-        "n_items": study.splits.counts,
-        "device": study.machine["device"],
-        "precision": study.machine["precision"],
-        "methods": methods,
-        "trials": trials,
-        "steps": trials * steps,
-        "rungs": list(plan.rungs(spec.budget)),
-        "margin": spec.task.margin,
-        "detectable": detectable(study),
-        "estimate": timed(study, heard) if time_it else None,
-        "sizes": None if study.sizes is None else list(study.sizes),
-        "warnings": list(study.warnings),
-    }
-
-
-def detectable(study: Study) -> float | None:
-    """Return the difference that the study can show; None where nothing is published to go by."""
-    info: MetricInfo = registry.find("metrics", study.conditions.metric).INFO
-    if (info.low, info.high) != (0.0, 1.0):
-        return None
-    items, seeds = study.splits.counts["test"], study.spec.budget.seeds
-    return power.detectable_difference(items, seeds, len(study.entries) - 1)
 
 
 def machine() -> dict[str, Any]:

@@ -20,6 +20,9 @@ PROBE_BUILDS, PROBE_STEPS = 6, 30
 """Builds and steps of a method's parity probe and cost probe together."""
 
 
+PROBES, SEARCH, FINAL = "cost probes", "search", "final"
+
+
 @dataclass(frozen=True)
 class Timing:
     """One method on this machine; seconds by number of lanes, see ``timing.measure``."""
@@ -33,6 +36,12 @@ class Timing:
     parameters: int
     spread: float
     """Standard deviation of the timed steps over their mean."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Timing:
+        """Rebuild a timing from plain JSON values."""
+        by_lanes = {k: {int(n): s for n, s in value[k].items()} for k in ("step", "evaluate")}
+        return cls(**{**value, **by_lanes})
 
     @classmethod
     def of(cls, method: str, value: Mapping[str, Any]) -> Timing:
@@ -53,10 +62,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Phase:
-    """Seconds of one phase by method."""
+    """Seconds of one phase: of each method, and by the clock."""
 
     name: str
     seconds: Mapping[str, float]
+    wall: float
 
 
 @dataclass(frozen=True)
@@ -73,11 +83,16 @@ class Estimate:
     disk_bytes: int
 
 
+def phase_of(name: str, found: Estimate) -> Phase:
+    """Return one phase of an estimate."""
+    return next(p for p in found.phases if p.name == name)
+
+
 def estimate(spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int]) -> Estimate:
     """Return what a study takes; the race is taken to stop settings, and no method as a whole."""
     phases = _phases(spec, timings, n_items, plan.rungs(spec.budget))
     full = _phases(spec, timings, n_items, ())
-    seconds = sum(_wall(p, spec.engine.workers) for p in phases)
+    seconds = sum(p.wall for p in phases)
     worst = max((t.spread for t in timings), default=0.0)
     error = math.hypot(ERROR, worst)
     peaks = [t.peak_bytes for t in timings if t.peak_bytes is not None]
@@ -86,7 +101,7 @@ def estimate(spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, i
         seconds * (1 - min(error, 0.9)),
         seconds * (1 + error),
         phases,
-        sum(_wall(p, spec.engine.workers) for p in full),
+        sum(p.wall for p in full),
         max(peaks) * spec.engine.workers if peaks else None,
         _disk(spec, timings),
     )
@@ -100,11 +115,17 @@ def _phases(
 ) -> tuple[Phase, ...]:
     names = {Path(n).name.removesuffix(".toml") for n in spec.method_names}
     own = [t for t in timings if t.method in names]
+    workers = spec.engine.workers
     return (
-        Phase("cost probes", {t.method: _probe(t) for t in own}),
-        Phase("search", {t.method: _search(t, spec, n_items, rungs) for t in own}),
-        Phase("final", {t.method: _final(t, spec, n_items) for t in own}),
+        _phase(PROBES, {t.method: _probe(t) for t in own}, 1),  # they run one at a time
+        _phase(SEARCH, {t.method: _search(t, spec, n_items, rungs) for t in own}, workers),
+        _phase(FINAL, {t.method: _final(t, spec, n_items) for t in own}, workers),
     )
+
+
+def _phase(name: str, seconds: Mapping[str, float], workers: int) -> Phase:
+    wall = max(sum(seconds.values()) / workers, max(seconds.values(), default=0.0))
+    return Phase(name, seconds, wall)
 
 
 def _probe(t: Timing) -> float:
@@ -139,14 +160,6 @@ def _at(by_lanes: Mapping[int, float], lanes: int) -> float:
     if few == many:
         return low * lanes / few
     return max(low * 0.5, low + (high - low) * (lanes - few) / (many - few))
-
-
-def _wall(phase: Phase, workers: int) -> float:
-    """Return a phase's wall time; probes run one at a time."""
-    total = sum(phase.seconds.values())
-    if phase.name == "cost probes" or not phase.seconds:
-        return total
-    return max(total / workers, max(phase.seconds.values()))
 
 
 def _disk(spec: StudySpec, timings: Sequence[Timing]) -> int:

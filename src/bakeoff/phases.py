@@ -9,25 +9,35 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bakeoff import folder as study_folder
-from bakeoff import plan, race
-from bakeoff.analysis.choose import choose_settings
+from bakeoff import hours, plan, race, registry
+from bakeoff.analysis.choose import choose_settings, criterion
+from bakeoff.analysis.runs import Run
+from bakeoff.hours import Deadline
 from bakeoff.progress import Progress
-from bakeoff.results import Cost, Status, TrialResult
+from bakeoff.results import Cost, MetricInfo, Status, TrialResult
 from bakeoff.store import Reader, Writer
 from bakeoff.study import Study, executor
-from bakeoff.trial import LEARNING_RATE, MethodEntry, Trial
+from bakeoff.trial import LEARNING_RATE, MethodEntry, Segment, Trial
 from bakeoff.tuning import Tried
 
 RUN_SEGMENT = "bakeoff.segment:run"
-COSTS = ("train_peak_bytes", "step_milliseconds", "trainable_parameters")
-"""The axes, beside quality, on which a method may be on the Pareto front."""
+COSTS = {
+    "memory": "train_peak_bytes",
+    "speed": "step_milliseconds",
+    "size": "trainable_parameters",
+    "forgetting": None,
+}
+"""The axes, beside quality, on which a method may be on the Pareto front, as far as they are known
+while the search runs: an adapter's bytes go with its parameters, forgetting is not measured yet."""
+NO_TIME = "not begun: the study's hours would have been over before its end"
 CHOSEN = "chosen: the only setting of its method left at step {step}"
 
 
@@ -37,6 +47,7 @@ class Running(NamedTuple):
     study: Study
     store: Writer
     progress: Progress
+    deadline: Deadline | None = None
 
     def read(self) -> Reader:
         """Open the study's database for reading."""
@@ -77,26 +88,60 @@ def final(
     once more with them.
     """
     study = running.study
-    trials = plan.final_trials(study.spec, entries, study.conditions, chosen)
+    steps, begins = _in_time(running)
+    conditions = dataclasses.replace(study.conditions, steps=steps)
+    trials = plan.final_trials(study.spec, entries, conditions, chosen)
     with running.read() as reader:
         before = {look["seeds"] for look in reader.values().get("looks", ())}
     seeds, start = sorted({t.seed for t in trials}), 0
     for end in sorted({*before, study.spec.budget.seeds}):
         own = [t for t in trials if t.seed in seeds[start:end]]
         title = f"Final, {end - start} more seeds" if start else "Final"
-        run_trials(running, title, own, (0, study.conditions.steps))
+        run_trials(running, title, own, (0, steps), begins)
         start = end
 
 
+def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
+    """Return the steps of the final trials, and what tells whether a group may still begin.
+
+    Where the budget is in hours, the steps fill what is left of them, at the pace that the search
+    has shown; they are chosen once.
+    """
+    study, deadline, counts = running.study, running.deadline, running.study.splits.counts
+    if deadline is None:
+        return study.conditions.steps, lambda _: True
+    ids = {t.id for t in plan.search_trials(study.spec, study.entries, study.conditions)}
+    with running.read() as reader:
+        values, trials = reader.values(), reader.trials()
+    took = sum(result.seconds for t, result in trials if t.id in ids and result is not None)
+    pace = hours.pace_of(study.spec, deadline.timings, counts, took)
+    steps = values.get("final_steps")
+    if steps is None:
+        left = hours.TARGET * deadline.seconds - deadline.spent()
+        steps = hours.refitted_steps(study.spec, deadline.timings, counts, left, pace)
+        running.store.set("final_steps", steps)
+        running.progress.say(
+            f"final runs take {steps:,} steps: {left / 60:.0f} minutes are left, and the search "
+            f"took {pace:.2g} times what was expected"
+        )
+    seconds = hours.final_seconds(study.spec, deadline.timings, counts, steps, pace)
+    return steps, lambda s: deadline.allows(seconds.get(s.trials[0].method.name, 0.0))
+
+
 def run_trials(
-    running: Running, title: str, trials: Sequence[Trial], span: tuple[int, int]
+    running: Running,
+    title: str,
+    trials: Sequence[Trial],
+    span: tuple[int, int],
+    begins: Callable[[Segment], bool] = lambda _: True,
 ) -> None:
     """Train what is missing of ``trials`` over ``span``; each result is written when it is there.
 
     A group of which some are missing is trained as a whole, so that a resumed study computes what
-    an uninterrupted one does; what was there stays.
+    an uninterrupted one does; what was there stays. From the first group on that may not begin,
+    trials are stopped.
     """
-    study, store, progress = running
+    study, store, progress, _ = running
     store.plan(trials)
     with running.read() as reader:
         there = reader.finished() | set(reader.rungs(span[1]))
@@ -111,8 +156,14 @@ def run_trials(
         if any(t.id not in there for t in s.trials)
     ]
     progress.phase(title, len(trials), sum(t.id in there for t in trials))
-    payloads = [s.to_json() for s in segments]
-    for outcome in executor(study.spec).map(RUN_SEGMENT, payloads):
+    begun = []
+
+    def payloads() -> Iterator[dict[str, Any]]:
+        for segment in takewhile(begins, segments):
+            begun.append(segment)
+            yield segment.to_json()
+
+    for outcome in executor(study.spec).map(RUN_SEGMENT, payloads()):
         for position, trial in enumerate(segments[outcome.index].trials):
             if outcome.value is not None:
                 result = TrialResult.from_json(outcome.value["results"][position])
@@ -125,27 +176,33 @@ def run_trials(
             progress.advance(f"{trial.method.name} lr {trial.learning_rate:g} seed {trial.seed}")
             if result.status not in (Status.DONE, Status.STOPPED):
                 progress.say(f"{trial.method.title} {result.status.value}: {result.reason}")
+    for trial in (t for s in segments[len(begun) :] for t in s.trials if t.id not in there):
+        store.keep(TrialResult(trial.id, Status.STOPPED, NO_TIME))
+        progress.say(f"{trial.method.title} seed {trial.seed} {NO_TIME}")
 
 
 def _scored(study: Study, stop: int) -> bool:
     """Say whether search trials that stop here are scored by the metric, not by their loss alone.
 
-    It costs as much as the loss again: at the last rung, where settings are chosen, or wherever
-    the metric decides.
+    Wherever the metric decides; else where settings are chosen, if the task's answers cost no more
+    than its loss, so that the report can tell whether the two would have chosen the same.
     """
+    if study.spec.budget.select_on == "metric":
+        return True
     stops = plan.rungs(study.spec.budget)
-    return study.spec.budget.select_on == "metric" or not stops or stop >= stops[-1]
+    cheap: bool = registry.find("tasks", study.spec.task.kind).TASK.scores_validation
+    return cheap and (not stops or stop >= stops[-1])
 
 
 def _widened(
     running: Running, entries: Sequence[MethodEntry], trials: list[Trial], span: tuple[int, int]
 ) -> list[Trial]:
     """Run the settings that the first ones call for; return all of them."""
-    spec, more = running.study.spec, []
+    study, more = running.study, []
     for entry in entries:
         own = [t for t in trials if t.method.name == entry.name]
-        tried = [Tried(t.setting, _mean(r)) for t, r in _at(running, own, span[1])]
-        for setting in plan.further(entry, spec, tried):
+        tried = [Tried(t.setting, _value(study, t, r)) for t, r in _at(running, own, span[1])]
+        for setting in plan.further(entry, study.spec, tried):
             more.append(dataclasses.replace(own[0], setting=setting))
     if more:
         run_trials(running, "Search, second half", more, span)
@@ -163,8 +220,8 @@ def _extended(running: Running, trials: list[Trial], span: tuple[int, int]) -> l
             own = [t for t in trials if t.method.name == method]
             if any(set(t.setting) != {LEARNING_RATE} for t in own):
                 continue
-            losses = {t.learning_rate: _mean(r) for t, r in _at(running, own, span[1])}
-            rate = plan.extension(losses)
+            at = _at(running, own, span[1])
+            rate = plan.extension({t.learning_rate: _value(running.study, t, r) for t, r in at})
             if rate is not None:
                 more.append(dataclasses.replace(own[0], setting={LEARNING_RATE: rate}))
         if not more:
@@ -184,10 +241,10 @@ def _judged(
     standing = _at(running, trials, step)
     rules = race.Rules(stops, study.conditions.steps, len(study.entries) - 1)
     with running.read() as reader:
-        costs = axes(reader.costs(), study.entries[0].name)
+        costs = axes(reader.costs(), study.entries[0].name, study.spec.verdict.pareto)
         taken = {d["trial_id"]: race.Decision(**d) for d in reader.decisions() if d["step"] == step}
     decisions = race.decide(
-        [_standing(t, r) for t, r in standing], study.entries[0].name, costs, number, rules
+        [_standing(study, t, r) for t, r in standing], study.entries[0].name, costs, number, rules
     )
     # what was decided stays: with other contenders, or another verdict, it might come out otherwise
     decisions = tuple(taken.get(d.trial_id, d) for d in decisions)
@@ -202,27 +259,35 @@ def _judged(
     return on
 
 
-def axes(costs: Mapping[str, Cost], control: str) -> dict[str, dict[str, float | None]]:
+def axes(
+    costs: Mapping[str, Cost], control: str, wanted: Sequence[str] | None = None
+) -> dict[str, dict[str, float | None]]:
     """Return the costs that methods are raced by; None where they do not compare with the control.
 
+    They are the axes of the study's Pareto front (``wanted``; None: all that are known by now).
     What an accelerator saves is no merit of the method, so other switches make other costs.
     """
+    known = [name for name, key in COSTS.items() if key is not None]
+    names = known if wanted is None else [name for name in wanted if name in COSTS]
     own = (costs[control].engine or {}).get("switches")
     found: dict[str, dict[str, float | None]] = {}
     for name, cost in costs.items():
         alike = (cost.engine or {}).get("switches") == own
         found[name] = {
-            axis: getattr(cost, axis) if alike or axis == "trainable_parameters" else None
-            for axis in COSTS
+            axis: getattr(cost, key) if key and (alike or axis == "size") else None
+            for axis in names
+            for key in (COSTS[axis],)
         }
     return found
 
 
-def _standing(trial: Trial, result: TrialResult | None) -> race.Standing:
+def _standing(study: Study, trial: Trial, result: TrialResult | None) -> race.Standing:
     losses = None if result is None or not result.item_losses else np.array(result.item_losses)
     if losses is not None and not np.isfinite(losses).all():
         losses = None
-    return race.Standing(trial.id, trial.method.name, trial.learning_rate, losses)
+    by_metric = study.spec.budget.select_on == "metric" and losses is not None
+    score = _value(study, trial, result) if by_metric else None
+    return race.Standing(trial.id, trial.method.name, trial.learning_rate, losses, score)
 
 
 def _at(
@@ -235,17 +300,24 @@ def _at(
     return [(t, rungs.get(t.id) or ended.get(t.id)) for t in trials]
 
 
-def _mean(result: TrialResult | None) -> float:
-    """Return the validation loss where a trial stands, infinite where it has none."""
-    if result is None or result.status not in (Status.DONE, Status.STOPPED) or not result.curve:
+def _value(study: Study, trial: Trial, result: TrialResult | None) -> float:
+    """Return what settings are chosen on where a trial stands: lower is better, inf: nothing."""
+    if result is None or result.status not in (Status.DONE, Status.STOPPED):
         return math.inf
-    loss = result.curve[-1].validation_loss
-    return loss if loss is not None and math.isfinite(loss) else math.inf
+    value = criterion(Run(trial, result), study.spec.budget.select_on, _metric(study).better)
+    return math.inf if value is None else value
+
+
+def _metric(study: Study) -> MetricInfo:
+    info: MetricInfo = registry.find("metrics", study.conditions.metric).INFO
+    return info
 
 
 def _chosen(running: Running) -> dict[str, dict[str, Any]]:
     with running.read() as reader:
-        return choose_settings(reader.trials())
+        return choose_settings(
+            reader.trials(), running.study.spec.budget.select_on, _metric(running.study).better
+        )
 
 
 def _sweep(running: Running, trials: Sequence[Trial], on: Sequence[Trial], step: int) -> None:

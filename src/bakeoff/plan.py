@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bakeoff.spec import BudgetSpec, StudySpec
 from bakeoff.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
@@ -133,6 +133,36 @@ def groups(trials: Sequence[Trial], most: int | None) -> Iterator[tuple[Trial, .
         yield from (tuple(group[i : i + size]) for i in range(0, len(group), size))
 
 
+class Outline(NamedTuple):
+    """How much a study is: segments, and training steps as far as the race can be foreseen."""
+
+    segments: int
+    steps_raced: int
+
+
+def outline(
+    spec: StudySpec, search: Sequence[Trial], final: Sequence[Trial], keep: Sequence[int]
+) -> Outline:
+    """Return what a study runs if grids do not grow, nothing diverges, and no method stops.
+
+    ``keep`` settings of a method go on after the first, the second, ... rung.
+    """
+    most, stops = spec.engine.most_lanes, rungs(spec.budget)
+    count, taken, start = 0, 0, 0
+    left = list(search)
+    for number, stop in enumerate(stops or (spec.budget.steps,)):
+        count += len(list(groups(left, most)))
+        taken += len(left) * (stop - start)
+        kept = keep[min(number, len(keep) - 1)]
+        by_method: dict[str, list[Trial]] = {}
+        for trial in left:
+            by_method.setdefault(trial.method.name, []).append(trial)
+        left = [t for own in by_method.values() for t in own[:kept]]
+        start = stop
+    count += len(list(groups(final, most)))
+    return Outline(count, taken + sum(t.conditions.steps for t in final))
+
+
 def segments(
     trials: Sequence[Trial],
     span: tuple[int, int],
@@ -140,7 +170,7 @@ def segments(
     base_path: str,
     engines: Mapping[str, dict[str, Any] | None],
     most: int | None,
-    scored: bool = True,
+    scored: bool = False,
 ) -> tuple[Segment, ...]:
     """Return one segment a group, over the steps of ``span``, scored by the metric or not.
 

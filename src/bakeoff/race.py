@@ -93,11 +93,18 @@ class Standing:
     method: str
     learning_rate: float
     losses: NDArray[np.float64] | None
+    score: float | None = None
+    """What settings are ranked by in place of the loss: lower is better."""
 
     @property
     def mean(self) -> float:
         """The mean loss; infinite where there is none."""
         return math.inf if self.losses is None else float(self.losses.mean())
+
+    @property
+    def rank(self) -> float:
+        """What settings of a method are ordered by: the score where there is one, else the loss."""
+        return self.mean if self.score is None or self.losses is None else self.score
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,7 @@ def _decision(
 ) -> Decision:
     numbers: dict[str, Any] = {
         "mean_loss": None if standing.losses is None else standing.mean,
+        "score": standing.score,
         "place": place,
         "of": of,
         "outdone_by": outlook.outdone_by,
@@ -229,7 +237,8 @@ def _verdict(
 ) -> tuple[bool, str]:
     if standing.losses is None:
         return False, "it has no validation loss"
-    ranking = f"setting {place} of {of} by validation loss"
+    by = "loss" if standing.score is None else "score"
+    ranking = f"setting {place} of {of} by validation {by}"
     if place > kept:
         return False, f"{ranking}; {kept} go on"
     if not outlook.worse or outlook.numbers is None:
@@ -245,4 +254,4 @@ def _verdict(
 
 def _ranked(standings: Sequence[Standing], method: str) -> list[Standing]:
     own = [s for s in standings if s.method == method]
-    return sorted(own, key=lambda s: (s.mean, s.learning_rate, s.trial_id))
+    return sorted(own, key=lambda s: (s.rank, s.mean, s.learning_rate, s.trial_id))

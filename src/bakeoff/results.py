@@ -77,6 +77,12 @@ class TrialResult:
     step: int | None = None
     item_losses: tuple[float, ...] = ()
 
+    @property
+    def seconds(self) -> float:
+        """Its share of the time that its groups took, building, training and evaluating."""
+        parts = (self.load_seconds, self.train_seconds, self.evaluation_seconds)
+        return sum(part or 0.0 for part in parts)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return dataclasses.asdict(self)
@@ -183,6 +189,12 @@ class StudyRecord:
     """Each method's size, where the study wanted equal trainable parameters."""
     looks: tuple[dict[str, Any], ...] = ()
     """Looks at test after the first: ``at`` (ISO 8601), ``changes`` (lines), ``seeds`` before."""
+    hours: dict[str, Any] | None = None
+    """What the study's hours bought (``hours.Fit``); None where its budget is in steps."""
+    settings: int | None = None
+    """Settings that every method was given; one at the edge of its grid got more."""
+    select_on: str = "loss"
+    """What settings are chosen on, on validation: ``loss`` or ``metric``."""
     prefer: str | dict[str, float] = "quality"
     """What the recommendation is for: one word, or weights."""
     pareto: tuple[str, ...] | None = None

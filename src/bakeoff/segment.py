@@ -265,14 +265,14 @@ class _Run:
 def _score(
     bench: Bench, losses: Sequence[float | None], ends: bool, scored: bool
 ) -> list[dict[str, SplitScores]]:
-    """Score test in final trials, validation by the metric where settings are chosen by it."""
+    """Score test in final trials, validation by the metric where the segment says so."""
     splits: list[dict[str, SplitScores]] = [{} for _ in bench.trials]
     final = bench.trials[0].phase == "final"
     if final and ends:
         nothing = [None] * len(splits)
         for own, scores in zip(splits, score_split(bench, "test", nothing), strict=True):
             own["test"] = scores
-    if bench.task.scores_validation and scored and not final:
+    if scored and not final:
         found = score_split(bench, "validation", losses)
     else:
         found = [SplitScores((), (), loss) for loss in losses]

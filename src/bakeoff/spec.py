@@ -131,6 +131,10 @@ class BudgetSpec(_Part):
     """With `match = "parameters"`: train about so many, the control too."""
     steps: Annotated[int, Field(ge=2)] = 300
     """Optimizer steps of each trial."""
+    hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Instead of `steps`: the whole study's time. A few timed steps of each method choose the
+    steps; settings and seeds that are not given, and contenders, from the end of the list, follow.
+    """
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Examples in each step."""
     settings: Annotated[int, Field(ge=1)] = 5
@@ -292,6 +296,12 @@ class StudySpec(_Part):
                     f"[method.{name}] gives {len(rates)} learning rates, but every method gets "
                     f"budget.settings = {self.budget.settings}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _hours_or_steps(self) -> StudySpec:
+        if self.budget.hours is not None and "steps" in self.budget.model_fields_set:
+            raise ValueError("budget: either `steps` or `hours`; hours choose the steps")
         return self
 
     @model_validator(mode="after")

@@ -131,7 +131,7 @@ class Segment:
     writes only inside ``folder/trials/<id>``. ``base_path`` is where the base's files lie on this
     machine: not part of a trial's identity. Nor is ``engine``: the accelerators that are on, and
     the bytes that a packed token takes, as the method's probe found them; None: all off. ``scored``
-    says whether search trials are scored by the metric where it ends.
+    says whether search trials are scored by the metric, on validation, where it ends.
     """
 
     trials: tuple[Trial, ...]
@@ -140,7 +140,7 @@ class Segment:
     folder: str
     base_path: str
     engine: dict[str, Any] | None = None
-    scored: bool = True
+    scored: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

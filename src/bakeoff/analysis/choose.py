@@ -1,27 +1,55 @@
 """Choose each method's setting on validation, never on test.
 
 Stands between the search and the final phase: the plan of the final trials calls it, and so does
-the summary, so that what is reported is what was run.
+the summary, so that what is reported is what was run. What a setting is chosen on is its mean
+validation loss or its mean validation score (``budget.select_on``); both are kept where both were
+taken, and ``picks`` tells where they disagree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from bakeoff.analysis.runs import Run, setting_key
-from bakeoff.results import TrialResult
+from bakeoff.results import Status, TrialResult
 from bakeoff.trial import Trial
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What the loss and what the metric would choose of ``compared`` settings at one ``step``."""
+
+    by_loss: dict[str, Any]
+    by_metric: dict[str, Any]
+    agree: bool
+    compared: int
+    step: int
+
+
+def criterion(run: Run, select_on: str, better: str) -> float | None:
+    """Return what a trial's setting is chosen on: lower is better, None: it was not taken.
+
+    ``select_on`` is ``loss`` or ``metric``; ``better`` is the metric's direction.
+    """
+    if select_on == "loss":
+        return run.validation_loss
+    score = run.mean_score("validation")
+    return None if score is None else _cost(score, better)
 
 
 def choose_settings(
     record_trials: Iterable[tuple[Trial, TrialResult | None]],
+    select_on: str = "loss",
+    better: str = "higher",
 ) -> dict[str, dict[str, Any]]:
-    """Return the setting with the lowest mean validation loss of every method that has one.
+    """Return the best setting on validation of every method that has one.
 
     Only search trials count, and only settings all of whose finished trials are done: a setting
-    that diverged at one seed is never chosen. Ties go to the lower learning rate.
+    that diverged at one seed is never chosen. Ties go to the lower loss, then to the lower learning
+    rate.
     """
     tried: dict[str, dict[str, list[Run]]] = {}
     for trial, result in record_trials:
@@ -30,18 +58,54 @@ def choose_settings(
             settings.setdefault(setting_key(trial.setting), []).append(Run(trial, result))
     chosen = {}
     for method, settings in tried.items():
-        ranked = [rank for runs in settings.values() if (rank := _rank(runs)) is not None]
+        ranked = [rank for runs in settings.values() if (rank := _rank(runs, select_on, better))]
         if ranked:
-            best = min(ranked)[2]
+            best = min(ranked)[-1]
             chosen[method] = settings[best][0].trial.setting
     return chosen
 
 
-def _rank(runs: list[Run]) -> tuple[float, float, str] | None:
+def picks(runs: Sequence[Run], better: str) -> Picks | None:
+    """Return what loss and metric each make of a method's search trials.
+
+    Compared are those that stood furthest and have both; None for fewer than two. Settings whose
+    score is the best one agree with the loss, whoever else has that score.
+    """
+    both = [
+        (_step(run), loss, score, run.trial)
+        for run in runs
+        if run.result is not None and run.status in (Status.DONE, Status.STOPPED)
+        if (loss := run.validation_loss) is not None
+        if (score := run.mean_score("validation")) is not None
+    ]
+    last = max((step for step, *_ in both), default=0)
+    there = [
+        (loss, _cost(score, better), trial) for step, loss, score, trial in both if step == last
+    ]
+    if len(there) < 2:
+        return None
+    by_loss = min(there, key=lambda t: (t[0], t[2].learning_rate))
+    by_metric = min(there, key=lambda t: (t[1], t[0], t[2].learning_rate))
+    agree = by_loss[1] == by_metric[1]
+    chosen = by_loss if agree else by_metric
+    return Picks(by_loss[2].setting, chosen[2].setting, agree, len(there), last)
+
+
+def _rank(runs: list[Run], select_on: str, better: str) -> tuple[float, float, float, str] | None:
     """Return what one setting is ordered by, None when it cannot be chosen."""
-    losses = [run.validation_loss for run in runs if run.done]
-    known = [loss for loss in losses if loss is not None]
-    if len(known) < len(runs):
+    done = [run for run in runs if run.done]
+    losses = [loss for run in done if (loss := run.validation_loss) is not None]
+    values = [v for run in done if (v := criterion(run, select_on, better)) is not None]
+    if len(values) < len(runs) or len(losses) < len(runs):
         return None
     trial = runs[0].trial
-    return fmean(known), trial.learning_rate, setting_key(trial.setting)
+    return fmean(values), fmean(losses), trial.learning_rate, setting_key(trial.setting)
+
+
+def _cost(score: float, better: str) -> float:
+    return -score if better == "higher" else score
+
+
+def _step(run: Run) -> int:
+    known = run.result.step if run.result else None
+    return run.trial.conditions.steps if known is None else known

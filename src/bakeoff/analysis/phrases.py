@@ -5,9 +5,11 @@ Used by the recommendation. Fractions are read as points (times 100), every othe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from bakeoff.results import StudyRecord
+from bakeoff.trial import LEARNING_RATE
 
 Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"
@@ -41,6 +43,12 @@ def evidence_size(record: StudyRecord, control: Row, row: Row) -> str:
     text = count(seeds, "seed") + (", seed noise unknown" if seeds == 1 else "")
     items = record.n_items.get("test")
     return text if items is None else f"{text}, {count(items, 'item')}"
+
+
+def setting(values: Mapping[str, Any]) -> str:
+    """Write a setting: its learning rate first, then what else differs."""
+    rest = [f"{name} {value}" for name, value in values.items() if name != LEARNING_RATE]
+    return ", ".join([f"learning rate {values[LEARNING_RATE]:g}", *rest])
 
 
 def count(n: int, word: str) -> str:

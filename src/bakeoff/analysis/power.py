@@ -57,8 +57,8 @@ class Design:
     n_items: int
     n_seeds: int
     n_contenders: int
-    item_sd: float
-    seed_sd: float
+    item_sd: float = ITEM_SD
+    seed_sd: float = SEED_SD
     rest_sd: float = 0.0
 
     @property
@@ -77,42 +77,15 @@ class Design:
         return math.sqrt(self.item_sd**2 / self.n_items + self.noise + self.luck)
 
 
-def detectable_difference(
-    n_items: int,
-    n_seeds: int,
-    n_contenders: int,
-    item_sd: float = ITEM_SD,
-    seed_sd: float = SEED_SD,
-    alpha: float = 0.05,
-    power: float = POWER,
-    *,
-    rest_sd: float = 0.0,
-) -> float:
+def detectable_difference(design: Design, alpha: float = 0.05, power: float = POWER) -> float:
     """Return the smallest true difference that is called better or worse with this power."""
-    design = Design(n_items, n_seeds, n_contenders, item_sd, seed_sd, rest_sd)
-    widths = _half_widths(design, dunnett_critical(n_contenders, alpha))
+    widths = _half_widths(design, dunnett_critical(design.n_contenders, alpha))
     scale = design.standard_error
     if scale == 0:
         return 0.0
     most = float(widths.max()) + 10 * scale
     found = optimize.brentq(lambda d: _beyond(d, widths, scale) - power, 0.0, most)
     return float(found)
-
-
-def power_of(
-    true_difference: float,
-    n_items: int,
-    n_seeds: int,
-    n_contenders: int,
-    item_sd: float = ITEM_SD,
-    seed_sd: float = SEED_SD,
-    alpha: float = 0.05,
-    *,
-    rest_sd: float = 0.0,
-) -> float:
-    """Return the chance that a contender with this true difference is called better or worse."""
-    design = Design(n_items, n_seeds, n_contenders, item_sd, seed_sd, rest_sd)
-    return chance_of_difference(design, true_difference, alpha)
 
 
 def chance_of_difference(design: Design, true_difference: float, alpha: float = 0.05) -> float:

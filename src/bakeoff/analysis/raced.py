@@ -55,5 +55,5 @@ def _steps(trial: Trial, result: TrialResult) -> int:
 def _in_full(record: StudyRecord, seeds: int) -> int:
     """Return the steps that the same settings and seeds would take without a race."""
     able = [m for m in record.methods if m not in record.incompatible]
-    tried = sum(t.phase == "search" for t, _ in record.trials)
-    return (tried + seeds * len(able)) * record.steps
+    search = sum(t.conditions.steps for t, _ in record.trials if t.phase == "search")
+    return search + seeds * len(able) * record.steps

@@ -14,6 +14,7 @@ from typing import Any
 
 from bakeoff.analysis.accelerators import engine_row
 from bakeoff.analysis.bootstrap import Scores
+from bakeoff.analysis.choose import picks
 from bakeoff.analysis.compare import Comparison, Interval, Verdict
 from bakeoff.analysis.runs import (
     NOT_FINISHED,
@@ -64,13 +65,16 @@ def method_row(
     comparison = evidence.comparisons.get(method)
     scored = evidence.scores.get(method)
     to_control = steps_to_control_loss(runs, control)
+    tried = len({setting_key(r.trial.setting) for r in runs.search or runs.final})
+    picked = picks(runs.search, record.metric.better)
     return {
         "method": method,
         "title": record.titles.get(method, method),
         "status": end.status,
         "reason": end.reason,
         "setting": chosen or {},
-        "n_settings": len({setting_key(r.trial.setting) for r in runs.search or runs.final}),
+        "n_settings": tried,
+        "n_settings_added": max(0, tried - record.settings) if record.settings else None,
         "n_seeds": len(scored.seeds) if scored else 0,
         "score": asdict(estimate) if estimate else None,
         "difference": _difference(comparison),
@@ -84,6 +88,7 @@ def method_row(
         "n_trials_diverged": sum(r.status is Status.DIVERGED for r in runs.all),
         "n_trials_failed": sum(_failed(r) for r in runs.all),
         "best_setting_on_edge": on_edge(runs, chosen),
+        "picked": asdict(picked) if picked else None,
         "settings": [_setting_row(r, chosen) for r in runs.search],
         "seeds": [_seed_row(r) for r in runs.final],
         "curves": [_curve(r, r.result) for r in runs.all if r.result and r.result.curve],

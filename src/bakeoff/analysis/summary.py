@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bakeoff.analysis import phrases
 from bakeoff.analysis.choose import choose_settings
 from bakeoff.analysis.compare import compare, estimate_scores
 from bakeoff.analysis.pareto import find_fronts
@@ -64,6 +65,7 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         "pareto": fronts.plots,
         "front": fronts.joint,
         "recommendation": {**asdict(advice), "prefer": record.prefer},
+        "hours": _hours(record),
         "sizes": record.sizes,
         "race": race_summary(record),
         "failures": failure_rows(record, by_method),
@@ -82,9 +84,14 @@ def chosen_settings(
     """Return each method's setting: that of its final trials, else the search's once complete."""
     search = [run for runs in by_method.values() for run in runs.search]
     complete = bool(search) and not any(is_open(run) for run in search)
-    chosen = choose_settings(record.trials) if complete else {}
+    chosen = chosen_in_search(record) if complete else {}
     ran = {m: runs.final[0].trial.setting for m, runs in by_method.items() if runs.final}
     return {**chosen, **ran}
+
+
+def chosen_in_search(record: StudyRecord) -> dict[str, dict[str, Any]]:
+    """Return each method's setting as the study chooses it."""
+    return choose_settings(record.trials, record.select_on, record.metric.better)
 
 
 def is_complete(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> bool:
@@ -95,7 +102,7 @@ def is_complete(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> boo
     """
     if any(is_open(Run(trial, result)) for trial, result in record.trials):
         return False
-    chosen = choose_settings(record.trials)
+    chosen = chosen_in_search(record)
     return all(
         runs.final or (runs.search and method not in chosen)
         for method, runs in by_method.items()
@@ -213,6 +220,8 @@ def _row_warnings(row: dict[str, Any], runs: MethodRuns, evidence: Evidence) -> 
     comparison = evidence.comparisons.get(row["method"])
     if comparison and comparison.n_seeds < seeds:
         found.append(f"{title} is compared over {comparison.n_seeds} of its {seeds} seeds.")
+    if (picked := row["picked"]) is not None and not picked["agree"]:
+        found.append(_disagreement(title, picked))
     if row["best_setting_on_edge"]:
         rate = row["setting"]["learning_rate"]
         found.append(f"The best learning rate of {title}, {rate:g}, is at the edge of those tried.")
@@ -221,6 +230,22 @@ def _row_warnings(row: dict[str, Any], runs: MethodRuns, evidence: Evidence) -> 
         found.append(f"{title}: the test scores of {unusable} done trials cannot be used.")
     found += [f"{title}: {w}" for r in runs.all if r.result for w in r.result.warnings]
     return found
+
+
+def _disagreement(title: str, picked: Mapping[str, Any]) -> str:
+    by_loss, by_metric = (phrases.setting(picked[key]) for key in ("by_loss", "by_metric"))
+    return (
+        f"{title}: validation loss and metric disagree on the best of {picked['compared']} "
+        f"settings at step {picked['step']}: {by_loss} by loss, {by_metric} by metric."
+    )
+
+
+def _hours(record: StudyRecord) -> dict[str, Any] | None:
+    """Return what the study's hours bought and what it took; None where it is in steps."""
+    if record.hours is None:
+        return None
+    used = None if record.wall_seconds is None else record.wall_seconds / 3600
+    return {**record.hours, "final_steps": record.steps, "used": used}
 
 
 def _timing(record: StudyRecord) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``bakeoff plan``: what a study would run; trains nothing."""
+"""``bakeoff plan``: what a study would run and take, and what it can show; keeps nothing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ def register(app: typer.Typer) -> None:
 
 def command(
     study: Path = typer.Argument(..., help="A study.toml."),
-    time_it: bool = typer.Option(False, "--time", help="Time a few steps; estimate the whole."),
+    time_it: bool = typer.Option(
+        True, "--time/--no-time", help="Time a few steps of each method; estimate the whole."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Check a study and print the trials it would run, and what it can show."""
+    """Check a study; print the trials it would run, what they take, and what they can show."""
     from bakeoff import api
     from bakeoff.cli.live import Live
+    from bakeoff.hours import Fit, sentence
     from bakeoff.spec import read_spec
 
     spec = read_spec(study)
@@ -49,27 +52,43 @@ def command(
             for m in overview["methods"]
         ],
     )
+    if overview["hours"] is not None:
+        out.print(sentence(Fit(**overview["hours"]), overview["methods"][0]["title"]))
     if overview["sizes"] is not None:
-        show_table(
-            ("method", "parameters", "off target", "<size", "<note"),
-            [
-                (
-                    s["method"],
-                    "-" if s["parameters"] is None else f"{s['parameters']:,}",
-                    "-" if s["off"] is None else f"{100 * s['off']:+.1f} %",
-                    "-" if s["value"] is None else f"{s['argument']} = {s['value']}",
-                    s["note"] or "",
-                )
-                for s in overview["sizes"]
-            ],
-        )
+        show_sizes(overview["sizes"])
+    show_totals(overview)
+
+
+def show_sizes(sizes: list[dict[str, Any]]) -> None:
+    """Print how large each method was made."""
+    show_table(
+        ("method", "parameters", "off target", "<size", "<note"),
+        [
+            (
+                s["method"],
+                "-" if s["parameters"] is None else f"{s['parameters']:,}",
+                "-" if s["off"] is None else f"{100 * s['off']:+.1f} %",
+                "-" if s["value"] is None else f"{s['argument']} = {s['value']}",
+                s["note"] or "",
+            )
+            for s in sizes
+        ],
+    )
+
+
+def show_totals(overview: dict[str, Any]) -> None:
+    """Print how much a study is, and what it can show."""
     out.print(
-        f"{overview['trials']} trials, {overview['steps']:,} steps, "
-        f"{len(overview['methods'])} cost probes"
+        f"{overview['trials']} trials in {overview['segments']} segments, {overview['steps']:,} "
+        f"steps in full, {len(overview['methods'])} cost probes"
     )
     if overview["rungs"]:
         rungs = " and ".join(str(r) for r in overview["rungs"])
-        out.print(f"search trials race at steps {rungs}: fewer steps than that will be taken")
+        saved = overview["steps"] / overview["steps_raced"]
+        out.print(
+            f"settings race at steps {rungs}: about {overview['steps_raced']:,} steps, {saved:.1f} "
+            "times fewer; fewer still where a whole method stops"
+        )
     if overview["detectable"] is not None:
         out.print(
             f"a true difference of {100 * overview['detectable']:.1f} points would be found in "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bakeoff.executors import Outcome, resolve
@@ -14,7 +14,7 @@ class Inline:
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
 
-    def map(self, function: str, payloads: Sequence[dict[str, Any]]) -> Iterator[Outcome]:
+    def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Call the function on each payload in turn."""
         call = resolve(function)
         for index, payload in enumerate(payloads):

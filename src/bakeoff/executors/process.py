@@ -16,7 +16,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -37,16 +38,17 @@ class Process:
         if method == "forkserver":
             self._context.set_forkserver_preload(PRELOAD)
 
-    def map(self, function: str, payloads: Sequence[dict[str, Any]]) -> Iterator[Outcome]:
+    def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Yield outcomes as their processes end."""
-        waiting = list(enumerate(payloads))[::-1]
+        waiting = enumerate(payloads)
         running: dict[Connection, tuple[int, BaseProcess]] = {}
         try:
-            while waiting or running:
-                while waiting and len(running) < self.workers:
-                    index, payload = waiting.pop()
+            while True:
+                for index, payload in islice(waiting, self.workers - len(running)):
                     receiver, process = self._start(function, payload)
                     running[receiver] = (index, process)
+                if not running:
+                    break
                 for ready in wait(list(running)):
                     assert isinstance(ready, Connection)
                     index, process = running.pop(ready)

@@ -55,6 +55,7 @@ def build(report: dict[str, Any]) -> SectionView:
     columns = (*_COLUMNS[:_RAN], _LANES, *_COLUMNS[_RAN:]) if sped else _COLUMNS
     blocks.append(Table("What every method was given", columns, rows))
     blocks.append(Text(_differed(methods), "muted"))
+    blocks += _hours(report)
     blocks += _sizes(report)
     if sped:
         blocks += _speed(methods)
@@ -97,20 +98,36 @@ def _equal(methods: list[dict[str, Any]]) -> tuple[str, str]:
     done = [m for m in methods if m.get("status") == "done"]
     able = [m for m in methods if m.get("status") != "incompatible"]
     odd = []
-    for key, noun, group in (("n_settings", "setting", able), ("n_seeds", "seed", done)):
-        counts = Counter(m.get(key) or 0 for m in group)
+    for read, noun, group in ((_given, "setting", able), (_seeds, "seed", done)):
+        counts = Counter(read(m) for m in group)
         if len(counts) > 1:
             usual = counts.most_common(1)[0][0]
-            names = [f"{words.title(m)} {m.get(key) or 0}" for m in group if m.get(key) != usual]
+            names = [f"{words.title(m)} {read(m)}" for m in group if read(m) != usual]
             odd.append(f"most methods have {words.plural(usual, noun)}, but {', '.join(names)}")
     if odd:
         return f"Not the same for all: {'; '.join(odd)}.", "warning"
-    settings = able[0].get("n_settings") or 0 if able else 0
+    settings = _given(able[0]) if able else 0
     if not settings:
         return "Nothing was trained yet.", "muted"
-    seeds = done[0].get("n_seeds") or 0 if done else 0
+    seeds = _seeds(done[0]) if done else 0
     text = f"Every method got {words.plural(settings, 'setting')} and {words.plural(seeds, 'seed')}"
-    return f"{text}, the control included.", "plain"
+    wider = [f"{words.title(m)} {m['n_settings_added']}" for m in able if m.get("n_settings_added")]
+    more = (
+        " Its best learning rate at the edge of those tried gave more settings to: "
+        f"{', '.join(wider)}."
+        if wider
+        else ""
+    )
+    return f"{text}, the control included.{more}", "plain"
+
+
+def _given(method: dict[str, Any]) -> int:
+    """Return the settings that a method was given, without those that its grid grew by."""
+    return (method.get("n_settings") or 0) - (method.get("n_settings_added") or 0)
+
+
+def _seeds(method: dict[str, Any]) -> int:
+    return method.get("n_seeds") or 0
 
 
 def _differed(methods: list[dict[str, Any]]) -> str:
@@ -123,6 +140,24 @@ def _differed(methods: list[dict[str, Any]]) -> str:
     if not keys:
         return "Between the settings of a method only the learning rate differed."
     return f"Besides the learning rate, settings differed in: {', '.join(sorted(keys))}."
+
+
+def _hours(report: dict[str, Any]) -> list[Block]:
+    """Say what the hours bought, where the budget is in hours."""
+    bought = report.get("hours")
+    if not bought:
+        return []
+    text = (
+        f"The budget was {bought['hours']:g} hours. From steps timed on this machine they bought "
+        f"{words.plural(bought['settings'], 'setting')}, {words.plural(bought['seeds'], 'seed')} "
+        f"and {bought['steps']:,} steps a run ({bought['passes']:.2g} passes over the training "
+        f"rows); final runs took {bought['final_steps']:,}, which filled what the search had left."
+    )
+    if bought["used"] is not None:
+        text += f" {bought['used']:.2g} hours were used so far."
+    left_out = ", ".join(bought["dropped"])
+    more = f"Left out, from the end of the list of contenders: {left_out}."
+    return [Text(text), *([Text(more, "warning")] if left_out else [])]
 
 
 def _sizes(report: dict[str, Any]) -> list[Block]:
@@ -219,7 +254,7 @@ def _row(method: dict[str, Any], study: dict[str, Any], sped: bool) -> Row:
     is_control = method.get("method") == study.get("control")
     cells = (
         Cell(words.title(method) + (" (control)" if is_control else "")),
-        Cell(_number(method.get("n_settings"))),
+        Cell(_settings(method)),
         Cell(", ".join(words.learning_rate(r) for r in tried) or words.DASH),
         Cell(words.setting(method.get("setting"))),
         Cell(edge_text, tone="warning" if edge else None),
@@ -230,6 +265,11 @@ def _row(method: dict[str, Any], study: dict[str, Any], sped: bool) -> Row:
     )
     ridden = (Cell(_in_lanes(method)),) if sped else ()
     return Row((*cells[:_RAN], *ridden, *cells[_RAN:]), pinned=is_control)
+
+
+def _settings(method: dict[str, Any]) -> str:
+    text, added = _number(method.get("n_settings")), method.get("n_settings_added")
+    return f"{text} ({added} added)" if added else text
 
 
 def _number(value: int | None) -> str:

@@ -1,0 +1,249 @@
+"""From hours to a study: which steps, settings, seeds and contenders fit into them. Pure.
+
+Stands above ``estimate`` in the study half: timings of each method in, a study that takes as long
+as the user has out. What it gives up, in this order, until every trial gets enough steps: settings
+beyond ``FEWEST_SETTINGS``, then contenders from the end of the user's list. What it spends more
+time on: steps up to ``MOST_PASSES`` over the training rows, then seeds up to ``MOST_SEEDS``. What
+the study file states itself (``settings``, ``seeds``) stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from bakeoff.analysis.power import Design, detectable_difference
+from bakeoff.errors import PreflightError
+from bakeoff.estimate import FINAL, SEARCH, Timing, estimate, phase_of
+from bakeoff.results import MetricInfo
+from bakeoff.spec import BudgetSpec, StudySpec, dump_spec, parse_spec
+
+TARGET = 0.95
+"""Share of the hours that is planned for: late is worse than early."""
+GRACE = 1.15
+"""A trial that would end later than so many times the hours is not begun."""
+FEWEST_STEPS = 10
+"""Fewer steps than that say nothing of a method."""
+FEWEST_SETTINGS = 3
+"""The fewest learning rates of which one lies inside."""
+MOST_PASSES = 3.0
+MOST_SEEDS = 10
+STRETCH = 2.0
+"""After the search, final trials get at most so many times the planned steps, or that much less."""
+
+
+class Deadline(NamedTuple):
+    """A study's hours while it runs; ``spent`` tells the seconds so far, of earlier runs too."""
+
+    fit: Fit
+    timings: tuple[Timing, ...]
+    spent: Callable[[], float]
+
+    @property
+    def seconds(self) -> float:
+        """The hours in seconds."""
+        return self.fit.hours * 3600
+
+    def allows(self, seconds: float) -> bool:
+        """Tell whether something that takes so long may still begin."""
+        return self.spent() + seconds <= GRACE * self.seconds
+
+
+class Budget(NamedTuple):
+    """What is chosen."""
+
+    steps: int
+    settings: int
+    seeds: int
+    contenders: tuple[str, ...]
+
+    @classmethod
+    def of(cls, spec: StudySpec) -> Budget:
+        """Return what a study has."""
+        b = spec.budget
+        return cls(b.steps, b.settings, b.seeds, spec.methods.contenders)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What ``hours`` buy: the chosen budget, who does not compete, and what it can show."""
+
+    hours: float
+    steps: int
+    settings: int
+    seeds: int
+    contenders: tuple[str, ...]
+    dropped: tuple[str, ...]
+    passes: float
+    """Steps in passes over the training rows."""
+    seconds: float
+    """What the study is expected to take."""
+    detectable: float | None
+    """True difference that is found in 80 % of such studies, in the metric's unit."""
+
+
+def fit(
+    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], metric: MetricInfo
+) -> Fit:
+    """Return the largest study that takes the spec's hours.
+
+    Raises:
+        PreflightError: ``hours-too-few``, with the hours that the smallest one would take.
+    """
+    names, hours = spec.methods.contenders, spec.budget.hours
+    assert hours is not None
+    limit = TARGET * hours * 3600
+
+    def seconds(given: Budget) -> float:
+        return estimate(with_budget(spec, given), timings, n_items).seconds
+
+    def most_steps(size: Budget) -> int | None:
+        return _largest(lambda n: seconds(size._replace(steps=n)) <= limit, FEWEST_STEPS, most)
+
+    one_pass = n_items["train"] / spec.budget.batch_size
+    # a pass, or the steps that are usual where a pass is longer than that
+    enough = max(FEWEST_STEPS, math.ceil(min(one_pass, BudgetSpec().steps)))
+    most = max(enough, math.ceil(MOST_PASSES * one_pass))
+    sizes = [
+        Budget(FEWEST_STEPS, settings, spec.budget.seeds, names[:count])
+        for count in range(len(names), 0, -1)
+        for settings in _settings(spec)
+    ]
+    for size in sizes:
+        steps = most_steps(size)
+        if steps is not None and (steps >= enough or size is sizes[-1]):
+            found = size._replace(steps=steps)
+            break
+    else:
+        raise _too_few(spec, sizes[-1], seconds(sizes[-1]))
+    if "seeds" not in spec.budget.model_fields_set:
+        more = _largest(
+            lambda n: seconds(found._replace(seeds=n)) <= limit, found.seeds, MOST_SEEDS
+        )
+        found = found._replace(seeds=more or found.seeds)
+    return Fit(
+        hours,
+        **found._asdict(),
+        dropped=names[len(found.contenders) :],
+        passes=found.steps / one_pass,
+        seconds=seconds(found),
+        detectable=detectable(n_items["test"], found.seeds, len(found.contenders), metric),
+    )
+
+
+def sentence(bought: Fit, control: str) -> str:
+    """Say what the hours buy, and who does not compete."""
+    text = (
+        f"{bought.hours:g} hours buy {control} and {len(bought.contenders)} contenders "
+        f"{bought.settings} settings, {bought.seeds} seeds and about {bought.steps:,} steps a run "
+        f"({bought.passes:.2g} passes over the training rows; {bought.seconds / 3600:.2g} hours "
+        "expected)"
+    )
+    if bought.detectable is not None:
+        text += (
+            f"; a true difference of {100 * bought.detectable:.1f} points would be found in "
+            "80 % of such studies"
+        )
+    if bought.dropped:
+        text += f"; left out, from the end of the list: {', '.join(bought.dropped)}"
+    return text
+
+
+def refitted_steps(
+    spec: StudySpec,
+    timings: Sequence[Timing],
+    n_items: Mapping[str, int],
+    left: float,
+    pace: float,
+) -> int:
+    """Return the steps of the final trials that fill the ``left`` seconds.
+
+    ``pace`` is what the search took over what it was expected to take.
+    """
+    planned = Budget.of(spec)
+    low = max(2, math.ceil(planned.steps / STRETCH))
+    most = max(planned.steps, math.ceil(MOST_PASSES * n_items["train"] / spec.budget.batch_size))
+
+    def fits(steps: int) -> bool:
+        made = with_budget(spec, planned._replace(steps=steps))
+        return pace * phase_of(FINAL, estimate(made, timings, n_items)).wall <= left
+
+    return _largest(fits, low, min(math.floor(planned.steps * STRETCH), most)) or low
+
+
+def pace_of(
+    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], took: float
+) -> float:
+    """Return what the search took, all trials added up, over what was expected; 1 for no search."""
+    search = phase_of(SEARCH, estimate(spec, timings, n_items))
+    expected = sum(search.seconds.values())
+    return took / expected if took > 0 and expected > 0 else 1.0
+
+
+def final_seconds(
+    spec: StudySpec,
+    timings: Sequence[Timing],
+    n_items: Mapping[str, int],
+    steps: int,
+    pace: float,
+) -> dict[str, float]:
+    """Return the seconds of each method's final trials at so many steps."""
+    made = with_budget(spec, Budget.of(spec)._replace(steps=steps))
+    final = phase_of(FINAL, estimate(made, timings, n_items))
+    return {method: pace * seconds for method, seconds in final.seconds.items()}
+
+
+def with_budget(spec: StudySpec, given: Budget) -> StudySpec:
+    """Return the study in steps instead of hours, with this budget and these contenders."""
+    value = dump_spec(spec)
+    value["budget"].pop("hours", None)
+    value["budget"] |= {"steps": given.steps, "settings": given.settings, "seeds": given.seeds}
+    value["methods"]["contenders"] = list(given.contenders)
+    left = {_name(n) for n in (spec.methods.control, *given.contenders)}
+    value["method"] = {n: own for n, own in value["method"].items() if n in left}
+    return parse_spec(value)
+
+
+def _name(method: str) -> str:
+    return Path(method).stem if method.endswith(".toml") else method
+
+
+def _settings(spec: StudySpec) -> tuple[int, ...]:
+    """Return the numbers of settings that may be tried, most first."""
+    asked = spec.budget.settings
+    stated = "settings" in spec.budget.model_fields_set
+    if stated or any(own.learning_rates for own in spec.method.values()):
+        return (asked,)
+    return tuple(range(asked, FEWEST_SETTINGS - 1, -1))
+
+
+def detectable(items: int, seeds: int, contenders: int, metric: MetricInfo) -> float | None:
+    """Return the difference that a study can show; None where nothing is published to go by."""
+    if (metric.low, metric.high) != (0.0, 1.0):
+        return None
+    return detectable_difference(Design(items, seeds, contenders))
+
+
+def _too_few(spec: StudySpec, least: Budget, seconds: float) -> PreflightError:
+    wanted = math.ceil(seconds / TARGET / 36) / 100
+    return PreflightError(
+        "hours-too-few",
+        f"In {spec.budget.hours:g} hours this machine cannot give {spec.methods.control} and "
+        f"{least.contenders[0]} {least.settings} settings, {least.seeds} seeds and {least.steps} "
+        "steps each.",
+        f"`hours = {wanted:g}` or more, a smaller base, or fewer rows in validation and test "
+        "([data.limit]).",
+    )
+
+
+def _largest(fits: Callable[[int], bool], low: int, high: int) -> int | None:
+    """Return the largest number from ``low`` to ``high`` that fits, None where ``low`` does not."""
+    if not fits(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

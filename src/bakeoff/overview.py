@@ -1,0 +1,142 @@
+"""What a study would run and take, and what its hours buy: `bakeoff plan`; trains nothing.
+
+Called by ``api`` and the command line: opens the study, times a few steps of each method where
+that is asked for, and hands the timings to ``estimate`` and ``hours``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bakeoff import folder as study_folder
+from bakeoff import hours, plan, race, registry
+from bakeoff.estimate import Timing, estimate
+from bakeoff.hours import Fit
+from bakeoff.progress import Progress, Silent
+from bakeoff.results import MetricInfo
+from bakeoff.spec import StudySpec
+from bakeoff.study import Study, make_executor, open_study, prior_trial, segment
+
+RUN_TIMING = "bakeoff.timing:measure"
+
+
+class Timed(NamedTuple):
+    """Timings of the methods that run here; ``untimed`` maps the others to the reason."""
+
+    timings: tuple[Timing, ...]
+    untimed: dict[str, str]
+
+
+def overview(
+    spec: StudySpec, source: Path, progress: Progress | None = None, time_it: bool = False
+) -> dict[str, Any]:
+    """Return what a study would run; checks everything that can be checked without training.
+
+    ``detectable`` is the smallest true difference, in the metric's unit, that would be called
+    better or worse in 80 % of such studies, at the noise that is published for scores of 0 and 1.
+    With ``time_it``, or where the budget is in hours, a few steps of each method are timed, and
+    ``estimate`` says what all of it takes.
+    """
+    heard = progress or Silent()
+    study = open_study(spec, source, Path(), heard)
+    found = timed(study, heard) if time_it or spec.budget.hours is not None else None
+    bought = None
+    if found is not None and spec.budget.hours is not None:
+        bought = fitted(study, found)
+        study = narrowed(study, bought)
+    search = plan.search_trials(study.spec, study.entries, study.conditions)
+    chosen = {t.method.name: t.setting for t in search}
+    final = plan.final_trials(study.spec, study.entries, study.conditions, chosen)
+    steps = study.conditions.steps
+    methods = []
+    for entry in study.entries:
+        rates = [t.learning_rate for t in search if t.method.name == entry.name]
+        n_final = sum(t.method.name == entry.name for t in final)
+        methods.append(
+            {
+                "method": entry.name,
+                "title": entry.title,
+                "search_trials": len(rates),
+                "final_trials": n_final,
+                "steps": steps * (len(rates) + n_final),
+                "learning_rates": rates,
+            }
+        )
+    trials = len(search) + len(final)
+    return {
+        "name": spec.name,
+        "n_items": study.splits.counts,
+        "device": study.machine["device"],
+        "precision": study.machine["precision"],
+        "methods": methods,
+        "trials": trials,
+        "steps": trials * steps,
+        **plan.outline(study.spec, search, final, race.KEEP)._asdict(),
+        "rungs": list(plan.rungs(study.spec.budget)),
+        "margin": spec.task.margin,
+        "detectable": hours.detectable(
+            study.splits.counts["test"], study.spec.budget.seeds, len(methods) - 1, _metric(study)
+        ),
+        "hours": None if bought is None else dataclasses.asdict(bought),
+        "estimate": None if found is None else estimated(study, found),
+        "sizes": None if study.sizes is None else list(study.sizes),
+        "warnings": list(study.warnings),
+    }
+
+
+def timed(study: Study, progress: Progress) -> Timed:
+    """Time a few steps of each method, in processes of their own, one at a time."""
+    settings = study.spec.budget.settings
+    timings, untimed = [], {}
+    with tempfile.TemporaryDirectory() as name:
+        study_folder.freeze_data(Path(name), study.splits)
+        there, wishes = study._replace(folder=Path(name)), study.spec.engine.switches
+        payloads = [
+            segment(there, [prior_trial(study, e)] * settings, wishes).to_json()
+            for e in study.entries
+        ]
+        progress.phase("Timing", len(payloads), 0)
+        for outcome in make_executor("process", workers=1).map(RUN_TIMING, payloads):
+            method = study.entries[outcome.index].name
+            progress.advance(method)
+            if outcome.value is None or outcome.value["error_text"] is not None:
+                untimed[method] = (outcome.value or {}).get("error_text") or str(outcome.error)
+            else:
+                timings.append(Timing.of(method, outcome.value))
+    return Timed(tuple(timings), untimed)
+
+
+def estimated(study: Study, found: Timed) -> dict[str, Any]:
+    """Return what a study takes, as plain values."""
+    taken = estimate(study.spec, found.timings, study.splits.counts)
+    return {**dataclasses.asdict(taken), "untimed": found.untimed}
+
+
+def fitted(study: Study, found: Timed) -> Fit:
+    """Return what the study's hours buy on this machine.
+
+    Raises:
+        PreflightError: ``hours-too-few``.
+    """
+    return hours.fit(study.spec, found.timings, study.splits.counts, _metric(study))
+
+
+def narrowed(study: Study, bought: Fit) -> Study:
+    """Return the study with the budget and the contenders that its hours buy."""
+    budget = hours.Budget(bought.steps, bought.settings, bought.seeds, tuple(bought.contenders))
+    spec = hours.with_budget(study.spec, budget)
+    count = len(spec.method_names)  # contenders leave from the end of the list
+    return study._replace(
+        spec=spec,
+        entries=study.entries[:count],
+        conditions=dataclasses.replace(study.conditions, steps=spec.budget.steps),
+        sizes=None if study.sizes is None else study.sizes[:count],
+    )
+
+
+def _metric(study: Study) -> MetricInfo:
+    info: MetricInfo = registry.find("metrics", study.conditions.metric).INFO
+    return info

@@ -1,0 +1,168 @@
+"""What hours buy, from timings made up so that the answer can be worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bakeoff import estimate as estimates
+from bakeoff import hours
+from bakeoff.errors import BakeoffError
+from bakeoff.estimate import FINAL, PROBES, SEARCH, Timing, estimate, phase_of
+from bakeoff.hours import Budget, Deadline, fit, pace_of, refitted_steps, with_budget
+from bakeoff.results import MetricInfo
+from bakeoff.spec import StudySpec, parse_spec
+
+ACCURACY = MetricInfo("accuracy", "higher", "fraction", 0.0, 1.0)
+ITEMS = {"train": 3200, "validation": 100, "test": 400}
+"""200 steps of 16 are a pass."""
+TEN = tuple(f"m{i}" for i in range(10))
+
+
+def spec(contenders: tuple[str, ...] = TEN, **budget: Any) -> StudySpec:
+    return parse_spec(
+        {
+            "name": "timed",
+            "base": {"model": "somewhere"},
+            "data": {"train": "rows.jsonl"},
+            "task": {"kind": "classify"},
+            "methods": {"control": "lora", "contenders": list(contenders)},
+            "budget": {"batch_size": 16, "validations": 1, **budget},
+        }
+    )
+
+
+def timing(method: str, step: float = 1.0) -> Timing:
+    """Return a method whose lanes cost nothing, whose steps take ``step``, and nothing else."""
+    return Timing(method, 0.0, {1: step, 5: step}, {1: 0.0, 5: 0.0}, 0.0, 2**20, 1000, 0.0)
+
+
+TIMINGS = tuple(timing(m) for m in ("lora", *TEN))
+
+
+def seconds(asked: StudySpec, **given: Any) -> float:
+    made = with_budget(asked, Budget.of(asked)._replace(**given))
+    return estimate(made, TIMINGS, ITEMS).seconds
+
+
+def test_an_estimate_by_hand() -> None:
+    made = estimate(spec(("m0",), steps=100), TIMINGS, ITEMS)
+    # 30 probe steps; 10 + 20 steps of search; 100 of the final runs: their lanes are free
+    assert [p.wall for p in made.phases] == [60.0, 60.0, 200.0]
+    assert made.seconds == 320.0
+    assert made.in_full_seconds == 60 + 200 + 200
+    assert phase_of(SEARCH, made).seconds == {"lora": 30.0, "m0": 30.0}
+    assert (made.low, made.high) == (320 * 0.75, 320 * 1.25)
+
+
+def test_an_estimate_shares_workers_but_not_for_probes() -> None:
+    asked = spec(("m0", "m1"), steps=100).model_copy(deep=True)
+    value = asked.model_dump(mode="json", exclude_none=True) | {"engine": {"workers": 2}}
+    made = estimate(parse_spec(value), TIMINGS, ITEMS)
+    assert phase_of(PROBES, made).wall == 90.0
+    assert phase_of(FINAL, made).wall == 150.0
+
+
+def test_lanes_and_evaluation_are_in_an_estimate() -> None:
+    own = Timing("lora", 2.0, {1: 1.0, 5: 3.0}, {1: 0.1, 5: 0.1}, 0.5, None, 1000, 0.0)
+    made = estimate(spec(("m0",), steps=100, seeds=3), (own,), ITEMS)
+    # search: 5 lanes for 10 steps at 3 s, 2 lanes for 20 at 1.5 s, two loads, two validations of
+    # 100 items at 0.1 s, and answers of the two trials at the last rung
+    assert phase_of(SEARCH, made).seconds["lora"] == pytest.approx(
+        10 * 3 + 20 * 1.5 + 2 * 2 + 2 * 100 * 0.1 + 2 * 100 * 0.5
+    )
+    # final: 3 lanes for 100 steps at 2 s, a load, one validation, 400 answers at each seed
+    assert phase_of(FINAL, made).seconds["lora"] == pytest.approx(
+        100 * 2 + 3 * 2 + 100 * 0.1 + 3 * 400 * 0.5
+    )
+
+
+def test_plenty_of_time_goes_to_steps_then_to_seeds() -> None:
+    bought = fit(spec(hours=2), TIMINGS, ITEMS, ACCURACY)
+    # 11 methods at 30 + 1.3 steps: at 455 steps 95 % of 7200 s are used
+    assert bought.steps == 455
+    assert (bought.settings, bought.seeds, bought.dropped) == (5, 10, ())  # seeds are free here
+    assert bought.passes == pytest.approx(455 / 200)
+    assert bought.seconds <= 0.95 * 7200
+    assert bought.detectable == pytest.approx(hours.detectable(400, 10, 10, ACCURACY))
+    most = fit(spec(hours=20), TIMINGS, ITEMS, ACCURACY)
+    assert most.steps == 600  # three passes: more would be another question
+    assert most.seconds < 20 * 3600 * 0.95
+
+
+def test_what_the_study_states_stays() -> None:
+    bought = fit(spec(hours=2, seeds=4, settings=4), TIMINGS, ITEMS, ACCURACY)
+    assert (bought.settings, bought.seeds) == (4, 4)
+
+
+def test_little_time_costs_contenders_from_the_end_of_the_list() -> None:
+    bought = fit(spec(hours=0.5), TIMINGS, ITEMS, ACCURACY)
+    # 1710 s: a pass of 200 steps and its probe and search take 290 s a method
+    assert bought.contenders == TEN[:4]
+    assert bought.dropped == TEN[4:]
+    assert bought.steps >= 200
+    assert bought.seconds <= 0.95 * 1800
+
+
+def test_settings_go_before_contenders_do() -> None:
+    wide = tuple(
+        Timing(m, 0.0, {1: 1.0, 5: 5.0}, {1: 0.0}, 0.0, None, 1000, 0.0) for m in ("lora", *TEN)
+    )
+    asked = spec(("m0",), hours=0.4, seeds=1)
+
+    def took(settings: int) -> float:
+        made = with_budget(asked, Budget(200, settings, 1, ("m0",)))
+        return estimate(made, wide, ITEMS).seconds
+
+    assert took(5) > took(4)
+    bought = fit(spec(("m0",), hours=took(4) / 0.95 / 3600, seeds=1), wide, ITEMS, ACCURACY)
+    assert (bought.settings, bought.contenders) == (4, ("m0",))
+    assert bought.steps == 200
+
+
+def test_too_little_time_is_refused_with_what_would_do() -> None:
+    with pytest.raises(BakeoffError) as refused:
+        fit(spec(hours=0.01), TIMINGS, ITEMS, ACCURACY)
+    assert refused.value.code == "hours-too-few"
+    enough = float(refused.value.try_.split("`hours = ")[1].split("`")[0])
+    bought = fit(spec(hours=enough), TIMINGS, ITEMS, ACCURACY)
+    assert bought.contenders == ("m0",)
+    assert bought.steps >= hours.FEWEST_STEPS
+
+
+def test_an_unbounded_metric_promises_nothing() -> None:
+    loss = MetricInfo("loss", "lower", "nats", 0.0, None)
+    assert fit(spec(hours=2), TIMINGS, ITEMS, loss).detectable is None
+
+
+def test_final_steps_fill_what_the_search_left() -> None:
+    asked = spec(("m0",), steps=100)
+    assert pace_of(asked, TIMINGS, ITEMS, took=90.0) == 1.5
+    assert pace_of(asked, TIMINGS, ITEMS, took=0.0) == 1.0
+    # two methods, 1.5 s a step: 360 s are 120 steps
+    assert refitted_steps(asked, TIMINGS, ITEMS, 360.0, 1.5) == 120
+    assert refitted_steps(asked, TIMINGS, ITEMS, 1e6, 1.5) == 200  # twice the plan at most
+    assert refitted_steps(asked, TIMINGS, ITEMS, 0.0, 1.5) == 50  # half of it at least
+    few = {**ITEMS, "train": 800}  # three passes are 150 steps
+    assert refitted_steps(asked, TIMINGS, few, 1e6, 1.5) == 150
+    assert hours.final_seconds(asked, TIMINGS, ITEMS, 120, 1.5) == {"lora": 180.0, "m0": 180.0}
+
+
+def test_a_deadline_lets_begin_what_ends_within_its_grace() -> None:
+    bought = fit(spec(hours=1), TIMINGS, ITEMS, ACCURACY)
+    deadline = Deadline(bought, TIMINGS, lambda: 3600.0)
+    assert deadline.allows(0.15 * 3600)
+    assert not deadline.allows(0.16 * 3600)
+
+
+def test_hours_and_steps_exclude_each_other() -> None:
+    with pytest.raises(BakeoffError, match="either `steps` or `hours`"):
+        spec(hours=1, steps=100)
+
+
+def test_timings_survive_plain_json() -> None:
+    value = {"method": "lora", "load": 1.0, "step": {"1": 2.0, "5": 4.0}, "evaluate": {"1": 0.1},
+             "predict": 0.5, "peak_bytes": None, "parameters": 3, "spread": 0.1}  # fmt: skip
+    assert Timing.from_json(value).step == {1: 2.0, 5: 4.0}
+    assert estimates.Timing.from_json(value).evaluate == {1: 0.1}
