@@ -23,7 +23,7 @@ check: $(READY)
 
 test: check
 	$(VENV)/bin/bakeoff assets all-minilm-l6-v2
-	$(VENV)/bin/pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from records import finished, make_record, make_result, make_trial
 
+from bakeoff import api
 from bakeoff.analysis.choose import Picks, choose_settings, criterion, picks
 from bakeoff.analysis.runs import Run
 from bakeoff.analysis.summary import summarise
 from bakeoff.phases import axes
 from bakeoff.race import Rules, Standing, decide
 from bakeoff.results import Cost, SplitScores, Status
+from bakeoff.spec import parse_spec
 
 
 def tried(rate: float, loss: float, right: int, step: int = 100, **more: Any) -> Run:
@@ -118,3 +121,25 @@ def test_methods_race_by_the_axes_of_the_study_s_front() -> None:
     assert axes(costs, "lora", ("quality", "size"))["ia3"] == {"size": 8}
     # not known before the end: nobody can be ruled out by it
     assert axes(costs, "lora", ("quality", "forgetting"))["lora"] == {"forgetting": None}
+
+
+def test_a_study_chooses_by_the_metric_where_answers_are_generated(
+    study_values: dict[str, Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    study_values["base"]["model"] = str(tiny_llama)
+    study_values["task"] = {"kind": "sft", "max_length": 64, "max_new_tokens": 4}
+    study_values["data"]["columns"] = {"prompt": "text", "completion": "label"}
+    study_values["data"]["limit"] = {"validation": 8, "test": 8}
+    del study_values["method"]
+    study_values["budget"] |= {"settings": 3, "seeds": 1, "extend": 0, "select_on": "metric"}
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "study")
+    for method in report["methods"]:
+        # at every rung each trial that stood there was scored, beside its loss
+        assert all(s["validation_score"] is not None for s in method["settings"])
+        assert method["picked"]["compared"] == 2
+        chosen = next(s for s in method["settings"] if s["chosen"])
+        finalists = method["picked"]["by_metric"], method["picked"]["by_loss"]
+        assert chosen["setting"] in finalists
+    reasons = {d["reason"] for d in report["race"]["decisions"]}
+    assert all("by validation score" in reason for reason in reasons)
+    assert len(report["race"]["decisions"]) == 2 * 3 + 2 * 2

@@ -130,6 +130,26 @@ def test_a_diverged_lane_is_frozen_dated_and_reported_and_the_others_finish(
     assert [len(r.curve) for r in results] == [3, 0, 3]
 
 
+def test_a_lane_whose_validation_loss_is_not_finite_has_diverged(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_splits(tmp_path / "data")
+    trials = [dataclasses.replace(t, phase="search") for t in three("lora", "classify", steps=12)]
+    right = segment.item_losses
+
+    def broken(*given: Any) -> Any:
+        losses = right(*given)
+        losses[1, 0] = float("nan")
+        return losses
+
+    monkeypatch.setattr(segment, "item_losses", broken)
+    at_rung = Segment(tuple(trials), 0, 2, str(tmp_path), str(tiny_bert))
+    results = segment.run_segment(at_rung).results
+    assert [r.status for r in results] == [Status.STOPPED, Status.DIVERGED, Status.STOPPED]
+    assert results[1].reason == "the validation loss was not finite at step 2"
+    assert (results[1].diverged_at_step, results[1].item_losses) == (2, ())
+
+
 @pytest.mark.parametrize(("method", "task"), CASES)
 def test_a_group_is_trained_and_scored_in_lanes(
     method: str, task: str, bases: dict[str, Path], tmp_path: Path
@@ -141,13 +161,14 @@ def test_a_group_is_trained_and_scored_in_lanes(
     trials = [dataclasses.replace(t, phase="search") for t in trials]
     on = dataclasses.replace(ON, packing=method not in PADDED)
     engine = {"switches": dataclasses.asdict(on), "token_bytes": None}
-    whole = Segment(tuple(trials), 0, 4, str(tmp_path), str(bases[task]), engine)
+    whole = Segment(tuple(trials), 0, 4, str(tmp_path), str(bases[task]), engine, scored=True)
     for trial, lane in zip(trials, segment.run_segment(whole).results, strict=True):
         assert lane.status is Status.DONE, lane.reason
         assert lane.lanes == 3, lane.warnings
         alone = dataclasses.replace(whole, trials=(trial,))
         (solo,) = segment.run_segment(alone).results
         pairs = zip(*(r.splits["validation"].predictions for r in (lane, solo)), strict=True)
+        assert len(lane.splits["validation"].predictions) > 1
         assert sum(a != b for a, b in pairs) <= 1, "rounding may turn one item, not more"
         assert lane.curve[-1].validation_loss == pytest.approx(
             solo.curve[-1].validation_loss, abs=1e-3

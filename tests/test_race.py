@@ -59,7 +59,7 @@ def test_two_settings_go_on_then_one() -> None:
     first = judge(*trials, rung=0)
     assert going_on(first) == {"lora@1", "lora@0.1"}
     assert first["lora@0.01"].numbers == {
-        "mean_loss": pytest.approx(1.3), "place": 3, "of": 5, "outdone_by": None,
+        "mean_loss": pytest.approx(1.3), "score": None, "place": 3, "of": 5, "outdone_by": None,
     }  # fmt: skip
     assert first["lora@0.01"].reason == "setting 3 of 5 by validation loss; 2 go on"
     assert first["lora@1"].reason == "setting 1 of 5 by validation loss"

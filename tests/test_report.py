@@ -297,7 +297,14 @@ def test_fairness_says_when_budgets_differ() -> None:
     assert getattr(first, "text", "") == (
         "Every method got 3 settings and 3 seeds, the control included."
     )
-    made["methods"][1]["n_settings"] = 9
+    made["methods"][1] |= {"n_settings": 4, "n_settings_added": 1}
+    drawn = fairness.build(made)
+    assert getattr(drawn.blocks[0], "text", "") == (
+        "Every method got 3 settings and 3 seeds, the control included. Its best learning rate at "
+        "the edge of those tried gave more settings to: OFT 1."
+    )
+    assert cells(drawn, "Settings")["OFT"] == "4 (1 added)"
+    made["methods"][1] |= {"n_settings": 9, "n_settings_added": 0}
     first = fairness.build(made).blocks[0]
     assert getattr(first, "text", "") == (
         "Not the same for all: most methods have 3 settings, but OFT 9."
@@ -309,6 +316,22 @@ def cells(drawn: Any, column: str) -> dict[str, str]:
     found = next(b for b in drawn.blocks if isinstance(b, Table))
     at = [c.title for c in found.columns].index(column)
     return {r.cells[0].text: r.cells[at].text for r in found.rows}
+
+
+def test_fairness_says_what_hours_bought() -> None:
+    made = report()
+    assert "hours" not in str(fairness.build(made).blocks[2])
+    made["hours"] = {
+        "hours": 2.0, "steps": 400, "settings": 5, "seeds": 3, "contenders": ["oft"],
+        "dropped": ["vera"], "passes": 1.5, "seconds": 6800.0, "detectable": 0.03,
+        "final_steps": 420, "used": 1.94,
+    }  # fmt: skip
+    said = " ".join(str(b) for b in fairness.build(made).blocks)
+    assert "The budget was 2 hours." in said
+    assert "5 settings, 3 seeds and 400 steps a run (1.5 passes" in said
+    assert "final runs took 420" in said
+    assert "1.9 hours were used so far" in said
+    assert "Left out, from the end of the list of contenders: vera." in said
 
 
 def test_fairness_says_who_ran_in_lanes_and_why_others_did_not() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import time
@@ -216,6 +217,12 @@ def _ended(
         return dataclasses.replace(
             result, status=Status.DIVERGED, reason=reason, step=result.diverged_at_step
         )
+    if not all(map(math.isfinite, result.item_losses)):
+        reason = f"the validation loss was not finite at step {segment.stop}"
+        return dataclasses.replace(
+            result, status=Status.DIVERGED, reason=reason, diverged_at_step=segment.stop,
+            item_losses=(),
+        )  # fmt: skip
     result = dataclasses.replace(result, splits=splits)
     trial, trials = segment.trials[lane], Path(segment.folder) / "trials"
     if segment.stop < bench.conditions.steps:
