@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import tomli_w
 
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -52,3 +58,18 @@ def study_values(tiny_bert: Path, tmp_path: Path) -> dict[str, Any]:
         "budget": {"steps": 6, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2},
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
     }
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a benchmark script as `python benchmarks/<name>.py` would find it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def study_file(study_values: dict[str, Any], tmp_path: Path) -> Path:
+    """The tiny study as a file."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(tomli_w.dumps(study_values), encoding="utf-8")
+    return path

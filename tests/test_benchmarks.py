@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-import tomli_w
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
 FEW = ["--json", "--lanes", "2", "--pairs", "2", "--steps", "2", "--threads", "1"]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Import a benchmark script as `python benchmarks/<name>.py` would find it."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
-
-
-@pytest.fixture
-def study_file(study_values: dict[str, Any], tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(tomli_w.dumps(study_values), encoding="utf-8")
-    return path
 
 
 def test_quick_gives_three_finite_figures(

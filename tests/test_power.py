@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -22,8 +22,6 @@ from bakeoff.analysis.power import (
     items_needed,
     seeds_needed,
 )
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.mark.parametrize("contenders", [1, 2, 3, 7])
@@ -82,12 +80,10 @@ def test_more_of_anything_shows_smaller_differences() -> None:
 
 
 def test_the_simulated_verdicts_keep_their_promises(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     n = 60
-    script = importlib.import_module("verdict")
-    assert script.main(["--quick", "--json", "--studies", str(n)]) == 0
+    assert script("verdict").main(["--quick", "--json", "--studies", str(n)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"family_wise_error", "coverage", "equivalence_error", "power_gap"}
     slack = 3 * math.sqrt(0.05 * 0.95 / n)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from statistics import NormalDist
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ import pytest
 from bakeoff import race
 from bakeoff.race import Decision, Rules, Standing, decide, dominated, forecast
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RULES = Rules(rungs=(10, 30), steps=100, contenders=2)
 ALIKE = {"memory": 1.0, "time": 1.0}
 """Costs of every method where they decide nothing."""
@@ -269,10 +267,9 @@ def test_with_no_true_difference_the_rule_errs_as_rarely_as_it_says() -> None:
 
 
 def test_the_simulated_race_keeps_what_it_must(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    assert importlib.import_module("race").main(["--quick", "--json"]) == 0
+    assert script("race").main(["--quick", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"steps_saved", "best_kept", "front_dropped"}
     assert found["steps_saved"] >= 2.05, "less than by the settings alone"
@@ -280,9 +277,8 @@ def test_the_simulated_race_keeps_what_it_must(
     assert found["front_dropped"] <= race.ALPHA
 
 
-def test_the_simulated_curves_rank_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    found = importlib.import_module("race").rank_correlations(50, 0)
+def test_the_simulated_curves_rank_as_published(script: Callable[[str], ModuleType]) -> None:
+    found = script("race").rank_correlations(50, 0)
     published = {"all 63": -0.94, "accuracy > 30 %": -0.91, "top 25": -0.65}
     assert {name: real for name, (real, _) in found.items()} == pytest.approx(published, abs=0.01)
     for real, made in found.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,27 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tomli_w
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import parse_spec
-
-FOLDER = Path(__file__).parent.parent / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Import a benchmark script as `python benchmarks/<name>.py` would find it."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
-
-
-@pytest.fixture
-def study_file(study_values: dict[str, Any], tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(tomli_w.dumps(study_values), encoding="utf-8")
-    return path
 
 
 def test_a_method_against_itself_is_told_from_nothing(
