@@ -96,7 +96,9 @@ def needs(method: str) -> None:
         pytest.importorskip(packages[method])
 
 
-@pytest.mark.parametrize(("task", "method"), [(t, m) for t, ms in NOT_ON.items() for m in ms])
+@pytest.mark.parametrize(
+    ("task", "method"), [(t, m) for t, ms in NOT_ON.items() for m in sorted(ms)]
+)
 def test_what_cannot_run_says_so(
     method: str, task: str, wide: dict[str, Path], tmp_path: Path
 ) -> None:
