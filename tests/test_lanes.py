@@ -188,11 +188,13 @@ def test_a_group_that_cannot_ride_runs_alone_and_says_why(
 
     monkeypatch.setattr(segment, "build", only_alone)
     trials = [make_trial("lora", "sft", seed=s, phase="search", steps=2) for s in (1, 2)]
-    whole = Segment(tuple(trials), 0, 2, str(tmp_path), str(tiny_llama))
-    for result in segment.run_segment(whole).results:
-        assert result.status is Status.DONE
-        assert result.lanes == 1
-        assert result.warnings[-1] == "trained alone, not in lanes: ValueError: no room for two"
+    for start, status in ((0, Status.STOPPED), (1, Status.DONE)):
+        part = Segment(tuple(trials), start, start + 1, str(tmp_path), str(tiny_llama))
+        for result in segment.run_segment(part).results:
+            assert result.status is status, result.traceback
+            assert (result.lanes, result.step) == (1, start + 1)
+            said = "trained alone, not in lanes: ValueError: no room for two"
+            assert result.warnings[-1] == said
 
 
 def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(

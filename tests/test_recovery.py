@@ -29,8 +29,9 @@ def comparable(report: dict[str, Any]) -> dict[str, Any]:
             k: v for k, v in method["cost"].items()
             if k in ("trainable_parameters", "adapter_bytes")
         }  # fmt: skip
+        del method["front_probability"]
     # fronts and the sentence about cheaper methods rest on measured costs
-    del kept["pareto"], kept["recommendation"]
+    del kept["pareto"], kept["front"], kept["recommendation"]
     return kept
 
 

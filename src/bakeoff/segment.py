@@ -34,7 +34,7 @@ from bakeoff.evaluate import item_losses, score_split
 from bakeoff.methods.hook import Finished, Incompatible
 from bakeoff.results import CurvePoint, SegmentResult, SplitScores, Status, TrialResult
 from bakeoff.tasks import Example
-from bakeoff.trial import Segment, Trial
+from bakeoff.trial import Segment
 
 COMPLETE = "COMPLETE.json"
 RESULT = "result.json"
@@ -53,10 +53,10 @@ def run_segment(segment: Segment) -> SegmentResult:
     """
     group = segment.trials
     try:
-        results = [_alone(group[0], segment)] if len(group) == 1 else _group(group, segment)
+        results = [_alone(segment)] if len(group) == 1 else _group(segment)
     except Exception as error:  # which trial it was is found out when each runs alone
         why = f"trained alone, not in lanes: {describe_failure(error).splitlines()[0]}"
-        alone = (_alone(trial, segment) for trial in group)
+        alone = (_alone(dataclasses.replace(segment, trials=(trial,))) for trial in group)
         results = [dataclasses.replace(r, warnings=(*r.warnings, why)) for r in alone]
     folder = Path(segment.folder) / "trials"
     return SegmentResult(
@@ -82,22 +82,22 @@ def describe_failure(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _group(trials: tuple[Trial, ...], segment: Segment) -> list[TrialResult]:
+def _group(segment: Segment) -> list[TrialResult]:
     with _listening() as heard:
-        results = _train_and_score(trials, segment, [[] for _ in trials])
+        results = _train_and_score(segment, [[] for _ in segment.trials])
     return [_with_warnings(r, heard) for r in results]
 
 
-def _alone(trial: Trial, segment: Segment) -> TrialResult:
+def _alone(segment: Segment) -> TrialResult:
     started = time.perf_counter()
     curve: list[CurvePoint] = []
     with _listening() as heard:
         try:
-            (result,) = _train_and_score((trial,), segment, [curve])
+            (result,) = _train_and_score(segment, [curve])
         except Exception as error:  # a failure is a result: whatever it is, the study goes on
             status = classify_failure(error)
             result = TrialResult(
-                trial_id=trial.id,
+                trial_id=segment.trials[0].id,
                 status=status,
                 reason=describe_failure(error),
                 traceback=traceback.format_exc() if status is Status.FAILED else None,
@@ -114,6 +114,8 @@ def _listening() -> Iterator[list[warnings.WarningMessage]]:
         # deprecations inside a library are its authors' business, not the user's
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        # PEFT's list of layer classes holds no norms; that it wraps them rightly is tested
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         yield heard
 
 
@@ -122,11 +124,9 @@ def _with_warnings(result: TrialResult, heard: Sequence[warnings.WarningMessage]
     return dataclasses.replace(result, warnings=said)
 
 
-def _train_and_score(
-    trials: tuple[Trial, ...], segment: Segment, curves: list[list[CurvePoint]]
-) -> list[TrialResult]:
+def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[TrialResult]:
     """Train all trials in lanes; ``curves`` takes each one's points as they come."""
-    started = time.perf_counter()
+    started, trials = time.perf_counter(), segment.trials
     prepare_process(trials[0].conditions)
     folder = Path(segment.folder)
     engine = segment.engine or {}
