@@ -23,7 +23,7 @@ check: $(READY)
 
 test: check
 	$(VENV)/bin/bakeoff assets all-minilm-l6-v2
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV)

@@ -23,7 +23,7 @@ def command(
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Compare LoRA with its contenders on MiniLM and home-assistant intents (about 7 minutes)."""
+    """Compare LoRA with its contenders on MiniLM and home-assistant intents (about 5 minutes)."""
     from bakeoff.spec import read_spec
 
     with as_file(files("bakeoff") / "demo.toml") as path:
