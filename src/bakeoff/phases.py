@@ -155,6 +155,8 @@ def run_trials(
         )
         if any(t.id not in there for t in s.trials)
     ]
+    if running.deadline is None:  # with one, the user's order says who may go without
+        segments.sort(key=lambda s: _slowness(s, costs), reverse=True)
     progress.phase(title, len(trials), sum(t.id in there for t in trials))
     begun = []
 
@@ -179,6 +181,12 @@ def run_trials(
     for trial in (t for s in segments[len(begun) :] for t in s.trials if t.id not in there):
         store.keep(TrialResult(trial.id, Status.STOPPED, NO_TIME))
         progress.say(f"{trial.method.title} seed {trial.seed} {NO_TIME}")
+
+
+def _slowness(segment: Segment, costs: Mapping[str, Cost]) -> float:
+    """Return about how long a segment takes: the longest first leave no worker waiting at the end."""
+    cost = costs.get(segment.trials[0].method.name)
+    return (cost.step_milliseconds or 0.0) * len(segment.trials) if cost else 0.0
 
 
 def _scored(study: Study, stop: int) -> bool:
