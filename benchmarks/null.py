@@ -208,6 +208,7 @@ def summary(runs: Sequence[Run], spec: StudySpec, better: str) -> dict[str, Any]
         "totals": {
             "twins": {**total(rows), "identical": sum(row["identical"] for row in rows)},
             "strangers": total(around),
+            "strangers_same_setting": total([row for row in around if row["same_setting"]]),
             "all_pairs": total(list(judged.values()), independent=False),
             "all_pairs_same_setting": total(alike, independent=False),
         },
@@ -264,6 +265,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         dump_spec(read_spec(given.study)),
         "budget",
         validations=given.validations,
+        race=given.race,
     )
     own = checked(wished, given.steps, given.workers)
     freeze(own, source, given.folder, limits)
@@ -287,6 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first run; the next is +100")
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates; the study's")
     parser.add_argument("--steps", type=int, default=30, help="of each trial")
+    parser.add_argument("--race", choices=("on", "off"), help="in the search; the study's")
     parser.add_argument("--validations", type=int, default=1, help="in each trial")
     parser.add_argument("--train", type=int, help="only so many rows, the same for every run")
     parser.add_argument("--validation", type=int, default=100, help="as --train")

@@ -184,7 +184,7 @@ def run_trials(
 
 
 def _slowness(segment: Segment, costs: Mapping[str, Cost]) -> float:
-    """Return about how long a segment takes: the longest first leave no worker waiting at the end."""
+    """Return about how long a segment takes: with the longest first no worker waits at the end."""
     cost = costs.get(segment.trials[0].method.name)
     return (cost.step_milliseconds or 0.0) * len(segment.trials) if cost else 0.0
 
