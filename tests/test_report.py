@@ -300,8 +300,8 @@ def test_fairness_says_when_budgets_differ() -> None:
     made["methods"][1] |= {"n_settings": 4, "n_settings_added": 1}
     drawn = fairness.build(made)
     assert getattr(drawn.blocks[0], "text", "") == (
-        "Every method got 3 settings and 3 seeds, the control included. Its best learning rate at "
-        "the edge of those tried gave more settings to: OFT 1."
+        "Every method got 3 settings and 3 seeds, the control included. More were tried where the "
+        "best learning rate lay at the edge of the grid: OFT 1."
     )
     assert cells(drawn, "Settings")["OFT"] == "4 (1 added)"
     made["methods"][1] |= {"n_settings": 9, "n_settings_added": 0}

@@ -113,7 +113,7 @@ def _equal(methods: list[dict[str, Any]]) -> tuple[str, str]:
     text = f"Every method got {words.plural(settings, 'setting')} and {words.plural(seeds, 'seed')}"
     wider = [f"{words.title(m)} {m['n_settings_added']}" for m in able if m.get("n_settings_added")]
     more = (
-        " Its best learning rate at the edge of those tried gave more settings to: "
+        " More were tried where the best learning rate lay at the edge of the grid: "
         f"{', '.join(wider)}."
         if wider
         else ""
