@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bakeoff import plan
 from bakeoff.methods import registry
-from bakeoff.spec import parse_spec
+from bakeoff.spec import BudgetSpec, parse_spec
 from bakeoff.testing.trials import CONDITIONS
 from bakeoff.trial import Segment, Trial
 
@@ -78,3 +78,10 @@ def test_groups_hold_one_method_one_shape_and_no_more_lanes_than_allowed() -> No
     assert whole == [[0, 2, 4], [1], [3]]
     by_two = [[trials.index(t) for t in g] for g in plan.groups(trials, 2)]
     assert by_two == [[0, 2], [4], [1], [3]]
+
+
+def test_rungs_that_come_too_early_are_warned_of() -> None:
+    assert plan.early_rungs(BudgetSpec(steps=200)) == ()
+    assert plan.early_rungs(BudgetSpec(steps=60, race="off")) == ()
+    (said,) = plan.early_rungs(BudgetSpec(steps=60))
+    assert said.startswith("The race compares settings at steps 6 and 18: before step 20 it often")

@@ -131,6 +131,7 @@ def narrowed(study: Study, bought: Fit) -> Study:
     count = len(spec.method_names)  # contenders leave from the end of the list
     return study._replace(
         spec=spec,
+        warnings=study.warnings + plan.early_rungs(spec.budget),
         entries=study.entries[:count],
         conditions=dataclasses.replace(study.conditions, steps=spec.budget.steps),
         sizes=None if study.sizes is None else study.sizes[:count],

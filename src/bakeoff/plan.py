@@ -22,6 +22,10 @@ GRID_STEP = 10**0.5
 arXiv 2602.04998 finds best learning rates up to 18 times apart between LoRA variants.
 """
 
+FEWEST_RUNG_STEPS = 20
+"""Before so many steps a race chooses poorly: with rungs at 6 and 18 of 60 steps five of the demo's
+eight methods got another rate than in full, at up to 17 points (``benchmarks/race_real.py``)."""
+
 FEWEST_RATES = 3
 """From so many on a grid has an inside."""
 
@@ -69,6 +73,18 @@ def rungs(budget: BudgetSpec) -> tuple[int, ...]:
         return ()
     steps = {max(1, round(share * budget.steps)) for share in budget.rungs}
     return tuple(sorted(s for s in steps if s < budget.steps))
+
+
+def early_rungs(budget: BudgetSpec) -> tuple[str, ...]:
+    """Return a warning where the race compares settings before they tell anything."""
+    stops = rungs(budget)
+    if not stops or stops[0] >= FEWEST_RUNG_STEPS:
+        return ()
+    steps = " and ".join(str(s) for s in stops)
+    return (
+        f"The race compares settings at steps {steps}: before step {FEWEST_RUNG_STEPS} it often "
+        'chooses others than a full search would. More steps, later rungs, or race = "off".',
+    )
 
 
 def extension(losses: Mapping[float, float]) -> float | None:

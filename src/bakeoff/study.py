@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import bases, registry
+from bakeoff import bases, plan, registry
 from bakeoff import folder as study_folder
 from bakeoff.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.executors import Executor
@@ -68,7 +68,8 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     }
     checked = task.check(splits.rows, options)
     base = bases.locate(spec.base.model, progress.say)
-    for warning in checked.warnings:
+    warnings = checked.warnings + plan.early_rungs(spec.budget)
+    for warning in warnings:
         progress.say(f"warning: {warning}")
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything
@@ -96,7 +97,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         threads=machine["threads"],
     )
     opened = Study(
-        spec, out, entries, conditions, base, machine, splits, checked.warnings, source.resolve()
+        spec, out, entries, conditions, base, machine, splits, warnings, source.resolve()
     )
     return matched(opened) if spec.budget.match == "parameters" else opened
 
