@@ -29,7 +29,7 @@ def tried(rate: float, loss: float, right: int, step: int = 100, **more: Any) ->
     return Run(trial, dataclasses.replace(result, splits=splits, step=step))
 
 
-RUNS = [tried(1e-4, 0.9, 4), tried(1e-3, 0.5, 7), tried(1e-2, 0.6, 8)]
+RUNS = [tried(1e-4, 0.9, 1), tried(1e-3, 0.5, 4), tried(1e-2, 0.6, 9)]
 
 
 def test_loss_and_metric_choose_for_themselves() -> None:
@@ -66,9 +66,9 @@ def test_picks_compare_the_settings_that_stood_furthest() -> None:
     assert picks([first, second], "higher") == Picks(
         {"learning_rate": 1e-3}, {"learning_rate": 1e-3}, True, 2, 100
     )
-    # the loss's choice has the best score, too, whoever shares it
-    tie = tried(1e-2, 0.6, 7)
-    found = picks([second, tie], "higher")
+    # one item of ten more is chance: a difference of 0.1 with a standard error of 0.1
+    near = tried(1e-2, 0.6, 5)
+    found = picks([second, near], "higher")
     assert found is not None
     assert found.agree
     assert third.trial.learning_rate == 1e-2

@@ -8,14 +8,18 @@ taken, and ``picks`` tells where they disagree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from bakeoff.analysis.runs import Run, setting_key
 from bakeoff.results import Status, TrialResult
 from bakeoff.trial import Trial
+
+BEYOND_CHANCE = 2.0
+"""Standard errors beyond which two settings' scores on the same items are told apart."""
 
 
 @dataclass(frozen=True)
@@ -68,27 +72,26 @@ def choose_settings(
 def picks(runs: Sequence[Run], better: str) -> Picks | None:
     """Return what loss and metric each make of a method's search trials.
 
-    Compared are those that stood furthest and have both; None for fewer than two. Settings whose
-    score is the best one agree with the loss, whoever else has that score.
+    Compared are those that stood furthest and have both; None for fewer than two. They agree where
+    the loss's choice scores no worse than the metric's by more than chance: ``BEYOND_CHANCE``
+    standard errors of the items' differences.
     """
     both = [
-        (_step(run), loss, score, run.trial)
+        (_step(run), loss, score, run)
         for run in runs
         if run.result is not None and run.status in (Status.DONE, Status.STOPPED)
         if (loss := run.validation_loss) is not None
         if (score := run.mean_score("validation")) is not None
     ]
     last = max((step for step, *_ in both), default=0)
-    there = [
-        (loss, _cost(score, better), trial) for step, loss, score, trial in both if step == last
-    ]
+    there = [(loss, _cost(score, better), run) for step, loss, score, run in both if step == last]
     if len(there) < 2:
         return None
-    by_loss = min(there, key=lambda t: (t[0], t[2].learning_rate))
-    by_metric = min(there, key=lambda t: (t[1], t[0], t[2].learning_rate))
-    agree = by_loss[1] == by_metric[1]
+    by_loss = min(there, key=lambda t: (t[0], t[2].trial.learning_rate))[2]
+    by_metric = min(there, key=lambda t: (t[1], t[0], t[2].trial.learning_rate))[2]
+    agree = not _differ(by_loss, by_metric)
     chosen = by_loss if agree else by_metric
-    return Picks(by_loss[2].setting, chosen[2].setting, agree, len(there), last)
+    return Picks(by_loss.trial.setting, chosen.trial.setting, agree, len(there), last)
 
 
 def _rank(runs: list[Run], select_on: str, better: str) -> tuple[float, float, float, str] | None:
@@ -100,6 +103,16 @@ def _rank(runs: list[Run], select_on: str, better: str) -> tuple[float, float, f
         return None
     trial = runs[0].trial
     return fmean(values), fmean(losses), trial.learning_rate, setting_key(trial.setting)
+
+
+def _differ(one: Run, other: Run) -> bool:
+    """Tell whether two trials' scores on validation differ by more than chance, item by item."""
+    pairs = [r.result.splits["validation"].scores for r in (one, other) if r.result is not None]
+    differences = [a - b for a, b in zip(*pairs, strict=True)]
+    if len(differences) < 2:
+        return False
+    error = stdev(differences) / math.sqrt(len(differences))
+    return abs(fmean(differences)) > BEYOND_CHANCE * error
 
 
 def _cost(score: float, better: str) -> float:
