@@ -91,6 +91,13 @@ def test_plenty_of_time_goes_to_steps_then_to_seeds() -> None:
     assert most.seconds < 20 * 3600 * 0.95
 
 
+def test_the_time_that_timing_took_is_spent() -> None:
+    late = fit(spec(hours=2), TIMINGS, ITEMS, ACCURACY, spent=1430.0)
+    # 5410 s are left: 11 methods at 30 + 1.3 steps
+    assert late.steps == 355
+    assert late.seconds == pytest.approx(1430 + 11 * (30 + 1.3 * 355), abs=6)
+
+
 def test_what_the_study_states_stays() -> None:
     bought = fit(spec(hours=2, seeds=4, settings=4), TIMINGS, ITEMS, ACCURACY)
     assert (bought.settings, bought.seeds) == (4, 4)

@@ -86,16 +86,20 @@ class Fit:
 
 
 def fit(
-    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], metric: MetricInfo
+    spec: StudySpec,
+    timings: Sequence[Timing],
+    n_items: Mapping[str, int],
+    metric: MetricInfo,
+    spent: float = 0.0,
 ) -> Fit:
-    """Return the largest study that takes the spec's hours.
+    """Return the largest study that takes the spec's hours, less the seconds ``spent`` on timing.
 
     Raises:
         PreflightError: ``hours-too-few``, with the hours that the smallest one would take.
     """
     names, hours = spec.methods.contenders, spec.budget.hours
     assert hours is not None
-    limit = TARGET * hours * 3600
+    limit = TARGET * hours * 3600 - spent
 
     def seconds(given: Budget) -> float:
         return estimate(with_budget(spec, given), timings, n_items).seconds
@@ -129,7 +133,7 @@ def fit(
         **found._asdict(),
         dropped=names[len(found.contenders) :],
         passes=found.steps / one_pass,
-        seconds=seconds(found),
+        seconds=spent + seconds(found),
         detectable=detectable(n_items["test"], found.seeds, len(found.contenders), metric),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +25,11 @@ RUN_TIMING = "bakeoff.timing:measure"
 
 
 class Timed(NamedTuple):
-    """Timings of the methods that run here; ``untimed`` maps the others to the reason."""
+    """Timings of the methods that run here, ``untimed`` the others' reasons; ``seconds`` taken."""
 
     timings: tuple[Timing, ...]
     untimed: dict[str, str]
+    seconds: float
 
 
 def overview(
@@ -89,7 +91,7 @@ def overview(
 
 def timed(study: Study, progress: Progress) -> Timed:
     """Time a few steps of each method, in processes of their own, one at a time."""
-    settings = study.spec.budget.settings
+    settings, started = study.spec.budget.settings, time.monotonic()
     timings, untimed = [], {}
     with tempfile.TemporaryDirectory() as name:
         study_folder.freeze_data(Path(name), study.splits)
@@ -106,7 +108,7 @@ def timed(study: Study, progress: Progress) -> Timed:
                 untimed[method] = (outcome.value or {}).get("error_text") or str(outcome.error)
             else:
                 timings.append(Timing.of(method, outcome.value))
-    return Timed(tuple(timings), untimed)
+    return Timed(tuple(timings), untimed, time.monotonic() - started)
 
 
 def estimated(study: Study, found: Timed) -> dict[str, Any]:
@@ -121,7 +123,8 @@ def fitted(study: Study, found: Timed) -> Fit:
     Raises:
         PreflightError: ``hours-too-few``.
     """
-    return hours.fit(study.spec, found.timings, study.splits.counts, _metric(study))
+    counts, metric = study.splits.counts, _metric(study)
+    return hours.fit(study.spec, found.timings, counts, metric, found.seconds)
 
 
 def narrowed(study: Study, bought: Fit) -> Study:

@@ -112,7 +112,7 @@ def _differ(one: Run, other: Run) -> bool:
     if len(differences) < 2:
         return False
     error = stdev(differences) / math.sqrt(len(differences))
-    return abs(fmean(differences)) > BEYOND_CHANCE * error
+    return bool(abs(fmean(differences)) > BEYOND_CHANCE * error)
 
 
 def _cost(score: float, better: str) -> float:
