@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from real_study import DEMO, about, changed, checked, markdown, run_study, where
+from real_study import DEMO, about, changed, checked, markdown, run_study, told, where
 from scipy import stats
 
 from bakeoff import folder as study_folder
@@ -299,14 +299,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/null"), help="of the studies")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
     given = parser.parse_args(argv)
-    try:
-        found = measure(given)
-    except BakeoffError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
+    return told(given, measure, table, any_false)
+
+
+def any_false(found: dict[str, Any]) -> int:
+    """Return 1 where any verdict is false."""
     return 1 if any(found["totals"][k]["false"] for k in ("twins", "strangers")) else 0
 
 

@@ -16,16 +16,14 @@ can differ. Costs are probed anew in each; the front is the full run's, over its
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from real_study import DEMO, about, changed, checked, markdown, run_study, where
+from real_study import DEMO, about, changed, checked, markdown, run_study, told, where
 
-from bakeoff.errors import BakeoffError
 from bakeoff.results import StudyRecord, TrialResult
 from bakeoff.spec import StudySpec, dump_spec, read_spec
 from bakeoff.trial import Trial
@@ -172,15 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/race-real"), help="of both runs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
     given = parser.parse_args(argv)
-    try:
-        found = measure(given)
-    except BakeoffError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
-    return 0
+    return told(given, measure, table, lambda _: 0)
 
 
 if __name__ == "__main__":

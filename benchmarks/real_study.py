@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bakeoff import api
+from bakeoff.errors import BakeoffError
 from bakeoff.results import StudyRecord
 from bakeoff.spec import StudySpec, parse_spec
 from bakeoff.study import git_state
@@ -94,3 +97,21 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def told(
+    given: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+    code: Callable[[dict[str, Any]], int],
+) -> int:
+    """Measure, write ``--out``, print the table; return the exit code."""
+    try:
+        found = measure(given)
+    except BakeoffError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
+    return code(found)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bakeoff import plan
-from bakeoff.spec import StudySpec
+from bakeoff.spec import StudySpec, method_name
 
 ERROR = 0.25
 """Share of the estimate that the timed steps do not tell: other lengths, another load."""
@@ -113,7 +112,7 @@ def _phases(
     n_items: Mapping[str, int],
     rungs: tuple[int, ...],
 ) -> tuple[Phase, ...]:
-    names = {Path(n).name.removesuffix(".toml") for n in spec.method_names}
+    names = {method_name(n) for n in spec.method_names}
     own = [t for t in timings if t.method in names]
     workers = spec.engine.workers
     return (

@@ -12,14 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from bakeoff.analysis.power import Design, detectable_difference
 from bakeoff.errors import PreflightError
-from bakeoff.estimate import FINAL, SEARCH, Timing, estimate, phase_of
+from bakeoff.estimate import FINAL, SEARCH, Phase, Timing, estimate, phase_of
 from bakeoff.results import MetricInfo
-from bakeoff.spec import BudgetSpec, StudySpec, dump_spec, parse_spec
+from bakeoff.spec import BudgetSpec, StudySpec, dump_spec, method_name, parse_spec
 
 TARGET = 0.95
 """Share of the hours that is planned for: late is worse than early."""
@@ -167,15 +166,14 @@ def refitted_steps(
 
     ``pace`` is what the search took over what it was expected to take.
     """
-    planned = Budget.of(spec)
-    low = max(2, math.ceil(planned.steps / STRETCH))
-    most = max(planned.steps, math.ceil(MOST_PASSES * n_items["train"] / spec.budget.batch_size))
+    planned = spec.budget.steps
+    low = max(2, math.ceil(planned / STRETCH))
+    most = max(planned, math.ceil(MOST_PASSES * n_items["train"] / spec.budget.batch_size))
 
     def fits(steps: int) -> bool:
-        made = with_budget(spec, planned._replace(steps=steps))
-        return pace * phase_of(FINAL, estimate(made, timings, n_items)).wall <= left
+        return pace * _final(spec, timings, n_items, steps).wall <= left
 
-    return _largest(fits, low, min(math.floor(planned.steps * STRETCH), most)) or low
+    return _largest(fits, low, min(math.floor(planned * STRETCH), most)) or low
 
 
 def pace_of(
@@ -195,9 +193,15 @@ def final_seconds(
     pace: float,
 ) -> dict[str, float]:
     """Return the seconds of each method's final trials at so many steps."""
-    made = with_budget(spec, Budget.of(spec)._replace(steps=steps))
-    final = phase_of(FINAL, estimate(made, timings, n_items))
+    final = _final(spec, timings, n_items, steps)
     return {method: pace * seconds for method, seconds in final.seconds.items()}
+
+
+def _final(
+    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], steps: int
+) -> Phase:
+    made = with_budget(spec, Budget.of(spec)._replace(steps=steps))
+    return phase_of(FINAL, estimate(made, timings, n_items))
 
 
 def with_budget(spec: StudySpec, given: Budget) -> StudySpec:
@@ -206,13 +210,9 @@ def with_budget(spec: StudySpec, given: Budget) -> StudySpec:
     value["budget"].pop("hours", None)
     value["budget"] |= {"steps": given.steps, "settings": given.settings, "seeds": given.seeds}
     value["methods"]["contenders"] = list(given.contenders)
-    left = {_name(n) for n in (spec.methods.control, *given.contenders)}
+    left = {method_name(n) for n in (spec.methods.control, *given.contenders)}
     value["method"] = {n: own for n, own in value["method"].items() if n in left}
     return parse_spec(value)
-
-
-def _name(method: str) -> str:
-    return Path(method).stem if method.endswith(".toml") else method
 
 
 def _settings(spec: StudySpec) -> tuple[int, ...]:

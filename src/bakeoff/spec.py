@@ -282,7 +282,7 @@ class StudySpec(_Part):
 
     @model_validator(mode="after")
     def _overrides_are_used(self) -> StudySpec:
-        used = {Path(m).stem if m.endswith(".toml") else m for m in self.method_names}
+        used = {method_name(m) for m in self.method_names}
         for name, override in self.method.items():
             if name not in used:
                 near = near_match(name, used)
@@ -314,6 +314,11 @@ class StudySpec(_Part):
     def method_names(self) -> tuple[str, ...]:
         """The control first, then the contenders in the user's order."""
         return (self.methods.control, *self.methods.contenders)
+
+
+def method_name(given: str) -> str:
+    """Return the name of a method that the study file gives as a catalog name or a TOML file."""
+    return Path(given).stem if given.endswith(".toml") else given
 
 
 def read_spec(path: Path) -> StudySpec:
