@@ -6,9 +6,10 @@
 The sides of ``lanes.py``, for all methods: those that adapt all linear layers adapt q and v here,
 LoRA's kin at rank 32, as PEFT's benchmark has them; else their catalog's arguments. Setting a
 method up (compiling a layer, capturing graphs) takes most of the time and one CPU core, so several
-are set up side by side; the clock runs for one of them at a time, while all other processes are
-stopped. One JSON line a method and side, as soon as it is there; run again, it does what is
-missing.
+are set up side by side, each in a process of its own, as a run of a sweep is; the clock runs for
+one of them at a time, while all other processes are stopped. The HF-style loop is timed twice over
+the same batches: when the process meets their padded lengths for the first time, and later. One
+JSON line a method and side, as soon as it is there; run again, it does what is missing.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ MEMORY = 0.9
 """Share of the memory that the workers divide; contexts need the rest."""
 EXAMPLES = 160
 """Of them, cycled through: a padded length costs an HF-style loop extra once a process."""
+STARTING = 2
+"""Steps before the first that are timed: what a process pays once, whatever the lengths."""
+GRACE = 70
+"""Seconds for what is under way when ``--seconds`` are over."""
 DRAINED = 0.3
 """Seconds after which nothing of a stopped process runs on the GPU any more."""
 FEWER = {"full": 4, "osf": 4, "hra": 4}
@@ -91,13 +96,14 @@ class Worker(NamedTuple):
     since: float
 
 
-def work(args: argparse.Namespace, pipe: Any, quiet: Quiet) -> None:
-    """Measure the jobs that come through the pipe."""
+def work(args: argparse.Namespace, job: Job, pipe: Any, quiet: Quiet) -> None:
+    """Measure one job and send its row."""
     os.setsid()  # what compiling starts is stopped with us
+    started = time.monotonic()
     warnings.simplefilter("ignore")
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "2"
-    # graphs of growing rows would each take memory of their own
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if job.side == "lanes":  # graphs of growing rows would each take memory of their own
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     torch.set_num_threads(1)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     if device != "cpu":  # a method that wants more must not take it from its neighbours
@@ -109,16 +115,14 @@ def work(args: argparse.Namespace, pipe: Any, quiet: Quiet) -> None:
     shortest = min(range(EXAMPLES), key=lambda i: len(data[i].tokens))
     data.insert(0, data.pop(shortest))
     ground = ground._replace(data=data)
-    # once through all lengths, each method again: its own kernels meet each for the first time
-    warm_up = EXAMPLES // BATCH if args.model != "tiny" else 2
-    while True:
-        job = Job(*pipe.recv())
-        started = time.monotonic()
-        if job.side == "hf":
-            found = lanes.theirs(args, ground, job.method, Clocking(warm_up, args.hf_steps, quiet))
-        else:
-            found = fitted(args, ground, job.method, Clocking(5, args.steps, quiet))
-        pipe.send({**job._asdict(), **found, "seconds": time.monotonic() - started})
+    if job.side == "hf":
+        # once through all lengths, and on to the batches that were timed at first
+        later = EXAMPLES // BATCH - args.hf_steps if args.model != "tiny" else 2
+        clocking = Clocking(later, args.hf_steps, quiet, STARTING)
+        found = lanes.theirs(args, ground, job.method, clocking)
+    else:
+        found = fitted(args, ground, job.method, Clocking(5, args.steps, quiet))
+    pipe.send({**job._asdict(), **found, "seconds": time.monotonic() - started})
 
 
 def fitted(
@@ -152,11 +156,12 @@ def table(path: Path) -> str:
         row = json.loads(text)
         sides.setdefault(row["method"], {})[row["side"]] = row
     about = json.loads(path.with_suffix(".about.json").read_text())
-    shown, ratios = [], []
+    shown, ratios, first_ratios = [], [], []
     for method, found in sides.items():
         engine, loop = found.get("lanes", {}), found.get("hf", {})
-        hf, ours = loop.get("tokens_per_second"), engine.get("tokens_per_second")
-        ratio = ours / hf if hf and ours else None
+        ours = engine.get("tokens_per_second")
+        rates = [loop.get("tokens_per_second"), loop.get("first_tokens_per_second")]
+        ratio, first = (ours / hf if hf and ours else None for hf in rates)
         off = [name for name, on in (engine.get("switches") or {}).items() if not on]
         why = (engine.get("fell_back") or [engine.get("error") or loop.get("error", "")])[-1]
         cells = [
@@ -164,21 +169,30 @@ def table(path: Path) -> str:
             str(engine.get("lanes", "-")),
             f"{ours:,.0f}" if ours else "-",
             f"{engine.get('peak_gib') or 0:.1f}" if ours else "-",
-            f"{hf:,.0f}" if hf else "-",
-            f"{ratio:.1f}" if ratio else "-",
+            *(f"{hf:,.0f}" if hf else "-" for hf in rates),
+            *(f"{times:.1f}" if times else "-" for times in (ratio, first)),
             f"without {', '.join(off)}: {why}" if off else why,
         ]
         shown.append((ratio or 0.0, "| " + " | ".join(cells) + " |"))
         ratios += [ratio] if ratio else []
-    head = "| method | lanes | tokens/s | GiB | HF-style, tokens/s | ratio | why not more |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
+        first_ratios += [first] if first else []
+    head = (
+        "| method | lanes | tokens/s | GiB | HF-style, tokens/s | lengths new | ratio | lengths new"
+        " | why not more |"
+    )
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     lines += [text for _, text in sorted(shown, reverse=True)]
-    middle = f"{statistics.median(ratios):.1f}" if ratios else "-"
     versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     return "\n".join(
-        [*lines, "", f"Median of {len(ratios)}: {middle}. {about['device']}, {versions}; matmul "
+        [*lines, "", f"Median of {len(ratios)}: {middle(ratios)}; where lengths are new "
+         f"({len(first_ratios)}): {middle(first_ratios)}. {about['device']}, {versions}; matmul "
          f"ceiling {about['matmul_tflops']:.0f} TFLOP/s."]
     )  # fmt: skip
+
+
+def middle(ratios: list[float]) -> str:
+    """Return the median as text."""
+    return f"{statistics.median(ratios):.1f}" if ratios else "-"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -188,10 +202,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", help="comma-separated; default: all")
     parser.add_argument("--lanes", type=int, default=8)
     parser.add_argument("--workers", type=int, default=5)
-    parser.add_argument("--patience", type=int, default=240, help="seconds for one job")
+    parser.add_argument("--patience", type=int, default=300, help="seconds for one job")
     parser.add_argument("--seconds", type=int, help="stop after so many; run again to go on")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--hf-steps", type=int, default=12)
+    parser.add_argument("--hf-steps", type=int, default=10)
     parser.add_argument("--pass-tokens", type=int)
     parser.add_argument("--out", type=Path, help="one JSON line a job; what is there is kept")
     parser.add_argument("--table", type=Path, help="print such a file as Markdown and stop")
@@ -214,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = map(json.loads, args.out.read_text().splitlines())
         done = {Job(row["side"], row["method"]) for row in rows}
     about(args.out)
-    jobs = [Job(side, method) for side in ("hf", "lanes") for method in methods]
+    jobs = [Job(side, method) for method in methods for side in ("hf", "lanes")]
     for row in measured([job for job in jobs if job not in done], args):
         with args.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -222,34 +236,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measured(jobs: list[Job], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield each job's row as it is there; one that takes too long is a row that says so.
-
-    A process goes on with the next job while both are HF-style loops, which are slow at first; one
-    of our side has a process of its own, as a trial of a study has.
-    """
-    context = multiprocessing.get_context("spawn")
+    """Yield each job's row as it is there; one that takes too long is a row that says so."""
+    context = multiprocessing.get_context("forkserver")
+    # importing takes longer than some jobs; "lanes" is found where PYTHONPATH has benchmarks/
+    context.set_forkserver_preload(["lanes", "peft", "torch._inductor.compile_fx"])
     clock, groups = context.Lock(), context.Array("i", args.workers, lock=False)
-    until = time.monotonic() + args.seconds if args.seconds else float("inf")
+    until = time.monotonic() + (args.seconds or float("inf"))
     waiting = jobs[::-1]
     running: list[Worker] = []
 
-    def give(slot: int, used: Worker | None) -> None:
-        more = bool(waiting) and time.monotonic() < until
-        if used is not None and not (more and used.job.side == waiting[-1].side == "hf"):
-            end(used)
-            used = None
-        if not more:
+    def give(slot: int) -> None:
+        if not waiting or time.monotonic() >= until:
             return
-        if used is None:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(args, theirs, Quiet(clock, groups)))
-            process.start()
-            theirs.close()
-            groups[slot] = process.pid
-        else:
-            process, ours = used.process, used.pipe
         job = waiting.pop()
-        ours.send(tuple(job))
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(args, job, theirs, Quiet(clock, groups)))
+        process.start()
+        theirs.close()
+        groups[slot] = process.pid
         running.append(Worker(process, ours, slot, job, time.monotonic()))
 
     def end(worker: Worker) -> None:
@@ -259,7 +263,7 @@ def measured(jobs: list[Job], args: argparse.Namespace) -> Iterator[dict[str, An
             worker.process.join()
 
     for slot in range(min(args.workers, len(jobs))):
-        give(slot, None)
+        give(slot)
     while running:
         ready = wait([w.pipe for w in running], timeout=1)
         for worker in list(running):
@@ -268,19 +272,17 @@ def measured(jobs: list[Job], args: argparse.Namespace) -> Iterator[dict[str, An
             if worker.pipe in ready:
                 with contextlib.suppress(EOFError):
                     row = worker.pipe.recv()
-            elif late < args.patience and time.monotonic() < until:
+            elif late < args.patience and time.monotonic() < until + GRACE:
                 continue
             running.remove(worker)
-            if row is not None:
-                give(worker.slot, worker)
-                yield row
-                continue
             end(worker)
-            if time.monotonic() >= until and late < args.patience:
-                continue  # no time left: run again, and it is measured
-            why = "the process died" if worker.pipe in ready else f"not set up after {late:.0f} s"
-            yield {**worker.job._asdict(), "error": why, "seconds": late}
-            give(worker.slot, None)
+            give(worker.slot)
+            if row is not None:
+                yield row
+            elif worker.pipe in ready or late >= args.patience:
+                # else no time is left: run again, and it is measured
+                why = "the process died" if worker.pipe in ready else f"not set up in {late:.0f} s"
+                yield {**worker.job._asdict(), "error": why, "seconds": late}
 
 
 def about(out: Path) -> None:

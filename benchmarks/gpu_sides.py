@@ -116,11 +116,15 @@ class Ground(NamedTuple):
 
 
 class Clocking(NamedTuple):
-    """Steps before the clock starts, steps that are timed, and what keeps others still then."""
+    """Steps before the clock starts, steps that are timed, and what keeps others still then.
+
+    With ``starting`` as many steps are timed before the warm-up too, after so many others.
+    """
 
     warm_up: int
     steps: int
     quiet: Callable[[], AbstractContextManager[None]] = nullcontext
+    starting: int | None = None
 
 
 def entry(name: str) -> MethodEntry:
@@ -162,20 +166,33 @@ def drain(device: str) -> None:
 
 def timed(step: Callable[[], int], device: str, clocking: Clocking) -> dict[str, Any]:
     """Return tokens per second over ``steps`` and their wall time; the device is drained around."""
-    started = time.perf_counter()
-    for _ in range(clocking.warm_up):
-        step()
-    drain(device)
-    set_up = time.perf_counter() - started
-    with clocking.quiet():
-        started = time.perf_counter()
-        tokens = sum(step() for _ in range(clocking.steps))
+
+    def run_in(steps: int) -> None:
+        for _ in range(steps):
+            step()
         drain(device)
-        seconds = time.perf_counter() - started
+
+    def clock() -> tuple[float, float]:
+        with clocking.quiet():
+            started = time.perf_counter()
+            tokens = sum(step() for _ in range(clocking.steps))
+            drain(device)
+            seconds = time.perf_counter() - started
+        return tokens / seconds, seconds
+
+    found: dict[str, Any] = {}
+    if clocking.starting is not None:
+        run_in(clocking.starting)
+        found["first_tokens_per_second"] = clock()[0]
+    started = time.perf_counter()
+    run_in(clocking.warm_up)
+    set_up = time.perf_counter() - started
+    rate, seconds = clock()
     on_gpu = device != "cpu"
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
     return {
-        "tokens_per_second": tokens / seconds,
+        **found,
+        "tokens_per_second": rate,
         "step_milliseconds": 1000 * seconds / clocking.steps,
         "peak_gib": peak,
         "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if on_gpu else None,

@@ -12,7 +12,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bakeoff.spec import BudgetSpec, StudySpec
+from bakeoff.spec import StudySpec
+from bakeoff.spec.protocol import BudgetSpec
 from bakeoff.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 from bakeoff.tuning import Tried, propose
 

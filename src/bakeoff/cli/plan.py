@@ -89,7 +89,7 @@ def show_totals(overview: dict[str, Any]) -> None:
             f"settings race at steps {rungs}: about {overview['steps_raced']:,} steps, {saved:.1f} "
             "times fewer; fewer still where a whole method stops"
         )
-    if overview["detectable"] is not None:
+    if overview["detectable"] is not None and overview["hours"] is None:  # else it was said
         out.print(
             f"a true difference of {100 * overview['detectable']:.1f} points would be found in "
             f"80 % of such studies (margin: {100 * overview['margin']:g} points)"

@@ -1,0 +1,150 @@
+"""StudySpec: what the user asks, read from ``study.toml``; frozen, unknown keys refused.
+
+The first noun in the way of the data; its tables are the files beside this one. A default is
+written once, here. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, ValidationError, model_validator
+
+from bakeoff.errors import UsageError, near_match
+from bakeoff.spec.engine import EngineSpec
+from bakeoff.spec.inputs import BaseSpec, DataSpec, TaskSpec
+from bakeoff.spec.part import Part
+from bakeoff.spec.protocol import BudgetSpec, MethodSpec, MethodsSpec, VerdictSpec
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+
+
+class StudySpec(Part):
+    """One question: base model + data + budget + methods."""
+
+    name: Name
+    """Name of the study, and of its folder under `runs/`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Root of every random choice: splits, data order, initialisation, resampling."""
+    base: BaseSpec
+    data: DataSpec
+    task: TaskSpec
+    methods: MethodsSpec
+    method: dict[str, MethodSpec] = {}
+    budget: BudgetSpec = BudgetSpec()
+    verdict: VerdictSpec = VerdictSpec()
+    engine: EngineSpec = EngineSpec()
+
+    @model_validator(mode="after")
+    def _overrides_are_used(self) -> StudySpec:
+        used = {method_name(m) for m in self.method_names}
+        for name, override in self.method.items():
+            if name not in used:
+                near = near_match(name, used)
+                raise ValueError(
+                    f"[method.{name}] belongs to no method of this study"
+                    + (f"; did you mean '{near}'?" if near else "")
+                )
+            rates = override.learning_rates
+            if rates is not None and len(rates) != self.budget.settings:
+                raise ValueError(
+                    f"[method.{name}] gives {len(rates)} learning rates, but every method gets "
+                    f"budget.settings = {self.budget.settings}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _hours_or_steps(self) -> StudySpec:
+        if self.budget.hours is not None and "steps" in self.budget.model_fields_set:
+            raise ValueError("budget: either `steps` or `hours`; hours choose the steps")
+        return self
+
+    @model_validator(mode="after")
+    def _target_is_used(self) -> StudySpec:
+        if self.budget.parameters is not None and self.budget.match != "parameters":
+            raise ValueError('budget.parameters needs budget.match = "parameters"')
+        return self
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """The control first, then the contenders in the user's order."""
+        return (self.methods.control, *self.methods.contenders)
+
+
+def method_name(given: str) -> str:
+    """Return the name of a method that the study file gives as a catalog name or a TOML file."""
+    return Path(given).stem if given.endswith(".toml") else given
+
+
+def read_spec(path: Path) -> StudySpec:
+    """Read and check a study file.
+
+    Raises:
+        UsageError: ``study-not-found``, ``study-unreadable``, ``study-invalid``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(
+            "study-not-found",
+            f"There is no study file {path}.",
+            "`bakeoff init` writes one, or `bakeoff run --model M --data F` works without.",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            "study-unreadable", f"{path} cannot be read: {error}.", "a UTF-8 text file in TOML."
+        ) from error
+    try:
+        return parse_spec(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(
+            "study-unreadable", f"{path} is not TOML: {error}.", "mend that line."
+        ) from error
+
+
+def parse_spec(value: dict[str, Any]) -> StudySpec:
+    """Check a study given as plain values.
+
+    Raises:
+        UsageError: ``study-invalid``, naming each key and, for an unknown one, the near match.
+    """
+    try:
+        return StudySpec.model_validate(value)
+    except ValidationError as error:
+        lines, near = [], None
+        for item in error.errors():
+            where = ".".join(str(p) for p in item["loc"]) or "the study"
+            if item["type"] == "extra_forbidden":
+                known = _keys_at(item["loc"][:-1])
+                near = near_match(str(item["loc"][-1]), known)
+                lines.append(
+                    f"unknown key '{where}'" + (f"; did you mean '{near}'?" if near else "")
+                )
+            else:
+                lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+        hint = f"rename it to '{near}'; " if near else ""
+        raise UsageError(
+            "study-invalid", "; ".join(lines) + ".", f"{hint}`bakeoff schema` lists every key."
+        ) from error
+
+
+def _keys_at(path: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Return the keys that the spec knows under ``path``."""
+    model: Any = StudySpec
+    for part in path:
+        model = model.model_fields[part].annotation if part in model.model_fields else MethodSpec
+        model = MethodSpec if get_args(model) else model
+    return tuple(model.model_fields)
+
+
+def dump_spec(spec: StudySpec) -> dict[str, Any]:
+    """Return the spec as plain values without the unset ones (TOML knows no null)."""
+    return _without_none(spec.model_dump(mode="json"))
+
+
+def _without_none(value: dict[str, Any]) -> dict[str, Any]:
+    return {
+        k: _without_none(v) if isinstance(v, dict) else v for k, v in value.items() if v is not None
+    }

@@ -1,0 +1,55 @@
+"""How a study is run: `[engine]` of a study file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bakeoff.spec.part import Part
+
+Switch = Literal["auto", "on", "off"]
+
+
+class EngineSpec(Part):
+    """How it is run; changes speed, and numbers only within rounding."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto` takes bf16 where the hardware computes in it."""
+    executor: str = "process"
+    """`process` (a fresh process a group of trials) or `inline` (in this one: breakpoints work)."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Trials that run side by side."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of each worker; default: the physical cores divided by the workers."""
+    lanes: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = "auto"
+    """Trials of a method that share one step: `auto` (as many as there are), a limit, or `off`."""
+    packing: Switch = "auto"
+    """Examples lie end to end through the layers; `auto` where it agrees with padded batches."""
+    loss: Switch = "auto"
+    """Cross-entropy in chunks, at supervised tokens only; `auto` where the head is frozen."""
+    lean_inputs: Switch = "auto"
+    """PEFT layers make no fp32 copy of their input; `auto` in bf16."""
+    compile: Switch = "auto"
+    """One compiled layer serves all; `auto` on CUDA."""
+    graphs: Switch = "auto"
+    """A step is one CUDA graph; `auto` on CUDA."""
+    evaluation_batch_size: Annotated[int, Field(ge=1)] = 64
+    """Examples in each evaluation batch."""
+
+    @property
+    def switches(self) -> dict[str, str]:
+        """The accelerators by name, each `auto`, `on` or `off`."""
+        named = {
+            n: getattr(self, n) for n in ("packing", "loss", "lean_inputs", "compile", "graphs")
+        }
+        return {**named, "lanes": "off" if self.lanes == "off" else "auto"}
+
+    @property
+    def most_lanes(self) -> int | None:
+        """The largest group of trials that share a step; None: no limit of the user's."""
+        if isinstance(self.lanes, int):
+            return self.lanes
+        return 1 if self.lanes == "off" else None

@@ -1,0 +1,64 @@
+"""What a study is about: `[base]`, `[data]` and `[task]` of a study file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from bakeoff.spec.part import Part
+
+
+class BaseSpec(Part):
+    """The frozen base model."""
+
+    model: str
+    """A folder with safetensors weights, a hub id, or `asset:<name>` (see `bakeoff assets`)."""
+    revision: str | None = None
+    """Commit or tag of a hub model; a local folder takes none."""
+
+
+class LimitSpec(Part):
+    """Take only so many rows of a split: a random sample, the same for every method."""
+
+    train: Annotated[int, Field(ge=1)] | None = None
+    validation: Annotated[int, Field(ge=1)] | None = None
+    test: Annotated[int, Field(ge=1)] | None = None
+
+
+class DataSpec(Part):
+    """Where the rows are. Without validation or test they are cut from train, once."""
+
+    train: str
+    """JSONL, JSON, CSV or TSV; relative to the study file."""
+    validation: str | None = None
+    """Settings are chosen on it."""
+    test: str | None = None
+    """The verdict is read from it, once."""
+    group: str | None = None
+    """Column whose rows stay in one split when splits are cut (template, author, document)."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
+    """Share of the groups cut off for validation, if no validation file is given."""
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
+    """Share of the groups cut off for test, if no test file is given."""
+    limit: LimitSpec = LimitSpec()
+    """Largest number of rows of each split."""
+    columns: dict[str, str] = {}
+    """Field of the task -> column name, or a template such as `"Q: {question}\\nA: "`."""
+
+
+class TaskSpec(Part):
+    """What is learnt and how it is scored."""
+
+    kind: str
+    """`classify` (text -> label) or `sft` (prompt -> completion)."""
+    metric: str | None = None
+    """Primary metric; the task's own default if not given."""
+    margin: Annotated[float, Field(gt=0)] = 0.02
+    """Smallest difference in the metric that you care about, in the metric's unit."""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Rate of the task's fresh output layer, the same for every method; default: the setting's."""
+    max_length: Annotated[int, Field(ge=8)] = 256
+    """Longest example in tokens; longer ones are cut, and counted in a warning."""
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longest generated answer; default: the longest completion in train, plus 8."""
