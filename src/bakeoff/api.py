@@ -32,7 +32,7 @@ from bakeoff.hours import Deadline, Fit
 from bakeoff.methods.serving import served
 from bakeoff.overview import fitted, narrowed, overview, timed
 from bakeoff.progress import Logged, Progress, Silent
-from bakeoff.results import Cost, MetricInfo, Status, StudyRecord, TrialResult
+from bakeoff.results import Cost, MetricInfo, SplitScores, Status, StudyRecord, TrialResult
 from bakeoff.spec import StudySpec, dump_spec, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
 from bakeoff.study import (
@@ -298,8 +298,15 @@ def read_record(out: Path) -> StudyRecord:
         select_on=spec.budget.select_on,
         prefer=spec.verdict.model_dump()["prefer"],
         pareto=spec.verdict.pareto,
+        base_scores=base_scores(values),
         serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
     )
+
+
+def base_scores(values: dict[str, Any]) -> SplitScores | None:
+    """Return the untouched base's test scores, None where it has none (yet)."""
+    found = (values.get("base_scores") or {}).get("scores")
+    return SplitScores(tuple(found["scores"]), tuple(found["predictions"]), None) if found else None
 
 
 def raced(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:

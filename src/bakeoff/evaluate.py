@@ -5,18 +5,22 @@ Used by ``segment``. Where lanes ride, every item is put to all lanes at once.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from bakeoff import registry
-from bakeoff.assemble import Bench
+from bakeoff.assemble import Bench, load_base, make_task, prepare_process
+from bakeoff.data import read_rows
 from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast
 from bakeoff.results import SplitScores
-from bakeoff.tasks import Example
+from bakeoff.tasks import Example, load_tokenizer
+from bakeoff.trial import Segment
 
 
 @torch.no_grad()
@@ -75,3 +79,35 @@ def score_split(bench: Bench, split: str, losses: Sequence[float | None]) -> lis
         predictions = tuple(own_answers[i] for i in range(len(rows)))
         scored.append(SplitScores(tuple(metric.score(predictions, references)), predictions, loss))
     return scored
+
+
+@torch.no_grad()
+def score_base(value: dict[str, Any]) -> dict[str, Any]:
+    """Score the untouched base on test: what an executor calls, JSON in and out.
+
+    ``value`` is a segment whose conditions count; its trials are not trained. Returns
+    ``{"scores": SplitScores as JSON, "error": None}``, or an error's text and no scores.
+    """
+    segment = Segment.from_json(value)
+    c = segment.trials[0].conditions
+    try:
+        prepare_process(c)
+        task = make_task(c)
+        tokenizer = load_tokenizer(segment.base_path, c.revision)
+        model = load_base(c, task, segment.base_path, 0).eval()
+        rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
+        by_length = sorted(
+            range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values())
+        )
+        answers: dict[int, str] = {}
+        for start in range(0, len(rows), c.evaluation_batch_size):
+            picked = by_length[start : start + c.evaluation_batch_size]
+            with autocast(c.device, c.precision):
+                got = task.predict(model, tokenizer, [rows[i] for i in picked], c.device)
+            answers.update(zip(picked, got, strict=True))
+        predictions = tuple(answers[i] for i in range(len(rows)))
+        metric = registry.find("metrics", c.metric)
+        scores = tuple(metric.score(predictions, task.references(rows)))
+    except Exception as error:  # as in a segment: a failure is a result
+        return {"scores": None, "error": f"{type(error).__name__}: {error}"}
+    return {"scores": dataclasses.asdict(SplitScores(scores, predictions, None)), "error": None}

@@ -24,11 +24,12 @@ from bakeoff.hours import Deadline
 from bakeoff.progress import Progress
 from bakeoff.results import Cost, MetricInfo, Status, TrialResult
 from bakeoff.store import Reader, Writer
-from bakeoff.study import Study, executor
+from bakeoff.study import Study, executor, prior_trial, segment
 from bakeoff.trial import LEARNING_RATE, MethodEntry, Segment, Trial
 from bakeoff.tuning import Tried
 
 RUN_SEGMENT = "bakeoff.segment:run"
+RUN_BASE = "bakeoff.evaluate:score_base"
 COSTS = {
     "memory": "train_peak_bytes",
     "speed": "step_milliseconds",
@@ -93,12 +94,34 @@ def final(
     trials = plan.final_trials(study.spec, entries, conditions, chosen)
     with running.read() as reader:
         before = {look["seeds"] for look in reader.values().get("looks", ())}
+    if trials:
+        score_base(running)
     seeds, start = sorted({t.seed for t in trials}), 0
     for end in sorted({*before, study.spec.budget.seeds}):
         own = [t for t in trials if t.seed in seeds[start:end]]
         title = f"Final, {end - start} more seeds" if start else "Final"
         run_trials(running, title, own, (0, steps), begins)
         start = end
+
+
+def score_base(running: Running) -> None:
+    """Score the untouched base on test, once, where its task lets it answer at all.
+
+    A failure is noted and said; the study goes on without this number.
+    """
+    study, store = running.study, running.store
+    answers: bool = registry.find("tasks", study.spec.task.kind).TASK.scores_base
+    with running.read() as reader:
+        if not answers or "base_scores" in reader.values():
+            return
+    running.progress.phase("The untouched base", 1, 0)
+    payload = segment(study, [prior_trial(study, study.entries[0])]).to_json()
+    (outcome,) = executor(study.spec).map(RUN_BASE, [payload])
+    found = outcome.value or {"error": outcome.error}
+    store.set("base_scores", found)
+    running.progress.advance("base")
+    if found.get("error"):
+        running.progress.say(f"the untouched base could not be scored: {found['error']}")
 
 
 def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
@@ -161,9 +184,9 @@ def run_trials(
     begun = []
 
     def payloads() -> Iterator[dict[str, Any]]:
-        for segment in takewhile(begins, segments):
-            begun.append(segment)
-            yield segment.to_json()
+        for group in takewhile(begins, segments):
+            begun.append(group)
+            yield group.to_json()
 
     for outcome in executor(study.spec).map(RUN_SEGMENT, payloads()):
         for position, trial in enumerate(segments[outcome.index].trials):
@@ -183,10 +206,10 @@ def run_trials(
         progress.say(f"{trial.method.title} seed {trial.seed} {NO_TIME}")
 
 
-def _slowness(segment: Segment, costs: Mapping[str, Cost]) -> float:
+def _slowness(group: Segment, costs: Mapping[str, Cost]) -> float:
     """Return about how long a segment takes: with the longest first no worker waits at the end."""
-    cost = costs.get(segment.trials[0].method.name)
-    return (cost.step_milliseconds or 0.0) * len(segment.trials) if cost else 0.0
+    cost = costs.get(group.trials[0].method.name)
+    return (cost.step_milliseconds or 0.0) * len(group.trials) if cost else 0.0
 
 
 def _scored(study: Study, stop: int) -> bool:

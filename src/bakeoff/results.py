@@ -199,6 +199,8 @@ class StudyRecord:
     """What the recommendation is for: one word, or weights."""
     pareto: tuple[str, ...] | None = None
     """Axes of the Pareto front; None: all that were measured."""
+    base_scores: SplitScores | None = None
+    """The untouched base on the test items; None where the task gives it a fresh output layer."""
     serving: dict[str, str | None] = field(default_factory=dict)
     """How each method can be served: ``adapter`` (saved as plain LoRA), ``converted`` (to LoRA
     without loss), ``merged``, or None for not at all; a method that was not probed is absent."""

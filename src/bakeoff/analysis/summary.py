@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from bakeoff.analysis import phrases
+from bakeoff.analysis.base import base_row, gains, no_gain
 from bakeoff.analysis.choose import choose_settings
-from bakeoff.analysis.compare import compare, estimate_scores
+from bakeoff.analysis.compare import Interval, compare, estimate_scores
 from bakeoff.analysis.pareto import find_fronts
 from bakeoff.analysis.raced import race_summary
 from bakeoff.analysis.recommend import recommend
@@ -56,11 +57,16 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
     fronts = find_fronts(rows, evidence.scores, record.pareto, rng, **ways)
     for row in rows:
         row["front_probability"] = fronts.probabilities.get(row["method"])
+    gained = gains(record, evidence.scores, rng)
+    for row in rows:
+        gain = gained.get(row["method"])
+        row["gain"] = asdict(gain) if gain else None
     complete = is_complete(record, by_method)
     advice = recommend(record, rows, complete=complete)
     made = {
         "schema": SCHEMA,
         "study": _study(record),
+        "base": base_row(record, rng),
         "methods": rows,
         "pareto": fronts.plots,
         "front": fronts.joint,
@@ -192,6 +198,8 @@ def _warnings(
         found.append(f"{name}, the control, has no test score: there are no verdicts.")
     for row in rows:
         found += _row_warnings(row, by_method[row["method"]], evidence)
+        gain = Interval(**row["gain"]) if row["gain"] else None
+        found += [w] if (w := no_gain(row["title"], gain, record.metric)) else []
     return list(dict.fromkeys(found))
 
 

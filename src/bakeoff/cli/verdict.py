@@ -25,7 +25,7 @@ def show(report: dict[str, Any]) -> None:
         columns += ["p (Holm)", "lr", "parameters", "peak MiB", "ms/step"]
         rows = [r + _costs(m) for r, m in zip(rows, report["methods"], strict=True)]
     show_table(columns, rows)
-    study = report["study"]
+    study, base = report["study"], report["base"]
     n_seeds = max((m["n_seeds"] for m in report["methods"]), default=0)
     out.print(
         f"\n{study['n_test_items']} test items, {n_seeds} seeds, {study['steps']} steps a trial, "
@@ -34,6 +34,11 @@ def show(report: dict[str, Any]) -> None:
         + f"; intervals are simultaneous. Base: {escape(study['base'])}"
         + (f" ({escape(study['base_note'])})" if study["base_note"] else "")
     )
+    if base is not None:
+        estimate, low, high = (
+            number(base["score"][k], form, scale) for k in ("estimate", "low", "high")
+        )
+        out.print(f"The untouched base: {metric} {estimate} ({low} to {high})")
     for warning in report["warnings"]:
         err.print(f"[yellow]warning:[/] {escape(warning)}")
 

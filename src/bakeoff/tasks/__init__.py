@@ -77,6 +77,9 @@ class Task(ABC):
     scores_validation: ClassVar[bool]
     """Whether the metric is cheap enough to take on validation in the search phase too."""
 
+    scores_base: ClassVar[bool]
+    """Whether the base can answer before it is trained: no fresh output layer is in its way."""
+
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
 

@@ -22,6 +22,7 @@ class Classify(Task):
     task_type = "SEQ_CLS"
     heads = ("classifier", "score")
     scores_validation = True
+    scores_base = False
 
     @classmethod
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:

@@ -28,6 +28,7 @@ class SupervisedFineTuning(Task):
     metrics = ("exact_match", "json_match")
     task_type = "CAUSAL_LM"
     scores_validation = False
+    scores_base = True
 
     @classmethod
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:

@@ -26,7 +26,7 @@ def build(report: dict[str, Any]) -> SectionView:
     study, methods = report["study"], report.get("methods") or []
     if not methods:
         return SectionView()
-    fields = [*_quality(study), *_costs(methods)]
+    fields = [*_quality(study, methods), *_costs(methods)]
     if any(m.get("front_probability") is not None for m in methods):
         fields.append(_chance())
     rows = tuple(
@@ -35,6 +35,10 @@ def build(report: dict[str, Any]) -> SectionView:
     )
     table = Table("All methods", tuple(f.column for f in fields), rows, sortable=True)
     blocks: list[Block] = [table]
+    base = report.get("base")
+    if base is not None:
+        score = words.score_unit(study).with_interval(base["score"])
+        blocks.append(Text(f"The untouched base, before any training: {score}.", "muted"))
     note = accelerators.footnote(methods, accelerators.lacking)
     if note is not None:
         blocks.append(Text(note, "muted"))
@@ -50,7 +54,7 @@ def _lead(study: dict[str, Any]) -> str:
     )
 
 
-def _quality(study: dict[str, Any]) -> list[_Field]:
+def _quality(study: dict[str, Any], methods: list[Method]) -> list[_Field]:
     unit, items = words.score_unit(study), study.get("n_test_items")
     word = unit.word or "metric's unit"
     return [
@@ -60,10 +64,23 @@ def _quality(study: dict[str, Any]) -> list[_Field]:
         _Field(
             Column("Difference", True, f"{word}, 95 % interval"), lambda m: _difference(m, unit)
         ),
+        *_gain(methods, unit),
         _Field(Column("p", True, "adjusted (Holm)"), _p),
         _Field(Column("n", True, "items × seeds"), lambda m: _n(m, items)),
         _Field(Column("Setting", False, "chosen on validation"), _setting),
     ]
+
+
+def _gain(methods: list[Method], unit: words.Unit) -> list[_Field]:
+    """Return the column of gains over the untouched base, where it has a score."""
+    if all(m.get("gain") is None for m in methods):
+        return []
+
+    def cell(method: Method) -> Cell:
+        gain = method.get("gain")
+        return Cell(unit.with_interval(gain, signed=True), (gain or {}).get("estimate"))
+
+    return [_Field(Column("Gain over the base", True, f"{unit.word}, 95 % interval"), cell)]
 
 
 def _verdict(method: Method) -> Cell:
