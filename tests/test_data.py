@@ -111,3 +111,59 @@ def test_frozen_splits_hash_the_same_written_or_not(tmp_path: Path) -> None:
     assert written == data.canonical_digest(rows) == data.canonical_digest([{"a": 1, "b": "ü"}])
     assert (tmp_path / "x.jsonl").read_text(encoding="utf-8") == '{"a": 1, "b": "ü"}\n'
     assert data.read_rows(write_jsonl(tmp_path / "y.jsonl", rows)) == rows
+
+
+def places(path: Path) -> list[tuple[str, str, int]]:
+    return [tuple(data.place_of(r, "train", n)) for n, r in enumerate(data.read_rows(path))]
+
+
+def test_rows_know_their_place_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"t": 1}\n\n\n{"t": 2}\n')
+    assert places(tmp_path / "a.jsonl") == [("a.jsonl", "line", 1), ("a.jsonl", "line", 4)]
+    (tmp_path / "a.json").write_text('[{"t": 1},\n\n{"t": 2}]')
+    assert places(tmp_path / "a.json") == [("a.json", "row", 1), ("a.json", "row", 2)]
+    (tmp_path / "a.csv").write_text('t,u\n"one\nmore",x\n\n2,"y\n\nz"\n3,x\n')
+    assert [n for _, _, n in places(tmp_path / "a.csv")] == [2, 5, 8]
+
+
+def test_the_place_survives_sampling_and_splitting_and_is_never_frozen(tmp_path: Path) -> None:
+    rows = data.read_rows(write_jsonl(tmp_path / "a.jsonl", [{"n": n} for n in range(1, 41)]))
+    splits = data.split_rows(rows, None, {"train": 0.5, "test": 0.5}, random.Random(1))
+    kept = data.sample(splits["test"], 7, random.Random(2))
+    assert [data.place_of(r, "test", 0).number for r in kept] == [r["n"] for r in kept]
+    assert data.canonical_digest(kept) == data.canonical_digest([{"n": r["n"]} for r in kept])
+    data.write_split(tmp_path / "test.jsonl", kept)
+    frozen = data.read_rows(tmp_path / "test.jsonl")
+    assert data.place_of(frozen[2], "test", 2) == ("test.jsonl", "line", 3)
+    assert data.place_of({"n": 1}, "test", 2) == ("the test split", "row", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "expected", "says"),
+    [
+        ("a.jsonl", b'{"t": 1}\n{\n[]\n{"t": 2}\nx\n', "data-broken", "broken too: lines 3 and 5"),
+        ("a.jsonl", b'{"t": ' + b"[" * 100_000 + b"\n", "data-broken", "line 1: "),
+        ("a.jsonl", b'{"t": ' + b"9" * 5000 + b"}\n", "data-broken", "line 1: "),
+        ("a.jsonl", b"\xe9\n\xe9\nok\n\xe9\n", "data-not-utf8", "0xe9 in lines 1, 2 and 4"),
+        ("a.csv", "t,l\nä,b\n".encode("utf-16"), "data-not-utf8", "is UTF-16"),
+        ("a.csv", b"\xef\xbb\xbf\xef\xbb\xbft,l\na,b\n", "data-bom", "in line 1"),
+        ("a.csv", b"t,\xef\xbb\xbfl\na,b\n", "data-bom", "in line 1"),
+        ("a.csv", b"t,l\na,b\n\xef\xbb\xbft,l\n", "data-bom", "in line 3"),
+        ("a.jsonl", b'{"t": 1}\n\xef\xbb\xbf{"t": 2}\n', "data-bom", "in line 2"),
+        ("a.csv", b"t,l,t\na,b,c\n", "duplicate-column", "'t' more than once"),
+        ("a.csv", b"t,l\n1,2\n1,2,3\n1,2\n1,2,3\n", "data-broken", "broken too: line 5"),
+    ],
+)
+def test_all_broken_lines_of_a_kind_are_named_at_once(
+    tmp_path: Path, name: str, raw: bytes, expected: str, says: str
+) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(PreflightError) as error:
+        data.read_rows(tmp_path / name)
+    assert code(error) == expected
+    assert says in error.value.cause
+
+
+def test_a_cell_may_be_longer_than_pythons_csv_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"t,l\n{'x' * 200_000},b\n")
+    assert len(data.read_rows(tmp_path / "a.csv")[0]["t"]) == 200_000

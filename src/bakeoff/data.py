@@ -17,18 +17,47 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.errors import PreflightError, near_match
+from bakeoff.faults import Place, numbered
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 _COLUMN = re.compile(r"\{(\w+)\}")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_BOM = "\ufeff"
+_CELL_LIMIT = 2**31 - 1
+"""Characters in a CSV cell; Python's own limit of 131,072 refuses long documents."""
+
+
+class Placed(dict[str, Any]):
+    """A row as it was read, with its place in the user's file, which is no part of its content.
+
+    Sampling and splitting hand the row on as it is; freezing writes the content alone.
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self, content: Mapping[str, Any], place: Place) -> None:
+        super().__init__(content)
+        self.place = place
+
+
+def place_of(row: Row, split: str, position: int) -> Place:
+    """Return where a row stands: in the user's file if it was read there, else in its split."""
+    if isinstance(row, Placed):
+        return row.place
+    return Place(f"the {split} split", "row", position + 1)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read every row of a JSONL, JSON (list of objects), CSV or TSV file.
+    """Read every row of a JSONL, JSON (list of objects), CSV or TSV file, each with its place.
+
+    Lines and rows count from 1; a CSV row that spans lines stands where it begins. A byte order
+    mark at the start of the file is no part of it.
 
     Raises:
-        PreflightError: missing file, unknown suffix, not UTF-8, broken row (with its number).
+        PreflightError: missing file, unknown suffix, not UTF-8, byte order marks inside, a header
+            with the same name twice, broken rows; all lines of the kind at once.
     """
     if not path.is_file():
         raise PreflightError(
@@ -55,51 +84,124 @@ def read_rows(path: Path) -> list[Row]:
 def _decode(path: Path) -> str:
     raw = path.read_bytes()
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise PreflightError(
-            "data-not-utf8",
-            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}.",
-            f"`iconv -f latin1 -t utf-8 {path.name} > fixed{path.suffix}`, if it is Latin-1.",
-        ) from error
+        raise _not_utf8(path, raw, error.start) from error
+    if _BOM in text:
+        lines = [n for n, line in enumerate(text.split("\n"), 1) if line.startswith(_BOM)]
+        if path.suffix in (".csv", ".tsv") and _BOM in text.partition("\n")[0]:
+            lines = list(dict.fromkeys([1, *lines]))  # in a column's name, wherever that stands
+        if lines:
+            raise PreflightError(
+                "data-bom",
+                f"{path} has a byte order mark inside, in {numbered('line', lines)}: "
+                "files that begin with one were joined, or a header was.",
+                f"`sed -i 's/\\xef\\xbb\\xbf//g' {path.name}` takes all of them out.",
+            )
+    return text
+
+
+def _not_utf8(path: Path, raw: bytes, first: int) -> PreflightError:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        cause, encoding = f"{path} is UTF-16, not UTF-8.", "utf-16"
+    else:
+        lines = [n for n, line in enumerate(raw.split(b"\n"), 1) if not _is_utf8(line)]
+        cause = f"{path} is not UTF-8: byte 0x{raw[first]:02x} in {numbered('line', lines)}."
+        encoding = "latin1"
+    fixed = f"fixed{path.suffix}"
+    return PreflightError(
+        "data-not-utf8",
+        cause,
+        f"`iconv -f {encoding} -t utf-8 {path.name} > {fixed}`"
+        + ("." if encoding == "utf-16" else ", if it is Latin-1."),
+    )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _jsonl(path: Path, text: str) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
+    broken: dict[int, str] = {}
     # split on "\n" alone: str.splitlines also breaks on U+2028, which JSON strings may hold
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise _broken(path, f"line {number}: {error.msg}") from error
-            if not isinstance(row, dict):
-                raise _broken(path, f"line {number} is not an object")
-            rows.append(row)
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            broken[number] = f": {getattr(error, 'msg', error)}"
+            continue
+        if isinstance(row, dict):
+            rows.append(Placed(row, Place(path.name, "line", number)))
+        else:
+            broken[number] = " is not an object"
+    _refuse_broken(path, "line", broken)
     return rows
 
 
 def _json(path: Path, text: str) -> list[Row]:
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _broken(path, f"line {error.lineno}: {error.msg}") from error
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise _broken(path, f"line {line}: {getattr(error, 'msg', error)}") from error
+    if not isinstance(values, list):
         raise _broken(path, "the file is not a list of objects")
-    return rows
+    numbered_values = list(enumerate(values, 1))
+    wrong = {n: " is not an object" for n, v in numbered_values if not isinstance(v, dict)}
+    _refuse_broken(path, "row", wrong)
+    return [Placed(v, Place(path.name, "row", n)) for n, v in numbered_values]
 
 
 def _csv(path: Path, text: str) -> list[Row]:
+    before = csv.field_size_limit(_CELL_LIMIT)
+    try:
+        return _csv_rows(path, text)
+    except csv.Error as error:
+        raise _broken(path, f"{error}") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_rows(path: Path, text: str) -> list[Row]:
     # newline="": a quoted cell may hold line ends, and the csv module finds the real ones
     file = io.StringIO(text, newline="")
     reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+    names = list(reader.fieldnames or ())
+    twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
+    if twice:
+        raise PreflightError(
+            "duplicate-column",
+            f"The header of {path} has '{twice[0]}' more than once: one would hide the other.",
+            "give each column its own name.",
+        )
     rows: list[Row] = []
+    wrong: dict[int, str] = {}
     for row in reader:
+        inside = sum(len(_LINE_END.findall(cell)) for cell in row.values() if isinstance(cell, str))
+        begins = reader.line_num - inside
         if None in row:
-            raise _broken(path, f"line {reader.line_num} has more cells than the header")
-        rows.append(dict(row))
+            wrong[begins] = " has more cells than the header"
+        rows.append(Placed(row, Place(path.name, "line", begins)))
+    _refuse_broken(path, "line", wrong)
     return rows
+
+
+def _refuse_broken(path: Path, unit: str, broken: Mapping[int, str]) -> None:
+    """Refuse a file with broken rows: what is wrong with the first, and which others are."""
+    if broken:
+        first, *others = broken
+        raise _broken(
+            path,
+            f"{unit} {first}{broken[first]}"
+            + (f"; broken too: {numbered(unit, others)}" if others else ""),
+        )
 
 
 def _broken(path: Path, why: str) -> PreflightError:

@@ -1,0 +1,138 @@
+"""Faults of the data and the base: what is wrong, in which rows of the user's file, what to do.
+
+Stands below both halves: the checks of the study half and those of a worker find faults, the study
+refuses the fatal ones together and lists the others. A fault names rows by their position in a
+split; where that row stands in the user's file is looked up when the fault is said, because frozen
+rows do not carry it. Standard library only, JSON in and out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple, Self
+
+from bakeoff.errors import PreflightError
+
+SHOWN = 5
+"""So many rows are named; the rest are counted."""
+
+
+class Place(NamedTuple):
+    """Where a row was read: a file, and the row's number in it from 1, in ``unit`` (line, row)."""
+
+    file: str
+    unit: str
+    number: int
+
+
+Places = Callable[[str, int], Place]
+"""Split and position in it, from 0 -> where that row stands."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault in one split.
+
+    ``what`` is a clause without its full stop. ``rows`` are the first positions in ``split``, from
+    0, of ``count`` rows out of ``of``; ``partners`` are rows of ``against`` that they are like. A
+    fault of no single row has no split.
+    """
+
+    code: str
+    what: str
+    try_: str
+    fatal: bool = False
+    split: str | None = None
+    rows: tuple[int, ...] = ()
+    count: int = 0
+    of: int = 0
+    against: str | None = None
+    partners: tuple[int, ...] = ()
+
+    @classmethod
+    def at(
+        cls,
+        code: str,
+        what: str,
+        try_: str,
+        split: str,
+        rows: Sequence[int],
+        of: int,
+        **more: Any,
+    ) -> Self:
+        """Return the fault of these rows, out of ``of``; only the first few are kept."""
+        return cls(
+            code, what, try_, split=split, rows=tuple(rows[:SHOWN]), count=len(rows), of=of, **more
+        )
+
+    def cause(self, places: Places) -> str:
+        """Say what is wrong and where, in one sentence."""
+        if self.split is None or not self.rows:
+            return f"{self.what}."
+        where = [places(self.split, row) for row in self.rows]
+        if self.against is None:
+            listed = standing(where, self.count)
+        else:
+            pairs = zip(where, (places(self.against, row) for row in self.partners), strict=True)
+            listed = "; ".join(f"{standing([a], 1)} like {standing([b], 1)}" for a, b in pairs)
+            more = self.count - len(self.rows)
+            listed += f" and {more:,} more" if more else ""
+        rows = "row" if self.of == 1 else "rows"
+        return f"{self.what} in {self.count:,} of {self.of:,} {rows} of {self.split}: {listed}."
+
+    def warning(self, places: Places) -> str:
+        """Return the sentences that list this fault for a user who may go on."""
+        return f"{self.cause(places)} {_capital(self.try_)} [{self.code}]"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Rebuild a fault from ``to_json``."""
+        lists = {name: tuple(value[name]) for name in ("rows", "partners")}
+        return cls(**{**value, **lists})
+
+
+def refusal(faults: Iterable[Fault], places: Places) -> PreflightError | None:
+    """Return one error for all the fatal faults, under the code of the first; None without any."""
+    fatal = [f for f in faults if f.fatal]
+    if not fatal:
+        return None
+    first, *others = fatal
+    if not others:
+        return PreflightError(first.code, first.cause(places), first.try_)
+    causes = [first.cause(places), *(f"[{f.code}] {f.cause(places)}" for f in others)]
+    hints = dict.fromkeys(f.try_ for f in fatal)
+    numbered = " ".join(f"({n}) {hint}" for n, hint in enumerate(hints, 1))
+    return PreflightError(first.code, "\n".join(causes), numbered if len(hints) > 1 else first.try_)
+
+
+def standing(places: Sequence[Place], count: int) -> str:
+    """Name the first of ``count`` places: ``lines 3, 7 and 12 of rows.jsonl``."""
+    files = groupby(places, key=lambda p: (p.unit, p.file))
+    groups = [(unit, file, [p.number for p in same]) for (unit, file), same in files]
+    if len(groups) == 1:
+        unit, file, numbers = groups[0]
+        return f"{numbered(unit, numbers, count)} of {file}"
+    more = f" and {count - len(places):,} more" if count > len(places) else ""
+    return ", ".join(f"{numbered(unit, n)} of {file}" for unit, file, n in groups) + more
+
+
+def numbered(unit: str, numbers: Sequence[int], count: int | None = None) -> str:
+    """Write ``line 3`` or ``lines 3, 7 and 12``, or the first few and how many more."""
+    total = len(numbers) if count is None else count
+    shown = [str(n) for n in numbers[:SHOWN]]
+    if total > len(shown):
+        return f"{unit}s {', '.join(shown)} and {total - len(shown):,} more"
+    if len(shown) == 1:
+        return f"{unit} {shown[0]}"
+    return f"{unit}s {', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _capital(text: str) -> str:
+    return text if text.startswith("`") else text[:1].upper() + text[1:]
