@@ -7,6 +7,7 @@ gives the same task head and the same data order whatever the method is.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from bakeoff import registry
 from bakeoff.data import SPLITS, Row, read_rows
-from bakeoff.engine import shims
+from bakeoff.engine import quantise, shims
 from bakeoff.engine.device import autocast, keep_freed_memory, lean_inputs, place, set_dtypes
 from bakeoff.engine.feed import Feed
 from bakeoff.engine.lanes import Lanes, Start
@@ -31,7 +32,7 @@ from bakeoff.engine.switches import Switches
 from bakeoff.methods.hook import CALIBRATION, Ground, Hook, Incompatible, extras, make, trainable
 from bakeoff.tasks import Batch, Example, Task, load_tokenizer
 from bakeoff.tokens import encode_split
-from bakeoff.trial import Conditions, Trial
+from bakeoff.trial import Conditions, Segment, Trial
 
 MEMORY_SHARE = 0.9
 """How much of the free memory lanes may take; the rest is for evaluation and fragmentation."""
@@ -146,6 +147,17 @@ def recipe(c: Conditions, graphs: bool) -> Recipe:
     )
 
 
+def wished(segment: Segment) -> tuple[Switches, dict[str, str]]:
+    """Return the switches that a study wishes for, and why some are off before any is tried."""
+    c = segment.trials[0].conditions
+    wishes = Switches.wished(segment.engine or {}, c.device, c.precision)
+    reasons = {
+        name: why for name, why in quantise.unfit(c.quantize, c.quantizer).items()
+        if getattr(wishes, name)
+    }  # fmt: skip
+    return dataclasses.replace(wishes, **dict.fromkeys(reasons, False)), reasons
+
+
 def prepare_process(conditions: Conditions) -> None:
     """Set this process up: threads, memory, and no progress bars or notes of transformers'."""
     torch.set_num_threads(conditions.threads)
@@ -164,14 +176,17 @@ def make_task(conditions: Conditions) -> Task:
 def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
     """Load the base with the task's output layer drawn from ``seed``, everything frozen."""
     torch.manual_seed(seed)
-    model: Any = task.load_model(path, conditions.revision)
+    c, loading = conditions, {}
+    if c.quantize is not None and c.quantizer is not None:
+        loading = quantise.loading(c.quantize, c.quantizer, c.device, c.precision, task.heads)
+    model: Any = task.load_model(path, c.revision, **loading)
     if getattr(model.config, "pad_token_id", None) is None:
-        tokenizer = load_tokenizer(path, conditions.revision)
+        tokenizer = load_tokenizer(path, c.revision)
         model.config.pad_token_id = tokenizer.pad_token_id
     model.requires_grad_(False)
-    set_dtypes(model, conditions.precision)
-    placed: nn.Module = model.to(conditions.device)
-    return placed
+    quantise.settle(model)
+    set_dtypes(model, c.precision)
+    return place(model, c.device)
 
 
 def ground(task: Task, tokenizer: PreTrainedTokenizerBase, c: Conditions, data: Path) -> Ground:
@@ -209,8 +224,11 @@ def attach(trial: Trial, base: nn.Module, ground: Ground) -> tuple[nn.Module, Ho
     shims.install(model)
     place(model, trial.conditions.device)
     set_dtypes(model, trial.conditions.precision)
-    if not trainable(model):
+    trained = trainable(model)
+    if not trained:
         raise Incompatible("the method attached to nothing: no parameter would be trained")
+    if any(quantise.is_packed(p) for p in trained.values()):
+        raise Incompatible("it trains weights of the base, which are quantised")
     return model, hook
 
 

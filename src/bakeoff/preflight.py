@@ -19,14 +19,16 @@ from typing import Any
 import torch
 
 import bakeoff
-from bakeoff.assemble import build, load_base, make_task, prepare_process
+from bakeoff.assemble import build, load_base, make_task, prepare_process, wished
+from bakeoff.capabilities.quantised import refusal
 from bakeoff.data import SPLITS, read_rows
-from bakeoff.engine import meter
-from bakeoff.engine.device import free_memory, resolve_device, resolve_precision
+from bakeoff.engine import meter, quantise
+from bakeoff.engine.device import free_memory, out_of_memory, resolve_device, resolve_precision
 from bakeoff.engine.switches import Switches, explain
 from bakeoff.errors import BakeoffError, PreflightError
 from bakeoff.methods.arguments import check_config, check_targets
-from bakeoff.parity import decide
+from bakeoff.methods.hook import Incompatible
+from bakeoff.parity import Decision, decide, first_line
 from bakeoff.results import Cost, Status
 from bakeoff.segment import classify_failure, describe_failure
 from bakeoff.tasks import Task, load_tokenizer
@@ -36,11 +38,15 @@ PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
 
 def machine(value: dict[str, Any]) -> dict[str, Any]:
-    """Resolve ``device``, ``precision`` and ``threads``; return them with versions and hardware."""
+    """Resolve device, precision, threads and ``quantizer``; return them, versions and hardware."""
+    quantize, quantizer = value.get("quantize"), None
     try:
         device = resolve_device(value["device"])
-    except PreflightError as error:
+        if quantize is not None:
+            quantizer = quantise.resolve(quantize, value["quantizer"])
+    except BakeoffError as error:
         return _refusal(error)
+    packages = PACKAGES if quantizer is None else (*PACKAGES, quantizer)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = value["threads"] or max(1, (cores or 1) // value["workers"])
     return {
@@ -48,7 +54,8 @@ def machine(value: dict[str, Any]) -> dict[str, Any]:
         "precision": resolve_precision(value["precision"], device),
         "threads": threads,
         "hardware": torch.cuda.get_device_name(device) if device != "cpu" else _cpu_name(),
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES}
+        "quantizer": quantizer,
+        "versions": {p: importlib.metadata.version(p) for p in packages}
         | {"bakeoff": bakeoff.__version__, "python": platform.python_version()},
     }
 
@@ -81,8 +88,8 @@ def _cpu_name() -> str:
 def check(value: dict[str, Any]) -> dict[str, Any]:
     """Check every method's arguments against PEFT and the base's real modules; tokenise the data.
 
-    Returns ``{"error": {code, cause, try} | None}``: what the user must mend before anything is
-    trained. A method that PEFT cannot put on this base is found by its cost probe and becomes a
+    Returns ``{"error": {code, cause, try, exit} | None}``: what the user must mend before anything
+    is trained. A method that PEFT cannot put on this base is found by its cost probe and becomes a
     row of the report.
     """
     segment = Segment.from_json(value)
@@ -108,7 +115,8 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(error: BakeoffError) -> dict[str, Any]:
-    return {"error": {"code": error.code, "cause": error.cause, "try": error.try_}}
+    told = {"code": error.code, "cause": error.cause, "try": error.try_, "exit": error.exit_code}
+    return {"error": told}
 
 
 def _tokenise(segment: Segment, task: Task, positions: int | None) -> None:
@@ -156,8 +164,7 @@ def _probe(segment: Segment) -> Cost:
     prepare_process(c)
     task = make_task(c)
     data = Path(segment.folder) / "data"
-    wished = Switches.wished(segment.engine or {}, c.device, c.precision)
-    decision = decide(trial, segment.base_path, data, wished)
+    decision = _decide(segment, data)
     token_bytes = _token_bytes(trial, segment, decision.switches)
     load_base(c, task, segment.base_path, trial.seed)  # first load: allocator and caches warm
     base = load_base(c, task, segment.base_path, trial.seed)
@@ -199,6 +206,29 @@ def _probe(segment: Segment) -> Cost:
             "token_bytes": token_bytes,
         },
     )
+
+
+def _decide(segment: Segment, data: Path) -> Decision:
+    """Return what holds for a method; on a quantised base, ask first whether it trains there.
+
+    Raises:
+        Incompatible: it does not train on a quantised base.
+    """
+    trial, c = segment.trials[0], segment.trials[0].conditions
+    switches, reasons = wished(segment)
+    if c.quantize is None or c.quantizer is None:
+        return decide(trial, segment.base_path, data, switches)
+    why = refusal(trial.method, c.quantize, c.quantizer)
+    if why is not None:
+        raise Incompatible(f"it does not train on a base in {c.quantize}: {why}")
+    try:
+        found = decide(trial, segment.base_path, data, switches)
+    except Exception as error:  # whatever PEFT or the package raises of packed weights
+        if out_of_memory(error) or isinstance(error, Incompatible):
+            raise
+        why = f"its first step on the base in {c.quantize} fails: {first_line(error)}"
+        raise Incompatible(why) from error
+    return found._replace(reasons={**reasons, **found.reasons})
 
 
 def _token_bytes(trial: Trial, segment: Segment, switches: Switches) -> float | None:

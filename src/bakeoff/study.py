@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from bakeoff import bases, plan, registry
 from bakeoff import folder as study_folder
-from bakeoff.errors import BakeoffError, PreflightError, UsageError
+from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
 from bakeoff.executors import Executor
 from bakeoff.methods import given
 from bakeoff.methods import registry as catalog
@@ -75,6 +75,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     wishes = spec.engine.model_dump(include={"device", "precision", "threads", "workers"})
+    wishes |= spec.base.model_dump(include={"quantize", "quantizer"})
     machine = call(executor(spec), RUN_MACHINE, wishes)
     conditions = Conditions(
         base=base.published_as,
@@ -95,6 +96,9 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         device=machine["device"],
         precision=machine["precision"],
         threads=machine["threads"],
+        fingerprint=base.fingerprint,
+        quantize=spec.base.quantize,
+        quantizer=machine["quantizer"],
     )
     opened = Study(
         spec, out, entries, conditions, base, machine, splits, warnings, source.resolve()
@@ -173,6 +177,8 @@ def about(study: Study) -> dict[str, Any]:
                 "model": study.spec.base.model,
                 "published_as": study.base.published_as,
                 "fingerprint": study.base.fingerprint,
+                "quantize": study.conditions.quantize,
+                "quantizer": study.conditions.quantizer,
             },
             "data": study.conditions.data,
             "git": git_state(study.source),
@@ -210,6 +216,7 @@ def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, A
 
     Raises:
         PreflightError: what the function refuses, under ``error`` in its answer.
+        EnvironmentProblem: the same, where the machine lacks something.
         BakeoffError: ``worker-failed`` with the worker's last words.
     """
     outcome = next(iter(through.map(function, [value])))
@@ -219,7 +226,9 @@ def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, A
         )
     refused = outcome.value.get("error")
     if refused is not None:
-        raise PreflightError(refused["code"], refused["cause"], refused["try"])
+        lacking = refused.get("exit") == EnvironmentProblem.exit_code
+        kind = EnvironmentProblem if lacking else PreflightError
+        raise kind(refused["code"], refused["cause"], refused["try"])
     return outcome.value
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bakeoff.assemble import Bench, build, prepare_process
+from bakeoff.assemble import Bench, build, prepare_process, wished
 from bakeoff.engine import meter
 from bakeoff.engine.device import autocast, free_memory
 from bakeoff.engine.switches import Switches
@@ -47,12 +47,12 @@ def measure(value: dict[str, Any]) -> dict[str, Any]:
 
 def _measure(segment: Segment) -> dict[str, Any]:
     c = segment.trials[0].conditions
-    wished = Switches.wished(segment.engine or {}, c.device, c.precision)
+    switches, _ = wished(segment)
     found: dict[str, Any] = {"step": {}, "steps": {}, "evaluate": {}, "error_text": None}
     for trials in (segment.trials[:1], segment.trials):
         meter.reset_peak(c.device)
         started = time.perf_counter()
-        bench, seconds = _steps(trials, segment, wished)
+        bench, seconds = _steps(trials, segment, switches)
         lanes = str(len(trials))
         found["load"] = seconds.pop(0)
         found["steps"][lanes] = seconds
@@ -71,12 +71,12 @@ def _measure(segment: Segment) -> dict[str, Any]:
 
 
 def _steps(
-    trials: tuple[Trial, ...], segment: Segment, wished: Switches
+    trials: tuple[Trial, ...], segment: Segment, switches: Switches
 ) -> tuple[Bench, list[float]]:
     """Return a bench and the seconds of its build and of its steps; plain where lanes fail."""
     data = Path(segment.folder) / "data"
     try:
-        return _timed(trials, segment.base_path, data, wished)
+        return _timed(trials, segment.base_path, data, switches)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):
         return _timed(trials, segment.base_path, data, Switches.plain())
 

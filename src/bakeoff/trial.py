@@ -50,7 +50,9 @@ class Conditions:
     """What every trial of a study shares; equal conditions are what makes scores comparable.
 
     ``data`` maps a split to the sha256 of its file. ``validations`` is how often the validation
-    loss is taken, evenly spaced, the last one at the end.
+    loss is taken, evenly spaced, the last one at the end. ``fingerprint`` is that of the base's
+    files, None for a hub id; ``quantize`` and ``quantizer`` say how its linear layers are rounded
+    and by which package, None where they are not.
     """
 
     base: str
@@ -71,6 +73,9 @@ class Conditions:
     device: str
     precision: str
     threads: int
+    fingerprint: str | None = None
+    quantize: str | None = None
+    quantizer: str | None = None
 
 
 @dataclass(frozen=True)

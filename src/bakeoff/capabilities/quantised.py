@@ -1,30 +1,51 @@
 """Whether a method trains on a base whose linear layers are quantised, where the package is there.
 
-Quantised as users do it, by transformers while it loads: bitsandbytes in 4 and 8 bits, torchao's
-int8 weights.
+Quantised as users do it, by transformers while it loads: bitsandbytes in 4 (nf4) and 8 bits,
+torchao's int8 weights. Asked by the probe of all capabilities, and by a quantised study's preflight
+of its own methods.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import BitsAndBytesConfig, LlamaForCausalLM, TorchAoConfig
+from transformers import LlamaForCausalLM
 
 from bakeoff.capabilities import tiny
 from bakeoff.capabilities.afterwards import first_line
 from bakeoff.capabilities.trained import Broken, Trained, difference, logits, resolved, train
+from bakeoff.engine import quantise
 from bakeoff.methods.known import Works
 from bakeoff.trial import MethodEntry
 
 PACKAGES = {"4bit": "bitsandbytes", "8bit": "bitsandbytes", "int8": "torchao"}
 """Kinds of quantised base, and the package that each takes."""
+BITS = {"4bit": "nf4", "8bit": "int8", "int8": "int8"}
+"""What a study file calls them."""
 NEAR = 0.5
 """Largest relative difference of logits from the same method on the plain base. Rounding a tiny
 random base to 4 bits moves them by 0.2; taking packed bytes for weights moves them by more."""
+
+
+def refusal(entry: MethodEntry, quantize: str, quantizer: str) -> str | None:
+    """Return why ``entry`` does not train on a quantised base; None where it does, or nobody knows.
+
+    Nobody knows of one that the plain tiny Llama cannot take either (its targets may be named for
+    another base).
+    """
+    kind = next(k for k in PACKAGES if (BITS[k], PACKAGES[k]) == (quantize, quantizer))
+    try:
+        plain = train(entry, dict(entry.config), "llama", tiny.base("llama"))
+    except Exception:  # whatever PEFT raises: no verdict
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        found = works(entry, kind, Path(folder), plain)
+    return found.reason if found.works is False else None
 
 
 def works(entry: MethodEntry, kind: str, folder: Path, plain: Trained) -> Works:
@@ -68,22 +89,9 @@ def _base(kind: str, folder: Path) -> Any:
     if not plain.is_dir():
         tiny.base("llama").save_pretrained(plain)
     found: Any = LlamaForCausalLM.from_pretrained(
-        plain, quantization_config=_config(kind), local_files_only=True
+        plain,
+        local_files_only=True,
+        **quantise.loading(BITS[kind], PACKAGES[kind], "cpu", "fp32", ()),
     )
-    for module in found.modules():
-        # bitsandbytes repacks weights for AVX512 at the first evaluation, and such a layer has no
-        # gradient any more; elsewhere it does not
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    quantise.settle(found)
     return found.requires_grad_(False)
-
-
-def _config(kind: str) -> Any:
-    if kind == "4bit":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-    if kind == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    # torchao is optional, and transformers imports it only here
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())

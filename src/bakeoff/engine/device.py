@@ -12,6 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from bakeoff.engine.quantise import is_packed
 from bakeoff.errors import PreflightError
 
 
@@ -109,7 +110,19 @@ def place(model: nn.Module, device: str) -> nn.Module:
                 for key, inner in value.items():
                     if isinstance(inner, torch.Tensor):
                         value[key] = inner.to(device)
-    return model.to(device)
+    for module in model.modules():
+        _move_own(module, device)
+    return model
+
+
+def _move_own(module: nn.Module, device: str) -> None:
+    """Move a module's own tensors; quantised ones lie on the device since they were loaded."""
+    for parameter in module._parameters.values():
+        if parameter is not None and not is_packed(parameter):
+            parameter.data = parameter.data.to(device)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = buffer.to(device)
 
 
 def set_dtypes(model: nn.Module, precision: str) -> None:
@@ -120,7 +133,7 @@ def set_dtypes(model: nn.Module, precision: str) -> None:
     """
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() and not is_packed(parameter):
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from bakeoff.engine import dropout
+from bakeoff.engine import dropout, quantise
 from bakeoff.engine.stack import Stack, same
 from bakeoff.engine.units import Fold, Slot, Unit, find, frozen_parts
 
@@ -31,6 +31,10 @@ Precondition = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[st
 
 class NotShared(Exception):
     """The trials' frozen parts differ by seed: they cannot stand on one base."""
+
+
+class Mixing(RuntimeError):
+    """Something in the base computes over all rows: a lane would depend on its neighbours."""
 
 
 class Start(NamedTuple):
@@ -47,12 +51,19 @@ class Start(NamedTuple):
         for name, tensor in tensors(model).items():
             if tensor.requires_grad:
                 start.trained[name] = tensor.detach().clone()
-            elif checksums and tensor.numel() <= SMALL:
+            elif checksums and tensor.numel() <= SMALL and not quantise.is_packed(tensor):
                 start.small[name] = tensor.detach().clone()
             elif checksums:
-                raw = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
-                start.sums[name] = zlib.crc32(raw.data)
+                start.sums[name] = _checksum(tensor)
         return start
+
+
+def _checksum(tensor: Tensor) -> int:
+    found = 0
+    for part in quantise.plain_parts(tensor):
+        raw = part.cpu().contiguous().view(torch.uint8).numpy()
+        found = zlib.crc32(raw.data, found)
+    return found
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -100,6 +111,7 @@ class Lanes:
         self.draws = dropout.Draws(seeds, device)
         self.drops = dropout.install(model, self.draws)
         """The model's active dropouts."""
+        self._mixing = quantise.mixes_rows(model)
         self.sees_padding = any(getattr(m, "sees_padding", False) for m in model.modules())
         """What an example computes depends on how far its batch is padded."""
         self._hooks = {n: everything[n]._backward_hooks or {} for n in self.stack.names}
@@ -123,10 +135,15 @@ class Lanes:
         """Let ``width`` lanes from ``first`` ride together, each with ``rows`` of the batch.
 
         One lane rides as the plain model of its trial.
+
+        Raises:
+            Mixing: what a row gives would depend on other lanes' rows.
         """
         if width == 1:
             self.alone(first)
             return
+        if self._mixing:
+            raise Mixing(quantise.MIXING)
         if not self._patched:
             for patch in self._patches:
                 patch.module.forward = patch

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from bakeoff.engine.attention import NAME, Current, NotPackable
 from bakeoff.engine.packing import Layout, pack, unpack
+from bakeoff.engine.quantise import is_packed
 from bakeoff.engine.units import Shell, every_name
 
 _OWN_PLACE = {"layer_idx", "layer_id", "layer_index", "kwargs", "module_name"}
@@ -56,6 +57,8 @@ class LayerStack:
         Raises:
             NotCompilable: the layers differ too much.
         """
+        if any(is_packed(p) for x in self.layers for p in x.parameters()):
+            raise NotCompilable("quantised layers keep their scales outside their tensors")
         makes: list[tuple[nn.Module, Callable[..., Any]]] = []
         for layer in self.layers:
             known = [f for first, f in makes if alike(first, layer)]

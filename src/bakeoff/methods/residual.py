@@ -13,15 +13,26 @@ from typing import Any
 import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from bakeoff.methods.hook import Finished, Hook
+from bakeoff.engine.quantise import is_quantised
+from bakeoff.methods.hook import Finished, Ground, Hook, Incompatible
 
 
 class Residual(Hook):
     """A LoRA whose start is part of the base's weights."""
 
     needs_start = True
+
+    def attach(self, base: nn.Module, ground: Ground) -> nn.Module:
+        """Put the LoRA on a base whose weights can take its start out of themselves.
+
+        Raises:
+            Incompatible: the base is quantised; what is left of it would be rounded anew.
+        """
+        if is_quantised(base):
+            raise Incompatible("it starts by changing weights of the base, which are quantised")
+        return super().attach(base, ground)
 
     def save(self, model: Any, folder: Path, trial: Finished) -> None:
         """Write the difference to the start as plain LoRA of twice the rank."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bakeoff.spec.part import Part
 
@@ -16,6 +16,18 @@ class BaseSpec(Part):
     """A folder with safetensors weights, a hub id, or `asset:<name>` (see `bakeoff assets`)."""
     revision: str | None = None
     """Commit or tag of a hub model; a local folder takes none."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Round the base's linear layers: `nf4` (4 bits, as QLoRA) or `int8`; adapters stay exact."""
+    quantizer: Literal["auto", "bitsandbytes", "torchao"] = "auto"
+    """Package that rounds them; `auto` takes the first that is there; torchao makes int8 alone."""
+
+    @model_validator(mode="after")
+    def _quantizer_fits(self) -> BaseSpec:
+        if self.quantizer != "auto" and self.quantize is None:
+            raise ValueError("`quantizer` says who rounds the base; `quantize` says to what")
+        if self.quantizer == "torchao" and self.quantize == "nf4":
+            raise ValueError('torchao makes no "nf4"; quantizer = "bitsandbytes", or "int8"')
+        return self
 
 
 class LimitSpec(Part):

@@ -123,8 +123,11 @@ class Task(ABC):
         return Checked(options, tuple(warnings))
 
     @abstractmethod
-    def load_model(self, path: str, revision: str | None) -> PreTrainedModel:
-        """Load the base with this task's output layer, in the dtype of its files."""
+    def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
+        """Load the base with this task's output layer, in the dtype of its files.
+
+        ``loading`` goes to ``from_pretrained`` (how a quantised base is loaded).
+        """
 
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:

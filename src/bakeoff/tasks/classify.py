@@ -48,7 +48,7 @@ class Classify(Task):
         warnings = checked.warnings + leaks(splits, text, "texts")
         return Checked({**options, "labels": known}, warnings)
 
-    def load_model(self, path: str, revision: str | None) -> PreTrainedModel:
+    def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
         """Load the base with a fresh classifier; seed torch first."""
         from transformers import AutoModelForSequenceClassification
 
@@ -59,8 +59,8 @@ class Classify(Task):
             id2label=dict(enumerate(labels)),
             label2id={name: i for i, name in enumerate(labels)},
             use_safetensors=True,
-            dtype="auto",
             **source_arguments(path, revision),
+            **{"dtype": "auto", **loading},
         )
         return model
 

@@ -41,12 +41,15 @@ class SupervisedFineTuning(Task):
         warnings = checked.warnings + leaks(splits, options["columns"]["prompt"], "prompts")
         return Checked({**options, "longest_completion": longest}, warnings)
 
-    def load_model(self, path: str, revision: str | None) -> PreTrainedModel:
+    def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
         """Load the causal LM."""
         from transformers import AutoModelForCausalLM
 
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, use_safetensors=True, dtype="auto", **source_arguments(path, revision)
+            path,
+            use_safetensors=True,
+            **source_arguments(path, revision),
+            **{"dtype": "auto", **loading},
         )
         return model
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from bakeoff.methods.hook import Finished, Ground, Hook
+from bakeoff.engine.quantise import is_quantised
+from bakeoff.methods.hook import Finished, Ground, Hook, Incompatible
 
 
 class Full(Hook):
@@ -16,7 +17,13 @@ class Full(Hook):
     saved_as = "model"
 
     def attach(self, base: nn.Module, ground: Ground) -> nn.Module:
-        """Let every parameter require gradients."""
+        """Let every parameter require gradients.
+
+        Raises:
+            Incompatible: the base is quantised.
+        """
+        if is_quantised(base):
+            raise Incompatible("it trains the weights of the base, which are quantised")
         base.requires_grad_(True)
         return base
 
