@@ -88,6 +88,7 @@ def run(
             study, deadline = budgeted(study, store, heard, passed)
             counted = hold(study, again, heard)
             study_folder.freeze_data(out, study.splits)
+            study_folder.freeze_metric(out, study.metric.name, study.metric.code)
             check(study)
             freeze(study, store, counted)
             costs = measure_costs(study, store, heard)
@@ -152,7 +153,8 @@ def hold(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
 
 def freeze(study: Study, store: Writer, counted: dict[str, Any]) -> None:
     """Freeze the study in its folder, with what is counted of its looks at test."""
-    study_folder.write_study_file(study.folder, study.spec)
+    own = None if study.metric.code is None else study.metric.name
+    study_folder.write_study_file(study.folder, study.spec, own)
     known = {"spec": dump_spec(study.spec), "about": about(study), "frozen": frozen_values(study)}
     store.set_all({**known, **counted})
 

@@ -6,30 +6,42 @@ Used by ``segment``. Where lanes ride, every item is put to all lanes at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bakeoff import registry
+from bakeoff import scoring
 from bakeoff.assemble import Bench, load_base, make_task, prepare_process
-from bakeoff.data import read_rows
+from bakeoff.data import Row, read_rows
 from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast
 from bakeoff.results import SplitScores
-from bakeoff.tasks import Example, load_tokenizer
-from bakeoff.trial import Segment
+from bakeoff.scoring import MetricError
+from bakeoff.tasks import Example, Task, load_tokenizer
+from bakeoff.trial import Conditions, Segment
+
+Table = np.ndarray[tuple[int, int], Any]
+"""A number for each lane and example, ``[lanes, examples]``."""
 
 
-@torch.no_grad()
-def item_losses(bench: Bench, examples: Sequence[Example]) -> np.ndarray[tuple[int, int], Any]:
+def item_losses(bench: Bench, examples: Sequence[Example]) -> Table:
     """Return each lane's loss on each example, ``[lanes, examples]``, in nats.
 
     An example's summed loss over the mean count of supervised units: a row's mean is the mean loss
     over all units, whatever their number in each example.
     """
+    sums, counts = summed_losses(bench, examples)
+    found: Table = sums / counts.mean(1, keepdims=True)
+    return found
+
+
+@torch.no_grad()
+def summed_losses(bench: Bench, examples: Sequence[Example]) -> tuple[Table, Table]:
+    """Return each lane's summed loss on each example, in nats, and the supervised units in it."""
     c, lanes = bench.conditions, bench.lanes
     bench.model.eval()
     sums, counts = [], []
@@ -45,22 +57,51 @@ def item_losses(bench: Bench, examples: Sequence[Example]) -> np.ndarray[tuple[i
         sums.append(both[0])
         counts.append(both[1])
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
-    by_length = (torch.cat(sums, 1) / torch.cat(counts, 1).mean(1, keepdim=True)).cpu().numpy()
-    found = np.empty_like(by_length)
-    found[:, order] = by_length
-    return found
+    back = np.argsort(order)
+    return torch.cat(sums, 1).cpu().numpy()[:, back], torch.cat(counts, 1).cpu().numpy()[:, back]
+
+
+def score_split(
+    bench: Bench, split: str, losses: Sequence[float | None]
+) -> list[SplitScores | MetricError]:
+    """Score every item of a split in every lane with the study's metric.
+
+    A lane whose answers the metric fails on gives that error; the others do not suffer it.
+    """
+    metric = scoring.load(bench.conditions, bench.data.parent)
+    if metric.of_losses:
+        summed = zip(*summed_losses(bench, bench.examples(split)), losses, strict=True)
+        return [
+            _or_error(partial(metric.score_losses, sums, counts, split), None, loss)
+            for sums, counts, loss in summed
+        ]
+    rows = bench.rows(split)
+    references = bench.task.references(rows)
+    return [
+        _or_error(partial(metric.score, own, references, split), own, loss)
+        for own, loss in zip(answers(bench, rows), losses, strict=True)
+    ]
+
+
+def _or_error(
+    score: Callable[[], list[float]], predictions: Sequence[str] | None, loss: float | None
+) -> SplitScores | MetricError:
+    try:
+        scores = tuple(score())
+    except MetricError as error:
+        return error
+    return SplitScores(scores, tuple(predictions or [None] * len(scores)), loss)
 
 
 @torch.no_grad()
-def score_split(bench: Bench, split: str, losses: Sequence[float | None]) -> list[SplitScores]:
-    """Answer every item of a split in every lane and score it with the study's metric."""
+def answers(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
+    """Return every lane's answer to every row; each batch of rows is put to all lanes at once."""
     c, lanes = bench.conditions, bench.lanes
     bench.model.eval()
-    rows = bench.rows(split)
     by_length = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
     width = bench.feed.width
     share = max(1, c.evaluation_batch_size // width)
-    answers: list[dict[int, str]] = [{} for _ in range(len(lanes))]
+    found: list[dict[int, str]] = [{} for _ in range(len(lanes))]
     for start in range(0, len(rows), share):
         picked = by_length[start : start + share]
         for first in range(0, len(lanes), width):
@@ -71,14 +112,8 @@ def score_split(bench: Bench, split: str, losses: Sequence[float | None]) -> lis
                 got = bench.task.predict(bench.model, bench.tokenizer, asked, c.device)
             for lane in range(riders):
                 own = got[lane * len(picked) : (lane + 1) * len(picked)]
-                answers[first + lane].update(zip(picked, own, strict=True))
-    metric = registry.find("metrics", c.metric)
-    references = bench.task.references(rows)
-    scored = []
-    for own_answers, loss in zip(answers, losses, strict=True):
-        predictions = tuple(own_answers[i] for i in range(len(rows)))
-        scored.append(SplitScores(tuple(metric.score(predictions, references)), predictions, loss))
-    return scored
+                found[first + lane].update(zip(picked, own, strict=True))
+    return [[own[i] for i in range(len(rows))] for own in found]
 
 
 @torch.no_grad()
@@ -96,18 +131,41 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
         tokenizer = load_tokenizer(segment.base_path, c.revision)
         model = load_base(c, task, segment.base_path, 0).eval()
         rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
-        by_length = sorted(
-            range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values())
-        )
-        answers: dict[int, str] = {}
-        for start in range(0, len(rows), c.evaluation_batch_size):
-            picked = by_length[start : start + c.evaluation_batch_size]
-            with autocast(c.device, c.precision):
-                got = task.predict(model, tokenizer, [rows[i] for i in picked], c.device)
-            answers.update(zip(picked, got, strict=True))
-        predictions = tuple(answers[i] for i in range(len(rows)))
-        metric = registry.find("metrics", c.metric)
-        scores = tuple(metric.score(predictions, task.references(rows)))
+        metric = scoring.load(c, Path(segment.folder))
+        scores = _base_scores(metric, task, model, tokenizer, rows, c)
     except Exception as error:  # as in a segment: a failure is a result
         return {"scores": None, "error": f"{type(error).__name__}: {error}"}
-    return {"scores": dataclasses.asdict(SplitScores(scores, predictions, None)), "error": None}
+    return {"scores": dataclasses.asdict(scores), "error": None}
+
+
+def _base_scores(
+    metric: scoring.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
+    c: Conditions,
+) -> SplitScores:  # fmt: skip
+    """Score a plain model, batch by batch of about equal lengths."""
+    order = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
+    said: dict[int, str] = {}
+    sums: dict[int, float] = {}
+    counts: dict[int, float] = {}
+    for start in range(0, len(rows), c.evaluation_batch_size):
+        picked = order[start : start + c.evaluation_batch_size]
+        own = [rows[i] for i in picked]
+        with autocast(c.device, c.precision):
+            if not metric.of_losses:
+                got = task.predict(model, tokenizer, own, c.device)
+                said.update(zip(picked, got, strict=True))
+                continue
+            pad = int(tokenizer.pad_token_id or 0)
+            batch = task.batch(task.encode(tokenizer, own), pad, c.device)
+            total, units = (x.double().tolist() for x in task.item_losses(model, batch))
+        sums.update(zip(picked, total, strict=True))
+        counts.update(zip(picked, units, strict=True))
+    numbers = range(len(rows))
+    if metric.of_losses:
+        scores = metric.score_losses(
+            [sums[i] for i in numbers], [counts[i] for i in numbers], "test"
+        )
+        return SplitScores(tuple(scores), (None,) * len(rows), None)
+    predictions = [said[i] for i in numbers]
+    scores = metric.score(predictions, task.references(rows), "test")
+    return SplitScores(tuple(scores), tuple(predictions), None)

@@ -16,6 +16,7 @@ import tomli_w
 from bakeoff import assets, data
 from bakeoff.bases import ASSET
 from bakeoff.errors import EnvironmentProblem, PreflightError
+from bakeoff.scoring import FOLDER as METRIC
 from bakeoff.spec import StudySpec, dump_spec
 
 DATABASE = "study.db"
@@ -107,14 +108,27 @@ def freeze_data(folder: Path, splits: Splits) -> None:
         data.write_split(folder / "data" / f"{name}.jsonl", rows)
 
 
+def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
+    """Copy the user's own metric into the study folder: workers and later runs use that copy."""
+    if code is not None:
+        path = folder / METRIC / name.rpartition(":")[0]
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(code)
+
+
 def digests(splits: Splits) -> dict[str, str]:
     """Return the sha256 sums that ``freeze_data`` would give, writing nothing."""
     return {name: data.canonical_digest(rows) for name, rows in splits.rows.items()}
 
 
-def write_study_file(folder: Path, spec: StudySpec) -> None:
-    """Write the resolved study file: every default spelt out, data paths inside the folder."""
+def write_study_file(folder: Path, spec: StudySpec, own_metric: str | None) -> None:
+    """Write the resolved study file: every default spelt out, paths inside the folder.
+
+    ``own_metric`` names the user's own metric in its copy there, None where bakeoff's is used.
+    """
     value = dump_spec(spec)
+    if own_metric is not None:
+        value["task"]["metric"] = f"{METRIC}/{own_metric}"
     value["data"] |= {name: f"data/{name}.jsonl" for name in data.SPLITS}
     value["data"].pop("limit", None)
     header = "# Written by bakeoff: the resolved study. `bakeoff run` on it resumes the study.\n"
@@ -128,6 +142,8 @@ def comparable(spec: StudySpec) -> dict[str, Any]:
         value["data"].pop(name, None)
     for name in ("executor", "workers", "threads"):
         value["engine"].pop(name, None)
+    for name in ("metric", "metric_options"):  # compared as they are resolved
+        value["task"].pop(name, None)
     value.pop("verdict", None)  # what is read out of the results changes none of them
     return value
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import hours, plan, race, registry
+from bakeoff import hours, plan, race
 from bakeoff.estimate import Timing, estimate
 from bakeoff.hours import Fit
 from bakeoff.progress import Progress, Silent
-from bakeoff.results import MetricInfo
 from bakeoff.spec import StudySpec
 from bakeoff.study import Study, make_executor, open_study, prior_trial, segment
 
@@ -80,7 +79,10 @@ def overview(
         "rungs": list(plan.rungs(study.spec.budget)),
         "margin": spec.task.margin,
         "detectable": hours.detectable(
-            study.splits.counts["test"], study.spec.budget.seeds, len(methods) - 1, _metric(study)
+            study.splits.counts["test"],
+            study.spec.budget.seeds,
+            len(methods) - 1,
+            study.metric.info,
         ),
         "hours": None if bought is None else dataclasses.asdict(bought),
         "estimate": None if found is None else estimated(study, found),
@@ -123,7 +125,7 @@ def fitted(study: Study, found: Timed) -> Fit:
     Raises:
         PreflightError: ``hours-too-few``.
     """
-    counts, metric = study.splits.counts, _metric(study)
+    counts, metric = study.splits.counts, study.metric.info
     return hours.fit(study.spec, found.timings, counts, metric, found.seconds)
 
 
@@ -139,8 +141,3 @@ def narrowed(study: Study, bought: Fit) -> Study:
         conditions=dataclasses.replace(study.conditions, steps=spec.budget.steps),
         sizes=None if study.sizes is None else study.sizes[:count],
     )
-
-
-def _metric(study: Study) -> MetricInfo:
-    info: MetricInfo = registry.find("metrics", study.conditions.metric).INFO
-    return info

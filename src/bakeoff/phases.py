@@ -22,7 +22,7 @@ from bakeoff.analysis.choose import choose_settings, criterion
 from bakeoff.analysis.runs import Run
 from bakeoff.hours import Deadline
 from bakeoff.progress import Progress
-from bakeoff.results import Cost, MetricInfo, Status, TrialResult
+from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.store import Reader, Writer
 from bakeoff.study import Study, executor, prior_trial, segment
 from bakeoff.trial import LEARNING_RATE, MethodEntry, Segment, Trial
@@ -215,13 +215,14 @@ def _slowness(group: Segment, costs: Mapping[str, Cost]) -> float:
 def _scored(study: Study, stop: int) -> bool:
     """Say whether search trials that stop here are scored by the metric, not by their loss alone.
 
-    Wherever the metric decides; else where settings are chosen, if the task's answers cost no more
-    than its loss, so that the report can tell whether the two would have chosen the same.
+    Wherever the metric decides; else where settings are chosen, if the metric costs no more than
+    the loss, so that the report can tell whether the two would have chosen the same.
     """
     if study.spec.budget.select_on == "metric":
         return True
     stops = plan.rungs(study.spec.budget)
-    cheap: bool = registry.find("tasks", study.spec.task.kind).TASK.scores_validation
+    task = registry.find("tasks", study.spec.task.kind).TASK
+    cheap: bool = task.scores_validation or study.metric.of_losses
     return cheap and (not stops or stop >= stops[-1])
 
 
@@ -335,19 +336,14 @@ def _value(study: Study, trial: Trial, result: TrialResult | None) -> float:
     """Return what settings are chosen on where a trial stands: lower is better, inf: nothing."""
     if result is None or result.status not in (Status.DONE, Status.STOPPED):
         return math.inf
-    value = criterion(Run(trial, result), study.spec.budget.select_on, _metric(study).better)
+    value = criterion(Run(trial, result), study.spec.budget.select_on, study.metric.info.better)
     return math.inf if value is None else value
-
-
-def _metric(study: Study) -> MetricInfo:
-    info: MetricInfo = registry.find("metrics", study.conditions.metric).INFO
-    return info
 
 
 def _chosen(running: Running) -> dict[str, dict[str, Any]]:
     with running.read() as reader:
         return choose_settings(
-            reader.trials(), running.study.spec.budget.select_on, _metric(running.study).better
+            reader.trials(), running.study.spec.budget.select_on, running.study.metric.info.better
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import bakeoff
+from bakeoff import scoring
 from bakeoff.assemble import build, load_base, make_task, prepare_process, wished
 from bakeoff.capabilities.quantised import refusal
 from bakeoff.data import SPLITS, read_rows
@@ -105,6 +106,7 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
             if isinstance(targets, list):
                 check_targets(trial.method.name, base, targets)
         _tokenise(segment, task, getattr(base.config, "max_position_embeddings", None))
+        _try_metric(segment, task)
     except BakeoffError as error:
         return _refusal(error)
     except Exception as error:  # whatever a loader raises for broken files
@@ -143,6 +145,22 @@ def _tokenise(segment: Segment, task: Task, positions: int | None) -> None:
                     f"{positions} positions.",
                     f"task.max_length = {positions}, or less.",
                 )
+
+
+def _try_metric(segment: Segment, task: Task) -> None:
+    """Score the references of validation and test against themselves and against no answer.
+
+    Raises:
+        MetricError: on an item that the metric cannot score, whatever the answer.
+    """
+    metric = scoring.load(segment.trials[0].conditions, Path(segment.folder))
+    if metric.of_losses:
+        return
+    for split in ("validation", "test"):
+        rows = read_rows(Path(segment.folder) / "data" / f"{split}.jsonl")
+        references = task.references(rows)
+        metric.score(references, references, split)
+        metric.score([""], references[:1], split)
 
 
 def probe(value: dict[str, Any]) -> dict[str, Any]:

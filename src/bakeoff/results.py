@@ -41,10 +41,13 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class SplitScores:
-    """The primary metric of every item of one split, in the order of the split's file."""
+    """The primary metric of every item of one split, in the order of the split's file.
+
+    A prediction is None where the metric needs none (``loss``).
+    """
 
     scores: tuple[float, ...]
-    predictions: tuple[str, ...]
+    predictions: tuple[str | None, ...]
     mean_loss: float | None
 
 

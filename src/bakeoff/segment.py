@@ -33,6 +33,7 @@ from bakeoff.errors import BakeoffError
 from bakeoff.evaluate import item_losses, score_split
 from bakeoff.methods.hook import Finished, Incompatible
 from bakeoff.results import CurvePoint, SegmentResult, SplitScores, Status, TrialResult
+from bakeoff.scoring import MetricError
 from bakeoff.tasks import Example
 from bakeoff.trial import Segment
 
@@ -206,9 +207,12 @@ def _ended(
     lane: int,
     segment: Segment,
     result: TrialResult,
-    splits: dict[str, SplitScores],
+    splits: dict[str, SplitScores] | MetricError,
 ) -> TrialResult:
-    """Return a trial's result where its segment ends: diverged, at a rung, or done and saved."""
+    """Return a trial's result where its segment ends: diverged, at a rung, or done and saved.
+
+    One whose answers the metric failed on failed.
+    """
     if result.diverged_at_step is not None:
         reason = (
             "the training loss or its gradient was not finite, or absurd, "
@@ -223,6 +227,9 @@ def _ended(
             result, status=Status.DIVERGED, reason=reason, diverged_at_step=segment.stop,
             item_losses=(),
         )  # fmt: skip
+    if isinstance(splits, MetricError):
+        reason = describe_failure(splits)
+        return dataclasses.replace(result, status=Status.FAILED, reason=reason)
     result = dataclasses.replace(result, splits=splits)
     trial, trials = segment.trials[lane], Path(segment.folder) / "trials"
     if segment.stop < bench.conditions.steps:
@@ -271,21 +278,16 @@ class _Run:
 
 def _score(
     bench: Bench, losses: Sequence[float | None], ends: bool, scored: bool
-) -> list[dict[str, SplitScores]]:
+) -> list[dict[str, SplitScores] | MetricError]:
     """Score test in final trials, validation by the metric where the segment says so."""
-    splits: list[dict[str, SplitScores]] = [{} for _ in bench.trials]
-    final = bench.trials[0].phase == "final"
-    if final and ends:
-        nothing = [None] * len(splits)
-        for own, scores in zip(splits, score_split(bench, "test", nothing), strict=True):
-            own["test"] = scores
-    if scored and not final:
-        found = score_split(bench, "validation", losses)
-    else:
-        found = [SplitScores((), (), loss) for loss in losses]
-    for own, scores in zip(splits, found, strict=True):
-        own["validation"] = scores
-    return splits
+    plain = [SplitScores((), (), loss) for loss in losses]
+    if bench.trials[0].phase != "final":
+        found = score_split(bench, "validation", losses) if scored else plain
+        return [s if isinstance(s, MetricError) else {"validation": s} for s in found]
+    if not ends:
+        return [{"validation": s} for s in plain]
+    tested = zip(score_split(bench, "test", [None] * len(plain)), plain, strict=True)
+    return [t if isinstance(t, MetricError) else {"test": t, "validation": s} for t, s in tested]
 
 
 def _save(bench: Bench, lane: int, folder: Path) -> int | None:

@@ -14,9 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import bases, plan, registry
+from bakeoff import bases, plan, registry, scoring
 from bakeoff import folder as study_folder
-from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
+from bakeoff.errors import (
+    BakeoffError,
+    EnvironmentProblem,
+    PreflightError,
+    UsageError,
+    near_match,
+)
 from bakeoff.executors import Executor
 from bakeoff.methods import given
 from bakeoff.methods import registry as catalog
@@ -27,6 +33,17 @@ from bakeoff.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 
 RUN_MACHINE = "bakeoff.preflight:machine"
 RUN_MATCH = "bakeoff.sizing:match"
+RUN_METRIC = "bakeoff.scoring:describe"
+
+
+class ChosenMetric(NamedTuple):
+    """A study's metric: its name and what it is, its options, and the code of the user's own."""
+
+    name: str
+    info: MetricInfo
+    options: dict[str, Any]
+    of_losses: bool
+    code: bytes | None
 
 
 class Study(NamedTuple):
@@ -41,6 +58,7 @@ class Study(NamedTuple):
     splits: study_folder.Splits
     warnings: tuple[str, ...]
     source: Path
+    metric: ChosenMetric
     sizes: tuple[dict[str, Any], ...] | None = None
     """Each method's size, where the study wants equal trainable parameters."""
 
@@ -53,13 +71,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     """
     entries = load_methods(spec, source)
     task = registry.find("tasks", spec.task.kind).TASK
-    metric = spec.task.metric or task.metrics[0]
-    if metric not in task.metrics:
-        raise UsageError(
-            "metric-not-for-task",
-            f"The task '{spec.task.kind}' has no metric '{metric}'.",
-            f"one of: {', '.join(task.metrics)}.",
-        )
+    metric = chosen_metric(spec, source)
     splits = study_folder.read_splits(spec, source)
     options = {
         "columns": task.columns(spec.data.columns),
@@ -82,7 +94,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         revision=spec.base.revision,
         task=spec.task.kind,
         task_options=checked.options,
-        metric=metric,
+        metric=metric.name,
         data=study_folder.digests(splits),
         steps=spec.budget.steps,
         batch_size=spec.budget.batch_size,
@@ -99,11 +111,42 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         fingerprint=base.fingerprint,
         quantize=spec.base.quantize,
         quantizer=machine["quantizer"],
+        metric_options=metric.options,
+        metric_source=None if metric.code is None else scoring.digest(metric.code),
     )
     opened = Study(
-        spec, out, entries, conditions, base, machine, splits, warnings, source.resolve()
+        spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric
     )
     return matched(opened) if spec.budget.match == "parameters" else opened
+
+
+def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:
+    """Return the metric that a study names, its options checked; the task's own without one.
+
+    Raises:
+        UsageError: ``metric-not-for-task``, and whatever is wrong with options or file.
+        EnvironmentProblem: ``metric-package-missing``.
+    """
+    known = registry.find("tasks", spec.task.kind).TASK.metrics
+    named = scoring.Source.read(spec.task.metric or known[0], source)
+    if named.file is None and named.name not in known:
+        near = near_match(named.name, known)
+        hint = f"did you mean '{near}'? " if near else ""
+        raise UsageError(
+            "metric-not-for-task",
+            f"The task '{spec.task.kind}' has no metric '{named.name}'.",
+            f'{hint}One of: {", ".join(known)}; or a function of yours: "score.py:score".',
+        )
+    code = named.code()
+    given = {
+        "metric": spec.task.metric or known[0],
+        "options": spec.task.metric_options,
+        "folder": str(source),
+    }
+    # where the executor works: a function of the user's own runs there too
+    found = call(executor(spec), RUN_METRIC, given)
+    info = MetricInfo(**found["info"])
+    return ChosenMetric(named.name, info, found["options"], found["of_losses"], code)
 
 
 def matched(study: Study) -> Study:
@@ -153,15 +196,19 @@ def frozen_values(study: Study) -> dict[str, Any]:
         "base": study.base.fingerprint,
         "machine": study.machine,
         "methods": {e.name: dataclasses.asdict(e) for e in study.entries},
+        "metric": {
+            "name": study.conditions.metric,
+            "options": study.conditions.metric_options,
+            "source": study.conditions.metric_source,
+        },
     }
 
 
 def about(study: Study) -> dict[str, Any]:
     """Return what the report must know of a study beside its trials."""
-    info: MetricInfo = registry.find("metrics", study.conditions.metric).INFO
     return {
         "base_note": study.base.note,
-        "metric": dataclasses.asdict(info),
+        "metric": dataclasses.asdict(study.metric.info),
         "titles": {e.name: e.title for e in study.entries},
         "methods": [e.name for e in study.entries],
         "n_items": study.splits.counts,
@@ -217,6 +264,7 @@ def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, A
     Raises:
         PreflightError: what the function refuses, under ``error`` in its answer.
         EnvironmentProblem: the same, where the machine lacks something.
+        UsageError: the same, where the study file is wrong.
         BakeoffError: ``worker-failed`` with the worker's last words.
     """
     outcome = next(iter(through.map(function, [value])))
@@ -226,8 +274,8 @@ def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, A
         )
     refused = outcome.value.get("error")
     if refused is not None:
-        lacking = refused.get("exit") == EnvironmentProblem.exit_code
-        kind = EnvironmentProblem if lacking else PreflightError
+        kinds = {kind.exit_code: kind for kind in (EnvironmentProblem, UsageError)}
+        kind = kinds.get(refused.get("exit"), PreflightError)
         raise kind(refused["code"], refused["cause"], refused["try"])
     return outcome.value
 

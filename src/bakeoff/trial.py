@@ -52,7 +52,8 @@ class Conditions:
     ``data`` maps a split to the sha256 of its file. ``validations`` is how often the validation
     loss is taken, evenly spaced, the last one at the end. ``fingerprint`` is that of the base's
     files, None for a hub id; ``quantize`` and ``quantizer`` say how its linear layers are rounded
-    and by which package, None where they are not.
+    and by which package, None where they are not. ``metric_source`` is the sha256 of the file with
+    the user's own metric, None for one of bakeoff's.
     """
 
     base: str
@@ -76,6 +77,8 @@ class Conditions:
     fingerprint: str | None = None
     quantize: str | None = None
     quantizer: str | None = None
+    metric_options: dict[str, Any] = field(default_factory=dict)
+    metric_source: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
-"""1 where the answer equals the reference after trimming white space, else 0."""
+"""1 where the answer equals the reference after trimming white space, else 0.
+
+Both are compared in Unicode's composed form (NFC), so that an accent typed in two ways is one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from bakeoff.metrics import plain
 from bakeoff.results import MetricInfo
 
 INFO = MetricInfo("exact_match", better="higher", unit="fraction", low=0.0, high=1.0)
 
 
-def score(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Return 1.0 for each answer that equals its reference, white space at the ends aside."""
-    return [float(p.strip() == r.strip()) for p, r in zip(predictions, references, strict=True)]
+def score(prediction: str, reference: str, *, ignore_case: bool = False) -> float:
+    """Return 1.0 where both texts are equal, white space at the ends aside."""
+    return float(plain(prediction, ignore_case) == plain(reference, ignore_case))

@@ -1,29 +1,27 @@
 """1 where the answer parses to the same JSON value as the reference, else 0.
 
-Key order and spacing do not count; a missing, extra or different value does (whole-object match).
+Key order and spacing do not count; a missing, extra or different value does (whole-value match).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-
+from bakeoff.metrics import canonical_json, parse_json
 from bakeoff.results import MetricInfo
 
 INFO = MetricInfo("json_match", better="higher", unit="fraction", low=0.0, high=1.0)
 
 
-def _canonical(text: str) -> str | None:
+def score(prediction: str, reference: str) -> float:
+    """Return 1.0 where the answer's JSON value equals the reference's.
+
+    Raises:
+        ValueError: the reference is not JSON.
+    """
     try:
-        # dumped again, because Python holds True equal to 1 and JSON does not
-        return json.dumps(json.loads(text), sort_keys=True)
-    except (json.JSONDecodeError, RecursionError):
-        return None
-
-
-def score(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Return 1.0 for each answer whose JSON value equals its reference's."""
-    return [
-        float((value := _canonical(p)) is not None and value == _canonical(r))
-        for p, r in zip(predictions, references, strict=True)
-    ]
+        wanted = canonical_json(parse_json(reference))
+    except ValueError as error:
+        raise ValueError(f"the reference is not JSON: {error}") from error
+    try:
+        return float(canonical_json(parse_json(prediction)) == wanted)
+    except ValueError:
+        return 0.0

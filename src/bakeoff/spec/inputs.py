@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,9 +63,13 @@ class TaskSpec(Part):
     """What is learnt and how it is scored."""
 
     kind: str
-    """`classify` (text -> label) or `sft` (prompt -> completion)."""
+    """`classify` (text -> label), `sft` (prompt -> completion) or `choice` (question -> one of
+    several answers)."""
     metric: str | None = None
-    """Primary metric; the task's own default if not given."""
+    """Primary metric (docs/metrics.md), or a function of yours: `"score.py:score"`, the file
+    relative to the study file; the task's own default if not given."""
+    metric_options: dict[str, Any] = {}
+    """What the metric takes, such as `pattern` for `regex`; `timeout` (seconds an item) for all."""
     margin: Annotated[float, Field(gt=0)] = 0.02
     """Smallest difference in the metric that you care about, in the metric's unit."""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None

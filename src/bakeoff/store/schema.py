@@ -43,7 +43,7 @@ scores = sa.Table(
     sa.Column("split", sa.Text, primary_key=True),
     sa.Column("item", sa.Integer, primary_key=True),
     sa.Column("score", sa.Float, nullable=False),
-    sa.Column("prediction", sa.Text, nullable=False),
+    sa.Column("prediction", sa.Text),
     sqlite_with_rowid=False,
 )
 

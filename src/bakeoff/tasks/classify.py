@@ -18,7 +18,7 @@ class Classify(Task):
     """Sequence classification."""
 
     fields = {"text": "text", "label": "label"}
-    metrics = ("accuracy",)
+    metrics = ("accuracy", "loss")
     task_type = "SEQ_CLS"
     heads = ("classifier", "score")
     scores_validation = True

@@ -25,7 +25,10 @@ class SupervisedFineTuning(Task):
     """Causal language modelling on completions."""
 
     fields = {"prompt": "prompt", "completion": "completion"}
-    metrics = ("exact_match", "json_match")
+    metrics = (
+        "exact_match", "contains", "regex", "numeric", "token_f1", "chrf", "json_match",
+        "json_fields", "json_valid", "loss",
+    )  # fmt: skip
     task_type = "CAUSAL_LM"
     scores_validation = False
     scores_base = True

@@ -1,0 +1,13 @@
+"""From answers to scores: find the study's metric, check its options, score item by item.
+
+Stands between the metrics and ``evaluate``. ``find`` turns what a study file names into a
+``Metric``; ``items`` runs one over answers, and whatever goes wrong on an item is an error that
+names the item.
+"""
+
+from __future__ import annotations
+
+from bakeoff.scoring.find import FOLDER, Source, describe, digest, load
+from bakeoff.scoring.items import Metric, MetricError
+
+__all__ = ["FOLDER", "Metric", "MetricError", "Source", "describe", "digest", "load"]
