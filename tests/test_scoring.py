@@ -139,7 +139,7 @@ def test_every_metric_keeps_the_contract(name: str, tmp_path: Path) -> None:
     module = registry.find("metrics", name)
     assert module.INFO.name == name
     assert module.INFO.better in ("higher", "lower")
-    given = {"pattern": "(.*)"} if name == "regex" else {}
+    given = {"pattern": "(?s)(.*)"} if name == "regex" else {}
     assert described(name, tmp_path, **given)["error"] is None
     tasks = [registry.find("tasks", t).TASK for t in registry.names("tasks")]
     assert any(name in task.metrics for task in tasks), "no task offers it"

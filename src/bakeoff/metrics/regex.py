@@ -3,8 +3,9 @@
 ``pattern`` is a regular expression of Python's ``re``, searched anywhere in the answer:
 
 - without a group, a match is enough (a format that answers must have);
-- with a group, the first group of the *last* match must equal what the same pattern takes out of
-  the reference, or the whole reference where it finds nothing there; white space at the ends aside.
+- with a group, the first group of the *last* match that takes something must equal what the same
+  pattern takes out of the reference, or the whole reference where it finds nothing there; white
+  space at the ends aside.
 
 ``(?i)`` in front of the pattern ignores case, ``(?s)`` lets ``.`` match line ends.
 """
@@ -34,7 +35,7 @@ def check(*, pattern: str) -> None:
 def _taken(pattern: str, text: str) -> str | None:
     found: str | None = None
     for match in re.finditer(pattern, text):
-        found = match[1] or ""
+        found = match[1] or found
     return None if found is None else plain(found, ignore_case=False)
 
 

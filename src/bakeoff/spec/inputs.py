@@ -63,8 +63,7 @@ class TaskSpec(Part):
     """What is learnt and how it is scored."""
 
     kind: str
-    """`classify` (text -> label), `sft` (prompt -> completion) or `choice` (question -> one of
-    several answers)."""
+    """`classify` (text -> label) or `sft` (prompt -> completion)."""
     metric: str | None = None
     """Primary metric (docs/metrics.md), or a function of yours: `"score.py:score"`, the file
     relative to the study file; the task's own default if not given."""
