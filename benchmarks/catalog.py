@@ -237,9 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measured(jobs: list[Job], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield each job's row as it is there; one that takes too long is a row that says so."""
-    context = multiprocessing.get_context("forkserver")
-    # importing takes longer than some jobs; "lanes" is found where PYTHONPATH has benchmarks/
-    context.set_forkserver_preload(["lanes", "peft", "torch._inductor.compile_fx"])
+    context = multiprocessing.get_context("spawn")
     clock, groups = context.Lock(), context.Array("i", args.workers, lock=False)
     until = time.monotonic() + (args.seconds or float("inf"))
     waiting = jobs[::-1]
