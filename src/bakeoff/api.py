@@ -301,6 +301,8 @@ def read_record(out: Path) -> StudyRecord:
         prefer=spec.verdict.model_dump()["prefer"],
         pareto=spec.verdict.pareto,
         base_scores=base_scores(values),
+        secondary=tuple(known["secondary"]),
+        references=tuple(known["references"]),
         serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
     )
 

@@ -180,9 +180,11 @@ def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Mo
     if c.quantize is not None and c.quantizer is not None:
         loading = quantise.loading(c.quantize, c.quantizer, c.device, c.precision, task.heads)
     model: Any = task.load_model(path, c.revision, **loading)
-    if getattr(model.config, "pad_token_id", None) is None:
+    config = model.config.get_text_config()
+    if task.heads or getattr(config, "pad_token_id", None) is None:
+        # a fresh output layer may look for padding: batches are padded as the tokenizer says
         tokenizer = load_tokenizer(path, c.revision)
-        model.config.pad_token_id = tokenizer.pad_token_id
+        config.pad_token_id = model.config.pad_token_id = int(tokenizer.pad_token_id or 0)
     model.requires_grad_(False)
     quantise.settle(model)
     set_dtypes(model, c.precision)

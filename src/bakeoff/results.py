@@ -204,6 +204,10 @@ class StudyRecord:
     """Axes of the Pareto front; None: all that were measured."""
     base_scores: SplitScores | None = None
     """The untouched base on the test items; None where the task gives it a fresh output layer."""
+    secondary: tuple[str, ...] = ()
+    """Numbers beside the metric that the task asks for, such as ``macro_f1``."""
+    references: tuple[str, ...] = ()
+    """The true answer of each test item, where a secondary number needs them."""
     serving: dict[str, str | None] = field(default_factory=dict)
     """How each method can be served: ``adapter`` (saved as plain LoRA), ``converted`` (to LoRA
     without loss), ``merged``, or None for not at all; a method that was not probed is absent."""

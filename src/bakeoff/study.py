@@ -206,7 +206,13 @@ def frozen_values(study: Study) -> dict[str, Any]:
 
 def about(study: Study) -> dict[str, Any]:
     """Return what the report must know of a study beside its trials."""
+    task = registry.find("tasks", study.conditions.task).TASK
+    references = []
+    if task.secondary:
+        references = task(study.conditions.task_options).references(study.splits.rows["test"])
     return {
+        "secondary": list(task.secondary),
+        "references": references,
         "base_note": study.base.note,
         "metric": dataclasses.asdict(study.metric.info),
         "titles": {e.name: e.title for e in study.entries},

@@ -82,6 +82,7 @@ def method_row(
         "cost": _cost(record, runs),
         "engine": engine_row(record, runs),
         "gain": None,  # the summary knows it, from the base's scores
+        "secondary": None,  # the summary knows it, from all methods' answers
         "forgetting": None,
         "stability": stability(runs, scored, record.metric, record.margin, to_control),
         "front_probability": None,  # the summary knows, once all rows are there

@@ -29,6 +29,7 @@ from bakeoff.analysis.runs import (
     runs_by_method,
     usable_scores,
 )
+from bakeoff.analysis.secondary import secondary_rows
 from bakeoff.analysis.stability import is_open
 from bakeoff.results import StudyRecord, TrialResult
 
@@ -61,12 +62,16 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
     for row in rows:
         gain = gained.get(row["method"])
         row["gain"] = asdict(gain) if gain else None
+    base = base_row(record, rng)
+    beside = secondary_rows(record, by_method, evidence.scores, rng)
+    for row in rows:
+        row["secondary"] = beside.get(row["method"]) or None
     complete = is_complete(record, by_method)
     advice = recommend(record, rows, complete=complete)
     made = {
         "schema": SCHEMA,
         "study": _study(record),
-        "base": base_row(record, rng),
+        "base": base,
         "methods": rows,
         "pareto": fronts.plots,
         "front": fronts.joint,

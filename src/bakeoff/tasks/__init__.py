@@ -80,6 +80,9 @@ class Task(ABC):
     scores_base: ClassVar[bool]
     """Whether the base can answer before it is trained: no fresh output layer is in its way."""
 
+    secondary: ClassVar[tuple[str, ...]] = ()
+    """Numbers that are reported beside the metric (``analysis.secondary`` knows their names)."""
+
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
 

@@ -1,17 +1,28 @@
-"""Text -> label: a fresh output layer on the base, cross-entropy over the classes."""
+"""Text -> label: a fresh output layer on the base, cross-entropy over the classes.
+
+Encoders and decoders. A decoder's output layer reads the state of an item's last token
+(``engine.pooling``); batches are padded on the right, so padding is seen by no token before it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bakeoff.data import Row, fill
 from bakeoff.errors import PreflightError
 from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, leaks, padded, source_arguments
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Classes(NamedTuple):
+    """What a batch is to learn: each item's class ``[B]``, and where its last token is ``[B]``."""
+
+    numbers: Tensor
+    last: Tensor
 
 
 class Classify(Task):
@@ -19,6 +30,7 @@ class Classify(Task):
 
     fields = {"text": "text", "label": "label"}
     metrics = ("accuracy", "loss")
+    secondary = ("macro_f1",)
     task_type = "SEQ_CLS"
     heads = ("classifier", "score")
     scores_validation = True
@@ -62,6 +74,8 @@ class Classify(Task):
             **source_arguments(path, revision),
             **{"dtype": "auto", **loading},
         )
+        # a decoder would fill a cache of keys and values in every pass, for no next token
+        model.config.get_text_config().use_cache = False
         return model
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
@@ -83,25 +97,36 @@ class Classify(Task):
         length: int | None = None,
         units: int | None = None,
     ) -> Batch:
-        """Pad on the right; the target is the class number of each item."""
+        """Pad on the right and find each item's last token (on the host: no sync later)."""
         import torch
+
+        from bakeoff.engine.pooling import last_places
 
         tokens = [e.tokens for e in examples]
         inputs = {
             "input_ids": padded(tokens, pad_id, device, length=length),
             "attention_mask": padded([[1] * len(t) for t in tokens], 0, device, length=length),
         }
-        targets = torch.tensor([e.labels[0] for e in examples], device=device)
-        return Batch(inputs, targets, tuple(len(t) for t in tokens))
+        numbers = torch.tensor([e.labels[0] for e in examples], device=device)
+        last = torch.tensor(last_places(tokens, pad_id), device=device)
+        return Batch(inputs, Classes(numbers, last), tuple(len(t) for t in tokens))
 
     def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
         """Return the cross-entropy of each item, in fp32."""
         import torch
         from torch.nn import functional
 
-        logits = model(**batch.inputs).logits.float()
-        losses = functional.cross_entropy(logits, batch.targets, reduction="none")
+        logits = self._logits(model, batch).float()
+        losses = functional.cross_entropy(logits, batch.targets.numbers, reduction="none")
         return ItemLoss(losses, torch.ones_like(losses))
+
+    @staticmethod
+    def _logits(model: nn.Module, batch: Batch) -> Tensor:
+        from bakeoff.engine.pooling import last_token
+
+        with last_token(model, batch.targets.last, batch.inputs["input_ids"].shape[1]):
+            logits: Tensor = model(**batch.inputs).logits
+        return logits
 
     def predict(
         self,
@@ -113,7 +138,7 @@ class Classify(Task):
         """Return the most likely label of each row."""
         examples = self.encode(tokenizer, rows)
         batch = self.batch(examples, int(tokenizer.pad_token_id or 0), device)
-        best: list[int] = model(**batch.inputs).logits.argmax(-1).tolist()
+        best: list[int] = self._logits(model, batch).argmax(-1).tolist()
         return [self.options["labels"][i] for i in best]
 
     def references(self, rows: Sequence[Row]) -> list[str]:

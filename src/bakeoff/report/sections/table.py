@@ -11,6 +11,8 @@ from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, 
 
 ORDER = 40
 TITLE = "All numbers"
+SECONDARY = {"macro_f1": "Macro-F1"}
+"""How people write the numbers beside the metric."""
 
 Method = dict[str, Any]
 
@@ -65,6 +67,7 @@ def _quality(study: dict[str, Any], methods: list[Method]) -> list[_Field]:
             Column("Difference", True, f"{word}, 95 % interval"), lambda m: _difference(m, unit)
         ),
         *_gain(methods, unit),
+        *_secondary(methods),
         _Field(Column("p", True, "adjusted (Holm)"), _p),
         _Field(Column("n", True, "items × seeds"), lambda m: _n(m, items)),
         _Field(Column("Setting", False, "chosen on validation"), _setting),
@@ -81,6 +84,22 @@ def _gain(methods: list[Method], unit: words.Unit) -> list[_Field]:
         return Cell(unit.with_interval(gain, signed=True), (gain or {}).get("estimate"))
 
     return [_Field(Column("Gain over the base", True, f"{unit.word}, 95 % interval"), cell)]
+
+
+def _secondary(methods: list[Method]) -> list[_Field]:
+    """Return a column for each number beside the metric; they are all fractions."""
+    unit = words.score_unit({"unit": "fraction"})
+
+    def field(name: str) -> _Field:
+        def cell(method: Method) -> Cell:
+            value = (method.get("secondary") or {}).get(name)
+            return Cell(unit.with_interval(value), (value or {}).get("estimate"))
+
+        return _Field(Column(SECONDARY.get(name, name), True, f"{unit.word}, 95 % interval"), cell)
+
+    return [
+        field(name) for name in dict.fromkeys(n for m in methods for n in m.get("secondary") or ())
+    ]
 
 
 def _verdict(method: Method) -> Cell:
