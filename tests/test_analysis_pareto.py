@@ -28,7 +28,8 @@ from bakeoff.folder import comparable
 from bakeoff.methods import registry
 from bakeoff.methods.serving import served
 from bakeoff.results import StudyRecord
-from bakeoff.spec import Axis, parse_spec
+from bakeoff.spec import parse_spec
+from bakeoff.spec.protocol import Axis
 
 MIB = 2**20
 NOWHERE = Path("no-such-cache")

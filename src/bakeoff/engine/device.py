@@ -110,13 +110,15 @@ def place(model: nn.Module, device: str) -> nn.Module:
                 for key, inner in value.items():
                     if isinstance(inner, torch.Tensor):
                         value[key] = inner.to(device)
+    if not any(map(is_packed, model.parameters())):
+        return model.to(device)
     for module in model.modules():
         _move_own(module, device)
     return model
 
 
 def _move_own(module: nn.Module, device: str) -> None:
-    """Move a module's own tensors; quantised ones lie on the device since they were loaded."""
+    """Move a module's own tensors but the quantised: they lie on the device since loading."""
     for parameter in module._parameters.values():
         if parameter is not None and not is_packed(parameter):
             parameter.data = parameter.data.to(device)
