@@ -28,6 +28,7 @@ from bakeoff.assets.cache import cache_folder
 from bakeoff.data import SPLITS
 from bakeoff.errors import LockedError, PreflightError, UsageError
 from bakeoff.estimate import Timing
+from bakeoff.hf import importing
 from bakeoff.hours import Deadline, Fit
 from bakeoff.methods.serving import served
 from bakeoff.overview import fitted, narrowed, overview, timed
@@ -50,6 +51,7 @@ from bakeoff.trial import Trial
 
 __all__ = [
     "compare",
+    "import_hf",
     "machine",
     "overview",
     "parse_spec",
@@ -263,6 +265,8 @@ def read_record(out: Path) -> StudyRecord:
     with Reader(out / study_folder.DATABASE) as reader:
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
         decisions = reader.decisions()
+    if "imported" in values:
+        return importing.record(values, trials, costs)
     if "about" not in values:
         raise UsageError(
             "no-study", f"The study in {out} has not begun yet.", "`bakeoff run` goes on with it."
@@ -323,13 +327,37 @@ def raced(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | 
 
 def report(out: Path) -> dict[str, Any]:
     """Write ``report.json`` and ``report.html`` of a study, finished or not; return the former."""
-    record = read_record(out)
-    seed = parse_spec(read_values(out)["spec"]).seed
-    summary = summarise(record, np.random.default_rng(seed))
+    summary = summarise(read_record(out), generator(read_values(out)))
     text = json.dumps(summary, indent=1, allow_nan=False)
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
     (out / "report.html").write_text(report_page.render(json.loads(text)), encoding="utf-8")
     return summary
+
+
+def generator(values: dict[str, Any]) -> np.random.Generator:
+    """Return the generator that a study's resampling draws from; an imported one has no seed."""
+    seed = parse_spec(values["spec"]).seed if "spec" in values else 0
+    return np.random.default_rng(seed)
+
+
+def import_hf(results: Path, out: Path, wishes: importing.Wishes) -> dict[str, Any]:
+    """Make a study folder of Hugging Face's ``method_comparison`` results; return its report.
+
+    Raises:
+        UsageError: ``folder-taken``, and what ``importing.make`` raises.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError("folder-taken", f"{out} is there already.", "another one: `--out DIR`.")
+    made = importing.make(results, wishes)
+    study_folder.make(out)
+    with locked(out), Writer(out / study_folder.DATABASE) as store:
+        store.plan([trial for trial, _ in made.trials])
+        for _, result in made.trials:
+            store.keep(result)
+        for cost in made.costs:
+            store.keep_cost(cost)
+        store.set_all(made.values)
+    return report(out)
 
 
 def machine() -> dict[str, Any]:
@@ -357,5 +385,5 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 def _side(out: Path) -> Side:
     record = read_record(out)
     values = read_values(out)
-    summary = summarise(record, np.random.default_rng(parse_spec(values["spec"]).seed))
+    summary = summarise(record, generator(values))
     return Side(str(out), summary, study_folder.flatten(values.get("frozen") or {}))

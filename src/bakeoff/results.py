@@ -161,6 +161,36 @@ class MetricInfo:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """What another tool reported of a method's one run: means, without the items behind them.
+
+    ``n`` counts the test items that ``score`` is the share of; None where no error can be known
+    from it. ``figures`` are its other numbers under the names that its tool gives them.
+    """
+
+    score: float | None
+    n: int | None
+    forgetting: float | None
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Where a record comes from that this machine did not measure.
+
+    ``no_interval`` says why no interval can be known, None where there are some; ``differing`` maps
+    each training parameter that was not the same for all methods to its values, with the number of
+    methods that had each.
+    """
+
+    source: str
+    benchmark: str
+    reported: dict[str, Reported]
+    no_interval: str | None
+    differing: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """All that a study has written so far: the one input of analysis and report.
 
@@ -211,3 +241,5 @@ class StudyRecord:
     serving: dict[str, str | None] = field(default_factory=dict)
     """How each method can be served: ``adapter`` (saved as plain LoRA), ``converted`` (to LoRA
     without loss), ``merged``, or None for not at all; a method that was not probed is absent."""
+    imported: Imported | None = None
+    """What another tool reported, where it ran the study; None for our own."""

@@ -55,8 +55,9 @@ def no_gain(title: str, gain: Interval | None, metric: MetricInfo) -> str | None
     """Warn of a method that cannot be told from the untouched base; None where it can."""
     if gain is None:
         return None
-    sure = gain.low > 0 if metric.better == "higher" else gain.high < 0
-    if sure:
+    higher = metric.better == "higher"
+    nearest = gain.low if higher else gain.high
+    if nearest is not None and (nearest > 0 if higher else nearest < 0):
         return None
     return f"{title} is not surely better than the untouched base: it may have learnt nothing."
 

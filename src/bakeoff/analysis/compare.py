@@ -51,11 +51,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the interval around it, in the metric's unit."""
+    """An estimate with the interval around it, in the metric's unit; None: it cannot be known."""
 
     estimate: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def compare(
         half, adjusted, equivalence = (
             float(x[i]) for x in (tests.half_widths, tests.adjusted, tests.equivalence)
         )
-        verdict = _verdict(effect.estimate, adjusted, equivalence, better)
+        verdict = verdict_of(effect.estimate, adjusted, equivalence, better)
         open_still = needs and verdict is Verdict.INCONCLUSIVE
         needed = _needed(effect, margin, len(effects)) if open_still else _Needed()
         found[method] = Comparison(
@@ -255,7 +255,8 @@ def _interval(estimate: float, draws: FloatArray, level: float) -> Interval:
     return Interval(estimate, float(low), float(high))
 
 
-def _verdict(estimate: float, p_difference: float, p_equivalence: float, better: str) -> Verdict:
+def verdict_of(estimate: float, p_difference: float, p_equivalence: float, better: str) -> Verdict:
+    """Return the verdict on a difference from its two adjusted p values."""
     if p_equivalence <= ALPHA:
         return Verdict.EQUIVALENT
     if p_difference > ALPHA:

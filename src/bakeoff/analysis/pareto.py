@@ -134,18 +134,16 @@ class Fronts:
 
 def find_fronts(
     rows: Sequence[Row],
-    scores: Mapping[str, Scores],
+    draws: Mapping[str, FloatArray],
     axes: Sequence[str] | None,
-    rng: np.random.Generator,
     *,
-    control: str,
     better: str,
 ) -> Fronts:
     """Find the front over all axes at once and that of the score against each cost.
 
-    ``axes`` are the study's, quality among them; None: all. A cost that no method has is no axis.
+    ``draws`` are resampled scores by method; without them there are no probabilities. ``axes`` are
+    the study's, quality among them; None: all. A cost that no method has is no axis.
     """
-    draws = _draws(scores, control, rng)
     wanted = [COSTS[name] for name in axes or COSTS if name != QUALITY]
     scored = [row for row in rows if row["score"]]
     measured = [a for a in wanted if any(axis_value(row, a) is not None for row in scored)]
@@ -163,7 +161,7 @@ def find_fronts(
     return Fronts(plots, {**named, **joint}, joint["probabilities"])
 
 
-def _draws(
+def draw_scores(
     scores: Mapping[str, Scores], control: str, rng: np.random.Generator
 ) -> dict[str, FloatArray]:
     """Draw every method's score, less the control's where it has one: only their order matters.
@@ -197,7 +195,7 @@ def _front(
     there = [r["method"] for r in rows if r["method"] not in missing] if axes else []
     scores = {r["method"]: r["score"]["estimate"] for r in rows if r["method"] in there}
     chances: dict[str, float] = {}
-    if there:
+    if there and draws:
         table = np.array([[costs[a.name][m] for a in axes] for m in there], dtype=np.float64)
         drawn = np.stack([draws[m] for m in there])
         found = front_probabilities(drawn, table, better=better)

@@ -41,6 +41,8 @@ def recommend(record: StudyRecord, rows: Sequence[Row], *, complete: bool) -> Re
     control = next((r for r in rows if r["method"] == record.control), None)
     if control is None or control["score"] is None:
         return _without_control(record, rows, control, complete)
+    if record.imported and record.imported.no_interval:
+        return _without_intervals(record, rows, control, record.imported.no_interval)
     prefer = record.prefer
     if prefer == QUALITY:
         made = _for_quality(record, control, rows)
@@ -99,6 +101,18 @@ def _without_control(
         level = phrases.value_of(record, best["score"]["estimate"])
         sentence += f"; the best score is that of {best['title']}, {level}, compared with nothing"
     return Recommendation(None, sentence + ".")
+
+
+def _without_intervals(
+    record: StudyRecord, rows: Sequence[Row], control: Row, reason: str
+) -> Recommendation:
+    """Say that scores without any error decide nothing, and what they are."""
+    best = _best(record, [r for r in rows if r["score"]])
+    value = phrases.value_of(record, best["score"]["estimate"])
+    own = phrases.value_of(record, control["score"]["estimate"])
+    against = "" if best is control else f", against {own} of {control['title']}"
+    sentence = f"No verdict: {reason}. The best score is that of {best['title']}, {value}{against}."
+    return Recommendation(None, sentence)
 
 
 def _no_gain(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:

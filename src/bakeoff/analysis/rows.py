@@ -16,6 +16,7 @@ from bakeoff.analysis.accelerators import engine_row
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.choose import picks
 from bakeoff.analysis.compare import Comparison, Interval, Verdict
+from bakeoff.analysis.reference import FloatArray
 from bakeoff.analysis.runs import (
     NOT_FINISHED,
     MethodRuns,
@@ -23,7 +24,7 @@ from bakeoff.analysis.runs import (
     setting_key,
 )
 from bakeoff.analysis.stability import is_open, raced_out, stability
-from bakeoff.results import Status, StudyRecord, TrialResult
+from bakeoff.results import Reported, Status, StudyRecord, TrialResult
 
 _FROM_PROBE = (
     "train_tokens_per_second",
@@ -36,11 +37,16 @@ _FROM_PROBE = (
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the statistics found, by method; a method without scores is in none of them."""
+    """What the statistics found, by method; a method without scores is in none of them.
+
+    ``n_seeds`` counts the seeds behind each estimate, ``draws`` holds resampled scores.
+    """
 
     scores: Mapping[str, Scores]
     estimates: Mapping[str, Interval]
     comparisons: Mapping[str, Comparison]
+    n_seeds: Mapping[str, int]
+    draws: Mapping[str, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,11 @@ def method_row(
         "method": method,
         "title": record.titles.get(method, method),
         "status": end.status,
-        "reason": end.reason,
+        "reason": end.reason or _no_interval(record, method),
         "setting": chosen or {},
         "n_settings": tried,
         "n_settings_added": max(0, tried - record.settings) if record.settings else None,
-        "n_seeds": len(scored.seeds) if scored else 0,
+        "n_seeds": evidence.n_seeds.get(method, 0),
         "score": asdict(estimate) if estimate else None,
         "difference": _difference(comparison),
         "verdict": _verdict(record, method, comparison),
@@ -83,7 +89,7 @@ def method_row(
         "engine": engine_row(record, runs),
         "gain": None,  # the summary knows it, from the base's scores
         "secondary": None,  # the summary knows it, from all methods' answers
-        "forgetting": None,
+        "forgetting": _forgetting(record, method),
         "stability": stability(runs, scored, record.metric, record.margin, to_control),
         "front_probability": None,  # the summary knows, once all rows are there
         "steps_to_control_loss": to_control,
@@ -94,6 +100,7 @@ def method_row(
         "settings": [_setting_row(r, chosen) for r in runs.search],
         "seeds": [_seed_row(r) for r in runs.final],
         "curves": [_curve(r, r.result) for r in runs.all if r.result and r.result.curve],
+        "reported": own.figures if (own := _reported(record, method)) else None,
     }
 
 
@@ -158,6 +165,24 @@ def failure_rows(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> li
                 where = {"trial_id": trial.id, "seed": trial.seed, "setting": trial.setting}
                 rows.append({**row, **where})
     return rows
+
+
+def _reported(record: StudyRecord, method: str) -> Reported | None:
+    return record.imported.reported.get(method) if record.imported else None
+
+
+def _no_interval(record: StudyRecord, method: str) -> str | None:
+    """Say why a method that ended well has no interval, where none can be known."""
+    own = _reported(record, method)
+    unknown = record.imported is not None and own is not None and own.n is None
+    return record.imported.no_interval if record.imported and unknown else None
+
+
+def _forgetting(record: StudyRecord, method: str) -> dict[str, Any] | None:
+    own = _reported(record, method)
+    if own is None or own.forgetting is None:
+        return None
+    return {"estimate": own.forgetting, "low": None, "high": None}
 
 
 def _failure(method: str, phase: str | None, status: Status, reason: str | None) -> dict[str, Any]:

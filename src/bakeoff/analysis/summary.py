@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff.analysis import phrases
+from bakeoff.analysis import counts, phrases
 from bakeoff.analysis.base import base_row, gains, no_gain
 from bakeoff.analysis.choose import choose_settings
 from bakeoff.analysis.compare import Interval, compare, estimate_scores
-from bakeoff.analysis.pareto import find_fronts
+from bakeoff.analysis.pareto import draw_scores, find_fronts
 from bakeoff.analysis.raced import race_summary
 from bakeoff.analysis.recommend import recommend
 from bakeoff.analysis.rows import Evidence, failure_rows, method_row
@@ -31,7 +31,7 @@ from bakeoff.analysis.runs import (
 )
 from bakeoff.analysis.secondary import secondary_rows
 from bakeoff.analysis.stability import is_open
-from bakeoff.results import StudyRecord, TrialResult
+from bakeoff.results import Reported, StudyRecord, TrialResult
 
 SCHEMA = 1
 # Below this the bootstrap over items says little.
@@ -54,8 +54,7 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
             for method, runs in by_method.items()
         ],
     )
-    ways = {"control": record.control, "better": record.metric.better}
-    fronts = find_fronts(rows, evidence.scores, record.pareto, rng, **ways)
+    fronts = find_fronts(rows, evidence.draws, record.pareto, better=record.metric.better)
     for row in rows:
         row["front_probability"] = fronts.probabilities.get(row["method"])
     gained = gains(record, evidence.scores, rng)
@@ -84,6 +83,7 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         "timing": _timing(record),
         "complete": complete,
         "provenance": record.provenance,
+        "imported": _imported(record),
     }
     plain: dict[str, Any] = _plain(made)
     return plain
@@ -124,6 +124,8 @@ def is_complete(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> boo
 def _evidence(
     record: StudyRecord, by_method: Mapping[str, MethodRuns], rng: np.random.Generator
 ) -> Evidence:
+    if record.imported is not None:
+        return _counted(record, record.imported.reported, rng)
     n_items = n_test_items(record)
     scores = {
         method: found
@@ -144,7 +146,25 @@ def _evidence(
         else {}
     )
     estimates = estimate_scores(scores, rng, low=metric.low, high=metric.high)
-    return Evidence(scores, estimates, comparisons)
+    n_seeds = {method: len(own.seeds) for method, own in scores.items()}
+    draws = draw_scores(scores, record.control, rng)
+    return Evidence(scores, estimates, comparisons, n_seeds, draws)
+
+
+def _counted(
+    record: StudyRecord, reported: Mapping[str, Reported], rng: np.random.Generator
+) -> Evidence:
+    """Return what can be said of another tool's runs: one seed each, no scores per item."""
+    estimates, counted = counts.estimates(reported), counts.counts(reported)
+    contenders = {m: c for m, c in counted.items() if m != record.control}
+    comparisons = {}
+    if record.control in counted:
+        control, better = counted[record.control], record.metric.better
+        comparisons = counts.compare_counts(
+            contenders, control, margin=record.margin, better=better
+        )
+    draws = counts.draw_counts(counted, rng)
+    return Evidence({}, estimates, comparisons, dict.fromkeys(estimates, 1), draws)
 
 
 def _ordered(record: StudyRecord, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -179,9 +199,19 @@ def _study(record: StudyRecord) -> dict[str, Any]:
     }
 
 
+def _imported(record: StudyRecord) -> dict[str, Any] | None:
+    """Return what the report says of where an imported record comes from; None for our own."""
+    if record.imported is None:
+        return None
+    known = asdict(record.imported)
+    del known["reported"]  # each method's own is in its row
+    return known
+
+
 def test_looks(record: StudyRecord) -> int:
     """Return how often the test set was looked at: 0 until a final trial is scored on it."""
     read = any(result is not None and "test" in result.splits for _, result in record.trials)
+    read = read or record.imported is not None
     return 1 + len(record.looks) if read or record.looks else 0
 
 
@@ -198,7 +228,7 @@ def _warnings(
         found.append(
             f"The test set has {items} items; below {FEWEST_ITEMS} its verdicts mean little."
         )
-    if rows and record.control not in evidence.scores:
+    if rows and record.control not in evidence.estimates:
         name = record.titles.get(record.control, record.control)
         found.append(f"{name}, the control, has no test score: there are no verdicts.")
     for row in rows:
@@ -226,7 +256,9 @@ def _looked_again(record: StudyRecord) -> list[str]:
 def _row_warnings(row: dict[str, Any], runs: MethodRuns, evidence: Evidence) -> list[str]:
     title, found = row["title"], []
     seeds = row["n_seeds"]
-    if seeds == 1:
+    if row["reported"] is not None:
+        pass  # one warning speaks for all of an import
+    elif seeds == 1:
         found.append(f"{title} has one seed: its seed noise is unknown and in no interval.")
     elif 0 < seeds < FEWEST_SEEDS:
         found.append(f"{title} has {seeds} seeds, fewer than {FEWEST_SEEDS}.")

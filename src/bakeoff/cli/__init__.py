@@ -18,6 +18,7 @@ from bakeoff.cli import (
     compare,
     demo,
     doctor,
+    import_hf,
     init,
     methods,
     plan,
@@ -39,7 +40,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Is LoRA best for your model, your data and your budget? Compare, and read the verdict.",
 )
-for verb in (init, methods, doctor, plan, run, status, report, compare, schema, assets, demo):
+VERBS = (
+    init, methods, doctor, plan, run, status, report, compare, import_hf, schema, assets, demo,
+)  # fmt: skip
+for verb in VERBS:
     verb.register(app)
 
 

@@ -6,6 +6,7 @@ belongs to is what the catalog's own entries say.
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,22 @@ def from_file(name: str, path: Path) -> MethodEntry:
     kind = str(written["peft_type"])
     if kind not in types:
         raise unknown("unknown-peft-type", "PEFT type", kind, sorted(types))
-    config = {
+    return _entry(name, types[kind], arguments(written), str(path))
+
+
+def arguments(written: dict[str, Any]) -> dict[str, Any]:
+    """Return a method's arguments from what PEFT writes: without bookkeeping and unset ones."""
+    return {
         k: v
         for k, v in written.items()
         if k not in BOOKKEEPING and v is not None and not k.startswith("_")
     }
-    return _entry(name, types[kind], config, str(path))
+
+
+def like(written: dict[str, Any]) -> MethodEntry | None:
+    """Return the catalog's method that a written config describes; None for an unknown type."""
+    original = _originals().get(str(written.get("peft_type")))
+    return None if original is None else _nearest(original, arguments(written))
 
 
 def _entry(name: str, original: MethodEntry, config: dict[str, Any], source: str) -> MethodEntry:
@@ -77,10 +88,15 @@ def _originals() -> dict[str, MethodEntry]:
     """Return the catalog's entry of each PEFT type: the one that bears the type's name."""
     record = known.shipped()["methods"]
     return {
-        name.upper(): registry.load(name, Path())
-        for name in registry.names()
+        name.upper(): entry
+        for name, entry in _catalog().items()
         if record.get(name, {}).get("peft_type") == name.upper()
     }
+
+
+@functools.cache
+def _catalog() -> dict[str, MethodEntry]:
+    return {name: registry.load(name, Path()) for name in registry.names()}
 
 
 def _nearest(original: MethodEntry, config: dict[str, Any]) -> MethodEntry:
@@ -89,8 +105,7 @@ def _nearest(original: MethodEntry, config: dict[str, Any]) -> MethodEntry:
     A variant is told by the switches in which it differs from its type's own entry; sizes are free.
     """
     best, most = original, 0
-    for name in registry.names():
-        entry = registry.load(name, Path())
+    for entry in _catalog().values():
         own = {
             k: v for k, v in entry.config.items() if original.config.get(k) != v and _switch(k, v)
         }

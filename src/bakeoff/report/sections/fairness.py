@@ -49,6 +49,8 @@ def build(report: dict[str, Any]) -> SectionView:
     study, methods = report["study"], report.get("methods") or []
     if not methods:
         return SectionView()
+    if report.get("imported"):
+        return _imported(report["imported"], methods, study)
     blocks: list[Block] = [Text(*_equal(methods))]
     sped = any(accelerators.engine(m) for m in methods)
     rows = tuple(_row(m, study, sped) for m in methods)
@@ -65,6 +67,29 @@ def build(report: dict[str, Any]) -> SectionView:
         f"same for every run. Settings were chosen on validation; {_read(study)}."
     )
     return SectionView(tuple(blocks), lead)
+
+
+def _imported(
+    imported: dict[str, Any], methods: list[dict[str, Any]], study: dict[str, Any]
+) -> SectionView:
+    """Say what another tool's runs had in common, which it does not vouch for, and what not."""
+    values = [
+        Fact(key, ", ".join(f"{value}: {n}" for value, n in found.items()))
+        for key, found in imported["differing"].items()
+    ]
+    blocks: list[Block] = [
+        Text("Nobody gave these methods the same tuning budget: each row is one setting that its "
+             "authors chose, trained once.", "warning"),
+        Table("What every experiment was given", _COLUMNS, tuple(
+            _row(m, study, sped=False) for m in methods)),
+    ]  # fmt: skip
+    if values:
+        blocks += [
+            Text("Training parameters that differ beside the learning rate, with the number of "
+                 "experiments that had each:"),
+            Facts(tuple(values)),
+        ]  # fmt: skip
+    return SectionView(tuple(blocks), f"Imported from {imported['source']}.")
 
 
 def _read(study: dict[str, Any]) -> str:

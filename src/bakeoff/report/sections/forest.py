@@ -55,11 +55,14 @@ def build(report: dict[str, Any]) -> SectionView:
         ticks=_ticks(scale, unit) if any(r.whisker for r in rows) else (),
         rows=rows,
     )
-    return SectionView((forest,), _lead(study, unit))
+    return SectionView((forest,), _lead(report, unit))
 
 
-def _lead(study: dict[str, Any], unit: words.Unit) -> str:
-    margin = study.get("margin")
+def _lead(report: dict[str, Any], unit: words.Unit) -> str:
+    margin, imported = report["study"].get("margin"), report.get("imported")
+    if imported and imported["no_interval"]:
+        return f"There is nothing to draw: {imported['no_interval']}."
+    over = "test items alone, one run each" if imported else "seeds and test items"
     band = (
         ""
         if margin is None
@@ -67,7 +70,7 @@ def _lead(study: dict[str, Any], unit: words.Unit) -> str:
         f"{unit.word}: a difference inside it does not matter to you."
     )
     return (
-        "Each line is a simultaneous 95 % interval over seeds and test items; the dot is the "
+        f"Each line is a simultaneous 95 % interval over {over}; the dot is the "
         "estimate. A line that crosses zero is compatible with no difference." + band
     )
 

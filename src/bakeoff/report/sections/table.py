@@ -44,15 +44,21 @@ def build(report: dict[str, Any]) -> SectionView:
     note = accelerators.footnote(methods, accelerators.lacking)
     if note is not None:
         blocks.append(Text(note, "muted"))
-    return SectionView(tuple(blocks), _lead(study))
+    return SectionView(tuple(blocks), _lead(study, report.get("imported")))
 
 
-def _lead(study: dict[str, Any]) -> str:
+def _lead(study: dict[str, Any], imported: dict[str, Any] | None) -> str:
     items = study.get("n_test_items")
     tested = "" if items is None else f"Scores are over {words.plural(items, 'test item')}. "
+    intervals = "Intervals are 95 %; those of differences are simultaneous over all contenders. "
+    if imported:
+        known = "" if imported["no_interval"] else intervals
+        return (
+            f"{tested}{known}Every figure is as {imported['benchmark']} reported it; the time of a "
+            "step is the mean over its training steps."
+        )
     return (
-        f"{tested}Intervals are 95 %; those of differences are simultaneous over all contenders. "
-        "Time and memory are measured with the method alone in its own process."
+        f"{tested}{intervals}Time and memory are measured with the method alone in its own process."
     )
 
 
@@ -139,7 +145,11 @@ def _setting(method: Method) -> Cell:
 
 def _costs(methods: list[Method]) -> list[_Field]:
     kinds = {str(k) for m in methods if (k := (m.get("cost") or {}).get("memory_kind"))}
-    memory = {"device": "device, base included", "rss_above_base": "above the base"}
+    memory = {
+        "device": "device, base included",
+        "device_reserved": "reserved on the device, base included",
+        "rss_above_base": "above the base",
+    }
     said = ", ".join(memory.get(k, k) for k in sorted(kinds)) or "training"
 
     def less(m: Method) -> bool:
@@ -155,8 +165,22 @@ def _costs(methods: list[Method]) -> list[_Field]:
         _cost("Step", "training, median", "step_milliseconds", words.milliseconds, less),
         _cost("Peak memory", said, "train_peak_bytes", words.size, less),
         _cost("Training", "time a run", "train_seconds", words.seconds, slower),
+        *_forgetting(methods),
         _Field(Column("To control's loss", True, "steps"), _steps),
     ]
+
+
+def _forgetting(methods: list[Method]) -> list[_Field]:
+    """Return the column of forgetting, where it was measured."""
+    if all(m.get("forgetting") is None for m in methods):
+        return []
+
+    def cell(method: Method) -> Cell:
+        value = method.get("forgetting")
+        estimate = value.get("estimate") if isinstance(value, dict) else value
+        return Cell(words.significant(estimate), estimate)
+
+    return [_Field(Column("Forgetting", True, "lower is better"), cell)]
 
 
 def _cost(

@@ -1,0 +1,135 @@
+"""Verdicts from how many items were right, where nobody kept which.
+
+Stands beside ``compare`` in analysis, for what was imported: a mean and a count of items in, the
+same ``Interval`` and ``Comparison`` values out. Without items nothing can be paired, and with one
+run the luck of the seed is unknown and in no interval:
+
+- a score's interval is Wilson's (1927), a difference's is Newcombe's (1998, method 10), both from
+  statsmodels; taking methods that answered the same items for independent errs on the wide side;
+- intervals are simultaneous by Sidak's level, which holds whatever the differences have in common
+  (they share the control, and the items: how much, nobody kept);
+- p values are read off the same intervals: the level at which one just reaches the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+
+from bakeoff.analysis.bootstrap import DRAWS
+from bakeoff.analysis.compare import ALPHA, Comparison, Interval, verdict_of
+from bakeoff.results import Reported
+
+FARTHEST = 8.0
+"""Standard errors at which the search for a p value ends: p is then about 1e-15."""
+
+
+class Count(NamedTuple):
+    """``right`` of ``n`` items."""
+
+    right: int
+    n: int
+
+    @property
+    def share(self) -> float:
+        """The share that is right."""
+        return self.right / self.n
+
+
+def counts(reported: Mapping[str, Reported]) -> dict[str, Count]:
+    """Return what can be counted: methods whose score is a share of items that are right."""
+    return {
+        method: Count(round(r.score * r.n), r.n)
+        for method, r in reported.items()
+        if r.score is not None and r.n is not None
+    }
+
+
+def estimates(reported: Mapping[str, Reported]) -> dict[str, Interval]:
+    """Return every score, with a 95 % interval over items where it is a share of them."""
+    counted, found = counts(reported), {}
+    for method, own in reported.items():
+        if own.score is None:
+            continue
+        low = high = None
+        if (count := counted.get(method)) is not None:
+            low, high = map(float, proportion_confint(*count, alpha=ALPHA, method="wilson"))
+        found[method] = Interval(own.score, low, high)
+    return found
+
+
+def compare_counts(
+    contenders: Mapping[str, Count], control: Count, *, margin: float, better: str
+) -> dict[str, Comparison]:
+    """Compare every contender with the control, unpaired, one run each."""
+    if not contenders:
+        return {}
+    alpha = 1 - (1 - ALPHA) ** (1 / len(contenders))
+    rows = list(contenders.values())
+    p_values = [_p_different(row, control) for row in rows]
+    adjusted = [-float(np.expm1(len(rows) * np.log1p(-min(p, 1 - 1e-16)))) for p in p_values]
+    equivalence = multipletests(
+        [_p_equivalent(row, control, margin) for row in rows], alpha=ALPHA, method="holm"
+    )[1]
+    found = {}
+    for i, (method, row) in enumerate(contenders.items()):
+        estimate = row.share - control.share
+        found[method] = Comparison(
+            Interval(estimate, *_newcombe(row, control, alpha)),
+            p_value=p_values[i],
+            p_adjusted=adjusted[i],
+            p_equivalence=float(equivalence[i]),
+            verdict=verdict_of(estimate, adjusted[i], float(equivalence[i]), better),
+            n_seeds=1,
+            seed_noise_known=False,
+        )
+    return found
+
+
+def draw_counts(
+    counted: Mapping[str, Count], rng: np.random.Generator
+) -> dict[str, NDArray[np.float64]]:
+    """Draw every method's score as if other items had been asked, each method by itself."""
+    return {m: rng.binomial(c.n, c.share, size=DRAWS) / c.n for m, c in counted.items()}
+
+
+def _newcombe(one: Count, two: Count, alpha: float) -> tuple[float, float]:
+    """Return the interval of the difference of two shares at level 1 - alpha."""
+    low, high = confint_proportions_2indep(
+        *one, *two, method="newcomb", compare="diff", alpha=alpha
+    )
+    return float(low), float(high)
+
+
+def _p_different(one: Count, two: Count) -> float:
+    """Return the two-sided p value of no difference: where the interval's end reaches 0."""
+    difference = one.share - two.share
+    if difference == 0:
+        return 1.0
+    return 2 * float(special.ndtr(-_reach(one, two, 0.0, upper=difference < 0)))
+
+
+def _p_equivalent(one: Count, two: Count, margin: float) -> float:
+    """Return the larger p value of the two one-sided tests at the margin."""
+    if abs(one.share - two.share) >= margin:
+        return 1.0
+    ends = [_reach(one, two, -margin, upper=False), _reach(one, two, margin, upper=True)]
+    return float(special.ndtr(-min(ends)))
+
+
+def _reach(one: Count, two: Count, bound: float, *, upper: bool) -> float:
+    """Return the standard errors at which that end of the interval comes to ``bound``."""
+
+    def beyond(z: float) -> float:
+        ends = _newcombe(one, two, 2 * float(special.ndtr(-z)))
+        return bound - ends[1] if upper else ends[0] - bound
+
+    if beyond(FARTHEST) >= 0:
+        return FARTHEST
+    return float(optimize.brentq(beyond, 1e-9, FARTHEST, xtol=1e-6))

@@ -1,0 +1,142 @@
+"""What is known of each benchmark in ``method_comparison`` beside its files.
+
+Read by ``importing``: whose results a folder holds, what their metric is, how many test items there
+are (no file says it), which experiment is the plain LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bakeoff.errors import PreflightError, UsageError
+from bakeoff.hf.results import ResultFile
+from bakeoff.results import MetricInfo
+
+OURS = "bakeoff"
+"""Section of ``meta_info`` in the files that ``bakeoff report --hf-json`` writes."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark; ``mark`` is a training parameter that only its runs have.
+
+    ``n_test`` counts the items that the metric is over; with ``no_interval`` the mean over them has
+    no error that could be known, for the reason it gives. ``forgetting`` is the key in the metrics
+    of what fine-tuning did to the rest of the model.
+    """
+
+    name: str
+    mark: str
+    task: str
+    metric: MetricInfo
+    n_test: int | None
+    n_validation: int | None
+    control: str | None
+    forgetting: str
+    no_interval: str | None = None
+
+
+METAMATHQA = Benchmark(
+    "MetaMathQA",
+    "query_template",
+    "MetaMathQA -> GSM8K",
+    MetricInfo("accuracy", better="higher", unit="fraction", low=0.0, high=1.0),
+    n_test=1319,  # openai/gsm8k, configuration main, split test
+    n_validation=50,
+    control="lora/llama-3.2-3B-rank32",
+    forgetting="forgetting",
+)
+IMAGE_GEN = Benchmark(
+    "image-gen",
+    "dino_model_id",
+    "DreamBooth on photographs of one cat",
+    MetricInfo("dino_similarity", better="higher", unit="", low=-1.0, high=1.0),
+    n_test=None,  # each run's own ``test_size``
+    n_validation=None,
+    control="lora/flux2-klein-default",
+    forgetting="drift",
+    no_interval="one run; a mean similarity over a few images, and their own values are not in "
+    "the file: how far chance moves it cannot be known",
+)
+BENCHMARKS = (METAMATHQA, IMAGE_GEN)
+
+
+def benchmark_of(results: Sequence[ResultFile], items: int | None) -> Benchmark:
+    """Return the benchmark that all of ``results`` are of; ``items`` overrides its test size.
+
+    Raises:
+        PreflightError: ``hf-results-mixed``, ``hf-result-unknown``.
+        UsageError: ``hf-test-items-unknown``.
+    """
+    found = {_named(result).name: _named(result) for result in results}
+    if len(found) > 1:
+        first = {_named(r).name: r.path for r in reversed(results)}
+        shown = ", ".join(f"{path.name} of {name}" for name, path in first.items())
+        raise PreflightError(
+            "hf-results-mixed",
+            f"The folder holds results of different benchmarks: {shown}.",
+            "a folder for each.",
+        )
+    (made,) = found.values()
+    n_test = items or made.n_test or _stated(results, "test_size")
+    if n_test is None and made.no_interval is None:
+        raise UsageError(
+            "hf-test-items-unknown",
+            f"{results[0].path} does not say how many test items its accuracy is over.",
+            "`--test-items N`.",
+        )
+    n_validation = made.n_validation or _stated(results, "valid_size")
+    return Benchmark(**{**made.__dict__, "n_test": n_test, "n_validation": n_validation})
+
+
+def _named(result: ResultFile) -> Benchmark:
+    ours = result.meta.get(OURS)
+    if isinstance(ours, Mapping):
+        return _our_own(result, ours)
+    for known in BENCHMARKS:
+        if hasattr(result.run.train_config, known.mark):
+            named = result.metric
+            if named not in (None, known.metric.name):
+                break
+            return known
+    marks = " or ".join(f"`{b.mark}`" for b in BENCHMARKS)
+    raise PreflightError(
+        "hf-result-unknown",
+        f"{result.path} is of no benchmark known here: its test metric is `{result.metric}`, and "
+        f"run_info.train_config should have {marks}.",
+        "results of method_comparison/MetaMathQA or method_comparison/image-gen.",
+    )
+
+
+def _our_own(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark:
+    """Return what a file that bakeoff wrote says of its own study."""
+    lacking = [k for k in ("metric", "task", "n_test_items", "binary") if k not in ours]
+    if lacking:
+        raise PreflightError(
+            "hf-result-invalid",
+            f"{result.path}: meta_info.{OURS} lacks {', '.join(lacking)}.",
+            "the file as `bakeoff report --hf-json` wrote it.",
+        )
+    why = None
+    if not ours["binary"]:
+        why = "one run; a mean of scores that are not right or wrong, and the items' own scores are"
+        why += " not in the file: how far chance moves it cannot be known"
+    return Benchmark(
+        OURS,
+        OURS,
+        str(ours["task"]),
+        MetricInfo(**ours["metric"]),
+        ours["n_test_items"],
+        ours.get("n_validation_items"),
+        None,
+        "forgetting",
+        why,
+    )
+
+
+def _stated(results: Sequence[ResultFile], key: str) -> int | None:
+    stated = {getattr(r.run.train_config, key, None) for r in results}
+    (only,) = stated if len(stated) == 1 else (None,)
+    return only if isinstance(only, int) else None

@@ -1,0 +1,222 @@
+"""Result files of Hugging Face's ``method_comparison``, read and checked: one JSON a run.
+
+First in the way of an import: a folder in, checked ``ResultFile`` values out. Their format has no
+version number; what it looked like in 2025 (``cuda_memory_...``, no error message, no parameter
+counts, no times in the metrics) is read too, and what it did not tell then is None.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from bakeoff.errors import PreflightError, UsageError, near_match
+
+SUCCESS, STATUSES = "success", ("success", "canceled", "failed")
+TEST = "test "
+"""How the key of the test metric begins, in the last entry of ``metrics``."""
+NO_FILE_SIZE = 99_999_999
+"""What they write where a checkpoint could not be saved: no size."""
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+
+class OptimizerKwargs(_Section):
+    """``run_info.train_config.optimizer_kwargs``; what else it has stays there."""
+
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    weight_decay: Amount | None = None
+
+
+class TrainConfig(_Section):
+    """``run_info.train_config``: what is read of it; the rest stays there as it is."""
+
+    model_id: str
+    dtype: str
+    max_steps: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    batch_size_eval: Annotated[int, Field(ge=1)]
+    seed: Count
+    optimizer_type: str
+    optimizer_kwargs: OptimizerKwargs
+    lr_scheduler: str | None
+    grad_norm_clip: Amount
+
+
+class RunInfo(_Section):
+    """``run_info``: which run it was, and under which parameters."""
+
+    experiment_name: Annotated[str, Field(min_length=1)]
+    created_at: str | None
+    total_time: Amount | None
+    train_config: TrainConfig
+    peft_config: dict[str, Any] | None
+    """None: full fine-tuning."""
+    error_msg: str | None = None
+
+
+def _renamed(rest: str) -> Any:
+    return Field(validation_alias=AliasChoices(f"accelerator_{rest}", f"cuda_{rest}"))
+
+
+class TrainInfo(_Section):
+    """``train_info``: what the run took and gave. Bytes and seconds."""
+
+    memory_max: Count | None = _renamed("memory_max")
+    memory_mean: Count | None = _renamed("memory_reserved_avg")
+    memory_99th: Count | None = _renamed("memory_reserved_99th")
+    train_time: Amount | None
+    file_size: Count | None
+    num_trainable_params: Count | None = None
+    num_total_params: Count | None = None
+    status: str
+    metrics: list[dict[str, Any]]
+
+
+class _File(_Section):
+    run_info: RunInfo
+    train_info: TrainInfo
+    meta_info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One run as its file has it."""
+
+    path: Path
+    run: RunInfo
+    train: TrainInfo
+    meta: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, such as ``lora/llama-3.2-3B-rank32``."""
+        return self.run.experiment_name
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The last entry of the metrics: where a run that came to its end has its test metric."""
+        return self.train.metrics[-1] if self.train.metrics else {}
+
+    @property
+    def metric(self) -> str | None:
+        """The name of the test metric; None where the run did not come to it."""
+        found = [k for k in self.last if k.startswith(TEST)]
+        if len(found) > 1:
+            raise invalid(self.path, f"metrics: {' and '.join(found)}; one test metric is wanted")
+        if not found and self.train.status == SUCCESS:
+            raise invalid(self.path, "metrics: the last entry has no key `test ...`")
+        return found[0].removeprefix(TEST) if found else None
+
+    @property
+    def score(self) -> float | None:
+        """The value of the test metric."""
+        return None if self.metric is None else self.number(self.last, TEST + self.metric)
+
+    @property
+    def file_size(self) -> int | None:
+        """Bytes of the checkpoint."""
+        return None if self.train.file_size == NO_FILE_SIZE else self.train.file_size
+
+    def number(self, entry: Mapping[str, Any], key: str) -> float | None:
+        """Return a number of a metrics entry; None where it is absent or not a number (NaN).
+
+        Raises:
+            PreflightError: ``hf-result-invalid`` where it is something else.
+        """
+        value = entry.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise invalid(self.path, f"metrics: `{key}` is {value!r}, not a number")
+        return float(value) if math.isfinite(value) else None
+
+    def total(self, key: str) -> float | None:
+        """Return the sum of a time over the metrics; None where an entry on the way has none."""
+        values = [self.number(entry, key) for entry in self.train.metrics if "train time" in entry]
+        known = [v for v in values if v is not None]
+        return math.fsum(known) if known and len(known) == len(values) else None
+
+
+def read_folder(folder: Path) -> list[ResultFile]:
+    """Return every result in a folder, by the experiment's name.
+
+    Raises:
+        UsageError: ``no-hf-results``.
+        PreflightError: ``hf-result-invalid`` naming file and key, ``hf-result-double``.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise UsageError(
+            "no-hf-results",
+            f"There is no result file (*.json) in {folder}.",
+            "the folder `results` of method_comparison/MetaMathQA or method_comparison/image-gen.",
+        )
+    found = [read_file(path) for path in paths]
+    by_name: dict[str, Path] = {}
+    for result in found:
+        if result.name in by_name:
+            raise PreflightError(
+                "hf-result-double",
+                f"{by_name[result.name]} and {result.path} are both of the experiment "
+                f"{result.name}.",
+                "keep one of them: which run counts is not for a tool to choose.",
+            )
+        by_name[result.name] = result.path
+    return sorted(found, key=lambda result: result.name)
+
+
+def read_file(path: Path) -> ResultFile:
+    """Read one result file.
+
+    Raises:
+        PreflightError: ``hf-result-invalid`` naming the file and each key.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise invalid(path, f"cannot be read: {error}") from error
+    try:
+        made = _File.model_validate(value)
+    except ValidationError as error:
+        raise invalid(path, "; ".join(_line(item, value) for item in error.errors())) from error
+    if made.train_info.status not in STATUSES:
+        near = f"`{made.train_info.status}` is none of {', '.join(STATUSES)}"
+        raise invalid(path, f"train_info.status: {near}")
+    result = ResultFile(path, made.run_info, made.train_info, made.meta_info)
+    if result.train.status == SUCCESS and result.score is None and result.metric is not None:
+        raise invalid(path, f"metrics: `{TEST}{result.metric}` is not a number")
+    return result
+
+
+def invalid(path: Path, why: str) -> PreflightError:
+    """Build the error for a file that is not what it should be."""
+    return PreflightError(
+        "hf-result-invalid",
+        f"{path}: {why}.",
+        "a result file as method_comparison writes it; take the file out of the folder otherwise.",
+    )
+
+
+def _line(item: Any, value: Any) -> str:
+    """Say one thing that is wrong: its key, and for a missing key the one that looks like it."""
+    path = [str(part) for part in item["loc"]]
+    where = ".".join(path) or "the file"
+    if item["type"] != "missing":
+        return f"{where}: {item['msg']}, not {str(item['input'])[:60]!r}"
+    section = value
+    for part in path[:-1]:
+        section = section[part]
+    near = near_match(path[-1], section)
+    return f"{where} is missing" + (f" (there is '{near}')" if near else "")
