@@ -22,7 +22,14 @@ from test_analysis_summary import rights, row, summed
 from test_spec import values
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.analysis.pareto import COSTS, find_fronts, front_probabilities, pareto_front, tied
+from bakeoff.analysis.pareto import (
+    COSTS,
+    draw_scores,
+    find_fronts,
+    front_probabilities,
+    pareto_front,
+    tied,
+)
 from bakeoff.analysis.weigh import weigh
 from bakeoff.folder import comparable
 from bakeoff.methods import registry
@@ -98,13 +105,17 @@ def fake_row(method: str, score: float, **values: Any) -> dict[str, Any]:
     }
 
 
+def drawn(scores: dict[str, Scores], control: str) -> Any:
+    return draw_scores(scores, control, np.random.default_rng(0))
+
+
 def test_who_lacks_a_value_is_left_out_and_an_axis_of_nobody_is_none() -> None:
     scores = {m: Scores((1, 2), np.tile(hits(n, 100), (2, 1))) for m, n in (("a", 60), ("b", 70))}
     rows = [
         fake_row("a", 0.6, train_peak_bytes=100, adapter_bytes=10),
         fake_row("b", 0.7, train_peak_bytes=100),
     ]
-    found = find_fronts(rows, scores, None, np.random.default_rng(0), control="a", better="higher")
+    found = find_fronts(rows, drawn(scores, "a"), None, better="higher")
     assert found.joint["axes"] == ["quality", "memory", "size"]
     assert found.joint["not_measured"] == ["speed", "forgetting"]
     assert found.joint["left_out"] == {"b": ["size"]}
@@ -121,10 +132,9 @@ def test_who_lacks_a_value_is_left_out_and_an_axis_of_nobody_is_none() -> None:
 def test_without_the_control_there_is_a_front_all_the_same() -> None:
     scores = {m: Scores((1, 2), np.tile(hits(n, 100), (2, 1))) for m, n in (("a", 30), ("b", 70))}
     rows = [fake_row(m, s, train_peak_bytes=100) for m, s in (("a", 0.3), ("b", 0.7))]
-    rng = np.random.default_rng(0)
-    found = find_fronts(rows, scores, None, rng, control="lora", better="higher")
+    found = find_fronts(rows, drawn(scores, "lora"), None, better="higher")
     assert found.probabilities["b"] > 0.99
-    assert find_fronts([], {}, None, rng, control="lora", better="higher").joint["draws"] is None
+    assert find_fronts([], drawn({}, "lora"), None, better="higher").joint["draws"] is None
 
 
 def test_forgetting_is_an_axis_where_it_was_measured() -> None:
@@ -134,7 +144,7 @@ def test_forgetting_is_an_axis_where_it_was_measured() -> None:
         fake_row("b", 0.6, train_peak_bytes=100, forgetting=-0.01),
     ]
     axes = ("quality", "forgetting")
-    found = find_fronts(rows, scores, axes, np.random.default_rng(0), control="a", better="higher")
+    found = find_fronts(rows, drawn(scores, "a"), axes, better="higher")
     assert [p["axis"] for p in found.plots] == ["forgetting"]
     assert found.joint["front"] == ["b"]
     assert found.probabilities == {"a": 0.0, "b": 1.0}
