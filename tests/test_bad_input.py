@@ -93,7 +93,7 @@ def test_a_label_only_in_test(study_values: dict[str, Any], tmp_path: Path) -> N
     with_rows(study_values, tmp_path, "test", [*rows(), {"text": "sing", "label": "choir"}])
     error = refused(study_values, tmp_path)
     assert error.code == "label-not-in-train"
-    assert "Row 97 of test has the label 'choir'" in error.cause
+    assert "('choir') in 1 of 97 rows of test: line 97 of test.jsonl." in error.cause
 
 
 def test_not_utf8(study_values: dict[str, Any], tmp_path: Path) -> None:
@@ -112,7 +112,8 @@ def test_a_completion_longer_than_the_limit(
     del study_values["method"]
     error = refused(study_values, tmp_path)
     assert error.code == "completion-too-long"
-    assert "row 1" in error.cause
+    assert "58 of 58 rows of train: lines 1, 2, 4, 5, 8 and 53 more" in error.cause
+    assert "of test: lines" in error.cause
 
 
 def test_a_row_longer_than_the_bases_positions(
@@ -123,7 +124,7 @@ def test_a_row_longer_than_the_bases_positions(
     study_values["task"]["max_length"] = 256
     error = refused(study_values, tmp_path)
     assert error.code == "longer-than-positions"
-    assert "Row 97 of test has 80 tokens; the base has 64 positions" in error.cause
+    assert "(80 of 64) in 1 of 97 rows of test: line 97 of test.jsonl." in error.cause
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_test_set_below_30_items_is_warned_of(
     with_rows(study_values, tmp_path, "test", rows()[::8])
     overview = api.overview(parse_spec(study_values), tmp_path)
     assert any("The test set has 12 items" in w for w in overview["warnings"])
-    assert any("of 12 test texts also stand in train" in w for w in overview["warnings"])
+    assert any(w.endswith("[test-in-train]") for w in overview["warnings"])
 
 
 def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -68,21 +68,6 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert code(error) == "data-not-found"
 
 
-def test_a_missing_column_names_the_near_match() -> None:
-    with pytest.raises(PreflightError) as error:
-        data.check_columns("train", [{"text": "a", "lable": "b"}], {"label": "label"})
-    assert code(error) == "column-missing"
-    assert "did you mean 'lable'?" in error.value.try_
-
-
-def test_an_empty_value_names_its_row() -> None:
-    rows = [{"text": "a"}, {"text": "  "}]
-    with pytest.raises(PreflightError) as error:
-        data.check_columns("test", rows, {"text": "text"})
-    assert code(error) == "empty-value"
-    assert "Row 2 of the test split" in error.value.cause
-
-
 def test_a_template_fills_columns_and_nothing_else() -> None:
     row = {"a": "{b}", "b": 2}
     assert data.fill("a", row) == "{b}"

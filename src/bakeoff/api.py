@@ -31,7 +31,7 @@ from bakeoff.estimate import Timing
 from bakeoff.hf import importing
 from bakeoff.hours import Deadline, Fit
 from bakeoff.methods.serving import served
-from bakeoff.overview import fitted, narrowed, overview, timed
+from bakeoff.overview import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.progress import Logged, Progress, Silent
 from bakeoff.results import Cost, MetricInfo, SplitScores, Status, StudyRecord, TrialResult
 from bakeoff.spec import StudySpec, dump_spec, parse_spec, read_spec
@@ -40,12 +40,13 @@ from bakeoff.study import (
     Study,
     about,
     call,
-    executor,
+    check,
     frozen_values,
     make_executor,
     open_study,
     prior_trial,
     segment,
+    warned,
 )
 from bakeoff.trial import Trial
 
@@ -62,7 +63,6 @@ __all__ = [
 ]
 
 RUN_PROBE = "bakeoff.preflight:probe"
-RUN_CHECK = "bakeoff.preflight:check"
 RUN_DOCTOR = "bakeoff.preflight:doctor"
 
 
@@ -88,10 +88,11 @@ def run(
         study = open_study(spec, source, out, heard)
         with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
             study, deadline = budgeted(study, store, heard, passed)
+            study = warned(study, too_small(study), heard)
             counted = hold(study, again, heard)
             study_folder.freeze_data(out, study.splits)
             study_folder.freeze_metric(out, study.metric.name, study.metric.code)
-            check(study)
+            study = check(study, heard)
             freeze(study, store, counted)
             costs = measure_costs(study, store, heard)
             able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
@@ -121,7 +122,9 @@ def budgeted(
     if known is not None and asked is not None:
         study_folder.refuse_difference({"contenders": known["asked"]}, {"contenders": wanted})
     if known is None:
-        found = timed(study, progress)
+        with laid_out(study) as there:
+            check(there, Silent())  # what cannot be trained on is not timed either
+            found = timed(there, progress)
         bought = fitted(study, found)
         known = {
             "asked": wanted,
@@ -159,12 +162,6 @@ def freeze(study: Study, store: Writer, counted: dict[str, Any]) -> None:
     study_folder.write_study_file(study.folder, study.spec, own)
     known = {"spec": dump_spec(study.spec), "about": about(study), "frozen": frozen_values(study)}
     store.set_all({**known, **counted})
-
-
-def check(study: Study) -> None:
-    """Check methods and data against the loaded base; refuse what the user must mend."""
-    trials = [prior_trial(study, entry) for entry in study.entries]
-    call(executor(study.spec), RUN_CHECK, segment(study, trials).to_json())
 
 
 def measure_costs(study: Study, store: Writer, progress: Progress) -> dict[str, Cost]:

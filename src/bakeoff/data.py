@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff.errors import PreflightError, near_match
+from bakeoff.errors import PreflightError
 from bakeoff.faults import Place, numbered
 
 Row = dict[str, Any]
@@ -250,33 +250,6 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
     if not _COLUMN.search(template):
         return str(row[template])
     return _COLUMN.sub(lambda m: str(row[m.group(1)]), template)
-
-
-def check_columns(split: str, rows: Sequence[Row], fields: Mapping[str, str]) -> None:
-    """Refuse rows that lack a column which a field draws on, or hold nothing in it.
-
-    Raises:
-        PreflightError: ``column-missing`` with the near match, ``empty-value`` with the row.
-    """
-    for field, template in fields.items():
-        for column in columns_of(template):
-            for number, row in enumerate(rows, 1):
-                if column not in row:
-                    near = near_match(column, row)
-                    hint = f"did you mean '{near}'? " if near else ""
-                    raise PreflightError(
-                        "column-missing",
-                        f"The {split} split has no column '{column}' in row {number} "
-                        f"(the task's '{field}').",
-                        f"{hint}The row has: {', '.join(map(str, row))}. "
-                        f"Set it under [data.columns].",
-                    )
-                if row[column] is None or not str(row[column]).strip():
-                    raise PreflightError(
-                        "empty-value",
-                        f"Row {number} of the {split} split has an empty '{column}'.",
-                        "remove the row or fill it.",
-                    )
 
 
 def write_split(path: Path, rows: Iterable[Row]) -> str:

@@ -7,7 +7,7 @@ holds a study that is run again against the one that was frozen.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,9 @@ import tomli_w
 
 from bakeoff import assets, data
 from bakeoff.bases import ASSET
+from bakeoff.checks import cells
 from bakeoff.errors import EnvironmentProblem, PreflightError
+from bakeoff.faults import Fault, Place, refusal
 from bakeoff.scoring import FOLDER as METRIC
 from bakeoff.spec import StudySpec, dump_spec
 
@@ -27,6 +29,12 @@ class Splits(NamedTuple):
     """The rows of each split."""
 
     rows: dict[str, list[data.Row]]
+    cut: dict[str, float]
+    """The splits that were cut from one file -> the share of its rows that each was to get."""
+
+    def place(self, split: str, position: int) -> Place:
+        """Return where a row stands in the user's file."""
+        return data.place_of(self.rows[split][position], split, position)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -54,15 +62,18 @@ def make(folder: Path) -> None:
 
 
 def read_splits(spec: StudySpec, source: Path) -> Splits:
-    """Read the user's files, relative to ``source``; cut splits that are not given; sample."""
+    """Read the user's files, relative to ``source``; cut splits that are not given; sample.
+
+    Raises:
+        PreflightError: a file that cannot be read, a group column that cannot cut.
+    """
     limits = spec.data.limit.model_dump()
     rng = random.Random(spec.seed)
-    return Splits(
-        {name: data.sample(rows, limits[name], rng) for name, rows in _all_rows(spec, source)}
-    )
+    rows, cut = _all_rows(spec, source)
+    return Splits({name: data.sample(rows[name], limits[name], rng) for name in data.SPLITS}, cut)
 
 
-def _all_rows(spec: StudySpec, source: Path) -> list[tuple[str, list[data.Row]]]:
+def _all_rows(spec: StudySpec, source: Path) -> tuple[dict[str, list[data.Row]], dict[str, float]]:
     given = {
         name: data.read_rows(locate_data(path, source))
         for name in data.SPLITS
@@ -74,13 +85,32 @@ def _all_rows(spec: StudySpec, source: Path) -> list[tuple[str, list[data.Row]]]
         if name not in given
     }
     if not missing:
-        return [(name, given[name]) for name in data.SPLITS]
+        return given, {}
     rows = given.pop("train")
     if spec.data.group is not None:
-        data.check_columns("train", rows, {"group": spec.data.group})
+        _check_group(rows, spec.data.group)
     fractions = {"train": 1.0 - sum(missing.values()), **missing}
-    cut = data.split_rows(rows, spec.data.group, fractions, random.Random(spec.seed))
-    return [(name, (given | cut)[name]) for name in data.SPLITS]
+    return given | data.split_rows(
+        rows, spec.data.group, fractions, random.Random(spec.seed)
+    ), fractions
+
+
+def _check_group(rows: Sequence[data.Row], group: str) -> None:
+    """Refuse a group column that some rows lack, or that cannot tell rows apart."""
+    lacking = cells.missing("train", rows, "data.group", group)
+    values = {str(row.get(group)) for row in rows}
+    if not lacking and len(values) == 1:
+        lacking = [
+            Fault(
+                "one-group",
+                f"Every row has the same '{group}', '{min(values)}': no split can be cut",
+                "another column in `data.group`, or none.",
+                fatal=True,
+            )
+        ]
+    whole = Splits({"train": list(rows)}, {})
+    if (refused := refusal(lacking, whole.place)) is not None:
+        raise refused
 
 
 def locate_data(path: str, source: Path) -> Path:

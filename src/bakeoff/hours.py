@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bakeoff.analysis.power import Design, detectable_difference
+from bakeoff.analysis.phrases import few_items
+from bakeoff.analysis.power import Design, detectable_difference, items_needed
 from bakeoff.errors import PreflightError
 from bakeoff.estimate import FINAL, SEARCH, Phase, Timing, estimate, phase_of
 from bakeoff.results import MetricInfo
@@ -31,6 +32,8 @@ FEWEST_SETTINGS = 3
 """The fewest learning rates of which one lies inside."""
 MOST_PASSES = 3.0
 MOST_SEEDS = 10
+FAR = 3.0
+"""So many times the margin is far: most verdicts will be inconclusive."""
 STRETCH = 2.0
 """After the search, final trials get at most so many times the planned steps, or that much less."""
 
@@ -230,6 +233,27 @@ def detectable(items: int, seeds: int, contenders: int, metric: MetricInfo) -> f
     if (metric.low, metric.high) != (0.0, 1.0):
         return None
     return detectable_difference(Design(items, seeds, contenders))
+
+
+def too_small(spec: StudySpec, items: int, metric: MetricInfo) -> tuple[str, ...]:
+    """Return a sentence where a test set of so many items can hardly show the study's margin."""
+    if few := few_items(items):
+        return tuple(few)
+    seeds, contenders, margin = spec.budget.seeds, len(spec.methods.contenders), spec.task.margin
+    shown = detectable(items, seeds, contenders, metric)
+    if shown is None or shown <= FAR * margin:
+        return ()
+    needed = items_needed(Design(items, seeds, contenders), margin)
+    wanted = (
+        f"no number of items shows the margin at {seeds} seeds"
+        if needed is None
+        else f"about {needed:,} items would show the margin"
+    )
+    return (
+        f"The test set is small for the margin: with {items:,} items a true difference of "
+        f"{100 * shown:.1f} points would be found in 80 % of such studies, the margin is "
+        f"{100 * margin:g} points; {wanted}. [test-too-small]",
+    )
 
 
 def _too_few(spec: StudySpec, least: Budget, seconds: float) -> PreflightError:

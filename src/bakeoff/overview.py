@@ -6,9 +6,11 @@ that is asked for, and hands the timings to ``estimate`` and ``hours``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from bakeoff.estimate import Timing, estimate
 from bakeoff.hours import Fit
 from bakeoff.progress import Progress, Silent
 from bakeoff.spec import StudySpec
-from bakeoff.study import Study, make_executor, open_study, prior_trial, segment
+from bakeoff.study import Study, check, make_executor, open_study, prior_trial, segment, warned
 
 RUN_TIMING = "bakeoff.timing:measure"
 
@@ -43,11 +45,13 @@ def overview(
     """
     heard = progress or Silent()
     study = open_study(spec, source, Path(), heard)
-    found = timed(study, heard) if time_it or spec.budget.hours is not None else None
-    bought = None
-    if found is not None and spec.budget.hours is not None:
-        bought = fitted(study, found)
+    with laid_out(study) as there:
+        study = check(there, heard)._replace(folder=study.folder)
+        found = timed(there, heard) if time_it or spec.budget.hours is not None else None
+    bought = fitted(study, found) if found is not None and spec.budget.hours is not None else None
+    if bought is not None:
         study = narrowed(study, bought)
+    study = warned(study, too_small(study), heard)
     search = plan.search_trials(study.spec, study.entries, study.conditions)
     chosen = {t.method.name: t.setting for t in search}
     final = plan.final_trials(study.spec, study.entries, study.conditions, chosen)
@@ -91,26 +95,39 @@ def overview(
     }
 
 
-def timed(study: Study, progress: Progress) -> Timed:
-    """Time a few steps of each method, in processes of their own, one at a time."""
-    settings, started = study.spec.budget.settings, time.monotonic()
-    timings, untimed = [], {}
+@contextlib.contextmanager
+def laid_out(study: Study) -> Iterator[Study]:
+    """Give the study in a temporary folder with its data, where nothing else is kept."""
     with tempfile.TemporaryDirectory() as name:
         study_folder.freeze_data(Path(name), study.splits)
-        there, wishes = study._replace(folder=Path(name)), study.spec.engine.switches
-        payloads = [
-            segment(there, [prior_trial(study, e)] * settings, wishes).to_json()
-            for e in study.entries
-        ]
-        progress.phase("Timing", len(payloads), 0)
-        for outcome in make_executor("process", workers=1).map(RUN_TIMING, payloads):
-            method = study.entries[outcome.index].name
-            progress.advance(method)
-            if outcome.value is None or outcome.value["error_text"] is not None:
-                untimed[method] = (outcome.value or {}).get("error_text") or str(outcome.error)
-            else:
-                timings.append(Timing.of(method, outcome.value))
+        yield study._replace(folder=Path(name))
+
+
+def timed(study: Study, progress: Progress) -> Timed:
+    """Time a few steps of each method, in processes of their own, one at a time.
+
+    The study's data must lie in its folder.
+    """
+    settings, started = study.spec.budget.settings, time.monotonic()
+    timings, untimed = [], {}
+    wishes = study.spec.engine.switches
+    payloads = [
+        segment(study, [prior_trial(study, e)] * settings, wishes).to_json() for e in study.entries
+    ]
+    progress.phase("Timing", len(payloads), 0)
+    for outcome in make_executor("process", workers=1).map(RUN_TIMING, payloads):
+        method = study.entries[outcome.index].name
+        progress.advance(method)
+        if outcome.value is None or outcome.value["error_text"] is not None:
+            untimed[method] = (outcome.value or {}).get("error_text") or str(outcome.error)
+        else:
+            timings.append(Timing.of(method, outcome.value))
     return Timed(tuple(timings), untimed, time.monotonic() - started)
+
+
+def too_small(study: Study) -> tuple[str, ...]:
+    """Say whether test has too few items for the study's margin."""
+    return hours.too_small(study.spec, study.splits.counts["test"], study.metric.info)
 
 
 def estimated(study: Study, found: Timed) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 import bakeoff
-from bakeoff import scoring
+from bakeoff import scoring, tied, token_checks
 from bakeoff.assemble import build, load_base, make_task, prepare_process, wished
 from bakeoff.capabilities.quantised import refusal
-from bakeoff.data import SPLITS, read_rows
+from bakeoff.data import read_rows
 from bakeoff.engine import meter, quantise
 from bakeoff.engine.device import free_memory, out_of_memory, resolve_device, resolve_precision
 from bakeoff.engine.switches import Switches, explain
@@ -32,6 +32,7 @@ from bakeoff.methods.hook import Incompatible
 from bakeoff.parity import Decision, decide, first_line
 from bakeoff.results import Cost, Status
 from bakeoff.segment import classify_failure, describe_failure
+from bakeoff.sizing import Shape
 from bakeoff.tasks import Task, load_tokenizer
 from bakeoff.trial import Segment, Trial
 
@@ -89,9 +90,9 @@ def _cpu_name() -> str:
 def check(value: dict[str, Any]) -> dict[str, Any]:
     """Check every method's arguments against PEFT and the base's real modules; tokenise the data.
 
-    Returns ``{"error": {code, cause, try, exit} | None}``: what the user must mend before anything
-    is trained. A method that PEFT cannot put on this base is found by its cost probe and becomes a
-    row of the report.
+    Returns ``{"error": {code, cause, try, exit} | None, "faults": [...]}``: what the user must mend
+    before anything is trained, and faults of base and tokens, fatal or not. A method that PEFT
+    cannot put on this base is found by its cost probe and becomes a row of the report.
     """
     segment = Segment.from_json(value)
     conditions = segment.trials[0].conditions
@@ -105,46 +106,25 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
             targets = trial.config.get("target_modules")
             if isinstance(targets, list):
                 check_targets(trial.method.name, base, targets)
-        _tokenise(segment, task, getattr(base.config, "max_position_embeddings", None))
-        _try_metric(segment, task)
+        tokenizer = load_tokenizer(segment.base_path, conditions.revision)
+        data, limits = Path(segment.folder) / "data", token_checks.Base.of(base)
+        faults = token_checks.check(data, task, tokenizer, limits)
+        shape = Shape(base.config, task.task_type, task.heads)
+        if not any(fault.fatal for fault in faults):
+            _try_metric(segment, task)
+        faults += tied.check(segment.trials, base, shape)
     except BakeoffError as error:
         return _refusal(error)
     except Exception as error:  # whatever a loader raises for broken files
         cause = f"The base cannot be loaded: {type(error).__name__}: {error}"
         hint = "load it with plain transformers first; `bakeoff doctor` shows versions."
         return _refusal(PreflightError("base-not-loadable", cause, hint))
-    return {"error": None}
+    return {"error": None, "faults": [fault.to_json() for fault in faults]}
 
 
 def _refusal(error: BakeoffError) -> dict[str, Any]:
     told = {"code": error.code, "cause": error.cause, "try": error.try_, "exit": error.exit_code}
     return {"error": told}
-
-
-def _tokenise(segment: Segment, task: Task, positions: int | None) -> None:
-    """Tokenise every split once, so that a row that cannot be used is named before training.
-
-    Raises:
-        PreflightError: ``longer-than-positions``, ``nothing-supervised``, and what the task itself
-            refuses.
-    """
-    tokenizer = load_tokenizer(segment.base_path, segment.trials[0].conditions.revision)
-    for split in SPLITS:
-        rows = read_rows(Path(segment.folder) / "data" / f"{split}.jsonl")
-        for number, example in enumerate(task.encode(tokenizer, rows), 1):
-            if not any(label >= 0 for label in example.labels):
-                raise PreflightError(
-                    "nothing-supervised",
-                    f"Row {number} of {split} has no label: every token of it is masked.",
-                    "give it a completion, or drop the row.",
-                )
-            if positions is not None and len(example.tokens) > positions:
-                raise PreflightError(
-                    "longer-than-positions",
-                    f"Row {number} of {split} has {len(example.tokens)} tokens; the base has "
-                    f"{positions} positions.",
-                    f"task.max_length = {positions}, or less.",
-                )
 
 
 def _try_metric(segment: Segment, task: Task) -> None:

@@ -95,7 +95,6 @@ def count(entry: MethodEntry, config: dict[str, Any], shape: Shape, steps: int) 
     Raises:
         Incompatible: the method cannot be attached to this base.
     """
-    entry, config = _undrawn(entry, config)
     try:
         return _attached(entry, config, shape.model(None), shape, steps)
     except (Incompatible, NotImplementedError, RuntimeError):
@@ -211,10 +210,17 @@ def _undrawn(entry: MethodEntry, config: dict[str, Any]) -> tuple[MethodEntry, d
     return dataclasses.replace(entry, hook=hook), {**plain, "init_lora_weights": True}
 
 
+def attached(
+    entry: MethodEntry, config: dict[str, Any], base: nn.Module, shape: Shape, steps: int
+) -> nn.Module:
+    """Return the method on ``base``, which may have no weights, with random tokens for data."""
+    return make(*_undrawn(entry, config)).attach(base, _stub(shape, steps))
+
+
 def _attached(
     entry: MethodEntry, config: dict[str, Any], base: nn.Module, shape: Shape, steps: int
 ) -> int:
-    model = make(entry, config).attach(base, _stub(shape, steps))
+    model = attached(entry, config, base, shape, steps)
     heads = set(shape.heads)
     return sum(p.numel() for n, p in trainable(model).items() if not heads & set(n.split(".")))
 

@@ -23,7 +23,9 @@ from bakeoff.errors import (
     UsageError,
     near_match,
 )
+from bakeoff.examine import examine, listed, refuse, said
 from bakeoff.executors import Executor
+from bakeoff.faults import Fault
 from bakeoff.methods import given
 from bakeoff.methods import registry as catalog
 from bakeoff.progress import Progress
@@ -32,6 +34,7 @@ from bakeoff.spec import StudySpec
 from bakeoff.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 
 RUN_MACHINE = "bakeoff.preflight:machine"
+RUN_CHECK = "bakeoff.preflight:check"
 RUN_MATCH = "bakeoff.sizing:match"
 RUN_METRIC = "bakeoff.scoring:describe"
 
@@ -73,16 +76,9 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     task = registry.find("tasks", spec.task.kind).TASK
     metric = chosen_metric(spec, source)
     splits = study_folder.read_splits(spec, source)
-    options = {
-        "columns": task.columns(spec.data.columns),
-        "max_length": spec.task.max_length,
-        "max_new_tokens": spec.task.max_new_tokens,
-    }
-    checked = task.check(splits.rows, options)
+    options, faults = examine(spec, task, splits)
     base = bases.locate(spec.base.model, progress.say)
-    warnings = checked.warnings + plan.early_rungs(spec.budget)
-    for warning in warnings:
-        progress.say(f"warning: {warning}")
+    warnings = said([*listed(faults, splits), *plan.early_rungs(spec.budget)], progress)
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -93,7 +89,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         base=base.published_as,
         revision=spec.base.revision,
         task=spec.task.kind,
-        task_options=checked.options,
+        task_options=options,
         metric=metric.name,
         data=study_folder.digests(splits),
         steps=spec.budget.steps,
@@ -147,6 +143,27 @@ def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:
     found = call(executor(spec), RUN_METRIC, given)
     info = MetricInfo(**found["info"])
     return ChosenMetric(named.name, info, found["options"], found["of_losses"], code)
+
+
+def check(study: Study, progress: Progress) -> Study:
+    """Check methods, base and tokens in a worker; return the study with what is to be listed.
+
+    Its data must lie in its folder.
+
+    Raises:
+        PreflightError: what the user must mend, all of it at once, with row numbers.
+    """
+    trials = [prior_trial(study, entry) for entry in study.entries]
+    answer = call(executor(study.spec), RUN_CHECK, segment(study, trials).to_json())
+    faults = [Fault.from_json(fault) for fault in answer["faults"]]
+    refuse(faults, study.splits)
+    return warned(study, listed(faults, study.splits), progress)
+
+
+def warned(study: Study, warnings: Sequence[str], progress: Progress) -> Study:
+    """Say the warnings that are new; return the study with them."""
+    new = [warning for warning in warnings if warning not in study.warnings]
+    return study._replace(warnings=study.warnings + said(new, progress))
 
 
 def matched(study: Study) -> Study:

@@ -28,6 +28,24 @@ def encode_split(
     task: Task, tokenizer: Any, data: Path, split: str, rows: Callable[[], Sequence[Row]]
 ) -> list[Example]:
     """Return the examples of a split of the frozen ``data``, from the cache where it has them."""
+    path = _path(task, tokenizer, data, split)
+    if path.exists():
+        return _read(path)
+    examples = task.encode(tokenizer, rows())
+    _write(path, examples)
+    return examples
+
+
+def keep_split(
+    task: Task, tokenizer: Any, data: Path, split: str, examples: Sequence[Example]
+) -> None:
+    """Keep the examples of a split of the frozen ``data`` for ``encode_split``."""
+    path = _path(task, tokenizer, data, split)
+    if not path.exists():
+        _write(path, examples)
+
+
+def _path(task: Task, tokenizer: Any, data: Path, split: str) -> Path:
     decides = {
         "data": sha256_of(data / f"{split}.jsonl"),
         "task": type(task).__name__,
@@ -35,12 +53,7 @@ def encode_split(
         "tokenizer": hashlib.sha256(_description(tokenizer).encode()).hexdigest(),
     }
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    path = data.parent / FOLDER / f"{split}-{name}.safetensors"
-    if path.exists():
-        return _read(path)
-    examples = task.encode(tokenizer, rows())
-    _write(path, examples)
-    return examples
+    return data.parent / FOLDER / f"{split}-{name}.safetensors"
 
 
 def _description(tokenizer: Any) -> str:

@@ -14,6 +14,15 @@ from bakeoff.trial import LEARNING_RATE
 Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"
 MIB = 2**20
+# Below this the bootstrap over items says little.
+FEWEST_ITEMS = 30
+
+
+def few_items(n_test: int) -> list[str]:
+    """Say it where a test set has too few items for any verdict."""
+    if n_test >= FEWEST_ITEMS:
+        return []
+    return [f"The test set has {n_test} items; below {FEWEST_ITEMS} its verdicts mean little."]
 
 
 def gain(record: StudyRecord, control: Row, best: Row, n_compared: int) -> str:

@@ -34,8 +34,6 @@ from bakeoff.analysis.stability import is_open
 from bakeoff.results import Reported, StudyRecord, TrialResult
 
 SCHEMA = 1
-# Below this the bootstrap over items says little.
-FEWEST_ITEMS = 30
 # Fewer cannot tell seed noise from a difference.
 FEWEST_SEEDS = 3
 
@@ -224,10 +222,8 @@ def _warnings(
     """List what a reader must know before believing the verdicts, each once."""
     found = [*_looked_again(record), *record.warnings]
     items = record.n_items.get("test")
-    if items is not None and items < FEWEST_ITEMS:
-        found.append(
-            f"The test set has {items} items; below {FEWEST_ITEMS} its verdicts mean little."
-        )
+    if items is not None:
+        found += phrases.few_items(items)
     if rows and record.control not in evidence.estimates:
         name = record.titles.get(record.control, record.control)
         found.append(f"{name}, the control, has no test score: there are no verdicts.")

@@ -11,16 +11,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from bakeoff.data import Row, check_columns, fill
+from bakeoff.data import Row, columns_of, fill
 from bakeoff.errors import PreflightError
+from bakeoff.faults import Fault
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SMALL_TEST_SET = 30
+UNCUT = 2**31 - 1
+"""A `max_length` that cuts nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class ItemLoss(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What a task found out about the data: its options completed, and warnings for the user."""
+    """What a task found out about readable rows: its options completed, and what is wrong."""
 
     options: dict[str, Any]
-    warnings: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
 
 
 class Task(ABC):
@@ -74,6 +76,10 @@ class Task(ABC):
     """PEFT's name for the model family."""
     heads: ClassVar[tuple[str, ...]] = ()
     """Names that the freshly initialised output layer goes by in the models of this task."""
+    structured: ClassVar[frozenset[str]] = frozenset()
+    """Fields whose column holds more than text, which the task reads itself."""
+    needs_end_token: ClassVar[bool] = False
+    """Whether the model must learn to end its answers."""
     scores_validation: ClassVar[bool]
     """Whether the metric is cheap enough to take on validation in the search phase too."""
 
@@ -103,27 +109,22 @@ class Task(ABC):
         return {**cls.fields, **given}
 
     @classmethod
-    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
-        """Refuse data that this task cannot learn from, before anything is trained.
+    def texts(cls, row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
+        """Return what a row asks and what it answers, without what its template adds to all rows.
 
-        Raises:
-            PreflightError: an empty split, a missing column, an empty value.
+        Repeats, leaks and contradictions are told by them.
         """
-        warnings = []
-        for split, rows in splits.items():
-            if not rows:
-                raise PreflightError(
-                    "empty-split",
-                    f"The {split} split is empty.",
-                    "give more rows (or more groups) to cut the splits from.",
-                )
-            check_columns(split, rows, options["columns"])
-        n_test = len(splits["test"])
-        if n_test < SMALL_TEST_SET:
-            warnings.append(
-                f"The test set has {n_test} items; below {SMALL_TEST_SET} its verdicts mean little."
-            )
-        return Checked(options, tuple(warnings))
+        asked, *_, answer = (columns[field] for field in cls.fields)
+        return "\n".join(str(row[c]) for c in columns_of(asked)), fill(answer, row)
+
+    @classmethod
+    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
+        """Complete the options from readable rows; say what this task cannot learn from them."""
+        return Checked(options)
+
+    def uncut(self) -> Self:
+        """Return this task without a limit on the length of its examples."""
+        return type(self)({**self.options, "max_length": UNCUT})
 
     @abstractmethod
     def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
@@ -167,15 +168,6 @@ class Task(ABC):
     @abstractmethod
     def references(self, rows: Sequence[Row]) -> list[str]:
         """Return the true answers."""
-
-
-def leaks(splits: Mapping[str, Sequence[Row]], template: str, what: str) -> tuple[str, ...]:
-    """Warn of test items whose input stands in train too; nothing to warn of gives nothing."""
-    seen = {fill(template, r) for r in splits["train"]}
-    leaked = sum(fill(template, r) in seen for r in splits["test"])
-    if not leaked:
-        return ()
-    return (f"{leaked} of {len(splits['test'])} test {what} also stand in train.",)
 
 
 def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bakeoff.data import Row, fill
-from bakeoff.errors import PreflightError
-from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, leaks, padded, source_arguments
+from bakeoff.faults import SHOWN, Fault
+from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded, source_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,27 +38,39 @@ class Classify(Task):
 
     @classmethod
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
-        """Refuse a label that train does not show, and fewer than two labels."""
-        checked = super().check(splits, options)
-        label, text = options["columns"]["label"], options["columns"]["text"]
+        """Number the labels of train; fewer than two, or others elsewhere, are fatal."""
+        label = options["columns"]["label"]
         known = sorted({fill(label, r) for r in splits["train"]})
+        faults = []
         if len(known) < 2:
-            raise PreflightError(
-                "one-label",
-                f"Every row of train has the label '{known[0]}'.",
-                "classification needs at least two labels in the `label` column.",
+            faults.append(
+                Fault(
+                    "one-label",
+                    f"Every row of train has the label '{known[0]}'",
+                    "classification needs at least two labels in the `label` column.",
+                    fatal=True,
+                )
             )
         for split in ("validation", "test"):
-            for number, row in enumerate(splits[split], 1):
-                if fill(label, row) not in known:
-                    raise PreflightError(
+            found = [
+                (i, v) for i, r in enumerate(splits[split]) if (v := fill(label, r)) not in known
+            ]
+            if found:
+                labels = ", ".join(
+                    f"'{v}'" for v in list(dict.fromkeys(v for _, v in found))[:SHOWN]
+                )
+                faults.append(
+                    Fault.at(
                         "label-not-in-train",
-                        f"Row {number} of {split} has the label '{fill(label, row)}', "
-                        f"which no row of train has.",
+                        f"A label that no row of train has ({labels})",
                         "add examples of it to train, or remove those rows.",
-                    )
-        warnings = checked.warnings + leaks(splits, text, "texts")
-        return Checked({**options, "labels": known}, warnings)
+                        split,
+                        [i for i, _ in found],
+                        len(splits[split]),
+                        fatal=True,
+                    )  # fmt: skip
+                )
+        return Checked({**options, "labels": known}, tuple(faults))
 
     def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
         """Load the base with a fresh classifier; seed torch first."""

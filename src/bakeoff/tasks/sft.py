@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bakeoff.data import Row, fill
 from bakeoff.errors import PreflightError
-from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, leaks, padded, source_arguments
+from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded, source_arguments
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,19 +30,18 @@ class SupervisedFineTuning(Task):
         "json_fields", "json_valid", "loss",
     )  # fmt: skip
     task_type = "CAUSAL_LM"
+    needs_end_token = True
     scores_validation = False
     scores_base = True
 
     @classmethod
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
-        """Warn of test prompts that train shows too; note train's longest completion.
+        """Note train's longest completion.
 
         It bounds how many tokens are generated, so nothing of the test set does.
         """
-        checked = super().check(splits, options)
         longest = max((fill(options["columns"]["completion"], r) for r in splits["train"]), key=len)
-        warnings = checked.warnings + leaks(splits, options["columns"]["prompt"], "prompts")
-        return Checked({**options, "longest_completion": longest}, warnings)
+        return Checked({**options, "longest_completion": longest})
 
     def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
         """Load the causal LM."""

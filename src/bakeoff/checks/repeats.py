@@ -1,0 +1,104 @@
+"""Rows that stand there more than once, in one split or in two, word for word or almost.
+
+One of the checks on text. What repeats inside test counts one question twice; what stands in train
+and in test shows memory, not learning; one question with two answers cannot be learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from bakeoff.checks import near
+from bakeoff.checks.reading import Pair
+from bakeoff.faults import SHOWN, Fault
+
+Pairs = Sequence[Pair]
+ACROSS = (
+    ("test", "train", "the verdict counts what was memorised"),
+    ("validation", "train", "settings are chosen by what was memorised"),
+    ("test", "validation", "settings were chosen on them"),
+)
+
+
+def check(splits: Mapping[str, Pairs]) -> list[Fault]:
+    """Return repeats inside and across splits, and contradictions."""
+    faults = [*_inside(splits), *_contradictions(splits["train"])]
+    for split, other, why in ACROSS:
+        faults += _across(split, splits[split], other, splits[other], why)
+    return [*faults, *_near(splits["train"], splits["test"])]
+
+
+def _inside(splits: Mapping[str, Pairs]) -> Iterator[Fault]:
+    for split, pairs in splits.items():
+        first: dict[Pair, int] = {}
+        again = {i: first[p] for i, p in enumerate(pairs) if first.setdefault(p, i) != i}
+        if again:
+            yield _fault(
+                "duplicate-rows",
+                "An earlier row, word for word,",
+                "remove repeats: in test they count one item twice, in train they weigh more.",
+                split, again, len(pairs), split,
+            )  # fmt: skip
+
+
+def _contradictions(train: Pairs) -> Iterator[Fault]:
+    first: dict[str, int] = {}
+    found = {}
+    for i, pair in enumerate(train):
+        earlier = first.setdefault(pair.asked, i)
+        if train[earlier].answer != pair.answer:
+            found[i] = earlier
+    if found:
+        yield _fault(
+            "contradictory-answers",
+            "The same text as an earlier row with another answer",
+            "decide which is right; no model can learn both.",
+            "train", found, len(train), "train",
+        )  # fmt: skip
+
+
+def _across(split: str, pairs: Pairs, other: str, others: Pairs, why: str) -> Iterator[Fault]:
+    first: dict[str, int] = {}
+    for j, pair in enumerate(others):
+        first.setdefault(pair.asked, j)
+    found = {i: first[p.asked] for i, p in enumerate(pairs) if p.asked in first}
+    if found:
+        yield _fault(
+            f"{split}-in-{other}",
+            f"A text that {other} has too, word for word,",
+            f"remove these rows: {why}.",
+            split, found, len(pairs), other,
+        )  # fmt: skip
+
+
+def _near(train: Pairs, test: Pairs) -> Iterator[Fault]:
+    found = near.near_duplicates([p.asked for p in train], [p.asked for p in test])
+    if found.pairs:
+        yield _fault(
+            "near-duplicates",
+            f"A text that shares at least {100 * near.THRESHOLD:.0f} % of its five-character "
+            "pieces with one of train",
+            "look at the pairs; rows of one source belong into one split (`data.group`).",
+            "test", dict(found.pairs), len(test), "train",
+        )  # fmt: skip
+    if found.n_train == near.MOST_TEXTS or found.n_test == near.MOST_TEXTS:
+        yield Fault(
+            "near-duplicates-sampled",
+            f"Near-duplicates were looked for in {found.n_test:,} texts of test and "
+            f"{found.n_train:,} of train, drawn at random",
+            "exact repeats were looked for in all of them.",
+        )
+    if not found.complete:
+        yield Fault(
+            "near-duplicates-cut-short",
+            f"The search for near-duplicates ended after {near.MOST_COMPARED:,} pairs: most texts "
+            "share long parts",
+            "put the part that all share into the template, not into the column.",
+        )
+
+
+def _fault(
+    code: str, what: str, try_: str, split: str, found: Mapping[int, int], of: int, other: str
+) -> Fault:
+    partners = tuple(found.values())[:SHOWN]
+    return Fault.at(code, what, try_, split, list(found), of, against=other, partners=partners)

@@ -1,0 +1,95 @@
+"""Methods that train a matrix which the base uses twice: as its input embedding and as its head.
+
+Part of ``preflight.check``: what a method would train is seen by attaching it to the base's
+architecture without weights, as ``sizing`` does to count.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from bakeoff.faults import Fault
+from bakeoff.methods.hook import Incompatible, trainable
+from bakeoff.sizing import Shape, attached
+from bakeoff.trial import Trial
+
+SMALL_VOCABULARY = 64
+"""Where weights must be there to attach a method, so many rows of the shared matrix do."""
+
+
+def check(trials: Sequence[Trial], base: Any, shape: Shape) -> list[Fault]:
+    """Return a fault for each method that trains one of two tied matrices of ``base``."""
+    if not _names(base):
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the trials record what libraries warn of
+        logging.disable(logging.WARNING)
+        try:
+            found = [(trial.method.title, _trained(trial, shape)) for trial in trials]
+        finally:
+            logging.disable(logging.NOTSET)
+    return [_fault(title, *trained) for title, trained in found if trained is not None]
+
+
+def _names(model: Any) -> tuple[str, str] | None:
+    """Return the names of head and embedding, None unless they share their weights."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or getattr(head, "weight", None) is not getattr(embedding, "weight", 0):
+        return None
+    names = {module: name for name, module in model.named_modules()}
+    return names[head], names[embedding]
+
+
+def _trained(trial: Trial, shape: Shape) -> tuple[str, str, bool] | None:
+    """Return what of the pair a method trains, its other half, and whether it trains them as one.
+
+    None: neither, or a method that cannot be attached, which its cost probe will say.
+    """
+    try:
+        return _seen(trial, shape, None)
+    except (Incompatible, NotImplementedError, RuntimeError):
+        small = copy.deepcopy(shape.config)
+        small.get_text_config().vocab_size = SMALL_VOCABULARY
+        try:
+            return _seen(trial, shape._replace(config=small), 1)
+        except (Incompatible, NotImplementedError, RuntimeError):
+            return None
+
+
+def _seen(trial: Trial, shape: Shape, layers: int | None) -> tuple[str, str, bool] | None:
+    base = shape.model(layers)
+    names = _names(base)
+    if names is None:
+        return None
+    head, embedding = names
+    shared: nn.Parameter = base.get_output_embeddings().weight  # type: ignore[operator]
+    steps = trial.conditions.steps
+    found = trainable(attached(trial.method, trial.config, base, shape, steps))
+    if any(parameter is shared for parameter in found.values()):
+        return head, embedding, True
+    for one, other in ((head, embedding), (embedding, head)):
+        if any(f".{one}." in f".{name}." for name in found):
+            return one, other, False
+    return None
+
+
+def _fault(title: str, one: str, other: str, together: bool) -> Fault:
+    if together:
+        return Fault(
+            "tied-head",
+            f"{title} trains the matrix that `{one}` and `{other}` share: what one learns changes "
+            "the other",
+            "usual for full fine-tuning; the other methods leave it alone.",
+        )
+    return Fault(
+        "tied-head",
+        f"{title} trains `{one}`, whose weights `{other}` shares: unmerged only `{one}` changes, "
+        "merged both do, or they come apart",
+        "leave it out of the method's targets, or serve the adapter unmerged.",
+    )

@@ -1,0 +1,230 @@
+"""Faults that show only as tokens: rows cut or too long, nothing to learn, tokens without a vector.
+
+Part of ``preflight.check``, in a worker: tokenizer, base and the frozen rows in, faults out; rows
+are named by their position in their split. What is tokenised here is kept for the trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from bakeoff.data import SPLITS, Row, read_rows
+from bakeoff.errors import PreflightError
+from bakeoff.faults import Fault
+from bakeoff.tasks import Example, Task
+from bakeoff.tokens import keep_split
+
+UNKNOWN_SHARE = 0.01
+"""Share of a split's tokens from which on unknown ones are listed."""
+TOO_LONG = "completion-too-long"
+
+
+class Base(NamedTuple):
+    """What the rows are held against."""
+
+    embeddings: int | None
+    """Tokens that have a vector."""
+    positions: int | None
+    """Longest row that the base can read."""
+
+    @classmethod
+    def of(cls, model: Any) -> Base:
+        """Read both off a loaded model."""
+        inputs = model.get_input_embeddings()
+        weight = getattr(inputs, "weight", None)
+        count = getattr(inputs, "num_embeddings", None if weight is None else weight.shape[0])
+        return cls(count, _positions(model))
+
+
+def _positions(model: Any) -> int | None:
+    """Return the usable positions: RoBERTa's kind counts them from behind its padding index."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] == "position_embeddings" and isinstance(module, nn.Embedding):
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - skipped
+    return found
+
+
+def check(data: Path, task: Task, tokenizer: Any, base: Base) -> list[Fault]:
+    """Return what is wrong with tokenizer and rows; tokenise every split, and keep the tokens."""
+    faults = [*_tokenizer(task, tokenizer, base)]
+    if any(f.fatal for f in faults):
+        return faults
+    for split in SPLITS:
+        rows = read_rows(data / f"{split}.jsonl")
+        full = task.uncut().encode(tokenizer, rows)
+        examples, found = _cut(task, tokenizer, split, rows, full)
+        faults += found
+        if not any(f.fatal for f in found):
+            faults += _rows(task, tokenizer, base, split, examples)
+            keep_split(task, tokenizer, data, split, examples)
+    return faults
+
+
+def _tokenizer(task: Task, tokenizer: Any, base: Base) -> Iterator[Fault]:
+    if task.needs_end_token and tokenizer.eos_token_id is None:
+        yield Fault(
+            "no-end-token",
+            "The tokenizer has no end token, so that answers would never end",
+            "set `eos_token` in the base's tokenizer_config.json.",
+            fatal=True,
+        )
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        yield Fault(
+            "no-pad-token",
+            "The tokenizer has neither a padding nor an end token to pad batches with",
+            "set `pad_token` in the base's tokenizer_config.json to a token of its vocabulary.",
+            fatal=True,
+        )
+    elif base.embeddings is not None and pad >= base.embeddings:
+        yield Fault(
+            "token-beyond-embedding",
+            f"The padding token {tokenizer.pad_token!r} is number {pad}; the base's embedding has "
+            f"{base.embeddings} rows",
+            "set `pad_token` to a token that the base has, or resize and save the base.",
+            fatal=True,
+        )
+
+
+def _cut(
+    task: Task, tokenizer: Any, split: str, rows: Sequence[Row], full: Sequence[Example]
+) -> tuple[list[Example], list[Fault]]:
+    """Return the examples as they are trained on, and what the limit takes off the long ones."""
+    limit = task.options["max_length"]
+    examples, refused, cut = list(full), [], {}
+    for i, example in enumerate(full):
+        if len(example.tokens) <= limit:
+            continue
+        try:
+            (examples[i],) = task.encode(tokenizer, [rows[i]])
+        except PreflightError as error:
+            if error.code != TOO_LONG:
+                raise
+            refused.append(i)
+        else:
+            cut[i] = example
+    if refused:
+        longest = max(supervised(full[i]) for i in refused)
+        return examples, [
+            Fault.at(
+                TOO_LONG,
+                f"The completion alone exceeds task.max_length = {limit} (up to {longest} tokens)",
+                "raise task.max_length above that, with room for the prompt, or drop these rows.",
+                split,
+                refused,
+                len(rows),
+                fatal=True,
+            )  # fmt: skip
+        ]
+    return examples, [*_taken_off(split, limit, cut, examples)]
+
+
+def _taken_off(
+    split: str, limit: int, cut: Mapping[int, Example], examples: Sequence[Example]
+) -> Iterator[Fault]:
+    answers = [i for i, whole in cut.items() if supervised(examples[i]) < supervised(whole)]
+    inputs = [i for i in cut if i not in set(answers)]
+    hint = f"task.max_length = {max((len(e.tokens) for e in cut.values()), default=0)} cuts nothing"
+    for code, found, what in (
+        ("rows-cut", inputs, "tokens of their input, no supervised one,"),
+        ("completions-cut", answers, "tokens, supervised ones among them,"),
+    ):
+        if found:
+            lost = sum(len(cut[i].tokens) - len(examples[i].tokens) for i in found)
+            longest = max(len(cut[i].tokens) for i in found)
+            yield Fault.at(
+                code,
+                f"Over task.max_length = {limit} (up to {longest:,} tokens): {lost:,} {what} are "
+                "cut off",
+                f"{hint}; shorten or drop these rows if their end or beginning matters.",
+                split, found, len(examples),
+            )  # fmt: skip
+
+
+def supervised(example: Example) -> int:
+    """Return how many labels of an example count."""
+    return sum(label >= 0 for label in example.labels)
+
+
+def _rows(
+    task: Task, tokenizer: Any, base: Base, split: str, examples: Sequence[Example]
+) -> Iterator[Fault]:
+    def at(code: str, what: str, try_: str, found: Sequence[int], fatal: bool) -> Iterator[Fault]:
+        if found:
+            yield Fault.at(code, what, try_, split, found, len(examples), fatal=fatal)
+
+    yield from at(
+        "nothing-supervised",
+        "Nothing to learn (every token is masked)",
+        "give it a completion, or drop the row.",
+        [i for i, e in enumerate(examples) if not supervised(e)],
+        True,
+    )
+    if base.positions is not None:
+        long = [i for i, e in enumerate(examples) if len(e.tokens) > base.positions]
+        longest = max((len(examples[i].tokens) for i in long), default=0)
+        yield from at(
+            "longer-than-positions",
+            f"More tokens than the base has positions ({longest} of {base.positions})",
+            f"task.max_length = {base.positions}, or less.",
+            long,
+            True,
+        )
+    if base.embeddings is not None:
+        beyond = [i for i, e in enumerate(examples) if max(e.tokens, default=0) >= base.embeddings]
+        if beyond:
+            most = max(examples[beyond[0]].tokens)
+            token = tokenizer.convert_ids_to_tokens(most)
+            yield from at(
+                "token-beyond-embedding",
+                f"A token without a vector ({token!r} is number {most}; the base's embedding has "
+                f"{base.embeddings} rows)",
+                "the tokenizer is another model's, or was added to: resize and save the base.",
+                beyond,
+                True,
+            )
+    yield from _unlearnt(task, tokenizer, split, examples)
+
+
+def _unlearnt(
+    task: Task, tokenizer: Any, split: str, examples: Sequence[Example]
+) -> Iterator[Fault]:
+    """Return what a model would not learn although the row seems to say it."""
+    unknown = tokenizer.unk_token_id
+    if unknown is not None:
+        counts = {i: e.tokens.count(unknown) for i, e in enumerate(examples)}
+        found = [i for i, n in counts.items() if n]
+        share = sum(counts.values()) / max(1, sum(len(e.tokens) for e in examples))
+        if share >= UNKNOWN_SHARE:
+            yield Fault.at(
+                "unknown-tokens",
+                f"Words or characters that the tokenizer does not know ({100 * share:.0f} % of all "
+                f"tokens are {tokenizer.unk_token!r})",
+                "the base cannot tell them apart: take a base that knows this script.",
+                split, found, len(examples),
+            )  # fmt: skip
+    if task.needs_end_token:
+        end = tokenizer.eos_token_id
+        found = [i for i, e in enumerate(examples) if end not in e.labels]
+        if found:
+            yield Fault.at(
+                "end-not-supervised",
+                f"The end token {tokenizer.eos_token!r} is not among what is learnt",
+                "answers will not end there; check the end token against the chat template.",
+                split, found, len(examples),
+            )  # fmt: skip
+    if task.task_type == "SEQ_CLS":
+        found = [i for i, e in enumerate(examples) if e.tokens[-1:] == (tokenizer.pad_token_id,)]
+        if found:
+            yield Fault.at(
+                "ends-with-padding",
+                f"The text ends with the padding token {tokenizer.pad_token!r}",
+                "a decoder's classifier takes it for padding and reads the token before it.",
+                split, found, len(examples),
+            )  # fmt: skip
