@@ -35,6 +35,8 @@ class Timing:
     parameters: int
     spread: float
     """Standard deviation of the timed steps over their mean."""
+    general: float = 0.0
+    """Seconds that forgetting takes to measure, for one trial."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Timing:
@@ -56,6 +58,7 @@ class Timing:
             value["peak"],
             value["parameters"],
             math.sqrt(sum((s - mean) ** 2 for s in steps) / len(steps)) / mean,
+            value.get("general", 0.0),
         )
 
 
@@ -150,7 +153,8 @@ def _final(t: Timing, spec: StudySpec, n_items: Mapping[str, int]) -> float:
     b, seeds = spec.budget, spec.budget.seeds
     evaluations = b.validations * n_items["validation"] * _at(t.evaluate, seeds)
     answers = n_items["test"] * t.predict * seeds
-    return seeds * t.load + b.steps * _at(t.step, seeds) + evaluations + answers
+    steps = b.steps * _at(t.step, seeds)
+    return seeds * (t.load + t.general) + steps + evaluations + answers
 
 
 def _at(by_lanes: Mapping[int, float], lanes: int) -> float:

@@ -23,14 +23,17 @@ from bakeoff.spec import StudySpec, dump_spec
 
 DATABASE = "study.db"
 STUDY_FILE = "study.toml"
+GENERAL = "general"
+"""The file beside the splits that holds general text."""
 
 
 class Splits(NamedTuple):
-    """The rows of each split."""
+    """The rows of each split, and the general text that forgetting is measured on."""
 
     rows: dict[str, list[data.Row]]
     cut: dict[str, float]
     """The splits that were cut from one file -> the share of its rows that each was to get."""
+    general: Sequence[data.Row] = ()
 
     def place(self, split: str, position: int) -> Place:
         """Return where a row stands in the user's file."""
@@ -134,7 +137,7 @@ def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
 
 def freeze_data(folder: Path, splits: Splits) -> None:
     """Write the splits under ``data/``."""
-    for name, rows in splits.rows.items():
+    for name, rows in _frozen(splits).items():
         data.write_split(folder / "data" / f"{name}.jsonl", rows)
 
 
@@ -148,7 +151,11 @@ def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
 
 def digests(splits: Splits) -> dict[str, str]:
     """Return the sha256 sums that ``freeze_data`` would give, writing nothing."""
-    return {name: data.canonical_digest(rows) for name, rows in splits.rows.items()}
+    return {name: data.canonical_digest(rows) for name, rows in _frozen(splits).items()}
+
+
+def _frozen(splits: Splits) -> dict[str, list[data.Row]]:
+    return {**splits.rows, **({GENERAL: list(splits.general)} if splits.general else {})}
 
 
 def write_study_file(folder: Path, spec: StudySpec, own_metric: str | None) -> None:
@@ -161,6 +168,8 @@ def write_study_file(folder: Path, spec: StudySpec, own_metric: str | None) -> N
         value["task"]["metric"] = f"{METRIC}/{own_metric}"
     value["data"] |= {name: f"data/{name}.jsonl" for name in data.SPLITS}
     value["data"].pop("limit", None)
+    if (folder / "data" / f"{GENERAL}.jsonl").is_file():
+        value["forgetting"]["text"] = f"data/{GENERAL}.jsonl"
     header = "# Written by bakeoff: the resolved study. `bakeoff run` on it resumes the study.\n"
     (folder / STUDY_FILE).write_text(header + tomli_w.dumps(value), encoding="utf-8")
 
@@ -174,6 +183,7 @@ def comparable(spec: StudySpec) -> dict[str, Any]:
         value["engine"].pop(name, None)
     for name in ("metric", "metric_options"):  # compared as they are resolved
         value["task"].pop(name, None)
+    value["forgetting"].pop("text", None)
     value.pop("verdict", None)  # what is read out of the results changes none of them
     return value
 

@@ -52,6 +52,20 @@ class SplitScores:
 
 
 @dataclass(frozen=True)
+class Forgetting:
+    """What a trial forgot: sums over each general document's predicted ``tokens``, in nats.
+
+    ``base_losses`` and ``losses`` are the pristine base's and the trial's, ``divergences`` the
+    Kullback-Leibler divergence of the trial's next-token distribution from the base's.
+    """
+
+    tokens: tuple[int, ...]
+    base_losses: tuple[float, ...]
+    losses: tuple[float, ...]
+    divergences: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class TrialResult:
     """What one trial gave. ``splits`` is keyed by ``validation`` and ``test``.
 
@@ -79,6 +93,7 @@ class TrialResult:
     lanes: int | None = None
     step: int | None = None
     item_losses: tuple[float, ...] = ()
+    forgetting: Forgetting | None = None
 
     @property
     def seconds(self) -> float:
@@ -104,8 +119,13 @@ class TrialResult:
                 },
                 "warnings": tuple(value["warnings"]),
                 "item_losses": tuple(value.get("item_losses", ())),
+                "forgetting": _forgetting(value.get("forgetting")),
             }
         )
+
+
+def _forgetting(value: dict[str, Any] | None) -> Forgetting | None:
+    return Forgetting(**{k: tuple(v) for k, v in value.items()}) if value else None
 
 
 @dataclass(frozen=True)

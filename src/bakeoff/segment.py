@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff import states
+from bakeoff import forgetting, states
 from bakeoff.assemble import Bench, build, prepare_process
 from bakeoff.data import sha256_of
 from bakeoff.engine.device import out_of_memory
@@ -149,9 +149,10 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
         lambda reading: run.read(reading, validation), bench.feed.halve,
     )  # fmt: skip
     trained = time.perf_counter()
-    ends = segment.stop == c.steps
+    ends, final = segment.stop == c.steps, trials[0].phase == "final"
     losses = [curve[-1].validation_loss if curve else None for curve in curves]
     splits = _score(bench, losses, ends, segment.scored)
+    forgotten = forgetting.measured(bench, segment.base_path) if final and ends else None
     scored = time.perf_counter()
     results = []
     for lane, trial in enumerate(trials):
@@ -168,6 +169,7 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
             lanes=len(trials),
             step=segment.stop,
             item_losses=tuple(run.item_losses[lane]),
+            forgetting=forgotten[lane] if forgotten else None,
         )
         whole = _added(before[lane], share)
         results.append(_ended(bench, stepper, lane, segment, whole, splits[lane]))

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import bases, plan, registry, scoring
+from bakeoff import bases, general, plan, registry, scoring
 from bakeoff import folder as study_folder
+from bakeoff.data import Row
 from bakeoff.errors import (
     BakeoffError,
     EnvironmentProblem,
@@ -37,6 +38,8 @@ RUN_MACHINE = "bakeoff.preflight:machine"
 RUN_CHECK = "bakeoff.preflight:check"
 RUN_MATCH = "bakeoff.sizing:match"
 RUN_METRIC = "bakeoff.scoring:describe"
+CAUSAL_LM = "CAUSAL_LM"
+"""PEFT's name for the models whose every position says the next token."""
 
 
 class ChosenMetric(NamedTuple):
@@ -76,6 +79,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     task = registry.find("tasks", spec.task.kind).TASK
     metric = chosen_metric(spec, source)
     splits = study_folder.read_splits(spec, source)
+    splits = splits._replace(general=general_text(spec, task.task_type, source))
     options, faults = examine(spec, task, splits)
     base = bases.locate(spec.base.model, progress.say)
     warnings = said([*listed(faults, splits), *plan.early_rungs(spec.budget)], progress)
@@ -108,12 +112,32 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         quantize=spec.base.quantize,
         quantizer=machine["quantizer"],
         metric_options=metric.options,
+        general_length=spec.forgetting.max_length if splits.general else None,
         metric_source=None if metric.code is None else scoring.digest(metric.code),
     )
     opened = Study(
         spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric
     )
     return matched(opened) if spec.budget.match == "parameters" else opened
+
+
+def general_text(spec: StudySpec, task_type: str, source: Path) -> list[Row]:
+    """Return the documents that forgetting is measured on; none where nothing says a next token.
+
+    Raises:
+        PreflightError: ``forgetting-not-for-task``, and what is wrong with the user's text.
+    """
+    wish = spec.forgetting.text
+    if task_type == CAUSAL_LM:
+        return general.documents(wish, source)
+    if wish in (general.DEFAULT, general.OFF):
+        return []
+    raise PreflightError(
+        "forgetting-not-for-task",
+        f"[forgetting] text = '{wish}', but the task '{spec.task.kind}' trains a fresh output "
+        "layer: there is no next-token loss that could change.",
+        'leave [forgetting] out, or text = "off".',
+    )
 
 
 def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bakeoff import forgetting
 from bakeoff.assemble import Bench, build, prepare_process, wished
 from bakeoff.engine import meter
 from bakeoff.engine.device import autocast, free_memory
@@ -60,6 +61,8 @@ def _measure(segment: Segment) -> dict[str, Any]:
         found["evaluate"][lanes] = _evaluation(bench)
         if len(trials) == 1:
             found["predict"] = _prediction(bench)
+            if forgetting.GENERAL in c.data:
+                found["general"] = forgetting.seconds(bench, segment.base_path)
             found["parameters"] = bench.lanes.stack.values.shape[1]
         found["peak"] = meter.peak_bytes(c.device)
         found["whole"] = time.perf_counter() - started

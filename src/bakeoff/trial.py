@@ -79,6 +79,7 @@ class Conditions:
     quantizer: str | None = None
     metric_options: dict[str, Any] = field(default_factory=dict)
     metric_source: str | None = None
+    general_length: int | None = None
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def method_row(
         "engine": engine_row(record, runs),
         "gain": None,  # the summary knows it, from the base's scores
         "secondary": None,  # the summary knows it, from all methods' answers
-        "forgetting": _forgetting(record, method),
+        "forgetting": _forgetting(record, method),  # imported; the summary knows our own
         "stability": stability(runs, scored, record.metric, record.margin, to_control),
         "front_probability": None,  # the summary knows, once all rows are there
         "steps_to_control_loss": to_control,

@@ -18,6 +18,7 @@ from bakeoff.analysis import counts, phrases
 from bakeoff.analysis.base import base_row, gains, no_gain
 from bakeoff.analysis.choose import choose_settings
 from bakeoff.analysis.compare import Interval, compare, estimate_scores
+from bakeoff.analysis.forgetting import forgetting_rows
 from bakeoff.analysis.pareto import draw_scores, find_fronts
 from bakeoff.analysis.raced import race_summary
 from bakeoff.analysis.recommend import recommend
@@ -52,6 +53,9 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
             for method, runs in by_method.items()
         ],
     )
+    forgotten = forgetting_rows(by_method, rng)
+    for row in rows:
+        row["forgetting"] = row["forgetting"] or forgotten.get(row["method"])
     fronts = find_fronts(rows, evidence.draws, record.pareto, better=record.metric.better)
     for row in rows:
         row["front_probability"] = fronts.probabilities.get(row["method"])

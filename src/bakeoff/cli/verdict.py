@@ -24,6 +24,9 @@ def show(report: dict[str, Any]) -> None:
     if out.width >= WIDE:
         columns += ["p (Holm)", "lr", "parameters", "peak MiB", "ms/step"]
         rows = [r + _costs(m) for r, m in zip(rows, report["methods"], strict=True)]
+        if any(m["forgetting"] for m in report["methods"]):
+            columns.append("forgetting")
+            rows = [(*r, _forgotten(m)) for r, m in zip(rows, report["methods"], strict=True)]
     show_table(columns, rows)
     study, base = report["study"], report["base"]
     n_seeds = max((m["n_seeds"] for m in report["methods"]), default=0)
@@ -55,6 +58,12 @@ def _row(method: dict[str, Any], scale: float, form: str) -> tuple[str, ...]:
     if method["status"] != "done":
         verdict = f"{method['status']}: {method['reason'] or ''}"
     return (method["title"], number(score and score["estimate"], form, scale), text, verdict)
+
+
+def _forgotten(method: dict[str, Any]) -> str:
+    """Write the change in loss on general text, in nats per token."""
+    found = method["forgetting"]
+    return number(found and found["estimate"], "+.3f")
 
 
 def _costs(method: dict[str, Any]) -> tuple[str, ...]:

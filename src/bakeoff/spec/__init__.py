@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from bakeoff.errors import UsageError, near_match
 from bakeoff.spec.engine import EngineSpec
-from bakeoff.spec.inputs import BaseSpec, DataSpec, TaskSpec
+from bakeoff.spec.inputs import BaseSpec, DataSpec, ForgettingSpec, TaskSpec
 from bakeoff.spec.part import Part
 from bakeoff.spec.protocol import BudgetSpec, MethodSpec, MethodsSpec, VerdictSpec
 
@@ -34,6 +34,7 @@ class StudySpec(Part):
     methods: MethodsSpec
     method: dict[str, MethodSpec] = {}
     budget: BudgetSpec = BudgetSpec()
+    forgetting: ForgettingSpec = ForgettingSpec()
     verdict: VerdictSpec = VerdictSpec()
     engine: EngineSpec = EngineSpec()
 

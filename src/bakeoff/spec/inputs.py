@@ -59,6 +59,17 @@ class DataSpec(Part):
     """Field of the task -> column name, or a template such as `"Q: {question}\\nA: "`."""
 
 
+class ForgettingSpec(Part):
+    """What the base forgets of general text, measured for every final trial of a causal LM."""
+
+    text: str = "default"
+    """`default` (20 documents that ship with bakeoff, 3,500 tokens), `off`, or a file of yours,
+    relative to the study file: .txt (documents divided by lines with a single `%`) or rows with a
+    `text` column."""
+    max_length: Annotated[int, Field(ge=8)] = 256
+    """Tokens of each document; the rest of a longer one is cut."""
+
+
 class TaskSpec(Part):
     """What is learnt and how it is scored."""
 

@@ -16,6 +16,8 @@ SECONDARY = {"macro_f1": "Macro-F1"}
 
 Method = dict[str, Any]
 
+_NATS = words.Unit(1.0, "nats", 3)
+
 
 @dataclass(frozen=True)
 class _Field:
@@ -171,16 +173,27 @@ def _costs(methods: list[Method]) -> list[_Field]:
 
 
 def _forgetting(methods: list[Method]) -> list[_Field]:
-    """Return the column of forgetting, where it was measured."""
-    if all(m.get("forgetting") is None for m in methods):
-        return []
+    """Return the columns of forgetting: what was measured of it, ours or an imported tool's."""
+    found = [m.get("forgetting") or {} for m in methods]
+    if any("divergence" in f for f in found):
+        change = Column("Forgetting", True, "loss on general text, nats/token, 95 %")
+        distance = Column("From the base", True, "KL on general text, nats/token, 95 %")
+        return [
+            _Field(change, lambda m: _nats(m.get("forgetting"), signed=True)),
+            _Field(distance, lambda m: _nats((m.get("forgetting") or {}).get("divergence"))),
+        ]
+    if any("estimate" in f for f in found):
+        return [_Field(Column("Forgetting", True, "lower is better"), _reported)]
+    return []
 
-    def cell(method: Method) -> Cell:
-        value = method.get("forgetting")
-        estimate = value.get("estimate") if isinstance(value, dict) else value
-        return Cell(words.significant(estimate), estimate)
 
-    return [_Field(Column("Forgetting", True, "lower is better"), cell)]
+def _nats(found: dict[str, Any] | None, *, signed: bool = False) -> Cell:
+    return Cell(_NATS.with_interval(found, signed=signed), (found or {}).get("estimate"))
+
+
+def _reported(method: Method) -> Cell:
+    value = (method.get("forgetting") or {}).get("estimate")
+    return Cell(words.significant(value), value)
 
 
 def _cost(
