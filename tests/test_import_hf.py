@@ -16,13 +16,12 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
-from bakeoff import api
 from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.counts import Count, compare_counts, counts, estimates
 from bakeoff.cli import app
 from bakeoff.errors import BakeoffError, PreflightError, UsageError
+from bakeoff.exchange import Wishes, import_results
 from bakeoff.hf import importing
-from bakeoff.hf.importing import Wishes
 from bakeoff.hf.results import read_file
 from bakeoff.report import render
 from bakeoff.results import Reported
@@ -45,7 +44,7 @@ Edit = Callable[[dict[str, Any]], None]
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     out = tmp_path_factory.mktemp("imported")
     return {
-        name: api.import_hf(DATA / name, out / name, Wishes(name))
+        name: import_results(DATA / name, out / name, Wishes(name))
         for name in ("MetaMathQA", "image-gen")
     }
 
@@ -63,7 +62,7 @@ def edited(folder: Path, edit: Edit, name: str = FILE) -> Path:
 
 
 def imported(folder: Path, **wishes: Any) -> dict[str, Any]:
-    return api.import_hf(folder, folder.parent / "study", Wishes("study", **wishes))
+    return import_results(folder, folder.parent / "study", Wishes("study", **wishes))
 
 
 def row_of(report: dict[str, Any], method: str) -> dict[str, Any]:
@@ -238,7 +237,7 @@ def test_the_commands_work_on_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
     with Reader(tmp_path / "runs" / "one" / "study.db") as reader:
         assert len(reader.trials()) == 5
     with pytest.raises(UsageError, match="folder-taken"):
-        api.import_hf(DATA / "MetaMathQA", Path("runs/one"), Wishes("one"))
+        import_results(DATA / "MetaMathQA", Path("runs/one"), Wishes("one"))
 
 
 def canceled(value: dict[str, Any]) -> None:

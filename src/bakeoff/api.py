@@ -34,7 +34,7 @@ from bakeoff.methods.serving import served
 from bakeoff.overview import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.progress import Logged, Progress, Silent
 from bakeoff.results import Cost, MetricInfo, SplitScores, Status, StudyRecord, TrialResult
-from bakeoff.spec import StudySpec, dump_spec, parse_spec, read_spec
+from bakeoff.spec import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
 from bakeoff.study import (
     Study,
@@ -52,7 +52,6 @@ from bakeoff.trial import Trial
 
 __all__ = [
     "compare",
-    "import_hf",
     "machine",
     "overview",
     "parse_spec",
@@ -337,26 +336,6 @@ def generator(values: dict[str, Any]) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def import_hf(results: Path, out: Path, wishes: importing.Wishes) -> dict[str, Any]:
-    """Make a study folder of Hugging Face's ``method_comparison`` results; return its report.
-
-    Raises:
-        UsageError: ``folder-taken``, and what ``importing.make`` raises.
-    """
-    if out.is_dir() and any(out.iterdir()):
-        raise UsageError("folder-taken", f"{out} is there already.", "another one: `--out DIR`.")
-    made = importing.make(results, wishes)
-    study_folder.make(out)
-    with locked(out), Writer(out / study_folder.DATABASE) as store:
-        store.plan([trial for trial, _ in made.trials])
-        for _, result in made.trials:
-            store.keep(result)
-        for cost in made.costs:
-            store.keep_cost(cost)
-        store.set_all(made.values)
-    return report(out)
-
-
 def machine() -> dict[str, Any]:
     """Return what a study would find on this machine, with measured matmul rates."""
     through = make_executor("process", workers=1)
@@ -383,4 +362,4 @@ def _side(out: Path) -> Side:
     record = read_record(out)
     values = read_values(out)
     summary = summarise(record, generator(values))
-    return Side(str(out), summary, study_folder.flatten(values.get("frozen") or {}))
+    return Side(str(out), summary, flatten(values.get("frozen") or {}))

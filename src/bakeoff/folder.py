@@ -19,7 +19,7 @@ from bakeoff.checks import cells
 from bakeoff.errors import EnvironmentProblem, PreflightError
 from bakeoff.faults import Fault, Place, refusal
 from bakeoff.scoring import FOLDER as METRIC
-from bakeoff.spec import StudySpec, dump_spec
+from bakeoff.spec import StudySpec, dump_spec, flatten
 
 DATABASE = "study.db"
 STUDY_FILE = "study.toml"
@@ -218,14 +218,3 @@ def _shown(value: Any) -> str:
     if value is None:
         return "(absent)"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested keys as dotted ones."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= flatten(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(item) if isinstance(item, tuple) else item
-    return flat

@@ -26,12 +26,11 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Read results of PEFT's method_comparison into a study, and print the verdict."""
-    from bakeoff import api
-    from bakeoff.hf.importing import Wishes
+    from bakeoff.exchange import Wishes, import_results
 
     whole = results.resolve()
     folder = out or RUNS / f"{whole.parent.name}-{whole.name}"
-    report = api.import_hf(results, folder, Wishes(folder.name, control, margin, test_items))
+    report = import_results(results, folder, Wishes(folder.name, control, margin, test_items))
     if as_json:
         show_json(report)
     else:

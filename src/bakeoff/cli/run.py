@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.markup import escape
 
 from bakeoff.cli import verdict
 from bakeoff.cli.live import Live
@@ -13,6 +14,7 @@ from bakeoff.cli.output import JSON_OPTION, RUNS, err, show_json
 from bakeoff.errors import UsageError
 
 if TYPE_CHECKING:
+    from bakeoff.hf.experiment import Experiment
     from bakeoff.spec import StudySpec
 
 SOME_FAILED = 4
@@ -31,6 +33,12 @@ def command(
     column: list[str] = typer.Option([], help="field=column or field=template, e.g. label=intent."),
     methods: str = typer.Option(DEFAULT_METHODS, help="Control first, then the contenders."),
     steps: int | None = typer.Option(None, help="Optimizer steps a trial."),
+    hf_experiment: Path | None = typer.Option(
+        None, help="Add an experiment of PEFT's method_comparison as a contender."
+    ),
+    hf_defaults: Path | None = typer.Option(
+        None, help="Its default_training_params.json, if not in a folder above it."
+    ),
     out: Path | None = typer.Option(None, help="Study folder; default runs/<name>."),
     again: bool = typer.Option(
         False, "--again", help="Look at the test set once more, after a change; it is counted."
@@ -38,8 +46,10 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a study to its verdict; run again, it does only what is missing."""
+    from bakeoff.hf import experiment as experiments
     from bakeoff.spec import read_spec
 
+    given = experiments.read(hf_experiment, hf_defaults) if hf_experiment is not None else None
     if study is not None:
         path = study / "study.toml" if study.is_dir() else study
         spec = read_spec(path)
@@ -47,7 +57,7 @@ def command(
         folder = out or (path.parent if inside else RUNS / spec.name)
     elif model and data:
         folder = out or RUNS / data.stem
-        path = write_study(folder, model, data, column, methods, steps)
+        path = write_study(folder, model, data, column, methods, steps, given)
         spec = read_spec(path)
     else:
         raise UsageError(
@@ -55,6 +65,10 @@ def command(
             "Neither a study file nor --model with --data was given.",
             "`bakeoff run study.toml`, or `bakeoff run --model M --data train.jsonl`.",
         )
+    if given is not None:
+        spec = experiments.add(spec, given)
+        for note in (*experiments.notes(given), *experiments.differing(spec, given)):
+            err.print(f"[yellow]{escape(given.name)}:[/] {escape(note)}")
     raise typer.Exit(execute(spec, path.parent, folder, as_json, again))
 
 
@@ -74,9 +88,17 @@ def execute(spec: StudySpec, source: Path, folder: Path, as_json: bool, again: b
 
 
 def write_study(
-    folder: Path, model: str, data: Path, column: list[str], methods: str, steps: int | None
+    folder: Path,
+    model: str,
+    data: Path,
+    column: list[str],
+    methods: str,
+    steps: int | None,
+    experiment: Experiment | None = None,
 ) -> Path:
     """Write the study file that the options describe, or keep the one that is there.
+
+    ``experiment`` gives the conditions that the options do not.
 
     Raises:
         UsageError: an option is malformed, or the task cannot be told from the columns.
@@ -84,19 +106,23 @@ def write_study(
     import tomli_w
 
     from bakeoff import folder as study_folder
+    from bakeoff.hf import experiment as experiments
     from bakeoff.spec import parse_spec
 
     columns = dict(_pair(c) for c in column)
+    if experiment is not None and not columns:
+        columns = experiments.columns(experiment)
     control, *contenders = [m.strip() for m in methods.split(",") if m.strip()]
-    value: dict[str, Any] = {
-        "name": folder.name,
+    value: dict[str, Any] = experiments.conditions(experiment) if experiment is not None else {}
+    tables: dict[str, dict[str, Any]] = {
         "base": {"model": _absolute(model)},
         "data": {"train": str(data.resolve()), "columns": columns},
         "task": {"kind": guess_task(data, columns)},
         "methods": {"control": control, "contenders": contenders},
+        "budget": {} if steps is None else {"steps": steps},
     }
-    if steps is not None:
-        value["budget"] = {"steps": steps}
+    value |= {"name": folder.name}
+    value |= {key: {**value.get(key, {}), **table} for key, table in tables.items()}
     parse_spec(value)
     study_folder.make(folder)
     path = folder / "study.toml"

@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from bakeoff.errors import PreflightError, UsageError
-from bakeoff.hf.results import ResultFile
+from bakeoff.hf.results import ResultFile, invalid
 from bakeoff.results import MetricInfo
 
 OURS = "bakeoff"
 """Section of ``meta_info`` in the files that ``bakeoff report --hf-json`` writes."""
+OUR_COSTS = (
+    "train_peak_bytes",
+    "memory_kind",
+    "base_bytes",
+    "step_milliseconds",
+    "train_tokens_per_second",
+)
+"""Costs of the cost probe in that section: theirs has no field that means the same."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +78,17 @@ def benchmark_of(results: Sequence[ResultFile], items: int | None) -> Benchmark:
         PreflightError: ``hf-results-mixed``, ``hf-result-unknown``.
         UsageError: ``hf-test-items-unknown``.
     """
-    found = {_named(result).name: _named(result) for result in results}
+    found: dict[Benchmark, ResultFile] = {}
+    for result in results:
+        found.setdefault(_named(result), result)
     if len(found) > 1:
-        first = {_named(r).name: r.path for r in reversed(results)}
-        shown = ", ".join(f"{path.name} of {name}" for name, path in first.items())
+        shown = ", ".join(f"{result.path.name} of {_told(b)}" for b, result in found.items())
         raise PreflightError(
             "hf-results-mixed",
             f"The folder holds results of different benchmarks: {shown}.",
             "a folder for each.",
         )
-    (made,) = found.values()
+    (made,) = found
     n_test = items or made.n_test or _stated(results, "test_size")
     if n_test is None and made.no_interval is None:
         raise UsageError(
@@ -89,6 +98,12 @@ def benchmark_of(results: Sequence[ResultFile], items: int | None) -> Benchmark:
         )
     n_validation = made.n_validation or _stated(results, "valid_size")
     return Benchmark(**{**made.__dict__, "n_test": n_test, "n_validation": n_validation})
+
+
+def _told(benchmark: Benchmark) -> str:
+    if benchmark.name != OURS:
+        return benchmark.name
+    return f"{OURS} ({benchmark.task}, {benchmark.metric.name} of {benchmark.n_test} test items)"
 
 
 def _named(result: ResultFile) -> Benchmark:
@@ -112,13 +127,10 @@ def _named(result: ResultFile) -> Benchmark:
 
 def _our_own(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark:
     """Return what a file that bakeoff wrote says of its own study."""
-    lacking = [k for k in ("metric", "task", "n_test_items", "binary") if k not in ours]
+    lacking = [k for k in ("metric", "task", "n_test_items", "binary", "cost") if k not in ours]
+    lacking += [f"cost.{k}" for k in OUR_COSTS if k not in (ours.get("cost") or {})]
     if lacking:
-        raise PreflightError(
-            "hf-result-invalid",
-            f"{result.path}: meta_info.{OURS} lacks {', '.join(lacking)}.",
-            "the file as `bakeoff report --hf-json` wrote it.",
-        )
+        raise invalid(result.path, f"meta_info.{OURS} lacks {', '.join(lacking)}")
     why = None
     if not ours["binary"]:
         why = "one run; a mean of scores that are not right or wrong, and the items' own scores are"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from bakeoff.errors import PreflightError, UsageError, unknown
 from bakeoff.hf import telling
-from bakeoff.hf.benchmark import OURS, Benchmark, benchmark_of
+from bakeoff.hf.benchmark import OUR_COSTS, OURS, Benchmark, benchmark_of
 from bakeoff.hf.entries import describe
 from bakeoff.hf.results import NO_FILE_SIZE, SUCCESS, ResultFile, read_folder
 from bakeoff.results import (
@@ -220,7 +220,6 @@ def _cost(result: ResultFile) -> Cost:
         return Cost(result.name, Status.FAILED, reason)
     steps, seconds = result.run.train_config.max_steps, result.total("train time")
     tokens = result.number(result.last, "train total tokens")
-    ours = result.meta.get(OURS) or {}
     cost = Cost(
         result.name,
         Status.DONE,
@@ -232,7 +231,9 @@ def _cost(result: ResultFile) -> Cost:
         steps=steps,
         tokens_per_step=tokens / steps if tokens else None,
     )
-    return dataclasses.replace(cost, **ours.get("cost", {}))
+    ours = result.meta.get(OURS)
+    known = {key: ours["cost"][key] for key in OUR_COSTS} if ours else {}
+    return dataclasses.replace(cost, **known)
 
 
 def _reported(result: ResultFile, benchmark: Benchmark) -> Reported:

@@ -62,6 +62,24 @@ def arguments(written: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def type_of(config_class: str) -> str | None:
+    """Return the PEFT type of a config class; None for a class that the catalog does not know."""
+    types = {entry.peft: kind for kind, entry in _originals().items()}
+    return types.get(config_class)
+
+
+def class_of(kind: str) -> str:
+    """Return the config class of a PEFT type.
+
+    Raises:
+        UsageError: ``unknown-peft-type`` with the near match.
+    """
+    types = _originals()
+    if kind not in types:
+        raise unknown("unknown-peft-type", "PEFT type", kind, sorted(types))
+    return str(types[kind].peft)
+
+
 def like(written: dict[str, Any]) -> MethodEntry | None:
     """Return the catalog's method that a written config describes; None for an unknown type."""
     original = _originals().get(str(written.get("peft_type")))

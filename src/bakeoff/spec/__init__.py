@@ -7,6 +7,7 @@ written once, here. Never imports torch.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -149,3 +150,14 @@ def _without_none(value: dict[str, Any]) -> dict[str, Any]:
     return {
         k: _without_none(v) if isinstance(v, dict) else v for k, v in value.items() if v is not None
     }
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(item) if isinstance(item, tuple) else item
+    return flat

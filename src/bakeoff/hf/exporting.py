@@ -1,0 +1,219 @@
+"""Write a study's final trials as ``method_comparison`` writes its runs: one JSON each.
+
+Stands after ``analysis`` on the way out: a ``StudyRecord`` in, files out. Sections and field names
+are theirs; what is not known here is null, and what theirs has no field for (the metric, its number
+of items, what memory is of) lies under ``meta_info.bakeoff``, from where ``importing`` reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bakeoff.errors import UsageError
+from bakeoff.hf.benchmark import OUR_COSTS, OURS
+from bakeoff.hf.results import SUCCESS, TEST
+from bakeoff.methods import given
+from bakeoff.results import Cost, Status, StudyRecord, TrialResult
+from bakeoff.trial import Trial
+
+DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
+CANCELED = "canceled"
+SCHEDULE = "warmup-stable-decay"
+"""Not one of theirs (cosine, or null for none): it is what was run."""
+PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
+
+
+def files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]:
+    """Return each final trial that has ended, by the name of its file; ``folder`` is the study's.
+
+    Raises:
+        UsageError: ``hf-json-imported``, ``hf-json-nothing``.
+    """
+    if record.imported is not None:
+        raise UsageError(
+            "hf-json-imported",
+            f"This study was imported from {record.imported.source}: its files are in that format.",
+            "those files.",
+        )
+    ended = [(t, r) for t, r in record.trials if t.phase == "final" and r is not None]
+    scores = {s for _, r in ended if "test" in r.splits for s in r.splits["test"].scores}
+    binary = scores <= {0.0, 1.0} and record.metric.better == "higher"
+    found = {}
+    for trial, result in ended:
+        value = _file(record, trial, result, binary, folder)
+        found[f"{_name(trial).replace('/', '--')}.json"] = value
+    if not found:
+        raise UsageError(
+            "hf-json-nothing", "No final trial has ended yet.", "`bakeoff run` goes on."
+        )
+    return found
+
+
+def write(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """Write the files into a folder, which is made."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, value in found.items():
+        text = json.dumps(value, indent=2, allow_nan=False)
+        (out / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _name(trial: Trial) -> str:
+    """Return ``<method>/<setting>-seed<n>``, as their folders are named."""
+    setting = "-".join(
+        f"{'lr' if key == 'learning_rate' else key}_{value}" for key, value in trial.setting.items()
+    )
+    safe = "".join(c if c.isalnum() or c in "-_.+" else "_" for c in setting)
+    return f"{trial.method.name}/{safe}-seed_{trial.seed}"
+
+
+def _file(
+    record: StudyRecord, trial: Trial, result: TrialResult, binary: bool, folder: Path
+) -> dict[str, Any]:
+    """Return a trial's file; ``binary`` says whether the study's items are right or wrong."""
+    cost = record.costs.get(trial.method.name)
+    device = cost is not None and str(cost.memory_kind).startswith("device")
+    return {
+        "run_info": {
+            "created_at": None,
+            "total_time": result.seconds,
+            "experiment_name": _name(trial),
+            "peft_branch": None,
+            "peft_worktree_is_dirty": None,
+            "train_config": _train_config(trial),
+            "peft_config": _peft_config(trial, folder),
+            "error_msg": result.reason or "",
+        },
+        "train_info": {
+            "accelerator_memory_reserved_avg": None,
+            "accelerator_memory_max": cost.train_peak_bytes if cost and device else None,
+            "accelerator_memory_reserved_99th": None,
+            "train_time": result.train_seconds,
+            "file_size": result.adapter_bytes,
+            "num_trainable_params": result.trainable_parameters,
+            "num_total_params": None,
+            "status": SUCCESS if result.status is Status.DONE else CANCELED,
+            "metrics": _metrics(trial, result, "accuracy" if binary else record.metric.name),
+        },
+        "meta_info": {
+            **_meta_info(record, trial),
+            OURS: _ours(record, trial, result, cost) | {"binary": binary},
+        },
+    }
+
+
+def _train_config(trial: Trial) -> dict[str, Any]:
+    conditions, options = trial.conditions, trial.conditions.task_options
+    return {
+        "model_id": conditions.base,
+        "dtype": {"nf4": "int4", "int8": "int8"}.get(
+            conditions.quantize or "", DTYPES.get(conditions.precision, conditions.precision)
+        ),
+        "max_seq_length": options.get("max_length"),
+        "batch_size": conditions.batch_size,
+        "batch_size_eval": conditions.evaluation_batch_size,
+        "max_steps": conditions.steps,
+        "eval_steps": max(1, conditions.steps // conditions.validations),
+        "compile": None,
+        "use_gc": None,
+        "query_template": (options.get("columns") or {}).get("prompt"),
+        "seed": trial.seed,
+        "grad_norm_clip": conditions.clip,
+        "optimizer_type": "AdamW",
+        "optimizer_kwargs": {"lr": trial.learning_rate, "weight_decay": conditions.weight_decay},
+        "lr_scheduler": SCHEDULE,
+        "use_amp": None,
+        "autocast_adapter_dtype": None,
+        "generation_kwargs": {
+            "do_sample": False,
+            "max_new_tokens": options.get("max_new_tokens"),
+        },
+        "attn_implementation": None,
+        "init_kv_cache_prefix": None,
+    }
+
+
+def _peft_config(trial: Trial, folder: Path) -> dict[str, Any] | None:
+    """Return what PEFT saved of the trial's adapter, else its arguments; None without PEFT."""
+    if trial.method.peft is None:
+        return None
+    saved = folder / "trials" / trial.id / "adapter" / "adapter_config.json"
+    if saved.is_file():
+        value: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
+        return value
+    return {"peft_type": given.type_of(trial.method.peft), **trial.config}
+
+
+def _metrics(trial: Trial, result: TrialResult, metric: str) -> list[dict[str, Any]]:
+    """Return the curve, and at its end the test score under ``metric``: accuracy is their word."""
+    batch = trial.conditions.batch_size
+    entries: list[dict[str, Any]] = [
+        {
+            "step": point.step,
+            "valid loss": point.validation_loss,
+            "train loss": point.train_loss,
+            "train samples": point.step * batch,
+        }
+        for point in result.curve
+    ]
+    test = result.splits.get("test")
+    if result.status is Status.DONE and test is not None and test.scores:
+        steps = trial.conditions.steps
+        entries.append(
+            {
+                "step": steps,
+                f"{TEST}{metric}": sum(test.scores) / len(test.scores),
+                "train loss": result.curve[-1].train_loss if result.curve else None,
+                "train samples": steps * batch,
+                "train total tokens": result.train_tokens,
+                "forgetting": None,
+            }
+        )
+    return entries
+
+
+def _meta_info(record: StudyRecord, trial: Trial) -> dict[str, Any]:
+    known = record.provenance
+    versions = known.get("versions") or {}
+    hardware = known.get("hardware")
+    return {
+        "model_info": {"sha": trial.conditions.revision, "created_at": None},
+        "dataset_info": {
+            split: {"sha": sha, "created_at": None} for split, sha in trial.conditions.data.items()
+        },
+        "package_info": {
+            f"{package}-{what}": versions.get(package) if what == "version" else None
+            for package in PACKAGES
+            for what in ("version", "commit-hash")
+        },
+        "system_info": {
+            "system": None,
+            "release": None,
+            "version": None,
+            "machine": None,
+            "processor": None,
+            "accelerator": hardware if isinstance(hardware, str) else None,
+        },
+        "pytorch_info": None,
+    }
+
+
+def _ours(
+    record: StudyRecord, trial: Trial, result: TrialResult, cost: Cost | None
+) -> dict[str, Any]:
+    """Return what their format has no field for."""
+    return {
+        "study": record.name,
+        "trial": trial.id,
+        "method": trial.method.name,
+        "setting": trial.setting,
+        "task": record.task,
+        "metric": dataclasses.asdict(record.metric),
+        "n_test_items": record.n_items.get("test"),
+        "n_validation_items": record.n_items.get("validation"),
+        "status": result.status.value,
+        "cost": {key: getattr(cost, key) if cost else None for key in OUR_COSTS},
+    }
