@@ -278,8 +278,9 @@ def test_in_half_precision_nothing_is_dropped(
 
 def test_switches_follow_the_user_and_say_why() -> None:
     assert Switches.wished({"packing": "off", "compile": "on"}, "cpu", "bf16") == Switches(
-        lanes=True, packing=False, loss=True, compile=True, graphs=False, lean_inputs=True
-    )
+        lanes=True, packing=False, loss=True, compile=True, graphs=False, lean_inputs=True,
+        generation=True,
+    )  # fmt: skip
     assert not Switches.wished({}, "cpu", "fp32").lean_inputs
     assert all(e.why for e in explain("cpu", "fp32").values())
 

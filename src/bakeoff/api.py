@@ -290,7 +290,7 @@ def read_record(out: Path) -> StudyRecord:
             n: c.reason or "" for n, c in costs.items() if c.status is Status.INCOMPATIBLE
         },
         wall_seconds=sum(walls(values)) or None,
-        warnings=tuple(known["warnings"]),
+        warnings=(*known["warnings"], *base_notes(values)),
         provenance=known["provenance"],
         sizes=known.get("sizes"),
         race=raced(spec, decisions),
@@ -311,6 +311,12 @@ def base_scores(values: dict[str, Any]) -> SplitScores | None:
     """Return the untouched base's test scores, None where it has none (yet)."""
     found = (values.get("base_scores") or {}).get("scores")
     return SplitScores(tuple(found["scores"]), tuple(found["predictions"]), None) if found else None
+
+
+def base_notes(values: dict[str, Any]) -> list[str]:
+    """Return what the user should know of how the base's answers came about."""
+    why = (values.get("base_scores") or {}).get("note")
+    return [phases.base_note(why)] if why else []
 
 
 def raced(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:

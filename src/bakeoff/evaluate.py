@@ -6,7 +6,7 @@ Used by ``segment``. Where lanes ride, every item is put to all lanes at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from bakeoff import scoring
-from bakeoff.assemble import Bench, load_base, make_task, prepare_process
+from bakeoff.answering import disagreement, generated
+from bakeoff.assemble import Bench, load_base, make_task, prepare_process, wished
 from bakeoff.data import Row, read_rows
 from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast
@@ -95,17 +96,24 @@ def _or_error(
 
 @torch.no_grad()
 def answers(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
-    """Return every lane's answer to every row; each batch of rows is put to all lanes at once."""
+    """Return every lane's answer to every row.
+
+    Fast generation takes the lanes in turns; else each batch of rows is put to all lanes at once.
+    """
     c, lanes = bench.conditions, bench.lanes
     bench.model.eval()
+    if bench.feed.switches.generation and bench.task.generates:
+        return _generated(bench, rows)
+    by_length = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
     width = bench.feed.width
+    share = max(1, c.evaluation_batch_size // width)
     found: list[dict[int, str]] = [{} for _ in range(len(lanes))]
-    for picked in _shares(bench.task, rows, c.evaluation_batch_size // width):
-        own_rows = [rows[i] for i in picked]
+    for start in range(0, len(rows), share):
+        picked = by_length[start : start + share]
         for first in range(0, len(lanes), width):
             riders = min(width, len(lanes) - first)
-            asked = own_rows * riders
-            lanes.ride(first, riders, bench.task.batch_rows(own_rows))
+            asked = [rows[i] for i in picked] * riders
+            lanes.ride(first, riders, len(picked))
             with autocast(c.device, c.precision):
                 got = bench.task.predict(bench.model, bench.tokenizer, asked, c.device)
             for lane in range(riders):
@@ -114,20 +122,22 @@ def answers(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
     return [[own[i] for i in range(len(rows))] for own in found]
 
 
-def _shares(task: Task, rows: Sequence[Row], most: int) -> Iterator[list[int]]:
-    """Yield the rows' positions, those of about equal length together, ``most`` batch rows each."""
-    order = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
-    share = max(1, most // max(task.batch_rows([row]) for row in rows))
-    for start in range(0, len(rows), share):
-        yield order[start : start + share]
+def _generated(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
+    asked, found = bench.task.asked(bench.tokenizer, rows), []
+    for lane in range(len(bench.lanes)):
+        bench.lanes.alone(lane)
+        tokens = generated(bench.model, asked, bench.conditions, bench.feed.switches.graphs)
+        found.append(bench.task.said(bench.tokenizer, tokens))
+    return found
 
 
 @torch.no_grad()
 def score_base(value: dict[str, Any]) -> dict[str, Any]:
     """Score the untouched base on test: what an executor calls, JSON in and out.
 
-    ``value`` is a segment whose conditions count; its trials are not trained. Returns
-    ``{"scores": SplitScores as JSON, "error": None}``, or an error's text and no scores.
+    ``value`` is a segment whose conditions and wishes count; its trials are not trained. Returns
+    ``{"scores": SplitScores as JSON, "error": None}``, or an error's text and no scores; ``note``
+    says why its answers were generated plainly though fast was wished.
     """
     segment = Segment.from_json(value)
     c = segment.trials[0].conditions
@@ -138,10 +148,20 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
         model = load_base(c, task, segment.base_path, 0).eval()
         rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
         metric = scoring.load(c, Path(segment.folder))
-        scores = _base_scores(metric, task, model, tokenizer, rows, c)
+        note, said = None, None
+        if task.generates and not metric.of_losses and wished(segment)[0].generation:
+            asked, graphs = task.asked(tokenizer, rows), wished(segment)[0].graphs
+            note = disagreement(model, asked, c, graphs)
+            if note is None:
+                said = task.said(tokenizer, generated(model, asked, c, graphs))
+        if said is None:
+            scores = _base_scores(metric, task, model, tokenizer, rows, c)
+        else:
+            found = metric.score(said, task.references(rows), "test")
+            scores = SplitScores(tuple(found), tuple(said), None)
     except Exception as error:  # as in a segment: a failure is a result
         return {"scores": None, "error": f"{type(error).__name__}: {error}"}
-    return {"scores": dataclasses.asdict(scores), "error": None}
+    return {"scores": dataclasses.asdict(scores), "error": None, "note": note}
 
 
 def _base_scores(
@@ -149,10 +169,12 @@ def _base_scores(
     c: Conditions,
 ) -> SplitScores:  # fmt: skip
     """Score a plain model, batch by batch of about equal lengths."""
+    order = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
     said: dict[int, str] = {}
     sums: dict[int, float] = {}
     counts: dict[int, float] = {}
-    for picked in _shares(task, rows, c.evaluation_batch_size):
+    for start in range(0, len(rows), c.evaluation_batch_size):
+        picked = order[start : start + c.evaluation_batch_size]
         own = [rows[i] for i in picked]
         with autocast(c.device, c.precision):
             if not metric.of_losses:

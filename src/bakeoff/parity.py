@@ -9,7 +9,6 @@ off, with its reason, and the trials run without it.
 from __future__ import annotations
 
 import dataclasses
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bakeoff.assemble import Bench, build
+from bakeoff.answering import disagreement
+from bakeoff.assemble import Bench, build, make_task
+from bakeoff.engine.device import free_memory
 from bakeoff.engine.lanes import NotShared
 from bakeoff.engine.switches import Switches
 from bakeoff.trial import LEARNING_RATE, Trial
@@ -25,6 +26,8 @@ from bakeoff.trial import LEARNING_RATE, Trial
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
 """Largest relative difference of a lane's gradient (and loss): rounding, with room. A wrong
 gradient is off by its own size."""
+SHAKE = 0.1
+"""How far trained tensors are moved before answers are compared: in their own spread."""
 ORDER = ("lanes", "loss", "packing", "lean_inputs", "compile", "graphs")
 """In which order accelerators are tried one by one: what others rest on comes first."""
 
@@ -45,6 +48,16 @@ class Step(NamedTuple):
 
 def decide(trial: Trial, base_path: str, data: Path, wished: Switches) -> Decision:
     """Return ``wished``, less what does not agree with the plain path."""
+    found = _trained(trial, base_path, data, dataclasses.replace(wished, generation=False))
+    if not wished.generation or not make_task(trial.conditions).generates:
+        return found
+    why = _answers_differ(trial, base_path, data, found.switches)
+    if why is not None:
+        return found._replace(reasons={**found.reasons, "generation": why})
+    return found._replace(switches=dataclasses.replace(found.switches, generation=True))
+
+
+def _trained(trial: Trial, base_path: str, data: Path, wished: Switches) -> Decision:
     pair = _two(trial)
     truth = _step(pair, base_path, data, Switches.plain())
     failed = _differs(pair, base_path, data, wished, truth)
@@ -86,15 +99,34 @@ def _differs(
     return f"losses or gradients differ from the same trials alone by {worst:.2g} (relative)"
 
 
+@torch.no_grad()
+def _answers_differ(trial: Trial, base_path: str, data: Path, switches: Switches) -> str | None:
+    """Return why answers are to be generated plainly, None where fast ones are the same.
+
+    The trained tensors are moved off their start, where many methods change nothing.
+    """
+    bench = build([trial], base_path, data, switches)
+    torch.manual_seed(0)
+    for name in bench.lanes.stack.names:
+        held = bench.lanes.stack.tensor(name)
+        spread = held.std() if held.numel() > 1 else torch.zeros_like(held.sum())
+        held.add_(torch.randn_like(held) * torch.where(spread > 0, SHAKE * spread, SHAKE**2))
+    bench.model.eval()
+    asked = bench.task.asked(bench.tokenizer, bench.rows("validation"))
+    try:
+        return disagreement(bench.model, asked, trial.conditions, switches.graphs)
+    finally:
+        del bench
+        free_memory()
+
+
 def _step(pair: Sequence[Trial], base_path: str, data: Path, switches: Switches) -> Step:
     bench = build(pair, base_path, data, switches)
     try:
         return one_step(bench)
     finally:
         del bench
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def one_step(bench: Bench) -> Step:

@@ -104,6 +104,11 @@ def final(
         start = end
 
 
+def base_note(why: str) -> str:
+    """Say that the base's answers were not generated fast."""
+    return f"The untouched base answered by plain generate: {why}."
+
+
 def score_base(running: Running) -> None:
     """Score the untouched base on test, once, where its task lets it answer at all.
 
@@ -115,13 +120,16 @@ def score_base(running: Running) -> None:
         if not answers or "base_scores" in reader.values():
             return
     running.progress.phase("The untouched base", 1, 0)
-    payload = segment(study, [prior_trial(study, study.entries[0])]).to_json()
+    wishes = study.spec.engine.switches
+    payload = segment(study, [prior_trial(study, study.entries[0])], wishes).to_json()
     (outcome,) = executor(study.spec).map(RUN_BASE, [payload])
     found = outcome.value or {"error": outcome.error}
     store.set("base_scores", found)
     running.progress.advance("base")
     if found.get("error"):
         running.progress.say(f"the untouched base could not be scored: {found['error']}")
+    elif found.get("note"):
+        running.progress.say(base_note(found["note"]))
 
 
 def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:

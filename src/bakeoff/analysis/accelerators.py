@@ -12,6 +12,7 @@ from bakeoff.analysis.runs import MethodRuns
 from bakeoff.results import Cost, Status, StudyRecord
 
 LANES = "lanes"
+GENERATION = "generation"
 NO_PROBE = "the cost probe failed, so nothing could be tried"
 
 
@@ -56,7 +57,9 @@ def _decided(cost: Cost, record: StudyRecord) -> dict[str, Any] | None:
 def has_more(row: dict[str, Any], other: dict[str, Any]) -> bool:
     """Tell whether a row's speed and memory were measured with an accelerator the other lacks.
 
-    Lanes do not count: costs are measured with one trial alone.
+    Lanes do not count, costs are measured with one trial alone; nor does how answers are generated.
     """
     own, theirs = ((r.get("engine") or {}).get("on") for r in (row, other))
-    return own is not None and theirs is not None and not set(own) - {LANES} <= set(theirs)
+    return (
+        own is not None and theirs is not None and not set(own) - {LANES, GENERATION} <= set(theirs)
+    )

@@ -25,7 +25,7 @@ class _Captured(NamedTuple):
     losses: Tensor
 
 
-def _end_capture(device: str) -> None:
+def end_capture(device: str) -> None:
     """Take the random generator back from a capture that failed.
 
     PyTorch leaves it waiting for the capture's end, and every later draw of the process raises
@@ -76,7 +76,7 @@ class Graphs:
             with torch.cuda.graph(graph, pool=self._pool):
                 losses = self.compute(batch)
         except Exception:
-            _end_capture(device)
+            end_capture(device)
             raise
         self._pool = graph.pool()
         return _Captured(graph, [t for t in placed if isinstance(t, Tensor)], losses)

@@ -25,6 +25,8 @@ class Switches:
     """A whole step is one CUDA graph a shape."""
     lean_inputs: bool = False
     """PEFT layers take their input as it is, without PEFT's fp32 copy of it (bf16 alone)."""
+    generation: bool = False
+    """Answers are generated over slots; off: by plain ``generate``, batch by batch."""
 
     @classmethod
     def plain(cls) -> Switches:
@@ -67,4 +69,5 @@ def explain(device: str, precision: str) -> dict[str, Explained]:
             cuda, "one compiled layer for all" if cuda else "a CPU gains less than compiling costs"
         ),
         "graphs": Explained(cuda, "a step is one CUDA graph" if cuda else "needs CUDA"),
+        "generation": Explained(True, "where it gives plain generate's tokens"),
     }

@@ -12,6 +12,7 @@ from typing import Any
 from bakeoff.report import words
 
 LANES = "lanes"
+GENERATION = "generation"
 MARK = "\N{DAGGER}"
 
 Method = dict[str, Any]
@@ -29,11 +30,11 @@ def lacking(method: Method, methods: Sequence[Method]) -> list[str]:
 
 
 def unlike(method: Method, methods: Sequence[Method]) -> list[str]:
-    """Return what the method's measured costs lacked: ``lacking``, lanes aside.
+    """Return what the method's measured costs lacked: ``lacking``, lanes and answers aside.
 
-    Costs are measured with one trial alone, where there are no lanes to ride in.
+    Costs are measured with one trial alone, where there are no lanes to ride in, while it trains.
     """
-    return [name for name in lacking(method, methods) if name != LANES]
+    return [name for name in lacking(method, methods) if name not in (LANES, GENERATION)]
 
 
 def footnote(

@@ -36,14 +36,18 @@ class EngineSpec(Part):
     """One compiled layer serves all; `auto` on CUDA."""
     graphs: Switch = "auto"
     """A step is one CUDA graph; `auto` on CUDA."""
+    generation: Switch = "auto"
+    """Answers are generated in batches whose finished rows leave; `auto` where the tokens are those
+    of plain `generate`; `off` is plain `generate`."""
     evaluation_batch_size: Annotated[int, Field(ge=1)] = 64
-    """Examples in each evaluation batch."""
+    """Examples in each evaluation batch; fast generation takes up to 256 on a GPU, if they fit."""
 
     @property
     def switches(self) -> dict[str, str]:
         """The accelerators by name, each `auto`, `on` or `off`."""
         named = {
-            n: getattr(self, n) for n in ("packing", "loss", "lean_inputs", "compile", "graphs")
+            n: getattr(self, n)
+            for n in ("packing", "loss", "lean_inputs", "compile", "graphs", "generation")
         }
         return {**named, "lanes": "off" if self.lanes == "off" else "auto"}
 

@@ -1,0 +1,63 @@
+"""Generated answers in a study: fast where a probe found the plain tokens, plainly elsewhere.
+
+Used by ``evaluate``, which scores the answers, and by ``parity``, which probes each method once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bakeoff.engine.device import autocast, out_of_memory
+from bakeoff.engine.generate import Asked, Pace, fast, plain
+from bakeoff.engine.slots import NotFast
+from bakeoff.engine.ties import ROUNDING, differences
+from bakeoff.trial import Conditions
+
+PROBED = 12
+"""Prompts of the probe, from the shortest to the longest."""
+PROBE_ROWS = 4
+"""Rows of the probe: fewer than prompts, so that slots are given on."""
+PROBE_TOKENS = 24
+"""Tokens of an answer of the probe, at most."""
+
+
+def generated(model: Any, asked: Asked, c: Conditions, graphs: bool) -> list[list[int]]:
+    """Return the tokens of every answer, generated fast."""
+    with autocast(c.device, c.precision):
+        return fast(model, asked, c.evaluation_batch_size, graphs)
+
+
+def disagreement(model: Any, asked: Asked, c: Conditions, graphs: bool) -> str | None:
+    """Return why fast generation does not give plain ``generate``'s tokens, None where it does.
+
+    Tokens whose logits are within rounding of each other (``engine.ties``) count as the same.
+    """
+    few = _few(asked)
+    pace = Pace.of(c.device.split(":", maxsplit=1)[0])._replace(rows=0)
+    with autocast(c.device, c.precision):
+        try:
+            ours = fast(model, few, PROBE_ROWS, graphs, pace)
+        except NotFast as error:
+            return str(error)
+        except Exception as error:  # whatever a model raises of a cache it does not know
+            if out_of_memory(error):
+                raise
+            return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
+        found = list(differences(model, few, ours, plain(model, few)))
+    wrong = [d for d in found if not d.gap <= ROUNDING[c.precision]]
+    if not wrong:
+        return None
+    gap = max(d.gap for d in wrong)
+    return (
+        f"{len(wrong)} of {len(few.prompts)} answers are not plain generate's (two tokens' logits "
+        f"differ by {gap:.2g} of the largest)"
+    )
+
+
+def _few(asked: Asked) -> Asked:
+    by_length = sorted(asked.prompts, key=len)
+    count = min(PROBED, len(by_length))
+    places = [round(i * (len(by_length) - 1) / max(1, count - 1)) for i in range(count)]
+    return asked._replace(
+        prompts=[by_length[i] for i in places], most=min(asked.most, PROBE_TOKENS)
+    )

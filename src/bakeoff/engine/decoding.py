@@ -1,0 +1,175 @@
+"""One step of fast generation: the next token of every slot, on CUDA as one graph a shape.
+
+Used by ``generate``. A step reads and writes tensors that stay in place (tokens, positions, slots)
+and needs nothing of the host, so it can be captured once and replayed. While it runs, attention is
+ours where the model's was SDPA: one query a row, query heads that share a key head side by side, so
+that grouped keys are read as they lie and never repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from bakeoff.engine.attention import NAME
+from bakeoff.engine.device import out_of_memory
+from bakeoff.engine.graphs import end_capture
+from bakeoff.engine.slots import NotFast, Slots
+
+DECODING = "bakeoff-decoding"
+WARM_UP = 2
+_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""What takes a mask and plans nothing on the host."""
+_MORE = ("softcap", "s_aux", "position_bias", "head_mask")
+"""What models hand to attention beside a mask and a scale."""
+
+
+def attend_one(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend with one query a row, ``[B, heads, 1, width]``, as transformers' interface asks.
+
+    Raises:
+        NotFast: the model's attention does more than mask and scale.
+    """
+    more = [name for name in _MORE if kwargs.get(name) is not None]
+    if more:
+        raise NotFast(f"attention with {', '.join(more)}")
+    rows, heads, _, width = query.shape
+    side_by_side = query.reshape(rows, key.shape[1], -1, width)
+    out = scaled_dot_product_attention(
+        side_by_side, key, value, attn_mask=attention_mask, scale=scaling
+    )
+    return out.reshape(rows, 1, heads, value.shape[3]), None
+
+
+AttentionInterface.register(DECODING, attend_one)
+
+
+class Decoder:
+    """Takes steps over ``slots``: ``tokens`` ``[slots]`` stand at ``positions`` ``[slots]``."""
+
+    def __init__(
+        self, model: nn.Module, slots: Slots, tokens: Tensor, positions: Tensor, graphs: bool
+    ) -> None:
+        self.model = model
+        self.slots, self.tokens, self.positions = slots, tokens, positions
+        self.graphs = graphs
+        self._known: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._pool: Any = None
+        self._config = text_config(model)
+        self._additive = self._config._attn_implementation == "eager"
+
+    def step(self, width: int, length: int) -> None:
+        """Put the next token of the first ``width`` slots, of ``length`` places, in its place."""
+        if self.graphs and (width, length) not in self._known:
+            self._capture(width, length)
+        if (width, length) in self._known:
+            self._known[width, length].replay()
+        else:
+            self._step(width, length)
+
+    def _step(self, width: int, length: int) -> None:
+        tokens, positions = self.tokens[:width], self.positions[:width]
+        at = positions.clamp(max=length - 1)  # of a slot that nobody is in any more
+        seen = self.slots.look(width, length, at)
+        mask = _additive(seen, self.model) if self._additive else seen
+        with self._ours():
+            logits = self.model(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=at[:, None],
+                past_key_values=self.slots,
+                use_cache=True,
+            ).logits
+        tokens.copy_(best(logits))
+        positions.copy_(at + 1)
+
+    @contextlib.contextmanager
+    def _ours(self) -> Iterator[None]:
+        """Attend our way, and let autocast keep no copies: a graph must not hold another's."""
+        before, kind = self._config._attn_implementation, self.tokens.device.type
+        with contextlib.ExitStack() as stack:
+            if torch.is_autocast_enabled(kind):
+                half = torch.get_autocast_dtype(kind)
+                stack.enter_context(torch.autocast(kind, half, cache_enabled=not self.graphs))
+            if not self._additive:
+                self._config._attn_implementation = DECODING
+                stack.callback(setattr, self._config, "_attn_implementation", before)
+                if kind == "cuda":
+                    stack.enter_context(sdpa_kernel(_KERNELS))
+            yield
+
+    def _capture(self, width: int, length: int) -> None:
+        """Capture a step; where that fails, warn, and take steps without graphs from now on."""
+        device = self.tokens.device
+        before = self.tokens.clone(), self.positions.clone()
+        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):  # what they write is written again before it is read
+                self._step(width, length)
+        torch.cuda.current_stream(device).wait_stream(aside)
+        self.tokens.copy_(before[0])
+        self.positions.copy_(before[1])
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._step(width, length)
+        except Exception as error:
+            end_capture(str(device))
+            if out_of_memory(error):
+                raise
+            why = str(error).strip().split("\n")[0]
+            warnings.warn(f"answers are generated without CUDA graphs: {why}", stacklevel=2)
+            self.graphs = False
+            return
+        self._pool = graph.pool()
+        self._known[width, length] = graph
+
+
+def best(logits: Tensor) -> Tensor:
+    """Return the likeliest token of the last position, ``[B]``, in fp32 as ``generate`` does."""
+    return logits[:, -1].float().argmax(-1)
+
+
+def text_config(model: Any) -> Any:
+    """Return the configuration that a model's decoder layers read."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.config.get_text_config(decoder=True)
+
+
+def refuse(model: Any) -> None:
+    """Refuse a model that a step cannot serve, as far as can be seen from outside.
+
+    Raises:
+        NotFast: with the reason.
+    """
+    config = text_config(model)
+    if getattr(config, "is_encoder_decoder", False):
+        raise NotFast("an encoder-decoder")
+    adapter = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise NotFast("its virtual tokens are put before the prompt by PEFT's own generate")
+    if config._attn_implementation not in ("sdpa", "eager", NAME):
+        raise NotFast(f"attention implementation '{config._attn_implementation}'")
+
+
+def _additive(seen: Tensor, model: Any) -> Tensor:
+    """Return a mask as eager attention adds it."""
+    like = model.get_input_embeddings().weight.dtype
+    return torch.zeros_like(seen, dtype=like).masked_fill(~seen, torch.finfo(like).min)
