@@ -6,7 +6,7 @@ Used by ``segment``. Where lanes ride, every item is put to all lanes at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,22 +104,28 @@ def answers(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
     bench.model.eval()
     if bench.feed.switches.generation and bench.task.generates:
         return _generated(bench, rows)
-    by_length = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
     width = bench.feed.width
-    share = max(1, c.evaluation_batch_size // width)
     found: list[dict[int, str]] = [{} for _ in range(len(lanes))]
-    for start in range(0, len(rows), share):
-        picked = by_length[start : start + share]
+    for picked in _shares(bench.task, rows, c.evaluation_batch_size // width):
+        own_rows = [rows[i] for i in picked]
         for first in range(0, len(lanes), width):
             riders = min(width, len(lanes) - first)
-            asked = [rows[i] for i in picked] * riders
-            lanes.ride(first, riders, len(picked))
+            asked = own_rows * riders
+            lanes.ride(first, riders, bench.task.batch_rows(own_rows))
             with autocast(c.device, c.precision):
                 got = bench.task.predict(bench.model, bench.tokenizer, asked, c.device)
             for lane in range(riders):
                 own = got[lane * len(picked) : (lane + 1) * len(picked)]
                 found[first + lane].update(zip(picked, own, strict=True))
     return [[own[i] for i in range(len(rows))] for own in found]
+
+
+def _shares(task: Task, rows: Sequence[Row], most: int) -> Iterator[list[int]]:
+    """Yield the rows' positions, those of about equal length together, ``most`` batch rows each."""
+    order = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
+    share = max(1, most // max(task.batch_rows([row]) for row in rows))
+    for start in range(0, len(rows), share):
+        yield order[start : start + share]
 
 
 def _generated(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
@@ -169,12 +175,10 @@ def _base_scores(
     c: Conditions,
 ) -> SplitScores:  # fmt: skip
     """Score a plain model, batch by batch of about equal lengths."""
-    order = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
     said: dict[int, str] = {}
     sums: dict[int, float] = {}
     counts: dict[int, float] = {}
-    for start in range(0, len(rows), c.evaluation_batch_size):
-        picked = order[start : start + c.evaluation_batch_size]
+    for picked in _shares(task, rows, c.evaluation_batch_size):
         own = [rows[i] for i in picked]
         with autocast(c.device, c.precision):
             if not metric.of_losses:

@@ -23,6 +23,7 @@ def examine(spec: StudySpec, task: Any, splits: Splits) -> tuple[dict[str, Any],
         PreflightError: what no study can be run on, all of it at once, with row numbers.
     """
     columns = task.columns(spec.data.columns)
+    own = task.completed(spec.task.options)
     reading = checks.Reading(
         fields=columns,
         structured=task.structured,
@@ -40,6 +41,7 @@ def examine(spec: StudySpec, task: Any, splits: Splits) -> tuple[dict[str, Any],
             "columns": columns,
             "max_length": spec.task.max_length,
             "max_new_tokens": spec.task.max_new_tokens,
+            **own,
         },
     )
     refuse(checked.faults, splits)

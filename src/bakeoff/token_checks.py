@@ -57,6 +57,10 @@ def check(data: Path, task: Task, tokenizer: Any, base: Base) -> list[Fault]:
         return faults
     for split in SPLITS:
         rows = read_rows(data / f"{split}.jsonl")
+        of_the_task = task.token_faults(tokenizer, split, rows, base.positions)
+        faults += of_the_task
+        if any(f.fatal for f in of_the_task):
+            continue
         full = task.uncut().encode(tokenizer, rows)
         examples, found = _cut(task, tokenizer, split, rows, full)
         faults += found

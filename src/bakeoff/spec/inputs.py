@@ -74,7 +74,10 @@ class TaskSpec(Part):
     """What is learnt and how it is scored."""
 
     kind: str
-    """`classify` (text -> label) or `sft` (prompt -> completion)."""
+    """`classify` (text -> label), `sft` (prompt -> completion) or `choice` (prompt, choices ->
+    the right one, by log-likelihood)."""
+    options: dict[str, Any] = {}
+    """What the task takes beside (docs/choice.md), such as `normalise` for `choice`."""
     metric: str | None = None
     """Primary metric (docs/metrics.md), or a function of yours: `"score.py:score"`, the file
     relative to the study file; the task's own default if not given."""

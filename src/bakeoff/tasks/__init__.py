@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from bakeoff.data import Row, columns_of, fill
-from bakeoff.errors import PreflightError
+from bakeoff.errors import PreflightError, UsageError, near_match
 from bakeoff.faults import Fault
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from bakeoff.engine.generate import Asked
 
+IGNORE = -100
+"""Label of a token that is not supervised."""
 UNCUT = 2**31 - 1
 """A `max_length` that cuts nothing."""
 
@@ -94,6 +96,9 @@ class Task(ABC):
     secondary: ClassVar[tuple[str, ...]] = ()
     """Numbers that are reported beside the metric (``analysis.secondary`` knows their names)."""
 
+    own_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Options of the task's own (``[task.options]``) -> the values they take, the default first."""
+
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
 
@@ -112,6 +117,30 @@ class Task(ABC):
                     f"its fields are: {', '.join(cls.fields)}.",
                 )
         return {**cls.fields, **given}
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the task's own options, the user's before the defaults.
+
+        Raises:
+            UsageError: ``task-option-unknown`` with the near match, ``task-option``.
+        """
+        for name, value in given.items():
+            if name not in cls.own_options:
+                near = near_match(name, cls.own_options)
+                hint = f"did you mean '{near}'? " if near else ""
+                raise UsageError(
+                    "task-option-unknown",
+                    f"This task has no option '{name}' ([task.options]).",
+                    f"{hint}Its options are: {', '.join(cls.own_options) or 'none'}.",
+                )
+            if value not in cls.own_options[name]:
+                raise UsageError(
+                    "task-option",
+                    f"[task.options]: `{name}` is {value!r}.",
+                    f"one of: {', '.join(cls.own_options[name])}.",
+                )
+        return {**{name: values[0] for name, values in cls.own_options.items()}, **given}
 
     @classmethod
     def texts(cls, row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
@@ -170,6 +199,23 @@ class Task(ABC):
     ) -> list[str]:
         """Answer each row of one evaluation batch."""
 
+    def token_faults(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        split: str,
+        rows: Sequence[Row],
+        positions: int | None,
+    ) -> list[Fault]:
+        """Return what is wrong with tokens that ``encode`` does not give.
+
+        ``positions`` is the longest row that the base can read, None without a limit.
+        """
+        return []
+
+    def batch_rows(self, rows: Sequence[Row]) -> int:
+        """Return how many rows of a batch ``predict`` makes of these rows."""
+        return len(rows)
+
     def asked(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Asked:
         """Return the prompts that rows put to the model, and when an answer to them ends."""
         raise NotImplementedError
@@ -183,6 +229,57 @@ class Task(ABC):
     @abstractmethod
     def references(self, rows: Sequence[Row]) -> list[str]:
         """Return the true answers."""
+
+
+class CausalTask(Task):
+    """What tasks on a causal LM share: the model, the batch, and a loss on labelled tokens."""
+
+    task_type = "CAUSAL_LM"
+    scores_base = True
+
+    def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
+        """Load the causal LM."""
+        from transformers import AutoModelForCausalLM
+
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path,
+            use_safetensors=True,
+            **source_arguments(path, revision),
+            **{"dtype": "auto", **loading},
+        )
+        return model
+
+    def batch(
+        self,
+        examples: Sequence[Example],
+        pad_id: int,
+        device: str,
+        length: int | None = None,
+        units: int | None = None,
+    ) -> Batch:
+        """Pad on the right and find the supervised positions (on the host: no sync later)."""
+        from bakeoff.engine.loss import Supervised, supervised_positions
+
+        tokens = [e.tokens for e in examples]
+        inputs = {
+            "input_ids": padded(tokens, pad_id, device, length=length),
+            "attention_mask": padded([[1] * len(t) for t in tokens], 0, device, length=length),
+        }
+        at = supervised_positions(padded([e.labels for e in examples], IGNORE, "cpu"), units)
+        targets = Supervised(*(t.to(device) for t in at))
+        return Batch(inputs, targets, tuple(len(t) for t in tokens))
+
+    def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
+        """Return the summed cross-entropy and the supervised tokens of each row."""
+        import torch
+
+        from bakeoff.engine.loss import token_losses
+
+        at = batch.targets
+        losses = token_losses(model, batch.inputs, at)
+        zeros = torch.zeros(batch.rows, device=losses.device)
+        sums = zeros.index_add(0, at.rows, losses)
+        return ItemLoss(sums, zeros.index_add(0, at.rows, (at.targets >= 0).float()))
 
 
 def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:

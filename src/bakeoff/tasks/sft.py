@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from bakeoff.data import Row, fill
 from bakeoff.errors import PreflightError
-from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded, source_arguments
+from bakeoff.tasks import IGNORE, CausalTask, Checked, Example
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from bakeoff.engine.generate import Asked
 
-IGNORE = -100
 EXTRA_NEW_TOKENS = 8
 
 
-class SupervisedFineTuning(Task):
+class SupervisedFineTuning(CausalTask):
     """Causal language modelling on completions."""
 
     fields = {"prompt": "prompt", "completion": "completion"}
@@ -30,10 +29,8 @@ class SupervisedFineTuning(Task):
         "exact_match", "contains", "regex", "numeric", "token_f1", "chrf", "json_match",
         "json_fields", "json_valid", "loss",
     )  # fmt: skip
-    task_type = "CAUSAL_LM"
     needs_end_token = True
     scores_validation = False
-    scores_base = True
     generates = True
 
     @classmethod
@@ -44,18 +41,6 @@ class SupervisedFineTuning(Task):
         """
         longest = max((fill(options["columns"]["completion"], r) for r in splits["train"]), key=len)
         return Checked({**options, "longest_completion": longest})
-
-    def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
-        """Load the causal LM."""
-        from transformers import AutoModelForCausalLM
-
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path,
-            use_safetensors=True,
-            **source_arguments(path, revision),
-            **{"dtype": "auto", **loading},
-        )
-        return model
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
         """Tokenise prompt and completion apart, end token included; label the completion.
@@ -92,38 +77,6 @@ class SupervisedFineTuning(Task):
     def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
-
-    def batch(
-        self,
-        examples: Sequence[Example],
-        pad_id: int,
-        device: str,
-        length: int | None = None,
-        units: int | None = None,
-    ) -> Batch:
-        """Pad on the right and find the supervised positions (on the host: no sync later)."""
-        from bakeoff.engine.loss import Supervised, supervised_positions
-
-        tokens = [e.tokens for e in examples]
-        inputs = {
-            "input_ids": padded(tokens, pad_id, device, length=length),
-            "attention_mask": padded([[1] * len(t) for t in tokens], 0, device, length=length),
-        }
-        at = supervised_positions(padded([e.labels for e in examples], IGNORE, "cpu"), units)
-        targets = Supervised(*(t.to(device) for t in at))
-        return Batch(inputs, targets, tuple(len(t) for t in tokens))
-
-    def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
-        """Return the summed cross-entropy and the supervised tokens of each row."""
-        import torch
-
-        from bakeoff.engine.loss import token_losses
-
-        at = batch.targets
-        losses = token_losses(model, batch.inputs, at)
-        zeros = torch.zeros(batch.rows, device=losses.device)
-        sums = zeros.index_add(0, at.rows, losses)
-        return ItemLoss(sums, zeros.index_add(0, at.rows, (at.targets >= 0).float()))
 
     def predict(
         self,
