@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,3 +56,17 @@ def test_one_compilation_serves_all_layers_and_lengths(
     assert float(off.max()) < 1e-5
     layer = [g for g in traced if any("attend" in str(n.target) for n in g.graph.nodes)]
     assert len(layer) == 1, "compiled again for another layer or row length"
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_compiled_layer_is_computed_again(
+    method: str, tiny_llama: Path, tmp_path: Path, traced: list[Any]
+) -> None:
+    trials = [make_trial(method, "sft", seed=s, rate=r) for s, r in enumerate((1e-3, 1e-2, 3e-3))]
+    less = dataclasses.replace(COMPILED, checkpointing=True, micro_tokens=60)
+    expected = run(no_dropout(build(trials, tiny_llama, tmp_path, EAGER)), 4)
+    found = run(no_dropout(build(trials, tiny_llama, tmp_path, less)), 4)
+    torch.testing.assert_close(found.losses, expected.losses, atol=1e-5, rtol=0)
+    off = (found.gradients - expected.gradients).norm(dim=1) / expected.gradients.norm(dim=1)
+    assert float(off.max()) < 1e-5
+    assert traced

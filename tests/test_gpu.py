@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from core import CASES
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeoff import preflight, segment
-from bakeoff.testing.tiny import rows, write_jsonl, write_splits
+from bakeoff.testing.tiny import rows, tokenizer, write_jsonl, write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.trial import Segment, Trial
 
@@ -50,3 +51,48 @@ def test_a_trial_its_cost_and_a_pair_as_the_probe_decided(
         assert lane["curve"][-1]["validation_loss"] == pytest.approx(
             result["curve"][-1]["validation_loss"], rel=0.5, abs=0.3
         )
+
+
+@pytest.fixture(scope="module")
+def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the shape of SmolLM2-135M, with the tiny tokenizer."""
+    folder = tmp_path_factory.mktemp("135m")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, head_dim=64,
+        num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True,
+        pad_token_id=0, eos_token_id=2, bos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "oft", "full"])
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_trials_over_a_quantised_base(
+    method: str, quantize: str, smollm: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    write_jsonl(write_splits(tmp_path / "data") / "test.jsonl", rows())
+    trial = on_gpu(method, "sft")
+    c = dataclasses.replace(trial.conditions, quantize=quantize, quantizer="bitsandbytes")
+    pair = [dataclasses.replace(trial, conditions=c, seed=s) for s in (0, 1)]
+    wishes = {"lanes": "auto", "checkpointing": "auto"}
+    one = Segment((pair[0],), 0, 30, str(tmp_path), str(smollm), wishes)
+    cost = preflight.probe(one.to_json())
+    print(method, quantize, cost["reason"], cost["engine"], cost["base_bytes"])  # pytest -s
+    if method == "full" or (method, quantize) == ("dora", "int8"):
+        assert cost["status"] == "incompatible"
+        return
+    assert cost["status"] == "done", cost["reason"]
+    assert cost["engine"]["switches"]["lanes"] is (quantize == "nf4")
+    both = dataclasses.replace(one, trials=tuple(pair), engine=cost["engine"])
+    alone = dataclasses.replace(one, engine=cost["engine"])
+    (solo,) = segment.run(alone.to_json())["results"]
+    laned = segment.run(both.to_json())["results"]
+    for lane in (solo, *laned):
+        assert lane["status"] == "done", lane["traceback"] or lane["reason"]
+    assert laned[0]["curve"][-1]["validation_loss"] == pytest.approx(
+        solo["curve"][-1]["validation_loss"], rel=0.5, abs=0.3
+    )

@@ -13,7 +13,7 @@ import torch
 from core import CASES
 from torch.func import vmap
 
-from bakeoff import preflight, segment
+from bakeoff import segment
 from bakeoff.engine import dropout, packing
 from bakeoff.engine.attention import attend
 from bakeoff.engine.linear import lane_linear
@@ -240,7 +240,7 @@ def test_passes_hold_no_more_tokens_than_fit(tiny_llama: Path, tmp_path: Path) -
     trials = [make_trial("lora", "sft", seed=0, rate=1e-2) for _ in range(5)]
     whole = build(trials, tiny_llama, tmp_path, ON)
     tight = build(trials, tiny_llama, tmp_path, ON)
-    tight.feed.pass_tokens = 2 * next(batches(tight)).layouts[0].gather.shape[1]
+    tight.feed.pass_tokens = 2 * next(batches(tight)).passes[0].layout.gather.shape[1]
     step = next(batches(tight))
     assert step.widths == (2, 2, 1)
     torch.testing.assert_close(steps(tight, 4), steps(whole, 4), atol=1e-5, rtol=0)
@@ -388,15 +388,3 @@ def test_no_lanes_at_all_is_refused(study_values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="study-invalid") as error:
         parse_spec({**study_values, "engine": {"lanes": 0}})
     assert "engine.lanes" in error.value.cause
-
-
-def test_rows_without_a_label_are_refused_before_training(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at = build(make_trial("lora", "sft"), tiny_llama, tmp_path)
-    masked = [dataclasses.replace(e, labels=(-100,) * len(e.labels)) for e in at.examples("train")]
-    monkeypatch.setattr(type(at.task), "encode", lambda *_: masked)
-    one = Segment(at.trials, 0, 30, str(tmp_path), str(tiny_llama))
-    refused = preflight.check(one.to_json())["error"]
-    assert refused["code"] == "nothing-supervised"
-    assert "Row 1 of train" in refused["cause"]

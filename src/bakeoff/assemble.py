@@ -8,7 +8,7 @@ gives the same task head and the same data order whatever the method is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -73,11 +73,14 @@ class Bench:
         """Return a split's tokens, tokenised once a study."""
         return encode_split(self.task, self.tokenizer, self.data, split, lambda: self.rows(split))
 
-    def fit_memory(self, token_bytes: float | None) -> None:
+    def fit_memory(self, engine: Mapping[str, Any]) -> None:
         """Hold passes to what fits: 90 % of the memory that is free now, by the measured slope."""
-        free = free_bytes(self.conditions.device)
+        self.feed.rescue = bool(engine.get("rescue"))
+        token_bytes, free = engine.get("token_bytes"), free_bytes(self.conditions.device)
+        limits = [n for n in [engine.get("pass_tokens")] if n is not None]
         if token_bytes and free is not None:
-            self.feed.pass_tokens = int(MEMORY_SHARE * free / token_bytes)
+            limits.append(int(MEMORY_SHARE * free / token_bytes))
+        self.feed.pass_tokens = min(limits, default=None)
 
     def stepper(self) -> Stepper:
         """Return what takes these trials' optimizer steps."""
@@ -151,11 +154,14 @@ def wished(segment: Segment) -> tuple[Switches, dict[str, str]]:
     """Return the switches that a study wishes for, and why some are off before any is tried."""
     c = segment.trials[0].conditions
     wishes = Switches.wished(segment.engine or {}, c.device, c.precision)
-    reasons = {
-        name: why for name, why in quantise.unfit(c.quantize, c.quantizer).items()
-        if getattr(wishes, name)
-    }  # fmt: skip
+    unfit = {**quantise.unfit(c.quantize, c.quantizer), **wishes.unfit()}
+    reasons = {name: why for name, why in unfit.items() if getattr(wishes, name)}
     return dataclasses.replace(wishes, **dict.fromkeys(reasons, False)), reasons
+
+
+def may_rescue(segment: Segment) -> bool:
+    """Say whether layers may be computed again where memory would run out otherwise."""
+    return (segment.engine or {}).get("checkpointing") == "auto"
 
 
 def prepare_process(conditions: Conditions) -> None:

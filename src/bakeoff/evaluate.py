@@ -47,10 +47,9 @@ def summed_losses(bench: Bench, examples: Sequence[Example]) -> tuple[Table, Tab
     bench.model.eval()
     sums, counts = [], []
     for step in bench.feed.evaluation(examples, c.evaluation_batch_size):
-        parts, first = [], 0
-        for batch, where, width in zip(*step.to(c.device), strict=True):
+        parts = []
+        for batch, where, first, width, _ in step.to(c.device).passes:
             lanes.ride(first, width, batch.rows // width)
-            first += width
             with autocast(c.device, c.precision), packed(where, lanes.draws):
                 losses = bench.task.item_losses(bench.model, batch)
             parts.append(torch.stack([x.view(width, -1) for x in losses]))

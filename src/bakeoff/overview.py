@@ -76,6 +76,7 @@ def overview(
         "n_items": study.splits.counts,
         "device": study.machine["device"],
         "precision": study.machine["precision"],
+        **_memory(study),
         "methods": methods,
         "trials": trials,
         "steps": trials * steps,
@@ -92,6 +93,17 @@ def overview(
         "estimate": None if found is None else estimated(study, found),
         "sizes": None if study.sizes is None else list(study.sizes),
         "warnings": list(study.warnings),
+    }
+
+
+def _memory(study: Study) -> dict[str, Any]:
+    """Return what the study does to fit in memory."""
+    c, engine = study.conditions, study.spec.engine
+    return {
+        "quantize": c.quantize,
+        "quantizer": c.quantizer,
+        "micro_tokens": engine.micro_tokens,
+        "checkpointing": engine.checkpointing,
     }
 
 

@@ -20,6 +20,7 @@ from bakeoff.answering import disagreement
 from bakeoff.assemble import Bench, build, make_task
 from bakeoff.engine.device import free_memory
 from bakeoff.engine.lanes import NotShared
+from bakeoff.engine.loop import fitted
 from bakeoff.engine.switches import Switches
 from bakeoff.trial import LEARNING_RATE, Trial
 
@@ -28,7 +29,9 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
 gradient is off by its own size."""
 SHAKE = 0.1
 """How far trained tensors are moved before answers are compared: in their own spread."""
-ORDER = ("lanes", "loss", "packing", "lean_inputs", "compile", "graphs")
+ORDER = (
+    "lanes", "loss", "packing", "lean_inputs", "checkpointing", "micro_tokens", "compile", "graphs",
+)  # fmt: skip
 """In which order accelerators are tried one by one: what others rest on comes first."""
 
 
@@ -67,7 +70,7 @@ def _trained(trial: Trial, base_path: str, data: Path, wished: Switches) -> Deci
     for name in ORDER:
         if not getattr(wished, name):
             continue
-        tried = dataclasses.replace(held, **{name: True})
+        tried = dataclasses.replace(held, **{name: getattr(wished, name)})
         failed = _differs(pair, base_path, data, tried, truth)
         if failed is None:
             held = tried
@@ -141,7 +144,8 @@ def one_step(bench: Bench) -> Step:
     stepper = bench.stepper()
     bench.model.train()
     batches = bench.feed.training(examples, [t.seed for t in bench.trials])
-    losses = stepper.step(0, next(batches))
+    bench.feed.rescue = True  # a step that does not fit whole is taken in parts, the plain one too
+    losses = fitted(stepper, 0, next(batches), bench.feed.halve)
     return Step(losses.float().clone(), bench.lanes.stack.gradients.clone())
 
 

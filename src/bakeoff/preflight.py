@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import platform
 import warnings
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,21 @@ import torch
 
 import bakeoff
 from bakeoff import scoring, tied, token_checks
-from bakeoff.assemble import build, load_base, make_task, prepare_process, wished
+from bakeoff.assemble import (
+    Bench,
+    build,
+    load_base,
+    make_task,
+    may_rescue,
+    prepare_process,
+    wished,
+)
 from bakeoff.capabilities.quantised import refusal
 from bakeoff.data import read_rows
 from bakeoff.engine import meter, quantise
 from bakeoff.engine.device import free_memory, out_of_memory, resolve_device, resolve_precision
+from bakeoff.engine.feed import StepBatch
+from bakeoff.engine.loop import Stepper
 from bakeoff.engine.switches import Switches, explain
 from bakeoff.errors import BakeoffError, PreflightError
 from bakeoff.methods.arguments import check_config, check_targets
@@ -33,8 +44,8 @@ from bakeoff.parity import Decision, decide, first_line
 from bakeoff.results import Cost, Status
 from bakeoff.segment import classify_failure, describe_failure
 from bakeoff.sizing import Shape
-from bakeoff.tasks import Task, load_tokenizer
-from bakeoff.trial import Segment, Trial
+from bakeoff.tasks import Example, Task, load_tokenizer
+from bakeoff.trial import Segment
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
@@ -163,7 +174,7 @@ def _probe(segment: Segment) -> Cost:
     task = make_task(c)
     data = Path(segment.folder) / "data"
     decision = _decide(segment, data)
-    token_bytes = _token_bytes(trial, segment, decision.switches)
+    token_bytes = _token_bytes(segment, decision.switches)
     load_base(c, task, segment.base_path, trial.seed)  # first load: allocator and caches warm
     base = load_base(c, task, segment.base_path, trial.seed)
     meter.settle()
@@ -173,13 +184,10 @@ def _probe(segment: Segment) -> Cost:
     bench = build([trial], segment.base_path, data, decision.switches)
     examples = bench.examples("train")
     meter.settle()
-    steps = meter.WARM_UP_STEPS + meter.TIMED_STEPS
-    batches = list(islice(bench.feed.training(examples, [trial.seed]), steps))
+    bench.feed.rescue = may_rescue(segment)
     stepper = bench.stepper()
     bench.model.train()
-    if decision.switches.graphs:  # every shape captured before the clock starts
-        for i, batch in enumerate(batches):
-            stepper.step(min(i, c.steps - 1), batch)
+    batches = _fitting(bench, stepper, examples)
     cost = meter.measure_steps(lambda i: stepper.step(min(i, c.steps - 1), batches[i]), c.device)
     timed = batches[meter.WARM_UP_STEPS :]
     tokens = sum(sum(b.n_tokens) for b in timed) / len(timed)
@@ -199,43 +207,76 @@ def _probe(segment: Segment) -> Cost:
         steps=cost.steps,
         tokens_per_step=tokens,
         engine={
-            "switches": dataclasses.asdict(decision.switches),
+            "switches": dataclasses.asdict(bench.feed.in_use),
             "reasons": decision.reasons,
             "token_bytes": token_bytes,
+            "pass_tokens": bench.feed.pass_tokens,
+            "rescue": bench.feed.rescue,
         },
     )
 
 
+def _fitting(bench: Bench, stepper: Stepper, examples: Sequence[Example]) -> list[StepBatch]:
+    """Return the steps to time, in passes that fit in memory; what is graphed is captured.
+
+    Where nothing is graphed, a step of the longest examples is what must fit.
+    """
+    count, seeds = meter.WARM_UP_STEPS + meter.TIMED_STEPS, [t.seed for t in bench.trials]
+    while True:
+        batches = list(islice(bench.feed.training(examples, seeds), count))
+        graphs = bench.feed.switches.graphs
+        try:
+            for batch in batches if graphs else [bench.feed.longest(examples)]:
+                stepper.step(0, batch)
+            return batches
+        except RuntimeError as error:
+            if not out_of_memory(error) or not bench.feed.shrink():
+                raise
+        stepper.forget_graphs(for_good=True)
+        free_memory()
+
+
 def _decide(segment: Segment, data: Path) -> Decision:
-    """Return what holds for a method; on a quantised base, ask first whether it trains there.
+    """Return which switches hold for a method; ask first whether it trains on a quantised base.
 
     Raises:
         Incompatible: it does not train on a quantised base.
     """
     trial, c = segment.trials[0], segment.trials[0].conditions
     switches, reasons = wished(segment)
-    if c.quantize is None or c.quantizer is None:
-        return decide(trial, segment.base_path, data, switches)
-    why = refusal(trial.method, c.quantize, c.quantizer)
-    if why is not None:
-        raise Incompatible(f"it does not train on a base in {c.quantize}: {why}")
+    if c.quantize is not None and c.quantizer is not None:
+        why = refusal(trial.method, c.quantize, c.quantizer)
+        if why is not None:
+            raise Incompatible(f"it does not train on a base in {c.quantize}: {why}")
     try:
         found = decide(trial, segment.base_path, data, switches)
     except Exception as error:  # whatever PEFT or the package raises of packed weights
-        if out_of_memory(error) or isinstance(error, Incompatible):
+        if c.quantize is None or out_of_memory(error) or isinstance(error, Incompatible):
             raise
         why = f"its first step on the base in {c.quantize} fails: {first_line(error)}"
         raise Incompatible(why) from error
     return found._replace(reasons={**reasons, **found.reasons})
 
 
-def _token_bytes(trial: Trial, segment: Segment, switches: Switches) -> float | None:
+def _token_bytes(segment: Segment, switches: Switches) -> float | None:
     """Return what one more packed token takes in a pass: the slope from one lane to two.
 
-    None where lanes do not ride or the difference drowns in the allocator's rounding.
+    None where lanes do not ride, two do not fit, or the difference drowns in the allocator's
+    rounding.
     """
     if not switches.lanes:
         return None
+    try:
+        return _slope(segment, switches)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    free_memory()
+    return None
+
+
+def _slope(segment: Segment, switches: Switches) -> float | None:
+    trial = segment.trials[0]
     device = trial.conditions.device
     plainer = dataclasses.replace(switches, compile=False, graphs=False)
     peaks, tokens = [], 0

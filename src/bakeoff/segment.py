@@ -133,7 +133,7 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
     engine = segment.engine or {}
     switches = Switches(**engine["switches"]) if engine else None
     bench = build(trials, segment.base_path, folder / "data", switches)
-    bench.fit_memory(engine.get("token_bytes"))
+    bench.fit_memory(engine)
     examples, validation = bench.examples("train"), bench.examples("validation")
     stepper = bench.stepper()
     before = _restore(bench, stepper, segment)
@@ -259,7 +259,7 @@ class _Run:
     def counted(self, batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
         """Count each lane's tokens as its batches go by."""
         for step in batches:
-            lengths = [n for batch in step.batches for n in batch.lengths]
+            lengths = [n for p in step.passes for n in p.batch.lengths]
             rows = len(lengths) // len(self.tokens)
             for lane in range(len(self.tokens)):
                 self.tokens[lane] += sum(lengths[lane * rows : (lane + 1) * rows])

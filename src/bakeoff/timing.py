@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from bakeoff import forgetting
-from bakeoff.assemble import Bench, build, prepare_process, wished
+from bakeoff.assemble import Bench, build, may_rescue, prepare_process, wished
 from bakeoff.engine import meter
 from bakeoff.engine.device import autocast, free_memory
+from bakeoff.engine.loop import fitted
 from bakeoff.engine.switches import Switches
 from bakeoff.evaluate import item_losses
 from bakeoff.methods.hook import Incompatible
@@ -77,25 +78,25 @@ def _steps(
     trials: tuple[Trial, ...], segment: Segment, switches: Switches
 ) -> tuple[Bench, list[float]]:
     """Return a bench and the seconds of its build and of its steps; plain where lanes fail."""
-    data = Path(segment.folder) / "data"
     try:
-        return _timed(trials, segment.base_path, data, switches)
+        return _timed(trials, segment, switches)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):
-        return _timed(trials, segment.base_path, data, Switches.plain())
+        return _timed(trials, segment, Switches.plain())
 
 
 def _timed(
-    trials: tuple[Trial, ...], base: str, data: Path, switches: Switches
+    trials: tuple[Trial, ...], segment: Segment, switches: Switches
 ) -> tuple[Bench, list[float]]:
     seconds = []
     started = time.perf_counter()
-    bench = build(trials, base, data, switches)
+    bench = build(trials, segment.base_path, Path(segment.folder) / "data", switches)
     examples = bench.examples("train")
     seconds.append(time.perf_counter() - started)
     stepper = bench.stepper()
     batches = bench.feed.training(examples, [t.seed for t in trials])
     bench.model.train()
-    stepper.step(0, next(batches))
+    bench.feed.rescue = may_rescue(segment)
+    fitted(stepper, 0, next(batches), bench.feed.halve)
     for batch in islice(batches, STEPS):
         started = time.perf_counter()
         stepper.step(1, batch).tolist()  # waits for the device

@@ -39,6 +39,8 @@ def command(
         f"{overview['name']}: {counts['train']} train, {counts['validation']} validation, "
         f"{counts['test']} test items; {overview['precision']} on {overview['device']}"
     )
+    if parts := memory_words(overview):
+        out.print("; ".join(parts))
     show_table(
         ("method", "search trials", "final trials", "steps", "learning rates"),
         [
@@ -57,6 +59,18 @@ def command(
     if overview["sizes"] is not None:
         show_sizes(overview["sizes"])
     show_totals(overview)
+
+
+def memory_words(overview: dict[str, Any]) -> list[str]:
+    """Return what the study does to fit in memory, in words; nothing where it does nothing."""
+    parts = []
+    if overview["quantize"] is not None:
+        parts.append(f"base in {overview['quantize']} by {overview['quantizer']}")
+    if overview["micro_tokens"] is not None:
+        parts.append(f"at most {overview['micro_tokens']:,} tokens a pass")
+    if overview["checkpointing"] == "on":
+        parts.append("layers computed again in the backward pass")
+    return parts
 
 
 def show_sizes(sizes: list[dict[str, Any]]) -> None:

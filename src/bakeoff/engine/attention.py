@@ -79,8 +79,9 @@ def lane_attention(
     if dropout > 0:
         assert Current.draws is not None
         keys = Current.draws.take()
-        per_lane = where.scatter.numel() // where.lanes * where.longest * query.shape[1]
-        noise = Current.draws.noise(per_lane)
+        rows = len(where.scatter) // where.lanes
+        weights = rows * where.longest * where.longest * query.shape[1]
+        noise = Current.draws.noise_for((rows,), weights)
     out, _ = attend(query, key, value, *where, scale, bool(causal), dropout, keys, noise)
     return out.transpose(1, 2).contiguous(), None
 

@@ -9,15 +9,30 @@ used by ``attention`` for dropout on its weights.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 _STREAM = 0xD0
+
+
+class Cut(NamedTuple):
+    """What of a trial's step a pass holds, where it does not hold it all.
+
+    ``row`` examples and ``token`` tokens of the step lie before it; it has ``rows`` examples itself
+    and, packed, ``slots`` places for tokens (0: not packed). ``last`` ends the trial's step.
+    """
+
+    row: int
+    token: int
+    rows: int
+    slots: int
+    last: bool
 
 
 class Draws:
@@ -31,6 +46,8 @@ class Draws:
         self._calls = 0
         self._step = 0
         self._rows = slice(None)
+        self.cut: Cut | None = None
+        """What of the lane's step the pass at hand holds; None: all of it."""
         self.captured = False
         """A CUDA graph is on: nothing may be seeded while it is captured."""
 
@@ -45,6 +62,21 @@ class Draws:
         """Start the step's calls again, for ``width`` lanes from ``first``."""
         self._calls = 0
         self._rows = slice(first, first + width)
+        self.cut = None
+
+    @contextlib.contextmanager
+    def again_from(self, calls: int) -> Iterator[None]:
+        """Give what is inside the keys that it got before, from the call with this number on."""
+        before, self._calls = self._calls, calls
+        try:
+            yield
+        finally:
+            self._calls = before
+
+    @property
+    def calls(self) -> int:
+        """How many keys the pass has taken."""
+        return self._calls
 
     def seed_stream(self, lane: int) -> None:
         """Tie PyTorch's own stream to a trial and step, for what draws from it all the same.
@@ -62,12 +94,26 @@ class Draws:
         self._calls += 1
         return key
 
-    def noise(self, n: int) -> Tensor:
-        """Return ``n`` fixed random int32, the same on every device."""
-        if n > len(self._noise):
-            draws = np.random.default_rng(_STREAM).integers(0, 2**32, n, dtype=np.uint32)
+    def noise(self, n: int, start: int = 0) -> Tensor:
+        """Return ``n`` fixed random int32 from ``start`` on, the same on every device."""
+        if start + n > len(self._noise):
+            draws = np.random.default_rng(_STREAM).integers(0, 2**32, start + n, dtype=np.uint32)
             self._noise = torch.from_numpy(draws.view(np.int32)).to(self.device)
-        return self._noise[:n]
+        return self._noise[start : start + n]
+
+    def noise_for(self, shape: Sequence[int], n: int) -> Tensor:
+        """Return the noise of a tensor of this shape, ``n`` elements a lane.
+
+        Where a step is cut into passes, an example gets the noise that it would get in one.
+        """
+        cut = self.cut
+        if cut is None:
+            return self.noise(n)
+        if cut.slots and len(shape) > 1 and shape[1] == cut.slots:
+            return self.noise(n, cut.token * (n // cut.slots))
+        if shape[0] == cut.rows:
+            return self.noise(n, cut.row * (n // cut.rows))
+        return self.noise(n)  # it counts neither tokens nor examples
 
     def _draw(self, calls: int) -> Tensor:
         keys = np.empty((calls, len(self.seeds), 2), dtype=np.uint32)
@@ -105,12 +151,12 @@ class Keyed:
         if not self.module.training or p == 0:
             return x
         key = self.draws.take() if self.inside is None else self.inside[None]
-        return drop(x, p, key, self.draws.noise(x.numel() // len(key)))
+        return drop(x, p, key, self.draws.noise_for(x.shape, x.numel() // len(key)))
 
     def bits(self, shape: Sequence[int]) -> Tensor:
         """Return uniform int32 of this shape (alone, or inside a unit: one lane's)."""
         key = self.draws.take()[0] if self.inside is None else self.inside
-        return (self.draws.noise(math.prod(shape)) * key[0] + key[1]).view(*shape)
+        return (self.draws.noise_for(shape, math.prod(shape)) * key[0] + key[1]).view(*shape)
 
 
 def install(model: nn.Module, draws: Draws) -> list[Keyed]:

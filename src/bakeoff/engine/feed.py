@@ -7,12 +7,14 @@ ride together their batches lie one after another in one. Sizes are rounded so t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils import _pytree as pytree
 
 from bakeoff.engine.attention import NotPackable
+from bakeoff.engine.dropout import Cut
 from bakeoff.engine.lanes import Lanes
 from bakeoff.engine.layers import LayerStack, use_attention
 from bakeoff.engine.loss import Fused
@@ -50,24 +52,40 @@ class Batcher(Protocol):
         ...
 
 
-class StepBatch(NamedTuple):
-    """What one step needs, pass by pass: a batch, its layout, and how many lanes it holds."""
+class Pass(NamedTuple):
+    """One forward and backward pass: a batch of ``width`` lanes from ``first``, and its layout.
 
-    batches: tuple[Any, ...]
-    layouts: tuple[Layout | None, ...]
-    widths: tuple[int, ...]
+    ``cut`` says what of its one lane's step it holds; None: the whole step of each of its lanes.
+    """
+
+    batch: Any
+    layout: Layout | None
+    first: int
+    width: int
+    cut: Cut | None
+
+
+class StepBatch(NamedTuple):
+    """What one step needs, pass by pass."""
+
+    passes: tuple[Pass, ...]
 
     @property
     def n_tokens(self) -> tuple[int, ...]:
         """Real tokens of each pass."""
-        return tuple(b.n_tokens for b in self.batches)
+        return tuple(p.batch.n_tokens for p in self.passes)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many lanes each pass holds."""
+        return tuple(p.width for p in self.passes)
 
     @property
     def slots(self) -> int:
         """Tokens that the layers see, padding included."""
         return sum(
-            b.inputs["input_ids"].numel() if w is None else w.gather.numel()
-            for b, w in zip(self.batches, self.layouts, strict=True)
+            p.batch.inputs["input_ids"].numel() if p.layout is None else p.layout.gather.numel()
+            for p in self.passes
         )
 
     def to(self, device: str) -> StepBatch:
@@ -113,16 +131,28 @@ class Feed:
         """Most lanes of one pass; lowered when memory runs out."""
         self.pass_tokens: int | None = None
         """Most packed tokens of one pass, all its lanes counted; None: no limit."""
+        self.rescue = False
+        """Layers may be computed again where memory runs out and no pass can be smaller."""
         self.stack: LayerStack | None = None
+        self.packs = switches.packing
         self.virtual = 0
         self._looked = False
         self._last: tuple[Sequence[Sequence[Tokenised]], Sequence[Shape]] = (), ()
         Fused.use(switches.loss, switches.compile)
         if switches.packing:
             use_attention(lanes.model)
+        if switches.packing or switches.checkpointing:
             self.stack = LayerStack(lanes.model)
-            if switches.compile:
-                self.stack.compile()
+            self.stack.checkpointing = switches.checkpointing
+        if switches.packing and switches.compile and self.stack is not None:
+            self.stack.compile()
+
+    @property
+    def in_use(self) -> Switches:
+        """The switches as they are by now: what did not fit in memory has changed them."""
+        if self.stack is None or not self.stack.checkpointing:
+            return self.switches
+        return replace(self.switches, checkpointing=True, graphs=False)
 
     @property
     def multiple(self) -> int:
@@ -145,38 +175,103 @@ class Feed:
             self._last = picked, shapes
             yield self.step(picked, shapes)
 
-    def halve(self) -> StepBatch | None:
-        """Halve the lanes of a pass and return the last training step so; None when one is left."""
-        if self.width == 1:
-            return None
-        self.width = self.width // 2
+    def longest(self, examples: Sequence[Tokenised]) -> StepBatch:
+        """Return a step of the longest examples, the same for every lane: what must fit."""
+        self._look(examples)
+        order = sorted(examples, key=lambda e: len(e.tokens))[-self.batch_size :]
+        self._last = [order] * len(self.lanes), ()
         return self.step(*self._last)
+
+    def halve(self) -> StepBatch | None:
+        """Return the last training step in smaller passes; None when it cannot be made smaller."""
+        return self.step(*self._last) if self.shrink() else None
+
+    def shrink(self) -> bool:
+        """Halve the lanes of a pass, then its examples, then recompute; False when all is done."""
+        if self.width > 1:
+            self.width = self.width // 2
+            return True
+        parts = [part for own in self._last[0] for part in self._parts(own) if len(part) > 1]
+        if parts:
+            self.pass_tokens = max(self._tokens(part) for part in parts) // 2
+            return True
+        return self.rescue and self._recompute()
 
     def evaluation(self, examples: Sequence[Tokenised], rows: int) -> Iterator[StepBatch]:
         """Yield all examples once, the same for every lane, sorted by length; ``rows`` in all."""
         order = sorted(examples, key=lambda e: len(e.tokens))
         share = max(1, rows // self.width)
         for start in range(0, len(order), share):
-            yield self.step([order[start : start + share]] * len(self.lanes), ())
+            for part in self._parts(order[start : start + share]):
+                yield self.step([part] * len(self.lanes), ())
 
     def step(self, picked: Sequence[Sequence[Tokenised]], shapes: Sequence[Shape]) -> StepBatch:
-        """Return one step's batches: ``picked`` holds the examples of each lane."""
+        """Return one step's passes: ``picked`` holds the examples of each lane."""
+        most = self._most
         row = round_up(max(self._tokens(own) for own in picked), self.multiple)
-        width = max(
-            1, min(self.width, self.pass_tokens // row if self.pass_tokens else len(picked))
-        )
-        # passes of equal width where that goes: fewer shapes
-        width = -(-len(picked) // -(-len(picked) // width))
-        parts = [picked[i : i + width] for i in range(0, len(picked), width)]
-        made = [self._make(part, shapes) for part in parts]
-        step = StepBatch(
-            tuple(b for b, _ in made), tuple(w for _, w in made), tuple(len(x) for x in parts)
-        )
+        if most is not None and row > most:  # not even one lane's examples fit together
+            made = [p for lane, own in enumerate(picked) for p in self._cut(own, lane, shapes)]
+        else:
+            width = min(self.width, len(picked) if most is None else most // row)
+            # passes of equal width where that goes: fewer shapes
+            width = -(-len(picked) // -(-len(picked) // width))
+            made = [
+                self._pass(picked[i : i + width], i, shapes) for i in range(0, len(picked), width)
+            ]
+        step = StepBatch(tuple(made))
         return step.pinned() if self.device.startswith("cuda") else step
 
-    def _make(
-        self, picked: Sequence[Sequence[Tokenised]], shapes: Sequence[Shape]
-    ) -> tuple[Any, Layout | None]:
+    @property
+    def _most(self) -> int | None:
+        """Most tokens of one pass: the user's limit and the memory's."""
+        limits = [n for n in (self.switches.micro_tokens, self.pass_tokens) if n is not None]
+        return min(limits, default=None)
+
+    def _parts(self, own: Sequence[Tokenised]) -> list[Sequence[Tokenised]]:
+        """Cut examples into runs that fit a pass, in their order; one alone is never cut."""
+        most, parts, start = self._most, [], 0
+        for stop in range(1, len(own) + 1):
+            last = stop == len(own)
+            if last or (
+                most is not None
+                and round_up(self._tokens(own[start : stop + 1]), self.multiple) > most
+            ):
+                parts.append(own[start:stop])
+                start = stop
+        return parts
+
+    def _cut(self, own: Sequence[Tokenised], lane: int, shapes: Sequence[Shape]) -> Iterator[Pass]:
+        """Yield the passes of one lane whose examples do not fit together."""
+        parts = self._parts(own)
+        if len(parts) == 1:
+            yield self._pass([own], lane, shapes)
+            return
+        # a padded length that dropout counts by stays; sizes of whole steps are too large
+        fixed = [Shape(shapes[-1].length, None, None)] if shapes and self._fixed else []
+        row = token = 0
+        for part in parts:
+            made = self._pass([part], lane, fixed)
+            slots = 0 if made.layout is None else made.layout.gather.shape[1]
+            cut = Cut(row, token, len(part), slots, part is parts[-1])
+            yield made._replace(cut=cut)
+            row += len(part)
+            token += self._tokens(part)
+
+    def _recompute(self) -> bool:
+        """Let layers be computed again in the backward pass; False where they are so already."""
+        if self.stack is None:
+            try:
+                self.stack = LayerStack(self.lanes.model)
+            except NotPackable:
+                return False
+        if self.stack.checkpointing:
+            return False
+        self.stack.checkpointing = True
+        return True
+
+    def _pass(
+        self, picked: Sequence[Sequence[Tokenised]], first: int, shapes: Sequence[Shape]
+    ) -> Pass:
         row = max(self._tokens(own) for own in picked)
         units = max(_units(own) for own in picked)
         longest = max(len(e.tokens) for own in picked for e in own)
@@ -184,12 +279,18 @@ class Feed:
         every = [e for own in picked for e in own]
         in_all = None if shape.units is None else shape.units * len(picked)
         batch = self.task.batch(every, self.pad_id, "cpu", shape.length, in_all)
-        if self.stack is None:
-            return batch, None
+        if not self.packs:
+            return Pass(batch, None, first, len(picked), None)
         length = batch.inputs["input_ids"].shape[1] + self.virtual
         tokens = shape.row or round_up(row, self.multiple)
         sizes = [n + self.virtual for n in batch.lengths]
-        return batch, layout(sizes, len(picked), length, tokens)
+        where = layout(sizes, len(picked), length, tokens)
+        return Pass(batch, where, first, len(picked), None)
+
+    @property
+    def _fixed(self) -> bool:
+        """Whether what is computed depends on the padded length."""
+        return bool(self.lanes.drops) or self.lanes.sees_padding
 
     def _tokens(self, own: Sequence[Tokenised]) -> int:
         return sum(len(e.tokens) + self.virtual for e in own)
@@ -200,7 +301,7 @@ class Feed:
         Where dropout draws, the padded length must not depend on who else rides: it is the longest
         example's. A graph needs every size fixed, so the steps of one pass are looked through.
         """
-        fixed = self.lanes.drops or self.lanes.sees_padding
+        fixed = self._fixed
         if not self.switches.graphs and not fixed:
             return ()
         length = round_up(max(len(e.tokens) for e in examples), 8)
@@ -232,7 +333,7 @@ class Feed:
         Raises:
             NotPackable: the layers see something else than the examples' tokens.
         """
-        if self.stack is None or self._looked:
+        if not self.packs or self.stack is None or self._looked:
             return
         self._looked = True
         if self.lanes.sees_padding:

@@ -9,16 +9,19 @@ compilation serves them all.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from bakeoff.engine.attention import NAME, Current, NotPackable
+from bakeoff.engine.attention import NAME, Current, NotPackable, packed
 from bakeoff.engine.packing import Layout, pack, unpack
 from bakeoff.engine.quantise import is_packed
 from bakeoff.engine.units import Shell, every_name
@@ -38,11 +41,17 @@ class NotCompilable(Exception):
     """Compiling the layers would not pay; the message says why."""
 
 
+class NotRecomputable(Exception):
+    """A layer cannot be computed again in the backward pass; the message says why."""
+
+
 class LayerStack:
-    """The layers of a model, with packing and compiling put around them."""
+    """The layers of a model, with packing, compiling and checkpointing put around them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = find_layers(model)
+        self.checkpointing = False
+        """Each layer keeps its input alone, and is computed again in the backward pass."""
         self._packed: dict[int, Any] = {}
         self._shells = [Shell(layer) for layer in self.layers]
         self._compiled: list[Callable[..., Any]] = []
@@ -73,29 +82,49 @@ class LayerStack:
         """Run one layer on what the model handed it."""
         where = Current.layout
         if where is None:
-            return self._shells[index](*args, **kwargs)
+            return self._call(index, args, kwargs, compiled=False)
         compiled = bool(self._compiled) and torch.is_grad_enabled()
         last = index == len(self.layers) - 1
         if index == 0:
             self._packed.clear()
             if kwargs.get("past_key_values") is not None:
                 raise NotPackable("keys and values from outside the batch (a prefix)")
-            packed = pack(_states(args, kwargs, where), where)
-            if compiled and not packed.requires_grad:
-                packed.requires_grad_()  # as in every other layer: one compilation, not two
-            args = (packed, *args[1:])
+            states = pack(_states(args, kwargs, where), where)
+            if compiled and not states.requires_grad:
+                states.requires_grad_()  # as in every other layer: one compilation, not two
+            args = (states, *args[1:])
             kwargs.pop("hidden_states", None)
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._move(t, where), (args, kwargs))
         if compiled:
             _mark(where, (args, kwargs))
-            # views: the template's own tensors must not be seen to be those of the first layer
-            held = list(every_name(self.layers[index]))
-            views = {id(t): t.view_as(t) for _, t in held}
-            own = {name: views[id(t)] for name, t in held}
-            out = self._compiled[index](own, args, kwargs)
-        else:
-            out = self._shells[index](*args, **kwargs)
+        out = self._call(index, args, kwargs, compiled)
         return pytree.tree_map_only(Tensor, lambda t: _unmove(t, where), out) if last else out
+
+    def _call(self, index: int, args: Any, kwargs: dict[str, Any], compiled: bool) -> Any:
+        """Run one layer; where that is on, keep its input alone and run it again for the gradient.
+
+        Raises:
+            NotRecomputable: a second run would find another state than the first.
+        """
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return self._once(index, compiled, args, kwargs)
+        if kwargs.get("past_key_values") is not None:
+            raise NotRecomputable("layers that add to a cache of keys and values, run twice")
+        # under vmap too: the units inside enter it anew each time, the layer itself is outside
+        with set_checkpoint_early_stop(False):
+            return checkpoint(
+                self._once, index, compiled, args, kwargs,
+                use_reentrant=False, context_fn=_as_before,
+            )  # fmt: skip
+
+    def _once(self, index: int, compiled: bool, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not compiled:
+            return self._shells[index](*args, **kwargs)
+        # views: the template's own tensors must not be seen to be those of the first layer
+        held = list(every_name(self.layers[index]))
+        views = {id(t): t.view_as(t) for _, t in held}
+        own = {name: views[id(t)] for name, t in held}
+        return self._compiled[index](own, args, kwargs)
 
     def _move(self, t: Tensor, where: Layout) -> Tensor:
         """Pack an argument that counts tokens, once a pass."""
@@ -106,6 +135,19 @@ class LayerStack:
             self._packed[id(t)] = (t, pack(rows, where))
         moved: Tensor = self._packed[id(t)][1]
         return moved
+
+
+def _as_before() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Return the contexts of a layer's first run and of its second, with the same draws in both."""
+    where, draws = Current.layout, Current.draws
+    calls = 0 if draws is None else draws.calls
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        with packed(where, draws), draws.again_from(calls) if draws else contextlib.nullcontext():
+            yield
+
+    return contextlib.nullcontext(), again()
 
 
 class _Place:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast, free_memory, out_of_memory
-from bakeoff.engine.feed import StepBatch
+from bakeoff.engine.feed import Pass, StepBatch
 from bakeoff.engine.graphs import Graphs
 from bakeoff.engine.lanes import Lanes, Precondition
 from bakeoff.engine.optim import LaneAdamW, LaneRecipe, schedule
-from bakeoff.engine.packing import Layout
 
 MAX_LOSS = 1e4
 """A finite loss above this counts as diverged: far above ln(vocabulary) of any model."""
@@ -116,24 +115,53 @@ class Stepper:
 
     def forward_backward(self, batch: StepBatch) -> Tensor:
         """Add each lane's gradients to the stack; return the losses ``[K]``."""
-        found, first = [], 0
-        for one, where, width in zip(*batch, strict=True):
-            self.lanes.ride(first, width, one.rows // width)
-            if width == 1:
-                self.lanes.draws.seed_stream(first)
-            found.append(self._backward(one, where, width))
-            first += width
+        found, so_far = [], torch.zeros(2, device=self._factor.device)
+        for one in batch.passes:
+            self.lanes.ride(one.first, one.width, one.batch.rows // one.width)
+            self.lanes.draws.cut = one.cut
+            if one.width == 1:
+                self.lanes.draws.seed_stream(one.first)
+            if one.cut is None:
+                found.append(self._whole(one))
+                continue
+            so_far = so_far + self._part(one)
+            if one.cut.last:
+                found.append(self._end(one.first, so_far))
+                so_far = torch.zeros_like(so_far)
         return torch.cat(found)
 
-    def _backward(self, batch: Any, where: Layout | None, lanes: int) -> Tensor:
+    def _forward(self, one: Pass) -> tuple[Tensor, Tensor]:
+        """Return each lane's summed loss and supervised units in this pass, ``[width]`` each."""
         r = self.recipe
-        with autocast(r.device, r.precision), packed(where, self.lanes.draws):
-            sums, counts = self.losses(self.lanes.model, batch)
-        losses = sums.view(lanes, -1).sum(1) / counts.view(lanes, -1).sum(1)
-        extra = self._penalties(lanes)
+        with autocast(r.device, r.precision), packed(one.layout, self.lanes.draws):
+            sums, counts = self.losses(self.lanes.model, one.batch)
+        return sums.view(one.width, -1).sum(1), counts.view(one.width, -1).sum(1)
+
+    def _whole(self, one: Pass) -> Tensor:
+        """Add the gradients of lanes whose step is one pass; return their losses ``[width]``."""
+        sums, counts = self._forward(one)
+        losses = sums / counts
+        extra = self._penalties(one.width)
         total = losses if extra is None else losses + extra
         self.lanes.backward(total.sum())
         return losses.detach()
+
+    def _part(self, one: Pass) -> Tensor:
+        """Add the gradient of one lane's summed loss in this pass; return the sum and its units."""
+        sums, counts = self._forward(one)
+        self.lanes.backward(sums.sum())
+        return torch.cat([sums.detach().float(), counts.float()])
+
+    @torch.no_grad()
+    def _end(self, lane: int, so_far: Tensor) -> Tensor:
+        """Turn a lane's summed gradients into those of its mean loss; return the loss ``[1]``."""
+        total, count = so_far[:1], so_far[1:]
+        self.lanes.stack.gradients[lane].div_(count)
+        with torch.enable_grad():
+            extra = self._penalties(1)
+            if extra is not None:
+                self.lanes.backward(extra.sum())
+        return total / count
 
     def _penalties(self, lanes: int) -> Tensor | None:
         if self.penalty is None:
@@ -153,10 +181,11 @@ class Stepper:
             self.lanes.stack.values[lane].copy_(saved["values"])
         self.optimizer.restore(lane, saved, taken)
 
-    def forget_graphs(self) -> None:
-        """Give captured graphs and their memory back."""
+    def forget_graphs(self, for_good: bool) -> None:
+        """Give captured graphs and their memory back, or go on without any."""
         if self._graphs is not None:
-            self._graphs = Graphs(self.compute, self.forward_backward)
+            self._graphs = None if for_good else Graphs(self.compute, self.forward_backward)
+            self.lanes.draws.captured = not for_good
 
     def _after(self, index: int) -> None:
         if self.after_step is None:
@@ -183,7 +212,7 @@ def train(
     stepper.lanes.model.train()
     pending: list[Tensor] = []
     for index in range(start, stop):
-        pending.append(_fitted(stepper, index, next(batches), again).clone())
+        pending.append(fitted(stepper, index, next(batches), again).clone())
         if index + 1 in readings:
             means = torch.stack(pending).float().mean(0).tolist()
             dead = stepper.optimizer.diverged_at.tolist()
@@ -194,7 +223,7 @@ def train(
             stepper.lanes.model.train()
 
 
-def _fitted(
+def fitted(
     stepper: Stepper, index: int, batch: StepBatch, again: Callable[[], StepBatch | None]
 ) -> Tensor:
     """Take a step; where memory runs out, take it in smaller passes. No lane loses its work.
@@ -210,8 +239,9 @@ def _fitted(
             smaller = again()
             if smaller is None:
                 raise
+            # one lane's step cut into passes has as many shapes as there are cuts
+            stepper.forget_graphs(for_good=max(batch.widths) == 1)
             batch = smaller
-        stepper.forget_graphs()
         free_memory()
 
 

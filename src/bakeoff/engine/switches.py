@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,13 +25,17 @@ class Switches:
     """A whole step is one CUDA graph a shape."""
     lean_inputs: bool = False
     """PEFT layers take their input as it is, without PEFT's fp32 copy of it (bf16 alone)."""
+    checkpointing: bool = False
+    """A layer keeps its input alone, and is computed again in the backward pass."""
+    micro_tokens: int | None = None
+    """Most tokens of one forward and backward pass; None: whatever fits."""
     generation: bool = False
     """Answers are generated over slots; off: by plain ``generate``, batch by batch."""
 
     @classmethod
     def plain(cls) -> Switches:
         """Return everything off."""
-        return cls(**{f.name: False for f in fields(cls)})
+        return cls(lanes=False, packing=False, loss=False, compile=False, graphs=False)
 
     @classmethod
     def best(cls, device: str, precision: str = "bf16") -> Switches:
@@ -39,11 +43,19 @@ class Switches:
         return cls(**{name: e.on for name, e in explain(device, precision).items()})
 
     @classmethod
-    def wished(cls, wishes: Mapping[str, str], device: str, precision: str) -> Switches:
+    def wished(cls, wishes: Mapping[str, Any], device: str, precision: str) -> Switches:
         """Return the best with the user's ``on`` and ``off`` over it; ``auto`` leaves it be."""
         best = cls.best(device, precision)
-        own = {k: v == "on" for k, v in wishes.items() if v in ("on", "off")}
-        return replace(best, **own)
+        own: dict[str, Any] = {k: v == "on" for k, v in wishes.items() if v in ("on", "off")}
+        return replace(best, **own, micro_tokens=wishes.get("micro_tokens"))
+
+    def unfit(self) -> dict[str, str]:
+        """Return the accelerators that cannot go with others that are on, with the reasons."""
+        if self.micro_tokens is not None:
+            return {"graphs": "micro_tokens cuts steps into passes of too many shapes to capture"}
+        if self.checkpointing:
+            return {"graphs": "checkpointing keeps the random state of each layer on the host"}
+        return {}
 
 
 class Explained(NamedTuple):
@@ -69,5 +81,6 @@ def explain(device: str, precision: str) -> dict[str, Explained]:
             cuda, "one compiled layer for all" if cuda else "a CPU gains less than compiling costs"
         ),
         "graphs": Explained(cuda, "a step is one CUDA graph" if cuda else "needs CUDA"),
+        "checkpointing": Explained(False, "where not even one example a pass fits without it"),
         "generation": Explained(True, "where it gives plain generate's tokens"),
     }

@@ -9,6 +9,7 @@ from pydantic import Field
 from bakeoff.spec.part import Part
 
 Switch = Literal["auto", "on", "off"]
+SWITCHES = ("packing", "loss", "lean_inputs", "compile", "graphs", "checkpointing", "generation")
 
 
 class EngineSpec(Part):
@@ -39,17 +40,21 @@ class EngineSpec(Part):
     generation: Switch = "auto"
     """Answers are generated in batches whose finished rows leave; `auto` where the tokens are those
     of plain `generate`; `off` is plain `generate`."""
+    micro_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Most tokens of one forward and backward pass: a step is cut into several; default: what fits.
+    One example is never cut."""
+    checkpointing: Switch = "auto"
+    """Layers are computed again in the backward pass: up to half more work, far less memory; `auto`
+    where not even one example a pass fits without it."""
     evaluation_batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples in each evaluation batch; fast generation takes up to 256 on a GPU, if they fit."""
 
     @property
-    def switches(self) -> dict[str, str]:
-        """The accelerators by name, each `auto`, `on` or `off`."""
-        named = {
-            n: getattr(self, n)
-            for n in ("packing", "loss", "lean_inputs", "compile", "graphs", "generation")
-        }
-        return {**named, "lanes": "off" if self.lanes == "off" else "auto"}
+    def switches(self) -> dict[str, str | int | None]:
+        """The accelerators by name, each `auto`, `on` or `off`, and the tokens of a pass."""
+        named = {n: getattr(self, n) for n in SWITCHES}
+        lanes = "off" if self.lanes == "off" else "auto"
+        return {**named, "lanes": lanes, "micro_tokens": self.micro_tokens}
 
     @property
     def most_lanes(self) -> int | None:

@@ -1,0 +1,302 @@
+"""Steps cut into passes, and layers computed twice: the same gradients in less memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bakeoff import api, assemble, parity, preflight
+from bakeoff.cli.plan import memory_words
+from bakeoff.engine import meter
+from bakeoff.engine.dropout import Keyed
+from bakeoff.engine.layers import LayerStack, NotRecomputable
+from bakeoff.engine.loop import train
+from bakeoff.engine.switches import Switches
+from bakeoff.evaluate import item_losses
+from bakeoff.results import Status
+from bakeoff.spec import parse_spec
+from bakeoff.testing.tiny import save_llama
+from bakeoff.testing.trials import batches, build, make_trial, run
+from bakeoff.trial import MethodEntry, Segment, Trial
+
+ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
+PLAIN = Switches.plain()
+CUT, AGAIN = {"micro_tokens": 40}, {"checkpointing": True}
+RATES = (1e-3, 1e-2, 3e-3)
+TASKS = [("sft", "lora"), ("classify", "lora"), ("classify", "full"), ("sft", "dora")]
+
+
+def three(method: str | MethodEntry, task: str, **changes: Any) -> list[Trial]:
+    return [make_trial(method, task, seed=s, rate=r, **changes) for s, r in enumerate(RATES)]
+
+
+def dropping(method: str) -> MethodEntry:
+    """A method of the catalog with dropout in its adapter."""
+    entry = make_trial(method, "sft").method
+    return dataclasses.replace(entry, config={**entry.config, "lora_dropout": 0.3})
+
+
+def attend_to_all(at: assemble.Bench) -> None:
+    """Switch dropout of attention weights off: transformers' own draws from PyTorch's stream."""
+    for module in at.model.modules():
+        if type(module).__name__.endswith("SelfAttention"):
+            module.dropout.p = 0.0  # type: ignore[union-attr,assignment]
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
+
+
+@pytest.mark.parametrize(("task", "method"), TASKS)
+@pytest.mark.parametrize("switches", [PLAIN, ON], ids=["plain", "on"])
+@pytest.mark.parametrize(
+    "less", [CUT, AGAIN, CUT | AGAIN], ids=["micro_tokens", "checkpointing", "both"]
+)
+def test_less_memory_gives_the_same_gradients(
+    task: str, method: str, switches: Switches, less: dict[str, Any],
+    bases: dict[str, Path], tmp_path: Path,
+) -> None:  # fmt: skip
+    """Dropout included: an example's draws are its own, however its step is cut."""
+    own = dropping("lora") if method == "lora" else method
+    trials = three(own, task)
+    at, as_it_was = (
+        build(trials, bases[task], tmp_path, dataclasses.replace(switches, **changes))
+        for changes in (less, {})
+    )
+    if not switches.packing:
+        for one in (at, as_it_was):
+            attend_to_all(one)
+    small, whole = run(at, 3), run(as_it_was, 3)
+    assert off(small.gradients, whole.gradients) < 1e-5
+    torch.testing.assert_close(small.losses, whole.losses, atol=1e-4, rtol=0)
+    step = next(batches(at))
+    assert (len(step.passes) > len(trials)) == ("micro_tokens" in less)
+    assert at.feed.in_use.checkpointing == ("checkpointing" in less)
+
+
+def test_dropout_is_there_to_be_told_apart(bases: dict[str, Path], tmp_path: Path) -> None:
+    """What the test above relies on: other draws would show."""
+    at = build(three(dropping("lora"), "classify"), bases["classify"], tmp_path, ON)
+    assert any(isinstance(d, Keyed) for d in at.lanes.drops)
+    whole = run(at, 1)
+    cut = build(
+        three(dropping("lora"), "classify"), bases["classify"], tmp_path,
+        dataclasses.replace(ON, **CUT),
+    )  # fmt: skip
+    forgetful = cut.lanes.draws
+
+    class Blind(type(forgetful)):  # type: ignore[misc]
+        """Draws that know of no cuts."""
+
+        cut = property(lambda self: None, lambda self, value: None)
+
+    forgetful.__class__ = Blind
+    assert off(run(cut, 1).gradients, whole.gradients) > 0.05
+
+
+def test_a_pass_holds_no_more_tokens_than_asked_but_for_a_lone_example(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    at = build(three("lora", "sft"), tiny_llama, tmp_path, dataclasses.replace(ON, micro_tokens=56))
+    step = next(batches(at))
+    longest = max(len(e.tokens) for e in at.examples("train"))
+    assert 56 / 2 < longest < 56
+    for one in step.passes:
+        assert one.batch.n_tokens <= 56
+    lanes = [[p for p in step.passes if p.first == lane] for lane in range(3)]
+    for own in lanes:
+        assert sum(p.batch.rows for p in own) == at.conditions.batch_size
+        assert [p.cut.last for p in own if p.cut] == [False] * (len(own) - 1) + [True]
+    tiny = build(
+        three("lora", "sft"), tiny_llama, tmp_path, dataclasses.replace(ON, micro_tokens=8)
+    )
+    assert all(p.batch.rows == 1 for p in next(batches(tiny)).passes)
+    assert len(next(batches(tiny)).passes) == 3 * 8
+
+
+def test_a_wide_budget_cuts_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    at = build(
+        three("lora", "sft"), tiny_llama, tmp_path, dataclasses.replace(ON, micro_tokens=10_000)
+    )
+    assert next(batches(at)).widths == (3,)
+
+
+def test_penalties_count_once_a_step(tiny_llama: Path, tmp_path: Path) -> None:
+    """A method with a term of its own beside the loss."""
+    trials = three("kasa", "sft")
+    whole = run(build(trials, tiny_llama, tmp_path, ON), 4)
+    cut = run(build(trials, tiny_llama, tmp_path, dataclasses.replace(ON, **CUT)), 4)
+    assert off(cut.gradients, whole.gradients) < 1e-5
+    torch.testing.assert_close(cut.losses, whole.losses, atol=1e-4, rtol=0)
+
+
+def test_evaluation_keeps_to_the_budget_too(tiny_llama: Path, tmp_path: Path) -> None:
+    trials = three("lora", "sft")
+    whole = build(trials, tiny_llama, tmp_path, ON)
+    cut = build(trials, tiny_llama, tmp_path, dataclasses.replace(ON, **CUT))
+    found = [item_losses(at, at.examples("validation")) for at in (whole, cut)]
+    assert abs(found[0] - found[1]).max() < 1e-5
+    steps = list(cut.feed.evaluation(cut.examples("validation"), 8))
+    assert all(p.batch.n_tokens <= 40 or p.batch.rows == 1 for s in steps for p in s.passes)
+    assert all(p.cut is None for s in steps for p in s.passes)
+
+
+def short_of_memory(at: assemble.Bench, most: int, needs_again: bool = False) -> Callable[..., Any]:
+    """Wrap a bench's losses: more than ``most`` examples a pass do not fit."""
+    right = at.task.item_losses
+
+    def losses(model: nn.Module, batch: Any) -> Any:
+        again = at.feed.stack is not None and at.feed.stack.checkpointing
+        if batch.rows > most or (needs_again and not again):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(model, batch)
+
+    return losses
+
+
+@pytest.mark.parametrize("most", [8, 3, 1])
+def test_memory_that_runs_out_leaves_fewer_lanes_then_fewer_examples(
+    most: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    trials = three("lora", "sft")
+    expected = run(build(trials, tiny_llama, tmp_path, ON), 4).losses
+    at = build(trials, tiny_llama, tmp_path, ON)
+    stepper, source = at.stepper(), batches(at)
+    stepper.losses = short_of_memory(at, most)
+    heard: list[Any] = []
+    train(stepper, source, 0, 4, (1, 2, 3, 4), heard.append, at.feed.halve)
+    found = torch.tensor([r.train_losses for r in heard])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    step = next(source)
+    assert max(p.batch.rows for p in step.passes) <= most
+    assert any(p.cut for p in step.passes) == (most < 8)
+
+
+def test_layers_are_computed_again_where_nothing_else_is_left(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    trials = three("lora", "sft")
+    expected = run(build(trials, tiny_llama, tmp_path, ON), 2).losses
+    at = build(trials, tiny_llama, tmp_path, ON)
+    at.feed.rescue = True
+    stepper = at.stepper()
+    stepper.losses = short_of_memory(at, 8, needs_again=True)
+    heard: list[Any] = []
+    train(stepper, batches(at), 0, 2, (1, 2), heard.append, at.feed.halve)
+    found = torch.tensor([r.train_losses for r in heard])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert at.feed.in_use.checkpointing is True
+
+
+def test_where_it_is_off_memory_runs_out(tiny_llama: Path, tmp_path: Path) -> None:
+    at = build(three("lora", "sft"), tiny_llama, tmp_path, ON)
+    stepper = at.stepper()
+    stepper.losses = short_of_memory(at, 8, needs_again=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(stepper, batches(at), 0, 2, (2,), lambda reading: None, at.feed.halve)
+
+
+def test_a_prefix_would_be_added_twice(tiny_llama: Path, tmp_path: Path) -> None:
+    trial = make_trial("prefix_tuning", "sft")
+    at = build(trial, tiny_llama, tmp_path, dataclasses.replace(PLAIN, checkpointing=True))
+    with pytest.raises(NotRecomputable, match="cache of keys and values"):
+        run(at, 1)
+    found = parity.decide(
+        trial, str(tiny_llama), tmp_path / "data", dataclasses.replace(PLAIN, checkpointing=True)
+    )
+    assert found.switches.checkpointing is False
+    assert "NotRecomputable" in found.reasons["checkpointing"]
+
+
+def test_the_parity_probe_tries_both(tiny_llama: Path, tmp_path: Path) -> None:
+    trial = make_trial("lora", "sft")
+    build(trial, tiny_llama, tmp_path)
+    wished = dataclasses.replace(ON, micro_tokens=40, checkpointing=True)
+    assert parity.decide(trial, str(tiny_llama), tmp_path / "data", wished).switches == wished
+
+
+def test_a_layer_keeps_its_input_alone(tmp_path: Path) -> None:
+    """The bytes that wait for the backward pass, counted."""
+    base = save_llama(tmp_path / "llama", width=64)
+    trial = make_trial("lora", "sft")
+
+    def kept(**changes: Any) -> int:
+        at = build(trial, base, tmp_path, dataclasses.replace(ON, **changes))
+        stepper, held = at.stepper(), {}
+        at.model.train()
+        step = next(batches(at))
+
+        def pack(t: torch.Tensor) -> torch.Tensor:
+            if not t.is_leaf:
+                held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            stepper._forward(step.passes[0])
+        return sum(held.values())
+
+    assert kept(checkpointing=True) < kept() / 5
+
+
+def test_the_cost_probe_finds_what_fits_and_says_so(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial("lora", "sft")
+    at = build(trial, tiny_llama, tmp_path)
+    task = type(at.task)
+    right = task.item_losses
+    again = {"on": False}
+    recompute = LayerStack.__setattr__
+
+    def watch(stack: LayerStack, name: str, value: Any) -> None:
+        if name == "checkpointing":
+            again["on"] = value
+        recompute(stack, name, value)
+
+    def losses(self: Any, model: nn.Module, batch: Any) -> Any:
+        if batch.rows > 2 or not again["on"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(self, model, batch)
+
+    monkeypatch.setattr(LayerStack, "__setattr__", watch)
+    monkeypatch.setattr(meter, "TIMED_STEPS", 1)
+    monkeypatch.setattr(meter, "WARM_UP_STEPS", 1)
+    monkeypatch.setattr(task, "item_losses", losses)
+    wishes = {"lanes": "auto", "checkpointing": "auto"}
+    segment = Segment((trial,), 0, 6, str(tmp_path), str(tiny_llama), wishes)
+    cost = preflight.probe(segment.to_json())
+    assert cost["status"] == Status.DONE, cost["reason"]
+    assert cost["engine"]["switches"]["checkpointing"] is True
+    assert cost["engine"]["rescue"] is True
+    assert cost["engine"]["pass_tokens"] > 0
+    forbidden = dataclasses.replace(segment, engine={**wishes, "checkpointing": "off"})
+    again["on"] = False
+    assert preflight.probe(forbidden.to_json())["status"] == Status.OUT_OF_MEMORY
+
+
+def test_what_cannot_be_captured_is_said() -> None:
+    wished = dataclasses.replace(ON, graphs=True)
+    assert wished.unfit() == {}
+    assert "too many shapes" in dataclasses.replace(wished, micro_tokens=64).unfit()["graphs"]
+    assert "on the host" in dataclasses.replace(wished, checkpointing=True).unfit()["graphs"]
+
+
+def test_the_plan_and_the_report_say_what_a_study_does_to_fit(
+    study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    study_values["engine"] |= {"micro_tokens": 64, "checkpointing": "on"}
+    spec = parse_spec(study_values)
+    assert memory_words(api.overview(spec, tmp_path)) == [
+        "at most 64 tokens a pass",
+        "layers computed again in the backward pass",
+    ]
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "run")
+    for row in report["methods"]:
+        assert row["status"] == "done"
+        assert {"micro_tokens", "checkpointing", "packing"} <= set(row["engine"]["on"])
