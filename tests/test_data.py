@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bakeoff import data
+from bakeoff import folder as folder_of
 from bakeoff.errors import PreflightError
+from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import write_jsonl
 
 
@@ -152,3 +154,44 @@ def test_all_broken_lines_of_a_kind_are_named_at_once(
 def test_a_cell_may_be_longer_than_pythons_csv_limit(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"t,l\n{'x' * 200_000},b\n")
     assert len(data.read_rows(tmp_path / "a.csv")[0]["t"]) == 200_000
+
+
+def _splits(folder: Path, rename: dict[str, str], **rows: list[dict[str, str]]) -> folder_of.Splits:
+    for split, values in rows.items():
+        write_jsonl(folder / f"{split}.jsonl", values)
+    named = {split: f"{split}.jsonl" for split in rows}
+    value = {
+        "name": "n",
+        "base": {"model": "m"},
+        "data": {**named, "rename": rename},
+        "task": {"kind": "sft"},
+        "methods": {"contenders": ["ia3"]},
+    }
+    return folder_of.read_splits(parse_spec(value), folder)
+
+
+OURS, THEIRS = [{"query": "1", "response": "a"}], [{"question": "2", "answer": "b", "id": "7"}]
+NAMES = {"question": "query", "answer": "response"}
+
+
+def test_columns_are_renamed_in_the_splits_that_have_them(tmp_path: Path) -> None:
+    splits = _splits(tmp_path, NAMES, train=OURS, validation=THEIRS, test=THEIRS)
+    assert splits.rows["train"] == OURS
+    assert splits.rows["test"] == [{"query": "2", "response": "b", "id": "7"}]
+    assert splits.place("test", 0).file == "test.jsonl", "its place is kept"
+
+
+@pytest.mark.parametrize(
+    ("rename", "expected", "says"),
+    [
+        ({"question": "query", "id": "answer"}, "rename-taken", "one 'answer' of several columns"),
+        ({"question": "x", "id": "x"}, "rename-taken", "one 'x' of several.*row.*of test.jsonl"),
+        ({"qestion": "query"}, "column-missing", "No row of any split has the column 'qestion'"),
+    ],
+)
+def test_a_rename_that_loses_or_names_nothing_is_refused(
+    tmp_path: Path, rename: dict[str, str], expected: str, says: str
+) -> None:
+    with pytest.raises(PreflightError, match=f"(?s){says}") as error:
+        _splits(tmp_path, rename, train=OURS, validation=OURS, test=THEIRS)
+    assert code(error) == expected

@@ -104,13 +104,13 @@ def test_every_parameter_is_taken_or_told(task: Path) -> None:
             "steps": 40, "batch_size": 2, "warmup": 0.0, "decay": 0.0, "weight_decay": 0.01,
             "clip": experiments.NO_CLIP, "validations": 4,
         },
-        "engine": {"evaluation_batch_size": 7, "compile": "on"},
+        "engine": {"evaluation_batch_size": 7, "compile": "on", "checkpointing": "on"},
     }  # fmt: skip
     assert experiments.columns(given)["prompt"] == "{query}?"
     assert given.learning_rate == 2e-3
     said = " ".join(experiments.notes(given))
     for word in (
-        "use_gc", "use_amp", "attn_implementation", "autocast_adapter_dtype", "temperature",
+        "use_amp", "attn_implementation", "autocast_adapter_dtype", "temperature",
         "init_kv_cache_prefix", "nf4", "AdamW's 0.01",
     ):  # fmt: skip
         assert word in said, word

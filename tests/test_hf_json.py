@@ -16,7 +16,7 @@ from bakeoff.errors import BakeoffError, UsageError
 from bakeoff.exchange import Wishes, import_results, write_results
 from bakeoff.hf import exporting
 from bakeoff.hf.results import read_file, read_folder
-from bakeoff.results import SplitScores, Status, StudyRecord
+from bakeoff.results import Forgetting, SplitScores, Status, StudyRecord
 from bakeoff.spec import parse_spec
 
 THEIRS = Path(__file__).parent / "data" / "hf"
@@ -157,6 +157,17 @@ def test_scores_that_are_not_right_or_wrong_get_no_interval(
     for value in exporting.files(right, folder).values():
         assert "test accuracy" in value["train_info"]["metrics"][-1]
         assert value["meta_info"]["bakeoff"]["metric"]["name"] == "numeric"
+
+
+def test_forgetting_is_per_token(record: StudyRecord, folder: Path, tmp_path: Path) -> None:
+    known = Forgetting((2, 3), (4.0, 6.0), (5.0, 6.5), (0.1, 0.2))
+    found = exporting.files(changed(record, forgetting=known), folder)
+    exporting.write(found, tmp_path / "files")
+    last = {n: v["train_info"]["metrics"][-1]["forgetting"] for n, v in found.items()}
+    (name,) = (found[n]["run_info"]["experiment_name"] for n, x in last.items() if x is not None)
+    report = import_results(tmp_path / "files", tmp_path / "back", Wishes("back", name))
+    row = next(m for m in report["methods"] if m["method"] == name)
+    assert row["forgetting"]["estimate"] == pytest.approx(1.5 / 5)
 
 
 def test_a_trial_that_failed_is_a_file_with_its_reason(

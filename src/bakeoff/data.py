@@ -49,6 +49,12 @@ def place_of(row: Row, split: str, position: int) -> Place:
     return Place(f"the {split} split", "row", position + 1)
 
 
+def renamed(row: Row, names: Mapping[str, str]) -> Row:
+    """Return a row under other column names, its place kept; a name that it lacks is nothing."""
+    content = {names.get(name, name): value for name, value in row.items()}
+    return Placed(content, row.place) if isinstance(row, Placed) else content
+
+
 def read_rows(path: Path) -> list[Row]:
     """Read every row of a JSONL, JSON (list of objects), CSV or TSV file, each with its place.
 

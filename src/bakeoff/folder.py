@@ -16,7 +16,7 @@ import tomli_w
 from bakeoff import assets, data
 from bakeoff.bases import ASSET
 from bakeoff.checks import cells
-from bakeoff.errors import EnvironmentProblem, PreflightError
+from bakeoff.errors import EnvironmentProblem, PreflightError, near_match
 from bakeoff.faults import Fault, Place, refusal
 from bakeoff.scoring import FOLDER as METRIC
 from bakeoff.spec import StudySpec, dump_spec, flatten
@@ -87,6 +87,7 @@ def _all_rows(spec: StudySpec, source: Path) -> tuple[dict[str, list[data.Row]],
         for name in ("validation", "test")
         if name not in given
     }
+    given = _renamed(given, spec.data.rename)
     if not missing:
         return given, {}
     rows = given.pop("train")
@@ -96,6 +97,43 @@ def _all_rows(spec: StudySpec, source: Path) -> tuple[dict[str, list[data.Row]],
     return given | data.split_rows(
         rows, spec.data.group, fractions, random.Random(spec.seed)
     ), fractions
+
+
+def _renamed(
+    given: dict[str, list[data.Row]], names: Mapping[str, str]
+) -> dict[str, list[data.Row]]:
+    """Give columns the names that ``data.rename`` says.
+
+    Raises:
+        PreflightError: ``rename-taken`` with the rows that would lose a column, ``column-missing``
+            for a column that no split has, with the near match.
+    """
+    faults = []
+    for old, new in names.items():
+        same = {new, *(o for o, n in names.items() if n == new)}
+        for split, rows in given.items():
+            taken = [i for i, row in enumerate(rows) if len(same & row.keys()) > 1]
+            what = f"data.rename makes one '{new}' of several columns"
+            hint = "another name in `data.rename`."
+            if taken:
+                faults.append(
+                    Fault.at("rename-taken", what, hint, split, taken, len(rows), fatal=True)
+                )
+        present = {str(name): None for rows in given.values() for row in rows for name in row}
+        if old not in present:
+            near = near_match(old, present)
+            hint = f"did you mean '{near}'? " if near else ""
+            faults.append(
+                Fault(
+                    "column-missing",
+                    f"No row of any split has the column '{old}' (data.rename)",
+                    f"{hint}The rows have: {', '.join(present)}.",
+                    fatal=True,
+                )
+            )
+    if (refused := refusal(faults, Splits(given, {}).place)) is not None:
+        raise refused
+    return {split: [data.renamed(row, names) for row in rows] for split, rows in given.items()}
 
 
 def _check_group(rows: Sequence[data.Row], group: str) -> None:
@@ -170,6 +208,7 @@ def write_study_file(folder: Path, spec: StudySpec, own_metric: str | None) -> N
     value["data"].pop("limit", None)
     if (folder / "data" / f"{GENERAL}.jsonl").is_file():
         value["forgetting"]["text"] = f"data/{GENERAL}.jsonl"
+    value["data"].pop("rename", None)  # the frozen rows bear the new names
     header = "# Written by bakeoff: the resolved study. `bakeoff run` on it resumes the study.\n"
     (folder / STUDY_FILE).write_text(header + tomli_w.dumps(value), encoding="utf-8")
 
@@ -184,6 +223,7 @@ def comparable(spec: StudySpec) -> dict[str, Any]:
     for name in ("metric", "metric_options"):  # compared as they are resolved
         value["task"].pop(name, None)
     value["forgetting"].pop("text", None)
+    value["data"].pop("rename", None)
     value.pop("verdict", None)  # what is read out of the results changes none of them
     return value
 

@@ -159,6 +159,8 @@ def conditions(experiment: Experiment) -> dict[str, Any]:
         engine["precision"] = DTYPES[params.dtype]
     if params.compile:
         engine["compile"] = "on"
+    if params.use_gc:
+        engine["checkpointing"] = "on"
     task: dict[str, Any] = {"max_length": params.max_seq_length}
     if "max_new_tokens" in params.generation_kwargs:
         task["max_new_tokens"] = params.generation_kwargs["max_new_tokens"]
@@ -218,7 +220,7 @@ def notes(experiment: Experiment) -> list[str]:
         said.append("init_kv_cache_prefix is not taken over: the prefix starts as PEFT starts it.")
     if not params.autocast_adapter_dtype:
         said.append("autocast_adapter_dtype = false is not taken over: adapters train in fp32.")
-    for key in ("use_gc", "use_amp", "attn_implementation"):
+    for key in ("use_amp", "attn_implementation"):
         if getattr(params, key):
             said.append(f"{key} is not taken over: it changes speed and memory, within rounding.")
     sampling = sorted(params.generation_kwargs.keys() - {"max_new_tokens", "max_length"})

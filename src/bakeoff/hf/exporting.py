@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -169,10 +170,18 @@ def _metrics(trial: Trial, result: TrialResult, metric: str) -> list[dict[str, A
                 "train loss": result.curve[-1].train_loss if result.curve else None,
                 "train samples": steps * batch,
                 "train total tokens": result.train_tokens,
-                "forgetting": None,
+                "forgetting": _forgetting(result),
             }
         )
     return entries
+
+
+def _forgetting(result: TrialResult) -> float | None:
+    """Return the change of the loss on general text, in nats per token, as theirs is."""
+    known = result.forgetting
+    if known is None:
+        return None
+    return (math.fsum(known.losses) - math.fsum(known.base_losses)) / sum(known.tokens)
 
 
 def _meta_info(record: StudyRecord, trial: Trial) -> dict[str, Any]:

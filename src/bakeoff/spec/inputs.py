@@ -55,6 +55,9 @@ class DataSpec(Part):
     """Share of the groups cut off for test, if no test file is given."""
     limit: LimitSpec = LimitSpec()
     """Largest number of rows of each split."""
+    rename: dict[str, str] = {}
+    """Column -> the name it gets, in the splits that have it: where test calls its columns
+    otherwise than train."""
     columns: dict[str, str] = {}
     """Field of the task -> column name, or a template such as `"Q: {question}\\nA: "`."""
 
