@@ -284,7 +284,7 @@ def test_without_a_study_file_its_conditions_are_written(
     given = experiments.read(task / "experiments" / LORA, None)
     values = [{"query": r["text"], "response": r["json"]} for r in rows()]
     data = write_jsonl(tmp_path / "math.jsonl", values)
-    path = write_study(tmp_path / "out", str(tiny_llama), data, [], "lora,ia3", 7, given)
+    path = write_study(tmp_path / "out", str(tiny_llama), str(data), [], "lora,ia3", 7, given)
     written = tomllib.loads(path.read_text())
     assert written["base"]["model"] == str(tiny_llama.resolve())
     assert written["data"]["columns"] == experiments.columns(given)

@@ -36,6 +36,13 @@ HOME = {
 }
 
 
+CHAT = (
+    "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
 def own(split: str) -> list[Row]:
     """The rows of a split that shares no text with the others: 48, 24 and 24."""
     return [r for r in rows() if r["text"].rsplit(" ", 1)[1] in HOME[split]]
@@ -57,6 +64,19 @@ class Study:
         self.values["task"] |= {"kind": "sft", "max_length": 64}
         self.values["data"]["columns"] = {"prompt": "Command : {text} JSON", "completion": "{json}"}
         self.values["method"] = {}
+
+    def chat(self, template: str | None = None) -> None:
+        """Turn it into conversations on the tiny Llama, rendered by this template."""
+        self.sft()
+        self.values["data"]["columns"] = {"messages": "chat"}
+        for split in SPLITS:
+            for row in self.rows[split]:
+                row["chat"] = [  # type: ignore[assignment]
+                    {"role": "user", "content": row["text"]},
+                    {"role": "assistant", "content": row["json"]},
+                ]
+        (self.folder / "chat.jinja").write_text(CHAT if template is None else template)
+        self.values["task"]["chat_template"] = "chat.jinja"
 
     def file(self, split: str, name: str, content: bytes | str) -> None:
         """Give a split as a file of this content."""
@@ -345,6 +365,101 @@ def _(study: Study) -> None:
 @lists("labels-alike", "'Music ' stands beside 'music', which counts as another answer, in 1 of 48")
 def _(study: Study) -> None:
     study.rows["train"][20]["label"] = "Music "
+
+
+# --- conversations -------------------------------------------------------------------------------
+
+
+@refuses("messages-malformed", "Message 1 has no 'role' in 1 of 24 rows of test: line 3 of test")
+def _(study: Study) -> None:
+    study.chat()
+    study.rows["test"][2]["chat"] = [{"from": "human", "value": "Hi"}]
+
+
+@refuses("unknown-role", "Message 2 has the role 'bot' in 2 of 48 rows of train: lines 1 and 5 of")
+def _(study: Study) -> None:
+    study.chat()
+    for i in (0, 4):
+        study.rows["train"][i]["chat"][1]["role"] = "bot"
+
+
+@refuses("empty-message", "Message 1 (user) has no content in 1 of 24 rows of test: line 9 of test")
+def _(study: Study) -> None:
+    study.chat()
+    study.rows["test"][8]["chat"][0]["content"] = None
+
+
+@refuses("tool-messages", "in 1 of 48 rows of train: line 4 of train.jsonl")
+def _(study: Study) -> None:
+    study.chat()
+    study.rows["train"][3]["chat"].insert(1, {"role": "tool", "content": "4"})
+
+
+@refuses("no-assistant-turn", "in 1 of 24 rows of test: line 2 of test.jsonl")
+def _(study: Study) -> None:
+    study.chat()
+    study.rows["test"][1]["chat"].pop()
+
+
+@refuses("assistant-first", "in 1 of 48 rows of train: line 48 of train.jsonl")
+def _(study: Study) -> None:
+    study.chat()
+    study.rows["train"][47]["chat"].pop(0)
+
+
+@lists("after-last-answer", "is left out in 1 of 48 rows of train: line 2 of train.jsonl")
+def _(study: Study) -> None:
+    study.chat()
+    study.rows["train"][1]["chat"].append({"role": "user", "content": "thanks"})
+
+
+@refuses("chat-without-chat", "the rows are plain prompts and completions")
+def _(study: Study) -> None:
+    study.sft()
+    study.values["task"]["system"] = "Be brief."
+
+
+@refuses("no-chat-template", "tokenizer has no chat template")
+def _(study: Study) -> None:
+    study.chat()
+    del study.values["task"]["chat_template"]
+
+
+@refuses("chat-no-turn-end", "no end token: answers would never end in 48 of 48 rows of train")
+def _(study: Study) -> None:
+    study.chat(CHAT.replace("{{ eos_token + ' ' }}", ""))
+
+
+@refuses("chat-template-refused", "TemplateError: no system in 48 of 48 rows of train")
+def _(study: Study) -> None:
+    study.chat(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + CHAT
+    )
+    study.values["task"]["system"] = "Be brief."
+
+
+@refuses("chat-prefix-broken", "once more messages follow")
+def _(study: Study) -> None:
+    study.chat("{{ messages | length }} " + CHAT)
+
+
+@refuses("chat-answer-differs", "no answer could ever equal its reference in 24 of 24 rows of test")
+def _(study: Study) -> None:
+    study.chat(CHAT.replace("m['content']", "m['content'] | upper"))
+
+
+@refuses(
+    "chat-marks", "marks 0 stretches as generated where the conversation has 1 assistant turns"
+)
+def _(study: Study) -> None:
+    study.chat(CHAT + "{% if false %}{% generation %}{% endgeneration %}{% endif %}")
+
+
+@refuses("control-token-in-text", "message 1 holds the control token '[EOS]'")
+def _(study: Study) -> None:
+    study.chat()
+    study.rows["test"][5]["chat"][0]["content"] += " [EOS]"
 
 
 # --- tokens and base -----------------------------------------------------------------------------
@@ -652,7 +767,17 @@ def test_the_page_lists_every_fault_that_the_source_names() -> None:
     assert {c.code for c in LISTED} - {""} <= {code for code, kind in rows if kind == "listed"}
 
 
-NAMES = ("data", "folder", "token_checks", "tied", "hours", "classify", "sft")
+NAMES = (
+    "messages",
+    "template",
+    "data",
+    "folder",
+    "token_checks",
+    "tied",
+    "hours",
+    "classify",
+    "sft",
+)
 ACROSS = {"test-in-train", "validation-in-train", "test-in-validation"}
 ELSEWHERE = {
     "nothing-supervised", "end-not-supervised", "completions-cut",

@@ -158,7 +158,8 @@ def hold(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
 def freeze(study: Study, store: Writer, counted: dict[str, Any]) -> None:
     """Freeze the study in its folder, with what is counted of its looks at test."""
     own = None if study.metric.code is None else study.metric.name
-    study_folder.write_study_file(study.folder, study.spec, own)
+    template = (study.conditions.task_options.get("chat") or {}).get("template")
+    study_folder.write_study_file(study.folder, study.spec, own, template)
     known = {"spec": dump_spec(study.spec), "about": about(study), "frozen": frozen_values(study)}
     store.set_all({**known, **counted})
 

@@ -14,6 +14,7 @@ from bakeoff import assets
 from bakeoff.errors import PreflightError
 
 ASSET = "asset:"
+READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -80,13 +81,15 @@ def check_folder(folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a sha256 over config and weight files (name, size, first and last MiB).
+    """Return a sha256 over config, tokenizer and weight files (name, size, first and last MiB).
 
     Whole files would take minutes on large bases; the first MiB holds the safetensors header.
     """
     digest = hashlib.sha256()
     window = 2**20
-    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+    for path in sorted(
+        [*folder.glob("*.safetensors"), *filter(Path.is_file, map(folder.joinpath, READ))]
+    ):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size};".encode())
         with path.open("rb") as file:

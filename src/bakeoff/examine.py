@@ -7,23 +7,30 @@ refused and listed the same way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bakeoff import checks
+from bakeoff.errors import UsageError
 from bakeoff.faults import Fault, refusal
 from bakeoff.folder import Splits
 from bakeoff.progress import Progress
 from bakeoff.spec import StudySpec
+from bakeoff.spec.inputs import TaskSpec
 
 
-def examine(spec: StudySpec, task: Any, splits: Splits) -> tuple[dict[str, Any], list[Fault]]:
+def examine(
+    spec: StudySpec, source: Path, task: Any, splits: Splits
+) -> tuple[dict[str, Any], list[Fault]]:
     """Check the rows as text; return the task's options and what is to be listed.
 
     Raises:
         PreflightError: what no study can be run on, all of it at once, with row numbers.
     """
-    columns = task.columns(spec.data.columns)
+    columns = task.columns(spec.data.columns, next(iter(splits.rows["train"]), ()))
     own = task.completed(spec.task.options)
+    if chat := chat_options(spec.task, source, "messages" in task.structured):
+        own["chat"] = chat
     reading = checks.Reading(
         fields=columns,
         structured=task.structured,
@@ -46,6 +53,41 @@ def examine(spec: StudySpec, task: Any, splits: Splits) -> tuple[dict[str, Any],
     )
     refuse(checked.faults, splits)
     return checked.options, [*faults, *checked.faults, *checks.telling(splits.rows, reading)]
+
+
+def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
+    """Return how the study wants conversations rendered: what it says, and nothing else.
+
+    ``chats``: the task knows conversations.
+
+    Raises:
+        UsageError: ``chat-template-unreadable``, ``chat-not-for-task``.
+    """
+    template = None
+    if task.chat_template is not None:
+        path = source / Path(task.chat_template).expanduser()
+        try:
+            template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                "chat-template-unreadable",
+                f"task.chat_template = '{task.chat_template}' cannot be read: {error}.",
+                "a UTF-8 text file with a Jinja template, relative to the study file.",
+            ) from error
+    wanted = {
+        "pairs": task.chat,
+        "system": task.system,
+        "template": template,
+        "variables": task.chat_template_kwargs,
+    }
+    given = {name: value for name, value in wanted.items() if value}
+    if given and not chats:
+        raise UsageError(
+            "chat-not-for-task",
+            f"[task] says how conversations are rendered, which '{task.kind}' has none of.",
+            'kind = "sft", or leave chat, system, chat_template and chat_template_kwargs out.',
+        )
+    return given
 
 
 def refuse(faults: Sequence[Fault], splits: Splits) -> None:

@@ -6,6 +6,7 @@ holds a study that is run again against the one that was frozen.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,7 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from bakeoff import assets, data
-from bakeoff.bases import ASSET
+from bakeoff import data, sources
 from bakeoff.checks import cells
 from bakeoff.errors import EnvironmentProblem, PreflightError, near_match
 from bakeoff.faults import Fault, Place, refusal
@@ -23,6 +23,9 @@ from bakeoff.spec import StudySpec, dump_spec, flatten
 
 DATABASE = "study.db"
 STUDY_FILE = "study.toml"
+CHAT_TEMPLATE = "chat_template.jinja"
+FROZEN = {name: f"data/{name}.jsonl" for name in data.SPLITS}
+ORIGINS = "data/origins.json"
 GENERAL = "general"
 """The file beside the splits that holds general text."""
 
@@ -33,6 +36,8 @@ class Splits(NamedTuple):
     rows: dict[str, list[data.Row]]
     cut: dict[str, float]
     """The splits that were cut from one file -> the share of its rows that each was to get."""
+    origins: dict[str, Any] = {}
+    """Where each split came from, for the report."""
     general: Sequence[data.Row] = ()
 
     def place(self, split: str, position: int) -> Place:
@@ -65,23 +70,31 @@ def make(folder: Path) -> None:
 
 
 def read_splits(spec: StudySpec, source: Path) -> Splits:
-    """Read the user's files, relative to ``source``; cut splits that are not given; sample.
+    """Read the user's rows, files relative to ``source``; cut splits that are not given; sample.
 
     Raises:
         PreflightError: a file that cannot be read, a group column that cannot cut.
     """
     limits = spec.data.limit.model_dump()
     rng = random.Random(spec.seed)
-    rows, cut = _all_rows(spec, source)
-    return Splits({name: data.sample(rows[name], limits[name], rng) for name in data.SPLITS}, cut)
+    found = sources.find(_named(spec), source, spec.data.config, spec.data.revision)
+    rows, cut = _all_rows(spec, {name: own.rows for name, own in found.items()})
+    origins = {name: own.origin for name, own in found.items()}
+    origins |= {name: {**origins["train"], "share": share} for name, share in cut.items()}
+    if (source / ORIGINS).is_file() and _named(spec) == FROZEN:
+        origins = json.loads((source / ORIGINS).read_text(encoding="utf-8"))
+    sampled = {name: data.sample(rows[name], limits[name], rng) for name in data.SPLITS}
+    return Splits(sampled, cut, origins)
 
 
-def _all_rows(spec: StudySpec, source: Path) -> tuple[dict[str, list[data.Row]], dict[str, float]]:
-    given = {
-        name: data.read_rows(locate_data(path, source))
-        for name in data.SPLITS
-        if (path := getattr(spec.data, name)) is not None
-    }
+def _named(spec: StudySpec) -> dict[str, str]:
+    named = {name: getattr(spec.data, name) for name in data.SPLITS}
+    return {name: reference for name, reference in named.items() if reference is not None}
+
+
+def _all_rows(
+    spec: StudySpec, given: dict[str, list[data.Row]]
+) -> tuple[dict[str, list[data.Row]], dict[str, float]]:
     missing = {
         name: getattr(spec.data, f"{name}_fraction")
         for name in ("validation", "test")
@@ -154,14 +167,6 @@ def _check_group(rows: Sequence[data.Row], group: str) -> None:
         raise refused
 
 
-def locate_data(path: str, source: Path) -> Path:
-    """Return where a data file lies: relative to ``source``, or ``asset:<name>/<file>``."""
-    if path.startswith(ASSET):
-        name, _, file = path.removeprefix(ASSET).partition("/")
-        return assets.prepare(name, lambda _: None) / file
-    return source / path
-
-
 def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
     """Remove the states of a trial that it goes on from at rungs, except that at step ``but``."""
     states = folder / "trials" / trial_id / "state"
@@ -174,9 +179,10 @@ def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
 
 
 def freeze_data(folder: Path, splits: Splits) -> None:
-    """Write the splits under ``data/``."""
+    """Write the splits under ``data/``, with where they came from."""
     for name, rows in _frozen(splits).items():
         data.write_split(folder / "data" / f"{name}.jsonl", rows)
+    (folder / ORIGINS).write_text(json.dumps(splits.origins, indent=1) + "\n", encoding="utf-8")
 
 
 def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
@@ -196,16 +202,23 @@ def _frozen(splits: Splits) -> dict[str, list[data.Row]]:
     return {**splits.rows, **({GENERAL: list(splits.general)} if splits.general else {})}
 
 
-def write_study_file(folder: Path, spec: StudySpec, own_metric: str | None) -> None:
+def write_study_file(
+    folder: Path, spec: StudySpec, own_metric: str | None, chat_template: str | None = None
+) -> None:
     """Write the resolved study file: every default spelt out, paths inside the folder.
 
-    ``own_metric`` names the user's own metric in its copy there, None where bakeoff's is used.
+    ``own_metric`` names the user's own metric in its copy there, None where bakeoff's is used;
+    ``chat_template`` is the text of the study's own.
     """
     value = dump_spec(spec)
+    if chat_template is not None:
+        (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
+        value["task"]["chat_template"] = CHAT_TEMPLATE
     if own_metric is not None:
         value["task"]["metric"] = f"{METRIC}/{own_metric}"
-    value["data"] |= {name: f"data/{name}.jsonl" for name in data.SPLITS}
-    value["data"].pop("limit", None)
+    value["data"] |= FROZEN
+    for name in ("limit", "config", "revision"):
+        value["data"].pop(name, None)
     if (folder / "data" / f"{GENERAL}.jsonl").is_file():
         value["forgetting"]["text"] = f"data/{GENERAL}.jsonl"
     value["data"].pop("rename", None)  # the frozen rows bear the new names
@@ -216,11 +229,12 @@ def write_study_file(folder: Path, spec: StudySpec, own_metric: str | None) -> N
 def comparable(spec: StudySpec) -> dict[str, Any]:
     """Return what of a spec must stay: all but paths (hashes are compared) and mere speed."""
     value = dump_spec(spec)
-    for name in (*data.SPLITS, "validation_fraction", "test_fraction", "group", "limit"):
+    of_reading = ("validation_fraction", "test_fraction", "group", "limit", "config", "revision")
+    for name in (*data.SPLITS, *of_reading):
         value["data"].pop(name, None)
     for name in ("executor", "workers", "threads"):
         value["engine"].pop(name, None)
-    for name in ("metric", "metric_options"):  # compared as they are resolved
+    for name in ("metric", "metric_options", "chat_template"):  # compared as they are resolved
         value["task"].pop(name, None)
     value["forgetting"].pop("text", None)
     value["data"].pop("rename", None)

@@ -10,19 +10,32 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
 from bakeoff import hours, plan, race
 from bakeoff.estimate import Timing, estimate
+from bakeoff.faults import standing
 from bakeoff.hours import Fit
 from bakeoff.progress import Progress, Silent
 from bakeoff.spec import StudySpec
-from bakeoff.study import Study, check, make_executor, open_study, prior_trial, segment, warned
+from bakeoff.study import (
+    Study,
+    call,
+    check,
+    executor,
+    make_executor,
+    open_study,
+    prior_trial,
+    segment,
+    warned,
+)
+from bakeoff.trial import Trial
 
 RUN_TIMING = "bakeoff.timing:measure"
+RUN_ROWS = "bakeoff.shown:rows"
 
 
 class Timed(NamedTuple):
@@ -34,19 +47,24 @@ class Timed(NamedTuple):
 
 
 def overview(
-    spec: StudySpec, source: Path, progress: Progress | None = None, time_it: bool = False
+    spec: StudySpec,
+    source: Path,
+    progress: Progress | None = None,
+    time_it: bool = False,
+    show: int = 0,
 ) -> dict[str, Any]:
     """Return what a study would run; checks everything that can be checked without training.
 
     ``detectable`` is the smallest true difference, in the metric's unit, that would be called
     better or worse in 80 % of such studies, at the noise that is published for scores of 0 and 1.
     With ``time_it``, or where the budget is in hours, a few steps of each method are timed, and
-    ``estimate`` says what all of it takes.
+    ``estimate`` says what all of it takes. ``rows`` are the first ``show`` rows of train as tokens.
     """
     heard = progress or Silent()
     study = open_study(spec, source, Path(), heard)
     with laid_out(study) as there:
         study = check(there, heard)._replace(folder=study.folder)
+        rows = shown(there, show) if show else None
         found = timed(there, heard) if time_it or spec.budget.hours is not None else None
     bought = fitted(study, found) if found is not None and spec.budget.hours is not None else None
     if bought is not None:
@@ -55,21 +73,8 @@ def overview(
     search = plan.search_trials(study.spec, study.entries, study.conditions)
     chosen = {t.method.name: t.setting for t in search}
     final = plan.final_trials(study.spec, study.entries, study.conditions, chosen)
+    methods = _methods(study, search, final)
     steps = study.conditions.steps
-    methods = []
-    for entry in study.entries:
-        rates = [t.learning_rate for t in search if t.method.name == entry.name]
-        n_final = sum(t.method.name == entry.name for t in final)
-        methods.append(
-            {
-                "method": entry.name,
-                "title": entry.title,
-                "search_trials": len(rates),
-                "final_trials": n_final,
-                "steps": steps * (len(rates) + n_final),
-                "learning_rates": rates,
-            }
-        )
     trials = len(search) + len(final)
     return {
         "name": spec.name,
@@ -92,6 +97,7 @@ def overview(
         "hours": None if bought is None else dataclasses.asdict(bought),
         "estimate": None if found is None else estimated(study, found),
         "sizes": None if study.sizes is None else list(study.sizes),
+        "rows": rows,
         "warnings": list(study.warnings),
     }
 
@@ -107,12 +113,44 @@ def _memory(study: Study) -> dict[str, Any]:
     }
 
 
+def _methods(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Return what each method would run."""
+    methods = []
+    for entry in study.entries:
+        rates = [t.learning_rate for t in search if t.method.name == entry.name]
+        n_final = sum(t.method.name == entry.name for t in final)
+        methods.append(
+            {
+                "method": entry.name,
+                "title": entry.title,
+                "search_trials": len(rates),
+                "final_trials": n_final,
+                "steps": study.conditions.steps * (len(rates) + n_final),
+                "learning_rates": rates,
+            }
+        )
+    return methods
+
+
 @contextlib.contextmanager
 def laid_out(study: Study) -> Iterator[Study]:
     """Give the study in a temporary folder with its data, where nothing else is kept."""
     with tempfile.TemporaryDirectory() as name:
         study_folder.freeze_data(Path(name), study.splits)
         yield study._replace(folder=Path(name))
+
+
+def shown(study: Study, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of train as they are trained on, and where they stand in the file.
+
+    The study's data must lie in its folder.
+    """
+    asked = segment(study, [prior_trial(study, study.entries[0])]).to_json()
+    found = call(executor(study.spec), RUN_ROWS, {"segment": asked, "count": count})["rows"]
+    return [
+        {"where": standing([study.splits.place("train", row["position"])], 1), **row}
+        for row in found
+    ]
 
 
 def timed(study: Study, progress: Progress) -> Timed:

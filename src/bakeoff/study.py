@@ -80,7 +80,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     metric = chosen_metric(spec, source)
     splits = study_folder.read_splits(spec, source)
     splits = splits._replace(general=general_text(spec, task.task_type, source))
-    options, faults = examine(spec, task, splits)
+    options, faults = examine(spec, source, task, splits)
     base = bases.locate(spec.base.model, progress.say)
     warnings = said([*listed(faults, splits), *plan.early_rungs(spec.budget)], progress)
     if Path(base.path).is_dir():
@@ -231,6 +231,7 @@ def load_methods(spec: StudySpec, source: Path) -> tuple[MethodEntry, ...]:
 
 def frozen_values(study: Study) -> dict[str, Any]:
     """Return what must not change between the first run of a study and any later one."""
+    template = (study.conditions.task_options.get("chat") or {}).get("template")
     return {
         "spec": study_folder.comparable(study.spec),
         "data": study.conditions.data,
@@ -242,6 +243,7 @@ def frozen_values(study: Study) -> dict[str, Any]:
             "options": study.conditions.metric_options,
             "source": study.conditions.metric_source,
         },
+        "chat_template": None if template is None else scoring.digest(template.encode()),
     }
 
 
@@ -275,6 +277,7 @@ def about(study: Study) -> dict[str, Any]:
                 "quantizer": study.conditions.quantizer,
             },
             "data": study.conditions.data,
+            "data_from": study.splits.origins,
             "git": git_state(study.source),
             "command": " ".join(["bakeoff", *sys.argv[1:]]),
             "study_file": study_folder.STUDY_FILE,

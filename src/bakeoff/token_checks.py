@@ -15,7 +15,7 @@ from torch import nn
 from bakeoff.data import SPLITS, Row, read_rows
 from bakeoff.errors import PreflightError
 from bakeoff.faults import Fault
-from bakeoff.tasks import Example, Task
+from bakeoff.tasks import Example, RowError, Task
 from bakeoff.tokens import keep_split
 
 UNKNOWN_SHARE = 0.01
@@ -61,13 +61,33 @@ def check(data: Path, task: Task, tokenizer: Any, base: Base) -> list[Fault]:
         faults += of_the_task
         if any(f.fatal for f in of_the_task):
             continue
-        full = task.uncut().encode(tokenizer, rows)
+        try:
+            full = task.uncut().encode(tokenizer, rows)
+        except RowError:
+            faults += _unusable(task.uncut(), tokenizer, split, rows)
+            continue
         examples, found = _cut(task, tokenizer, split, rows, full)
         faults += found
         if not any(f.fatal for f in found):
             faults += _rows(task, tokenizer, base, split, examples)
             keep_split(task, tokenizer, data, split, examples)
     return faults
+
+
+def _unusable(task: Task, tokenizer: Any, split: str, rows: Sequence[Row]) -> list[Fault]:
+    """Return which rows the task cannot tokenise, by the reason."""
+    first: dict[str, RowError] = {}
+    found: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        try:
+            task.encode(tokenizer, [row])
+        except RowError as error:
+            first.setdefault(error.code, error)
+            found.setdefault(error.code, []).append(i)
+    return [
+        Fault.at(code, e.what, e.try_, split, found[code], len(rows), fatal=True)
+        for code, e in first.items()
+    ]
 
 
 def _tokenizer(task: Task, tokenizer: Any, base: Base) -> Iterator[Fault]:
@@ -214,8 +234,8 @@ def _unlearnt(
                 split, found, len(examples),
             )  # fmt: skip
     if task.needs_end_token:
-        end = tokenizer.eos_token_id
-        found = [i for i, e in enumerate(examples) if end not in e.labels]
+        ends = set(task.end_tokens(tokenizer))
+        found = [i for i, e in enumerate(examples) if ends.isdisjoint(e.labels)]
         if found:
             yield Fault.at(
                 "end-not-supervised",

@@ -59,7 +59,8 @@ def _path(task: Task, tokenizer: Any, data: Path, split: str) -> Path:
 def _description(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
-    return f"{type(tokenizer).__name__} {tokenizer.special_tokens_map} {text}"
+    chat = getattr(tokenizer, "chat_template", None)
+    return f"{type(tokenizer).__name__} {tokenizer.special_tokens_map} {chat} {text}"
 
 
 def _write(path: Path, examples: Sequence[Example]) -> None:

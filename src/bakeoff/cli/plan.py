@@ -20,17 +20,21 @@ def command(
     time_it: bool = typer.Option(
         True, "--time/--no-time", help="Time a few steps of each method; estimate the whole."
     ),
+    show: int = typer.Option(
+        0, "--show", min=0, help="Print so many rows of train as tokens, what is learnt marked."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Check a study; print the trials it would run, what they take, and what they can show."""
     from bakeoff import api
     from bakeoff.cli.live import Live
+    from bakeoff.cli.rows import show_rows
     from bakeoff.hours import Fit, sentence
     from bakeoff.spec import read_spec
 
     spec = read_spec(study)
     with Live(err) as live:
-        overview = api.overview(spec, study.parent, live, time_it)
+        overview = api.overview(spec, study.parent, live, time_it, show)
     if as_json:
         show_json(overview)
         return
@@ -59,6 +63,7 @@ def command(
     if overview["sizes"] is not None:
         show_sizes(overview["sizes"])
     show_totals(overview)
+    show_rows(overview["rows"] or [])
 
 
 def memory_words(overview: dict[str, Any]) -> list[str]:

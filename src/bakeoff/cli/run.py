@@ -29,7 +29,10 @@ def register(app: typer.Typer) -> None:
 def command(
     study: Path | None = typer.Argument(None, help="A study.toml, or a study folder."),
     model: str | None = typer.Option(None, help="Without a study file: folder, hub id or asset:…"),
-    data: Path | None = typer.Option(None, help="Without a study file: JSONL, JSON, CSV or TSV."),
+    data: str | None = typer.Option(
+        None,
+        help="Without a study file: JSONL, JSON, CSV, TSV, Parquet, a folder, or hub:org/name.",
+    ),
     column: list[str] = typer.Option([], help="field=column or field=template, e.g. label=intent."),
     methods: str = typer.Option(DEFAULT_METHODS, help="Control first, then the contenders."),
     steps: int | None = typer.Option(None, help="Optimizer steps a trial."),
@@ -56,7 +59,7 @@ def command(
         inside = (path.parent / "study.db").is_file()
         folder = out or (path.parent if inside else RUNS / spec.name)
     elif model and data:
-        folder = out or RUNS / data.stem
+        folder = out or RUNS / _name(data)
         path = write_study(folder, model, data, column, methods, steps, given)
         spec = read_spec(path)
     else:
@@ -90,7 +93,7 @@ def execute(spec: StudySpec, source: Path, folder: Path, as_json: bool, again: b
 def write_study(
     folder: Path,
     model: str,
-    data: Path,
+    data: str,
     column: list[str],
     methods: str,
     steps: int | None,
@@ -116,7 +119,7 @@ def write_study(
     value: dict[str, Any] = experiments.conditions(experiment) if experiment is not None else {}
     tables: dict[str, dict[str, Any]] = {
         "base": {"model": _absolute(model)},
-        "data": {"train": str(data.resolve()), "columns": columns},
+        "data": {"train": _absolute_data(data), "columns": columns},
         "task": {"kind": guess_task(data, columns)},
         "methods": {"control": control, "contenders": contenders},
         "budget": {} if steps is None else {"steps": steps},
@@ -132,25 +135,26 @@ def write_study(
     return path
 
 
-def guess_task(data: Path, columns: dict[str, str]) -> str:
+def guess_task(data: str, columns: dict[str, str]) -> str:
     """Tell the task from the fields that the user or the file's columns name.
 
     Raises:
         UsageError: ``task-unclear``, listing the columns.
     """
-    from bakeoff import registry
-    from bakeoff.data import read_rows
+    from bakeoff import registry, sources
 
-    present = read_rows(data)[0]
+    present = sources.find({"train": data}, Path())["train"].rows[0]
     for name in registry.names("tasks"):
-        fields = registry.find("tasks", name).TASK.fields
-        if all(f in columns or default in present for f, default in fields.items()):
-            return name
+        task = registry.find("tasks", name).TASK
+        for fields in (task.fields, *task.other_fields):
+            if all(f in columns or default in present for f, default in fields.items()):
+                return name
     raise UsageError(
         "task-unclear",
-        f"{data} has the columns {', '.join(map(str, present))}: is it text -> label or "
-        f"prompt -> completion?",
-        "name them: `--column text=COLUMN --column label=COLUMN` (or prompt, completion).",
+        f"{data} has the columns {', '.join(map(str, present))}: is it text -> label, "
+        "prompt -> completion or chat messages?",
+        "name them: `--column text=COLUMN --column label=COLUMN` (or prompt and completion, or "
+        "messages).",
     )
 
 
@@ -161,6 +165,29 @@ def _pair(text: str) -> tuple[str, str]:
             "column-malformed", f"--column {text} is not field=column.", "--column label=intent"
         )
     return field, value
+
+
+def _name(data: str) -> str:
+    """Return what a study of these data is called: its file, its folder, its id on the hub."""
+    from bakeoff.sources import hub
+
+    if data.startswith(hub.PREFIX):
+        data = data.removeprefix(hub.PREFIX).partition(":")[0]
+    return Path(data).resolve().stem
+
+
+def _absolute_data(data: str) -> str:
+    from bakeoff.bases import ASSET
+    from bakeoff.sources import hub
+
+    if data.startswith(ASSET):
+        return data
+    if not data.startswith(hub.PREFIX):
+        return str(Path(data).expanduser().resolve())
+    wanted, colon, split = data.removeprefix(hub.PREFIX).partition(":")
+    folder = Path(wanted).expanduser()
+    local = wanted.startswith((".", "/", "~"))
+    return f"{hub.PREFIX}{folder.resolve() if local else wanted}{colon}{split}"
 
 
 def _absolute(model: str) -> str:

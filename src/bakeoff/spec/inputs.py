@@ -42,11 +42,16 @@ class DataSpec(Part):
     """Where the rows are. Without validation or test they are cut from train, once."""
 
     train: str
-    """JSONL, JSON, CSV or TSV; relative to the study file."""
+    """JSONL, JSON, CSV, TSV or Parquet, or a folder of such files, relative to the study file; or
+    a data set of the hub: `"hub:org/name"`, `"hub:org/name:split"` (docs/data.md)."""
     validation: str | None = None
     """Settings are chosen on it."""
     test: str | None = None
     """The verdict is read from it, once."""
+    config: str | None = None
+    """Configuration (subset) of the hub's data set."""
+    revision: str | None = None
+    """Commit, branch or tag of the hub's data set; the report says which commit it was."""
     group: str | None = None
     """Column whose rows stay in one split when splits are cut (template, author, document)."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
@@ -60,6 +65,17 @@ class DataSpec(Part):
     otherwise than train."""
     columns: dict[str, str] = {}
     """Field of the task -> column name, or a template such as `"Q: {question}\\nA: "`."""
+
+    @model_validator(mode="after")
+    def _hub_arguments_are_used(self) -> DataSpec:
+        references = (self.train, self.validation, self.test)
+        if not any(r is not None and r.startswith("hub:") for r in references):
+            for name in ("config", "revision"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f'`{name}` is of a data set of the hub: train = "hub:org/name"'
+                    )
+        return self
 
 
 class ForgettingSpec(Part):
@@ -77,8 +93,8 @@ class TaskSpec(Part):
     """What is learnt and how it is scored."""
 
     kind: str
-    """`classify` (text -> label), `sft` (prompt -> completion) or `choice` (prompt, choices ->
-    the right one, by log-likelihood)."""
+    """`classify` (text -> label), `sft` (prompt -> completion, or chat messages) or `choice`
+    (prompt, choices -> the right one, by log-likelihood)."""
     options: dict[str, Any] = {}
     """What the task takes beside (docs/choice.md), such as `normalise` for `choice`."""
     metric: str | None = None
@@ -94,3 +110,12 @@ class TaskSpec(Part):
     """Longest example in tokens; longer ones are cut, and counted in a warning."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     """Longest generated answer; default: the longest completion in train, plus 8."""
+    chat: bool = False
+    """Render prompt and completion through the chat template, as one question and its answer;
+    a `messages` column always is."""
+    system: str | None = None
+    """System message in front of every conversation that has none of its own."""
+    chat_template: str | None = None
+    """Jinja file used in place of the base's chat template, relative to the study file."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables that the chat template takes, such as `{ enable_thinking = false }`."""

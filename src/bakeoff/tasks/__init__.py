@@ -8,7 +8,7 @@ need them. The loop and the evaluation see only this interface.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -69,11 +69,22 @@ class Checked(NamedTuple):
     faults: tuple[Fault, ...] = ()
 
 
+class RowError(PreflightError):
+    """A row that cannot be used, by its ``position`` among those given; ``what`` is a clause."""
+
+    def __init__(self, position: int, code: str, what: str, try_: str) -> None:
+        super().__init__(code, f"{what} in row {position + 1}.", try_)
+        self.args = (position, code, what, try_)  # what it is made of again when unpickled
+        self.position, self.what = position, what
+
+
 class Task(ABC):
     """What is learnt and how it is predicted. ``options`` are JSON values, part of a trial's id."""
 
     fields: ClassVar[Mapping[str, str]]
     """Field -> default column."""
+    other_fields: ClassVar[tuple[Mapping[str, str], ...]] = ()
+    """Other fields that rows may have instead of those."""
     metrics: ClassVar[tuple[str, ...]]
     """Metrics that make sense of the task's answers; the first is the default."""
     task_type: ClassVar[str]
@@ -103,20 +114,33 @@ class Task(ABC):
         self.options = options
 
     @classmethod
-    def columns(cls, given: Mapping[str, str]) -> dict[str, str]:
+    def columns(cls, given: Mapping[str, str], present: Iterable[str] = ()) -> dict[str, str]:
         """Return the column or template of each field, the user's before the default.
 
+        Where a task's rows may have other fields, those that ``given`` names or, without any, the
+        ``present`` columns decide.
+
         Raises:
-            PreflightError: ``unknown-field``.
+            PreflightError: ``unknown-field``, ``fields-mixed``.
         """
+        ways, there = (cls.fields, *cls.other_fields), set(present)
+        known = list(dict.fromkeys(field for way in ways for field in way))
         for name in given:
-            if name not in cls.fields:
+            if name not in known:
                 raise PreflightError(
                     "unknown-field",
                     f"[data.columns] names '{name}', which this task does not have.",
-                    f"its fields are: {', '.join(cls.fields)}.",
+                    f"its fields are: {', '.join(known)}.",
                 )
-        return {**cls.fields, **given}
+        able = [way for way in ways if given.keys() <= way.keys()]
+        if not able:
+            raise PreflightError(
+                "fields-mixed",
+                f"[data.columns] names {', '.join(given)}, which do not go together.",
+                "; or ".join(", ".join(way) for way in ways) + ".",
+            )
+        fits = (way for way in able if all(f in given or c in there for f, c in way.items()))
+        return {**next(fits, able[0]), **given}
 
     @classmethod
     def completed(cls, given: Mapping[str, Any]) -> dict[str, str]:
@@ -156,6 +180,14 @@ class Task(ABC):
         """Complete the options from readable rows; say what this task cannot learn from them."""
         return Checked(options)
 
+    def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Return the tokens that end an answer."""
+        return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+
+    def learnt(self, example: Example) -> tuple[list[bool], str | None]:
+        """Return which tokens are learnt and, where the row has a label as a whole, that label."""
+        return [label >= 0 for label in example.labels], None
+
     def uncut(self) -> Self:
         """Return this task without a limit on the length of its examples."""
         return type(self)({**self.options, "max_length": UNCUT})
@@ -169,7 +201,11 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
-        """Tokenise rows."""
+        """Tokenise rows.
+
+        Raises:
+            RowError: a row that cannot be used.
+        """
 
     @abstractmethod
     def batch(

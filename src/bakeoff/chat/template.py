@@ -1,0 +1,279 @@
+"""Conversations as tokens: the chat template rendered, and what the assistant says found in it.
+
+Part of ``chat``: messages in, tokens and labels out. What is supervised
+is found in the rendered text, by the template's own ``{% generation %}`` marks where it has them.
+Without marks, a turn is what the template adds between the conversation before it, opened for an
+answer, and the conversation with it; both must be prefixes of the whole, or the row is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bakeoff.chat.messages import ASSISTANT, Message, exchange, last_answer, without_oldest
+from bakeoff.errors import PreflightError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Unusable(Exception):
+    """A conversation that the template cannot be trained on: a stable code, what, and a way out."""
+
+    def __init__(self, code: str, what: str, try_: str) -> None:
+        super().__init__(code, what, try_)
+        self.code, self.what, self.try_ = code, what, try_
+
+
+class Span(NamedTuple):
+    """From ``start`` to before ``stop``, in characters or tokens."""
+
+    start: int
+    stop: int
+
+
+class Tokens(NamedTuple):
+    """A conversation's tokens, and the label of each: itself where the assistant says it."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+class Chat:
+    """A tokenizer's chat template, or the study's in its place."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Choose the template; ``variables`` are what it is rendered with beside the messages.
+
+        Raises:
+            PreflightError: ``no-chat-template``.
+        """
+        self.tokenizer = tokenizer
+        if template is None and not tokenizer.chat_template:
+            raise PreflightError(
+                "no-chat-template",
+                "The base's tokenizer has no chat template, and the rows are conversations.",
+                '`chat_template = "template.jinja"` under [task], or the chat version of this '
+                "base; or plain text: columns for `prompt` and `completion`.",
+            )
+        self.template: str = tokenizer.get_chat_template(template)
+        self.variables = {**tokenizer.special_tokens_map, **(variables or {})}
+        self.marked = _MARK.search(self.template) is not None
+        special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        # a padding token may end turns: padding is told by its place
+        no_end = {tokenizer.unk_token_id, tokenizer.bos_token_id}
+        self._control = [text for text in special.values() if text]
+        self._ends = (special.keys() - no_end) | {tokenizer.eos_token_id}
+
+    def encode(self, messages: Sequence[Message], limit: int) -> Tokens:
+        """Return a conversation as at most ``limit`` tokens; every assistant turn is labelled.
+
+        One that is too long loses its oldest exchanges, whole, then the beginning of what is asked;
+        its last answer stays whole.
+
+        Raises:
+            Unusable: see ``turns`` and ``tokens``; ``completion-too-long``.
+        """
+        found = self.tokens(messages)
+        while len(found.ids) > limit and (shorter := without_oldest(messages)) is not None:
+            messages = shorter
+            found = self.tokens(messages)
+        over = max(0, len(found.ids) - limit)
+        first = next(i for i, label in enumerate(found.labels) if label != IGNORE)
+        if over > first:
+            raise Unusable(
+                "completion-too-long",
+                f"The last answer has {len(found.ids) - first} tokens; task.max_length is {limit}",
+                f"task.max_length = {len(found.ids) - first + 32}, or drop the row.",
+            )
+        return Tokens(found.ids[over:], found.labels[over:])
+
+    def prompt(self, messages: Sequence[Message], limit: int) -> list[int]:
+        """Return what the last assistant turn answers, opened for the answer, as tokens.
+
+        One that is longer than ``limit`` loses its oldest exchanges, whole, then its beginning.
+        """
+        ids = self._opened(messages)
+        while len(ids) > limit and (shorter := without_oldest(messages)) is not None:
+            messages = shorter
+            ids = self._opened(messages)
+        return ids[-limit:]
+
+    def _opened(self, messages: Sequence[Message]) -> list[int]:
+        return self._ids([self._render(messages[: last_answer(messages)], opened=True)])[0]
+
+    def end_tokens(self) -> list[int]:
+        """Return the tokens that end an answer: the tokenizer's end token, the template's."""
+        found = self.tokens(exchange("a", "b"))
+        last = max(i for i, label in enumerate(found.labels) if label != IGNORE)
+        ends = [found.labels[last], self.tokenizer.eos_token_id]
+        return list(dict.fromkeys(e for e in ends if e is not None))
+
+    def tokens(self, messages: Sequence[Message]) -> Tokens:
+        """Return a whole conversation's tokens; a turn's end token is labelled, once.
+
+        The text is tokenised as a whole where its beginnings give the same tokens alone, as they
+        are given when an answer is generated; else piece by piece.
+
+        Raises:
+            Unusable: ``chat-no-turn-end``; see ``turns``.
+        """
+        self._refuse_control_tokens(messages)
+        text, turns = self.turns(messages)
+        bounds = sorted({0, len(text), *(place for turn in turns for place in turn)})
+        whole, *parts = self._ids([text, *(text[:b] for b in bounds)])
+        places = {b: len(part) for b, part in zip(bounds, parts, strict=True)}
+        if any(whole[: len(part)] != part for part in parts):
+            pieces = self._ids([text[a:b] for a, b in pairwise(bounds)])
+            whole, places = [], {0: 0}
+            for piece, bound in zip(pieces, bounds[1:], strict=True):
+                whole += piece
+                places[bound] = len(whole)
+        labels = [IGNORE] * len(whole)
+        for turn in turns:
+            span = self._ended(whole, Span(places[turn.start], places[turn.stop]))
+            labels[span.start : span.stop] = whole[span.start : span.stop]
+        return Tokens(whole, labels)
+
+    def turns(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        """Return the rendered text, and where in it each assistant turn stands.
+
+        Raises:
+            Unusable: ``chat-template-refused``, ``chat-marks``, ``chat-prefix-broken``,
+                ``chat-answer-differs``.
+        """
+        answers = [i for i, m in enumerate(messages) if m["role"] == ASSISTANT]
+        if self.marked:
+            text, spans = self._marked(messages, len(answers))
+        else:
+            text = self._render(messages)
+            spans = [self._between(text, messages, i) for i in answers]
+        opened = self._prefix(text, messages[: answers[-1]], answers[-1], opened=True)
+        said = self._without_control(text[opened : spans[-1].stop])
+        meant = str(messages[answers[-1]]["content"]).strip()
+        if spans[-1].start > opened or said != meant:
+            raise Unusable(
+                "chat-answer-differs",
+                f"The chat template makes {_short(said)} of the answer {_short(meant)}: no answer "
+                "could ever equal its reference",
+                "`chat_template_kwargs` under [task], such as { enable_thinking = false } where "
+                "the template knows it; or another `chat_template`.",
+            )
+        return text, spans
+
+    def _marked(self, messages: Sequence[Message], answers: int) -> tuple[str, list[Span]]:
+        text, marked = self._rendered(messages, opened=False, marks=True)
+        spans = [Span(*pair) for pair in marked if pair[1] > pair[0]]
+        if len(spans) != answers:
+            raise Unusable(
+                "chat-marks",
+                f"The chat template marks {len(spans)} stretches as generated where the "
+                f"conversation has {answers} assistant turns",
+                "one {% generation %} … {% endgeneration %} around each assistant turn, its end "
+                "token inside.",
+            )
+        return text, spans
+
+    def _between(self, text: str, messages: Sequence[Message], turn: int) -> Span:
+        start = self._prefix(text, messages[:turn], turn, opened=True)
+        return Span(start, self._prefix(text, messages[: turn + 1], turn, opened=False))
+
+    def _prefix(self, text: str, part: Sequence[Message], turn: int, opened: bool) -> int:
+        """Return how long the rendered ``part`` is, which must be how ``text`` begins."""
+        begins = self._render(part, opened)
+        if not text.startswith(begins):
+            at = next(
+                (i for i, (a, b) in enumerate(zip(text, begins, strict=False)) if a != b), len(text)
+            )
+            raise Unusable(
+                "chat-prefix-broken",
+                f"The chat template renders what comes before the end of message {turn + 1} "
+                f"differently once more messages follow ({_short(begins[at:])} becomes "
+                f"{_short(text[at:])}): which tokens are the assistant's cannot be told",
+                "a `chat_template` under [task] with {% generation %} marks around what the "
+                "assistant says, or rows that end with their first answer.",
+            )
+        return len(begins)
+
+    def _ended(self, ids: Sequence[int], span: Span) -> Span:
+        """Return the tokens of a turn, up to its end token and no further.
+
+        Raises:
+            Unusable: ``chat-no-turn-end``.
+        """
+        stop = span.stop
+        while stop > span.start and not self._decode(ids[stop - 1 : stop]).strip():
+            stop -= 1  # the line end that many templates write after the end token
+        if stop > span.start and ids[stop - 1] in self._ends:
+            return Span(span.start, stop)
+        if span.stop < len(ids) and ids[span.stop] in self._ends:
+            return Span(span.start, span.stop + 1)
+        raise Unusable(
+            "chat-no-turn-end",
+            "The chat template ends an assistant turn with no end token: answers would never end",
+            "a `chat_template` under [task] that writes {{ eos_token }} after each answer.",
+        )
+
+    def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
+        for number, message in enumerate(messages, 1):
+            held = next((c for c in self._control if c in str(message["content"])), None)
+            if held is not None:
+                raise Unusable(
+                    "control-token-in-text",
+                    f"The text of message {number} holds the control token {held!r}, which the "
+                    "chat template writes itself",
+                    "take it out of the text: a turn would end, or begin, in its middle.",
+                )
+
+    def _without_control(self, text: str) -> str:
+        for token in self._control:
+            text = text.replace(token, "")
+        return text.strip()
+
+    def _render(self, messages: Sequence[Message], opened: bool = False) -> str:
+        return self._rendered(messages, opened, marks=False)[0]
+
+    def _rendered(
+        self, messages: Sequence[Message], opened: bool, marks: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, indices = render_jinja_template(
+                conversations=[[dict(m) for m in messages]],
+                chat_template=self.template,
+                return_assistant_tokens_mask=marks,
+                add_generation_prompt=opened,
+                **self.variables,
+            )
+        except Exception as error:  # whatever a template raises: its own refusals, a missing key
+            raise Unusable(
+                "chat-template-refused",
+                f"The chat template cannot render it: {type(error).__name__}: {error}",
+                "mend or drop these rows, or another `chat_template` under [task].",
+            ) from error
+        return texts[0], indices[0] if marks else []
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        # add_special_tokens: the template writes them itself
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")

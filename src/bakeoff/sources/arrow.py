@@ -1,0 +1,96 @@
+"""Rows out of Arrow tables: Parquet files, and what ``datasets`` gives.
+
+Part of ``sources``; needs pyarrow. Rows are frozen as JSON, so what JSON does not know is said
+otherwise: times in ISO 8601, durations in seconds, decimals as text. Columns of bytes (images,
+audio) are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from bakeoff.data import Placed, Row
+from bakeoff.errors import EnvironmentProblem, PreflightError
+from bakeoff.faults import Place
+
+
+def read_parquet(path: Path) -> list[Row]:
+    """Read every row of a Parquet file, each with its number, from 1, as its place.
+
+    Raises:
+        PreflightError: ``data-broken``, ``duplicate-column``, ``empty-split``.
+        EnvironmentProblem: ``data-package-missing``.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "data-package-missing",
+            f"{path} is Parquet, and the package pyarrow that reads it is not installed.",
+            "`pip install 'bakeoff[parquet]'`, or convert the file to JSONL.",
+        ) from error
+    try:
+        # not read_table: that one reads more columns out of the folder's name (year=2020)
+        rows = to_rows(parquet.ParquetFile(path).read(), path.name)
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        raise PreflightError(
+            "data-broken",
+            f"{path} cannot be read as Parquet: {error}.",
+            "write it again, or convert it to JSONL.",
+        ) from error
+    if not rows:
+        raise PreflightError("empty-split", f"{path} holds no rows.", "give a file with rows.")
+    return rows
+
+
+def to_rows(table: Any, name: str) -> list[Row]:
+    """Return the rows of an Arrow table as JSON values; ``name`` says where they stand.
+
+    Raises:
+        PreflightError: ``duplicate-column``.
+    """
+    names = table.column_names
+    twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
+    if twice:
+        raise PreflightError(
+            "duplicate-column",
+            f"{name} has the column '{twice[0]}' more than once: one would hide the other.",
+            "give each column its own name.",
+        )
+    kept = table.select([f.name for f in table.schema if not _holds_bytes(f.type)])
+    return [
+        Placed({k: _plain(v) for k, v in row.items()}, Place(name, "row", number))
+        for number, row in enumerate(kept.to_pylist(), 1)
+    ]
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow
+
+    if any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields)):
+        return True
+    types = pyarrow.types
+    return any(
+        test(kind)
+        for test in (
+            types.is_binary, types.is_large_binary, types.is_fixed_size_binary,
+            types.is_binary_view,
+        )
+    )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return str(value) if isinstance(value, Decimal) else value

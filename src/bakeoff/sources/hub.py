@@ -1,0 +1,104 @@
+"""Data sets of the Hugging Face hub, through ``datasets``.
+
+Part of ``sources``. ``hub:org/name`` is a data set of the hub, ``hub:./folder`` one of this
+machine. Data sets that bring code are refused: ``datasets`` 4 and later cannot run it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from bakeoff.data import Row
+from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError
+from bakeoff.sources import arrow
+
+PREFIX = "hub:"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Dataset(NamedTuple):
+    """A split of a data set: a hub id or a folder, and the split's name there."""
+
+    path: str
+    split: str
+
+    @classmethod
+    def named(cls, reference: str, split: str, source: Path) -> Self:
+        """Read ``hub:org/name`` or ``hub:org/name:split``; a folder is relative to ``source``."""
+        path, _, own = reference.removeprefix(PREFIX).partition(":")
+        if path.startswith((".", "/", "~")):
+            path = str((source / Path(path).expanduser()).resolve())
+        return cls(path, own or split)
+
+
+def load(
+    wanted: Dataset, config: str | None, revision: str | None
+) -> tuple[list[Row], dict[str, Any]]:
+    """Return a split's rows, and where they came from with the commit that they are of.
+
+    Raises:
+        EnvironmentProblem: ``data-package-missing``, ``hub-unreachable``.
+        PreflightError: ``data-not-found``, ``data-broken``, ``empty-split``.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "data-package-missing",
+            f"'{PREFIX}{wanted.path}' needs the package datasets, which is not installed.",
+            "`pip install 'bakeoff[datasets]'`, or download its files and name their folder.",
+        ) from error
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        builder = datasets.load_dataset_builder(wanted.path, name=config, revision=revision)
+        # one builder resolves the revision once: what load_dataset does, with the commit at hand
+        builder.download_and_prepare()
+        table = builder.as_dataset(split=wanted.split).with_format("arrow")[:]
+    except Exception as error:
+        raise _told(error, wanted, datasets.exceptions.DatasetNotFoundError) from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    name = f"{wanted.path} ({wanted.split})"
+    rows = arrow.to_rows(table, name)
+    if not rows:
+        raise PreflightError("empty-split", f"{name} holds no rows.", "another split.")
+    commit = builder.hash if _COMMIT.fullmatch(str(builder.hash)) else None
+    return rows, {
+        "from": PREFIX + wanted.path,
+        "config": builder.config.name,
+        "split": wanted.split,
+        "revision": commit or revision,
+    }
+
+
+def _told(error: Exception, wanted: Dataset, not_found: type[Exception]) -> BakeoffError:
+    """Return what a user can do about an error of ``datasets``."""
+    why = " ".join(str(error).split())
+    if isinstance(error, ConnectionError | TimeoutError):
+        return EnvironmentProblem(
+            "hub-unreachable",
+            f"The hub cannot be reached for '{wanted.path}': {why}.",
+            "check the network and HF_HUB_OFFLINE; or download the data set's files elsewhere and "
+            "name their folder.",
+        )
+    if isinstance(error, not_found | FileNotFoundError):
+        return PreflightError(
+            "data-not-found",
+            f"There is no data set '{wanted.path}': {why}.",
+            "check its id and `data.revision`; `hf auth login`, if it is private or gated.",
+        )
+    if isinstance(error, ValueError):  # an unknown configuration or split: the message lists them
+        return PreflightError(
+            "data-not-found",
+            f"'{wanted.path}': {why}.",
+            f"`data.config`, and the split as in `{PREFIX}{wanted.path}:train`.",
+        )
+    return PreflightError(
+        "data-broken",
+        f"'{wanted.path}' cannot be read ({type(error).__name__}): {why}.",
+        "load it with plain `datasets` first; data sets that bring code are not run.",
+    )

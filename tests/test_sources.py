@@ -1,0 +1,293 @@
+"""Where rows come from: files of every kind, folders, data sets of a hub; and how they are cut."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import decimal
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from bakeoff import api, data, sources
+from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
+from bakeoff.folder import read_splits
+from bakeoff.spec import parse_spec
+from bakeoff.testing.tiny import rows, write_jsonl
+
+SMALL = [{"text": f"line\n{i}, with a comma", "label": "abc"[i % 3]} for i in range(7)]
+
+
+def write(path: Path, values: list[dict[str, Any]]) -> Path:
+    """Write rows in the format that the file's suffix says."""
+    if path.suffix == ".jsonl":
+        return write_jsonl(path, values)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(values))
+    elif path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(values), path)
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(
+                file, list(values[0]), delimiter="\t" if "tsv" in path.suffix else ","
+            )
+            writer.writeheader()
+            writer.writerows(values)
+    return path
+
+
+def found(reference: str, source: Path, split: str = "train") -> list[data.Row]:
+    return sources.find({"train": reference}, source)[split].rows
+
+
+def refused(reference: str, source: Path, **more: Any) -> BakeoffError:
+    with pytest.raises(BakeoffError) as error:
+        sources.find({"train": reference}, source, **more)
+    return error.value
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_every_kind_of_file_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
+    write(tmp_path / f"rows.{kind}", SMALL)
+    assert found(f"rows.{kind}", tmp_path) == SMALL
+
+
+def test_parquet_rows_know_their_number_and_become_json(tmp_path: Path) -> None:
+    """Lists and objects stay; what JSON does not know is said otherwise, bytes are left out."""
+    values = [
+        {
+            "text": "é",
+            "messages": [{"role": "user", "content": "Hi"}],
+            "day": datetime.date(2026, 1, 2),
+            "at": datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC),
+            "took": datetime.timedelta(seconds=90),
+            "price": decimal.Decimal("1.50"),
+            "image": {"bytes": b"\x89PNG", "path": "a.png"},
+            "nothing": None,
+        }
+    ] * 2
+    write(tmp_path / "rows.parquet", values)
+    first, second = found("rows.parquet", tmp_path)
+    assert first == {
+        "text": "é", "messages": [{"role": "user", "content": "Hi"}], "day": "2026-01-02",
+        "at": "2026-01-02T03:04:00+00:00", "took": 90.0, "price": "1.50", "nothing": None,
+    }  # fmt: skip
+    assert json.loads(json.dumps(first)) == first
+    assert data.place_of(second, "train", 0) == ("rows.parquet", "row", 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("a.parquet", b"PAR1 no", "data-broken"),
+        ("a.xlsx", b"PK", "data-format"),
+        ("missing.parquet", None, "data-not-found"),
+        ("missing.jsonl", None, "data-not-found"),
+    ],
+)
+def test_files_that_cannot_be_read(
+    name: str, content: bytes | None, code: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    error = refused(name, tmp_path)
+    assert isinstance(error, PreflightError)
+    assert (error.code, name in error.cause) == (code, True)
+
+
+def test_parquet_with_a_column_twice(tmp_path: Path) -> None:
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert refused("a.parquet", tmp_path).code == "duplicate-column"
+
+
+def test_an_id_without_its_prefix_is_recognised(tmp_path: Path) -> None:
+    error = refused("openai/gsm8k", tmp_path)
+    assert error.code == "data-not-found"
+    assert '"hub:openai/gsm8k"' in error.try_
+
+
+@pytest.mark.parametrize(
+    ("package", "reference"), [("pyarrow", "a.parquet"), ("datasets", "hub:./a")]
+)
+def test_a_package_that_is_not_there_is_named(
+    package: str, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.parquet", SMALL)
+    monkeypatch.setitem(sys.modules, package, None)
+    error = refused(reference, tmp_path)
+    assert isinstance(error, EnvironmentProblem)
+    assert error.code == "data-package-missing"
+    assert "pip install 'bakeoff[" in error.try_
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def test_a_folders_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    for name, part in (("b", SMALL[3:]), ("a", SMALL[:3])):
+        write(tmp_path / "rows" / f"{name}.jsonl", part)
+    (tmp_path / "rows" / "notes.md").write_text("not data")
+    (tmp_path / "rows" / ".hidden.csv").write_text("x\n1\n")
+    read = sources.find({"train": "rows"}, tmp_path)
+    assert list(read) == ["train"]
+    assert read["train"].rows == SMALL
+    assert read["train"].origin == {"from": "rows", "files": ["a.jsonl", "b.jsonl"]}
+    places = [data.place_of(r, "train", 0) for r in read["train"].rows]
+    assert places[2:4] == [("a.jsonl", "line", 3), ("b.jsonl", "line", 1)]
+
+
+def test_a_folder_named_by_splits_brings_all_of_them(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    write(folder / "train-00000-of-00002.parquet", SMALL[:2])
+    write(folder / "train-00001-of-00002.parquet", SMALL[2:4])
+    write(folder / "dev.parquet", SMALL[4:5])
+    write(folder / "test.parquet", SMALL[5:])
+    read = sources.find({"train": "rows"}, tmp_path)
+    assert {split: own.rows for split, own in read.items()} == {
+        "train": SMALL[:4], "validation": SMALL[4:5], "test": SMALL[5:],
+    }  # fmt: skip
+    write(tmp_path / "other.jsonl", SMALL[:1])
+    own = sources.find({"train": "rows", "test": "other.jsonl"}, tmp_path)
+    assert own["test"].rows == SMALL[:1], "what is given stands before what is brought"
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (["a.jsonl", "b.csv"], "folder-mixed"),
+        (["train.jsonl", "more.jsonl"], "folder-unclear"),
+        (["test.jsonl"], "data-not-found"),
+        (["notes.txt"], "data-not-found"),
+    ],
+)
+def test_folders_that_do_not_say_what_is_meant(names: list[str], code: str, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    for name in names:
+        write(tmp_path / "rows" / name, SMALL)
+    error = refused("rows", tmp_path)
+    assert (error.code, "rows" in error.cause) == (code, True)
+
+
+# --- data sets of a hub --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set as a hub's repository holds it, two configurations, in a folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "squads"
+    for config, part in (("plain", SMALL), ("short", SMALL[:2])):
+        (folder / config).mkdir(parents=True)
+        write(folder / config / "train.jsonl", part)
+        write(folder / config / "test.jsonl", part[-1:])
+    configs = "".join(
+        f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/train.jsonl\n"
+        f"  - split: test\n    path: {c}/test.jsonl\n"
+        for c in ("plain", "short")
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    return folder
+
+
+def test_a_data_set_is_read_through_datasets(hub: Path, tmp_path: Path) -> None:
+    given = {"train": "hub:./squads", "test": "hub:./squads:test"}
+    read = sources.find(given, tmp_path, config="plain")
+    assert read["train"].rows == SMALL
+    assert read["test"].rows == SMALL[-1:]
+    assert read["train"].origin["from"] == f"hub:{hub}"
+    assert (read["test"].origin["config"], read["test"].origin["split"]) == ("plain", "test")
+    part = sources.find({"train": "hub:./squads:train[:3]"}, tmp_path, config="plain")
+    assert part["train"].rows == SMALL[:3], "datasets' own slices"
+    assert len(sources.find(given, tmp_path, config="short")["train"].rows) == 2
+    assert data.place_of(read["train"].rows[4], "train", 0).number == 5
+
+
+def test_what_a_data_set_does_not_have_is_listed(hub: Path, tmp_path: Path) -> None:
+    error = refused("hub:./squads", tmp_path)
+    assert (error.code, "plain" in error.cause) == ("data-not-found", True)
+    error = refused("hub:./squads:validation", tmp_path, config="plain")
+    assert (error.code, "validation" in error.cause) == ("data-not-found", True)
+    assert refused("hub:./nowhere", tmp_path).code == "data-not-found"
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    error = refused("hub:openai/gsm8k", tmp_path, config="main")
+    assert isinstance(error, EnvironmentProblem)
+    assert (error.code, error.exit_code) == ("hub-unreachable", 6)
+    assert "openai/gsm8k" in error.cause
+    assert "name their folder" in error.try_
+
+
+def test_config_and_revision_are_of_a_hub(study_values: dict[str, Any]) -> None:
+    for name in ("config", "revision"):
+        study_values["data"] = {"train": "rows.jsonl", name: "main"}
+        with pytest.raises(UsageError, match=name):
+            parse_spec(study_values)
+
+
+# --- splits and columns --------------------------------------------------------------------------
+
+
+def cut(values: dict[str, Any], source: Path) -> dict[str, list[data.Row]]:
+    return read_splits(parse_spec(values), source).rows
+
+
+def test_splits_are_cut_by_seed_and_group(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """Each template is in one split; the same seed cuts the same, whatever the file's format."""
+    study_values["data"] = {"train": "rows.jsonl", "group": "template"}
+    first = cut(study_values, tmp_path)
+    assert sum(map(len, first.values())) == len(rows())
+    homes = {s: {r["template"] for r in part} for s, part in first.items()}
+    assert all(homes.values())
+    assert not homes["train"] & homes["test"]
+    assert not homes["train"] & homes["validation"]
+    assert not homes["validation"] & homes["test"]
+    write(tmp_path / "rows.parquet", rows())
+    study_values["data"]["train"] = "rows.parquet"
+    assert cut(study_values, tmp_path) == first
+    study_values["seed"] = 7
+    assert cut(study_values, tmp_path) != first
+
+
+def test_a_study_on_parquet_by_template_runs_and_says_where_its_rows_are_from(
+    study_values: dict[str, Any], tmp_path: Path, tiny_llama: Path
+) -> None:
+    write(
+        tmp_path / "pool.parquet",
+        [{"question": r["text"], "answer": r["json"], "n": 1} for r in rows()],
+    )
+    study_values["base"]["model"] = str(tiny_llama)
+    study_values["task"] = {"kind": "sft", "max_length": 64, "max_new_tokens": 2}
+    study_values["data"] = {
+        "train": "pool.parquet", "limit": {"test": 8, "validation": 4},
+        "columns": {"prompt": "Command : {question} JSON", "completion": "{answer}"},
+    }  # fmt: skip
+    study_values["methods"]["contenders"] = ["full"]
+    study_values["method"] = {}
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    assert report["provenance"]["data_from"]["test"] == {
+        "from": "pool.parquet", "files": ["pool.parquet"], "share": 0.25,
+    }  # fmt: skip
+    frozen = data.read_rows(tmp_path / "out" / "data" / "test.jsonl")
+    assert frozen[0].keys() == {"question", "answer", "n"}
+    (tmp_path / "pool.parquet").unlink()
+    again = api.run(
+        api.read_spec(tmp_path / "out" / "study.toml"), tmp_path / "out", tmp_path / "out"
+    )
+    assert again["methods"] == report["methods"], "the folder needs nothing outside it"
