@@ -214,6 +214,23 @@ def test_a_data_set_is_read_through_datasets(hub: Path, tmp_path: Path) -> None:
     assert data.place_of(read["train"].rows[4], "train", 0).number == 5
 
 
+@pytest.mark.parametrize(
+    ("reference", "found"),
+    [
+        ("hub:org/name", ("org/name", "test", None)),
+        ("hub:org/name:dev", ("org/name", "dev", None)),
+        ("hub:org/name/main", ("org/name", "test", "main")),
+        ("hub:org/name/main:train[:5]", ("org/name", "train[:5]", "main")),
+        ("hub:squad", ("squad", "test", None)),
+        ("hub:/a/b/c:dev", ("/a/b/c", "dev", None)),
+    ],
+)
+def test_a_reference_names_data_set_configuration_and_split(
+    reference: str, found: tuple[str, str, str | None]
+) -> None:
+    assert sources.hub.Dataset.named(reference, "test", Path("/")) == found
+
+
 def test_what_a_data_set_does_not_have_is_listed(hub: Path, tmp_path: Path) -> None:
     error = refused("hub:./squads", tmp_path)
     assert (error.code, "plain" in error.cause) == ("data-not-found", True)

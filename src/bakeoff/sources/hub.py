@@ -19,18 +19,24 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Dataset(NamedTuple):
-    """A split of a data set: a hub id or a folder, and the split's name there."""
+    """A split of a data set: a hub id or a folder, the split's name there, its configuration."""
 
     path: str
     split: str
+    config: str | None = None
 
     @classmethod
     def named(cls, reference: str, split: str, source: Path) -> Self:
-        """Read ``hub:org/name`` or ``hub:org/name:split``; a folder is relative to ``source``."""
+        """Read ``hub:org/name``, ``hub:org/name/config`` or either with ``:split`` behind it.
+
+        A folder is relative to ``source``.
+        """
         path, _, own = reference.removeprefix(PREFIX).partition(":")
         if path.startswith((".", "/", "~")):
             path = str((source / Path(path).expanduser()).resolve())
-        return cls(path, own or split)
+            return cls(path, own or split)
+        organisation, name, config = (*path.split("/", 2), "", "")[:3]
+        return cls("/".join(filter(None, (organisation, name))), own or split, config or None)
 
 
 def load(
@@ -53,7 +59,9 @@ def load(
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        builder = datasets.load_dataset_builder(wanted.path, name=config, revision=revision)
+        builder = datasets.load_dataset_builder(
+            wanted.path, name=wanted.config or config, revision=revision
+        )
         # one builder resolves the revision once: what load_dataset does, with the commit at hand
         builder.download_and_prepare()
         table = builder.as_dataset(split=wanted.split).with_format("arrow")[:]

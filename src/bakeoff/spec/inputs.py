@@ -43,13 +43,13 @@ class DataSpec(Part):
 
     train: str
     """JSONL, JSON, CSV, TSV or Parquet, or a folder of such files, relative to the study file; or
-    a data set of the hub: `"hub:org/name"`, `"hub:org/name:split"` (docs/data.md)."""
+    a data set of the hub: `"hub:org/name"`, `"hub:org/name/config:split"` (docs/data.md)."""
     validation: str | None = None
     """Settings are chosen on it."""
     test: str | None = None
     """The verdict is read from it, once."""
     config: str | None = None
-    """Configuration (subset) of the hub's data set."""
+    """Configuration (subset) of the hub's data sets that name none."""
     revision: str | None = None
     """Commit, branch or tag of the hub's data set; the report says which commit it was."""
     group: str | None = None
