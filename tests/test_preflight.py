@@ -195,6 +195,13 @@ def _(study: Study) -> None:
         del study.rows["test"][i]["label"]
 
 
+@refuses(
+    "rename-taken", "data.rename makes one 'text' of several columns in 48 of 48 rows of train"
+)
+def _(study: Study) -> None:
+    study.values["data"]["rename"] = {"json": "text"}
+
+
 @refuses("empty-value", "'text' is empty in 3 of 24 rows of test: lines 2, 5 and 24 of test.jsonl")
 def _(study: Study) -> None:
     for i, value in ((1, None), (4, "  "), (23, float("nan"))):
