@@ -2,7 +2,7 @@
 
 A fresh process a group: what one leaves behind (memory, a poisoned CUDA context, a crash) cannot
 reach the next. Processes come from a fork server that has imported the training half once, before
-any thread or device was touched, so a start costs milliseconds instead of seconds. Values cross
+any thread or device was touched (``warm``): a start costs milliseconds, not seconds. Values cross
 the pipe as JSON text. When the parent dies, its workers die with it.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from bakeoff.executors import Outcome, resolve
 
-PRELOAD = ["bakeoff.preflight"]
+PRELOAD = ["bakeoff.warm"]
 _PR_SET_PDEATHSIG = 1
 
 

@@ -1,0 +1,17 @@
+"""What the fork server of ``process`` imports once for all its workers.
+
+Nothing here may touch CUDA: a process forked after that cannot use it. bitsandbytes asks the GPU as
+soon as it is imported, and PEFT imports it wherever it is installed; there, each worker imports
+PEFT for itself.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+import_module("transformers")  # half of what a worker imports
+if torch.version.cuda is None or find_spec("bitsandbytes") is None:
+    import_module("bakeoff.preflight")
