@@ -12,6 +12,8 @@ from core import CASES
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeoff import preflight, segment
+from bakeoff.engine.attention import attend
+from bakeoff.engine.packing import Layout, layout
 from bakeoff.testing.tiny import rows, tokenizer, write_jsonl, write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.trial import Segment, Trial
@@ -96,3 +98,22 @@ def test_trials_over_a_quantised_base(
     assert laned[0]["curve"][-1]["validation_loss"] == pytest.approx(
         solo["curve"][-1]["validation_loss"], rel=0.5, abs=0.3
     )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_lane_with_little_text_beside_one_with_much_stays_finite(causal: bool) -> None:
+    """The kernel writes no slot beyond the longest example; what is left of a row may be longer."""
+    sizes = [40] * 16 + [9] * 16
+    where = layout(sizes, lanes=2, length=40, tokens=640)
+    where = Layout(*(x.cuda() for x in where))
+    shapes = [(2, heads, 640, 64) for heads in (8, 2, 2)]
+    q, k, v = (
+        torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=True) for s in shapes
+    )
+    none = torch.empty(0, dtype=torch.int32, device="cuda")
+    waste = torch.full((2, 8, 640, 64), torch.nan, device="cuda", dtype=torch.bfloat16)
+    del waste  # what the kernel leaves out would be read from here
+    out, _ = attend(q, k, v, *where, 64**-0.5, causal, 0.0, none, none)
+    assert bool(out.isfinite().all())
+    for gradient in torch.autograd.grad(out.float().square().sum(), [q, k, v]):
+        assert bool(gradient.isfinite().all())

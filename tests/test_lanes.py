@@ -301,7 +301,8 @@ def test_packing_puts_examples_end_to_end_and_takes_them_apart_again() -> None:
         back.pow(2).sum().backward()
         assert torch.equal(x.grad, 2 * x * where.real[..., None])
     where = packing.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16)
-    assert where.bounds.tolist() == [0, 3, 8, 16, 18, 22, 32]
+    # what is left of a row comes in pieces that are no longer than an example may be
+    assert where.bounds.tolist() == [0, 3, 8, 14, 16, 16, 18, 22, 28, 32, 32]
     assert packing.pack(torch.arange(24.0).view(4, 6, 1), where)[0, :8, 0].tolist() == [
         0, 1, 2, 6, 7, 8, 9, 10,
     ]  # fmt: skip

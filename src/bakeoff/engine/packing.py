@@ -24,7 +24,8 @@ class Layout(NamedTuple):
     ``gather`` ``[K, T]`` gives a slot's place in the flattened padded batch, ``scatter``
     ``[rows, length]`` a place's slot; ``filled`` and ``real`` say which slots and places hold a
     token. ``bounds`` holds the examples' offsets over all K rows (int32, for varlen kernels); what
-    is left of a row is an example of its own.
+    is left of a row follows in pieces. None is longer than ``length``: such a kernel goes no
+    further than the longest it was told of, and leaves the rest as memory happened to be.
     """
 
     gather: Tensor
@@ -59,10 +60,11 @@ def layout(lengths: Sequence[int], lanes: int, length: int, tokens: int) -> Layo
     filled = np.zeros(lanes * tokens, dtype=bool)
     gather[scatter[real]] = np.flatnonzero(real)
     filled[scatter[real]] = True
-    bounds = np.concatenate(
-        [starts, (np.arange(lanes)[:, None] * tokens + in_lane.sum(1)[:, None])], 1
-    )
-    bounds = np.append(bounds.reshape(-1), lanes * tokens)
+    ends = np.arange(lanes)[:, None] * tokens + in_lane.sum(1)[:, None]
+    # as many pieces as the emptiest row could need: one shape for all steps of a graph
+    pieces = ends + np.arange(-(-(tokens - per_lane) // length))[None] * length
+    pieces = np.minimum(pieces, (np.arange(lanes)[:, None] + 1) * tokens)
+    bounds = np.append(np.concatenate([starts, pieces], 1).reshape(-1), lanes * tokens)
     return Layout(
         torch.from_numpy(gather.reshape(lanes, tokens)),
         torch.from_numpy(scatter),
