@@ -49,8 +49,7 @@ def test_both_ask_the_same_question() -> None:
     cpu, gpu = (read_spec(path) for path in SMALL)
     assert (cpu.base, cpu.data.columns) == (gpu.base, gpu.data.columns)
     assert (cpu.task.kind, cpu.task.metric) == (gpu.task.kind, gpu.task.metric)
-    assert len(cpu.methods.contenders) >= 5
-    assert len(gpu.methods.contenders) > len(cpu.methods.contenders)
+    assert min(len(s.methods.contenders) for s in (cpu, gpu)) >= 5
     assert gpu.data.limit.train is gpu.data.limit.test is None
 
 
