@@ -11,6 +11,7 @@ from bakeoff.engine.device import autocast, out_of_memory
 from bakeoff.engine.generate import Asked, Pace, fast, plain
 from bakeoff.engine.slots import NotFast
 from bakeoff.engine.ties import ROUNDING, differences
+from bakeoff.errors import first_line
 from bakeoff.trial import Conditions
 
 PROBED = 12
@@ -42,7 +43,7 @@ def disagreement(model: Any, asked: Asked, c: Conditions, graphs: bool) -> str |
         except Exception as error:  # whatever a model raises of a cache it does not know
             if out_of_memory(error):
                 raise
-            return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
+            return first_line(error)
         found = list(differences(model, few, ours, plain(model, few)))
     wrong = [d for d in found if not d.gap <= ROUNDING[c.precision]]
     if not wrong:

@@ -72,3 +72,9 @@ def unknown(code: str, what: str, name: str, known: Iterable[str]) -> UsageError
     near = near_match(name, known)
     hint = f"did you mean '{near}'? " if near else ""
     return UsageError(code, f"No {what} named '{name}'.", f"{hint}Known: {', '.join(known)}.")
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error as one short line."""
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}"[:200]

@@ -154,8 +154,9 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
         rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
         metric = scoring.load(c, Path(segment.folder))
         note, said = None, None
-        if task.generates and not metric.of_losses and wished(segment)[0].generation:
-            asked, graphs = task.asked(tokenizer, rows), wished(segment)[0].graphs
+        switches, _ = wished(segment)
+        if task.generates and not metric.of_losses and switches.generation:
+            asked, graphs = task.asked(tokenizer, rows), switches.graphs
             note = disagreement(model, asked, c, graphs)
             if note is None:
                 said = task.said(tokenizer, generated(model, asked, c, graphs))

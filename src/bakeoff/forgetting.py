@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,13 +49,13 @@ def measure(bench: Bench, base_path: str, most: int | None = None) -> list[Forge
     """Return what each lane forgot on the first ``most`` documents, None: on all."""
     c = bench.conditions
     base = load_base(c, bench.task, base_path, bench.trials[0].seed).eval()
-    found = []
-    for tokens in documents(bench)[:most]:
+    found, texts = [], documents(bench)[:most]
+    for tokens in texts:
         before = _logits(base, tokens, c)
         sums = [_compared(before, after, tokens) for after in _each(bench, tokens)]
         found.append(torch.stack(sums))
     table = torch.stack(found, 1).tolist()  # [lanes, documents, 3]
-    counts = tuple(len(t) - 1 for t in documents(bench)[:most])
+    counts = tuple(len(t) - 1 for t in texts)
     return [Forgetting(counts, *map(tuple, zip(*own, strict=True))) for own in table]
 
 
@@ -88,7 +88,7 @@ def _logits(model: nn.Module, tokens: Sequence[int], c: Any) -> Tensor:
     return out[0, -len(tokens) : -1]  # virtual tokens come before the document's
 
 
-def _each(bench: Bench, tokens: Sequence[int]) -> Any:
+def _each(bench: Bench, tokens: Sequence[int]) -> Iterator[Tensor]:
     """Yield each lane's logits of a document, as the plain model of its trial."""
     bench.model.eval()
     for lane in range(len(bench.lanes)):

@@ -22,6 +22,7 @@ from bakeoff.engine.device import free_memory
 from bakeoff.engine.lanes import NotShared
 from bakeoff.engine.loop import fitted
 from bakeoff.engine.switches import Switches
+from bakeoff.errors import first_line
 from bakeoff.trial import LEARNING_RATE, Trial
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
@@ -147,9 +148,3 @@ def one_step(bench: Bench) -> Step:
     bench.feed.rescue = True  # a step that does not fit whole is taken in parts, the plain one too
     losses = fitted(stepper, 0, next(batches), bench.feed.halve)
     return Step(losses.float().clone(), bench.lanes.stack.gradients.clone())
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error as one short line."""
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}"[:200]

@@ -37,10 +37,10 @@ from bakeoff.engine.device import free_memory, out_of_memory, resolve_device, re
 from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.loop import Stepper
 from bakeoff.engine.switches import Switches, explain
-from bakeoff.errors import BakeoffError, PreflightError
+from bakeoff.errors import BakeoffError, PreflightError, first_line
 from bakeoff.methods.arguments import check_config, check_targets
 from bakeoff.methods.hook import Incompatible
-from bakeoff.parity import Decision, decide, first_line
+from bakeoff.parity import Decision, decide
 from bakeoff.results import Cost, Status
 from bakeoff.segment import classify_failure, describe_failure
 from bakeoff.sizing import Shape

@@ -24,6 +24,8 @@ from bakeoff.engine.packing import Layout
 from bakeoff.engine.softmax import Weighing, backward, forward
 
 NAME = "bakeoff"
+EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
+"""What models hand to attention beside a mask and a scale, and our kernels do not do."""
 
 
 class NotPackable(Exception):
@@ -96,7 +98,7 @@ def _refuse(
     window = kwargs.get("sliding_window")
     if window is not None and window < where.longest:
         raise NotPackable("sliding-window attention")
-    for name in ("softcap", "s_aux", "position_bias", "head_mask"):
+    for name in EXTRAS:
         if kwargs.get(name) is not None:
             raise NotPackable(f"attention with {name}")
 

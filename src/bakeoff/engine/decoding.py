@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from bakeoff.engine.attention import NAME
+from bakeoff.engine.attention import EXTRAS, NAME
 from bakeoff.engine.device import out_of_memory
 from bakeoff.engine.graphs import end_capture
 from bakeoff.engine.slots import NotFast, Slots
@@ -28,8 +28,6 @@ DECODING = "bakeoff-decoding"
 WARM_UP = 2
 _KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """What takes a mask and plans nothing on the host."""
-_MORE = ("softcap", "s_aux", "position_bias", "head_mask")
-"""What models hand to attention beside a mask and a scale."""
 
 
 def attend_one(
@@ -46,7 +44,7 @@ def attend_one(
     Raises:
         NotFast: the model's attention does more than mask and scale.
     """
-    more = [name for name in _MORE if kwargs.get(name) is not None]
+    more = [name for name in EXTRAS if kwargs.get(name) is not None]
     if more:
         raise NotFast(f"attention with {', '.join(more)}")
     rows, heads, _, width = query.shape

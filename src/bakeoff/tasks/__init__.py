@@ -297,10 +297,7 @@ class CausalTask(Task):
         from bakeoff.engine.loss import Supervised, supervised_positions
 
         tokens = [e.tokens for e in examples]
-        inputs = {
-            "input_ids": padded(tokens, pad_id, device, length=length),
-            "attention_mask": padded([[1] * len(t) for t in tokens], 0, device, length=length),
-        }
+        inputs = padded_inputs(tokens, pad_id, device, length)
         at = supervised_positions(padded([e.labels for e in examples], IGNORE, "cpu"), units)
         targets = Supervised(*(t.to(device) for t in at))
         return Batch(inputs, targets, tuple(len(t) for t in tokens))
@@ -335,6 +332,16 @@ def source_arguments(path: str, revision: str | None) -> dict[str, Any]:
     if Path(path).is_dir():
         return {"local_files_only": True}
     return {"revision": revision}
+
+
+def padded_inputs(
+    tokens: Sequence[Sequence[int]], pad_id: int, device: str, length: int | None
+) -> dict[str, Tensor]:
+    """Return token ids and attention mask, ``[B, T]``, padded on the right."""
+    return {
+        "input_ids": padded(tokens, pad_id, device, length=length),
+        "attention_mask": padded([[1] * len(t) for t in tokens], 0, device, length=length),
+    }
 
 
 def padded(

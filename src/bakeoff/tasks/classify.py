@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bakeoff.data import Row, fill
 from bakeoff.faults import SHOWN, Fault
-from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded, source_arguments
+from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded_inputs, source_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -120,10 +120,7 @@ class Classify(Task):
         from bakeoff.engine.pooling import last_places
 
         tokens = [e.tokens for e in examples]
-        inputs = {
-            "input_ids": padded(tokens, pad_id, device, length=length),
-            "attention_mask": padded([[1] * len(t) for t in tokens], 0, device, length=length),
-        }
+        inputs = padded_inputs(tokens, pad_id, device, length)
         numbers = torch.tensor([e.labels[0] for e in examples], device=device)
         last = torch.tensor(last_places(tokens, pad_id), device=device)
         return Batch(inputs, Classes(numbers, last), tuple(len(t) for t in tokens))
