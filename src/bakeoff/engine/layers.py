@@ -69,14 +69,16 @@ class LayerStack:
         if any(is_packed(p) for x in self.layers for p in x.parameters()):
             raise NotCompilable("quantised layers keep their scales outside their tensors")
         makes: list[tuple[nn.Module, Callable[..., Any]]] = []
-        for layer in self.layers:
+        # from the back: the first layer to run must not be the template itself, or the compiler
+        # takes its tensors' places in the stack for the template's, and compiles again for others
+        for layer in reversed(self.layers):
             known = [f for first, f in makes if alike(first, layer)]
             if not known and len(makes) == MAKES:
                 raise NotCompilable(f"the layers are of more than {MAKES} makes")
             if not known:
                 known = [torch.compile(_Template(layer))]
                 makes.append((layer, known[0]))
-            self._compiled.append(known[0])
+            self._compiled.insert(0, known[0])
 
     def run(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one layer on what the model handed it."""
@@ -91,7 +93,8 @@ class LayerStack:
                 raise NotPackable("keys and values from outside the batch (a prefix)")
             states = pack(_states(args, kwargs, where), where)
             if compiled and not states.requires_grad:
-                states.requires_grad_()  # as in every other layer: one compilation, not two
+                # no view, and with a gradient, as in every other layer: one compilation, not two
+                states = states.detach().requires_grad_()
             args = (states, *args[1:])
             kwargs.pop("hidden_states", None)
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._move(t, where), (args, kwargs))
@@ -173,10 +176,13 @@ class _Template:
 
 
 def _mark(where: Layout, given: Any) -> None:
-    """Tell the compiler that the row's length varies: one compilation serves every length."""
-    row = where.gather.shape[1]
+    """Tell the compiler which lengths vary, the row's and the longest example's.
+
+    One compilation serves them all.
+    """
+    lengths = {where.gather.shape[1], where.longest}
     for t in pytree.tree_leaves((given, where)):
-        if isinstance(t, Tensor) and t.ndim > 1 and t.shape[1] == row:
+        if isinstance(t, Tensor) and t.ndim > 1 and t.shape[1] in lengths:
             torch._dynamo.maybe_mark_dynamic(t, 1)
 
 

@@ -51,6 +51,19 @@ def _softmax(
 _softmax_in_place = functools.partial(_softmax, slope=_slope_in_place)
 
 
+def _compiled() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return ``_softmax`` compiled once for any number of rows."""
+    whole = torch.compile(_softmax)
+
+    def softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        for t in (logits, targets):
+            torch._dynamo.maybe_mark_dynamic(t, 0)
+        found: tuple[Tensor, Tensor] = whole(logits, targets)
+        return found
+
+    return softmax
+
+
 class Fused:
     """Whether the chunked loss is on in this process, and what computes a chunk."""
 
@@ -61,7 +74,7 @@ class Fused:
     def use(cls, on: bool, compiled: bool) -> None:
         """Switch the chunked loss; compiled, a chunk's logits are read twice and written once."""
         cls.on = on
-        cls.softmax = staticmethod(torch.compile(_softmax) if compiled else _softmax_in_place)
+        cls.softmax = staticmethod(_compiled() if compiled else _softmax_in_place)
 
 
 class Supervised(NamedTuple):
