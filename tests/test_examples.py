@@ -18,6 +18,7 @@ from bakeoff.study import make_executor
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 SMALL = sorted((p for p in EXAMPLES if p.stem.startswith("sft-smollm2")), key=lambda p: p.stem)
+QUANTISED = next(p for p in EXAMPLES if p.stem.startswith("nf4"))
 
 
 def small(path: Path, base: Path) -> StudySpec:
@@ -31,9 +32,10 @@ def small(path: Path, base: Path) -> StudySpec:
     values["task"] |= {"max_new_tokens": 4}
     for method in values["method"].values():
         method["learning_rates"] = method["learning_rates"][:1]
-    tried = {
-        name for other in SMALL[: SMALL.index(path)] for name in read_spec(other).methods.contenders
-    }
+    before = SMALL[: SMALL.index(path)] if path in SMALL else SMALL
+    tried = {name for other in before for name in read_spec(other).methods.contenders}
+    if path == QUANTISED:
+        tried -= {"full"}  # a row with its reason there
     own = values["methods"]["contenders"]
     values["methods"]["contenders"] = [name for name in own if name not in tried]
     for name in tried:
@@ -69,3 +71,18 @@ def test_an_example_runs_with_all_its_methods(
         assert method["score"] is not None, (name, method)
         assert method["gain"]["estimate"] == pytest.approx(method["score"]["estimate"])
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_the_example_in_4_bits_says_who_cannot_train_there(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "make_executor", lambda _, workers: make_executor("inline", workers))
+    spec = small(QUANTISED, tiny_llama)
+    assert spec.base.quantize == "nf4"
+    report = api.run(spec, QUANTISED.parent, tmp_path / "out")
+    found = {m["method"]: m for m in report["methods"]}
+    assert found["lora"]["score"] is not None
+    assert set(found) == {"lora", "pissa", "full"}
+    for name in ("pissa", "full"):
+        assert found[name]["status"] == "incompatible"
+        assert "which are quantised" in found[name]["reason"]

@@ -277,12 +277,18 @@ def test_in_half_precision_nothing_is_dropped(
 
 
 def test_switches_follow_the_user_and_say_why() -> None:
-    assert Switches.wished({"packing": "off", "compile": "on"}, "cpu", "bf16") == Switches(
+    assert Switches.wished({"packing": "off", "compile": "on"}, "cpu", "bf16", 9) == Switches(
         lanes=True, packing=False, loss=True, compile=True, graphs=False, lean_inputs=True,
         generation=True,
     )  # fmt: skip
-    assert not Switches.wished({}, "cpu", "fp32").lean_inputs
+    assert not Switches.wished({}, "cpu", "fp32", 9).lean_inputs
     assert all(e.why for e in explain("cpu", "fp32").values())
+
+
+@pytest.mark.parametrize(("steps", "on"), [(None, True), (500, True), (499, False)])
+def test_a_few_steps_are_not_compiled_for(steps: int | None, on: bool) -> None:
+    assert explain("cuda", "fp32", steps)["compile"].on is on
+    assert explain("cuda", "fp32", steps)["compile"].why
 
 
 def layouts() -> Iterator[tuple[Layout, int]]:

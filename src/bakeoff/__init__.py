@@ -7,6 +7,7 @@ can be imported on a machine that has only torch, transformers, peft, safetensor
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
@@ -21,6 +22,10 @@ _HOME = {
     "BakeoffError": "errors",
 }
 __all__ = ["__version__", *_HOME]
+
+# PEFT imports bitsandbytes wherever it is installed, which then asks for a faster kernel that no
+# study uses: not for the user's terminal
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

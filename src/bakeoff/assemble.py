@@ -153,7 +153,7 @@ def recipe(c: Conditions, graphs: bool) -> Recipe:
 def wished(segment: Segment) -> tuple[Switches, dict[str, str]]:
     """Return the switches that a study wishes for, and why some are off before any is tried."""
     c = segment.trials[0].conditions
-    wishes = Switches.wished(segment.engine or {}, c.device, c.precision)
+    wishes = Switches.wished(segment.engine or {}, c.device, c.precision, c.steps)
     unfit = {**quantise.unfit(c.quantize, c.quantizer), **wishes.unfit()}
     reasons = {name: why for name, why in unfit.items() if getattr(wishes, name)}
     return dataclasses.replace(wishes, **dict.fromkeys(reasons, False)), reasons

@@ -38,14 +38,14 @@ class Switches:
         return cls(lanes=False, packing=False, loss=False, compile=False, graphs=False)
 
     @classmethod
-    def best(cls, device: str, precision: str = "bf16") -> Switches:
-        """Return everything that pays on this device."""
-        return cls(**{name: e.on for name, e in explain(device, precision).items()})
+    def best(cls, device: str, precision: str = "bf16", steps: int | None = None) -> Switches:
+        """Return everything that pays on this device, for so many steps (None: very many)."""
+        return cls(**{name: e.on for name, e in explain(device, precision, steps).items()})
 
     @classmethod
-    def wished(cls, wishes: Mapping[str, Any], device: str, precision: str) -> Switches:
+    def wished(cls, wishes: Mapping[str, Any], device: str, precision: str, steps: int) -> Switches:
         """Return the best with the user's ``on`` and ``off`` over it; ``auto`` leaves it be."""
-        best = cls.best(device, precision)
+        best = cls.best(device, precision, steps)
         own: dict[str, Any] = {k: v == "on" for k, v in wishes.items() if v in ("on", "off")}
         return replace(best, **own, micro_tokens=wishes.get("micro_tokens"))
 
@@ -65,10 +65,15 @@ class Explained(NamedTuple):
     why: str
 
 
-def explain(device: str, precision: str) -> dict[str, Explained]:
-    """Say which switches ``auto`` turns on for a device, and why."""
+COMPILING_PAYS = 500
+"""Steps of a trial from which a compiled layer saves more than compiling it costs: about 10 s a group
+of trials of a 135M base on an H100, against some 3 ms of a step and lane (benchmarks, ablation)."""
+
+
+def explain(device: str, precision: str, steps: int | None = None) -> dict[str, Explained]:
+    """Say which switches ``auto`` turns on for a device and a number of steps, and why."""
     cuda = device.startswith("cuda")
-    flash = cuda and torch.cuda.get_device_capability(device) >= (8, 0) and precision == "bf16"
+    flash = cuda and precision == "bf16" and torch.cuda.get_device_capability(device) >= (8, 0)
     attention = "varlen flash attention" if flash else "softmax over each example"
     return {
         "lanes": Explained(True, "where the two-lane probe agrees with the trials alone"),
@@ -77,10 +82,16 @@ def explain(device: str, precision: str) -> dict[str, Explained]:
         "lean_inputs": Explained(
             precision == "bf16", "bf16: no fp32 copies" if precision == "bf16" else "fp32 anyway"
         ),
-        "compile": Explained(
-            cuda, "one compiled layer for all" if cuda else "a CPU gains less than compiling costs"
-        ),
+        "compile": _compiling(cuda, steps),
         "graphs": Explained(cuda, "a step is one CUDA graph" if cuda else "needs CUDA"),
         "checkpointing": Explained(False, "where not even one example a pass fits without it"),
         "generation": Explained(True, "where it gives plain generate's tokens"),
     }
+
+
+def _compiling(cuda: bool, steps: int | None) -> Explained:
+    if not cuda:
+        return Explained(False, "a CPU gains less than compiling costs")
+    if steps is not None and steps < COMPILING_PAYS:
+        return Explained(False, f"fewer than {COMPILING_PAYS:,} steps gain less than it costs")
+    return Explained(True, f"one compiled layer for all, from {COMPILING_PAYS:,} steps on")

@@ -34,7 +34,7 @@ class EngineSpec(Part):
     lean_inputs: Switch = "auto"
     """PEFT layers make no fp32 copy of their input; `auto` in bf16."""
     compile: Switch = "auto"
-    """One compiled layer serves all; `auto` on CUDA."""
+    """One compiled layer serves all; `auto` on CUDA, from 500 steps a trial on."""
     graphs: Switch = "auto"
     """A step is one CUDA graph; `auto` on CUDA."""
     generation: Switch = "auto"
