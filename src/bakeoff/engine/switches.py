@@ -66,8 +66,8 @@ class Explained(NamedTuple):
 
 
 COMPILING_PAYS = 500
-"""Steps of a trial from which a compiled layer saves more than compiling it costs: about 10 s a group
-of trials of a 135M base on an H100, against some 3 ms of a step and lane (benchmarks, ablation)."""
+"""Steps of a trial from which a compiled layer saves more than compiling it costs: about 10 s a
+group of trials of a 135M base on an H100, against some 3 ms of a step and lane (ablation)."""
 
 
 def explain(device: str, precision: str, steps: int | None = None) -> dict[str, Explained]:
