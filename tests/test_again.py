@@ -45,7 +45,7 @@ class Heard(Silent):
 def probes_in_this_process() -> Iterator[None]:
     """What methods cost is no matter here, and a process each takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "make_executor", lambda _, workers: make_executor("inline", workers))
+        patch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
         yield
 
 

@@ -60,7 +60,7 @@ def test_an_example_runs_with_all_its_methods(
     path: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a process for each cost probe is most of the time here, and another test's business
-    monkeypatch.setattr(api, "make_executor", lambda _, workers: make_executor("inline", workers))
+    monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
     spec = small(path, tiny_llama)
     report = api.run(spec, path.parent, tmp_path / "out")
     assert report["study"]["metric"] == "json_match"
@@ -76,7 +76,7 @@ def test_an_example_runs_with_all_its_methods(
 def test_the_example_in_4_bits_says_who_cannot_train_there(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "make_executor", lambda _, workers: make_executor("inline", workers))
+    monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
     spec = small(QUANTISED, tiny_llama)
     assert spec.base.quantize == "nf4"
     report = api.run(spec, QUANTISED.parent, tmp_path / "out")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import psutil
 import pytest
 
 from bakeoff import registry
-from bakeoff.executors import Executor
+from bakeoff.engine import pulse
+from bakeoff.executors import Executor, Options
+from bakeoff.executors.process import Process
 
 
 def square(value: dict[str, Any]) -> dict[str, Any]:
@@ -26,6 +29,21 @@ def misbehave(value: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("what a pity")
     if value["do"] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if value["do"] == "groan":
+        os.write(2, b"malloc(): corrupted unsorted chunks\n")
+        os.abort()
+    if value["do"] == "hang":
+        time.sleep(600)
+    if value["do"] == "long":
+        for _ in range(30):
+            time.sleep(0.1)
+            pulse.beat()
+    if value["do"] == "until asked":
+        while not pulse.asked_to_stop():
+            time.sleep(0.05)
+        return {"asked": True}
+    if value["do"] == "pid":
+        return {"pid": os.getpid()}
     if value["do"] == "exit":
         os._exit(3)
     return {"fine": True}
@@ -53,11 +71,109 @@ def test_every_payload_gets_its_outcome(name: str, workers: int) -> None:
     assert all(o.error is None for o in outcomes)
 
 
-def test_processes_are_fresh() -> None:
-    outcomes = make("process", 2).map(f"{__name__}:square", [{"n": n} for n in range(4)])
-    pids = {o.value["pid"] for o in outcomes if o.value}
-    assert len(pids) == 4
-    assert os.getpid() not in pids
+def environment() -> dict[str, str]:
+    here = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, here))}
+
+
+def pids(executor: Executor, payloads: int) -> set[int]:
+    outcomes = executor.map(f"{__name__}:square", [{"n": n} for n in range(payloads)])
+    return {o.value["pid"] for o in outcomes if o.value}
+
+
+def test_workers_stay_for_the_next_payload_and_the_next_map() -> None:
+    executor = Process(2)
+    first = pids(executor, 6)
+    assert len(first) <= 2
+    assert pids(executor, 6) <= first
+    assert os.getpid() not in first
+    executor.close()
+    assert not any(psutil.pid_exists(pid) for pid in first)
+
+
+def test_a_reading_of_time_or_memory_gets_a_process_of_its_own() -> None:
+    assert len(pids(Process(2, Options(fresh=True)), 4)) == 4
+
+
+def test_an_idle_worker_that_was_killed_is_replaced() -> None:
+    executor = Process(1)
+    (first,) = pids(executor, 1)
+    os.kill(first, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(first)] if psutil.pid_exists(first) else [], timeout=10)
+    (second,) = pids(executor, 1)
+    assert second != first
+
+
+def test_a_worker_in_which_something_was_raised_is_replaced() -> None:
+    executor = Process(1)
+    payloads = [{"do": "pid"}, {"do": "raise"}, {"do": "pid"}]
+    one, two, three = executor.map(f"{__name__}:misbehave", payloads)
+    assert one.value
+    assert three.value
+    assert one.value["pid"] != three.value["pid"]
+    assert "what a pity" in (two.detail or "")
+    assert "misbehave" in (two.detail or ""), "the traceback"
+
+
+def test_a_hung_worker_is_ended_and_its_stack_told() -> None:
+    executor = Process(1, Options(patience=2.0))
+    payloads = [{"do": "hang"}, {"do": "nothing"}]
+    hung, fine = executor.map(f"{__name__}:misbehave", payloads)
+    assert "hung: no progress" in (hung.error or "")
+    assert "misbehave" in (hung.detail or ""), "the stack of the thread that hangs"
+    assert fine.value == {"fine": True}
+
+
+def test_work_that_says_it_goes_on_is_not_taken_for_hung() -> None:
+    (outcome,) = Process(1, Options(patience=1.5)).map(f"{__name__}:misbehave", [{"do": "long"}])
+    assert outcome.value == {"fine": True}
+
+
+def test_a_dead_workers_last_words_are_told() -> None:
+    (outcome,) = Process(1).map(f"{__name__}:misbehave", [{"do": "groan"}])
+    assert "SIGABRT" in (outcome.error or "")
+    assert "corrupted unsorted chunks" in (outcome.detail or "")
+
+
+def test_when_stopping_nothing_new_begins_and_work_is_asked_to_end() -> None:
+    stop: list[bool] = []
+    executor = Process(1, Options(stopping=lambda: bool(stop)))
+
+    def payloads() -> Iterator[dict[str, Any]]:
+        yield {"do": "nothing"}
+        stop.append(True)
+        yield {"do": "until asked"}
+        raise AssertionError("a payload was taken after the stop")
+
+    first, second = executor.map(f"{__name__}:misbehave", payloads())
+    assert (first.value, second.value) == ({"fine": True}, {"asked": True})
+
+
+def test_a_script_without_a_main_guard_is_not_run_by_its_workers(tmp_path: Path) -> None:
+    script = tmp_path / "careless.py"
+    script.write_text(
+        "from bakeoff.executors.process import Process\n"
+        "print('once')\n"
+        "print([o.error for o in Process(1).map('test_executors:square', [{'n': 2}])])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "once\n[None]\n"
+
+
+def test_a_program_ends_though_it_did_not_close_its_workers(tmp_path: Path) -> None:
+    script = tmp_path / "leaves.py"
+    script.write_text(
+        "from bakeoff.executors.process import Process\n"
+        "p = Process(1)\n"
+        "print(next(iter(p.map('test_executors:square', [{'n': 2}]))).value['square'])\n"
+        "import os; os.environ['KEEP'] = str(id(p))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "4\n")
 
 
 @pytest.mark.parametrize("name", registry.names("executors"))
@@ -86,8 +202,7 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     )
     script = tmp_path / "parent.py"
     script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    parent = subprocess.Popen([sys.executable, str(script)], env=environment)
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment())
     deadline = time.monotonic() + 60
     while not pid_file.exists() or not pid_file.read_text():
         assert time.monotonic() < deadline

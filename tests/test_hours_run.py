@@ -12,7 +12,7 @@ import pytest
 from bakeoff import api
 from bakeoff.errors import BakeoffError
 from bakeoff.hours import Deadline
-from bakeoff.phases import NO_TIME
+from bakeoff.rounds import NO_TIME
 from bakeoff.spec import parse_spec, read_spec
 
 HOURS = 0.2

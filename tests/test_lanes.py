@@ -110,7 +110,7 @@ def test_a_diverged_lane_is_frozen_dated_and_reported_and_the_others_finish(
     stepper = at.stepper()
     source = batches(at)
     heard: list[Any] = []
-    train(stepper, source, 0, 6, (6,), heard.append)
+    train(stepper, source, (0, 6), (6,), heard.append)
     died = heard[0].diverged[1]
     assert heard[0].diverged == (None, died, None)
     assert 1 < died <= 6
@@ -223,7 +223,7 @@ def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
 
     stepper.step = noted  # type: ignore[method-assign]
     source = batches(at)
-    train(stepper, source, 0, 6, (6,), lambda reading: None, at.feed.halve)
+    train(stepper, source, (0, 6), (6,), lambda reading: None, at.feed.halve)
     assert widths[:3] == [4, 4, 4]
     assert widths[3:6] == [4, 2, 1]
     torch.testing.assert_close(torch.stack(found), expected, atol=1e-5, rtol=0)
@@ -233,7 +233,7 @@ def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
 
     stepper.losses = never
     with pytest.raises(torch.OutOfMemoryError):
-        train(stepper, source, 0, 6, (6,), lambda reading: None, at.feed.halve)
+        train(stepper, source, (0, 6), (6,), lambda reading: None, at.feed.halve)
 
 
 def test_passes_hold_no_more_tokens_than_fit(tiny_llama: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_memory_that_runs_out_leaves_fewer_lanes_then_fewer_examples(
     stepper, source = at.stepper(), batches(at)
     stepper.losses = short_of_memory(at, most)
     heard: list[Any] = []
-    train(stepper, source, 0, 4, (1, 2, 3, 4), heard.append, at.feed.halve)
+    train(stepper, source, (0, 4), (1, 2, 3, 4), heard.append, at.feed.halve)
     found = torch.tensor([r.train_losses for r in heard])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     step = next(source)
@@ -188,7 +188,7 @@ def test_layers_are_computed_again_where_nothing_else_is_left(
     stepper = at.stepper()
     stepper.losses = short_of_memory(at, 8, needs_again=True)
     heard: list[Any] = []
-    train(stepper, batches(at), 0, 2, (1, 2), heard.append, at.feed.halve)
+    train(stepper, batches(at), (0, 2), (1, 2), heard.append, at.feed.halve)
     found = torch.tensor([r.train_losses for r in heard])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert at.feed.in_use.checkpointing is True
@@ -199,7 +199,7 @@ def test_where_it_is_off_memory_runs_out(tiny_llama: Path, tmp_path: Path) -> No
     stepper = at.stepper()
     stepper.losses = short_of_memory(at, 8, needs_again=True)
     with pytest.raises(torch.OutOfMemoryError):
-        train(stepper, batches(at), 0, 2, (2,), lambda reading: None, at.feed.halve)
+        train(stepper, batches(at), (0, 2), (2,), lambda reading: None, at.feed.halve)
 
 
 def test_a_prefix_would_be_added_twice(tiny_llama: Path, tmp_path: Path) -> None:

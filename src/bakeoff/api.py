@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from bakeoff import folder as study_folder
-from bakeoff import hours, looks, phases, plan
+from bakeoff import hours, interrupts, looks, phases, plan
 from bakeoff import report as report_page
 from bakeoff.analysis.contrast import Side, contrast
 from bakeoff.analysis.summary import summarise
@@ -28,12 +28,14 @@ from bakeoff.assets.cache import cache_folder
 from bakeoff.data import SPLITS
 from bakeoff.errors import LockedError, PreflightError, UsageError
 from bakeoff.estimate import Timing
+from bakeoff.executors import Options
 from bakeoff.hf import importing
 from bakeoff.hours import Deadline, Fit
 from bakeoff.methods.serving import served
 from bakeoff.overview import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.progress import Logged, Progress, Silent
 from bakeoff.results import Cost, MetricInfo, SplitScores, Status, StudyRecord, TrialResult
+from bakeoff.rounds import Breaker, Running
 from bakeoff.spec import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
 from bakeoff.study import (
@@ -41,6 +43,7 @@ from bakeoff.study import (
     about,
     call,
     check,
+    executor,
     frozen_values,
     make_executor,
     open_study,
@@ -80,10 +83,11 @@ def run(
 
     Raises:
         BakeoffError: bad input or environment, before anything is trained.
+        Interrupted, Terminated: Ctrl-C or SIGTERM; the same call goes on.
     """
     study_folder.make(out)
-    with locked(out):
-        heard = Logged(out / "log.jsonl", progress or Silent())
+    heard = Logged(out / "log.jsonl", progress or Silent())
+    with locked(out), interrupts.listening(heard.say) as stop:
         study = open_study(spec, source, out, heard)
         with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
             study, deadline = budgeted(study, store, heard, passed)
@@ -93,11 +97,13 @@ def run(
             study_folder.freeze_metric(out, study.metric.name, study.metric.code)
             study = check(study, heard)
             freeze(study, store, counted)
-            costs = measure_costs(study, store, heard)
-            able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
-            running = phases.Running(study, store, heard, deadline)
-            chosen = phases.search(running, able)
-            phases.final(running, able, chosen)
+            with contextlib.closing(executor(spec, stop)) as through:
+                breaker = Breaker(len(study.entries))
+                running = Running(study, store, heard, through, stop, breaker, deadline)
+                costs = measure_costs(running)
+                able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
+                chosen = phases.search(running, able)
+                phases.final(running, able, chosen)
     return report(out)
 
 
@@ -164,20 +170,23 @@ def freeze(study: Study, store: Writer, counted: dict[str, Any]) -> None:
     store.set_all({**known, **counted})
 
 
-def measure_costs(study: Study, store: Writer, progress: Progress) -> dict[str, Cost]:
+def measure_costs(running: Running) -> dict[str, Cost]:
     """Run the cost probe of each method that has none yet: alone, one after another.
 
     Raises:
         PreflightError: ``control-incompatible``: without its control a study has no question.
+        Interrupted, Terminated: the study was asked to stop.
     """
-    with Reader(study.folder / study_folder.DATABASE) as reader:
+    study, store, progress, stop = running.study, running.store, running.progress, running.stop
+    with running.read() as reader:
         costs = reader.costs()
     missing = [e for e in study.entries if e.name not in costs]
     progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
     # always a process each, one at a time: nothing else may be in a reading of time or memory
     wishes = study.spec.engine.switches
     payloads = [segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing]
-    for outcome in make_executor("process", workers=1).map(RUN_PROBE, payloads):
+    alone = Options(fresh=True, patience=60 * study.spec.engine.patience, stopping=stop)
+    for outcome in make_executor("process", 1, alone).map(RUN_PROBE, payloads):
         entry = missing[outcome.index]
         if outcome.value is not None:
             cost = Cost.from_json(outcome.value)
@@ -190,6 +199,7 @@ def measure_costs(study: Study, store: Writer, progress: Progress) -> dict[str, 
             progress.say(f"{entry.title} cannot run here: {cost.reason}")
         for switch, reason in ((cost.engine or {}).get("reasons") or {}).items():
             progress.say(f"{entry.title} runs without engine.{switch}: {reason}")
+    stop.check()
     control = costs[study.entries[0].name]
     if control.status is Status.INCOMPATIBLE:
         raise PreflightError(
@@ -345,7 +355,7 @@ def generator(values: dict[str, Any]) -> np.random.Generator:
 
 def machine() -> dict[str, Any]:
     """Return what a study would find on this machine, with measured matmul rates."""
-    through = make_executor("process", workers=1)
+    through = make_executor("process", 1)
     wishes = {"device": "auto", "precision": "auto", "threads": None, "workers": 1}
     return call(through, RUN_DOCTOR, wishes)
 

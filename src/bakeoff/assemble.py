@@ -8,6 +8,7 @@ gives the same task head and the same data order whatever the method is.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +29,7 @@ from bakeoff.engine.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.engine.meter import free_bytes
 from bakeoff.engine.order import step_indices
+from bakeoff.engine.resident import Resident
 from bakeoff.engine.switches import Switches
 from bakeoff.methods.hook import CALIBRATION, Ground, Hook, Incompatible, extras, make, trainable
 from bakeoff.tasks import Batch, Example, Task, load_tokenizer
@@ -180,7 +182,14 @@ def make_task(conditions: Conditions) -> Task:
 
 
 def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
-    """Load the base with the task's output layer drawn from ``seed``, everything frozen."""
+    """Return the base with the task's output layer drawn from ``seed``, everything frozen."""
+    c = conditions
+    drawn = (seed, json.dumps(task.options, sort_keys=True)) if task.heads else None
+    key = (path, c.revision, c.precision, c.device, c.quantize, c.quantizer, c.task, drawn)
+    return Resident.base(key, lambda: _load(conditions, task, path, seed))
+
+
+def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     c, loading = conditions, {}
     if c.quantize is not None and c.quantizer is not None:
@@ -261,6 +270,7 @@ def build(
     for seed in reversed(distinct):
         first = next(t for t in trials if t.seed == seed)
         model, hook = attach(first, load_base(c, task, base_path, seed), around)
+        Resident.spare()
         starts[seed] = Start.of(model, checksums=len(distinct) > 1)
         if seed != distinct[0]:
             del model, hook

@@ -6,7 +6,8 @@ Stands at the bottom of the package: everything may raise from here, this import
     ├── UsageError               the study file, an option or a name is wrong            (exit 2)
     ├── PreflightError           data, base or folder cannot work; refused before training (exit 3)
     ├── LockedError              another process is running this study                   (exit 5)
-    └── EnvironmentProblem       disk, network, a missing package                        (exit 6)
+    ├── EnvironmentProblem       disk, network, a missing package                        (exit 6)
+    └── Interrupted, Terminated  Ctrl-C, SIGTERM: stopped where nothing is lost    (exit 130, 143)
 """
 
 from __future__ import annotations
@@ -53,6 +54,18 @@ class EnvironmentProblem(BakeoffError):
     """The machine lacks something: disk, permission, network or a package."""
 
     exit_code = 6
+
+
+class Interrupted(BakeoffError):
+    """The user asked for the study to stop; the same command goes on."""
+
+    exit_code = 130
+
+
+class Terminated(Interrupted):
+    """The system asked for it."""
+
+    exit_code = 143
 
 
 def near_match(name: str, known: Iterable[str]) -> str | None:

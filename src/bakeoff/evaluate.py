@@ -20,6 +20,7 @@ from bakeoff.assemble import Bench, load_base, make_task, prepare_process, wishe
 from bakeoff.data import Row, read_rows
 from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast
+from bakeoff.engine.pulse import beat
 from bakeoff.results import SplitScores
 from bakeoff.scoring import MetricError
 from bakeoff.tasks import Example, Task, load_tokenizer
@@ -48,6 +49,7 @@ def summed_losses(bench: Bench, examples: Sequence[Example]) -> tuple[Table, Tab
     sums, counts = [], []
     for step in bench.feed.evaluation(examples, c.evaluation_batch_size):
         parts = []
+        beat()
         for batch, where, first, width, _ in step.to(c.device).passes:
             lanes.ride(first, width, batch.rows // width)
             with autocast(c.device, c.precision), packed(where, lanes.draws):
@@ -108,6 +110,7 @@ def answers(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
     for picked in _shares(bench.task, rows, c.evaluation_batch_size // width):
         own_rows = [rows[i] for i in picked]
         for first in range(0, len(lanes), width):
+            beat()
             riders = min(width, len(lanes) - first)
             asked = own_rows * riders
             lanes.ride(first, riders, bench.task.batch_rows(own_rows))

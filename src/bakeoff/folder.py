@@ -167,6 +167,11 @@ def _check_group(rows: Sequence[data.Row], group: str) -> None:
         raise refused
 
 
+def state_of(folder: Path, trial_id: str, step: int) -> Path:
+    """Return where a worker leaves a trial's state after ``step`` steps (``states``)."""
+    return folder / "trials" / trial_id / "state" / f"{step}.safetensors"
+
+
 def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
     """Remove the states of a trial that it goes on from at rungs, except that at step ``but``."""
     states = folder / "trials" / trial_id / "state"
@@ -232,7 +237,7 @@ def comparable(spec: StudySpec) -> dict[str, Any]:
     of_reading = ("validation_fraction", "test_fraction", "group", "limit", "config", "revision")
     for name in (*data.SPLITS, *of_reading):
         value["data"].pop(name, None)
-    for name in ("executor", "workers", "threads"):
+    for name in ("executor", "workers", "threads", "patience"):
         value["engine"].pop(name, None)
     for name in ("metric", "metric_options", "chat_template"):  # compared as they are resolved
         value["task"].pop(name, None)

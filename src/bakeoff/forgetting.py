@@ -20,6 +20,7 @@ from torch.nn import functional
 from bakeoff.assemble import Bench, load_base
 from bakeoff.data import read_rows
 from bakeoff.engine.device import autocast
+from bakeoff.engine.pulse import beat
 from bakeoff.results import Forgetting
 
 GENERAL = "general"
@@ -51,6 +52,7 @@ def measure(bench: Bench, base_path: str, most: int | None = None) -> list[Forge
     base = load_base(c, bench.task, base_path, bench.trials[0].seed).eval()
     found, texts = [], documents(bench)[:most]
     for tokens in texts:
+        beat()
         before = _logits(base, tokens, c)
         sums = [_compared(before, after, tokens) for after in _each(bench, tokens)]
         found.append(torch.stack(sums))

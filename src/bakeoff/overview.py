@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from bakeoff import folder as study_folder
 from bakeoff import hours, plan, race
 from bakeoff.estimate import Timing, estimate
+from bakeoff.executors import Options
 from bakeoff.faults import standing
 from bakeoff.hours import Fit
 from bakeoff.progress import Progress, Silent
@@ -165,7 +166,7 @@ def timed(study: Study, progress: Progress) -> Timed:
         segment(study, [prior_trial(study, e)] * settings, wishes).to_json() for e in study.entries
     ]
     progress.phase("Timing", len(payloads), 0)
-    for outcome in make_executor("process", workers=1).map(RUN_TIMING, payloads):
+    for outcome in make_executor("process", 1, Options(fresh=True)).map(RUN_TIMING, payloads):
         method = study.entries[outcome.index].name
         progress.advance(method)
         if outcome.value is None or outcome.value["error_text"] is not None:

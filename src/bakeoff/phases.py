@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +19,12 @@ from bakeoff import folder as study_folder
 from bakeoff import hours, plan, race, registry
 from bakeoff.analysis.choose import choose_settings, criterion
 from bakeoff.analysis.runs import Run
-from bakeoff.hours import Deadline
-from bakeoff.progress import Progress
 from bakeoff.results import Cost, Status, TrialResult
-from bakeoff.store import Reader, Writer
-from bakeoff.study import Study, executor, prior_trial, segment
+from bakeoff.rounds import Running, run_trials
+from bakeoff.study import Study, prior_trial, segment
 from bakeoff.trial import LEARNING_RATE, MethodEntry, Segment, Trial
 from bakeoff.tuning import Tried
 
-RUN_SEGMENT = "bakeoff.segment:run"
 RUN_BASE = "bakeoff.evaluate:score_base"
 COSTS = {
     "memory": "train_peak_bytes",
@@ -38,21 +34,7 @@ COSTS = {
 }
 """The axes, beside quality, on which a method may be on the Pareto front, as far as they are known
 while the search runs: an adapter's bytes go with its parameters, forgetting is not measured yet."""
-NO_TIME = "not begun: the study's hours would have been over before its end"
 CHOSEN = "chosen: the only setting of its method left at step {step}"
-
-
-class Running(NamedTuple):
-    """A study at work: what every phase needs."""
-
-    study: Study
-    store: Writer
-    progress: Progress
-    deadline: Deadline | None = None
-
-    def read(self) -> Reader:
-        """Open the study's database for reading."""
-        return Reader(self.study.folder / study_folder.DATABASE)
 
 
 def search(running: Running, entries: Sequence[MethodEntry]) -> dict[str, dict[str, Any]]:
@@ -122,14 +104,16 @@ def score_base(running: Running) -> None:
     running.progress.phase("The untouched base", 1, 0)
     wishes = study.spec.engine.switches
     payload = segment(study, [prior_trial(study, study.entries[0])], wishes).to_json()
-    (outcome,) = executor(study.spec).map(RUN_BASE, [payload])
-    found = outcome.value or {"error": outcome.error}
-    store.set("base_scores", found)
+    found = list(running.executor.map(RUN_BASE, [payload]))
+    running.stop.check()
+    (outcome,) = found
+    scored = outcome.value or {"error": outcome.error}
+    store.set("base_scores", scored)
     running.progress.advance("base")
-    if found.get("error"):
-        running.progress.say(f"the untouched base could not be scored: {found['error']}")
-    elif found.get("note"):
-        running.progress.say(base_note(found["note"]))
+    if scored.get("error"):
+        running.progress.say(f"the untouched base could not be scored: {scored['error']}")
+    elif scored.get("note"):
+        running.progress.say(base_note(scored["note"]))
 
 
 def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
@@ -157,81 +141,6 @@ def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
         )
     seconds = hours.final_seconds(study.spec, deadline.timings, counts, steps, pace)
     return steps, lambda s: deadline.allows(seconds.get(s.trials[0].method.name, 0.0))
-
-
-def run_trials(
-    running: Running,
-    title: str,
-    trials: Sequence[Trial],
-    span: tuple[int, int],
-    begins: Callable[[Segment], bool] = lambda _: True,
-) -> None:
-    """Train what is missing of ``trials`` over ``span``; each result is written when it is there.
-
-    A group of which some are missing is trained as a whole, so that a resumed study computes what
-    an uninterrupted one does; what was there stays. From the first group on that may not begin,
-    trials are stopped.
-    """
-    study, store, progress, _ = running
-    store.plan(trials)
-    with running.read() as reader:
-        there = reader.finished() | set(reader.rungs(span[1]))
-        costs = reader.costs()
-    engines = {name: cost.engine for name, cost in costs.items()}
-    limit, path = study.spec.engine.most_lanes, study.base.path
-    segments = [
-        s
-        for s in plan.segments(
-            trials, span, str(study.folder), path, engines, limit, _scored(study, span[1])
-        )
-        if any(t.id not in there for t in s.trials)
-    ]
-    if running.deadline is None:  # with one, the user's order says who may go without
-        segments.sort(key=lambda s: _slowness(s, costs), reverse=True)
-    progress.phase(title, len(trials), sum(t.id in there for t in trials))
-    begun = []
-
-    def payloads() -> Iterator[dict[str, Any]]:
-        for group in takewhile(begins, segments):
-            begun.append(group)
-            yield group.to_json()
-
-    for outcome in executor(study.spec).map(RUN_SEGMENT, payloads()):
-        for position, trial in enumerate(segments[outcome.index].trials):
-            if outcome.value is not None:
-                result = TrialResult.from_json(outcome.value["results"][position])
-            else:
-                result = TrialResult(trial.id, Status.FAILED, outcome.error)
-            if trial.id in there:
-                continue
-            at_rung = result.status is Status.STOPPED
-            (store.keep_rung if at_rung else store.keep)(result)
-            progress.advance(f"{trial.method.name} lr {trial.learning_rate:g} seed {trial.seed}")
-            if result.status not in (Status.DONE, Status.STOPPED):
-                progress.say(f"{trial.method.title} {result.status.value}: {result.reason}")
-    for trial in (t for s in segments[len(begun) :] for t in s.trials if t.id not in there):
-        store.keep(TrialResult(trial.id, Status.STOPPED, NO_TIME))
-        progress.say(f"{trial.method.title} seed {trial.seed} {NO_TIME}")
-
-
-def _slowness(group: Segment, costs: Mapping[str, Cost]) -> float:
-    """Return about how long a segment takes: with the longest first no worker waits at the end."""
-    cost = costs.get(group.trials[0].method.name)
-    return (cost.step_milliseconds or 0.0) * len(group.trials) if cost else 0.0
-
-
-def _scored(study: Study, stop: int) -> bool:
-    """Say whether search trials that stop here are scored by the metric, not by their loss alone.
-
-    Wherever the metric decides; else where settings are chosen, if the metric costs no more than
-    the loss, so that the report can tell whether the two would have chosen the same.
-    """
-    if study.spec.budget.select_on == "metric":
-        return True
-    stops = plan.rungs(study.spec.budget)
-    task = registry.find("tasks", study.spec.task.kind).TASK
-    cheap: bool = task.scores_validation or study.metric.of_losses
-    return cheap and (not stops or stop >= stops[-1])
 
 
 def _widened(

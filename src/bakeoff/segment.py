@@ -22,12 +22,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from bakeoff import forgetting, states
 from bakeoff.assemble import Bench, build, prepare_process
 from bakeoff.data import sha256_of
 from bakeoff.engine.device import out_of_memory
 from bakeoff.engine.feed import StepBatch
-from bakeoff.engine.loop import Reading, Stepper, reading_steps, train
+from bakeoff.engine.loop import Pause, Reading, Stepper, reading_steps, train
 from bakeoff.engine.switches import Switches
 from bakeoff.errors import BakeoffError
 from bakeoff.evaluate import item_losses, score_split
@@ -136,7 +139,7 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
     bench.fit_memory(engine)
     examples, validation = bench.examples("train"), bench.examples("validation")
     stepper = bench.stepper()
-    before = _restore(bench, stepper, segment)
+    before, unread = _restore(bench, stepper, segment)
     for curve, so_far in zip(curves, before, strict=True):
         curve.extend(so_far.curve if so_far else ())
     run = _Run(bench, curves, time.perf_counter())
@@ -144,14 +147,16 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
     seeds = [t.seed for t in trials]
     batches = run.counted(bench.feed.training(examples, seeds, segment.start))
     readings = {*reading_steps(c.steps, c.validations), segment.stop}
-    train(
-        stepper, batches, segment.start, segment.stop, sorted(readings),
-        lambda reading: run.read(reading, validation), bench.feed.halve,
+    pause = train(
+        stepper, batches, (segment.start, segment.stop), sorted(readings),
+        lambda reading: run.read(reading, validation), bench.feed.halve, unread,
     )  # fmt: skip
     trained = time.perf_counter()
-    ends, final = segment.stop == c.steps, trials[0].phase == "final"
+    if pause is not None:
+        run.pause(pause)
+    ends, final = segment.stop == c.steps and pause is None, trials[0].phase == "final"
     losses = [curve[-1].validation_loss if curve else None for curve in curves]
-    splits = _score(bench, losses, ends, segment.scored)
+    splits = _score(bench, losses, ends, segment.scored) if pause is None else [{} for _ in trials]
     forgotten = forgetting.measured(bench, segment.base_path) if final and ends else None
     scored = time.perf_counter()
     results = []
@@ -167,27 +172,51 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
             evaluation_seconds=(run.evaluating + scored - trained) / len(trials),
             load_seconds=(run.begun - started) / len(trials),
             lanes=len(trials),
-            step=segment.stop,
+            step=segment.stop if pause is None else pause.step,
             item_losses=tuple(run.item_losses[lane]),
             forgetting=forgotten[lane] if forgotten else None,
         )
         whole = _added(before[lane], share)
-        results.append(_ended(bench, stepper, lane, segment, whole, splits[lane]))
+        if pause is not None and whole.diverged_at_step is None:
+            results.append(_paused(bench, stepper, lane, whole, pause))
+        else:
+            results.append(_ended(bench, stepper, lane, segment, whole, splits[lane]))
     return results
 
 
-def _restore(bench: Bench, stepper: Stepper, segment: Segment) -> list[TrialResult | None]:
-    """Put every trial where the segment starts; return what each has given so far."""
+def _restore(
+    bench: Bench, stepper: Stepper, segment: Segment
+) -> tuple[list[TrialResult | None], list[Tensor]]:
+    """Put every trial where the segment starts; return what each has given so far.
+
+    And the lanes' training losses ``[K]`` of the steps since the last reading.
+    """
     if segment.start == 0:
-        return [None] * len(segment.trials)
+        return [None] * len(segment.trials), []
     before: list[TrialResult | None] = []
+    unread = []
     for lane, trial in enumerate(segment.trials):
         path = states.path_of(Path(segment.folder) / "trials", trial.id, segment.start)
         state = states.read(path, bench.conditions.device)
         stepper.restore(lane, state.lane, segment.start)
         bench.hook.restore(lane, state.hook)
         before.append(state.result)
-    return before
+        unread.append(state.unread)
+    losses = [own for own in unread if own is not None]
+    return before, list(torch.stack(losses, 1)) if len(losses) == len(unread) else []
+
+
+def _paused(
+    bench: Bench, stepper: Stepper, lane: int, result: TrialResult, pause: Pause
+) -> TrialResult:
+    """Keep the state of a trial that was stopped between two readings, to go on from there."""
+    result = dataclasses.replace(result, status=Status.STOPPED, item_losses=())
+    state = states.State(
+        stepper.state(lane), bench.hook.state(lane), result, pause.losses[:, lane].clone()
+    )
+    trials = bench.data.parent / "trials"
+    states.keep(states.path_of(trials, result.trial_id, pause.step), state)
+    return result
 
 
 def _added(before: TrialResult | None, now: TrialResult) -> TrialResult:
@@ -265,6 +294,10 @@ class _Run:
                 self.tokens[lane] += sum(lengths[lane * rows : (lane + 1) * rows])
             yield step
 
+    def pause(self, pause: Pause) -> None:
+        """Note which lanes have diverged by now."""
+        self.diverged = list(pause.diverged)
+
     def read(self, reading: Reading, validation: Sequence[Example]) -> None:
         """Add a point to the curve of each lane that lives."""
         started = time.perf_counter()
@@ -313,7 +346,11 @@ def _keep(result: TrialResult, folder: Path) -> TrialResult:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / RESULT, json.dumps(result.to_json(), sort_keys=True))
-        files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE)
+        # a state that the trial went on from is removed once its row is written
+        files = sorted(
+            p for p in folder.rglob("*")
+            if p.is_file() and p.name != COMPLETE and p.parent.name != states.FOLDER
+        )  # fmt: skip
         hashes = {str(p.relative_to(folder)): sha256_of(p) for p in files}
         _write(folder / COMPLETE, json.dumps(hashes, indent=1))
     except OSError as error:

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from bakeoff.results import TrialResult
 
+FOLDER = "state"
 _RESULT = "result"
 _HOOK = "hook/"
+_UNREAD = "unread"
 
 
 class State(NamedTuple):
@@ -29,17 +31,21 @@ class State(NamedTuple):
     lane: dict[str, Tensor]
     hook: dict[str, Tensor]
     result: TrialResult
+    unread: Tensor | None = None
+    """Training losses since the last reading ``[n]``, of a trial that was stopped between two."""
 
 
 def path_of(trials: Path, trial_id: str, step: int) -> Path:
     """Return where a trial's state after ``step`` steps lies."""
-    return trials / trial_id / "state" / f"{step}.safetensors"
+    return trials / trial_id / FOLDER / f"{step}.safetensors"
 
 
 def keep(path: Path, state: State) -> None:
     """Write a state durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors: Mapping[str, Tensor] = state.lane | {_HOOK + n: t for n, t in state.hook.items()}
+    if state.unread is not None:
+        tensors = {**tensors, _UNREAD: state.unread}
     held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     raw = save(held, {_RESULT: json.dumps(state.result.to_json())})
     temporary = path.with_suffix(".tmp")
@@ -55,6 +61,7 @@ def read(path: Path, device: str) -> State:
     with safetensors.safe_open(path, "pt", device=device) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
         result = TrialResult.from_json(json.loads(file.metadata()[_RESULT]))
+    unread = tensors.pop(_UNREAD, None)
     hook = {n.removeprefix(_HOOK): t for n, t in tensors.items() if n.startswith(_HOOK)}
     lane = {n: t for n, t in tensors.items() if not n.startswith(_HOOK)}
-    return State(lane, hook, result)
+    return State(lane, hook, result, unread)

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from bakeoff.errors import (
     near_match,
 )
 from bakeoff.examine import examine, listed, refuse, said
-from bakeoff.executors import Executor
+from bakeoff.executors import Executor, Options, never
 from bakeoff.faults import Fault
 from bakeoff.methods import given
 from bakeoff.methods import registry as catalog
@@ -297,14 +297,17 @@ def prior_trial(study: Study, entry: MethodEntry) -> Trial:
     return Trial(entry, setting, study.spec.seed, "search", study.conditions)
 
 
-def executor(spec: StudySpec) -> Executor:
-    """Return the study's executor."""
-    return make_executor(spec.engine.executor, spec.engine.workers)
+def executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor:
+    """Return the study's executor, which takes no more work from ``stopping`` on."""
+    engine = spec.engine
+    spread = engine.device in ("auto", "cuda")
+    options = Options(patience=60 * engine.patience, spread=spread, stopping=stopping)
+    return make_executor(engine.executor, engine.workers, options)
 
 
-def make_executor(name: str, workers: int) -> Executor:
+def make_executor(name: str, workers: int, options: Options = Options()) -> Executor:  # noqa: B008  # frozen
     """Return the executor called ``name``."""
-    made: Executor = registry.find("executors", name).EXECUTOR(workers)
+    made: Executor = registry.find("executors", name).EXECUTOR(workers, options)
     return made
 
 

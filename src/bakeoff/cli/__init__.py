@@ -28,7 +28,7 @@ from bakeoff.cli import (
     status,
 )
 from bakeoff.cli.output import show_error
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, Interrupted
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -71,6 +71,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
+    except Interrupted as error:
+        typer.echo(f"\n{error.cause} The same command goes on.", err=True)
+        sys.exit(error.exit_code)
     except BakeoffError as error:
         show_error(error)
         sys.exit(error.exit_code)

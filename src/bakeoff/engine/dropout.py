@@ -81,7 +81,8 @@ class Draws:
     def seed_stream(self, lane: int) -> None:
         """Tie PyTorch's own stream to a trial and step, for what draws from it all the same.
 
-        That is a method's own noise, and dropout that is no ``nn.Dropout``.
+        That is a method's own noise, and dropout that is no ``nn.Dropout``; lanes that ride
+        together share it. So a trial that goes on from a state draws what it would have drawn.
         """
         if not self.captured:
             torch.manual_seed((self.seeds[lane] * 1_000_003 + self._step) % 2**63)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from bakeoff.engine.decoding import Decoder, best, refuse, text_config
 from bakeoff.engine.meter import free_bytes
+from bakeoff.engine.pulse import beat
 from bakeoff.engine.slots import NotFast, Slots, prompt_cache, refuse_layers, token_bytes
 
 GREEDY = {
@@ -153,6 +154,7 @@ class _Run:
         """Return the tokens of every answer, in the prompts' order."""
         self._open()
         while self.waiting or self._taken():
+            beat()
             self._admit()
             if self._taken():
                 self._decode()

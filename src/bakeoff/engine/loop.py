@@ -19,6 +19,7 @@ from bakeoff.engine.feed import Pass, StepBatch
 from bakeoff.engine.graphs import Graphs
 from bakeoff.engine.lanes import Lanes, Precondition
 from bakeoff.engine.optim import LaneAdamW, LaneRecipe, schedule
+from bakeoff.engine.pulse import asked_to_stop, beat
 
 MAX_LOSS = 1e4
 """A finite loss above this counts as diverged: far above ln(vocabulary) of any model."""
@@ -46,6 +47,18 @@ class Reading(NamedTuple):
 
     step: int
     train_losses: tuple[float, ...]
+    diverged: tuple[int | None, ...]
+
+
+class Pause(NamedTuple):
+    """Where training stopped when asked to: after ``step`` steps, between two readings.
+
+    ``losses`` ``[n, K]`` holds the training losses since the last reading, ``diverged`` what a
+    reading would.
+    """
+
+    step: int
+    losses: Tensor
     diverged: tuple[int | None, ...]
 
 
@@ -119,8 +132,7 @@ class Stepper:
         for one in batch.passes:
             self.lanes.ride(one.first, one.width, one.batch.rows // one.width)
             self.lanes.draws.cut = one.cut
-            if one.width == 1:
-                self.lanes.draws.seed_stream(one.first)
+            self.lanes.draws.seed_stream(one.first)
             if one.cut is None:
                 found.append(self._whole(one))
                 continue
@@ -198,29 +210,41 @@ class Stepper:
 def train(
     stepper: Stepper,
     batches: Iterator[StepBatch],
-    start: int,
-    stop: int,
+    span: tuple[int, int],
     readings: Sequence[int],
     on_reading: Callable[[Reading], None],
     again: Callable[[], StepBatch | None] = lambda: None,
-) -> None:
-    """Train from step ``start`` to ``stop``; after each step in ``readings`` read the losses back.
+    unread: Sequence[Tensor] = (),
+) -> Pause | None:
+    """Train over the steps of ``span``; after each step in ``readings`` read the losses back.
 
     ``again`` gives the step at hand in smaller passes when memory runs out, None when it cannot be
-    made smaller. Ends early when every lane has diverged.
+    made smaller; ``unread`` the losses ``[K]`` of the steps before ``span`` that no reading has
+    taken in. Ends early when every lane has diverged, or, with a pause, when asked to stop.
     """
     stepper.lanes.model.train()
-    pending: list[Tensor] = []
+    pending: list[Tensor] = list(unread)
+    start, stop = span
     for index in range(start, stop):
         pending.append(fitted(stepper, index, next(batches), again).clone())
+        beat()
         if index + 1 in readings:
             means = torch.stack(pending).float().mean(0).tolist()
-            dead = stepper.optimizer.diverged_at.tolist()
+            dead = _diverged(stepper)
             pending.clear()
-            on_reading(Reading(index + 1, tuple(means), tuple(at or None for at in dead)))
+            on_reading(Reading(index + 1, tuple(means), dead))
             if all(dead):
-                return
+                return None
             stepper.lanes.model.train()
+        if asked_to_stop() and index + 1 < stop:
+            lost = stepper.lanes.stack.values.new_empty(0, len(stepper.lanes))
+            losses = torch.stack(pending) if pending else lost
+            return Pause(index + 1, losses, _diverged(stepper))
+    return None
+
+
+def _diverged(stepper: Stepper) -> tuple[int | None, ...]:
+    return tuple(at or None for at in stepper.optimizer.diverged_at.tolist())
 
 
 def fitted(

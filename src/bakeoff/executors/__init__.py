@@ -1,15 +1,16 @@
 """Executors: carry work to where it runs. One file each, with an ``EXECUTOR`` class.
 
-The contract: ``map(function, payloads)`` yields one ``Outcome`` for each payload, in any order, as
-soon as it is there; a payload is taken only when its work can begin. ``function`` is a top-level
-function named ``module:name``, from JSON values to JSON values. An executor never raises for what
-happens inside the work: a dead worker is an ``Outcome`` with an error. It never opens the database.
+Each is made with a number of workers and ``Options``. The contract: ``map(function, payloads)``
+yields one ``Outcome`` for each payload, in any order, as soon as it is there; a payload is taken
+only when its work can begin. ``function`` is a top-level function named ``module:name``, from JSON
+values to JSON values. An executor never raises for what happens inside the work: a dead worker is
+an ``Outcome`` with an error. It never opens the database.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,29 @@ class Outcome:
     index: int
     value: dict[str, Any] | None
     error: str | None
+    detail: str | None = None
+    """What was last heard of the work: a traceback, the end of a dead worker's stderr."""
+
+
+def never() -> bool:
+    """Say no."""
+    return False
+
+
+@dataclass(frozen=True)
+class Options:
+    """How payloads are to be run; an executor leaves alone what it has no use for.
+
+    ``fresh``: a process of its own for each, for readings of time and memory. ``patience``: seconds
+    without progress after which work counts as hung. ``spread``: workers take the machine's GPUs in
+    turn. From ``stopping`` on no payload is taken any more, and the work at hand is asked to end at
+    its next safe point.
+    """
+
+    fresh: bool = False
+    patience: float = 1800.0
+    spread: bool = False
+    stopping: Callable[[], bool] = never
 
 
 class Executor(Protocol):
@@ -28,6 +52,10 @@ class Executor(Protocol):
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Yield an outcome for each payload as it ends."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held for further payloads."""
         ...
 
 

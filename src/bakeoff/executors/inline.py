@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bakeoff.executors import Outcome, resolve
+from bakeoff.executors import Options, Outcome, resolve
 
 
 class Inline:
     """The executor for debugging."""
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, options: Options = Options()) -> None:  # noqa: B008  # frozen
         self.workers = workers
+        self.options = options
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Call the function on each payload in turn."""
         call = resolve(function)
-        for index, payload in enumerate(payloads):
+        waiting = enumerate(payloads)
+        while not self.options.stopping() and (taken := next(waiting, None)) is not None:
+            index, payload = taken
             try:
                 yield Outcome(index, call(payload), None)
             except Exception as error:  # the contract: an outcome, never an exception
                 yield Outcome(index, None, f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""
 
 
 EXECUTOR = Inline

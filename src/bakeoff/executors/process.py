@@ -1,83 +1,208 @@
-"""Run each payload in a fresh process, ``workers`` side by side.
+"""Run payloads in worker processes, ``workers`` side by side, each kept for the next payload.
 
-A fresh process a group: what one leaves behind (memory, a poisoned CUDA context, a crash) cannot
-reach the next. Processes come from a fork server that has imported the training half once, before
-any thread or device was touched (``warm``): a start costs milliseconds, not seconds. Values cross
-the pipe as JSON text. When the parent dies, its workers die with it.
+A worker keeps what it has imported, its CUDA context and the base (``engine.resident``). What goes
+wrong in one cannot reach the next payload: a worker in which anything was raised, which died or
+which made no progress for too long is replaced, and its payload's outcome says why. Workers come
+from a fork server that has imported the training half once, before any thread or device was
+touched (``warm``). Values cross the pipes as JSON text. When the parent dies, its workers die with
+it.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
-import threading
+import tempfile
 import time
+import types
+import weakref
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
-from bakeoff.executors import Outcome, resolve
+from bakeoff.executors import Options, Outcome, resolve
 
-PRELOAD = ["bakeoff.warm"]
-_PR_SET_PDEATHSIG = 1
+PRELOAD = ["bakeoff.nursery", "bakeoff.warm"]
+SERVE = "bakeoff.worker:serve"
+BEAT, STOP = 0, 1
+"""Places in the numbers that parent and worker share: when work last went on, whether to stop."""
+TICK = 1.0
+"""Seconds between two looks at the workers' pulses and at whether to stop."""
+LAST_WORDS = 4000
+"""Characters of a dead worker's stderr that are kept."""
 
 
 class Process:
     """The default executor."""
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, options: Options = Options()) -> None:  # noqa: B008  # frozen
         self.workers = workers
+        self.options = options
         method = "forkserver" if sys.platform == "linux" else "spawn"
         self._context = multiprocessing.get_context(method)
         if method == "forkserver":
             self._context.set_forkserver_preload(PRELOAD)
+        self._idle: list[_Worker] = []
+        weakref.finalize(self, _end_all, self._idle)
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
-        """Yield outcomes as their processes end."""
+        """Yield outcomes as their work ends."""
         waiting = enumerate(payloads)
-        running: dict[Connection, tuple[int, BaseProcess]] = {}
+        running: dict[Connection, tuple[int, _Worker]] = {}
+        more = True
         try:
             while True:
-                for index, payload in islice(waiting, self.workers - len(running)):
-                    receiver, process = self._start(function, payload)
-                    running[receiver] = (index, process)
+                while more and len(running) < self.workers and not self.options.stopping():
+                    taken = next(waiting, None)
+                    if taken is None:
+                        more = False
+                        break
+                    worker = self._hire({w.place for _, w in running.values()})
+                    worker.begin(function, taken[1])
+                    running[worker.pipe] = (taken[0], worker)
                 if not running:
                     break
-                for ready in wait(list(running)):
+                for ready in wait(list(running), TICK):
                     assert isinstance(ready, Connection)
-                    index, process = running.pop(ready)
-                    yield _collect(index, ready, process)
+                    index, worker = running.pop(ready)
+                    yield self._collect(index, worker)
+                for pipe, (index, worker) in list(running.items()):
+                    if self.options.stopping():
+                        worker.ask_to_stop()
+                    if worker.silence > self.options.patience:
+                        del running[pipe]
+                        yield Outcome(index, None, *worker.hung(self.options.patience))
         finally:
-            for _, process in running.values():
-                process.kill()
+            for _, worker in running.values():
+                worker.end()
 
-    def _start(self, function: str, payload: dict[str, Any]) -> tuple[Connection, BaseProcess]:
-        receiver, sender = self._context.Pipe(duplex=False)
-        text = json.dumps(payload)
-        process = self._context.Process(  # type: ignore[attr-defined]
-            target=_work, args=(function, text, sender, os.getpid()), daemon=True
+    def close(self) -> None:
+        """Let the workers go."""
+        _end_all(self._idle)
+
+    def _hire(self, taken: set[int]) -> _Worker:
+        """Return an idle worker, or a new one in the first free place."""
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.lives:
+                return worker
+            worker.end()
+        place = next(i for i in range(self.workers) if i not in taken)
+        gpu = place if self.options.spread else None
+        return _Worker(self._context, place, gpu, stays=not self.options.fresh)
+
+    def _collect(self, index: int, worker: _Worker) -> Outcome:
+        answer = worker.answer()
+        if answer is None:
+            return Outcome(index, None, *worker.died())
+        if answer["error"] is not None or self.options.fresh:
+            # whatever it left behind must not reach the next payload
+            worker.end()
+        else:
+            self._idle.append(worker)
+        return Outcome(index, answer["value"], answer["error"], answer.get("detail"))
+
+
+class _Worker:
+    """One worker process, seen from the parent."""
+
+    def __init__(self, context: Any, place: int, gpu: int | None, stays: bool) -> None:
+        self.place = place
+        self.pipe, theirs = context.Pipe()
+        self._marks = context.RawArray("d", 2)
+        handle, name = tempfile.mkstemp(prefix="bakeoff-worker-", suffix=".log")
+        os.close(handle)
+        self._log = Path(name)
+        self._process: BaseProcess = context.Process(
+            target=resolve(SERVE),
+            args=(theirs, self._marks, name, os.getpid(), gpu, stays),
+            daemon=True,
         )
-        process.start()
-        sender.close()  # so that the pipe ends when the worker does
-        return receiver, process
+        with _nobodys_script():
+            self._process.start()
+        theirs.close()  # so that the pipe ends when the worker does
+
+    def begin(self, function: str, payload: dict[str, Any]) -> None:
+        """Hand a payload over; one that died while it was idle answers with its end."""
+        self._marks[BEAT] = time.monotonic()
+        with contextlib.suppress(OSError):
+            self.pipe.send_bytes(json.dumps([function, payload]).encode())
+
+    @property
+    def lives(self) -> bool:
+        """Say whether the process is there."""
+        return self._process.is_alive()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the worker last said that its work goes on."""
+        return time.monotonic() - float(self._marks[BEAT])
+
+    def ask_to_stop(self) -> None:
+        """Ask for the end of the work at its next safe point."""
+        self._marks[STOP] = 1.0
+
+    def answer(self) -> dict[str, Any] | None:
+        """Return what the work gave; None where the worker died."""
+        try:
+            found: dict[str, Any] = json.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError):
+            return None
+        return found
+
+    def died(self) -> tuple[str, str | None]:
+        """Say what the worker died of, with its last words."""
+        self._process.join()
+        cause = _cause_of_death(self._process.exitcode)
+        words = self._words()
+        self.end()
+        return cause, words
+
+    def hung(self, patience: float) -> tuple[str, str | None]:
+        """End a worker that makes no progress; say so, with the stacks of its threads."""
+        pid = self._process.pid
+        if pid is not None and hasattr(signal, "SIGUSR1"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)  # faulthandler writes the stacks
+            self._process.join(2 * TICK)
+        words = self._words()
+        self.end()
+        return f"the worker hung: no progress for {patience / 60:g} minutes", words
+
+    def end(self) -> None:
+        """Kill the worker and remove what it wrote."""
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+        self._log.unlink(missing_ok=True)
+
+    def _words(self) -> str | None:
+        with contextlib.suppress(OSError):
+            text = self._log.read_text(encoding="utf-8", errors="replace").strip()
+            return text[-LAST_WORDS:] or None
+        return None
 
 
-def _collect(index: int, receiver: Connection, process: BaseProcess) -> Outcome:
+def _end_all(workers: list[_Worker]) -> None:
+    while workers:
+        workers.pop().end()
+
+
+@contextlib.contextmanager
+def _nobodys_script() -> Iterator[None]:
+    """Hide the program's main module: workers would run the user's script once more."""
+    own = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
     try:
-        answer = json.loads(receiver.recv_bytes())
-    except (EOFError, OSError):
-        process.join()
-        return Outcome(index, None, _cause_of_death(process.exitcode))
+        yield
     finally:
-        receiver.close()
-    process.join()
-    return Outcome(index, answer["value"], answer["error"])
+        sys.modules["__main__"] = own
 
 
 def _cause_of_death(exitcode: int | None) -> str:
@@ -86,38 +211,6 @@ def _cause_of_death(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"the worker died of {signal.Signals(-exitcode).name}"
     return f"the worker ended with exit code {exitcode} and no answer"
-
-
-def _work(function: str, text: str, sender: Connection, parent: int) -> None:
-    _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    answer: dict[str, Any]
-    try:
-        answer = {"value": resolve(function)(json.loads(text)), "error": None}
-    except BaseException as error:  # the contract: an outcome, never an exception
-        answer = {"value": None, "error": f"{type(error).__name__}: {error}"}
-    sender.send_bytes(json.dumps(answer).encode())
-    sender.close()
-
-
-def _die_with(parent: int) -> None:
-    """End this worker when the parent ends, however that happens.
-
-    The fork server is the worker's real parent and lives as long as the study's process does; a
-    watching thread covers both that and platforms without a parent-death signal.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        while True:
-            try:
-                os.kill(parent, 0)
-            except OSError:
-                os._exit(1)
-            time.sleep(1.0)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 EXECUTOR = Process

@@ -20,9 +20,11 @@ class EngineSpec(Part):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto` takes bf16 where the hardware computes in it."""
     executor: str = "process"
-    """`process` (a fresh process a group of trials) or `inline` (in this one: breakpoints work)."""
+    """`process` (workers that stay warm) or `inline` (in this process: breakpoints work)."""
     workers: Annotated[int, Field(ge=1)] = 1
-    """Trials that run side by side."""
+    """Groups of trials that run side by side; on several GPUs the workers take them in turn."""
+    patience: Annotated[float, Field(gt=0)] = 30
+    """Minutes without a step after which a worker counts as hung; its work is begun again."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of each worker; default: the physical cores divided by the workers."""
     lanes: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = "auto"

@@ -54,6 +54,17 @@ class Reader:
             rows = connection.execute(query).all()
         return {trial_id: TrialResult.from_json(value) for trial_id, value in rows}
 
+    def stands(self, span: tuple[int, int]) -> dict[str, int]:
+        """Return the last step, inside ``span``, at which each trial was stopped, by trial id."""
+        table = schema.rungs
+        query = (
+            sa.select(table.c.trial_id, sa.func.max(table.c.step))
+            .where(table.c.step > span[0], table.c.step < span[1])
+            .group_by(table.c.trial_id)
+        )
+        with self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def decisions(self) -> list[dict[str, Any]]:
         """Return the race's decisions, rung by rung; none where the study knows no race."""
         if not sa.inspect(self._engine).has_table(schema.decisions.name):

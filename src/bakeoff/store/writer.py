@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from bakeoff.errors import PreflightError
-from bakeoff.results import Cost, TrialResult
+from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.store import schema
 from bakeoff.trial import Trial
 
@@ -71,33 +71,14 @@ class Writer:
 
     def keep(self, result: TrialResult) -> None:
         """Write a trial's result and its per-item scores; writing it again changes nothing."""
-        value = result.to_json()
-        value["item_losses"] = ()  # the race's alone: they lie in ``rungs``
-        value["splits"] = {s: {"mean_loss": v.mean_loss} for s, v in result.splits.items()}
-        rows = [
-            {"trial_id": result.trial_id, "split": s, "item": i, "score": x, "prediction": p}
-            for s, v in result.splits.items()
-            for i, (x, p) in enumerate(zip(v.scores, v.predictions, strict=True))
-        ]
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        mine = schema.scores.c.trial_id == result.trial_id
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(schema.scores).where(mine))
-            if rows:
-                connection.execute(sa.insert(schema.scores), rows)
-            connection.execute(
-                sa.update(schema.trials)
-                .where(schema.trials.c.id == result.trial_id)
-                .values(status=result.status.value, result=value, finished_at=now)
-            )
+        self.keep_group([result])
 
-    def keep_rung(self, result: TrialResult) -> None:
-        """Write what a trial has given at the step where it stands."""
-        row = insert(schema.rungs).values(
-            trial_id=result.trial_id, step=result.step, result=result.to_json()
-        )
+    def keep_group(self, results: Sequence[TrialResult]) -> None:
+        """Write what a group's trials have given, all or none: at a rung, or as they ended."""
         with self._engine.begin() as connection:
-            connection.execute(row.on_conflict_do_nothing())
+            for result in results:
+                stands = result.status is Status.STOPPED and result.reason is None
+                (_keep_rung if stands else _keep)(connection, result)
 
     def decide(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Write the race's decisions at a rung, all or none."""
@@ -127,3 +108,31 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         """Close the connection."""
         self.close()
+
+
+def _keep(connection: sa.Connection, result: TrialResult) -> None:
+    value = result.to_json()
+    value["item_losses"] = ()  # the race's alone: they lie in ``rungs``
+    value["splits"] = {s: {"mean_loss": v.mean_loss} for s, v in result.splits.items()}
+    rows = [
+        {"trial_id": result.trial_id, "split": s, "item": i, "score": x, "prediction": p}
+        for s, v in result.splits.items()
+        for i, (x, p) in enumerate(zip(v.scores, v.predictions, strict=True))
+    ]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    connection.execute(sa.delete(schema.scores).where(schema.scores.c.trial_id == result.trial_id))
+    if rows:
+        connection.execute(sa.insert(schema.scores), rows)
+    connection.execute(
+        sa.update(schema.trials)
+        .where(schema.trials.c.id == result.trial_id)
+        .values(status=result.status.value, result=value, finished_at=now)
+    )
+
+
+def _keep_rung(connection: sa.Connection, result: TrialResult) -> None:
+    """Write what a trial has given at the step where it stands."""
+    row = insert(schema.rungs).values(
+        trial_id=result.trial_id, step=result.step, result=result.to_json()
+    )
+    connection.execute(row.on_conflict_do_nothing())

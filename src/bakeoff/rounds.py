@@ -1,0 +1,256 @@
+"""Rounds of segments through the executor: each result is written as soon as it is there.
+
+Called by ``phases``. A segment whose worker died is carried again, in halves, before any trial is
+called failed; the same failure method after method pauses the study; a wish to stop ends the round
+with the trials' states kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bakeoff import folder as study_folder
+from bakeoff import plan, registry
+from bakeoff.errors import EnvironmentProblem
+from bakeoff.executors import Executor, Outcome
+from bakeoff.hours import Deadline
+from bakeoff.interrupts import Stop
+from bakeoff.progress import Progress
+from bakeoff.results import Cost, Status, TrialResult
+from bakeoff.store import Reader, Writer
+from bakeoff.study import Study
+from bakeoff.trial import Segment, Trial
+
+RUN_SEGMENT = "bakeoff.segment:run"
+NO_TIME = "not begun: the study's hours would have been over before its end"
+TRIES = 2
+"""How often a trial may be alone in a worker that dies before it counts as failed: what killed the
+first may have been another program's hunger."""
+SAME = 3
+"""Methods that fail alike, none succeeding in between, before the study is paused."""
+
+Kept = tuple[Trial, TrialResult]
+
+
+class Running(NamedTuple):
+    """A study at work: what every phase needs."""
+
+    study: Study
+    store: Writer
+    progress: Progress
+    executor: Executor
+    stop: Stop
+    breaker: Breaker
+    deadline: Deadline | None = None
+
+    def read(self) -> Reader:
+        """Open the study's database for reading."""
+        return Reader(self.study.folder / study_folder.DATABASE)
+
+
+class Breaker:
+    """Holds failures back until it is clear that they are the methods' own.
+
+    The same failure in one method after the other is the machine's or the data's: then the study
+    pauses, and nothing is marked failed.
+    """
+
+    def __init__(self, methods: int) -> None:
+        self.most = max(2, min(SAME, methods))
+        self.signature: str | None = None
+        self.held: list[Kept] = []
+
+    def take(self, group: Sequence[Kept]) -> list[Kept]:
+        """Return what may be written now that a group has ended.
+
+        Raises:
+            EnvironmentProblem: ``same-failure``.
+        """
+        signatures = {_signature(r) for _, r in group}
+        same = signatures.pop() if len(signatures) == 1 else None
+        if same is None:
+            return [*self.flush(), *group]
+        known = self.flush() if same != self.signature else []
+        self.signature = same
+        self.held += group
+        failed = {t.method.name for t, _ in self.held}
+        if len(failed) >= self.most:
+            titles = ", ".join(dict.fromkeys(t.method.title for t, _ in self.held))
+            raise EnvironmentProblem(
+                "same-failure",
+                f"One method after the other fails alike ({titles}): {group[0][1].reason}",
+                "mend the cause and run the same command again: none of these trials counts as "
+                'failed yet. `bakeoff doctor` checks the machine; executor = "inline" under '
+                "[engine] shows where it fails.",
+            )
+        return known
+
+    def flush(self) -> list[Kept]:
+        """Return what was held back: the failures were the methods' own."""
+        held, self.held, self.signature = self.held, [], None
+        return held
+
+
+def _signature(result: TrialResult) -> str | None:
+    """Return what tells failures apart, numbers and addresses left out; None: no failure."""
+    if result.status is not Status.FAILED:
+        return None
+    first = (result.reason or "").split("\n")[0]
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", first)
+
+
+def run_trials(
+    running: Running,
+    title: str,
+    trials: Sequence[Trial],
+    span: tuple[int, int],
+    begins: Callable[[Segment], bool] = lambda _: True,
+) -> None:
+    """Train what is missing of ``trials`` over ``span``.
+
+    A group of which some are missing is trained as a whole, so that a resumed study computes what
+    an uninterrupted one does; what was there stays. From the first group on that may not begin,
+    trials are stopped.
+
+    Raises:
+        Interrupted, Terminated: the study was asked to stop.
+        EnvironmentProblem: ``same-failure``.
+    """
+    running.stop.check()
+    running.store.plan(trials)
+    with running.read() as reader:
+        there = reader.finished() | set(reader.rungs(span[1]))
+        costs, stands = reader.costs(), reader.stands(span)
+    todo = _segments(running.study, trials, span, there, costs)
+    todo = [_from_pause(s, there, stands) for s in todo]
+    if running.deadline is None:  # with one, the user's order says who may go without
+        todo.sort(key=lambda s: _slowness(s, costs), reverse=True)
+    running.progress.phase(title, len(trials), sum(t.id in there for t in trials))
+    deaths: Counter[str] = Counter()
+    late: list[Segment] = []
+    while todo:
+        todo, left = _round(running, todo, there, begins, deaths)
+        late += left
+    _write(running, running.breaker.flush(), span)
+    running.stop.check()
+    for trial in (t for s in late for t in s.trials if t.id not in there):
+        running.store.keep(TrialResult(trial.id, Status.STOPPED, NO_TIME))
+        running.progress.say(f"{trial.method.title} seed {trial.seed} {NO_TIME}")
+
+
+def _segments(
+    study: Study, trials: Sequence[Trial], span: tuple[int, int], there: set[str],
+    costs: Mapping[str, Cost],
+) -> list[Segment]:  # fmt: skip
+    engines = {name: cost.engine for name, cost in costs.items()}
+    limit, path, folder = study.spec.engine.most_lanes, study.base.path, str(study.folder)
+    found = plan.segments(trials, span, folder, path, engines, limit, _scored(study, span[1]))
+    return [s for s in found if any(t.id not in there for t in s.trials)]
+
+
+def _from_pause(segment: Segment, there: set[str], stands: Mapping[str, int]) -> Segment:
+    """Return a segment that goes on where its trials were stopped between two rungs."""
+    missing = tuple(t for t in segment.trials if t.id not in there)
+    steps = {stands.get(t.id) for t in missing}
+    step = steps.pop() if len(steps) == 1 else None
+    if step is None:
+        return segment
+    states = (study_folder.state_of(Path(segment.folder), t.id, step) for t in missing)
+    if not all(state.is_file() for state in states):
+        return segment
+    return dataclasses.replace(segment, trials=missing, start=step)
+
+
+def _round(
+    running: Running, todo: Sequence[Segment], there: set[str], begins: Callable[[Segment], bool],
+    deaths: Counter[str],
+) -> tuple[list[Segment], list[Segment]]:  # fmt: skip
+    """Carry segments; return those to carry again, and those that may not begin any more."""
+    begun: list[Segment] = []
+    again: list[Segment] = []
+
+    def payloads() -> Iterator[dict[str, Any]]:
+        for group in takewhile(begins, todo):
+            begun.append(group)
+            yield group.to_json()
+
+    for outcome in running.executor.map(RUN_SEGMENT, payloads()):
+        segment = begun[outcome.index]
+        results = _results(segment, outcome, deaths)
+        if results is None:
+            running.progress.say(_retried(segment, outcome))
+            again += _halves(segment)
+            continue
+        group = [(t, r) for t, r in zip(segment.trials, results, strict=True) if t.id not in there]
+        _write(running, running.breaker.take(group), (segment.start, segment.stop))
+    late = [] if running.stop() else list(todo[len(begun) :])
+    return again, late
+
+
+def _results(segment: Segment, outcome: Outcome, deaths: Counter[str]) -> list[TrialResult] | None:
+    """Return what a segment gave; None where it is to be carried again."""
+    if outcome.value is not None:
+        return [TrialResult.from_json(value) for value in outcome.value["results"]]
+    if len(segment.trials) > 1:
+        return None
+    (trial,) = segment.trials
+    deaths[trial.id] += 1
+    if deaths[trial.id] < TRIES:
+        return None
+    reason = outcome.error or "its worker gave no answer"
+    return [TrialResult(trial.id, Status.FAILED, reason, traceback=outcome.detail)]
+
+
+def _halves(segment: Segment) -> list[Segment]:
+    trials, half = segment.trials, (len(segment.trials) + 1) // 2
+    parts = [trials[:half], trials[half:]]
+    return [dataclasses.replace(segment, trials=part) for part in parts if part]
+
+
+def _retried(segment: Segment, outcome: Outcome) -> str:
+    first, count = segment.trials[0], len(segment.trials)
+    how = f"{count} lanes, now in halves" if count > 1 else "now once more"
+    return f"{first.method.title}: {outcome.error}; {how}"
+
+
+def _write(running: Running, group: Sequence[Kept], span: tuple[int, int]) -> None:
+    """Write results, a group's all or none, and remove the states they went on from."""
+    if not group:
+        return
+    running.store.keep_group([r for _, r in group])
+    for trial, result in group:
+        if result.status is Status.STOPPED and result.step != span[1]:
+            continue  # paused: nothing has ended
+        running.progress.advance(
+            f"{trial.method.name} lr {trial.learning_rate:g} seed {trial.seed}"
+        )
+        if result.status is not Status.STOPPED:
+            study_folder.drop_states(running.study.folder, trial.id, but=None)
+        if result.status not in (Status.DONE, Status.STOPPED):
+            running.progress.say(f"{trial.method.title} {result.status.value}: {result.reason}")
+
+
+def _slowness(group: Segment, costs: Mapping[str, Cost]) -> float:
+    """Return about how long a segment takes: with the longest first no worker waits at the end."""
+    cost = costs.get(group.trials[0].method.name)
+    return (cost.step_milliseconds or 0.0) * len(group.trials) if cost else 0.0
+
+
+def _scored(study: Study, stop: int) -> bool:
+    """Say whether search trials that stop here are scored by the metric, not by their loss alone.
+
+    Wherever the metric decides; else where settings are chosen, if the metric costs no more than
+    the loss, so that the report can tell whether the two would have chosen the same.
+    """
+    if study.spec.budget.select_on == "metric":
+        return True
+    stops = plan.rungs(study.spec.budget)
+    task = registry.find("tasks", study.spec.task.kind).TASK
+    cheap: bool = task.scores_validation or study.metric.of_losses
+    return cheap and (not stops or stop >= stops[-1])

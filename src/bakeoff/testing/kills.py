@@ -1,0 +1,119 @@
+"""Kill a study with SIGKILL at a chosen moment and see what is left: for tests and benchmarks.
+
+The study runs inline in a process of its own, so that a moment inside a step is as near as one
+inside a transaction. Each function of ``WATCHED`` gives two moments a call: before it and after it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bakeoff import api
+from bakeoff.spec import parse_spec
+from bakeoff.study import make_executor
+
+WATCHED = {
+    "a step": "bakeoff.engine.loop:Stepper.step",
+    "a backward pass": "bakeoff.engine.lanes:Lanes.backward",
+    "the optimizer": "bakeoff.engine.optim:LaneAdamW.step",
+    "a reading": "bakeoff.segment:_Run.read",
+    "a state": "bakeoff.states:keep",
+    "the disk's word": "os:fsync",
+    "a renaming": "pathlib:Path.replace",
+    "an adapter": "bakeoff.segment:_save",
+    "a trial's folder": "bakeoff.segment:_keep",
+    "a segment": "bakeoff.segment:run_segment",
+    "scoring": "bakeoff.segment:score_split",
+    "a cost probe": "bakeoff.preflight:probe",
+    "a cost's row": "bakeoff.store.writer:Writer.keep_cost",
+    "a plan": "bakeoff.store.writer:Writer.plan",
+    "results' rows": "bakeoff.store.writer:Writer.keep_group",
+    "decisions' rows": "bakeoff.store.writer:Writer.decide",
+    "values' rows": "bakeoff.store.writer:Writer.set_all",
+    "a commit": "sqlalchemy.engine.base:RootTransaction._do_commit",
+    "dropped states": "bakeoff.folder:drop_states",
+    "frozen data": "bakeoff.folder:freeze_data",
+    "the study file": "bakeoff.folder:write_study_file",
+    "the report": "bakeoff.api:report",
+    "the page": "bakeoff.report:render",
+}
+"""What is watched, by the name of its moments."""
+
+Moment = tuple[str, int]
+"""A moment's name, ``before a step`` or ``after a step``, and which one of them it is, from 0."""
+
+
+def moments(values: dict[str, Any], source: Path, out: Path) -> list[Moment]:
+    """Run a study to its end; return its moments in order."""
+    log = out.parent / f"{out.name}.moments"
+    _in_a_process(values, source, out, None, log)
+    seen: dict[str, int] = {}
+    found = []
+    for name in log.read_text(encoding="utf-8").splitlines():
+        found.append((name, seen.setdefault(name, 0)))
+        seen[name] += 1
+    return found
+
+
+def run(values: dict[str, Any], source: Path, out: Path, killed: Moment | None = None) -> int:
+    """Run a study, or go on with it, to its end or to a moment; return the exit code."""
+    return _in_a_process(values, source, out, killed, None)
+
+
+def _in_a_process(
+    values: dict[str, Any], source: Path, out: Path, killed: Moment | None, log: Path | None
+) -> int:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bakeoff.testing.kills", "bakeoff.preflight"])
+    process = context.Process(target=_study, args=(values, source, out, killed, log))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _study(
+    values: dict[str, Any], source: Path, out: Path, killed: Moment | None, log: Path | None
+) -> None:
+    # cost probes too: a moment in them is one of this process
+    api.make_executor = lambda _, *given: make_executor("inline", *given)  # type: ignore[attr-defined]
+    seen: dict[str, int] = {}
+
+    def at(name: str) -> None:
+        if log is not None:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(name + "\n")
+        if killed is not None and name == killed[0]:
+            seen[name] = seen.get(name, 0) + 1
+            if seen[name] > killed[1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    for name, where in WATCHED.items():
+        _watch(where, name, at)
+    api.run(parse_spec(values), source, out)
+
+
+def _watch(where: str, name: str, at: Callable[[str], None]) -> None:
+    module, _, path = where.partition(":")
+    *holders, last = path.split(".")
+    holder: Any = importlib.import_module(module)
+    for part in holders:
+        holder = getattr(holder, part)
+    own = getattr(holder, last)
+
+    @functools.wraps(own)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        at(f"before {name}")
+        try:
+            return own(*args, **kwargs)
+        finally:
+            at(f"after {name}")
+
+    setattr(holder, last, watched)

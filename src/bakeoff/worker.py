@@ -1,0 +1,125 @@
+"""A worker of ``executors.process``, from the inside: take a payload, do it, answer, wait.
+
+It says that work goes on by writing the time where the parent reads it, and reads there whether it
+is asked to stop (``engine.pulse``). It ends with its parent, with its pipe, and after an error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from bakeoff.engine.pulse import Pulse
+from bakeoff.engine.resident import Resident
+from bakeoff.executors import resolve
+from bakeoff.executors.process import BEAT, STOP
+
+_PR_SET_PDEATHSIG = 1
+
+
+class _State:
+    """Whether work is at hand: the parent alone says when that ends."""
+
+    def __init__(self) -> None:
+        self.busy = False
+
+    def terminated(self, *_: object) -> None:
+        """End, if nothing would be lost by it."""
+        if not self.busy:
+            os._exit(0)
+
+
+class _Marks:
+    """Listens to the training loop, for the parent."""
+
+    def __init__(self, marks: Any) -> None:
+        self._marks = marks
+
+    def beat(self) -> None:
+        self._marks[BEAT] = time.monotonic()
+
+    def asked_to_stop(self) -> bool:
+        return bool(self._marks[STOP])
+
+
+def serve(
+    pipe: Connection, marks: Any, log: str, parent: int, gpu: int | None, stays: bool
+) -> None:
+    """Work for the parent until it hangs up."""
+    _die_with(parent)
+    state = _State()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    signal.signal(signal.SIGTERM, state.terminated)
+    _write_to(log)
+    if gpu is not None:
+        _take_gpu(gpu)
+    Pulse.listener = _Marks(marks)
+    Resident.on = stays
+    while True:
+        try:
+            function, payload = json.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            return
+        state.busy = True
+        os.truncate(log, 0)  # of what ended well nobody wants the last words
+        answer: dict[str, Any]
+        try:
+            answer = {"value": resolve(function)(payload), "error": None}
+        except BaseException as error:  # the contract: an outcome, never an exception
+            said = f"{type(error).__name__}: {error}"
+            answer = {"value": None, "error": said, "detail": traceback.format_exc()}
+        pipe.send_bytes(json.dumps(answer).encode())
+        state.busy = False
+        if answer["error"] is not None:
+            return
+
+
+def _write_to(log: str) -> None:
+    """Send what libraries print to a file: the terminal is the parent's."""
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    if hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
+    faulthandler.enable(file=sys.stderr)
+
+
+def _take_gpu(place: int) -> None:
+    """See one of the visible GPUs alone, taken in turn; before CUDA is touched."""
+    count = torch.cuda.device_count()
+    if count > 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = seen.split(",") if seen else [str(i) for i in range(count)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[place % count]
+
+
+def _die_with(parent: int) -> None:
+    """End this worker when the parent ends, however that happens.
+
+    The fork server is the worker's real parent and lives as long as the study's process does; a
+    watching thread covers both that and platforms without a parent-death signal.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(parent, 0)
+            except OSError:
+                os._exit(1)
+            time.sleep(1.0)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,220 @@
+"""Rounds: dead workers, failures that repeat, and stops, without training anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import StatementError
+
+from bakeoff import rounds
+from bakeoff.errors import EnvironmentProblem, Interrupted
+from bakeoff.executors import Outcome
+from bakeoff.interrupts import Stop
+from bakeoff.progress import Silent
+from bakeoff.results import Status, TrialResult
+from bakeoff.rounds import Breaker, Running, run_trials
+from bakeoff.store import Reader, Writer
+from bakeoff.testing.trials import make_trial
+from bakeoff.trial import Segment, Trial
+
+Work = Callable[[Segment], list[TrialResult] | str]
+"""What becomes of a segment: its results, or what its worker died of."""
+
+
+class Scripted:
+    """An executor that does as it is told."""
+
+    def __init__(self, work: Work, stop: Stop) -> None:
+        self.work = work
+        self.stop = stop
+        self.widths: list[int] = []
+
+    def map(self, _: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
+        for index, payload in enumerate(payloads):
+            segment = Segment.from_json(payload)
+            self.widths.append(len(segment.trials))
+            done = self.work(segment)
+            if isinstance(done, str):
+                yield Outcome(index, None, done, "its last words")
+            else:
+                yield Outcome(index, {"results": [r.to_json() for r in done]}, None)
+            if self.stop():
+                return
+
+    def close(self) -> None: ...
+
+
+class Heard(Silent):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def done(segment: Segment) -> list[TrialResult]:
+    return [TrialResult(t.id, Status.DONE, step=segment.stop) for t in segment.trials]
+
+
+def failed(segment: Segment, why: str) -> list[TrialResult]:
+    return [TrialResult(t.id, Status.FAILED, why) for t in segment.trials]
+
+
+def make(tmp_path: Path, work: Work, methods: int = 3) -> tuple[Running, Scripted, Heard]:
+    """Return a study at work that trains nothing."""
+    stop, heard = Stop(), Heard()
+    through = Scripted(work, stop)
+    spec = SimpleNamespace(
+        engine=SimpleNamespace(most_lanes=None),
+        budget=SimpleNamespace(select_on="metric"),
+    )
+    study: Any = SimpleNamespace(spec=spec, folder=tmp_path, base=SimpleNamespace(path="base"))
+    store = Writer(tmp_path / "study.db")
+    running = Running(study, store, heard, through, stop, Breaker(methods))
+    return running, through, heard
+
+
+def trials(count: int, *methods: str) -> list[Trial]:
+    return [make_trial(m, "classify", seed=s) for m in methods or ("lora",) for s in range(count)]
+
+
+def stored(tmp_path: Path) -> dict[str, TrialResult | None]:
+    with Reader(tmp_path / "study.db") as reader:
+        return {t.id: r for t, r in reader.trials()}
+
+
+def test_a_group_whose_worker_died_is_carried_again_in_halves(tmp_path: Path) -> None:
+    def hungry(segment: Segment) -> list[TrialResult] | str:
+        return done(segment) if len(segment.trials) <= 2 else "the worker was killed"
+
+    running, through, heard = make(tmp_path, hungry)
+    run_trials(running, "Search", trials(5), (0, 30))
+    assert through.widths == [5, 3, 2, 2, 1]
+    assert {r.status for r in stored(tmp_path).values() if r} == {Status.DONE}
+    assert "5 lanes, now in halves" in heard.said[0]
+
+
+def test_the_trial_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
+    deadly = trials(4)[2].id
+
+    def work(segment: Segment) -> list[TrialResult] | str:
+        return "SIGSEGV" if deadly in {t.id for t in segment.trials} else done(segment)
+
+    running, through, _ = make(tmp_path, work)
+    run_trials(running, "Search", trials(4), (0, 30))
+    found = stored(tmp_path)
+    assert {i for i, r in found.items() if r and r.status is Status.FAILED} == {deadly}
+    assert found[deadly] is not None
+    assert (found[deadly].reason, found[deadly].traceback) == ("SIGSEGV", "its last words")
+    assert through.widths == [4, 2, 2, 1, 1, 1], "alone it had a second try"
+
+
+def test_a_trial_alone_gets_a_second_try(tmp_path: Path) -> None:
+    deaths = ["killed"]
+
+    def once(segment: Segment) -> list[TrialResult] | str:
+        return deaths.pop() if deaths else done(segment)
+
+    running, _, _ = make(tmp_path, once)
+    run_trials(running, "Search", trials(1), (0, 30))
+    assert [r.status for r in stored(tmp_path).values() if r] == [Status.DONE]
+
+
+@pytest.mark.parametrize(("methods", "most"), [(2, 2), (3, 3), (9, 3)])
+def test_the_same_failure_method_after_method_pauses_the_study(
+    methods: int, most: int, tmp_path: Path
+) -> None:
+    names = ("lora", "ia3", "vera", "oft", "dora")[:most]
+    seen = iter(range(100))
+    running, through, _ = make(
+        tmp_path, lambda s: failed(s, f"CUDA error at 0x7f{next(seen)}"), methods
+    )
+    with pytest.raises(EnvironmentProblem, match="CUDA error") as caught:
+        run_trials(running, "Search", trials(2, *names), (0, 30))
+    assert (caught.value.code, caught.value.exit_code) == ("same-failure", 6)
+    assert len(through.widths) == most
+    assert not any(stored(tmp_path).values()), "nothing is marked failed"
+
+
+def test_a_success_in_between_shows_that_failures_are_the_methods_own(tmp_path: Path) -> None:
+    def work(segment: Segment) -> list[TrialResult]:
+        fine = segment.trials[0].method.name == "vera"
+        return done(segment) if fine else failed(segment, "no such layer")
+
+    running, _, _ = make(tmp_path, work)
+    run_trials(running, "Search", trials(1, "lora", "ia3", "vera", "oft", "dora"), (0, 30))
+    found = [r.status for r in stored(tmp_path).values() if r]
+    assert found == [Status.FAILED] * 2 + [Status.DONE] + [Status.FAILED] * 2
+
+
+def test_failures_of_other_kinds_are_written_and_the_study_goes_on(tmp_path: Path) -> None:
+    running, _, _ = make(tmp_path, lambda s: failed(s, f"of {s.trials[0].method.name}"))
+    run_trials(running, "Search", trials(1, "lora", "ia3", "vera", "oft"), (0, 30))
+    assert len([r for r in stored(tmp_path).values() if r]) == 4
+
+
+def test_a_stop_keeps_what_is_done_and_marks_nothing(tmp_path: Path) -> None:
+    def work(segment: Segment) -> list[TrialResult]:
+        running.stop.signal = 2
+        return done(segment)
+
+    running, through, _ = make(tmp_path, work)
+    with pytest.raises(Interrupted):
+        run_trials(running, "Search", trials(1, "lora", "ia3", "vera"), (0, 30))
+    assert len(through.widths) == 1
+    assert [r.status for r in stored(tmp_path).values() if r] == [Status.DONE]
+    running.stop.signal = None
+    running, through, _ = make(tmp_path, done)
+    run_trials(running, "Search", trials(1, "lora", "ia3", "vera"), (0, 30))
+    assert len(through.widths) == 2
+
+
+def test_a_paused_group_goes_on_from_its_states(tmp_path: Path) -> None:
+    spans = []
+
+    def work(segment: Segment) -> list[TrialResult]:
+        spans.append((segment.start, len(segment.trials)))
+        if len(spans) > 1:
+            return done(segment)
+        running.stop.signal = 15
+        for t in segment.trials:
+            path = tmp_path / "trials" / t.id / "state" / "7.safetensors"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"")
+        return [TrialResult(t.id, Status.STOPPED, step=7) for t in segment.trials]
+
+    running, _, _ = make(tmp_path, work)
+    with pytest.raises(Interrupted) as caught:
+        run_trials(running, "Final", trials(3), (0, 30))
+    assert caught.value.exit_code == 143
+    running, _, _ = make(tmp_path, work)
+    run_trials(running, "Final", trials(3), (0, 30))
+    assert spans == [(0, 3), (7, 3)]
+    assert {r.status for r in stored(tmp_path).values() if r} == {Status.DONE}
+    assert not list(tmp_path.rglob("*.safetensors")), "states that nothing goes on from are gone"
+
+
+def test_without_its_states_a_paused_group_begins_anew(tmp_path: Path) -> None:
+    segment = Segment(tuple(trials(2)), 0, 30, str(tmp_path), "base")
+    stands = {t.id: 7 for t in segment.trials}
+    assert rounds._from_pause(segment, set(), stands) == segment
+    uneven = {segment.trials[0].id: 7}
+    assert rounds._from_pause(segment, set(), uneven) == segment
+
+
+def test_a_group_is_written_as_a_whole(tmp_path: Path) -> None:
+    running, _, _ = make(tmp_path, done)
+    own = trials(2)
+    running.store.plan(own)
+    good = TrialResult(own[0].id, Status.DONE)
+    torn = dataclasses.replace(good, trial_id=own[1].id, step=object())  # no JSON value
+    with pytest.raises(StatementError, match="not JSON"):
+        running.store.keep_group([good, torn])
+    assert not any(stored(tmp_path).values())
