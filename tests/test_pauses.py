@@ -19,7 +19,7 @@ import tomli_w
 import torch
 from torch import nn
 
-from bakeoff import api, assemble, states
+from bakeoff import api, assemble, sealed
 from bakeoff.engine.pulse import Pulse
 from bakeoff.engine.resident import Resident
 from bakeoff.engine.switches import Switches
@@ -91,7 +91,7 @@ def test_a_paused_segment_ends_with_the_same_numbers(
         {
             p.relative_to(tmp_path / name): p.read_bytes()
             for p in (tmp_path / name / "trials").rglob("*.safetensors")
-            if p.parent.name != states.FOLDER
+            if p.parent.name != sealed.STATES
         }
         for name in ("whole", "paused")
     ]

@@ -10,30 +10,32 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from bakeoff import durable, hours, interrupts, looks, phases, plan, recovery, room
 from bakeoff import folder as study_folder
-from bakeoff import hours, interrupts, looks, phases, plan
 from bakeoff import report as report_page
 from bakeoff.analysis.contrast import Side, contrast
 from bakeoff.analysis.summary import summarise
 from bakeoff.assets.cache import cache_folder
 from bakeoff.data import SPLITS
-from bakeoff.errors import LockedError, PreflightError, UsageError
-from bakeoff.estimate import Timing
+from bakeoff.errors import EnvironmentProblem, PreflightError, UsageError
+from bakeoff.estimate import Timing, disk_bytes
 from bakeoff.executors import Options
 from bakeoff.hf import importing
 from bakeoff.hours import Deadline, Fit
+from bakeoff.lock import locked
 from bakeoff.methods.serving import served
 from bakeoff.overview import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.progress import Logged, Progress, Silent
+from bakeoff.recovery import diagnose
 from bakeoff.results import Cost, MetricInfo, SplitScores, Status, StudyRecord, TrialResult
 from bakeoff.rounds import Breaker, Running
 from bakeoff.spec import StudySpec, dump_spec, flatten, parse_spec, read_spec
@@ -48,6 +50,7 @@ from bakeoff.study import (
     make_executor,
     open_study,
     prior_trial,
+    refuse_full,
     segment,
     warned,
 )
@@ -55,6 +58,7 @@ from bakeoff.trial import Trial
 
 __all__ = [
     "compare",
+    "diagnose",
     "machine",
     "overview",
     "parse_spec",
@@ -82,14 +86,17 @@ def run(
     more look at it, and counted. Returns the report.
 
     Raises:
-        BakeoffError: bad input or environment, before anything is trained.
+        BakeoffError: bad input or environment, before anything is trained; ``disk-full`` at any
+            time: the same call goes on once there is room.
         Interrupted, Terminated: Ctrl-C or SIGTERM; the same call goes on.
     """
     study_folder.make(out)
     heard = Logged(out / "log.jsonl", progress or Silent())
-    with locked(out), interrupts.listening(heard.say) as stop:
+    with room.pausing(out), locked(out), interrupts.listening(heard.say) as stop:
         study = open_study(spec, source, out, heard)
         with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
+            for found in recovery.start(out, store):
+                heard.say(f"{found.what}: {found.detail}")
             study, deadline = budgeted(study, store, heard, passed)
             study = warned(study, too_small(study), heard)
             counted = hold(study, again, heard)
@@ -101,6 +108,7 @@ def run(
                 breaker = Breaker(len(study.entries))
                 running = Running(study, store, heard, through, stop, breaker, deadline)
                 costs = measure_costs(running)
+                refuse_too_little_room(study, costs)
                 able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
                 chosen = phases.search(running, able)
                 phases.final(running, able, chosen)
@@ -152,7 +160,7 @@ def hold(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
     Raises:
         PreflightError: ``study-differs``, ``test-already-read``.
     """
-    with Reader(study.folder / study_folder.DATABASE) as reader:
+    with Reader(study.folder / study_folder.DATABASE) as reader, reader.still():
         values, test_read = reader.values(), reader.test_read()
     now = json.loads(json.dumps(frozen_values(study)))
     counted = looks.held(values, now, test_read, again)
@@ -187,6 +195,7 @@ def measure_costs(running: Running) -> dict[str, Cost]:
     payloads = [segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing]
     alone = Options(fresh=True, patience=60 * study.spec.engine.patience, stopping=stop)
     for outcome in make_executor("process", 1, alone).map(RUN_PROBE, payloads):
+        refuse_full(study.folder, outcome)
         entry = missing[outcome.index]
         if outcome.value is not None:
             cost = Cost.from_json(outcome.value)
@@ -210,26 +219,30 @@ def measure_costs(running: Running) -> dict[str, Cost]:
     return costs
 
 
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the study's lock.
+def refuse_too_little_room(study: Study, costs: Mapping[str, Cost]) -> None:
+    """Refuse to train where the trials' files would not fit twice: old and new ones meet.
+
+    What lies in the study's folder already counts as room.
 
     Raises:
-        LockedError: ``study-locked``.
+        EnvironmentProblem: ``disk-space``, with what is needed and what is free.
     """
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise LockedError(
-            "study-locked",
-            f"Another process is running the study in {out}.",
-            f"`bakeoff status {out}`, or wait until it has ended.",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    trained = [c.trainable_parameters for c in costs.values() if c.trainable_parameters]
+    wanted = 2 * disk_bytes(study.spec, trained)
+    trials = study.folder / "trials"
+    there = sum(p.stat().st_size for p in trials.rglob("*") if p.is_file())
+    free = shutil.disk_usage(study.folder).free
+    if free + there < wanted:
+        raise EnvironmentProblem(
+            "disk-space",
+            f"The study in {study.folder} may need {_mib(wanted)} for adapters and states, and "
+            f"{_mib(free)} are free there.",
+            "make room, `--out DIR` on a larger disk, or fewer settings, seeds or methods.",
+        )
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
 
 
 @contextlib.contextmanager
@@ -269,7 +282,7 @@ def read_record(out: Path) -> StudyRecord:
         raise UsageError(
             "no-study", f"There is no study in {out}.", "`bakeoff run STUDY.toml` makes one."
         )
-    with Reader(out / study_folder.DATABASE) as reader:
+    with Reader(out / study_folder.DATABASE) as reader, reader.still():
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
         decisions = reader.decisions()
     if "imported" in values:
@@ -301,7 +314,7 @@ def read_record(out: Path) -> StudyRecord:
             n: c.reason or "" for n, c in costs.items() if c.status is Status.INCOMPATIBLE
         },
         wall_seconds=sum(walls(values)) or None,
-        warnings=(*known["warnings"], *base_notes(values)),
+        warnings=(*known["warnings"], *notes(values)),
         provenance=known["provenance"],
         sizes=known.get("sizes"),
         race=raced(spec, decisions),
@@ -324,10 +337,13 @@ def base_scores(values: dict[str, Any]) -> SplitScores | None:
     return SplitScores(tuple(found["scores"]), tuple(found["predictions"]), None) if found else None
 
 
-def base_notes(values: dict[str, Any]) -> list[str]:
-    """Return what the user should know of how the base's answers came about."""
+def notes(values: dict[str, Any]) -> list[str]:
+    """Return what the user should know of how the base's answers, or the database, came about."""
     why = (values.get("base_scores") or {}).get("note")
-    return [phases.base_note(why)] if why else []
+    found = [phases.base_note(why)] if why else []
+    if "rebuilt" in values:
+        found.append(recovery.REBUILT.format(at=values["rebuilt"]["at"]))
+    return found
 
 
 def raced(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -342,8 +358,9 @@ def report(out: Path) -> dict[str, Any]:
     """Write ``report.json`` and ``report.html`` of a study, finished or not; return the former."""
     summary = summarise(read_record(out), generator(read_values(out)))
     text = json.dumps(summary, indent=1, allow_nan=False)
-    (out / "report.json").write_text(text + "\n", encoding="utf-8")
-    (out / "report.html").write_text(report_page.render(json.loads(text)), encoding="utf-8")
+    with room.pausing(out):
+        durable.write_text(out / "report.json", text + "\n")
+        durable.write_text(out / "report.html", report_page.render(json.loads(text)))
     return summary
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bakeoff import durable
 from bakeoff.errors import PreflightError
 from bakeoff.faults import Place, numbered
 
@@ -262,7 +263,7 @@ def write_split(path: Path, rows: Iterable[Row]) -> str:
     """Write rows as canonical JSONL and return the file's sha256."""
     text = _canonical(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text)
+    durable.write_bytes(path, text)
     return hashlib.sha256(text).hexdigest()
 
 

@@ -6,7 +6,7 @@ Stands beside ``plan`` in the study half: timings in (``timing``), seconds and b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,7 @@ def estimate(spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, i
         phases,
         sum(p.wall for p in full),
         max(peaks) * spec.engine.workers if peaks else None,
-        _disk(spec, timings),
+        disk_bytes(spec, [t.parameters for t in timings]),
     )
 
 
@@ -165,7 +165,11 @@ def _at(by_lanes: Mapping[int, float], lanes: int) -> float:
     return max(low * 0.5, low + (high - low) * (lanes - few) / (many - few))
 
 
-def _disk(spec: StudySpec, timings: Sequence[Timing]) -> int:
-    """Return bytes: an fp32 adapter a final trial, three copies of it for each state at a rung."""
-    states = 3 * min(2, spec.budget.settings)
-    return sum(4 * t.parameters * (spec.budget.seeds + states) for t in timings)
+def disk_bytes(spec: StudySpec, parameters: Iterable[int]) -> int:
+    """Return the bytes of a study's trials at most, from what each method trains.
+
+    An fp32 adapter a final trial; before that, three copies of it for each setting's state at the
+    first rung. States are gone when the final trials begin.
+    """
+    states = 3 * spec.budget.settings if plan.rungs(spec.budget) else 0
+    return sum(4 * n * max(spec.budget.seeds, states) for n in parameters)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bakeoff import scoring
+from bakeoff import room, scoring
 from bakeoff.answering import disagreement, generated
 from bakeoff.assemble import Bench, load_base, make_task, prepare_process, wished
 from bakeoff.data import Row, read_rows
@@ -169,6 +169,8 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
             found = metric.score(said, task.references(rows), "test")
             scores = SplitScores(tuple(found), tuple(said), None)
     except Exception as error:  # as in a segment: a failure is a result
+        if room.full(error):
+            raise
         return {"scores": None, "error": f"{type(error).__name__}: {error}"}
     return {"scores": dataclasses.asdict(scores), "error": None, "note": note}
 

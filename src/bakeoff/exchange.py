@@ -14,6 +14,7 @@ from bakeoff import folder as study_folder
 from bakeoff.errors import UsageError
 from bakeoff.hf import exporting, importing
 from bakeoff.hf.importing import Wishes
+from bakeoff.lock import locked
 from bakeoff.store import Writer
 
 __all__ = ["Wishes", "import_results", "write_results"]
@@ -29,7 +30,7 @@ def import_results(results: Path, out: Path, wishes: Wishes) -> dict[str, Any]:
         raise UsageError("folder-taken", f"{out} is there already.", "another one: `--out DIR`.")
     made = importing.make(results, wishes)
     study_folder.make(out)
-    with api.locked(out), Writer(out / study_folder.DATABASE) as store:
+    with locked(out), Writer(out / study_folder.DATABASE) as store:
         store.plan([trial for trial, _ in made.trials])
         for _, result in made.trials:
             store.keep(result)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from bakeoff import data, sources
+from bakeoff import data, durable, mounts, sources
 from bakeoff.checks import cells
 from bakeoff.errors import EnvironmentProblem, PreflightError, near_match
 from bakeoff.faults import Fault, Place, refusal
@@ -51,11 +51,12 @@ class Splits(NamedTuple):
 
 
 def make(folder: Path) -> None:
-    """Create the folder and prove that it can be written.
+    """Create the folder and prove that it can be written, and that a database lives there.
 
     Raises:
-        EnvironmentProblem: ``folder-not-writable``.
+        EnvironmentProblem: ``folder-not-writable``, ``network-folder``.
     """
+    mounts.refuse_network(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-probe"
@@ -187,7 +188,7 @@ def freeze_data(folder: Path, splits: Splits) -> None:
     """Write the splits under ``data/``, with where they came from."""
     for name, rows in _frozen(splits).items():
         data.write_split(folder / "data" / f"{name}.jsonl", rows)
-    (folder / ORIGINS).write_text(json.dumps(splits.origins, indent=1) + "\n", encoding="utf-8")
+    durable.write_text(folder / ORIGINS, json.dumps(splits.origins, indent=1) + "\n")
 
 
 def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
@@ -195,7 +196,7 @@ def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
     if code is not None:
         path = folder / METRIC / name.rpartition(":")[0]
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(code)
+        durable.write_bytes(path, code)
 
 
 def digests(splits: Splits) -> dict[str, str]:
@@ -217,7 +218,7 @@ def write_study_file(
     """
     value = dump_spec(spec)
     if chat_template is not None:
-        (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
+        durable.write_text(folder / CHAT_TEMPLATE, chat_template)
         value["task"]["chat_template"] = CHAT_TEMPLATE
     if own_metric is not None:
         value["task"]["metric"] = f"{METRIC}/{own_metric}"
@@ -228,7 +229,7 @@ def write_study_file(
         value["forgetting"]["text"] = f"data/{GENERAL}.jsonl"
     value["data"].pop("rename", None)  # the frozen rows bear the new names
     header = "# Written by bakeoff: the resolved study. `bakeoff run` on it resumes the study.\n"
-    (folder / STUDY_FILE).write_text(header + tomli_w.dumps(value), encoding="utf-8")
+    durable.write_text(folder / STUDY_FILE, header + tomli_w.dumps(value))
 
 
 def comparable(spec: StudySpec) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from bakeoff.analysis.choose import choose_settings, criterion
 from bakeoff.analysis.runs import Run
 from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.rounds import Running, run_trials
-from bakeoff.study import Study, prior_trial, segment
+from bakeoff.study import Study, prior_trial, refuse_full, segment
 from bakeoff.trial import LEARNING_RATE, MethodEntry, Segment, Trial
 from bakeoff.tuning import Tried
 
@@ -107,6 +107,7 @@ def score_base(running: Running) -> None:
     found = list(running.executor.map(RUN_BASE, [payload]))
     running.stop.check()
     (outcome,) = found
+    refuse_full(study.folder, outcome)
     scored = outcome.value or {"error": outcome.error}
     store.set("base_scores", scored)
     running.progress.advance("base")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import bakeoff
-from bakeoff import scoring, tied, token_checks
+from bakeoff import room, scoring, tied, token_checks
 from bakeoff.assemble import (
     Bench,
     build,
@@ -127,6 +127,8 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
     except BakeoffError as error:
         return _refusal(error)
     except Exception as error:  # whatever a loader raises for broken files
+        if room.full(error):
+            raise
         cause = f"The base cannot be loaded: {type(error).__name__}: {error}"
         hint = "load it with plain transformers first; `bakeoff doctor` shows versions."
         return _refusal(PreflightError("base-not-loadable", cause, hint))
@@ -163,6 +165,8 @@ def probe(value: dict[str, Any]) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # the trials record what libraries warn of
             return _probe(segment).to_json()
     except Exception as error:  # same rule as a segment: a failure is a result
+        if room.full(error):
+            raise
         status = classify_failure(error)
         return Cost(trial.method.name, status, describe_failure(error)).to_json()
 

@@ -130,9 +130,13 @@ def _forgetting(value: dict[str, Any] | None) -> Forgetting | None:
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What one segment gave: a result for each trial of its group."""
+    """What one segment gave: a result for each trial of its group.
+
+    Where ``disk_full`` says how the disk was full there are none, and no trial failed of it.
+    """
 
     results: tuple[TrialResult, ...]
+    disk_full: str | None = None
 
 
 @dataclass(frozen=True)

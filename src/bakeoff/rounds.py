@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import plan, registry
+from bakeoff import plan, recovery, registry
 from bakeoff.errors import EnvironmentProblem
 from bakeoff.executors import Executor, Outcome
 from bakeoff.hours import Deadline
@@ -24,7 +24,7 @@ from bakeoff.interrupts import Stop
 from bakeoff.progress import Progress
 from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.store import Reader, Writer
-from bakeoff.study import Study
+from bakeoff.study import Study, refuse_full
 from bakeoff.trial import Segment, Trial
 
 RUN_SEGMENT = "bakeoff.segment:run"
@@ -124,6 +124,8 @@ def run_trials(
     """
     running.stop.check()
     running.store.plan(trials)
+    for found in recovery.reattach(running.study.folder, running.store, trials):
+        running.progress.say(f"{found.what}: {found.detail}")
     with running.read() as reader:
         there = reader.finished() | set(reader.rungs(span[1]))
         costs, stands = reader.costs(), reader.stands(span)
@@ -181,6 +183,7 @@ def _round(
             yield group.to_json()
 
     for outcome in running.executor.map(RUN_SEGMENT, payloads()):
+        refuse_full(running.study.folder, outcome)
         segment = begun[outcome.index]
         results = _results(segment, outcome, deaths)
         if results is None:

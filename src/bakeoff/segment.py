@@ -1,9 +1,10 @@
 """run_segment: train a group of trials from one step to another, score them, save them.
 
 The unit of work that an executor carries to a worker. It never raises: whatever happens becomes a
-``TrialResult`` with a status and a reason. It writes only inside ``trials/<id>`` and marks the
-folder COMPLETE last, after the hashes of all its files, so that a half-written trial is never taken
-for a finished one. A segment that ends at a rung leaves the trial's state there, and the next one
+``TrialResult`` with a status and a reason; a full disk is nobody's, and stops the segment. It
+writes only inside ``trials/<id>`` and seals the folder last, with the hashes of all its files, so
+that a half-written trial is never taken for a finished one, and a sealed one is never written
+again. A segment that ends at a rung leaves the trial's state there, and the next one
 starts from it.
 """
 
@@ -11,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
 import shutil
 import time
 import traceback
@@ -25,9 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bakeoff import forgetting, states
+from bakeoff import forgetting, room, sealed, states
 from bakeoff.assemble import Bench, build, prepare_process
-from bakeoff.data import sha256_of
 from bakeoff.engine.device import out_of_memory
 from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.loop import Pause, Reading, Stepper, reading_steps, train
@@ -40,32 +38,40 @@ from bakeoff.scoring import MetricError
 from bakeoff.tasks import Example
 from bakeoff.trial import Segment
 
-COMPLETE = "COMPLETE.json"
-RESULT = "result.json"
-
 
 def run(value: dict[str, Any]) -> dict[str, Any]:
     """Run a segment given and returned as JSON values: what executors call."""
     result = run_segment(Segment.from_json(value))
-    return {"results": [r.to_json() for r in result.results]}
+    return {"results": [r.to_json() for r in result.results], "disk_full": result.disk_full}
 
 
 def run_segment(segment: Segment) -> SegmentResult:
     """Train and score every trial of the group; never raises.
 
-    Trials that cannot share a base, or of which one brings the others down, run one by one.
+    Trials that cannot share a base, or of which one brings the others down, run one by one. Where
+    the disk is full there are no results, but what it said.
     """
-    group = segment.trials
+    try:
+        return SegmentResult(tuple(_run(segment)))
+    except Exception as error:
+        said = room.full(error)
+        if said is None:
+            raise
+        return SegmentResult((), said)
+
+
+def _run(segment: Segment) -> Iterator[TrialResult]:
+    group, folder = segment.trials, Path(segment.folder) / "trials"
     try:
         results = [_alone(segment)] if len(group) == 1 else _group(segment)
     except Exception as error:  # which trial it was is found out when each runs alone
+        if room.full(error):
+            raise
         why = f"trained alone, not in lanes: {describe_failure(error).splitlines()[0]}"
         alone = (_alone(dataclasses.replace(segment, trials=(trial,))) for trial in group)
         results = [dataclasses.replace(r, warnings=(*r.warnings, why)) for r in alone]
-    folder = Path(segment.folder) / "trials"
-    return SegmentResult(
-        tuple(r if r.status is Status.STOPPED else _keep(r, folder / r.trial_id) for r in results)
-    )
+    for r in results:
+        yield r if r.status is Status.STOPPED else _keep(r, folder / r.trial_id)
 
 
 def classify_failure(error: BaseException) -> Status:
@@ -99,6 +105,8 @@ def _alone(segment: Segment) -> TrialResult:
         try:
             (result,) = _train_and_score(segment, [curve])
         except Exception as error:  # a failure is a result: whatever it is, the study goes on
+            if room.full(error):
+                raise  # but this is none of the trial's
             status = classify_failure(error)
             result = TrialResult(
                 trial_id=segment.trials[0].id,
@@ -326,43 +334,37 @@ def _score(
 
 
 def _save(bench: Bench, lane: int, folder: Path) -> int | None:
-    """Save a finalist's weights in the method's own format; return the bytes of its tensors."""
+    """Save a finalist's weights in the method's own format; return the bytes of its tensors.
+
+    A sealed folder holds the weights that its scores were taken from, and stays: its group is
+    trained once more for the sake of another trial.
+    """
     if bench.trials[lane].phase != "final":
         return None
     target = folder / bench.hook.saved_as
-    if target.exists():
-        shutil.rmtree(target)
-    bench.lanes.alone(lane)
-    start = bench.starts[lane].trained if bench.starts else None
-    bench.hook.save(bench.model, target, Finished(bench.conditions.base, lane, start))
+    if sealed.settled(folder) is None:
+        sealed.unseal(folder)
+        if target.exists():
+            shutil.rmtree(target)
+        bench.lanes.alone(lane)
+        start = bench.starts[lane].trained if bench.starts else None
+        bench.hook.save(bench.model, target, Finished(bench.conditions.base, lane, start))
     return sum(p.stat().st_size for p in target.rglob("*.safetensors"))
 
 
 def _keep(result: TrialResult, folder: Path) -> TrialResult:
-    """Write the result durably: files first, their hashes and COMPLETE last.
+    """Write the result durably and seal its folder.
 
-    A full disk must not raise here either; the parent still gets the result in its hands.
+    A folder that cannot be written is no failure of the trial: the parent has its result in hand.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / RESULT, json.dumps(result.to_json(), sort_keys=True))
-        # a state that the trial went on from is removed once its row is written
-        files = sorted(
-            p for p in folder.rglob("*")
-            if p.is_file() and p.name != COMPLETE and p.parent.name != states.FOLDER
-        )  # fmt: skip
-        hashes = {str(p.relative_to(folder)): sha256_of(p) for p in files}
-        _write(folder / COMPLETE, json.dumps(hashes, indent=1))
+        if sealed.settled(folder) is None:
+            sealed.unseal(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            sealed.seal(folder, result)
     except OSError as error:
+        if room.full(error):
+            raise
         warning = f"the trial's folder could not be written: {error}"
         return dataclasses.replace(result, warnings=(*result.warnings, warning))
     return result
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

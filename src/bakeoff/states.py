@@ -2,13 +2,12 @@
 
 Written by ``segment`` when a group stops at a rung, read by it when the group goes on. One
 safetensors file a step, written beside and then renamed, so that half a state is never taken for
-one; the trial's result so far rides in the file's metadata.
+one; the trial's result so far rides in the file's metadata, with a hash of both.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +16,10 @@ import safetensors
 from safetensors.torch import save
 from torch import Tensor
 
+from bakeoff import durable, sealed
+from bakeoff.errors import EnvironmentProblem
 from bakeoff.results import TrialResult
 
-FOLDER = "state"
 _RESULT = "result"
 _HOOK = "hook/"
 _UNREAD = "unread"
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 def path_of(trials: Path, trial_id: str, step: int) -> Path:
     """Return where a trial's state after ``step`` steps lies."""
-    return trials / trial_id / FOLDER / f"{step}.safetensors"
+    return trials / trial_id / sealed.STATES / f"{step}.safetensors"
 
 
 def keep(path: Path, state: State) -> None:
@@ -47,17 +47,26 @@ def keep(path: Path, state: State) -> None:
     if state.unread is not None:
         tensors = {**tensors, _UNREAD: state.unread}
     held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    raw = save(held, {_RESULT: json.dumps(state.result.to_json())})
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    result = json.dumps(state.result.to_json())
+    written = sealed.state_digest(save(held, {_RESULT: result}), result)
+    durable.write_bytes(path, save(held, {_RESULT: result, "sha256": written}))
+    durable.sync(path.parent.parent)
 
 
 def read(path: Path, device: str) -> State:
-    """Read a state, its tensors on ``device``."""
+    """Read a state, its tensors on ``device``.
+
+    Raises:
+        EnvironmentProblem: ``state-damaged``.
+    """
+    wrong = sealed.state_damage(path) if path.exists() else "it is gone"
+    if wrong is not None:
+        raise EnvironmentProblem(
+            "state-damaged",
+            f"The state {path.name} of trial {path.parent.parent.name} cannot be gone on from: "
+            f"{wrong}.",
+            "`bakeoff doctor STUDY --mend` has the trial start again.",
+        )
     with safetensors.safe_open(path, "pt", device=device) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
         result = TrialResult.from_json(json.loads(file.metadata()[_RESULT]))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import bases, general, plan, registry, scoring
+from bakeoff import bases, general, plan, registry, room, scoring
 from bakeoff import folder as study_folder
 from bakeoff.data import Row
 from bakeoff.errors import (
@@ -25,7 +25,7 @@ from bakeoff.errors import (
     near_match,
 )
 from bakeoff.examine import examine, listed, refuse, said
-from bakeoff.executors import Executor, Options, never
+from bakeoff.executors import Executor, Options, Outcome, never
 from bakeoff.faults import Fault
 from bakeoff.methods import given
 from bakeoff.methods import registry as catalog
@@ -321,6 +321,7 @@ def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, A
         BakeoffError: ``worker-failed`` with the worker's last words.
     """
     outcome = next(iter(through.map(function, [value])))
+    refuse_full(Path(value.get("folder") or Path.cwd()), outcome)
     if outcome.value is None:
         raise BakeoffError(
             "worker-failed", f"{function}: {outcome.error}", "`bakeoff doctor` checks the machine."
@@ -331,6 +332,19 @@ def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, A
         kind = kinds.get(refused.get("exit"), PreflightError)
         raise kind(refused["code"], refused["cause"], refused["try"])
     return outcome.value
+
+
+def refuse_full(folder: Path, outcome: Outcome) -> None:
+    """Pause the study where a worker met a full disk: no trial, cost or score comes of that.
+
+    Raises:
+        EnvironmentProblem: ``disk-full``.
+    """
+    said = (outcome.value or {}).get("disk_full")
+    if said is None and outcome.error is not None and room.says_full(outcome.error):
+        said = outcome.error
+    if said is not None:
+        raise room.paused(folder, said)
 
 
 def git_state(source: Path) -> dict[str, Any] | None:

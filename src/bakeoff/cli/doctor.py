@@ -1,15 +1,17 @@
-"""``bakeoff doctor``: can this machine run a study, and how fast?"""
+"""``bakeoff doctor``: can this machine run a study, and how fast; and is a study's folder whole?"""
 
 from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
 
-from bakeoff.cli.output import JSON_OPTION, show_json, show_table
+from bakeoff.cli.output import JSON_OPTION, show_json, show_table, study_folder
+from bakeoff.errors import UsageError
 
 WAL_RESET_FIXED = (3, 51, 3)
 GIB = 2**30
@@ -28,16 +30,40 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(command)
 
 
-def command(as_json: bool = JSON_OPTION) -> None:
-    """Show versions, device, precision, disk and database as a study would find them."""
+def command(
+    study: Path | None = typer.Argument(None, help="A study folder; without one: this machine."),
+    mend: bool = typer.Option(
+        False, "--mend", help="Take lost results from their folders, remove what was torn."
+    ),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Check a study's database, trials and data; without a study: what one would find here."""
     from bakeoff import api
 
+    if study is not None:
+        folder = study_folder(study)
+        _show_study(folder, api.diagnose(folder, mend), as_json)
+        return
+    if mend:
+        raise UsageError(
+            "no-study-given", "--mend needs a study.", "`bakeoff doctor runs/mine --mend`."
+        )
     machine = api.machine()
     found = [*_machine(machine), _sqlite(), _disk()]
     if as_json:
         show_json({"machine": machine, "findings": [f._asdict() for f in found]})
         return
     show_table(("check", "<state", "detail"), found)
+    if any(f.state == "bad" for f in found):
+        raise typer.Exit(6)
+
+
+def _show_study(folder: Path, found: Sequence[Any], as_json: bool) -> None:
+    """Print what was found in a study folder; exit with 6 where something bad was left."""
+    if as_json:
+        show_json({"folder": str(folder), "findings": [f._asdict() for f in found]})
+    else:
+        show_table(("check", "<state", "detail"), [(f.what, f.state, f.detail) for f in found])
     if any(f.state == "bad" for f in found):
         raise typer.Exit(6)
 

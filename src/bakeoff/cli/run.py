@@ -108,6 +108,7 @@ def write_study(
     """
     import tomli_w
 
+    from bakeoff import durable, room
     from bakeoff import folder as study_folder
     from bakeoff.hf import experiment as experiments
     from bakeoff.spec import parse_spec
@@ -131,7 +132,8 @@ def write_study(
     path = folder / "study.toml"
     if (folder / "study.db").is_file():
         path = folder / "asked.toml"  # the frozen study file stays; api.run holds this against it
-    path.write_text(tomli_w.dumps(value), encoding="utf-8")
+    with room.pausing(folder):
+        durable.write_text(path, tomli_w.dumps(value))
     return path
 
 

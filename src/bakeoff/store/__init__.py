@@ -1,12 +1,14 @@
 """The study's database: one writer (the parent process), read-only readers.
 
 SQLite through SQLAlchemy Core, WAL and ``synchronous=FULL``: what was acknowledged survives kill -9
-and power loss. Only ``api`` opens it; workers never do.
+and power loss. Only ``api`` and its phases open it, and ``recovery``, which mends it; workers never
+do.
 """
 
 from __future__ import annotations
 
-from bakeoff.store.reader import Reader
+from bakeoff.store.reader import Reader, Row
+from bakeoff.store.salvage import rebuild
 from bakeoff.store.writer import Writer
 
-__all__ = ["Reader", "Writer"]
+__all__ = ["Reader", "Row", "Writer", "rebuild"]

@@ -3,46 +3,131 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sa
 
+from bakeoff.errors import UsageError, first_line
 from bakeoff.results import Cost, TrialResult
-from bakeoff.store import schema
+from bakeoff.store import migrate, schema, trouble
 from bakeoff.trial import Trial
 
 Planned = tuple[Trial, TrialResult | None]
+SEALED_SINCE = 2
+"""The first version of the database whose results know their folders' seals."""
+
+
+class Row(NamedTuple):
+    """A planned trial as the database has it: its status, and the seal of its folder."""
+
+    status: str | None
+    sealed: str | None
 
 
 class Reader:
-    """Reads what the writer has committed so far."""
+    """Reads what the writer has committed so far.
+
+    Each call is one snapshot; inside ``still`` all of them are the same one.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Open the database of this version or an older one.
+
+        Raises:
+            PreflightError: ``database-version``, ``database-foreign``.
+            UsageError: ``no-study`` where it holds nothing yet.
+            EnvironmentProblem: ``database-damaged``, ``database-unusable``, ...
+        """
+        self._path = path
         self._engine = schema.engine(path, read_only=True)
+        self._held: sa.Connection | None = None
+        with self._reading() as connection:
+            found = migrate.version(connection, path)
+        if found is None:
+            raise UsageError(
+                "no-study",
+                f"The study in {path.parent} has not begun yet.",
+                "`bakeoff run` goes on with it.",
+            )
+        self.version = found
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Read everything inside as it was at one moment, whatever is written meanwhile."""
+        with self._engine.connect() as connection:
+            self._held = connection
+            try:
+                yield
+            finally:
+                self._held = None
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        try:
+            if self._held is not None:
+                yield self._held
+                return
+            with self._engine.connect() as connection:
+                yield connection
+        except ValueError as error:  # a value that is no JSON any more
+            raise trouble.damaged(self._path, first_line(error)) from error
 
     def values(self) -> dict[str, Any]:
         """Return all values of the study."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(sa.select(schema.study)).all()
         return {row.key: row.value for row in rows}
 
     def costs(self) -> dict[str, Cost]:
         """Return the costs measured so far, by method."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             found = connection.execute(sa.select(schema.costs)).all()
         return {name: Cost.from_json(value) for name, value in found}
 
     def finished(self) -> set[str]:
         """Return the ids of the trials that have a result; reads no result and no score."""
         table = schema.trials
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return set(connection.scalars(sa.select(table.c.id).where(table.c.status.is_not(None))))
+
+    def rows(self) -> dict[str, Row]:
+        """Return what is known of every planned trial without its scores, by trial id."""
+        table = schema.trials
+        query = sa.select(table.c.id, table.c.status, table.c.sealed)
+        if self.version < SEALED_SINCE:
+            query = sa.select(table.c.id, table.c.status, sa.null())
+        with self._reading() as connection:
+            return {i: Row(status, sealed) for i, status, sealed in connection.execute(query)}
+
+    def standing(self) -> dict[str, int]:
+        """Return the last step of every trial that stands at a rung, and is to go on from there."""
+        if self._lacks(schema.rungs) or self._lacks(schema.decisions):
+            return {}
+        ended = sa.select(schema.trials.c.id).where(schema.trials.c.status.is_not(None))
+        table = schema.rungs
+        query = (
+            sa.select(table.c.trial_id, sa.func.max(table.c.step).label("step"))
+            .where(table.c.trial_id.not_in(ended))
+            .group_by(table.c.trial_id)
+        )
+        with self._reading() as connection:
+            return {row.trial_id: row.step for row in connection.execute(query)}
+
+    def problems(self) -> list[str]:
+        """Return what SQLite finds wrong in the whole file; none where it is sound."""
+        with self._reading() as connection:
+            said = connection.scalars(sa.text("PRAGMA integrity_check(20)")).all()
+            lost = connection.execute(sa.text("PRAGMA foreign_key_check")).all()
+        found = [str(line) for line in said if line != "ok"]
+        return found + [f"a row of {table} whose trial is not there" for table, *_ in lost]
 
     def test_read(self) -> bool:
         """Tell whether the test set was looked at: some trial has scores on it."""
         table = schema.scores
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             query = sa.select(table.c.trial_id).where(table.c.split == "test").limit(1)
             return connection.scalar(query) is not None
 
@@ -50,7 +135,7 @@ class Reader:
         """Return what each trial had given at ``step``, by trial id."""
         table = schema.rungs
         query = sa.select(table.c.trial_id, table.c.result).where(table.c.step == step)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query).all()
         return {trial_id: TrialResult.from_json(value) for trial_id, value in rows}
 
@@ -67,7 +152,7 @@ class Reader:
 
     def decisions(self) -> list[dict[str, Any]]:
         """Return the race's decisions, rung by rung; none where the study knows no race."""
-        if not sa.inspect(self._engine).has_table(schema.decisions.name):
+        if self._lacks(schema.decisions):
             return []
         table = schema.decisions
         query = (
@@ -75,14 +160,14 @@ class Reader:
             .join(schema.trials, schema.trials.c.id == table.c.trial_id)
             .order_by(table.c.step, schema.trials.c.position)
         )
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return list(connection.scalars(query))
 
     def trials(self) -> tuple[Planned, ...]:
         """Return every planned trial, in order, with its result and scores where it has them."""
         table = schema.trials
         query = sa.select(table.c.spec, table.c.result).order_by(table.c.position)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query).all()
             splits = self._scores(connection)
         planned: list[Planned] = []
@@ -97,6 +182,11 @@ class Reader:
             }
             planned.append((trial, TrialResult.from_json({**result, "splits": filled})))
         return tuple(planned)
+
+    def _lacks(self, table: sa.Table) -> bool:
+        """Tell whether this database is older than a table."""
+        with self._reading() as connection:
+            return not sa.inspect(connection).has_table(table.name)
 
     @staticmethod
     def _scores(connection: sa.Connection) -> dict[tuple[str, str], dict[str, list[Any]]]:

@@ -10,9 +10,9 @@ from typing import Any, Self
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from bakeoff.errors import PreflightError
 from bakeoff.results import Cost, Status, TrialResult
-from bakeoff.store import schema
+from bakeoff.sealed import seal_of
+from bakeoff.store import migrate, schema, trouble
 from bakeoff.trial import Trial
 
 
@@ -20,26 +20,37 @@ class Writer:
     """Writes plans and results; every call is one transaction, durable when it returns."""
 
     def __init__(self, path: Path) -> None:
-        self._engine = schema.engine(path, read_only=False)
-        schema.metadata.create_all(self._engine)
-        self._check_version()
+        """Open the database; it is made, or brought up to today's version, where need be.
 
-    def _check_version(self) -> None:
-        with self._engine.begin() as connection:
-            connection.execute(
-                insert(schema.study)
-                .values(key="schema_version", value=schema.VERSION)
-                .on_conflict_do_nothing()
-            )
-            found = connection.scalar(
-                sa.select(schema.study.c.value).where(schema.study.c.key == "schema_version")
-            )
-        if found != schema.VERSION:
-            raise PreflightError(
-                "database-version",
-                f"The study's database has version {found}, this bakeoff writes {schema.VERSION}.",
-                "use the version of bakeoff that made it, or a new study folder.",
-            )
+        Raises:
+            EnvironmentProblem: ``database-damaged``, ``database-busy``, ``disk-full``, ...
+            PreflightError: ``database-version``, ``database-foreign``.
+        """
+        self._path = path
+        self._engine = schema.engine(path, read_only=False)
+        try:
+            self._open()
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    def _open(self) -> None:
+        found = self._version()
+        schema.set_journal(self._engine, self._path)
+        if found is None:
+            with self._engine.begin() as connection:
+                migrate.create(connection)
+        elif found < schema.VERSION:
+            migrate.bring_up(self._engine, self._path, found)
+
+    def _version(self) -> int | None:
+        """Return the database's version once it is known to be a study's, and sound."""
+        with self._engine.connect() as connection:
+            found = migrate.version(connection, self._path)
+            said = connection.scalar(sa.text("PRAGMA quick_check(1)"))
+        if said != "ok":
+            raise trouble.damaged(self._path, str(said))
+        return found
 
     def set(self, key: str, value: Any) -> None:
         """Set one value of the study."""
@@ -70,7 +81,10 @@ class Writer:
                 connection.execute(row.on_conflict_do_nothing())
 
     def keep(self, result: TrialResult) -> None:
-        """Write a trial's result and its per-item scores; writing it again changes nothing."""
+        """Write a trial's result, its per-item scores and the seal of its folder.
+
+        Writing it again changes nothing.
+        """
         self.keep_group([result])
 
     def keep_group(self, results: Sequence[TrialResult]) -> None:
@@ -78,7 +92,17 @@ class Writer:
         with self._engine.begin() as connection:
             for result in results:
                 stands = result.status is Status.STOPPED and result.reason is None
-                (_keep_rung if stands else _keep)(connection, result)
+                if stands:
+                    _keep_rung(connection, result)
+                else:
+                    seal = seal_of(self._path.parent / "trials" / result.trial_id)
+                    _keep(connection, result, seal)
+
+    def forget_rungs(self, trial_id: str) -> None:
+        """Remove what a trial has given at rungs: it starts again. Decisions stay as they were."""
+        with self._engine.begin() as connection:
+            mine = schema.rungs.c.trial_id == trial_id
+            connection.execute(sa.delete(schema.rungs).where(mine))
 
     def decide(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Write the race's decisions at a rung, all or none."""
@@ -110,7 +134,7 @@ class Writer:
         self.close()
 
 
-def _keep(connection: sa.Connection, result: TrialResult) -> None:
+def _keep(connection: sa.Connection, result: TrialResult, seal: str | None) -> None:
     value = result.to_json()
     value["item_losses"] = ()  # the race's alone: they lie in ``rungs``
     value["splits"] = {s: {"mean_loss": v.mean_loss} for s, v in result.splits.items()}
@@ -126,7 +150,7 @@ def _keep(connection: sa.Connection, result: TrialResult) -> None:
     connection.execute(
         sa.update(schema.trials)
         .where(schema.trials.c.id == result.trial_id)
-        .values(status=result.status.value, result=value, finished_at=now)
+        .values(status=result.status.value, result=value, finished_at=now, sealed=seal)
     )
 
 

@@ -1,0 +1,152 @@
+"""A finished trial's folder: sealed by a list of its files' hashes, which is written last.
+
+Written by ``segment`` in a worker, read by the study half when it asks what is whole: the hashes in
+``COMPLETE.json`` are those of every other file, and the hash of that list (the seal) stands beside
+the trial's result in the database. A state at a rung, one file, carries its own hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bakeoff import durable
+from bakeoff.data import sha256_of
+from bakeoff.results import Status, TrialResult
+
+COMPLETE = "COMPLETE.json"
+RESULT = "result.json"
+STATES = "state"
+TRIED_AGAIN = (Status.FAILED, Status.OUT_OF_MEMORY)
+"""How a trial ends that may end otherwise when it is trained again."""
+
+
+class Damage(NamedTuple):
+    """What is wrong with a sealed folder: files that are gone, and files that are not the same."""
+
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [("gone", self.missing), ("changed", self.changed)]
+        return "; ".join(f"{word}: {', '.join(names)}" for word, names in parts if names)
+
+
+def seal(folder: Path, result: TrialResult) -> None:
+    """Write a trial's result beside its other files, and their hashes last, all durably.
+
+    Raises:
+        OSError: what the disk says.
+    """
+    durable.write_text(folder / RESULT, json.dumps(result.to_json(), sort_keys=True))
+    hashes = {}
+    for file in sorted(_files(folder)):
+        durable.sync(file)  # what others wrote here (PEFT, safetensors) may still be in memory
+        hashes[file.relative_to(folder).as_posix()] = sha256_of(file)
+    for below in {(folder / name).parent for name in hashes}:
+        durable.sync(below)
+    durable.write_text(folder / COMPLETE, json.dumps(hashes, indent=1))
+    durable.sync(folder.parent)
+
+
+def unseal(folder: Path) -> None:
+    """Take the seal off before anything inside is written again."""
+    (folder / COMPLETE).unlink(missing_ok=True)
+    if folder.is_dir():
+        durable.sync(folder)
+
+
+def seal_of(folder: Path) -> str | None:
+    """Return the sha256 of a folder's list of hashes, None where it has none."""
+    try:
+        return sha256_of(folder / COMPLETE)
+    except OSError:
+        return None
+
+
+def damage(folder: Path) -> Damage | None:
+    """Compare every file of a sealed folder with its hash; None where all are whole."""
+    try:
+        hashes: dict[str, Any] = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        wanted = {name: str(value) for name, value in hashes.items()}
+    except FileNotFoundError:
+        return Damage((COMPLETE,), ())
+    except (OSError, ValueError, AttributeError):
+        return Damage((), (COMPLETE,))
+    there = {file.relative_to(folder).as_posix() for file in _files(folder)}
+    missing = tuple(sorted(wanted.keys() - there))
+    changed = tuple(n for n in sorted(wanted.keys() & there) if _hash(folder / n) != wanted[n])
+    return Damage(missing, changed) if missing or changed else None
+
+
+def read(folder: Path) -> TrialResult | None:
+    """Return the result of a sealed folder that is whole, None of any other."""
+    if damage(folder) is not None:
+        return None
+    try:
+        value = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        result = TrialResult.from_json(value)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return result if result.trial_id == folder.name else None
+
+
+def settled(folder: Path) -> TrialResult | None:
+    """Return what came of a trial whose folder is whole, and that need not be trained again."""
+    result = read(folder)
+    return None if result is None or result.status in TRIED_AGAIN else result
+
+
+def state_damage(path: Path) -> str | None:
+    """Say what is wrong with a state at a rung, None where it is whole.
+
+    Reads the safetensors format itself: eight bytes of length, a JSON header, the tensors' bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            length = path.stat().st_size
+            header = json.loads(file.read(size)) if size < length else {}
+            ends = [entry["data_offsets"][1] for n, entry in header.items() if n != "__metadata__"]
+            if not ends or length != 8 + size + max(ends):
+                return "it is cut off"
+            metadata = header["__metadata__"]
+            found = hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return "it is no state"
+    if metadata.get("sha256") != _with_result(found, metadata["result"]):
+        return "its bytes are not those that were written"
+    return None
+
+
+def state_digest(raw: bytes, result: str) -> str:
+    """Return the hash of a serialised state: of its tensors' bytes and its result so far."""
+    start = 8 + int.from_bytes(raw[:8], "little")
+    return _with_result(hashlib.sha256(memoryview(raw)[start:]), result)
+
+
+def _with_result(tensors: hashlib._Hash, result: str) -> str:
+    tensors.update(result.encode())
+    return tensors.hexdigest()
+
+
+def _hash(file: Path) -> str | None:
+    try:
+        return sha256_of(file)
+    except OSError:
+        return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield a trial's files but the list of hashes, the states it goes on from, unfinished ones."""
+    for place, names, files in os.walk(folder):
+        if Path(place) == folder:
+            names[:] = [n for n in names if n != STATES]
+        own = (Path(place) / n for n in files if not n.endswith(durable.PARTIAL))
+        yield from (file for file in own if file != folder / COMPLETE)

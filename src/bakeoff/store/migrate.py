@@ -1,0 +1,109 @@
+"""The versions of a study's database: what is there, and how an older one becomes today's.
+
+Called when the writer opens a database, and by readers to learn what they have before them.
+``MIGRATIONS`` has one function for each step from a version to the next; before the first of them
+the database is copied (``study.db.v1.bak``), and all of them are one transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from bakeoff import durable
+from bakeoff.sealed import seal_of
+from bakeoff.store import schema, trouble
+
+Migration = Callable[[sa.Connection, Path], None]
+
+
+def version(connection: sa.Connection, path: Path) -> int | None:
+    """Return a database's version, None where it holds nothing yet.
+
+    Raises:
+        PreflightError: ``database-version`` for a newer one, ``database-foreign``.
+    """
+    tables = set(sa.inspect(connection).get_table_names())
+    if not tables:
+        return None
+    if not {"key", "value"} <= {c["name"] for c in _columns(connection, tables)}:
+        raise trouble.foreign(path)
+    found = connection.scalar(sa.text("SELECT value FROM study WHERE key = 'schema_version'"))
+    if found is None:  # killed while it was made, table by table: so did version 1
+        return None
+    if not str(found).isdecimal():
+        raise trouble.damaged(path, f"its version is {str(found)[:20]!r}")
+    number = int(found)
+    if number > schema.VERSION:
+        raise trouble.newer(path, number, schema.VERSION)
+    return number
+
+
+def _columns(connection: sa.Connection, tables: set[str]) -> list[Any]:
+    return sa.inspect(connection).get_columns("study") if "study" in tables else []
+
+
+def create(connection: sa.Connection) -> None:
+    """Make the tables and write their version, in the transaction of ``connection``."""
+    schema.metadata.create_all(connection)
+    _write_version(connection, schema.VERSION)
+
+
+def bring_up(engine: sa.Engine, path: Path, found: int) -> None:
+    """Copy the database, then bring it from version ``found`` to today's; all of it or nothing."""
+    back_up(path, path.with_name(f"{path.name}.v{found}.bak"))
+    with engine.begin() as connection:
+        for number in range(found, schema.VERSION):
+            MIGRATIONS[number](connection, path.parent)
+            _write_version(connection, number + 1)
+
+
+def back_up(path: Path, target: Path) -> None:
+    """Copy a database, also while it is in use, by SQLite's own means; whole or not at all.
+
+    Raises:
+        EnvironmentProblem: ``disk-full``, ``database-damaged``.
+    """
+    partial = target.with_name(target.name + durable.PARTIAL)
+    partial.unlink(missing_ok=True)
+    try:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, whoever copies it further
+    except sqlite3.Error as error:
+        partial.unlink(missing_ok=True)
+        raise trouble.told(error, path) from error
+    durable.sync(partial)
+    partial.replace(target)
+    durable.sync(target.parent)
+
+
+def _write_version(connection: sa.Connection, number: int) -> None:
+    connection.execute(
+        sa.text("INSERT OR REPLACE INTO study (key, value) VALUES ('schema_version', :v)"),
+        {"v": json.dumps(number)},
+    )
+
+
+def _seals(connection: sa.Connection, folder: Path) -> None:
+    """1 -> 2: each result knows its folder's seal, and a study from before the race its tables.
+
+    Without seals a folder that was lost or changed could not be told from one that never was.
+    """
+    schema.metadata.create_all(connection)  # adds ``rungs`` and ``decisions`` where they lack
+    connection.execute(sa.text("ALTER TABLE trials ADD COLUMN sealed TEXT"))
+    query = sa.text("SELECT id FROM trials WHERE status IS NOT NULL")
+    for trial_id in list(connection.scalars(query)):
+        connection.execute(
+            sa.text("UPDATE trials SET sealed = :s WHERE id = :i"),
+            {"s": seal_of(folder / "trials" / trial_id), "i": trial_id},
+        )
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: _seals}

@@ -1,0 +1,100 @@
+"""A damaged database's successor: what can still be read of it, in a new file beside it.
+
+Called by ``recovery`` alone, with the study's lock held. Plans, settings, costs and what the race
+decided are taken row by row, as far as they can be read. Results and scores are not: nobody could
+say whether all of their rows are there. They come back from the trials' sealed folders.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+
+from bakeoff import durable
+from bakeoff.store import schema
+from bakeoff.store.writer import Writer
+from bakeoff.trial import Trial
+
+TAKEN = (schema.study, schema.trials, schema.rungs, schema.decisions, schema.costs)
+NOT_TAKEN = [schema.trials.c[n] for n in ("status", "result", "finished_at", "sealed")]
+OWN = ("schema_version",)
+
+
+def rebuild(path: Path) -> Path:
+    """Put a new database in a damaged one's place; return where the damaged one lies now."""
+    fresh = path.with_name(f"{path.name}.rebuilt")
+    _drop(fresh)
+    Writer(fresh).close()
+    made = schema.engine(fresh, read_only=False)
+    try:
+        with made.begin() as connection:
+            known: set[str] = set()
+            for table in TAKEN:
+                for row in _rows(path, table):
+                    if table is schema.trials and _is_trial(row):
+                        known.add(row["id"])
+                    if row.get("trial_id", row.get("id")) in {None, *known}:
+                        connection.execute(sa.insert(table).prefix_with("OR IGNORE").values(row))
+    finally:
+        made.dispose()
+    aside = _free_name(path.with_name(f"{path.name}.damaged"))
+    for ending in ("-wal", "-shm", ""):  # a log left behind would be taken for the new file's
+        if (old := path.with_name(path.name + ending)).exists():
+            old.replace(aside.with_name(aside.name + ending))
+    fresh.replace(path)
+    durable.sync(path.parent)
+    return aside
+
+
+def _rows(path: Path, table: sa.Table) -> Iterator[dict[str, Any]]:
+    """Yield a table's rows up to where it cannot be read any further."""
+    names = [c.name for c in table.columns if not any(c is other for other in NOT_TAKEN)]
+    query = f"SELECT {', '.join(names)} FROM {table.name}"
+    address = f"file:{quote(str(path.resolve()))}?mode=ro"
+    readers = {c.name: c.type.result_processor(_DIALECT, None) for c in table.columns}
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as damaged:
+            for values in damaged.execute(query):
+                row = _whole(dict(zip(names, values, strict=True)), readers)
+                if row is not None and row.get("key") not in OWN:
+                    yield row
+    except sqlite3.Error:
+        return
+
+
+def _whole(row: dict[str, Any], readers: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a row as Python values, None where one of them is broken."""
+    try:
+        return {n: readers[n](v) if readers[n] else v for n, v in row.items()}
+    except (ValueError, TypeError):
+        return None
+
+
+def _is_trial(row: dict[str, Any]) -> bool:
+    """Tell whether a planned trial is still the one that its id is the hash of."""
+    try:
+        return Trial.from_json(row["spec"]).id == str(row["id"])
+    except (KeyError, TypeError):
+        return False
+
+
+def _free_name(path: Path) -> Path:
+    number, found = 1, path
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.name}{number}")
+    return found
+
+
+def _drop(path: Path) -> None:
+    for ending in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+
+
+_DIALECT = sa.create_engine("sqlite://").dialect

@@ -1,0 +1,87 @@
+"""What SQLite says of a file that it cannot use, as errors that a user can act upon.
+
+Called by the engine (``schema``) for every statement of readers and writer alike.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+from bakeoff import room
+from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError
+
+FULL, IO_ERROR, CANNOT_OPEN = sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN
+BUSY, LOCKED, READ_ONLY = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+OF_THE_FILE = (FULL, IO_ERROR, CANNOT_OPEN, BUSY, LOCKED, READ_ONLY, *DAMAGED)
+NO_ROOM = 1 << 20
+"""Free bytes below which an I/O error is a full disk: SQLite has no other word for a full disk
+while it makes its shared memory."""
+
+
+def of_the_file(error: sqlite3.Error) -> bool:
+    """Tell whether an error is about the database's file, not about a statement."""
+    return _code(error) in OF_THE_FILE
+
+
+def told(error: sqlite3.Error, path: Path) -> BakeoffError:
+    """Return the error that a user reads; ``path`` is the database."""
+    code, said = _code(error), str(error)
+    if code == FULL or (code in (IO_ERROR, CANNOT_OPEN) and _without_room(path)):
+        return room.paused(path.parent, said)
+    if code in DAMAGED:
+        return damaged(path, said)
+    if code in (BUSY, LOCKED):
+        return EnvironmentProblem(
+            "database-busy",
+            f"The study's database {path} is held by another program ({said}).",
+            "close what has it open for writing (a database browser, a backup), then run it again.",
+        )
+    return EnvironmentProblem(
+        "database-unusable",
+        f"The study's database {path} cannot be read or written ({said}).",
+        f"check that the file is there, its permissions and its disk; `bakeoff doctor "
+        f"{path.parent}` looks closer.",
+    )
+
+
+def damaged(path: Path, said: str) -> EnvironmentProblem:
+    """Build the error for a database that is no whole SQLite file."""
+    return EnvironmentProblem(
+        "database-damaged",
+        f"The study's database {path} is damaged: {said}.",
+        f"`bakeoff doctor {path.parent} --mend`: what can be read of it is kept in a new one, and "
+        "finished trials are taken from their folders.",
+    )
+
+
+def newer(path: Path, found: int, known: int) -> PreflightError:
+    """Build the error for a database that a later bakeoff wrote."""
+    return PreflightError(
+        "database-version",
+        f"The study's database {path} has version {found}, this bakeoff knows up to {known}.",
+        "a newer bakeoff: `pip install --upgrade bakeoff`; or a new study folder: `--out DIR`.",
+    )
+
+
+def foreign(path: Path) -> PreflightError:
+    """Build the error for a database that is no study's."""
+    return PreflightError(
+        "database-foreign",
+        f"{path} is a SQLite database, but no study's: nothing in it was touched.",
+        "another study folder: `--out DIR`.",
+    )
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary result code; 0 where the error is the module's own."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _without_room(path: Path) -> bool:
+    try:
+        return shutil.disk_usage(path.parent).free < NO_ROOM
+    except OSError:
+        return False
