@@ -96,3 +96,23 @@ def test_every_method_of_the_catalog_is_a_row(
     assert first.startswith("| lora | 2 |")
     assert "no bias terms" in second
     assert last.startswith("Median of 1: ")
+
+
+def test_scale_out_times_carrying_writing_and_reading(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "scale.json"
+    arguments = ["--quick", "--executors", "inline", "--out", str(out)]
+    assert script("scale_out").main(arguments) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert {"date", "machine", "load_before", "versions"} <= set(found)
+    (carried,) = found["executors"]
+    assert carried["segments_per_second"] > 0
+    assert carried["driver_cpu_milliseconds"] > 0
+    assert [row["items"] for row in found["store"]] == [None, 0, 20]
+    assert all(row["rows_per_second"] > 0 for row in found["store"])
+    assert found["report"]["trials"] == 60
+    wanted = {"plan", "keep_rung", "keep", "finished", "rungs", "read", "summarise", "page"}
+    assert wanted <= set(found["report"]["seconds"])
+    assert list(tmp_path.iterdir()) == [out], "what was written for timing is removed"

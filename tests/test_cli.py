@@ -176,4 +176,4 @@ def test_doctor_measures_this_machine(tmp_path: Path) -> None:
 def test_plugins_are_found_by_file_name() -> None:
     assert registry.names("tasks") == ("choice", "classify", "sft")
     assert {"accuracy", "exact_match", "json_match", "loss"} < set(registry.names("metrics"))
-    assert set(registry.names("executors")) == {"inline", "process"}
+    assert set(registry.names("executors")) == {"inline", "process", "ray"}

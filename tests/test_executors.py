@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ import pytest
 
 from bakeoff import registry
 from bakeoff.engine import pulse
+from bakeoff.errors import EnvironmentProblem
 from bakeoff.executors import Executor, Options
 from bakeoff.executors.process import Process
+
+no_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+NAMES = [
+    pytest.param(name, marks=no_ray) if name == "ray" else name
+    for name in registry.names("executors")
+]
 
 
 def square(value: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +68,7 @@ def make(name: str, workers: int = 1) -> Executor:
     return made
 
 
-@pytest.mark.parametrize("name", registry.names("executors"))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_payload_gets_its_outcome(name: str, workers: int) -> None:
     payloads = [{"n": n} for n in range(5)]
@@ -176,7 +184,7 @@ def test_a_program_ends_though_it_did_not_close_its_workers(tmp_path: Path) -> N
     assert (done.returncode, done.stdout) == (0, "4\n")
 
 
-@pytest.mark.parametrize("name", registry.names("executors"))
+@pytest.mark.parametrize("name", NAMES)
 def test_an_error_in_the_work_is_an_outcome(name: str) -> None:
     payloads = [{"do": "raise"}, {"do": "nothing"}]
     first, second = make(name).map(f"{__name__}:misbehave", payloads)
@@ -185,12 +193,30 @@ def test_an_error_in_the_work_is_an_outcome(name: str) -> None:
     assert second.value == {"fine": True}
 
 
-def test_a_dead_worker_is_an_outcome_and_the_rest_goes_on() -> None:
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "inline"])
+def test_a_dead_worker_is_an_outcome_and_the_rest_goes_on(name: str) -> None:
     payloads = [{"do": what} for what in ("die", "exit", "nothing")]
-    outcomes = sorted(make("process").map(f"{__name__}:misbehave", payloads), key=lambda o: o.index)
-    assert "was killed" in (outcomes[0].error or "")
-    assert "exit code 3" in (outcomes[1].error or "")
+    outcomes = sorted(make(name).map(f"{__name__}:misbehave", payloads), key=lambda o: o.index)
+    killed, ended = ("worker died", "worker died") if name == "ray" else ("killed", "exit code 3")
+    assert killed in (outcomes[0].error or "")
+    assert ended in (outcomes[1].error or "")
     assert outcomes[2].value == {"fine": True}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_payload_is_taken_only_when_its_work_can_begin(name: str) -> None:
+    ended: list[int] = []
+    taken: list[tuple[int, int]] = []
+
+    def payloads() -> Iterator[dict[str, Any]]:
+        for n in range(6):
+            taken.append((n, len(ended)))
+            yield {"n": n}
+
+    for outcome in make(name, 2).map(f"{__name__}:square", payloads()):
+        ended.append(outcome.index)
+    assert sorted(ended) == list(range(6))
+    assert all(n - before <= 2 for n, before in taken), taken
 
 
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
@@ -213,3 +239,12 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     while psutil.pid_exists(worker) and psutil.Process(worker).status() != "zombie":
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.1)
+
+
+def test_ray_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(EnvironmentProblem) as error:
+        list(make("ray").map(f"{__name__}:square", [{"n": 1}]))
+    assert (error.value.code, error.value.exit_code) == ("ray-missing", 6)
+    assert list(make("ray").map(f"{__name__}:square", [])) == []

@@ -11,6 +11,7 @@ import pytest
 
 from bakeoff import plan
 from bakeoff.errors import UsageError
+from bakeoff.folder import comparable
 from bakeoff.methods import registry
 from bakeoff.spec import dump_spec, parse_spec, read_spec
 
@@ -113,3 +114,21 @@ def test_the_learning_rate_grid_is_log_spaced_around_the_prior() -> None:
     assert plan.learning_rates(1e-3, 3) == (3.16e-4, 1e-3, 3.16e-3)
     assert plan.learning_rates(1e-3, 5) == (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
     assert plan.learning_rates(2e-5, 1) == (2e-5,)
+
+
+def test_on_ray_a_study_names_no_gpu() -> None:
+    engine = {"executor": "ray", "device": "cuda:1"}
+    with pytest.raises(UsageError, match="write 'cuda'") as error:
+        parse_spec(values(engine=engine))
+    assert error.value.code == "study-invalid"
+
+
+def test_where_a_study_runs_is_no_part_of_it() -> None:
+    engine: dict[str, Any] = {
+
+        "executor": "ray", "workers": 9, "gpus_per_segment": 0.5, "segment_retries": 1,
+        "ray_address": "auto", "ray_files": "sent", "ray_unauthenticated": True,
+    }  # fmt: skip
+    here = comparable(parse_spec(values()))
+    assert comparable(parse_spec(values(engine=engine))) == here
+    assert comparable(parse_spec(values(engine={**engine, "precision": "bf16"}))) != here

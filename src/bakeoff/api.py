@@ -50,6 +50,7 @@ from bakeoff.study import (
     make_executor,
     open_study,
     prior_trial,
+    prober,
     refuse_full,
     segment,
     warned,
@@ -194,7 +195,8 @@ def measure_costs(running: Running) -> dict[str, Cost]:
     wishes = study.spec.engine.switches
     payloads = [segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing]
     alone = Options(fresh=True, patience=60 * study.spec.engine.patience, stopping=stop)
-    for outcome in make_executor("process", 1, alone).map(RUN_PROBE, payloads):
+    through = prober(study.spec, stop) or make_executor("process", 1, alone)
+    for outcome in through.map(RUN_PROBE, payloads):
         refuse_full(study.folder, outcome)
         entry = missing[outcome.index]
         if outcome.value is not None:

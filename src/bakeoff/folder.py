@@ -26,6 +26,11 @@ STUDY_FILE = "study.toml"
 CHAT_TEMPLATE = "chat_template.jinja"
 FROZEN = {name: f"data/{name}.jsonl" for name in data.SPLITS}
 ORIGINS = "data/origins.json"
+WHERE_IT_RUNS = (
+    "executor", "workers", "threads", "gpus_per_segment", "segment_retries", "ray_address",
+    "ray_files", "ray_unauthenticated", "patience",
+)  # fmt: skip
+"""Keys of `[engine]` that may change when a study goes on."""
 GENERAL = "general"
 """The file beside the splits that holds general text."""
 
@@ -238,7 +243,7 @@ def comparable(spec: StudySpec) -> dict[str, Any]:
     of_reading = ("validation_fraction", "test_fraction", "group", "limit", "config", "revision")
     for name in (*data.SPLITS, *of_reading):
         value["data"].pop(name, None)
-    for name in ("executor", "workers", "threads", "patience"):
+    for name in WHERE_IT_RUNS:
         value["engine"].pop(name, None)
     for name in ("metric", "metric_options", "chat_template"):  # compared as they are resolved
         value["task"].pop(name, None)

@@ -30,8 +30,10 @@ from bakeoff.study import (
     make_executor,
     open_study,
     prior_trial,
+    prober,
     segment,
     warned,
+    works_elsewhere,
 )
 from bakeoff.trial import Trial
 
@@ -135,8 +137,12 @@ def _methods(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> l
 
 @contextlib.contextmanager
 def laid_out(study: Study) -> Iterator[Study]:
-    """Give the study in a temporary folder with its data, where nothing else is kept."""
-    with tempfile.TemporaryDirectory() as name:
+    """Give the study in a temporary folder with its data, where nothing else is kept.
+
+    Where other machines work on it, that lies beside or in the study folder: they see it there.
+    """
+    near = study.folder.resolve() if works_elsewhere(study.spec) else None
+    with tempfile.TemporaryDirectory(prefix=".bakeoff-", dir=near) as name:
         study_folder.freeze_data(Path(name), study.splits)
         yield study._replace(folder=Path(name))
 
@@ -166,7 +172,8 @@ def timed(study: Study, progress: Progress) -> Timed:
         segment(study, [prior_trial(study, e)] * settings, wishes).to_json() for e in study.entries
     ]
     progress.phase("Timing", len(payloads), 0)
-    for outcome in make_executor("process", 1, Options(fresh=True)).map(RUN_TIMING, payloads):
+    through = prober(study.spec) or make_executor("process", 1, Options(fresh=True))
+    for outcome in through.map(RUN_TIMING, payloads):
         method = study.entries[outcome.index].name
         progress.advance(method)
         if outcome.value is None or outcome.value["error_text"] is not None:

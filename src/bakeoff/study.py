@@ -86,7 +86,8 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    wishes = spec.engine.model_dump(include={"device", "precision", "threads", "workers"})
+    wishes = spec.engine.model_dump(include={"device", "precision", "workers"})
+    wishes["threads"] = spec.engine.threads_wished
     wishes |= spec.base.model_dump(include={"quantize", "quantizer"})
     machine = call(executor(spec), RUN_MACHINE, wishes)
     conditions = Conditions(
@@ -299,10 +300,34 @@ def prior_trial(study: Study, entry: MethodEntry) -> Trial:
 
 def executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor:
     """Return the study's executor, which takes no more work from ``stopping`` on."""
+    return make_executor(spec.engine.executor, spec.engine.workers, _options(spec, stopping))
+
+
+def works_elsewhere(spec: StudySpec) -> bool:
+    """Say whether the study's executor may work on other machines than this one."""
+    kind = registry.find("executors", spec.engine.executor).EXECUTOR
+    return bool(getattr(kind, "elsewhere", False))
+
+
+def prober(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor | None:
+    """Return what measures one method after another where the trials run: a process each, alone.
+
+    None where that is this machine.
+    """
+    if not works_elsewhere(spec):
+        return None
+    alone = dataclasses.replace(_options(spec, stopping), fresh=True)
+    return make_executor(spec.engine.executor, 1, alone)
+
+
+def _options(spec: StudySpec, stopping: Callable[[], bool]) -> Options:
     engine = spec.engine
-    spread = engine.device in ("auto", "cuda")
-    options = Options(patience=60 * engine.patience, spread=spread, stopping=stopping)
-    return make_executor(engine.executor, engine.workers, options)
+    return Options(
+        patience=60 * engine.patience,
+        spread=engine.device in ("auto", "cuda"),
+        stopping=stopping,
+        engine=engine.model_dump(),
+    )
 
 
 def make_executor(name: str, workers: int, options: Options = Options()) -> Executor:  # noqa: B008  # frozen

@@ -4,14 +4,15 @@ Each is made with a number of workers and ``Options``. The contract: ``map(funct
 yields one ``Outcome`` for each payload, in any order, as soon as it is there; a payload is taken
 only when its work can begin. ``function`` is a top-level function named ``module:name``, from JSON
 values to JSON values. An executor never raises for what happens inside the work: a dead worker is
-an ``Outcome`` with an error. It never opens the database.
+an ``Outcome`` with an error. It never opens the database. One that
+may work on other machines says ``elsewhere = True``.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -38,13 +39,14 @@ class Options:
     ``fresh``: a process of its own for each, for readings of time and memory. ``patience``: seconds
     without progress after which work counts as hung. ``spread``: workers take the machine's GPUs in
     turn. From ``stopping`` on no payload is taken any more, and the work at hand is asked to end at
-    its next safe point.
+    its next safe point. ``engine``: the study's `[engine]`, for keys that one executor alone knows.
     """
 
     fresh: bool = False
     patience: float = 1800.0
     spread: bool = False
     stopping: Callable[[], bool] = never
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Executor(Protocol):

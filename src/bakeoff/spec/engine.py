@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bakeoff.spec.part import Part
 
@@ -20,13 +20,29 @@ class EngineSpec(Part):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto` takes bf16 where the hardware computes in it."""
     executor: str = "process"
-    """`process` (workers that stay warm) or `inline` (in this process: breakpoints work)."""
+    """`process` (workers that stay warm), `inline` (in this process: breakpoints work) or `ray` (on
+    the machines of a Ray cluster)."""
     workers: Annotated[int, Field(ge=1)] = 1
-    """Groups of trials that run side by side; on several GPUs the workers take them in turn."""
+    """Groups of trials that run side by side; on several GPUs the workers take them in turn; with
+    `ray`, in all of the cluster."""
     patience: Annotated[float, Field(gt=0)] = 30
     """Minutes without a step after which a worker counts as hung; its work is begun again."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of each worker; default: the physical cores divided by the workers."""
+    """CPU threads of each worker; default: the physical cores divided by the workers, with `ray`
+    one, for which it reserves as many CPUs."""
+    gpus_per_segment: Annotated[float, Field(ge=0, le=1)] | None = None
+    """With `ray`: the GPU of each group of trials, or the share of one (`0.5`: two groups on each);
+    default: a whole one where the cluster has any."""
+    segment_retries: Annotated[int, Field(ge=0)] = 3
+    """With `ray`: how often a group of trials whose node was lost is begun again elsewhere."""
+    ray_address: str | None = None
+    """The Ray cluster to join: `HOST:PORT`, or `auto` on one of its nodes; default: `RAY_ADDRESS`,
+    else one of this machine alone, which ends with the run."""
+    ray_files: Literal["shared", "sent"] = "shared"
+    """`shared`: all nodes see the study folder; `sent`: data and states travel to the nodes and
+    results back, and only the base must lie on each."""
+    ray_unauthenticated: bool = False
+    """Join a Ray cluster that asks for no token, on which whoever reaches it can run code."""
     lanes: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = "auto"
     """Trials of a method that share one step: `auto` (as many as there are), a limit, or `off`."""
     packing: Switch = "auto"
@@ -50,6 +66,20 @@ class EngineSpec(Part):
     where not even one example a pass fits without it."""
     evaluation_batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples in each evaluation batch; fast generation takes up to 256 on a GPU, if they fit."""
+
+    @model_validator(mode="after")
+    def _ray_hands_out_gpus(self) -> EngineSpec:
+        if self.executor == "ray" and self.device.startswith("cuda:"):
+            raise ValueError(
+                f"device = '{self.device}' with executor = 'ray': Ray gives each group of trials "
+                "its GPU; write 'cuda'"
+            )
+        return self
+
+    @property
+    def threads_wished(self) -> int | None:
+        """CPU threads of each worker; None: the cores are divided where the work is done."""
+        return self.threads or (1 if self.executor == "ray" else None)
 
     @property
     def switches(self) -> dict[str, str | int | None]:

@@ -1,0 +1,398 @@
+"""Run payloads on the machines of a Ray cluster: ``workers`` slots, a process and its GPU each.
+
+Ray Core alone, as a carrier: the database stays the truth and the parent its only writer. A slot is
+an actor that takes one payload after another; a payload is taken when a slot stands ready. Whose
+node is lost runs again elsewhere, from the states in the study folder; a node that cannot see the
+folder, or has other versions, is avoided. Values cross as JSON text. The one file that imports ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import takewhile
+from operator import length_hint
+from pathlib import Path
+from typing import Any
+
+from bakeoff import door, parcel
+from bakeoff.errors import EnvironmentProblem, UsageError, first_line
+from bakeoff.executors import Options, Outcome, resolve
+from bakeoff.results import Status
+
+log = logging.getLogger(__name__)
+HEALTHY = (Status.DONE, Status.STOPPED, Status.DIVERGED)
+"""How trials end whose process may be used again."""
+KILLED = "the worker died: it crashed, its node ran out of memory, or somebody killed it"
+
+
+@dataclass
+class _Job:
+    index: int
+    payload: dict[str, Any]
+    lost: int = 0
+
+
+@dataclass
+class _Slot:
+    actor: Any
+    node: str | None = None
+    host: str = ""
+    job: _Job | None = None
+    dying: bool = False
+
+
+class Ray:
+    """The executor for more than one machine. When stopping, the work at hand runs to its end."""
+
+    elsewhere = True
+
+    def __init__(self, workers: int = 1, options: Options = Options()) -> None:  # noqa: B008  # frozen
+        self.workers = workers
+        self._fresh, self._stopping = options.fresh, options.stopping
+        engine = options.engine
+        self._address: str | None = engine.get("ray_address")
+        self._sends = engine.get("ray_files") == "sent"
+        self._consent = bool(engine.get("ray_unauthenticated"))
+        self._cpus: int = engine.get("threads") or 1
+        self._gpus: float | None = 0 if engine.get("device") == "cpu" else engine.get(GPUS)
+        self._retries: int = engine.get("segment_retries", 3)
+
+    def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
+        """Yield outcomes as they come home from the cluster.
+
+        Raises:
+            EnvironmentProblem: ``ray-missing``, ``ray-unreachable``, ``ray-unauthenticated``,
+                ``ray-refused``, ``ray-no-room``, before any work.
+            UsageError: ``ray-client-address``.
+        """
+        most = min(self.workers, length_hint(payloads, self.workers))
+        if most == 0:
+            return
+        ray = _connected(self._address, self._consent, self._cpus * self.workers)
+        gpus = float("GPU" in ray.cluster_resources()) if self._gpus is None else self._gpus
+        needs = {"num_cpus": self._cpus, "num_gpus": gpus}
+        _refuse_no_room(ray, needs)
+        going = takewhile(lambda _: not self._stopping(), payloads)
+        source, count = enumerate(map(_absolute, going)), length_hint(payloads, -1)
+        run = _Run(ray, function, source, count, needs, self._sends)
+        try:
+            while run.fill(most):
+                yield from run.turn(self._retries, self._fresh)
+        finally:
+            for slot in run.slots.values():
+                ray.kill(slot.actor)
+
+    def close(self) -> None:
+        """Do nothing: the cluster is this process's, for the next study in it."""
+
+
+GPUS = "gpus_per_segment"
+PATIENCE_SECONDS = 60
+_ours: list[Any] = []
+"""Address and CPUs of the cluster that this process joined or began here; empty before."""
+
+
+@dataclass
+class _Run:
+    """One ``map`` at work: its slots by the reference that each is waited for with."""
+
+    ray: Any
+    function: str
+    source: Iterator[tuple[int, dict[str, Any]]]
+    count: int
+    """Payloads, where that is known beforehand; else negative."""
+    needs: dict[str, float]
+    sends: bool
+    slots: dict[Any, _Slot] = field(default_factory=dict)
+    lost: deque[_Job] = field(default_factory=deque)
+    avoided: set[str] = field(default_factory=set)
+    exhausted: bool = False
+    common: Any = None
+    starts_failed: int = 0
+
+    def fill(self, most: int) -> bool:
+        """Start slots for what is left to do; say whether anything is under way."""
+        busy = sum(slot.job is not None for slot in self.slots.values())
+        wanted = min(most, busy + len(self.lost)) if self.exhausted else most
+        while len(self.slots) < wanted:
+            options: dict[str, Any] = {**self.needs, "max_restarts": 0, "max_task_retries": 0}
+            if bad := _alive(self.ray) & self.avoided:
+                options["label_selector"] = {"ray.io/node-id": f"!in({','.join(bad)})"}
+            actor = self.ray.remote(_Worker).options(**options).remote()
+            self.slots[actor.ready.remote(sys.path, parcel.versions())] = _Slot(actor)
+        return bool(self.slots)
+
+    def turn(self, retries: int, fresh: bool) -> Iterator[Outcome]:
+        """Wait for one slot and do what it calls for."""
+        ended: list[Any] = []
+        while not ended:
+            ended, _ = self.ray.wait(list(self.slots), timeout=PATIENCE_SECONDS)
+            if not ended and not any(slot.node for slot in self.slots.values()):
+                log.warning("no node of the Ray cluster has room for a group of trials: waiting")
+        slot = self.slots.pop(ended[0])
+        try:
+            answer = self.ray.get(ended[0])
+        except self.ray.exceptions.RayError as error:
+            yield from self._failed(slot, error, retries)
+            return
+        if slot.dying and slot.job is not None:  # it answered once more before the kill arrived
+            yield from self._again(slot.job, slot.host, retries)
+            return
+        if slot.job is None:
+            slot.node, slot.host = answer["node"], answer["host"]
+            self.starts_failed = 0
+            if answer["differs"] is None:
+                self._begin(slot)
+            else:
+                yield from self._avoid(slot, answer["differs"])
+            return
+        job, slot.job = slot.job, None
+        found = json.loads(answer[0])
+        if found.get("unfit"):
+            self.lost.appendleft(job)
+            yield from self._avoid(slot, found["unfit"])
+            return
+        outcome = self._outcome(job, found, answer[1])
+        if fresh or outcome.value is None or _spent(outcome.value):
+            self.ray.kill(slot.actor)
+        else:
+            self._begin(slot)
+        yield outcome
+
+    def _begin(self, slot: _Slot) -> None:
+        """Give a ready slot its next payload; without one it ends, and those that wait with it."""
+        slot.job = self._take()
+        if slot.job is not None:
+            text, states = json.dumps(slot.job.payload), None
+            if self.sends:
+                self.common = self.common or self.ray.put(parcel.common(slot.job.payload))
+                states = parcel.states(slot.job.payload)
+            self.slots[slot.actor.work.remote(self.function, text, self.common, states)] = slot
+            return
+        self.ray.kill(slot.actor)
+        for ref in [r for r, other in self.slots.items() if other.job is None]:
+            self.ray.kill(self.slots.pop(ref).actor)
+
+    def _take(self) -> _Job | None:
+        if self.lost:
+            return self.lost.popleft()
+        if not self.exhausted:
+            for index, payload in self.source:
+                self.exhausted = index + 1 == self.count
+                return _Job(index, payload)
+            self.exhausted = True
+        return None
+
+    def _outcome(self, job: _Job, found: dict[str, Any], written: bytes | None) -> Outcome:
+        if written is not None and found["value"] is not None:
+            try:
+                parcel.bring_home(written, job.payload)
+            except (OSError, ValueError) as error:
+                why = f"what it wrote could not be brought home: {first_line(error)}"
+                return Outcome(job.index, None, why)
+        return Outcome(job.index, found["value"], found["error"])
+
+    def _failed(self, slot: _Slot, error: Exception, retries: int) -> Iterator[Outcome]:
+        """Act on a slot that gave no answer: the node is lost, or the process died, or it ended."""
+        if isinstance(error, self.ray.exceptions.ActorUnavailableError):
+            # nobody knows whether it still works: nothing runs elsewhere before it is surely dead
+            self.ray.kill(slot.actor)
+            slot.dying = True
+            self.slots[slot.actor.ready.remote([], {})] = slot
+            return
+        node_lost = slot.dying or (slot.node is not None and slot.node not in _alive(self.ray))
+        job, slot.job = slot.job, None
+        if job is None:
+            self.starts_failed += 1
+            if self.starts_failed > retries and (job := self._take()) is not None:
+                yield Outcome(job.index, None, f"no worker could start: {_cause(error)}")
+        elif node_lost:
+            yield from self._again(job, slot.host, retries)
+        else:
+            self.ray.kill(slot.actor)
+            yield Outcome(job.index, None, f"{_cause(error)} (node {slot.host})")
+
+    def _again(self, job: _Job, host: str, retries: int) -> Iterator[Outcome]:
+        job.lost += 1
+        if job.lost > retries:
+            times = f"{job.lost} times, the last one" if job.lost > 1 else "once:"
+            yield Outcome(job.index, None, f"the node it ran on was lost {times} {host}")
+        else:
+            self.lost.append(job)
+
+    def _avoid(self, slot: _Slot, why: str) -> Iterator[Outcome]:
+        """Leave an unfit node to others; where no fit one is left, a payload gets the reason."""
+        assert slot.node is not None
+        self.ray.kill(slot.actor)
+        self.avoided.add(slot.node)
+        if _roomy(self.ray, self.needs) <= self.avoided:
+            self.avoided.clear()
+            if (job := self._take()) is not None:
+                yield Outcome(job.index, None, f"no node of the cluster is fit: {why}")
+
+
+class _Worker:
+    """What runs on a node: one process that works payloads off."""
+
+    def ready(self, path: list[str], versions: dict[str, str]) -> dict[str, Any]:
+        """Say where this is, and what differs here from the parent."""
+        import ray
+
+        sys.path.extend(p for p in path if p not in sys.path and Path(p).is_dir())
+        node = ray.get_runtime_context().get_node_id()
+        return {"node": node, "host": socket.gethostname(), "differs": parcel.differing(versions)}
+
+    def work(
+        self, function: str, text: str, common: bytes | None, states: bytes | None
+    ) -> tuple[str, bytes | None]:
+        """Work off one payload; return what came of it as JSON text, and what is to come home."""
+        payload, written = json.loads(text), None
+        unfit = parcel.unfit(payload, sent=common is not None)
+        if unfit is not None:
+            return json.dumps({"unfit": unfit}), None
+        try:
+            if common is None or states is None:
+                value = resolve(function)(payload)
+            else:
+                with tempfile.TemporaryDirectory() as name:
+                    parcel.unpack((common, states), Path(name))
+                    there = parcel.moved(payload, Path(name))
+                    value = resolve(function)(there)
+                    written = parcel.written(there, Path(name))
+            return json.dumps({"value": value, "error": None}), written
+        except BaseException as error:  # the contract: an outcome, never an exception
+            said = f"{type(error).__name__}: {error}"
+            return json.dumps({"value": None, "error": said}), None
+
+
+def _spent(value: dict[str, Any]) -> bool:
+    """Say whether something failed in a process, so that it should not be used again."""
+    return any(result.get("status") not in HEALTHY for result in value.get("results", ()))
+
+
+def _cause(error: Exception) -> str:
+    """Say why a worker gave no answer."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the worker was killed by Ray: its node ran low on memory"
+    if "worker process has died" in str(error):
+        return KILLED
+    return f"the worker ended without an answer: {_words(error)}"
+
+
+def _words(error: Exception) -> str:
+    """Return the line of Ray's many that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
+
+
+def _absolute(payload: dict[str, Any]) -> dict[str, Any]:
+    inner = parcel.located(payload)
+    return payload if inner is None else parcel.moved(payload, Path(inner["folder"]).resolve())
+
+
+def _alive(ray: Any) -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _roomy(ray: Any, needs: dict[str, float]) -> set[str]:
+    """Return the living nodes that could hold a slot."""
+    return {
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= needs["num_cpus"]
+        and node["Resources"].get("GPU", 0) >= needs["num_gpus"]
+    }
+
+
+def _refuse_no_room(ray: Any, needs: dict[str, float]) -> None:
+    if _roomy(ray, needs):
+        return
+    raise EnvironmentProblem(
+        "ray-no-room",
+        f"No node of the Ray cluster has {needs['num_cpus']:g} CPUs and {needs['num_gpus']:g} GPUs "
+        "for a group of trials.",
+        f"other `{GPUS}` or `threads` under [engine], or start the nodes first (`ray status`).",
+    )
+
+
+def _connected(wish: str | None, consent: bool, cpus: int) -> Any:
+    """Return ray, connected: to the cluster asked for, or to one of this machine alone.
+
+    What was begun here ends with this process; a connection that the caller made is used as it is.
+    """
+    address = wish or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        raise UsageError(
+            "ray-client-address",
+            f"{address} is the address of Ray's client server, which bakeoff does not use.",
+            'run bakeoff on a node of the cluster, with `ray_address = "auto"`.',
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "local":
+        os.environ["RAY_AUTH_MODE"] = "token"
+        if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Ray's own switch for hosts whose firewall asks: it listens on 127.0.0.1 alone
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    ray = _imported()
+    if ray.is_initialized() and _ours and (_ours[0] != address or _ours[1] < cpus):
+        ray.shutdown()  # a study before this one had another cluster, or a smaller one
+    if not ray.is_initialized():
+        if address != "local":
+            door.check(address, consent)
+        _init(ray, address, cpus)
+        _ours[:] = address, cpus if address == "local" else math.inf
+    return ray
+
+
+def _imported() -> Any:
+    try:
+        import ray
+        import ray._private.worker
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "ray-missing",
+            'executor = "ray" needs the package ray, which is not installed.',
+            "`pip install 'bakeoff[ray]'`, on every node; or executor = \"process\".",
+        ) from error
+    return ray
+
+
+def _init(ray: Any, address: str, cpus: int) -> None:
+    # its messages go to stdout, where results stand; what matters of them is in the outcomes
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    ray._raylet.Config.initialize("")  # what this process may have cached of the environment
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+    own: dict[str, Any] = {}
+    if address == "local":
+        own = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, OSError) as error:
+        raise EnvironmentProblem(
+            "ray-refused",
+            f"The Ray cluster at {address} cannot be joined: {first_line(error)}",
+            "the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token, the same ray and Python "
+            "as on its nodes, and this machine one of them.",
+        ) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, handler)  # Ray sets its own: exit codes are ours to give
+
+
+EXECUTOR = Ray

@@ -1,0 +1,181 @@
+"""What work on another machine needs: the same versions, and the study folder or a copy of it.
+
+Stands between an executor and its workers, below both. Where a worker cannot see the study folder
+the parent packs the frozen data and the states that a segment goes on from, the worker lays them
+out in a folder of its own, and what it wrote there comes home. Uncompressed tar, nothing is ever
+unpickled; what comes home may only land where a worker may write. Standard library only.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import os
+import platform
+import socket
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import bakeoff
+from bakeoff.trial import Trial
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
+"""What must be the same on every machine, beside bakeoff and Python."""
+READ = ("data", "metric", "tokens")
+"""Folders of a study folder that its workers read."""
+LAST = "COMPLETE.json"
+"""What marks a trial's folder as whole: it comes last."""
+
+
+def located(payload: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the part of a payload that names a folder, None where none does."""
+    inner = payload.get("segment", payload)
+    return inner if isinstance(inner, dict) and "folder" in inner else None
+
+
+def moved(payload: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a payload whose folder is ``folder``."""
+    inner = located(payload)
+    if inner is None:
+        return payload
+    there = {**inner, "folder": str(folder)}
+    return {**payload, "segment": there} if "segment" in payload else there
+
+
+def common(payload: dict[str, Any]) -> bytes:
+    """Pack what every segment of the study reads; for a metric's check, the user's own file."""
+    inner = located(payload)
+    if inner is None:
+        return _pack(Path(), ())
+    folder = Path(inner["folder"])
+    if "trials" in inner:
+        found = (p for name in READ for p in (folder / name).rglob("*") if _whole(p))
+        return _pack(folder, found)
+    own = folder / str(inner.get("metric", "")).rpartition(":")[0]
+    return _pack(folder, [own] if own.is_file() and own.is_relative_to(folder) else ())
+
+
+def states(payload: dict[str, Any]) -> bytes:
+    """Pack the states that a segment goes on from."""
+    inner = located(payload) or {}
+    folder = Path(inner.get("folder", ""))
+    return _pack(folder, [p for p in _states(inner, folder) if p.is_file()])
+
+
+def unpack(packed: Iterable[bytes], folder: Path) -> None:
+    """Lay parcels out in a worker's own folder."""
+    for raw in packed:
+        with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
+            tar.extractall(folder, filter="data")
+
+
+def written(payload: dict[str, Any], folder: Path) -> bytes:
+    """Pack what a worker wrote into its folder: tokens, and its trials without what they came with.
+
+    ``payload`` names ``folder``.
+    """
+    inner = located(payload)
+    if inner is None or "trials" not in inner:
+        return _pack(folder, ())
+    came = set(_states(inner, folder))
+    found = (p for p in folder.rglob("*") if _whole(p) and p not in came)
+    own = [p for p in found if _may_land(p.relative_to(folder).as_posix(), payload)]
+    return _pack(folder, sorted(own, key=lambda p: p.name == LAST))
+
+
+def bring_home(raw: bytes, payload: dict[str, Any]) -> None:
+    """Write what came home into the study folder, each file whole or not at all.
+
+    Raises:
+        ValueError: a file that a worker of this segment may not write.
+        OSError: the folder cannot be written.
+    """
+    inner = located(payload)
+    if inner is None:
+        return
+    folder = Path(inner["folder"])
+    with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
+        for member in tar:
+            if not member.isfile() or not _may_land(member.name, payload):
+                raise ValueError(f"the worker sent '{member.name}', which it may not write")
+            source = tar.extractfile(member)
+            assert source is not None
+            target = folder / member.name
+            if target.exists() and member.name.startswith("tokens/"):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(target.name + ".tmp")
+            with temporary.open("wb") as file:
+                file.write(source.read())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that numbers depend on, as far as they are installed."""
+    found = {"python": platform.python_version(), "bakeoff": bakeoff.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differing(parents: dict[str, str]) -> str | None:
+    """Say what differs here from the parent's versions, None where nothing does."""
+    own = versions()
+    found = [
+        f"{name} {own[name]} (parent: {version})"
+        for name, version in parents.items()
+        if own.get(name) not in (None, version)
+    ]
+    return f"node {socket.gethostname()} has {', '.join(found)}" if found else None
+
+
+def unfit(payload: dict[str, Any], sent: bool) -> str | None:
+    """Say why a payload cannot be worked off on this machine, None where it can."""
+    inner, host = located(payload) or {}, socket.gethostname()
+    folder, base = inner.get("folder"), inner.get("base_path", "")
+    if folder is not None and not sent and not Path(folder).is_dir():
+        return (
+            f"node {host} does not see the folder {folder}; shared storage, "
+            'or `ray_files = "sent"` under [engine]'
+        )
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        return f"node {host} does not see the base's folder {base}"
+    return None
+
+
+def _may_land(name: str, payload: dict[str, Any]) -> bool:
+    parts = PurePosixPath(name).parts
+    if ".." in parts or PurePosixPath(name).is_absolute() or len(parts) < 2:
+        return False
+    if parts[0] == "tokens":
+        return len(parts) == 2
+    return parts[0] == "trials" and len(parts) > 2 and parts[1] in _ids(located(payload) or {})
+
+
+def _ids(segment: dict[str, Any]) -> set[str]:
+    return {Trial.from_json(trial).id for trial in segment.get("trials", ())}
+
+
+def _states(segment: dict[str, Any], folder: Path) -> Iterator[Path]:
+    if segment.get("start"):
+        name = f"{segment['start']}.safetensors"
+        yield from (folder / "trials" / i / "state" / name for i in sorted(_ids(segment)))
+
+
+def _whole(path: Path) -> bool:
+    return path.is_file() and path.suffix != ".tmp"
+
+
+def _pack(folder: Path, files: Iterable[Path]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path in files:
+            tar.add(path, path.relative_to(folder).as_posix(), recursive=False)
+    return buffer.getvalue()

@@ -1,0 +1,123 @@
+"""What travels to a machine without the study folder, and what may come home from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bakeoff import parcel
+from bakeoff.executors.ray import _Worker
+from bakeoff.segment import COMPLETE
+from bakeoff.testing.tiny import write_splits
+from bakeoff.testing.trials import make_trial
+from bakeoff.trial import Segment
+
+FUNCTION = "bakeoff.segment:run"
+
+
+def laid_out(folder: Path) -> None:
+    folder.mkdir()
+    data = write_splits(folder / "data")
+    shutil.copy(data / "validation.jsonl", data / "test.jsonl")
+
+
+@pytest.fixture
+def begun(tiny_bert: Path, tmp_path: Path) -> Segment:
+    """A study folder with its data, and the first of two segments of a trial."""
+    laid_out(tmp_path / "study")
+    trial = make_trial("lora", "classify", steps=4)
+    return Segment((trial,), 0, 2, str(tmp_path / "study"), str(tiny_bert))
+
+
+def carried(segment: Segment) -> dict[str, Any]:
+    """Work a segment off as a worker does that sees nothing of the study folder."""
+    payload = segment.to_json()
+    packed = parcel.common(payload), parcel.states(payload)
+    text, written = _Worker().work(FUNCTION, json.dumps(payload), *packed)
+    answer: dict[str, Any] = json.loads(text)
+    assert answer["error"] is None
+    assert written is not None
+    parcel.bring_home(written, payload)
+    (result,) = answer["value"]["results"]
+    return {k: v for k, v in result.items() if not k.endswith("_seconds")}
+
+
+def test_sent_segments_give_what_segments_in_the_folder_give(
+    begun: Segment, tmp_path: Path
+) -> None:
+    from bakeoff import segment as training
+
+    second = dataclasses.replace(begun, start=2, stop=4)
+    sent = [carried(begun), carried(second)]
+    home = tmp_path / "study" / "trials" / begun.trials[0].id
+    laid_out(tmp_path / "plain")
+    plain = []
+    for part in (begun, second):
+        own = dataclasses.replace(part, folder=str(tmp_path / "plain"))
+        (result,) = training.run(own.to_json())["results"]
+        plain.append({k: v for k, v in result.items() if not k.endswith("_seconds")})
+    assert json.loads(json.dumps(plain)) == sent
+    assert [r["status"] for r in sent] == ["stopped", "done"]
+    there = tmp_path / "plain" / "trials" / begun.trials[0].id
+    files = {p.relative_to(there) for p in there.rglob("*") if p.is_file()}
+    assert {p.relative_to(home) for p in home.rglob("*") if p.is_file()} == files
+    assert (
+        json.loads((home / COMPLETE).read_text()).keys()
+        == json.loads((there / COMPLETE).read_text()).keys()
+    )
+    weights = "adapter/adapter_model.safetensors"
+    assert (home / weights).read_bytes() == (there / weights).read_bytes()
+
+
+def archive(name: str, kind: bytes = tarfile.REGTYPE) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/passwd"
+        tar.addfile(member)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "study.db", "data/train.jsonl", "../out", "trials/{id}/../../study.db", "trials/{id}",
+        "/tmp/out", "trials/0123456789ab/result.json", "tokens/a/b",
+    ],
+)  # fmt: skip
+def test_nothing_lands_where_a_worker_may_not_write(begun: Segment, name: str) -> None:
+    before = set(Path(begun.folder).parent.rglob("*"))
+    with pytest.raises(ValueError, match="may not write"):
+        parcel.bring_home(archive(name.format(id=begun.trials[0].id)), begun.to_json())
+    assert set(Path(begun.folder).parent.rglob("*")) == before
+
+
+def test_no_link_comes_home(begun: Segment) -> None:
+    name = f"trials/{begun.trials[0].id}/result.json"
+    with pytest.raises(ValueError, match="may not write"):
+        parcel.bring_home(archive(name, tarfile.SYMTYPE), begun.to_json())
+
+
+def test_a_metric_of_the_users_own_travels_alone(tmp_path: Path) -> None:
+    (tmp_path / "score.py").write_text("own = 1\n")
+    (tmp_path / "secret.txt").write_text("no\n")
+    payload = {"metric": "score.py:score", "options": {}, "folder": str(tmp_path)}
+    parcel.unpack([parcel.common(payload)], tmp_path / "there")
+    assert [p.name for p in (tmp_path / "there").iterdir()] == ["score.py"]
+    for outside in ("../secret.txt:score", "accuracy", ":score"):
+        with tarfile.open(fileobj=io.BytesIO(parcel.common({**payload, "metric": outside}))) as tar:
+            assert tar.getnames() == []
+
+
+def test_versions_are_compared_where_both_are_known() -> None:
+    own = parcel.versions()
+    assert parcel.differing(own) is None
+    assert "peft" in (parcel.differing({**own, "peft": "0.0.1"}) or "")
+    assert parcel.differing({**own, "never-installed": "1"}) is None
