@@ -42,7 +42,7 @@ def values(**changes: Any) -> dict[str, Any]:
             {"method": {"ia3": {"learning_rates": [1e-3]}}},
             "[method.ia3] gives 1 learning rates, but every method gets budget.settings = 5",
         ),
-        ({"name": "../x"}, "name: String should match pattern"),
+        ({"name": "../x"}, "name: '../x' cannot be a name: 1 to 64 of A-Z"),
         ({"budget": {"steps": 0}}, "budget.steps"),
         ({"task": {"kind": "classify", "margin": 0}}, "task.margin"),
         (

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,19 @@ from bakeoff.analysis.contrast import Side, contrast
 from bakeoff.analysis.summary import summarise
 from bakeoff.assets.cache import cache_folder
 from bakeoff.data import SPLITS
-from bakeoff.errors import EnvironmentProblem, PreflightError, UsageError
-from bakeoff.estimate import Timing, disk_bytes
+from bakeoff.errors import PreflightError, UsageError
+from bakeoff.estimate import Timing
 from bakeoff.executors import Options
 from bakeoff.hf import importing
 from bakeoff.hours import Deadline, Fit
 from bakeoff.lock import locked
 from bakeoff.methods.serving import served
+from bakeoff.outward import redacted
 from bakeoff.overview import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.progress import Logged, Progress, Silent
 from bakeoff.recovery import diagnose
 from bakeoff.results import Cost, MetricInfo, SplitScores, Status, StudyRecord, TrialResult
-from bakeoff.rounds import Breaker, Running
+from bakeoff.rounds import Breaker, Running, refuse_too_little_room
 from bakeoff.spec import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
 from bakeoff.study import (
@@ -221,32 +221,6 @@ def measure_costs(running: Running) -> dict[str, Cost]:
     return costs
 
 
-def refuse_too_little_room(study: Study, costs: Mapping[str, Cost]) -> None:
-    """Refuse to train where the trials' files would not fit twice: old and new ones meet.
-
-    What lies in the study's folder already counts as room.
-
-    Raises:
-        EnvironmentProblem: ``disk-space``, with what is needed and what is free.
-    """
-    trained = [c.trainable_parameters for c in costs.values() if c.trainable_parameters]
-    wanted = 2 * disk_bytes(study.spec, trained)
-    trials = study.folder / "trials"
-    there = sum(p.stat().st_size for p in trials.rglob("*") if p.is_file())
-    free = shutil.disk_usage(study.folder).free
-    if free + there < wanted:
-        raise EnvironmentProblem(
-            "disk-space",
-            f"The study in {study.folder} may need {_mib(wanted)} for adapters and states, and "
-            f"{_mib(free)} are free there.",
-            "make room, `--out DIR` on a larger disk, or fewer settings, seeds or methods.",
-        )
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
-
-
 @contextlib.contextmanager
 def clock(store: Writer) -> Iterator[Callable[[], float]]:
     """Add this run's wall time to the study's, also when it is interrupted; gives its seconds."""
@@ -358,7 +332,8 @@ def raced(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | 
 
 def report(out: Path) -> dict[str, Any]:
     """Write ``report.json`` and ``report.html`` of a study, finished or not; return the former."""
-    summary = summarise(read_record(out), generator(read_values(out)))
+    study_folder.refuse_links(out)
+    summary: dict[str, Any] = redacted(summarise(read_record(out), generator(read_values(out))))
     text = json.dumps(summary, indent=1, allow_nan=False)
     with room.pausing(out):
         durable.write_text(out / "report.json", text + "\n")

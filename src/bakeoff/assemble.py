@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -31,6 +32,7 @@ from bakeoff.engine.meter import free_bytes
 from bakeoff.engine.order import step_indices
 from bakeoff.engine.resident import Resident
 from bakeoff.engine.switches import Switches
+from bakeoff.loading import arguments
 from bakeoff.methods.hook import CALIBRATION, Ground, Hook, Incompatible, extras, make, trainable
 from bakeoff.tasks import Batch, Example, Task, load_tokenizer
 from bakeoff.tokens import encode_split
@@ -173,6 +175,8 @@ def prepare_process(conditions: Conditions) -> None:
         keep_freed_memory()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    # no robot of the hub is asked to convert a base without safetensors: it is refused
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 
 def make_task(conditions: Conditions) -> Task:
@@ -182,23 +186,37 @@ def make_task(conditions: Conditions) -> Task:
 
 
 def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
-    """Return the base with the task's output layer drawn from ``seed``, everything frozen."""
+    """Return the base with the task's output layer drawn from ``seed``, everything frozen.
+
+    Raises:
+        PreflightError: what ``loading.check`` refuses.
+    """
     c = conditions
     drawn = (seed, json.dumps(task.options, sort_keys=True)) if task.heads else None
-    key = (path, c.revision, c.precision, c.device, c.quantize, c.quantizer, c.task, drawn)
+    key = (
+        path,
+        c.revision,
+        c.precision,
+        c.device,
+        c.quantize,
+        c.quantizer,
+        c.task,
+        c.trusted,
+        drawn,
+    )
     return Resident.base(key, lambda: _load(conditions, task, path, seed))
 
 
 def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    c, loading = conditions, {}
+    c, how = conditions, arguments(path, conditions.revision, conditions.trusted)
     if c.quantize is not None and c.quantizer is not None:
-        loading = quantise.loading(c.quantize, c.quantizer, c.device, c.precision, task.heads)
-    model: Any = task.load_model(path, c.revision, **loading)
+        how |= quantise.loading(c.quantize, c.quantizer, c.device, c.precision, task.heads)
+    model: Any = task.load_model(path, c.revision, **how)
     config = model.config.get_text_config()
     if task.heads or getattr(config, "pad_token_id", None) is None:
         # a fresh output layer may look for padding: batches are padded as the tokenizer says
-        tokenizer = load_tokenizer(path, c.revision)
+        tokenizer = load_tokenizer(path, c.revision, c.trusted)
         config.pad_token_id = model.config.pad_token_id = int(tokenizer.pad_token_id or 0)
     model.requires_grad_(False)
     quantise.settle(model)
@@ -263,7 +281,7 @@ def build(
     """
     c = trials[0].conditions
     task = make_task(c)
-    tokenizer = load_tokenizer(base_path, c.revision)
+    tokenizer = load_tokenizer(base_path, c.revision, c.trusted)
     around = ground(task, tokenizer, c, data)
     distinct = list(dict.fromkeys(t.seed for t in trials))
     starts: dict[int, Start] = {}

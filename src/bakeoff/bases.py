@@ -6,15 +6,18 @@ Called by ``api`` before anything is loaded. Nothing is ever unpickled: weights 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bakeoff import assets
-from bakeoff.errors import PreflightError
+from bakeoff.errors import PreflightError, UsageError
+from bakeoff.spec.inputs import BaseSpec
 
 ASSET = "asset:"
 READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -58,6 +61,28 @@ def locate(model: str, progress: Callable[[str], None]) -> Base:
     )
 
 
+def consent(base: Base, spec: BaseSpec) -> list[str]:
+    """Hold a study's trust in its base's own code to one version of it; return what to say of it.
+
+    The fingerprint of a folder covers its code; a hub model is pinned by its commit.
+
+    Raises:
+        UsageError: ``trust-unpinned``.
+    """
+    if not spec.trust_remote_code:
+        return []
+    pinned = base.fingerprint is not None or _COMMIT.fullmatch(spec.revision or "")
+    if not pinned:
+        raise UsageError(
+            "trust-unpinned",
+            f"[base] trusts the code of {spec.model}, and `revision` does not say which: whoever "
+            "owns that repository could change it.",
+            "`revision` = the 40 digits of the commit whose code you have read.",
+        )
+    which = f"at commit {spec.revision}" if base.fingerprint is None else f"in {base.path}"
+    return [f"the base's own code is run with your rights: {spec.model}, {which}."]
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a model folder that lacks a config or has no safetensors weights."""
     if not (folder / "config.json").is_file():
@@ -88,7 +113,11 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     window = 2**20
     for path in sorted(
-        [*folder.glob("*.safetensors"), *filter(Path.is_file, map(folder.joinpath, READ))]
+        [
+            *folder.glob("*.safetensors"),
+            *folder.glob("*.py"),  # run only where the study trusts it
+            *filter(Path.is_file, map(folder.joinpath, READ)),
+        ]
     ):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size};".encode())

@@ -17,6 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import durable
+from bakeoff.bounded import (
+    DATA_BYTES,
+    DEPTH,
+    ROW_CHARACTERS,
+    Unreadable,
+    characters,
+    deeper,
+    read_bytes,
+)
 from bakeoff.errors import PreflightError
 from bakeoff.faults import Place, numbered
 
@@ -64,9 +73,9 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises:
         PreflightError: missing file, unknown suffix, not UTF-8, byte order marks inside, a header
-            with the same name twice, broken rows; all lines of the kind at once.
+            with the same name twice, broken rows, too large or deep; all lines of the kind at once.
     """
-    if not path.is_file():
+    if not path.exists():
         raise PreflightError(
             "data-not-found", f"There is no file {path}.", "check `[data]` in the study file."
         )
@@ -77,19 +86,51 @@ def read_rows(path: Path) -> list[Row]:
             f"convert it to one of {', '.join(SUFFIXES)}.",
         )
     text = _decode(path)
-    if path.suffix == ".jsonl":
-        rows = _jsonl(path, text)
-    elif path.suffix == ".json":
-        rows = _json(path, text)
-    else:
-        rows = _csv(path, text)
+    rows = _parsed(path, text)
     if not rows:
         raise PreflightError("empty-split", f"{path} holds no rows.", "give a file with rows.")
+    refuse_unbounded(path.name, rows, len(text))
     return rows
 
 
+def refuse_unbounded(name: str, rows: Sequence[Row], total: int) -> None:
+    """Refuse rows that are larger or nested deeper than any row to learn from.
+
+    ``total`` is how many characters all of them have at most.
+
+    Raises:
+        PreflightError: ``row-too-large``, ``row-too-deep``, naming the rows.
+    """
+    found = {
+        "row-too-deep": (
+            f"nested deeper than {DEPTH} levels",
+            [i for i, row in enumerate(rows) if deeper(row, DEPTH)],
+        )
+    }
+    if total > ROW_CHARACTERS:  # else no row of it can be larger
+        large = [i for i, row in enumerate(rows) if characters(row) > ROW_CHARACTERS]
+        found["row-too-large"] = (f"of more than {ROW_CHARACTERS:,} characters", large)
+    for code, (what, positions) in found.items():
+        if positions:
+            places = [place_of(rows[i], name, i) for i in positions]
+            where = numbered(places[0].unit, [p.number for p in places])
+            cause = f"{name} holds rows {what}: {where}."
+            raise PreflightError(code, cause, "cut them, or take them out.")
+
+
+def _parsed(path: Path, text: str) -> list[Row]:
+    if path.suffix == ".jsonl":
+        return _jsonl(path, text)
+    return _json(path, text) if path.suffix == ".json" else _csv(path, text)
+
+
 def _decode(path: Path) -> str:
-    raw = path.read_bytes()
+    try:
+        raw = read_bytes(path, DATA_BYTES)
+    except Unreadable as error:
+        raise PreflightError(
+            "data-unreadable", f"{path} cannot be read: {error}.", "`limit`, or smaller files."
+        ) from error
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

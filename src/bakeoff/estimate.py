@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bakeoff import plan
-from bakeoff.spec import StudySpec, method_name
+from bakeoff.spec import StudySpec
+from bakeoff.spec.protocol import method_name
 
 ERROR = 0.25
 """Share of the estimate that the timed steps do not tell: other lengths, another load."""

@@ -152,7 +152,7 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
     try:
         prepare_process(c)
         task = make_task(c)
-        tokenizer = load_tokenizer(segment.base_path, c.revision)
+        tokenizer = load_tokenizer(segment.base_path, c.revision, c.trusted)
         model = load_base(c, task, segment.base_path, 0).eval()
         rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
         metric = scoring.load(c, Path(segment.folder))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import checks
+from bakeoff.bounded import STUDY_BYTES, Unreadable, read_text
 from bakeoff.errors import UsageError
 from bakeoff.faults import Fault, refusal
 from bakeoff.folder import Splits
@@ -67,8 +68,8 @@ def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
     if task.chat_template is not None:
         path = source / Path(task.chat_template).expanduser()
         try:
-            template = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            template = read_text(path, STUDY_BYTES)
+        except Unreadable as error:
             raise UsageError(
                 "chat-template-unreadable",
                 f"task.chat_template = '{task.chat_template}' cannot be read: {error}.",

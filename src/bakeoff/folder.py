@@ -7,7 +7,9 @@ holds a study that is run again against the one that was frozen.
 from __future__ import annotations
 
 import json
+import os
 import random
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from bakeoff import data, durable, mounts, sources
+from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json, within
 from bakeoff.checks import cells
 from bakeoff.errors import EnvironmentProblem, PreflightError, near_match
 from bakeoff.faults import Fault, Place, refusal
@@ -58,21 +61,45 @@ class Splits(NamedTuple):
 def make(folder: Path) -> None:
     """Create the folder and prove that it can be written, and that a database lives there.
 
+    Nothing in it may lead elsewhere.
+
     Raises:
         EnvironmentProblem: ``folder-not-writable``, ``network-folder``.
+        PreflightError: ``folder-link``.
     """
     mounts.refuse_network(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
+        refuse_links(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL in it
         raise EnvironmentProblem(
             "folder-not-writable",
-            f"The study folder {folder} cannot be written: {error.strerror}.",
+            f"The study folder {folder} cannot be written: "
+            f"{getattr(error, 'strerror', None) or error}.",
             "another folder: `--out DIR`.",
         ) from error
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse symbolic links inside a study folder: what is written there would land elsewhere.
+
+    The folder itself may be one: whoever runs the study names it.
+
+    Raises:
+        PreflightError: ``folder-link``.
+    """
+    for here, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(here, name)
+            if path.is_symlink():
+                raise PreflightError(
+                    "folder-link",
+                    f"{path} is a symbolic link: bakeoff writes and removes files in a study "
+                    "folder, and follows no link out of it.",
+                    f"`rm {path}`, or another folder: `--out DIR` (which may be a link itself).",
+                )
 
 
 def read_splits(spec: StudySpec, source: Path) -> Splits:
@@ -88,9 +115,24 @@ def read_splits(spec: StudySpec, source: Path) -> Splits:
     origins = {name: own.origin for name, own in found.items()}
     origins |= {name: {**origins["train"], "share": share} for name, share in cut.items()}
     if (source / ORIGINS).is_file() and _named(spec) == FROZEN:
-        origins = json.loads((source / ORIGINS).read_text(encoding="utf-8"))
+        origins = _origins(source / ORIGINS)
     sampled = {name: data.sample(rows[name], limits[name], rng) for name in data.SPLITS}
     return Splits(sampled, cut, origins)
+
+
+def _origins(path: Path) -> dict[str, Any]:
+    """Read where frozen splits came from.
+
+    Raises:
+        PreflightError: ``origins-broken``.
+    """
+    try:
+        found = read_json(path, CONFIG_BYTES)
+    except Unreadable as error:
+        raise PreflightError(
+            "origins-broken", f"{path} cannot be read: {error}.", f"`rm {path}`."
+        ) from error
+    return found if isinstance(found, dict) else {}
 
 
 def _named(spec: StudySpec) -> dict[str, str]:
@@ -181,6 +223,8 @@ def state_of(folder: Path, trial_id: str, step: int) -> Path:
 def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
     """Remove the states of a trial that it goes on from at rungs, except that at step ``but``."""
     states = folder / "trials" / trial_id / "state"
+    if not within(states, folder):  # a link that came after the study was opened
+        return
     for file in states.glob("*"):
         if but is None or file.stem != str(but):
             file.unlink()
@@ -249,6 +293,8 @@ def comparable(spec: StudySpec) -> dict[str, Any]:
         value["task"].pop(name, None)
     value["forgetting"].pop("text", None)
     value["data"].pop("rename", None)
+    if not value["base"]["trust_remote_code"]:
+        del value["base"]["trust_remote_code"]  # what studies from before it was there say
     value.pop("verdict", None)  # what is read out of the results changes none of them
     return value
 

@@ -19,8 +19,8 @@ from bakeoff.analysis.power import Design, detectable_difference, items_needed
 from bakeoff.errors import PreflightError
 from bakeoff.estimate import FINAL, SEARCH, Phase, Timing, estimate, phase_of
 from bakeoff.results import MetricInfo
-from bakeoff.spec import StudySpec, dump_spec, method_name, parse_spec
-from bakeoff.spec.protocol import BudgetSpec
+from bakeoff.spec import StudySpec, dump_spec, parse_spec
+from bakeoff.spec.protocol import BudgetSpec, method_name
 
 TARGET = 0.95
 """Share of the hours that is planned for: late is worse than early."""

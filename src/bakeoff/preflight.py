@@ -113,11 +113,12 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
             check_config(trial.method, trial.config)
         task = make_task(conditions)
         base: Any = load_base(conditions, task, segment.base_path, 0)
+        _refuse_broken_weights(base)
         for trial in segment.trials:
             targets = trial.config.get("target_modules")
             if isinstance(targets, list):
                 check_targets(trial.method.name, base, targets)
-        tokenizer = load_tokenizer(segment.base_path, conditions.revision)
+        tokenizer = load_tokenizer(segment.base_path, conditions.revision, conditions.trusted)
         data, limits = Path(segment.folder) / "data", token_checks.Base.of(base)
         faults = token_checks.check(data, task, tokenizer, limits)
         shape = Shape(base.config, task.task_type, task.heads)
@@ -133,6 +134,21 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
         hint = "load it with plain transformers first; `bakeoff doctor` shows versions."
         return _refusal(PreflightError("base-not-loadable", cause, hint))
     return {"error": None, "faults": [fault.to_json() for fault in faults]}
+
+
+def _refuse_broken_weights(base: torch.nn.Module) -> None:
+    """Refuse a base some of whose weights are no numbers: every trial on it would diverge.
+
+    Raises:
+        PreflightError: ``base-not-finite``.
+    """
+    for name, weights in base.named_parameters():
+        if weights.is_floating_point() and not bool(torch.isfinite(weights).all()):
+            raise PreflightError(
+                "base-not-finite",
+                f"The base's weights '{name}' hold NaN or infinite numbers.",
+                "download the base again; fp16 weights may have overflowed where they were saved.",
+            )
 
 
 def _refusal(error: BakeoffError) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Protocol
 
+from bakeoff.outward import redacted
+
 
 class Progress(Protocol):
     """Hears of phases, of finished pieces of work, and of things worth a line."""
@@ -35,7 +37,7 @@ class Silent:
 
 
 class Logged:
-    """Writes each event as a line of ``log.jsonl``, then passes it on."""
+    """Writes each event as a line of ``log.jsonl``, secrets left out, then passes it on."""
 
     def __init__(self, path: Path, inner: Progress) -> None:
         self._path = path
@@ -59,4 +61,4 @@ class Logged:
     def _log(self, event: str, **values: object) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": now, "event": event, **values}) + "\n")
+            file.write(json.dumps({"time": now, "event": event, **redacted(values)}) + "\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from bakeoff import folder as study_folder
 from bakeoff import plan, recovery, registry
 from bakeoff.errors import EnvironmentProblem
+from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Executor, Outcome
 from bakeoff.hours import Deadline
 from bakeoff.interrupts import Stop
@@ -257,3 +259,29 @@ def _scored(study: Study, stop: int) -> bool:
     task = registry.find("tasks", study.spec.task.kind).TASK
     cheap: bool = task.scores_validation or study.metric.of_losses
     return cheap and (not stops or stop >= stops[-1])
+
+
+def refuse_too_little_room(study: Study, costs: Mapping[str, Cost]) -> None:
+    """Refuse to train where the trials' files would not fit twice: old and new ones meet.
+
+    What lies in the study's folder already counts as room.
+
+    Raises:
+        EnvironmentProblem: ``disk-space``, with what is needed and what is free.
+    """
+    trained = [c.trainable_parameters for c in costs.values() if c.trainable_parameters]
+    wanted = 2 * disk_bytes(study.spec, trained)
+    trials = study.folder / "trials"
+    there = sum(p.stat().st_size for p in trials.rglob("*") if p.is_file())
+    free = shutil.disk_usage(study.folder).free
+    if free + there < wanted:
+        raise EnvironmentProblem(
+            "disk-space",
+            f"The study in {study.folder} may need {_mib(wanted)} for adapters and states, and "
+            f"{_mib(free)} are free there.",
+            "make room, `--out DIR` on a larger disk, or fewer settings, seeds or methods.",
+        )
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"

@@ -33,7 +33,7 @@ def rows(value: dict[str, Any]) -> dict[str, Any]:
     conditions = segment.trials[0].conditions
     prepare_process(conditions)
     task = make_task(conditions)
-    tokenizer = load_tokenizer(segment.base_path, conditions.revision)
+    tokenizer = load_tokenizer(segment.base_path, conditions.revision, conditions.trusted)
     data = Path(segment.folder) / "data"
     examples = encode_split(
         task, tokenizer, data, "train", lambda: read_rows(data / "train.jsonl")

@@ -25,6 +25,8 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from bakeoff.errors import BakeoffError
+from bakeoff.loading import arguments
 from bakeoff.methods.hook import Ground, Incompatible, make, trainable
 from bakeoff.trial import MethodEntry, Segment
 
@@ -80,9 +82,16 @@ class Size(NamedTuple):
     parameters: int
 
 
-def shape_of(path: str, task_type: str, heads: Sequence[str]) -> Shape:
+def shape_of(
+    path: str,
+    task_type: str,
+    heads: Sequence[str],
+    revision: str | None = None,
+    trust: bool = False,
+) -> Shape:
     """Return the architecture of the base at ``path``."""
-    return Shape(AutoConfig.from_pretrained(path), task_type, tuple(heads))
+    config = AutoConfig.from_pretrained(path, **arguments(path, revision, trust))
+    return Shape(config, task_type, tuple(heads))
 
 
 def count(entry: MethodEntry, config: dict[str, Any], shape: Shape, steps: int) -> int:
@@ -152,12 +161,21 @@ def match(value: dict[str, Any]) -> dict[str, Any]:
     ``target`` (None: the control's own count) and ``fixed`` (method -> arguments that the user
     chose). Returns ``{"sizes": [...]}``, a row a method.
     """
+    try:
+        return _match(value)
+    except BakeoffError as error:  # what the user must mend
+        told = {"code": error.code, "cause": error.cause, "try": error.try_}
+        return {"error": {**told, "exit": error.exit_code}}
+
+
+def _match(value: dict[str, Any]) -> dict[str, Any]:
     segment = Segment.from_json(value["segment"])
     control = segment.trials[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trials record what libraries warn of
         logging.disable(logging.WARNING)
-        shape = shape_of(segment.base_path, value["task_type"], value["heads"])
+        c, heads = control.conditions, value["heads"]
+        shape = shape_of(segment.base_path, value["task_type"], heads, c.revision, c.trusted)
         steps = control.conditions.steps
         target = value["target"] or count(control.method, control.config, shape, steps)
         rows = []

@@ -27,8 +27,9 @@ from bakeoff.errors import (
 from bakeoff.examine import examine, listed, refuse, said
 from bakeoff.executors import Executor, Options, Outcome, never
 from bakeoff.faults import Fault
-from bakeoff.methods import given
+from bakeoff.methods import given, refused
 from bakeoff.methods import registry as catalog
+from bakeoff.outward import redact
 from bakeoff.progress import Progress
 from bakeoff.results import MetricInfo
 from bakeoff.spec import StudySpec
@@ -82,7 +83,8 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     splits = splits._replace(general=general_text(spec, task.task_type, source))
     options, faults = examine(spec, source, task, splits)
     base = bases.locate(spec.base.model, progress.say)
-    warnings = said([*listed(faults, splits), *plan.early_rungs(spec.budget)], progress)
+    trust = bases.consent(base, spec.base)
+    warnings = said([*trust, *listed(faults, splits), *plan.early_rungs(spec.budget)], progress)
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -114,6 +116,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         quantizer=machine["quantizer"],
         metric_options=metric.options,
         general_length=spec.forgetting.max_length if splits.general else None,
+        trusted=spec.base.trust_remote_code,
         metric_source=None if metric.code is None else scoring.digest(metric.code),
     )
     opened = Study(
@@ -226,6 +229,8 @@ def load_methods(spec: StudySpec, source: Path) -> tuple[MethodEntry, ...]:
         override = spec.method.get(entry.name)
         if override:
             entry = dataclasses.replace(entry, config={**entry.config, **override.config})
+        refused.check(entry.name, entry.config)
+        refused.check(entry.name, entry.tuning)
         entries.append(entry)
     return tuple(entries)
 
@@ -280,7 +285,7 @@ def about(study: Study) -> dict[str, Any]:
             "data": study.conditions.data,
             "data_from": study.splits.origins,
             "git": git_state(study.source),
-            "command": " ".join(["bakeoff", *sys.argv[1:]]),
+            "command": redact(" ".join(["bakeoff", *sys.argv[1:]])),
             "study_file": study_folder.STUDY_FILE,
         },
     }
@@ -373,14 +378,21 @@ def refuse_full(folder: Path, outcome: Outcome) -> None:
 
 
 def git_state(source: Path) -> dict[str, Any] | None:
-    """Return commit and dirtiness of the repository around the study file, None without one."""
+    """Return commit and dirtiness of the repository around the study file, None without one.
+
+    ``dirty`` is None where the repository's own configuration names programs that looking for
+    changes would run: it may have come with a study of somebody else's.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "core.fsmonitor=false", "-C", str(source), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, errors="replace")
+        return done.stdout.strip()
+
     try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-        )
+        commit = git("rev-parse", "HEAD")
+        names = git("config", "--local", "--includes", "--name-only", "--list").lower().split()
+        runs = any(n.startswith("filter.") or n == "core.fsmonitor" for n in names)
+        return {"commit": commit, "dirty": None if runs else bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "dirty": bool(changes)}

@@ -53,7 +53,7 @@ class Conditions:
     loss is taken, evenly spaced, the last one at the end. ``fingerprint`` is that of the base's
     files, None for a hub id; ``quantize`` and ``quantizer`` say how its linear layers are rounded
     and by which package, None where they are not. ``metric_source`` is the sha256 of the file with
-    the user's own metric, None for one of bakeoff's.
+    the user's own metric, None for one of bakeoff's. ``trusted``: the base's own code may run.
     """
 
     base: str
@@ -80,6 +80,7 @@ class Conditions:
     metric_options: dict[str, Any] = field(default_factory=dict)
     metric_source: str | None = None
     general_length: int | None = None
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class Trial:
         spec = self.to_json()
         for prose in PROSE:
             del spec["method"][prose]
+        if not self.conditions.trusted:  # the ids of trials from before it was there
+            del spec["conditions"]["trusted"]
         canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

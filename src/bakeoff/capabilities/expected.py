@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from bakeoff.capabilities import tiny
 from bakeoff.capabilities.afterwards import first_line
+from bakeoff.loading import arguments
 from bakeoff.sizing import Shape, count, shape_of
 from bakeoff.trial import MethodEntry
 
@@ -33,7 +34,7 @@ def expected(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shape(path: str) -> Shape:
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, **arguments(path, None))
     named = (config.architectures or [""])[0]
     task = next((t for suffix, t in SUFFIXES.items() if named.endswith(suffix)), "SEQ_CLS")
     if config.is_encoder_decoder:

@@ -5,9 +5,9 @@ Each verb is a thin call into ``api``, imported when the verb runs, so that ``--
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-import traceback
 from typing import NoReturn
 
 import typer
@@ -27,11 +27,12 @@ from bakeoff.cli import (
     schema,
     status,
 )
-from bakeoff.cli.output import show_error
-from bakeoff.errors import BakeoffError, Interrupted
+from bakeoff.cli.output import show_error, show_fault
+from bakeoff.errors import BakeoffError, EnvironmentProblem, Interrupted
 
 INTERRUPTED = 130
 TERMINATED = 143
+OTHERS_WRITE = 0o002
 
 app = typer.Typer(
     name="bakeoff",
@@ -66,9 +67,23 @@ def _terminated(*_: object) -> NoReturn:
     sys.exit(TERMINATED)
 
 
+def _of_the_machine(error: OSError | MemoryError) -> EnvironmentProblem:
+    """Return what a full disk, a lost mount, a forbidden file or too little memory means."""
+    if isinstance(error, MemoryError):
+        return EnvironmentProblem(
+            "out-of-memory", "This machine has not enough memory for it.", "fewer or smaller rows."
+        )
+    return EnvironmentProblem(
+        "file-trouble",
+        f"{error.filename or 'A file'}: {error.strerror or error}.",
+        "check disk, permissions and mounts; the same command goes on where it stopped.",
+    )
+
+
 def main() -> None:
     """Run the command line; every error a user can meet ends in one paragraph and a code."""
     signal.signal(signal.SIGTERM, _terminated)
+    os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)  # what is written here, others may not change
     try:
         app()
     except Interrupted as error:
@@ -80,7 +95,9 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command goes on where it stopped.", err=True)
         sys.exit(INTERRUPTED)
+    except (OSError, MemoryError) as error:
+        show_error(_of_the_machine(error))
+        sys.exit(EnvironmentProblem.exit_code)
     except Exception:
-        traceback.print_exc()
-        typer.echo("This is a fault of bakeoff's: please report it with the lines above.", err=True)
+        show_fault()
         sys.exit(1)

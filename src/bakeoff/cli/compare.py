@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.markup import escape
 
-from bakeoff.cli.output import JSON_OPTION, err, number, out, show_json, show_table, study_folder
+from bakeoff.cli.output import (
+    JSON_OPTION,
+    err,
+    number,
+    out,
+    plain,
+    show_json,
+    show_table,
+    study_folder,
+)
 
 LONGEST = 40
 """Characters of a value in a table; ``--json`` has it whole."""
@@ -38,7 +46,7 @@ def command(
     rows = [_row(method, found["studies"]) for method in found["methods"]]
     show_table(("method", *columns, "<verdicts"), rows)
     for caution in found["cautions"]:
-        err.print(f"[yellow]caution:[/] {escape(caution)}")
+        err.print(f"[yellow]caution:[/] {plain(caution)}")
 
 
 def _show_differences(differences: list[dict[str, Any]], names: list[str]) -> None:

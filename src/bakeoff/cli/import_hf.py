@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from bakeoff.cli import verdict
-from bakeoff.cli.output import JSON_OPTION, RUNS, err, show_json
+from bakeoff.cli.output import JSON_OPTION, RUNS, err, plain, show_json
 
 
 def register(app: typer.Typer) -> None:
@@ -35,4 +35,4 @@ def command(
         show_json(report)
     else:
         verdict.show(report)
-    err.print(f"Report: {folder / 'report.html'}")
+    err.print(plain(f"Report: {folder / 'report.html'}"))

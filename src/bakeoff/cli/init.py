@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.output import err
+from bakeoff.cli.output import err, plain
 from bakeoff.errors import UsageError
 
 
@@ -20,8 +20,10 @@ def command(
     path: Path = typer.Argument(Path("study.toml"), help="The file to write."),
 ) -> None:
     """Write a commented study file; edit three lines and run it."""
-    if path.exists():
-        raise UsageError("file-exists", f"{path} is there already.", "another name.")
     text = files("bakeoff").joinpath("template.toml").read_text(encoding="utf-8")
-    path.write_text(text, encoding="utf-8")
-    err.print(f"Wrote {path}. Edit model, train and columns, then `bakeoff run {path}`.")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise UsageError("file-exists", f"{path} is there already.", "another name.") from error
+    err.print(plain(f"Wrote {path}. Edit model, train and columns, then `bakeoff run {path}`."))

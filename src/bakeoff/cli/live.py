@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from bakeoff.cli.output import plain
+from bakeoff.outward import redact
+
 
 class Live:
     """Draws what a study says while it runs."""
@@ -27,14 +29,14 @@ class Live:
         self._console = console
         self._bars = Progress(
             SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description:<12}"),
+            TextColumn("{task.description:<12}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("eta"),
             # trials differ a lot between methods: a long window keeps the estimate calm
             TimeRemainingColumn(),
-            TextColumn("{task.fields[what]}"),
+            TextColumn("{task.fields[what]}", markup=False),
             console=console,
             speed_estimate_period=600,
             disable=not console.is_terminal,
@@ -64,19 +66,19 @@ class Live:
         self._task = self._bars.add_task(title, total=total, completed=done, what="")
         if not self._console.is_terminal:
             there = f", {done} done before" if done else ""
-            self._console.print(f"{title}: {total}{there}")
+            self._console.print(plain(f"{title}: {total}{there}"))
 
     def advance(self, what: str) -> None:
         """Move the bar by one."""
         self._done += 1
         if self._task is not None:
-            self._bars.update(self._task, advance=1, what=what)
+            self._bars.update(self._task, advance=1, what=redact(what))
         if not self._console.is_terminal:
             seconds = time.monotonic() - self._started
             self._console.print(
-                f"  {self._title} {self._done}/{self._total} {what} ({seconds:.0f} s)"
+                plain(f"  {self._title} {self._done}/{self._total} {what} ({seconds:.0f} s)")
             )
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(escape(text), soft_wrap=True)
+        self._console.print(plain(text), soft_wrap=True)

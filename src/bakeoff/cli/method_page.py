@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bakeoff.cli.methods import Row, count
-from bakeoff.cli.output import out
+from bakeoff.cli.output import out, plain
 from bakeoff.methods.known import RANK, SAME, Capabilities, Measured, OnBase
 from bakeoff.methods.published import CAVEATS, SOURCE, TASKS, results
 from bakeoff.plan import learning_rates
@@ -25,7 +25,7 @@ SERVED: dict[str | None, str] = {
 def show_page(row: Row, model: str | None) -> None:
     """Print the page."""
     entry = row.entry
-    out.print(f"[bold]{entry.title}[/] ({entry.name}), {entry.family}")
+    out.print(f"[bold]{plain(entry.title)}[/] ({plain(entry.name)}), {plain(entry.family)}")
     out.print(f"  {entry.mechanism}", markup=False, soft_wrap=True)
     lines = [*_what(entry), *_can(row), *_on_model(row, model), *_published(entry.name)]
     for label, text in lines:

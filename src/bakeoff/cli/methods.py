@@ -12,6 +12,7 @@ import typer
 
 from bakeoff.cli.output import JSON_OPTION, err, show_json, show_table
 from bakeoff.errors import UsageError, unknown
+from bakeoff.outward import printable
 
 if TYPE_CHECKING:
     from bakeoff.methods.known import Found
@@ -70,7 +71,7 @@ def command(
         if name is None:
             hint = "`bakeoff methods lora --toml`."
             raise UsageError("no-method-named", "--toml prints one method's file.", hint)
-        typer.echo(registry.source(name, Path()), nl=False)
+        typer.echo(printable(registry.source(name, Path())), nl=False)
         return
     filters = Filters(trains, mergeable, serves, quantized, lanes, family)
     check(filters)

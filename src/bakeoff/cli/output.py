@@ -1,47 +1,77 @@
-"""What every verb prints with: tables and JSON on stdout, words and errors on stderr."""
+"""What every verb prints with: tables and JSON on stdout, words and errors on stderr.
+
+Whatever is printed goes through ``Sink``: names, rows and errors that strangers wrote move no
+cursor, set no title and show no secret.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 
 from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.outward import escaped_json, printable, redact, redacted
 
 RUNS = Path("runs")
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON on stdout instead of a table.")
 
+
+class Sink(Console):
+    """A console on which text is text: control characters in it are shown as a sign."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render as rich does; its own control codes stand apart from the text."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+
 # piped output is read by programs and pagers: never folded to 80 columns
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, highlight=False)
+out = Sink(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+err = Sink(stderr=True, highlight=False, emoji=False)
+
+
+def plain(text: str) -> str:
+    """Return text that strangers wrote for a line with markup: brackets kept, secrets not."""
+    return escape(redact(text))
 
 
 def show_error(error: BakeoffError) -> None:
     """Print an error: its code, the cause, one line that says what to do."""
-    err.print(f"[bold red]error[/] [bold]{escape(f'[{error.code}]')}[/] {escape(error.cause)}")
-    err.print(f"[bold]Try:[/] {escape(error.try_)}")
+    err.print(f"[bold red]error[/] [bold]{escape(f'[{error.code}]')}[/] {plain(error.cause)}")
+    err.print(f"[bold]Try:[/] {plain(error.try_)}")
+
+
+def show_fault() -> None:
+    """Print the traceback of an error that is ours."""
+    err.print(redact(traceback.format_exc()), markup=False, soft_wrap=True)
+    err.print("This is a fault of bakeoff's: please report it with the lines above.")
 
 
 def show_json(value: Any) -> None:
-    """Print a JSON value, as it is, without wrapping or colour."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    """Print a JSON value without wrapping or colour; secrets left out, controls as escapes."""
+    typer.echo(escaped_json(json.dumps(redacted(value), indent=1, ensure_ascii=False)))
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """Print a table: the first column, the last and ``<`` ones to the left, the rest right."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=plain(title) or None, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(columns):
         left = i in (0, len(columns) - 1) or name.startswith("<")
-        table.add_column(name.removeprefix("<"), justify="left" if left else "right")
+        table.add_column(plain(name.removeprefix("<")), justify="left" if left else "right")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(plain(cell) for cell in row))
     out.print(table)
 
 

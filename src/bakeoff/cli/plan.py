@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from bakeoff.cli.output import JSON_OPTION, err, out, show_json, show_table
+from bakeoff.cli.output import JSON_OPTION, err, out, plain, show_json, show_table
 
 
 def register(app: typer.Typer) -> None:
@@ -40,11 +40,11 @@ def command(
         return
     counts = overview["n_items"]
     out.print(
-        f"{overview['name']}: {counts['train']} train, {counts['validation']} validation, "
+        f"{plain(overview['name'])}: {counts['train']} train, {counts['validation']} validation, "
         f"{counts['test']} test items; {overview['precision']} on {overview['device']}"
     )
     if parts := memory_words(overview):
-        out.print("; ".join(parts))
+        out.print(plain("; ".join(parts)))
     show_table(
         ("method", "search trials", "final trials", "steps", "learning rates"),
         [
@@ -59,7 +59,7 @@ def command(
         ],
     )
     if overview["hours"] is not None:
-        out.print(sentence(Fit(**overview["hours"]), overview["methods"][0]["title"]))
+        out.print(plain(sentence(Fit(**overview["hours"]), overview["methods"][0]["title"])))
     if overview["sizes"] is not None:
         show_sizes(overview["sizes"])
     show_totals(overview)
@@ -131,7 +131,7 @@ def show_estimate(found: dict[str, Any]) -> None:
         [(m, *(f"{p['seconds'][m]:.0f}" for p in found["phases"])) for m in sorted(methods)],
     )
     for method, reason in found["untimed"].items():
-        out.print(f"{method} could not be timed: {reason}")
+        out.print(plain(f"{method} could not be timed: {reason}"))
     if found["peak_bytes"] is not None:
         out.print(f"peak memory about {found['peak_bytes'] / 2**30:.1f} GiB", end="; ")
     out.print(f"disk about {found['disk_bytes'] / 2**20:.0f} MiB")

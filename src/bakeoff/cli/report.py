@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from bakeoff.cli import verdict
-from bakeoff.cli.output import JSON_OPTION, err, show_json, study_folder
+from bakeoff.cli.output import JSON_OPTION, err, plain, show_json, study_folder
 from bakeoff.errors import UsageError
 
 
@@ -37,11 +37,11 @@ def command(
     if hf_json:
         target = out or folder / "hf-json"
         written = exchange.write_results(folder, target)
-        show_json(written) if as_json else err.print(f"{len(written)} files in {target}")
+        show_json(written) if as_json else err.print(plain(f"{len(written)} files in {target}"))
         return
     report = api.report(folder)
     if as_json:
         show_json(report)
     else:
         verdict.show(report)
-    err.print(f"Report: {folder / 'report.html'}")
+    err.print(plain(f"Report: {folder / 'report.html'}"))

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from rich.markup import escape
-
-from bakeoff.cli.output import out
+from bakeoff.cli.output import out, plain
 
 GIVEN, LEARNT = "  given  ", "  learnt "
 BORDER = "\N{BOX DRAWINGS LIGHT VERTICAL}"
@@ -24,13 +22,13 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         learnt = f"{row['supervised']} learnt" if row["label"] is None else "one label learnt"
         out.print()
-        out.print(f"{escape(row['where'])}: {row['tokens']} tokens, {learnt}", style="bold")
+        out.print(f"{plain(row['where'])}: {row['tokens']} tokens, {learnt}", style="bold")
         for supervised, run in groupby(row["pieces"], key=lambda p: p["supervised"]):
             head, style = (LEARNT, "bold green") if supervised else (GIVEN, "dim")
             for line in _lines([_text(p) for p in run], out.width - len(head) - 1):
-                out.print(f"{head}{escape(line)}", style=style, soft_wrap=True)
+                out.print(f"{head}{plain(line)}", style=style, soft_wrap=True)
         if row["label"] is not None:
-            out.print(f"{LEARNT}{escape(row['label'])}", style="bold green", soft_wrap=True)
+            out.print(f"{LEARNT}{plain(row['label'])}", style="bold green", soft_wrap=True)
 
 
 def _lines(texts: list[str], width: int) -> Iterator[str]:

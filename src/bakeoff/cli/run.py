@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.markup import escape
 
+from bakeoff.bounded import suitable, unsuitable_path
 from bakeoff.cli import verdict
 from bakeoff.cli.live import Live
-from bakeoff.cli.output import JSON_OPTION, RUNS, err, show_json
+from bakeoff.cli.output import JSON_OPTION, RUNS, err, plain, show_json
 from bakeoff.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def command(
     from bakeoff.hf import experiment as experiments
     from bakeoff.spec import read_spec
 
+    for option, value in (("--model", model), ("--data", data)):
+        if value is not None and (why := unsuitable_path(value)) is not None:
+            raise UsageError("path-malformed", f"{option}: {why}.", "a folder, a file or an id.")
     given = experiments.read(hf_experiment, hf_defaults) if hf_experiment is not None else None
     if study is not None:
         path = study / "study.toml" if study.is_dir() else study
@@ -71,7 +74,7 @@ def command(
     if given is not None:
         spec = experiments.add(spec, given)
         for note in (*experiments.notes(given), *experiments.differing(spec, given)):
-            err.print(f"[yellow]{escape(given.name)}:[/] {escape(note)}")
+            err.print(f"[yellow]{plain(given.name)}:[/] {plain(note)}")
     raise typer.Exit(execute(spec, path.parent, folder, as_json, again))
 
 
@@ -85,7 +88,7 @@ def execute(spec: StudySpec, source: Path, folder: Path, as_json: bool, again: b
         show_json(report)
     else:
         verdict.show(report)
-    err.print(f"Report: {folder / 'report.html'}")
+    err.print(plain(f"Report: {folder / 'report.html'}"))
     failed = [f for f in report["failures"] if f["status"] in ("failed", "out_of_memory")]
     return SOME_FAILED if failed else 0
 
@@ -125,7 +128,7 @@ def write_study(
         "methods": {"control": control, "contenders": contenders},
         "budget": {} if steps is None else {"steps": steps},
     }
-    value |= {"name": folder.name}
+    value |= {"name": suitable(folder.resolve().name)}
     value |= {key: {**value.get(key, {}), **table} for key, table in tables.items()}
     parse_spec(value)
     study_folder.make(folder)
@@ -175,7 +178,7 @@ def _name(data: str) -> str:
 
     if data.startswith(hub.PREFIX):
         data = data.removeprefix(hub.PREFIX).partition(":")[0]
-    return Path(data).resolve().stem
+    return suitable(Path(data).resolve().stem)
 
 
 def _absolute_data(data: str) -> str:

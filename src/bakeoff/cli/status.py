@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.output import JSON_OPTION, out, show_json, show_table, study_folder
+from bakeoff.cli.output import JSON_OPTION, out, plain, show_json, show_table, study_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +35,7 @@ def command(
     if as_json:
         show_json({"folder": str(folder), "done": done, "planned": planned, "rows": rows})
         return
-    out.print(f"{folder}: {done} of {planned} planned trials, {len(record.costs)} costs")
+    out.print(plain(f"{folder}: {done} of {planned} planned trials, {len(record.costs)} costs"))
     states = sorted({k for r in rows for k in r} - {"phase", "method", "trials"})
     show_table(
         ("phase", "<method", "trials", *states),

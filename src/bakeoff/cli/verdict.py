@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
-
-from bakeoff.cli.output import err, number, out, show_table
+from bakeoff.cli.output import err, number, out, plain, show_table
 
 MIB = 2.0**20
 WIDE = 110
@@ -15,7 +13,7 @@ WIDE = 110
 
 def show(report: dict[str, Any]) -> None:
     """Print the recommendation, a row a method, and what the user should be warned of."""
-    out.print(f"\n[bold]{escape(report['recommendation']['sentence'])}[/]\n")
+    out.print(f"\n[bold]{plain(report['recommendation']['sentence'])}[/]\n")
     points = report["study"]["unit"] == "fraction"
     scale, form = (100.0, ".1f") if points else (1.0, ".4g")
     metric = report["study"]["metric"] + (" %" if points else "")
@@ -34,16 +32,16 @@ def show(report: dict[str, Any]) -> None:
         f"\n{study['n_test_items']} test items, {n_seeds} seeds, {study['steps']} steps a trial, "
         f"margin {number(study['margin'], form, scale)}"
         + (" points" if points else "")
-        + f"; intervals are simultaneous. Base: {escape(study['base'])}"
-        + (f" ({escape(study['base_note'])})" if study["base_note"] else "")
+        + f"; intervals are simultaneous. Base: {plain(study['base'])}"
+        + (f" ({plain(study['base_note'])})" if study["base_note"] else "")
     )
     if base is not None:
         estimate, low, high = (
             number(base["score"][k], form, scale) for k in ("estimate", "low", "high")
         )
-        out.print(f"The untouched base: {metric} {estimate} ({low} to {high})")
+        out.print(f"The untouched base: {plain(metric)} {estimate} ({low} to {high})")
     for warning in report["warnings"]:
-        err.print(f"[yellow]warning:[/] {escape(warning)}")
+        err.print(f"[yellow]warning:[/] {plain(warning)}")
 
 
 def _row(method: dict[str, Any], scale: float, form: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from bakeoff.bounded import GENERAL_BYTES, Unreadable, read_text
 from bakeoff.data import Row, read_rows
 from bakeoff.errors import PreflightError
 
@@ -59,8 +60,8 @@ def documents(wish: str, source: Path) -> list[Row]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path, GENERAL_BYTES)
+    except Unreadable as error:
         raise PreflightError(
             "general-text-missing",
             f"The general text {path} cannot be read: {error}.",

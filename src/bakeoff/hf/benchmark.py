@@ -128,9 +128,19 @@ def _named(result: ResultFile) -> Benchmark:
 def _our_own(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark:
     """Return what a file that bakeoff wrote says of its own study."""
     lacking = [k for k in ("metric", "task", "n_test_items", "binary", "cost") if k not in ours]
-    lacking += [f"cost.{k}" for k in OUR_COSTS if k not in (ours.get("cost") or {})]
+    cost, metric = ours.get("cost"), ours.get("metric")
+    lacking += [f"cost.{k}" for k in OUR_COSTS if not isinstance(cost, dict) or k not in cost]
     if lacking:
         raise invalid(result.path, f"meta_info.{OURS} lacks {', '.join(lacking)}")
+    counts = [ours["n_test_items"], ours.get("n_validation_items")]
+    if not isinstance(metric, dict) or not all(_counts(n) for n in counts):
+        raise invalid(result.path, f"meta_info.{OURS}: `metric` or a number of items is none")
+    try:
+        measured = MetricInfo(**metric)
+    except TypeError as error:
+        raise invalid(result.path, f"meta_info.{OURS}.metric: {error}") from error
+    if measured.better not in ("higher", "lower"):
+        raise invalid(result.path, f"meta_info.{OURS}.metric.better is {measured.better!r}")
     why = None
     if not ours["binary"]:
         why = "one run; a mean of scores that are not right or wrong, and the items' own scores are"
@@ -139,7 +149,7 @@ def _our_own(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark:
         OURS,
         OURS,
         str(ours["task"]),
-        MetricInfo(**ours["metric"]),
+        measured,
         ours["n_test_items"],
         ours.get("n_validation_items"),
         None,
@@ -149,6 +159,9 @@ def _our_own(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark:
 
 
 def _stated(results: Sequence[ResultFile], key: str) -> int | None:
-    stated = {getattr(r.run.train_config, key, None) for r in results}
-    (only,) = stated if len(stated) == 1 else (None,)
-    return only if isinstance(only, int) else None
+    found = [getattr(r.run.train_config, key, None) for r in results]
+    return found[0] if all(_counts(n) and n == found[0] for n in found) else None
+
+
+def _counts(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and value > 0)

@@ -8,7 +8,6 @@ note in plain words; what would change the method is refused.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bakeoff.bounded import CONFIG_BYTES, Unreadable, odd, read_json, suitable
 from bakeoff.errors import UsageError, near_match
 from bakeoff.hf.telling import ADAMW_WEIGHT_DECAY
 from bakeoff.methods import given
@@ -109,7 +109,7 @@ def read(folder: Path, defaults: Path | None) -> Experiment:
     own = _read_json(whole / PARAMS) if PARAMS in found else {}
     params = _checked({**_read_json(base), **own}, whole / PARAMS, base, own)
     adapter = _read_json(whole / ADAPTER) if ADAPTER in found else None
-    name = f"{whole.parent.name}--{whole.name}" if adapter is not None else "full"
+    name = suitable(f"{whole.parent.name}--{whole.name}") if adapter is not None else "full"
     return Experiment(name, adapter, params)
 
 
@@ -231,11 +231,13 @@ def notes(experiment: Experiment) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = read_json(path, CONFIG_BYTES)
+    except Unreadable as error:
         raise _invalid(path, f"cannot be read: {error}", "mend the file.") from error
     if not isinstance(value, dict):
         raise _invalid(path, "is no JSON object", "mend the file.")
+    if (why := odd(value)) is not None:
+        raise _invalid(path, f"cannot be taken: {why}", "mend the file.")
     return value
 
 

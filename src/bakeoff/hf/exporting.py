@@ -18,6 +18,7 @@ from bakeoff.errors import UsageError
 from bakeoff.hf.benchmark import OUR_COSTS, OURS
 from bakeoff.hf.results import SUCCESS, TEST
 from bakeoff.methods import given
+from bakeoff.outward import redacted
 from bakeoff.results import Cost, Status, StudyRecord, TrialResult
 from bakeoff.trial import Trial
 
@@ -58,7 +59,8 @@ def write(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     """Write the files into a folder, which is made."""
     out.mkdir(parents=True, exist_ok=True)
     for name, value in found.items():
-        text = json.dumps(value, indent=2, allow_nan=False)
+        text = json.dumps(redacted(value), indent=2, allow_nan=False)
+        (out / name).unlink(missing_ok=True)  # a link is replaced, not followed
         (out / name).write_text(text + "\n", encoding="utf-8")
 
 

@@ -7,7 +7,6 @@ counts, no times in the metrics) is read too, and what it did not tell then is N
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from bakeoff.bounded import RESULT_BYTES, Unreadable, odd, read_json
 from bakeoff.errors import PreflightError, UsageError, near_match
 
 SUCCESS, STATUSES = "success", ("success", "canceled", "failed")
@@ -84,10 +84,26 @@ class TrainInfo(_Section):
     metrics: list[dict[str, Any]]
 
 
+class ModelInfo(_Section):
+    """``meta_info.model_info``."""
+
+    sha: str | None = None
+
+
+class MetaInfo(_Section):
+    """``meta_info``: what it ran on, and what bakeoff says of itself in a file of its own."""
+
+    model_info: ModelInfo | None = None
+    dataset_info: dict[str, Any] | None = None
+    package_info: dict[str, Any] | None = None
+    system_info: dict[str, Any] | None = None
+    bakeoff: dict[str, Any] | None = None
+
+
 class _File(_Section):
     run_info: RunInfo
     train_info: TrainInfo
-    meta_info: dict[str, Any]
+    meta_info: MetaInfo
 
 
 @dataclass(frozen=True)
@@ -184,9 +200,11 @@ def read_file(path: Path) -> ResultFile:
         PreflightError: ``hf-result-invalid`` naming the file and each key.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = read_json(path, RESULT_BYTES)
+    except Unreadable as error:
         raise invalid(path, f"cannot be read: {error}") from error
+    if (why := odd(value, finite=False)) is not None:
+        raise invalid(path, why)
     try:
         made = _File.model_validate(value)
     except ValidationError as error:
@@ -194,7 +212,7 @@ def read_file(path: Path) -> ResultFile:
     if made.train_info.status not in STATUSES:
         near = f"`{made.train_info.status}` is none of {', '.join(STATUSES)}"
         raise invalid(path, f"train_info.status: {near}")
-    result = ResultFile(path, made.run_info, made.train_info, made.meta_info)
+    result = ResultFile(path, made.run_info, made.train_info, value["meta_info"])
     if result.train.status == SUCCESS and result.score is None and result.metric is not None:
         raise invalid(path, f"metrics: `{TEST}{result.metric}` is not a number")
     return result

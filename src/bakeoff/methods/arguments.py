@@ -21,6 +21,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bakeoff.errors import PreflightError, near_match, unknown
+from bakeoff.methods import refused
 from bakeoff.trial import MethodEntry
 
 VALUE_PROJECTIONS = ("v_proj", "value", "v", "v_lin", "value_proj")
@@ -75,11 +76,13 @@ def config_class(entry: MethodEntry) -> type[peft.PeftConfig]:
 
 
 def check_config(entry: MethodEntry, config: Mapping[str, Any]) -> None:
-    """Refuse arguments that the method does not take.
+    """Refuse arguments that the method does not take, and those that lead to code or files.
 
     Raises:
         PreflightError: ``unknown-config-key`` with the near match.
+        UsageError: ``unsafe-config-key``.
     """
+    refused.check(entry.name, config)
     known = {f.name for f in dataclasses.fields(config_class(entry))} if entry.peft else set()
     for key in config:
         if key not in known:

@@ -7,10 +7,10 @@ belongs to is what the catalog's own entries say.
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
+from bakeoff.bounded import CONFIG_BYTES, Unreadable, odd, read_json
 from bakeoff.errors import UsageError, unknown
 from bakeoff.methods import known, registry
 from bakeoff.trial import MethodEntry
@@ -19,7 +19,8 @@ BOOKKEEPING = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
     "revision", "runtime_config", "task_type",
 }  # fmt: skip
-"""What PEFT writes into ``adapter_config.json`` beside a method's arguments."""
+"""What PEFT writes into ``adapter_config.json`` beside a method's arguments: never looked at, so
+that no file says which base, which revision or which module is loaded."""
 
 
 def from_class(name: str, peft: str, config: dict[str, Any]) -> MethodEntry:
@@ -41,9 +42,11 @@ def from_file(name: str, path: Path) -> MethodEntry:
         UsageError: ``adapter-config-invalid``, ``unknown-peft-type`` with the near match.
     """
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        written = read_json(path, CONFIG_BYTES)
+    except Unreadable as error:
         raise _invalid(name, path, f"cannot be read: {error}") from error
+    if (why := odd(written)) is not None:
+        raise _invalid(name, path, f"cannot be taken: {why}")
     if not isinstance(written, dict) or "peft_type" not in written:
         raise _invalid(name, path, "has no `peft_type`")
     types = _originals()

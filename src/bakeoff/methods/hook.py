@@ -8,6 +8,7 @@ bend the gradients, what to do after a step, what to save.
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from bakeoff import registry
 from bakeoff.engine.loop import Extras
+from bakeoff.errors import UsageError
 from bakeoff.methods.arguments import Incompatible, Surroundings, config_class, resolve
 from bakeoff.trial import MethodEntry
 
@@ -206,11 +208,29 @@ def make(entry: MethodEntry, config: dict[str, Any]) -> Hook:
     if entry.hook is None:
         return Hook(entry, config)
     if ":" in entry.hook:
-        module, _, name = entry.hook.partition(":")
-        own: type[Hook] = getattr(importlib.import_module(module), name)
-        return own(entry, config)
+        return _own(entry.hook)(entry, config)
     found: type[Hook] = registry.find("methods.hooks", entry.hook).HOOK
     return found(entry, config)
+
+
+def _own(named: str) -> type[Hook]:
+    """Return the user's own class ``package.module:Class``: a ``Hook``, never a stray function.
+
+    Raises:
+        UsageError: ``unknown-hook``.
+    """
+    module, _, name = named.partition(":")
+    hint = "`package.module:Class`, a class of an installed package that inherits from Hook."
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        cause = f"The hook '{named}' is of Python's own library, which holds no hook."
+        raise UsageError("unknown-hook", cause, hint)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError("unknown-hook", f"The hook '{named}': {error}.", hint) from error
+    if not (isinstance(found, type) and issubclass(found, Hook)):
+        raise UsageError("unknown-hook", f"The hook '{named}' is no Hook.", hint)
+    return found
 
 
 def trainable(model: nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -14,6 +14,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from bakeoff.bounded import STUDY_BYTES, Unreadable, odd, read_text, unsuitable
 from bakeoff.errors import UsageError, near_match, unknown
 from bakeoff.trial import MethodEntry
 
@@ -47,16 +48,18 @@ def source(name: str, folder: Path) -> str:
         UsageError: ``unknown-method`` with the near match, ``method-not-found``.
     """
     own = folder / (name if name.endswith(".toml") else f"{name}.toml")
-    if name.endswith(".toml"):
-        if not own.is_file():
+    if not name.endswith(".toml") and name in (known := _files()):
+        return known[name].read_text(encoding="utf-8")
+    try:
+        return read_text(own, STUDY_BYTES)
+    except Unreadable as error:
+        if not name.endswith(".toml") and (error.missing or "/" in name):
+            raise unknown("unknown-method", "method", name, names()) from error
+        if error.missing:
             raise UsageError(
                 "method-not-found", f"There is no method file {own}.", "paths start at the study."
-            )
-    elif name in (known := _files()):
-        return known[name].read_text(encoding="utf-8")
-    elif not own.is_file():
-        raise unknown("unknown-method", "method", name, names())
-    return own.read_text(encoding="utf-8")
+            ) from error
+        raise _invalid(name, f"cannot be read: {error}") from error
 
 
 def load(name: str, folder: Path) -> MethodEntry:
@@ -89,8 +92,10 @@ def parse(name: str, text: str) -> MethodEntry:
     """
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _invalid(name, f"is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number without end
+        raise _invalid(name, f"is not TOML: {str(error)[:300]}") from error
+    if (why := unsuitable(name) or odd(raw)) is not None:
+        raise _invalid(name, f"cannot be taken: {why}")
     _refuse_unknown(name, raw, _KEYS)
     rate: Any = raw.get("learning_rate")
     if not isinstance(rate, dict):
@@ -98,6 +103,7 @@ def parse(name: str, text: str) -> MethodEntry:
     _refuse_unknown(name, rate, _RATE_KEYS)
     if "peft" not in raw and "hook" not in raw:
         raise _invalid(name, "must give `peft` (a PEFT config class) or `hook`")
+    _check_types(name, raw, rate)
     _check_tables(name, raw)
     try:
         return MethodEntry(
@@ -120,6 +126,23 @@ def parse(name: str, text: str) -> MethodEntry:
         raise _invalid(name, f"lacks the key {error}") from error
 
 
+def _check_types(name: str, raw: dict[str, Any], rate: dict[str, Any]) -> None:
+    """Refuse values of another type than they are read as."""
+    texts = ("title", "family", "mechanism", "paper", "peft", "hook", "needs")
+    for table, keys, kind, said in (
+        (raw, texts, str, "text"),
+        (raw, ("config", "tuning", "rates", "size"), dict, "a table"),
+        (rate, ("why",), str, "text"),
+    ):
+        for key in keys:
+            if key in table and not isinstance(table[key], kind):
+                raise _invalid(name, f"gives `{key}`, which is not {said}")
+    factors = {f"rates.{part}": factor for part, factor in raw.get("rates", {}).items()}
+    for key, value in {"learning_rate.prior": rate.get("prior", 1.0), **factors}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise _invalid(name, f"gives `{key}`, which is no number above 0")
+
+
 def _check_tables(name: str, raw: dict[str, Any]) -> None:
     """Refuse a family, a tuning space or a size that says nothing usable."""
     family = raw.get("family")
@@ -132,7 +155,9 @@ def _check_tables(name: str, raw: dict[str, Any]) -> None:
     if size is None:
         return
     _refuse_unknown(name, size, _SIZE_KEYS)
-    if size.get("argument") not in raw.get("config", {}):
+    if not isinstance(size.get("argument"), str):
+        raise _invalid(name, "gives `size.argument`, which is not text")
+    if size["argument"] not in raw.get("config", {}):
         raise _invalid(name, f"sizes by '{size.get('argument')}', which [config] does not give")
 
 

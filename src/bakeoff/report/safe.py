@@ -15,17 +15,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# C0 and C1 controls (terminal escapes among them) but newline and tab, the bidirectional
-# overrides that make text read backwards, and lone surrogates, which UTF-8 cannot hold.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]",
-)
+from bakeoff.outward import printable
 
 
 def clean(value: Any) -> Any:
     """Return a copy without control characters and with non-finite numbers as None."""
     if isinstance(value, str):
-        return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value.replace("\r\n", "\n"))
+        return printable(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from bakeoff import registry
+from bakeoff.bounded import STUDY_BYTES, Unreadable, read_bytes, within
 from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError, near_match
 from bakeoff.results import MetricInfo
 from bakeoff.scoring.items import ITEM_SECONDS, Metric
@@ -39,6 +40,8 @@ class Source(NamedTuple):
     name: str
     file: Path | None = None
     function: str = ""
+    home: Path = Path()
+    """The folder that the file must lie in."""
 
     @classmethod
     def read(cls, given: str, folder: Path) -> Source:
@@ -56,24 +59,28 @@ class Source(NamedTuple):
             )
         if not path.endswith(".py"):
             return cls(given)
-        return cls(f"{Path(path).name}:{function}", folder / path, function)
+        return cls(f"{Path(path).name}:{function}", folder / path, function, folder)
 
     def code(self) -> bytes | None:
         """Return the bytes of the user's file; None for a plug-in.
 
+        It lies in the study file's folder: any other Python file of this machine, the standard
+        library's included, would be run with the data as its arguments.
+
         Raises:
-            UsageError: ``metric-file-missing``.
+            UsageError: ``metric-file-missing``, ``metric-outside``.
         """
         if self.file is None:
             return None
+        hint = 'a path relative to the study file: `metric = "score.py:score"`.'
+        if not within(self.file, self.home):
+            cause = f"The metric's file {self.file} is not in the folder of the study file."
+            raise UsageError("metric-outside", cause, f"copy it there; {hint}")
         try:
-            return self.file.read_bytes()
-        except OSError as error:
-            raise UsageError(
-                "metric-file-missing",
-                f"The metric's file {self.file} cannot be read: {error.strerror}.",
-                'a path relative to the study file: `metric = "score.py:score"`.',
-            ) from error
+            return read_bytes(self.file, STUDY_BYTES)
+        except Unreadable as error:
+            cause = f"The metric's file {self.file} cannot be read: {error}."
+            raise UsageError("metric-file-missing", cause, hint) from error
 
 
 def digest(code: bytes) -> str:

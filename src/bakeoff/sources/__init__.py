@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from bakeoff import assets
 from bakeoff.bases import ASSET
+from bakeoff.bounded import within
 from bakeoff.data import SUFFIXES, Row, read_rows
 from bakeoff.errors import PreflightError
 from bakeoff.sources import arrow, hub
@@ -62,7 +63,11 @@ def locate(reference: str, source: Path) -> Path | None:
         return None
     if reference.startswith(ASSET):
         name, _, file = reference.removeprefix(ASSET).partition("/")
-        return assets.prepare(name, lambda _: None) / file
+        folder = assets.prepare(name, lambda _: None)
+        if not within(folder / file, folder):
+            cause = f"'{reference}' leads out of the asset."
+            raise PreflightError("data-not-found", cause, "a file of it (`bakeoff assets`).")
+        return folder / file
     return source / Path(reference).expanduser()
 
 

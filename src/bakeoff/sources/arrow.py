@@ -13,9 +13,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from bakeoff.data import Placed, Row
+from bakeoff.bounded import DATA_BYTES
+from bakeoff.data import Placed, Row, refuse_unbounded
 from bakeoff.errors import EnvironmentProblem, PreflightError
 from bakeoff.faults import Place
+
+BATCH = 1024
+"""Rows that are unpacked before their size is looked at."""
 
 
 def read_parquet(path: Path) -> list[Row]:
@@ -27,7 +31,6 @@ def read_parquet(path: Path) -> list[Row]:
     """
     try:
         import pyarrow
-        from pyarrow import parquet
     except ImportError as error:
         raise EnvironmentProblem(
             "data-package-missing",
@@ -36,7 +39,7 @@ def read_parquet(path: Path) -> list[Row]:
         ) from error
     try:
         # not read_table: that one reads more columns out of the folder's name (year=2020)
-        rows = to_rows(parquet.ParquetFile(path).read(), path.name)
+        rows = to_rows(_table(path), path.name)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise PreflightError(
             "data-broken",
@@ -48,11 +51,35 @@ def read_parquet(path: Path) -> list[Row]:
     return rows
 
 
+def _table(path: Path) -> Any:
+    """Read a file bit by bit: a small one can unpack to more than a machine holds.
+
+    Raises:
+        PreflightError: ``data-too-large``.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    batches, size = [], 0
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH):
+            size += batch.nbytes
+            if size > DATA_BYTES:
+                raise PreflightError(
+                    "data-too-large",
+                    f"{path} ({path.stat().st_size:,} bytes) unpacks to more than "
+                    f"{DATA_BYTES:,} bytes.",
+                    "smaller files, or fewer columns.",
+                )
+            batches.append(batch)
+        return pyarrow.Table.from_batches(batches, file.schema_arrow)
+
+
 def to_rows(table: Any, name: str) -> list[Row]:
     """Return the rows of an Arrow table as JSON values; ``name`` says where they stand.
 
     Raises:
-        PreflightError: ``duplicate-column``.
+        PreflightError: ``duplicate-column``, and what ``refuse_unbounded`` refuses.
     """
     names = table.column_names
     twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
@@ -63,10 +90,12 @@ def to_rows(table: Any, name: str) -> list[Row]:
             "give each column its own name.",
         )
     kept = table.select([f.name for f in table.schema if not _holds_bytes(f.type)])
-    return [
+    rows: list[Row] = [
         Placed({k: _plain(v) for k, v in row.items()}, Place(name, "row", number))
         for number, row in enumerate(kept.to_pylist(), 1)
     ]
+    refuse_unbounded(name, rows, kept.nbytes)
+    return rows
 
 
 def _holds_bytes(kind: Any) -> bool:

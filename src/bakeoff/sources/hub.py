@@ -15,6 +15,8 @@ from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError
 from bakeoff.sources import arrow
 
 PREFIX = "hub:"
+KINDS = ("arrow", "audiofolder", "cache", "csv", "imagefolder", "json", "parquet", "text")
+"""Packaged readers of ``datasets`` that only parse; any other would run code or unpickle."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -62,9 +64,12 @@ def load(
         builder = datasets.load_dataset_builder(
             wanted.path, name=wanted.config or config, revision=revision
         )
+        _refuse_builder(builder, wanted)
         # one builder resolves the revision once: what load_dataset does, with the commit at hand
         builder.download_and_prepare()
         table = builder.as_dataset(split=wanted.split).with_format("arrow")[:]
+    except BakeoffError:
+        raise
     except Exception as error:
         raise _told(error, wanted, datasets.exceptions.DatasetNotFoundError) from error
     finally:
@@ -81,6 +86,21 @@ def load(
         "split": wanted.split,
         "revision": commit or revision,
     }
+
+
+def _refuse_builder(builder: Any, wanted: Dataset) -> None:
+    """Refuse formats whose readers unpickle: `datasets` reads .pth files in WebDataset archives.
+
+    Raises:
+        PreflightError: ``data-format``.
+    """
+    _, _, kind = type(builder).__module__.rpartition(".")
+    if kind not in KINDS:
+        raise PreflightError(
+            "data-format",
+            f"'{wanted.path}' is in the format '{kind}', which bakeoff does not read.",
+            f"one of {', '.join(KINDS)}.",
+        )
 
 
 def _told(error: Exception, wanted: Dataset, not_found: type[Exception]) -> BakeoffError:

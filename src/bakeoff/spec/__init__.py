@@ -13,13 +13,15 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from bakeoff.bounded import STUDY_BYTES, Unreadable, odd, read_text
 from bakeoff.errors import UsageError, near_match
 from bakeoff.spec.engine import EngineSpec
 from bakeoff.spec.inputs import BaseSpec, DataSpec, ForgettingSpec, TaskSpec
-from bakeoff.spec.part import Part
-from bakeoff.spec.protocol import BudgetSpec, MethodSpec, MethodsSpec, VerdictSpec
+from bakeoff.spec.part import Name, Part
+from bakeoff.spec.protocol import BudgetSpec, MethodSpec, MethodsSpec, VerdictSpec, method_name
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+SEED = 2**32 - 1
+"""The largest that every generator of random numbers takes."""
 
 
 class StudySpec(Part):
@@ -27,13 +29,13 @@ class StudySpec(Part):
 
     name: Name
     """Name of the study, and of its folder under `runs/`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=SEED)] = 0
     """Root of every random choice: splits, data order, initialisation, resampling."""
     base: BaseSpec
     data: DataSpec
     task: TaskSpec
     methods: MethodsSpec
-    method: dict[str, MethodSpec] = {}
+    method: dict[Name, MethodSpec] = {}
     budget: BudgetSpec = BudgetSpec()
     forgetting: ForgettingSpec = ForgettingSpec()
     verdict: VerdictSpec = VerdictSpec()
@@ -75,11 +77,6 @@ class StudySpec(Part):
         return (self.methods.control, *self.methods.contenders)
 
 
-def method_name(given: str) -> str:
-    """Return the name of a method that the study file gives as a catalog name or a TOML file."""
-    return Path(given).stem if given.endswith(".toml") else given
-
-
 def read_spec(path: Path) -> StudySpec:
     """Read and check a study file.
 
@@ -87,22 +84,22 @@ def read_spec(path: Path) -> StudySpec:
         UsageError: ``study-not-found``, ``study-unreadable``, ``study-invalid``.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UsageError(
-            "study-not-found",
-            f"There is no study file {path}.",
-            "`bakeoff init` writes one, or `bakeoff run --model M --data F` works without.",
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, STUDY_BYTES)
+    except Unreadable as error:
+        if error.missing:
+            raise UsageError(
+                "study-not-found",
+                f"There is no study file {path}.",
+                "`bakeoff init` writes one, or `bakeoff run --model M --data F` works without.",
+            ) from error
         raise UsageError(
             "study-unreadable", f"{path} cannot be read: {error}.", "a UTF-8 text file in TOML."
         ) from error
     try:
         return parse_spec(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number without end
         raise UsageError(
-            "study-unreadable", f"{path} is not TOML: {error}.", "mend that line."
+            "study-unreadable", f"{path} is not TOML: {_short(error)}.", "mend that line."
         ) from error
 
 
@@ -112,6 +109,8 @@ def parse_spec(value: dict[str, Any]) -> StudySpec:
     Raises:
         UsageError: ``study-invalid``, naming each key and, for an unknown one, the near match.
     """
+    if (why := odd(value)) is not None:
+        raise UsageError("study-invalid", f"{why}.", "`bakeoff schema` lists every key.")
     try:
         return StudySpec.model_validate(value)
     except ValidationError as error:
@@ -130,6 +129,10 @@ def parse_spec(value: dict[str, Any]) -> StudySpec:
         raise UsageError(
             "study-invalid", "; ".join(lines) + ".", f"{hint}`bakeoff schema` lists every key."
         ) from error
+
+
+def _short(error: Exception) -> str:
+    return "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:300]
 
 
 def _keys_at(path: tuple[int | str, ...]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bakeoff.spec.part import Part
+from bakeoff.spec.part import LARGEST, Count, Part
 
 Switch = Literal["auto", "on", "off"]
 SWITCHES = ("packing", "loss", "lean_inputs", "compile", "graphs", "checkpointing", "generation")
@@ -22,18 +22,18 @@ class EngineSpec(Part):
     executor: str = "process"
     """`process` (workers that stay warm), `inline` (in this process: breakpoints work) or `ray` (on
     the machines of a Ray cluster)."""
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Groups of trials that run side by side; on several GPUs the workers take them in turn; with
     `ray`, in all of the cluster."""
-    patience: Annotated[float, Field(gt=0)] = 30
+    patience: Annotated[float, Field(gt=0, le=1e6)] = 30
     """Minutes without a step after which a worker counts as hung; its work is begun again."""
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """CPU threads of each worker; default: the physical cores divided by the workers, with `ray`
     one, for which it reserves as many CPUs."""
     gpus_per_segment: Annotated[float, Field(ge=0, le=1)] | None = None
     """With `ray`: the GPU of each group of trials, or the share of one (`0.5`: two groups on each);
     default: a whole one where the cluster has any."""
-    segment_retries: Annotated[int, Field(ge=0)] = 3
+    segment_retries: Annotated[int, Field(ge=0, le=1024)] = 3
     """With `ray`: how often a group of trials whose node was lost is begun again elsewhere."""
     ray_address: str | None = None
     """The Ray cluster to join: `HOST:PORT`, or `auto` on one of its nodes; default: `RAY_ADDRESS`,
@@ -43,7 +43,7 @@ class EngineSpec(Part):
     results back, and only the base must lie on each."""
     ray_unauthenticated: bool = False
     """Join a Ray cluster that asks for no token, on which whoever reaches it can run code."""
-    lanes: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = "auto"
+    lanes: Literal["auto", "off"] | Count = "auto"
     """Trials of a method that share one step: `auto` (as many as there are), a limit, or `off`."""
     packing: Switch = "auto"
     """Examples lie end to end through the layers; `auto` where it agrees with padded batches."""
@@ -58,13 +58,13 @@ class EngineSpec(Part):
     generation: Switch = "auto"
     """Answers are generated in batches whose finished rows leave; `auto` where the tokens are those
     of plain `generate`; `off` is plain `generate`."""
-    micro_tokens: Annotated[int, Field(ge=8)] | None = None
+    micro_tokens: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Most tokens of one forward and backward pass: a step is cut into several; default: what fits.
     One example is never cut."""
     checkpointing: Switch = "auto"
     """Layers are computed again in the backward pass: up to half more work, far less memory; `auto`
     where not even one example a pass fits without it."""
-    evaluation_batch_size: Annotated[int, Field(ge=1)] = 64
+    evaluation_batch_size: Count = 64
     """Examples in each evaluation batch; fast generation takes up to 256 on a GPU, if they fit."""
 
     @model_validator(mode="after")

@@ -6,16 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bakeoff.spec.part import Part
+from bakeoff.spec.part import LARGEST, Count, Part, Reference, Revision
 
 
 class BaseSpec(Part):
     """The frozen base model."""
 
-    model: str
+    model: Reference
     """A folder with safetensors weights, a hub id, or `asset:<name>` (see `bakeoff assets`)."""
-    revision: str | None = None
+    revision: Revision | None = None
     """Commit or tag of a hub model; a local folder takes none."""
+    trust_remote_code: bool = False
+    """Run the code that this base brings along. A hub model then needs `revision`: the 40 digits
+    of the commit whose code you have read (SECURITY.md)."""
     quantize: Literal["nf4", "int8"] | None = None
     """Round the base's linear layers: `nf4` (4 bits, as QLoRA) or `int8`; adapters stay exact."""
     quantizer: Literal["auto", "bitsandbytes", "torchao"] = "auto"
@@ -33,24 +36,24 @@ class BaseSpec(Part):
 class LimitSpec(Part):
     """Take only so many rows of a split: a random sample, the same for every method."""
 
-    train: Annotated[int, Field(ge=1)] | None = None
-    validation: Annotated[int, Field(ge=1)] | None = None
-    test: Annotated[int, Field(ge=1)] | None = None
+    train: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
 
 
 class DataSpec(Part):
     """Where the rows are. Without validation or test they are cut from train, once."""
 
-    train: str
+    train: Reference
     """JSONL, JSON, CSV, TSV or Parquet, or a folder of such files, relative to the study file; or
     a data set of the hub: `"hub:org/name"`, `"hub:org/name/config:split"` (docs/data.md)."""
-    validation: str | None = None
+    validation: Reference | None = None
     """Settings are chosen on it."""
-    test: str | None = None
+    test: Reference | None = None
     """The verdict is read from it, once."""
     config: str | None = None
     """Configuration (subset) of the hub's data sets that name none."""
-    revision: str | None = None
+    revision: Revision | None = None
     """Commit, branch or tag of the hub's data set; the report says which commit it was."""
     group: str | None = None
     """Column whose rows stay in one split when splits are cut (template, author, document)."""
@@ -81,11 +84,11 @@ class DataSpec(Part):
 class ForgettingSpec(Part):
     """What the base forgets of general text, measured for every final trial of a causal LM."""
 
-    text: str = "default"
+    text: Reference = "default"
     """`default` (20 documents that ship with bakeoff, 3,500 tokens), `off`, or a file of yours,
     relative to the study file: .txt (documents divided by lines with a single `%`) or rows with a
     `text` column."""
-    max_length: Annotated[int, Field(ge=8)] = 256
+    max_length: Annotated[int, Field(ge=8, le=LARGEST)] = 256
     """Tokens of each document; the rest of a longer one is cut."""
 
 
@@ -97,7 +100,7 @@ class TaskSpec(Part):
     (prompt, choices -> the right one, by log-likelihood)."""
     options: dict[str, Any] = {}
     """What the task takes beside (docs/choice.md), such as `normalise` for `choice`."""
-    metric: str | None = None
+    metric: Reference | None = None
     """Primary metric (docs/metrics.md), or a function of yours: `"score.py:score"`, the file
     relative to the study file; the task's own default if not given."""
     metric_options: dict[str, Any] = {}
@@ -106,16 +109,16 @@ class TaskSpec(Part):
     """Smallest difference in the metric that you care about, in the metric's unit."""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Rate of the task's fresh output layer, the same for every method; default: the setting's."""
-    max_length: Annotated[int, Field(ge=8)] = 256
+    max_length: Annotated[int, Field(ge=8, le=LARGEST)] = 256
     """Longest example in tokens; longer ones are cut, and counted in a warning."""
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_new_tokens: Count | None = None
     """Longest generated answer; default: the longest completion in train, plus 8."""
     chat: bool = False
     """Render prompt and completion through the chat template, as one question and its answer;
     a `messages` column always is."""
     system: str | None = None
     """System message in front of every conversation that has none of its own."""
-    chat_template: str | None = None
+    chat_template: Reference | None = None
     """Jinja file used in place of the base's chat template, relative to the study file."""
     chat_template_kwargs: dict[str, Any] = {}
     """Variables that the chat template takes, such as `{ enable_thinking = false }`."""

@@ -4,17 +4,46 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from bakeoff.bounded import NAME, unsuitable, unsuitable_path
 from bakeoff.errors import near_match
 
+LARGEST = 2**31 - 1
+"""Of any count: what every library below can hold; far more than any study needs."""
+
+
+def _named(text: str) -> str:
+    """Refuse what could leave a folder, or that some file system cannot hold."""
+    if (why := unsuitable(text)) is not None:
+        raise ValueError(f"'{text[:80]}' cannot be a name: {why}")
+    return text
+
+
+def _placed(text: str) -> str:
+    if (why := unsuitable_path(text)) is not None:
+        raise ValueError(f"it cannot be a path: {why}")
+    return text
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Name = Annotated[
+    str, AfterValidator(_named), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})
+]
+"""Of a study or a method: a folder, a file and a column of a report bear it."""
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
+"""A commit, a branch or a tag of a hub."""
+Reference = Annotated[str, AfterValidator(_placed)]
+"""A path, or a name that is looked up in place of one."""
 
 
 class Part(BaseModel):
     """One table of a study file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def refuse_unknown(what: str, value: object, known: tuple[str, ...]) -> None:

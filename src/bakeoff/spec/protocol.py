@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from bakeoff.spec.part import Fraction, Part, refuse_unknown
+from bakeoff.bounded import unsuitable
+from bakeoff.spec.part import LARGEST, Count, Fraction, Part, Reference, refuse_unknown
 
 OnOff = Literal["on", "off"]
 Preference = Literal["quality", "memory", "speed", "size", "serving"]
@@ -14,17 +16,29 @@ Axis = Literal["quality", "memory", "speed", "size", "forgetting"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+MOST_TRIALS = 1000
+"""Of one method in a phase."""
+
+
+def method_name(given: str) -> str:
+    """Return the name of a method that the study file gives as a catalog name or a TOML file."""
+    return Path(given).stem if given.endswith(".toml") else given
+
+
 class MethodsSpec(Part):
     """Who competes."""
 
-    control: str = "lora"
+    control: Reference = "lora"
     """The method that the others are compared with."""
-    contenders: Annotated[tuple[str, ...], Field(min_length=1)]
+    contenders: Annotated[tuple[Reference, ...], Field(min_length=1, max_length=1000)]
     """Catalog names (`bakeoff methods`) or paths of method TOML files."""
 
     @model_validator(mode="after")
     def _distinct(self) -> MethodsSpec:
         names = (self.control, *self.contenders)
+        for name in map(method_name, names):
+            if (why := unsuitable(name)) is not None:
+                raise ValueError(f"'{name[:80]}' cannot be a method's name: {why}")
         double = {n for n in names if names.count(n) > 1}
         if double:
             raise ValueError(f"listed more than once: {', '.join(sorted(double))}")
@@ -36,7 +50,7 @@ class MethodSpec(Part):
 
     kind: Literal["catalog", "peft"] = "catalog"
     """`peft`: made from `path` or from `peft` and `config`, under this table's name."""
-    path: str | None = None
+    path: Reference | None = None
     """With `kind = "peft"`: PEFT's own `adapter_config.json`; relative to the study file."""
     peft: str | None = None
     """With `kind = "peft"`: a PEFT config class, such as `LoraConfig`."""
@@ -60,19 +74,19 @@ class BudgetSpec(Part):
 
     match: Literal["defaults", "parameters"] = "defaults"
     """`defaults`, or `parameters`: every method at the size that trains as many as the control."""
-    parameters: Annotated[int, Field(ge=1)] | None = None
+    parameters: Count | None = None
     """With `match = "parameters"`: train about so many, the control too."""
-    steps: Annotated[int, Field(ge=2)] = 300
+    steps: Annotated[int, Field(ge=2, le=LARGEST)] = 300
     """Optimizer steps of each trial."""
     hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Instead of `steps`: the whole study's time. A few timed steps of each method choose the
     steps; settings and seeds that are not given, and contenders, from the end of the list, follow.
     """
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    batch_size: Count = 16
     """Examples in each step."""
-    settings: Annotated[int, Field(ge=1)] = 5
+    settings: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 5
     """Settings that each method tries in the search phase: learning rates, or what `tune` says."""
-    seeds: Annotated[int, Field(ge=1)] = 3
+    seeds: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 3
     """Seeds of each method's best setting in the final phase."""
     tune: Literal["learning_rate", "all"] = "learning_rate"
     """What settings differ in: the rate alone, or all that the catalog tunes (Optuna's sampler)."""
@@ -95,7 +109,7 @@ class BudgetSpec(Part):
     """AdamW's, for all methods alike; 0 because it pulls scaling methods away from their base."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm."""
-    validations: Annotated[int, Field(ge=1)] = 4
+    validations: Annotated[int, Field(ge=1, le=100_000)] = 4
     """How often the validation loss is taken in a trial, the end included."""
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from bakeoff.data import Row, columns_of, fill
 from bakeoff.errors import PreflightError, UsageError, near_match
 from bakeoff.faults import Fault
+from bakeoff.loading import arguments
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -196,7 +196,7 @@ class Task(ABC):
     def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
         """Load the base with this task's output layer, in the dtype of its files.
 
-        ``loading`` goes to ``from_pretrained`` (how a quantised base is loaded).
+        ``loading`` goes to ``from_pretrained``, over ``loading.arguments``.
         """
 
     @abstractmethod
@@ -277,11 +277,11 @@ class CausalTask(Task):
         """Load the causal LM."""
         from transformers import AutoModelForCausalLM
 
+        trusted = loading.get("trust_remote_code", False)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path,
             use_safetensors=True,
-            **source_arguments(path, revision),
-            **{"dtype": "auto", **loading},
+            **{"dtype": "auto", **arguments(path, revision, trusted), **loading},
         )
         return model
 
@@ -315,23 +315,22 @@ class CausalTask(Task):
         return ItemLoss(sums, zeros.index_add(0, at.rows, (at.targets >= 0).float()))
 
 
-def load_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """Load the base's tokenizer; one without a padding token pads with its end token."""
+def load_tokenizer(
+    path: str, revision: str | None, trusted: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the base's tokenizer; one without a padding token pads with its end token.
+
+    Raises:
+        PreflightError: what ``loading.check`` refuses.
+    """
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        path, **source_arguments(path, revision)
+        path, **arguments(path, revision, trusted)
     )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def source_arguments(path: str, revision: str | None) -> dict[str, Any]:
-    """Return the loading arguments: a local folder never asks a hub for anything."""
-    if Path(path).is_dir():
-        return {"local_files_only": True}
-    return {"revision": revision}
 
 
 def padded_inputs(

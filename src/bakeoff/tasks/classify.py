@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bakeoff.data import Row, fill
 from bakeoff.faults import SHOWN, Fault
-from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded_inputs, source_arguments
+from bakeoff.loading import arguments
+from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,14 +78,14 @@ class Classify(Task):
         from transformers import AutoModelForSequenceClassification
 
         labels: list[str] = self.options["labels"]
+        trusted = loading.get("trust_remote_code", False)
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={name: i for i, name in enumerate(labels)},
             use_safetensors=True,
-            **source_arguments(path, revision),
-            **{"dtype": "auto", **loading},
+            **{"dtype": "auto", **arguments(path, revision, trusted), **loading},
         )
         # a decoder would fill a cache of keys and values in every pass, for no next token
         model.config.get_text_config().use_cache = False

@@ -1,0 +1,200 @@
+"""Files that strangers wrote, read with bounds: so many bytes, so many levels, text or JSON alone.
+
+Stands at the bottom: whoever reads a study file, a config, a template or a result file reads it
+through here, and says in its own words what a file that is ``Unreadable`` means. Standard library
+only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+STUDY_BYTES = 2**20
+"""A study file, a method file, a chat template, the user's metric: written by hand."""
+CONFIG_BYTES = 4 * 2**20
+"""``config.json`` and kin: labels and token tables make some of them long."""
+RESULT_BYTES = 64 * 2**20
+"""A result file of ``method_comparison``, its generated samples included."""
+GENERAL_BYTES = 256 * 2**20
+"""A file of general text, of which a few thousand tokens are read."""
+DATA_BYTES = 8 * 2**30
+"""A file of rows, and what a compressed one unpacks to: all of it is held in memory."""
+ROW_CHARACTERS = 16 * 2**20
+"""A row of data: some books' worth of text."""
+DEPTH = 64
+"""Levels of nesting in JSON; beyond some hundreds Python's own recursion ends in a crash."""
+
+NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,63}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices, whatever their suffix."""
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class Unreadable(Exception):
+    """A file is missing, too large, no UTF-8, no JSON or nested too deep; the message says which.
+
+    ``missing`` tells the first of these from the others.
+    """
+
+    def __init__(self, why: str, missing: bool = False) -> None:
+        super().__init__(why)
+        self.missing = missing
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Read a whole file of at most ``most`` bytes.
+
+    Raises:
+        Unreadable: it is not there, is no plain file, or is larger.
+    """
+    try:
+        if not path.is_file():  # a pipe or a device would never end
+            missing = not path.exists()
+            raise Unreadable("there is no such file" if missing else "it is no plain file", missing)
+        with path.open("rb") as file:
+            raw = file.read(most + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL in it
+        raise Unreadable(getattr(error, "strerror", None) or str(error)) from error
+    if len(raw) > most:
+        raise Unreadable(f"it is larger than {_size(most)}")
+    return raw
+
+
+def read_text(path: Path, most: int) -> str:
+    """Read a UTF-8 text file of at most ``most`` bytes.
+
+    Raises:
+        Unreadable: as ``read_bytes``, and not UTF-8.
+    """
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"it is not UTF-8 (byte {error.start + 1})") from error
+
+
+def read_json(path: Path, most: int) -> Any:
+    """Read a JSON file of at most ``most`` bytes and ``DEPTH`` levels.
+
+    Raises:
+        Unreadable: as ``read_text``, and not JSON, or nested deeper.
+    """
+    text = read_text(path, most)
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise Unreadable(f"it is nested deeper than {DEPTH} levels") from error
+    except ValueError as error:  # JSONDecodeError, and an integer of thousands of digits
+        raise Unreadable(f"it is not JSON: {error}") from error
+    if deeper(value, DEPTH):
+        raise Unreadable(f"it is nested deeper than {DEPTH} levels")
+    return value
+
+
+def deeper(value: Any, levels: int) -> bool:
+    """Tell whether lists and tables are nested deeper than ``levels``; without recursion."""
+    layer: list[Any] = [value]
+    for _ in range(levels + 1):
+        layer = [inner for outer in layer for inner in _inside(outer)]
+        if not layer:
+            return False
+    return True
+
+
+def odd(value: Any, finite: bool = True) -> str | None:
+    """Say what of a value TOML can say and JSON cannot keep, by its dotted key; None for nothing.
+
+    That is dates, numbers beyond 64 bits or (``finite``) not finite, text with NUL or half a
+    character in it, and what is nested deeper than ``DEPTH``.
+    """
+    if deeper(value, DEPTH):
+        return f"it is nested deeper than {DEPTH} levels"
+    return next(_odd(value, "", finite), None)
+
+
+def characters(value: Any) -> int:
+    """Return how many characters the strings in a value hold, its keys included."""
+    total, left = 0, [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            total += len(item)
+        elif isinstance(item, dict):
+            left += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple):
+            left += item
+    return total
+
+
+def unsuitable(name: str) -> str | None:
+    """Return why a name cannot be one of a study, a method or a folder; None where it can."""
+    if not NAME.fullmatch(name):
+        return "1 to 64 of A-Z a-z 0-9 . _ - are wanted, and no - at its beginning"
+    if not name.strip("."):
+        return "it names a folder above"
+    if _RESERVED.fullmatch(name):
+        return "Windows keeps it for a device"
+    return None
+
+
+def suitable(text: str) -> str:
+    """Return ``text`` as a name that ``unsuitable`` has nothing against."""
+    name = _UNSAFE.sub("-", text).lstrip("-")[:64]
+    return name if unsuitable(name) is None else f"study-{name.lstrip('.')}"[:64]
+
+
+def unsuitable_path(text: str) -> str | None:
+    """Return why a path cannot be one that a study file names; None where it can."""
+    if not text.strip():
+        return "it is empty"
+    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text):
+        return "it holds a control character"
+    if len(text) > 1024 or any(len(part.encode()) > 255 for part in text.split("/")):
+        return "it is too long for a path"
+    if text.startswith("~") and not text.startswith("~/") and text != "~":
+        return "only ~/ stands for a home folder"
+    return None
+
+
+def within(path: Path, folder: Path) -> bool:
+    """Tell whether ``path`` lies in ``folder`` once every link on the way is followed."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a ring of links
+        return False
+
+
+def _odd(value: Any, where: str, finite: bool) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _odd(key, f"a key of {where or 'the file'}", finite)
+            yield from _odd(inner, f"{where}.{key}" if where else str(key), finite)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _odd(inner, f"{where}.{number}", finite)
+    elif isinstance(value, str):
+        if any(c == "\0" or 0xD800 <= ord(c) < 0xE000 for c in value):
+            yield f"{where}: text holds a NUL or half a character"
+    elif isinstance(value, float):
+        if finite and not math.isfinite(value):
+            yield f"{where} is {value}, which is no finite number"
+    elif isinstance(value, int):
+        if abs(value) >= 2**63:
+            yield f"{where} is a number beyond 64 bits"
+    elif value is not None:
+        yield f"{where} is a {type(value).__name__}: write it as text, in quotes"
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _size(most: int) -> str:
+    exponent = int(math.log2(most)) // 10 if most >= 1024 else 0
+    return f"{most / 1024**exponent:.0f} {('bytes', 'KiB', 'MiB', 'GiB')[exponent]}"

@@ -1,0 +1,176 @@
+"""How a base is read: its weights as safetensors, its files as data, none of it as code.
+
+Part of the training half, below the tasks, which load models with ``arguments``. ``check`` looks
+at a base's own files before transformers does, because some of what they may say makes it import
+modules, fetch kernels or unpickle weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json
+from bakeoff.errors import PreflightError
+
+CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
+ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
+SAFE = (".safetensors", ".safetensors.index.json")
+_KERNEL_KEY = re.compile(
+    r"_?(attn|experts|kernels?)_(implementation|config)(_internal)?|use_kernels"
+)
+_PLAIN = re.compile(r"[a-z0-9_]+")
+"""An implementation inside transformers; one of a hub has a slash in it."""
+_SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
+
+
+def arguments(path: str, revision: str | None, trusted: bool = False) -> dict[str, Any]:
+    """Return what every ``from_pretrained`` is told, once the base's files were looked at.
+
+    A local folder never asks a hub for anything. ``trusted``: the study consents to this base's
+    own code.
+
+    Raises:
+        PreflightError: see ``check``.
+    """
+    check(path, revision, trusted)
+    own: dict[str, Any] = {"trust_remote_code": trusted}
+    if Path(path).is_dir():
+        return {"local_files_only": True, **own}
+    if trusted:  # code of the same commit as the weights
+        own["code_revision"] = revision
+    return {"revision": revision, **own}
+
+
+def check(path: str, revision: str | None, trusted: bool = False) -> None:
+    """Refuse a base whose files lead to code; ``trusted`` consents to the code that it brings.
+
+    Raises:
+        PreflightError: ``base-is-adapter``, ``base-wants-code``, ``base-wants-kernel``,
+            ``pickled-weights``, ``base-config-broken``.
+    """
+    if Path(path).is_dir():
+        _check(path, revision, trusted)
+    else:
+        _check_once(path, revision, trusted)
+
+
+def _check(path: str, revision: str | None, trusted: bool) -> None:
+    if _file(path, revision, ADAPTER) is not None:
+        raise PreflightError(
+            "base-is-adapter",
+            f"The base {path} holds an {ADAPTER}: another base, and weights on top of it, would be "
+            "loaded in its place.",
+            "the base that the adapter was trained on, or the merged model.",
+        )
+    config = _read(path, revision, CONFIG)
+    for settings in (config, _read(path, revision, TOKENIZER)):
+        for key, value in _entries(settings):
+            if key == "auto_map" and value:
+                _check_code(path, config, value, trusted)
+            elif not trusted and _KERNEL_KEY.fullmatch(key) and not _inside(key, value):
+                raise PreflightError(
+                    "base-wants-kernel",
+                    f"The base {path} has `{key} = {str(value)[:80]}`: code would be fetched from "
+                    "a hub and run.",
+                    f"take `{key}` out of {CONFIG}: bakeoff chooses the implementation.",
+                )
+    named = config.get("transformers_weights")
+    shards = (_read(path, revision, INDEX).get("weight_map") or {}).values()
+    wrong = [s for s in shards if not isinstance(s, str) or not _SHARD.fullmatch(s)]
+    if named is not None and not str(named).endswith(SAFE):
+        wrong.append(named)
+    if wrong:
+        raise PreflightError(
+            "pickled-weights",
+            f"The base {path} names '{str(wrong[0])[:80]}' as a file of its weights, which is no "
+            "plain name of a *.safetensors file.",
+            "`model.save_pretrained(folder)` in transformers 5 writes safetensors.",
+        )
+
+
+_check_once = functools.cache(_check)
+"""A base of a hub is looked at once a process: each look asks the hub."""
+
+
+def _check_code(path: str, config: Mapping[str, Any], auto_map: Any, trusted: bool) -> None:
+    """Refuse code of the base's that nobody consented to, or that no commit pins."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if trusted:
+        # "other/repo--module.Class": the pinned commit says nothing about that one
+        if "--" in str(auto_map):
+            raise PreflightError(
+                "base-wants-code",
+                f"The base {path} takes code from another repository ({str(auto_map)[:99]}), "
+                "which `revision` does not pin.",
+                "a copy of the base with that code in it.",
+            )
+        return
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES:  # else transformers' own is taken
+        raise PreflightError(
+            "base-wants-code",
+            f"The base {path} brings code of its own (`auto_map`), and transformers has no model "
+            f"type '{str(config.get('model_type'))[:40]}' of its own.",
+            "read that code; then `trust_remote_code = true` under [base], with `revision` at the "
+            "40 digits of the commit that you read.",
+        )
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every key with its value, sub-configs included; depth is bounded where it was read."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key, inner
+            if key != "auto_map":
+                yield from _entries(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _entries(inner)
+
+
+def _inside(key: str, value: Any) -> bool:
+    """Tell whether an implementation is one of transformers' own."""
+    if not value or key.endswith("_internal"):
+        return not value
+    values = value.values() if isinstance(value, dict) else [value]
+    return all(isinstance(v, str) and _PLAIN.fullmatch(v) for v in values if v is not None)
+
+
+def _read(path: str, revision: str | None, name: str) -> dict[str, Any]:
+    """Read one of a base's JSON files; an absent one says nothing."""
+    file = _file(path, revision, name)
+    if file is None:
+        return {}
+    try:
+        value = read_json(file, CONFIG_BYTES if name != INDEX else 16 * CONFIG_BYTES)
+    except Unreadable as error:
+        raise _broken(path, name, str(error)) from error
+    if not isinstance(value, dict):
+        raise _broken(path, name, "it is no JSON object")
+    return value
+
+
+def _broken(path: str, name: str, why: str) -> PreflightError:
+    return PreflightError(
+        "base-config-broken", f"{name} of the base {path}: {why}.", "download it again."
+    )
+
+
+def _file(path: str, revision: str | None, name: str) -> Path | None:
+    """Return where one of a base's files lies on this machine; fetched, if it is of a hub."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder / name if (folder / name).exists() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            path, name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+    except OSError:  # no such base, no network: said by whoever loads it next
+        return None
+    return None if found is None else Path(found)

@@ -1,0 +1,58 @@
+"""Arguments of PEFT's config classes that no study may give: they lead to code, files or a hub.
+
+``adapter_config.json`` comes from strangers, and study files are passed around. Asked by ``study``
+before anything is looked at, and by ``arguments`` where a config is made: whatever way it took.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bakeoff.errors import UsageError
+
+_LEAD = {
+    "auto_mapping": "names a module that PEFT imports",
+    "megatron_core": "names a module that PEFT imports",
+    "megatron_config": "is the configuration of a module that PEFT imports",
+    "tokenizer_kwargs": "goes to the loader of a tokenizer, `trust_remote_code` included",
+    "tokenizer_name_or_path": "names a tokenizer that is loaded from a hub or a folder",
+    "cache_file": "names a file that PEFT unpickles",
+    "covariance_file": "names a file that PEFT unpickles",
+    "prompt_tuning_init_state_dict_path": "names a file that PEFT unpickles",
+    "adapters": "names adapters that PEFT loads from a hub or a folder",
+    "base_model_name_or_path": "names a base; the study's is under [base]",
+    "revision": "names a base's revision; the study's is under [base]",
+    "shadow_model": "names a model that is loaded from a hub or a folder",
+}
+_HARMLESS = {"shadow_model": "mirror", "megatron_core": "megatron.core"}
+"""What these may say all the same: PEFT's defaults, which lead nowhere by themselves."""
+
+
+def check(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse the config of the method ``name`` if an argument of it leads elsewhere.
+
+    Raises:
+        UsageError: ``unsafe-config-key``.
+    """
+    for where, key in _leading(config):
+        raise UsageError(
+            "unsafe-config-key",
+            f"The config of '{name}' gives `{where}`, which {_LEAD[key]}: bakeoff loads nothing "
+            "but the study's own base and data.",
+            f"take `{where}` out.",
+        )
+
+
+def _leading(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield such arguments, dotted and by name; configs inside configs and lists included."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key in _LEAD and inner is not None and inner != _HARMLESS.get(key):
+                yield prefix + key, key
+            else:
+                yield from _leading(inner, f"{prefix}{key}.")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leading(inner, prefix)

@@ -1,0 +1,815 @@
+"""Nothing that strangers wrote does harm: each malicious sample is refused or made harmless."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import tomli_w
+import torch
+from safetensors.torch import load_file, save_file
+
+from bakeoff import api, bases, bounded, folder, loading
+from bakeoff.bounded import Unreadable, deeper, read_bytes, read_json, read_text, suitable
+from bakeoff.capabilities.expected import expected
+from bakeoff.errors import BakeoffError, PreflightError, UsageError
+from bakeoff.methods import given, hook, refused, registry
+from bakeoff.methods.arguments import check_config
+from bakeoff.spec import parse_spec, read_spec
+from bakeoff.study import git_state, load_methods, make_executor
+from bakeoff.testing.tiny import write_jsonl
+from bakeoff.trial import Trial
+
+SOURCE = Path(api.__file__).parent
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def refusal(values: dict[str, Any], tmp_path: Path) -> BakeoffError:
+    with pytest.raises(BakeoffError) as error:
+        api.run(parse_spec(values), tmp_path, tmp_path / "out")
+    assert not list((tmp_path / "out" / "trials").glob("*"))
+    return error.value
+
+
+def copied(base: Path, to: Path, **changes: Any) -> Path:
+    """Copy a base, with changes to its config."""
+    to.mkdir()
+    for file in base.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**config, **changes}))
+    return to
+
+
+class Evil:
+    """What a pickle of strangers may hold: a call, made when it is read."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.proof),)
+
+
+# -- nothing is unpickled, nothing of strangers is run --
+
+
+FORBIDDEN_CALLS = {
+    "eval", "exec", "torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load",
+    "yaml.load", "os.system", "os.popen", "marshal.loads", "shelve.open", "dill.load", "np.load",
+    "numpy.load", "__import__", "pandas.read_pickle", "pd.read_pickle", "torch.jit.load",
+    "torch.package.PackageImporter", "tempfile.mktemp",
+}  # fmt: skip
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "yaml"}
+ALLOWED = {("scoring/find.py", "exec")}
+"""The user's own metric, by name in the study file, from the study file's own folder."""
+
+
+def dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def forbidden(tree: ast.AST) -> set[str]:
+    """Return what in a module runs text or unpickles, or asks for code of strangers."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names} & FORBIDDEN_MODULES
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} & FORBIDDEN_MODULES
+        elif isinstance(node, ast.Call):
+            found |= {dotted(node.func)} & FORBIDDEN_CALLS
+            for word in node.keywords:
+                on = isinstance(word.value, ast.Constant) and word.value.value is True
+                if word.arg in ("shell", "trust_remote_code", "allow_pickle") and on:
+                    found.add(f"{word.arg}=True")
+                if word.arg == "weights_only":
+                    found.add("weights_only")
+    return found
+
+
+def test_no_module_of_ours_unpickles_or_runs_text() -> None:
+    found = {
+        (str(path.relative_to(SOURCE)), what)
+        for path in SOURCE.rglob("*.py")
+        for what in forbidden(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == ALLOWED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle", "from yaml import load", "torch.load(x)", "eval('1')", "np.load(x)",
+        "subprocess.run(x, shell=True)", "AutoModel.from_pretrained(x, trust_remote_code=True)",
+    ],
+)  # fmt: skip
+def test_the_search_for_them_finds_them(text: str) -> None:
+    assert forbidden(ast.parse(text))
+
+
+def test_every_model_is_asked_for_as_safetensors() -> None:
+    """Each AutoModel…from_pretrained in the package names `use_safetensors=True`."""
+    calls = [
+        (path.name, node)
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and dotted(node.func).startswith("AutoModel")
+        and dotted(node.func).endswith("from_pretrained")
+    ]  # fmt: skip
+    assert len(calls) >= 2
+    for name, call in calls:
+        words = {k.arg for k in call.keywords}
+        assert "use_safetensors" in words or "gguf_file" in words, name
+
+
+def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr(torch, "load", fail)
+    monkeypatch.setattr(pickle, "load", fail)
+    monkeypatch.setattr(pickle, "loads", fail)
+    monkeypatch.setattr(pickle, "Unpickler", fail)
+
+
+def test_a_whole_study_unpickles_nothing(
+    study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Search, final trials, states and reports, and the adapters that PEFT loads again."""
+    no_unpickling(monkeypatch)
+    study_values["methods"]["contenders"] = ["ia3", "lora_ga", "full"]
+    study_values["budget"] |= {"settings": 1, "seeds": 1, "steps": 4}
+    # the cost probe has a process of its own; in this one it is watched, too
+    monkeypatch.setattr(api, "make_executor", lambda _, workers: make_executor("inline", workers))
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    assert {m["status"] for m in report["methods"]} == {"done"}
+    endings = {p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert endings.isdisjoint({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+    again = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    assert again["methods"] == report["methods"]
+
+
+# -- the base --
+
+
+@pytest.mark.parametrize("ending", ["bin", "pt", "pth", "ckpt", "pkl"])
+def test_pickled_weights_are_refused_and_not_read(
+    study_values: dict[str, Any], tmp_path: Path, ending: str
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    torch.save(Evil(tmp_path / "ran"), model / f"pytorch_model.{ending}")
+    study_values["base"]["model"] = str(model)
+    assert refusal(study_values, tmp_path).code == "pickled-weights"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_behind_safetensors(
+    study_values: dict[str, Any], tmp_path: Path, tiny_bert: Path
+) -> None:
+    """An index that calls itself safetensors names a shard that is a pickle."""
+    model = copied(tiny_bert, tmp_path / "model")
+    weights = model / "model.safetensors"
+    (model / "unused.safetensors").write_bytes(weights.read_bytes())
+    weights.unlink()
+    torch.save(Evil(tmp_path / "ran"), model / "evil.bin")
+    index = {"metadata": {}, "weight_map": {"embeddings.word_embeddings.weight": "evil.bin"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    study_values["base"]["model"] = str(model)
+    assert refusal(study_values, tmp_path).code == "pickled-weights"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"model_type": "evil", "auto_map": {"AutoModel": "evil.Evil"}}, "base-wants-code"),
+        ({"_attn_implementation_internal": "evil/kernel"}, "base-wants-kernel"),
+        ({"_attn_implementation_internal": "eager"}, "base-wants-kernel"),
+        ({"attn_implementation": "kernels-community/flash-attn"}, "base-wants-kernel"),
+        ({"_attn_implementation": {"": "evil/kernel:fn"}}, "base-wants-kernel"),
+        ({"text_config": {"_experts_implementation": "evil/kernel"}}, "base-wants-kernel"),
+        ({"use_kernels": True}, "base-wants-kernel"),
+        ({"transformers_weights": "weights.bin"}, "pickled-weights"),
+    ],
+)
+def test_a_base_whose_config_leads_to_code(
+    study_values: dict[str, Any],
+    tmp_path: Path,
+    tiny_bert: Path,
+    changes: dict[str, Any],
+    code: str,
+) -> None:
+    model = copied(tiny_bert, tmp_path / "model", **changes)
+    (model / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    study_values["base"]["model"] = str(model)
+    error = refusal(study_values, tmp_path)
+    assert (error.code, error.exit_code) == (code, 3)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_attn_implementation": "sdpa", "attn_implementation": None},
+        {"auto_map": {"AutoModel": "evil.Evil"}},  # transformers' own class of that type is taken
+    ],
+)
+def test_a_base_whose_config_only_looks_so(
+    tmp_path: Path, tiny_bert: Path, changes: dict[str, Any]
+) -> None:
+    model = copied(tiny_bert, tmp_path / "model", **changes)
+    (model / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    loading.check(str(model), None)
+    lora = {"entry": vars(registry.load("lora", Path())), "path": str(model)}
+    assert expected(lora)["parameters"] > 0
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_adapter_is_no_base(
+    study_values: dict[str, Any], tmp_path: Path, tiny_bert: Path
+) -> None:
+    """Transformers would load a base of the adapter's choice, and unpickle the adapter on top."""
+    model = copied(tiny_bert, tmp_path / "model")
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "evil/base"}))
+    torch.save(Evil(tmp_path / "ran"), model / "adapter_model.bin")
+    study_values["base"]["model"] = str(model)
+    assert refusal(study_values, tmp_path).code == "base-is-adapter"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b'{"a":' * 2000, b"\xff", b"[]", b"{", b'{"a": ' + b"9" * 5000 + b"}"],
+)
+def test_a_broken_config_of_a_base(tmp_path: Path, tiny_bert: Path, content: bytes) -> None:
+    model = copied(tiny_bert, tmp_path / "model")
+    (model / "config.json").write_bytes(content)
+    with pytest.raises(PreflightError) as error:
+        loading.check(str(model), None)
+    assert error.value.code == "base-config-broken"
+
+
+def test_weights_that_are_no_numbers(
+    study_values: dict[str, Any], tmp_path: Path, tiny_bert: Path
+) -> None:
+    model = copied(tiny_bert, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("query.weight"))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    study_values["base"]["model"] = str(model)
+    error = refusal(study_values, tmp_path)
+    assert error.code == "base-not-finite"
+    assert "query.weight" in error.cause
+
+
+def test_remote_code_is_off_and_never_asked_for(tiny_bert: Path) -> None:
+    assert loading.arguments(str(tiny_bert), None) == {
+        "local_files_only": True, "trust_remote_code": False,
+    }  # fmt: skip
+
+
+OWN_CODE = """
+from transformers import BertConfig, BertForSequenceClassification
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+class OwnModel(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+def test_trust_is_for_one_version_of_one_base(
+    study_values: dict[str, Any], tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
+    model = copied(tiny_bert, tmp_path / "model", model_type="own", auto_map=names)
+    (model / "own.py").write_text(OWN_CODE)
+    study_values["base"]["model"] = str(model)
+    study_values["budget"] |= {"settings": 1, "seeds": 1, "steps": 2}
+    error = refusal(study_values, tmp_path)
+    assert error.code == "base-wants-code"
+    assert "trust_remote_code" in error.try_
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    study_values["base"]["trust_remote_code"] = True
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "trusting")
+    assert any("own code is run with your rights" in w for w in report["warnings"])
+    before = bases.fingerprint(model)
+    (model / "own.py").write_text(OWN_CODE + "\n# another version\n")
+    assert bases.fingerprint(model) != before
+    with pytest.raises(PreflightError, match="study-differs"):
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "trusting")
+
+
+def test_trust_in_a_hub_model_wants_its_commit(study_values: dict[str, Any]) -> None:
+    hub = bases.Base("org/model", "org/model", None, None)
+    for revision, good in ((None, False), ("main", False), (COMMIT[:7], False), (COMMIT, True)):
+        base = {"model": "org/model", "trust_remote_code": True}
+        study_values["base"] = base if revision is None else {**base, "revision": revision}
+        spec = parse_spec(study_values).base
+        if good:
+            assert COMMIT in bases.consent(hub, spec)[0]
+        else:
+            with pytest.raises(UsageError) as error:
+                bases.consent(hub, spec)
+            assert error.value.code == "trust-unpinned"
+
+
+def test_trust_does_not_reach_another_repository(tmp_path: Path, tiny_bert: Path) -> None:
+    there = {"AutoModel": "other/repository--modeling.Model"}
+    model = copied(tiny_bert, tmp_path / "model", auto_map=there)
+    with pytest.raises(PreflightError, match="another repository"):
+        loading.check(str(model), None, trusted=True)
+
+
+def test_trials_from_before_trust_keep_their_ids(tmp_path: Path) -> None:
+    from bakeoff.testing.trials import CONDITIONS
+
+    trial = Trial(registry.load("lora", Path()), {"learning_rate": 0.1}, 0, "final", CONDITIONS)
+    value = trial.to_json()
+    del value["conditions"]["trusted"]
+    assert Trial.from_json(value).id == trial.id
+    value["conditions"]["trusted"] = True
+    assert Trial.from_json(value).id != trial.id
+
+
+# -- adapters and methods --
+
+
+LEADING: list[tuple[str, Any]] = [
+    ("auto_mapping", {"parent_library": "os", "base_model_class": "system"}),
+    ("megatron_core", "os"),
+    ("megatron_config", {"x": 1}),
+    ("tokenizer_kwargs", {"trust_remote_code": True}),
+    ("tokenizer_name_or_path", "evil/tokenizer"),
+    ("corda_config", {"cache_file": "evil.pt"}),
+    ("corda_config", {"covariance_file": "evil.pt"}),
+    ("lora_ga_config", {"cache_file": "evil.pt"}),
+    ("prompt_tuning_init_state_dict_path", "evil.pt"),
+    ("shadow_model", "evil/model"),
+    ("adapters", {"a": "evil/adapter"}),
+    ("base_model_name_or_path", "evil/base"),
+    ("revision", "main"),
+]
+BOOKKEEPING = ("auto_mapping", "base_model_name_or_path", "revision")
+
+
+@pytest.mark.parametrize(("key", "value"), LEADING, ids=str)
+def test_arguments_that_lead_elsewhere_are_refused_on_every_way_in(
+    study_values: dict[str, Any], tmp_path: Path, key: str, value: Any
+) -> None:
+    def refuse(values: dict[str, Any]) -> None:
+        with pytest.raises(UsageError) as error:
+            load_methods(parse_spec(values), tmp_path)
+        assert error.value.code == "unsafe-config-key"
+        assert key in error.value.cause
+
+    # in the study file, over a method of the catalog or with a class
+    study_values["method"] = {"lora": {"config": {key: value}}}
+    refuse(study_values)
+    study_values["methods"]["contenders"] = ["mine"]
+    study_values["method"] = {
+        "mine": {"kind": "peft", "peft": "LoraConfig", "config": {key: value}}
+    }
+    refuse(study_values)
+    # in a method file, also as a value that is tuned
+    method = tomllib.loads(registry.source("lora", Path()))
+    method["tuning"][key] = {"values": [value], "why": "it is evil"}
+    (tmp_path / "mine.toml").write_text(tomli_w.dumps(method))
+    del study_values["method"]
+    refuse(study_values)
+    # where a config is made, whatever way it took
+    with pytest.raises(UsageError, match="unsafe-config-key"):
+        check_config(registry.load("lora", Path()), {key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), LEADING, ids=str)
+def test_a_malicious_adapter_config(
+    study_values: dict[str, Any], tmp_path: Path, key: str, value: Any
+) -> None:
+    """PEFT's own bookkeeping is left out: no file names a base; the rest is refused."""
+    peft.LoraConfig(r=4).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    study_values["methods"]["contenders"] = ["mine"]
+    study_values["method"] = {"mine": {"kind": "peft", "path": path.name}}
+    if key in BOOKKEEPING:
+        _, mine = load_methods(parse_spec(study_values), tmp_path)
+        assert key not in mine.config
+    else:
+        with pytest.raises(UsageError, match="unsafe-config-key"):
+            load_methods(parse_spec(study_values), tmp_path)
+
+
+def test_adapter_weights_beside_a_config_are_not_read(
+    study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft.LoraConfig(r=2, target_modules=["query"]).save_pretrained(tmp_path / "mine")
+    torch.save(Evil(tmp_path / "ran"), tmp_path / "mine" / "adapter_model.bin")
+    study_values["methods"]["contenders"] = ["mine"]
+    study_values["method"] = {"mine": {"kind": "peft", "path": "mine/adapter_config.json"}}
+    study_values["budget"] |= {"settings": 1, "seeds": 1, "steps": 2}
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    assert [m["status"] for m in report["methods"]] == ["done", "done"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_argument_of_peft_that_names_a_file_or_a_module_is_known() -> None:
+    """A new PEFT with a new one must fail here, and be looked at."""
+    import dataclasses
+
+    words = (
+        "file",
+        "path",
+        "auto_map",
+        "megatron",
+        "tokenizer_",
+        "model_name",
+        "adapters",
+        "_dir",
+        "shadow_model",
+    )
+    names = {
+        field.name
+        for name in dir(peft)
+        if name.endswith("Config") and dataclasses.is_dataclass(getattr(peft, name))
+        for field in dataclasses.fields(getattr(peft, name))
+    } | {"cache_file", "covariance_file"}  # of configs inside configs
+    leading = {n for n in names if any(w in n for w in words)} - {"use_trainable_adapters"}
+    assert leading <= set(refused._LEAD), leading - set(refused._LEAD)
+
+
+def test_what_peft_writes_by_default_is_taken(tmp_path: Path) -> None:
+    taken = 0
+    for entry in given._originals().values():
+        config = getattr(peft, str(entry.peft))
+        with contextlib.suppress(TypeError, ValueError, UserWarning):  # it has no default
+            config(base_model_name_or_path="some/base").save_pretrained(tmp_path)
+            found = given.from_file("mine", tmp_path / "adapter_config.json")
+            refused.check("mine", found.config)
+            taken += 1
+    assert taken >= 30
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000, b'{"peft_type":' * 2000, b"\xff\xfe", b"null", b"[]",
+        b'{"peft_type": "LORA", "r": ' + b"9" * 5000 + b"}", b'{"peft_type": "LORA", "r": NaN}',
+        b'{"peft_type": "LORA", "r": "\\ud800"}', b" " * (bounded.CONFIG_BYTES + 1),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_a_broken_adapter_config(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        given.from_file("mine", tmp_path / "adapter_config.json")
+    assert error.value.code == "adapter-config-invalid"
+
+
+@pytest.mark.parametrize(
+    "named", ["os:system", "subprocess:Popen", "json:loads", "no.such:Thing", "torch:load", "peft:"]
+)
+def test_a_hook_is_a_hook_and_nothing_else(named: str) -> None:
+    text = registry.source("lora", Path()).replace('peft = "', f'hook = "{named}"\npeft = "')
+    with pytest.raises(UsageError) as error:
+        hook.make(registry.parse("mine", text), {})
+    assert error.value.code == "unknown-hook"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("prior = ", 'prior = "x" #'), ("title = ", "title = 1 #"), ("[config]", "[[config]]"),
+        ("family = ", "family = [] #"), ("[config]", "[rates]\nx = -1\n[config]"),
+        ("prior = ", "prior = nan #"), ("[config]", "[config]\nd = 2026-01-01"),
+    ],
+)  # fmt: skip
+def test_a_method_file_with_values_of_other_types(old: str, new: str) -> None:
+    text = registry.source("lora", Path()).replace(old, new, 1)
+    with pytest.raises(UsageError) as error:
+        registry.parse("mine", text)
+    assert error.value.code == "method-invalid"
+
+
+# -- the user's own metric: code, and so only from where the study lies --
+
+
+@pytest.mark.parametrize("where", ["../score.py", "/abs/score.py", "link.py", subprocess.__file__])
+def test_a_metric_from_elsewhere_is_not_run(
+    study_values: dict[str, Any], tmp_path: Path, where: str
+) -> None:
+    """The standard library's `subprocess.py:getoutput` would run the data's answers in a shell."""
+    home = tmp_path / "study"
+    home.mkdir()
+    code = f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\ndef score(a, b): return 1.0\n"
+    (tmp_path / "score.py").write_text(code)
+    (home / "link.py").symlink_to(tmp_path / "score.py")
+    name = where.replace("/abs", str(tmp_path))
+    study_values["task"]["metric"] = f"{name}:getoutput"
+    with pytest.raises(UsageError) as error:
+        api.run(parse_spec(study_values), home, tmp_path / "out")
+    assert error.value.code == "metric-outside"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ cycler.__init__.__globals__.os.mkdir(PROOF) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__class__.__base__ }}{% include '/etc/passwd' %}",
+        "{{ self._TemplateReference__context }}{% import 'os' as os %}",
+    ],
+)
+def test_a_chat_template_runs_in_a_sandbox(tmp_path: Path, attack: str) -> None:
+    from bakeoff.chat.template import Chat, Unusable
+    from bakeoff.testing.tiny import tokenizer
+
+    proof = tmp_path / "ran"
+    template = attack.replace("PROOF", repr(str(proof)))
+    whole = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}" + template
+    chat = Chat(tokenizer(), whole)
+    with pytest.raises(Unusable):
+        chat.tokens([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    assert not proof.exists()
+
+
+# -- names and paths --
+
+
+BAD_NAMES = (
+    "", ".", "..", "...", "-rf", "a/b", "../x", "a b", "x" * 65, "nul", "CON", "com1.txt", "Lpt9",
+    "a\x00b", "a\n", "é", "[red]", "a:b", "a\\b", "$(id)", "~",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
+def test_names_that_are_no_names(study_values: dict[str, Any], name: str) -> None:
+    for changes in (
+        {"name": name},
+        {"methods": {"control": "lora", "contenders": [name]}, "method": {}},
+        {"methods": {"control": "lora", "contenders": [f"x/{name}.toml"]}, "method": {}},
+        {"method": {name: {}}},
+    ):
+        if name in ("", "a/b", "../x") and ".toml" in str(changes):
+            continue  # as a path of a method file it has another name at its end
+        with pytest.raises(UsageError) as error:
+            parse_spec({**study_values, **changes})
+        assert error.value.code == "study-invalid"
+    assert bounded.unsuitable(suitable(name)) is None
+
+
+@pytest.mark.parametrize("name", ["a", "A.b_c-9", ".hidden", "_", "x" * 64, "console", "com10"])
+def test_names_that_are(study_values: dict[str, Any], name: str) -> None:
+    assert parse_spec({**study_values, "name": name}).name == name
+    assert suitable(name) == name
+
+
+@pytest.mark.parametrize(
+    "path", ["", " ", "a\x00b", "a\nb", "\x1b[2J", "~root/x", "x" * 300, "x/" * 600]
+)
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ("data", "train"), ("data", "test"), ("base", "model"), ("task", "metric"),
+        ("task", "chat_template"), ("forgetting", "text"),
+    ],
+)  # fmt: skip
+def test_paths_that_are_no_paths(
+    study_values: dict[str, Any], table: str, key: str, path: str
+) -> None:
+    study_values[table] = {**study_values.get(table, {}), key: path}
+    with pytest.raises(UsageError) as error:
+        parse_spec(study_values)
+    assert error.value.code == "study-invalid"
+    assert f"{table}.{key}" in error.value.cause
+
+
+# -- the study folder --
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["report.html", "trials", "data/train.jsonl", "study.db", "log.jsonl", "trials/a/state"],
+)
+def test_a_link_in_a_study_folder_is_refused(
+    study_values: dict[str, Any], tmp_path: Path, place: str
+) -> None:
+    target = tmp_path / "precious"
+    target.mkdir()
+    (target / "1.safetensors").write_text("keep")
+    link = tmp_path / "out" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    with pytest.raises(PreflightError) as error:
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    assert error.value.code == "folder-link"
+    assert str(link) in error.value.cause
+    assert (target / "1.safetensors").read_text() == "keep"
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    folder.make(tmp_path / "out")
+
+
+def test_no_state_is_removed_through_a_link(tmp_path: Path) -> None:
+    """A link that appears after the study was opened."""
+    target, out = tmp_path / "precious", tmp_path / "out"
+    target.mkdir()
+    (target / "1.safetensors").write_text("keep")
+    (out / "trials" / "abc").mkdir(parents=True)
+    (out / "trials" / "abc" / "state").symlink_to(target)
+    folder.drop_states(out, "abc", None)
+    assert (target / "1.safetensors").read_text() == "keep"
+
+
+def test_the_command_line_writes_no_file_that_everybody_may_change(
+    tmp_path: Path, study_file: Path
+) -> None:
+    mask = "import os, sys; os.umask(0); from bakeoff.cli import main; main()"
+    made = subprocess.run(
+        [sys.executable, "-c", mask, "init", "study.toml"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "study.toml").stat().st_mode & 0o002 == 0
+
+
+@pytest.mark.parametrize("key", ["core.fsmonitor", "filter.evil.clean"])
+def test_a_repository_around_a_study_runs_no_program(tmp_path: Path, key: str) -> None:
+    """`git status` runs what a repository's own configuration says; a study may bring one along."""
+
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=x", "-c", "user.email=x@y.example"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
+
+    git("init", "-q")
+    (tmp_path / "study.toml").write_text("a = 1")
+    git("add", ".")
+    git("commit", "-q", "-m", "x")
+    assert (git_state(tmp_path) or {})["dirty"] is False
+    (tmp_path / ".gitattributes").write_text("* filter=evil\n")
+    (tmp_path / "study.toml").write_text("a = 2")
+    git("config", key, f"touch {tmp_path / 'ran'}; cat")
+    found = git_state(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    assert found is not None
+    assert found["dirty"] is None
+
+
+# -- bounds --
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5000, "a." * 5000 + "b = 1", "a = " + "{a = " * 5000, "a = " + "9" * 5000,
+        'name = "x"\n' + "# comment\n" * 200_000, "\x00", "a = 1\na = 2", "a = 2026-01-01",
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_study_files_that_break_parsers(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        read_spec(path)
+    assert error.value.code in ("study-unreadable", "study-invalid")
+    assert len(error.value.cause) < 1000
+
+
+def test_a_study_file_is_a_file(tmp_path: Path) -> None:
+    """A folder, or a pipe that nobody writes to, is not waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UsageError, match="no plain file"):
+            read_spec(path)
+
+
+def test_what_a_study_cannot_be_frozen_with(study_values: dict[str, Any]) -> None:
+    import datetime
+
+    deep: Any = 1
+    for _ in range(100):
+        deep = [deep]
+    for odd in (
+        float("nan"),
+        float("inf"),
+        2**64,
+        datetime.date(2026, 1, 1),
+        "a\x00",
+        "\ud800",
+        deep,
+    ):
+        study_values["method"]["ia3"]["config"]["target_modules"] = odd
+        with pytest.raises(UsageError) as error:
+            parse_spec(study_values)
+        assert error.value.code == "study-invalid"
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ({"text": "x" * 60, "label": "a"}, "row-too-large"),
+        ({"text": "x", "label": json.loads("[" * 100 + "]" * 100)}, "row-too-deep"),
+    ],
+)
+def test_rows_beyond_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: dict[str, Any], code: str
+) -> None:
+    from bakeoff import data
+
+    monkeypatch.setattr(data, "ROW_CHARACTERS", 50)
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "short", "label": "a"}, value])
+    with pytest.raises(PreflightError) as error:
+        data.read_rows(path)
+    assert error.value.code == code
+    assert "line 2" in error.value.cause
+
+
+def test_a_small_parquet_file_of_much_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    from bakeoff.sources import arrow
+
+    table = pyarrow.table({"text": ["x" * 10_000] * 5000})
+    parquet.write_table(table, tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 100_000
+    monkeypatch.setattr(arrow, "DATA_BYTES", 20_000_000)
+    with pytest.raises(PreflightError) as error:
+        arrow.read_parquet(tmp_path / "bomb.parquet")
+    assert error.value.code == "data-too-large"
+
+
+def test_bounded_reading(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert read_bytes(path, 5) == b"12345"
+    with pytest.raises(Unreadable, match="larger than 4 bytes"):
+        read_bytes(path, 4)
+    path.write_bytes(b"\xff")
+    with pytest.raises(Unreadable, match="not UTF-8"):
+        read_text(path, 5)
+    with pytest.raises(Unreadable, match="no such file") as error:
+        read_json(tmp_path / "y", 5)
+    assert error.value.missing
+    with pytest.raises(Unreadable):
+        read_bytes(tmp_path / "a\x00b", 5)
+    assert not deeper([[1]], 2)
+    assert deeper([[1]], 1)
+
+
+def test_a_data_set_whose_reader_unpickles(tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    from bakeoff.sources import hub
+
+    raw = io.BytesIO()
+    torch.save({"x": 1}, raw)
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        info = tarfile.TarInfo("0.pth")
+        info.size = len(raw.getvalue())
+        raw.seek(0)
+        archive.addfile(info, raw)
+    with pytest.raises(PreflightError) as error:
+        hub.load(hub.Dataset(str(tmp_path), "train"), None, None)
+    assert error.value.code == "data-format"
+    assert "webdataset" in error.value.cause
+
+
+def test_safetensors_are_what_a_study_writes(tmp_path: Path) -> None:
+    """The format holds tensors and text: a header of strangers is bounded by its reader."""
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    broken = (2**62).to_bytes(8, "little") + b"{}"
+    (tmp_path / "y.safetensors").write_bytes(broken)
+    from safetensors import SafetensorError, safe_open
+
+    with pytest.raises(SafetensorError):
+        safe_open(tmp_path / "y.safetensors", framework="pt")
+
+
+def test_rows_with_a_traversing_name(study_values: dict[str, Any], tmp_path: Path) -> None:
+    study_values["data"]["train"] = "asset:all-minilm-l6-v2/../../x.jsonl"
+    with pytest.raises(BakeoffError) as error:
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    assert error.value.exit_code != 1
