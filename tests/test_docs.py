@@ -82,3 +82,11 @@ def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict[str,
     report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     row = next(m for m in report["methods"] if m["method"] == "rslora")
     assert (row["status"], row["n_settings"], row["n_seeds"]) == ("done", 2, 2)
+
+
+def test_the_tests_that_the_page_on_faults_names_are_there() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 25
+    for file, name in named:
+        assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8"), (file, name)
