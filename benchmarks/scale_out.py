@@ -217,7 +217,7 @@ def reported(folder: Path, size: Size) -> dict[str, Any]:
     with Writer(path) as store:
         step("plan", lambda: store.plan(trials))
         stood = [t for t in trials if t.phase == "search"]
-        step("keep_rung", lambda: [store.keep_rung(_at_rung(t, rng)) for t in stood])
+        step("keep_rung", lambda: [store.keep_group([_at_rung(t, rng)]) for t in stood])
         step("keep", lambda: [store.keep(_of(t, size, rng)) for t in trials])
     with Reader(path) as reader:
         step("finished", reader.finished)

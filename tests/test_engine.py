@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_is_dated_to_its_step(tiny_bert: Path, tmp_pat
     stepper.losses = spoilt
     heard: list[Reading] = []
     batches = at.feed.training(at.examples("train"), [0])
-    train(stepper, batches, 0, 10, (5, 10), heard.append)
+    train(stepper, batches, (0, 10), (5, 10), heard.append)
     assert [(r.step, r.diverged) for r in heard] == [(5, (None,)), (10, (7,))]
 
 

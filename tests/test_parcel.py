@@ -14,7 +14,7 @@ import pytest
 
 from bakeoff import parcel
 from bakeoff.executors.ray import _Worker
-from bakeoff.segment import COMPLETE
+from bakeoff.sealed import COMPLETE
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.trial import Segment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from test_recovery import comparable
 
 from bakeoff import api, phases, recovery, sealed, segment
+from bakeoff.errors import EnvironmentProblem
 from bakeoff.results import TrialResult
 from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
@@ -56,15 +58,15 @@ def test_a_kill_between_the_folder_and_its_row_loses_nothing(
     study_values["budget"] |= BUDGET
     spec, out = parse_spec(study_values), tmp_path / "out"
     whole = api.run(spec, tmp_path, tmp_path / "whole")
-    keep = Writer.keep
+    keep = Writer.keep_group
 
-    def killed(store: Writer, result: TrialResult) -> None:
-        if result.trial_id in final(out):
+    def killed(store: Writer, results: Sequence[TrialResult]) -> None:
+        if any(result.trial_id in final(out) for result in results):
             raise Killed
-        keep(store, result)
+        keep(store, results)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Writer, "keep", killed)
+        patched.setattr(Writer, "keep_group", killed)
         with pytest.raises(Killed):
             api.run(spec, tmp_path, out)
     before = seals(out)
@@ -143,7 +145,7 @@ def test_a_study_goes_on_after_its_database_was_lost(
     whole = api.run(spec, tmp_path, out)
     finals = set(final(out))
     (out / "study.db").write_bytes(b"not a database" * 1000)
-    with pytest.raises(api.EnvironmentProblem, match="database-damaged"):
+    with pytest.raises(EnvironmentProblem, match="database-damaged"):
         api.run(spec, tmp_path, out)
     api.diagnose(out, mend=True)
     trained.clear()

@@ -21,6 +21,7 @@ from bakeoff.engine.optim import schedule
 from bakeoff.engine.order import step_indices
 from bakeoff.engine.packing import round_up
 from bakeoff.engine.switches import Switches
+from bakeoff.errors import UsageError
 from bakeoff.methods.hook import Incompatible, make, trainable
 from bakeoff.testing import trials as benches
 from bakeoff.testing.tiny import rows, write_splits
@@ -168,7 +169,7 @@ def test_rides(case: Case, setting: Setting, base_model: torch.nn.Module) -> Non
 @pytest.mark.parametrize("case", [c for c in CASES if not c.rides], ids=lambda c: c.name)
 def test_stays_behind(case: Case, setting: Setting) -> None:
     """What keeps it from riding keeps it from training alone, too."""
-    with pytest.raises((ValueError, Incompatible), match=case.outcome.raises):
+    with pytest.raises((ValueError, Incompatible, UsageError), match=case.outcome.raises):
         setting.run(trials_of(case)[:1], lanes=False, packing=False)
 
 

@@ -153,7 +153,7 @@ def test_a_whole_study_unpickles_nothing(
     study_values["methods"]["contenders"] = ["ia3", "lora_ga", "full"]
     study_values["budget"] |= {"settings": 1, "seeds": 1, "steps": 4}
     # the cost probe has a process of its own; in this one it is watched, too
-    monkeypatch.setattr(api, "make_executor", lambda _, workers: make_executor("inline", workers))
+    monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
     report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert {m["status"] for m in report["methods"]} == {"done"}
     endings = {p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()}
