@@ -123,7 +123,7 @@ CASES = (
     _case("vera", "VeraConfig", r=8, **QV),
     _case("waveft", "WaveFTConfig", n_frequency=16, **QV),
     _case("xlora", "XLoraConfig",
-          Outcome("it mixes LoRA adapters that were trained before", raises="adapters that PEFT loads"),
+          Outcome("it mixes LoRA adapters that were trained before", raises="names adapters"),
           hidden_size=32, adapters={"trained": "no such LoRA"}),
     _case("dora", "LoraConfig", of="LORA", r=4, use_dora=True, **QV),
     _case("rslora", "LoraConfig", of="LORA", r=4, use_rslora=True, **QV),
