@@ -47,7 +47,7 @@ def study(tmp_path: Path) -> Path:
     (place / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     sealed.seal(place, result(DONE))
     states.keep(
-        states.path_of(out / "trials", RACING.id, 5),
+        sealed.state_of(out / "trials", RACING.id, 5),
         states.State({"values": torch.arange(4.0)}, {}, at_rung),
     )
     with Writer(out / "study.db") as store:
@@ -77,12 +77,12 @@ def _sql(out: Path, statement: str) -> None:
 
 
 def tear_a_state(out: Path) -> None:
-    path = states.path_of(out / "trials", RACING.id, 5)
+    path = sealed.state_of(out / "trials", RACING.id, 5)
     path.write_bytes(path.read_bytes()[:-3])
 
 
 def flip_a_bit_of_a_state(out: Path) -> None:
-    path = states.path_of(out / "trials", RACING.id, 5)
+    path = sealed.state_of(out / "trials", RACING.id, 5)
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)

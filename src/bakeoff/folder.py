@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from bakeoff import data, durable, mounts, sources
+from bakeoff import data, durable, mounts, sealed, sources
 from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json, within
 from bakeoff.checks import cells
 from bakeoff.errors import EnvironmentProblem, PreflightError, near_match
@@ -215,14 +215,9 @@ def _check_group(rows: Sequence[data.Row], group: str) -> None:
         raise refused
 
 
-def state_of(folder: Path, trial_id: str, step: int) -> Path:
-    """Return where a worker leaves a trial's state after ``step`` steps (``states``)."""
-    return folder / "trials" / trial_id / "state" / f"{step}.safetensors"
-
-
 def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
     """Remove the states of a trial that it goes on from at rungs, except that at step ``but``."""
-    states = folder / "trials" / trial_id / "state"
+    states = folder / "trials" / trial_id / sealed.STATES
     if not within(states, folder):  # a link that came after the study was opened
         return
     for file in states.glob("*"):

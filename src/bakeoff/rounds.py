@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import plan, recovery, registry
+from bakeoff import plan, recovery, registry, sealed
 from bakeoff.errors import EnvironmentProblem
 from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Executor, Outcome
@@ -165,7 +165,7 @@ def _from_pause(segment: Segment, there: set[str], stands: Mapping[str, int]) ->
     step = steps.pop() if len(steps) == 1 else None
     if step is None:
         return segment
-    states = (study_folder.state_of(Path(segment.folder), t.id, step) for t in missing)
+    states = (sealed.state_of(Path(segment.folder) / "trials", t.id, step) for t in missing)
     if not all(state.is_file() for state in states):
         return segment
     return dataclasses.replace(segment, trials=missing, start=step)

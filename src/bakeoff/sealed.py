@@ -101,6 +101,11 @@ def settled(folder: Path) -> TrialResult | None:
     return None if result is None or result.status in TRIED_AGAIN else result
 
 
+def state_of(trials: Path, trial_id: str, step: int) -> Path:
+    """Return where a trial's state after ``step`` steps lies."""
+    return trials / trial_id / STATES / f"{step}.safetensors"
+
+
 def state_damage(path: Path) -> str | None:
     """Say what is wrong with a state at a rung, None where it is whole.
 

@@ -204,7 +204,7 @@ def _restore(
     before: list[TrialResult | None] = []
     unread = []
     for lane, trial in enumerate(segment.trials):
-        path = states.path_of(Path(segment.folder) / "trials", trial.id, segment.start)
+        path = sealed.state_of(Path(segment.folder) / "trials", trial.id, segment.start)
         state = states.read(path, bench.conditions.device)
         stepper.restore(lane, state.lane, segment.start)
         bench.hook.restore(lane, state.hook)
@@ -223,7 +223,7 @@ def _paused(
         stepper.state(lane), bench.hook.state(lane), result, pause.losses[:, lane].clone()
     )
     trials = bench.data.parent / "trials"
-    states.keep(states.path_of(trials, result.trial_id, pause.step), state)
+    states.keep(sealed.state_of(trials, result.trial_id, pause.step), state)
     return result
 
 
@@ -274,7 +274,7 @@ def _ended(
     if segment.stop < bench.conditions.steps:
         result = dataclasses.replace(result, status=Status.STOPPED)
         state = states.State(stepper.state(lane), bench.hook.state(lane), result)
-        states.keep(states.path_of(trials, trial.id, segment.stop), state)
+        states.keep(sealed.state_of(trials, trial.id, segment.stop), state)
         return result
     saved = _save(bench, lane, trials / trial.id)
     return dataclasses.replace(result, adapter_bytes=saved)

@@ -35,11 +35,6 @@ class State(NamedTuple):
     """Training losses since the last reading ``[n]``, of a trial that was stopped between two."""
 
 
-def path_of(trials: Path, trial_id: str, step: int) -> Path:
-    """Return where a trial's state after ``step`` steps lies."""
-    return trials / trial_id / sealed.STATES / f"{step}.safetensors"
-
-
 def keep(path: Path, state: State) -> None:
     """Write a state durably."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bakeoff import states
+from bakeoff import sealed, states
 from bakeoff.assemble import Bench, load_base
 from bakeoff.engine import shims
 from bakeoff.evaluate import item_losses
@@ -125,7 +125,7 @@ def goes_on(subject: Subject) -> None:
     for i, batch in zip(range(stop), batches(at), strict=False):
         first.append(float(stepper.step(i, batch)))
     result = TrialResult(at.trials[0].id, Status.STOPPED, step=stop)
-    path = states.path_of(subject.folder, at.trials[0].id, stop)
+    path = sealed.state_of(subject.folder, at.trials[0].id, stop)
     states.keep(path, states.State(stepper.state(0), at.hook.state(0), result))
     fresh, state = subject.bench(), states.read(path, "cpu")
     stepper, rest = fresh.stepper(), []
