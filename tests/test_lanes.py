@@ -276,6 +276,14 @@ def test_in_half_precision_nothing_is_dropped(
     assert found.reasons == {}
 
 
+@pytest.mark.parametrize("method", ["bitfit", "ln_tuning"])
+def test_norms_train_in_half_precision(method: str, tiny_bert: Path, tmp_path: Path) -> None:
+    """A CPU's layer norm wants one dtype, also where only its bias is trained."""
+    trial = make_trial(method, "classify", precision="bf16")
+    found = decide(trial, str(tiny_bert), write_splits(tmp_path), ON)
+    assert found.reasons == {}
+
+
 def test_switches_follow_the_user_and_say_why() -> None:
     assert Switches.wished({"packing": "off", "compile": "on"}, "cpu", "bf16", 9) == Switches(
         lanes=True, packing=False, loss=True, compile=True, graphs=False, lean_inputs=True,

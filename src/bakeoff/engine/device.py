@@ -131,12 +131,18 @@ def set_dtypes(model: nn.Module, precision: str) -> None:
     """Hold frozen floating-point tensors in the compute dtype and trained ones in fp32.
 
     The optimizer then always works on fp32 master weights, whatever the method, and autocast has
-    no frozen weight left to convert in each step.
+    no frozen weight left to convert in each step. A module's vectors go together: a CPU's layer
+    norm wants its weight and its bias in one dtype, also where the bias alone is trained.
     """
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
+    master = {id(p) for p in model.parameters() if p.requires_grad}
+    for module in model.modules():
+        vectors = [p for p in module.parameters(recurse=False) if p.ndim == 1]
+        if any(id(p) in master for p in vectors):
+            master |= {id(p) for p in vectors}
     for parameter in model.parameters():
         if parameter.is_floating_point() and not is_packed(parameter):
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+            parameter.data = parameter.data.to(torch.float32 if id(parameter) in master else frozen)
 
 
 def lean_inputs(model: nn.Module) -> None:
