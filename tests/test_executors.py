@@ -32,6 +32,16 @@ def square(value: dict[str, Any]) -> dict[str, Any]:
     return {"square": value["n"] ** 2, "pid": os.getpid()}
 
 
+class Left:
+    """Notes in a file that it is gone."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def __del__(self) -> None:
+        Path(self.file).touch()
+
+
 def misbehave(value: dict[str, Any]) -> dict[str, Any]:
     if value["do"] == "raise":
         raise ValueError("what a pity")
@@ -52,6 +62,11 @@ def misbehave(value: dict[str, Any]) -> dict[str, Any]:
         return {"asked": True}
     if value["do"] == "pid":
         return {"pid": os.getpid()}
+    if value["do"] == "leave":
+        left = Left(value["file"])
+        left.itself = left  # type: ignore[attr-defined]  # only a collection frees it
+    if value["do"] == "look":
+        return {"gone": Path(value["file"]).exists()}
     if value["do"] == "exit":
         os._exit(3)
     return {"fine": True}
@@ -121,6 +136,13 @@ def test_a_worker_in_which_something_was_raised_is_replaced() -> None:
     assert one.value["pid"] != three.value["pid"]
     assert "what a pity" in (two.detail or "")
     assert "misbehave" in (two.detail or ""), "the traceback"
+
+
+def test_what_work_held_is_gone_before_the_next_payload(tmp_path: Path) -> None:
+    file = str(tmp_path / "gone")
+    payloads = [{"do": "leave", "file": file}, {"do": "look", "file": file}]
+    _, looked = Process(1).map(f"{__name__}:misbehave", payloads)
+    assert looked.value == {"gone": True}
 
 
 def test_a_hung_worker_is_ended_and_its_stack_told() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from bakeoff.engine.device import free_memory
 from bakeoff.engine.pulse import Pulse
 from bakeoff.engine.resident import Resident
 from bakeoff.executors import resolve
@@ -65,7 +66,7 @@ def serve(
     if gpu is not None:
         _take_gpu(gpu)
     Pulse.listener = _Marks(marks)
-    Resident.on = False  # BitFit on a shared base fails in bf16 on a CPU; off until that is mended
+    Resident.on = stays
     while True:
         try:
             function, payload = json.loads(pipe.recv_bytes())
@@ -80,9 +81,19 @@ def serve(
             said = f"{type(error).__name__}: {error}"
             answer = {"value": None, "error": said, "detail": traceback.format_exc()}
         pipe.send_bytes(json.dumps(answer).encode())
-        state.busy = False
         if answer["error"] is not None:
             return
+        _clear_up()
+        state.busy = False
+
+
+def _clear_up() -> None:
+    """Give back what the work held: its models, and the code that was compiled for them.
+
+    Memory is measured by what is free, and a function is compiled anew only a few times.
+    """
+    free_memory()
+    torch.compiler.reset()
 
 
 def _write_to(log: str) -> None:
