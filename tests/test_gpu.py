@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bakeoff import preflight, segment
 from bakeoff.engine.attention import attend
 from bakeoff.engine.packing import Layout, layout
+from bakeoff.executors.process import Process
 from bakeoff.testing.tiny import rows, tokenizer, write_jsonl, write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.trial import Segment, Trial
@@ -117,3 +118,61 @@ def test_a_lane_with_little_text_beside_one_with_much_stays_finite(causal: bool)
     assert bool(out.isfinite().all())
     for gradient in torch.autograd.grad(out.float().square().sum(), [q, k, v]):
         assert bool(gradient.isfinite().all())
+
+
+def fail_in_a_kernel(value: dict[str, Any]) -> dict[str, Any]:
+    """Work off a segment; in one that says so a kernel's assertion fails, as on a wrong index."""
+    if value.pop("fails"):
+
+        def broken(*_: Any) -> Any:
+            ids = torch.tensor([7], device="cuda")
+            torch.zeros(3, device="cuda")[ids].sum().item()
+
+        segment._train_and_score = broken
+    return segment.run(value)
+
+
+def test_a_worker_that_lost_its_gpu_is_replaced(tiny_llama: Path, tmp_path: Path) -> None:
+    write_jsonl(write_splits(tmp_path / "data") / "test.jsonl", rows())
+    trials = tuple(dataclasses.replace(on_gpu("lora", "sft"), seed=s) for s in (0, 1))
+    both = Segment(trials, 0, 10, str(tmp_path), str(tiny_llama)).to_json()
+    through = Process(1)
+    first, second = through.map(
+        f"{__name__}:fail_in_a_kernel", [{**both, "fails": True}, {**both, "fails": False}]
+    )
+    through.close()
+    assert first.value is None, "no result may come of a process without its GPU"
+    assert "CUDA error" in (first.error or "")
+    assert [r["status"] for r in (second.value or {})["results"]] == ["done", "done"]
+
+
+def test_lanes_that_do_not_fit_under_a_cap_lose_nothing(smollm: Path, tmp_path: Path) -> None:
+    """The allocator's own limit, half of what the group takes: a real one, not a raised error."""
+    write_jsonl(write_splits(tmp_path / "data") / "test.jsonl", rows())
+    trials = [dataclasses.replace(on_gpu("lora", "sft"), seed=s) for s in range(8)]
+    switches = {"lanes": True, "packing": True, "loss": True, "compile": False, "graphs": False}
+    wishes = {"switches": switches, "token_bytes": None, "pass_tokens": None, "rescue": True}
+    whole = Segment(tuple(trials), 0, 10, str(tmp_path / "whole"), str(smollm), wishes)
+    capped = dataclasses.replace(whole, folder=str(tmp_path / "capped"))
+    for one in (whole, capped):
+        write_jsonl(write_splits(Path(one.folder) / "data") / "test.jsonl", rows())
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = segment.run(whole.to_json())["results"]
+    peak, total = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
+    base = sum(p.stat().st_size for p in smollm.glob("*.safetensors"))
+    torch.cuda.empty_cache()
+    cap = base + (peak - base) // 2
+    torch.cuda.set_per_process_memory_fraction(cap / total)
+    failures = torch.cuda.memory_stats()["num_ooms"]
+    try:
+        after = segment.run(capped.to_json())["results"]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert torch.cuda.memory_stats()["num_ooms"] > failures, "the cap was never met"
+    print(peak, cap, torch.cuda.memory_stats()["num_ooms"] - failures)
+    for one, other in zip(before, after, strict=True):
+        assert other["status"] == "done", other["traceback"] or other["reason"]
+        assert other["curve"][-1]["validation_loss"] == pytest.approx(
+            one["curve"][-1]["validation_loss"], abs=0.02
+        )

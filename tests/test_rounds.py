@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
 from sqlalchemy.exc import StatementError
 
-from bakeoff import rounds
+from bakeoff import rounds, segment
 from bakeoff.errors import EnvironmentProblem, Interrupted
 from bakeoff.executors import Outcome
 from bakeoff.interrupts import Stop
@@ -218,3 +220,18 @@ def test_a_group_is_written_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(StatementError, match="not JSON"):
         running.store.keep_group([good, torn])
     assert not any(stored(tmp_path).values())
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_error_that_took_the_gpu_ends_the_worker_and_is_no_trials_result(
+    lanes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    monkeypatch.setattr(segment, "_train_and_score", Mock(side_effect=lost))
+    trials = tuple(make_trial("lora", "sft", seed=s) for s in range(lanes))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        segment.run(Segment(trials, 0, 10, str(tmp_path), "base").to_json())
+    full = torch.AcceleratorError("CUDA error: out of memory")
+    monkeypatch.setattr(segment, "_train_and_score", Mock(side_effect=full))
+    results = segment.run(Segment(trials, 0, 10, str(tmp_path), "base").to_json())["results"]
+    assert [r["status"] for r in results] == ["out_of_memory"] * lanes

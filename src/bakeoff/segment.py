@@ -1,11 +1,11 @@
 """run_segment: train a group of trials from one step to another, score them, save them.
 
-The unit of work that an executor carries to a worker. It never raises: whatever happens becomes a
-``TrialResult`` with a status and a reason; a full disk is nobody's, and stops the segment. It
-writes only inside ``trials/<id>`` and seals the folder last, with the hashes of all its files, so
-that a half-written trial is never taken for a finished one, and a sealed one is never written
-again. A segment that ends at a rung leaves the trial's state there, and the next one
-starts from it.
+The unit of work that an executor carries to a worker. Whatever happens becomes a ``TrialResult``
+with a status and a reason; a full disk is nobody's, and stops the segment; a lost GPU ends the
+worker, and the executor's outcome tells of it. It writes only inside ``trials/<id>`` and seals the
+folder last, with the hashes of all its files, so that a half-written trial is never taken for a
+finished one, and a sealed one is never written again. A segment that ends at a rung leaves the
+trial's state there, and the next one starts from it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bakeoff import forgetting, room, sealed, states
 from bakeoff.assemble import Bench, build, prepare_process
-from bakeoff.engine.device import out_of_memory
+from bakeoff.engine.device import device_lost, out_of_memory
 from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.loop import Pause, Reading, Stepper, reading_steps, train
 from bakeoff.engine.switches import Switches
@@ -46,10 +46,11 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_segment(segment: Segment) -> SegmentResult:
-    """Train and score every trial of the group; never raises.
+    """Train and score every trial of the group; raises only what ends its process.
 
     Trials that cannot share a base, or of which one brings the others down, run one by one. Where
-    the disk is full there are no results, but what it said.
+    the disk is full there are no results, but what it said. An error that took the GPU from this
+    process is raised: the executor replaces the worker, and the trials run again in another.
     """
     try:
         return SegmentResult(tuple(_run(segment)))
@@ -65,7 +66,7 @@ def _run(segment: Segment) -> Iterator[TrialResult]:
     try:
         results = [_alone(segment)] if len(group) == 1 else _group(segment)
     except Exception as error:  # which trial it was is found out when each runs alone
-        if room.full(error):
+        if room.full(error) or device_lost(error):
             raise
         why = f"trained alone, not in lanes: {describe_failure(error).splitlines()[0]}"
         alone = (_alone(dataclasses.replace(segment, trials=(trial,))) for trial in group)
@@ -105,8 +106,8 @@ def _alone(segment: Segment) -> TrialResult:
         try:
             (result,) = _train_and_score(segment, [curve])
         except Exception as error:  # a failure is a result: whatever it is, the study goes on
-            if room.full(error):
-                raise  # but this is none of the trial's
+            if room.full(error) or device_lost(error):
+                raise  # but this is none of the trial's, or not to be gone on from
             status = classify_failure(error)
             result = TrialResult(
                 trial_id=segment.trials[0].id,

@@ -69,6 +69,18 @@ def out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in text or "out of memory" in text
 
 
+def device_lost(error: BaseException) -> bool:
+    """Say whether an error leaves this process without its GPU: nothing it computes is right now.
+
+    A failed assertion in a kernel, an illegal address or an ECC error is of the whole CUDA context;
+    only another process gets a new one.
+    """
+    if out_of_memory(error):
+        return False
+    lost = getattr(torch, "AcceleratorError", None)
+    return (lost is not None and isinstance(error, lost)) or "CUDA error:" in str(error)
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep freed blocks for the next step (glibc alone; else nothing happens).
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 from bakeoff import api
 from bakeoff.spec import parse_spec
 from bakeoff.study import make_executor
+from bakeoff.testing.tiny import rows, save_bert, write_jsonl
 
 WATCHED = {
     "a step": "bakeoff.engine.loop:Stepper.step",
@@ -46,8 +48,51 @@ WATCHED = {
 }
 """What is watched, by the name of its moments."""
 
+MEASURED = ("seconds", "pareto", "front", "recommendation", "timing", "provenance", "race")
+"""Parts of a report that hold what is measured in time or memory, or say where a study ran."""
 Moment = tuple[str, int]
 """A moment's name, ``before a step`` or ``after a step``, and which one of them it is, from 0."""
+
+
+def small(source: Path) -> dict[str, Any]:
+    """Write a base and data into ``source``; return a study of them that takes seconds."""
+    return {
+        "name": "tiny",
+        "base": {"model": str(save_bert(source / "base"))},
+        "data": {"train": str(write_jsonl(source / "rows.jsonl", rows()))},
+        "task": {"kind": "classify", "max_length": 32},
+        "methods": {"control": "lora", "contenders": ["ln_tuning"]},
+        "budget": {
+            "steps": 20, "batch_size": 4, "settings": 3, "seeds": 2, "validations": 2, "extend": 0,
+        },
+        "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
+    }  # fmt: skip
+
+
+def numbers(found: Any) -> Any:
+    """Leave out what is measured in time or memory, or says where a study ran."""
+    if isinstance(found, dict):
+        return {
+            k: numbers(v) for k, v in found.items()
+            if k not in MEASURED and not k.endswith(("seconds", "bytes", "probability", "_ms"))
+            and k not in ("cost", "hours", "step_milliseconds", "traceback")
+        }  # fmt: skip
+    return [numbers(v) for v in found] if isinstance(found, (list, tuple)) else found
+
+
+def ended(out: Path) -> dict[str, Any]:
+    """Return the rows of the trials that have ended, as plain values."""
+    try:
+        trials = api.read_trials(out)
+    except Exception:  # killed before there was a database
+        return {}
+    kept = {t.id: r.to_json() for t, r in trials if r is not None}
+    return {name: numbers(json.loads(json.dumps(value))) for name, value in kept.items()}
+
+
+def leftovers(out: Path) -> list[Path]:
+    """Return half-written files, and states that nothing will go on from."""
+    return [p for p in out.rglob("*") if p.suffix == ".tmp" or p.parent.name == "state"]
 
 
 def moments(values: dict[str, Any], source: Path, out: Path) -> list[Moment]:
