@@ -270,3 +270,13 @@ def test_ray_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         list(make("ray").map(f"{__name__}:square", [{"n": 1}]))
     assert (error.value.code, error.value.exit_code) == ("ray-missing", 6)
     assert list(make("ray").map(f"{__name__}:square", [])) == []
+
+
+@pytest.mark.parametrize(
+    ("begun", "absent"),
+    [("import bakeoff.worker", "peft"), ("from bakeoff.executors.process import Process", "torch")],
+)
+def test_a_worker_takes_its_gpu_before_anything_can_ask_for_one(begun: str, absent: str) -> None:
+    """PEFT imports bitsandbytes, which asks; and the parent, which starts workers, has no torch."""
+    code = f"import sys; {begun}; assert {absent!r} not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())

@@ -2,6 +2,9 @@
 
 It says that work goes on by writing the time where the parent reads it, and reads there whether it
 is asked to stop (``engine.pulse``). It ends with its parent, with its pipe, and after an error.
+
+Only torch is imported at the top: PEFT imports bitsandbytes where it is installed, which asks for
+the GPUs at once, and a process that has seen them all cannot be given one any more.
 """
 
 from __future__ import annotations
@@ -20,9 +23,6 @@ from typing import Any
 
 import torch
 
-from bakeoff.engine.device import free_memory
-from bakeoff.engine.pulse import Pulse
-from bakeoff.engine.resident import Resident
 from bakeoff.executors import resolve
 from bakeoff.executors.process import BEAT, STOP
 
@@ -65,6 +65,10 @@ def serve(
     _write_to(log)
     if gpu is not None:
         _take_gpu(gpu)
+    from bakeoff.engine.device import free_memory
+    from bakeoff.engine.pulse import Pulse
+    from bakeoff.engine.resident import Resident
+
     Pulse.listener = _Marks(marks)
     Resident.on = stays
     while True:
@@ -83,17 +87,10 @@ def serve(
         pipe.send_bytes(json.dumps(answer).encode())
         if answer["error"] is not None:
             return
-        _clear_up()
+        # memory is measured by what is free, and a function is compiled anew only a few times
+        free_memory()
+        torch.compiler.reset()
         state.busy = False
-
-
-def _clear_up() -> None:
-    """Give back what the work held: its models, and the code that was compiled for them.
-
-    Memory is measured by what is free, and a function is compiled anew only a few times.
-    """
-    free_memory()
-    torch.compiler.reset()
 
 
 def _write_to(log: str) -> None:

@@ -120,7 +120,7 @@ class _Worker:
         os.close(handle)
         self._log = Path(name)
         self._process: BaseProcess = context.Process(
-            target=resolve(SERVE),
+            target=_serve,
             args=(theirs, self._marks, name, os.getpid(), gpu, stays),
             daemon=True,
         )
@@ -187,6 +187,11 @@ class _Worker:
             text = self._log.read_text(encoding="utf-8", errors="replace").strip()
             return text[-LAST_WORDS:] or None
         return None
+
+
+def _serve(*given: Any) -> None:
+    """Begin a worker; by name, because the parent imports nothing that trains."""
+    resolve(SERVE)(*given)
 
 
 def _end_all(workers: list[_Worker]) -> None:
