@@ -35,8 +35,7 @@ def render(report: dict[str, Any]) -> str:
         report: the report dict, schema 1 (``docs/report-json.md``); missing numbers are None.
     """
     report = clean(report)
-    built = (_Placed(s.key, s.title, s.build(report)) for s in load_sections())
-    sections = [s for s in built if s.view.blocks]
+    sections = _placed(report)
     charts = [dataclasses.asdict(c) for s in sections for c in s.view.charts]
     style, plotly, script = _asset("templates/style.css"), _plotly(), _asset("templates/report.js")
     return (
@@ -55,6 +54,29 @@ def render(report: dict[str, Any]) -> str:
             script=script,
         )
     )
+
+
+def render_sections(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each section alone: ``{"key", "title", "html", "charts"}``, in the page's order.
+
+    ``html`` is what stands in the page, ``charts`` the values that ``report.js`` mounts on it.
+    """
+    template = _environment().get_template("section.html")
+    return [
+        {
+            "key": section.key,
+            "title": section.title,
+            "html": template.render(section=section),
+            "charts": [dataclasses.asdict(c) for c in section.view.charts],
+        }
+        for section in _placed(clean(report))
+    ]
+
+
+def _placed(report: dict[str, Any]) -> list[_Placed]:
+    """Return the sections that have something to show, in their order."""
+    built = (_Placed(s.key, s.title, s.build(report)) for s in load_sections())
+    return [s for s in built if s.view.blocks]
 
 
 @cache

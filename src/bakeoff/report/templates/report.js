@@ -2,9 +2,7 @@
    data: text goes to textContent, or to Plotly with its pseudo-HTML escaped. */
 (() => {
   "use strict";
-  const charts = new Map(
-    JSON.parse(document.getElementById("charts").textContent).map((chart) => [chart.key, chart]),
-  );
+  const charts = new Map();
   const drawn = new Map();
   const MARGIN = { l: 58, r: 14, t: 10, b: 46 };
 
@@ -161,18 +159,17 @@
     }
   }
 
-  const all = [...document.querySelectorAll("[data-chart]")];
+  const all = () => [...document.querySelectorAll("[data-chart]")];
   const redraw = () => [...drawn.keys()].forEach(draw);
 
   /* One chart a turn: a page with fifty methods can be read and scrolled while it is drawn. */
-  const queue = [...all];
+  const queue = [];
   const next = () => {
     if (queue.length) {
       draw(queue.shift());
       setTimeout(next);
     }
   };
-  next();
 
   let waiting = 0;
   addEventListener("resize", () => {
@@ -186,7 +183,7 @@
   /* Paper is white and has no scrolling: light colours, every chart. */
   addEventListener("beforeprint", () => {
     document.documentElement.dataset.print = "";
-    all.forEach(draw);
+    all().forEach(draw);
   });
   addEventListener("afterprint", () => {
     delete document.documentElement.dataset.print;
@@ -212,7 +209,7 @@
     header.setAttribute("aria-sort", up ? "ascending" : "descending");
   }
 
-  for (const table of document.querySelectorAll("table[data-sortable]")) {
+  function sortable(table) {
     [...table.tHead.rows[0].cells].forEach((header, index) => {
       const label = header.querySelector("span"), button = document.createElement("button");
       button.type = "button";
@@ -221,4 +218,17 @@
       button.addEventListener("click", () => sortBy(table, index, header));
     });
   }
+
+  /* Bring markup of sections to life, whether it came with the page or after it: `made` are the
+     charts of everything below `root`. */
+  function mount(root, made) {
+    for (const chart of made) charts.set(chart.key, chart);
+    for (const element of drawn.keys()) if (!element.isConnected) drawn.delete(element);
+    queue.push(...root.querySelectorAll("[data-chart]"));
+    next();
+    root.querySelectorAll("table[data-sortable]").forEach(sortable);
+  }
+
+  mount(document, JSON.parse(document.getElementById("charts").textContent));
+  window.bakeoff = { mount };
 })();
