@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 from collections.abc import Callable
@@ -17,6 +18,12 @@ from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Spare studies that run in this process from looking through all of torch, as workers are."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

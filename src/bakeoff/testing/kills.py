@@ -116,7 +116,7 @@ def _in_a_process(
     values: dict[str, Any], source: Path, out: Path, killed: Moment | None, log: Path | None
 ) -> int:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bakeoff.testing.kills", "bakeoff.preflight"])
+    context.set_forkserver_preload(["bakeoff.testing.kills", "bakeoff.warm"])
     process = context.Process(target=_study, args=(values, source, out, killed, log))
     process.start()
     process.join()
