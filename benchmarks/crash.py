@@ -133,38 +133,65 @@ def _command(source: Path, out: Path) -> list[str]:
     return [sys.executable, "-c", entry, "run", study, "--out", str(out), "--json"]
 
 
-def main() -> int:
-    """Kill until enough kills have struck; print and write what struck where."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--kills", type=int, default=300)
-    parser.add_argument("--most", type=int, default=6, help="kills of one study")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+def killed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Kill studies in ``folder`` until enough kills have struck; return what struck where."""
     rng = random.Random(options.seed)
-    started, struck, studies, worst = time.monotonic(), Counter[str](), 0, 0
-    with tempfile.TemporaryDirectory() as folder:
-        own = whole(Path(folder) / "whole")
-        while struck.total() < options.kills:
-            out = Path(folder) / f"study-{studies}"
-            try:
-                times = study(own, out, rng, min(options.most, options.kills - struck.total()))
-            except Deviation as deviation:
-                print(f"seed {options.seed}, study {studies}: {deviation}", file=sys.stderr)
-                return 1
-            struck.update(times)
-            studies, worst = studies + 1, max(worst, len(times))
-            shutil.rmtree(out)
-            print(f"{struck.total():4d} kills, {studies} studies", file=sys.stderr)
-    found = {
+    struck, studies, worst = Counter[str](), 0, 0
+    own = whole(folder / "whole")
+    while struck.total() < options.kills:
+        out = folder / f"study-{studies}"
+        times = study(own, out, rng, min(options.most, options.kills - struck.total()))
+        struck.update(times)
+        studies, worst = studies + 1, max(worst, len(times))
+        shutil.rmtree(out)
+        print(f"seed {options.seed}: {struck.total():4d} kills, {studies} studies", file=sys.stderr)
+    return {
         "kills": struck.total(),
         "studies": studies,
         "most_kills_of_one_study": worst,
         "moments_of_a_study": len(own.moments),
         "rows_compared_a_study": len(own.rows),
         "struck": dict(struck.most_common()),
+    }
+
+
+def side_by_side(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Share the kills out to processes, each with a seed of its own; return their sum."""
+    share = -(-options.kills // options.workers)
+    running = []
+    for number in range(options.workers):
+        out = folder / f"{number}.json"
+        arguments = ["--kills", share, "--most", options.most, "--seed", options.seed + number]
+        command = [sys.executable, __file__, *map(str, arguments), "--out", str(out)]
+        running.append((out, subprocess.Popen(command, stdout=subprocess.DEVNULL)))
+    if any([process.wait() for _, process in running]):
+        raise Deviation("in one of the processes, see above")
+    parts = [json.loads(out.read_text()) for out, _ in running]
+    struck = sum((Counter(part["struck"]) for part in parts), Counter[str]())
+    total = {key: sum(part[key] for part in parts) for key in ("kills", "studies")}
+    most = max(part["most_kills_of_one_study"] for part in parts)
+    return {**parts[0], **total, "most_kills_of_one_study": most, "struck": dict(struck)}
+
+
+def main() -> int:
+    """Kill until enough kills have struck; print and write what struck where."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--most", type=int, default=6, help="kills of one study")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with its own seed")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = (side_by_side if options.workers > 1 else killed)(options, Path(folder))
+        except Deviation as deviation:
+            print(f"seed {options.seed}: {deviation}", file=sys.stderr)
+            return 1
+    found |= {
         "deviations": 0,
-        "seed": options.seed,
+        "seeds": list(range(options.seed, options.seed + options.workers)),
         "seconds": round(time.monotonic() - started, 1),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

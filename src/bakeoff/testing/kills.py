@@ -65,7 +65,7 @@ def small(source: Path) -> dict[str, Any]:
         "budget": {
             "steps": 20, "batch_size": 4, "settings": 3, "seeds": 2, "validations": 2, "extend": 0,
         },
-        "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
+        "engine": {"executor": "inline", "device": "cpu", "threads": 1, "precision": "fp32"},
     }  # fmt: skip
 
 
