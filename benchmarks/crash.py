@@ -164,7 +164,8 @@ def side_by_side(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         arguments = ["--kills", share, "--most", options.most, "--seed", options.seed + number]
         command = [sys.executable, __file__, *map(str, arguments), "--out", str(out)]
         running.append((out, subprocess.Popen(command, stdout=subprocess.DEVNULL)))
-    if any([process.wait() for _, process in running]):
+    codes = [process.wait() for _, process in running]
+    if any(codes):
         raise Deviation("in one of the processes, see above")
     parts = [json.loads(out.read_text()) for out, _ in running]
     struck = sum((Counter(part["struck"]) for part in parts), Counter[str]())
