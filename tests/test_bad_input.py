@@ -172,7 +172,8 @@ def test_a_broken_model(study_values: dict[str, Any], tmp_path: Path, tiny_bert:
     model.mkdir()
     for file in tiny_bert.iterdir():
         (model / file.name).write_bytes(file.read_bytes())
-    (model / "model.safetensors").write_bytes(b"\x00" * 64)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
     study_values["base"]["model"] = str(model)
     assert refused(study_values, tmp_path).code == "base-not-loadable"
 

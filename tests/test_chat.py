@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bakeoff.chat import Chat, Unusable
+from bakeoff.chat import Chat, Unusable, template
 from bakeoff.chat.messages import conversation, without_oldest, wrong
 from bakeoff.errors import PreflightError
 from bakeoff.shown import pieces
@@ -303,3 +304,17 @@ def test_other_names_of_roles_are_recognised() -> None:
         assert found is not None
         assert f"did you mean '{role}'?" in found.try_
     assert wrong(conversation(TWO, "Be brief.")) is None
+
+
+def test_a_template_that_never_ends_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 53: once, not for each row of the study."""
+    monkeypatch.setattr(template, "RENDER_SECONDS", 0.2)
+    many = "{% for i in range(99999) %}"
+    endless = many * 3 + "{% set x = i %}" + "{% endfor %}" * 3
+    chat = Chat(tokenizer("chatml"), endless)
+    started = time.monotonic()
+    with pytest.raises(PreflightError) as error:
+        chat.tokens([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    assert (error.value.code, error.value.exit_code) == ("chat-template-slow", 3)
+    assert "may never end" in error.value.try_
+    assert time.monotonic() - started < 5

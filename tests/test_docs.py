@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -84,9 +85,34 @@ def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict[str,
     assert (row["status"], row["n_settings"], row["n_seeds"]) == ("done", 2, 2)
 
 
-def test_the_tests_that_the_page_on_faults_names_are_there() -> None:
+def faults() -> list[list[str]]:
+    """The rows of the page on faults: number, fault, what happens, tests."""
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
-    assert len(named) > 25
-    for file, name in named:
-        assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8"), (file, name)
+    rows = re.findall(r"^\| (\d+ \|.*) \|$", page, flags=re.MULTILINE)
+    return [[cell.strip() for cell in row.split(" | ")] for row in rows]
+
+
+def test_the_tests_that_the_page_on_faults_names_are_there() -> None:
+    named = {
+        found
+        for *_, tests in faults()
+        for found in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", tests)
+    }
+    assert len(named) > 100
+    for file in sorted({file for file, _ in named}):
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        there = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert {name for where, name in named if where == file} <= there, file
+
+
+def test_the_page_on_faults_has_each_of_them_once() -> None:
+    rows = faults()
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) >= 66
+    for number, _, happens, tests in rows:
+        if tests == "-":
+            assert happens.startswith(("does not apply: ", "not covered: ", "not built yet: ")), (
+                number
+            )
+        else:
+            assert re.fullmatch(r"(`tests/[\w/]+\.py::\w+`(, |$))+", tests), number

@@ -17,7 +17,7 @@ from records import make_entry
 from typer.testing import CliRunner
 
 from bakeoff import data, lock, recovery, sealed, states
-from bakeoff.cli import app
+from bakeoff.cli import app, doctor
 from bakeoff.errors import BakeoffError
 from bakeoff.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.store import Reader, Writer
@@ -290,3 +290,37 @@ def test_the_command_line(study: Path) -> None:
     assert CliRunner().invoke(app, ["doctor", str(study)]).exit_code == 0
     with pytest.raises(BakeoffError, match="no-study"):
         recovery.diagnose(study.parent)
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [
+        ((3, 40, 1), "note"), ((3, 44, 5), "note"), ((3, 44, 6), "ok"), ((3, 45, 9), "note"),
+        ((3, 50, 6), "note"), ((3, 50, 7), "ok"), ((3, 51, 2), "note"), ((3, 51, 3), "ok"),
+        ((3, 53, 0), "ok"), ((4, 0, 0), "ok"),
+    ],
+)  # fmt: skip
+def test_a_sqlite_with_the_wal_reset_bug_is_named(
+    version: tuple[int, int, int], state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 22: two writers could lose a commit; a study has one."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+    monkeypatch.setattr(sqlite3, "sqlite_version", ".".join(map(str, version)))
+    found = doctor._sqlite()
+    assert (found.what, found.state) == ("sqlite", state)
+    assert found.detail.startswith(".".join(map(str, version)))
+    assert ("one writer" in found.detail) == (state == "note")
+
+
+def test_a_database_that_was_copied_without_its_log(study: Path, tmp_path: Path) -> None:
+    """Fault 25: what was still in the write-ahead log is taken from the folders."""
+    with Writer(study / "study.db") as store:
+        sealed.seal(_folder(study, LOST), result(LOST))
+        store.keep(result(LOST))
+        assert (study / "study.db-wal").stat().st_size > 0
+        copy = tmp_path / "copy"
+        shutil.copytree(study, copy, ignore=shutil.ignore_patterns("study.db-*"))
+    assert codes(recovery.diagnose(copy), "bad") == {"row-missing"}
+    assert codes(recovery.diagnose(copy, mend=True), "mended") == {"row-missing"}
+    with Reader(copy / "study.db") as reader, Reader(study / "study.db") as whole:
+        assert reader.trials() == whole.trials()

@@ -12,16 +12,22 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from bakeoff import assemble
+from bakeoff import assemble, preflight
+from bakeoff.engine import device, meter
 from bakeoff.engine.device import resolve_device, resolve_precision, set_dtypes
 from bakeoff.engine.loop import Reading, reading_steps, train
 from bakeoff.engine.loss import supervised_logits, supervised_positions
 from bakeoff.engine.optim import schedule
 from bakeoff.engine.order import step_indices
+from bakeoff.engine.switches import Switches
 from bakeoff.errors import PreflightError
-from bakeoff.testing.tiny import rows
+from bakeoff.parity import Decision
+from bakeoff.results import Status
+from bakeoff.segment import run_segment
+from bakeoff.tasks.classify import Classify
+from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import LABELS, build, losses, make_trial
-from bakeoff.trial import Conditions
+from bakeoff.trial import Conditions, Segment
 
 LIKE_PLAIN = {
     "seed": 3, "phase": "search", "rate": 5e-3, "steps": 10, "warmup": 0.2, "weight_decay": 0.01,
@@ -209,3 +215,34 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         resolve_device("cuda:99")
     assert resolve_precision("fp32", "cpu") == "fp32"
     assert resolve_precision("auto", "cpu") in ("bf16", "fp32")
+
+
+def test_precision_suits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 37: no fp16 anywhere, and no bf16 where the hardware does not compute in it."""
+    for supported, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, s=supported, **__: s)
+        assert device.resolve_precision("auto", "cuda:0") == precision
+        monkeypatch.setattr(device, "cpu_has_bf16", lambda s=supported: s)
+        assert device.resolve_precision("auto", "cpu") == precision
+
+
+def test_training_that_changes_nothing_is_no_result(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 16: losses of exactly 0, or gradients that reach no weight; seen before any trial."""
+    right, plain = Classify.item_losses, Decision(Switches.plain(), {})
+
+    def nothing(self: Any, model: Any, batch: Any) -> Any:
+        found = right(self, model, batch)
+        return found._replace(sums=0 * found.sums)
+
+    monkeypatch.setattr(Classify, "item_losses", nothing)
+    monkeypatch.setattr(preflight, "_decide", lambda *_: plain)
+    monkeypatch.setattr(meter, "TIMED_STEPS", 1)
+    write_splits(tmp_path / "data")
+    trial = make_trial("lora", "classify", phase="search", steps=3, metric="accuracy")
+    segment = Segment((trial,), 0, 3, str(tmp_path), str(tiny_bert))
+    cost, (result,) = preflight.probe(segment.to_json()), run_segment(segment).results
+    assert (cost["status"], result.status) == (Status.INCOMPATIBLE, Status.FAILED)
+    assert "no gradient reached any of its weights in 4 steps" in cost["reason"]
+    assert "in 3 steps: it is the untouched base" in (result.reason or "")

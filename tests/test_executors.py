@@ -15,11 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
+import bakeoff
 from bakeoff import registry
 from bakeoff.engine import pulse
 from bakeoff.errors import EnvironmentProblem
 from bakeoff.executors import Executor, Options
 from bakeoff.executors.process import Process
+from bakeoff.store import Writer
 
 no_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 NAMES = [
@@ -51,6 +53,7 @@ def misbehave(value: dict[str, Any]) -> dict[str, Any]:
         os.write(2, b"malloc(): corrupted unsorted chunks\n")
         os.abort()
     if value["do"] == "hang":
+        Path(value["file"]).write_text(str(os.getpid()))
         time.sleep(600)
     if value["do"] == "long":
         for _ in range(30):
@@ -60,6 +63,9 @@ def misbehave(value: dict[str, Any]) -> dict[str, Any]:
         while not pulse.asked_to_stop():
             time.sleep(0.05)
         return {"asked": True}
+    if value["do"] == "handles":
+        handles = Path("/proc/self/fd").iterdir()
+        return {"open": [str(h.readlink()) for h in handles if h.is_symlink()]}
     if value["do"] == "pid":
         return {"pid": os.getpid()}
     if value["do"] == "leave":
@@ -145,10 +151,15 @@ def test_what_work_held_is_gone_before_the_next_payload(tmp_path: Path) -> None:
     assert looked.value == {"gone": True}
 
 
-def test_a_hung_worker_is_ended_and_its_stack_told() -> None:
+def test_a_hung_worker_is_ended_and_its_stack_told(tmp_path: Path) -> None:
+    """Faults 14 and 19: it is gone before its work is given to another, and can write no more."""
     executor = Process(1, Options(patience=2.0))
-    payloads = [{"do": "hang"}, {"do": "nothing"}]
-    hung, fine = executor.map(f"{__name__}:misbehave", payloads)
+    payloads = [{"do": "hang", "file": str(tmp_path / "pid")}, {"do": "nothing"}]
+    outcomes = executor.map(f"{__name__}:misbehave", payloads)
+    hung = next(outcomes)
+    pid = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
+    (fine,) = outcomes
     assert "hung: no progress" in (hung.error or "")
     assert "misbehave" in (hung.detail or ""), "the stack of the thread that hangs"
     assert fine.value == {"fine": True}
@@ -280,3 +291,33 @@ def test_a_worker_takes_its_gpu_before_anything_can_ask_for_one(begun: str, abse
     """PEFT imports bitsandbytes, which asks; and the parent, which starts workers, has no torch."""
     code = f"import sys; {begun}; assert {absent!r} not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="handles cannot be counted here")
+def test_workers_inherit_no_database_and_leave_no_handle(tmp_path: Path) -> None:
+    """Fault 33: over many segments, also where workers are replaced."""
+
+    def count() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    executor = Process(2)
+    with Writer(tmp_path / "study.db") as store:
+        store.set("key", 1)
+        (found,) = executor.map(f"{__name__}:misbehave", [{"do": "handles"}])
+        assert found.value is not None
+        assert found.value["open"]
+        assert not [name for name in found.value["open"] if "study.db" in name]
+        list(executor.map(f"{__name__}:misbehave", [{"do": "pid"}] * 2))
+        before = count()
+        for do in ("pid", "raise", "pid", "exit"):
+            list(executor.map(f"{__name__}:misbehave", [{"do": do}] * 2))
+        executor.close()
+        assert count() < before, "two idle workers' pipes, no more"
+
+
+def test_nothing_here_forks() -> None:
+    """Fault 33: neither SQLite's locks nor CUDA's context survive it."""
+    for path in Path(bakeoff.__file__).parent.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "os.fork(" not in text, path
+        assert '"fork"' not in text, path

@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from bakeoff import api, assemble, parity, preflight
+from bakeoff import answering, api, assemble, parity, preflight
 from bakeoff.cli.plan import memory_words
 from bakeoff.engine import meter
 from bakeoff.engine.dropout import Keyed
+from bakeoff.engine.generate import Pace
 from bakeoff.engine.layers import LayerStack, NotRecomputable
 from bakeoff.engine.loop import train
 from bakeoff.engine.switches import Switches
-from bakeoff.evaluate import item_losses
+from bakeoff.evaluate import answers, item_losses
+from bakeoff.methods.hook import Incompatible
 from bakeoff.results import Status
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import save_llama
@@ -300,3 +302,56 @@ def test_the_plan_and_the_report_say_what_a_study_does_to_fit(
     for row in report["methods"]:
         assert row["status"] == "done"
         assert {"micro_tokens", "checkpointing", "packing"} <= set(row["engine"]["on"])
+
+
+def test_evaluation_that_does_not_fit_is_done_in_parts(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 12: at the very end, after hours of training, that would be quite a loss."""
+    trial, most = make_trial("lora", "sft", evaluation_batch_size=2), 1
+    at = build(trial, tiny_llama, tmp_path)
+    task, rows = type(at.task), at.rows("validation")[:3]
+    examples = at.examples("validation")[:3]
+    expected, said = item_losses(at, examples), answers(at, rows)
+    losses, predict = task.item_losses, task.predict
+
+    def few_losses(self: Any, model: nn.Module, batch: Any) -> Any:
+        if batch.rows > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(self, model, batch)
+
+    def few_answers(self: Any, model: Any, tokenizer: Any, asked: Any, device: str) -> Any:
+        if len(asked) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(self, model, tokenizer, asked, device)
+
+    monkeypatch.setattr(task, "item_losses", few_losses)
+    monkeypatch.setattr(task, "predict", few_answers)
+    assert abs(item_losses(at, examples) - expected).max() < 1e-5
+    assert answers(at, rows) == said
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        item_losses(at, examples)
+    with pytest.raises(Incompatible, match="not even one row of"):
+        preflight._try_evaluation(at)
+
+
+def test_fast_answers_that_do_not_fit_are_given_in_parts(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 12: with fewer rows, and no more than those asked for."""
+    at = build(make_trial("lora", "sft"), tiny_llama, tmp_path)
+    asked = at.task.asked(at.tokenizer, at.rows("validation")[:6])
+    right, tried = answering.fast, []
+
+    def tight(model: Any, own: Any, rows: int, graphs: bool, pace: Any) -> Any:
+        tried.append((rows, pace.rows))
+        if rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(model, own, rows, graphs, pace)
+
+    expected = answering.generated(at.model, asked, at.conditions, graphs=False)
+    monkeypatch.setattr(answering, "fast", tight)
+    monkeypatch.setattr(answering.Pace, "of", lambda _: Pace(1, 32, False, 256))
+    assert answering.generated(at.model, asked, at.conditions, graphs=False) == expected
+    assert tried == [(8, 256), (4, 0), (2, 0)]

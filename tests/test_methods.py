@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from core import CORE
 
+from bakeoff import preflight
 from bakeoff.errors import UsageError
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
@@ -199,3 +203,38 @@ def test_a_hook_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     CHECKS["trains_and_leaves_the_base_alone"](
         Subject(entry, "sft", save_llama(tmp_path / "base"), tmp_path)
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "says"),
+    [
+        ("lora", {"r": 0}, "`r` should be a positive integer"),
+        ("lora", {"r": "8"}, "names r, which is not a number"),
+        ("boft", {"boft_block_size": 5}, "must be divisible by boft_block_size"),
+        ("fourierft", {"n_frequency": 10**6}, "should be less than or equal to the product"),
+        ("shira", {"r": 64}, "more shira params than the total number of params"),
+        ("vera", {"r": 0}, "division by zero"),
+        ("prompt_tuning", {"num_virtual_tokens": 0}, "no parameter would be trained"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_base(
+    method: str, config: dict[str, Any], says: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Fault 36: a rank, a block, a length that this base cannot take: a row with PEFT's reason."""
+    entry = registry.load(method, Path())
+    entry = dataclasses.replace(entry, config={**entry.config, **config})
+    with pytest.raises(Incompatible) as error:
+        build(make_trial(entry, "sft"), tiny_llama, tmp_path)
+    assert says in str(error.value)
+
+
+def test_virtual_tokens_want_positions_too(tiny_llama: Path, tmp_path: Path) -> None:
+    """Fault 36: 128 positions, some of them the rows'."""
+    entry = registry.load("prompt_tuning", Path())
+    for count, fits in ((90, True), (120, False)):
+        own = dataclasses.replace(entry, config={**entry.config, "num_virtual_tokens": count})
+        at = build(make_trial(own, "sft"), tiny_llama, tmp_path)
+        longest = max(len(e.tokens) for e in at.examples("train"))
+        assert (count + longest <= 128) == fits
+        with contextlib.nullcontext() if fits else pytest.raises(Incompatible, match="positions"):
+            preflight._refuse_long_prompts(at, at.examples("train"))

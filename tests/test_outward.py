@@ -6,6 +6,8 @@ import io
 import json
 import re
 import sys
+import warnings
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -242,3 +244,29 @@ def test_trouble_with_a_disk_is_no_fault_of_ours(
 
 def test_names_that_a_report_shows_are_plain() -> None:
     assert [n for n in ALL if unsuitable(n) is None] == []
+
+
+def test_nothing_that_is_kept_of_a_failure_holds_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 66: neither the database nor a trial's folder, whose texts reports are made of."""
+    from bakeoff import rounds, segment
+    from bakeoff.executors import Outcome
+    from bakeoff.testing.trials import make_trial
+    from bakeoff.trial import Segment
+
+    def fail(*_: object) -> None:
+        warnings.warn(f"trying {SECRETS['query']}", stacklevel=1)
+        raise RuntimeError(f"401 for {SECRETS['userinfo']}")
+
+    monkeypatch.setattr(segment, "_train_and_score", fail)
+    own = Segment((make_trial("lora", "sft"),), 0, 10, str(tmp_path), "base")
+    (result,) = segment.run_segment(own).results
+    assert (result.reason or "").startswith("RuntimeError: 401 for https://[redacted]@")
+    assert len(result.warnings) == 1
+    last_words = Outcome(0, None, f"died of {SECRETS['key']}", SECRETS["bearer"])
+    (died,) = rounds._results(own, last_words, Counter({own.trials[0].id: rounds.TRIES})) or ()
+    written = "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
+    assert "401" in written
+    for text in (written, json.dumps(result.to_json()), json.dumps(died.to_json())):
+        assert not [part for part in SECRET_PARTS.values() if part in text]

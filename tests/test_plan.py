@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from bakeoff import plan
+import pytest
+
+from bakeoff import overview, plan
 from bakeoff.methods import registry
 from bakeoff.spec import BudgetSpec, parse_spec
 from bakeoff.testing.trials import CONDITIONS
@@ -85,3 +89,24 @@ def test_rungs_that_come_too_early_are_warned_of() -> None:
     assert plan.early_rungs(BudgetSpec(steps=60, race="off")) == ()
     (said,) = plan.early_rungs(BudgetSpec(steps=60))
     assert said.startswith("The race compares settings at steps 6 and 18: before step 20 it often")
+
+
+@pytest.mark.parametrize("kind", ["sft", "classify"])
+def test_the_plan_says_how_each_method_can_be_served(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 44: before anything is trained, of what says a next token."""
+    monkeypatch.setenv("BAKEOFF_CACHE", str(tmp_path))
+    names = ("lora", "dora", "prompt_tuning", "full")
+    study: Any = SimpleNamespace(
+        spec=SimpleNamespace(task=SimpleNamespace(kind=kind)),
+        entries=[registry.load(n, Path()) for n in names],
+        conditions=CONDITIONS,
+    )
+    served = {m["method"]: m["vllm"] for m in overview._methods(study, [], [])}
+    assert set(served) == set(names)
+    if kind == "classify":
+        assert set(served.values()) == {None}
+    else:
+        assert (served["lora"], served["prompt_tuning"]) == ("adapter", None)
+        assert served["dora"] in ("converted", "merged"), "vLLM reads no DoRA"

@@ -788,5 +788,5 @@ NAMES = (
 ACROSS = {"test-in-train", "validation-in-train", "test-in-validation"}
 ELSEWHERE = {
     "nothing-supervised", "end-not-supervised", "completions-cut",
-    "near-duplicates-sampled", "near-duplicates-cut-short",
+    "near-duplicates-sampled", "near-duplicates-cut-short", "chat-template-slow",
 }  # fmt: skip

@@ -17,6 +17,7 @@ import tomli_w
 from filelock import FileLock
 
 from bakeoff import api
+from bakeoff import folder as study_folder
 from bakeoff.errors import LockedError, PreflightError
 from bakeoff.spec import parse_spec
 
@@ -164,3 +165,17 @@ def test_the_race_writes_its_decisions_and_a_replay_adds_nothing(
     again = api.run(parse_spec(study_values), tmp_path, out)
     assert (out / "log.jsonl").read_text().count('"event": "advance"') == before
     assert again["race"] == race
+
+
+def test_other_versions_and_other_hardware_are_told() -> None:
+    """Fault 28: numbers of another torch, or another GPU, are not those of this study."""
+    machine = {"device": "cuda:0", "hardware": "H100", "versions": {"torch": "2.9.0", "peft": "1"}}
+    other = {"device": "cuda:0", "hardware": "L4", "versions": {"torch": "2.11.0", "peft": "1"}}
+    study_folder.refuse_difference({"machine": machine}, {"machine": copy.deepcopy(machine)})
+    with pytest.raises(PreflightError) as error:
+        study_folder.refuse_difference({"machine": machine}, {"machine": other})
+    assert (error.value.code, error.value.exit_code) == ("study-differs", 3)
+    assert "machine.hardware: H100 -> L4" in error.value.cause
+    assert "machine.versions.torch: 2.9.0 -> 2.11.0" in error.value.cause
+    assert "peft" not in error.value.cause
+    assert "--out DIR" in error.value.try_

@@ -13,10 +13,12 @@ import pytest
 from test_recovery import comparable
 
 from bakeoff import api, phases, recovery, sealed, segment
+from bakeoff.engine import meter
 from bakeoff.errors import EnvironmentProblem
 from bakeoff.results import TrialResult
 from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
+from bakeoff.study import make_executor
 
 BUDGET = {"steps": 20, "settings": 3, "seeds": 2, "extend": 0}
 
@@ -157,3 +159,31 @@ def test_a_study_goes_on_after_its_database_was_lost(
         assert reader.problems() == []
     assert json.loads((out / "report.json").read_text())["complete"] is True
     assert recovery.diagnose(out, mend=True)[0].state == "ok"
+
+
+def test_a_study_that_was_moved_goes_on_and_reports(
+    study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 31: under another name, from another folder, without the files that it was made of."""
+    monkeypatch.setattr(meter, "TIMED_STEPS", 1)
+    monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
+    study_values["budget"] |= {"steps": 4, "settings": 1, "seeds": 1, "race": "off"}
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(phases, "final", killed)
+        with pytest.raises(Killed):
+            api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    moved = tmp_path / "elsewhere" / "another name"
+    moved.parent.mkdir()
+    (tmp_path / "out").rename(moved)
+    Path(study_values["data"]["train"]).unlink()
+    monkeypatch.chdir(moved.parent)
+    there = Path("another name")
+    report = api.run(api.read_spec(there / "study.toml"), there, there)
+    assert report["complete"] is True
+    assert api.report(there) == report
+    assert {f.state for f in api.diagnose(there)} == {"ok"}
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["elsewhere"]

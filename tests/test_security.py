@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -758,6 +759,53 @@ def test_a_small_parquet_file_of_much_text(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(PreflightError) as error:
         arrow.read_parquet(tmp_path / "bomb.parquet")
     assert error.value.code == "data-too-large"
+
+
+def test_rows_that_say_the_same_are_unpacked_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 54: a value that a thousand rows share lies in the file once."""
+    import pyarrow
+    from pyarrow import parquet
+
+    from bakeoff.sources import arrow
+
+    path = tmp_path / "shared.parquet"
+    parquet.write_table(pyarrow.table({"text": ["x" * 100_000] * 1000}), path)
+    assert path.stat().st_size < 200_000
+    monkeypatch.setattr(arrow, "DATA_BYTES", 10_000_000)
+    with parquet.ParquetFile(path) as file:
+        assert arrow._rows_at_once(file.metadata) <= 100
+    parquet.write_table(pyarrow.table({"text": ["x"] * 5}), tmp_path / "plain.parquet")
+    with parquet.ParquetFile(tmp_path / "plain.parquet") as file:
+        assert arrow._rows_at_once(file.metadata) == arrow.BATCH
+    with pytest.raises(PreflightError, match="data-too-large"):
+        arrow.read_parquet(path)
+
+
+def test_compressed_rows_are_bounded_or_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 54: what `datasets` unpacks is held against the bound before it is read as rows."""
+    import gzip
+
+    from bakeoff import sources
+    from bakeoff.sources import hub
+
+    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": "x" * 1000}) + "\n" for _ in range(1000))
+    with pytest.raises(PreflightError, match="data-format"):
+        sources.find({"train": "train.jsonl.gz"}, tmp_path)
+    builder: Any = SimpleNamespace(
+        info=SimpleNamespace(splits={"train": SimpleNamespace(num_bytes=1_000_000)})
+    )
+    for split in ("train", "train[:10]", "other"):
+        hub._refuse_size(builder, hub.Dataset("./folder", split))
+    monkeypatch.setattr(hub, "DATA_BYTES", 999_999)
+    with pytest.raises(PreflightError) as error:
+        hub._refuse_size(builder, hub.Dataset("./folder", "train[:10]"))
+    assert error.value.code == "data-too-large"
+    assert "1,000,000 bytes" in error.value.cause
 
 
 def test_bounded_reading(tmp_path: Path) -> None:

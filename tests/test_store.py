@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
+import threading
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from test_plan import ENTRIES
 
-from bakeoff.errors import EnvironmentProblem, PreflightError
+from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError
 from bakeoff.results import Cost, CurvePoint, SplitScores, Status, TrialResult
 from bakeoff.store import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
@@ -95,3 +98,39 @@ def test_a_result_survives_json() -> None:
     kept = result(TRIALS[0])
     assert TrialResult.from_json(kept.to_json()) == kept
     assert dataclasses.replace(kept, status=Status.DIVERGED) != kept
+
+
+def test_a_writer_waits_for_whoever_holds_the_database_for_a_moment(tmp_path: Path) -> None:
+    """Fault 23: every transaction takes its lock at once, and ten seconds are waited for it."""
+    path = tmp_path / "study.db"
+    with Writer(path) as writer, writer._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10_000
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    with Writer(path) as writer, closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.3, lambda: other.execute("COMMIT")).start()
+        started = time.monotonic()
+        writer.set("key", 1)
+        assert time.monotonic() - started > 0.2
+        with Reader(path) as reader:
+            assert reader.values()["key"] == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="handles cannot be counted here")
+def test_readers_and_writers_leave_no_handle_open(tmp_path: Path) -> None:
+    """Fault 33: a study opens its database some times for each segment."""
+    path = tmp_path / "study.db"
+
+    def use() -> int:
+        with Writer(path) as writer:
+            writer.plan(TRIALS)
+            for _ in range(10):
+                with Reader(path) as reader, reader.still():
+                    reader.values()
+                    reader.trials()
+        with pytest.raises(BakeoffError), Reader(tmp_path / "none.db"):
+            pass
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    first = use()
+    assert {use() for _ in range(5)} == {first}

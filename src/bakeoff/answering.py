@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bakeoff.engine.device import autocast, out_of_memory
+from bakeoff.engine.device import autocast, halving, out_of_memory
 from bakeoff.engine.generate import Asked, Pace, fast, plain
 from bakeoff.engine.slots import NotFast
 from bakeoff.engine.ties import ROUNDING, differences
@@ -23,9 +23,16 @@ PROBE_TOKENS = 24
 
 
 def generated(model: Any, asked: Asked, c: Conditions, graphs: bool) -> list[list[int]]:
-    """Return the tokens of every answer, generated fast."""
-    with autocast(c.device, c.precision):
-        return fast(model, asked, c.evaluation_batch_size, graphs)
+    """Return the tokens of every answer, generated fast; fewer at once where memory runs out."""
+    pace = Pace.of(c.device.split(":", maxsplit=1)[0])
+
+    def work(rows: int) -> list[list[int]]:
+        # once it has run out, no more rows are taken than asked for
+        own = pace if rows == c.evaluation_batch_size else pace._replace(rows=0)
+        with autocast(c.device, c.precision):
+            return fast(model, asked, rows, graphs, own)
+
+    return halving(work, c.evaluation_batch_size)
 
 
 def disagreement(model: Any, asked: Asked, c: Conditions, graphs: bool) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ from bakeoff.hf import importing
 from bakeoff.hours import Deadline, Fit
 from bakeoff.lock import locked
 from bakeoff.methods.serving import served
-from bakeoff.outward import redacted
+from bakeoff.outward import redact, redacted
 from bakeoff.overview import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.progress import Logged, Progress, Silent
 from bakeoff.recovery import diagnose
@@ -202,7 +203,7 @@ def measure_costs(running: Running) -> dict[str, Cost]:
         if outcome.value is not None:
             cost = Cost.from_json(outcome.value)
         else:
-            cost = Cost(entry.name, Status.FAILED, outcome.error)
+            cost = Cost(entry.name, Status.FAILED, redact(outcome.error or ""))
         store.keep_cost(cost)
         costs[entry.name] = cost
         progress.advance(entry.name)
@@ -224,7 +225,7 @@ def measure_costs(running: Running) -> dict[str, Cost]:
 @contextlib.contextmanager
 def clock(store: Writer) -> Iterator[Callable[[], float]]:
     """Add this run's wall time to the study's, also when it is interrupted; gives its seconds."""
-    started, key = time.monotonic(), f"wall:{time.time():.3f}"
+    started, key = time.monotonic(), f"wall:{uuid.uuid4().hex}"
     try:
         yield lambda: time.monotonic() - started
     finally:

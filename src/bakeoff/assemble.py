@@ -32,7 +32,6 @@ from bakeoff.engine.meter import free_bytes
 from bakeoff.engine.order import step_indices
 from bakeoff.engine.resident import Resident
 from bakeoff.engine.switches import Switches
-from bakeoff.loading import arguments
 from bakeoff.methods.hook import CALIBRATION, Ground, Hook, Incompatible, extras, make, trainable
 from bakeoff.tasks import Batch, Example, Task, load_tokenizer
 from bakeoff.tokens import encode_split
@@ -209,7 +208,7 @@ def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Mo
 
 def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    c, how = conditions, arguments(path, conditions.revision, conditions.trusted)
+    c, how = conditions, {"trust_remote_code": conditions.trusted}
     if c.quantize is not None and c.quantizer is not None:
         how |= quantise.loading(c.quantize, c.quantizer, c.device, c.precision, task.heads)
     model: Any = task.load_model(path, c.revision, **how)
@@ -260,7 +259,7 @@ def attach(trial: Trial, base: nn.Module, ground: Ground) -> tuple[nn.Module, Ho
     place(model, trial.conditions.device)
     set_dtypes(model, trial.conditions.precision)
     trained = trainable(model)
-    if not trained:
+    if not any(p.numel() for p in trained.values()):
         raise Incompatible("the method attached to nothing: no parameter would be trained")
     if any(quantise.is_packed(p) for p in trained.values()):
         raise Incompatible("it trains weights of the base, which are quantised")

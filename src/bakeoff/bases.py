@@ -6,18 +6,28 @@ Called by ``api`` before anything is loaded. Nothing is ever unpickled: weights 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bakeoff import assets
+from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json
 from bakeoff.errors import PreflightError, UsageError
 from bakeoff.spec.inputs import BaseSpec
 
 ASSET = "asset:"
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
+HEADER_BYTES = 100_000_000
+"""The longest header that safetensors itself reads."""
+UNPINNED = (
+    "the base {model} is whatever its hub has at each start; `revision` under [base], the 40 "
+    "digits of a commit, says which."
+)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -39,7 +49,8 @@ def locate(model: str, progress: Callable[[str], None]) -> Base:
     """Return where the base lies, preparing a packaged one if needed.
 
     Raises:
-        PreflightError: ``model-not-found``, ``model-without-weights``, ``pickled-weights``.
+        PreflightError: ``model-not-found``, ``model-without-weights``, ``pickled-weights``,
+            ``base-incomplete``.
     """
     if model.startswith(ASSET):
         name = model.removeprefix(ASSET)
@@ -62,16 +73,16 @@ def locate(model: str, progress: Callable[[str], None]) -> Base:
 
 
 def consent(base: Base, spec: BaseSpec) -> list[str]:
-    """Hold a study's trust in its base's own code to one version of it; return what to say of it.
+    """Hold a study's trust in its base's own code to one version of it; return what to say of both.
 
     The fingerprint of a folder covers its code; a hub model is pinned by its commit.
 
     Raises:
         UsageError: ``trust-unpinned``.
     """
-    if not spec.trust_remote_code:
-        return []
     pinned = base.fingerprint is not None or _COMMIT.fullmatch(spec.revision or "")
+    if not spec.trust_remote_code:
+        return [] if pinned else [UNPINNED.format(model=spec.model)]
     if not pinned:
         raise UsageError(
             "trust-unpinned",
@@ -84,12 +95,13 @@ def consent(base: Base, spec: BaseSpec) -> list[str]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model folder that lacks a config or has no safetensors weights."""
+    """Refuse a model folder that lacks a config, has no safetensors weights, or not all of them."""
     if not (folder / "config.json").is_file():
         raise PreflightError(
             "model-not-found", f"{folder} holds no config.json.", "a transformers model folder."
         )
-    if any(folder.glob("*.safetensors")):
+    if weights := sorted(folder.glob("*.safetensors")):
+        refuse_torn(folder, weights)
         return
     pickled = sorted(p.name for pattern in PICKLED for p in folder.glob(pattern))
     if pickled:
@@ -102,6 +114,60 @@ def check_folder(folder: Path) -> None:
         "model-without-weights",
         f"{folder} holds no *.safetensors file.",
         "download the weights too, or check the folder.",
+    )
+
+
+def refuse_torn(folder: Path, weights: Sequence[Path]) -> None:
+    """Refuse a folder whose download has not come to its end: shards cut off, or not there.
+
+    Raises:
+        PreflightError: ``base-incomplete``, naming the file.
+    """
+    whole = folder / WHOLE
+    shards = [] if whole in weights else _shards(folder)
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise _incomplete(folder, f"its index names {missing[0]}, which is not there")
+    for path in [whole] if whole in weights else map(folder.joinpath, shards):
+        why = _torn(path)
+        if why is not None:
+            raise _incomplete(folder, f"{path.name} {why}")
+
+
+def _shards(folder: Path) -> list[str]:
+    """Return the shards that an index names; a broken one is told by whoever loads the base."""
+    try:
+        index = read_json(folder / INDEX, 16 * CONFIG_BYTES)
+        named = {str(name) for name in index["weight_map"].values()}
+    except (Unreadable, KeyError, TypeError, AttributeError):
+        return []
+    return sorted(filter(_SHARD.fullmatch, named))
+
+
+def _torn(path: Path) -> str | None:
+    """Say why a safetensors file is not whole, by its header; None where it is.
+
+    The header's length, the header, the tensors end to end: so the header tells the file's size.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(HEADER_BYTES, size - 8):
+            return "is no safetensors file, or its beginning alone"
+        header = file.read(length)
+    try:
+        ends = [v["data_offsets"][1] for k, v in json.loads(header).items() if k != "__metadata__"]
+        wanted = 8 + length + max(ends, default=0)
+    except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
+        return "has a broken header"
+    return None if size == wanted else f"has {size:,} of {wanted:,} bytes"
+
+
+def _incomplete(folder: Path, why: str) -> PreflightError:
+    return PreflightError(
+        "base-incomplete",
+        f"The base in {folder} is not whole: {why}.",
+        "download it again, to the end.",
     )
 
 

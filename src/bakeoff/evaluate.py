@@ -19,8 +19,9 @@ from bakeoff.answering import disagreement, generated
 from bakeoff.assemble import Bench, load_base, make_task, prepare_process, wished
 from bakeoff.data import Row, read_rows
 from bakeoff.engine.attention import packed
-from bakeoff.engine.device import autocast
+from bakeoff.engine.device import autocast, halving
 from bakeoff.engine.pulse import beat
+from bakeoff.outward import redact
 from bakeoff.results import SplitScores
 from bakeoff.scoring import MetricError
 from bakeoff.tasks import Example, Task, load_tokenizer
@@ -43,11 +44,18 @@ def item_losses(bench: Bench, examples: Sequence[Example]) -> Table:
 
 @torch.no_grad()
 def summed_losses(bench: Bench, examples: Sequence[Example]) -> tuple[Table, Table]:
-    """Return each lane's summed loss on each example, in nats, and the supervised units in it."""
-    c, lanes = bench.conditions, bench.lanes
+    """Return each lane's summed loss on each example, in nats, and the supervised units in it.
+
+    Where memory runs out, fewer examples are put to the lanes at once.
+    """
     bench.model.eval()
+    return halving(partial(_summed, bench, examples), bench.conditions.evaluation_batch_size)
+
+
+def _summed(bench: Bench, examples: Sequence[Example], rows: int) -> tuple[Table, Table]:
+    c, lanes = bench.conditions, bench.lanes
     sums, counts = [], []
-    for step in bench.feed.evaluation(examples, c.evaluation_batch_size):
+    for step in bench.feed.evaluation(examples, rows):
         parts = []
         beat()
         for batch, where, first, width, _ in step.to(c.device).passes:
@@ -100,14 +108,18 @@ def answers(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
     """Return every lane's answer to every row.
 
     Fast generation takes the lanes in turns; else each batch of rows is put to all lanes at once.
+    Where memory runs out, fewer rows are.
     """
-    c, lanes = bench.conditions, bench.lanes
     bench.model.eval()
     if bench.feed.switches.generation and bench.task.generates:
         return _generated(bench, rows)
-    width = bench.feed.width
+    return halving(partial(_predicted, bench, rows), bench.conditions.evaluation_batch_size)
+
+
+def _predicted(bench: Bench, rows: Sequence[Row], most: int) -> list[list[str]]:
+    c, lanes, width = bench.conditions, bench.lanes, bench.feed.width
     found: list[dict[int, str]] = [{} for _ in range(len(lanes))]
-    for picked in _shares(bench.task, rows, c.evaluation_batch_size // width):
+    for picked in _shares(bench.task, rows, most // width):
         own_rows = [rows[i] for i in picked]
         for first in range(0, len(lanes), width):
             beat()
@@ -164,26 +176,27 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
             if note is None:
                 said = task.said(tokenizer, generated(model, asked, c, graphs))
         if said is None:
-            scores = _base_scores(metric, task, model, tokenizer, rows, c)
+            score = partial(_base_scores, metric, task, model, tokenizer, rows, c)
+            scores = halving(score, c.evaluation_batch_size)
         else:
             found = metric.score(said, task.references(rows), "test")
             scores = SplitScores(tuple(found), tuple(said), None)
     except Exception as error:  # as in a segment: a failure is a result
         if room.full(error):
             raise
-        return {"scores": None, "error": f"{type(error).__name__}: {error}"}
+        return {"scores": None, "error": redact(f"{type(error).__name__}: {error}")}
     return {"scores": dataclasses.asdict(scores), "error": None, "note": note}
 
 
 def _base_scores(
     metric: scoring.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
-    c: Conditions,
+    c: Conditions, most: int,
 ) -> SplitScores:  # fmt: skip
-    """Score a plain model, batch by batch of about equal lengths."""
+    """Score a plain model, batch by batch of about equal lengths, ``most`` batch rows each."""
     said: dict[int, str] = {}
     sums: dict[int, float] = {}
     counts: dict[int, float] = {}
-    for picked in _shares(task, rows, c.evaluation_batch_size):
+    for picked in _shares(task, rows, most):
         own = [rows[i] for i in picked]
         with autocast(c.device, c.precision):
             if not metric.of_losses:

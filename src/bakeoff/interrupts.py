@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM: the first asks a study to stop where nothing is lost, the second stops it.
+"""Ctrl-C, SIGTERM, SIGHUP: the first asks a study to stop where nothing is lost, the second stops.
 
 Used by ``api.run``; executors ask the ``Stop`` whether it is time. A job system's SIGTERM leaves
-some seconds before it kills: enough to keep the states of the trials at hand.
+some seconds before it kills: enough to keep the states of the trials at hand. SIGHUP is a terminal
+that went away; where it is ignored (``nohup``) it stays so.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Stop:
             Interrupted, Terminated: ``interrupted``.
         """
         if self():
-            kind = Terminated if self.signal == signal.SIGTERM else Interrupted
+            kind = Interrupted if self.signal == signal.SIGINT else Terminated
             raise kind(
                 "interrupted",
                 "The study was stopped; what was done is kept.",
@@ -52,10 +53,10 @@ class Stop:
     def _heard(self, number: int, _: object) -> None:
         if self.signal is None:
             self.signal = number
-        elif number == signal.SIGTERM:
-            sys.exit(Terminated.exit_code)
-        else:
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
+        else:
+            sys.exit(Terminated.exit_code)
 
 
 @contextlib.contextmanager
@@ -65,7 +66,10 @@ def listening(say: Callable[[str], None]) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {s: signal.signal(s, stop._heard) for s in SIGNALS}
+    heard = [*SIGNALS]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    before = {s: signal.signal(s, stop._heard) for s in heard}
     try:
         yield stop
     finally:

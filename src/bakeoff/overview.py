@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import hours, plan, race
+from bakeoff import hours, plan, race, registry
+from bakeoff.assets.cache import cache_folder
 from bakeoff.estimate import Timing, estimate
 from bakeoff.executors import Options
 from bakeoff.faults import standing
 from bakeoff.hours import Fit
+from bakeoff.methods.serving import served
 from bakeoff.progress import Progress, Silent
 from bakeoff.spec import StudySpec
 from bakeoff.study import (
+    CAUSAL_LM,
     Study,
     call,
     check,
@@ -117,7 +120,9 @@ def _memory(study: Study) -> dict[str, Any]:
 
 
 def _methods(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Return what each method would run."""
+    """Return what each method would run, and how vLLM could serve it (None: no way is known)."""
+    speaks = registry.find("tasks", study.spec.task.kind).TASK.task_type == CAUSAL_LM
+    serving = served(study.entries, cache_folder()) if speaks else {}
     methods = []
     for entry in study.entries:
         rates = [t.learning_rate for t in search if t.method.name == entry.name]
@@ -130,6 +135,7 @@ def _methods(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> l
                 "final_trials": n_final,
                 "steps": study.conditions.steps * (len(rates) + n_final),
                 "learning_rates": rates,
+                "vllm": serving.get(entry.name),
             }
         )
     return methods

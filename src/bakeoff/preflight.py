@@ -38,11 +38,12 @@ from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.loop import Stepper
 from bakeoff.engine.switches import Switches, explain
 from bakeoff.errors import BakeoffError, PreflightError, first_line
+from bakeoff.evaluate import summed_losses
 from bakeoff.methods.arguments import check_config, check_targets
 from bakeoff.methods.hook import Incompatible
 from bakeoff.parity import Decision, decide
 from bakeoff.results import Cost, Status
-from bakeoff.segment import classify_failure, describe_failure
+from bakeoff.segment import UNMOVED, classify_failure, describe_failure
 from bakeoff.sizing import Shape
 from bakeoff.tasks import Example, Task, load_tokenizer
 from bakeoff.trial import Segment
@@ -130,10 +131,20 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # whatever a loader raises for broken files
         if room.full(error):
             raise
-        cause = f"The base cannot be loaded: {type(error).__name__}: {error}"
-        hint = "load it with plain transformers first; `bakeoff doctor` shows versions."
-        return _refusal(PreflightError("base-not-loadable", cause, hint))
+        return _refusal(_not_loadable(segment.base_path, error))
     return {"error": None, "faults": [fault.to_json() for fault in faults]}
+
+
+def _not_loadable(path: str, error: Exception) -> PreflightError:
+    """Build the error for a base that its loader raised of, whatever that was."""
+    hint = "load it with plain transformers first; `bakeoff doctor` shows versions."
+    if not Path(path).is_dir():
+        hint = (
+            "check its id and `revision` under [base]; `hf auth login`, if it is private or gated; "
+            f"without a network, `hf download {path}` beforehand."
+        )
+    cause = f"The base cannot be loaded: {type(error).__name__}: {error}"
+    return PreflightError("base-not-loadable", cause, hint)
 
 
 def _refuse_broken_weights(base: torch.nn.Module) -> None:
@@ -203,12 +214,16 @@ def _probe(segment: Segment) -> Cost:
     meter.settle()
     bench = build([trial], segment.base_path, data, decision.switches)
     examples = bench.examples("train")
+    _refuse_long_prompts(bench, examples)
     meter.settle()
     bench.feed.rescue = may_rescue(segment)
     stepper = bench.stepper()
     bench.model.train()
     batches = _fitting(bench, stepper, examples)
     cost = meter.measure_steps(lambda i: stepper.step(min(i, c.steps - 1), batches[i]), c.device)
+    if stepper.idle(0):
+        raise Incompatible(UNMOVED.format(steps=len(batches)))
+    _try_evaluation(bench)
     timed = batches[meter.WARM_UP_STEPS :]
     tokens = sum(sum(b.n_tokens) for b in timed) / len(timed)
     on_cpu = c.device == "cpu"
@@ -234,6 +249,39 @@ def _probe(segment: Segment) -> Cost:
             "rescue": bench.feed.rescue,
         },
     )
+
+
+def _refuse_long_prompts(bench: Bench, examples: Sequence[Example]) -> None:
+    """Hold virtual tokens, and the longest row behind them, against the base's positions.
+
+    Raises:
+        Incompatible: they are more.
+    """
+    config = getattr(bench.model, "active_peft_config", None)
+    virtual = getattr(config, "num_virtual_tokens", None) or 0
+    longest = max(len(e.tokens) for e in examples)
+    positions = token_checks.Base.of(bench.model).positions
+    if virtual and positions is not None and virtual + longest > positions:
+        raise Incompatible(
+            f"its {virtual} virtual tokens and a row of {longest} are more than the base's "
+            f"{positions} positions"
+        )
+
+
+def _try_evaluation(bench: Bench) -> None:
+    """Evaluate the longest validation row: what does not fit then is found before any trial.
+
+    Raises:
+        Incompatible: not even one row fits beside the trained tensors.
+    """
+    longest = max(bench.examples("validation"), key=lambda e: len(e.tokens))
+    try:
+        summed_losses(bench, [longest])
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        why = f"not even one row of {len(longest.tokens):,} tokens can be evaluated in memory"
+        raise Incompatible(f"{why}: {first_line(error)}") from error
 
 
 def _fitting(bench: Bench, stepper: Stepper, examples: Sequence[Example]) -> list[StepBatch]:

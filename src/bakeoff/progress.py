@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -37,7 +38,10 @@ class Silent:
 
 
 class Logged:
-    """Writes each event as a line of ``log.jsonl``, secrets left out, then passes it on."""
+    """Writes each event as a line of ``log.jsonl``, secrets left out, then passes it on.
+
+    Whoever listens may go away, a closed terminal or a pipe's reader: the study goes on unheard.
+    """
 
     def __init__(self, path: Path, inner: Progress) -> None:
         self._path = path
@@ -46,17 +50,23 @@ class Logged:
     def phase(self, title: str, total: int, done: int) -> None:
         """Log a phase."""
         self._log("phase", title=title, total=total, done=done)
-        self._inner.phase(title, total, done)
+        self._pass_on(lambda heard: heard.phase(title, total, done))
 
     def advance(self, what: str) -> None:
         """Log a finished piece."""
         self._log("advance", what=what)
-        self._inner.advance(what)
+        self._pass_on(lambda heard: heard.advance(what))
 
     def say(self, text: str) -> None:
         """Log a line."""
         self._log("say", text=text)
-        self._inner.say(text)
+        self._pass_on(lambda heard: heard.say(text))
+
+    def _pass_on(self, tell: Callable[[Progress], None]) -> None:
+        try:
+            tell(self._inner)
+        except OSError:
+            self._inner = Silent()
 
     def _log(self, event: str, **values: object) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

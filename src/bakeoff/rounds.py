@@ -23,6 +23,7 @@ from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Executor, Outcome
 from bakeoff.hours import Deadline
 from bakeoff.interrupts import Stop
+from bakeoff.outward import redact
 from bakeoff.progress import Progress
 from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.store import Reader, Writer
@@ -208,8 +209,9 @@ def _results(segment: Segment, outcome: Outcome, deaths: Counter[str]) -> list[T
     deaths[trial.id] += 1
     if deaths[trial.id] < TRIES:
         return None
-    reason = outcome.error or "its worker gave no answer"
-    return [TrialResult(trial.id, Status.FAILED, reason, traceback=outcome.detail)]
+    reason = redact(outcome.error or "its worker gave no answer")
+    words = None if outcome.detail is None else redact(outcome.detail)
+    return [TrialResult(trial.id, Status.FAILED, reason, traceback=words)]
 
 
 def _halves(segment: Segment) -> list[Segment]:

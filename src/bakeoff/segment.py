@@ -33,10 +33,13 @@ from bakeoff.engine.switches import Switches
 from bakeoff.errors import BakeoffError
 from bakeoff.evaluate import item_losses, score_split
 from bakeoff.methods.hook import Finished, Incompatible
+from bakeoff.outward import redact
 from bakeoff.results import CurvePoint, SegmentResult, SplitScores, Status, TrialResult
 from bakeoff.scoring import MetricError
 from bakeoff.tasks import Example
 from bakeoff.trial import Segment
+
+UNMOVED = "no gradient reached any of its weights in {steps} steps: it is the untouched base"
 
 
 def run(value: dict[str, Any]) -> dict[str, Any]:
@@ -87,10 +90,10 @@ def classify_failure(error: BaseException) -> Status:
 def describe_failure(error: BaseException) -> str:
     """Return the reason a user reads: the error's own words, its type where they need it."""
     if isinstance(error, Incompatible):
-        return str(error)
+        return redact(str(error))
     if isinstance(error, BakeoffError):
-        return f"[{error.code}] {error.cause}"
-    return f"{type(error).__name__}: {error}"
+        return redact(f"[{error.code}] {error.cause}")
+    return redact(f"{type(error).__name__}: {error}")
 
 
 def _group(segment: Segment) -> list[TrialResult]:
@@ -113,7 +116,7 @@ def _alone(segment: Segment) -> TrialResult:
                 trial_id=segment.trials[0].id,
                 status=status,
                 reason=describe_failure(error),
-                traceback=traceback.format_exc() if status is Status.FAILED else None,
+                traceback=redact(traceback.format_exc()) if status is Status.FAILED else None,
                 curve=tuple(curve),
                 train_seconds=time.perf_counter() - started,
             )
@@ -133,7 +136,7 @@ def _listening() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def _with_warnings(result: TrialResult, heard: Sequence[warnings.WarningMessage]) -> TrialResult:
-    said = tuple(dict.fromkeys(str(w.message) for w in heard))
+    said = tuple(dict.fromkeys(redact(str(w.message)) for w in heard))
     return dataclasses.replace(result, warnings=said)
 
 
@@ -251,7 +254,7 @@ def _ended(
 ) -> TrialResult:
     """Return a trial's result where its segment ends: diverged, at a rung, or done and saved.
 
-    One whose answers the metric failed on failed.
+    One whose answers the metric failed on failed, and so did one that learnt nothing.
     """
     if result.diverged_at_step is not None:
         reason = (
@@ -267,6 +270,9 @@ def _ended(
             result, status=Status.DIVERGED, reason=reason, diverged_at_step=segment.stop,
             item_losses=(),
         )  # fmt: skip
+    if stepper.idle(lane):
+        reason = UNMOVED.format(steps=segment.stop)
+        return dataclasses.replace(result, status=Status.FAILED, reason=reason)
     if isinstance(splits, MetricError):
         reason = describe_failure(splits)
         return dataclasses.replace(result, status=Status.FAILED, reason=reason)

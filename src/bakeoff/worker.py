@@ -62,6 +62,8 @@ def serve(
     state = _State()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     signal.signal(signal.SIGTERM, state.terminated)
+    if hasattr(signal, "SIGHUP"):  # a terminal that went away; the parent asks for the end
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _write_to(log)
     if gpu is not None:
         _take_gpu(gpu)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bakeoff.alarm import TooSlow, at_most
 from bakeoff.chat.messages import ASSISTANT, Message, exchange, last_answer, without_oldest
 from bakeoff.errors import PreflightError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
+RENDER_SECONDS = 10.0
+"""What a template may take for one conversation: thousands of times what any takes that ends."""
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -250,13 +253,21 @@ class Chat:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, indices = render_jinja_template(
-                conversations=[[dict(m) for m in messages]],
-                chat_template=self.template,
-                return_assistant_tokens_mask=marks,
-                add_generation_prompt=opened,
-                **self.variables,
-            )
+            with at_most(RENDER_SECONDS):
+                texts, indices = render_jinja_template(
+                    conversations=[[dict(m) for m in messages]],
+                    chat_template=self.template,
+                    return_assistant_tokens_mask=marks,
+                    add_generation_prompt=opened,
+                    **self.variables,
+                )
+        except TooSlow:  # the template's fault, not the row's: the next row would take as long
+            raise PreflightError(
+                "chat-template-slow",
+                f"The chat template has not rendered a conversation of {len(messages)} messages "
+                f"within {RENDER_SECONDS:g} s.",
+                "another `chat_template` under [task]: this one may never end.",
+            ) from None
         except Exception as error:  # whatever a template raises: its own refusals, a missing key
             raise Unusable(
                 "chat-template-refused",

@@ -13,7 +13,8 @@ import typer
 from bakeoff.cli.output import JSON_OPTION, show_json, show_table, study_folder
 from bakeoff.errors import UsageError
 
-WAL_RESET_FIXED = (3, 51, 3)
+WAL_RESET = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
+"""The first versions without SQLite's WAL-reset bug: of two older lines, and of all later ones."""
 GIB = 2**30
 
 
@@ -88,10 +89,16 @@ def _machine(machine: dict[str, Any]) -> list[Finding]:
 
 def _sqlite() -> Finding:
     version = sqlite3.sqlite_version
-    if sqlite3.sqlite_version_info >= WAL_RESET_FIXED:
+    if _without_wal_reset(sqlite3.sqlite_version_info):
         return Finding("sqlite", "ok", version)
-    detail = f"{version}: older than 3.51.3 (WAL-reset bug); safe here, a study has one writer"
+    detail = f"{version}: has the WAL-reset bug; safe here, a study has one writer"
     return Finding("sqlite", "note", detail)
+
+
+def _without_wal_reset(version: tuple[int, ...]) -> bool:
+    """Tell whether a version of SQLite cannot lose what two writers wrote (its wal.html)."""
+    *lines, newest = WAL_RESET
+    return version >= newest or any(version[:2] == v[:2] and version >= v for v in lines)
 
 
 def _disk() -> Finding:

@@ -46,7 +46,7 @@ def command(
     if parts := memory_words(overview):
         out.print(plain("; ".join(parts)))
     show_table(
-        ("method", "search trials", "final trials", "steps", "learning rates"),
+        ("method", "search trials", "final trials", "steps", "learning rates", "<vLLM"),
         [
             (
                 m["title"],
@@ -54,6 +54,7 @@ def command(
                 str(m["final_trials"]),
                 f"{m['steps']:,}",
                 ", ".join(f"{r:g}" for r in m["learning_rates"]),
+                m["vllm"] or "-",
             )
             for m in overview["methods"]
         ],

@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import gc
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -14,6 +16,8 @@ from torch import nn
 
 from bakeoff.engine.quantise import is_packed
 from bakeoff.errors import PreflightError
+
+Result = TypeVar("Result")
 
 
 def resolve_device(wish: str) -> str:
@@ -67,6 +71,18 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return "can't allocate memory" in text or "out of memory" in text
+
+
+def halving(work: Callable[[int], Result], rows: int) -> Result:
+    """Return ``work(rows)``; where memory runs out, the same from its start with half the rows."""
+    while True:
+        try:
+            return work(rows)
+        except (RuntimeError, MemoryError) as error:
+            if rows <= 1 or not out_of_memory(error):
+                raise
+        free_memory()  # out here: the error held on to what was made before it
+        rows //= 2
 
 
 def device_lost(error: BaseException) -> bool:

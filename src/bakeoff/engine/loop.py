@@ -193,6 +193,10 @@ class Stepper:
             self.lanes.stack.values[lane].copy_(saved["values"])
         self.optimizer.restore(lane, saved, taken)
 
+    def idle(self, lane: int) -> bool:
+        """Tell whether no gradient has moved a lane, nor anything else that its method does."""
+        return self.after_step is None and self.optimizer.idle(lane)
+
     def forget_graphs(self, for_good: bool) -> None:
         """Give captured graphs and their memory back, or go on without any."""
         if self._graphs is not None:

@@ -83,6 +83,11 @@ class LaneAdamW:
                 held.copy_(saved[f"{key}.{g}"])
         self.taken.fill_(taken)
 
+    def idle(self, lane: int) -> bool:
+        """Tell whether every gradient that the lane was given so far was exactly 0."""
+        held = (state[key] for state in self._states(lane) for key in ("exp_avg", "exp_avg_sq"))
+        return not any(bool(moment.any()) for moment in held)
+
     def _states(self, lane: int) -> list[dict[str, Tensor]]:
         """Return AdamW's state of each of the lane's parameter groups."""
         groups = len(self.stack.spans)

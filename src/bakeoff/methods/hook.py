@@ -39,7 +39,7 @@ boft._FBD_CUDA = False
 
 REFUSALS = (
     ValueError, TypeError, NotImplementedError, AttributeError, KeyError, IndexError, ImportError,
-    AssertionError, RuntimeError,
+    AssertionError, RuntimeError, ArithmeticError,
 )  # fmt: skip
 """What PEFT raises of bases and arguments that it cannot take; a user's interrupt is not in it."""
 

@@ -6,16 +6,14 @@ that what cannot be scored is found before anything is trained.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import numbers
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bakeoff.alarm import TooSlow, at_most
 from bakeoff.errors import PreflightError
 from bakeoff.results import MetricInfo
 
@@ -26,10 +24,6 @@ _SHOWN = 80
 
 class MetricError(PreflightError):
     """A metric failed on an item, or gave what is no score."""
-
-
-class _TooSlow(BaseException):
-    """Raised by the alarm; no ``Exception``, so that a metric's own handlers let it pass."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +65,9 @@ class Metric:
     def _one(self, pair: tuple[Any, Any], where: str) -> float:
         started = time.monotonic()
         try:
-            with _at_most(self.timeout):
+            with at_most(self.timeout):
                 value = self.function(*pair, **self.options)
-        except _TooSlow:
+        except TooSlow:
             raise self._slow(where) from None
         except Exception as error:  # a model's answer, perhaps in the user's code: it can be any
             raise MetricError(
@@ -114,31 +108,3 @@ class Metric:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-@contextlib.contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Interrupt what is inside after so many seconds, where the platform can.
-
-    An alarm reaches Python's main thread alone; whoever else had one set gets it back.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def ring(*_: object) -> None:
-        raise _TooSlow
-
-    started = time.monotonic()
-    handler = signal.signal(signal.SIGALRM, ring)
-    left, every = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        if left:
-            signal.setitimer(
-                signal.ITIMER_REAL, max(left - (time.monotonic() - started), 1e-3), every
-            )

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from bakeoff.bounded import DATA_BYTES
 from bakeoff.data import Row
 from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError
 from bakeoff.sources import arrow
@@ -48,7 +49,7 @@ def load(
 
     Raises:
         EnvironmentProblem: ``data-package-missing``, ``hub-unreachable``.
-        PreflightError: ``data-not-found``, ``data-broken``, ``empty-split``.
+        PreflightError: ``data-not-found``, ``data-broken``, ``data-too-large``, ``empty-split``.
     """
     try:
         import datasets
@@ -67,6 +68,7 @@ def load(
         _refuse_builder(builder, wanted)
         # one builder resolves the revision once: what load_dataset does, with the commit at hand
         builder.download_and_prepare()
+        _refuse_size(builder, wanted)
         table = builder.as_dataset(split=wanted.split).with_format("arrow")[:]
     except BakeoffError:
         raise
@@ -100,6 +102,23 @@ def _refuse_builder(builder: Any, wanted: Dataset) -> None:
             "data-format",
             f"'{wanted.path}' is in the format '{kind}', which bakeoff does not read.",
             f"one of {', '.join(KINDS)}.",
+        )
+
+
+def _refuse_size(builder: Any, wanted: Dataset) -> None:
+    """Refuse a split that unpacks to more than a data file may: all of it is held in memory.
+
+    Raises:
+        PreflightError: ``data-too-large``.
+    """
+    name, _, _ = wanted.split.partition("[")
+    split = (builder.info.splits or {}).get(name)
+    size = 0 if split is None else int(split.num_bytes or 0)
+    if size > DATA_BYTES:
+        raise PreflightError(
+            "data-too-large",
+            f"'{wanted.path}' ({name}) unpacks to {size:,} bytes, more than {DATA_BYTES:,}.",
+            "a smaller split, or files of your own with what is needed of it.",
         )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """Label of a token that is not supervised."""
+POOLER = "pooler"
 UNCUT = 2**31 - 1
 """A `max_length` that cuts nothing."""
 
@@ -278,12 +279,13 @@ class CausalTask(Task):
         from transformers import AutoModelForCausalLM
 
         trusted = loading.get("trust_remote_code", False)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             path,
             use_safetensors=True,
+            output_loading_info=True,
             **{"dtype": "auto", **arguments(path, revision, trusted), **loading},
         )
-        return model
+        return whole(model, info, fresh_head=False)
 
     def batch(
         self,
@@ -313,6 +315,29 @@ class CausalTask(Task):
         zeros = torch.zeros(batch.rows, device=losses.device)
         sums = zeros.index_add(0, at.rows, losses)
         return ItemLoss(sums, zeros.index_add(0, at.rows, (at.targets >= 0).float()))
+
+
+def whole(model: PreTrainedModel, info: Mapping[str, Any], fresh_head: bool) -> PreTrainedModel:
+    """Return a loaded model, if its files hold all that it is made of.
+
+    transformers draws at random what they lack, and logs a line. With ``fresh_head`` that is meant
+    for what stands behind the base, and for a pooler, which many checkpoints do not have.
+
+    Raises:
+        PreflightError: ``base-incomplete``.
+    """
+    inside = f"{model.base_model_prefix}." if fresh_head else ""
+    lacking = sorted(n for n in info["missing_keys"] if n.startswith(inside))
+    missing = [n for n in lacking if not (fresh_head and POOLER in n.split("."))]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise PreflightError(
+            "base-incomplete",
+            f"The base's files do not hold {missing[0]}{more}: it would be random numbers.",
+            "download the base again, to the end; or another base: its config.json is another "
+            "model's, or it was not trained to say next tokens.",
+        )
+    return model
 
 
 def load_tokenizer(

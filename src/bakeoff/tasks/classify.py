@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bakeoff.data import Row, fill
 from bakeoff.faults import SHOWN, Fault
 from bakeoff.loading import arguments
-from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded_inputs
+from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded_inputs, whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,14 +79,16 @@ class Classify(Task):
 
         labels: list[str] = self.options["labels"]
         trusted = loading.get("trust_remote_code", False)
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        found, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={name: i for i, name in enumerate(labels)},
             use_safetensors=True,
+            output_loading_info=True,
             **{"dtype": "auto", **arguments(path, revision, trusted), **loading},
         )
+        model = whole(found, info, fresh_head=True)
         # a decoder would fill a cache of keys and values in every pass, for no next token
         model.config.get_text_config().use_cache = False
         return model

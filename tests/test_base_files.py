@@ -1,0 +1,163 @@
+"""A base that is not all there is refused, and the file that is not whole is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from bakeoff import bases, preflight
+from bakeoff.errors import PreflightError
+from bakeoff.spec import parse_spec
+from bakeoff.testing.tiny import write_splits
+from bakeoff.testing.trials import make_trial
+from bakeoff.trial import Segment
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SECOND = "model-00002-of-00002.safetensors"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 76528\n"
+
+
+def sharded(base: Path, to: Path) -> Path:
+    """Copy a base with its weights in two shards and an index, as larger ones are published."""
+    shutil.copytree(base, to)
+    tensors = load_file(to / "model.safetensors")
+    (to / "model.safetensors").unlink()
+    names = sorted(tensors)
+    places = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({n: tensors[n] for n in part}, to / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": places}
+    (to / "model.safetensors.index.json").write_text(json.dumps(index))
+    return to
+
+
+def answer(base: Path | str, folder: Path, task: str = "sft") -> dict[str, Any]:
+    """Have a worker check a study on this base."""
+    data = write_splits(folder / "data")
+    shutil.copyfile(data / "validation.jsonl", data / "test.jsonl")
+    metric = {"sft": "exact_match", "classify": "accuracy"}[task]
+    trial = make_trial("lora", task, metric=metric)
+    return preflight.check(Segment((trial,), 0, 10, str(folder), str(base)).to_json())
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda m: cut(m / SECOND), f"{SECOND} has "),
+        (lambda m: (m / SECOND).unlink(), f"its index names {SECOND}, which is not there"),
+        (lambda m: (m / SECOND).write_bytes(b""), f"{SECOND} is no safetensors file"),
+        (lambda m: (m / SECOND).write_text(POINTER), f"{SECOND} is no safetensors file"),
+        (
+            lambda m: (m / SECOND).write_bytes((9).to_bytes(8, "little") + b'{"a": [1]'),
+            f"{SECOND} has a broken header",
+        ),
+    ],
+    ids=["cut off", "missing", "empty", "a pointer to it", "no header"],
+)
+def test_a_half_downloaded_base(
+    harm: Callable[[Path], object], says: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Faults 38 and 43: seen by the files' own headers, before anything is loaded."""
+    model = sharded(tiny_llama, tmp_path / "model")
+    bases.check_folder(model)
+    harm(model)
+    with pytest.raises(PreflightError) as error:
+        bases.locate(str(model), print)
+    assert (error.value.code, error.value.exit_code) == ("base-incomplete", 3)
+    assert says in error.value.cause
+    assert "download it again" in error.value.try_
+
+
+def test_what_is_not_loaded_is_not_looked_at(tiny_llama: Path, tmp_path: Path) -> None:
+    """An index of before, and another program's weights, beside a file that is whole."""
+    model = sharded(tiny_llama, tmp_path / "model")
+    shutil.copyfile(tiny_llama / "model.safetensors", model / "model.safetensors")
+    (model / SECOND).write_bytes(b"")
+    (model / "consolidated.safetensors").write_bytes(b"half")
+    bases.check_folder(model)
+
+
+@pytest.mark.parametrize("gone", ["tokenizer.json", "generation_config.json"])
+def test_a_base_without_its_tokenizer(gone: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Fault 38: and what a base can do without is not missed."""
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    (model / gone).unlink()
+    error = answer(model, tmp_path)["error"]
+    if gone == "generation_config.json":
+        assert error is None
+    else:
+        assert (error["code"], error["exit"]) == ("base-not-loadable", 3)
+        assert "tokenizer" in error["cause"]
+
+
+@pytest.mark.parametrize(
+    ("task", "gone"), [("sft", "layers.1.mlp"), ("classify", "layer.1.attention.output")]
+)
+def test_weights_that_are_not_there_are_not_drawn_at_random(
+    task: str, gone: str, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Fault 43: transformers would draw them, and say so in a line that nobody reads."""
+    base = {"sft": tiny_llama, "classify": tiny_bert}[task]
+    model = Path(shutil.copytree(base, tmp_path / "model"))
+    assert answer(model, tmp_path, task)["error"] is None, "a fresh output layer is meant to be"
+    tensors = load_file(model / "model.safetensors")
+    kept = {n: t for n, t in tensors.items() if gone not in n}
+    assert len(kept) < len(tensors)
+    save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
+    error = answer(model, tmp_path, task)["error"]
+    assert error["code"] == "base-incomplete"
+    assert gone in error["cause"]
+
+
+def test_a_base_that_is_deeper_than_its_weights(tiny_llama: Path, tmp_path: Path) -> None:
+    """Fault 43: the config of another model."""
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    error = answer(model, tmp_path)["error"]
+    assert error["code"] == "base-incomplete"
+    assert "layers.2" in error["cause"]
+
+
+def cached(base: Path, hub: Path, name: str) -> None:
+    """Lay a base down as the hub's own downloads do."""
+    place = hub / f"models--{name.replace('/', '--')}"
+    shutil.copytree(base, place / "snapshots" / COMMIT)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMIT)
+
+
+def test_a_base_of_a_hub(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 38: without a network, one that was downloaded is loaded; of others it is said how."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cached(tiny_llama, tmp_path / "hub", "org/there")
+    assert answer("org/there", tmp_path)["error"] is None
+    error = answer("org/absent", tmp_path)["error"]
+    assert error["code"] == "base-not-loadable"
+    assert "`hf auth login`, if it is private or gated" in error["try"]
+    assert "`hf download org/absent`" in error["try"]
+
+
+def test_a_base_of_a_hub_without_its_commit_is_listed(study_values: dict[str, Any]) -> None:
+    """Fault 38: what a branch holds may be another base tomorrow."""
+    hub = bases.Base("org/model", "org/model", None, None)
+    for revision, said in ((None, 1), ("main", 1), (COMMIT, 0)):
+        study_values["base"] = {"model": "org/model"} | ({"revision": revision} if revision else {})
+        assert len(bases.consent(hub, parse_spec(study_values).base)) == said
+    local = bases.Base("/models/x", "/models/x", None, "sum")
+    study_values["base"] = {"model": "/models/x"}
+    assert bases.consent(local, parse_spec(study_values).base) == []

@@ -1,0 +1,54 @@
+"""Durations are those of a clock that only goes forward, whatever the wall's clock does."""
+
+from __future__ import annotations
+
+import ast
+import time
+from pathlib import Path
+
+import pytest
+
+import bakeoff
+from bakeoff import api
+from bakeoff.store import Reader, Writer
+
+SOURCE = Path(bakeoff.__file__).parent
+
+
+def asked(node: ast.AST) -> str | None:
+    """Return which of the wall's clocks a call asks."""
+    if not isinstance(node, ast.Call):
+        return None
+    name = ast.unparse(node.func)
+    return name if name.endswith(("time.time", ".now", ".utcnow", ".today")) else None
+
+
+def test_no_duration_is_read_off_the_walls_clock() -> None:
+    """Fault 30: a clock that is set, summer time, nodes that differ."""
+    asking = 0
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = asked(node)
+            if name is not None:
+                asking += 1
+                where = f"{path.relative_to(SOURCE)}:{node.lineno}"  # type: ignore[attr-defined]
+                # when something happened may be written down, in UTC; how long it took may not
+                assert "datetime.UTC" in ast.unparse(node), f"{where} asks for {name}"
+    assert asking >= 3
+
+
+def test_a_study_counts_its_hours_though_the_clock_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 30: what its runs took is added up, by no clock that is set."""
+    steady, wall = iter((10.0, 12.0, 15.0, 100.0, 107.0)), iter((5000.0, 4000.0, 3000.0))
+    with Writer(tmp_path / "study.db") as store:
+        monkeypatch.setattr(time, "monotonic", lambda: next(steady))
+        monkeypatch.setattr(time, "time", lambda: next(wall))
+        with api.clock(store) as passed:
+            assert passed() == 2.0
+        with api.clock(store):
+            pass
+        monkeypatch.undo()
+        with Reader(tmp_path / "study.db") as reader:
+            assert sum(api.walls(reader.values())) == 5.0 + 7.0

@@ -1,0 +1,80 @@
+"""The first signal asks a study to stop, the second stops it; a terminal may go away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bakeoff.errors import Interrupted, Terminated
+from bakeoff.interrupts import listening
+from bakeoff.progress import Logged, Silent
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="other signals there")
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("sent", "first", "second"),
+    [
+        (signal.SIGINT, Interrupted, KeyboardInterrupt),
+        (signal.SIGTERM, Terminated, SystemExit),
+        (signal.SIGHUP, Terminated, SystemExit),
+    ],
+)
+def test_the_first_asks_and_the_second_does_not(
+    sent: signal.Signals, first: type[Interrupted], second: type[BaseException]
+) -> None:
+    """Faults 5 and 6: Ctrl-C, a job system, a terminal that is closed."""
+    said: list[str] = []
+    with listening(said.append) as stop:
+        stop.check()
+        os.kill(os.getpid(), sent)
+        assert stop()
+        assert stop()
+        assert said == ["stopping at the next safe point; once more stops at once"]
+        with pytest.raises(Interrupted) as asked:
+            stop.check()
+        assert type(asked.value) is first
+        with pytest.raises(second) as at_once:
+            os.kill(os.getpid(), sent)
+    if second is SystemExit:
+        assert at_once.value.code == 143  # type: ignore[attr-defined]
+
+
+def test_what_is_to_outlive_its_terminal_does() -> None:
+    """Fault 6: `nohup bakeoff run ...`"""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with listening(print) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_terminal_that_went_away_ends_no_study(tmp_path: Path) -> None:
+    """Fault 6: what nobody hears any more is still logged."""
+
+    class Gone(Silent):
+        def say(self, text: str) -> None:
+            raise OSError(5, "Input/output error")
+
+        def advance(self, what: str) -> None:
+            raise AssertionError("it was told again")
+
+    heard = Logged(tmp_path / "log.jsonl", Gone())
+    heard.phase("Search", 2, 0)
+    heard.say("warning")
+    heard.advance("lora")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["phase", "say", "advance"]
