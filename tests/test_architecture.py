@@ -33,6 +33,8 @@ VIOLATIONS = {
     "the report opens the database": ("report/page.py", "import bakeoff.store"),
     "a section imports its sibling": (
         "report/sections/table.py", "import bakeoff.report.sections.forest"),
+    "the view opens the database elsewhere": ("view/app.py", "from bakeoff.store import Reader"),
+    "the api imports the view": ("api.py", "import bakeoff.view.app"),
     "the cli opens the database": ("cli/status.py", "from bakeoff.store import Reader"),
     "the segment opens the database": ("segment.py", "import bakeoff.store"),
     "the segment sees the plan": ("segment.py", "import bakeoff.plan"),
@@ -86,6 +88,7 @@ def test_a_planted_violation_is_caught(copy: Path, what: str) -> None:
     [
         "import bakeoff.cli",
         "import bakeoff.api",
+        "import bakeoff.view.server",
         "from bakeoff.cli.run import guess_task; import bakeoff.tasks.classify, bakeoff.tasks.sft",
     ],
 )

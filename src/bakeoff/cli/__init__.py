@@ -26,6 +26,7 @@ from bakeoff.cli import (
     run,
     schema,
     status,
+    view,
 )
 from bakeoff.cli.output import show_error, show_fault
 from bakeoff.errors import BakeoffError, EnvironmentProblem, Interrupted
@@ -42,7 +43,8 @@ app = typer.Typer(
     help="Is LoRA best for your model, your data and your budget? Compare, and read the verdict.",
 )
 VERBS = (
-    init, methods, doctor, plan, run, status, report, compare, import_hf, schema, assets, demo,
+    init, methods, doctor, plan, run, status, report, view, compare, import_hf, schema, assets,
+    demo,
 )  # fmt: skip
 for verb in VERBS:
     verb.register(app)

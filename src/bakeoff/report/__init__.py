@@ -6,6 +6,6 @@ Stands at the end of the way of the data, beside nothing: it reads only the repo
 
 from __future__ import annotations
 
-from bakeoff.report.page import render, render_sections
+from bakeoff.report.page import assets, render, render_sections
 
-__all__ = ["render", "render_sections"]
+__all__ = ["assets", "render", "render_sections"]

@@ -98,3 +98,12 @@ def _asset(name: str) -> str:
 @cache
 def _plotly() -> str:
     return _asset("vendor/plotly-basic.min.js")
+
+
+def assets() -> dict[str, str]:
+    """Return the page's own files by their names: its style, Plotly, its script."""
+    return {
+        "style.css": _asset("templates/style.css"),
+        "plotly.js": _plotly(),
+        "report.js": _asset("templates/report.js"),
+    }

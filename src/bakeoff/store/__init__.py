@@ -7,8 +7,8 @@ do.
 
 from __future__ import annotations
 
-from bakeoff.store.reader import Reader, Row
+from bakeoff.store.reader import Answers, Reader, Row
 from bakeoff.store.salvage import rebuild
 from bakeoff.store.writer import Writer
 
-__all__ = ["Reader", "Row", "Writer", "rebuild"]
+__all__ = ["Answers", "Reader", "Row", "Writer", "rebuild"]

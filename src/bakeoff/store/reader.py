@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,6 +25,20 @@ class Row(NamedTuple):
 
     status: str | None
     sealed: str | None
+
+
+class Tally(NamedTuple):
+    """How many trials of a method are planned so far, and how many of them have ended."""
+
+    planned: int
+    ended: int
+
+
+class Answers(NamedTuple):
+    """What a trial made of each item of a split, in the order of the split's file."""
+
+    scores: list[float]
+    predictions: list[str | None]
 
 
 class Reader:
@@ -75,11 +89,12 @@ class Reader:
         except ValueError as error:  # a value that is no JSON any more
             raise trouble.damaged(self._path, first_line(error)) from error
 
-    def values(self) -> dict[str, Any]:
-        """Return all values of the study."""
+    def values(self, *keys: str) -> dict[str, Any]:
+        """Return the study's values: all of them, or those of some keys that are there."""
+        query = sa.select(schema.study)
         with self._reading() as connection:
-            rows = connection.execute(sa.select(schema.study)).all()
-        return {row.key: row.value for row in rows}
+            rows = connection.execute(query.where(schema.study.c.key.in_(keys)) if keys else query)
+            return {row.key: row.value for row in rows}
 
     def costs(self) -> dict[str, Cost]:
         """Return the costs measured so far, by method."""
@@ -101,6 +116,15 @@ class Reader:
             query = sa.select(table.c.id, table.c.status, sa.null())
         with self._reading() as connection:
             return {i: Row(status, sealed) for i, status, sealed in connection.execute(query)}
+
+    def tally(self) -> dict[str, Tally]:
+        """Count the trials of each method, reading no result and no score."""
+        table = schema.trials
+        query = sa.select(
+            table.c.method, sa.func.count().label("planned"), sa.func.count(table.c.status)
+        ).group_by(table.c.method)
+        with self._reading() as connection:
+            return {name: Tally(*counts) for name, *counts in connection.execute(query)}
 
     def standing(self) -> dict[str, int]:
         """Return the last step of every trial that stands at a rung, and is to go on from there."""
@@ -183,19 +207,30 @@ class Reader:
             planned.append((trial, TrialResult.from_json({**result, "splits": filled})))
         return tuple(planned)
 
+    def answers(self, trial_ids: Collection[str], split: str) -> dict[str, Answers]:
+        """Return the scores and predictions of some trials on a split, by trial id."""
+        mine = sa.and_(schema.scores.c.trial_id.in_(trial_ids), schema.scores.c.split == split)
+        with self._reading() as connection:
+            found = self._scores(connection, mine)
+        return {trial: Answers(v["scores"], v["predictions"]) for (trial, _), v in found.items()}
+
     def _lacks(self, table: sa.Table) -> bool:
         """Tell whether this database is older than a table."""
         with self._reading() as connection:
             return not sa.inspect(connection).has_table(table.name)
 
     @staticmethod
-    def _scores(connection: sa.Connection) -> dict[tuple[str, str], dict[str, list[Any]]]:
-        """Return the scores and predictions of every (trial, split), in item order."""
+    def _scores(
+        connection: sa.Connection, which: sa.ColumnElement[bool] | None = None
+    ) -> dict[tuple[str, str], dict[str, list[Any]]]:
+        """Return the scores and predictions of (trial, split), of all or some, in item order."""
         found: dict[tuple[str, str], dict[str, list[Any]]] = defaultdict(
             lambda: {"scores": [], "predictions": []}
         )
         table = schema.scores
         query = sa.select(table).order_by(table.c.trial_id, table.c.split, table.c.item)
+        if which is not None:
+            query = query.where(which)
         for trial_id, split, _, score, prediction in connection.execute(query):
             entry = found[trial_id, split]
             entry["scores"].append(score)

@@ -1,0 +1,199 @@
+"""The routes: pages, their own files, and what they ask for. All are GET, none takes a path.
+
+What a route gives is about one study under its opaque id. Routes are plain functions: they run in
+threads, so that a study that is computed keeps nobody waiting but those who asked for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.view import pages, reading
+from bakeoff.view.feed import Feed, State
+from bakeoff.view.items import Outcome, Wish
+from bakeoff.view.reading import Trouble
+from bakeoff.view.studies import Studies
+
+EVERY = 1.0
+"""Seconds between two looks of a page at its study."""
+STILL = ": still here\n\n"
+QUIET = 15.0
+"""Seconds after which a stream says that it is still there."""
+MISSING = ("no-study", "no-answers", "unknown-contender")
+
+Search = Annotated[str, Query(max_length=500)]
+Number = Annotated[int, Query(ge=1, le=10**9)]
+
+
+def make_app(studies: Studies, stopping: threading.Event | None = None) -> FastAPI:
+    """Return the application over some studies; ``stopping`` ends its streams."""
+    app = FastAPI(title="bakeoff view", docs_url=None, redoc_url=None, openapi_url=None)
+    stop = stopping or threading.Event()
+    app.add_exception_handler(BakeoffError, _told)
+    _add_pages(app, studies)
+    _add_data(app, studies)
+
+    @app.get("/api/studies/{name}/events")
+    def events(name: str) -> Response:
+        feed = studies.one(name)
+        return StreamingResponse(_events(feed, stop), media_type="text/event-stream")
+
+    @app.get("/api/events")
+    def changes() -> Response:
+        return StreamingResponse(_rows(studies, stop), media_type="text/event-stream")
+
+    return app
+
+
+def _add_pages(app: FastAPI, studies: Studies) -> None:
+    @app.get("/")
+    def start() -> HTMLResponse:
+        return HTMLResponse(pages.page("list.html", title="Studies"))
+
+    @app.get("/studies/{name}")
+    def study(name: str) -> HTMLResponse:
+        feed = studies.one(name)
+        return HTMLResponse(pages.page("study.html", title=feed.strip()["name"], study=feed.id))
+
+    @app.get("/compare")
+    def comparison(first: str, second: str) -> HTMLResponse:
+        named = {"first": studies.one(first), "second": studies.one(second)}
+        ids = {side: feed.id for side, feed in named.items()}
+        titles = " and ".join(feed.strip()["name"] for feed in named.values())
+        return HTMLResponse(pages.page("compare.html", title=titles, **ids))
+
+    @app.get("/static/{file}")
+    def static(file: str) -> Response:
+        kind, text = pages.static(file)
+        return Response(text, media_type=kind)
+
+
+def _add_data(app: FastAPI, studies: Studies) -> None:
+    @app.get("/api/studies")
+    def listed() -> JSONResponse:
+        return JSONResponse({"studies": [feed.row() for feed in studies.all()]})
+
+    @app.get("/api/studies/{name}")
+    def one(name: str) -> JSONResponse:
+        feed = studies.one(name)
+        feed.whole()
+        feed.strip(fresh=True)
+        return JSONResponse(feed.row())
+
+    @app.get("/api/studies/{name}/items")
+    def items(
+        name: str,
+        contender: Annotated[str, Query(max_length=200)] = "",
+        outcome: Outcome | None = None,
+        q: Search = "",
+        page: Number = 1,
+    ) -> JSONResponse:
+        feed = studies.one(name)
+        found = feed.whole()
+        if isinstance(found, Trouble):
+            raise BakeoffError(*found)
+        asked = found.asked
+        able = [m for m in asked.titles if m in asked.trials and m != asked.control]
+        chosen = contender or next(iter(able), "")
+        shown = feed.table(chosen).page(Wish(outcome, q.strip(), page))
+        choices = [{"method": m, "title": asked.titles[m]} for m in able]
+        return JSONResponse({**shown, "chosen": chosen, "contenders": choices})
+
+    @app.get("/api/compare")
+    def compare(first: str, second: str) -> JSONResponse:
+        one, two = studies.one(first), studies.one(second)
+        found = reading.troubled(lambda: reading.compare(one.folder, two.folder), one.folder)
+        if isinstance(found, Trouble):
+            raise BakeoffError(*found)
+        return JSONResponse(found)
+
+
+def _told(request: Request, error: Exception) -> Response:
+    """Answer with what is wrong as a user reads it: a code, the cause, one line that helps."""
+    assert isinstance(error, BakeoffError)
+    trouble = Trouble(error.code, error.cause, error.try_).to_json()
+    status = 404 if isinstance(error, UsageError) or error.code in MISSING else 409
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"trouble": trouble}, status)
+    code, cause, try_ = trouble.values()
+    text = pages.page("error.html", title="Not here", code=code, cause=cause, try_=try_)
+    return HTMLResponse(text, status)
+
+
+async def _rows(studies: Studies, stop: threading.Event) -> AsyncIterator[str]:
+    """Yield the rows of studies that have changed since the list was asked for."""
+    known: dict[str, Any] | None = None
+    quiet = 0.0
+    while not stop.is_set():
+        rows = await run_in_threadpool(lambda: {f.id: f.row() for f in studies.all()})
+        changed = [r for name, r in rows.items() if known is not None and known.get(name) != r]
+        known = rows
+        quiet = 0.0 if changed or quiet >= QUIET else quiet + EVERY
+        for row in changed:
+            yield _event("study", row)
+        if quiet >= QUIET:
+            yield STILL
+        await _pause(stop)
+
+
+async def _pause(stop: threading.Event) -> None:
+    until = time.monotonic() + EVERY
+    while time.monotonic() < until and not stop.is_set():
+        await asyncio.sleep(0.1)
+
+
+def _event(name: str, value: Any) -> str:
+    return f"event: {name}\ndata: {json.dumps(value, allow_nan=False)}\n\n"
+
+
+async def _events(feed: Feed, stop: threading.Event) -> AsyncIterator[str]:
+    """Yield a study's events as server-sent events: all at first, then what has changed."""
+    sent: dict[str, Any] = {}
+    quiet = 0.0
+    sent["strip"] = await run_in_threadpool(feed.strip)  # at once: the first look takes seconds
+    yield _event("strip", sent["strip"])
+    while not stop.is_set():
+        state = await run_in_threadpool(feed.look)
+        changed = list(_changes(state, sent))
+        quiet = 0.0 if changed or quiet >= QUIET else quiet + EVERY
+        for name, value in changed:
+            yield _event(name, value)
+        if quiet >= QUIET:
+            yield STILL
+        await _pause(stop)
+
+
+def _changes(state: State, sent: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what a page does not have yet, and note in ``sent`` that it has it now."""
+    if sent.get("strip") != state.strip:
+        sent["strip"] = state.strip
+        yield "strip", state.strip
+    if state.kept is None:
+        return
+    if isinstance(state.kept, Trouble):
+        trouble = state.kept.to_json()
+        if sent.get("trouble") != trouble:
+            sent["trouble"], sent["revision"] = trouble, None
+            yield "trouble", trouble
+        return
+    if sent.get("revision") == state.revision:
+        return
+    sent["revision"], sent["trouble"] = state.revision, None
+    known = sent.setdefault("digests", {})
+    order = [s["key"] for s in state.kept.sections]
+    changed = [s for s in state.kept.sections if known.get(s["key"]) != s["digest"]]
+    sent["digests"] = {s["key"]: s["digest"] for s in state.kept.sections}
+    asked = state.kept.asked
+    able = [m for m in asked.titles if m in asked.trials and m != asked.control]
+    yield "sections", {"order": order, "changed": changed, "items": bool(able)}

@@ -1,0 +1,174 @@
+"""One study as it changes: looked at by every page that shows it, computed once for all of them.
+
+A look reads the stamps of the database's files and the end of the log, and says how far the study
+is. When the stamps moved on, one of the looks computes the report anew, in its thread; the others
+get the last one meanwhile. Nothing runs while nobody looks.
+"""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bakeoff import lock
+from bakeoff.errors import BakeoffError
+from bakeoff.report.safe import clean
+from bakeoff.view import reading
+from bakeoff.view.diary import Diary
+from bakeoff.view.items import Table
+from bakeoff.view.reading import Revision, Snapshot, Trouble
+
+PACE = 3.0
+"""Seconds between two computations of a study at least; three times what one takes, if longer."""
+STALE = 0.5
+"""Seconds for which a look holds: pages that look at the same time look once."""
+AGAIN = 10.0
+"""Seconds after which a study in trouble is tried again though its files have not changed."""
+_computing = threading.BoundedSemaphore(1)  # the study that runs needs the processor more
+
+
+class State(NamedTuple):
+    """What a page shows of a study: how far it is, and its sections or why there are none."""
+
+    strip: dict[str, Any]
+    kept: Snapshot | Trouble | None
+    revision: Revision | None
+    """The revision that ``kept`` is of."""
+
+
+class Feed:
+    """A study folder under its id."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.id = folder, name
+        self._diary = Diary(folder)
+        self._looking, self._one = threading.Lock(), threading.Lock()
+        self._kept: Snapshot | Trouble | None = None
+        self._revision: Revision | None = None
+        self._computed, self._took = -AGAIN, 0.0
+        self._strip: dict[str, Any] = {}
+        self._looked = -STALE
+        self._table: tuple[tuple[Revision | None, str], Table] | None = None
+        self._outline: tuple[Revision, dict[str, Any] | Trouble] | None = None
+
+    def look(self) -> State:
+        """Return the study as it is known now; computes where that is due and nobody else does."""
+        strip = self.strip()
+        if self._due() and self._one.acquire(blocking=False):
+            try:
+                self._compute()
+                strip = self.strip(fresh=True)
+            finally:
+                self._one.release()
+        return State(strip, self._kept, self._revision)
+
+    def whole(self) -> Snapshot | Trouble:
+        """Return the study's snapshot, and wait for it where there is none yet."""
+        with self._one:
+            if self._kept is None or self._due():
+                self._compute()
+        assert self._kept is not None
+        return self._kept
+
+    def _due(self) -> bool:
+        since = time.monotonic() - self._computed
+        if isinstance(self._kept, Trouble) and since > AGAIN:
+            return True
+        return self.stale and since > max(PACE, 3 * self._took)
+
+    def _compute(self) -> None:
+        with _computing:
+            began = time.monotonic()
+            # before it is read: what is written meanwhile is a change after it
+            revision = reading.revision(self.folder)
+            self._kept = reading.troubled(lambda: reading.snapshot(self.folder), self.folder)
+            self._revision = revision
+            self._computed = time.monotonic()
+            self._took = self._computed - began
+
+    def strip(self, fresh: bool = False) -> dict[str, Any]:
+        """Return how far the study is: who runs it, trials, phase, what was said, time left."""
+        with self._looking:
+            if fresh or time.monotonic() - self._looked > STALE:
+                self._strip = self._far()
+                self._looked = time.monotonic()
+            return self._strip
+
+    def _far(self) -> dict[str, Any]:
+        holder = None
+        if (self.folder / lock.LOCK).exists():  # asking would make the file
+            holder = lock.running(self.folder)
+        found = self.outline()
+        if isinstance(found, Trouble):
+            found = {"name": str(clean(self.folder.name)), "done": None, "planned": None}
+        said = self._diary.look()
+        if holder is None:
+            said = {**said, "phase": None, "seconds_left": None}
+        return {**found, "state": self._state(holder is not None), **_prefixed(said)}
+
+    def _state(self, running: bool) -> str | None:
+        if running:
+            return "running"
+        if isinstance(self._kept, Snapshot):
+            return "done" if self._kept.complete else "stopped"
+        return "error" if isinstance(self._kept, Trouble) else None
+
+    def outline(self) -> dict[str, Any] | Trouble:
+        """Return what the database tells at once, read again when its files have changed."""
+        revision, kept = reading.revision(self.folder), self._outline
+        if kept is None or kept[0] != revision:
+            found = reading.troubled(lambda: reading.outline(self.folder), self.folder)
+            kept = (revision, found)
+            self._outline = None if isinstance(found, Trouble) else kept
+        return kept[1]
+
+    @property
+    def stale(self) -> bool:
+        """Tell whether the snapshot is missing or of an earlier revision."""
+        return self._revision is None or self._revision != reading.revision(self.folder)
+
+    def row(self) -> dict[str, Any]:
+        """Return what the list of studies shows; what takes long is None until ``whole`` has it."""
+        found = self.outline()
+        own = found.to_json() if isinstance(found, Trouble) else None
+        kept = self._kept
+        if isinstance(kept, Trouble):
+            own = own or kept.to_json()
+        times = [stamp for stamp, _ in reading.revision(self.folder)]
+        when = datetime.datetime.fromtimestamp(max(times) / 1e9, datetime.UTC)
+        strip = self.strip()
+        return {
+            **({} if isinstance(found, Trouble) else found),
+            "id": self.id,
+            "folder": str(clean(self.folder.name)),
+            "name": strip["name"],
+            "state": "error" if own and strip["state"] != "running" else strip["state"],
+            "verdict": kept.verdict if isinstance(kept, Snapshot) else None,
+            "best": kept.best if isinstance(kept, Snapshot) else None,
+            "when": when.isoformat(timespec="seconds"),
+            "stale": self.stale,
+            "trouble": own,
+        }
+
+    def table(self, contender: str) -> Table:
+        """Return the control's and a contender's test items, read once a revision.
+
+        Raises:
+            BakeoffError: whatever is wrong with the study, ``no-answers``.
+        """
+        found = self.whole()
+        if isinstance(found, Trouble):
+            raise BakeoffError(*found)
+        key, kept = (self._revision, contender), self._table
+        if kept is None or kept[0] != key:
+            kept = (key, Table.read(self.folder, found.asked, contender))
+            self._table = kept
+        return kept[1]
+
+
+def _prefixed(said: dict[str, Any]) -> dict[str, Any]:
+    """Return the phase's counts under names of their own: the study has counts, too."""
+    return {f"phase_{k}" if k in ("done", "total") else k: v for k, v in said.items()}

@@ -1,0 +1,217 @@
+"""Test items side by side: what the control and a contender answered, in pages.
+
+A table of two methods is read once a revision of the study; choosing an outcome, searching and
+turning pages are pure functions of it. The largest differences come first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bakeoff import data, registry
+from bakeoff.bounded import within
+from bakeoff.errors import BakeoffError, UsageError, unknown
+from bakeoff.folder import FROZEN
+from bakeoff.outward import redacted
+from bakeoff.report.safe import clean
+from bakeoff.view import reading
+from bakeoff.view.reading import Answers, Asked
+
+Numbers = NDArray[np.float64]
+PAGE = 50
+"""Items a page."""
+LONGEST = 20_000
+"""Characters shown of a prompt or an answer."""
+
+
+class Outcome(StrEnum):
+    """Who did better on an item, by the mean of its scores over seeds."""
+
+    WINS = "wins"
+    LOSSES = "losses"
+    BOTH_RIGHT = "both_right"
+    """The same mean, in the upper half of the metric's range."""
+    BOTH_WRONG = "both_wrong"
+    """The same mean, in its lower half."""
+    SAME = "same"
+    """The same mean of a metric without a range."""
+
+
+class Side(NamedTuple):
+    """A method's answers: the seeds that both methods or it alone has, one row of scores each."""
+
+    method: str
+    title: str
+    seeds: tuple[int, ...]
+    answers: tuple[Answers, ...]
+
+    @property
+    def means(self) -> Numbers:
+        """The mean score of each item over the seeds."""
+        scores: Numbers = np.array([a.scores for a in self.answers], dtype=np.float64)
+        return np.asarray(scores.mean(axis=0))
+
+
+class Wish(NamedTuple):
+    """What of a table is to be shown."""
+
+    outcome: Outcome | None = None
+    search: str = ""
+    page: int = 1
+
+
+class Table(NamedTuple):
+    """The items of the test split with the answers of control and contender."""
+
+    control: Side
+    contender: Side
+    texts: tuple[tuple[str, str], ...]
+    """What each item asks and its true answer; empty where the frozen data are not there."""
+    gains: Numbers
+    """Contender minus control, positive where the contender is better."""
+    outcomes: tuple[Outcome, ...]
+    order: tuple[int, ...]
+    """Items by the size of the difference, the largest first, then as in the file."""
+
+    @classmethod
+    def read(cls, folder: Path, asked: Asked, contender: str) -> Table:
+        """Read the answers of two methods from the database.
+
+        Raises:
+            UsageError: ``no-answers``, ``unknown-contender``.
+            BakeoffError: whatever is wrong with the database.
+        """
+        others = [m for m in asked.trials if m != asked.control]
+        if contender not in others:
+            if not others or asked.control not in asked.trials:
+                raise _nothing()
+            raise unknown("unknown-contender", "contender with answers", contender, others)
+        if asked.control not in asked.trials:
+            raise _nothing()
+        ids = [i for m in (asked.control, contender) for i in asked.trials[m].values()]
+        found = reading.answers(folder, ids)
+        sides = [_side(asked, method, found) for method in (asked.control, contender)]
+        return _table(sides[0], sides[1], _texts(folder, asked), asked.metric)
+
+    def page(self, wish: Wish) -> dict[str, Any]:
+        """Return one page of the items that are wished for, as plain JSON values."""
+        wanted = [i for i in self.order if self._fits(i, wish)]
+        pages = max(1, -(-len(wanted) // PAGE))
+        page = min(max(1, wish.page), pages)
+        shown = wanted[(page - 1) * PAGE : page * PAGE]
+        counts = Counter(self.outcomes)
+        found = {
+            "control": self.control.title,
+            "contender": self.contender.title,
+            "page": page,
+            "pages": pages,
+            "total": len(wanted),
+            "items": len(self.outcomes),
+            "counts": {str(o): counts[o] for o in Outcome},
+            "rows": [self._row(i) for i in shown],
+        }
+        return dict(clean(redacted(found)))
+
+    def _fits(self, item: int, wish: Wish) -> bool:
+        if wish.outcome is not None and self.outcomes[item] is not wish.outcome:
+            return False
+        if not wish.search:
+            return True
+        wanted = wish.search.casefold()
+        return any(wanted in text.casefold() for text in self._said(item))
+
+    def _said(self, item: int) -> Iterable[str]:
+        yield from self.texts[item] if self.texts else ()
+        for side in (self.control, self.contender):
+            yield from (a.predictions[item] or "" for a in side.answers)
+
+    def _row(self, item: int) -> dict[str, Any]:
+        prompt, reference = self.texts[item] if self.texts else (None, None)
+        return {
+            "item": item + 1,
+            "prompt": _short(prompt),
+            "reference": _short(reference),
+            "outcome": str(self.outcomes[item]),
+            "gain": float(self.gains[item]),
+            "control": _answered(self.control, item),
+            "contender": _answered(self.contender, item),
+        }
+
+
+def _nothing() -> UsageError:
+    return UsageError(
+        "no-answers",
+        "There are no test items to show: the control and a contender have no scores on test yet.",
+        "`bakeoff run` goes on with the study.",
+    )
+
+
+def _side(asked: Asked, method: str, found: Mapping[str, Answers]) -> Side:
+    known = {seed: found[i] for seed, i in sorted(asked.trials[method].items()) if i in found}
+    sizes = Counter(len(a.scores) for a in known.values())
+    if not sizes:
+        raise _nothing()
+    size = sizes.most_common(1)[0][0]
+    kept = {seed: a for seed, a in known.items() if len(a.scores) == size}
+    return Side(method, asked.titles.get(method, method), tuple(kept), tuple(kept.values()))
+
+
+def _table(
+    control: Side, contender: Side, texts: Sequence[tuple[str, str]], metric: Mapping[str, Any]
+) -> Table:
+    ours, theirs = control.means, contender.means
+    if ours.shape != theirs.shape:
+        raise UsageError(
+            "no-answers", "The two methods were scored on other items.", "`bakeoff doctor STUDY`."
+        )
+    gains = theirs - ours if metric["better"] == "higher" else ours - theirs
+    outcomes = tuple(_outcome(g, m, metric) for g, m in zip(gains, ours, strict=True))
+    size = np.where(np.isfinite(gains), np.abs(gains), 0.0)
+    order = tuple(int(i) for i in np.argsort(-size, kind="stable"))
+    whole = tuple(texts) if len(texts) == len(outcomes) else ()
+    return Table(control, contender, whole, gains, outcomes, order)
+
+
+def _outcome(gain: float, mean: float, metric: Mapping[str, Any]) -> Outcome:
+    if abs(gain) > 1e-12:  # means of the same scores in another order differ by rounding
+        return Outcome.WINS if gain > 0 else Outcome.LOSSES
+    low, high = metric["low"], metric["high"]
+    if low is None or high is None:
+        return Outcome.SAME
+    upper = mean >= (low + high) / 2
+    return Outcome.BOTH_RIGHT if upper == (metric["better"] == "higher") else Outcome.BOTH_WRONG
+
+
+def _texts(folder: Path, asked: Asked) -> list[tuple[str, str]]:
+    """Return what each frozen test item asks, and its true answer; nothing where that is gone."""
+    path = folder / FROZEN["test"]
+    if not asked.columns or not path.is_file() or not within(path, folder):
+        return []
+    try:
+        task = registry.find("tasks", asked.task).TASK
+        return [task.texts(row, asked.columns) for row in data.read_rows(path)]
+    except (BakeoffError, LookupError, TypeError):  # not the file that was frozen
+        return []
+
+
+def _answered(side: Side, item: int) -> dict[str, Any]:
+    return {
+        "mean": float(np.mean([a.scores[item] for a in side.answers])),
+        "answers": [
+            {"seed": seed, "score": a.scores[item], "answer": _short(a.predictions[item])}
+            for seed, a in zip(side.seeds, side.answers, strict=True)
+        ],
+    }
+
+
+def _short(text: str | None) -> str | None:
+    if text is None or len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]} … ({len(text) - LONGEST:,} characters more)"

@@ -1,0 +1,77 @@
+"""Which studies can be seen: the folders that were named, under ids that tell no path.
+
+Nothing that a browser sends is ever made part of a path: it names an id, or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from bakeoff.errors import UsageError
+from bakeoff.folder import DATABASE
+from bakeoff.view.feed import Feed
+
+LEVELS = 2
+"""How deep below a named folder a study may lie."""
+
+
+class Studies:
+    """The studies in some folders; looked for again whenever they are listed."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        """Take folders of studies, or study folders.
+
+        Raises:
+            UsageError: ``no-study`` for a folder that is not there.
+        """
+        for root in roots:
+            if not root.is_dir():
+                raise UsageError(
+                    "no-study",
+                    f"There is no folder {root}.",
+                    "a study folder, a folder of studies, or `bakeoff demo` to make one.",
+                )
+        self._roots = tuple(roots)
+        self._feeds: dict[str, Feed] = {}
+        self._lock = threading.Lock()
+
+    def all(self) -> list[Feed]:
+        """Return the studies that are there now, in the order of their folders."""
+        found = dict.fromkeys(path for root in self._roots for path in _under(root))
+        with self._lock:
+            for path in found:
+                name = identify(path)
+                if name not in self._feeds:
+                    self._feeds[name] = Feed(path, name)
+            return [self._feeds[identify(path)] for path in found]
+
+    def one(self, name: str) -> Feed:
+        """Return the study with an id.
+
+        Raises:
+            UsageError: ``no-study``.
+        """
+        for feed in [self._feeds[name]] if name in self._feeds else self.all():
+            if feed.id == name:
+                return feed
+        raise UsageError("no-study", "There is no such study here.", "the list of studies at /.")
+
+
+def identify(folder: Path) -> str:
+    """Return the id of a study folder: the same in every run of the view."""
+    return hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _under(root: Path) -> list[Path]:
+    root = root.resolve()
+    if (root / DATABASE).is_file():
+        return [root]
+    return sorted(
+        path.parent
+        for level in range(1, LEVELS + 1)
+        for path in root.glob("*/" * level + DATABASE)
+        if path.is_file()
+    )
