@@ -178,4 +178,4 @@ def test_other_versions_and_other_hardware_are_told() -> None:
     assert "machine.hardware: H100 -> L4" in error.value.cause
     assert "machine.versions.torch: 2.9.0 -> 2.11.0" in error.value.cause
     assert "peft" not in error.value.cause
-    assert "--out DIR" in error.value.try_
+    assert "`--fork NEW`" in error.value.try_

@@ -19,7 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff import durable, hours, interrupts, looks, phases, plan, recovery, room
+from bakeoff import (
+    durable,
+    forks,
+    hours,
+    interrupts,
+    looks,
+    phases,
+    plan,
+    recovery,
+    retries,
+    room,
+)
 from bakeoff import folder as study_folder
 from bakeoff import report as report_page
 from bakeoff.analysis.contrast import Side, contrast
@@ -37,7 +48,7 @@ from bakeoff.outward import redact, redacted
 from bakeoff.overview import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.progress import Logged, Progress, Silent
 from bakeoff.recovery import diagnose
-from bakeoff.results import Cost, MetricInfo, SplitScores, Status, StudyRecord, TrialResult
+from bakeoff.results import Cost, MetricInfo, Status, StudyRecord, TrialResult
 from bakeoff.rounds import Breaker, Running, refuse_too_little_room
 from bakeoff.spec import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
@@ -80,23 +91,33 @@ def run(
     out: Path,
     progress: Progress | None = None,
     again: bool = False,
+    retry: bool = False,
+    fork: Path | None = None,
 ) -> dict[str, Any]:
     """Run a study to its report, or go on where an earlier run of it stopped.
 
     Paths in ``spec`` start at ``source``; ``out`` is the study folder. With ``again`` the study may
     have more seeds, other contenders or another margin than when its test set was read: that is one
-    more look at it, and counted. Returns the report.
+    more look at it, and counted. With ``retry`` what failed is tried again. With ``fork`` the study
+    is begun in that folder instead, as a fork of the one in ``out``, which is only read. Returns
+    the report.
 
     Raises:
         BakeoffError: bad input or environment, before anything is trained; ``disk-full`` at any
             time: the same call goes on once there is room.
         Interrupted, Terminated: Ctrl-C or SIGTERM; the same call goes on.
     """
+    origin = out
+    if fork is not None:
+        forks.refuse(origin, fork, again)
+        out = fork
     study_folder.make(out)
     heard = Logged(out / "log.jsonl", progress or Silent())
     with room.pausing(out), locked(out), interrupts.listening(heard.say) as stop:
         study = open_study(spec, source, out, heard)
         with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
+            if fork is not None:
+                forks.mark(origin, out, store)
             for found in recovery.start(out, store):
                 heard.say(f"{found.what}: {found.detail}")
             study, deadline = budgeted(study, store, heard, passed)
@@ -106,9 +127,12 @@ def run(
             study_folder.freeze_metric(out, study.metric.name, study.metric.code)
             study = check(study, heard)
             freeze(study, store, counted)
+            if retry:
+                retries.begin(study, store, heard)
+            parent = forks.parent_of(out, heard)
             with contextlib.closing(executor(spec, stop)) as through:
                 breaker = Breaker(len(study.entries))
-                running = Running(study, store, heard, through, stop, breaker, deadline)
+                running = Running(study, store, heard, through, stop, breaker, deadline, parent)
                 costs = measure_costs(running)
                 refuse_too_little_room(study, costs)
                 able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
@@ -168,7 +192,7 @@ def hold(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
     counted = looks.held(values, now, test_read, again)
     if again and not counted:
         progress.say(looks.NOTHING)
-    return counted
+    return {**counted, **forks.noted(study.folder, values, now, test_read)}
 
 
 def freeze(study: Study, store: Writer, counted: dict[str, Any]) -> None:
@@ -292,26 +316,21 @@ def read_record(out: Path) -> StudyRecord:
         },
         wall_seconds=sum(walls(values)) or None,
         warnings=(*known["warnings"], *notes(values)),
-        provenance=known["provenance"],
+        provenance={**known["provenance"], **forks.shown(values)},
         sizes=known.get("sizes"),
         race=raced(spec, decisions),
         looks=tuple(values.get("looks", ())),
+        retried=tuple(values.get(retries.KEY, ())),
         hours=values["hours"]["fit"] if "hours" in values else None,
         settings=spec.budget.settings,
         select_on=spec.budget.select_on,
         prefer=spec.verdict.model_dump()["prefer"],
         pareto=spec.verdict.pareto,
-        base_scores=base_scores(values),
+        base_scores=phases.base_scores(values),
         secondary=tuple(known["secondary"]),
         references=tuple(known["references"]),
         serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
     )
-
-
-def base_scores(values: dict[str, Any]) -> SplitScores | None:
-    """Return the untouched base's test scores, None where it has none (yet)."""
-    found = (values.get("base_scores") or {}).get("scores")
-    return SplitScores(tuple(found["scores"]), tuple(found["predictions"]), None) if found else None
 
 
 def notes(values: dict[str, Any]) -> list[str]:

@@ -306,7 +306,8 @@ def refuse_difference(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None
             "study-differs",
             "This study folder was begun under other conditions (before -> now):\n"
             + "\n".join(lines),
-            "another folder (`--out DIR`) for the new study, or the old conditions to go on.",
+            "`--fork NEW` to begin the study as it is now in the folder NEW, which takes over the "
+            "trials that stay the same; or the old conditions to go on.",
         )
 
 

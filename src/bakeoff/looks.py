@@ -1,9 +1,10 @@
 """Looks at test: what a study may still change once its test set was read, and what that counts.
 
-Called by ``api`` when a study is run again: what was frozen and what would be frozen now in, what
-the store must note out. The first look is implicit: a final trial was scored on test. More seeds,
-other contenders and another margin leave every trial valid, but whoever asks for them has seen the
-verdicts, so each such change is a further look that is asked for (``again``) and counted.
+Called by ``api`` when a study is run again, and by ``forks``: what was frozen and what would be
+frozen now in, what the store must note out. The first look is implicit: a final trial was scored on
+test. More seeds, other contenders and another margin leave every trial valid, but whoever asks for
+them has seen the verdicts, so each such change is a further look that is asked for (``again``) and
+counted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from bakeoff.errors import PreflightError
 from bakeoff.folder import differences, refuse_difference
+from bakeoff.trial import PROSE
 
 NOTHING = "--again: nothing has changed since the test set was last read, so it is the same look."
 
@@ -53,6 +55,25 @@ def held(
         "looks": [*values.get("looks", []), look],
         "removed": _removed(before, now, removed),
     }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for each difference between two frozen studies, the study file's keys first.
+
+    What is said of a method beside what it does is no difference, nor what follows from a method's
+    name.
+    """
+    both = before["methods"].keys() & now["methods"].keys()
+    sides = []
+    for frozen in (before, now):
+        rest = {key: value for key, value in frozen.items() if key != "spec"}
+        rest["methods"] = {
+            name: {k: v for k, v in entry.items() if k not in PROSE}
+            for name, entry in frozen["methods"].items()
+            if name in both
+        }
+        sides.append(rest)
+    return [*differences(_written(before), _written(now)), *differences(*sides)]
 
 
 def _fixed(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from bakeoff import folder as study_folder
-from bakeoff import hours, plan, race, registry
+from bakeoff import hours, plan, race, registry, retries
 from bakeoff.analysis.choose import choose_settings, criterion
 from bakeoff.analysis.runs import Run
-from bakeoff.results import Cost, Status, TrialResult
+from bakeoff.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.rounds import Running, run_trials
 from bakeoff.study import Study, prior_trial, refuse_full, segment
 from bakeoff.trial import LEARNING_RATE, MethodEntry, Segment, Trial
@@ -35,6 +36,8 @@ COSTS = {
 """The axes, beside quality, on which a method may be on the Pareto front, as far as they are known
 while the search runs: an adapter's bytes go with its parameters, forgetting is not measured yet."""
 CHOSEN = "chosen: the only setting of its method left at step {step}"
+LEFT = "one of {count} settings of its method left at step {step}"
+"""Where a setting that was tried again came as far as one that had been chosen before."""
 
 
 def search(running: Running, entries: Sequence[MethodEntry]) -> dict[str, dict[str, Any]]:
@@ -54,9 +57,11 @@ def search(running: Running, entries: Sequence[MethodEntry]) -> dict[str, dict[s
             trials = _widened(running, entries, trials, (start, stop))
         trials = _judged(running, trials, number, stops)
         start = stop
-    for _, result in _at(running, trials, start):
+    left = Counter(t.method.name for t in trials)
+    for trial, result in _at(running, trials, start):
         if result is not None:
-            why = CHOSEN.format(step=start)
+            count = left[trial.method.name]
+            why = (CHOSEN if count == 1 else LEFT).format(step=start, count=count)
             running.store.keep(dataclasses.replace(result, status=Status.DONE, reason=why))
     _sweep(running, trials, [], start)
     return _chosen(running)
@@ -75,11 +80,12 @@ def final(
     conditions = dataclasses.replace(study.conditions, steps=steps)
     trials = plan.final_trials(study.spec, entries, conditions, chosen)
     with running.read() as reader:
-        before = {look["seeds"] for look in reader.values().get("looks", ())}
+        looks = reader.values().get("looks", ())
+    before = {look.get("seeds", 0) for look in looks}  # a fork's own look has none
     if trials:
         score_base(running)
-    seeds, start = sorted({t.seed for t in trials}), 0
-    for end in sorted({*before, study.spec.budget.seeds}):
+    seeds, start, most = sorted({t.seed for t in trials}), 0, study.spec.budget.seeds
+    for end in sorted({n for n in before if 0 < n < most} | {most}):
         own = [t for t in trials if t.seed in seeds[start:end]]
         title = f"Final, {end - start} more seeds" if start else "Final"
         run_trials(running, title, own, (0, steps), begins)
@@ -99,7 +105,7 @@ def score_base(running: Running) -> None:
     study, store = running.study, running.store
     answers: bool = registry.find("tasks", study.spec.task.kind).TASK.scores_base
     with running.read() as reader:
-        if not answers or "base_scores" in reader.values():
+        if not answers or retries.BASE_SCORES in reader.values():
             return
     running.progress.phase("The untouched base", 1, 0)
     wishes = study.spec.engine.switches
@@ -109,7 +115,7 @@ def score_base(running: Running) -> None:
     (outcome,) = found
     refuse_full(study.folder, outcome)
     scored = outcome.value or {"error": outcome.error}
-    store.set("base_scores", scored)
+    store.set(retries.BASE_SCORES, scored)
     running.progress.advance("base")
     if scored.get("error"):
         running.progress.say(f"the untouched base could not be scored: {scored['error']}")
@@ -117,11 +123,17 @@ def score_base(running: Running) -> None:
         running.progress.say(base_note(scored["note"]))
 
 
+def base_scores(values: Mapping[str, Any]) -> SplitScores | None:
+    """Return the untouched base's test scores, None where it has none (yet)."""
+    found = (values.get(retries.BASE_SCORES) or {}).get("scores")
+    return SplitScores(tuple(found["scores"]), tuple(found["predictions"]), None) if found else None
+
+
 def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
     """Return the steps of the final trials, and what tells whether a group may still begin.
 
     Where the budget is in hours, the steps fill what is left of them, at the pace that the search
-    has shown; they are chosen once.
+    has shown; they are chosen once. What the user wants tried again begins in any case.
     """
     study, deadline, counts = running.study, running.deadline, running.study.splits.counts
     if deadline is None:
@@ -141,7 +153,14 @@ def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
             f"took {pace:.2g} times what was expected"
         )
     seconds = hours.final_seconds(study.spec, deadline.timings, counts, steps, pace)
-    return steps, lambda s: deadline.allows(seconds.get(s.trials[0].method.name, 0.0))
+    again = {note["trial_id"] for note in values.get(retries.KEY, ())}
+
+    def begins(group: Segment) -> bool:
+        if any(trial.id in again for trial in group.trials):
+            return True
+        return deadline.allows(seconds.get(group.trials[0].method.name, 0.0))
+
+    return steps, begins
 
 
 def _widened(
@@ -149,11 +168,13 @@ def _widened(
 ) -> list[Trial]:
     """Run the settings that the first ones call for; return all of them."""
     study, more = running.study, []
+    earlier = _earlier(running, trials)
     for entry in entries:
         own = [t for t in trials if t.method.name == entry.name]
         tried = [Tried(t.setting, _value(study, t, r)) for t, r in _at(running, own, span[1])]
-        for setting in plan.further(entry, study.spec, tried):
-            more.append(dataclasses.replace(own[0], setting=setting))
+        wanted = plan.further(entry, study.spec, tried)
+        again = earlier.get(entry.name, [])[: len(wanted)]
+        more += again or [dataclasses.replace(own[0], setting=s) for s in wanted]
     if more:
         run_trials(running, "Search, second half", more, span)
     return _extended(running, [*trials, *more], span)
@@ -165,14 +186,16 @@ def _extended(running: Running, trials: list[Trial], span: tuple[int, int]) -> l
     Settings that differ in more than the rate have no edge; they are left as they are.
     """
     for again in range(running.study.spec.budget.extend):
-        more = []
+        more, earlier = [], _earlier(running, trials)
         for method in dict.fromkeys(t.method.name for t in trials):
             own = [t for t in trials if t.method.name == method]
             if any(set(t.setting) != {LEARNING_RATE} for t in own):
                 continue
             at = _at(running, own, span[1])
             rate = plan.extension({t.learning_rate: _value(running.study, t, r) for t, r in at})
-            if rate is not None:
+            if method in earlier:
+                more.append(earlier[method][0])
+            elif rate is not None:
                 more.append(dataclasses.replace(own[0], setting={LEARNING_RATE: rate}))
         if not more:
             break
@@ -181,6 +204,22 @@ def _extended(running: Running, trials: list[Trial], span: tuple[int, int]) -> l
         run_trials(running, f"Search, wider ({again + 1})", more, span)
         trials = [*trials, *more]
     return trials
+
+
+def _earlier(running: Running, trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Return the settings beside ``trials`` that each method has been given before, in order.
+
+    What was tried stays tried: a setting that failed and was tried again may call for others.
+    """
+    known, like = {t.id for t in trials}, {t.method.name: t for t in trials}
+    with running.read() as reader:
+        planned = [t for t in reader.planned() if t.phase == "search" and t.id not in known]
+    found: dict[str, list[Trial]] = {}
+    for trial in planned:
+        own = like.get(trial.method.name)
+        if own is not None and dataclasses.replace(own, setting=trial.setting).id == trial.id:
+            found.setdefault(trial.method.name, []).append(trial)
+    return found
 
 
 def _judged(

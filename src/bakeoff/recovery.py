@@ -212,6 +212,8 @@ def _wrong(place: Path, seal: str | None, row: TrialResult) -> Finding | None:
     result = sealed.read(place)
     if result is None:
         return Finding(name, BAD, "folder-damaged", f"{sealed.RESULT} is not this trial's")
+    if result.status in sealed.TRIED_AGAIN:
+        return None  # of a later try, with its group, for a neighbour's sake: its row stands
     if (result.status, result.splits) != (row.status, row.splits):
         text = "its row is not what its folder says; --mend takes it from there"
         return Finding(name, BAD, "row-differs", text)
@@ -255,8 +257,9 @@ def _torn(out: Path, mend: bool) -> Iterator[Finding]:
     for below in HALF_WRITTEN_IN:
         for place, _, files in os.walk(out / below):
             left += [Path(place) / name for name in sorted(files) if TORN.fullmatch(name)]
+    left += (out / TRIALS).glob(f"*{durable.PARTIAL}/")  # a fork's copy of its parent's trial
     for path in left:
-        if path.is_file() or path.is_symlink():
+        if path.exists() or path.is_symlink():
             yield _swept(out, path, "half-written", mend)
 
 

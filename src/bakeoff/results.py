@@ -246,6 +246,9 @@ class StudyRecord:
     """Each method's size, where the study wanted equal trainable parameters."""
     looks: tuple[dict[str, Any], ...] = ()
     """Looks at test after the first: ``at`` (ISO 8601), ``changes`` (lines), ``seeds`` before."""
+    retried: tuple[dict[str, Any], ...] = ()
+    """What failed and was tried again: ``at``, ``phase``, ``method``, ``trial_id``, ``seed``,
+    ``setting``, and the ``status`` and ``reason`` before."""
     hours: dict[str, Any] | None = None
     """What the study's hours bought (``hours.Fit``); None where its budget is in steps."""
     settings: int | None = None

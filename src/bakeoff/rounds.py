@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import plan, recovery, registry, sealed
+from bakeoff import forks, plan, recovery, registry, sealed
 from bakeoff.errors import EnvironmentProblem
 from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Executor, Outcome
@@ -51,6 +51,7 @@ class Running(NamedTuple):
     stop: Stop
     breaker: Breaker
     deadline: Deadline | None = None
+    parent: forks.Parent | None = None
 
     def read(self) -> Reader:
         """Open the study's database for reading."""
@@ -118,8 +119,8 @@ def run_trials(
     """Train what is missing of ``trials`` over ``span``.
 
     A group of which some are missing is trained as a whole, so that a resumed study computes what
-    an uninterrupted one does; what was there stays. From the first group on that may not begin,
-    trials are stopped.
+    an uninterrupted one does; what was there stays. What a fork has from its parent belongs to no
+    group. From the first group on that may not begin, trials are stopped.
 
     Raises:
         Interrupted, Terminated: the study was asked to stop.
@@ -127,13 +128,13 @@ def run_trials(
     """
     running.stop.check()
     running.store.plan(trials)
-    for found in recovery.reattach(running.study.folder, running.store, trials):
-        running.progress.say(f"{found.what}: {found.detail}")
+    taken = _there_already(running, title, trials)
     with running.read() as reader:
         there = reader.finished() | set(reader.rungs(span[1]))
         costs, stands = reader.costs(), reader.stands(span)
-    todo = _segments(running.study, trials, span, there, costs)
-    todo = [_from_pause(s, there, stands) for s in todo]
+    own = [trial for trial in trials if trial.id not in taken]
+    todo = _segments(running.study, own, span, there, costs)
+    todo = [_from_pause(_able(s, there), there, stands) for s in todo]
     if running.deadline is None:  # with one, the user's order says who may go without
         todo.sort(key=lambda s: _slowness(s, costs), reverse=True)
     running.progress.phase(title, len(trials), sum(t.id in there for t in trials))
@@ -149,6 +150,21 @@ def run_trials(
         running.progress.say(f"{trial.method.title} seed {trial.seed} {NO_TIME}")
 
 
+def _there_already(running: Running, title: str, trials: Sequence[Trial]) -> set[str]:
+    """Write the rows of trials that are finished in their folders; return those of a parent."""
+    out, store = running.study.folder, running.store
+    if running.parent is not None:
+        count = forks.take(running.parent, out, store, trials)
+        if count:
+            running.progress.say(
+                f"{title}: {count} finished trials are taken over from {running.parent.name}"
+            )
+    for found in recovery.reattach(out, store, trials):
+        running.progress.say(f"{found.what}: {found.detail}")
+    with running.read() as reader:
+        return set(reader.values(forks.TAKEN).get(forks.TAKEN, ()))
+
+
 def _segments(
     study: Study, trials: Sequence[Trial], span: tuple[int, int], there: set[str],
     costs: Mapping[str, Cost],
@@ -157,6 +173,21 @@ def _segments(
     limit, path, folder = study.spec.engine.most_lanes, study.base.path, str(study.folder)
     found = plan.segments(trials, span, folder, path, engines, limit, _scored(study, span[1]))
     return [s for s in found if any(t.id not in there for t in s.trials)]
+
+
+def _able(segment: Segment, there: set[str]) -> Segment:
+    """Return a segment without the trials that are there and cannot start with it any more.
+
+    A trial that is tried again comes late to a rung: the states of its group were removed.
+    """
+    if segment.start == 0:
+        return segment
+    folder = Path(segment.folder) / "trials"
+    trials = tuple(
+        t for t in segment.trials
+        if t.id not in there or sealed.state_of(folder, t.id, segment.start).is_file()
+    )  # fmt: skip
+    return dataclasses.replace(segment, trials=trials)
 
 
 def _from_pause(segment: Segment, there: set[str], stands: Mapping[str, int]) -> Segment:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,8 +72,7 @@ def seal_of(folder: Path) -> str | None:
 def damage(folder: Path) -> Damage | None:
     """Compare every file of a sealed folder with its hash; None where all are whole."""
     try:
-        hashes: dict[str, Any] = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        wanted = {name: str(value) for name, value in hashes.items()}
+        wanted = _wanted(folder)
     except FileNotFoundError:
         return Damage((COMPLETE,), ())
     except (OSError, ValueError, AttributeError):
@@ -99,6 +99,49 @@ def settled(folder: Path) -> TrialResult | None:
     """Return what came of a trial whose folder is whole, and that need not be trained again."""
     result = read(folder)
     return None if result is None or result.status in TRIED_AGAIN else result
+
+
+def copy(source: Path, target: Path) -> TrialResult | None:
+    """Copy a sealed folder, whole or not at all; return its result.
+
+    None, and nothing copied, where it is not whole, holds links, or is of a trial that is to be
+    tried again. ``target`` must not be there; its hashes are taken from the copy.
+
+    Raises:
+        OSError: what the disk says.
+    """
+    aside = target.with_name(target.name + durable.PARTIAL)
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        made = aside / target.name  # its name is its trial's already: that is checked, too
+        _copy_files(source, made)
+        result = settled(made)
+        if result is not None:
+            made.replace(target)
+            durable.sync(target.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return result
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copy what a list of hashes names, and the list; leave out what is gone, or a link."""
+    try:
+        wanted = _wanted(source)
+    except (OSError, ValueError, AttributeError):
+        return
+    for file in (*_files(source), source / COMPLETE):
+        name = file.relative_to(source)
+        if file.is_symlink() or (name.as_posix() not in wanted and file != source / COMPLETE):
+            continue
+        try:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / name)
+        except FileNotFoundError:
+            continue  # whoever runs that study writes the trial anew
+        durable.sync(target / name)
+    for place, _, _ in os.walk(target):
+        durable.sync(Path(place))
 
 
 def state_of(trials: Path, trial_id: str, step: int) -> Path:
@@ -134,6 +177,12 @@ def state_digest(raw: bytes, result: str) -> str:
     """Return the hash of a serialised state: of its tensors' bytes and its result so far."""
     start = 8 + int.from_bytes(raw[:8], "little")
     return _with_result(hashlib.sha256(memoryview(raw)[start:]), result)
+
+
+def _wanted(folder: Path) -> dict[str, str]:
+    """Read a folder's list of hashes, by file."""
+    hashes: dict[str, Any] = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+    return {name: str(value) for name, value in hashes.items()}
 
 
 def _with_result(tensors: hashlib._Hash, result: str) -> str:

@@ -81,6 +81,7 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         "sizes": record.sizes,
         "race": race_summary(record),
         "failures": failure_rows(record, by_method),
+        "retried": list(record.retried),
         "warnings": _warnings(record, by_method, rows, evidence),
         "timing": _timing(record),
         "complete": complete,

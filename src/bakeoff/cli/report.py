@@ -43,5 +43,5 @@ def command(
     if as_json:
         show_json(report)
     else:
-        verdict.show(report)
+        verdict.show(report, folder)
     err.print(plain(f"Report: {folder / 'report.html'}"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -19,6 +21,17 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 4
 DEFAULT_METHODS = "lora,dora,ia3,vera,oft,full"
+
+
+class Asked(NamedTuple):
+    """What is asked of a study beside what is missing: see ``api.run``."""
+
+    again: bool = False
+    retry: bool = False
+    fork: Path | None = None
+
+
+NOTHING = Asked()
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +59,10 @@ def command(
     again: bool = typer.Option(
         False, "--again", help="Look at the test set once more, after a change; it is counted."
     ),
+    retry: bool = typer.Option(
+        False, "--retry", help="Try again what failed or ran out of memory; nothing else."
+    ),
+    fork: Path | None = typer.Option(None, help="Begin anew in this folder, as it is asked now."),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a study to its verdict; run again, it does only what is missing."""
@@ -56,38 +73,54 @@ def command(
         if value is not None and (why := unsuitable_path(value)) is not None:
             raise UsageError("path-malformed", f"{option}: {why}.", "a folder, a file or an id.")
     given = experiments.read(hf_experiment, hf_defaults) if hf_experiment is not None else None
-    if study is not None:
-        path = study / "study.toml" if study.is_dir() else study
-        spec = read_spec(path)
-        inside = (path.parent / "study.db").is_file()
-        folder = out or (path.parent if inside else RUNS / spec.name)
-    elif model and data:
-        folder = out or RUNS / _name(data)
-        path = write_study(folder, model, data, column, methods, steps, given)
-        spec = read_spec(path)
-    else:
-        raise UsageError(
-            "no-study-given",
-            "Neither a study file nor --model with --data was given.",
-            "`bakeoff run study.toml`, or `bakeoff run --model M --data train.jsonl`.",
-        )
-    if given is not None:
-        spec = experiments.add(spec, given)
-        for note in (*experiments.notes(given), *experiments.differing(spec, given)):
-            err.print(f"[yellow]{plain(given.name)}:[/] {plain(note)}")
-    raise typer.Exit(execute(spec, path.parent, folder, as_json, again))
+    with ExitStack() as held:
+        if study is not None:
+            path = study / "study.toml" if study.is_dir() else study
+            spec = read_spec(path)
+            inside = (path.parent / "study.db").is_file()
+            folder = out or (path.parent if inside else RUNS / spec.name)
+        elif model and data:
+            place = folder = out or RUNS / _name(data)
+            if fork is not None:  # its parent is only read, and its own folder must be empty
+                place = Path(held.enter_context(TemporaryDirectory()), folder.resolve().name)
+            path = write_study(place, model, data, column, methods, steps, given)
+            spec = read_spec(path)
+        else:
+            raise UsageError(
+                "no-study-given",
+                "Neither a study file nor --model with --data was given.",
+                "`bakeoff run study.toml`, or `bakeoff run --model M --data train.jsonl`.",
+            )
+        if given is not None:
+            spec = _with_experiment(spec, given)
+        asked = Asked(again, retry, fork)
+        raise typer.Exit(execute(spec, path.parent, folder, as_json, asked))
 
 
-def execute(spec: StudySpec, source: Path, folder: Path, as_json: bool, again: bool = False) -> int:
+def _with_experiment(spec: StudySpec, given: Experiment) -> StudySpec:
+    """Return a study with an experiment of Hugging Face's, and say what differs from theirs."""
+    from bakeoff.hf import experiment as experiments
+
+    spec = experiments.add(spec, given)
+    for note in (*experiments.notes(given), *experiments.differing(spec, given)):
+        err.print(f"[yellow]{plain(given.name)}:[/] {plain(note)}")
+    return spec
+
+
+def execute(
+    spec: StudySpec, source: Path, folder: Path, as_json: bool, asked: Asked = NOTHING
+) -> int:
     """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
     from bakeoff import api
 
     with Live(err) as live:
-        report = api.run(spec, source, folder, live, again)
+        report = api.run(spec, source, folder, live, *asked)
+    folder = asked.fork or folder
     if as_json:
         show_json(report)
+        verdict.show_failed(report, folder)
     else:
-        verdict.show(report)
+        verdict.show(report, folder)
     err.print(plain(f"Report: {folder / 'report.html'}"))
     failed = [f for f in report["failures"] if f["status"] in ("failed", "out_of_memory")]
     return SOME_FAILED if failed else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 from bakeoff.cli.output import err, number, out, plain, show_table
@@ -11,8 +13,11 @@ WIDE = 110
 """Columns of a terminal from which the costs fit beside the verdict."""
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print the recommendation, a row a method, and what the user should be warned of."""
+def show(report: dict[str, Any], folder: Path) -> None:
+    """Print the recommendation, a row a method, and what the user should be warned of.
+
+    ``folder`` is the study's.
+    """
     out.print(f"\n[bold]{plain(report['recommendation']['sentence'])}[/]\n")
     points = report["study"]["unit"] == "fraction"
     scale, form = (100.0, ".1f") if points else (1.0, ".4g")
@@ -42,6 +47,15 @@ def show(report: dict[str, Any]) -> None:
         out.print(f"The untouched base: {plain(metric)} {estimate} ({low} to {high})")
     for warning in report["warnings"]:
         err.print(f"[yellow]warning:[/] {plain(warning)}")
+    show_failed(report, folder)
+
+
+def show_failed(report: dict[str, Any], folder: Path) -> None:
+    """Say how many runs failed and by which command they are tried again."""
+    from bakeoff.report import words
+
+    if (how := words.try_again(report, shlex.quote(str(folder)))) is not None:
+        err.print(f"[yellow]failed:[/] {plain(how)}")
 
 
 def _row(method: dict[str, Any], scale: float, form: str) -> tuple[str, ...]:

@@ -162,6 +162,30 @@ def status(value: str | None) -> str:
     return str(value or "unknown").replace("_", " ")
 
 
+def try_again(report: dict[str, Any], folder: str = "FOLDER") -> str | None:
+    """Say by which command runs that failed are tried again; None where none is.
+
+    Once a method has a score on test settings are chosen, and failed runs of the search stay.
+    """
+    failed = [
+        f for f in report.get("failures") or [] if f.get("status") in ("failed", "out_of_memory")
+    ]
+    if not failed or report.get("imported"):
+        return None
+    read = any(m.get("score") for m in report.get("methods") or [])
+    left = sum(read and f.get("phase") == "search" for f in failed)
+    said = []
+    if left < len(failed):
+        count = plural(len(failed) - left, "run")
+        said.append(f"{count} failed. To try again: `bakeoff run {folder} --retry`.")
+    if left:
+        said.append(
+            f"{plural(left, 'run')} of the search failed, and settings were chosen without. To "
+            f"begin anew: `bakeoff run {folder} --fork NEW`."
+        )
+    return " ".join(said)
+
+
 def _minus(text: str) -> str:
     # "-0.0" is a rounding of nearly nothing, not a direction.
     if text.startswith("-") and not text.strip("-0.,"):

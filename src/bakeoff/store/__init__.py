@@ -1,8 +1,8 @@
 """The study's database: one writer (the parent process), read-only readers.
 
 SQLite through SQLAlchemy Core, WAL and ``synchronous=FULL``: what was acknowledged survives kill -9
-and power loss. Only ``api`` and its phases open it, and ``recovery``, which mends it; workers never
-do.
+and power loss. Only ``api`` and its phases open it, ``recovery``, which mends it, ``retries`` and
+``forks``; workers never do.
 """
 
 from __future__ import annotations

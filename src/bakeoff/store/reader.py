@@ -126,6 +126,12 @@ class Reader:
         with self._reading() as connection:
             return {name: Tally(*counts) for name, *counts in connection.execute(query)}
 
+    def planned(self) -> list[Trial]:
+        """Return every planned trial, in order; reads no result and no score."""
+        query = sa.select(schema.trials.c.spec).order_by(schema.trials.c.position)
+        with self._reading() as connection:
+            return [Trial.from_json(spec) for spec in connection.scalars(query)]
+
     def standing(self) -> dict[str, int]:
         """Return the last step of every trial that stands at a rung, and is to go on from there."""
         if self._lacks(schema.rungs) or self._lacks(schema.decisions):

@@ -59,16 +59,13 @@ class Writer:
     def set_all(self, values: Mapping[str, Any]) -> None:
         """Set values of the study, all or none."""
         with self._engine.begin() as connection:
-            for key, value in values.items():
-                row = insert(schema.study).values(key=key, value=value)
-                connection.execute(
-                    row.on_conflict_do_update(index_elements=["key"], set_={"value": value})
-                )
+            _set(connection, values)
 
     def plan(self, trials: Sequence[Trial]) -> None:
         """Add trials that are not there yet, in this order."""
         with self._engine.begin() as connection:
-            start = connection.scalar(sa.select(sa.func.count()).select_from(schema.trials)) or 0
+            last = connection.scalar(sa.select(sa.func.max(schema.trials.c.position)))
+            start = 0 if last is None else last + 1
             for offset, trial in enumerate(trials):
                 row = insert(schema.trials).values(
                     id=trial.id,
@@ -87,9 +84,15 @@ class Writer:
         """
         self.keep_group([result])
 
-    def keep_group(self, results: Sequence[TrialResult]) -> None:
-        """Write what a group's trials have given, all or none: at a rung, or as they ended."""
+    def keep_group(
+        self, results: Sequence[TrialResult], values: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write what a group's trials have given, all or none: at a rung, or as they ended.
+
+        ``values`` of the study are set in the same transaction.
+        """
         with self._engine.begin() as connection:
+            _set(connection, values or {})
             for result in results:
                 stands = result.status is Status.STOPPED and result.reason is None
                 if stands:
@@ -103,6 +106,35 @@ class Writer:
         with self._engine.begin() as connection:
             mine = schema.rungs.c.trial_id == trial_id
             connection.execute(sa.delete(schema.rungs).where(mine))
+
+    def forget(
+        self,
+        *,
+        results: Sequence[str] = (),
+        plans: Sequence[str] = (),
+        costs: Sequence[str] = (),
+        values: Sequence[str] = (),
+        noted: Mapping[str, Any],
+    ) -> None:
+        """Forget what is to be done again, and set the values that say so: all or none.
+
+        Trials in ``results`` stay planned, and start from step 0 as if they had never run; those in
+        ``plans`` are planned no more. ``costs`` are methods, ``values`` keys of the study.
+        """
+        own, scored = schema.trials.c, (schema.scores, schema.rungs, schema.decisions)
+        with self._engine.begin() as connection:
+            for table in scored:
+                mine = table.c.trial_id.in_([*results, *plans])
+                connection.execute(sa.delete(table).where(mine))
+            connection.execute(
+                sa.update(schema.trials)
+                .where(own.id.in_(results))
+                .values(status=None, result=None, finished_at=None, sealed=None)
+            )
+            connection.execute(sa.delete(schema.trials).where(own.id.in_(plans)))
+            connection.execute(sa.delete(schema.costs).where(schema.costs.c.method.in_(costs)))
+            connection.execute(sa.delete(schema.study).where(schema.study.c.key.in_(values)))
+            _set(connection, noted)
 
     def decide(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Write the race's decisions at a rung, all or none."""
@@ -132,6 +164,12 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         """Close the connection."""
         self.close()
+
+
+def _set(connection: sa.Connection, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        row = insert(schema.study).values(key=key, value=value)
+        connection.execute(row.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
 
 
 def _keep(connection: sa.Connection, result: TrialResult, seal: str | None) -> None:

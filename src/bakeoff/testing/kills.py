@@ -107,17 +107,23 @@ def moments(values: dict[str, Any], source: Path, out: Path) -> list[Moment]:
     return found
 
 
-def run(values: dict[str, Any], source: Path, out: Path, killed: Moment | None = None) -> int:
-    """Run a study, or go on with it, to its end or to a moment; return the exit code."""
-    return _in_a_process(values, source, out, killed, None)
+def run(
+    values: dict[str, Any], source: Path, out: Path, killed: Moment | None = None, **asked: Any
+) -> int:
+    """Run a study, or go on with it, to its end or to a moment; return the exit code.
+
+    ``asked`` is what ``api.run`` takes beside.
+    """
+    return _in_a_process(values, source, out, killed, None, **asked)
 
 
 def _in_a_process(
-    values: dict[str, Any], source: Path, out: Path, killed: Moment | None, log: Path | None
-) -> int:
+    values: dict[str, Any], source: Path, out: Path, killed: Moment | None, log: Path | None,
+    **asked: Any,
+) -> int:  # fmt: skip
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bakeoff.testing.kills", "bakeoff.warm"])
-    process = context.Process(target=_study, args=(values, source, out, killed, log))
+    process = context.Process(target=_study, args=(values, source, out, killed, log), kwargs=asked)
     process.start()
     process.join()
     assert process.exitcode is not None
@@ -125,8 +131,9 @@ def _in_a_process(
 
 
 def _study(
-    values: dict[str, Any], source: Path, out: Path, killed: Moment | None, log: Path | None
-) -> None:
+    values: dict[str, Any], source: Path, out: Path, killed: Moment | None, log: Path | None,
+    **asked: Any,
+) -> None:  # fmt: skip
     # cost probes too: a moment in them is one of this process
     api.make_executor = lambda _, *given: make_executor("inline", *given)  # type: ignore[attr-defined]
     seen: dict[str, int] = {}
@@ -142,7 +149,7 @@ def _study(
 
     for name, where in WATCHED.items():
         _watch(where, name, at)
-    api.run(parse_spec(values), source, out)
+    api.run(parse_spec(values), source, out, **asked)
 
 
 def _watch(where: str, name: str, at: Callable[[str], None]) -> None:

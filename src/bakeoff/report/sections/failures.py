@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bakeoff.report import words
-from bakeoff.report.blocks import Cell, Column, Row, SectionView, Table, Text
+from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
 
 ORDER = 90
 TITLE = "Failures"
@@ -19,29 +19,37 @@ _COLUMNS = (
     Column("Trial"),
     Column("Reason"),
 )
+_WHEN = Column("Tried again")
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show a row for every failure, or say that there was none."""
-    failures = report.get("failures") or []
-    if not failures:
-        return SectionView((Text("Every run ended well.", "muted"),))
+    """Show a row for every failure, or say that there was none, and what was tried again."""
+    failures, retried = report.get("failures") or [], report.get("retried") or []
     titles = {m.get("method"): words.title(m) for m in report.get("methods") or []}
     rows = tuple(_row(f, titles) for f in failures)
-    return SectionView((Table(words.plural(len(rows), "failure"), _COLUMNS, rows),))
+    blocks: list[Block] = [Text("Every run ended well.", "muted")]
+    if rows:
+        blocks = [Table(words.plural(len(rows), "failure"), _COLUMNS, rows)]
+        if (how := words.try_again(report)) is not None:
+            blocks.append(Text(how, "muted"))
+    if retried:
+        again = tuple(_row(r, titles, str(r["at"])) for r in retried)
+        blocks.append(Table("Tried again: what had come of it before", (*_COLUMNS, _WHEN), again))
+    return SectionView(tuple(blocks))
 
 
-def _row(failure: dict[str, Any], titles: dict[Any, str]) -> Row:
+def _row(failure: dict[str, Any], titles: dict[Any, str], *when: str) -> Row:
     seed = failure.get("seed")
     name = failure.get("method")
     return Row(
         (
-            Cell(titles.get(name, str(name))),
+            Cell("The untouched base" if name is None else titles.get(name, str(name))),
             Cell(words.status(failure.get("status")), tone="none"),
             Cell(str(failure.get("phase") or words.DASH)),
             Cell(words.setting(failure.get("setting"))),
             Cell(words.DASH if seed is None else str(seed)),
             Cell(str(failure.get("trial_id") or words.DASH)),
             Cell(str(failure.get("reason") or "no reason was recorded"), long=True),
+            *(Cell(at) for at in when),
         )
     )

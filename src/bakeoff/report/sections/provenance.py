@@ -20,21 +20,38 @@ _TIMES = (
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show timing, then every provenance value under its dotted name."""
-    timing = report.get("timing") or {}
+    """Show the study's parent, timing, then every provenance value under its dotted name."""
+    timing, known = report.get("timing") or {}, dict(report.get("provenance") or {})
+    parent = known.pop("forked_from", None)
     times = tuple(
         Fact(text, words.seconds(timing[key]))
         for key, text in _TIMES
         if timing.get(key) is not None
     )
-    facts = tuple(
-        Fact(name, value, code=True) for name, value in _flat(report.get("provenance") or {})
-    )
-    blocks: list[Block] = [Facts(f) for f in (times, facts) if f]
+    facts = tuple(Fact(name, value, code=True) for name, value in _flat(known))
+    blocks: list[Block] = [*_parent(parent), *(Facts(f) for f in (times, facts) if f)]
     if not facts:
         blocks.append(Text("No provenance was recorded.", "warning"))
     blocks.append(Text(f"Report schema {report.get('schema')}.", "muted"))
     return SectionView(tuple(blocks))
+
+
+def _parent(parent: dict[str, Any] | None) -> list[Block]:
+    """Say which study this one was forked from, what differs, and what the two have in common."""
+    if not parent:
+        return []
+    taken, reads = words.plural(parent["trials_taken"], "trial"), parent["test_reads"]
+    read = f"had been read {words.plural(reads, 'time')}" if reads else "had not been read"
+    rows = "the same rows as here" if parent["same_test"] else "other rows than here"
+    text = (
+        f"A fork of the study in the folder {parent['folder']}, begun {parent['at']}: {taken} of "
+        f"it are taken over. Its test set ({rows}) {read} by then. What differs (before -> now):"
+    )
+    facts = []
+    for line in parent["differences"] or []:
+        key, _, values = line.partition(": ")
+        facts.append(Fact(key, values, code=True))
+    return [Text(text), Facts(tuple(facts)) if facts else Text("nothing", "muted")]
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
