@@ -11,6 +11,7 @@ from typing import Any
 from report_engines import engine
 from report_failures import failures
 from report_fronts import CHANCES, front
+from report_items import items
 from report_race import race
 from report_stability import stability
 
@@ -77,6 +78,7 @@ def report() -> dict[str, Any]:
             "prefer": "quality",
         },
         "race": race(),
+        "items": items(),
         "failures": failures(),
         "warnings": ["The best learning rate of VeRA is the highest tried."],
         "timing": {
@@ -119,6 +121,11 @@ def hostile_report() -> dict[str, Any]:
             method["reason"] = HOSTILE[2]
         for entry in method["settings"]:
             entry["setting"][HOSTILE[1]] = HOSTILE[0]
+    for i, asked in enumerate(made["items"]["asked"]):
+        asked |= {"prompt": HOSTILE[i] + HOSTILE[6], "reference": HOSTILE[(i + 3) % 7]}
+    for i, found in enumerate(made["items"]["methods"]):
+        for example in (*found["wins"], *found["losses"]):
+            example |= {"control": HOSTILE[i % 7], "contender": HOSTILE[(i + 1) % 7]}
     for failure in made["failures"]:
         failure["reason"] = HOSTILE[0] + HOSTILE[6] + "long " * 200
     return made
@@ -131,7 +138,7 @@ def empty_report() -> dict[str, Any]:
         keep = {k: method[k] for k in ("method", "title")}
         method |= dict.fromkeys(method) | keep | _NOTHING
         method["cost"] = dict.fromkeys(_COST_KEYS)
-    del made["front"], made["race"]
+    del made["front"], made["race"], made["items"]
     made |= {"pareto": [], "failures": [], "warnings": [], "complete": False, "provenance": {}}
     made["recommendation"] = {"method": None, "sentence": None}
     made["timing"] = dict.fromkeys(made["timing"])
@@ -228,6 +235,7 @@ _ROWS: list[tuple[Any, ...]] = [
 _COST_KEYS = (
     *("trainable_parameters", "adapter_bytes", "train_tokens_per_second", "step_milliseconds"),
     *("train_peak_bytes", "memory_kind", "base_bytes", "train_seconds"),
+    *("train_above_base_bytes", "inference_milliseconds", "inference_merged_milliseconds"),
 )
 
 
@@ -265,6 +273,9 @@ def _method(
             "memory_kind": "rss_above_base",
             "base_bytes": 90_861_568,
             "train_seconds": step * STEPS / 1000,
+            "train_above_base_bytes": int(peak_mib * 2**20),
+            "inference_milliseconds": None,
+            "inference_merged_milliseconds": None,
         },
         "engine": engine(name),
         "forgetting": None,

@@ -127,7 +127,7 @@ def test_every_section_of_the_folder_is_on_the_page() -> None:
     found = re.findall(r'<section id="(\w+)"', page)
     assert found == [s.key for s in load_sections()]
     assert found == ["verdict", "forest", "pareto", "table", "fairness", "race", "sensitivity",
-                     "curves", "stability", "failures", "provenance"]  # fmt: skip
+                     "curves", "items", "stability", "costs", "failures", "provenance"]  # fmt: skip
 
 
 def test_page_says_the_verdict_and_every_method_without_scripts() -> None:
@@ -278,17 +278,15 @@ def test_stability_has_a_row_for_every_method_of_which_something_is_known() -> N
 def test_sensitivity_and_curves_show_runs_that_gave_nothing() -> None:
     panels = {c.title: c for c in sensitivity.build(report()).charts}
     loss = {s.role: s for s in panels["MiSS"].panes[0].series}
-    assert set(loss) == {"lost"}
+    assert set(loss) == {"lost", "reference"}
     assert loss["lost"].x == (1e-3, 1e-2, 1e-1)
     full = {s.role: s for s in panels["Full fine-tuning"].panes[0].series}
     assert full["lost"].x == (pytest.approx(1e-3),)
     assert full["chosen"].x == (pytest.approx(1e-4),)
     lines = {c.title: c for c in curves.build(report()).charts}
-    assert [s.name for s in lines["LoRA"].panes[0].series] == ["seed 0", "seed 1", "seed 2"]
-    assert [s.role for s in lines["OFT"].panes[0].series][0] == "reference"
-    axis = lines["MiSS"].panes[0].y
-    assert axis.high is not None
-    assert axis.high < 10  # the diverged 61.0 does not squash the others
+    for pane in lines["MiSS"].panes:
+        assert pane.y.high is not None
+        assert pane.y.high < 10  # the diverged 61.0 does not squash the others
 
 
 def test_fairness_says_when_budgets_differ() -> None:

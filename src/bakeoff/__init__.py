@@ -20,8 +20,9 @@ _HOME = {
     "read_spec": "spec",
     "parse_spec": "spec",
     "BakeoffError": "errors",
+    "Comparison": "comparison",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_HOME]  # not "open": `import *` must leave Python's own alone
 
 # PEFT imports bitsandbytes wherever it is installed, which then asks for a faster kernel that no
 # study uses: not for the user's terminal
@@ -30,6 +31,8 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 def __getattr__(name: str) -> Any:
     """Load a public name from the module it lives in."""
+    if name == "open":
+        return importlib.import_module("bakeoff.comparison").open_comparison
     if name in _HOME:
         return getattr(importlib.import_module(f"bakeoff.{_HOME[name]}"), name)
     raise AttributeError(f"module 'bakeoff' has no attribute '{name}'")

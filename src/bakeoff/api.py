@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bakeoff import (
     durable,
     forks,
@@ -26,7 +24,6 @@ from bakeoff import (
     interrupts,
     looks,
     phases,
-    plan,
     recovery,
     retries,
     room,
@@ -34,21 +31,17 @@ from bakeoff import (
 from bakeoff import folder as study_folder
 from bakeoff import report as report_page
 from bakeoff.analysis.contrast import Side, contrast
-from bakeoff.analysis.summary import summarise
-from bakeoff.assets.cache import cache_folder
-from bakeoff.data import SPLITS
 from bakeoff.errors import PreflightError, UsageError
 from bakeoff.estimate import Timing
 from bakeoff.executors import Options
-from bakeoff.hf import importing
 from bakeoff.hours import Deadline, Fit
 from bakeoff.lock import locked
-from bakeoff.methods.serving import served
-from bakeoff.outward import redact, redacted
+from bakeoff.outward import redact
 from bakeoff.overview import fitted, laid_out, narrowed, overview, timed, too_small
-from bakeoff.progress import Logged, Progress, Silent
+from bakeoff.progress import LOG, Logged, Progress, Silent, Work, ended, telling
+from bakeoff.record import read_record, read_trials, read_values, summarised, walls
 from bakeoff.recovery import diagnose
-from bakeoff.results import Cost, MetricInfo, Status, StudyRecord, TrialResult
+from bakeoff.results import Cost, Status
 from bakeoff.rounds import Breaker, Running, refuse_too_little_room
 from bakeoff.spec import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
@@ -67,7 +60,6 @@ from bakeoff.study import (
     segment,
     warned,
 )
-from bakeoff.trial import Trial
 
 __all__ = [
     "compare",
@@ -77,8 +69,11 @@ __all__ = [
     "parse_spec",
     "read_record",
     "read_spec",
+    "read_trials",
+    "read_values",
     "report",
     "run",
+    "summarised",
 ]
 
 RUN_PROBE = "bakeoff.preflight:probe"
@@ -112,8 +107,9 @@ def run(
         forks.refuse(origin, fork, again)
         out = fork
     study_folder.make(out)
-    heard = Logged(out / "log.jsonl", progress or Silent())
-    with room.pausing(out), locked(out), interrupts.listening(heard.say) as stop:
+    heard = Logged(out / LOG, progress or Silent())
+    closed = contextlib.closing(heard)
+    with room.pausing(out), locked(out), closed, interrupts.listening(heard.say) as stop:
         study = open_study(spec, source, out, heard)
         with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
             if fork is not None:
@@ -221,7 +217,8 @@ def measure_costs(running: Running) -> dict[str, Cost]:
     payloads = [segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing]
     alone = Options(fresh=True, patience=60 * study.spec.engine.patience, stopping=stop)
     through = prober(study.spec, stop) or make_executor("process", 1, alone)
-    for outcome in through.map(RUN_PROBE, payloads):
+    works = [Work("cost probe", e.name, e.title) for e in missing]
+    for outcome in through.map(RUN_PROBE, telling(progress, works, payloads)):
         refuse_full(study.folder, outcome)
         entry = missing[outcome.index]
         if outcome.value is not None:
@@ -231,6 +228,7 @@ def measure_costs(running: Running) -> dict[str, Cost]:
         store.keep_cost(cost)
         costs[entry.name] = cost
         progress.advance(entry.name)
+        ended(progress, works[outcome.index])
         if cost.status is Status.INCOMPATIBLE:
             progress.say(f"{entry.title} cannot run here: {cost.reason}")
         for switch, reason in ((cost.engine or {}).get("reasons") or {}).items():
@@ -256,115 +254,18 @@ def clock(store: Writer) -> Iterator[Callable[[], float]]:
         store.set(key, time.monotonic() - started)
 
 
-def walls(values: dict[str, Any]) -> list[float]:
-    """Return the wall time of each run of a study so far, in seconds."""
-    return [v for k, v in values.items() if k.startswith("wall:")]
+def report(out: Path, examples: bool = True) -> dict[str, Any]:
+    """Write ``report.json`` and ``report.html`` of a study, finished or not; return the former.
 
-
-def read_values(out: Path) -> dict[str, Any]:
-    """Return the study's values from its database."""
-    with Reader(out / study_folder.DATABASE) as reader:
-        return reader.values()
-
-
-def read_trials(out: Path) -> tuple[tuple[Trial, TrialResult | None], ...]:
-    """Return the study's planned trials with their results."""
-    with Reader(out / study_folder.DATABASE) as reader:
-        return reader.trials()
-
-
-def read_record(out: Path) -> StudyRecord:
-    """Return all that a study has written so far.
-
-    Raises:
-        UsageError: ``no-study``.
+    Without ``examples`` no test item and no answer is in either.
     """
-    if not (out / study_folder.DATABASE).is_file():
-        raise UsageError(
-            "no-study", f"There is no study in {out}.", "`bakeoff run STUDY.toml` makes one."
-        )
-    with Reader(out / study_folder.DATABASE) as reader, reader.still():
-        values, costs, trials = reader.values(), reader.costs(), reader.trials()
-        decisions = reader.decisions()
-    if "imported" in values:
-        return importing.record(values, trials, costs)
-    if "about" not in values:
-        raise UsageError(
-            "no-study", f"The study in {out} has not begun yet.", "`bakeoff run` goes on with it."
-        )
-    spec, known = parse_spec(values["spec"]), values["about"]
-    # what was removed keeps its trials, and is no part of the study any more
-    trials = tuple(pair for pair in trials if pair[0].method.name in known["methods"])
-    costs = {name: cost for name, cost in costs.items() if name in known["methods"]}
-    decisions = [d for d in decisions if d["method"] in known["methods"]]
-    return StudyRecord(
-        name=spec.name,
-        base=spec.base.model,
-        base_note=known["base_note"],
-        task=spec.task.kind,
-        metric=MetricInfo(**known["metric"]),
-        margin=spec.task.margin,
-        control=known["methods"][0],
-        methods=tuple(known["methods"]),
-        titles=known["titles"],
-        n_items={s: known["n_items"][s] for s in SPLITS},
-        steps=values.get("final_steps", spec.budget.steps),
-        trials=trials,
-        costs=costs,
-        incompatible={
-            n: c.reason or "" for n, c in costs.items() if c.status is Status.INCOMPATIBLE
-        },
-        wall_seconds=sum(walls(values)) or None,
-        warnings=(*known["warnings"], *notes(values)),
-        provenance={**known["provenance"], **forks.shown(values)},
-        sizes=known.get("sizes"),
-        race=raced(spec, decisions),
-        looks=tuple(values.get("looks", ())),
-        retried=tuple(values.get(retries.KEY, ())),
-        hours=values["hours"]["fit"] if "hours" in values else None,
-        settings=spec.budget.settings,
-        select_on=spec.budget.select_on,
-        prefer=spec.verdict.model_dump()["prefer"],
-        pareto=spec.verdict.pareto,
-        base_scores=phases.base_scores(values),
-        secondary=tuple(known["secondary"]),
-        references=tuple(known["references"]),
-        serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
-    )
-
-
-def notes(values: dict[str, Any]) -> list[str]:
-    """Return what the user should know of how the base's answers, or the database, came about."""
-    why = (values.get("base_scores") or {}).get("note")
-    found = [phases.base_note(why)] if why else []
-    if "rebuilt" in values:
-        found.append(recovery.REBUILT.format(at=values["rebuilt"]["at"]))
-    return found
-
-
-def raced(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return what the record says of the race, None where the study has none."""
-    rungs = plan.rungs(spec.budget)
-    if not rungs:
-        return None
-    return {"rungs": list(rungs), "seeds": spec.budget.seeds, "decisions": decisions}
-
-
-def report(out: Path) -> dict[str, Any]:
-    """Write ``report.json`` and ``report.html`` of a study, finished or not; return the former."""
     study_folder.refuse_links(out)
-    summary: dict[str, Any] = redacted(summarise(read_record(out), generator(read_values(out))))
+    _, summary = summarised(out, examples)
     text = json.dumps(summary, indent=1, allow_nan=False)
     with room.pausing(out):
         durable.write_text(out / "report.json", text + "\n")
-        durable.write_text(out / "report.html", report_page.render(json.loads(text)))
+        durable.write_text(out / "report.html", report_page.render(summary))
     return summary
-
-
-def generator(values: dict[str, Any]) -> np.random.Generator:
-    """Return the generator that a study's resampling draws from; an imported one has no seed."""
-    seed = parse_spec(values["spec"]).seed if "spec" in values else 0
-    return np.random.default_rng(seed)
 
 
 def machine() -> dict[str, Any]:
@@ -390,7 +291,5 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
 
 def _side(out: Path) -> Side:
-    record = read_record(out)
-    values = read_values(out)
-    summary = summarise(record, generator(values))
-    return Side(str(out), summary, flatten(values.get("frozen") or {}))
+    _, summary = summarised(out, examples=False)
+    return Side(str(out), summary, flatten(read_values(out).get("frozen") or {}))

@@ -1,23 +1,34 @@
-"""Studies from and for Hugging Face's ``method_comparison``: what the CLI calls beside ``api``.
+"""Studies from and for other tools: what the CLI calls beside ``api``.
 
-Stands above ``api``: result files become a study folder that its ``report`` reads, and a study's
-final trials become result files. What either means is in ``hf``.
+Stands above ``api``: result files of Hugging Face's ``method_comparison`` become a study folder
+that its ``report`` reads, and a study's final trials become result files; what either means is in
+``hf``. Curves go to tracking tools through ``exporters``.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bakeoff import api
+from bakeoff import api, registry
 from bakeoff import folder as study_folder
-from bakeoff.errors import UsageError
+from bakeoff.errors import BakeoffError, EnvironmentProblem, UsageError, first_line
+from bakeoff.exporters import Exporter, runs_of
 from bakeoff.hf import exporting, importing
 from bakeoff.hf.importing import Wishes
 from bakeoff.lock import locked
 from bakeoff.store import Writer
 
-__all__ = ["Wishes", "import_results", "write_results"]
+__all__ = ["Exported", "Wishes", "export_curves", "import_results", "write_results"]
+
+
+class Exported(NamedTuple):
+    """What was exported: where it lies, how many runs, and the command that shows them."""
+
+    folder: Path
+    runs: int
+    look: str
 
 
 def import_results(results: Path, out: Path, wishes: Wishes) -> dict[str, Any]:
@@ -46,6 +57,45 @@ def write_results(out: Path, target: Path) -> list[str]:
     Raises:
         UsageError: ``no-study``, ``hf-json-imported``, ``hf-json-nothing``.
     """
-    found = exporting.files(api.read_record(out), out)
+    found = exporting.files(api.read_record(out, examples=False), out)
     exporting.write(found, target)
     return list(found)
+
+
+def export_curves(out: Path, to: str, target: Path) -> Exported:
+    """Write the curves of a study's trials for a tracking tool; the study is only read.
+
+    ``target`` must be empty or not there; where the export fails, nothing is left of it.
+
+    Raises:
+        UsageError: ``no-study``, ``unknown-exporter``, ``folder-taken``, ``no-curves``.
+        EnvironmentProblem: ``exporter-missing``, ``export-failed``.
+    """
+    exporter: Exporter = registry.find("exporters", to).EXPORTER
+    record = api.read_record(out)
+    runs = runs_of(record.trials, record.metric.name)
+    if not runs:
+        raise UsageError(
+            "no-curves", f"No trial in {out} has a curve or a score yet.", "`bakeoff run` goes on."
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(
+            "folder-taken", f"{target} is there already.", "another folder: `--out DIR`."
+        )
+    made = [place for place in (target, *target.parents) if not place.exists()]
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        exporter.write(record.name, runs, target)
+    except Exception as error:
+        for left in target.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for place in made:
+            place.rmdir()
+        if isinstance(error, BakeoffError):
+            raise
+        raise EnvironmentProblem(
+            "export-failed",
+            f"{to} could not write the curves: {first_line(error)}",
+            f"another version of it, or another tool: {', '.join(registry.names('exporters'))}.",
+        ) from error
+    return Exported(target, len(runs), exporter.look(record.name, target))

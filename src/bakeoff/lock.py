@@ -97,6 +97,11 @@ def running(folder: Path) -> Holder | None:
     return None
 
 
+def noted(folder: Path) -> Holder | None:
+    """Return who holds the lock by the note alone: for a process that knows that it is held."""
+    return _read(folder / NOTE)
+
+
 def _me() -> Holder:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Holder(os.getpid(), socket.gethostname(), now)

@@ -20,6 +20,7 @@ from bakeoff import folder as study_folder
 from bakeoff import hours, plan, race, registry, retries
 from bakeoff.analysis.choose import choose_settings, criterion
 from bakeoff.analysis.runs import Run
+from bakeoff.progress import Work, ended, telling
 from bakeoff.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.rounds import Running, run_trials
 from bakeoff.study import Study, prior_trial, refuse_full, segment
@@ -110,13 +111,15 @@ def score_base(running: Running) -> None:
     running.progress.phase("The untouched base", 1, 0)
     wishes = study.spec.engine.switches
     payload = segment(study, [prior_trial(study, study.entries[0])], wishes).to_json()
-    found = list(running.executor.map(RUN_BASE, [payload]))
+    work = Work("base", study.entries[0].name, "The untouched base")
+    found = list(running.executor.map(RUN_BASE, telling(running.progress, [work], [payload])))
     running.stop.check()
     (outcome,) = found
     refuse_full(study.folder, outcome)
     scored = outcome.value or {"error": outcome.error}
     store.set(retries.BASE_SCORES, scored)
     running.progress.advance("base")
+    ended(running.progress, work)
     if scored.get("error"):
         running.progress.say(f"the untouched base could not be scored: {scored['error']}")
     elif scored.get("note"):

@@ -215,6 +215,14 @@ class Imported:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a test item asks and its true answer, as a person reads them."""
+
+    prompt: str
+    reference: str
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """All that a study has written so far: the one input of analysis and report.
 
@@ -270,3 +278,9 @@ class StudyRecord:
     without loss), ``merged``, or None for not at all; a method that was not probed is absent."""
     imported: Imported | None = None
     """What another tool reported, where it ran the study; None for our own."""
+    examples: bool = True
+    """Whether the report may show test items and answers to them."""
+    asked: tuple[Asked, ...] = ()
+    """What each test item asks, in the order of the scores; empty where it is not known."""
+    asked_unknown: str | None = None
+    """Why ``asked`` is empty although there are scores, where that is known."""

@@ -24,7 +24,7 @@ from bakeoff.executors import Executor, Outcome
 from bakeoff.hours import Deadline
 from bakeoff.interrupts import Stop
 from bakeoff.outward import redact
-from bakeoff.progress import Progress
+from bakeoff.progress import Progress, Work, begun, ended
 from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.store import Reader, Writer
 from bakeoff.study import Study, refuse_full
@@ -208,26 +208,35 @@ def _round(
     deaths: Counter[str],
 ) -> tuple[list[Segment], list[Segment]]:  # fmt: skip
     """Carry segments; return those to carry again, and those that may not begin any more."""
-    begun: list[Segment] = []
+    taken: list[Segment] = []
     again: list[Segment] = []
 
     def payloads() -> Iterator[dict[str, Any]]:
         for group in takewhile(begins, todo):
-            begun.append(group)
+            taken.append(group)
+            begun(running.progress, _work(group))
             yield group.to_json()
 
     for outcome in running.executor.map(RUN_SEGMENT, payloads()):
         refuse_full(running.study.folder, outcome)
-        segment = begun[outcome.index]
+        segment = taken[outcome.index]
         results = _results(segment, outcome, deaths)
         if results is None:
             running.progress.say(_retried(segment, outcome))
             again += _halves(segment)
-            continue
-        group = [(t, r) for t, r in zip(segment.trials, results, strict=True) if t.id not in there]
-        _write(running, running.breaker.take(group), (segment.start, segment.stop))
-    late = [] if running.stop() else list(todo[len(begun) :])
+        else:
+            pairs = zip(segment.trials, results, strict=True)
+            group = [(t, r) for t, r in pairs if t.id not in there]
+            _write(running, running.breaker.take(group), (segment.start, segment.stop))
+        ended(running.progress, _work(segment))
+    late = [] if running.stop() else list(todo[len(taken) :])
     return again, late
+
+
+def _work(segment: Segment) -> Work:
+    first, ids = segment.trials[0], tuple(t.id for t in segment.trials)
+    name, title = first.method.name, first.method.title
+    return Work(first.phase, name, title, ids, segment.start, segment.stop)
 
 
 def _results(segment: Segment, outcome: Outcome, deaths: Counter[str]) -> list[TrialResult] | None:

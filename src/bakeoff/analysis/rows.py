@@ -24,7 +24,7 @@ from bakeoff.analysis.runs import (
     setting_key,
 )
 from bakeoff.analysis.stability import is_open, raced_out, stability
-from bakeoff.results import Reported, Status, StudyRecord, TrialResult
+from bakeoff.results import Cost, Reported, Status, StudyRecord, TrialResult
 
 _FROM_PROBE = (
     "train_tokens_per_second",
@@ -33,6 +33,8 @@ _FROM_PROBE = (
     "memory_kind",
     "base_bytes",
 )
+_INFERENCE = ("inference_milliseconds", "inference_merged_milliseconds")
+"""Of an answer; None where no probe takes it."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,19 @@ def _cost(record: StudyRecord, runs: MethodRuns) -> dict[str, Any]:
         "adapter_bytes": next((r.adapter_bytes for r in results if r.adapter_bytes), None),
         "train_seconds": fmean(seconds) if seconds else None,
         **{key: getattr(probe, key) if probe else None for key in _FROM_PROBE},
+        "train_above_base_bytes": _above_base(probe),
+        **{key: getattr(probe, key, None) for key in _INFERENCE},
     }
+
+
+def _above_base(probe: Cost | None) -> int | None:
+    """Return what training needs beside the base, whatever the reading was of."""
+    if probe is None or probe.train_peak_bytes is None:
+        return None
+    if probe.memory_kind == "rss_above_base":
+        return probe.train_peak_bytes
+    known = probe.base_bytes is not None and probe.memory_kind == "device"
+    return max(0, probe.train_peak_bytes - (probe.base_bytes or 0)) if known else None
 
 
 def _setting_row(run: Run, chosen: dict[str, Any] | None) -> dict[str, Any]:

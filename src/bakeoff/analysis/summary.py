@@ -19,6 +19,7 @@ from bakeoff.analysis.base import base_row, gains, no_gain
 from bakeoff.analysis.choose import choose_settings
 from bakeoff.analysis.compare import Interval, compare, estimate_scores
 from bakeoff.analysis.forgetting import forgetting_rows
+from bakeoff.analysis.items import item_summary
 from bakeoff.analysis.pareto import draw_scores, find_fronts
 from bakeoff.analysis.raced import race_summary
 from bakeoff.analysis.recommend import recommend
@@ -80,6 +81,7 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         "hours": _hours(record),
         "sizes": record.sizes,
         "race": race_summary(record),
+        "items": item_summary(record, by_method, evidence.scores),
         "failures": failure_rows(record, by_method),
         "retried": list(record.retried),
         "warnings": _warnings(record, by_method, rows, evidence),

@@ -1,14 +1,25 @@
-"""``bakeoff report``: write the report again from what the study has, and print the verdict."""
+"""``bakeoff report``: write the report again from what the study has, and print the verdict.
+
+With ``--format`` the report in one format: Markdown, JSON or HTML on stdout or in a file, CSV as a
+folder of tables or one of them on stdout.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from bakeoff.cli import verdict
 from bakeoff.cli.output import JSON_OPTION, err, plain, show_json, study_folder
-from bakeoff.errors import UsageError
+from bakeoff.errors import UsageError, unknown
+from bakeoff.outward import escaped_json, redacted
+
+FORMATS = ("md", "csv", "json", "html")
+UNKNOWN_FORMAT, UNKNOWN_TABLE = "unknown-format", "unknown-table"
 
 
 def register(app: typer.Typer) -> None:
@@ -18,30 +29,114 @@ def register(app: typer.Typer) -> None:
 
 def command(
     study: Path | None = typer.Argument(None, help="Study folder; default: the newest in runs/."),
+    form: str | None = typer.Option(None, "--format", help="md, csv, json or html."),
+    table: str | None = typer.Option(
+        None, "--table", help="With --format csv: one table on stdout, by its name."
+    ),
     hf_json: bool = typer.Option(
         False, "--hf-json", help="Write each final trial as PEFT's method_comparison would."
     ),
-    out: Path | None = typer.Option(None, help="Folder for --hf-json; default <study>/hf-json."),
+    out: Path | None = typer.Option(
+        None, help="File for --format; folder for csv and --hf-json (<study>/hf-json)."
+    ),
+    examples: bool = typer.Option(
+        True,
+        "--examples/--no-examples",
+        help="Show test items with the answers to them; without: for data that may not be shown. "
+        "Not remembered: the next report shows them again.",
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write report.html and report.json of a study, finished or not, and print the verdict."""
     from bakeoff import api, exchange
 
-    if out is not None and not hf_json:
-        raise UsageError(
-            "out-without-hf-json",
-            f"--out {out} without --hf-json: report.html and report.json lie in the study folder.",
-            "with `--hf-json`, or leave `--out` out.",
-        )
+    _refuse(form, table, hf_json, out)
     folder = study_folder(study)
     if hf_json:
         target = out or folder / "hf-json"
         written = exchange.write_results(folder, target)
         show_json(written) if as_json else err.print(plain(f"{len(written)} files in {target}"))
         return
-    report = api.report(folder)
-    if as_json:
+    report = api.report(folder, examples)
+    if form is not None:
+        give(report, form, out, table)
+    elif as_json:
         show_json(report)
     else:
         verdict.show(report, folder)
     err.print(plain(f"Report: {folder / 'report.html'}"))
+
+
+def _refuse(form: str | None, table: str | None, hf_json: bool, out: Path | None) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UsageError: ``unknown-format``, ``formats-clash``, ``table-without-csv``,
+            ``csv-without-out``, ``out-without-hf-json``.
+    """
+    if form is not None and form not in FORMATS:
+        raise unknown(UNKNOWN_FORMAT, "format", form, FORMATS)
+    if form is not None and hf_json:
+        raise UsageError("formats-clash", "--format and --hf-json at once.", "one of them.")
+    if table is not None and form != "csv":
+        raise UsageError(
+            "table-without-csv",
+            f"--table {table} without --format csv.",
+            f"`--format csv --table {table}`.",
+        )
+    if form == "csv" and (table is None) == (out is None):
+        raise UsageError(
+            "csv-without-out",
+            "--format csv wants a folder for its tables, or the name of one table.",
+            "`--out DIR`, or `--table NAME` for stdout.",
+        )
+    if out is not None and not hf_json and form is None:
+        raise UsageError(
+            "out-without-hf-json",
+            f"--out {out} without --format or --hf-json: report.html and report.json lie in the "
+            "study folder.",
+            "with `--format md` or `--hf-json`, or leave `--out` out.",
+        )
+
+
+def give(report: dict[str, Any], form: str, out: Path | None, table: str | None) -> None:
+    """Give the report in one format: in ``out``, else on stdout.
+
+    Raises:
+        UsageError: ``unknown-table``, with the near match and all names.
+    """
+    if form == "csv":
+        _give_tables(_made("tables")(report), out, table)
+        return
+    if form == "json":
+        text = escaped_json(json.dumps(redacted(report), indent=1, ensure_ascii=False)) + "\n"
+    else:
+        text = _made({"md": "markdown", "html": "render"}[form])(report)
+    if out is None:
+        typer.echo(text, nl=not text.endswith("\n"))
+        return
+    _write(out, text)
+
+
+def _give_tables(tables: dict[str, str], out: Path | None, table: str | None) -> None:
+    if table is not None:
+        if table not in tables:
+            raise unknown(UNKNOWN_TABLE, "table", table, tables)
+        typer.echo(tables[table], nl=False)
+    if out is not None:
+        for name, text in tables.items():
+            _write(out / f"{name}.csv", text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="")
+    err.print(plain(f"Written: {path}"))
+
+
+def _made(name: str) -> Callable[[dict[str, Any]], Any]:
+    """Return what makes a format of the report."""
+    from bakeoff import report as pages
+
+    found: Callable[[dict[str, Any]], Any] = getattr(pages, name)
+    return found

@@ -1,13 +1,27 @@
-"""``bakeoff status``: how far a study is, from another terminal too."""
+"""``bakeoff status``: how far a study is, from another terminal too; it only reads."""
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
+import io
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Group
+from rich.live import Live as Redrawn
 
-from bakeoff.cli.output import JSON_OPTION, out, plain, show_json, show_table, study_folder
+from bakeoff.cli import glimpse
+from bakeoff.cli.live import redraws
+from bakeoff.cli.output import JSON_OPTION, Sink, out, show_json, study_folder
+from bakeoff.outward import told
+
+if TYPE_CHECKING:
+    from bakeoff.glance import Glance
+
+EVERY = 2.0
+"""Seconds between two looks with ``--watch``."""
 
 
 def register(app: typer.Typer) -> None:
@@ -17,27 +31,77 @@ def register(app: typer.Typer) -> None:
 
 def command(
     study: Path | None = typer.Argument(None, help="Study folder; default: the newest in runs/."),
+    watch: bool = typer.Option(
+        False, "--watch", help="Draw it again every 2 seconds, until nobody runs the study."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Show what a study has done so far, and what is left of what is planned."""
-    from bakeoff import api
+    """Show who runs a study, what is in flight, what is left, and who leads so far."""
+    from bakeoff.glance import RUNNING, glance
 
     folder = study_folder(study)
-    record = api.read_record(folder)
-    rows = []
-    for phase in ("search", "final"):
-        for method in record.methods:
-            mine = [r for t, r in record.trials if t.phase == phase and t.method.name == method]
-            if mine:
-                counts = Counter(r.status.value if r else "missing" for r in mine)
-                rows.append({"phase": phase, "method": method, "trials": len(mine), **counts})
-    done, planned = sum(r is not None for _, r in record.trials), len(record.trials)
-    if as_json:
-        show_json({"folder": str(folder), "done": done, "planned": planned, "rows": rows})
+    found = glance(folder)
+    if watch and not as_json and redraws(out):
+        with Redrawn(console=out, auto_refresh=False, transient=True) as drawn:
+            while found.state == RUNNING:
+                drawn.update(shown(found), refresh=True)
+                time.sleep(EVERY)
+                found = glance(folder)
+        out.print(shown(found))
         return
-    out.print(plain(f"{folder}: {done} of {planned} planned trials, {len(record.costs)} costs"))
-    states = sorted({k for r in rows for k in r} - {"phase", "method", "trials"})
-    show_table(
-        ("phase", "<method", "trials", *states),
-        [tuple(str(r.get(k, 0)) for k in ("phase", "method", "trials", *states)) for r in rows],
+    before = None
+    while True:
+        text = None if as_json else _text(found)
+        if as_json:
+            show_json(as_value(found))
+        elif text != before:
+            out.print(shown(found))
+        before = text
+        if not watch or found.state != RUNNING:
+            return
+        time.sleep(EVERY)
+        found = glance(folder)
+
+
+def as_value(found: Glance) -> dict[str, Any]:
+    """Return a glance as a JSON value."""
+    return dataclasses.asdict(found)
+
+
+def shown(found: Glance) -> Group:
+    """Return what is printed of a glance."""
+    lines = [_headline(found)]
+    if found.last is not None:
+        said = found.last.get("text") or found.last.get("what") or found.last.get("title") or ""
+        when, event = str(found.last.get("time", "")), found.last.get("event", "")
+        lines.append(told(f"last heard: {when} {event} {said}"))
+    return Group(*(_flat(line) for line in lines), glimpse.block(found, out.width))
+
+
+def _headline(found: Glance) -> str:
+    text = f"{found.folder}: {found.state}"
+    if found.holder is not None:
+        who = found.holder
+        text += f", process {who['pid']} on {who['host']} since {who['since']}"
+    return f"{text}; {found.done} of {found.planned} planned trials, {found.costs} costs"
+
+
+def _flat(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(told(text), overflow="fold")
+
+
+def _text(found: Glance) -> str:
+    """Return a glance as text without its clocks, to tell whether anything has happened."""
+    still = dataclasses.replace(
+        found,
+        phase=None if found.phase is None else dataclasses.replace(found.phase, seconds=0.0),
+        works=tuple(dataclasses.replace(w, seconds=0.0) for w in found.works),
+        phase_seconds_left=None,
+        study_seconds_left=None,
     )
+    sink = Sink(file=io.StringIO(), highlight=False, emoji=False, width=out.width)
+    with sink.capture() as held:
+        sink.print(shown(still))
+    return held.get()

@@ -1,7 +1,8 @@
 """What a section is made of: a few kinds of block, each drawn by ``templates/blocks/<kind>.html``.
 
 A section computes and returns blocks; it writes no HTML. So a new section is one new file, and
-every block looks and behaves the same on every page.
+every block looks and behaves the same on every page. A block's ``sheet`` names the figures behind
+it, as ``sheets.tables`` gives them: the page offers them as CSV.
 """
 
 from __future__ import annotations
@@ -55,11 +56,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Column:
-    """A table column; ``hint`` says in one phrase what the numbers are."""
+    """A table column; ``hint`` says in one phrase what the numbers are.
+
+    Rows of a filterable table can be chosen by the values of a ``facet`` column.
+    """
 
     title: str
     numeric: bool = False
     hint: str | None = None
+    facet: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that scrolls in its own box; ``folded`` hides it behind its caption."""
+    """A table that scrolls in its own box; ``folded`` hides it behind its caption.
+
+    A ``filterable`` one gets a field for text and a choice for each facet; pinned rows stay.
+    """
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -90,6 +98,8 @@ class Table:
     rows: tuple[Row, ...]
     folded: bool = False
     sortable: bool = False
+    filterable: bool = False
+    sheet: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,8 +138,52 @@ class Pane:
 
 
 @dataclass(frozen=True)
+class PickAxis:
+    """An axis that a reader can choose; ``x`` and ``y`` are how it is drawn as either.
+
+    ``y`` may leave out what lies far outside. ``sign`` is 1 where more is better, else -1.
+    """
+
+    key: str
+    name: str
+    sign: int
+    x: Axis
+    y: Axis
+
+
+@dataclass(frozen=True)
+class PickPoint:
+    """A method on all axes: its values, what the mouse is told of each, None where not measured.
+
+    ``chances`` are its probabilities of being on the front of the first axis and each other one.
+    """
+
+    title: str
+    mark: str
+    control: bool
+    values: tuple[float | None, ...]
+    lows: tuple[float | None, ...]
+    highs: tuple[float | None, ...]
+    says: tuple[str, ...]
+    chances: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Picker:
+    """What a chart with axes to choose from is drawn of; ``x`` and ``y`` are the first choice."""
+
+    axes: tuple[PickAxis, ...]
+    points: tuple[PickPoint, ...]
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
 class Chart:
-    """An interactive chart, drawn by Plotly from the JSON in the page; ``key`` is unique."""
+    """An interactive chart, drawn by Plotly from the JSON in the page; ``key`` is unique.
+
+    With a ``picker`` it is the first of many, and its reader chooses the axes.
+    """
 
     kind: ClassVar[str] = "chart"
     key: str
@@ -139,6 +193,8 @@ class Chart:
     panes: tuple[Pane, ...]
     size: str = "large"
     tone: str | None = None
+    picker: Picker | None = None
+    sheet: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +204,7 @@ class Grid:
     kind: ClassVar[str] = "grid"
     charts: tuple[Chart, ...]
     size: str = "large"
+    sheet: str | None = None
 
 
 @dataclass(frozen=True)
@@ -195,9 +252,87 @@ class Forest:
     right: str
     ticks: tuple[Tick, ...]
     rows: tuple[ForestRow, ...]
+    sheet: str | None = None
 
 
-Block = Text | Tiles | Facts | Table | Chart | Grid | Forest
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a bar, from ``low`` to ``high`` percent of the width."""
+
+    tone: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BarRow:
+    """One method's bar and its numbers in words; without pieces ``numbers`` says why."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a tone of a bar means."""
+
+    tone: str
+    word: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars below each other, drawn without scripts; ``zero`` is where their axis stands.
+
+    A table beside them has their numbers.
+    """
+
+    kind: ClassVar[str] = "bars"
+    label: str
+    keys: tuple[Key, ...]
+    rows: tuple[BarRow, ...]
+    zero: float = 0.0
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one method answered to an item, and how that scored."""
+
+    title: str
+    text: str | None
+    score: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """An item with two answers side by side."""
+
+    name: str
+    prompt: str | None
+    reference: str | None
+    left: Said
+    right: Said
+
+
+@dataclass(frozen=True)
+class ExampleGroup:
+    """Examples under one heading."""
+
+    heading: str
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Groups of examples, folded behind a line."""
+
+    kind: ClassVar[str] = "examples"
+    caption: str
+    groups: tuple[ExampleGroup, ...]
+
+
+Block = Text | Tiles | Facts | Table | Chart | Grid | Forest | Bars | Examples
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ dict gives the same bytes. Nothing is fetched when the page opens; it works from
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,11 +15,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bakeoff.report.blocks import SectionView
+from bakeoff.report.blocks import Chart, SectionView
 from bakeoff.report.safe import clean, content_policy, inert_json
 from bakeoff.report.sections import load_sections
+from bakeoff.report.sheets import LONG, tables
 
 _HERE = Path(__file__).parent
+INLINE = ("verdict", "forest", "table")
+STATIC = ("text", "tiles", "forest", "table")
+"""Kinds of block that are drawn without a script."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ def render(report: dict[str, Any]) -> str:
     """
     report = clean(report)
     sections = _placed(report)
-    charts = [dataclasses.asdict(c) for s in sections for c in s.view.charts]
+    charts = [_drawn(c) for s in sections for c in s.view.charts]
     style, plotly, script = _asset("templates/style.css"), _plotly(), _asset("templates/report.js")
     return (
         _environment()
@@ -44,6 +49,7 @@ def render(report: dict[str, Any]) -> str:
         .render(
             study=report["study"],
             sections=sections,
+            **_sheets(report),
             charts=inert_json(charts),
             # Plotly opens an empty style element and fills it through the CSSOM, which no policy
             # restricts: allowing the hash of nothing is enough, 'unsafe-inline' is not needed.
@@ -62,15 +68,47 @@ def render_sections(report: dict[str, Any]) -> list[dict[str, Any]]:
     ``html`` is what stands in the page, ``charts`` the values that ``report.js`` mounts on it.
     """
     template = _environment().get_template("section.html")
+    report = clean(report)
+    sheets = _sheets(report)
     return [
         {
             "key": section.key,
             "title": section.title,
-            "html": template.render(section=section),
-            "charts": [dataclasses.asdict(c) for c in section.view.charts],
+            "html": template.render(section=section, **sheets),
+            "charts": [_drawn(c) for c in section.view.charts],
         }
-        for section in _placed(clean(report))
+        for section in _placed(report)
     ]
+
+
+def _drawn(chart: Chart) -> dict[str, Any]:
+    """Return a chart as ``report.js`` reads it; seven digits are more than a screen can show."""
+    made: dict[str, Any] = _rounded(dataclasses.asdict(chart))
+    return made
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _sheets(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what the templates need to offer figures as CSV: texts, and how files are called."""
+    made = {name: text for name, text in tables(report).items() if name not in LONG}
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", str(report["study"].get("name") or ""))
+    return {"sheets": made, "slug": slug.strip("-.")[:40] or "study"}
+
+
+def inline(report: dict[str, Any]) -> str:
+    """Return the verdict, the forest plot and the table as HTML for a page of others.
+
+    There is no script in it, and its styles are attributes: nothing around it changes.
+    """
+    sections = [s for s in _placed(clean(report)) if s.key in INLINE]
+    return _environment().get_template("inline.html").render(sections=sections, kinds=STATIC)
 
 
 def _placed(report: dict[str, Any]) -> list[_Placed]:

@@ -7,8 +7,8 @@ and power loss. Only ``api`` and its phases open it, ``recovery``, which mends i
 
 from __future__ import annotations
 
-from bakeoff.store.reader import Answers, Reader, Row
+from bakeoff.store.reader import Answers, Brief, Reader, Row
 from bakeoff.store.salvage import rebuild
 from bakeoff.store.writer import Writer
 
-__all__ = ["Answers", "Reader", "Row", "Writer", "rebuild"]
+__all__ = ["Answers", "Brief", "Reader", "Row", "Writer", "rebuild"]

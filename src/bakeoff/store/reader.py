@@ -41,6 +41,19 @@ class Answers(NamedTuple):
     predictions: list[str | None]
 
 
+class Brief(NamedTuple):
+    """A planned trial without its items: what it gave last, and the mean score of each split.
+
+    ``result`` holds no scores and no item losses. It is what the trial gave when it ended
+    (``ended``) or at the last rung where it stands; None where it gave nothing yet.
+    """
+
+    trial: Trial
+    result: TrialResult | None
+    ended: bool
+    means: dict[str, float]
+
+
 class Reader:
     """Reads what the writer has committed so far.
 
@@ -219,6 +232,54 @@ class Reader:
         with self._reading() as connection:
             found = self._scores(connection, mine)
         return {trial: Answers(v["scores"], v["predictions"]) for (trial, _), v in found.items()}
+
+    def briefs(self) -> tuple[Brief, ...]:
+        """Return every planned trial in short, in order: no item is read one by one."""
+        table = schema.trials
+        query = sa.select(table.c.spec, table.c.result).order_by(table.c.position)
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+            means = self._means(connection)
+        at_rung = self._last_rungs()
+        found = []
+        for spec, result in rows:
+            trial = Trial.from_json(spec)
+            last = at_rung.get(trial.id) if result is None else result
+            if last is not None:
+                last = {**last, "item_losses": ()}
+                last["splits"] = {
+                    split: {"scores": (), "predictions": (), "mean_loss": value["mean_loss"]}
+                    for split, value in last["splits"].items()
+                }
+            given = None if last is None else TrialResult.from_json(last)
+            found.append(Brief(trial, given, result is not None, means.get(trial.id, {})))
+        return tuple(found)
+
+    @staticmethod
+    def _means(connection: sa.Connection) -> dict[str, dict[str, float]]:
+        table = schema.scores
+        query = sa.select(table.c.trial_id, table.c.split, sa.func.avg(table.c.score)).group_by(
+            table.c.trial_id, table.c.split
+        )
+        found: dict[str, dict[str, float]] = defaultdict(dict)
+        for trial_id, split, mean in connection.execute(query):
+            if mean is not None:  # a score that is no number is kept as null
+                found[trial_id][split] = mean
+        return found
+
+    def _last_rungs(self) -> dict[str, dict[str, Any]]:
+        """Return what trials gave that stand at a rung and have not ended."""
+        if self._lacks(schema.rungs):
+            return {}
+        ended = sa.select(schema.trials.c.id).where(schema.trials.c.status.is_not(None))
+        table = schema.rungs
+        query = (
+            sa.select(table.c.trial_id, table.c.result)
+            .where(table.c.trial_id.not_in(ended))
+            .order_by(table.c.step)
+        )
+        with self._reading() as connection:
+            return {row.trial_id: row.result for row in connection.execute(query)}
 
     def _lacks(self, table: sa.Table) -> bool:
         """Tell whether this database is older than a table."""

@@ -176,6 +176,10 @@ class Task(ABC):
         asked, *_, answer = (columns[field] for field in cls.fields)
         return "\n".join(str(row[c]) for c in columns_of(asked)), fill(answer, row)
 
+    def asks(self, row: Row) -> str:
+        """Return what a row asks, as a person reads it beside an answer."""
+        return self.texts(row, self.options["columns"])[0]
+
     @classmethod
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
         """Complete the options from readable rows; say what this task cannot learn from them."""

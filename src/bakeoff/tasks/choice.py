@@ -142,6 +142,11 @@ class MultipleChoice(CausalTask):
         asked = [*columns_of(columns["prompt"]), *columns_of(columns["choices"])]
         return "\n".join(str(row[c]) for c in asked), fill(columns["answer"], row)
 
+    def asks(self, row: Row) -> str:
+        """Return the prompt's columns, and the choices a line each."""
+        prompt = (str(row[c]) for c in columns_of(self.options["columns"]["prompt"]))
+        return "\n".join([*prompt, *(f"- {text}" for text in self._choices(row).texts)])
+
     @classmethod
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
         """Read every row's choices; find out how answers are written, if nobody says so."""

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from bakeoff import api
 from bakeoff import folder as study_folder
-from bakeoff.analysis.summary import summarise
 from bakeoff.bounded import within
 from bakeoff.errors import BakeoffError, EnvironmentProblem, first_line
 from bakeoff.outward import redact, redacted
@@ -142,9 +141,7 @@ def snapshot(folder: Path) -> Snapshot:
         BakeoffError: whatever is wrong with the study.
     """
     _database(folder)
-    record = api.read_record(folder)
-    summary = redacted(summarise(record, api.generator(api.read_values(folder))))
-    summary = json.loads(json.dumps(summary, allow_nan=False))
+    record, summary = api.summarised(folder)
     sections = tuple({**s, "digest": _digest(s)} for s in render_sections(summary))
     titles = {m["method"]: m["title"] for m in summary["methods"]}
     advice = summary["recommendation"]

@@ -1,4 +1,8 @@
-"""Section 7, learning curves: validation loss by step, one line for each final seed."""
+"""Section 7, learning curves: training and validation loss by step, with the race marked.
+
+One panel a method: a line for each final seed, what the search's runs did behind them, the rungs as
+upright lines and a mark on every search run that stopped at one.
+"""
 
 from __future__ import annotations
 
@@ -14,99 +18,198 @@ ORDER = 70
 TITLE = "Learning curves"
 
 _SEED_ROLES = 3
+_TRAINING, _VALIDATION = "train_loss", "validation_loss"
+_NAMES = {_TRAINING: "training", _VALIDATION: "validation"}
+
+Method = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class _Line:
     name: str
+    trial: str
     steps: tuple[float, ...]
     losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """A method's lines of one loss: those that are read, and the search's behind them."""
+
+    shown: tuple[_Line, ...]
+    behind: tuple[_Line, ...]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What every panel shares, by loss where it has one for each."""
+
+    axes: dict[str, Axis]
+    control: dict[str, _Line | None]
+    rungs: tuple[float, ...]
+    decisions: dict[str, list[dict[str, Any]]]
 
 
 def build(report: dict[str, Any]) -> SectionView:
     """Show a small plot for each method with the control's mean behind it."""
     study, methods = report["study"], report.get("methods") or []
-    lines = {str(m.get("method")): _lines(m) for m in methods}
-    shown = [m for m in methods if lines[str(m.get("method"))]]
+    lines = {_name(m): {key: _lines(m, key) for key in _NAMES} for m in methods}
+    shown = [m for m in methods if any(of.shown for of in lines[_name(m)].values())]
     if not shown:
         return SectionView()
-    reference = _mean(lines.get(str(study.get("control")), []))
-    axis = _loss_axis(shown, lines)
-    charts = tuple(_chart(m, lines[str(m.get("method"))], reference, axis, study) for m in shown)
-    lead = (
-        "Validation loss by step, one line for each final seed (for a method without final runs: "
-        "one for each run of the search). The grey line is the control's mean. A line that leaves "
-        "its panel diverged."
+    race = report.get("race") or {}
+    decisions: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for decision in race.get("decisions") or []:
+        decisions[str(decision.get("method"))].append(decision)
+    of_control = lines.get(str(study.get("control")), {})
+    context = _Context(
+        {key: axis for key in _NAMES if (axis := _loss_axis(shown, lines, key)) is not None},
+        {key: _mean(found.shown) for key, found in of_control.items()},
+        tuple(float(r) for r in race.get("rungs") or () if r is not None),
+        decisions,
     )
-    return SectionView((Grid(charts, size="small"),), lead)
+    charts = tuple(_chart(m, lines[_name(m)], context, study) for m in shown)
+    return SectionView((Grid(charts, size="small", sheet="curves"),), _lead(context))
 
 
-def _lines(method: dict[str, Any]) -> list[_Line]:
+def _lead(context: _Context) -> str:
+    text = (
+        "Training loss (above; the mean since the reading before) and validation loss (below) by "
+        "step, one line for each final seed (for a method without final runs: one for each run of "
+        "the search). The thick grey line is the control's mean. A line that leaves its panel "
+        "diverged."
+    )
+    if context.rungs:
+        text += (
+            " Upright lines are the rungs of the race; thin lines are the runs of the search, and "
+            "a cross is one that stopped there, with its reason under the mouse."
+        )
+    return text
+
+
+def _name(method: Method) -> str:
+    return str(method.get("method"))
+
+
+def _lines(method: Method, key: str) -> _Lines:
     curves = method.get("curves") or []
-    chosen = [c for c in curves if c.get("phase") == "final"] or curves
-    made = (_line(c) for c in chosen)
-    return [line for line in made if line.steps]
+    final = [c for c in curves if c.get("phase") == "final"]
+    search = [c for c in curves if c.get("phase") != "final"]
+
+    def made(chosen: list[dict[str, Any]]) -> tuple[_Line, ...]:
+        return tuple(line for c in chosen if (line := _line(c, key)).steps)
+
+    return _Lines(made(final), made(search)) if final else _Lines(made(search), ())
 
 
-def _line(curve: dict[str, Any]) -> _Line:
-    points = [p for p in curve.get("points") or [] if p.get("validation_loss") is not None]
+def _line(curve: dict[str, Any], key: str) -> _Line:
+    points = [p for p in curve.get("points") or [] if p.get(key) is not None]
+    points = [p for p in points if p.get("step") is not None]
     rate = words.learning_rate(curve.get("learning_rate"))
     name = f"seed {curve.get('seed')}" if curve.get("phase") == "final" else f"lr {rate}"
     return _Line(
         name,
+        str(curve.get("trial_id")),
         tuple(float(p["step"]) for p in points),
-        tuple(float(p["validation_loss"]) for p in points),
+        tuple(float(p[key]) for p in points),
     )
 
 
-def _mean(lines: list[_Line]) -> _Line | None:
+def _mean(lines: tuple[_Line, ...]) -> _Line | None:
     by_step: dict[float, list[float]] = defaultdict(list)
     for line in lines:
         for step, loss in zip(line.steps, line.losses, strict=True):
             by_step[step].append(loss)
     # A step that only some seeds reached would bend the mean by who is missing.
     full = [s for s in sorted(by_step) if len(by_step[s]) == len(lines)]
-    return _Line("control", tuple(full), tuple(fmean(by_step[s]) for s in full)) if full else None
+    means = tuple(fmean(by_step[s]) for s in full)
+    return _Line("control", "", tuple(full), means) if full else None
 
 
-def _loss_axis(methods: list[dict[str, Any]], lines: dict[str, list[_Line]]) -> Axis:
+def _loss_axis(methods: list[Method], lines: dict[str, dict[str, _Lines]], key: str) -> Axis | None:
     calm = [m for m in methods if m.get("status") == "done"] or methods
-    values = [v for m in calm for line in lines[str(m.get("method"))] for v in line.losses]
+    values = [v for m in calm for line in lines[_name(m)][key].shown for v in line.losses]
+    if not values:
+        return None
     room = 0.06 * (max(values) - min(values)) or 0.5
-    return Axis("validation loss", low=min(values) - room, high=max(values) + room)
+    return Axis(_NAMES[key], low=min(values) - room, high=max(values) + room)
 
 
 def _chart(
-    method: dict[str, Any],
-    lines: list[_Line],
-    reference: _Line | None,
-    axis: Axis,
-    study: dict[str, Any],
+    method: Method, lines: dict[str, _Lines], context: _Context, study: dict[str, Any]
 ) -> Chart:
-    series = [
-        Series(
-            line.name,
-            f"seed-{i % _SEED_ROLES}",
-            line.steps,
-            line.losses,
-            draw="line",
-            hover=tuple(
-                (line.name, f"step {s:,.0f}", f"loss {v:.4g}")
-                for s, v in zip(line.steps, line.losses, strict=True)
-            ),
-        )
-        for i, line in enumerate(lines)
-    ]
-    if reference and method.get("method") != study.get("control"):
-        grey = Series("control, mean", "reference", reference.steps, reference.losses, draw="line")
-        series.insert(0, grey)
+    is_control = method.get("method") == study.get("control")
+    panes = tuple(
+        _pane(_name(method), key, lines[key], context, is_control)
+        for key in _NAMES
+        if key in context.axes
+    )
+    n_final = len(lines[_VALIDATION].shown or lines[_TRAINING].shown)
+    n_behind = len(lines[_VALIDATION].behind)
+    behind = f", {words.plural(n_behind, 'search run')} behind" if n_behind else ""
     return Chart(
         key=f"curves-{method.get('method')}",
         title=words.title(method),
-        description=f"validation loss of {words.plural(len(lines), 'run')} by step",
+        description=f"losses of {words.plural(n_final, 'run')} by step{behind}",
         x=Axis("step", low=0.0, high=1.03 * float(study["steps"]))
         if study.get("steps")
         else Axis("step"),
-        panes=(Pane(axis, tuple(series)),),
+        panes=panes,
         size="small",
+    )
+
+
+def _pane(name: str, key: str, lines: _Lines, context: _Context, is_control: bool) -> Pane:
+    axis, reference = context.axes[key], context.control.get(key)
+    ends = (axis.low or 0.0, axis.high or 0.0)  # _loss_axis always sets both
+    series = [
+        Series("rung", "rung", (rung, rung), ends, draw="line", hover=((f"rung {rung:,.0f}",),) * 2)
+        for rung in context.rungs
+    ]
+    series += [Series(x.name, "behind", x.steps, x.losses, draw="line") for x in lines.behind]
+    if reference and not is_control:
+        grey = ("control, mean", "reference", reference.steps, reference.losses)
+        series.append(Series(*grey, draw="line"))
+    series += [_seed(i, line, key) for i, line in enumerate(lines.shown)]
+    if key == _VALIDATION:
+        series.append(_stopped(context.decisions.get(name, []), ends))
+    return Pane(axis, tuple(s for s in series if s.x))
+
+
+def _seed(place: int, line: _Line, key: str) -> Series:
+    return Series(
+        line.name,
+        f"seed-{place % _SEED_ROLES}",
+        line.steps,
+        line.losses,
+        draw="line",
+        hover=tuple(
+            (line.name, f"step {s:,.0f}", f"{_NAMES[key]} loss {v:.4g}")
+            for s, v in zip(line.steps, line.losses, strict=True)
+        ),
+    )
+
+
+def _stopped(decisions: list[dict[str, Any]], ends: tuple[float, float]) -> Series:
+    """Mark the runs that stopped; one whose loss lies outside stands at the panel's edge."""
+    stopped = [d for d in decisions if not d.get("goes_on") and d.get("step") is not None]
+    low, high = ends
+    inside = 0.03 * (high - low)
+
+    def place(loss: float | None) -> float:
+        return high - inside if loss is None else min(max(loss, low + inside), high - inside)
+
+    return Series(
+        "stopped by the race",
+        "lost",
+        tuple(float(d["step"]) for d in stopped),
+        tuple(place(d.get("mean_loss")) for d in stopped),
+        hover=tuple(
+            (
+                f"lr {words.learning_rate(d.get('learning_rate'))} stopped at {d['step']:,}",
+                f"validation loss {words.significant(d.get('mean_loss'), 4)}",
+                str(d.get("reason")),
+            )
+            for d in stopped
+        ),
     )

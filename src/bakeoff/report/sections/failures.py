@@ -10,9 +10,12 @@ from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, 
 ORDER = 90
 TITLE = "Failures"
 
+_LONG = 8
+"""Rows beyond which a reader wants to choose among them."""
+
 _COLUMNS = (
     Column("Method"),
-    Column("Status"),
+    Column("Status", facet=True),
     Column("Phase"),
     Column("Setting"),
     Column("Seed", True),
@@ -29,7 +32,8 @@ def build(report: dict[str, Any]) -> SectionView:
     rows = tuple(_row(f, titles) for f in failures)
     blocks: list[Block] = [Text("Every run ended well.", "muted")]
     if rows:
-        blocks = [Table(words.plural(len(rows), "failure"), _COLUMNS, rows)]
+        caption, many = words.plural(len(rows), "failure"), len(rows) > _LONG
+        blocks = [Table(caption, _COLUMNS, rows, filterable=many, sheet="failures")]
         if (how := words.try_again(report)) is not None:
             blocks.append(Text(how, "muted"))
     if retried:

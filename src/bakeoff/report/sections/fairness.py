@@ -55,7 +55,7 @@ def build(report: dict[str, Any]) -> SectionView:
     sped = any(accelerators.engine(m) for m in methods)
     rows = tuple(_row(m, study, sped) for m in methods)
     columns = (*_COLUMNS[:_RAN], _LANES, *_COLUMNS[_RAN:]) if sped else _COLUMNS
-    blocks.append(Table("What every method was given", columns, rows))
+    blocks.append(Table("What every method was given", columns, rows, sheet="fairness"))
     blocks.append(Text(_differed(methods), "muted"))
     blocks += _hours(report)
     blocks += _sizes(report)

@@ -54,6 +54,7 @@ def build(report: dict[str, Any]) -> SectionView:
         right=better,
         ticks=_ticks(scale, unit) if any(r.whisker for r in rows) else (),
         rows=rows,
+        sheet="differences",
     )
     return SectionView((forest,), _lead(report, unit))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
-from bakeoff.report import accelerators, words
+from bakeoff.report import accelerators, axes, words
 from bakeoff.report.blocks import (
     Axis,
     Block,
@@ -26,7 +25,6 @@ from bakeoff.report.blocks import (
 ORDER = 30
 TITLE = "What quality costs"
 
-_LOG_FROM = 12.0  # a cost that spans more than this ratio is read better on a log axis
 _LABEL = 20  # characters of a label that report.js draws
 
 
@@ -43,19 +41,25 @@ class _Point:
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show one plot for each cost, then everybody's probability of being on each front."""
+    """Show a plot with axes to choose, one for each other cost, then everybody's probabilities."""
     charts = [_chart(report, entry) for entry in report.get("pareto") or []]
     drawn = tuple(c for c in charts if c is not None)
     if not drawn:
         return SectionView((Text("No method has both a score and a measured cost.", "muted"),))
-    blocks: list[Block] = [Grid(drawn)]
+    picked = dataclasses.replace(
+        drawn[0],
+        picker=axes.picker(report, drawn[0].key.removeprefix("pareto-")),
+        sheet="pareto",
+    )
+    blocks: list[Block] = [picked, *([Grid(drawn[1:])] if drawn[1:] else [])]
     table = _chances(report)
     blocks += [table] if table else []
     note = accelerators.footnote(report.get("methods") or [], accelerators.unlike)
     notes = [*_said(report), *([] if note is None else [note])]
     blocks += [Text(text, "muted") for text in notes]
     lead = (
-        "A method on the front (filled, joined by the line) is beaten by no other in score and "
+        "The axes of the first plot are yours to choose. A method on the front (filled, joined by "
+        "the line) is beaten by no other in score and "
         "cost at once. The diamond is the control; vertical bars are 95 % intervals of the score. "
         "A triangle at the edge is a method whose score lies far outside, with its score."
     )
@@ -92,7 +96,8 @@ def _chances(report: dict[str, Any]) -> Table | None:
         )
         for m in methods
     ]
-    return Table("Probability of being on the front", columns, tuple(rows), sortable=True)
+    caption = "Probability of being on the front"
+    return Table(caption, columns, tuple(rows), sortable=True, sheet="pareto")
 
 
 def _chance(method: dict[str, Any], front: dict[str, Any]) -> Cell:
@@ -127,14 +132,12 @@ def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
         return None
     front = [str(name) for name in entry.get("front") or []]
     label = str(entry.get("label") or key)
-    costs = [p.cost for p in points]
-    log = min(costs) > 0 and max(costs) / min(costs) > _LOG_FROM
     on_front = ", ".join(p.title for p in points if p.name in front) or "nobody"
     return Chart(
         key=f"pareto-{key}",
         title=f"Score against {label}",
         description=f"{words.plural(len(points), 'method')}; on the front: {on_front}",
-        x=_cost_axis(label, key, costs, log),
+        x=axes.cost_axis(label, key, [p.cost for p in points]),
         panes=(_pane(points, front, study, unit),),
     )
 
@@ -144,7 +147,7 @@ def _point(
 ) -> _Point | None:
     """Return a method's place; its title is marked where its cost lacked an accelerator."""
     score, key = method.get("score") or {}, str(entry.get("cost"))
-    cost = _cost(method, key)
+    cost = axes.cost(method, key)
     if cost is None or score.get("estimate") is None:
         return None
     mark = f" {accelerators.MARK}" if lacking else ""
@@ -153,7 +156,7 @@ def _point(
     hover = [
         title,
         f"score {unit.with_interval(score)} {unit.word}".rstrip(),
-        _cost_text(key, cost),
+        axes.cost_text(key, cost),
     ]
     if chance is not None:
         hover.append(f"on this front with probability {words.percent(chance)}")
@@ -164,19 +167,12 @@ def _point(
         name=str(method.get("method")),
         title=title,
         chance=chance,
-        cost=_readable(key, cost),
+        cost=axes.readable(key, cost),
         score=score["estimate"] * unit.factor,
         low=None if low is None else low * unit.factor,
         high=None if high is None else high * unit.factor,
         hover=tuple(hover),
     )
-
-
-def _cost(method: dict[str, Any], key: str) -> float | None:
-    """Return a method's cost: of ``cost``, or of the method itself (forgetting)."""
-    value = (method.get("cost") or {}).get(key, method.get(key))
-    value = value.get("estimate") if isinstance(value, dict) else value
-    return None if value is None else float(value)
 
 
 def _label(point: _Point) -> str:
@@ -187,31 +183,6 @@ def _label(point: _Point) -> str:
     name, end = point.title.removesuffix(mark), f"{mark} {words.percent(point.chance)}"
     room = _LABEL - len(end)
     return (name if len(name) <= room else name[: room - 1].rstrip() + "…") + end
-
-
-def _readable(key: str, cost: float) -> float:
-    return cost / words.MIB if key.endswith("_bytes") else cost
-
-
-def _cost_text(key: str, cost: float) -> str:
-    if key.endswith("_bytes"):
-        return words.size(cost)
-    return words.milliseconds(cost) if key.endswith("milliseconds") else words.significant(cost)
-
-
-def _cost_axis(label: str, key: str, costs: list[float], log: bool) -> Axis:
-    unit = "MiB" if key.endswith("_bytes") else "ms" if key.endswith("milliseconds") else ""
-    title = f"{label} ({unit})" if unit and f"({unit}" not in label else label
-    title += ", less is better"
-    low, high = min(costs), max(costs)
-    if log:
-        ratio = (high / low) ** 0.12
-        low, high = low / ratio, high * ratio
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-        ticks = [t for p in powers for m in (1, 2, 5) if low <= (t := m * 10.0**p) <= high]
-        return Axis(title, True, low, high, tuple(ticks), tuple(f"{t:,.10g}" for t in ticks))
-    room = 0.12 * (high - low) or abs(high) * 0.5 or 1.0
-    return Axis(title, low=low - room, high=high + room)
 
 
 def _pane(points: list[_Point], front: list[str], study: dict[str, Any], unit: words.Unit) -> Pane:
@@ -242,13 +213,8 @@ def _pane(points: list[_Point], front: list[str], study: dict[str, Any], unit: w
 
 
 def _cut(points: list[_Point], down: bool) -> float:
-    """Return the score beyond which a point is far outside: six typical deviations."""
-    centre = median(p.score for p in points)
     bars = [(p.high - p.low) / 2 for p in points if p.low is not None and p.high is not None]
-    typical = max(median(abs(p.score - centre) for p in points), median(bars) if bars else 0.0)
-    if typical == 0:
-        return -math.inf if down else math.inf
-    return centre - 6 * typical if down else centre + 6 * typical
+    return axes.cut([p.score for p in points], bars, down)
 
 
 def _score_axis(
@@ -257,7 +223,7 @@ def _score_axis(
     low = min(p.score if p.low is None else p.low for p in near)
     high = max(p.score if p.high is None else p.high for p in near)
     room = 0.06 * (high - low) or 1.0
-    title = f"{study.get('metric') or 'score'} ({unit.word})" if unit.word else "score"
+    title = axes.score_title(study, unit)
     below, above = (3, 1) if down else (1, 3)  # the triangles need a strip of their own
     low, high = low - room * (below if more else 1), high + room * (above if more else 1)
     return Axis(title, low=low, high=high)

@@ -1,4 +1,4 @@
-"""Section 10, provenance: what is needed to repeat the study, and where the time went."""
+"""Section 12, provenance: what is needed to repeat the study, and where the time went."""
 
 from __future__ import annotations
 

@@ -10,6 +10,9 @@ from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, 
 ORDER = 55
 TITLE = "The race"
 
+_LONG = 12
+"""Decisions beyond which a reader wants to choose among them."""
+
 _COLUMNS = (
     Column("Method"),
     Column("Learning rate", True),
@@ -17,7 +20,7 @@ _COLUMNS = (
     Column("Validation loss", True, "nats"),
     Column("Behind the control", True, "nats, best setting"),
     Column("Chance within margin", True, "at the end"),
-    Column("Goes on"),
+    Column("Goes on", facet=True),
     Column("Why"),
 )
 
@@ -30,7 +33,9 @@ def build(report: dict[str, Any]) -> SectionView:
     titles = {m.get("method"): words.title(m) for m in report.get("methods") or []}
     blocks: list[Block] = [Text(_saved(race)), Text(_stopped(race, titles))]
     rows = tuple(_row(d, titles, report["study"].get("control")) for d in race["decisions"])
-    blocks.append(Table("Every decision", _COLUMNS, rows))
+    folded = len(rows) > _LONG
+    made = Table("Every decision", _COLUMNS, rows, folded, filterable=folded, sheet="race")
+    blocks.append(made)
     lead = (
         f"Settings were compared at {_steps(race['rungs'])} on the loss of the same validation "
         "items. A method stops as a whole only when it is surely worse than the control beyond "

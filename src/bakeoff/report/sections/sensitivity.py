@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from bakeoff.report.blocks import (
 ORDER = 60
 TITLE = "Sensitivity to the learning rate"
 
+_NAMED, _MOST = 5, 0.7
+"""How many rates have a label each, and the share of the axis that they have to span."""
 _LOSS, _SCORE = "validation_loss", "validation_score"
 
 
@@ -41,13 +44,16 @@ def build(report: dict[str, Any]) -> SectionView:
         _LOSS: _shared_range(methods, _LOSS, 1.0),
         _SCORE: _shared_range(methods, _SCORE, unit.factor),
     }
-    charts = [_chart(m, unit, ranges) for m in methods]
-    grid = Grid(tuple(c for c in charts if c is not None), size="small")
+    name = report["study"].get("control")
+    control = next((m for m in methods if m.get("method") == name), None)
+    charts = [_chart(m, None if m is control else control, unit, ranges) for m in methods]
+    drawn = tuple(c for c in charts if c is not None)
+    grid = Grid(drawn, size="small", sheet="sensitivity")
     lead = (
         "Measured on validation, one run a point; the filled point is the setting that was chosen, "
         "a cross is a run that gave no number (it diverged or failed). "
         "A curve with its best point inside and a flat bottom is a method that is easy to tune. "
-        "Vertical axes are the same in every panel."
+        "The grey line is the control's curve. Vertical axes are the same in every panel."
     )
     return SectionView((grid, _numbers(methods, unit)), lead)
 
@@ -73,20 +79,19 @@ def _shared_range(methods: list[dict[str, Any]], key: str, factor: float) -> _Ra
 
 
 def _chart(
-    method: dict[str, Any], unit: words.Unit, ranges: dict[str, _Range | None]
+    method: dict[str, Any],
+    control: dict[str, Any] | None,
+    unit: words.Unit,
+    ranges: dict[str, _Range | None],
 ) -> Chart | None:
     panes = (
-        _pane(method, _LOSS, "loss", 1.0, ranges[_LOSS]),
-        _pane(method, _SCORE, "score", unit.factor, ranges[_SCORE]),
+        _pane(method, control, _LOSS, "loss", 1.0, ranges[_LOSS]),
+        _pane(method, control, _SCORE, "score", unit.factor, ranges[_SCORE]),
     )
     drawn = tuple(p for p in panes if p is not None)
     if not drawn:
         return None
-    rates = tuple(float(s["setting"]["learning_rate"]) for s in _rated(method))
-    distinct = tuple(sorted(set(rates)))
-    texts = tuple(words.learning_rate(r) for r in distinct)
-    ratio = (distinct[-1] / distinct[0]) ** 0.12 if len(distinct) > 1 else 2.0
-    axis = Axis("learning rate", True, distinct[0] / ratio, distinct[-1] * ratio, distinct, texts)
+    axis = _rate_axis(_rates(method), _rates(control) if control else [])
     return Chart(
         key=f"sensitivity-{method.get('method')}",
         title=words.title(method),
@@ -97,8 +102,32 @@ def _chart(
     )
 
 
+def _rates(method: dict[str, Any]) -> list[float]:
+    return sorted({float(s["setting"]["learning_rate"]) for s in _rated(method)})
+
+
+def _rate_axis(own: list[float], behind: list[float]) -> Axis:
+    """Return an axis over the method's rates and the control's.
+
+    Where they are few and span most of it, each of the method's is named, else powers of ten.
+    """
+    low, high = min(own + behind), max(own + behind)
+    ratio = (high / low) ** 0.12 if high > low else 2.0
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    decades = [p for p in (10.0**n for n in powers) if low / ratio <= p <= high * ratio]
+    spans = math.log(own[-1] / own[0]) >= _MOST * math.log(high / low)
+    ticks = tuple(own if len(own) <= _NAMED and spans else decades or own)
+    texts = tuple(words.learning_rate(r) for r in ticks)
+    return Axis("learning rate", True, low / ratio, high * ratio, ticks, texts)
+
+
 def _pane(
-    method: dict[str, Any], key: str, name: str, factor: float, shared: _Range | None
+    method: dict[str, Any],
+    control: dict[str, Any] | None,
+    key: str,
+    name: str,
+    factor: float,
+    shared: _Range | None,
 ) -> Pane | None:
     if shared is None:
         return None
@@ -108,6 +137,9 @@ def _pane(
         _series("tried", "tried", found, key, factor, draw="both"),
         _series("chosen", "chosen", chosen, key, factor, draw="points"),
     ]
+    if control is not None:
+        theirs = [s for s in _rated(control) if s.get(key) is not None]
+        series.insert(0, _series("control", "reference", theirs, key, factor, draw="line"))
     series.append(_lost(method, key, shared))
     axis = Axis(name, low=shared.low, high=shared.high)
     return Pane(axis, tuple(s for s in series if s.x))
@@ -166,4 +198,4 @@ def _numbers(methods: list[dict[str, Any]], unit: words.Unit) -> Table:
         Column("Status"),
         Column(""),
     )
-    return Table("The same as numbers", columns, tuple(rows), folded=True)
+    return Table("The same as numbers", columns, tuple(rows), folded=True, sheet="sensitivity")

@@ -36,7 +36,7 @@ def build(report: dict[str, Any]) -> SectionView:
         for m, found in known
     )
     columns = (Column("Method"), *(f.column for f in fields))
-    table = Table("Convergence and stability", columns, rows, sortable=True)
+    table = Table("Every method, how it trained", columns, rows, sortable=True, sheet="stability")
     return SectionView((table,), _lead(study, [found for _, found in known]))
 
 

@@ -37,7 +37,8 @@ def build(report: dict[str, Any]) -> SectionView:
         Row(tuple(f.cell(m) for f in fields), pinned=m.get("method") == study.get("control"))
         for m in methods
     )
-    table = Table("All methods", tuple(f.column for f in fields), rows, sortable=True)
+    columns = tuple(f.column for f in fields)
+    table = Table("All methods", columns, rows, sortable=True, filterable=True, sheet="methods")
     blocks: list[Block] = [table]
     base = report.get("base")
     if base is not None:
@@ -69,7 +70,7 @@ def _quality(study: dict[str, Any], methods: list[Method]) -> list[_Field]:
     word = unit.word or "metric's unit"
     return [
         _Field(Column("Method"), lambda m: Cell(words.title(m))),
-        _Field(Column("Verdict"), _verdict),
+        _Field(Column("Verdict", facet=True), _verdict),
         _Field(Column("Score", True, f"{word}, 95 % interval"), lambda m: _score(m, unit)),
         _Field(
             Column("Difference", True, f"{word}, 95 % interval"), lambda m: _difference(m, unit)

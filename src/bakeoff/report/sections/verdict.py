@@ -27,9 +27,36 @@ def build(report: dict[str, Any]) -> SectionView:
     if not report.get("complete", True):
         blocks.append(Text("This study is not finished: what stands here may change.", "warning"))
     blocks.append(Tiles(_counts(report.get("methods") or [])))
+    evidence = _evidence(report)
+    blocks += [Text(evidence, "muted")] if evidence else []
     blocks += [Text(w, "warning") for w in report.get("warnings") or []]
     blocks.append(Facts(_question(report["study"], _control(report))))
     return SectionView(tuple(blocks))
+
+
+def _evidence(report: dict[str, Any]) -> str | None:
+    """Say what the verdicts rest on, and whose evidence comes closest to being better."""
+    study, methods = report["study"], report.get("methods") or []
+    unit, sign = words.score_unit(study), -1 if words.lower_is_better(study) else 1
+    known = [m for m in methods if (m.get("difference") or {}).get("estimate") is not None]
+    if not known:
+        return None
+    best = max(known, key=lambda m: sign * m["difference"]["estimate"])
+    found = best["difference"]
+    parts = [
+        f"Best contender: {words.title(best)}, {unit.with_interval(found, signed=True)} "
+        f"{unit.word} against the control".replace("  ", " ")
+    ]
+    if found.get("p_adjusted") is not None:
+        parts.append(f"adjusted p {words.p_value(found['p_adjusted'])}")
+    if best.get("n_seeds"):
+        parts.append(words.plural(best["n_seeds"], "seed"))
+    if study.get("n_test_items") is not None:
+        parts.append(words.plural(study["n_test_items"], "test item"))
+    settings = (best.get("n_settings") or 0) - (best.get("n_settings_added") or 0)
+    if settings:
+        parts.append(f"{words.plural(settings, 'setting')} tried on validation")
+    return ", ".join(parts) + "."
 
 
 def _counts(methods: list[dict[str, Any]]) -> tuple[Tile, ...]:

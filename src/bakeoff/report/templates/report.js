@@ -1,9 +1,11 @@
-/* Draws the charts from the JSON in the page and lets tables be sorted. No markup is ever made from
-   data: text goes to textContent, or to Plotly with its pseudo-HTML escaped. */
+/* Draws the charts from the JSON in the page, lets axes be chosen, tables be sorted and filtered, and
+   figures be taken away as CSV. No markup is ever made from data: text goes to textContent, or to
+   Plotly with its pseudo-HTML escaped. */
 (() => {
   "use strict";
   const charts = new Map();
   const drawn = new Map();
+  const picks = new Map();  // a chart's key -> the axes that its reader chose, also after an update
   const MARGIN = { l: 58, r: 14, t: 10, b: 46 };
 
   /* role -> colour variable, marker symbol, dash, marker size, line width */
@@ -17,7 +19,9 @@
     "lost": ["--worse", "x-thin", "solid", 9, 2],
     "tried": ["--front", "circle-open", "solid", 8, 1.5],
     "chosen": ["--front", "circle", "solid", 10, 2],
-    "reference": ["--other", "circle", "solid", 0, 4],
+    "reference": ["--band-line", "circle", "solid", 0, 4],
+    "behind": ["--other", "circle", "solid", 0, 1],
+    "rung": ["--other", "circle", "dot", 0, 1],
     "seed-0": ["--seed-0", "circle", "solid", 4, 2],
     "seed-1": ["--seed-1", "square", "dash", 4, 2],
     "seed-2": ["--seed-2", "diamond", "dot", 4, 2],
@@ -61,11 +65,13 @@
       made.textfont = { color: colour("--ink"), size: 12 };
     }
     if (series.low.length) {
-      const reach = (ends) => ends.map((e, i) => (e === null ? 0 : Math.abs(e - series.y[i])));
+      const at = series.across ? series.x : series.y;
+      const reach = (ends) => ends.map((e, i) => (e === null ? 0 : Math.abs(e - at[i])));
       made.error_y = {
         type: "data", symmetric: false, array: reach(series.high), arrayminus: reach(series.low),
         color: colour(variable), thickness: 1.25, width: 0,
       };
+      if (series.across) [made.error_x, made.error_y] = [made.error_y, undefined];
     }
     return made;
   }
@@ -85,10 +91,21 @@
     const bars = [];
     for (const s of pane.series.filter((s) => s.low.length)) {
       s.x.forEach((value, j) => {
-        const x = at(chart.x, value, width);
-        const end = (v) => height - at(pane.y, v === null ? s.y[j] : v, height);
-        bars.push([x - 2, end(s.high[j]), x + 2, end(s.low[j])]);
+        const end = (v) => (v === null ? (s.across ? value : s.y[j]) : v);
+        const [x, y] = [at(chart.x, value, width), height - at(pane.y, s.y[j], height)];
+        if (s.across) bars.push([at(chart.x, end(s.low[j]), width), y - 2, at(chart.x, end(s.high[j]), width), y + 2]);
+        else bars.push([x - 2, height - at(pane.y, end(s.high[j]), height), x + 2, height - at(pane.y, end(s.low[j]), height)]);
       });
+    }
+    for (const s of pane.series.filter((s) => s.role === "front-line")) {
+      const [xs, ys] = [s.x.map((v) => at(chart.x, v, width)), s.y.map((v) => height - at(pane.y, v, height))];
+      for (let j = 1; j < xs.length; j += 1) {
+        const steps = Math.ceil(Math.hypot(xs[j] - xs[j - 1], ys[j] - ys[j - 1]) / 6);
+        for (let k = 1; k < steps; k += 1) {
+          const [x, y] = [xs, ys].map((v) => v[j - 1] + (k / steps) * (v[j] - v[j - 1]));
+          bars.push([x - 2, y - 2, x + 2, y + 2]);
+        }
+      }
     }
     const places = [["middle", "right"], ["middle", "left"], ["top", "right"], ["bottom", "right"],
       ["top", "left"], ["bottom", "left"], ["top", "center"], ["bottom", "center"]];
@@ -143,11 +160,99 @@
     return { data, layout };
   }
 
+  /* The chart of two chosen axes: the front by the numbers as they are, probabilities against the
+     first axis (the score), for others were not resampled. */
+  function picked(chart, x, y) {
+    const { axes, points } = chart.picker, [across, up] = [axes[x], axes[y]];
+    const good = (p, i) => axes[i].sign * p.values[i];
+    const there = points.filter((p) => p.values[x] !== null && p.values[y] !== null);
+    const beaten = (p) => there.some((q) => good(q, x) >= good(p, x) && good(q, y) >= good(p, y)
+      && (good(q, x) > good(p, x) || good(q, y) > good(p, y)));
+    const front = there.filter((p) => !beaten(p)).sort((a, b) => a.values[x] - b.values[x]);
+    const chance = (p) => (x === 0 ? p.chances[y] : y === 0 ? p.chances[x] : null);
+    const far = (p) => p.values[y] < up.y.low || p.values[y] > up.y.high;
+    const label = (p) => {
+      const end = p.mark + (chance(p) === null ? "" : ` ${Math.round(100 * chance(p))} %`);
+      return shorten(p.title, 20 - end.length) + end;
+    };
+    const says = (p) => [p.title + p.mark, p.says[y], p.says[x],
+      chance(p) !== null && `on this front with probability ${Math.round(100 * chance(p))} %`].filter(Boolean);
+    const marks = (name, role, chosen) => {
+      const bars = x === 0 || y === 0;
+      return {
+        name, role, draw: "points", across: x === 0, x: chosen.map((p) => p.values[x]), y: chosen.map((p) => p.values[y]),
+        low: bars ? chosen.map((p) => p.lows[0]) : [], high: bars ? chosen.map((p) => p.highs[0]) : [],
+        labels: chosen.map(label), hover: chosen.map(says),
+      };
+    };
+    const near = there.filter((p) => !far(p));
+    const line = { ...marks("Pareto front", "front-line", front), draw: "line", low: [], high: [], labels: [], hover: [] };
+    const series = [line,
+      marks("not on the front", "other", near.filter((p) => !front.includes(p) && !p.control)),
+      marks("on the front", "front", near.filter((p) => front.includes(p) && !p.control)),
+      marks("control", "control", near.filter((p) => p.control))];
+    for (const [role, share, side] of [["beyond", 0.05, (p) => p.values[y] < up.y.low], ["beyond-up", 0.95, (p) => p.values[y] > up.y.high]]) {
+      const out = marks("far outside", role, there.filter((p) => far(p) && side(p)));
+      const edge = up.y.low + share * (up.y.high - up.y.low);
+      series.push({ ...out, y: out.y.map(() => edge), low: [], high: [],
+        labels: there.filter((p) => far(p) && side(p)).map((p) => `${p.title}${p.mark} ${p.values[y].toPrecision(3)}`) });
+    }
+    const names = front.map((p) => p.title).join(", ") || "nobody";
+    return {
+      ...chart, x: across.x, panes: [{ y: up.y, series: series.filter((s) => s.x.length) }],
+      title: `${up.name} against ${across.name.toLowerCase()}`,
+      description: `${there.length} methods; on the front: ${names}`
+        + (x && y ? ". Without the score nothing is resampled: this front has no probabilities" : ""),
+    };
+  }
+
+  function current(key) {
+    const chart = charts.get(key), pick = picks.get(key);
+    const same = !pick || (pick[0] === chart.picker.x && pick[1] === chart.picker.y);
+    return same ? chart : picked(chart, ...pick);
+  }
+
+  /* Two choices of axes above a chart; the same axis twice would be a line, so they change places. */
+  function pickable(box) {
+    const key = box.dataset.pick, { picker } = charts.get(key);
+    const plot = box.parentElement.querySelector("[data-chart]"), caption = box.parentElement.querySelector("figcaption");
+    const choose = ["Up", "Across"].map((name) => labelled(box, name, "select"));
+    const state = picks.get(key) || [picker.x, picker.y];
+    const say = () => {
+      const chart = current(key);
+      caption.querySelector("strong").textContent = chart.title;
+      caption.querySelector("span").textContent = chart.description;
+      plot.setAttribute("aria-label", `${chart.title}: ${chart.description}`);
+      choose.forEach((select, i) => { select.value = String(state[1 - i]); });
+    };
+    caption.setAttribute("aria-live", "polite");
+    choose.forEach((select, i) => {
+      select.append(...picker.axes.map((axis, n) => new Option(shorten(axis.name, 40), String(n))));
+      select.addEventListener("change", () => {
+        const before = state[1 - i];
+        state[1 - i] = Number(select.value);
+        if (state[0] === state[1]) state[i] = before;
+        picks.set(key, state);
+        say();
+        draw(plot);
+      });
+    });
+    say();
+  }
+
+  function labelled(box, name, tag) {
+    const label = document.createElement("label"), field = document.createElement(tag);
+    label.append(Object.assign(document.createElement("span"), { textContent: name }), field);
+    box.append(label);
+    return field;
+  }
+
   function draw(element) {
-    const chart = charts.get(element.dataset.chart);
+    const chart = current(element.dataset.chart);
     try {
       const { data, layout } = figure(chart, element);
-      Plotly.react(element, data, layout, {
+      // not Plotly.react: it never draws a label again that once was empty
+      Plotly.newPlot(element, data, layout, {
         displaylogo: false, displayModeBar: false, responsive: false,
       });
       drawn.set(element, element.clientWidth);
@@ -219,14 +324,69 @@
     });
   }
 
+  /* A field for text, a choice for each facet, and how many rows are left; pinned rows always are. */
+  function filterable(box) {
+    const table = box.nextElementSibling.querySelector("table"), rows = [...table.tBodies[0].rows];
+    const heads = [...table.tHead.rows[0].cells];
+    const field = labelled(box, "Filter rows", "input");
+    Object.assign(field, { type: "search", autocomplete: "off" });
+    const facets = heads.flatMap((head, index) => {
+      if (!("facet" in head.dataset)) return [];
+      const title = (head.querySelector("span, button") || head).textContent;
+      const select = labelled(box, title, "select");
+      const values = [...new Set(rows.map((row) => row.cells[index].textContent.trim()))].sort();
+      select.append(new Option("all", ""), ...values.map((v) => new Option(shorten(v, 40), v)));
+      return [[select, index]];
+    });
+    const count = document.createElement("output");
+    count.setAttribute("aria-live", "polite");
+    box.append(count);
+    const apply = () => {
+      const wanted = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const row of rows) {
+        const text = row.textContent.toLowerCase();
+        row.hidden = !row.classList.contains("pinned") && !(wanted.every((w) => text.includes(w))
+          && facets.every(([s, i]) => !s.value || row.cells[i].textContent.trim() === s.value));
+      }
+      count.textContent = `${rows.filter((r) => !r.hidden).length} of ${rows.length} rows shown`;
+    };
+    [field, ...facets.map(([select]) => select)].forEach((e) => e.addEventListener("input", apply));
+    apply();
+  }
+
+  /* A file made in the page: nothing is fetched. The mark at its start tells spreadsheets UTF-8. */
+  function downloadable(box) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Download CSV";
+    button.setAttribute("aria-label", `Download CSV: ${box.dataset.name}`);
+    button.addEventListener("click", () => {
+      const sheet = box.closest("section").querySelector(`template[data-sheet="${box.dataset.csv}"]`);
+      const blob = new Blob(["\ufeff", sheet.content.textContent], { type: "text/csv;charset=utf-8" });
+      const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: box.dataset.file });
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    });
+    box.append(button);
+  }
+
   /* Bring markup of sections to life, whether it came with the page or after it: `made` are the
-     charts of everything below `root`. */
+     charts of everything below `root`. What lives already is left as it is, charts drawn anew. */
   function mount(root, made) {
     for (const chart of made) charts.set(chart.key, chart);
     for (const element of drawn.keys()) if (!element.isConnected) drawn.delete(element);
+    const fresh = (selector, bring) => root.querySelectorAll(selector).forEach((element) => {
+      if ("live" in element.dataset) return;
+      element.dataset.live = "";
+      element.hidden = false;
+      bring(element);
+    });
+    fresh("[data-pick]", pickable);
     queue.push(...root.querySelectorAll("[data-chart]"));
     next();
-    root.querySelectorAll("table[data-sortable]").forEach(sortable);
+    fresh("[data-filter]", filterable);
+    fresh("table[data-sortable]", sortable);
+    fresh("[data-csv]", downloadable);
   }
 
   mount(document, JSON.parse(document.getElementById("charts").textContent));

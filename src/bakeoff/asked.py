@@ -1,0 +1,47 @@
+"""What each test item asks and its true answer, read from a study folder's frozen rows.
+
+Called by ``api`` when the report's examples are wanted: ``data/test.jsonl`` in, texts out, in the
+order of the scores. The task knows which columns a person is to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from bakeoff import data, registry
+from bakeoff.bounded import within
+from bakeoff.errors import BakeoffError
+from bakeoff.folder import FROZEN
+from bakeoff.results import Asked, TrialResult
+from bakeoff.trial import Trial
+
+
+class Texts(NamedTuple):
+    """The test items' texts, or none and the reason why they are not known."""
+
+    asked: tuple[Asked, ...] = ()
+    unknown: str | None = None
+
+
+def read(folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> Texts:
+    """Read the test items' texts; nothing is read before a trial was scored on them."""
+    scored = (t for t, result in trials if result is not None and "test" in result.splits)
+    trial = next(scored, None)
+    if trial is None:
+        return Texts()
+    file, conditions = folder / FROZEN["test"], trial.conditions
+    if not within(file, folder) or not file.is_file():
+        return Texts(unknown=f"{FROZEN['test']} is not in the study folder")
+    try:
+        # the texts of other rows would stand beside these answers and look right
+        if data.sha256_of(file) != conditions.data.get("test"):
+            return Texts(unknown=f"{FROZEN['test']} is not what the answers were scored on")
+        rows = data.read_rows(file)
+        task = registry.find("tasks", conditions.task).TASK(conditions.task_options)
+        references = task.references(rows)
+        pairs = zip(rows, references, strict=True)
+        return Texts(tuple(Asked(task.asks(row), reference) for row, reference in pairs))
+    except (BakeoffError, OSError, KeyError, TypeError, ValueError) as error:
+        return Texts(unknown=f"{FROZEN['test']} cannot be read ({type(error).__name__})")

@@ -1,0 +1,32 @@
+"""``bakeoff export-curves``: a study's curves for TensorBoard, Trackio or MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from bakeoff.cli.output import JSON_OPTION, err, plain, show_json, study_folder
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("export-curves")(command)
+
+
+def command(
+    study: Path | None = typer.Argument(None, help="Study folder; default: the newest in runs/."),
+    to: str = typer.Option(..., "--to", help="tensorboard, trackio or mlflow."),
+    out: Path | None = typer.Option(None, help="An empty folder; default <study>/curves/<tool>."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Write each trial as a run of a tracking tool: losses by step, setting, test mean."""
+    from bakeoff import exchange
+
+    folder = study_folder(study)
+    found = exchange.export_curves(folder, to, out or folder / "curves" / to)
+    if as_json:
+        show_json({**found._asdict(), "folder": str(found.folder)})
+        return
+    err.print(plain(f"{found.runs} runs in {found.folder}"))
+    err.print(plain(f"Look at them: {found.look}"), soft_wrap=True)

@@ -1,0 +1,48 @@
+"""Event files for TensorBoard: a folder a run, its setting in the HParams tab. Needs no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bakeoff.exporters import TrialRun, needed
+
+
+class Tensorboard:
+    """Writes with TensorBoard's own writer."""
+
+    def write(self, study: str, runs: Sequence[TrialRun], folder: Path) -> None:
+        """Write an event file a run."""
+
+        def of(module: str) -> Any:
+            return needed(f"tensorboard.{module}", "tensorboard", "tensorboard")
+
+        events = of("compat.proto.event_pb2")
+        summaries = of("compat.proto.summary_pb2")
+        writers = of("summary.writer.event_file_writer")
+        hparams = of("plugins.hparams.summary_v2")
+        for run in runs:
+            writer = writers.EventFileWriter(str(folder / run.name))
+
+            def add(summary: Any, step: int, writer: Any = writer) -> None:
+                writer.add_event(events.Event(wall_time=time.time(), step=step, summary=summary))
+
+            def scalars(values: Mapping[str, float]) -> Any:
+                made = [summaries.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+                return summaries.Summary(value=made)
+
+            add(hparams.hparams_pb(run.parameters), 0)
+            for step, values in run.points():
+                add(scalars(values), step)
+            if run.summary:
+                add(scalars(run.summary), run.last_step)
+            writer.close()
+
+    def look(self, study: str, folder: Path) -> str:
+        """Return the command that serves the folder."""
+        return f"tensorboard --logdir '{folder}'"
+
+
+EXPORTER = Tensorboard()

@@ -1,0 +1,399 @@
+"""A glance at a study while it runs, or after: what goes on, what is left, who leads so far.
+
+Stands beside ``phases`` in the study half and reads what they write: the database without its
+items, ``now.json``, the last line of the log. It writes nothing, and waits for no writer. Drawn by
+``bakeoff run`` and ``bakeoff status``. What stands here is a standing, no verdict: no interval, no
+correction.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from bakeoff import folder as study_folder
+from bakeoff import lock
+from bakeoff.errors import UsageError
+from bakeoff.progress import in_flight, last_event
+from bakeoff.results import Cost, Status, TrialResult
+from bakeoff.store import Brief, Reader
+
+RUNNING, DONE, STOPPED = "running", "done", "stopped"
+PHASES = ("search", "final")
+
+
+@dataclass(frozen=True)
+class Flight:
+    """Work in flight: a group of ``lanes`` trials between two steps, or a probe."""
+
+    what: str
+    method: str
+    title: str
+    lanes: int
+    start: int | None
+    stop: int | None
+    trials: tuple[str, ...]
+    seconds: float
+    """Since it began."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The phase at hand: pieces done of all, and the seconds since it began."""
+
+    title: str
+    done: int
+    total: int
+    before: int
+    """Pieces that were there when it began."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a method stands so far.
+
+    ``validation`` is the best value that a search trial reached where the method's trials have got
+    furthest, at ``step``: a loss in nats, or the metric where settings are chosen on that. ``test``
+    is the mean of its final trials over ``n_seeds``, in the metric's unit. Absence is None.
+    """
+
+    method: str
+    title: str
+    control: bool
+    done: int
+    planned: int
+    validation: float | None
+    step: int | None
+    test: float | None
+    n_seeds: int
+    tokens_per_second: float | None
+    failed: int
+    incompatible: str | None
+
+
+@dataclass(frozen=True)
+class Glance:
+    """All of it. Seconds left are None where nothing tells them."""
+
+    folder: str
+    name: str
+    state: str
+    holder: dict[str, Any] | None
+    phase: Phase | None
+    works: tuple[Flight, ...]
+    done: int
+    planned: int
+    costs: int
+    rows: list[dict[str, Any]]
+    methods: tuple[Standing, ...]
+    metric: dict[str, Any] | None
+    select_on: str
+    tokens_per_second: float | None
+    """Of one worker, over all trials that have ended or stand at a rung."""
+    workers: int
+    phase_seconds_left: float | None
+    study_seconds_left: float | None
+    last: dict[str, Any] | None
+
+
+class _Read(NamedTuple):
+    values: dict[str, Any]
+    briefs: tuple[Brief, ...]
+    costs: dict[str, Cost]
+
+
+def glance(folder: Path, mine: bool = False) -> Glance:
+    """Return what a study in ``folder`` is at; ``mine``: this process is the one that runs it.
+
+    Raises:
+        UsageError: ``no-study``.
+        BakeoffError: what its database cannot be read for.
+    """
+    holder = lock.noted(folder) if mine else _holder(folder)
+    noted = in_flight(folder, holder.pid) if holder else {}
+    found = _read(folder, running=holder is not None)
+    values, briefs, costs = found
+    known = values.get("about") or values.get("imported") or {}
+    spec = values.get("spec") or {}
+    select_on = (spec.get("budget") or {}).get("select_on", "loss")
+    metric = known.get("metric")
+    methods = list(known.get("methods") or dict.fromkeys(b.trial.method.name for b in briefs))
+    briefs = tuple(b for b in briefs if b.trial.method.name in methods)
+    works, phase = tuple(map(_flight, noted.get("works", ()))), _phase(noted.get("phase"))
+    workers = (spec.get("engine") or {}).get("workers", 1)
+    left = phase_left(phase, works, briefs, costs, workers) if holder else None
+    standings = tuple(_standing(m, methods, known, found, select_on) for m in methods)
+    return Glance(
+        folder=str(folder),
+        name=spec.get("name") or known.get("name") or folder.resolve().name,
+        state=RUNNING if holder else DONE if _complete(methods, briefs, costs) else STOPPED,
+        holder=None if holder is None else {**holder._asdict(), "alive": holder.alive},
+        phase=phase,
+        works=works,
+        done=sum(b.ended for b in briefs),
+        planned=len(briefs),
+        costs=len(costs),
+        rows=_rows(methods, briefs),
+        methods=standings,
+        metric=metric,
+        select_on=select_on,
+        tokens_per_second=_speed(b.result for b in briefs),
+        workers=workers,
+        phase_seconds_left=left,
+        study_seconds_left=_study_left(values, works, left, holder) if holder else None,
+        last=last_event(folder),
+    )
+
+
+def _holder(folder: Path) -> lock.Holder | None:
+    """Return who runs the study; the lock is asked only where there is one, to make no file."""
+    if not (folder / lock.LOCK).is_file():
+        return None
+    found = lock.running(folder)
+    # another glance may have held it for its own moment's look
+    return lock.running(folder) if found is not None and found.pid == 0 else found
+
+
+def _read(folder: Path, running: bool) -> _Read:
+    path = folder / study_folder.DATABASE
+    try:
+        if not path.is_file():
+            raise UsageError(
+                "no-study", f"There is no study in {folder}.", "`bakeoff run STUDY.toml` makes one."
+            )
+        with Reader(path) as reader, reader.still():
+            return _Read(reader.values(), reader.briefs(), reader.costs())
+    except UsageError:
+        if running:
+            return _Read({}, (), {})  # it has begun, and written nothing yet
+        raise
+
+
+def _rows(methods: Sequence[str], briefs: Sequence[Brief]) -> list[dict[str, Any]]:
+    """Return the planned trials by phase and method, counted by their status."""
+    rows = []
+    for phase in PHASES:
+        for method in methods:
+            mine = [b for b in briefs if (b.trial.phase, b.trial.method.name) == (phase, method)]
+            if mine:
+                counts = Counter(
+                    b.result.status.value if b.ended and b.result else "missing" for b in mine
+                )
+                rows.append({"phase": phase, "method": method, "trials": len(mine), **counts})
+    return rows
+
+
+def _standing(
+    method: str, methods: Sequence[str], known: Mapping[str, Any], found: _Read, select_on: str
+) -> Standing:
+    mine = [b for b in found.briefs if b.trial.method.name == method]
+    better = (known.get("metric") or {}).get("better", "higher")
+    best, step = _best([b for b in mine if b.trial.phase == "search"], select_on, better)
+    tests = [
+        b.means["test"]
+        for b in mine
+        if b.trial.phase == "final" and "test" in b.means and math.isfinite(b.means["test"])
+    ]
+    cost = found.costs.get(method)
+    unable = cost is not None and cost.status is Status.INCOMPATIBLE
+    titles = known.get("titles") or {}
+    bad = (Status.FAILED, Status.DIVERGED, Status.OUT_OF_MEMORY)
+    return Standing(
+        method=method,
+        title=titles.get(method) or (mine[0].trial.method.title if mine else method),
+        control=method == methods[0],
+        done=sum(b.ended for b in mine),
+        planned=len(mine),
+        validation=best,
+        step=step,
+        test=fmean(tests) if tests else None,
+        n_seeds=len(tests),
+        tokens_per_second=_speed(b.result for b in mine),
+        failed=sum(b.result is not None and b.result.status in bad for b in mine),
+        incompatible=(cost.reason or "") if cost is not None and unable else None,
+    )
+
+
+def _best(search: Sequence[Brief], select_on: str, better: str) -> tuple[float | None, int | None]:
+    """Return the best value where the method's search has got furthest, and the step there.
+
+    Losses at different steps do not compare: a trial that went on has had more of them.
+    """
+    at: dict[int, list[float]] = {}
+    for brief in search:
+        value = _value(brief, select_on)
+        if value is not None and brief.result is not None:
+            step = brief.result.step or brief.trial.conditions.steps
+            at.setdefault(step, []).append(value)
+    if not at:
+        return None, None
+    step = max(at)
+    pick = max if select_on == "metric" and better == "higher" else min
+    return pick(at[step]), step
+
+
+def _value(brief: Brief, select_on: str) -> float | None:
+    result = brief.result
+    if result is None or result.status not in (Status.DONE, Status.STOPPED):
+        return None
+    if select_on == "metric":
+        found = brief.means.get("validation")
+    else:
+        found = result.curve[-1].validation_loss if result.curve else None
+        if found is None and "validation" in result.splits:
+            found = result.splits["validation"].mean_loss
+    return found if found is not None and math.isfinite(found) else None
+
+
+def _speed(results: Iterable[TrialResult | None]) -> float | None:
+    """Return the tokens that were trained on in a second of training, None until some were."""
+    found = [r for r in results if r is not None and r.train_tokens and r.train_seconds]
+    seconds = sum(r.train_seconds or 0.0 for r in found)
+    return sum(r.train_tokens or 0 for r in found) / seconds if seconds > 0 else None
+
+
+def _complete(methods: Sequence[str], briefs: Sequence[Brief], costs: Mapping[str, Cost]) -> bool:
+    """Tell whether nothing is left to train: every method that could go on has its final trials."""
+    if not briefs or not all(b.ended for b in briefs):
+        return False
+    for method in methods:
+        cost = costs.get(method)
+        if cost is not None and cost.status is Status.INCOMPATIBLE:
+            continue
+        mine = [b for b in briefs if b.trial.method.name == method]
+        if any(b.trial.phase == "final" for b in mine):
+            continue
+        if not mine or any(b.result and b.result.status is Status.DONE for b in mine):
+            return False
+    return True
+
+
+def phase_left(
+    phase: Phase | None,
+    works: Sequence[Flight],
+    briefs: Sequence[Brief],
+    costs: Mapping[str, Cost],
+    workers: int,
+) -> float | None:
+    """Return the seconds that are left of the phase at hand, None where nothing tells them.
+
+    Trials of a method take what its trials have taken for a step so far, building and evaluating
+    included; a method none of whose trials has ended, what the others took in proportion to its
+    cost probe. Other phases go on as they have begun.
+    """
+    kinds = {w.what for w in works}
+    stops = [w.stop for w in works if w.stop is not None]
+    (kind,) = kinds if len(kinds) == 1 else ("",)
+    if kind not in PHASES or not stops:
+        return _even(phase)
+    mine = [b for b in briefs if b.trial.phase == kind]
+    todo = {b.trial.id: b for b in mine if not b.ended and _stood(b) < max(stops)}
+    pace = _Pace.of(mine, costs)
+    seconds = {i: pace.seconds(b, max(stops) - _stood(b)) for i, b in todo.items()}
+    if any(s is None for s in seconds.values()):
+        return None
+    left = sum(s or 0.0 for s in seconds.values())
+    longest = 0.0
+    for work in works:
+        own = sum(seconds.get(i) or 0.0 for i in work.trials)
+        left -= min(work.seconds, own)
+        longest = max(longest, own - work.seconds)
+    return max(left / max(1, workers), longest, 0.0)
+
+
+class _Pace(NamedTuple):
+    """Seconds a step: of methods whose trials have ended, and over that of their cost probe."""
+
+    own: dict[str, float]
+    share: float | None
+    costs: Mapping[str, Cost]
+
+    @classmethod
+    def of(cls, briefs: Sequence[Brief], costs: Mapping[str, Cost]) -> _Pace:
+        seconds: defaultdict[str, float] = defaultdict(float)
+        steps: defaultdict[str, int] = defaultdict(int)
+        for b in briefs:
+            if b.result is not None and b.result.seconds > 0 and _stood(b) > 0:
+                seconds[b.trial.method.name] += b.result.seconds
+                steps[b.trial.method.name] += _stood(b)
+        own = {m: seconds[m] / steps[m] for m in steps}
+        both = [m for m in own if m in costs and costs[m].step_milliseconds]
+        probed = sum((costs[m].step_milliseconds or 0.0) * steps[m] / 1000 for m in both)
+        took = sum(seconds[m] for m in both)
+        return cls(own, took / probed if probed > 0 else None, costs)
+
+    def seconds(self, brief: Brief, steps: int) -> float | None:
+        """Return the seconds of so many steps of a trial, None where nothing tells them."""
+        method = brief.trial.method.name
+        if method in self.own:
+            return self.own[method] * steps
+        cost = self.costs.get(method)
+        if self.share is None or cost is None or not cost.step_milliseconds:
+            return None
+        return self.share * cost.step_milliseconds * steps / 1000
+
+
+def _stood(brief: Brief) -> int:
+    """Return the step that a trial has reached."""
+    if brief.result is None:
+        return 0
+    return brief.result.step or (brief.trial.conditions.steps if brief.ended else 0)
+
+
+def _even(phase: Phase | None) -> float | None:
+    """Return what is left of a phase whose pieces are alike."""
+    if phase is None or phase.done <= phase.before:
+        return None
+    return phase.seconds / (phase.done - phase.before) * (phase.total - phase.done)
+
+
+def _study_left(
+    values: Mapping[str, Any],
+    works: Sequence[Flight],
+    left: float | None,
+    holder: lock.Holder | None,
+) -> float | None:
+    """Return what is left of the study: of its hours, else of its last phase.
+
+    What the final trials take is not known while the search runs: nothing has been scored on test.
+    """
+    if "hours" in values:
+        from bakeoff import hours  # and scipy with it: a glance at most studies goes without
+
+        before = sum(float(v) for k, v in values.items() if k.startswith("wall:"))
+        spent = before + (_since(holder.since) if holder else 0.0)
+        planned = hours.TARGET * float(values["hours"]["fit"]["hours"]) * 3600
+        return max(planned - spent, left or 0.0)
+    return left if any(w.what == "final" for w in works) else None
+
+
+def _flight(value: Mapping[str, Any]) -> Flight:
+    trials = tuple(value["trials"])
+    return Flight(
+        value["what"], value["method"], value["title"], max(1, len(trials)),
+        value["start"], value["stop"], trials, _since(value["since"]),
+    )  # fmt: skip
+
+
+def _phase(value: Mapping[str, Any] | None) -> Phase | None:
+    if not value:
+        return None
+    return Phase(
+        value["title"], value["done"], value["total"], value["before"], _since(value["since"])
+    )
+
+
+def _since(text: str) -> float:
+    """Return the seconds since a time; another machine's clock may be ahead of ours."""
+    try:
+        then = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return 0.0
+    return max(0.0, (datetime.datetime.now(datetime.UTC) - then).total_seconds())

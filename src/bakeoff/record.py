@@ -1,0 +1,146 @@
+"""All that a study has written, as the record that the analysis takes in.
+
+Called by ``api`` (reports, comparisons) and the live view: the way from the database to the numbers
+begins here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bakeoff import asked, forks, phases, plan, recovery, retries
+from bakeoff.analysis.summary import summarise
+from bakeoff.assets.cache import cache_folder
+from bakeoff.data import SPLITS
+from bakeoff.errors import UsageError
+from bakeoff.folder import DATABASE
+from bakeoff.hf import importing
+from bakeoff.methods.serving import served
+from bakeoff.outward import redacted
+from bakeoff.results import MetricInfo, Status, StudyRecord, TrialResult
+from bakeoff.spec import StudySpec, parse_spec
+from bakeoff.store import Reader
+from bakeoff.trial import Trial
+
+
+def walls(values: dict[str, Any]) -> list[float]:
+    """Return the wall time of each run of a study so far, in seconds."""
+    return [v for k, v in values.items() if k.startswith("wall:")]
+
+
+def read_values(out: Path) -> dict[str, Any]:
+    """Return the study's values from its database."""
+    with Reader(out / DATABASE) as reader:
+        return reader.values()
+
+
+def read_trials(out: Path) -> tuple[tuple[Trial, TrialResult | None], ...]:
+    """Return the study's planned trials with their results."""
+    with Reader(out / DATABASE) as reader:
+        return reader.trials()
+
+
+def read_record(out: Path, examples: bool = True) -> StudyRecord:
+    """Return all that a study has written so far; ``examples``: with what test items ask.
+
+    Raises:
+        UsageError: ``no-study``.
+    """
+    if not (out / DATABASE).is_file():
+        raise UsageError(
+            "no-study", f"There is no study in {out}.", "`bakeoff run STUDY.toml` makes one."
+        )
+    with Reader(out / DATABASE) as reader, reader.still():
+        values, costs, trials = reader.values(), reader.costs(), reader.trials()
+        decisions = reader.decisions()
+    if "imported" in values:
+        return importing.record(values, trials, costs)
+    _begun(out, values)
+    spec, known = parse_spec(values["spec"]), values["about"]
+    # what was removed keeps its trials, and is no part of the study any more
+    trials = tuple(pair for pair in trials if pair[0].method.name in known["methods"])
+    costs = {name: cost for name, cost in costs.items() if name in known["methods"]}
+    decisions = [d for d in decisions if d["method"] in known["methods"]]
+    texts = asked.read(out, trials) if examples else asked.Texts()
+    return StudyRecord(
+        name=spec.name,
+        base=spec.base.model,
+        base_note=known["base_note"],
+        task=spec.task.kind,
+        metric=MetricInfo(**known["metric"]),
+        margin=spec.task.margin,
+        control=known["methods"][0],
+        methods=tuple(known["methods"]),
+        titles=known["titles"],
+        n_items={s: known["n_items"][s] for s in SPLITS},
+        steps=values.get("final_steps", spec.budget.steps),
+        trials=trials,
+        costs=costs,
+        incompatible={
+            n: c.reason or "" for n, c in costs.items() if c.status is Status.INCOMPATIBLE
+        },
+        wall_seconds=sum(walls(values)) or None,
+        warnings=(*known["warnings"], *notes(values)),
+        provenance={**known["provenance"], **forks.shown(values)},
+        sizes=known.get("sizes"),
+        race=raced(spec, decisions),
+        looks=tuple(values.get("looks", ())),
+        retried=tuple(values.get(retries.KEY, ())),
+        hours=values["hours"]["fit"] if "hours" in values else None,
+        settings=spec.budget.settings,
+        select_on=spec.budget.select_on,
+        prefer=spec.verdict.model_dump()["prefer"],
+        pareto=spec.verdict.pareto,
+        base_scores=phases.base_scores(values),
+        secondary=tuple(known["secondary"]),
+        references=tuple(known["references"]),
+        serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
+        examples=examples,
+        asked=texts.asked,
+        asked_unknown=texts.unknown,
+    )
+
+
+def _begun(out: Path, values: dict[str, Any]) -> None:
+    if "about" not in values:
+        raise UsageError(
+            "no-study", f"The study in {out} has not begun yet.", "`bakeoff run` goes on with it."
+        )
+
+
+def notes(values: dict[str, Any]) -> list[str]:
+    """Return what the user should know of how the base's answers, or the database, came about."""
+    why = (values.get("base_scores") or {}).get("note")
+    found = [phases.base_note(why)] if why else []
+    if "rebuilt" in values:
+        found.append(recovery.REBUILT.format(at=values["rebuilt"]["at"]))
+    return found
+
+
+def raced(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return what the record says of the race, None where the study has none."""
+    rungs = plan.rungs(spec.budget)
+    if not rungs:
+        return None
+    return {"rungs": list(rungs), "seeds": spec.budget.seeds, "decisions": decisions}
+
+
+def generator(values: dict[str, Any]) -> np.random.Generator:
+    """Return the generator that a study's resampling draws from; an imported one has no seed."""
+    seed = parse_spec(values["spec"]).seed if "spec" in values else 0
+    return np.random.default_rng(seed)
+
+
+def summarised(out: Path, examples: bool = True) -> tuple[StudyRecord, dict[str, Any]]:
+    """Return a study's record, and its report as plain JSON values without secrets.
+
+    Raises:
+        UsageError: ``no-study``.
+    """
+    record = read_record(out, examples)
+    made = redacted(summarise(record, generator(read_values(out))))
+    return record, json.loads(json.dumps(made, allow_nan=False))

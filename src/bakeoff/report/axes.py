@@ -1,0 +1,193 @@
+"""The axes that methods are weighed on: each as a plot's x or y, in the units that people read.
+
+Stands beside ``words`` under the Pareto section. Whatever is drawn against a cost, by the page or
+by its reader's choice, takes the scale from here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from bakeoff.report import accelerators, words
+from bakeoff.report.blocks import Axis, PickAxis, Picker, PickPoint
+
+Method = dict[str, Any]
+Numbers = tuple[float | None, ...]
+
+MORE = {
+    "trainable_parameters": "trainable parameters",
+    "train_seconds": "time of a whole run",
+}
+"""Costs that decide no front of the study, and can be looked at all the same."""
+QUALITY = "quality"
+
+_LOG_FROM = 12.0  # a cost that spans more than this ratio is read better on a log axis
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A method's values on one axis, as they are drawn, and in words."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    says: str
+
+
+def cost(method: Method, key: str) -> float | None:
+    """Return a method's cost: of ``cost``, or of the method itself (forgetting)."""
+    value = (method.get("cost") or {}).get(key, method.get(key))
+    value = value.get("estimate") if isinstance(value, dict) else value
+    return None if value is None else float(value)
+
+
+def readable(key: str, value: float) -> float:
+    """Return a cost in the unit of its axis."""
+    return value / words.MIB if key.endswith("_bytes") else value
+
+
+def cost_text(key: str, value: float) -> str:
+    """Write a cost."""
+    if key.endswith("_bytes"):
+        return words.size(value)
+    if key.endswith("milliseconds"):
+        return words.milliseconds(value)
+    return words.seconds(value) if key.endswith("_seconds") else words.significant(value)
+
+
+def cost_axis(label: str, key: str, costs: list[float]) -> Axis:
+    """Return the axis that holds all costs, logarithmic where they span more than a decade."""
+    ends = {"_bytes": "MiB", "milliseconds": "ms", "_seconds": "s"}
+    unit = next((u for end, u in ends.items() if key.endswith(end)), "")
+    title = f"{label} ({unit})" if unit and f"({unit}" not in label else label
+    title += ", less is better"
+    low, high = min(costs), max(costs)
+    if low > 0 and high / low > _LOG_FROM:
+        ratio = (high / low) ** 0.12
+        low, high = low / ratio, high * ratio
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        steps = (1, 2, 5) if len(powers) < 4 else (1,)
+        ticks = [t for p in powers for m in steps if low <= (t := m * 10.0**p) <= high]
+        texts = tuple(_short(t) for t in ticks)
+        return Axis(title, True, low, high, tuple(ticks), texts)
+    room = 0.12 * (high - low) or abs(high) * 0.5 or 1.0
+    return Axis(title, low=low - room, high=high + room)
+
+
+def _short(value: float) -> str:
+    return words.count(value) if value >= 10_000 else f"{value:,.10g}"
+
+
+def score_title(study: dict[str, Any], unit: words.Unit) -> str:
+    """Return the score's title with its unit."""
+    return f"{study.get('metric') or 'score'} ({unit.word})" if unit.word else "score"
+
+
+def cut(values: list[float], bars: list[float], down: bool) -> float:
+    """Return the score beyond which a point is far outside: six typical deviations.
+
+    ``bars`` are half the lengths of intervals; ``down``: far outside is below, else above.
+    """
+    centre = median(values)
+    typical = max(median(abs(v - centre) for v in values), median(bars) if bars else 0.0)
+    if typical == 0:
+        return -math.inf if down else math.inf
+    return centre - 6 * typical if down else centre + 6 * typical
+
+
+def picker(report: dict[str, Any], first: str) -> Picker | None:
+    """Return all axes on which a method has a value, and every scored method on them.
+
+    The first choice is the score against ``first``, a key of ``cost``.
+    """
+    study, methods = report["study"], report.get("methods") or []
+    there = [m for m in methods if (m.get("score") or {}).get("estimate") is not None]
+    labels = {str(e.get("cost")): str(e.get("label")) for e in report.get("pareto") or []}
+    costs = {k: v for k, v in {**labels, **MORE}.items() if any(cost(m, k) is not None
+             for m in there)}  # fmt: skip
+    if not there or first not in costs:
+        return None
+    unit = words.score_unit(study)
+    readings = [(QUALITY, [_score(m, unit) for m in there])]
+    readings += [(key, [_cost(m, key, label) for m in there]) for key, label in costs.items()]
+    made = [
+        _quality_axis(study, unit, readings[0][1]),
+        *(_axis(key, costs[key], found) for key, found in readings[1:]),
+    ]
+    chances = {str(e.get("cost")): e.get("probabilities") or {} for e in report["pareto"]}
+    points = []
+    for i, method in enumerate(there):
+        own = [found[i] for _, found in readings]
+        name = str(method.get("method"))
+        lacking = accelerators.unlike(method, methods)
+        points.append(
+            PickPoint(
+                title=words.title(method),
+                mark=f" {accelerators.MARK}" if lacking else "",
+                control=name == study.get("control"),
+                values=tuple(r.value for r in own),
+                lows=tuple(r.low for r in own),
+                highs=tuple(r.high for r in own),
+                says=tuple(r.says for r in own),
+                chances=(None, *(chances.get(key, {}).get(name) for key in costs)),
+            )
+        )
+    return Picker(tuple(made), tuple(points), 1 + list(costs).index(first), 0)
+
+
+def _score(method: Method, unit: words.Unit) -> Reading:
+    score = method["score"]
+    low, high = score.get("low"), score.get("high")
+    return Reading(
+        score["estimate"] * unit.factor,
+        None if low is None else low * unit.factor,
+        None if high is None else high * unit.factor,
+        f"score {unit.with_interval(score)} {unit.word}".rstrip(),
+    )
+
+
+def _cost(method: Method, key: str, label: str) -> Reading:
+    value = cost(method, key)
+    says = words.DASH if value is None else cost_text(key, value)
+    return Reading(None if value is None else readable(key, value), None, None, f"{label}: {says}")
+
+
+def _quality_axis(study: dict[str, Any], unit: words.Unit, found: list[Reading]) -> PickAxis:
+    """Return the score's axis; as y it leaves out what would squash the rest."""
+    down = not words.lower_is_better(study)
+    values = [r.value for r in found if r.value is not None]
+    bars = [(r.high - r.low) / 2 for r in found if r.low is not None and r.high is not None]
+    edge = cut(values, bars, down)
+    near = [r for r in found if r.value is not None and (r.value >= edge) == down]
+    near = near or [r for r in found if r.value is not None]
+    title = score_title(study, unit)
+    direction = "more is better" if down else "less is better"
+    low, high = _reach(near)
+    wide_low, wide_high = _reach(found)
+    room, wide = 0.06 * (high - low) or 1.0, 0.08 * (wide_high - wide_low) or 1.0
+    more = len(near) < len(found)
+    below, above = (3 if more and down else 1), (3 if more and not down else 1)
+    return PickAxis(
+        QUALITY,
+        _capital(str(study.get("metric") or "score")),
+        1 if down else -1,
+        Axis(f"{title}, {direction}", low=wide_low - wide, high=wide_high + wide),
+        Axis(title, low=low - below * room, high=high + above * room),
+    )
+
+
+def _reach(found: list[Reading]) -> tuple[float, float]:
+    ends = [x for r in found for x in (r.value, r.low, r.high) if x is not None]
+    return min(ends), max(ends)
+
+
+def _axis(key: str, label: str, found: list[Reading]) -> PickAxis:
+    made = cost_axis(label, key, [r.value for r in found if r.value is not None])
+    return PickAxis(key, _capital(label), -1, made, made)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

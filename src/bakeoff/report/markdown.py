@@ -1,0 +1,94 @@
+"""The verdict as GitHub-flavoured Markdown, for pull requests, issues and notes.
+
+Stands beside ``page``: the report dict in, text out. Names and errors were written by strangers, so
+every text is made inert: no markup, link, image, HTML, mention or reference comes of it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from bakeoff.outward import printable
+from bakeoff.report import words
+from bakeoff.report.safe import clean
+
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_MARKUP = re.compile(r"([\\`*_\[\]|~$])")
+_LEADING = re.compile(r"^([#=]|[+-](?=[\s+-]|$)|\d+(?=[.)](?:\s|$)))")
+_JOINER = "\N{WORD JOINER}"
+# GitHub makes links of bare addresses, @names and #numbers after all escapes are undone: only a
+# sign between their parts, which nobody sees, stops it.
+_LINKING = re.compile(r"(?<=@)|(?<=#)(?=\d)|(?<=[A-Za-z]:)(?=/)|(?<=[wW]{3})(?=\.)")
+_HEADINGS = ("Method", "Verdict", "Score", "Difference", "p", "Seeds", "Setting", "Peak memory",
+             "Step", "Adapter")  # fmt: skip
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return verdict, table and warnings as Markdown."""
+    report = clean(report)
+    study, methods = report["study"], report.get("methods") or []
+    sentence = (report.get("recommendation") or {}).get("sentence")
+    parts = [
+        f"## {inert(str(study.get('name') or 'study'))}",
+        f"**{inert(sentence or 'There is no recommendation yet.')}**",
+        _question(study),
+    ]
+    if not report.get("complete", True):
+        parts.append("This study is not finished: what stands here may change.")
+    if methods:
+        parts.append(_table(study, methods))
+    if warnings := report.get("warnings"):
+        parts.append("### Warnings\n\n" + "\n".join(f"- {inert(w)}" for w in warnings))
+    failures = [m for m in methods if m.get("reason")]
+    if failures:
+        lines = (f"- {inert(words.title(m))}: {inert(str(m['reason']))}" for m in failures)
+        parts.append("### Without a result\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def inert(text: str) -> str:
+    """Return a text of one line that Markdown shows as it is."""
+    line = " ".join(printable(text).split())
+    line = _LINKING.sub(_JOINER, line)
+    line = "".join(_ENTITIES.get(c, c) for c in line)
+    line = _MARKUP.sub(r"\\\1", line)
+    return _LEADING.sub(lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", line)
+
+
+def _question(study: dict[str, Any]) -> str:
+    unit, margin = words.score_unit(study), study.get("margin")
+    parts = [f"Base {study.get('base') or words.DASH}", f"metric {study.get('metric')}"]
+    if margin is not None:
+        parts.append(f"margin ±{unit.plain(margin)} {unit.word}".rstrip())
+    if study.get("n_test_items") is not None:
+        parts.append(words.plural(study["n_test_items"], "test item"))
+    return inert(", ".join(parts)) + "."
+
+
+def _table(study: dict[str, Any], methods: list[dict[str, Any]]) -> str:
+    unit = words.score_unit(study)
+    hint = f" ({inert(unit.word)})" if unit.word else ""
+    heads = [h + (hint if h in ("Score", "Difference") else "") for h in _HEADINGS]
+    aligned = ["---" if h in ("Method", "Verdict", "Setting") else "---:" for h in _HEADINGS]
+    rows = [heads, aligned, *(_row(study, m, unit) for m in methods)]
+    note = "Intervals are 95 %; those of differences are simultaneous over all contenders."
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{note}"
+
+
+def _row(study: dict[str, Any], method: dict[str, Any], unit: words.Unit) -> list[str]:
+    cost, verdict = method.get("cost") or {}, method.get("verdict") or "none"
+    name = inert(words.title(method))
+    control = method.get("method") == study.get("control")
+    cells = (
+        verdict if verdict != "none" else words.status(method.get("status")),
+        unit.with_interval(method.get("score")),
+        unit.with_interval(method.get("difference"), signed=True),
+        words.p_value((method.get("difference") or {}).get("p_adjusted")),
+        words.DASH if method.get("n_seeds") is None else str(method["n_seeds"]),
+        words.setting(method.get("setting")),
+        words.size(cost.get("train_peak_bytes")),
+        words.milliseconds(cost.get("step_milliseconds")),
+        words.size(cost.get("adapter_bytes")),
+    )
+    return [f"**{name}**" if control else name, *map(inert, cells)]

@@ -1,0 +1,129 @@
+"""What each method costs: time, memory by phase, the checkpoint, answering."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bakeoff.report import accelerators, words
+from bakeoff.report.blocks import (
+    BarRow,
+    Bars,
+    Block,
+    Cell,
+    Column,
+    Key,
+    Piece,
+    Row,
+    SectionView,
+    Table,
+    Text,
+)
+
+ORDER = 80
+TITLE = "Costs"
+
+_ABSENT = "not measured"
+_WIDTH = 96.0  # percent of the plot that the longest bar takes
+
+Method = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Field:
+    column: Column
+    key: str
+    write: Callable[[float | None], str]
+    marked: Callable[[Method, list[Method]], list[str]] | None = None
+
+
+_FIELDS = (
+    _Field(Column("A step", True, "training, median"), "step_milliseconds", words.milliseconds,
+           accelerators.unlike),
+    _Field(Column("Speed", True, "tokens/s, training"), "train_tokens_per_second", words.count,
+           accelerators.unlike),
+    _Field(Column("A run", True, "time, mean over seeds"), "train_seconds", words.seconds,
+           accelerators.lacking),
+    _Field(Column("Base", True, "memory"), "base_bytes", words.size),
+    _Field(Column("Training", True, "memory above the base"), "train_above_base_bytes",
+           words.size, accelerators.unlike),
+    _Field(Column("Checkpoint", True, "on disk"), "adapter_bytes", words.size),
+    _Field(Column("Answering", True, "adapter apart"), "inference_milliseconds",
+           words.milliseconds),
+    _Field(Column("Answering", True, "adapter merged"), "inference_merged_milliseconds",
+           words.milliseconds),
+)  # fmt: skip
+
+
+def build(report: dict[str, Any]) -> SectionView:
+    """Show memory by phase as bars, then every cost as a number."""
+    methods = report.get("methods") or []
+    known = [m for m in methods if any(_cost(m, f.key) is not None for f in _FIELDS)]
+    if not known:
+        return SectionView()
+    control = report["study"].get("control")
+    rows = tuple(
+        Row(
+            (Cell(words.title(m)), *(_cell(m, f, methods) for f in _FIELDS)),
+            pinned=m.get("method") == control,
+        )
+        for m in known
+    )
+    columns = (Column("Method"), *(f.column for f in _FIELDS))
+    bars = _bars(known)
+    blocks: list[Block] = [] if bars is None else [bars]
+    blocks.append(Table("Every cost", columns, rows, sortable=True, sheet="costs"))
+    note = accelerators.footnote(methods, accelerators.lacking)
+    blocks += [] if note is None else [Text(note, "muted")]
+    return SectionView(tuple(blocks), _lead(report, known))
+
+
+def _lead(report: dict[str, Any], known: list[Method]) -> str:
+    if report.get("imported"):
+        return "As the other tool reported them."
+    kinds = {(m.get("cost") or {}).get("memory_kind") for m in known}
+    text = (
+        "The time of a step and memory come from a cost probe: one method alone in a process of "
+        "its own. The time of a run is its share of steps that trials took together."
+    )
+    if "rss_above_base" in kinds:
+        text += " On a CPU, memory is what the process holds, read beside the loaded base."
+    if "device" in kinds:
+        text += " On an accelerator, memory is the peak allocated there."
+    return text
+
+
+def _cost(method: Method, key: str) -> float | None:
+    value = (method.get("cost") or {}).get(key)
+    return None if value is None else float(value)
+
+
+def _cell(method: Method, field: _Field, methods: list[Method]) -> Cell:
+    value = _cost(method, field.key)
+    if value is None:
+        return Cell(_ABSENT)
+    mark = field.marked is not None and field.marked(method, methods)
+    return Cell(field.write(value) + (f" {accelerators.MARK}" if mark else ""), value)
+
+
+def _bars(methods: list[Method]) -> Bars | None:
+    """Draw the base and what training adds; None where nobody's memory was measured."""
+    pairs = [(_cost(m, "base_bytes"), _cost(m, "train_above_base_bytes")) for m in methods]
+    longest = max(((base or 0.0) + (above or 0.0) for base, above in pairs), default=0.0)
+    if not longest:
+        return None
+    scale = _WIDTH / longest
+    rows = []
+    for method, (base, above) in zip(methods, pairs, strict=True):
+        if base is None or above is None:
+            rows.append(BarRow(words.title(method), (), _ABSENT))
+            continue
+        pieces = (
+            Piece("base", 0.0, round(scale * base, 3)),
+            Piece("added", round(scale * base, 3), round(scale * (base + above), 3)),
+        )
+        numbers = f"{words.size(base)} + {words.size(above)}"
+        rows.append(BarRow(words.title(method), pieces, numbers))
+    keys = (Key("base", "the base alone"), Key("added", "what training adds at its peak"))
+    return Bars("Memory by phase", keys, tuple(rows))

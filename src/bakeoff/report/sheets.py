@@ -1,0 +1,222 @@
+"""The figures behind every table and chart as CSV, for spreadsheets and scripts.
+
+Stands beside ``page``: the report dict in, one sheet a figure out. Numbers are raw, in the units
+that ``docs/report-json.md`` states; what was not measured is an empty cell. Text was written by
+strangers: none of it is a formula.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from bakeoff.report.safe import clean
+
+Cells = dict[str, Any]
+Report = dict[str, Any]
+
+_FORMULA = "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}" + (
+    "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+LONG = ("examples",)
+"""Sheets that repeat texts of the page, and are not put into it once more."""
+
+
+def tables(report: Report) -> dict[str, str]:
+    """Return every figure's numbers: name of the sheet -> CSV with a header line.
+
+    A sheet without rows is left out.
+    """
+    report = clean(report)
+    made = {name: list(rows(report)) for name, rows in _SHEETS.items()}
+    return {name: _csv(rows) for name, rows in made.items() if rows}
+
+
+def cell(value: Any) -> str:
+    """Return a cell's text; one that a spreadsheet would compute gets a leading apostrophe."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if text[:1] and text[0] in _FORMULA and not _NUMBER.fullmatch(text):
+        return f"'{text}"
+    return text
+
+
+def _csv(rows: list[Cells]) -> str:
+    columns = dict.fromkeys(key for row in rows for key in row)
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([cell(c) for c in columns])
+    writer.writerows([cell(row.get(c)) for c in columns] for row in rows)
+    return file.getvalue()
+
+
+def _methods(report: Report) -> list[Cells]:
+    return report.get("methods") or []
+
+
+def _who(method: Cells) -> Cells:
+    return {"method": method.get("method"), "title": method.get("title")}
+
+
+def _flat(name: str, value: Any, keys: Iterable[str]) -> Cells:
+    """Return some values of an object under ``name_key``; all empty where there is none."""
+    known = value if isinstance(value, Mapping) else {}
+    return {f"{name}_{key}": known.get(key) for key in keys}
+
+
+_INTERVAL = ("estimate", "low", "high")
+
+
+def _all(report: Report) -> Iterator[Cells]:
+    study = report["study"]
+    for m in _methods(report):
+        yield {
+            **_who(m),
+            **{key: m.get(key) for key in ("status", "verdict", "reason")},
+            **_flat("score", m.get("score"), _INTERVAL),
+            **_flat("difference", m.get("difference"), (*_INTERVAL, "p_adjusted")),
+            **_flat("gain", m.get("gain"), _INTERVAL),
+            **{
+                k: v
+                for name, value in (m.get("secondary") or {}).items()
+                for k, v in _flat(name, value, _INTERVAL).items()
+            },
+            "n_test_items": study.get("n_test_items"),
+            "n_seeds": m.get("n_seeds"),
+            "setting": m.get("setting"),
+            **(m.get("cost") or {}),
+            **_flat("forgetting", m.get("forgetting"), _INTERVAL),
+            "steps_to_control_loss": m.get("steps_to_control_loss"),
+            "front_probability": m.get("front_probability"),
+        }
+
+
+def _differences(report: Report) -> Iterator[Cells]:
+    for m in _methods(report):
+        found = m.get("difference") or {}
+        yield {
+            **_who(m),
+            **{key: m.get(key) for key in ("verdict", "status")},
+            **{key: found.get(key) for key in (*_INTERVAL, "p_adjusted")},
+            "n_seeds": m.get("n_seeds"),
+            "margin": report["study"].get("margin"),
+            "reason": m.get("reason"),
+        }
+
+
+def _pareto(report: Report) -> Iterator[Cells]:
+    plots = report.get("pareto") or []
+    joint = (report.get("front") or {}).get("probabilities") or {}
+    if not plots and not joint:
+        return
+    for m in _methods(report):
+        name, cost = m.get("method"), m.get("cost") or {}
+        row = {**_who(m), **_flat("score", m.get("score"), _INTERVAL)}
+        for plot in plots:
+            key = str(plot.get("cost"))
+            value = cost.get(key, m.get(key))
+            row[key] = value.get("estimate") if isinstance(value, dict) else value
+            row[f"on_front_{key}"] = name in (plot.get("front") or ())
+            row[f"probability_{key}"] = (plot.get("probabilities") or {}).get(name)
+        yield {**row, "probability_all_axes": joint.get(name)}
+
+
+def _fairness(report: Report) -> Iterator[Cells]:
+    for m in _methods(report):
+        engine = m.get("engine") or {}
+        keys = ("n_settings", "n_settings_added", "n_seeds", "setting", "best_setting_on_edge",
+                "n_trials_diverged", "n_trials_failed")  # fmt: skip
+        yield {
+            **_who(m),
+            **{key: m.get(key) for key in keys},
+            "steps": report["study"].get("steps"),
+            "lanes": engine.get("lanes"),
+            "accelerators_on": " ".join(engine.get("on") or ()),
+            "accelerators_off": " ".join(engine.get("off") or ()),
+        }
+
+
+def _race(report: Report) -> Iterator[Cells]:
+    for d in (report.get("race") or {}).get("decisions") or []:
+        rest = {k: v for k, v in d.items() if k != "numbers"}
+        yield {**rest, **{f"number_{k}": v for k, v in (d.get("numbers") or {}).items()}}
+
+
+def _sensitivity(report: Report) -> Iterator[Cells]:
+    for m in _methods(report):
+        for s in m.get("settings") or []:
+            rate = (s.get("setting") or {}).get("learning_rate")
+            yield {**_who(m), "learning_rate": rate, **s}
+
+
+def _curves(report: Report) -> Iterator[Cells]:
+    for m in _methods(report):
+        for curve in m.get("curves") or []:
+            about = {k: curve.get(k) for k in ("trial_id", "phase", "seed", "learning_rate")}
+            for point in curve.get("points") or []:
+                yield {"method": m.get("method"), **about, **point}
+
+
+def _items(report: Report) -> Iterator[Cells]:
+    for found in (report.get("items") or {}).get("methods") or []:
+        row = {k: v for k, v in found.items() if k not in ("wins", "losses", "outcomes")}
+        keys = ("pairs", "both_right", "only_control", "only_contender", "both_wrong")
+        yield {**row, **{k: (found.get("outcomes") or {}).get(k) for k in keys}}
+
+
+def _examples(report: Report) -> Iterator[Cells]:
+    items = report.get("items") or {}
+    asked = {a["item"]: a for a in items.get("asked") or []}
+    for found in items.get("methods") or []:
+        for kind in ("wins", "losses"):
+            for example in found.get(kind) or []:
+                texts = asked.get(example["item"], {})
+                more = {key: texts.get(key) for key in ("prompt", "reference")}
+                yield {"method": found["method"], "kind": kind, **example, **more}
+
+
+def _stability(report: Report) -> Iterator[Cells]:
+    for m in _methods(report):
+        known = m.get("stability") or {}
+        if not any(known.values()):
+            continue
+        row = _who(m)
+        for name, value in known.items():
+            row |= _flat(name, value, value) if isinstance(value, dict) else {name: value}
+        yield row
+
+
+def _costs(report: Report) -> Iterator[Cells]:
+    for m in _methods(report):
+        if any(v is not None for v in (m.get("cost") or {}).values()):
+            yield {**_who(m), **m["cost"]}
+
+
+def _failures(report: Report) -> Iterator[Cells]:
+    yield from report.get("failures") or []
+
+
+_SHEETS: dict[str, Callable[[Report], Iterator[Cells]]] = {
+    "methods": _all,
+    "differences": _differences,
+    "pareto": _pareto,
+    "fairness": _fairness,
+    "race": _race,
+    "sensitivity": _sensitivity,
+    "curves": _curves,
+    "items": _items,
+    "examples": _examples,
+    "stability": _stability,
+    "costs": _costs,
+    "failures": _failures,
+}
