@@ -38,6 +38,7 @@ def test_the_first_asks_and_the_second_does_not(
 ) -> None:
     """Faults 5 and 6: Ctrl-C, a job system, a terminal that is closed."""
     said: list[str] = []
+    signal.signal(sent, signal.SIG_DFL)  # these tests may run under `nohup` themselves
     with listening(said.append) as stop:
         stop.check()
         os.kill(os.getpid(), sent)

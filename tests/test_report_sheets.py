@@ -45,6 +45,13 @@ def test_every_figure_has_its_sheet_with_raw_numbers() -> None:
     assert [r["reason"] for r in rows(found["failures"])] == [f["reason"] for f in made["failures"]]
 
 
+def test_what_was_tried_again_has_its_sheet() -> None:
+    made = report()
+    made["retried"] = [{**made["failures"][0], "at": "2026-01-02T03:04:05+00:00"}]
+    (row,) = rows(tables(made)["retried"])
+    assert (row["at"], row["status"]) == ("2026-01-02T03:04:05+00:00", "diverged")
+
+
 def test_a_study_that_has_nothing_has_few_sheets() -> None:
     assert not {"items", "examples", "race", "costs", "curves"} & set(tables(empty_report()))
     bare: dict[str, Any] = {"schema": 1, "study": {}, "methods": []}

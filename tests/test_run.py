@@ -48,6 +48,27 @@ def test_the_report_is_whole(study: tuple[Path, dict[str, Any]]) -> None:
     assert (folder / "log.jsonl").read_text().count('"event": "advance"') == 4 + 2 * 8 + 8
 
 
+def test_items_are_shown_unless_the_data_may_not_be(study: tuple[Path, dict[str, Any]]) -> None:
+    folder, report = study
+    rows = read_rows(folder / "data" / "test.jsonl")
+    items = report["items"]
+    assert items["n_items"] == len(rows)
+    assert {m["method"] for m in items["methods"]} == {"ia3", "full", "head"}
+    assert items["asked"]
+    for asked in items["asked"]:
+        row = rows[asked["item"] - 1]
+        assert (asked["prompt"], asked["reference"]) == (row["text"], row["label"])
+    private = api.report(folder, examples=False)["items"]
+    assert private["asked"] == []
+    written = (folder / "report.json").read_text() + (folder / "report.html").read_text()
+    assert not any(row["text"] in written for row in rows)
+    counts = ("method", "better", "same", "worse", "outcomes")
+    assert [{k: m[k] for k in counts} for m in private["methods"]] == [
+        {k: m[k] for k in counts} for m in items["methods"]
+    ]
+    assert api.report(folder)["items"] == items  # nothing of it is remembered
+
+
 def test_the_test_set_is_scored_in_final_trials_alone(study: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = study
     for trial, result in api.read_trials(folder):

@@ -255,10 +255,7 @@ def clock(store: Writer) -> Iterator[Callable[[], float]]:
 
 
 def report(out: Path, examples: bool = True) -> dict[str, Any]:
-    """Write ``report.json`` and ``report.html`` of a study, finished or not; return the former.
-
-    Without ``examples`` no test item and no answer is in either.
-    """
+    """Write ``report.json`` and ``report.html``, items if ``examples``; return the former."""
     study_folder.refuse_links(out)
     _, summary = summarised(out, examples)
     text = json.dumps(summary, indent=1, allow_nan=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bakeoff import data, registry
 from bakeoff.bounded import within
@@ -23,6 +23,14 @@ class Texts(NamedTuple):
 
     asked: tuple[Asked, ...] = ()
     unknown: str | None = None
+
+
+def fields(
+    folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]], examples: bool
+) -> dict[str, Any]:
+    """Return what a study's record says of its items' texts, which are read if wanted."""
+    found = read(folder, trials) if examples else Texts()
+    return {"examples": examples, "asked": found.asked, "asked_unknown": found.unknown}
 
 
 def read(folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> Texts:

@@ -65,7 +65,6 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
     trials = tuple(pair for pair in trials if pair[0].method.name in known["methods"])
     costs = {name: cost for name, cost in costs.items() if name in known["methods"]}
     decisions = [d for d in decisions if d["method"] in known["methods"]]
-    texts = asked.read(out, trials) if examples else asked.Texts()
     return StudyRecord(
         name=spec.name,
         base=spec.base.model,
@@ -99,9 +98,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         secondary=tuple(known["secondary"]),
         references=tuple(known["references"]),
         serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
-        examples=examples,
-        asked=texts.asked,
-        asked_unknown=texts.unknown,
+        **asked.fields(out, trials, examples),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from bakeoff.report import words
@@ -25,6 +26,8 @@ TITLE = "Sensitivity to the learning rate"
 
 _NAMED, _MOST = 5, 0.7
 """How many rates have a label each, and the share of the axis that they have to span."""
+_FAR = 4.0
+"""Typical deviations beyond which a run that the race stopped is out of its panel."""
 _LOSS, _SCORE = "validation_loss", "validation_score"
 
 
@@ -65,13 +68,17 @@ def _rated(method: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _shared_range(methods: list[dict[str, Any]], key: str, factor: float) -> _Range | None:
-    # Diverged runs would squash everybody else's panel.
-    values = [
-        s[key] * factor
+    # Diverged runs would squash everybody else's panel, and so would those that the race stopped
+    # far off; those that it stopped near the rest belong to the curve.
+    found = [
+        (s[key] * factor, s.get("status"))
         for m in methods
         for s in _rated(m)
-        if s.get(key) is not None and s.get("status") == "done"
+        if s.get(key) is not None and s.get("status") in ("done", "stopped")
     ]
+    centre = median(v for v, _ in found) if found else 0.0
+    typical = median(abs(v - centre) for v, _ in found) if found else 0.0
+    values = [v for v, status in found if status == "done" or abs(v - centre) <= _FAR * typical]
     if not values:
         return None
     room = 0.08 * (max(values) - min(values)) or 0.5

@@ -217,6 +217,7 @@
     const key = box.dataset.pick, { picker } = charts.get(key);
     const plot = box.parentElement.querySelector("[data-chart]"), caption = box.parentElement.querySelector("figcaption");
     const choose = ["Up", "Across"].map((name) => labelled(box, name, "select"));
+    if (picks.has(key) && Math.max(...picks.get(key)) >= picker.axes.length) picks.delete(key);
     const state = picks.get(key) || [picker.x, picker.y];
     const say = () => {
       const chart = current(key);
@@ -242,6 +243,7 @@
 
   function labelled(box, name, tag) {
     const label = document.createElement("label"), field = document.createElement(tag);
+    field.name = name;
     label.append(Object.assign(document.createElement("span"), { textContent: name }), field);
     box.append(label);
     return field;
