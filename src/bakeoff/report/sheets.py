@@ -206,6 +206,10 @@ def _failures(report: Report) -> Iterator[Cells]:
     yield from report.get("failures") or []
 
 
+def _retried(report: Report) -> Iterator[Cells]:
+    yield from report.get("retried") or []
+
+
 _SHEETS: dict[str, Callable[[Report], Iterator[Cells]]] = {
     "methods": _all,
     "differences": _differences,
@@ -219,4 +223,5 @@ _SHEETS: dict[str, Callable[[Report], Iterator[Cells]]] = {
     "stability": _stability,
     "costs": _costs,
     "failures": _failures,
+    "retried": _retried,
 }

@@ -38,7 +38,8 @@ def build(report: dict[str, Any]) -> SectionView:
             blocks.append(Text(how, "muted"))
     if retried:
         again = tuple(_row(r, titles, str(r["at"])) for r in retried)
-        blocks.append(Table("Tried again: what had come of it before", (*_COLUMNS, _WHEN), again))
+        caption, columns = "Tried again: what had come of it before", (*_COLUMNS, _WHEN)
+        blocks.append(Table(caption, columns, again, sheet="retried"))
     return SectionView(tuple(blocks))
 
 
