@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import bakeoff
-from bakeoff import room, scoring, tied, token_checks
+from bakeoff import latency, room, scoring, tied, token_checks
 from bakeoff.assemble import (
     Bench,
     build,
@@ -190,7 +190,8 @@ def probe(value: dict[str, Any]) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the trials record what libraries warn of
-            return _probe(segment).to_json()
+            cost = _probe(segment)
+            return _with_latency(cost, segment).to_json()
     except Exception as error:  # same rule as a segment: a failure is a result
         if room.full(error):
             raise
@@ -248,6 +249,23 @@ def _probe(segment: Segment) -> Cost:
             "pass_tokens": bench.feed.pass_tokens,
             "rescue": bench.feed.rescue,
         },
+    )
+
+
+def _with_latency(cost: Cost, segment: Segment) -> Cost:
+    """Add what an example takes; that stays unknown where it does not fit without accelerators."""
+    free_memory()
+    data = Path(segment.folder) / "data"
+    try:
+        found = latency.measured(segment.trials[0], segment.base_path, data)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return cost
+    return dataclasses.replace(
+        cost,
+        inference_milliseconds=found.apart,
+        inference_merged_milliseconds=found.merged,
     )
 
 

@@ -146,6 +146,7 @@ class Cost:
     ``memory_kind`` says what ``train_peak_bytes`` is: ``device`` = peak bytes allocated on the
     accelerator, base included; ``rss_above_base`` = peak resident memory above that of the process
     with the base loaded (CPU). ``steps`` counts the timed steps; times are medians over them.
+    ``inference_milliseconds`` is a forward pass over one example, the adapter apart or merged.
     ``engine`` is what the two-lane probe decided for the method: ``switches`` by name, ``reasons``
     for those that are off though wished, and ``token_bytes`` a packed token of one lane takes.
     """
@@ -161,6 +162,8 @@ class Cost:
     memory_kind: str | None = None
     steps: int | None = None
     tokens_per_step: float | None = None
+    inference_milliseconds: float | None = None
+    inference_merged_milliseconds: float | None = None
     engine: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _FROM_PROBE = (
     "base_bytes",
 )
 _INFERENCE = ("inference_milliseconds", "inference_merged_milliseconds")
-"""Of an answer; None where no probe takes it."""
+"""Of one example; None where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _cost(record: StudyRecord, runs: MethodRuns) -> dict[str, Any]:
         "train_seconds": fmean(seconds) if seconds else None,
         **{key: getattr(probe, key) if probe else None for key in _FROM_PROBE},
         "train_above_base_bytes": _above_base(probe),
-        **{key: getattr(probe, key, None) for key in _INFERENCE},
+        **{key: None if probe is None else getattr(probe, key) for key in _INFERENCE},
     }
 
 

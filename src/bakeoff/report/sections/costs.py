@@ -1,4 +1,4 @@
-"""What each method costs: time, memory by phase, the checkpoint, answering."""
+"""What each method costs: time, memory by phase, the checkpoint, a forward pass."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _FIELDS = (
     _Field(Column("Training", True, "memory above the base"), "train_above_base_bytes",
            words.size, accelerators.unlike),
     _Field(Column("Checkpoint", True, "on disk"), "adapter_bytes", words.size),
-    _Field(Column("Answering", True, "adapter apart"), "inference_milliseconds",
+    _Field(Column("An example", True, "forward, adapter apart"), "inference_milliseconds",
            words.milliseconds),
-    _Field(Column("Answering", True, "adapter merged"), "inference_merged_milliseconds",
+    _Field(Column("An example", True, "forward, adapter merged"), "inference_merged_milliseconds",
            words.milliseconds),
 )  # fmt: skip
 

@@ -1,0 +1,72 @@
+"""How long an example takes once a method is trained: its adapter apart, and merged.
+
+Called by the cost probe (``preflight``) as the last thing in its process: merging changes the base.
+What is timed is transformers' and PEFT's own forward pass over one validation example of median
+length, without any of our accelerators: what a server without tricks of its own would pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from bakeoff.assemble import Bench, build
+from bakeoff.engine import meter
+from bakeoff.engine.attention import packed
+from bakeoff.engine.device import autocast
+from bakeoff.engine.switches import Switches
+from bakeoff.trial import Trial
+
+
+class Latency(NamedTuple):
+    """Median milliseconds of a forward pass over one example; None: it cannot be had."""
+
+    apart: float | None
+    merged: float | None
+
+
+def measured(trial: Trial, base_path: str, data: Path) -> Latency:
+    """Time one example through a method's model, then through the one it merges into."""
+    bench = build([trial], base_path, data, Switches.plain())
+    bench.model.eval()
+    run = _run(bench)
+    apart = meter.measure_steps(lambda _: run(bench.model), trial.conditions.device).milliseconds
+    if bench.hook.saved_as != "adapter":
+        return Latency(apart, apart)  # trained in the base's own tensors: nothing to merge
+    merged = _merged(bench.model)
+    if merged is None:
+        return Latency(apart, None)
+    once = meter.measure_steps(lambda _: run(merged), trial.conditions.device)
+    return Latency(apart, once.milliseconds)
+
+
+def _run(bench: Bench) -> Callable[[nn.Module], object]:
+    """Return what puts the example of median length through a model."""
+    c = bench.conditions
+    examples = sorted(bench.examples("validation"), key=lambda e: len(e.tokens))
+    step = next(bench.feed.evaluation([examples[len(examples) // 2]], 1)).to(c.device)
+    (one,) = step.passes
+    bench.lanes.ride(one.first, one.width, one.batch.rows // one.width)
+
+    @torch.no_grad()
+    def run(model: nn.Module) -> object:
+        with autocast(c.device, c.precision), packed(one.layout, bench.lanes.draws):
+            return bench.task.item_losses(model, one.batch)
+
+    return run
+
+
+def _merged(model: nn.Module) -> nn.Module | None:
+    """Return the model with its adapter merged into the base; None where PEFT does not do that."""
+    merge = getattr(getattr(model, "base_model", None), "merge_and_unload", None)
+    if merge is None:
+        return None
+    try:
+        found: nn.Module = merge().eval()
+    except Exception:  # whatever PEFT raises: `bakeoff methods` says what it was
+        return None
+    return found

@@ -1,0 +1,45 @@
+"""What an example takes with the adapter apart, and merged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from bakeoff import latency
+from bakeoff.engine.switches import Switches
+from bakeoff.testing.tiny import write_splits
+from bakeoff.testing.trials import build, make_trial
+
+
+@pytest.mark.parametrize("task", ["sft", "classify"])
+def test_merged_means_nothing_of_the_adapter_is_left(
+    task: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    bench = build(make_trial("lora", task), bases[task], tmp_path, Switches.plain())
+    bench.model.eval()
+    run = latency._run(bench)
+    with torch.no_grad():
+        for name, parameter in bench.model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.02)  # an adapter that does something
+    before = run(bench.model)
+    merged = latency._merged(bench.model)
+    assert merged is not None
+    assert not any(isinstance(m, BaseTunerLayer) for m in merged.modules())
+    torch.testing.assert_close(run(merged), before, atol=1e-4, rtol=1e-4)
+
+
+def test_what_does_not_merge_has_no_such_time(tiny_llama: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data")
+    prompts = latency.measured(make_trial("prompt_tuning", "sft"), str(tiny_llama), data)
+    assert prompts.apart is not None
+    assert prompts.merged is None
+    whole = latency.measured(make_trial("full", "sft"), str(tiny_llama), data)
+    assert whole.apart == whole.merged, "there is nothing to merge"
+    lora = latency.measured(make_trial("lora", "sft"), str(tiny_llama), data)
+    assert lora.apart is not None
+    assert lora.merged is not None
+    assert 0 < lora.merged < lora.apart
