@@ -13,6 +13,8 @@ from bakeoff import api
 from bakeoff.store import Reader, Writer
 
 SOURCE = Path(bakeoff.__file__).parent
+STAMPED = {"exporters/mlflow.py", "exporters/tensorboard.py"}
+"""Other programs' formats, in which a point bears the seconds since 1970."""
 
 
 def asked(node: ast.AST) -> str | None:
@@ -29,9 +31,9 @@ def test_no_duration_is_read_off_the_walls_clock() -> None:
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = asked(node)
-            if name is not None:
+            where = path.relative_to(SOURCE).as_posix()
+            if name is not None and where not in STAMPED:
                 asking += 1
-                where = f"{path.relative_to(SOURCE)}:{node.lineno}"  # type: ignore[attr-defined]
                 # when something happened may be written down, in UTC; how long it took may not
                 assert "datetime.UTC" in ast.unparse(node), f"{where} asks for {name}"
     assert asking >= 3
