@@ -62,7 +62,8 @@ function draw() {
     const again = [...body.rows].find((r) => r.dataset.id === focus[0]);
     if (again) again.querySelector(focus[1].toLowerCase())?.focus();
   }
-  put(at("count"), shown.length === studies.length ? `${studies.length} studies` : `${shown.length} of ${studies.length} studies`);
+  const all = `${studies.length} ${studies.length === 1 ? "study" : "studies"}`;
+  put(at("count"), shown.length === studies.length ? all : `${shown.length} of ${all}`);
   at("empty").hidden = studies.length > 0;
   at("compare").disabled = picked.size !== 2;
 }
