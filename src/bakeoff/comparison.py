@@ -13,7 +13,7 @@ from typing import Any
 
 from bakeoff import api
 from bakeoff.outward import told
-from bakeoff.report import inline
+from bakeoff.report import inline, markdown
 
 HEAD = ("method", "score", "difference", "low", "high", "verdict", "status")
 
@@ -77,10 +77,7 @@ class Comparison:
 
     def _repr_markdown_(self) -> str:
         """Write the verdict and the table as Markdown; whatever strangers wrote is text."""
-        lines = [_text(self.sentence or "No recommendation yet."), "", "|".join(HEAD)]
-        lines.append("|".join("---" for _ in HEAD))
-        lines += ["|".join(_cell(v) for v in row.values()) for row in self.table()]
-        return "\n".join(lines)
+        return markdown(self.report)
 
 
 def open_comparison(folder: Path | str) -> Comparison:
@@ -92,14 +89,3 @@ def open_comparison(folder: Path | str) -> Comparison:
     found = Comparison(Path(folder))
     assert found.report  # whatever is wrong with the folder is said here, not when it is drawn
     return found
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else _text(str(value))
-
-
-def _text(value: str) -> str:
-    """Return text in which Markdown and HTML see no sign of theirs."""
-    return "".join(f"&#{ord(c)};" if c in "\\`*_{}[]()#+!|<>&~$:\n\r" else c for c in told(value))

@@ -72,7 +72,7 @@ def export_curves(out: Path, to: str, target: Path) -> Exported:
         EnvironmentProblem: ``exporter-missing``, ``export-failed``.
     """
     exporter: Exporter = registry.find("exporters", to).EXPORTER
-    record = api.read_record(out)
+    record = api.read_record(out, examples=False)
     runs = runs_of(record.trials, record.metric.name)
     if not runs:
         raise UsageError(

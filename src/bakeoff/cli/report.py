@@ -7,7 +7,6 @@ folder of tables or one of them on stdout.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +104,15 @@ def give(report: dict[str, Any], form: str, out: Path | None, table: str | None)
     Raises:
         UsageError: ``unknown-table``, with the near match and all names.
     """
+    from bakeoff import report as pages
+
     if form == "csv":
-        _give_tables(_made("tables")(report), out, table)
+        _give_tables(pages.tables(report), out, table)
         return
     if form == "json":
         text = escaped_json(json.dumps(redacted(report), indent=1, ensure_ascii=False)) + "\n"
     else:
-        text = _made({"md": "markdown", "html": "render"}[form])(report)
+        text = pages.markdown(report) if form == "md" else pages.render(report)
     if out is None:
         typer.echo(text, nl=not text.endswith("\n"))
         return
@@ -132,11 +133,3 @@ def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="")
     err.print(plain(f"Written: {path}"))
-
-
-def _made(name: str) -> Callable[[dict[str, Any]], Any]:
-    """Return what makes a format of the report."""
-    from bakeoff import report as pages
-
-    found: Callable[[dict[str, Any]], Any] = getattr(pages, name)
-    return found

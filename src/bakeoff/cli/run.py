@@ -113,7 +113,7 @@ def execute(
     """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
     from bakeoff import api
 
-    with Live(err, folder) as live:
+    with Live(err, asked.fork or folder) as live:
         report = api.run(spec, source, folder, live, *asked)
     folder = asked.fork or folder
     if as_json:
