@@ -22,10 +22,9 @@ from report_fixture import HOSTILE
 from report_fixture import report as made_report
 from test_again import Heard
 
-from bakeoff import api, cli, forks, phases, preflight, sealed, segment
+from bakeoff import api, cli, durable, forks, lock, phases, preflight, progress, sealed, segment
 from bakeoff.engine.switches import Switches
 from bakeoff.errors import PreflightError, UsageError
-from bakeoff.lock import locked
 from bakeoff.report import render
 from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.spec import parse_spec, read_spec
@@ -455,9 +454,32 @@ def test_kill_9_of_a_fork(values: Values, parent: Path, tmp_path: Path) -> None:
     assert {f.state for f in api.diagnose(new)} == {"ok"}
 
 
+def gone(parent: Path) -> None:
+    shutil.rmtree(parent)
+
+
+def damaged(parent: Path) -> None:
+    (parent / "study.db").write_bytes(b"no database" * 1000)
+
+
+def begun_anew(parent: Path) -> None:
+    gone(parent)
+    parent.mkdir()
+    Writer(parent / "study.db").close()
+
+
+@pytest.mark.parametrize(
+    ("lose", "why"),
+    [
+        (gone, "it is not there any more"),
+        (damaged, "is damaged"),
+        (begun_anew, "There is no study"),
+    ],
+    ids=lambda given: getattr(given, "__name__", ""),
+)
 def test_a_fork_goes_on_without_its_parent(
     values: Values, parent: Path, tmp_path: Path, trained: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, lose: Any, why: str,
 ) -> None:  # fmt: skip
     new = tmp_path / "new"
     with monkeypatch.context() as patched:
@@ -465,10 +487,11 @@ def test_a_fork_goes_on_without_its_parent(
         with pytest.raises(Killed):
             fork(values, parent, new)
     searched = ids(parent, "search")
-    shutil.rmtree(parent)
+    lose(parent)
     heard = Heard()
     made = go_on(new, heard)
-    assert "no trial is taken over from tiny: it is not there any more" in heard.lines
+    (said,) = [line for line in heard.lines if "no trial is taken over from tiny" in line]
+    assert why in said
     assert not set(trained) & searched
     assert made["complete"] is True
     assert made["study"]["test_looks"] == 2
@@ -487,7 +510,7 @@ def test_parent_and_fork_may_move_together(values: Values, parent: Path, tmp_pat
 def test_a_parent_that_is_running_is_forked_all_the_same(
     values: Values, parent: Path, tmp_path: Path, trained: list[str]
 ) -> None:
-    with locked(parent), Writer(parent / "study.db") as store:
+    with lock.locked(parent), Writer(parent / "study.db") as store:
         store.set("wall:1.0", 1.0)
         made = api.run(parse_spec(values), parent, parent, fork=tmp_path / "new")
     assert made["complete"] is True
@@ -542,6 +565,13 @@ def test_an_empty_folder_and_one_that_a_refused_fork_left_are_free(
 ) -> None:
     new, broken = tmp_path / "new", copy.deepcopy(values)
     new.mkdir()
+    misread = copy.deepcopy(values)
+    misread["methods"]["contenders"] = ["no_such_method"]
+    with pytest.raises(UsageError, match="no_such_method"):
+        fork(misread, parent, new)
+    assert not (new / "study.db").exists()
+    for name in (progress.LOG, lock.NOTE, lock.NOTE + durable.PARTIAL):
+        (new / name).write_text("")
     broken["method"] = {"lora": {"config": {"target_modules": ["no_such_layer"]}}}
     with pytest.raises(PreflightError, match="target-modules-not-found"):
         fork(broken, parent, new)

@@ -19,7 +19,7 @@ from bakeoff import durable, lock, looks, sealed
 from bakeoff.bounded import within
 from bakeoff.errors import BakeoffError, UsageError
 from bakeoff.folder import DATABASE, differences
-from bakeoff.progress import Progress
+from bakeoff.progress import LOG, Progress
 from bakeoff.store import Reader, Writer
 from bakeoff.trial import Trial
 
@@ -27,7 +27,7 @@ KEY = "forked_from"
 """The study's value that says what it was forked from; see ``noted``."""
 TAKEN = "taken"
 """The study's value that lists the trials whose results are the parent's."""
-LEFT_BEHIND = (lock.LOCK, lock.NOTE, lock.NOTE + durable.PARTIAL, "log.jsonl")
+LEFT_BEHIND = (lock.LOCK, lock.NOTE, LOG)
 """What a fork that was refused, or killed before its database was made, leaves in its folder."""
 TRIALS = "trials"
 
@@ -94,7 +94,9 @@ def mark(parent: Path, out: Path, store: Writer) -> None:
         if reader.values(KEY):
             return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    path = os.path.relpath(parent.resolve(), out.resolve())  # both may be moved together
+    path = str(parent.resolve())
+    with contextlib.suppress(ValueError):  # another drive of Windows
+        path = os.path.relpath(path, out.resolve())  # both may be moved together
     store.set(KEY, {"folder": parent.resolve().name, "path": path, "at": now})
 
 
@@ -108,8 +110,8 @@ def noted(
     and what the parent itself was forked from (``before``). Under ``looks``: the looks that others
     have had at the fork's test rows, with one more for the fork.
 
-    Until the fork's test set is read (``test_read``) the parent's looks are counted anew, if it is
-    still there: what was seen meanwhile was seen before.
+    Until the fork's test set is read (``test_read``) the parent's looks are counted anew, if it can
+    still be read: what was seen meanwhile was seen before.
 
     Raises:
         UsageError: ``no-study`` where the parent has gone before anything was noted of it.
@@ -117,10 +119,13 @@ def noted(
     known = values.get(KEY)
     if known is None or test_read:
         return {}
-    place, begun = _place(out, known), "differences" in known
-    if begun and not (place / DATABASE).is_file():
-        return {}
-    found = _read(place)
+    begun = "differences" in known
+    try:
+        found = _read(_place(out, known))
+    except BakeoffError:
+        if begun:
+            return {}  # moved, damaged or gone: it was counted when it was there
+        raise
     if begun and found.test_reads <= known["test_reads"]:
         return {}
     before = found.values["frozen"]
@@ -153,8 +158,9 @@ def parent_of(out: Path, progress: Progress) -> Parent | None:
         progress.say(f"{none}: it is not there any more")
         return None
     try:
-        with Reader(place / DATABASE) as reader, reader.still():
-            theirs, rows = reader.values("frozen")["frozen"]["machine"], reader.rows()
+        theirs = _read(place).values["frozen"]["machine"]
+        with Reader(place / DATABASE) as reader:
+            rows = reader.rows()
     except BakeoffError as error:
         progress.say(f"{none}: {error.cause}")
         return None
@@ -175,9 +181,11 @@ def take(parent: Parent, out: Path, store: Writer, trials: Iterable[Trial]) -> i
         finished, known = reader.finished(), reader.values(TAKEN).get(TAKEN, [])
     results = []
     for trial in trials:
+        if trial.id in finished:
+            continue
         source, target = parent.folder / TRIALS / trial.id, out / TRIALS / trial.id
         seal = sealed.seal_of(source)
-        if trial.id in finished or seal is None or not within(source, parent.folder):
+        if seal is None or not within(source, parent.folder):
             continue
         if parent.seals.get(trial.id) not in (None, seal):
             continue
@@ -228,7 +236,7 @@ def _free(parent: Path, out: Path) -> bool:
     if not out.is_dir():
         return False
     if not (out / DATABASE).is_file():
-        return {path.name for path in out.iterdir()} <= set(LEFT_BEHIND)
+        return {path.name.removesuffix(durable.PARTIAL) for path in out.iterdir()} <= {*LEFT_BEHIND}
     values: dict[str, Any] = {}
     with contextlib.suppress(UsageError), Reader(out / DATABASE) as reader:  # no-study: empty
         values = reader.values()
