@@ -146,7 +146,7 @@ def prose(rng: np.random.Generator, words: int) -> str:
 
 
 def opened(url: str, times: int, ready: str) -> dict[str, float]:
-    """Open a page ``times`` times in fresh tabs; return the median seconds of what a user waits for.
+    """Open a page ``times`` times in fresh tabs; return median seconds of what a user waits for.
 
     ``first_paint``: something is there; ``open``: the first chart is drawn, all text is there;
     ``whole``: the last chart is drawn, below.
