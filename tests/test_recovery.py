@@ -16,7 +16,7 @@ import pytest
 import tomli_w
 from filelock import FileLock
 
-from bakeoff import api
+from bakeoff import api, phases
 from bakeoff import folder as study_folder
 from bakeoff.errors import LockedError, PreflightError
 from bakeoff.spec import parse_spec
@@ -135,7 +135,7 @@ def test_an_interrupted_study_has_a_valid_report(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api.plan, "final_trials", stop)
+    monkeypatch.setattr(phases.plan, "final_trials", stop)
     with pytest.raises(KeyboardInterrupt):
         api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     report = api.report(tmp_path / "out")
