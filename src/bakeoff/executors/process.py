@@ -184,7 +184,9 @@ class _Worker:
 
     def _words(self) -> str | None:
         with contextlib.suppress(OSError):
-            text = self._log.read_text(encoding="utf-8", errors="replace").strip()
+            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+            # faulthandler ends with a line of all that was imported, longer than what is kept
+            text = "\n".join(n for n in lines if not n.startswith("Extension modules:")).strip()
             return text[-LAST_WORDS:] or None
         return None
 
