@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,12 @@ from typing import Any
 import pytest
 import tomli_w
 
+from bakeoff import api, preflight, segment
+from bakeoff.engine.switches import Switches
+from bakeoff.results import Cost, Status
+from bakeoff.study import make_executor
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
+from bakeoff.trial import Trial
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -80,3 +86,33 @@ def study_file(study_values: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(tomli_w.dumps(study_values), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def costs_are_known() -> Iterator[None]:
+    """What methods cost is no matter here, and probes take most of the time."""
+    lanes = Switches(lanes=True, packing=False, loss=True, compile=False, graphs=False)
+    known = {"switches": dataclasses.asdict(lanes), "reasons": {}}
+
+    def probe(value: dict[str, Any]) -> dict[str, Any]:
+        name = value["trials"][0]["method"]["name"]
+        return Cost(name, Status.DONE, step_milliseconds=1.0, engine=known).to_json()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
+        patch.setattr(preflight, "probe", probe)
+        yield
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the trials that were trained, one for each segment that they were in."""
+    ids: list[str] = []
+    run = segment.run
+
+    def counted(value: dict[str, Any]) -> dict[str, Any]:
+        ids.extend(Trial.from_json(t).id for t in value["trials"])
+        return run(value)
+
+    monkeypatch.setattr(segment, "run", counted)
+    return ids

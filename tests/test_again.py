@@ -25,7 +25,6 @@ from bakeoff.report import render
 from bakeoff.spec import parse_spec
 from bakeoff.study import make_executor
 from bakeoff.testing.tiny import rows, write_jsonl
-from bakeoff.trial import Trial
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 Values = dict[str, Any]
@@ -75,20 +74,6 @@ def values(first: tuple[Values, Path]) -> Values:
 @pytest.fixture
 def out(first: tuple[Values, Path], tmp_path: Path) -> Path:
     return shutil.copytree(first[1], tmp_path / "out")
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the trials that were trained, one for each segment that they were in."""
-    ids: list[str] = []
-    run = segment.run
-
-    def counted(value: dict[str, Any]) -> dict[str, Any]:
-        ids.extend(Trial.from_json(t).id for t in value["trials"])
-        return run(value)
-
-    monkeypatch.setattr(segment, "run", counted)
-    return ids
 
 
 def go(values: Values, out: Path, again: bool = False) -> dict[str, Any]:

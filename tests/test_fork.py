@@ -9,7 +9,6 @@ import shutil
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from importlib import resources
 from pathlib import Path
@@ -22,20 +21,18 @@ from report_fixture import HOSTILE
 from report_fixture import report as made_report
 from test_again import Heard
 
-from bakeoff import api, cli, durable, forks, lock, phases, preflight, progress, sealed, segment
-from bakeoff.engine.switches import Switches
+from bakeoff import api, cli, durable, forks, lock, phases, progress, sealed
 from bakeoff.errors import PreflightError, UsageError
 from bakeoff.report import render
-from bakeoff.results import Cost, Status, TrialResult
+from bakeoff.results import Status, TrialResult
 from bakeoff.spec import parse_spec, read_spec
 from bakeoff.store import Writer
-from bakeoff.study import make_executor
 from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl
-from bakeoff.trial import Trial
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 Values = dict[str, Any]
+pytestmark = pytest.mark.usefixtures("costs_are_known")
 
 
 class Killed(BaseException):
@@ -44,36 +41,6 @@ class Killed(BaseException):
 
 def killed(*_: object) -> None:
     raise Killed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def costs_are_known() -> Iterator[None]:
-    """What methods cost is no matter here, and probes take most of the time."""
-    lanes = Switches(lanes=True, packing=False, loss=True, compile=False, graphs=False)
-    known = {"switches": dataclasses.asdict(lanes), "reasons": {}}
-
-    def probe(value: dict[str, Any]) -> dict[str, Any]:
-        name = value["trials"][0]["method"]["name"]
-        return Cost(name, Status.DONE, step_milliseconds=1.0, engine=known).to_json()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
-        patch.setattr(preflight, "probe", probe)
-        yield
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the trials that were trained, one for each segment that they were in."""
-    ids: list[str] = []
-    run = segment.run
-
-    def counted(value: dict[str, Any]) -> dict[str, Any]:
-        ids.extend(Trial.from_json(t).id for t in value["trials"])
-        return run(value)
-
-    monkeypatch.setattr(segment, "run", counted)
-    return ids
 
 
 @pytest.fixture(scope="module")

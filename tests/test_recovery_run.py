@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_recovery import comparable
 
-from bakeoff import api, phases, recovery, sealed, segment
+from bakeoff import api, phases, recovery, sealed
 from bakeoff.engine import meter
 from bakeoff.errors import EnvironmentProblem
 from bakeoff.results import TrialResult
@@ -21,20 +21,6 @@ from bakeoff.store import Reader, Writer
 from bakeoff.study import make_executor
 
 BUDGET = {"steps": 20, "settings": 3, "seeds": 2, "extend": 0}
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Write down the id of every trial that a worker trains."""
-    ids: list[str] = []
-    run = segment.run
-
-    def counted(value: dict[str, Any]) -> dict[str, Any]:
-        ids.extend(t.id for t in segment.Segment.from_json(value).trials)
-        return run(value)
-
-    monkeypatch.setattr(segment, "run", counted)
-    return ids
 
 
 class Killed(BaseException):

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from importlib import resources
 from pathlib import Path
@@ -25,13 +25,11 @@ from sqlalchemy.exc import StatementError
 from test_again import Heard, stored
 
 from bakeoff import api, cli, phases, preflight, retries, segment
-from bakeoff.engine.switches import Switches
 from bakeoff.report import render
 from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.rounds import Running
 from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
-from bakeoff.study import make_executor
 from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.testing.trials import make_trial
@@ -39,6 +37,7 @@ from bakeoff.trial import Segment, Trial
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 Values = dict[str, Any]
+pytestmark = pytest.mark.usefixtures("costs_are_known")
 Ended = dict[str, tuple[Trial, TrialResult | None]]
 
 
@@ -64,22 +63,6 @@ class Faults:
 
 
 train = segment._train_and_score
-
-
-@pytest.fixture(scope="module", autouse=True)
-def costs_are_known() -> Iterator[None]:
-    """What methods cost is no matter here, and probes take most of the time."""
-    lanes = Switches(lanes=True, packing=False, loss=True, compile=False, graphs=False)
-    known = {"switches": dataclasses.asdict(lanes), "reasons": {}}
-
-    def probe(value: dict[str, Any]) -> dict[str, Any]:
-        name = value["trials"][0]["method"]["name"]
-        return Cost(name, Status.DONE, step_milliseconds=1.0, engine=known).to_json()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
-        patch.setattr(preflight, "probe", probe)
-        yield
 
 
 @pytest.fixture

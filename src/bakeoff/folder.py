@@ -19,7 +19,7 @@ import tomli_w
 from bakeoff import data, durable, mounts, sealed, sources
 from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json, within
 from bakeoff.checks import cells
-from bakeoff.errors import EnvironmentProblem, PreflightError, near_match
+from bakeoff.errors import EnvironmentProblem, PreflightError, UsageError, near_match
 from bakeoff.faults import Fault, Place, refusal
 from bakeoff.scoring import FOLDER as METRIC
 from bakeoff.spec import StudySpec, dump_spec, flatten
@@ -80,6 +80,20 @@ def make(folder: Path) -> None:
             f"{getattr(error, 'strerror', None) or error}.",
             "another folder: `--out DIR`.",
         ) from error
+
+
+def database_of(folder: Path) -> Path:
+    """Return where a study's database lies.
+
+    Raises:
+        UsageError: ``no-study``.
+    """
+    path = folder / DATABASE
+    if not path.is_file():
+        raise UsageError(
+            "no-study", f"There is no study in {folder}.", "`bakeoff run STUDY.toml` makes one."
+        )
+    return path
 
 
 def refuse_links(folder: Path) -> None:

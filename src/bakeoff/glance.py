@@ -162,13 +162,8 @@ def _holder(folder: Path) -> lock.Holder | None:
 
 
 def _read(folder: Path, running: bool) -> _Read:
-    path = folder / study_folder.DATABASE
     try:
-        if not path.is_file():
-            raise UsageError(
-                "no-study", f"There is no study in {folder}.", "`bakeoff run STUDY.toml` makes one."
-            )
-        with Reader(path) as reader, reader.still():
+        with Reader(study_folder.database_of(folder)) as reader, reader.still():
             return _Read(reader.values(), reader.briefs(), reader.costs())
     except UsageError:
         if running:

@@ -17,7 +17,7 @@ from bakeoff.analysis.summary import summarise
 from bakeoff.assets.cache import cache_folder
 from bakeoff.data import SPLITS
 from bakeoff.errors import UsageError
-from bakeoff.folder import DATABASE
+from bakeoff.folder import DATABASE, database_of
 from bakeoff.hf import importing
 from bakeoff.methods.serving import served
 from bakeoff.outward import redacted
@@ -50,11 +50,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
     Raises:
         UsageError: ``no-study``.
     """
-    if not (out / DATABASE).is_file():
-        raise UsageError(
-            "no-study", f"There is no study in {out}.", "`bakeoff run STUDY.toml` makes one."
-        )
-    with Reader(out / DATABASE) as reader, reader.still():
+    with Reader(database_of(out)) as reader, reader.still():
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
         decisions = reader.decisions()
     if "imported" in values:

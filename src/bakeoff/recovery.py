@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from bakeoff import durable, folder, lock, sealed
 from bakeoff.data import sha256_of
-from bakeoff.errors import BakeoffError, UsageError, first_line
+from bakeoff.errors import BakeoffError, first_line
 from bakeoff.results import TrialResult
 from bakeoff.scoring import FOLDER as METRIC
 from bakeoff.store import Reader, Row, Writer, rebuild
@@ -56,11 +56,7 @@ def diagnose(out: Path, mend: bool = False) -> list[Finding]:
         UsageError: ``no-study``.
         LockedError: ``study-locked``: what a running study is writing cannot be mended.
     """
-    path = out / folder.DATABASE
-    if not path.is_file():
-        raise UsageError(
-            "no-study", f"There is no study in {out}.", "`bakeoff run STUDY.toml` makes one."
-        )
+    folder.database_of(out)
     if mend:
         with lock.locked(out):
             return _all(out, mend=True)

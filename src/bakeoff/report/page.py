@@ -119,8 +119,13 @@ def _placed(report: dict[str, Any]) -> list[_Placed]:
 
 @cache
 def _environment() -> Environment:
+    return environment(_HERE / "templates")
+
+
+def environment(templates: Path) -> Environment:
+    """Return what renders a folder of templates: all text escaped, no name missing."""
     return Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
+        loader=FileSystemLoader(templates),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

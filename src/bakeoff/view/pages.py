@@ -8,10 +8,11 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 from bakeoff.errors import UsageError
 from bakeoff.report import assets
+from bakeoff.report.page import environment
 
 _HERE = Path(__file__).parent
 KINDS = {".js": "text/javascript", ".css": "text/css"}
@@ -43,10 +44,4 @@ def _files() -> dict[str, str]:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return environment(_HERE / "templates")
