@@ -1,6 +1,7 @@
 """Does a study survive kill -9, whenever it comes? Hundreds of them, at moments drawn at random.
 
     python benchmarks/crash.py --kills 300 --seed 0 --out crash.json
+    python benchmarks/crash.py --kills 300 --minutes 9 --workers 16     # whichever comes first
 
 Stands outside the package. A study that nothing interrupts comes first; then studies are killed,
 gone on with, killed again, until enough kills have struck: four fifths at a moment inside the
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import platform
 import random
@@ -138,7 +140,7 @@ def killed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rng = random.Random(options.seed)
     struck, studies, worst = Counter[str](), 0, 0
     own = whole(folder / "whole")
-    while struck.total() < options.kills:
+    while struck.total() < options.kills and time.monotonic() < options.end:
         out = folder / f"study-{studies}"
         times = study(own, out, rng, min(options.most, options.kills - struck.total()))
         struck.update(times)
@@ -162,6 +164,8 @@ def side_by_side(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for number in range(options.workers):
         out = folder / f"{number}.json"
         arguments = ["--kills", share, "--most", options.most, "--seed", options.seed + number]
+        if options.minutes is not None:
+            arguments += ["--minutes", options.minutes]
         command = [sys.executable, __file__, *map(str, arguments), "--out", str(out)]
         running.append((out, subprocess.Popen(command, stdout=subprocess.DEVNULL)))
     codes = [process.wait() for _, process in running]
@@ -179,11 +183,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--most", type=int, default=6, help="kills of one study")
+    parser.add_argument("--minutes", type=float, help="no study is begun after so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes, each with its own seed")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     started = time.monotonic()
+    options.end = math.inf if options.minutes is None else started + 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = (side_by_side if options.workers > 1 else killed)(options, Path(folder))
