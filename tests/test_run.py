@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bakeoff import api
+from bakeoff import api, artifacts
 from bakeoff.data import read_rows
+from bakeoff.report.words import handed_out
 from bakeoff.spec import parse_spec
+from bakeoff.store import Writer
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +25,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")
 
 
+def as_run(values: dict[str, Any]) -> dict[str, Any]:
+    values["methods"]["contenders"] = ["ia3", "full", "head"]
+    values["budget"]["steps"] = 20
+    return values
+
+
 @pytest.fixture
 def study(study_values: dict[str, Any], folder: Path) -> tuple[Path, dict[str, Any]]:
     """Run once for the module: a second call only reads."""
     if not (folder / "study.db").exists():
-        study_values["methods"]["contenders"] = ["ia3", "full", "head"]
-        study_values["budget"]["steps"] = 20
+        as_run(study_values)
         api.run(parse_spec(study_values), folder, folder)
     return folder, json.loads((folder / "report.json").read_text())
 
@@ -45,7 +53,7 @@ def test_the_report_is_whole(study: tuple[Path, dict[str, Any]]) -> None:
         assert chosen[losses.index(min(losses))]
         assert sum(chosen) == 1
     assert "Content-Security-Policy" in (folder / "report.html").read_text()
-    assert (folder / "log.jsonl").read_text().count('"event": "advance"') == 4 + 2 * 8 + 8
+    assert (folder / "log.jsonl").read_text().count('"event": "advance"') == 4 + 2 * 8 + 8 + 4
 
 
 def test_items_are_shown_unless_the_data_may_not_be(study: tuple[Path, dict[str, Any]]) -> None:
@@ -130,3 +138,46 @@ def test_a_finished_trial_lists_the_hashes_of_its_files(
         assert files == {*hashes, "COMPLETE.json"}
         for name, value in hashes.items():
             assert hashlib.sha256((place / name).read_bytes()).hexdigest() == value
+
+
+def test_saved_weights_are_loaded_again_and_give_the_trained_loss(
+    study: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, report = study
+    assert not any("saved" in w for w in report["warnings"])
+    for method in report["methods"]:
+        found = method["artifact"]
+        assert found["same"] is True, found
+        assert found["error"] is None
+        assert found["loss"] == pytest.approx(found["reloaded_loss"], rel=1e-5)
+        assert any((folder / found["path"]).glob("*.safetensors"))
+        losses = {s["seed"]: s["validation_loss"] for s in method["seeds"]}
+        assert found["loss"] == min(losses.values()) == losses[found["seed"]]
+    words = handed_out(report, f"{folder}/")
+    assert words is not None
+    assert "trials/" in words
+    assert words.replace(f"{folder}/", "") in (folder / "report.html").read_text().replace(
+        "&#39;", "'"
+    )
+
+
+def test_weights_that_are_not_what_was_trained_are_warned_of(
+    study: tuple[Path, dict[str, Any]], study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(study[0], tmp_path / "copy")
+    spec = parse_spec(as_run(study_values))
+    lora, ia3 = (m["artifact"] for m in study[1]["methods"] if m["method"] in ("lora", "ia3"))
+    changed = folder / lora["path"] / "adapter_model.safetensors"
+    save_file({k: torch.zeros_like(v) for k, v in load_file(changed).items()}, changed)
+    shutil.rmtree(folder / ia3["path"])
+    with Writer(folder / "study.db") as store:
+        store.set(artifacts.KEY, {})
+    report = api.run(spec, folder, folder)
+    found = {m["method"]: m["artifact"] for m in report["methods"]}
+    assert found["lora"]["same"] is False
+    assert found["lora"]["error"] is None
+    assert found["ia3"]["same"] is None
+    assert "ia3" not in found["ia3"]["error"]
+    assert found["full"]["same"] is True
+    told = [w for w in report["warnings"] if "what was saved" in w]
+    assert [w.split(":")[0] for w in told] == ["LoRA", "IA3"]

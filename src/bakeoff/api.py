@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import (
+    artifacts,
     durable,
     forks,
     hours,
@@ -134,6 +135,7 @@ def run(
                 able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
                 chosen = phases.search(running, able)
                 phases.final(running, able, chosen)
+                artifacts.check(running)
     return report(out)
 
 

@@ -193,27 +193,35 @@ def _base_scores(
     c: Conditions, most: int,
 ) -> SplitScores:  # fmt: skip
     """Score a plain model, batch by batch of about equal lengths, ``most`` batch rows each."""
-    said: dict[int, str] = {}
-    sums: dict[int, float] = {}
-    counts: dict[int, float] = {}
-    for picked in _shares(task, rows, most):
-        own = [rows[i] for i in picked]
-        with autocast(c.device, c.precision):
-            if not metric.of_losses:
-                got = task.predict(model, tokenizer, own, c.device)
-                said.update(zip(picked, got, strict=True))
-                continue
-            pad = int(tokenizer.pad_token_id or 0)
-            batch = task.batch(task.encode(tokenizer, own), pad, c.device)
-            total, units = (x.double().tolist() for x in task.item_losses(model, batch))
-        sums.update(zip(picked, total, strict=True))
-        counts.update(zip(picked, units, strict=True))
-    numbers = range(len(rows))
     if metric.of_losses:
-        scores = metric.score_losses(
-            [sums[i] for i in numbers], [counts[i] for i in numbers], "test"
-        )
+        sums, counts = plain_losses(task, model, tokenizer, rows, c, most)
+        scores = metric.score_losses(sums, counts, "test")
         return SplitScores(tuple(scores), (None,) * len(rows), None)
-    predictions = [said[i] for i in numbers]
+    said: dict[int, str] = {}
+    for picked in _shares(task, rows, most):
+        with autocast(c.device, c.precision):
+            got = task.predict(model, tokenizer, [rows[i] for i in picked], c.device)
+        said.update(zip(picked, got, strict=True))
+    predictions = [said[i] for i in range(len(rows))]
     scores = metric.score(predictions, task.references(rows), "test")
     return SplitScores(tuple(scores), tuple(predictions), None)
+
+
+@torch.no_grad()
+def plain_losses(
+    task: Task, model: Any, tokenizer: Any, rows: Sequence[Row], c: Conditions, most: int
+) -> tuple[list[float], list[float]]:
+    """Return each row's summed loss in nats and its supervised units, by a plain model's forward.
+
+    Batches are padded, of about equal lengths and at most ``most`` rows.
+    """
+    pad = int(tokenizer.pad_token_id or 0)
+    sums, counts = [0.0] * len(rows), [0.0] * len(rows)
+    for picked in _shares(task, rows, most):
+        beat()
+        batch = task.batch(task.encode(tokenizer, [rows[i] for i in picked]), pad, c.device)
+        with autocast(c.device, c.precision):
+            found = task.item_losses(model, batch)
+        for i, total, units in zip(picked, *(x.double().tolist() for x in found), strict=True):
+            sums[i], counts[i] = total, units
+    return sums, counts

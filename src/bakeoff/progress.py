@@ -28,8 +28,8 @@ LAST_BYTES = 65_536
 class Work:
     """A piece of work in flight: trials that share steps, or one probe.
 
-    ``what`` is ``search``, ``final``, ``cost probe`` or ``base``. ``trials`` are ids, one a lane;
-    ``start`` and ``stop`` are steps, None where nothing is trained towards a step.
+    ``what`` is ``search``, ``final``, ``cost probe``, ``base`` or ``reload``. ``trials`` are ids,
+    one a lane; ``start`` and ``stop`` are steps, None where nothing is trained towards a step.
     """
 
     what: str

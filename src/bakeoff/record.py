@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff import asked, forks, phases, plan, recovery, retries
+from bakeoff import artifacts, asked, forks, phases, plan, recovery, retries
 from bakeoff.analysis.summary import summarise
 from bakeoff.assets.cache import cache_folder
 from bakeoff.data import SPLITS
@@ -93,6 +93,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         base_scores=phases.base_scores(values),
         secondary=tuple(known["secondary"]),
         references=tuple(known["references"]),
+        artifacts=values.get(artifacts.KEY, {}),
         serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
         **asked.fields(out, trials, examples),
     )

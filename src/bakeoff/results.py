@@ -279,6 +279,10 @@ class StudyRecord:
     serving: dict[str, str | None] = field(default_factory=dict)
     """How each method can be served: ``adapter`` (saved as plain LoRA), ``converted`` (to LoRA
     without loss), ``merged``, or None for not at all; a method that was not probed is absent."""
+    artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of each method one final trial's saved weights, loaded anew: ``trial_id``, ``seed``, ``path``
+    in the study's folder, its validation ``loss`` as trained and ``reloaded_loss`` in nats, whether
+    they are the ``same``, or the ``error``."""
     imported: Imported | None = None
     """What another tool reported, where it ran the study; None for our own."""
     examples: bool = True

@@ -24,6 +24,7 @@ from bakeoff.analysis.runs import (
     setting_key,
 )
 from bakeoff.analysis.stability import is_open, raced_out, stability
+from bakeoff.analysis.weights import artifact
 from bakeoff.results import Cost, Reported, Status, StudyRecord, TrialResult
 
 _FROM_PROBE = (
@@ -88,6 +89,7 @@ def method_row(
         "difference": _difference(comparison),
         "verdict": _verdict(record, method, comparison),
         "cost": _cost(record, runs),
+        "artifact": artifact(record, runs),
         "engine": engine_row(record, runs),
         "gain": None,  # the summary knows it, from the base's scores
         "secondary": None,  # the summary knows it, from all methods' answers

@@ -33,6 +33,7 @@ from bakeoff.analysis.runs import (
 )
 from bakeoff.analysis.secondary import secondary_rows
 from bakeoff.analysis.stability import is_open
+from bakeoff.analysis.weights import fault
 from bakeoff.results import Reported, StudyRecord, TrialResult
 
 SCHEMA = 1
@@ -276,6 +277,8 @@ def _row_warnings(row: dict[str, Any], runs: MethodRuns, evidence: Evidence) -> 
     unusable = len(runs.scored) - seeds
     if unusable:
         found.append(f"{title}: the test scores of {unusable} done trials cannot be used.")
+    if row["artifact"] is not None and (wrong := fault(title, row["artifact"])) is not None:
+        found.append(f"{wrong}.")
     found += [f"{title}: {w}" for r in runs.all if r.result for w in r.result.warnings]
     return found
 

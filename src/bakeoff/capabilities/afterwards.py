@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bakeoff.capabilities import tiny
 from bakeoff.capabilities.trained import Trained, difference, logits, rounded
-from bakeoff.engine import shims
+from bakeoff.methods import saved
 from bakeoff.methods.hook import Finished
 from bakeoff.methods.known import Measured
 
@@ -48,19 +48,9 @@ def save(at: Trained, folder: Path) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def reloads(at: Trained, saved: Path) -> float:
+def reloads(at: Trained, folder: Path) -> float:
     """Return how far the saved model, on an untouched base in plain PEFT, is from the trained."""
-    base = tiny.base(at.kind)
-    if at.hook.saved_as == "model":
-        model = type(base).from_pretrained(saved)
-    elif at.hook.saved_as == "adapter":
-        model = peft.PeftModel.from_pretrained(base, saved)
-        shims.install(model)  # answers PEFT's question for each row's task, computes nothing else
-    else:
-        model = base
-        unknown = model.load_state_dict(load_file(saved / "model.safetensors"), strict=False)
-        if unknown.unexpected_keys:
-            raise KeyError(f"{unknown.unexpected_keys[0]} is no tensor of the base")
+    model = saved.onto(tiny.base(at.kind), folder, at.hook.saved_as)
     return difference(logits(model, at.kind), at.after)
 
 
@@ -99,12 +89,12 @@ def converts(at: Trained, rank: int) -> float:
     return _lost(at, logits(lora, at.kind))
 
 
-def reads_as_plain_lora(at: Trained, saved: Path) -> float:
+def reads_as_plain_lora(at: Trained, folder: Path) -> float:
     """Return the share of the method's effect that is lost by who reads its file as plain LoRA.
 
     That is: one scale for all layers, W + scale B A and nothing else. Inference servers do so.
     """
-    path = saved / "adapter_config.json"
+    path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if config.get("peft_type") != "LORA":
         raise TypeError("it is not saved as LoRA")
@@ -115,7 +105,7 @@ def reads_as_plain_lora(at: Trained, saved: Path) -> float:
         raise TypeError("it is saved with biases")
     scale = config["lora_alpha"] / config["r"] ** (0.5 if config["use_rslora"] else 1)
     model = tiny.base(at.kind)
-    tensors = load_file(saved / "adapter_model.safetensors")
+    tensors = load_file(folder / "adapter_model.safetensors")
     for name in tensors:
         if not name.endswith((".lora_A.weight", ".lora_B.weight")):
             own = name.removesuffix(".weight").rpartition(".")[2]

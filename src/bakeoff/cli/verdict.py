@@ -31,6 +31,8 @@ def show(report: dict[str, Any], folder: Path) -> None:
             columns.append("forgetting")
             rows = [(*r, _forgotten(m)) for r, m in zip(rows, report["methods"], strict=True)]
     show_table(columns, rows)
+    from bakeoff.report import words
+
     study, base = report["study"], report["base"]
     n_seeds = max((m["n_seeds"] for m in report["methods"]), default=0)
     out.print(
@@ -45,6 +47,8 @@ def show(report: dict[str, Any], folder: Path) -> None:
             number(base["score"][k], form, scale) for k in ("estimate", "low", "high")
         )
         out.print(f"The untouched base: {plain(metric)} {estimate} ({low} to {high})")
+    if (weights := words.handed_out(report, f"{folder}/")) is not None:
+        out.print(plain(weights), soft_wrap=True)
     for warning in report["warnings"]:
         err.print(f"[yellow]warning:[/] {plain(warning)}")
     show_failed(report, folder)

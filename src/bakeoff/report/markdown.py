@@ -38,6 +38,8 @@ def markdown(report: dict[str, Any]) -> str:
         parts.append("This study is not finished: what stands here may change.")
     if methods:
         parts.append(_table(study, methods))
+    if weights := words.handed_out(report):
+        parts.append(inert(weights))
     if warnings := report.get("warnings"):
         parts.append("### Warnings\n\n" + "\n".join(f"- {inert(w)}" for w in warnings))
     failures = [m for m in methods if m.get("reason")]

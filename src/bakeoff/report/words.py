@@ -186,6 +186,24 @@ def try_again(report: dict[str, Any], folder: str = "FOLDER") -> str | None:
     return " ".join(said)
 
 
+def handed_out(report: dict[str, Any], folder: str = "") -> str | None:
+    """Say where the recommended method's weights lie, and that they are what was trained.
+
+    ``folder`` is the study's, with a slash; None where they were not loaded again, or are not the
+    same: a warning says that.
+    """
+    wanted = (report.get("recommendation") or {}).get("method")
+    row = next((m for m in report.get("methods") or [] if m.get("method") == wanted), {})
+    found = row.get("artifact")
+    if not found or not found.get("same"):
+        return None
+    return (
+        f"{title(row)}'s weights: {folder}{found['path']} (seed {found['seed']}, the best on "
+        f"validation). Loaded again in plain PEFT they give the validation loss of the end of "
+        f"training, {significant(found['reloaded_loss'])}."
+    )
+
+
 def _minus(text: str) -> str:
     # "-0.0" is a rounding of nearly nothing, not a direction.
     if text.startswith("-") and not text.strip("-0.,"):

@@ -15,16 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import peft
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from bakeoff import sealed, states
 from bakeoff.assemble import Bench, load_base
-from bakeoff.engine import shims
 from bakeoff.evaluate import item_losses
+from bakeoff.methods import saved
 from bakeoff.methods.hook import Finished, trainable
 from bakeoff.results import Status, TrialResult
 from bakeoff.testing.tiny import save_bert, save_llama
@@ -230,13 +228,4 @@ def reload(at: Bench, base: Path, folder: Path) -> Any:
         "classify": (AutoModelForSequenceClassification, {"num_labels": 3}),
         "sft": (AutoModelForCausalLM, {}),
     }[at.conditions.task]
-    if at.hook.saved_as == "model":
-        return auto.from_pretrained(folder)
-    model = auto.from_pretrained(base, **arguments)
-    if at.hook.saved_as == "adapter":
-        loaded = peft.PeftModel.from_pretrained(model, folder)
-        shims.install(loaded)
-        return loaded
-    missing = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    assert not missing.unexpected_keys
-    return model
+    return saved.onto(auto.from_pretrained(base, **arguments), folder, at.hook.saved_as)

@@ -29,6 +29,8 @@ def build(report: dict[str, Any]) -> SectionView:
     blocks.append(Tiles(_counts(report.get("methods") or [])))
     evidence = _evidence(report)
     blocks += [Text(evidence, "muted")] if evidence else []
+    weights = words.handed_out(report)
+    blocks += [Text(weights, "muted")] if weights else []
     blocks += [Text(w, "warning") for w in report.get("warnings") or []]
     blocks.append(Facts(_question(report["study"], _control(report))))
     return SectionView(tuple(blocks))

@@ -1,0 +1,94 @@
+"""What a study leaves behind: of each method the weights of one final trial, loaded anew.
+
+Called by ``api`` when the final trials have ended. A worker loads the saved files in plain PEFT on
+an untouched base and takes the validation loss (``reloading``); here that is held against the loss
+that training ended with. Weights that do not give it are nobody's: the report warns of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bakeoff.analysis.runs import Run
+from bakeoff.analysis.weights import best_seed, fault
+from bakeoff.outward import redact
+from bakeoff.progress import Work, ended, telling
+from bakeoff.rounds import Running
+from bakeoff.study import refuse_full, segment
+
+KEY = "artifacts"
+"""The study's value that holds what is known of each method's saved weights."""
+RELOAD = "bakeoff.reloading:run"
+EXACT, ROUNDED = 1e-3, 2e-2
+"""Share of the loss by which padded batches of plain transformers may differ from packed lanes: in
+fp32 orders of sums alone (1e-6 seen), in 16 bits every product is rounded anew (2e-3 seen)."""
+SMALL = 0.1
+"""Nats below which a share of the loss is no measure any more."""
+NO_TIME = "saved weights are not loaded again: the study's hours are over"
+
+
+def check(running: Running) -> None:
+    """Load each method's best final trial anew; write whether it is what was trained.
+
+    What is known of a trial already stays, failures aside. With a deadline that has no room for
+    it, it is left and said.
+    """
+    study, store, progress = running.study, running.store, running.progress
+    with running.read() as reader:
+        known, trials = dict(reader.values(KEY).get(KEY, {})), reader.trials()
+    names = [entry.name for entry in study.entries]
+    finals = [Run(t, r) for t, r in trials if t.phase == "final" and t.method.name in names]
+    best = {name: best_seed([r for r in finals if r.trial.method.name == name]) for name in names}
+    picked = [run for run in best.values() if run is not None]
+    todo = [run for run in picked if not _known(known.get(run.trial.method.name), run)]
+    progress.phase("Reload", len(picked), len(picked) - len(todo))
+    deadline = running.deadline
+    if todo and deadline is not None and not deadline.allows(sum(map(_seconds, todo))):
+        progress.say(NO_TIME)
+        return
+    works = [Work("reload", r.trial.method.name, r.trial.method.title, (r.trial.id,)) for r in todo]
+    payloads = [segment(study, [run.trial]).to_json() for run in todo]
+    for outcome in running.executor.map(RELOAD, telling(progress, works, payloads)):
+        refuse_full(study.folder, outcome)
+        run = todo[outcome.index]
+        found = outcome.value or {"loss": None, "path": None, "error": outcome.error}
+        made = _artifact(run, found)
+        known[run.trial.method.name] = made
+        store.set(KEY, known)
+        progress.advance(run.trial.method.name)
+        ended(progress, works[outcome.index])
+        if (said := fault(run.trial.method.title, made)) is not None:
+            progress.say(said)
+    running.stop.check()
+
+
+def _known(artifact: Mapping[str, Any] | None, run: Run) -> bool:
+    if artifact is None or artifact["error"] is not None:
+        return False
+    return bool(artifact["trial_id"] == run.trial.id)
+
+
+def _seconds(run: Run) -> float:
+    """Return about what it takes: what its trial took to load and to be evaluated."""
+    if run.result is None:
+        return 0.0
+    return (run.result.load_seconds or 0.0) + (run.result.evaluation_seconds or 0.0)
+
+
+def _artifact(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
+    loss, again = run.validation_loss, found["loss"]
+    return {
+        "trial_id": run.trial.id,
+        "seed": run.trial.seed,
+        "path": found["path"],
+        "loss": loss,
+        "reloaded_loss": again,
+        "same": None if loss is None or again is None else _same(loss, again, run),
+        "error": None if found["error"] is None else redact(found["error"]),
+    }
+
+
+def _same(loss: float, again: float, run: Run) -> bool:
+    share = EXACT if run.trial.conditions.precision == "fp32" else ROUNDED
+    return abs(again - loss) <= share * max(abs(loss), SMALL)
