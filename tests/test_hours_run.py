@@ -62,7 +62,7 @@ def test_hours_choose_the_budget_once(timed_values: dict[str, Any], tmp_path: Pa
 def test_what_cannot_end_in_time_is_not_begun(
     timed_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers: Iterator[bool] = iter([True, False])
+    answers: Iterator[bool] = iter([True, False, False])
     monkeypatch.setattr(Deadline, "allows", lambda _, __: next(answers))
     report = api.run(parse_spec(timed_values), tmp_path, tmp_path / "study")
     lora, ia3 = report["methods"]
@@ -70,6 +70,7 @@ def test_what_cannot_end_in_time_is_not_begun(
     assert (ia3["status"], ia3["reason"], ia3["verdict"]) == ("stopped", NO_TIME, "none")
     assert report["complete"] is True
     assert ia3["n_seeds"] == 0
+    assert lora["artifact"] is None  # nor is there time to load its weights again
 
 
 def test_hours_too_few_train_nothing(timed_values: dict[str, Any], tmp_path: Path) -> None:

@@ -193,7 +193,9 @@ def handed_out(report: dict[str, Any], folder: str = "") -> str | None:
     same: a warning says that.
     """
     wanted = (report.get("recommendation") or {}).get("method")
-    row = next((m for m in report.get("methods") or [] if m.get("method") == wanted), {})
+    row: dict[str, Any] = next(
+        (m for m in report.get("methods") or [] if m.get("method") == wanted), {}
+    )
     found = row.get("artifact")
     if not found or not found.get("same"):
         return None
