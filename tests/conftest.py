@@ -50,27 +50,37 @@ def bases(tiny_bert: Path, tiny_llama: Path) -> dict[str, Path]:
     return {"classify": tiny_bert, "sft": tiny_llama}
 
 
-@pytest.fixture
-def study_values(tiny_bert: Path, tmp_path: Path) -> dict[str, Any]:
-    """A study that trains in seconds: two methods, two settings, two seeds."""
-    data = write_jsonl(tmp_path / "rows.jsonl", rows())
-    return {
-        "name": "tiny",
-        "base": {"model": str(tiny_bert)},
-        "data": {"train": str(data)},
-        "task": {"kind": "classify", "max_length": 32},
-        "methods": {"control": "lora", "contenders": ["ia3"]},
-        "method": {
-            "ia3": {
-                "config": {
-                    "target_modules": ["key", "value", "output.dense"],
-                    "feedforward_modules": ["output.dense"],
+@pytest.fixture(scope="session")
+def make_study(tiny_bert: Path) -> Callable[[Path], dict[str, Any]]:
+    """Make a study that trains in seconds, its data in a folder: two of each."""
+
+    def made(folder: Path) -> dict[str, Any]:
+        data = write_jsonl(folder / "rows.jsonl", rows())
+        return {
+            "name": "tiny",
+            "base": {"model": str(tiny_bert)},
+            "data": {"train": str(data)},
+            "task": {"kind": "classify", "max_length": 32},
+            "methods": {"control": "lora", "contenders": ["ia3"]},
+            "method": {
+                "ia3": {
+                    "config": {
+                        "target_modules": ["key", "value", "output.dense"],
+                        "feedforward_modules": ["output.dense"],
+                    }
                 }
-            }
-        },
-        "budget": {"steps": 6, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2},
-        "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
-    }
+            },
+            "budget": {"steps": 6, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2},
+            "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
+        }
+
+    return made
+
+
+@pytest.fixture
+def study_values(make_study: Callable[[Path], dict[str, Any]], tmp_path: Path) -> dict[str, Any]:
+    """A study that trains in seconds: two methods, two settings, two seeds."""
+    return make_study(tmp_path)
 
 
 @pytest.fixture

@@ -63,6 +63,15 @@ def check(running: Running) -> None:
     running.stop.check()
 
 
+def same(loss: float, again: float, precision: str) -> bool:
+    """Tell whether a loss of weights loaded anew is that of the end of training, but for rounding.
+
+    Both are in nats; ``precision`` is the study's.
+    """
+    share = EXACT if precision == "fp32" else ROUNDED
+    return abs(again - loss) <= share * max(abs(loss), SMALL)
+
+
 def _known(artifact: Mapping[str, Any] | None, run: Run) -> bool:
     if artifact is None or artifact["error"] is not None:
         return False
@@ -77,18 +86,15 @@ def _seconds(run: Run) -> float:
 
 
 def _artifact(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
-    loss, again = run.validation_loss, found["loss"]
+    loss, again, precision = run.validation_loss, found["loss"], run.trial.conditions.precision
     return {
         "trial_id": run.trial.id,
         "seed": run.trial.seed,
         "path": found["path"],
         "loss": loss,
         "reloaded_loss": again,
-        "same": None if loss is None or again is None else _same(loss, again, run),
+        "same": None
+        if loss is None or again is None
+        else same(loss, again, precision),
         "error": None if found["error"] is None else redact(found["error"]),
     }
-
-
-def _same(loss: float, again: float, run: Run) -> bool:
-    share = EXACT if run.trial.conditions.precision == "fp32" else ROUNDED
-    return abs(again - loss) <= share * max(abs(loss), SMALL)

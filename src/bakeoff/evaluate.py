@@ -21,6 +21,7 @@ from bakeoff.data import Row, read_rows
 from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast, halving
 from bakeoff.engine.pulse import beat
+from bakeoff.engine.switches import Switches
 from bakeoff.outward import redact
 from bakeoff.results import SplitScores
 from bakeoff.scoring import MetricError
@@ -168,19 +169,8 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
         model = load_base(c, task, segment.base_path, 0).eval()
         rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
         metric = scoring.load(c, Path(segment.folder))
-        note, said = None, None
         switches, _ = wished(segment)
-        if task.generates and not metric.of_losses and switches.generation:
-            asked, graphs = task.asked(tokenizer, rows), switches.graphs
-            note = disagreement(model, asked, c, graphs)
-            if note is None:
-                said = task.said(tokenizer, generated(model, asked, c, graphs))
-        if said is None:
-            score = partial(_base_scores, metric, task, model, tokenizer, rows, c)
-            scores = halving(score, c.evaluation_batch_size)
-        else:
-            found = metric.score(said, task.references(rows), "test")
-            scores = SplitScores(tuple(found), tuple(said), None)
+        scores, note = plain_scores(metric, task, model, tokenizer, rows, c, switches)
     except Exception as error:  # as in a segment: a failure is a result
         if room.full(error):
             raise
@@ -188,7 +178,24 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
     return {"scores": dataclasses.asdict(scores), "error": None, "note": note}
 
 
-def _base_scores(
+def plain_scores(
+    metric: scoring.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
+    c: Conditions, switches: Switches,
+) -> tuple[SplitScores, str | None]:  # fmt: skip
+    """Score a plain model on test rows; say why its answers were not generated fast, if wished."""
+    note = None
+    if task.generates and not metric.of_losses and switches.generation:
+        asked, graphs = task.asked(tokenizer, rows), switches.graphs
+        note = disagreement(model, asked, c, graphs)
+        if note is None:
+            said = task.said(tokenizer, generated(model, asked, c, graphs))
+            found = metric.score(said, task.references(rows), "test")
+            return SplitScores(tuple(found), tuple(said), None), None
+    score = partial(_scored_plainly, metric, task, model, tokenizer, rows, c)
+    return halving(score, c.evaluation_batch_size), note
+
+
+def _scored_plainly(
     metric: scoring.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
     c: Conditions, most: int,
 ) -> SplitScores:  # fmt: skip

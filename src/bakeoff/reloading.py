@@ -6,9 +6,13 @@ ended. Nothing of the engine is used: an untouched base, the files, transformers
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from bakeoff import room
 from bakeoff.assemble import load_base, make_task, prepare_process
@@ -18,8 +22,8 @@ from bakeoff.evaluate import plain_losses
 from bakeoff.methods import saved
 from bakeoff.methods.hook import make
 from bakeoff.outward import redact
-from bakeoff.tasks import load_tokenizer
-from bakeoff.trial import Segment
+from bakeoff.tasks import Task, load_tokenizer
+from bakeoff.trial import Conditions, Segment
 
 
 def run(value: dict[str, Any]) -> dict[str, Any]:
@@ -29,27 +33,54 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
     "error": None}``, or an error's text and no loss.
     """
     segment = Segment.from_json(value)
-    (trial,) = segment.trials
     path = None
     try:
-        saved_as = make(trial.method, trial.config).saved_as
-        path = Path("trials") / trial.id / saved_as
-        return {"loss": _loss(segment, path, saved_as), "path": path.as_posix(), "error": None}
+        with warnings.catch_warnings(action="ignore"):  # of PEFT's: the loss tells
+            kind, path = saved_at(segment)
+            at = Plain.of(segment)
+            model = at.placed(saved.onto(at.base(), Path(segment.folder) / path, kind))
+            return {"loss": at.loss(model), "path": path, "error": None}
     except Exception as error:  # as in a segment: a failure is a result
         if room.full(error) or device_lost(error):
             raise
-        said = redact(f"{type(error).__name__}: {error}")
-        return {"loss": None, "path": path and path.as_posix(), "error": said}
+        return {"loss": None, "path": path, "error": redact(f"{type(error).__name__}: {error}")}
 
 
-def _loss(segment: Segment, path: Path, saved_as: str) -> float:
-    c, seed, folder = segment.trials[0].conditions, segment.trials[0].seed, Path(segment.folder)
-    prepare_process(c)
-    task = make_task(c)
-    tokenizer = load_tokenizer(segment.base_path, c.revision, c.trusted)
-    base = load_base(c, task, segment.base_path, seed)
-    model = place(saved.onto(base, folder / path, saved_as), c.device).eval()
-    rows = read_rows(folder / "data" / "validation.jsonl")
-    losses = partial(plain_losses, task, model, tokenizer, rows, c)
-    sums, counts = halving(losses, c.evaluation_batch_size)
-    return sum(sums) / sum(counts)
+def saved_at(segment: Segment) -> tuple[str, str]:
+    """Return as what the segment's one trial was saved, and where in the study's folder."""
+    (trial,) = segment.trials
+    kind = make(trial.method, trial.config).saved_as
+    return kind, (Path("trials") / trial.id / kind).as_posix()
+
+
+class Plain(NamedTuple):
+    """What models of one trial are loaded and read with, by transformers and PEFT alone."""
+
+    segment: Segment
+    c: Conditions
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def of(cls, segment: Segment) -> Plain:
+        """Set this process up for the segment's one trial."""
+        c = segment.trials[0].conditions
+        prepare_process(c)
+        tokenizer = load_tokenizer(segment.base_path, c.revision, c.trusted)
+        return cls(segment, c, make_task(c), tokenizer)
+
+    def base(self) -> nn.Module:
+        """Return the untouched base, with the output layer that the trial began with."""
+        segment = self.segment
+        return load_base(self.c, self.task, segment.base_path, segment.trials[0].seed)
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """Put a model where it is read."""
+        return place(model, self.c.device).eval()
+
+    def loss(self, model: nn.Module) -> float:
+        """Return the mean validation loss in nats, over padded batches."""
+        rows = read_rows(Path(self.segment.folder) / "data" / "validation.jsonl")
+        losses = partial(plain_losses, self.task, model, self.tokenizer, rows, self.c)
+        sums, counts = halving(losses, self.c.evaluation_batch_size)
+        return sum(sums) / sum(counts)

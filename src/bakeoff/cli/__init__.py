@@ -18,6 +18,7 @@ from bakeoff.cli import (
     compare,
     demo,
     doctor,
+    export,
     export_curves,
     import_hf,
     init,
@@ -44,8 +45,8 @@ app = typer.Typer(
     help="Is LoRA best for your model, your data and your budget? Compare, and read the verdict.",
 )
 VERBS = (
-    init, methods, doctor, plan, run, status, report, view, compare, export_curves, import_hf,
-    schema, assets, demo,
+    init, methods, doctor, plan, run, status, report, view, compare, export,
+    export_curves, import_hf, schema, assets, demo,
 )  # fmt: skip
 for verb in VERBS:
     verb.register(app)

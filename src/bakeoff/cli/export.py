@@ -1,0 +1,53 @@
+"""``bakeoff export``: a method's weights for a server, scored again as they were written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+
+from bakeoff.cli.output import JSON_OPTION, err, number, out, plain, show_json, study_folder
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("export")(command)
+
+
+def command(
+    study: Path | None = typer.Argument(None, help="Study folder; default: the newest in runs/."),
+    method: str | None = typer.Option(None, help="Whose weights; default: the recommended one's."),
+    form: str = typer.Option(
+        "adapter", "--as", help="adapter (as it was saved), merged (a whole model), or lora."
+    ),
+    rank: int = typer.Option(16, min=1, help="Of the LoRA that `--as lora` converts to."),
+    target: Path | None = typer.Option(
+        None, "--out", help="A new folder; default <study>/export/<method>-<form>."
+    ),
+    force: bool = typer.Option(False, "--force", help="Write also what scores otherwise."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Write the weights of a method's best seed on validation, and score them as written."""
+    from bakeoff import delivery
+
+    folder = study_folder(study)
+    where = target or folder / "export" / f"{method or 'recommended'}-{form}"
+    made = delivery.deliver(folder, where, method, form, rank, force)
+    if as_json:
+        show_json(asdict(made))
+        return
+    scale, shape = (100.0, ".1f") if made.unit == "fraction" else (1.0, ".4g")
+    metric = made.metric + (" %" if made.unit == "fraction" else "")
+    out.print(plain(f"{made.title}, seed {made.seed}, as {made.form}: {made.folder}"))
+    out.print(
+        f"validation loss {made.loss:.4g} (at the end of training {made.trained_loss:.4g}); "
+        f"{plain(metric)} {number(made.score, shape, scale)} (in the study "
+        f"{number(made.trained_score, shape, scale)}), {made.differing} of {made.n_items} test "
+        "items scored otherwise",
+        soft_wrap=True,
+    )
+    if made.note:
+        err.print(plain(made.note), soft_wrap=True)
+    if made.serve:
+        err.print(plain(f"Serve it: {made.serve}"), soft_wrap=True)

@@ -1,0 +1,195 @@
+"""Deliver a method's weights: as they were saved, merged or as LoRA, scored again as written.
+
+Stands above ``api`` in the study half: called by `bakeoff export`. Which trial's weights they are
+is decided by validation alone (``analysis.weights``); a worker converts and scores them
+(``conversion``), and here the scores are held against the trial's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from bakeoff import api, artifacts, bases, durable
+from bakeoff.analysis.runs import Run, runs_by_method
+from bakeoff.analysis.weights import best_seed
+from bakeoff.errors import PreflightError, UsageError, unknown
+from bakeoff.report.card import card
+from bakeoff.results import StudyRecord
+from bakeoff.spec import parse_spec
+from bakeoff.study import call, executor
+from bakeoff.trial import Segment
+
+CONVERT = "bakeoff.conversion:run"
+FORMS = ("adapter", "merged", "lora")
+RANK = 16
+"""Of `--as lora`: vLLM's own limit unless it is told another (`--max-lora-rank`)."""
+NOTES = "bakeoff.json"
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """Weights that were written, and what they score beside what the trial scored.
+
+    ``loss`` and ``trained_loss`` are mean validation losses in nats; ``score`` and
+    ``trained_score`` means of the metric over ``n_items`` test items, of which ``differing`` are
+    scored otherwise than in the study. ``same``: the losses agree within rounding.
+    """
+
+    folder: str
+    study: str
+    method: str
+    title: str
+    trial_id: str
+    seed: int
+    form: str
+    kind: str
+    rank: int | None
+    base: str
+    metric: str
+    unit: str
+    loss: float
+    trained_loss: float
+    score: float
+    trained_score: float
+    n_items: int
+    differing: int
+    same: bool
+    note: str | None
+    serve: str | None
+
+
+def deliver(
+    out: Path, target: Path, method: str | None = None, form: str = "adapter", rank: int = RANK,
+    force: bool = False,
+) -> Delivered:  # fmt: skip
+    """Write a method's weights (None: those of the recommended one) into the new ``target``.
+
+    With ``force`` also where they do not give what was trained. The study is only read.
+
+    Raises:
+        UsageError: ``no-study``, ``unknown-form``, ``unknown-method``, ``nothing-to-export``,
+            ``folder-taken``.
+        PreflightError: ``cannot-merge``, ``cannot-convert``, ``base-differs``,
+            ``export-differs``.
+    """
+    if form not in FORMS:
+        raise unknown("unknown-form", "form", form, FORMS)
+    if target.exists():
+        cause = f"{target} is there already."
+        raise UsageError("folder-taken", cause, "another folder: `--out DIR`.")
+    record, report = api.summarised(out)
+    run = _picked(record, report, method)
+    spec = parse_spec(api.read_values(out)["spec"])
+    base = bases.locate(spec.base.model, lambda _: None)
+    if base.fingerprint != run.trial.conditions.fingerprint:
+        raise PreflightError(
+            "base-differs",
+            f"The base in {base.path} is not the one that this study trained on: its files differ.",
+            "put the same files there; the study's provenance has their fingerprint.",
+        )
+    making = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    value = {
+        "segment": _segment(run, out, base.path, spec.engine.switches).to_json(),
+        "form": form, "rank": rank, "target": str(making.resolve()),
+    }  # fmt: skip
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with closing(executor(spec)) as through:
+            found = call(through, CONVERT, value)
+        made = _delivered(record, run, found, form, rank if form == "lora" else None, target)
+        if not made.same and not force:
+            raise _differs(made)
+        durable.write_text(making / "README.md", card(asdict(made), report))
+        durable.write_text(making / NOTES, json.dumps(asdict(made), indent=1) + "\n")
+        making.rename(target)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return made
+
+
+def _picked(record: StudyRecord, report: Mapping[str, Any], method: str | None) -> Run:
+    """Return the trial whose weights are delivered."""
+    by_method = runs_by_method(record)
+    if method is not None and method not in by_method:
+        raise unknown("unknown-method", "method of this study", method, list(by_method))
+    wanted = method or report["recommendation"]["method"]
+    run = best_seed(by_method[wanted].final) if wanted and record.imported is None else None
+    if run is None:
+        what = f"{record.titles.get(wanted, wanted)} has" if wanted else "The study has"
+        raise UsageError(
+            "nothing-to-export",
+            f"{what} no trained weights to hand out yet.",
+            "`bakeoff run` goes on with the study; `--method NAME` takes another one.",
+        )
+    return run
+
+
+def _segment(run: Run, out: Path, base: str, wishes: Mapping[str, Any]) -> Segment:
+    steps = run.trial.conditions.steps
+    return Segment((run.trial,), 0, steps, str(out.resolve()), base, dict(wishes))
+
+
+def _delivered(
+    record: StudyRecord, run: Run, found: Mapping[str, Any], form: str, rank: int | None,
+    target: Path,
+) -> Delivered:  # fmt: skip
+    assert run.result is not None
+    assert run.validation_loss is not None
+    trial, scores = run.trial, found["scores"]["scores"]
+    own = run.result.splits["test"].scores
+    return Delivered(
+        folder=str(target),
+        study=record.name,
+        method=trial.method.name,
+        title=trial.method.title,
+        trial_id=trial.id,
+        seed=trial.seed,
+        form=form,
+        kind=found["kind"],
+        rank=rank,
+        base=record.base,
+        metric=record.metric.name,
+        unit=record.metric.unit,
+        loss=found["loss"],
+        trained_loss=run.validation_loss,
+        score=fmean(scores),
+        trained_score=fmean(own),
+        n_items=len(own),
+        differing=sum(abs(a - b) > 1e-6 for a, b in zip(scores, own, strict=True)),
+        same=artifacts.same(run.validation_loss, found["loss"], trial.conditions.precision),
+        note=found["note"],
+        serve=_serve(record, form, found["kind"], target),
+    )
+
+
+def _serve(record: StudyRecord, form: str, kind: str, target: Path) -> str | None:
+    """Return the command that serves it with vLLM; None where that cannot be known."""
+    if record.task == "classify":
+        return None
+    folder = shlex.quote(str(target))
+    if kind == "model":
+        return f"vllm serve {folder}"
+    if kind == "adapter" and form == "lora":
+        base = shlex.quote(record.base)
+        return f"vllm serve {base} --enable-lora --lora-modules tuned={folder}"
+    return None
+
+
+def _differs(made: Delivered) -> PreflightError:
+    more = ", or a higher `--rank`" if made.form == "lora" else ""
+    return PreflightError(
+        "export-differs",
+        f"As {made.form} {made.title} is not what was trained: its validation loss is "
+        f"{made.loss:.4g}, at the end of training it was {made.trained_loss:.4g}; {made.metric} "
+        f"{made.score:.4g}, in the study {made.trained_score:.4g}. Nothing was written.",
+        f"another form{more}; `--force` writes it all the same.",
+    )

@@ -1,0 +1,153 @@
+"""`bakeoff export`: weights as a server wants them, scored again as they were written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+from bakeoff import api
+from bakeoff.cli import app
+from bakeoff.delivery import deliver
+from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.spec import parse_spec
+
+
+@pytest.fixture(scope="module")
+def study(
+    tmp_path_factory: pytest.TempPathFactory, make_study: Callable[[Path], dict[str, Any]]
+) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    values = make_study(folder)
+    values["methods"]["contenders"] = ["dora", "ia3", "full", "head", "prompt_tuning"]
+    values["budget"]["steps"] = 20
+    api.run(parse_spec(values), folder, folder)
+    return folder
+
+
+def plain(folder: Path, base: str, kind: str, labels: int) -> Any:
+    if kind == "model":
+        return AutoModelForSequenceClassification.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
+    return peft.PeftModel.from_pretrained(model, folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "form", "kind"),
+    [
+        ("lora", "adapter", "adapter"),
+        ("lora", "merged", "model"),
+        ("dora", "merged", "model"),
+        ("ia3", "merged", "model"),
+        ("lora", "lora", "adapter"),
+        ("full", "merged", "model"),
+        ("head", "merged", "model"),
+        ("full", "adapter", "model"),
+    ],
+)
+def test_what_is_delivered_scores_as_it_was_trained(
+    study: Path, tmp_path: Path, method: str, form: str, kind: str
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.suffix != ".db-shm"}
+    made = deliver(study, tmp_path / "made", method, form, rank=8)
+    assert (made.kind, made.form, made.method, made.same) == (kind, form, method, True)
+    assert made.loss == pytest.approx(made.trained_loss, rel=1e-3)
+    assert (made.score, made.differing) == (made.trained_score, 0)
+    assert {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.suffix != ".db-shm"} == before
+    assert json.loads((tmp_path / "made" / "bakeoff.json").read_text())["trial_id"] == made.trial_id
+    # a stranger's eyes: transformers and PEFT alone
+    spec, values = api.read_values(study)["spec"], _rows(study, "test")
+    base, labels = spec["base"]["model"], sorted({r["label"] for r in _rows(study, "train")})
+    model = plain(tmp_path / "made", base, kind, len(labels)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "made" if kind == "model" else base)
+    right = 0
+    for row in values:
+        with torch.no_grad():
+            logits = model(**tokenizer(row["text"], return_tensors="pt")).logits
+        right += labels[int(logits.argmax())] == row["label"]
+    assert right / len(values) == pytest.approx(made.score)
+
+
+def _rows(study: Path, split: str) -> list[dict[str, Any]]:
+    text = (study / "data" / f"{split}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("method", "form", "code"),
+    [
+        ("prompt_tuning", "merged", "cannot-merge"),
+        ("head", "lora", "cannot-convert"),
+        ("prompt_tuning", "lora", "cannot-convert"),
+        ("lora", "gguf", "unknown-form"),
+        ("lor", "adapter", "unknown-method"),
+        ("dora", "lora", "export-differs"),
+    ],
+)
+def test_what_cannot_be_delivered_is_refused_and_leaves_nothing(
+    study: Path, tmp_path: Path, method: str, form: str, code: str
+) -> None:
+    with pytest.raises(BakeoffError) as refused:
+        deliver(study, tmp_path / "made", method, form, rank=1)
+    assert refused.value.code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_verb_delivers_the_recommended_method(study: Path, tmp_path: Path) -> None:
+    wanted = json.loads((study / "report.json").read_text())["recommendation"]["method"]
+    target = tmp_path / "made"
+    told = CliRunner().invoke(app, ["export", str(study), "--out", str(target), "--json"])
+    assert told.exit_code == 0, told.output
+    made = json.loads(told.stdout)
+    assert (made["method"], made["folder"]) == (wanted, str(target))
+    card = (target / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: ")
+    assert "0 of them scored otherwise" in card
+    assert "More Information Needed" not in card
+    again = CliRunner().invoke(app, ["export", str(study), "--out", str(target)])
+    assert isinstance(again.exception, UsageError)
+    assert again.exception.code == "folder-taken"
+    said = CliRunner().invoke(app, ["export", str(study), "--as", "merged"])
+    assert said.exit_code == 0, said.output
+    assert "0 of" in said.output
+    assert (study / "export" / "recommended-merged" / "model.safetensors").is_file()
+
+
+def test_weights_that_were_changed_are_not_delivered_unless_forced(
+    study: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(study, tmp_path / "copy")
+    report = json.loads((folder / "report.json").read_text())
+    (lora,) = (m["artifact"] for m in report["methods"] if m["method"] == "lora")
+    file = folder / lora["path"] / "adapter_model.safetensors"
+    save_file({k: torch.zeros_like(v) for k, v in load_file(file).items()}, file)
+    with pytest.raises(BakeoffError) as refused:
+        deliver(folder, tmp_path / "made", "lora")
+    assert refused.value.code == "export-differs"
+    assert not (tmp_path / "made").exists()
+    assert deliver(folder, tmp_path / "made", "lora", force=True).same is False
+
+
+def test_another_base_than_the_trained_one_is_refused(study: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(study, tmp_path / "copy")
+    spec = api.read_values(study)["spec"]
+    base = Path(spec["base"]["model"])
+    file = base / "model.safetensors"
+    kept = file.read_bytes()
+    try:
+        tensors = load_file(file)
+        save_file({k: v + 1 for k, v in tensors.items()}, file, metadata={"format": "pt"})
+        with pytest.raises(BakeoffError) as refused:
+            deliver(folder, tmp_path / "made", "lora")
+    finally:
+        file.write_bytes(kept)
+    assert refused.value.code == "base-differs"
