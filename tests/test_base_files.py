@@ -6,14 +6,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from bakeoff import bases, preflight
-from bakeoff.errors import PreflightError
+from bakeoff import api, bases, preflight
+from bakeoff.errors import BakeoffError, PreflightError
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
@@ -154,10 +156,69 @@ def test_a_base_of_a_hub(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_base_of_a_hub_without_its_commit_is_listed(study_values: dict[str, Any]) -> None:
     """Fault 38: what a branch holds may be another base tomorrow."""
-    hub = bases.Base("org/model", "org/model", None, None)
-    for revision, said in ((None, 1), ("main", 1), (COMMIT, 0)):
-        study_values["base"] = {"model": "org/model"} | ({"revision": revision} if revision else {})
-        assert len(bases.consent(hub, parse_spec(study_values).base)) == said
+    unknown = bases.Base("org/model", "org/model", None, None)
+    found = bases.Base("org/model", "org/model", None, COMMIT, COMMIT)
     local = bases.Base("/models/x", "/models/x", None, "sum")
-    study_values["base"] = {"model": "/models/x"}
-    assert bases.consent(local, parse_spec(study_values).base) == []
+    spec = parse_spec(study_values).base
+    assert [len(bases.consent(b, spec)) for b in (unknown, found, local)] == [1, 0, 0]
+
+
+def test_a_hubs_branch_is_held_to_the_commit_that_it_stands_for(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 38: without a network by what was downloaded, of a branch or of the only commit."""
+    hub, other = tmp_path / "hub", "b" * 40
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cached(tiny_llama, hub, "org/there")
+    assert bases.locate("org/there", print) == bases.Base(
+        "org/there", "org/there", None, COMMIT, COMMIT
+    )
+    assert bases.commit_of("org/there", other) == other
+    assert bases.commit_of("org/there", "v2") is None
+    assert bases.commit_of("org/there", "../../main") is None
+    assert bases.commit_of("org/absent") is None
+    shutil.rmtree(hub / "models--org--there" / "refs")
+    assert bases.commit_of("org/there") == COMMIT
+    shutil.copytree(
+        hub / "models--org--there/snapshots" / COMMIT, hub / "models--org--there/snapshots" / other
+    )
+    assert bases.commit_of("org/there") is None
+
+
+def test_the_hub_is_asked_which_commit_a_branch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def model_info(model: str, revision: str | None, timeout: float) -> SimpleNamespace:
+        asked.append((model, revision))
+        return SimpleNamespace(sha=COMMIT)
+
+    monkeypatch.setattr(huggingface_hub, "model_info", model_info)
+    assert bases.commit_of("org/model", "main") == COMMIT
+    assert asked == [("org/model", "main")]
+
+
+def test_a_study_of_a_hubs_base_goes_on_at_the_commit_that_it_began_with(
+    tiny_bert: Path, study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 38: and is refused where the branch has moved, until the commit is written down."""
+    hub, other = tmp_path / "hub", "b" * 40
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cached(tiny_bert, hub, "org/there")
+    study_values["base"]["model"] = "org/there"
+    study = tmp_path / "study"
+    report = api.run(parse_spec(study_values), tmp_path, study)
+    assert report["complete"]
+    assert report["provenance"]["base"]["fingerprint"] == COMMIT
+    assert not any("commit" in w for w in report["warnings"])
+    trials = api.read_trials(study)
+    assert {t.conditions.revision for t, _ in trials} == {COMMIT}
+    (hub / "models--org--there" / "refs" / "main").write_text(other)
+    with pytest.raises(BakeoffError) as refused:
+        api.run(parse_spec(study_values), tmp_path, study)
+    assert refused.value.code == "study-differs"
+    assert other in refused.value.cause
+    study_values["base"]["revision"] = COMMIT
+    api.run(parse_spec(study_values), tmp_path, study)
+    assert api.read_trials(study) == trials

@@ -93,8 +93,6 @@ def _artifact(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
         "path": found["path"],
         "loss": loss,
         "reloaded_loss": again,
-        "same": None
-        if loss is None or again is None
-        else same(loss, again, precision),
+        "same": None if loss is None or again is None else same(loss, again, precision),
         "error": None if found["error"] is None else redact(found["error"]),
     }

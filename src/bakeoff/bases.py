@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bakeoff import assets
-from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json
+from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json, within
 from bakeoff.errors import PreflightError, UsageError
 from bakeoff.spec.inputs import BaseSpec
 
@@ -24,9 +24,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 HEADER_BYTES = 100_000_000
 """The longest header that safetensors itself reads."""
+HUB_SECONDS = 10.0
+"""How long a hub may take to say which commit it has."""
 UNPINNED = (
-    "the base {model} is whatever its hub has at each start; `revision` under [base], the 40 "
-    "digits of a commit, says which."
+    "which commit of {model} this is could not be found out: it is whatever its hub has at each "
+    "start. `revision` under [base], the 40 digits of a commit, says which."
 )
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
@@ -35,18 +37,19 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 class Base:
     """Where a base lies and what is known of it.
 
-    ``path`` is a folder or a hub id; ``fingerprint`` is the
-    sha256 of its files (see ``fingerprint``), None for a hub id, whose revision says it.
+    ``path`` is a folder or a hub id; ``fingerprint`` is the sha256 of its files (see
+    ``fingerprint``), for a hub id its ``commit``, None where that could not be found out.
     """
 
     path: str
     published_as: str
     note: str | None
     fingerprint: str | None
+    commit: str | None = None
 
 
-def locate(model: str, progress: Callable[[str], None]) -> Base:
-    """Return where the base lies, preparing a packaged one if needed.
+def locate(model: str, progress: Callable[[str], None], revision: str | None = None) -> Base:
+    """Return where the base lies, preparing a packaged one if needed; ``revision`` is of a hub's.
 
     Raises:
         PreflightError: ``model-not-found``, ``model-without-weights``, ``pickled-weights``,
@@ -63,7 +66,8 @@ def locate(model: str, progress: Callable[[str], None]) -> Base:
         check_folder(folder)
         return Base(str(folder.resolve()), str(folder.resolve()), None, fingerprint(folder))
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        return Base(model, model, None, None)
+        commit = commit_of(model, revision)
+        return Base(model, model, None, commit, commit)
     raise PreflightError(
         "model-not-found",
         f"There is no model folder '{model}'.",
@@ -72,25 +76,56 @@ def locate(model: str, progress: Callable[[str], None]) -> Base:
     )
 
 
+def commit_of(model: str, revision: str | None = None) -> str | None:
+    """Return the commit that a hub's branch or tag stands at, 40 digits; None: it is not known.
+
+    The hub is asked; where it does not answer, the downloads on this machine: their note of the
+    branch, else the one commit that is there.
+    """
+    if _COMMIT.fullmatch(revision or ""):
+        return revision
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    try:
+        return huggingface_hub.model_info(model, revision=revision, timeout=HUB_SECONDS).sha
+    except Exception:  # no network, none such, not for us: who loads it says which
+        return _downloaded(model, revision, Path(constants.HF_HUB_CACHE))
+
+
+def _downloaded(model: str, revision: str | None, cache: Path) -> str | None:
+    from huggingface_hub import constants, file_download
+
+    name = file_download.repo_folder_name(repo_id=model, repo_type="model")
+    folder = cache / name
+    note = folder / "refs" / (revision or constants.DEFAULT_REVISION)
+    if note.is_file() and within(note, folder):
+        text = note.read_text(encoding="utf-8", errors="replace").strip()
+        return text if _COMMIT.fullmatch(text) else None
+    there = [p.name for p in (folder / "snapshots").glob("*") if _COMMIT.fullmatch(p.name)]
+    return there[0] if revision is None and len(there) == 1 else None
+
+
 def consent(base: Base, spec: BaseSpec) -> list[str]:
     """Hold a study's trust in its base's own code to one version of it; return what to say of both.
 
-    The fingerprint of a folder covers its code; a hub model is pinned by its commit.
+    The fingerprint of a folder covers its code; a hub model is pinned by its commit, and code is
+    trusted only where the user wrote that down.
 
     Raises:
         UsageError: ``trust-unpinned``.
     """
-    pinned = base.fingerprint is not None or _COMMIT.fullmatch(spec.revision or "")
     if not spec.trust_remote_code:
-        return [] if pinned else [UNPINNED.format(model=spec.model)]
-    if not pinned:
+        return [UNPINNED.format(model=spec.model)] if base.fingerprint is None else []
+    of_hub = base.fingerprint is None or base.commit is not None
+    if of_hub and not _COMMIT.fullmatch(spec.revision or ""):
         raise UsageError(
             "trust-unpinned",
             f"[base] trusts the code of {spec.model}, and `revision` does not say which: whoever "
             "owns that repository could change it.",
             "`revision` = the 40 digits of the commit whose code you have read.",
         )
-    which = f"at commit {spec.revision}" if base.fingerprint is None else f"in {base.path}"
+    which = f"at commit {spec.revision}" if of_hub else f"in {base.path}"
     return [f"the base's own code is run with your rights: {spec.model}, {which}."]
 
 

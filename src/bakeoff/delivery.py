@@ -89,7 +89,7 @@ def deliver(
     record, report = api.summarised(out)
     run = _picked(record, report, method)
     spec = parse_spec(api.read_values(out)["spec"])
-    base = bases.locate(spec.base.model, lambda _: None)
+    base = bases.locate(spec.base.model, lambda _: None, run.trial.conditions.revision)
     if base.fingerprint != run.trial.conditions.fingerprint:
         raise PreflightError(
             "base-differs",

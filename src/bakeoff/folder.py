@@ -302,6 +302,7 @@ def comparable(spec: StudySpec) -> dict[str, Any]:
         value["task"].pop(name, None)
     value["forgetting"].pop("text", None)
     value["data"].pop("rename", None)
+    value["base"].pop("revision", None)  # the commit that it stands for is
     if not value["base"]["trust_remote_code"]:
         del value["base"]["trust_remote_code"]  # what studies from before it was there say
     value.pop("verdict", None)  # what is read out of the results changes none of them

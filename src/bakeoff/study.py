@@ -82,7 +82,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     splits = study_folder.read_splits(spec, source)
     splits = splits._replace(general=general_text(spec, task.task_type, source))
     options, faults = examine(spec, source, task, splits)
-    base = bases.locate(spec.base.model, progress.say)
+    base = bases.locate(spec.base.model, progress.say, spec.base.revision)
     trust = bases.consent(base, spec.base)
     warnings = said([*trust, *listed(faults, splits), *plan.early_rungs(spec.budget)], progress)
     if Path(base.path).is_dir():
@@ -94,7 +94,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     machine = call(executor(spec), RUN_MACHINE, wishes)
     conditions = Conditions(
         base=base.published_as,
-        revision=spec.base.revision,
+        revision=base.commit or spec.base.revision,
         task=spec.task.kind,
         task_options=options,
         metric=metric.name,
