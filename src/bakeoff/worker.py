@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -67,6 +68,9 @@ def serve(
     _write_to(log)
     if gpu is not None:
         _take_gpu(gpu)
+    # a progress bar's lock is for all processes, a semaphore with a name: one that is killed leaves
+    # it behind, and Python complains of that at the study's end
+    import_module("tqdm").tqdm.set_lock(threading.RLock())
     from bakeoff.engine.device import free_memory
     from bakeoff.engine.pulse import Pulse
     from bakeoff.engine.resident import Resident
