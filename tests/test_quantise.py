@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from bakeoff import api, assemble, preflight, study
 from bakeoff.capabilities.quantised import refusal
 from bakeoff.data import read_rows
+from bakeoff.delivery import deliver
 from bakeoff.engine import quantise
 from bakeoff.engine.lanes import Mixing, Start
 from bakeoff.engine.layers import LayerStack, NotCompilable
@@ -247,6 +248,25 @@ def test_a_study_in_nf4_goes_through_to_its_report(
         ("nf4", "bitsandbytes")
     }
     assert "nf4" in (folder / "run" / "report.html").read_text()
+
+
+def test_what_was_trained_in_nf4_is_delivered(
+    finished: tuple[Path, dict[str, Any]], llama: Path, tmp_path: Path
+) -> None:
+    folder, report = finished
+    for method in report["methods"]:
+        found = method["artifact"]
+        assert found is None if method["method"] == "pissa" else found["same"], found
+    made = deliver(folder / "run", tmp_path / "adapter", "lora")
+    assert (made.same, made.differing) == (True, 0)
+    made = deliver(folder / "run", tmp_path / "merged", "lora", "merged")
+    assert made.same
+    assert made.loss != made.trained_loss
+    merged, base = (load_file(f / "model.safetensors") for f in (tmp_path / "merged", llama))
+    assert {k: v.dtype for k, v in merged.items()} == {k: v.dtype for k, v in base.items()}
+    changed = [k for k in merged if not torch.equal(merged[k], base[k])]
+    assert changed
+    assert all("proj" in name for name in changed)
 
 
 def test_the_adapter_loads_by_plain_peft_onto_the_quantised_base(

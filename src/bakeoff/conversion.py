@@ -40,9 +40,6 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
     in nats, ``scores`` on test and a ``note`` on how they were had; or an ``error`` to raise.
     """
     segment, target = Segment.from_json(value["segment"]), Path(value["target"])
-    if value["form"] == MERGED:  # weights are merged in the base's own precision, not in 4 bits
-        trials = [_unquantised(trial) for trial in segment.trials]
-        segment = dataclasses.replace(segment, trials=tuple(trials))
     try:
         with warnings.catch_warnings(action="ignore"):  # of PEFT's: the scores tell
             return {**_converted(segment, value, target), "error": None}
@@ -52,8 +49,11 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[str, Any]:
-    kind, path = saved_at(segment)
-    origin, at = Path(segment.folder) / path, Plain.of(segment)
+    kind, path = saved_at(segment)  # first: under other conditions it would be another trial
+    origin = Path(segment.folder) / path
+    if value["form"] == MERGED:  # into weights in the base's own precision, not in 4 bits
+        segment = dataclasses.replace(segment, trials=(_unquantised(segment.trials[0]),))
+    at = Plain.of(segment)
     if value["form"] == ADAPTER:
         shutil.copytree(origin, target)
         made = kind

@@ -26,13 +26,16 @@ from bakeoff.report.card import card
 from bakeoff.results import StudyRecord
 from bakeoff.spec import parse_spec
 from bakeoff.study import call, executor
-from bakeoff.trial import Segment
+from bakeoff.trial import Conditions, Segment
 
 CONVERT = "bakeoff.conversion:run"
 FORMS = ("adapter", "merged", "lora")
 RANK = 16
 """Of `--as lora`: vLLM's own limit unless it is told another (`--max-lora-rank`)."""
 NOTES = "bakeoff.json"
+UNROUNDED = 0.1
+"""Share by which the loss may be higher where what was trained beside 4 or 8 bits is merged into
+the base as its files have it: what made up for their rounding now has none to make up for."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def deliver(
             raise _differs(made)
         durable.write_text(making / "README.md", card(asdict(made), report))
         durable.write_text(making / NOTES, json.dumps(asdict(made), indent=1) + "\n")
+        for file in making.rglob("*.safetensors"):
+            file.chmod((making / NOTES).stat().st_mode)  # safetensors lets nobody else read them
         making.rename(target)
     finally:
         shutil.rmtree(making, ignore_errors=True)
@@ -156,7 +161,7 @@ def _delivered(
         form=form,
         kind=found["kind"],
         rank=rank,
-        base=record.base,
+        base=trial.conditions.base,
         metric=record.metric.name,
         unit=record.metric.unit,
         loss=found["loss"],
@@ -165,21 +170,30 @@ def _delivered(
         trained_score=fmean(own),
         n_items=len(own),
         differing=sum(abs(a - b) > 1e-6 for a, b in zip(scores, own, strict=True)),
-        same=artifacts.same(run.validation_loss, found["loss"], trial.conditions.precision),
+        same=_same(run, form, found["loss"]),
         note=found["note"],
-        serve=_serve(record, form, found["kind"], target),
+        serve=_serve(trial.conditions, form, found["kind"], target),
     )
 
 
-def _serve(record: StudyRecord, form: str, kind: str, target: Path) -> str | None:
+def _same(run: Run, form: str, loss: float) -> bool:
+    """Tell whether a loss is that of the end of training, as far as the form can keep it."""
+    trained, c = run.validation_loss, run.trial.conditions
+    assert trained is not None
+    if form == "merged" and c.quantize is not None:
+        return loss <= (1 + UNROUNDED) * trained
+    return artifacts.same(trained, loss, c.precision)
+
+
+def _serve(conditions: Conditions, form: str, kind: str, target: Path) -> str | None:
     """Return the command that serves it with vLLM; None where that cannot be known."""
-    if record.task == "classify":
+    if conditions.task == "classify":
         return None
     folder = shlex.quote(str(target))
     if kind == "model":
         return f"vllm serve {folder}"
     if kind == "adapter" and form == "lora":
-        base = shlex.quote(record.base)
+        base = shlex.quote(conditions.base)
         return f"vllm serve {base} --enable-lora --lora-modules tuned={folder}"
     return None
 
