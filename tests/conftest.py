@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import command
 import pytest
 import tomli_w
 
@@ -26,10 +27,13 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Spare studies that run in this process from looking through all of torch, as workers are."""
     gc.collect()
     gc.freeze()
+    users = (vars(item.module).values() for item in session.items if hasattr(item, "module"))
+    if any(command.bakeoff in own or command.Started in own for own in users):
+        command.warm_up()
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 import torch
+from command import bakeoff
 
 from bakeoff import api
 from bakeoff.errors import BakeoffError
@@ -205,13 +204,6 @@ def test_a_test_set_below_30_items_is_warned_of(
     assert any(w.endswith("[test-in-train]") for w in overview["warnings"])
 
 
-def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bakeoff", *arguments],
-        cwd=cwd, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "says"),
     [
@@ -234,7 +226,7 @@ def test_the_command_line_says_what_is_wrong(
     typo = {"name": "x", "base": {"model": "m"}, "data": {"train": "t"}, "budgett": {},
             "task": {"kind": "classify"}, "methods": {"contenders": ["ia3"]}}  # fmt: skip
     (tmp_path / "typo.toml").write_text(tomli_w.dumps(typo))
-    done = cli(*arguments, cwd=tmp_path)
+    done = bakeoff(*arguments, cwd=tmp_path)
     said = " ".join(done.stderr.split())
     assert done.returncode == exit_code, done.stderr
     assert says in said

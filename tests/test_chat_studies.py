@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
+from command import bakeoff
 
 from bakeoff import api, assets
 from bakeoff.cli import rows as printed
@@ -64,10 +63,7 @@ def chats(study_values: dict[str, Any], tmp_path: Path, tiny_llama: Path) -> dic
 def piped(folder: Path, study: dict[str, Any], count: int) -> str:
     """What ``bakeoff plan --show`` writes into a pipe."""
     (folder / "study.toml").write_text(tomli_w.dumps(study), encoding="utf-8")
-    command = [sys.executable, "-m", "bakeoff", "plan", "study.toml", "--no-time"]
-    done = subprocess.run(
-        [*command, "--show", str(count)], capture_output=True, text=True, cwd=folder
-    )
+    done = bakeoff("plan", "study.toml", "--no-time", "--show", str(count), cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

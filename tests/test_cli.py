@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import tomli_w
+from command import bakeoff
 
 from bakeoff import registry
 from bakeoff.testing.tiny import rows, write_jsonl
-
-
-def bakeoff(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bakeoff", *arguments],
-        cwd=cwd, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -121,28 +110,6 @@ def test_a_diverged_setting_is_a_row_and_the_study_goes_on(
     (failure,) = report["failures"]
     assert failure["status"] == "diverged"
     assert "at step" in failure["reason"]
-
-
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_so_by_its_exit_code(
-    study_values: dict[str, Any], tmp_path: Path, sent: signal.Signals, code: int
-) -> None:
-    study_values["budget"]["steps"] = 2000
-    (tmp_path / "study.toml").write_text(tomli_w.dumps(study_values))
-    with subprocess.Popen(
-        [sys.executable, "-m", "bakeoff", "run", "study.toml"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        # a shell that runs the tests in the background has its children ignore Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("Search"):
-                break
-        time.sleep(0.5)
-        os.kill(process.pid, sent)
-        process.stderr.read()
-        assert process.wait(timeout=60) == code
 
 
 def test_methods_lists_the_catalog(tmp_path: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tomli_w
+from command import bakeoff
 from records import final, finished, hits, make_cost, make_record, search
 
 from bakeoff import api
@@ -134,13 +133,6 @@ def test_agreement(one: str, two: str, expected: Agreement) -> None:
     rows = {"verdict": one}, {"verdict": two}
     assert agreement(*rows, same_control=True) is expected
     assert agreement(*reversed(rows), same_control=True) is expected
-
-
-def bakeoff(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bakeoff", *arguments],
-        cwd=cwd, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 def test_the_verb_on_two_studies(study_values: dict[str, Any], tmp_path: Path) -> None:

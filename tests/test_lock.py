@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from command import Started, bakeoff
 
 from bakeoff import lock
 from bakeoff.errors import LockedError
@@ -88,14 +89,13 @@ def test_two_runners_of_one_study(study_values: dict[str, Any], tmp_path: Path) 
     """Fault 20, through the command line: one runs to its end, the other exits with 5."""
     study = tmp_path / "study.toml"
     study.write_text(tomli_w.dumps(study_values))
-    command = [sys.executable, "-m", "bakeoff", "run", str(study), "--out", str(tmp_path / "out")]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    arguments = ("run", str(study), "--out", str(tmp_path / "out"))
+    first = Started(*arguments, cwd=tmp_path)
     until = time.monotonic() + 120
     while not (tmp_path / "out" / lock.NOTE).exists() and time.monotonic() < until:
         time.sleep(0.02)
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert first.communicate()[1] is not None
-    assert (first.returncode, second.returncode) == (0, 5)
+    second = bakeoff(*arguments, cwd=tmp_path)
+    assert (first.end().returncode, second.returncode) == (0, 5)
     said = " ".join(second.stderr.split())
     assert "study-locked" in said
     assert f"process {first.pid} on {socket.gethostname()}, since" in said

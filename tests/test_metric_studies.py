@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 import torch
+from command import bakeoff
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,11 +35,6 @@ def sft(study_values: dict[str, Any], tiny_llama: Path) -> dict[str, Any]:
     study_values["methods"]["contenders"] = ["vera"]
     del study_values["method"]
     return study_values
-
-
-def bakeoff(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bakeoff", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def refused(values: dict[str, Any], folder: Path) -> BakeoffError:

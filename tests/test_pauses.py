@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from command import Started, bakeoff
 from torch import nn
 
 from bakeoff import api, assemble, sealed
@@ -104,12 +102,12 @@ def test_a_stopped_study_goes_on(
     sent: signal.Signals, code: int, study_values: dict[str, Any], tmp_path: Path
 ) -> None:
     study_values["engine"]["executor"] = "process"
-    study_values["budget"] |= {"steps": 400, "validations": 1, "race": "off", "settings": 1}
+    study_values["budget"] |= {"steps": 200, "validations": 1, "race": "off", "settings": 1}
     study_values["budget"]["seeds"] = 1
     study, out = tmp_path / "study.toml", tmp_path / "out"
     study.write_text(tomli_w.dumps(study_values))
-    command = [sys.executable, "-m", "bakeoff", "run", str(study), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    arguments = ("run", str(study), "--out", str(out))
+    process = Started(*arguments, cwd=tmp_path)
     deadline = time.monotonic() + 300
     log = out / "log.jsonl"
     while not log.exists() or b"Search" not in log.read_bytes():
@@ -117,12 +115,12 @@ def test_a_stopped_study_goes_on(
         assert process.poll() is None
         time.sleep(0.05)
     # to the whole group, as a terminal and as job systems do
-    os.killpg(process.pid, sent)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == code, said
-    assert "The same command goes on" in said
-    assert "Traceback" not in said
-    again = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    process.signal_all(sent)
+    ended = process.end(300)
+    assert ended.returncode == code, ended.stderr
+    assert "The same command goes on" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    again = bakeoff(*arguments, "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     report = json.loads(again.stdout)
     assert all(m["score"] for m in report["methods"])

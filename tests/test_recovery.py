@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
+from command import Started, bakeoff
 from filelock import FileLock
 
 from bakeoff import api, phases
@@ -51,22 +49,20 @@ def test_kill_9_loses_at_most_the_trial_in_flight(
     whole = api.run(parse_spec(study_values), tmp_path, tmp_path / "whole")
     study, out = tmp_path / "study.toml", tmp_path / "killed"
     study.write_text(tomli_w.dumps(study_values))
-    command = [sys.executable, "-m", "bakeoff", "run", str(study), "--out", str(out)]
+    arguments = ("run", str(study), "--out", str(out))
     kept = 0
     for target in (1, 3, 6):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        process = Started(*arguments, cwd=tmp_path)
         deadline = time.monotonic() + 120
         while finished(out) < target and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.signal_all(signal.SIGKILL)
+        process.end()
         now = finished(out)
         assert now >= max(target, kept), "a finished trial was lost"
         kept = now
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    done = bakeoff(*arguments, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert comparable(json.loads(done.stdout)) == comparable(json.loads(json.dumps(whole)))
 
