@@ -78,6 +78,11 @@ def misbehave(value: dict[str, Any]) -> dict[str, Any]:
     return {"fine": True}
 
 
+def nap(value: dict[str, Any]) -> dict[str, Any]:
+    time.sleep(0.5)
+    return {"pid": os.getpid()}
+
+
 def sleep(value: dict[str, Any]) -> dict[str, Any]:
     Path(value["pid_file"]).write_text(str(os.getpid()))
     time.sleep(60)
@@ -122,6 +127,21 @@ def test_workers_stay_for_the_next_payload_and_the_next_map() -> None:
 
 def test_a_reading_of_time_or_memory_gets_a_process_of_its_own() -> None:
     assert len(pids(Process(2, Options(fresh=True)), 4)) == 4
+
+
+def test_no_work_is_given_to_a_gpu_that_was_set_aside() -> None:
+    executor = Process(2)
+    payloads = [{"n": n} for n in range(4)]
+    first = {o.value["pid"] for o in executor.map(f"{__name__}:nap", payloads) if o.value}
+    assert len(first) == 2
+    executor._gpus = {0: "a", 1: "b"}  # there are none here
+    executor.set_aside("b")
+    assert sum(psutil.pid_exists(pid) for pid in first) == 1
+    executor.set_aside("a")  # the last one stays
+    again = {o.value["pid"] for o in executor.map(f"{__name__}:nap", payloads) if o.value}
+    assert len(again) == 1
+    assert again <= first
+    executor.close()
 
 
 def test_an_idle_worker_that_was_killed_is_replaced() -> None:

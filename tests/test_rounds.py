@@ -18,6 +18,7 @@ from bakeoff.errors import EnvironmentProblem, Interrupted
 from bakeoff.executors import Outcome
 from bakeoff.interrupts import Stop
 from bakeoff.progress import Silent
+from bakeoff.quarantine import Quarantine
 from bakeoff.results import Status, TrialResult
 from bakeoff.rounds import Breaker, Running, run_trials
 from bakeoff.store import Reader, Writer
@@ -49,6 +50,29 @@ class Scripted:
                 return
 
     def close(self) -> None: ...
+
+
+class OnGpus(Scripted):
+    """The same on two GPUs in turn, of which one is broken."""
+
+    def __init__(self, broken: str) -> None:
+        super().__init__(done, Stop())
+        self.broken = broken
+        self.gpus = ["0", "1"]
+        self.used: list[str] = []
+
+    def map(self, _: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
+        for index, payload in enumerate(payloads):
+            gpu = self.gpus[index % len(self.gpus)]
+            self.used.append(gpu)
+            if gpu == self.broken:
+                yield Outcome(index, None, "CUDA error: ECC", gpu=gpu, gpu_lost=True)
+            else:
+                results = [r.to_json() for r in done(Segment.from_json(payload))]
+                yield Outcome(index, {"results": results}, None, gpu=gpu)
+
+    def set_aside(self, gpu: str) -> None:
+        self.gpus.remove(gpu)
 
 
 class Heard(Silent):
@@ -235,3 +259,41 @@ def test_an_error_that_took_the_gpu_ends_the_worker_and_is_no_trials_result(
     monkeypatch.setattr(segment, "_train_and_score", Mock(side_effect=full))
     results = segment.run(Segment(trials, 0, 10, str(tmp_path), "base").to_json())["results"]
     assert [r["status"] for r in results] == ["out_of_memory"] * lanes
+
+
+def test_a_gpu_that_one_method_after_the_other_loses_is_set_aside(tmp_path: Path) -> None:
+    """Faults 13 and 17, by GPU."""
+    running, _, heard = make(tmp_path, done, methods=4)
+    through = OnGpus(broken="1")
+    run_trials(
+        running._replace(executor=through),
+        "Search",
+        trials(1, "lora", "dora", "ia3", "oft"),
+        (0, 30),
+    )
+    assert through.used == ["0", "1", "0", "1", "0", "0"]
+    assert {r.status for r in stored(tmp_path).values() if r} == {Status.DONE}
+    (said,) = (text for text in heard.said if "set aside" in text)
+    assert said.startswith("GPU 1 is set aside until the next run: ")
+
+
+@pytest.mark.parametrize(
+    ("story", "aside"),
+    [
+        # gpu, method, whether it was lost
+        ([("1", "A", True), ("0", "B", False), ("1", "C", True)], ("A", "C")),
+        ([("1", "A", True), ("0", "B", False), ("1", "A", True)], ()),  # the method's own fault
+        ([("1", "A", True), ("1", "C", True)], ()),  # nothing went well elsewhere
+        ([("1", "A", True), ("1", "B", False), ("0", "B", False), ("1", "C", True)], ()),
+        ([("0", "B", False), ("1", "A", True), ("1", "C", True)], ()),
+        ([("0", "A", True), ("1", "A", True), ("0", "C", True), ("1", "C", True)], ()),
+        ([(None, "A", True), ("0", "B", False), (None, "C", True)], ()),
+    ],
+)
+def test_who_is_to_blame_for_a_lost_gpu(
+    story: list[tuple[str | None, str, bool]], aside: tuple[str, ...]
+) -> None:
+    gpus = Quarantine()
+    heard = [gpus.heard(gpu, method, lost, not lost) for gpu, method, lost in story]
+    assert heard[-1] == aside
+    assert not any(heard[:-1])

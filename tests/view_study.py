@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from bakeoff.results import SplitScores, TrialResult
 from bakeoff.spec import dump_spec, parse_spec
 from bakeoff.store import Writer
 from bakeoff.testing.trials import CONDITIONS as BENCH
-from bakeoff.trial import Trial
+from bakeoff.trial import Conditions, Trial
 
 METHODS = ("lora", "oft", "ia3")
 SEEDS = (1, 2, 3)
@@ -39,17 +40,33 @@ class Texts:
         return f"{kind} {number}{more}"
 
 
-def search_trials(rate: float = 1e-3) -> list[Trial]:
+PLAIN = Texts()
+
+
+def lines(texts: Texts) -> str:
+    """Return the frozen test rows."""
+    rows = [
+        {"text": texts.of("question", i), "answer": texts.of("answer", i)} for i in range(ITEMS)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def conditions(texts: Texts) -> Conditions:
+    digest = hashlib.sha256(lines(texts).encode()).hexdigest()
+    return dataclasses.replace(CONDITIONS, data={"test": digest})
+
+
+def search_trials(rate: float = 1e-3, texts: Texts = PLAIN) -> list[Trial]:
     return [
-        Trial(make_entry(m), {"learning_rate": r}, 0, "search", CONDITIONS)
+        Trial(make_entry(m), {"learning_rate": r}, 0, "search", conditions(texts))
         for m in METHODS
         for r in (rate, rate * 3)
     ]
 
 
-def final_trials(rate: float = 1e-3) -> list[Trial]:
+def final_trials(rate: float = 1e-3, texts: Texts = PLAIN) -> list[Trial]:
     return [
-        Trial(make_entry(m), {"learning_rate": rate}, s, "final", CONDITIONS)
+        Trial(make_entry(m), {"learning_rate": rate}, s, "final", conditions(texts))
         for m in METHODS
         for s in SEEDS
     ]
@@ -114,20 +131,16 @@ def write_study(
     texts = Texts(hostile)
     folder.mkdir(parents=True)
     (folder / "data").mkdir()
-    rows = [
-        {"text": texts.of("question", i), "answer": texts.of("answer", i)} for i in range(ITEMS)
-    ]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "data" / "test.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "data" / "test.jsonl").write_text(lines(texts), encoding="utf-8")
     with Writer(folder / "study.db") as store:
         store.set_all(values(name, texts))
-        store.plan(search_trials())
+        store.plan(search_trials(texts=texts))
         for m in METHODS:
             store.keep_cost(make_cost(m))
-        store.keep_group([make_result(t, reason=failure) for t in search_trials()])
-        store.plan(final_trials())
+        store.keep_group([make_result(t, reason=failure) for t in search_trials(texts=texts)])
+        store.plan(final_trials(texts=texts))
         if finals:
-            store.keep_group([final_result(t, texts) for t in final_trials()])
+            store.keep_group([final_result(t, texts) for t in final_trials(texts=texts)])
     events = [
         {"event": "phase", "title": "Final", "total": 9, "done": 0},
         {"event": "say", "text": texts.of("said", 0)},

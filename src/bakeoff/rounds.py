@@ -20,11 +20,12 @@ from bakeoff import folder as study_folder
 from bakeoff import forks, plan, recovery, registry, sealed
 from bakeoff.errors import EnvironmentProblem
 from bakeoff.estimate import disk_bytes
-from bakeoff.executors import Executor, Outcome
+from bakeoff.executors import Executor, Outcome, SetsAside
 from bakeoff.hours import Deadline
 from bakeoff.interrupts import Stop
 from bakeoff.outward import redact
 from bakeoff.progress import Progress, Work, begun, ended
+from bakeoff.quarantine import Quarantine
 from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.store import Reader, Writer
 from bakeoff.study import Study, refuse_full
@@ -69,6 +70,7 @@ class Breaker:
         self.most = max(2, min(SAME, methods))
         self.signature: str | None = None
         self.held: list[Kept] = []
+        self.gpus = Quarantine()
 
     def take(self, group: Sequence[Kept]) -> list[Kept]:
         """Return what may be written now that a group has ended.
@@ -220,6 +222,7 @@ def _round(
     for outcome in running.executor.map(RUN_SEGMENT, payloads()):
         refuse_full(running.study.folder, outcome)
         segment = taken[outcome.index]
+        _set_aside(running, segment, outcome)
         results = _results(segment, outcome, deaths)
         if results is None:
             running.progress.say(_retried(segment, outcome))
@@ -231,6 +234,18 @@ def _round(
         ended(running.progress, _work(segment))
     late = [] if running.stop() else list(todo[len(taken) :])
     return again, late
+
+
+def _set_aside(running: Running, segment: Segment, outcome: Outcome) -> None:
+    """Do without a GPU that one method after the other has lost."""
+    title, went_well = segment.trials[0].method.title, outcome.value is not None
+    methods = running.breaker.gpus.heard(outcome.gpu, title, outcome.gpu_lost, went_well)
+    if methods and outcome.gpu is not None and isinstance(running.executor, SetsAside):
+        running.executor.set_aside(outcome.gpu)
+        running.progress.say(
+            f"GPU {outcome.gpu} is set aside until the next run: {' and '.join(methods)} lost it, "
+            "while work went on elsewhere. `nvidia-smi -q` shows its errors."
+        )
 
 
 def _work(segment: Segment) -> Work:

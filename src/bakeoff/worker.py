@@ -66,12 +66,11 @@ def serve(
     if hasattr(signal, "SIGHUP"):  # a terminal that went away; the parent asks for the end
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _write_to(log)
-    if gpu is not None:
-        _take_gpu(gpu)
+    own = None if gpu is None else _take_gpu(gpu)
     # a progress bar's lock is for all processes, a semaphore with a name: one that is killed leaves
     # it behind, and Python complains of that at the study's end
     import_module("tqdm").tqdm.set_lock(threading.RLock())
-    from bakeoff.engine.device import free_memory
+    from bakeoff.engine.device import device_lost, free_memory
     from bakeoff.engine.pulse import Pulse
     from bakeoff.engine.resident import Resident
 
@@ -90,6 +89,8 @@ def serve(
         except BaseException as error:  # the contract: an outcome, never an exception
             said = f"{type(error).__name__}: {error}"
             answer = {"value": None, "error": said, "detail": traceback.format_exc()}
+            answer["gpu_lost"] = device_lost(error)
+        answer["gpu"] = own
         pipe.send_bytes(json.dumps(answer).encode())
         if answer["error"] is not None:
             return
@@ -110,13 +111,18 @@ def _write_to(log: str) -> None:
     faulthandler.enable(file=sys.stderr)
 
 
-def _take_gpu(place: int) -> None:
-    """See one of the visible GPUs alone, taken in turn; before CUDA is touched."""
+def _take_gpu(place: int) -> str | None:
+    """See one of the visible GPUs alone, taken in turn, before CUDA is touched; return its name.
+
+    None where there are not several to choose from.
+    """
     count = torch.cuda.device_count()
-    if count > 1:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = seen.split(",") if seen else [str(i) for i in range(count)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[place % count]
+    if count < 2:
+        return None
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = seen.split(",") if seen else [str(i) for i in range(count)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[place % count]
+    return names[place % count]
 
 
 def _die_with(parent: int) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Outcome:
     error: str | None
     detail: str | None = None
     """What was last heard of the work: a traceback, the end of a dead worker's stderr."""
+    gpu: str | None = None
+    """The one GPU that the work saw, where the executor gave it one."""
+    gpu_lost: bool = False
+    """Whether its error left the process without it."""
 
 
 def never() -> bool:
@@ -59,6 +63,14 @@ class Executor(Protocol):
     def close(self) -> None:
         """Let go of what is held for further payloads."""
         ...
+
+
+@runtime_checkable
+class SetsAside(Protocol):
+    """An executor that can do without one of its GPUs."""
+
+    def set_aside(self, gpu: str) -> None:
+        """Give no more work to that GPU, one of ``Outcome.gpu``."""
 
 
 def resolve(function: str) -> Any:

@@ -49,6 +49,9 @@ class Process:
         if method == "forkserver":
             self._context.set_forkserver_preload(PRELOAD)
         self._idle: list[_Worker] = []
+        self._gpus: dict[int, str | None] = {}
+        """The GPU of each place, as its workers have said."""
+        self._aside: set[str] = set()
         weakref.finalize(self, _end_all, self._idle)
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
@@ -58,7 +61,7 @@ class Process:
         more = True
         try:
             while True:
-                while more and len(running) < self.workers and not self.options.stopping():
+                while more and len(running) < len(self._places()) and not self.options.stopping():
                     taken = next(waiting, None)
                     if taken is None:
                         more = False
@@ -82,6 +85,17 @@ class Process:
             for _, worker in running.values():
                 worker.end()
 
+    def set_aside(self, gpu: str) -> None:
+        """Give no more work to that GPU; the last one stays."""
+        if set(map(self._gpus.get, self._places())) - {gpu}:
+            self._aside.add(gpu)
+            for worker in [w for w in self._idle if self._gpus.get(w.place) == gpu]:
+                self._idle.remove(worker)
+                worker.end()
+
+    def _places(self) -> list[int]:
+        return [i for i in range(self.workers) if self._gpus.get(i) not in self._aside]
+
     def close(self) -> None:
         """Let the workers go."""
         _end_all(self._idle)
@@ -93,7 +107,7 @@ class Process:
             if worker.lives:
                 return worker
             worker.end()
-        place = next(i for i in range(self.workers) if i not in taken)
+        place = next(i for i in self._places() if i not in taken)
         gpu = place if self.options.spread else None
         return _Worker(self._context, place, gpu, stays=not self.options.fresh)
 
@@ -101,12 +115,14 @@ class Process:
         answer = worker.answer()
         if answer is None:
             return Outcome(index, None, *worker.died())
-        if answer["error"] is not None or self.options.fresh:
+        gpu = self._gpus[worker.place] = answer["gpu"]
+        if answer["error"] is not None or self.options.fresh or gpu in self._aside:
             # whatever it left behind must not reach the next payload
             worker.end()
         else:
             self._idle.append(worker)
-        return Outcome(index, answer["value"], answer["error"], answer.get("detail"))
+        lost = answer.get("gpu_lost", False)
+        return Outcome(index, answer["value"], answer["error"], answer.get("detail"), gpu, lost)
 
 
 class _Worker:

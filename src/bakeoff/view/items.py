@@ -15,10 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeoff import data, registry
-from bakeoff.bounded import within
-from bakeoff.errors import BakeoffError, UsageError, unknown
-from bakeoff.folder import FROZEN
+from bakeoff.errors import UsageError, unknown
 from bakeoff.outward import redacted
 from bakeoff.report.safe import clean
 from bakeoff.view import reading
@@ -98,7 +95,7 @@ class Table(NamedTuple):
         ids = [i for m in (asked.control, contender) for i in asked.trials[m].values()]
         found = reading.answers(folder, ids)
         sides = [_side(asked, method, found) for method in (asked.control, contender)]
-        return _table(sides[0], sides[1], _texts(folder, asked), asked.metric)
+        return _table(sides[0], sides[1], asked.texts, asked.metric)
 
     def page(self, wish: Wish) -> dict[str, Any]:
         """Return one page of the items that are wished for, as plain JSON values."""
@@ -187,18 +184,6 @@ def _outcome(gain: float, mean: float, metric: Mapping[str, Any]) -> Outcome:
         return Outcome.SAME
     upper = mean >= (low + high) / 2
     return Outcome.BOTH_RIGHT if upper == (metric["better"] == "higher") else Outcome.BOTH_WRONG
-
-
-def _texts(folder: Path, asked: Asked) -> list[tuple[str, str]]:
-    """Return what each frozen test item asks, and its true answer; nothing where that is gone."""
-    path = folder / FROZEN["test"]
-    if not asked.columns or not path.is_file() or not within(path, folder):
-        return []
-    try:
-        task = registry.find("tasks", asked.task).TASK
-        return [task.texts(row, asked.columns) for row in data.read_rows(path)]
-    except (BakeoffError, LookupError, TypeError):  # not the file that was frozen
-        return []
 
 
 def _answered(side: Side, item: int) -> dict[str, Any]:

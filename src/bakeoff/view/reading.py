@@ -50,8 +50,8 @@ class Asked(NamedTuple):
     titles: dict[str, str]
     trials: dict[str, dict[int, str]]
     """Method -> seed -> id of the final trial that gave scores on test."""
-    task: str
-    columns: dict[str, str]
+    texts: tuple[tuple[str, str], ...]
+    """What each item asks and its true answer; empty where that is not known."""
     metric: dict[str, Any]
 
 
@@ -150,13 +150,11 @@ def snapshot(folder: Path) -> Snapshot:
     for trial in scored.values():
         if trial.phase == "final":
             trials.setdefault(trial.method.name, {})[trial.seed] = trial.id
-    some = next(iter(scored.values()), None)
     asked = Asked(
         control=record.control,
         titles=titles,
         trials=trials,
-        task=record.task,
-        columns=dict(some.conditions.task_options.get("columns") or {}) if some else {},
+        texts=tuple((item.prompt, item.reference) for item in record.asked),
         metric=asdict(record.metric),
     )
     return Snapshot(
