@@ -201,8 +201,9 @@ def handed_out(report: dict[str, Any], folder: str = "") -> str | None:
         return None
     return (
         f"{title(row)}'s weights: {folder}{found['path']} (seed {found['seed']}, the best on "
-        f"validation). Loaded again in plain PEFT they give the validation loss of the end of "
-        f"training, {significant(found['reloaded_loss'])}."
+        f"validation). Loaded again without bakeoff: validation loss "
+        f"{significant(found['reloaded_loss'])}, at the end of training "
+        f"{significant(found['loss'])}."
     )
 
 
