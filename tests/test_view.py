@@ -32,6 +32,7 @@ from view_study import (
     write_study,
 )
 
+from bakeoff import api
 from bakeoff.errors import EnvironmentProblem, UsageError
 from bakeoff.lock import locked
 from bakeoff.store import Reader, Writer
@@ -41,7 +42,7 @@ from bakeoff.view.app import make_app
 from bakeoff.view.diary import Diary
 from bakeoff.view.feed import Feed
 from bakeoff.view.guard import HEADERS, Access, Guard, names_of
-from bakeoff.view.items import PAGE
+from bakeoff.view.items import PAGE, Table, Wish
 from bakeoff.view.studies import Studies, identify
 
 PORT = 8757
@@ -309,6 +310,29 @@ def test_wrong_wishes_are_told(friend: TestClient, runs: Path) -> None:
     assert "did you mean 'oft'" in answer.json()["trouble"]["try"]
     for wish in ({"page": 0}, {"page": "x"}, {"outcome": "x"}, {"q": "x" * 501}):
         assert friend.get(f"/api/studies/{name}/items", params=wish).status_code == 422
+
+
+def test_wins_and_losses_are_those_of_the_report(tmp_path: Path) -> None:
+    """Also where a seed of one method is missing: equal seeds are paired."""
+    study = write_study(tmp_path / "small", finals=False)
+    with Writer(study / "study.db") as store:
+        kept = [t for t in final_trials() if (t.method.name, t.seed) != ("ia3", 3)]
+        store.keep_group([final_result(t, Texts()) for t in kept])
+    report = api.report(study)
+    table = Table.read(study, reading.snapshot(study).asked, "ia3")
+    counts = table.page(Wish())["counts"]
+    (own,) = (m for m in report["items"]["methods"] if m["method"] == "ia3")
+    assert own["n_seeds"] == 2
+    assert (counts["wins"], counts["losses"]) == (own["better"], own["worse"])
+    assert sum(counts.values()) == ITEMS
+
+
+def test_texts_of_other_rows_than_the_scored_ones_are_not_shown(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "small")
+    rows = study / "data" / "test.jsonl"
+    assert Table.read(study, reading.snapshot(study).asked, "oft").texts
+    rows.write_text(rows.read_text().replace("question 1", "question x"))
+    assert Table.read(study, reading.snapshot(study).asked, "oft").texts == ()
 
 
 def test_items_without_frozen_data_and_links_out(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ turning pages are pure functions of it. The largest differences come first.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -15,6 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bakeoff.analysis.bootstrap import Scores
+from bakeoff.analysis.compare import TIE
+from bakeoff.analysis.items import Pair
 from bakeoff.errors import UsageError, unknown
 from bakeoff.outward import redacted
 from bakeoff.report.safe import clean
@@ -50,10 +54,10 @@ class Side(NamedTuple):
     answers: tuple[Answers, ...]
 
     @property
-    def means(self) -> Numbers:
-        """The mean score of each item over the seeds."""
-        scores: Numbers = np.array([a.scores for a in self.answers], dtype=np.float64)
-        return np.asarray(scores.mean(axis=0))
+    def scores(self) -> Scores:
+        """Its scores, a row a seed."""
+        values = np.array([a.scores for a in self.answers], dtype=np.float64)
+        return Scores(self.seeds, values)
 
 
 class Wish(NamedTuple):
@@ -151,7 +155,9 @@ def _nothing() -> UsageError:
 
 
 def _side(asked: Asked, method: str, found: Mapping[str, Answers]) -> Side:
-    known = {seed: found[i] for seed, i in sorted(asked.trials[method].items()) if i in found}
+    ids = sorted(asked.trials[method].items())
+    there = {seed: found[i] for seed, i in ids if i in found}
+    known = {seed: a for seed, a in there.items() if all(map(math.isfinite, a.scores))}
     sizes = Counter(len(a.scores) for a in known.values())
     if not sizes:
         raise _nothing()
@@ -163,21 +169,21 @@ def _side(asked: Asked, method: str, found: Mapping[str, Answers]) -> Side:
 def _table(
     control: Side, contender: Side, texts: Sequence[tuple[str, str]], metric: Mapping[str, Any]
 ) -> Table:
-    ours, theirs = control.means, contender.means
-    if ours.shape != theirs.shape:
+    both = control.scores, contender.scores
+    if both[0].values.shape[1] != both[1].values.shape[1]:
         raise UsageError(
             "no-answers", "The two methods were scored on other items.", "`bakeoff doctor STUDY`."
         )
-    gains = theirs - ours if metric["better"] == "higher" else ours - theirs
-    outcomes = tuple(_outcome(g, m, metric) for g, m in zip(gains, ours, strict=True))
-    size = np.where(np.isfinite(gains), np.abs(gains), 0.0)
-    order = tuple(int(i) for i in np.argsort(-size, kind="stable"))
+    pair = Pair.of(contender.method, both[1], both[0], metric["better"])  # as the report pairs
+    gains, means = pair.gain, pair.control.mean(axis=0)
+    outcomes = tuple(_outcome(g, m, metric) for g, m in zip(gains, means, strict=True))
+    order = tuple(int(i) for i in np.argsort(-np.abs(gains), kind="stable"))
     whole = tuple(texts) if len(texts) == len(outcomes) else ()
     return Table(control, contender, whole, gains, outcomes, order)
 
 
 def _outcome(gain: float, mean: float, metric: Mapping[str, Any]) -> Outcome:
-    if abs(gain) > 1e-12:  # means of the same scores in another order differ by rounding
+    if abs(gain) > TIE:
         return Outcome.WINS if gain > 0 else Outcome.LOSSES
     low, high = metric["low"], metric["high"]
     if low is None or high is None:
