@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,28 @@ def test_what_is_delivered_scores_as_it_was_trained(
             logits = model(**tokenizer(row["text"], return_tensors="pt")).logits
         right += labels[int(logits.argmax())] == row["label"]
     assert right / len(values) == pytest.approx(made.score)
+
+
+@pytest.mark.parametrize(
+    ("method", "form"), [("lora", "adapter"), ("head", "adapter"), ("dora", "merged")]
+)
+def test_the_cards_code_loads_it(
+    study: Path, tmp_path: Path, method: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = deliver(study, tmp_path / "made", method, form)
+    card = (tmp_path / "made" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path / "made")
+    held: dict[str, Any] = {}
+    exec(code, held)
+    tokenizer = AutoTokenizer.from_pretrained(api.read_values(study)["spec"]["base"]["model"])
+    model, rows = held["model"].eval(), _rows(study, "test")
+    right = 0
+    for row in rows:
+        with torch.no_grad():
+            logits = model(**tokenizer(row["text"], return_tensors="pt")).logits
+        right += model.config.id2label[int(logits.argmax())] == row["label"]
+    assert right / len(rows) == pytest.approx(made.score)
 
 
 def _rows(study: Path, split: str) -> list[dict[str, Any]]:

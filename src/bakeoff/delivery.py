@@ -57,6 +57,8 @@ class Delivered:
     kind: str
     rank: int | None
     base: str
+    labels: tuple[str, ...] | None
+    """Of a classifier, in the order of its outputs."""
     metric: str
     unit: str
     loss: float
@@ -162,6 +164,7 @@ def _delivered(
         kind=found["kind"],
         rank=rank,
         base=trial.conditions.base,
+        labels=tuple(labels) if (labels := trial.conditions.task_options.get("labels")) else None,
         metric=record.metric.name,
         unit=record.metric.unit,
         loss=found["loss"],

@@ -12,30 +12,43 @@ from typing import Any
 from bakeoff.report import words
 from bakeoff.report.markdown import inert, markdown
 
+_CAUSAL, _CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
+_LABELS = """labels = json.loads(Path("bakeoff.json").read_text())["labels"]
+heads = {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
+"""
 _LOADED = {
-    "adapter": "model = PeftModel.from_pretrained({auto}.from_pretrained({base!r}), {folder!r})",
-    "model": "model = {auto}.from_pretrained({folder!r})",
-    "tensors": "model = {auto}.from_pretrained({base!r})\n"
-    "model.load_state_dict(load_file({folder!r} + '/model.safetensors'), strict=False)",
+    "adapter": """base = {auto}.from_pretrained({base!r}{heads})
+model = PeftModel.from_pretrained(base, ".")""",
+    "model": """model = {auto}.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")""",
+    "tensors": """model = {auto}.from_pretrained({base!r}{heads})
+model.load_state_dict(load_file("model.safetensors"), strict=False)""",
 }
 _IMPORTED = {
-    "adapter": "from peft import PeftModel\n",
-    "model": "",
-    "tensors": "from safetensors.torch import load_file\n",
+    "adapter": "from peft import PeftModel\nfrom transformers import {auto}",
+    "model": "from transformers import {auto}, AutoTokenizer",
+    "tensors": "from safetensors.torch import load_file\nfrom transformers import {auto}",
 }
+
+
+def code(made: Mapping[str, Any]) -> str:
+    """Return the lines of Python that load what was delivered, run in its folder."""
+    kind, fresh = made["kind"], made["labels"] is not None and made["kind"] != "model"
+    auto = _CAUSAL if made["labels"] is None else _CLASSIFIER
+    own = {"auto": auto, "base": made["base"], "heads": ", **heads" if fresh else ""}
+    parts = [_IMPORTED[kind].format(**own), "", _LOADED[kind].format(**own)]
+    if fresh:
+        parts = ["import json\nfrom pathlib import Path\n", parts[0], "", _LABELS + parts[2]]
+    return "\n".join(parts)
 
 
 def card(made: Mapping[str, Any], report: dict[str, Any]) -> str:
     """Return the card of ``made`` (``delivery.Delivered`` as a dict) as Markdown."""
     unit = words.score_unit(report["study"])
-    auto = "AutoModelForCausalLM"
-    if report["study"].get("task") == "classify":
-        auto = "AutoModelForSequenceClassification"
     head = ["library_name: peft" if made["kind"] == "adapter" else "library_name: transformers"]
     if _is_hub_id(made["base"]):
         head.append(f"base_model: {made['base']}")
     head.append("tags:\n- bakeoff")
-    code = _LOADED[made["kind"]].format(auto=auto, base=made["base"], folder=".")
     rank = f" of rank {made['rank']}" if made["rank"] else ""
     said = [
         f"{made['title']} on {made['base']}, seed {made['seed']}, delivered as "
@@ -51,7 +64,7 @@ def card(made: Mapping[str, Any], report: dict[str, Any]) -> str:
             "---\n" + "\n".join(head) + "\n---",
             f"# {inert(made['study'])}: {inert(made['title'])}",
             *map(inert, said),
-            f"```python\nfrom transformers import {auto}\n{_IMPORTED[made['kind']]}\n{code}\n```",
+            f"To load it, in this folder:\n\n```python\n{code(made)}\n```",
             "Chosen by bakeoff; the comparison:",
             markdown(report),
         ]
