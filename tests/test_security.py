@@ -20,16 +20,18 @@ import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
-from bakeoff import api, bases, bounded, folder, loading
+from bakeoff import api, bases, bounded, folder, loading, reloading
 from bakeoff.bounded import Unreadable, deeper, read_bytes, read_json, read_text, suitable
 from bakeoff.capabilities.expected import expected
 from bakeoff.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.methods import given, hook, refused, registry
 from bakeoff.methods.arguments import check_config
+from bakeoff.methods.hook import Finished
 from bakeoff.spec import parse_spec, read_spec
 from bakeoff.study import git_state, load_methods, make_executor
 from bakeoff.testing.tiny import write_jsonl
-from bakeoff.trial import Trial
+from bakeoff.testing.trials import build, make_trial
+from bakeoff.trial import Segment, Trial
 
 SOURCE = Path(api.__file__).parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -239,6 +241,50 @@ def test_a_base_whose_config_only_looks_so(
     lora = {"entry": vars(registry.load("lora", Path())), "path": str(model)}
     assert expected(lora)["parameters"] > 0
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "told"),
+    [
+        ("lora", {"megatron_config": {}, "megatron_core": "evil_of_a_study"}, "`megatron_co"),
+        ("lora", {"auto_mapping": {"parent_library": "evil_of_a_study"}}, "`auto_mapping`"),
+        ("lora", {"corda_config": {"cache_file": "ran.bin"}}, "`corda_config.cache_file`"),
+        ("lora", None, "no adapter_model.safetensors"),  # a pickle in the place of its weights
+        ("full", {"_attn_implementation": "evil/kernel"}, "kernel"),
+        ("full", None, "safetensors"),
+    ],
+)
+def test_saved_weights_of_a_strange_study_lead_nowhere(
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    change: Any,
+    told: str,
+) -> None:
+    """A study folder is passed around, and its adapters are loaded again by `run` and `export`."""
+    trial = make_trial(method, "sft")
+    place = tmp_path / "trials" / trial.id / ("adapter" if method == "lora" else "model")
+    at = build(trial, tiny_llama, tmp_path)
+    at.lanes.alone(0)
+    at.hook.save(at.model, place, Finished("base", 0, None))
+    value = Segment((trial,), 0, 1, str(tmp_path), str(tiny_llama)).to_json()
+    assert reloading.run(value)["error"] is None
+    (tmp_path / "evil_of_a_study.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if change is None:
+        (weights,) = place.glob("*.safetensors")
+        names = {"lora": "adapter_model.bin", "full": "pytorch_model.bin"}
+        torch.save(Evil(tmp_path / "ran"), weights.with_name(names[method]))
+        weights.unlink()
+    else:
+        config = place / ("adapter_config.json" if method == "lora" else "config.json")
+        config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    found = reloading.run(value)
+    assert found["loss"] is None
+    assert told in found["error"]
+    assert not (tmp_path / "ran").exists()
+    assert "evil_of_a_study" not in sys.modules
 
 
 def test_an_adapter_is_no_base(

@@ -22,7 +22,6 @@ from bakeoff.data import read_rows
 from bakeoff.engine.device import free_memory
 from bakeoff.errors import BakeoffError, PreflightError, first_line
 from bakeoff.evaluate import plain_scores
-from bakeoff.methods import saved
 from bakeoff.reloading import Plain, saved_at
 from bakeoff.trial import Segment, Trial
 
@@ -58,7 +57,7 @@ def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[st
         shutil.copytree(origin, target)
         made = kind
     else:
-        model = saved.onto(at.base(), origin, kind)
+        model = at.loaded(origin, kind)
         if value["form"] == MERGED:
             made = _merge(model, kind, target)
         else:
@@ -67,7 +66,7 @@ def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[st
         free_memory()
     if made == MODEL:
         _with_tokenizer(at, target)
-    model = at.placed(saved.onto(at.base(), target, made))
+    model = at.placed(at.loaded(target, made))
     rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
     metric = scoring.load(at.c, Path(segment.folder))
     switches, _ = wished(segment)

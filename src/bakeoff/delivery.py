@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from bakeoff import api, artifacts, bases, durable
+from bakeoff import folder as study_folder
 from bakeoff.analysis.runs import Run, runs_by_method
 from bakeoff.analysis.weights import best_seed
 from bakeoff.errors import PreflightError, UsageError, unknown
@@ -91,6 +92,7 @@ def deliver(
     if target.exists():
         cause = f"{target} is there already."
         raise UsageError("folder-taken", cause, "another folder: `--out DIR`.")
+    study_folder.refuse_links(out)
     record, report = api.summarised(out)
     run = _picked(record, report, method)
     spec = parse_spec(api.read_values(out)["spec"])

@@ -38,7 +38,7 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of PEFT's: the loss tells
             kind, path = saved_at(segment)
             at = Plain.of(segment)
-            model = at.placed(saved.onto(at.base(), Path(segment.folder) / path, kind))
+            model = at.placed(at.loaded(Path(segment.folder) / path, kind))
             return {"loss": at.loss(model), "path": path, "error": None}
     except Exception as error:  # as in a segment: a failure is a result
         if room.full(error) or device_lost(error):
@@ -73,6 +73,10 @@ class Plain(NamedTuple):
         """Return the untouched base, with the output layer that the trial began with."""
         segment = self.segment
         return load_base(self.c, self.task, segment.base_path, segment.trials[0].seed)
+
+    def loaded(self, folder: Path, saved_as: str) -> Any:
+        """Return the model that a folder holds, on the untouched base."""
+        return saved.onto(self.base(), folder, saved_as, self.c.trusted)
 
     def placed(self, model: nn.Module) -> nn.Module:
         """Put a model where it is read."""

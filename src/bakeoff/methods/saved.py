@@ -12,18 +12,31 @@ from typing import Any
 import peft
 from safetensors.torch import load_file
 
+from bakeoff import loading
+from bakeoff.bounded import CONFIG_BYTES, read_json
 from bakeoff.engine import shims
+from bakeoff.methods import given, refused
+
+WEIGHTS = "adapter_model.safetensors"
 
 
-def onto(base: Any, folder: Path, saved_as: str) -> Any:
+def onto(base: Any, folder: Path, saved_as: str, trusted: bool = False) -> Any:
     """Return the model that ``folder`` holds; ``base`` is used up, ``saved_as`` is the hook's.
+
+    A study folder may come from a stranger: weights are safetensors, and a config that leads to
+    code, files or a hub is not followed. ``trusted``: the study consents to its base's own code.
 
     Raises:
         KeyError: a saved tensor that the base does not have.
+        UsageError: ``unsafe-config-key``.
+        PreflightError: what ``loading.check`` refuses.
+        FileNotFoundError: there are no weights in safetensors.
     """
     if saved_as == "model":
-        return type(base).from_pretrained(folder)
+        loading.check(str(folder), None, trusted)
+        return type(base).from_pretrained(folder, use_safetensors=True)
     if saved_as == "adapter":
+        _refuse_leading(folder)
         model = peft.PeftModel.from_pretrained(base, folder)
         shims.install(model)  # answers PEFT's question for each row's task, computes nothing else
         return model
@@ -31,3 +44,12 @@ def onto(base: Any, folder: Path, saved_as: str) -> Any:
     if unknown.unexpected_keys:
         raise KeyError(f"{unknown.unexpected_keys[0]} is no tensor of the base")
     return base
+
+
+def _refuse_leading(folder: Path) -> None:
+    """Look at an adapter's files before PEFT does: without safetensors it would unpickle."""
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"there is no {WEIGHTS} in {folder}")
+    written = read_json(folder / "adapter_config.json", CONFIG_BYTES)
+    ours = given.BOOKKEEPING - {"auto_mapping"}  # PEFT writes these, and reads none of them here
+    refused.check(folder.parent.name, {k: v for k, v in written.items() if k not in ours})
