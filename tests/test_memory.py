@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bakeoff import answering, api, assemble, parity, preflight
+from bakeoff import answering, api, assemble, evaluate, parity, preflight
 from bakeoff.cli.plan import memory_words
 from bakeoff.engine import meter
 from bakeoff.engine.dropout import Keyed
@@ -355,3 +355,42 @@ def test_fast_answers_that_do_not_fit_are_given_in_parts(
     monkeypatch.setattr(answering.Pace, "of", lambda _: Pace(1, 32, False, 256))
     assert answering.generated(at.model, asked, at.conditions, graphs=False) == expected
     assert tried == [(8, 256), (4, 0), (2, 0)]
+
+
+def test_the_longest_answer_is_read_before_any_trial(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 12: at the end of a search a first long answer would be too late."""
+    trial = make_trial("lora", "sft")
+    at = build(trial, tiny_llama, tmp_path)
+    asked = at.task.asked(at.tokenizer, at.rows("validation"))
+    longest = max(map(len, asked.prompts)) + asked.most - 1
+    assert asked.most > 1
+    assert evaluate.read_longest_answer(at, None) == longest
+    assert evaluate.read_longest_answer(at, longest - 2) == longest - 3
+    right = evaluate.plain
+
+    def small(model: Any, question: Any) -> Any:
+        if max(map(len, question.prompts)) >= longest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(model, question)
+
+    monkeypatch.setattr(evaluate, "plain", small)
+    with pytest.raises(Incompatible, match="not even one answer of full length"):
+        preflight._try_evaluation(at)
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "prefix_tuning", "full"])
+def test_reading_the_longest_answer_leaves_nothing_behind(
+    tiny_llama: Path, tmp_path: Path, method: str
+) -> None:
+    at = build(make_trial(method, "sft"), tiny_llama, tmp_path)
+    before = item_losses(at, at.examples("validation"))
+    assert evaluate.read_longest_answer(at, None)
+    assert (item_losses(at, at.examples("validation")) == before).all()
+
+
+def test_a_task_without_answers_has_no_longest_one(tiny_bert: Path, tmp_path: Path) -> None:
+    at = build(make_trial("lora", "classify"), tiny_bert, tmp_path)
+    assert evaluate.read_longest_answer(at, None) is None

@@ -20,6 +20,7 @@ from bakeoff.assemble import Bench, load_base, make_task, prepare_process, wishe
 from bakeoff.data import Row, read_rows
 from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast, halving
+from bakeoff.engine.generate import plain
 from bakeoff.engine.pulse import beat
 from bakeoff.engine.switches import Switches
 from bakeoff.outward import redact
@@ -150,6 +151,29 @@ def _generated(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
         tokens = generated(bench.model, asked, bench.conditions, bench.feed.switches.graphs)
         found.append(bench.task.said(bench.tokenizer, tokens))
     return found
+
+
+@torch.no_grad()
+def read_longest_answer(bench: Bench, positions: int | None) -> int | None:
+    """Read validation's longest prompt with the longest answer behind it; return its tokens.
+
+    No answer's cache takes more. ``positions`` is the most that the base can read, None without a
+    limit; where the task generates nothing, nothing is read.
+    """
+    if not bench.task.generates:
+        return None
+    bench.model.eval()
+    asked = bench.task.asked(bench.tokenizer, bench.rows("validation"))
+    prompt = max(asked.prompts, key=len)
+    whole = [*prompt, *[prompt[-1]] * (asked.most - 1)]
+    if positions is not None:
+        config = getattr(bench.model, "active_peft_config", None)
+        virtual = getattr(config, "num_virtual_tokens", None) or 0
+        whole = whole[: max(1, positions - virtual - 1)]
+    bench.lanes.alone(0)
+    with autocast(bench.conditions.device, bench.conditions.precision):
+        plain(bench.model, asked._replace(prompts=[whole], most=1))
+    return len(whole)
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.loop import Stepper
 from bakeoff.engine.switches import Switches, explain
 from bakeoff.errors import BakeoffError, PreflightError, first_line
-from bakeoff.evaluate import summed_losses
+from bakeoff.evaluate import read_longest_answer, summed_losses
 from bakeoff.methods.arguments import check_config, check_targets
 from bakeoff.methods.hook import Incompatible
 from bakeoff.parity import Decision, decide
@@ -290,19 +290,22 @@ def _refuse_long_prompts(bench: Bench, examples: Sequence[Example]) -> None:
 
 
 def _try_evaluation(bench: Bench) -> None:
-    """Evaluate the longest validation row: what does not fit then is found before any trial.
+    """Evaluate the longest validation row, and read the longest answer: before any trial.
 
     Raises:
-        Incompatible: not even one row fits beside the trained tensors.
+        Incompatible: not even one fits beside the trained tensors.
     """
     longest = max(bench.examples("validation"), key=lambda e: len(e.tokens))
+    what = f"row of {len(longest.tokens):,} tokens can be evaluated"
     try:
         summed_losses(bench, [longest])
+        what = "answer of full length can be generated"
+        read_longest_answer(bench, token_checks.Base.of(bench.model).positions)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        why = f"not even one row of {len(longest.tokens):,} tokens can be evaluated in memory"
-        raise Incompatible(f"{why}: {first_line(error)}") from error
+        why = f"not even one {what} in memory: {first_line(error)}"
+        raise Incompatible(why) from error
 
 
 def _fitting(bench: Bench, stepper: Stepper, examples: Sequence[Example]) -> list[StepBatch]:
