@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,11 +17,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from bakeoff import api
+from bakeoff import api, conversion
 from bakeoff.cli import app
 from bakeoff.delivery import deliver
 from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.evaluate import item_losses
+from bakeoff.methods.hook import Finished
 from bakeoff.spec import parse_spec
+from bakeoff.testing.trials import build, make_trial
+from bakeoff.trial import Segment
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +179,25 @@ def test_another_base_than_the_trained_one_is_refused(study: Path, tmp_path: Pat
     finally:
         file.write_bytes(kept)
     assert refused.value.code == "base-differs"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_what_was_trained_on_a_gpu_is_delivered_without_one(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    own = make_trial("lora", "classify")
+    at = build(own, tiny_bert, tmp_path)
+    trial = dataclasses.replace(
+        own, conditions=dataclasses.replace(own.conditions, device="cuda:0")
+    )
+    at.lanes.alone(0)
+    folder = tmp_path / "trials" / trial.id / "adapter"
+    at.hook.save(at.model, folder, Finished("base", 0, None))
+    shutil.copy(tmp_path / "data" / "validation.jsonl", tmp_path / "data" / "test.jsonl")
+    expected = item_losses(at, at.examples("validation")).mean()
+    segment = Segment((trial,), 0, 1, str(tmp_path), str(tiny_bert)).to_json()
+    value = {"segment": segment, "form": "merged", "rank": 8, "target": str(tmp_path / "made")}
+    found = conversion.run(value)
+    assert found["error"] is None
+    assert found["loss"] == pytest.approx(expected, rel=1e-4)
+    assert found["note"] == "Scored on cpu; the study trained on cuda:0, which is not here."

@@ -19,7 +19,7 @@ from torch import nn
 from bakeoff import scoring
 from bakeoff.assemble import wished
 from bakeoff.data import read_rows
-from bakeoff.engine.device import free_memory
+from bakeoff.engine.device import free_memory, resolve_device
 from bakeoff.errors import BakeoffError, PreflightError, first_line
 from bakeoff.evaluate import plain_scores
 from bakeoff.reloading import Plain, saved_at
@@ -50,9 +50,10 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
 def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[str, Any]:
     kind, path = saved_at(segment)  # first: under other conditions it would be another trial
     origin = Path(segment.folder) / path
+    trial = _here(segment.trials[0])
     if value["form"] == MERGED:  # into weights in the base's own precision, not in 4 bits
-        segment = dataclasses.replace(segment, trials=(_unquantised(segment.trials[0]),))
-    at = Plain.of(segment)
+        trial = _with(trial, quantize=None, quantizer=None)
+    at = Plain.of(dataclasses.replace(segment, trials=(trial,)))
     if value["form"] == ADAPTER:
         shutil.copytree(origin, target)
         made = kind
@@ -69,15 +70,26 @@ def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[st
     model = at.placed(at.loaded(target, made))
     rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
     metric = scoring.load(at.c, Path(segment.folder))
-    switches, _ = wished(segment)
+    switches, _ = wished(at.segment)
     scores, note = plain_scores(metric, at.task, model, at.tokenizer, rows, at.c, switches)
+    trained = segment.trials[0].conditions.device
+    if at.c.device != trained:
+        note = f"Scored on {at.c.device}; the study trained on {trained}, which is not here."
     found = {"loss": at.loss(model), "scores": dataclasses.asdict(scores), "note": note}
     return {"kind": made, **found}
 
 
-def _unquantised(trial: Trial) -> Trial:
-    plain = dataclasses.replace(trial.conditions, quantize=None, quantizer=None)
-    return dataclasses.replace(trial, conditions=plain)
+def _with(trial: Trial, **changes: Any) -> Trial:
+    return dataclasses.replace(trial, conditions=dataclasses.replace(trial.conditions, **changes))
+
+
+def _here(trial: Trial) -> Trial:
+    """Return the trial on a device of this machine: it may have been trained on another one."""
+    try:
+        resolve_device(trial.conditions.device)
+    except PreflightError:
+        return _with(trial, device=resolve_device("auto"))
+    return trial
 
 
 def _merge(model: Any, kind: str, target: Path) -> str:
