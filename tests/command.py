@@ -7,12 +7,14 @@ exit codes, files and streams are those of any process.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -57,8 +59,11 @@ class Started:
         return self._process.exitcode
 
     def signal_all(self, sent: signal.Signals) -> None:
-        """Send a signal to the process group, as a terminal does."""
-        os.killpg(self.pid, sent)
+        """Send a signal to the process group, as a terminal does; nothing where it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            while self.poll() is None and os.getpgid(self.pid) != self.pid:
+                time.sleep(0.001)  # it is about to lead a group of its own
+            os.killpg(self.pid, sent)
 
     def end(self, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
         """Wait for its end; return what it said."""
