@@ -51,10 +51,6 @@ class Started:
         assert self._process.pid is not None
         return self._process.pid
 
-    @property
-    def stderr(self) -> str:
-        return Path(self._streams[1]).read_text(encoding="utf-8")
-
     def poll(self) -> int | None:
         return self._process.exitcode
 
@@ -84,8 +80,9 @@ def bakeoff(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def _run(arguments: tuple[str, ...], cwd: str, env: dict[str, str], out: str, err: str) -> None:
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the server has its own manners
-        signal.signal(number, signal.default_int_handler if number == 2 else signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the server has its own manners
+        signal.signal(number, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -47,6 +47,15 @@ def plain(folder: Path, base: str, kind: str, labels: int) -> Any:
     return peft.PeftModel.from_pretrained(model, folder)
 
 
+def accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], names: Any) -> float:
+    right = 0
+    for row in rows:
+        with torch.no_grad():
+            logits = model(**tokenizer(row["text"], return_tensors="pt")).logits
+        right += names[int(logits.argmax())] == row["label"]
+    return right / len(rows)
+
+
 @pytest.mark.parametrize(
     ("method", "form", "kind"),
     [
@@ -75,12 +84,7 @@ def test_what_is_delivered_scores_as_it_was_trained(
     base, labels = spec["base"]["model"], sorted({r["label"] for r in _rows(study, "train")})
     model = plain(tmp_path / "made", base, kind, len(labels)).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "made" if kind == "model" else base)
-    right = 0
-    for row in values:
-        with torch.no_grad():
-            logits = model(**tokenizer(row["text"], return_tensors="pt")).logits
-        right += labels[int(logits.argmax())] == row["label"]
-    assert right / len(values) == pytest.approx(made.score)
+    assert accuracy(model, tokenizer, values, labels) == pytest.approx(made.score)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +101,8 @@ def test_the_cards_code_loads_it(
     exec(code, held)
     tokenizer = AutoTokenizer.from_pretrained(api.read_values(study)["spec"]["base"]["model"])
     model, rows = held["model"].eval(), _rows(study, "test")
-    right = 0
-    for row in rows:
-        with torch.no_grad():
-            logits = model(**tokenizer(row["text"], return_tensors="pt")).logits
-        right += model.config.id2label[int(logits.argmax())] == row["label"]
-    assert right / len(rows) == pytest.approx(made.score)
+    found = accuracy(model, tokenizer, rows, model.config.id2label)
+    assert found == pytest.approx(made.score)
 
 
 def _rows(study: Path, split: str) -> list[dict[str, Any]]:

@@ -37,11 +37,11 @@ def check(running: Running) -> None:
     """
     study, store, progress = running.study, running.store, running.progress
     with running.read() as reader:
-        known, trials = dict(reader.values(KEY).get(KEY, {})), reader.trials()
+        known, briefs = dict(reader.values(KEY).get(KEY, {})), reader.briefs()
     names = [entry.name for entry in study.entries]
-    finals = [Run(t, r) for t, r in trials if t.phase == "final" and t.method.name in names]
-    best = {name: best_seed([r for r in finals if r.trial.method.name == name]) for name in names}
-    picked = [run for run in best.values() if run is not None]
+    finals = [Run(b.trial, b.result) for b in briefs if b.trial.phase == "final"]
+    best = (best_seed(r for r in finals if r.trial.method.name == name) for name in names)
+    picked = [run for run in best if run is not None]
     todo = [run for run in picked if not _known(known.get(run.trial.method.name), run)]
     progress.phase("Reload", len(picked), len(picked) - len(todo))
     deadline = running.deadline

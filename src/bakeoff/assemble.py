@@ -65,6 +65,12 @@ class Bench:
         """The one model that the lanes stand on."""
         return self.lanes.model
 
+    @property
+    def virtual_tokens(self) -> int:
+        """The tokens that the method puts before every row of the base's positions."""
+        config = getattr(self.model, "active_peft_config", None)
+        return getattr(config, "num_virtual_tokens", None) or 0
+
     def rows(self, split: str) -> list[Row]:
         """Read one frozen split; a search trial may not touch ``test``."""
         assert split in SPLITS

@@ -15,7 +15,7 @@ from pathlib import Path
 from bakeoff import assets
 from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json, within
 from bakeoff.errors import PreflightError, UsageError
-from bakeoff.spec.inputs import BaseSpec
+from bakeoff.spec.inputs import BaseSpec, is_hub_id
 
 ASSET = "asset:"
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
@@ -65,7 +65,7 @@ def locate(model: str, progress: Callable[[str], None], revision: str | None = N
     if folder.is_dir():
         check_folder(folder)
         return Base(str(folder.resolve()), str(folder.resolve()), None, fingerprint(folder))
-    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+    if is_hub_id(model):
         commit = commit_of(model, revision)
         return Base(model, model, None, commit, commit)
     raise PreflightError(

@@ -22,6 +22,7 @@ from bakeoff.data import read_rows
 from bakeoff.engine.device import free_memory, resolve_device
 from bakeoff.errors import BakeoffError, PreflightError, first_line
 from bakeoff.evaluate import plain_scores
+from bakeoff.methods.saved import WEIGHTS
 from bakeoff.reloading import Plain, saved_at
 from bakeoff.trial import Segment, Trial
 
@@ -43,8 +44,7 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of PEFT's: the scores tell
             return {**_converted(segment, value, target), "error": None}
     except BakeoffError as error:
-        told = {"code": error.code, "cause": error.cause, "try": error.try_}
-        return {"error": {**told, "exit": error.exit_code}}
+        return {"error": error.to_json()}
 
 
 def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _to_lora(model: Any, kind: str, rank: int, target: Path) -> str:
     target.mkdir(parents=True)
     config.save_pretrained(str(target))
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
     return ADAPTER
 
 

@@ -93,7 +93,7 @@ def deliver(
         cause = f"{target} is there already."
         raise UsageError("folder-taken", cause, "another folder: `--out DIR`.")
     study_folder.refuse_links(out)
-    record, report = api.summarised(out)
+    record, report = api.summarised(out, examples=False)
     run = _picked(record, report, method)
     spec = parse_spec(api.read_values(out)["spec"])
     base = bases.locate(spec.base.model, lambda _: None, run.trial.conditions.revision)

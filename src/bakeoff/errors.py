@@ -31,6 +31,11 @@ class BakeoffError(Exception):
     def __str__(self) -> str:
         return f"[{self.code}] {self.cause}\nTry: {self.try_}"
 
+    def to_json(self) -> dict[str, str | int]:
+        """Return plain JSON values, as a worker answers under ``error``."""
+        told = {"code": self.code, "cause": self.cause, "try": self.try_}
+        return {**told, "exit": self.exit_code}
+
 
 class UsageError(BakeoffError):
     """The study file, an option or a name is wrong."""

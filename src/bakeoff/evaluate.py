@@ -167,9 +167,7 @@ def read_longest_answer(bench: Bench, positions: int | None) -> int | None:
     prompt = max(asked.prompts, key=len)
     whole = [*prompt, *[prompt[-1]] * (asked.most - 1)]
     if positions is not None:
-        config = getattr(bench.model, "active_peft_config", None)
-        virtual = getattr(config, "num_virtual_tokens", None) or 0
-        whole = whole[: max(1, positions - virtual - 1)]
+        whole = whole[: max(1, positions - bench.virtual_tokens - 1)]
     bench.lanes.alone(0)
     with autocast(bench.conditions.device, bench.conditions.precision):
         plain(bench.model, asked._replace(prompts=[whole], most=1))

@@ -59,7 +59,7 @@ def machine(value: dict[str, Any]) -> dict[str, Any]:
         if quantize is not None:
             quantizer = quantise.resolve(quantize, value["quantizer"])
     except BakeoffError as error:
-        return _refusal(error)
+        return {"error": error.to_json()}
     packages = PACKAGES if quantizer is None else (*PACKAGES, quantizer)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = value["threads"] or max(1, (cores or 1) // value["workers"])
@@ -127,11 +127,11 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
             _try_metric(segment, task)
         faults += tied.check(segment.trials, base, shape)
     except BakeoffError as error:
-        return _refusal(error)
+        return {"error": error.to_json()}
     except Exception as error:  # whatever a loader raises for broken files
         if room.full(error):
             raise
-        return _refusal(_not_loadable(segment.base_path, error))
+        return {"error": _not_loadable(segment.base_path, error).to_json()}
     return {"error": None, "faults": [fault.to_json() for fault in faults]}
 
 
@@ -160,11 +160,6 @@ def _refuse_broken_weights(base: torch.nn.Module) -> None:
                 f"The base's weights '{name}' hold NaN or infinite numbers.",
                 "download the base again; fp16 weights may have overflowed where they were saved.",
             )
-
-
-def _refusal(error: BakeoffError) -> dict[str, Any]:
-    told = {"code": error.code, "cause": error.cause, "try": error.try_, "exit": error.exit_code}
-    return {"error": told}
 
 
 def _try_metric(segment: Segment, task: Task) -> None:
@@ -278,8 +273,7 @@ def _refuse_long_prompts(bench: Bench, examples: Sequence[Example]) -> None:
     Raises:
         Incompatible: they are more.
     """
-    config = getattr(bench.model, "active_peft_config", None)
-    virtual = getattr(config, "num_virtual_tokens", None) or 0
+    virtual = bench.virtual_tokens
     longest = max(len(e.tokens) for e in examples)
     positions = token_checks.Base.of(bench.model).positions
     if virtual and positions is not None and virtual + longest > positions:

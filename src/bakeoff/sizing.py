@@ -164,8 +164,7 @@ def match(value: dict[str, Any]) -> dict[str, Any]:
     try:
         return _match(value)
     except BakeoffError as error:  # what the user must mend
-        told = {"code": error.code, "cause": error.cause, "try": error.try_}
-        return {"error": {**told, "exit": error.exit_code}}
+        return {"error": error.to_json()}
 
 
 def _match(value: dict[str, Any]) -> dict[str, Any]:

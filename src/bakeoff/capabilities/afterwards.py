@@ -105,7 +105,7 @@ def reads_as_plain_lora(at: Trained, folder: Path) -> float:
         raise TypeError("it is saved with biases")
     scale = config["lora_alpha"] / config["r"] ** (0.5 if config["use_rslora"] else 1)
     model = tiny.base(at.kind)
-    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors = load_file(folder / saved.WEIGHTS)
     for name in tensors:
         if not name.endswith((".lora_A.weight", ".lora_B.weight")):
             own = name.removesuffix(".weight").rpartition(".")[2]

@@ -18,6 +18,8 @@ def show(report: dict[str, Any], folder: Path) -> None:
 
     ``folder`` is the study's.
     """
+    from bakeoff.report import words
+
     out.print(f"\n[bold]{plain(report['recommendation']['sentence'])}[/]\n")
     points = report["study"]["unit"] == "fraction"
     scale, form = (100.0, ".1f") if points else (1.0, ".4g")
@@ -31,8 +33,6 @@ def show(report: dict[str, Any], folder: Path) -> None:
             columns.append("forgetting")
             rows = [(*r, _forgotten(m)) for r, m in zip(rows, report["methods"], strict=True)]
     show_table(columns, rows)
-    from bakeoff.report import words
-
     study, base = report["study"], report["base"]
     n_seeds = max((m["n_seeds"] for m in report["methods"]), default=0)
     out.print(

@@ -11,6 +11,7 @@ from typing import Any
 
 from bakeoff.report import words
 from bakeoff.report.markdown import inert, markdown
+from bakeoff.spec.inputs import is_hub_id
 
 _CAUSAL, _CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 _LABELS = """labels = json.loads(Path("bakeoff.json").read_text())["labels"]
@@ -46,7 +47,7 @@ def card(made: Mapping[str, Any], report: dict[str, Any]) -> str:
     """Return the card of ``made`` (``delivery.Delivered`` as a dict) as Markdown."""
     unit = words.score_unit(report["study"])
     head = ["library_name: peft" if made["kind"] == "adapter" else "library_name: transformers"]
-    if _is_hub_id(made["base"]):
+    if is_hub_id(made["base"]):
         head.append(f"base_model: {made['base']}")
     head.append("tags:\n- bakeoff")
     rank = f" of rank {made['rank']}" if made["rank"] else ""
@@ -69,7 +70,3 @@ def card(made: Mapping[str, Any], report: dict[str, Any]) -> str:
             markdown(report),
         ]
     )
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))

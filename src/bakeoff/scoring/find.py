@@ -98,8 +98,7 @@ def describe(value: dict[str, Any]) -> dict[str, Any]:
         source = Source.read(value["metric"], Path(value["folder"]))
         metric = _make(source, source.code(), value["options"])
     except BakeoffError as error:
-        refused = {"code": error.code, "cause": error.cause, "try": error.try_}
-        return {"error": {**refused, "exit": error.exit_code}}
+        return {"error": error.to_json()}
     info = asdict(metric.info)
     about = {k: info[k] for k in _about() if info[k] is not None} if source.file else {}
     options = {**about, **metric.options, "timeout": metric.timeout}
