@@ -24,12 +24,12 @@ from transformers import (
 )
 
 from bakeoff import assemble
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.trial import Trial
 from bakeoff.engine.order import step_indices
 from bakeoff.engine.switches import Switches
-from bakeoff.errors import BakeoffError
 from bakeoff.methods.arguments import Surroundings, resolve
 from bakeoff.tasks import Example
-from bakeoff.trial import Trial
 
 WARMUP = 3
 """Untimed steps at the start of every run."""

@@ -35,7 +35,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bakeoff import bases, cli, study
-from bakeoff.errors import PreflightError
+from bakeoff.core.errors import PreflightError
 
 HF = Path(__file__).parent.parent / "tests" / "data" / "hf"
 """Real files of ``method_comparison``, made small."""

@@ -22,6 +22,7 @@ import transformers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import shims
 from bakeoff.engine.device import lean_inputs, place, set_dtypes
 from bakeoff.engine.feed import Feed
@@ -33,7 +34,6 @@ from bakeoff.methods.hook import CALIBRATION, extras, make, trainable
 from bakeoff.methods.hook import Ground as Around
 from bakeoff.tasks import Example
 from bakeoff.tasks.sft import SupervisedFineTuning
-from bakeoff.trial import MethodEntry
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16,

@@ -34,14 +34,14 @@ from cpu_sides import LEARNING_RATE, WARMUP, Ground, Ours, Theirs, optimizer_nam
 from torch import nn
 
 from bakeoff import assemble
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.trial import Trial
 from bakeoff.engine.device import resolve_precision
-from bakeoff.errors import BakeoffError
 from bakeoff.folder import freeze_data
 from bakeoff.methods import registry as catalog
 from bakeoff.progress import Silent
 from bakeoff.spec import read_spec
 from bakeoff.study import open_study
-from bakeoff.trial import Trial
 
 CHECKED = 3
 """Steps whose losses must agree before anything is timed."""

@@ -33,12 +33,12 @@ import numpy as np
 from scale_out import result
 
 from bakeoff import api
+from bakeoff.core.results import Cost, Forgetting, SplitScores, Status
+from bakeoff.core.trial import Conditions, MethodEntry, Trial
 from bakeoff.folder import DATABASE
 from bakeoff.methods import registry
-from bakeoff.results import Cost, Forgetting, SplitScores, Status
 from bakeoff.spec import dump_spec, parse_spec
 from bakeoff.store import Writer
-from bakeoff.trial import Conditions, MethodEntry, Trial
 
 METHODS, SETTINGS, SEEDS, ITEMS = 60, 5, 3, 1319
 TEXT = (

@@ -47,12 +47,12 @@ from bakeoff import plan
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Verdict, compare
 from bakeoff.analysis.runs import n_test_items, runs_by_method, usable_scores
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.results import StudyRecord
+from bakeoff.core.trial import PROSE, MethodEntry
 from bakeoff.data import SPLITS
-from bakeoff.errors import BakeoffError
-from bakeoff.results import StudyRecord
 from bakeoff.spec import StudySpec, dump_spec, read_spec
 from bakeoff.study import load_methods
-from bakeoff.trial import PROSE, MethodEntry
 
 TWIN = "twin"
 APART = 100

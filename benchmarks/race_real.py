@@ -24,9 +24,9 @@ from typing import Any
 
 from real_study import DEMO, about, changed, checked, markdown, run_study, told, where
 
-from bakeoff.results import StudyRecord, TrialResult
+from bakeoff.core.results import StudyRecord, TrialResult
+from bakeoff.core.trial import Trial
 from bakeoff.spec import StudySpec, dump_spec, read_spec
-from bakeoff.trial import Trial
 
 PHASES = ("search", "final")
 

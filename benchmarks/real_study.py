@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import api
-from bakeoff.errors import BakeoffError
-from bakeoff.results import StudyRecord
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.results import StudyRecord
 from bakeoff.spec import StudySpec, parse_spec
 from bakeoff.study import git_state
 

@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import bakeoff
-from bakeoff import registry
-from bakeoff.results import (
+from bakeoff.core import plugins
+from bakeoff.core.results import (
     Cost,
     CurvePoint,
     MetricInfo,
@@ -42,7 +42,7 @@ from bakeoff.results import (
     StudyRecord,
     TrialResult,
 )
-from bakeoff.trial import Conditions, MethodEntry, Segment, Trial
+from bakeoff.core.trial import Conditions, MethodEntry, Segment, Trial
 
 PACKAGES = ("ray", "sqlalchemy", "numpy", "scipy")
 STEPS, RUNG = 1000, 100
@@ -126,7 +126,7 @@ def trials_of(size: Size) -> list[Trial]:
 
 def carried(name: str, workers: int, size: Size) -> dict[str, Any]:
     """Time an executor over fake segments, after a first map that starts what must be started."""
-    through = registry.find("executors", name).EXECUTOR(workers)
+    through = plugins.find("executors", name).EXECUTOR(workers)
     trial = trials_of(QUICK)[0]
     segment = Segment((trial,), 0, STEPS, str(Path.cwd()), "fake").to_json()
     payload = {**segment, "items": size.items}

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff.assets.cache import cache_folder
+from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import known, registry
 from bakeoff.methods.known import SAME, Capabilities
-from bakeoff.trial import MethodEntry
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "methods.md"

@@ -16,11 +16,11 @@ import pytest
 import tomli_w
 
 from bakeoff import api, preflight, segment
+from bakeoff.core.results import Cost, Status
+from bakeoff.core.trial import Trial
 from bakeoff.engine.switches import Switches
-from bakeoff.results import Cost, Status
 from bakeoff.study import make_executor
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
-from bakeoff.trial import Trial
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

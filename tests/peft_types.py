@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from bakeoff.trial import MethodEntry
+from bakeoff.core.trial import MethodEntry
 
 QV = {"target_modules": ["q_proj", "v_proj"]}
 VIRTUAL = {"num_virtual_tokens": 4}

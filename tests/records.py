@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bakeoff.results import (
+from bakeoff.core.results import (
     Cost,
     CurvePoint,
     MetricInfo,
@@ -20,8 +20,8 @@ from bakeoff.results import (
     StudyRecord,
     TrialResult,
 )
+from bakeoff.core.trial import MethodEntry, Trial
 from bakeoff.testing.trials import CONDITIONS as BENCH_CONDITIONS
-from bakeoff.trial import MethodEntry, Trial
 
 ACCURACY = MetricInfo("accuracy", better="higher", unit="fraction", low=0.0, high=1.0)
 LOSS = MetricInfo("loss", better="lower", unit="nats", low=0.0)

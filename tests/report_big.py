@@ -11,7 +11,7 @@ from report_fixture import report
 
 from bakeoff.analysis.items import item_summary
 from bakeoff.analysis.runs import runs_by_method, usable_scores
-from bakeoff.results import Asked, SplitScores
+from bakeoff.core.results import Asked, SplitScores
 
 N_METHODS, SEEDS, N_ITEMS = 60, (1, 2, 3), 1319
 LONG = "<b>\"What is it?\"</b> & 'so on' \N{GRINNING FACE} " * 30

@@ -19,7 +19,7 @@ import tomli_w
 from report_fixture import HOSTILE, report
 
 from bakeoff import api, cli, looks, phases, segment
-from bakeoff.errors import BakeoffError, PreflightError
+from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.progress import Silent
 from bakeoff.report import render
 from bakeoff.spec import parse_spec

@@ -13,7 +13,7 @@ from records import Pair, final, hits, make_cost, make_engine, make_record, sear
 
 import bakeoff.report
 from bakeoff.analysis.summary import summarise
-from bakeoff.results import Status, StudyRecord
+from bakeoff.core.results import Status, StudyRecord
 from bakeoff.store.reader import Reader
 from bakeoff.store.writer import Writer
 

@@ -16,7 +16,7 @@ from bakeoff.analysis.bootstrap import (
     pool_seed_noise,
     standardised,
 )
-from bakeoff.errors import BakeoffError
+from bakeoff.core.errors import BakeoffError
 
 
 def scores(rows: object, seeds: tuple[int, ...] | None = None) -> Scores:

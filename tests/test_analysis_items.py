@@ -16,8 +16,8 @@ from report_big import N_METHODS, big_items
 from bakeoff import asked
 from bakeoff.analysis import items
 from bakeoff.analysis.runs import runs_by_method, usable_scores
+from bakeoff.core.results import Asked, SplitScores, StudyRecord
 from bakeoff.data import write_split
-from bakeoff.results import Asked, SplitScores, StudyRecord
 
 Rows = dict[int, Sequence[float]]
 

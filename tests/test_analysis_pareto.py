@@ -31,10 +31,10 @@ from bakeoff.analysis.pareto import (
     tied,
 )
 from bakeoff.analysis.weigh import weigh
+from bakeoff.core.results import StudyRecord
 from bakeoff.folder import comparable
 from bakeoff.methods import registry
 from bakeoff.methods.serving import served
-from bakeoff.results import StudyRecord
 from bakeoff.spec import parse_spec
 from bakeoff.spec.protocol import Axis
 

@@ -23,7 +23,7 @@ from bakeoff.analysis.stability import (
     spikes,
     validation_area,
 )
-from bakeoff.results import CurvePoint, SplitScores, Status
+from bakeoff.core.results import CurvePoint, SplitScores, Status
 
 
 def runs(trials: Sequence[Pair]) -> MethodRuns:

@@ -26,7 +26,7 @@ import pytest
 from bakeoff import assets
 from bakeoff.assets import fetch, preparing, registry
 from bakeoff.assets.registry import Package
-from bakeoff.errors import EnvironmentProblem, UsageError
+from bakeoff.core.errors import EnvironmentProblem, UsageError
 
 MODEL = "all-minilm-l6-v2"
 GGUF = "smollm2-135m-instruct"

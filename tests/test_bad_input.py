@@ -14,7 +14,7 @@ import torch
 from command import bakeoff
 
 from bakeoff import api
-from bakeoff.errors import BakeoffError
+from bakeoff.core.errors import BakeoffError
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import rows, write_jsonl
 

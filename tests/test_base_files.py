@@ -15,11 +15,11 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from bakeoff import api, bases, preflight
-from bakeoff.errors import BakeoffError, PreflightError
+from bakeoff.core.errors import BakeoffError, PreflightError
+from bakeoff.core.trial import Segment
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
-from bakeoff.trial import Segment
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SECOND = "model-00002-of-00002.safetensors"

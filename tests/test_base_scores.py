@@ -11,7 +11,7 @@ from records import final, hits, make_record
 
 import bakeoff
 from bakeoff.analysis.summary import summarise
-from bakeoff.results import SplitScores, StudyRecord
+from bakeoff.core.results import SplitScores, StudyRecord
 
 
 def trained(base: list[float] | None, right: int = 120) -> StudyRecord:

@@ -14,9 +14,9 @@ import torch
 from bakeoff import capabilities
 from bakeoff.capabilities import afterwards, layers, quantised, tiny
 from bakeoff.capabilities.trained import Broken, Trained, difference, resolved, train
+from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import known, registry
 from bakeoff.methods.known import Capabilities, Measured, OnBase, Riding, Works
-from bakeoff.trial import MethodEntry
 
 # what PEFT warns of its own settings is no part of what is looked at here
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")

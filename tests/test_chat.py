@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bakeoff.chat import Chat, Unusable, template
 from bakeoff.chat.messages import conversation, without_oldest, wrong
-from bakeoff.errors import PreflightError
+from bakeoff.core.errors import PreflightError
 from bakeoff.shown import pieces
 from bakeoff.tasks.sft import IGNORE
 

@@ -14,8 +14,8 @@ from command import bakeoff
 
 from bakeoff import api, assets
 from bakeoff.cli import rows as printed
+from bakeoff.core.errors import UsageError
 from bakeoff.engine.loss import Supervised
-from bakeoff.errors import UsageError
 from bakeoff.shown import pieces
 from bakeoff.spec import parse_spec
 from bakeoff.tasks import load_tokenizer

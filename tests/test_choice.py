@@ -14,16 +14,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeoff import api
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.trial import Trial
 from bakeoff.data import place_of, read_rows
 from bakeoff.engine.switches import Switches
-from bakeoff.errors import BakeoffError
 from bakeoff.evaluate import answers
 from bakeoff.faults import refusal
 from bakeoff.spec import parse_spec
 from bakeoff.tasks.choice import Choices, MultipleChoice
 from bakeoff.testing.tiny import WORDS, rows, save_llama, write_jsonl
 from bakeoff.testing.trials import build, make_trial, no_dropout, run
-from bakeoff.trial import Trial
 
 COLUMNS = {"prompt": "Command : {text} JSON", "choices": "choices", "answer": "answer"}
 OPTIONS = {

@@ -14,9 +14,9 @@ from bakeoff import api
 from bakeoff.analysis.choose import Picks, choose_settings, criterion, picks
 from bakeoff.analysis.runs import Run
 from bakeoff.analysis.summary import summarise
+from bakeoff.core.results import Cost, SplitScores, Status
 from bakeoff.phases import axes
 from bakeoff.race import Rules, Standing, decide
-from bakeoff.results import Cost, SplitScores, Status
 from bakeoff.spec import parse_spec
 
 

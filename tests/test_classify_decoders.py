@@ -13,15 +13,15 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from bakeoff import api, segment
+from bakeoff.core.results import Status
+from bakeoff.core.trial import Segment
 from bakeoff.data import read_rows
 from bakeoff.engine.pooling import last_places
 from bakeoff.engine.switches import Switches
 from bakeoff.parity import decide
-from bakeoff.results import Status
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import build, make_trial, no_dropout, run
-from bakeoff.trial import Segment
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 METHODS = ("lora", "full", "head", "ia3", "oft", "prefix_tuning", "prompt_tuning", "p_tuning")

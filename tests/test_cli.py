@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 from command import bakeoff
 
-from bakeoff import registry
+from bakeoff.core import plugins
 from bakeoff.testing.tiny import rows, write_jsonl
 
 
@@ -141,6 +141,6 @@ def test_doctor_measures_this_machine(tmp_path: Path) -> None:
 
 
 def test_plugins_are_found_by_file_name() -> None:
-    assert registry.names("tasks") == ("choice", "classify", "sft")
-    assert {"accuracy", "exact_match", "json_match", "loss"} < set(registry.names("metrics"))
-    assert set(registry.names("executors")) == {"inline", "process", "ray"}
+    assert plugins.names("tasks") == ("choice", "classify", "sft")
+    assert {"accuracy", "exact_match", "json_match", "loss"} < set(plugins.names("metrics"))
+    assert set(plugins.names("executors")) == {"inline", "process", "ray"}

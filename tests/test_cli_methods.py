@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bakeoff.cli import app, methods
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
 from bakeoff.methods import known, published, registry
 
 ROOT = Path(__file__).parents[1]

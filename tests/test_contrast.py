@@ -17,8 +17,8 @@ from records import final, finished, hits, make_cost, make_record, search
 from bakeoff import api
 from bakeoff.analysis.contrast import Agreement, Side, agreement, contrast
 from bakeoff.analysis.summary import summarise
-from bakeoff.errors import UsageError
-from bakeoff.results import StudyRecord
+from bakeoff.core.errors import UsageError
+from bakeoff.core.results import StudyRecord
 
 FROZEN = {
     "spec.name": "a",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bakeoff import data
 from bakeoff import folder as folder_of
-from bakeoff.errors import PreflightError
+from bakeoff.core.errors import PreflightError
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import write_jsonl
 

@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 
 from bakeoff import api, conversion
 from bakeoff.cli import app
+from bakeoff.core.errors import BakeoffError, UsageError
+from bakeoff.core.trial import Segment
 from bakeoff.delivery import deliver
-from bakeoff.errors import BakeoffError, UsageError
 from bakeoff.evaluate import item_losses
 from bakeoff.methods.hook import Finished
 from bakeoff.spec import parse_spec
 from bakeoff.testing.trials import build, make_trial
-from bakeoff.trial import Segment
 
 
 @pytest.fixture(scope="module")

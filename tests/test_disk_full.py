@@ -16,16 +16,17 @@ from safetensors import SafetensorError
 from test_plan import ENTRIES
 from test_recovery import comparable
 
-from bakeoff import api, durable, room, sealed, states
-from bakeoff.errors import EnvironmentProblem
+from bakeoff import api, states
+from bakeoff.core import disk_full, files, trial_dir
+from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core.results import SplitScores, Status, TrialResult
+from bakeoff.core.trial import Trial
 from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Outcome
-from bakeoff.results import SplitScores, Status, TrialResult
 from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
 from bakeoff.study import refuse_full
 from bakeoff.testing.trials import CONDITIONS
-from bakeoff.trial import Trial
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -100,12 +101,12 @@ def test_a_full_disk_is_known_by_number_and_by_words() -> None:
     wrapped = ValueError("could not save")
     wrapped.__cause__ = SafetensorError("I/O error: No space left on device (os error 28)")
     for error in (FULL, OSError(errno.EDQUOT, "x"), wrapped):
-        assert room.full(error) is not None
+        assert disk_full.full(error) is not None
     for other in (OSError(errno.EIO, "Input/output error"), ValueError("full of device")):
-        assert room.full(other) is None
+        assert disk_full.full(other) is None
     one, two = ValueError("a"), ValueError("b")
     one.__context__, two.__context__ = two, one  # an endless chain ends
-    assert room.full(one) is None
+    assert disk_full.full(one) is None
 
 
 @pytest.mark.parametrize(
@@ -147,9 +148,9 @@ def test_a_study_goes_on_to_the_same_numbers_after_a_full_disk(
     words = SafetensorError("Error while serializing: I/O error: No space left on device")
     for module, name, call, error in (
         (api.study_folder, "freeze_data", 1, FULL),
-        (durable, "write_text", 1, FULL),  # the note of who holds the lock
+        (files, "write_text", 1, FULL),  # the note of who holds the lock
         (states, "keep", 3, words),
-        (sealed, "seal", 3, FULL),
+        (trial_dir, "seal", 3, FULL),
     ):
         with monkeypatch.context() as patched:
             stopping, calls = full_at(call, getattr(module, name), error)

@@ -16,13 +16,14 @@ import torch
 from records import make_entry
 from typer.testing import CliRunner
 
-from bakeoff import data, lock, recovery, sealed, states
+from bakeoff import data, lock, recovery, states
 from bakeoff.cli import app, doctor
-from bakeoff.errors import BakeoffError
-from bakeoff.results import Cost, SplitScores, Status, TrialResult
+from bakeoff.core import trial_dir
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.results import Cost, SplitScores, Status, TrialResult
+from bakeoff.core.trial import Trial
 from bakeoff.store import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
-from bakeoff.trial import Trial
 
 DONE, LOST, RACING, STOPPED = (
     Trial(make_entry("lora"), {"learning_rate": 1e-3 * (n + 1)}, 0, phase, CONDITIONS)
@@ -45,9 +46,9 @@ def study(tmp_path: Path) -> Path:
     place = out / "trials" / DONE.id
     (place / "adapter").mkdir(parents=True)
     (place / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    sealed.seal(place, result(DONE))
+    trial_dir.seal(place, result(DONE))
     states.keep(
-        sealed.state_of(out / "trials", RACING.id, 5),
+        trial_dir.state_of(out / "trials", RACING.id, 5),
         states.State({"values": torch.arange(4.0)}, {}, at_rung),
     )
     with Writer(out / "study.db") as store:
@@ -61,7 +62,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def lose_a_row(out: Path) -> None:
-    sealed.seal(_folder(out, LOST), result(LOST))
+    trial_dir.seal(_folder(out, LOST), result(LOST))
 
 
 def _folder(out: Path, trial: Trial) -> Path:
@@ -77,12 +78,12 @@ def _sql(out: Path, statement: str) -> None:
 
 
 def tear_a_state(out: Path) -> None:
-    path = sealed.state_of(out / "trials", RACING.id, 5)
+    path = trial_dir.state_of(out / "trials", RACING.id, 5)
     path.write_bytes(path.read_bytes()[:-3])
 
 
 def flip_a_bit_of_a_state(out: Path) -> None:
-    path = sealed.state_of(out / "trials", RACING.id, 5)
+    path = trial_dir.state_of(out / "trials", RACING.id, 5)
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
@@ -188,7 +189,7 @@ def lose_a_folder(out: Path) -> None:
 def another_runs_folder(out: Path) -> None:
     place = out / "trials" / DONE.id
     (place / "adapter" / "adapter_model.safetensors").write_bytes(b"other weights")
-    sealed.seal(place, result(DONE))
+    trial_dir.seal(place, result(DONE))
 
 
 def change_the_data(out: Path) -> None:
@@ -217,14 +218,14 @@ def test_what_cannot_be_mended_stays_bad_and_loses_no_result(study: Path, what: 
 def test_what_is_not_whole_is_never_taken_for_a_result(study: Path) -> None:
     """Fault 3: a folder without its row counts only if every hash is right, and it did not fail."""
     lose_a_row(study)
-    path = study / "trials" / LOST.id / sealed.RESULT
+    path = study / "trials" / LOST.id / trial_dir.RESULT
     path.write_text(path.read_text().replace("1.0", "0.0"))
     with Writer(study / "study.db") as store:
         assert recovery.reattach(study, store, [LOST]) == []
-        assert not (path.parent / sealed.COMPLETE).exists(), "a worker would have left it alone"
-        sealed.seal(path.parent, TrialResult(LOST.id, Status.FAILED, "why"))
+        assert not (path.parent / trial_dir.COMPLETE).exists(), "a worker would have left it alone"
+        trial_dir.seal(path.parent, TrialResult(LOST.id, Status.FAILED, "why"))
         assert recovery.reattach(study, store, [LOST]) == []
-        sealed.seal(path.parent, result(LOST))
+        trial_dir.seal(path.parent, result(LOST))
         (found,) = recovery.reattach(study, store, [LOST])
         assert (found.code, found.state) == ("row-missing", "mended")
         assert recovery.reattach(study, store, [LOST]) == []
@@ -254,7 +255,7 @@ def test_a_damaged_database_is_rebuilt_from_what_is_left(study: Path, how: str) 
             assert reader.rungs(5)[RACING.id].item_losses == (0.5, 0.25)
             assert "frozen" in reader.values()
     # of a trial that no plan names the finished folder stays, for the run that plans it
-    assert sealed.read(study / "trials" / DONE.id) == result(DONE)
+    assert trial_dir.read(study / "trials" / DONE.id) == result(DONE)
     with Writer(path) as store:
         store.plan([DONE])
         recovery.reattach(study, store, [DONE])
@@ -315,7 +316,7 @@ def test_a_sqlite_with_the_wal_reset_bug_is_named(
 def test_a_database_that_was_copied_without_its_log(study: Path, tmp_path: Path) -> None:
     """Fault 25: what was still in the write-ahead log is taken from the folders."""
     with Writer(study / "study.db") as store:
-        sealed.seal(_folder(study, LOST), result(LOST))
+        trial_dir.seal(_folder(study, LOST), result(LOST))
         store.keep(result(LOST))
         assert (study / "study.db-wal").stat().st_size > 0
         copy = tmp_path / "copy"

@@ -13,6 +13,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from bakeoff import assemble, preflight
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.results import Status
+from bakeoff.core.trial import Conditions, Segment
 from bakeoff.engine import device, meter
 from bakeoff.engine.device import resolve_device, resolve_precision, set_dtypes
 from bakeoff.engine.loop import Reading, reading_steps, train
@@ -20,14 +23,11 @@ from bakeoff.engine.loss import supervised_logits, supervised_positions
 from bakeoff.engine.optim import schedule
 from bakeoff.engine.order import step_indices
 from bakeoff.engine.switches import Switches
-from bakeoff.errors import PreflightError
 from bakeoff.parity import Decision
-from bakeoff.results import Status
 from bakeoff.segment import run_segment
 from bakeoff.tasks.classify import Classify
 from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import LABELS, build, losses, make_trial
-from bakeoff.trial import Conditions, Segment
 
 LIKE_PLAIN = {
     "seed": 3, "phase": "search", "rate": 5e-3, "steps": 10, "warmup": 0.2, "weight_decay": 0.01,

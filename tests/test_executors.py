@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 import bakeoff
-from bakeoff import registry
+from bakeoff.core import plugins
+from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.engine import pulse
-from bakeoff.errors import EnvironmentProblem
 from bakeoff.executors import Executor, Options
 from bakeoff.executors.process import Process
 from bakeoff.store import Writer
@@ -26,7 +26,7 @@ from bakeoff.store import Writer
 no_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 NAMES = [
     pytest.param(name, marks=no_ray) if name == "ray" else name
-    for name in registry.names("executors")
+    for name in plugins.names("executors")
 ]
 
 
@@ -90,7 +90,7 @@ def sleep(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def make(name: str, workers: int = 1) -> Executor:
-    made: Executor = registry.find("executors", name).EXECUTOR(workers=workers)
+    made: Executor = plugins.find("executors", name).EXECUTOR(workers=workers)
     return made
 
 

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 from records import hits, make_result, make_trial
 
-from bakeoff import registry
-from bakeoff.errors import EnvironmentProblem, UsageError
+from bakeoff.core import plugins
+from bakeoff.core.errors import EnvironmentProblem, UsageError
+from bakeoff.core.results import CurvePoint, Status
 from bakeoff.exchange import export_curves
 from bakeoff.exporters import Exporter, TrialRun, runs_of
-from bakeoff.results import CurvePoint, Status
 from bakeoff.store import Writer
 
-NAMES = registry.names("exporters")
+NAMES = plugins.names("exporters")
 PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow"}
 INSTALLED = {
     name: importlib.util.find_spec(module) is not None for name, module in PACKAGES.items()
@@ -114,7 +114,7 @@ class _Module:
         self.EXPORTER = exporter
 
 
-LOADED = {name: registry.find("exporters", name).EXPORTER for name in NAMES}
+LOADED = {name: plugins.find("exporters", name).EXPORTER for name in NAMES}
 
 
 def test_an_exporter_that_fails_leaves_nothing(

@@ -19,9 +19,9 @@ import bakeoff
 from bakeoff import forgetting, general
 from bakeoff.analysis.summary import summarise
 from bakeoff.assemble import build
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.results import Forgetting, TrialResult
 from bakeoff.data import read_rows, write_split
-from bakeoff.errors import PreflightError
-from bakeoff.results import Forgetting, TrialResult
 from bakeoff.testing.trials import make_trial
 
 TEXTS = ["turn on the kitchen light please", "what time is it now", "the lamp is red and old"]

@@ -21,10 +21,11 @@ from report_fixture import HOSTILE
 from report_fixture import report as made_report
 from test_again import Heard
 
-from bakeoff import api, cli, durable, forks, lock, phases, progress, sealed
-from bakeoff.errors import PreflightError, UsageError
+from bakeoff import api, cli, forks, lock, phases, progress
+from bakeoff.core import files, trial_dir
+from bakeoff.core.errors import PreflightError, UsageError
+from bakeoff.core.results import Status, TrialResult
 from bakeoff.report import render
-from bakeoff.results import Status, TrialResult
 from bakeoff.spec import parse_spec, read_spec
 from bakeoff.store import Writer
 from bakeoff.testing import kills
@@ -162,8 +163,8 @@ def test_a_fork_takes_what_is_the_same_and_counts_the_look(
     assert {i: results(new)[i] for i in old} == old
     for trial in old:
         here, there = new / "trials" / trial, parent / "trials" / trial
-        assert sealed.seal_of(here) == sealed.seal_of(there) is not None
-        assert sealed.damage(here) is None
+        assert trial_dir.seal_of(here) == trial_dir.seal_of(there) is not None
+        assert trial_dir.damage(here) is None
     assert {f.state for f in api.diagnose(new)} == {"ok"}
     for title, count in (("Search", 4), ("Final", 4)):
         assert f"{title}: {count} finished trials are taken over from tiny" in heard.lines
@@ -317,8 +318,8 @@ def test_a_fork_without_a_difference_tries_again_what_failed_in_the_search(
     lost = min(ids(parent, "search"))
     folder = parent / "trials" / lost
     failed = TrialResult(lost, Status.FAILED, "its worker died")
-    sealed.unseal(folder)
-    sealed.seal(folder, failed)
+    trial_dir.unseal(folder)
+    trial_dir.seal(folder, failed)
     with Writer(parent / "study.db") as store:
         store.keep(failed)
     made = fork(values, parent, tmp_path / "new")
@@ -351,10 +352,10 @@ def link_folder(folder: Path) -> None:
 
 def other_run(folder: Path) -> None:
     """A folder that is whole, but not the one that its row was read from."""
-    result = sealed.read(folder)
+    result = trial_dir.read(folder)
     assert result is not None
-    sealed.unseal(folder)
-    sealed.seal(folder, dataclasses.replace(result, train_seconds=1e6))
+    trial_dir.unseal(folder)
+    trial_dir.seal(folder, dataclasses.replace(result, train_seconds=1e6))
 
 
 SPOILT = (spoil_file, drop_file, link_file, link_folder, other_run)
@@ -537,7 +538,7 @@ def test_an_empty_folder_and_one_that_a_refused_fork_left_are_free(
     with pytest.raises(UsageError, match="no_such_method"):
         fork(misread, parent, new)
     assert not (new / "study.db").exists()
-    for name in (progress.LOG, lock.NOTE, lock.NOTE + durable.PARTIAL):
+    for name in (progress.LOG, lock.NOTE, lock.NOTE + files.PARTIAL):
         (new / name).write_text("")
     broken["method"] = {"lora": {"config": {"target_modules": ["no_such_layer"]}}}
     with pytest.raises(PreflightError, match="target-modules-not-found"):

@@ -18,8 +18,8 @@ import bakeoff
 from bakeoff import report as pages
 from bakeoff.cli import app
 from bakeoff.comparison import Comparison
-from bakeoff.errors import UsageError
-from bakeoff.outward import printable
+from bakeoff.core.errors import UsageError
+from bakeoff.core.redact import printable
 
 TABLES = {"methods": "method,score\nlora,0.5\n", "curves": "a\n1\n"}
 

@@ -10,7 +10,7 @@ import peft
 import pytest
 
 from bakeoff import api
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
 from bakeoff.methods import given, registry
 from bakeoff.spec import parse_spec
 from bakeoff.study import load_methods

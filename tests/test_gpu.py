@@ -13,13 +13,13 @@ from core import CASES
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeoff import preflight, segment
+from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine.attention import attend
 from bakeoff.engine.packing import Layout, layout
 from bakeoff.executors import Options
 from bakeoff.executors.process import Process
 from bakeoff.testing.tiny import rows, tokenizer, write_jsonl, write_splits
 from bakeoff.testing.trials import make_trial
-from bakeoff.trial import Segment, Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 

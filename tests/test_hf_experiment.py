@@ -13,7 +13,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 from bakeoff.cli import app
-from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.hf import experiment as experiments
 from bakeoff.spec import StudySpec, parse_spec
 from bakeoff.testing.tiny import rows, write_jsonl

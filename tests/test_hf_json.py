@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from bakeoff import api
 from bakeoff.cli import app
-from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.core.errors import BakeoffError, UsageError
+from bakeoff.core.results import Forgetting, SplitScores, Status, StudyRecord
 from bakeoff.exchange import Wishes, import_results, write_results
 from bakeoff.hf import exporting
 from bakeoff.hf.results import read_file, read_folder
-from bakeoff.results import Forgetting, SplitScores, Status, StudyRecord
 from bakeoff.spec import parse_spec
 
 THEIRS = Path(__file__).parent / "data" / "hf"

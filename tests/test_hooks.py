@@ -12,8 +12,8 @@ import torch
 from peft.optimizers.riemannian import _collect_lora_pairs, _RiemannianPreconditioner
 
 from bakeoff import assemble
+from bakeoff.core.errors import PreflightError
 from bakeoff.engine.switches import Switches
-from bakeoff.errors import PreflightError
 from bakeoff.methods import registry
 from bakeoff.methods.arguments import Surroundings, resolve
 from bakeoff.methods.hook import Incompatible

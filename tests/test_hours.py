@@ -8,10 +8,10 @@ import pytest
 
 from bakeoff import estimate as estimates
 from bakeoff import hours
-from bakeoff.errors import BakeoffError
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.results import MetricInfo
 from bakeoff.estimate import FINAL, PROBES, SEARCH, Timing, estimate, phase_of
 from bakeoff.hours import Budget, Deadline, fit, pace_of, refitted_steps, with_budget
-from bakeoff.results import MetricInfo
 from bakeoff.spec import StudySpec, parse_spec
 
 ACCURACY = MetricInfo("accuracy", "higher", "fraction", 0.0, 1.0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bakeoff import api
-from bakeoff.errors import BakeoffError
+from bakeoff.core.errors import BakeoffError
 from bakeoff.hours import Deadline
 from bakeoff.rounds import NO_TIME
 from bakeoff.spec import parse_spec, read_spec

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.counts import Count, compare_counts, counts, estimates
 from bakeoff.cli import app
-from bakeoff.errors import BakeoffError, PreflightError, UsageError
+from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
+from bakeoff.core.results import Reported
 from bakeoff.exchange import Wishes, import_results
 from bakeoff.hf import importing
 from bakeoff.hf.results import read_file
 from bakeoff.report import render
-from bakeoff.results import Reported
 from bakeoff.store import Reader
 
 DATA = Path(__file__).parent / "data" / "hf"

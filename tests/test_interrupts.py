@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bakeoff.errors import Interrupted, Terminated
+from bakeoff.core.errors import Interrupted, Terminated
 from bakeoff.interrupts import listening
 from bakeoff.progress import Logged, Silent
 

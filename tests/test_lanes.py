@@ -14,19 +14,19 @@ from core import CASES
 from torch.func import vmap
 
 from bakeoff import segment
+from bakeoff.core.errors import UsageError
+from bakeoff.core.results import Status
+from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import dropout, packing
 from bakeoff.engine.attention import attend
 from bakeoff.engine.linear import lane_linear
 from bakeoff.engine.loop import train
 from bakeoff.engine.packing import Layout
 from bakeoff.engine.switches import Switches, explain
-from bakeoff.errors import UsageError
 from bakeoff.parity import decide
-from bakeoff.results import Status
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import batches, build, make_trial, no_dropout, run, steps
-from bakeoff.trial import Segment, Trial
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 RATES = (1e-3, 1e-2, 3e-3)

@@ -18,7 +18,7 @@ import tomli_w
 from command import Started, bakeoff
 
 from bakeoff import lock
-from bakeoff.errors import LockedError
+from bakeoff.core.errors import LockedError
 
 HOLD = """
 import sys, time

@@ -13,6 +13,8 @@ from torch import nn
 
 from bakeoff import answering, api, assemble, evaluate, parity, preflight
 from bakeoff.cli.plan import memory_words
+from bakeoff.core.results import Status
+from bakeoff.core.trial import MethodEntry, Segment, Trial
 from bakeoff.engine import meter
 from bakeoff.engine.dropout import Keyed
 from bakeoff.engine.generate import Pace
@@ -21,11 +23,9 @@ from bakeoff.engine.loop import train
 from bakeoff.engine.switches import Switches
 from bakeoff.evaluate import answers, item_losses
 from bakeoff.methods.hook import Incompatible
-from bakeoff.results import Status
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import batches, build, make_trial, run
-from bakeoff.trial import MethodEntry, Segment, Trial
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 PLAIN = Switches.plain()

@@ -12,7 +12,7 @@ import pytest
 from core import CORE
 
 from bakeoff import preflight
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
 from bakeoff.testing.methods import BASES, CHECKS, SPREAD, WIDTH, Subject, trained

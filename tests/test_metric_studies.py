@@ -15,8 +15,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeoff import api
+from bakeoff.core.errors import BakeoffError
 from bakeoff.data import read_rows
-from bakeoff.errors import BakeoffError
 from bakeoff.spec import parse_spec
 
 OWN = """

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from bakeoff import folder, mounts
-from bakeoff.errors import EnvironmentProblem
+from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.store import Writer
 
 ROOT = "overlay / overlay rw,relatime 0 0\ntmpfs /dev/shm tmpfs rw 0 0\n"

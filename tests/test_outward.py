@@ -20,11 +20,11 @@ from report_fixture import report as report_fixture
 from rich.text import Text
 
 from bakeoff import api, cli
-from bakeoff.bounded import unsuitable
 from bakeoff.cli import output
 from bakeoff.cli.live import Live
-from bakeoff.errors import PreflightError
-from bakeoff.outward import escaped_json, printable, redact, redacted, told
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.redact import escaped_json, printable, redact, redacted, told
+from bakeoff.core.safe_read import unsuitable
 from bakeoff.progress import Logged, Silent
 from bakeoff.report import render
 from bakeoff.spec import parse_spec
@@ -251,9 +251,9 @@ def test_nothing_that_is_kept_of_a_failure_holds_a_secret(
 ) -> None:
     """Fault 66: neither the database nor a trial's folder, whose texts reports are made of."""
     from bakeoff import rounds, segment
+    from bakeoff.core.trial import Segment
     from bakeoff.executors import Outcome
     from bakeoff.testing.trials import make_trial
-    from bakeoff.trial import Segment
 
     def fail(*_: object) -> None:
         warnings.warn(f"trying {SECRETS['query']}", stacklevel=1)

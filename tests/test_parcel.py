@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from bakeoff import parcel
+from bakeoff.core.trial import Segment
+from bakeoff.core.trial_dir import COMPLETE
 from bakeoff.executors.ray import _Worker
-from bakeoff.sealed import COMPLETE
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
-from bakeoff.trial import Segment
 
 FUNCTION = "bakeoff.segment:run"
 

@@ -17,15 +17,16 @@ import torch
 from command import Started, bakeoff
 from torch import nn
 
-from bakeoff import api, assemble, sealed
+from bakeoff import api, assemble
+from bakeoff.core import trial_dir
+from bakeoff.core.results import Status, TrialResult
+from bakeoff.core.trial import Segment
 from bakeoff.engine.pulse import Pulse
 from bakeoff.engine.resident import Resident
 from bakeoff.engine.switches import Switches
-from bakeoff.results import Status, TrialResult
 from bakeoff.segment import run_segment
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
-from bakeoff.trial import Segment
 
 LANES = dataclasses.asdict(
     Switches(lanes=True, packing=False, loss=True, compile=False, graphs=False)
@@ -89,7 +90,7 @@ def test_a_paused_segment_ends_with_the_same_numbers(
         {
             p.relative_to(tmp_path / name): p.read_bytes()
             for p in (tmp_path / name / "trials").rglob("*.safetensors")
-            if p.parent.name != sealed.STATES
+            if p.parent.name != trial_dir.STATES
         }
         for name in ("whole", "paused")
     ]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from bakeoff import overview, plan
+from bakeoff.core.trial import Segment, Trial
 from bakeoff.methods import registry
 from bakeoff.spec import BudgetSpec, parse_spec
 from bakeoff.testing.trials import CONDITIONS
-from bakeoff.trial import Segment, Trial
 
 SPEC = parse_spec(
     {

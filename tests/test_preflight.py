@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 from bakeoff import api, token_checks
 from bakeoff.checks import near, repeats
 from bakeoff.checks.reading import Pair
+from bakeoff.core.errors import PreflightError
 from bakeoff.data import SPLITS
-from bakeoff.errors import PreflightError
 from bakeoff.faults import Fault
 from bakeoff.spec import parse_spec
 from bakeoff.tasks import Example, load_tokenizer

@@ -17,6 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from bakeoff import api, assemble, preflight, study
 from bakeoff.capabilities.quantised import refusal
+from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError
+from bakeoff.core.results import Status
+from bakeoff.core.trial import Segment
 from bakeoff.data import read_rows
 from bakeoff.delivery import deliver
 from bakeoff.engine import quantise
@@ -24,14 +27,11 @@ from bakeoff.engine.lanes import Mixing, Start
 from bakeoff.engine.layers import LayerStack, NotCompilable
 from bakeoff.engine.order import step_indices
 from bakeoff.engine.switches import Switches
-from bakeoff.errors import EnvironmentProblem, PreflightError, UsageError
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
-from bakeoff.results import Status
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 from bakeoff.testing.trials import OPTIONS, build, make_trial, no_dropout, run
-from bakeoff.trial import Segment
 
 pytest.importorskip("bitsandbytes")
 

@@ -148,7 +148,7 @@ def test_a_slot_is_used_again_and_a_probe_has_a_process_of_its_own(cluster: Any)
 
 
 def test_a_cluster_without_room_is_refused(cluster: Any) -> None:
-    from bakeoff.errors import EnvironmentProblem
+    from bakeoff.core.errors import EnvironmentProblem
 
     cluster.add_node(num_cpus=1)
     through = make(1, ray_address=cluster.address, gpus_per_segment=0.5)
@@ -194,7 +194,7 @@ DRIVER = """
 import sys
 from bakeoff.executors import Options
 from bakeoff.executors.ray import Ray
-from bakeoff.errors import BakeoffError
+from bakeoff.core.errors import BakeoffError
 if __name__ == "__main__":
     address, consent = sys.argv[1], sys.argv[2] == "consent"
     try:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.errors import BakeoffError
+from bakeoff.core.errors import BakeoffError
 from bakeoff.spec import parse_spec
 
 

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from bakeoff import api, phases
 from bakeoff import folder as study_folder
-from bakeoff.errors import LockedError, PreflightError
+from bakeoff.core.errors import LockedError, PreflightError
 from bakeoff.spec import parse_spec
 
 

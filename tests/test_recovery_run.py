@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from test_recovery import comparable
 
-from bakeoff import api, phases, recovery, sealed
+from bakeoff import api, phases, recovery
+from bakeoff.core import trial_dir
+from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core.results import TrialResult
 from bakeoff.engine import meter
-from bakeoff.errors import EnvironmentProblem
-from bakeoff.results import TrialResult
 from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
 from bakeoff.study import make_executor
@@ -33,7 +34,7 @@ def final(out: Path) -> dict[str, str]:
 
 
 def seals(out: Path) -> dict[str, str | None]:
-    return {p.name: sealed.seal_of(p) for p in (out / "trials").iterdir()}
+    return {p.name: trial_dir.seal_of(p) for p in (out / "trials").iterdir()}
 
 
 def test_a_kill_between_the_folder_and_its_row_loses_nothing(

@@ -25,15 +25,15 @@ from sqlalchemy.exc import StatementError
 from test_again import Heard, stored
 
 from bakeoff import api, cli, phases, preflight, retries, segment
+from bakeoff.core.results import Cost, Status, TrialResult
+from bakeoff.core.trial import Segment, Trial
 from bakeoff.report import render
-from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.rounds import Running
 from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
 from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.testing.trials import make_trial
-from bakeoff.trial import Segment, Trial
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 Values = dict[str, Any]

@@ -16,17 +16,17 @@ from peft_types import CASES, Case
 from torch.nn import functional
 
 from bakeoff import assemble
+from bakeoff.core.errors import UsageError
+from bakeoff.core.trial import Trial
 from bakeoff.engine.attention import NotPackable
 from bakeoff.engine.optim import schedule
 from bakeoff.engine.order import step_indices
 from bakeoff.engine.packing import round_up
 from bakeoff.engine.switches import Switches
-from bakeoff.errors import UsageError
 from bakeoff.methods.hook import Incompatible, make, trainable
 from bakeoff.testing import trials as benches
 from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import Run
-from bakeoff.trial import Trial
 
 CONDITIONS = dataclasses.replace(
     benches.CONDITIONS, task="sft", task_options=benches.OPTIONS["sft"]

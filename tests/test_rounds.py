@@ -14,16 +14,16 @@ import torch
 from sqlalchemy.exc import StatementError
 
 from bakeoff import rounds, segment
-from bakeoff.errors import EnvironmentProblem, Interrupted
+from bakeoff.core.errors import EnvironmentProblem, Interrupted
+from bakeoff.core.results import Status, TrialResult
+from bakeoff.core.trial import Segment, Trial
 from bakeoff.executors import Outcome
 from bakeoff.interrupts import Stop
 from bakeoff.progress import Silent
 from bakeoff.quarantine import Quarantine
-from bakeoff.results import Status, TrialResult
 from bakeoff.rounds import Breaker, Running, run_trials
 from bakeoff.store import Reader, Writer
 from bakeoff.testing.trials import make_trial
-from bakeoff.trial import Segment, Trial
 
 Work = Callable[[Segment], list[TrialResult] | str]
 """What becomes of a segment: its results, or what its worker died of."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from bakeoff import registry
-from bakeoff.results import MetricInfo
+from bakeoff.core import plugins
+from bakeoff.core.results import MetricInfo
 from bakeoff.scoring import Metric, MetricError, describe
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -134,14 +134,14 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", registry.names("metrics"))
+@pytest.mark.parametrize("name", plugins.names("metrics"))
 def test_every_metric_keeps_the_contract(name: str, tmp_path: Path) -> None:
-    module = registry.find("metrics", name)
+    module = plugins.find("metrics", name)
     assert module.INFO.name == name
     assert module.INFO.better in ("higher", "lower")
     given = {"pattern": "(?s)(.*)"} if name == "regex" else {}
     assert described(name, tmp_path, **given)["error"] is None
-    tasks = [registry.find("tasks", t).TASK for t in registry.names("tasks")]
+    tasks = [plugins.find("tasks", t).TASK for t in plugins.names("tasks")]
     assert any(name in task.metrics for task in tasks), "no task offers it"
     assert f"`{name}`" in (DOCS / "metrics.md").read_text(encoding="utf-8")
     if hasattr(module, "score_loss"):

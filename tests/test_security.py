@@ -20,10 +20,12 @@ import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
-from bakeoff import api, bases, bounded, folder, loading, reloading
-from bakeoff.bounded import Unreadable, deeper, read_bytes, read_json, read_text, suitable
+from bakeoff import api, bases, folder, loading, reloading
 from bakeoff.capabilities.expected import expected
-from bakeoff.errors import BakeoffError, PreflightError, UsageError
+from bakeoff.core import safe_read
+from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
+from bakeoff.core.safe_read import Unreadable, deeper, read_bytes, read_json, read_text, suitable
+from bakeoff.core.trial import Segment, Trial
 from bakeoff.methods import given, hook, refused, registry
 from bakeoff.methods.arguments import check_config
 from bakeoff.methods.hook import Finished
@@ -31,7 +33,6 @@ from bakeoff.spec import parse_spec, read_spec
 from bakeoff.study import git_state, load_methods, make_executor
 from bakeoff.testing.tiny import write_jsonl
 from bakeoff.testing.trials import build, make_trial
-from bakeoff.trial import Segment, Trial
 
 SOURCE = Path(api.__file__).parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -519,7 +520,7 @@ def test_what_peft_writes_by_default_is_taken(tmp_path: Path) -> None:
     [
         b"[" * 100_000, b'{"peft_type":' * 2000, b"\xff\xfe", b"null", b"[]",
         b'{"peft_type": "LORA", "r": ' + b"9" * 5000 + b"}", b'{"peft_type": "LORA", "r": NaN}',
-        b'{"peft_type": "LORA", "r": "\\ud800"}', b" " * (bounded.CONFIG_BYTES + 1),
+        b'{"peft_type": "LORA", "r": "\\ud800"}', b" " * (safe_read.CONFIG_BYTES + 1),
     ],
     ids=range(9),
 )  # fmt: skip
@@ -620,7 +621,7 @@ def test_names_that_are_no_names(study_values: dict[str, Any], name: str) -> Non
         with pytest.raises(UsageError) as error:
             parse_spec({**study_values, **changes})
         assert error.value.code == "study-invalid"
-    assert bounded.unsuitable(suitable(name)) is None
+    assert safe_read.unsuitable(suitable(name)) is None
 
 
 @pytest.mark.parametrize("name", ["a", "A.b_c-9", ".hidden", "_", "x" * 64, "console", "com10"])

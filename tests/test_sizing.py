@@ -9,7 +9,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeoff import api, sizing
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible, trainable
 from bakeoff.spec import parse_spec

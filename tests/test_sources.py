@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from bakeoff import api, data, sources
-from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
 from bakeoff.folder import read_splits
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import rows, write_jsonl

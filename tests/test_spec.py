@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bakeoff import plan
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
 from bakeoff.folder import comparable
 from bakeoff.methods import registry
 from bakeoff.spec import dump_spec, parse_spec, read_spec

@@ -13,11 +13,11 @@ import pytest
 import sqlalchemy as sa
 from test_plan import ENTRIES
 
-from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError
-from bakeoff.results import Cost, CurvePoint, SplitScores, Status, TrialResult
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
+from bakeoff.core.results import Cost, CurvePoint, SplitScores, Status, TrialResult
+from bakeoff.core.trial import Trial
 from bakeoff.store import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
-from bakeoff.trial import Trial
 
 TRIALS = [
     Trial(ENTRIES[0], {"learning_rate": 1e-3}, seed, "final", CONDITIONS) for seed in range(3)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from test_plan import ENTRIES
 
-from bakeoff.errors import BakeoffError
-from bakeoff.results import SplitScores, Status, TrialResult
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.results import SplitScores, Status, TrialResult
+from bakeoff.core.trial import Trial
 from bakeoff.store import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
-from bakeoff.trial import Trial
 
 ITEMS, STEP = 20, 5
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from test_store import TRIALS, result
 
-from bakeoff import sealed
-from bakeoff.errors import BakeoffError
-from bakeoff.results import Status
+from bakeoff.core import trial_dir
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.results import Status
 from bakeoff.store import Reader, Row, Writer, migrate, schema
 
 VERSION_1 = """
@@ -53,7 +53,7 @@ def old(tmp_path: Path) -> Path:
             )
         db.commit()
     (tmp_path / "trials" / TRIALS[0].id).mkdir(parents=True)
-    sealed.seal(tmp_path / "trials" / TRIALS[0].id, kept)
+    trial_dir.seal(tmp_path / "trials" / TRIALS[0].id, kept)
     return path
 
 
@@ -72,7 +72,7 @@ def test_an_older_version_is_read_as_it_is(old: Path) -> None:
 def test_an_older_version_is_brought_up_after_a_backup(old: Path) -> None:
     """Fault 24: nothing is lost on the way, and the old database is kept, whole."""
     Writer(old).close()
-    seal = sealed.seal_of(old.parent / "trials" / TRIALS[0].id)
+    seal = trial_dir.seal_of(old.parent / "trials" / TRIALS[0].id)
     assert seal is not None
     with Reader(old) as reader:
         assert reader.version == schema.VERSION == 2

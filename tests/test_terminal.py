@@ -25,9 +25,9 @@ from bakeoff import lock
 from bakeoff.cli import glimpse
 from bakeoff.cli.live import Live
 from bakeoff.cli.output import Sink
+from bakeoff.core.results import Cost, Status
 from bakeoff.glance import DONE, RUNNING, STOPPED, Flight, Glance, Phase, Standing, glance
 from bakeoff.progress import LOG, NOW, Logged, Silent, Work, begun, ended, telling
-from bakeoff.results import Cost, Status
 from bakeoff.store import Writer
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")

@@ -33,7 +33,7 @@ from view_study import (
 )
 
 from bakeoff import api
-from bakeoff.errors import EnvironmentProblem, UsageError
+from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.lock import locked
 from bakeoff.store import Reader, Writer
 from bakeoff.view import guard as guards

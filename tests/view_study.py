@@ -11,11 +11,11 @@ from typing import Any
 
 from records import TITLES, make_cost, make_entry, make_result
 
-from bakeoff.results import SplitScores, TrialResult
+from bakeoff.core.results import SplitScores, TrialResult
+from bakeoff.core.trial import Conditions, Trial
 from bakeoff.spec import dump_spec, parse_spec
 from bakeoff.store import Writer
 from bakeoff.testing.trials import CONDITIONS as BENCH
-from bakeoff.trial import Conditions, Trial
 
 METHODS = ("lora", "oft", "ia3")
 SEEDS = (1, 2, 3)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from bakeoff.core.errors import first_line
+from bakeoff.core.trial import Conditions
 from bakeoff.engine.device import autocast, halving, out_of_memory
 from bakeoff.engine.generate import Asked, Pace, fast, plain
 from bakeoff.engine.slots import NotFast
 from bakeoff.engine.ties import ROUNDING, differences
-from bakeoff.errors import first_line
-from bakeoff.trial import Conditions
 
 PROBED = 12
 """Prompts of the probe, from the shortest to the longest."""

@@ -17,32 +17,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bakeoff import (
-    artifacts,
-    durable,
-    forks,
-    hours,
-    interrupts,
-    looks,
-    phases,
-    recovery,
-    retries,
-    room,
-)
+from bakeoff import artifacts, forks, hours, interrupts, looks, phases, recovery, retries
 from bakeoff import folder as study_folder
 from bakeoff import report as report_page
 from bakeoff.analysis.contrast import Side, contrast
-from bakeoff.errors import PreflightError, UsageError
+from bakeoff.core import disk_full, files
+from bakeoff.core.errors import PreflightError, UsageError
+from bakeoff.core.redact import redact
+from bakeoff.core.results import Cost, Status
 from bakeoff.estimate import Timing
 from bakeoff.executors import Options
 from bakeoff.hours import Deadline, Fit
 from bakeoff.lock import locked
-from bakeoff.outward import redact
 from bakeoff.overview import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.progress import LOG, Logged, Progress, Silent, Work, ended, telling
 from bakeoff.record import read_record, read_trials, read_values, summarised, walls
 from bakeoff.recovery import diagnose
-from bakeoff.results import Cost, Status
 from bakeoff.rounds import Breaker, Running, refuse_too_little_room
 from bakeoff.spec import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
@@ -110,7 +100,7 @@ def run(
     study_folder.make(out)
     heard = Logged(out / LOG, progress or Silent())
     closed = contextlib.closing(heard)
-    with room.pausing(out), locked(out), closed, interrupts.listening(heard.say) as stop:
+    with disk_full.pausing(out), locked(out), closed, interrupts.listening(heard.say) as stop:
         study = open_study(spec, source, out, heard)
         with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
             if fork is not None:
@@ -261,9 +251,9 @@ def report(out: Path, examples: bool = True) -> dict[str, Any]:
     study_folder.refuse_links(out)
     _, summary = summarised(out, examples)
     text = json.dumps(summary, indent=1, allow_nan=False)
-    with room.pausing(out):
-        durable.write_text(out / "report.json", text + "\n")
-        durable.write_text(out / "report.html", report_page.render(summary))
+    with disk_full.pausing(out):
+        files.write_text(out / "report.json", text + "\n")
+        files.write_text(out / "report.html", report_page.render(summary))
     return summary
 
 

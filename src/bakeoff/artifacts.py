@@ -12,7 +12,7 @@ from typing import Any
 
 from bakeoff.analysis.runs import Run
 from bakeoff.analysis.weights import best_seed, fault
-from bakeoff.outward import redact
+from bakeoff.core.redact import redact
 from bakeoff.progress import Work, ended, telling
 from bakeoff.rounds import Running
 from bakeoff.study import refuse_full, segment

@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import data, registry
-from bakeoff.bounded import within
-from bakeoff.errors import BakeoffError
+from bakeoff import data
+from bakeoff.core import plugins
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.results import Asked, TrialResult
+from bakeoff.core.safe_read import within
+from bakeoff.core.trial import Trial
 from bakeoff.folder import FROZEN
-from bakeoff.results import Asked, TrialResult
-from bakeoff.trial import Trial
 
 
 class Texts(NamedTuple):
@@ -47,7 +48,7 @@ def read(folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> Te
         if data.sha256_of(file) != conditions.data.get("test"):
             return Texts(unknown=f"{FROZEN['test']} is not what the answers were scored on")
         rows = data.read_rows(file)
-        task = registry.find("tasks", conditions.task).TASK(conditions.task_options)
+        task = plugins.find("tasks", conditions.task).TASK(conditions.task_options)
         references = task.references(rows)
         pairs = zip(rows, references, strict=True)
         return Texts(tuple(Asked(task.asks(row), reference) for row, reference in pairs))

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from bakeoff import registry
+from bakeoff.core import plugins
+from bakeoff.core.trial import Conditions, Segment, Trial
 from bakeoff.data import SPLITS, Row, read_rows
 from bakeoff.engine import quantise, shims
 from bakeoff.engine.device import autocast, keep_freed_memory, lean_inputs, place, set_dtypes
@@ -35,7 +36,6 @@ from bakeoff.engine.switches import Switches
 from bakeoff.methods.hook import CALIBRATION, Ground, Hook, Incompatible, extras, make, trainable
 from bakeoff.tasks import Batch, Example, Task, load_tokenizer
 from bakeoff.tokens import encode_split
-from bakeoff.trial import Conditions, Segment, Trial
 
 MEMORY_SHARE = 0.9
 """How much of the free memory lanes may take; the rest is for evaluation and fragmentation."""
@@ -186,7 +186,7 @@ def prepare_process(conditions: Conditions) -> None:
 
 def make_task(conditions: Conditions) -> Task:
     """Return the study's task with its options."""
-    plugin: type[Task] = registry.find("tasks", conditions.task).TASK
+    plugin: type[Task] = plugins.find("tasks", conditions.task).TASK
     return plugin(conditions.task_options)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bakeoff import assets
-from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json, within
-from bakeoff.errors import PreflightError, UsageError
+from bakeoff.core.errors import PreflightError, UsageError
+from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json, within
 from bakeoff.spec.inputs import BaseSpec, is_hub_id
 
 ASSET = "asset:"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import api
-from bakeoff.outward import told
+from bakeoff.core.redact import told
 from bakeoff.report import inline, markdown
 
 HEAD = ("method", "score", "difference", "low", "high", "verdict", "status")

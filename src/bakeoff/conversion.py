@@ -18,13 +18,13 @@ from torch import nn
 
 from bakeoff import scoring
 from bakeoff.assemble import wished
+from bakeoff.core.errors import BakeoffError, PreflightError, first_line
+from bakeoff.core.trial import Segment, Trial
 from bakeoff.data import read_rows
 from bakeoff.engine.device import free_memory, resolve_device
-from bakeoff.errors import BakeoffError, PreflightError, first_line
 from bakeoff.evaluate import plain_scores
 from bakeoff.methods.saved import WEIGHTS
 from bakeoff.reloading import Plain, saved_at
-from bakeoff.trial import Segment, Trial
 
 ADAPTER, MERGED = "adapter", "merged"
 MODEL = "model"

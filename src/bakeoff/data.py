@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff import durable
-from bakeoff.bounded import (
+from bakeoff.core import files
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.safe_read import (
     DATA_BYTES,
     DEPTH,
     ROW_CHARACTERS,
@@ -26,7 +27,6 @@ from bakeoff.bounded import (
     deeper,
     read_bytes,
 )
-from bakeoff.errors import PreflightError
 from bakeoff.faults import Place, numbered
 
 Row = dict[str, Any]
@@ -304,7 +304,7 @@ def write_split(path: Path, rows: Iterable[Row]) -> str:
     """Write rows as canonical JSONL and return the file's sha256."""
     text = _canonical(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    durable.write_bytes(path, text)
+    files.write_bytes(path, text)
     return hashlib.sha256(text).hexdigest()
 
 

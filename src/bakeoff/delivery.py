@@ -18,16 +18,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bakeoff import api, artifacts, bases, durable
+from bakeoff import api, artifacts, bases
 from bakeoff import folder as study_folder
 from bakeoff.analysis.runs import Run, runs_by_method
 from bakeoff.analysis.weights import best_seed
-from bakeoff.errors import PreflightError, UsageError, unknown
+from bakeoff.core import files
+from bakeoff.core.errors import PreflightError, UsageError, unknown
+from bakeoff.core.results import StudyRecord
+from bakeoff.core.trial import Conditions, Segment
 from bakeoff.report.card import card
-from bakeoff.results import StudyRecord
 from bakeoff.spec import parse_spec
 from bakeoff.study import call, executor, make_executor, works_elsewhere
-from bakeoff.trial import Conditions, Segment
 
 CONVERT = "bakeoff.conversion:run"
 FORMS = ("adapter", "merged", "lora")
@@ -117,8 +118,8 @@ def deliver(
         made = _delivered(record, run, found, form, rank if form == "lora" else None, target)
         if not made.same and not force:
             raise _differs(made)
-        durable.write_text(making / "README.md", card(asdict(made), report))
-        durable.write_text(making / NOTES, json.dumps(asdict(made), indent=1) + "\n")
+        files.write_text(making / "README.md", card(asdict(made), report))
+        files.write_text(making / NOTES, json.dumps(asdict(made), indent=1) + "\n")
         for file in making.rglob("*.safetensors"):
             file.chmod((making / NOTES).stat().st_mode)  # safetensors lets nobody else read them
         making.rename(target)

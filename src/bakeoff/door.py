@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 
-from bakeoff.errors import EnvironmentProblem
+from bakeoff.core.errors import EnvironmentProblem
 
 _SECONDS = 30
 _PROBE = """

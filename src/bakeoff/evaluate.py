@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from bakeoff import room, scoring
+from bakeoff import scoring
 from bakeoff.answering import disagreement, generated
 from bakeoff.assemble import Bench, load_base, make_task, prepare_process, wished
+from bakeoff.core import disk_full
+from bakeoff.core.redact import redact
+from bakeoff.core.results import SplitScores
+from bakeoff.core.trial import Conditions, Segment
 from bakeoff.data import Row, read_rows
 from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast, halving
 from bakeoff.engine.generate import plain
 from bakeoff.engine.pulse import beat
 from bakeoff.engine.switches import Switches
-from bakeoff.outward import redact
-from bakeoff.results import SplitScores
 from bakeoff.scoring import MetricError
 from bakeoff.tasks import Example, Task, load_tokenizer
-from bakeoff.trial import Conditions, Segment
 
 Table = np.ndarray[tuple[int, int], Any]
 """A number for each lane and example, ``[lanes, examples]``."""
@@ -194,7 +195,7 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
         switches, _ = wished(segment)
         scores, note = plain_scores(metric, task, model, tokenizer, rows, c, switches)
     except Exception as error:  # as in a segment: a failure is a result
-        if room.full(error):
+        if disk_full.full(error):
             raise
         return {"scores": None, "error": redact(f"{type(error).__name__}: {error}")}
     return {"scores": dataclasses.asdict(scores), "error": None, "note": note}

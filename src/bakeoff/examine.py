@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import checks
-from bakeoff.bounded import STUDY_BYTES, Unreadable, read_text
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
+from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_text
 from bakeoff.faults import Fault, refusal
 from bakeoff.folder import Splits
 from bakeoff.progress import Progress

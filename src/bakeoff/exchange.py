@@ -11,9 +11,10 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import api, registry
+from bakeoff import api
 from bakeoff import folder as study_folder
-from bakeoff.errors import BakeoffError, EnvironmentProblem, UsageError, first_line
+from bakeoff.core import plugins
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, UsageError, first_line
 from bakeoff.exporters import Exporter, runs_of
 from bakeoff.hf import exporting, importing
 from bakeoff.hf.importing import Wishes
@@ -71,7 +72,7 @@ def export_curves(out: Path, to: str, target: Path) -> Exported:
         UsageError: ``no-study``, ``unknown-exporter``, ``folder-taken``, ``no-curves``.
         EnvironmentProblem: ``exporter-missing``, ``export-failed``.
     """
-    exporter: Exporter = registry.find("exporters", to).EXPORTER
+    exporter: Exporter = plugins.find("exporters", to).EXPORTER
     record = api.read_record(out, examples=False)
     runs = runs_of(record.trials, record.metric.name)
     if not runs:
@@ -96,6 +97,6 @@ def export_curves(out: Path, to: str, target: Path) -> Exported:
         raise EnvironmentProblem(
             "export-failed",
             f"{to} could not write the curves: {first_line(error)}",
-            f"another version of it, or another tool: {', '.join(registry.names('exporters'))}.",
+            f"another version of it, or another tool: {', '.join(plugins.names('exporters'))}.",
         ) from error
     return Exported(target, len(runs), exporter.look(record.name, target))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple, Self
 
-from bakeoff.errors import PreflightError
+from bakeoff.core.errors import PreflightError
 
 SHOWN = 5
 """So many rows are named; the rest are counted."""

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from bakeoff import data, durable, mounts, sealed, sources
-from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json, within
+from bakeoff import data, mounts, sources
 from bakeoff.checks import cells
-from bakeoff.errors import EnvironmentProblem, PreflightError, UsageError, near_match
+from bakeoff.core import files, trial_dir
+from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError, near_match
+from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json, within
 from bakeoff.faults import Fault, Place, refusal
 from bakeoff.scoring import FOLDER as METRIC
 from bakeoff.spec import StudySpec, dump_spec, flatten
@@ -231,7 +232,7 @@ def _check_group(rows: Sequence[data.Row], group: str) -> None:
 
 def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
     """Remove the states of a trial that it goes on from at rungs, except that at step ``but``."""
-    states = folder / "trials" / trial_id / sealed.STATES
+    states = folder / "trials" / trial_id / trial_dir.STATES
     if not within(states, folder):  # a link that came after the study was opened
         return
     for file in states.glob("*"):
@@ -246,7 +247,7 @@ def freeze_data(folder: Path, splits: Splits) -> None:
     """Write the splits under ``data/``, with where they came from."""
     for name, rows in _frozen(splits).items():
         data.write_split(folder / "data" / f"{name}.jsonl", rows)
-    durable.write_text(folder / ORIGINS, json.dumps(splits.origins, indent=1) + "\n")
+    files.write_text(folder / ORIGINS, json.dumps(splits.origins, indent=1) + "\n")
 
 
 def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
@@ -254,7 +255,7 @@ def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
     if code is not None:
         path = folder / METRIC / name.rpartition(":")[0]
         path.parent.mkdir(exist_ok=True)
-        durable.write_bytes(path, code)
+        files.write_bytes(path, code)
 
 
 def digests(splits: Splits) -> dict[str, str]:
@@ -276,7 +277,7 @@ def write_study_file(
     """
     value = dump_spec(spec)
     if chat_template is not None:
-        durable.write_text(folder / CHAT_TEMPLATE, chat_template)
+        files.write_text(folder / CHAT_TEMPLATE, chat_template)
         value["task"]["chat_template"] = CHAT_TEMPLATE
     if own_metric is not None:
         value["task"]["metric"] = f"{METRIC}/{own_metric}"
@@ -287,7 +288,7 @@ def write_study_file(
         value["forgetting"]["text"] = f"data/{GENERAL}.jsonl"
     value["data"].pop("rename", None)  # the frozen rows bear the new names
     header = "# Written by bakeoff: the resolved study. `bakeoff run` on it resumes the study.\n"
-    durable.write_text(folder / STUDY_FILE, header + tomli_w.dumps(value))
+    files.write_text(folder / STUDY_FILE, header + tomli_w.dumps(value))
 
 
 def comparable(spec: StudySpec) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bakeoff.assemble import Bench, load_base
+from bakeoff.core.results import Forgetting
 from bakeoff.data import read_rows
 from bakeoff.engine.device import autocast
 from bakeoff.engine.pulse import beat
-from bakeoff.results import Forgetting
 
 GENERAL = "general"
 """The split that holds general text, where a study has one."""

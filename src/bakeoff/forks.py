@@ -15,13 +15,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import durable, lock, looks, sealed
-from bakeoff.bounded import within
-from bakeoff.errors import BakeoffError, UsageError
+from bakeoff import lock, looks
+from bakeoff.core import files, trial_dir
+from bakeoff.core.errors import BakeoffError, UsageError
+from bakeoff.core.safe_read import within
+from bakeoff.core.trial import Trial
 from bakeoff.folder import DATABASE, differences
 from bakeoff.progress import LOG, Progress
 from bakeoff.store import Reader, Writer
-from bakeoff.trial import Trial
 
 KEY = "forked_from"
 """The study's value that says what it was forked from; see ``noted``."""
@@ -184,15 +185,15 @@ def take(parent: Parent, out: Path, store: Writer, trials: Iterable[Trial]) -> i
         if trial.id in finished:
             continue
         source, target = parent.folder / TRIALS / trial.id, out / TRIALS / trial.id
-        seal = sealed.seal_of(source)
+        seal = trial_dir.seal_of(source)
         if seal is None or not within(source, parent.folder):
             continue
         if parent.seals.get(trial.id) not in (None, seal):
             continue
         if not target.exists():
-            result = sealed.copy(source, target)
+            result = trial_dir.copy(source, target)
         else:  # copied before, or the fork's own
-            result = sealed.settled(target) if sealed.seal_of(target) == seal else None
+            result = trial_dir.settled(target) if trial_dir.seal_of(target) == seal else None
         if result is not None:
             results.append(result)
     if results:
@@ -236,7 +237,7 @@ def _free(parent: Path, out: Path) -> bool:
     if not out.is_dir():
         return False
     if not (out / DATABASE).is_file():
-        return {path.name.removesuffix(durable.PARTIAL) for path in out.iterdir()} <= {*LEFT_BEHIND}
+        return {path.name.removesuffix(files.PARTIAL) for path in out.iterdir()} <= {*LEFT_BEHIND}
     values: dict[str, Any] = {}
     with contextlib.suppress(UsageError), Reader(out / DATABASE) as reader:  # no-study: empty
         values = reader.values()

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
 from bakeoff import lock
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
+from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.progress import in_flight, last_event
-from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.store import Brief, Reader
 
 RUNNING, DONE, STOPPED = "running", "done", "stopped"

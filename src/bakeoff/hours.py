@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from bakeoff.analysis.phrases import few_items
 from bakeoff.analysis.power import Design, detectable_difference, items_needed
-from bakeoff.errors import PreflightError
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.results import MetricInfo
 from bakeoff.estimate import FINAL, SEARCH, Phase, Timing, estimate, phase_of
-from bakeoff.results import MetricInfo
 from bakeoff.spec import StudySpec, dump_spec, parse_spec
 from bakeoff.spec.protocol import BudgetSpec, method_name
 

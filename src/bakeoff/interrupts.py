@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from bakeoff.errors import Interrupted, Terminated
+from bakeoff.core.errors import Interrupted, Terminated
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

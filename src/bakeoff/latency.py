@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from bakeoff.assemble import Bench, build
+from bakeoff.core.trial import Trial
 from bakeoff.engine import meter
 from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast
 from bakeoff.engine.switches import Switches
-from bakeoff.trial import Trial
 
 
 class Latency(NamedTuple):

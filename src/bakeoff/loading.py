@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json
-from bakeoff.errors import PreflightError
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"

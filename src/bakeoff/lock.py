@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from bakeoff import durable
-from bakeoff.errors import LockedError
+from bakeoff.core import files
+from bakeoff.core.errors import LockedError
 
 LOCK = ".lock"
 NOTE = ".lock.json"
@@ -77,7 +77,7 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     note = folder / NOTE
     try:
-        durable.write_text(note, json.dumps(_me()._asdict()) + "\n")
+        files.write_text(note, json.dumps(_me()._asdict()) + "\n")
         yield
     finally:
         note.unlink(missing_ok=True)

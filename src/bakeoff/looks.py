@@ -14,9 +14,9 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from bakeoff.errors import PreflightError
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.trial import PROSE
 from bakeoff.folder import differences, refuse_difference
-from bakeoff.trial import PROSE
 
 NOTHING = "--again: nothing has changed since the test set was last read, so it is the same look."
 

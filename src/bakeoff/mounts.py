@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from bakeoff.errors import EnvironmentProblem
+from bakeoff.core.errors import EnvironmentProblem
 
 TABLE = Path("/proc/self/mounts")
 CONSENT = "BAKEOFF_NETWORK_FOLDER"

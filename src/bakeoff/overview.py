@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import hours, plan, race, registry
+from bakeoff import hours, plan, race
 from bakeoff.assets.cache import cache_folder
+from bakeoff.core import plugins
+from bakeoff.core.trial import Trial
 from bakeoff.estimate import Timing, estimate
 from bakeoff.executors import Options
 from bakeoff.faults import standing
@@ -38,7 +40,6 @@ from bakeoff.study import (
     warned,
     works_elsewhere,
 )
-from bakeoff.trial import Trial
 
 RUN_TIMING = "bakeoff.timing:measure"
 RUN_ROWS = "bakeoff.shown:rows"
@@ -121,7 +122,7 @@ def _memory(study: Study) -> dict[str, Any]:
 
 def _methods(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> list[dict[str, Any]]:
     """Return what each method would run, and how vLLM could serve it (None: no way is known)."""
-    speaks = registry.find("tasks", study.spec.task.kind).TASK.task_type == CAUSAL_LM
+    speaks = plugins.find("tasks", study.spec.task.kind).TASK.task_type == CAUSAL_LM
     serving = served(study.entries, cache_folder()) if speaks else {}
     methods = []
     for entry in study.entries:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import bakeoff
-from bakeoff.trial import Trial
+from bakeoff.core.trial import Trial
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 """What must be the same on every machine, beside bakeoff and Python."""

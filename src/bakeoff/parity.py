@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from bakeoff.answering import disagreement
 from bakeoff.assemble import Bench, build, make_task
+from bakeoff.core.errors import first_line
+from bakeoff.core.trial import LEARNING_RATE, Trial
 from bakeoff.engine.device import free_memory
 from bakeoff.engine.lanes import NotShared
 from bakeoff.engine.loop import fitted
 from bakeoff.engine.switches import Switches
-from bakeoff.errors import first_line
-from bakeoff.trial import LEARNING_RATE, Trial
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
 """Largest relative difference of a lane's gradient (and loss): rounding, with room. A wrong

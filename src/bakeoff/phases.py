@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 
 from bakeoff import folder as study_folder
-from bakeoff import hours, plan, race, registry, retries
+from bakeoff import hours, plan, race, retries
 from bakeoff.analysis.choose import choose_settings, criterion
 from bakeoff.analysis.runs import Run
+from bakeoff.core import plugins
+from bakeoff.core.results import Cost, SplitScores, Status, TrialResult
+from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial
 from bakeoff.progress import Work, ended, telling
-from bakeoff.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.rounds import Running, run_trials
 from bakeoff.study import Study, prior_trial, refuse_full, segment
-from bakeoff.trial import LEARNING_RATE, MethodEntry, Segment, Trial
 from bakeoff.tuning import Tried
 
 RUN_BASE = "bakeoff.evaluate:score_base"
@@ -104,7 +105,7 @@ def score_base(running: Running) -> None:
     A failure is noted and said; the study goes on without this number.
     """
     study, store = running.study, running.store
-    answers: bool = registry.find("tasks", study.spec.task.kind).TASK.scores_base
+    answers: bool = plugins.find("tasks", study.spec.task.kind).TASK.scores_base
     with running.read() as reader:
         if not answers or retries.BASE_SCORES in reader.values():
             return

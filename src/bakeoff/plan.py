@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 from bakeoff.spec import StudySpec
 from bakeoff.spec.protocol import BudgetSpec
-from bakeoff.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 from bakeoff.tuning import Tried, propose
 
 GRID_STEP = 10**0.5

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import bakeoff
-from bakeoff import latency, room, scoring, tied, token_checks
+from bakeoff import latency, scoring, tied, token_checks
 from bakeoff.assemble import (
     Bench,
     build,
@@ -31,22 +31,23 @@ from bakeoff.assemble import (
     wished,
 )
 from bakeoff.capabilities.quantised import refusal
+from bakeoff.core import disk_full
+from bakeoff.core.errors import BakeoffError, PreflightError, first_line
+from bakeoff.core.results import Cost, Status
+from bakeoff.core.trial import Segment
 from bakeoff.data import read_rows
 from bakeoff.engine import meter, quantise
 from bakeoff.engine.device import free_memory, out_of_memory, resolve_device, resolve_precision
 from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.loop import Stepper
 from bakeoff.engine.switches import Switches, explain
-from bakeoff.errors import BakeoffError, PreflightError, first_line
 from bakeoff.evaluate import read_longest_answer, summed_losses
 from bakeoff.methods.arguments import check_config, check_targets
 from bakeoff.methods.hook import Incompatible
 from bakeoff.parity import Decision, decide
-from bakeoff.results import Cost, Status
 from bakeoff.segment import UNMOVED, classify_failure, describe_failure
 from bakeoff.sizing import Shape
 from bakeoff.tasks import Example, Task, load_tokenizer
-from bakeoff.trial import Segment
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
@@ -129,7 +130,7 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
     except BakeoffError as error:
         return {"error": error.to_json()}
     except Exception as error:  # whatever a loader raises for broken files
-        if room.full(error):
+        if disk_full.full(error):
             raise
         return {"error": _not_loadable(segment.base_path, error).to_json()}
     return {"error": None, "faults": [fault.to_json() for fault in faults]}
@@ -188,7 +189,7 @@ def probe(value: dict[str, Any]) -> dict[str, Any]:
             cost = _probe(segment)
             return _with_latency(cost, segment).to_json()
     except Exception as error:  # same rule as a segment: a failure is a result
-        if room.full(error):
+        if disk_full.full(error):
             raise
         status = classify_failure(error)
         return Cost(trial.method.name, status, describe_failure(error)).to_json()
@@ -257,7 +258,7 @@ def _with_latency(cost: Cost, segment: Segment) -> Cost:
     try:
         found = latency.measured(segment.trials[0], segment.base_path, data)
     except Exception as error:  # the method trains, whatever this is
-        if room.full(error):
+        if disk_full.full(error):
             raise
         return cost
     return dataclasses.replace(

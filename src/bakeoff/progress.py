@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from bakeoff.bounded import CONFIG_BYTES, Unreadable, read_json
-from bakeoff.outward import redacted
+from bakeoff.core.redact import redacted
+from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json
 
 LOG, NOW = "log.jsonl", "now.json"
 LAST_BYTES = 65_536

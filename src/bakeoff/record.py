@@ -15,16 +15,16 @@ import numpy as np
 from bakeoff import artifacts, asked, forks, phases, plan, recovery, retries
 from bakeoff.analysis.summary import summarise
 from bakeoff.assets.cache import cache_folder
+from bakeoff.core.errors import UsageError
+from bakeoff.core.redact import redacted
+from bakeoff.core.results import MetricInfo, Status, StudyRecord, TrialResult
+from bakeoff.core.trial import Trial
 from bakeoff.data import SPLITS
-from bakeoff.errors import UsageError
 from bakeoff.folder import DATABASE, database_of
 from bakeoff.hf import importing
 from bakeoff.methods.serving import served
-from bakeoff.outward import redacted
-from bakeoff.results import MetricInfo, Status, StudyRecord, TrialResult
 from bakeoff.spec import StudySpec, parse_spec
 from bakeoff.store import Reader
-from bakeoff.trial import Trial
 
 
 def walls(values: dict[str, Any]) -> list[float]:

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bakeoff import room
 from bakeoff.assemble import load_base, make_task, prepare_process
+from bakeoff.core import disk_full
+from bakeoff.core.redact import redact
+from bakeoff.core.trial import Conditions, Segment
 from bakeoff.data import read_rows
 from bakeoff.engine.device import device_lost, halving, place
 from bakeoff.evaluate import plain_losses
 from bakeoff.methods import saved
 from bakeoff.methods.hook import make
-from bakeoff.outward import redact
 from bakeoff.tasks import Task, load_tokenizer
-from bakeoff.trial import Conditions, Segment
 
 
 def run(value: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
             model = at.placed(at.loaded(Path(segment.folder) / path, kind))
             return {"loss": at.loss(model), "path": path, "error": None}
     except Exception as error:  # as in a segment: a failure is a result
-        if room.full(error) or device_lost(error):
+        if disk_full.full(error) or device_lost(error):
             raise
         return {"loss": None, "path": path, "error": redact(f"{type(error).__name__}: {error}")}
 

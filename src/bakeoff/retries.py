@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import sealed
+from bakeoff.core import trial_dir
+from bakeoff.core.results import Cost, TrialResult
+from bakeoff.core.trial import Trial
 from bakeoff.progress import Progress
-from bakeoff.results import Cost, TrialResult
 from bakeoff.store import Reader, Writer
 from bakeoff.study import Study
-from bakeoff.trial import Trial
 
 KEY = "retried"
 """The study's value that lists what was tried again, oldest first."""
@@ -74,7 +74,7 @@ def begin(study: Study, store: Writer, progress: Progress) -> None:
     )
     for trial, result in (*found.trials, *found.withdrawn):
         study_folder.drop_states(study.folder, trial.id, but=None)
-        if trial.id in plans and (result is None or result.status in sealed.TRIED_AGAIN):
+        if trial.id in plans and (result is None or result.status in trial_dir.TRIED_AGAIN):
             shutil.rmtree(study.folder / TRIALS / trial.id, ignore_errors=True)
     for note in noted:
         progress.say(sentence(note))
@@ -95,14 +95,14 @@ def _failed(
     """Sort out what failed among the methods that the study still has."""
     names = {entry.name for entry in study.entries}
     own = [(t, r) for t, r in trials if t.method.name in names]
-    failed = [(t, r) for t, r in own if r is not None and r.status in sealed.TRIED_AGAIN]
+    failed = [(t, r) for t, r in own if r is not None and r.status in trial_dir.TRIED_AGAIN]
     left = [t for t, _ in failed if test_read and t.phase == "search"]
     again = [(t, r) for t, r in failed if not test_read or t.phase == "final"]
     anew = {t.method.name for t, _ in again if t.phase == "search"}
     return Failed(
         trials=tuple(again),
         withdrawn=tuple((t, r) for t, r in own if t.phase == "final" and t.method.name in anew),
-        costs=tuple(c for c in costs if c.method in names and c.status in sealed.TRIED_AGAIN),
+        costs=tuple(c for c in costs if c.method in names and c.status in trial_dir.TRIED_AGAIN),
         base=(values.get(BASE_SCORES) or {}).get("error"),
         left=tuple(left),
     )

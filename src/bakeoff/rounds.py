@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import forks, plan, recovery, registry, sealed
-from bakeoff.errors import EnvironmentProblem
+from bakeoff import forks, plan, recovery
+from bakeoff.core import plugins, trial_dir
+from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core.redact import redact
+from bakeoff.core.results import Cost, Status, TrialResult
+from bakeoff.core.trial import Segment, Trial
 from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Executor, Outcome, SetsAside
 from bakeoff.hours import Deadline
 from bakeoff.interrupts import Stop
-from bakeoff.outward import redact
 from bakeoff.progress import Progress, Work, begun, ended
 from bakeoff.quarantine import Quarantine
-from bakeoff.results import Cost, Status, TrialResult
 from bakeoff.store import Reader, Writer
 from bakeoff.study import Study, refuse_full
-from bakeoff.trial import Segment, Trial
 
 RUN_SEGMENT = "bakeoff.segment:run"
 NO_TIME = "not begun: the study's hours would have been over before its end"
@@ -187,7 +188,7 @@ def _able(segment: Segment, there: set[str]) -> Segment:
     folder = Path(segment.folder) / "trials"
     trials = tuple(
         t for t in segment.trials
-        if t.id not in there or sealed.state_of(folder, t.id, segment.start).is_file()
+        if t.id not in there or trial_dir.state_of(folder, t.id, segment.start).is_file()
     )  # fmt: skip
     return dataclasses.replace(segment, trials=trials)
 
@@ -199,7 +200,7 @@ def _from_pause(segment: Segment, there: set[str], stands: Mapping[str, int]) ->
     step = steps.pop() if len(steps) == 1 else None
     if step is None:
         return segment
-    states = (sealed.state_of(Path(segment.folder) / "trials", t.id, step) for t in missing)
+    states = (trial_dir.state_of(Path(segment.folder) / "trials", t.id, step) for t in missing)
     if not all(state.is_file() for state in states):
         return segment
     return dataclasses.replace(segment, trials=missing, start=step)
@@ -313,7 +314,7 @@ def _scored(study: Study, stop: int) -> bool:
     if study.spec.budget.select_on == "metric":
         return True
     stops = plan.rungs(study.spec.budget)
-    task = registry.find("tasks", study.spec.task.kind).TASK
+    task = plugins.find("tasks", study.spec.task.kind).TASK
     cheap: bool = task.scores_validation or study.metric.of_losses
     return cheap and (not stops or stop >= stops[-1])
 

@@ -24,20 +24,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bakeoff import forgetting, room, sealed, states
+from bakeoff import forgetting, states
 from bakeoff.assemble import Bench, build, prepare_process
+from bakeoff.core import disk_full, trial_dir
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.redact import redact
+from bakeoff.core.results import CurvePoint, SegmentResult, SplitScores, Status, TrialResult
+from bakeoff.core.trial import Segment
 from bakeoff.engine.device import device_lost, out_of_memory
 from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.loop import Pause, Reading, Stepper, reading_steps, train
 from bakeoff.engine.switches import Switches
-from bakeoff.errors import BakeoffError
 from bakeoff.evaluate import item_losses, score_split
 from bakeoff.methods.hook import Finished, Incompatible
-from bakeoff.outward import redact
-from bakeoff.results import CurvePoint, SegmentResult, SplitScores, Status, TrialResult
 from bakeoff.scoring import MetricError
 from bakeoff.tasks import Example
-from bakeoff.trial import Segment
 
 UNMOVED = "no gradient reached any of its weights in {steps} steps: it is the untouched base"
 
@@ -58,7 +59,7 @@ def run_segment(segment: Segment) -> SegmentResult:
     try:
         return SegmentResult(tuple(_run(segment)))
     except Exception as error:
-        said = room.full(error)
+        said = disk_full.full(error)
         if said is None:
             raise
         return SegmentResult((), said)
@@ -69,7 +70,7 @@ def _run(segment: Segment) -> Iterator[TrialResult]:
     try:
         results = [_alone(segment)] if len(group) == 1 else _group(segment)
     except Exception as error:  # which trial it was is found out when each runs alone
-        if room.full(error) or device_lost(error):
+        if disk_full.full(error) or device_lost(error):
             raise
         why = f"trained alone, not in lanes: {describe_failure(error).splitlines()[0]}"
         alone = (_alone(dataclasses.replace(segment, trials=(trial,))) for trial in group)
@@ -109,7 +110,7 @@ def _alone(segment: Segment) -> TrialResult:
         try:
             (result,) = _train_and_score(segment, [curve])
         except Exception as error:  # a failure is a result: whatever it is, the study goes on
-            if room.full(error) or device_lost(error):
+            if disk_full.full(error) or device_lost(error):
                 raise  # but this is none of the trial's, or not to be gone on from
             status = classify_failure(error)
             result = TrialResult(
@@ -208,7 +209,7 @@ def _restore(
     before: list[TrialResult | None] = []
     unread = []
     for lane, trial in enumerate(segment.trials):
-        path = sealed.state_of(Path(segment.folder) / "trials", trial.id, segment.start)
+        path = trial_dir.state_of(Path(segment.folder) / "trials", trial.id, segment.start)
         state = states.read(path, bench.conditions.device)
         stepper.restore(lane, state.lane, segment.start)
         bench.hook.restore(lane, state.hook)
@@ -227,7 +228,7 @@ def _paused(
         stepper.state(lane), bench.hook.state(lane), result, pause.losses[:, lane].clone()
     )
     trials = bench.data.parent / "trials"
-    states.keep(sealed.state_of(trials, result.trial_id, pause.step), state)
+    states.keep(trial_dir.state_of(trials, result.trial_id, pause.step), state)
     return result
 
 
@@ -281,7 +282,7 @@ def _ended(
     if segment.stop < bench.conditions.steps:
         result = dataclasses.replace(result, status=Status.STOPPED)
         state = states.State(stepper.state(lane), bench.hook.state(lane), result)
-        states.keep(sealed.state_of(trials, trial.id, segment.stop), state)
+        states.keep(trial_dir.state_of(trials, trial.id, segment.stop), state)
         return result
     saved = _save(bench, lane, trials / trial.id)
     return dataclasses.replace(result, adapter_bytes=saved)
@@ -349,8 +350,8 @@ def _save(bench: Bench, lane: int, folder: Path) -> int | None:
     if bench.trials[lane].phase != "final":
         return None
     target = folder / bench.hook.saved_as
-    if sealed.settled(folder) is None:
-        sealed.unseal(folder)
+    if trial_dir.settled(folder) is None:
+        trial_dir.unseal(folder)
         if target.exists():
             shutil.rmtree(target)
         bench.lanes.alone(lane)
@@ -365,12 +366,12 @@ def _keep(result: TrialResult, folder: Path) -> TrialResult:
     A folder that cannot be written is no failure of the trial: the parent has its result in hand.
     """
     try:
-        if sealed.settled(folder) is None:
-            sealed.unseal(folder)
+        if trial_dir.settled(folder) is None:
+            trial_dir.unseal(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            sealed.seal(folder, result)
+            trial_dir.seal(folder, result)
     except OSError as error:
-        if room.full(error):
+        if disk_full.full(error):
             raise
         warning = f"the trial's folder could not be written: {error}"
         return dataclasses.replace(result, warnings=(*result.warnings, warning))

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.assemble import make_task, prepare_process
+from bakeoff.core.trial import Segment
 from bakeoff.data import read_rows
 from bakeoff.tasks import Example, Task, load_tokenizer
 from bakeoff.tokens import encode_split
-from bakeoff.trial import Segment
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 """What decoding gives for bytes that are no whole character."""

@@ -25,10 +25,10 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from bakeoff.errors import BakeoffError
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.trial import MethodEntry, Segment
 from bakeoff.loading import arguments
 from bakeoff.methods.hook import Ground, Incompatible, make, trainable
-from bakeoff.trial import MethodEntry, Segment
 
 MATCHED = 0.1
 """Largest relative difference to the target that counts as equal."""

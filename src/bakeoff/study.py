@@ -14,26 +14,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import bases, general, plan, registry, room, scoring
+from bakeoff import bases, general, plan, scoring
 from bakeoff import folder as study_folder
-from bakeoff.data import Row
-from bakeoff.errors import (
+from bakeoff.core import disk_full, plugins
+from bakeoff.core.errors import (
     BakeoffError,
     EnvironmentProblem,
     PreflightError,
     UsageError,
     near_match,
 )
+from bakeoff.core.redact import redact
+from bakeoff.core.results import MetricInfo
+from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
+from bakeoff.data import Row
 from bakeoff.examine import examine, listed, refuse, said
 from bakeoff.executors import Executor, Options, Outcome, never
 from bakeoff.faults import Fault
 from bakeoff.methods import given, refused
 from bakeoff.methods import registry as catalog
-from bakeoff.outward import redact
 from bakeoff.progress import Progress
-from bakeoff.results import MetricInfo
 from bakeoff.spec import StudySpec
-from bakeoff.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 
 RUN_MACHINE = "bakeoff.preflight:machine"
 RUN_CHECK = "bakeoff.preflight:check"
@@ -77,7 +78,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         BakeoffError: whatever of it cannot work.
     """
     entries = load_methods(spec, source)
-    task = registry.find("tasks", spec.task.kind).TASK
+    task = plugins.find("tasks", spec.task.kind).TASK
     metric = chosen_metric(spec, source)
     splits = study_folder.read_splits(spec, source)
     splits = splits._replace(general=general_text(spec, task.task_type, source))
@@ -151,7 +152,7 @@ def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:
         UsageError: ``metric-not-for-task``, and whatever is wrong with options or file.
         EnvironmentProblem: ``metric-package-missing``.
     """
-    known = registry.find("tasks", spec.task.kind).TASK.metrics
+    known = plugins.find("tasks", spec.task.kind).TASK.metrics
     named = scoring.Source.read(spec.task.metric or known[0], source)
     if named.file is None and named.name not in known:
         near = near_match(named.name, known)
@@ -196,7 +197,7 @@ def warned(study: Study, warnings: Sequence[str], progress: Progress) -> Study:
 
 def matched(study: Study) -> Study:
     """Give every method the size that trains as many parameters as the control (or as asked)."""
-    task = registry.find("tasks", study.spec.task.kind).TASK
+    task = plugins.find("tasks", study.spec.task.kind).TASK
     overrides = study.spec.method
     question = {
         "segment": segment(study, [prior_trial(study, e) for e in study.entries]).to_json(),
@@ -255,7 +256,7 @@ def frozen_values(study: Study) -> dict[str, Any]:
 
 def about(study: Study) -> dict[str, Any]:
     """Return what the report must know of a study beside its trials."""
-    task = registry.find("tasks", study.conditions.task).TASK
+    task = plugins.find("tasks", study.conditions.task).TASK
     references = []
     if task.secondary:
         references = task(study.conditions.task_options).references(study.splits.rows["test"])
@@ -310,7 +311,7 @@ def executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor:
 
 def works_elsewhere(spec: StudySpec) -> bool:
     """Say whether the study's executor may work on other machines than this one."""
-    kind = registry.find("executors", spec.engine.executor).EXECUTOR
+    kind = plugins.find("executors", spec.engine.executor).EXECUTOR
     return bool(getattr(kind, "elsewhere", False))
 
 
@@ -337,7 +338,7 @@ def _options(spec: StudySpec, stopping: Callable[[], bool]) -> Options:
 
 def make_executor(name: str, workers: int, options: Options = Options()) -> Executor:  # noqa: B008  # frozen
     """Return the executor called ``name``."""
-    made: Executor = registry.find("executors", name).EXECUTOR(workers, options)
+    made: Executor = plugins.find("executors", name).EXECUTOR(workers, options)
     return made
 
 
@@ -371,10 +372,10 @@ def refuse_full(folder: Path, outcome: Outcome) -> None:
         EnvironmentProblem: ``disk-full``.
     """
     said = (outcome.value or {}).get("disk_full")
-    if said is None and outcome.error is not None and room.says_full(outcome.error):
+    if said is None and outcome.error is not None and disk_full.says_full(outcome.error):
         said = outcome.error
     if said is not None:
-        raise room.paused(folder, said)
+        raise disk_full.paused(folder, said)
 
 
 def git_state(source: Path) -> dict[str, Any] | None:

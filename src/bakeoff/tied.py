@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import nn
 
+from bakeoff.core.trial import Trial
 from bakeoff.faults import Fault
 from bakeoff.methods.hook import Incompatible, trainable
 from bakeoff.sizing import Shape, attached
-from bakeoff.trial import Trial
 
 SMALL_VOCABULARY = 64
 """Where weights must be there to attach a method, so many rows of the shared matrix do."""

@@ -16,6 +16,7 @@ import torch
 
 from bakeoff import forgetting
 from bakeoff.assemble import Bench, build, may_rescue, prepare_process, wished
+from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import meter
 from bakeoff.engine.device import autocast, free_memory
 from bakeoff.engine.loop import fitted
@@ -23,7 +24,6 @@ from bakeoff.engine.switches import Switches
 from bakeoff.evaluate import item_losses
 from bakeoff.methods.hook import Incompatible
 from bakeoff.segment import describe_failure
-from bakeoff.trial import Segment, Trial
 
 STEPS = 3
 ITEMS = 64

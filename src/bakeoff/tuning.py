@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bakeoff.trial import LEARNING_RATE, MethodEntry
+from bakeoff.core.trial import LEARNING_RATE, MethodEntry
 
 FEWEST = 2
 """Settings with a loss from which on the sampler looks at them; before, it draws at random."""

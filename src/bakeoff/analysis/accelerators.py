@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from bakeoff.analysis.runs import MethodRuns
-from bakeoff.results import Cost, Status, StudyRecord
+from bakeoff.core.results import Cost, Status, StudyRecord
 
 LANES = "lanes"
 GENERATION = "generation"

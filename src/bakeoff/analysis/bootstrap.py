@@ -35,7 +35,7 @@ from bakeoff.analysis.reference import (
     pooling_gain,
     uncertain_part,
 )
-from bakeoff.errors import BakeoffError
+from bakeoff.core.errors import BakeoffError
 
 DRAWS = 10_000
 # Indices held at once: a chunk then takes about 100 MB.

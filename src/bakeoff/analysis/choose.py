@@ -15,8 +15,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bakeoff.analysis.runs import Run, setting_key
-from bakeoff.results import Status, TrialResult
-from bakeoff.trial import Trial
+from bakeoff.core.results import Status, TrialResult
+from bakeoff.core.trial import Trial
 
 BEYOND_CHANCE = 2.0
 """Standard errors beyond which two settings' scores on the same items are told apart."""

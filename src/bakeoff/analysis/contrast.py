@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from bakeoff.analysis.compare import Verdict
-from bakeoff.trial import PROSE
+from bakeoff.core.trial import PROSE
 
 METHODS = "methods."
 GROUPS = {

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import estimate_scores
 from bakeoff.analysis.runs import MethodRuns
-from bakeoff.results import Forgetting
+from bakeoff.core.results import Forgetting
 
 FloatArray = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bakeoff.results import StudyRecord
-from bakeoff.trial import LEARNING_RATE
+from bakeoff.core.results import StudyRecord
+from bakeoff.core.trial import LEARNING_RATE
 
 Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"

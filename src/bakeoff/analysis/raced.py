@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bakeoff.results import StudyRecord, TrialResult
-from bakeoff.trial import Trial
+from bakeoff.core.results import StudyRecord, TrialResult
+from bakeoff.core.trial import Trial
 
 
 def race_summary(record: StudyRecord) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from bakeoff.analysis.compare import ALPHA, Verdict
 from bakeoff.analysis.pareto import QUALITY
 from bakeoff.analysis.savings import for_saving, for_serving, for_weights
 from bakeoff.analysis.weigh import SERVING, can_be_served, weigh
-from bakeoff.results import StudyRecord
+from bakeoff.core.results import StudyRecord
 
 Row = dict[str, Any]
 # Named in words when an equivalent method needs this share less of them, or less still.

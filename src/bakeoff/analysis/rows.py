@@ -25,7 +25,7 @@ from bakeoff.analysis.runs import (
 )
 from bakeoff.analysis.stability import is_open, raced_out, stability
 from bakeoff.analysis.weights import artifact
-from bakeoff.results import Cost, Reported, Status, StudyRecord, TrialResult
+from bakeoff.core.results import Cost, Reported, Status, StudyRecord, TrialResult
 
 _FROM_PROBE = (
     "train_tokens_per_second",

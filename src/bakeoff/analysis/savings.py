@@ -19,7 +19,7 @@ from bakeoff.analysis.weigh import (
     comparable,
     gain,
 )
-from bakeoff.results import StudyRecord
+from bakeoff.core.results import StudyRecord
 
 Row = dict[str, Any]
 

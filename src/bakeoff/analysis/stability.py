@@ -19,7 +19,7 @@ from scipy import special
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import ALPHA
 from bakeoff.analysis.runs import MethodRuns, Run, finite
-from bakeoff.results import MetricInfo, Status
+from bakeoff.core.results import MetricInfo, Status
 
 LOSS_MARGIN = 0.05
 """Share of the best loss that counts as the margin where no score was taken: about what the luck

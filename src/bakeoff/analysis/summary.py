@@ -34,7 +34,7 @@ from bakeoff.analysis.runs import (
 from bakeoff.analysis.secondary import secondary_rows
 from bakeoff.analysis.stability import is_open
 from bakeoff.analysis.weights import fault
-from bakeoff.results import Reported, StudyRecord, TrialResult
+from bakeoff.core.results import Reported, StudyRecord, TrialResult
 
 SCHEMA = 1
 # Fewer cannot tell seed noise from a difference.

@@ -23,8 +23,8 @@ from typing import Any
 from bakeoff.analysis.accelerators import has_more
 from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.pareto import COSTS, QUALITY, axis_value, tied
+from bakeoff.core.results import StudyRecord
 from bakeoff.race import COST_TIE
-from bakeoff.results import StudyRecord
 
 Row = dict[str, Any]
 

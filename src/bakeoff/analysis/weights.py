@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bakeoff.analysis.runs import MethodRuns, Run
-from bakeoff.results import StudyRecord
+from bakeoff.core.results import StudyRecord
 
 
 def best_seed(runs: Iterable[Run]) -> Run | None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bakeoff.assets.registry import WEIGHTS
+from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.data import sha256_of
-from bakeoff.errors import EnvironmentProblem
 
 MARKER = "bakeoff-asset.json"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}

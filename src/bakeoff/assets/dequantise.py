@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bakeoff.errors import EnvironmentProblem
+from bakeoff.core.errors import EnvironmentProblem
 
 CHILD = "import sys; from bakeoff.assets.dequantise import convert; convert(*sys.argv[1:])"
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bakeoff.assets.registry import Package
+from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.data import sha256_of
-from bakeoff.errors import EnvironmentProblem
 
 
 def get_files(package: Package, to: Path, progress: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bakeoff.errors import unknown
+from bakeoff.core.errors import unknown
 
 WEIGHTS = "model.safetensors"
 

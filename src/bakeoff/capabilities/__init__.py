@@ -23,10 +23,10 @@ from transformers.utils import logging as transformers_logging
 from bakeoff.capabilities import afterwards, layers, quantised, riding, tiny
 from bakeoff.capabilities.afterwards import first_line, measured
 from bakeoff.capabilities.trained import Trained, difference, train
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
+from bakeoff.core.trial import MethodEntry
 from bakeoff.methods.arguments import config_class
 from bakeoff.methods.known import RANK, Capabilities, Measured, OnBase, Riding, Works, identity
-from bakeoff.trial import MethodEntry
 
 MOST_RANK = 16
 """The tiny layers are 64 wide at their narrowest: a larger rank would hardly restrict them."""

@@ -9,9 +9,9 @@ from transformers import AutoConfig
 
 from bakeoff.capabilities import tiny
 from bakeoff.capabilities.afterwards import first_line
+from bakeoff.core.trial import MethodEntry
 from bakeoff.loading import arguments
 from bakeoff.sizing import Shape, count, shape_of
-from bakeoff.trial import MethodEntry
 
 STEPS = 1000
 """What rules that name the study's steps are resolved with; no count depends on it."""

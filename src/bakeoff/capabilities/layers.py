@@ -13,10 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 from bakeoff.capabilities import tiny
 from bakeoff.capabilities.trained import STEPS, resolved
+from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import shims
 from bakeoff.methods.arguments import config_class
 from bakeoff.methods.hook import make, trainable
-from bakeoff.trial import MethodEntry
 
 WIDTH = 64
 LAYERS: dict[str, Callable[[], nn.Module]] = {

@@ -19,9 +19,9 @@ from transformers import LlamaForCausalLM
 from bakeoff.capabilities import tiny
 from bakeoff.capabilities.afterwards import first_line
 from bakeoff.capabilities.trained import Broken, Trained, difference, logits, resolved, train
+from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import quantise
 from bakeoff.methods.known import Works
-from bakeoff.trial import MethodEntry
 
 PACKAGES = {"4bit": "bitsandbytes", "8bit": "bitsandbytes", "int8": "torchao"}
 """Kinds of quantised base, and the package that each takes."""

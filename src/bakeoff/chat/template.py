@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bakeoff.alarm import TooSlow, at_most
 from bakeoff.chat.messages import ASSISTANT, Message, exchange, last_answer, without_oldest
-from bakeoff.errors import PreflightError
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.timeout import TooSlow, at_most
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bakeoff.checks.reading import Reading
+from bakeoff.core.errors import near_match
 from bakeoff.data import Row, columns_of
-from bakeoff.errors import near_match
 from bakeoff.faults import Fault
 
 VERY_LONG, TIMES_THE_MEDIAN = 10_000, 50

@@ -31,7 +31,7 @@ from bakeoff.cli import (
     view,
 )
 from bakeoff.cli.output import show_error, show_fault
-from bakeoff.errors import BakeoffError, EnvironmentProblem, Interrupted
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, Interrupted
 
 INTERRUPTED = 130
 TERMINATED = 143

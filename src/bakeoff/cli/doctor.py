@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import typer
 
 from bakeoff.cli.output import JSON_OPTION, show_json, show_table, study_folder
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
 
 WAL_RESET = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
 """The first versions without SQLite's WAL-reset bug: of two older lines, and of all later ones."""

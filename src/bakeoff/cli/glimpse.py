@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bakeoff.cli.output import number
-from bakeoff.outward import told
+from bakeoff.core.redact import told
 
 if TYPE_CHECKING:
     from bakeoff.glance import Flight, Glance, Phase, Standing

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from bakeoff.cli.output import err, plain
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from bakeoff.cli.methods import Row, count
 from bakeoff.cli.output import out, plain
+from bakeoff.core.trial import MethodEntry
 from bakeoff.methods.known import RANK, SAME, Capabilities, Measured, OnBase
 from bakeoff.methods.published import CAVEATS, SOURCE, TASKS, results
 from bakeoff.plan import learning_rates
-from bakeoff.trial import MethodEntry
 
 SHOWN_RATES = 5
 WIDTH = 15

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from bakeoff.cli.output import JSON_OPTION, err, show_json, show_table
-from bakeoff.errors import UsageError, unknown
-from bakeoff.outward import printable
+from bakeoff.core.errors import UsageError, unknown
+from bakeoff.core.redact import printable
 
 if TYPE_CHECKING:
+    from bakeoff.core.trial import MethodEntry
     from bakeoff.methods.known import Found
-    from bakeoff.trial import MethodEntry
 
 RUN_PROBE = "bakeoff.capabilities:probe"
 RUN_EXPECTED = "bakeoff.capabilities.expected:expected"
@@ -201,10 +201,10 @@ def carried(
     function: str, payloads: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
     """Run a function of the training half over payloads, a process each; yield as they end."""
-    from bakeoff import registry
+    from bakeoff.core import plugins
 
     workers = os.cpu_count() or 1
-    through = registry.find("executors", "process").EXECUTOR(workers)
+    through = plugins.find("executors", "process").EXECUTOR(workers)
     for outcome in through.map(function, payloads):
         yield outcome.index, outcome.value, outcome.error
 

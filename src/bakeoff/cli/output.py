@@ -19,8 +19,8 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
 
-from bakeoff.errors import BakeoffError, UsageError
-from bakeoff.outward import escaped_json, printable, redact, redacted
+from bakeoff.core.errors import BakeoffError, UsageError
+from bakeoff.core.redact import escaped_json, printable, redact, redacted
 
 RUNS = Path("runs")
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON on stdout instead of a table.")

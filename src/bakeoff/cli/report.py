@@ -14,8 +14,8 @@ import typer
 
 from bakeoff.cli import verdict
 from bakeoff.cli.output import JSON_OPTION, err, plain, show_json, study_folder
-from bakeoff.errors import UsageError, unknown
-from bakeoff.outward import escaped_json, redacted
+from bakeoff.core.errors import UsageError, unknown
+from bakeoff.core.redact import escaped_json, redacted
 
 FORMATS = ("md", "csv", "json", "html")
 UNKNOWN_FORMAT, UNKNOWN_TABLE = "unknown-format", "unknown-table"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from bakeoff.bounded import suitable, unsuitable_path
 from bakeoff.cli import verdict
 from bakeoff.cli.live import Live
 from bakeoff.cli.output import JSON_OPTION, RUNS, err, plain, show_json
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
+from bakeoff.core.safe_read import suitable, unsuitable_path
 
 if TYPE_CHECKING:
     from bakeoff.hf.experiment import Experiment
@@ -144,8 +144,8 @@ def write_study(
     """
     import tomli_w
 
-    from bakeoff import durable, room
     from bakeoff import folder as study_folder
+    from bakeoff.core import disk_full, files
     from bakeoff.hf import experiment as experiments
     from bakeoff.spec import parse_spec
 
@@ -168,8 +168,8 @@ def write_study(
     path = folder / "study.toml"
     if (folder / "study.db").is_file():
         path = folder / "asked.toml"  # the frozen study file stays; api.run holds this against it
-    with room.pausing(folder):
-        durable.write_text(path, tomli_w.dumps(value))
+    with disk_full.pausing(folder):
+        files.write_text(path, tomli_w.dumps(value))
     return path
 
 
@@ -179,11 +179,12 @@ def guess_task(data: str, columns: dict[str, str]) -> str:
     Raises:
         UsageError: ``task-unclear``, listing the columns.
     """
-    from bakeoff import registry, sources
+    from bakeoff import sources
+    from bakeoff.core import plugins
 
     present = sources.find({"train": data}, Path())["train"].rows[0]
-    for name in registry.names("tasks"):
-        task = registry.find("tasks", name).TASK
+    for name in plugins.names("tasks"):
+        task = plugins.find("tasks", name).TASK
         for fields in (task.fields, *task.other_fields):
             if all(f in columns or default in present for f, default in fields.items()):
                 return name

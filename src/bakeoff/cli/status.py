@@ -15,7 +15,7 @@ from rich.live import Live as Redrawn
 from bakeoff.cli import glimpse
 from bakeoff.cli.live import redraws
 from bakeoff.cli.output import JSON_OPTION, Sink, out, show_json, study_folder
-from bakeoff.outward import told
+from bakeoff.core.redact import told
 
 if TYPE_CHECKING:
     from bakeoff.glance import Glance

@@ -14,8 +14,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from bakeoff.core.errors import PreflightError
 from bakeoff.engine.quantise import is_packed
-from bakeoff.errors import PreflightError
 
 Result = TypeVar("Result")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from bakeoff.errors import EnvironmentProblem
+from bakeoff.core.errors import EnvironmentProblem
 
 QUANTIZERS = {"nf4": ("bitsandbytes",), "int8": ("bitsandbytes", "torchao")}
 """Which packages make each kind; the first that is installed is `auto`'s."""

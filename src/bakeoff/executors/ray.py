@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import door, parcel
-from bakeoff.errors import EnvironmentProblem, UsageError, first_line
+from bakeoff.core.errors import EnvironmentProblem, UsageError, first_line
+from bakeoff.core.results import Status
 from bakeoff.executors import Options, Outcome, resolve
-from bakeoff.results import Status
 
 log = logging.getLogger(__name__)
 HEALTHY = (Status.DONE, Status.STOPPED, Status.DIVERGED)

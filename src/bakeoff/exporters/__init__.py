@@ -16,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from bakeoff.errors import EnvironmentProblem
-from bakeoff.outward import redacted
-from bakeoff.results import CurvePoint, TrialResult
-from bakeoff.trial import Trial
+from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core.redact import redacted
+from bakeoff.core.results import CurvePoint, TrialResult
+from bakeoff.core.trial import Trial
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]+")
 _LONGEST = 100

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff.errors import EnvironmentProblem
+from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.exporters import TrialRun, needed
 
 

@@ -12,9 +12,9 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from bakeoff.bounded import GENERAL_BYTES, Unreadable, read_text
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.safe_read import GENERAL_BYTES, Unreadable, read_text
 from bakeoff.data import Row, read_rows
-from bakeoff.errors import PreflightError
 
 DEFAULT = "default"
 OFF = "off"

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.errors import PreflightError, UsageError
+from bakeoff.core.errors import PreflightError, UsageError
+from bakeoff.core.results import MetricInfo
 from bakeoff.hf.results import ResultFile, invalid
-from bakeoff.results import MetricInfo
 
 OURS = "bakeoff"
 """Section of ``meta_info`` in the files that ``bakeoff report --hf-json`` writes."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import given
-from bakeoff.trial import MethodEntry
 
 
 def describe(name: str, config: dict[str, Any] | None, learning_rate: float) -> MethodEntry:

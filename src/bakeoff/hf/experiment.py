@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bakeoff.bounded import CONFIG_BYTES, Unreadable, odd, read_json, suitable
-from bakeoff.errors import UsageError, near_match
+from bakeoff.core.errors import UsageError, near_match
+from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, odd, read_json, suitable
 from bakeoff.hf.telling import ADAMW_WEIGHT_DECAY
 from bakeoff.methods import given
 from bakeoff.plan import GRID_STEP

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
+from bakeoff.core.redact import redacted
+from bakeoff.core.results import Cost, Status, StudyRecord, TrialResult
+from bakeoff.core.trial import Trial
 from bakeoff.hf.benchmark import OUR_COSTS, OURS
 from bakeoff.hf.results import SUCCESS, TEST
 from bakeoff.methods import given
-from bakeoff.outward import redacted
-from bakeoff.results import Cost, Status, StudyRecord, TrialResult
-from bakeoff.trial import Trial
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 CANCELED = "canceled"

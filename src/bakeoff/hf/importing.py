@@ -12,12 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.errors import PreflightError, UsageError, unknown
-from bakeoff.hf import telling
-from bakeoff.hf.benchmark import OUR_COSTS, OURS, Benchmark, benchmark_of
-from bakeoff.hf.entries import describe
-from bakeoff.hf.results import NO_FILE_SIZE, SUCCESS, ResultFile, read_folder
-from bakeoff.results import (
+from bakeoff.core.errors import PreflightError, UsageError, unknown
+from bakeoff.core.results import (
     Cost,
     CurvePoint,
     Imported,
@@ -27,7 +23,11 @@ from bakeoff.results import (
     StudyRecord,
     TrialResult,
 )
-from bakeoff.trial import LEARNING_RATE, Conditions, Trial
+from bakeoff.core.trial import LEARNING_RATE, Conditions, Trial
+from bakeoff.hf import telling
+from bakeoff.hf.benchmark import OUR_COSTS, OURS, Benchmark, benchmark_of
+from bakeoff.hf.entries import describe
+from bakeoff.hf.results import NO_FILE_SIZE, SUCCESS, ResultFile, read_folder
 
 MARGIN = 0.02
 """The study file's default."""

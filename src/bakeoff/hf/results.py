@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from bakeoff.bounded import RESULT_BYTES, Unreadable, odd, read_json
-from bakeoff.errors import PreflightError, UsageError, near_match
+from bakeoff.core.errors import PreflightError, UsageError, near_match
+from bakeoff.core.safe_read import RESULT_BYTES, Unreadable, odd, read_json
 
 SUCCESS, STATUSES = "success", ("success", "canceled", "failed")
 TEST = "test "

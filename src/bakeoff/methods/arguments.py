@@ -20,9 +20,9 @@ import peft
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bakeoff.errors import PreflightError, near_match, unknown
+from bakeoff.core.errors import PreflightError, near_match, unknown
+from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import refused
-from bakeoff.trial import MethodEntry
 
 VALUE_PROJECTIONS = ("v_proj", "value", "v", "v_lin", "value_proj")
 """What the families of transformers call an attention layer's value projection."""

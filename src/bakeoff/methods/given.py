@@ -10,10 +10,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from bakeoff.bounded import CONFIG_BYTES, Unreadable, odd, read_json
-from bakeoff.errors import UsageError, unknown
+from bakeoff.core.errors import UsageError, unknown
+from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, odd, read_json
+from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import known, registry
-from bakeoff.trial import MethodEntry
 
 BOOKKEEPING = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",

@@ -19,11 +19,11 @@ import peft.tuners.boft.layer as boft
 import torch
 from torch import Tensor, nn
 
-from bakeoff import registry
+from bakeoff.core import plugins
+from bakeoff.core.errors import UsageError
+from bakeoff.core.trial import MethodEntry
 from bakeoff.engine.loop import Extras
-from bakeoff.errors import UsageError
 from bakeoff.methods.arguments import Incompatible, Surroundings, config_class, resolve
-from bakeoff.trial import MethodEntry
 
 __all__ = [
     "Finished", "Ground", "Hook", "Incompatible", "Penalised", "extras", "inverse", "make",
@@ -209,7 +209,7 @@ def make(entry: MethodEntry, config: dict[str, Any]) -> Hook:
         return Hook(entry, config)
     if ":" in entry.hook:
         return _own(entry.hook)(entry, config)
-    found: type[Hook] = registry.find("methods.hooks", entry.hook).HOOK
+    found: type[Hook] = plugins.find("methods.hooks", entry.hook).HOOK
     return found(entry, config)
 
 

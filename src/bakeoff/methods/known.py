@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import bakeoff
-from bakeoff.trial import PROSE, MethodEntry
+from bakeoff.core.trial import PROSE, MethodEntry
 
 BASES = ("llama", "gpt2", "bert", "t5")
 """The tiny bases of the probe: decoders (linear layers, Conv1D), an encoder, an encoder-decoder."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
 
 _LEAD = {
     "auto_mapping": "names a module that PEFT imports",

@@ -14,9 +14,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from bakeoff.bounded import STUDY_BYTES, Unreadable, odd, read_text, unsuitable
-from bakeoff.errors import UsageError, near_match, unknown
-from bakeoff.trial import MethodEntry
+from bakeoff.core.errors import UsageError, near_match, unknown
+from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, odd, read_text, unsuitable
+from bakeoff.core.trial import MethodEntry
 
 FAMILIES = (
     "low-rank", "orthogonal", "vector scaling", "sparse", "bias and norm", "prompt", "mixture",

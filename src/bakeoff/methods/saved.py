@@ -13,7 +13,7 @@ import peft
 from safetensors.torch import load_file
 
 from bakeoff import loading
-from bakeoff.bounded import CONFIG_BYTES, read_json
+from bakeoff.core.safe_read import CONFIG_BYTES, read_json
 from bakeoff.engine import shims
 from bakeoff.methods import given, refused
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import known, registry
-from bakeoff.trial import MethodEntry
 
 
 def served(entries: Iterable[MethodEntry], cache: Path) -> dict[str, str | None]:

@@ -5,8 +5,8 @@ Not by words: ``cat`` stands in ``concatenate``. Unicode's composed form (NFC) o
 
 from __future__ import annotations
 
+from bakeoff.core.results import MetricInfo
 from bakeoff.metrics import plain
-from bakeoff.results import MetricInfo
 
 INFO = MetricInfo("contains", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -5,8 +5,8 @@ Both are compared in Unicode's composed form (NFC), so that an accent typed in t
 
 from __future__ import annotations
 
+from bakeoff.core.results import MetricInfo
 from bakeoff.metrics import plain
-from bakeoff.results import MetricInfo
 
 INFO = MetricInfo("exact_match", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bakeoff.core.results import MetricInfo
 from bakeoff.metrics import canonical_json, parse_json
-from bakeoff.results import MetricInfo
 
 INFO = MetricInfo("json_fields", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bakeoff.core.results import MetricInfo
 from bakeoff.metrics import parse_json
-from bakeoff.results import MetricInfo
 
 INFO = MetricInfo("json_valid", better="higher", unit="fraction", low=0.0, high=1.0)
 

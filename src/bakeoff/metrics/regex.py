@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import re
 
+from bakeoff.core.results import MetricInfo
 from bakeoff.metrics import plain
-from bakeoff.results import MetricInfo
 
 INFO = MetricInfo("regex", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -13,8 +13,8 @@ import string
 import unicodedata
 from collections import Counter
 
+from bakeoff.core.results import MetricInfo
 from bakeoff.metrics import plain
-from bakeoff.results import MetricInfo
 
 INFO = MetricInfo("token_f1", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from bakeoff.outward import printable
+from bakeoff.core.redact import printable
 from bakeoff.report import words
 from bakeoff.report.safe import clean
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bakeoff.outward import printable
+from bakeoff.core.redact import printable
 
 
 def clean(value: Any) -> Any:

@@ -18,12 +18,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from bakeoff import registry
-from bakeoff.bounded import STUDY_BYTES, Unreadable, read_bytes, within
-from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError, near_match
-from bakeoff.results import MetricInfo
+from bakeoff.core import plugins
+from bakeoff.core.errors import (
+    BakeoffError,
+    EnvironmentProblem,
+    PreflightError,
+    UsageError,
+    near_match,
+)
+from bakeoff.core.results import MetricInfo
+from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_bytes, within
+from bakeoff.core.trial import Conditions
 from bakeoff.scoring.items import ITEM_SECONDS, Metric
-from bakeoff.trial import Conditions
 
 FOLDER = "metric"
 """Where a study folder keeps the user's metric file."""
@@ -128,7 +134,7 @@ def _make(source: Source, code: bytes | None, options: Options) -> Metric:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise _wrong(f"`timeout` is {timeout!r}", "seconds, above 0")
     if code is None:
-        module = registry.find("metrics", source.name)
+        module = plugins.find("metrics", source.name)
         _need(module)
         of_losses = hasattr(module, "score_loss")
         function = module.score_loss if of_losses else module.score

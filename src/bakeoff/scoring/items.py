@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bakeoff.alarm import TooSlow, at_most
-from bakeoff.errors import PreflightError
-from bakeoff.results import MetricInfo
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.results import MetricInfo
+from bakeoff.core.timeout import TooSlow, at_most
 
 ITEM_SECONDS = 10.0
 """Default of ``timeout``: far more than any metric here takes for one answer."""

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from bakeoff import assets
 from bakeoff.bases import ASSET
-from bakeoff.bounded import within
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.safe_read import within
 from bakeoff.data import SUFFIXES, Row, read_rows
-from bakeoff.errors import PreflightError
 from bakeoff.sources import arrow, hub
 from bakeoff.sources.folders import Listing
 

@@ -13,9 +13,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from bakeoff.bounded import DATA_BYTES
+from bakeoff.core.errors import EnvironmentProblem, PreflightError
+from bakeoff.core.safe_read import DATA_BYTES
 from bakeoff.data import Placed, Row, refuse_unbounded
-from bakeoff.errors import EnvironmentProblem, PreflightError
 from bakeoff.faults import Place
 
 BATCH = 1024

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from bakeoff.bounded import DATA_BYTES
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
+from bakeoff.core.safe_read import DATA_BYTES
 from bakeoff.data import Row
-from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError
 from bakeoff.sources import arrow
 
 PREFIX = "hub:"

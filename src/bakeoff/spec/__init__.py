@@ -13,8 +13,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from bakeoff.bounded import STUDY_BYTES, Unreadable, odd, read_text
-from bakeoff.errors import UsageError, near_match
+from bakeoff.core.errors import UsageError, near_match
+from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, odd, read_text
 from bakeoff.spec.engine import EngineSpec
 from bakeoff.spec.inputs import BaseSpec, DataSpec, ForgettingSpec, TaskSpec
 from bakeoff.spec.part import Name, Part

@@ -16,8 +16,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from bakeoff import durable
-from bakeoff.sealed import seal_of
+from bakeoff.core import files
+from bakeoff.core.trial_dir import seal_of
 from bakeoff.store import schema, trouble
 
 Migration = Callable[[sa.Connection, Path], None]
@@ -70,7 +70,7 @@ def back_up(path: Path, target: Path) -> None:
     Raises:
         EnvironmentProblem: ``disk-full``, ``database-damaged``.
     """
-    partial = target.with_name(target.name + durable.PARTIAL)
+    partial = target.with_name(target.name + files.PARTIAL)
     partial.unlink(missing_ok=True)
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
@@ -79,9 +79,9 @@ def back_up(path: Path, target: Path) -> None:
     except sqlite3.Error as error:
         partial.unlink(missing_ok=True)
         raise trouble.told(error, path) from error
-    durable.sync(partial)
+    files.sync(partial)
     partial.replace(target)
-    durable.sync(target.parent)
+    files.sync(target.parent)
 
 
 def _write_version(connection: sa.Connection, number: int) -> None:

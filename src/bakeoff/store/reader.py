@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sa
 
-from bakeoff.errors import UsageError, first_line
-from bakeoff.results import Cost, TrialResult
+from bakeoff.core.errors import UsageError, first_line
+from bakeoff.core.results import Cost, TrialResult
+from bakeoff.core.trial import Trial
 from bakeoff.store import migrate, schema, trouble
-from bakeoff.trial import Trial
 
 Planned = tuple[Trial, TrialResult | None]
 SEALED_SINCE = 2

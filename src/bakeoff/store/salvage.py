@@ -16,10 +16,10 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 
-from bakeoff import durable
+from bakeoff.core import files
+from bakeoff.core.trial import Trial
 from bakeoff.store import schema
 from bakeoff.store.writer import Writer
-from bakeoff.trial import Trial
 
 TAKEN = (schema.study, schema.trials, schema.rungs, schema.decisions, schema.costs)
 NOT_TAKEN = [schema.trials.c[n] for n in ("status", "result", "finished_at", "sealed")]
@@ -48,7 +48,7 @@ def rebuild(path: Path) -> Path:
         if (old := path.with_name(path.name + ending)).exists():
             old.replace(aside.with_name(aside.name + ending))
     fresh.replace(path)
-    durable.sync(path.parent)
+    files.sync(path.parent)
     return aside
 
 

@@ -9,8 +9,8 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from bakeoff import room
-from bakeoff.errors import BakeoffError, EnvironmentProblem, PreflightError
+from bakeoff.core import disk_full
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
 
 FULL, IO_ERROR, CANNOT_OPEN = sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN
 BUSY, LOCKED, READ_ONLY = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY
@@ -30,7 +30,7 @@ def told(error: sqlite3.Error, path: Path) -> BakeoffError:
     """Return the error that a user reads; ``path`` is the database."""
     code, said = _code(error), str(error)
     if code == FULL or (code in (IO_ERROR, CANNOT_OPEN) and _without_room(path)):
-        return room.paused(path.parent, said)
+        return disk_full.paused(path.parent, said)
     if code in DAMAGED:
         return damaged(path, said)
     if code in (BUSY, LOCKED):

@@ -10,10 +10,10 @@ from typing import Any, Self
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from bakeoff.results import Cost, Status, TrialResult
-from bakeoff.sealed import seal_of
+from bakeoff.core.results import Cost, Status, TrialResult
+from bakeoff.core.trial import Trial
+from bakeoff.core.trial_dir import seal_of
 from bakeoff.store import migrate, schema, trouble
-from bakeoff.trial import Trial
 
 
 class Writer:

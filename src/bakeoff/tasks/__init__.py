@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+from bakeoff.core.errors import PreflightError, UsageError, near_match
 from bakeoff.data import Row, columns_of, fill
-from bakeoff.errors import PreflightError, UsageError, near_match
 from bakeoff.faults import Fault
 from bakeoff.loading import arguments
 

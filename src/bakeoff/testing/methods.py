@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bakeoff import sealed, states
+from bakeoff import states
 from bakeoff.assemble import Bench, load_base
+from bakeoff.core import trial_dir
+from bakeoff.core.results import Status, TrialResult
+from bakeoff.core.trial import MethodEntry, Trial
 from bakeoff.evaluate import item_losses
 from bakeoff.methods import saved
 from bakeoff.methods.hook import Finished, trainable
-from bakeoff.results import Status, TrialResult
 from bakeoff.testing.tiny import save_bert, save_llama
 from bakeoff.testing.trials import batches, build, losses, make_trial
-from bakeoff.trial import MethodEntry, Trial
 
 BASES = {"sft": save_llama, "classify": save_bert}
 WIDTH = 64
@@ -123,7 +124,7 @@ def goes_on(subject: Subject) -> None:
     for i, batch in zip(range(stop), batches(at), strict=False):
         first.append(float(stepper.step(i, batch)))
     result = TrialResult(at.trials[0].id, Status.STOPPED, step=stop)
-    path = sealed.state_of(subject.folder, at.trials[0].id, stop)
+    path = trial_dir.state_of(subject.folder, at.trials[0].id, stop)
     states.keep(path, states.State(stepper.state(0), at.hook.state(0), result))
     fresh, state = subject.bench(), states.read(path, "cpu")
     stepper, rest = fresh.stepper(), []

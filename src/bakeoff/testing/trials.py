@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 from bakeoff import assemble
+from bakeoff.core.trial import Conditions, MethodEntry, Trial
 from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.switches import Switches
 from bakeoff.methods import registry
 from bakeoff.testing.tiny import write_splits
-from bakeoff.trial import Conditions, MethodEntry, Trial
 
 LABELS = ["lights", "music", "timer"]
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.view import pages, reading
 from bakeoff.view.feed import Feed, State
 from bakeoff.view.items import Outcome, Wish

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bakeoff.bounded import within
+from bakeoff.core.safe_read import within
 from bakeoff.report.safe import clean
 
 MOST = 8 * 2**20

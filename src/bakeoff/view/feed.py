@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import lock
-from bakeoff.errors import BakeoffError
+from bakeoff.core.errors import BakeoffError
 from bakeoff.report.safe import clean
 from bakeoff.view import reading
 from bakeoff.view.diary import Diary

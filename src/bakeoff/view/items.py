@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import TIE
 from bakeoff.analysis.items import Pair
-from bakeoff.errors import UsageError, unknown
-from bakeoff.outward import redacted
+from bakeoff.core.errors import UsageError, unknown
+from bakeoff.core.redact import redacted
 from bakeoff.report.safe import clean
 from bakeoff.view import reading
 from bakeoff.view.reading import Answers, Asked

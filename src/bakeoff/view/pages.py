@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
 from bakeoff.report import assets
 from bakeoff.report.page import environment
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from bakeoff import api
 from bakeoff import folder as study_folder
-from bakeoff.bounded import within
-from bakeoff.errors import BakeoffError, EnvironmentProblem, first_line
-from bakeoff.outward import redact, redacted
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, first_line
+from bakeoff.core.redact import redact, redacted
+from bakeoff.core.safe_read import within
 from bakeoff.report import render_sections
 from bakeoff.report.safe import clean
 from bakeoff.store import Answers as Answers

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import uvicorn
 
-from bakeoff.errors import EnvironmentProblem, UsageError
+from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.view.app import make_app
 from bakeoff.view.guard import ANY, LOOPBACK, Access, Guard, names_of
 from bakeoff.view.studies import Studies

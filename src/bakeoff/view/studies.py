@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from bakeoff.errors import UsageError
+from bakeoff.core.errors import UsageError
 from bakeoff.folder import DATABASE
 from bakeoff.view.feed import Feed
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import durable
+from bakeoff.core import files as core_files
+from bakeoff.core.results import Status, TrialResult
 from bakeoff.data import sha256_of
-from bakeoff.results import Status, TrialResult
 
 COMPLETE = "COMPLETE.json"
 RESULT = "result.json"
@@ -43,22 +43,22 @@ def seal(folder: Path, result: TrialResult) -> None:
     Raises:
         OSError: what the disk says.
     """
-    durable.write_text(folder / RESULT, json.dumps(result.to_json(), sort_keys=True))
+    core_files.write_text(folder / RESULT, json.dumps(result.to_json(), sort_keys=True))
     hashes = {}
     for file in sorted(_files(folder)):
-        durable.sync(file)  # what others wrote here (PEFT, safetensors) may still be in memory
+        core_files.sync(file)  # what others wrote here (PEFT, safetensors) may still be in memory
         hashes[file.relative_to(folder).as_posix()] = sha256_of(file)
     for below in {(folder / name).parent for name in hashes}:
-        durable.sync(below)
-    durable.write_text(folder / COMPLETE, json.dumps(hashes, indent=1))
-    durable.sync(folder.parent)
+        core_files.sync(below)
+    core_files.write_text(folder / COMPLETE, json.dumps(hashes, indent=1))
+    core_files.sync(folder.parent)
 
 
 def unseal(folder: Path) -> None:
     """Take the seal off before anything inside is written again."""
     (folder / COMPLETE).unlink(missing_ok=True)
     if folder.is_dir():
-        durable.sync(folder)
+        core_files.sync(folder)
 
 
 def seal_of(folder: Path) -> str | None:
@@ -110,7 +110,7 @@ def copy(source: Path, target: Path) -> TrialResult | None:
     Raises:
         OSError: what the disk says.
     """
-    aside = target.with_name(target.name + durable.PARTIAL)
+    aside = target.with_name(target.name + core_files.PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         made = aside / target.name  # its name is its trial's already: that is checked, too
@@ -118,7 +118,7 @@ def copy(source: Path, target: Path) -> TrialResult | None:
         result = settled(made)
         if result is not None:
             made.replace(target)
-            durable.sync(target.parent)
+            core_files.sync(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return result
@@ -139,9 +139,9 @@ def _copy_files(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / name)
         except FileNotFoundError:
             continue  # whoever runs that study writes the trial anew
-        durable.sync(target / name)
+        core_files.sync(target / name)
     for place, _, _ in os.walk(target):
-        durable.sync(Path(place))
+        core_files.sync(Path(place))
 
 
 def state_of(trials: Path, trial_id: str, step: int) -> Path:
@@ -202,5 +202,5 @@ def _files(folder: Path) -> Iterator[Path]:
     for place, names, files in os.walk(folder):
         if Path(place) == folder:
             names[:] = [n for n in names if n != STATES]
-        own = (Path(place) / n for n in files if not n.endswith(durable.PARTIAL))
+        own = (Path(place) / n for n in files if not n.endswith(core_files.PARTIAL))
         yield from (file for file in own if file != folder / COMPLETE)

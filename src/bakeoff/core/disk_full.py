@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from bakeoff.errors import EnvironmentProblem, first_line
+from bakeoff.core.errors import EnvironmentProblem, first_line
 
 NUMBERS = (errno.ENOSPC, errno.EDQUOT)
 WORDS = (

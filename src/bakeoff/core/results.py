@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from bakeoff.trial import Trial
+from bakeoff.core.trial import Trial
 
 
 class Status(StrEnum):

@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-from bakeoff.errors import unknown
+from bakeoff.core.errors import unknown
 
 
 def names(package: str) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Shared foundations: errors, trials and results, files, plug-in lookup, redaction."""
