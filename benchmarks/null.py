@@ -50,7 +50,7 @@ from bakeoff.analysis.runs import n_test_items, runs_by_method, usable_scores
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import StudyRecord
 from bakeoff.core.trial import PROSE, MethodEntry
-from bakeoff.data import SPLITS
+from bakeoff.data.rows import SPLITS
 from bakeoff.spec import StudySpec, dump_spec, read_spec
 from bakeoff.study import load_methods
 

@@ -18,8 +18,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.assets.cache import cache_folder
 from bakeoff.core.trial import MethodEntry
+from bakeoff.data.assets.cache import cache_folder
 from bakeoff.methods import known, registry
 from bakeoff.methods.known import SAME, Capabilities
 

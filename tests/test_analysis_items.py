@@ -17,7 +17,7 @@ from bakeoff import asked
 from bakeoff.analysis import items
 from bakeoff.analysis.runs import runs_by_method, usable_scores
 from bakeoff.core.results import Asked, SplitScores, StudyRecord
-from bakeoff.data import write_split
+from bakeoff.data.rows import write_split
 
 Rows = dict[int, Sequence[float]]
 

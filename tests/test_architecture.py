@@ -41,7 +41,7 @@ VIOLATIONS = {
     "the training half needs pydantic": ("assemble.py", "import pydantic"),
     "the store imports the api": ("store/writer.py", "import bakeoff.api"),
     "results import the spec": ("results.py", "import bakeoff.spec"),
-    "errors import data": ("errors.py", "import bakeoff.data"),
+    "errors import data": ("errors.py", "import bakeoff.data.rows"),
 }  # fmt: skip
 
 

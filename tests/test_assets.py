@@ -23,10 +23,10 @@ from typing import Any
 
 import pytest
 
-from bakeoff import assets
-from bakeoff.assets import fetch, preparing, registry
-from bakeoff.assets.registry import Package
 from bakeoff.core.errors import EnvironmentProblem, UsageError
+from bakeoff.data.assets import download, prepare, registry
+from bakeoff.data.assets.registry import Package
+from bakeoff.data.rows import assets
 
 MODEL = "all-minilm-l6-v2"
 GGUF = "smollm2-135m-instruct"
@@ -61,7 +61,7 @@ def test_every_asset_can_be_prepared_by_name() -> None:
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, bakeoff.assets; print({'torch', 'transformers', 'gguf'} & set(sys.modules))"
+    code = "import sys, bakeoff.data.assets; print({'torch', 'transformers', 'gguf'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -163,7 +163,7 @@ def nothing_left() -> bool:
 
 def test_prepare_from_an_installed_package(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(links, monkeypatch)
-    monkeypatch.setattr(fetch, "download", lambda *_: pytest.fail("must not be fetched"))
+    monkeypatch.setattr(download, "download", lambda *_: pytest.fail("must not be fetched"))
     assert assets.locate(MODEL) is None
     folder = assets.prepare(MODEL, quiet)
     assert folder == assets.locate(MODEL) == assets.cache_folder() / "models" / MODEL
@@ -186,7 +186,7 @@ def test_prepare_through_pip_and_only_once(links: Path, monkeypatch: pytest.Monk
     assert said[0].startswith("downloading made-up-model 1.0")
     assert contents(folder) == {"config.json", "model.safetensors", assets.MARKER}
     assert contents(folder.parent) == {MODEL, f"{MODEL}.lock"}
-    monkeypatch.setattr(preparing, "get_files", lambda *_: pytest.fail("is prepared already"))
+    monkeypatch.setattr(prepare, "get_files", lambda *_: pytest.fail("is prepared already"))
     assert assets.prepare(MODEL, said.append) == folder
 
 
@@ -273,13 +273,13 @@ def fail_with(error: Exception) -> Callable[..., None]:
 
 def test_disk_that_fills_up_leaves_nothing(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = fail_with(OSError(errno.ENOSPC, "No space left on device"))
-    monkeypatch.setattr(preparing, "get_files", full)
+    monkeypatch.setattr(prepare, "get_files", full)
     assert problem().code == "asset-disk"
 
 
 def test_interrupted_unpacking_leaves_nothing(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "get_files", fail_with(KeyboardInterrupt()))  # type: ignore[arg-type]
+        patch.setattr(prepare, "get_files", fail_with(KeyboardInterrupt()))  # type: ignore[arg-type]
         with pytest.raises(KeyboardInterrupt):
             assets.prepare(MODEL, quiet)
     assert assets.locate(MODEL) is None
@@ -297,7 +297,7 @@ def test_what_a_killed_process_left_is_removed(links: Path) -> None:
 
 def test_two_at_once_prepare_once(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on, calls, said = threading.Event(), threading.Event(), [], []
-    real = fetch.get_files
+    real = download.get_files
 
     def slow(*args: Any) -> None:
         calls.append(1)
@@ -309,7 +309,7 @@ def test_two_at_once_prepare_once(links: Path, monkeypatch: pytest.MonkeyPatch) 
         said.append(line)
         go_on.set()  # the second one waits by now
 
-    monkeypatch.setattr(preparing, "get_files", slow)
+    monkeypatch.setattr(prepare, "get_files", slow)
     first = threading.Thread(target=assets.prepare, args=(MODEL, quiet))
     first.start()
     assert begun.wait(60)
@@ -339,8 +339,8 @@ def test_gguf_is_converted_and_its_copy_removed(
         (to / "model.safetensors").write_bytes(b"dequantised")
 
     write_wheel(links, gguf=True)
-    monkeypatch.setattr(preparing, "dequantise", dequantise)
-    monkeypatch.setattr(preparing, "check_gguf_reader", lambda: None)
+    monkeypatch.setattr(prepare, "dequantise", dequantise)
+    monkeypatch.setattr(prepare, "check_gguf_reader", lambda: None)
     folder = assets.prepare(GGUF, quiet)
     assert contents(folder) == {"config.json", "model.safetensors", assets.MARKER}
     marker = json.loads((folder / assets.MARKER).read_text())
@@ -356,7 +356,7 @@ def test_gguf_reader_is_asked_for_before_the_download(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda n, *a: None if n == "gguf" else find(n, *a)
     )
-    monkeypatch.setattr(fetch, "download", lambda *_: pytest.fail("must not be fetched"))
+    monkeypatch.setattr(download, "download", lambda *_: pytest.fail("must not be fetched"))
     error = problem(GGUF)
     assert error.code == "asset-needs-gguf"
     assert "pip install 'bakeoff[gguf]'" in error.try_
@@ -376,7 +376,7 @@ def test_broken_gguf_says_why(links: Path) -> None:
 
 def is_here(name: str) -> bool:
     """Tell whether a real model can be had without a network."""
-    installed = fetch.installed_folder(registry.PACKAGES[name]) is not None
+    installed = download.installed_folder(registry.PACKAGES[name]) is not None
     return installed or assets.locate(name) is not None
 
 

@@ -10,9 +10,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bakeoff.chat import Chat, Unusable, template
-from bakeoff.chat.messages import conversation, without_oldest, wrong
 from bakeoff.core.errors import PreflightError
+from bakeoff.data.chat import Chat, Unusable, template
+from bakeoff.data.chat.messages import conversation, without_oldest, wrong
 from bakeoff.shown import pieces
 from bakeoff.tasks.sft import IGNORE
 

@@ -12,9 +12,10 @@ import pytest
 import tomli_w
 from command import bakeoff
 
-from bakeoff import api, assets
+from bakeoff import api
 from bakeoff.cli import rows as printed
 from bakeoff.core.errors import UsageError
+from bakeoff.data.rows import assets
 from bakeoff.engine.loss import Supervised
 from bakeoff.shown import pieces
 from bakeoff.spec import parse_spec

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.trial import Trial
-from bakeoff.data import place_of, read_rows
+from bakeoff.data.issues import refusal
+from bakeoff.data.rows import place_of, read_rows
 from bakeoff.engine.switches import Switches
 from bakeoff.evaluate import answers
-from bakeoff.faults import refusal
 from bakeoff.spec import parse_spec
 from bakeoff.tasks.choice import Choices, MultipleChoice
 from bakeoff.testing.tiny import WORDS, rows, save_llama, write_jsonl

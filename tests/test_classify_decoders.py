@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from bakeoff import api, segment
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.engine.pooling import last_places
 from bakeoff.engine.switches import Switches
 from bakeoff.parity import decide

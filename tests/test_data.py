@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bakeoff import data
 from bakeoff import folder as folder_of
 from bakeoff.core.errors import PreflightError
+from bakeoff.data.rows import rows as data_rows
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import write_jsonl
 
@@ -31,14 +31,14 @@ def code(error: pytest.ExceptionInfo[PreflightError]) -> str:
 )
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-    rows = data.read_rows(tmp_path / name)
+    rows = data_rows.read_rows(tmp_path / name)
     assert rows == [{"text": "x\u2028y", "label": "1"}, {"text": "z", "label": "2"}]
 
 
 def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "caf\xe9"}\n')
     with pytest.raises(PreflightError) as error:
-        data.read_rows(tmp_path / "a.jsonl")
+        data_rows.read_rows(tmp_path / "a.jsonl")
     assert code(error) == "data-not-utf8"
     assert "0xe9 in line 2" in error.value.cause
 
@@ -59,22 +59,24 @@ def test_broken_files_are_refused(
 ) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(PreflightError) as error:
-        data.read_rows(tmp_path / name)
+        data_rows.read_rows(tmp_path / name)
     assert code(error) == expected
     assert says in error.value.cause
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PreflightError) as error:
-        data.read_rows(tmp_path / "none.jsonl")
+        data_rows.read_rows(tmp_path / "none.jsonl")
     assert code(error) == "data-not-found"
 
 
 def test_a_template_fills_columns_and_nothing_else() -> None:
     row = {"a": "{b}", "b": 2}
-    assert data.fill("a", row) == "{b}"
-    assert data.fill("x {a} y {b}: {c!r} {a.real}", {"a": 1, "b": 2}) == "x 1 y 2: {c!r} {a.real}"
-    assert data.columns_of("Q: {question} {context}") == ("question", "context")
+    assert data_rows.fill("a", row) == "{b}"
+    assert (
+        data_rows.fill("x {a} y {b}: {c!r} {a.real}", {"a": 1, "b": 2}) == "x 1 y 2: {c!r} {a.real}"
+    )
+    assert data_rows.columns_of("Q: {question} {context}") == ("question", "context")
 
 
 @given(
@@ -84,7 +86,7 @@ def test_a_template_fills_columns_and_nothing_else() -> None:
 def test_groups_stay_together_and_nothing_is_lost(groups: list[int], seed: int) -> None:
     rows = [{"group": g, "n": i} for i, g in enumerate(groups)]
     fractions = {"train": 0.6, "validation": 0.15, "test": 0.25}
-    splits = data.split_rows(rows, "group", fractions, random.Random(seed))
+    splits = data_rows.split_rows(rows, "group", fractions, random.Random(seed))
     homes = {s: {r["group"] for r in part} for s, part in splits.items()}
     assert not homes["train"] & homes["test"]
     assert not homes["train"] & homes["validation"]
@@ -94,14 +96,20 @@ def test_groups_stay_together_and_nothing_is_lost(groups: list[int], seed: int) 
 
 def test_frozen_splits_hash_the_same_written_or_not(tmp_path: Path) -> None:
     rows = [{"b": "ü", "a": 1}]
-    written = data.write_split(tmp_path / "x.jsonl", rows)
-    assert written == data.canonical_digest(rows) == data.canonical_digest([{"a": 1, "b": "ü"}])
+    written = data_rows.write_split(tmp_path / "x.jsonl", rows)
+    assert (
+        written
+        == data_rows.canonical_digest(rows)
+        == data_rows.canonical_digest([{"a": 1, "b": "ü"}])
+    )
     assert (tmp_path / "x.jsonl").read_text(encoding="utf-8") == '{"a": 1, "b": "ü"}\n'
-    assert data.read_rows(write_jsonl(tmp_path / "y.jsonl", rows)) == rows
+    assert data_rows.read_rows(write_jsonl(tmp_path / "y.jsonl", rows)) == rows
 
 
 def places(path: Path) -> list[tuple[str, str, int]]:
-    return [tuple(data.place_of(r, "train", n)) for n, r in enumerate(data.read_rows(path))]
+    return [
+        tuple(data_rows.place_of(r, "train", n)) for n, r in enumerate(data_rows.read_rows(path))
+    ]
 
 
 def test_rows_know_their_place_in_the_file(tmp_path: Path) -> None:
@@ -114,15 +122,17 @@ def test_rows_know_their_place_in_the_file(tmp_path: Path) -> None:
 
 
 def test_the_place_survives_sampling_and_splitting_and_is_never_frozen(tmp_path: Path) -> None:
-    rows = data.read_rows(write_jsonl(tmp_path / "a.jsonl", [{"n": n} for n in range(1, 41)]))
-    splits = data.split_rows(rows, None, {"train": 0.5, "test": 0.5}, random.Random(1))
-    kept = data.sample(splits["test"], 7, random.Random(2))
-    assert [data.place_of(r, "test", 0).number for r in kept] == [r["n"] for r in kept]
-    assert data.canonical_digest(kept) == data.canonical_digest([{"n": r["n"]} for r in kept])
-    data.write_split(tmp_path / "test.jsonl", kept)
-    frozen = data.read_rows(tmp_path / "test.jsonl")
-    assert data.place_of(frozen[2], "test", 2) == ("test.jsonl", "line", 3)
-    assert data.place_of({"n": 1}, "test", 2) == ("the test split", "row", 3)
+    rows = data_rows.read_rows(write_jsonl(tmp_path / "a.jsonl", [{"n": n} for n in range(1, 41)]))
+    splits = data_rows.split_rows(rows, None, {"train": 0.5, "test": 0.5}, random.Random(1))
+    kept = data_rows.sample(splits["test"], 7, random.Random(2))
+    assert [data_rows.place_of(r, "test", 0).number for r in kept] == [r["n"] for r in kept]
+    assert data_rows.canonical_digest(kept) == data_rows.canonical_digest(
+        [{"n": r["n"]} for r in kept]
+    )
+    data_rows.write_split(tmp_path / "test.jsonl", kept)
+    frozen = data_rows.read_rows(tmp_path / "test.jsonl")
+    assert data_rows.place_of(frozen[2], "test", 2) == ("test.jsonl", "line", 3)
+    assert data_rows.place_of({"n": 1}, "test", 2) == ("the test split", "row", 3)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +156,14 @@ def test_all_broken_lines_of_a_kind_are_named_at_once(
 ) -> None:
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(PreflightError) as error:
-        data.read_rows(tmp_path / name)
+        data_rows.read_rows(tmp_path / name)
     assert code(error) == expected
     assert says in error.value.cause
 
 
 def test_a_cell_may_be_longer_than_pythons_csv_limit(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"t,l\n{'x' * 200_000},b\n")
-    assert len(data.read_rows(tmp_path / "a.csv")[0]["t"]) == 200_000
+    assert len(data_rows.read_rows(tmp_path / "a.csv")[0]["t"]) == 200_000
 
 
 def _splits(folder: Path, rename: dict[str, str], **rows: list[dict[str, str]]) -> folder_of.Splits:

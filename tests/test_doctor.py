@@ -16,12 +16,13 @@ import torch
 from records import make_entry
 from typer.testing import CliRunner
 
-from bakeoff import data, lock, recovery, states
+from bakeoff import lock, recovery, states
 from bakeoff.cli import app, doctor
 from bakeoff.core import trial_dir
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.core.trial import Trial
+from bakeoff.data.rows import rows
 from bakeoff.store import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
 
@@ -41,7 +42,7 @@ def study(tmp_path: Path) -> Path:
     """A study that is whole: a final trial done, another planned, one at a rung, one stopped."""
     out = tmp_path / "study"
     out.mkdir()
-    sums = {s: data.write_split(out / "data" / f"{s}.jsonl", [{"text": s}]) for s in data.SPLITS}
+    sums = {s: rows.write_split(out / "data" / f"{s}.jsonl", [{"text": s}]) for s in rows.SPLITS}
     at_rung = dataclasses.replace(result(RACING), status=Status.STOPPED, step=5, splits={})
     place = out / "trials" / DONE.id
     (place / "adapter").mkdir(parents=True)
@@ -143,7 +144,7 @@ def test_a_whole_study_is_found_whole(study: Path) -> None:
         found = recovery.diagnose(study, mend)
         assert {f.state for f in found} == {"ok"}
         assert {f.what for f in found} == {
-            "database", "trials", *(f"data/{s}.jsonl" for s in data.SPLITS),
+            "database", "trials", *(f"data/{s}.jsonl" for s in rows.SPLITS),
         }  # fmt: skip
         assert contents(study / "trials") == before
     moved = study.with_name("moved")  # fault 31: nothing in the folder says where it lies

@@ -16,36 +16,36 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bakeoff
-from bakeoff import forgetting, general
+from bakeoff import forgetting
 from bakeoff.analysis.summary import summarise
 from bakeoff.assemble import build
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.results import Forgetting, TrialResult
-from bakeoff.data import read_rows, write_split
+from bakeoff.data.rows import general_text, read_rows, write_split
 from bakeoff.testing.trials import make_trial
 
 TEXTS = ["turn on the kitchen light please", "what time is it now", "the lamp is red and old"]
 
 
 def test_the_default_is_twenty_documents() -> None:
-    found = general.documents("default", Path())
+    found = general_text.documents("default", Path())
     assert len(found) == 20
     assert all(len(row["text"]) > 600 for row in found)
-    assert general.documents("off", Path()) == []
+    assert general_text.documents("off", Path()) == []
 
 
 def test_a_text_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("One.\nStill one.\n%\n\nTwo: 5 % of it.\n")
     expected = [{"text": "One.\nStill one."}, {"text": "Two: 5 % of it."}]
-    assert general.documents("own.txt", tmp_path) == expected
+    assert general_text.documents("own.txt", tmp_path) == expected
     write_split(tmp_path / "own.jsonl", [{"text": " One "}, {"text": "Two"}, {"text": " "}])
-    assert general.documents("own.jsonl", tmp_path) == [{"text": "One"}, {"text": "Two"}]
+    assert general_text.documents("own.jsonl", tmp_path) == [{"text": "One"}, {"text": "Two"}]
 
 
 def test_text_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     def refused(name: str) -> PreflightError:
         with pytest.raises(PreflightError) as caught:
-            general.documents(name, tmp_path)
+            general_text.documents(name, tmp_path)
         return caught.value
 
     assert refused("none.txt").code == "general-text-missing"

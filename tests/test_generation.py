@@ -26,7 +26,8 @@ from transformers import (
 )
 
 import bakeoff
-from bakeoff import answering, assets
+from bakeoff import answering
+from bakeoff.data.rows import assets
 from bakeoff.engine import decoding, generate
 from bakeoff.engine.generate import Asked, Pace, fast, plain
 from bakeoff.engine.slots import NotFast, Slots, prompt_cache

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bakeoff import api
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.hf import experiment as experiments
 from bakeoff.spec import flatten, parse_spec
 

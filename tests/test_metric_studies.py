@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.spec import parse_spec
 
 OWN = """

@@ -20,7 +20,7 @@ from bakeoff.capabilities.quantised import refusal
 from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.delivery import deliver
 from bakeoff.engine import quantise
 from bakeoff.engine.lanes import Mixing, Start

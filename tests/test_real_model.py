@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bakeoff import api, assets
-from bakeoff.data import read_rows
+from bakeoff import api
+from bakeoff.data.rows import assets, read_rows
 from bakeoff.spec import parse_spec
 
 MODEL = assets.locate("all-minilm-l6-v2")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bakeoff import api, artifacts
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.report.words import handed_out
 from bakeoff.spec import parse_spec
 from bakeoff.store import Writer

@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score
 from bakeoff import api
 from bakeoff.analysis.secondary import macro_f1, macro_f1_influences
 from bakeoff.analysis.summary import summarise
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.report import page
 from bakeoff.spec import parse_spec
 

@@ -587,7 +587,7 @@ def test_a_metric_from_elsewhere_is_not_run(
     ],
 )
 def test_a_chat_template_runs_in_a_sandbox(tmp_path: Path, attack: str) -> None:
-    from bakeoff.chat.template import Chat, Unusable
+    from bakeoff.data.chat.template import Chat, Unusable
     from bakeoff.testing.tiny import tokenizer
 
     proof = tmp_path / "ran"
@@ -783,12 +783,12 @@ def test_what_a_study_cannot_be_frozen_with(study_values: dict[str, Any]) -> Non
 def test_rows_beyond_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: dict[str, Any], code: str
 ) -> None:
-    from bakeoff import data
+    from bakeoff.data.rows import rows
 
-    monkeypatch.setattr(data, "ROW_CHARACTERS", 50)
+    monkeypatch.setattr(rows, "ROW_CHARACTERS", 50)
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "short", "label": "a"}, value])
     with pytest.raises(PreflightError) as error:
-        data.read_rows(path)
+        rows.read_rows(path)
     assert error.value.code == code
     assert "line 2" in error.value.cause
 
@@ -797,14 +797,14 @@ def test_a_small_parquet_file_of_much_text(tmp_path: Path, monkeypatch: pytest.M
     import pyarrow
     from pyarrow import parquet
 
-    from bakeoff.sources import arrow
+    from bakeoff.data.sources import parquet as sources_parquet
 
     table = pyarrow.table({"text": ["x" * 10_000] * 5000})
     parquet.write_table(table, tmp_path / "bomb.parquet")
     assert (tmp_path / "bomb.parquet").stat().st_size < 100_000
-    monkeypatch.setattr(arrow, "DATA_BYTES", 20_000_000)
+    monkeypatch.setattr(sources_parquet, "DATA_BYTES", 20_000_000)
     with pytest.raises(PreflightError) as error:
-        arrow.read_parquet(tmp_path / "bomb.parquet")
+        sources_parquet.read_parquet(tmp_path / "bomb.parquet")
     assert error.value.code == "data-too-large"
 
 
@@ -815,19 +815,19 @@ def test_rows_that_say_the_same_are_unpacked_a_few_at_a_time(
     import pyarrow
     from pyarrow import parquet
 
-    from bakeoff.sources import arrow
+    from bakeoff.data.sources import parquet as sources_parquet
 
     path = tmp_path / "shared.parquet"
     parquet.write_table(pyarrow.table({"text": ["x" * 100_000] * 1000}), path)
     assert path.stat().st_size < 200_000
-    monkeypatch.setattr(arrow, "DATA_BYTES", 10_000_000)
+    monkeypatch.setattr(sources_parquet, "DATA_BYTES", 10_000_000)
     with parquet.ParquetFile(path) as file:
-        assert arrow._rows_at_once(file.metadata) <= 100
+        assert sources_parquet._rows_at_once(file.metadata) <= 100
     parquet.write_table(pyarrow.table({"text": ["x"] * 5}), tmp_path / "plain.parquet")
     with parquet.ParquetFile(tmp_path / "plain.parquet") as file:
-        assert arrow._rows_at_once(file.metadata) == arrow.BATCH
+        assert sources_parquet._rows_at_once(file.metadata) == sources_parquet.BATCH
     with pytest.raises(PreflightError, match="data-too-large"):
-        arrow.read_parquet(path)
+        sources_parquet.read_parquet(path)
 
 
 def test_compressed_rows_are_bounded_or_not_read(
@@ -836,8 +836,8 @@ def test_compressed_rows_are_bounded_or_not_read(
     """Fault 54: what `datasets` unpacks is held against the bound before it is read as rows."""
     import gzip
 
-    from bakeoff import sources
-    from bakeoff.sources import hub
+    from bakeoff.data.rows import sources
+    from bakeoff.data.sources import hub
 
     with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": "x" * 1000}) + "\n" for _ in range(1000))
@@ -877,7 +877,7 @@ def test_a_data_set_whose_reader_unpickles(tmp_path: Path) -> None:
     import io
     import tarfile
 
-    from bakeoff.sources import hub
+    from bakeoff.data.sources import hub
 
     raw = io.BytesIO()
     torch.save({"x": 1}, raw)

@@ -15,8 +15,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from bakeoff import api, data, sources
+from bakeoff import api
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
+from bakeoff.data.rows import rows as data_rows
+from bakeoff.data.rows import sources
 from bakeoff.folder import read_splits
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import rows, write_jsonl
@@ -42,7 +44,7 @@ def write(path: Path, values: list[dict[str, Any]]) -> Path:
     return path
 
 
-def found(reference: str, source: Path, split: str = "train") -> list[data.Row]:
+def found(reference: str, source: Path, split: str = "train") -> list[data_rows.Row]:
     return sources.find({"train": reference}, source)[split].rows
 
 
@@ -82,7 +84,7 @@ def test_parquet_rows_know_their_number_and_become_json(tmp_path: Path) -> None:
         "at": "2026-01-02T03:04:00+00:00", "took": 90.0, "price": "1.50", "nothing": None,
     }  # fmt: skip
     assert json.loads(json.dumps(first)) == first
-    assert data.place_of(second, "train", 0) == ("rows.parquet", "row", 2)
+    assert data_rows.place_of(second, "train", 0) == ("rows.parquet", "row", 2)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_a_folders_files_are_read_in_the_order_of_their_names(tmp_path: Path) ->
     assert list(read) == ["train"]
     assert read["train"].rows == SMALL
     assert read["train"].origin == {"from": "rows", "files": ["a.jsonl", "b.jsonl"]}
-    places = [data.place_of(r, "train", 0) for r in read["train"].rows]
+    places = [data_rows.place_of(r, "train", 0) for r in read["train"].rows]
     assert places[2:4] == [("a.jsonl", "line", 3), ("b.jsonl", "line", 1)]
 
 
@@ -211,7 +213,7 @@ def test_a_data_set_is_read_through_datasets(hub: Path, tmp_path: Path) -> None:
     part = sources.find({"train": "hub:./squads:train[:3]"}, tmp_path, config="plain")
     assert part["train"].rows == SMALL[:3], "datasets' own slices"
     assert len(sources.find(given, tmp_path, config="short")["train"].rows) == 2
-    assert data.place_of(read["train"].rows[4], "train", 0).number == 5
+    assert data_rows.place_of(read["train"].rows[4], "train", 0).number == 5
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,7 @@ def test_config_and_revision_are_of_a_hub(study_values: dict[str, Any]) -> None:
 # --- splits and columns --------------------------------------------------------------------------
 
 
-def cut(values: dict[str, Any], source: Path) -> dict[str, list[data.Row]]:
+def cut(values: dict[str, Any], source: Path) -> dict[str, list[data_rows.Row]]:
     return read_splits(parse_spec(values), source).rows
 
 
@@ -301,7 +303,7 @@ def test_a_study_on_parquet_by_template_runs_and_says_where_its_rows_are_from(
     assert report["provenance"]["data_from"]["test"] == {
         "from": "pool.parquet", "files": ["pool.parquet"], "share": 0.25,
     }  # fmt: skip
-    frozen = data.read_rows(tmp_path / "out" / "data" / "test.jsonl")
+    frozen = data_rows.read_rows(tmp_path / "out" / "data" / "test.jsonl")
     assert frozen[0].keys() == {"question", "answer", "n"}
     (tmp_path / "pool.parquet").unlink()
     again = api.run(

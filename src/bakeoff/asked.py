@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import data
 from bakeoff.core import plugins
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import Asked, TrialResult
 from bakeoff.core.safe_read import within
 from bakeoff.core.trial import Trial
+from bakeoff.data.rows import rows as data_rows
 from bakeoff.folder import FROZEN
 
 
@@ -45,9 +45,9 @@ def read(folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> Te
         return Texts(unknown=f"{FROZEN['test']} is not in the study folder")
     try:
         # the texts of other rows would stand beside these answers and look right
-        if data.sha256_of(file) != conditions.data.get("test"):
+        if data_rows.sha256_of(file) != conditions.data.get("test"):
             return Texts(unknown=f"{FROZEN['test']} is not what the answers were scored on")
-        rows = data.read_rows(file)
+        rows = data_rows.read_rows(file)
         task = plugins.find("tasks", conditions.task).TASK(conditions.task_options)
         references = task.references(rows)
         pairs = zip(rows, references, strict=True)

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from bakeoff.core import plugins
 from bakeoff.core.trial import Conditions, Segment, Trial
-from bakeoff.data import SPLITS, Row, read_rows
+from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.engine import quantise, shims
 from bakeoff.engine.device import autocast, keep_freed_memory, lean_inputs, place, set_dtypes
 from bakeoff.engine.feed import Feed

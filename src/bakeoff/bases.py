@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bakeoff import assets
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json, within
+from bakeoff.data.rows import assets
 from bakeoff.spec.inputs import BaseSpec, is_hub_id
 
 ASSET = "asset:"

@@ -20,7 +20,7 @@ from bakeoff import scoring
 from bakeoff.assemble import wished
 from bakeoff.core.errors import BakeoffError, PreflightError, first_line
 from bakeoff.core.trial import Segment, Trial
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import free_memory, resolve_device
 from bakeoff.evaluate import plain_scores
 from bakeoff.methods.saved import WEIGHTS

@@ -21,7 +21,7 @@ from bakeoff.core import disk_full
 from bakeoff.core.redact import redact
 from bakeoff.core.results import SplitScores
 from bakeoff.core.trial import Conditions, Segment
-from bakeoff.data import Row, read_rows
+from bakeoff.data.rows import Row, read_rows
 from bakeoff.engine.attention import packed
 from bakeoff.engine.device import autocast, halving
 from bakeoff.engine.generate import plain

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff import checks
 from bakeoff.core.errors import UsageError
 from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_text
-from bakeoff.faults import Fault, refusal
+from bakeoff.data.issues import Fault, refusal
+from bakeoff.data.rows import checks
 from bakeoff.folder import Splits
 from bakeoff.progress import Progress
 from bakeoff.spec import StudySpec

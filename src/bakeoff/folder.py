@@ -16,19 +16,21 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from bakeoff import data, mounts, sources
-from bakeoff.checks import cells
+from bakeoff import mounts
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError, near_match
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json, within
-from bakeoff.faults import Fault, Place, refusal
+from bakeoff.data.checks import cells
+from bakeoff.data.issues import Fault, Place, refusal
+from bakeoff.data.rows import rows as data_rows
+from bakeoff.data.rows import sources
 from bakeoff.scoring import FOLDER as METRIC
 from bakeoff.spec import StudySpec, dump_spec, flatten
 
 DATABASE = "study.db"
 STUDY_FILE = "study.toml"
 CHAT_TEMPLATE = "chat_template.jinja"
-FROZEN = {name: f"data/{name}.jsonl" for name in data.SPLITS}
+FROZEN = {name: f"data/{name}.jsonl" for name in data_rows.SPLITS}
 ORIGINS = "data/origins.json"
 WHERE_IT_RUNS = (
     "executor", "workers", "threads", "gpus_per_segment", "segment_retries", "ray_address",
@@ -42,16 +44,16 @@ GENERAL = "general"
 class Splits(NamedTuple):
     """The rows of each split, and the general text that forgetting is measured on."""
 
-    rows: dict[str, list[data.Row]]
+    rows: dict[str, list[data_rows.Row]]
     cut: dict[str, float]
     """The splits that were cut from one file -> the share of its rows that each was to get."""
     origins: dict[str, Any] = {}
     """Where each split came from, for the report."""
-    general: Sequence[data.Row] = ()
+    general: Sequence[data_rows.Row] = ()
 
     def place(self, split: str, position: int) -> Place:
         """Return where a row stands in the user's file."""
-        return data.place_of(self.rows[split][position], split, position)
+        return data_rows.place_of(self.rows[split][position], split, position)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -131,7 +133,7 @@ def read_splits(spec: StudySpec, source: Path) -> Splits:
     origins |= {name: {**origins["train"], "share": share} for name, share in cut.items()}
     if (source / ORIGINS).is_file() and _named(spec) == FROZEN:
         origins = _origins(source / ORIGINS)
-    sampled = {name: data.sample(rows[name], limits[name], rng) for name in data.SPLITS}
+    sampled = {name: data_rows.sample(rows[name], limits[name], rng) for name in data_rows.SPLITS}
     return Splits(sampled, cut, origins)
 
 
@@ -151,13 +153,13 @@ def _origins(path: Path) -> dict[str, Any]:
 
 
 def _named(spec: StudySpec) -> dict[str, str]:
-    named = {name: getattr(spec.data, name) for name in data.SPLITS}
+    named = {name: getattr(spec.data, name) for name in data_rows.SPLITS}
     return {name: reference for name, reference in named.items() if reference is not None}
 
 
 def _all_rows(
-    spec: StudySpec, given: dict[str, list[data.Row]]
-) -> tuple[dict[str, list[data.Row]], dict[str, float]]:
+    spec: StudySpec, given: dict[str, list[data_rows.Row]]
+) -> tuple[dict[str, list[data_rows.Row]], dict[str, float]]:
     missing = {
         name: getattr(spec.data, f"{name}_fraction")
         for name in ("validation", "test")
@@ -170,14 +172,14 @@ def _all_rows(
     if spec.data.group is not None:
         _check_group(rows, spec.data.group)
     fractions = {"train": 1.0 - sum(missing.values()), **missing}
-    return given | data.split_rows(
+    return given | data_rows.split_rows(
         rows, spec.data.group, fractions, random.Random(spec.seed)
     ), fractions
 
 
 def _renamed(
-    given: dict[str, list[data.Row]], names: Mapping[str, str]
-) -> dict[str, list[data.Row]]:
+    given: dict[str, list[data_rows.Row]], names: Mapping[str, str]
+) -> dict[str, list[data_rows.Row]]:
     """Give columns the names that ``data.rename`` says.
 
     Raises:
@@ -209,10 +211,10 @@ def _renamed(
             )
     if (refused := refusal(faults, Splits(given, {}).place)) is not None:
         raise refused
-    return {split: [data.renamed(row, names) for row in rows] for split, rows in given.items()}
+    return {split: [data_rows.renamed(row, names) for row in rows] for split, rows in given.items()}
 
 
-def _check_group(rows: Sequence[data.Row], group: str) -> None:
+def _check_group(rows: Sequence[data_rows.Row], group: str) -> None:
     """Refuse a group column that some rows lack, or that cannot tell rows apart."""
     lacking = cells.missing("train", rows, "data.group", group)
     values = {str(row.get(group)) for row in rows}
@@ -246,7 +248,7 @@ def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
 def freeze_data(folder: Path, splits: Splits) -> None:
     """Write the splits under ``data/``, with where they came from."""
     for name, rows in _frozen(splits).items():
-        data.write_split(folder / "data" / f"{name}.jsonl", rows)
+        data_rows.write_split(folder / "data" / f"{name}.jsonl", rows)
     files.write_text(folder / ORIGINS, json.dumps(splits.origins, indent=1) + "\n")
 
 
@@ -260,10 +262,10 @@ def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
 
 def digests(splits: Splits) -> dict[str, str]:
     """Return the sha256 sums that ``freeze_data`` would give, writing nothing."""
-    return {name: data.canonical_digest(rows) for name, rows in _frozen(splits).items()}
+    return {name: data_rows.canonical_digest(rows) for name, rows in _frozen(splits).items()}
 
 
-def _frozen(splits: Splits) -> dict[str, list[data.Row]]:
+def _frozen(splits: Splits) -> dict[str, list[data_rows.Row]]:
     return {**splits.rows, **({GENERAL: list(splits.general)} if splits.general else {})}
 
 
@@ -295,7 +297,7 @@ def comparable(spec: StudySpec) -> dict[str, Any]:
     """Return what of a spec must stay: all but paths (hashes are compared) and mere speed."""
     value = dump_spec(spec)
     of_reading = ("validation_fraction", "test_fraction", "group", "limit", "config", "revision")
-    for name in (*data.SPLITS, *of_reading):
+    for name in (*data_rows.SPLITS, *of_reading):
         value["data"].pop(name, None)
     for name in WHERE_IT_RUNS:
         value["engine"].pop(name, None)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from bakeoff.assemble import Bench, load_base
 from bakeoff.core.results import Forgetting
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import autocast
 from bakeoff.engine.pulse import beat
 

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
 from bakeoff import hours, plan, race
-from bakeoff.assets.cache import cache_folder
 from bakeoff.core import plugins
 from bakeoff.core.trial import Trial
+from bakeoff.data.assets.cache import cache_folder
+from bakeoff.data.issues import standing
 from bakeoff.estimate import Timing, estimate
 from bakeoff.executors import Options
-from bakeoff.faults import standing
 from bakeoff.hours import Fit
 from bakeoff.methods.serving import served
 from bakeoff.progress import Progress, Silent

@@ -35,7 +35,7 @@ from bakeoff.core import disk_full
 from bakeoff.core.errors import BakeoffError, PreflightError, first_line
 from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import Segment
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.engine import meter, quantise
 from bakeoff.engine.device import free_memory, out_of_memory, resolve_device, resolve_precision
 from bakeoff.engine.feed import StepBatch

@@ -14,12 +14,12 @@ import numpy as np
 
 from bakeoff import artifacts, asked, forks, phases, plan, recovery, retries
 from bakeoff.analysis.summary import summarise
-from bakeoff.assets.cache import cache_folder
 from bakeoff.core.errors import UsageError
 from bakeoff.core.redact import redacted
 from bakeoff.core.results import MetricInfo, Status, StudyRecord, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.data import SPLITS
+from bakeoff.data.assets.cache import cache_folder
+from bakeoff.data.rows import SPLITS
 from bakeoff.folder import DATABASE, database_of
 from bakeoff.hf import importing
 from bakeoff.methods.serving import served

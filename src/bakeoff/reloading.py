@@ -18,7 +18,7 @@ from bakeoff.assemble import load_base, make_task, prepare_process
 from bakeoff.core import disk_full
 from bakeoff.core.redact import redact
 from bakeoff.core.trial import Conditions, Segment
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import device_lost, halving, place
 from bakeoff.evaluate import plain_losses
 from bakeoff.methods import saved

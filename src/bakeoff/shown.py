@@ -13,7 +13,7 @@ from typing import Any
 
 from bakeoff.assemble import make_task, prepare_process
 from bakeoff.core.trial import Segment
-from bakeoff.data import read_rows
+from bakeoff.data.rows import read_rows
 from bakeoff.tasks import Example, Task, load_tokenizer
 from bakeoff.tokens import encode_split
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import bases, general, plan, scoring
+from bakeoff import bases, plan, scoring
 from bakeoff import folder as study_folder
 from bakeoff.core import disk_full, plugins
 from bakeoff.core.errors import (
@@ -27,10 +27,11 @@ from bakeoff.core.errors import (
 from bakeoff.core.redact import redact
 from bakeoff.core.results import MetricInfo
 from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
-from bakeoff.data import Row
+from bakeoff.data.issues import Fault
+from bakeoff.data.rows import Row
+from bakeoff.data.rows import general_text as data_general_text
 from bakeoff.examine import examine, listed, refuse, said
 from bakeoff.executors import Executor, Options, Outcome, never
-from bakeoff.faults import Fault
 from bakeoff.methods import given, refused
 from bakeoff.methods import registry as catalog
 from bakeoff.progress import Progress
@@ -134,8 +135,8 @@ def general_text(spec: StudySpec, task_type: str, source: Path) -> list[Row]:
     """
     wish = spec.forgetting.text
     if task_type == CAUSAL_LM:
-        return general.documents(wish, source)
-    if wish in (general.DEFAULT, general.OFF):
+        return data_general_text.documents(wish, source)
+    if wish in (data_general_text.DEFAULT, data_general_text.OFF):
         return []
     raise PreflightError(
         "forgetting-not-for-task",

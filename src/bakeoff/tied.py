@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from bakeoff.core.trial import Trial
-from bakeoff.faults import Fault
+from bakeoff.data.issues import Fault
 from bakeoff.methods.hook import Incompatible, trainable
 from bakeoff.sizing import Shape, attached
 

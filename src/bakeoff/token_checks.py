@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.data import SPLITS, Row, read_rows
-from bakeoff.faults import Fault
+from bakeoff.data.issues import Fault
+from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.tasks import Example, RowError, Task
 from bakeoff.tokens import keep_split
 

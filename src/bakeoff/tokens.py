@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from bakeoff.data import Row, sha256_of
+from bakeoff.data.rows import Row, sha256_of
 from bakeoff.tasks import Example, Task
 
 FOLDER = "tokens"

@@ -132,7 +132,7 @@ def passes(entry: MethodEntry, found: Found, filters: Filters) -> bool:
 
 def known_of(entries: Sequence[MethodEntry], probe: bool) -> dict[str, Found]:
     """Return what is known of each method; with ``probe``, find out what the cache lacks."""
-    from bakeoff.assets.cache import cache_folder, friendly_errors
+    from bakeoff.data.assets.cache import cache_folder, friendly_errors
     from bakeoff.methods import known
 
     cache = cache_folder()

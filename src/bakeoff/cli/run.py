@@ -179,8 +179,8 @@ def guess_task(data: str, columns: dict[str, str]) -> str:
     Raises:
         UsageError: ``task-unclear``, listing the columns.
     """
-    from bakeoff import sources
     from bakeoff.core import plugins
+    from bakeoff.data.rows import sources
 
     present = sources.find({"train": data}, Path())["train"].rows[0]
     for name in plugins.names("tasks"):
@@ -208,7 +208,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _name(data: str) -> str:
     """Return what a study of these data is called: its file, its folder, its id on the hub."""
-    from bakeoff.sources import hub
+    from bakeoff.data.sources import hub
 
     if data.startswith(hub.PREFIX):
         data = data.removeprefix(hub.PREFIX).partition(":")[0]
@@ -217,7 +217,7 @@ def _name(data: str) -> str:
 
 def _absolute_data(data: str) -> str:
     from bakeoff.bases import ASSET
-    from bakeoff.sources import hub
+    from bakeoff.data.sources import hub
 
     if data.startswith(ASSET):
         return data

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from bakeoff.core import files as core_files
 from bakeoff.core.results import Status, TrialResult
-from bakeoff.data import sha256_of
+from bakeoff.data.rows import sha256_of
 
 COMPLETE = "COMPLETE.json"
 RESULT = "result.json"

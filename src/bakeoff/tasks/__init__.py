@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from bakeoff.core.errors import PreflightError, UsageError, near_match
-from bakeoff.data import Row, columns_of, fill
-from bakeoff.faults import Fault
+from bakeoff.data.issues import Fault
+from bakeoff.data.rows import Row, columns_of, fill
 from bakeoff.loading import arguments
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from bakeoff.data import Row, columns_of, fill
-from bakeoff.faults import Fault
+from bakeoff.data.issues import Fault
+from bakeoff.data.rows import Row, columns_of, fill
 from bakeoff.tasks import IGNORE, CausalTask, Checked, Example
 
 if TYPE_CHECKING:

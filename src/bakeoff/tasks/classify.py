@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bakeoff.data import Row, fill
-from bakeoff.faults import SHOWN, Fault
+from bakeoff.data.issues import SHOWN, Fault
+from bakeoff.data.rows import Row, fill
 from bakeoff.loading import arguments
 from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded_inputs, whole
 

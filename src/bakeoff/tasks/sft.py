@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bakeoff.chat import Chat, Unusable
-from bakeoff.chat.messages import Wrong, as_text, conversation, exchange, last_answer, wrong
-from bakeoff.data import Row, fill
-from bakeoff.faults import Fault
+from bakeoff.data.chat import Chat, Unusable
+from bakeoff.data.chat.messages import Wrong, as_text, conversation, exchange, last_answer, wrong
+from bakeoff.data.issues import Fault
+from bakeoff.data.rows import Row, fill
 from bakeoff.tasks import IGNORE, CausalTask, Checked, Example, RowError
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bakeoff.assets.registry import Package
 from bakeoff.core.errors import EnvironmentProblem
-from bakeoff.data import sha256_of
+from bakeoff.data.assets.registry import Package
+from bakeoff.data.rows import sha256_of
 
 
 def get_files(package: Package, to: Path, progress: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bakeoff.core.errors import EnvironmentProblem
 
-CHILD = "import sys; from bakeoff.assets.dequantise import convert; convert(*sys.argv[1:])"
+CHILD = "import sys; from bakeoff.data.assets.dequantize import convert; convert(*sys.argv[1:])"
 
 
 def check_gguf_reader() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from bakeoff.checks.reading import Pair
-from bakeoff.faults import Fault
+from bakeoff.data.checks.context import Pair
+from bakeoff.data.issues import Fault
 
 DOMINANT = 0.8
 """Share of test from which on one answer dominates it."""

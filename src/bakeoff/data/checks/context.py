@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from bakeoff.data import Row
+from bakeoff.data.rows import Row
 
 
 class Pair(NamedTuple):

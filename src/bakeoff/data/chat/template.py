@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bakeoff.chat.messages import ASSISTANT, Message, exchange, last_answer, without_oldest
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.timeout import TooSlow, at_most
+from bakeoff.data.chat.messages import ASSISTANT, Message, exchange, last_answer, without_oldest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

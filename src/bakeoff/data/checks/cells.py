@@ -13,10 +13,10 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bakeoff.checks.reading import Reading
 from bakeoff.core.errors import near_match
-from bakeoff.data import Row, columns_of
-from bakeoff.faults import Fault
+from bakeoff.data.checks.context import Reading
+from bakeoff.data.issues import Fault
+from bakeoff.data.rows import Row, columns_of
 
 VERY_LONG, TIMES_THE_MEDIAN = 10_000, 50
 """A row of more characters than that, and than so many median rows, is named."""

@@ -10,18 +10,11 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
-from bakeoff.assets.cache import (
-    Marker,
-    is_intact,
-    locked,
-    model_folder,
-    staged,
-    write_marker,
-)
-from bakeoff.assets.dequantise import check_gguf_reader, dequantise
-from bakeoff.assets.fetch import get_files
-from bakeoff.assets.registry import DATA_FOLDERS, PACKAGES, WEIGHTS, Asset, Package, find_asset
-from bakeoff.data import sha256_of
+from bakeoff.data.assets.cache import Marker, is_intact, locked, model_folder, staged, write_marker
+from bakeoff.data.assets.dequantize import check_gguf_reader, dequantise
+from bakeoff.data.assets.download import get_files
+from bakeoff.data.assets.registry import DATA_FOLDERS, PACKAGES, WEIGHTS, Asset, Package, find_asset
+from bakeoff.data.rows import sha256_of
 
 
 def locate(name: str) -> Path | None:
@@ -32,7 +25,7 @@ def locate(name: str) -> Path | None:
     """
     asset = find_asset(name)
     if asset.kind == "data":
-        return Path(str(files("bakeoff.assets") / DATA_FOLDERS[name]))
+        return Path(str(files("bakeoff.data.assets") / DATA_FOLDERS[name]))
     folder = model_folder(name)
     return folder if is_intact(folder, PACKAGES[name].weights_sha256) else None
 

@@ -27,7 +27,7 @@ from bakeoff.core.safe_read import (
     deeper,
     read_bytes,
 )
-from bakeoff.faults import Place, numbered
+from bakeoff.data.issues import Place, numbered
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")

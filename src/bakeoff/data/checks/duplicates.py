@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bakeoff.checks import near
-from bakeoff.checks.reading import Pair
-from bakeoff.faults import SHOWN, Fault
+from bakeoff.data.checks import near_duplicates
+from bakeoff.data.checks.context import Pair
+from bakeoff.data.issues import SHOWN, Fault
 
 Pairs = Sequence[Pair]
 ACROSS = (
@@ -72,16 +72,16 @@ def _across(split: str, pairs: Pairs, other: str, others: Pairs, why: str) -> It
 
 
 def _near(train: Pairs, test: Pairs) -> Iterator[Fault]:
-    found = near.near_duplicates([p.asked for p in train], [p.asked for p in test])
+    found = near_duplicates.near_duplicates([p.asked for p in train], [p.asked for p in test])
     if found.pairs:
         yield _fault(
             "near-duplicates",
-            f"A text that shares at least {100 * near.THRESHOLD:.0f} % of its five-character "
+            f"A text that shares at least {100 * near_duplicates.THRESHOLD:.0f} % of its five-character "
             "pieces with one of train",
             "look at the pairs; rows of one source belong into one split (`data.group`).",
             "test", dict(found.pairs), len(test), "train",
         )  # fmt: skip
-    if found.n_train == near.MOST_TEXTS or found.n_test == near.MOST_TEXTS:
+    if found.n_train == near_duplicates.MOST_TEXTS or found.n_test == near_duplicates.MOST_TEXTS:
         yield Fault(
             "near-duplicates-sampled",
             f"Near-duplicates were looked for in {found.n_test:,} texts of test and "
@@ -91,7 +91,7 @@ def _near(train: Pairs, test: Pairs) -> Iterator[Fault]:
     if not found.complete:
         yield Fault(
             "near-duplicates-cut-short",
-            f"The search for near-duplicates ended after {near.MOST_COMPARED:,} pairs: most texts "
+            f"The search for near-duplicates ended after {near_duplicates.MOST_COMPARED:,} pairs: most texts "
             "share long parts",
             "put the part that all share into the template, not into the column.",
         )

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Self
 
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
 from bakeoff.core.safe_read import DATA_BYTES
-from bakeoff.data import Row
-from bakeoff.sources import arrow
+from bakeoff.data.rows import Row
+from bakeoff.data.sources import parquet
 
 PREFIX = "hub:"
 KINDS = ("arrow", "audiofolder", "cache", "csv", "imagefolder", "json", "parquet", "text")
@@ -78,7 +78,7 @@ def load(
         if shown:
             datasets.enable_progress_bars()
     name = f"{wanted.path} ({wanted.split})"
-    rows = arrow.to_rows(table, name)
+    rows = parquet.to_rows(table, name)
     if not rows:
         raise PreflightError("empty-split", f"{name} holds no rows.", "another split.")
     commit = builder.hash if _COMMIT.fullmatch(str(builder.hash)) else None

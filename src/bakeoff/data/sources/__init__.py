@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import assets
 from bakeoff.bases import ASSET
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.safe_read import within
-from bakeoff.data import SUFFIXES, Row, read_rows
-from bakeoff.sources import arrow, hub
-from bakeoff.sources.folders import Listing
+from bakeoff.data.rows import SUFFIXES, Row, assets, read_rows
+from bakeoff.data.sources import hub, parquet
+from bakeoff.data.sources.directory import Listing
 
 PARQUET = ".parquet"
 KINDS = (*SUFFIXES, PARQUET)
@@ -91,7 +90,7 @@ def _read(
 
 def _read_file(path: Path) -> list[Row]:
     if path.suffix == PARQUET and path.is_file():
-        return arrow.read_parquet(path)
+        return parquet.read_parquet(path)
     if path.is_file() and path.suffix not in KINDS:
         raise PreflightError(
             "data-format",

@@ -15,8 +15,8 @@ from typing import Any
 
 from bakeoff.core.errors import EnvironmentProblem, PreflightError
 from bakeoff.core.safe_read import DATA_BYTES
-from bakeoff.data import Placed, Row, refuse_unbounded
-from bakeoff.faults import Place
+from bakeoff.data.issues import Place
+from bakeoff.data.rows import Placed, Row, refuse_unbounded
 
 BATCH = 1024
 """Most rows that are unpacked before their size is looked at."""

@@ -10,8 +10,8 @@ a folder. Nothing here imports torch or transformers until a model has to be con
 
 from __future__ import annotations
 
-from bakeoff.assets.cache import MARKER, cache_folder
-from bakeoff.assets.preparing import locate, prepare
-from bakeoff.assets.registry import Asset, find_asset, list_assets
+from bakeoff.data.assets.cache import MARKER, cache_folder
+from bakeoff.data.assets.prepare import locate, prepare
+from bakeoff.data.assets.registry import Asset, find_asset, list_assets
 
 __all__ = ["MARKER", "Asset", "cache_folder", "find_asset", "list_assets", "locate", "prepare"]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bakeoff.checks.reading import Reading
-from bakeoff.data import Row
-from bakeoff.faults import SHOWN, Fault
+from bakeoff.data.checks.context import Reading
+from bakeoff.data.issues import SHOWN, Fault
+from bakeoff.data.rows import Row
 
 UNEVEN = 2.0
 """A cut split with so many times the rows it was to get, or so many times fewer, is named."""

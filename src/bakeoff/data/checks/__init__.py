@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bakeoff.checks import answers, cells, repeats, shares
-from bakeoff.checks.reading import Reading
-from bakeoff.data import Row
-from bakeoff.faults import Fault
+from bakeoff.data.checks import answers, cells, duplicates, split_sizes
+from bakeoff.data.checks.context import Reading
+from bakeoff.data.issues import Fault
+from bakeoff.data.rows import Row
 
 __all__ = ["Reading", "readable", "telling"]
 
 
 def readable(splits: Mapping[str, Sequence[Row]], reading: Reading) -> list[Fault]:
     """Return what is wrong with cells: missing, empty, not text, not encodable, unprintable."""
-    faults = shares.empty(splits, reading)
+    faults = split_sizes.empty(splits, reading)
     for split, rows in splits.items():
         faults += cells.check(split, rows, reading)
     return faults
@@ -29,7 +29,7 @@ def telling(splits: Mapping[str, Sequence[Row]], reading: Reading) -> list[Fault
     """Return repeats, leaks, contradictions, odd answers and odd splits of readable rows."""
     pairs = {split: [reading.pair(row) for row in rows] for split, rows in splits.items()}
     return [
-        *shares.check(splits, reading),
-        *repeats.check(pairs),
+        *split_sizes.check(splits, reading),
+        *duplicates.check(pairs),
         *answers.check(pairs),
     ]

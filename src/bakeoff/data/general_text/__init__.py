@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.safe_read import GENERAL_BYTES, Unreadable, read_text
-from bakeoff.data import Row, read_rows
+from bakeoff.data.rows import Row, read_rows
 
 DEFAULT = "default"
 OFF = "off"
@@ -35,7 +35,9 @@ def documents(wish: str, source: Path) -> list[Row]:
     if wish == OFF:
         return []
     if wish == DEFAULT:
-        return _cut((files("bakeoff.general") / "default.txt").read_text(encoding="utf-8"))
+        return _cut(
+            (files("bakeoff.data.general_text") / "default.txt").read_text(encoding="utf-8")
+        )
     path = source / wish
     if path.suffix == ".txt":
         found = _cut(_read(path))

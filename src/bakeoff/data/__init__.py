@@ -1,0 +1,1 @@
+"""Rows from the user's files to validated splits; no tensors."""
