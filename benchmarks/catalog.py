@@ -37,8 +37,8 @@ import transformers
 from gpu_sides import BATCH, Clocking, Ground, examples
 
 import bakeoff
-from bakeoff.engine import meter
-from bakeoff.engine.switches import Switches
+from bakeoff.engine import profiling
+from bakeoff.engine.accelerators import Switches
 from bakeoff.methods import registry
 
 MEMORY = 0.9
@@ -289,7 +289,7 @@ def about(out: Path) -> None:
     dtype, device = (torch.bfloat16, "cuda:0") if on_gpu else (torch.float32, "cpu")
     found = {
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor(),
-        "matmul_tflops": meter.matmul_gflops(dtype, device) / 1000,
+        "matmul_tflops": profiling.matmul_gflops(dtype, device) / 1000,
         "versions": {
             "torch": torch.__version__, "transformers": transformers.__version__,
             "peft": peft.__version__, "bakeoff": bakeoff.__version__,

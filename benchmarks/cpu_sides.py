@@ -26,8 +26,8 @@ from transformers import (
 from bakeoff import assemble
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.trial import Trial
-from bakeoff.engine.order import step_indices
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.batch_order import step_indices
 from bakeoff.methods.arguments import Surroundings, resolve
 from bakeoff.tasks import Example
 

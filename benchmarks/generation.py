@@ -41,8 +41,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import bakeoff
 from bakeoff.engine.device import autocast, lean_inputs, resolve_precision, set_dtypes
-from bakeoff.engine.generate import Asked, Pace, fast, plain
-from bakeoff.engine.ties import ROUNDING, Difference, differences
+from bakeoff.engine.generation.generate import Asked, Pace, fast, plain
+from bakeoff.engine.generation.token_ties import ROUNDING, Difference, differences
 
 BATCH = 50
 """PEFT's benchmark evaluates in batches of 50."""

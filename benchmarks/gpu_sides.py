@@ -23,12 +23,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from bakeoff.core.trial import MethodEntry
-from bakeoff.engine import shims
+from bakeoff.engine import peft_patches
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.batching import Feed
 from bakeoff.engine.device import lean_inputs, place, set_dtypes
-from bakeoff.engine.feed import Feed
-from bakeoff.engine.lanes import Lanes, Start
+from bakeoff.engine.lanes.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
-from bakeoff.engine.switches import Switches
 from bakeoff.methods import registry
 from bakeoff.methods.hook import CALIBRATION, extras, make, trainable
 from bakeoff.methods.hook import Ground as Around
@@ -279,7 +279,7 @@ def ours(
     base.requires_grad_(False)
     hook = make(entry(method), entry(method).config)
     model = hook.attach(base, ground.around())
-    shims.install(model)
+    peft_patches.install(model)
     place(model, device)
     set_dtypes(model, ground.precision)
     start = Start.of(model, checksums=False)

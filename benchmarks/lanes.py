@@ -33,8 +33,8 @@ from gpu_sides import BATCH, PASS_EXAMPLES, SHAPES, Clocking, Ground, examples, 
 from transformers import AutoModelForCausalLM
 
 import bakeoff
-from bakeoff.engine import meter
-from bakeoff.engine.switches import Switches
+from bakeoff.engine import profiling
+from bakeoff.engine.accelerators import Switches
 from bakeoff.methods.hook import Incompatible
 
 FIRST_PASS = PASS_EXAMPLES // BATCH
@@ -187,7 +187,7 @@ def main() -> None:
         shaped = AutoModelForCausalLM.from_config(ground.config())
     args.parameters = sum(p.numel() for p in shaped.parameters())
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    gflops = meter.matmul_gflops(dtype, device)
+    gflops = profiling.matmul_gflops(dtype, device)
     args.ceiling = 1e9 * gflops
     longest = 96 if args.model == "tiny" else 768
     ground = ground._replace(data=examples(ground.config().vocab_size, longest))

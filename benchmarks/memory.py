@@ -26,7 +26,9 @@ from gpu_sides import BATCH, SHAPES, TASK, Ground, entry
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-from bakeoff.engine import meter, quantise, shims
+from bakeoff.engine import peft_patches, profiling, quantization
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.batching import Feed
 from bakeoff.engine.device import (
     keep_freed_memory,
     lean_inputs,
@@ -34,10 +36,8 @@ from bakeoff.engine.device import (
     place,
     set_dtypes,
 )
-from bakeoff.engine.feed import Feed
-from bakeoff.engine.lanes import Lanes, Start
+from bakeoff.engine.lanes.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
-from bakeoff.engine.switches import Switches
 from bakeoff.methods.hook import extras, make, trainable
 from bakeoff.tasks import Example
 
@@ -74,7 +74,7 @@ def base(args: argparse.Namespace) -> Any:
         return ground.load().requires_grad_(False)
     with torch.device("meta"):
         model: Any = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    how: BitsAndBytesConfig = quantise.loading(
+    how: BitsAndBytesConfig = quantization.loading(
         args.quantize, "bitsandbytes", args.device, precision(args), ()
     )["quantization_config"]
     model = replace_with_bnb_linear(model, ["lm_head"], how)
@@ -86,14 +86,14 @@ def base(args: argparse.Namespace) -> Any:
     if args.shape in TIED:
         model.tie_weights()
     model.is_loaded_in_4bit = model.is_quantized = True
-    quantise.settle(model)
+    quantization.settle(model)
     return model.requires_grad_(False)
 
 
 def filled(parameter: torch.nn.Parameter, device: str) -> torch.nn.Parameter:
     """Return a parameter's shape with random weights, rounded as the empty one would be."""
     weights = torch.randn(parameter.shape, dtype=torch.bfloat16, device=device) * 0.02
-    if quantise.is_packed(parameter):
+    if quantization.is_packed(parameter):
         how = {k: v for k, v in parameter.__dict__.items() if k != "quant_state"}
         return type(parameter)(weights, requires_grad=False, **how).to(device)
     return torch.nn.Parameter(weights if weights.ndim > 1 else torch.ones_like(weights), False)
@@ -115,7 +115,7 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     hook = make(entry(args.method), entry(args.method).config)
     data = examples(args)
     model = hook.attach(model, Ground(args.shape, None, data, args.device).around())
-    shims.install(model)
+    peft_patches.install(model)
     place(model, args.device)
     set_dtypes(model, precision(args))
     best = Switches.best(args.device, precision(args))
@@ -131,19 +131,19 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     recipe = Recipe(100, 0.0, 0.0, 0.0, 1.0, args.device, precision(args))
     stepper = Stepper(lanes, [(1e-4,)] * args.lanes, recipe, TASK.item_losses, extras(hook))
     model.train()
-    meter.settle()
+    profiling.settle()
     held = in_use(args.device)
     source = feed.training(data, [0] * args.lanes)
     seconds, losses = [], []
     for index in range(STEPS):
         if index == 1:
-            meter.settle()
-            meter.reset_peak(args.device)
+            profiling.settle()
+            profiling.reset_peak(args.device)
         started = time.perf_counter()
         step = next(source)
         losses.append(stepper.step(index, step).tolist())
         seconds.append(time.perf_counter() - started)
-    peak = meter.peak_bytes(args.device)
+    peak = profiling.peak_bytes(args.device)
     return {
         "setting": args.one,
         "base_gib": round(held / 2**30, 2),
@@ -167,7 +167,7 @@ def examples(args: argparse.Namespace) -> list[Example]:
 def in_use(device: str) -> int:
     """Return what is in use now: resident on a CPU, allocated on a GPU."""
     if device == "cpu":
-        return meter.resident_bytes() or 0
+        return profiling.resident_bytes() or 0
     return int(torch.cuda.memory_allocated(device))
 
 

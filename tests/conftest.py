@@ -18,7 +18,7 @@ import tomli_w
 from bakeoff import api, preflight, segment
 from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import Trial
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.accelerators import Switches
 from bakeoff.study import make_executor
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 

@@ -68,7 +68,7 @@ def test_sides_that_see_other_examples_get_no_ratio(
 def test_both_sides_sample_the_same_examples_in_the_same_steps(
     script: Callable[[str], ModuleType],
 ) -> None:
-    from bakeoff.engine.order import step_indices
+    from bakeoff.engine.batch_order import step_indices
     from bakeoff.tasks import Example
 
     examples = [Example((i,), (0,)) for i in range(10)]

@@ -18,7 +18,7 @@ from bakeoff.core.errors import BakeoffError
 from bakeoff.core.trial import Trial
 from bakeoff.data.issues import refusal
 from bakeoff.data.rows import place_of, read_rows
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.accelerators import Switches
 from bakeoff.evaluate import answers
 from bakeoff.spec import parse_spec
 from bakeoff.tasks.choice import Choices, MultipleChoice

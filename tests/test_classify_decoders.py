@@ -16,8 +16,8 @@ from bakeoff import api, segment
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
-from bakeoff.engine.pooling import last_places
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.packing.pooling import last_places
 from bakeoff.parity import decide
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import rows, write_splits

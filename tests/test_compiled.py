@@ -13,7 +13,7 @@ import torch
 from core import CORE
 
 from bakeoff.engine import layers, loss
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.accelerators import Switches
 from bakeoff.testing.trials import build, make_trial, no_dropout, run
 
 EAGER = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)

@@ -16,13 +16,13 @@ from bakeoff import assemble, preflight
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Conditions, Segment
-from bakeoff.engine import device, meter
+from bakeoff.engine import device, profiling
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.batch_order import step_indices
 from bakeoff.engine.device import resolve_device, resolve_precision, set_dtypes
 from bakeoff.engine.loop import Reading, reading_steps, train
 from bakeoff.engine.loss import supervised_logits, supervised_positions
 from bakeoff.engine.optim import schedule
-from bakeoff.engine.order import step_indices
-from bakeoff.engine.switches import Switches
 from bakeoff.parity import Decision
 from bakeoff.segment import run_segment
 from bakeoff.tasks.classify import Classify
@@ -238,7 +238,7 @@ def test_training_that_changes_nothing_is_no_result(
 
     monkeypatch.setattr(Classify, "item_losses", nothing)
     monkeypatch.setattr(preflight, "_decide", lambda *_: plain)
-    monkeypatch.setattr(meter, "TIMED_STEPS", 1)
+    monkeypatch.setattr(profiling, "TIMED_STEPS", 1)
     write_splits(tmp_path / "data")
     trial = make_trial("lora", "classify", phase="search", steps=3, metric="accuracy")
     segment = Segment((trial,), 0, 3, str(tmp_path), str(tiny_bert))

@@ -18,7 +18,7 @@ import pytest
 import bakeoff
 from bakeoff.core import plugins
 from bakeoff.core.errors import EnvironmentProblem
-from bakeoff.engine import pulse
+from bakeoff.engine import heartbeat
 from bakeoff.executors import Executor, Options
 from bakeoff.executors.process import Process
 from bakeoff.store import Writer
@@ -58,9 +58,9 @@ def misbehave(value: dict[str, Any]) -> dict[str, Any]:
     if value["do"] == "long":
         for _ in range(30):
             time.sleep(0.1)
-            pulse.beat()
+            heartbeat.beat()
     if value["do"] == "until asked":
-        while not pulse.asked_to_stop():
+        while not heartbeat.asked_to_stop():
             time.sleep(0.05)
         return {"asked": True}
     if value["do"] == "handles":

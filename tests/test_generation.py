@@ -28,11 +28,11 @@ from transformers import (
 import bakeoff
 from bakeoff import answering
 from bakeoff.data.rows import assets
-from bakeoff.engine import decoding, generate
-from bakeoff.engine.generate import Asked, Pace, fast, plain
-from bakeoff.engine.slots import NotFast, Slots, prompt_cache
-from bakeoff.engine.switches import Switches
-from bakeoff.engine.ties import ROUNDING, differences
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.generation import decoding, generate
+from bakeoff.engine.generation.generate import Asked, Pace, fast, plain
+from bakeoff.engine.generation.kv_slots import NotFast, Slots, prompt_cache
+from bakeoff.engine.generation.token_ties import ROUNDING, differences
 from bakeoff.parity import decide
 from bakeoff.testing.tiny import save_llama, write_splits
 from bakeoff.testing.trials import make_trial

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeoff import preflight, segment
 from bakeoff.core.trial import Segment, Trial
-from bakeoff.engine.attention import attend
-from bakeoff.engine.packing import Layout, layout
+from bakeoff.engine.packing.attention import attend
+from bakeoff.engine.packing.layout import Layout, layout
 from bakeoff.executors import Options
 from bakeoff.executors.process import Process
 from bakeoff.testing.tiny import rows, tokenizer, write_jsonl, write_splits

@@ -13,7 +13,7 @@ from peft.optimizers.riemannian import _collect_lora_pairs, _RiemannianPrecondit
 
 from bakeoff import assemble
 from bakeoff.core.errors import PreflightError
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.accelerators import Switches
 from bakeoff.methods import registry
 from bakeoff.methods.arguments import Surroundings, resolve
 from bakeoff.methods.hook import Incompatible

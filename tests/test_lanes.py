@@ -17,12 +17,12 @@ from bakeoff import segment
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment, Trial
-from bakeoff.engine import dropout, packing
-from bakeoff.engine.attention import attend
-from bakeoff.engine.linear import lane_linear
+from bakeoff.engine.accelerators import Switches, explain
+from bakeoff.engine.lanes.lanes import dropout
+from bakeoff.engine.lanes.vmapped_linear import lane_linear
 from bakeoff.engine.loop import train
-from bakeoff.engine.packing import Layout
-from bakeoff.engine.switches import Switches, explain
+from bakeoff.engine.packing.attention import attend
+from bakeoff.engine.packing.layout import Layout, layout
 from bakeoff.parity import decide
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import write_splits
@@ -258,7 +258,7 @@ def test_the_probe_keeps_what_agrees_and_says_why_it_drops_the_rest(
     assert prefix.switches == dataclasses.replace(ON, packing=False)
     assert "prefix" in prefix.reasons["packing"]
 
-    real = packing.unpack
+    real = layout.unpack
     monkeypatch.setattr("bakeoff.engine.layers.unpack", lambda x, w: real(x, w) + 0.05)
     wrong = decide(make_trial("lora", "sft"), str(tiny_llama), data, ON)
     assert not wrong.switches.packing
@@ -300,40 +300,40 @@ def test_a_few_steps_are_not_compiled_for(steps: int | None, on: bool) -> None:
 
 
 def layouts() -> Iterator[tuple[Layout, int]]:
-    yield packing.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16), 2
-    yield packing.layout([6, 1], lanes=1, length=6, tokens=7), 1
+    yield layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16), 2
+    yield layout.layout([6, 1], lanes=1, length=6, tokens=7), 1
 
 
 def test_packing_puts_examples_end_to_end_and_takes_them_apart_again() -> None:
     for where, lanes in layouts():
         rows = len(where.scatter)
         x = torch.randn(rows, 6, 3, requires_grad=True)
-        packed = packing.pack(x, where)
-        back = packing.unpack(packed, where)
+        packed = layout.pack(x, where)
+        back = layout.unpack(packed, where)
         assert packed.shape == (lanes, where.gather.shape[1], 3)
         assert torch.equal(back, x * where.real[..., None])
         back.pow(2).sum().backward()
         assert torch.equal(x.grad, 2 * x * where.real[..., None])
-    where = packing.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16)
+    where = layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16)
     # what is left of a row comes in pieces that are no longer than an example may be
     assert where.bounds.tolist() == [0, 3, 8, 14, 16, 16, 18, 22, 28, 32, 32]
-    assert packing.pack(torch.arange(24.0).view(4, 6, 1), where)[0, :8, 0].tolist() == [
+    assert layout.pack(torch.arange(24.0).view(4, 6, 1), where)[0, :8, 0].tolist() == [
         0, 1, 2, 6, 7, 8, 9, 10,
     ]  # fmt: skip
 
 
 def test_buckets_hold_every_size() -> None:
     sizes = [100, 130, 250, 260, 700]
-    found = packing.buckets(sizes, 3, 32)
+    found = layout.buckets(sizes, 3, 32)
     assert found[-1] >= 700
     assert all(size % 32 == 0 for size in found)
-    assert packing.bucket(101, (64, 128, 256)) == 128
+    assert layout.bucket(101, (64, 128, 256)) == 128
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_keeps_examples_apart_and_its_gradients_are_right(causal: bool) -> None:
     torch.manual_seed(0)
-    where = packing.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
+    where = layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
     q = torch.randn(2, 4, 10, 8, requires_grad=True)
     k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
     none = torch.empty(0, dtype=torch.int32)
@@ -360,7 +360,7 @@ def test_attention_keeps_examples_apart_and_its_gradients_are_right(causal: bool
 
 
 def test_the_operators_keep_torchs_contract() -> None:
-    where = packing.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
+    where = layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
     q = torch.randn(2, 4, 10, 8, requires_grad=True)
     k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
     none = torch.empty(0, dtype=torch.int32)

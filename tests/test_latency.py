@@ -9,7 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from bakeoff import latency
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.accelerators import Switches
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import build, make_trial
 

@@ -15,12 +15,12 @@ from bakeoff import answering, api, assemble, evaluate, parity, preflight
 from bakeoff.cli.plan import memory_words
 from bakeoff.core.results import Status
 from bakeoff.core.trial import MethodEntry, Segment, Trial
-from bakeoff.engine import meter
-from bakeoff.engine.dropout import Keyed
-from bakeoff.engine.generate import Pace
+from bakeoff.engine import profiling
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.generation.generate import Pace
+from bakeoff.engine.lanes.dropout import Keyed
 from bakeoff.engine.layers import LayerStack, NotRecomputable
 from bakeoff.engine.loop import train
-from bakeoff.engine.switches import Switches
 from bakeoff.evaluate import answers, item_losses
 from bakeoff.methods.hook import Incompatible
 from bakeoff.spec import parse_spec
@@ -267,8 +267,8 @@ def test_the_cost_probe_finds_what_fits_and_says_so(
         return right(self, model, batch)
 
     monkeypatch.setattr(LayerStack, "__setattr__", watch)
-    monkeypatch.setattr(meter, "TIMED_STEPS", 1)
-    monkeypatch.setattr(meter, "WARM_UP_STEPS", 1)
+    monkeypatch.setattr(profiling, "TIMED_STEPS", 1)
+    monkeypatch.setattr(profiling, "WARM_UP_STEPS", 1)
     monkeypatch.setattr(task, "item_losses", losses)
     wishes = {"lanes": "auto", "checkpointing": "auto"}
     segment = Segment((trial,), 0, 6, str(tmp_path), str(tiny_llama), wishes)

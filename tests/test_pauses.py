@@ -21,9 +21,9 @@ from bakeoff import api, assemble
 from bakeoff.core import trial_dir
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment
-from bakeoff.engine.pulse import Pulse
-from bakeoff.engine.resident import Resident
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.base_cache import Resident
+from bakeoff.engine.heartbeat import Pulse
 from bakeoff.segment import run_segment
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial

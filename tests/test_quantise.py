@@ -22,11 +22,11 @@ from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
 from bakeoff.delivery import deliver
-from bakeoff.engine import quantise
-from bakeoff.engine.lanes import Mixing, Start
+from bakeoff.engine import quantization
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.batch_order import step_indices
+from bakeoff.engine.lanes.lanes import Mixing, Start
 from bakeoff.engine.layers import LayerStack, NotCompilable
-from bakeoff.engine.order import step_indices
-from bakeoff.engine.switches import Switches
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
 from bakeoff.spec import parse_spec
@@ -70,7 +70,7 @@ def plain_base(base: Path) -> Any:
         base, quantization_config=config, device_map={"": "cpu"}
     )
     # transformers' own layers train no more on AVX512 once they were evaluated
-    quantise.settle(model)
+    quantization.settle(model)
     return model
 
 
@@ -142,7 +142,7 @@ def test_lanes_over_a_quantised_base_are_the_same_trials_alone(
 
 def test_an_encoder_keeps_its_fresh_head_exact(bert: Path, tmp_path: Path) -> None:
     at = build(make_trial("lora", "classify", **NF4), bert, tmp_path)
-    packed = [n for n, p in at.model.named_parameters() if quantise.is_packed(p)]
+    packed = [n for n, p in at.model.named_parameters() if quantization.is_packed(p)]
     assert len(packed) == 2 * 6 + 1  # the linear layers of two blocks, and the pooler
     assert not any("classifier" in n or "embed" in n or "LayerNorm" in n for n in packed)
     assert any("classifier" in n for n in at.lanes.stack.names)
@@ -162,13 +162,13 @@ def test_int8_by_bitsandbytes_trains_and_never_rides(llama: Path, tmp_path: Path
     segment = Segment(tuple(trials), 0, 6, str(tmp_path), str(llama), {"lanes": "auto"})
     switches, reasons = assemble.wished(segment)
     assert switches.lanes is False
-    assert reasons == {"lanes": quantise.MIXING}
+    assert reasons == {"lanes": quantization.MIXING}
 
 
 def test_packed_bytes_are_never_cast_nor_a_lanes_own(llama: Path, tmp_path: Path) -> None:
     trial = make_trial("lora", "sft", precision="bf16", **NF4)
     at = build([trial, dataclasses.replace(trial, seed=1)], llama, tmp_path, ON)
-    kinds = {p.dtype for p in at.model.parameters() if quantise.is_packed(p)}
+    kinds = {p.dtype for p in at.model.parameters() if quantization.is_packed(p)}
     assert kinds == {torch.uint8}
     assert {p.dtype for n, p in at.model.named_parameters() if "norm" in n} == {torch.bfloat16}
     assert at.lanes.seeded == {}
@@ -303,7 +303,7 @@ def test_how_a_base_is_rounded_is_part_of_a_trials_identity() -> None:
 def test_a_quantizer_that_is_not_installed_is_said_at_once(
     study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(quantise.QUANTIZERS, "nf4", ("no_such_package",))
+    monkeypatch.setitem(quantization.QUANTIZERS, "nf4", ("no_such_package",))
     study_values["base"]["quantize"] = "nf4"
     with pytest.raises(EnvironmentProblem) as caught:
         api.run(parse_spec(study_values), tmp_path, tmp_path / "run")
@@ -334,10 +334,10 @@ def test_what_cannot_be_rounded_so_is_refused(
 
 def test_auto_takes_the_first_package_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        quantise.importlib.util, "find_spec", lambda name: name == "torchao" or None
+        quantization.importlib.util, "find_spec", lambda name: name == "torchao" or None
     )
-    assert quantise.resolve("int8", "auto") == "torchao"
+    assert quantization.resolve("int8", "auto") == "torchao"
     with pytest.raises(EnvironmentProblem):
-        quantise.resolve("nf4", "auto")
+        quantization.resolve("nf4", "auto")
     with pytest.raises(EnvironmentProblem):
-        quantise.resolve("int8", "bitsandbytes")
+        quantization.resolve("int8", "bitsandbytes")

@@ -16,7 +16,7 @@ from bakeoff import api, phases, recovery
 from bakeoff.core import trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import TrialResult
-from bakeoff.engine import meter
+from bakeoff.engine import profiling
 from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
 from bakeoff.study import make_executor
@@ -152,7 +152,7 @@ def test_a_study_that_was_moved_goes_on_and_reports(
     study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 31: under another name, from another folder, without the files that it was made of."""
-    monkeypatch.setattr(meter, "TIMED_STEPS", 1)
+    monkeypatch.setattr(profiling, "TIMED_STEPS", 1)
     monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
     study_values["budget"] |= {"steps": 4, "settings": 1, "seeds": 1, "race": "off"}
 

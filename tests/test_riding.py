@@ -18,11 +18,11 @@ from torch.nn import functional
 from bakeoff import assemble
 from bakeoff.core.errors import UsageError
 from bakeoff.core.trial import Trial
-from bakeoff.engine.attention import NotPackable
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.batch_order import step_indices
 from bakeoff.engine.optim import schedule
-from bakeoff.engine.order import step_indices
-from bakeoff.engine.packing import round_up
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.packing.attention import NotPackable
+from bakeoff.engine.packing.layout import round_up
 from bakeoff.methods.hook import Incompatible, make, trainable
 from bakeoff.testing import trials as benches
 from bakeoff.testing.tiny import rows, write_splits

@@ -20,12 +20,13 @@ import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
-from bakeoff import api, bases, folder, loading, reloading
+from bakeoff import api, bases, folder, reloading
 from bakeoff.capabilities.expected import expected
 from bakeoff.core import safe_read
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.safe_read import Unreadable, deeper, read_bytes, read_json, read_text, suitable
 from bakeoff.core.trial import Segment, Trial
+from bakeoff.engine import safe_loading
 from bakeoff.methods import given, hook, refused, registry
 from bakeoff.methods.arguments import check_config
 from bakeoff.methods.hook import Finished
@@ -238,7 +239,7 @@ def test_a_base_whose_config_only_looks_so(
 ) -> None:
     model = copied(tiny_bert, tmp_path / "model", **changes)
     (model / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
-    loading.check(str(model), None)
+    safe_loading.check(str(model), None)
     lora = {"entry": vars(registry.load("lora", Path())), "path": str(model)}
     assert expected(lora)["parameters"] > 0
     assert not (tmp_path / "ran").exists()
@@ -308,7 +309,7 @@ def test_a_broken_config_of_a_base(tmp_path: Path, tiny_bert: Path, content: byt
     model = copied(tiny_bert, tmp_path / "model")
     (model / "config.json").write_bytes(content)
     with pytest.raises(PreflightError) as error:
-        loading.check(str(model), None)
+        safe_loading.check(str(model), None)
     assert error.value.code == "base-config-broken"
 
 
@@ -327,7 +328,7 @@ def test_weights_that_are_no_numbers(
 
 
 def test_remote_code_is_off_and_never_asked_for(tiny_bert: Path) -> None:
-    assert loading.arguments(str(tiny_bert), None) == {
+    assert safe_loading.arguments(str(tiny_bert), None) == {
         "local_files_only": True, "trust_remote_code": False,
     }  # fmt: skip
 
@@ -383,7 +384,7 @@ def test_trust_does_not_reach_another_repository(tmp_path: Path, tiny_bert: Path
     there = {"AutoModel": "other/repository--modeling.Model"}
     model = copied(tiny_bert, tmp_path / "model", auto_map=there)
     with pytest.raises(PreflightError, match="another repository"):
-        loading.check(str(model), None, trusted=True)
+        safe_loading.check(str(model), None, trusted=True)
 
 
 def test_trials_from_before_trust_keep_their_ids(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bakeoff.engine import dropout, shims
+from bakeoff.engine import peft_patches
 from bakeoff.engine.device import place
-from bakeoff.engine.shims import pvera
+from bakeoff.engine.lanes.lanes import dropout
+from bakeoff.engine.peft_patches import pvera
 
 EXACT = 0.0
 ROUNDING = 1e-6
@@ -108,7 +109,7 @@ def test_equals_peft(name: str, changes: dict[str, Any], forward: float, backwar
     x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(1))
     model = attached(name, **changes)
     own = once(copy.deepcopy(model), x)
-    _, *on = shims.install(model)
+    _, *on = peft_patches.install(model)
     assert on
     assert all(name in m.stands_in_for.__module__ for m in on)
     found = once(model, x)
@@ -122,7 +123,7 @@ def test_equals_peft(name: str, changes: dict[str, Any], forward: float, backwar
 def test_merges_as_peft_does(name: str) -> None:
     model = attached(name).eval()
     other = copy.deepcopy(model)
-    shims.install(model)
+    peft_patches.install(model)
     x = torch.randn(3, 32)
     for each in (model, other):
         with warnings.catch_warnings():
@@ -136,17 +137,17 @@ def test_every_file_is_tested_here() -> None:
     special |= {"trainable_tokens"}
     # what loha and lokr share has a file of its own, and lokr needs no other
     shared = {"lycoris"}
-    files = {m.name for m in pkgutil.iter_modules(shims.__path__)}
+    files = {m.name for m in pkgutil.iter_modules(peft_patches.__path__)}
     assert files == special | shared | {name for name, *_ in LAYERS} - {"lokr"}
 
 
 def test_installing_twice_is_installing_once() -> None:
     model = attached("oft")
     before = [type(m) for m in model.modules()]
-    on = shims.install(model)
+    on = peft_patches.install(model)
     once_on = [type(m) for m in model.modules()]
     assert once_on != before
-    assert shims.install(model) == on, "twice is once"
+    assert peft_patches.install(model) == on, "twice is once"
     assert [type(m) for m in model.modules()] == once_on
 
 
@@ -155,7 +156,7 @@ def test_a_subclass_keeps_its_own() -> None:
     layer = model.base_model.model.first
     own = type("Own", (type(layer),), {"forward": lambda self, x: x})
     layer.__class__ = own
-    shims.install(model)
+    peft_patches.install(model)
     assert type(layer) is own
 
 
@@ -163,7 +164,7 @@ def test_loha_and_lokr_draw_where_peft_draws() -> None:
     for name in ("loha", "lokr"):
         model = attached(name, module_dropout=0.5)
         other = copy.deepcopy(model)
-        shims.install(model)
+        peft_patches.install(model)
         x = torch.randn(2, 32)
         for seed in range(4):
             torch.manual_seed(seed)
@@ -226,7 +227,7 @@ def test_what_stands_before_the_layers_trains_as_in_peft(name: str) -> None:
     runs = []
     for shimmed in (False, True):
         model = tiny_causal_lm(BEFORE_LAYERS[name]())
-        assert not shimmed or shims.install(model)
+        assert not shimmed or peft_patches.install(model)
         runs.append(trained(model, 8))
     assert not torch.equal(runs[0][0], runs[0][-1])
     for own, found in zip(*runs, strict=True):
@@ -237,7 +238,7 @@ def test_what_stands_before_the_layers_trains_as_in_peft(name: str) -> None:
 def test_what_stands_before_the_layers_copies_nothing_from_the_host(name: str) -> None:
     model = place(tiny_causal_lm(BEFORE_LAYERS[name]()), "meta")
     model.base_model.set_attn_implementation("eager")  # SDPA's mask looks at its values
-    shims.install(model)
+    peft_patches.install(model)
     ids = torch.zeros(3, 5, dtype=torch.long, device="meta")
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     model(**given)  # what is kept from then on may be copied once
@@ -264,7 +265,7 @@ class Copies(TorchDispatchMode):
 
 def test_cpt_keeps_its_memory_and_its_radius() -> None:
     model = tiny_causal_lm(BEFORE_LAYERS["cpt"]())
-    shims.install(model)
+    peft_patches.install(model)
     encoder = model.prompt_encoder["default"]
     weight = encoder.delta_embedding.weight
     at = weight.data_ptr()
@@ -280,7 +281,7 @@ def test_cpt_keeps_its_memory_and_its_radius() -> None:
 def test_pvera_draws_by_key() -> None:
     model = attached("pvera")
     own = copy.deepcopy(model)
-    shims.install(model)
+    peft_patches.install(model)
     layer = model.base_model.model.first
     mu, logvar = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     torch.manual_seed(0)
@@ -317,7 +318,7 @@ def test_shadow_states_are_open_to_trees() -> None:
     from peft.tuners.shadow.layers import ShadowCarrier
 
     config = peft.ShadowConfig(r=2, shadow_dropout=0.0, task_type="CAUSAL_LM")
-    assert shims.install(tiny_causal_lm(config))
+    assert peft_patches.install(tiny_causal_lm(config))
     leaves, tree = pytree.tree_flatten(ShadowCarrier(torch.ones(1), torch.zeros(1)))
     assert [float(x) for x in leaves] == [1.0, 0.0]
     assert float(pytree.tree_unflatten(leaves, tree).hidden) == 1.0
@@ -326,7 +327,7 @@ def test_shadow_states_are_open_to_trees() -> None:
 def test_lily_says_that_it_sees_padding() -> None:
     """And it does: what it makes of a row depends on the row beside it."""
     model = attached("lily", stride_A=1)
-    _, first, second = shims.install(model)
+    _, first, second = peft_patches.install(model)
     assert first.sees_padding
     assert second.sees_padding
     x, other = torch.randn(1, 4, 32), torch.randn(1, 4, 32)
@@ -345,7 +346,7 @@ def test_rows_that_name_no_task_are_of_task_0() -> None:
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     named = model(input_ids=ids, task_ids=torch.zeros(2, dtype=torch.long)).logits
     other = model(input_ids=ids, task_ids=torch.ones(2, dtype=torch.long)).logits
-    assert shims.install(model)
+    assert peft_patches.install(model)
     assert torch.equal(model(input_ids=ids).logits, named)
     assert torch.equal(model(input_ids=ids, task_ids=torch.ones(2, dtype=torch.long)).logits, other)
 
@@ -355,7 +356,7 @@ def test_poly_routes_rows_that_name_no_task_as_task_0() -> None:
     x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(1))
     tasks = torch.zeros(4, dtype=torch.long)
     own = model.base_model(x, task_ids=tasks)
-    assert shims.install(model)
+    assert peft_patches.install(model)
     assert torch.equal(model(x), own)
     assert torch.equal(model.base_model(x, task_ids=tasks), own)
     assert torch.allclose(model(x[:, 0]), own[:, 0], atol=1e-6), "one vector a row"
@@ -363,7 +364,7 @@ def test_poly_routes_rows_that_name_no_task_as_task_0() -> None:
 
 def test_polys_noise_is_a_relaxed_bernoullis() -> None:
     model = attached("poly", n_splits=4, n_skills=8).train()
-    shims.install(model)
+    peft_patches.install(model)
     router = next(m for m in model.modules() if hasattr(m, "module_logits"))
     nn.init.zeros_(router.module_logits)
     draws = dropout.Draws([3], torch.device("cpu"))

@@ -10,9 +10,9 @@ from typing import Any
 from bakeoff.core.errors import first_line
 from bakeoff.core.trial import Conditions
 from bakeoff.engine.device import autocast, halving, out_of_memory
-from bakeoff.engine.generate import Asked, Pace, fast, plain
-from bakeoff.engine.slots import NotFast
-from bakeoff.engine.ties import ROUNDING, differences
+from bakeoff.engine.generation.generate import Asked, Pace, fast, plain
+from bakeoff.engine.generation.kv_slots import NotFast
+from bakeoff.engine.generation.token_ties import ROUNDING, differences
 
 PROBED = 12
 """Prompts of the probe, from the shortest to the longest."""

@@ -24,15 +24,15 @@ from transformers.utils import logging as transformers_logging
 from bakeoff.core import plugins
 from bakeoff.core.trial import Conditions, Segment, Trial
 from bakeoff.data.rows import SPLITS, Row, read_rows
-from bakeoff.engine import quantise, shims
+from bakeoff.engine import peft_patches, quantization
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.base_cache import Resident
+from bakeoff.engine.batch_order import step_indices
+from bakeoff.engine.batching import Feed
 from bakeoff.engine.device import autocast, keep_freed_memory, lean_inputs, place, set_dtypes
-from bakeoff.engine.feed import Feed
-from bakeoff.engine.lanes import Lanes, Start
+from bakeoff.engine.lanes.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
-from bakeoff.engine.meter import free_bytes
-from bakeoff.engine.order import step_indices
-from bakeoff.engine.resident import Resident
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.profiling import free_bytes
 from bakeoff.methods.hook import CALIBRATION, Ground, Hook, Incompatible, extras, make, trainable
 from bakeoff.tasks import Batch, Example, Task, load_tokenizer
 from bakeoff.tokens import encode_split
@@ -163,7 +163,7 @@ def wished(segment: Segment) -> tuple[Switches, dict[str, str]]:
     """Return the switches that a study wishes for, and why some are off before any is tried."""
     c = segment.trials[0].conditions
     wishes = Switches.wished(segment.engine or {}, c.device, c.precision, c.steps)
-    unfit = {**quantise.unfit(c.quantize, c.quantizer), **wishes.unfit()}
+    unfit = {**quantization.unfit(c.quantize, c.quantizer), **wishes.unfit()}
     reasons = {name: why for name, why in unfit.items() if getattr(wishes, name)}
     return dataclasses.replace(wishes, **dict.fromkeys(reasons, False)), reasons
 
@@ -216,7 +216,7 @@ def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module
     torch.manual_seed(seed)
     c, how = conditions, {"trust_remote_code": conditions.trusted}
     if c.quantize is not None and c.quantizer is not None:
-        how |= quantise.loading(c.quantize, c.quantizer, c.device, c.precision, task.heads)
+        how |= quantization.loading(c.quantize, c.quantizer, c.device, c.precision, task.heads)
     model: Any = task.load_model(path, c.revision, **how)
     config = model.config.get_text_config()
     if task.heads or getattr(config, "pad_token_id", None) is None:
@@ -224,7 +224,7 @@ def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module
         tokenizer = load_tokenizer(path, c.revision, c.trusted)
         config.pad_token_id = model.config.pad_token_id = int(tokenizer.pad_token_id or 0)
     model.requires_grad_(False)
-    quantise.settle(model)
+    quantization.settle(model)
     set_dtypes(model, c.precision)
     return place(model, c.device)
 
@@ -261,13 +261,13 @@ def attach(trial: Trial, base: nn.Module, ground: Ground) -> tuple[nn.Module, Ho
     # its own stream: methods draw different amounts, the head above was drawn before them all
     torch.manual_seed(trial.seed + 1_000_003)
     model = hook.attach(base, ground)
-    shims.install(model)
+    peft_patches.install(model)
     place(model, trial.conditions.device)
     set_dtypes(model, trial.conditions.precision)
     trained = trainable(model)
     if not any(p.numel() for p in trained.values()):
         raise Incompatible("the method attached to nothing: no parameter would be trained")
-    if any(quantise.is_packed(p) for p in trained.values()):
+    if any(quantization.is_packed(p) for p in trained.values()):
         raise Incompatible("it trains weights of the base, which are quantised")
     return model, hook
 

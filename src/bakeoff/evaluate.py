@@ -22,11 +22,11 @@ from bakeoff.core.redact import redact
 from bakeoff.core.results import SplitScores
 from bakeoff.core.trial import Conditions, Segment
 from bakeoff.data.rows import Row, read_rows
-from bakeoff.engine.attention import packed
+from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import autocast, halving
-from bakeoff.engine.generate import plain
-from bakeoff.engine.pulse import beat
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.generation.generate import plain
+from bakeoff.engine.heartbeat import beat
+from bakeoff.engine.packing.attention import packed
 from bakeoff.scoring import MetricError
 from bakeoff.tasks import Example, Task, load_tokenizer
 

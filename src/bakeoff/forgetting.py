@@ -21,7 +21,7 @@ from bakeoff.assemble import Bench, load_base
 from bakeoff.core.results import Forgetting
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import autocast
-from bakeoff.engine.pulse import beat
+from bakeoff.engine.heartbeat import beat
 
 GENERAL = "general"
 """The split that holds general text, where a study has one."""

@@ -16,10 +16,10 @@ from torch import nn
 
 from bakeoff.assemble import Bench, build
 from bakeoff.core.trial import Trial
-from bakeoff.engine import meter
-from bakeoff.engine.attention import packed
+from bakeoff.engine import profiling
+from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import autocast
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.packing.attention import packed
 
 
 class Latency(NamedTuple):
@@ -34,13 +34,15 @@ def measured(trial: Trial, base_path: str, data: Path) -> Latency:
     bench = build([trial], base_path, data, Switches.plain())
     bench.model.eval()
     run = _run(bench)
-    apart = meter.measure_steps(lambda _: run(bench.model), trial.conditions.device).milliseconds
+    apart = profiling.measure_steps(
+        lambda _: run(bench.model), trial.conditions.device
+    ).milliseconds
     if bench.hook.saved_as != "adapter":
         return Latency(apart, apart)  # trained in the base's own tensors: nothing to merge
     merged = _merged(bench.model)
     if merged is None:
         return Latency(apart, None)
-    once = meter.measure_steps(lambda _: run(merged), trial.conditions.device)
+    once = profiling.measure_steps(lambda _: run(merged), trial.conditions.device)
     return Latency(apart, once.milliseconds)
 
 

@@ -36,11 +36,11 @@ from bakeoff.core.errors import BakeoffError, PreflightError, first_line
 from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
-from bakeoff.engine import meter, quantise
+from bakeoff.engine import profiling, quantization
+from bakeoff.engine.accelerators import Switches, explain
+from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import free_memory, out_of_memory, resolve_device, resolve_precision
-from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.loop import Stepper
-from bakeoff.engine.switches import Switches, explain
 from bakeoff.evaluate import read_longest_answer, summed_losses
 from bakeoff.methods.arguments import check_config, check_targets
 from bakeoff.methods.hook import Incompatible
@@ -58,7 +58,7 @@ def machine(value: dict[str, Any]) -> dict[str, Any]:
     try:
         device = resolve_device(value["device"])
         if quantize is not None:
-            quantizer = quantise.resolve(quantize, value["quantizer"])
+            quantizer = quantization.resolve(quantize, value["quantizer"])
     except BakeoffError as error:
         return {"error": error.to_json()}
     packages = PACKAGES if quantizer is None else (*PACKAGES, quantizer)
@@ -80,8 +80,8 @@ def doctor(value: dict[str, Any]) -> dict[str, Any]:
     found = machine(value)
     torch.set_num_threads(found["threads"])
     rates = {
-        "fp32": meter.matmul_gflops(torch.float32, found["device"]),
-        "bf16": meter.matmul_gflops(torch.bfloat16, found["device"]),
+        "fp32": profiling.matmul_gflops(torch.float32, found["device"]),
+        "bf16": profiling.matmul_gflops(torch.bfloat16, found["device"]),
     }
     switches = explain(found["device"], found["precision"])
     return {
@@ -205,23 +205,25 @@ def _probe(segment: Segment) -> Cost:
     token_bytes = _token_bytes(segment, decision.switches)
     load_base(c, task, segment.base_path, trial.seed)  # first load: allocator and caches warm
     base = load_base(c, task, segment.base_path, trial.seed)
-    meter.settle()
+    profiling.settle()
     base_bytes = _in_use(c.device)
     del base
-    meter.settle()
+    profiling.settle()
     bench = build([trial], segment.base_path, data, decision.switches)
     examples = bench.examples("train")
     _refuse_long_prompts(bench, examples)
-    meter.settle()
+    profiling.settle()
     bench.feed.rescue = may_rescue(segment)
     stepper = bench.stepper()
     bench.model.train()
     batches = _fitting(bench, stepper, examples)
-    cost = meter.measure_steps(lambda i: stepper.step(min(i, c.steps - 1), batches[i]), c.device)
+    cost = profiling.measure_steps(
+        lambda i: stepper.step(min(i, c.steps - 1), batches[i]), c.device
+    )
     if stepper.idle(0):
         raise Incompatible(UNMOVED.format(steps=len(batches)))
     _try_evaluation(bench)
-    timed = batches[meter.WARM_UP_STEPS :]
+    timed = batches[profiling.WARM_UP_STEPS :]
     tokens = sum(sum(b.n_tokens) for b in timed) / len(timed)
     on_cpu = c.device == "cpu"
     peak = cost.peak_bytes
@@ -308,7 +310,7 @@ def _fitting(bench: Bench, stepper: Stepper, examples: Sequence[Example]) -> lis
 
     Where nothing is graphed, a step of the longest examples is what must fit.
     """
-    count, seeds = meter.WARM_UP_STEPS + meter.TIMED_STEPS, [t.seed for t in bench.trials]
+    count, seeds = profiling.WARM_UP_STEPS + profiling.TIMED_STEPS, [t.seed for t in bench.trials]
     while True:
         batches = list(islice(bench.feed.training(examples, seeds), count))
         graphs = bench.feed.switches.graphs
@@ -373,11 +375,11 @@ def _slope(segment: Segment, switches: Switches) -> float | None:
         bench.model.train()
         batch = next(bench.feed.training(bench.examples("train"), [trial.seed] * lanes))
         stepper.step(0, batch)
-        meter.settle()
+        profiling.settle()
         before = _in_use(device)
-        meter.reset_peak(device)
+        profiling.reset_peak(device)
         stepper.step(0, batch)
-        peak = meter.peak_bytes(device)
+        peak = profiling.peak_bytes(device)
         if before is None or peak is None:
             return None
         peaks.append(peak - before)
@@ -390,5 +392,5 @@ def _slope(segment: Segment, switches: Switches) -> float | None:
 
 def _in_use(device: str) -> int | None:
     if device == "cpu":
-        return meter.resident_bytes()
+        return profiling.resident_bytes()
     return int(torch.cuda.memory_allocated(device))

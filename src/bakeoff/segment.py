@@ -31,10 +31,10 @@ from bakeoff.core.errors import BakeoffError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import CurvePoint, SegmentResult, SplitScores, Status, TrialResult
 from bakeoff.core.trial import Segment
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import device_lost, out_of_memory
-from bakeoff.engine.feed import StepBatch
 from bakeoff.engine.loop import Pause, Reading, Stepper, reading_steps, train
-from bakeoff.engine.switches import Switches
 from bakeoff.evaluate import item_losses, score_split
 from bakeoff.methods.hook import Finished, Incompatible
 from bakeoff.scoring import MetricError

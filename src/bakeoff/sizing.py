@@ -27,7 +27,7 @@ from transformers import (
 
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.trial import MethodEntry, Segment
-from bakeoff.loading import arguments
+from bakeoff.engine.safe_loading import arguments
 from bakeoff.methods.hook import Ground, Incompatible, make, trainable
 
 MATCHED = 0.1

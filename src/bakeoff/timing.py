@@ -17,10 +17,10 @@ import torch
 from bakeoff import forgetting
 from bakeoff.assemble import Bench, build, may_rescue, prepare_process, wished
 from bakeoff.core.trial import Segment, Trial
-from bakeoff.engine import meter
+from bakeoff.engine import profiling
+from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import autocast, free_memory
 from bakeoff.engine.loop import fitted
-from bakeoff.engine.switches import Switches
 from bakeoff.evaluate import item_losses
 from bakeoff.methods.hook import Incompatible
 from bakeoff.segment import describe_failure
@@ -52,7 +52,7 @@ def _measure(segment: Segment) -> dict[str, Any]:
     switches, _ = wished(segment)
     found: dict[str, Any] = {"step": {}, "steps": {}, "evaluate": {}, "error_text": None}
     for trials in (segment.trials[:1], segment.trials):
-        meter.reset_peak(c.device)
+        profiling.reset_peak(c.device)
         started = time.perf_counter()
         bench, seconds = _steps(trials, segment, switches)
         lanes = str(len(trials))
@@ -65,7 +65,7 @@ def _measure(segment: Segment) -> dict[str, Any]:
             if forgetting.GENERAL in c.data:
                 found["general"] = forgetting.seconds(bench, segment.base_path)
             found["parameters"] = bench.lanes.stack.values.shape[1]
-        found["peak"] = meter.peak_bytes(c.device)
+        found["peak"] = profiling.peak_bytes(c.device)
         found["whole"] = time.perf_counter() - started
         del bench
         free_memory()

@@ -70,9 +70,9 @@ def serve(
     # a progress bar's lock is for all processes, a semaphore with a name: one that is killed leaves
     # it behind, and Python complains of that at the study's end
     import_module("tqdm").tqdm.set_lock(threading.RLock())
+    from bakeoff.engine.base_cache import Resident
     from bakeoff.engine.device import device_lost, free_memory
-    from bakeoff.engine.pulse import Pulse
-    from bakeoff.engine.resident import Resident
+    from bakeoff.engine.heartbeat import Pulse
 
     Pulse.listener = _Marks(marks)
     Resident.on = stays

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from bakeoff.capabilities import tiny
 from bakeoff.capabilities.afterwards import first_line
 from bakeoff.core.trial import MethodEntry
-from bakeoff.loading import arguments
+from bakeoff.engine.safe_loading import arguments
 from bakeoff.sizing import Shape, count, shape_of
 
 STEPS = 1000

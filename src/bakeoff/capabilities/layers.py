@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from bakeoff.capabilities import tiny
 from bakeoff.capabilities.trained import STEPS, resolved
 from bakeoff.core.trial import MethodEntry
-from bakeoff.engine import shims
+from bakeoff.engine import peft_patches
 from bakeoff.methods.arguments import config_class
 from bakeoff.methods.hook import make, trainable
 
@@ -97,7 +97,7 @@ def _trains(entry: MethodEntry, config: dict[str, Any], kind: str) -> bool:
     around = tiny.ground("llama", STEPS)._replace(task_type=None)  # type: ignore[arg-type]
     try:
         attached: Any = make(entry, config).attach(model, around)
-        shims.install(attached)
+        peft_patches.install(attached)
         attached.train()
         batch = next(tiny.batches("llama", tiny.ROWS))
         tiny.loss(attached, batch).backward()  # type: ignore[no-untyped-call]

@@ -20,7 +20,7 @@ from bakeoff.capabilities import tiny
 from bakeoff.capabilities.afterwards import first_line
 from bakeoff.capabilities.trained import Broken, Trained, difference, logits, resolved, train
 from bakeoff.core.trial import MethodEntry
-from bakeoff.engine import quantise
+from bakeoff.engine import quantization
 from bakeoff.methods.known import Works
 
 PACKAGES = {"4bit": "bitsandbytes", "8bit": "bitsandbytes", "int8": "torchao"}
@@ -91,7 +91,7 @@ def _base(kind: str, folder: Path) -> Any:
     found: Any = LlamaForCausalLM.from_pretrained(
         plain,
         local_files_only=True,
-        **quantise.loading(BITS[kind], PACKAGES[kind], "cpu", "fp32", ()),
+        **quantization.loading(BITS[kind], PACKAGES[kind], "cpu", "fp32", ()),
     )
-    quantise.settle(found)
+    quantization.settle(found)
     return found.requires_grad_(False)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from bakeoff.assemble import prepare_process
 from bakeoff.capabilities import tiny
 from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Trial
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.accelerators import Switches
 from bakeoff.methods.known import Riding
 from bakeoff.parity import decide
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bakeoff.capabilities import tiny
 from bakeoff.core.trial import MethodEntry
-from bakeoff.engine import shims
+from bakeoff.engine import peft_patches
 from bakeoff.methods.arguments import Surroundings, resolve
 from bakeoff.methods.hook import Hook, Incompatible, make, trainable
 from bakeoff.tasks import Batch
@@ -55,7 +55,7 @@ def train(entry: MethodEntry, config: dict[str, Any], kind: str, base: Any) -> T
     hook = make(entry, config)
     torch.manual_seed(0)
     model: Any = hook.attach(base, tiny.ground(kind, STEPS))
-    shims.install(model)
+    peft_patches.install(model)
     start = {n: p.detach().clone() for n, p in trainable(model).items()}
     if not start:
         raise Incompatible("the method attached to nothing: no parameter would be trained")

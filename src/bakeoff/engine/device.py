@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.engine.quantise import is_packed
+from bakeoff.engine.quantization import is_packed
 
 Result = TypeVar("Result")
 

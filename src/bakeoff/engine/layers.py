@@ -21,10 +21,10 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from bakeoff.engine.attention import NAME, Current, NotPackable, packed
-from bakeoff.engine.packing import Layout, pack, unpack
-from bakeoff.engine.quantise import is_packed
-from bakeoff.engine.units import Shell, every_name
+from bakeoff.engine.lanes.vmapped_modules import Shell, every_name
+from bakeoff.engine.packing.attention import NAME, Current, NotPackable, packed
+from bakeoff.engine.packing.layout import Layout, pack, unpack
+from bakeoff.engine.quantization import is_packed
 
 _OWN_PLACE = {"layer_idx", "layer_id", "layer_index", "kwargs", "module_name"}
 """Attributes that differ from layer to layer and change nothing in a forward pass without a cache

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from bakeoff.engine.attention import packed
+from bakeoff.engine.batching import Pass, StepBatch
+from bakeoff.engine.cuda_graphs import Graphs
 from bakeoff.engine.device import autocast, free_memory, out_of_memory
-from bakeoff.engine.feed import Pass, StepBatch
-from bakeoff.engine.graphs import Graphs
-from bakeoff.engine.lanes import Lanes, Precondition
+from bakeoff.engine.heartbeat import asked_to_stop, beat
+from bakeoff.engine.lanes.lanes import Lanes, Precondition
 from bakeoff.engine.optim import LaneAdamW, LaneRecipe, schedule
-from bakeoff.engine.pulse import asked_to_stop, beat
+from bakeoff.engine.packing.attention import packed
 
 MAX_LOSS = 1e4
 """A finite loss above this counts as diverged: far above ln(vocabulary) of any model."""

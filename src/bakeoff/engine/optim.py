@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bakeoff.engine.stack import Stack
+from bakeoff.engine.lanes.parameter_stack import Stack
 
 
 def schedule(step: int, steps: int, warmup: float, decay: float) -> float:

@@ -15,7 +15,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bakeoff.engine.quantise import is_quantised
+from bakeoff.engine.quantization import is_quantised
 from bakeoff.methods.hook import Finished, Ground, Hook, Incompatible
 
 

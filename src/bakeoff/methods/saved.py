@@ -12,9 +12,8 @@ from typing import Any
 import peft
 from safetensors.torch import load_file
 
-from bakeoff import loading
 from bakeoff.core.safe_read import CONFIG_BYTES, read_json
-from bakeoff.engine import shims
+from bakeoff.engine import peft_patches, safe_loading
 from bakeoff.methods import given, refused
 
 WEIGHTS = "adapter_model.safetensors"
@@ -33,12 +32,14 @@ def onto(base: Any, folder: Path, saved_as: str, trusted: bool = False) -> Any:
         FileNotFoundError: there are no weights in safetensors.
     """
     if saved_as == "model":
-        loading.check(str(folder), None, trusted)
+        safe_loading.check(str(folder), None, trusted)
         return type(base).from_pretrained(folder, use_safetensors=True)
     if saved_as == "adapter":
         _refuse_leading(folder)
         model = peft.PeftModel.from_pretrained(base, folder)
-        shims.install(model)  # answers PEFT's question for each row's task, computes nothing else
+        peft_patches.install(
+            model
+        )  # answers PEFT's question for each row's task, computes nothing else
         return model
     unknown = base.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     if unknown.unexpected_keys:

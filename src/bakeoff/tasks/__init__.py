@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 from bakeoff.core.errors import PreflightError, UsageError, near_match
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import Row, columns_of, fill
-from bakeoff.loading import arguments
+from bakeoff.engine.safe_loading import arguments
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bakeoff.engine.generate import Asked
+    from bakeoff.engine.generation.generate import Asked
 
 IGNORE = -100
 """Label of a token that is not supervised."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bakeoff.data.issues import SHOWN, Fault
 from bakeoff.data.rows import Row, fill
-from bakeoff.loading import arguments
+from bakeoff.engine.safe_loading import arguments
 from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded_inputs, whole
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Classify(Task):
         """Pad on the right and find each item's last token (on the host: no sync later)."""
         import torch
 
-        from bakeoff.engine.pooling import last_places
+        from bakeoff.engine.packing.pooling import last_places
 
         tokens = [e.tokens for e in examples]
         inputs = padded_inputs(tokens, pad_id, device, length)
@@ -139,7 +139,7 @@ class Classify(Task):
 
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> Tensor:
-        from bakeoff.engine.pooling import last_token
+        from bakeoff.engine.packing.pooling import last_token
 
         with last_token(model, batch.targets.last, batch.inputs["input_ids"].shape[1]):
             logits: Tensor = model(**batch.inputs).logits

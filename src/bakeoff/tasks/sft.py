@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from bakeoff.engine.generate import Asked
+    from bakeoff.engine.generation.generate import Asked
 
 EXTRA_NEW_TOKENS = 8
 
@@ -152,13 +152,13 @@ class SupervisedFineTuning(CausalTask):
         device: str,
     ) -> list[str]:
         """Generate greedily by plain ``generate``, all prompts of the batch padded on the left."""
-        from bakeoff.engine.generate import plain
+        from bakeoff.engine.generation.generate import plain
 
         return self.said(tokenizer, plain(model, self.asked(tokenizer, rows)))
 
     def asked(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Asked:
         """Return the prompts, cut at their start to ``max_length``; an end token ends an answer."""
-        from bakeoff.engine.generate import Asked
+        from bakeoff.engine.generation.generate import Asked
 
         limit = self.options["max_length"]
         return Asked(

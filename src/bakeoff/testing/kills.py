@@ -23,7 +23,7 @@ from bakeoff.testing.tiny import rows, save_bert, write_jsonl
 
 WATCHED = {
     "a step": "bakeoff.engine.loop:Stepper.step",
-    "a backward pass": "bakeoff.engine.lanes:Lanes.backward",
+    "a backward pass": "bakeoff.engine.lanes.lanes:Lanes.backward",
     "the optimizer": "bakeoff.engine.optim:LaneAdamW.step",
     "a reading": "bakeoff.segment:_Run.read",
     "a state": "bakeoff.states:keep",

@@ -11,8 +11,8 @@ import torch
 
 from bakeoff import assemble
 from bakeoff.core.trial import Conditions, MethodEntry, Trial
-from bakeoff.engine.feed import StepBatch
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.batching import StepBatch
 from bakeoff.methods import registry
 from bakeoff.testing.tiny import write_splits
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bakeoff.engine.quantise import is_quantised
+from bakeoff.engine.quantization import is_quantised
 from bakeoff.methods.hook import Finished, Ground, Hook, Incompatible
 
 

@@ -23,10 +23,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bakeoff.engine.decoding import Decoder, best, refuse, text_config
-from bakeoff.engine.meter import free_bytes
-from bakeoff.engine.pulse import beat
-from bakeoff.engine.slots import NotFast, Slots, prompt_cache, refuse_layers, token_bytes
+from bakeoff.engine.generation.decoding import Decoder, best, refuse, text_config
+from bakeoff.engine.generation.kv_slots import (
+    NotFast,
+    Slots,
+    prompt_cache,
+    refuse_layers,
+    token_bytes,
+)
+from bakeoff.engine.heartbeat import beat
+from bakeoff.engine.profiling import free_bytes
 
 GREEDY = {
     "do_sample": False,

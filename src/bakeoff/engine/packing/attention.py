@@ -19,9 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from bakeoff.engine.dropout import Draws
-from bakeoff.engine.packing import Layout
-from bakeoff.engine.softmax import Weighing, backward, forward
+from bakeoff.engine.lanes.dropout import Draws
+from bakeoff.engine.packing.layout import Layout
+from bakeoff.engine.packing.softmax import Weighing, backward, forward
 
 NAME = "bakeoff"
 EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")

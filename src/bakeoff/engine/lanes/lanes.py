@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from bakeoff.engine import dropout, quantise
-from bakeoff.engine.stack import Stack, same
-from bakeoff.engine.units import Fold, Slot, Unit, find, frozen_parts
+from bakeoff.engine import quantization
+from bakeoff.engine.lanes.lanes import dropout
+from bakeoff.engine.lanes.parameter_stack import Stack, same
+from bakeoff.engine.lanes.vmapped_modules import Fold, Slot, Unit, find, frozen_parts
 
 SMALL = 1 << 20
 """Frozen tensors up to this many elements may differ by seed (masks, indices); larger ones not."""
@@ -51,7 +52,7 @@ class Start(NamedTuple):
         for name, tensor in tensors(model).items():
             if tensor.requires_grad:
                 start.trained[name] = tensor.detach().clone()
-            elif checksums and tensor.numel() <= SMALL and not quantise.is_packed(tensor):
+            elif checksums and tensor.numel() <= SMALL and not quantization.is_packed(tensor):
                 start.small[name] = tensor.detach().clone()
             elif checksums:
                 start.sums[name] = _checksum(tensor)
@@ -60,7 +61,7 @@ class Start(NamedTuple):
 
 def _checksum(tensor: Tensor) -> int:
     found = 0
-    for part in quantise.plain_parts(tensor):
+    for part in quantization.plain_parts(tensor):
         raw = part.cpu().contiguous().view(torch.uint8).numpy()
         found = zlib.crc32(raw.data, found)
     return found
@@ -111,7 +112,7 @@ class Lanes:
         self.draws = dropout.Draws(seeds, device)
         self.drops = dropout.install(model, self.draws)
         """The model's active dropouts."""
-        self._mixing = quantise.mixes_rows(model)
+        self._mixing = quantization.mixes_rows(model)
         self.sees_padding = any(getattr(m, "sees_padding", False) for m in model.modules())
         """What an example computes depends on how far its batch is padded."""
         self._hooks = {n: everything[n]._backward_hooks or {} for n in self.stack.names}
@@ -143,7 +144,7 @@ class Lanes:
             self.alone(first)
             return
         if self._mixing:
-            raise Mixing(quantise.MIXING)
+            raise Mixing(quantization.MIXING)
         if not self._patched:
             for patch in self._patches:
                 patch.module.forward = patch

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bakeoff.engine.dropout import keep_mask
-from bakeoff.engine.packing import Layout
+from bakeoff.engine.lanes.dropout import keep_mask
+from bakeoff.engine.packing.layout import Layout
 
 _UNSEEN = -1e30
 """Not -inf: a row without a token must stay finite."""

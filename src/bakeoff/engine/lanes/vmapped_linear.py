@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from bakeoff.engine.outside import laned, outside
+from bakeoff.engine.lanes.vmap_escape import laned, outside
 
 
 @torch.library.custom_op("bakeoff::lane_linear", mutates_args=())

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor, nn
 
-from bakeoff.engine.quantise import is_packed, mixes_rows
+from bakeoff.engine.quantization import is_packed, mixes_rows
 
 
 class Resident:

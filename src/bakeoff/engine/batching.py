@@ -13,14 +13,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.utils import _pytree as pytree
 
-from bakeoff.engine.attention import NotPackable
-from bakeoff.engine.dropout import Cut
-from bakeoff.engine.lanes import Lanes
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.batch_order import step_indices
+from bakeoff.engine.lanes.dropout import Cut
+from bakeoff.engine.lanes.lanes import Lanes
 from bakeoff.engine.layers import LayerStack, use_attention
 from bakeoff.engine.loss import Fused
-from bakeoff.engine.order import step_indices
-from bakeoff.engine.packing import Layout, bucket, buckets, layout, round_up
-from bakeoff.engine.switches import Switches
+from bakeoff.engine.packing.attention import NotPackable
+from bakeoff.engine.packing.layout import Layout, bucket, buckets, layout, round_up
 
 ROW_MULTIPLE = {"cpu": 8, "cuda": 32}
 """Packed rows are this many tokens long, or a multiple of it."""

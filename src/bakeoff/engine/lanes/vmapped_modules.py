@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from bakeoff.engine.attention import Current
-from bakeoff.engine.dropout import Keyed
-from bakeoff.engine.linear import Products
-from bakeoff.engine.outside import laned, outside
+from bakeoff.engine.lanes.dropout import Keyed
+from bakeoff.engine.lanes.vmap_escape import laned, outside
+from bakeoff.engine.lanes.vmapped_linear import Products
+from bakeoff.engine.packing.attention import Current
 
 _WRAPPERS = (BaseTunerLayer, AuxiliaryTrainingWrapper, BasePromptEncoder)
 

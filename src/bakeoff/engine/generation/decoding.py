@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from bakeoff.engine.attention import EXTRAS, NAME
+from bakeoff.engine.cuda_graphs import end_capture
 from bakeoff.engine.device import out_of_memory
-from bakeoff.engine.graphs import end_capture
-from bakeoff.engine.slots import NotFast, Slots
+from bakeoff.engine.generation.kv_slots import NotFast, Slots
+from bakeoff.engine.packing.attention import EXTRAS, NAME
 
 DECODING = "bakeoff-decoding"
 WARM_UP = 2

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bakeoff.engine.feed import StepBatch
+from bakeoff.engine.batching import StepBatch
 
 WARM_UP = 2
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bakeoff.engine.generate import Asked
+from bakeoff.engine.generation.generate import Asked
 
 ROUNDING = {"fp32": 1e-4, "bf16": 2**-5}
 """A gap up to this share of the largest logit is a tie.

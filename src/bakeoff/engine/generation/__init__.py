@@ -1,0 +1,1 @@
+"""Greedy generation over a static key-value cache."""

@@ -1,0 +1,1 @@
+"""Lanes: several trials of one method share a frozen base and one training step."""

@@ -1,0 +1,1 @@
+"""Packing: rows are concatenated, so that no padding is computed."""
