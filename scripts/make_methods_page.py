@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from bakeoff.core.trial import MethodEntry
 from bakeoff.data.assets.cache import cache_folder
-from bakeoff.methods import known, registry
-from bakeoff.methods.known import SAME, Capabilities
+from bakeoff.methods import capability_records, registry
+from bakeoff.methods.capability_records import SAME, Capabilities
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "methods.md"
@@ -209,13 +209,13 @@ def listed(words: Iterator[str] | Sequence[str]) -> str:
 def make_record(catalog: Sequence[MethodEntry]) -> dict[str, Any]:
     """Return the record of all methods from the user's cache, with the installed versions."""
     cache = cache_folder()
-    missing = [e.name for e in catalog if not known.in_cache(e, cache)]
+    missing = [e.name for e in catalog if not capability_records.in_cache(e, cache)]
     if missing:
         raise SystemExit(f"not probed here: {', '.join(missing)}; `bakeoff methods --probe` first")
     nothing = {"methods": {}}
-    found = {e.name: known.find(e, cache, nothing).capabilities for e in catalog}
+    found = {e.name: capability_records.find(e, cache, nothing).capabilities for e in catalog}
     methods = {n: c.to_json() for n, c in sorted(found.items()) if c is not None}
-    return {"versions": known.versions(), "methods": methods}
+    return {"versions": capability_records.versions(), "methods": methods}
 
 
 def main() -> None:
@@ -226,7 +226,7 @@ def main() -> None:
         path = ROOT / "src" / "bakeoff" / "methods" / "probed.json"
         text = json.dumps(make_record(catalog), indent=1)
         path.write_text(f"{text}\n", encoding="utf-8")
-    PAGE.write_text(page(catalog, known.shipped()), encoding="utf-8")
+    PAGE.write_text(page(catalog, capability_records.shipped()), encoding="utf-8")
 
 
 if __name__ == "__main__":

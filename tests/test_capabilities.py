@@ -15,8 +15,8 @@ from bakeoff import capabilities
 from bakeoff.capabilities import afterwards, layers, quantised, tiny
 from bakeoff.capabilities.trained import Broken, Trained, difference, resolved, train
 from bakeoff.core.trial import MethodEntry
-from bakeoff.methods import known, registry
-from bakeoff.methods.known import Capabilities, Measured, OnBase, Riding, Works
+from bakeoff.methods import capability_records, registry
+from bakeoff.methods.capability_records import Capabilities, Measured, OnBase, Riding, Works
 
 # what PEFT warns of its own settings is no part of what is looked at here
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -47,7 +47,7 @@ def probed() -> dict[str, Capabilities]:
 @pytest.mark.parametrize("name", PROBED)
 def test_a_probe_finds_what_the_record_says(name: str, probed: dict[str, Capabilities]) -> None:
     """Figures may differ in rounding from machine to machine; verdicts and counts may not."""
-    shipped = Capabilities.from_json(known.shipped()["methods"][name])
+    shipped = Capabilities.from_json(capability_records.shipped()["methods"][name])
     assert verdicts(probed[name]) == verdicts(shipped)
     for kind, works in probed[name].quantised.items():
         if importlib.util.find_spec(quantised.PACKAGES[kind]):
@@ -126,7 +126,7 @@ def test_pissa_does_not_give_the_base_back_and_its_file_is_plain_lora(tmp_path: 
     assert afterwards.converts(at, 8) > 1
     afterwards.save(at, tmp_path)
     assert afterwards.reloads(at, tmp_path) < 1e-5
-    assert afterwards.reads_as_plain_lora(at, tmp_path) < known.CONVERTED
+    assert afterwards.reads_as_plain_lora(at, tmp_path) < capability_records.CONVERTED
 
 
 def test_part_of_the_base_is_its_own_merge() -> None:
@@ -186,7 +186,7 @@ def test_a_rank_beyond_the_tiny_layers_is_measured_at_a_smaller_one() -> None:
     found = capabilities.conversion(Capabilities("vera", ""), own, trained("vera"))
     assert found.natural_rank == capabilities.MOST_RANK
     assert found.to_lora
-    assert not found.conversion["8"].within(known.CONVERTED)
+    assert not found.conversion["8"].within(capability_records.CONVERTED)
 
 
 def test_layers_are_found_by_trying() -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from bakeoff.cli import app, methods
 from bakeoff.core.errors import UsageError
-from bakeoff.methods import known, published, registry
+from bakeoff.methods import capability_records, published_results, registry
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,7 +129,7 @@ def test_toml_needs_a_name(run: Callable[..., Result]) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Answer the probe from the record; return the names that it was asked for."""
     asked: list[str] = []
-    record = known.shipped()["methods"]
+    record = capability_records.shipped()["methods"]
 
     def answer(
         function: str, payloads: Sequence[dict[str, Any]]
@@ -149,7 +149,7 @@ def test_a_probe_is_kept(run: Callable[..., Result], asked: list[str]) -> None:
     run("lora", "--probe")
     again = run("lora", "--probe", "--json")
     assert asked == ["lora"]
-    assert json.loads(again.stdout)["probed_with"] == known.versions()
+    assert json.loads(again.stdout)["probed_with"] == capability_records.versions()
 
 
 def test_the_probe_runs_in_a_process_of_its_own() -> None:
@@ -158,7 +158,7 @@ def test_the_probe_runs_in_a_process_of_its_own() -> None:
         methods.RUN_PROBE, [{"entry": methods.to_json(entry)}]
     )
     assert (index, error) == (0, None)
-    assert value == known.shipped()["methods"]["arrow"]
+    assert value == capability_records.shipped()["methods"]["arrow"]
 
 
 def test_a_probe_that_died_is_said_and_tried_again(
@@ -171,23 +171,27 @@ def test_a_probe_that_died_is_said_and_tried_again(
 
 def test_an_entry_that_changed_is_not_what_was_probed(tmp_path: Path) -> None:
     entry = registry.load("lora", tmp_path)
-    found = known.find(entry, tmp_path, known.shipped()).capabilities
+    found = capability_records.find(entry, tmp_path, capability_records.shipped()).capabilities
     assert found is not None
-    known.keep(entry, found, tmp_path)
+    capability_records.keep(entry, found, tmp_path)
     other = dataclasses.replace(entry, config={**entry.config, "r": 4})
-    assert known.find(other, tmp_path, known.shipped()).capabilities is None
+    assert (
+        capability_records.find(other, tmp_path, capability_records.shipped()).capabilities is None
+    )
     prose = dataclasses.replace(entry, mechanism="said in other words")
-    assert known.find(prose, tmp_path, {"methods": {}}).capabilities == found
+    assert capability_records.find(prose, tmp_path, {"methods": {}}).capabilities == found
 
 
 def test_other_versions_are_named_in_one_line(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = known.shipped()["versions"]
-    same = {p: own[p] for p in known.PACKAGES}
-    monkeypatch.setattr(known, "_version", same.get)
+    own = capability_records.shipped()["versions"]
+    same = {p: own[p] for p in capability_records.PACKAGES}
+    monkeypatch.setattr(capability_records, "_version", same.get)
     assert run("--json").stderr == ""
-    monkeypatch.setattr(known, "_version", {**same, "peft": "9.9", "torchao": None}.get)
+    monkeypatch.setattr(
+        capability_records, "_version", {**same, "peft": "9.9", "torchao": None}.get
+    )
     said = run("--json").stderr
     assert said.count("\n") == 1
     assert f"peft {own['peft']}, here 9.9" in said
@@ -207,17 +211,17 @@ def test_a_broken_cache_entry_is_probed_again(
 
 def test_the_record_is_of_the_catalog_as_it_is() -> None:
     """A failure here: `bakeoff methods --probe`, then `scripts/make_methods_page.py --record`."""
-    record = known.shipped()
+    record = capability_records.shipped()
     catalog = {e.name: e for e in page_script().entries()}
     assert set(record["methods"]) == set(catalog)
     for name, entry in catalog.items():
-        assert record["methods"][name]["entry"] == known.identity(entry), name
+        assert record["methods"][name]["entry"] == capability_records.identity(entry), name
 
 
 def test_the_page_in_the_docs_is_the_one_that_the_record_gives() -> None:
     script = page_script()
     written = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert script.page(script.entries(), known.shipped()) == written
+    assert script.page(script.entries(), capability_records.shipped()) == written
 
 
 def page_script() -> Any:
@@ -228,12 +232,12 @@ def page_script() -> Any:
 
 
 def test_published_results_are_of_methods_in_the_catalog() -> None:
-    lora = published.results("lora")
+    lora = published_results.results("lora")
     assert (lora[0].experiment, lora[0].value) == ("lora/llama-3.2-3B-rank10-target-mlp", 0.4943)
     assert lora[-1].task == "imagegen"
-    found = {name for name in registry.names() if published.results(name)}
+    found = {name for name in registry.names() if published_results.results(name)}
     assert len(found) > 40
-    assert sum(len(published.results(n)) for n in found) == 94
+    assert sum(len(published_results.results(n)) for n in found) == 94
 
 
 def test_a_model_of_ones_own(

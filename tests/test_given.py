@@ -11,7 +11,7 @@ import pytest
 
 from bakeoff import api
 from bakeoff.core.errors import UsageError
-from bakeoff.methods import given, registry
+from bakeoff.methods import registry, user_defined
 from bakeoff.spec import parse_spec
 from bakeoff.study import load_methods
 
@@ -38,7 +38,7 @@ def test_the_nearest_of_the_catalog_lends_its_prior_and_its_code(tmp_path: Path)
         ({"use_rslora": True}, "rslora"),
     ):
         peft.LoraConfig(r=4, **changes).save_pretrained(tmp_path)
-        found = given.from_file("mine", tmp_path / "adapter_config.json")
+        found = user_defined.from_file("mine", tmp_path / "adapter_config.json")
         known = registry.load(like, Path())
         assert (found.learning_rate, found.hook) == (known.learning_rate, known.hook)
         assert known.title in found.learning_rate_why
@@ -76,7 +76,7 @@ def test_bad_files_are_refused(text: str | None, says: str, tmp_path: Path) -> N
     if text is not None:
         path.write_text(text)
     with pytest.raises(UsageError) as error:
-        given.from_file("mine", path)
+        user_defined.from_file("mine", path)
     assert says in error.value.cause
     assert error.value.try_
 

@@ -27,7 +27,7 @@ from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.safe_read import Unreadable, deeper, read_bytes, read_json, read_text, suitable
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import safe_loading
-from bakeoff.methods import given, hook, refused, registry
+from bakeoff.methods import forbidden_arguments, hook, registry, user_defined
 from bakeoff.methods.arguments import check_config
 from bakeoff.methods.hook import Finished
 from bakeoff.spec import parse_spec, read_spec
@@ -501,17 +501,17 @@ def test_every_argument_of_peft_that_names_a_file_or_a_module_is_known() -> None
         for field in dataclasses.fields(getattr(peft, name))
     } | {"cache_file", "covariance_file"}  # of configs inside configs
     leading = {n for n in names if any(w in n for w in words)} - {"use_trainable_adapters"}
-    assert leading <= set(refused._LEAD), leading - set(refused._LEAD)
+    assert leading <= set(forbidden_arguments._LEAD), leading - set(forbidden_arguments._LEAD)
 
 
 def test_what_peft_writes_by_default_is_taken(tmp_path: Path) -> None:
     taken = 0
-    for entry in given._originals().values():
+    for entry in user_defined._originals().values():
         config = getattr(peft, str(entry.peft))
         with contextlib.suppress(TypeError, ValueError, UserWarning):  # it has no default
             config(base_model_name_or_path="some/base").save_pretrained(tmp_path)
-            found = given.from_file("mine", tmp_path / "adapter_config.json")
-            refused.check("mine", found.config)
+            found = user_defined.from_file("mine", tmp_path / "adapter_config.json")
+            forbidden_arguments.check("mine", found.config)
             taken += 1
     assert taken >= 30
 
@@ -528,7 +528,7 @@ def test_what_peft_writes_by_default_is_taken(tmp_path: Path) -> None:
 def test_a_broken_adapter_config(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "adapter_config.json").write_bytes(content)
     with pytest.raises(UsageError) as error:
-        given.from_file("mine", tmp_path / "adapter_config.json")
+        user_defined.from_file("mine", tmp_path / "adapter_config.json")
     assert error.value.code == "adapter-config-invalid"
 
 

@@ -23,7 +23,7 @@ from bakeoff.core.trial import Segment, Trial
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import free_memory, resolve_device
 from bakeoff.evaluate import plain_scores
-from bakeoff.methods.saved import WEIGHTS
+from bakeoff.methods.load_saved import WEIGHTS
 from bakeoff.reloading import Plain, saved_at
 
 ADAPTER, MERGED = "adapter", "merged"

@@ -21,7 +21,7 @@ from bakeoff.core.trial import Conditions, Segment
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import device_lost, halving, place
 from bakeoff.evaluate import plain_losses
-from bakeoff.methods import saved
+from bakeoff.methods import load_saved
 from bakeoff.methods.hook import make
 from bakeoff.tasks import Task, load_tokenizer
 
@@ -76,7 +76,7 @@ class Plain(NamedTuple):
 
     def loaded(self, folder: Path, saved_as: str) -> Any:
         """Return the model that a folder holds, on the untouched base."""
-        return saved.onto(self.base(), folder, saved_as, self.c.trusted)
+        return load_saved.onto(self.base(), folder, saved_as, self.c.trusted)
 
     def placed(self, model: nn.Module) -> nn.Module:
         """Put a model where it is read."""

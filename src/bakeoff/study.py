@@ -32,7 +32,7 @@ from bakeoff.data.rows import Row
 from bakeoff.data.rows import general_text as data_general_text
 from bakeoff.examine import examine, listed, refuse, said
 from bakeoff.executors import Executor, Options, Outcome, never
-from bakeoff.methods import given, refused
+from bakeoff.methods import forbidden_arguments, user_defined
 from bakeoff.methods import registry as catalog
 from bakeoff.progress import Progress
 from bakeoff.spec import StudySpec
@@ -223,16 +223,16 @@ def load_methods(spec: StudySpec, source: Path) -> tuple[MethodEntry, ...]:
     for name in spec.method_names:
         own = spec.method.get(name)
         if own is not None and own.path is not None:
-            entry = given.from_file(name, source / own.path)
+            entry = user_defined.from_file(name, source / own.path)
         elif own is not None and own.peft is not None:
-            entry = given.from_class(name, own.peft, own.config)
+            entry = user_defined.from_class(name, own.peft, own.config)
         else:
             entry = catalog.load(name, source)
         override = spec.method.get(entry.name)
         if override:
             entry = dataclasses.replace(entry, config={**entry.config, **override.config})
-        refused.check(entry.name, entry.config)
-        refused.check(entry.name, entry.tuning)
+        forbidden_arguments.check(entry.name, entry.config)
+        forbidden_arguments.check(entry.name, entry.tuning)
         entries.append(entry)
     return tuple(entries)
 

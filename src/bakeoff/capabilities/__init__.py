@@ -26,7 +26,15 @@ from bakeoff.capabilities.trained import Trained, difference, train
 from bakeoff.core.errors import UsageError
 from bakeoff.core.trial import MethodEntry
 from bakeoff.methods.arguments import config_class
-from bakeoff.methods.known import RANK, Capabilities, Measured, OnBase, Riding, Works, identity
+from bakeoff.methods.capability_records import (
+    RANK,
+    Capabilities,
+    Measured,
+    OnBase,
+    Riding,
+    Works,
+    identity,
+)
 
 MOST_RANK = 16
 """The tiny layers are 64 wide at their narrowest: a larger rank would hardly restrict them."""

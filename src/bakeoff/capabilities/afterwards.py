@@ -18,9 +18,9 @@ from torch import Tensor
 
 from bakeoff.capabilities import tiny
 from bakeoff.capabilities.trained import Trained, difference, logits, rounded
-from bakeoff.methods import saved
+from bakeoff.methods import load_saved
+from bakeoff.methods.capability_records import Measured
 from bakeoff.methods.hook import Finished
-from bakeoff.methods.known import Measured
 
 BASE_NAME = "tiny"
 LONGEST = 160
@@ -50,7 +50,7 @@ def save(at: Trained, folder: Path) -> int:
 
 def reloads(at: Trained, folder: Path) -> float:
     """Return how far the saved model, on an untouched base in plain PEFT, is from the trained."""
-    model = saved.onto(tiny.base(at.kind), folder, at.hook.saved_as)
+    model = load_saved.onto(tiny.base(at.kind), folder, at.hook.saved_as)
     return difference(logits(model, at.kind), at.after)
 
 
@@ -105,7 +105,7 @@ def reads_as_plain_lora(at: Trained, folder: Path) -> float:
         raise TypeError("it is saved with biases")
     scale = config["lora_alpha"] / config["r"] ** (0.5 if config["use_rslora"] else 1)
     model = tiny.base(at.kind)
-    tensors = load_file(folder / saved.WEIGHTS)
+    tensors = load_file(folder / load_saved.WEIGHTS)
     for name in tensors:
         if not name.endswith((".lora_A.weight", ".lora_B.weight")):
             own = name.removesuffix(".weight").rpartition(".")[2]

@@ -21,7 +21,7 @@ from bakeoff.capabilities.afterwards import first_line
 from bakeoff.capabilities.trained import Broken, Trained, difference, logits, resolved, train
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import quantization
-from bakeoff.methods.known import Works
+from bakeoff.methods.capability_records import Works
 
 PACKAGES = {"4bit": "bitsandbytes", "8bit": "bitsandbytes", "int8": "torchao"}
 """Kinds of quantised base, and the package that each takes."""

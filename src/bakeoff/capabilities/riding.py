@@ -16,7 +16,7 @@ from bakeoff.assemble import prepare_process
 from bakeoff.capabilities import tiny
 from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Trial
 from bakeoff.engine.accelerators import Switches
-from bakeoff.methods.known import Riding
+from bakeoff.methods.capability_records import Riding
 from bakeoff.parity import decide
 
 PLACES = ("kitchen", "bedroom", "garage", "office", "attic", "hall", "study", "garden")

@@ -8,8 +8,8 @@ from typing import Any
 from bakeoff.cli.methods import Row, count
 from bakeoff.cli.output import out, plain
 from bakeoff.core.trial import MethodEntry
-from bakeoff.methods.known import RANK, SAME, Capabilities, Measured, OnBase
-from bakeoff.methods.published import CAVEATS, SOURCE, TASKS, results
+from bakeoff.methods.capability_records import RANK, SAME, Capabilities, Measured, OnBase
+from bakeoff.methods.published_results import CAVEATS, SOURCE, TASKS, results
 from bakeoff.plan import learning_rates
 
 SHOWN_RATES = 5

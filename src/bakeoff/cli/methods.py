@@ -16,7 +16,7 @@ from bakeoff.core.redact import printable
 
 if TYPE_CHECKING:
     from bakeoff.core.trial import MethodEntry
-    from bakeoff.methods.known import Found
+    from bakeoff.methods.capability_records import Found
 
 RUN_PROBE = "bakeoff.capabilities:probe"
 RUN_EXPECTED = "bakeoff.capabilities.expected:expected"
@@ -100,7 +100,7 @@ def check(filters: Filters) -> None:
         UsageError: ``unknown-base``, ``unknown-server``, ``unknown-quantization``,
             ``unknown-family``.
     """
-    from bakeoff.methods.known import BASES, KINDS
+    from bakeoff.methods.capability_records import BASES, KINDS
     from bakeoff.methods.registry import FAMILIES
 
     known = {"trains": BASES, "serves": SERVERS, "quantized": KINDS, "family": FAMILIES}
@@ -133,18 +133,18 @@ def passes(entry: MethodEntry, found: Found, filters: Filters) -> bool:
 def known_of(entries: Sequence[MethodEntry], probe: bool) -> dict[str, Found]:
     """Return what is known of each method; with ``probe``, find out what the cache lacks."""
     from bakeoff.data.assets.cache import cache_folder, friendly_errors
-    from bakeoff.methods import known
+    from bakeoff.methods import capability_records
 
     cache = cache_folder()
     if probe:
         with friendly_errors():
-            missing = [e for e in entries if not known.in_cache(e, cache)]
+            missing = [e for e in entries if not capability_records.in_cache(e, cache)]
             if missing:
                 find_out(missing, cache)
-    record = known.shipped()
-    found = {e.name: known.find(e, cache, record) for e in entries}
+    record = capability_records.shipped()
+    found = {e.name: capability_records.find(e, cache, record) for e in entries}
     versions = [f.versions for f in found.values() if f.capabilities is not None]
-    differences = {known.difference(v) for v in versions} - {None}
+    differences = {capability_records.difference(v) for v in versions} - {None}
     for difference in sorted(str(d) for d in differences):
         err.print(
             f"Probed with other versions: {difference}. `bakeoff methods --probe` finds out anew.",
@@ -156,7 +156,7 @@ def known_of(entries: Sequence[MethodEntry], probe: bool) -> dict[str, Found]:
 def find_out(entries: Sequence[MethodEntry], cache: Path) -> None:
     """Probe methods side by side and keep what is found in the cache."""
     from bakeoff.cli.live import Live
-    from bakeoff.methods import known
+    from bakeoff.methods import capability_records
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tiny bases are made here
     with Live(err) as live:
@@ -165,8 +165,8 @@ def find_out(entries: Sequence[MethodEntry], cache: Path) -> None:
             if value is None:
                 live.say(f"{entries[index].name}: {error}")
             else:
-                found = known.Capabilities.from_json(value)
-                known.keep(entries[index], found, cache)
+                found = capability_records.Capabilities.from_json(value)
+                capability_records.keep(entries[index], found, cache)
             live.advance(entries[index].name)
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bakeoff.core.errors import UsageError, near_match
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, odd, read_json, suitable
 from bakeoff.hf.telling import ADAMW_WEIGHT_DECAY
-from bakeoff.methods import given
+from bakeoff.methods import user_defined
 from bakeoff.plan import GRID_STEP
 from bakeoff.spec import StudySpec, dump_spec, flatten, parse_spec
 
@@ -133,8 +133,8 @@ def add(spec: StudySpec, experiment: Experiment) -> StudySpec:
     else:
         value["methods"]["contenders"].append(name)
     if experiment.adapter is not None:
-        config = given.arguments(experiment.adapter)
-        peft = given.class_of(str(experiment.adapter.get("peft_type")))
+        config = user_defined.arguments(experiment.adapter)
+        peft = user_defined.class_of(str(experiment.adapter.get("peft_type")))
         table = {"kind": "peft", "peft": peft, "config": config}
     settings, rate = spec.budget.settings, experiment.learning_rate
     steps = range(-(settings // 2), settings - settings // 2)

@@ -20,7 +20,7 @@ from bakeoff.core.results import Cost, Status, StudyRecord, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.hf.benchmark import OUR_COSTS, OURS
 from bakeoff.hf.results import SUCCESS, TEST
-from bakeoff.methods import given
+from bakeoff.methods import user_defined
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 CANCELED = "canceled"
@@ -147,7 +147,7 @@ def _peft_config(trial: Trial, folder: Path) -> dict[str, Any] | None:
     if saved.is_file():
         value: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
         return value
-    return {"peft_type": given.type_of(trial.method.peft), **trial.config}
+    return {"peft_type": user_defined.type_of(trial.method.peft), **trial.config}
 
 
 def _metrics(trial: Trial, result: TrialResult, metric: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bakeoff.core.errors import PreflightError, near_match, unknown
 from bakeoff.core.trial import MethodEntry
-from bakeoff.methods import refused
+from bakeoff.methods import forbidden_arguments
 
 VALUE_PROJECTIONS = ("v_proj", "value", "v", "v_lin", "value_proj")
 """What the families of transformers call an attention layer's value projection."""
@@ -82,7 +82,7 @@ def check_config(entry: MethodEntry, config: Mapping[str, Any]) -> None:
         PreflightError: ``unknown-config-key`` with the near match.
         UsageError: ``unsafe-config-key``.
     """
-    refused.check(entry.name, config)
+    forbidden_arguments.check(entry.name, config)
     known = {f.name for f in dataclasses.fields(config_class(entry))} if entry.peft else set()
     for key in config:
         if key not in known:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.trial import MethodEntry
-from bakeoff.methods import known, registry
+from bakeoff.methods import capability_records, registry
 
 
 def served(entries: Iterable[MethodEntry], cache: Path) -> dict[str, str | None]:
@@ -20,12 +20,12 @@ def served(entries: Iterable[MethodEntry], cache: Path) -> dict[str, str | None]
 
     ``cache`` is the user's cache folder. A method that was never probed is left out.
     """
-    record = known.shipped()
+    record = capability_records.shipped()
     found = {}
     for entry in entries:
-        probed = known.find(entry, cache, record).capabilities
+        probed = capability_records.find(entry, cache, record).capabilities
         if probed is None:
-            probed = known.find(_as_in_catalog(entry), cache, record).capabilities
+            probed = capability_records.find(_as_in_catalog(entry), cache, record).capabilities
         if probed is not None:
             found[entry.name] = probed.vllm
     return found

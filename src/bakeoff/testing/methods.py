@@ -25,7 +25,7 @@ from bakeoff.core import trial_dir
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import MethodEntry, Trial
 from bakeoff.evaluate import item_losses
-from bakeoff.methods import saved
+from bakeoff.methods import load_saved
 from bakeoff.methods.hook import Finished, trainable
 from bakeoff.testing.tiny import save_bert, save_llama
 from bakeoff.testing.trials import batches, build, losses, make_trial
@@ -229,4 +229,4 @@ def reload(at: Bench, base: Path, folder: Path) -> Any:
         "classify": (AutoModelForSequenceClassification, {"num_labels": 3}),
         "sft": (AutoModelForCausalLM, {}),
     }[at.conditions.task]
-    return saved.onto(auto.from_pretrained(base, **arguments), folder, at.hook.saved_as)
+    return load_saved.onto(auto.from_pretrained(base, **arguments), folder, at.hook.saved_as)

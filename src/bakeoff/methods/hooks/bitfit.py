@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from bakeoff.methods.base_parameters import Partial
 from bakeoff.methods.hook import Ground
-from bakeoff.methods.partial import Partial
 
 
 class BitFit(Partial):

@@ -12,7 +12,7 @@ from torch import nn
 
 from bakeoff.methods.arguments import linear_layers
 from bakeoff.methods.hook import Ground
-from bakeoff.methods.residual import Residual
+from bakeoff.methods.residual_lora import Residual
 
 ROWS = 8
 

@@ -13,7 +13,7 @@ from typing import Any
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, odd, read_json
 from bakeoff.core.trial import MethodEntry
-from bakeoff.methods import known, registry
+from bakeoff.methods import capability_records, registry
 
 BOOKKEEPING = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
@@ -107,7 +107,7 @@ def _entry(name: str, original: MethodEntry, config: dict[str, Any], source: str
 
 def _originals() -> dict[str, MethodEntry]:
     """Return the catalog's entry of each PEFT type: the one that bears the type's name."""
-    record = known.shipped()["methods"]
+    record = capability_records.shipped()["methods"]
     return {
         name.upper(): entry
         for name, entry in _catalog().items()

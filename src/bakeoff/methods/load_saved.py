@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from bakeoff.core.safe_read import CONFIG_BYTES, read_json
 from bakeoff.engine import peft_patches, safe_loading
-from bakeoff.methods import given, refused
+from bakeoff.methods import forbidden_arguments, user_defined
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -52,5 +52,9 @@ def _refuse_leading(folder: Path) -> None:
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"there is no {WEIGHTS} in {folder}")
     written = read_json(folder / "adapter_config.json", CONFIG_BYTES)
-    ours = given.BOOKKEEPING - {"auto_mapping"}  # PEFT writes these, and reads none of them here
-    refused.check(folder.parent.name, {k: v for k, v in written.items() if k not in ours})
+    ours = user_defined.BOOKKEEPING - {
+        "auto_mapping"
+    }  # PEFT writes these, and reads none of them here
+    forbidden_arguments.check(
+        folder.parent.name, {k: v for k, v in written.items() if k not in ours}
+    )
