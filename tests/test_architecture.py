@@ -20,7 +20,7 @@ VIOLATIONS = {
     "engine imports a task": ("engine/order.py", "from bakeoff.tasks import classify"),
     "a task imports the segment": ("tasks/sft.py", "import bakeoff.segment"),
     "a task imports its sibling": ("tasks/sft.py", "from bakeoff.tasks.classify import Classify"),
-    "a metric imports its sibling": ("metrics/accuracy.py", "import bakeoff.metrics.json_match"),
+    "a metric imports its sibling": ("metrics/accuracy.py", "import bakeoff.metrics.builtin.json_match"),
     "an executor imports its sibling": ("executors/process.py", "import bakeoff.executors.inline"),
     "an executor imports the segment": ("executors/process.py", "import bakeoff.segment"),
     "an executor imports torch": ("executors/inline.py", "import torch"),

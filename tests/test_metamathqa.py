@@ -79,7 +79,7 @@ def test_it_runs_on_a_sample_in_the_same_format(
 
 
 def test_every_reference_of_the_sample_is_a_number(example: dict[str, Any]) -> None:
-    from bakeoff.metrics.numeric import read_number
+    from bakeoff.metrics.builtin.numeric import read_number
 
     folder = TESTS / "data" / "metamathqa"
     marker = example["task"]["metric_options"]["marker"]

@@ -85,17 +85,17 @@ def test_a_function_of_the_users_own_is_frozen_and_scores_a_study(
 
 
 def test_the_frozen_copy_is_held_to_what_was_frozen(sft: dict[str, Any], tmp_path: Path) -> None:
-    from bakeoff import scoring
+    from bakeoff.metrics import describe
     from bakeoff.testing.trials import make_trial
 
     (tmp_path / "metric").mkdir()
     (tmp_path / "metric" / "score.py").write_text(OWN)
-    known = {"metric": "score.py:score", "metric_source": scoring.digest(OWN.encode())}
+    known = {"metric": "score.py:score", "metric_source": describe.digest(OWN.encode())}
     conditions = make_trial("lora", "sft", **known).conditions
-    assert scoring.load(conditions, tmp_path).score(["ab"], ["a"], "test") == [1.0]
+    assert describe.load(conditions, tmp_path).score(["ab"], ["a"], "test") == [1.0]
     (tmp_path / "metric" / "score.py").write_text(OWN + "\n")
     with pytest.raises(BakeoffError, match="metric-changed"):
-        scoring.load(conditions, tmp_path)
+        describe.load(conditions, tmp_path)
 
 
 def test_the_loss_needs_no_answers_and_is_the_models_own(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from bakeoff.metrics import (
+from bakeoff.metrics.builtin import (
     accuracy,
     chrf,
     contains,

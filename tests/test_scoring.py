@@ -14,7 +14,7 @@ import pytest
 
 from bakeoff.core import plugins
 from bakeoff.core.results import MetricInfo
-from bakeoff.scoring import Metric, MetricError, describe
+from bakeoff.metrics.describe import Metric, MetricError, describe
 
 DOCS = Path(__file__).parents[1] / "docs"
 FRACTION = MetricInfo("mine", better="higher", unit="fraction", low=0.0, high=1.0)
@@ -187,7 +187,7 @@ def test_any_real_number_is_a_score() -> None:
 def test_a_slow_item_is_interrupted_and_named() -> None:
     started = time.monotonic()
     evil = "a" * 60 + "!"
-    from bakeoff.metrics import regex
+    from bakeoff.metrics.builtin import regex
 
     error = one(
         lambda p, r: 1.0 if p == "fine" else regex.score(evil, "", pattern=r"(?:a|a)*$"),
@@ -235,7 +235,7 @@ def test_the_alarm_of_whoever_calls_is_left_as_it_was() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_no_score() -> None:
-    from bakeoff.metrics import loss
+    from bakeoff.metrics.builtin import loss
 
     metric = Metric(loss.INFO, loss.score_loss, of_losses=True)
     assert metric.score_losses([6.0, 1.0], [4.0, 2.0], "test") == [1.5, 0.5]

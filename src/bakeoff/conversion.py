@@ -16,7 +16,6 @@ import peft
 from safetensors.torch import save_file
 from torch import nn
 
-from bakeoff import scoring
 from bakeoff.assemble import wished
 from bakeoff.core.errors import BakeoffError, PreflightError, first_line
 from bakeoff.core.trial import Segment, Trial
@@ -24,6 +23,7 @@ from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import free_memory, resolve_device
 from bakeoff.evaluate import plain_scores
 from bakeoff.methods.load_saved import WEIGHTS
+from bakeoff.metrics import describe
 from bakeoff.reloading import Plain, saved_at
 
 ADAPTER, MERGED = "adapter", "merged"
@@ -69,7 +69,7 @@ def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[st
         _with_tokenizer(at, target)
     model = at.placed(at.loaded(target, made))
     rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
-    metric = scoring.load(at.c, Path(segment.folder))
+    metric = describe.load(at.c, Path(segment.folder))
     switches, _ = wished(at.segment)
     scores, note = plain_scores(metric, at.task, model, at.tokenizer, rows, at.c, switches)
     trained = segment.trials[0].conditions.device

@@ -24,7 +24,7 @@ from bakeoff.data.checks import cells
 from bakeoff.data.issues import Fault, Place, refusal
 from bakeoff.data.rows import rows as data_rows
 from bakeoff.data.rows import sources
-from bakeoff.scoring import FOLDER as METRIC
+from bakeoff.metrics.describe import FOLDER as METRIC
 from bakeoff.spec import StudySpec, dump_spec, flatten
 
 DATABASE = "study.db"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import bakeoff
-from bakeoff import latency, scoring, tied, token_checks
+from bakeoff import latency, tied, token_checks
 from bakeoff.assemble import (
     Bench,
     build,
@@ -44,6 +44,7 @@ from bakeoff.engine.loop import Stepper
 from bakeoff.evaluate import read_longest_answer, summed_losses
 from bakeoff.methods.arguments import check_config, check_targets
 from bakeoff.methods.hook import Incompatible
+from bakeoff.metrics import describe
 from bakeoff.parity import Decision, decide
 from bakeoff.segment import UNMOVED, classify_failure, describe_failure
 from bakeoff.sizing import Shape
@@ -169,7 +170,7 @@ def _try_metric(segment: Segment, task: Task) -> None:
     Raises:
         MetricError: on an item that the metric cannot score, whatever the answer.
     """
-    metric = scoring.load(segment.trials[0].conditions, Path(segment.folder))
+    metric = describe.load(segment.trials[0].conditions, Path(segment.folder))
     if metric.of_losses:
         return
     for split in ("validation", "test"):

@@ -23,7 +23,7 @@ from bakeoff.core.errors import BakeoffError, first_line
 from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.data.rows import sha256_of
-from bakeoff.scoring import FOLDER as METRIC
+from bakeoff.metrics.describe import FOLDER as METRIC
 from bakeoff.store import Reader, Row, Writer, rebuild
 
 TRIALS = "trials"

@@ -37,7 +37,7 @@ from bakeoff.engine.device import device_lost, out_of_memory
 from bakeoff.engine.loop import Pause, Reading, Stepper, reading_steps, train
 from bakeoff.evaluate import item_losses, score_split
 from bakeoff.methods.hook import Finished, Incompatible
-from bakeoff.scoring import MetricError
+from bakeoff.metrics.describe import MetricError
 from bakeoff.tasks import Example
 
 UNMOVED = "no gradient reached any of its weights in {steps} steps: it is the untouched base"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import bases, plan, scoring
+from bakeoff import bases, plan
 from bakeoff import folder as study_folder
 from bakeoff.core import disk_full, plugins
 from bakeoff.core.errors import (
@@ -34,13 +34,14 @@ from bakeoff.examine import examine, listed, refuse, said
 from bakeoff.executors import Executor, Options, Outcome, never
 from bakeoff.methods import forbidden_arguments, user_defined
 from bakeoff.methods import registry as catalog
+from bakeoff.metrics import describe
 from bakeoff.progress import Progress
 from bakeoff.spec import StudySpec
 
 RUN_MACHINE = "bakeoff.preflight:machine"
 RUN_CHECK = "bakeoff.preflight:check"
 RUN_MATCH = "bakeoff.sizing:match"
-RUN_METRIC = "bakeoff.scoring:describe"
+RUN_METRIC = "bakeoff.metrics.describe:describe"
 CAUSAL_LM = "CAUSAL_LM"
 """PEFT's name for the models whose every position says the next token."""
 
@@ -119,7 +120,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         metric_options=metric.options,
         general_length=spec.forgetting.max_length if splits.general else None,
         trusted=spec.base.trust_remote_code,
-        metric_source=None if metric.code is None else scoring.digest(metric.code),
+        metric_source=None if metric.code is None else describe.digest(metric.code),
     )
     opened = Study(
         spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric
@@ -154,7 +155,7 @@ def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:
         EnvironmentProblem: ``metric-package-missing``.
     """
     known = plugins.find("tasks", spec.task.kind).TASK.metrics
-    named = scoring.Source.read(spec.task.metric or known[0], source)
+    named = describe.Source.read(spec.task.metric or known[0], source)
     if named.file is None and named.name not in known:
         near = near_match(named.name, known)
         hint = f"did you mean '{near}'? " if near else ""
@@ -251,7 +252,7 @@ def frozen_values(study: Study) -> dict[str, Any]:
             "options": study.conditions.metric_options,
             "source": study.conditions.metric_source,
         },
-        "chat_template": None if template is None else scoring.digest(template.encode()),
+        "chat_template": None if template is None else describe.digest(template.encode()),
     }
 
 

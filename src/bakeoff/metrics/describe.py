@@ -7,7 +7,7 @@ names the item.
 
 from __future__ import annotations
 
-from bakeoff.scoring.find import FOLDER, Source, describe, digest, load
-from bakeoff.scoring.items import Metric, MetricError
+from bakeoff.metrics.load import FOLDER, Source, describe, digest, load
+from bakeoff.metrics.run import Metric, MetricError
 
 __all__ = ["FOLDER", "Metric", "MetricError", "Source", "describe", "digest", "load"]

@@ -29,7 +29,7 @@ from bakeoff.core.errors import (
 from bakeoff.core.results import MetricInfo
 from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_bytes, within
 from bakeoff.core.trial import Conditions
-from bakeoff.scoring.items import ITEM_SECONDS, Metric
+from bakeoff.metrics.run import ITEM_SECONDS, Metric
 
 FOLDER = "metric"
 """Where a study folder keeps the user's metric file."""
