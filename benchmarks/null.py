@@ -46,7 +46,7 @@ from bakeoff import folder as study_folder
 from bakeoff import plan
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Verdict, compare
-from bakeoff.analysis.runs import n_test_items, runs_by_method, usable_scores
+from bakeoff.analysis.trial_runs import n_test_items, runs_by_method, usable_scores
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import StudyRecord
 from bakeoff.core.trial import PROSE, MethodEntry

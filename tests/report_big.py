@@ -9,8 +9,8 @@ import numpy as np
 from records import Pair, make_record, make_result, make_trial
 from report_fixture import report
 
-from bakeoff.analysis.items import item_summary
-from bakeoff.analysis.runs import runs_by_method, usable_scores
+from bakeoff.analysis.per_method.items import item_summary
+from bakeoff.analysis.trial_runs import runs_by_method, usable_scores
 from bakeoff.core.results import Asked, SplitScores
 
 N_METHODS, SEEDS, N_ITEMS = 60, (1, 2, 3), 1319

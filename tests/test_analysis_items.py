@@ -14,8 +14,8 @@ from records import LOSS, Pair, make_record, make_result, make_trial
 from report_big import N_METHODS, big_items
 
 from bakeoff import asked
-from bakeoff.analysis import items
-from bakeoff.analysis.runs import runs_by_method, usable_scores
+from bakeoff.analysis.per_method import items
+from bakeoff.analysis.trial_runs import runs_by_method, usable_scores
 from bakeoff.core.results import Asked, SplitScores, StudyRecord
 from bakeoff.data.rows import write_split
 

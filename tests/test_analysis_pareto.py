@@ -30,7 +30,7 @@ from bakeoff.analysis.pareto import (
     pareto_front,
     tied,
 )
-from bakeoff.analysis.weigh import weigh
+from bakeoff.analysis.recommendation.preferences import weigh
 from bakeoff.core.results import StudyRecord
 from bakeoff.folder import comparable
 from bakeoff.methods import registry

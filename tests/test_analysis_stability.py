@@ -13,8 +13,7 @@ from records import ACCURACY, LOSS, Pair, final, hits, make_record, make_result,
 from test_analysis_summary import row, summed
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.analysis.runs import MethodRuns, Run, runs_by_method
-from bakeoff.analysis.stability import (
+from bakeoff.analysis.per_method.stability import (
     divergence,
     is_open,
     plateau,
@@ -23,6 +22,7 @@ from bakeoff.analysis.stability import (
     spikes,
     validation_area,
 )
+from bakeoff.analysis.trial_runs import MethodRuns, Run, runs_by_method
 from bakeoff.core.results import CurvePoint, SplitScores, Status
 
 

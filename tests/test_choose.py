@@ -12,8 +12,8 @@ from records import finished, make_record, make_result, make_trial
 
 from bakeoff import api
 from bakeoff.analysis.choose import Picks, choose_settings, criterion, picks
-from bakeoff.analysis.runs import Run
 from bakeoff.analysis.summary import summarise
+from bakeoff.analysis.trial_runs import Run
 from bakeoff.core.results import Cost, SplitScores, Status
 from bakeoff.phases import axes
 from bakeoff.race import Rules, Standing, decide

@@ -15,7 +15,7 @@ from command import bakeoff
 from records import final, finished, hits, make_cost, make_record, search
 
 from bakeoff import api
-from bakeoff.analysis.contrast import Agreement, Side, agreement, contrast
+from bakeoff.analysis.compare_studies import Agreement, Side, agreement, contrast
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import StudyRecord

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bakeoff.analysis.compare import Verdict
-from bakeoff.analysis.counts import Count, compare_counts, counts, estimates
+from bakeoff.analysis.count_intervals import Count, compare_counts, counts, estimates
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.results import Reported

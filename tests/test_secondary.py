@@ -14,7 +14,7 @@ from records import final, make_record, make_result, make_trial
 from sklearn.metrics import f1_score
 
 from bakeoff import api
-from bakeoff.analysis.secondary import macro_f1, macro_f1_influences
+from bakeoff.analysis.per_method.secondary import macro_f1, macro_f1_influences
 from bakeoff.analysis.summary import summarise
 from bakeoff.data.rows import read_rows
 from bakeoff.report import page

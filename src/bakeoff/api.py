@@ -20,7 +20,7 @@ from typing import Any
 from bakeoff import artifacts, forks, hours, interrupts, looks, phases, recovery, retries
 from bakeoff import folder as study_folder
 from bakeoff import report as report_page
-from bakeoff.analysis.contrast import Side, contrast
+from bakeoff.analysis.compare_studies import Side, contrast
 from bakeoff.core import disk_full, files
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.redact import redact

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bakeoff.analysis.runs import Run
-from bakeoff.analysis.weights import best_seed, fault
+from bakeoff.analysis.per_method.best_weights import best_seed, fault
+from bakeoff.analysis.trial_runs import Run
 from bakeoff.core.redact import redact
 from bakeoff.progress import Work, ended, telling
 from bakeoff.rounds import Running

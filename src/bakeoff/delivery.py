@@ -20,8 +20,8 @@ from typing import Any
 
 from bakeoff import api, artifacts, bases
 from bakeoff import folder as study_folder
-from bakeoff.analysis.runs import Run, runs_by_method
-from bakeoff.analysis.weights import best_seed
+from bakeoff.analysis.per_method.best_weights import best_seed
+from bakeoff.analysis.trial_runs import Run, runs_by_method
 from bakeoff.core import files
 from bakeoff.core.errors import PreflightError, UsageError, unknown
 from bakeoff.core.results import StudyRecord

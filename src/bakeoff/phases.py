@@ -19,7 +19,7 @@ import numpy as np
 from bakeoff import folder as study_folder
 from bakeoff import hours, plan, race, retries
 from bakeoff.analysis.choose import choose_settings, criterion
-from bakeoff.analysis.runs import Run
+from bakeoff.analysis.trial_runs import Run
 from bakeoff.core import plugins
 from bakeoff.core.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial

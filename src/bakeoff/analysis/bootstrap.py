@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from bakeoff.analysis.reference import (
+from bakeoff.analysis.error_distribution import (
     MOST_DEGREES_OF_FREEDOM,
     SHARED_WITH_CONTROL,
     Error,

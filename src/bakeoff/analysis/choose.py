@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from bakeoff.analysis.runs import Run, setting_key
+from bakeoff.analysis.trial_runs import Run, setting_key
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Trial
 

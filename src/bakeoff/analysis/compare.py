@@ -30,8 +30,8 @@ from bakeoff.analysis.bootstrap import (
     pool_seed_noise,
     standardised,
 )
+from bakeoff.analysis.error_distribution import FloatArray, reach, surprise
 from bakeoff.analysis.power import Design, items_needed, seeds_needed
-from bakeoff.analysis.reference import FloatArray, reach, surprise
 
 ALPHA = 0.05
 # Differences this close to a bound lie on it: sums round differently from machine to machine.

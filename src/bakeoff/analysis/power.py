@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, special
 
-from bakeoff.analysis.reference import (
+from bakeoff.analysis.error_distribution import (
     SHARED_WITH_CONTROL,
     Error,
     FloatArray,

@@ -14,26 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff.analysis import counts, phrases
-from bakeoff.analysis.base import base_row, gains, no_gain
+from bakeoff.analysis import count_intervals, phrases
 from bakeoff.analysis.choose import choose_settings
 from bakeoff.analysis.compare import Interval, compare, estimate_scores
-from bakeoff.analysis.forgetting import forgetting_rows
-from bakeoff.analysis.items import item_summary
 from bakeoff.analysis.pareto import draw_scores, find_fronts
-from bakeoff.analysis.raced import race_summary
-from bakeoff.analysis.recommend import recommend
-from bakeoff.analysis.rows import Evidence, failure_rows, method_row
-from bakeoff.analysis.runs import (
-    MethodRuns,
-    Run,
-    n_test_items,
-    runs_by_method,
-    usable_scores,
-)
-from bakeoff.analysis.secondary import secondary_rows
-from bakeoff.analysis.stability import is_open
-from bakeoff.analysis.weights import fault
+from bakeoff.analysis.per_method.best_weights import fault
+from bakeoff.analysis.per_method.forgetting import forgetting_rows
+from bakeoff.analysis.per_method.gain_over_base import base_row, gains, no_gain
+from bakeoff.analysis.per_method.items import item_summary
+from bakeoff.analysis.per_method.method_rows import Evidence, failure_rows, method_row
+from bakeoff.analysis.per_method.race_summary import race_summary
+from bakeoff.analysis.per_method.secondary import secondary_rows
+from bakeoff.analysis.per_method.stability import is_open
+from bakeoff.analysis.recommendation.recommend import recommend
+from bakeoff.analysis.trial_runs import MethodRuns, Run, n_test_items, runs_by_method, usable_scores
 from bakeoff.core.results import Reported, StudyRecord, TrialResult
 
 SCHEMA = 1
@@ -161,15 +155,15 @@ def _counted(
     record: StudyRecord, reported: Mapping[str, Reported], rng: np.random.Generator
 ) -> Evidence:
     """Return what can be said of another tool's runs: one seed each, no scores per item."""
-    estimates, counted = counts.estimates(reported), counts.counts(reported)
+    estimates, counted = count_intervals.estimates(reported), count_intervals.counts(reported)
     contenders = {m: c for m, c in counted.items() if m != record.control}
     comparisons = {}
     if record.control in counted:
         control, better = counted[record.control], record.metric.better
-        comparisons = counts.compare_counts(
+        comparisons = count_intervals.compare_counts(
             contenders, control, margin=record.margin, better=better
         )
-    draws = counts.draw_counts(counted, rng)
+    draws = count_intervals.draw_counts(counted, rng)
     return Evidence({}, estimates, comparisons, dict.fromkeys(estimates, 1), draws)
 
 

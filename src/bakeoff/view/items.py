@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import TIE
-from bakeoff.analysis.items import Pair
+from bakeoff.analysis.per_method.items import Pair
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.redact import redacted
 from bakeoff.report.safe import clean

@@ -18,7 +18,7 @@ from scipy import special
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import ALPHA
-from bakeoff.analysis.runs import MethodRuns, Run, finite
+from bakeoff.analysis.trial_runs import MethodRuns, Run, finite
 from bakeoff.core.results import MetricInfo, Status
 
 LOSS_MARGIN = 0.05

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import TIE
-from bakeoff.analysis.runs import MethodRuns
+from bakeoff.analysis.trial_runs import MethodRuns
 from bakeoff.core.redact import redact
 from bakeoff.core.results import StudyRecord
 

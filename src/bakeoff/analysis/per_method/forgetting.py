@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import estimate_scores
-from bakeoff.analysis.runs import MethodRuns
+from bakeoff.analysis.trial_runs import MethodRuns
 from bakeoff.core.results import Forgetting
 
 FloatArray = NDArray[np.float64]

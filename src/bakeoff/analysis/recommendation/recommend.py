@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bakeoff.analysis import phrases
-from bakeoff.analysis.accelerators import has_more
 from bakeoff.analysis.compare import ALPHA, Verdict
 from bakeoff.analysis.pareto import QUALITY
-from bakeoff.analysis.savings import for_saving, for_serving, for_weights
-from bakeoff.analysis.weigh import SERVING, can_be_served, weigh
+from bakeoff.analysis.per_method.accelerators import has_more
+from bakeoff.analysis.recommendation.preferences import SERVING, can_be_served, weigh
+from bakeoff.analysis.recommendation.saving_sentences import for_saving, for_serving, for_weights
 from bakeoff.core.results import StudyRecord
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bakeoff.analysis.runs import MethodRuns, Run
+from bakeoff.analysis.trial_runs import MethodRuns, Run
 from bakeoff.core.results import StudyRecord
 
 

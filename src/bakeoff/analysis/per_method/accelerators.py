@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bakeoff.analysis.runs import MethodRuns
+from bakeoff.analysis.trial_runs import MethodRuns
 from bakeoff.core.results import Cost, Status, StudyRecord
 
 LANES = "lanes"

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.analysis.accelerators import has_more
 from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.pareto import COSTS, QUALITY, axis_value, tied
+from bakeoff.analysis.per_method.accelerators import has_more
 from bakeoff.core.results import StudyRecord
 from bakeoff.race import COST_TIE
 

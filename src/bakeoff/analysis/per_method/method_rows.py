@@ -12,19 +12,14 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from bakeoff.analysis.accelerators import engine_row
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.choose import picks
 from bakeoff.analysis.compare import Comparison, Interval, Verdict
-from bakeoff.analysis.reference import FloatArray
-from bakeoff.analysis.runs import (
-    NOT_FINISHED,
-    MethodRuns,
-    Run,
-    setting_key,
-)
-from bakeoff.analysis.stability import is_open, raced_out, stability
-from bakeoff.analysis.weights import artifact
+from bakeoff.analysis.error_distribution import FloatArray
+from bakeoff.analysis.per_method.accelerators import engine_row
+from bakeoff.analysis.per_method.best_weights import artifact
+from bakeoff.analysis.per_method.stability import is_open, raced_out, stability
+from bakeoff.analysis.trial_runs import NOT_FINISHED, MethodRuns, Run, setting_key
 from bakeoff.core.results import Cost, Reported, Status, StudyRecord, TrialResult
 
 _FROM_PROBE = (

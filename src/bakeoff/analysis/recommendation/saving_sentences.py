@@ -12,7 +12,7 @@ from typing import Any
 from bakeoff.analysis import phrases
 from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.pareto import tied
-from bakeoff.analysis.weigh import (
+from bakeoff.analysis.recommendation.preferences import (
     NOT_WORSE,
     Weighed,
     can_be_served,

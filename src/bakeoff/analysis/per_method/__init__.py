@@ -1,0 +1,1 @@
+"""What the report says of each method: one aspect a file."""

@@ -1,0 +1,1 @@
+"""The recommendation and the sentences that support it."""
