@@ -23,13 +23,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from bakeoff import assemble
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.trial import Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
 from bakeoff.methods.arguments import Surroundings, resolve
 from bakeoff.tasks import Example
+from bakeoff.training import setup
 
 WARMUP = 3
 """Untimed steps at the start of every run."""
@@ -63,7 +63,7 @@ class Ours:
     """This engine with some of the trials: one (solo) or all (laned)."""
 
     def __init__(self, trials: Sequence[Trial], ground: Ground) -> None:
-        self.bench = assemble.build(
+        self.bench = setup.build(
             trials, ground.base, ground.data, Switches.best("cpu", trials[0].conditions.precision)
         )
         self.examples = self.bench.examples("train")

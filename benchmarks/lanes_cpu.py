@@ -33,7 +33,6 @@ import torch
 from cpu_sides import LEARNING_RATE, WARMUP, Ground, Ours, Theirs, optimizer_name, refusal
 from torch import nn
 
-from bakeoff import assemble
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.trial import Trial
 from bakeoff.engine.device import resolve_precision
@@ -42,6 +41,7 @@ from bakeoff.methods import registry as catalog
 from bakeoff.progress import Silent
 from bakeoff.spec import read_spec
 from bakeoff.study import open_study
+from bakeoff.training import setup
 
 CHECKED = 3
 """Steps whose losses must agree before anything is timed."""
@@ -135,7 +135,7 @@ def check_losses(case: Case, amount: Amount, folder: Path) -> float:
         BakeoffError: ``losses-differ``.
     """
     ground = open_ground(case._replace(precision="fp32"), amount, folder)
-    assemble.prepare_process(ground.trials[0].conditions)
+    setup.prepare_process(ground.trials[0].conditions)
     laned = Ours(ground.trials, ground)
     theirs = Theirs(ground.trials[0], laned, ground, torch.float32)
     without_dropout(laned.model)
@@ -165,7 +165,7 @@ def time_sides(ground: Ground, amount: Amount) -> dict[str, list[float]]:
 
     Trainer and solo take the order of one lane a round, another in the next.
     """
-    assemble.prepare_process(ground.trials[0].conditions)
+    setup.prepare_process(ground.trials[0].conditions)
     solo, laned = Ours(ground.trials[:1], ground), Ours(ground.trials, ground)
     variants = {TRAINER: torch.float32}
     if ground.trials[0].conditions.precision == "bf16":

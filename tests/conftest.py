@@ -15,12 +15,14 @@ import command
 import pytest
 import tomli_w
 
-from bakeoff import api, preflight, segment
+from bakeoff import api
 from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.study import make_executor
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
+from bakeoff.training import segment
+from bakeoff.training.preflight import checks
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -114,7 +116,7 @@ def costs_are_known() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
-        patch.setattr(preflight, "probe", probe)
+        patch.setattr(checks, "probe", probe)
         yield
 
 

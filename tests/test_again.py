@@ -18,13 +18,14 @@ import pytest
 import tomli_w
 from report_fixture import HOSTILE, report
 
-from bakeoff import api, cli, looks, phases, segment
+from bakeoff import api, cli, looks, phases
 from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.progress import Silent
 from bakeoff.report import render
 from bakeoff.spec import parse_spec
 from bakeoff.study import make_executor
 from bakeoff.testing.tiny import rows, write_jsonl
+from bakeoff.training import segment
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 Values = dict[str, Any]

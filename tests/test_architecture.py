@@ -18,11 +18,11 @@ VIOLATIONS = {
     "a stray utils.py": ("utils.py", ""),
     "engine names a method": ("engine/loop.py", "import bakeoff.methods.hook"),
     "engine imports a task": ("engine/order.py", "from bakeoff.tasks import classify"),
-    "a task imports the segment": ("tasks/sft.py", "import bakeoff.segment"),
+    "a task imports the segment": ("tasks/sft.py", "import bakeoff.training.segment"),
     "a task imports its sibling": ("tasks/sft.py", "from bakeoff.tasks.classify import Classify"),
     "a metric imports its sibling": ("metrics/accuracy.py", "import bakeoff.metrics.builtin.json_match"),
     "an executor imports its sibling": ("executors/process.py", "import bakeoff.executors.inline"),
-    "an executor imports the segment": ("executors/process.py", "import bakeoff.segment"),
+    "an executor imports the segment": ("executors/process.py", "import bakeoff.training.segment"),
     "an executor imports torch": ("executors/inline.py", "import torch"),
     "another file than its executor imports ray": ("study.py", "import ray"),
     "analysis opens the database": ("analysis/compare.py", "from bakeoff.store import Reader"),
@@ -106,7 +106,9 @@ def test_the_training_half_needs_no_study_packages() -> None:
     block = "import sys\nfor m in ('pydantic', 'sqlalchemy', 'scipy', 'statsmodels', 'moocore',"
     block += " 'typer', 'rich', 'jinja2', 'tomli_w'):"
     block += "\n    sys.modules[m] = None\n"
-    subprocess.run([sys.executable, "-c", block + "import bakeoff.preflight"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", block + "import bakeoff.training.preflight.checks"], check=True
+    )
 
 
 def test_files_and_functions_stay_small() -> None:

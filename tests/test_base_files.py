@@ -14,12 +14,13 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from bakeoff import api, bases, preflight
+from bakeoff import api, bases
 from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.core.trial import Segment
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
+from bakeoff.training.preflight import checks
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SECOND = "model-00002-of-00002.safetensors"
@@ -48,7 +49,7 @@ def answer(base: Path | str, folder: Path, task: str = "sft") -> dict[str, Any]:
     shutil.copyfile(data / "validation.jsonl", data / "test.jsonl")
     metric = {"sft": "exact_match", "classify": "accuracy"}[task]
     trial = make_trial("lora", task, metric=metric)
-    return preflight.check(Segment((trial,), 0, 10, str(folder), str(base)).to_json())
+    return checks.check(Segment((trial,), 0, 10, str(folder), str(base)).to_json())
 
 
 def cut(path: Path) -> None:

@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from bakeoff import capabilities
-from bakeoff.capabilities import afterwards, layers, quantised, tiny
-from bakeoff.capabilities.trained import Broken, Trained, difference, resolved, train
 from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import capability_records, registry
 from bakeoff.methods.capability_records import Capabilities, Measured, OnBase, Riding, Works
+from bakeoff.training.preflight import capabilities
+from bakeoff.training.preflight.capabilities import layers, post_training, quantized, tiny
+from bakeoff.training.preflight.capabilities.train import (
+    Broken,
+    Trained,
+    difference,
+    resolved,
+    train,
+)
 
 # what PEFT warns of its own settings is no part of what is looked at here
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -50,10 +56,10 @@ def test_a_probe_finds_what_the_record_says(name: str, probed: dict[str, Capabil
     shipped = Capabilities.from_json(capability_records.shipped()["methods"][name])
     assert verdicts(probed[name]) == verdicts(shipped)
     for kind, works in probed[name].quantised.items():
-        if importlib.util.find_spec(quantised.PACKAGES[kind]):
+        if importlib.util.find_spec(quantized.PACKAGES[kind]):
             assert works.works == shipped.quantised[kind].works
         else:
-            assert works == Works(None, f"{quantised.PACKAGES[kind]} is not installed")
+            assert works == Works(None, f"{quantized.PACKAGES[kind]} is not installed")
 
 
 def verdicts(own: Capabilities) -> dict[str, Any]:
@@ -115,24 +121,24 @@ def test_a_method_that_cannot_be_trained_alone_says_what_it_needs() -> None:
 
 
 def test_a_prompt_does_not_merge() -> None:
-    found = afterwards.measured(lambda: afterwards.merges(trained("prompt_tuning")))
+    found = post_training.measured(lambda: post_training.merges(trained("prompt_tuning")))
     assert found.value is None
     assert "no weight to merge them into" in str(found.reason)
 
 
 def test_pissa_does_not_give_the_base_back_and_its_file_is_plain_lora(tmp_path: Path) -> None:
     at = trained("pissa")
-    assert afterwards.disables(at) > 0.1
-    assert afterwards.converts(at, 8) > 1
-    afterwards.save(at, tmp_path)
-    assert afterwards.reloads(at, tmp_path) < 1e-5
-    assert afterwards.reads_as_plain_lora(at, tmp_path) < capability_records.CONVERTED
+    assert post_training.disables(at) > 0.1
+    assert post_training.converts(at, 8) > 1
+    post_training.save(at, tmp_path)
+    assert post_training.reloads(at, tmp_path) < 1e-5
+    assert post_training.reads_as_plain_lora(at, tmp_path) < capability_records.CONVERTED
 
 
 def test_part_of_the_base_is_its_own_merge() -> None:
     at = trained("bitfit", "bert")
-    assert afterwards.merges(at) == 0
-    assert "no adapter" in str(afterwards.measured(lambda: afterwards.disables(at)).reason)
+    assert post_training.merges(at) == 0
+    assert "no adapter" in str(post_training.measured(lambda: post_training.disables(at)).reason)
 
 
 def test_a_method_that_touches_what_is_frozen_does_not_train(
@@ -176,7 +182,7 @@ def test_a_wrong_entry_is_an_answer_too() -> None:
 
 def test_a_figure_that_is_not_finite_is_a_reason() -> None:
     nothing = torch.zeros(3)
-    found = afterwards.measured(lambda: difference(nothing, nothing))
+    found = post_training.measured(lambda: difference(nothing, nothing))
     assert found == Measured(None, "its logits are nan")
 
 
@@ -198,7 +204,7 @@ def test_layers_are_found_by_trying() -> None:
 def test_packed_bytes_taken_for_weights_are_found_out(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     plain, own = trained("hra"), entry("hra")
-    found = quantised.works(own, "8bit", tmp_path, plain)
+    found = quantized.works(own, "8bit", tmp_path, plain)
     assert found.works is False
     assert "off those on the plain base" in str(found.reason)
 
@@ -206,8 +212,8 @@ def test_packed_bytes_taken_for_weights_are_found_out(tmp_path: Path) -> None:
 def test_a_package_that_is_not_there_is_no_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(quantised.PACKAGES, "4bit", "no_such_package")
-    found = quantised.works(entry("lora"), "4bit", tmp_path, trained("lora"))
+    monkeypatch.setitem(quantized.PACKAGES, "4bit", "no_such_package")
+    found = quantized.works(entry("lora"), "4bit", tmp_path, trained("lora"))
     assert found == Works(None, "no_such_package is not installed")
 
 

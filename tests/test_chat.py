@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from bakeoff.core.errors import PreflightError
 from bakeoff.data.chat import Chat, Unusable, template
 from bakeoff.data.chat.messages import conversation, without_oldest, wrong
-from bakeoff.shown import pieces
 from bakeoff.tasks.sft import IGNORE
+from bakeoff.training.preflight.row_preview import pieces
 
 TEMPLATES = Path(__file__).parent / "data" / "chat"
 CONTROL = {

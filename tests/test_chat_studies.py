@@ -17,12 +17,12 @@ from bakeoff.cli import rows as printed
 from bakeoff.core.errors import UsageError
 from bakeoff.data.rows import assets
 from bakeoff.engine.loss import Supervised
-from bakeoff.shown import pieces
 from bakeoff.spec import parse_spec
 from bakeoff.tasks import load_tokenizer
 from bakeoff.tasks.classify import Classify
 from bakeoff.tasks.sft import IGNORE, SupervisedFineTuning
 from bakeoff.testing.tiny import rows, write_jsonl
+from bakeoff.training.preflight.row_preview import pieces
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 CHAT = (

@@ -19,11 +19,11 @@ from bakeoff.core.trial import Trial
 from bakeoff.data.issues import refusal
 from bakeoff.data.rows import place_of, read_rows
 from bakeoff.engine.accelerators import Switches
-from bakeoff.evaluate import answers
 from bakeoff.spec import parse_spec
 from bakeoff.tasks.choice import Choices, MultipleChoice
 from bakeoff.testing.tiny import WORDS, rows, save_llama, write_jsonl
 from bakeoff.testing.trials import build, make_trial, no_dropout, run
+from bakeoff.training.evaluate import answers
 
 COLUMNS = {"prompt": "Command : {text} JSON", "choices": "choices", "answer": "answer"}
 OPTIONS = {

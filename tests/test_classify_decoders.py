@@ -12,16 +12,17 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from bakeoff import api, segment
+from bakeoff import api
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.packing.pooling import last_places
-from bakeoff.parity import decide
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import build, make_trial, no_dropout, run
+from bakeoff.training import segment
+from bakeoff.training.preflight.parity import decide
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 METHODS = ("lora", "full", "head", "ia3", "oft", "prefix_tuning", "prompt_tuning", "p_tuning")

@@ -134,7 +134,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def answer(
         function: str, payloads: Sequence[dict[str, Any]]
     ) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
-        assert function == "bakeoff.capabilities:probe"
+        assert function == "bakeoff.training.preflight.capabilities:probe"
         for index, payload in enumerate(payloads):
             name = payload["entry"]["name"]
             asked.append(name)
@@ -267,8 +267,8 @@ def test_a_model_of_ones_own(
 
 
 def test_counts_by_hand(tiny_llama: Path, tiny_bert: Path) -> None:
-    pytest.importorskip("bakeoff.sizing")
-    from bakeoff.capabilities.expected import expected
+    pytest.importorskip("bakeoff.training.preflight.parameter_count")
+    from bakeoff.training.preflight.capabilities.on_model import expected
 
     lora = methods.to_json(registry.load("lora", Path()))
     # r (in + out): 32 wide, 16 for k and v, 64 inside; q and o, k and v, gate and up and down

@@ -17,15 +17,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from bakeoff import api, conversion
+from bakeoff import api
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.trial import Segment
 from bakeoff.delivery import deliver
-from bakeoff.evaluate import item_losses
 from bakeoff.methods.hook import Finished
 from bakeoff.spec import parse_spec
 from bakeoff.testing.trials import build, make_trial
+from bakeoff.training import convert
+from bakeoff.training.evaluate import item_losses
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_what_was_trained_on_a_gpu_is_delivered_without_one(
     expected = item_losses(at, at.examples("validation")).mean()
     segment = Segment((trial,), 0, 1, str(tmp_path), str(tiny_bert)).to_json()
     value = {"segment": segment, "form": "merged", "rank": 8, "target": str(tmp_path / "made")}
-    found = conversion.run(value)
+    found = convert.run(value)
     assert found["error"] is None
     assert found["loss"] == pytest.approx(expected, rel=1e-4)
     assert found["note"] == "Scored on cpu; the study trained on cuda:0, which is not here."

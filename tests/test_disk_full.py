@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from test_plan import ENTRIES
 from test_recovery import comparable
 
-from bakeoff import api, states
+from bakeoff import api
 from bakeoff.core import disk_full, files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import SplitScores, Status, TrialResult
@@ -27,6 +27,7 @@ from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
 from bakeoff.study import refuse_full
 from bakeoff.testing.trials import CONDITIONS
+from bakeoff.training import checkpoints
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -149,7 +150,7 @@ def test_a_study_goes_on_to_the_same_numbers_after_a_full_disk(
     for module, name, call, error in (
         (api.study_folder, "freeze_data", 1, FULL),
         (files, "write_text", 1, FULL),  # the note of who holds the lock
-        (states, "keep", 3, words),
+        (checkpoints, "keep", 3, words),
         (trial_dir, "seal", 3, FULL),
     ):
         with monkeypatch.context() as patched:
@@ -171,18 +172,18 @@ def test_a_cost_that_met_a_full_disk_is_measured_again(
     study_values: dict[str, Any], tmp_path: Path
 ) -> None:
     """Fault 7: a probe's failure would stand for its method for ever."""
-    from bakeoff import preflight
+    from bakeoff.training.preflight import checks
 
     with pytest.MonkeyPatch.context() as patched:
 
         def stop(*_: object) -> None:
             raise FULL
 
-        patched.setattr(preflight, "_probe", stop)
+        patched.setattr(checks, "_probe", stop)
         trial = Trial(ENTRIES[0], {"learning_rate": 1e-3}, 0, "search", CONDITIONS)
         payload = api.phases.Segment((trial,), 0, 1, str(tmp_path), "base").to_json()
         with pytest.raises(OSError, match="No space left"):
-            preflight.probe(payload)
+            checks.probe(payload)
 
 
 def test_room_for_twice_the_files_is_asked_for(

@@ -16,7 +16,7 @@ import torch
 from records import make_entry
 from typer.testing import CliRunner
 
-from bakeoff import lock, recovery, states
+from bakeoff import lock, recovery
 from bakeoff.cli import app, doctor
 from bakeoff.core import trial_dir
 from bakeoff.core.errors import BakeoffError
@@ -25,6 +25,7 @@ from bakeoff.core.trial import Trial
 from bakeoff.data.rows import rows
 from bakeoff.store import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
+from bakeoff.training import checkpoints
 
 DONE, LOST, RACING, STOPPED = (
     Trial(make_entry("lora"), {"learning_rate": 1e-3 * (n + 1)}, 0, phase, CONDITIONS)
@@ -48,9 +49,9 @@ def study(tmp_path: Path) -> Path:
     (place / "adapter").mkdir(parents=True)
     (place / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     trial_dir.seal(place, result(DONE))
-    states.keep(
+    checkpoints.keep(
         trial_dir.state_of(out / "trials", RACING.id, 5),
-        states.State({"values": torch.arange(4.0)}, {}, at_rung),
+        checkpoints.State({"values": torch.arange(4.0)}, {}, at_rung),
     )
     with Writer(out / "study.db") as store:
         store.set("frozen", {"data": sums, "metric": {"name": "accuracy", "source": None}})

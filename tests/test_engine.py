@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from bakeoff import assemble, preflight
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Conditions, Segment
@@ -23,11 +22,13 @@ from bakeoff.engine.device import resolve_device, resolve_precision, set_dtypes
 from bakeoff.engine.loop import Reading, reading_steps, train
 from bakeoff.engine.loss import supervised_logits, supervised_positions
 from bakeoff.engine.optim import schedule
-from bakeoff.parity import Decision
-from bakeoff.segment import run_segment
 from bakeoff.tasks.classify import Classify
 from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import LABELS, build, losses, make_trial
+from bakeoff.training import setup
+from bakeoff.training.preflight import checks
+from bakeoff.training.preflight.parity import Decision
+from bakeoff.training.segment import run_segment
 
 LIKE_PLAIN = {
     "seed": 3, "phase": "search", "rate": 5e-3, "steps": 10, "warmup": 0.2, "weight_decay": 0.01,
@@ -177,7 +178,7 @@ def test_the_head_has_its_own_rate_where_something_else_is_trained_too(
         a_trial = make_trial(method, "classify", rate=5e-3, head_learning_rate=0.5)
         at = build(a_trial, tiny_bert, tmp_path)
         sizes = [span.stop - span.start for span in at.lanes.stack.spans]
-        groups = assemble.parameter_groups(at.model, at.task, a_trial)
+        groups = setup.parameter_groups(at.model, at.task, a_trial)
         found[method] = list(zip(sizes, (g.rate(a_trial) for g in groups), strict=True))
     assert found["head"] == [(3 * 32 + 3, 5e-3)]
     assert [rate for _, rate in found["lora"]] == [5e-3, 0.5]
@@ -237,12 +238,12 @@ def test_training_that_changes_nothing_is_no_result(
         return found._replace(sums=0 * found.sums)
 
     monkeypatch.setattr(Classify, "item_losses", nothing)
-    monkeypatch.setattr(preflight, "_decide", lambda *_: plain)
+    monkeypatch.setattr(checks, "_decide", lambda *_: plain)
     monkeypatch.setattr(profiling, "TIMED_STEPS", 1)
     write_splits(tmp_path / "data")
     trial = make_trial("lora", "classify", phase="search", steps=3, metric="accuracy")
     segment = Segment((trial,), 0, 3, str(tmp_path), str(tiny_bert))
-    cost, (result,) = preflight.probe(segment.to_json()), run_segment(segment).results
+    cost, (result,) = checks.probe(segment.to_json()), run_segment(segment).results
     assert (cost["status"], result.status) == (Status.INCOMPATIBLE, Status.FAILED)
     assert "no gradient reached any of its weights in 4 steps" in cost["reason"]
     assert "in 3 steps: it is the untouched base" in (result.reason or "")

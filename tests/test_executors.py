@@ -305,7 +305,10 @@ def test_ray_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("begun", "absent"),
-    [("import bakeoff.worker", "peft"), ("from bakeoff.executors.process import Process", "torch")],
+    [
+        ("import bakeoff.training.worker", "peft"),
+        ("from bakeoff.executors.process import Process", "torch"),
+    ],
 )
 def test_a_worker_takes_its_gpu_before_anything_can_ask_for_one(begun: str, absent: str) -> None:
     """PEFT imports bitsandbytes, which asks; and the parent, which starts workers, has no torch."""

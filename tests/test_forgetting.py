@@ -16,13 +16,13 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bakeoff
-from bakeoff import forgetting
 from bakeoff.analysis.summary import summarise
-from bakeoff.assemble import build
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.results import Forgetting, TrialResult
 from bakeoff.data.rows import general_text, read_rows, write_split
 from bakeoff.testing.trials import make_trial
+from bakeoff.training import forgetting
+from bakeoff.training.setup import build
 
 TEXTS = ["turn on the kitchen light please", "what time is it now", "the lamp is red and old"]
 

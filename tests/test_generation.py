@@ -26,16 +26,16 @@ from transformers import (
 )
 
 import bakeoff
-from bakeoff import answering
 from bakeoff.data.rows import assets
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.generation import decoding, generate
 from bakeoff.engine.generation.generate import Asked, Pace, fast, plain
 from bakeoff.engine.generation.kv_slots import NotFast, Slots, prompt_cache
 from bakeoff.engine.generation.token_ties import ROUNDING, differences
-from bakeoff.parity import decide
 from bakeoff.testing.tiny import save_llama, write_splits
 from bakeoff.testing.trials import make_trial
+from bakeoff.training import generation
+from bakeoff.training.preflight.parity import decide
 
 SMOLLM2 = assets.locate("smollm2-135m-instruct")
 GPU_LIKE = Pace(every=4, grain=16, few_shapes=True, rows=0)
@@ -240,9 +240,9 @@ def test_the_probe_passes_what_is_right_and_stops_what_is_wrong(
     llama: Any, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = asked(ends=(2,))
-    assert answering.disagreement(llama, question, conditions(precision), False) is None
+    assert generation.disagreement(llama, question, conditions(precision), False) is None
     wrong_positions(monkeypatch)
-    why = answering.disagreement(llama, question, conditions(precision), False)
+    why = generation.disagreement(llama, question, conditions(precision), False)
     assert why is not None
     assert "answers are not plain generate's" in why
 
@@ -269,7 +269,7 @@ def test_a_method_is_probed_away_from_its_start(
     def told(model: Any, *_: Any) -> None:
         asked_of.append(any(p.any() for n, p in model.named_parameters() if "lora_B" in n))
 
-    monkeypatch.setattr("bakeoff.parity.disagreement", told)
+    monkeypatch.setattr("bakeoff.training.preflight.parity.disagreement", told)
     decide(make_trial("lora", "sft"), str(tiny_llama), data, wished)
     assert asked_of == [True], "at LoRA's start its B is zero and an adapter tells nothing"
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from peft.optimizers.riemannian import _collect_lora_pairs, _RiemannianPreconditioner
 
-from bakeoff import assemble
 from bakeoff.core.errors import PreflightError
 from bakeoff.engine.accelerators import Switches
 from bakeoff.methods import registry
@@ -19,6 +18,7 @@ from bakeoff.methods.arguments import Surroundings, resolve
 from bakeoff.methods.hook import Incompatible
 from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import batches, build, make_trial, run
+from bakeoff.training import setup
 
 LANES = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 
@@ -28,11 +28,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("wide"), 64, 0.2)
 
 
-def bench(method: str, base: Path, folder: Path, **changes: Any) -> assemble.Bench:
+def bench(method: str, base: Path, folder: Path, **changes: Any) -> setup.Bench:
     return build(make_trial(method, "sft", **changes), base, folder)
 
 
-def gradients(at: assemble.Bench) -> None:
+def gradients(at: setup.Bench) -> None:
     """Leave the gradients of one batch in the model."""
     at.model.train()
     at.lanes.alone(0)
@@ -70,7 +70,7 @@ def test_lora_fa_keeps_a_and_takes_the_nearest_step(llama: Path, tmp_path: Path)
 
 def test_lora_plus_gives_b_sixteen_times_the_rate(llama: Path, tmp_path: Path) -> None:
     at = bench("lora_plus", llama, tmp_path, rate=1e-4)
-    groups = assemble.parameter_groups(at.model, at.task, at.trials[0])
+    groups = setup.parameter_groups(at.model, at.task, at.trials[0])
     rates = {n.split(".")[-3]: g.rate(at.trials[0]) for g in groups for n in g.names}
     assert rates == pytest.approx({"lora_A": 1e-4, "lora_B": 16e-4})
     before = {n: p.detach().clone() for n, p in at.model.named_parameters() if p.requires_grad}
@@ -173,8 +173,8 @@ def test_trainable_tokens_are_the_most_frequent(llama: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def around(llama: Path) -> Surroundings:
-    task = assemble.make_task(make_trial("lora", "sft").conditions)
-    base = assemble.load_base(make_trial("lora", "sft").conditions, task, str(llama), 0)
+    task = setup.make_task(make_trial("lora", "sft").conditions)
+    base = setup.load_base(make_trial("lora", "sft").conditions, task, str(llama), 0)
     return Surroundings(base, (), 200, tuple)
 
 

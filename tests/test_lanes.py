@@ -13,7 +13,6 @@ import torch
 from core import CASES
 from torch.func import vmap
 
-from bakeoff import segment
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment, Trial
@@ -23,10 +22,11 @@ from bakeoff.engine.lanes.vmapped_linear import lane_linear
 from bakeoff.engine.loop import train
 from bakeoff.engine.packing.attention import attend
 from bakeoff.engine.packing.layout import Layout, layout
-from bakeoff.parity import decide
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import batches, build, make_trial, no_dropout, run, steps
+from bakeoff.training import segment
+from bakeoff.training.preflight.parity import decide
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 RATES = (1e-3, 1e-2, 3e-3)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from bakeoff import latency
 from bakeoff.engine.accelerators import Switches
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import build, make_trial
+from bakeoff.training.preflight import latency
 
 
 @pytest.mark.parametrize("task", ["sft", "classify"])

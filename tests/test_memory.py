@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bakeoff import answering, api, assemble, evaluate, parity, preflight
+from bakeoff import api
 from bakeoff.cli.plan import memory_words
 from bakeoff.core.results import Status
 from bakeoff.core.trial import MethodEntry, Segment, Trial
@@ -21,11 +21,13 @@ from bakeoff.engine.generation.generate import Pace
 from bakeoff.engine.lanes.dropout import Keyed
 from bakeoff.engine.layers import LayerStack, NotRecomputable
 from bakeoff.engine.loop import train
-from bakeoff.evaluate import answers, item_losses
 from bakeoff.methods.hook import Incompatible
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import batches, build, make_trial, run
+from bakeoff.training import evaluate, generation, setup
+from bakeoff.training.evaluate import answers, item_losses
+from bakeoff.training.preflight import checks, parity
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 PLAIN = Switches.plain()
@@ -44,7 +46,7 @@ def dropping(method: str) -> MethodEntry:
     return dataclasses.replace(entry, config={**entry.config, "lora_dropout": 0.3})
 
 
-def attend_to_all(at: assemble.Bench) -> None:
+def attend_to_all(at: setup.Bench) -> None:
     """Switch dropout of attention weights off: transformers' own draws from PyTorch's stream."""
     for module in at.model.modules():
         if type(module).__name__.endswith("SelfAttention"):
@@ -149,7 +151,7 @@ def test_evaluation_keeps_to_the_budget_too(tiny_llama: Path, tmp_path: Path) ->
     assert all(p.cut is None for s in steps for p in s.passes)
 
 
-def short_of_memory(at: assemble.Bench, most: int, needs_again: bool = False) -> Callable[..., Any]:
+def short_of_memory(at: setup.Bench, most: int, needs_again: bool = False) -> Callable[..., Any]:
     """Wrap a bench's losses: more than ``most`` examples a pass do not fit."""
     right = at.task.item_losses
 
@@ -272,14 +274,14 @@ def test_the_cost_probe_finds_what_fits_and_says_so(
     monkeypatch.setattr(task, "item_losses", losses)
     wishes = {"lanes": "auto", "checkpointing": "auto"}
     segment = Segment((trial,), 0, 6, str(tmp_path), str(tiny_llama), wishes)
-    cost = preflight.probe(segment.to_json())
+    cost = checks.probe(segment.to_json())
     assert cost["status"] == Status.DONE, cost["reason"]
     assert cost["engine"]["switches"]["checkpointing"] is True
     assert cost["engine"]["rescue"] is True
     assert cost["engine"]["pass_tokens"] > 0
     forbidden = dataclasses.replace(segment, engine={**wishes, "checkpointing": "off"})
     again["on"] = False
-    assert preflight.probe(forbidden.to_json())["status"] == Status.OUT_OF_MEMORY
+    assert checks.probe(forbidden.to_json())["status"] == Status.OUT_OF_MEMORY
 
 
 def test_what_cannot_be_captured_is_said() -> None:
@@ -333,7 +335,7 @@ def test_evaluation_that_does_not_fit_is_done_in_parts(
     with pytest.raises(torch.OutOfMemoryError):
         item_losses(at, examples)
     with pytest.raises(Incompatible, match="not even one row of"):
-        preflight._try_evaluation(at)
+        checks._try_evaluation(at)
 
 
 def test_fast_answers_that_do_not_fit_are_given_in_parts(
@@ -342,7 +344,7 @@ def test_fast_answers_that_do_not_fit_are_given_in_parts(
     """Fault 12: with fewer rows, and no more than those asked for."""
     at = build(make_trial("lora", "sft"), tiny_llama, tmp_path)
     asked = at.task.asked(at.tokenizer, at.rows("validation")[:6])
-    right, tried = answering.fast, []
+    right, tried = generation.fast, []
 
     def tight(model: Any, own: Any, rows: int, graphs: bool, pace: Any) -> Any:
         tried.append((rows, pace.rows))
@@ -350,10 +352,10 @@ def test_fast_answers_that_do_not_fit_are_given_in_parts(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return right(model, own, rows, graphs, pace)
 
-    expected = answering.generated(at.model, asked, at.conditions, graphs=False)
-    monkeypatch.setattr(answering, "fast", tight)
-    monkeypatch.setattr(answering.Pace, "of", lambda _: Pace(1, 32, False, 256))
-    assert answering.generated(at.model, asked, at.conditions, graphs=False) == expected
+    expected = generation.generated(at.model, asked, at.conditions, graphs=False)
+    monkeypatch.setattr(generation, "fast", tight)
+    monkeypatch.setattr(generation.Pace, "of", lambda _: Pace(1, 32, False, 256))
+    assert generation.generated(at.model, asked, at.conditions, graphs=False) == expected
     assert tried == [(8, 256), (4, 0), (2, 0)]
 
 
@@ -377,7 +379,7 @@ def test_the_longest_answer_is_read_before_any_trial(
 
     monkeypatch.setattr(evaluate, "plain", small)
     with pytest.raises(Incompatible, match="not even one answer of full length"):
-        preflight._try_evaluation(at)
+        checks._try_evaluation(at)
 
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")

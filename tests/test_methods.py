@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from core import CORE
 
-from bakeoff import preflight
 from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
 from bakeoff.testing.methods import BASES, CHECKS, SPREAD, WIDTH, Subject, trained
 from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import build, make_trial
+from bakeoff.training.preflight import checks
 
 # what PEFT says of the tiny bases, not of its methods
 pytestmark = [
@@ -237,4 +237,4 @@ def test_virtual_tokens_want_positions_too(tiny_llama: Path, tmp_path: Path) -> 
         longest = max(len(e.tokens) for e in at.examples("train"))
         assert (count + longest <= 128) == fits
         with contextlib.nullcontext() if fits else pytest.raises(Incompatible, match="positions"):
-            preflight._refuse_long_prompts(at, at.examples("train"))
+            checks._refuse_long_prompts(at, at.examples("train"))

@@ -250,10 +250,11 @@ def test_nothing_that_is_kept_of_a_failure_holds_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 66: neither the database nor a trial's folder, whose texts reports are made of."""
-    from bakeoff import rounds, segment
+    from bakeoff import rounds
     from bakeoff.core.trial import Segment
     from bakeoff.executors import Outcome
     from bakeoff.testing.trials import make_trial
+    from bakeoff.training import segment
 
     def fail(*_: object) -> None:
         warnings.warn(f"trying {SECRETS['query']}", stacklevel=1)

@@ -19,7 +19,7 @@ from bakeoff.executors.ray import _Worker
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
 
-FUNCTION = "bakeoff.segment:run"
+FUNCTION = "bakeoff.training.segment:run"
 
 
 def laid_out(folder: Path) -> None:
@@ -52,7 +52,7 @@ def carried(segment: Segment) -> dict[str, Any]:
 def test_sent_segments_give_what_segments_in_the_folder_give(
     begun: Segment, tmp_path: Path
 ) -> None:
-    from bakeoff import segment as training
+    from bakeoff.training import segment as training
 
     second = dataclasses.replace(begun, start=2, stop=4)
     sent = [carried(begun), carried(second)]

@@ -17,16 +17,17 @@ import torch
 from command import Started, bakeoff
 from torch import nn
 
-from bakeoff import api, assemble
+from bakeoff import api
 from bakeoff.core import trial_dir
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.base_cache import Resident
 from bakeoff.engine.heartbeat import Pulse
-from bakeoff.segment import run_segment
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
+from bakeoff.training import setup
+from bakeoff.training.segment import run_segment
 
 LANES = dataclasses.asdict(
     Switches(lanes=True, packing=False, loss=True, compile=False, graphs=False)
@@ -130,11 +131,11 @@ def test_a_stopped_study_goes_on(
 def test_a_base_that_stays_is_handed_out_pristine(tiny_bert: Path, tmp_path: Path) -> None:
     trial = make_trial("lora", "classify")
     data = write_splits(tmp_path / "data")
-    fresh = assemble.build([trial], str(tiny_bert), data).model.state_dict()
+    fresh = setup.build([trial], str(tiny_bert), data).model.state_dict()
     Resident.on = True
     for method in ("full", "pissa", "lora"):
-        assemble.build([make_trial(method, "classify")], str(tiny_bert), data)
-    kept = assemble.build([trial], str(tiny_bert), data).model.state_dict()
+        setup.build([make_trial(method, "classify")], str(tiny_bert), data)
+    kept = setup.build([trial], str(tiny_bert), data).model.state_dict()
     assert kept.keys() == fresh.keys()
     assert all(torch.equal(kept[name], fresh[name]) for name in fresh)
 

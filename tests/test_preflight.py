@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
-from bakeoff import api, token_checks
+from bakeoff import api
 from bakeoff.core.errors import PreflightError
 from bakeoff.data.checks import duplicates, near_duplicates
 from bakeoff.data.checks.context import Pair
@@ -22,7 +22,8 @@ from bakeoff.spec import parse_spec
 from bakeoff.tasks import Example, load_tokenizer
 from bakeoff.tasks.sft import IGNORE, SupervisedFineTuning
 from bakeoff.testing.tiny import rows, write_jsonl
-from bakeoff.tokens import encode_split
+from bakeoff.training.preflight import token_checks
+from bakeoff.training.token_cache import encode_split
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "preflight.md"

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from bakeoff import api, assemble, preflight, study
-from bakeoff.capabilities.quantised import refusal
+from bakeoff import api, study
 from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment
@@ -32,6 +31,9 @@ from bakeoff.methods.hook import Incompatible
 from bakeoff.spec import parse_spec
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 from bakeoff.testing.trials import OPTIONS, build, make_trial, no_dropout, run
+from bakeoff.training import setup
+from bakeoff.training.preflight import checks
+from bakeoff.training.preflight.capabilities.quantized import refusal
 
 pytest.importorskip("bitsandbytes")
 
@@ -160,7 +162,7 @@ def test_int8_by_bitsandbytes_trains_and_never_rides(llama: Path, tmp_path: Path
     with pytest.raises(Mixing, match="outliers over all rows"):
         run(build(trials, llama, tmp_path, ON), 1)
     segment = Segment(tuple(trials), 0, 6, str(tmp_path), str(llama), {"lanes": "auto"})
-    switches, reasons = assemble.wished(segment)
+    switches, reasons = setup.wished(segment)
     assert switches.lanes is False
     assert reasons == {"lanes": quantization.MIXING}
 
@@ -207,7 +209,7 @@ def test_packed_bytes_taken_for_weights_are_refused_before_training(
     assert refusal(registry.load("lora", Path()), *NF4.values()) is None
     trial = make_trial("hra", "sft", **INT8)
     build(trial, llama, tmp_path)  # lays the data down
-    cost = preflight.probe(
+    cost = checks.probe(
         Segment((trial,), 0, 6, str(tmp_path), str(llama), {"lanes": "auto"}).to_json()
     )
     assert cost["status"] == Status.INCOMPATIBLE

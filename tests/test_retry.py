@@ -24,7 +24,7 @@ from report_fixture import report as made_report
 from sqlalchemy.exc import StatementError
 from test_again import Heard, stored
 
-from bakeoff import api, cli, phases, preflight, retries, segment
+from bakeoff import api, cli, phases, retries
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.report import render
@@ -34,6 +34,8 @@ from bakeoff.store import Reader, Writer
 from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.testing.trials import make_trial
+from bakeoff.training import segment
+from bakeoff.training.preflight import checks
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 Values = dict[str, Any]
@@ -364,7 +366,7 @@ def test_a_neighbour_that_fails_while_it_is_trained_again_keeps_its_row(
 def test_a_cost_probe_that_failed_is_run_again(
     values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, probe, probed = tmp_path / "out", preflight.probe, []
+    out, probe, probed = tmp_path / "out", checks.probe, []
 
     def fails_once(value: dict[str, Any]) -> dict[str, Any]:
         name = value["trials"][0]["method"]["name"]
@@ -373,7 +375,7 @@ def test_a_cost_probe_that_failed_is_run_again(
             return Cost(name, Status.OUT_OF_MEMORY, "no room for it").to_json()
         return probe(value)
 
-    monkeypatch.setattr(preflight, "probe", fails_once)
+    monkeypatch.setattr(checks, "probe", fails_once)
     report = go(values, out)
     assert {(f["phase"], f["status"]) for f in report["failures"]} == {
         ("probe", "out_of_memory"), ("search", "diverged"),

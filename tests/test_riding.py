@@ -15,7 +15,6 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft_types import CASES, Case
 from torch.nn import functional
 
-from bakeoff import assemble
 from bakeoff.core.errors import UsageError
 from bakeoff.core.trial import Trial
 from bakeoff.engine.accelerators import Switches
@@ -27,6 +26,7 @@ from bakeoff.methods.hook import Incompatible, make, trainable
 from bakeoff.testing import trials as benches
 from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import Run
+from bakeoff.training import setup
 
 CONDITIONS = dataclasses.replace(
     benches.CONDITIONS, task="sft", task_options=benches.OPTIONS["sft"]
@@ -56,7 +56,7 @@ class Setting(NamedTuple):
     def run(self, trials: list[Trial], *, lanes: bool, packing: bool) -> Run:
         """Take the first steps of these trials."""
         switches = dataclasses.replace(Switches.plain(), lanes=lanes, packing=packing, loss=True)
-        at = assemble.build(trials, str(self.base), self.data, switches)
+        at = setup.build(trials, str(self.base), self.data, switches)
         return benches.run(at, STEPS)
 
     def each_alone(self, trials: list[Trial], *, packing: bool) -> Run:
@@ -67,7 +67,7 @@ class Setting(NamedTuple):
 
 @pytest.fixture(scope="module")
 def setting(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    assemble.prepare_process(CONDITIONS)
+    setup.prepare_process(CONDITIONS)
     return Setting(tiny_llama, write_splits(tmp_path_factory.mktemp("riding")))
 
 
@@ -79,13 +79,13 @@ def _one_load(monkeypatch: pytest.MonkeyPatch, base_model: torch.nn.Module) -> N
         torch.manual_seed(seed)
         return copy.deepcopy(base_model)
 
-    monkeypatch.setattr(assemble, "load_base", load)
+    monkeypatch.setattr(setup, "load_base", load)
 
 
 @pytest.fixture(scope="module")
 def base_model(setting: Setting) -> torch.nn.Module:
-    task = assemble.make_task(CONDITIONS)
-    base = assemble.load_base(CONDITIONS, task, str(setting.base), 0)
+    task = setup.make_task(CONDITIONS)
+    base = setup.load_base(CONDITIONS, task, str(setting.base), 0)
     # X-LoRA asks for it; nothing is generated here
     base.config.use_cache = False
     return base
@@ -109,12 +109,12 @@ def plain_peft(
 ) -> list[float]:
     """Train with PEFT and PyTorch alone, padded, no part of the engine but order and schedule."""
     c = trial.conditions
-    task = assemble.make_task(c)
-    tokenizer = assemble.load_tokenizer(str(setting.base), None)
+    task = setup.make_task(c)
+    tokenizer = setup.load_tokenizer(str(setting.base), None)
     examples = task.encode(tokenizer, [dict(r) for r in rows()])
     base = load()
     torch.manual_seed(trial.seed + 1_000_003)
-    around = assemble.ground(task, tokenizer, c, setting.data)
+    around = setup.ground(task, tokenizer, c, setting.data)
     model = make(trial.method, trial.config).attach(base, around).train()
     trained = list(trainable(model).values())
     optimizer = torch.optim.AdamW(trained, lr=trial.learning_rate, weight_decay=c.weight_decay)

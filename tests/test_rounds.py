@@ -13,7 +13,7 @@ import pytest
 import torch
 from sqlalchemy.exc import StatementError
 
-from bakeoff import rounds, segment
+from bakeoff import rounds
 from bakeoff.core.errors import EnvironmentProblem, Interrupted
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
@@ -24,6 +24,7 @@ from bakeoff.quarantine import Quarantine
 from bakeoff.rounds import Breaker, Running, run_trials
 from bakeoff.store import Reader, Writer
 from bakeoff.testing.trials import make_trial
+from bakeoff.training import segment
 
 Work = Callable[[Segment], list[TrialResult] | str]
 """What becomes of a segment: its results, or what its worker died of."""

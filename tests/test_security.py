@@ -20,8 +20,7 @@ import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
-from bakeoff import api, bases, folder, reloading
-from bakeoff.capabilities.expected import expected
+from bakeoff import api, bases, folder
 from bakeoff.core import safe_read
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.safe_read import Unreadable, deeper, read_bytes, read_json, read_text, suitable
@@ -34,6 +33,8 @@ from bakeoff.spec import parse_spec, read_spec
 from bakeoff.study import git_state, load_methods, make_executor
 from bakeoff.testing.tiny import write_jsonl
 from bakeoff.testing.trials import build, make_trial
+from bakeoff.training import reload
+from bakeoff.training.preflight.capabilities.on_model import expected
 
 SOURCE = Path(api.__file__).parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -271,7 +272,7 @@ def test_saved_weights_of_a_strange_study_lead_nowhere(
     at.lanes.alone(0)
     at.hook.save(at.model, place, Finished("base", 0, None))
     value = Segment((trial,), 0, 1, str(tmp_path), str(tiny_llama)).to_json()
-    assert reloading.run(value)["error"] is None
+    assert reload.run(value)["error"] is None
     (tmp_path / "evil_of_a_study.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     if change is None:
@@ -282,7 +283,7 @@ def test_saved_weights_of_a_strange_study_lead_nowhere(
     else:
         config = place / ("adapter_config.json" if method == "lora" else "config.json")
         config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
-    found = reloading.run(value)
+    found = reload.run(value)
     assert found["loss"] is None
     assert told in found["error"]
     assert not (tmp_path / "ran").exists()

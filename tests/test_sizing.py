@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bakeoff import api, sizing
+from bakeoff import api
 from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible, trainable
 from bakeoff.spec import parse_spec
 from bakeoff.testing.trials import build, make_trial
+from bakeoff.training.preflight import parameter_count
 
 STEPS = 30
 
@@ -28,65 +29,67 @@ def llama(folder: Path, layers: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shape(tmp_path_factory: pytest.TempPathFactory) -> sizing.Shape:
+def shape(tmp_path_factory: pytest.TempPathFactory) -> parameter_count.Shape:
     """A Llama of three layers, 64 wide."""
-    return sizing.shape_of(str(llama(tmp_path_factory.mktemp("llama"), 3)), "CAUSAL_LM", ())
+    return parameter_count.shape_of(
+        str(llama(tmp_path_factory.mktemp("llama"), 3)), "CAUSAL_LM", ()
+    )
 
 
 def entry(name: str) -> Any:
     return registry.load(name, Path())
 
 
-def test_counts_by_hand(shape: sizing.Shape) -> None:
+def test_counts_by_hand(shape: parameter_count.Shape) -> None:
     # r (in + out) for q, k, v, o, gate, up, down of three layers
     widths = (64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3
     lora = entry("lora")
-    assert sizing.count(lora, lora.config, shape, STEPS) == 3 * 8 * widths
-    assert sizing.count(lora, {**lora.config, "r": 3}, shape, STEPS) == 3 * 3 * widths
+    assert parameter_count.count(lora, lora.config, shape, STEPS) == 3 * 8 * widths
+    assert parameter_count.count(lora, {**lora.config, "r": 3}, shape, STEPS) == 3 * 3 * widths
     # every weight: tied embeddings, layers with two norms each, the last norm
     matrices = 64 * 64 * 2 + 64 * 32 * 2 + 64 * 128 * 3
     full = entry("full")
-    assert sizing.count(full, {}, shape, STEPS) == 50 * 64 + 3 * (matrices + 2 * 64) + 64
+    assert parameter_count.count(full, {}, shape, STEPS) == 50 * 64 + 3 * (matrices + 2 * 64) + 64
     # ten virtual tokens: keys and values of two heads, 16 wide, in three layers
     prefix = entry("prefix_tuning")
-    assert sizing.count(prefix, prefix.config, shape, STEPS) == 10 * 3 * 2 * 2 * 16
+    assert parameter_count.count(prefix, prefix.config, shape, STEPS) == 10 * 3 * 2 * 2 * 16
 
 
 @pytest.mark.parametrize("method", ["psoft", "pissa", "osf", "mica", "lora_fa", "vera", "shira"])
 def test_what_cannot_be_attached_without_weights_is_counted_all_the_same(
-    method: str, tmp_path: Path, shape: sizing.Shape
+    method: str, tmp_path: Path, shape: parameter_count.Shape
 ) -> None:
     of = entry(method)
     real = LlamaForCausalLM(shape.config).requires_grad_(False)
-    model = sizing.make(of, of.config).attach(real, sizing._stub(shape, STEPS))
+    model = parameter_count.make(of, of.config).attach(real, parameter_count._stub(shape, STEPS))
     trained = sum(p.numel() for p in trainable(model).values())
-    assert sizing.count(of, of.config, shape, STEPS) == trained
+    assert parameter_count.count(of, of.config, shape, STEPS) == trained
 
 
 def test_a_task_s_head_is_not_counted(tiny_bert: Path, tmp_path: Path) -> None:
-    shape = sizing.shape_of(str(tiny_bert), "SEQ_CLS", ("classifier",))
+    shape = parameter_count.shape_of(str(tiny_bert), "SEQ_CLS", ("classifier",))
     lora = entry("lora")
     at = build(make_trial("lora", "classify"), tiny_bert, tmp_path)
     without = sum(p.numel() for n, p in trainable(at.model).items() if "classifier" not in n)
-    assert sizing.count(lora, lora.config, shape, STEPS) == without
-    other = sizing.shape_of(str(tiny_bert), "SEQ_CLS", ("nothing",))
+    assert parameter_count.count(lora, lora.config, shape, STEPS) == without
+    other = parameter_count.shape_of(str(tiny_bert), "SEQ_CLS", ("nothing",))
     with pytest.raises(Incompatible, match="no output layer"):
-        sizing.count(entry("head"), {}, other, STEPS)
+        parameter_count.count(entry("head"), {}, other, STEPS)
 
 
 @pytest.mark.parametrize("method", ["dora", "gralora", "hira", "loha", "vblora", "fourierft"])
-def test_a_size_is_found_within_a_tenth(method: str, shape: sizing.Shape) -> None:
+def test_a_size_is_found_within_a_tenth(method: str, shape: parameter_count.Shape) -> None:
     of = entry(method)
-    target = sizing.count(entry("lora"), entry("lora").config, shape, STEPS)
-    found = sizing.solve(of, of.config, target, shape, STEPS)
+    target = parameter_count.count(entry("lora"), entry("lora").config, shape, STEPS)
+    found = parameter_count.solve(of, of.config, target, shape, STEPS)
     assert found is not None
     assert abs(found.parameters / target - 1) < 0.1
     again = {**of.config, of.size["argument"]: found.value}
-    assert sizing.count(of, again, shape, STEPS) == found.parameters
+    assert parameter_count.count(of, again, shape, STEPS) == found.parameters
 
 
-def test_what_has_no_size_is_left_alone(shape: sizing.Shape) -> None:
-    assert sizing.solve(entry("full"), {}, 1000, shape, STEPS) is None
+def test_what_has_no_size_is_left_alone(shape: parameter_count.Shape) -> None:
+    assert parameter_count.solve(entry("full"), {}, 1000, shape, STEPS) is None
 
 
 @pytest.fixture

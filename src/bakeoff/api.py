@@ -67,8 +67,8 @@ __all__ = [
     "summarised",
 ]
 
-RUN_PROBE = "bakeoff.preflight:probe"
-RUN_DOCTOR = "bakeoff.preflight:doctor"
+RUN_PROBE = "bakeoff.training.preflight.checks:probe"
+RUN_DOCTOR = "bakeoff.training.preflight.checks:doctor"
 
 
 def run(

@@ -19,7 +19,7 @@ from bakeoff.study import refuse_full, segment
 
 KEY = "artifacts"
 """The study's value that holds what is known of each method's saved weights."""
-RELOAD = "bakeoff.reloading:run"
+RELOAD = "bakeoff.training.reload:run"
 EXACT, ROUNDED = 1e-3, 2e-2
 """Share of the loss by which padded batches of plain transformers may differ from packed lanes: in
 fp32 orders of sums alone, in 16 bits every product is rounded anew (3e-4 seen on SmolLM2-135M, 9e-3

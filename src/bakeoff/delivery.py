@@ -30,7 +30,7 @@ from bakeoff.report.card import card
 from bakeoff.spec import parse_spec
 from bakeoff.study import call, executor, make_executor, works_elsewhere
 
-CONVERT = "bakeoff.conversion:run"
+CONVERT = "bakeoff.training.convert:run"
 FORMS = ("adapter", "merged", "lora")
 RANK = 16
 """Of `--as lora`: vLLM's own limit unless it is told another (`--max-lora-rank`)."""

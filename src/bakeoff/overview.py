@@ -41,8 +41,8 @@ from bakeoff.study import (
     works_elsewhere,
 )
 
-RUN_TIMING = "bakeoff.timing:measure"
-RUN_ROWS = "bakeoff.shown:rows"
+RUN_TIMING = "bakeoff.training.preflight.timing:measure"
+RUN_ROWS = "bakeoff.training.preflight.row_preview:rows"
 
 
 class Timed(NamedTuple):

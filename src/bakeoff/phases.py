@@ -28,7 +28,7 @@ from bakeoff.rounds import Running, run_trials
 from bakeoff.study import Study, prior_trial, refuse_full, segment
 from bakeoff.tuning import Tried
 
-RUN_BASE = "bakeoff.evaluate:score_base"
+RUN_BASE = "bakeoff.training.evaluate:score_base"
 COSTS = {
     "memory": "train_peak_bytes",
     "speed": "step_milliseconds",

@@ -32,7 +32,7 @@ from bakeoff.quarantine import Quarantine
 from bakeoff.store import Reader, Writer
 from bakeoff.study import Study, refuse_full
 
-RUN_SEGMENT = "bakeoff.segment:run"
+RUN_SEGMENT = "bakeoff.training.segment:run"
 NO_TIME = "not begun: the study's hours would have been over before its end"
 TRIES = 2
 """How often a trial may be alone in a worker that dies before it counts as failed: what killed the

@@ -38,9 +38,9 @@ from bakeoff.metrics import describe
 from bakeoff.progress import Progress
 from bakeoff.spec import StudySpec
 
-RUN_MACHINE = "bakeoff.preflight:machine"
-RUN_CHECK = "bakeoff.preflight:check"
-RUN_MATCH = "bakeoff.sizing:match"
+RUN_MACHINE = "bakeoff.training.preflight.checks:machine"
+RUN_CHECK = "bakeoff.training.preflight.checks:check"
+RUN_MATCH = "bakeoff.training.preflight.parameter_count:match"
 RUN_METRIC = "bakeoff.metrics.describe:describe"
 CAUSAL_LM = "CAUSAL_LM"
 """PEFT's name for the models whose every position says the next token."""

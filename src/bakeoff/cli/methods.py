@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from bakeoff.core.trial import MethodEntry
     from bakeoff.methods.capability_records import Found
 
-RUN_PROBE = "bakeoff.capabilities:probe"
-RUN_EXPECTED = "bakeoff.capabilities.expected:expected"
+RUN_PROBE = "bakeoff.training.preflight.capabilities:probe"
+RUN_EXPECTED = "bakeoff.training.preflight.capabilities.on_model:expected"
 STATE_BYTES = 16
 """A trained number in fp32: its value, its gradient and AdamW's two moments."""
 SERVERS = ("vllm",)

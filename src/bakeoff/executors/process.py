@@ -28,8 +28,8 @@ from typing import Any
 
 from bakeoff.executors import Options, Outcome, resolve
 
-PRELOAD = ["bakeoff.nursery", "bakeoff.warm"]
-SERVE = "bakeoff.worker:serve"
+PRELOAD = ["bakeoff.training.worker_preload", "bakeoff.training.warm"]
+SERVE = "bakeoff.training.worker:serve"
 BEAT, STOP = 0, 1
 """Places in the numbers that parent and worker share: when work last went on, whether to stop."""
 TICK = 1.0

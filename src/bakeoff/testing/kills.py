@@ -25,15 +25,15 @@ WATCHED = {
     "a step": "bakeoff.engine.loop:Stepper.step",
     "a backward pass": "bakeoff.engine.lanes.lanes:Lanes.backward",
     "the optimizer": "bakeoff.engine.optim:LaneAdamW.step",
-    "a reading": "bakeoff.segment:_Run.read",
-    "a state": "bakeoff.states:keep",
+    "a reading": "bakeoff.training.segment:_Run.read",
+    "a state": "bakeoff.training.checkpoints:keep",
     "the disk's word": "os:fsync",
     "a renaming": "pathlib:Path.replace",
-    "an adapter": "bakeoff.segment:_save",
-    "a trial's folder": "bakeoff.segment:_keep",
-    "a segment": "bakeoff.segment:run_segment",
-    "scoring": "bakeoff.segment:score_split",
-    "a cost probe": "bakeoff.preflight:probe",
+    "an adapter": "bakeoff.training.segment:_save",
+    "a trial's folder": "bakeoff.training.segment:_keep",
+    "a segment": "bakeoff.training.segment:run_segment",
+    "scoring": "bakeoff.training.segment:score_split",
+    "a cost probe": "bakeoff.training.preflight.checks:probe",
     "a cost's row": "bakeoff.store.writer:Writer.keep_cost",
     "a plan": "bakeoff.store.writer:Writer.plan",
     "results' rows": "bakeoff.store.writer:Writer.keep_group",
@@ -122,7 +122,7 @@ def _in_a_process(
     **asked: Any,
 ) -> int:  # fmt: skip
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bakeoff.testing.kills", "bakeoff.warm"])
+    context.set_forkserver_preload(["bakeoff.testing.kills", "bakeoff.training.warm"])
     process = context.Process(target=_study, args=(values, source, out, killed, log), kwargs=asked)
     process.start()
     process.join()

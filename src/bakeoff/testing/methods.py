@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bakeoff import states
-from bakeoff.assemble import Bench, load_base
 from bakeoff.core import trial_dir
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import MethodEntry, Trial
-from bakeoff.evaluate import item_losses
 from bakeoff.methods import load_saved
 from bakeoff.methods.hook import Finished, trainable
 from bakeoff.testing.tiny import save_bert, save_llama
 from bakeoff.testing.trials import batches, build, losses, make_trial
+from bakeoff.training import checkpoints
+from bakeoff.training.evaluate import item_losses
+from bakeoff.training.setup import Bench, load_base
 
 BASES = {"sft": save_llama, "classify": save_bert}
 WIDTH = 64
@@ -125,8 +125,8 @@ def goes_on(subject: Subject) -> None:
         first.append(float(stepper.step(i, batch)))
     result = TrialResult(at.trials[0].id, Status.STOPPED, step=stop)
     path = trial_dir.state_of(subject.folder, at.trials[0].id, stop)
-    states.keep(path, states.State(stepper.state(0), at.hook.state(0), result))
-    fresh, state = subject.bench(), states.read(path, "cpu")
+    checkpoints.keep(path, checkpoints.State(stepper.state(0), at.hook.state(0), result))
+    fresh, state = subject.bench(), checkpoints.read(path, "cpu")
     stepper, rest = fresh.stepper(), []
     stepper.restore(0, state.lane, stop)
     fresh.hook.restore(0, state.hook)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bakeoff import assemble
 from bakeoff.core.trial import Conditions, MethodEntry, Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batching import StepBatch
 from bakeoff.methods import registry
 from bakeoff.testing.tiny import write_splits
+from bakeoff.training import setup
 
 LABELS = ["lights", "music", "timer"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -69,12 +69,12 @@ def make_trial(
 
 def build(
     trials: Trial | Sequence[Trial], base: Path, folder: Path, switches: Switches | None = None
-) -> assemble.Bench:
+) -> setup.Bench:
     """Put trials on ``base`` with the tiny rows as their data; plain without switches."""
     together = [trials] if isinstance(trials, Trial) else list(trials)
     data = write_splits(folder / "data")
-    assemble.prepare_process(together[0].conditions)
-    return assemble.build(together, str(base), data, switches)
+    setup.prepare_process(together[0].conditions)
+    return setup.build(together, str(base), data, switches)
 
 
 class Run(NamedTuple):
@@ -84,12 +84,12 @@ class Run(NamedTuple):
     gradients: torch.Tensor
 
 
-def batches(at: assemble.Bench, start: int = 0) -> Iterator[StepBatch]:
+def batches(at: setup.Bench, start: int = 0) -> Iterator[StepBatch]:
     """Yield what the trials train on, from step ``start`` on."""
     return at.feed.training(at.examples("train"), [t.seed for t in at.trials], start)
 
 
-def run(at: assemble.Bench, count: int) -> Run:
+def run(at: setup.Bench, count: int) -> Run:
     """Train the first steps."""
     stepper, source = at.stepper(), batches(at)
     at.model.train()
@@ -99,18 +99,18 @@ def run(at: assemble.Bench, count: int) -> Run:
     return Run(torch.stack(found), gradients)
 
 
-def steps(at: assemble.Bench, count: int) -> torch.Tensor:
+def steps(at: setup.Bench, count: int) -> torch.Tensor:
     """Train the first steps and return their losses ``[count, K]``."""
     return run(at, count).losses
 
 
-def losses(at: assemble.Bench, count: int) -> list[float]:
+def losses(at: setup.Bench, count: int) -> list[float]:
     """Train the first steps of a single trial and return their losses."""
     found: list[float] = steps(at, count)[:, 0].tolist()
     return found
 
 
-def no_dropout(at: assemble.Bench) -> assemble.Bench:
+def no_dropout(at: setup.Bench) -> setup.Bench:
     """Switch dropout off: what compares with code that draws differently needs it."""
     for module in at.model.modules():
         if isinstance(module, torch.nn.Dropout):

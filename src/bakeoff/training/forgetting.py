@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bakeoff.assemble import Bench, load_base
 from bakeoff.core.results import Forgetting
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import autocast
 from bakeoff.engine.heartbeat import beat
+from bakeoff.training.setup import Bench, load_base
 
 GENERAL = "general"
 """The split that holds general text, where a study has one."""

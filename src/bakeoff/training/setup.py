@@ -35,7 +35,7 @@ from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.engine.profiling import free_bytes
 from bakeoff.methods.hook import CALIBRATION, Ground, Hook, Incompatible, extras, make, trainable
 from bakeoff.tasks import Batch, Example, Task, load_tokenizer
-from bakeoff.tokens import encode_split
+from bakeoff.training.token_cache import encode_split
 
 MEMORY_SHARE = 0.9
 """How much of the free memory lanes may take; the rest is for evaluation and fragmentation."""

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from bakeoff import forgetting
-from bakeoff.assemble import Bench, build, may_rescue, prepare_process, wished
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import autocast, free_memory
 from bakeoff.engine.loop import fitted
-from bakeoff.evaluate import item_losses
 from bakeoff.methods.hook import Incompatible
-from bakeoff.segment import describe_failure
+from bakeoff.training import forgetting
+from bakeoff.training.evaluate import item_losses
+from bakeoff.training.segment import describe_failure
+from bakeoff.training.setup import Bench, build, may_rescue, prepare_process, wished
 
 STEPS = 3
 ITEMS = 64

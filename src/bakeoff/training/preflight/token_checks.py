@@ -16,7 +16,7 @@ from bakeoff.core.errors import PreflightError
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.tasks import Example, RowError, Task
-from bakeoff.tokens import keep_split
+from bakeoff.training.token_cache import keep_split
 
 UNKNOWN_SHARE = 0.01
 """Share of a split's tokens from which on unknown ones are listed."""

@@ -16,15 +16,15 @@ import peft
 from safetensors.torch import save_file
 from torch import nn
 
-from bakeoff.assemble import wished
 from bakeoff.core.errors import BakeoffError, PreflightError, first_line
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import free_memory, resolve_device
-from bakeoff.evaluate import plain_scores
 from bakeoff.methods.load_saved import WEIGHTS
 from bakeoff.metrics import describe
-from bakeoff.reloading import Plain, saved_at
+from bakeoff.training.evaluate import plain_scores
+from bakeoff.training.reload import Plain, saved_at
+from bakeoff.training.setup import wished
 
 ADAPTER, MERGED = "adapter", "merged"
 MODEL = "model"

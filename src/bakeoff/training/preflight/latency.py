@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from bakeoff.assemble import Bench, build
 from bakeoff.core.trial import Trial
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import autocast
 from bakeoff.engine.packing.attention import packed
+from bakeoff.training.setup import Bench, build
 
 
 class Latency(NamedTuple):

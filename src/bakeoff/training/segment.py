@@ -24,8 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bakeoff import forgetting, states
-from bakeoff.assemble import Bench, build, prepare_process
 from bakeoff.core import disk_full, trial_dir
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.redact import redact
@@ -35,10 +33,12 @@ from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import device_lost, out_of_memory
 from bakeoff.engine.loop import Pause, Reading, Stepper, reading_steps, train
-from bakeoff.evaluate import item_losses, score_split
 from bakeoff.methods.hook import Finished, Incompatible
 from bakeoff.metrics.describe import MetricError
 from bakeoff.tasks import Example
+from bakeoff.training import checkpoints, forgetting
+from bakeoff.training.evaluate import item_losses, score_split
+from bakeoff.training.setup import Bench, build, prepare_process
 
 UNMOVED = "no gradient reached any of its weights in {steps} steps: it is the untouched base"
 
@@ -210,7 +210,7 @@ def _restore(
     unread = []
     for lane, trial in enumerate(segment.trials):
         path = trial_dir.state_of(Path(segment.folder) / "trials", trial.id, segment.start)
-        state = states.read(path, bench.conditions.device)
+        state = checkpoints.read(path, bench.conditions.device)
         stepper.restore(lane, state.lane, segment.start)
         bench.hook.restore(lane, state.hook)
         before.append(state.result)
@@ -224,11 +224,11 @@ def _paused(
 ) -> TrialResult:
     """Keep the state of a trial that was stopped between two readings, to go on from there."""
     result = dataclasses.replace(result, status=Status.STOPPED, item_losses=())
-    state = states.State(
+    state = checkpoints.State(
         stepper.state(lane), bench.hook.state(lane), result, pause.losses[:, lane].clone()
     )
     trials = bench.data.parent / "trials"
-    states.keep(trial_dir.state_of(trials, result.trial_id, pause.step), state)
+    checkpoints.keep(trial_dir.state_of(trials, result.trial_id, pause.step), state)
     return result
 
 
@@ -281,8 +281,8 @@ def _ended(
     trial, trials = segment.trials[lane], Path(segment.folder) / "trials"
     if segment.stop < bench.conditions.steps:
         result = dataclasses.replace(result, status=Status.STOPPED)
-        state = states.State(stepper.state(lane), bench.hook.state(lane), result)
-        states.keep(trial_dir.state_of(trials, trial.id, segment.stop), state)
+        state = checkpoints.State(stepper.state(lane), bench.hook.state(lane), result)
+        checkpoints.keep(trial_dir.state_of(trials, trial.id, segment.stop), state)
         return result
     saved = _save(bench, lane, trials / trial.id)
     return dataclasses.replace(result, adapter_bytes=saved)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from bakeoff.capabilities import tiny
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import peft_patches
 from bakeoff.methods.arguments import Surroundings, resolve
 from bakeoff.methods.hook import Hook, Incompatible, make, trainable
 from bakeoff.tasks import Batch
+from bakeoff.training.preflight.capabilities import tiny
 
 STEPS = 8
 CLIP = 1.0

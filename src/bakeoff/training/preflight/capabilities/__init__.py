@@ -1,6 +1,6 @@
 """What a method can do, found by doing it on tiny bases; nothing is taken from what it claims.
 
-Stands beside ``preflight``: an executor runs ``bakeoff.capabilities:probe`` by name, JSON in and
+Stands beside ``preflight``: an executor runs ``bakeoff.training.preflight.capabilities:probe`` by name, JSON in and
 out, once a method. A failure is an answer with its reason, never an exception. What is found is
 ``methods.known.Capabilities``; the study half reads that and never this package.
 """
@@ -20,9 +20,6 @@ import peft
 import torch
 from transformers.utils import logging as transformers_logging
 
-from bakeoff.capabilities import afterwards, layers, quantised, riding, tiny
-from bakeoff.capabilities.afterwards import first_line, measured
-from bakeoff.capabilities.trained import Trained, difference, train
 from bakeoff.core.errors import UsageError
 from bakeoff.core.trial import MethodEntry
 from bakeoff.methods.arguments import config_class
@@ -35,6 +32,15 @@ from bakeoff.methods.capability_records import (
     Works,
     identity,
 )
+from bakeoff.training.preflight.capabilities import (
+    accelerators,
+    layers,
+    post_training,
+    quantized,
+    tiny,
+)
+from bakeoff.training.preflight.capabilities.post_training import first_line, measured
+from bakeoff.training.preflight.capabilities.train import Trained, difference, train
 
 MOST_RANK = 16
 """The tiny layers are 64 wide at their narrowest: a larger rank would hardly restrict them."""
@@ -76,14 +82,14 @@ def capabilities(entry: MethodEntry, folder: Path) -> Capabilities:
             llama = at
             found = dataclasses.replace(
                 conversion(found, entry, at),
-                plain=measured(partial(afterwards.reads_as_plain_lora, at, saved)),
+                plain=measured(partial(post_training.reads_as_plain_lora, at, saved)),
             )
     return dataclasses.replace(
         found,
         on=on,
         lanes_by_task={
             task: _riding(entry, task, folder)
-            for task, kind in riding.TASKS.items()
+            for task, kind in accelerators.TASKS.items()
             if on[kind].trains
         },
         quantised=_quantised(entry, folder, llama, on["llama"].reason),
@@ -105,8 +111,8 @@ def _peft_type(entry: MethodEntry) -> str | None:
 def _on_base(at: Trained, folder: Path) -> OnBase:
     heads = tiny.KINDS[at.kind].heads
     own = [p for n, p in at.start.items() if not set(n.split(".")) & set(heads)]
-    saved = measured(partial(afterwards.save, at, folder))
-    reload = measured(partial(afterwards.reloads, at, folder))
+    saved = measured(partial(post_training.save, at, folder))
+    reload = measured(partial(post_training.reloads, at, folder))
     return OnBase(
         trains=True,
         # the task's output layer is every method's; a method that trains it alone is counted by it
@@ -115,8 +121,8 @@ def _on_base(at: Trained, folder: Path) -> OnBase:
         effect=measured(partial(difference, at.after, at.untouched)).value,
         start=measured(partial(difference, at.before, at.untouched)),
         reload=reload if saved.reason is None else saved,
-        merge=measured(partial(afterwards.merges, at)),
-        disable=measured(partial(afterwards.disables, at)),
+        merge=measured(partial(post_training.merges, at)),
+        disable=measured(partial(post_training.disables, at)),
     )
 
 
@@ -138,7 +144,7 @@ def conversion(found: Capabilities, entry: MethodEntry, at: Trained) -> Capabili
         found,
         claims_conversion=bool(claims and claims()),
         natural_rank=natural,
-        conversion={str(r): measured(partial(afterwards.converts, at, r)) for r in ranks},
+        conversion={str(r): measured(partial(post_training.converts, at, r)) for r in ranks},
     )
 
 
@@ -146,12 +152,12 @@ def _quantised(
     entry: MethodEntry, folder: Path, plain: Trained | None, reason: str | None
 ) -> dict[str, Works]:
     if plain is None:
-        return {kind: Works(False, reason) for kind in quantised.PACKAGES}
-    return {kind: quantised.works(entry, kind, folder, plain) for kind in quantised.PACKAGES}
+        return {kind: Works(False, reason) for kind in quantized.PACKAGES}
+    return {kind: quantized.works(entry, kind, folder, plain) for kind in quantized.PACKAGES}
 
 
 def _riding(entry: MethodEntry, task: str, folder: Path) -> Riding:
     try:
-        return riding.rides(entry, task, folder)
+        return accelerators.rides(entry, task, folder)
     except Exception as error:  # the plain path itself does not run on this task
         return Riding((), {"lanes": first_line(error)})

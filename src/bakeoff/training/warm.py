@@ -18,6 +18,6 @@ import torch
 
 import_module("transformers")  # half of what a worker imports
 if torch.version.cuda is None or find_spec("bitsandbytes") is None:
-    import_module("bakeoff.preflight")
+    import_module("bakeoff.training.preflight.checks")
 gc.collect()
 gc.freeze()

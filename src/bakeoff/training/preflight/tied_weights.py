@@ -17,7 +17,7 @@ from torch import nn
 from bakeoff.core.trial import Trial
 from bakeoff.data.issues import Fault
 from bakeoff.methods.hook import Incompatible, trainable
-from bakeoff.sizing import Shape, attached
+from bakeoff.training.preflight.parameter_count import Shape, attached
 
 SMALL_VOCABULARY = 64
 """Where weights must be there to attach a method, so many rows of the shared matrix do."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bakeoff.assemble import prepare_process
-from bakeoff.capabilities import tiny
 from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.methods.capability_records import Riding
-from bakeoff.parity import decide
+from bakeoff.training.preflight.capabilities import tiny
+from bakeoff.training.preflight.parity import decide
+from bakeoff.training.setup import prepare_process
 
 PLACES = ("kitchen", "bedroom", "garage", "office", "attic", "hall", "study", "garden")
 VERBS = ("dim", "play", "stop")

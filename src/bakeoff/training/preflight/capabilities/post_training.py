@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bakeoff.capabilities import tiny
-from bakeoff.capabilities.trained import Trained, difference, logits, rounded
 from bakeoff.methods import load_saved
 from bakeoff.methods.capability_records import Measured
 from bakeoff.methods.hook import Finished
+from bakeoff.training.preflight.capabilities import tiny
+from bakeoff.training.preflight.capabilities.train import Trained, difference, logits, rounded
 
 BASE_NAME = "tiny"
 LONGEST = 160

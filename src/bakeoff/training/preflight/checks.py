@@ -20,17 +20,6 @@ from typing import Any
 import torch
 
 import bakeoff
-from bakeoff import latency, tied, token_checks
-from bakeoff.assemble import (
-    Bench,
-    build,
-    load_base,
-    make_task,
-    may_rescue,
-    prepare_process,
-    wished,
-)
-from bakeoff.capabilities.quantised import refusal
 from bakeoff.core import disk_full
 from bakeoff.core.errors import BakeoffError, PreflightError, first_line
 from bakeoff.core.results import Cost, Status
@@ -41,14 +30,25 @@ from bakeoff.engine.accelerators import Switches, explain
 from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import free_memory, out_of_memory, resolve_device, resolve_precision
 from bakeoff.engine.loop import Stepper
-from bakeoff.evaluate import read_longest_answer, summed_losses
 from bakeoff.methods.arguments import check_config, check_targets
 from bakeoff.methods.hook import Incompatible
 from bakeoff.metrics import describe
-from bakeoff.parity import Decision, decide
-from bakeoff.segment import UNMOVED, classify_failure, describe_failure
-from bakeoff.sizing import Shape
 from bakeoff.tasks import Example, Task, load_tokenizer
+from bakeoff.training.evaluate import read_longest_answer, summed_losses
+from bakeoff.training.preflight import latency, tied_weights, token_checks
+from bakeoff.training.preflight.capabilities.quantized import refusal
+from bakeoff.training.preflight.parameter_count import Shape
+from bakeoff.training.preflight.parity import Decision, decide
+from bakeoff.training.segment import UNMOVED, classify_failure, describe_failure
+from bakeoff.training.setup import (
+    Bench,
+    build,
+    load_base,
+    make_task,
+    may_rescue,
+    prepare_process,
+    wished,
+)
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
@@ -127,7 +127,7 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
         shape = Shape(base.config, task.task_type, task.heads)
         if not any(fault.fatal for fault in faults):
             _try_metric(segment, task)
-        faults += tied.check(segment.trials, base, shape)
+        faults += tied_weights.check(segment.trials, base, shape)
     except BakeoffError as error:
         return {"error": error.to_json()}
     except Exception as error:  # whatever a loader raises for broken files

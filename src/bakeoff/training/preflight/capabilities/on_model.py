@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from bakeoff.capabilities import tiny
-from bakeoff.capabilities.afterwards import first_line
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine.safe_loading import arguments
-from bakeoff.sizing import Shape, count, shape_of
+from bakeoff.training.preflight.capabilities import tiny
+from bakeoff.training.preflight.capabilities.post_training import first_line
+from bakeoff.training.preflight.parameter_count import Shape, count, shape_of
 
 STEPS = 1000
 """What rules that name the study's steps are resolved with; no count depends on it."""

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bakeoff.assemble import load_base, make_task, prepare_process
 from bakeoff.core import disk_full
 from bakeoff.core.redact import redact
 from bakeoff.core.trial import Conditions, Segment
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import device_lost, halving, place
-from bakeoff.evaluate import plain_losses
 from bakeoff.methods import load_saved
 from bakeoff.methods.hook import make
 from bakeoff.tasks import Task, load_tokenizer
+from bakeoff.training.evaluate import plain_losses
+from bakeoff.training.setup import load_base, make_task, prepare_process
 
 
 def run(value: dict[str, Any]) -> dict[str, Any]:

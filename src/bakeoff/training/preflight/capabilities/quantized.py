@@ -16,12 +16,19 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import LlamaForCausalLM
 
-from bakeoff.capabilities import tiny
-from bakeoff.capabilities.afterwards import first_line
-from bakeoff.capabilities.trained import Broken, Trained, difference, logits, resolved, train
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import quantization
 from bakeoff.methods.capability_records import Works
+from bakeoff.training.preflight.capabilities import tiny
+from bakeoff.training.preflight.capabilities.post_training import first_line
+from bakeoff.training.preflight.capabilities.train import (
+    Broken,
+    Trained,
+    difference,
+    logits,
+    resolved,
+    train,
+)
 
 PACKAGES = {"4bit": "bitsandbytes", "8bit": "bitsandbytes", "int8": "torchao"}
 """Kinds of quantised base, and the package that each takes."""

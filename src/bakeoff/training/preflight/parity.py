@@ -16,14 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bakeoff.answering import disagreement
-from bakeoff.assemble import Bench, build, make_task
 from bakeoff.core.errors import first_line
 from bakeoff.core.trial import LEARNING_RATE, Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import free_memory
 from bakeoff.engine.lanes.lanes import NotShared
 from bakeoff.engine.loop import fitted
+from bakeoff.training.generation import disagreement
+from bakeoff.training.setup import Bench, build, make_task
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
 """Largest relative difference of a lane's gradient (and loss): rounding, with room. A wrong

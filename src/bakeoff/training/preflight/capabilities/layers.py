@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bakeoff.capabilities import tiny
-from bakeoff.capabilities.trained import STEPS, resolved
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import peft_patches
 from bakeoff.methods.arguments import config_class
 from bakeoff.methods.hook import make, trainable
+from bakeoff.training.preflight.capabilities import tiny
+from bakeoff.training.preflight.capabilities.train import STEPS, resolved
 
 WIDTH = 64
 LAYERS: dict[str, Callable[[], nn.Module]] = {

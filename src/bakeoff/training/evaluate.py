@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from bakeoff.answering import disagreement, generated
-from bakeoff.assemble import Bench, load_base, make_task, prepare_process, wished
 from bakeoff.core import disk_full
 from bakeoff.core.redact import redact
 from bakeoff.core.results import SplitScores
@@ -29,6 +27,8 @@ from bakeoff.engine.packing.attention import packed
 from bakeoff.metrics import describe
 from bakeoff.metrics.describe import MetricError
 from bakeoff.tasks import Example, Task, load_tokenizer
+from bakeoff.training.generation import disagreement, generated
+from bakeoff.training.setup import Bench, load_base, make_task, prepare_process, wished
 
 Table = np.ndarray[tuple[int, int], Any]
 """A number for each lane and example, ``[lanes, examples]``."""

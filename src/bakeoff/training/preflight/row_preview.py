@@ -11,11 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bakeoff.assemble import make_task, prepare_process
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
 from bakeoff.tasks import Example, Task, load_tokenizer
-from bakeoff.tokens import encode_split
+from bakeoff.training.setup import make_task, prepare_process
+from bakeoff.training.token_cache import encode_split
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 """What decoding gives for bytes that are no whole character."""

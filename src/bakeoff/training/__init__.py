@@ -1,0 +1,1 @@
+"""The worker process: build, train, evaluate, checkpoint and save trials."""

@@ -1,0 +1,1 @@
+"""Checks, probes and measurements on the real base before any training."""
