@@ -34,8 +34,9 @@ import tomli_w
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bakeoff import bases, cli, study
+from bakeoff import cli
 from bakeoff.core.errors import PreflightError
+from bakeoff.study.setup import base_model, open_study
 
 HF = Path(__file__).parent.parent / "tests" / "data" / "hf"
 """Real files of ``method_comparison``, made small."""
@@ -359,11 +360,11 @@ KINDS: dict[str, Callable[[], st.SearchStrategy[Case]]] = {
 
 def stopping(whole: bool) -> Callable[..., dict[str, Any]]:
     """Return what stands in for ``study.call``: stops where the first worker would start."""
-    real = study.call
-    inline = study.make_executor("inline", 1)
+    real = open_study.call
+    inline = open_study.make_executor("inline", 1)
 
     def call(through: Any, function: str, value: dict[str, Any]) -> dict[str, Any]:
-        if function == study.RUN_MACHINE and not whole:
+        if function == open_study.RUN_MACHINE and not whole:
             raise PreflightError(ACCEPTED, "This study would be run.", "run it.")
         return real(inline, function, value)
 
@@ -400,7 +401,7 @@ def drive(case: Case, folder: Path, whole: bool = False) -> Outcome:
     try:
         os.chdir(folder)
         with (
-            mock.patch.object(study, "call", stopping(whole)),
+            mock.patch.object(open_study, "call", stopping(whole)),
             mock.patch.object(sys, "argv", ["bakeoff", *case.arguments]),
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
@@ -429,7 +430,7 @@ def prepare(folder: Path, tiny: bool) -> None:
     else:
         (base / "config.json").write_text("{}")
         (base / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    assert bases.locate(str(base), print).fingerprint
+    assert base_model.locate(str(base), print).fingerprint
 
 
 def run(kind: str, examples: int, folder: Path, whole: bool, seed: bool) -> tuple[Counter, list]:

@@ -38,9 +38,9 @@ from bakeoff.core.trial import Trial
 from bakeoff.engine.device import resolve_precision
 from bakeoff.folder import freeze_data
 from bakeoff.methods import registry as catalog
-from bakeoff.progress import Silent
 from bakeoff.spec import read_spec
-from bakeoff.study import open_study
+from bakeoff.study.monitoring.progress import Silent
+from bakeoff.study.setup.open_study import open_study
 from bakeoff.training import setup
 
 CHECKED = 3

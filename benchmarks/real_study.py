@@ -16,7 +16,7 @@ from bakeoff import api
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import StudyRecord
 from bakeoff.spec import StudySpec, parse_spec
-from bakeoff.study import git_state
+from bakeoff.study.setup.open_study import git_state
 
 DEMO = Path(str(files("bakeoff") / "demo.toml"))
 

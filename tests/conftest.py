@@ -19,7 +19,7 @@ from bakeoff import api
 from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import Trial
 from bakeoff.engine.accelerators import Switches
-from bakeoff.study import make_executor
+from bakeoff.study.setup.open_study import make_executor
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 from bakeoff.training import segment
 from bakeoff.training.preflight import checks

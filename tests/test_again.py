@@ -18,12 +18,13 @@ import pytest
 import tomli_w
 from report_fixture import HOSTILE, report
 
-from bakeoff import api, cli, looks, phases
+from bakeoff import api, cli
 from bakeoff.core.errors import BakeoffError, PreflightError
-from bakeoff.progress import Silent
 from bakeoff.report import render
 from bakeoff.spec import parse_spec
-from bakeoff.study import make_executor
+from bakeoff.study.monitoring.progress import Silent
+from bakeoff.study.setup import test_reads
+from bakeoff.study.setup.open_study import make_executor, search
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.training import segment
 
@@ -327,12 +328,12 @@ def test_a_look_that_is_refused_before_training_is_not_counted(values: Values, o
 def test_what_the_race_decided_stays_decided(
     values: Values, out: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
 ) -> None:
-    before, decide = stored(out), phases.race.decide
+    before, decide = stored(out), search.race.decide
 
     def contrary(*given: Any) -> Any:
         return tuple(dataclasses.replace(d, goes_on=not d.goes_on) for d in decide(*given))
 
-    monkeypatch.setattr(phases.race, "decide", contrary)
+    monkeypatch.setattr(search.race, "decide", contrary)
     go(values, out)
     after = stored(out)
     assert trained == []
@@ -344,9 +345,9 @@ def test_what_the_race_decided_stays_decided(
 def test_nothing_to_look_at_again_is_said(values: Values, out: Path) -> None:
     heard = Heard()
     api.run(parse_spec(values), out, out, heard, again=True)
-    assert looks.NOTHING in heard.lines
+    assert test_reads.NOTHING in heard.lines
     assert api.report(out)["study"]["test_looks"] == 1
-    assert looks.held({}, {}, test_read=False, again=True) == {}
+    assert test_reads.held({}, {}, test_read=False, again=True) == {}
 
 
 def test_the_command_line_asks_for_again(
@@ -378,7 +379,7 @@ def test_the_command_line_asks_for_again(
     assert json.loads(made)["study"]["test_looks"] == 2
     code, _, err = bakeoff("--again")
     assert code == 0
-    assert looks.NOTHING in err
+    assert test_reads.NOTHING in err
     assert "The test set was looked at 2 times." in err
 
 

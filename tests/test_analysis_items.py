@@ -13,11 +13,11 @@ import pytest
 from records import LOSS, Pair, make_record, make_result, make_trial
 from report_big import N_METHODS, big_items
 
-from bakeoff import asked
 from bakeoff.analysis.per_method import items
 from bakeoff.analysis.trial_runs import runs_by_method, usable_scores
 from bakeoff.core.results import Asked, SplitScores, StudyRecord
 from bakeoff.data.rows import write_split
+from bakeoff.study.setup.open_study import test_texts
 
 Rows = dict[int, Sequence[float]]
 
@@ -157,19 +157,19 @@ def test_what_items_ask_comes_from_the_frozen_rows(tmp_path: Path) -> None:
     rows = [{"q": "a?", "w": "A"}, {"q": "b?", "w": "B"}]
     columns = {"prompt": "Say: {q}\nNow: ", "completion": "{w}"}
     made = scored(tmp_path, rows, "sft", columns=columns)
-    assert asked.read(tmp_path, made).asked == (Asked("a?", "A"), Asked("b?", "B"))
+    assert test_texts.read(tmp_path, made).asked == (Asked("a?", "A"), Asked("b?", "B"))
     rows = [{"messages": [{"role": "user", "content": "hi"},
                           {"role": "assistant", "content": "ho"}]}]  # fmt: skip
     made = scored(tmp_path, rows, "sft", columns={"messages": "messages"})
-    assert asked.read(tmp_path, made).asked == (Asked("user: hi", "ho"),)
+    assert test_texts.read(tmp_path, made).asked == (Asked("user: hi", "ho"),)
     rows = [{"prompt": "which?", "choices": ["this", "that"], "answer": "B"}]
     columns = {"prompt": "prompt", "choices": "choices", "answer": "answer"}
     made = scored(tmp_path, rows, "choice", columns=columns, answer="letter", normalise="sum")
-    assert asked.read(tmp_path, made).asked == (Asked("which?\n- this\n- that", "that"),)
+    assert test_texts.read(tmp_path, made).asked == (Asked("which?\n- this\n- that", "that"),)
     columns = {"text": "t", "label": "l"}
     rows = [{"t": "some", "l": "yes"}]
     made = scored(tmp_path, rows, "classify", columns=columns, labels=["yes"])
-    assert asked.read(tmp_path, made).asked == (Asked("some", "yes"),)
+    assert test_texts.read(tmp_path, made).asked == (Asked("some", "yes"),)
 
 
 def test_other_rows_than_were_scored_are_never_shown(tmp_path: Path) -> None:
@@ -177,12 +177,12 @@ def test_other_rows_than_were_scored_are_never_shown(tmp_path: Path) -> None:
     made = scored(tmp_path, [{"prompt": "a", "completion": "b"}], "sft", columns=columns)
     file = tmp_path / "data" / "test.jsonl"
     file.write_text('{"prompt": "other", "completion": "b"}\n')
-    found = asked.read(tmp_path, made)
+    found = test_texts.read(tmp_path, made)
     assert found.asked == ()
     assert found.unknown == "data/test.jsonl is not what the answers were scored on"
     file.unlink()
     outside = tmp_path.parent / f"{tmp_path.name}.jsonl"
     outside.write_text("{}\n")
     file.symlink_to(outside)
-    assert asked.read(tmp_path, made).unknown == "data/test.jsonl is not in the study folder"
-    assert asked.read(tmp_path, []) == asked.Texts()
+    assert test_texts.read(tmp_path, made).unknown == "data/test.jsonl is not in the study folder"
+    assert test_texts.read(tmp_path, []) == test_texts.Texts()

@@ -14,10 +14,11 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from bakeoff import api, bases
+from bakeoff import api
 from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.core.trial import Segment
 from bakeoff.spec import parse_spec
+from bakeoff.study.setup import base_model
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.training.preflight import checks
@@ -75,10 +76,10 @@ def test_a_half_downloaded_base(
 ) -> None:
     """Faults 38 and 43: seen by the files' own headers, before anything is loaded."""
     model = sharded(tiny_llama, tmp_path / "model")
-    bases.check_folder(model)
+    base_model.check_folder(model)
     harm(model)
     with pytest.raises(PreflightError) as error:
-        bases.locate(str(model), print)
+        base_model.locate(str(model), print)
     assert (error.value.code, error.value.exit_code) == ("base-incomplete", 3)
     assert says in error.value.cause
     assert "download it again" in error.value.try_
@@ -90,7 +91,7 @@ def test_what_is_not_loaded_is_not_looked_at(tiny_llama: Path, tmp_path: Path) -
     shutil.copyfile(tiny_llama / "model.safetensors", model / "model.safetensors")
     (model / SECOND).write_bytes(b"")
     (model / "consolidated.safetensors").write_bytes(b"half")
-    bases.check_folder(model)
+    base_model.check_folder(model)
 
 
 @pytest.mark.parametrize("gone", ["tokenizer.json", "generation_config.json"])
@@ -157,11 +158,11 @@ def test_a_base_of_a_hub(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_base_of_a_hub_without_its_commit_is_listed(study_values: dict[str, Any]) -> None:
     """Fault 38: what a branch holds may be another base tomorrow."""
-    unknown = bases.Base("org/model", "org/model", None, None)
-    found = bases.Base("org/model", "org/model", None, COMMIT, COMMIT)
-    local = bases.Base("/models/x", "/models/x", None, "sum")
+    unknown = base_model.Base("org/model", "org/model", None, None)
+    found = base_model.Base("org/model", "org/model", None, COMMIT, COMMIT)
+    local = base_model.Base("/models/x", "/models/x", None, "sum")
     spec = parse_spec(study_values).base
-    assert [len(bases.consent(b, spec)) for b in (unknown, found, local)] == [1, 0, 0]
+    assert [len(base_model.consent(b, spec)) for b in (unknown, found, local)] == [1, 0, 0]
 
 
 def test_a_hubs_branch_is_held_to_the_commit_that_it_stands_for(
@@ -172,19 +173,19 @@ def test_a_hubs_branch_is_held_to_the_commit_that_it_stands_for(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     cached(tiny_llama, hub, "org/there")
-    assert bases.locate("org/there", print) == bases.Base(
+    assert base_model.locate("org/there", print) == base_model.Base(
         "org/there", "org/there", None, COMMIT, COMMIT
     )
-    assert bases.commit_of("org/there", other) == other
-    assert bases.commit_of("org/there", "v2") is None
-    assert bases.commit_of("org/there", "../../main") is None
-    assert bases.commit_of("org/absent") is None
+    assert base_model.commit_of("org/there", other) == other
+    assert base_model.commit_of("org/there", "v2") is None
+    assert base_model.commit_of("org/there", "../../main") is None
+    assert base_model.commit_of("org/absent") is None
     shutil.rmtree(hub / "models--org--there" / "refs")
-    assert bases.commit_of("org/there") == COMMIT
+    assert base_model.commit_of("org/there") == COMMIT
     shutil.copytree(
         hub / "models--org--there/snapshots" / COMMIT, hub / "models--org--there/snapshots" / other
     )
-    assert bases.commit_of("org/there") is None
+    assert base_model.commit_of("org/there") is None
 
 
 def test_the_hub_is_asked_which_commit_a_branch_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +196,7 @@ def test_the_hub_is_asked_which_commit_a_branch_has(monkeypatch: pytest.MonkeyPa
         return SimpleNamespace(sha=COMMIT)
 
     monkeypatch.setattr(huggingface_hub, "model_info", model_info)
-    assert bases.commit_of("org/model", "main") == COMMIT
+    assert base_model.commit_of("org/model", "main") == COMMIT
     assert asked == [("org/model", "main")]
 
 

@@ -15,9 +15,9 @@ from bakeoff.analysis.choose import Picks, choose_settings, criterion, picks
 from bakeoff.analysis.summary import summarise
 from bakeoff.analysis.trial_runs import Run
 from bakeoff.core.results import Cost, SplitScores, Status
-from bakeoff.phases import axes
 from bakeoff.race import Rules, Standing, decide
 from bakeoff.spec import parse_spec
+from bakeoff.study.search import axes
 
 
 def tried(rate: float, loss: float, right: int, step: int = 100, **more: Any) -> Run:

@@ -25,7 +25,7 @@ from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Outcome
 from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
-from bakeoff.study import refuse_full
+from bakeoff.study.setup.open_study import refuse_full
 from bakeoff.testing.trials import CONDITIONS
 from bakeoff.training import checkpoints
 

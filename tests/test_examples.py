@@ -14,7 +14,7 @@ import pytest
 
 from bakeoff import api
 from bakeoff.spec import StudySpec, parse_spec, read_spec
-from bakeoff.study import make_executor
+from bakeoff.study.setup.open_study import make_executor
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 SMALL = sorted((p for p in EXAMPLES if p.stem.startswith("sft-smollm2")), key=lambda p: p.stem)

@@ -21,13 +21,16 @@ from report_fixture import HOSTILE
 from report_fixture import report as made_report
 from test_again import Heard
 
-from bakeoff import api, cli, forks, lock, phases, progress
+from bakeoff import api, cli, lock
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.report import render
 from bakeoff.spec import parse_spec, read_spec
 from bakeoff.store import Writer
+from bakeoff.study.monitoring import progress
+from bakeoff.study.setup.open_study import fork as study_fork
+from bakeoff.study.setup.open_study import search
 from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl
 
@@ -118,14 +121,14 @@ def results(folder: Path) -> dict[str, TrialResult | None]:
 
 
 def known(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = api.read_values(folder)[forks.KEY]
+    found: dict[str, Any] = api.read_values(folder)[study_fork.KEY]
     return found
 
 
 def unread(values: Values, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run a study up to its final trials."""
     with monkeypatch.context() as patched:
-        patched.setattr(phases, "final", killed)
+        patched.setattr(search, "final", killed)
         with pytest.raises(Killed):
             api.run(parse_spec(values), out, out)
     return out
@@ -218,7 +221,7 @@ def test_other_conditions_take_nothing_and_are_a_look_all_the_same(
     assert made["study"]["test_changes"][0]["changes"] == [
         "forked from tiny", "budget.steps: 10 -> 12",
     ]  # fmt: skip
-    assert forks.TAKEN not in api.read_values(tmp_path / "new")
+    assert study_fork.TAKEN not in api.read_values(tmp_path / "new")
 
 
 def test_trials_of_another_machine_are_not_taken(
@@ -299,7 +302,7 @@ def test_what_the_parent_reads_before_the_fork_does_counts(
     parent = unread(values, tmp_path / "tiny", monkeypatch)
     asked = more(copy.deepcopy(values))
     with monkeypatch.context() as patched:
-        patched.setattr(phases, "final", killed)
+        patched.setattr(search, "final", killed)
         with pytest.raises(Killed):
             fork(asked, parent, tmp_path / "new")
     assert known(tmp_path / "new")["test_reads"] == 0
@@ -396,7 +399,7 @@ def test_a_fork_that_was_killed_between_a_folder_and_its_row_goes_on(
     (half / "adapter.safetensors").write_bytes(b"half")
     assert {f.what for f in api.diagnose(new) if f.code == "orphan"} == {"trials/abc.tmp"}
     made = fork(values, parent, new)
-    assert set(api.read_values(new)[forks.TAKEN]) == ids(parent)
+    assert set(api.read_values(new)[study_fork.TAKEN]) == ids(parent)
     assert not set(trained) & ids(parent)
     assert not half.parent.exists()
     assert made["study"]["test_looks"] == 2
@@ -451,7 +454,7 @@ def test_a_fork_goes_on_without_its_parent(
 ) -> None:  # fmt: skip
     new = tmp_path / "new"
     with monkeypatch.context() as patched:
-        patched.setattr(phases, "final", killed)
+        patched.setattr(search, "final", killed)
         with pytest.raises(Killed):
             fork(values, parent, new)
     searched = ids(parent, "search")

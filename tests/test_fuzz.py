@@ -54,7 +54,7 @@ def test_a_good_study_is_accepted_and_a_crash_is_seen(
     def crash(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("bakeoff.study.load_methods", crash)
+    monkeypatch.setattr("bakeoff.study.setup.open_study.load_methods", crash)
     outcome = fuzz.drive(case, tmp_path)
     assert outcome.fault
     assert outcome.exit == 1

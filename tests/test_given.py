@@ -13,7 +13,7 @@ from bakeoff import api
 from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry, user_defined
 from bakeoff.spec import parse_spec
-from bakeoff.study import load_methods
+from bakeoff.study.setup.open_study import load_methods
 
 
 def test_pefts_own_file_competes(study_values: dict[str, Any], tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError
 from bakeoff.hours import Deadline
-from bakeoff.rounds import NO_TIME
 from bakeoff.spec import parse_spec, read_spec
+from bakeoff.study.scheduler import NO_TIME
 
 HOURS = 0.2
 """More than it takes: three passes over these few rows, at ten seeds, are seconds."""

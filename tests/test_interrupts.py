@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bakeoff.core.errors import Interrupted, Terminated
-from bakeoff.interrupts import listening
-from bakeoff.progress import Logged, Silent
+from bakeoff.study.monitoring.progress import Logged, Silent
+from bakeoff.study.monitoring.signals import listening
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="other signals there")
 

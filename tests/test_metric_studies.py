@@ -161,16 +161,16 @@ def score(prediction, reference):
     study_values["budget"] |= {"steps": 2, "settings": 1, "extend": 0, "race": "off"}
     values = parse_spec(study_values)
     out = tmp_path / "out"
-    from bakeoff import phases
+    from bakeoff.study.setup.open_study import search
 
-    real = phases.final
+    real = search.final
 
     def then_fails(*given: Any) -> Any:
         (out / "metric" / "seen").touch()
         return real(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "final", then_fails)
+        patch.setattr(search, "final", then_fails)
         report = api.run(values, tmp_path, out)
     failed = [f for f in report["failures"] if f["phase"] == "final"]
     assert len(failed) == 4

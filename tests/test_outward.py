@@ -25,9 +25,9 @@ from bakeoff.cli.live import Live
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.redact import escaped_json, printable, redact, redacted, told
 from bakeoff.core.safe_read import unsuitable
-from bakeoff.progress import Logged, Silent
 from bakeoff.report import render
 from bakeoff.spec import parse_spec
+from bakeoff.study.monitoring.progress import Logged, Silent
 from bakeoff.testing.tiny import rows, write_jsonl
 
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -250,9 +250,9 @@ def test_nothing_that_is_kept_of_a_failure_holds_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 66: neither the database nor a trial's folder, whose texts reports are made of."""
-    from bakeoff import rounds
     from bakeoff.core.trial import Segment
     from bakeoff.executors import Outcome
+    from bakeoff.study.setup.open_study import scheduler
     from bakeoff.testing.trials import make_trial
     from bakeoff.training import segment
 
@@ -266,7 +266,9 @@ def test_nothing_that_is_kept_of_a_failure_holds_a_secret(
     assert (result.reason or "").startswith("RuntimeError: 401 for https://[redacted]@")
     assert len(result.warnings) == 1
     last_words = Outcome(0, None, f"died of {SECRETS['key']}", SECRETS["bearer"])
-    (died,) = rounds._results(own, last_words, Counter({own.trials[0].id: rounds.TRIES})) or ()
+    (died,) = (
+        scheduler._results(own, last_words, Counter({own.trials[0].id: scheduler.TRIES})) or ()
+    )
     written = "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
     assert "401" in written
     for text in (written, json.dumps(result.to_json()), json.dumps(died.to_json())):

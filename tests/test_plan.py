@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from bakeoff import overview, plan
+from bakeoff import plan
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.methods import registry
 from bakeoff.spec import BudgetSpec, parse_spec
+from bakeoff.study.setup.open_study import dry_run
 from bakeoff.testing.trials import CONDITIONS
 
 SPEC = parse_spec(
@@ -103,7 +104,7 @@ def test_the_plan_says_how_each_method_can_be_served(
         entries=[registry.load(n, Path()) for n in names],
         conditions=CONDITIONS,
     )
-    served = {m["method"]: m["vllm"] for m in overview._methods(study, [], [])}
+    served = {m["method"]: m["vllm"] for m in dry_run._methods(study, [], [])}
     assert set(served) == set(names)
     if kind == "classify":
         assert set(served.values()) == {None}

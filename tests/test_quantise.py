@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from bakeoff import api, study
+from bakeoff import api
 from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment
@@ -29,6 +29,7 @@ from bakeoff.engine.layers import LayerStack, NotCompilable
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
 from bakeoff.spec import parse_spec
+from bakeoff.study.setup import open_study
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 from bakeoff.testing.trials import OPTIONS, build, make_trial, no_dropout, run
 from bakeoff.training import setup
@@ -312,7 +313,7 @@ def test_a_quantizer_that_is_not_installed_is_said_at_once(
     assert caught.value.code == "quantizer-missing"
     assert "no_such_package, which is not installed" in caught.value.cause
     assert "pip install" in caught.value.try_
-    assert issubclass(EnvironmentProblem, study.BakeoffError)
+    assert issubclass(EnvironmentProblem, open_study.BakeoffError)
     assert not issubclass(EnvironmentProblem, PreflightError)
 
 

@@ -14,10 +14,11 @@ import tomli_w
 from command import Started, bakeoff
 from filelock import FileLock
 
-from bakeoff import api, phases
+from bakeoff import api
 from bakeoff import folder as study_folder
 from bakeoff.core.errors import LockedError, PreflightError
 from bakeoff.spec import parse_spec
+from bakeoff.study.setup.open_study import search
 
 
 def comparable(report: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def test_an_interrupted_study_has_a_valid_report(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(phases.plan, "final_trials", stop)
+    monkeypatch.setattr(search.plan, "final_trials", stop)
     with pytest.raises(KeyboardInterrupt):
         api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     report = api.report(tmp_path / "out")

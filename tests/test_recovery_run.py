@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from test_recovery import comparable
 
-from bakeoff import api, phases, recovery
+from bakeoff import api, recovery
 from bakeoff.core import trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import TrialResult
 from bakeoff.engine import profiling
 from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
-from bakeoff.study import make_executor
+from bakeoff.study.setup.open_study import make_executor, search
 
 BUDGET = {"steps": 20, "settings": 3, "seeds": 2, "extend": 0}
 
@@ -111,9 +111,9 @@ def test_a_torn_state_has_its_trial_start_again(
             raise Killed
         return judged(*arguments)
 
-    judged = phases._judged
+    judged = search._judged
     with monkeypatch.context() as patched:
-        patched.setattr(phases, "_judged", killed)
+        patched.setattr(search, "_judged", killed)
         with pytest.raises(Killed):
             api.run(spec, tmp_path, out)
     state = min((out / "trials").glob("*/state/6.safetensors"))
@@ -160,7 +160,7 @@ def test_a_study_that_was_moved_goes_on_and_reports(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(phases, "final", killed)
+        patched.setattr(search, "final", killed)
         with pytest.raises(Killed):
             api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     moved = tmp_path / "elsewhere" / "another name"

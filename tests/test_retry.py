@@ -24,13 +24,14 @@ from report_fixture import report as made_report
 from sqlalchemy.exc import StatementError
 from test_again import Heard, stored
 
-from bakeoff import api, cli, phases, retries
+from bakeoff import api, cli
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.report import render
-from bakeoff.rounds import Running
 from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
+from bakeoff.study.scheduler import Running
+from bakeoff.study.setup.open_study import retry, search
 from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.testing.trials import make_trial
@@ -156,7 +157,7 @@ def stopped_before_final(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(phases, "final", killed)
+        patched.setattr(search, "final", killed)
         with pytest.raises(Killed):
             go(values, out, retry)
 
@@ -191,7 +192,7 @@ def test_a_final_trial_that_failed_is_tried_again_and_nothing_else_is(
     }  # fmt: skip
     assert verdicts(again) == verdicts(whole[1])
     (said,) = [line for line in heard.lines if line.startswith("tried again")]
-    assert said == retries.sentence(noted)
+    assert said == retry.sentence(noted)
     assert json.dumps(said) in (out / "log.jsonl").read_text()
     assert "Tried again: what had come of it before" in (out / "report.html").read_text()
     assert {f.state for f in api.diagnose(out)} == {"ok"}
@@ -249,7 +250,7 @@ def test_a_search_trial_races_again_from_its_first_step(
     assert {f.state for f in api.diagnose(out)} == {"ok"}
     assert not any(r.warnings for _, r in ended(out).values() if r), "nobody fell out of lanes"
     reasons = {r.reason for t, r in ended(out).values() if r and r.status is Status.DONE}
-    assert phases.LEFT.format(count=2, step=6) in reasons, "two were left, neither the only one"
+    assert search.LEFT.format(count=2, step=6) in reasons, "two were left, neither the only one"
 
 
 def test_once_test_is_read_the_search_stays_as_it_is(
@@ -266,9 +267,9 @@ def test_once_test_is_read_the_search_stays_as_it_is(
     assert go(values, out, True, heard)["failures"] == report["failures"]
     assert faults.trained == []
     assert stored(out) == before
-    assert retries.LEFT.format(count="1 failed trial") in heard.lines
-    assert "--fork NEW" in retries.LEFT
-    assert retries.NOTHING not in heard.lines
+    assert retry.LEFT.format(count="1 failed trial") in heard.lines
+    assert "--fork NEW" in retry.LEFT
+    assert retry.NOTHING not in heard.lines
     page = (out / "report.html").read_text()
     assert "1 run of the search failed" in page
     assert "--retry" not in page
@@ -286,7 +287,7 @@ def test_where_nothing_failed_it_says_so_and_goes_on(
     out, heard = shutil.copytree(whole[3] / "out", tmp_path / "out"), Heard()
     before = stored(out)
     report = go(values, out, True, heard)
-    assert retries.NOTHING in heard.lines
+    assert retry.NOTHING in heard.lines
     assert (report["retried"], faults.trained, stored(out)) == ([], [], before)
     assert "--retry" not in (out / "report.html").read_text()
 
@@ -431,20 +432,20 @@ def begun(tmp_path: Path, *trials: Trial) -> tuple[Any, Writer]:
 
 def test_scores_of_the_base_that_ended_in_an_error_are_taken_again(tmp_path: Path) -> None:
     study, store = begun(tmp_path, make_trial("lora", "classify"))
-    store.set(retries.BASE_SCORES, {"scores": {"scores": [1.0], "predictions": [None]}})
+    store.set(retry.BASE_SCORES, {"scores": {"scores": [1.0], "predictions": [None]}})
     heard = Heard()
-    retries.begin(study, store, heard)
+    retry.begin(study, store, heard)
     with Reader(tmp_path / "study.db") as reader:
-        assert retries.BASE_SCORES in reader.values()
-    store.set(retries.BASE_SCORES, {"scores": None, "error": "OSError: gone"})
-    retries.begin(study, store, heard)
+        assert retry.BASE_SCORES in reader.values()
+    store.set(retry.BASE_SCORES, {"scores": None, "error": "OSError: gone"})
+    retry.begin(study, store, heard)
     with Reader(tmp_path / "study.db") as reader:
         values = reader.values()
-    assert retries.BASE_SCORES not in values
-    (noted,) = values[retries.KEY]
+    assert retry.BASE_SCORES not in values
+    (noted,) = values[retry.KEY]
     assert (noted["phase"], noted["method"], noted["reason"]) == ("base", None, "OSError: gone")
     assert heard.lines == [
-        retries.NOTHING,
+        retry.NOTHING,
         "tried again: scores of the untouched base; before: failed: OSError: gone",
     ]
 
@@ -457,12 +458,12 @@ def test_only_failures_that_may_end_otherwise_are_tried_again(
     study, store = begun(tmp_path, trial)
     store.keep(TrialResult(trial.id, status, "its reason"))
     store.keep_cost(Cost("lora", status, "its reason"))
-    retries.begin(study, store, Heard())
+    retry.begin(study, store, Heard())
     tried = status in (Status.FAILED, Status.OUT_OF_MEMORY)
     with Reader(tmp_path / "study.db") as reader:
         assert (reader.finished() == set()) is tried
         assert (reader.costs() == {}) is tried
-        noted = reader.values().get(retries.KEY, [])
+        noted = reader.values().get(retry.KEY, [])
     assert [n["phase"] for n in noted] == (["probe", "final"] if tried else [])
 
 
@@ -493,16 +494,16 @@ def test_what_is_tried_again_begins_when_the_hours_are_over(
     """The user has asked for it by name, at the steps that all others had."""
     asked, other = (make_trial("lora", "classify", seed=s) for s in range(2))
     _, store = begun(tmp_path, asked, other)
-    store.set_all({"final_steps": 30, retries.KEY: [{"trial_id": asked.id}]})
-    monkeypatch.setattr(phases.plan, "search_trials", lambda *_: ())
-    monkeypatch.setattr(phases.hours, "pace_of", lambda *_: 1.0)
-    monkeypatch.setattr(phases.hours, "final_seconds", lambda *_: {"lora": 1.0})
+    store.set_all({"final_steps": 30, retry.KEY: [{"trial_id": asked.id}]})
+    monkeypatch.setattr(search.plan, "search_trials", lambda *_: ())
+    monkeypatch.setattr(search.hours, "pace_of", lambda *_: 1.0)
+    monkeypatch.setattr(search.hours, "final_seconds", lambda *_: {"lora": 1.0})
     study = SimpleNamespace(
         spec=None, entries=(), conditions=None, splits=SimpleNamespace(counts={}), folder=tmp_path
     )
     over: Any = SimpleNamespace(allows=lambda _: False, timings=())
     given: Any = (study, store, Heard(), None, None, None, over)
-    steps, begins = phases._in_time(Running(*given))
+    steps, begins = search._in_time(Running(*given))
     assert steps == 30
     assert [begins(Segment((t,), 0, 30, "", "")) for t in (asked, other)] == [True, False]
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 from sqlalchemy.exc import StatementError
 
-from bakeoff import rounds
 from bakeoff.core.errors import EnvironmentProblem, Interrupted
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.executors import Outcome
-from bakeoff.interrupts import Stop
-from bakeoff.progress import Silent
-from bakeoff.quarantine import Quarantine
-from bakeoff.rounds import Breaker, Running, run_trials
 from bakeoff.store import Reader, Writer
+from bakeoff.study.failures import Quarantine
+from bakeoff.study.monitoring.progress import Silent
+from bakeoff.study.monitoring.signals import Stop
+from bakeoff.study.scheduler import Breaker, Running, run_trials
+from bakeoff.study.setup.open_study import scheduler
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment
 
@@ -231,9 +231,9 @@ def test_a_paused_group_goes_on_from_its_states(tmp_path: Path) -> None:
 def test_without_its_states_a_paused_group_begins_anew(tmp_path: Path) -> None:
     segment = Segment(tuple(trials(2)), 0, 30, str(tmp_path), "base")
     stands = {t.id: 7 for t in segment.trials}
-    assert rounds._from_pause(segment, set(), stands) == segment
+    assert scheduler._from_pause(segment, set(), stands) == segment
     uneven = {segment.trials[0].id: 7}
-    assert rounds._from_pause(segment, set(), uneven) == segment
+    assert scheduler._from_pause(segment, set(), uneven) == segment
 
 
 def test_a_group_is_written_as_a_whole(tmp_path: Path) -> None:

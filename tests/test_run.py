@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bakeoff import api, artifacts
+from bakeoff import api
 from bakeoff.data.rows import read_rows
 from bakeoff.report.words import handed_out
 from bakeoff.spec import parse_spec
 from bakeoff.store import Writer
+from bakeoff.study.setup.open_study import verify_weights
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,7 @@ def test_weights_that_are_not_what_was_trained_are_warned_of(
     save_file({k: torch.zeros_like(v) for k, v in load_file(changed).items()}, changed)
     shutil.rmtree(folder / ia3["path"])
     with Writer(folder / "study.db") as store:
-        store.set(artifacts.KEY, {})
+        store.set(verify_weights.KEY, {})
     report = api.run(spec, folder, folder)
     found = {m["method"]: m["artifact"] for m in report["methods"]}
     assert found["lora"]["same"] is False

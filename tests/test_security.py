@@ -20,7 +20,7 @@ import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
-from bakeoff import api, bases, folder
+from bakeoff import api, folder
 from bakeoff.core import safe_read
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.safe_read import Unreadable, deeper, read_bytes, read_json, read_text, suitable
@@ -30,7 +30,8 @@ from bakeoff.methods import forbidden_arguments, hook, registry, user_defined
 from bakeoff.methods.arguments import check_config
 from bakeoff.methods.hook import Finished
 from bakeoff.spec import parse_spec, read_spec
-from bakeoff.study import git_state, load_methods, make_executor
+from bakeoff.study.setup import base_model
+from bakeoff.study.setup.open_study import git_state, load_methods, make_executor
 from bakeoff.testing.tiny import write_jsonl
 from bakeoff.testing.trials import build, make_trial
 from bakeoff.training import reload
@@ -360,24 +361,24 @@ def test_trust_is_for_one_version_of_one_base(
     study_values["base"]["trust_remote_code"] = True
     report = api.run(parse_spec(study_values), tmp_path, tmp_path / "trusting")
     assert any("own code is run with your rights" in w for w in report["warnings"])
-    before = bases.fingerprint(model)
+    before = base_model.fingerprint(model)
     (model / "own.py").write_text(OWN_CODE + "\n# another version\n")
-    assert bases.fingerprint(model) != before
+    assert base_model.fingerprint(model) != before
     with pytest.raises(PreflightError, match="study-differs"):
         api.run(parse_spec(study_values), tmp_path, tmp_path / "trusting")
 
 
 def test_trust_in_a_hub_model_wants_its_commit(study_values: dict[str, Any]) -> None:
-    hub = bases.Base("org/model", "org/model", None, None)
+    hub = base_model.Base("org/model", "org/model", None, None)
     for revision, good in ((None, False), ("main", False), (COMMIT[:7], False), (COMMIT, True)):
         base = {"model": "org/model", "trust_remote_code": True}
         study_values["base"] = base if revision is None else {**base, "revision": revision}
         spec = parse_spec(study_values).base
         if good:
-            assert COMMIT in bases.consent(hub, spec)[0]
+            assert COMMIT in base_model.consent(hub, spec)[0]
         else:
             with pytest.raises(UsageError) as error:
-                bases.consent(hub, spec)
+                base_model.consent(hub, spec)
             assert error.value.code == "trust-unpinned"
 
 

@@ -26,9 +26,18 @@ from bakeoff.cli import glimpse
 from bakeoff.cli.live import Live
 from bakeoff.cli.output import Sink
 from bakeoff.core.results import Cost, Status
-from bakeoff.glance import DONE, RUNNING, STOPPED, Flight, Glance, Phase, Standing, glance
-from bakeoff.progress import LOG, NOW, Logged, Silent, Work, begun, ended, telling
 from bakeoff.store import Writer
+from bakeoff.study.monitoring.progress import LOG, NOW, Logged, Silent, Work, begun, ended, telling
+from bakeoff.study.monitoring.status import (
+    DONE,
+    RUNNING,
+    STOPPED,
+    Flight,
+    Glance,
+    Phase,
+    Standing,
+    glance,
+)
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 METRIC = {"name": "accuracy", "better": "higher", "unit": "fraction", "low": 0.0, "high": 1.0}
@@ -272,7 +281,7 @@ from pathlib import Path
 from bakeoff import lock
 from bakeoff.cli.live import Live
 from bakeoff.cli.output import err
-from bakeoff.progress import Logged, Work
+from bakeoff.study.monitoring.progress import Logged, Work
 WORK = {work!r}
 folder = Path({folder!r})
 with lock.locked(folder), Live(err, folder) as live:

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bakeoff import artifacts, forks, hours, interrupts, looks, phases, recovery, retries
 from bakeoff import folder as study_folder
+from bakeoff import hours, recovery
 from bakeoff import report as report_page
 from bakeoff.analysis.compare_studies import Side, contrast
 from bakeoff.core import disk_full, files
@@ -29,14 +29,16 @@ from bakeoff.estimate import Timing
 from bakeoff.executors import Options
 from bakeoff.hours import Deadline, Fit
 from bakeoff.lock import locked
-from bakeoff.overview import fitted, laid_out, narrowed, overview, timed, too_small
-from bakeoff.progress import LOG, Logged, Progress, Silent, Work, ended, telling
-from bakeoff.record import read_record, read_trials, read_values, summarised, walls
 from bakeoff.recovery import diagnose
-from bakeoff.rounds import Breaker, Running, refuse_too_little_room
 from bakeoff.spec import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
-from bakeoff.study import (
+from bakeoff.study.dry_run import fitted, laid_out, narrowed, overview, timed, too_small
+from bakeoff.study.monitoring import signals
+from bakeoff.study.monitoring.progress import LOG, Logged, Progress, Silent, Work, ended, telling
+from bakeoff.study.record import read_record, read_trials, read_values, summarised, walls
+from bakeoff.study.scheduler import Breaker, Running, refuse_too_little_room
+from bakeoff.study.setup import test_reads
+from bakeoff.study.setup.open_study import (
     Study,
     about,
     call,
@@ -48,9 +50,13 @@ from bakeoff.study import (
     prior_trial,
     prober,
     refuse_full,
+    search,
     segment,
+    verify_weights,
     warned,
 )
+from bakeoff.study.setup.open_study import fork as study_fork
+from bakeoff.study.setup.open_study import retry as study_retry
 
 __all__ = [
     "compare",
@@ -95,16 +101,16 @@ def run(
     """
     origin = out
     if fork is not None:
-        forks.refuse(origin, fork, again)
+        study_fork.refuse(origin, fork, again)
         out = fork
     study_folder.make(out)
     heard = Logged(out / LOG, progress or Silent())
     closed = contextlib.closing(heard)
-    with disk_full.pausing(out), locked(out), closed, interrupts.listening(heard.say) as stop:
+    with disk_full.pausing(out), locked(out), closed, signals.listening(heard.say) as stop:
         study = open_study(spec, source, out, heard)
         with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
             if fork is not None:
-                forks.mark(origin, out, store)
+                study_fork.mark(origin, out, store)
             for found in recovery.start(out, store):
                 heard.say(f"{found.what}: {found.detail}")
             study, deadline = budgeted(study, store, heard, passed)
@@ -115,17 +121,17 @@ def run(
             study = check(study, heard)
             freeze(study, store, counted)
             if retry:
-                retries.begin(study, store, heard)
-            parent = forks.parent_of(out, heard)
+                study_retry.begin(study, store, heard)
+            parent = study_fork.parent_of(out, heard)
             with contextlib.closing(executor(spec, stop)) as through:
                 breaker = Breaker(len(study.entries))
                 running = Running(study, store, heard, through, stop, breaker, deadline, parent)
                 costs = measure_costs(running)
                 refuse_too_little_room(study, costs)
                 able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
-                chosen = phases.search(running, able)
-                phases.final(running, able, chosen)
-                artifacts.check(running)
+                chosen = search.search(running, able)
+                search.final(running, able, chosen)
+                verify_weights.check(running)
     return report(out)
 
 
@@ -177,10 +183,10 @@ def hold(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
     with Reader(study.folder / study_folder.DATABASE) as reader, reader.still():
         values, test_read = reader.values(), reader.test_read()
     now = json.loads(json.dumps(frozen_values(study)))
-    counted = looks.held(values, now, test_read, again)
+    counted = test_reads.held(values, now, test_read, again)
     if again and not counted:
-        progress.say(looks.NOTHING)
-    return {**counted, **forks.noted(study.folder, values, now, test_read)}
+        progress.say(test_reads.NOTHING)
+    return {**counted, **study_fork.noted(study.folder, values, now, test_read)}
 
 
 def freeze(study: Study, store: Writer, counted: dict[str, Any]) -> None:

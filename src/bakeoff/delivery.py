@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bakeoff import api, artifacts, bases
+from bakeoff import api
 from bakeoff import folder as study_folder
 from bakeoff.analysis.per_method.best_weights import best_seed
 from bakeoff.analysis.trial_runs import Run, runs_by_method
@@ -28,7 +28,14 @@ from bakeoff.core.results import StudyRecord
 from bakeoff.core.trial import Conditions, Segment
 from bakeoff.report.card import card
 from bakeoff.spec import parse_spec
-from bakeoff.study import call, executor, make_executor, works_elsewhere
+from bakeoff.study.setup import base_model
+from bakeoff.study.setup.open_study import (
+    call,
+    executor,
+    make_executor,
+    verify_weights,
+    works_elsewhere,
+)
 
 CONVERT = "bakeoff.training.convert:run"
 FORMS = ("adapter", "merged", "lora")
@@ -97,7 +104,7 @@ def deliver(
     record, report = api.summarised(out, examples=False)
     run = _picked(record, report, method)
     spec = parse_spec(api.read_values(out)["spec"])
-    base = bases.locate(spec.base.model, lambda _: None, run.trial.conditions.revision)
+    base = base_model.locate(spec.base.model, lambda _: None, run.trial.conditions.revision)
     if base.fingerprint != run.trial.conditions.fingerprint:
         raise PreflightError(
             "base-differs",
@@ -190,7 +197,7 @@ def _same(run: Run, form: str, loss: float) -> bool:
     assert trained is not None
     if form == "merged" and c.quantize is not None:
         return loss <= (1 + UNROUNDED) * trained
-    return artifacts.same(trained, loss, c.precision)
+    return verify_weights.same(trained, loss, c.precision)
 
 
 def _serve(conditions: Conditions, form: str, kind: str, target: Path) -> str | None:

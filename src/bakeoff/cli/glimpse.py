@@ -17,7 +17,7 @@ from bakeoff.cli.output import number
 from bakeoff.core.redact import told
 
 if TYPE_CHECKING:
-    from bakeoff.glance import Flight, Glance, Phase, Standing
+    from bakeoff.study.monitoring.status import Flight, Glance, Phase, Standing
 
 MOST_WORKS = 4
 """Groups in flight that have a line of their own."""

@@ -21,8 +21,8 @@ from bakeoff.cli import glimpse
 from bakeoff.cli.output import plain
 
 if TYPE_CHECKING:
-    from bakeoff.glance import Glance, Phase
-    from bakeoff.progress import Work
+    from bakeoff.study.monitoring.progress import Work
+    from bakeoff.study.monitoring.status import Glance, Phase
 
 REDRAWS = 4
 """A second, at most."""
@@ -141,7 +141,7 @@ class Live:
         now = time.monotonic()
         if self._folder is None or not self._stale or now < self._may_look:
             return self._glance
-        from bakeoff.glance import glance
+        from bakeoff.study.monitoring.status import glance
 
         self._stale = False
         try:
@@ -166,7 +166,7 @@ class Live:
         return glimpse.phase_line(self._at_hand(), width, None)
 
     def _at_hand(self) -> Phase:
-        from bakeoff.glance import Phase
+        from bakeoff.study.monitoring.status import Phase
 
         seconds = time.monotonic() - self._began
         return Phase(self._title, self._done, self._total, self._before, seconds)

@@ -172,12 +172,12 @@ def find_out(entries: Sequence[MethodEntry], cache: Path) -> None:
 
 def on_model(entries: Sequence[MethodEntry], model: str) -> dict[str, dict[str, Any]]:
     """Return what each method takes on ``model``, or the reason why it cannot be put there."""
-    from bakeoff import bases
     from bakeoff.cli.live import Live
+    from bakeoff.study.setup import base_model
 
     found: dict[str, dict[str, Any]] = {}
     with Live(err) as live:
-        path = bases.locate(model, live.say).path
+        path = base_model.locate(model, live.say).path
         live.phase("Count", len(entries), 0)
         payloads = [{"entry": to_json(e), "path": path} for e in entries]
         for index, value, error in carried(RUN_EXPECTED, payloads):

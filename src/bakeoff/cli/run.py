@@ -216,8 +216,8 @@ def _name(data: str) -> str:
 
 
 def _absolute_data(data: str) -> str:
-    from bakeoff.bases import ASSET
     from bakeoff.data.sources import hub
+    from bakeoff.study.setup.base_model import ASSET
 
     if data.startswith(ASSET):
         return data

@@ -18,7 +18,7 @@ from bakeoff.cli.output import JSON_OPTION, Sink, out, show_json, study_folder
 from bakeoff.core.redact import told
 
 if TYPE_CHECKING:
-    from bakeoff.glance import Glance
+    from bakeoff.study.monitoring.status import Glance
 
 EVERY = 2.0
 """Seconds between two looks with ``--watch``."""
@@ -37,7 +37,7 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Show who runs a study, what is in flight, what is left, and who leads so far."""
-    from bakeoff.glance import RUNNING, glance
+    from bakeoff.study.monitoring.status import RUNNING, glance
 
     folder = study_folder(study)
     found = glance(folder)

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.bases import ASSET
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.safe_read import within
 from bakeoff.data.rows import SUFFIXES, Row, assets, read_rows
 from bakeoff.data.sources import hub, parquet
 from bakeoff.data.sources.directory import Listing
+from bakeoff.study.setup.base_model import ASSET
 
 PARQUET = ".parquet"
 KINDS = (*SUFFIXES, PARQUET)

@@ -16,9 +16,9 @@ from bakeoff import folder as study_folder
 from bakeoff.core import trial_dir
 from bakeoff.core.results import Cost, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.progress import Progress
 from bakeoff.store import Reader, Writer
-from bakeoff.study import Study
+from bakeoff.study.monitoring.progress import Progress
+from bakeoff.study.setup.open_study import Study
 
 KEY = "retried"
 """The study's value that lists what was tried again, oldest first."""

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from bakeoff import folder as study_folder
-from bakeoff import hours, plan, race, retries
+from bakeoff import hours, plan, race
 from bakeoff.analysis.choose import choose_settings, criterion
 from bakeoff.analysis.trial_runs import Run
 from bakeoff.core import plugins
 from bakeoff.core.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial
-from bakeoff.progress import Work, ended, telling
-from bakeoff.rounds import Running, run_trials
-from bakeoff.study import Study, prior_trial, refuse_full, segment
+from bakeoff.study.monitoring.progress import Work, ended, telling
+from bakeoff.study.scheduler import Running, run_trials
+from bakeoff.study.setup.open_study import Study, prior_trial, refuse_full, retry, segment
 from bakeoff.tuning import Tried
 
 RUN_BASE = "bakeoff.training.evaluate:score_base"
@@ -107,7 +107,7 @@ def score_base(running: Running) -> None:
     study, store = running.study, running.store
     answers: bool = plugins.find("tasks", study.spec.task.kind).TASK.scores_base
     with running.read() as reader:
-        if not answers or retries.BASE_SCORES in reader.values():
+        if not answers or retry.BASE_SCORES in reader.values():
             return
     running.progress.phase("The untouched base", 1, 0)
     wishes = study.spec.engine.switches
@@ -118,7 +118,7 @@ def score_base(running: Running) -> None:
     (outcome,) = found
     refuse_full(study.folder, outcome)
     scored = outcome.value or {"error": outcome.error}
-    store.set(retries.BASE_SCORES, scored)
+    store.set(retry.BASE_SCORES, scored)
     running.progress.advance("base")
     ended(running.progress, work)
     if scored.get("error"):
@@ -129,7 +129,7 @@ def score_base(running: Running) -> None:
 
 def base_scores(values: Mapping[str, Any]) -> SplitScores | None:
     """Return the untouched base's test scores, None where it has none (yet)."""
-    found = (values.get(retries.BASE_SCORES) or {}).get("scores")
+    found = (values.get(retry.BASE_SCORES) or {}).get("scores")
     return SplitScores(tuple(found["scores"]), tuple(found["predictions"]), None) if found else None
 
 
@@ -157,7 +157,7 @@ def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
             f"took {pace:.2g} times what was expected"
         )
     seconds = hours.final_seconds(study.spec, deadline.timings, counts, steps, pace)
-    again = {note["trial_id"] for note in values.get(retries.KEY, ())}
+    again = {note["trial_id"] for note in values.get(retry.KEY, ())}
 
     def begins(group: Segment) -> bool:
         if any(trial.id in again for trial in group.trials):

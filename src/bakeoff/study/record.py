@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff import artifacts, asked, forks, phases, plan, recovery, retries
+from bakeoff import plan, recovery
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.errors import UsageError
 from bakeoff.core.redact import redacted
@@ -25,6 +25,7 @@ from bakeoff.hf import importing
 from bakeoff.methods.serving import served
 from bakeoff.spec import StudySpec, parse_spec
 from bakeoff.store import Reader
+from bakeoff.study.setup.open_study import fork, retry, search, test_texts, verify_weights
 
 
 def walls(values: dict[str, Any]) -> list[float]:
@@ -80,22 +81,22 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         },
         wall_seconds=sum(walls(values)) or None,
         warnings=(*known["warnings"], *notes(values)),
-        provenance={**known["provenance"], **forks.shown(values)},
+        provenance={**known["provenance"], **fork.shown(values)},
         sizes=known.get("sizes"),
         race=raced(spec, decisions),
         looks=tuple(values.get("looks", ())),
-        retried=tuple(values.get(retries.KEY, ())),
+        retried=tuple(values.get(retry.KEY, ())),
         hours=values["hours"]["fit"] if "hours" in values else None,
         settings=spec.budget.settings,
         select_on=spec.budget.select_on,
         prefer=spec.verdict.model_dump()["prefer"],
         pareto=spec.verdict.pareto,
-        base_scores=phases.base_scores(values),
+        base_scores=search.base_scores(values),
         secondary=tuple(known["secondary"]),
         references=tuple(known["references"]),
-        artifacts=values.get(artifacts.KEY, {}),
+        artifacts=values.get(verify_weights.KEY, {}),
         serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
-        **asked.fields(out, trials, examples),
+        **test_texts.fields(out, trials, examples),
     )
 
 
@@ -109,7 +110,7 @@ def _begun(out: Path, values: dict[str, Any]) -> None:
 def notes(values: dict[str, Any]) -> list[str]:
     """Return what the user should know of how the base's answers, or the database, came about."""
     why = (values.get("base_scores") or {}).get("note")
-    found = [phases.base_note(why)] if why else []
+    found = [search.base_note(why)] if why else []
     if "rebuilt" in values:
         found.append(recovery.REBUILT.format(at=values["rebuilt"]["at"]))
     return found

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import bases, plan
 from bakeoff import folder as study_folder
+from bakeoff import plan
 from bakeoff.core import disk_full, plugins
 from bakeoff.core.errors import (
     BakeoffError,
@@ -30,13 +30,14 @@ from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, 
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import Row
 from bakeoff.data.rows import general_text as data_general_text
-from bakeoff.examine import examine, listed, refuse, said
 from bakeoff.executors import Executor, Options, Outcome, never
 from bakeoff.methods import forbidden_arguments, user_defined
 from bakeoff.methods import registry as catalog
 from bakeoff.metrics import describe
-from bakeoff.progress import Progress
 from bakeoff.spec import StudySpec
+from bakeoff.study.monitoring.progress import Progress
+from bakeoff.study.setup import base_model
+from bakeoff.study.setup.validate_data import examine, listed, refuse, said
 
 RUN_MACHINE = "bakeoff.training.preflight.checks:machine"
 RUN_CHECK = "bakeoff.training.preflight.checks:check"
@@ -63,7 +64,7 @@ class Study(NamedTuple):
     folder: Path
     entries: tuple[MethodEntry, ...]
     conditions: Conditions
-    base: bases.Base
+    base: base_model.Base
     machine: dict[str, Any]
     splits: study_folder.Splits
     warnings: tuple[str, ...]
@@ -85,8 +86,8 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     splits = study_folder.read_splits(spec, source)
     splits = splits._replace(general=general_text(spec, task.task_type, source))
     options, faults = examine(spec, source, task, splits)
-    base = bases.locate(spec.base.model, progress.say, spec.base.revision)
-    trust = bases.consent(base, spec.base)
+    base = base_model.locate(spec.base.model, progress.say, spec.base.revision)
+    trust = base_model.consent(base, spec.base)
     warnings = said([*trust, *listed(faults, splits), *plan.early_rungs(spec.budget)], progress)
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything

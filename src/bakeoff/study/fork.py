@@ -15,14 +15,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import lock, looks
+from bakeoff import lock
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.safe_read import within
 from bakeoff.core.trial import Trial
 from bakeoff.folder import DATABASE, differences
-from bakeoff.progress import LOG, Progress
 from bakeoff.store import Reader, Writer
+from bakeoff.study.monitoring.progress import LOG, Progress
+from bakeoff.study.setup import test_reads
 
 KEY = "forked_from"
 """The study's value that says what it was forked from; see ``noted``."""
@@ -132,7 +133,7 @@ def noted(
     before = found.values["frozen"]
     full = {
         **known,
-        "differences": known["differences"] if begun else looks.changes(before, now),
+        "differences": known["differences"] if begun else test_reads.changes(before, now),
         "test": before["data"].get("test"),
         "same_test": before["data"].get("test") == now["data"]["test"],
         "test_reads": found.test_reads,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import forks, plan, recovery
+from bakeoff import plan, recovery
 from bakeoff.core import plugins, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.redact import redact
@@ -26,11 +26,11 @@ from bakeoff.core.trial import Segment, Trial
 from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Executor, Outcome, SetsAside
 from bakeoff.hours import Deadline
-from bakeoff.interrupts import Stop
-from bakeoff.progress import Progress, Work, begun, ended
-from bakeoff.quarantine import Quarantine
 from bakeoff.store import Reader, Writer
-from bakeoff.study import Study, refuse_full
+from bakeoff.study.failures import Quarantine
+from bakeoff.study.monitoring.progress import Progress, Work, begun, ended
+from bakeoff.study.monitoring.signals import Stop
+from bakeoff.study.setup.open_study import Study, fork, refuse_full
 
 RUN_SEGMENT = "bakeoff.training.segment:run"
 NO_TIME = "not begun: the study's hours would have been over before its end"
@@ -53,7 +53,7 @@ class Running(NamedTuple):
     stop: Stop
     breaker: Breaker
     deadline: Deadline | None = None
-    parent: forks.Parent | None = None
+    parent: fork.Parent | None = None
 
     def read(self) -> Reader:
         """Open the study's database for reading."""
@@ -157,7 +157,7 @@ def _there_already(running: Running, title: str, trials: Sequence[Trial]) -> set
     """Write the rows of trials that are finished in their folders; return those of a parent."""
     out, store = running.study.folder, running.store
     if running.parent is not None:
-        count = forks.take(running.parent, out, store, trials)
+        count = fork.take(running.parent, out, store, trials)
         if count:
             running.progress.say(
                 f"{title}: {count} finished trials are taken over from {running.parent.name}"
@@ -165,7 +165,7 @@ def _there_already(running: Running, title: str, trials: Sequence[Trial]) -> set
     for found in recovery.reattach(out, store, trials):
         running.progress.say(f"{found.what}: {found.detail}")
     with running.read() as reader:
-        return set(reader.values(forks.TAKEN).get(forks.TAKEN, ()))
+        return set(reader.values(fork.TAKEN).get(fork.TAKEN, ()))
 
 
 def _segments(

@@ -21,8 +21,8 @@ from bakeoff import folder as study_folder
 from bakeoff import lock
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Cost, Status, TrialResult
-from bakeoff.progress import in_flight, last_event
 from bakeoff.store import Brief, Reader
+from bakeoff.study.monitoring.progress import in_flight, last_event
 
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
 PHASES = ("search", "final")

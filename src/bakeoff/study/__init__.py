@@ -1,0 +1,1 @@
+"""The parent process: run a study from its configuration to its results."""

@@ -1,0 +1,1 @@
+"""Progress, status, time estimates and signals of a study."""

@@ -1,0 +1,1 @@
+"""Open a study: resolve and check everything that it names."""
