@@ -37,8 +37,8 @@ from bakeoff.core.results import Cost, Forgetting, SplitScores, Status
 from bakeoff.core.trial import Conditions, MethodEntry, Trial
 from bakeoff.folder import DATABASE
 from bakeoff.methods import registry
-from bakeoff.spec import dump_spec, parse_spec
 from bakeoff.store import Writer
+from bakeoff.study.config import dump_spec, parse_spec
 
 METHODS, SETTINGS, SEEDS, ITEMS = 60, 5, 3, 1319
 TEXT = (

@@ -51,7 +51,7 @@ from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import StudyRecord
 from bakeoff.core.trial import PROSE, MethodEntry
 from bakeoff.data.rows import SPLITS
-from bakeoff.spec import StudySpec, dump_spec, read_spec
+from bakeoff.study.config import StudySpec, dump_spec, read_spec
 from bakeoff.study.setup.open_study import load_methods
 
 TWIN = "twin"

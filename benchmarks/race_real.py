@@ -26,7 +26,7 @@ from real_study import DEMO, about, changed, checked, markdown, run_study, told,
 
 from bakeoff.core.results import StudyRecord, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.spec import StudySpec, dump_spec, read_spec
+from bakeoff.study.config import StudySpec, dump_spec, read_spec
 
 PHASES = ("search", "final")
 

@@ -15,7 +15,7 @@ from typing import Any
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import StudyRecord
-from bakeoff.spec import StudySpec, parse_spec
+from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.setup.open_study import git_state
 
 DEMO = Path(str(files("bakeoff") / "demo.toml"))

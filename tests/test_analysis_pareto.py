@@ -35,8 +35,8 @@ from bakeoff.core.results import StudyRecord
 from bakeoff.folder import comparable
 from bakeoff.methods import registry
 from bakeoff.methods.serving import served
-from bakeoff.spec import parse_spec
-from bakeoff.spec.protocol import Axis
+from bakeoff.study.config import parse_spec
+from bakeoff.study.config.budget import Axis
 
 MIB = 2**20
 NOWHERE = Path("no-such-cache")

@@ -15,7 +15,7 @@ from command import bakeoff
 
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import rows, write_jsonl
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.core.trial import Segment
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.study.setup import base_model
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial

@@ -17,7 +17,7 @@ from bakeoff.cli import rows as printed
 from bakeoff.core.errors import UsageError
 from bakeoff.data.rows import assets
 from bakeoff.engine.loss import Supervised
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.tasks import load_tokenizer
 from bakeoff.tasks.classify import Classify
 from bakeoff.tasks.sft import IGNORE, SupervisedFineTuning

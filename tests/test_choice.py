@@ -19,7 +19,7 @@ from bakeoff.core.trial import Trial
 from bakeoff.data.issues import refusal
 from bakeoff.data.rows import place_of, read_rows
 from bakeoff.engine.accelerators import Switches
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.tasks.choice import Choices, MultipleChoice
 from bakeoff.testing.tiny import WORDS, rows, save_llama, write_jsonl
 from bakeoff.testing.trials import build, make_trial, no_dropout, run

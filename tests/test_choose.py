@@ -16,7 +16,7 @@ from bakeoff.analysis.summary import summarise
 from bakeoff.analysis.trial_runs import Run
 from bakeoff.core.results import Cost, SplitScores, Status
 from bakeoff.race import Rules, Standing, decide
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.study.search import axes
 
 

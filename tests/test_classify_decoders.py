@@ -18,7 +18,7 @@ from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.packing.pooling import last_places
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import build, make_trial, no_dropout, run
 from bakeoff.training import segment

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bakeoff import folder as folder_of
 from bakeoff.core.errors import PreflightError
 from bakeoff.data.rows import rows as data_rows
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import write_jsonl
 
 

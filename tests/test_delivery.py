@@ -23,7 +23,7 @@ from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.trial import Segment
 from bakeoff.delivery import deliver
 from bakeoff.methods.hook import Finished
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.testing.trials import build, make_trial
 from bakeoff.training import convert
 from bakeoff.training.evaluate import item_losses

@@ -23,8 +23,8 @@ from bakeoff.core.results import SplitScores, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Outcome
-from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
+from bakeoff.study.config import parse_spec
 from bakeoff.study.setup.open_study import refuse_full
 from bakeoff.testing.trials import CONDITIONS
 from bakeoff.training import checkpoints

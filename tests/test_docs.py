@@ -75,7 +75,7 @@ def test_the_contract_in_contributing_runs(tmp_path: Path) -> None:
 def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict[str, Any]) -> None:
     """Write the method that CONTRIBUTING shows into one file and run a study with it."""
     from bakeoff import api
-    from bakeoff.spec import parse_spec
+    from bakeoff.study.config import parse_spec
 
     (method,) = blocks(CONTRIBUTING, "toml")
     (tmp_path / "rslora.toml").write_text(method, encoding="utf-8")

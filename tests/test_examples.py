@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bakeoff import api
-from bakeoff.spec import StudySpec, parse_spec, read_spec
+from bakeoff.study.config import StudySpec, parse_spec, read_spec
 from bakeoff.study.setup.open_study import make_executor
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))

@@ -26,8 +26,8 @@ from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.report import render
-from bakeoff.spec import parse_spec, read_spec
 from bakeoff.store import Writer
+from bakeoff.study.config import parse_spec, read_spec
 from bakeoff.study.monitoring import progress
 from bakeoff.study.setup.open_study import fork as study_fork
 from bakeoff.study.setup.open_study import search

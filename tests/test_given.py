@@ -12,7 +12,7 @@ import pytest
 from bakeoff import api
 from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry, user_defined
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.study.setup.open_study import load_methods
 
 

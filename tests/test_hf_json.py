@@ -17,7 +17,7 @@ from bakeoff.core.results import Forgetting, SplitScores, Status, StudyRecord
 from bakeoff.exchange import Wishes, import_results, write_results
 from bakeoff.hf import exporting
 from bakeoff.hf.results import read_file, read_folder
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 
 THEIRS = Path(__file__).parent / "data" / "hf"
 

@@ -12,7 +12,7 @@ from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import MetricInfo
 from bakeoff.estimate import FINAL, PROBES, SEARCH, Timing, estimate, phase_of
 from bakeoff.hours import Budget, Deadline, fit, pace_of, refitted_steps, with_budget
-from bakeoff.spec import StudySpec, parse_spec
+from bakeoff.study.config import StudySpec, parse_spec
 
 ACCURACY = MetricInfo("accuracy", "higher", "fraction", 0.0, 1.0)
 ITEMS = {"train": 3200, "validation": 100, "test": 400}

@@ -22,7 +22,7 @@ from bakeoff.engine.lanes.vmapped_linear import lane_linear
 from bakeoff.engine.loop import train
 from bakeoff.engine.packing.attention import attend
 from bakeoff.engine.packing.layout import Layout, layout
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import batches, build, make_trial, no_dropout, run, steps
 from bakeoff.training import segment

@@ -22,7 +22,7 @@ from bakeoff.engine.lanes.dropout import Keyed
 from bakeoff.engine.layers import LayerStack, NotRecomputable
 from bakeoff.engine.loop import train
 from bakeoff.methods.hook import Incompatible
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import batches, build, make_trial, run
 from bakeoff.training import evaluate, generation, setup

@@ -15,7 +15,7 @@ import pytest
 from bakeoff import api
 from bakeoff.data.rows import read_rows
 from bakeoff.hf import experiment as experiments
-from bakeoff.spec import flatten, parse_spec
+from bakeoff.study.config import flatten, parse_spec
 
 TESTS = Path(__file__).parent
 EXAMPLE = TESTS.parent / "examples" / "metamathqa.toml"

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError
 from bakeoff.data.rows import read_rows
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 
 OWN = """
 def score(prediction: str, reference: str, *, step: float = 1.0) -> float:

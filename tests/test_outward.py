@@ -26,7 +26,7 @@ from bakeoff.core.errors import PreflightError
 from bakeoff.core.redact import escaped_json, printable, redact, redacted, told
 from bakeoff.core.safe_read import unsuitable
 from bakeoff.report import render
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.study.monitoring.progress import Logged, Silent
 from bakeoff.testing.tiny import rows, write_jsonl
 

@@ -13,7 +13,7 @@ import pytest
 from bakeoff import plan
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.methods import registry
-from bakeoff.spec import BudgetSpec, parse_spec
+from bakeoff.study.config import BudgetSpec, parse_spec
 from bakeoff.study.setup.open_study import dry_run
 from bakeoff.testing.trials import CONDITIONS
 

@@ -18,7 +18,7 @@ from bakeoff.data.checks import duplicates, near_duplicates
 from bakeoff.data.checks.context import Pair
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import SPLITS
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.tasks import Example, load_tokenizer
 from bakeoff.tasks.sft import IGNORE, SupervisedFineTuning
 from bakeoff.testing.tiny import rows, write_jsonl

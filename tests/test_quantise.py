@@ -28,7 +28,7 @@ from bakeoff.engine.lanes.lanes import Mixing, Start
 from bakeoff.engine.layers import LayerStack, NotCompilable
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.study.setup import open_study
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 from bakeoff.testing.trials import OPTIONS, build, make_trial, no_dropout, run

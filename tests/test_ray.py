@@ -23,7 +23,7 @@ from bakeoff import api
 from bakeoff.executors import Options
 from bakeoff.executors import ray as executor
 from bakeoff.executors.ray import Ray
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 

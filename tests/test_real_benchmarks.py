@@ -13,7 +13,7 @@ import pytest
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.core.errors import BakeoffError
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 
 
 def test_a_method_against_itself_is_told_from_nothing(

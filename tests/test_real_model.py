@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bakeoff import api
 from bakeoff.data.rows import assets, read_rows
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 
 MODEL = assets.locate("all-minilm-l6-v2")
 pytestmark = pytest.mark.skipif(

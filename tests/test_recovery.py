@@ -17,7 +17,7 @@ from filelock import FileLock
 from bakeoff import api
 from bakeoff import folder as study_folder
 from bakeoff.core.errors import LockedError, PreflightError
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.study.setup.open_study import search
 
 

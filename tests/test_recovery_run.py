@@ -17,8 +17,8 @@ from bakeoff.core import trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import TrialResult
 from bakeoff.engine import profiling
-from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
+from bakeoff.study.config import parse_spec
 from bakeoff.study.setup.open_study import make_executor, search
 
 BUDGET = {"steps": 20, "settings": 3, "seeds": 2, "extend": 0}

@@ -28,8 +28,8 @@ from bakeoff import api, cli
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.report import render
-from bakeoff.spec import parse_spec
 from bakeoff.store import Reader, Writer
+from bakeoff.study.config import parse_spec
 from bakeoff.study.scheduler import Running
 from bakeoff.study.setup.open_study import retry, search
 from bakeoff.testing import kills

@@ -18,7 +18,7 @@ from bakeoff.analysis.per_method.secondary import macro_f1, macro_f1_influences
 from bakeoff.analysis.summary import summarise
 from bakeoff.data.rows import read_rows
 from bakeoff.report import page
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 
 
 def test_macro_f1_by_hand() -> None:

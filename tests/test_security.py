@@ -29,7 +29,7 @@ from bakeoff.engine import safe_loading
 from bakeoff.methods import forbidden_arguments, hook, registry, user_defined
 from bakeoff.methods.arguments import check_config
 from bakeoff.methods.hook import Finished
-from bakeoff.spec import parse_spec, read_spec
+from bakeoff.study.config import parse_spec, read_spec
 from bakeoff.study.setup import base_model
 from bakeoff.study.setup.open_study import git_state, load_methods, make_executor
 from bakeoff.testing.tiny import write_jsonl

@@ -12,7 +12,7 @@ from bakeoff import api
 from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible, trainable
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.testing.trials import build, make_trial
 from bakeoff.training.preflight import parameter_count
 

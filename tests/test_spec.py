@@ -13,7 +13,7 @@ from bakeoff import plan
 from bakeoff.core.errors import UsageError
 from bakeoff.folder import comparable
 from bakeoff.methods import registry
-from bakeoff.spec import dump_spec, parse_spec, read_spec
+from bakeoff.study.config import dump_spec, parse_spec, read_spec
 
 
 def values(**changes: Any) -> dict[str, Any]:

@@ -30,8 +30,8 @@ from bakeoff.executors import Options
 from bakeoff.hours import Deadline, Fit
 from bakeoff.lock import locked
 from bakeoff.recovery import diagnose
-from bakeoff.spec import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.store import Reader, Writer
+from bakeoff.study.config import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.study.dry_run import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.study.monitoring import signals
 from bakeoff.study.monitoring.progress import LOG, Logged, Progress, Silent, Work, ended, telling

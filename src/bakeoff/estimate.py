@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bakeoff import plan
-from bakeoff.spec import StudySpec
-from bakeoff.spec.protocol import method_name
+from bakeoff.study.config import StudySpec
+from bakeoff.study.config.budget import method_name
 
 ERROR = 0.25
 """Share of the estimate that the timed steps do not tell: other lengths, another load."""

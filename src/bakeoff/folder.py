@@ -25,7 +25,7 @@ from bakeoff.data.issues import Fault, Place, refusal
 from bakeoff.data.rows import rows as data_rows
 from bakeoff.data.rows import sources
 from bakeoff.metrics.describe import FOLDER as METRIC
-from bakeoff.spec import StudySpec, dump_spec, flatten
+from bakeoff.study.config import StudySpec, dump_spec, flatten
 
 DATABASE = "study.db"
 STUDY_FILE = "study.toml"

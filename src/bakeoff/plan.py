@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
-from bakeoff.spec import StudySpec
-from bakeoff.spec.protocol import BudgetSpec
+from bakeoff.study.config import StudySpec
+from bakeoff.study.config.budget import BudgetSpec
 from bakeoff.tuning import Tried, propose
 
 GRID_STEP = 10**0.5

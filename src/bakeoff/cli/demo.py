@@ -24,7 +24,7 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Compare LoRA with its contenders on MiniLM and home-assistant intents (about 5 minutes)."""
-    from bakeoff.spec import read_spec
+    from bakeoff.study.config import read_spec
 
     with as_file(files("bakeoff") / "demo.toml") as path:
         spec = read_spec(path)

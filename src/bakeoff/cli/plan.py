@@ -30,7 +30,7 @@ def command(
     from bakeoff.cli.live import Live
     from bakeoff.cli.rows import show_rows
     from bakeoff.hours import Fit, sentence
-    from bakeoff.spec import read_spec
+    from bakeoff.study.config import read_spec
 
     spec = read_spec(study)
     with Live(err) as live:

@@ -17,7 +17,7 @@ from bakeoff.core.safe_read import suitable, unsuitable_path
 
 if TYPE_CHECKING:
     from bakeoff.hf.experiment import Experiment
-    from bakeoff.spec import StudySpec
+    from bakeoff.study.config import StudySpec
 
 SOME_FAILED = 4
 DEFAULT_METHODS = "lora,dora,ia3,vera,oft,full"
@@ -67,7 +67,7 @@ def command(
 ) -> None:
     """Run a study to its verdict; run again, it does only what is missing."""
     from bakeoff.hf import experiment as experiments
-    from bakeoff.spec import read_spec
+    from bakeoff.study.config import read_spec
 
     for option, value in (("--model", model), ("--data", data)):
         if value is not None and (why := unsuitable_path(value)) is not None:
@@ -147,7 +147,7 @@ def write_study(
     from bakeoff import folder as study_folder
     from bakeoff.core import disk_full, files
     from bakeoff.hf import experiment as experiments
-    from bakeoff.spec import parse_spec
+    from bakeoff.study.config import parse_spec
 
     columns = dict(_pair(c) for c in column)
     if experiment is not None and not columns:

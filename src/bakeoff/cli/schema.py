@@ -23,6 +23,6 @@ def command(
         text = files("bakeoff.report").joinpath("schema.json").read_text(encoding="utf-8")
         show_json(json.loads(text))
         return
-    from bakeoff.spec import StudySpec
+    from bakeoff.study.config import StudySpec
 
     show_json(StudySpec.model_json_schema())

@@ -11,7 +11,7 @@ from typing import Any
 
 from bakeoff.report import words
 from bakeoff.report.markdown import inert, markdown
-from bakeoff.spec.inputs import is_hub_id
+from bakeoff.study.config.inputs import is_hub_id
 
 _CAUSAL, _CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 _LABELS = """labels = json.loads(Path("bakeoff.json").read_text())["labels"]

@@ -24,7 +24,7 @@ from bakeoff.estimate import Timing, estimate
 from bakeoff.executors import Options
 from bakeoff.hours import Fit
 from bakeoff.methods.serving import served
-from bakeoff.spec import StudySpec
+from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress, Silent
 from bakeoff.study.setup.open_study import (
     CAUSAL_LM,

@@ -23,8 +23,8 @@ from bakeoff.data.rows import SPLITS
 from bakeoff.folder import DATABASE, database_of
 from bakeoff.hf import importing
 from bakeoff.methods.serving import served
-from bakeoff.spec import StudySpec, parse_spec
 from bakeoff.store import Reader
+from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.setup.open_study import fork, retry, search, test_texts, verify_weights
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import api
-from bakeoff.spec import parse_spec
+from bakeoff.study.config import parse_spec
 from bakeoff.study.setup.open_study import make_executor
 from bakeoff.testing.tiny import rows, save_bert, write_jsonl
 

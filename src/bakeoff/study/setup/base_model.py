@@ -15,7 +15,7 @@ from pathlib import Path
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json, within
 from bakeoff.data.rows import assets
-from bakeoff.spec.inputs import BaseSpec, is_hub_id
+from bakeoff.study.config.inputs import BaseSpec, is_hub_id
 
 ASSET = "asset:"
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"

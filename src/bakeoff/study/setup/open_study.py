@@ -34,7 +34,7 @@ from bakeoff.executors import Executor, Options, Outcome, never
 from bakeoff.methods import forbidden_arguments, user_defined
 from bakeoff.methods import registry as catalog
 from bakeoff.metrics import describe
-from bakeoff.spec import StudySpec
+from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.setup import base_model
 from bakeoff.study.setup.validate_data import examine, listed, refuse, said

@@ -15,8 +15,8 @@ from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_text
 from bakeoff.data.issues import Fault, refusal
 from bakeoff.data.rows import checks
 from bakeoff.folder import Splits
-from bakeoff.spec import StudySpec
-from bakeoff.spec.inputs import TaskSpec
+from bakeoff.study.config import StudySpec
+from bakeoff.study.config.inputs import TaskSpec
 from bakeoff.study.monitoring.progress import Progress
 
 

@@ -15,10 +15,16 @@ from pydantic import Field, ValidationError, model_validator
 
 from bakeoff.core.errors import UsageError, near_match
 from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, odd, read_text
-from bakeoff.spec.engine import EngineSpec
-from bakeoff.spec.inputs import BaseSpec, DataSpec, ForgettingSpec, TaskSpec
-from bakeoff.spec.part import Name, Part
-from bakeoff.spec.protocol import BudgetSpec, MethodSpec, MethodsSpec, VerdictSpec, method_name
+from bakeoff.study.config.base import Name, Part
+from bakeoff.study.config.budget import (
+    BudgetSpec,
+    MethodSpec,
+    MethodsSpec,
+    VerdictSpec,
+    method_name,
+)
+from bakeoff.study.config.engine import EngineSpec
+from bakeoff.study.config.inputs import BaseSpec, DataSpec, ForgettingSpec, TaskSpec
 
 SEED = 2**32 - 1
 """The largest that every generator of random numbers takes."""

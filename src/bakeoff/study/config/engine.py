@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bakeoff.spec.part import LARGEST, Count, Part
+from bakeoff.study.config.base import LARGEST, Count, Part
 
 Switch = Literal["auto", "on", "off"]
 SWITCHES = ("packing", "loss", "lean_inputs", "compile", "graphs", "checkpointing", "generation")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bakeoff.spec.part import LARGEST, Count, Part, Reference, Revision
+from bakeoff.study.config.base import LARGEST, Count, Part, Reference, Revision
 
 
 def is_hub_id(model: str) -> bool:
