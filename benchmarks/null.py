@@ -43,7 +43,6 @@ from real_study import DEMO, about, changed, checked, markdown, run_study, told,
 from scipy import stats
 
 from bakeoff import folder as study_folder
-from bakeoff import plan
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Verdict, compare
 from bakeoff.analysis.trial_runs import n_test_items, runs_by_method, usable_scores
@@ -52,6 +51,7 @@ from bakeoff.core.results import StudyRecord
 from bakeoff.core.trial import PROSE, MethodEntry
 from bakeoff.data.rows import SPLITS
 from bakeoff.study.config import StudySpec, dump_spec, read_spec
+from bakeoff.study.planning import trials
 from bakeoff.study.setup.open_study import load_methods
 
 TWIN = "twin"
@@ -94,7 +94,7 @@ def twins(
             "twin-unknown", f"{control.title} has no PEFT config.", "another [methods] control."
         )
     values = dump_spec(spec)
-    rates = rates or plan.grid(control, spec)
+    rates = rates or trials.grid(control, spec)
     own = {"learning_rates": list(rates)}
     values["methods"] = {"control": control.name, "contenders": [TWIN]}
     values["method"] = {
@@ -116,7 +116,7 @@ def refuse_difference(spec: StudySpec, source: Path) -> None:
         BakeoffError: ``twin-differs``.
     """
     control, twin = load_methods(spec, source)
-    what = [_doing(e) | {"rates": plan.grid(e, spec)} for e in (control, twin)]
+    what = [_doing(e) | {"rates": trials.grid(e, spec)} for e in (control, twin)]
     differing = [k for k in what[0] if what[0][k] != what[1][k]]
     if differing:
         raise BakeoffError(

@@ -44,7 +44,7 @@ from race_world import (
 )
 from scipy import stats
 
-from bakeoff import race
+from bakeoff.study.planning import racing
 
 FINAL_SEEDS = 3
 
@@ -66,7 +66,9 @@ class Outcome(NamedTuple):
     lost: float
 
 
-def simulate(world: World, runs: Published, rules: race.Rules, rng: np.random.Generator) -> Outcome:
+def simulate(
+    world: World, runs: Published, rules: racing.Rules, rng: np.random.Generator
+) -> Outcome:
     """Draw a study, race it, and hold the outcome against the full search of the same trials."""
     study = draw(world, runs, rng)
     at = standings(study, world, rng)
@@ -77,7 +79,7 @@ def simulate(world: World, runs: Published, rules: race.Rules, rng: np.random.Ge
     full = final - at_setting(study, chosen_full)
     raced = np.where(chosen >= 0, final - at_setting(study, chosen), -math.inf)
     quality = study.points - study.drops.min(axis=1)
-    front, exact = (pareto(study, quality, tie) for tie in (race.COST_TIE, 0.0))
+    front, exact = (pareto(study, quality, tie) for tie in (racing.COST_TIE, 0.0))
     gone = chosen < 0
     kept = ~gone
     able = chosen_full >= 0
@@ -101,7 +103,7 @@ def simulate(world: World, runs: Published, rules: race.Rules, rng: np.random.Ge
 
 
 def run_race(
-    study: Study, at: Sequence[dict[str, race.Standing]], rules: race.Rules
+    study: Study, at: Sequence[dict[str, racing.Standing]], rules: racing.Rules
 ) -> tuple[float, list[str]]:
     """Race the trials over both rungs; return the steps in full runs, and who is left."""
     alive = list(at[0])
@@ -109,12 +111,14 @@ def run_race(
     for rung, step in enumerate(rules.rungs):
         spent += len(alive) * (step - done) / rules.steps
         done = step
-        found = race.decide([at[rung][i] for i in alive], study.names[0], study.costs, rung, rules)
+        found = racing.decide(
+            [at[rung][i] for i in alive], study.names[0], study.costs, rung, rules
+        )
         alive = [d.trial_id for d in found if d.goes_on]
     return spent, alive
 
 
-def choose(study: Study, trials: dict[str, race.Standing]) -> NDArray[np.int64]:
+def choose(study: Study, trials: dict[str, racing.Standing]) -> NDArray[np.int64]:
     """Return each method's setting of lowest mean loss, -1 where it has none."""
     chosen = np.full(len(study.names), -1)
     lowest = np.full(len(study.names), math.inf)
@@ -156,11 +160,11 @@ WORLDS = (
 )
 
 
-def rules_of(world: World, **more: Any) -> race.Rules:
-    return replace(race.Rules(world.rungs, STEPS, world.methods - 1, keep=world.keep), **more)
+def rules_of(world: World, **more: Any) -> racing.Rules:
+    return replace(racing.Rules(world.rungs, STEPS, world.methods - 1, keep=world.keep), **more)
 
 
-def measure(world: World, n: int, seed: int, rules: race.Rules | None = None) -> dict[str, Any]:
+def measure(world: World, n: int, seed: int, rules: racing.Rules | None = None) -> dict[str, Any]:
     """Simulate ``n`` studies; shares come as ``[value, Monte Carlo SD]``."""
     runs, rng = published(), np.random.default_rng(seed)
     found = [simulate(world, runs, rules or rules_of(world), rng) for _ in range(n)]

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bakeoff import race
+from bakeoff.study.planning import racing
 
 RUNS = Path(__file__).with_name("published_runs.csv")
 CONTROL = "lora/rank32"
@@ -88,7 +88,7 @@ class World:
     shift: float = SHIFT
     items: int = ITEMS
     rungs: tuple[int, ...] = RUNGS
-    keep: tuple[int, ...] = race.KEEP
+    keep: tuple[int, ...] = racing.KEEP
     late: bool = False
     """Whether moves come from any run, not from one of like quality: slow starters everywhere."""
 
@@ -163,7 +163,7 @@ def drop(decades: Array) -> Array:
 
 def standings(
     study: Study, world: World, rng: np.random.Generator
-) -> list[dict[str, race.Standing]]:
+) -> list[dict[str, racing.Standing]]:
     """Return for each rung and the end the trials' per-item losses, by trial id."""
     shape = study.drops.shape
     luck = rng.normal(0.0, world.seed_sd * SLOPE / math.sqrt(2), (len(study.means) + 1, *shape))
@@ -176,8 +176,8 @@ def standings(
     return found
 
 
-def _trials(study: Study, losses: Array) -> Iterator[tuple[str, race.Standing]]:
+def _trials(study: Study, losses: Array) -> Iterator[tuple[str, racing.Standing]]:
     for m, method in enumerate(study.names):
         for s in range(len(GRID)):
             there = losses[m, s] if np.isfinite(losses[m, s, 0]) else None
-            yield f"{m}/{s}", race.Standing(f"{m}/{s}", method, 10.0 ** GRID[s], there)
+            yield f"{m}/{s}", racing.Standing(f"{m}/{s}", method, 10.0 ** GRID[s], there)

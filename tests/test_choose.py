@@ -15,8 +15,8 @@ from bakeoff.analysis.choose import Picks, choose_settings, criterion, picks
 from bakeoff.analysis.summary import summarise
 from bakeoff.analysis.trial_runs import Run
 from bakeoff.core.results import Cost, SplitScores, Status
-from bakeoff.race import Rules, Standing, decide
 from bakeoff.study.config import parse_spec
+from bakeoff.study.planning.racing import Rules, Standing, decide
 from bakeoff.study.search import axes
 
 

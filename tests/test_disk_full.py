@@ -21,10 +21,10 @@ from bakeoff.core import disk_full, files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import SplitScores, Status, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Outcome
 from bakeoff.store import Reader, Writer
 from bakeoff.study.config import parse_spec
+from bakeoff.study.planning.estimate import disk_bytes
 from bakeoff.study.setup.open_study import refuse_full
 from bakeoff.testing.trials import CONDITIONS
 from bakeoff.training import checkpoints

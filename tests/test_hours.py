@@ -6,13 +6,20 @@ from typing import Any
 
 import pytest
 
-from bakeoff import estimate as estimates
-from bakeoff import hours
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import MetricInfo
-from bakeoff.estimate import FINAL, PROBES, SEARCH, Timing, estimate, phase_of
-from bakeoff.hours import Budget, Deadline, fit, pace_of, refitted_steps, with_budget
 from bakeoff.study.config import StudySpec, parse_spec
+from bakeoff.study.planning import estimate as estimates
+from bakeoff.study.planning import time_budget
+from bakeoff.study.planning.estimate import FINAL, PROBES, SEARCH, Timing, estimate, phase_of
+from bakeoff.study.planning.time_budget import (
+    Budget,
+    Deadline,
+    fit,
+    pace_of,
+    refitted_steps,
+    with_budget,
+)
 
 ACCURACY = MetricInfo("accuracy", "higher", "fraction", 0.0, 1.0)
 ITEMS = {"train": 3200, "validation": 100, "test": 400}
@@ -85,7 +92,7 @@ def test_plenty_of_time_goes_to_steps_then_to_seeds() -> None:
     assert (bought.settings, bought.seeds, bought.dropped) == (5, 10, ())  # seeds are free here
     assert bought.passes == pytest.approx(455 / 200)
     assert bought.seconds <= 0.95 * 7200
-    assert bought.detectable == pytest.approx(hours.detectable(400, 10, 10, ACCURACY))
+    assert bought.detectable == pytest.approx(time_budget.detectable(400, 10, 10, ACCURACY))
     most = fit(spec(hours=20), TIMINGS, ITEMS, ACCURACY)
     assert most.steps == 600  # three passes: more would be another question
     assert most.seconds < 20 * 3600 * 0.95
@@ -135,7 +142,7 @@ def test_too_little_time_is_refused_with_what_would_do() -> None:
     enough = float(refused.value.try_.split("`hours = ")[1].split("`")[0])
     bought = fit(spec(hours=enough), TIMINGS, ITEMS, ACCURACY)
     assert bought.contenders == ("m0",)
-    assert bought.steps >= hours.FEWEST_STEPS
+    assert bought.steps >= time_budget.FEWEST_STEPS
 
 
 def test_an_unbounded_metric_promises_nothing() -> None:
@@ -153,7 +160,10 @@ def test_final_steps_fill_what_the_search_left() -> None:
     assert refitted_steps(asked, TIMINGS, ITEMS, 0.0, 1.5) == 50  # half of it at least
     few = {**ITEMS, "train": 800}  # three passes are 150 steps
     assert refitted_steps(asked, TIMINGS, few, 1e6, 1.5) == 150
-    assert hours.final_seconds(asked, TIMINGS, ITEMS, 120, 1.5) == {"lora": 180.0, "m0": 180.0}
+    assert time_budget.final_seconds(asked, TIMINGS, ITEMS, 120, 1.5) == {
+        "lora": 180.0,
+        "m0": 180.0,
+    }
 
 
 def test_a_deadline_lets_begin_what_ends_within_its_grace() -> None:

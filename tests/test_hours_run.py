@@ -11,8 +11,8 @@ import pytest
 
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError
-from bakeoff.hours import Deadline
 from bakeoff.study.config import parse_spec, read_spec
+from bakeoff.study.planning.time_budget import Deadline
 from bakeoff.study.scheduler import NO_TIME
 
 HOURS = 0.2

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bakeoff import plan
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.methods import registry
 from bakeoff.study.config import BudgetSpec, parse_spec
+from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.setup.open_study import dry_run
 from bakeoff.testing.trials import CONDITIONS
 
@@ -47,9 +47,9 @@ def test_the_id_is_of_what_determines_the_result() -> None:
 
 
 def test_search_and_final_never_share_a_seed() -> None:
-    search = plan.search_trials(SPEC, ENTRIES, CONDITIONS)
+    search = planning_trials.search_trials(SPEC, ENTRIES, CONDITIONS)
     chosen = {"lora": {"learning_rate": 1e-3}, "full": {"learning_rate": 1e-5}}
-    final = plan.final_trials(SPEC, ENTRIES, CONDITIONS, chosen)
+    final = planning_trials.final_trials(SPEC, ENTRIES, CONDITIONS, chosen)
     assert len(search) == 9
     assert {t.seed for t in search} == {7}
     assert [(t.method.name, t.seed) for t in final] == [
@@ -59,7 +59,7 @@ def test_search_and_final_never_share_a_seed() -> None:
 
 
 def test_a_segment_survives_the_pipe() -> None:
-    (segment,) = plan.segments(
+    (segment,) = planning_trials.segments(
         [Trial(ENTRIES[0], {"learning_rate": 1e-3, "r": 4}, 0, "search", CONDITIONS)],
         (3, 30), "f", "b", {"lora": {"token_bytes": 2.5}}, None,
     )  # fmt: skip
@@ -79,16 +79,16 @@ def test_groups_hold_one_method_one_shape_and_no_more_lanes_than_allowed() -> No
         a_trial(0, 1e-3), a_trial(1, 1e-3), a_trial(0, 2e-3), a_trial(0, 1e-3, r=4),
         a_trial(0, 4e-3),
     ]  # fmt: skip
-    whole = [[trials.index(t) for t in g] for g in plan.groups(trials, None)]
+    whole = [[trials.index(t) for t in g] for g in planning_trials.groups(trials, None)]
     assert whole == [[0, 2, 4], [1], [3]]
-    by_two = [[trials.index(t) for t in g] for g in plan.groups(trials, 2)]
+    by_two = [[trials.index(t) for t in g] for g in planning_trials.groups(trials, 2)]
     assert by_two == [[0, 2], [4], [1], [3]]
 
 
 def test_rungs_that_come_too_early_are_warned_of() -> None:
-    assert plan.early_rungs(BudgetSpec(steps=200)) == ()
-    assert plan.early_rungs(BudgetSpec(steps=60, race="off")) == ()
-    (said,) = plan.early_rungs(BudgetSpec(steps=60))
+    assert planning_trials.early_rungs(BudgetSpec(steps=200)) == ()
+    assert planning_trials.early_rungs(BudgetSpec(steps=60, race="off")) == ()
+    (said,) = planning_trials.early_rungs(BudgetSpec(steps=60))
     assert said.startswith("The race compares settings at steps 6 and 18: before step 20 it often")
 
 

@@ -11,8 +11,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from bakeoff import race
-from bakeoff.race import Decision, Rules, Standing, decide, dominated, forecast
+from bakeoff.study.planning import racing
+from bakeoff.study.planning.racing import Decision, Rules, Standing, decide, dominated, forecast
 
 RULES = Rules(rungs=(10, 30), steps=100, contenders=2)
 ALIKE = {"memory": 1.0, "time": 1.0}
@@ -242,7 +242,7 @@ def test_the_level_is_divided_by_looks_and_contenders() -> None:
     assert level(1, 0, 1) == pytest.approx(0.05)
     between = Rules((10, 30), 100, 5).between_contenders()
     assert between.level == pytest.approx(0.05 / 25)
-    assert between.drift == pytest.approx(race.DRIFT * math.sqrt(2))
+    assert between.drift == pytest.approx(racing.DRIFT * math.sqrt(2))
 
 
 def test_with_no_true_difference_the_rule_errs_as_rarely_as_it_says() -> None:
@@ -274,7 +274,7 @@ def test_the_simulated_race_keeps_what_it_must(
     assert set(found) == {"steps_saved", "best_kept", "front_dropped"}
     assert found["steps_saved"] >= 2.05, "less than by the settings alone"
     assert found["best_kept"] >= 0.95
-    assert found["front_dropped"] <= race.ALPHA
+    assert found["front_dropped"] <= racing.ALPHA
 
 
 def test_the_simulated_curves_rank_as_published(script: Callable[[str], ModuleType]) -> None:

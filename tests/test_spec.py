@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bakeoff import plan
 from bakeoff.core.errors import UsageError
 from bakeoff.folder import comparable
 from bakeoff.methods import registry
 from bakeoff.study.config import dump_spec, parse_spec, read_spec
+from bakeoff.study.planning import trials
 
 
 def values(**changes: Any) -> dict[str, Any]:
@@ -104,16 +104,16 @@ def test_examples_are_valid() -> None:
 def test_every_method_gets_the_same_number_of_settings() -> None:
     spec = read_spec(Path(str(files("bakeoff") / "demo.toml")))
     counts = {
-        name: len(plan.settings(registry.load(name, Path()), spec)) for name in spec.method_names
+        name: len(trials.settings(registry.load(name, Path()), spec)) for name in spec.method_names
     }
     assert set(counts.values()) == {5}
     assert len(counts) >= 8
 
 
 def test_the_learning_rate_grid_is_log_spaced_around_the_prior() -> None:
-    assert plan.learning_rates(1e-3, 3) == (3.16e-4, 1e-3, 3.16e-3)
-    assert plan.learning_rates(1e-3, 5) == (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
-    assert plan.learning_rates(2e-5, 1) == (2e-5,)
+    assert trials.learning_rates(1e-3, 3) == (3.16e-4, 1e-3, 3.16e-3)
+    assert trials.learning_rates(1e-3, 5) == (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
+    assert trials.learning_rates(2e-5, 1) == (2e-5,)
 
 
 def test_on_ray_a_study_names_no_gpu() -> None:

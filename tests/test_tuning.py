@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bakeoff.methods import registry
-from bakeoff.tuning import Tried, propose
+from bakeoff.study.planning.sampler import Tried, propose
 
 LORA = registry.load("lora", Path())
 RATES = (1e-4, 1e-2)

@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import folder as study_folder
-from bakeoff import hours, recovery
+from bakeoff import recovery
 from bakeoff import report as report_page
 from bakeoff.analysis.compare_studies import Side, contrast
 from bakeoff.core import disk_full, files
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status
-from bakeoff.estimate import Timing
 from bakeoff.executors import Options
-from bakeoff.hours import Deadline, Fit
 from bakeoff.lock import locked
 from bakeoff.recovery import diagnose
 from bakeoff.store import Reader, Writer
@@ -35,6 +33,9 @@ from bakeoff.study.config import StudySpec, dump_spec, flatten, parse_spec, read
 from bakeoff.study.dry_run import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.study.monitoring import signals
 from bakeoff.study.monitoring.progress import LOG, Logged, Progress, Silent, Work, ended, telling
+from bakeoff.study.planning import time_budget
+from bakeoff.study.planning.estimate import Timing
+from bakeoff.study.planning.time_budget import Deadline, Fit
 from bakeoff.study.record import read_record, read_trials, read_values, summarised, walls
 from bakeoff.study.scheduler import Breaker, Running, refuse_too_little_room
 from bakeoff.study.setup import test_reads
@@ -168,7 +169,7 @@ def budgeted(
     bought = Fit(**known["fit"])
     if asked is not None:
         study = narrowed(study, bought)
-        progress.say(hours.sentence(bought, study.entries[0].title))
+        progress.say(time_budget.sentence(bought, study.entries[0].title))
     timings = tuple(Timing.from_json(t) for t in known["timings"])
     before = sum(walls(values))
     return study, Deadline(bought, timings, lambda: before + passed())

@@ -27,7 +27,7 @@ from bakeoff.analysis.bootstrap import (
     pool_seed_noise,
 )
 from bakeoff.analysis.compare import TIE
-from bakeoff.race import COST_TIE
+from bakeoff.study.planning.racing import COST_TIE
 
 Row = dict[str, Any]
 BoolArray = NDArray[np.bool_]

@@ -10,7 +10,7 @@ from bakeoff.cli.output import out, plain
 from bakeoff.core.trial import MethodEntry
 from bakeoff.methods.capability_records import RANK, SAME, Capabilities, Measured, OnBase
 from bakeoff.methods.published_results import CAVEATS, SOURCE, TASKS, results
-from bakeoff.plan import learning_rates
+from bakeoff.study.planning.trials import learning_rates
 
 SHOWN_RATES = 5
 WIDTH = 15

@@ -29,8 +29,8 @@ def command(
     from bakeoff import api
     from bakeoff.cli.live import Live
     from bakeoff.cli.rows import show_rows
-    from bakeoff.hours import Fit, sentence
     from bakeoff.study.config import read_spec
+    from bakeoff.study.planning.time_budget import Fit, sentence
 
     spec = read_spec(study)
     with Live(err) as live:

@@ -19,8 +19,8 @@ from bakeoff.core.errors import UsageError, near_match
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, odd, read_json, suitable
 from bakeoff.hf.telling import ADAMW_WEIGHT_DECAY
 from bakeoff.methods import user_defined
-from bakeoff.plan import GRID_STEP
 from bakeoff.study.config import StudySpec, dump_spec, flatten, parse_spec
+from bakeoff.study.planning.trials import GRID_STEP
 
 ADAPTER, PARAMS, DEFAULTS = (
     "adapter_config.json", "training_params.json", "default_training_params.json",

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import hours, plan, race
 from bakeoff.core import plugins
 from bakeoff.core.trial import Trial
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.issues import standing
-from bakeoff.estimate import Timing, estimate
 from bakeoff.executors import Options
-from bakeoff.hours import Fit
 from bakeoff.methods.serving import served
 from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress, Silent
+from bakeoff.study.planning import racing, time_budget
+from bakeoff.study.planning import trials as planning_trials
+from bakeoff.study.planning.estimate import Timing, estimate
+from bakeoff.study.planning.time_budget import Fit
 from bakeoff.study.setup.open_study import (
     CAUSAL_LM,
     Study,
@@ -77,9 +78,9 @@ def overview(
     if bought is not None:
         study = narrowed(study, bought)
     study = warned(study, too_small(study), heard)
-    search = plan.search_trials(study.spec, study.entries, study.conditions)
+    search = planning_trials.search_trials(study.spec, study.entries, study.conditions)
     chosen = {t.method.name: t.setting for t in search}
-    final = plan.final_trials(study.spec, study.entries, study.conditions, chosen)
+    final = planning_trials.final_trials(study.spec, study.entries, study.conditions, chosen)
     methods = _methods(study, search, final)
     steps = study.conditions.steps
     trials = len(search) + len(final)
@@ -92,10 +93,10 @@ def overview(
         "methods": methods,
         "trials": trials,
         "steps": trials * steps,
-        **plan.outline(study.spec, search, final, race.KEEP)._asdict(),
-        "rungs": list(plan.rungs(study.spec.budget)),
+        **planning_trials.outline(study.spec, search, final, racing.KEEP)._asdict(),
+        "rungs": list(planning_trials.rungs(study.spec.budget)),
         "margin": spec.task.margin,
-        "detectable": hours.detectable(
+        "detectable": time_budget.detectable(
             study.splits.counts["test"],
             study.spec.budget.seeds,
             len(methods) - 1,
@@ -192,7 +193,7 @@ def timed(study: Study, progress: Progress) -> Timed:
 
 def too_small(study: Study) -> tuple[str, ...]:
     """Say whether test has too few items for the study's margin."""
-    return hours.too_small(study.spec, study.splits.counts["test"], study.metric.info)
+    return time_budget.too_small(study.spec, study.splits.counts["test"], study.metric.info)
 
 
 def estimated(study: Study, found: Timed) -> dict[str, Any]:
@@ -208,17 +209,19 @@ def fitted(study: Study, found: Timed) -> Fit:
         PreflightError: ``hours-too-few``.
     """
     counts, metric = study.splits.counts, study.metric.info
-    return hours.fit(study.spec, found.timings, counts, metric, found.seconds)
+    return time_budget.fit(study.spec, found.timings, counts, metric, found.seconds)
 
 
 def narrowed(study: Study, bought: Fit) -> Study:
     """Return the study with the budget and the contenders that its hours buy."""
-    budget = hours.Budget(bought.steps, bought.settings, bought.seeds, tuple(bought.contenders))
-    spec = hours.with_budget(study.spec, budget)
+    budget = time_budget.Budget(
+        bought.steps, bought.settings, bought.seeds, tuple(bought.contenders)
+    )
+    spec = time_budget.with_budget(study.spec, budget)
     count = len(spec.method_names)  # contenders leave from the end of the list
     return study._replace(
         spec=spec,
-        warnings=study.warnings + plan.early_rungs(spec.budget),
+        warnings=study.warnings + planning_trials.early_rungs(spec.budget),
         entries=study.entries[:count],
         conditions=dataclasses.replace(study.conditions, steps=spec.budget.steps),
         sizes=None if study.sizes is None else study.sizes[:count],

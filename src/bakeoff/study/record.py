@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff import plan, recovery
+from bakeoff import recovery
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.errors import UsageError
 from bakeoff.core.redact import redacted
@@ -25,6 +25,7 @@ from bakeoff.hf import importing
 from bakeoff.methods.serving import served
 from bakeoff.store import Reader
 from bakeoff.study.config import StudySpec, parse_spec
+from bakeoff.study.planning import trials
 from bakeoff.study.setup.open_study import fork, retry, search, test_texts, verify_weights
 
 
@@ -118,7 +119,7 @@ def notes(values: dict[str, Any]) -> list[str]:
 
 def raced(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return what the record says of the race, None where the study has none."""
-    rungs = plan.rungs(spec.budget)
+    rungs = trials.rungs(spec.budget)
     if not rungs:
         return None
     return {"rungs": list(rungs), "seeds": spec.budget.seeds, "decisions": decisions}

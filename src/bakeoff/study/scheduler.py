@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import plan, recovery
+from bakeoff import recovery
 from bakeoff.core import plugins, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
-from bakeoff.estimate import disk_bytes
 from bakeoff.executors import Executor, Outcome, SetsAside
-from bakeoff.hours import Deadline
 from bakeoff.store import Reader, Writer
 from bakeoff.study.failures import Quarantine
 from bakeoff.study.monitoring.progress import Progress, Work, begun, ended
 from bakeoff.study.monitoring.signals import Stop
+from bakeoff.study.planning import trials as planning_trials
+from bakeoff.study.planning.estimate import disk_bytes
+from bakeoff.study.planning.time_budget import Deadline
 from bakeoff.study.setup.open_study import Study, fork, refuse_full
 
 RUN_SEGMENT = "bakeoff.training.segment:run"
@@ -174,7 +175,9 @@ def _segments(
 ) -> list[Segment]:  # fmt: skip
     engines = {name: cost.engine for name, cost in costs.items()}
     limit, path, folder = study.spec.engine.most_lanes, study.base.path, str(study.folder)
-    found = plan.segments(trials, span, folder, path, engines, limit, _scored(study, span[1]))
+    found = planning_trials.segments(
+        trials, span, folder, path, engines, limit, _scored(study, span[1])
+    )
     return [s for s in found if any(t.id not in there for t in s.trials)]
 
 
@@ -313,7 +316,7 @@ def _scored(study: Study, stop: int) -> bool:
     """
     if study.spec.budget.select_on == "metric":
         return True
-    stops = plan.rungs(study.spec.budget)
+    stops = planning_trials.rungs(study.spec.budget)
     task = plugins.find("tasks", study.spec.task.kind).TASK
     cheap: bool = task.scores_validation or study.metric.of_losses
     return cheap and (not stops or stop >= stops[-1])

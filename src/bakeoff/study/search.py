@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 
 from bakeoff import folder as study_folder
-from bakeoff import hours, plan, race
 from bakeoff.analysis.choose import choose_settings, criterion
 from bakeoff.analysis.trial_runs import Run
 from bakeoff.core import plugins
 from bakeoff.core.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial
 from bakeoff.study.monitoring.progress import Work, ended, telling
+from bakeoff.study.planning import racing, time_budget
+from bakeoff.study.planning import trials as planning_trials
+from bakeoff.study.planning.sampler import Tried
 from bakeoff.study.scheduler import Running, run_trials
 from bakeoff.study.setup.open_study import Study, prior_trial, refuse_full, retry, segment
-from bakeoff.tuning import Tried
 
 RUN_BASE = "bakeoff.training.evaluate:score_base"
 COSTS = {
@@ -45,8 +46,8 @@ LEFT = "one of {count} settings of its method left at step {step}"
 def search(running: Running, entries: Sequence[MethodEntry]) -> dict[str, dict[str, Any]]:
     """Try every setting of every method on validation; return each method's best one."""
     study = running.study
-    trials = list(plan.search_trials(study.spec, entries, study.conditions))
-    stops = plan.rungs(study.spec.budget)
+    trials = list(planning_trials.search_trials(study.spec, entries, study.conditions))
+    stops = planning_trials.rungs(study.spec.budget)
     if not stops:
         span = (0, study.conditions.steps)
         run_trials(running, "Search", trials, span)
@@ -80,7 +81,7 @@ def final(
     study = running.study
     steps, begins = _in_time(running)
     conditions = dataclasses.replace(study.conditions, steps=steps)
-    trials = plan.final_trials(study.spec, entries, conditions, chosen)
+    trials = planning_trials.final_trials(study.spec, entries, conditions, chosen)
     with running.read() as reader:
         looks = reader.values().get("looks", ())
     before = {look.get("seeds", 0) for look in looks}  # a fork's own look has none
@@ -142,21 +143,21 @@ def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
     study, deadline, counts = running.study, running.deadline, running.study.splits.counts
     if deadline is None:
         return study.conditions.steps, lambda _: True
-    ids = {t.id for t in plan.search_trials(study.spec, study.entries, study.conditions)}
+    ids = {t.id for t in planning_trials.search_trials(study.spec, study.entries, study.conditions)}
     with running.read() as reader:
         values, trials = reader.values(), reader.trials()
     took = sum(result.seconds for t, result in trials if t.id in ids and result is not None)
-    pace = hours.pace_of(study.spec, deadline.timings, counts, took)
+    pace = time_budget.pace_of(study.spec, deadline.timings, counts, took)
     steps = values.get("final_steps")
     if steps is None:
-        left = hours.TARGET * deadline.seconds - deadline.spent()
-        steps = hours.refitted_steps(study.spec, deadline.timings, counts, left, pace)
+        left = time_budget.TARGET * deadline.seconds - deadline.spent()
+        steps = time_budget.refitted_steps(study.spec, deadline.timings, counts, left, pace)
         running.store.set("final_steps", steps)
         running.progress.say(
             f"final runs take {steps:,} steps: {left / 60:.0f} minutes are left, and the search "
             f"took {pace:.2g} times what was expected"
         )
-    seconds = hours.final_seconds(study.spec, deadline.timings, counts, steps, pace)
+    seconds = time_budget.final_seconds(study.spec, deadline.timings, counts, steps, pace)
     again = {note["trial_id"] for note in values.get(retry.KEY, ())}
 
     def begins(group: Segment) -> bool:
@@ -176,7 +177,7 @@ def _widened(
     for entry in entries:
         own = [t for t in trials if t.method.name == entry.name]
         tried = [Tried(t.setting, _value(study, t, r)) for t, r in _at(running, own, span[1])]
-        wanted = plan.further(entry, study.spec, tried)
+        wanted = planning_trials.further(entry, study.spec, tried)
         again = earlier.get(entry.name, [])[: len(wanted)]
         more += again or [dataclasses.replace(own[0], setting=s) for s in wanted]
     if more:
@@ -196,7 +197,9 @@ def _extended(running: Running, trials: list[Trial], span: tuple[int, int]) -> l
             if any(set(t.setting) != {LEARNING_RATE} for t in own):
                 continue
             at = _at(running, own, span[1])
-            rate = plan.extension({t.learning_rate: _value(running.study, t, r) for t, r in at})
+            rate = planning_trials.extension(
+                {t.learning_rate: _value(running.study, t, r) for t, r in at}
+            )
             if method in earlier:
                 more.append(earlier[method][0])
             elif rate is not None:
@@ -232,11 +235,13 @@ def _judged(
     """Decide at a rung who goes on; write the decisions, and the results of those that do not."""
     study, store, step = running.study, running.store, stops[number]
     standing = _at(running, trials, step)
-    rules = race.Rules(stops, study.conditions.steps, len(study.entries) - 1)
+    rules = racing.Rules(stops, study.conditions.steps, len(study.entries) - 1)
     with running.read() as reader:
         costs = axes(reader.costs(), study.entries[0].name, study.spec.verdict.pareto)
-        taken = {d["trial_id"]: race.Decision(**d) for d in reader.decisions() if d["step"] == step}
-    decisions = race.decide(
+        taken = {
+            d["trial_id"]: racing.Decision(**d) for d in reader.decisions() if d["step"] == step
+        }
+    decisions = racing.decide(
         [_standing(study, t, r) for t, r in standing], study.entries[0].name, costs, number, rules
     )
     # what was decided stays: with other contenders, or another verdict, it might come out otherwise
@@ -274,13 +279,13 @@ def axes(
     return found
 
 
-def _standing(study: Study, trial: Trial, result: TrialResult | None) -> race.Standing:
+def _standing(study: Study, trial: Trial, result: TrialResult | None) -> racing.Standing:
     losses = None if result is None or not result.item_losses else np.array(result.item_losses)
     if losses is not None and not np.isfinite(losses).all():
         losses = None
     by_metric = study.spec.budget.select_on == "metric" and losses is not None
     score = _value(study, trial, result) if by_metric else None
-    return race.Standing(trial.id, trial.method.name, trial.learning_rate, losses, score)
+    return racing.Standing(trial.id, trial.method.name, trial.learning_rate, losses, score)
 
 
 def _at(

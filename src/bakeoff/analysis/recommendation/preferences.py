@@ -24,7 +24,7 @@ from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.pareto import COSTS, QUALITY, axis_value, tied
 from bakeoff.analysis.per_method.accelerators import has_more
 from bakeoff.core.results import StudyRecord
-from bakeoff.race import COST_TIE
+from bakeoff.study.planning.racing import COST_TIE
 
 Row = dict[str, Any]
 

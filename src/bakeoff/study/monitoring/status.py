@@ -360,11 +360,13 @@ def _study_left(
     What the final trials take is not known while the search runs: nothing has been scored on test.
     """
     if "hours" in values:
-        from bakeoff import hours  # and scipy with it: a glance at most studies goes without
+        from bakeoff.study.planning import (
+            time_budget,  # and scipy with it: a glance at most studies goes without
+        )
 
         before = sum(float(v) for k, v in values.items() if k.startswith("wall:"))
         spent = before + (_since(holder.since) if holder else 0.0)
-        planned = hours.TARGET * float(values["hours"]["fit"]["hours"]) * 3600
+        planned = time_budget.TARGET * float(values["hours"]["fit"]["hours"]) * 3600
         return max(planned - spent, left or 0.0)
     return left if any(w.what == "final" for w in works) else None
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import folder as study_folder
-from bakeoff import plan
 from bakeoff.core import disk_full, plugins
 from bakeoff.core.errors import (
     BakeoffError,
@@ -36,6 +35,7 @@ from bakeoff.methods import registry as catalog
 from bakeoff.metrics import describe
 from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress
+from bakeoff.study.planning import trials
 from bakeoff.study.setup import base_model
 from bakeoff.study.setup.validate_data import examine, listed, refuse, said
 
@@ -88,7 +88,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     options, faults = examine(spec, source, task, splits)
     base = base_model.locate(spec.base.model, progress.say, spec.base.revision)
     trust = base_model.consent(base, spec.base)
-    warnings = said([*trust, *listed(faults, splits), *plan.early_rungs(spec.budget)], progress)
+    warnings = said([*trust, *listed(faults, splits), *trials.early_rungs(spec.budget)], progress)
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

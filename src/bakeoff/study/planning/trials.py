@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.budget import BudgetSpec
-from bakeoff.tuning import Tried, propose
+from bakeoff.study.planning.sampler import Tried, propose
 
 GRID_STEP = 10**0.5
 """Ratio of neighbouring learning rates: 5 of them span two decades around the prior.

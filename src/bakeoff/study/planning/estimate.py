@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff import plan
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.budget import method_name
+from bakeoff.study.planning import trials
 
 ERROR = 0.25
 """Share of the estimate that the timed steps do not tell: other lengths, another load."""
@@ -93,7 +93,7 @@ def phase_of(name: str, found: Estimate) -> Phase:
 
 def estimate(spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int]) -> Estimate:
     """Return what a study takes; the race is taken to stop settings, and no method as a whole."""
-    phases = _phases(spec, timings, n_items, plan.rungs(spec.budget))
+    phases = _phases(spec, timings, n_items, trials.rungs(spec.budget))
     full = _phases(spec, timings, n_items, ())
     seconds = sum(p.wall for p in phases)
     worst = max((t.spread for t in timings), default=0.0)
@@ -172,5 +172,5 @@ def disk_bytes(spec: StudySpec, parameters: Iterable[int]) -> int:
     An fp32 adapter a final trial; before that, three copies of it for each setting's state at the
     first rung. States are gone when the final trials begin.
     """
-    states = 3 * spec.budget.settings if plan.rungs(spec.budget) else 0
+    states = 3 * spec.budget.settings if trials.rungs(spec.budget) else 0
     return sum(4 * n * max(spec.budget.seeds, states) for n in parameters)

@@ -18,9 +18,9 @@ from bakeoff.analysis.phrases import few_items
 from bakeoff.analysis.power import Design, detectable_difference, items_needed
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.results import MetricInfo
-from bakeoff.estimate import FINAL, SEARCH, Phase, Timing, estimate, phase_of
 from bakeoff.study.config import StudySpec, dump_spec, parse_spec
 from bakeoff.study.config.budget import BudgetSpec, method_name
+from bakeoff.study.planning.estimate import FINAL, SEARCH, Phase, Timing, estimate, phase_of
 
 TARGET = 0.95
 """Share of the hours that is planned for: late is worse than early."""

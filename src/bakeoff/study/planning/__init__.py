@@ -1,0 +1,1 @@
+"""Which trials run: settings, successive halving, time budget. Pure functions."""
