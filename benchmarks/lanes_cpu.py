@@ -36,11 +36,11 @@ from torch import nn
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.trial import Trial
 from bakeoff.engine.device import resolve_precision
-from bakeoff.folder import freeze_data
 from bakeoff.methods import registry as catalog
 from bakeoff.study.config import read_spec
 from bakeoff.study.monitoring.progress import Silent
 from bakeoff.study.setup.open_study import open_study
+from bakeoff.study.storage.study_dir import freeze_data
 from bakeoff.training import setup
 
 CHECKED = 3

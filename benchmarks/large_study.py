@@ -35,10 +35,10 @@ from scale_out import result
 from bakeoff import api
 from bakeoff.core.results import Cost, Forgetting, SplitScores, Status
 from bakeoff.core.trial import Conditions, MethodEntry, Trial
-from bakeoff.folder import DATABASE
 from bakeoff.methods import registry
-from bakeoff.store import Writer
 from bakeoff.study.config import dump_spec, parse_spec
+from bakeoff.study.storage.database import Writer
+from bakeoff.study.storage.study_dir import DATABASE
 
 METHODS, SETTINGS, SEEDS, ITEMS = 60, 5, 3, 1319
 TEXT = (

@@ -42,7 +42,6 @@ import numpy as np
 from real_study import DEMO, about, changed, checked, markdown, run_study, told, where
 from scipy import stats
 
-from bakeoff import folder as study_folder
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Verdict, compare
 from bakeoff.analysis.trial_runs import n_test_items, runs_by_method, usable_scores
@@ -53,6 +52,7 @@ from bakeoff.data.rows import SPLITS
 from bakeoff.study.config import StudySpec, dump_spec, read_spec
 from bakeoff.study.planning import trials
 from bakeoff.study.setup.open_study import load_methods
+from bakeoff.study.storage import study_dir as study_folder
 
 TWIN = "twin"
 APART = 100

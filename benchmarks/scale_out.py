@@ -166,7 +166,7 @@ def timed(call: Callable[[], Any], most: int = 200, seconds: float = 5.0) -> lis
 
 def kept(folder: Path, size: Size) -> Iterator[dict[str, Any]]:
     """Time ``Writer.keep`` by the items of a trial: one durable transaction each."""
-    from bakeoff.store import Writer
+    from bakeoff.study.storage.database import Writer
 
     probe = (folder / "probe").open("wb")
 
@@ -201,7 +201,7 @@ def reported(folder: Path, size: Size) -> dict[str, Any]:
     """Write a whole study of fake results, then read it and make its report."""
     from bakeoff.analysis.summary import summarise
     from bakeoff.report import render
-    from bakeoff.store import Reader, Writer
+    from bakeoff.study.storage.database import Reader, Writer
 
     rng, trials = np.random.default_rng(0), trials_of(size)
     seconds, cpu = {}, {}

@@ -14,8 +14,8 @@ from records import Pair, final, hits, make_cost, make_engine, make_record, sear
 import bakeoff.report
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.results import Status, StudyRecord
-from bakeoff.store.reader import Reader
-from bakeoff.store.writer import Writer
+from bakeoff.study.storage.database.reader import Reader
+from bakeoff.study.storage.database.writer import Writer
 
 SCHEMA = json.loads((Path(bakeoff.report.__file__).parent / "schema.json").read_text())
 

@@ -10,7 +10,7 @@ import pytest
 
 import bakeoff
 from bakeoff import api
-from bakeoff.store import Reader, Writer
+from bakeoff.study.storage.database import Reader, Writer
 
 SOURCE = Path(bakeoff.__file__).parent
 STAMPED = {"exporters/mlflow.py", "exporters/tensorboard.py"}

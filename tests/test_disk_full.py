@@ -22,10 +22,10 @@ from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import SplitScores, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.executors import Outcome
-from bakeoff.store import Reader, Writer
 from bakeoff.study.config import parse_spec
 from bakeoff.study.planning.estimate import disk_bytes
 from bakeoff.study.setup.open_study import refuse_full
+from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
 from bakeoff.training import checkpoints
 

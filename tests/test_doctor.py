@@ -16,14 +16,14 @@ import torch
 from records import make_entry
 from typer.testing import CliRunner
 
-from bakeoff import lock, recovery
 from bakeoff.cli import app, doctor
 from bakeoff.core import trial_dir
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.data.rows import rows
-from bakeoff.store import Reader, Writer
+from bakeoff.study.storage import lock, repair
+from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
 from bakeoff.training import checkpoints
 
@@ -126,7 +126,7 @@ MENDED: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-def codes(found: list[recovery.Finding], state: str) -> set[str]:
+def codes(found: list[repair.Finding], state: str) -> set[str]:
     return {f.code for f in found if f.state == state}
 
 
@@ -142,7 +142,7 @@ def contents(out: Path) -> dict[str, str]:
 def test_a_whole_study_is_found_whole(study: Path) -> None:
     for mend in (False, True):
         before = contents(study / "trials")
-        found = recovery.diagnose(study, mend)
+        found = repair.diagnose(study, mend)
         assert {f.state for f in found} == {"ok"}
         assert {f.what for f in found} == {
             "database", "trials", *(f"data/{s}.jsonl" for s in rows.SPLITS),
@@ -150,7 +150,7 @@ def test_a_whole_study_is_found_whole(study: Path) -> None:
         assert contents(study / "trials") == before
     moved = study.with_name("moved")  # fault 31: nothing in the folder says where it lies
     study.rename(moved)
-    assert {f.state for f in recovery.diagnose(moved)} == {"ok"}
+    assert {f.state for f in repair.diagnose(moved)} == {"ok"}
 
 
 @pytest.mark.parametrize("what", MENDED)
@@ -159,11 +159,11 @@ def test_what_can_be_mended_is_and_twice_is_once(study: Path, what: str) -> None
     harm, code = MENDED[what]
     harm(study)
     before = contents(study)
-    assert codes(recovery.diagnose(study), "bad") == {code}
+    assert codes(repair.diagnose(study), "bad") == {code}
     assert contents(study) == before, "a report changed something"
-    found = recovery.diagnose(study, mend=True)
+    found = repair.diagnose(study, mend=True)
     assert (codes(found, "mended"), codes(found, "bad")) == ({code}, set())
-    again = recovery.diagnose(study, mend=True)
+    again = repair.diagnose(study, mend=True)
     assert {f.state for f in again} == {"ok"}
     with Reader(study / "study.db") as reader:
         trials = {t.id: r for t, r in reader.trials()}
@@ -212,7 +212,7 @@ def test_what_cannot_be_mended_stays_bad_and_loses_no_result(study: Path, what: 
     harm, code = REPORTED[what]
     harm(study)
     for mend in (False, True):
-        assert codes(recovery.diagnose(study, mend), "bad") == {code}
+        assert codes(repair.diagnose(study, mend), "bad") == {code}
     with Reader(study / "study.db") as reader:
         assert DONE.id in reader.finished()
 
@@ -223,14 +223,14 @@ def test_what_is_not_whole_is_never_taken_for_a_result(study: Path) -> None:
     path = study / "trials" / LOST.id / trial_dir.RESULT
     path.write_text(path.read_text().replace("1.0", "0.0"))
     with Writer(study / "study.db") as store:
-        assert recovery.reattach(study, store, [LOST]) == []
+        assert repair.reattach(study, store, [LOST]) == []
         assert not (path.parent / trial_dir.COMPLETE).exists(), "a worker would have left it alone"
         trial_dir.seal(path.parent, TrialResult(LOST.id, Status.FAILED, "why"))
-        assert recovery.reattach(study, store, [LOST]) == []
+        assert repair.reattach(study, store, [LOST]) == []
         trial_dir.seal(path.parent, result(LOST))
-        (found,) = recovery.reattach(study, store, [LOST])
+        (found,) = repair.reattach(study, store, [LOST])
         assert (found.code, found.state) == ("row-missing", "mended")
-        assert recovery.reattach(study, store, [LOST]) == []
+        assert repair.reattach(study, store, [LOST]) == []
 
 
 @pytest.mark.parametrize("how", ["a page is blank", "no database"])
@@ -243,8 +243,8 @@ def test_a_damaged_database_is_rebuilt_from_what_is_left(study: Path, how: str) 
         page = (db.execute(query).fetchone()[0] - 1) * 4096
     raw = raw[:page] + bytes(4096) + raw[page + 4096 :] if how == "a page is blank" else b"x" * 9999
     path.write_bytes(raw)
-    assert codes(recovery.diagnose(study), "bad") == {"database-damaged"}
-    found = recovery.diagnose(study, mend=True)
+    assert codes(repair.diagnose(study), "bad") == {"database-damaged"}
+    found = repair.diagnose(study, mend=True)
     assert "database-damaged" in codes(found, "mended")
     assert (study / "study.db.damaged").read_bytes() == raw
     with Reader(path) as reader:
@@ -260,7 +260,7 @@ def test_a_damaged_database_is_rebuilt_from_what_is_left(study: Path, how: str) 
     assert trial_dir.read(study / "trials" / DONE.id) == result(DONE)
     with Writer(path) as store:
         store.plan([DONE])
-        recovery.reattach(study, store, [DONE])
+        repair.reattach(study, store, [DONE])
     with Reader(path) as reader:
         assert DONE.id in reader.finished()
         assert reader.test_read()
@@ -271,11 +271,11 @@ def test_mending_waits_for_no_running_study(study: Path) -> None:
     leave_half_a_file(study)
     with lock.locked(study):
         with pytest.raises(BakeoffError, match="study-locked"):
-            recovery.diagnose(study, mend=True)
-        found = recovery.diagnose(study)
+            repair.diagnose(study, mend=True)
+        found = repair.diagnose(study)
     assert found[0].code == "running"
     assert codes(found, "bad") == set()
-    assert codes(recovery.diagnose(study), "bad") == {"orphan"}
+    assert codes(repair.diagnose(study), "bad") == {"orphan"}
 
 
 def test_the_command_line(study: Path) -> None:
@@ -292,7 +292,7 @@ def test_the_command_line(study: Path) -> None:
     assert CliRunner().invoke(app, ["doctor", str(study), "--mend"]).exit_code == 0
     assert CliRunner().invoke(app, ["doctor", str(study)]).exit_code == 0
     with pytest.raises(BakeoffError, match="no-study"):
-        recovery.diagnose(study.parent)
+        repair.diagnose(study.parent)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_database_that_was_copied_without_its_log(study: Path, tmp_path: Path)
         assert (study / "study.db-wal").stat().st_size > 0
         copy = tmp_path / "copy"
         shutil.copytree(study, copy, ignore=shutil.ignore_patterns("study.db-*"))
-    assert codes(recovery.diagnose(copy), "bad") == {"row-missing"}
-    assert codes(recovery.diagnose(copy, mend=True), "mended") == {"row-missing"}
+    assert codes(repair.diagnose(copy), "bad") == {"row-missing"}
+    assert codes(repair.diagnose(copy, mend=True), "mended") == {"row-missing"}
     with Reader(copy / "study.db") as reader, Reader(study / "study.db") as whole:
         assert reader.trials() == whole.trials()

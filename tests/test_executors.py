@@ -21,7 +21,7 @@ from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.engine import heartbeat
 from bakeoff.executors import Executor, Options
 from bakeoff.executors.process import Process
-from bakeoff.store import Writer
+from bakeoff.study.storage.database import Writer
 
 no_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 NAMES = [

@@ -25,7 +25,7 @@ from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.core.results import CurvePoint, Status
 from bakeoff.exchange import export_curves
 from bakeoff.exporters import Exporter, TrialRun, runs_of
-from bakeoff.store import Writer
+from bakeoff.study.storage.database import Writer
 
 NAMES = plugins.names("exporters")
 PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow"}

@@ -21,16 +21,17 @@ from report_fixture import HOSTILE
 from report_fixture import report as made_report
 from test_again import Heard
 
-from bakeoff import api, cli, lock
+from bakeoff import api, cli
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.report import render
-from bakeoff.store import Writer
 from bakeoff.study.config import parse_spec, read_spec
 from bakeoff.study.monitoring import progress
 from bakeoff.study.setup.open_study import fork as study_fork
 from bakeoff.study.setup.open_study import search
+from bakeoff.study.storage import lock
+from bakeoff.study.storage.database import Writer
 from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl
 

@@ -25,7 +25,7 @@ from bakeoff.exchange import Wishes, import_results
 from bakeoff.hf import importing
 from bakeoff.hf.results import read_file
 from bakeoff.report import render
-from bakeoff.store import Reader
+from bakeoff.study.storage.database import Reader
 
 DATA = Path(__file__).parent / "data" / "hf"
 LORA = "lora/llama-3.2-3B-rank32"

@@ -17,13 +17,13 @@ import pytest
 import tomli_w
 from command import Started, bakeoff
 
-from bakeoff import lock
 from bakeoff.core.errors import LockedError
+from bakeoff.study.storage import lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from bakeoff.lock import locked
+from bakeoff.study.storage.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

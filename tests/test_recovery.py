@@ -15,10 +15,10 @@ from command import Started, bakeoff
 from filelock import FileLock
 
 from bakeoff import api
-from bakeoff import folder as study_folder
 from bakeoff.core.errors import LockedError, PreflightError
 from bakeoff.study.config import parse_spec
 from bakeoff.study.setup.open_study import search
+from bakeoff.study.storage import study_dir as study_folder
 
 
 def comparable(report: dict[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from test_recovery import comparable
 
-from bakeoff import api, recovery
+from bakeoff import api
 from bakeoff.core import trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import TrialResult
 from bakeoff.engine import profiling
-from bakeoff.store import Reader, Writer
 from bakeoff.study.config import parse_spec
 from bakeoff.study.setup.open_study import make_executor, search
+from bakeoff.study.storage import repair
+from bakeoff.study.storage.database import Reader, Writer
 
 BUDGET = {"steps": 20, "settings": 3, "seeds": 2, "extend": 0}
 
@@ -145,7 +146,7 @@ def test_a_study_goes_on_after_its_database_was_lost(
     with Reader(out / "study.db") as reader:
         assert reader.problems() == []
     assert json.loads((out / "report.json").read_text())["complete"] is True
-    assert recovery.diagnose(out, mend=True)[0].state == "ok"
+    assert repair.diagnose(out, mend=True)[0].state == "ok"
 
 
 def test_a_study_that_was_moved_goes_on_and_reports(

@@ -20,7 +20,7 @@ import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
-from bakeoff import api, folder
+from bakeoff import api
 from bakeoff.core import safe_read
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.safe_read import Unreadable, deeper, read_bytes, read_json, read_text, suitable
@@ -32,6 +32,7 @@ from bakeoff.methods.hook import Finished
 from bakeoff.study.config import parse_spec, read_spec
 from bakeoff.study.setup import base_model
 from bakeoff.study.setup.open_study import git_state, load_methods, make_executor
+from bakeoff.study.storage import study_dir
 from bakeoff.testing.tiny import write_jsonl
 from bakeoff.testing.trials import build, make_trial
 from bakeoff.training import reload
@@ -679,7 +680,7 @@ def test_a_link_in_a_study_folder_is_refused(
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
-    folder.make(tmp_path / "out")
+    study_dir.make(tmp_path / "out")
 
 
 def test_no_state_is_removed_through_a_link(tmp_path: Path) -> None:
@@ -689,7 +690,7 @@ def test_no_state_is_removed_through_a_link(tmp_path: Path) -> None:
     (target / "1.safetensors").write_text("keep")
     (out / "trials" / "abc").mkdir(parents=True)
     (out / "trials" / "abc" / "state").symlink_to(target)
-    folder.drop_states(out, "abc", None)
+    study_dir.drop_states(out, "abc", None)
     assert (target / "1.safetensors").read_text() == "keep"
 
 

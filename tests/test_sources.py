@@ -19,8 +19,8 @@ from bakeoff import api
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
 from bakeoff.data.rows import rows as data_rows
 from bakeoff.data.rows import sources
-from bakeoff.folder import read_splits
 from bakeoff.study.config import parse_spec
+from bakeoff.study.storage.study_dir import read_splits
 from bakeoff.testing.tiny import rows, write_jsonl
 
 SMALL = [{"text": f"line\n{i}, with a comma", "label": "abc"[i % 3]} for i in range(7)]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from bakeoff.core.errors import UsageError
-from bakeoff.folder import comparable
 from bakeoff.methods import registry
 from bakeoff.study.config import dump_spec, parse_spec, read_spec
 from bakeoff.study.planning import trials
+from bakeoff.study.storage.study_dir import comparable
 
 
 def values(**changes: Any) -> dict[str, Any]:

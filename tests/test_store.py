@@ -16,7 +16,7 @@ from test_plan import ENTRIES
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
 from bakeoff.core.results import Cost, CurvePoint, SplitScores, Status, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.store import Reader, Writer
+from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
 
 TRIALS = [

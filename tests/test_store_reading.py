@@ -14,7 +14,7 @@ from test_plan import ENTRIES
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import SplitScores, Status, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.store import Reader, Writer
+from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
 
 ITEMS, STEP = 20, 5

@@ -15,7 +15,7 @@ from test_store import TRIALS, result
 from bakeoff.core import trial_dir
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import Status
-from bakeoff.store import Reader, Row, Writer, migrate, schema
+from bakeoff.study.storage.database import Reader, Row, Writer, migrate, schema
 
 VERSION_1 = """
 CREATE TABLE study (key TEXT NOT NULL, value JSON NOT NULL, PRIMARY KEY (key));

@@ -21,12 +21,10 @@ from typing import Any
 import pytest
 from records import hits, make_cost, make_entry, make_result, make_trial
 
-from bakeoff import lock
 from bakeoff.cli import glimpse
 from bakeoff.cli.live import Live
 from bakeoff.cli.output import Sink
 from bakeoff.core.results import Cost, Status
-from bakeoff.store import Writer
 from bakeoff.study.monitoring.progress import LOG, NOW, Logged, Silent, Work, begun, ended, telling
 from bakeoff.study.monitoring.status import (
     DONE,
@@ -38,6 +36,8 @@ from bakeoff.study.monitoring.status import (
     Standing,
     glance,
 )
+from bakeoff.study.storage import lock
+from bakeoff.study.storage.database import Writer
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 METRIC = {"name": "accuracy", "better": "higher", "unit": "fraction", "low": 0.0, "high": 1.0}

@@ -34,8 +34,8 @@ from view_study import (
 
 from bakeoff import api
 from bakeoff.core.errors import EnvironmentProblem, UsageError
-from bakeoff.lock import locked
-from bakeoff.store import Reader, Writer
+from bakeoff.study.storage.database import Reader, Writer
+from bakeoff.study.storage.lock import locked
 from bakeoff.view import guard as guards
 from bakeoff.view import reading, server
 from bakeoff.view.app import make_app

@@ -13,7 +13,7 @@ from hostile import PAGES
 from view_server import serving
 from view_study import ITEMS, SEEDS, Texts, final_result, final_trials, write_study
 
-from bakeoff.store import Writer
+from bakeoff.study.storage.database import Writer
 from bakeoff.view.server import Opened
 
 playwright = pytest.importorskip("playwright.sync_api")

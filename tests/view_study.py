@@ -13,8 +13,8 @@ from records import TITLES, make_cost, make_entry, make_result
 
 from bakeoff.core.results import SplitScores, TrialResult
 from bakeoff.core.trial import Conditions, Trial
-from bakeoff.store import Writer
 from bakeoff.study.config import dump_spec, parse_spec
+from bakeoff.study.storage.database import Writer
 from bakeoff.testing.trials import CONDITIONS as BENCH
 
 METHODS = ("lora", "oft", "ia3")

@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bakeoff import folder as study_folder
-from bakeoff import recovery
 from bakeoff import report as report_page
 from bakeoff.analysis.compare_studies import Side, contrast
 from bakeoff.core import disk_full, files
@@ -26,9 +24,6 @@ from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status
 from bakeoff.executors import Options
-from bakeoff.lock import locked
-from bakeoff.recovery import diagnose
-from bakeoff.store import Reader, Writer
 from bakeoff.study.config import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.study.dry_run import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.study.monitoring import signals
@@ -58,6 +53,11 @@ from bakeoff.study.setup.open_study import (
 )
 from bakeoff.study.setup.open_study import fork as study_fork
 from bakeoff.study.setup.open_study import retry as study_retry
+from bakeoff.study.storage import repair
+from bakeoff.study.storage import study_dir as study_folder
+from bakeoff.study.storage.database import Reader, Writer
+from bakeoff.study.storage.lock import locked
+from bakeoff.study.storage.repair import diagnose
 
 __all__ = [
     "compare",
@@ -112,7 +112,7 @@ def run(
         with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
             if fork is not None:
                 study_fork.mark(origin, out, store)
-            for found in recovery.start(out, store):
+            for found in repair.start(out, store):
                 heard.say(f"{found.what}: {found.detail}")
             study, deadline = budgeted(study, store, heard, passed)
             study = warned(study, too_small(study), heard)

@@ -19,7 +19,6 @@ from statistics import fmean
 from typing import Any
 
 from bakeoff import api
-from bakeoff import folder as study_folder
 from bakeoff.analysis.per_method.best_weights import best_seed
 from bakeoff.analysis.trial_runs import Run, runs_by_method
 from bakeoff.core import files
@@ -36,6 +35,7 @@ from bakeoff.study.setup.open_study import (
     verify_weights,
     works_elsewhere,
 )
+from bakeoff.study.storage import study_dir as study_folder
 
 CONVERT = "bakeoff.training.convert:run"
 FORMS = ("adapter", "merged", "lora")

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff import api
-from bakeoff import folder as study_folder
 from bakeoff.core import plugins
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, UsageError, first_line
 from bakeoff.exporters import Exporter, runs_of
 from bakeoff.hf import exporting, importing
 from bakeoff.hf.importing import Wishes
-from bakeoff.lock import locked
-from bakeoff.store import Writer
+from bakeoff.study.storage import study_dir as study_folder
+from bakeoff.study.storage.database import Writer
+from bakeoff.study.storage.lock import locked
 
 __all__ = ["Exported", "Wishes", "export_curves", "import_results", "write_results"]
 

@@ -144,10 +144,10 @@ def write_study(
     """
     import tomli_w
 
-    from bakeoff import folder as study_folder
     from bakeoff.core import disk_full, files
     from bakeoff.hf import experiment as experiments
     from bakeoff.study.config import parse_spec
+    from bakeoff.study.storage import study_dir as study_folder
 
     columns = dict(_pair(c) for c in column)
     if experiment is not None and not columns:

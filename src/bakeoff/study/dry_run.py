@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import folder as study_folder
 from bakeoff.core import plugins
 from bakeoff.core.trial import Trial
 from bakeoff.data.assets.cache import cache_folder
@@ -41,6 +40,7 @@ from bakeoff.study.setup.open_study import (
     warned,
     works_elsewhere,
 )
+from bakeoff.study.storage import study_dir as study_folder
 
 RUN_TIMING = "bakeoff.training.preflight.timing:measure"
 RUN_ROWS = "bakeoff.training.preflight.row_preview:rows"

@@ -15,15 +15,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import lock
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.safe_read import within
 from bakeoff.core.trial import Trial
-from bakeoff.folder import DATABASE, differences
-from bakeoff.store import Reader, Writer
 from bakeoff.study.monitoring.progress import LOG, Progress
 from bakeoff.study.setup import test_reads
+from bakeoff.study.storage import lock
+from bakeoff.study.storage.database import Reader, Writer
+from bakeoff.study.storage.study_dir import DATABASE, differences
 
 KEY = "forked_from"
 """The study's value that says what it was forked from; see ``noted``."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff import recovery
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.errors import UsageError
 from bakeoff.core.redact import redacted
@@ -20,13 +19,14 @@ from bakeoff.core.results import MetricInfo, Status, StudyRecord, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.rows import SPLITS
-from bakeoff.folder import DATABASE, database_of
 from bakeoff.hf import importing
 from bakeoff.methods.serving import served
-from bakeoff.store import Reader
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import trials
 from bakeoff.study.setup.open_study import fork, retry, search, test_texts, verify_weights
+from bakeoff.study.storage import repair
+from bakeoff.study.storage.database import Reader
+from bakeoff.study.storage.study_dir import DATABASE, database_of
 
 
 def walls(values: dict[str, Any]) -> list[float]:
@@ -113,7 +113,7 @@ def notes(values: dict[str, Any]) -> list[str]:
     why = (values.get("base_scores") or {}).get("note")
     found = [search.base_note(why)] if why else []
     if "rebuilt" in values:
-        found.append(recovery.REBUILT.format(at=values["rebuilt"]["at"]))
+        found.append(repair.REBUILT.format(at=values["rebuilt"]["at"]))
     return found
 
 

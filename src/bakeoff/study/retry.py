@@ -12,13 +12,13 @@ import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from bakeoff import folder as study_folder
 from bakeoff.core import trial_dir
 from bakeoff.core.results import Cost, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.store import Reader, Writer
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.setup.open_study import Study
+from bakeoff.study.storage import study_dir as study_folder
+from bakeoff.study.storage.database import Reader, Writer
 
 KEY = "retried"
 """The study's value that lists what was tried again, oldest first."""

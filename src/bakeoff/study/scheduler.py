@@ -16,15 +16,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import folder as study_folder
-from bakeoff import recovery
 from bakeoff.core import plugins, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.executors import Executor, Outcome, SetsAside
-from bakeoff.store import Reader, Writer
 from bakeoff.study.failures import Quarantine
 from bakeoff.study.monitoring.progress import Progress, Work, begun, ended
 from bakeoff.study.monitoring.signals import Stop
@@ -32,6 +29,9 @@ from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import disk_bytes
 from bakeoff.study.planning.time_budget import Deadline
 from bakeoff.study.setup.open_study import Study, fork, refuse_full
+from bakeoff.study.storage import repair
+from bakeoff.study.storage import study_dir as study_folder
+from bakeoff.study.storage.database import Reader, Writer
 
 RUN_SEGMENT = "bakeoff.training.segment:run"
 NO_TIME = "not begun: the study's hours would have been over before its end"
@@ -163,7 +163,7 @@ def _there_already(running: Running, title: str, trials: Sequence[Trial]) -> set
             running.progress.say(
                 f"{title}: {count} finished trials are taken over from {running.parent.name}"
             )
-    for found in recovery.reattach(out, store, trials):
+    for found in repair.reattach(out, store, trials):
         running.progress.say(f"{found.what}: {found.detail}")
     with running.read() as reader:
         return set(reader.values(fork.TAKEN).get(fork.TAKEN, ()))

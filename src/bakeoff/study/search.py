@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff import folder as study_folder
 from bakeoff.analysis.choose import choose_settings, criterion
 from bakeoff.analysis.trial_runs import Run
 from bakeoff.core import plugins
@@ -28,6 +27,7 @@ from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.sampler import Tried
 from bakeoff.study.scheduler import Running, run_trials
 from bakeoff.study.setup.open_study import Study, prior_trial, refuse_full, retry, segment
+from bakeoff.study.storage import study_dir as study_folder
 
 RUN_BASE = "bakeoff.training.evaluate:score_base"
 COSTS = {

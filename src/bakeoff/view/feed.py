@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import lock
 from bakeoff.core.errors import BakeoffError
 from bakeoff.report.safe import clean
+from bakeoff.study.storage import lock
 from bakeoff.view import reading
 from bakeoff.view.diary import Diary
 from bakeoff.view.items import Table

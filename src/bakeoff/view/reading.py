@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bakeoff import api
-from bakeoff import folder as study_folder
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, first_line
 from bakeoff.core.redact import redact, redacted
 from bakeoff.core.safe_read import within
 from bakeoff.report import render_sections
 from bakeoff.report.safe import clean
-from bakeoff.store import Answers as Answers
-from bakeoff.store import Reader
+from bakeoff.study.storage import study_dir as study_folder
+from bakeoff.study.storage.database import Answers, Reader
 
 T = TypeVar("T")
 Revision = tuple[tuple[int, int], ...]

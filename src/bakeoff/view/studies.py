@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bakeoff.core.errors import UsageError
-from bakeoff.folder import DATABASE
+from bakeoff.study.storage.study_dir import DATABASE
 from bakeoff.view.feed import Feed
 
 LEVELS = 2

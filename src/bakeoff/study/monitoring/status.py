@@ -17,12 +17,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from bakeoff import folder as study_folder
-from bakeoff import lock
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Cost, Status, TrialResult
-from bakeoff.store import Brief, Reader
 from bakeoff.study.monitoring.progress import in_flight, last_event
+from bakeoff.study.storage import lock
+from bakeoff.study.storage import study_dir as study_folder
+from bakeoff.study.storage.database import Brief, Reader
 
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
 PHASES = ("search", "final")

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import folder as study_folder
 from bakeoff.core import disk_full, plugins
 from bakeoff.core.errors import (
     BakeoffError,
@@ -38,6 +37,7 @@ from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning import trials
 from bakeoff.study.setup import base_model
 from bakeoff.study.setup.validate_data import examine, listed, refuse, said
+from bakeoff.study.storage import study_dir as study_folder
 
 RUN_MACHINE = "bakeoff.training.preflight.checks:machine"
 RUN_CHECK = "bakeoff.training.preflight.checks:check"

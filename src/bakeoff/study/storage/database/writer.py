@@ -13,7 +13,7 @@ from sqlalchemy.dialects.sqlite import insert
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.core.trial_dir import seal_of
-from bakeoff.store import migrate, schema, trouble
+from bakeoff.study.storage.database import errors, migrate, schema
 
 
 class Writer:
@@ -49,7 +49,7 @@ class Writer:
             found = migrate.version(connection, self._path)
             said = connection.scalar(sa.text("PRAGMA quick_check(1)"))
         if said != "ok":
-            raise trouble.damaged(self._path, str(said))
+            raise errors.damaged(self._path, str(said))
         return found
 
     def set(self, key: str, value: Any) -> None:

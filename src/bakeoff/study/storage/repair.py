@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import folder, lock
 from bakeoff.core import files as core_files
 from bakeoff.core import trial_dir
 from bakeoff.core.errors import BakeoffError, first_line
@@ -24,13 +23,20 @@ from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.data.rows import sha256_of
 from bakeoff.metrics.describe import FOLDER as METRIC
-from bakeoff.store import Reader, Row, Writer, rebuild
+from bakeoff.study.storage import lock, study_dir
+from bakeoff.study.storage.database import Reader, Row, Writer, rebuild
 
 TRIALS = "trials"
 TORN = re.compile(r"\.tmp\w{6}|.*\.tmp")
 """Files that somebody was writing: ours, and those of safetensors (``.tmp`` and six letters)."""
 HALF_WRITTEN_IN = (TRIALS, "data", "tokens")
-HALF_WRITTEN = (folder.STUDY_FILE, folder.CHAT_TEMPLATE, "report.json", "report.html", "log.jsonl")
+HALF_WRITTEN = (
+    study_dir.STUDY_FILE,
+    study_dir.CHAT_TEMPLATE,
+    "report.json",
+    "report.html",
+    "log.jsonl",
+)
 """Where we write files beside their places: folders of ours, and these names at the top."""
 REBUILT = (
     "The study's database was damaged and rebuilt at {at}: what was done to the study before, such "
@@ -58,7 +64,7 @@ def diagnose(out: Path, mend: bool = False) -> list[Finding]:
         UsageError: ``no-study``.
         LockedError: ``study-locked``: what a running study is writing cannot be mended.
     """
-    folder.database_of(out)
+    study_dir.database_of(out)
     if mend:
         with lock.locked(out):
             return _all(out, mend=True)
@@ -72,7 +78,7 @@ def diagnose(out: Path, mend: bool = False) -> list[Finding]:
 
 def start(out: Path, store: Writer) -> list[Finding]:
     """Clear the way for a run, which holds the lock: sweep what was torn, forget lost states."""
-    with Reader(out / folder.DATABASE) as reader, reader.still():
+    with Reader(out / study_dir.DATABASE) as reader, reader.still():
         rows, standing = reader.rows(), reader.standing()
     found = [*_torn(out, mend=True), *_log(out, mend=True)]
     return [*found, *_states(out, rows, standing, store)]
@@ -84,7 +90,7 @@ def reattach(out: Path, store: Writer, trials: Iterable[Trial]) -> list[Finding]
     A folder that is not whole loses its seal, so that the worker writes it anew.
     """
     found = []
-    with Reader(out / folder.DATABASE) as reader:
+    with Reader(out / study_dir.DATABASE) as reader:
         finished = reader.finished()
     for trial in trials:
         place = out / TRIALS / trial.id
@@ -100,7 +106,7 @@ def reattach(out: Path, store: Writer, trials: Iterable[Trial]) -> list[Finding]
 
 
 def _all(out: Path, mend: bool, running: bool = False) -> list[Finding]:
-    path = out / folder.DATABASE
+    path = out / study_dir.DATABASE
     found = _database(path, mend)
     if found[-1].state == BAD:
         return found
@@ -155,7 +161,7 @@ def _data(out: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
     if metric.get("source"):
         wanted[f"{METRIC}/{metric['name'].rpartition(':')[0]}"] = metric["source"]
     if frozen.get("chat_template"):
-        wanted[folder.CHAT_TEMPLATE] = frozen["chat_template"]
+        wanted[study_dir.CHAT_TEMPLATE] = frozen["chat_template"]
     for name, sha in wanted.items():
         there = sha256_of(out / name) if (out / name).is_file() else None
         if there == sha:
@@ -251,7 +257,7 @@ def _states(
 def _torn(out: Path, mend: bool) -> Iterator[Finding]:
     """Find the files that somebody was writing when they were interrupted."""
     left = [out / (name + core_files.PARTIAL) for name in HALF_WRITTEN]
-    left += out.glob(f"{folder.DATABASE}.*{core_files.PARTIAL}")
+    left += out.glob(f"{study_dir.DATABASE}.*{core_files.PARTIAL}")
     for below in HALF_WRITTEN_IN:
         for place, _, files in os.walk(out / below):
             left += [Path(place) / name for name in sorted(files) if TORN.fullmatch(name)]

@@ -7,8 +7,8 @@ and power loss. Only ``api`` and its phases open it, ``recovery``, which mends i
 
 from __future__ import annotations
 
-from bakeoff.store.reader import Answers, Brief, Reader, Row
-from bakeoff.store.salvage import rebuild
-from bakeoff.store.writer import Writer
+from bakeoff.study.storage.database.reader import Answers, Brief, Reader, Row
+from bakeoff.study.storage.database.rebuild import rebuild
+from bakeoff.study.storage.database.writer import Writer
 
 __all__ = ["Answers", "Brief", "Reader", "Row", "Writer", "rebuild"]

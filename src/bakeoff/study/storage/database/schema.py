@@ -13,8 +13,8 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from bakeoff import mounts
-from bakeoff.store import trouble
+from bakeoff.study.storage import filesystem
+from bakeoff.study.storage.database import errors
 
 VERSION = 2
 
@@ -103,8 +103,8 @@ def engine(path: Path, read_only: bool) -> sa.Engine:
     @event.listens_for(made, "handle_error")
     def _tell(context: sa.ExceptionContext) -> None:
         error = context.original_exception
-        if isinstance(error, sqlite3.Error) and trouble.of_the_file(error):
-            raise trouble.told(error, path) from error
+        if isinstance(error, sqlite3.Error) and errors.of_the_file(error):
+            raise errors.told(error, path) from error
 
     return made
 
@@ -114,14 +114,14 @@ def set_journal(made: sa.Engine, path: Path) -> None:
 
     Only once it is known that the file is a study's: this writes to it.
     """
-    mount = mounts.of(path)
-    journal = "DELETE" if mount is not None and mounts.over_network(mount.kind) else "WAL"
+    mount = filesystem.of(path)
+    journal = "DELETE" if mount is not None and filesystem.over_network(mount.kind) else "WAL"
     connection = made.raw_connection()
     try:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA journal_mode = {journal}")
         cursor.close()
     except sqlite3.Error as error:
-        raise trouble.told(error, path) from error
+        raise errors.told(error, path) from error
     finally:
         connection.close()

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from bakeoff.core.errors import UsageError, first_line
 from bakeoff.core.results import Cost, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.store import migrate, schema, trouble
+from bakeoff.study.storage.database import errors, migrate, schema
 
 Planned = tuple[Trial, TrialResult | None]
 SEALED_SINCE = 2
@@ -100,7 +100,7 @@ class Reader:
             with self._engine.connect() as connection:
                 yield connection
         except ValueError as error:  # a value that is no JSON any more
-            raise trouble.damaged(self._path, first_line(error)) from error
+            raise errors.damaged(self._path, first_line(error)) from error
 
     def values(self, *keys: str) -> dict[str, Any]:
         """Return the study's values: all of them, or those of some keys that are there."""

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 
 from bakeoff.core import files
 from bakeoff.core.trial import Trial
-from bakeoff.store import schema
-from bakeoff.store.writer import Writer
+from bakeoff.study.storage.database import schema
+from bakeoff.study.storage.database.writer import Writer
 
 TAKEN = (schema.study, schema.trials, schema.rungs, schema.decisions, schema.costs)
 NOT_TAKEN = [schema.trials.c[n] for n in ("status", "result", "finished_at", "sealed")]

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from bakeoff.core import files
 from bakeoff.core.trial_dir import seal_of
-from bakeoff.store import schema, trouble
+from bakeoff.study.storage.database import errors, schema
 
 Migration = Callable[[sa.Connection, Path], None]
 
@@ -33,15 +33,15 @@ def version(connection: sa.Connection, path: Path) -> int | None:
     if not tables:
         return None
     if not {"key", "value"} <= {c["name"] for c in _columns(connection, tables)}:
-        raise trouble.foreign(path)
+        raise errors.foreign(path)
     found = connection.scalar(sa.text("SELECT value FROM study WHERE key = 'schema_version'"))
     if found is None:  # killed while it was made, table by table: so did version 1
         return None
     if not str(found).isdecimal():
-        raise trouble.damaged(path, f"its version is {str(found)[:20]!r}")
+        raise errors.damaged(path, f"its version is {str(found)[:20]!r}")
     number = int(found)
     if number > schema.VERSION:
-        raise trouble.newer(path, number, schema.VERSION)
+        raise errors.newer(path, number, schema.VERSION)
     return number
 
 
@@ -78,7 +78,7 @@ def back_up(path: Path, target: Path) -> None:
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, whoever copies it further
     except sqlite3.Error as error:
         partial.unlink(missing_ok=True)
-        raise trouble.told(error, path) from error
+        raise errors.told(error, path) from error
     files.sync(partial)
     partial.replace(target)
     files.sync(target.parent)

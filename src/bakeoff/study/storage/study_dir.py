@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from bakeoff import mounts
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError, near_match
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json, within
@@ -26,6 +25,7 @@ from bakeoff.data.rows import rows as data_rows
 from bakeoff.data.rows import sources
 from bakeoff.metrics.describe import FOLDER as METRIC
 from bakeoff.study.config import StudySpec, dump_spec, flatten
+from bakeoff.study.storage import filesystem
 
 DATABASE = "study.db"
 STUDY_FILE = "study.toml"
@@ -70,7 +70,7 @@ def make(folder: Path) -> None:
         EnvironmentProblem: ``folder-not-writable``, ``network-folder``.
         PreflightError: ``folder-link``.
     """
-    mounts.refuse_network(folder)
+    filesystem.refuse_network(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder)
