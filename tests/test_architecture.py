@@ -21,7 +21,7 @@ VIOLATIONS = {
     "a task imports the segment": ("tasks/sft.py", "import bakeoff.training.segment"),
     "a task imports its sibling": ("tasks/sft.py", "from bakeoff.tasks.classify import Classify"),
     "a metric imports its sibling": ("metrics/accuracy.py", "import bakeoff.metrics.builtin.json_match"),
-    "an executor imports its sibling": ("executors/process.py", "import bakeoff.executors.inline"),
+    "an executor imports its sibling": ("executors/process.py", "import bakeoff.study.executors.inline"),
     "an executor imports the segment": ("executors/process.py", "import bakeoff.training.segment"),
     "an executor imports torch": ("executors/inline.py", "import torch"),
     "another file than its executor imports ray": ("study.py", "import ray"),

@@ -21,8 +21,8 @@ from bakeoff.core import disk_full, files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import SplitScores, Status, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.executors import Outcome
 from bakeoff.study.config import parse_spec
+from bakeoff.study.executors import Outcome
 from bakeoff.study.planning.estimate import disk_bytes
 from bakeoff.study.setup.open_study import refuse_full
 from bakeoff.study.storage.database import Reader, Writer

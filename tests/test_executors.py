@@ -19,8 +19,8 @@ import bakeoff
 from bakeoff.core import plugins
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.engine import heartbeat
-from bakeoff.executors import Executor, Options
-from bakeoff.executors.process import Process
+from bakeoff.study.executors import Executor, Options
+from bakeoff.study.executors.process import Process
 from bakeoff.study.storage.database import Writer
 
 no_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
@@ -213,7 +213,7 @@ def test_when_stopping_nothing_new_begins_and_work_is_asked_to_end() -> None:
 def test_a_script_without_a_main_guard_is_not_run_by_its_workers(tmp_path: Path) -> None:
     script = tmp_path / "careless.py"
     script.write_text(
-        "from bakeoff.executors.process import Process\n"
+        "from bakeoff.study.executors.process import Process\n"
         "print('once')\n"
         "print([o.error for o in Process(1).map('test_executors:square', [{'n': 2}])])\n"
     )
@@ -226,7 +226,7 @@ def test_a_script_without_a_main_guard_is_not_run_by_its_workers(tmp_path: Path)
 def test_a_program_ends_though_it_did_not_close_its_workers(tmp_path: Path) -> None:
     script = tmp_path / "leaves.py"
     script.write_text(
-        "from bakeoff.executors.process import Process\n"
+        "from bakeoff.study.executors.process import Process\n"
         "p = Process(1)\n"
         "print(next(iter(p.map('test_executors:square', [{'n': 2}]))).value['square'])\n"
         "import os; os.environ['KEEP'] = str(id(p))\n"
@@ -275,7 +275,7 @@ def test_a_payload_is_taken_only_when_its_work_can_begin(name: str) -> None:
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     code = (
-        "from bakeoff.executors.process import Process\n"
+        "from bakeoff.study.executors.process import Process\n"
         "if __name__ == '__main__':\n"
         f"    list(Process().map('test_executors:sleep', [{{'pid_file': {str(pid_file)!r}}}]))\n"
     )
@@ -307,7 +307,7 @@ def test_ray_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ("begun", "absent"),
     [
         ("import bakeoff.training.worker", "peft"),
-        ("from bakeoff.executors.process import Process", "torch"),
+        ("from bakeoff.study.executors.process import Process", "torch"),
     ],
 )
 def test_a_worker_takes_its_gpu_before_anything_can_ask_for_one(begun: str, absent: str) -> None:

@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine.packing.attention import attend
 from bakeoff.engine.packing.layout import Layout, layout
-from bakeoff.executors import Options
-from bakeoff.executors.process import Process
+from bakeoff.study.executors import Options
+from bakeoff.study.executors.process import Process
 from bakeoff.testing.tiny import rows, tokenizer, write_jsonl, write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment

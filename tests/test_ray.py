@@ -20,10 +20,10 @@ import pytest
 from test_recovery import comparable
 
 from bakeoff import api
-from bakeoff.executors import Options
-from bakeoff.executors import ray as executor
-from bakeoff.executors.ray import Ray
 from bakeoff.study.config import parse_spec
+from bakeoff.study.executors import Options
+from bakeoff.study.executors import ray as executor
+from bakeoff.study.executors.ray import Ray
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
@@ -192,8 +192,8 @@ def test_a_study_that_loses_a_node_ends_with_the_same_numbers(
 
 DRIVER = """
 import sys
-from bakeoff.executors import Options
-from bakeoff.executors.ray import Ray
+from bakeoff.study.executors import Options
+from bakeoff.study.executors.ray import Ray
 from bakeoff.core.errors import BakeoffError
 if __name__ == "__main__":
     address, consent = sys.argv[1], sys.argv[2] == "consent"
@@ -278,7 +278,7 @@ def test_out_of_memory_is_an_outcome(tmp_path: Path) -> None:
 LOCAL = """
 import os, signal, subprocess, sys
 from bakeoff import door
-from bakeoff.executors.ray import Ray
+from bakeoff.study.executors.ray import Ray
 
 def ours(*_):
     sys.exit(143)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import StatementError
 from bakeoff.core.errors import EnvironmentProblem, Interrupted
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
-from bakeoff.executors import Outcome
+from bakeoff.study.executors import Outcome
 from bakeoff.study.failures import Quarantine
 from bakeoff.study.monitoring.progress import Silent
 from bakeoff.study.monitoring.signals import Stop

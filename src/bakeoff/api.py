@@ -23,9 +23,9 @@ from bakeoff.core import disk_full, files
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status
-from bakeoff.executors import Options
 from bakeoff.study.config import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.study.dry_run import fitted, laid_out, narrowed, overview, timed, too_small
+from bakeoff.study.executors import Options
 from bakeoff.study.monitoring import signals
 from bakeoff.study.monitoring.progress import LOG, Logged, Progress, Silent, Work, ended, telling
 from bakeoff.study.planning import time_budget

@@ -18,9 +18,9 @@ from bakeoff.core import plugins
 from bakeoff.core.trial import Trial
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.issues import standing
-from bakeoff.executors import Options
 from bakeoff.methods.serving import served
 from bakeoff.study.config import StudySpec
+from bakeoff.study.executors import Options
 from bakeoff.study.monitoring.progress import Progress, Silent
 from bakeoff.study.planning import racing, time_budget
 from bakeoff.study.planning import trials as planning_trials

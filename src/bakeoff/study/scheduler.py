@@ -21,7 +21,7 @@ from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
-from bakeoff.executors import Executor, Outcome, SetsAside
+from bakeoff.study.executors import Executor, Outcome, SetsAside
 from bakeoff.study.failures import Quarantine
 from bakeoff.study.monitoring.progress import Progress, Work, begun, ended
 from bakeoff.study.monitoring.signals import Stop

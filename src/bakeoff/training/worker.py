@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from bakeoff.executors import resolve
-from bakeoff.executors.process import BEAT, STOP
+from bakeoff.study.executors import resolve
+from bakeoff.study.executors.process import BEAT, STOP
 
 _PR_SET_PDEATHSIG = 1
 

@@ -28,11 +28,11 @@ from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, 
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import Row
 from bakeoff.data.rows import general_text as data_general_text
-from bakeoff.executors import Executor, Options, Outcome, never
 from bakeoff.methods import forbidden_arguments, user_defined
 from bakeoff.methods import registry as catalog
 from bakeoff.metrics import describe
 from bakeoff.study.config import StudySpec
+from bakeoff.study.executors import Executor, Options, Outcome, never
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning import trials
 from bakeoff.study.setup import base_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bakeoff.executors import Options, Outcome, resolve
+from bakeoff.study.executors import Options, Outcome, resolve
 
 
 class Inline:

@@ -26,7 +26,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from bakeoff.executors import Options, Outcome, resolve
+from bakeoff.study.executors import Options, Outcome, resolve
 
 PRELOAD = ["bakeoff.training.worker_preload", "bakeoff.training.warm"]
 SERVE = "bakeoff.training.worker:serve"

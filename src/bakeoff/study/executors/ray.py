@@ -26,10 +26,9 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-from bakeoff import door, parcel
 from bakeoff.core.errors import EnvironmentProblem, UsageError, first_line
 from bakeoff.core.results import Status
-from bakeoff.executors import Options, Outcome, resolve
+from bakeoff.study.executors import Options, Outcome, _ray_auth, _transfer, resolve
 
 log = logging.getLogger(__name__)
 HEALTHY = (Status.DONE, Status.STOPPED, Status.DIVERGED)
@@ -131,7 +130,7 @@ class _Run:
             if bad := _alive(self.ray) & self.avoided:
                 options["label_selector"] = {"ray.io/node-id": f"!in({','.join(bad)})"}
             actor = self.ray.remote(_Worker).options(**options).remote()
-            self.slots[actor.ready.remote(sys.path, parcel.versions())] = _Slot(actor)
+            self.slots[actor.ready.remote(sys.path, _transfer.versions())] = _Slot(actor)
         return bool(self.slots)
 
     def turn(self, retries: int, fresh: bool) -> Iterator[Outcome]:
@@ -177,8 +176,8 @@ class _Run:
         if slot.job is not None:
             text, states = json.dumps(slot.job.payload), None
             if self.sends:
-                self.common = self.common or self.ray.put(parcel.common(slot.job.payload))
-                states = parcel.states(slot.job.payload)
+                self.common = self.common or self.ray.put(_transfer.common(slot.job.payload))
+                states = _transfer.states(slot.job.payload)
             self.slots[slot.actor.work.remote(self.function, text, self.common, states)] = slot
             return
         self.ray.kill(slot.actor)
@@ -198,7 +197,7 @@ class _Run:
     def _outcome(self, job: _Job, found: dict[str, Any], written: bytes | None) -> Outcome:
         if written is not None and found["value"] is not None:
             try:
-                parcel.bring_home(written, job.payload)
+                _transfer.bring_home(written, job.payload)
             except (OSError, ValueError) as error:
                 why = f"what it wrote could not be brought home: {first_line(error)}"
                 return Outcome(job.index, None, why)
@@ -252,14 +251,18 @@ class _Worker:
 
         sys.path.extend(p for p in path if p not in sys.path and Path(p).is_dir())
         node = ray.get_runtime_context().get_node_id()
-        return {"node": node, "host": socket.gethostname(), "differs": parcel.differing(versions)}
+        return {
+            "node": node,
+            "host": socket.gethostname(),
+            "differs": _transfer.differing(versions),
+        }
 
     def work(
         self, function: str, text: str, common: bytes | None, states: bytes | None
     ) -> tuple[str, bytes | None]:
         """Work off one payload; return what came of it as JSON text, and what is to come home."""
         payload, written = json.loads(text), None
-        unfit = parcel.unfit(payload, sent=common is not None)
+        unfit = _transfer.unfit(payload, sent=common is not None)
         if unfit is not None:
             return json.dumps({"unfit": unfit}), None
         try:
@@ -267,10 +270,10 @@ class _Worker:
                 value = resolve(function)(payload)
             else:
                 with tempfile.TemporaryDirectory() as name:
-                    parcel.unpack((common, states), Path(name))
-                    there = parcel.moved(payload, Path(name))
+                    _transfer.unpack((common, states), Path(name))
+                    there = _transfer.moved(payload, Path(name))
                     value = resolve(function)(there)
-                    written = parcel.written(there, Path(name))
+                    written = _transfer.written(there, Path(name))
             return json.dumps({"value": value, "error": None}), written
         except BaseException as error:  # the contract: an outcome, never an exception
             said = f"{type(error).__name__}: {error}"
@@ -298,8 +301,8 @@ def _words(error: Exception) -> str:
 
 
 def _absolute(payload: dict[str, Any]) -> dict[str, Any]:
-    inner = parcel.located(payload)
-    return payload if inner is None else parcel.moved(payload, Path(inner["folder"]).resolve())
+    inner = _transfer.located(payload)
+    return payload if inner is None else _transfer.moved(payload, Path(inner["folder"]).resolve())
 
 
 def _alive(ray: Any) -> set[str]:
@@ -352,7 +355,7 @@ def _connected(wish: str | None, consent: bool, cpus: int) -> Any:
         ray.shutdown()  # a study before this one had another cluster, or a smaller one
     if not ray.is_initialized():
         if address != "local":
-            door.check(address, consent)
+            _ray_auth.check(address, consent)
         _init(ray, address, cpus)
         _ours[:] = address, cpus if address == "local" else math.inf
     return ray
