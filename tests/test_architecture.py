@@ -34,7 +34,7 @@ VIOLATIONS = {
     "a section imports its sibling": (
         "report/sections/table.py", "import bakeoff.report.sections.forest"),
     "the view opens the database elsewhere": ("view/app.py", "from bakeoff.study.storage.database import Reader"),
-    "the api imports the view": ("api.py", "import bakeoff.view.app"),
+    "the api imports the view": ("api.py", "import bakeoff.report.live.app"),
     "the cli opens the database": ("cli/status.py", "from bakeoff.study.storage.database import Reader"),
     "the segment opens the database": ("segment.py", "import bakeoff.study.storage.database"),
     "the segment sees the plan": ("segment.py", "import bakeoff.study.planning.trials"),
@@ -88,7 +88,7 @@ def test_a_planted_violation_is_caught(copy: Path, what: str) -> None:
     [
         "import bakeoff.cli",
         "import bakeoff.api",
-        "import bakeoff.view.server",
+        "import bakeoff.report.live.server",
         "from bakeoff.cli.run import guess_task; import bakeoff.tasks.classify, bakeoff.tasks.sft",
     ],
 )

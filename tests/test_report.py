@@ -16,9 +16,9 @@ import pytest
 from report_engines import DIFFERS, NOT_PACKABLE, NOT_SHARED
 from report_fixture import HOSTILE, empty_report, hostile_report, report
 
-from bakeoff.report import render, words
+from bakeoff.report import formatting, render
 from bakeoff.report.blocks import Facts, Forest, Table, Text
-from bakeoff.report.safe import clean, content_policy, inert_json
+from bakeoff.report.sanitize import clean, content_policy, inert_json
 from bakeoff.report.sections import (
     curves,
     fairness,
@@ -30,7 +30,7 @@ from bakeoff.report.sections import (
     table,
 )
 
-POINTS = words.Unit(100.0, "points", 1)
+POINTS = formatting.Unit(100.0, "points", 1)
 
 
 def without_assets(page: str) -> str:
@@ -49,24 +49,24 @@ def without_assets(page: str) -> str:
         (POINTS.with_interval({"estimate": 0.1, "low": -0.02, "high": 0.2}, signed=True),
          "+10.0 (−2.0 to +20.0)"),
         (POINTS.with_interval({"estimate": 0.1, "low": None, "high": None}), "10.0"),
-        (words.count(1_234_567), "1.2 M"),
-        (words.count(73_728), "73.7 k"),
-        (words.count(912), "912"),
-        (words.size(24.6 * 2**20), "24.6 MiB"),
-        (words.size(2048), "2.0 KiB"),
-        (words.size(20 * 2**30), "20.0 GiB"),
-        (words.milliseconds(31.24), "31.2 ms"),
-        (words.milliseconds(1234.5), "1,234 ms"),
-        (words.seconds(4.21), "4.2 s"),
-        (words.seconds(192), "3 min 12 s"),
-        (words.seconds(7500), "2 h 05 min"),
-        (words.learning_rate(1e-4), "1e-4"),
-        (words.learning_rate(3.16e-4), "3.2e-4"),
-        (words.p_value(0.0), "< 0.001"),
-        (words.p_value(0.0123), "0.012"),
-        (words.setting({"r": 8, "learning_rate": 0.001}), "lr 1e-3, r 8"),
-        (words.setting(None), "–"),
-        (words.significant(0.0), "0"),
+        (formatting.count(1_234_567), "1.2 M"),
+        (formatting.count(73_728), "73.7 k"),
+        (formatting.count(912), "912"),
+        (formatting.size(24.6 * 2**20), "24.6 MiB"),
+        (formatting.size(2048), "2.0 KiB"),
+        (formatting.size(20 * 2**30), "20.0 GiB"),
+        (formatting.milliseconds(31.24), "31.2 ms"),
+        (formatting.milliseconds(1234.5), "1,234 ms"),
+        (formatting.seconds(4.21), "4.2 s"),
+        (formatting.seconds(192), "3 min 12 s"),
+        (formatting.seconds(7500), "2 h 05 min"),
+        (formatting.learning_rate(1e-4), "1e-4"),
+        (formatting.learning_rate(3.16e-4), "3.2e-4"),
+        (formatting.p_value(0.0), "< 0.001"),
+        (formatting.p_value(0.0123), "0.012"),
+        (formatting.setting({"r": 8, "learning_rate": 0.001}), "lr 1e-3, r 8"),
+        (formatting.setting(None), "–"),
+        (formatting.significant(0.0), "0"),
     ],
 )  # fmt: skip
 def test_numbers_are_written_for_people(written: str, expected: str) -> None:

@@ -13,8 +13,8 @@ from markdown_it import MarkdownIt
 from report_fixture import HOSTILE, empty_report, hostile_report, report
 
 from bakeoff.report import markdown, tables
+from bakeoff.report.csv_tables import cell
 from bakeoff.report.markdown import inert
-from bakeoff.report.sheets import cell
 
 
 def rows(text: str) -> list[dict[str, str]]:

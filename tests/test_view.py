@@ -34,16 +34,16 @@ from view_study import (
 
 from bakeoff import api
 from bakeoff.core.errors import EnvironmentProblem, UsageError
+from bakeoff.report.live import access as guards
+from bakeoff.report.live import queries, server
+from bakeoff.report.live.access import HEADERS, Access, Guard, names_of
+from bakeoff.report.live.app import make_app
+from bakeoff.report.live.items import PAGE, Table, Wish
+from bakeoff.report.live.log_reader import Diary
+from bakeoff.report.live.studies import Studies, identify
+from bakeoff.report.live.study_feed import Feed
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.study.storage.lock import locked
-from bakeoff.view import guard as guards
-from bakeoff.view import reading, server
-from bakeoff.view.app import make_app
-from bakeoff.view.diary import Diary
-from bakeoff.view.feed import Feed
-from bakeoff.view.guard import HEADERS, Access, Guard, names_of
-from bakeoff.view.items import PAGE, Table, Wish
-from bakeoff.view.studies import Studies, identify
 
 PORT = 8757
 HOME = f"http://127.0.0.1:{PORT}"
@@ -319,7 +319,7 @@ def test_wins_and_losses_are_those_of_the_report(tmp_path: Path) -> None:
         kept = [t for t in final_trials() if (t.method.name, t.seed) != ("ia3", 3)]
         store.keep_group([final_result(t, Texts()) for t in kept])
     report = api.report(study)
-    table = Table.read(study, reading.snapshot(study).asked, "ia3")
+    table = Table.read(study, queries.snapshot(study).asked, "ia3")
     counts = table.page(Wish())["counts"]
     (own,) = (m for m in report["items"]["methods"] if m["method"] == "ia3")
     assert own["n_seeds"] == 2
@@ -330,9 +330,9 @@ def test_wins_and_losses_are_those_of_the_report(tmp_path: Path) -> None:
 def test_texts_of_other_rows_than_the_scored_ones_are_not_shown(tmp_path: Path) -> None:
     study = write_study(tmp_path / "small")
     rows = study / "data" / "test.jsonl"
-    assert Table.read(study, reading.snapshot(study).asked, "oft").texts
+    assert Table.read(study, queries.snapshot(study).asked, "oft").texts
     rows.write_text(rows.read_text().replace("question 1", "question x"))
-    assert Table.read(study, reading.snapshot(study).asked, "oft").texts == ()
+    assert Table.read(study, queries.snapshot(study).asked, "oft").texts == ()
 
 
 def test_items_without_frozen_data_and_links_out(tmp_path: Path) -> None:
@@ -457,19 +457,19 @@ def test_a_running_study_says_so(tmp_path: Path) -> None:
 def test_pages_share_one_computation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feed = Feed(write_study(tmp_path / "small"), "x")
     computed = []
-    compute = reading.snapshot
+    compute = queries.snapshot
 
-    def counted(folder: Path) -> reading.Snapshot:
+    def counted(folder: Path) -> queries.Snapshot:
         computed.append(folder)
         return compute(folder)
 
-    monkeypatch.setattr(reading, "snapshot", counted)
+    monkeypatch.setattr(queries, "snapshot", counted)
     pages = [threading.Thread(target=feed.look) for _ in range(8)]
     for page in pages:
         page.start()
     for page in pages:
         page.join()
-    assert isinstance(feed.whole(), reading.Snapshot)
+    assert isinstance(feed.whole(), queries.Snapshot)
     assert len(computed) == 1
     assert feed.look().kept is feed.whole()
 
@@ -518,8 +518,8 @@ class Stream:
 def test_a_page_hears_of_trials_as_they_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bakeoff.view.feed.PACE", 0.2)
-    monkeypatch.setattr("bakeoff.view.app.EVERY", 0.2)
+    monkeypatch.setattr("bakeoff.report.live.study_feed.PACE", 0.2)
+    monkeypatch.setattr("bakeoff.report.live.app.EVERY", 0.2)
     study = write_study(tmp_path / "runs" / "small", finals=False)
     name = identify(study.resolve())
     with serving([tmp_path / "runs"]) as opened:

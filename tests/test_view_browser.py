@@ -13,8 +13,8 @@ from hostile import PAGES
 from view_server import serving
 from view_study import ITEMS, SEEDS, Texts, final_result, final_trials, write_study
 
+from bakeoff.report.live.server import Opened
 from bakeoff.study.storage.database import Writer
-from bakeoff.view.server import Opened
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -220,8 +220,8 @@ def test_a_damaged_study_shows_its_error(browser: Any, view: Opened) -> None:
 def test_a_study_is_seen_to_grow(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bakeoff.view.feed.PACE", 0.2)
-    monkeypatch.setattr("bakeoff.view.app.EVERY", 0.2)
+    monkeypatch.setattr("bakeoff.report.live.study_feed.PACE", 0.2)
+    monkeypatch.setattr("bakeoff.report.live.app.EVERY", 0.2)
     study = write_study(tmp_path / "runs" / "small", finals=False)
     with serving([tmp_path / "runs"]) as opened, Tab(browser, opened) as tab:
         tab.study("small")

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bakeoff.view import server
-from bakeoff.view.server import Opened, Wishes
+from bakeoff.report.live import server
+from bakeoff.report.live.server import Opened, Wishes
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from bakeoff.core import files
 from bakeoff.core.errors import PreflightError, UsageError, unknown
 from bakeoff.core.results import StudyRecord
 from bakeoff.core.trial import Conditions, Segment
-from bakeoff.report.card import card
+from bakeoff.report.model_card import card
 from bakeoff.study.config import parse_spec
 from bakeoff.study.setup import base_model
 from bakeoff.study.setup.open_study import (

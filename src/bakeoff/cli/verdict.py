@@ -18,7 +18,7 @@ def show(report: dict[str, Any], folder: Path) -> None:
 
     ``folder`` is the study's.
     """
-    from bakeoff.report import words
+    from bakeoff.report import formatting
 
     out.print(f"\n[bold]{plain(report['recommendation']['sentence'])}[/]\n")
     points = report["study"]["unit"] == "fraction"
@@ -47,7 +47,7 @@ def show(report: dict[str, Any], folder: Path) -> None:
             number(base["score"][k], form, scale) for k in ("estimate", "low", "high")
         )
         out.print(f"The untouched base: {plain(metric)} {estimate} ({low} to {high})")
-    if (weights := words.handed_out(report, f"{folder}/")) is not None:
+    if (weights := formatting.handed_out(report, f"{folder}/")) is not None:
         out.print(plain(weights), soft_wrap=True)
     for warning in report["warnings"]:
         err.print(f"[yellow]warning:[/] {plain(warning)}")
@@ -56,9 +56,9 @@ def show(report: dict[str, Any], folder: Path) -> None:
 
 def show_failed(report: dict[str, Any], folder: Path) -> None:
     """Say how many runs failed and by which command they are tried again."""
-    from bakeoff.report import words
+    from bakeoff.report import formatting
 
-    if (how := words.try_again(report, shlex.quote(str(folder)))) is not None:
+    if (how := formatting.try_again(report, shlex.quote(str(folder)))) is not None:
         err.print(f"[yellow]failed:[/] {plain(how)}")
 
 

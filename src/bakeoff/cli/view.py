@@ -31,7 +31,7 @@ def command(
     ),
 ) -> None:
     """Show studies in a browser, live while they run: sections, test items, two side by side."""
-    from bakeoff.view import server
+    from bakeoff.report.live import server
 
     opens = sys.stdout.isatty() if browser is None else browser
     wishes = server.Wishes(host, port, allow_remote, opens)

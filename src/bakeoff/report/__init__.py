@@ -7,8 +7,8 @@ is also given as CSV, a sheet a figure, and as Markdown.
 
 from __future__ import annotations
 
+from bakeoff.report.csv_tables import tables
 from bakeoff.report.markdown import markdown
 from bakeoff.report.page import assets, inline, render, render_sections
-from bakeoff.report.sheets import tables
 
 __all__ = ["assets", "inline", "markdown", "render", "render_sections", "tables"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bakeoff.report import words
+from bakeoff.report import formatting
 
 LANES = "lanes"
 GENERATION = "generation"
@@ -44,7 +44,7 @@ def footnote(
 
     ``absent`` is ``lacking`` or ``unlike``: whichever the marked figures depend on.
     """
-    marked = {words.title(m): names for m in methods if (names := absent(m, methods))}
+    marked = {formatting.title(m): names for m in methods if (names := absent(m, methods))}
     if not marked:
         return None
     named = ", ".join(f"{title} (no {', '.join(names)})" for title, names in marked.items())

@@ -16,9 +16,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bakeoff.report.blocks import Chart, SectionView
-from bakeoff.report.safe import clean, content_policy, inert_json
+from bakeoff.report.csv_tables import LONG, tables
+from bakeoff.report.sanitize import clean, content_policy, inert_json
 from bakeoff.report.sections import load_sections
-from bakeoff.report.sheets import LONG, tables
 
 _HERE = Path(__file__).parent
 INLINE = ("verdict", "forest", "table")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.report import accelerators, words
+from bakeoff.report import accelerators, formatting
 from bakeoff.report.blocks import (
     BarRow,
     Bars,
@@ -39,20 +39,20 @@ class _Field:
 
 
 _FIELDS = (
-    _Field(Column("A step", True, "training, median"), "step_milliseconds", words.milliseconds,
+    _Field(Column("A step", True, "training, median"), "step_milliseconds", formatting.milliseconds,
            accelerators.unlike),
-    _Field(Column("Speed", True, "tokens/s, training"), "train_tokens_per_second", words.count,
+    _Field(Column("Speed", True, "tokens/s, training"), "train_tokens_per_second", formatting.count,
            accelerators.unlike),
-    _Field(Column("A run", True, "time, mean over seeds"), "train_seconds", words.seconds,
+    _Field(Column("A run", True, "time, mean over seeds"), "train_seconds", formatting.seconds,
            accelerators.lacking),
-    _Field(Column("Base", True, "memory"), "base_bytes", words.size),
+    _Field(Column("Base", True, "memory"), "base_bytes", formatting.size),
     _Field(Column("Training", True, "memory above the base"), "train_above_base_bytes",
-           words.size, accelerators.unlike),
-    _Field(Column("Checkpoint", True, "on disk"), "adapter_bytes", words.size),
+           formatting.size, accelerators.unlike),
+    _Field(Column("Checkpoint", True, "on disk"), "adapter_bytes", formatting.size),
     _Field(Column("An example", True, "forward, adapter apart"), "inference_milliseconds",
-           words.milliseconds),
+           formatting.milliseconds),
     _Field(Column("An example", True, "forward, adapter merged"), "inference_merged_milliseconds",
-           words.milliseconds),
+           formatting.milliseconds),
 )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def build(report: dict[str, Any]) -> SectionView:
     control = report["study"].get("control")
     rows = tuple(
         Row(
-            (Cell(words.title(m)), *(_cell(m, f, methods) for f in _FIELDS)),
+            (Cell(formatting.title(m)), *(_cell(m, f, methods) for f in _FIELDS)),
             pinned=m.get("method") == control,
         )
         for m in known
@@ -117,13 +117,13 @@ def _bars(methods: list[Method]) -> Bars | None:
     rows = []
     for method, (base, above) in zip(methods, pairs, strict=True):
         if base is None or above is None:
-            rows.append(BarRow(words.title(method), (), _ABSENT))
+            rows.append(BarRow(formatting.title(method), (), _ABSENT))
             continue
         pieces = (
             Piece("base", 0.0, round(scale * base, 3)),
             Piece("added", round(scale * base, 3), round(scale * (base + above), 3)),
         )
-        numbers = f"{words.size(base)} + {words.size(above)}"
-        rows.append(BarRow(words.title(method), pieces, numbers))
+        numbers = f"{formatting.size(base)} + {formatting.size(above)}"
+        rows.append(BarRow(formatting.title(method), pieces, numbers))
     keys = (Key("base", "the base alone"), Key("added", "what training adds at its peak"))
     return Bars("Memory by phase", keys, tuple(rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bakeoff.report import words
+from bakeoff.report import formatting
 from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
 
 ORDER = 90
@@ -28,13 +28,13 @@ _WHEN = Column("Tried again")
 def build(report: dict[str, Any]) -> SectionView:
     """Show a row for every failure, or say that there was none, and what was tried again."""
     failures, retried = report.get("failures") or [], report.get("retried") or []
-    titles = {m.get("method"): words.title(m) for m in report.get("methods") or []}
+    titles = {m.get("method"): formatting.title(m) for m in report.get("methods") or []}
     rows = tuple(_row(f, titles) for f in failures)
     blocks: list[Block] = [Text("Every run ended well.", "muted")]
     if rows:
-        caption, many = words.plural(len(rows), "failure"), len(rows) > _LONG
+        caption, many = formatting.plural(len(rows), "failure"), len(rows) > _LONG
         blocks = [Table(caption, _COLUMNS, rows, filterable=many, sheet="failures")]
-        if (how := words.try_again(report)) is not None:
+        if (how := formatting.try_again(report)) is not None:
             blocks.append(Text(how, "muted"))
     if retried:
         again = tuple(_row(r, titles, str(r["at"])) for r in retried)
@@ -49,11 +49,11 @@ def _row(failure: dict[str, Any], titles: dict[Any, str], *when: str) -> Row:
     return Row(
         (
             Cell("The untouched base" if name is None else titles.get(name, str(name))),
-            Cell(words.status(failure.get("status")), tone="none"),
-            Cell(str(failure.get("phase") or words.DASH)),
-            Cell(words.setting(failure.get("setting"))),
-            Cell(words.DASH if seed is None else str(seed)),
-            Cell(str(failure.get("trial_id") or words.DASH)),
+            Cell(formatting.status(failure.get("status")), tone="none"),
+            Cell(str(failure.get("phase") or formatting.DASH)),
+            Cell(formatting.setting(failure.get("setting"))),
+            Cell(formatting.DASH if seed is None else str(seed)),
+            Cell(str(failure.get("trial_id") or formatting.DASH)),
             Cell(str(failure.get("reason") or "no reason was recorded"), long=True),
             *(Cell(at) for at in when),
         )

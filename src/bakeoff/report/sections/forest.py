@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from bakeoff.report import words
+from bakeoff.report import formatting
 from bakeoff.report.blocks import Forest, ForestRow, SectionView, Tick, Whisker
 
 ORDER = 20
@@ -39,10 +39,10 @@ def build(report: dict[str, Any]) -> SectionView:
     study, methods = report["study"], report.get("methods") or []
     if not methods:
         return SectionView()
-    unit, margin = words.score_unit(study), study.get("margin")
+    unit, margin = formatting.score_unit(study), study.get("margin")
     scale = _scale([m["difference"] for m in methods if _drawable(m)], margin)
     worse, better = "\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}"
-    if words.lower_is_better(study):
+    if formatting.lower_is_better(study):
         worse, better = "\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}"
     rows = tuple(_row(m, study, unit, scale) for m in methods)
     forest = Forest(
@@ -59,7 +59,7 @@ def build(report: dict[str, Any]) -> SectionView:
     return SectionView((forest,), _lead(report, unit))
 
 
-def _lead(report: dict[str, Any], unit: words.Unit) -> str:
+def _lead(report: dict[str, Any], unit: formatting.Unit) -> str:
     margin, imported = report["study"].get("margin"), report.get("imported")
     if imported and imported["no_interval"]:
         return f"There is nothing to draw: {imported['no_interval']}."
@@ -92,7 +92,7 @@ def _scale(differences: list[dict[str, Any]], margin: float | None) -> Scale:
     return Scale(low, high) if high > low else Scale(-1.0, 1.0)
 
 
-def _ticks(scale: Scale, unit: words.Unit) -> tuple[Tick, ...]:
+def _ticks(scale: Scale, unit: formatting.Unit) -> tuple[Tick, ...]:
     low, high = scale.low * unit.factor, scale.high * unit.factor
     rough = (high - low) / 10
     power = 10 ** math.floor(math.log10(rough))
@@ -102,30 +102,32 @@ def _ticks(scale: Scale, unit: words.Unit) -> tuple[Tick, ...]:
 
 
 def _tick_text(value: float) -> str:
-    text = f"{value:+.10g}".replace("-", words.MINUS)
+    text = f"{value:+.10g}".replace("-", formatting.MINUS)
     return "0" if value == 0 else text
 
 
 def _row(
-    method: dict[str, Any], study: dict[str, Any], unit: words.Unit, scale: Scale
+    method: dict[str, Any], study: dict[str, Any], unit: formatting.Unit, scale: Scale
 ) -> ForestRow:
     verdict = method.get("verdict") or "none"
     is_control = method.get("method") == study.get("control")
     seeds = method.get("n_seeds")
-    small = "" if not seeds else words.plural(seeds, "seed")
+    small = "" if not seeds else formatting.plural(seeds, "seed")
     if is_control:
         zero = scale.percent(0.0)
         score = f"score {unit.with_interval(method['score'])}" if method.get("score") else ""
         whisker = Whisker(zero, zero, zero) if method.get("score") else None
         reason = None if whisker else _reason(method)
-        return ForestRow(words.title(method), "control", "control", score, small, whisker, reason)
+        return ForestRow(
+            formatting.title(method), "control", "control", score, small, whisker, reason
+        )
     if not _drawable(method):
-        badge = words.status(method.get("status"))
-        return ForestRow(words.title(method), "none", badge, "", small, None, _reason(method))
+        badge = formatting.status(method.get("status"))
+        return ForestRow(formatting.title(method), "none", badge, "", small, None, _reason(method))
     difference = method["difference"]
     numbers = unit.with_interval(difference, signed=True)
     return ForestRow(
-        words.title(method), verdict, verdict, numbers, small, _whisker(difference, scale)
+        formatting.title(method), verdict, verdict, numbers, small, _whisker(difference, scale)
     )
 
 

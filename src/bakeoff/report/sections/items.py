@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bakeoff.report import words
+from bakeoff.report import formatting
 from bakeoff.report.blocks import (
     BarRow,
     Bars,
@@ -42,7 +42,7 @@ def build(report: dict[str, Any]) -> SectionView:
     found = [f for f in items.get("methods") or [] if f.get("better") is not None]
     if not found:
         return SectionView()
-    titles = {str(m.get("method")): words.title(m) for m in report.get("methods") or []}
+    titles = {str(m.get("method")): formatting.title(m) for m in report.get("methods") or []}
     places = {name: i for i, name in enumerate(titles)}
     found.sort(key=lambda f: places.get(str(f.get("method")), len(places)))
     control = str(report["study"].get("control"))
@@ -50,7 +50,7 @@ def build(report: dict[str, Any]) -> SectionView:
     blocks: list[Block] = [_bars(found, titles, control), _table(found, titles, items)]
     if items.get("note"):
         blocks.append(Text(str(items["note"]), "muted"))
-    unit = words.score_unit(report["study"])
+    unit = formatting.score_unit(report["study"])
     asked = {a.get("item"): a for a in items.get("asked") or []}
     blocks += [
         _examples(f, titles, control, asked, unit)
@@ -62,7 +62,7 @@ def build(report: dict[str, Any]) -> SectionView:
 
 def _lead(items: dict[str, Any], found: list[dict[str, Any]], control: str) -> str:
     text = (
-        f"Each contender against {control} on the {words.plural(items.get('n_items') or 0, 'item')}"
+        f"Each contender against {control} on the {formatting.plural(items.get('n_items') or 0, 'item')}"
         " of test, by the mean over the seeds that both have."
     )
     if any(f.get("outcomes") for f in found):
@@ -125,7 +125,7 @@ def _table(found: list[dict[str, Any]], titles: dict[str, str], items: dict[str,
 
 
 def _count(value: int | None) -> Cell:
-    return Cell(words.DASH) if value is None else Cell(f"{value:,}", float(value))
+    return Cell(formatting.DASH) if value is None else Cell(f"{value:,}", float(value))
 
 
 def _examples(
@@ -133,7 +133,7 @@ def _examples(
     titles: dict[str, str],
     control: str,
     asked: dict[Any, dict[str, Any]],
-    unit: words.Unit,
+    unit: formatting.Unit,
 ) -> Examples:
     title = _title(found, titles)
     seeds = found.get("n_seeds") if found.get("outcomes") else None
@@ -148,7 +148,7 @@ def _examples(
         if examples:
             groups.append(ExampleGroup(heading, examples))
     wins, losses = len(found.get("wins") or []), len(found.get("losses") or [])
-    caption = f"{title}: {words.plural(wins, 'win')} and {words.plural(losses, 'loss', 'losses')}"
+    caption = f"{title}: {formatting.plural(wins, 'win')} and {formatting.plural(losses, 'loss', 'losses')}"
     return Examples(caption, tuple(groups))
 
 
@@ -161,7 +161,7 @@ def _example(
     seed = "" if example.get("seed") is None else f", answers of seed {example['seed']}"
     item = example.get("item")
     return Example(
-        f"Item {words.DASH if item is None else format(item, ',')}{seed}",
+        f"Item {formatting.DASH if item is None else format(item, ',')}{seed}",
         asked.get("prompt"),
         asked.get("reference"),
         Said(names[0], example.get("control"), score(example.get("control_score"))),
@@ -169,7 +169,7 @@ def _example(
     )
 
 
-def _score(value: float | None, unit: words.Unit, seeds: int | None) -> str:
+def _score(value: float | None, unit: formatting.Unit, seeds: int | None) -> str:
     """Write an item's score; where scores are right or wrong, with how many seeds it was right."""
     if seeds and value is not None:
         right = round(value * seeds)

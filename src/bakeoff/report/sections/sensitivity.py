@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from bakeoff.report import words
+from bakeoff.report import formatting
 from bakeoff.report.blocks import (
     Axis,
     Cell,
@@ -42,7 +42,7 @@ def build(report: dict[str, Any]) -> SectionView:
     methods = [m for m in report.get("methods") or [] if _rated(m)]
     if not methods:
         return SectionView()
-    unit = words.score_unit(report["study"])
+    unit = formatting.score_unit(report["study"])
     ranges = {
         _LOSS: _shared_range(methods, _LOSS, 1.0),
         _SCORE: _shared_range(methods, _SCORE, unit.factor),
@@ -88,7 +88,7 @@ def _shared_range(methods: list[dict[str, Any]], key: str, factor: float) -> _Ra
 def _chart(
     method: dict[str, Any],
     control: dict[str, Any] | None,
-    unit: words.Unit,
+    unit: formatting.Unit,
     ranges: dict[str, _Range | None],
 ) -> Chart | None:
     panes = (
@@ -101,7 +101,7 @@ def _chart(
     axis = _rate_axis(_rates(method), _rates(control) if control else [])
     return Chart(
         key=f"sensitivity-{method.get('method')}",
-        title=words.title(method),
+        title=formatting.title(method),
         description="validation loss and score by learning rate",
         x=axis,
         panes=drawn,
@@ -124,7 +124,7 @@ def _rate_axis(own: list[float], behind: list[float]) -> Axis:
     decades = [p for p in (10.0**n for n in powers) if low / ratio <= p <= high * ratio]
     spans = math.log(own[-1] / own[0]) >= _MOST * math.log(high / low)
     ticks = tuple(own if len(own) <= _NAMED and spans else decades or own)
-    texts = tuple(words.learning_rate(r) for r in ticks)
+    texts = tuple(formatting.learning_rate(r) for r in ticks)
     return Axis("learning rate", True, low / ratio, high * ratio, ticks, texts)
 
 
@@ -162,7 +162,9 @@ def _lost(method: dict[str, Any], key: str, shared: _Range) -> Series:
         "lost",
         tuple(float(s["setting"]["learning_rate"]) for s in lost),
         (edge,) * len(lost),
-        hover=tuple((words.setting(s["setting"]), words.status(s.get("status"))) for s in lost),
+        hover=tuple(
+            (formatting.setting(s["setting"]), formatting.status(s.get("status"))) for s in lost
+        ),
     )
 
 
@@ -176,21 +178,21 @@ def _series(
         tuple(s[key] * factor for s in settings),
         draw=draw,
         hover=tuple(
-            (words.setting(s["setting"]), f"{key.replace('_', ' ')} {s[key] * factor:.4g}")
+            (formatting.setting(s["setting"]), f"{key.replace('_', ' ')} {s[key] * factor:.4g}")
             for s in settings
         ),
     )
 
 
-def _numbers(methods: list[dict[str, Any]], unit: words.Unit) -> Table:
+def _numbers(methods: list[dict[str, Any]], unit: formatting.Unit) -> Table:
     rows = [
         Row(
             (
-                Cell(words.title(m)),
-                Cell(words.setting(s.get("setting"))),
-                Cell(words.significant(s.get(_LOSS), 4)),
+                Cell(formatting.title(m)),
+                Cell(formatting.setting(s.get("setting"))),
+                Cell(formatting.significant(s.get(_LOSS), 4)),
                 Cell(unit.plain(s.get(_SCORE))),
-                Cell(words.status(s.get("status"))),
+                Cell(formatting.status(s.get("status"))),
                 Cell("chosen" if s.get("chosen") else ""),
             )
         )

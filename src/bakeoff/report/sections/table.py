@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.report import accelerators, words
+from bakeoff.report import accelerators, formatting
 from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
 
 ORDER = 40
@@ -16,7 +16,7 @@ SECONDARY = {"macro_f1": "Macro-F1"}
 
 Method = dict[str, Any]
 
-_NATS = words.Unit(1.0, "nats", 3)
+_NATS = formatting.Unit(1.0, "nats", 3)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def build(report: dict[str, Any]) -> SectionView:
     blocks: list[Block] = [table]
     base = report.get("base")
     if base is not None:
-        score = words.score_unit(study).with_interval(base["score"])
+        score = formatting.score_unit(study).with_interval(base["score"])
         blocks.append(Text(f"The untouched base, before any training: {score}.", "muted"))
     note = accelerators.footnote(methods, accelerators.lacking)
     if note is not None:
@@ -52,7 +52,7 @@ def build(report: dict[str, Any]) -> SectionView:
 
 def _lead(study: dict[str, Any], imported: dict[str, Any] | None) -> str:
     items = study.get("n_test_items")
-    tested = "" if items is None else f"Scores are over {words.plural(items, 'test item')}. "
+    tested = "" if items is None else f"Scores are over {formatting.plural(items, 'test item')}. "
     intervals = "Intervals are 95 %; those of differences are simultaneous over all contenders. "
     if imported:
         known = "" if imported["no_interval"] else intervals
@@ -66,10 +66,10 @@ def _lead(study: dict[str, Any], imported: dict[str, Any] | None) -> str:
 
 
 def _quality(study: dict[str, Any], methods: list[Method]) -> list[_Field]:
-    unit, items = words.score_unit(study), study.get("n_test_items")
+    unit, items = formatting.score_unit(study), study.get("n_test_items")
     word = unit.word or "metric's unit"
     return [
-        _Field(Column("Method"), lambda m: Cell(words.title(m))),
+        _Field(Column("Method"), lambda m: Cell(formatting.title(m))),
         _Field(Column("Verdict", facet=True), _verdict),
         _Field(Column("Score", True, f"{word}, 95 % interval"), lambda m: _score(m, unit)),
         _Field(
@@ -83,7 +83,7 @@ def _quality(study: dict[str, Any], methods: list[Method]) -> list[_Field]:
     ]
 
 
-def _gain(methods: list[Method], unit: words.Unit) -> list[_Field]:
+def _gain(methods: list[Method], unit: formatting.Unit) -> list[_Field]:
     """Return the column of gains over the untouched base, where it has a score."""
     if all(m.get("gain") is None for m in methods):
         return []
@@ -97,7 +97,7 @@ def _gain(methods: list[Method], unit: words.Unit) -> list[_Field]:
 
 def _secondary(methods: list[Method]) -> list[_Field]:
     """Return a column for each number beside the metric; they are all fractions."""
-    unit = words.score_unit({"unit": "fraction"})
+    unit = formatting.score_unit({"unit": "fraction"})
 
     def field(name: str) -> _Field:
         def cell(method: Method) -> Cell:
@@ -114,16 +114,16 @@ def _secondary(methods: list[Method]) -> list[_Field]:
 def _verdict(method: Method) -> Cell:
     verdict = method.get("verdict") or "none"
     if verdict == "none":
-        return Cell(words.status(method.get("status")), tone="none")
+        return Cell(formatting.status(method.get("status")), tone="none")
     return Cell(verdict, tone=verdict)
 
 
-def _score(method: Method, unit: words.Unit) -> Cell:
+def _score(method: Method, unit: formatting.Unit) -> Cell:
     score = method.get("score")
     return Cell(unit.with_interval(score), (score or {}).get("estimate"))
 
 
-def _difference(method: Method, unit: words.Unit) -> Cell:
+def _difference(method: Method, unit: formatting.Unit) -> Cell:
     difference = method.get("difference")
     text = unit.with_interval(difference, signed=True)
     return Cell(text, (difference or {}).get("estimate"))
@@ -131,19 +131,19 @@ def _difference(method: Method, unit: words.Unit) -> Cell:
 
 def _p(method: Method) -> Cell:
     value = (method.get("difference") or {}).get("p_adjusted")
-    return Cell(words.p_value(value), value)
+    return Cell(formatting.p_value(value), value)
 
 
 def _n(method: Method, items: int | None) -> Cell:
     seeds = method.get("n_seeds")
     if not seeds or items is None or not method.get("score"):
-        return Cell(words.DASH)
+        return Cell(formatting.DASH)
     return Cell(f"{items:,} × {seeds}", float(items * seeds))
 
 
 def _setting(method: Method) -> Cell:
     chosen = method.get("setting") or {}
-    return Cell(words.setting(chosen), chosen.get("learning_rate"))
+    return Cell(formatting.setting(chosen), chosen.get("learning_rate"))
 
 
 def _costs(methods: list[Method]) -> list[_Field]:
@@ -162,12 +162,12 @@ def _costs(methods: list[Method]) -> list[_Field]:
         return bool(accelerators.lacking(m, methods))
 
     return [
-        _cost("Trainable", "parameters", "trainable_parameters", words.count),
-        _cost("Adapter", "on disk", "adapter_bytes", words.size),
-        _cost("Speed", "tokens/s", "train_tokens_per_second", words.count, less),
-        _cost("Step", "training, median", "step_milliseconds", words.milliseconds, less),
-        _cost("Peak memory", said, "train_peak_bytes", words.size, less),
-        _cost("Training", "time a run", "train_seconds", words.seconds, slower),
+        _cost("Trainable", "parameters", "trainable_parameters", formatting.count),
+        _cost("Adapter", "on disk", "adapter_bytes", formatting.size),
+        _cost("Speed", "tokens/s", "train_tokens_per_second", formatting.count, less),
+        _cost("Step", "training, median", "step_milliseconds", formatting.milliseconds, less),
+        _cost("Peak memory", said, "train_peak_bytes", formatting.size, less),
+        _cost("Training", "time a run", "train_seconds", formatting.seconds, slower),
         *_forgetting(methods),
         _Field(Column("To control's loss", True, "steps"), _steps),
     ]
@@ -194,7 +194,7 @@ def _nats(found: dict[str, Any] | None, *, signed: bool = False) -> Cell:
 
 def _reported(method: Method) -> Cell:
     value = (method.get("forgetting") or {}).get("estimate")
-    return Cell(words.significant(value), value)
+    return Cell(formatting.significant(value), value)
 
 
 def _cost(
@@ -214,13 +214,13 @@ def _cost(
 
 def _steps(method: Method) -> Cell:
     value = method.get("steps_to_control_loss")
-    return Cell(words.DASH if value is None else f"{value:,}", value)
+    return Cell(formatting.DASH if value is None else f"{value:,}", value)
 
 
 def _chance() -> _Field:
     def cell(method: Method) -> Cell:
         value = method.get("front_probability")
         number = value if isinstance(value, float | int) else None
-        return Cell(words.percent(number), number)
+        return Cell(formatting.percent(number), number)
 
     return _Field(Column("On the front", True, "probability"), cell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from bakeoff.report import words
+from bakeoff.report import formatting
 from bakeoff.report.blocks import Block, Fact, Facts, SectionView, Text, Tile, Tiles
 
 ORDER = 10
@@ -29,7 +29,7 @@ def build(report: dict[str, Any]) -> SectionView:
     blocks.append(Tiles(_counts(report.get("methods") or [])))
     evidence = _evidence(report)
     blocks += [Text(evidence, "muted")] if evidence else []
-    weights = words.handed_out(report)
+    weights = formatting.handed_out(report)
     blocks += [Text(weights, "muted")] if weights else []
     blocks += [Text(w, "warning") for w in report.get("warnings") or []]
     blocks.append(Facts(_question(report["study"], _control(report))))
@@ -39,25 +39,25 @@ def build(report: dict[str, Any]) -> SectionView:
 def _evidence(report: dict[str, Any]) -> str | None:
     """Say what the verdicts rest on, and whose evidence comes closest to being better."""
     study, methods = report["study"], report.get("methods") or []
-    unit, sign = words.score_unit(study), -1 if words.lower_is_better(study) else 1
+    unit, sign = formatting.score_unit(study), -1 if formatting.lower_is_better(study) else 1
     known = [m for m in methods if (m.get("difference") or {}).get("estimate") is not None]
     if not known:
         return None
     best = max(known, key=lambda m: sign * m["difference"]["estimate"])
     found = best["difference"]
     parts = [
-        f"Best contender: {words.title(best)}, {unit.with_interval(found, signed=True)} "
+        f"Best contender: {formatting.title(best)}, {unit.with_interval(found, signed=True)} "
         f"{unit.word} against the control".replace("  ", " ")
     ]
     if found.get("p_adjusted") is not None:
-        parts.append(f"adjusted p {words.p_value(found['p_adjusted'])}")
+        parts.append(f"adjusted p {formatting.p_value(found['p_adjusted'])}")
     if best.get("n_seeds"):
-        parts.append(words.plural(best["n_seeds"], "seed"))
+        parts.append(formatting.plural(best["n_seeds"], "seed"))
     if study.get("n_test_items") is not None:
-        parts.append(words.plural(study["n_test_items"], "test item"))
+        parts.append(formatting.plural(study["n_test_items"], "test item"))
     settings = (best.get("n_settings") or 0) - (best.get("n_settings_added") or 0)
     if settings:
-        parts.append(f"{words.plural(settings, 'setting')} tried on validation")
+        parts.append(f"{formatting.plural(settings, 'setting')} tried on validation")
     return ", ".join(parts) + "."
 
 
@@ -72,15 +72,15 @@ def _counts(methods: list[dict[str, Any]]) -> tuple[Tile, ...]:
 
 def _control(report: dict[str, Any]) -> str:
     name = report["study"].get("control")
-    found = (words.title(m) for m in report.get("methods") or [] if m.get("method") == name)
-    return next(found, str(name or words.DASH))
+    found = (formatting.title(m) for m in report.get("methods") or [] if m.get("method") == name)
+    return next(found, str(name or formatting.DASH))
 
 
 def _question(study: dict[str, Any], control: str) -> tuple[Fact, ...]:
-    unit = words.score_unit(study)
-    direction = "lower is better" if words.lower_is_better(study) else "higher is better"
+    unit = formatting.score_unit(study)
+    direction = "lower is better" if formatting.lower_is_better(study) else "higher is better"
     items = [
-        words.plural(study[key], f"{split} item")
+        formatting.plural(study[key], f"{split} item")
         for split, key in (
             ("training", "n_train_items"),
             ("validation", "n_validation_items"),
@@ -88,14 +88,14 @@ def _question(study: dict[str, Any], control: str) -> tuple[Fact, ...]:
         )
         if study.get(key) is not None
     ]
-    base = str(study.get("base") or words.DASH)
+    base = str(study.get("base") or formatting.DASH)
     note = f" ({study['base_note']})" if study.get("base_note") else ""
     margin = study.get("margin")
     return (
         Fact("Base model", base + note),
-        Fact("Task", str(study.get("task") or words.DASH)),
-        Fact("Metric", f"{study.get('metric') or words.DASH}, {direction}"),
+        Fact("Task", str(study.get("task") or formatting.DASH)),
+        Fact("Metric", f"{study.get('metric') or formatting.DASH}, {direction}"),
         Fact("Margin", "none" if margin is None else f"±{unit.plain(margin)} {unit.word}".strip()),
         Fact("Control", control),
-        Fact("Data", ", ".join(items) or words.DASH),
+        Fact("Data", ", ".join(items) or formatting.DASH),
     )

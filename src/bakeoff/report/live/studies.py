@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bakeoff.core.errors import UsageError
+from bakeoff.report.live.study_feed import Feed
 from bakeoff.study.storage.study_dir import DATABASE
-from bakeoff.view.feed import Feed
 
 LEVELS = 2
 """How deep below a named folder a study may lie."""

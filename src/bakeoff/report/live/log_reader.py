@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.safe_read import within
-from bakeoff.report.safe import clean
+from bakeoff.report.sanitize import clean
 
 MOST = 8 * 2**20
 """Bytes read at once; of a longer log the end."""

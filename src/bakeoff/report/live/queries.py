@@ -20,7 +20,7 @@ from bakeoff.core.errors import BakeoffError, EnvironmentProblem, first_line
 from bakeoff.core.redact import redact, redacted
 from bakeoff.core.safe_read import within
 from bakeoff.report import render_sections
-from bakeoff.report.safe import clean
+from bakeoff.report.sanitize import clean
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Answers, Reader
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from bakeoff.report.safe import clean
+from bakeoff.report.sanitize import clean
 
 Cells = dict[str, Any]
 Report = dict[str, Any]

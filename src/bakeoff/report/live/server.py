@@ -15,9 +15,9 @@ from typing import NamedTuple
 import uvicorn
 
 from bakeoff.core.errors import EnvironmentProblem, UsageError
-from bakeoff.view.app import make_app
-from bakeoff.view.guard import ANY, LOOPBACK, Access, Guard, names_of
-from bakeoff.view.studies import Studies
+from bakeoff.report.live.access import ANY, LOOPBACK, Access, Guard, names_of
+from bakeoff.report.live.app import make_app
+from bakeoff.report.live.studies import Studies
 
 PORT = 8757
 """Where the view is, unless that port is taken."""

@@ -19,11 +19,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from bakeoff.core.errors import BakeoffError, UsageError
-from bakeoff.view import pages, reading
-from bakeoff.view.feed import Feed, State
-from bakeoff.view.items import Outcome, Wish
-from bakeoff.view.reading import Trouble
-from bakeoff.view.studies import Studies
+from bakeoff.report.live import pages, queries
+from bakeoff.report.live.items import Outcome, Wish
+from bakeoff.report.live.queries import Trouble
+from bakeoff.report.live.studies import Studies
+from bakeoff.report.live.study_feed import Feed, State
 
 EVERY = 1.0
 """Seconds between two looks of a page at its study."""
@@ -113,7 +113,7 @@ def _add_data(app: FastAPI, studies: Studies) -> None:
     @app.get("/api/compare")
     def compare(first: str, second: str) -> JSONResponse:
         one, two = studies.one(first), studies.one(second)
-        found = reading.troubled(lambda: reading.compare(one.folder, two.folder), one.folder)
+        found = queries.troubled(lambda: queries.compare(one.folder, two.folder), one.folder)
         if isinstance(found, Trouble):
             raise BakeoffError(*found)
         return JSONResponse(found)

@@ -21,9 +21,9 @@ from bakeoff.analysis.compare import TIE
 from bakeoff.analysis.per_method.items import Pair
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.redact import redacted
-from bakeoff.report.safe import clean
-from bakeoff.view import reading
-from bakeoff.view.reading import Answers, Asked
+from bakeoff.report.live import queries
+from bakeoff.report.live.queries import Answers, Asked
+from bakeoff.report.sanitize import clean
 
 Numbers = NDArray[np.float64]
 PAGE = 50
@@ -97,7 +97,7 @@ class Table(NamedTuple):
         if asked.control not in asked.trials:
             raise _nothing()
         ids = [i for m in (asked.control, contender) for i in asked.trials[m].values()]
-        found = reading.answers(folder, ids)
+        found = queries.answers(folder, ids)
         sides = [_side(asked, method, found) for method in (asked.control, contender)]
         return _table(sides[0], sides[1], asked.texts, asked.metric)
 

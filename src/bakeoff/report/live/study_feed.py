@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff.core.errors import BakeoffError
-from bakeoff.report.safe import clean
+from bakeoff.report.live import queries
+from bakeoff.report.live.items import Table
+from bakeoff.report.live.log_reader import Diary
+from bakeoff.report.live.queries import Revision, Snapshot, Trouble
+from bakeoff.report.sanitize import clean
 from bakeoff.study.storage import lock
-from bakeoff.view import reading
-from bakeoff.view.diary import Diary
-from bakeoff.view.items import Table
-from bakeoff.view.reading import Revision, Snapshot, Trouble
 
 PACE = 3.0
 """Seconds between two computations of a study at least; three times what one takes, if longer."""
@@ -83,8 +83,8 @@ class Feed:
         with _computing:
             began = time.monotonic()
             # before it is read: what is written meanwhile is a change after it
-            revision = reading.revision(self.folder)
-            self._kept = reading.troubled(lambda: reading.snapshot(self.folder), self.folder)
+            revision = queries.revision(self.folder)
+            self._kept = queries.troubled(lambda: queries.snapshot(self.folder), self.folder)
             self._revision = revision
             self._computed = time.monotonic()
             self._took = self._computed - began
@@ -118,9 +118,9 @@ class Feed:
 
     def outline(self) -> dict[str, Any] | Trouble:
         """Return what the database tells at once, read again when its files have changed."""
-        revision, kept = reading.revision(self.folder), self._outline
+        revision, kept = queries.revision(self.folder), self._outline
         if kept is None or kept[0] != revision:
-            found = reading.troubled(lambda: reading.outline(self.folder), self.folder)
+            found = queries.troubled(lambda: queries.outline(self.folder), self.folder)
             kept = (revision, found)
             self._outline = None if isinstance(found, Trouble) else kept
         return kept[1]
@@ -128,7 +128,7 @@ class Feed:
     @property
     def stale(self) -> bool:
         """Tell whether the snapshot is missing or of an earlier revision."""
-        return self._revision is None or self._revision != reading.revision(self.folder)
+        return self._revision is None or self._revision != queries.revision(self.folder)
 
     def row(self) -> dict[str, Any]:
         """Return what the list of studies shows; what takes long is None until ``whole`` has it."""
@@ -137,7 +137,7 @@ class Feed:
         kept = self._kept
         if isinstance(kept, Trouble):
             own = own or kept.to_json()
-        times = [stamp for stamp, _ in reading.revision(self.folder)]
+        times = [stamp for stamp, _ in queries.revision(self.folder)]
         when = datetime.datetime.fromtimestamp(max(times) / 1e9, datetime.UTC)
         strip = self.strip()
         return {
