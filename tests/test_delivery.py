@@ -21,7 +21,7 @@ from bakeoff import api
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.trial import Segment
-from bakeoff.delivery import deliver
+from bakeoff.integrations.export_weights import deliver
 from bakeoff.methods.hook import Finished
 from bakeoff.study.config import parse_spec
 from bakeoff.testing.trials import build, make_trial

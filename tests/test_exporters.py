@@ -23,8 +23,8 @@ from records import hits, make_result, make_trial
 from bakeoff.core import plugins
 from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.core.results import CurvePoint, Status
-from bakeoff.exchange import export_curves
-from bakeoff.exporters import Exporter, TrialRun, runs_of
+from bakeoff.integrations.exchange import export_curves
+from bakeoff.integrations.trackers import Exporter, TrialRun, runs_of
 from bakeoff.study.storage.database import Writer
 
 NAMES = plugins.names("exporters")
@@ -97,7 +97,9 @@ def test_an_exporter_without_its_tool_says_what_to_install(
     def missing(module: str) -> Any:
         raise ModuleNotFoundError(f"No module named '{module}'")
 
-    monkeypatch.setattr("bakeoff.exchange.registry.find", lambda *_: _Module(LOADED[name]))
+    monkeypatch.setattr(
+        "bakeoff.integrations.exchange.registry.find", lambda *_: _Module(LOADED[name])
+    )
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     before = tree(study)
     monkeypatch.setattr(importlib, "import_module", missing)
@@ -129,7 +131,7 @@ def test_an_exporter_that_fails_leaves_nothing(
         def look(self, study: str, folder: Path) -> str:
             return ""
 
-    monkeypatch.setattr("bakeoff.exchange.registry.find", lambda *_: _Module(Broken()))
+    monkeypatch.setattr("bakeoff.integrations.exchange.registry.find", lambda *_: _Module(Broken()))
     before = tree(study)
     with pytest.raises(EnvironmentProblem, match="RuntimeError: the tool has changed") as refused:
         export_curves(study, "mlflow", tmp_path / "new" / "out")

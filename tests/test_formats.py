@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 import bakeoff
 from bakeoff import report as pages
 from bakeoff.cli import app
-from bakeoff.comparison import Comparison
 from bakeoff.core.errors import UsageError
 from bakeoff.core.redact import printable
+from bakeoff.integrations.notebook import Comparison
 
 TABLES = {"methods": "method,score\nlora,0.5\n", "curves": "a\n1\n"}
 

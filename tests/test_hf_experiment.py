@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, UsageError
-from bakeoff.hf import experiment as experiments
+from bakeoff.integrations.peft_benchmark import experiment as experiments
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.testing.tiny import rows, write_jsonl
 

@@ -14,9 +14,9 @@ from bakeoff import api
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.results import Forgetting, SplitScores, Status, StudyRecord
-from bakeoff.exchange import Wishes, import_results, write_results
-from bakeoff.hf import exporting
-from bakeoff.hf.results import read_file, read_folder
+from bakeoff.integrations.exchange import Wishes, import_results, write_results
+from bakeoff.integrations.peft_benchmark import exporting
+from bakeoff.integrations.peft_benchmark.results import read_file, read_folder
 from bakeoff.study.config import parse_spec
 
 THEIRS = Path(__file__).parent / "data" / "hf"

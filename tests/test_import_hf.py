@@ -21,9 +21,9 @@ from bakeoff.analysis.count_intervals import Count, compare_counts, counts, esti
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.results import Reported
-from bakeoff.exchange import Wishes, import_results
-from bakeoff.hf import importing
-from bakeoff.hf.results import read_file
+from bakeoff.integrations.exchange import Wishes, import_results
+from bakeoff.integrations.peft_benchmark import importing
+from bakeoff.integrations.peft_benchmark.results import read_file
 from bakeoff.report import render
 from bakeoff.study.storage.database import Reader
 

@@ -14,7 +14,7 @@ import pytest
 
 from bakeoff import api
 from bakeoff.data.rows import read_rows
-from bakeoff.hf import experiment as experiments
+from bakeoff.integrations.peft_benchmark import experiment as experiments
 from bakeoff.study.config import flatten, parse_spec
 
 TESTS = Path(__file__).parent

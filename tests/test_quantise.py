@@ -20,12 +20,12 @@ from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
-from bakeoff.delivery import deliver
 from bakeoff.engine import quantization
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
 from bakeoff.engine.lanes.lanes import Mixing, Start
 from bakeoff.engine.layers import LayerStack, NotCompilable
+from bakeoff.integrations.export_weights import deliver
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
 from bakeoff.study.config import parse_spec

@@ -32,7 +32,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 def __getattr__(name: str) -> Any:
     """Load a public name from the module it lives in."""
     if name == "open":
-        return importlib.import_module("bakeoff.comparison").open_comparison
+        return importlib.import_module("bakeoff.integrations.notebook").open_comparison
     if name in _HOME:
         return getattr(importlib.import_module(f"bakeoff.{_HOME[name]}"), name)
     raise AttributeError(f"module 'bakeoff' has no attribute '{name}'")

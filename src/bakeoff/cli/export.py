@@ -29,11 +29,11 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write the weights of a method's best seed on validation, and score them as written."""
-    from bakeoff import delivery
+    from bakeoff.integrations import export_weights
 
     folder = study_folder(study)
     where = target or folder / "export" / f"{method or 'recommended'}-{form}"
-    made = delivery.deliver(folder, where, method, form, rank, force)
+    made = export_weights.deliver(folder, where, method, form, rank, force)
     if as_json:
         show_json(asdict(made))
         return

@@ -21,7 +21,7 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write each trial as a run of a tracking tool: losses by step, setting, test mean."""
-    from bakeoff import exchange
+    from bakeoff.integrations import exchange
 
     folder = study_folder(study)
     found = exchange.export_curves(folder, to, out or folder / "curves" / to)

@@ -26,7 +26,7 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Read results of PEFT's method_comparison into a study, and print the verdict."""
-    from bakeoff.exchange import Wishes, import_results
+    from bakeoff.integrations.exchange import Wishes, import_results
 
     whole = results.resolve()
     folder = out or RUNS / f"{whole.parent.name}-{whole.name}"

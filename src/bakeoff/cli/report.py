@@ -47,7 +47,8 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write report.html and report.json of a study, finished or not, and print the verdict."""
-    from bakeoff import api, exchange
+    from bakeoff import api
+    from bakeoff.integrations import exchange
 
     _refuse(form, table, hf_json, out)
     folder = study_folder(study)

@@ -16,7 +16,7 @@ from bakeoff.core.errors import UsageError
 from bakeoff.core.safe_read import suitable, unsuitable_path
 
 if TYPE_CHECKING:
-    from bakeoff.hf.experiment import Experiment
+    from bakeoff.integrations.peft_benchmark.experiment import Experiment
     from bakeoff.study.config import StudySpec
 
 SOME_FAILED = 4
@@ -66,7 +66,7 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a study to its verdict; run again, it does only what is missing."""
-    from bakeoff.hf import experiment as experiments
+    from bakeoff.integrations.peft_benchmark import experiment as experiments
     from bakeoff.study.config import read_spec
 
     for option, value in (("--model", model), ("--data", data)):
@@ -99,7 +99,7 @@ def command(
 
 def _with_experiment(spec: StudySpec, given: Experiment) -> StudySpec:
     """Return a study with an experiment of Hugging Face's, and say what differs from theirs."""
-    from bakeoff.hf import experiment as experiments
+    from bakeoff.integrations.peft_benchmark import experiment as experiments
 
     spec = experiments.add(spec, given)
     for note in (*experiments.notes(given), *experiments.differing(spec, given)):
@@ -145,7 +145,7 @@ def write_study(
     import tomli_w
 
     from bakeoff.core import disk_full, files
-    from bakeoff.hf import experiment as experiments
+    from bakeoff.integrations.peft_benchmark import experiment as experiments
     from bakeoff.study.config import parse_spec
     from bakeoff.study.storage import study_dir as study_folder
 

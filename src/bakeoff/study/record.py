@@ -19,7 +19,7 @@ from bakeoff.core.results import MetricInfo, Status, StudyRecord, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.rows import SPLITS
-from bakeoff.hf import importing
+from bakeoff.integrations.peft_benchmark import importing
 from bakeoff.methods.serving import served
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import trials

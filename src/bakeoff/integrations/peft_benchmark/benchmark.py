@@ -12,7 +12,7 @@ from typing import Any
 
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.results import MetricInfo
-from bakeoff.hf.results import ResultFile, invalid
+from bakeoff.integrations.peft_benchmark.results import ResultFile, invalid
 
 OURS = "bakeoff"
 """Section of ``meta_info`` in the files that ``bakeoff report --hf-json`` writes."""

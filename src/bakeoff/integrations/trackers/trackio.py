@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import EnvironmentProblem
-from bakeoff.exporters import TrialRun, needed
+from bakeoff.integrations.trackers import TrialRun, needed
 
 
 class Trackio:

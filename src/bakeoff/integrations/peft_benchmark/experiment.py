@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bakeoff.core.errors import UsageError, near_match
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, odd, read_json, suitable
-from bakeoff.hf.telling import ADAMW_WEIGHT_DECAY
+from bakeoff.integrations.peft_benchmark.import_notes import ADAMW_WEIGHT_DECAY
 from bakeoff.methods import user_defined
 from bakeoff.study.config import StudySpec, dump_spec, flatten, parse_spec
 from bakeoff.study.planning.trials import GRID_STEP

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bakeoff.hf.benchmark import OURS, Benchmark
-from bakeoff.hf.results import ResultFile
+from bakeoff.integrations.peft_benchmark.benchmark import OURS, Benchmark
+from bakeoff.integrations.peft_benchmark.results import ResultFile
 
 ADAMW_WEIGHT_DECAY = 0.01
 """``torch.optim.AdamW``'s own, which a run gets whose ``optimizer_kwargs`` name none."""

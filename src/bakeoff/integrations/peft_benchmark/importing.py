@@ -24,10 +24,15 @@ from bakeoff.core.results import (
     TrialResult,
 )
 from bakeoff.core.trial import LEARNING_RATE, Conditions, Trial
-from bakeoff.hf import telling
-from bakeoff.hf.benchmark import OUR_COSTS, OURS, Benchmark, benchmark_of
-from bakeoff.hf.entries import describe
-from bakeoff.hf.results import NO_FILE_SIZE, SUCCESS, ResultFile, read_folder
+from bakeoff.integrations.peft_benchmark import import_notes
+from bakeoff.integrations.peft_benchmark.benchmark import OUR_COSTS, OURS, Benchmark, benchmark_of
+from bakeoff.integrations.peft_benchmark.method_entries import describe
+from bakeoff.integrations.peft_benchmark.results import (
+    NO_FILE_SIZE,
+    SUCCESS,
+    ResultFile,
+    read_folder,
+)
 
 MARGIN = 0.02
 """The study file's default."""
@@ -75,7 +80,7 @@ def make(folder: Path, wishes: Wishes) -> Made:
     ordered = sorted(results, key=lambda result: result.name != control)
     trials = tuple(_trial(result, benchmark) for result in ordered)
     reported = {r.name: _reported(r, benchmark) for r in ordered}
-    differing = telling.differing(ordered)
+    differing = import_notes.differing(ordered)
     known = Imported(str(folder), benchmark.name, reported, benchmark.no_interval, differing)
     base = ordered[0].run.train_config.model_id
     values = {
@@ -89,8 +94,8 @@ def make(folder: Path, wishes: Wishes) -> Made:
             "metric": dataclasses.asdict(benchmark.metric),
             "n_items": {"test": benchmark.n_test, "validation": benchmark.n_validation},
             "methods": [r.name for r in ordered],
-            "warnings": telling.warnings(ordered, benchmark, differing),
-            "provenance": telling.provenance(ordered),
+            "warnings": import_notes.warnings(ordered, benchmark, differing),
+            "provenance": import_notes.provenance(ordered),
         },
         "frozen": _frozen(ordered, trials, base),
     }
@@ -171,7 +176,7 @@ def _trial(result: ResultFile, benchmark: Benchmark) -> tuple[Trial, TrialResult
         # their cosine falls from the end of the warm-up on; without one the rate never changes
         warmup=0.1 if cosine else 0.0,
         decay=0.9 if cosine else 0.0,
-        weight_decay=telling.ADAMW_WEIGHT_DECAY if decay is None else decay,
+        weight_decay=import_notes.ADAMW_WEIGHT_DECAY if decay is None else decay,
         clip=config.grad_norm_clip,
         head_learning_rate=None,
         validations=max(1, len(result.train.metrics) - 1),

@@ -18,8 +18,8 @@ from bakeoff.core.errors import UsageError
 from bakeoff.core.redact import redacted
 from bakeoff.core.results import Cost, Status, StudyRecord, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.hf.benchmark import OUR_COSTS, OURS
-from bakeoff.hf.results import SUCCESS, TEST
+from bakeoff.integrations.peft_benchmark.benchmark import OUR_COSTS, OURS
+from bakeoff.integrations.peft_benchmark.results import SUCCESS, TEST
 from bakeoff.methods import user_defined
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff.exporters import TrialRun, needed
+from bakeoff.integrations.trackers import TrialRun, needed
 
 ALLOWED = "MLFLOW_ALLOW_FILE_STORE"
 """MLflow 3 wants to be asked for its file store; a database would need its large package."""

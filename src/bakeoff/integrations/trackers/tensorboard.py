@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff.exporters import TrialRun, needed
+from bakeoff.integrations.trackers import TrialRun, needed
 
 
 class Tensorboard:

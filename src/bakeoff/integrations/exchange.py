@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from bakeoff import api
 from bakeoff.core import plugins
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, UsageError, first_line
-from bakeoff.exporters import Exporter, runs_of
-from bakeoff.hf import exporting, importing
-from bakeoff.hf.importing import Wishes
+from bakeoff.integrations.peft_benchmark import exporting, importing
+from bakeoff.integrations.peft_benchmark.importing import Wishes
+from bakeoff.integrations.trackers import Exporter, runs_of
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Writer
 from bakeoff.study.storage.lock import locked

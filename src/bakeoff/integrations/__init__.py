@@ -1,0 +1,1 @@
+"""Other tools: PEFT's benchmark, trackers, weight export, notebooks."""
