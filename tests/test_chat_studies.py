@@ -13,7 +13,7 @@ import tomli_w
 from command import bakeoff
 
 from bakeoff import api
-from bakeoff.cli import rows as printed
+from bakeoff.cli.display import token_view as printed
 from bakeoff.core.errors import UsageError
 from bakeoff.data.rows import assets
 from bakeoff.engine.loss import Supervised

@@ -20,8 +20,8 @@ from report_fixture import report as report_fixture
 from rich.text import Text
 
 from bakeoff import api, cli
-from bakeoff.cli import output
-from bakeoff.cli.live import Live
+from bakeoff.cli.display import output
+from bakeoff.cli.display.progress import Live
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.redact import escaped_json, printable, redact, redacted, told
 from bakeoff.core.safe_read import unsuitable

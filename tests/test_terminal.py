@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from records import hits, make_cost, make_entry, make_result, make_trial
 
-from bakeoff.cli import glimpse
-from bakeoff.cli.live import Live
-from bakeoff.cli.output import Sink
+from bakeoff.cli.display import status_block
+from bakeoff.cli.display.output import Sink
+from bakeoff.cli.display.progress import Live
 from bakeoff.core.results import Cost, Status
 from bakeoff.study.monitoring.progress import LOG, NOW, Logged, Silent, Work, begun, ended, telling
 from bakeoff.study.monitoring.status import (
@@ -194,7 +194,7 @@ def made(count: int = 3, **more: Any) -> Glance:
 def text_of(found: Glance, width: int, height: int | None = None) -> str:
     sink = Sink(file=io.StringIO(), width=width, highlight=False, emoji=False)
     with sink.capture() as held:
-        sink.print(glimpse.block(found, width, 0.0, height))
+        sink.print(status_block.block(found, width, 0.0, height))
     return held.get()
 
 
@@ -240,7 +240,7 @@ def test_listeners_of_three_words_still_serve(tmp_path: Path) -> None:
 
 
 def lines_of(monkeypatch: pytest.MonkeyPatch, folder: Path | None, quiet: float = 60.0) -> str:
-    monkeypatch.setattr("bakeoff.cli.live.QUIET", quiet)
+    monkeypatch.setattr("bakeoff.cli.display.progress.QUIET", quiet)
     file = io.StringIO()
     console = Sink(file=file, highlight=False, emoji=False, width=80)
     with Live(console, folder) as live:
@@ -279,8 +279,8 @@ SCRIPT = """
 import time
 from pathlib import Path
 from bakeoff import lock
-from bakeoff.cli.live import Live
-from bakeoff.cli.output import err
+from bakeoff.cli.display.progress import Live
+from bakeoff.cli.display.output import err
 from bakeoff.study.monitoring.progress import Logged, Work
 WORK = {work!r}
 folder = Path({folder!r})

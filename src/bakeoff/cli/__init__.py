@@ -30,7 +30,7 @@ from bakeoff.cli import (
     status,
     view,
 )
-from bakeoff.cli.output import show_error, show_fault
+from bakeoff.cli.display.output import show_error, show_fault
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, Interrupted
 
 INTERRUPTED = 130

@@ -6,7 +6,7 @@ import dataclasses
 
 import typer
 
-from bakeoff.cli.output import JSON_OPTION, err, out, show_json, show_table
+from bakeoff.cli.display.output import JSON_OPTION, err, out, show_json, show_table
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from bakeoff.cli.output import (
+from bakeoff.cli.display.output import (
     JSON_OPTION,
     err,
     number,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.output import JSON_OPTION, RUNS
+from bakeoff.cli.display.output import JSON_OPTION, RUNS
 from bakeoff.cli.run import execute
 
 

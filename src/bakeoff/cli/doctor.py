@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from bakeoff.cli.output import JSON_OPTION, show_json, show_table, study_folder
+from bakeoff.cli.display.output import JSON_OPTION, show_json, show_table, study_folder
 from bakeoff.core.errors import UsageError
 
 WAL_RESET = ((3, 44, 6), (3, 50, 7), (3, 51, 3))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.output import JSON_OPTION, err, number, out, plain, show_json, study_folder
+from bakeoff.cli.display.output import JSON_OPTION, err, number, out, plain, show_json, study_folder
 
 
 def register(app: typer.Typer) -> None:

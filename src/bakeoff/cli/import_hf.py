@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli import verdict
-from bakeoff.cli.output import JSON_OPTION, RUNS, err, plain, show_json
+from bakeoff.cli.display import verdict
+from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, plain, show_json
 
 
 def register(app: typer.Typer) -> None:

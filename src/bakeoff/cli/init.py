@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.output import err, plain
+from bakeoff.cli.display.output import err, plain
 from bakeoff.core.errors import UsageError
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from bakeoff.cli.output import JSON_OPTION, err, show_json, show_table
+from bakeoff.cli.display.output import JSON_OPTION, err, show_json, show_table
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.redact import printable
 
@@ -86,7 +86,7 @@ def command(
         values = [as_object(row) for row in rows]
         show_json(values[0] if name else values)
     elif name:
-        from bakeoff.cli.method_page import show_page
+        from bakeoff.cli.display.method_page import show_page
 
         show_page(rows[0], model)
     else:
@@ -155,7 +155,7 @@ def known_of(entries: Sequence[MethodEntry], probe: bool) -> dict[str, Found]:
 
 def find_out(entries: Sequence[MethodEntry], cache: Path) -> None:
     """Probe methods side by side and keep what is found in the cache."""
-    from bakeoff.cli.live import Live
+    from bakeoff.cli.display.progress import Live
     from bakeoff.methods import capability_records
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tiny bases are made here
@@ -172,7 +172,7 @@ def find_out(entries: Sequence[MethodEntry], cache: Path) -> None:
 
 def on_model(entries: Sequence[MethodEntry], model: str) -> dict[str, dict[str, Any]]:
     """Return what each method takes on ``model``, or the reason why it cannot be put there."""
-    from bakeoff.cli.live import Live
+    from bakeoff.cli.display.progress import Live
     from bakeoff.study.setup import base_model
 
     found: dict[str, dict[str, Any]] = {}

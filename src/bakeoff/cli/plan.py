@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from bakeoff.cli.output import JSON_OPTION, err, out, plain, show_json, show_table
+from bakeoff.cli.display.output import JSON_OPTION, err, out, plain, show_json, show_table
 
 
 def register(app: typer.Typer) -> None:
@@ -27,8 +27,8 @@ def command(
 ) -> None:
     """Check a study; print the trials it would run, what they take, and what they can show."""
     from bakeoff import api
-    from bakeoff.cli.live import Live
-    from bakeoff.cli.rows import show_rows
+    from bakeoff.cli.display.progress import Live
+    from bakeoff.cli.display.token_view import show_rows
     from bakeoff.study.config import read_spec
     from bakeoff.study.planning.time_budget import Fit, sentence
 

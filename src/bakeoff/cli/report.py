@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
-from bakeoff.cli import verdict
-from bakeoff.cli.output import JSON_OPTION, err, plain, show_json, study_folder
+from bakeoff.cli.display import verdict
+from bakeoff.cli.display.output import JSON_OPTION, err, plain, show_json, study_folder
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.redact import escaped_json, redacted
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from bakeoff.cli import verdict
-from bakeoff.cli.live import Live
-from bakeoff.cli.output import JSON_OPTION, RUNS, err, plain, show_json
+from bakeoff.cli.display import verdict
+from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, plain, show_json
+from bakeoff.cli.display.progress import Live
 from bakeoff.core.errors import UsageError
 from bakeoff.core.safe_read import suitable, unsuitable_path
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import typer
 
-from bakeoff.cli.output import show_json
+from bakeoff.cli.display.output import show_json
 
 
 def register(app: typer.Typer) -> None:

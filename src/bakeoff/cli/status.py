@@ -12,9 +12,9 @@ import typer
 from rich.console import Group
 from rich.live import Live as Redrawn
 
-from bakeoff.cli import glimpse
-from bakeoff.cli.live import redraws
-from bakeoff.cli.output import JSON_OPTION, Sink, out, show_json, study_folder
+from bakeoff.cli.display import status_block
+from bakeoff.cli.display.output import JSON_OPTION, Sink, out, show_json, study_folder
+from bakeoff.cli.display.progress import redraws
 from bakeoff.core.redact import told
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def shown(found: Glance) -> Group:
         said = found.last.get("text") or found.last.get("what") or found.last.get("title") or ""
         when, event = str(found.last.get("time", "")), found.last.get("event", "")
         lines.append(told(f"last heard: {when} {event} {said}"))
-    return Group(*(_flat(line) for line in lines), glimpse.block(found, out.width))
+    return Group(*(_flat(line) for line in lines), status_block.block(found, out.width))
 
 
 def _headline(found: Glance) -> str:

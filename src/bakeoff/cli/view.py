@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.output import RUNS, err
+from bakeoff.cli.display.output import RUNS, err
 
 
 def register(app: typer.Typer) -> None:

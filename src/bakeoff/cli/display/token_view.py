@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from bakeoff.cli.output import out, plain
+from bakeoff.cli.display.output import out, plain
 
 GIVEN, LEARNT = "  given  ", "  learnt "
 BORDER = "\N{BOX DRAWINGS LIGHT VERTICAL}"

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from bakeoff.cli.output import err, number, out, plain, show_table
+from bakeoff.cli.display.output import err, number, out, plain, show_table
 
 MIB = 2.0**20
 WIDE = 110

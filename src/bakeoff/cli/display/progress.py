@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as Redrawn
 
-from bakeoff.cli import glimpse
-from bakeoff.cli.output import plain
+from bakeoff.cli.display import status_block
+from bakeoff.cli.display.output import plain
 
 if TYPE_CHECKING:
     from bakeoff.study.monitoring.progress import Work
@@ -132,7 +132,7 @@ class Live:
     def _close_phase(self) -> None:
         """Leave a line for a phase that has gone through, in a terminal: its block goes."""
         if self._drawn is not None and self._title and self._done > self._before:
-            took = glimpse.duration(time.monotonic() - self._began)
+            took = status_block.duration(time.monotonic() - self._began)
             self._print(f"{self._title}: {self._done} of {self._total}, {took}")
         self._title = ""
 
@@ -160,10 +160,10 @@ class Live:
         width, height = self._console.width, self._console.height
         try:
             if found is not None and found.phase is not None:
-                return glimpse.block(found, width, later, height - 1)
+                return status_block.block(found, width, later, height - 1)
         except Exception:  # drawing must not end a study
             self._glance = None
-        return glimpse.phase_line(self._at_hand(), width, None)
+        return status_block.phase_line(self._at_hand(), width, None)
 
     def _at_hand(self) -> Phase:
         from bakeoff.study.monitoring.status import Phase
@@ -186,13 +186,13 @@ class Live:
         if found is None:
             return said
         later = time.monotonic() - self._looked
-        flying = "; ".join(map(glimpse.work_words, found.works[: glimpse.MOST_WORKS]))
-        left = glimpse.left(found.phase_seconds_left, later)
+        flying = "; ".join(map(status_block.work_words, found.works[: status_block.MOST_WORKS]))
+        left = status_block.left(found.phase_seconds_left, later)
         parts = [
             flying and f"in flight: {flying}",
-            glimpse.speed(found),
-            "" if left is None else f"about {glimpse.duration(left)} left",
-            glimpse.study_left(found, later),
-            glimpse.leaders(found),
+            status_block.speed(found),
+            "" if left is None else f"about {status_block.duration(left)} left",
+            status_block.study_left(found, later),
+            status_block.leaders(found),
         ]
         return " | ".join([said, *(part for part in parts if part)])

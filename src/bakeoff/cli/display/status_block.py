@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bakeoff.cli.output import number
+from bakeoff.cli.display.output import number
 from bakeoff.core.redact import told
 
 if TYPE_CHECKING:
