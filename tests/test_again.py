@@ -21,10 +21,11 @@ from report_fixture import HOSTILE, report
 from bakeoff import api, cli
 from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.report import render
+from bakeoff.study import search
 from bakeoff.study.config import parse_spec
 from bakeoff.study.monitoring.progress import Silent
 from bakeoff.study.setup import test_reads
-from bakeoff.study.setup.open_study import make_executor, search
+from bakeoff.study.setup.open_study import make_executor
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.training import segment
 

@@ -17,7 +17,7 @@ from bakeoff.analysis.per_method import items
 from bakeoff.analysis.trial_runs import runs_by_method, usable_scores
 from bakeoff.core.results import Asked, SplitScores, StudyRecord
 from bakeoff.data.rows import write_split
-from bakeoff.study.setup.open_study import test_texts
+from bakeoff.study import test_texts
 
 Rows = dict[int, Sequence[float]]
 

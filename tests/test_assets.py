@@ -24,9 +24,9 @@ from typing import Any
 import pytest
 
 from bakeoff.core.errors import EnvironmentProblem, UsageError
+from bakeoff.data import assets
 from bakeoff.data.assets import download, prepare, registry
 from bakeoff.data.assets.registry import Package
-from bakeoff.data.rows import assets
 
 MODEL = "all-minilm-l6-v2"
 GGUF = "smollm2-135m-instruct"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bakeoff.data.rows import assets
+from bakeoff.data import assets
 
 SPLITS = ("train", "validation", "test")
 REPO = Path(__file__).parents[1]

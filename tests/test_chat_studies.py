@@ -15,7 +15,7 @@ from command import bakeoff
 from bakeoff import api
 from bakeoff.cli.display import token_view as printed
 from bakeoff.core.errors import UsageError
-from bakeoff.data.rows import assets
+from bakeoff.data import assets
 from bakeoff.engine.loss import Supervised
 from bakeoff.study.config import parse_spec
 from bakeoff.tasks import load_tokenizer

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.data.rows import rows as data_rows
+from bakeoff.data import rows as data_rows
 from bakeoff.study.config import parse_spec
 from bakeoff.study.storage import study_dir as folder_of
 from bakeoff.testing.tiny import write_jsonl

@@ -21,7 +21,7 @@ from bakeoff.core import trial_dir
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.data.rows import rows
+from bakeoff.data import rows
 from bakeoff.study.storage import lock, repair
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS

@@ -19,7 +19,8 @@ import bakeoff
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.results import Forgetting, TrialResult
-from bakeoff.data.rows import general_text, read_rows, write_split
+from bakeoff.data import general_text
+from bakeoff.data.rows import read_rows, write_split
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import forgetting
 from bakeoff.training.setup import build

@@ -26,10 +26,10 @@ from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.report import render
+from bakeoff.study import fork as study_fork
+from bakeoff.study import search
 from bakeoff.study.config import parse_spec, read_spec
 from bakeoff.study.monitoring import progress
-from bakeoff.study.setup.open_study import fork as study_fork
-from bakeoff.study.setup.open_study import search
 from bakeoff.study.storage import lock
 from bakeoff.study.storage.database import Writer
 from bakeoff.testing import kills

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 import bakeoff
-from bakeoff.data.rows import assets
+from bakeoff.data import assets
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.generation import decoding, generate
 from bakeoff.engine.generation.generate import Asked, Pace, fast, plain

@@ -17,7 +17,7 @@ from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine.accelerators import Switches, explain
-from bakeoff.engine.lanes.lanes import dropout
+from bakeoff.engine.lanes import dropout
 from bakeoff.engine.lanes.vmapped_linear import lane_linear
 from bakeoff.engine.loop import train
 from bakeoff.engine.packing.attention import attend

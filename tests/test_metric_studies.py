@@ -161,7 +161,7 @@ def score(prediction, reference):
     study_values["budget"] |= {"steps": 2, "settings": 1, "extend": 0, "race": "off"}
     values = parse_spec(study_values)
     out = tmp_path / "out"
-    from bakeoff.study.setup.open_study import search
+    from bakeoff.study import search
 
     real = search.final
 

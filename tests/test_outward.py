@@ -251,8 +251,8 @@ def test_nothing_that_is_kept_of_a_failure_holds_a_secret(
 ) -> None:
     """Fault 66: neither the database nor a trial's folder, whose texts reports are made of."""
     from bakeoff.core.trial import Segment
+    from bakeoff.study import scheduler
     from bakeoff.study.executors import Outcome
-    from bakeoff.study.setup.open_study import scheduler
     from bakeoff.testing.trials import make_trial
     from bakeoff.training import segment
 

@@ -12,9 +12,9 @@ import pytest
 
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.methods import registry
+from bakeoff.study import dry_run
 from bakeoff.study.config import BudgetSpec, parse_spec
 from bakeoff.study.planning import trials as planning_trials
-from bakeoff.study.setup.open_study import dry_run
 from bakeoff.testing.trials import CONDITIONS
 
 SPEC = parse_spec(

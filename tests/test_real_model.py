@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bakeoff import api
-from bakeoff.data.rows import assets, read_rows
+from bakeoff.data import assets
+from bakeoff.data.rows import read_rows
 from bakeoff.study.config import parse_spec
 
 MODEL = assets.locate("all-minilm-l6-v2")

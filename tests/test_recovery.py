@@ -16,8 +16,8 @@ from filelock import FileLock
 
 from bakeoff import api
 from bakeoff.core.errors import LockedError, PreflightError
+from bakeoff.study import search
 from bakeoff.study.config import parse_spec
-from bakeoff.study.setup.open_study import search
 from bakeoff.study.storage import study_dir as study_folder
 
 

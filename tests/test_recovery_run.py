@@ -17,8 +17,9 @@ from bakeoff.core import trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import TrialResult
 from bakeoff.engine import profiling
+from bakeoff.study import search
 from bakeoff.study.config import parse_spec
-from bakeoff.study.setup.open_study import make_executor, search
+from bakeoff.study.setup.open_study import make_executor
 from bakeoff.study.storage import repair
 from bakeoff.study.storage.database import Reader, Writer
 

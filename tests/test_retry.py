@@ -28,9 +28,9 @@ from bakeoff import api, cli
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.report import render
+from bakeoff.study import retry, search
 from bakeoff.study.config import parse_spec
 from bakeoff.study.scheduler import Running
-from bakeoff.study.setup.open_study import retry, search
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl

@@ -16,12 +16,12 @@ from sqlalchemy.exc import StatementError
 from bakeoff.core.errors import EnvironmentProblem, Interrupted
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
+from bakeoff.study import scheduler
 from bakeoff.study.executors import Outcome
 from bakeoff.study.failures import Quarantine
 from bakeoff.study.monitoring.progress import Silent
 from bakeoff.study.monitoring.signals import Stop
 from bakeoff.study.scheduler import Breaker, Running, run_trials
-from bakeoff.study.setup.open_study import scheduler
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment

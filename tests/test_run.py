@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from bakeoff import api
 from bakeoff.data.rows import read_rows
 from bakeoff.report.formatting import handed_out
+from bakeoff.study import verify_weights
 from bakeoff.study.config import parse_spec
-from bakeoff.study.setup.open_study import verify_weights
 from bakeoff.study.storage.database import Writer
 
 

@@ -787,7 +787,7 @@ def test_what_a_study_cannot_be_frozen_with(study_values: dict[str, Any]) -> Non
 def test_rows_beyond_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: dict[str, Any], code: str
 ) -> None:
-    from bakeoff.data.rows import rows
+    from bakeoff.data import rows
 
     monkeypatch.setattr(rows, "ROW_CHARACTERS", 50)
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "short", "label": "a"}, value])
@@ -840,7 +840,7 @@ def test_compressed_rows_are_bounded_or_not_read(
     """Fault 54: what `datasets` unpacks is held against the bound before it is read as rows."""
     import gzip
 
-    from bakeoff.data.rows import sources
+    from bakeoff.data import sources
     from bakeoff.data.sources import hub
 
     with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bakeoff.engine import peft_patches
 from bakeoff.engine.device import place
-from bakeoff.engine.lanes.lanes import dropout
+from bakeoff.engine.lanes import dropout
 from bakeoff.engine.peft_patches import pvera
 
 EXACT = 0.0

@@ -17,8 +17,8 @@ from pyarrow import parquet
 
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
-from bakeoff.data.rows import rows as data_rows
-from bakeoff.data.rows import sources
+from bakeoff.data import rows as data_rows
+from bakeoff.data import sources
 from bakeoff.study.config import parse_spec
 from bakeoff.study.storage.study_dir import read_splits
 from bakeoff.testing.tiny import rows, write_jsonl

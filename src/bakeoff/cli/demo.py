@@ -26,7 +26,7 @@ def command(
     """Compare LoRA with its contenders on MiniLM and home-assistant intents (about 5 minutes)."""
     from bakeoff.study.config import read_spec
 
-    with as_file(files("bakeoff") / "demo.toml") as path:
+    with as_file(files("bakeoff.study.config") / "templates" / "demo.toml") as path:
         spec = read_spec(path)
         if model is not None:
             spec = spec.model_copy(update={"base": spec.base.model_copy(update={"model": model})})

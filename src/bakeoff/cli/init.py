@@ -20,7 +20,11 @@ def command(
     path: Path = typer.Argument(Path("study.toml"), help="The file to write."),
 ) -> None:
     """Write a commented study file; edit three lines and run it."""
-    text = files("bakeoff").joinpath("template.toml").read_text(encoding="utf-8")
+    text = (
+        files("bakeoff.study.config")
+        .joinpath("templates/template.toml")
+        .read_text(encoding="utf-8")
+    )
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -180,7 +180,7 @@ def guess_task(data: str, columns: dict[str, str]) -> str:
         UsageError: ``task-unclear``, listing the columns.
     """
     from bakeoff.core import plugins
-    from bakeoff.data.rows import sources
+    from bakeoff.data import sources
 
     present = sources.find({"train": data}, Path())["train"].rows[0]
     for name in plugins.names("tasks"):

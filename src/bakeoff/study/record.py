@@ -21,9 +21,9 @@ from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.rows import SPLITS
 from bakeoff.integrations.peft_benchmark import importing
 from bakeoff.methods.serving import served
+from bakeoff.study import fork, retry, search, test_texts, verify_weights
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import trials
-from bakeoff.study.setup.open_study import fork, retry, search, test_texts, verify_weights
 from bakeoff.study.storage import repair
 from bakeoff.study.storage.database import Reader
 from bakeoff.study.storage.study_dir import DATABASE, database_of

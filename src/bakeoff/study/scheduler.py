@@ -21,6 +21,7 @@ from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
+from bakeoff.study import fork
 from bakeoff.study.executors import Executor, Outcome, SetsAside
 from bakeoff.study.failures import Quarantine
 from bakeoff.study.monitoring.progress import Progress, Work, begun, ended
@@ -28,7 +29,7 @@ from bakeoff.study.monitoring.signals import Stop
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import disk_bytes
 from bakeoff.study.planning.time_budget import Deadline
-from bakeoff.study.setup.open_study import Study, fork, refuse_full
+from bakeoff.study.setup.open_study import Study, refuse_full
 from bakeoff.study.storage import repair
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, Writer

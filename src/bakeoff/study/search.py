@@ -21,12 +21,13 @@ from bakeoff.analysis.trial_runs import Run
 from bakeoff.core import plugins
 from bakeoff.core.results import Cost, SplitScores, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial
+from bakeoff.study import retry
 from bakeoff.study.monitoring.progress import Work, ended, telling
 from bakeoff.study.planning import racing, time_budget
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.sampler import Tried
 from bakeoff.study.scheduler import Running, run_trials
-from bakeoff.study.setup.open_study import Study, prior_trial, refuse_full, retry, segment
+from bakeoff.study.setup.open_study import Study, prior_trial, refuse_full, segment
 from bakeoff.study.storage import study_dir as study_folder
 
 RUN_BASE = "bakeoff.training.evaluate:score_base"

@@ -15,7 +15,7 @@ from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import Asked, TrialResult
 from bakeoff.core.safe_read import within
 from bakeoff.core.trial import Trial
-from bakeoff.data.rows import rows as data_rows
+from bakeoff.data import rows as data_rows
 from bakeoff.study.storage.study_dir import FROZEN
 
 

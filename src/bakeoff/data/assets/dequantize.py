@@ -34,7 +34,7 @@ def dequantise(gguf: Path, to: Path) -> None:
     Raises:
         EnvironmentProblem: ``asset-convert``, with the last line that the conversion wrote.
     """
-    here = str(Path(__file__).parents[2])  # the child must find the same bakeoff as we did
+    here = str(Path(__file__).parents[3])  # the child must find the same bakeoff as we did
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(gguf), str(to)],

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.safe_read import within
-from bakeoff.data.rows import SUFFIXES, Row, assets, read_rows
+from bakeoff.data import assets
+from bakeoff.data.rows import SUFFIXES, Row, read_rows
 from bakeoff.data.sources import hub, parquet
 from bakeoff.data.sources.directory import Listing
 from bakeoff.study.setup.base_model import ASSET

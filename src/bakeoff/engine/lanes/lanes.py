@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bakeoff.engine import quantization
-from bakeoff.engine.lanes.lanes import dropout
+from bakeoff.engine.lanes import dropout
 from bakeoff.engine.lanes.parameter_stack import Stack, same
 from bakeoff.engine.lanes.vmapped_modules import Fold, Slot, Unit, find, frozen_parts
 

@@ -22,8 +22,9 @@ from bakeoff.analysis.per_method.items import Pair
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.redact import redacted
 from bakeoff.report.live import queries
-from bakeoff.report.live.queries import Answers, Asked
+from bakeoff.report.live.queries import Asked
 from bakeoff.report.sanitize import clean
+from bakeoff.study.storage.database import Answers
 
 Numbers = NDArray[np.float64]
 PAGE = 50

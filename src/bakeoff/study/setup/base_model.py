@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json, within
-from bakeoff.data.rows import assets
+from bakeoff.data import assets
 from bakeoff.study.config.inputs import BaseSpec, is_hub_id
 
 ASSET = "asset:"

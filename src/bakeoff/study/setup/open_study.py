@@ -25,9 +25,9 @@ from bakeoff.core.errors import (
 from bakeoff.core.redact import redact
 from bakeoff.core.results import MetricInfo
 from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
+from bakeoff.data import general_text as data_general_text
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import Row
-from bakeoff.data.rows import general_text as data_general_text
 from bakeoff.methods import forbidden_arguments, user_defined
 from bakeoff.methods import registry as catalog
 from bakeoff.metrics import describe

@@ -12,8 +12,8 @@ from typing import Any
 
 from bakeoff.core.errors import UsageError
 from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_text
+from bakeoff.data import checks
 from bakeoff.data.issues import Fault, refusal
-from bakeoff.data.rows import checks
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.inputs import TaskSpec
 from bakeoff.study.monitoring.progress import Progress

@@ -19,10 +19,10 @@ import tomli_w
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError, near_match
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json, within
+from bakeoff.data import rows as data_rows
+from bakeoff.data import sources
 from bakeoff.data.checks import cells
 from bakeoff.data.issues import Fault, Place, refusal
-from bakeoff.data.rows import rows as data_rows
-from bakeoff.data.rows import sources
 from bakeoff.metrics.describe import FOLDER as METRIC
 from bakeoff.study.config import StudySpec, dump_spec, flatten
 from bakeoff.study.storage import filesystem
