@@ -37,6 +37,7 @@ from hypothesis import strategies as st
 from bakeoff import cli
 from bakeoff.core.errors import PreflightError
 from bakeoff.study.setup import base_model, open_study
+from bakeoff.study import remote
 
 HF = Path(__file__).parent.parent / "tests" / "data" / "hf"
 """Real files of ``method_comparison``, made small."""
@@ -360,8 +361,8 @@ KINDS: dict[str, Callable[[], st.SearchStrategy[Case]]] = {
 
 def stopping(whole: bool) -> Callable[..., dict[str, Any]]:
     """Return what stands in for ``study.call``: stops where the first worker would start."""
-    real = open_study.call
-    inline = open_study.make_executor("inline", 1)
+    real = remote.call
+    inline = remote.make_executor("inline", 1)
 
     def call(through: Any, function: str, value: dict[str, Any]) -> dict[str, Any]:
         if function == open_study.RUN_MACHINE and not whole:

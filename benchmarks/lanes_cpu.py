@@ -52,7 +52,7 @@ QUICK_SECONDS = 35
 SOLO, LANED = "solo", "lanes"
 TRAINER, TRAINER_BF16 = "Trainer (fp32 weights)", "Trainer (bf16 base)"
 
-DEMO = Path(str(files("bakeoff") / "demo.toml"))
+DEMO = Path(str(files("bakeoff.study.config") / "templates/demo.toml"))
 SFT = Path(__file__).resolve().parent.parent / "examples" / "sft-smollm2.toml"
 
 

@@ -39,6 +39,7 @@ from bakeoff.methods import registry
 from bakeoff.study.config import dump_spec, parse_spec
 from bakeoff.study.storage.database import Writer
 from bakeoff.study.storage.study_dir import DATABASE
+from bakeoff.report import write
 
 METHODS, SETTINGS, SEEDS, ITEMS = 60, 5, 3, 1319
 TEXT = (
@@ -87,7 +88,7 @@ def make(out: Path, methods: int = METHODS, items: int = ITEMS, seed: int = 0) -
         store.set_all({"spec": dump_spec(spec), "about": about(found, items), "frozen": {}})
         for entry in found:
             _write(store, entry, conditions, items, rng)
-    api.report(out)
+    write.report(out)
 
 
 def _write(
@@ -219,7 +220,7 @@ def main() -> int:
         make(folder, options.methods, options.items)
         made = time.perf_counter() - begun
         begun = time.perf_counter()
-        api.report(folder)
+        write.report(folder)
         found = {
             "methods": options.methods, "settings": SETTINGS, "seeds": SEEDS,
             "items": options.items,

@@ -46,13 +46,14 @@ from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Verdict, compare
 from bakeoff.analysis.trial_runs import n_test_items, runs_by_method, usable_scores
 from bakeoff.core.errors import BakeoffError
-from bakeoff.core.results import StudyRecord
+from bakeoff.core.record import StudyRecord
 from bakeoff.core.trial import PROSE, MethodEntry
 from bakeoff.data.rows import SPLITS
 from bakeoff.study.config import StudySpec, dump_spec, read_spec
 from bakeoff.study.planning import trials
 from bakeoff.study.setup.open_study import load_methods
 from bakeoff.study.storage import study_dir as study_folder
+from bakeoff.study.setup import splits
 
 TWIN = "twin"
 APART = 100
@@ -75,7 +76,7 @@ def freeze(spec: StudySpec, source: Path, folder: Path, limits: dict[str, int | 
     values["data"] = changed(values["data"], "limit", **limits)
     study_folder.make(folder)
     cut = checked(values, None, None)
-    study_folder.freeze_data(folder, study_folder.read_splits(cut, source))
+    study_folder.freeze_data(folder, splits.read_splits(cut, source))
 
 
 def twins(

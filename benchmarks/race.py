@@ -45,6 +45,7 @@ from race_world import (
 from scipy import stats
 
 from bakeoff.study.planning import racing
+from bakeoff.analysis import pareto as analysis_pareto
 
 FINAL_SEEDS = 3
 
@@ -79,7 +80,7 @@ def simulate(
     full = final - at_setting(study, chosen_full)
     raced = np.where(chosen >= 0, final - at_setting(study, chosen), -math.inf)
     quality = study.points - study.drops.min(axis=1)
-    front, exact = (pareto(study, quality, tie) for tie in (racing.COST_TIE, 0.0))
+    front, exact = (pareto(study, quality, tie) for tie in (analysis_pareto.COST_TIE, 0.0))
     gone = chosen < 0
     kept = ~gone
     able = chosen_full >= 0

@@ -24,7 +24,8 @@ from typing import Any
 
 from real_study import DEMO, about, changed, checked, markdown, run_study, told, where
 
-from bakeoff.core.results import StudyRecord, TrialResult
+from bakeoff.core.record import StudyRecord
+from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.study.config import StudySpec, dump_spec, read_spec
 

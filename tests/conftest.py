@@ -19,10 +19,11 @@ from bakeoff import api
 from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import Trial
 from bakeoff.engine.accelerators import Switches
-from bakeoff.study.setup.open_study import make_executor
+from bakeoff.study.remote import make_executor
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 from bakeoff.training import segment
 from bakeoff.training.preflight import checks
+from bakeoff.training.preflight import cost_probe
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -116,7 +117,7 @@ def costs_are_known() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
-        patch.setattr(checks, "probe", probe)
+        patch.setattr(cost_probe, "probe", probe)
         yield
 
 

@@ -11,7 +11,8 @@ from report_fixture import report
 
 from bakeoff.analysis.per_method.items import item_summary
 from bakeoff.analysis.trial_runs import runs_by_method, usable_scores
-from bakeoff.core.results import Asked, SplitScores
+from bakeoff.core.record import Asked
+from bakeoff.core.results import SplitScores
 
 N_METHODS, SEEDS, N_ITEMS = 60, (1, 2, 3), 1319
 LONG = "<b>\"What is it?\"</b> & 'so on' \N{GRINNING FACE} " * 30

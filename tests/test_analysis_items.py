@@ -15,7 +15,8 @@ from report_big import N_METHODS, big_items
 
 from bakeoff.analysis.per_method import items
 from bakeoff.analysis.trial_runs import runs_by_method, usable_scores
-from bakeoff.core.results import Asked, SplitScores, StudyRecord
+from bakeoff.core.record import Asked, StudyRecord
+from bakeoff.core.results import SplitScores
 from bakeoff.data.rows import write_split
 from bakeoff.study import test_texts
 

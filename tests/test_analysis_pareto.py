@@ -31,12 +31,12 @@ from bakeoff.analysis.pareto import (
     tied,
 )
 from bakeoff.analysis.recommendation.preferences import weigh
-from bakeoff.core.results import StudyRecord
+from bakeoff.core.record import StudyRecord
 from bakeoff.methods import registry
 from bakeoff.methods.serving import served
 from bakeoff.study.config import parse_spec
 from bakeoff.study.config.budget import Axis
-from bakeoff.study.storage.study_dir import comparable
+from bakeoff.study.setup.compatibility import comparable
 
 MIB = 2**20
 NOWHERE = Path("no-such-cache")

@@ -141,6 +141,6 @@ def test_doctor_measures_this_machine(tmp_path: Path) -> None:
 
 
 def test_plugins_are_found_by_file_name() -> None:
-    assert plugins.names("tasks") == ("choice", "classify", "sft")
-    assert {"accuracy", "exact_match", "json_match", "loss"} < set(plugins.names("metrics"))
-    assert set(plugins.names("executors")) == {"inline", "process", "ray"}
+    assert plugins.list_plugins("tasks") == ("choice", "classify", "sft")
+    assert {"accuracy", "exact_match", "json_match", "loss"} < set(plugins.list_plugins("metrics"))
+    assert set(plugins.list_plugins("executors")) == {"inline", "process", "ray"}

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from bakeoff.cli import app, methods
 from bakeoff.core.errors import UsageError
 from bakeoff.methods import capability_records, published_results, registry
+from bakeoff.cli.display import method_row
 
 ROOT = Path(__file__).parents[1]
 
@@ -141,7 +142,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             died = name == "dora" and len(asked) == 1
             yield index, None if died else record[name], "the worker died" if died else None
 
-    monkeypatch.setattr(methods, "carried", answer)
+    monkeypatch.setattr(method_row, "carried", answer)
     return asked
 
 
@@ -154,7 +155,7 @@ def test_a_probe_is_kept(run: Callable[..., Result], asked: list[str]) -> None:
 
 def test_the_probe_runs_in_a_process_of_its_own() -> None:
     entry = registry.load("arrow", Path())
-    ((index, value, error),) = methods.carried(
+    ((index, value, error),) = method_row.carried(
         methods.RUN_PROBE, [{"entry": methods.to_json(entry)}]
     )
     assert (index, error) == (0, None)
@@ -254,7 +255,7 @@ def test_a_model_of_ones_own(
             assert payload["path"] == str(tiny_llama)
             yield index, answers.get(payload["entry"]["name"], {"reason": "no"}), None
 
-    monkeypatch.setattr(methods, "carried", answer)
+    monkeypatch.setattr(method_row, "carried", answer)
     listed = json.loads(run("--model", str(tiny_llama), "--json").stdout)
     found = {m["name"]: m["on_model"] for m in listed}
     state = {"parameters": 8192, "training_state_bytes": 16 * 8192}

@@ -11,6 +11,7 @@ import pytest
 import bakeoff
 from bakeoff import api
 from bakeoff.study.storage.database import Reader, Writer
+from bakeoff.study import run
 
 SOURCE = Path(bakeoff.__file__).parent
 STAMPED = {"exporters/mlflow.py", "exporters/tensorboard.py"}
@@ -47,9 +48,9 @@ def test_a_study_counts_its_hours_though_the_clock_goes_back(
     with Writer(tmp_path / "study.db") as store:
         monkeypatch.setattr(time, "monotonic", lambda: next(steady))
         monkeypatch.setattr(time, "time", lambda: next(wall))
-        with api.clock(store) as passed:
+        with run.clock(store) as passed:
             assert passed() == 2.0
-        with api.clock(store):
+        with run.clock(store):
             pass
         monkeypatch.undo()
         with Reader(tmp_path / "study.db") as reader:

@@ -14,6 +14,9 @@ from bakeoff.data import rows as data_rows
 from bakeoff.study.config import parse_spec
 from bakeoff.study.storage import study_dir as folder_of
 from bakeoff.testing.tiny import write_jsonl
+from bakeoff.data import splits
+from bakeoff.data import splits as data_splits
+from bakeoff.study.setup import splits
 
 
 def code(error: pytest.ExceptionInfo[PreflightError]) -> str:
@@ -86,7 +89,7 @@ def test_a_template_fills_columns_and_nothing_else() -> None:
 def test_groups_stay_together_and_nothing_is_lost(groups: list[int], seed: int) -> None:
     rows = [{"group": g, "n": i} for i, g in enumerate(groups)]
     fractions = {"train": 0.6, "validation": 0.15, "test": 0.25}
-    splits = data_rows.split_rows(rows, "group", fractions, random.Random(seed))
+    splits = data_splits.split_rows(rows, "group", fractions, random.Random(seed))
     homes = {s: {r["group"] for r in part} for s, part in splits.items()}
     assert not homes["train"] & homes["test"]
     assert not homes["train"] & homes["validation"]
@@ -123,8 +126,8 @@ def test_rows_know_their_place_in_the_file(tmp_path: Path) -> None:
 
 def test_the_place_survives_sampling_and_splitting_and_is_never_frozen(tmp_path: Path) -> None:
     rows = data_rows.read_rows(write_jsonl(tmp_path / "a.jsonl", [{"n": n} for n in range(1, 41)]))
-    splits = data_rows.split_rows(rows, None, {"train": 0.5, "test": 0.5}, random.Random(1))
-    kept = data_rows.sample(splits["test"], 7, random.Random(2))
+    splits = data_splits.split_rows(rows, None, {"train": 0.5, "test": 0.5}, random.Random(1))
+    kept = data_splits.sample(splits["test"], 7, random.Random(2))
     assert [data_rows.place_of(r, "test", 0).number for r in kept] == [r["n"] for r in kept]
     assert data_rows.canonical_digest(kept) == data_rows.canonical_digest(
         [{"n": r["n"]} for r in kept]
@@ -166,7 +169,7 @@ def test_a_cell_may_be_longer_than_pythons_csv_limit(tmp_path: Path) -> None:
     assert len(data_rows.read_rows(tmp_path / "a.csv")[0]["t"]) == 200_000
 
 
-def _splits(folder: Path, rename: dict[str, str], **rows: list[dict[str, str]]) -> folder_of.Splits:
+def _splits(folder: Path, rename: dict[str, str], **rows: list[dict[str, str]]) -> splits.Splits:
     for split, values in rows.items():
         write_jsonl(folder / f"{split}.jsonl", values)
     named = {split: f"{split}.jsonl" for split in rows}
@@ -177,7 +180,7 @@ def _splits(folder: Path, rename: dict[str, str], **rows: list[dict[str, str]]) 
         "task": {"kind": "sft"},
         "methods": {"contenders": ["ia3"]},
     }
-    return folder_of.read_splits(parse_spec(value), folder)
+    return splits.read_splits(parse_spec(value), folder)
 
 
 OURS, THEIRS = [{"query": "1", "response": "a"}], [{"question": "2", "answer": "b", "id": "7"}]

@@ -24,10 +24,12 @@ from bakeoff.core.trial import Trial
 from bakeoff.study.config import parse_spec
 from bakeoff.study.executors import Outcome
 from bakeoff.study.planning.estimate import disk_bytes
-from bakeoff.study.setup.open_study import refuse_full
+from bakeoff.study.remote import refuse_full
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
 from bakeoff.training import checkpoints
+from bakeoff.study import run
+from bakeoff.training.preflight import cost_probe
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -145,7 +147,7 @@ def test_a_study_goes_on_to_the_same_numbers_after_a_full_disk(
     """Fault 7: at a state, at a trial's folder, at frozen data; no trial is kept as failed."""
     study_values["budget"]["steps"] = 20
     spec, out = parse_spec(study_values), tmp_path / "paused"
-    whole = api.run(spec, tmp_path, tmp_path / "whole")
+    whole = run.run(spec, tmp_path, tmp_path / "whole")
     words = SafetensorError("Error while serializing: I/O error: No space left on device")
     for module, name, call, error in (
         (api.study_folder, "freeze_data", 1, FULL),
@@ -157,14 +159,14 @@ def test_a_study_goes_on_to_the_same_numbers_after_a_full_disk(
             stopping, calls = full_at(call, getattr(module, name), error)
             patched.setattr(module, name, stopping)
             with pytest.raises(EnvironmentProblem) as paused:
-                api.run(spec, tmp_path, out)
+                run.run(spec, tmp_path, out)
             assert len(calls) == call, "it went on after the disk was full"
         assert (paused.value.code, paused.value.exit_code) == ("disk-full", 6)
         with Reader(out / "study.db") as reader:
             ended = [r.status for _, r in reader.trials() if r is not None]
             assert Status.FAILED not in ended
     assert any(s is Status.DONE for s in ended)
-    assert comparable(api.run(spec, tmp_path, out)) == comparable(whole)
+    assert comparable(run.run(spec, tmp_path, out)) == comparable(whole)
     assert {f.state for f in api.diagnose(out)} == {"ok"}
 
 
@@ -179,11 +181,11 @@ def test_a_cost_that_met_a_full_disk_is_measured_again(
         def stop(*_: object) -> None:
             raise FULL
 
-        patched.setattr(checks, "_probe", stop)
+        patched.setattr(cost_probe, "_probe", stop)
         trial = Trial(ENTRIES[0], {"learning_rate": 1e-3}, 0, "search", CONDITIONS)
         payload = api.phases.Segment((trial,), 0, 1, str(tmp_path), "base").to_json()
         with pytest.raises(OSError, match="No space left"):
-            checks.probe(payload)
+            cost_probe.probe(payload)
 
 
 def test_room_for_twice_the_files_is_asked_for(
@@ -197,7 +199,7 @@ def test_room_for_twice_the_files_is_asked_for(
         patched.setattr(shutil, "disk_usage", lambda _: usage)
         patched.setattr(api.phases, "search", lambda *_: trained.append("search"))
         with pytest.raises(EnvironmentProblem) as error:
-            api.run(spec, tmp_path, out)
+            run.run(spec, tmp_path, out)
     assert (error.value.code, error.value.exit_code, trained) == ("disk-space", 6, [])
     with Reader(out / "study.db") as reader:
         sizes = [c.trainable_parameters or 0 for c in reader.costs().values()]

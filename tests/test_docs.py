@@ -15,6 +15,7 @@ import typer.main
 from command import bakeoff
 
 from bakeoff.cli import app
+from bakeoff.study import run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,7 +82,7 @@ def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict[str,
     (tmp_path / "rslora.toml").write_text(method, encoding="utf-8")
     study_values["methods"]["contenders"] = ["rslora.toml"]
     del study_values["method"]
-    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     row = next(m for m in report["methods"] if m["method"] == "rslora")
     assert (row["status"], row["n_settings"], row["n_seeds"]) == ("done", 2, 2)
 

@@ -29,6 +29,7 @@ from bakeoff.training import setup
 from bakeoff.training.preflight import checks
 from bakeoff.training.preflight.parity import Decision
 from bakeoff.training.segment import run_segment
+from bakeoff.training.preflight import cost_probe
 
 LIKE_PLAIN = {
     "seed": 3, "phase": "search", "rate": 5e-3, "steps": 10, "warmup": 0.2, "weight_decay": 0.01,
@@ -238,12 +239,12 @@ def test_training_that_changes_nothing_is_no_result(
         return found._replace(sums=0 * found.sums)
 
     monkeypatch.setattr(Classify, "item_losses", nothing)
-    monkeypatch.setattr(checks, "_decide", lambda *_: plain)
+    monkeypatch.setattr(cost_probe, "_decide", lambda *_: plain)
     monkeypatch.setattr(profiling, "TIMED_STEPS", 1)
     write_splits(tmp_path / "data")
     trial = make_trial("lora", "classify", phase="search", steps=3, metric="accuracy")
     segment = Segment((trial,), 0, 3, str(tmp_path), str(tiny_bert))
-    cost, (result,) = checks.probe(segment.to_json()), run_segment(segment).results
+    cost, (result,) = cost_probe.probe(segment.to_json()), run_segment(segment).results
     assert (cost["status"], result.status) == (Status.INCOMPATIBLE, Status.FAILED)
     assert "no gradient reached any of its weights in 4 steps" in cost["reason"]
     assert "in 3 steps: it is the untouched base" in (result.reason or "")

@@ -27,7 +27,7 @@ from bakeoff.integrations.exchange import export_curves
 from bakeoff.integrations.trackers import Exporter, TrialRun, runs_of
 from bakeoff.study.storage.database import Writer
 
-NAMES = plugins.names("exporters")
+NAMES = plugins.list_plugins("exporters")
 PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow"}
 INSTALLED = {
     name: importlib.util.find_spec(module) is not None for name, module in PACKAGES.items()
@@ -116,7 +116,7 @@ class _Module:
         self.EXPORTER = exporter
 
 
-LOADED = {name: plugins.find("exporters", name).EXPORTER for name in NAMES}
+LOADED = {name: plugins.load_plugin("exporters", name).EXPORTER for name in NAMES}
 
 
 def test_an_exporter_that_fails_leaves_nothing(

@@ -34,6 +34,9 @@ from bakeoff.study.storage import lock
 from bakeoff.study.storage.database import Writer
 from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl
+from bakeoff.study import final
+from bakeoff.study import run
+from bakeoff.study import run as study_run
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 Values = dict[str, Any]
@@ -67,7 +70,7 @@ def first(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Va
         },
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
     }  # fmt: skip
-    api.run(parse_spec(values), folder, folder / "tiny")
+    run.run(parse_spec(values), folder, folder / "tiny")
     return values, folder / "tiny"
 
 
@@ -86,7 +89,7 @@ def fork(
 ) -> dict[str, Any]:
     """Fork a study, and hold its parent to be untouched, its report to its schema."""
     before = everything(parent)
-    made = api.run(parse_spec(values), parent, parent, heard, fork=new, **asked)
+    made = run.run(parse_spec(values), parent, parent, heard, fork=new, **asked)
     assert everything(parent) == before
     jsonschema.validate(json.loads(json.dumps(made)), SCHEMA)
     return made
@@ -94,7 +97,7 @@ def fork(
 
 def go_on(new: Path, heard: Heard | None = None) -> dict[str, Any]:
     """Run a fork as `bakeoff run NEW` does: by what its own folder says, without a flag."""
-    return api.run(read_spec(new / "study.toml"), new, new, heard)
+    return run.run(read_spec(new / "study.toml"), new, new, heard)
 
 
 def everything(folder: Path) -> dict[str, tuple[int, bytes | None]]:
@@ -129,9 +132,9 @@ def known(folder: Path) -> dict[str, Any]:
 def unread(values: Values, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run a study up to its final trials."""
     with monkeypatch.context() as patched:
-        patched.setattr(search, "final", killed)
+        patched.setattr(final, "final", killed)
         with pytest.raises(Killed):
-            api.run(parse_spec(values), out, out)
+            run.run(parse_spec(values), out, out)
     return out
 
 
@@ -150,7 +153,7 @@ def other_test(values: Values, tmp_path: Path) -> Values:
 def test_what_differs_is_refused_and_the_way_out_is_named(values: Values, parent: Path) -> None:
     values["budget"]["steps"] = 12
     with pytest.raises(PreflightError, match="study-differs") as error:
-        api.run(parse_spec(values), parent, parent)
+        run.run(parse_spec(values), parent, parent)
     assert "`--fork NEW`" in error.value.try_
 
 
@@ -201,7 +204,7 @@ def test_a_fork_has_the_numbers_of_a_study_from_nothing(
     values: Values, parent: Path, tmp_path: Path
 ) -> None:
     made = fork(more(values), parent, tmp_path / "new")
-    scratch = api.run(parse_spec(values), parent, tmp_path / "scratch")
+    scratch = run.run(parse_spec(values), parent, tmp_path / "scratch")
     keys = ("status", "setting", "score", "difference", "verdict")
     for one, two in zip(made["methods"], scratch["methods"], strict=True):
         assert {k: one[k] for k in keys} == {k: two[k] for k in keys}
@@ -272,7 +275,7 @@ def test_looks_that_the_parent_had_are_the_forks_too(
     values: Values, parent: Path, tmp_path: Path
 ) -> None:
     values["task"]["margin"] = 0.05
-    api.run(parse_spec(values), parent, parent, again=True)
+    run.run(parse_spec(values), parent, parent, again=True)
     made = fork(more(values), parent, tmp_path / "new")
     assert made["study"]["test_looks"] == 3
     changes = [look["changes"] for look in made["study"]["test_changes"]]
@@ -280,8 +283,8 @@ def test_looks_that_the_parent_had_are_the_forks_too(
     assert changes[1][0] == "forked from tiny"
     values["task"]["margin"] = 0.1
     with pytest.raises(PreflightError, match="test-already-read"):
-        api.run(parse_spec(values), tmp_path, tmp_path / "new")
-    again = api.run(parse_spec(values), tmp_path, tmp_path / "new", again=True)
+        run.run(parse_spec(values), tmp_path, tmp_path / "new")
+    again = run.run(parse_spec(values), tmp_path, tmp_path / "new", again=True)
     assert again["study"]["test_looks"] == 4
 
 
@@ -303,12 +306,12 @@ def test_what_the_parent_reads_before_the_fork_does_counts(
     parent = unread(values, tmp_path / "tiny", monkeypatch)
     asked = more(copy.deepcopy(values))
     with monkeypatch.context() as patched:
-        patched.setattr(search, "final", killed)
+        patched.setattr(final, "final", killed)
         with pytest.raises(Killed):
             fork(asked, parent, tmp_path / "new")
     assert known(tmp_path / "new")["test_reads"] == 0
     at = known(tmp_path / "new")["at"]
-    api.run(parse_spec(values), parent, parent)
+    run.run(parse_spec(values), parent, parent)
     made = go_on(tmp_path / "new")
     assert made["study"]["test_looks"] == 2
     assert known(tmp_path / "new")["test_reads"] == 1
@@ -455,7 +458,7 @@ def test_a_fork_goes_on_without_its_parent(
 ) -> None:  # fmt: skip
     new = tmp_path / "new"
     with monkeypatch.context() as patched:
-        patched.setattr(search, "final", killed)
+        patched.setattr(final, "final", killed)
         with pytest.raises(Killed):
             fork(values, parent, new)
     searched = ids(parent, "search")
@@ -484,7 +487,7 @@ def test_a_parent_that_is_running_is_forked_all_the_same(
 ) -> None:
     with lock.locked(parent), Writer(parent / "study.db") as store:
         store.set("wall:1.0", 1.0)
-        made = api.run(parse_spec(values), parent, parent, fork=tmp_path / "new")
+        made = run.run(parse_spec(values), parent, parent, fork=tmp_path / "new")
     assert made["complete"] is True
     assert trained == []
 
@@ -515,7 +518,7 @@ def test_what_makes_no_sense_is_refused(values: Values, parent: Path, tmp_path: 
     ]
     for origin, new, asked, code in cases:
         with pytest.raises(UsageError) as error:
-            api.run(spec, parent, origin, fork=new, **asked)
+            run.run(spec, parent, origin, fork=new, **asked)
         assert error.value.code == code, (origin, new)
     assert everything(tmp_path) == before
 
@@ -618,7 +621,7 @@ def test_the_command_line_forks_without_a_study_file(
         asked.append((spec.name, spec.budget.steps, given[0], given[-1]))
         return made_report()
 
-    monkeypatch.setattr(api, "run", run)
+    monkeypatch.setattr(study_run, "run", run)
     before = everything(tmp_path)
     options = ("--model", values["base"]["model"], "--data", "said.jsonl", "--steps", "5")
     bakeoff(*options, "--fork", "runs/five")

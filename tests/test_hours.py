@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bakeoff.core.errors import BakeoffError
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import estimate as estimates
 from bakeoff.study.planning import time_budget

@@ -20,7 +20,7 @@ from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.count_intervals import Count, compare_counts, counts, estimates
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
-from bakeoff.core.results import Reported
+from bakeoff.core.record import Reported
 from bakeoff.integrations.exchange import Wishes, import_results
 from bakeoff.integrations.peft_benchmark import importing
 from bakeoff.integrations.peft_benchmark.results import read_file

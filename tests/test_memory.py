@@ -28,6 +28,8 @@ from bakeoff.testing.trials import batches, build, make_trial, run
 from bakeoff.training import evaluate, generation, setup
 from bakeoff.training.evaluate import answers, item_losses
 from bakeoff.training.preflight import checks, parity
+from bakeoff.study import run as study_run
+from bakeoff.training.preflight import cost_probe
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 PLAIN = Switches.plain()
@@ -274,14 +276,14 @@ def test_the_cost_probe_finds_what_fits_and_says_so(
     monkeypatch.setattr(task, "item_losses", losses)
     wishes = {"lanes": "auto", "checkpointing": "auto"}
     segment = Segment((trial,), 0, 6, str(tmp_path), str(tiny_llama), wishes)
-    cost = checks.probe(segment.to_json())
+    cost = cost_probe.probe(segment.to_json())
     assert cost["status"] == Status.DONE, cost["reason"]
     assert cost["engine"]["switches"]["checkpointing"] is True
     assert cost["engine"]["rescue"] is True
     assert cost["engine"]["pass_tokens"] > 0
     forbidden = dataclasses.replace(segment, engine={**wishes, "checkpointing": "off"})
     again["on"] = False
-    assert checks.probe(forbidden.to_json())["status"] == Status.OUT_OF_MEMORY
+    assert cost_probe.probe(forbidden.to_json())["status"] == Status.OUT_OF_MEMORY
 
 
 def test_what_cannot_be_captured_is_said() -> None:
@@ -300,7 +302,7 @@ def test_the_plan_and_the_report_say_what_a_study_does_to_fit(
         "at most 64 tokens a pass",
         "layers computed again in the backward pass",
     ]
-    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "run")
+    report = study_run.run(parse_spec(study_values), tmp_path, tmp_path / "run")
     for row in report["methods"]:
         assert row["status"] == "done"
         assert {"micro_tokens", "checkpointing", "packing"} <= set(row["engine"]["on"])
@@ -335,7 +337,7 @@ def test_evaluation_that_does_not_fit_is_done_in_parts(
     with pytest.raises(torch.OutOfMemoryError):
         item_losses(at, examples)
     with pytest.raises(Incompatible, match="not even one row of"):
-        checks._try_evaluation(at)
+        cost_probe._try_evaluation(at)
 
 
 def test_fast_answers_that_do_not_fit_are_given_in_parts(
@@ -379,7 +381,7 @@ def test_the_longest_answer_is_read_before_any_trial(
 
     monkeypatch.setattr(evaluate, "plain", small)
     with pytest.raises(Incompatible, match="not even one answer of full length"):
-        checks._try_evaluation(at)
+        cost_probe._try_evaluation(at)
 
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")

@@ -18,6 +18,7 @@ from bakeoff.testing.methods import BASES, CHECKS, SPREAD, WIDTH, Subject, train
 from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import build, make_trial
 from bakeoff.training.preflight import checks
+from bakeoff.training.preflight import cost_probe
 
 # what PEFT says of the tiny bases, not of its methods
 pytestmark = [
@@ -237,4 +238,4 @@ def test_virtual_tokens_want_positions_too(tiny_llama: Path, tmp_path: Path) -> 
         longest = max(len(e.tokens) for e in at.examples("train"))
         assert (count + longest <= 128) == fits
         with contextlib.nullcontext() if fits else pytest.raises(Incompatible, match="positions"):
-            checks._refuse_long_prompts(at, at.examples("train"))
+            cost_probe._refuse_long_prompts(at, at.examples("train"))

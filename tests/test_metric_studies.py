@@ -18,6 +18,8 @@ from bakeoff import api
 from bakeoff.core.errors import BakeoffError
 from bakeoff.data.rows import read_rows
 from bakeoff.study.config import parse_spec
+from bakeoff.study import final
+from bakeoff.study import run
 
 OWN = """
 def score(prediction: str, reference: str, *, step: float = 1.0) -> float:
@@ -39,7 +41,7 @@ def sft(study_values: dict[str, Any], tiny_llama: Path) -> dict[str, Any]:
 
 def refused(values: dict[str, Any], folder: Path) -> BakeoffError:
     with pytest.raises(BakeoffError) as error:
-        api.run(parse_spec(values), folder, folder / "out")
+        run.run(parse_spec(values), folder, folder / "out")
     assert not list((folder / "out" / "trials").glob("*")), "something was trained"
     return error.value
 
@@ -110,7 +112,7 @@ def test_the_loss_needs_no_answers_and_is_the_models_own(
     monkeypatch.setattr(SupervisedFineTuning, "predict", never)
     sft["task"] |= {"metric": "loss", "margin": 0.05}
     sft["methods"]["contenders"] = ["ia3"]
-    report = api.run(parse_spec(sft), tmp_path, tmp_path / "out")
+    report = run.run(parse_spec(sft), tmp_path, tmp_path / "out")
     assert (report["study"]["better"], report["study"]["unit"]) == ("lower", "nats")
     record = api.read_record(tmp_path / "out")
     rows = read_rows(tmp_path / "out" / "data" / "test.jsonl")
@@ -163,15 +165,15 @@ def score(prediction, reference):
     out = tmp_path / "out"
     from bakeoff.study import search
 
-    real = search.final
+    real = final.final
 
     def then_fails(*given: Any) -> Any:
         (out / "metric" / "seen").touch()
         return real(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "final", then_fails)
-        report = api.run(values, tmp_path, out)
+        patch.setattr(final, "final", then_fails)
+        report = run.run(values, tmp_path, out)
     failed = [f for f in report["failures"] if f["phase"] == "final"]
     assert len(failed) == 4
     for row in failed:

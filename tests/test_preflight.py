@@ -24,6 +24,7 @@ from bakeoff.tasks.sft import IGNORE, SupervisedFineTuning
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.training.preflight import token_checks
 from bakeoff.training.token_cache import encode_split
+from bakeoff.study import run
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "preflight.md"
@@ -573,7 +574,7 @@ def test_a_fatal_fault_refuses_before_any_training(study: Study, case: Case) -> 
     case.spoil(study)
     study.write()
     with pytest.raises(PreflightError) as error:
-        api.run(parse_spec(study.values), study.folder, study.folder / "out")
+        run.run(parse_spec(study.values), study.folder, study.folder / "out")
     assert error.value.code == case.code
     assert case.says in error.value.cause
     assert error.value.try_
@@ -624,12 +625,12 @@ def test_warnings_reach_the_command_line_and_the_report(study: Study) -> None:
     study.values["method"] = {}
     study.rows["test"] += study.rows["train"][:1]
     study.write()
-    report = api.run(parse_spec(study.values), study.folder, study.folder / "out")
+    report = run.run(parse_spec(study.values), study.folder, study.folder / "out")
     leaked = [w for w in report["warnings"] if w.endswith("[test-in-train]")]
     assert len(leaked) == 1
     assert "line 25 of test.jsonl like line 1 of train.jsonl" in leaked[0]
     assert "line 25 of test.jsonl" in (study.folder / "out" / "report.html").read_text()
-    again = api.run(parse_spec(study.values), study.folder, study.folder / "out")
+    again = run.run(parse_spec(study.values), study.folder, study.folder / "out")
     assert again["warnings"] == report["warnings"]
 
 

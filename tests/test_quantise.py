@@ -35,6 +35,8 @@ from bakeoff.testing.trials import OPTIONS, build, make_trial, no_dropout, run
 from bakeoff.training import setup
 from bakeoff.training.preflight import checks
 from bakeoff.training.preflight.capabilities.quantized import refusal
+from bakeoff.study import run as study_run
+from bakeoff.training.preflight import cost_probe
 
 pytest.importorskip("bitsandbytes")
 
@@ -210,7 +212,7 @@ def test_packed_bytes_taken_for_weights_are_refused_before_training(
     assert refusal(registry.load("lora", Path()), *NF4.values()) is None
     trial = make_trial("hra", "sft", **INT8)
     build(trial, llama, tmp_path)  # lays the data down
-    cost = checks.probe(
+    cost = cost_probe.probe(
         Segment((trial,), 0, 6, str(tmp_path), str(llama), {"lanes": "auto"}).to_json()
     )
     assert cost["status"] == Status.INCOMPATIBLE
@@ -231,7 +233,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> tuple[Pat
         "budget": {"steps": 6, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2},
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
     }
-    return folder, api.run(parse_spec(values), folder, folder / "run")
+    return folder, study_run.run(parse_spec(values), folder, folder / "run")
 
 
 def test_a_study_in_nf4_goes_through_to_its_report(
@@ -309,7 +311,7 @@ def test_a_quantizer_that_is_not_installed_is_said_at_once(
     monkeypatch.setitem(quantization.QUANTIZERS, "nf4", ("no_such_package",))
     study_values["base"]["quantize"] = "nf4"
     with pytest.raises(EnvironmentProblem) as caught:
-        api.run(parse_spec(study_values), tmp_path, tmp_path / "run")
+        study_run.run(parse_spec(study_values), tmp_path, tmp_path / "run")
     assert caught.value.code == "quantizer-missing"
     assert "no_such_package, which is not installed" in caught.value.cause
     assert "pip install" in caught.value.try_

@@ -37,6 +37,10 @@ from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment
 from bakeoff.training.preflight import checks
+from bakeoff.report import write
+from bakeoff.study import final
+from bakeoff.study import run
+from bakeoff.training.preflight import cost_probe
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 Values = dict[str, Any]
@@ -96,7 +100,7 @@ def whole(
         },
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
     }  # fmt: skip
-    report = api.run(parse_spec(values), folder, folder / "out")
+    report = run.run(parse_spec(values), folder, folder / "out")
     return values, report, ended(folder / "out"), folder
 
 
@@ -112,7 +116,7 @@ def best(whole: tuple[Values, dict[str, Any], Ended, Path]) -> float:
 
 
 def go(values: Values, out: Path, retry: bool = False, heard: Heard | None = None) -> Any:
-    made = api.run(parse_spec(values), out, out, heard, retry=retry)
+    made = run.run(parse_spec(values), out, out, heard, retry=retry)
     jsonschema.validate(json.loads(json.dumps(made)), SCHEMA)
     return made
 
@@ -157,7 +161,7 @@ def stopped_before_final(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(search, "final", killed)
+        patched.setattr(final, "final", killed)
         with pytest.raises(Killed):
             go(values, out, retry)
 
@@ -367,7 +371,7 @@ def test_a_neighbour_that_fails_while_it_is_trained_again_keeps_its_row(
 def test_a_cost_probe_that_failed_is_run_again(
     values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, probe, probed = tmp_path / "out", checks.probe, []
+    out, probe, probed = tmp_path / "out", cost_probe.probe, []
 
     def fails_once(value: dict[str, Any]) -> dict[str, Any]:
         name = value["trials"][0]["method"]["name"]
@@ -376,7 +380,7 @@ def test_a_cost_probe_that_failed_is_run_again(
             return Cost(name, Status.OUT_OF_MEMORY, "no room for it").to_json()
         return probe(value)
 
-    monkeypatch.setattr(checks, "probe", fails_once)
+    monkeypatch.setattr(cost_probe, "probe", fails_once)
     report = go(values, out)
     assert {(f["phase"], f["status"]) for f in report["failures"]} == {
         ("probe", "out_of_memory"), ("search", "diverged"),
@@ -411,7 +415,7 @@ def test_kill_9_between_forgetting_and_training_leaves_a_study_that_goes_on(
     first = ("before a step", 0)
     assert kills.run(values, out, out, first, retry=True) == -signal.SIGKILL
     assert status(out) == {**others, failed: None}
-    assert api.report(out)["complete"] is False
+    assert write.report(out)["complete"] is False
     assert kills.run(values, out, out) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["complete"] is True

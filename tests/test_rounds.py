@@ -21,7 +21,8 @@ from bakeoff.study.executors import Outcome
 from bakeoff.study.failures import Quarantine
 from bakeoff.study.monitoring.progress import Silent
 from bakeoff.study.monitoring.signals import Stop
-from bakeoff.study.scheduler import Breaker, Running, run_trials
+from bakeoff.study.failures import Breaker
+from bakeoff.study.scheduler import Running, run_trials
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment

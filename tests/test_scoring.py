@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bakeoff.core import plugins
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 from bakeoff.metrics.describe import Metric, MetricError, describe
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -134,14 +134,14 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", plugins.names("metrics"))
+@pytest.mark.parametrize("name", plugins.list_plugins("metrics"))
 def test_every_metric_keeps_the_contract(name: str, tmp_path: Path) -> None:
-    module = plugins.find("metrics", name)
+    module = plugins.load_plugin("metrics", name)
     assert module.INFO.name == name
     assert module.INFO.better in ("higher", "lower")
     given = {"pattern": "(?s)(.*)"} if name == "regex" else {}
     assert described(name, tmp_path, **given)["error"] is None
-    tasks = [plugins.find("tasks", t).TASK for t in plugins.names("tasks")]
+    tasks = [plugins.load_plugin("tasks", t).TASK for t in plugins.list_plugins("tasks")]
     assert any(name in task.metrics for task in tasks), "no task offers it"
     assert f"`{name}`" in (DOCS / "metrics.md").read_text(encoding="utf-8")
     if hasattr(module, "score_loss"):

@@ -20,8 +20,9 @@ from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
 from bakeoff.data import rows as data_rows
 from bakeoff.data import sources
 from bakeoff.study.config import parse_spec
-from bakeoff.study.storage.study_dir import read_splits
+from bakeoff.study.setup.splits import read_splits
 from bakeoff.testing.tiny import rows, write_jsonl
+from bakeoff.study import run
 
 SMALL = [{"text": f"line\n{i}, with a comma", "label": "abc"[i % 3]} for i in range(7)]
 
@@ -299,14 +300,14 @@ def test_a_study_on_parquet_by_template_runs_and_says_where_its_rows_are_from(
     }  # fmt: skip
     study_values["methods"]["contenders"] = ["full"]
     study_values["method"] = {}
-    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert report["provenance"]["data_from"]["test"] == {
         "from": "pool.parquet", "files": ["pool.parquet"], "share": 0.25,
     }  # fmt: skip
     frozen = data_rows.read_rows(tmp_path / "out" / "data" / "test.jsonl")
     assert frozen[0].keys() == {"question", "answer", "n"}
     (tmp_path / "pool.parquet").unlink()
-    again = api.run(
+    again = run.run(
         api.read_spec(tmp_path / "out" / "study.toml"), tmp_path / "out", tmp_path / "out"
     )
     assert again["methods"] == report["methods"], "the folder needs nothing outside it"

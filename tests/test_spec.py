@@ -13,7 +13,7 @@ from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry
 from bakeoff.study.config import dump_spec, parse_spec, read_spec
 from bakeoff.study.planning import trials
-from bakeoff.study.storage.study_dir import comparable
+from bakeoff.study.setup.compatibility import comparable
 
 
 def values(**changes: Any) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_examples_are_valid() -> None:
 
 
 def test_every_method_gets_the_same_number_of_settings() -> None:
-    spec = read_spec(Path(str(files("bakeoff") / "demo.toml")))
+    spec = read_spec(Path(str(files("bakeoff.study.config") / "templates/demo.toml")))
     counts = {
         name: len(trials.settings(registry.load(name, Path()), spec)) for name in spec.method_names
     }

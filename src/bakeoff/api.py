@@ -1,61 +1,21 @@
-"""The whole path, top to bottom: what the CLI calls and what users import.
+"""What the command line calls and what users import: one function for each task.
 
-    spec -> folder -> preflight -> costs -> search (from rung to rung) -> final -> report
-
-The study half and the training half meet only here, and only as JSON: the training half is named
-by strings (``module:function``) and runs where the executor runs it.
+A study runs as config -> data -> preflight -> cost probes -> search -> final -> report.
+``docs/architecture.md`` shows which module does what.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bakeoff import report as report_page
-from bakeoff.analysis.compare_studies import Side, contrast
-from bakeoff.core import disk_full, files
-from bakeoff.core.errors import PreflightError, UsageError
-from bakeoff.core.redact import redact
-from bakeoff.core.results import Cost, Status
-from bakeoff.study import fork as study_fork
-from bakeoff.study import retry as study_retry
-from bakeoff.study import search, verify_weights
-from bakeoff.study.config import StudySpec, dump_spec, flatten, parse_spec, read_spec
-from bakeoff.study.dry_run import fitted, laid_out, narrowed, overview, timed, too_small
-from bakeoff.study.executors import Options
-from bakeoff.study.monitoring import signals
-from bakeoff.study.monitoring.progress import LOG, Logged, Progress, Silent, Work, ended, telling
-from bakeoff.study.planning import time_budget
-from bakeoff.study.planning.estimate import Timing
-from bakeoff.study.planning.time_budget import Deadline, Fit
-from bakeoff.study.record import read_record, read_trials, read_values, summarised, walls
-from bakeoff.study.scheduler import Breaker, Running, refuse_too_little_room
-from bakeoff.study.setup import test_reads
-from bakeoff.study.setup.open_study import (
-    Study,
-    about,
-    call,
-    check,
-    executor,
-    frozen_values,
-    make_executor,
-    open_study,
-    prior_trial,
-    prober,
-    refuse_full,
-    segment,
-    warned,
-)
-from bakeoff.study.storage import repair
-from bakeoff.study.storage import study_dir as study_folder
-from bakeoff.study.storage.database import Reader, Writer
-from bakeoff.study.storage.lock import locked
+from bakeoff.report.write import report
+from bakeoff.study.compare import compare
+from bakeoff.study.config import StudySpec, parse_spec, read_spec
+from bakeoff.study.dry_run import overview
+from bakeoff.study.monitoring.progress import Progress
+from bakeoff.study.record import read_record, read_trials, read_values, summarised
+from bakeoff.study.run import machine, run_study
 from bakeoff.study.storage.repair import diagnose
 
 __all__ = [
@@ -73,9 +33,6 @@ __all__ = [
     "summarised",
 ]
 
-RUN_PROBE = "bakeoff.training.preflight.checks:probe"
-RUN_DOCTOR = "bakeoff.training.preflight.checks:doctor"
-
 
 def run(
     spec: StudySpec,
@@ -86,205 +43,21 @@ def run(
     retry: bool = False,
     fork: Path | None = None,
 ) -> dict[str, Any]:
-    """Run a study to its report, or go on where an earlier run of it stopped.
+    """Run a study, or resume it, and return its report.
 
-    Paths in ``spec`` start at ``source``; ``out`` is the study folder. With ``again`` the study may
-    have more seeds, other contenders or another margin than when its test set was read: that is one
-    more look at it, and counted. With ``retry`` what failed is tried again. With ``fork`` the study
-    is begun in that folder instead, as a fork of the one in ``out``, which is only read. Returns
-    the report.
-
-    Raises:
-        BakeoffError: bad input or environment, before anything is trained; ``disk-full`` at any
-            time: the same call goes on once there is room.
-        Interrupted, Terminated: Ctrl-C or SIGTERM; the same call goes on.
-    """
-    origin = out
-    if fork is not None:
-        study_fork.refuse(origin, fork, again)
-        out = fork
-    study_folder.make(out)
-    heard = Logged(out / LOG, progress or Silent())
-    closed = contextlib.closing(heard)
-    with disk_full.pausing(out), locked(out), closed, signals.listening(heard.say) as stop:
-        study = open_study(spec, source, out, heard)
-        with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
-            if fork is not None:
-                study_fork.mark(origin, out, store)
-            for found in repair.start(out, store):
-                heard.say(f"{found.what}: {found.detail}")
-            study, deadline = budgeted(study, store, heard, passed)
-            study = warned(study, too_small(study), heard)
-            counted = hold(study, again, heard)
-            study_folder.freeze_data(out, study.splits)
-            study_folder.freeze_metric(out, study.metric.name, study.metric.code)
-            study = check(study, heard)
-            freeze(study, store, counted)
-            if retry:
-                study_retry.begin(study, store, heard)
-            parent = study_fork.parent_of(out, heard)
-            with contextlib.closing(executor(spec, stop)) as through:
-                breaker = Breaker(len(study.entries))
-                running = Running(study, store, heard, through, stop, breaker, deadline, parent)
-                costs = measure_costs(running)
-                refuse_too_little_room(study, costs)
-                able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
-                chosen = search.search(running, able)
-                search.final(running, able, chosen)
-                verify_weights.check(running)
-    return report(out)
-
-
-def budgeted(
-    study: Study, store: Writer, progress: Progress, passed: Callable[[], float]
-) -> tuple[Study, Deadline | None]:
-    """Return what a study's hours buy, chosen once, with its deadline; without hours, the study.
+    Args:
+        spec: the study's configuration.
+        source: the folder that relative paths in ``spec`` start from.
+        out: the study folder.
+        progress: receives progress events; None for none.
+        again: allow changed seeds, contenders or margin after the test set was evaluated. The
+            report counts this as one more test-set evaluation.
+        retry: run failed trials again.
+        fork: start a new study in this folder, which reuses unchanged trials of the one in ``out``.
 
     Raises:
-        PreflightError: ``hours-too-few``; ``study-differs`` for other hours than it was begun with.
+        BakeoffError: bad input or environment, before any training; ``disk-full`` at any time:
+            the same call resumes the study once there is space.
+        Interrupted, Terminated: Ctrl-C or SIGTERM; the same call resumes the study.
     """
-    values, asked = read_values(study.folder), study.spec.budget.hours
-    wanted = list(study.spec.methods.contenders)
-    known = values.get("hours")
-    if asked is None and known is None:
-        return study, None
-    if asked is not None:
-        begun = {"budget.hours": known["fit"]["hours"]} if known else {}
-        if known or "frozen" in values:
-            study_folder.refuse_difference(begun, {"budget.hours": asked})
-    if known is not None and asked is not None:
-        study_folder.refuse_difference({"contenders": known["asked"]}, {"contenders": wanted})
-    if known is None:
-        with laid_out(study) as there:
-            check(there, Silent())  # what cannot be trained on is not timed either
-            found = timed(there, progress)
-        bought = fitted(study, found)
-        known = {
-            "asked": wanted,
-            "fit": asdict(bought),
-            "timings": [asdict(t) for t in found.timings],
-        }
-        store.set("hours", known)
-    bought = Fit(**known["fit"])
-    if asked is not None:
-        study = narrowed(study, bought)
-        progress.say(time_budget.sentence(bought, study.entries[0].title))
-    timings = tuple(Timing.from_json(t) for t in known["timings"])
-    before = sum(walls(values))
-    return study, Deadline(bought, timings, lambda: before + passed())
-
-
-def hold(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
-    """Hold the study against what was frozen before; return what to note of a look at test.
-
-    Raises:
-        PreflightError: ``study-differs``, ``test-already-read``.
-    """
-    with Reader(study.folder / study_folder.DATABASE) as reader, reader.still():
-        values, test_read = reader.values(), reader.test_read()
-    now = json.loads(json.dumps(frozen_values(study)))
-    counted = test_reads.held(values, now, test_read, again)
-    if again and not counted:
-        progress.say(test_reads.NOTHING)
-    return {**counted, **study_fork.noted(study.folder, values, now, test_read)}
-
-
-def freeze(study: Study, store: Writer, counted: dict[str, Any]) -> None:
-    """Freeze the study in its folder, with what is counted of its looks at test."""
-    own = None if study.metric.code is None else study.metric.name
-    template = (study.conditions.task_options.get("chat") or {}).get("template")
-    study_folder.write_study_file(study.folder, study.spec, own, template)
-    known = {"spec": dump_spec(study.spec), "about": about(study), "frozen": frozen_values(study)}
-    store.set_all({**known, **counted})
-
-
-def measure_costs(running: Running) -> dict[str, Cost]:
-    """Run the cost probe of each method that has none yet: alone, one after another.
-
-    Raises:
-        PreflightError: ``control-incompatible``: without its control a study has no question.
-        Interrupted, Terminated: the study was asked to stop.
-    """
-    study, store, progress, stop = running.study, running.store, running.progress, running.stop
-    with running.read() as reader:
-        costs = reader.costs()
-    missing = [e for e in study.entries if e.name not in costs]
-    progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
-    # always a process each, one at a time: nothing else may be in a reading of time or memory
-    wishes = study.spec.engine.switches
-    payloads = [segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing]
-    alone = Options(fresh=True, patience=60 * study.spec.engine.patience, stopping=stop)
-    through = prober(study.spec, stop) or make_executor("process", 1, alone)
-    works = [Work("cost probe", e.name, e.title) for e in missing]
-    for outcome in through.map(RUN_PROBE, telling(progress, works, payloads)):
-        refuse_full(study.folder, outcome)
-        entry = missing[outcome.index]
-        if outcome.value is not None:
-            cost = Cost.from_json(outcome.value)
-        else:
-            cost = Cost(entry.name, Status.FAILED, redact(outcome.error or ""))
-        store.keep_cost(cost)
-        costs[entry.name] = cost
-        progress.advance(entry.name)
-        ended(progress, works[outcome.index])
-        if cost.status is Status.INCOMPATIBLE:
-            progress.say(f"{entry.title} cannot run here: {cost.reason}")
-        for switch, reason in ((cost.engine or {}).get("reasons") or {}).items():
-            progress.say(f"{entry.title} runs without engine.{switch}: {reason}")
-    stop.check()
-    control = costs[study.entries[0].name]
-    if control.status is Status.INCOMPATIBLE:
-        raise PreflightError(
-            "control-incompatible",
-            f"The control {study.entries[0].title} cannot run here: {control.reason}",
-            "another control in [methods], or arguments for it in [method.<name>.config].",
-        )
-    return costs
-
-
-@contextlib.contextmanager
-def clock(store: Writer) -> Iterator[Callable[[], float]]:
-    """Add this run's wall time to the study's, also when it is interrupted; gives its seconds."""
-    started, key = time.monotonic(), f"wall:{uuid.uuid4().hex}"
-    try:
-        yield lambda: time.monotonic() - started
-    finally:
-        store.set(key, time.monotonic() - started)
-
-
-def report(out: Path, examples: bool = True) -> dict[str, Any]:
-    """Write ``report.json`` and ``report.html``, items if ``examples``; return the former."""
-    study_folder.refuse_links(out)
-    _, summary = summarised(out, examples)
-    text = json.dumps(summary, indent=1, allow_nan=False)
-    with disk_full.pausing(out):
-        files.write_text(out / "report.json", text + "\n")
-        files.write_text(out / "report.html", report_page.render(summary))
-    return summary
-
-
-def machine() -> dict[str, Any]:
-    """Return what a study would find on this machine, with measured matmul rates."""
-    through = make_executor("process", 1)
-    wishes = {"device": "auto", "precision": "auto", "threads": None, "workers": 1}
-    return call(through, RUN_DOCTOR, wishes)
-
-
-def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Say what differs between two studies, and whether their verdicts agree; writes nothing.
-
-    Raises:
-        UsageError: ``no-study``, ``same-study``.
-    """
-    if first.resolve() == second.resolve():
-        raise UsageError(
-            "same-study",
-            f"Both folders are {first}: a study does not differ from itself.",
-            "another study's folder as the second one.",
-        )
-    return contrast(_side(first), _side(second))
-
-
-def _side(out: Path) -> Side:
-    _, summary = summarised(out, examples=False)
-    return Side(str(out), summary, flatten(read_values(out).get("frozen") or {}))
+    return report(run_study(spec, source, out, progress, again, retry, fork))

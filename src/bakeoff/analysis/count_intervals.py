@@ -24,7 +24,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 
 from bakeoff.analysis.bootstrap import DRAWS
 from bakeoff.analysis.compare import ALPHA, Comparison, Interval, verdict_of
-from bakeoff.core.results import Reported
+from bakeoff.core.record import Reported
 
 FARTHEST = 8.0
 """Standard errors at which the search for a p value ends: p is then about 1e-15."""

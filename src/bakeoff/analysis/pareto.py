@@ -27,7 +27,9 @@ from bakeoff.analysis.bootstrap import (
     pool_seed_noise,
 )
 from bakeoff.analysis.compare import TIE
-from bakeoff.study.planning.racing import COST_TIE
+
+COST_TIE = 0.05
+"""Costs closer than this share are taken as equal: two readings of one probe differ as much."""
 
 Row = dict[str, Any]
 BoolArray = NDArray[np.bool_]

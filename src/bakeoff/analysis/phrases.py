@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bakeoff.core.results import StudyRecord
+from bakeoff.core.record import StudyRecord
 from bakeoff.core.trial import LEARNING_RATE
 
 Row = dict[str, Any]

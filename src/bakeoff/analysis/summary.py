@@ -28,7 +28,8 @@ from bakeoff.analysis.per_method.secondary import secondary_rows
 from bakeoff.analysis.per_method.stability import is_open
 from bakeoff.analysis.recommendation.recommend import recommend
 from bakeoff.analysis.trial_runs import MethodRuns, Run, n_test_items, runs_by_method, usable_scores
-from bakeoff.core.results import Reported, StudyRecord, TrialResult
+from bakeoff.core.record import Reported, StudyRecord
+from bakeoff.core.results import TrialResult
 
 SCHEMA = 1
 # Fewer cannot tell seed noise from a difference.

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.core.results import Status, StudyRecord, TrialResult
+from bakeoff.core.record import StudyRecord
+from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Trial
 
 NOT_FINISHED = "not finished"

@@ -17,6 +17,7 @@ from bakeoff.cli.display.output import (
     show_table,
     study_folder,
 )
+from bakeoff.study import compare
 
 LONGEST = 40
 """Characters of a value in a table; ``--json`` has it whole."""
@@ -34,9 +35,8 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Say what differs between two studies, and whether their verdicts agree."""
-    from bakeoff import api
 
-    found = api.compare(study_folder(first), study_folder(second))
+    found = compare.compare(study_folder(first), study_folder(second))
     if as_json:
         show_json(found)
         return

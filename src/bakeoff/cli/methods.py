@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
+from bakeoff.cli.display.method_row import SERVERS, STATE_BYTES, Row, carried, count, yes
 from bakeoff.cli.display.output import JSON_OPTION, err, show_json, show_table
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.redact import printable
@@ -20,19 +21,8 @@ if TYPE_CHECKING:
 
 RUN_PROBE = "bakeoff.training.preflight.capabilities:probe"
 RUN_EXPECTED = "bakeoff.training.preflight.capabilities.on_model:expected"
-STATE_BYTES = 16
-"""A trained number in fp32: its value, its gradient and AdamW's two moments."""
-SERVERS = ("vllm",)
 SERVED = ("adapter", "converted")
 """How a server can serve a method beside others on one base: what a merged model cannot."""
-
-
-class Row(NamedTuple):
-    """One method: its entry, what is known of it, and what it takes on the user's model."""
-
-    entry: MethodEntry
-    found: Found
-    on_model: dict[str, Any] | None
 
 
 class Filters(NamedTuple):
@@ -197,18 +187,6 @@ def with_bytes(counted: dict[str, Any] | None, found: Found) -> dict[str, Any] |
     return {**counted, "checkpoint_bytes": saved, "training_state_bytes": state}
 
 
-def carried(
-    function: str, payloads: Sequence[dict[str, Any]]
-) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
-    """Run a function of the training half over payloads, a process each; yield as they end."""
-    from bakeoff.core import plugins
-
-    workers = os.cpu_count() or 1
-    through = plugins.find("executors", "process").EXECUTOR(workers)
-    for outcome in through.map(function, payloads):
-        yield outcome.index, outcome.value, outcome.error
-
-
 def to_json(entry: MethodEntry) -> dict[str, Any]:
     """Return plain JSON values."""
     return dataclasses.asdict(entry)
@@ -269,13 +247,3 @@ def _cells(row: Row) -> tuple[str, ...]:
         " ".join(own.quantized) or "-",
         f"not this model: {reason}" if reason else " ".join(own.trains) or "-",
     )
-
-
-def count(value: int | None) -> str:
-    """Return a whole number for a table; absence is a dash."""
-    return "-" if value is None else f"{value:,}"
-
-
-def yes(value: bool) -> str:
-    """Return a word for a table."""
-    return "yes" if value else "-"

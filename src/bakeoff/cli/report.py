@@ -16,6 +16,7 @@ from bakeoff.cli.display import verdict
 from bakeoff.cli.display.output import JSON_OPTION, err, plain, show_json, study_folder
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.redact import escaped_json, redacted
+from bakeoff.report import write
 
 FORMATS = ("md", "csv", "json", "html")
 UNKNOWN_FORMAT, UNKNOWN_TABLE = "unknown-format", "unknown-table"
@@ -47,7 +48,6 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write report.html and report.json of a study, finished or not, and print the verdict."""
-    from bakeoff import api
     from bakeoff.integrations import exchange
 
     _refuse(form, table, hf_json, out)
@@ -57,7 +57,7 @@ def command(
         written = exchange.write_results(folder, target)
         show_json(written) if as_json else err.print(plain(f"{len(written)} files in {target}"))
         return
-    report = api.report(folder, examples)
+    report = write.report(folder, examples)
     if form is not None:
         give(report, form, out, table)
     elif as_json:

@@ -13,7 +13,8 @@ from bakeoff.cli.display import verdict
 from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, plain, show_json
 from bakeoff.cli.display.progress import Live
 from bakeoff.core.errors import UsageError
-from bakeoff.core.safe_read import suitable, unsuitable_path
+from bakeoff.core.names import suitable, unsuitable_path
+from bakeoff.study import run
 
 if TYPE_CHECKING:
     from bakeoff.integrations.peft_benchmark.experiment import Experiment
@@ -111,10 +112,9 @@ def execute(
     spec: StudySpec, source: Path, folder: Path, as_json: bool, asked: Asked = NOTHING
 ) -> int:
     """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
-    from bakeoff import api
 
     with Live(err, asked.fork or folder) as live:
-        report = api.run(spec, source, folder, live, *asked)
+        report = run.run(spec, source, folder, live, *asked)
     folder = asked.fork or folder
     if as_json:
         show_json(report)
@@ -183,8 +183,8 @@ def guess_task(data: str, columns: dict[str, str]) -> str:
     from bakeoff.data import sources
 
     present = sources.find({"train": data}, Path())["train"].rows[0]
-    for name in plugins.names("tasks"):
-        task = plugins.find("tasks", name).TASK
+    for name in plugins.list_plugins("tasks"):
+        task = plugins.load_plugin("tasks", name).TASK
         for fields in (task.fields, *task.other_fields):
             if all(f in columns or default in present for f, default in fields.items()):
                 return name
@@ -216,8 +216,8 @@ def _name(data: str) -> str:
 
 
 def _absolute_data(data: str) -> str:
+    from bakeoff.data.assets import ASSET
     from bakeoff.data.sources import hub
-    from bakeoff.study.setup.base_model import ASSET
 
     if data.startswith(ASSET):
         return data

@@ -1,6 +1,6 @@
-"""Find plug-ins by file name: a file in a plug-in folder is its registration.
+"""Find plug-ins by file name: a file in a plug-in package is its registration.
 
-Used for tasks, metrics and executors; listing names imports nothing, so it is instant.
+Listing names imports no plug-in. Names that start with an underscore are no plug-ins.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from types import ModuleType
 from bakeoff.core.errors import unknown
 
 
-def names(package: str) -> tuple[str, ...]:
-    """Return the plug-in names in ``package`` (``tasks``, ``metrics``, ``executors``)."""
+def list_plugins(package: str) -> tuple[str, ...]:
+    """Return the plug-in names in a package below ``bakeoff``, such as ``metrics.builtin``."""
     parent = importlib.import_module(f"bakeoff.{package}")
     found = (m.name for m in pkgutil.iter_modules(parent.__path__))
     return tuple(sorted(n for n in found if not n.startswith("_")))
 
 
-def find(package: str, name: str) -> ModuleType:
-    """Import one plug-in's module.
+def load_plugin(package: str, name: str, kind: str) -> ModuleType:
+    """Import the module of one plug-in; ``kind`` is its word in an error (``metric``).
 
     Raises:
-        UsageError: ``unknown-<kind>``, with the near match.
+        UsageError: ``unknown-<kind>``, with the nearest name.
     """
-    known = names(package)
+    known = list_plugins(package)
     if name not in known:
-        kind = package.rstrip("s")
         raise unknown(f"unknown-{kind}", kind, name, known)
     return importlib.import_module(f"bakeoff.{package}.{name}")

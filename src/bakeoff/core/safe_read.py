@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,6 @@ ROW_CHARACTERS = 16 * 2**20
 """A row of data: some books' worth of text."""
 DEPTH = 64
 """Levels of nesting in JSON; beyond some hundreds Python's own recursion ends in a crash."""
-
-NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,63}")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-"""Names that Windows keeps for devices, whatever their suffix."""
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class Unreadable(Exception):
@@ -128,44 +122,6 @@ def characters(value: Any) -> int:
         elif isinstance(item, list | tuple):
             left += item
     return total
-
-
-def unsuitable(name: str) -> str | None:
-    """Return why a name cannot be one of a study, a method or a folder; None where it can."""
-    if not NAME.fullmatch(name):
-        return "1 to 64 of A-Z a-z 0-9 . _ - are wanted, and no - at its beginning"
-    if not name.strip("."):
-        return "it names a folder above"
-    if _RESERVED.fullmatch(name):
-        return "Windows keeps it for a device"
-    return None
-
-
-def suitable(text: str) -> str:
-    """Return ``text`` as a name that ``unsuitable`` has nothing against."""
-    name = _UNSAFE.sub("-", text).lstrip("-")[:64]
-    return name if unsuitable(name) is None else f"study-{name.lstrip('.')}"[:64]
-
-
-def unsuitable_path(text: str) -> str | None:
-    """Return why a path cannot be one that a study file names; None where it can."""
-    if not text.strip():
-        return "it is empty"
-    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text):
-        return "it holds a control character"
-    if len(text) > 1024 or any(len(part.encode()) > 255 for part in text.split("/")):
-        return "it is too long for a path"
-    if text.startswith("~") and not text.startswith("~/") and text != "~":
-        return "only ~/ stands for a home folder"
-    return None
-
-
-def within(path: Path, folder: Path) -> bool:
-    """Tell whether ``path`` lies in ``folder`` once every link on the way is followed."""
-    try:
-        return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a ring of links
-        return False
 
 
 def _odd(value: Any, where: str, finite: bool) -> Iterator[str]:

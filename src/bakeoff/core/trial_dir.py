@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff.core import files as core_files
+from bakeoff.core.files import sha256_of
 from bakeoff.core.results import Status, TrialResult
-from bakeoff.data.rows import sha256_of
 
 COMPLETE = "COMPLETE.json"
 RESULT = "result.json"

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -258,33 +257,6 @@ def _broken(path: Path, why: str) -> PreflightError:
     )
 
 
-def split_rows(
-    rows: Sequence[Row], group: str | None, fractions: Mapping[str, float], rng: random.Random
-) -> dict[str, list[Row]]:
-    """Cut ``rows`` into splits; rows that share the ``group`` column stay together.
-
-    The order inside a split is the order of the file. Every split gets at least one group.
-    """
-    keys = [str(r.get(group)) if group else str(i) for i, r in enumerate(rows)]
-    groups = sorted(set(keys))
-    rng.shuffle(groups)
-    home: dict[str, str] = {}
-    start = 0.0
-    for split, fraction in fractions.items():
-        stop = start + fraction
-        for name in groups[round(start * len(groups)) : round(stop * len(groups))]:
-            home[name] = split
-        start = stop
-    return {s: [r for r, k in zip(rows, keys, strict=True) if home.get(k) == s] for s in fractions}
-
-
-def sample(rows: list[Row], limit: int | None, rng: random.Random) -> list[Row]:
-    """Return at most ``limit`` rows, drawn at random, in the order of the file."""
-    if limit is None or len(rows) <= limit:
-        return rows
-    return [rows[i] for i in sorted(rng.sample(range(len(rows)), limit))]
-
-
 def columns_of(template: str) -> tuple[str, ...]:
     """Return the columns a field draws on: ``{name}`` marks in it, else the field itself."""
     return tuple(_COLUMN.findall(template)) or (template,)
@@ -311,12 +283,6 @@ def write_split(path: Path, rows: Iterable[Row]) -> str:
 def canonical_digest(rows: Iterable[Row]) -> str:
     """Return the sha256 that ``write_split`` would give."""
     return hashlib.sha256(_canonical(rows)).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hex, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _canonical(rows: Iterable[Row]) -> bytes:

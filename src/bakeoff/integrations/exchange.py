@@ -17,6 +17,7 @@ from bakeoff.core.errors import BakeoffError, EnvironmentProblem, UsageError, fi
 from bakeoff.integrations.peft_benchmark import exporting, importing
 from bakeoff.integrations.peft_benchmark.importing import Wishes
 from bakeoff.integrations.trackers import Exporter, runs_of
+from bakeoff.report import write
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Writer
 from bakeoff.study.storage.lock import locked
@@ -49,7 +50,7 @@ def import_results(results: Path, out: Path, wishes: Wishes) -> dict[str, Any]:
         for cost in made.costs:
             store.keep_cost(cost)
         store.set_all(made.values)
-    return api.report(out)
+    return write.report(out)
 
 
 def write_results(out: Path, target: Path) -> list[str]:
@@ -72,7 +73,7 @@ def export_curves(out: Path, to: str, target: Path) -> Exported:
         UsageError: ``no-study``, ``unknown-exporter``, ``folder-taken``, ``no-curves``.
         EnvironmentProblem: ``exporter-missing``, ``export-failed``.
     """
-    exporter: Exporter = plugins.find("exporters", to).EXPORTER
+    exporter: Exporter = plugins.load_plugin("exporters", to).EXPORTER
     record = api.read_record(out, examples=False)
     runs = runs_of(record.trials, record.metric.name)
     if not runs:
@@ -97,6 +98,6 @@ def export_curves(out: Path, to: str, target: Path) -> Exported:
         raise EnvironmentProblem(
             "export-failed",
             f"{to} could not write the curves: {first_line(error)}",
-            f"another version of it, or another tool: {', '.join(plugins.names('exporters'))}.",
+            f"another version of it, or another tool: {', '.join(plugins.list_plugins('exporters'))}.",
         ) from error
     return Exported(target, len(runs), exporter.look(record.name, target))

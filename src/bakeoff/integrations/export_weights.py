@@ -23,13 +23,13 @@ from bakeoff.analysis.per_method.best_weights import best_seed
 from bakeoff.analysis.trial_runs import Run, runs_by_method
 from bakeoff.core import files
 from bakeoff.core.errors import PreflightError, UsageError, unknown
-from bakeoff.core.results import StudyRecord
+from bakeoff.core.record import StudyRecord
 from bakeoff.core.trial import Conditions, Segment
 from bakeoff.report.model_card import card
 from bakeoff.study import verify_weights
 from bakeoff.study.config import parse_spec
+from bakeoff.study.remote import call, executor, make_executor, works_elsewhere
 from bakeoff.study.setup import base_model
-from bakeoff.study.setup.open_study import call, executor, make_executor, works_elsewhere
 from bakeoff.study.storage import study_dir as study_folder
 
 CONVERT = "bakeoff.training.convert:run"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import UsageError, near_match, unknown
-from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, odd, read_text, unsuitable
+from bakeoff.core.names import unsuitable
+from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, odd, read_text
 from bakeoff.core.trial import MethodEntry
 
 FAMILIES = (

@@ -26,8 +26,9 @@ from bakeoff.core.errors import (
     UsageError,
     near_match,
 )
-from bakeoff.core.results import MetricInfo
-from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_bytes, within
+from bakeoff.core.names import within
+from bakeoff.core.record import MetricInfo
+from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_bytes
 from bakeoff.core.trial import Conditions
 from bakeoff.metrics.run import ITEM_SECONDS, Metric
 
@@ -134,7 +135,7 @@ def _make(source: Source, code: bytes | None, options: Options) -> Metric:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise _wrong(f"`timeout` is {timeout!r}", "seconds, above 0")
     if code is None:
-        module = plugins.find("metrics", source.name)
+        module = plugins.load_plugin("metrics", source.name)
         _need(module)
         of_losses = hasattr(module, "score_loss")
         function = module.score_loss if of_losses else module.score

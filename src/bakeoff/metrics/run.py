@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 from bakeoff.core.timeout import TooSlow, at_most
 
 ITEM_SECONDS = 10.0

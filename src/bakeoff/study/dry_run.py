@@ -26,20 +26,17 @@ from bakeoff.study.planning import racing, time_budget
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import Timing, estimate
 from bakeoff.study.planning.time_budget import Fit
-from bakeoff.study.setup.open_study import (
-    CAUSAL_LM,
-    Study,
+from bakeoff.study.remote import (
     call,
-    check,
     executor,
     make_executor,
-    open_study,
     prior_trial,
     prober,
     segment,
-    warned,
     works_elsewhere,
 )
+from bakeoff.study.setup.open_study import check, open_study, warned
+from bakeoff.study.setup.study import CAUSAL_LM, Study
 from bakeoff.study.storage import study_dir as study_folder
 
 RUN_TIMING = "bakeoff.training.preflight.timing:measure"
@@ -123,7 +120,7 @@ def _memory(study: Study) -> dict[str, Any]:
 
 def _methods(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> list[dict[str, Any]]:
     """Return what each method would run, and how vLLM could serve it (None: no way is known)."""
-    speaks = plugins.find("tasks", study.spec.task.kind).TASK.task_type == CAUSAL_LM
+    speaks = plugins.load_plugin("tasks", study.spec.task.kind).TASK.task_type == CAUSAL_LM
     serving = served(study.entries, cache_folder()) if speaks else {}
     methods = []
     for entry in study.entries:

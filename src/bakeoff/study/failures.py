@@ -7,7 +7,16 @@ while work went well on another, is broken itself.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from collections.abc import Sequence
+
+from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core.results import Status, TrialResult
+from bakeoff.study.scheduler import Kept
+
+SAME = 3
+"""Methods that fail alike, none succeeding in between, before the study is paused."""
 
 LOST = 2
 """Methods that lose a GPU before it is set aside."""
@@ -39,3 +48,55 @@ class Quarantine:
             self._lost[gpu].append(method)
         broken = len(self._lost[gpu]) >= LOST and gpu in self._elsewhere
         return tuple(self._lost.pop(gpu)) if broken else ()
+
+
+class Breaker:
+    """Holds failures back until it is clear that they are the methods' own.
+
+    The same failure in one method after the other is the machine's or the data's: then the study
+    pauses, and nothing is marked failed.
+    """
+
+    def __init__(self, methods: int) -> None:
+        self.most = max(2, min(SAME, methods))
+        self.signature: str | None = None
+        self.held: list[Kept] = []
+        self.gpus = Quarantine()
+
+    def take(self, group: Sequence[Kept]) -> list[Kept]:
+        """Return what may be written now that a group has ended.
+
+        Raises:
+            EnvironmentProblem: ``same-failure``.
+        """
+        signatures = {_signature(r) for _, r in group}
+        same = signatures.pop() if len(signatures) == 1 else None
+        if same is None:
+            return [*self.flush(), *group]
+        known = self.flush() if same != self.signature else []
+        self.signature = same
+        self.held += group
+        failed = {t.method.name for t, _ in self.held}
+        if len(failed) >= self.most:
+            titles = ", ".join(dict.fromkeys(t.method.title for t, _ in self.held))
+            raise EnvironmentProblem(
+                "same-failure",
+                f"One method after the other fails alike ({titles}): {group[0][1].reason}",
+                "mend the cause and run the same command again: none of these trials counts as "
+                'failed yet. `bakeoff doctor` checks the machine; executor = "inline" under '
+                "[engine] shows where it fails.",
+            )
+        return known
+
+    def flush(self) -> list[Kept]:
+        """Return what was held back: the failures were the methods' own."""
+        held, self.held, self.signature = self.held, [], None
+        return held
+
+
+def _signature(result: TrialResult) -> str | None:
+    """Return what tells failures apart, numbers and addresses left out; None: no failure."""
+    if result.status is not Status.FAILED:
+        return None
+    first = (result.reason or "").split("\n")[0]
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", first)

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import BakeoffError, UsageError
-from bakeoff.core.safe_read import within
+from bakeoff.core.names import within
 from bakeoff.core.trial import Trial
 from bakeoff.study.monitoring.progress import LOG, Progress
 from bakeoff.study.setup import test_reads
+from bakeoff.study.setup.compatibility import differences
 from bakeoff.study.storage import lock
 from bakeoff.study.storage.database import Reader, Writer
-from bakeoff.study.storage.study_dir import DATABASE, differences
+from bakeoff.study.storage.study_dir import DATABASE
 
 KEY = "forked_from"
 """The study's value that says what it was forked from; see ``noted``."""

@@ -14,14 +14,14 @@ import numpy as np
 
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.errors import UsageError
+from bakeoff.core.record import Imported, MetricInfo, Reported, StudyRecord
 from bakeoff.core.redact import redacted
-from bakeoff.core.results import MetricInfo, Status, StudyRecord, TrialResult
+from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.rows import SPLITS
-from bakeoff.integrations.peft_benchmark import importing
 from bakeoff.methods.serving import served
-from bakeoff.study import fork, retry, search, test_texts, verify_weights
+from bakeoff.study import final, fork, retry, test_texts, verify_weights
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import trials
 from bakeoff.study.storage import repair
@@ -56,7 +56,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
         decisions = reader.decisions()
     if "imported" in values:
-        return importing.record(values, trials, costs)
+        return imported_record(values, trials, costs)
     _begun(out, values)
     spec, known = parse_spec(values["spec"]), values["about"]
     # what was removed keeps its trials, and is no part of the study any more
@@ -92,7 +92,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         select_on=spec.budget.select_on,
         prefer=spec.verdict.model_dump()["prefer"],
         pareto=spec.verdict.pareto,
-        base_scores=search.base_scores(values),
+        base_scores=final.base_scores(values),
         secondary=tuple(known["secondary"]),
         references=tuple(known["references"]),
         artifacts=values.get(verify_weights.KEY, {}),
@@ -111,7 +111,7 @@ def _begun(out: Path, values: dict[str, Any]) -> None:
 def notes(values: dict[str, Any]) -> list[str]:
     """Return what the user should know of how the base's answers, or the database, came about."""
     why = (values.get("base_scores") or {}).get("note")
-    found = [search.base_note(why)] if why else []
+    found = [final.base_note(why)] if why else []
     if "rebuilt" in values:
         found.append(repair.REBUILT.format(at=values["rebuilt"]["at"]))
     return found
@@ -140,3 +140,34 @@ def summarised(out: Path, examples: bool = True) -> tuple[StudyRecord, dict[str,
     record = read_record(out, examples)
     made = redacted(summarise(record, generator(read_values(out))))
     return record, json.loads(json.dumps(made, allow_nan=False))
+
+
+def imported_record(
+    values: dict[str, Any],
+    trials: tuple[tuple[Trial, TrialResult | None], ...],
+    costs: dict[str, Cost],
+) -> StudyRecord:
+    """Return an imported study's record from what was stored."""
+    known = values["imported"]
+    reported = {m: Reported(**r) for m, r in known["reported"].items()}
+    source, benchmark = known["source"], known["benchmark"]
+    return StudyRecord(
+        name=known["name"],
+        base=known["base"],
+        base_note=None,
+        task=known["task"],
+        metric=MetricInfo(**known["metric"]),
+        margin=known["margin"],
+        control=known["methods"][0],
+        methods=tuple(known["methods"]),
+        titles={},
+        n_items={split: n for split, n in known["n_items"].items() if n is not None},
+        steps=known["steps"],
+        trials=trials,
+        costs=costs,
+        incompatible={},
+        wall_seconds=None,
+        warnings=tuple(known["warnings"]),
+        provenance=known["provenance"],
+        imported=Imported(source, benchmark, reported, known["no_interval"], known["differing"]),
+    )

@@ -16,7 +16,7 @@ from bakeoff.core import trial_dir
 from bakeoff.core.results import Cost, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.study.monitoring.progress import Progress
-from bakeoff.study.setup.open_study import Study
+from bakeoff.study.setup.study import Study
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, Writer
 

@@ -8,7 +8,6 @@ with the trials' states kept.
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,13 +22,14 @@ from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.study import fork
 from bakeoff.study.executors import Executor, Outcome, SetsAside
-from bakeoff.study.failures import Quarantine
+from bakeoff.study.failures import Breaker
 from bakeoff.study.monitoring.progress import Progress, Work, begun, ended
 from bakeoff.study.monitoring.signals import Stop
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import disk_bytes
 from bakeoff.study.planning.time_budget import Deadline
-from bakeoff.study.setup.open_study import Study, refuse_full
+from bakeoff.study.remote import refuse_full
+from bakeoff.study.setup.study import Study
 from bakeoff.study.storage import repair
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, Writer
@@ -39,8 +39,6 @@ NO_TIME = "not begun: the study's hours would have been over before its end"
 TRIES = 2
 """How often a trial may be alone in a worker that dies before it counts as failed: what killed the
 first may have been another program's hunger."""
-SAME = 3
-"""Methods that fail alike, none succeeding in between, before the study is paused."""
 
 Kept = tuple[Trial, TrialResult]
 
@@ -60,58 +58,6 @@ class Running(NamedTuple):
     def read(self) -> Reader:
         """Open the study's database for reading."""
         return Reader(self.study.folder / study_folder.DATABASE)
-
-
-class Breaker:
-    """Holds failures back until it is clear that they are the methods' own.
-
-    The same failure in one method after the other is the machine's or the data's: then the study
-    pauses, and nothing is marked failed.
-    """
-
-    def __init__(self, methods: int) -> None:
-        self.most = max(2, min(SAME, methods))
-        self.signature: str | None = None
-        self.held: list[Kept] = []
-        self.gpus = Quarantine()
-
-    def take(self, group: Sequence[Kept]) -> list[Kept]:
-        """Return what may be written now that a group has ended.
-
-        Raises:
-            EnvironmentProblem: ``same-failure``.
-        """
-        signatures = {_signature(r) for _, r in group}
-        same = signatures.pop() if len(signatures) == 1 else None
-        if same is None:
-            return [*self.flush(), *group]
-        known = self.flush() if same != self.signature else []
-        self.signature = same
-        self.held += group
-        failed = {t.method.name for t, _ in self.held}
-        if len(failed) >= self.most:
-            titles = ", ".join(dict.fromkeys(t.method.title for t, _ in self.held))
-            raise EnvironmentProblem(
-                "same-failure",
-                f"One method after the other fails alike ({titles}): {group[0][1].reason}",
-                "mend the cause and run the same command again: none of these trials counts as "
-                'failed yet. `bakeoff doctor` checks the machine; executor = "inline" under '
-                "[engine] shows where it fails.",
-            )
-        return known
-
-    def flush(self) -> list[Kept]:
-        """Return what was held back: the failures were the methods' own."""
-        held, self.held, self.signature = self.held, [], None
-        return held
-
-
-def _signature(result: TrialResult) -> str | None:
-    """Return what tells failures apart, numbers and addresses left out; None: no failure."""
-    if result.status is not Status.FAILED:
-        return None
-    first = (result.reason or "").split("\n")[0]
-    return re.sub(r"0x[0-9a-f]+|\d+", "#", first)
 
 
 def run_trials(
@@ -318,7 +264,7 @@ def _scored(study: Study, stop: int) -> bool:
     if study.spec.budget.select_on == "metric":
         return True
     stops = planning_trials.rungs(study.spec.budget)
-    task = plugins.find("tasks", study.spec.task.kind).TASK
+    task = plugins.load_plugin("tasks", study.spec.task.kind).TASK
     cheap: bool = task.scores_validation or study.metric.of_losses
     return cheap and (not stops or stop >= stops[-1])
 

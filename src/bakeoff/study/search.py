@@ -18,19 +18,16 @@ import numpy as np
 
 from bakeoff.analysis.choose import choose_settings, criterion
 from bakeoff.analysis.trial_runs import Run
-from bakeoff.core import plugins
-from bakeoff.core.results import Cost, SplitScores, Status, TrialResult
+from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial
 from bakeoff.study import retry
-from bakeoff.study.monitoring.progress import Work, ended, telling
 from bakeoff.study.planning import racing, time_budget
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.sampler import Tried
 from bakeoff.study.scheduler import Running, run_trials
-from bakeoff.study.setup.open_study import Study, prior_trial, refuse_full, segment
+from bakeoff.study.setup.study import Study
 from bakeoff.study.storage import study_dir as study_folder
 
-RUN_BASE = "bakeoff.training.evaluate:score_base"
 COSTS = {
     "memory": "train_peak_bytes",
     "speed": "step_milliseconds",
@@ -69,70 +66,6 @@ def search(running: Running, entries: Sequence[MethodEntry]) -> dict[str, dict[s
             running.store.keep(dataclasses.replace(result, status=Status.DONE, reason=why))
     _sweep(running, trials, [], start)
     return _chosen(running)
-
-
-def final(
-    running: Running, entries: Sequence[MethodEntry], chosen: Mapping[str, dict[str, Any]]
-) -> None:
-    """Train the chosen settings at fresh seeds, in full, and score them on test.
-
-    Seeds that a later look at test asked for are groups of their own: those before are not trained
-    once more with them.
-    """
-    study = running.study
-    steps, begins = _in_time(running)
-    conditions = dataclasses.replace(study.conditions, steps=steps)
-    trials = planning_trials.final_trials(study.spec, entries, conditions, chosen)
-    with running.read() as reader:
-        looks = reader.values().get("looks", ())
-    before = {look.get("seeds", 0) for look in looks}  # a fork's own look has none
-    if trials:
-        score_base(running)
-    seeds, start, most = sorted({t.seed for t in trials}), 0, study.spec.budget.seeds
-    for end in sorted({n for n in before if 0 < n < most} | {most}):
-        own = [t for t in trials if t.seed in seeds[start:end]]
-        title = f"Final, {end - start} more seeds" if start else "Final"
-        run_trials(running, title, own, (0, steps), begins)
-        start = end
-
-
-def base_note(why: str) -> str:
-    """Say that the base's answers were not generated fast."""
-    return f"The untouched base answered by plain generate: {why}."
-
-
-def score_base(running: Running) -> None:
-    """Score the untouched base on test, once, where its task lets it answer at all.
-
-    A failure is noted and said; the study goes on without this number.
-    """
-    study, store = running.study, running.store
-    answers: bool = plugins.find("tasks", study.spec.task.kind).TASK.scores_base
-    with running.read() as reader:
-        if not answers or retry.BASE_SCORES in reader.values():
-            return
-    running.progress.phase("The untouched base", 1, 0)
-    wishes = study.spec.engine.switches
-    payload = segment(study, [prior_trial(study, study.entries[0])], wishes).to_json()
-    work = Work("base", study.entries[0].name, "The untouched base")
-    found = list(running.executor.map(RUN_BASE, telling(running.progress, [work], [payload])))
-    running.stop.check()
-    (outcome,) = found
-    refuse_full(study.folder, outcome)
-    scored = outcome.value or {"error": outcome.error}
-    store.set(retry.BASE_SCORES, scored)
-    running.progress.advance("base")
-    ended(running.progress, work)
-    if scored.get("error"):
-        running.progress.say(f"the untouched base could not be scored: {scored['error']}")
-    elif scored.get("note"):
-        running.progress.say(base_note(scored["note"]))
-
-
-def base_scores(values: Mapping[str, Any]) -> SplitScores | None:
-    """Return the untouched base's test scores, None where it has none (yet)."""
-    found = (values.get(retry.BASE_SCORES) or {}).get("scores")
-    return SplitScores(tuple(found["scores"]), tuple(found["predictions"]), None) if found else None
 
 
 def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.core import plugins
+from bakeoff.core import files, plugins
 from bakeoff.core.errors import BakeoffError
-from bakeoff.core.results import Asked, TrialResult
-from bakeoff.core.safe_read import within
+from bakeoff.core.names import within
+from bakeoff.core.record import Asked
+from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.data import rows as data_rows
-from bakeoff.study.storage.study_dir import FROZEN
+from bakeoff.data.splits import FROZEN
 
 
 class Texts(NamedTuple):
@@ -45,10 +46,10 @@ def read(folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> Te
         return Texts(unknown=f"{FROZEN['test']} is not in the study folder")
     try:
         # the texts of other rows would stand beside these answers and look right
-        if data_rows.sha256_of(file) != conditions.data.get("test"):
+        if files.sha256_of(file) != conditions.data.get("test"):
             return Texts(unknown=f"{FROZEN['test']} is not what the answers were scored on")
         rows = data_rows.read_rows(file)
-        task = plugins.find("tasks", conditions.task).TASK(conditions.task_options)
+        task = plugins.load_plugin("tasks", conditions.task).TASK(conditions.task_options)
         references = task.references(rows)
         pairs = zip(rows, references, strict=True)
         return Texts(tuple(Asked(task.asks(row), reference) for row, reference in pairs))

@@ -14,8 +14,8 @@ from bakeoff.analysis.per_method.best_weights import best_seed, fault
 from bakeoff.analysis.trial_runs import Run
 from bakeoff.core.redact import redact
 from bakeoff.study.monitoring.progress import Work, ended, telling
+from bakeoff.study.remote import refuse_full, segment
 from bakeoff.study.scheduler import Running
-from bakeoff.study.setup.open_study import refuse_full, segment
 
 KEY = "artifacts"
 """The study's value that holds what is known of each method's saved weights."""

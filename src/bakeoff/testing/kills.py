@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import api
+from bakeoff.study import run as study_run
 from bakeoff.study.config import parse_spec
-from bakeoff.study.setup.open_study import make_executor
+from bakeoff.study.remote import make_executor
 from bakeoff.testing.tiny import rows, save_bert, write_jsonl
 
 WATCHED = {
@@ -33,7 +34,7 @@ WATCHED = {
     "a trial's folder": "bakeoff.training.segment:_keep",
     "a segment": "bakeoff.training.segment:run_segment",
     "scoring": "bakeoff.training.segment:score_split",
-    "a cost probe": "bakeoff.training.preflight.checks:probe",
+    "a cost probe": "bakeoff.training.preflight.cost_probe:probe",
     "a cost's row": "bakeoff.study.storage.database.writer:Writer.keep_cost",
     "a plan": "bakeoff.study.storage.database.writer:Writer.plan",
     "results' rows": "bakeoff.study.storage.database.writer:Writer.keep_group",
@@ -43,7 +44,7 @@ WATCHED = {
     "dropped states": "bakeoff.study.storage.study_dir:drop_states",
     "frozen data": "bakeoff.study.storage.study_dir:freeze_data",
     "the study file": "bakeoff.study.storage.study_dir:write_study_file",
-    "the report": "bakeoff.api:report",
+    "the report": "bakeoff.report.write:report",
     "the page": "bakeoff.report:render",
 }
 """What is watched, by the name of its moments."""
@@ -149,7 +150,7 @@ def _study(
 
     for name, where in WATCHED.items():
         _watch(where, name, at)
-    api.run(parse_spec(values), source, out, **asked)
+    study_run.run(parse_spec(values), source, out, **asked)
 
 
 def _watch(where: str, name: str, at: Callable[[str], None]) -> None:

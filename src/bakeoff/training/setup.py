@@ -186,7 +186,7 @@ def prepare_process(conditions: Conditions) -> None:
 
 def make_task(conditions: Conditions) -> Task:
     """Return the study's task with its options."""
-    plugin: type[Task] = plugins.find("tasks", conditions.task).TASK
+    plugin: type[Task] = plugins.load_plugin("tasks", conditions.task).TASK
     return plugin(conditions.task_options)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from bakeoff.data.rows import Row, sha256_of
+from bakeoff.core.files import sha256_of
+from bakeoff.data.rows import Row
 from bakeoff.tasks import Example, Task
 
 FOLDER = "tokens"

@@ -24,8 +24,7 @@ from typing import Any
 
 import torch
 
-from bakeoff.study.executors import resolve
-from bakeoff.study.executors.process import BEAT, STOP
+from bakeoff.core.jobs import BEAT, STOP, resolve
 
 _PR_SET_PDEATHSIG = 1
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from bakeoff.analysis.trial_runs import MethodRuns
-from bakeoff.core.results import Cost, Status, StudyRecord
+from bakeoff.core.record import StudyRecord
+from bakeoff.core.results import Cost, Status
 
 LANES = "lanes"
 GENERATION = "generation"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bakeoff.analysis.trial_runs import MethodRuns, Run
-from bakeoff.core.results import StudyRecord
+from bakeoff.core.record import StudyRecord
 
 
 def best_seed(runs: Iterable[Run]) -> Run | None:

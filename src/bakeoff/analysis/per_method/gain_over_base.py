@@ -15,7 +15,7 @@ import numpy as np
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Interval, estimate_scores
-from bakeoff.core.results import MetricInfo, StudyRecord
+from bakeoff.core.record import MetricInfo, StudyRecord
 
 
 def base_row(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any] | None:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import TIE
 from bakeoff.analysis.trial_runs import MethodRuns
+from bakeoff.core.record import StudyRecord
 from bakeoff.core.redact import redact
-from bakeoff.core.results import StudyRecord
 
 FloatArray = NDArray[np.float64]
 Answers = Mapping[str, Mapping[int, Sequence[str | None]]]

@@ -20,7 +20,8 @@ from bakeoff.analysis.per_method.accelerators import engine_row
 from bakeoff.analysis.per_method.best_weights import artifact
 from bakeoff.analysis.per_method.stability import is_open, raced_out, stability
 from bakeoff.analysis.trial_runs import NOT_FINISHED, MethodRuns, Run, setting_key
-from bakeoff.core.results import Cost, Reported, Status, StudyRecord, TrialResult
+from bakeoff.core.record import Reported, StudyRecord
+from bakeoff.core.results import Cost, Status, TrialResult
 
 _FROM_PROBE = (
     "train_tokens_per_second",

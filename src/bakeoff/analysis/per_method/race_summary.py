@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bakeoff.core.results import StudyRecord, TrialResult
+from bakeoff.core.record import StudyRecord
+from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import estimate_scores
 from bakeoff.analysis.trial_runs import MethodRuns
-from bakeoff.core.results import StudyRecord
+from bakeoff.core.record import StudyRecord
 
 Counts = NDArray[np.float64]
 

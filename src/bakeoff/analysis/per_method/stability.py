@@ -19,7 +19,8 @@ from scipy import special
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import ALPHA
 from bakeoff.analysis.trial_runs import MethodRuns, Run, finite
-from bakeoff.core.results import MetricInfo, Status
+from bakeoff.core.record import MetricInfo
+from bakeoff.core.results import Status
 
 LOSS_MARGIN = 0.05
 """Share of the best loss that counts as the margin where no score was taken: about what the luck

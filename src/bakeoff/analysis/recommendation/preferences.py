@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bakeoff.analysis.compare import Verdict
-from bakeoff.analysis.pareto import COSTS, QUALITY, axis_value, tied
+from bakeoff.analysis.pareto import COST_TIE, COSTS, QUALITY, axis_value, tied
 from bakeoff.analysis.per_method.accelerators import has_more
-from bakeoff.core.results import StudyRecord
-from bakeoff.study.planning.racing import COST_TIE
+from bakeoff.core.record import StudyRecord
 
 Row = dict[str, Any]
 

@@ -16,7 +16,7 @@ from bakeoff.analysis.pareto import QUALITY
 from bakeoff.analysis.per_method.accelerators import has_more
 from bakeoff.analysis.recommendation.preferences import SERVING, can_be_served, weigh
 from bakeoff.analysis.recommendation.saving_sentences import for_saving, for_serving, for_weights
-from bakeoff.core.results import StudyRecord
+from bakeoff.core.record import StudyRecord
 
 Row = dict[str, Any]
 # Named in words when an equivalent method needs this share less of them, or less still.

@@ -19,7 +19,7 @@ from bakeoff.analysis.recommendation.preferences import (
     comparable,
     gain,
 )
-from bakeoff.core.results import StudyRecord
+from bakeoff.core.record import StudyRecord
 
 Row = dict[str, Any]
 

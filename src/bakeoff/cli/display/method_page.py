@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bakeoff.cli.display.method_row import Row, count
 from bakeoff.cli.display.output import out, plain
-from bakeoff.cli.methods import Row, count
 from bakeoff.core.trial import MethodEntry
 from bakeoff.methods.capability_records import RANK, SAME, Capabilities, Measured, OnBase
 from bakeoff.methods.published_results import CAVEATS, SOURCE, TASKS, results

@@ -14,4 +14,6 @@ from bakeoff.data.assets.cache import MARKER, cache_folder
 from bakeoff.data.assets.prepare import locate, prepare
 from bakeoff.data.assets.registry import Asset, find_asset, list_assets
 
+ASSET = "asset:"
+
 __all__ = ["MARKER", "Asset", "cache_folder", "find_asset", "list_assets", "locate", "prepare"]

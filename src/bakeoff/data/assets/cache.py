@@ -20,8 +20,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core.files import sha256_of
 from bakeoff.data.assets.registry import WEIGHTS
-from bakeoff.data.rows import sha256_of
 
 MARKER = "bakeoff-asset.json"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}

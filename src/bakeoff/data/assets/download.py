@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core.files import sha256_of
 from bakeoff.data.assets.registry import Package
-from bakeoff.data.rows import sha256_of
 
 
 def get_files(package: Package, to: Path, progress: Callable[[str], None]) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+from bakeoff.core.files import sha256_of
 from bakeoff.data.assets.cache import Marker, is_intact, locked, model_folder, staged, write_marker
 from bakeoff.data.assets.dequantize import check_gguf_reader, dequantise
 from bakeoff.data.assets.download import get_files
 from bakeoff.data.assets.registry import DATA_FOLDERS, PACKAGES, WEIGHTS, Asset, Package, find_asset
-from bakeoff.data.rows import sha256_of
 
 
 def locate(name: str) -> Path | None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.safe_read import within
+from bakeoff.core.names import within
 from bakeoff.data import assets
+from bakeoff.data.assets import ASSET
 from bakeoff.data.rows import SUFFIXES, Row, read_rows
 from bakeoff.data.sources import hub, parquet
 from bakeoff.data.sources.directory import Listing
-from bakeoff.study.setup.base_model import ASSET
 
 PARQUET = ".parquet"
 KINDS = (*SUFFIXES, PARQUET)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bakeoff.core.errors import PreflightError, UsageError
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 from bakeoff.integrations.peft_benchmark.results import ResultFile, invalid
 
 OURS = "bakeoff"

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bakeoff.core.errors import UsageError, near_match
-from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, odd, read_json, suitable
+from bakeoff.core.names import suitable
+from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, odd, read_json
 from bakeoff.integrations.peft_benchmark.import_notes import ADAMW_WEIGHT_DECAY
 from bakeoff.methods import user_defined
 from bakeoff.study.config import StudySpec, dump_spec, flatten, parse_spec

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import UsageError
+from bakeoff.core.record import StudyRecord
 from bakeoff.core.redact import redacted
-from bakeoff.core.results import Cost, Status, StudyRecord, TrialResult
+from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.integrations.peft_benchmark.benchmark import OUR_COSTS, OURS
 from bakeoff.integrations.peft_benchmark.results import SUCCESS, TEST

@@ -13,16 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff.core.errors import PreflightError, UsageError, unknown
-from bakeoff.core.results import (
-    Cost,
-    CurvePoint,
-    Imported,
-    MetricInfo,
-    Reported,
-    Status,
-    StudyRecord,
-    TrialResult,
-)
+from bakeoff.core.record import Imported, Reported
+from bakeoff.core.results import Cost, CurvePoint, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, Conditions, Trial
 from bakeoff.integrations.peft_benchmark import import_notes
 from bakeoff.integrations.peft_benchmark.benchmark import OUR_COSTS, OURS, Benchmark, benchmark_of
@@ -100,37 +92,6 @@ def make(folder: Path, wishes: Wishes) -> Made:
         "frozen": _frozen(ordered, trials, base),
     }
     return Made(values, trials, tuple(_cost(result) for result in ordered))
-
-
-def record(
-    values: dict[str, Any],
-    trials: tuple[tuple[Trial, TrialResult | None], ...],
-    costs: dict[str, Cost],
-) -> StudyRecord:
-    """Return an imported study's record from what was stored."""
-    known = values["imported"]
-    reported = {m: Reported(**r) for m, r in known["reported"].items()}
-    source, benchmark = known["source"], known["benchmark"]
-    return StudyRecord(
-        name=known["name"],
-        base=known["base"],
-        base_note=None,
-        task=known["task"],
-        metric=MetricInfo(**known["metric"]),
-        margin=known["margin"],
-        control=known["methods"][0],
-        methods=tuple(known["methods"]),
-        titles={},
-        n_items={split: n for split, n in known["n_items"].items() if n is not None},
-        steps=known["steps"],
-        trials=trials,
-        costs=costs,
-        incompatible={},
-        wall_seconds=None,
-        warnings=tuple(known["warnings"]),
-        provenance=known["provenance"],
-        imported=Imported(source, benchmark, reported, known["no_interval"], known["differing"]),
-    )
 
 
 def _same_base(results: Sequence[ResultFile]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 
 INFO = MetricInfo("accuracy", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 
 INFO = MetricInfo("chrf", better="higher", unit="fraction", low=0.0, high=1.0)
 NEEDS = ("sacrebleu", "chrf")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 from bakeoff.metrics import canonical_json, parse_json
 
 INFO = MetricInfo("json_fields", better="higher", unit="fraction", low=0.0, high=1.0)

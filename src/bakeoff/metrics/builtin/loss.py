@@ -5,7 +5,7 @@ No answer is generated for it, so it costs no more than a validation reading.
 
 from __future__ import annotations
 
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 
 INFO = MetricInfo("loss", better="lower", unit="nats", low=0.0)
 

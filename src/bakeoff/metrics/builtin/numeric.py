@@ -24,7 +24,7 @@ import math
 import re
 import unicodedata
 
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 
 INFO = MetricInfo("numeric", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -13,7 +13,7 @@ import string
 import unicodedata
 from collections import Counter
 
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 from bakeoff.metrics import plain
 
 INFO = MetricInfo("token_f1", better="higher", unit="fraction", low=0.0, high=1.0)

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bakeoff.core.safe_read import within
+from bakeoff.core.names import within
 from bakeoff.report.sanitize import clean
 
 MOST = 8 * 2**20

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, first_line
+from bakeoff.core.names import within
 from bakeoff.core.redact import redact, redacted
-from bakeoff.core.safe_read import within
 from bakeoff.report import render_sections
 from bakeoff.report.sanitize import clean
+from bakeoff.study import compare as study_compare
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Answers, Reader
 
@@ -186,7 +187,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     Raises:
         BakeoffError: whatever is wrong with one of them, or ``same-study``.
     """
-    found = api.compare(first, second)
+    found = study_compare.compare(first, second)
     for side, folder in zip(found["studies"], (first, second), strict=True):
         side["folder"] = folder.name
         found["cautions"] = [c.replace(str(folder), folder.name) for c in found["cautions"]]

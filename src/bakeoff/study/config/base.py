@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from bakeoff.core.errors import near_match
-from bakeoff.core.safe_read import NAME, unsuitable, unsuitable_path
+from bakeoff.core.names import NAME, unsuitable, unsuitable_path
 
 LARGEST = 2**31 - 1
 """Of any count: what every library below can hold; far more than any study needs."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from bakeoff.core.safe_read import unsuitable
+from bakeoff.core.names import unsuitable
 from bakeoff.study.config.base import LARGEST, Count, Fraction, Part, Reference, refuse_unknown
 
 OnOff = Literal["on", "off"]

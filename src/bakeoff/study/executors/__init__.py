@@ -71,9 +71,3 @@ class SetsAside(Protocol):
 
     def set_aside(self, gpu: str) -> None:
         """Give no more work to that GPU, one of ``Outcome.gpu``."""
-
-
-def resolve(function: str) -> Any:
-    """Import ``module:name``."""
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)

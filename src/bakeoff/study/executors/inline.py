@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bakeoff.study.executors import Options, Outcome, resolve
+from bakeoff.core.jobs import resolve
+from bakeoff.study.executors import Options, Outcome
 
 
 class Inline:

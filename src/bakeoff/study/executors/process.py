@@ -26,12 +26,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from bakeoff.study.executors import Options, Outcome, resolve
+from bakeoff.core.jobs import BEAT, STOP, resolve
+from bakeoff.study.executors import Options, Outcome
 
 PRELOAD = ["bakeoff.training.worker_preload", "bakeoff.training.warm"]
 SERVE = "bakeoff.training.worker:serve"
-BEAT, STOP = 0, 1
-"""Places in the numbers that parent and worker share: when work last went on, whether to stop."""
 TICK = 1.0
 """Seconds between two looks at the workers' pulses and at whether to stop."""
 LAST_WORDS = 4000

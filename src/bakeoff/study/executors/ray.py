@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import EnvironmentProblem, UsageError, first_line
+from bakeoff.core.jobs import resolve
 from bakeoff.core.results import Status
-from bakeoff.study.executors import Options, Outcome, _ray_auth, _transfer, resolve
+from bakeoff.study.executors import Options, Outcome, _ray_auth, _transfer
 
 log = logging.getLogger(__name__)
 HEALTHY = (Status.DONE, Status.STOPPED, Status.DIVERGED)

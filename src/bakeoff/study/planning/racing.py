@@ -39,6 +39,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bakeoff.analysis.pareto import COST_TIE
+
 KEEP = (2, 1)
 """Settings of a method that go on after the first, the second, ... rung; the last number stays."""
 ALPHA = 0.05
@@ -50,8 +52,6 @@ DRIFT = 0.04
 would move over the whole budget; at a rung it is that times the share that is left."""
 FIRST_STOP = 1
 """Rung (from 0) from which a contender may stop as a whole: before it slow starters look worst."""
-COST_TIE = 0.05
-"""Costs closer than this share are taken as equal: two readings of one probe differ as much."""
 
 Costs = Mapping[str, Mapping[str, float | None]]
 """A method's cost on each axis: lower is better, None: not measured."""

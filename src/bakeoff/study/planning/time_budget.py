@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bakeoff.analysis.phrases import few_items
 from bakeoff.analysis.power import Design, detectable_difference, items_needed
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.results import MetricInfo
+from bakeoff.core.record import MetricInfo
 from bakeoff.study.config import StudySpec, dump_spec, parse_spec
 from bakeoff.study.config.budget import BudgetSpec, method_name
 from bakeoff.study.planning.estimate import FINAL, SEARCH, Phase, Timing, estimate, phase_of

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from bakeoff.core import disk_full, plugins
+from bakeoff.core import plugins
 from bakeoff.core.errors import (
-    BakeoffError,
-    EnvironmentProblem,
     PreflightError,
     UsageError,
     near_match,
 )
-from bakeoff.core.redact import redact
-from bakeoff.core.results import MetricInfo
-from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
+from bakeoff.core.record import MetricInfo
+from bakeoff.core.trial import Conditions, MethodEntry
 from bakeoff.data import general_text as data_general_text
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import Row
@@ -32,46 +26,19 @@ from bakeoff.methods import forbidden_arguments, user_defined
 from bakeoff.methods import registry as catalog
 from bakeoff.metrics import describe
 from bakeoff.study.config import StudySpec
-from bakeoff.study.executors import Executor, Options, Outcome, never
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning import trials
+from bakeoff.study.remote import call, executor, prior_trial, segment
 from bakeoff.study.setup import base_model
+from bakeoff.study.setup import splits as setup_splits
+from bakeoff.study.setup.study import CAUSAL_LM, ChosenMetric, Study
 from bakeoff.study.setup.validate_data import examine, listed, refuse, said
 from bakeoff.study.storage import study_dir as study_folder
 
-RUN_MACHINE = "bakeoff.training.preflight.checks:machine"
+RUN_MACHINE = "bakeoff.training.preflight.machine:machine"
 RUN_CHECK = "bakeoff.training.preflight.checks:check"
 RUN_MATCH = "bakeoff.training.preflight.parameter_count:match"
 RUN_METRIC = "bakeoff.metrics.describe:describe"
-CAUSAL_LM = "CAUSAL_LM"
-"""PEFT's name for the models whose every position says the next token."""
-
-
-class ChosenMetric(NamedTuple):
-    """A study's metric: its name and what it is, its options, and the code of the user's own."""
-
-    name: str
-    info: MetricInfo
-    options: dict[str, Any]
-    of_losses: bool
-    code: bytes | None
-
-
-class Study(NamedTuple):
-    """An opened study: everything resolved, nothing trained."""
-
-    spec: StudySpec
-    folder: Path
-    entries: tuple[MethodEntry, ...]
-    conditions: Conditions
-    base: base_model.Base
-    machine: dict[str, Any]
-    splits: study_folder.Splits
-    warnings: tuple[str, ...]
-    source: Path
-    metric: ChosenMetric
-    sizes: tuple[dict[str, Any], ...] | None = None
-    """Each method's size, where the study wants equal trainable parameters."""
 
 
 def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> Study:
@@ -81,9 +48,9 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         BakeoffError: whatever of it cannot work.
     """
     entries = load_methods(spec, source)
-    task = plugins.find("tasks", spec.task.kind).TASK
+    task = plugins.load_plugin("tasks", spec.task.kind).TASK
     metric = chosen_metric(spec, source)
-    splits = study_folder.read_splits(spec, source)
+    splits = setup_splits.read_splits(spec, source)
     splits = splits._replace(general=general_text(spec, task.task_type, source))
     options, faults = examine(spec, source, task, splits)
     base = base_model.locate(spec.base.model, progress.say, spec.base.revision)
@@ -155,7 +122,7 @@ def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:
         UsageError: ``metric-not-for-task``, and whatever is wrong with options or file.
         EnvironmentProblem: ``metric-package-missing``.
     """
-    known = plugins.find("tasks", spec.task.kind).TASK.metrics
+    known = plugins.load_plugin("tasks", spec.task.kind).TASK.metrics
     named = describe.Source.read(spec.task.metric or known[0], source)
     if named.file is None and named.name not in known:
         near = near_match(named.name, known)
@@ -200,7 +167,7 @@ def warned(study: Study, warnings: Sequence[str], progress: Progress) -> Study:
 
 def matched(study: Study) -> Study:
     """Give every method the size that trains as many parameters as the control (or as asked)."""
-    task = plugins.find("tasks", study.spec.task.kind).TASK
+    task = plugins.load_plugin("tasks", study.spec.task.kind).TASK
     overrides = study.spec.method
     question = {
         "segment": segment(study, [prior_trial(study, e) for e in study.entries]).to_json(),
@@ -237,166 +204,3 @@ def load_methods(spec: StudySpec, source: Path) -> tuple[MethodEntry, ...]:
         forbidden_arguments.check(entry.name, entry.tuning)
         entries.append(entry)
     return tuple(entries)
-
-
-def frozen_values(study: Study) -> dict[str, Any]:
-    """Return what must not change between the first run of a study and any later one."""
-    template = (study.conditions.task_options.get("chat") or {}).get("template")
-    return {
-        "spec": study_folder.comparable(study.spec),
-        "data": study.conditions.data,
-        "base": study.base.fingerprint,
-        "machine": study.machine,
-        "methods": {e.name: dataclasses.asdict(e) for e in study.entries},
-        "metric": {
-            "name": study.conditions.metric,
-            "options": study.conditions.metric_options,
-            "source": study.conditions.metric_source,
-        },
-        "chat_template": None if template is None else describe.digest(template.encode()),
-    }
-
-
-def about(study: Study) -> dict[str, Any]:
-    """Return what the report must know of a study beside its trials."""
-    task = plugins.find("tasks", study.conditions.task).TASK
-    references = []
-    if task.secondary:
-        references = task(study.conditions.task_options).references(study.splits.rows["test"])
-    return {
-        "secondary": list(task.secondary),
-        "references": references,
-        "base_note": study.base.note,
-        "metric": dataclasses.asdict(study.metric.info),
-        "titles": {e.name: e.title for e in study.entries},
-        "methods": [e.name for e in study.entries],
-        "n_items": study.splits.counts,
-        "warnings": list(study.warnings),
-        "sizes": None if study.sizes is None else list(study.sizes),
-        "provenance": {
-            "versions": study.machine["versions"],
-            "device": study.machine["device"],
-            "hardware": study.machine["hardware"],
-            "precision": study.machine["precision"],
-            "threads": study.machine["threads"],
-            "base": {
-                "model": study.spec.base.model,
-                "published_as": study.base.published_as,
-                "fingerprint": study.base.fingerprint,
-                "quantize": study.conditions.quantize,
-                "quantizer": study.conditions.quantizer,
-            },
-            "data": study.conditions.data,
-            "data_from": study.splits.origins,
-            "git": git_state(study.source),
-            "command": redact(" ".join(["bakeoff", *sys.argv[1:]])),
-            "study_file": study_folder.STUDY_FILE,
-        },
-    }
-
-
-def segment(study: Study, trials: Sequence[Trial], engine: dict[str, Any] | None = None) -> Segment:
-    """Return the segment of ``trials`` over the whole budget."""
-    steps = study.conditions.steps
-    return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path, engine)
-
-
-def prior_trial(study: Study, entry: MethodEntry) -> Trial:
-    """Return a method's trial at its prior learning rate: what is checked and probed."""
-    setting = {LEARNING_RATE: entry.learning_rate}
-    return Trial(entry, setting, study.spec.seed, "search", study.conditions)
-
-
-def executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor:
-    """Return the study's executor, which takes no more work from ``stopping`` on."""
-    return make_executor(spec.engine.executor, spec.engine.workers, _options(spec, stopping))
-
-
-def works_elsewhere(spec: StudySpec) -> bool:
-    """Say whether the study's executor may work on other machines than this one."""
-    kind = plugins.find("executors", spec.engine.executor).EXECUTOR
-    return bool(getattr(kind, "elsewhere", False))
-
-
-def prober(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor | None:
-    """Return what measures one method after another where the trials run: a process each, alone.
-
-    None where that is this machine.
-    """
-    if not works_elsewhere(spec):
-        return None
-    alone = dataclasses.replace(_options(spec, stopping), fresh=True)
-    return make_executor(spec.engine.executor, 1, alone)
-
-
-def _options(spec: StudySpec, stopping: Callable[[], bool]) -> Options:
-    engine = spec.engine
-    return Options(
-        patience=60 * engine.patience,
-        spread=engine.device in ("auto", "cuda"),
-        stopping=stopping,
-        engine=engine.model_dump(),
-    )
-
-
-def make_executor(name: str, workers: int, options: Options = Options()) -> Executor:  # noqa: B008  # frozen
-    """Return the executor called ``name``."""
-    made: Executor = plugins.find("executors", name).EXECUTOR(workers, options)
-    return made
-
-
-def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, Any]:
-    """Run one function through an executor and return its answer.
-
-    Raises:
-        PreflightError: what the function refuses, under ``error`` in its answer.
-        EnvironmentProblem: the same, where the machine lacks something.
-        UsageError: the same, where the study file is wrong.
-        BakeoffError: ``worker-failed`` with the worker's last words.
-    """
-    outcome = next(iter(through.map(function, [value])))
-    refuse_full(Path(value.get("folder") or Path.cwd()), outcome)
-    if outcome.value is None:
-        raise BakeoffError(
-            "worker-failed", f"{function}: {outcome.error}", "`bakeoff doctor` checks the machine."
-        )
-    refused = outcome.value.get("error")
-    if refused is not None:
-        kinds = {kind.exit_code: kind for kind in (EnvironmentProblem, UsageError)}
-        kind = kinds.get(refused.get("exit"), PreflightError)
-        raise kind(refused["code"], refused["cause"], refused["try"])
-    return outcome.value
-
-
-def refuse_full(folder: Path, outcome: Outcome) -> None:
-    """Pause the study where a worker met a full disk: no trial, cost or score comes of that.
-
-    Raises:
-        EnvironmentProblem: ``disk-full``.
-    """
-    said = (outcome.value or {}).get("disk_full")
-    if said is None and outcome.error is not None and disk_full.says_full(outcome.error):
-        said = outcome.error
-    if said is not None:
-        raise disk_full.paused(folder, said)
-
-
-def git_state(source: Path) -> dict[str, Any] | None:
-    """Return commit and dirtiness of the repository around the study file, None without one.
-
-    ``dirty`` is None where the repository's own configuration names programs that looking for
-    changes would run: it may have come with a study of somebody else's.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-c", "core.fsmonitor=false", "-C", str(source), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, errors="replace")
-        return done.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        names = git("config", "--local", "--includes", "--name-only", "--list").lower().split()
-        runs = any(n.startswith("filter.") or n == "core.fsmonitor" for n in names)
-        return {"commit": commit, "dirty": None if runs else bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None

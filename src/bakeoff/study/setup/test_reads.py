@@ -16,7 +16,7 @@ from typing import Any
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.trial import PROSE
-from bakeoff.study.storage.study_dir import differences, refuse_difference
+from bakeoff.study.setup.compatibility import differences, refuse_difference
 
 NOTHING = "--again: nothing has changed since the test set was last read, so it is the same look."
 

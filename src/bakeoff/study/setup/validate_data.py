@@ -14,10 +14,10 @@ from bakeoff.core.errors import UsageError
 from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_text
 from bakeoff.data import checks
 from bakeoff.data.issues import Fault, refusal
+from bakeoff.data.splits import Splits
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.inputs import TaskSpec
 from bakeoff.study.monitoring.progress import Progress
-from bakeoff.study.storage.study_dir import Splits
 
 
 def examine(

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from bakeoff.core import files as core_files
 from bakeoff.core import trial_dir
 from bakeoff.core.errors import BakeoffError, first_line
+from bakeoff.core.files import sha256_of
 from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.data.rows import sha256_of
 from bakeoff.metrics.describe import FOLDER as METRIC
 from bakeoff.study.storage import lock, study_dir
 from bakeoff.study.storage.database import Reader, Row, Writer, rebuild

@@ -1,0 +1,23 @@
+"""Write report.json and report.html."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bakeoff import report as report_page
+from bakeoff.core import disk_full, files
+from bakeoff.study.record import summarised
+from bakeoff.study.storage import study_dir as study_folder
+
+
+def report(out: Path, examples: bool = True) -> dict[str, Any]:
+    """Write ``report.json`` and ``report.html``, items if ``examples``; return the former."""
+    study_folder.refuse_links(out)
+    _, summary = summarised(out, examples)
+    text = json.dumps(summary, indent=1, allow_nan=False)
+    with disk_full.pausing(out):
+        files.write_text(out / "report.json", text + "\n")
+        files.write_text(out / "report.html", report_page.render(summary))
+    return summary

@@ -1,0 +1,101 @@
+"""Run functions of the training half through an executor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bakeoff.core import disk_full, plugins
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
+from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial
+from bakeoff.study.config import StudySpec
+from bakeoff.study.executors import Executor, Options, Outcome, never
+from bakeoff.study.setup.study import Study
+
+
+def segment(study: Study, trials: Sequence[Trial], engine: dict[str, Any] | None = None) -> Segment:
+    """Return the segment of ``trials`` over the whole budget."""
+    steps = study.conditions.steps
+    return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path, engine)
+
+
+def prior_trial(study: Study, entry: MethodEntry) -> Trial:
+    """Return a method's trial at its prior learning rate: what is checked and probed."""
+    setting = {LEARNING_RATE: entry.learning_rate}
+    return Trial(entry, setting, study.spec.seed, "search", study.conditions)
+
+
+def executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor:
+    """Return the study's executor, which takes no more work from ``stopping`` on."""
+    return make_executor(spec.engine.executor, spec.engine.workers, _options(spec, stopping))
+
+
+def works_elsewhere(spec: StudySpec) -> bool:
+    """Say whether the study's executor may work on other machines than this one."""
+    kind = plugins.load_plugin("executors", spec.engine.executor).EXECUTOR
+    return bool(getattr(kind, "elsewhere", False))
+
+
+def prober(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor | None:
+    """Return what measures one method after another where the trials run: a process each, alone.
+
+    None where that is this machine.
+    """
+    if not works_elsewhere(spec):
+        return None
+    alone = dataclasses.replace(_options(spec, stopping), fresh=True)
+    return make_executor(spec.engine.executor, 1, alone)
+
+
+def _options(spec: StudySpec, stopping: Callable[[], bool]) -> Options:
+    engine = spec.engine
+    return Options(
+        patience=60 * engine.patience,
+        spread=engine.device in ("auto", "cuda"),
+        stopping=stopping,
+        engine=engine.model_dump(),
+    )
+
+
+def make_executor(name: str, workers: int, options: Options = Options()) -> Executor:  # noqa: B008  # frozen
+    """Return the executor called ``name``."""
+    made: Executor = plugins.load_plugin("executors", name).EXECUTOR(workers, options)
+    return made
+
+
+def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, Any]:
+    """Run one function through an executor and return its answer.
+
+    Raises:
+        PreflightError: what the function refuses, under ``error`` in its answer.
+        EnvironmentProblem: the same, where the machine lacks something.
+        UsageError: the same, where the study file is wrong.
+        BakeoffError: ``worker-failed`` with the worker's last words.
+    """
+    outcome = next(iter(through.map(function, [value])))
+    refuse_full(Path(value.get("folder") or Path.cwd()), outcome)
+    if outcome.value is None:
+        raise BakeoffError(
+            "worker-failed", f"{function}: {outcome.error}", "`bakeoff doctor` checks the machine."
+        )
+    refused = outcome.value.get("error")
+    if refused is not None:
+        kinds = {kind.exit_code: kind for kind in (EnvironmentProblem, UsageError)}
+        kind = kinds.get(refused.get("exit"), PreflightError)
+        raise kind(refused["code"], refused["cause"], refused["try"])
+    return outcome.value
+
+
+def refuse_full(folder: Path, outcome: Outcome) -> None:
+    """Pause the study where a worker met a full disk: no trial, cost or score comes of that.
+
+    Raises:
+        EnvironmentProblem: ``disk-full``.
+    """
+    said = (outcome.value or {}).get("disk_full")
+    if said is None and outcome.error is not None and disk_full.says_full(outcome.error):
+        said = outcome.error
+    if said is not None:
+        raise disk_full.paused(folder, said)

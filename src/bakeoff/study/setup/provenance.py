@@ -1,0 +1,93 @@
+"""What a study freezes and records about itself: versions, hashes, git state."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bakeoff.core import plugins
+from bakeoff.core.redact import redact
+from bakeoff.metrics import describe
+from bakeoff.study.setup import compatibility
+from bakeoff.study.setup.study import Study
+from bakeoff.study.storage import study_dir as study_folder
+
+
+def frozen_values(study: Study) -> dict[str, Any]:
+    """Return what must not change between the first run of a study and any later one."""
+    template = (study.conditions.task_options.get("chat") or {}).get("template")
+    return {
+        "spec": compatibility.comparable(study.spec),
+        "data": study.conditions.data,
+        "base": study.base.fingerprint,
+        "machine": study.machine,
+        "methods": {e.name: dataclasses.asdict(e) for e in study.entries},
+        "metric": {
+            "name": study.conditions.metric,
+            "options": study.conditions.metric_options,
+            "source": study.conditions.metric_source,
+        },
+        "chat_template": None if template is None else describe.digest(template.encode()),
+    }
+
+
+def about(study: Study) -> dict[str, Any]:
+    """Return what the report must know of a study beside its trials."""
+    task = plugins.load_plugin("tasks", study.conditions.task).TASK
+    references = []
+    if task.secondary:
+        references = task(study.conditions.task_options).references(study.splits.rows["test"])
+    return {
+        "secondary": list(task.secondary),
+        "references": references,
+        "base_note": study.base.note,
+        "metric": dataclasses.asdict(study.metric.info),
+        "titles": {e.name: e.title for e in study.entries},
+        "methods": [e.name for e in study.entries],
+        "n_items": study.splits.counts,
+        "warnings": list(study.warnings),
+        "sizes": None if study.sizes is None else list(study.sizes),
+        "provenance": {
+            "versions": study.machine["versions"],
+            "device": study.machine["device"],
+            "hardware": study.machine["hardware"],
+            "precision": study.machine["precision"],
+            "threads": study.machine["threads"],
+            "base": {
+                "model": study.spec.base.model,
+                "published_as": study.base.published_as,
+                "fingerprint": study.base.fingerprint,
+                "quantize": study.conditions.quantize,
+                "quantizer": study.conditions.quantizer,
+            },
+            "data": study.conditions.data,
+            "data_from": study.splits.origins,
+            "git": git_state(study.source),
+            "command": redact(" ".join(["bakeoff", *sys.argv[1:]])),
+            "study_file": study_folder.STUDY_FILE,
+        },
+    }
+
+
+def git_state(source: Path) -> dict[str, Any] | None:
+    """Return commit and dirtiness of the repository around the study file, None without one.
+
+    ``dirty`` is None where the repository's own configuration names programs that looking for
+    changes would run: it may have come with a study of somebody else's.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "core.fsmonitor=false", "-C", str(source), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, errors="replace")
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        names = git("config", "--local", "--includes", "--name-only", "--list").lower().split()
+        runs = any(n.startswith("filter.") or n == "core.fsmonitor" for n in names)
+        return {"commit": commit, "dirty": None if runs else bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

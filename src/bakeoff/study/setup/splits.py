@@ -1,0 +1,130 @@
+"""Read the user's rows, rename columns, and cut the splits that are not given."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bakeoff.core.errors import PreflightError, near_match
+from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json
+from bakeoff.data import rows as data_rows
+from bakeoff.data import sources, splits
+from bakeoff.data.checks import cells
+from bakeoff.data.issues import Fault, refusal
+from bakeoff.data.splits import FROZEN, ORIGINS, Splits
+from bakeoff.study.config import StudySpec
+
+
+def read_splits(spec: StudySpec, source: Path) -> Splits:
+    """Read the user's rows, files relative to ``source``; cut splits that are not given; sample.
+
+    Raises:
+        PreflightError: a file that cannot be read, a group column that cannot cut.
+    """
+    limits = spec.data.limit.model_dump()
+    rng = random.Random(spec.seed)
+    found = sources.find(_named(spec), source, spec.data.config, spec.data.revision)
+    rows, cut = _all_rows(spec, {name: own.rows for name, own in found.items()})
+    origins = {name: own.origin for name, own in found.items()}
+    origins |= {name: {**origins["train"], "share": share} for name, share in cut.items()}
+    if (source / ORIGINS).is_file() and _named(spec) == FROZEN:
+        origins = _origins(source / ORIGINS)
+    sampled = {name: splits.sample(rows[name], limits[name], rng) for name in data_rows.SPLITS}
+    return Splits(sampled, cut, origins)
+
+
+def _origins(path: Path) -> dict[str, Any]:
+    """Read where frozen splits came from.
+
+    Raises:
+        PreflightError: ``origins-broken``.
+    """
+    try:
+        found = read_json(path, CONFIG_BYTES)
+    except Unreadable as error:
+        raise PreflightError(
+            "origins-broken", f"{path} cannot be read: {error}.", f"`rm {path}`."
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _named(spec: StudySpec) -> dict[str, str]:
+    named = {name: getattr(spec.data, name) for name in data_rows.SPLITS}
+    return {name: reference for name, reference in named.items() if reference is not None}
+
+
+def _all_rows(
+    spec: StudySpec, given: dict[str, list[data_rows.Row]]
+) -> tuple[dict[str, list[data_rows.Row]], dict[str, float]]:
+    missing = {
+        name: getattr(spec.data, f"{name}_fraction")
+        for name in ("validation", "test")
+        if name not in given
+    }
+    given = _renamed(given, spec.data.rename)
+    if not missing:
+        return given, {}
+    rows = given.pop("train")
+    if spec.data.group is not None:
+        _check_group(rows, spec.data.group)
+    fractions = {"train": 1.0 - sum(missing.values()), **missing}
+    return given | splits.split_rows(
+        rows, spec.data.group, fractions, random.Random(spec.seed)
+    ), fractions
+
+
+def _renamed(
+    given: dict[str, list[data_rows.Row]], names: Mapping[str, str]
+) -> dict[str, list[data_rows.Row]]:
+    """Give columns the names that ``data.rename`` says.
+
+    Raises:
+        PreflightError: ``rename-taken`` with the rows that would lose a column, ``column-missing``
+            for a column that no split has, with the near match.
+    """
+    faults = []
+    for old, new in names.items():
+        same = {new, *(o for o, n in names.items() if n == new)}
+        for split, rows in given.items():
+            taken = [i for i, row in enumerate(rows) if len(same & row.keys()) > 1]
+            what = f"data.rename makes one '{new}' of several columns"
+            hint = "another name in `data.rename`."
+            if taken:
+                faults.append(
+                    Fault.at("rename-taken", what, hint, split, taken, len(rows), fatal=True)
+                )
+        present = {str(name): None for rows in given.values() for row in rows for name in row}
+        if old not in present:
+            near = near_match(old, present)
+            hint = f"did you mean '{near}'? " if near else ""
+            faults.append(
+                Fault(
+                    "column-missing",
+                    f"No row of any split has the column '{old}' (data.rename)",
+                    f"{hint}The rows have: {', '.join(present)}.",
+                    fatal=True,
+                )
+            )
+    if (refused := refusal(faults, Splits(given, {}).place)) is not None:
+        raise refused
+    return {split: [data_rows.renamed(row, names) for row in rows] for split, rows in given.items()}
+
+
+def _check_group(rows: Sequence[data_rows.Row], group: str) -> None:
+    """Refuse a group column that some rows lack, or that cannot tell rows apart."""
+    lacking = cells.missing("train", rows, "data.group", group)
+    values = {str(row.get(group)) for row in rows}
+    if not lacking and len(values) == 1:
+        lacking = [
+            Fault(
+                "one-group",
+                f"Every row has the same '{group}', '{min(values)}': no split can be cut",
+                "another column in `data.group`, or none.",
+                fatal=True,
+            )
+        ]
+    whole = Splits({"train": list(rows)}, {})
+    if (refused := refusal(lacking, whole.place)) is not None:
+        raise refused
