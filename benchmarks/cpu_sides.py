@@ -28,7 +28,7 @@ from bakeoff.core.trial import Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
 from bakeoff.methods.arguments import Surroundings, resolve
-from bakeoff.tasks import Example
+from bakeoff.tasks._base import Example
 from bakeoff.training import setup
 
 WARMUP = 3

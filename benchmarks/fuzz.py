@@ -35,9 +35,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bakeoff import cli
+from bakeoff.core import jobs
 from bakeoff.core.errors import PreflightError
-from bakeoff.study.setup import base_model, open_study
 from bakeoff.study import remote
+from bakeoff.study.setup import base_model, open_study
 
 HF = Path(__file__).parent.parent / "tests" / "data" / "hf"
 """Real files of ``method_comparison``, made small."""
@@ -365,7 +366,7 @@ def stopping(whole: bool) -> Callable[..., dict[str, Any]]:
     inline = remote.make_executor("inline", 1)
 
     def call(through: Any, function: str, value: dict[str, Any]) -> dict[str, Any]:
-        if function == open_study.RUN_MACHINE and not whole:
+        if function == jobs.DETECT_MACHINE and not whole:
             raise PreflightError(ACCEPTED, "This study would be run.", "run it.")
         return real(inline, function, value)
 

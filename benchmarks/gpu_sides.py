@@ -32,7 +32,7 @@ from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.methods import registry
 from bakeoff.methods.hook import CALIBRATION, extras, make, trainable
 from bakeoff.methods.hook import Ground as Around
-from bakeoff.tasks import Example
+from bakeoff.tasks._base import Example
 from bakeoff.tasks.sft import SupervisedFineTuning
 
 SHAPES: dict[str, dict[str, Any]] = {

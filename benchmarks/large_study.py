@@ -39,7 +39,6 @@ from bakeoff.methods import registry
 from bakeoff.study.config import dump_spec, parse_spec
 from bakeoff.study.storage.database import Writer
 from bakeoff.study.storage.study_dir import DATABASE
-from bakeoff.report import write
 
 METHODS, SETTINGS, SEEDS, ITEMS = 60, 5, 3, 1319
 TEXT = (
@@ -88,7 +87,7 @@ def make(out: Path, methods: int = METHODS, items: int = ITEMS, seed: int = 0) -
         store.set_all({"spec": dump_spec(spec), "about": about(found, items), "frozen": {}})
         for entry in found:
             _write(store, entry, conditions, items, rng)
-    write.report(out)
+    api.report(out)
 
 
 def _write(
@@ -220,7 +219,7 @@ def main() -> int:
         make(folder, options.methods, options.items)
         made = time.perf_counter() - begun
         begun = time.perf_counter()
-        write.report(folder)
+        api.report(folder)
         found = {
             "methods": options.methods, "settings": SETTINGS, "seeds": SEEDS,
             "items": options.items,

@@ -39,7 +39,7 @@ from bakeoff.engine.device import (
 from bakeoff.engine.lanes.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.methods.hook import extras, make, trainable
-from bakeoff.tasks import Example
+from bakeoff.tasks._base import Example
 
 SHAPES_HERE: dict[str, dict[str, Any]] = {
     **SHAPES,

@@ -27,7 +27,7 @@ from gpu_sides import BATCH, QV, SHAPES, Ground, examples
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from bakeoff.tasks import Example
+from bakeoff.tasks._base import Example
 
 
 class Rows:

@@ -51,9 +51,9 @@ from bakeoff.core.trial import PROSE, MethodEntry
 from bakeoff.data.rows import SPLITS
 from bakeoff.study.config import StudySpec, dump_spec, read_spec
 from bakeoff.study.planning import trials
+from bakeoff.study.setup import splits
 from bakeoff.study.setup.open_study import load_methods
 from bakeoff.study.storage import study_dir as study_folder
-from bakeoff.study.setup import splits
 
 TWIN = "twin"
 APART = 100

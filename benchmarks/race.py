@@ -44,8 +44,8 @@ from race_world import (
 )
 from scipy import stats
 
-from bakeoff.study.planning import racing
 from bakeoff.analysis import pareto as analysis_pareto
+from bakeoff.study.planning import racing
 
 FINAL_SEEDS = 3
 

@@ -17,7 +17,6 @@ from bakeoff.core.errors import BakeoffError
 from bakeoff.core.record import StudyRecord
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.setup.provenance import git_state
-from bakeoff.study import run
 
 DEMO = Path(str(files("bakeoff.study.config") / "templates/demo.toml"))
 
@@ -43,7 +42,7 @@ class Spoken:
 
 def run_study(spec: StudySpec, source: Path, out: Path) -> tuple[StudyRecord, dict[str, Any]]:
     """Run a study or go on with it; return its record and its report."""
-    report = run.run(spec, source, out, Spoken(out.name))
+    report = api.run(spec, source, out, Spoken(out.name))
     return api.read_record(out), report
 
 

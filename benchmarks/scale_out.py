@@ -33,8 +33,8 @@ import numpy as np
 
 import bakeoff
 from bakeoff.core import plugins
-from bakeoff.core.results import Cost, CurvePoint, SplitScores, Status, TrialResult
 from bakeoff.core.record import MetricInfo, StudyRecord
+from bakeoff.core.results import Cost, CurvePoint, SplitScores, Status, TrialResult
 from bakeoff.core.trial import Conditions, MethodEntry, Segment, Trial
 
 PACKAGES = ("ray", "sqlalchemy", "numpy", "scipy")
@@ -119,7 +119,7 @@ def trials_of(size: Size) -> list[Trial]:
 
 def carried(name: str, workers: int, size: Size) -> dict[str, Any]:
     """Time an executor over fake segments, after a first map that starts what must be started."""
-    through = plugins.load_plugin("executors", name).EXECUTOR(workers)
+    through = plugins.load_plugin("study.executors", name, "executor").EXECUTOR(workers)
     trial = trials_of(QUICK)[0]
     segment = Segment((trial,), 0, STEPS, str(Path.cwd()), "fake").to_json()
     payload = {**segment, "items": size.items}

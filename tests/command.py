@@ -18,7 +18,8 @@ import time
 from multiprocessing import forkserver
 from pathlib import Path
 
-from bakeoff.study.executors.process import PRELOAD, _nobodys_script
+from bakeoff.core.jobs import PRELOAD
+from bakeoff.study.executors.process import _nobodys_script
 
 CONTEXT = multiprocessing.get_context("forkserver")
 SERVER = forkserver._forkserver  # type: ignore[attr-defined]

@@ -22,7 +22,6 @@ from bakeoff.engine.accelerators import Switches
 from bakeoff.study.remote import make_executor
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 from bakeoff.training import segment
-from bakeoff.training.preflight import checks
 from bakeoff.training.preflight import cost_probe
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

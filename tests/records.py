@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bakeoff.core.results import Cost, CurvePoint, SplitScores, Status, TrialResult
 from bakeoff.core.record import MetricInfo, StudyRecord
+from bakeoff.core.results import Cost, CurvePoint, SplitScores, Status, TrialResult
 from bakeoff.core.trial import MethodEntry, Trial
 from bakeoff.testing.trials import CONDITIONS as BENCH_CONDITIONS
 

@@ -24,12 +24,10 @@ from bakeoff.report import render
 from bakeoff.study import search
 from bakeoff.study.config import parse_spec
 from bakeoff.study.monitoring.progress import Silent
-from bakeoff.study.setup import test_reads
 from bakeoff.study.remote import make_executor
+from bakeoff.study.setup import test_reads
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.training import segment
-from bakeoff.report import write
-from bakeoff.study import run
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 Values = dict[str, Any]
@@ -67,7 +65,7 @@ def first(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Va
         "budget": {"steps": 10, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2},
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
     }
-    run.run(parse_spec(values), folder, folder / "out")
+    api.run(parse_spec(values), folder, folder / "out")
     return values, folder / "out"
 
 
@@ -82,7 +80,7 @@ def out(first: tuple[Values, Path], tmp_path: Path) -> Path:
 
 
 def go(values: Values, out: Path, again: bool = False) -> dict[str, Any]:
-    made = run.run(parse_spec(values), out, out, again=again)
+    made = api.run(parse_spec(values), out, out, again=again)
     jsonschema.validate(json.loads(json.dumps(made)), SCHEMA)
     return made
 
@@ -145,7 +143,7 @@ ALLOWED = {
 
 
 def test_a_study_that_is_run_once_has_one_look(values: Values, out: Path) -> None:
-    study = write.report(out)["study"]
+    study = api.report(out)["study"]
     assert (study["test_looks"], study["test_changes"]) == (1, [])
     assert "the test set was read once" in (out / "report.html").read_text()
     values["verdict"] = {"prefer": "memory"}
@@ -212,7 +210,7 @@ def test_another_margin_trains_nothing(values: Values, out: Path, trained: list[
     made = go(values, out, again=True)
     assert trained == []
     assert (made["study"]["margin"], made["study"]["test_looks"]) == (0.05, 2)
-    assert write.report(out)["study"] == made["study"]
+    assert api.report(out)["study"] == made["study"]
     assert refused(values | {"task": {"kind": "classify", "max_length": 32}}, out).cause.endswith(
         "task.margin: 0.05 -> 0.02"
     )
@@ -284,7 +282,7 @@ def test_before_test_is_read_a_change_is_another_study(values: Values, out: Path
     with sqlite3.connect(out / "study.db") as database:
         database.execute("delete from scores where split = 'test'")
         database.execute("update trials set status = null, result = null where phase = 'final'")
-    study = write.report(out)["study"]
+    study = api.report(out)["study"]
     assert (study["test_looks"], study["test_changes"]) == (0, [])
     assert "the test set has not been read yet" in (out / "report.html").read_text()
     more_seeds(values)
@@ -347,9 +345,9 @@ def test_what_the_race_decided_stays_decided(
 
 def test_nothing_to_look_at_again_is_said(values: Values, out: Path) -> None:
     heard = Heard()
-    run.run(parse_spec(values), out, out, heard, again=True)
+    api.run(parse_spec(values), out, out, heard, again=True)
     assert test_reads.NOTHING in heard.lines
-    assert write.report(out)["study"]["test_looks"] == 1
+    assert api.report(out)["study"]["test_looks"] == 1
     assert test_reads.held({}, {}, test_read=False, again=True) == {}
 
 

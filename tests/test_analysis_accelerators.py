@@ -13,8 +13,8 @@ from records import Pair, final, hits, make_cost, make_engine, make_record, sear
 
 import bakeoff.report
 from bakeoff.analysis.summary import summarise
-from bakeoff.core.results import Status
 from bakeoff.core.record import StudyRecord
+from bakeoff.core.results import Status
 from bakeoff.study.storage.database.reader import Reader
 from bakeoff.study.storage.database.writer import Writer
 

@@ -15,8 +15,8 @@ from records import LOSS, final, finished, hits, make_cost, make_record, make_re
 import bakeoff.report
 from bakeoff.analysis.choose import choose_settings
 from bakeoff.analysis.summary import summarise
-from bakeoff.core.results import Status
 from bakeoff.core.record import StudyRecord
+from bakeoff.core.results import Status
 
 SCHEMA = json.loads((Path(bakeoff.report.__file__).parent / "schema.json").read_text())
 MINUS = "\N{MINUS SIGN}"

@@ -17,12 +17,11 @@ from bakeoff import api
 from bakeoff.core.errors import BakeoffError
 from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import rows, write_jsonl
-from bakeoff.study import run
 
 
 def refused(values: dict[str, Any], folder: Path) -> BakeoffError:
     with pytest.raises(BakeoffError) as error:
-        run.run(parse_spec(values), folder, folder / "out")
+        api.run(parse_spec(values), folder, folder / "out")
     trained = list((folder / "out" / "trials").glob("*")) if (folder / "out").is_dir() else []
     assert trained == [], "something was trained before the refusal"
     assert error.value.try_
@@ -187,13 +186,13 @@ def test_a_folder_without_write_permission(study_values: dict[str, Any], tmp_pat
     blocked = tmp_path / "file"
     blocked.write_text("a file stands where the folder would be")
     with pytest.raises(BakeoffError) as error:
-        run.run(parse_spec(study_values), tmp_path, blocked / "out")
+        api.run(parse_spec(study_values), tmp_path, blocked / "out")
     assert (error.value.code, error.value.exit_code) == ("folder-not-writable", 6)
     if os.geteuid() != 0:  # root may write anywhere
         closed = tmp_path / "closed"
         closed.mkdir(mode=0o500)
         with pytest.raises(BakeoffError, match="folder-not-writable"):
-            run.run(parse_spec(study_values), tmp_path, closed / "out")
+            api.run(parse_spec(study_values), tmp_path, closed / "out")
 
 
 def test_a_test_set_below_30_items_is_warned_of(

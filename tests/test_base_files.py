@@ -22,7 +22,6 @@ from bakeoff.study.setup import base_model
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.training.preflight import checks
-from bakeoff.study import run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SECOND = "model-00002-of-00002.safetensors"
@@ -211,7 +210,7 @@ def test_a_study_of_a_hubs_base_goes_on_at_the_commit_that_it_began_with(
     cached(tiny_bert, hub, "org/there")
     study_values["base"]["model"] = "org/there"
     study = tmp_path / "study"
-    report = run.run(parse_spec(study_values), tmp_path, study)
+    report = api.run(parse_spec(study_values), tmp_path, study)
     assert report["complete"]
     assert report["provenance"]["base"]["fingerprint"] == COMMIT
     assert not any("commit" in w for w in report["warnings"])
@@ -219,9 +218,9 @@ def test_a_study_of_a_hubs_base_goes_on_at_the_commit_that_it_began_with(
     assert {t.conditions.revision for t, _ in trials} == {COMMIT}
     (hub / "models--org--there" / "refs" / "main").write_text(other)
     with pytest.raises(BakeoffError) as refused:
-        run.run(parse_spec(study_values), tmp_path, study)
+        api.run(parse_spec(study_values), tmp_path, study)
     assert refused.value.code == "study-differs"
     assert other in refused.value.cause
     study_values["base"]["revision"] = COMMIT
-    run.run(parse_spec(study_values), tmp_path, study)
+    api.run(parse_spec(study_values), tmp_path, study)
     assert api.read_trials(study) == trials

@@ -11,8 +11,8 @@ from records import final, hits, make_record
 
 import bakeoff
 from bakeoff.analysis.summary import summarise
-from bakeoff.core.results import SplitScores
 from bakeoff.core.record import StudyRecord
+from bakeoff.core.results import SplitScores
 
 
 def trained(base: list[float] | None, right: int = 120) -> StudyRecord:

@@ -69,7 +69,7 @@ def test_both_sides_sample_the_same_examples_in_the_same_steps(
     script: Callable[[str], ModuleType],
 ) -> None:
     from bakeoff.engine.batch_order import step_indices
-    from bakeoff.tasks import Example
+    from bakeoff.tasks._base import Example
 
     examples = [Example((i,), (0,)) for i in range(10)]
     picked = script("cpu_sides").pick(examples, 4, 3, 5)

@@ -18,12 +18,11 @@ from bakeoff.core.errors import UsageError
 from bakeoff.data import assets
 from bakeoff.engine.loss import Supervised
 from bakeoff.study.config import parse_spec
-from bakeoff.tasks import load_tokenizer
+from bakeoff.tasks._base import load_tokenizer
 from bakeoff.tasks.classify import Classify
 from bakeoff.tasks.sft import IGNORE, SupervisedFineTuning
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.training.preflight.row_preview import pieces
-from bakeoff.study import run
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 CHAT = (
@@ -211,15 +210,15 @@ def test_a_long_prompt_loses_its_beginning_and_never_its_answer(tiny_llama: Path
 def test_a_study_of_conversations_runs_and_needs_nothing_outside_its_folder(
     chats: dict[str, Any], tmp_path: Path
 ) -> None:
-    report = run.run(parse_spec(chats), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(chats), tmp_path, tmp_path / "out")
     assert {m["status"] for m in report["methods"]} == {"done"}
     (tmp_path / "own.jinja").unlink()
     out = tmp_path / "out"
-    again = run.run(api.read_spec(out / "study.toml"), out, out)
+    again = api.run(api.read_spec(out / "study.toml"), out, out)
     assert again["methods"] == report["methods"]
     (tmp_path / "own.jinja").write_text(CHAT.replace(" : ", " Command "))
     with pytest.raises(Exception, match="chat_template"):
-        run.run(parse_spec(chats), tmp_path, out)
+        api.run(parse_spec(chats), tmp_path, out)
 
 
 def test_prompt_and_completion_as_a_conversation(chats: dict[str, Any], tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from bakeoff.tasks.choice import Choices, MultipleChoice
 from bakeoff.testing.tiny import WORDS, rows, save_llama, write_jsonl
 from bakeoff.testing.trials import build, make_trial, no_dropout, run
 from bakeoff.training.evaluate import answers
-from bakeoff.study import run as study_run
 
 COLUMNS = {"prompt": "Command : {text} JSON", "choices": "choices", "answer": "answer"}
 OPTIONS = {
@@ -178,7 +177,7 @@ def test_wrong_options_are_refused(
 ) -> None:
     study_values["task"] |= {"kind": "choice", "options": options}
     with pytest.raises(BakeoffError) as error:
-        study_run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert error.value.code == code
     assert "normalise" in str(error.value)
 
@@ -266,7 +265,7 @@ def test_a_choice_that_is_too_long_is_refused_though_it_is_a_wrong_one(
     study_values["task"] = {"kind": "choice", "max_length": 31}
     study_values["method"] = {}
     with pytest.raises(BakeoffError, match=r"line 8 of items\.jsonl") as error:
-        study_run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert error.value.code == "choice-too-long"
     words: Any = AutoTokenizer.from_pretrained(tiny_llama)
     (fault,) = task(max_length=64).token_faults(words, "test", own, 33)
@@ -322,7 +321,7 @@ def test_a_study_lifts_accuracy_and_its_adapter_answers_in_plain_peft(
     study_values["budget"] |= {"steps": 20, "settings": 1, "seeds": 1, "race": "off", "extend": 0}
     rates = {"lora": {"learning_rates": [1e-2]}, "ia3": {"learning_rates": [3e-2]}}
     study_values["method"] = rates
-    report = study_run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     jsonable = json.loads(json.dumps(report))
     found = {m["method"]: m for m in jsonable["methods"]}
     assert jsonable["study"]["metric"] == "accuracy"

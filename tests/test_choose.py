@@ -18,7 +18,6 @@ from bakeoff.core.results import Cost, SplitScores, Status
 from bakeoff.study.config import parse_spec
 from bakeoff.study.planning.racing import Rules, Standing, decide
 from bakeoff.study.search import axes
-from bakeoff.study import run
 
 
 def tried(rate: float, loss: float, right: int, step: int = 100, **more: Any) -> Run:
@@ -133,7 +132,7 @@ def test_a_study_chooses_by_the_metric_where_answers_are_generated(
     study_values["data"]["limit"] = {"validation": 8, "test": 8}
     del study_values["method"]
     study_values["budget"] |= {"settings": 3, "seeds": 1, "extend": 0, "select_on": "metric"}
-    report = run.run(parse_spec(study_values), tmp_path, tmp_path / "study")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "study")
     for method in report["methods"]:
         # at every rung each trial that stood there was scored, beside its loss
         assert all(s["validation_score"] is not None for s in method["settings"])

@@ -23,7 +23,6 @@ from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import build, make_trial, no_dropout, run
 from bakeoff.training import segment
 from bakeoff.training.preflight.parity import decide
-from bakeoff.study import run as study_run
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 METHODS = ("lora", "full", "head", "ia3", "oft", "prefix_tuning", "prompt_tuning", "p_tuning")
@@ -129,7 +128,7 @@ def test_a_study_of_a_decoder_learns_and_its_adapter_answers_in_plain_peft(
     del study_values["method"]
     study_values["budget"] |= {"steps": 40, "settings": 1, "seeds": 1, "race": "off", "extend": 0}
     study_values["task"]["head_learning_rate"] = 1e-2
-    report = study_run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     found = {m["method"]: m for m in report["methods"]}
     assert found["lora"]["score"]["estimate"] > 0.6, "three labels, a third each"
     assert "packing" in found["lora"]["engine"]["on"]

@@ -142,5 +142,7 @@ def test_doctor_measures_this_machine(tmp_path: Path) -> None:
 
 def test_plugins_are_found_by_file_name() -> None:
     assert plugins.list_plugins("tasks") == ("choice", "classify", "sft")
-    assert {"accuracy", "exact_match", "json_match", "loss"} < set(plugins.list_plugins("metrics"))
-    assert set(plugins.list_plugins("executors")) == {"inline", "process", "ray"}
+    assert {"accuracy", "exact_match", "json_match", "loss"} < set(
+        plugins.list_plugins("metrics.builtin")
+    )
+    assert set(plugins.list_plugins("study.executors")) == {"inline", "process", "ray"}

@@ -13,9 +13,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bakeoff.cli import app, methods
+from bakeoff.cli.display import method_row
+from bakeoff.core import jobs
 from bakeoff.core.errors import UsageError
 from bakeoff.methods import capability_records, published_results, registry
-from bakeoff.cli.display import method_row
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,7 +157,7 @@ def test_a_probe_is_kept(run: Callable[..., Result], asked: list[str]) -> None:
 def test_the_probe_runs_in_a_process_of_its_own() -> None:
     entry = registry.load("arrow", Path())
     ((index, value, error),) = method_row.carried(
-        methods.RUN_PROBE, [{"entry": methods.to_json(entry)}]
+        jobs.PROBE_METHOD, [{"entry": methods.to_json(entry)}]
     )
     assert (index, error) == (0, None)
     assert value == capability_records.shipped()["methods"]["arrow"]
@@ -250,7 +251,7 @@ def test_a_model_of_ones_own(
     def answer(
         function: str, payloads: Sequence[dict[str, Any]]
     ) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
-        assert function == methods.RUN_EXPECTED
+        assert function == jobs.PROBE_ON_MODEL
         for index, payload in enumerate(payloads):
             assert payload["path"] == str(tiny_llama)
             yield index, answers.get(payload["entry"]["name"], {"reason": "no"}), None

@@ -10,8 +10,8 @@ import pytest
 
 import bakeoff
 from bakeoff import api
-from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.study import run
+from bakeoff.study.storage.database import Reader, Writer
 
 SOURCE = Path(bakeoff.__file__).parent
 STAMPED = {"exporters/mlflow.py", "exporters/tensorboard.py"}

@@ -19,7 +19,6 @@ from bakeoff.analysis.compare_studies import Agreement, Side, agreement, contras
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.errors import UsageError
 from bakeoff.core.record import StudyRecord
-from bakeoff.study import compare
 
 FROZEN = {
     "spec.name": "a",
@@ -177,5 +176,5 @@ def test_the_verb_on_two_studies(study_values: dict[str, Any], tmp_path: Path) -
 
 def test_the_library_refuses_the_same_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        compare.compare(tmp_path, tmp_path / "." / ".." / tmp_path.name)
+        api.compare(tmp_path, tmp_path / "." / ".." / tmp_path.name)
     assert caught.value.code == "same-study"

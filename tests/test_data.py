@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.data import rows as data_rows
-from bakeoff.study.config import parse_spec
-from bakeoff.study.storage import study_dir as folder_of
-from bakeoff.testing.tiny import write_jsonl
 from bakeoff.data import splits
 from bakeoff.data import splits as data_splits
+from bakeoff.study.config import parse_spec
 from bakeoff.study.setup import splits
+from bakeoff.testing.tiny import write_jsonl
 
 
 def code(error: pytest.ExceptionInfo[PreflightError]) -> str:

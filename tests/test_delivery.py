@@ -27,7 +27,6 @@ from bakeoff.study.config import parse_spec
 from bakeoff.testing.trials import build, make_trial
 from bakeoff.training import convert
 from bakeoff.training.evaluate import item_losses
-from bakeoff.study import run
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def study(
     values = make_study(folder)
     values["methods"]["contenders"] = ["dora", "ia3", "full", "head", "prompt_tuning"]
     values["budget"]["steps"] = 20
-    run.run(parse_spec(values), folder, folder)
+    api.run(parse_spec(values), folder, folder)
     return folder
 
 

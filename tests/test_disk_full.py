@@ -28,7 +28,6 @@ from bakeoff.study.remote import refuse_full
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
 from bakeoff.training import checkpoints
-from bakeoff.study import run
 from bakeoff.training.preflight import cost_probe
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -147,7 +146,7 @@ def test_a_study_goes_on_to_the_same_numbers_after_a_full_disk(
     """Fault 7: at a state, at a trial's folder, at frozen data; no trial is kept as failed."""
     study_values["budget"]["steps"] = 20
     spec, out = parse_spec(study_values), tmp_path / "paused"
-    whole = run.run(spec, tmp_path, tmp_path / "whole")
+    whole = api.run(spec, tmp_path, tmp_path / "whole")
     words = SafetensorError("Error while serializing: I/O error: No space left on device")
     for module, name, call, error in (
         (api.study_folder, "freeze_data", 1, FULL),
@@ -159,14 +158,14 @@ def test_a_study_goes_on_to_the_same_numbers_after_a_full_disk(
             stopping, calls = full_at(call, getattr(module, name), error)
             patched.setattr(module, name, stopping)
             with pytest.raises(EnvironmentProblem) as paused:
-                run.run(spec, tmp_path, out)
+                api.run(spec, tmp_path, out)
             assert len(calls) == call, "it went on after the disk was full"
         assert (paused.value.code, paused.value.exit_code) == ("disk-full", 6)
         with Reader(out / "study.db") as reader:
             ended = [r.status for _, r in reader.trials() if r is not None]
             assert Status.FAILED not in ended
     assert any(s is Status.DONE for s in ended)
-    assert comparable(run.run(spec, tmp_path, out)) == comparable(whole)
+    assert comparable(api.run(spec, tmp_path, out)) == comparable(whole)
     assert {f.state for f in api.diagnose(out)} == {"ok"}
 
 
@@ -174,7 +173,6 @@ def test_a_cost_that_met_a_full_disk_is_measured_again(
     study_values: dict[str, Any], tmp_path: Path
 ) -> None:
     """Fault 7: a probe's failure would stand for its method for ever."""
-    from bakeoff.training.preflight import checks
 
     with pytest.MonkeyPatch.context() as patched:
 
@@ -199,7 +197,7 @@ def test_room_for_twice_the_files_is_asked_for(
         patched.setattr(shutil, "disk_usage", lambda _: usage)
         patched.setattr(api.phases, "search", lambda *_: trained.append("search"))
         with pytest.raises(EnvironmentProblem) as error:
-            run.run(spec, tmp_path, out)
+            api.run(spec, tmp_path, out)
     assert (error.value.code, error.value.exit_code, trained) == ("disk-space", 6, [])
     with Reader(out / "study.db") as reader:
         sizes = [c.trainable_parameters or 0 for c in reader.costs().values()]

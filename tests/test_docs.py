@@ -14,8 +14,8 @@ import pytest
 import typer.main
 from command import bakeoff
 
+from bakeoff import api
 from bakeoff.cli import app
-from bakeoff.study import run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,14 +75,13 @@ def test_the_contract_in_contributing_runs(tmp_path: Path) -> None:
 
 def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict[str, Any]) -> None:
     """Write the method that CONTRIBUTING shows into one file and run a study with it."""
-    from bakeoff import api
     from bakeoff.study.config import parse_spec
 
     (method,) = blocks(CONTRIBUTING, "toml")
     (tmp_path / "rslora.toml").write_text(method, encoding="utf-8")
     study_values["methods"]["contenders"] = ["rslora.toml"]
     del study_values["method"]
-    report = run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     row = next(m for m in report["methods"] if m["method"] == "rslora")
     assert (row["status"], row["n_settings"], row["n_seeds"]) == ("done", 2, 2)
 

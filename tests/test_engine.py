@@ -26,10 +26,9 @@ from bakeoff.tasks.classify import Classify
 from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import LABELS, build, losses, make_trial
 from bakeoff.training import setup
-from bakeoff.training.preflight import checks
+from bakeoff.training.preflight import cost_probe
 from bakeoff.training.preflight.parity import Decision
 from bakeoff.training.segment import run_segment
-from bakeoff.training.preflight import cost_probe
 
 LIKE_PLAIN = {
     "seed": 3, "phase": "search", "rate": 5e-3, "steps": 10, "warmup": 0.2, "weight_decay": 0.01,

@@ -15,7 +15,6 @@ import pytest
 from bakeoff import api
 from bakeoff.study.config import StudySpec, parse_spec, read_spec
 from bakeoff.study.remote import make_executor
-from bakeoff.study import run
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 SMALL = sorted((p for p in EXAMPLES if p.stem.startswith("sft-smollm2")), key=lambda p: p.stem)
@@ -63,7 +62,7 @@ def test_an_example_runs_with_all_its_methods(
     # a process for each cost probe is most of the time here, and another test's business
     monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
     spec = small(path, tiny_llama)
-    report = run.run(spec, path.parent, tmp_path / "out")
+    report = api.run(spec, path.parent, tmp_path / "out")
     assert report["study"]["metric"] == "json_match"
     assert report["base"]["score"]["estimate"] == 0, "random weights say no JSON"
     found = {m["method"]: m for m in report["methods"]}
@@ -80,7 +79,7 @@ def test_the_example_in_4_bits_says_who_cannot_train_there(
     monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
     spec = small(QUANTISED, tiny_llama)
     assert spec.base.quantize == "nf4"
-    report = run.run(spec, QUANTISED.parent, tmp_path / "out")
+    report = api.run(spec, QUANTISED.parent, tmp_path / "out")
     found = {m["method"]: m for m in report["methods"]}
     assert found["lora"]["score"] is not None
     assert set(found) == {"lora", "pissa", "full"}

@@ -26,7 +26,7 @@ from bakeoff.study.storage.database import Writer
 no_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 NAMES = [
     pytest.param(name, marks=no_ray) if name == "ray" else name
-    for name in plugins.list_plugins("executors")
+    for name in plugins.list_plugins("study.executors")
 ]
 
 
@@ -90,7 +90,9 @@ def sleep(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def make(name: str, workers: int = 1) -> Executor:
-    made: Executor = plugins.load_plugin("executors", name).EXECUTOR(workers=workers)
+    made: Executor = plugins.load_plugin("study.executors", name, "executor").EXECUTOR(
+        workers=workers
+    )
     return made
 
 

@@ -27,7 +27,7 @@ from bakeoff.integrations.exchange import export_curves
 from bakeoff.integrations.trackers import Exporter, TrialRun, runs_of
 from bakeoff.study.storage.database import Writer
 
-NAMES = plugins.list_plugins("exporters")
+NAMES = plugins.list_plugins("integrations.trackers")
 PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow"}
 INSTALLED = {
     name: importlib.util.find_spec(module) is not None for name, module in PACKAGES.items()
@@ -98,7 +98,7 @@ def test_an_exporter_without_its_tool_says_what_to_install(
         raise ModuleNotFoundError(f"No module named '{module}'")
 
     monkeypatch.setattr(
-        "bakeoff.integrations.exchange.registry.find", lambda *_: _Module(LOADED[name])
+        "bakeoff.integrations.exchange.plugins.load_plugin", lambda *_: _Module(LOADED[name])
     )
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     before = tree(study)
@@ -116,7 +116,9 @@ class _Module:
         self.EXPORTER = exporter
 
 
-LOADED = {name: plugins.load_plugin("exporters", name).EXPORTER for name in NAMES}
+LOADED = {
+    name: plugins.load_plugin("integrations.trackers", name, "exporter").EXPORTER for name in NAMES
+}
 
 
 def test_an_exporter_that_fails_leaves_nothing(
@@ -131,7 +133,9 @@ def test_an_exporter_that_fails_leaves_nothing(
         def look(self, study: str, folder: Path) -> str:
             return ""
 
-    monkeypatch.setattr("bakeoff.integrations.exchange.registry.find", lambda *_: _Module(Broken()))
+    monkeypatch.setattr(
+        "bakeoff.integrations.exchange.plugins.load_plugin", lambda *_: _Module(Broken())
+    )
     before = tree(study)
     with pytest.raises(EnvironmentProblem, match="RuntimeError: the tool has changed") as refused:
         export_curves(study, "mlflow", tmp_path / "new" / "out")

@@ -26,17 +26,14 @@ from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.report import render
+from bakeoff.study import final
 from bakeoff.study import fork as study_fork
-from bakeoff.study import search
 from bakeoff.study.config import parse_spec, read_spec
 from bakeoff.study.monitoring import progress
 from bakeoff.study.storage import lock
 from bakeoff.study.storage.database import Writer
 from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl
-from bakeoff.study import final
-from bakeoff.study import run
-from bakeoff.study import run as study_run
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 Values = dict[str, Any]
@@ -70,7 +67,7 @@ def first(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Va
         },
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
     }  # fmt: skip
-    run.run(parse_spec(values), folder, folder / "tiny")
+    api.run(parse_spec(values), folder, folder / "tiny")
     return values, folder / "tiny"
 
 
@@ -89,7 +86,7 @@ def fork(
 ) -> dict[str, Any]:
     """Fork a study, and hold its parent to be untouched, its report to its schema."""
     before = everything(parent)
-    made = run.run(parse_spec(values), parent, parent, heard, fork=new, **asked)
+    made = api.run(parse_spec(values), parent, parent, heard, fork=new, **asked)
     assert everything(parent) == before
     jsonschema.validate(json.loads(json.dumps(made)), SCHEMA)
     return made
@@ -97,7 +94,7 @@ def fork(
 
 def go_on(new: Path, heard: Heard | None = None) -> dict[str, Any]:
     """Run a fork as `bakeoff run NEW` does: by what its own folder says, without a flag."""
-    return run.run(read_spec(new / "study.toml"), new, new, heard)
+    return api.run(read_spec(new / "study.toml"), new, new, heard)
 
 
 def everything(folder: Path) -> dict[str, tuple[int, bytes | None]]:
@@ -134,7 +131,7 @@ def unread(values: Values, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patched:
         patched.setattr(final, "final", killed)
         with pytest.raises(Killed):
-            run.run(parse_spec(values), out, out)
+            api.run(parse_spec(values), out, out)
     return out
 
 
@@ -153,7 +150,7 @@ def other_test(values: Values, tmp_path: Path) -> Values:
 def test_what_differs_is_refused_and_the_way_out_is_named(values: Values, parent: Path) -> None:
     values["budget"]["steps"] = 12
     with pytest.raises(PreflightError, match="study-differs") as error:
-        run.run(parse_spec(values), parent, parent)
+        api.run(parse_spec(values), parent, parent)
     assert "`--fork NEW`" in error.value.try_
 
 
@@ -204,7 +201,7 @@ def test_a_fork_has_the_numbers_of_a_study_from_nothing(
     values: Values, parent: Path, tmp_path: Path
 ) -> None:
     made = fork(more(values), parent, tmp_path / "new")
-    scratch = run.run(parse_spec(values), parent, tmp_path / "scratch")
+    scratch = api.run(parse_spec(values), parent, tmp_path / "scratch")
     keys = ("status", "setting", "score", "difference", "verdict")
     for one, two in zip(made["methods"], scratch["methods"], strict=True):
         assert {k: one[k] for k in keys} == {k: two[k] for k in keys}
@@ -275,7 +272,7 @@ def test_looks_that_the_parent_had_are_the_forks_too(
     values: Values, parent: Path, tmp_path: Path
 ) -> None:
     values["task"]["margin"] = 0.05
-    run.run(parse_spec(values), parent, parent, again=True)
+    api.run(parse_spec(values), parent, parent, again=True)
     made = fork(more(values), parent, tmp_path / "new")
     assert made["study"]["test_looks"] == 3
     changes = [look["changes"] for look in made["study"]["test_changes"]]
@@ -283,8 +280,8 @@ def test_looks_that_the_parent_had_are_the_forks_too(
     assert changes[1][0] == "forked from tiny"
     values["task"]["margin"] = 0.1
     with pytest.raises(PreflightError, match="test-already-read"):
-        run.run(parse_spec(values), tmp_path, tmp_path / "new")
-    again = run.run(parse_spec(values), tmp_path, tmp_path / "new", again=True)
+        api.run(parse_spec(values), tmp_path, tmp_path / "new")
+    again = api.run(parse_spec(values), tmp_path, tmp_path / "new", again=True)
     assert again["study"]["test_looks"] == 4
 
 
@@ -311,7 +308,7 @@ def test_what_the_parent_reads_before_the_fork_does_counts(
             fork(asked, parent, tmp_path / "new")
     assert known(tmp_path / "new")["test_reads"] == 0
     at = known(tmp_path / "new")["at"]
-    run.run(parse_spec(values), parent, parent)
+    api.run(parse_spec(values), parent, parent)
     made = go_on(tmp_path / "new")
     assert made["study"]["test_looks"] == 2
     assert known(tmp_path / "new")["test_reads"] == 1
@@ -487,7 +484,7 @@ def test_a_parent_that_is_running_is_forked_all_the_same(
 ) -> None:
     with lock.locked(parent), Writer(parent / "study.db") as store:
         store.set("wall:1.0", 1.0)
-        made = run.run(parse_spec(values), parent, parent, fork=tmp_path / "new")
+        made = api.run(parse_spec(values), parent, parent, fork=tmp_path / "new")
     assert made["complete"] is True
     assert trained == []
 
@@ -518,7 +515,7 @@ def test_what_makes_no_sense_is_refused(values: Values, parent: Path, tmp_path: 
     ]
     for origin, new, asked, code in cases:
         with pytest.raises(UsageError) as error:
-            run.run(spec, parent, origin, fork=new, **asked)
+            api.run(spec, parent, origin, fork=new, **asked)
         assert error.value.code == code, (origin, new)
     assert everything(tmp_path) == before
 
@@ -621,7 +618,7 @@ def test_the_command_line_forks_without_a_study_file(
         asked.append((spec.name, spec.budget.steps, given[0], given[-1]))
         return made_report()
 
-    monkeypatch.setattr(study_run, "run", run)
+    monkeypatch.setattr(api, "run", run)
     before = everything(tmp_path)
     options = ("--model", values["base"]["model"], "--data", "said.jsonl", "--steps", "5")
     bakeoff(*options, "--fork", "runs/five")

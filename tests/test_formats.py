@@ -27,7 +27,7 @@ TABLES = {"methods": "method,score\nlora,0.5\n", "curves": "a\n1\n"}
 @pytest.fixture(autouse=True)
 def made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A study's report without the study."""
-    monkeypatch.setattr("bakeoff.report.write.report", lambda folder, examples: report())
+    monkeypatch.setattr("bakeoff.api.report", lambda folder, examples: report())
     monkeypatch.setattr(pages, "tables", lambda r: TABLES)
 
 

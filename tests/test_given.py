@@ -14,7 +14,6 @@ from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry, user_defined
 from bakeoff.study.config import parse_spec
 from bakeoff.study.setup.open_study import load_methods
-from bakeoff.study import run
 
 
 def test_pefts_own_file_competes(study_values: dict[str, Any], tmp_path: Path) -> None:
@@ -23,7 +22,7 @@ def test_pefts_own_file_competes(study_values: dict[str, Any], tmp_path: Path) -
     study_values["methods"]["contenders"] = ["mine"]
     study_values["method"] = {"mine": {"kind": "peft", "path": "mine/adapter_config.json"}}
     study_values["budget"] |= {"settings": 1, "seeds": 1, "steps": 2}
-    report = run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     (row,) = (m for m in report["methods"] if m["method"] == "mine")
     assert row["status"] == "done"
     saved = next((tmp_path / "out" / "trials").glob("*/adapter/adapter_config.json"))

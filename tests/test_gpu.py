@@ -20,9 +20,7 @@ from bakeoff.study.executors.process import Process
 from bakeoff.testing.tiny import rows, tokenizer, write_jsonl, write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment
-from bakeoff.training.preflight import checks
-from bakeoff.training.preflight import cost_probe
-from bakeoff.training.preflight import machine
+from bakeoff.training.preflight import cost_probe, machine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 

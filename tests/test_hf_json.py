@@ -13,13 +13,12 @@ from typer.testing import CliRunner
 from bakeoff import api
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, UsageError
-from bakeoff.core.results import Forgetting, SplitScores, Status
 from bakeoff.core.record import StudyRecord
+from bakeoff.core.results import Forgetting, SplitScores, Status
 from bakeoff.integrations.exchange import Wishes, import_results, write_results
 from bakeoff.integrations.peft_benchmark import exporting
 from bakeoff.integrations.peft_benchmark.results import read_file, read_folder
 from bakeoff.study.config import parse_spec
-from bakeoff.study import run
 
 THEIRS = Path(__file__).parent / "data" / "hf"
 
@@ -40,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
         "budget": {"steps": 6, "batch_size": 8, "settings": 1, "seeds": 2, "validations": 2},
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
     }
-    run.run(parse_spec(values), home, home / "out")
+    api.run(parse_spec(values), home, home / "out")
     return home / "out"
 
 

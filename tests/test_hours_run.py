@@ -14,7 +14,6 @@ from bakeoff.core.errors import BakeoffError
 from bakeoff.study.config import parse_spec, read_spec
 from bakeoff.study.planning.time_budget import Deadline
 from bakeoff.study.scheduler import NO_TIME
-from bakeoff.study import run
 
 HOURS = 0.2
 """More than it takes: three passes over these few rows, at ten seeds, are seconds."""
@@ -28,7 +27,7 @@ def timed_values(study_values: dict[str, Any]) -> dict[str, Any]:
 
 def test_hours_choose_the_budget_once(timed_values: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "study"
-    report = run.run(parse_spec(timed_values), tmp_path, out)
+    report = api.run(parse_spec(timed_values), tmp_path, out)
     bought = report["hours"]
     assert report["complete"] is True
     assert (bought["hours"], bought["settings"], bought["dropped"]) == (HOURS, 2, [])
@@ -48,15 +47,15 @@ def test_hours_choose_the_budget_once(timed_values: dict[str, Any], tmp_path: Pa
     before = {t.id: r for t, r in api.read_trials(out)}
     log = (out / "log.jsonl").read_text()
     # both the user's file and the resolved one go on where it stopped: at the end
-    run.run(parse_spec(timed_values), tmp_path, out)
-    run.run(read_spec(out / "study.toml"), out, out)
+    api.run(parse_spec(timed_values), tmp_path, out)
+    api.run(read_spec(out / "study.toml"), out, out)
     assert {t.id: r for t, r in api.read_trials(out)} == before
     events = [json.loads(line) for line in (out / "log.jsonl").read_text()[len(log) :].splitlines()]
     assert not [e for e in events if e["event"] == "advance"]
     for change in ({"hours": 2 * HOURS}, {"steps": 40}):
         timed_values["budget"] = {"batch_size": 8, "settings": 2, "validations": 2, **change}
         with pytest.raises(BakeoffError) as refused:
-            run.run(parse_spec(timed_values), tmp_path, out)
+            api.run(parse_spec(timed_values), tmp_path, out)
         assert refused.value.code == "study-differs"
 
 
@@ -65,7 +64,7 @@ def test_what_cannot_end_in_time_is_not_begun(
 ) -> None:
     answers: Iterator[bool] = iter([True, False, False])
     monkeypatch.setattr(Deadline, "allows", lambda _, __: next(answers))
-    report = run.run(parse_spec(timed_values), tmp_path, tmp_path / "study")
+    report = api.run(parse_spec(timed_values), tmp_path, tmp_path / "study")
     lora, ia3 = report["methods"]
     assert (lora["status"], lora["verdict"]) == ("done", "control")
     assert (ia3["status"], ia3["reason"], ia3["verdict"]) == ("stopped", NO_TIME, "none")
@@ -77,7 +76,7 @@ def test_what_cannot_end_in_time_is_not_begun(
 def test_hours_too_few_train_nothing(timed_values: dict[str, Any], tmp_path: Path) -> None:
     timed_values["budget"]["hours"] = 1e-6
     with pytest.raises(BakeoffError) as refused:
-        run.run(parse_spec(timed_values), tmp_path, tmp_path / "study")
+        api.run(parse_spec(timed_values), tmp_path, tmp_path / "study")
     assert (refused.value.code, refused.value.exit_code) == ("hours-too-few", 3)
     assert not (tmp_path / "study" / "trials").exists()
 

@@ -27,9 +27,7 @@ from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import batches, build, make_trial, run
 from bakeoff.training import evaluate, generation, setup
 from bakeoff.training.evaluate import answers, item_losses
-from bakeoff.training.preflight import checks, parity
-from bakeoff.study import run as study_run
-from bakeoff.training.preflight import cost_probe
+from bakeoff.training.preflight import cost_probe, parity
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 PLAIN = Switches.plain()
@@ -302,7 +300,7 @@ def test_the_plan_and_the_report_say_what_a_study_does_to_fit(
         "at most 64 tokens a pass",
         "layers computed again in the backward pass",
     ]
-    report = study_run.run(parse_spec(study_values), tmp_path, tmp_path / "run")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "run")
     for row in report["methods"]:
         assert row["status"] == "done"
         assert {"micro_tokens", "checkpointing", "packing"} <= set(row["engine"]["on"])

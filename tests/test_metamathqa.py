@@ -16,7 +16,6 @@ from bakeoff import api
 from bakeoff.data.rows import read_rows
 from bakeoff.integrations.peft_benchmark import experiment as experiments
 from bakeoff.study.config import flatten, parse_spec
-from bakeoff.study import run
 
 TESTS = Path(__file__).parent
 EXAMPLE = TESTS.parent / "examples" / "metamathqa.toml"
@@ -61,7 +60,7 @@ def test_it_runs_on_a_sample_in_the_same_format(
     example["task"]["max_new_tokens"] = 4
     example["methods"]["contenders"] = ["ia3"]
     example["engine"] |= {"executor": "inline", "threads": 1}
-    report = run.run(parse_spec(example), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(example), tmp_path, tmp_path / "out")
     assert report["study"]["n_test_items"] == 5
     assert {m["status"] for m in report["methods"]} == {"done"}
     control = next(m for m in report["methods"] if m["method"] == "lora")
@@ -75,7 +74,7 @@ def test_it_runs_on_a_sample_in_the_same_format(
     # the resolved file goes on with the study: nothing is renamed twice
     resumed = tomllib.loads((tmp_path / "out" / "study.toml").read_text())
     assert "rename" not in resumed["data"]
-    again = run.run(parse_spec(resumed), tmp_path / "out", tmp_path / "out")
+    again = api.run(parse_spec(resumed), tmp_path / "out", tmp_path / "out")
     assert again["methods"] == report["methods"]
 
 

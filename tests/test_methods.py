@@ -17,7 +17,6 @@ from bakeoff.methods.hook import Incompatible
 from bakeoff.testing.methods import BASES, CHECKS, SPREAD, WIDTH, Subject, trained
 from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import build, make_trial
-from bakeoff.training.preflight import checks
 from bakeoff.training.preflight import cost_probe
 
 # what PEFT says of the tiny bases, not of its methods

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError
 from bakeoff.data.rows import read_rows
-from bakeoff.study.config import parse_spec
+from bakeoff.metrics import load
 from bakeoff.study import final
-from bakeoff.study import run
+from bakeoff.study.config import parse_spec
 
 OWN = """
 def score(prediction: str, reference: str, *, step: float = 1.0) -> float:
@@ -41,7 +41,7 @@ def sft(study_values: dict[str, Any], tiny_llama: Path) -> dict[str, Any]:
 
 def refused(values: dict[str, Any], folder: Path) -> BakeoffError:
     with pytest.raises(BakeoffError) as error:
-        run.run(parse_spec(values), folder, folder / "out")
+        api.run(parse_spec(values), folder, folder / "out")
     assert not list((folder / "out" / "trials").glob("*")), "something was trained"
     return error.value
 
@@ -87,17 +87,16 @@ def test_a_function_of_the_users_own_is_frozen_and_scores_a_study(
 
 
 def test_the_frozen_copy_is_held_to_what_was_frozen(sft: dict[str, Any], tmp_path: Path) -> None:
-    from bakeoff.metrics import describe
     from bakeoff.testing.trials import make_trial
 
     (tmp_path / "metric").mkdir()
     (tmp_path / "metric" / "score.py").write_text(OWN)
-    known = {"metric": "score.py:score", "metric_source": describe.digest(OWN.encode())}
+    known = {"metric": "score.py:score", "metric_source": load.digest(OWN.encode())}
     conditions = make_trial("lora", "sft", **known).conditions
-    assert describe.load(conditions, tmp_path).score(["ab"], ["a"], "test") == [1.0]
+    assert load.load(conditions, tmp_path).score(["ab"], ["a"], "test") == [1.0]
     (tmp_path / "metric" / "score.py").write_text(OWN + "\n")
     with pytest.raises(BakeoffError, match="metric-changed"):
-        describe.load(conditions, tmp_path)
+        load.load(conditions, tmp_path)
 
 
 def test_the_loss_needs_no_answers_and_is_the_models_own(
@@ -112,7 +111,7 @@ def test_the_loss_needs_no_answers_and_is_the_models_own(
     monkeypatch.setattr(SupervisedFineTuning, "predict", never)
     sft["task"] |= {"metric": "loss", "margin": 0.05}
     sft["methods"]["contenders"] = ["ia3"]
-    report = run.run(parse_spec(sft), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(sft), tmp_path, tmp_path / "out")
     assert (report["study"]["better"], report["study"]["unit"]) == ("lower", "nats")
     record = api.read_record(tmp_path / "out")
     rows = read_rows(tmp_path / "out" / "data" / "test.jsonl")
@@ -163,7 +162,6 @@ def score(prediction, reference):
     study_values["budget"] |= {"steps": 2, "settings": 1, "extend": 0, "race": "off"}
     values = parse_spec(study_values)
     out = tmp_path / "out"
-    from bakeoff.study import search
 
     real = final.final
 
@@ -173,7 +171,7 @@ def score(prediction, reference):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(final, "final", then_fails)
-        report = run.run(values, tmp_path, out)
+        report = api.run(values, tmp_path, out)
     failed = [f for f in report["failures"] if f["phase"] == "final"]
     assert len(failed) == 4
     for row in failed:

@@ -23,13 +23,12 @@ from bakeoff import api, cli
 from bakeoff.cli.display import output
 from bakeoff.cli.display.progress import Live
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.redact import escaped_json, printable, redact, redacted, told
 from bakeoff.core.names import unsuitable
+from bakeoff.core.redact import escaped_json, printable, redact, redacted, told
 from bakeoff.report import render
 from bakeoff.study.config import parse_spec
 from bakeoff.study.monitoring.progress import Logged, Silent
 from bakeoff.testing.tiny import rows, write_jsonl
-from bakeoff.study import run
 
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -193,7 +192,7 @@ def test_a_whole_study_of_hostile_rows(
     secret = SECRETS["hub token"]
     monkeypatch.setattr(sys, "argv", ["bakeoff", "run", "--x", secret, SECRETS["userinfo"]])
     out = tmp_path / "out"
-    report = run.run(parse_spec(study_values), tmp_path, out)
+    report = api.run(parse_spec(study_values), tmp_path, out)
     assert (
         report["provenance"]["command"]
         == "bakeoff run --x [redacted] https://[redacted]@host.example/path"

@@ -28,7 +28,6 @@ from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import setup
 from bakeoff.training.segment import run_segment
-from bakeoff.study import run
 
 LANES = dataclasses.asdict(
     Switches(lanes=True, packing=False, loss=True, compile=False, graphs=False)
@@ -174,7 +173,7 @@ def test_a_base_that_a_method_replaces_is_not_kept_beside_it() -> None:
 
 def test_the_study_file_tells_the_patience(study_values: dict[str, Any], tmp_path: Path) -> None:
     study_values["engine"]["patience"] = 90
-    report = run.run(api.parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.run(api.parse_spec(study_values), tmp_path, tmp_path / "out")
     assert report["complete"]
     study_values["engine"]["patience"] = 5  # mere speed: the study goes on
-    run.run(api.parse_spec(study_values), tmp_path, tmp_path / "out")
+    api.run(api.parse_spec(study_values), tmp_path, tmp_path / "out")

@@ -19,12 +19,11 @@ from bakeoff.data.checks.context import Pair
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import SPLITS
 from bakeoff.study.config import parse_spec
-from bakeoff.tasks import Example, load_tokenizer
+from bakeoff.tasks._base import Example, load_tokenizer
 from bakeoff.tasks.sft import IGNORE, SupervisedFineTuning
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.training.preflight import token_checks
 from bakeoff.training.token_cache import encode_split
-from bakeoff.study import run
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "preflight.md"
@@ -574,7 +573,7 @@ def test_a_fatal_fault_refuses_before_any_training(study: Study, case: Case) -> 
     case.spoil(study)
     study.write()
     with pytest.raises(PreflightError) as error:
-        run.run(parse_spec(study.values), study.folder, study.folder / "out")
+        api.run(parse_spec(study.values), study.folder, study.folder / "out")
     assert error.value.code == case.code
     assert case.says in error.value.cause
     assert error.value.try_
@@ -625,12 +624,12 @@ def test_warnings_reach_the_command_line_and_the_report(study: Study) -> None:
     study.values["method"] = {}
     study.rows["test"] += study.rows["train"][:1]
     study.write()
-    report = run.run(parse_spec(study.values), study.folder, study.folder / "out")
+    report = api.run(parse_spec(study.values), study.folder, study.folder / "out")
     leaked = [w for w in report["warnings"] if w.endswith("[test-in-train]")]
     assert len(leaked) == 1
     assert "line 25 of test.jsonl like line 1 of train.jsonl" in leaked[0]
     assert "line 25 of test.jsonl" in (study.folder / "out" / "report.html").read_text()
-    again = run.run(parse_spec(study.values), study.folder, study.folder / "out")
+    again = api.run(parse_spec(study.values), study.folder, study.folder / "out")
     assert again["warnings"] == report["warnings"]
 
 

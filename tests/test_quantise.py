@@ -33,10 +33,8 @@ from bakeoff.study.setup import open_study
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 from bakeoff.testing.trials import OPTIONS, build, make_trial, no_dropout, run
 from bakeoff.training import setup
-from bakeoff.training.preflight import checks
-from bakeoff.training.preflight.capabilities.quantized import refusal
-from bakeoff.study import run as study_run
 from bakeoff.training.preflight import cost_probe
+from bakeoff.training.preflight.capabilities.quantized import refusal
 
 pytest.importorskip("bitsandbytes")
 
@@ -233,7 +231,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> tuple[Pat
         "budget": {"steps": 6, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2},
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
     }
-    return folder, study_run.run(parse_spec(values), folder, folder / "run")
+    return folder, api.run(parse_spec(values), folder, folder / "run")
 
 
 def test_a_study_in_nf4_goes_through_to_its_report(
@@ -311,7 +309,7 @@ def test_a_quantizer_that_is_not_installed_is_said_at_once(
     monkeypatch.setitem(quantization.QUANTIZERS, "nf4", ("no_such_package",))
     study_values["base"]["quantize"] = "nf4"
     with pytest.raises(EnvironmentProblem) as caught:
-        study_run.run(parse_spec(study_values), tmp_path, tmp_path / "run")
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "run")
     assert caught.value.code == "quantizer-missing"
     assert "no_such_package, which is not installed" in caught.value.cause
     assert "pip install" in caught.value.try_

@@ -24,7 +24,6 @@ from bakeoff.study.config import parse_spec
 from bakeoff.study.executors import Options
 from bakeoff.study.executors import ray as executor
 from bakeoff.study.executors.ray import Ray
-from bakeoff.study import run
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
@@ -165,7 +164,7 @@ def test_a_study_that_loses_a_node_ends_with_the_same_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study_values["budget"] |= {"steps": 20, "race": "on", "extend": 0, "seeds": 1}
-    whole = run.run(parse_spec(study_values), tmp_path, tmp_path / "whole")
+    whole = api.run(parse_spec(study_values), tmp_path, tmp_path / "whole")
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
     lost: list[str] = []
@@ -186,7 +185,7 @@ def test_a_study_that_loses_a_node_ends_with_the_same_numbers(
     monkeypatch.setattr(executor._Run, "_again", noted)
     study_values["engine"] |= {"executor": "ray", "workers": 2, "ray_address": cluster.address}
     out = tmp_path / "carried"
-    report = run.run(parse_spec(study_values), tmp_path, out)
+    report = api.run(parse_spec(study_values), tmp_path, out)
     assert lost == ["killed", "again"]
     assert comparable(report) == comparable(whole)
 

@@ -19,7 +19,6 @@ from bakeoff import api
 from bakeoff.data import assets
 from bakeoff.data.rows import read_rows
 from bakeoff.study.config import parse_spec
-from bakeoff.study import run
 
 MODEL = assets.locate("all-minilm-l6-v2")
 pytestmark = pytest.mark.skipif(
@@ -28,14 +27,16 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_lora_learns_intents_and_loads_in_plain_peft(tmp_path: Path) -> None:
-    value: dict[str, Any] = tomllib.loads((files("bakeoff.study.config") / "templates/demo.toml").read_text("utf-8"))
+    value: dict[str, Any] = tomllib.loads(
+        (files("bakeoff.study.config") / "templates/demo.toml").read_text("utf-8")
+    )
     value["methods"]["contenders"] = ["head"]
     value["method"] = {
         "lora": {"learning_rates": [1e-3]},
         "head": {"learning_rates": [1e-1]},
     }
     value["budget"] |= {"steps": 40, "settings": 1, "seeds": 1}
-    report = run.run(parse_spec(value), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(value), tmp_path, tmp_path / "out")
     scores = {m["method"]: m["score"]["estimate"] for m in report["methods"]}
     assert scores["lora"] > 0.5, "chance is 0.024"
     assert scores["lora"] > scores["head"]

@@ -18,9 +18,6 @@ from bakeoff import api
 from bakeoff.core.errors import LockedError, PreflightError
 from bakeoff.study import search
 from bakeoff.study.config import parse_spec
-from bakeoff.study.storage import study_dir as study_folder
-from bakeoff.report import write
-from bakeoff.study import run
 from bakeoff.study.setup import compatibility
 
 
@@ -50,7 +47,7 @@ def test_kill_9_loses_at_most_the_trial_in_flight(
 ) -> None:
     study_values["engine"]["executor"] = "process"
     study_values["budget"]["steps"] = 20
-    whole = run.run(parse_spec(study_values), tmp_path, tmp_path / "whole")
+    whole = api.run(parse_spec(study_values), tmp_path, tmp_path / "whole")
     study, out = tmp_path / "study.toml", tmp_path / "killed"
     study.write_text(tomli_w.dumps(study_values))
     arguments = ("run", str(study), "--out", str(out))
@@ -76,7 +73,7 @@ def test_the_race_saves_steps_and_is_written_down(
     study_values: dict[str, Any], tmp_path: Path, race: str
 ) -> None:
     study_values["budget"] |= {"steps": 20, "settings": 3, "race": race, "extend": 0}
-    run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     search = [(t, r) for t, r in api.read_trials(tmp_path / "out") if t.phase == "search"]
     steps: dict[str, list[int | None]] = {"lora": [], "ia3": []}
     for trial, result in search:
@@ -94,30 +91,30 @@ def test_a_finished_study_run_again_trains_nothing(
     study_values: dict[str, Any], tmp_path: Path
 ) -> None:
     spec = parse_spec(study_values)
-    first = run.run(spec, tmp_path, tmp_path / "out")
+    first = api.run(spec, tmp_path, tmp_path / "out")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "trials").rglob("*")}
-    again = run.run(spec, tmp_path, tmp_path / "out")
+    again = api.run(spec, tmp_path, tmp_path / "out")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "trials").rglob("*")} == before
     assert comparable(again) == comparable(first)
     resolved = tmp_path / "out" / "study.toml"
-    third = run.run(api.read_spec(resolved), resolved.parent, tmp_path / "out")
+    third = api.run(api.read_spec(resolved), resolved.parent, tmp_path / "out")
     assert comparable(third) == comparable(first)
 
 
 def test_another_spec_in_the_same_folder_is_refused_with_the_difference(
     study_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     changed = copy.deepcopy(study_values)
     changed["budget"]["steps"] = 7
     with pytest.raises(PreflightError) as error:
-        run.run(parse_spec(changed), tmp_path, tmp_path / "out")
+        api.run(parse_spec(changed), tmp_path, tmp_path / "out")
     assert error.value.code == "study-differs"
     assert "spec.budget.steps: 6 -> 7" in error.value.cause
     lines = Path(study_values["data"]["train"]).read_text().splitlines(keepends=True)
     Path(study_values["data"]["train"]).write_text("".join(lines[1:]))
     with pytest.raises(PreflightError) as error:
-        run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert "data.train: " in error.value.cause
 
 
@@ -125,7 +122,7 @@ def test_two_runs_of_one_study_are_refused(study_values: dict[str, Any], tmp_pat
     out = tmp_path / "out"
     out.mkdir()
     with FileLock(out / ".lock"), pytest.raises(LockedError) as error:
-        run.run(parse_spec(study_values), tmp_path, out)
+        api.run(parse_spec(study_values), tmp_path, out)
     assert (error.value.code, error.value.exit_code) == ("study-locked", 5)
 
 
@@ -137,8 +134,8 @@ def test_an_interrupted_study_has_a_valid_report(
 
     monkeypatch.setattr(search.plan, "final_trials", stop)
     with pytest.raises(KeyboardInterrupt):
-        run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
-    report = write.report(tmp_path / "out")
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.report(tmp_path / "out")
     assert report["complete"] is False
     assert [m["score"] for m in report["methods"]] == [None, None]
     assert all(len(m["settings"]) == 2 for m in report["methods"])
@@ -150,7 +147,7 @@ def test_the_race_writes_its_decisions_and_a_replay_adds_nothing(
 ) -> None:
     study_values["budget"] |= {"steps": 20, "settings": 4, "tune": "all", "seeds": 1, "extend": 0}
     out = tmp_path / "out"
-    report = run.run(parse_spec(study_values), tmp_path, out)
+    report = api.run(parse_spec(study_values), tmp_path, out)
     settings = {m["method"]: [s["setting"] for s in m["settings"]] for m in report["methods"]}
     assert all(len(s) == 4 for s in settings.values()), "every method gets the same number"
     assert any("r" in s for s in settings["lora"]), "more than the rate is tuned"
@@ -162,7 +159,7 @@ def test_the_race_writes_its_decisions_and_a_replay_adds_nothing(
     ] * 2
     assert race["steps_trained"] < race["steps_in_full"]
     before = (out / "log.jsonl").read_text().count('"event": "advance"')
-    again = run.run(parse_spec(study_values), tmp_path, out)
+    again = api.run(parse_spec(study_values), tmp_path, out)
     assert (out / "log.jsonl").read_text().count('"event": "advance"') == before
     assert again["race"] == race
 

@@ -17,14 +17,12 @@ from bakeoff.core import trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import TrialResult
 from bakeoff.engine import profiling
+from bakeoff.study import final as study_final
 from bakeoff.study import search
 from bakeoff.study.config import parse_spec
 from bakeoff.study.remote import make_executor
 from bakeoff.study.storage import repair
 from bakeoff.study.storage.database import Reader, Writer
-from bakeoff.report import write
-from bakeoff.study import final as study_final
-from bakeoff.study import run
 
 BUDGET = {"steps": 20, "settings": 3, "seeds": 2, "extend": 0}
 
@@ -51,7 +49,7 @@ def test_a_kill_between_the_folder_and_its_row_loses_nothing(
     """Fault 3: a finished trial whose row is missing is not trained again, its folder stays."""
     study_values["budget"] |= BUDGET
     spec, out = parse_spec(study_values), tmp_path / "out"
-    whole = run.run(spec, tmp_path, tmp_path / "whole")
+    whole = api.run(spec, tmp_path, tmp_path / "whole")
     keep = Writer.keep_group
 
     def killed(store: Writer, results: Sequence[TrialResult]) -> None:
@@ -62,14 +60,14 @@ def test_a_kill_between_the_folder_and_its_row_loses_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(Writer, "keep_group", killed)
         with pytest.raises(Killed):
-            run.run(spec, tmp_path, out)
+            api.run(spec, tmp_path, out)
     before = seals(out)
     there = {i for i in final(out) if before.get(i)}
     assert len(there) == 2, "a group of two seeds has its folders, and no row"
     leftover = out / "trials" / min(there) / ".tmpAbC123"
     leftover.write_bytes(b"what safetensors left when it was killed")
     trained.clear()
-    report = run.run(spec, tmp_path, out)
+    report = api.run(spec, tmp_path, out)
     assert not there & set(trained), "what was finished was trained again"
     assert len(set(trained)) == 2, "the other method's two seeds"
     assert {i: seals(out)[i] for i in there} == {i: before[i] for i in there}
@@ -86,7 +84,7 @@ def test_a_folder_stays_with_its_scores_when_its_group_is_trained_again(
     study_values["methods"]["contenders"] = ["ia3"]
     study_values["budget"] |= BUDGET
     spec, out = parse_spec(study_values), tmp_path / "out"
-    run.run(spec, tmp_path, out)
+    api.run(spec, tmp_path, out)
     lost, neighbour = [i for i, method in final(out).items() if method == "lora"]
     with closing(sqlite3.connect(out / "study.db")) as db:
         db.execute(f"DELETE FROM scores WHERE trial_id = '{lost}'")
@@ -96,7 +94,7 @@ def test_a_folder_stays_with_its_scores_when_its_group_is_trained_again(
     kept = [p for p in (out / "trials" / neighbour).rglob("*") if p.is_file()]
     before = {p: p.stat().st_mtime_ns for p in kept}
     trained.clear()
-    run.run(spec, tmp_path, out)
+    api.run(spec, tmp_path, out)
     assert set(trained) == {lost, neighbour}, "the group is trained as a whole"
     assert {p: p.stat().st_mtime_ns for p in kept} == before
     assert {f.state for f in api.diagnose(out)} == {"ok"}
@@ -108,7 +106,7 @@ def test_a_torn_state_has_its_trial_start_again(
     """Fault 2: with the same numbers in the end, and no trial that failed of it."""
     study_values["budget"] |= BUDGET
     spec, out = parse_spec(study_values), tmp_path / "out"
-    whole = run.run(spec, tmp_path, tmp_path / "whole")
+    whole = api.run(spec, tmp_path, tmp_path / "whole")
 
     def killed(*arguments: Any) -> None:
         number = arguments[2]
@@ -120,13 +118,13 @@ def test_a_torn_state_has_its_trial_start_again(
     with monkeypatch.context() as patched:
         patched.setattr(search, "_judged", killed)
         with pytest.raises(Killed):
-            run.run(spec, tmp_path, out)
+            api.run(spec, tmp_path, out)
     state = min((out / "trials").glob("*/state/6.safetensors"))
     state.write_bytes(state.read_bytes()[:-8])
     gone = max((out / "trials").glob("*/state/6.safetensors"))
     gone.unlink()
     assert {f.code for f in api.diagnose(out) if f.state == "bad"} == {"state-torn"}
-    assert comparable(run.run(spec, tmp_path, out)) == comparable(whole)
+    assert comparable(api.run(spec, tmp_path, out)) == comparable(whole)
     assert not list((out / "trials").glob("*/state/*"))
 
 
@@ -136,14 +134,14 @@ def test_a_study_goes_on_after_its_database_was_lost(
     """Fault 25: rebuilt from the folders, no final trial trained again, and the report says so."""
     study_values["budget"] |= BUDGET
     spec, out = parse_spec(study_values), tmp_path / "out"
-    whole = run.run(spec, tmp_path, out)
+    whole = api.run(spec, tmp_path, out)
     finals = set(final(out))
     (out / "study.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(EnvironmentProblem, match="database-damaged"):
-        run.run(spec, tmp_path, out)
+        api.run(spec, tmp_path, out)
     api.diagnose(out, mend=True)
     trained.clear()
-    report = run.run(spec, tmp_path, out)
+    report = api.run(spec, tmp_path, out)
     assert not finals & set(trained)
     assert any("database was damaged" in w for w in report.pop("warnings"))
     assert comparable(report) == comparable({k: v for k, v in whole.items() if k != "warnings"})
@@ -167,15 +165,15 @@ def test_a_study_that_was_moved_goes_on_and_reports(
     with monkeypatch.context() as patched:
         patched.setattr(study_final, "final", killed)
         with pytest.raises(Killed):
-            run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+            api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     moved = tmp_path / "elsewhere" / "another name"
     moved.parent.mkdir()
     (tmp_path / "out").rename(moved)
     Path(study_values["data"]["train"]).unlink()
     monkeypatch.chdir(moved.parent)
     there = Path("another name")
-    report = run.run(api.read_spec(there / "study.toml"), there, there)
+    report = api.run(api.read_spec(there / "study.toml"), there, there)
     assert report["complete"] is True
-    assert write.report(there) == report
+    assert api.report(there) == report
     assert {f.state for f in api.diagnose(there)} == {"ok"}
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["elsewhere"]

@@ -28,7 +28,7 @@ from bakeoff import api, cli
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.report import render
-from bakeoff.study import retry, search
+from bakeoff.study import final, retry, search
 from bakeoff.study.config import parse_spec
 from bakeoff.study.scheduler import Running
 from bakeoff.study.storage.database import Reader, Writer
@@ -36,10 +36,6 @@ from bakeoff.testing import kills
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment
-from bakeoff.training.preflight import checks
-from bakeoff.report import write
-from bakeoff.study import final
-from bakeoff.study import run
 from bakeoff.training.preflight import cost_probe
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
@@ -100,7 +96,7 @@ def whole(
         },
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
     }  # fmt: skip
-    report = run.run(parse_spec(values), folder, folder / "out")
+    report = api.run(parse_spec(values), folder, folder / "out")
     return values, report, ended(folder / "out"), folder
 
 
@@ -116,7 +112,7 @@ def best(whole: tuple[Values, dict[str, Any], Ended, Path]) -> float:
 
 
 def go(values: Values, out: Path, retry: bool = False, heard: Heard | None = None) -> Any:
-    made = run.run(parse_spec(values), out, out, heard, retry=retry)
+    made = api.run(parse_spec(values), out, out, heard, retry=retry)
     jsonschema.validate(json.loads(json.dumps(made)), SCHEMA)
     return made
 
@@ -415,7 +411,7 @@ def test_kill_9_between_forgetting_and_training_leaves_a_study_that_goes_on(
     first = ("before a step", 0)
     assert kills.run(values, out, out, first, retry=True) == -signal.SIGKILL
     assert status(out) == {**others, failed: None}
-    assert write.report(out)["complete"] is False
+    assert api.report(out)["complete"] is False
     assert kills.run(values, out, out) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["complete"] is True

@@ -18,10 +18,9 @@ from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.study import scheduler
 from bakeoff.study.executors import Outcome
-from bakeoff.study.failures import Quarantine
+from bakeoff.study.failures import Breaker, Quarantine
 from bakeoff.study.monitoring.progress import Silent
 from bakeoff.study.monitoring.signals import Stop
-from bakeoff.study.failures import Breaker
 from bakeoff.study.scheduler import Running, run_trials
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import make_trial

@@ -19,8 +19,6 @@ from bakeoff.report.formatting import handed_out
 from bakeoff.study import verify_weights
 from bakeoff.study.config import parse_spec
 from bakeoff.study.storage.database import Writer
-from bakeoff.report import write
-from bakeoff.study import run
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def study(study_values: dict[str, Any], folder: Path) -> tuple[Path, dict[str, A
     """Run once for the module: a second call only reads."""
     if not (folder / "study.db").exists():
         as_run(study_values)
-        run.run(parse_spec(study_values), folder, folder)
+        api.run(parse_spec(study_values), folder, folder)
     return folder, json.loads((folder / "report.json").read_text())
 
 
@@ -69,7 +67,7 @@ def test_items_are_shown_unless_the_data_may_not_be(study: tuple[Path, dict[str,
     for asked in items["asked"]:
         row = rows[asked["item"] - 1]
         assert (asked["prompt"], asked["reference"]) == (row["text"], row["label"])
-    private = write.report(folder, examples=False)["items"]
+    private = api.report(folder, examples=False)["items"]
     assert private["asked"] == []
     written = (folder / "report.json").read_text() + (folder / "report.html").read_text()
     assert not any(row["text"] in written for row in rows)
@@ -77,7 +75,7 @@ def test_items_are_shown_unless_the_data_may_not_be(study: tuple[Path, dict[str,
     assert [{k: m[k] for k in counts} for m in private["methods"]] == [
         {k: m[k] for k in counts} for m in items["methods"]
     ]
-    assert write.report(folder)["items"] == items  # nothing of it is remembered
+    assert api.report(folder)["items"] == items  # nothing of it is remembered
 
 
 def test_the_test_set_is_scored_in_final_trials_alone(study: tuple[Path, dict[str, Any]]) -> None:
@@ -175,7 +173,7 @@ def test_weights_that_are_not_what_was_trained_are_warned_of(
     shutil.rmtree(folder / ia3["path"])
     with Writer(folder / "study.db") as store:
         store.set(verify_weights.KEY, {})
-    report = run.run(spec, folder, folder)
+    report = api.run(spec, folder, folder)
     found = {m["method"]: m["artifact"] for m in report["methods"]}
     assert found["lora"]["same"] is False
     assert found["lora"]["error"] is None

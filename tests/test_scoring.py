@@ -14,7 +14,9 @@ import pytest
 
 from bakeoff.core import plugins
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics.describe import Metric, MetricError, describe
+from bakeoff.metrics.load import describe
+from bakeoff.metrics.run import Metric, MetricError
+from bakeoff.tasks import task_class
 
 DOCS = Path(__file__).parents[1] / "docs"
 FRACTION = MetricInfo("mine", better="higher", unit="fraction", low=0.0, high=1.0)
@@ -134,14 +136,14 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", plugins.list_plugins("metrics"))
+@pytest.mark.parametrize("name", plugins.list_plugins("metrics.builtin"))
 def test_every_metric_keeps_the_contract(name: str, tmp_path: Path) -> None:
-    module = plugins.load_plugin("metrics", name)
+    module = plugins.load_plugin("metrics.builtin", name, "metric")
     assert module.INFO.name == name
     assert module.INFO.better in ("higher", "lower")
     given = {"pattern": "(?s)(.*)"} if name == "regex" else {}
     assert described(name, tmp_path, **given)["error"] is None
-    tasks = [plugins.load_plugin("tasks", t).TASK for t in plugins.list_plugins("tasks")]
+    tasks = [task_class(t) for t in plugins.list_plugins("tasks")]
     assert any(name in task.metrics for task in tasks), "no task offers it"
     assert f"`{name}`" in (DOCS / "metrics.md").read_text(encoding="utf-8")
     if hasattr(module, "score_loss"):

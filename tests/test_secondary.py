@@ -19,7 +19,6 @@ from bakeoff.analysis.summary import summarise
 from bakeoff.data.rows import read_rows
 from bakeoff.report import page
 from bakeoff.study.config import parse_spec
-from bakeoff.study import run
 
 
 def test_macro_f1_by_hand() -> None:
@@ -109,7 +108,7 @@ def test_a_study_reports_it_from_what_it_stored(
     study_values: dict[str, Any], tmp_path: Path
 ) -> None:
     study_values["budget"] |= {"steps": 4, "settings": 1, "race": "off", "extend": 0}
-    report = run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     true = [r["label"] for r in read_rows(tmp_path / "out" / "data" / "test.jsonl")]
     results = {r.trial_id: r for _, r in api.read_trials(tmp_path / "out") if r}
     for row in report["methods"]:

@@ -21,27 +21,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bakeoff import api
-from bakeoff.core import safe_read
+from bakeoff.core import names, safe_read
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
-from bakeoff.core.safe_read import Unreadable, deeper, read_bytes, read_json, read_text
 from bakeoff.core.names import suitable
+from bakeoff.core.safe_read import Unreadable, deeper, read_bytes, read_json, read_text
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import safe_loading
 from bakeoff.methods import forbidden_arguments, hook, registry, user_defined
 from bakeoff.methods.arguments import check_config
 from bakeoff.methods.hook import Finished
 from bakeoff.study.config import parse_spec, read_spec
-from bakeoff.study.setup import base_model
-from bakeoff.study.setup.provenance import git_state
-from bakeoff.study.setup.open_study import load_methods
 from bakeoff.study.remote import make_executor
+from bakeoff.study.setup import base_model
+from bakeoff.study.setup.open_study import load_methods
+from bakeoff.study.setup.provenance import git_state
 from bakeoff.study.storage import study_dir
 from bakeoff.testing.tiny import write_jsonl
 from bakeoff.testing.trials import build, make_trial
 from bakeoff.training import reload
 from bakeoff.training.preflight.capabilities.on_model import expected
-from bakeoff.core import names
-from bakeoff.study import run
 
 SOURCE = Path(api.__file__).parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -49,7 +47,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def refusal(values: dict[str, Any], tmp_path: Path) -> BakeoffError:
     with pytest.raises(BakeoffError) as error:
-        run.run(parse_spec(values), tmp_path, tmp_path / "out")
+        api.run(parse_spec(values), tmp_path, tmp_path / "out")
     assert not list((tmp_path / "out" / "trials").glob("*"))
     return error.value
 
@@ -167,11 +165,11 @@ def test_a_whole_study_unpickles_nothing(
     study_values["budget"] |= {"settings": 1, "seeds": 1, "steps": 4}
     # the cost probe has a process of its own; in this one it is watched, too
     monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
-    report = run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert {m["status"] for m in report["methods"]} == {"done"}
     endings = {p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert endings.isdisjoint({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-    again = run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    again = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert again["methods"] == report["methods"]
 
 
@@ -365,13 +363,13 @@ def test_trust_is_for_one_version_of_one_base(
     assert "trust_remote_code" in error.try_
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     study_values["base"]["trust_remote_code"] = True
-    report = run.run(parse_spec(study_values), tmp_path, tmp_path / "trusting")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "trusting")
     assert any("own code is run with your rights" in w for w in report["warnings"])
     before = base_model.fingerprint(model)
     (model / "own.py").write_text(OWN_CODE + "\n# another version\n")
     assert base_model.fingerprint(model) != before
     with pytest.raises(PreflightError, match="study-differs"):
-        run.run(parse_spec(study_values), tmp_path, tmp_path / "trusting")
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "trusting")
 
 
 def test_trust_in_a_hub_model_wants_its_commit(study_values: dict[str, Any]) -> None:
@@ -482,7 +480,7 @@ def test_adapter_weights_beside_a_config_are_not_read(
     study_values["methods"]["contenders"] = ["mine"]
     study_values["method"] = {"mine": {"kind": "peft", "path": "mine/adapter_config.json"}}
     study_values["budget"] |= {"settings": 1, "seeds": 1, "steps": 2}
-    report = run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert [m["status"] for m in report["methods"]] == ["done", "done"]
     assert not (tmp_path / "ran").exists()
 
@@ -581,7 +579,7 @@ def test_a_metric_from_elsewhere_is_not_run(
     name = where.replace("/abs", str(tmp_path))
     study_values["task"]["metric"] = f"{name}:getoutput"
     with pytest.raises(UsageError) as error:
-        run.run(parse_spec(study_values), home, tmp_path / "out")
+        api.run(parse_spec(study_values), home, tmp_path / "out")
     assert error.value.code == "metric-outside"
     assert not (tmp_path / "ran").exists()
 
@@ -676,7 +674,7 @@ def test_a_link_in_a_study_folder_is_refused(
     link.parent.mkdir(parents=True)
     link.symlink_to(target)
     with pytest.raises(PreflightError) as error:
-        run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert error.value.code == "folder-link"
     assert str(link) in error.value.cause
     assert (target / "1.safetensors").read_text() == "keep"
@@ -915,5 +913,5 @@ def test_safetensors_are_what_a_study_writes(tmp_path: Path) -> None:
 def test_rows_with_a_traversing_name(study_values: dict[str, Any], tmp_path: Path) -> None:
     study_values["data"]["train"] = "asset:all-minilm-l6-v2/../../x.jsonl"
     with pytest.raises(BakeoffError) as error:
-        run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert error.value.exit_code != 1

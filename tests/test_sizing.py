@@ -15,7 +15,6 @@ from bakeoff.methods.hook import Incompatible, trainable
 from bakeoff.study.config import parse_spec
 from bakeoff.testing.trials import build, make_trial
 from bakeoff.training.preflight import parameter_count
-from bakeoff.study import run
 
 STEPS = 30
 
@@ -101,7 +100,7 @@ def equal_study(study_values: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_study_at_equal_parameters(equal_study: dict[str, Any], tmp_path: Path) -> None:
-    report = run.run(parse_spec(equal_study), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(equal_study), tmp_path, tmp_path / "out")
     sizes = {s["method"]: s for s in report["sizes"]}
     assert sizes["lora"]["note"] == "sets the size"
     assert sizes["lora"]["off"] == 0
@@ -114,7 +113,7 @@ def test_a_study_at_equal_parameters(equal_study: dict[str, Any], tmp_path: Path
     trained = {m["method"]: m["cost"]["trainable_parameters"] for m in report["methods"]}
     head = trained["lora"] - sizes["lora"]["parameters"]
     assert trained["dora"] == sizes["dora"]["parameters"] + head
-    assert run.run(parse_spec(equal_study), tmp_path, tmp_path / "out")["sizes"] == report["sizes"]
+    assert api.run(parse_spec(equal_study), tmp_path, tmp_path / "out")["sizes"] == report["sizes"]
 
 
 def test_the_plan_shows_sizes(equal_study: dict[str, Any], tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from bakeoff.data import sources
 from bakeoff.study.config import parse_spec
 from bakeoff.study.setup.splits import read_splits
 from bakeoff.testing.tiny import rows, write_jsonl
-from bakeoff.study import run
 
 SMALL = [{"text": f"line\n{i}, with a comma", "label": "abc"[i % 3]} for i in range(7)]
 
@@ -300,14 +299,14 @@ def test_a_study_on_parquet_by_template_runs_and_says_where_its_rows_are_from(
     }  # fmt: skip
     study_values["methods"]["contenders"] = ["full"]
     study_values["method"] = {}
-    report = run.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert report["provenance"]["data_from"]["test"] == {
         "from": "pool.parquet", "files": ["pool.parquet"], "share": 0.25,
     }  # fmt: skip
     frozen = data_rows.read_rows(tmp_path / "out" / "data" / "test.jsonl")
     assert frozen[0].keys() == {"question", "answer", "n"}
     (tmp_path / "pool.parquet").unlink()
-    again = run.run(
+    again = api.run(
         api.read_spec(tmp_path / "out" / "study.toml"), tmp_path / "out", tmp_path / "out"
     )
     assert again["methods"] == report["methods"], "the folder needs nothing outside it"

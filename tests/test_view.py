@@ -44,7 +44,6 @@ from bakeoff.report.live.studies import Studies, identify
 from bakeoff.report.live.study_feed import Feed
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.study.storage.lock import locked
-from bakeoff.report import write
 
 PORT = 8757
 HOME = f"http://127.0.0.1:{PORT}"
@@ -319,7 +318,7 @@ def test_wins_and_losses_are_those_of_the_report(tmp_path: Path) -> None:
     with Writer(study / "study.db") as store:
         kept = [t for t in final_trials() if (t.method.name, t.seed) != ("ia3", 3)]
         store.keep_group([final_result(t, Texts()) for t in kept])
-    report = write.report(study)
+    report = api.report(study)
     table = Table.read(study, queries.snapshot(study).asked, "ia3")
     counts = table.page(Wish())["counts"]
     (own,) = (m for m in report["items"]["methods"] if m["method"] == "ia3")

@@ -16,11 +16,11 @@ _HOME = {
     "report": "api",
     "compare": "api",
     "read_record": "api",
-    "StudySpec": "spec",
-    "read_spec": "spec",
-    "parse_spec": "spec",
-    "BakeoffError": "errors",
-    "Comparison": "comparison",
+    "StudySpec": "study.config",
+    "read_spec": "study.config",
+    "parse_spec": "study.config",
+    "BakeoffError": "core.errors",
+    "Comparison": "integrations.notebook",
 }
 __all__ = ["__version__", *_HOME]  # not "open": `import *` must leave Python's own alone
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from bakeoff import api
 from bakeoff.cli.display.output import (
     JSON_OPTION,
     err,
@@ -17,7 +18,6 @@ from bakeoff.cli.display.output import (
     show_table,
     study_folder,
 )
-from bakeoff.study import compare
 
 LONGEST = 40
 """Characters of a value in a table; ``--json`` has it whole."""
@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Say what differs between two studies, and whether their verdicts agree."""
 
-    found = compare.compare(study_folder(first), study_folder(second))
+    found = api.compare(study_folder(first), study_folder(second))
     if as_json:
         show_json(found)
         return

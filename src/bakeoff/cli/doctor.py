@@ -12,7 +12,6 @@ import typer
 
 from bakeoff.cli.display.output import JSON_OPTION, show_json, show_table, study_folder
 from bakeoff.core.errors import UsageError
-from bakeoff.study import run
 
 WAL_RESET = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
 """The first versions without SQLite's WAL-reset bug: of two older lines, and of all later ones."""
@@ -50,7 +49,7 @@ def command(
         raise UsageError(
             "no-study-given", "--mend needs a study.", "`bakeoff doctor runs/mine --mend`."
         )
-    machine = run.machine()
+    machine = api.machine()
     found = [*_machine(machine), _sqlite(), _disk()]
     if as_json:
         show_json({"machine": machine, "findings": [f._asdict() for f in found]})

@@ -12,6 +12,7 @@ import typer
 
 from bakeoff.cli.display.method_row import SERVERS, STATE_BYTES, Row, carried, count, yes
 from bakeoff.cli.display.output import JSON_OPTION, err, show_json, show_table
+from bakeoff.core import jobs
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.redact import printable
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from bakeoff.core.trial import MethodEntry
     from bakeoff.methods.capability_records import Found
 
-RUN_PROBE = "bakeoff.training.preflight.capabilities:probe"
-RUN_EXPECTED = "bakeoff.training.preflight.capabilities.on_model:expected"
 SERVED = ("adapter", "converted")
 """How a server can serve a method beside others on one base: what a merged model cannot."""
 
@@ -151,7 +150,9 @@ def find_out(entries: Sequence[MethodEntry], cache: Path) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tiny bases are made here
     with Live(err) as live:
         live.phase("Probe", len(entries), 0)
-        for index, value, error in carried(RUN_PROBE, [{"entry": to_json(e)} for e in entries]):
+        for index, value, error in carried(
+            jobs.PROBE_METHOD, [{"entry": to_json(e)} for e in entries]
+        ):
             if value is None:
                 live.say(f"{entries[index].name}: {error}")
             else:
@@ -170,7 +171,7 @@ def on_model(entries: Sequence[MethodEntry], model: str) -> dict[str, dict[str, 
         path = base_model.locate(model, live.say).path
         live.phase("Count", len(entries), 0)
         payloads = [{"entry": to_json(e), "path": path} for e in entries]
-        for index, value, error in carried(RUN_EXPECTED, payloads):
+        for index, value, error in carried(jobs.PROBE_ON_MODEL, payloads):
             found[entries[index].name] = value if value is not None else {"reason": error}
             live.advance(entries[index].name)
     return found

@@ -12,11 +12,11 @@ from typing import Any
 
 import typer
 
+from bakeoff import api
 from bakeoff.cli.display import verdict
 from bakeoff.cli.display.output import JSON_OPTION, err, plain, show_json, study_folder
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.redact import escaped_json, redacted
-from bakeoff.report import write
 
 FORMATS = ("md", "csv", "json", "html")
 UNKNOWN_FORMAT, UNKNOWN_TABLE = "unknown-format", "unknown-table"
@@ -57,7 +57,7 @@ def command(
         written = exchange.write_results(folder, target)
         show_json(written) if as_json else err.print(plain(f"{len(written)} files in {target}"))
         return
-    report = write.report(folder, examples)
+    report = api.report(folder, examples)
     if form is not None:
         give(report, form, out, table)
     elif as_json:

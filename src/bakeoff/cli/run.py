@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
+from bakeoff import api
 from bakeoff.cli.display import verdict
 from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, plain, show_json
 from bakeoff.cli.display.progress import Live
 from bakeoff.core.errors import UsageError
 from bakeoff.core.names import suitable, unsuitable_path
-from bakeoff.study import run
+from bakeoff.tasks import task_class
 
 if TYPE_CHECKING:
     from bakeoff.integrations.peft_benchmark.experiment import Experiment
@@ -114,7 +115,7 @@ def execute(
     """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
 
     with Live(err, asked.fork or folder) as live:
-        report = run.run(spec, source, folder, live, *asked)
+        report = api.run(spec, source, folder, live, *asked)
     folder = asked.fork or folder
     if as_json:
         show_json(report)
@@ -184,7 +185,7 @@ def guess_task(data: str, columns: dict[str, str]) -> str:
 
     present = sources.find({"train": data}, Path())["train"].rows[0]
     for name in plugins.list_plugins("tasks"):
-        task = plugins.load_plugin("tasks", name).TASK
+        task = task_class(name)
         for fields in (task.fields, *task.other_fields):
             if all(f in columns or default in present for f, default in fields.items()):
                 return name

@@ -1,9 +1,46 @@
-"""The functions that worker processes run, by name, and the messages between the processes."""
+"""The functions that worker processes run, by name, and the flags that both processes share.
+
+The parent process never imports the training half: it names a function as ``module:name``, and an
+executor runs it in a worker, from JSON values to JSON values. All these names are here.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
+
+RUN_SEGMENT = "bakeoff.training.segment:run"
+"""Train a group of trials and score them."""
+SCORE_BASE = "bakeoff.training.evaluate:score_base"
+"""Score the base model on the test items."""
+PROBE_COST = "bakeoff.training.preflight.cost_probe:probe"
+"""Measure step time and peak memory of one method, and decide its accelerators."""
+MEASURE_MACHINE = "bakeoff.training.preflight.machine:doctor"
+"""Describe the machine and measure its matmul rates (``bakeoff doctor``)."""
+DETECT_MACHINE = "bakeoff.training.preflight.machine:machine"
+"""Describe the machine: device, precision, threads."""
+CHECK_STUDY = "bakeoff.training.preflight.checks:check"
+"""Check the tokenised data, the base and every method's arguments."""
+MATCH_PARAMETERS = "bakeoff.training.preflight.parameter_count:match"
+"""Find each method's size at equal trainable parameters."""
+DESCRIBE_METRIC = "bakeoff.metrics.load:describe"
+"""Describe the study's metric and check its options."""
+TIME_STEPS = "bakeoff.training.preflight.timing:measure"
+"""Time a few steps of a method, for a time budget."""
+PREVIEW_ROWS = "bakeoff.training.preflight.row_preview:rows"
+"""Show tokenised rows (``bakeoff plan --show``)."""
+RELOAD_WEIGHTS = "bakeoff.training.reload:run"
+"""Load saved weights in plain PEFT and compute their validation loss."""
+CONVERT_WEIGHTS = "bakeoff.training.convert:run"
+"""Write a method's weights in another form (``bakeoff export``)."""
+PROBE_METHOD = "bakeoff.training.preflight.capabilities:probe"
+"""Find out what a method can do, on tiny bases."""
+PROBE_ON_MODEL = "bakeoff.training.preflight.capabilities.on_model:expected"
+"""Count a method's parameters on the user's model."""
+PRELOAD = ["bakeoff.training.worker_preload"]
+"""The module that the fork server imports once for all workers."""
+SERVE = "bakeoff.training.worker:serve"
+"""The loop of a worker process."""
 
 BEAT, STOP = 0, 1
 """Places in the numbers that parent and worker share: when work last went on, whether to stop."""

@@ -73,7 +73,7 @@ def export_curves(out: Path, to: str, target: Path) -> Exported:
         UsageError: ``no-study``, ``unknown-exporter``, ``folder-taken``, ``no-curves``.
         EnvironmentProblem: ``exporter-missing``, ``export-failed``.
     """
-    exporter: Exporter = plugins.load_plugin("exporters", to).EXPORTER
+    exporter: Exporter = plugins.load_plugin("integrations.trackers", to, "exporter").EXPORTER
     record = api.read_record(out, examples=False)
     runs = runs_of(record.trials, record.metric.name)
     if not runs:
@@ -98,6 +98,6 @@ def export_curves(out: Path, to: str, target: Path) -> Exported:
         raise EnvironmentProblem(
             "export-failed",
             f"{to} could not write the curves: {first_line(error)}",
-            f"another version of it, or another tool: {', '.join(plugins.list_plugins('exporters'))}.",
+            f"another version of it, or another tool: {', '.join(plugins.list_plugins('integrations.trackers'))}.",
         ) from error
     return Exported(target, len(runs), exporter.look(record.name, target))

@@ -21,7 +21,7 @@ from typing import Any
 from bakeoff import api
 from bakeoff.analysis.per_method.best_weights import best_seed
 from bakeoff.analysis.trial_runs import Run, runs_by_method
-from bakeoff.core import files
+from bakeoff.core import files, jobs
 from bakeoff.core.errors import PreflightError, UsageError, unknown
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.trial import Conditions, Segment
@@ -32,7 +32,6 @@ from bakeoff.study.remote import call, executor, make_executor, works_elsewhere
 from bakeoff.study.setup import base_model
 from bakeoff.study.storage import study_dir as study_folder
 
-CONVERT = "bakeoff.training.convert:run"
 FORMS = ("adapter", "merged", "lora")
 RANK = 16
 """Of `--as lora`: vLLM's own limit unless it is told another (`--max-lora-rank`)."""
@@ -116,7 +115,7 @@ def deliver(
         # the weights are here, whatever machines the study was carried to
         here = make_executor("process", 1) if works_elsewhere(spec) else executor(spec)
         with closing(here) as through:
-            found = call(through, CONVERT, value)
+            found = call(through, jobs.CONVERT_WEIGHTS, value)
         made = _delivered(record, run, found, form, rank if form == "lora" else None, target)
         if not made.same and not force:
             raise _differs(made)

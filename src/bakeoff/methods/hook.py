@@ -209,7 +209,7 @@ def make(entry: MethodEntry, config: dict[str, Any]) -> Hook:
         return Hook(entry, config)
     if ":" in entry.hook:
         return _own(entry.hook)(entry, config)
-    found: type[Hook] = plugins.load_plugin("methods.hooks", entry.hook).HOOK
+    found: type[Hook] = plugins.load_plugin("methods.hooks", entry.hook, "hook").HOOK
     return found(entry, config)
 
 

@@ -135,7 +135,7 @@ def _make(source: Source, code: bytes | None, options: Options) -> Metric:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise _wrong(f"`timeout` is {timeout!r}", "seconds, above 0")
     if code is None:
-        module = plugins.load_plugin("metrics", source.name)
+        module = plugins.load_plugin("metrics.builtin", source.name, "metric")
         _need(module)
         of_losses = hasattr(module, "score_loss")
         function = module.score_loss if of_losses else module.score

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.core import plugins
+from bakeoff.core import jobs
 from bakeoff.core.trial import Trial
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.issues import standing
@@ -38,9 +38,7 @@ from bakeoff.study.remote import (
 from bakeoff.study.setup.open_study import check, open_study, warned
 from bakeoff.study.setup.study import CAUSAL_LM, Study
 from bakeoff.study.storage import study_dir as study_folder
-
-RUN_TIMING = "bakeoff.training.preflight.timing:measure"
-RUN_ROWS = "bakeoff.training.preflight.row_preview:rows"
+from bakeoff.tasks import task_class
 
 
 class Timed(NamedTuple):
@@ -120,7 +118,7 @@ def _memory(study: Study) -> dict[str, Any]:
 
 def _methods(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> list[dict[str, Any]]:
     """Return what each method would run, and how vLLM could serve it (None: no way is known)."""
-    speaks = plugins.load_plugin("tasks", study.spec.task.kind).TASK.task_type == CAUSAL_LM
+    speaks = task_class(study.spec.task.kind).task_type == CAUSAL_LM
     serving = served(study.entries, cache_folder()) if speaks else {}
     methods = []
     for entry in study.entries:
@@ -158,7 +156,9 @@ def shown(study: Study, count: int) -> list[dict[str, Any]]:
     The study's data must lie in its folder.
     """
     asked = segment(study, [prior_trial(study, study.entries[0])]).to_json()
-    found = call(executor(study.spec), RUN_ROWS, {"segment": asked, "count": count})["rows"]
+    found = call(executor(study.spec), jobs.PREVIEW_ROWS, {"segment": asked, "count": count})[
+        "rows"
+    ]
     return [
         {"where": standing([study.splits.place("train", row["position"])], 1), **row}
         for row in found
@@ -178,7 +178,7 @@ def timed(study: Study, progress: Progress) -> Timed:
     ]
     progress.phase("Timing", len(payloads), 0)
     through = prober(study.spec) or make_executor("process", 1, Options(fresh=True))
-    for outcome in through.map(RUN_TIMING, payloads):
+    for outcome in through.map(jobs.TIME_STEPS, payloads):
         method = study.entries[outcome.index].name
         progress.advance(method)
         if outcome.value is None or outcome.value["error_text"] is not None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bakeoff.core import plugins
+from bakeoff.core import jobs
 from bakeoff.core.results import SplitScores
 from bakeoff.core.trial import MethodEntry
 from bakeoff.study import retry
@@ -15,8 +15,7 @@ from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.remote import prior_trial, refuse_full, segment
 from bakeoff.study.scheduler import Running, run_trials
 from bakeoff.study.search import _in_time
-
-RUN_BASE = "bakeoff.training.evaluate:score_base"
+from bakeoff.tasks import task_class
 
 
 def final(
@@ -55,7 +54,7 @@ def score_base(running: Running) -> None:
     A failure is noted and said; the study goes on without this number.
     """
     study, store = running.study, running.store
-    answers: bool = plugins.load_plugin("tasks", study.spec.task.kind).TASK.scores_base
+    answers: bool = task_class(study.spec.task.kind).scores_base
     with running.read() as reader:
         if not answers or retry.BASE_SCORES in reader.values():
             return
@@ -63,7 +62,9 @@ def score_base(running: Running) -> None:
     wishes = study.spec.engine.switches
     payload = segment(study, [prior_trial(study, study.entries[0])], wishes).to_json()
     work = Work("base", study.entries[0].name, "The untouched base")
-    found = list(running.executor.map(RUN_BASE, telling(running.progress, [work], [payload])))
+    found = list(
+        running.executor.map(jobs.SCORE_BASE, telling(running.progress, [work], [payload]))
+    )
     running.stop.check()
     (outcome,) = found
     refuse_full(study.folder, outcome)

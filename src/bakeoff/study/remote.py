@@ -34,7 +34,7 @@ def executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor:
 
 def works_elsewhere(spec: StudySpec) -> bool:
     """Say whether the study's executor may work on other machines than this one."""
-    kind = plugins.load_plugin("executors", spec.engine.executor).EXECUTOR
+    kind = plugins.load_plugin("study.executors", spec.engine.executor, "executor").EXECUTOR
     return bool(getattr(kind, "elsewhere", False))
 
 
@@ -61,7 +61,9 @@ def _options(spec: StudySpec, stopping: Callable[[], bool]) -> Options:
 
 def make_executor(name: str, workers: int, options: Options = Options()) -> Executor:  # noqa: B008  # frozen
     """Return the executor called ``name``."""
-    made: Executor = plugins.load_plugin("executors", name).EXECUTOR(workers, options)
+    made: Executor = plugins.load_plugin("study.executors", name, "executor").EXECUTOR(
+        workers, options
+    )
     return made
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bakeoff.core import disk_full
+from bakeoff.core import disk_full, jobs
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status
@@ -46,9 +46,6 @@ from bakeoff.study.storage import repair
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.study.storage.lock import locked
-
-RUN_PROBE = "bakeoff.training.preflight.cost_probe:probe"
-RUN_DOCTOR = "bakeoff.training.preflight.machine:doctor"
 
 
 def run_study(
@@ -183,7 +180,7 @@ def measure_costs(running: Running) -> dict[str, Cost]:
     alone = Options(fresh=True, patience=60 * study.spec.engine.patience, stopping=stop)
     through = prober(study.spec, stop) or make_executor("process", 1, alone)
     works = [Work("cost probe", e.name, e.title) for e in missing]
-    for outcome in through.map(RUN_PROBE, telling(progress, works, payloads)):
+    for outcome in through.map(jobs.PROBE_COST, telling(progress, works, payloads)):
         refuse_full(study.folder, outcome)
         entry = missing[outcome.index]
         if outcome.value is not None:
@@ -223,4 +220,4 @@ def machine() -> dict[str, Any]:
     """Return what a study would find on this machine, with measured matmul rates."""
     through = make_executor("process", 1)
     wishes = {"device": "auto", "precision": "auto", "threads": None, "workers": 1}
-    return call(through, RUN_DOCTOR, wishes)
+    return call(through, jobs.MEASURE_MACHINE, wishes)

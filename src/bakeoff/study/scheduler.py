@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.core import plugins, trial_dir
+from bakeoff.core import jobs, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status, TrialResult
@@ -33,8 +33,8 @@ from bakeoff.study.setup.study import Study
 from bakeoff.study.storage import repair
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, Writer
+from bakeoff.tasks import task_class
 
-RUN_SEGMENT = "bakeoff.training.segment:run"
 NO_TIME = "not begun: the study's hours would have been over before its end"
 TRIES = 2
 """How often a trial may be alone in a worker that dies before it counts as failed: what killed the
@@ -170,7 +170,7 @@ def _round(
             begun(running.progress, _work(group))
             yield group.to_json()
 
-    for outcome in running.executor.map(RUN_SEGMENT, payloads()):
+    for outcome in running.executor.map(jobs.RUN_SEGMENT, payloads()):
         refuse_full(running.study.folder, outcome)
         segment = taken[outcome.index]
         _set_aside(running, segment, outcome)
@@ -264,7 +264,7 @@ def _scored(study: Study, stop: int) -> bool:
     if study.spec.budget.select_on == "metric":
         return True
     stops = planning_trials.rungs(study.spec.budget)
-    task = plugins.load_plugin("tasks", study.spec.task.kind).TASK
+    task = task_class(study.spec.task.kind)
     cheap: bool = task.scores_validation or study.metric.of_losses
     return cheap and (not stops or stop >= stops[-1])
 

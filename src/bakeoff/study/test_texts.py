@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.core import files, plugins
+from bakeoff.core import files
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.names import within
 from bakeoff.core.record import Asked
@@ -18,6 +18,7 @@ from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.data import rows as data_rows
 from bakeoff.data.splits import FROZEN
+from bakeoff.tasks import task_class
 
 
 class Texts(NamedTuple):
@@ -49,7 +50,7 @@ def read(folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> Te
         if files.sha256_of(file) != conditions.data.get("test"):
             return Texts(unknown=f"{FROZEN['test']} is not what the answers were scored on")
         rows = data_rows.read_rows(file)
-        task = plugins.load_plugin("tasks", conditions.task).TASK(conditions.task_options)
+        task = task_class(conditions.task)(conditions.task_options)
         references = task.references(rows)
         pairs = zip(rows, references, strict=True)
         return Texts(tuple(Asked(task.asks(row), reference) for row, reference in pairs))

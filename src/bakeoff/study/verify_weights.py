@@ -12,6 +12,7 @@ from typing import Any
 
 from bakeoff.analysis.per_method.best_weights import best_seed, fault
 from bakeoff.analysis.trial_runs import Run
+from bakeoff.core import jobs
 from bakeoff.core.redact import redact
 from bakeoff.study.monitoring.progress import Work, ended, telling
 from bakeoff.study.remote import refuse_full, segment
@@ -19,7 +20,6 @@ from bakeoff.study.scheduler import Running
 
 KEY = "artifacts"
 """The study's value that holds what is known of each method's saved weights."""
-RELOAD = "bakeoff.training.reload:run"
 EXACT, ROUNDED = 1e-3, 2e-2
 """Share of the loss by which padded batches of plain transformers may differ from packed lanes: in
 fp32 orders of sums alone, in 16 bits every product is rounded anew (3e-4 seen on SmolLM2-135M, 9e-3
@@ -50,7 +50,7 @@ def check(running: Running) -> None:
         return
     works = [Work("reload", r.trial.method.name, r.trial.method.title, (r.trial.id,)) for r in todo]
     payloads = [segment(study, [run.trial]).to_json() for run in todo]
-    for outcome in running.executor.map(RELOAD, telling(progress, works, payloads)):
+    for outcome in running.executor.map(jobs.RELOAD_WEIGHTS, telling(progress, works, payloads)):
         refuse_full(study.folder, outcome)
         run = todo[outcome.index]
         found = outcome.value or {"loss": None, "path": None, "error": outcome.error}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import Row, columns_of, fill
-from bakeoff.tasks import IGNORE, CausalTask, Checked, Example
+from bakeoff.tasks._base import IGNORE, CausalTask, Checked, Example
 
 if TYPE_CHECKING:
     from torch import nn

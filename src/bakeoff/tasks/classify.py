@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bakeoff.data.issues import SHOWN, Fault
 from bakeoff.data.rows import Row, fill
 from bakeoff.engine.safe_loading import arguments
-from bakeoff.tasks import Batch, Checked, Example, ItemLoss, Task, padded_inputs, whole
+from bakeoff.tasks._base import Batch, Checked, Example, ItemLoss, Task, padded_inputs, whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,7 +15,7 @@ from bakeoff.data.chat import Chat, Unusable
 from bakeoff.data.chat.messages import Wrong, as_text, conversation, exchange, last_answer, wrong
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import Row, fill
-from bakeoff.tasks import IGNORE, CausalTask, Checked, Example, RowError
+from bakeoff.tasks._base import IGNORE, CausalTask, Checked, Example, RowError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import api
-from bakeoff.study import run as study_run
 from bakeoff.study.config import parse_spec
 from bakeoff.study.remote import make_executor
 from bakeoff.testing.tiny import rows, save_bert, write_jsonl
@@ -44,7 +43,7 @@ WATCHED = {
     "dropped states": "bakeoff.study.storage.study_dir:drop_states",
     "frozen data": "bakeoff.study.storage.study_dir:freeze_data",
     "the study file": "bakeoff.study.storage.study_dir:write_study_file",
-    "the report": "bakeoff.report.write:report",
+    "the report": "bakeoff.api:report",
     "the page": "bakeoff.report:render",
 }
 """What is watched, by the name of its moments."""
@@ -123,7 +122,7 @@ def _in_a_process(
     **asked: Any,
 ) -> int:  # fmt: skip
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bakeoff.testing.kills", "bakeoff.training.warm"])
+    context.set_forkserver_preload(["bakeoff.testing.kills", "bakeoff.training.worker_preload"])
     process = context.Process(target=_study, args=(values, source, out, killed, log), kwargs=asked)
     process.start()
     process.join()
@@ -150,7 +149,7 @@ def _study(
 
     for name, where in WATCHED.items():
         _watch(where, name, at)
-    study_run.run(parse_spec(values), source, out, **asked)
+    api.run(parse_spec(values), source, out, **asked)
 
 
 def _watch(where: str, name: str, at: Callable[[str], None]) -> None:

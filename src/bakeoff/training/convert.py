@@ -21,7 +21,7 @@ from bakeoff.core.trial import Segment, Trial
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import free_memory, resolve_device
 from bakeoff.methods.load_saved import WEIGHTS
-from bakeoff.metrics import describe
+from bakeoff.metrics import load
 from bakeoff.training.evaluate import plain_scores
 from bakeoff.training.reload import Plain, saved_at
 from bakeoff.training.setup import wished
@@ -69,7 +69,7 @@ def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[st
         _with_tokenizer(at, target)
     model = at.placed(at.loaded(target, made))
     rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
-    metric = describe.load(at.c, Path(segment.folder))
+    metric = load.load(at.c, Path(segment.folder))
     switches, _ = wished(at.segment)
     scores, note = plain_scores(metric, at.task, model, at.tokenizer, rows, at.c, switches)
     trained = segment.trials[0].conditions.device

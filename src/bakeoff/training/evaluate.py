@@ -24,9 +24,9 @@ from bakeoff.engine.device import autocast, halving
 from bakeoff.engine.generation.generate import plain
 from bakeoff.engine.heartbeat import beat
 from bakeoff.engine.packing.attention import packed
-from bakeoff.metrics import describe
-from bakeoff.metrics.describe import MetricError
-from bakeoff.tasks import Example, Task, load_tokenizer
+from bakeoff.metrics import load, run
+from bakeoff.metrics.run import MetricError
+from bakeoff.tasks._base import Example, Task, load_tokenizer
 from bakeoff.training.generation import disagreement, generated
 from bakeoff.training.setup import Bench, load_base, make_task, prepare_process, wished
 
@@ -81,7 +81,7 @@ def score_split(
 
     A lane whose answers the metric fails on gives that error; the others do not suffer it.
     """
-    metric = describe.load(bench.conditions, bench.data.parent)
+    metric = load.load(bench.conditions, bench.data.parent)
     if metric.of_losses:
         summed = zip(*summed_losses(bench, bench.examples(split)), losses, strict=True)
         return [
@@ -191,7 +191,7 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
         tokenizer = load_tokenizer(segment.base_path, c.revision, c.trusted)
         model = load_base(c, task, segment.base_path, 0).eval()
         rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
-        metric = describe.load(c, Path(segment.folder))
+        metric = load.load(c, Path(segment.folder))
         switches, _ = wished(segment)
         scores, note = plain_scores(metric, task, model, tokenizer, rows, c, switches)
     except Exception as error:  # as in a segment: a failure is a result
@@ -202,7 +202,7 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_scores(
-    metric: describe.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
+    metric: run.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
     c: Conditions, switches: Switches,
 ) -> tuple[SplitScores, str | None]:  # fmt: skip
     """Score a plain model on test rows; say why its answers were not generated fast, if wished."""
@@ -219,7 +219,7 @@ def plain_scores(
 
 
 def _scored_plainly(
-    metric: describe.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
+    metric: run.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
     c: Conditions, most: int,
 ) -> SplitScores:  # fmt: skip
     """Score a plain model, batch by batch of about equal lengths, ``most`` batch rows each."""

@@ -21,7 +21,7 @@ from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import device_lost, halving, place
 from bakeoff.methods import load_saved
 from bakeoff.methods.hook import make
-from bakeoff.tasks import Task, load_tokenizer
+from bakeoff.tasks._base import Task, load_tokenizer
 from bakeoff.training.evaluate import plain_losses
 from bakeoff.training.setup import load_base, make_task, prepare_process
 

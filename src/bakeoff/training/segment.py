@@ -34,8 +34,8 @@ from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import device_lost, out_of_memory
 from bakeoff.engine.loop import Pause, Reading, Stepper, reading_steps, train
 from bakeoff.methods.hook import Finished, Incompatible
-from bakeoff.metrics.describe import MetricError
-from bakeoff.tasks import Example
+from bakeoff.metrics.run import MetricError
+from bakeoff.tasks._base import Example
 from bakeoff.training import checkpoints, forgetting
 from bakeoff.training.evaluate import item_losses, score_split
 from bakeoff.training.setup import Bench, build, prepare_process

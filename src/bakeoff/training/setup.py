@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from bakeoff.core import plugins
 from bakeoff.core.trial import Conditions, Segment, Trial
 from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.engine import peft_patches, quantization
@@ -34,7 +33,8 @@ from bakeoff.engine.lanes.lanes import Lanes, Start
 from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.engine.profiling import free_bytes
 from bakeoff.methods.hook import CALIBRATION, Ground, Hook, Incompatible, extras, make, trainable
-from bakeoff.tasks import Batch, Example, Task, load_tokenizer
+from bakeoff.tasks import task_class
+from bakeoff.tasks._base import Batch, Example, Task, load_tokenizer
 from bakeoff.training.token_cache import encode_split
 
 MEMORY_SHARE = 0.9
@@ -186,7 +186,7 @@ def prepare_process(conditions: Conditions) -> None:
 
 def make_task(conditions: Conditions) -> Task:
     """Return the study's task with its options."""
-    plugin: type[Task] = plugins.load_plugin("tasks", conditions.task).TASK
+    plugin: type[Task] = task_class(conditions.task)
     return plugin(conditions.task_options)
 
 

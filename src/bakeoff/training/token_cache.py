@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from bakeoff.core.files import sha256_of
 from bakeoff.data.rows import Row
-from bakeoff.tasks import Example, Task
+from bakeoff.tasks._base import Example, Task
 
 FOLDER = "tokens"
 

@@ -30,7 +30,7 @@ def carried(
     from bakeoff.core import plugins
 
     workers = os.cpu_count() or 1
-    through = plugins.load_plugin("executors", "process").EXECUTOR(workers)
+    through = plugins.load_plugin("study.executors", "process", "executor").EXECUTOR(workers)
     for outcome in through.map(function, payloads):
         yield outcome.index, outcome.value, outcome.error
 

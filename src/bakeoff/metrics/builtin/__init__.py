@@ -1,1 +1,1 @@
-"""The built-in metrics, one file each."""
+"""The built-in metrics, one file each; ``bakeoff.metrics`` documents what a file defines."""

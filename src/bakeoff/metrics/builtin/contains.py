@@ -6,7 +6,7 @@ Not by words: ``cat`` stands in ``concatenate``. Unicode's composed form (NFC) o
 from __future__ import annotations
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics import plain
+from bakeoff.metrics._text import plain
 
 INFO = MetricInfo("contains", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -6,7 +6,7 @@ Both are compared in Unicode's composed form (NFC), so that an accent typed in t
 from __future__ import annotations
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics import plain
+from bakeoff.metrics._text import plain
 
 INFO = MetricInfo("exact_match", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -6,7 +6,7 @@ Key order and spacing do not count; a missing, extra or different value does (wh
 from __future__ import annotations
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics import canonical_json, parse_json
+from bakeoff.metrics._text import canonical_json, parse_json
 
 INFO = MetricInfo("json_match", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics import plain
+from bakeoff.metrics._text import plain
 
 INFO = MetricInfo("regex", better="higher", unit="fraction", low=0.0, high=1.0)
 

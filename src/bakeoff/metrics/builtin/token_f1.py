@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics import plain
+from bakeoff.metrics._text import plain
 
 INFO = MetricInfo("token_f1", better="higher", unit="fraction", low=0.0, high=1.0)
 

@@ -26,11 +26,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from bakeoff.core import jobs
 from bakeoff.core.jobs import BEAT, STOP, resolve
 from bakeoff.study.executors import Options, Outcome
 
-PRELOAD = ["bakeoff.training.worker_preload", "bakeoff.training.warm"]
-SERVE = "bakeoff.training.worker:serve"
 TICK = 1.0
 """Seconds between two looks at the workers' pulses and at whether to stop."""
 LAST_WORDS = 4000
@@ -46,7 +45,7 @@ class Process:
         method = "forkserver" if sys.platform == "linux" else "spawn"
         self._context = multiprocessing.get_context(method)
         if method == "forkserver":
-            self._context.set_forkserver_preload(PRELOAD)
+            self._context.set_forkserver_preload(jobs.PRELOAD)
         self._idle: list[_Worker] = []
         self._gpus: dict[int, str | None] = {}
         """The GPU of each place, as its workers have said."""
@@ -208,7 +207,7 @@ class _Worker:
 
 def _serve(*given: Any) -> None:
     """Begin a worker; by name, because the parent imports nothing that trains."""
-    resolve(SERVE)(*given)
+    resolve(jobs.SERVE)(*given)
 
 
 def _end_all(workers: list[_Worker]) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bakeoff.core import plugins
+from bakeoff.core import jobs
 from bakeoff.core.errors import (
     PreflightError,
     UsageError,
@@ -24,7 +24,7 @@ from bakeoff.data.issues import Fault
 from bakeoff.data.rows import Row
 from bakeoff.methods import forbidden_arguments, user_defined
 from bakeoff.methods import registry as catalog
-from bakeoff.metrics import describe
+from bakeoff.metrics import load
 from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning import trials
@@ -34,11 +34,7 @@ from bakeoff.study.setup import splits as setup_splits
 from bakeoff.study.setup.study import CAUSAL_LM, ChosenMetric, Study
 from bakeoff.study.setup.validate_data import examine, listed, refuse, said
 from bakeoff.study.storage import study_dir as study_folder
-
-RUN_MACHINE = "bakeoff.training.preflight.machine:machine"
-RUN_CHECK = "bakeoff.training.preflight.checks:check"
-RUN_MATCH = "bakeoff.training.preflight.parameter_count:match"
-RUN_METRIC = "bakeoff.metrics.describe:describe"
+from bakeoff.tasks import task_class
 
 
 def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> Study:
@@ -48,7 +44,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         BakeoffError: whatever of it cannot work.
     """
     entries = load_methods(spec, source)
-    task = plugins.load_plugin("tasks", spec.task.kind).TASK
+    task = task_class(spec.task.kind)
     metric = chosen_metric(spec, source)
     splits = setup_splits.read_splits(spec, source)
     splits = splits._replace(general=general_text(spec, task.task_type, source))
@@ -62,7 +58,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     wishes = spec.engine.model_dump(include={"device", "precision", "workers"})
     wishes["threads"] = spec.engine.threads_wished
     wishes |= spec.base.model_dump(include={"quantize", "quantizer"})
-    machine = call(executor(spec), RUN_MACHINE, wishes)
+    machine = call(executor(spec), jobs.DETECT_MACHINE, wishes)
     conditions = Conditions(
         base=base.published_as,
         revision=base.commit or spec.base.revision,
@@ -88,7 +84,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         metric_options=metric.options,
         general_length=spec.forgetting.max_length if splits.general else None,
         trusted=spec.base.trust_remote_code,
-        metric_source=None if metric.code is None else describe.digest(metric.code),
+        metric_source=None if metric.code is None else load.digest(metric.code),
     )
     opened = Study(
         spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric
@@ -122,8 +118,8 @@ def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:
         UsageError: ``metric-not-for-task``, and whatever is wrong with options or file.
         EnvironmentProblem: ``metric-package-missing``.
     """
-    known = plugins.load_plugin("tasks", spec.task.kind).TASK.metrics
-    named = describe.Source.read(spec.task.metric or known[0], source)
+    known = task_class(spec.task.kind).metrics
+    named = load.Source.read(spec.task.metric or known[0], source)
     if named.file is None and named.name not in known:
         near = near_match(named.name, known)
         hint = f"did you mean '{near}'? " if near else ""
@@ -139,7 +135,7 @@ def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:
         "folder": str(source),
     }
     # where the executor works: a function of the user's own runs there too
-    found = call(executor(spec), RUN_METRIC, given)
+    found = call(executor(spec), jobs.DESCRIBE_METRIC, given)
     info = MetricInfo(**found["info"])
     return ChosenMetric(named.name, info, found["options"], found["of_losses"], code)
 
@@ -153,7 +149,7 @@ def check(study: Study, progress: Progress) -> Study:
         PreflightError: what the user must mend, all of it at once, with row numbers.
     """
     trials = [prior_trial(study, entry) for entry in study.entries]
-    answer = call(executor(study.spec), RUN_CHECK, segment(study, trials).to_json())
+    answer = call(executor(study.spec), jobs.CHECK_STUDY, segment(study, trials).to_json())
     faults = [Fault.from_json(fault) for fault in answer["faults"]]
     refuse(faults, study.splits)
     return warned(study, listed(faults, study.splits), progress)
@@ -167,7 +163,7 @@ def warned(study: Study, warnings: Sequence[str], progress: Progress) -> Study:
 
 def matched(study: Study) -> Study:
     """Give every method the size that trains as many parameters as the control (or as asked)."""
-    task = plugins.load_plugin("tasks", study.spec.task.kind).TASK
+    task = task_class(study.spec.task.kind)
     overrides = study.spec.method
     question = {
         "segment": segment(study, [prior_trial(study, e) for e in study.entries]).to_json(),
@@ -176,7 +172,7 @@ def matched(study: Study) -> Study:
         "target": study.spec.budget.parameters,
         "fixed": {name: list(override.config) for name, override in overrides.items()},
     }
-    sizes = tuple(call(executor(study.spec), RUN_MATCH, question)["sizes"])
+    sizes = tuple(call(executor(study.spec), jobs.MATCH_PARAMETERS, question)["sizes"])
     entries = []
     for entry, size in zip(study.entries, sizes, strict=True):
         if size["value"] is not None:

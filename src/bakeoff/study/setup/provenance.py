@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bakeoff.core import plugins
 from bakeoff.core.redact import redact
-from bakeoff.metrics import describe
+from bakeoff.metrics import load
 from bakeoff.study.setup import compatibility
 from bakeoff.study.setup.study import Study
 from bakeoff.study.storage import study_dir as study_folder
+from bakeoff.tasks import task_class
 
 
 def frozen_values(study: Study) -> dict[str, Any]:
@@ -30,13 +30,13 @@ def frozen_values(study: Study) -> dict[str, Any]:
             "options": study.conditions.metric_options,
             "source": study.conditions.metric_source,
         },
-        "chat_template": None if template is None else describe.digest(template.encode()),
+        "chat_template": None if template is None else load.digest(template.encode()),
     }
 
 
 def about(study: Study) -> dict[str, Any]:
     """Return what the report must know of a study beside its trials."""
-    task = plugins.load_plugin("tasks", study.conditions.task).TASK
+    task = task_class(study.conditions.task)
     references = []
     if task.secondary:
         references = task(study.conditions.task_options).references(study.splits.rows["test"])

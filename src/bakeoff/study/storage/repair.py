@@ -22,7 +22,7 @@ from bakeoff.core.errors import BakeoffError, first_line
 from bakeoff.core.files import sha256_of
 from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.metrics.describe import FOLDER as METRIC
+from bakeoff.metrics.load import FOLDER as METRIC
 from bakeoff.study.storage import lock, study_dir
 from bakeoff.study.storage.database import Reader, Row, Writer, rebuild
 

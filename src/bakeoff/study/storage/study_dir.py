@@ -18,7 +18,7 @@ from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError
 from bakeoff.core.names import within
 from bakeoff.data import rows as data_rows
 from bakeoff.data.splits import FROZEN, ORIGINS, Splits
-from bakeoff.metrics.describe import FOLDER as METRIC
+from bakeoff.metrics.load import FOLDER as METRIC
 from bakeoff.study.config import StudySpec, dump_spec
 from bakeoff.study.storage import filesystem
 

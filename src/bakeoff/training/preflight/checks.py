@@ -19,8 +19,8 @@ from bakeoff.data.rows import read_rows
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import free_memory, out_of_memory
 from bakeoff.methods.arguments import check_config, check_targets
-from bakeoff.metrics import describe
-from bakeoff.tasks import Task, load_tokenizer
+from bakeoff.metrics import load
+from bakeoff.tasks._base import Task, load_tokenizer
 from bakeoff.training.preflight import tied_weights, token_checks
 from bakeoff.training.preflight.cost_probe import _slope
 from bakeoff.training.preflight.parameter_count import Shape
@@ -100,7 +100,7 @@ def _try_metric(segment: Segment, task: Task) -> None:
     Raises:
         MetricError: on an item that the metric cannot score, whatever the answer.
     """
-    metric = describe.load(segment.trials[0].conditions, Path(segment.folder))
+    metric = load.load(segment.trials[0].conditions, Path(segment.folder))
     if metric.of_losses:
         return
     for split in ("validation", "test"):

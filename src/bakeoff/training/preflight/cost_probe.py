@@ -21,7 +21,7 @@ from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import free_memory, out_of_memory
 from bakeoff.engine.loop import Stepper
 from bakeoff.methods.hook import Incompatible
-from bakeoff.tasks import Example
+from bakeoff.tasks._base import Example
 from bakeoff.training.evaluate import read_longest_answer, summed_losses
 from bakeoff.training.preflight import latency, token_checks
 from bakeoff.training.preflight.capabilities.quantized import refusal

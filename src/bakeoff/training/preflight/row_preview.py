@@ -13,7 +13,7 @@ from typing import Any
 
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
-from bakeoff.tasks import Example, Task, load_tokenizer
+from bakeoff.tasks._base import Example, Task, load_tokenizer
 from bakeoff.training.setup import make_task, prepare_process
 from bakeoff.training.token_cache import encode_split
 

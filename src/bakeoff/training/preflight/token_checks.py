@@ -15,7 +15,7 @@ from torch import nn
 from bakeoff.core.errors import PreflightError
 from bakeoff.data.issues import Fault
 from bakeoff.data.rows import SPLITS, Row, read_rows
-from bakeoff.tasks import Example, RowError, Task
+from bakeoff.tasks._base import Example, RowError, Task
 from bakeoff.training.token_cache import keep_split
 
 UNKNOWN_SHARE = 0.01

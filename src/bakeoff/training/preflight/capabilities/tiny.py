@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from bakeoff.methods.hook import Ground
-from bakeoff.tasks import Batch, Example
+from bakeoff.tasks._base import Batch, Example
 
 WORDS, ROWS, LENGTH, CLASSES = 96, 8, 12, 3
 PROMPT, UNSUPERVISED = 4, -100

@@ -18,7 +18,7 @@ from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import peft_patches
 from bakeoff.methods.arguments import Surroundings, resolve
 from bakeoff.methods.hook import Hook, Incompatible, make, trainable
-from bakeoff.tasks import Batch
+from bakeoff.tasks._base import Batch
 from bakeoff.training.preflight.capabilities import tiny
 
 STEPS = 8
