@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -27,6 +29,24 @@ __all__ = ["__version__", *_HOME]  # not "open": `import *` must leave Python's 
 # PEFT imports bitsandbytes wherever it is installed, which then asks for a faster kernel that no
 # study uses: not for the user's terminal
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+class _Moved(ModuleType):
+    """A module under its former name, which loads the new one on first use."""
+
+    def __init__(self, name: str, home: str) -> None:
+        super().__init__(name, f"Formerly here; now ``{home}``.")
+        self._home = home
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self._home), name)
+
+
+delivery = sys.modules["bakeoff.delivery"] = _Moved(
+    "bakeoff.delivery", "bakeoff.integrations.export_weights"
+)
 
 
 def __getattr__(name: str) -> Any:

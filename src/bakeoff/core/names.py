@@ -47,3 +47,8 @@ def within(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # a ring of links
         return False
+
+
+def is_hub_id(model: str) -> bool:
+    """Tell whether a name that is no folder's is one of a hub."""
+    return model.count("/") == 1 and not model.startswith((".", "/", "~"))

@@ -11,13 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff import api
 from bakeoff.core import plugins
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, UsageError, first_line
 from bakeoff.integrations.peft_benchmark import exporting, importing
 from bakeoff.integrations.peft_benchmark.importing import Wishes
 from bakeoff.integrations.trackers import Exporter, runs_of
 from bakeoff.report import write
+from bakeoff.study.record import read_record
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Writer
 from bakeoff.study.storage.lock import locked
@@ -59,7 +59,7 @@ def write_results(out: Path, target: Path) -> list[str]:
     Raises:
         UsageError: ``no-study``, ``hf-json-imported``, ``hf-json-nothing``.
     """
-    found = exporting.files(api.read_record(out, examples=False), out)
+    found = exporting.files(read_record(out, examples=False), out)
     exporting.write(found, target)
     return list(found)
 
@@ -74,7 +74,7 @@ def export_curves(out: Path, to: str, target: Path) -> Exported:
         EnvironmentProblem: ``exporter-missing``, ``export-failed``.
     """
     exporter: Exporter = plugins.load_plugin("integrations.trackers", to, "exporter").EXPORTER
-    record = api.read_record(out, examples=False)
+    record = read_record(out, examples=False)
     runs = runs_of(record.trials, record.metric.name)
     if not runs:
         raise UsageError(

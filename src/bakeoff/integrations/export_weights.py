@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bakeoff import api
 from bakeoff.analysis.per_method.best_weights import best_seed
 from bakeoff.analysis.trial_runs import Run, runs_by_method
 from bakeoff.core import files, jobs
@@ -28,6 +27,7 @@ from bakeoff.core.trial import Conditions, Segment
 from bakeoff.report.model_card import card
 from bakeoff.study import verify_weights
 from bakeoff.study.config import parse_spec
+from bakeoff.study.record import read_values, summarised
 from bakeoff.study.remote import call, executor, make_executor, works_elsewhere
 from bakeoff.study.setup import base_model
 from bakeoff.study.storage import study_dir as study_folder
@@ -95,9 +95,9 @@ def deliver(
         cause = f"{target} is there already."
         raise UsageError("folder-taken", cause, "another folder: `--out DIR`.")
     study_folder.refuse_links(out)
-    record, report = api.summarised(out, examples=False)
+    record, report = summarised(out, examples=False)
     run = _picked(record, report, method)
-    spec = parse_spec(api.read_values(out)["spec"])
+    spec = parse_spec(read_values(out)["spec"])
     base = base_model.locate(spec.base.model, lambda _: None, run.trial.conditions.revision)
     if base.fingerprint != run.trial.conditions.fingerprint:
         raise PreflightError(

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bakeoff import api
 from bakeoff.core.redact import told
 from bakeoff.report import inline, markdown
+from bakeoff.study.record import summarised
 
 HEAD = ("method", "score", "difference", "low", "high", "verdict", "status")
 
@@ -30,7 +30,7 @@ class Comparison:
     @cached_property
     def report(self) -> dict[str, Any]:
         """The whole report, as ``report.json`` would have it."""
-        return api.summarised(self.folder)[1]
+        return summarised(self.folder)[1]
 
     @property
     def verdicts(self) -> dict[str, str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bakeoff.core.names import is_hub_id
 from bakeoff.report import formatting
 from bakeoff.report.markdown import inert, markdown
-from bakeoff.study.config.inputs import is_hub_id
 
 _CAUSAL, _CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 _LABELS = """labels = json.loads(Path("bakeoff.json").read_text())["labels"]

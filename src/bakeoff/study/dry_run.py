@@ -26,17 +26,9 @@ from bakeoff.study.planning import racing, time_budget
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import Timing, estimate
 from bakeoff.study.planning.time_budget import Fit
-from bakeoff.study.remote import (
-    call,
-    executor,
-    make_executor,
-    prior_trial,
-    prober,
-    segment,
-    works_elsewhere,
-)
+from bakeoff.study.remote import call, executor, make_executor, prober, works_elsewhere
 from bakeoff.study.setup.open_study import check, open_study, warned
-from bakeoff.study.setup.study import CAUSAL_LM, Study
+from bakeoff.study.setup.study import CAUSAL_LM, Study, prior_trial, segment
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.tasks import task_class
 

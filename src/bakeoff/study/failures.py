@@ -13,7 +13,9 @@ from collections.abc import Sequence
 
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import Status, TrialResult
-from bakeoff.study.scheduler import Kept
+from bakeoff.core.trial import Trial
+
+Kept = tuple[Trial, TrialResult]
 
 SAME = 3
 """Methods that fail alike, none succeeding in between, before the study is paused."""

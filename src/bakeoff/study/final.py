@@ -12,9 +12,10 @@ from bakeoff.core.trial import MethodEntry
 from bakeoff.study import retry
 from bakeoff.study.monitoring.progress import Work, ended, telling
 from bakeoff.study.planning import trials as planning_trials
-from bakeoff.study.remote import prior_trial, refuse_full, segment
+from bakeoff.study.remote import refuse_full
 from bakeoff.study.scheduler import Running, run_trials
 from bakeoff.study.search import _in_time
+from bakeoff.study.setup.study import prior_trial, segment
 from bakeoff.tasks import task_class
 
 

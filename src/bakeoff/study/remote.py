@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bakeoff.core import disk_full, plugins
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
-from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial
 from bakeoff.study.config import StudySpec
 from bakeoff.study.executors import Executor, Options, Outcome, never
-from bakeoff.study.setup.study import Study
-
-
-def segment(study: Study, trials: Sequence[Trial], engine: dict[str, Any] | None = None) -> Segment:
-    """Return the segment of ``trials`` over the whole budget."""
-    steps = study.conditions.steps
-    return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path, engine)
-
-
-def prior_trial(study: Study, entry: MethodEntry) -> Trial:
-    """Return a method's trial at its prior learning rate: what is checked and probed."""
-    setting = {LEARNING_RATE: entry.learning_rate}
-    return Trial(entry, setting, study.spec.seed, "search", study.conditions)
 
 
 def executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor:

@@ -28,20 +28,12 @@ from bakeoff.study.planning import time_budget
 from bakeoff.study.planning.estimate import Timing
 from bakeoff.study.planning.time_budget import Deadline, Fit
 from bakeoff.study.record import read_values, walls
-from bakeoff.study.remote import (
-    call,
-    executor,
-    make_executor,
-    prior_trial,
-    prober,
-    refuse_full,
-    segment,
-)
+from bakeoff.study.remote import call, executor, make_executor, prober, refuse_full
 from bakeoff.study.scheduler import Running, refuse_too_little_room
 from bakeoff.study.setup import compatibility, test_reads
 from bakeoff.study.setup.open_study import check, open_study, warned
 from bakeoff.study.setup.provenance import about, frozen_values
-from bakeoff.study.setup.study import Study
+from bakeoff.study.setup.study import Study, prior_trial, segment
 from bakeoff.study.storage import repair
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, Writer

@@ -22,7 +22,7 @@ from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.study import fork
 from bakeoff.study.executors import Executor, Outcome, SetsAside
-from bakeoff.study.failures import Breaker
+from bakeoff.study.failures import Breaker, Kept
 from bakeoff.study.monitoring.progress import Progress, Work, begun, ended
 from bakeoff.study.monitoring.signals import Stop
 from bakeoff.study.planning import trials as planning_trials
@@ -39,8 +39,6 @@ NO_TIME = "not begun: the study's hours would have been over before its end"
 TRIES = 2
 """How often a trial may be alone in a worker that dies before it counts as failed: what killed the
 first may have been another program's hunger."""
-
-Kept = tuple[Trial, TrialResult]
 
 
 class Running(NamedTuple):

@@ -15,8 +15,9 @@ from bakeoff.analysis.trial_runs import Run
 from bakeoff.core import jobs
 from bakeoff.core.redact import redact
 from bakeoff.study.monitoring.progress import Work, ended, telling
-from bakeoff.study.remote import refuse_full, segment
+from bakeoff.study.remote import refuse_full
 from bakeoff.study.scheduler import Running
+from bakeoff.study.setup.study import segment
 
 KEY = "artifacts"
 """The study's value that holds what is known of each method's saved weights."""

@@ -15,13 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from bakeoff import api
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, first_line
 from bakeoff.core.names import within
 from bakeoff.core.redact import redact, redacted
 from bakeoff.report import render_sections
 from bakeoff.report.sanitize import clean
 from bakeoff.study import compare as study_compare
+from bakeoff.study.config import parse_spec
+from bakeoff.study.record import read_record, summarised
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Answers, Reader
 
@@ -114,11 +115,11 @@ def outline(folder: Path) -> dict[str, Any]:
     with Reader(_database(folder)) as reader:
         values, tally = reader.values("spec", "about", "imported"), reader.tally()
     if "about" in values and "imported" not in values:
-        known, spec = values["about"], api.parse_spec(values["spec"])
+        known, spec = values["about"], parse_spec(values["spec"])
         names, titles = known["methods"], known["titles"]
         name, base, task = spec.name, spec.base.model, spec.task.kind
     else:
-        record = api.read_record(folder)
+        record = read_record(folder)
         names, titles = list(record.methods), record.titles
         name, base, task = record.name, record.base, record.task
     counts = [tally[n] for n in names if n in tally]
@@ -141,7 +142,7 @@ def snapshot(folder: Path) -> Snapshot:
         BakeoffError: whatever is wrong with the study.
     """
     _database(folder)
-    record, summary = api.summarised(folder)
+    record, summary = summarised(folder)
     sections = tuple({**s, "digest": _digest(s)} for s in render_sections(summary))
     titles = {m["method"]: m["title"] for m in summary["methods"]}
     advice = summary["recommendation"]

@@ -9,11 +9,6 @@ from pydantic import Field, model_validator
 from bakeoff.study.config.base import LARGEST, Count, Part, Reference, Revision
 
 
-def is_hub_id(model: str) -> bool:
-    """Tell whether a name that is no folder's is one of a hub."""
-    return model.count("/") == 1 and not model.startswith((".", "/", "~"))
-
-
 class BaseSpec(Part):
     """The frozen base model."""
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bakeoff.core.errors import PreflightError, UsageError
-from bakeoff.core.names import within
+from bakeoff.core.names import is_hub_id, within
 from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json
 from bakeoff.data import assets
 from bakeoff.data.assets import ASSET
-from bakeoff.study.config.inputs import BaseSpec, is_hub_id
+from bakeoff.study.config.inputs import BaseSpec
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

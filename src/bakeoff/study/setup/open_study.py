@@ -28,10 +28,10 @@ from bakeoff.metrics import load
 from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning import trials
-from bakeoff.study.remote import call, executor, prior_trial, segment
+from bakeoff.study.remote import call, executor
 from bakeoff.study.setup import base_model
 from bakeoff.study.setup import splits as setup_splits
-from bakeoff.study.setup.study import CAUSAL_LM, ChosenMetric, Study
+from bakeoff.study.setup.study import CAUSAL_LM, ChosenMetric, Study, prior_trial, segment
 from bakeoff.study.setup.validate_data import examine, listed, refuse, said
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.tasks import task_class

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.core.trial import Conditions, MethodEntry
+from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 from bakeoff.data import splits as data_splits
 from bakeoff.study.config import StudySpec
 from bakeoff.study.setup import base_model
@@ -40,3 +41,15 @@ class Study(NamedTuple):
     metric: ChosenMetric
     sizes: tuple[dict[str, Any], ...] | None = None
     """Each method's size, where the study wants equal trainable parameters."""
+
+
+def segment(study: Study, trials: Sequence[Trial], engine: dict[str, Any] | None = None) -> Segment:
+    """Return the segment of ``trials`` over the whole budget."""
+    steps = study.conditions.steps
+    return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path, engine)
+
+
+def prior_trial(study: Study, entry: MethodEntry) -> Trial:
+    """Return a method's trial at its prior learning rate: what is checked and probed."""
+    setting = {LEARNING_RATE: entry.learning_rate}
+    return Trial(entry, setting, study.spec.seed, "search", study.conditions)
