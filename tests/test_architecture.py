@@ -43,7 +43,8 @@ VIOLATIONS = {
     "the api imports the command line": ("api.py", "import bakeoff.cli.run"),
     "the command line imports the test kit": ("cli/status.py", "import bakeoff.testing.tiny"),
     "planning imports the search": ("study/planning/racing.py", "import bakeoff.study.search"),
-    "storage imports an executor": ("study/storage/lock.py", "import bakeoff.study.executors.inline"),
+    "storage imports an executor": (
+        "study/storage/lock.py", "import bakeoff.study.executors.inline"),
     "the configuration imports planning": (
         "study/config/budget.py", "import bakeoff.study.planning.trials"),
     "the configuration imports peft": ("study/config/base.py", "import peft"),

@@ -61,7 +61,8 @@ def test_every_asset_can_be_prepared_by_name() -> None:
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, bakeoff.data.assets; print({'torch', 'transformers', 'gguf'} & set(sys.modules))"
+    code = "import sys, bakeoff.data.assets\n"
+    code += "print({'torch', 'transformers', 'gguf'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

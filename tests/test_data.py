@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.data import rows as data_rows
-from bakeoff.data import splits
 from bakeoff.data import splits as data_splits
+from bakeoff.data.splits import Splits
 from bakeoff.study.config import parse_spec
-from bakeoff.study.setup import splits
+from bakeoff.study.setup.splits import read_splits
 from bakeoff.testing.tiny import write_jsonl
 
 
@@ -168,7 +168,7 @@ def test_a_cell_may_be_longer_than_pythons_csv_limit(tmp_path: Path) -> None:
     assert len(data_rows.read_rows(tmp_path / "a.csv")[0]["t"]) == 200_000
 
 
-def _splits(folder: Path, rename: dict[str, str], **rows: list[dict[str, str]]) -> splits.Splits:
+def _splits(folder: Path, rename: dict[str, str], **rows: list[dict[str, str]]) -> Splits:
     for split, values in rows.items():
         write_jsonl(folder / f"{split}.jsonl", values)
     named = {split: f"{split}.jsonl" for split in rows}
@@ -179,7 +179,7 @@ def _splits(folder: Path, rename: dict[str, str], **rows: list[dict[str, str]]) 
         "task": {"kind": "sft"},
         "methods": {"contenders": ["ia3"]},
     }
-    return splits.read_splits(parse_spec(value), folder)
+    return read_splits(parse_spec(value), folder)
 
 
 OURS, THEIRS = [{"query": "1", "response": "a"}], [{"question": "2", "answer": "b", "id": "7"}]

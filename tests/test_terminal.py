@@ -26,16 +26,8 @@ from bakeoff.cli.display.output import Sink
 from bakeoff.cli.display.progress import Live
 from bakeoff.core.results import Cost, Status
 from bakeoff.study.monitoring.progress import LOG, NOW, Logged, Silent, Work, begun, ended, telling
-from bakeoff.study.monitoring.status import (
-    DONE,
-    RUNNING,
-    STOPPED,
-    Flight,
-    Glance,
-    Phase,
-    Standing,
-    glance,
-)
+from bakeoff.study.monitoring.progress_estimate import Flight, Phase
+from bakeoff.study.monitoring.status import DONE, RUNNING, STOPPED, Glance, Standing, glance
 from bakeoff.study.storage import lock
 from bakeoff.study.storage.database import Writer
 

@@ -35,7 +35,6 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Say what differs between two studies, and whether their verdicts agree."""
-
     found = api.compare(study_folder(first), study_folder(second))
     if as_json:
         show_json(found)

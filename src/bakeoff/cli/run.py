@@ -113,7 +113,6 @@ def execute(
     spec: StudySpec, source: Path, folder: Path, as_json: bool, asked: Asked = NOTHING
 ) -> int:
     """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
-
     with Live(err, asked.fork or folder) as live:
         report = api.run(spec, source, folder, live, *asked)
     folder = asked.fork or folder

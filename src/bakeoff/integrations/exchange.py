@@ -95,9 +95,10 @@ def export_curves(out: Path, to: str, target: Path) -> Exported:
             place.rmdir()
         if isinstance(error, BakeoffError):
             raise
+        others = ", ".join(plugins.list_plugins("integrations.trackers"))
         raise EnvironmentProblem(
             "export-failed",
             f"{to} could not write the curves: {first_line(error)}",
-            f"another version of it, or another tool: {', '.join(plugins.list_plugins('integrations.trackers'))}.",
+            f"another version of it, or another tool: {others}.",
         ) from error
     return Exported(target, len(runs), exporter.look(record.name, target))

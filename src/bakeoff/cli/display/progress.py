@@ -22,7 +22,8 @@ from bakeoff.cli.display.output import plain
 
 if TYPE_CHECKING:
     from bakeoff.study.monitoring.progress import Work
-    from bakeoff.study.monitoring.status import Glance, Phase
+    from bakeoff.study.monitoring.progress_estimate import Phase
+    from bakeoff.study.monitoring.status import Glance
 
 REDRAWS = 4
 """A second, at most."""
@@ -166,7 +167,7 @@ class Live:
         return status_block.phase_line(self._at_hand(), width, None)
 
     def _at_hand(self) -> Phase:
-        from bakeoff.study.monitoring.status import Phase
+        from bakeoff.study.monitoring.progress_estimate import Phase
 
         seconds = time.monotonic() - self._began
         return Phase(self._title, self._done, self._total, self._before, seconds)

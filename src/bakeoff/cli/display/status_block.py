@@ -17,7 +17,8 @@ from bakeoff.cli.display.output import number
 from bakeoff.core.redact import told
 
 if TYPE_CHECKING:
-    from bakeoff.study.monitoring.status import Flight, Glance, Phase, Standing
+    from bakeoff.study.monitoring.progress_estimate import Flight, Phase
+    from bakeoff.study.monitoring.status import Glance, Standing
 
 MOST_WORKS = 4
 """Groups in flight that have a line of their own."""

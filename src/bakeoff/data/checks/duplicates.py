@@ -76,8 +76,8 @@ def _near(train: Pairs, test: Pairs) -> Iterator[Fault]:
     if found.pairs:
         yield _fault(
             "near-duplicates",
-            f"A text that shares at least {100 * near_duplicates.THRESHOLD:.0f} % of its five-character "
-            "pieces with one of train",
+            f"A text that shares at least {100 * near_duplicates.THRESHOLD:.0f} % of its "
+            "five-character pieces with one of train",
             "look at the pairs; rows of one source belong into one split (`data.group`).",
             "test", dict(found.pairs), len(test), "train",
         )  # fmt: skip
@@ -91,8 +91,8 @@ def _near(train: Pairs, test: Pairs) -> Iterator[Fault]:
     if not found.complete:
         yield Fault(
             "near-duplicates-cut-short",
-            f"The search for near-duplicates ended after {near_duplicates.MOST_COMPARED:,} pairs: most texts "
-            "share long parts",
+            f"The search for near-duplicates ended after {near_duplicates.MOST_COMPARED:,} pairs: "
+            "most texts share long parts",
             "put the part that all share into the template, not into the column.",
         )
 

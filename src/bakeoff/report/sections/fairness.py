@@ -137,7 +137,8 @@ def _equal(methods: list[dict[str, Any]]) -> tuple[str, str]:
     if not settings:
         return "Nothing was trained yet.", "muted"
     seeds = _seeds(done[0]) if done else 0
-    text = f"Every method got {formatting.plural(settings, 'setting')} and {formatting.plural(seeds, 'seed')}"
+    each = formatting.plural(settings, "setting"), formatting.plural(seeds, "seed")
+    text = f"Every method got {each[0]} and {each[1]}"
     wider = [
         f"{formatting.title(m)} {m['n_settings_added']}" for m in able if m.get("n_settings_added")
     ]
@@ -178,7 +179,8 @@ def _hours(report: dict[str, Any]) -> list[Block]:
         return []
     text = (
         f"The budget was {bought['hours']:g} hours. From steps timed on this machine they bought "
-        f"{formatting.plural(bought['settings'], 'setting')}, {formatting.plural(bought['seeds'], 'seed')} "
+        f"{formatting.plural(bought['settings'], 'setting')}, "
+        f"{formatting.plural(bought['seeds'], 'seed')} "
         f"and {bought['steps']:,} steps a run ({bought['passes']:.2g} passes over the training "
         f"rows); final runs took {bought['final_steps']:,}, which filled what the search had left."
     )

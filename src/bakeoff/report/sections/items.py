@@ -62,8 +62,9 @@ def build(report: dict[str, Any]) -> SectionView:
 
 def _lead(items: dict[str, Any], found: list[dict[str, Any]], control: str) -> str:
     text = (
-        f"Each contender against {control} on the {formatting.plural(items.get('n_items') or 0, 'item')}"
-        " of test, by the mean over the seeds that both have."
+        f"Each contender against {control} on the "
+        f"{formatting.plural(items.get('n_items') or 0, 'item')} of test, "
+        "by the mean over the seeds that both have."
     )
     if any(f.get("outcomes") for f in found):
         text += " Right and wrong are counted over pairs of item and seed."
@@ -148,7 +149,8 @@ def _examples(
         if examples:
             groups.append(ExampleGroup(heading, examples))
     wins, losses = len(found.get("wins") or []), len(found.get("losses") or [])
-    caption = f"{title}: {formatting.plural(wins, 'win')} and {formatting.plural(losses, 'loss', 'losses')}"
+    caption = f"{title}: {formatting.plural(wins, 'win')} and "
+    caption += formatting.plural(losses, "loss", "losses")
     return Examples(caption, tuple(groups))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from bakeoff.core.results import Cost
-from bakeoff.study.monitoring.status import Flight, Phase
 from bakeoff.study.storage.database import Brief
 
 PHASES = ("search", "final")
@@ -90,3 +91,39 @@ def _even(phase: Phase | None) -> float | None:
     if phase is None or phase.done <= phase.before:
         return None
     return phase.seconds / (phase.done - phase.before) * (phase.total - phase.done)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The phase at hand: pieces done of all, and the seconds since it began."""
+
+    title: str
+    done: int
+    total: int
+    before: int
+    """Pieces that were there when it began."""
+    seconds: float
+
+
+def _since(text: str) -> float:
+    """Return the seconds since a time; another machine's clock may be ahead of ours."""
+    try:
+        then = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return 0.0
+    return max(0.0, (datetime.datetime.now(datetime.UTC) - then).total_seconds())
+
+
+@dataclass(frozen=True)
+class Flight:
+    """Work in flight: a group of ``lanes`` trials between two steps, or a probe."""
+
+    what: str
+    method: str
+    title: str
+    lanes: int
+    start: int | None
+    stop: int | None
+    trials: tuple[str, ...]
+    seconds: float
+    """Since it began."""

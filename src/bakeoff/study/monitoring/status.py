@@ -8,7 +8,6 @@ correction.
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,39 +19,12 @@ from typing import Any, NamedTuple
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.study.monitoring.progress import in_flight, last_event
-from bakeoff.study.monitoring.progress_estimate import PHASES, phase_left
+from bakeoff.study.monitoring.progress_estimate import PHASES, Flight, Phase, _since, phase_left
 from bakeoff.study.storage import lock
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Brief, Reader
 
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
-
-
-@dataclass(frozen=True)
-class Flight:
-    """Work in flight: a group of ``lanes`` trials between two steps, or a probe."""
-
-    what: str
-    method: str
-    title: str
-    lanes: int
-    start: int | None
-    stop: int | None
-    trials: tuple[str, ...]
-    seconds: float
-    """Since it began."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """The phase at hand: pieces done of all, and the seconds since it began."""
-
-    title: str
-    done: int
-    total: int
-    before: int
-    """Pieces that were there when it began."""
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -306,12 +278,3 @@ def _phase(value: Mapping[str, Any] | None) -> Phase | None:
     return Phase(
         value["title"], value["done"], value["total"], value["before"], _since(value["since"])
     )
-
-
-def _since(text: str) -> float:
-    """Return the seconds since a time; another machine's clock may be ahead of ours."""
-    try:
-        then = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return 0.0
-    return max(0.0, (datetime.datetime.now(datetime.UTC) - then).total_seconds())

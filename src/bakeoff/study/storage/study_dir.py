@@ -75,8 +75,8 @@ def refuse_links(folder: Path) -> None:
     Raises:
         PreflightError: ``folder-link``.
     """
-    for here, folders, files in os.walk(folder):
-        for name in (*folders, *files):
+    for here, folder_names, file_names in os.walk(folder):
+        for name in (*folder_names, *file_names):
             path = Path(here, name)
             if path.is_symlink():
                 raise PreflightError(

@@ -16,13 +16,10 @@ from bakeoff.core import disk_full
 from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
-from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.device import free_memory, out_of_memory
 from bakeoff.methods.arguments import check_config, check_targets
 from bakeoff.metrics import load
 from bakeoff.tasks._base import Task, load_tokenizer
 from bakeoff.training.preflight import tied_weights, token_checks
-from bakeoff.training.preflight.cost_probe import _slope
 from bakeoff.training.preflight.parameter_count import Shape
 from bakeoff.training.setup import (
     load_base,
@@ -108,20 +105,3 @@ def _try_metric(segment: Segment, task: Task) -> None:
         references = task.references(rows)
         metric.score(references, references, split)
         metric.score([""], references[:1], split)
-
-
-def _token_bytes(segment: Segment, switches: Switches) -> float | None:
-    """Return what one more packed token takes in a pass: the slope from one lane to two.
-
-    None where lanes do not ride, two do not fit, or the difference drowns in the allocator's
-    rounding.
-    """
-    if not switches.lanes:
-        return None
-    try:
-        return _slope(segment, switches)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-    free_memory()
-    return None

@@ -25,7 +25,6 @@ from bakeoff.tasks._base import Example
 from bakeoff.training.evaluate import read_longest_answer, summed_losses
 from bakeoff.training.preflight import latency, token_checks
 from bakeoff.training.preflight.capabilities.quantized import refusal
-from bakeoff.training.preflight.checks import _token_bytes
 from bakeoff.training.preflight.parity import Decision, decide
 from bakeoff.training.segment import UNMOVED, classify_failure, describe_failure
 from bakeoff.training.setup import (
@@ -237,3 +236,20 @@ def _in_use(device: str) -> int | None:
     if device == "cpu":
         return profiling.resident_bytes()
     return int(torch.cuda.memory_allocated(device))
+
+
+def _token_bytes(segment: Segment, switches: Switches) -> float | None:
+    """Return what one more packed token takes in a pass: the slope from one lane to two.
+
+    None where lanes do not ride, two do not fit, or the difference drowns in the allocator's
+    rounding.
+    """
+    if not switches.lanes:
+        return None
+    try:
+        return _slope(segment, switches)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    free_memory()
+    return None

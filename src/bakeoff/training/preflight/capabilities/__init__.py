@@ -1,8 +1,7 @@
 """What a method can do, found by doing it on tiny bases; nothing is taken from what it claims.
 
-Stands beside ``preflight``: an executor runs ``bakeoff.training.preflight.capabilities:probe`` by name, JSON in and
-out, once a method. A failure is an answer with its reason, never an exception. What is found is
-``methods.known.Capabilities``; the study half reads that and never this package.
+An executor runs ``probe`` once for each method, from JSON to JSON. A failure is an answer with its
+reason, never an exception. The result is ``methods.capability_records.Capabilities``.
 """
 
 from __future__ import annotations
