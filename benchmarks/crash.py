@@ -5,7 +5,7 @@
 
 Stands outside the package. A study that nothing interrupts comes first; then studies are killed,
 gone on with, killed again, until enough kills have struck: four fifths at a moment inside the
-running code (before or after a step, an fsync, a commit, ...; ``bakeoff.testing.kills``), the rest
+running code (before or after a step, an fsync, a commit, ...; ``helpers.kills``), the rest
 by the clock, the command line with worker processes of its own, as a user runs it. After every kill
 the rows that were there before it must be there unchanged; after every study's end its numbers must
 be those of the uninterrupted one, to the bit, with nothing left behind and nothing for `bakeoff
@@ -33,9 +33,9 @@ from typing import Any
 
 import tomli_w
 import torch
+from helpers import kills
 
 from bakeoff import api
-from bakeoff.testing import kills
 
 BY_THE_CLOCK = 0.2
 """The share of studies that are killed from outside."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import command
 import pytest
 import tomli_w
+from helpers import command
 
 from bakeoff import api
 from bakeoff.core.results import Cost, Status

@@ -1,0 +1,189 @@
+"""Item by item: counts, pairs, which examples are shown, texts cut, redacted and bounded."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.large_report import N_METHODS, big_items
+from helpers.records import LOSS, Pair, make_record, make_result, make_trial
+
+from bakeoff.analysis.per_method import items
+from bakeoff.analysis.trial_runs import runs_by_method, usable_scores
+from bakeoff.core.record import Asked, StudyRecord
+from bakeoff.core.results import SplitScores
+from bakeoff.data.rows import write_split
+from bakeoff.study import test_texts
+
+Rows = dict[int, Sequence[float]]
+
+
+def trials(method: str, scores: Rows, answers: str = "x") -> list[Pair]:
+    """Return final trials whose answer to item i under seed s is ``<answers> s i``."""
+    made: list[Pair] = []
+    for seed, row in scores.items():
+        trial = make_trial(method, seed=seed, phase="final")
+        result = make_result(trial)
+        said = tuple(f"{answers} {seed} {i}" for i in range(len(row)))
+        result.splits["test"] = SplitScores(tuple(row), said, None)
+        made.append((trial, result))
+    return made
+
+
+def summed(record: StudyRecord) -> dict[str, Any]:
+    by_method = runs_by_method(record)
+    n = len(next(r for _, r in record.trials if r).splits["test"].scores)
+    scores = {m: s for m, r in by_method.items() if (s := usable_scores(r, n)) is not None}
+    found = items.item_summary(record, by_method, scores)
+    assert found is not None
+    return found
+
+
+def record(control: Rows, contender: Rows, **more: Any) -> StudyRecord:
+    pairs = [*trials("lora", control, "c"), *trials("oft", contender, "o")]
+    return make_record(pairs, ("lora", "oft"), **more)
+
+
+def test_items_and_pairs_are_counted() -> None:
+    found = summed(record({1: (1, 0, 1, 0), 2: (1, 0, 0, 0)}, {1: (1, 1, 0, 0), 2: (1, 1, 1, 0)}))
+    (oft,) = found["methods"]
+    # by item: same, better twice over, one each way, same
+    assert (oft["better"], oft["same"], oft["worse"], oft["n_seeds"]) == (1, 3, 0, 2)
+    assert oft["outcomes"] == {
+        "pairs": 8, "both_right": 2, "only_control": 1, "only_contender": 3, "both_wrong": 2,
+    }  # fmt: skip
+    assert found["n_items"] == 4
+
+
+def test_a_lower_loss_is_a_win_and_has_no_right_or_wrong() -> None:
+    made = record({1: (1.0, 0.2, 0.5)}, {1: (0.25, 0.7, 0.5)}, metric=LOSS)
+    (oft,) = summed(made)["methods"]
+    assert (oft["better"], oft["same"], oft["worse"]) == (1, 1, 1)
+    assert oft["outcomes"] is None
+    assert [e["item"] for e in oft["wins"]] == [1]
+    assert oft["wins"][0]["gain"] == pytest.approx(0.75)
+    assert oft["losses"][0]["gain"] == pytest.approx(-0.5)
+
+
+def test_strange_seeds_are_compared_by_their_means_alone() -> None:
+    (oft,) = summed(record({1: (1, 0), 2: (0, 0)}, {7: (1, 1)}))["methods"]
+    assert (oft["n_seeds"], oft["outcomes"], oft["better"]) == (0, None, 2)
+    assert oft["wins"][0]["seed"] is None
+
+
+def test_an_example_shows_the_seed_where_the_two_differ() -> None:
+    (oft,) = summed(record({1: (1, 0), 2: (1, 0), 3: (0, 0)},
+                           {1: (0, 0), 2: (1, 1), 3: (0, 0)}))["methods"]  # fmt: skip
+    (win,), (loss,) = oft["wins"], oft["losses"]
+    assert (win["item"], win["seed"], win["control"], win["contender"]) == (2, 2, "c 2 1", "o 2 1")
+    assert (win["control_score"], win["contender_score"]) == (0.0, pytest.approx(1 / 3))
+    assert (loss["item"], loss["seed"], loss["contender"]) == (1, 1, "o 1 0")
+
+
+def test_the_largest_come_first_and_ties_lie_all_over_the_file() -> None:
+    n = 400
+    gains = [0.5] * n
+    gains[300] = 1.0
+    metric = dataclasses.replace(LOSS, better="higher")
+    made = record({1: [0.0] * n}, {1: gains}, metric=metric)
+    wins = summed(made)["methods"][0]["wins"]
+    assert len(wins) == items.EXAMPLES
+    assert wins[0]["item"] == 301
+    assert max(e["item"] for e in wins[1:]) > 200
+    assert summed(made) == summed(made)
+
+
+def test_texts_are_cut_in_their_middle_after_secrets_are_taken_out() -> None:
+    token = "hf_" + "a" * 40
+    long = "begin " + "x" * 263 + token + "y" * 5_000 + " end"
+    made = record({1: (0,)}, {1: (1,)}, asked=(Asked(long, "right"),))
+    (shown,) = summed(made)["asked"]
+    assert len(shown["prompt"]) <= items.CHARACTERS
+    assert shown["prompt"].startswith("begin x")
+    assert shown["prompt"].endswith("y end")
+    assert items.GAP.strip() in shown["prompt"]
+    assert "aaa" not in shown["prompt"]
+    assert shown["reference"] == "right"
+    assert items.cut("x" * items.CHARACTERS) == "x" * items.CHARACTERS
+
+
+def test_without_examples_there_are_counts_alone() -> None:
+    found = summed(record({1: (0, 1)}, {1: (1, 0)}, examples=False, asked=(Asked("p", "r"),) * 2))
+    assert found["methods"][0]["wins"] == found["methods"][0]["losses"] == found["asked"] == []
+    assert found["methods"][0]["better"] == 1
+    assert found["note"] == items.WITHOUT
+    assert not any(t in json.dumps(found) for t in ('"p"', '"r"', "c 1", "o 1"))
+
+
+def test_nothing_to_compare_is_none() -> None:
+    made = make_record(trials("lora", {1: (1, 0)}), ("lora", "oft"))
+    by_method = runs_by_method(made)
+    scores = usable_scores(by_method["lora"], 2)
+    assert scores is not None
+    assert items.item_summary(made, by_method, {"lora": scores}) is None
+    assert items.item_summary(made, by_method, {}) is None
+
+
+def test_sixty_methods_stay_within_bounds_and_share_alike() -> None:
+    found = big_items()
+    texts = {a["item"]: a for a in found["asked"]}
+    shown = [e for m in found["methods"] for k in ("wins", "losses") for e in m[k]]
+    size = sum(
+        len(html.escape(t).encode())
+        for e in shown
+        for t in (e["control"], e["contender"], *(texts[e["item"]][k] for k in
+                  ("prompt", "reference")))
+    )  # fmt: skip
+    assert size <= items.BYTES
+    assert len(found["methods"]) == N_METHODS - 1
+    assert len({len(m[k]) for m in found["methods"] for k in ("wins", "losses")}) == 1
+
+
+def scored(folder: Path, rows: list[dict[str, Any]], task: str, **options: Any) -> list[Pair]:
+    digest = write_split(folder / "data" / "test.jsonl", rows)
+    trial = make_trial("lora", phase="final")
+    conditions = dataclasses.replace(
+        trial.conditions, task=task, task_options=options, data={"test": digest}
+    )
+    trial = dataclasses.replace(trial, conditions=conditions)
+    return [(trial, make_result(trial, test=[1.0] * len(rows)))]
+
+
+def test_what_items_ask_comes_from_the_frozen_rows(tmp_path: Path) -> None:
+    rows = [{"q": "a?", "w": "A"}, {"q": "b?", "w": "B"}]
+    columns = {"prompt": "Say: {q}\nNow: ", "completion": "{w}"}
+    made = scored(tmp_path, rows, "sft", columns=columns)
+    assert test_texts.read(tmp_path, made).asked == (Asked("a?", "A"), Asked("b?", "B"))
+    rows = [{"messages": [{"role": "user", "content": "hi"},
+                          {"role": "assistant", "content": "ho"}]}]  # fmt: skip
+    made = scored(tmp_path, rows, "sft", columns={"messages": "messages"})
+    assert test_texts.read(tmp_path, made).asked == (Asked("user: hi", "ho"),)
+    rows = [{"prompt": "which?", "choices": ["this", "that"], "answer": "B"}]
+    columns = {"prompt": "prompt", "choices": "choices", "answer": "answer"}
+    made = scored(tmp_path, rows, "choice", columns=columns, answer="letter", normalise="sum")
+    assert test_texts.read(tmp_path, made).asked == (Asked("which?\n- this\n- that", "that"),)
+    columns = {"text": "t", "label": "l"}
+    rows = [{"t": "some", "l": "yes"}]
+    made = scored(tmp_path, rows, "classify", columns=columns, labels=["yes"])
+    assert test_texts.read(tmp_path, made).asked == (Asked("some", "yes"),)
+
+
+def test_other_rows_than_were_scored_are_never_shown(tmp_path: Path) -> None:
+    columns = {"prompt": "prompt", "completion": "completion"}
+    made = scored(tmp_path, [{"prompt": "a", "completion": "b"}], "sft", columns=columns)
+    file = tmp_path / "data" / "test.jsonl"
+    file.write_text('{"prompt": "other", "completion": "b"}\n')
+    found = test_texts.read(tmp_path, made)
+    assert found.asked == ()
+    assert found.unknown == "data/test.jsonl is not what the answers were scored on"
+    file.unlink()
+    outside = tmp_path.parent / f"{tmp_path.name}.jsonl"
+    outside.write_text("{}\n")
+    file.symlink_to(outside)
+    assert test_texts.read(tmp_path, made).unknown == "data/test.jsonl is not in the study folder"
+    assert test_texts.read(tmp_path, []) == test_texts.Texts()

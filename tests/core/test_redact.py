@@ -1,0 +1,275 @@
+"""What leaves the process as text shows no secret and does nothing: log, terminal, page, JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import warnings
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.report_fixture import report as report_fixture
+from helpers.untrusted import ALL, MARKUP, PAGES, SECRET_PARTS, SECRETS, TERMINALS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.text import Text
+
+from bakeoff import api, cli
+from bakeoff.cli.display import output
+from bakeoff.cli.display.progress import Live
+from bakeoff.core.errors import PreflightError
+from bakeoff.core.names import unsuitable
+from bakeoff.core.redact import escaped_json, printable, redact, redacted, told
+from bakeoff.report import render
+from bakeoff.study.config import parse_spec
+from bakeoff.study.monitoring.progress import Logged, Silent
+from bakeoff.testing.tiny import rows, write_jsonl
+
+ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@pytest.mark.parametrize("what", SECRETS)
+def test_secrets_are_known_by_their_form(what: str) -> None:
+    text = f"before {SECRETS[what]} after"
+    assert SECRET_PARTS[what] not in redact(text)
+    assert redact(text).startswith("before ")
+    assert SECRET_PARTS[what] not in json.dumps(redacted({"a": [{SECRETS[what]: (text,)}]}))
+
+
+def test_secrets_of_this_process_are_known_by_their_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "plain-looking words")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalr/XUtnFEMI/K7")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/home/me/.cache/token")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false-as-ever")
+    said = redact("got plain-looking words, wJalr/XUtnFEMI/K7, /home/me/.cache/token")
+    assert said == "got [redacted], [redacted], /home/me/.cache/token"
+    assert redact("false-as-ever") == "false-as-ever"
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "HuggingFaceTB/SmolLM2-135M", "max_new_tokens = 64", "eos_token: </s>", "a@b.example",
+        "https://host.example/a@b", "asset:minilm", "the secret garden", "hf_hub", "basic words",
+        "bakeoff run study.toml --out runs/mine", "risk-averse and task-dependent-adaptation",
+    ],
+)  # fmt: skip
+def test_what_is_no_secret_stays(harmless: str) -> None:
+    assert redact(harmless) == harmless
+
+
+def test_a_log_and_what_is_said_hold_no_secret(tmp_path: Path) -> None:
+    log = Logged(tmp_path / "log.jsonl", Silent())
+    for text in SECRETS.values():
+        log.say(text)
+        log.advance(text)
+        log.phase(text, 1, 0)
+    written = (tmp_path / "log.jsonl").read_text()
+    assert not [p for p in SECRET_PARTS.values() if p in written]
+    assert all(json.loads(line) for line in written.splitlines())
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(draw: Any, monkeypatch: pytest.MonkeyPatch, colour: bool = True) -> str:
+    """Return what a console as ours writes to a terminal."""
+    file = _Terminal()
+    console = output.Sink(file=file, force_terminal=colour, highlight=False, emoji=False, width=200)
+    for name in ("out", "err"):
+        monkeypatch.setattr(output, name, console)
+    draw(console)
+    return file.getvalue()
+
+
+OWN_CODES = re.compile(r"\x1b\[(?:\?25[lh]|[0-9;]*[mKAGJ])")
+"""What rich writes itself: colours, a cursor that hides, moves a line up and is erased."""
+
+
+def test_hostile_text_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(console: output.Sink) -> None:
+        for text in ALL:
+            output.show_error(PreflightError("a-code", text, text))
+            output.show_table((text, f"<{text}"), [(text, text)], title=text)
+            with Live(console) as live:
+                live.phase(text, 2, 0)
+                live.advance(text)
+                live.say(text)
+
+    written = shown(draw, monkeypatch)
+    left = OWN_CODES.sub("", written).replace("\r", "")  # rich begins lines anew
+    assert not ACTING.findall(left)
+    for text in MARKUP:  # brackets are text, not markup
+        assert text in left
+    plain = shown(draw, monkeypatch, colour=False)
+    assert not ACTING.findall(plain)
+
+
+def test_colours_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = shown(lambda c: c.print("[red]x[/]", Text("y", style="bold")), monkeypatch)
+    assert written == "\x1b[31mx\x1b[0m \x1b[1my\x1b[0m\n"
+
+
+def test_json_is_the_same_value_and_safe_to_look_at(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {text: [text] for text in (*ALL, "\ud800 half", "naïve €")}
+    output.show_json(values)
+    printed = capsys.readouterr().out
+    assert not ACTING.findall(printed.replace("\n", ""))
+    assert json.loads(printed) == values
+    assert "naïve €" in printed
+    assert SECRETS["hub token"] not in escaped_json(json.dumps(redacted(list(SECRETS.values()))))
+
+
+@given(st.text())
+@settings(derandomize=True, deadline=None, max_examples=200)
+def test_any_text_is_printable(text: str) -> None:
+    assert not ACTING.search(told(text))
+    assert printable(printable(text)) == printable(text)
+    told(text).encode()
+
+
+class _Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, tuple(sorted(name for name, _ in attrs))))
+
+
+def _poisoned(value: Any, poison: str, keep: tuple[str, ...] = ()) -> Any:
+    """Append hostile text to every text of a report, but to words that the report tells apart."""
+    if isinstance(value, dict):
+        return {k: v if k in keep else _poisoned(v, poison, keep) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_poisoned(v, poison, keep) for v in value]
+    return value + poison if isinstance(value, str) else value
+
+
+WORDS = (
+    "schema", "method", "control", "status", "verdict", "better", "metric", "unit", "kind", "cost",
+    "axis", "front", "prefer", "phase", "select_on", "decision", "memory_kind", "outcome", "what",
+    "pareto", "role", "tone", "match", "left_out", "code", "word", "reason_code",
+)  # fmt: skip
+"""Keys whose values are words of the schema, or names that others refer to."""
+
+
+@pytest.mark.parametrize("poison", [*PAGES, *TERMINALS], ids=ascii)
+def test_a_page_of_hostile_text_has_the_elements_of_a_harmless_one(poison: str) -> None:
+    page = render(_poisoned(report_fixture(), poison, WORDS))
+    harmless = render(_poisoned(report_fixture(), "x" * len(poison), WORDS))
+    found, expected = _Elements(), _Elements()
+    found.feed(page)
+    expected.feed(harmless)
+    # a long text is folded by its length, which is the same; nothing else may differ
+    assert found.tags == expected.tags
+    assert not ACTING.findall(page.replace("\t", ""))
+
+
+def test_a_whole_study_of_hostile_rows(
+    study_values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Rows with scripts, escapes and tokens are trained on; report and terminal show them dead."""
+    labels = (
+        "<script>window.__pwned = 1</script>",
+        "\x1b]0;title\x07[/bold]",
+        "=cmd|' /C calc'!A0",
+    )
+    poisoned = [
+        {"text": f"{r['text']} {ALL[i % len(ALL)]}", "label": labels[i % 3]}
+        for i, r in enumerate(rows())
+    ]
+    study_values["data"]["train"] = str(write_jsonl(tmp_path / "rows.jsonl", poisoned))
+    study_values["budget"] |= {"settings": 1, "seeds": 1, "steps": 2}
+    secret = SECRETS["hub token"]
+    monkeypatch.setattr(sys, "argv", ["bakeoff", "run", "--x", secret, SECRETS["userinfo"]])
+    out = tmp_path / "out"
+    report = api.run(parse_spec(study_values), tmp_path, out)
+    assert (
+        report["provenance"]["command"]
+        == "bakeoff run --x [redacted] https://[redacted]@host.example/path"
+    )
+    page = (out / "report.html").read_text()
+    assert "<script>window.__pwned" not in page
+    for name in ("report.html", "report.json", "log.jsonl"):
+        written = (out / name).read_text()
+        assert not ACTING.findall(written), name
+        assert secret not in written
+        assert "hunter2" not in written
+    for verb in ("report", "status"):
+        monkeypatch.setattr(sys, "argv", ["bakeoff", verb, str(out)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 0
+    said = capsys.readouterr()
+    assert not ACTING.findall(said.out + said.err)
+
+
+def test_a_fault_of_ours_shows_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(f"\x1b]0;x\x07 {SECRETS['userinfo']}")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 1
+    assert "RuntimeError" in said
+    assert "hunter2" not in said
+    assert not ACTING.findall(said)
+
+
+def test_trouble_with_a_disk_is_no_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device", "runs/x/study.db")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 6
+    assert "runs/x/study.db: No space left on device" in " ".join(capsys.readouterr().err.split())
+
+
+def test_names_that_a_report_shows_are_plain() -> None:
+    assert [n for n in ALL if unsuitable(n) is None] == []
+
+
+def test_nothing_that_is_kept_of_a_failure_holds_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 66: neither the database nor a trial's folder, whose texts reports are made of."""
+    from bakeoff.core.trial import Segment
+    from bakeoff.study import scheduler
+    from bakeoff.study.executors import Outcome
+    from bakeoff.testing.trials import make_trial
+    from bakeoff.training import segment
+
+    def fail(*_: object) -> None:
+        warnings.warn(f"trying {SECRETS['query']}", stacklevel=1)
+        raise RuntimeError(f"401 for {SECRETS['userinfo']}")
+
+    monkeypatch.setattr(segment, "_train_and_score", fail)
+    own = Segment((make_trial("lora", "sft"),), 0, 10, str(tmp_path), "base")
+    (result,) = segment.run_segment(own).results
+    assert (result.reason or "").startswith("RuntimeError: 401 for https://[redacted]@")
+    assert len(result.warnings) == 1
+    last_words = Outcome(0, None, f"died of {SECRETS['key']}", SECRETS["bearer"])
+    (died,) = (
+        scheduler._results(own, last_words, Counter({own.trials[0].id: scheduler.TRIES})) or ()
+    )
+    written = "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
+    assert "401" in written
+    for text in (written, json.dumps(result.to_json()), json.dumps(died.to_json())):
+        assert not [part for part in SECRET_PARTS.values() if part in text]

@@ -1,0 +1,126 @@
+"""The shipped home-assistant data: what it promises, and that the script still makes it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bakeoff.data import assets
+
+SPLITS = ("train", "validation", "test")
+REPO = Path(__file__).parents[2]
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, list[dict[str, str]]]:
+    folder = assets.prepare("home-assistant-intents", quiet)
+    return {
+        split: [
+            json.loads(line) for line in (folder / f"{split}.jsonl").read_text("utf-8").splitlines()
+        ]
+        for split in SPLITS
+    }
+
+
+def by_value(data: dict[str, list[dict[str, str]]], column: str) -> dict[str, set[str]]:
+    """Return value of a column -> the splits that it occurs in."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for split, rows in data.items():
+        for row in rows:
+            found[row[column]].add(split)
+    return found
+
+
+def test_data_has_the_sizes_that_are_promised(data: dict[str, list[dict[str, str]]]) -> None:
+    assert {split: len(rows) for split, rows in data.items()} == {
+        "train": 1600,
+        "validation": 400,
+        "test": 640,
+    }
+    folder = assets.locate("home-assistant-intents")
+    assert folder is not None
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 1_500_000
+
+
+@pytest.mark.parametrize("column", ["template", "text"])
+def test_no_template_and_no_text_is_in_two_splits(
+    data: dict[str, list[dict[str, str]]], column: str
+) -> None:
+    assert [v for v, splits in by_value(data, column).items() if len(splits) > 1] == []
+
+
+def test_each_text_occurs_once(data: dict[str, list[dict[str, str]]]) -> None:
+    texts = [row["text"] for rows in data.values() for row in rows]
+    assert len(texts) == len(set(texts))
+
+
+def test_every_intent_is_in_every_split(data: dict[str, list[dict[str, str]]]) -> None:
+    intents = by_value(data, "intent")
+    assert len(intents) == 41
+    assert all(splits == set(SPLITS) for splits in intents.values())
+    counts = Counter(row["intent"] for row in data["train"])
+    assert max(counts.values()) <= 45
+    assert sum(n >= 40 for n in counts.values()) >= 35  # balanced, but for intents of few wordings
+
+
+def test_json_is_compact_and_agrees_with_intent(data: dict[str, list[dict[str, str]]]) -> None:
+    for rows in data.values():
+        for row in rows:
+            assert set(row) == {"text", "intent", "json", "template"}
+            record = json.loads(row["json"])
+            assert record["intent"] == row["intent"] == row["template"].split("/")[0]
+            assert next(iter(record)) == "intent"
+            assert json.dumps(record, separators=(",", ":")) == row["json"]
+
+
+def test_words_of_the_json_are_in_the_text(data: dict[str, list[dict[str, str]]]) -> None:
+    spoken = ("name", "area", "floor", "item", "message", "search_query", "conversation_command")
+    for row in (r for rows in data.values() for r in rows):
+        record = json.loads(row["json"])
+        for value in (record[slot] for slot in spoken if slot in record):
+            assert re.search(rf"\b{re.escape(value)}\b", row["text"]), row
+
+
+def test_text_is_clean(data: dict[str, list[dict[str, str]]]) -> None:
+    odd = re.compile(
+        r"^\s|\s$|\s\s|[{}<>\[\]|()\x00-\x1f]| [%°.,]|\b(\w+) \1\b"
+        r"|\b(the|my) (the|my)\b|\b1 (hours|minutes|seconds)\b|\d degree\b"
+    )
+    assert [r["text"] for rows in data.values() for r in rows if odd.search(r["text"])] == []
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    pytest.importorskip("home_assistant_intents", reason="the grammar's package is not installed")
+    path = REPO / "scripts" / "make_home_assistant.py"
+    spec = importlib.util.spec_from_file_location("make_home_assistant", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_making_the_data_again_gives_the_same_bytes(script: Any) -> None:
+    splits = script.make(script.SEED)
+    folder = assets.prepare("home-assistant-intents", quiet)
+    for split, rows in splits.items():
+        assert script.to_jsonl(rows) == (folder / f"{split}.jsonl").read_text(encoding="utf-8")
+    assert script.readme(splits, script.SEED) == (folder / "README.md").read_text(encoding="utf-8")
+    frames: dict[str, set[str]] = defaultdict(set)
+    for split, rows in splits.items():
+        for row in rows:
+            frames[row.frame].add(split)
+    assert [f for f, found in frames.items() if len(found) > 1] == []

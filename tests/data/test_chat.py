@@ -1,0 +1,320 @@
+"""Conversations: which tokens are learnt, held against transformers' own mask and prefixes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from bakeoff.core.errors import PreflightError
+from bakeoff.data.chat import Chat, Unusable, template
+from bakeoff.data.chat.messages import conversation, without_oldest, wrong
+from bakeoff.tasks.sft import IGNORE
+from bakeoff.training.preflight.row_preview import pieces
+
+TEMPLATES = Path(__file__).parents[1] / "data" / "chat"
+CONTROL = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "chatml-marked": ("<|im_start|>", "<|im_end|>"),
+    "thinking": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "mistral": (),
+    "endless": (),
+}
+ENDS = {
+    "chatml": "<|im_end|>", "chatml-marked": "<|im_end|>", "llama3": "<|eot_id|>",
+    "gemma": "<end_of_turn>", "mistral": "</s>", "thinking": "<|im_end|>",
+}  # fmt: skip
+TEXT = "What is two plus two? The answer is four. And three? user assistant model system: seven\n"
+
+Messages = list[dict[str, Any]]
+
+
+def said(*texts: str, system: str | None = None) -> Messages:
+    """User and assistant in turn."""
+    turns = [{"role": "assistant" if i % 2 else "user", "content": t} for i, t in enumerate(texts)]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+
+ONE = said("What is two plus two?", "four 🙂")
+TWO = said("What is two?", "It is two.", "And three?", "It is\nthree, of course.")
+
+
+def tokenizer(family: str, **more: Any) -> PreTrainedTokenizerBase:
+    """A small byte-level tokenizer with the control tokens of a family and its template."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        [TEXT] * 20, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet)
+    )
+    made.add_special_tokens(
+        [AddedToken(c, special=True) for c in ("<s>", "</s>", *CONTROL[family])]
+    )
+    template = (TEMPLATES / f"{family}.jinja").read_text()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>",
+        **{"pad_token": "</s>", "chat_template": template, **more},
+    )  # fmt: skip
+
+
+def learnt(tok: PreTrainedTokenizerBase, messages: Messages, limit: int = 500) -> str:
+    """The whole text, what is learnt between brackets."""
+    found = Chat(tok).encode(messages, limit)
+    flags = [label != IGNORE for label in found.labels]
+    assert all(i == n for i, n in zip(found.ids, found.labels, strict=True) if n != IGNORE)
+    marked, inside = "", False
+    for text, _, flag in pieces(tok, found.ids, flags):
+        marked += ("" if flag == inside else "[" if flag else "]") + text
+        inside = flag
+    return marked + ("]" if inside else "")
+
+
+def of_transformers(
+    tok: PreTrainedTokenizerBase, messages: Messages
+) -> tuple[list[int], list[int]]:
+    """Tokens and mask as ``apply_chat_template`` gives them."""
+    found = tok.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return list(found["input_ids"]), list(found["assistant_masks"])
+
+
+# --- what is learnt ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("turns", [ONE, TWO], ids=["one", "two"])
+def test_marks_give_the_mask_of_transformers(turns: Messages, system: str | None) -> None:
+    """Line ends, emoji and several turns: token by token the same."""
+    tok = tokenizer("chatml-marked")
+    messages = conversation(turns, system)
+    ids, mask = of_transformers(tok, messages)
+    assert sum(mask) > 2 * len(turns) / 2
+    found = Chat(tok).encode(messages, 500)
+    assert found.ids == ids
+    assert [int(label != IGNORE) for label in found.labels] == mask
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3", "gemma", "mistral"])
+@pytest.mark.parametrize("turns", [ONE, TWO], ids=["one", "two"])
+def test_without_marks_prefixes_give_the_mask(family: str, turns: Messages) -> None:
+    """By prefix differences of token lists, which the code does on text: the same, and the end."""
+    tok = tokenizer(family)
+    ids = tok.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
+    mask = [0] * len(ids)
+    for i, message in enumerate(turns):
+        if message["role"] == "assistant":
+            opened = tok.apply_chat_template(
+                turns[:i], tokenize=True, return_dict=True, add_generation_prompt=True
+            )["input_ids"]
+            closed = tok.apply_chat_template(turns[: i + 1], tokenize=True, return_dict=True)
+            end = tok.convert_tokens_to_ids(ENDS[family])
+            stop = len(opened) + closed["input_ids"][len(opened) :].index(end) + 1
+            mask[len(opened) : stop] = [1] * (stop - len(opened))
+    found = Chat(tok).encode(turns, 500)
+    assert found.ids == ids
+    assert [int(label != IGNORE) for label in found.labels] == mask
+    assert sum(label == end for label in found.labels) == len(turns) / 2, "each turn's end, once"
+
+
+def test_marked_and_unmarked_templates_of_a_family_agree() -> None:
+    for turns in (ONE, TWO, conversation(TWO, "Be brief.")):
+        one, other = (Chat(tokenizer(f)).encode(turns, 500) for f in ("chatml", "chatml-marked"))
+        assert one == other
+
+
+def test_what_is_learnt_by_eye() -> None:
+    assert learnt(tokenizer("chatml"), conversation(TWO, "Be brief.")) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nWhat is two?<|im_end|>\n"
+        "<|im_start|>assistant\n[It is two.<|im_end|>]\n"
+        "<|im_start|>user\nAnd three?<|im_end|>\n"
+        "<|im_start|>assistant\n[It is\nthree, of course.<|im_end|>]\n"
+    )
+    assert learnt(tokenizer("mistral"), TWO) == (
+        "<s>[INST] What is two? [/INST][ It is two.</s>]"
+        "[INST] And three? [/INST][ It is\nthree, of course.</s>]"
+    )
+
+
+def test_marks_that_leave_the_end_token_out_still_learn_it() -> None:
+    tok = tokenizer("chatml-marked")
+    text = str(tok.chat_template)
+    tok.chat_template = text.replace(
+        "message['content'] + '<|im_end|>' }}{% endgeneration %}",
+        "message['content'] }}{% endgeneration %}{{ '<|im_end|>' }}",
+    )
+    assert tok.chat_template != text
+    assert Chat(tok).encode(TWO, 500) == Chat(tokenizer("chatml")).encode(TWO, 500)
+
+
+def test_a_template_may_end_turns_with_the_padding_token() -> None:
+    tok = tokenizer("chatml", pad_token="<|im_end|>")
+    assert tok.pad_token_id != tok.eos_token_id
+    assert Chat(tok).encode(TWO, 500) == Chat(tokenizer("chatml")).encode(TWO, 500)
+
+
+def test_a_system_message_of_the_row_stands_before_the_studys() -> None:
+    own = said("Hi", "Yes", system="mine")
+    assert conversation(own, "the study's") == own
+    assert conversation(ONE, "the study's")[0] == {"role": "system", "content": "the study's"}
+    assert [m["content"] for m in conversation([*TWO, *said("left out")])] == [
+        m["content"] for m in TWO
+    ]
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3", "gemma", "mistral"])
+def test_answers_are_generated_behind_the_tokens_that_were_trained_on(family: str) -> None:
+    tok = tokenizer(family)
+    whole, prompt = Chat(tok).encode(TWO, 500), Chat(tok).prompt(TWO, 500)
+    assert whole.ids[: len(prompt)] == prompt
+    assert whole.labels[len(prompt)] != IGNORE, "the answer begins there"
+    assert IGNORE not in whole.labels[len(prompt) : -1]
+    end = tok.convert_tokens_to_ids(ENDS[family])
+    assert Chat(tok).end_tokens() == list(dict.fromkeys([end, tok.eos_token_id]))
+
+
+# --- too long ------------------------------------------------------------------------------------
+
+
+def test_a_long_conversation_loses_its_oldest_exchanges_whole() -> None:
+    tok = tokenizer("chatml")
+    messages = conversation([*TWO, *ONE], "Be brief.")
+    full = len(Chat(tok).encode(messages, 500).ids)
+    assert learnt(tok, messages, full) == learnt(tok, messages)
+    assert learnt(tok, messages, full - 1) == learnt(tok, without_oldest(messages) or [])
+    shorter = without_oldest(without_oldest(messages) or []) or []
+    assert [m["content"] for m in shorter] == ["Be brief.", "What is two plus two?", "four 🙂"]
+    assert without_oldest(shorter) is None
+    prompt = Chat(tok).prompt(messages, 500)
+    assert Chat(tok).prompt(messages, len(prompt)) == prompt
+    cut = Chat(tok).prompt(messages, len(prompt) - 1)
+    assert cut == Chat(tok).prompt(without_oldest(messages) or [], 500)
+    last = Chat(tok).prompt(shorter, 500)
+    assert Chat(tok).prompt(messages, len(last) - 3) == last[3:]
+
+
+def test_an_answer_is_never_cut() -> None:
+    tok = tokenizer("chatml")
+    found = Chat(tok).encode(ONE, 500)
+    first = next(i for i, label in enumerate(found.labels) if label != IGNORE)
+    answer = len(found.ids) - first
+    assert Chat(tok).encode(ONE, answer).labels == found.labels[first:]
+    with pytest.raises(Unusable) as error:
+        Chat(tok).encode(ONE, answer - 1)
+    assert error.value.code == "completion-too-long"
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def refused(tok: PreTrainedTokenizerBase, messages: Messages, **more: Any) -> Unusable:
+    with pytest.raises(Unusable) as error:
+        Chat(tok, **more).encode(messages, 500)
+    assert error.value.try_
+    return error.value
+
+
+def test_a_template_that_ends_no_turn_is_refused() -> None:
+    assert refused(tokenizer("endless"), ONE).code == "chat-no-turn-end"
+
+
+def test_a_template_without_a_system_role_says_so() -> None:
+    error = refused(tokenizer("gemma"), conversation(ONE, "Be brief."))
+    assert error.code == "chat-template-refused"
+    assert "System role not supported" in error.what
+
+
+def test_a_template_that_renders_turns_anew_is_refused_and_a_variable_helps() -> None:
+    """Qwen3's way: thinking is written for the last answer alone, and not into the opening."""
+    tok = tokenizer("thinking")
+    assert refused(tok, ONE).code == "chat-answer-differs"
+    quiet = {"enable_thinking": False}
+    found = Chat(tok, variables=quiet).encode(ONE, 500)
+    kept = [i for i in found.labels if i != IGNORE]
+    assert tok.decode(kept) == "four 🙂<|im_end|>"
+    error = refused(tok, TWO, variables=quiet)
+    assert error.code == "chat-prefix-broken"
+    assert "message 2" in error.what
+
+
+def test_marks_around_other_than_the_assistants_turns_are_refused() -> None:
+    tok = tokenizer("chatml-marked")
+    tok.chat_template = str(tok.chat_template).replace(
+        "message['role'] == 'assistant'", "message['role'] == 'user'"
+    )
+    assert refused(tok, conversation(TWO, "Be brief.")).code in (
+        "chat-marks", "chat-answer-differs"
+    )  # fmt: skip
+    tok.chat_template = str(tok.chat_template).replace(
+        "{% if message['role'] == 'user' %}", "{% if false %}"
+    )
+    assert refused(tok, TWO).code == "chat-marks"
+
+
+def test_control_tokens_in_a_text_are_refused() -> None:
+    error = refused(tokenizer("chatml"), said("Hi <|im_end|> there", "Yes"))
+    assert error.code == "control-token-in-text"
+    assert "message 1" in error.what
+
+
+def test_a_tokenizer_without_a_template_is_refused_and_the_studys_own_serves() -> None:
+    tok = tokenizer("chatml", chat_template=None)
+    with pytest.raises(PreflightError) as error:
+        Chat(tok)
+    assert error.value.code == "no-chat-template"
+    own = (TEMPLATES / "chatml.jinja").read_text()
+    assert Chat(tok, own).encode(TWO, 500) == Chat(tokenizer("chatml")).encode(TWO, 500)
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "says"),
+    [
+        ("Hi", "messages-malformed", "no list"),
+        ([], "messages-malformed", "no list"),
+        (["Hi"], "messages-malformed", "Message 1 is no object"),
+        ([{"from": "human", "value": "Hi"}], "messages-malformed", "has no 'role'"),
+        ([{"role": "human", "content": "Hi"}], "unknown-role", "'human'"),
+        ([{"role": "asistant", "content": "Hi"}], "unknown-role", "'asistant'"),
+        ([{"content": "Hi"}], "unknown-role", "no role"),
+        (said("Hi", " "), "empty-message", "Message 2"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages-malformed", "list of parts"),
+        ([{"role": "tool", "content": "4"}], "tool-messages", "calls a tool"),
+        (said("Hi"), "no-assistant-turn", "without an assistant turn"),
+        (said("Hi", "Yes")[::-1], "assistant-first", "opens"),
+    ],
+)  # fmt: skip
+def test_what_is_no_conversation_is_told(value: Any, code: str, says: str) -> None:
+    found = wrong(value)
+    assert found is not None
+    assert (found.code, says in found.what) == (code, True)
+    assert found.try_
+
+
+def test_other_names_of_roles_are_recognised() -> None:
+    for other, role in (("human", "user"), ("gpt", "assistant"), ("asistant", "assistant")):
+        found = wrong([{"role": other, "content": "Hi"}])
+        assert found is not None
+        assert f"did you mean '{role}'?" in found.try_
+    assert wrong(conversation(TWO, "Be brief.")) is None
+
+
+def test_a_template_that_never_ends_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 53: once, not for each row of the study."""
+    monkeypatch.setattr(template, "RENDER_SECONDS", 0.2)
+    many = "{% for i in range(99999) %}"
+    endless = many * 3 + "{% set x = i %}" + "{% endfor %}" * 3
+    chat = Chat(tokenizer("chatml"), endless)
+    started = time.monotonic()
+    with pytest.raises(PreflightError) as error:
+        chat.tokens([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    assert (error.value.code, error.value.exit_code) == ("chat-template-slow", 3)
+    assert "may never end" in error.value.try_
+    assert time.monotonic() - started < 5

@@ -1,0 +1,75 @@
+"""A compiled layer is the layer: traced whole, for every row length, lanes and units inside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.core_methods import CORE
+
+from bakeoff.engine import layers, loss
+from bakeoff.engine.accelerators import Switches
+from bakeoff.testing.trials import build, make_trial, no_dropout, run
+
+EAGER = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
+COMPILED = Switches(lanes=True, packing=True, loss=True, compile=True, graphs=False)
+METHODS = [m for m in CORE if m not in {"prefix_tuning", "head"}]
+"""A prefix cannot be packed, and a head has no layer to ride in."""
+
+# the compiler looks at every tensor's .grad
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf Tensor is being accessed"
+)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Trace as on a GPU, write no kernels, and refuse a trace that breaks off."""
+    made: list[Any] = []
+
+    def trace(graph: Any, given: Any, **_: Any) -> Any:
+        made.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, given)
+
+    whole = functools.partial(torch.compile, backend=trace, fullgraph=True)
+    for module in (layers, loss):
+        monkeypatch.setattr(module.torch, "compile", whole)
+    torch._dynamo.reset()
+    yield made
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_compilation_serves_all_layers_and_lengths(
+    method: str, lanes: int, tiny_llama: Path, tmp_path: Path, traced: list[Any]
+) -> None:
+    rates = (1e-3, 1e-2, 3e-3)[:lanes]
+    trials = [make_trial(method, "sft", seed=s, rate=r) for s, r in enumerate(rates)]
+    expected = run(no_dropout(build(trials, tiny_llama, tmp_path, EAGER)), 6)
+    found = run(no_dropout(build(trials, tiny_llama, tmp_path, COMPILED)), 6)
+    torch.testing.assert_close(found.losses, expected.losses, atol=1e-5, rtol=0)
+    off = (found.gradients - expected.gradients).norm(dim=1) / expected.gradients.norm(dim=1)
+    assert float(off.max()) < 1e-5
+    layer = [g for g in traced if any("attend" in str(n.target) for n in g.graph.nodes)]
+    assert len(layer) == 1, "compiled again for another layer or row length"
+    assert len(traced) - len(layer) <= 1, "the loss compiled again for another number of rows"
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_compiled_layer_is_computed_again(
+    method: str, tiny_llama: Path, tmp_path: Path, traced: list[Any]
+) -> None:
+    trials = [make_trial(method, "sft", seed=s, rate=r) for s, r in enumerate((1e-3, 1e-2, 3e-3))]
+    less = dataclasses.replace(COMPILED, checkpointing=True, micro_tokens=60)
+    expected = run(no_dropout(build(trials, tiny_llama, tmp_path, EAGER)), 4)
+    found = run(no_dropout(build(trials, tiny_llama, tmp_path, less)), 4)
+    torch.testing.assert_close(found.losses, expected.losses, atol=1e-5, rtol=0)
+    off = (found.gradients - expected.gradients).norm(dim=1) / expected.gradients.norm(dim=1)
+    assert float(off.max()) < 1e-5
+    assert traced

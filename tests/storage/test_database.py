@@ -1,0 +1,115 @@
+"""The database: what is kept comes back, twice is once, a reader cannot write."""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from helpers.databases import TRIALS, result
+
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
+from bakeoff.core.results import Cost, Status, TrialResult
+from bakeoff.study.storage.database import Reader, Writer
+
+
+def test_what_is_kept_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    cost = Cost("lora", Status.DONE, step_milliseconds=2.5, train_peak_bytes=10)
+    failure = TrialResult(TRIALS[2].id, Status.FAILED, "why", "trace")
+    with Writer(path) as writer:
+        writer.plan(TRIALS)
+        writer.keep(result(TRIALS[1]))
+        writer.keep(failure)
+        writer.keep_cost(cost)
+        writer.set("key", {"a": [1, None]})
+    with Reader(path) as reader:
+        assert reader.trials() == (
+            (TRIALS[0], None), (TRIALS[1], result(TRIALS[1])), (TRIALS[2], failure),
+        )  # fmt: skip
+        assert reader.costs() == {"lora": cost}
+        assert reader.values()["key"] == {"a": [1, None]}
+
+
+def test_keeping_twice_is_keeping_once(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with Writer(path) as writer:
+        for _ in range(2):
+            writer.plan(TRIALS)
+            writer.keep(result(TRIALS[0]))
+            writer.set("key", 1)
+    with Reader(path) as reader:
+        assert [r is not None for _, r in reader.trials()] == [True, False, False]
+        assert reader.trials()[0][1] == result(TRIALS[0])
+
+
+def test_a_reader_sees_commits_while_the_writer_is_open_and_cannot_write(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with Writer(path) as writer, Reader(path) as reader:
+        writer.plan(TRIALS[:1])
+        assert len(reader.trials()) == 1
+        writer.plan(TRIALS)
+        assert len(reader.trials()) == 3
+        with (
+            pytest.raises(EnvironmentProblem, match="readonly"),
+            reader._engine.begin() as connection,
+        ):
+            connection.execute(sa.text("DELETE FROM trials"))
+
+
+def test_the_database_is_durable_and_versioned(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with Writer(path) as writer, writer._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE study SET value = '99' WHERE key = 'schema_version'")
+    with pytest.raises(PreflightError, match="database-version"):
+        Writer(path)
+
+
+def test_a_result_survives_json() -> None:
+    kept = result(TRIALS[0])
+    assert TrialResult.from_json(kept.to_json()) == kept
+    assert dataclasses.replace(kept, status=Status.DIVERGED) != kept
+
+
+def test_a_writer_waits_for_whoever_holds_the_database_for_a_moment(tmp_path: Path) -> None:
+    """Fault 23: every transaction takes its lock at once, and ten seconds are waited for it."""
+    path = tmp_path / "study.db"
+    with Writer(path) as writer, writer._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10_000
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    with Writer(path) as writer, closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.3, lambda: other.execute("COMMIT")).start()
+        started = time.monotonic()
+        writer.set("key", 1)
+        assert time.monotonic() - started > 0.2
+        with Reader(path) as reader:
+            assert reader.values()["key"] == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="handles cannot be counted here")
+def test_readers_and_writers_leave_no_handle_open(tmp_path: Path) -> None:
+    """Fault 33: a study opens its database some times for each segment."""
+    path = tmp_path / "study.db"
+
+    def use() -> int:
+        with Writer(path) as writer:
+            writer.plan(TRIALS)
+            for _ in range(10):
+                with Reader(path) as reader, reader.still():
+                    reader.values()
+                    reader.trials()
+        with pytest.raises(BakeoffError), Reader(tmp_path / "none.db"):
+            pass
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    first = use()
+    assert {use() for _ in range(5)} == {first}

@@ -1,0 +1,124 @@
+"""The study file: what is refused, and what it says."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.configs import values
+
+from bakeoff.core.errors import UsageError
+from bakeoff.methods import registry
+from bakeoff.study.config import dump_spec, parse_spec, read_spec
+from bakeoff.study.planning import trials
+from bakeoff.study.setup.compatibility import comparable
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"budgett": {}}, "unknown key 'budgett'; did you mean 'budget'?"),
+        ({"budget": {"step": 3}}, "unknown key 'budget.step'; did you mean 'steps'?"),
+        (
+            {"method": {"lora": {"learning_rate": [1e-3]}}},
+            "unknown key 'method.lora.learning_rate'; did you mean 'learning_rates'?",
+        ),
+        ({"methods": {"contenders": ["lora"]}}, "listed more than once: lora"),
+        ({"method": {"dora": {}}}, "[method.dora] belongs to no method of this study"),
+        (
+            {"method": {"ia3": {"learning_rates": [1e-3]}}},
+            "[method.ia3] gives 1 learning rates, but every method gets budget.settings = 5",
+        ),
+        ({"name": "../x"}, "name: '../x' cannot be a name: 1 to 64 of A-Z"),
+        ({"budget": {"steps": 0}}, "budget.steps"),
+        ({"task": {"kind": "classify", "margin": 0}}, "task.margin"),
+        (
+            {"verdict": {"prefer": "memry"}},
+            "verdict.prefer: unknown preference 'memry'; did you mean 'memory'?",
+        ),
+        (
+            {"verdict": {"prefer": {"qualty": 1.0}}},
+            "unknown preference 'qualty'; did you mean 'quality'?",
+        ),
+        ({"verdict": {"prefer": {"quality": "much"}}}, "or a table of numbers under these names"),
+        ({"verdict": {"prefer": {"quality": -1.0}}}, "greater than or equal to 0"),
+        ({"verdict": {"prefer": {"quality": 0}}}, "no weight is above 0"),
+        ({"verdict": {"pareto": ["quality", "memroy"]}}, "unknown axis 'memroy'; did you mean"),
+        ({"verdict": {"pareto": ["memory"]}}, "it takes `quality` and at least one other axis"),
+        ({"verdict": {"pareto": ["quality", "size", "size"]}}, "listed more than once"),
+        ({"verdict": {"paretto": []}}, "unknown key 'verdict.paretto'; did you mean 'pareto'?"),
+    ],
+)
+def test_wrong_studies_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_spec(values(**changes))
+    assert error.value.code == "study-invalid"
+    assert says in error.value.cause
+
+
+def test_a_missing_or_broken_study_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="study-not-found"):
+        read_spec(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(UsageError, match="study-unreadable"):
+        read_spec(tmp_path / "bad.toml")
+    (tmp_path / "latin.toml").write_bytes(b"name = 'caf\xe9'")
+    with pytest.raises(UsageError, match="study-unreadable"):
+        read_spec(tmp_path / "latin.toml")
+
+
+def test_a_spec_survives_being_written_and_read() -> None:
+    spec = parse_spec(values())
+    assert parse_spec(dump_spec(spec)) == spec
+    weights = {"quality": 1.0, "memory": 0.5}
+    spec = parse_spec(values(verdict={"prefer": weights, "pareto": ["quality", "size"]}))
+    assert spec.verdict.prefer == weights
+    assert parse_spec(dump_spec(spec)) == spec
+
+
+@pytest.mark.parametrize("name", ["demo.toml", "template.toml"])
+def test_shipped_study_files_are_valid(name: str) -> None:
+    parse_spec(tomllib.loads(files("bakeoff").joinpath(name).read_text(encoding="utf-8")))
+
+
+def test_examples_are_valid() -> None:
+    examples = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
+    assert examples
+    for path in examples:
+        read_spec(path)
+
+
+def test_every_method_gets_the_same_number_of_settings() -> None:
+    spec = read_spec(Path(str(files("bakeoff.study.config") / "templates/demo.toml")))
+    counts = {
+        name: len(trials.settings(registry.load(name, Path()), spec)) for name in spec.method_names
+    }
+    assert set(counts.values()) == {5}
+    assert len(counts) >= 8
+
+
+def test_the_learning_rate_grid_is_log_spaced_around_the_prior() -> None:
+    assert trials.learning_rates(1e-3, 3) == (3.16e-4, 1e-3, 3.16e-3)
+    assert trials.learning_rates(1e-3, 5) == (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
+    assert trials.learning_rates(2e-5, 1) == (2e-5,)
+
+
+def test_on_ray_a_study_names_no_gpu() -> None:
+    engine = {"executor": "ray", "device": "cuda:1"}
+    with pytest.raises(UsageError, match="write 'cuda'") as error:
+        parse_spec(values(engine=engine))
+    assert error.value.code == "study-invalid"
+
+
+def test_where_a_study_runs_is_no_part_of_it() -> None:
+    engine: dict[str, Any] = {
+
+        "executor": "ray", "workers": 9, "gpus_per_segment": 0.5, "segment_retries": 1,
+        "ray_address": "auto", "ray_files": "sent", "ray_unauthenticated": True,
+    }  # fmt: skip
+    here = comparable(parse_spec(values()))
+    assert comparable(parse_spec(values(engine=engine))) == here
+    assert comparable(parse_spec(values(engine={**engine, "precision": "bf16"}))) != here

@@ -1,0 +1,639 @@
+"""`bakeoff run --fork`: a study begun anew knows its parent, takes what holds, counts all looks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+import signal
+import sqlite3
+import sys
+from contextlib import closing
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import tomli_w
+from helpers import kills
+from helpers.listeners import Heard
+from helpers.report_fixture import HOSTILE
+from helpers.report_fixture import report as made_report
+
+from bakeoff import api, cli
+from bakeoff.core import files, trial_dir
+from bakeoff.core.errors import PreflightError, UsageError
+from bakeoff.core.results import Status, TrialResult
+from bakeoff.report import render
+from bakeoff.study import final
+from bakeoff.study import fork as study_fork
+from bakeoff.study.config import parse_spec, read_spec
+from bakeoff.study.monitoring import progress
+from bakeoff.study.storage import lock
+from bakeoff.study.storage.database import Writer
+from bakeoff.testing.tiny import rows, write_jsonl
+
+SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
+Values = dict[str, Any]
+pytestmark = pytest.mark.usefixtures("costs_are_known")
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing below catches it."""
+
+
+def killed(*_: object) -> None:
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def first(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Values, Path]:
+    """A finished study whose test set was read; tests work on copies of it."""
+    folder = tmp_path_factory.mktemp("first")
+    values = {
+        "name": "tiny",
+        "base": {"model": str(tiny_bert)},
+        "data": {
+            "train": str(write_jsonl(folder / "rows.jsonl", [*rows()[::4], *rows()[1::4]])),
+            "test": str(write_jsonl(folder / "test.jsonl", rows()[2::4])),
+        },
+        "task": {"kind": "classify", "max_length": 32},
+        "methods": {"control": "lora", "contenders": ["ln_tuning"]},
+        "budget": {
+            "steps": 10, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2,
+            "race": "off",
+        },
+        "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
+    }  # fmt: skip
+    api.run(parse_spec(values), folder, folder / "tiny")
+    return values, folder / "tiny"
+
+
+@pytest.fixture
+def values(first: tuple[Values, Path]) -> Values:
+    return copy.deepcopy(first[0])
+
+
+@pytest.fixture
+def parent(first: tuple[Values, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(first[1], tmp_path / "tiny")
+
+
+def fork(
+    values: Values, parent: Path, new: Path, heard: Heard | None = None, **asked: Any
+) -> dict[str, Any]:
+    """Fork a study, and hold its parent to be untouched, its report to its schema."""
+    before = everything(parent)
+    made = api.run(parse_spec(values), parent, parent, heard, fork=new, **asked)
+    assert everything(parent) == before
+    jsonschema.validate(json.loads(json.dumps(made)), SCHEMA)
+    return made
+
+
+def go_on(new: Path, heard: Heard | None = None) -> dict[str, Any]:
+    """Run a fork as `bakeoff run NEW` does: by what its own folder says, without a flag."""
+    return api.run(read_spec(new / "study.toml"), new, new, heard)
+
+
+def everything(folder: Path) -> dict[str, tuple[int, bytes | None]]:
+    """Return each file and folder with its time and bytes.
+
+    Left out is what SQLite's readers share among themselves, and a log of theirs without a byte.
+    """
+    found = {
+        p.relative_to(folder).as_posix(): (
+            (p.lstat().st_mtime_ns, p.read_bytes()) if p.is_file() else (0, None)
+        )
+        for p in folder.rglob("*")
+        if not p.name.endswith("-shm")
+    }  # fmt: skip
+    empty = [name for name, (_, raw) in found.items() if name.endswith("-wal") and not raw]
+    return {name: value for name, value in found.items() if name not in empty}
+
+
+def ids(folder: Path, phase: str | None = None) -> set[str]:
+    return {t.id for t, _ in api.read_trials(folder) if phase in (None, t.phase)}
+
+
+def results(folder: Path) -> dict[str, TrialResult | None]:
+    return {t.id: r for t, r in api.read_trials(folder)}
+
+
+def known(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = api.read_values(folder)[study_fork.KEY]
+    return found
+
+
+def unread(values: Values, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run a study up to its final trials."""
+    with monkeypatch.context() as patched:
+        patched.setattr(final, "final", killed)
+        with pytest.raises(Killed):
+            api.run(parse_spec(values), out, out)
+    return out
+
+
+def more(values: Values) -> Values:
+    """Ask for one more contender and one more seed."""
+    values["methods"]["contenders"].append("head")
+    values["budget"]["seeds"] = 3
+    return values
+
+
+def other_test(values: Values, tmp_path: Path) -> Values:
+    values["data"]["test"] = str(write_jsonl(tmp_path / "other.jsonl", rows()[3::4]))
+    return values
+
+
+def test_what_differs_is_refused_and_the_way_out_is_named(values: Values, parent: Path) -> None:
+    values["budget"]["steps"] = 12
+    with pytest.raises(PreflightError, match="study-differs") as error:
+        api.run(parse_spec(values), parent, parent)
+    assert "`--fork NEW`" in error.value.try_
+
+
+def test_a_fork_takes_what_is_the_same_and_counts_the_look(
+    values: Values, parent: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    new, heard = tmp_path / "new", Heard()
+    made = fork(more(values), parent, new, heard)
+    assert made["complete"] is True
+    old = results(parent)
+    assert set(old) < set(results(new))
+    assert not set(trained) & set(old), "what was taken over was trained again"
+    assert set(trained) == ids(new) - set(old)
+    assert {i: results(new)[i] for i in old} == old
+    for trial in old:
+        here, there = new / "trials" / trial, parent / "trials" / trial
+        assert trial_dir.seal_of(here) == trial_dir.seal_of(there) is not None
+        assert trial_dir.damage(here) is None
+    assert {f.state for f in api.diagnose(new)} == {"ok"}
+    for title, count in (("Search", 4), ("Final", 4)):
+        assert f"{title}: {count} finished trials are taken over from tiny" in heard.lines
+
+    study = made["study"]
+    assert study["test_looks"] == 2
+    (look,) = study["test_changes"]
+    lines = ["methods.contenders: ln_tuning -> ln_tuning, head", "budget.seeds: 2 -> 3"]
+    assert look["changes"][0] == "forked from tiny"
+    assert sorted(look["changes"][1:]) == sorted(lines)
+    (warning,) = [w for w in made["warnings"] if "looked at 2 times" in w]
+    assert "forked from tiny" in warning
+    page = (new / "report.html").read_text()
+    assert "the test set was read 2 times" in page
+    assert "A fork of the study in the folder tiny" in page
+    assert "8 trials of it are taken over" in page
+    shown = made["provenance"]["forked_from"]
+    assert (shown["folder"], shown["test_reads"], shown["same_test"]) == ("tiny", 1, True)
+    assert sorted(shown["differences"]) == sorted(lines)
+    assert shown["at"].endswith("+00:00")
+    assert "path" not in shown, "where it lay is nobody else's business"
+
+    trained.clear()
+    again = go_on(new)
+    assert (again["study"], trained) == (study, [])
+    assert again["provenance"]["forked_from"] == shown
+
+
+def test_a_fork_has_the_numbers_of_a_study_from_nothing(
+    values: Values, parent: Path, tmp_path: Path
+) -> None:
+    made = fork(more(values), parent, tmp_path / "new")
+    scratch = api.run(parse_spec(values), parent, tmp_path / "scratch")
+    keys = ("status", "setting", "score", "difference", "verdict")
+    for one, two in zip(made["methods"], scratch["methods"], strict=True):
+        assert {k: one[k] for k in keys} == {k: two[k] for k in keys}
+        for here, there in zip(one["seeds"], two["seeds"], strict=True):
+            # the seed that is new had less company here
+            assert here["validation_loss"] == pytest.approx(there.pop("validation_loss"), rel=1e-4)
+            assert here | there == here
+    assert scratch["study"]["test_looks"] == 1
+
+
+def test_other_conditions_take_nothing_and_are_a_look_all_the_same(
+    values: Values, parent: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    values["budget"]["steps"] = 12
+    made = fork(values, parent, tmp_path / "new")
+    assert set(trained) == ids(tmp_path / "new")
+    assert made["study"]["test_looks"] == 2
+    assert made["study"]["test_changes"][0]["changes"] == [
+        "forked from tiny", "budget.steps: 10 -> 12",
+    ]  # fmt: skip
+    assert study_fork.TAKEN not in api.read_values(tmp_path / "new")
+
+
+def test_trials_of_another_machine_are_not_taken(
+    values: Values, parent: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    with closing(sqlite3.connect(parent / "study.db")) as db:
+        (text,) = db.execute("select value from study where key = 'frozen'").fetchone()
+        frozen = json.loads(text)
+        frozen["machine"]["versions"]["torch"] = "1.0"
+        query = "update study set value = ? where key = 'frozen'"
+        db.execute(query, (json.dumps(frozen),))
+        db.commit()
+    heard = Heard()
+    made = fork(values, parent, tmp_path / "new", heard)
+    assert set(trained) == ids(tmp_path / "new") == ids(parent)
+    (said,) = [line for line in heard.lines if line.startswith("no trial is taken over")]
+    assert "they were made on another machine (versions.torch: 1.0 -> " in said
+    (line,) = made["provenance"]["forked_from"]["differences"]
+    assert line.startswith("machine.versions.torch: 1.0 -> ")
+
+
+def test_other_test_rows_are_no_further_look(values: Values, parent: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    made = fork(other_test(values, tmp_path), parent, new)
+    assert (made["study"]["test_looks"], made["study"]["test_changes"]) == (1, [])
+    assert made["provenance"]["forked_from"]["same_test"] is False
+    assert made["provenance"]["forked_from"]["test_reads"] == 1
+    assert not any("looked at" in w for w in made["warnings"])
+
+
+def test_two_forks_in_a_row_do_not_make_a_read_test_set_fresh(
+    values: Values, parent: Path, tmp_path: Path
+) -> None:
+    """The rows that were read come back behind a fork with others: their look is remembered."""
+    back = copy.deepcopy(values)
+    fork(other_test(values, tmp_path), parent, tmp_path / "between")
+    made = fork(back, tmp_path / "between", tmp_path / "new")
+    assert made["study"]["test_looks"] == 2
+    (look,) = made["study"]["test_changes"]
+    assert [line for line in look["changes"] if line.startswith("forked from")] == [
+        "forked from tiny", "forked from between",
+    ]  # fmt: skip
+    assert made["provenance"]["forked_from"]["same_test"] is False
+
+
+def test_looks_that_the_parent_had_are_the_forks_too(
+    values: Values, parent: Path, tmp_path: Path
+) -> None:
+    values["task"]["margin"] = 0.05
+    api.run(parse_spec(values), parent, parent, again=True)
+    made = fork(more(values), parent, tmp_path / "new")
+    assert made["study"]["test_looks"] == 3
+    changes = [look["changes"] for look in made["study"]["test_changes"]]
+    assert changes[0] == ["task.margin: 0.02 -> 0.05"]
+    assert changes[1][0] == "forked from tiny"
+    values["task"]["margin"] = 0.1
+    with pytest.raises(PreflightError, match="test-already-read"):
+        api.run(parse_spec(values), tmp_path, tmp_path / "new")
+    again = api.run(parse_spec(values), tmp_path, tmp_path / "new", again=True)
+    assert again["study"]["test_looks"] == 4
+
+
+def test_a_fork_of_a_study_that_has_not_read_test_has_one_look(
+    values: Values, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = unread(values, tmp_path / "tiny", monkeypatch)
+    trained.clear()
+    values["budget"]["seeds"] = 1
+    made = fork(values, parent, tmp_path / "new")
+    assert made["study"]["test_looks"] == 1
+    assert made["provenance"]["forked_from"]["test_reads"] == 0
+    assert set(trained) == ids(tmp_path / "new", "final"), "the search was taken over"
+
+
+def test_what_the_parent_reads_before_the_fork_does_counts(
+    values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = unread(values, tmp_path / "tiny", monkeypatch)
+    asked = more(copy.deepcopy(values))
+    with monkeypatch.context() as patched:
+        patched.setattr(final, "final", killed)
+        with pytest.raises(Killed):
+            fork(asked, parent, tmp_path / "new")
+    assert known(tmp_path / "new")["test_reads"] == 0
+    at = known(tmp_path / "new")["at"]
+    api.run(parse_spec(values), parent, parent)
+    made = go_on(tmp_path / "new")
+    assert made["study"]["test_looks"] == 2
+    assert known(tmp_path / "new")["test_reads"] == 1
+    assert known(tmp_path / "new")["at"] == at
+    assert "budget.seeds: 2 -> 3" in made["study"]["test_changes"][0]["changes"]
+
+
+def test_a_fork_without_a_difference_tries_again_what_failed_in_the_search(
+    values: Values, parent: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    lost = min(ids(parent, "search"))
+    folder = parent / "trials" / lost
+    failed = TrialResult(lost, Status.FAILED, "its worker died")
+    trial_dir.unseal(folder)
+    trial_dir.seal(folder, failed)
+    with Writer(parent / "study.db") as store:
+        store.keep(failed)
+    made = fork(values, parent, tmp_path / "new")
+    assert set(trained) == {lost}
+    assert results(tmp_path / "new")[lost] != failed
+    assert made["failures"] == []
+    assert made["study"]["test_changes"][0]["changes"] == ["forked from tiny"]
+    assert "nothing" in (tmp_path / "new" / "report.html").read_text()
+
+
+def spoil_file(folder: Path) -> None:
+    path = folder / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def drop_file(folder: Path) -> None:
+    (folder / "adapter" / "adapter_config.json").unlink()
+
+
+def link_file(folder: Path) -> None:
+    path = folder / "adapter" / "adapter_config.json"
+    path.rename(folder.parent.parent / "elsewhere.json")
+    path.symlink_to(folder.parent.parent / "elsewhere.json")
+
+
+def link_folder(folder: Path) -> None:
+    folder.rename(folder.parent.parent.parent / "elsewhere")
+    folder.symlink_to(folder.parent.parent.parent / "elsewhere")
+
+
+def other_run(folder: Path) -> None:
+    """A folder that is whole, but not the one that its row was read from."""
+    result = trial_dir.read(folder)
+    assert result is not None
+    trial_dir.unseal(folder)
+    trial_dir.seal(folder, dataclasses.replace(result, train_seconds=1e6))
+
+
+SPOILT = (spoil_file, drop_file, link_file, link_folder, other_run)
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=lambda s: s.__name__)
+def test_a_folder_that_is_not_whole_is_not_taken(
+    values: Values, parent: Path, tmp_path: Path, trained: list[str], spoil: Any
+) -> None:
+    lost = min(ids(parent, "final"))
+    spoil(parent / "trials" / lost)
+    made = fork(values, parent, tmp_path / "new")
+    assert set(trained) == {lost}
+    assert made["complete"] is True
+    assert {f.state for f in api.diagnose(tmp_path / "new")} == {"ok"}
+    assert not list((tmp_path / "new" / "trials").glob("*.tmp"))
+
+
+def test_a_fork_that_was_killed_between_a_folder_and_its_row_goes_on(
+    values: Values, parent: Path, tmp_path: Path, trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    new, keep = tmp_path / "new", Writer.keep_group
+
+    def stops(store: Writer, kept: Any, noted: Any = None) -> None:
+        if noted:
+            raise Killed
+        keep(store, kept, noted)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "keep_group", stops)
+        with pytest.raises(Killed):
+            fork(more(values), parent, new)
+    copied = {p.name for p in (new / "trials").iterdir()}
+    assert copied == ids(parent, "search")
+    half = new / "trials" / "abc.tmp" / "abc"
+    half.mkdir(parents=True)
+    (half / "adapter.safetensors").write_bytes(b"half")
+    assert {f.what for f in api.diagnose(new) if f.code == "orphan"} == {"trials/abc.tmp"}
+    made = fork(values, parent, new)
+    assert set(api.read_values(new)[study_fork.TAKEN]) == ids(parent)
+    assert not set(trained) & ids(parent)
+    assert not half.parent.exists()
+    assert made["study"]["test_looks"] == 2
+
+
+def test_kill_9_of_a_fork(values: Values, parent: Path, tmp_path: Path) -> None:
+    """Before it knows its parent, when it knows no more, while it takes over, while it trains."""
+    new, asked, before = tmp_path / "new", more(values), everything(parent)
+    moments = (
+        "before a renaming", "after values' rows", "before results' rows", "after results' rows",
+        "before a step",
+    )  # fmt: skip
+    for moment in moments:
+        code = kills.run(asked, parent, parent, (moment, 0), fork=new)
+        assert code == -signal.SIGKILL, moment
+    assert kills.run(asked, parent, parent, fork=new) == 0
+    assert everything(parent) == before
+    report = json.loads((new / "report.json").read_text())
+    assert report["complete"] is True
+    assert report["study"]["test_looks"] == 2
+    assert {i: results(new)[i] for i in ids(parent)} == results(parent)
+    assert kills.leftovers(new) == []
+    assert {f.state for f in api.diagnose(new)} == {"ok"}
+
+
+def gone(parent: Path) -> None:
+    shutil.rmtree(parent)
+
+
+def damaged(parent: Path) -> None:
+    (parent / "study.db").write_bytes(b"no database" * 1000)
+
+
+def begun_anew(parent: Path) -> None:
+    gone(parent)
+    parent.mkdir()
+    Writer(parent / "study.db").close()
+
+
+@pytest.mark.parametrize(
+    ("lose", "why"),
+    [
+        (gone, "it is not there any more"),
+        (damaged, "is damaged"),
+        (begun_anew, "There is no study"),
+    ],
+    ids=lambda given: getattr(given, "__name__", ""),
+)
+def test_a_fork_goes_on_without_its_parent(
+    values: Values, parent: Path, tmp_path: Path, trained: list[str],
+    monkeypatch: pytest.MonkeyPatch, lose: Any, why: str,
+) -> None:  # fmt: skip
+    new = tmp_path / "new"
+    with monkeypatch.context() as patched:
+        patched.setattr(final, "final", killed)
+        with pytest.raises(Killed):
+            fork(values, parent, new)
+    searched = ids(parent, "search")
+    lose(parent)
+    heard = Heard()
+    made = go_on(new, heard)
+    (said,) = [line for line in heard.lines if "no trial is taken over from tiny" in line]
+    assert why in said
+    assert not set(trained) & searched
+    assert made["complete"] is True
+    assert made["study"]["test_looks"] == 2
+
+
+def test_parent_and_fork_may_move_together(values: Values, parent: Path, tmp_path: Path) -> None:
+    fork(values, parent, tmp_path / "new")
+    for name in ("tiny", "new"):
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    heard = Heard()
+    go_on(tmp_path / "moved" / "new", heard)
+    assert not any("no trial is taken over" in line for line in heard.lines)
+
+
+def test_a_parent_that_is_running_is_forked_all_the_same(
+    values: Values, parent: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    with lock.locked(parent), Writer(parent / "study.db") as store:
+        store.set("wall:1.0", 1.0)
+        made = api.run(parse_spec(values), parent, parent, fork=tmp_path / "new")
+    assert made["complete"] is True
+    assert trained == []
+
+
+def test_what_makes_no_sense_is_refused(values: Values, parent: Path, tmp_path: Path) -> None:
+    spec, taken = parse_spec(values), tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("mine")
+    other = shutil.copytree(parent, tmp_path / "other")
+    imported = shutil.copytree(parent, tmp_path / "imported")
+    with Writer(imported / "study.db") as store:
+        store.set("imported", {})
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    Writer(begun / "study.db").close()
+    before = everything(tmp_path)
+    cases = [
+        (tmp_path / "nothing", tmp_path / "new", {}, "no-study"),
+        (begun, tmp_path / "new", {}, "no-study"),
+        (parent, parent, {}, "fork-itself"),
+        (parent, tmp_path / "x" / ".." / "tiny", {}, "fork-itself"),
+        (parent, parent / "inside", {}, "fork-itself"),
+        (parent, taken, {}, "fork-taken"),
+        (parent, other, {}, "fork-taken"),
+        (parent, taken / "mine.txt", {}, "fork-taken"),
+        (imported, tmp_path / "new", {}, "fork-imported"),
+        (parent, tmp_path / "new", {"again": True}, "fork-again"),
+    ]
+    for origin, new, asked, code in cases:
+        with pytest.raises(UsageError) as error:
+            api.run(spec, parent, origin, fork=new, **asked)
+        assert error.value.code == code, (origin, new)
+    assert everything(tmp_path) == before
+
+
+def test_a_fork_of_another_study_is_no_place_for_this_one(
+    values: Values, parent: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(parent, tmp_path / "other")
+    fork(values, parent, tmp_path / "new")
+    with pytest.raises(UsageError, match="fork-taken"):
+        fork(values, other, tmp_path / "new")
+    values["budget"]["steps"] = 12
+    with pytest.raises(PreflightError, match="study-differs"):
+        fork(values, parent, tmp_path / "new")
+
+
+def test_an_empty_folder_and_one_that_a_refused_fork_left_are_free(
+    values: Values, parent: Path, tmp_path: Path
+) -> None:
+    new, broken = tmp_path / "new", copy.deepcopy(values)
+    new.mkdir()
+    misread = copy.deepcopy(values)
+    misread["methods"]["contenders"] = ["no_such_method"]
+    with pytest.raises(UsageError, match="no_such_method"):
+        fork(misread, parent, new)
+    assert not (new / "study.db").exists()
+    for name in (progress.LOG, lock.NOTE, lock.NOTE + files.PARTIAL):
+        (new / name).write_text("")
+    broken["method"] = {"lora": {"config": {"target_modules": ["no_such_layer"]}}}
+    with pytest.raises(PreflightError, match="target-modules-not-found"):
+        fork(broken, parent, new)
+    assert fork(values, parent, new)["complete"] is True
+
+
+def test_retry_and_fork_go_together(values: Values, parent: Path, tmp_path: Path) -> None:
+    """On a new fork there is nothing to try again: what failed in the parent is not taken."""
+    assert fork(values, parent, tmp_path / "new", retry=True)["retried"] == []
+
+
+class Cli:
+    """The command line in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+        self.patch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *options: str) -> tuple[Any, str, str]:
+        self.patch.setattr(sys, "argv", ["bakeoff", "run", *options])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = self.capsys.readouterr()
+        return end.value.code, said.out, " ".join(said.err.split())
+
+
+@pytest.fixture
+def bakeoff(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(monkeypatch, capsys)
+
+
+def test_the_command_line_forks(
+    values: Values, parent: Path, tmp_path: Path, bakeoff: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    shutil.move(parent, tmp_path / "runs" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    Path("study.toml").write_text(tomli_w.dumps(more(values)))
+    code, _, err = bakeoff("study.toml")
+    assert code == 3
+    assert "Try: `--again`" in err, "another contender would be a further look"
+    values["budget"]["batch_size"] = 4
+    Path("study.toml").write_text(tomli_w.dumps(values))
+    code, _, err = bakeoff("study.toml")
+    assert code == 3
+    assert "Try: `--fork NEW` to begin the study as it is now in the folder NEW" in err
+    code, printed, err = bakeoff("study.toml", "--fork", "runs/other", "--json")
+    assert code == 0
+    assert f"Report: {Path('runs/other/report.html')}" in err
+    assert json.loads(printed)["provenance"]["forked_from"]["folder"] == "tiny"
+    code, printed, _ = bakeoff("runs/other", "--json")
+    assert code == 0
+    assert json.loads(printed)["study"]["test_looks"] == 2
+    code, _, err = bakeoff("runs/other", "--fork", "runs/other")
+    assert (code, "[fork-itself]" in err) == (2, True)
+    code, _, err = bakeoff("study.toml", "--out", "nowhere", "--fork", "runs/third")
+    assert (code, "[no-study]" in err, Path("runs/third").exists()) == (2, True, False)
+
+
+def test_the_command_line_forks_without_a_study_file(
+    values: Values, tmp_path: Path, bakeoff: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The options are written down elsewhere: not into the parent, nor where the fork is to be."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("said.jsonl"), rows())
+    parent, asked = Path("runs/said"), []
+    parent.mkdir(parents=True)
+    (parent / "study.db").write_bytes(b"")
+
+    def run(spec: Any, source: Path, *given: Any) -> dict[str, Any]:
+        assert read_spec(source / "study.toml") == spec
+        asked.append((spec.name, spec.budget.steps, given[0], given[-1]))
+        return made_report()
+
+    monkeypatch.setattr(api, "run", run)
+    before = everything(tmp_path)
+    options = ("--model", values["base"]["model"], "--data", "said.jsonl", "--steps", "5")
+    bakeoff(*options, "--fork", "runs/five")
+    assert asked == [("said", 5, parent, Path("runs/five"))]
+    assert everything(tmp_path) == before
+
+
+def test_the_page_shows_the_parent_as_text() -> None:
+    made = made_report()
+    made["provenance"]["forked_from"] = {
+        "folder": HOSTILE[0], "at": HOSTILE[1], "differences": [f"{HOSTILE[0]}: 1 -> 2"],
+        "test_reads": 2, "same_test": True, "trials_taken": 1,
+    }  # fmt: skip
+    jsonschema.validate(made, SCHEMA)
+    page = render(made)
+    assert HOSTILE[0] not in page
+    assert HOSTILE[1] not in page
+    assert "had been read 2 times by then" in page

@@ -1,0 +1,65 @@
+"""kill -9 at any moment: what was acknowledged is there, and the study ends with the same numbers.
+
+Faults 1 to 3 and 9 of docs/reliability.md. ``benchmarks/crash.py`` kills 300 times.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from helpers import kills
+
+TWICE = (
+    "a step", "the optimizer", "a state", "the disk's word", "a renaming", "a trial's folder",
+    "results' rows", "decisions' rows", "a commit", "dropped states",
+)  # fmt: skip
+"""Before and after these: in between lies what must not be torn."""
+MOMENTS = [
+    f"{when} {name}"
+    for name in kills.WATCHED
+    for when in (("before", "after") if name in TWICE else ("before",))
+]
+
+
+class Whole(NamedTuple):
+    """A study that nothing interrupted."""
+
+    values: dict[str, Any]
+    source: Path
+    report: dict[str, Any]
+    rows: dict[str, Any]
+    moments: list[kills.Moment]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    source = tmp_path_factory.mktemp("whole")
+    values = kills.small(source)
+    found = kills.moments(values, source, source / "out")
+    report = json.loads((source / "out" / "report.json").read_text())
+    return Whole(values, source, kills.numbers(report), kills.ended(source / "out"), found)
+
+
+def test_the_moments_are_spread_over_the_whole_study(whole: Whole) -> None:
+    assert set(MOMENTS) <= {name for name, _ in whole.moments}
+    assert len(MOMENTS) >= 30
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_a_killed_study_ends_with_the_same_numbers(name: str, whole: Whole, tmp_path: Path) -> None:
+    times = sum(n == name for n, _ in whole.moments)
+    out = tmp_path / "out"
+    code = kills.run(whole.values, whole.source, out, (name, times // 2))
+    assert code == -signal.SIGKILL
+    before = kills.ended(out)
+    assert before.items() <= whole.rows.items(), "a row that is not what the whole study has"
+    assert kills.run(whole.values, whole.source, out) == 0
+    after = kills.ended(out)
+    assert before.items() <= after.items(), "an acknowledged row was lost or changed"
+    assert after == whole.rows
+    assert kills.numbers(json.loads((out / "report.json").read_text())) == whole.report
+    assert kills.leftovers(out) == []

@@ -1,0 +1,179 @@
+"""A study that is stopped goes on to the same numbers; a base that stays loaded stays pristine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+from helpers.command import Started, bakeoff
+from torch import nn
+
+from bakeoff import api
+from bakeoff.core import trial_dir
+from bakeoff.core.results import Status, TrialResult
+from bakeoff.core.trial import Segment
+from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.base_cache import Resident
+from bakeoff.engine.heartbeat import Pulse
+from bakeoff.testing.tiny import write_splits
+from bakeoff.testing.trials import make_trial
+from bakeoff.training import setup
+from bakeoff.training.segment import run_segment
+
+LANES = dataclasses.asdict(
+    Switches(lanes=True, packing=False, loss=True, compile=False, graphs=False)
+)
+
+
+class Asks:
+    """Asks for the end of the work after so many steps."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def beat(self) -> None:
+        self.left -= 1
+
+    def asked_to_stop(self) -> bool:
+        return self.left <= 0
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    yield
+    Pulse.listener, Resident.on = None, False
+    Resident.forget()
+
+
+def untimed(result: TrialResult) -> TrialResult:
+    return dataclasses.replace(
+        result, train_seconds=None, evaluation_seconds=None, load_seconds=None, adapter_bytes=None
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "full"])
+@pytest.mark.parametrize("after", [1, 4, 11])
+def test_a_paused_segment_ends_with_the_same_numbers(
+    method: str, after: int, tiny_bert: Path, tmp_path: Path
+) -> None:
+    trials = tuple(make_trial(method, "classify", seed=s, steps=12, validations=3) for s in (1, 2))
+    found = []
+    for name in ("whole", "paused"):
+        (tmp_path / name).mkdir()
+        data = write_splits(tmp_path / name / "data")
+        shutil.copyfile(data / "validation.jsonl", data / "test.jsonl")
+        segment = Segment(trials, 0, 12, str(tmp_path / name), str(tiny_bert), {"switches": LANES})
+        if name == "paused":
+            Pulse.listener = Asks(after)
+            first = run_segment(segment).results
+            Pulse.listener = None
+            assert {r.status for r in first} == {Status.STOPPED}
+            (step,) = {r.step for r in first}
+            assert step is not None
+            assert 0 < step < 12
+            segment = dataclasses.replace(segment, start=step)
+        found.append(run_segment(segment).results)
+    whole, paused = found
+    assert [r.reason for r in whole] == [None, None]
+    for one, other in zip(map(untimed, paused), map(untimed, whole), strict=True):
+        for field in dataclasses.fields(TrialResult):
+            assert getattr(one, field.name) == getattr(other, field.name), field.name
+    saved = [
+        {
+            p.relative_to(tmp_path / name): p.read_bytes()
+            for p in (tmp_path / name / "trials").rglob("*.safetensors")
+            if p.parent.name != trial_dir.STATES
+        }
+        for name in ("whole", "paused")
+    ]
+    assert saved[0] == saved[1]
+    assert saved[0]
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_study_goes_on(
+    sent: signal.Signals, code: int, study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    study_values["engine"]["executor"] = "process"
+    study_values["budget"] |= {"steps": 200, "validations": 1, "race": "off", "settings": 1}
+    study_values["budget"]["seeds"] = 1
+    study, out = tmp_path / "study.toml", tmp_path / "out"
+    study.write_text(tomli_w.dumps(study_values))
+    arguments = ("run", str(study), "--out", str(out))
+    process = Started(*arguments, cwd=tmp_path)
+    deadline = time.monotonic() + 300
+    log = out / "log.jsonl"
+    while not log.exists() or b"Search" not in log.read_bytes():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    # to the whole group, as a terminal and as job systems do
+    process.signal_all(sent)
+    ended = process.end(300)
+    assert ended.returncode == code, ended.stderr
+    assert "The same command goes on" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    again = bakeoff(*arguments, "--json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    report = json.loads(again.stdout)
+    assert all(m["score"] for m in report["methods"])
+
+
+def test_a_base_that_stays_is_handed_out_pristine(tiny_bert: Path, tmp_path: Path) -> None:
+    trial = make_trial("lora", "classify")
+    data = write_splits(tmp_path / "data")
+    fresh = setup.build([trial], str(tiny_bert), data).model.state_dict()
+    Resident.on = True
+    for method in ("full", "pissa", "lora"):
+        setup.build([make_trial(method, "classify")], str(tiny_bert), data)
+    kept = setup.build([trial], str(tiny_bert), data).model.state_dict()
+    assert kept.keys() == fresh.keys()
+    assert all(torch.equal(kept[name], fresh[name]) for name in fresh)
+
+
+def test_a_base_that_was_written_into_is_loaded_anew() -> None:
+    loads = []
+
+    def load() -> nn.Module:
+        torch.manual_seed(0)
+        loads.append(nn.Linear(3, 5))
+        return loads[-1]
+
+    Resident.on = True
+    first = Resident.base("a", load)
+    assert Resident.base("a", load) is not first
+    assert len(loads) == 1, "the same tensors, other modules"
+    assert Resident.base("b", load) is not first
+    assert len(loads) == 2, "another base"
+    with torch.no_grad():
+        Resident.base("b", load).weight[1, 2] += 1e-3  # type: ignore[operator,index]
+    again = Resident.base("b", load)
+    assert len(loads) == 3
+    assert torch.equal(again.weight, loads[0].weight)  # type: ignore[arg-type]
+
+
+def test_a_base_that_a_method_replaces_is_not_kept_beside_it() -> None:
+    Resident.on = True
+    model: Any = Resident.base("a", lambda: nn.Linear(3, 5))
+    Resident.spare()
+    assert Resident._kept is not None
+    model.weight.data = model.weight.data.double()
+    Resident.spare()
+    assert Resident._kept is None
+
+
+def test_the_study_file_tells_the_patience(study_values: dict[str, Any], tmp_path: Path) -> None:
+    study_values["engine"]["patience"] = 90
+    report = api.run(api.parse_spec(study_values), tmp_path, tmp_path / "out")
+    assert report["complete"]
+    study_values["engine"]["patience"] = 5  # mere speed: the study goes on
+    api.run(api.parse_spec(study_values), tmp_path, tmp_path / "out")

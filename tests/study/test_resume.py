@@ -1,0 +1,165 @@
+"""Nothing acknowledged is lost: kill -9, run again, and the numbers are the same to the bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from filelock import FileLock
+from helpers.command import Started, bakeoff
+from helpers.resume import comparable
+
+from bakeoff import api
+from bakeoff.core.errors import LockedError, PreflightError
+from bakeoff.study import search
+from bakeoff.study.config import parse_spec
+from bakeoff.study.setup import compatibility
+
+
+def finished(out: Path) -> int:
+    try:
+        return sum(result is not None for _, result in api.read_trials(out))
+    except Exception:
+        return 0
+
+
+def test_kill_9_loses_at_most_the_trial_in_flight(
+    study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    study_values["engine"]["executor"] = "process"
+    study_values["budget"]["steps"] = 20
+    whole = api.run(parse_spec(study_values), tmp_path, tmp_path / "whole")
+    study, out = tmp_path / "study.toml", tmp_path / "killed"
+    study.write_text(tomli_w.dumps(study_values))
+    arguments = ("run", str(study), "--out", str(out))
+    kept = 0
+    for target in (1, 3, 6):
+        process = Started(*arguments, cwd=tmp_path)
+        deadline = time.monotonic() + 120
+        while finished(out) < target and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.signal_all(signal.SIGKILL)
+        process.end()
+        now = finished(out)
+        assert now >= max(target, kept), "a finished trial was lost"
+        kept = now
+    done = bakeoff(*arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert comparable(json.loads(done.stdout)) == comparable(json.loads(json.dumps(whole)))
+
+
+@pytest.mark.parametrize("race", ["on", "off"])
+def test_the_race_saves_steps_and_is_written_down(
+    study_values: dict[str, Any], tmp_path: Path, race: str
+) -> None:
+    study_values["budget"] |= {"steps": 20, "settings": 3, "race": race, "extend": 0}
+    api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    search = [(t, r) for t, r in api.read_trials(tmp_path / "out") if t.phase == "search"]
+    steps: dict[str, list[int | None]] = {"lora": [], "ia3": []}
+    for trial, result in search:
+        assert result is not None
+        steps[trial.method.name].append(result.step)
+    if race == "off":
+        assert steps == {"lora": [20] * 3, "ia3": [20] * 3}
+        return
+    assert {m: sorted(s) for m, s in steps.items()} == {"lora": [2, 6, 6], "ia3": [2, 6, 6]}
+    assert not list((tmp_path / "out").rglob("*.safetensors.tmp"))
+    assert not list((tmp_path / "out" / "trials").glob("*/state/*")), "no state is left over"
+
+
+def test_a_finished_study_run_again_trains_nothing(
+    study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    spec = parse_spec(study_values)
+    first = api.run(spec, tmp_path, tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "trials").rglob("*")}
+    again = api.run(spec, tmp_path, tmp_path / "out")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "trials").rglob("*")} == before
+    assert comparable(again) == comparable(first)
+    resolved = tmp_path / "out" / "study.toml"
+    third = api.run(api.read_spec(resolved), resolved.parent, tmp_path / "out")
+    assert comparable(third) == comparable(first)
+
+
+def test_another_spec_in_the_same_folder_is_refused_with_the_difference(
+    study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    changed = copy.deepcopy(study_values)
+    changed["budget"]["steps"] = 7
+    with pytest.raises(PreflightError) as error:
+        api.run(parse_spec(changed), tmp_path, tmp_path / "out")
+    assert error.value.code == "study-differs"
+    assert "spec.budget.steps: 6 -> 7" in error.value.cause
+    lines = Path(study_values["data"]["train"]).read_text().splitlines(keepends=True)
+    Path(study_values["data"]["train"]).write_text("".join(lines[1:]))
+    with pytest.raises(PreflightError) as error:
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    assert "data.train: " in error.value.cause
+
+
+def test_two_runs_of_one_study_are_refused(study_values: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(LockedError) as error:
+        api.run(parse_spec(study_values), tmp_path, out)
+    assert (error.value.code, error.value.exit_code) == ("study-locked", 5)
+
+
+def test_an_interrupted_study_has_a_valid_report(
+    study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search.plan, "final_trials", stop)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    report = api.report(tmp_path / "out")
+    assert report["complete"] is False
+    assert [m["score"] for m in report["methods"]] == [None, None]
+    assert all(len(m["settings"]) == 2 for m in report["methods"])
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_the_race_writes_its_decisions_and_a_replay_adds_nothing(
+    study_values: dict[str, Any], tmp_path: Path
+) -> None:
+    study_values["budget"] |= {"steps": 20, "settings": 4, "tune": "all", "seeds": 1, "extend": 0}
+    out = tmp_path / "out"
+    report = api.run(parse_spec(study_values), tmp_path, out)
+    settings = {m["method"]: [s["setting"] for s in m["settings"]] for m in report["methods"]}
+    assert all(len(s) == 4 for s in settings.values()), "every method gets the same number"
+    assert any("r" in s for s in settings["lora"]), "more than the rate is tuned"
+    race = report["race"]
+    assert race["rungs"] == [2, 6]
+    first = [d for d in race["decisions"] if d["step"] == 2 and d["method"] == "lora"]
+    assert [d["goes_on"] for d in sorted(first, key=lambda d: d["mean_loss"])] == [True] * 2 + [
+        False
+    ] * 2
+    assert race["steps_trained"] < race["steps_in_full"]
+    before = (out / "log.jsonl").read_text().count('"event": "advance"')
+    again = api.run(parse_spec(study_values), tmp_path, out)
+    assert (out / "log.jsonl").read_text().count('"event": "advance"') == before
+    assert again["race"] == race
+
+
+def test_other_versions_and_other_hardware_are_told() -> None:
+    """Fault 28: numbers of another torch, or another GPU, are not those of this study."""
+    machine = {"device": "cuda:0", "hardware": "H100", "versions": {"torch": "2.9.0", "peft": "1"}}
+    other = {"device": "cuda:0", "hardware": "L4", "versions": {"torch": "2.11.0", "peft": "1"}}
+    compatibility.refuse_difference({"machine": machine}, {"machine": copy.deepcopy(machine)})
+    with pytest.raises(PreflightError) as error:
+        compatibility.refuse_difference({"machine": machine}, {"machine": other})
+    assert (error.value.code, error.value.exit_code) == ("study-differs", 3)
+    assert "machine.hardware: H100 -> L4" in error.value.cause
+    assert "machine.versions.torch: 2.9.0 -> 2.11.0" in error.value.cause
+    assert "peft" not in error.value.cause
+    assert "`--fork NEW`" in error.value.try_

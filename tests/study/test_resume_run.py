@@ -1,0 +1,179 @@
+"""`bakeoff run` after any interruption: what is finished is taken from its folder, not trained."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.resume import comparable
+
+from bakeoff import api
+from bakeoff.core import trial_dir
+from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core.results import TrialResult
+from bakeoff.engine import profiling
+from bakeoff.study import final as study_final
+from bakeoff.study import search
+from bakeoff.study.config import parse_spec
+from bakeoff.study.remote import make_executor
+from bakeoff.study.storage import repair
+from bakeoff.study.storage.database import Reader, Writer
+
+BUDGET = {"steps": 20, "settings": 3, "seeds": 2, "extend": 0}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing below catches it."""
+
+
+def final(out: Path) -> dict[str, str]:
+    """Return the final trials' methods by id."""
+    return {t.id: t.method.name for t, _ in api.read_trials(out) if t.phase == "final"}
+
+
+def seals(out: Path) -> dict[str, str | None]:
+    return {p.name: trial_dir.seal_of(p) for p in (out / "trials").iterdir()}
+
+
+def test_a_kill_between_the_folder_and_its_row_loses_nothing(
+    study_values: dict[str, Any],
+    tmp_path: Path,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault 3: a finished trial whose row is missing is not trained again, its folder stays."""
+    study_values["budget"] |= BUDGET
+    spec, out = parse_spec(study_values), tmp_path / "out"
+    whole = api.run(spec, tmp_path, tmp_path / "whole")
+    keep = Writer.keep_group
+
+    def killed(store: Writer, results: Sequence[TrialResult]) -> None:
+        if any(result.trial_id in final(out) for result in results):
+            raise Killed
+        keep(store, results)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "keep_group", killed)
+        with pytest.raises(Killed):
+            api.run(spec, tmp_path, out)
+    before = seals(out)
+    there = {i for i in final(out) if before.get(i)}
+    assert len(there) == 2, "a group of two seeds has its folders, and no row"
+    leftover = out / "trials" / min(there) / ".tmpAbC123"
+    leftover.write_bytes(b"what safetensors left when it was killed")
+    trained.clear()
+    report = api.run(spec, tmp_path, out)
+    assert not there & set(trained), "what was finished was trained again"
+    assert len(set(trained)) == 2, "the other method's two seeds"
+    assert {i: seals(out)[i] for i in there} == {i: before[i] for i in there}
+    assert not leftover.exists()
+    assert comparable(report) == comparable(whole)
+    assert {f.state for f in api.diagnose(out)} == {"ok"}
+    assert "its row was missing" in (out / "log.jsonl").read_text()
+
+
+def test_a_folder_stays_with_its_scores_when_its_group_is_trained_again(
+    study_values: dict[str, Any], tmp_path: Path, trained: list[str]
+) -> None:
+    """Fault 3: weights whose scores are in the database are not written over for a neighbour."""
+    study_values["methods"]["contenders"] = ["ia3"]
+    study_values["budget"] |= BUDGET
+    spec, out = parse_spec(study_values), tmp_path / "out"
+    api.run(spec, tmp_path, out)
+    lost, neighbour = [i for i, method in final(out).items() if method == "lora"]
+    with closing(sqlite3.connect(out / "study.db")) as db:
+        db.execute(f"DELETE FROM scores WHERE trial_id = '{lost}'")
+        db.execute(f"UPDATE trials SET status = NULL, result = NULL WHERE id = '{lost}'")
+        db.commit()
+    (out / "trials" / lost / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
+    kept = [p for p in (out / "trials" / neighbour).rglob("*") if p.is_file()]
+    before = {p: p.stat().st_mtime_ns for p in kept}
+    trained.clear()
+    api.run(spec, tmp_path, out)
+    assert set(trained) == {lost, neighbour}, "the group is trained as a whole"
+    assert {p: p.stat().st_mtime_ns for p in kept} == before
+    assert {f.state for f in api.diagnose(out)} == {"ok"}
+
+
+def test_a_torn_state_has_its_trial_start_again(
+    study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 2: with the same numbers in the end, and no trial that failed of it."""
+    study_values["budget"] |= BUDGET
+    spec, out = parse_spec(study_values), tmp_path / "out"
+    whole = api.run(spec, tmp_path, tmp_path / "whole")
+
+    def killed(*arguments: Any) -> None:
+        number = arguments[2]
+        if number == 1:
+            raise Killed
+        return judged(*arguments)
+
+    judged = search._judged
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "_judged", killed)
+        with pytest.raises(Killed):
+            api.run(spec, tmp_path, out)
+    state = min((out / "trials").glob("*/state/6.safetensors"))
+    state.write_bytes(state.read_bytes()[:-8])
+    gone = max((out / "trials").glob("*/state/6.safetensors"))
+    gone.unlink()
+    assert {f.code for f in api.diagnose(out) if f.state == "bad"} == {"state-torn"}
+    assert comparable(api.run(spec, tmp_path, out)) == comparable(whole)
+    assert not list((out / "trials").glob("*/state/*"))
+
+
+def test_a_study_goes_on_after_its_database_was_lost(
+    study_values: dict[str, Any], tmp_path: Path, trained: list[str]
+) -> None:
+    """Fault 25: rebuilt from the folders, no final trial trained again, and the report says so."""
+    study_values["budget"] |= BUDGET
+    spec, out = parse_spec(study_values), tmp_path / "out"
+    whole = api.run(spec, tmp_path, out)
+    finals = set(final(out))
+    (out / "study.db").write_bytes(b"not a database" * 1000)
+    with pytest.raises(EnvironmentProblem, match="database-damaged"):
+        api.run(spec, tmp_path, out)
+    api.diagnose(out, mend=True)
+    trained.clear()
+    report = api.run(spec, tmp_path, out)
+    assert not finals & set(trained)
+    assert any("database was damaged" in w for w in report.pop("warnings"))
+    assert comparable(report) == comparable({k: v for k, v in whole.items() if k != "warnings"})
+    with Reader(out / "study.db") as reader:
+        assert reader.problems() == []
+    assert json.loads((out / "report.json").read_text())["complete"] is True
+    assert repair.diagnose(out, mend=True)[0].state == "ok"
+
+
+def test_a_study_that_was_moved_goes_on_and_reports(
+    study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 31: under another name, from another folder, without the files that it was made of."""
+    monkeypatch.setattr(profiling, "TIMED_STEPS", 1)
+    monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
+    study_values["budget"] |= {"steps": 4, "settings": 1, "seeds": 1, "race": "off"}
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(study_final, "final", killed)
+        with pytest.raises(Killed):
+            api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
+    moved = tmp_path / "elsewhere" / "another name"
+    moved.parent.mkdir()
+    (tmp_path / "out").rename(moved)
+    Path(study_values["data"]["train"]).unlink()
+    monkeypatch.chdir(moved.parent)
+    there = Path("another name")
+    report = api.run(api.read_spec(there / "study.toml"), there, there)
+    assert report["complete"] is True
+    assert api.report(there) == report
+    assert {f.state for f in api.diagnose(there)} == {"ok"}
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["elsewhere"]

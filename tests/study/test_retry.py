@@ -1,0 +1,552 @@
+"""`bakeoff run --retry`: what failed is tried again, nothing else is, its failure stays known."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from importlib import resources
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import pytest
+import tomli_w
+from helpers import kills
+from helpers.listeners import Heard, stored
+from helpers.report_fixture import HOSTILE
+from helpers.report_fixture import report as made_report
+from sqlalchemy.exc import StatementError
+
+from bakeoff import api, cli
+from bakeoff.core.results import Cost, Status, TrialResult
+from bakeoff.core.trial import Segment, Trial
+from bakeoff.report import render
+from bakeoff.study import final, retry, search
+from bakeoff.study.config import parse_spec
+from bakeoff.study.scheduler import Running
+from bakeoff.study.storage.database import Reader, Writer
+from bakeoff.testing.tiny import rows, write_jsonl
+from bakeoff.testing.trials import make_trial
+from bakeoff.training import segment
+from bakeoff.training.preflight import cost_probe
+
+SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
+Values = dict[str, Any]
+pytestmark = pytest.mark.usefixtures("costs_are_known")
+Ended = dict[str, tuple[Trial, TrialResult | None]]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing below catches it."""
+
+
+class Faults:
+    """What fails while it is in the list, and which trials were trained meanwhile."""
+
+    def __init__(self) -> None:
+        self.fail: Callable[[Trial], bool] = lambda _: False
+        self.trained: list[str] = []
+
+    def __call__(self, given: Segment, curves: Any) -> Any:
+        self.trained += [t.id for t in given.trials]
+        results = train(given, curves)
+        return [
+            TrialResult(t.id, Status.FAILED, f"the fault of {t.method.name} in {t.phase}")
+            if self.fail(t) else r
+            for t, r in zip(given.trials, results, strict=True)
+        ]  # fmt: skip
+
+
+train = segment._train_and_score
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    found = Faults()
+    monkeypatch.setattr(segment, "_train_and_score", found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Values, dict[str, Any], Ended, Path]:
+    """A study in which nothing failed but what diverged: its values, report, trials and folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    values = {
+        "name": "tiny",
+        "base": {"model": str(tiny_bert)},
+        "data": {"train": str(write_jsonl(folder / "rows.jsonl", rows()))},
+        "task": {"kind": "classify", "max_length": 32},
+        "methods": {"control": "lora", "contenders": ["ln_tuning"]},
+        "method": {
+            "lora": {"learning_rates": [1e-3, 1e-2, 3e-2]},
+            "ln_tuning": {"learning_rates": [1e-3, 1e-2, 1e30]},
+        },
+        "budget": {
+            "steps": 20, "batch_size": 8, "settings": 3, "seeds": 2, "validations": 2, "extend": 0,
+        },
+        "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
+    }  # fmt: skip
+    report = api.run(parse_spec(values), folder, folder / "out")
+    return values, report, ended(folder / "out"), folder
+
+
+@pytest.fixture
+def values(whole: tuple[Values, dict[str, Any], Ended, Path]) -> Values:
+    return copy.deepcopy(whole[0])
+
+
+@pytest.fixture
+def best(whole: tuple[Values, dict[str, Any], Ended, Path]) -> float:
+    """The rate that LoRA's final trials have where nothing fails."""
+    return next(t.learning_rate for t, _ in whole[2].values() if _final_lora(t))
+
+
+def go(values: Values, out: Path, retry: bool = False, heard: Heard | None = None) -> Any:
+    made = api.run(parse_spec(values), out, out, heard, retry=retry)
+    jsonschema.validate(json.loads(json.dumps(made)), SCHEMA)
+    return made
+
+
+def ended(out: Path) -> Ended:
+    return {t.id: (t, r) for t, r in api.read_trials(out)}
+
+
+def status(out: Path) -> dict[str, Status | None]:
+    return {i: r.status if r else None for i, (_, r) in ended(out).items()}
+
+
+def numbers(found: Ended) -> dict[str, Any]:
+    """Return each result without how long it took, and in which company."""
+    left_out = ("train_seconds", "evaluation_seconds", "load_seconds", "lanes", "reason")
+    return {
+        i: dataclasses.replace(r, **dict.fromkeys(left_out), warnings=()) if r else None
+        for i, (_, r) in found.items()
+    }
+
+
+def verdicts(report: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    keys = ("status", "setting", "score", "difference", "verdict", "seeds", "n_trials_failed")
+    return {m["method"]: tuple(m[k] for k in keys) for m in report["methods"]}
+
+
+def rows_of(out: Path, *but: str) -> dict[str, list[Any]]:
+    """Return the database's rows of all trials but some."""
+    kept = stored(out)
+    del kept["study"]
+    return {table: [r for r in rows if r[0] not in but] for table, rows in kept.items()}
+
+
+def _final_lora(trial: Trial) -> bool:
+    return (trial.phase, trial.method.name) == ("final", "lora")
+
+
+def stopped_before_final(
+    values: Values, out: Path, monkeypatch: pytest.MonkeyPatch, retry: bool = False
+) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(final, "final", killed)
+        with pytest.raises(Killed):
+            go(values, out, retry)
+
+
+def test_a_final_trial_that_failed_is_tried_again_and_nothing_else_is(
+    whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
+    faults: Faults,
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    faults.fail = lambda t: _final_lora(t) and t.seed == 1
+    report = go(values, out)
+    (failed,) = [f for f in report["failures"] if f["status"] == "failed"]
+    assert [f["status"] for f in report["failures"]].count("diverged") == 1
+    before = rows_of(out, failed["trial_id"])
+    faults.fail = lambda _: False
+    faults.trained.clear()
+    heard = Heard()
+    again = go(values, out, True, heard)
+    group = {i for i, (t, _) in ended(out).items() if _final_lora(t)}
+    assert failed["trial_id"] in faults.trained
+    assert set(faults.trained) <= group
+    assert rows_of(out, failed["trial_id"]) == before
+    assert numbers(ended(out)) == numbers(whole[2])
+    assert again["complete"] is True
+    assert again["study"]["test_looks"] == 1
+    assert again["study"]["test_changes"] == []
+    (noted,) = again["retried"]
+    assert noted == {
+        "at": noted["at"], "phase": "final", "method": "lora", "trial_id": failed["trial_id"],
+        "seed": 1, "setting": failed["setting"], "status": "failed",
+        "reason": "the fault of lora in final",
+    }  # fmt: skip
+    assert verdicts(again) == verdicts(whole[1])
+    (said,) = [line for line in heard.lines if line.startswith("tried again")]
+    assert said == retry.sentence(noted)
+    assert json.dumps(said) in (out / "log.jsonl").read_text()
+    assert "Tried again: what had come of it before" in (out / "report.html").read_text()
+    assert {f.state for f in api.diagnose(out)} == {"ok"}
+    faults.trained.clear()
+    assert go(values, out)["retried"] == [noted]
+    assert faults.trained == []
+
+
+@pytest.mark.parametrize("lanes", ["auto", 2])
+def test_a_search_trial_races_again_from_its_first_step(
+    whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
+    faults: Faults, best: float, lanes: str | int, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also where the states that its neighbours went on from are long gone (two lanes)."""
+    out = tmp_path / "out"
+    values["engine"]["lanes"] = lanes
+    if lanes == 2:  # it comes to the second rung beside one whose state is gone
+        assert best == 1e-2
+        values["budget"]["settings"] = 4
+        values["method"]["lora"]["learning_rates"] = [best, 1e2, 3e-2, 1e1]
+        values["method"]["ln_tuning"]["learning_rates"] = [1e-3, 1e-2, 1e30, 1e-4]
+    faults.fail = lambda t: t.method.name == "lora" and t.learning_rate == best
+    stopped_before_final(values, out, monkeypatch)
+    (failed,) = [i for i, s in status(out).items() if s is Status.FAILED]
+    before = rows_of(out, failed)
+    faults.fail = lambda _: False
+    faults.trained.clear()
+    again = go(values, out, True)
+    lora = {i for i, (t, _) in ended(out).items() if t.method.name == "lora" and t.phase != "final"}
+    finals = {i for i, (t, _) in ended(out).items() if t.phase == "final"}
+    assert set(faults.trained) <= lora | finals
+    if lanes == 2:
+        assert len(set(faults.trained) - finals) == 2, "itself and what is in its group at first"
+    after = rows_of(out, failed, *finals)
+    assert after["decisions"] == before["decisions"], "what was decided on others stays"
+    assert {r[:2] for r in after["trials"]} == {r[:2] for r in before["trials"]}
+    own = [d for d in again["race"]["decisions"] if d["trial_id"] == failed]
+    assert [d["goes_on"] for d in own] == [True, True]
+    losses = {
+        t.learning_rate: r.curve[-1].validation_loss
+        for i, (t, r) in ended(out).items()
+        if i in lora and r and r.status is Status.DONE
+    }
+    assert best in losses
+    assert {ended(out)[i][0].learning_rate for i in finals if _final_lora(ended(out)[i][0])} == {
+        min(losses, key=lambda rate: losses[rate] or 0.0)
+    }
+    if lanes == "auto":
+        trials = numbers(ended(out))
+        assert {i: trials[i] for i in finals} == {i: numbers(whole[2])[i] for i in finals}
+    assert again["complete"] is True
+    (noted,) = again["retried"]
+    assert (noted["phase"], noted["trial_id"]) == ("search", failed)
+    assert not list((out / "trials").glob("*/state/*"))
+    assert {f.state for f in api.diagnose(out)} == {"ok"}
+    assert not any(r.warnings for _, r in ended(out).values() if r), "nobody fell out of lanes"
+    reasons = {r.reason for t, r in ended(out).values() if r and r.status is Status.DONE}
+    assert search.LEFT.format(count=2, step=6) in reasons, "two were left, neither the only one"
+
+
+def test_once_test_is_read_the_search_stays_as_it_is(
+    values: Values, tmp_path: Path, faults: Faults, best: float,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    faults.fail = lambda t: (t.method.name, t.phase, t.learning_rate) == ("lora", "search", best)
+    report = go(values, out)
+    before = stored(out)
+    faults.fail = lambda _: False
+    faults.trained.clear()
+    heard = Heard()
+    assert go(values, out, True, heard)["failures"] == report["failures"]
+    assert faults.trained == []
+    assert stored(out) == before
+    assert retry.LEFT.format(count="1 failed trial") in heard.lines
+    assert "--fork NEW" in retry.LEFT
+    assert retry.NOTHING not in heard.lines
+    page = (out / "report.html").read_text()
+    assert "1 run of the search failed" in page
+    assert "--retry" not in page
+    monkeypatch.setattr(sys, "argv", ["bakeoff", "report", str(out)])
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert f"`bakeoff run {out} --fork NEW`" in " ".join(capsys.readouterr().err.split())
+
+
+def test_where_nothing_failed_it_says_so_and_goes_on(
+    whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
+    faults: Faults,
+) -> None:  # fmt: skip
+    out, heard = shutil.copytree(whole[3] / "out", tmp_path / "out"), Heard()
+    before = stored(out)
+    report = go(values, out, True, heard)
+    assert retry.NOTHING in heard.lines
+    assert (report["retried"], faults.trained, stored(out)) == ([], [], before)
+    assert "--retry" not in (out / "report.html").read_text()
+
+
+def test_final_trials_of_another_setting_are_planned_no_more(
+    whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
+    faults: Faults, best: float,
+) -> None:  # fmt: skip
+    """No final trial is scored, so the search may be tried again, and may choose otherwise."""
+    out = tmp_path / "out"
+    faults.fail = lambda t: (
+        t.phase == "final" or (t.method.name == "lora" and t.learning_rate == best)
+    )
+    report = go(values, out)
+    old = {i for i, (t, _) in ended(out).items() if _final_lora(t)}
+    assert len(old) == 2
+    assert report["study"]["test_looks"] == 0
+    faults.fail = lambda _: False
+    again = go(values, out, True)
+    assert again["complete"] is True
+    assert not old & set(ended(out))
+    assert {t.learning_rate for t, _ in ended(out).values() if _final_lora(t)} == {best}
+    finals = {i: v for i, v in numbers(whole[2]).items() if whole[2][i][0].phase == "final"}
+    assert {i: numbers(ended(out))[i] for i in finals} == finals
+    noted = {(n["phase"], n["trial_id"]) for n in again["retried"]}
+    assert {("final", i) for i in old} < noted
+    assert len(noted) == 5, "one of the search and four final ones"
+    assert {f.state for f in api.diagnose(out)} == {"ok"}
+
+
+def test_a_setting_that_was_added_for_want_of_a_failed_one_stays_in_the_race(
+    values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was tried: it is neither dropped nor left unfinished when it would not be added now."""
+    out = tmp_path / "out"
+    values["budget"]["extend"] = 1
+    values["method"]["lora"]["learning_rates"] = [1e-2, 3e-2, 1e-1]
+    best = 3e-2  # after two steps; without it another is, at the edge
+    faults.fail = lambda t: t.method.name == "lora" and t.learning_rate == best
+    stopped_before_final(values, out, monkeypatch)
+    lora = [t.learning_rate for t, _ in ended(out).values() if t.method.name == "lora"]
+    assert len(lora) == 4, "the best of what was left lies at the edge"
+    stopped_before_final(values, out, monkeypatch, retry=True)
+    faults.fail = lambda _: False
+    report = go(values, out, True)
+    row = next(m for m in report["methods"] if m["method"] == "lora")
+    assert [s["setting"]["learning_rate"] for s in row["settings"]] == lora
+    decisions = [d for d in report["race"]["decisions"] if d["method"] == "lora"]
+    (own,) = [d for d in decisions if d["learning_rate"] == best and d["step"] == 2]
+    assert own["numbers"]["place"] == 1
+    assert own["numbers"]["of"] == 4, "it races against the one that was added"
+    assert report["complete"] is True
+    assert len(report["retried"]) == 2, "it failed twice"
+
+
+def test_a_neighbour_that_fails_while_it_is_trained_again_keeps_its_row(
+    values: Values, tmp_path: Path, faults: Faults, best: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    lora = lambda t: t.method.name == "lora"  # noqa: E731
+    faults.fail = lambda t: lora(t) and t.learning_rate == best
+    stopped_before_final(values, out, monkeypatch)
+    (failed,) = [i for i, s in status(out).items() if s is Status.FAILED]
+    before = rows_of(out, failed)
+    faults.fail = lambda t: t.phase == "search" and lora(t) and t.learning_rate != best
+    report = go(values, out, True)
+    assert report["complete"] is True
+    finals = [i for i, (t, _) in ended(out).items() if t.phase == "final"]
+    after = rows_of(out, failed, *finals)
+    assert {r[:2] for r in after["trials"]} == {r[:2] for r in before["trials"]}
+    assert after["decisions"] == before["decisions"]
+    kept = status(out)
+    assert {f.state for f in api.diagnose(out, mend=True)} <= {"ok", "mended"}
+    assert status(out) == kept
+
+
+def test_a_cost_probe_that_failed_is_run_again(
+    values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, probe, probed = tmp_path / "out", cost_probe.probe, []
+
+    def fails_once(value: dict[str, Any]) -> dict[str, Any]:
+        name = value["trials"][0]["method"]["name"]
+        probed.append(name)
+        if name == "ln_tuning" and probed.count(name) == 1:
+            return Cost(name, Status.OUT_OF_MEMORY, "no room for it").to_json()
+        return probe(value)
+
+    monkeypatch.setattr(cost_probe, "probe", fails_once)
+    report = go(values, out)
+    assert {(f["phase"], f["status"]) for f in report["failures"]} == {
+        ("probe", "out_of_memory"), ("search", "diverged"),
+    }  # fmt: skip
+    faults.trained.clear()
+    again = go(values, out, True)
+    assert probed == ["lora", "ln_tuning", "ln_tuning"]
+    assert faults.trained == []
+    assert [f["phase"] for f in again["failures"]] == ["search"]
+    (noted,) = again["retried"]
+    assert (noted["phase"], noted["method"], noted["reason"]) == (
+        "probe", "ln_tuning", "no room for it",
+    )  # fmt: skip
+    row = next(m for m in again["methods"] if m["method"] == "ln_tuning")
+    assert row["cost"]["step_milliseconds"] > 0
+
+
+@pytest.mark.parametrize("phase", ["search", "final"])
+def test_kill_9_between_forgetting_and_training_leaves_a_study_that_goes_on(
+    whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
+    faults: Faults, best: float, monkeypatch: pytest.MonkeyPatch, phase: str,
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    if phase == "search":
+        faults.fail = lambda t: t.method.name == "lora" and t.learning_rate == best
+        stopped_before_final(values, out, monkeypatch)
+    else:
+        faults.fail = lambda t: _final_lora(t) and t.seed == 1
+        go(values, out)
+    (failed,) = [i for i, s in status(out).items() if s is Status.FAILED]
+    others = {i: s for i, s in status(out).items() if i != failed}
+    first = ("before a step", 0)
+    assert kills.run(values, out, out, first, retry=True) == -signal.SIGKILL
+    assert status(out) == {**others, failed: None}
+    assert api.report(out)["complete"] is False
+    assert kills.run(values, out, out) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["complete"] is True
+    assert [n["trial_id"] for n in report["retried"]] == [failed]
+    found, wanted = numbers(ended(out)), numbers(whole[2])
+    finals = [i for i, (t, _) in whole[2].items() if t.phase == "final"]
+    assert {i: found[i] for i in finals} == {i: wanted[i] for i in finals}
+
+
+def begun(tmp_path: Path, *trials: Trial) -> tuple[Any, Writer]:
+    """Return a study of some trials and its store; nothing of it can be trained."""
+    entries = {t.method.name: t.method for t in trials}.values()
+    study = SimpleNamespace(folder=tmp_path, entries=tuple(entries))
+    store = Writer(tmp_path / "study.db")
+    store.plan(trials)
+    return study, store
+
+
+def test_scores_of_the_base_that_ended_in_an_error_are_taken_again(tmp_path: Path) -> None:
+    study, store = begun(tmp_path, make_trial("lora", "classify"))
+    store.set(retry.BASE_SCORES, {"scores": {"scores": [1.0], "predictions": [None]}})
+    heard = Heard()
+    retry.begin(study, store, heard)
+    with Reader(tmp_path / "study.db") as reader:
+        assert retry.BASE_SCORES in reader.values()
+    store.set(retry.BASE_SCORES, {"scores": None, "error": "OSError: gone"})
+    retry.begin(study, store, heard)
+    with Reader(tmp_path / "study.db") as reader:
+        values = reader.values()
+    assert retry.BASE_SCORES not in values
+    (noted,) = values[retry.KEY]
+    assert (noted["phase"], noted["method"], noted["reason"]) == ("base", None, "OSError: gone")
+    assert heard.lines == [
+        retry.NOTHING,
+        "tried again: scores of the untouched base; before: failed: OSError: gone",
+    ]
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_only_failures_that_may_end_otherwise_are_tried_again(
+    tmp_path: Path, status: Status
+) -> None:
+    trial = make_trial("lora", "classify")
+    study, store = begun(tmp_path, trial)
+    store.keep(TrialResult(trial.id, status, "its reason"))
+    store.keep_cost(Cost("lora", status, "its reason"))
+    retry.begin(study, store, Heard())
+    tried = status in (Status.FAILED, Status.OUT_OF_MEMORY)
+    with Reader(tmp_path / "study.db") as reader:
+        assert (reader.finished() == set()) is tried
+        assert (reader.costs() == {}) is tried
+        noted = reader.values().get(retry.KEY, [])
+    assert [n["phase"] for n in noted] == (["probe", "final"] if tried else [])
+
+
+def test_what_is_planned_after_a_plan_was_dropped_comes_last(tmp_path: Path) -> None:
+    first, second, third = (make_trial("lora", "classify", seed=s) for s in range(3))
+    _, store = begun(tmp_path, first, second)
+    store.forget(plans=[first.id], noted={})
+    store.plan([third])
+    with Reader(tmp_path / "study.db") as reader:
+        assert [t.id for t in reader.planned()] == [second.id, third.id]
+    with closing(sqlite3.connect(tmp_path / "study.db")) as db:
+        assert len(set(db.execute("select position from trials"))) == 2
+
+
+def test_what_is_forgotten_is_forgotten_with_its_reason_or_not_at_all(tmp_path: Path) -> None:
+    trial = make_trial("lora", "classify")
+    _, store = begun(tmp_path, trial)
+    store.keep(TrialResult(trial.id, Status.FAILED, "its reason"))
+    with pytest.raises(StatementError, match="not JSON"):
+        store.forget(results=[trial.id], noted={"retried": object()})
+    with Reader(tmp_path / "study.db") as reader:
+        assert reader.finished() == {trial.id}
+
+
+def test_what_is_tried_again_begins_when_the_hours_are_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user has asked for it by name, at the steps that all others had."""
+    asked, other = (make_trial("lora", "classify", seed=s) for s in range(2))
+    _, store = begun(tmp_path, asked, other)
+    store.set_all({"final_steps": 30, retry.KEY: [{"trial_id": asked.id}]})
+    monkeypatch.setattr(search.plan, "search_trials", lambda *_: ())
+    monkeypatch.setattr(search.hours, "pace_of", lambda *_: 1.0)
+    monkeypatch.setattr(search.hours, "final_seconds", lambda *_: {"lora": 1.0})
+    study = SimpleNamespace(
+        spec=None, entries=(), conditions=None, splits=SimpleNamespace(counts={}), folder=tmp_path
+    )
+    over: Any = SimpleNamespace(allows=lambda _: False, timings=())
+    given: Any = (study, store, Heard(), None, None, None, over)
+    steps, begins = search._in_time(Running(*given))
+    assert steps == 30
+    assert [begins(Segment((t,), 0, 30, "", "")) for t in (asked, other)] == [True, False]
+
+
+def test_the_command_line_says_how_and_does_it(
+    values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(values))
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+
+    def bakeoff(*options: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bakeoff", "run", *options])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, " ".join(said.err.split())
+
+    faults.fail = lambda t: _final_lora(t) and t.seed == 1
+    how = f"1 run failed. To try again: `bakeoff run {out} --retry`."
+    code, _, err = bakeoff(str(tmp_path / "study.toml"), "--out", str(out))
+    assert (code, how in err) == (4, True)
+    code, _, err = bakeoff(str(out), "--json")
+    assert (code, how in err) == (4, True)
+    assert "To try again: `bakeoff run FOLDER --retry`." in (out / "report.html").read_text()
+    faults.fail = lambda _: False
+    code, printed, err = bakeoff(str(out), "--retry", "--json")
+    assert code == 0
+    assert "--retry" not in err
+    assert "tried again: lora final trial" in err
+    assert len(json.loads(printed)["retried"]) == 1
+
+
+def test_the_page_shows_reasons_as_text() -> None:
+    made = made_report()
+    noted = {
+        "at": "2026-01-01T00:00:00+00:00", "phase": "final", "method": "lora", "trial_id": "abc",
+        "seed": 1, "setting": {"learning_rate": 1e-3}, "status": "failed", "reason": HOSTILE[0],
+    }  # fmt: skip
+    base = {**noted, "phase": "base", "method": None, "trial_id": None, "seed": None, "setting": {}}
+    made["retried"] = [noted, base]
+    jsonschema.validate(made, SCHEMA)
+    page = render(made)
+    assert HOSTILE[0] not in page
+    assert page.count("2026-01-01T00:00:00+00:00") >= 2

@@ -1,0 +1,341 @@
+"""The test set is read once: a further look is asked for, trains only what is new, is counted."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import tomli_w
+from helpers.listeners import Heard, Values, stored
+from helpers.report_fixture import HOSTILE, report
+
+from bakeoff import api, cli
+from bakeoff.core.errors import BakeoffError, PreflightError
+from bakeoff.report import render
+from bakeoff.study import search
+from bakeoff.study.config import parse_spec
+from bakeoff.study.remote import make_executor
+from bakeoff.study.setup import test_reads
+from bakeoff.training import segment
+
+SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def probes_in_this_process() -> Iterator[None]:
+    """What methods cost is no matter here, and a process each takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
+        yield
+
+
+def go(values: Values, out: Path, again: bool = False) -> dict[str, Any]:
+    made = api.run(parse_spec(values), out, out, again=again)
+    jsonschema.validate(json.loads(json.dumps(made)), SCHEMA)
+    return made
+
+
+def refused(values: Values, out: Path, again: bool = False) -> BakeoffError:
+    before = stored(out)
+    with pytest.raises(PreflightError) as error:
+        go(values, out, again)
+    assert stored(out) == before
+    return error.value
+
+
+def ids_of(out: Path) -> list[str]:
+    return [t.id for t, _ in api.read_trials(out)]
+
+
+def methods_of(made: dict[str, Any]) -> set[str]:
+    return {m["method"] for m in made["methods"]}
+
+
+def more_seeds(values: Values) -> None:
+    values["budget"]["seeds"] = 3
+
+
+def one_more(values: Values) -> None:
+    values["methods"]["contenders"].insert(0, "ln_tuning")
+
+
+def one_less(values: Values) -> None:
+    values["methods"]["contenders"] = ["head"]
+    del values["method"]
+
+
+def other_margin(values: Values) -> None:
+    values["task"]["margin"] = 0.05
+
+
+ALLOWED = {
+    more_seeds: "budget.seeds: 2 -> 3",
+    one_more: "methods.contenders: ia3, head -> ln_tuning, ia3, head",
+    one_less: "methods.contenders: ia3, head -> head",
+    other_margin: "task.margin: 0.02 -> 0.05",
+}
+
+
+def test_a_study_that_is_run_once_has_one_look(values: Values, out: Path) -> None:
+    study = api.report(out)["study"]
+    assert (study["test_looks"], study["test_changes"]) == (1, [])
+    assert "the test set was read once" in (out / "report.html").read_text()
+    values["verdict"] = {"prefer": "memory"}
+    study = go(values, out)["study"]
+    assert (study["test_looks"], study["test_changes"]) == (1, [])
+
+
+@pytest.mark.parametrize("change", ALLOWED, ids=lambda c: c.__name__)
+def test_a_change_after_test_was_read_is_refused(
+    values: Values, out: Path, trained: list[str], change: Any
+) -> None:
+    change(values)
+    error = refused(values, out)
+    assert (error.code, error.exit_code) == ("test-already-read", 3)
+    assert f"\n  {ALLOWED[change]}" in error.cause
+    assert "`--again`" in error.try_
+    assert trained == []
+
+
+def test_a_further_look_trains_what_is_new_and_is_counted(
+    values: Values, out: Path, trained: list[str]
+) -> None:
+    old = ids_of(out)
+    before, states = (
+        stored(out, *old),
+        {p: p.stat().st_mtime_ns for p in (out / "trials").rglob("*")},
+    )
+    more_seeds(values)
+    one_more(values)
+    made = go(values, out, again=True)
+    assert made["complete"] is True
+    assert {m["n_seeds"] for m in made["methods"]} == {3}
+    assert methods_of(made) == {"lora", "ia3", "head", "ln_tuning"}
+    assert not set(trained) & set(old)
+    new = {t.id: t for t, _ in api.read_trials(out) if t.id not in old}
+    assert set(trained) == set(new)
+    assert {(t.method.name, t.seed) for t in new.values() if t.method.name != "ln_tuning"} == {
+        ("lora", 3), ("ia3", 3), ("head", 3),
+    }  # fmt: skip
+    assert stored(out, *old) == before
+    assert {p: p.stat().st_mtime_ns for p in states if p.parent.name != "trials"} == {
+        p: t for p, t in states.items() if p.parent.name != "trials"
+    }
+    study = made["study"]
+    assert study["test_looks"] == 2
+    (look,) = study["test_changes"]
+    assert look["changes"] == [
+        "budget.seeds: 2 -> 3",
+        "methods.contenders: ia3, head -> ln_tuning, ia3, head",
+    ]
+    assert look["at"].endswith("+00:00")
+    warning = next(w for w in made["warnings"] if "looked at 2 times" in w)
+    assert "budget.seeds: 2 -> 3" in warning
+    assert "5 % error no longer covers" in warning
+    assert "the test set was read 2 times" in (out / "report.html").read_text()
+
+    trained.clear()
+    repeated = go(values, out)
+    assert (repeated["study"], trained) == (study, [])
+
+
+def test_another_margin_trains_nothing(values: Values, out: Path, trained: list[str]) -> None:
+    other_margin(values)
+    made = go(values, out, again=True)
+    assert trained == []
+    assert (made["study"]["margin"], made["study"]["test_looks"]) == (0.05, 2)
+    assert api.report(out)["study"] == made["study"]
+    assert refused(values | {"task": {"kind": "classify", "max_length": 32}}, out).cause.endswith(
+        "task.margin: 0.05 -> 0.02"
+    )
+
+
+def test_a_removed_contender_keeps_its_trials_and_comes_back_as_it_was(
+    values: Values, out: Path, trained: list[str]
+) -> None:
+    whole, old = copy.deepcopy(values), ids_of(out)
+    before = stored(out, *old)
+    one_less(values)
+    made = go(values, out, again=True)
+    assert methods_of(made) == {"lora", "head"}
+    assert made["complete"] is True
+    assert {d["method"] for d in made["race"]["decisions"]} == {"lora", "head"}
+    other = copy.deepcopy(whole)
+    other["method"]["ia3"]["config"]["target_modules"] = ["query"]
+    error = refused(other, out, again=True)
+    assert error.code == "study-differs"
+    assert "spec.method.ia3.config.target_modules: key -> query" in error.cause
+    back = go(whole, out, again=True)
+    assert methods_of(back) == {"lora", "ia3", "head"}
+    assert back["study"]["test_looks"] == 3
+    assert trained == []
+    assert stored(out, *old) == before
+
+
+def other_steps(values: Values) -> None:
+    values["budget"]["steps"] = 12
+
+
+def fewer_seeds(values: Values) -> None:
+    values["budget"]["seeds"] = 1
+
+
+def other_arguments(values: Values) -> None:
+    values["method"]["ia3"]["config"]["target_modules"] = ["query"]
+
+
+def other_rates(values: Values) -> None:
+    values["method"]["lora"] = {"learning_rates": [1e-3, 1e-2]}
+
+
+def other_control(values: Values) -> None:
+    values["methods"] = {"control": "ia3", "contenders": ["lora", "head"]}
+
+
+def other_order(values: Values) -> None:
+    values["methods"]["contenders"] = ["head", "ia3"]
+
+
+NEVER = (other_steps, fewer_seeds, other_arguments, other_rates, other_control, other_order)
+
+
+@pytest.mark.parametrize("change", NEVER, ids=lambda c: c.__name__)
+def test_what_would_make_trials_invalid_is_refused_all_the_same(
+    values: Values, out: Path, trained: list[str], change: Any
+) -> None:
+    change(values)
+    other_margin(values)
+    for again in (False, True):
+        error = refused(values, out, again)
+        assert error.code == "study-differs"
+        assert "task.margin" not in error.cause, "it names what no look may change, alone"
+    assert trained == []
+
+
+def test_before_test_is_read_a_change_is_another_study(values: Values, out: Path) -> None:
+    with sqlite3.connect(out / "study.db") as database:
+        database.execute("delete from scores where split = 'test'")
+        database.execute("update trials set status = null, result = null where phase = 'final'")
+    study = api.report(out)["study"]
+    assert (study["test_looks"], study["test_changes"]) == (0, [])
+    assert "the test set has not been read yet" in (out / "report.html").read_text()
+    more_seeds(values)
+    for again in (False, True):
+        error = refused(values, out, again)
+        assert error.code == "study-differs"
+        assert "spec.budget.seeds: 2 -> 3" in error.cause
+
+
+def test_an_interrupted_look_goes_on_as_the_same_look_to_the_same_numbers(
+    values: Values, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values["budget"]["seeds"] = 4
+    whole = shutil.copytree(out, tmp_path / "whole")
+    go(values, whole, again=True)
+    run = segment.run
+
+    def stops_midway(value: dict[str, Any]) -> dict[str, Any]:
+        if value["trials"][0]["method"]["name"] == "ia3":
+            raise KeyboardInterrupt
+        return run(value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "run", stops_midway)
+        with pytest.raises(KeyboardInterrupt):
+            go(values, out, again=True)
+    made = go(values, out)
+    assert made["study"]["test_looks"] == 2
+    assert made["complete"] is True
+    results = [{t.id: r.splits for t, r in api.read_trials(f) if r} for f in (out, whole)]
+    assert results[0] == results[1]
+
+
+def test_a_look_that_is_refused_before_training_is_not_counted(values: Values, out: Path) -> None:
+    values["methods"]["contenders"].append("oft")
+    values["method"]["oft"] = {"config": {"target_modules": ["no_such_layer"]}}
+    assert refused(values, out, again=True).code == "target-modules-not-found"
+    values["method"]["oft"]["config"]["target_modules"] = ["query"]
+    made = go(values, out, again=True)
+    assert "oft" in methods_of(made)
+    assert made["study"]["test_looks"] == 2
+
+
+def test_what_the_race_decided_stays_decided(
+    values: Values, out: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
+) -> None:
+    before, decide = stored(out), search.race.decide
+
+    def contrary(*given: Any) -> Any:
+        return tuple(dataclasses.replace(d, goes_on=not d.goes_on) for d in decide(*given))
+
+    monkeypatch.setattr(search.race, "decide", contrary)
+    go(values, out)
+    after = stored(out)
+    assert trained == []
+    assert {t: after[t] for t in ("trials", "scores", "decisions")} == {
+        t: before[t] for t in ("trials", "scores", "decisions")
+    }
+
+
+def test_nothing_to_look_at_again_is_said(values: Values, out: Path) -> None:
+    heard = Heard()
+    api.run(parse_spec(values), out, out, heard, again=True)
+    assert test_reads.NOTHING in heard.lines
+    assert api.report(out)["study"]["test_looks"] == 1
+    assert test_reads.held({}, {}, test_read=False, again=True) == {}
+
+
+def test_the_command_line_asks_for_again(
+    values: Values,
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other_margin(values)
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(values))
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+
+    def bakeoff(*options: str) -> tuple[Any, str, str]:
+        command = ["bakeoff", "run", str(tmp_path / "study.toml"), "--out", str(out), *options]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, " ".join(said.err.split())
+
+    code, _, err = bakeoff()
+    assert code == 3
+    assert "[test-already-read]" in err
+    assert "task.margin: 0.02 -> 0.05" in err
+    assert "Try: `--again` to look at the test set once more" in err
+    code, made, _ = bakeoff("--again", "--json")
+    assert code == 0
+    assert json.loads(made)["study"]["test_looks"] == 2
+    code, _, err = bakeoff("--again")
+    assert code == 0
+    assert test_reads.NOTHING in err
+    assert "The test set was looked at 2 times." in err
+
+
+def test_the_page_shows_changes_as_text() -> None:
+    made = report()
+    made["study"] |= {
+        "test_looks": 2,
+        "test_changes": [{"at": HOSTILE[0], "changes": [HOSTILE[1], "budget.seeds: 2 -> 3"]}],
+    }
+    jsonschema.validate(made, SCHEMA)
+    page = render(made)
+    assert "the test set was read 2 times" in page
+    assert "budget.seeds: 2 -&gt; 3" in page
+    assert HOSTILE[1] not in page

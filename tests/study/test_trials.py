@@ -1,0 +1,101 @@
+"""Trials: what makes them the same, which seeds they use, how they travel."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers.trials import ENTRIES, SPEC
+
+from bakeoff.core.trial import Segment, Trial
+from bakeoff.methods import registry
+from bakeoff.study import dry_run
+from bakeoff.study.config import BudgetSpec
+from bakeoff.study.planning import trials as planning_trials
+from bakeoff.testing.trials import CONDITIONS
+
+
+def test_the_id_is_of_what_determines_the_result() -> None:
+    trial = Trial(ENTRIES[0], {"learning_rate": 1e-3}, 0, "search", CONDITIONS)
+    prose = dataclasses.replace(ENTRIES[0], mechanism="told in other words")
+    assert dataclasses.replace(trial, method=prose).id == trial.id
+    for change in (
+        {"seed": 1},
+        {"phase": "final"},
+        {"setting": {"learning_rate": 2e-3}},
+        {"conditions": dataclasses.replace(CONDITIONS, steps=31)},
+        {"method": dataclasses.replace(ENTRIES[0], config={"r": 4})},
+    ):
+        assert dataclasses.replace(trial, **change).id != trial.id
+    assert re.fullmatch("[0-9a-f]{12}", trial.id)
+
+
+def test_search_and_final_never_share_a_seed() -> None:
+    search = planning_trials.search_trials(SPEC, ENTRIES, CONDITIONS)
+    chosen = {"lora": {"learning_rate": 1e-3}, "full": {"learning_rate": 1e-5}}
+    final = planning_trials.final_trials(SPEC, ENTRIES, CONDITIONS, chosen)
+    assert len(search) == 9
+    assert {t.seed for t in search} == {7}
+    assert [(t.method.name, t.seed) for t in final] == [
+        ("lora", 8), ("full", 8), ("lora", 9), ("full", 9),
+    ]  # fmt: skip
+    assert len({t.id for t in (*search, *final)}) == 13
+
+
+def test_a_segment_survives_the_pipe() -> None:
+    (segment,) = planning_trials.segments(
+        [Trial(ENTRIES[0], {"learning_rate": 1e-3, "r": 4}, 0, "search", CONDITIONS)],
+        (3, 30), "f", "b", {"lora": {"token_bytes": 2.5}}, None,
+    )  # fmt: skip
+    assert segment.engine == {"token_bytes": 2.5}
+    back = Segment.from_json(segment.to_json())
+    assert back == segment
+    assert back.trials[0].id == segment.trials[0].id
+    assert back.trials[0].config["r"] == 4
+    assert (back.start, back.stop) == (3, 30)
+
+
+def test_groups_hold_one_method_one_shape_and_no_more_lanes_than_allowed() -> None:
+    def a_trial(method: int, rate: float, **more: int) -> Trial:
+        return Trial(ENTRIES[method], {"learning_rate": rate, **more}, 0, "search", CONDITIONS)
+
+    trials = [
+        a_trial(0, 1e-3), a_trial(1, 1e-3), a_trial(0, 2e-3), a_trial(0, 1e-3, r=4),
+        a_trial(0, 4e-3),
+    ]  # fmt: skip
+    whole = [[trials.index(t) for t in g] for g in planning_trials.groups(trials, None)]
+    assert whole == [[0, 2, 4], [1], [3]]
+    by_two = [[trials.index(t) for t in g] for g in planning_trials.groups(trials, 2)]
+    assert by_two == [[0, 2], [4], [1], [3]]
+
+
+def test_rungs_that_come_too_early_are_warned_of() -> None:
+    assert planning_trials.early_rungs(BudgetSpec(steps=200)) == ()
+    assert planning_trials.early_rungs(BudgetSpec(steps=60, race="off")) == ()
+    (said,) = planning_trials.early_rungs(BudgetSpec(steps=60))
+    assert said.startswith("The race compares settings at steps 6 and 18: before step 20 it often")
+
+
+@pytest.mark.parametrize("kind", ["sft", "classify"])
+def test_the_plan_says_how_each_method_can_be_served(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 44: before anything is trained, of what says a next token."""
+    monkeypatch.setenv("BAKEOFF_CACHE", str(tmp_path))
+    names = ("lora", "dora", "prompt_tuning", "full")
+    study: Any = SimpleNamespace(
+        spec=SimpleNamespace(task=SimpleNamespace(kind=kind)),
+        entries=[registry.load(n, Path()) for n in names],
+        conditions=CONDITIONS,
+    )
+    served = {m["method"]: m["vllm"] for m in dry_run._methods(study, [], [])}
+    assert set(served) == set(names)
+    if kind == "classify":
+        assert set(served.values()) == {None}
+    else:
+        assert (served["lora"], served["prompt_tuning"]) == ("adapter", None)
+        assert served["dora"] in ("converted", "merged"), "vLLM reads no DoRA"
