@@ -143,7 +143,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             died = name == "dora" and len(asked) == 1
             yield index, None if died else record[name], "the worker died" if died else None
 
-    monkeypatch.setattr(method_row, "carried", answer)
+    monkeypatch.setattr(method_row, "run_in_processes", answer)
     return asked
 
 
@@ -156,8 +156,8 @@ def test_a_probe_is_kept(run: Callable[..., Result], asked: list[str]) -> None:
 
 def test_the_probe_runs_in_a_process_of_its_own() -> None:
     entry = registry.load("arrow", Path())
-    ((index, value, error),) = method_row.carried(
-        jobs.PROBE_METHOD, [{"entry": methods.to_json(entry)}]
+    ((index, value, error),) = method_row.run_in_processes(
+        jobs.PROBE_METHOD, [{"entry": methods.entry_to_json(entry)}]
     )
     assert (index, error) == (0, None)
     assert value == capability_records.shipped()["methods"]["arrow"]
@@ -256,7 +256,7 @@ def test_a_model_of_ones_own(
             assert payload["path"] == str(tiny_llama)
             yield index, answers.get(payload["entry"]["name"], {"reason": "no"}), None
 
-    monkeypatch.setattr(method_row, "carried", answer)
+    monkeypatch.setattr(method_row, "run_in_processes", answer)
     listed = json.loads(run("--model", str(tiny_llama), "--json").stdout)
     found = {m["name"]: m["on_model"] for m in listed}
     state = {"parameters": 8192, "training_state_bytes": 16 * 8192}
@@ -272,9 +272,9 @@ def test_counts_by_hand(tiny_llama: Path, tiny_bert: Path) -> None:
     pytest.importorskip("bakeoff.training.preflight.parameter_count")
     from bakeoff.training.preflight.capabilities.on_model import expected
 
-    lora = methods.to_json(registry.load("lora", Path()))
+    lora = methods.entry_to_json(registry.load("lora", Path()))
     # r (in + out): 32 wide, 16 for k and v, 64 inside; q and o, k and v, gate and up and down
     layer = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
     assert expected({"entry": lora, "path": str(tiny_llama)}) == {"parameters": 2 * 8 * layer}
-    cpt = methods.to_json(registry.load("cpt", Path()))
+    cpt = methods.entry_to_json(registry.load("cpt", Path()))
     assert "reason" in expected({"entry": cpt, "path": str(tiny_bert)})

@@ -22,8 +22,8 @@ import pytest
 from helpers.records import hits, make_cost, make_entry, make_result, make_trial
 
 from bakeoff.cli.display import status_block
-from bakeoff.cli.display.output import Sink
-from bakeoff.cli.display.progress import Live
+from bakeoff.cli.display.output import SafeConsole
+from bakeoff.cli.display.progress import LiveProgress
 from bakeoff.core.results import Cost, Status
 from bakeoff.study.monitoring.progress import LOG, NOW, Logged, Silent, Work, begun, ended, telling
 from bakeoff.study.monitoring.progress_estimate import Flight, Phase
@@ -184,9 +184,9 @@ def made(count: int = 3, **more: Any) -> Glance:
 
 
 def text_of(found: Glance, width: int, height: int | None = None) -> str:
-    sink = Sink(file=io.StringIO(), width=width, highlight=False, emoji=False)
+    sink = SafeConsole(file=io.StringIO(), width=width, highlight=False, emoji=False)
     with sink.capture() as held:
-        sink.print(status_block.block(found, width, 0.0, height))
+        sink.print(status_block.render_status(found, width, 0.0, height))
     return held.get()
 
 
@@ -232,10 +232,10 @@ def test_listeners_of_three_words_still_serve(tmp_path: Path) -> None:
 
 
 def lines_of(monkeypatch: pytest.MonkeyPatch, folder: Path | None, quiet: float = 60.0) -> str:
-    monkeypatch.setattr("bakeoff.cli.display.progress.QUIET", quiet)
+    monkeypatch.setattr("bakeoff.cli.display.progress.QUIET_SECONDS", quiet)
     file = io.StringIO()
-    console = Sink(file=file, highlight=False, emoji=False, width=80)
-    with Live(console, folder) as live:
+    console = SafeConsole(file=file, highlight=False, emoji=False, width=80)
+    with LiveProgress(console, folder) as live:
         live.phase("Search", 6, 3)
         live.begun(WORK)
         time.sleep(0.3)

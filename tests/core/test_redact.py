@@ -21,7 +21,7 @@ from rich.text import Text
 
 from bakeoff import api, cli
 from bakeoff.cli.display import output
-from bakeoff.cli.display.progress import Live
+from bakeoff.cli.display.progress import LiveProgress
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.names import unsuitable
 from bakeoff.core.redact import escaped_json, printable, redact, redacted, told
@@ -82,7 +82,7 @@ class _Terminal(io.StringIO):
 def shown(draw: Any, monkeypatch: pytest.MonkeyPatch, colour: bool = True) -> str:
     """Return what a console as ours writes to a terminal."""
     file = _Terminal()
-    console = output.Sink(file=file, force_terminal=colour, highlight=False, emoji=False, width=200)
+    console = output.SafeConsole(file=file, force_terminal=colour, highlight=False, emoji=False, width=200)
     for name in ("out", "err"):
         monkeypatch.setattr(output, name, console)
     draw(console)
@@ -94,11 +94,11 @@ OWN_CODES = re.compile(r"\x1b\[(?:\?25[lh]|[0-9;]*[mKAGJ])")
 
 
 def test_hostile_text_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(console: output.Sink) -> None:
+    def draw(console: output.SafeConsole) -> None:
         for text in ALL:
             output.show_error(PreflightError("a-code", text, text))
             output.show_table((text, f"<{text}"), [(text, text)], title=text)
-            with Live(console) as live:
+            with LiveProgress(console) as live:
                 live.phase(text, 2, 0)
                 live.advance(text)
                 live.say(text)

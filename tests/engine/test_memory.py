@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bakeoff import api
-from bakeoff.cli.plan import memory_words
+from bakeoff.cli.plan import describe_memory
 from bakeoff.core.results import Status
 from bakeoff.core.trial import MethodEntry, Segment, Trial
 from bakeoff.engine import profiling
@@ -296,7 +296,7 @@ def test_the_plan_and_the_report_say_what_a_study_does_to_fit(
 ) -> None:
     study_values["engine"] |= {"micro_tokens": 64, "checkpointing": "on"}
     spec = parse_spec(study_values)
-    assert memory_words(api.overview(spec, tmp_path)) == [
+    assert describe_memory(api.overview(spec, tmp_path)) == [
         "at most 64 tokens a pass",
         "layers computed again in the backward pass",
     ]

@@ -16,7 +16,18 @@ import pytest
 from helpers.report_engines import DIFFERS, NOT_PACKABLE, NOT_SHARED
 from helpers.report_fixture import HOSTILE, empty_report, hostile_report, report
 
-from bakeoff.report import formatting, render
+from bakeoff.core.format import (
+    DisplayUnit,
+    format_bytes,
+    format_count,
+    format_learning_rate,
+    format_milliseconds,
+    format_p_value,
+    format_seconds,
+    format_setting,
+    format_significant,
+)
+from bakeoff.report import render
 from bakeoff.report.blocks import Facts, Forest, Table, Text
 from bakeoff.report.sanitize import clean, content_policy, inert_json
 from bakeoff.report.sections import (
@@ -30,7 +41,7 @@ from bakeoff.report.sections import (
     table,
 )
 
-POINTS = formatting.Unit(100.0, "points", 1)
+POINTS = DisplayUnit(100.0, "points", 1)
 
 
 def without_assets(page: str) -> str:
@@ -49,24 +60,24 @@ def without_assets(page: str) -> str:
         (POINTS.with_interval({"estimate": 0.1, "low": -0.02, "high": 0.2}, signed=True),
          "+10.0 (−2.0 to +20.0)"),
         (POINTS.with_interval({"estimate": 0.1, "low": None, "high": None}), "10.0"),
-        (formatting.count(1_234_567), "1.2 M"),
-        (formatting.count(73_728), "73.7 k"),
-        (formatting.count(912), "912"),
-        (formatting.size(24.6 * 2**20), "24.6 MiB"),
-        (formatting.size(2048), "2.0 KiB"),
-        (formatting.size(20 * 2**30), "20.0 GiB"),
-        (formatting.milliseconds(31.24), "31.2 ms"),
-        (formatting.milliseconds(1234.5), "1,234 ms"),
-        (formatting.seconds(4.21), "4.2 s"),
-        (formatting.seconds(192), "3 min 12 s"),
-        (formatting.seconds(7500), "2 h 05 min"),
-        (formatting.learning_rate(1e-4), "1e-4"),
-        (formatting.learning_rate(3.16e-4), "3.2e-4"),
-        (formatting.p_value(0.0), "< 0.001"),
-        (formatting.p_value(0.0123), "0.012"),
-        (formatting.setting({"r": 8, "learning_rate": 0.001}), "lr 1e-3, r 8"),
-        (formatting.setting(None), "–"),
-        (formatting.significant(0.0), "0"),
+        (format_count(1_234_567), "1.2 M"),
+        (format_count(73_728), "73.7 k"),
+        (format_count(912), "912"),
+        (format_bytes(24.6 * 2**20), "24.6 MiB"),
+        (format_bytes(2048), "2.0 KiB"),
+        (format_bytes(20 * 2**30), "20.0 GiB"),
+        (format_milliseconds(31.24), "31.2 ms"),
+        (format_milliseconds(1234.5), "1,234 ms"),
+        (format_seconds(4.21), "4.2 s"),
+        (format_seconds(192), "3 min 12 s"),
+        (format_seconds(7500), "2 h 05 min"),
+        (format_learning_rate(1e-4), "1e-4"),
+        (format_learning_rate(3.16e-4), "3.2e-4"),
+        (format_p_value(0.0), "< 0.001"),
+        (format_p_value(0.0123), "0.012"),
+        (format_setting({"r": 8, "learning_rate": 0.001}), "lr 1e-3, r 8"),
+        (format_setting(None), "–"),
+        (format_significant(0.0), "0"),
     ],
 )  # fmt: skip
 def test_numbers_are_written_for_people(written: str, expected: str) -> None:

@@ -309,7 +309,7 @@ def test_a_sqlite_with_the_wal_reset_bug_is_named(
     """Fault 22: two writers could lose a commit; a study has one."""
     monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
     monkeypatch.setattr(sqlite3, "sqlite_version", ".".join(map(str, version)))
-    found = doctor._sqlite()
+    found = doctor._check_sqlite()
     assert (found.what, found.state) == ("sqlite", state)
     assert found.detail.startswith(".".join(map(str, version)))
     assert ("one writer" in found.detail) == (state == "note")

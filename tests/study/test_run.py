@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bakeoff import api
 from bakeoff.data.rows import read_rows
-from bakeoff.report.formatting import handed_out
+from bakeoff.report.texts import saved_weights_text
 from bakeoff.study import verify_weights
 from bakeoff.study.config import parse_spec
 from bakeoff.study.storage.database import Writer
@@ -154,7 +154,7 @@ def test_saved_weights_are_loaded_again_and_give_the_trained_loss(
         assert any((folder / found["path"]).glob("*.safetensors"))
         losses = {s["seed"]: s["validation_loss"] for s in method["seeds"]}
         assert found["loss"] == min(losses.values()) == losses[found["seed"]]
-    words = handed_out(report, f"{folder}/")
+    words = saved_weights_text(report, f"{folder}/")
     assert words is not None
     assert "trials/" in words
     assert words.replace(f"{folder}/", "") in (folder / "report.html").read_text().replace(

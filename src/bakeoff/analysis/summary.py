@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff.analysis import count_intervals, phrases
+from bakeoff.analysis import count_intervals
 from bakeoff.analysis.choose import choose_settings
 from bakeoff.analysis.compare import Interval, compare, estimate_scores
+from bakeoff.analysis.evidence import small_test_set_warnings
 from bakeoff.analysis.pareto import draw_scores, find_fronts
 from bakeoff.analysis.per_method.best_weights import fault
 from bakeoff.analysis.per_method.forgetting import forgetting_rows
@@ -28,6 +29,7 @@ from bakeoff.analysis.per_method.secondary import secondary_rows
 from bakeoff.analysis.per_method.stability import is_open
 from bakeoff.analysis.recommendation.recommend import recommend
 from bakeoff.analysis.trial_runs import MethodRuns, Run, n_test_items, runs_by_method, usable_scores
+from bakeoff.core.format import format_setting_in_words
 from bakeoff.core.record import Reported, StudyRecord
 from bakeoff.core.results import TrialResult
 
@@ -226,7 +228,7 @@ def _warnings(
     found = [*_looked_again(record), *record.warnings]
     items = record.n_items.get("test")
     if items is not None:
-        found += phrases.few_items(items)
+        found += small_test_set_warnings(items)
     if rows and record.control not in evidence.estimates:
         name = record.titles.get(record.control, record.control)
         found.append(f"{name}, the control, has no test score: there are no verdicts.")
@@ -279,7 +281,7 @@ def _row_warnings(row: dict[str, Any], runs: MethodRuns, evidence: Evidence) -> 
 
 
 def _disagreement(title: str, picked: Mapping[str, Any]) -> str:
-    by_loss, by_metric = (phrases.setting(picked[key]) for key in ("by_loss", "by_metric"))
+    by_loss, by_metric = (format_setting_in_words(picked[key]) for key in ("by_loss", "by_metric"))
     return (
         f"{title}: validation loss and metric disagree on the best of {picked['compared']} "
         f"settings at step {picked['step']}: {by_loss} by loss, {by_metric} by metric."

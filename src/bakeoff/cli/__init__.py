@@ -30,7 +30,7 @@ from bakeoff.cli import (
     status,
     view,
 )
-from bakeoff.cli.display.output import show_error, show_fault
+from bakeoff.cli.display.output import (show_error, show_internal_error)
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, Interrupted
 
 INTERRUPTED = 130
@@ -52,7 +52,7 @@ for verb in VERBS:
     verb.register(app)
 
 
-def _version(value: bool) -> None:
+def _print_version(value: bool) -> None:
     if value:
         typer.echo(f"bakeoff {__version__}")
         raise typer.Exit
@@ -61,17 +61,17 @@ def _version(value: bool) -> None:
 @app.callback()
 def root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """Is LoRA best for your model, your data and your budget? Compare, and read the verdict."""
 
 
-def _terminated(*_: object) -> NoReturn:
+def _exit_on_sigterm(*_: object) -> NoReturn:
     sys.exit(TERMINATED)
 
 
-def _of_the_machine(error: OSError | MemoryError) -> EnvironmentProblem:
+def _as_environment_error(error: OSError | MemoryError) -> EnvironmentProblem:
     """Return what a full disk, a lost mount, a forbidden file or too little memory means."""
     if isinstance(error, MemoryError):
         return EnvironmentProblem(
@@ -86,7 +86,7 @@ def _of_the_machine(error: OSError | MemoryError) -> EnvironmentProblem:
 
 def main() -> None:
     """Run the command line; every error a user can meet ends in one paragraph and a code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)  # what is written here, others may not change
     try:
         app()
@@ -100,8 +100,8 @@ def main() -> None:
         typer.echo("\nInterrupted. The same command goes on where it stopped.", err=True)
         sys.exit(INTERRUPTED)
     except (OSError, MemoryError) as error:
-        show_error(_of_the_machine(error))
+        show_error(_as_environment_error(error))
         sys.exit(EnvironmentProblem.exit_code)
     except Exception:
-        show_fault()
+        show_internal_error()
         sys.exit(1)

@@ -8,18 +8,10 @@ from typing import Any
 import typer
 
 from bakeoff import api
-from bakeoff.cli.display.output import (
-    JSON_OPTION,
-    err,
-    number,
-    out,
-    plain,
-    show_json,
-    show_table,
-    study_folder,
-)
+from bakeoff.cli.display.output import (JSON_OPTION, err, out, escape_text, show_json, show_table, find_study_folder)
+from bakeoff.core.format import format_cell
 
-LONGEST = 40
+MAX_VALUE_LENGTH = 40
 """Characters of a value in a table; ``--json`` has it whole."""
 SIDES = ("first", "second")
 
@@ -35,50 +27,52 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Say what differs between two studies, and whether their verdicts agree."""
-    found = api.compare(study_folder(first), study_folder(second))
+    found = api.compare(find_study_folder(first), find_study_folder(second))
     if as_json:
         show_json(found)
         return
-    names = _names(found["studies"])
+    names = _study_labels(found["studies"])
     _show_differences(found["differences"], names)
     columns = [c for n in names for c in (f"<{n}", "difference (95 % interval)")]
-    rows = [_row(method, found["studies"]) for method in found["methods"]]
+    rows = [_comparison_cells(method, found["studies"]) for method in found["methods"]]
     show_table(("method", *columns, "<verdicts"), rows)
     for caution in found["cautions"]:
-        err.print(f"[yellow]caution:[/] {plain(caution)}")
+        err.print(f"[yellow]caution:[/] {escape_text(caution)}")
 
 
 def _show_differences(differences: list[dict[str, Any]], names: list[str]) -> None:
     if differences:
-        rows = [(d["what"], d["key"], *(_text(d[side]) for side in SIDES)) for d in differences]
+        rows = [(d["what"], d["key"], *(_format_setting(d[side]) for side in SIDES)) for d in differences]
         show_table(("differs", "<", *(f"<{name}" for name in names)), rows)
     else:
         out.print("Nothing differs between the two studies but their names.")
     out.print()
 
 
-def _names(studies: list[dict[str, Any]]) -> list[str]:
+def _study_labels(studies: list[dict[str, Any]]) -> list[str]:
     """Return what tells the two apart: their names, their folders where those are the same."""
     names = [s["name"] for s in studies]
     return names if names[0] != names[1] else [s["folder"] for s in studies]
 
 
-def _row(method: dict[str, Any], studies: list[dict[str, Any]]) -> tuple[str, ...]:
+def _comparison_cells(method: dict[str, Any], studies: list[dict[str, Any]]) -> tuple[str, ...]:
     cells: list[str] = []
     for side, study in zip(SIDES, studies, strict=True):
         known = method[side] or {"verdict": "-", "difference": None}
-        cells += [known["verdict"], _interval(known["difference"], study["unit"])]
+        cells += [known["verdict"], _format_difference(known["difference"], study["unit"])]
     return (method["title"], *cells, method["agreement"].replace("_", " "))
 
 
-def _interval(difference: dict[str, Any] | None, unit: str) -> str:
+def _format_difference(difference: dict[str, Any] | None, unit: str) -> str:
     if difference is None:
         return "-"
     scale, form = (100.0, "+.1f") if unit == "fraction" else (1.0, "+.4g")
-    estimate, low, high = (number(difference[k], form, scale) for k in ("estimate", "low", "high"))
+    estimate, low, high = (
+        format_cell(difference[k], form, scale) for k in ("estimate", "low", "high")
+    )
     return f"{estimate} ({low} to {high})"
 
 
-def _text(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     text = "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 1]}…"

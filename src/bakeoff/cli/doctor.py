@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from bakeoff.cli.display.output import JSON_OPTION, show_json, show_table, study_folder
+from bakeoff.cli.display.output import (JSON_OPTION, show_json, show_table, find_study_folder)
 from bakeoff.core.errors import UsageError
 
 WAL_RESET = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
@@ -18,7 +18,7 @@ WAL_RESET = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
 GIB = 2**30
 
 
-class Finding(NamedTuple):
+class MachineCheck(NamedTuple):
     """One thing looked at."""
 
     what: str
@@ -42,7 +42,7 @@ def command(
     from bakeoff import api
 
     if study is not None:
-        folder = study_folder(study)
+        folder = find_study_folder(study)
         _show_study(folder, api.diagnose(folder, mend), as_json)
         return
     if mend:
@@ -50,7 +50,7 @@ def command(
             "no-study-given", "--mend needs a study.", "`bakeoff doctor runs/mine --mend`."
         )
     machine = api.machine()
-    found = [*_machine(machine), _sqlite(), _disk()]
+    found = [*_check_device(machine), _check_sqlite(), _check_disk()]
     if as_json:
         show_json({"machine": machine, "findings": [f._asdict() for f in found]})
         return
@@ -69,38 +69,38 @@ def _show_study(folder: Path, found: Sequence[Any], as_json: bool) -> None:
         raise typer.Exit(6)
 
 
-def _machine(machine: dict[str, Any]) -> list[Finding]:
+def _check_device(machine: dict[str, Any]) -> list[MachineCheck]:
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
     speed = machine["matmul_gflops"]
     rates = ", ".join(f"{k} {v:,.0f} GFLOP/s" for k, v in speed.items())
     gain = speed["bf16"] / speed["fp32"]
     return [
-        Finding("versions", "ok", versions),
-        Finding("device", "ok", f"{machine['device']}: {machine['hardware']}"),
-        Finding("threads", "ok", str(machine["threads"])),
-        Finding("precision", "ok", f"auto = {machine['precision']} (measured: {rates})"),
-        Finding("bf16 pays", "ok" if gain > 1 else "note", f"{gain:.1f} times fp32 in a matmul"),
+        MachineCheck("versions", "ok", versions),
+        MachineCheck("device", "ok", f"{machine['device']}: {machine['hardware']}"),
+        MachineCheck("threads", "ok", str(machine["threads"])),
+        MachineCheck("precision", "ok", f"auto = {machine['precision']} (measured: {rates})"),
+        MachineCheck("bf16 pays", "ok" if gain > 1 else "note", f"{gain:.1f} times fp32 in a matmul"),
         *(
-            Finding(f"engine.{name}", "on" if found["on"] else "off", f"auto: {found['why']}")
+            MachineCheck(f"engine.{name}", "on" if found["on"] else "off", f"auto: {found['why']}")
             for name, found in machine["engine"].items()
         ),
     ]
 
 
-def _sqlite() -> Finding:
+def _check_sqlite() -> MachineCheck:
     version = sqlite3.sqlite_version
-    if _without_wal_reset(sqlite3.sqlite_version_info):
-        return Finding("sqlite", "ok", version)
+    if _has_wal_reset_fix(sqlite3.sqlite_version_info):
+        return MachineCheck("sqlite", "ok", version)
     detail = f"{version}: has the WAL-reset bug; safe here, a study has one writer"
-    return Finding("sqlite", "note", detail)
+    return MachineCheck("sqlite", "note", detail)
 
 
-def _without_wal_reset(version: tuple[int, ...]) -> bool:
+def _has_wal_reset_fix(version: tuple[int, ...]) -> bool:
     """Tell whether a version of SQLite cannot lose what two writers wrote (its wal.html)."""
     *lines, newest = WAL_RESET
     return version >= newest or any(version[:2] == v[:2] and version >= v for v in lines)
 
 
-def _disk() -> Finding:
+def _check_disk() -> MachineCheck:
     free = shutil.disk_usage(Path.cwd()).free
-    return Finding("disk", "ok" if free > GIB else "bad", f"{free / GIB:.1f} GiB free here")
+    return MachineCheck("disk", "ok" if free > GIB else "bad", f"{free / GIB:.1f} GiB free here")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.display.output import JSON_OPTION, err, number, out, plain, show_json, study_folder
+from bakeoff.cli.display.output import (JSON_OPTION, err, out, escape_text, show_json, find_study_folder)
+from bakeoff.core.format import format_cell
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +32,7 @@ def command(
     """Write the weights of a method's best seed on validation, and score them as written."""
     from bakeoff.integrations import export_weights
 
-    folder = study_folder(study)
+    folder = find_study_folder(study)
     where = target or folder / "export" / f"{method or 'recommended'}-{form}"
     made = export_weights.deliver(folder, where, method, form, rank, force)
     if as_json:
@@ -39,15 +40,15 @@ def command(
         return
     scale, shape = (100.0, ".1f") if made.unit == "fraction" else (1.0, ".4g")
     metric = made.metric + (" %" if made.unit == "fraction" else "")
-    out.print(plain(f"{made.title}, seed {made.seed}, as {made.form}: {made.folder}"))
+    out.print(escape_text(f"{made.title}, seed {made.seed}, as {made.form}: {made.folder}"))
     out.print(
         f"validation loss {made.loss:.4g} (at the end of training {made.trained_loss:.4g}); "
-        f"{plain(metric)} {number(made.score, shape, scale)} (in the study "
-        f"{number(made.trained_score, shape, scale)}), {made.differing} of {made.n_items} test "
-        "items scored otherwise",
+        f"{escape_text(metric)} {format_cell(made.score, shape, scale)} (in the study "
+        f"{format_cell(made.trained_score, shape, scale)}), {made.differing} of {made.n_items} "
+        "test items scored otherwise",
         soft_wrap=True,
     )
     if made.note:
-        err.print(plain(made.note), soft_wrap=True)
+        err.print(escape_text(made.note), soft_wrap=True)
     if made.serve:
-        err.print(plain(f"Serve it: {made.serve}"), soft_wrap=True)
+        err.print(escape_text(f"Serve it: {made.serve}"), soft_wrap=True)

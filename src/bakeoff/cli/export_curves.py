@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.display.output import JSON_OPTION, err, plain, show_json, study_folder
+from bakeoff.cli.display.output import (JSON_OPTION, err, escape_text, show_json, find_study_folder)
 
 
 def register(app: typer.Typer) -> None:
@@ -23,10 +23,10 @@ def command(
     """Write each trial as a run of a tracking tool: losses by step, setting, test mean."""
     from bakeoff.integrations import exchange
 
-    folder = study_folder(study)
+    folder = find_study_folder(study)
     found = exchange.export_curves(folder, to, out or folder / "curves" / to)
     if as_json:
         show_json({**found._asdict(), "folder": str(found.folder)})
         return
-    err.print(plain(f"{found.runs} runs in {found.folder}"))
-    err.print(plain(f"Look at them: {found.look}"), soft_wrap=True)
+    err.print(escape_text(f"{found.runs} runs in {found.folder}"))
+    err.print(escape_text(f"Look at them: {found.look}"), soft_wrap=True)

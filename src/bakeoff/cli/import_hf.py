@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from bakeoff.cli.display import verdict
-from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, plain, show_json
+from bakeoff.cli.display.output import (JSON_OPTION, RUNS, err, escape_text, show_json)
 
 
 def register(app: typer.Typer) -> None:
@@ -35,4 +35,4 @@ def command(
         show_json(report)
     else:
         verdict.show(report, folder)
-    err.print(plain(f"Report: {folder / 'report.html'}"))
+    err.print(escape_text(f"Report: {folder / 'report.html'}"))

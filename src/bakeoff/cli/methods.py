@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from bakeoff.cli.display.method_row import SERVERS, STATE_BYTES, Row, carried, count, yes
+from bakeoff.cli.display.method_row import (SERVERS, STATE_BYTES, MethodRow, run_in_processes, format_yes)
 from bakeoff.cli.display.output import JSON_OPTION, err, show_json, show_table
 from bakeoff.core import jobs
 from bakeoff.core.errors import UsageError, unknown
+from bakeoff.core.format import format_integer
 from bakeoff.core.redact import printable
 
 if TYPE_CHECKING:
     from bakeoff.core.trial import MethodEntry
     from bakeoff.methods.capability_records import Found
 
-SERVED = ("adapter", "converted")
+SERVED_AS_ADAPTER = ("adapter", "converted")
 """How a server can serve a method beside others on one base: what a merged model cannot."""
 
 
@@ -63,26 +64,26 @@ def command(
         typer.echo(printable(registry.source(name, Path())), nl=False)
         return
     filters = Filters(trains, mergeable, serves, quantized, lanes, family)
-    check(filters)
+    check_filters(filters)
     entries = [registry.load(n, Path()) for n in ([name] if name else registry.names())]
-    found = known_of(entries, probe)
+    found = load_capabilities(entries, probe)
     if name is None:
-        kept = [passes(e, found[e.name], filters) for e in entries]
+        kept = [passes_filters(e, found[e.name], filters) for e in entries]
         entries = [e for e, keep in zip(entries, kept, strict=True) if keep]
-    counted = on_model(entries, model) if model else {}
-    rows = [Row(e, found[e.name], with_bytes(counted.get(e.name), found[e.name])) for e in entries]
+    counted = count_on_model(entries, model) if model else {}
+    rows = [MethodRow(e, found[e.name], add_byte_counts(counted.get(e.name), found[e.name])) for e in entries]
     if as_json:
-        values = [as_object(row) for row in rows]
+        values = [row_to_json(row) for row in rows]
         show_json(values[0] if name else values)
     elif name:
         from bakeoff.cli.display.method_page import show_page
 
         show_page(rows[0], model)
     else:
-        show_rows(rows, model)
+        show_method_table(rows, model)
 
 
-def check(filters: Filters) -> None:
+def check_filters(filters: Filters) -> None:
     """Refuse a filter that names what no method could have.
 
     Raises:
@@ -100,7 +101,7 @@ def check(filters: Filters) -> None:
             raise unknown(f"unknown-{kinds[option]}", kinds[option], given, values)
 
 
-def passes(entry: MethodEntry, found: Found, filters: Filters) -> bool:
+def passes_filters(entry: MethodEntry, found: Found, filters: Filters) -> bool:
     """Tell whether a method passes; one that was never probed can do nothing that is known."""
     own = found.capabilities
     if filters.family is not None and entry.family != filters.family:
@@ -112,14 +113,14 @@ def passes(entry: MethodEntry, found: Found, filters: Filters) -> bool:
         (
             asked.trains is None or asked.trains in own.trains,
             not asked.mergeable or own.mergeable,
-            asked.serves is None or own.vllm in SERVED,
+            asked.serves is None or own.vllm in SERVED_AS_ADAPTER,
             asked.quantized is None or asked.quantized in own.quantized,
             not asked.lanes or own.lanes,
         )
     )
 
 
-def known_of(entries: Sequence[MethodEntry], probe: bool) -> dict[str, Found]:
+def load_capabilities(entries: Sequence[MethodEntry], probe: bool) -> dict[str, Found]:
     """Return what is known of each method; with ``probe``, find out what the cache lacks."""
     from bakeoff.data.assets.cache import cache_folder, friendly_errors
     from bakeoff.methods import capability_records
@@ -129,7 +130,7 @@ def known_of(entries: Sequence[MethodEntry], probe: bool) -> dict[str, Found]:
         with friendly_errors():
             missing = [e for e in entries if not capability_records.in_cache(e, cache)]
             if missing:
-                find_out(missing, cache)
+                probe_methods(missing, cache)
     record = capability_records.shipped()
     found = {e.name: capability_records.find(e, cache, record) for e in entries}
     versions = [f.versions for f in found.values() if f.capabilities is not None]
@@ -142,16 +143,16 @@ def known_of(entries: Sequence[MethodEntry], probe: bool) -> dict[str, Found]:
     return found
 
 
-def find_out(entries: Sequence[MethodEntry], cache: Path) -> None:
+def probe_methods(entries: Sequence[MethodEntry], cache: Path) -> None:
     """Probe methods side by side and keep what is found in the cache."""
-    from bakeoff.cli.display.progress import Live
+    from bakeoff.cli.display.progress import LiveProgress
     from bakeoff.methods import capability_records
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tiny bases are made here
-    with Live(err) as live:
+    with LiveProgress(err) as live:
         live.phase("Probe", len(entries), 0)
-        for index, value, error in carried(
-            jobs.PROBE_METHOD, [{"entry": to_json(e)} for e in entries]
+        for index, value, error in run_in_processes(
+            jobs.PROBE_METHOD, [{"entry": entry_to_json(e)} for e in entries]
         ):
             if value is None:
                 live.say(f"{entries[index].name}: {error}")
@@ -161,23 +162,23 @@ def find_out(entries: Sequence[MethodEntry], cache: Path) -> None:
             live.advance(entries[index].name)
 
 
-def on_model(entries: Sequence[MethodEntry], model: str) -> dict[str, dict[str, Any]]:
+def count_on_model(entries: Sequence[MethodEntry], model: str) -> dict[str, dict[str, Any]]:
     """Return what each method takes on ``model``, or the reason why it cannot be put there."""
-    from bakeoff.cli.display.progress import Live
+    from bakeoff.cli.display.progress import LiveProgress
     from bakeoff.study.setup import base_model
 
     found: dict[str, dict[str, Any]] = {}
-    with Live(err) as live:
+    with LiveProgress(err) as live:
         path = base_model.locate(model, live.say).path
         live.phase("Count", len(entries), 0)
-        payloads = [{"entry": to_json(e), "path": path} for e in entries]
-        for index, value, error in carried(jobs.PROBE_ON_MODEL, payloads):
+        payloads = [{"entry": entry_to_json(e), "path": path} for e in entries]
+        for index, value, error in run_in_processes(jobs.PROBE_ON_MODEL, payloads):
             found[entries[index].name] = value if value is not None else {"reason": error}
             live.advance(entries[index].name)
     return found
 
 
-def with_bytes(counted: dict[str, Any] | None, found: Found) -> dict[str, Any] | None:
+def add_byte_counts(counted: dict[str, Any] | None, found: Found) -> dict[str, Any] | None:
     """Add what a count of parameters means in bytes, on disk and in training."""
     parameters = counted.get("parameters") if counted else None
     if counted is None or parameters is None:
@@ -188,12 +189,12 @@ def with_bytes(counted: dict[str, Any] | None, found: Found) -> dict[str, Any] |
     return {**counted, "checkpoint_bytes": saved, "training_state_bytes": state}
 
 
-def to_json(entry: MethodEntry) -> dict[str, Any]:
+def entry_to_json(entry: MethodEntry) -> dict[str, Any]:
     """Return plain JSON values."""
     return dataclasses.asdict(entry)
 
 
-def as_object(row: Row) -> dict[str, Any]:
+def row_to_json(row: MethodRow) -> dict[str, Any]:
     """Return a method as the JSON object that programs read."""
     own = row.found.capabilities
     at = own.main if own else None
@@ -215,17 +216,17 @@ def as_object(row: Row) -> dict[str, Any]:
     }
 
 
-def show_rows(rows: Sequence[Row], model: str | None) -> None:
+def show_method_table(rows: Sequence[MethodRow], model: str | None) -> None:
     """Print the table."""
     where = "on the model" if model else "tiny base"
     columns = (
         "name", "<family", f"parameters, {where}", "<lanes", "<merges", "<to LoRA", "<vLLM",
         "<quantised base", "<trains on",
     )  # fmt: skip
-    show_table(columns, [_cells(row) for row in rows])
+    show_table(columns, [_table_cells(row) for row in rows])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _table_cells(row: MethodRow) -> tuple[str, ...]:
     own = row.found.capabilities
     at = own.main if own else None
     parameters = at.parameters if at else None
@@ -233,17 +234,17 @@ def _cells(row: Row) -> tuple[str, ...]:
         parameters = row.on_model.get("parameters")
     family = row.entry.family
     if own is None:
-        return (row.entry.name, family, count(parameters), *["-"] * 5, "not probed")
+        return (row.entry.name, family, format_integer(parameters), *["-"] * 5, "not probed")
     if own.needs is not None:
         return (row.entry.name, family, "-", *["-"] * 5, f"needs {own.needs}")
     reason = row.on_model.get("reason") if row.on_model else None
     return (
         row.entry.name,
         family,
-        count(parameters),
-        yes(own.lanes),
-        yes(own.mergeable),
-        "is LoRA" if own.vllm == "adapter" else yes(own.to_lora),
+        format_integer(parameters),
+        format_yes(own.lanes),
+        format_yes(own.mergeable),
+        "is LoRA" if own.vllm == "adapter" else format_yes(own.to_lora),
         own.vllm or "-",
         " ".join(own.quantized) or "-",
         f"not this model: {reason}" if reason else " ".join(own.trains) or "-",

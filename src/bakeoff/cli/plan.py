@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from bakeoff.cli.display.output import JSON_OPTION, err, out, plain, show_json, show_table
+from bakeoff.cli.display.output import (JSON_OPTION, err, out, escape_text, show_json, show_table)
 
 
 def register(app: typer.Typer) -> None:
@@ -27,24 +27,24 @@ def command(
 ) -> None:
     """Check a study; print the trials it would run, what they take, and what they can show."""
     from bakeoff import api
-    from bakeoff.cli.display.progress import Live
+    from bakeoff.cli.display.progress import LiveProgress
     from bakeoff.cli.display.token_view import show_rows
     from bakeoff.study.config import read_spec
     from bakeoff.study.planning.time_budget import Fit, sentence
 
     spec = read_spec(study)
-    with Live(err) as live:
+    with LiveProgress(err) as live:
         overview = api.overview(spec, study.parent, live, time_it, show)
     if as_json:
         show_json(overview)
         return
     counts = overview["n_items"]
     out.print(
-        f"{plain(overview['name'])}: {counts['train']} train, {counts['validation']} validation, "
+        f"{escape_text(overview['name'])}: {counts['train']} train, {counts['validation']} validation, "
         f"{counts['test']} test items; {overview['precision']} on {overview['device']}"
     )
-    if parts := memory_words(overview):
-        out.print(plain("; ".join(parts)))
+    if parts := describe_memory(overview):
+        out.print(escape_text("; ".join(parts)))
     show_table(
         ("method", "search trials", "final trials", "steps", "learning rates", "<vLLM"),
         [
@@ -60,14 +60,14 @@ def command(
         ],
     )
     if overview["hours"] is not None:
-        out.print(plain(sentence(Fit(**overview["hours"]), overview["methods"][0]["title"])))
+        out.print(escape_text(sentence(Fit(**overview["hours"]), overview["methods"][0]["title"])))
     if overview["sizes"] is not None:
         show_sizes(overview["sizes"])
     show_totals(overview)
     show_rows(overview["rows"] or [])
 
 
-def memory_words(overview: dict[str, Any]) -> list[str]:
+def describe_memory(overview: dict[str, Any]) -> list[str]:
     """Return what the study does to fit in memory, in words; nothing where it does nothing."""
     parts = []
     if overview["quantize"] is not None:
@@ -132,7 +132,7 @@ def show_estimate(found: dict[str, Any]) -> None:
         [(m, *(f"{p['seconds'][m]:.0f}" for p in found["phases"])) for m in sorted(methods)],
     )
     for method, reason in found["untimed"].items():
-        out.print(plain(f"{method} could not be timed: {reason}"))
+        out.print(escape_text(f"{method} could not be timed: {reason}"))
     if found["peak_bytes"] is not None:
         out.print(f"peak memory about {found['peak_bytes'] / 2**30:.1f} GiB", end="; ")
     out.print(f"disk about {found['disk_bytes'] / 2**20:.0f} MiB")

@@ -14,7 +14,7 @@ import typer
 
 from bakeoff import api
 from bakeoff.cli.display import verdict
-from bakeoff.cli.display.output import JSON_OPTION, err, plain, show_json, study_folder
+from bakeoff.cli.display.output import (JSON_OPTION, err, escape_text, show_json, find_study_folder)
 from bakeoff.core.errors import UsageError, unknown
 from bakeoff.core.redact import escaped_json, redacted
 
@@ -50,24 +50,24 @@ def command(
     """Write report.html and report.json of a study, finished or not, and print the verdict."""
     from bakeoff.integrations import exchange
 
-    _refuse(form, table, hf_json, out)
-    folder = study_folder(study)
+    _check_options(form, table, hf_json, out)
+    folder = find_study_folder(study)
     if hf_json:
         target = out or folder / "hf-json"
         written = exchange.write_results(folder, target)
-        show_json(written) if as_json else err.print(plain(f"{len(written)} files in {target}"))
+        show_json(written) if as_json else err.print(escape_text(f"{len(written)} files in {target}"))
         return
     report = api.report(folder, examples)
     if form is not None:
-        give(report, form, out, table)
+        write_format(report, form, out, table)
     elif as_json:
         show_json(report)
     else:
         verdict.show(report, folder)
-    err.print(plain(f"Report: {folder / 'report.html'}"))
+    err.print(escape_text(f"Report: {folder / 'report.html'}"))
 
 
-def _refuse(form: str | None, table: str | None, hf_json: bool, out: Path | None) -> None:
+def _check_options(form: str | None, table: str | None, hf_json: bool, out: Path | None) -> None:
     """Refuse options that do not go together.
 
     Raises:
@@ -99,7 +99,7 @@ def _refuse(form: str | None, table: str | None, hf_json: bool, out: Path | None
         )
 
 
-def give(report: dict[str, Any], form: str, out: Path | None, table: str | None) -> None:
+def write_format(report: dict[str, Any], form: str, out: Path | None, table: str | None) -> None:
     """Give the report in one format: in ``out``, else on stdout.
 
     Raises:
@@ -108,7 +108,7 @@ def give(report: dict[str, Any], form: str, out: Path | None, table: str | None)
     from bakeoff import report as pages
 
     if form == "csv":
-        _give_tables(pages.tables(report), out, table)
+        _write_tables(pages.tables(report), out, table)
         return
     if form == "json":
         text = escaped_json(json.dumps(redacted(report), indent=1, ensure_ascii=False)) + "\n"
@@ -120,7 +120,7 @@ def give(report: dict[str, Any], form: str, out: Path | None, table: str | None)
     _write(out, text)
 
 
-def _give_tables(tables: dict[str, str], out: Path | None, table: str | None) -> None:
+def _write_tables(tables: dict[str, str], out: Path | None, table: str | None) -> None:
     if table is not None:
         if table not in tables:
             raise unknown(UNKNOWN_TABLE, "table", table, tables)
@@ -133,4 +133,4 @@ def _give_tables(tables: dict[str, str], out: Path | None, table: str | None) ->
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="")
-    err.print(plain(f"Written: {path}"))
+    err.print(escape_text(f"Written: {path}"))

@@ -11,8 +11,8 @@ import typer
 
 from bakeoff import api
 from bakeoff.cli.display import verdict
-from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, plain, show_json
-from bakeoff.cli.display.progress import Live
+from bakeoff.cli.display.output import (JSON_OPTION, RUNS, err, escape_text, show_json)
+from bakeoff.cli.display.progress import LiveProgress
 from bakeoff.core.errors import UsageError
 from bakeoff.core.names import suitable, unsuitable_path
 from bakeoff.tasks import task_class
@@ -25,7 +25,7 @@ SOME_FAILED = 4
 DEFAULT_METHODS = "lora,dora,ia3,vera,oft,full"
 
 
-class Asked(NamedTuple):
+class RunOptions(NamedTuple):
     """What is asked of a study beside what is missing: see ``api.run``."""
 
     again: bool = False
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
     fork: Path | None = None
 
 
-NOTHING = Asked()
+DEFAULT_OPTIONS = RunOptions()
 
 
 def register(app: typer.Typer) -> None:
@@ -82,7 +82,7 @@ def command(
             inside = (path.parent / "study.db").is_file()
             folder = out or (path.parent if inside else RUNS / spec.name)
         elif model and data:
-            place = folder = out or RUNS / _name(data)
+            place = folder = out or RUNS / _study_name(data)
             if fork is not None:  # its parent is only read, and its own folder must be empty
                 place = Path(held.enter_context(TemporaryDirectory()), folder.resolve().name)
             path = write_study(place, model, data, column, methods, steps, given)
@@ -95,7 +95,7 @@ def command(
             )
         if given is not None:
             spec = _with_experiment(spec, given)
-        asked = Asked(again, retry, fork)
+        asked = RunOptions(again, retry, fork)
         raise typer.Exit(execute(spec, path.parent, folder, as_json, asked))
 
 
@@ -105,15 +105,15 @@ def _with_experiment(spec: StudySpec, given: Experiment) -> StudySpec:
 
     spec = experiments.add(spec, given)
     for note in (*experiments.notes(given), *experiments.differing(spec, given)):
-        err.print(f"[yellow]{plain(given.name)}:[/] {plain(note)}")
+        err.print(f"[yellow]{escape_text(given.name)}:[/] {escape_text(note)}")
     return spec
 
 
 def execute(
-    spec: StudySpec, source: Path, folder: Path, as_json: bool, asked: Asked = NOTHING
+    spec: StudySpec, source: Path, folder: Path, as_json: bool, asked: RunOptions = DEFAULT_OPTIONS
 ) -> int:
     """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
-    with Live(err, asked.fork or folder) as live:
+    with LiveProgress(err, asked.fork or folder) as live:
         report = api.run(spec, source, folder, live, *asked)
     folder = asked.fork or folder
     if as_json:
@@ -121,7 +121,7 @@ def execute(
         verdict.show_failed(report, folder)
     else:
         verdict.show(report, folder)
-    err.print(plain(f"Report: {folder / 'report.html'}"))
+    err.print(escape_text(f"Report: {folder / 'report.html'}"))
     failed = [f for f in report["failures"] if f["status"] in ("failed", "out_of_memory")]
     return SOME_FAILED if failed else 0
 
@@ -149,13 +149,13 @@ def write_study(
     from bakeoff.study.config import parse_spec
     from bakeoff.study.storage import study_dir as study_folder
 
-    columns = dict(_pair(c) for c in column)
+    columns = dict(_parse_column(c) for c in column)
     if experiment is not None and not columns:
         columns = experiments.columns(experiment)
     control, *contenders = [m.strip() for m in methods.split(",") if m.strip()]
     value: dict[str, Any] = experiments.conditions(experiment) if experiment is not None else {}
     tables: dict[str, dict[str, Any]] = {
-        "base": {"model": _absolute(model)},
+        "base": {"model": _absolute_model(model)},
         "data": {"train": _absolute_data(data), "columns": columns},
         "task": {"kind": guess_task(data, columns)},
         "methods": {"control": control, "contenders": contenders},
@@ -197,7 +197,7 @@ def guess_task(data: str, columns: dict[str, str]) -> str:
     )
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _parse_column(text: str) -> tuple[str, str]:
     field, equals, value = text.partition("=")
     if not equals or not field or not value:
         raise UsageError(
@@ -206,7 +206,7 @@ def _pair(text: str) -> tuple[str, str]:
     return field, value
 
 
-def _name(data: str) -> str:
+def _study_name(data: str) -> str:
     """Return what a study of these data is called: its file, its folder, its id on the hub."""
     from bakeoff.data.sources import hub
 
@@ -229,6 +229,6 @@ def _absolute_data(data: str) -> str:
     return f"{hub.PREFIX}{folder.resolve() if local else wanted}{colon}{split}"
 
 
-def _absolute(model: str) -> str:
+def _absolute_model(model: str) -> str:
     folder = Path(model).expanduser()
     return str(folder.resolve()) if folder.is_dir() else model

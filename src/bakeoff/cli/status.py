@@ -13,14 +13,14 @@ from rich.console import Group
 from rich.live import Live as Redrawn
 
 from bakeoff.cli.display import status_block
-from bakeoff.cli.display.output import JSON_OPTION, Sink, out, show_json, study_folder
-from bakeoff.cli.display.progress import redraws
+from bakeoff.cli.display.output import (JSON_OPTION, SafeConsole, out, show_json, find_study_folder)
+from bakeoff.cli.display.progress import can_redraw
 from bakeoff.core.redact import told
 
 if TYPE_CHECKING:
     from bakeoff.study.monitoring.status import Glance
 
-EVERY = 2.0
+REFRESH_SECONDS = 2.0
 """Seconds between two looks with ``--watch``."""
 
 
@@ -39,43 +39,43 @@ def command(
     """Show who runs a study, what is in flight, what is left, and who leads so far."""
     from bakeoff.study.monitoring.status import RUNNING, glance
 
-    folder = study_folder(study)
+    folder = find_study_folder(study)
     found = glance(folder)
-    if watch and not as_json and redraws(out):
+    if watch and not as_json and can_redraw(out):
         with Redrawn(console=out, auto_refresh=False, transient=True) as drawn:
             while found.state == RUNNING:
-                drawn.update(shown(found), refresh=True)
-                time.sleep(EVERY)
+                drawn.update(render(found), refresh=True)
+                time.sleep(REFRESH_SECONDS)
                 found = glance(folder)
-        out.print(shown(found))
+        out.print(render(found))
         return
     before = None
     while True:
-        text = None if as_json else _text(found)
+        text = None if as_json else _static_text(found)
         if as_json:
-            show_json(as_value(found))
+            show_json(status_to_json(found))
         elif text != before:
-            out.print(shown(found))
+            out.print(render(found))
         before = text
         if not watch or found.state != RUNNING:
             return
-        time.sleep(EVERY)
+        time.sleep(REFRESH_SECONDS)
         found = glance(folder)
 
 
-def as_value(found: Glance) -> dict[str, Any]:
+def status_to_json(found: Glance) -> dict[str, Any]:
     """Return a glance as a JSON value."""
     return dataclasses.asdict(found)
 
 
-def shown(found: Glance) -> Group:
+def render(found: Glance) -> Group:
     """Return what is printed of a glance."""
     lines = [_headline(found)]
     if found.last is not None:
         said = found.last.get("text") or found.last.get("what") or found.last.get("title") or ""
         when, event = str(found.last.get("time", "")), found.last.get("event", "")
         lines.append(told(f"last heard: {when} {event} {said}"))
-    return Group(*(_flat(line) for line in lines), status_block.block(found, out.width))
+    return Group(*(_flat(line) for line in lines), status_block.render_status(found, out.width))
 
 
 def _headline(found: Glance) -> str:
@@ -92,7 +92,7 @@ def _flat(text: str) -> Any:
     return Text(told(text), overflow="fold")
 
 
-def _text(found: Glance) -> str:
+def _static_text(found: Glance) -> str:
     """Return a glance as text without its clocks, to tell whether anything has happened."""
     still = dataclasses.replace(
         found,
@@ -101,7 +101,7 @@ def _text(found: Glance) -> str:
         phase_seconds_left=None,
         study_seconds_left=None,
     )
-    sink = Sink(file=io.StringIO(), highlight=False, emoji=False, width=out.width)
+    sink = SafeConsole(file=io.StringIO(), highlight=False, emoji=False, width=out.width)
     with sink.capture() as held:
-        sink.print(shown(still))
+        sink.print(render(still))
     return held.get()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bakeoff.report import formatting
+from bakeoff.report.texts import method_title
 
 LANES = "lanes"
 GENERATION = "generation"
@@ -44,7 +44,7 @@ def footnote(
 
     ``absent`` is ``lacking`` or ``unlike``: whichever the marked figures depend on.
     """
-    marked = {formatting.title(m): names for m in methods if (names := absent(m, methods))}
+    marked = {method_title(m): names for m in methods if (names := absent(m, methods))}
     if not marked:
         return None
     named = ", ".join(f"{title} (no {', '.join(names)})" for title, names in marked.items())

@@ -11,8 +11,20 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from bakeoff.report import accelerators, formatting
+from bakeoff.core.format import (
+    DASH,
+    MIB,
+    DisplayUnit,
+    format_bytes,
+    format_count,
+    format_milliseconds,
+    format_seconds,
+    format_significant,
+    score_unit,
+)
+from bakeoff.report import accelerators
 from bakeoff.report.blocks import Axis, PickAxis, Picker, PickPoint
+from bakeoff.report.texts import lower_is_better, method_title
 
 Method = dict[str, Any]
 Numbers = tuple[float | None, ...]
@@ -46,16 +58,16 @@ def cost(method: Method, key: str) -> float | None:
 
 def readable(key: str, value: float) -> float:
     """Return a cost in the unit of its axis."""
-    return value / formatting.MIB if key.endswith("_bytes") else value
+    return value / MIB if key.endswith("_bytes") else value
 
 
 def cost_text(key: str, value: float) -> str:
     """Write a cost."""
     if key.endswith("_bytes"):
-        return formatting.size(value)
+        return format_bytes(value)
     if key.endswith("milliseconds"):
-        return formatting.milliseconds(value)
-    return formatting.seconds(value) if key.endswith("_seconds") else formatting.significant(value)
+        return format_milliseconds(value)
+    return format_seconds(value) if key.endswith("_seconds") else format_significant(value)
 
 
 def cost_axis(label: str, key: str, costs: list[float]) -> Axis:
@@ -78,10 +90,10 @@ def cost_axis(label: str, key: str, costs: list[float]) -> Axis:
 
 
 def _short(value: float) -> str:
-    return formatting.count(value) if value >= 10_000 else f"{value:,.10g}"
+    return format_count(value) if value >= 10_000 else f"{value:,.10g}"
 
 
-def score_title(study: dict[str, Any], unit: formatting.Unit) -> str:
+def score_title(study: dict[str, Any], unit: DisplayUnit) -> str:
     """Return the score's title with its unit."""
     return f"{study.get('metric') or 'score'} ({unit.word})" if unit.word else "score"
 
@@ -110,7 +122,7 @@ def picker(report: dict[str, Any], first: str) -> Picker | None:
              for m in there)}  # fmt: skip
     if not there or first not in costs:
         return None
-    unit = formatting.score_unit(study)
+    unit = score_unit(study)
     readings = [(QUALITY, [_score(m, unit) for m in there])]
     readings += [(key, [_cost(m, key, label) for m in there]) for key, label in costs.items()]
     made = [
@@ -125,7 +137,7 @@ def picker(report: dict[str, Any], first: str) -> Picker | None:
         lacking = accelerators.unlike(method, methods)
         points.append(
             PickPoint(
-                title=formatting.title(method),
+                title=method_title(method),
                 mark=f" {accelerators.MARK}" if lacking else "",
                 control=name == study.get("control"),
                 values=tuple(r.value for r in own),
@@ -138,7 +150,7 @@ def picker(report: dict[str, Any], first: str) -> Picker | None:
     return Picker(tuple(made), tuple(points), 1 + list(costs).index(first), 0)
 
 
-def _score(method: Method, unit: formatting.Unit) -> Reading:
+def _score(method: Method, unit: DisplayUnit) -> Reading:
     score = method["score"]
     low, high = score.get("low"), score.get("high")
     return Reading(
@@ -151,13 +163,13 @@ def _score(method: Method, unit: formatting.Unit) -> Reading:
 
 def _cost(method: Method, key: str, label: str) -> Reading:
     value = cost(method, key)
-    says = formatting.DASH if value is None else cost_text(key, value)
+    says = DASH if value is None else cost_text(key, value)
     return Reading(None if value is None else readable(key, value), None, None, f"{label}: {says}")
 
 
-def _quality_axis(study: dict[str, Any], unit: formatting.Unit, found: list[Reading]) -> PickAxis:
+def _quality_axis(study: dict[str, Any], unit: DisplayUnit, found: list[Reading]) -> PickAxis:
     """Return the score's axis; as y it leaves out what would squash the rest."""
-    down = not formatting.lower_is_better(study)
+    down = not lower_is_better(study)
     values = [r.value for r in found if r.value is not None]
     bars = [(r.high - r.low) / 2 for r in found if r.low is not None and r.high is not None]
     edge = cut(values, bars, down)

@@ -9,9 +9,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from bakeoff.core.format import (
+    DASH,
+    DisplayUnit,
+    format_bytes,
+    format_milliseconds,
+    format_p_value,
+    format_setting,
+    format_status,
+    plural,
+    score_unit,
+)
 from bakeoff.core.redact import printable
-from bakeoff.report import formatting
 from bakeoff.report.sanitize import clean
+from bakeoff.report.texts import method_title, saved_weights_text
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKUP = re.compile(r"([\\`*_\[\]|~$])")
@@ -38,13 +49,13 @@ def markdown(report: dict[str, Any]) -> str:
         parts.append("This study is not finished: what stands here may change.")
     if methods:
         parts.append(_table(study, methods))
-    if weights := formatting.handed_out(report):
+    if weights := saved_weights_text(report):
         parts.append(inert(weights))
     if warnings := report.get("warnings"):
         parts.append("### Warnings\n\n" + "\n".join(f"- {inert(w)}" for w in warnings))
     failures = [m for m in methods if m.get("reason")]
     if failures:
-        lines = (f"- {inert(formatting.title(m))}: {inert(str(m['reason']))}" for m in failures)
+        lines = (f"- {inert(method_title(m))}: {inert(str(m['reason']))}" for m in failures)
         parts.append("### Without a result\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -59,17 +70,17 @@ def inert(text: str) -> str:
 
 
 def _question(study: dict[str, Any]) -> str:
-    unit, margin = formatting.score_unit(study), study.get("margin")
-    parts = [f"Base {study.get('base') or formatting.DASH}", f"metric {study.get('metric')}"]
+    unit, margin = score_unit(study), study.get("margin")
+    parts = [f"Base {study.get('base') or DASH}", f"metric {study.get('metric')}"]
     if margin is not None:
         parts.append(f"margin ±{unit.plain(margin)} {unit.word}".rstrip())
     if study.get("n_test_items") is not None:
-        parts.append(formatting.plural(study["n_test_items"], "test item"))
+        parts.append(plural(study["n_test_items"], "test item"))
     return inert(", ".join(parts)) + "."
 
 
 def _table(study: dict[str, Any], methods: list[dict[str, Any]]) -> str:
-    unit = formatting.score_unit(study)
+    unit = score_unit(study)
     hint = f" ({inert(unit.word)})" if unit.word else ""
     heads = [h + (hint if h in ("Score", "Difference") else "") for h in _HEADINGS]
     aligned = ["---" if h in ("Method", "Verdict", "Setting") else "---:" for h in _HEADINGS]
@@ -78,19 +89,19 @@ def _table(study: dict[str, Any], methods: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{note}"
 
 
-def _row(study: dict[str, Any], method: dict[str, Any], unit: formatting.Unit) -> list[str]:
+def _row(study: dict[str, Any], method: dict[str, Any], unit: DisplayUnit) -> list[str]:
     cost, verdict = method.get("cost") or {}, method.get("verdict") or "none"
-    name = inert(formatting.title(method))
+    name = inert(method_title(method))
     control = method.get("method") == study.get("control")
     cells = (
-        verdict if verdict != "none" else formatting.status(method.get("status")),
+        verdict if verdict != "none" else format_status(method.get("status")),
         unit.with_interval(method.get("score")),
         unit.with_interval(method.get("difference"), signed=True),
-        formatting.p_value((method.get("difference") or {}).get("p_adjusted")),
-        formatting.DASH if method.get("n_seeds") is None else str(method["n_seeds"]),
-        formatting.setting(method.get("setting")),
-        formatting.size(cost.get("train_peak_bytes")),
-        formatting.milliseconds(cost.get("step_milliseconds")),
-        formatting.size(cost.get("adapter_bytes")),
+        format_p_value((method.get("difference") or {}).get("p_adjusted")),
+        DASH if method.get("n_seeds") is None else str(method["n_seeds"]),
+        format_setting(method.get("setting")),
+        format_bytes(cost.get("train_peak_bytes")),
+        format_milliseconds(cost.get("step_milliseconds")),
+        format_bytes(cost.get("adapter_bytes")),
     )
     return [f"**{name}**" if control else name, *map(inert, cells)]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bakeoff.core.format import format_significant, score_unit
 from bakeoff.core.names import is_hub_id
-from bakeoff.report import formatting
 from bakeoff.report.markdown import inert, markdown
 
 _CAUSAL, _CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
@@ -45,7 +45,7 @@ def code(made: Mapping[str, Any]) -> str:
 
 def card(made: Mapping[str, Any], report: dict[str, Any]) -> str:
     """Return the card of ``made`` (``delivery.Delivered`` as a dict) as Markdown."""
-    unit = formatting.score_unit(report["study"])
+    unit = score_unit(report["study"])
     head = ["library_name: peft" if made["kind"] == "adapter" else "library_name: transformers"]
     if is_hub_id(made["base"]):
         head.append(f"base_model: {made['base']}")
@@ -54,8 +54,8 @@ def card(made: Mapping[str, Any], report: dict[str, Any]) -> str:
     said = [
         f"{made['title']} on {made['base']}, seed {made['seed']}, delivered as "
         f"{made['form']}{rank}.",
-        f"As written here it gives a validation loss of {formatting.significant(made['loss'])} "
-        f"({formatting.significant(made['trained_loss'])} at the end of training) and "
+        f"As written here it gives a validation loss of {format_significant(made['loss'])} "
+        f"({format_significant(made['trained_loss'])} at the end of training) and "
         f"{made['metric']} {unit.plain(made['score'])} {unit.word}".rstrip()
         + f" ({unit.plain(made['trained_score'])} in the study) on {made['n_items']} test items, "
         f"{made['differing']} of them scored otherwise.",

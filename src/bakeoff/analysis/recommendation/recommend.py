@@ -10,12 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.analysis import phrases
 from bakeoff.analysis.compare import ALPHA, Verdict
+from bakeoff.analysis.evidence import describe_gain, describe_sample, direction_note
 from bakeoff.analysis.pareto import QUALITY
 from bakeoff.analysis.per_method.accelerators import has_more
 from bakeoff.analysis.recommendation.preferences import SERVING, can_be_served, weigh
 from bakeoff.analysis.recommendation.saving_sentences import for_saving, for_serving, for_weights
+from bakeoff.core.format import (
+    format_difference,
+    format_interval,
+    format_saving,
+    format_value,
+    plural,
+)
 from bakeoff.core.record import StudyRecord
 
 Row = dict[str, Any]
@@ -58,7 +65,7 @@ def _for_quality(record: StudyRecord, control: Row, rows: Sequence[Row]) -> Reco
     better = [r for r in compared if r["verdict"] == Verdict.BETTER]
     if better:
         best = _best(record, better)
-        reason = phrases.gain(record, control, best, len(compared))
+        reason = describe_gain(record, control, best, len(compared))
         return Recommendation(best["method"], f"Use {best['title']}: {reason}.")
     sentence = f"Keep {control['title']}: {_no_gain(record, control, compared)}."
     return Recommendation(control["method"], sentence + _cheaper(control, compared))
@@ -98,7 +105,7 @@ def _without_control(
     sentence = f"No recommendation: {name}, the control, has no test score{why}"
     if scored:
         best = _best(record, scored)
-        level = phrases.value_of(record, best["score"]["estimate"])
+        level = format_value(record, best["score"]["estimate"])
         sentence += f"; the best score is that of {best['title']}, {level}, compared with nothing"
     return Recommendation(None, sentence + ".")
 
@@ -108,8 +115,8 @@ def _without_intervals(
 ) -> Recommendation:
     """Say that scores without any error decide nothing, and what they are."""
     best = _best(record, [r for r in rows if r["score"]])
-    value = phrases.value_of(record, best["score"]["estimate"])
-    own = phrases.value_of(record, control["score"]["estimate"])
+    value = format_value(record, best["score"]["estimate"])
+    own = format_value(record, control["score"]["estimate"])
     against = "" if best is control else f", against {own} of {control['title']}"
     sentence = f"No verdict: {reason}. The best score is that of {best['title']}, {value}{against}."
     return Recommendation(None, sentence)
@@ -121,8 +128,8 @@ def _no_gain(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
         score = control["score"]
         return (
             f"no contender has a test score to compare ({control['title']}: "
-            f"{phrases.value_of(record, score['estimate'])}, "
-            f"{phrases.evidence_size(record, control, control)})"
+            f"{format_value(record, score['estimate'])}, "
+            f"{describe_sample(record, control, control)})"
         )
     best = _best(record, compared)
     lead = "no contender is better by more than chance"
@@ -130,12 +137,12 @@ def _no_gain(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
         lead = "every contender is worse by more than chance"
     elif any(_beyond_chance(record, r) for r in compared):
         # better beyond chance yet equivalent: the gain is real, and smaller than the user cares for
-        lead = f"no contender is better by {phrases.value_of(record, record.margin)} or more"
+        lead = f"no contender is better by {format_value(record, record.margin)} or more"
     difference = best["difference"]
     return (
-        f"{lead} (best: {best['title']} {phrases.signed(record, difference['estimate'])}"
-        f"{phrases.direction(record)}, {phrases.interval(record, difference)}, "
-        f"{phrases.evidence_size(record, control, best)})"
+        f"{lead} (best: {best['title']} {format_difference(record, difference['estimate'])}"
+        f"{direction_note(record)}, {format_interval(record, difference)}, "
+        f"{describe_sample(record, control, best)})"
     )
 
 
@@ -152,7 +159,7 @@ def _cheaper(control: Row, compared: Sequence[Row]) -> str:
         if row["verdict"] != Verdict.EQUIVALENT:
             continue
         savings = [
-            f"{phrases.percent(saving)} {word}"
+            f"{format_saving(saving)} {word}"
             for key, word in (
                 ("train_peak_bytes", "less training memory"),
                 ("trainable_parameters", "fewer trained parameters"),
@@ -183,7 +190,7 @@ def _open(rows: Sequence[Row], complete: bool) -> str:
     if complete:
         return ""
     scored = sum(r["score"] is not None for r in rows)
-    of = phrases.count(len(rows), "method")
+    of = plural(len(rows), "method")
     return f" The study is not finished: {scored} of {of} scored so far."
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bakeoff.analysis import phrases
 from bakeoff.analysis.compare import Verdict
+from bakeoff.analysis.evidence import describe_difference, describe_sample
 from bakeoff.analysis.pareto import tied
 from bakeoff.analysis.recommendation.preferences import (
     NOT_WORSE,
@@ -18,6 +18,16 @@ from bakeoff.analysis.recommendation.preferences import (
     can_be_served,
     comparable,
     gain,
+)
+from bakeoff.core.format import (
+    MINUS,
+    format_cost,
+    format_difference,
+    format_interval,
+    format_p_value,
+    format_saving,
+    format_value,
+    plural,
 )
 from bakeoff.core.record import StudyRecord
 
@@ -46,8 +56,8 @@ def for_saving(
     elif (saved := _saved(control, best, name)) is not None:
         own, other = (comparable(control, r, name) or 0.0 for r in (best, control))
         text = (
-            f"Use {best['title']}: it needs {phrases.percent(saved)} less {noun} than {title} "
-            f"({phrases.amount(name, own)} against {phrases.amount(name, other)}) and is "
+            f"Use {best['title']}: it needs {format_saving(saved)} less {noun} than {title} "
+            f"({format_cost(name, own)} against {format_cost(name, other)}) and is "
             f"{_standing(record, control, best)}."
         )
     else:
@@ -71,12 +81,12 @@ def for_serving(record: StudyRecord, control: Row, rows: Sequence[Row], weighed:
     if not can_be_served(record, control):
         return (
             f"Keep {title}, though {_form(record, control)}: no method that can be served is "
-            f"better or equivalent within {phrases.value_of(record, record.margin)}."
+            f"better or equivalent within {format_value(record, record.margin)}."
         )
     none = "no contender that can be served is better by more than chance"
     if not others:
         none = "no contender that can be served has a test score"
-    compared = phrases.count(len(others), "such contender")
+    compared = plural(len(others), "such contender")
     return (
         f"Keep {title}: {_form(record, control)}, and {none} ({compared}, "
         f"{_level(record, control)})."
@@ -113,11 +123,11 @@ def for_weights(
 
 def _standing(record: StudyRecord, control: Row, row: Row) -> str:
     """Say that a contender is better or equivalent, with the evidence."""
-    evidence = phrases.against(record, control, row)
+    evidence = describe_difference(record, control, row)
     if row["verdict"] == Verdict.BETTER:
-        p = phrases.p_value(row["difference"]["p_adjusted"])
+        p = format_p_value(row["difference"]["p_adjusted"])
         return f"better ({evidence}, adjusted p {p})"
-    return f"equivalent within {phrases.value_of(record, record.margin)} ({evidence})"
+    return f"equivalent within {format_value(record, record.margin)} ({evidence})"
 
 
 def _nothing_saved(record: StudyRecord, control: Row, rows: Sequence[Row], name: str) -> str:
@@ -130,8 +140,8 @@ def _nothing_saved(record: StudyRecord, control: Row, rows: Sequence[Row], name:
         return _none_fit(record, rows)
     return (
         f"no contender that is better or equivalent within "
-        f"{phrases.value_of(record, record.margin)} needs less {noun} than its "
-        f"{phrases.amount(name, own)} ({phrases.count(len(running), 'such contender')}, "
+        f"{format_value(record, record.margin)} needs less {noun} than its "
+        f"{format_cost(name, own)} ({plural(len(running), 'such contender')}, "
         f"{_level(record, control)})"
     )
 
@@ -140,14 +150,14 @@ def _none_fit(record: StudyRecord, rows: Sequence[Row]) -> str:
     compared = sum(r["difference"] is not None for r in rows)
     if not compared:
         return "no contender has a test score to compare"
-    margin = phrases.value_of(record, record.margin)
-    none = f"none of the {phrases.count(compared, 'contender')}" if compared > 1 else "no contender"
+    margin = format_value(record, record.margin)
+    none = f"none of the {plural(compared, 'contender')}" if compared > 1 else "no contender"
     return f"{none} is shown to be better or equivalent within {margin}"
 
 
 def _level(record: StudyRecord, control: Row) -> str:
-    score = phrases.value_of(record, control["score"]["estimate"])
-    return f"{control['title']}: {score}, {phrases.evidence_size(record, control, control)}"
+    score = format_value(record, control["score"]["estimate"])
+    return f"{control['title']}: {score}, {describe_sample(record, control, control)}"
 
 
 def _might(record: StudyRecord, control: Row, rows: Sequence[Row], best: Row, name: str) -> str:
@@ -164,9 +174,9 @@ def _might(record: StudyRecord, control: Row, rows: Sequence[Row], best: Row, na
         return ""
     named = sorted(open_, key=lambda pair: -pair[0])[:MOST_NAMED]
     listed = "; ".join(
-        f"{r['title']} {phrases.percent(saved)} less, "
-        f"{phrases.signed(record, r['difference']['estimate'])}, "
-        f"{phrases.interval(record, r['difference'])}"
+        f"{r['title']} {format_saving(saved)} less, "
+        f"{format_difference(record, r['difference']['estimate'])}, "
+        f"{format_interval(record, r['difference'])}"
         for saved, r in named
     )
     return f" Inconclusive, so they might save more at no loss, or might not: {listed}."
@@ -206,4 +216,4 @@ def _gains(record: StudyRecord, control: Row, row: Row, weights: Mapping[str, fl
 
 def _plus(value: float) -> str:
     text = f"{value:+.2f}"
-    return "0" if not text.strip("+-0.") else text.replace("-", phrases.MINUS)
+    return "0" if not text.strip("+-0.") else text.replace("-", MINUS)

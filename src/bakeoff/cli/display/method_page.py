@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from bakeoff.cli.display.method_row import Row, count
-from bakeoff.cli.display.output import out, plain
+from bakeoff.cli.display.method_row import MethodRow
+from bakeoff.cli.display.output import (out, escape_text)
+from bakeoff.core.format import MIB, format_integer
 from bakeoff.core.trial import MethodEntry
 from bakeoff.methods.capability_records import RANK, SAME, Capabilities, Measured, OnBase
 from bakeoff.methods.published_results import CAVEATS, SOURCE, TASKS, results
@@ -14,25 +15,24 @@ from bakeoff.study.planning.trials import learning_rates
 
 SHOWN_RATES = 5
 WIDTH = 15
-MIB = 2**20
-SERVED: dict[str | None, str] = {
+SERVED_AS: dict[str | None, str] = {
     "adapter": "as it is saved (ranks above 16 want --max-lora-rank)",
     "converted": "converted to LoRA",
     "merged": "merged into a base of its own alone",
 }
 
 
-def show_page(row: Row, model: str | None) -> None:
+def show_page(row: MethodRow, model: str | None) -> None:
     """Print the page."""
     entry = row.entry
-    out.print(f"[bold]{plain(entry.title)}[/] ({plain(entry.name)}), {plain(entry.family)}")
+    out.print(f"[bold]{escape_text(entry.title)}[/] ({escape_text(entry.name)}), {escape_text(entry.family)}")
     out.print(f"  {entry.mechanism}", markup=False, soft_wrap=True)
-    lines = [*_what(entry), *_can(row), *_on_model(row, model), *_published(entry.name)]
+    lines = [*_description_lines(entry), *_capability_lines(row), *_model_lines(row, model), *_published_lines(entry.name)]
     for label, text in lines:
         out.print(f"  {label:<{WIDTH}} {text}", markup=False, soft_wrap=True)
 
 
-def _what(entry: MethodEntry) -> Iterator[tuple[str, str]]:
+def _description_lines(entry: MethodEntry) -> Iterator[tuple[str, str]]:
     yield "paper", entry.paper or "-"
     how = [entry.peft] if entry.peft else []
     yield "how", ", ".join([*how, *([f"hook {entry.hook}"] if entry.hook else [])])
@@ -52,7 +52,7 @@ def _what(entry: MethodEntry) -> Iterator[tuple[str, str]]:
         yield "size", f"by {entry.size['argument']}: {allowed}"
 
 
-def _can(row: Row) -> Iterator[tuple[str, str]]:
+def _capability_lines(row: MethodRow) -> Iterator[tuple[str, str]]:
     own = row.found.capabilities
     if own is None:
         yield "can do", "not probed: `bakeoff methods NAME --probe`"
@@ -63,12 +63,12 @@ def _can(row: Row) -> Iterator[tuple[str, str]]:
     versions = row.found.versions
     yield "found with", ", ".join(f"{p} {v}" for p, v in versions.items() if v is not None)
     for base, found in own.on.items():
-        yield f"on {base}", _figures(found) if found.trains else f"does not train: {found.reason}"
+        yield f"on {base}", _format_probe(found) if found.trains else f"does not train: {found.reason}"
     at = own.main
     if at is not None:
-        yield "merges", _answer(own.mergeable, at.merge, "logits off by {}")
-    yield "to LoRA", _conversion(own)
-    yield "vLLM", SERVED.get(own.vllm, "no")
+        yield "merges", _format_answer(own.mergeable, at.merge, "logits off by {}")
+    yield "to LoRA", _format_conversion(own)
+    yield "vLLM", SERVED_AS.get(own.vllm, "no")
     for kind, works in own.quantised.items():
         words = {None: "not tried", False: "no", True: "yes"}[works.works]
         yield f"{kind} base", words + (f" ({works.reason})" if works.reason else "")
@@ -80,36 +80,36 @@ def _can(row: Row) -> Iterator[tuple[str, str]]:
     yield "layers", " ".join(own.layers) or "its own choice"
 
 
-def _figures(found: OnBase) -> str:
+def _format_probe(found: OnBase) -> str:
     start = "starts as the base"
     if found.start.value is not None and found.start.value > SAME:
         start = f"starts {found.start.value:g} off the base"
     return (
-        f"trains {count(found.parameters)} parameters, saves "
-        f"{count(found.checkpoint_bytes)} bytes, {start}, reloads "
-        f"{_off(found.reload)}, disabled {_base(found.disable)}"
+        f"trains {format_integer(found.parameters)} parameters, saves "
+        f"{format_integer(found.checkpoint_bytes)} bytes, {start}, reloads "
+        f"{_format_deviation(found.reload)}, disabled {_format_disabled(found.disable)}"
     )
 
 
-def _off(measured: Measured) -> str:
+def _format_deviation(measured: Measured) -> str:
     if measured.value is None:
         return f"(not: {measured.reason})"
     return "exactly" if measured.value <= SAME else f"{measured.value:g} off"
 
 
-def _base(disabled: Measured) -> str:
+def _format_disabled(disabled: Measured) -> str:
     if disabled.value is None:
         return f"cannot be ({disabled.reason})"
     off = disabled.value > SAME
     return f"is {disabled.value:g} off the base" if off else "is the base again"
 
 
-def _answer(holds: bool, measured: Measured, form: str) -> str:
+def _format_answer(holds: bool, measured: Measured, form: str) -> str:
     detail = measured.reason if measured.value is None else form.format(f"{measured.value:g}")
     return f"{'yes' if holds else 'no'} ({detail})"
 
 
-def _conversion(own: Capabilities) -> str:
+def _format_conversion(own: Capabilities) -> str:
     if own.vllm == "adapter":
         return "it is saved as plain LoRA"
     errors = [
@@ -120,23 +120,23 @@ def _conversion(own: Capabilities) -> str:
     return f"{'yes' if own.to_lora else 'no'} ({'; '.join(errors) or f'r = {RANK}: -'}{claim})"
 
 
-def _on_model(row: Row, model: str | None) -> Iterator[tuple[str, str]]:
+def _model_lines(row: MethodRow, model: str | None) -> Iterator[tuple[str, str]]:
     if row.on_model is None:
         return
     reason = row.on_model.get("reason")
     if reason is not None:
         yield "on the model", f"{model}: cannot be attached: {reason}"
         return
-    yield "on the model", f"{model}: {count(row.on_model['parameters'])} parameters"
-    yield "", f"{_mib(row.on_model.get('checkpoint_bytes'))} to save"
-    yield "", f"{_mib(row.on_model['training_state_bytes'])} of values, gradients and moments"
+    yield "on the model", f"{model}: {format_integer(row.on_model['parameters'])} parameters"
+    yield "", f"{_format_mib(row.on_model.get('checkpoint_bytes'))} to save"
+    yield "", f"{_format_mib(row.on_model['training_state_bytes'])} of values, gradients and moments"
 
 
-def _mib(value: Any) -> str:
+def _format_mib(value: Any) -> str:
     return "-" if value is None else f"{value / MIB:,.1f} MiB"
 
 
-def _published(name: str) -> Iterator[tuple[str, str]]:
+def _published_lines(name: str) -> Iterator[tuple[str, str]]:
     found = results(name)
     if not found:
         return

@@ -15,7 +15,7 @@ STATE_BYTES = 16
 SERVERS = ("vllm",)
 
 
-class Row(NamedTuple):
+class MethodRow(NamedTuple):
     """One method: its entry, what is known of it, and what it takes on the user's model."""
 
     entry: MethodEntry
@@ -23,7 +23,7 @@ class Row(NamedTuple):
     on_model: dict[str, Any] | None
 
 
-def carried(
+def run_in_processes(
     function: str, payloads: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
     """Run a function of the training half over payloads, a process each; yield as they end."""
@@ -35,11 +35,6 @@ def carried(
         yield outcome.index, outcome.value, outcome.error
 
 
-def count(value: int | None) -> str:
-    """Return a whole number for a table; absence is a dash."""
-    return "-" if value is None else f"{value:,}"
-
-
-def yes(value: bool) -> str:
+def format_yes(value: bool) -> str:
     """Return a word for a table."""
     return "yes" if value else "-"

@@ -26,7 +26,7 @@ RUNS = Path("runs")
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON on stdout instead of a table.")
 
 
-class Sink(Console):
+class SafeConsole(Console):
     """A console on which text is text: control characters in it are shown as a sign."""
 
     def render(
@@ -38,22 +38,22 @@ class Sink(Console):
 
 
 # piped output is read by programs and pagers: never folded to 80 columns
-out = Sink(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
-err = Sink(stderr=True, highlight=False, emoji=False)
+out = SafeConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+err = SafeConsole(stderr=True, highlight=False, emoji=False)
 
 
-def plain(text: str) -> str:
+def escape_text(text: str) -> str:
     """Return text that strangers wrote for a line with markup: brackets kept, secrets not."""
     return escape(redact(text))
 
 
 def show_error(error: BakeoffError) -> None:
     """Print an error: its code, the cause, one line that says what to do."""
-    err.print(f"[bold red]error[/] [bold]{escape(f'[{error.code}]')}[/] {plain(error.cause)}")
-    err.print(f"[bold]Try:[/] {plain(error.try_)}")
+    err.print(f"[bold red]error[/] [bold]{escape(f'[{error.code}]')}[/] {escape_text(error.cause)}")
+    err.print(f"[bold]Try:[/] {escape_text(error.try_)}")
 
 
-def show_fault() -> None:
+def show_internal_error() -> None:
     """Print the traceback of an error that is ours."""
     err.print(redact(traceback.format_exc()), markup=False, soft_wrap=True)
     err.print("This is a fault of bakeoff's: please report it with the lines above.")
@@ -66,16 +66,16 @@ def show_json(value: Any) -> None:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """Print a table: the first column, the last and ``<`` ones to the left, the rest right."""
-    table = Table(title=plain(title) or None, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=escape_text(title) or None, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(columns):
         left = i in (0, len(columns) - 1) or name.startswith("<")
-        table.add_column(plain(name.removeprefix("<")), justify="left" if left else "right")
+        table.add_column(escape_text(name.removeprefix("<")), justify="left" if left else "right")
     for row in rows:
-        table.add_row(*(plain(cell) for cell in row))
+        table.add_row(*(escape_text(cell) for cell in row))
     out.print(table)
 
 
-def study_folder(given: Path | None) -> Path:
+def find_study_folder(given: Path | None) -> Path:
     """Return the study folder meant: the one given, or the newest under ``runs``.
 
     Raises:
@@ -91,8 +91,3 @@ def study_folder(given: Path | None) -> Path:
             "no-study", f"There is no study under {RUNS}/.", "`bakeoff demo`, or `bakeoff run`."
         )
     return found[-1].parent
-
-
-def number(value: float | None, form: str = "g", scale: float = 1.0) -> str:
-    """Return a number for a table; absence is a dash."""
-    return "-" if value is None else format(value * scale, form)

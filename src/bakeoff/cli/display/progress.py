@@ -18,28 +18,29 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live as Redrawn
 
 from bakeoff.cli.display import status_block
-from bakeoff.cli.display.output import plain
+from bakeoff.cli.display.output import escape_text
+from bakeoff.core.format import format_duration
 
 if TYPE_CHECKING:
     from bakeoff.study.monitoring.progress import Work
     from bakeoff.study.monitoring.progress_estimate import Phase
     from bakeoff.study.monitoring.status import Glance
 
-REDRAWS = 4
+REDRAWS_PER_SECOND = 4
 """A second, at most."""
-SHARE = 20.0
+READ_INTERVAL_FACTOR = 20.0
 """So many times as long as a look at the folder took, none is taken again."""
-QUIET = 60.0
+QUIET_SECONDS = 60.0
 """Seconds without a line after which piped output gets one that says what goes on."""
 
 
-def redraws(console: Console) -> bool:
+def can_redraw(console: Console) -> bool:
     """Tell whether a block may be drawn over and over: in a terminal that understands that."""
     dumb = console.is_dumb_terminal or bool(os.environ.get("NO_COLOR"))
     return console.is_terminal and not dumb and console.file.isatty()
 
 
-class Live:
+class LiveProgress:
     """Draws what a study says while it runs; ``folder`` is the study's, if it may be looked at."""
 
     def __init__(self, console: Console, folder: Path | None = None) -> None:
@@ -53,9 +54,9 @@ class Live:
         self._over = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="bakeoff-progress", daemon=True)
         self._drawn: Redrawn | None = None
-        if redraws(console):
+        if can_redraw(console):
             self._drawn = Redrawn(
-                console=console, get_renderable=self._draw, refresh_per_second=REDRAWS,
+                console=console, get_renderable=self._draw, refresh_per_second=REDRAWS_PER_SECOND,
                 transient=True, redirect_stdout=False,
             )  # fmt: skip
 
@@ -124,7 +125,7 @@ class Live:
 
     def _print(self, text: str) -> None:
         self._spoke = time.monotonic()
-        self._console.print(plain(text), soft_wrap=True)
+        self._console.print(escape_text(text), soft_wrap=True)
 
     def _piece(self, what: str, since: float) -> None:
         seconds = time.monotonic() - since
@@ -133,7 +134,7 @@ class Live:
     def _close_phase(self) -> None:
         """Leave a line for a phase that has gone through, in a terminal: its block goes."""
         if self._drawn is not None and self._title and self._done > self._before:
-            took = status_block.duration(time.monotonic() - self._began)
+            took = format_duration(time.monotonic() - self._began)
             self._print(f"{self._title}: {self._done} of {self._total}, {took}")
         self._title = ""
 
@@ -150,7 +151,7 @@ class Live:
         except Exception:  # what is wrong with the folder the study will meet itself
             self._glance = None
         took = time.monotonic() - now
-        self._looked, self._may_look = now, now + max(1.0 / REDRAWS, SHARE * took)
+        self._looked, self._may_look = now, now + max(1.0 / REDRAWS_PER_SECOND, READ_INTERVAL_FACTOR * took)
         return self._glance
 
     def _draw(self) -> RenderableType:
@@ -161,10 +162,10 @@ class Live:
         width, height = self._console.width, self._console.height
         try:
             if found is not None and found.phase is not None:
-                return status_block.block(found, width, later, height - 1)
+                return status_block.render_status(found, width, later, height - 1)
         except Exception:  # drawing must not end a study
             self._glance = None
-        return status_block.phase_line(self._at_hand(), width, None)
+        return status_block.render_phase(self._at_hand(), width, None)
 
     def _at_hand(self) -> Phase:
         from bakeoff.study.monitoring.progress_estimate import Phase
@@ -174,8 +175,8 @@ class Live:
 
     def _tick(self) -> None:
         """Say from time to time what goes on, where nothing else was said."""
-        while not self._over.wait(max(0.05, self._spoke + QUIET - time.monotonic())):
-            if self._title and time.monotonic() - self._spoke >= QUIET:
+        while not self._over.wait(max(0.05, self._spoke + QUIET_SECONDS - time.monotonic())):
+            if self._title and time.monotonic() - self._spoke >= QUIET_SECONDS:
                 try:
                     self._print(self._what_goes_on())
                 except OSError:
@@ -187,13 +188,13 @@ class Live:
         if found is None:
             return said
         later = time.monotonic() - self._looked
-        flying = "; ".join(map(status_block.work_words, found.works[: status_block.MOST_WORKS]))
-        left = status_block.left(found.phase_seconds_left, later)
+        flying = "; ".join(map(status_block.describe_job, found.works[: status_block.MAX_JOBS]))
+        left = status_block.remaining_seconds(found.phase_seconds_left, later)
         parts = [
             flying and f"in flight: {flying}",
-            status_block.speed(found),
-            "" if left is None else f"about {status_block.duration(left)} left",
-            status_block.study_left(found, later),
-            status_block.leaders(found),
+            status_block.describe_speed(found),
+            "" if left is None else f"about {format_duration(left)} left",
+            status_block.describe_study_remaining(found, later),
+            status_block.summarize_methods(found),
         ]
         return " | ".join([said, *(part for part in parts if part)])

@@ -13,63 +13,53 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bakeoff.cli.display.output import number
+from bakeoff.core.format import format_cell, format_duration
 from bakeoff.core.redact import told
 
 if TYPE_CHECKING:
     from bakeoff.study.monitoring.progress_estimate import Flight, Phase
     from bakeoff.study.monitoring.status import Glance, Standing
 
-MOST_WORKS = 4
+MAX_JOBS = 4
 """Groups in flight that have a line of their own."""
 WIDE = 90
 """Columns from which speeds stand beside the rest."""
-FEWEST_ROWS = 3
+MIN_ROWS = 3
 
 
-def duration(seconds: float) -> str:
-    """Write a time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-
-
-def block(found: Glance, width: int, later: float = 0.0, height: int | None = None) -> Group:
+def render_status(found: Glance, width: int, later: float = 0.0, height: int | None = None) -> Group:
     """Return what goes on and who leads, ``later`` seconds after it was read.
 
     Of more methods than fit in ``height`` lines the control and the best are shown.
     """
     parts: list[RenderableType] = []
     if found.phase is not None:
-        parts.append(phase_line(found.phase, width, left(found.phase_seconds_left, later), later))
-    parts += works(found.works, later)
-    about = speed(found)
+        parts.append(render_phase(found.phase, width, remaining_seconds(found.phase_seconds_left, later), later))
+    parts += render_jobs(found.works, later)
+    about = describe_speed(found)
     if about:
-        parts.append(_line(about))
-    rest = study_left(found, later)
+        parts.append(_text_line(about))
+    rest = describe_study_remaining(found, later)
     if rest:
-        parts.append(_line(rest))
+        parts.append(_text_line(rest))
     if found.planned:
-        room = None if height is None else max(FEWEST_ROWS, height - len(parts) - 3)
-        parts += standings(found, width, room)
+        room = None if height is None else max(MIN_ROWS, height - len(parts) - 3)
+        parts += render_methods(found, width, room)
     return Group(*parts)
 
 
-def left(seconds: float | None, later: float) -> float | None:
+def remaining_seconds(seconds: float | None, later: float) -> float | None:
     """Return what is still left ``later`` seconds after that was estimated."""
     return None if seconds is None else max(0.0, seconds - later)
 
 
-def phase_line(
+def render_phase(
     phase: Phase, width: int, seconds_left: float | None, later: float = 0.0
 ) -> RenderableType:
     """Return the phase with its bar."""
-    said = f"{phase.done}/{phase.total}  {duration(phase.seconds + later)}"
+    said = f"{phase.done}/{phase.total}  {format_duration(phase.seconds + later)}"
     if seconds_left is not None and phase.done < phase.total:
-        said += f", about {duration(seconds_left)} left"
+        said += f", about {format_duration(seconds_left)} left"
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, overflow="ellipsis", max_width=max(8, width - len(said) - 16))
     grid.add_column()
@@ -81,17 +71,18 @@ def phase_line(
     return grid
 
 
-def works(found: Sequence[Flight], later: float = 0.0) -> list[RenderableType]:
+def render_jobs(found: Sequence[Flight], later: float = 0.0) -> list[RenderableType]:
     """Return a line for each group in flight."""
     lines: list[RenderableType] = [
-        _line(f"  {work_words(w)} ({duration(w.seconds + later)})") for w in found[:MOST_WORKS]
+        _text_line(f"  {describe_job(w)} ({format_duration(w.seconds + later)})")
+        for w in found[:MAX_JOBS]
     ]
-    if len(found) > MOST_WORKS:
-        lines.append(_line(f"  and {len(found) - MOST_WORKS} more groups"))
+    if len(found) > MAX_JOBS:
+        lines.append(_text_line(f"  and {len(found) - MAX_JOBS} more groups"))
     return lines
 
 
-def work_words(work: Flight) -> str:
+def describe_job(work: Flight) -> str:
     """Say what is in flight."""
     if work.stop is None:
         return f"{work.title}, alone" if work.what == "cost probe" else work.title
@@ -99,7 +90,7 @@ def work_words(work: Flight) -> str:
     return f"{work.title}, {lanes}, steps {work.start or 0} to {work.stop}"
 
 
-def speed(found: Glance) -> str:
+def describe_speed(found: Glance) -> str:
     """Say how fast trials are trained, where some have been."""
     if found.tokens_per_second is None:
         return ""
@@ -107,15 +98,15 @@ def speed(found: Glance) -> str:
     return f"{said}, each of {found.workers} workers" if found.workers > 1 else said
 
 
-def study_left(found: Glance, later: float = 0.0) -> str:
+def describe_study_remaining(found: Glance, later: float = 0.0) -> str:
     """Say what is left of the whole study, where that is known."""
-    seconds = left(found.study_seconds_left, later)
-    return "" if seconds is None else f"the study: about {duration(seconds)} left"
+    seconds = remaining_seconds(found.study_seconds_left, later)
+    return "" if seconds is None else f"the study: about {format_duration(seconds)} left"
 
 
-def standings(found: Glance, width: int, most: int | None = None) -> list[RenderableType]:
+def render_methods(found: Glance, width: int, most: int | None = None) -> list[RenderableType]:
     """Return the table of the methods, and a line that says how many are not in it."""
-    rows, hidden = _shown(found, most)
+    rows, hidden = _select_methods(found, most)
     metric = found.metric or {}
     points = metric.get("unit") == "fraction"
     name = told(str(metric.get("name", "score"))) + (" %" if points else "")
@@ -132,47 +123,49 @@ def standings(found: Glance, width: int, most: int | None = None) -> list[Render
         table.add_column("tokens/s", justify="right", no_wrap=True)
     for row in rows:
         cells = [
-            Text(title(row)),
+            Text(method_title(row)),
             Text("cannot run" if row.incompatible is not None else f"{row.done}/{row.planned}"),
-            Text(value(row.validation, points) if by_metric else number(row.validation, ".4f")),
-            Text(number(row.step, ",.0f")),
+            Text(
+                format_metric(row.validation, points) if by_metric else format_cell(row.validation, ".4f")
+            ),
+            Text(format_cell(row.step, ",.0f")),
         ]
         if tested:
             seeds = f" ({row.n_seeds})" if row.n_seeds else ""
-            cells.append(Text(value(row.test, points) + seeds))
+            cells.append(Text(format_metric(row.test, points) + seeds))
         if width >= WIDE:
-            cells.append(Text(number(row.tokens_per_second, ",.0f")))
+            cells.append(Text(format_cell(row.tokens_per_second, ",.0f")))
         table.add_row(*cells, style="bold" if row.control else None)
     failed = sum(m.failed for m in found.methods)
     notes = [f"{hidden} more methods"] if hidden else []
     notes += [f"{failed} trials failed or diverged"] if failed else []
-    return [table, *([_line("; ".join(notes))] if notes else [])]
+    return [table, *([_text_line("; ".join(notes))] if notes else [])]
 
 
-def title(row: Standing) -> str:
+def method_title(row: Standing) -> str:
     """Return a method's title, the control marked."""
     return told(row.title) + (" (control)" if row.control else "")
 
 
-def value(found: float | None, points: bool) -> str:
+def format_metric(found: float | None, points: bool) -> str:
     """Write a value of the metric."""
-    return number(found, ".1f", 100.0) if points else number(found, ".4g")
+    return format_cell(found, ".1f", 100.0) if points else format_cell(found, ".4g")
 
 
-def leaders(found: Glance) -> str:
+def summarize_methods(found: Glance) -> str:
     """Say in a few words where the methods stand."""
     metric = found.metric or {}
     points, by_metric = metric.get("unit") == "fraction", found.select_on == "metric"
     tested = [m for m in found.methods if m.test is not None]
     if tested:
-        return ", ".join(f"{title(m)} {value(m.test, points)} ({m.n_seeds})" for m in tested)
-    seen = [(title(m), m.validation) for m in found.methods if m.validation is not None]
+        return ", ".join(f"{method_title(m)} {format_metric(m.test, points)} ({m.n_seeds})" for m in tested)
+    seen = [(method_title(m), m.validation) for m in found.methods if m.validation is not None]
     if by_metric:
-        return ", ".join(f"{name} {value(best, points)}" for name, best in seen)
-    return ", ".join(f"{name} {number(best, '.4f')}" for name, best in seen)
+        return ", ".join(f"{name} {format_metric(best, points)}" for name, best in seen)
+    return ", ".join(f"{name} {format_cell(best, '.4f')}" for name, best in seen)
 
 
-def _shown(found: Glance, most: int | None) -> tuple[list[Standing], int]:
+def _select_methods(found: Glance, most: int | None) -> tuple[list[Standing], int]:
     """Return the methods that fit: in the study's order, the best where not all do."""
     methods = list(found.methods)
     if most is None or len(methods) <= most:
@@ -188,5 +181,5 @@ def _shown(found: Glance, most: int | None) -> tuple[list[Standing], int]:
     return [m for m in methods if m.method in kept], len(methods) - len(kept)
 
 
-def _line(text: str) -> Text:
+def _text_line(text: str) -> Text:
     return Text(told(text), no_wrap=True, overflow="ellipsis")

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from bakeoff.cli.display.output import out, plain
+from bakeoff.cli.display.output import (out, escape_text)
 
-GIVEN, LEARNT = "  given  ", "  learnt "
-BORDER = "\N{BOX DRAWINGS LIGHT VERTICAL}"
+CONTEXT_LABEL, SUPERVISED_LABEL = "  given  ", "  learnt "
+TOKEN_BORDER = "\N{BOX DRAWINGS LIGHT VERTICAL}"
 _MARKS = {"\n": "\N{RETURN SYMBOL}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
 
 
@@ -22,23 +22,23 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         learnt = f"{row['supervised']} learnt" if row["label"] is None else "one label learnt"
         out.print()
-        out.print(f"{plain(row['where'])}: {row['tokens']} tokens, {learnt}", style="bold")
+        out.print(f"{escape_text(row['where'])}: {row['tokens']} tokens, {learnt}", style="bold")
         for supervised, run in groupby(row["pieces"], key=lambda p: p["supervised"]):
-            head, style = (LEARNT, "bold green") if supervised else (GIVEN, "dim")
+            head, style = (SUPERVISED_LABEL, "bold green") if supervised else (CONTEXT_LABEL, "dim")
             for line in _lines([_text(p) for p in run], out.width - len(head) - 1):
-                out.print(f"{head}{plain(line)}", style=style, soft_wrap=True)
+                out.print(f"{head}{escape_text(line)}", style=style, soft_wrap=True)
         if row["label"] is not None:
-            out.print(f"{LEARNT}{plain(row['label'])}", style="bold green", soft_wrap=True)
+            out.print(f"{SUPERVISED_LABEL}{escape_text(row['label'])}", style="bold green", soft_wrap=True)
 
 
 def _lines(texts: list[str], width: int) -> Iterator[str]:
     """Yield the texts with borders, broken between two of them where a line would be too long."""
-    line = BORDER
+    line = TOKEN_BORDER
     for text in texts:
         if len(line) > 1 and len(line) + len(text) + 1 > width:
             yield line
-            line = BORDER
-        line += text + BORDER
+            line = TOKEN_BORDER
+        line += text + TOKEN_BORDER
     yield line
 
 

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from bakeoff.cli.display.output import err, number, out, plain, show_table
+from bakeoff.cli.display.output import (err, out, escape_text, show_table)
+from bakeoff.core.format import MIB, format_cell
 
-MIB = 2.0**20
 WIDE = 110
 """Columns of a terminal from which the costs fit beside the verdict."""
 
@@ -18,76 +18,76 @@ def show(report: dict[str, Any], folder: Path) -> None:
 
     ``folder`` is the study's.
     """
-    from bakeoff.report import formatting
+    from bakeoff.report.texts import saved_weights_text
 
-    out.print(f"\n[bold]{plain(report['recommendation']['sentence'])}[/]\n")
+    out.print(f"\n[bold]{escape_text(report['recommendation']['sentence'])}[/]\n")
     points = report["study"]["unit"] == "fraction"
     scale, form = (100.0, ".1f") if points else (1.0, ".4g")
     metric = report["study"]["metric"] + (" %" if points else "")
     columns = ["method", metric, "difference (95 % interval)", "<verdict"]
-    rows = [_row(m, scale, form) for m in report["methods"]]
+    rows = [_verdict_cells(m, scale, form) for m in report["methods"]]
     if out.width >= WIDE:
         columns += ["p (Holm)", "lr", "parameters", "peak MiB", "ms/step"]
-        rows = [r + _costs(m) for r, m in zip(rows, report["methods"], strict=True)]
+        rows = [r + _cost_cells(m) for r, m in zip(rows, report["methods"], strict=True)]
         if any(m["forgetting"] for m in report["methods"]):
             columns.append("forgetting")
-            rows = [(*r, _forgotten(m)) for r, m in zip(rows, report["methods"], strict=True)]
+            rows = [(*r, _forgetting_cell(m)) for r, m in zip(rows, report["methods"], strict=True)]
     show_table(columns, rows)
     study, base = report["study"], report["base"]
     n_seeds = max((m["n_seeds"] for m in report["methods"]), default=0)
     out.print(
         f"\n{study['n_test_items']} test items, {n_seeds} seeds, {study['steps']} steps a trial, "
-        f"margin {number(study['margin'], form, scale)}"
+        f"margin {format_cell(study['margin'], form, scale)}"
         + (" points" if points else "")
-        + f"; intervals are simultaneous. Base: {plain(study['base'])}"
-        + (f" ({plain(study['base_note'])})" if study["base_note"] else "")
+        + f"; intervals are simultaneous. Base: {escape_text(study['base'])}"
+        + (f" ({escape_text(study['base_note'])})" if study["base_note"] else "")
     )
     if base is not None:
         estimate, low, high = (
-            number(base["score"][k], form, scale) for k in ("estimate", "low", "high")
+            format_cell(base["score"][k], form, scale) for k in ("estimate", "low", "high")
         )
-        out.print(f"The untouched base: {plain(metric)} {estimate} ({low} to {high})")
-    if (weights := formatting.handed_out(report, f"{folder}/")) is not None:
-        out.print(plain(weights), soft_wrap=True)
+        out.print(f"The untouched base: {escape_text(metric)} {estimate} ({low} to {high})")
+    if (weights := saved_weights_text(report, f"{folder}/")) is not None:
+        out.print(escape_text(weights), soft_wrap=True)
     for warning in report["warnings"]:
-        err.print(f"[yellow]warning:[/] {plain(warning)}")
+        err.print(f"[yellow]warning:[/] {escape_text(warning)}")
     show_failed(report, folder)
 
 
 def show_failed(report: dict[str, Any], folder: Path) -> None:
     """Say how many runs failed and by which command they are tried again."""
-    from bakeoff.report import formatting
+    from bakeoff.report.texts import retry_hint
 
-    if (how := formatting.try_again(report, shlex.quote(str(folder)))) is not None:
-        err.print(f"[yellow]failed:[/] {plain(how)}")
+    if (how := retry_hint(report, shlex.quote(str(folder)))) is not None:
+        err.print(f"[yellow]failed:[/] {escape_text(how)}")
 
 
-def _row(method: dict[str, Any], scale: float, form: str) -> tuple[str, ...]:
+def _verdict_cells(method: dict[str, Any], scale: float, form: str) -> tuple[str, ...]:
     score, difference = method["score"], method["difference"]
     text = "-"
     if difference is not None:
         estimate, low, high = (
-            number(difference[k], "+" + form, scale) for k in ("estimate", "low", "high")
+            format_cell(difference[k], "+" + form, scale) for k in ("estimate", "low", "high")
         )
         text = f"{estimate} ({low} to {high})"
     verdict = method["verdict"]
     if method["status"] != "done":
         verdict = f"{method['status']}: {method['reason'] or ''}"
-    return (method["title"], number(score and score["estimate"], form, scale), text, verdict)
+    return (method["title"], format_cell(score and score["estimate"], form, scale), text, verdict)
 
 
-def _forgotten(method: dict[str, Any]) -> str:
+def _forgetting_cell(method: dict[str, Any]) -> str:
     """Write the change in loss on general text, in nats per token."""
     found = method["forgetting"]
-    return number(found and found["estimate"], "+.3f")
+    return format_cell(found and found["estimate"], "+.3f")
 
 
-def _costs(method: dict[str, Any]) -> tuple[str, ...]:
+def _cost_cells(method: dict[str, Any]) -> tuple[str, ...]:
     difference, cost, setting = method["difference"], method["cost"], method["setting"] or {}
     return (
-        number(difference and difference["p_adjusted"], ".3f"),
-        number(setting.get("learning_rate"), ".0e"),
-        number(cost["trainable_parameters"], ",.0f"),
-        number(cost["train_peak_bytes"], ",.0f", 1 / MIB),
-        number(cost["step_milliseconds"], ".0f"),
+        format_cell(difference and difference["p_adjusted"], ".3f"),
+        format_cell(setting.get("learning_rate"), ".0e"),
+        format_cell(cost["trainable_parameters"], ",.0f"),
+        format_cell(cost["train_peak_bytes"], ",.0f", 1 / MIB),
+        format_cell(cost["step_milliseconds"], ".0f"),
     )

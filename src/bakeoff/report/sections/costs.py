@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.report import accelerators, formatting
+from bakeoff.core.format import format_bytes, format_count, format_milliseconds, format_seconds
+from bakeoff.report import accelerators
 from bakeoff.report.blocks import (
     BarRow,
     Bars,
@@ -20,6 +21,7 @@ from bakeoff.report.blocks import (
     Table,
     Text,
 )
+from bakeoff.report.texts import method_title
 
 ORDER = 80
 TITLE = "Costs"
@@ -39,20 +41,20 @@ class _Field:
 
 
 _FIELDS = (
-    _Field(Column("A step", True, "training, median"), "step_milliseconds", formatting.milliseconds,
+    _Field(Column("A step", True, "training, median"), "step_milliseconds", format_milliseconds,
            accelerators.unlike),
-    _Field(Column("Speed", True, "tokens/s, training"), "train_tokens_per_second", formatting.count,
+    _Field(Column("Speed", True, "tokens/s, training"), "train_tokens_per_second", format_count,
            accelerators.unlike),
-    _Field(Column("A run", True, "time, mean over seeds"), "train_seconds", formatting.seconds,
+    _Field(Column("A run", True, "time, mean over seeds"), "train_seconds", format_seconds,
            accelerators.lacking),
-    _Field(Column("Base", True, "memory"), "base_bytes", formatting.size),
+    _Field(Column("Base", True, "memory"), "base_bytes", format_bytes),
     _Field(Column("Training", True, "memory above the base"), "train_above_base_bytes",
-           formatting.size, accelerators.unlike),
-    _Field(Column("Checkpoint", True, "on disk"), "adapter_bytes", formatting.size),
+           format_bytes, accelerators.unlike),
+    _Field(Column("Checkpoint", True, "on disk"), "adapter_bytes", format_bytes),
     _Field(Column("An example", True, "forward, adapter apart"), "inference_milliseconds",
-           formatting.milliseconds),
+           format_milliseconds),
     _Field(Column("An example", True, "forward, adapter merged"), "inference_merged_milliseconds",
-           formatting.milliseconds),
+           format_milliseconds),
 )  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def build(report: dict[str, Any]) -> SectionView:
     control = report["study"].get("control")
     rows = tuple(
         Row(
-            (Cell(formatting.title(m)), *(_cell(m, f, methods) for f in _FIELDS)),
+            (Cell(method_title(m)), *(_cell(m, f, methods) for f in _FIELDS)),
             pinned=m.get("method") == control,
         )
         for m in known
@@ -117,13 +119,13 @@ def _bars(methods: list[Method]) -> Bars | None:
     rows = []
     for method, (base, above) in zip(methods, pairs, strict=True):
         if base is None or above is None:
-            rows.append(BarRow(formatting.title(method), (), _ABSENT))
+            rows.append(BarRow(method_title(method), (), _ABSENT))
             continue
         pieces = (
             Piece("base", 0.0, round(scale * base, 3)),
             Piece("added", round(scale * base, 3), round(scale * (base + above), 3)),
         )
-        numbers = f"{formatting.size(base)} + {formatting.size(above)}"
-        rows.append(BarRow(formatting.title(method), pieces, numbers))
+        numbers = f"{format_bytes(base)} + {format_bytes(above)}"
+        rows.append(BarRow(method_title(method), pieces, numbers))
     keys = (Key("base", "the base alone"), Key("added", "what training adds at its peak"))
     return Bars("Memory by phase", keys, tuple(rows))

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from bakeoff.report import formatting
+from bakeoff.core.format import format_learning_rate, format_significant, plural
 from bakeoff.report.blocks import Axis, Chart, Grid, Pane, SectionView, Series
+from bakeoff.report.texts import method_title
 
 ORDER = 70
 TITLE = "Learning curves"
@@ -105,7 +106,7 @@ def _lines(method: Method, key: str) -> _Lines:
 def _line(curve: dict[str, Any], key: str) -> _Line:
     points = [p for p in curve.get("points") or [] if p.get(key) is not None]
     points = [p for p in points if p.get("step") is not None]
-    rate = formatting.learning_rate(curve.get("learning_rate"))
+    rate = format_learning_rate(curve.get("learning_rate"))
     name = f"seed {curve.get('seed')}" if curve.get("phase") == "final" else f"lr {rate}"
     return _Line(
         name,
@@ -146,11 +147,11 @@ def _chart(
     )
     n_final = len(lines[_VALIDATION].shown or lines[_TRAINING].shown)
     n_behind = len(lines[_VALIDATION].behind)
-    behind = f", {formatting.plural(n_behind, 'search run')} behind" if n_behind else ""
+    behind = f", {plural(n_behind, 'search run')} behind" if n_behind else ""
     return Chart(
         key=f"curves-{method.get('method')}",
-        title=formatting.title(method),
-        description=f"losses of {formatting.plural(n_final, 'run')} by step{behind}",
+        title=method_title(method),
+        description=f"losses of {plural(n_final, 'run')} by step{behind}",
         x=Axis("step", low=0.0, high=1.03 * float(study["steps"]))
         if study.get("steps")
         else Axis("step"),
@@ -206,8 +207,8 @@ def _stopped(decisions: list[dict[str, Any]], ends: tuple[float, float]) -> Seri
         tuple(place(d.get("mean_loss")) for d in stopped),
         hover=tuple(
             (
-                f"lr {formatting.learning_rate(d.get('learning_rate'))} stopped at {d['step']:,}",
-                f"validation loss {formatting.significant(d.get('mean_loss'), 4)}",
+                f"lr {format_learning_rate(d.get('learning_rate'))} stopped at {d['step']:,}",
+                f"validation loss {format_significant(d.get('mean_loss'), 4)}",
                 str(d.get("reason")),
             )
             for d in stopped

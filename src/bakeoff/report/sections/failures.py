@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bakeoff.report import formatting
+from bakeoff.core.format import DASH, format_setting, format_status, plural
 from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
+from bakeoff.report.texts import method_title, retry_hint
 
 ORDER = 90
 TITLE = "Failures"
@@ -28,13 +29,13 @@ _WHEN = Column("Tried again")
 def build(report: dict[str, Any]) -> SectionView:
     """Show a row for every failure, or say that there was none, and what was tried again."""
     failures, retried = report.get("failures") or [], report.get("retried") or []
-    titles = {m.get("method"): formatting.title(m) for m in report.get("methods") or []}
+    titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
     rows = tuple(_row(f, titles) for f in failures)
     blocks: list[Block] = [Text("Every run ended well.", "muted")]
     if rows:
-        caption, many = formatting.plural(len(rows), "failure"), len(rows) > _LONG
+        caption, many = plural(len(rows), "failure"), len(rows) > _LONG
         blocks = [Table(caption, _COLUMNS, rows, filterable=many, sheet="failures")]
-        if (how := formatting.try_again(report)) is not None:
+        if (how := retry_hint(report)) is not None:
             blocks.append(Text(how, "muted"))
     if retried:
         again = tuple(_row(r, titles, str(r["at"])) for r in retried)
@@ -49,11 +50,11 @@ def _row(failure: dict[str, Any], titles: dict[Any, str], *when: str) -> Row:
     return Row(
         (
             Cell("The untouched base" if name is None else titles.get(name, str(name))),
-            Cell(formatting.status(failure.get("status")), tone="none"),
-            Cell(str(failure.get("phase") or formatting.DASH)),
-            Cell(formatting.setting(failure.get("setting"))),
-            Cell(formatting.DASH if seed is None else str(seed)),
-            Cell(str(failure.get("trial_id") or formatting.DASH)),
+            Cell(format_status(failure.get("status")), tone="none"),
+            Cell(str(failure.get("phase") or DASH)),
+            Cell(format_setting(failure.get("setting"))),
+            Cell(DASH if seed is None else str(seed)),
+            Cell(str(failure.get("trial_id") or DASH)),
             Cell(str(failure.get("reason") or "no reason was recorded"), long=True),
             *(Cell(at) for at in when),
         )

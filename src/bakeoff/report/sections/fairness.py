@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from bakeoff.report import accelerators, formatting
+from bakeoff.core.format import DASH, format_learning_rate, format_setting, plural
+from bakeoff.report import accelerators
 from bakeoff.report.blocks import (
     Block,
     Cell,
@@ -17,6 +18,7 @@ from bakeoff.report.blocks import (
     Table,
     Text,
 )
+from bakeoff.report.texts import method_title
 
 ORDER = 50
 TITLE = "Was it fair?"
@@ -127,20 +129,18 @@ def _equal(methods: list[dict[str, Any]]) -> tuple[str, str]:
         counts = Counter(read(m) for m in group)
         if len(counts) > 1:
             usual = counts.most_common(1)[0][0]
-            names = [f"{formatting.title(m)} {read(m)}" for m in group if read(m) != usual]
-            odd.append(
-                f"most methods have {formatting.plural(usual, noun)}, but {', '.join(names)}"
-            )
+            names = [f"{method_title(m)} {read(m)}" for m in group if read(m) != usual]
+            odd.append(f"most methods have {plural(usual, noun)}, but {', '.join(names)}")
     if odd:
         return f"Not the same for all: {'; '.join(odd)}.", "warning"
     settings = _given(able[0]) if able else 0
     if not settings:
         return "Nothing was trained yet.", "muted"
     seeds = _seeds(done[0]) if done else 0
-    each = formatting.plural(settings, "setting"), formatting.plural(seeds, "seed")
+    each = plural(settings, "setting"), plural(seeds, "seed")
     text = f"Every method got {each[0]} and {each[1]}"
     wider = [
-        f"{formatting.title(m)} {m['n_settings_added']}" for m in able if m.get("n_settings_added")
+        f"{method_title(m)} {m['n_settings_added']}" for m in able if m.get("n_settings_added")
     ]
     more = (
         " More were tried where the best learning rate lay at the edge of the grid: "
@@ -179,8 +179,8 @@ def _hours(report: dict[str, Any]) -> list[Block]:
         return []
     text = (
         f"The budget was {bought['hours']:g} hours. From steps timed on this machine they bought "
-        f"{formatting.plural(bought['settings'], 'setting')}, "
-        f"{formatting.plural(bought['seeds'], 'seed')} "
+        f"{plural(bought['settings'], 'setting')}, "
+        f"{plural(bought['seeds'], 'seed')} "
         f"and {bought['steps']:,} steps a run ({bought['passes']:.2g} passes over the training "
         f"rows); final runs took {bought['final_steps']:,}, which filled what the search had left."
     )
@@ -198,7 +198,7 @@ def _sizes(report: dict[str, Any]) -> list[Block]:
         return [
             Text("Every method trained as many parameters as its default has: see All numbers.")
         ]
-    titles = {m.get("method"): formatting.title(m) for m in report.get("methods") or []}
+    titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
     odd = [titles.get(s["method"], s["method"]) for s in sizes if not s["matched"]]
     text = f"Methods were sized to train about {sizes[0]['target']:,} parameters each"
     text += f"; more than 10 % off: {', '.join(odd)}." if odd else ", and all do within 10 %."
@@ -207,9 +207,9 @@ def _sizes(report: dict[str, Any]) -> list[Block]:
             (
                 Cell(titles.get(s["method"], s["method"])),
                 Cell(_number(s["parameters"])),
-                Cell(formatting.DASH if s["off"] is None else f"{100 * s['off']:+.1f} %"),
-                Cell(formatting.DASH if s["value"] is None else f"{s['argument']} = {s['value']}"),
-                Cell(s["note"] or formatting.DASH),
+                Cell(DASH if s["off"] is None else f"{100 * s['off']:+.1f} %"),
+                Cell(DASH if s["value"] is None else f"{s['argument']} = {s['value']}"),
+                Cell(s["note"] or DASH),
             ),
             pinned=s["method"] == report["study"].get("control"),
         )
@@ -231,7 +231,7 @@ def _speed(methods: list[dict[str, Any]]) -> list[Block]:
     exceptions: dict[str, list[str]] = defaultdict(list)
     for method in methods:
         if lines := _without(method, methods):
-            exceptions["\n".join(lines)].append(formatting.title(method))
+            exceptions["\n".join(lines)].append(method_title(method))
     text = (
         "Runs in lanes share each step. Lanes and the other accelerators changed how fast a method "
         "ran, not what it scored: before any run, each was tried for each method against the plain "
@@ -281,15 +281,13 @@ def _row(method: dict[str, Any], study: dict[str, Any], sped: bool) -> Row:
         }
     )
     edge = method.get("best_setting_on_edge")
-    edge_text = (
-        formatting.DASH if not method.get("setting") or edge is None else "yes" if edge else "no"
-    )
+    edge_text = DASH if not method.get("setting") or edge is None else "yes" if edge else "no"
     is_control = method.get("method") == study.get("control")
     cells = (
-        Cell(formatting.title(method) + (" (control)" if is_control else "")),
+        Cell(method_title(method) + (" (control)" if is_control else "")),
         Cell(_settings(method)),
-        Cell(", ".join(formatting.learning_rate(r) for r in tried) or formatting.DASH),
-        Cell(formatting.setting(method.get("setting"))),
+        Cell(", ".join(format_learning_rate(r) for r in tried) or DASH),
+        Cell(format_setting(method.get("setting"))),
         Cell(edge_text, tone="warning" if edge else None),
         Cell(_number(study.get("steps"))),
         Cell(_number(method.get("n_seeds"))),
@@ -306,4 +304,4 @@ def _settings(method: dict[str, Any]) -> str:
 
 
 def _number(value: int | None) -> str:
-    return formatting.DASH if value is None else f"{value:,}"
+    return DASH if value is None else f"{value:,}"

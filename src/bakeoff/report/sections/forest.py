@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from bakeoff.report import formatting
+from bakeoff.core.format import MINUS, DisplayUnit, format_status, plural, score_unit
 from bakeoff.report.blocks import Forest, ForestRow, SectionView, Tick, Whisker
+from bakeoff.report.texts import lower_is_better, method_title
 
 ORDER = 20
 TITLE = "Difference to the control"
@@ -39,10 +40,10 @@ def build(report: dict[str, Any]) -> SectionView:
     study, methods = report["study"], report.get("methods") or []
     if not methods:
         return SectionView()
-    unit, margin = formatting.score_unit(study), study.get("margin")
+    unit, margin = score_unit(study), study.get("margin")
     scale = _scale([m["difference"] for m in methods if _drawable(m)], margin)
     worse, better = "\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}"
-    if formatting.lower_is_better(study):
+    if lower_is_better(study):
         worse, better = "\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}"
     rows = tuple(_row(m, study, unit, scale) for m in methods)
     forest = Forest(
@@ -59,7 +60,7 @@ def build(report: dict[str, Any]) -> SectionView:
     return SectionView((forest,), _lead(report, unit))
 
 
-def _lead(report: dict[str, Any], unit: formatting.Unit) -> str:
+def _lead(report: dict[str, Any], unit: DisplayUnit) -> str:
     margin, imported = report["study"].get("margin"), report.get("imported")
     if imported and imported["no_interval"]:
         return f"There is nothing to draw: {imported['no_interval']}."
@@ -92,7 +93,7 @@ def _scale(differences: list[dict[str, Any]], margin: float | None) -> Scale:
     return Scale(low, high) if high > low else Scale(-1.0, 1.0)
 
 
-def _ticks(scale: Scale, unit: formatting.Unit) -> tuple[Tick, ...]:
+def _ticks(scale: Scale, unit: DisplayUnit) -> tuple[Tick, ...]:
     low, high = scale.low * unit.factor, scale.high * unit.factor
     rough = (high - low) / 10
     power = 10 ** math.floor(math.log10(rough))
@@ -102,32 +103,30 @@ def _ticks(scale: Scale, unit: formatting.Unit) -> tuple[Tick, ...]:
 
 
 def _tick_text(value: float) -> str:
-    text = f"{value:+.10g}".replace("-", formatting.MINUS)
+    text = f"{value:+.10g}".replace("-", MINUS)
     return "0" if value == 0 else text
 
 
 def _row(
-    method: dict[str, Any], study: dict[str, Any], unit: formatting.Unit, scale: Scale
+    method: dict[str, Any], study: dict[str, Any], unit: DisplayUnit, scale: Scale
 ) -> ForestRow:
     verdict = method.get("verdict") or "none"
     is_control = method.get("method") == study.get("control")
     seeds = method.get("n_seeds")
-    small = "" if not seeds else formatting.plural(seeds, "seed")
+    small = "" if not seeds else plural(seeds, "seed")
     if is_control:
         zero = scale.percent(0.0)
         score = f"score {unit.with_interval(method['score'])}" if method.get("score") else ""
         whisker = Whisker(zero, zero, zero) if method.get("score") else None
         reason = None if whisker else _reason(method)
-        return ForestRow(
-            formatting.title(method), "control", "control", score, small, whisker, reason
-        )
+        return ForestRow(method_title(method), "control", "control", score, small, whisker, reason)
     if not _drawable(method):
-        badge = formatting.status(method.get("status"))
-        return ForestRow(formatting.title(method), "none", badge, "", small, None, _reason(method))
+        badge = format_status(method.get("status"))
+        return ForestRow(method_title(method), "none", badge, "", small, None, _reason(method))
     difference = method["difference"]
     numbers = unit.with_interval(difference, signed=True)
     return ForestRow(
-        formatting.title(method), verdict, verdict, numbers, small, _whisker(difference, scale)
+        method_title(method), verdict, verdict, numbers, small, _whisker(difference, scale)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bakeoff.report import formatting
+from bakeoff.core.format import DASH, DisplayUnit, plural, score_unit
 from bakeoff.report.blocks import (
     BarRow,
     Bars,
@@ -23,6 +23,7 @@ from bakeoff.report.blocks import (
     Table,
     Text,
 )
+from bakeoff.report.texts import method_title
 
 ORDER = 72
 TITLE = "Item by item"
@@ -42,7 +43,7 @@ def build(report: dict[str, Any]) -> SectionView:
     found = [f for f in items.get("methods") or [] if f.get("better") is not None]
     if not found:
         return SectionView()
-    titles = {str(m.get("method")): formatting.title(m) for m in report.get("methods") or []}
+    titles = {str(m.get("method")): method_title(m) for m in report.get("methods") or []}
     places = {name: i for i, name in enumerate(titles)}
     found.sort(key=lambda f: places.get(str(f.get("method")), len(places)))
     control = str(report["study"].get("control"))
@@ -50,7 +51,7 @@ def build(report: dict[str, Any]) -> SectionView:
     blocks: list[Block] = [_bars(found, titles, control), _table(found, titles, items)]
     if items.get("note"):
         blocks.append(Text(str(items["note"]), "muted"))
-    unit = formatting.score_unit(report["study"])
+    unit = score_unit(report["study"])
     asked = {a.get("item"): a for a in items.get("asked") or []}
     blocks += [
         _examples(f, titles, control, asked, unit)
@@ -63,7 +64,7 @@ def build(report: dict[str, Any]) -> SectionView:
 def _lead(items: dict[str, Any], found: list[dict[str, Any]], control: str) -> str:
     text = (
         f"Each contender against {control} on the "
-        f"{formatting.plural(items.get('n_items') or 0, 'item')} of test, "
+        f"{plural(items.get('n_items') or 0, 'item')} of test, "
         "by the mean over the seeds that both have."
     )
     if any(f.get("outcomes") for f in found):
@@ -126,7 +127,7 @@ def _table(found: list[dict[str, Any]], titles: dict[str, str], items: dict[str,
 
 
 def _count(value: int | None) -> Cell:
-    return Cell(formatting.DASH) if value is None else Cell(f"{value:,}", float(value))
+    return Cell(DASH) if value is None else Cell(f"{value:,}", float(value))
 
 
 def _examples(
@@ -134,7 +135,7 @@ def _examples(
     titles: dict[str, str],
     control: str,
     asked: dict[Any, dict[str, Any]],
-    unit: formatting.Unit,
+    unit: DisplayUnit,
 ) -> Examples:
     title = _title(found, titles)
     seeds = found.get("n_seeds") if found.get("outcomes") else None
@@ -149,8 +150,8 @@ def _examples(
         if examples:
             groups.append(ExampleGroup(heading, examples))
     wins, losses = len(found.get("wins") or []), len(found.get("losses") or [])
-    caption = f"{title}: {formatting.plural(wins, 'win')} and "
-    caption += formatting.plural(losses, "loss", "losses")
+    caption = f"{title}: {plural(wins, 'win')} and "
+    caption += plural(losses, "loss", "losses")
     return Examples(caption, tuple(groups))
 
 
@@ -163,7 +164,7 @@ def _example(
     seed = "" if example.get("seed") is None else f", answers of seed {example['seed']}"
     item = example.get("item")
     return Example(
-        f"Item {formatting.DASH if item is None else format(item, ',')}{seed}",
+        f"Item {DASH if item is None else format(item, ',')}{seed}",
         asked.get("prompt"),
         asked.get("reference"),
         Said(names[0], example.get("control"), score(example.get("control_score"))),
@@ -171,7 +172,7 @@ def _example(
     )
 
 
-def _score(value: float | None, unit: formatting.Unit, seeds: int | None) -> str:
+def _score(value: float | None, unit: DisplayUnit, seeds: int | None) -> str:
     """Write an item's score; where scores are right or wrong, with how many seeds it was right."""
     if seeds and value is not None:
         right = round(value * seeds)

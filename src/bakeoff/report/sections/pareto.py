@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.report import accelerators, axes, formatting
+from bakeoff.core.format import DisplayUnit, format_percent, plural, score_unit
+from bakeoff.report import accelerators, axes
 from bakeoff.report.blocks import (
     Axis,
     Block,
@@ -21,6 +22,7 @@ from bakeoff.report.blocks import (
     Table,
     Text,
 )
+from bakeoff.report.texts import lower_is_better, method_title
 
 ORDER = 30
 TITLE = "What quality costs"
@@ -91,7 +93,7 @@ def _chances(report: dict[str, Any]) -> Table | None:
     columns = (Column("Method"), *(Column(title, True, hint) for title, hint, _ in fronts))
     rows = [
         Row(
-            (Cell(formatting.title(m)), *(_chance(m, f) for _, _, f in fronts)),
+            (Cell(method_title(m)), *(_chance(m, f) for _, _, f in fronts)),
             pinned=m.get("method") == control,
         )
         for m in methods
@@ -102,14 +104,14 @@ def _chances(report: dict[str, Any]) -> Table | None:
 
 def _chance(method: dict[str, Any], front: dict[str, Any]) -> Cell:
     value = front["probabilities"].get(str(method.get("method")))
-    return Cell(formatting.percent(value), value)
+    return Cell(format_percent(value), value)
 
 
 def _said(report: dict[str, Any]) -> list[str]:
     """Say which axes are missing, and who is left out of the front over all of them."""
     joint = report.get("front") or {}
     missing, out = joint.get("not_measured") or [], joint.get("left_out") or {}
-    titles = {str(m.get("method")): formatting.title(m) for m in report.get("methods") or []}
+    titles = {str(m.get("method")): method_title(m) for m in report.get("methods") or []}
     said = []
     if missing:
         said.append(f"Not measured in this study, so no axis of the front: {', '.join(missing)}.")
@@ -121,7 +123,7 @@ def _said(report: dict[str, Any]) -> list[str]:
 
 def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
     study, key = report["study"], str(entry.get("cost"))
-    unit = formatting.score_unit(study)
+    unit = score_unit(study)
     methods = report.get("methods") or []
     points = [
         p
@@ -136,14 +138,14 @@ def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
     return Chart(
         key=f"pareto-{key}",
         title=f"Score against {label}",
-        description=f"{formatting.plural(len(points), 'method')}; on the front: {on_front}",
+        description=f"{plural(len(points), 'method')}; on the front: {on_front}",
         x=axes.cost_axis(label, key, [p.cost for p in points]),
         panes=(_pane(points, front, study, unit),),
     )
 
 
 def _point(
-    method: dict[str, Any], entry: dict[str, Any], unit: formatting.Unit, lacking: list[str]
+    method: dict[str, Any], entry: dict[str, Any], unit: DisplayUnit, lacking: list[str]
 ) -> _Point | None:
     """Return a method's place; its title is marked where its cost lacked an accelerator."""
     score, key = method.get("score") or {}, str(entry.get("cost"))
@@ -151,7 +153,7 @@ def _point(
     if cost is None or score.get("estimate") is None:
         return None
     mark = f" {accelerators.MARK}" if lacking else ""
-    title = formatting.title(method) + mark
+    title = method_title(method) + mark
     chance = (entry.get("probabilities") or {}).get(str(method.get("method")))
     hover = [
         title,
@@ -159,7 +161,7 @@ def _point(
         axes.cost_text(key, cost),
     ]
     if chance is not None:
-        hover.append(f"on this front with probability {formatting.percent(chance)}")
+        hover.append(f"on this front with probability {format_percent(chance)}")
     if lacking:
         hover.append(f"measured without {', '.join(lacking)}, which others had")
     low, high = score.get("low"), score.get("high")
@@ -180,16 +182,14 @@ def _label(point: _Point) -> str:
     if point.chance is None:
         return point.title
     mark = f" {accelerators.MARK}" if point.title.endswith(accelerators.MARK) else ""
-    name, end = point.title.removesuffix(mark), f"{mark} {formatting.percent(point.chance)}"
+    name, end = point.title.removesuffix(mark), f"{mark} {format_percent(point.chance)}"
     room = _LABEL - len(end)
     return (name if len(name) <= room else name[: room - 1].rstrip() + "…") + end
 
 
-def _pane(
-    points: list[_Point], front: list[str], study: dict[str, Any], unit: formatting.Unit
-) -> Pane:
+def _pane(points: list[_Point], front: list[str], study: dict[str, Any], unit: DisplayUnit) -> Pane:
     """Place the points; those far outside go to the edge as triangles, so the rest is legible."""
-    control, down = study.get("control"), not formatting.lower_is_better(study)
+    control, down = study.get("control"), not lower_is_better(study)
     cut = _cut(points, down)
     near = [p for p in points if (p.score >= cut if down else p.score <= cut)]
     far = [p for p in points if p not in near]
@@ -220,7 +220,7 @@ def _cut(points: list[_Point], down: bool) -> float:
 
 
 def _score_axis(
-    study: dict[str, Any], unit: formatting.Unit, near: list[_Point], more: bool, down: bool
+    study: dict[str, Any], unit: DisplayUnit, near: list[_Point], more: bool, down: bool
 ) -> Axis:
     low = min(p.score if p.low is None else p.low for p in near)
     high = max(p.score if p.high is None else p.high for p in near)
@@ -231,7 +231,7 @@ def _score_axis(
     return Axis(title, low=low, high=high)
 
 
-def _edge(far: list[_Point], axis: Axis, unit: formatting.Unit, down: bool) -> Series:
+def _edge(far: list[_Point], axis: Axis, unit: DisplayUnit, down: bool) -> Series:
     low, high = axis.low or 0.0, axis.high or 0.0  # _score_axis always sets both
     share = 0.05 if down else 0.95
     return Series(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from bakeoff.report import formatting
+from bakeoff.core.format import DASH, format_seconds, plural
 from bakeoff.report.blocks import Block, Fact, Facts, SectionView, Text
 
 ORDER = 100
@@ -24,7 +24,7 @@ def build(report: dict[str, Any]) -> SectionView:
     timing, known = report.get("timing") or {}, dict(report.get("provenance") or {})
     parent = known.pop("forked_from", None)
     times = tuple(
-        Fact(text, formatting.seconds(timing[key]))
+        Fact(text, format_seconds(timing[key]))
         for key, text in _TIMES
         if timing.get(key) is not None
     )
@@ -40,8 +40,8 @@ def _parent(parent: dict[str, Any] | None) -> list[Block]:
     """Say which study this one was forked from, what differs, and what the two have in common."""
     if not parent:
         return []
-    taken, reads = formatting.plural(parent["trials_taken"], "trial"), parent["test_reads"]
-    read = f"had been read {formatting.plural(reads, 'time')}" if reads else "had not been read"
+    taken, reads = plural(parent["trials_taken"], "trial"), parent["test_reads"]
+    read = f"had been read {plural(reads, 'time')}" if reads else "had not been read"
     rows = "the same rows as here" if parent["same_test"] else "other rows than here"
     text = (
         f"A fork of the study in the folder {parent['folder']}, begun {parent['at']}: {taken} of "
@@ -64,4 +64,4 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         for i, inner in enumerate(value):
             yield from _flat(inner, f"{name}.{i}")
     else:
-        yield name, formatting.DASH if value in (None, {}, []) else str(value)
+        yield name, DASH if value in (None, {}, []) else str(value)

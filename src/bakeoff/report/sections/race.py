@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bakeoff.report import formatting
+from bakeoff.core.format import DASH, format_learning_rate
 from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
+from bakeoff.report.texts import method_title
 
 ORDER = 55
 TITLE = "The race"
@@ -30,7 +31,7 @@ def build(report: dict[str, Any]) -> SectionView:
     race = report.get("race")
     if not race or not race["decisions"]:
         return SectionView()
-    titles = {m.get("method"): formatting.title(m) for m in report.get("methods") or []}
+    titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
     blocks: list[Block] = [Text(_saved(race)), Text(_stopped(race, titles))]
     rows = tuple(_row(d, titles, report["study"].get("control")) for d in race["decisions"])
     folded = len(rows) > _LONG
@@ -63,12 +64,8 @@ def _row(decision: dict[str, Any], titles: dict[Any, str], control: str | None) 
     numbers = decision["numbers"]
     cells = (
         Cell(titles.get(decision["method"], decision["method"])),
-        Cell(
-            formatting.learning_rate(rate)
-            if (rate := decision["learning_rate"])
-            else formatting.DASH
-        ),
-        Cell(formatting.DASH if decision["step"] is None else f"{decision['step']:,}"),
+        Cell(format_learning_rate(rate) if (rate := decision["learning_rate"]) else DASH),
+        Cell(DASH if decision["step"] is None else f"{decision['step']:,}"),
         Cell(_figure(decision["mean_loss"])),
         Cell(_figure(numbers.get("difference"))),
         Cell(_figure(numbers.get("p_within"))),
@@ -79,8 +76,8 @@ def _row(decision: dict[str, Any], titles: dict[Any, str], control: str | None) 
 
 
 def _figure(value: float | None) -> str:
-    return formatting.DASH if value is None else f"{value:.3g}"
+    return DASH if value is None else f"{value:.3g}"
 
 
 def _steps(rungs: list[int | None]) -> str:
-    return " and ".join(f"step {formatting.DASH if r is None else format(r, ',')}" for r in rungs)
+    return " and ".join(f"step {DASH if r is None else format(r, ',')}" for r in rungs)

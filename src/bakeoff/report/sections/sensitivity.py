@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from bakeoff.report import formatting
+from bakeoff.core.format import (
+    DisplayUnit,
+    format_learning_rate,
+    format_setting,
+    format_significant,
+    format_status,
+    score_unit,
+)
 from bakeoff.report.blocks import (
     Axis,
     Cell,
@@ -20,6 +27,7 @@ from bakeoff.report.blocks import (
     Series,
     Table,
 )
+from bakeoff.report.texts import method_title
 
 ORDER = 60
 TITLE = "Sensitivity to the learning rate"
@@ -42,7 +50,7 @@ def build(report: dict[str, Any]) -> SectionView:
     methods = [m for m in report.get("methods") or [] if _rated(m)]
     if not methods:
         return SectionView()
-    unit = formatting.score_unit(report["study"])
+    unit = score_unit(report["study"])
     ranges = {
         _LOSS: _shared_range(methods, _LOSS, 1.0),
         _SCORE: _shared_range(methods, _SCORE, unit.factor),
@@ -88,7 +96,7 @@ def _shared_range(methods: list[dict[str, Any]], key: str, factor: float) -> _Ra
 def _chart(
     method: dict[str, Any],
     control: dict[str, Any] | None,
-    unit: formatting.Unit,
+    unit: DisplayUnit,
     ranges: dict[str, _Range | None],
 ) -> Chart | None:
     panes = (
@@ -101,7 +109,7 @@ def _chart(
     axis = _rate_axis(_rates(method), _rates(control) if control else [])
     return Chart(
         key=f"sensitivity-{method.get('method')}",
-        title=formatting.title(method),
+        title=method_title(method),
         description="validation loss and score by learning rate",
         x=axis,
         panes=drawn,
@@ -124,7 +132,7 @@ def _rate_axis(own: list[float], behind: list[float]) -> Axis:
     decades = [p for p in (10.0**n for n in powers) if low / ratio <= p <= high * ratio]
     spans = math.log(own[-1] / own[0]) >= _MOST * math.log(high / low)
     ticks = tuple(own if len(own) <= _NAMED and spans else decades or own)
-    texts = tuple(formatting.learning_rate(r) for r in ticks)
+    texts = tuple(format_learning_rate(r) for r in ticks)
     return Axis("learning rate", True, low / ratio, high * ratio, ticks, texts)
 
 
@@ -162,9 +170,7 @@ def _lost(method: dict[str, Any], key: str, shared: _Range) -> Series:
         "lost",
         tuple(float(s["setting"]["learning_rate"]) for s in lost),
         (edge,) * len(lost),
-        hover=tuple(
-            (formatting.setting(s["setting"]), formatting.status(s.get("status"))) for s in lost
-        ),
+        hover=tuple((format_setting(s["setting"]), format_status(s.get("status"))) for s in lost),
     )
 
 
@@ -178,21 +184,21 @@ def _series(
         tuple(s[key] * factor for s in settings),
         draw=draw,
         hover=tuple(
-            (formatting.setting(s["setting"]), f"{key.replace('_', ' ')} {s[key] * factor:.4g}")
+            (format_setting(s["setting"]), f"{key.replace('_', ' ')} {s[key] * factor:.4g}")
             for s in settings
         ),
     )
 
 
-def _numbers(methods: list[dict[str, Any]], unit: formatting.Unit) -> Table:
+def _numbers(methods: list[dict[str, Any]], unit: DisplayUnit) -> Table:
     rows = [
         Row(
             (
-                Cell(formatting.title(m)),
-                Cell(formatting.setting(s.get("setting"))),
-                Cell(formatting.significant(s.get(_LOSS), 4)),
+                Cell(method_title(m)),
+                Cell(format_setting(s.get("setting"))),
+                Cell(format_significant(s.get(_LOSS), 4)),
                 Cell(unit.plain(s.get(_SCORE))),
-                Cell(formatting.status(s.get("status"))),
+                Cell(format_status(s.get("status"))),
                 Cell("chosen" if s.get("chosen") else ""),
             )
         )

@@ -6,8 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.report import formatting
+from bakeoff.core.format import (
+    DASH,
+    DisplayUnit,
+    format_learning_rate,
+    format_significant,
+    score_unit,
+)
 from bakeoff.report.blocks import Cell, Column, Row, SectionView, Table
+from bakeoff.report.texts import method_title
 
 ORDER = 75
 TITLE = "Convergence and stability"
@@ -27,10 +34,10 @@ def build(report: dict[str, Any]) -> SectionView:
     known = [(m, found) for m in report.get("methods") or [] if (found := _of(m))]
     if not known:
         return SectionView()
-    fields = _fields(formatting.score_unit(study))
+    fields = _fields(score_unit(study))
     rows = tuple(
         Row(
-            (Cell(formatting.title(m)), *(f.cell(found) for f in fields)),
+            (Cell(method_title(m)), *(f.cell(found) for f in fields)),
             pinned=m.get("method") == study.get("control"),
         )
         for m, found in known
@@ -46,7 +53,7 @@ def _of(method: dict[str, Any]) -> Stability | None:
 
 
 def _lead(study: dict[str, Any], known: list[Stability]) -> str:
-    unit, margin = formatting.score_unit(study), study.get("margin")
+    unit, margin = score_unit(study), study.get("margin")
     scored = {(f.get("plateau") or {}).get("by") for f in known} - {None}
     good = [] if margin is None or "score" not in scored else [
         f"{unit.plain(margin)} {unit.word} of validation score".replace("  ", " ")
@@ -63,7 +70,7 @@ def _lead(study: dict[str, Any], known: list[Stability]) -> str:
     )
 
 
-def _fields(unit: formatting.Unit) -> list[_Field]:
+def _fields(unit: DisplayUnit) -> list[_Field]:
     return [
         _Field(Column("Diverged", True, "of trials"), _divergence),
         _Field(Column("Plateau", True, "decades"), _plateau),
@@ -82,7 +89,7 @@ def _divergence(found: Stability) -> Cell:
     value = found.get("divergence") or {}
     share = value.get("share")
     if share is None:
-        return Cell(formatting.DASH)
+        return Cell(DASH)
     text = f"{value.get('diverged')} of {value.get('trials')}"
     return Cell(text, share, tone="warning" if share else None)
 
@@ -91,21 +98,21 @@ def _plateau(found: Stability) -> Cell:
     value = found.get("plateau") or {}
     width = value.get("decades")
     if width is None:
-        return Cell(formatting.DASH)
+        return Cell(DASH)
     return Cell(("≥ " if value.get("open") else "") + f"{width:.1f}", width)
 
 
 def _span(found: Stability) -> Cell:
     value = found.get("plateau") or {}
     if value.get("low") is None:
-        return Cell(formatting.DASH)
-    ends = [formatting.learning_rate(value[end]) for end in ("low", "high")]
+        return Cell(DASH)
+    ends = [format_learning_rate(value[end]) for end in ("low", "high")]
     rates = f"of {value.get('rates')}, by {value.get('by')}"
     at = "" if value.get("step") is None else f" from step {value['step']:,}"
     return Cell(f"{' – '.join(dict.fromkeys(ends))} ({rates}{at})")
 
 
-def _seed_sd(found: Stability, unit: formatting.Unit) -> Cell:
+def _seed_sd(found: Stability, unit: DisplayUnit) -> Cell:
     value = found.get("seed_sd") or {}
     n = value.get("n_seeds")
     text = unit.with_interval(value) + ("" if n is None else f", n {n}")
@@ -116,16 +123,16 @@ def _spikes(found: Stability) -> Cell:
     value = found.get("spikes") or {}
     count = value.get("count")
     if count is None:
-        return Cell(formatting.DASH)
+        return Cell(DASH)
     text = f"{count} of {value.get('changes')}"
     return Cell(text, float(count), tone="warning" if count else None)
 
 
 def _steps(found: Stability) -> Cell:
     value = found.get("steps_to_control_loss")
-    return Cell(formatting.DASH if value is None else f"{value:,}", value)
+    return Cell(DASH if value is None else f"{value:,}", value)
 
 
 def _area(found: Stability) -> Cell:
     value = (found.get("validation_area") or {}).get("estimate")
-    return Cell(formatting.significant(value), value)
+    return Cell(format_significant(value), value)

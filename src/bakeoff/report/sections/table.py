@@ -6,8 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bakeoff.report import accelerators, formatting
+from bakeoff.core.format import (
+    DASH,
+    DisplayUnit,
+    format_bytes,
+    format_count,
+    format_milliseconds,
+    format_p_value,
+    format_percent,
+    format_seconds,
+    format_setting,
+    format_significant,
+    format_status,
+    plural,
+    score_unit,
+)
+from bakeoff.report import accelerators
 from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
+from bakeoff.report.texts import method_title
 
 ORDER = 40
 TITLE = "All numbers"
@@ -16,7 +32,7 @@ SECONDARY = {"macro_f1": "Macro-F1"}
 
 Method = dict[str, Any]
 
-_NATS = formatting.Unit(1.0, "nats", 3)
+_NATS = DisplayUnit(1.0, "nats", 3)
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,7 @@ def build(report: dict[str, Any]) -> SectionView:
     blocks: list[Block] = [table]
     base = report.get("base")
     if base is not None:
-        score = formatting.score_unit(study).with_interval(base["score"])
+        score = score_unit(study).with_interval(base["score"])
         blocks.append(Text(f"The untouched base, before any training: {score}.", "muted"))
     note = accelerators.footnote(methods, accelerators.lacking)
     if note is not None:
@@ -52,7 +68,7 @@ def build(report: dict[str, Any]) -> SectionView:
 
 def _lead(study: dict[str, Any], imported: dict[str, Any] | None) -> str:
     items = study.get("n_test_items")
-    tested = "" if items is None else f"Scores are over {formatting.plural(items, 'test item')}. "
+    tested = "" if items is None else f"Scores are over {plural(items, 'test item')}. "
     intervals = "Intervals are 95 %; those of differences are simultaneous over all contenders. "
     if imported:
         known = "" if imported["no_interval"] else intervals
@@ -66,10 +82,10 @@ def _lead(study: dict[str, Any], imported: dict[str, Any] | None) -> str:
 
 
 def _quality(study: dict[str, Any], methods: list[Method]) -> list[_Field]:
-    unit, items = formatting.score_unit(study), study.get("n_test_items")
+    unit, items = score_unit(study), study.get("n_test_items")
     word = unit.word or "metric's unit"
     return [
-        _Field(Column("Method"), lambda m: Cell(formatting.title(m))),
+        _Field(Column("Method"), lambda m: Cell(method_title(m))),
         _Field(Column("Verdict", facet=True), _verdict),
         _Field(Column("Score", True, f"{word}, 95 % interval"), lambda m: _score(m, unit)),
         _Field(
@@ -83,7 +99,7 @@ def _quality(study: dict[str, Any], methods: list[Method]) -> list[_Field]:
     ]
 
 
-def _gain(methods: list[Method], unit: formatting.Unit) -> list[_Field]:
+def _gain(methods: list[Method], unit: DisplayUnit) -> list[_Field]:
     """Return the column of gains over the untouched base, where it has a score."""
     if all(m.get("gain") is None for m in methods):
         return []
@@ -97,7 +113,7 @@ def _gain(methods: list[Method], unit: formatting.Unit) -> list[_Field]:
 
 def _secondary(methods: list[Method]) -> list[_Field]:
     """Return a column for each number beside the metric; they are all fractions."""
-    unit = formatting.score_unit({"unit": "fraction"})
+    unit = score_unit({"unit": "fraction"})
 
     def field(name: str) -> _Field:
         def cell(method: Method) -> Cell:
@@ -114,16 +130,16 @@ def _secondary(methods: list[Method]) -> list[_Field]:
 def _verdict(method: Method) -> Cell:
     verdict = method.get("verdict") or "none"
     if verdict == "none":
-        return Cell(formatting.status(method.get("status")), tone="none")
+        return Cell(format_status(method.get("status")), tone="none")
     return Cell(verdict, tone=verdict)
 
 
-def _score(method: Method, unit: formatting.Unit) -> Cell:
+def _score(method: Method, unit: DisplayUnit) -> Cell:
     score = method.get("score")
     return Cell(unit.with_interval(score), (score or {}).get("estimate"))
 
 
-def _difference(method: Method, unit: formatting.Unit) -> Cell:
+def _difference(method: Method, unit: DisplayUnit) -> Cell:
     difference = method.get("difference")
     text = unit.with_interval(difference, signed=True)
     return Cell(text, (difference or {}).get("estimate"))
@@ -131,19 +147,19 @@ def _difference(method: Method, unit: formatting.Unit) -> Cell:
 
 def _p(method: Method) -> Cell:
     value = (method.get("difference") or {}).get("p_adjusted")
-    return Cell(formatting.p_value(value), value)
+    return Cell(format_p_value(value), value)
 
 
 def _n(method: Method, items: int | None) -> Cell:
     seeds = method.get("n_seeds")
     if not seeds or items is None or not method.get("score"):
-        return Cell(formatting.DASH)
+        return Cell(DASH)
     return Cell(f"{items:,} × {seeds}", float(items * seeds))
 
 
 def _setting(method: Method) -> Cell:
     chosen = method.get("setting") or {}
-    return Cell(formatting.setting(chosen), chosen.get("learning_rate"))
+    return Cell(format_setting(chosen), chosen.get("learning_rate"))
 
 
 def _costs(methods: list[Method]) -> list[_Field]:
@@ -162,12 +178,12 @@ def _costs(methods: list[Method]) -> list[_Field]:
         return bool(accelerators.lacking(m, methods))
 
     return [
-        _cost("Trainable", "parameters", "trainable_parameters", formatting.count),
-        _cost("Adapter", "on disk", "adapter_bytes", formatting.size),
-        _cost("Speed", "tokens/s", "train_tokens_per_second", formatting.count, less),
-        _cost("Step", "training, median", "step_milliseconds", formatting.milliseconds, less),
-        _cost("Peak memory", said, "train_peak_bytes", formatting.size, less),
-        _cost("Training", "time a run", "train_seconds", formatting.seconds, slower),
+        _cost("Trainable", "parameters", "trainable_parameters", format_count),
+        _cost("Adapter", "on disk", "adapter_bytes", format_bytes),
+        _cost("Speed", "tokens/s", "train_tokens_per_second", format_count, less),
+        _cost("Step", "training, median", "step_milliseconds", format_milliseconds, less),
+        _cost("Peak memory", said, "train_peak_bytes", format_bytes, less),
+        _cost("Training", "time a run", "train_seconds", format_seconds, slower),
         *_forgetting(methods),
         _Field(Column("To control's loss", True, "steps"), _steps),
     ]
@@ -194,7 +210,7 @@ def _nats(found: dict[str, Any] | None, *, signed: bool = False) -> Cell:
 
 def _reported(method: Method) -> Cell:
     value = (method.get("forgetting") or {}).get("estimate")
-    return Cell(formatting.significant(value), value)
+    return Cell(format_significant(value), value)
 
 
 def _cost(
@@ -214,13 +230,13 @@ def _cost(
 
 def _steps(method: Method) -> Cell:
     value = method.get("steps_to_control_loss")
-    return Cell(formatting.DASH if value is None else f"{value:,}", value)
+    return Cell(DASH if value is None else f"{value:,}", value)
 
 
 def _chance() -> _Field:
     def cell(method: Method) -> Cell:
         value = method.get("front_probability")
         number = value if isinstance(value, float | int) else None
-        return Cell(formatting.percent(number), number)
+        return Cell(format_percent(number), number)
 
     return _Field(Column("On the front", True, "probability"), cell)

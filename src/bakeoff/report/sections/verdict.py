@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from bakeoff.report import formatting
+from bakeoff.core.format import DASH, format_p_value, plural, score_unit
 from bakeoff.report.blocks import Block, Fact, Facts, SectionView, Text, Tile, Tiles
+from bakeoff.report.texts import lower_is_better, method_title, saved_weights_text
 
 ORDER = 10
 TITLE = "Verdict"
@@ -29,7 +30,7 @@ def build(report: dict[str, Any]) -> SectionView:
     blocks.append(Tiles(_counts(report.get("methods") or [])))
     evidence = _evidence(report)
     blocks += [Text(evidence, "muted")] if evidence else []
-    weights = formatting.handed_out(report)
+    weights = saved_weights_text(report)
     blocks += [Text(weights, "muted")] if weights else []
     blocks += [Text(w, "warning") for w in report.get("warnings") or []]
     blocks.append(Facts(_question(report["study"], _control(report))))
@@ -39,25 +40,25 @@ def build(report: dict[str, Any]) -> SectionView:
 def _evidence(report: dict[str, Any]) -> str | None:
     """Say what the verdicts rest on, and whose evidence comes closest to being better."""
     study, methods = report["study"], report.get("methods") or []
-    unit, sign = formatting.score_unit(study), -1 if formatting.lower_is_better(study) else 1
+    unit, sign = score_unit(study), -1 if lower_is_better(study) else 1
     known = [m for m in methods if (m.get("difference") or {}).get("estimate") is not None]
     if not known:
         return None
     best = max(known, key=lambda m: sign * m["difference"]["estimate"])
     found = best["difference"]
     parts = [
-        f"Best contender: {formatting.title(best)}, {unit.with_interval(found, signed=True)} "
+        f"Best contender: {method_title(best)}, {unit.with_interval(found, signed=True)} "
         f"{unit.word} against the control".replace("  ", " ")
     ]
     if found.get("p_adjusted") is not None:
-        parts.append(f"adjusted p {formatting.p_value(found['p_adjusted'])}")
+        parts.append(f"adjusted p {format_p_value(found['p_adjusted'])}")
     if best.get("n_seeds"):
-        parts.append(formatting.plural(best["n_seeds"], "seed"))
+        parts.append(plural(best["n_seeds"], "seed"))
     if study.get("n_test_items") is not None:
-        parts.append(formatting.plural(study["n_test_items"], "test item"))
+        parts.append(plural(study["n_test_items"], "test item"))
     settings = (best.get("n_settings") or 0) - (best.get("n_settings_added") or 0)
     if settings:
-        parts.append(f"{formatting.plural(settings, 'setting')} tried on validation")
+        parts.append(f"{plural(settings, 'setting')} tried on validation")
     return ", ".join(parts) + "."
 
 
@@ -72,15 +73,15 @@ def _counts(methods: list[dict[str, Any]]) -> tuple[Tile, ...]:
 
 def _control(report: dict[str, Any]) -> str:
     name = report["study"].get("control")
-    found = (formatting.title(m) for m in report.get("methods") or [] if m.get("method") == name)
-    return next(found, str(name or formatting.DASH))
+    found = (method_title(m) for m in report.get("methods") or [] if m.get("method") == name)
+    return next(found, str(name or DASH))
 
 
 def _question(study: dict[str, Any], control: str) -> tuple[Fact, ...]:
-    unit = formatting.score_unit(study)
-    direction = "lower is better" if formatting.lower_is_better(study) else "higher is better"
+    unit = score_unit(study)
+    direction = "lower is better" if lower_is_better(study) else "higher is better"
     items = [
-        formatting.plural(study[key], f"{split} item")
+        plural(study[key], f"{split} item")
         for split, key in (
             ("training", "n_train_items"),
             ("validation", "n_validation_items"),
@@ -88,14 +89,14 @@ def _question(study: dict[str, Any], control: str) -> tuple[Fact, ...]:
         )
         if study.get(key) is not None
     ]
-    base = str(study.get("base") or formatting.DASH)
+    base = str(study.get("base") or DASH)
     note = f" ({study['base_note']})" if study.get("base_note") else ""
     margin = study.get("margin")
     return (
         Fact("Base model", base + note),
-        Fact("Task", str(study.get("task") or formatting.DASH)),
-        Fact("Metric", f"{study.get('metric') or formatting.DASH}, {direction}"),
+        Fact("Task", str(study.get("task") or DASH)),
+        Fact("Metric", f"{study.get('metric') or DASH}, {direction}"),
         Fact("Margin", "none" if margin is None else f"±{unit.plain(margin)} {unit.word}".strip()),
         Fact("Control", control),
-        Fact("Data", ", ".join(items) or formatting.DASH),
+        Fact("Data", ", ".join(items) or DASH),
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bakeoff.analysis.phrases import few_items
+from bakeoff.analysis.evidence import small_test_set_warnings
 from bakeoff.analysis.power import Design, detectable_difference, items_needed
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.record import MetricInfo
@@ -237,7 +237,7 @@ def detectable(items: int, seeds: int, contenders: int, metric: MetricInfo) -> f
 
 def too_small(spec: StudySpec, items: int, metric: MetricInfo) -> tuple[str, ...]:
     """Return a sentence where a test set of so many items can hardly show the study's margin."""
-    if few := few_items(items):
+    if few := small_test_set_warnings(items):
         return tuple(few)
     seeds, contenders, margin = spec.budget.seeds, len(spec.methods.contenders), spec.task.margin
     shown = detectable(items, seeds, contenders, metric)

@@ -1,0 +1,62 @@
+"""Texts and facts that several sections, the Markdown and the terminal take from report.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bakeoff.core.format import format_significant, plural
+
+
+def method_title(method: dict[str, Any]) -> str:
+    """Return a method's name for people."""
+    return str(method.get("title") or method.get("method") or "?")
+
+
+def lower_is_better(study: dict[str, Any]) -> bool:
+    """Tell whether a smaller value of the study's metric is the better one."""
+    return study.get("better") == "lower"
+
+
+def retry_hint(report: dict[str, Any], folder: str = "FOLDER") -> str | None:
+    """Return the command that runs failed trials again; None where there is none.
+
+    Once a method has a test score its setting is chosen, and failed trials of the search stay.
+    """
+    failed = [
+        f for f in report.get("failures") or [] if f.get("status") in ("failed", "out_of_memory")
+    ]
+    if not failed or report.get("imported"):
+        return None
+    tested = any(m.get("score") for m in report.get("methods") or [])
+    n_final = sum(tested and f.get("phase") == "search" for f in failed)
+    sentences = []
+    if n_final < len(failed):
+        runs = plural(len(failed) - n_final, "run")
+        sentences.append(f"{runs} failed. To try again: `bakeoff run {folder} --retry`.")
+    if n_final:
+        sentences.append(
+            f"{plural(n_final, 'run')} of the search failed, and settings were chosen without. To "
+            f"begin anew: `bakeoff run {folder} --fork NEW`."
+        )
+    return " ".join(sentences)
+
+
+def saved_weights_text(report: dict[str, Any], folder: str = "") -> str | None:
+    """Return where the recommended method's weights are, and that they match the training.
+
+    ``folder`` is the study's, with a slash. None where the weights were not loaded again or gave
+    another loss: a warning of the report says that.
+    """
+    recommended = (report.get("recommendation") or {}).get("method")
+    row: dict[str, Any] = next(
+        (m for m in report.get("methods") or [] if m.get("method") == recommended), {}
+    )
+    artifact = row.get("artifact")
+    if not artifact or not artifact.get("same"):
+        return None
+    return (
+        f"{method_title(row)}'s weights: {folder}{artifact['path']} (seed {artifact['seed']}, the "
+        f"best on validation). Loaded again without bakeoff: validation loss "
+        f"{format_significant(artifact['reloaded_loss'])}, at the end of training "
+        f"{format_significant(artifact['loss'])}."
+    )
