@@ -27,7 +27,7 @@ from bakeoff.core.errors import BakeoffError
 from bakeoff.core.trial import Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
-from bakeoff.methods.arguments import Surroundings, resolve
+from bakeoff.methods.arguments import RuleContext, resolve_arguments
 from bakeoff.tasks._base import Example
 from bakeoff.training import setup
 
@@ -93,8 +93,8 @@ class Theirs:
         base: Any = task.load_model(ground.base, trial.conditions.revision)
         self.tokenizer = ours.bench.tokenizer
         base.config.pad_token_id = self.tokenizer.pad_token_id
-        around = Surroundings(base, task.heads, trial.conditions.steps, tuple)
-        arguments = resolve(trial.method, trial.config, around)
+        around = RuleContext(base, task.heads, trial.conditions.steps, tuple)
+        arguments = resolve_arguments(trial.method, trial.config, around)
         config = peft.LoraConfig(task_type=task.task_type, **arguments)
         self.model: Any = peft.get_peft_model(base.to(weights), config)
         for parameter in self.model.parameters():

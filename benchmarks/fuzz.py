@@ -306,7 +306,7 @@ def methods(draw: st.DrawFn) -> Case:
     import tomllib
 
     name = draw(st.sampled_from(("lora", "ia3", "adalora", "full")))
-    own = tomllib.loads(registry.source(name, Path()))
+    own = tomllib.loads(registry.read_source(name, Path()))
     value = draw(changed(own, optional=False))
     try:
         text = _toml(value)

@@ -40,9 +40,14 @@ from gpu_sides import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import bakeoff
-from bakeoff.engine.device import autocast, lean_inputs, resolve_precision, set_dtypes
-from bakeoff.engine.generation.generate import Asked, Pace, fast, plain
-from bakeoff.engine.generation.token_ties import ROUNDING, Difference, differences
+from bakeoff.engine.device import autocast, disable_input_casting, resolve_precision, set_dtypes
+from bakeoff.engine.generation.generate import (
+    DecodeSettings,
+    GenerationRequest,
+    generate_in_slots,
+    generate_plain,
+)
+from bakeoff.engine.generation.token_ties import ROUNDING, TokenDifference, first_differences
 
 BATCH = 50
 """PEFT's benchmark evaluates in batches of 50."""
@@ -57,7 +62,7 @@ class Ground(NamedTuple):
     """What both sides answer: the model with its adapter, the prompts, where and how."""
 
     model: Any
-    asked: Asked
+    asked: GenerationRequest
     device: str
     precision: str
 
@@ -75,17 +80,17 @@ def questions(count: int) -> Iterator[str]:
         yield " ".join([*story, f"How many {what} are there? Answer with the number."])
 
 
-def real(args: argparse.Namespace) -> tuple[Any, Asked]:
+def real(args: argparse.Namespace) -> tuple[Any, GenerationRequest]:
     """Return the folder's model, and chats (ChatML) with one question each."""
     tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
     chat = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     prompts = [tokenizer(chat.format(q))["input_ids"] for q in questions(args.prompts)]
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     end, pad = int(tokenizer.eos_token_id), tokenizer.pad_token_id
-    return model, Asked(prompts, (end,), args.most, end if pad is None else pad)
+    return model, GenerationRequest(prompts, (end,), args.most, end if pad is None else pad)
 
 
-def shaped(args: argparse.Namespace) -> tuple[Any, Asked]:
+def shaped(args: argparse.Namespace) -> tuple[Any, GenerationRequest]:
     """Return random weights of a shape, and random prompts of 20 to 300 tokens."""
     torch.manual_seed(0)
     # an output layer of its own: tied to random embeddings it would repeat the last token for ever
@@ -101,7 +106,7 @@ def shaped(args: argparse.Namespace) -> tuple[Any, Asked]:
     lengths = [min(300, max(20, round(rng.lognormvariate(4.4, 0.5)))) for _ in range(args.prompts)]
     prompts = [[rng.randrange(1, vocabulary) for _ in range(n)] for n in lengths]
     ends = tuple(range(0, vocabulary, MEAN_ANSWER))
-    return model, Asked(prompts, ends, args.most, 0)
+    return model, GenerationRequest(prompts, ends, args.most, 0)
 
 
 def prepare(args: argparse.Namespace) -> Ground:
@@ -119,7 +124,7 @@ def prepare(args: argparse.Namespace) -> Ground:
             torch.nn.init.normal_(parameter, std=0.002)
     model = model.to(device).eval()
     set_dtypes(model, precision)
-    lean_inputs(model)
+    disable_input_casting(model)
     return Ground(model, asked, device, precision)
 
 
@@ -127,19 +132,23 @@ def in_batches(ground: Ground, batch: int) -> Answers:
     """Answer by plain ``generate``, in the order given."""
     prompts = ground.asked.prompts
     parts = (prompts[i : i + batch] for i in range(0, len(prompts), batch))
-    return [a for part in parts for a in plain(ground.model, ground.asked._replace(prompts=part))]
+    return [
+        a
+        for part in parts
+        for a in generate_plain(ground.model, ground.asked._replace(prompts=part))
+    ]
 
 
 def sides(args: argparse.Namespace, ground: Ground) -> dict[str, Callable[[], Answers]]:
     """Return what is timed: the plain side first."""
 
-    def ours(rows: int, graphs: bool, pace: Pace | None = None) -> Callable[[], Answers]:
-        return lambda: fast(ground.model, ground.asked, rows, graphs, pace)
+    def ours(rows: int, graphs: bool, pace: DecodeSettings | None = None) -> Callable[[], Answers]:
+        return lambda: generate_in_slots(ground.model, ground.asked, rows, graphs, pace)
 
     found = {PLAIN: lambda: in_batches(ground, args.batch)}
     if ground.device == "cpu":
         return {**found, f"ours, {args.batch} rows": ours(args.batch, False)}
-    same_rows = Pace.of("cuda")._replace(rows=0)
+    same_rows = DecodeSettings.of("cuda")._replace(rows=0)
     return {
         **found,
         f"ours, {args.batch} rows, no graphs": ours(args.batch, False, same_rows),
@@ -167,10 +176,10 @@ def timed(ground: Ground, side: Callable[[], Answers]) -> tuple[Took, Answers]:
     return Took(time.perf_counter() - started, time.process_time() - cpu), answers
 
 
-def compare(ground: Ground, ours: Answers, theirs: Answers) -> list[Difference]:
+def compare(ground: Ground, ours: Answers, theirs: Answers) -> list[TokenDifference]:
     """Return the first differences of the rows that differ."""
     with autocast(ground.device, ground.precision):
-        return list(differences(ground.model, ground.asked, ours, theirs))
+        return list(first_differences(ground.model, ground.asked, ours, theirs))
 
 
 def warm_up(args: argparse.Namespace, ground: Ground) -> None:

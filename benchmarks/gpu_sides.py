@@ -25,13 +25,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import peft_patches
 from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.batching import Feed
-from bakeoff.engine.device import lean_inputs, place, set_dtypes
-from bakeoff.engine.lanes.lanes import Lanes, Start
+from bakeoff.engine.batching import BatchBuilder
+from bakeoff.engine.device import disable_input_casting, move_to_device, set_dtypes
+from bakeoff.engine.lanes.lanes import InitialTensors, Lanes
 from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.methods import registry
-from bakeoff.methods.hook import CALIBRATION, extras, make, trainable
-from bakeoff.methods.hook import Ground as Around
+from bakeoff.methods.hook import CALIBRATION_EXAMPLES, build_hook, step_extras, trainable_parameters
+from bakeoff.methods.hook import AttachContext as Around
 from bakeoff.tasks._base import Example
 from bakeoff.tasks.sft import SupervisedFineTuning
 
@@ -105,7 +105,7 @@ class Ground(NamedTuple):
         """Return what methods may know when they are attached: the same data, this task."""
 
         def batches(rows: int) -> Iterator[Any]:
-            for i in range(0, min(CALIBRATION, len(self.data)), rows):
+            for i in range(0, min(CALIBRATION_EXAMPLES, len(self.data)), rows):
                 yield TASK.batch(self.data[i : i + rows], 0, self.device)
 
         def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
@@ -217,7 +217,7 @@ def hf_style(ground: Ground, method: str, clocking: Clocking) -> dict[str, Any]:
     base.requires_grad_(method == "full")
     model: Any = base
     if method != "full":
-        hook = make(entry(method), entry(method).config)
+        hook = build_hook(entry(method), entry(method).config)
         model = hook.attach(base, ground.around())  # casts adapters to fp32, as run.py's default
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1)
@@ -277,21 +277,21 @@ def ours(
     clean(device)
     base = ground.load()
     base.requires_grad_(False)
-    hook = make(entry(method), entry(method).config)
+    hook = build_hook(entry(method), entry(method).config)
     model = hook.attach(base, ground.around())
-    peft_patches.install(model)
-    place(model, device)
+    peft_patches.install_patches(model)
+    move_to_device(model, device)
     set_dtypes(model, ground.precision)
-    start = Start.of(model, checksums=False)
-    names = list(trainable(model))
+    start = InitialTensors.of(model, checksums=False)
+    names = list(trainable_parameters(model))
     together = Lanes(model, [start] * lanes, [names], [0] * lanes)
-    feed = Feed(together, TASK, BATCH, 0, device, switches)
+    feed = BatchBuilder(together, TASK, BATCH, 0, device, switches)
     if switches.lean_inputs:
-        lean_inputs(model)
+        disable_input_casting(model)
     feed.pass_tokens = pass_tokens
     recipe = Recipe(STEPS, 0.0, 0.0, 0.1, 1.0, device, ground.precision, switches.graphs)
     rates = [(1e-4 * 1.1**k,) for k in range(lanes)]
-    stepper = Stepper(together, rates, recipe, TASK.item_losses, extras(hook))
+    stepper = Stepper(together, rates, recipe, TASK.item_losses, step_extras(hook))
     model.train()
     source = feed.training(ground.data, [0] * lanes)
     counter = itertools.count()

@@ -28,17 +28,17 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from bakeoff.engine import peft_patches, profiling, quantization
 from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.batching import Feed
+from bakeoff.engine.batching import BatchBuilder
 from bakeoff.engine.device import (
+    disable_input_casting,
+    is_out_of_memory,
     keep_freed_memory,
-    lean_inputs,
-    out_of_memory,
-    place,
+    move_to_device,
     set_dtypes,
 )
-from bakeoff.engine.lanes.lanes import Lanes, Start
+from bakeoff.engine.lanes.lanes import InitialTensors, Lanes
 from bakeoff.engine.loop import Recipe, Stepper
-from bakeoff.methods.hook import extras, make, trainable
+from bakeoff.methods.hook import build_hook, step_extras, trainable_parameters
 from bakeoff.tasks._base import Example
 
 SHAPES_HERE: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def base(args: argparse.Namespace) -> Any:
         return ground.load().requires_grad_(False)
     with torch.device("meta"):
         model: Any = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    how: BitsAndBytesConfig = quantization.loading(
+    how: BitsAndBytesConfig = quantization.quantization_kwargs(
         args.quantize, "bitsandbytes", args.device, precision(args), ()
     )["quantization_config"]
     model = replace_with_bnb_linear(model, ["lm_head"], how)
@@ -86,7 +86,7 @@ def base(args: argparse.Namespace) -> Any:
     if args.shape in TIED:
         model.tie_weights()
     model.is_loaded_in_4bit = model.is_quantized = True
-    quantization.settle(model)
+    quantization.keep_trainable(model)
     return model.requires_grad_(False)
 
 
@@ -112,32 +112,32 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     else:
         keep_freed_memory()
     model = base(args)
-    hook = make(entry(args.method), entry(args.method).config)
+    hook = build_hook(entry(args.method), entry(args.method).config)
     data = examples(args)
     model = hook.attach(model, Ground(args.shape, None, data, args.device).around())
-    peft_patches.install(model)
-    place(model, args.device)
+    peft_patches.install_patches(model)
+    move_to_device(model, args.device)
     set_dtypes(model, precision(args))
     best = Switches.best(args.device, precision(args))
     plain = dataclasses.replace(best, compile=False, graphs=False)
     switches = dataclasses.replace(plain, **settings(args)[args.one])
     lanes = Lanes(
-        model, [Start.of(model, checksums=False)] * args.lanes, [list(trainable(model))],
+        model, [InitialTensors.of(model, checksums=False)] * args.lanes, [list(trainable_parameters(model))],
         [0] * args.lanes,
     )  # fmt: skip
     if switches.lean_inputs:
-        lean_inputs(model)
-    feed = Feed(lanes, TASK, args.examples, 0, args.device, switches)
+        disable_input_casting(model)
+    feed = BatchBuilder(lanes, TASK, args.examples, 0, args.device, switches)
     recipe = Recipe(100, 0.0, 0.0, 0.0, 1.0, args.device, precision(args))
-    stepper = Stepper(lanes, [(1e-4,)] * args.lanes, recipe, TASK.item_losses, extras(hook))
+    stepper = Stepper(lanes, [(1e-4,)] * args.lanes, recipe, TASK.item_losses, step_extras(hook))
     model.train()
-    profiling.settle()
+    profiling.release_memory()
     held = in_use(args.device)
     source = feed.training(data, [0] * args.lanes)
     seconds, losses = [], []
     for index in range(STEPS):
         if index == 1:
-            profiling.settle()
+            profiling.release_memory()
             profiling.reset_peak(args.device)
         started = time.perf_counter()
         step = next(source)
@@ -195,7 +195,7 @@ def main() -> None:
         try:
             print(json.dumps(one(args)))
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             print(json.dumps({"setting": args.one, "error": "out of memory"}))
         return

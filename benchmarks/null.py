@@ -47,7 +47,7 @@ from bakeoff.analysis.compare import Verdict, compare
 from bakeoff.analysis.trial_runs import n_test_items, runs_by_method, usable_scores
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.record import StudyRecord
-from bakeoff.core.trial import PROSE, MethodEntry
+from bakeoff.core.trial import DESCRIPTIVE_FIELDS, MethodEntry
 from bakeoff.data.rows import SPLITS
 from bakeoff.study.config import StudySpec, dump_spec, read_spec
 from bakeoff.study.planning import trials
@@ -130,7 +130,7 @@ def refuse_difference(spec: StudySpec, source: Path) -> None:
 def _doing(entry: MethodEntry) -> dict[str, Any]:
     """Return all that determines what a method does: its entry without name and prose."""
     whole = dataclasses.asdict(entry)
-    return {k: v for k, v in whole.items() if k not in (*PROSE, "name")}
+    return {k: v for k, v in whole.items() if k not in (*DESCRIPTIVE_FIELDS, "name")}
 
 
 def read_run(seed: int, record: StudyRecord, report: dict[str, Any]) -> Run:

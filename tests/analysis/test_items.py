@@ -15,7 +15,7 @@ from helpers.records import LOSS, Pair, make_record, make_result, make_trial
 
 from bakeoff.analysis.per_method import items
 from bakeoff.analysis.trial_runs import runs_by_method, usable_scores
-from bakeoff.core.record import Asked, StudyRecord
+from bakeoff.core.record import ItemText, StudyRecord
 from bakeoff.core.results import SplitScores
 from bakeoff.data.rows import write_split
 from bakeoff.study import test_texts
@@ -101,7 +101,7 @@ def test_the_largest_come_first_and_ties_lie_all_over_the_file() -> None:
 def test_texts_are_cut_in_their_middle_after_secrets_are_taken_out() -> None:
     token = "hf_" + "a" * 40
     long = "begin " + "x" * 263 + token + "y" * 5_000 + " end"
-    made = record({1: (0,)}, {1: (1,)}, asked=(Asked(long, "right"),))
+    made = record({1: (0,)}, {1: (1,)}, asked=(ItemText(long, "right"),))
     (shown,) = summed(made)["asked"]
     assert len(shown["prompt"]) <= items.CHARACTERS
     assert shown["prompt"].startswith("begin x")
@@ -113,7 +113,9 @@ def test_texts_are_cut_in_their_middle_after_secrets_are_taken_out() -> None:
 
 
 def test_without_examples_there_are_counts_alone() -> None:
-    found = summed(record({1: (0, 1)}, {1: (1, 0)}, examples=False, asked=(Asked("p", "r"),) * 2))
+    found = summed(
+        record({1: (0, 1)}, {1: (1, 0)}, examples=False, asked=(ItemText("p", "r"),) * 2)
+    )
     assert found["methods"][0]["wins"] == found["methods"][0]["losses"] == found["asked"] == []
     assert found["methods"][0]["better"] == 1
     assert found["note"] == items.WITHOUT
@@ -158,19 +160,19 @@ def test_what_items_ask_comes_from_the_frozen_rows(tmp_path: Path) -> None:
     rows = [{"q": "a?", "w": "A"}, {"q": "b?", "w": "B"}]
     columns = {"prompt": "Say: {q}\nNow: ", "completion": "{w}"}
     made = scored(tmp_path, rows, "sft", columns=columns)
-    assert test_texts.read(tmp_path, made).asked == (Asked("a?", "A"), Asked("b?", "B"))
+    assert test_texts.read(tmp_path, made).asked == (ItemText("a?", "A"), ItemText("b?", "B"))
     rows = [{"messages": [{"role": "user", "content": "hi"},
                           {"role": "assistant", "content": "ho"}]}]  # fmt: skip
     made = scored(tmp_path, rows, "sft", columns={"messages": "messages"})
-    assert test_texts.read(tmp_path, made).asked == (Asked("user: hi", "ho"),)
+    assert test_texts.read(tmp_path, made).asked == (ItemText("user: hi", "ho"),)
     rows = [{"prompt": "which?", "choices": ["this", "that"], "answer": "B"}]
     columns = {"prompt": "prompt", "choices": "choices", "answer": "answer"}
     made = scored(tmp_path, rows, "choice", columns=columns, answer="letter", normalise="sum")
-    assert test_texts.read(tmp_path, made).asked == (Asked("which?\n- this\n- that", "that"),)
+    assert test_texts.read(tmp_path, made).asked == (ItemText("which?\n- this\n- that", "that"),)
     columns = {"text": "t", "label": "l"}
     rows = [{"t": "some", "l": "yes"}]
     made = scored(tmp_path, rows, "classify", columns=columns, labels=["yes"])
-    assert test_texts.read(tmp_path, made).asked == (Asked("some", "yes"),)
+    assert test_texts.read(tmp_path, made).asked == (ItemText("some", "yes"),)
 
 
 def test_other_rows_than_were_scored_are_never_shown(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from bakeoff.analysis.pareto import (
 from bakeoff.analysis.recommendation.preferences import weigh
 from bakeoff.core.record import StudyRecord
 from bakeoff.methods import registry
-from bakeoff.methods.serving import served
+from bakeoff.methods.serving import serving_forms
 from bakeoff.study.config import parse_spec
 from bakeoff.study.config.budget import Axis
 from bakeoff.study.setup.compatibility import comparable
@@ -379,7 +379,7 @@ def test_what_the_verdict_weighs_may_change_after_the_run() -> None:
 
 def test_how_the_catalogs_methods_are_served() -> None:
     names = ("lora", "dora", "vera", "prompt_tuning")
-    found = served([registry.load(name, Path()) for name in names], NOWHERE)
+    found = serving_forms([registry.load(name, Path()) for name in names], NOWHERE)
     assert found == {
         "lora": "adapter",
         "dora": "merged",
@@ -391,7 +391,7 @@ def test_how_the_catalogs_methods_are_served() -> None:
 def test_tuning_does_not_change_how_a_method_is_served_and_other_arguments_may() -> None:
     lora = registry.load("lora", Path())
     larger = dataclasses.replace(lora, config={**lora.config, "r": 64, "lora_dropout": 0.1})
-    assert served([larger], NOWHERE) == {"lora": "adapter"}
+    assert serving_forms([larger], NOWHERE) == {"lora": "adapter"}
     other = dataclasses.replace(lora, config={**lora.config, "use_dora": True})
     mine = dataclasses.replace(lora, name="mine")
-    assert served([other, mine], NOWHERE) == {}
+    assert serving_forms([other, mine], NOWHERE) == {}

@@ -114,7 +114,7 @@ def test_a_page_holds_the_claim_against_the_measurement(run: Callable[..., Resul
 
 
 def test_a_file_of_the_users_own_is_shown_too(run: Callable[..., Result], tmp_path: Path) -> None:
-    text = registry.source("lora", tmp_path).replace("r = 8", "r = 2", 1)
+    text = registry.read_source("lora", tmp_path).replace("r = 8", "r = 2", 1)
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     assert "not probed" in run("mine.toml").stdout
     own = json.loads(run("mine.toml", "--json").stdout)
@@ -131,7 +131,7 @@ def test_toml_needs_a_name(run: Callable[..., Result]) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Answer the probe from the record; return the names that it was asked for."""
     asked: list[str] = []
-    record = capability_records.shipped()["methods"]
+    record = capability_records.load_shipped()["methods"]
 
     def answer(
         function: str, payloads: Sequence[dict[str, Any]]
@@ -160,7 +160,7 @@ def test_the_probe_runs_in_a_process_of_its_own() -> None:
         jobs.PROBE_METHOD, [{"entry": methods.entry_to_json(entry)}]
     )
     assert (index, error) == (0, None)
-    assert value == capability_records.shipped()["methods"]["arrow"]
+    assert value == capability_records.load_shipped()["methods"]["arrow"]
 
 
 def test_a_probe_that_died_is_said_and_tried_again(
@@ -173,21 +173,26 @@ def test_a_probe_that_died_is_said_and_tried_again(
 
 def test_an_entry_that_changed_is_not_what_was_probed(tmp_path: Path) -> None:
     entry = registry.load("lora", tmp_path)
-    found = capability_records.find(entry, tmp_path, capability_records.shipped()).capabilities
+    found = capability_records.find_record(
+        entry, tmp_path, capability_records.load_shipped()
+    ).capabilities
     assert found is not None
-    capability_records.keep(entry, found, tmp_path)
+    capability_records.save_record(entry, found, tmp_path)
     other = dataclasses.replace(entry, config={**entry.config, "r": 4})
     assert (
-        capability_records.find(other, tmp_path, capability_records.shipped()).capabilities is None
+        capability_records.find_record(
+            other, tmp_path, capability_records.load_shipped()
+        ).capabilities
+        is None
     )
     prose = dataclasses.replace(entry, mechanism="said in other words")
-    assert capability_records.find(prose, tmp_path, {"methods": {}}).capabilities == found
+    assert capability_records.find_record(prose, tmp_path, {"methods": {}}).capabilities == found
 
 
 def test_other_versions_are_named_in_one_line(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = capability_records.shipped()["versions"]
+    own = capability_records.load_shipped()["versions"]
     same = {p: own[p] for p in capability_records.PACKAGES}
     monkeypatch.setattr(capability_records, "_version", same.get)
     assert run("--json").stderr == ""
@@ -213,17 +218,17 @@ def test_a_broken_cache_entry_is_probed_again(
 
 def test_the_record_is_of_the_catalog_as_it_is() -> None:
     """A failure here: `bakeoff methods --probe`, then `scripts/make_methods_page.py --record`."""
-    record = capability_records.shipped()
+    record = capability_records.load_shipped()
     catalog = {e.name: e for e in page_script().entries()}
     assert set(record["methods"]) == set(catalog)
     for name, entry in catalog.items():
-        assert record["methods"][name]["entry"] == capability_records.identity(entry), name
+        assert record["methods"][name]["entry"] == capability_records.entry_hash(entry), name
 
 
 def test_the_page_in_the_docs_is_the_one_that_the_record_gives() -> None:
     script = page_script()
     written = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert script.page(script.entries(), capability_records.shipped()) == written
+    assert script.page(script.entries(), capability_records.load_shipped()) == written
 
 
 def page_script() -> Any:
@@ -234,12 +239,12 @@ def page_script() -> Any:
 
 
 def test_published_results_are_of_methods_in_the_catalog() -> None:
-    lora = published_results.results("lora")
+    lora = published_results.find_results("lora")
     assert (lora[0].experiment, lora[0].value) == ("lora/llama-3.2-3B-rank10-target-mlp", 0.4943)
     assert lora[-1].task == "imagegen"
-    found = {name for name in registry.names() if published_results.results(name)}
+    found = {name for name in registry.names() if published_results.find_results(name)}
     assert len(found) > 40
-    assert sum(len(published_results.results(n)) for n in found) == 94
+    assert sum(len(published_results.find_results(n)) for n in found) == 94
 
 
 def test_a_model_of_ones_own(

@@ -103,12 +103,12 @@ def test_a_full_disk_is_known_by_number_and_by_words() -> None:
     wrapped = ValueError("could not save")
     wrapped.__cause__ = SafetensorError("I/O error: No space left on device (os error 28)")
     for error in (FULL, OSError(errno.EDQUOT, "x"), wrapped):
-        assert disk_full.full(error) is not None
+        assert disk_full.disk_full_message(error) is not None
     for other in (OSError(errno.EIO, "Input/output error"), ValueError("full of device")):
-        assert disk_full.full(other) is None
+        assert disk_full.disk_full_message(other) is None
     one, two = ValueError("a"), ValueError("b")
     one.__context__, two.__context__ = two, one  # an endless chain ends
-    assert disk_full.full(one) is None
+    assert disk_full.disk_full_message(one) is None
 
 
 @pytest.mark.parametrize(

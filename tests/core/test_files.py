@@ -73,10 +73,10 @@ def after_each(disk: Disk, check: Callable[[Path], None]) -> None:
 def test_a_file_is_the_old_one_or_the_new_one(disk: Disk) -> None:
     """Fault 9."""
     path = disk.folder / "report.json"
-    files.write_text(path, "old")
+    files.atomic_write_text(path, "old")
     disk.count = 0
     shutil.rmtree(disk.images)
-    files.write_text(path, "new and longer")
+    files.atomic_write_text(path, "new and longer")
 
     def check(image: Path) -> None:
         assert (image / "report.json").read_text() in ("old", "new and longer")
@@ -90,14 +90,14 @@ def test_a_folder_that_counts_as_finished_is_whole(disk: Disk) -> None:
     (place / "adapter").mkdir(parents=True)
     (place / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     (place / "adapter" / "adapter_config.json").write_text("{}")
-    trial_dir.seal(place, TrialResult(place.name, Status.DONE))
+    trial_dir.write_manifest(place, TrialResult(place.name, Status.DONE))
     finished = []
 
     def check(image: Path) -> None:
         there = image / "trials" / place.name
-        if (there / trial_dir.COMPLETE).exists():
+        if (there / trial_dir.MANIFEST).exists():
             finished.append(there)
-            assert trial_dir.damage(there) is None
+            assert trial_dir.find_damage(there) is None
 
     after_each(disk, check)
     assert finished, "no image was taken after the seal"

@@ -23,8 +23,14 @@ from bakeoff import api, cli
 from bakeoff.cli.display import output
 from bakeoff.cli.display.progress import LiveProgress
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.names import unsuitable
-from bakeoff.core.redact import escaped_json, printable, redact, redacted, told
+from bakeoff.core.names import invalid_name_reason
+from bakeoff.core.redact import (
+    escape_control_chars,
+    redact,
+    redact_value,
+    sanitize,
+    strip_control_chars,
+)
 from bakeoff.report import render
 from bakeoff.study.config import parse_spec
 from bakeoff.study.monitoring.progress import Logged, Silent
@@ -38,7 +44,7 @@ def test_secrets_are_known_by_their_form(what: str) -> None:
     text = f"before {SECRETS[what]} after"
     assert SECRET_PARTS[what] not in redact(text)
     assert redact(text).startswith("before ")
-    assert SECRET_PARTS[what] not in json.dumps(redacted({"a": [{SECRETS[what]: (text,)}]}))
+    assert SECRET_PARTS[what] not in json.dumps(redact_value({"a": [{SECRETS[what]: (text,)}]}))
 
 
 def test_secrets_of_this_process_are_known_by_their_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +88,9 @@ class _Terminal(io.StringIO):
 def shown(draw: Any, monkeypatch: pytest.MonkeyPatch, colour: bool = True) -> str:
     """Return what a console as ours writes to a terminal."""
     file = _Terminal()
-    console = output.SafeConsole(file=file, force_terminal=colour, highlight=False, emoji=False, width=200)
+    console = output.SafeConsole(
+        file=file, force_terminal=colour, highlight=False, emoji=False, width=200
+    )
     for name in ("out", "err"):
         monkeypatch.setattr(output, name, console)
     draw(console)
@@ -124,15 +132,17 @@ def test_json_is_the_same_value_and_safe_to_look_at(capsys: pytest.CaptureFixtur
     assert not ACTING.findall(printed.replace("\n", ""))
     assert json.loads(printed) == values
     assert "naïve €" in printed
-    assert SECRETS["hub token"] not in escaped_json(json.dumps(redacted(list(SECRETS.values()))))
+    assert SECRETS["hub token"] not in escape_control_chars(
+        json.dumps(redact_value(list(SECRETS.values())))
+    )
 
 
 @given(st.text())
 @settings(derandomize=True, deadline=None, max_examples=200)
 def test_any_text_is_printable(text: str) -> None:
-    assert not ACTING.search(told(text))
-    assert printable(printable(text)) == printable(text)
-    told(text).encode()
+    assert not ACTING.search(sanitize(text))
+    assert strip_control_chars(strip_control_chars(text)) == strip_control_chars(text)
+    sanitize(text).encode()
 
 
 class _Elements(HTMLParser):
@@ -243,7 +253,7 @@ def test_trouble_with_a_disk_is_no_fault_of_ours(
 
 
 def test_names_that_a_report_shows_are_plain() -> None:
-    assert [n for n in ALL if unsuitable(n) is None] == []
+    assert [n for n in ALL if invalid_name_reason(n) is None] == []
 
 
 def test_nothing_that_is_kept_of_a_failure_holds_a_secret(

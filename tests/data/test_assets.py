@@ -298,7 +298,7 @@ def test_what_a_killed_process_left_is_removed(links: Path) -> None:
 
 def test_two_at_once_prepare_once(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on, calls, said = threading.Event(), threading.Event(), [], []
-    real = download.get_files
+    real = download.fetch_files
 
     def slow(*args: Any) -> None:
         calls.append(1)

@@ -12,7 +12,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.data.chat import Chat, Unusable, template
-from bakeoff.data.chat.messages import conversation, without_oldest, wrong
+from bakeoff.data.chat.messages import (
+    drop_oldest_exchange,
+    find_conversation_error,
+    trim_conversation,
+)
 from bakeoff.tasks.sft import IGNORE
 from bakeoff.training.preflight.row_preview import pieces
 
@@ -94,7 +98,7 @@ def of_transformers(
 def test_marks_give_the_mask_of_transformers(turns: Messages, system: str | None) -> None:
     """Line ends, emoji and several turns: token by token the same."""
     tok = tokenizer("chatml-marked")
-    messages = conversation(turns, system)
+    messages = trim_conversation(turns, system)
     ids, mask = of_transformers(tok, messages)
     assert sum(mask) > 2 * len(turns) / 2
     found = Chat(tok).encode(messages, 500)
@@ -125,13 +129,13 @@ def test_without_marks_prefixes_give_the_mask(family: str, turns: Messages) -> N
 
 
 def test_marked_and_unmarked_templates_of_a_family_agree() -> None:
-    for turns in (ONE, TWO, conversation(TWO, "Be brief.")):
+    for turns in (ONE, TWO, trim_conversation(TWO, "Be brief.")):
         one, other = (Chat(tokenizer(f)).encode(turns, 500) for f in ("chatml", "chatml-marked"))
         assert one == other
 
 
 def test_what_is_learnt_by_eye() -> None:
-    assert learnt(tokenizer("chatml"), conversation(TWO, "Be brief.")) == (
+    assert learnt(tokenizer("chatml"), trim_conversation(TWO, "Be brief.")) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nWhat is two?<|im_end|>\n"
         "<|im_start|>assistant\n[It is two.<|im_end|>]\n"
@@ -163,9 +167,9 @@ def test_a_template_may_end_turns_with_the_padding_token() -> None:
 
 def test_a_system_message_of_the_row_stands_before_the_studys() -> None:
     own = said("Hi", "Yes", system="mine")
-    assert conversation(own, "the study's") == own
-    assert conversation(ONE, "the study's")[0] == {"role": "system", "content": "the study's"}
-    assert [m["content"] for m in conversation([*TWO, *said("left out")])] == [
+    assert trim_conversation(own, "the study's") == own
+    assert trim_conversation(ONE, "the study's")[0] == {"role": "system", "content": "the study's"}
+    assert [m["content"] for m in trim_conversation([*TWO, *said("left out")])] == [
         m["content"] for m in TWO
     ]
 
@@ -186,17 +190,17 @@ def test_answers_are_generated_behind_the_tokens_that_were_trained_on(family: st
 
 def test_a_long_conversation_loses_its_oldest_exchanges_whole() -> None:
     tok = tokenizer("chatml")
-    messages = conversation([*TWO, *ONE], "Be brief.")
+    messages = trim_conversation([*TWO, *ONE], "Be brief.")
     full = len(Chat(tok).encode(messages, 500).ids)
     assert learnt(tok, messages, full) == learnt(tok, messages)
-    assert learnt(tok, messages, full - 1) == learnt(tok, without_oldest(messages) or [])
-    shorter = without_oldest(without_oldest(messages) or []) or []
+    assert learnt(tok, messages, full - 1) == learnt(tok, drop_oldest_exchange(messages) or [])
+    shorter = drop_oldest_exchange(drop_oldest_exchange(messages) or []) or []
     assert [m["content"] for m in shorter] == ["Be brief.", "What is two plus two?", "four 🙂"]
-    assert without_oldest(shorter) is None
+    assert drop_oldest_exchange(shorter) is None
     prompt = Chat(tok).prompt(messages, 500)
     assert Chat(tok).prompt(messages, len(prompt)) == prompt
     cut = Chat(tok).prompt(messages, len(prompt) - 1)
-    assert cut == Chat(tok).prompt(without_oldest(messages) or [], 500)
+    assert cut == Chat(tok).prompt(drop_oldest_exchange(messages) or [], 500)
     last = Chat(tok).prompt(shorter, 500)
     assert Chat(tok).prompt(messages, len(last) - 3) == last[3:]
 
@@ -227,7 +231,7 @@ def test_a_template_that_ends_no_turn_is_refused() -> None:
 
 
 def test_a_template_without_a_system_role_says_so() -> None:
-    error = refused(tokenizer("gemma"), conversation(ONE, "Be brief."))
+    error = refused(tokenizer("gemma"), trim_conversation(ONE, "Be brief."))
     assert error.code == "chat-template-refused"
     assert "System role not supported" in error.what
 
@@ -250,7 +254,7 @@ def test_marks_around_other_than_the_assistants_turns_are_refused() -> None:
     tok.chat_template = str(tok.chat_template).replace(
         "message['role'] == 'assistant'", "message['role'] == 'user'"
     )
-    assert refused(tok, conversation(TWO, "Be brief.")).code in (
+    assert refused(tok, trim_conversation(TWO, "Be brief.")).code in (
         "chat-marks", "chat-answer-differs"
     )  # fmt: skip
     tok.chat_template = str(tok.chat_template).replace(
@@ -292,7 +296,7 @@ def test_a_tokenizer_without_a_template_is_refused_and_the_studys_own_serves() -
     ],
 )  # fmt: skip
 def test_what_is_no_conversation_is_told(value: Any, code: str, says: str) -> None:
-    found = wrong(value)
+    found = find_conversation_error(value)
     assert found is not None
     assert (found.code, says in found.what) == (code, True)
     assert found.try_
@@ -300,10 +304,10 @@ def test_what_is_no_conversation_is_told(value: Any, code: str, says: str) -> No
 
 def test_other_names_of_roles_are_recognised() -> None:
     for other, role in (("human", "user"), ("gpt", "assistant"), ("asistant", "assistant")):
-        found = wrong([{"role": other, "content": "Hi"}])
+        found = find_conversation_error([{"role": other, "content": "Hi"}])
         assert found is not None
         assert f"did you mean '{role}'?" in found.try_
-    assert wrong(conversation(TWO, "Be brief.")) is None
+    assert find_conversation_error(trim_conversation(TWO, "Be brief.")) is None
 
 
 def test_a_template_that_never_ends_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 from bakeoff import api
 from bakeoff.core.errors import PreflightError
 from bakeoff.data.checks import duplicates, near_duplicates
-from bakeoff.data.checks.context import Pair
-from bakeoff.data.issues import Fault
+from bakeoff.data.checks.context import PromptAnswer
+from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import SPLITS
 from bakeoff.study.config import parse_spec
 from bakeoff.tasks._base import Example, load_tokenizer
@@ -723,36 +723,44 @@ LONG = "the quick brown fox jumps over the lazy dog and runs away from the {} in
 
 def test_near_duplicates_are_verified_by_true_similarity() -> None:
     """By hand: sets of five-character pieces with 8 and 9 shared of 10 are in, with 7 are out."""
-    one = near_duplicates.pieces_of("abcdefghijklmn")  # 14 characters: 10 pieces
+    one = near_duplicates.shingle_hashes("abcdefghijklmn")  # 14 characters: 10 pieces
     assert len(one) == 10
-    assert near_duplicates.alike(one, near_duplicates.pieces_of("abcdefghijklm"))  # 9 of 10
-    assert near_duplicates.alike(
-        one, near_duplicates.pieces_of("ABCDEFGHIJKL")
+    assert near_duplicates.is_near_duplicate(
+        one, near_duplicates.shingle_hashes("abcdefghijklm")
+    )  # 9 of 10
+    assert near_duplicates.is_near_duplicate(
+        one, near_duplicates.shingle_hashes("ABCDEFGHIJKL")
     )  # 8 of 10, case aside
-    assert not near_duplicates.alike(one, near_duplicates.pieces_of("abcdefghijk"))  # 7 of 10
-    assert not near_duplicates.alike(one, near_duplicates.pieces_of("abcdefghijklmxyz"))  # 9 of 13
+    assert not near_duplicates.is_near_duplicate(
+        one, near_duplicates.shingle_hashes("abcdefghijk")
+    )  # 7 of 10
+    assert not near_duplicates.is_near_duplicate(
+        one, near_duplicates.shingle_hashes("abcdefghijklmxyz")
+    )  # 9 of 13
     train = [LONG.format(w) for w in ("lion", "house")] + ["nothing of the kind"]
     test = ["something else entirely", LONG.format("lions"), LONG.format("house")]
-    found = near_duplicates.near_duplicates(train, test)
+    found = near_duplicates.find_near_duplicates(train, test)
     assert found.pairs == [(1, 0)], "the equal text is another fault's"
     assert (found.n_train, found.n_test, found.complete) == (3, 2, True)
 
 
 def test_what_is_not_searched_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def codes(train: list[str], test: list[str]) -> dict[str, Fault]:
+    def codes(train: list[str], test: list[str]) -> dict[str, DataIssue]:
         pairs = {"train": train, "validation": ["v"], "test": test}
-        found = duplicates.check({s: [Pair(t, "x") for t in texts] for s, texts in pairs.items()})
+        found = duplicates.check(
+            {s: [PromptAnswer(t, "x") for t in texts] for s, texts in pairs.items()}
+        )
         return {f.code: f for f in found}
 
     train = [f"{i} is a number of its own" for i in range(50)]
     assert not codes(train, ["quite different"])
     with monkeypatch.context() as patch:
-        patch.setattr(near_duplicates, "MOST_TEXTS", 20)
+        patch.setattr(near_duplicates, "MAX_TEXTS", 20)
         assert (
             "in 1 texts of test and 20 of train"
             in codes(train, ["q"])["near-duplicates-sampled"].what
         )
-    monkeypatch.setattr(near_duplicates, "MOST_COMPARED", 10)
+    monkeypatch.setattr(near_duplicates, "MAX_COMPARISONS", 10)
     boilerplate = [LONG.format(f"{i:06d}{'xyz' * 8}") for i in range(50)]
     apart = [LONG.format(f"{'abc' * 12}{i}") for i in range(5)]
     assert "near-duplicates-cut-short" in codes(boilerplate, apart)

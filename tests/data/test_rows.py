@@ -74,9 +74,10 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_template_fills_columns_and_nothing_else() -> None:
     row = {"a": "{b}", "b": 2}
-    assert data_rows.fill("a", row) == "{b}"
+    assert data_rows.render_template("a", row) == "{b}"
     assert (
-        data_rows.fill("x {a} y {b}: {c!r} {a.real}", {"a": 1, "b": 2}) == "x 1 y 2: {c!r} {a.real}"
+        data_rows.render_template("x {a} y {b}: {c!r} {a.real}", {"a": 1, "b": 2})
+        == "x 1 y 2: {c!r} {a.real}"
     )
     assert data_rows.columns_of("Q: {question} {context}") == ("question", "context")
 
@@ -126,7 +127,7 @@ def test_rows_know_their_place_in_the_file(tmp_path: Path) -> None:
 def test_the_place_survives_sampling_and_splitting_and_is_never_frozen(tmp_path: Path) -> None:
     rows = data_rows.read_rows(write_jsonl(tmp_path / "a.jsonl", [{"n": n} for n in range(1, 41)]))
     splits = data_splits.split_rows(rows, None, {"train": 0.5, "test": 0.5}, random.Random(1))
-    kept = data_splits.sample(splits["test"], 7, random.Random(2))
+    kept = data_splits.sample_rows(splits["test"], 7, random.Random(2))
     assert [data_rows.place_of(r, "test", 0).number for r in kept] == [r["n"] for r in kept]
     assert data_rows.canonical_digest(kept) == data_rows.canonical_digest(
         [{"n": r["n"]} for r in kept]

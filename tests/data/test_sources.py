@@ -45,12 +45,12 @@ def write(path: Path, values: list[dict[str, Any]]) -> Path:
 
 
 def found(reference: str, source: Path, split: str = "train") -> list[data_rows.Row]:
-    return sources.find({"train": reference}, source)[split].rows
+    return sources.load_splits({"train": reference}, source)[split].rows
 
 
 def refused(reference: str, source: Path, **more: Any) -> BakeoffError:
     with pytest.raises(BakeoffError) as error:
-        sources.find({"train": reference}, source, **more)
+        sources.load_splits({"train": reference}, source, **more)
     return error.value
 
 
@@ -141,7 +141,7 @@ def test_a_folders_files_are_read_in_the_order_of_their_names(tmp_path: Path) ->
         write(tmp_path / "rows" / f"{name}.jsonl", part)
     (tmp_path / "rows" / "notes.md").write_text("not data")
     (tmp_path / "rows" / ".hidden.csv").write_text("x\n1\n")
-    read = sources.find({"train": "rows"}, tmp_path)
+    read = sources.load_splits({"train": "rows"}, tmp_path)
     assert list(read) == ["train"]
     assert read["train"].rows == SMALL
     assert read["train"].origin == {"from": "rows", "files": ["a.jsonl", "b.jsonl"]}
@@ -156,12 +156,12 @@ def test_a_folder_named_by_splits_brings_all_of_them(tmp_path: Path) -> None:
     write(folder / "train-00001-of-00002.parquet", SMALL[2:4])
     write(folder / "dev.parquet", SMALL[4:5])
     write(folder / "test.parquet", SMALL[5:])
-    read = sources.find({"train": "rows"}, tmp_path)
+    read = sources.load_splits({"train": "rows"}, tmp_path)
     assert {split: own.rows for split, own in read.items()} == {
         "train": SMALL[:4], "validation": SMALL[4:5], "test": SMALL[5:],
     }  # fmt: skip
     write(tmp_path / "other.jsonl", SMALL[:1])
-    own = sources.find({"train": "rows", "test": "other.jsonl"}, tmp_path)
+    own = sources.load_splits({"train": "rows", "test": "other.jsonl"}, tmp_path)
     assert own["test"].rows == SMALL[:1], "what is given stands before what is brought"
 
 
@@ -205,14 +205,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_data_set_is_read_through_datasets(hub: Path, tmp_path: Path) -> None:
     given = {"train": "hub:./squads", "test": "hub:./squads:test"}
-    read = sources.find(given, tmp_path, config="plain")
+    read = sources.load_splits(given, tmp_path, config="plain")
     assert read["train"].rows == SMALL
     assert read["test"].rows == SMALL[-1:]
     assert read["train"].origin["from"] == f"hub:{hub}"
     assert (read["test"].origin["config"], read["test"].origin["split"]) == ("plain", "test")
-    part = sources.find({"train": "hub:./squads:train[:3]"}, tmp_path, config="plain")
+    part = sources.load_splits({"train": "hub:./squads:train[:3]"}, tmp_path, config="plain")
     assert part["train"].rows == SMALL[:3], "datasets' own slices"
-    assert len(sources.find(given, tmp_path, config="short")["train"].rows) == 2
+    assert len(sources.load_splits(given, tmp_path, config="short")["train"].rows) == 2
     assert data_rows.place_of(read["train"].rows[4], "train", 0).number == 5
 
 

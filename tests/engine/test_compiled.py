@@ -14,7 +14,7 @@ from helpers.core_methods import CORE
 
 from bakeoff.engine import layers, loss
 from bakeoff.engine.accelerators import Switches
-from bakeoff.testing.trials import build, make_trial, no_dropout, run
+from bakeoff.testing.trials import build_tiny_setup, disable_dropout, make_trial, train_steps
 
 EAGER = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 COMPILED = Switches(lanes=True, packing=True, loss=True, compile=True, graphs=False)
@@ -51,8 +51,12 @@ def test_one_compilation_serves_all_layers_and_lengths(
 ) -> None:
     rates = (1e-3, 1e-2, 3e-3)[:lanes]
     trials = [make_trial(method, "sft", seed=s, rate=r) for s, r in enumerate(rates)]
-    expected = run(no_dropout(build(trials, tiny_llama, tmp_path, EAGER)), 6)
-    found = run(no_dropout(build(trials, tiny_llama, tmp_path, COMPILED)), 6)
+    expected = train_steps(
+        disable_dropout(build_tiny_setup(trials, tiny_llama, tmp_path, EAGER)), 6
+    )
+    found = train_steps(
+        disable_dropout(build_tiny_setup(trials, tiny_llama, tmp_path, COMPILED)), 6
+    )
     torch.testing.assert_close(found.losses, expected.losses, atol=1e-5, rtol=0)
     off = (found.gradients - expected.gradients).norm(dim=1) / expected.gradients.norm(dim=1)
     assert float(off.max()) < 1e-5
@@ -67,8 +71,10 @@ def test_a_compiled_layer_is_computed_again(
 ) -> None:
     trials = [make_trial(method, "sft", seed=s, rate=r) for s, r in enumerate((1e-3, 1e-2, 3e-3))]
     less = dataclasses.replace(COMPILED, checkpointing=True, micro_tokens=60)
-    expected = run(no_dropout(build(trials, tiny_llama, tmp_path, EAGER)), 4)
-    found = run(no_dropout(build(trials, tiny_llama, tmp_path, less)), 4)
+    expected = train_steps(
+        disable_dropout(build_tiny_setup(trials, tiny_llama, tmp_path, EAGER)), 4
+    )
+    found = train_steps(disable_dropout(build_tiny_setup(trials, tiny_llama, tmp_path, less)), 4)
     torch.testing.assert_close(found.losses, expected.losses, atol=1e-5, rtol=0)
     off = (found.gradients - expected.gradients).norm(dim=1) / expected.gradients.norm(dim=1)
     assert float(off.max()) < 1e-5

@@ -19,12 +19,12 @@ from bakeoff.engine import device, profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
 from bakeoff.engine.device import resolve_device, resolve_precision, set_dtypes
-from bakeoff.engine.loop import Reading, reading_steps, train
+from bakeoff.engine.loop import LossReading, reading_steps, train
 from bakeoff.engine.loss import supervised_logits, supervised_positions
-from bakeoff.engine.optim import schedule
+from bakeoff.engine.optim import learning_rate_factor
 from bakeoff.tasks.classify import Classify
 from bakeoff.testing.tiny import rows, write_splits
-from bakeoff.testing.trials import LABELS, build, losses, make_trial
+from bakeoff.testing.trials import LABELS, build_tiny_setup, make_trial, single_trial_losses
 from bakeoff.training import setup
 from bakeoff.training.preflight import cost_probe
 from bakeoff.training.preflight.parity import Decision
@@ -36,9 +36,9 @@ LIKE_PLAIN = {
 
 
 def test_schedule_warms_up_stays_and_falls_to_zero() -> None:
-    got = [schedule(s, 10, warmup=0.2, decay=0.3) for s in range(11)]
+    got = [learning_rate_factor(s, 10, warmup=0.2, decay=0.3) for s in range(11)]
     assert got == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3, 0])
-    assert [schedule(s, 4, 0.0, 0.0) for s in range(4)] == [1, 1, 1, 1]
+    assert [learning_rate_factor(s, 4, 0.0, 0.0) for s in range(4)] == [1, 1, 1, 1]
 
 
 def test_readings_are_evenly_spaced_and_end_at_the_end() -> None:
@@ -107,7 +107,7 @@ def plain_losses(model: Any, batches: list[dict[str, torch.Tensor]], c: Conditio
 
 def test_sft_trains_like_plain_peft_and_plain_pytorch(tiny_llama: Path, tmp_path: Path) -> None:
     a_trial = make_trial("lora", "sft", **LIKE_PLAIN)
-    ours = build(a_trial, tiny_llama, tmp_path)
+    ours = build_tiny_setup(a_trial, tiny_llama, tmp_path)
     plain: Any = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(tiny_llama),
         peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"),
@@ -133,13 +133,13 @@ def test_sft_trains_like_plain_peft_and_plain_pytorch(tiny_llama: Path, tmp_path
             }
         )
     expected = plain_losses(plain, batches, a_trial.conditions)
-    assert losses(ours, 10) == pytest.approx(expected, rel=1e-5)
+    assert single_trial_losses(ours, 10) == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < expected[0]
 
 
 def test_classification_trains_like_plain_pytorch(tiny_bert: Path, tmp_path: Path) -> None:
     a_trial = make_trial("full", "classify", **LIKE_PLAIN)
-    ours = build(a_trial, tiny_bert, tmp_path)
+    ours = build_tiny_setup(a_trial, tiny_bert, tmp_path)
     plain: Any = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3)
     plain.load_state_dict(ours.model.state_dict())
     for module in (*plain.modules(), *ours.model.modules()):
@@ -154,13 +154,15 @@ def test_classification_trains_like_plain_pytorch(tiny_bert: Path, tmp_path: Pat
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
         batches.append({**inputs, "labels": labels})
     expected = plain_losses(plain, batches, a_trial.conditions)
-    assert losses(ours, 10) == pytest.approx(expected, rel=1e-5)
+    assert single_trial_losses(ours, 10) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_same_seed_gives_every_method_the_same_head_and_order(
     tiny_bert: Path, tmp_path: Path
 ) -> None:
-    benches = [build(make_trial(m, "classify"), tiny_bert, tmp_path) for m in ("lora", "full")]
+    benches = [
+        build_tiny_setup(make_trial(m, "classify"), tiny_bert, tmp_path) for m in ("lora", "full")
+    ]
     heads = [
         next(p for n, p in b.model.named_parameters() if "classifier" in n and n.endswith("weight"))
         for b in benches
@@ -176,7 +178,7 @@ def test_the_head_has_its_own_rate_where_something_else_is_trained_too(
     found = {}
     for method in ("lora", "head"):
         a_trial = make_trial(method, "classify", rate=5e-3, head_learning_rate=0.5)
-        at = build(a_trial, tiny_bert, tmp_path)
+        at = build_tiny_setup(a_trial, tiny_bert, tmp_path)
         sizes = [span.stop - span.start for span in at.lanes.stack.spans]
         groups = setup.parameter_groups(at.model, at.task, a_trial)
         found[method] = list(zip(sizes, (g.rate(a_trial) for g in groups), strict=True))
@@ -186,7 +188,7 @@ def test_the_head_has_its_own_rate_where_something_else_is_trained_too(
 
 
 def test_a_loss_that_is_not_finite_is_dated_to_its_step(tiny_bert: Path, tmp_path: Path) -> None:
-    at = build(make_trial("lora", "classify", steps=10), tiny_bert, tmp_path)
+    at = build_tiny_setup(make_trial("lora", "classify", steps=10), tiny_bert, tmp_path)
     stepper = at.stepper()
     plain = stepper.losses
     calls = itertools.count(1)
@@ -196,7 +198,7 @@ def test_a_loss_that_is_not_finite_is_dated_to_its_step(tiny_bert: Path, tmp_pat
         return sums * (float("nan") if next(calls) == 7 else 1.0), counts
 
     stepper.losses = spoilt
-    heard: list[Reading] = []
+    heard: list[LossReading] = []
     batches = at.feed.training(at.examples("train"), [0])
     train(stepper, batches, (0, 10), (5, 10), heard.append)
     assert [(r.step, r.diverged) for r in heard] == [(5, (None,)), (10, (7,))]

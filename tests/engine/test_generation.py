@@ -29,16 +29,21 @@ import bakeoff
 from bakeoff.data import assets
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.generation import decoding, generate
-from bakeoff.engine.generation.generate import Asked, Pace, fast, plain
-from bakeoff.engine.generation.kv_slots import NotFast, Slots, prompt_cache
-from bakeoff.engine.generation.token_ties import ROUNDING, differences
+from bakeoff.engine.generation.generate import (
+    DecodeSettings,
+    GenerationRequest,
+    generate_in_slots,
+    generate_plain,
+)
+from bakeoff.engine.generation.kv_slots import FastGenerationUnsupported, KVSlots, new_prompt_cache
+from bakeoff.engine.generation.token_ties import ROUNDING, first_differences
 from bakeoff.testing.tiny import save_llama, write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import generation
 from bakeoff.training.preflight.parity import decide
 
 SMOLLM2 = assets.locate("smollm2-135m-instruct")
-GPU_LIKE = Pace(every=4, grain=16, few_shapes=True, rows=0)
+GPU_LIKE = DecodeSettings(every=4, grain=16, few_shapes=True, rows=0)
 """How a GPU is paced, small enough that all its shapes come up."""
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -59,17 +64,21 @@ def prompts(count: int, longest: int = 30) -> list[list[int]]:
     return [[rng.randrange(3, 40) for _ in range(rng.randint(1, longest))] for _ in range(count)]
 
 
-def asked(count: int = 57, ends: tuple[int, ...] = (5, 7, 9, 11), most: int = 20) -> Asked:
-    return Asked(prompts(count), ends, most, 0)
+def asked(
+    count: int = 57, ends: tuple[int, ...] = (5, 7, 9, 11), most: int = 20
+) -> GenerationRequest:
+    return GenerationRequest(prompts(count), ends, most, 0)
 
 
 @pytest.mark.parametrize("pace", [None, GPU_LIKE, GPU_LIKE._replace(few_shapes=False, rows=40)])
 @pytest.mark.parametrize("rows", [3, 16, 64])
-def test_tokens_are_those_of_plain_generate(llama: Any, rows: int, pace: Pace | None) -> None:
+def test_tokens_are_those_of_plain_generate(
+    llama: Any, rows: int, pace: DecodeSettings | None
+) -> None:
     for ends in ((2,), (5, 7, 9, 11), tuple(range(3, 20))):  # hardly any, some, most end early
         question = asked(ends=ends)
-        theirs = plain(llama, question)
-        assert fast(llama, question, rows, pace=pace) == theirs
+        theirs = generate_plain(llama, question)
+        assert generate_in_slots(llama, question, rows, pace=pace) == theirs
     assert len({len(answer) for answer in theirs}) > 3
 
 
@@ -88,7 +97,7 @@ def test_other_decoders(kind: str, implementation: str) -> None:
         model = GPT2LMHeadModel(config)
     model.eval().set_attn_implementation(implementation)
     question = asked(20)
-    assert fast(model, question, 6, pace=GPU_LIKE) == plain(model, question)
+    assert generate_in_slots(model, question, 6, pace=GPU_LIKE) == generate_plain(model, question)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "head"])
@@ -109,9 +118,9 @@ def test_adapters(llama: Any, method: str) -> None:
     }
     model: Any = peft.get_peft_model(base, configs[method]).eval()
     question = asked()
-    theirs = plain(model, question)
-    assert theirs != plain(llama, question)
-    assert fast(model, question, 8) == theirs
+    theirs = generate_plain(model, question)
+    assert theirs != generate_plain(llama, question)
+    assert generate_in_slots(model, question, 8) == theirs
 
 
 def test_a_finished_row_leaves_and_its_slot_is_given_on(
@@ -126,7 +135,7 @@ def test_a_finished_row_leaves_and_its_slot_is_given_on(
 
     monkeypatch.setattr(decoding.Decoder, "step", counted)
     question = asked()
-    answers = fast(llama, question, 8)
+    answers = generate_in_slots(llama, question, 8)
     # the first token of each answer comes of its prompt's own pass: no step is taken for it, and
     # none for a row that has ended
     assert sum(widths) == sum(len(a) - 1 for a in answers)
@@ -148,16 +157,16 @@ def test_the_longest_prompts_come_first_and_passes_are_bounded(
 
     monkeypatch.setattr(llama, "forward", seen)
     question = asked()
-    fast(llama, question, 57)
+    generate_in_slots(llama, question, 57)
     assert [shape[1] for shape in passes] == sorted((s[1] for s in passes), reverse=True)
     assert all(rows * longest <= 40 or rows == 1 for rows, longest in passes)
 
 
 def test_a_slot_keeps_nothing_of_the_prompt_before(llama: Any) -> None:
     """A value that is not finite would get through the mask: zero times it is not a number."""
-    cache = prompt_cache(llama.config)
+    cache = new_prompt_cache(llama.config)
     llama(torch.tensor([[3, 4, 5], [6, 7, 8]]), past_key_values=cache, use_cache=True)
-    slots = Slots(cache, rows=4, places=10)
+    slots = KVSlots(cache, rows=4, places=10)
     held = [t for layer in slots.layers for t in (layer.keys, layer.values)]
     for tensor in held:
         tensor.fill_(float("nan"))
@@ -177,42 +186,44 @@ def test_what_it_cannot_serve_is_refused() -> None:
         Gemma3TextConfig(**SMALL, sliding_window=8, query_pre_attn_scalar=8)
     ).eval()
     for model in (window, mixed):
-        with pytest.raises(NotFast, match="layers of another kind: DynamicSlidingWindowLayer"):
-            fast(model, asked(3), 2)
+        with pytest.raises(
+            FastGenerationUnsupported, match="layers of another kind: DynamicSlidingWindowLayer"
+        ):
+            generate_in_slots(model, asked(3), 2)
     base = Qwen3ForCausalLM(Qwen3Config(**SMALL)).eval()
-    with pytest.raises(NotFast, match="a prompt without tokens"):
-        fast(base, Asked([[3], []], (2,), 4, 0), 2)
+    with pytest.raises(FastGenerationUnsupported, match="a prompt without tokens"):
+        generate_in_slots(base, GenerationRequest([[3], []], (2,), 4, 0), 2)
     prompted = peft.get_peft_model(
         base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )
-    with pytest.raises(NotFast, match="virtual tokens"):
-        fast(prompted, asked(3), 2)
+    with pytest.raises(FastGenerationUnsupported, match="virtual tokens"):
+        generate_in_slots(prompted, asked(3), 2)
 
 
 def test_greedy_whatever_the_model_was_published_with(llama: Any) -> None:
     """transformers fills what a generation config leaves open from the model's own."""
     question = asked(20, ends=(2,))
-    wanted = plain(llama, question)
+    wanted = generate_plain(llama, question)
     published = llama.generation_config
     llama.generation_config = type(published)(
         do_sample=True, temperature=2.0, repetition_penalty=3.0, no_repeat_ngram_size=2, top_k=3
     )
     try:
-        assert plain(llama, question) == wanted
-        assert fast(llama, question, 8) == wanted
+        assert generate_plain(llama, question) == wanted
+        assert generate_in_slots(llama, question, 8) == wanted
     finally:
         llama.generation_config = published
 
 
 def test_a_difference_is_judged_by_the_logits(llama: Any) -> None:
     question = asked(4, ends=(), most=3)
-    theirs = plain(llama, question)
+    theirs = generate_plain(llama, question)
     logits = llama(torch.tensor([question.prompts[1]])).logits[0, -1].detach()
     second = int(logits.topk(2).indices[1])
     ours = [list(a) for a in theirs]
     ours[1][0] = second
     ours[2] = ours[2][:2]
-    (one, two) = differences(llama, question, ours, theirs)
+    (one, two) = first_differences(llama, question, ours, theirs)
     gap = (logits.max() - logits[second]) / logits.abs().max()
     assert (one.row, one.place, two.row) == (1, 0, 2)
     assert one.gap == pytest.approx(float(gap), rel=1e-4)
@@ -343,12 +354,14 @@ def test_two_hundred_prompts_of_a_real_model_with_an_adapter(
     model: Any = peft.get_peft_model(base, config).eval()
     texts = [text[: 6 + i % 24] for i, text in enumerate(script("generation").questions(200))]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
-    question = Asked(prompts, (tokenizer.eos_token_id, tokenizer(" the")["input_ids"][0]), 4, 0)
+    question = GenerationRequest(
+        prompts, (tokenizer.eos_token_id, tokenizer(" the")["input_ids"][0]), 4, 0
+    )
     theirs = [
         answer
         for start in range(0, 200, 50)
-        for answer in plain(model, question._replace(prompts=prompts[start : start + 50]))
+        for answer in generate_plain(model, question._replace(prompts=prompts[start : start + 50]))
     ]
-    off = list(differences(model, question, fast(model, question, 64), theirs))
+    off = list(first_differences(model, question, generate_in_slots(model, question, 64), theirs))
     assert all(d.gap <= ROUNDING["fp32"] for d in off)
     assert len(off) <= 2, "in fp32 a tie is rare"

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine.packing.attention import attend
-from bakeoff.engine.packing.layout import Layout, layout
+from bakeoff.engine.packing.layout import Layout, make_layout
 from bakeoff.study.executors import Options
 from bakeoff.study.executors.process import Process
 from bakeoff.testing.tiny import rows, tokenizer, write_jsonl, write_splits
@@ -108,7 +108,7 @@ def test_trials_over_a_quantised_base(
 def test_a_lane_with_little_text_beside_one_with_much_stays_finite(causal: bool) -> None:
     """The kernel writes no slot beyond the longest example; what is left of a row may be longer."""
     sizes = [40] * 16 + [9] * 16
-    where = layout(sizes, lanes=2, length=40, tokens=640)
+    where = make_layout(sizes, lanes=2, length=40, tokens=640)
     where = Layout(*(x.cuda() for x in where))
     shapes = [(2, heads, 640, 64) for heads in (8, 2, 2)]
     q, k, v = (

@@ -16,15 +16,22 @@ from torch.func import vmap
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment, Trial
-from bakeoff.engine.accelerators import Switches, explain
+from bakeoff.engine.accelerators import Switches, explain_defaults
 from bakeoff.engine.lanes import dropout
 from bakeoff.engine.lanes.vmapped_linear import lane_linear
 from bakeoff.engine.loop import train
 from bakeoff.engine.packing.attention import attend
-from bakeoff.engine.packing.layout import Layout, layout
+from bakeoff.engine.packing.layout import Layout, make_layout
 from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import write_splits
-from bakeoff.testing.trials import batches, build, make_trial, no_dropout, run, steps
+from bakeoff.testing.trials import (
+    batches,
+    build_tiny_setup,
+    disable_dropout,
+    make_trial,
+    step_losses,
+    train_steps,
+)
 from bakeoff.training import segment
 from bakeoff.training.preflight.parity import decide
 
@@ -46,8 +53,8 @@ def test_lanes_are_the_same_trials_alone(
     base = bases[task]
     on = dataclasses.replace(ON, packing=method not in PADDED)
     trials = three(method, task)
-    alone = [run(no_dropout(build(t, base, tmp_path)), 10) for t in trials]
-    together = run(no_dropout(build(trials, base, tmp_path, on)), 10)
+    alone = [train_steps(disable_dropout(build_tiny_setup(t, base, tmp_path)), 10) for t in trials]
+    together = train_steps(disable_dropout(build_tiny_setup(trials, base, tmp_path, on)), 10)
     plain = torch.cat([r.gradients for r in alone])
     off = (together.gradients - plain).norm(dim=1) / plain.norm(dim=1)
     assert float(off.max()) < 1e-5
@@ -59,19 +66,23 @@ def test_lanes_are_the_same_trials_alone(
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_dropout_draws_belong_to_the_trial(method: str, tiny_bert: Path, tmp_path: Path) -> None:
     trials = three(method, "classify")
-    alone = torch.cat([steps(build(t, tiny_bert, tmp_path, ON), 6) for t in trials], 1)
-    together = steps(build(trials, tiny_bert, tmp_path, ON), 6)
+    alone = torch.cat(
+        [step_losses(build_tiny_setup(t, tiny_bert, tmp_path, ON), 6) for t in trials], 1
+    )
+    together = step_losses(build_tiny_setup(trials, tiny_bert, tmp_path, ON), 6)
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
-    still = steps(no_dropout(build(trials, tiny_bert, tmp_path, ON)), 6)
+    still = step_losses(disable_dropout(build_tiny_setup(trials, tiny_bert, tmp_path, ON)), 6)
     assert not torch.allclose(together, still, atol=1e-3), "dropout did nothing"
 
 
 def test_dropout_keeps_its_share_and_scale() -> None:
-    draws = dropout.Draws([1, 2], torch.device("cpu"))
+    draws = dropout.LaneRandom([1, 2], torch.device("cpu"))
     draws.begin(0)
     draws.pick(0, 2)
     x = torch.ones(2, 100_000)
-    first, second = (dropout.drop(x, 0.1, draws.take(), draws.noise(100_000)) for _ in range(2))
+    first, second = (
+        dropout.apply_dropout(x, 0.1, draws.take(), draws.noise(100_000)) for _ in range(2)
+    )
     for mask in (first, second):
         assert float((mask == 0).float().mean()) == pytest.approx(0.1, abs=0.005)
         assert float(mask.mean()) == pytest.approx(1.0, abs=0.01)
@@ -82,7 +93,7 @@ def test_dropout_keeps_its_share_and_scale() -> None:
     assert float(((first == 0) & (second == 0)).float().mean()) == pytest.approx(0.01, abs=0.003)
     draws.begin(1)
     draws.pick(0, 2)
-    later = dropout.drop(x, 0.1, draws.take(), draws.noise(100_000))
+    later = dropout.apply_dropout(x, 0.1, draws.take(), draws.noise(100_000))
     assert float(((first == 0) & (later == 0)).float().mean()) == pytest.approx(0.01, abs=0.003)
 
 
@@ -93,8 +104,8 @@ def test_a_lane_that_diverges_changes_no_other_lanes_bits(
     calm = three(method, task)
     wild = [dataclasses.replace(t) for t in calm]
     wild[1] = dataclasses.replace(calm[1], setting={"learning_rate": 1e30})
-    quiet, loud = (build(trials, bases[task], tmp_path, ON) for trials in (calm, wild))
-    expected, found = steps(quiet, 8), steps(loud, 8)
+    quiet, loud = (build_tiny_setup(trials, bases[task], tmp_path, ON) for trials in (calm, wild))
+    expected, found = step_losses(quiet, 8), step_losses(loud, 8)
     assert torch.equal(found[:, [0, 2]], expected[:, [0, 2]])
     values, spoilt = quiet.lanes.stack.values, loud.lanes.stack.values
     assert torch.equal(spoilt[[0, 2]], values[[0, 2]])
@@ -106,7 +117,7 @@ def test_a_diverged_lane_is_frozen_dated_and_reported_and_the_others_finish(
     trials = three("lora", "sft", steps=12, validations=3, metric="json_match")
     trials = [dataclasses.replace(t, phase="search") for t in trials]
     trials[1] = dataclasses.replace(trials[1], setting={"learning_rate": 1e30})
-    at = build(trials, tiny_llama, tmp_path, ON)
+    at = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
     stepper = at.stepper()
     source = batches(at)
     heard: list[Any] = []
@@ -201,8 +212,8 @@ def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     trials = [make_trial("lora", "sft", seed=s, rate=1e-2) for s in range(4)]
-    expected = steps(build(trials, tiny_llama, tmp_path, ON), 6)
-    at = build(trials, tiny_llama, tmp_path, ON)
+    expected = step_losses(build_tiny_setup(trials, tiny_llama, tmp_path, ON), 6)
+    at = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
     stepper = at.stepper()
     plain, widths = stepper.losses, []
 
@@ -238,18 +249,18 @@ def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
 
 def test_passes_hold_no_more_tokens_than_fit(tiny_llama: Path, tmp_path: Path) -> None:
     trials = [make_trial("lora", "sft", seed=0, rate=1e-2) for _ in range(5)]
-    whole = build(trials, tiny_llama, tmp_path, ON)
-    tight = build(trials, tiny_llama, tmp_path, ON)
+    whole = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
+    tight = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
     tight.feed.pass_tokens = 2 * next(batches(tight)).passes[0].layout.gather.shape[1]
     step = next(batches(tight))
     assert step.widths == (2, 2, 1)
-    torch.testing.assert_close(steps(tight, 4), steps(whole, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(step_losses(tight, 4), step_losses(whole, 4), atol=1e-5, rtol=0)
 
 
 def test_the_probe_keeps_what_agrees_and_says_why_it_drops_the_rest(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(make_trial("lora", "sft"), tiny_llama, tmp_path)
+    build_tiny_setup(make_trial("lora", "sft"), tiny_llama, tmp_path)
     data = tmp_path / "data"
     good = decide(make_trial("lora", "sft"), str(tiny_llama), data, ON)
     assert good.switches == ON
@@ -258,7 +269,7 @@ def test_the_probe_keeps_what_agrees_and_says_why_it_drops_the_rest(
     assert prefix.switches == dataclasses.replace(ON, packing=False)
     assert "prefix" in prefix.reasons["packing"]
 
-    real = layout.unpack
+    real = make_layout.unpack
     monkeypatch.setattr("bakeoff.engine.layers.unpack", lambda x, w: real(x, w) + 0.05)
     wrong = decide(make_trial("lora", "sft"), str(tiny_llama), data, ON)
     assert not wrong.switches.packing
@@ -290,50 +301,50 @@ def test_switches_follow_the_user_and_say_why() -> None:
         generation=True,
     )  # fmt: skip
     assert not Switches.wished({}, "cpu", "fp32", 9).lean_inputs
-    assert all(e.why for e in explain("cpu", "fp32").values())
+    assert all(e.why for e in explain_defaults("cpu", "fp32").values())
 
 
 @pytest.mark.parametrize(("steps", "on"), [(None, True), (500, True), (499, False)])
 def test_a_few_steps_are_not_compiled_for(steps: int | None, on: bool) -> None:
-    assert explain("cuda", "fp32", steps)["compile"].on is on
-    assert explain("cuda", "fp32", steps)["compile"].why
+    assert explain_defaults("cuda", "fp32", steps)["compile"].on is on
+    assert explain_defaults("cuda", "fp32", steps)["compile"].why
 
 
 def layouts() -> Iterator[tuple[Layout, int]]:
-    yield layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16), 2
-    yield layout.layout([6, 1], lanes=1, length=6, tokens=7), 1
+    yield make_layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16), 2
+    yield make_layout.layout([6, 1], lanes=1, length=6, tokens=7), 1
 
 
 def test_packing_puts_examples_end_to_end_and_takes_them_apart_again() -> None:
     for where, lanes in layouts():
         rows = len(where.scatter)
         x = torch.randn(rows, 6, 3, requires_grad=True)
-        packed = layout.pack(x, where)
-        back = layout.unpack(packed, where)
+        packed = make_layout.pack(x, where)
+        back = make_layout.unpack(packed, where)
         assert packed.shape == (lanes, where.gather.shape[1], 3)
         assert torch.equal(back, x * where.real[..., None])
         back.pow(2).sum().backward()
         assert torch.equal(x.grad, 2 * x * where.real[..., None])
-    where = layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16)
+    where = make_layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16)
     # what is left of a row comes in pieces that are no longer than an example may be
     assert where.bounds.tolist() == [0, 3, 8, 14, 16, 16, 18, 22, 28, 32, 32]
-    assert layout.pack(torch.arange(24.0).view(4, 6, 1), where)[0, :8, 0].tolist() == [
+    assert make_layout.pack(torch.arange(24.0).view(4, 6, 1), where)[0, :8, 0].tolist() == [
         0, 1, 2, 6, 7, 8, 9, 10,
     ]  # fmt: skip
 
 
 def test_buckets_hold_every_size() -> None:
     sizes = [100, 130, 250, 260, 700]
-    found = layout.buckets(sizes, 3, 32)
+    found = make_layout.buckets(sizes, 3, 32)
     assert found[-1] >= 700
     assert all(size % 32 == 0 for size in found)
-    assert layout.bucket(101, (64, 128, 256)) == 128
+    assert make_layout.bucket(101, (64, 128, 256)) == 128
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_keeps_examples_apart_and_its_gradients_are_right(causal: bool) -> None:
     torch.manual_seed(0)
-    where = layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
+    where = make_layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
     q = torch.randn(2, 4, 10, 8, requires_grad=True)
     k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
     none = torch.empty(0, dtype=torch.int32)
@@ -360,7 +371,7 @@ def test_attention_keeps_examples_apart_and_its_gradients_are_right(causal: bool
 
 
 def test_the_operators_keep_torchs_contract() -> None:
-    where = layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
+    where = make_layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
     q = torch.randn(2, 4, 10, 8, requires_grad=True)
     k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
     none = torch.empty(0, dtype=torch.int32)
@@ -393,10 +404,12 @@ def test_a_linear_layer_in_lanes_is_torchs_own(given: str, laned: str) -> None:
 def test_tokens_are_made_once_a_study(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at = build(make_trial("lora", "sft"), tiny_llama, tmp_path)
+    at = build_tiny_setup(make_trial("lora", "sft"), tiny_llama, tmp_path)
     first = at.examples("train")
     monkeypatch.setattr(type(at.task), "encode", lambda *_: pytest.fail("tokenised again"))
-    assert build(make_trial("lora", "sft"), tiny_llama, tmp_path).examples("train") == first
+    assert (
+        build_tiny_setup(make_trial("lora", "sft"), tiny_llama, tmp_path).examples("train") == first
+    )
 
 
 def test_no_lanes_at_all_is_refused(study_values: dict[str, Any]) -> None:

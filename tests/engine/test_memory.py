@@ -17,14 +17,14 @@ from bakeoff.core.results import Status
 from bakeoff.core.trial import MethodEntry, Segment, Trial
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.generation.generate import Pace
-from bakeoff.engine.lanes.dropout import Keyed
+from bakeoff.engine.generation.generate import DecodeSettings
+from bakeoff.engine.lanes.dropout import KeyedDropout
 from bakeoff.engine.layers import LayerStack, NotRecomputable
 from bakeoff.engine.loop import train
 from bakeoff.methods.hook import Incompatible
 from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import save_llama
-from bakeoff.testing.trials import batches, build, make_trial, run
+from bakeoff.testing.trials import batches, build_tiny_setup, make_trial, train_steps
 from bakeoff.training import evaluate, generation, setup
 from bakeoff.training.evaluate import answers, item_losses
 from bakeoff.training.preflight import cost_probe, parity
@@ -70,13 +70,13 @@ def test_less_memory_gives_the_same_gradients(
     own = dropping("lora") if method == "lora" else method
     trials = three(own, task)
     at, as_it_was = (
-        build(trials, bases[task], tmp_path, dataclasses.replace(switches, **changes))
+        build_tiny_setup(trials, bases[task], tmp_path, dataclasses.replace(switches, **changes))
         for changes in (less, {})
     )
     if not switches.packing:
         for one in (at, as_it_was):
             attend_to_all(one)
-    small, whole = run(at, 3), run(as_it_was, 3)
+    small, whole = train_steps(at, 3), train_steps(as_it_was, 3)
     assert off(small.gradients, whole.gradients) < 1e-5
     torch.testing.assert_close(small.losses, whole.losses, atol=1e-4, rtol=0)
     step = next(batches(at))
@@ -86,10 +86,10 @@ def test_less_memory_gives_the_same_gradients(
 
 def test_dropout_is_there_to_be_told_apart(bases: dict[str, Path], tmp_path: Path) -> None:
     """What the test above relies on: other draws would show."""
-    at = build(three(dropping("lora"), "classify"), bases["classify"], tmp_path, ON)
-    assert any(isinstance(d, Keyed) for d in at.lanes.drops)
-    whole = run(at, 1)
-    cut = build(
+    at = build_tiny_setup(three(dropping("lora"), "classify"), bases["classify"], tmp_path, ON)
+    assert any(isinstance(d, KeyedDropout) for d in at.lanes.drops)
+    whole = train_steps(at, 1)
+    cut = build_tiny_setup(
         three(dropping("lora"), "classify"), bases["classify"], tmp_path,
         dataclasses.replace(ON, **CUT),
     )  # fmt: skip
@@ -101,13 +101,15 @@ def test_dropout_is_there_to_be_told_apart(bases: dict[str, Path], tmp_path: Pat
         cut = property(lambda self: None, lambda self, value: None)
 
     forgetful.__class__ = Blind
-    assert off(run(cut, 1).gradients, whole.gradients) > 0.05
+    assert off(train_steps(cut, 1).gradients, whole.gradients) > 0.05
 
 
 def test_a_pass_holds_no_more_tokens_than_asked_but_for_a_lone_example(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
-    at = build(three("lora", "sft"), tiny_llama, tmp_path, dataclasses.replace(ON, micro_tokens=56))
+    at = build_tiny_setup(
+        three("lora", "sft"), tiny_llama, tmp_path, dataclasses.replace(ON, micro_tokens=56)
+    )
     step = next(batches(at))
     longest = max(len(e.tokens) for e in at.examples("train"))
     assert 56 / 2 < longest < 56
@@ -117,7 +119,7 @@ def test_a_pass_holds_no_more_tokens_than_asked_but_for_a_lone_example(
     for own in lanes:
         assert sum(p.batch.rows for p in own) == at.conditions.batch_size
         assert [p.cut.last for p in own if p.cut] == [False] * (len(own) - 1) + [True]
-    tiny = build(
+    tiny = build_tiny_setup(
         three("lora", "sft"), tiny_llama, tmp_path, dataclasses.replace(ON, micro_tokens=8)
     )
     assert all(p.batch.rows == 1 for p in next(batches(tiny)).passes)
@@ -125,7 +127,7 @@ def test_a_pass_holds_no_more_tokens_than_asked_but_for_a_lone_example(
 
 
 def test_a_wide_budget_cuts_nothing(tiny_llama: Path, tmp_path: Path) -> None:
-    at = build(
+    at = build_tiny_setup(
         three("lora", "sft"), tiny_llama, tmp_path, dataclasses.replace(ON, micro_tokens=10_000)
     )
     assert next(batches(at)).widths == (3,)
@@ -134,16 +136,18 @@ def test_a_wide_budget_cuts_nothing(tiny_llama: Path, tmp_path: Path) -> None:
 def test_penalties_count_once_a_step(tiny_llama: Path, tmp_path: Path) -> None:
     """A method with a term of its own beside the loss."""
     trials = three("kasa", "sft")
-    whole = run(build(trials, tiny_llama, tmp_path, ON), 4)
-    cut = run(build(trials, tiny_llama, tmp_path, dataclasses.replace(ON, **CUT)), 4)
+    whole = train_steps(build_tiny_setup(trials, tiny_llama, tmp_path, ON), 4)
+    cut = train_steps(
+        build_tiny_setup(trials, tiny_llama, tmp_path, dataclasses.replace(ON, **CUT)), 4
+    )
     assert off(cut.gradients, whole.gradients) < 1e-5
     torch.testing.assert_close(cut.losses, whole.losses, atol=1e-4, rtol=0)
 
 
 def test_evaluation_keeps_to_the_budget_too(tiny_llama: Path, tmp_path: Path) -> None:
     trials = three("lora", "sft")
-    whole = build(trials, tiny_llama, tmp_path, ON)
-    cut = build(trials, tiny_llama, tmp_path, dataclasses.replace(ON, **CUT))
+    whole = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
+    cut = build_tiny_setup(trials, tiny_llama, tmp_path, dataclasses.replace(ON, **CUT))
     found = [item_losses(at, at.examples("validation")) for at in (whole, cut)]
     assert abs(found[0] - found[1]).max() < 1e-5
     steps = list(cut.feed.evaluation(cut.examples("validation"), 8))
@@ -169,8 +173,8 @@ def test_memory_that_runs_out_leaves_fewer_lanes_then_fewer_examples(
     most: int, tiny_llama: Path, tmp_path: Path
 ) -> None:
     trials = three("lora", "sft")
-    expected = run(build(trials, tiny_llama, tmp_path, ON), 4).losses
-    at = build(trials, tiny_llama, tmp_path, ON)
+    expected = train_steps(build_tiny_setup(trials, tiny_llama, tmp_path, ON), 4).losses
+    at = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
     stepper, source = at.stepper(), batches(at)
     stepper.losses = short_of_memory(at, most)
     heard: list[Any] = []
@@ -186,8 +190,8 @@ def test_layers_are_computed_again_where_nothing_else_is_left(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     trials = three("lora", "sft")
-    expected = run(build(trials, tiny_llama, tmp_path, ON), 2).losses
-    at = build(trials, tiny_llama, tmp_path, ON)
+    expected = train_steps(build_tiny_setup(trials, tiny_llama, tmp_path, ON), 2).losses
+    at = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
     at.feed.rescue = True
     stepper = at.stepper()
     stepper.losses = short_of_memory(at, 8, needs_again=True)
@@ -199,7 +203,7 @@ def test_layers_are_computed_again_where_nothing_else_is_left(
 
 
 def test_where_it_is_off_memory_runs_out(tiny_llama: Path, tmp_path: Path) -> None:
-    at = build(three("lora", "sft"), tiny_llama, tmp_path, ON)
+    at = build_tiny_setup(three("lora", "sft"), tiny_llama, tmp_path, ON)
     stepper = at.stepper()
     stepper.losses = short_of_memory(at, 8, needs_again=True)
     with pytest.raises(torch.OutOfMemoryError):
@@ -208,9 +212,11 @@ def test_where_it_is_off_memory_runs_out(tiny_llama: Path, tmp_path: Path) -> No
 
 def test_a_prefix_would_be_added_twice(tiny_llama: Path, tmp_path: Path) -> None:
     trial = make_trial("prefix_tuning", "sft")
-    at = build(trial, tiny_llama, tmp_path, dataclasses.replace(PLAIN, checkpointing=True))
+    at = build_tiny_setup(
+        trial, tiny_llama, tmp_path, dataclasses.replace(PLAIN, checkpointing=True)
+    )
     with pytest.raises(NotRecomputable, match="cache of keys and values"):
-        run(at, 1)
+        train_steps(at, 1)
     found = parity.decide(
         trial, str(tiny_llama), tmp_path / "data", dataclasses.replace(PLAIN, checkpointing=True)
     )
@@ -220,7 +226,7 @@ def test_a_prefix_would_be_added_twice(tiny_llama: Path, tmp_path: Path) -> None
 
 def test_the_parity_probe_tries_both(tiny_llama: Path, tmp_path: Path) -> None:
     trial = make_trial("lora", "sft")
-    build(trial, tiny_llama, tmp_path)
+    build_tiny_setup(trial, tiny_llama, tmp_path)
     wished = dataclasses.replace(ON, micro_tokens=40, checkpointing=True)
     assert parity.decide(trial, str(tiny_llama), tmp_path / "data", wished).switches == wished
 
@@ -231,7 +237,7 @@ def test_a_layer_keeps_its_input_alone(tmp_path: Path) -> None:
     trial = make_trial("lora", "sft")
 
     def kept(**changes: Any) -> int:
-        at = build(trial, base, tmp_path, dataclasses.replace(ON, **changes))
+        at = build_tiny_setup(trial, base, tmp_path, dataclasses.replace(ON, **changes))
         stepper, held = at.stepper(), {}
         at.model.train()
         step = next(batches(at))
@@ -252,7 +258,7 @@ def test_the_cost_probe_finds_what_fits_and_says_so(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = make_trial("lora", "sft")
-    at = build(trial, tiny_llama, tmp_path)
+    at = build_tiny_setup(trial, tiny_llama, tmp_path)
     task = type(at.task)
     right = task.item_losses
     again = {"on": False}
@@ -311,7 +317,7 @@ def test_evaluation_that_does_not_fit_is_done_in_parts(
 ) -> None:
     """Fault 12: at the very end, after hours of training, that would be quite a loss."""
     trial, most = make_trial("lora", "sft", evaluation_batch_size=2), 1
-    at = build(trial, tiny_llama, tmp_path)
+    at = build_tiny_setup(trial, tiny_llama, tmp_path)
     task, rows = type(at.task), at.rows("validation")[:3]
     examples = at.examples("validation")[:3]
     expected, said = item_losses(at, examples), answers(at, rows)
@@ -342,7 +348,7 @@ def test_fast_answers_that_do_not_fit_are_given_in_parts(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 12: with fewer rows, and no more than those asked for."""
-    at = build(make_trial("lora", "sft"), tiny_llama, tmp_path)
+    at = build_tiny_setup(make_trial("lora", "sft"), tiny_llama, tmp_path)
     asked = at.task.asked(at.tokenizer, at.rows("validation")[:6])
     right, tried = generation.fast, []
 
@@ -354,7 +360,7 @@ def test_fast_answers_that_do_not_fit_are_given_in_parts(
 
     expected = generation.generated(at.model, asked, at.conditions, graphs=False)
     monkeypatch.setattr(generation, "fast", tight)
-    monkeypatch.setattr(generation.Pace, "of", lambda _: Pace(1, 32, False, 256))
+    monkeypatch.setattr(generation.Pace, "of", lambda _: DecodeSettings(1, 32, False, 256))
     assert generation.generated(at.model, asked, at.conditions, graphs=False) == expected
     assert tried == [(8, 256), (4, 0), (2, 0)]
 
@@ -364,7 +370,7 @@ def test_the_longest_answer_is_read_before_any_trial(
 ) -> None:
     """Fault 12: at the end of a search a first long answer would be too late."""
     trial = make_trial("lora", "sft")
-    at = build(trial, tiny_llama, tmp_path)
+    at = build_tiny_setup(trial, tiny_llama, tmp_path)
     asked = at.task.asked(at.tokenizer, at.rows("validation"))
     longest = max(map(len, asked.prompts)) + asked.most - 1
     assert asked.most > 1
@@ -387,12 +393,12 @@ def test_the_longest_answer_is_read_before_any_trial(
 def test_reading_the_longest_answer_leaves_nothing_behind(
     tiny_llama: Path, tmp_path: Path, method: str
 ) -> None:
-    at = build(make_trial(method, "sft"), tiny_llama, tmp_path)
+    at = build_tiny_setup(make_trial(method, "sft"), tiny_llama, tmp_path)
     before = item_losses(at, at.examples("validation"))
     assert evaluate.read_longest_answer(at, None)
     assert (item_losses(at, at.examples("validation")) == before).all()
 
 
 def test_a_task_without_answers_has_no_longest_one(tiny_bert: Path, tmp_path: Path) -> None:
-    at = build(make_trial("lora", "classify"), tiny_bert, tmp_path)
+    at = build_tiny_setup(make_trial("lora", "classify"), tiny_bert, tmp_path)
     assert evaluate.read_longest_answer(at, None) is None

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bakeoff.engine import peft_patches
-from bakeoff.engine.device import place
+from bakeoff.engine.device import move_to_device
 from bakeoff.engine.lanes import dropout
 from bakeoff.engine.peft_patches import pvera
 
@@ -109,7 +109,7 @@ def test_equals_peft(name: str, changes: dict[str, Any], forward: float, backwar
     x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(1))
     model = attached(name, **changes)
     own = once(copy.deepcopy(model), x)
-    _, *on = peft_patches.install(model)
+    _, *on = peft_patches.install_patches(model)
     assert on
     assert all(name in m.stands_in_for.__module__ for m in on)
     found = once(model, x)
@@ -123,7 +123,7 @@ def test_equals_peft(name: str, changes: dict[str, Any], forward: float, backwar
 def test_merges_as_peft_does(name: str) -> None:
     model = attached(name).eval()
     other = copy.deepcopy(model)
-    peft_patches.install(model)
+    peft_patches.install_patches(model)
     x = torch.randn(3, 32)
     for each in (model, other):
         with warnings.catch_warnings():
@@ -144,10 +144,10 @@ def test_every_file_is_tested_here() -> None:
 def test_installing_twice_is_installing_once() -> None:
     model = attached("oft")
     before = [type(m) for m in model.modules()]
-    on = peft_patches.install(model)
+    on = peft_patches.install_patches(model)
     once_on = [type(m) for m in model.modules()]
     assert once_on != before
-    assert peft_patches.install(model) == on, "twice is once"
+    assert peft_patches.install_patches(model) == on, "twice is once"
     assert [type(m) for m in model.modules()] == once_on
 
 
@@ -156,7 +156,7 @@ def test_a_subclass_keeps_its_own() -> None:
     layer = model.base_model.model.first
     own = type("Own", (type(layer),), {"forward": lambda self, x: x})
     layer.__class__ = own
-    peft_patches.install(model)
+    peft_patches.install_patches(model)
     assert type(layer) is own
 
 
@@ -164,7 +164,7 @@ def test_loha_and_lokr_draw_where_peft_draws() -> None:
     for name in ("loha", "lokr"):
         model = attached(name, module_dropout=0.5)
         other = copy.deepcopy(model)
-        peft_patches.install(model)
+        peft_patches.install_patches(model)
         x = torch.randn(2, 32)
         for seed in range(4):
             torch.manual_seed(seed)
@@ -227,7 +227,7 @@ def test_what_stands_before_the_layers_trains_as_in_peft(name: str) -> None:
     runs = []
     for shimmed in (False, True):
         model = tiny_causal_lm(BEFORE_LAYERS[name]())
-        assert not shimmed or peft_patches.install(model)
+        assert not shimmed or peft_patches.install_patches(model)
         runs.append(trained(model, 8))
     assert not torch.equal(runs[0][0], runs[0][-1])
     for own, found in zip(*runs, strict=True):
@@ -236,9 +236,9 @@ def test_what_stands_before_the_layers_trains_as_in_peft(name: str) -> None:
 
 @pytest.mark.parametrize("name", BEFORE_LAYERS)
 def test_what_stands_before_the_layers_copies_nothing_from_the_host(name: str) -> None:
-    model = place(tiny_causal_lm(BEFORE_LAYERS[name]()), "meta")
+    model = move_to_device(tiny_causal_lm(BEFORE_LAYERS[name]()), "meta")
     model.base_model.set_attn_implementation("eager")  # SDPA's mask looks at its values
-    peft_patches.install(model)
+    peft_patches.install_patches(model)
     ids = torch.zeros(3, 5, dtype=torch.long, device="meta")
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     model(**given)  # what is kept from then on may be copied once
@@ -265,7 +265,7 @@ class Copies(TorchDispatchMode):
 
 def test_cpt_keeps_its_memory_and_its_radius() -> None:
     model = tiny_causal_lm(BEFORE_LAYERS["cpt"]())
-    peft_patches.install(model)
+    peft_patches.install_patches(model)
     encoder = model.prompt_encoder["default"]
     weight = encoder.delta_embedding.weight
     at = weight.data_ptr()
@@ -281,15 +281,15 @@ def test_cpt_keeps_its_memory_and_its_radius() -> None:
 def test_pvera_draws_by_key() -> None:
     model = attached("pvera")
     own = copy.deepcopy(model)
-    peft_patches.install(model)
+    peft_patches.install_patches(model)
     layer = model.base_model.model.first
     mu, logvar = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     torch.manual_seed(0)
     unkeyed = layer._reparametrize(mu, logvar, "default")
     torch.manual_seed(0)
     assert torch.equal(unkeyed, own.base_model.model.first._reparametrize(mu, logvar, "default"))
-    draws = dropout.Draws([0], torch.device("cpu"))
-    layer.keyed = dropout.Keyed(layer, draws)
+    draws = dropout.LaneRandom([0], torch.device("cpu"))
+    layer.keyed = dropout.KeyedDropout(layer, draws)
     draws.begin(0)
     one = layer._reparametrize(mu, logvar, "default")
     draws.begin(0)
@@ -300,7 +300,7 @@ def test_pvera_draws_by_key() -> None:
 
 
 def test_pvera_noise_is_standard_normal() -> None:
-    draws = dropout.Draws([0, 1], torch.device("cpu"))
+    draws = dropout.LaneRandom([0, 1], torch.device("cpu"))
     draws.begin(0)
     noise = draws.noise(200_000)
     first, second = (pvera.normal(noise * key[0] + key[1]) for key in draws.take())
@@ -318,7 +318,7 @@ def test_shadow_states_are_open_to_trees() -> None:
     from peft.tuners.shadow.layers import ShadowCarrier
 
     config = peft.ShadowConfig(r=2, shadow_dropout=0.0, task_type="CAUSAL_LM")
-    assert peft_patches.install(tiny_causal_lm(config))
+    assert peft_patches.install_patches(tiny_causal_lm(config))
     leaves, tree = pytree.tree_flatten(ShadowCarrier(torch.ones(1), torch.zeros(1)))
     assert [float(x) for x in leaves] == [1.0, 0.0]
     assert float(pytree.tree_unflatten(leaves, tree).hidden) == 1.0
@@ -327,7 +327,7 @@ def test_shadow_states_are_open_to_trees() -> None:
 def test_lily_says_that_it_sees_padding() -> None:
     """And it does: what it makes of a row depends on the row beside it."""
     model = attached("lily", stride_A=1)
-    _, first, second = peft_patches.install(model)
+    _, first, second = peft_patches.install_patches(model)
     assert first.sees_padding
     assert second.sees_padding
     x, other = torch.randn(1, 4, 32), torch.randn(1, 4, 32)
@@ -346,7 +346,7 @@ def test_rows_that_name_no_task_are_of_task_0() -> None:
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     named = model(input_ids=ids, task_ids=torch.zeros(2, dtype=torch.long)).logits
     other = model(input_ids=ids, task_ids=torch.ones(2, dtype=torch.long)).logits
-    assert peft_patches.install(model)
+    assert peft_patches.install_patches(model)
     assert torch.equal(model(input_ids=ids).logits, named)
     assert torch.equal(model(input_ids=ids, task_ids=torch.ones(2, dtype=torch.long)).logits, other)
 
@@ -356,7 +356,7 @@ def test_poly_routes_rows_that_name_no_task_as_task_0() -> None:
     x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(1))
     tasks = torch.zeros(4, dtype=torch.long)
     own = model.base_model(x, task_ids=tasks)
-    assert peft_patches.install(model)
+    assert peft_patches.install_patches(model)
     assert torch.equal(model(x), own)
     assert torch.equal(model.base_model(x, task_ids=tasks), own)
     assert torch.allclose(model(x[:, 0]), own[:, 0], atol=1e-6), "one vector a row"
@@ -364,11 +364,11 @@ def test_poly_routes_rows_that_name_no_task_as_task_0() -> None:
 
 def test_polys_noise_is_a_relaxed_bernoullis() -> None:
     model = attached("poly", n_splits=4, n_skills=8).train()
-    peft_patches.install(model)
+    peft_patches.install_patches(model)
     router = next(m for m in model.modules() if hasattr(m, "module_logits"))
     nn.init.zeros_(router.module_logits)
-    draws = dropout.Draws([3], torch.device("cpu"))
-    router.keyed = dropout.Keyed(router, draws)
+    draws = dropout.LaneRandom([3], torch.device("cpu"))
+    router.keyed = dropout.KeyedDropout(router, draws)
     draws.begin(0)
     weights = router(None, torch.zeros(500, 2, 32))
     # logits of 0 at temperature 1: uniform on (0, 1) before they are made to sum to 1

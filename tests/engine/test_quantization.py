@@ -23,7 +23,7 @@ from bakeoff.data.rows import read_rows
 from bakeoff.engine import quantization
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
-from bakeoff.engine.lanes.lanes import Mixing, Start
+from bakeoff.engine.lanes.lanes import InitialTensors, RowsMixed
 from bakeoff.engine.layers import LayerStack, NotCompilable
 from bakeoff.integrations.export_weights import deliver
 from bakeoff.methods import registry
@@ -31,7 +31,13 @@ from bakeoff.methods.hook import Incompatible
 from bakeoff.study.config import parse_spec
 from bakeoff.study.setup import open_study
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
-from bakeoff.testing.trials import OPTIONS, build, make_trial, no_dropout, run
+from bakeoff.testing.trials import (
+    OPTIONS,
+    build_tiny_setup,
+    disable_dropout,
+    make_trial,
+    train_steps,
+)
 from bakeoff.training import setup
 from bakeoff.training.preflight import cost_probe
 from bakeoff.training.preflight.capabilities.quantized import refusal
@@ -73,7 +79,7 @@ def plain_base(base: Path) -> Any:
         base, quantization_config=config, device_map={"": "cpu"}
     )
     # transformers' own layers train no more on AVX512 once they were evaluated
-    quantization.settle(model)
+    quantization.keep_trainable(model)
     return model
 
 
@@ -91,7 +97,7 @@ def encoded(base: Path) -> list[tuple[list[int], list[int]]]:
 def test_nf4_trains_like_plain_peft_and_bitsandbytes(llama: Path, tmp_path: Path) -> None:
     """The engine with everything on, against a loop over one example a pass, from scratch."""
     trial = make_trial("lora", "sft", rate=5e-3, steps=6, warmup=0.0, decay=0.0, **NF4)
-    ours = build(trial, llama, tmp_path, ON)
+    ours = build_tiny_setup(trial, llama, tmp_path, ON)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
     plain: Any = peft.get_peft_model(plain_base(llama), config)
     own = dict(plain.named_parameters())
@@ -118,7 +124,7 @@ def test_nf4_trains_like_plain_peft_and_bitsandbytes(llama: Path, tmp_path: Path
         optimizer.step()
         optimizer.zero_grad()
         expected.append(total)
-    found = run(ours, 6).losses[:, 0]
+    found = train_steps(ours, 6).losses[:, 0]
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
 
 
@@ -131,56 +137,63 @@ def test_lanes_over_a_quantised_base_are_the_same_trials_alone(
     method: str, how: dict[str, str], llama: Path, tmp_path: Path
 ) -> None:
     trials = [make_trial(method, "sft", seed=s, rate=r, **how) for s, r in enumerate(RATES)]
-    alone = [run(no_dropout(build(t, llama, tmp_path)), 6) for t in trials]
-    together = run(no_dropout(build(trials, llama, tmp_path, ON)), 6)
+    alone = [train_steps(disable_dropout(build_tiny_setup(t, llama, tmp_path)), 6) for t in trials]
+    together = train_steps(disable_dropout(build_tiny_setup(trials, llama, tmp_path, ON)), 6)
     plain = torch.cat([r.gradients for r in alone])
     off = (together.gradients - plain).norm(dim=1) / plain.norm(dim=1)
     assert float(off.max()) < 1e-5
     apart = torch.cat([r.losses for r in alone], 1)
     torch.testing.assert_close(together.losses, apart, atol=1e-4, rtol=0)
-    exact = run(no_dropout(build(make_trial(method, "sft", rate=RATES[0]), llama, tmp_path)), 6)
+    exact = train_steps(
+        disable_dropout(
+            build_tiny_setup(make_trial(method, "sft", rate=RATES[0]), llama, tmp_path)
+        ),
+        6,
+    )
     moved = (exact.losses[:, 0] - apart[:, 0]).abs().max()
     assert 1e-4 < float(moved) < 0.2, "rounding the base shows, and is not the end of it"
 
 
 def test_an_encoder_keeps_its_fresh_head_exact(bert: Path, tmp_path: Path) -> None:
-    at = build(make_trial("lora", "classify", **NF4), bert, tmp_path)
+    at = build_tiny_setup(make_trial("lora", "classify", **NF4), bert, tmp_path)
     packed = [n for n, p in at.model.named_parameters() if quantization.is_packed(p)]
     assert len(packed) == 2 * 6 + 1  # the linear layers of two blocks, and the pooler
     assert not any("classifier" in n or "embed" in n or "LayerNorm" in n for n in packed)
     assert any("classifier" in n for n in at.lanes.stack.names)
-    assert float(run(at, 6).losses[-1]) < 2.0
+    assert float(train_steps(at, 6).losses[-1]) < 2.0
 
 
 def test_int8_by_bitsandbytes_trains_and_never_rides(llama: Path, tmp_path: Path) -> None:
     """Its products ask the whole batch for outliers: a lane would depend on its neighbours."""
     trials = [make_trial("lora", "sft", seed=s, rate=r, **INT8) for s, r in enumerate(RATES)]
     taking_turns = dataclasses.replace(ON, lanes=False)
-    alone = [run(no_dropout(build(t, llama, tmp_path)), 6) for t in trials]
-    together = run(no_dropout(build(trials, llama, tmp_path, taking_turns)), 6)
+    alone = [train_steps(disable_dropout(build_tiny_setup(t, llama, tmp_path)), 6) for t in trials]
+    together = train_steps(
+        disable_dropout(build_tiny_setup(trials, llama, tmp_path, taking_turns)), 6
+    )
     apart = torch.cat([r.losses for r in alone], 1)
     torch.testing.assert_close(together.losses, apart, atol=1e-4, rtol=0)
-    with pytest.raises(Mixing, match="outliers over all rows"):
-        run(build(trials, llama, tmp_path, ON), 1)
+    with pytest.raises(RowsMixed, match="outliers over all rows"):
+        train_steps(build_tiny_setup(trials, llama, tmp_path, ON), 1)
     segment = Segment(tuple(trials), 0, 6, str(tmp_path), str(llama), {"lanes": "auto"})
     switches, reasons = setup.wished(segment)
     assert switches.lanes is False
-    assert reasons == {"lanes": quantization.MIXING}
+    assert reasons == {"lanes": quantization.MIXES_ROWS_REASON}
 
 
 def test_packed_bytes_are_never_cast_nor_a_lanes_own(llama: Path, tmp_path: Path) -> None:
     trial = make_trial("lora", "sft", precision="bf16", **NF4)
-    at = build([trial, dataclasses.replace(trial, seed=1)], llama, tmp_path, ON)
+    at = build_tiny_setup([trial, dataclasses.replace(trial, seed=1)], llama, tmp_path, ON)
     kinds = {p.dtype for p in at.model.parameters() if quantization.is_packed(p)}
     assert kinds == {torch.uint8}
     assert {p.dtype for n, p in at.model.named_parameters() if "norm" in n} == {torch.bfloat16}
     assert at.lanes.seeded == {}
-    sums = Start.of(at.model, checksums=True).sums
+    sums = InitialTensors.of(at.model, checksums=True).sums
     assert any(name.endswith("q_proj.base_layer.weight") for name in sums)
 
 
 def test_one_compiled_layer_would_use_the_first_layers_scales(llama: Path, tmp_path: Path) -> None:
-    at = build(make_trial("lora", "sft", **NF4), llama, tmp_path)
+    at = build_tiny_setup(make_trial("lora", "sft", **NF4), llama, tmp_path)
     with pytest.raises(NotCompilable, match="scales outside"):
         LayerStack(at.model).compile()
 
@@ -197,7 +210,7 @@ def test_what_changes_the_bases_weights_is_incompatible(
     method: str, why: str, llama: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Incompatible, match=re.escape(why)):
-        build(make_trial(method, "sft", **NF4), llama, tmp_path)
+        build_tiny_setup(make_trial(method, "sft", **NF4), llama, tmp_path)
 
 
 def test_packed_bytes_taken_for_weights_are_refused_before_training(
@@ -209,7 +222,7 @@ def test_packed_bytes_taken_for_weights_are_refused_before_training(
     )
     assert refusal(registry.load("lora", Path()), *NF4.values()) is None
     trial = make_trial("hra", "sft", **INT8)
-    build(trial, llama, tmp_path)  # lays the data down
+    build_tiny_setup(trial, llama, tmp_path)  # lays the data down
     cost = cost_probe.probe(
         Segment((trial,), 0, 6, str(tmp_path), str(llama), {"lanes": "auto"}).to_json()
     )
@@ -339,8 +352,8 @@ def test_auto_takes_the_first_package_that_is_there(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         quantization.importlib.util, "find_spec", lambda name: name == "torchao" or None
     )
-    assert quantization.resolve("int8", "auto") == "torchao"
+    assert quantization.resolve_quantizer("int8", "auto") == "torchao"
     with pytest.raises(EnvironmentProblem):
-        quantization.resolve("nf4", "auto")
+        quantization.resolve_quantizer("nf4", "auto")
     with pytest.raises(EnvironmentProblem):
-        quantization.resolve("int8", "bitsandbytes")
+        quantization.resolve_quantizer("int8", "bitsandbytes")

@@ -60,7 +60,7 @@ def misbehave(value: dict[str, Any]) -> dict[str, Any]:
             time.sleep(0.1)
             heartbeat.beat()
     if value["do"] == "until asked":
-        while not heartbeat.asked_to_stop():
+        while not heartbeat.stop_requested():
             time.sleep(0.05)
         return {"asked": True}
     if value["do"] == "handles":

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bakeoff.core.trial import Segment
-from bakeoff.core.trial_dir import COMPLETE
+from bakeoff.core.trial_dir import MANIFEST
 from bakeoff.study.executors import _transfer
 from bakeoff.study.executors.ray import _Worker
 from bakeoff.testing.tiny import write_splits
@@ -69,8 +69,8 @@ def test_sent_segments_give_what_segments_in_the_folder_give(
     files = {p.relative_to(there) for p in there.rglob("*") if p.is_file()}
     assert {p.relative_to(home) for p in home.rglob("*") if p.is_file()} == files
     assert (
-        json.loads((home / COMPLETE).read_text()).keys()
-        == json.loads((there / COMPLETE).read_text()).keys()
+        json.loads((home / MANIFEST).read_text()).keys()
+        == json.loads((there / MANIFEST).read_text()).keys()
     )
     weights = "adapter/adapter_model.safetensors"
     assert (home / weights).read_bytes() == (there / weights).read_bytes()

@@ -9,7 +9,7 @@ import numpy as np
 
 from bakeoff.analysis.per_method.items import item_summary
 from bakeoff.analysis.trial_runs import runs_by_method, usable_scores
-from bakeoff.core.record import Asked
+from bakeoff.core.record import ItemText
 from bakeoff.core.results import SplitScores
 from helpers.records import Pair, make_record, make_result, make_trial
 from helpers.report_fixture import report
@@ -31,7 +31,7 @@ def big_items() -> dict[str, Any]:
             result = make_result(trial)
             pairs.append((trial, _with_test(result, SplitScores(scores, answers, None))))
     record = make_record(
-        pairs, names, asked=tuple(Asked(f"{k} {LONG}", f"{k} {LONG}") for k in range(N_ITEMS))
+        pairs, names, asked=tuple(ItemText(f"{k} {LONG}", f"{k} {LONG}") for k in range(N_ITEMS))
     )
     by_method = runs_by_method(record)
     scores_of = {m: s for m, r in by_method.items() if (s := usable_scores(r, N_ITEMS))}

@@ -20,7 +20,7 @@ from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.count_intervals import Count, compare_counts, counts, estimates
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
-from bakeoff.core.record import Reported
+from bakeoff.core.record import ImportedScores
 from bakeoff.integrations.exchange import Wishes, import_results
 from bakeoff.integrations.peft_benchmark import importing
 from bakeoff.integrations.peft_benchmark.results import read_file
@@ -209,7 +209,7 @@ def test_equivalent_takes_many_items_and_lower_may_be_better() -> None:
 
 
 def test_no_count_without_items() -> None:
-    given = {"a": Reported(0.5, None, None, {}), "b": Reported(None, 10, None, {})}
+    given = {"a": ImportedScores(0.5, None, None, {}), "b": ImportedScores(None, 10, None, {})}
     assert counts(given) == {}
     assert estimates(given)["a"].low is None
     assert "b" not in estimates(given)

@@ -14,10 +14,10 @@ from peft.optimizers.riemannian import _collect_lora_pairs, _RiemannianPrecondit
 from bakeoff.core.errors import PreflightError
 from bakeoff.engine.accelerators import Switches
 from bakeoff.methods import registry
-from bakeoff.methods.arguments import Surroundings, resolve
+from bakeoff.methods.arguments import RuleContext, resolve_arguments
 from bakeoff.methods.hook import Incompatible
 from bakeoff.testing.tiny import save_llama
-from bakeoff.testing.trials import batches, build, make_trial, run
+from bakeoff.testing.trials import batches, build_tiny_setup, make_trial, train_steps
 from bakeoff.training import setup
 
 LANES = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
@@ -29,7 +29,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bench(method: str, base: Path, folder: Path, **changes: Any) -> setup.Bench:
-    return build(make_trial(method, "sft", **changes), base, folder)
+    return build_tiny_setup(make_trial(method, "sft", **changes), base, folder)
 
 
 def gradients(at: setup.Bench) -> None:
@@ -41,7 +41,7 @@ def gradients(at: setup.Bench) -> None:
 
 def test_riemannian_is_pefts(llama: Path, tmp_path: Path) -> None:
     at = bench("riemannian", llama, tmp_path)
-    run(at, 3)  # B is no longer 0
+    train_steps(at, 3)  # B is no longer 0
     gradients(at)
     names = dict(at.model.named_parameters())
     ours = {n: names[n].grad.clone() for n in at.lanes.stack.names}
@@ -64,7 +64,7 @@ def test_lora_fa_keeps_a_and_takes_the_nearest_step(llama: Path, tmp_path: Path)
     # scale is alpha / r = 2; the least-squares solution of s g_B A = g A^T A s
     expected = g.double() @ torch.linalg.inv(a @ a.T) / 4
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-7)
-    run(at, 3)
+    train_steps(at, 3)
     assert all(torch.equal(names[n], was) for n, was in frozen.items())
 
 
@@ -74,7 +74,7 @@ def test_lora_plus_gives_b_sixteen_times_the_rate(llama: Path, tmp_path: Path) -
     rates = {n.split(".")[-3]: g.rate(at.trials[0]) for g in groups for n in g.names}
     assert rates == pytest.approx({"lora_A": 1e-4, "lora_B": 16e-4})
     before = {n: p.detach().clone() for n, p in at.model.named_parameters() if p.requires_grad}
-    run(at, 1)
+    train_steps(at, 1)
     moved = {
         part: max(
             float((at.model.get_parameter(n).detach() - was).abs().max())
@@ -90,9 +90,11 @@ def test_lora_plus_gives_b_sixteen_times_the_rate(llama: Path, tmp_path: Path) -
 
 def test_adalora_prunes_each_trial_by_its_own_importances(llama: Path, tmp_path: Path) -> None:
     trials = [make_trial("adalora", "sft", seed=s, rate=2e-2) for s in (0, 1, 2)]
-    together = build(trials, llama, tmp_path, LANES)
-    losses = run(together, 30).losses
-    alone = torch.cat([run(build(t, llama, tmp_path), 30).losses for t in trials], 1)
+    together = build_tiny_setup(trials, llama, tmp_path, LANES)
+    losses = train_steps(together, 30).losses
+    alone = torch.cat(
+        [train_steps(build_tiny_setup(t, llama, tmp_path), 30).losses for t in trials], 1
+    )
     torch.testing.assert_close(losses, alone, atol=2e-3, rtol=0)
     config = together.model.peft_config["default"]
     kept = []
@@ -106,7 +108,7 @@ def test_adalora_prunes_each_trial_by_its_own_importances(llama: Path, tmp_path:
 
 def test_adaloras_penalty_is_pefts(llama: Path, tmp_path: Path) -> None:
     at = bench("adalora", llama, tmp_path)
-    run(at, 2)
+    train_steps(at, 2)
     ids = torch.arange(3, 9)[None]
     out = at.model(input_ids=ids, labels=ids)
     logits = out.logits[:, :-1].flatten(0, 1).float()
@@ -117,7 +119,7 @@ def test_adaloras_penalty_is_pefts(llama: Path, tmp_path: Path) -> None:
 def test_adamss_stops_subspaces_for_good_trial_by_trial(llama: Path, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     trials = [make_trial("adamss_asa", "sft", seed=s, rate=1e-2) for s in (0, 1)]
-    at = build(trials, llama, tmp_path, LANES)
+    at = build_tiny_setup(trials, llama, tmp_path, LANES)
     stepper, source = at.stepper(), batches(at)
     at.model.train()
     for i in range(20):
@@ -130,8 +132,8 @@ def test_adamss_stops_subspaces_for_good_trial_by_trial(llama: Path, tmp_path: P
         at.lanes.alone(lane)
         for name, value in values.items():
             assert torch.equal(at.model.get_parameter(name), value), "a stopped subspace moved"
-    alone = build(trials[0], llama, tmp_path)
-    assert (run(alone, 24).losses[:, 0] > 0).all()
+    alone = build_tiny_setup(trials[0], llama, tmp_path)
+    assert (train_steps(alone, 24).losses[:, 0] > 0).all()
     assert set(alone.hook.stopped[0]) == set(at.hook.stopped[0])
 
 
@@ -172,18 +174,18 @@ def test_trainable_tokens_are_the_most_frequent(llama: Path, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def around(llama: Path) -> Surroundings:
+def around(llama: Path) -> RuleContext:
     task = setup.make_task(make_trial("lora", "sft").conditions)
     base = setup.load_base(make_trial("lora", "sft").conditions, task, str(llama), 0)
-    return Surroundings(base, (), 200, tuple)
+    return RuleContext(base, (), 200, tuple)
 
 
-def resolved(method: str, around: Surroundings, **changes: Any) -> dict[str, Any]:
+def resolved(method: str, around: RuleContext, **changes: Any) -> dict[str, Any]:
     entry = registry.load(method, Path())
-    return resolve(entry, {**entry.config, **changes}, around)
+    return resolve_arguments(entry, {**entry.config, **changes}, around)
 
 
-def test_rules_are_resolved_on_the_base(around: Surroundings) -> None:
+def test_rules_are_resolved_on_the_base(around: RuleContext) -> None:
     assert resolved("lora", around, r=12)["lora_alpha"] == 24
     ada = resolved("adalora", around)
     assert (ada["total_step"], ada["tinit"], ada["tfinal"]) == (200, 20, 60)
@@ -197,7 +199,7 @@ def test_rules_are_resolved_on_the_base(around: Surroundings) -> None:
     assert resolved("kasa", around)["kasa_config"].__class__.__name__ == "KasaConfig"
 
 
-def test_rules_that_find_nothing_say_so(around: Surroundings) -> None:
+def test_rules_that_find_nothing_say_so(around: RuleContext) -> None:
     with pytest.raises(Incompatible, match="names q, which is not a number"):
         resolved("lora", around, lora_alpha="2 * q")
     with pytest.raises(PreflightError, match="did you mean 'beta'"):
@@ -205,4 +207,4 @@ def test_rules_that_find_nothing_say_so(around: Surroundings) -> None:
     bare = dataclasses.replace(registry.load("beft", Path()))
     empty = around._replace(base=torch.nn.Sequential(torch.nn.Linear(2, 2)))
     with pytest.raises(Incompatible, match="no value projection"):
-        resolve(bare, bare.config, empty)
+        resolve_arguments(bare, bare.config, empty)

@@ -14,9 +14,9 @@ from helpers.core_methods import CORE
 from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
-from bakeoff.testing.methods import BASES, CHECKS, SPREAD, WIDTH, Subject, trained
+from bakeoff.testing.methods import BASES, CHECKS, SPREAD, WIDTH, Subject, train_briefly
 from bakeoff.testing.tiny import save_llama
-from bakeoff.testing.trials import build, make_trial
+from bakeoff.testing.trials import build_tiny_setup, make_trial
 from bakeoff.training.preflight import cost_probe
 
 # what PEFT says of the tiny bases, not of its methods
@@ -107,7 +107,7 @@ def test_what_cannot_run_says_so(
     method: str, task: str, wide: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(Incompatible, match="."):
-        trained(subject(method, task, wide, tmp_path))
+        train_briefly(subject(method, task, wide, tmp_path))
 
 
 @pytest.mark.parametrize("method", sorted(UNTRAINED))
@@ -117,14 +117,14 @@ def test_what_cannot_be_trained_alone_says_what_it_needs(
     entry = registry.load(method, Path())
     assert entry.needs
     with pytest.raises(Incompatible, match="."):
-        trained(subject(method, "sft", wide, tmp_path))
+        train_briefly(subject(method, "sft", wide, tmp_path))
 
 
 def test_a_head_alone_is_incompatible_with_a_task_that_has_none(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Incompatible, match="no output layer of its own"):
-        build(make_trial("head", "sft"), tiny_llama, tmp_path)
+        build_tiny_setup(make_trial("head", "sft"), tiny_llama, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,9 @@ def test_the_catalog_is_whole() -> None:
 
 
 def test_a_file_beside_the_study_is_found_by_its_name(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(registry.source("lora", Path()).replace("LoRA", "Mine", 1))
+    (tmp_path / "mine.toml").write_text(
+        registry.read_source("lora", Path()).replace("LoRA", "Mine", 1)
+    )
     assert registry.load("mine", tmp_path).title == "Mine"
     assert registry.load("mine.toml", tmp_path) == registry.load("mine", tmp_path)
     with pytest.raises(UsageError, match="lora"):
@@ -172,7 +174,7 @@ def test_an_installed_package_adds_methods(tmp_path: Path, monkeypatch: pytest.M
     package = tmp_path / "their_methods"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "theirs.toml").write_text(registry.source("lora", Path()))
+    (package / "theirs.toml").write_text(registry.read_source("lora", Path()))
     described = tmp_path / "their_methods-1.dist-info"
     described.mkdir()
     (described / "METADATA").write_text("Metadata-Version: 2.1\nName: their-methods\nVersion: 1\n")
@@ -198,7 +200,9 @@ class Mine(Hook):
 def test_a_hook_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_hook.py").write_text(OWN_HOOK)
     monkeypatch.syspath_prepend(str(tmp_path))
-    text = registry.source("lora", Path()).replace('peft = "', 'hook = "their_hook:Mine"\npeft = "')
+    text = registry.read_source("lora", Path()).replace(
+        'peft = "', 'hook = "their_hook:Mine"\npeft = "'
+    )
     entry = registry.parse("mine", text)
     CHECKS["trains_and_leaves_the_base_alone"](
         Subject(entry, "sft", save_llama(tmp_path / "base"), tmp_path)
@@ -224,7 +228,7 @@ def test_arguments_that_do_not_fit_the_base(
     entry = registry.load(method, Path())
     entry = dataclasses.replace(entry, config={**entry.config, **config})
     with pytest.raises(Incompatible) as error:
-        build(make_trial(entry, "sft"), tiny_llama, tmp_path)
+        build_tiny_setup(make_trial(entry, "sft"), tiny_llama, tmp_path)
     assert says in str(error.value)
 
 
@@ -233,7 +237,7 @@ def test_virtual_tokens_want_positions_too(tiny_llama: Path, tmp_path: Path) -> 
     entry = registry.load("prompt_tuning", Path())
     for count, fits in ((90, True), (120, False)):
         own = dataclasses.replace(entry, config={**entry.config, "num_virtual_tokens": count})
-        at = build(make_trial(own, "sft"), tiny_llama, tmp_path)
+        at = build_tiny_setup(make_trial(own, "sft"), tiny_llama, tmp_path)
         longest = max(len(e.tokens) for e in at.examples("train"))
         assert (count + longest <= 128) == fits
         with contextlib.nullcontext() if fits else pytest.raises(Incompatible, match="positions"):

@@ -91,12 +91,12 @@ def test_the_frozen_copy_is_held_to_what_was_frozen(sft: dict[str, Any], tmp_pat
 
     (tmp_path / "metric").mkdir()
     (tmp_path / "metric" / "score.py").write_text(OWN)
-    known = {"metric": "score.py:score", "metric_source": load.digest(OWN.encode())}
+    known = {"metric": "score.py:score", "metric_source": load.code_digest(OWN.encode())}
     conditions = make_trial("lora", "sft", **known).conditions
-    assert load.load(conditions, tmp_path).score(["ab"], ["a"], "test") == [1.0]
+    assert load.load_metric(conditions, tmp_path).score(["ab"], ["a"], "test") == [1.0]
     (tmp_path / "metric" / "score.py").write_text(OWN + "\n")
     with pytest.raises(BakeoffError, match="metric-changed"):
-        load.load(conditions, tmp_path)
+        load.load_metric(conditions, tmp_path)
 
 
 def test_the_loss_needs_no_answers_and_is_the_models_own(

@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from bakeoff import api
 from bakeoff.core import names, safe_read
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
-from bakeoff.core.names import suitable
-from bakeoff.core.safe_read import Unreadable, deeper, read_bytes, read_json, read_text
+from bakeoff.core.names import sanitize_name
+from bakeoff.core.safe_read import UnreadableFile, exceeds_depth, read_bytes, read_json, read_text
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import safe_loading
 from bakeoff.methods import forbidden_arguments, hook, registry, user_defined
 from bakeoff.methods.arguments import check_config
-from bakeoff.methods.hook import Finished
+from bakeoff.methods.hook import SaveContext
 from bakeoff.study.config import parse_spec, read_spec
 from bakeoff.study.remote import make_executor
 from bakeoff.study.setup import base_model
@@ -37,7 +37,7 @@ from bakeoff.study.setup.open_study import load_methods
 from bakeoff.study.setup.provenance import git_state
 from bakeoff.study.storage import study_dir
 from bakeoff.testing.tiny import write_jsonl
-from bakeoff.testing.trials import build, make_trial
+from bakeoff.testing.trials import build_tiny_setup, make_trial
 from bakeoff.training import reload
 from bakeoff.training.preflight.capabilities.on_model import expected
 
@@ -245,7 +245,7 @@ def test_a_base_whose_config_only_looks_so(
 ) -> None:
     model = copied(tiny_bert, tmp_path / "model", **changes)
     (model / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
-    safe_loading.check(str(model), None)
+    safe_loading.check_base_files(str(model), None)
     lora = {"entry": vars(registry.load("lora", Path())), "path": str(model)}
     assert expected(lora)["parameters"] > 0
     assert not (tmp_path / "ran").exists()
@@ -273,9 +273,9 @@ def test_saved_weights_of_a_strange_study_lead_nowhere(
     """A study folder is passed around, and its adapters are loaded again by `run` and `export`."""
     trial = make_trial(method, "sft")
     place = tmp_path / "trials" / trial.id / ("adapter" if method == "lora" else "model")
-    at = build(trial, tiny_llama, tmp_path)
+    at = build_tiny_setup(trial, tiny_llama, tmp_path)
     at.lanes.alone(0)
-    at.hook.save(at.model, place, Finished("base", 0, None))
+    at.hook.save(at.model, place, SaveContext("base", 0, None))
     value = Segment((trial,), 0, 1, str(tmp_path), str(tiny_llama)).to_json()
     assert reload.run(value)["error"] is None
     (tmp_path / "evil_of_a_study.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -315,7 +315,7 @@ def test_a_broken_config_of_a_base(tmp_path: Path, tiny_bert: Path, content: byt
     model = copied(tiny_bert, tmp_path / "model")
     (model / "config.json").write_bytes(content)
     with pytest.raises(PreflightError) as error:
-        safe_loading.check(str(model), None)
+        safe_loading.check_base_files(str(model), None)
     assert error.value.code == "base-config-broken"
 
 
@@ -334,7 +334,7 @@ def test_weights_that_are_no_numbers(
 
 
 def test_remote_code_is_off_and_never_asked_for(tiny_bert: Path) -> None:
-    assert safe_loading.arguments(str(tiny_bert), None) == {
+    assert safe_loading.from_pretrained_kwargs(str(tiny_bert), None) == {
         "local_files_only": True, "trust_remote_code": False,
     }  # fmt: skip
 
@@ -390,7 +390,7 @@ def test_trust_does_not_reach_another_repository(tmp_path: Path, tiny_bert: Path
     there = {"AutoModel": "other/repository--modeling.Model"}
     model = copied(tiny_bert, tmp_path / "model", auto_map=there)
     with pytest.raises(PreflightError, match="another repository"):
-        safe_loading.check(str(model), None, trusted=True)
+        safe_loading.check_base_files(str(model), None, trusted=True)
 
 
 def test_trials_from_before_trust_keep_their_ids(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_arguments_that_lead_elsewhere_are_refused_on_every_way_in(
     }
     refuse(study_values)
     # in a method file, also as a value that is tuned
-    method = tomllib.loads(registry.source("lora", Path()))
+    method = tomllib.loads(registry.read_source("lora", Path()))
     method["tuning"][key] = {"values": [value], "why": "it is evil"}
     (tmp_path / "mine.toml").write_text(tomli_w.dumps(method))
     del study_values["method"]
@@ -507,17 +507,17 @@ def test_every_argument_of_peft_that_names_a_file_or_a_module_is_known() -> None
         for field in dataclasses.fields(getattr(peft, name))
     } | {"cache_file", "covariance_file"}  # of configs inside configs
     leading = {n for n in names if any(w in n for w in words)} - {"use_trainable_adapters"}
-    assert leading <= set(forbidden_arguments._LEAD), leading - set(forbidden_arguments._LEAD)
+    assert leading <= set(forbidden_arguments._UNSAFE), leading - set(forbidden_arguments._UNSAFE)
 
 
 def test_what_peft_writes_by_default_is_taken(tmp_path: Path) -> None:
     taken = 0
-    for entry in user_defined._originals().values():
+    for entry in user_defined._default_entries().values():
         config = getattr(peft, str(entry.peft))
         with contextlib.suppress(TypeError, ValueError, UserWarning):  # it has no default
             config(base_model_name_or_path="some/base").save_pretrained(tmp_path)
             found = user_defined.from_file("mine", tmp_path / "adapter_config.json")
-            forbidden_arguments.check("mine", found.config)
+            forbidden_arguments.check_arguments("mine", found.config)
             taken += 1
     assert taken >= 30
 
@@ -542,9 +542,9 @@ def test_a_broken_adapter_config(tmp_path: Path, content: bytes) -> None:
     "named", ["os:system", "subprocess:Popen", "json:loads", "no.such:Thing", "torch:load", "peft:"]
 )
 def test_a_hook_is_a_hook_and_nothing_else(named: str) -> None:
-    text = registry.source("lora", Path()).replace('peft = "', f'hook = "{named}"\npeft = "')
+    text = registry.read_source("lora", Path()).replace('peft = "', f'hook = "{named}"\npeft = "')
     with pytest.raises(UsageError) as error:
-        hook.make(registry.parse("mine", text), {})
+        hook.build_hook(registry.parse("mine", text), {})
     assert error.value.code == "unknown-hook"
 
 
@@ -557,7 +557,7 @@ def test_a_hook_is_a_hook_and_nothing_else(named: str) -> None:
     ],
 )  # fmt: skip
 def test_a_method_file_with_values_of_other_types(old: str, new: str) -> None:
-    text = registry.source("lora", Path()).replace(old, new, 1)
+    text = registry.read_source("lora", Path()).replace(old, new, 1)
     with pytest.raises(UsageError) as error:
         registry.parse("mine", text)
     assert error.value.code == "method-invalid"
@@ -594,14 +594,14 @@ def test_a_metric_from_elsewhere_is_not_run(
     ],
 )
 def test_a_chat_template_runs_in_a_sandbox(tmp_path: Path, attack: str) -> None:
-    from bakeoff.data.chat.template import Chat, Unusable
+    from bakeoff.data.chat.template import Chat, UnusableConversation
     from bakeoff.testing.tiny import tokenizer
 
     proof = tmp_path / "ran"
     template = attack.replace("PROOF", repr(str(proof)))
     whole = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}" + template
     chat = Chat(tokenizer(), whole)
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableConversation):
         chat.tokens([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     assert not proof.exists()
 
@@ -628,13 +628,13 @@ def test_names_that_are_no_names(study_values: dict[str, Any], name: str) -> Non
         with pytest.raises(UsageError) as error:
             parse_spec({**study_values, **changes})
         assert error.value.code == "study-invalid"
-    assert names.unsuitable(suitable(name)) is None
+    assert names.invalid_name_reason(sanitize_name(name)) is None
 
 
 @pytest.mark.parametrize("name", ["a", "A.b_c-9", ".hidden", "_", "x" * 64, "console", "com10"])
 def test_names_that_are(study_values: dict[str, Any], name: str) -> None:
     assert parse_spec({**study_values, "name": name}).name == name
-    assert suitable(name) == name
+    assert sanitize_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -829,10 +829,10 @@ def test_rows_that_say_the_same_are_unpacked_a_few_at_a_time(
     assert path.stat().st_size < 200_000
     monkeypatch.setattr(sources_parquet, "DATA_BYTES", 10_000_000)
     with parquet.ParquetFile(path) as file:
-        assert sources_parquet._rows_at_once(file.metadata) <= 100
+        assert sources_parquet._safe_batch_size(file.metadata) <= 100
     parquet.write_table(pyarrow.table({"text": ["x"] * 5}), tmp_path / "plain.parquet")
     with parquet.ParquetFile(tmp_path / "plain.parquet") as file:
-        assert sources_parquet._rows_at_once(file.metadata) == sources_parquet.BATCH
+        assert sources_parquet._safe_batch_size(file.metadata) == sources_parquet.MAX_BATCH_ROWS
     with pytest.raises(PreflightError, match="data-too-large"):
         sources_parquet.read_parquet(path)
 
@@ -849,15 +849,15 @@ def test_compressed_rows_are_bounded_or_not_read(
     with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": "x" * 1000}) + "\n" for _ in range(1000))
     with pytest.raises(PreflightError, match="data-format"):
-        sources.find({"train": "train.jsonl.gz"}, tmp_path)
+        sources.load_splits({"train": "train.jsonl.gz"}, tmp_path)
     builder: Any = SimpleNamespace(
         info=SimpleNamespace(splits={"train": SimpleNamespace(num_bytes=1_000_000)})
     )
     for split in ("train", "train[:10]", "other"):
-        hub._refuse_size(builder, hub.Dataset("./folder", split))
+        hub._check_size(builder, hub.Dataset("./folder", split))
     monkeypatch.setattr(hub, "DATA_BYTES", 999_999)
     with pytest.raises(PreflightError) as error:
-        hub._refuse_size(builder, hub.Dataset("./folder", "train[:10]"))
+        hub._check_size(builder, hub.Dataset("./folder", "train[:10]"))
     assert error.value.code == "data-too-large"
     assert "1,000,000 bytes" in error.value.cause
 
@@ -866,18 +866,18 @@ def test_bounded_reading(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"12345")
     assert read_bytes(path, 5) == b"12345"
-    with pytest.raises(Unreadable, match="larger than 4 bytes"):
+    with pytest.raises(UnreadableFile, match="larger than 4 bytes"):
         read_bytes(path, 4)
     path.write_bytes(b"\xff")
-    with pytest.raises(Unreadable, match="not UTF-8"):
+    with pytest.raises(UnreadableFile, match="not UTF-8"):
         read_text(path, 5)
-    with pytest.raises(Unreadable, match="no such file") as error:
+    with pytest.raises(UnreadableFile, match="no such file") as error:
         read_json(tmp_path / "y", 5)
     assert error.value.missing
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableFile):
         read_bytes(tmp_path / "a\x00b", 5)
-    assert not deeper([[1]], 2)
-    assert deeper([[1]], 1)
+    assert not exceeds_depth([[1]], 2)
+    assert exceeds_depth([[1]], 1)
 
 
 def test_a_data_set_whose_reader_unpickles(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def old(tmp_path: Path) -> Path:
             )
         db.commit()
     (tmp_path / "trials" / TRIALS[0].id).mkdir(parents=True)
-    trial_dir.seal(tmp_path / "trials" / TRIALS[0].id, kept)
+    trial_dir.write_manifest(tmp_path / "trials" / TRIALS[0].id, kept)
     return path
 
 
@@ -72,7 +72,7 @@ def test_an_older_version_is_read_as_it_is(old: Path) -> None:
 def test_an_older_version_is_brought_up_after_a_backup(old: Path) -> None:
     """Fault 24: nothing is lost on the way, and the old database is kept, whole."""
     Writer(old).close()
-    seal = trial_dir.seal_of(old.parent / "trials" / TRIALS[0].id)
+    seal = trial_dir.manifest_hash(old.parent / "trials" / TRIALS[0].id)
     assert seal is not None
     with Reader(old) as reader:
         assert reader.version == schema.VERSION == 2

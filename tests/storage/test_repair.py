@@ -48,9 +48,9 @@ def study(tmp_path: Path) -> Path:
     place = out / "trials" / DONE.id
     (place / "adapter").mkdir(parents=True)
     (place / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    trial_dir.seal(place, result(DONE))
+    trial_dir.write_manifest(place, result(DONE))
     checkpoints.keep(
-        trial_dir.state_of(out / "trials", RACING.id, 5),
+        trial_dir.checkpoint_path(out / "trials", RACING.id, 5),
         checkpoints.State({"values": torch.arange(4.0)}, {}, at_rung),
     )
     with Writer(out / "study.db") as store:
@@ -64,7 +64,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def lose_a_row(out: Path) -> None:
-    trial_dir.seal(_folder(out, LOST), result(LOST))
+    trial_dir.write_manifest(_folder(out, LOST), result(LOST))
 
 
 def _folder(out: Path, trial: Trial) -> Path:
@@ -80,12 +80,12 @@ def _sql(out: Path, statement: str) -> None:
 
 
 def tear_a_state(out: Path) -> None:
-    path = trial_dir.state_of(out / "trials", RACING.id, 5)
+    path = trial_dir.checkpoint_path(out / "trials", RACING.id, 5)
     path.write_bytes(path.read_bytes()[:-3])
 
 
 def flip_a_bit_of_a_state(out: Path) -> None:
-    path = trial_dir.state_of(out / "trials", RACING.id, 5)
+    path = trial_dir.checkpoint_path(out / "trials", RACING.id, 5)
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
@@ -191,7 +191,7 @@ def lose_a_folder(out: Path) -> None:
 def another_runs_folder(out: Path) -> None:
     place = out / "trials" / DONE.id
     (place / "adapter" / "adapter_model.safetensors").write_bytes(b"other weights")
-    trial_dir.seal(place, result(DONE))
+    trial_dir.write_manifest(place, result(DONE))
 
 
 def change_the_data(out: Path) -> None:
@@ -224,10 +224,10 @@ def test_what_is_not_whole_is_never_taken_for_a_result(study: Path) -> None:
     path.write_text(path.read_text().replace("1.0", "0.0"))
     with Writer(study / "study.db") as store:
         assert repair.reattach(study, store, [LOST]) == []
-        assert not (path.parent / trial_dir.COMPLETE).exists(), "a worker would have left it alone"
-        trial_dir.seal(path.parent, TrialResult(LOST.id, Status.FAILED, "why"))
+        assert not (path.parent / trial_dir.MANIFEST).exists(), "a worker would have left it alone"
+        trial_dir.write_manifest(path.parent, TrialResult(LOST.id, Status.FAILED, "why"))
         assert repair.reattach(study, store, [LOST]) == []
-        trial_dir.seal(path.parent, result(LOST))
+        trial_dir.write_manifest(path.parent, result(LOST))
         (found,) = repair.reattach(study, store, [LOST])
         assert (found.code, found.state) == ("row-missing", "mended")
         assert repair.reattach(study, store, [LOST]) == []
@@ -257,7 +257,7 @@ def test_a_damaged_database_is_rebuilt_from_what_is_left(study: Path, how: str) 
             assert reader.rungs(5)[RACING.id].item_losses == (0.5, 0.25)
             assert "frozen" in reader.values()
     # of a trial that no plan names the finished folder stays, for the run that plans it
-    assert trial_dir.read(study / "trials" / DONE.id) == result(DONE)
+    assert trial_dir.read_result(study / "trials" / DONE.id) == result(DONE)
     with Writer(path) as store:
         store.plan([DONE])
         repair.reattach(study, store, [DONE])
@@ -318,7 +318,7 @@ def test_a_sqlite_with_the_wal_reset_bug_is_named(
 def test_a_database_that_was_copied_without_its_log(study: Path, tmp_path: Path) -> None:
     """Fault 25: what was still in the write-ahead log is taken from the folders."""
     with Writer(study / "study.db") as store:
-        trial_dir.seal(_folder(study, LOST), result(LOST))
+        trial_dir.write_manifest(_folder(study, LOST), result(LOST))
         store.keep(result(LOST))
         assert (study / "study.db-wal").stat().st_size > 0
         copy = tmp_path / "copy"

@@ -167,8 +167,8 @@ def test_a_fork_takes_what_is_the_same_and_counts_the_look(
     assert {i: results(new)[i] for i in old} == old
     for trial in old:
         here, there = new / "trials" / trial, parent / "trials" / trial
-        assert trial_dir.seal_of(here) == trial_dir.seal_of(there) is not None
-        assert trial_dir.damage(here) is None
+        assert trial_dir.manifest_hash(here) == trial_dir.manifest_hash(there) is not None
+        assert trial_dir.find_damage(here) is None
     assert {f.state for f in api.diagnose(new)} == {"ok"}
     for title, count in (("Search", 4), ("Final", 4)):
         assert f"{title}: {count} finished trials are taken over from tiny" in heard.lines
@@ -322,8 +322,8 @@ def test_a_fork_without_a_difference_tries_again_what_failed_in_the_search(
     lost = min(ids(parent, "search"))
     folder = parent / "trials" / lost
     failed = TrialResult(lost, Status.FAILED, "its worker died")
-    trial_dir.unseal(folder)
-    trial_dir.seal(folder, failed)
+    trial_dir.remove_manifest(folder)
+    trial_dir.write_manifest(folder, failed)
     with Writer(parent / "study.db") as store:
         store.keep(failed)
     made = fork(values, parent, tmp_path / "new")
@@ -356,10 +356,10 @@ def link_folder(folder: Path) -> None:
 
 def other_run(folder: Path) -> None:
     """A folder that is whole, but not the one that its row was read from."""
-    result = trial_dir.read(folder)
+    result = trial_dir.read_result(folder)
     assert result is not None
-    trial_dir.unseal(folder)
-    trial_dir.seal(folder, dataclasses.replace(result, train_seconds=1e6))
+    trial_dir.remove_manifest(folder)
+    trial_dir.write_manifest(folder, dataclasses.replace(result, train_seconds=1e6))
 
 
 SPOILT = (spoil_file, drop_file, link_file, link_folder, other_run)
@@ -542,7 +542,7 @@ def test_an_empty_folder_and_one_that_a_refused_fork_left_are_free(
     with pytest.raises(UsageError, match="no_such_method"):
         fork(misread, parent, new)
     assert not (new / "study.db").exists()
-    for name in (progress.LOG, lock.NOTE, lock.NOTE + files.PARTIAL):
+    for name in (progress.LOG, lock.NOTE, lock.NOTE + files.PARTIAL_SUFFIX):
         (new / name).write_text("")
     broken["method"] = {"lora": {"config": {"target_modules": ["no_such_layer"]}}}
     with pytest.raises(PreflightError, match="target-modules-not-found"):

@@ -22,7 +22,7 @@ from bakeoff.core import trial_dir
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment
 from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.base_cache import Resident
+from bakeoff.engine.base_cache import BaseCache
 from bakeoff.engine.heartbeat import Pulse
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
@@ -50,8 +50,8 @@ class Asks:
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
     yield
-    Pulse.listener, Resident.on = None, False
-    Resident.forget()
+    Pulse.listener, BaseCache.on = None, False
+    BaseCache.forget()
 
 
 def untimed(result: TrialResult) -> TrialResult:
@@ -91,7 +91,7 @@ def test_a_paused_segment_ends_with_the_same_numbers(
         {
             p.relative_to(tmp_path / name): p.read_bytes()
             for p in (tmp_path / name / "trials").rglob("*.safetensors")
-            if p.parent.name != trial_dir.STATES
+            if p.parent.name != trial_dir.CHECKPOINTS
         }
         for name in ("whole", "paused")
     ]
@@ -132,7 +132,7 @@ def test_a_base_that_stays_is_handed_out_pristine(tiny_bert: Path, tmp_path: Pat
     trial = make_trial("lora", "classify")
     data = write_splits(tmp_path / "data")
     fresh = setup.build([trial], str(tiny_bert), data).model.state_dict()
-    Resident.on = True
+    BaseCache.on = True
     for method in ("full", "pissa", "lora"):
         setup.build([make_trial(method, "classify")], str(tiny_bert), data)
     kept = setup.build([trial], str(tiny_bert), data).model.state_dict()
@@ -148,27 +148,27 @@ def test_a_base_that_was_written_into_is_loaded_anew() -> None:
         loads.append(nn.Linear(3, 5))
         return loads[-1]
 
-    Resident.on = True
-    first = Resident.base("a", load)
-    assert Resident.base("a", load) is not first
+    BaseCache.on = True
+    first = BaseCache.base("a", load)
+    assert BaseCache.base("a", load) is not first
     assert len(loads) == 1, "the same tensors, other modules"
-    assert Resident.base("b", load) is not first
+    assert BaseCache.base("b", load) is not first
     assert len(loads) == 2, "another base"
     with torch.no_grad():
-        Resident.base("b", load).weight[1, 2] += 1e-3  # type: ignore[operator,index]
-    again = Resident.base("b", load)
+        BaseCache.base("b", load).weight[1, 2] += 1e-3  # type: ignore[operator,index]
+    again = BaseCache.base("b", load)
     assert len(loads) == 3
     assert torch.equal(again.weight, loads[0].weight)  # type: ignore[arg-type]
 
 
 def test_a_base_that_a_method_replaces_is_not_kept_beside_it() -> None:
-    Resident.on = True
-    model: Any = Resident.base("a", lambda: nn.Linear(3, 5))
-    Resident.spare()
-    assert Resident._kept is not None
+    BaseCache.on = True
+    model: Any = BaseCache.base("a", lambda: nn.Linear(3, 5))
+    BaseCache.spare()
+    assert BaseCache._kept is not None
     model.weight.data = model.weight.data.double()
-    Resident.spare()
-    assert Resident._kept is None
+    BaseCache.spare()
+    assert BaseCache._kept is None
 
 
 def test_the_study_file_tells_the_patience(study_values: dict[str, Any], tmp_path: Path) -> None:

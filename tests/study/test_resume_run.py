@@ -37,7 +37,7 @@ def final(out: Path) -> dict[str, str]:
 
 
 def seals(out: Path) -> dict[str, str | None]:
-    return {p.name: trial_dir.seal_of(p) for p in (out / "trials").iterdir()}
+    return {p.name: trial_dir.manifest_hash(p) for p in (out / "trials").iterdir()}
 
 
 def test_a_kill_between_the_folder_and_its_row_loses_nothing(

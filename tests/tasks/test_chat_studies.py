@@ -16,7 +16,7 @@ from bakeoff import api
 from bakeoff.cli.display import token_view as printed
 from bakeoff.core.errors import UsageError
 from bakeoff.data import assets
-from bakeoff.engine.loss import Supervised
+from bakeoff.engine.loss import SupervisedPositions
 from bakeoff.study.config import parse_spec
 from bakeoff.tasks._base import load_tokenizer
 from bakeoff.tasks.classify import Classify
@@ -187,7 +187,7 @@ def test_a_padding_token_that_is_the_end_token_keeps_its_label(tiny_llama: Path)
         assert example.tokens[-1] == example.labels[-1] == end
         assert example.labels.count(IGNORE) == len(example.labels) - 2
     batch = task.batch(examples, end, "cpu", length=40)
-    assert isinstance(batch.targets, Supervised)
+    assert isinstance(batch.targets, SupervisedPositions)
     assert batch.inputs["input_ids"].shape == (3, 40)
     assert batch.inputs["attention_mask"].sum(1).tolist() == [len(e.tokens) for e in examples]
     learnt = [int(t) for t in batch.targets.targets if t >= 0]

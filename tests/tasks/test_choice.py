@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bakeoff import api
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.trial import Trial
-from bakeoff.data.issues import refusal
+from bakeoff.data.issues import as_error
 from bakeoff.data.rows import place_of, read_rows
 from bakeoff.engine.accelerators import Switches
 from bakeoff.study.config import parse_spec
 from bakeoff.tasks.choice import Choices, MultipleChoice
 from bakeoff.testing.tiny import WORDS, rows, save_llama, write_jsonl
-from bakeoff.testing.trials import build, make_trial, no_dropout, run
+from bakeoff.testing.trials import build_tiny_setup, disable_dropout, make_trial, train_steps
 from bakeoff.training.evaluate import answers
 
 COLUMNS = {"prompt": "Command : {text} JSON", "choices": "choices", "answer": "answer"}
@@ -61,7 +61,7 @@ def checked(own: list[dict[str, Any]], **options: Any) -> Any:
     """Check rows as all three splits."""
     splits = {"train": own, "validation": own, "test": own}
     found = MultipleChoice.check(splits, {**OPTIONS, "answer": "auto", **options})
-    refused = refusal(found.faults, lambda split, row: place_of(splits[split][row], split, row))
+    refused = as_error(found.faults, lambda split, row: place_of(splits[split][row], split, row))
     if refused is not None:
         raise refused
     return found
@@ -288,8 +288,8 @@ def test_all_lanes_are_asked_at_once_and_answer_as_alone(
     trials = [choice_trial(method, seed=s, rate=r) for s, r in enumerate((1e-4, 3e-2, 3e-1))]
     # two choices and three: the lanes' parts of a batch are no multiple of the rows
     own = [{**r, "choices": r["choices"][: 2 + i % 2]} for i, r in enumerate(items()[::7])]
-    together = no_dropout(build(trials, sharp, tmp_path, on))
-    run(together, 12)
+    together = disable_dropout(build_tiny_setup(trials, sharp, tmp_path, on))
+    train_steps(together, 12)
     widths = []
     ride = together.lanes.ride
 
@@ -304,8 +304,8 @@ def test_all_lanes_are_asked_at_once_and_answer_as_alone(
     assert len(widths) == len(own)
     assert {n for _, n in widths} == {6, 9}
     for trial, found in zip(trials, laned, strict=True):
-        alone = no_dropout(build(trial, sharp, tmp_path))
-        run(alone, 12)
+        alone = disable_dropout(build_tiny_setup(trial, sharp, tmp_path))
+        train_steps(alone, 12)
         assert answers(alone, own) == [found]
     assert len({tuple(found) for found in laned}) > 1, "the lanes all say the same"
 

@@ -17,10 +17,10 @@ from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.packing.pooling import last_places
+from bakeoff.engine.packing.pooling import last_token_positions
 from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import rows, write_splits
-from bakeoff.testing.trials import build, make_trial, no_dropout, run
+from bakeoff.testing.trials import build_tiny_setup, disable_dropout, make_trial, train_steps
 from bakeoff.training import segment
 from bakeoff.training.preflight.parity import decide
 
@@ -55,7 +55,7 @@ def without_padding(tiny_llama: Path, tmp_path: Path) -> Path:
 
 def test_the_last_token_is_where_transformers_looks_for_it() -> None:
     tokens = [(5, 6, 7), (5, 0, 0), (0, 5), (0, 0), (4,)]
-    assert last_places(tokens, pad_id=0) == [2, 0, 1, 0, 0]
+    assert last_token_positions(tokens, pad_id=0) == [2, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -63,7 +63,7 @@ def test_the_last_token_is_where_transformers_looks_for_it() -> None:
 def test_an_item_scores_the_same_alone_and_in_a_padded_batch(
     method: str, base: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    at = build(make_trial(method, "classify"), request.getfixturevalue(base), tmp_path)
+    at = build_tiny_setup(make_trial(method, "classify"), request.getfixturevalue(base), tmp_path)
     at.model.eval()
     pad = int(at.tokenizer.pad_token_id)  # type: ignore[arg-type]
     assert pad == {"tiny_llama": 0, "without_padding": 2}[base]
@@ -87,8 +87,10 @@ def test_an_item_scores_the_same_alone_and_in_a_padded_batch(
 def test_lanes_and_packing_change_nothing(method: str, tiny_llama: Path, tmp_path: Path) -> None:
     on = dataclasses.replace(ON, packing=method not in PADDED)
     trials = [make_trial(method, "classify", seed=s, rate=r) for s, r in enumerate((1e-3, 1e-2))]
-    alone = [run(no_dropout(build(t, tiny_llama, tmp_path)), 6) for t in trials]
-    together = run(no_dropout(build(trials, tiny_llama, tmp_path, on)), 6)
+    alone = [
+        train_steps(disable_dropout(build_tiny_setup(t, tiny_llama, tmp_path)), 6) for t in trials
+    ]
+    together = train_steps(disable_dropout(build_tiny_setup(trials, tiny_llama, tmp_path, on)), 6)
     plain = torch.cat([r.gradients for r in alone])
     off = (together.gradients - plain).norm(dim=1) / plain.norm(dim=1)
     assert float(off.max()) < 1e-5

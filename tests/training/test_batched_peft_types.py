@@ -19,13 +19,13 @@ from bakeoff.core.errors import UsageError
 from bakeoff.core.trial import Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
-from bakeoff.engine.optim import schedule
+from bakeoff.engine.optim import learning_rate_factor
 from bakeoff.engine.packing.attention import NotPackable
 from bakeoff.engine.packing.layout import round_up
-from bakeoff.methods.hook import Incompatible, make, trainable
+from bakeoff.methods.hook import Incompatible, build_hook, trainable_parameters
 from bakeoff.testing import trials as benches
 from bakeoff.testing.tiny import rows, write_splits
-from bakeoff.testing.trials import Run
+from bakeoff.testing.trials import StepTrace
 from bakeoff.training import setup
 
 CONDITIONS = dataclasses.replace(
@@ -53,16 +53,18 @@ class Setting(NamedTuple):
     base: Path
     data: Path
 
-    def run(self, trials: list[Trial], *, lanes: bool, packing: bool) -> Run:
+    def run(self, trials: list[Trial], *, lanes: bool, packing: bool) -> StepTrace:
         """Take the first steps of these trials."""
         switches = dataclasses.replace(Switches.plain(), lanes=lanes, packing=packing, loss=True)
         at = setup.build(trials, str(self.base), self.data, switches)
-        return benches.run(at, STEPS)
+        return benches.train_steps(at, STEPS)
 
-    def each_alone(self, trials: list[Trial], *, packing: bool) -> Run:
+    def each_alone(self, trials: list[Trial], *, packing: bool) -> StepTrace:
         """Take the first steps of each trial by itself."""
         runs = [self.run([t], lanes=False, packing=packing) for t in trials]
-        return Run(torch.cat([r.losses for r in runs], 1), torch.cat([r.gradients for r in runs]))
+        return StepTrace(
+            torch.cat([r.losses for r in runs], 1), torch.cat([r.gradients for r in runs])
+        )
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def trials_of(case: Case) -> list[Trial]:
     ]
 
 
-def equal(one: Run, other: Run) -> None:
+def equal(one: StepTrace, other: StepTrace) -> None:
     apart = (one.gradients - other.gradients).norm(dim=1) / other.gradients.norm(dim=1)
     assert apart.max() < 1e-5
     assert (one.losses - other.losses).abs().max() < 1e-4
@@ -115,8 +117,8 @@ def plain_peft(
     base = load()
     torch.manual_seed(trial.seed + 1_000_003)
     around = setup.ground(task, tokenizer, c, setting.data)
-    model = make(trial.method, trial.config).attach(base, around).train()
-    trained = list(trainable(model).values())
+    model = build_hook(trial.method, trial.config).attach(base, around).train()
+    trained = list(trainable_parameters(model).values())
     optimizer = torch.optim.AdamW(trained, lr=trial.learning_rate, weight_decay=c.weight_decay)
     order = step_indices(len(examples), c.batch_size, trial.seed)
     length = round_up(max(len(e.tokens) for e in examples), 8)
@@ -139,7 +141,9 @@ def plain_peft(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, c.clip)
         for group in optimizer.param_groups:
-            group["lr"] = trial.learning_rate * schedule(step, c.steps, c.warmup, c.decay)
+            group["lr"] = trial.learning_rate * learning_rate_factor(
+                step, c.steps, c.warmup, c.decay
+            )
         optimizer.step()
         losses.append(loss.item())
     return losses

@@ -13,7 +13,13 @@ import torch
 
 from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import capability_records, registry
-from bakeoff.methods.capability_records import Capabilities, Measured, OnBase, Riding, Works
+from bakeoff.methods.capability_records import (
+    AcceleratorSupport,
+    BaseResult,
+    Capabilities,
+    Measurement,
+    QuantizationSupport,
+)
 from bakeoff.training.preflight import capabilities
 from bakeoff.training.preflight.capabilities import layers, post_training, quantized, tiny
 from bakeoff.training.preflight.capabilities.train import (
@@ -53,13 +59,15 @@ def probed() -> dict[str, Capabilities]:
 @pytest.mark.parametrize("name", PROBED)
 def test_a_probe_finds_what_the_record_says(name: str, probed: dict[str, Capabilities]) -> None:
     """Figures may differ in rounding from machine to machine; verdicts and counts may not."""
-    shipped = Capabilities.from_json(capability_records.shipped()["methods"][name])
+    shipped = Capabilities.from_json(capability_records.load_shipped()["methods"][name])
     assert verdicts(probed[name]) == verdicts(shipped)
     for kind, works in probed[name].quantised.items():
         if importlib.util.find_spec(quantized.PACKAGES[kind]):
             assert works.works == shipped.quantised[kind].works
         else:
-            assert works == Works(None, f"{quantized.PACKAGES[kind]} is not installed")
+            assert works == QuantizationSupport(
+                None, f"{quantized.PACKAGES[kind]} is not installed"
+            )
 
 
 def verdicts(own: Capabilities) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def test_lora_by_hand(probed: dict[str, Capabilities]) -> None:
     widths = 2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 256)
     assert at.parameters == 2 * 8 * widths
     assert at.checkpoint_bytes == 4 * at.parameters
-    assert at.start == at.reload == at.disable == Measured(0.0)
+    assert at.start == at.reload == at.disable == Measurement(0.0)
     assert at.merge.value is not None
     assert at.merge.value < 1e-5
     assert own.to_lora
@@ -102,7 +110,7 @@ def test_dora_claims_a_conversion_that_loses_what_it_trained(
     assert lost > 1e-2
     assert own.mergeable
     assert own.vllm == "merged"
-    assert own.plain == Measured(None, "it is saved with use_dora")
+    assert own.plain == Measurement(None, "it is saved with use_dora")
 
 
 def test_ia3_trains_everywhere(probed: dict[str, Capabilities]) -> None:
@@ -132,7 +140,7 @@ def test_pissa_does_not_give_the_base_back_and_its_file_is_plain_lora(tmp_path: 
     assert post_training.converts(at, 8) > 1
     post_training.save(at, tmp_path)
     assert post_training.reloads(at, tmp_path) < 1e-5
-    assert post_training.reads_as_plain_lora(at, tmp_path) < capability_records.CONVERTED
+    assert post_training.reads_as_plain_lora(at, tmp_path) < capability_records.MAX_CONVERSION_LOSS
 
 
 def test_part_of_the_base_is_its_own_merge() -> None:
@@ -183,7 +191,7 @@ def test_a_wrong_entry_is_an_answer_too() -> None:
 def test_a_figure_that_is_not_finite_is_a_reason() -> None:
     nothing = torch.zeros(3)
     found = post_training.measured(lambda: difference(nothing, nothing))
-    assert found == Measured(None, "its logits are nan")
+    assert found == Measurement(None, "its logits are nan")
 
 
 def test_a_rank_beyond_the_tiny_layers_is_measured_at_a_smaller_one() -> None:
@@ -192,7 +200,7 @@ def test_a_rank_beyond_the_tiny_layers_is_measured_at_a_smaller_one() -> None:
     found = capabilities.conversion(Capabilities("vera", ""), own, trained("vera"))
     assert found.natural_rank == capabilities.MOST_RANK
     assert found.to_lora
-    assert not found.conversion["8"].within(capability_records.CONVERTED)
+    assert not found.conversion["8"].within(capability_records.MAX_CONVERSION_LOSS)
 
 
 def test_layers_are_found_by_trying() -> None:
@@ -214,7 +222,7 @@ def test_a_package_that_is_not_there_is_no_verdict(
 ) -> None:
     monkeypatch.setitem(quantized.PACKAGES, "4bit", "no_such_package")
     found = quantized.works(entry("lora"), "4bit", tmp_path, trained("lora"))
-    assert found == Works(None, "no_such_package is not installed")
+    assert found == QuantizationSupport(None, "no_such_package is not installed")
 
 
 def test_rules_are_resolved_on_the_plain_base() -> None:
@@ -227,11 +235,11 @@ def test_capabilities_survive_json() -> None:
         "m",
         "hash",
         "LORA",
-        on={"llama": OnBase(True, parameters=3, effect=0.5, merge=Measured(1e-7)),
-            "t5": OnBase(False, "it refuses")},
-        lanes_by_task={"sft": Riding(("lanes",), {"loss": "why"}), "classify": Riding()},
-        conversion={"8": Measured(None, "no")},
-        quantised={"4bit": Works(None, "is not installed"), "8bit": Works(False, "x")},
+        on={"llama": BaseResult(True, parameters=3, effect=0.5, merge=Measurement(1e-7)),
+            "t5": BaseResult(False, "it refuses")},
+        lanes_by_task={"sft": AcceleratorSupport(("lanes",), {"loss": "why"}), "classify": AcceleratorSupport()},
+        conversion={"8": Measurement(None, "no")},
+        quantised={"4bit": QuantizationSupport(None, "is not installed"), "8bit": QuantizationSupport(False, "x")},
         layers=("Linear",),
     )  # fmt: skip
     assert Capabilities.from_json(json.loads(json.dumps(own.to_json()))) == own
@@ -244,13 +252,13 @@ def test_capabilities_survive_json() -> None:
 def test_merging_must_keep_the_effect_not_only_the_logits(
     merge: float | None, effect: float, holds: bool
 ) -> None:
-    at = OnBase(True, effect=effect, merge=Measured(merge))
+    at = BaseResult(True, effect=effect, merge=Measurement(merge))
     assert Capabilities("m", "", on={"llama": at}).mergeable is holds
 
 
 def test_the_file_to_expect() -> None:
     def saves(times: float) -> Capabilities:
-        at = OnBase(True, parameters=1000, checkpoint_bytes=int(4000 * times))
+        at = BaseResult(True, parameters=1000, checkpoint_bytes=int(4000 * times))
         return Capabilities("m", "", on={"llama": at})
 
     assert saves(1).checkpoint_bytes(50) == 200

@@ -22,9 +22,9 @@ from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.trial import Segment
 from bakeoff.integrations.export_weights import deliver
-from bakeoff.methods.hook import Finished
+from bakeoff.methods.hook import SaveContext
 from bakeoff.study.config import parse_spec
-from bakeoff.testing.trials import build, make_trial
+from bakeoff.testing.trials import build_tiny_setup, make_trial
 from bakeoff.training import convert
 from bakeoff.training.evaluate import item_losses
 
@@ -187,13 +187,13 @@ def test_what_was_trained_on_a_gpu_is_delivered_without_one(
     tiny_bert: Path, tmp_path: Path
 ) -> None:
     own = make_trial("lora", "classify")
-    at = build(own, tiny_bert, tmp_path)
+    at = build_tiny_setup(own, tiny_bert, tmp_path)
     trial = dataclasses.replace(
         own, conditions=dataclasses.replace(own.conditions, device="cuda:0")
     )
     at.lanes.alone(0)
     folder = tmp_path / "trials" / trial.id / "adapter"
-    at.hook.save(at.model, folder, Finished("base", 0, None))
+    at.hook.save(at.model, folder, SaveContext("base", 0, None))
     shutil.copy(tmp_path / "data" / "validation.jsonl", tmp_path / "data" / "test.jsonl")
     expected = item_losses(at, at.examples("validation")).mean()
     segment = Segment((trial,), 0, 1, str(tmp_path), str(tiny_bert)).to_json()

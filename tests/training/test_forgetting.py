@@ -29,24 +29,24 @@ TEXTS = ["turn on the kitchen light please", "what time is it now", "the lamp is
 
 
 def test_the_default_is_twenty_documents() -> None:
-    found = general_text.documents("default", Path())
+    found = general_text.load_documents("default", Path())
     assert len(found) == 20
     assert all(len(row["text"]) > 600 for row in found)
-    assert general_text.documents("off", Path()) == []
+    assert general_text.load_documents("off", Path()) == []
 
 
 def test_a_text_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("One.\nStill one.\n%\n\nTwo: 5 % of it.\n")
     expected = [{"text": "One.\nStill one."}, {"text": "Two: 5 % of it."}]
-    assert general_text.documents("own.txt", tmp_path) == expected
+    assert general_text.load_documents("own.txt", tmp_path) == expected
     write_split(tmp_path / "own.jsonl", [{"text": " One "}, {"text": "Two"}, {"text": " "}])
-    assert general_text.documents("own.jsonl", tmp_path) == [{"text": "One"}, {"text": "Two"}]
+    assert general_text.load_documents("own.jsonl", tmp_path) == [{"text": "One"}, {"text": "Two"}]
 
 
 def test_text_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     def refused(name: str) -> PreflightError:
         with pytest.raises(PreflightError) as caught:
-            general_text.documents(name, tmp_path)
+            general_text.load_documents(name, tmp_path)
         return caught.value
 
     assert refused("none.txt").code == "general-text-missing"

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from bakeoff.engine.accelerators import Switches
 from bakeoff.testing.tiny import write_splits
-from bakeoff.testing.trials import build, make_trial
+from bakeoff.testing.trials import build_tiny_setup, make_trial
 from bakeoff.training.preflight import latency
 
 
@@ -18,7 +18,7 @@ from bakeoff.training.preflight import latency
 def test_merged_means_nothing_of_the_adapter_is_left(
     task: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    bench = build(make_trial("lora", task), bases[task], tmp_path, Switches.plain())
+    bench = build_tiny_setup(make_trial("lora", task), bases[task], tmp_path, Switches.plain())
     bench.model.eval()
     run = latency._run(bench)
     with torch.no_grad():

@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bakeoff import api
 from bakeoff.core.errors import UsageError
 from bakeoff.methods import registry
-from bakeoff.methods.hook import Incompatible, trainable
+from bakeoff.methods.hook import Incompatible, trainable_parameters
 from bakeoff.study.config import parse_spec
-from bakeoff.testing.trials import build, make_trial
+from bakeoff.testing.trials import build_tiny_setup, make_trial
 from bakeoff.training.preflight import parameter_count
 
 STEPS = 30
@@ -62,15 +62,17 @@ def test_what_cannot_be_attached_without_weights_is_counted_all_the_same(
     of = entry(method)
     real = LlamaForCausalLM(shape.config).requires_grad_(False)
     model = parameter_count.make(of, of.config).attach(real, parameter_count._stub(shape, STEPS))
-    trained = sum(p.numel() for p in trainable(model).values())
+    trained = sum(p.numel() for p in trainable_parameters(model).values())
     assert parameter_count.count(of, of.config, shape, STEPS) == trained
 
 
 def test_a_task_s_head_is_not_counted(tiny_bert: Path, tmp_path: Path) -> None:
     shape = parameter_count.shape_of(str(tiny_bert), "SEQ_CLS", ("classifier",))
     lora = entry("lora")
-    at = build(make_trial("lora", "classify"), tiny_bert, tmp_path)
-    without = sum(p.numel() for n, p in trainable(at.model).items() if "classifier" not in n)
+    at = build_tiny_setup(make_trial("lora", "classify"), tiny_bert, tmp_path)
+    without = sum(
+        p.numel() for n, p in trainable_parameters(at.model).items() if "classifier" not in n
+    )
     assert parameter_count.count(lora, lora.config, shape, STEPS) == without
     other = parameter_count.shape_of(str(tiny_bert), "SEQ_CLS", ("nothing",))
     with pytest.raises(Incompatible, match="no output layer"):

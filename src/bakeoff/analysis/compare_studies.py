@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from bakeoff.analysis.compare import Verdict
-from bakeoff.core.trial import PROSE
+from bakeoff.core.trial import DESCRIPTIVE_FIELDS
 
 METHODS = "methods."
 GROUPS = {
@@ -128,7 +128,9 @@ def _tells(key: str, both: set[str]) -> bool:
         return key not in QUIET
     # an argument's name never holds a dot, a method's may: it is the name of a file
     names = [name for name in both if key.startswith(f"{METHODS}{name}.")]
-    return any(key.removeprefix(f"{METHODS}{n}.").split(".")[0] not in PROSE for n in names)
+    return any(
+        key.removeprefix(f"{METHODS}{n}.").split(".")[0] not in DESCRIPTIVE_FIELDS for n in names
+    )
 
 
 def _about(key: str) -> str:

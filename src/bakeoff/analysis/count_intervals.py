@@ -24,7 +24,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 
 from bakeoff.analysis.bootstrap import DRAWS
 from bakeoff.analysis.compare import ALPHA, Comparison, Interval, verdict_of
-from bakeoff.core.record import Reported
+from bakeoff.core.record import ImportedScores
 
 FARTHEST = 8.0
 """Standard errors at which the search for a p value ends: p is then about 1e-15."""
@@ -42,7 +42,7 @@ class Count(NamedTuple):
         return self.right / self.n
 
 
-def counts(reported: Mapping[str, Reported]) -> dict[str, Count]:
+def counts(reported: Mapping[str, ImportedScores]) -> dict[str, Count]:
     """Return what can be counted: methods whose score is a share of items that are right."""
     return {
         method: Count(round(r.score * r.n), r.n)
@@ -51,7 +51,7 @@ def counts(reported: Mapping[str, Reported]) -> dict[str, Count]:
     }
 
 
-def estimates(reported: Mapping[str, Reported]) -> dict[str, Interval]:
+def estimates(reported: Mapping[str, ImportedScores]) -> dict[str, Interval]:
     """Return every score, with a 95 % interval over items where it is a share of them."""
     counted, found = counts(reported), {}
     for method, own in reported.items():

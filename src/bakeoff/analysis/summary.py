@@ -30,7 +30,7 @@ from bakeoff.analysis.per_method.stability import is_open
 from bakeoff.analysis.recommendation.recommend import recommend
 from bakeoff.analysis.trial_runs import MethodRuns, Run, n_test_items, runs_by_method, usable_scores
 from bakeoff.core.format import format_setting_in_words
-from bakeoff.core.record import Reported, StudyRecord
+from bakeoff.core.record import ImportedScores, StudyRecord
 from bakeoff.core.results import TrialResult
 
 SCHEMA = 1
@@ -155,7 +155,7 @@ def _evidence(
 
 
 def _counted(
-    record: StudyRecord, reported: Mapping[str, Reported], rng: np.random.Generator
+    record: StudyRecord, reported: Mapping[str, ImportedScores], rng: np.random.Generator
 ) -> Evidence:
     """Return what can be said of another tool's runs: one seed each, no scores per item."""
     estimates, counted = count_intervals.estimates(reported), count_intervals.counts(reported)

@@ -1,6 +1,7 @@
-"""The command line: one file a verb; results on stdout, everything else on stderr.
+"""The command line: one file for each command; results on stdout, everything else on stderr.
 
-Each verb is a thin call into ``api``, imported when the verb runs, so that ``--help`` is instant.
+Each command is a thin call into ``api``, which is imported when the command runs: ``--help`` loads
+none of it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from bakeoff.cli import (
     status,
     view,
 )
-from bakeoff.cli.display.output import (show_error, show_internal_error)
+from bakeoff.cli.display.output import show_error, show_internal_error
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, Interrupted
 
 INTERRUPTED = 130
@@ -42,7 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Is LoRA best for your model, your data and your budget? Compare, and read the verdict.",
+    help="Compare LoRA with other fine-tuning methods on your model, your data and your budget.",
 )
 VERBS = (
     init, methods, doctor, plan, run, status, report, view, compare, export,
@@ -61,10 +62,14 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def root(
     version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Print the version and exit.",
     ),
 ) -> None:
-    """Is LoRA best for your model, your data and your budget? Compare, and read the verdict."""
+    """Compare LoRA with other fine-tuning methods on your model, your data and your budget."""
 
 
 def _exit_on_sigterm(*_: object) -> NoReturn:
@@ -72,32 +77,32 @@ def _exit_on_sigterm(*_: object) -> NoReturn:
 
 
 def _as_environment_error(error: OSError | MemoryError) -> EnvironmentProblem:
-    """Return what a full disk, a lost mount, a forbidden file or too little memory means."""
+    """Return the error to show for a full disk, a lost mount or too little memory."""
     if isinstance(error, MemoryError):
         return EnvironmentProblem(
-            "out-of-memory", "This machine has not enough memory for it.", "fewer or smaller rows."
+            "out-of-memory", "This machine ran out of memory.", "fewer or smaller rows."
         )
     return EnvironmentProblem(
         "file-trouble",
         f"{error.filename or 'A file'}: {error.strerror or error}.",
-        "check disk, permissions and mounts; the same command goes on where it stopped.",
+        "check disk, permissions and mounts, then run the same command to resume.",
     )
 
 
 def main() -> None:
-    """Run the command line; every error a user can meet ends in one paragraph and a code."""
+    """Run the command line; print each expected error in one paragraph and exit with its code."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)  # what is written here, others may not change
+    os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)  # other accounts may not change study files
     try:
         app()
     except Interrupted as error:
-        typer.echo(f"\n{error.cause} The same command goes on.", err=True)
+        typer.echo(f"\n{error.cause} Run the same command to resume.", err=True)
         sys.exit(error.exit_code)
     except BakeoffError as error:
         show_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("\nInterrupted. The same command goes on where it stopped.", err=True)
+        typer.echo("\nInterrupted. Run the same command to resume.", err=True)
         sys.exit(INTERRUPTED)
     except (OSError, MemoryError) as error:
         show_error(_as_environment_error(error))

@@ -8,7 +8,15 @@ from typing import Any
 import typer
 
 from bakeoff import api
-from bakeoff.cli.display.output import (JSON_OPTION, err, out, escape_text, show_json, show_table, find_study_folder)
+from bakeoff.cli.display.output import (
+    JSON_OPTION,
+    err,
+    escape_text,
+    find_study_folder,
+    out,
+    show_json,
+    show_table,
+)
 from bakeoff.core.format import format_cell
 
 MAX_VALUE_LENGTH = 40
@@ -42,7 +50,10 @@ def command(
 
 def _show_differences(differences: list[dict[str, Any]], names: list[str]) -> None:
     if differences:
-        rows = [(d["what"], d["key"], *(_format_setting(d[side]) for side in SIDES)) for d in differences]
+        rows = [
+            (d["what"], d["key"], *(_format_setting(d[side]) for side in SIDES))
+            for d in differences
+        ]
         show_table(("differs", "<", *(f"<{name}" for name in names)), rows)
     else:
         out.print("Nothing differs between the two studies but their names.")

@@ -1,4 +1,4 @@
-"""``bakeoff export``: a method's weights for a server, scored again as they were written."""
+"""``bakeoff export``: write a method's weights for a server and evaluate the written files."""
 
 from __future__ import annotations
 
@@ -7,29 +7,38 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.display.output import (JSON_OPTION, err, out, escape_text, show_json, find_study_folder)
+from bakeoff.cli.display.output import (
+    JSON_OPTION,
+    err,
+    escape_text,
+    find_study_folder,
+    out,
+    show_json,
+)
 from bakeoff.core.format import format_cell
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("export")(command)
 
 
 def command(
     study: Path | None = typer.Argument(None, help="Study folder; default: the newest in runs/."),
-    method: str | None = typer.Option(None, help="Whose weights; default: the recommended one's."),
+    method: str | None = typer.Option(None, help="Method to export; default: the recommended one."),
     form: str = typer.Option(
-        "adapter", "--as", help="adapter (as it was saved), merged (a whole model), or lora."
+        "adapter", "--as", help="adapter (the saved files), merged (a whole model), or lora."
     ),
-    rank: int = typer.Option(16, min=1, help="Of the LoRA that `--as lora` converts to."),
+    rank: int = typer.Option(16, min=1, help="Rank of the LoRA adapter, for --as lora."),
     target: Path | None = typer.Option(
-        None, "--out", help="A new folder; default <study>/export/<method>-<form>."
+        None, "--out", help="A new folder; default: STUDY/export/METHOD-FORM."
     ),
-    force: bool = typer.Option(False, "--force", help="Write also what scores otherwise."),
+    force: bool = typer.Option(
+        False, "--force", help="Export even if the scores differ from training."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Write the weights of a method's best seed on validation, and score them as written."""
+    """Write a method's weights (its best seed on validation) and evaluate the written files."""
     from bakeoff.integrations import export_weights
 
     folder = find_study_folder(study)

@@ -1,4 +1,4 @@
-"""``bakeoff export-curves``: a study's curves for TensorBoard, Trackio or MLflow."""
+"""``bakeoff export-curves``: write a study's curves for TensorBoard, Trackio or MLflow."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.display.output import (JSON_OPTION, err, escape_text, show_json, find_study_folder)
+from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, find_study_folder, show_json
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("export-curves")(command)
 
 
 def command(
     study: Path | None = typer.Argument(None, help="Study folder; default: the newest in runs/."),
     to: str = typer.Option(..., "--to", help="tensorboard, trackio or mlflow."),
-    out: Path | None = typer.Option(None, help="An empty folder; default <study>/curves/<tool>."),
+    out: Path | None = typer.Option(None, help="An empty folder; default: STUDY/curves/TOOL."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Write each trial as a run of a tracking tool: losses by step, setting, test mean."""
+    """Write each trial as a run of a tracking tool: losses by step, setting, mean test score."""
     from bakeoff.integrations import exchange
 
     folder = find_study_folder(study)
@@ -29,4 +29,4 @@ def command(
         show_json({**found._asdict(), "folder": str(found.folder)})
         return
     err.print(escape_text(f"{found.runs} runs in {found.folder}"))
-    err.print(escape_text(f"Look at them: {found.look}"), soft_wrap=True)
+    err.print(escape_text(f"Show them with: {found.look}"), soft_wrap=True)

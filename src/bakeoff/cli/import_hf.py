@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from bakeoff.cli.display import verdict
-from bakeoff.cli.display.output import (JSON_OPTION, RUNS, err, escape_text, show_json)
+from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, escape_text, show_json
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.display.output import (err, escape_text)
+from bakeoff.cli.display.output import err, escape_text
 from bakeoff.core.errors import UsageError
 
 
@@ -30,4 +30,6 @@ def command(
             file.write(text)
     except FileExistsError as error:
         raise UsageError("file-exists", f"{path} is there already.", "another name.") from error
-    err.print(escape_text(f"Wrote {path}. Edit model, train and columns, then `bakeoff run {path}`."))
+    err.print(
+        escape_text(f"Wrote {path}. Edit model, train and columns, then `bakeoff run {path}`.")
+    )

@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from bakeoff.cli.display.method_row import (SERVERS, STATE_BYTES, MethodRow, run_in_processes, format_yes)
+from bakeoff.cli.display.method_row import (
+    SERVERS,
+    STATE_BYTES,
+    MethodRow,
+    format_yes,
+    run_in_processes,
+)
 from bakeoff.cli.display.output import JSON_OPTION, err, show_json, show_table
 from bakeoff.core import jobs
-from bakeoff.core.errors import UsageError, unknown
+from bakeoff.core.errors import UsageError, unknown_name
 from bakeoff.core.format import format_integer
-from bakeoff.core.redact import printable
+from bakeoff.core.redact import strip_control_chars
 
 if TYPE_CHECKING:
     from bakeoff.core.trial import MethodEntry
-    from bakeoff.methods.capability_records import Found
+    from bakeoff.methods.capability_records import CapabilityRecord
 
 SERVED_AS_ADAPTER = ("adapter", "converted")
 """How a server can serve a method beside others on one base: what a merged model cannot."""
@@ -61,7 +67,7 @@ def command(
         if name is None:
             hint = "`bakeoff methods lora --toml`."
             raise UsageError("no-method-named", "--toml prints one method's file.", hint)
-        typer.echo(printable(registry.source(name, Path())), nl=False)
+        typer.echo(strip_control_chars(registry.read_source(name, Path())), nl=False)
         return
     filters = Filters(trains, mergeable, serves, quantized, lanes, family)
     check_filters(filters)
@@ -71,7 +77,10 @@ def command(
         kept = [passes_filters(e, found[e.name], filters) for e in entries]
         entries = [e for e, keep in zip(entries, kept, strict=True) if keep]
     counted = count_on_model(entries, model) if model else {}
-    rows = [MethodRow(e, found[e.name], add_byte_counts(counted.get(e.name), found[e.name])) for e in entries]
+    rows = [
+        MethodRow(e, found[e.name], add_byte_counts(counted.get(e.name), found[e.name]))
+        for e in entries
+    ]
     if as_json:
         values = [row_to_json(row) for row in rows]
         show_json(values[0] if name else values)
@@ -98,10 +107,10 @@ def check_filters(filters: Filters) -> None:
     for option, values in known.items():
         given = getattr(filters, option)
         if given is not None and given not in values:
-            raise unknown(f"unknown-{kinds[option]}", kinds[option], given, values)
+            raise unknown_name(f"unknown-{kinds[option]}", kinds[option], given, values)
 
 
-def passes_filters(entry: MethodEntry, found: Found, filters: Filters) -> bool:
+def passes_filters(entry: MethodEntry, found: CapabilityRecord, filters: Filters) -> bool:
     """Tell whether a method passes; one that was never probed can do nothing that is known."""
     own = found.capabilities
     if filters.family is not None and entry.family != filters.family:
@@ -120,21 +129,21 @@ def passes_filters(entry: MethodEntry, found: Found, filters: Filters) -> bool:
     )
 
 
-def load_capabilities(entries: Sequence[MethodEntry], probe: bool) -> dict[str, Found]:
+def load_capabilities(entries: Sequence[MethodEntry], probe: bool) -> dict[str, CapabilityRecord]:
     """Return what is known of each method; with ``probe``, find out what the cache lacks."""
-    from bakeoff.data.assets.cache import cache_folder, friendly_errors
+    from bakeoff.data.assets.cache import cache_folder, translate_os_errors
     from bakeoff.methods import capability_records
 
     cache = cache_folder()
     if probe:
-        with friendly_errors():
-            missing = [e for e in entries if not capability_records.in_cache(e, cache)]
+        with translate_os_errors():
+            missing = [e for e in entries if not capability_records.is_cached(e, cache)]
             if missing:
                 probe_methods(missing, cache)
-    record = capability_records.shipped()
-    found = {e.name: capability_records.find(e, cache, record) for e in entries}
+    record = capability_records.load_shipped()
+    found = {e.name: capability_records.find_record(e, cache, record) for e in entries}
     versions = [f.versions for f in found.values() if f.capabilities is not None]
-    differences = {capability_records.difference(v) for v in versions} - {None}
+    differences = {capability_records.describe_version_difference(v) for v in versions} - {None}
     for difference in sorted(str(d) for d in differences):
         err.print(
             f"Probed with other versions: {difference}. `bakeoff methods --probe` finds out anew.",
@@ -158,7 +167,7 @@ def probe_methods(entries: Sequence[MethodEntry], cache: Path) -> None:
                 live.say(f"{entries[index].name}: {error}")
             else:
                 found = capability_records.Capabilities.from_json(value)
-                capability_records.keep(entries[index], found, cache)
+                capability_records.save_record(entries[index], found, cache)
             live.advance(entries[index].name)
 
 
@@ -178,7 +187,9 @@ def count_on_model(entries: Sequence[MethodEntry], model: str) -> dict[str, dict
     return found
 
 
-def add_byte_counts(counted: dict[str, Any] | None, found: Found) -> dict[str, Any] | None:
+def add_byte_counts(
+    counted: dict[str, Any] | None, found: CapabilityRecord
+) -> dict[str, Any] | None:
     """Add what a count of parameters means in bytes, on disk and in training."""
     parameters = counted.get("parameters") if counted else None
     if counted is None or parameters is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from bakeoff.cli.display.output import (JSON_OPTION, err, out, escape_text, show_json, show_table)
+from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, out, show_json, show_table
 
 
 def register(app: typer.Typer) -> None:

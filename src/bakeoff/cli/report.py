@@ -14,9 +14,9 @@ import typer
 
 from bakeoff import api
 from bakeoff.cli.display import verdict
-from bakeoff.cli.display.output import (JSON_OPTION, err, escape_text, show_json, find_study_folder)
-from bakeoff.core.errors import UsageError, unknown
-from bakeoff.core.redact import escaped_json, redacted
+from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, find_study_folder, show_json
+from bakeoff.core.errors import UsageError, unknown_name
+from bakeoff.core.redact import escape_control_chars, redact_value
 
 FORMATS = ("md", "csv", "json", "html")
 UNKNOWN_FORMAT, UNKNOWN_TABLE = "unknown-format", "unknown-table"
@@ -55,7 +55,9 @@ def command(
     if hf_json:
         target = out or folder / "hf-json"
         written = exchange.write_results(folder, target)
-        show_json(written) if as_json else err.print(escape_text(f"{len(written)} files in {target}"))
+        show_json(written) if as_json else err.print(
+            escape_text(f"{len(written)} files in {target}")
+        )
         return
     report = api.report(folder, examples)
     if form is not None:
@@ -75,7 +77,7 @@ def _check_options(form: str | None, table: str | None, hf_json: bool, out: Path
             ``csv-without-out``, ``out-without-hf-json``.
     """
     if form is not None and form not in FORMATS:
-        raise unknown(UNKNOWN_FORMAT, "format", form, FORMATS)
+        raise unknown_name(UNKNOWN_FORMAT, "format", form, FORMATS)
     if form is not None and hf_json:
         raise UsageError("formats-clash", "--format and --hf-json at once.", "one of them.")
     if table is not None and form != "csv":
@@ -111,7 +113,10 @@ def write_format(report: dict[str, Any], form: str, out: Path | None, table: str
         _write_tables(pages.tables(report), out, table)
         return
     if form == "json":
-        text = escaped_json(json.dumps(redacted(report), indent=1, ensure_ascii=False)) + "\n"
+        text = (
+            escape_control_chars(json.dumps(redact_value(report), indent=1, ensure_ascii=False))
+            + "\n"
+        )
     else:
         text = pages.markdown(report) if form == "md" else pages.render(report)
     if out is None:
@@ -123,7 +128,7 @@ def write_format(report: dict[str, Any], form: str, out: Path | None, table: str
 def _write_tables(tables: dict[str, str], out: Path | None, table: str | None) -> None:
     if table is not None:
         if table not in tables:
-            raise unknown(UNKNOWN_TABLE, "table", table, tables)
+            raise unknown_name(UNKNOWN_TABLE, "table", table, tables)
         typer.echo(tables[table], nl=False)
     if out is not None:
         for name, text in tables.items():

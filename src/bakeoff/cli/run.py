@@ -1,4 +1,4 @@
-"""``bakeoff run``: run a study, or go on with it."""
+"""``bakeoff run``: run a study, or resume it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import typer
 
 from bakeoff import api
 from bakeoff.cli.display import verdict
-from bakeoff.cli.display.output import (JSON_OPTION, RUNS, err, escape_text, show_json)
+from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, escape_text, show_json
 from bakeoff.cli.display.progress import LiveProgress
 from bakeoff.core.errors import UsageError
-from bakeoff.core.names import suitable, unsuitable_path
+from bakeoff.core.names import invalid_path_reason, sanitize_name
 from bakeoff.tasks import task_class
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ DEFAULT_METHODS = "lora,dora,ia3,vera,oft,full"
 
 
 class RunOptions(NamedTuple):
-    """What is asked of a study beside what is missing: see ``api.run``."""
+    """How to run a study beyond its missing trials; see ``api.run``."""
 
     again: bool = False
     retry: bool = False
@@ -37,42 +37,55 @@ DEFAULT_OPTIONS = RunOptions()
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("run")(command)
 
 
 def command(
     study: Path | None = typer.Argument(None, help="A study.toml, or a study folder."),
-    model: str | None = typer.Option(None, help="Without a study file: folder, hub id or asset:…"),
+    model: str | None = typer.Option(
+        None, help="Base model, without a study file: a folder, a hub id or asset:NAME."
+    ),
     data: str | None = typer.Option(
         None,
-        help="Without a study file: JSONL, JSON, CSV, TSV, Parquet, a folder, or hub:org/name.",
+        help="Training rows, without a study file: JSONL, JSON, CSV, TSV or Parquet, a folder of "
+        "such files, or hub:org/name.",
     ),
-    column: list[str] = typer.Option([], help="field=column or field=template, e.g. label=intent."),
-    methods: str = typer.Option(DEFAULT_METHODS, help="Control first, then the contenders."),
-    steps: int | None = typer.Option(None, help="Optimizer steps a trial."),
+    column: list[str] = typer.Option(
+        [], help="field=column or field=template, for example label=intent; repeat for each field."
+    ),
+    methods: str = typer.Option(
+        DEFAULT_METHODS, help="Names separated by commas: the control first."
+    ),
+    steps: int | None = typer.Option(None, help="Optimizer steps of each trial."),
     hf_experiment: Path | None = typer.Option(
-        None, help="Add an experiment of PEFT's method_comparison as a contender."
+        None, help="Add an experiment folder of PEFT's method_comparison as a contender."
     ),
     hf_defaults: Path | None = typer.Option(
-        None, help="Its default_training_params.json, if not in a folder above it."
+        None,
+        help="The experiment's default_training_params.json, if it is not in a folder above it.",
     ),
-    out: Path | None = typer.Option(None, help="Study folder; default runs/<name>."),
+    out: Path | None = typer.Option(None, help="Study folder; default: runs/NAME."),
     again: bool = typer.Option(
-        False, "--again", help="Look at the test set once more, after a change; it is counted."
+        False,
+        "--again",
+        help="Allow re-evaluation on the test set after a change (recorded in the report).",
     ),
     retry: bool = typer.Option(
-        False, "--retry", help="Try again what failed or ran out of memory; nothing else."
+        False, "--retry", help="Retry trials that failed or ran out of memory."
     ),
-    fork: Path | None = typer.Option(None, help="Begin anew in this folder, as it is asked now."),
+    fork: Path | None = typer.Option(
+        None,
+        help="Start a new study in this folder with the current settings, reusing unchanged trials.",
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Run a study to its verdict; run again, it does only what is missing."""
+    """Run a study and print its verdict. Run it again to resume: only missing trials are run."""
     from bakeoff.integrations.peft_benchmark import experiment as experiments
     from bakeoff.study.config import read_spec
 
     for option, value in (("--model", model), ("--data", data)):
-        if value is not None and (why := unsuitable_path(value)) is not None:
+        if value is not None and (why := invalid_path_reason(value)) is not None:
             raise UsageError("path-malformed", f"{option}: {why}.", "a folder, a file or an id.")
     given = experiments.read(hf_experiment, hf_defaults) if hf_experiment is not None else None
     with ExitStack() as held:
@@ -83,7 +96,7 @@ def command(
             folder = out or (path.parent if inside else RUNS / spec.name)
         elif model and data:
             place = folder = out or RUNS / _study_name(data)
-            if fork is not None:  # its parent is only read, and its own folder must be empty
+            if fork is not None:  # the parent is only read, and the fork's folder must be empty
                 place = Path(held.enter_context(TemporaryDirectory()), folder.resolve().name)
             path = write_study(place, model, data, column, methods, steps, given)
             spec = read_spec(path)
@@ -100,7 +113,7 @@ def command(
 
 
 def _with_experiment(spec: StudySpec, given: Experiment) -> StudySpec:
-    """Return a study with an experiment of Hugging Face's, and say what differs from theirs."""
+    """Add an experiment of PEFT's benchmark to a study and print what differs from the original."""
     from bakeoff.integrations.peft_benchmark import experiment as experiments
 
     spec = experiments.add(spec, given)
@@ -135,9 +148,10 @@ def write_study(
     steps: int | None,
     experiment: Experiment | None = None,
 ) -> Path:
-    """Write the study file that the options describe, or keep the one that is there.
+    """Write the study file that the options describe and return its path.
 
-    ``experiment`` gives the conditions that the options do not.
+    ``experiment`` gives the conditions that the options do not. In a folder that holds a study, the
+    file is written as ``asked.toml``, beside the frozen ``study.toml``.
 
     Raises:
         UsageError: an option is malformed, or the task cannot be told from the columns.
@@ -161,20 +175,20 @@ def write_study(
         "methods": {"control": control, "contenders": contenders},
         "budget": {} if steps is None else {"steps": steps},
     }
-    value |= {"name": suitable(folder.resolve().name)}
+    value |= {"name": sanitize_name(folder.resolve().name)}
     value |= {key: {**value.get(key, {}), **table} for key, table in tables.items()}
     parse_spec(value)
     study_folder.make(folder)
     path = folder / "study.toml"
     if (folder / "study.db").is_file():
-        path = folder / "asked.toml"  # the frozen study file stays; api.run holds this against it
-    with disk_full.pausing(folder):
-        files.write_text(path, tomli_w.dumps(value))
+        path = folder / "asked.toml"  # keep the frozen study file; api.run compares the two
+    with disk_full.translate_disk_full(folder):
+        files.atomic_write_text(path, tomli_w.dumps(value))
     return path
 
 
 def guess_task(data: str, columns: dict[str, str]) -> str:
-    """Tell the task from the fields that the user or the file's columns name.
+    """Return the first task whose fields are all among the columns.
 
     Raises:
         UsageError: ``task-unclear``, listing the columns.
@@ -182,7 +196,7 @@ def guess_task(data: str, columns: dict[str, str]) -> str:
     from bakeoff.core import plugins
     from bakeoff.data import sources
 
-    present = sources.find({"train": data}, Path())["train"].rows[0]
+    present = sources.load_splits({"train": data}, Path())["train"].rows[0]
     for name in plugins.list_plugins("tasks"):
         task = task_class(name)
         for fields in (task.fields, *task.other_fields):
@@ -190,8 +204,8 @@ def guess_task(data: str, columns: dict[str, str]) -> str:
                 return name
     raise UsageError(
         "task-unclear",
-        f"{data} has the columns {', '.join(map(str, present))}: is it text -> label, "
-        "prompt -> completion or chat messages?",
+        f"The columns of {data} ({', '.join(map(str, present))}) do not show the task: "
+        "text -> label, prompt -> completion or chat messages.",
         "name them: `--column text=COLUMN --column label=COLUMN` (or prompt and completion, or "
         "messages).",
     )
@@ -207,12 +221,12 @@ def _parse_column(text: str) -> tuple[str, str]:
 
 
 def _study_name(data: str) -> str:
-    """Return what a study of these data is called: its file, its folder, its id on the hub."""
+    """Return the name of a study of this data: its file, its folder, or its hub id."""
     from bakeoff.data.sources import hub
 
     if data.startswith(hub.PREFIX):
         data = data.removeprefix(hub.PREFIX).partition(":")[0]
-    return suitable(Path(data).resolve().stem)
+    return sanitize_name(Path(data).resolve().stem)
 
 
 def _absolute_data(data: str) -> str:

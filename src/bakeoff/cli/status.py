@@ -13,9 +13,9 @@ from rich.console import Group
 from rich.live import Live as Redrawn
 
 from bakeoff.cli.display import status_block
-from bakeoff.cli.display.output import (JSON_OPTION, SafeConsole, out, show_json, find_study_folder)
+from bakeoff.cli.display.output import JSON_OPTION, SafeConsole, find_study_folder, out, show_json
 from bakeoff.cli.display.progress import can_redraw
-from bakeoff.core.redact import told
+from bakeoff.core.redact import sanitize
 
 if TYPE_CHECKING:
     from bakeoff.study.monitoring.status import Glance
@@ -74,7 +74,7 @@ def render(found: Glance) -> Group:
     if found.last is not None:
         said = found.last.get("text") or found.last.get("what") or found.last.get("title") or ""
         when, event = str(found.last.get("time", "")), found.last.get("event", "")
-        lines.append(told(f"last heard: {when} {event} {said}"))
+        lines.append(sanitize(f"last heard: {when} {event} {said}"))
     return Group(*(_flat(line) for line in lines), status_block.render_status(found, out.width))
 
 
@@ -89,7 +89,7 @@ def _headline(found: Glance) -> str:
 def _flat(text: str) -> Any:
     from rich.text import Text
 
-    return Text(told(text), overflow="fold")
+    return Text(sanitize(text), overflow="fold")
 
 
 def _static_text(found: Glance) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bakeoff.core.errors import EnvironmentProblem, first_line
 
-NUMBERS = (errno.ENOSPC, errno.EDQUOT)
-WORDS = (
+ERROR_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
+ERROR_PHRASES = (
     "no space left on device",
     "disk quota exceeded",
     "database or disk is full",
@@ -26,35 +26,35 @@ WORDS = (
 """How libraries that keep no error number say it, in small letters."""
 
 
-def says_full(text: str) -> bool:
+def mentions_full_disk(text: str) -> bool:
     """Tell whether an error's text means that the disk, or the user's share of it, is full."""
     lowered = text.lower()
-    return any(words in lowered for words in WORDS)
+    return any(words in lowered for words in ERROR_PHRASES)
 
 
-def full(error: BaseException) -> str | None:
+def disk_full_message(error: BaseException) -> str | None:
     """Return the line in which an error, or what caused it, says that the disk is full."""
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
         seen.add(id(found))
-        if getattr(found, "errno", None) in NUMBERS or says_full(str(found)):
+        if getattr(found, "errno", None) in ERROR_NUMBERS or mentions_full_disk(str(found)):
             return first_line(found)
         found = found.__cause__ or found.__context__
     return None
 
 
-def paused(folder: Path, said: str) -> EnvironmentProblem:
+def disk_full_error(folder: Path, said: str) -> EnvironmentProblem:
     """Build the error that pauses a study whose disk is full."""
     return EnvironmentProblem(
         "disk-full",
         f"The disk is full ({said}). The study in {folder} is paused: nothing was marked as "
-        f"failed, and all that was written stays.{_free(folder)}",
+        f"failed, and all that was written stays.{_describe_free_space(folder)}",
         "make room on it, then the same command goes on where it stopped.",
     )
 
 
-def _free(folder: Path) -> str:
+def _describe_free_space(folder: Path) -> str:
     try:
         return f" Free there: {shutil.disk_usage(folder).free / 2**20:,.0f} MiB."
     except OSError:
@@ -62,7 +62,7 @@ def _free(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def pausing(folder: Path) -> Iterator[None]:
+def translate_disk_full(folder: Path) -> Iterator[None]:
     """Turn any error that means a full disk into the one that pauses the study.
 
     Raises:
@@ -71,7 +71,7 @@ def pausing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        said = full(error)
+        said = disk_full_message(error)
         if said is None:
             raise
-        raise paused(folder, said) from error
+        raise disk_full_error(folder, said) from error

@@ -84,7 +84,7 @@ def near_match(name: str, known: Iterable[str]) -> str | None:
     return lowered[hits[0]] if hits else None
 
 
-def unknown(code: str, what: str, name: str, known: Iterable[str]) -> UsageError:
+def unknown_name(code: str, what: str, name: str, known: Iterable[str]) -> UsageError:
     """Build the error for an unknown name: the near match first, then all that is known."""
     known = sorted(known)
     near = near_match(name, known)

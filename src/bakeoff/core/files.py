@@ -11,27 +11,27 @@ import hashlib
 import os
 from pathlib import Path
 
-PARTIAL = ".tmp"
+PARTIAL_SUFFIX = ".tmp"
 """Ends the name of a file that is being written; one that is left over belongs to nobody."""
 
 
-def write_bytes(path: Path, value: bytes) -> None:
+def atomic_write_bytes(path: Path, value: bytes) -> None:
     """Write a file whole, or leave what was there."""
-    temporary = path.with_name(path.name + PARTIAL)
+    temporary = path.with_name(path.name + PARTIAL_SUFFIX)
     with temporary.open("wb") as file:
         file.write(value)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync(path.parent)
+    fsync_path(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file whole, or leave what was there."""
-    write_bytes(path, text.encode("utf-8"))
+    atomic_write_bytes(path, text.encode("utf-8"))
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Wait until a file's bytes, or a folder's names, are on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folder; its names are durable with the file

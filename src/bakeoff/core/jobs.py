@@ -46,7 +46,7 @@ BEAT, STOP = 0, 1
 """Places in the numbers that parent and worker share: when work last went on, whether to stop."""
 
 
-def resolve(function: str) -> Any:
+def import_function(function: str) -> Any:
     """Import ``module:name``."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -11,7 +11,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNOREC
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-def unsuitable(name: str) -> str | None:
+def invalid_name_reason(name: str) -> str | None:
     """Return why a name cannot be one of a study, a method or a folder; None where it can."""
     if not NAME.fullmatch(name):
         return "1 to 64 of A-Z a-z 0-9 . _ - are wanted, and no - at its beginning"
@@ -22,13 +22,13 @@ def unsuitable(name: str) -> str | None:
     return None
 
 
-def suitable(text: str) -> str:
+def sanitize_name(text: str) -> str:
     """Return ``text`` as a name that ``unsuitable`` has nothing against."""
     name = _UNSAFE.sub("-", text).lstrip("-")[:64]
-    return name if unsuitable(name) is None else f"study-{name.lstrip('.')}"[:64]
+    return name if invalid_name_reason(name) is None else f"study-{name.lstrip('.')}"[:64]
 
 
-def unsuitable_path(text: str) -> str | None:
+def invalid_path_reason(text: str) -> str | None:
     """Return why a path cannot be one that a study file names; None where it can."""
     if not text.strip():
         return "it is empty"
@@ -41,7 +41,7 @@ def unsuitable_path(text: str) -> str | None:
     return None
 
 
-def within(path: Path, folder: Path) -> bool:
+def is_within(path: Path, folder: Path) -> bool:
     """Tell whether ``path`` lies in ``folder`` once every link on the way is followed."""
     try:
         return path.resolve().is_relative_to(folder.resolve())

@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-from bakeoff.core.errors import unknown
+from bakeoff.core.errors import unknown_name
 
 
 def list_plugins(package: str) -> tuple[str, ...]:
@@ -27,5 +27,5 @@ def load_plugin(package: str, name: str, kind: str) -> ModuleType:
     """
     known = list_plugins(package)
     if name not in known:
-        raise unknown(f"unknown-{kind}", kind, name, known)
+        raise unknown_name(f"unknown-{kind}", kind, name, known)
     return importlib.import_module(f"bakeoff.{package}.{name}")

@@ -21,7 +21,7 @@ class MetricInfo:
 
 
 @dataclass(frozen=True)
-class Reported:
+class ImportedScores:
     """What another tool reported of a method's one run: means, without the items behind them.
 
     ``n`` counts the test items that ``score`` is the share of; None where no error can be known
@@ -35,7 +35,7 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedStudy:
     """Where a record comes from that this machine did not measure.
 
     ``no_interval`` says why no interval can be known, None where there are some; ``differing`` maps
@@ -45,13 +45,13 @@ class Imported:
 
     source: str
     benchmark: str
-    reported: dict[str, Reported]
+    reported: dict[str, ImportedScores]
     no_interval: str | None
     differing: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ItemText:
     """What a test item asks and its true answer, as a person reads them."""
 
     prompt: str
@@ -116,11 +116,11 @@ class StudyRecord:
     """Of each method one final trial's saved weights, loaded anew: ``trial_id``, ``seed``, ``path``
     in the study's folder, its validation ``loss`` as trained and ``reloaded_loss`` in nats, whether
     they are the ``same``, or the ``error``."""
-    imported: Imported | None = None
+    imported: ImportedStudy | None = None
     """What another tool reported, where it ran the study; None for our own."""
     examples: bool = True
     """Whether the report may show test items and answers to them."""
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[ItemText, ...] = ()
     """What each test item asks, in the order of the scores; empty where it is not known."""
     asked_unknown: str | None = None
     """Why ``asked`` is empty although there are scores, where that is known."""

@@ -12,18 +12,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-GONE = "[redacted]"
+REDACTED = "[redacted]"
 # C0 and C1 controls (terminal escapes among them) but newline and tab, the bidirectional
 # overrides that make text read backwards, and lone surrogates, which UTF-8 cannot hold.
-_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL_CHARS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SECRET_NAME = re.compile(
     r"(?!TOKENIZERS_)(?!.*_(PATH|FILE|DIR|SOCK|URL|HOME)$)"
     r".*(TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|CREDENTIAL|PRIVATE_?KEY)",
     re.IGNORECASE,
 )
-_SHORTEST = 8
+_MIN_SECRET_LENGTH = 8
 """Characters of an environment variable's value that is taken for a secret."""
-_KEYED = (
+_KEY_NAMES = (
     r"(?:pass(?:word|wd)|api[_-]?key|private[_-]?key|client[_-]?secret|"
     r"secret[_-]?(?:access[_-]?)?key|(?:access|auth|hf)[_-]?token)"
 )
@@ -45,19 +45,19 @@ _SECRETS = tuple(
         r"[^\s&\"'<>]{6,}",
         r"(?P<kept>--(?:[a-z]{1,12}-){0,2}(?:token|password|key|secret)[ =])[^\s]{6,}",
         # password = x, "api_key": "x", AWS_SECRET_ACCESS_KEY=x
-        rf"(?P<kept>(?<![a-z]){_KEYED}[\"']?\s{{0,4}}[=:]\s{{0,4}}[\"']?)[^\s\"',;&\[]{{6,}}",
+        rf"(?P<kept>(?<![a-z]){_KEY_NAMES}[\"']?\s{{0,4}}[=:]\s{{0,4}}[\"']?)[^\s\"',;&\[]{{6,}}",
     )
 )
 
 
-def printable(text: str) -> str:
+def strip_control_chars(text: str) -> str:
     """Return the text with a sign in place of each character that acts on a terminal or a page."""
-    return _ACTING.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+    return _CONTROL_CHARS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
-def escaped_json(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """Return JSON with those characters written as escapes: the same value, safe to look at."""
-    return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _CONTROL_CHARS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def redact(text: str) -> str:
@@ -65,45 +65,47 @@ def redact(text: str) -> str:
 
     The latter are the values of environment variables whose names say so (``HF_TOKEN``).
     """
-    return _redact(text, _own(os.environ))
+    return _redact(text, _process_secrets(os.environ))
 
 
-def redacted(value: Any) -> Any:
+def redact_value(value: Any) -> Any:
     """Return a JSON value with every text in it redacted, keys included."""
-    return _redacted(value, _own(os.environ))
+    return _redact_value(value, _process_secrets(os.environ))
 
 
-def told(text: str) -> str:
+def sanitize(text: str) -> str:
     """Return what a person may read on a terminal."""
-    return printable(redact(text))
+    return strip_control_chars(redact(text))
 
 
-def _own(environment: Mapping[str, str]) -> list[str]:
+def _process_secrets(environment: Mapping[str, str]) -> list[str]:
     """Return the secrets of this process, the longest first, so that none hides in another."""
-    found = {v for k, v in environment.items() if len(v) >= _SHORTEST and _SECRET_NAME.match(k)}
+    found = {
+        v for k, v in environment.items() if len(v) >= _MIN_SECRET_LENGTH and _SECRET_NAME.match(k)
+    }
     return sorted((v for v in found if not v.isdigit()), key=len, reverse=True)
 
 
 def _redact(text: str, own: Sequence[str]) -> str:
     for value in own:
-        text = text.replace(value, GONE)
+        text = text.replace(value, REDACTED)
     for pattern in _SECRETS:
-        text = pattern.sub(_without, text)
+        text = pattern.sub(_replacement, text)
     return text
 
 
-def _redacted(value: Any, own: Sequence[str]) -> Any:
+def _redact_value(value: Any, own: Sequence[str]) -> Any:
     if isinstance(value, str):
         return _redact(value, own)
     if isinstance(value, dict):
-        return {_redact(k, own) if isinstance(k, str) else k: _redacted(v, own)
+        return {_redact(k, own) if isinstance(k, str) else k: _redact_value(v, own)
                 for k, v in value.items()}  # fmt: skip
     if isinstance(value, list):
-        return [_redacted(v, own) for v in value]
+        return [_redact_value(v, own) for v in value]
     if isinstance(value, tuple):
-        return tuple(_redacted(v, own) for v in value)
+        return tuple(_redact_value(v, own) for v in value)
     return value
 
 
-def _without(found: re.Match[str]) -> str:
-    return (found.groupdict().get("kept") or "") + GONE
+def _replacement(found: re.Match[str]) -> str:
+    return (found.groupdict().get("kept") or "") + REDACTED

@@ -117,12 +117,12 @@ class TrialResult:
                 },
                 "warnings": tuple(value["warnings"]),
                 "item_losses": tuple(value.get("item_losses", ())),
-                "forgetting": _forgetting(value.get("forgetting")),
+                "forgetting": _parse_forgetting(value.get("forgetting")),
             }
         )
 
 
-def _forgetting(value: dict[str, Any] | None) -> Forgetting | None:
+def _parse_forgetting(value: dict[str, Any] | None) -> Forgetting | None:
     return Forgetting(**{k: tuple(v) for k, v in value.items()}) if value else None
 
 

@@ -29,7 +29,7 @@ DEPTH = 64
 """Levels of nesting in JSON; beyond some hundreds Python's own recursion ends in a crash."""
 
 
-class Unreadable(Exception):
+class UnreadableFile(Exception):
     """A file is missing, too large, no UTF-8, no JSON or nested too deep; the message says which.
 
     ``missing`` tells the first of these from the others.
@@ -49,13 +49,15 @@ def read_bytes(path: Path, most: int) -> bytes:
     try:
         if not path.is_file():  # a pipe or a device would never end
             missing = not path.exists()
-            raise Unreadable("there is no such file" if missing else "it is no plain file", missing)
+            raise UnreadableFile(
+                "there is no such file" if missing else "it is no plain file", missing
+            )
         with path.open("rb") as file:
             raw = file.read(most + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with NUL in it
-        raise Unreadable(getattr(error, "strerror", None) or str(error)) from error
+        raise UnreadableFile(getattr(error, "strerror", None) or str(error)) from error
     if len(raw) > most:
-        raise Unreadable(f"it is larger than {_size(most)}")
+        raise UnreadableFile(f"it is larger than {_format_size(most)}")
     return raw
 
 
@@ -68,7 +70,7 @@ def read_text(path: Path, most: int) -> str:
     try:
         return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Unreadable(f"it is not UTF-8 (byte {error.start + 1})") from error
+        raise UnreadableFile(f"it is not UTF-8 (byte {error.start + 1})") from error
 
 
 def read_json(path: Path, most: int) -> Any:
@@ -81,36 +83,36 @@ def read_json(path: Path, most: int) -> Any:
     try:
         value = json.loads(text)
     except RecursionError as error:
-        raise Unreadable(f"it is nested deeper than {DEPTH} levels") from error
+        raise UnreadableFile(f"it is nested deeper than {DEPTH} levels") from error
     except ValueError as error:  # JSONDecodeError, and an integer of thousands of digits
-        raise Unreadable(f"it is not JSON: {error}") from error
-    if deeper(value, DEPTH):
-        raise Unreadable(f"it is nested deeper than {DEPTH} levels")
+        raise UnreadableFile(f"it is not JSON: {error}") from error
+    if exceeds_depth(value, DEPTH):
+        raise UnreadableFile(f"it is nested deeper than {DEPTH} levels")
     return value
 
 
-def deeper(value: Any, levels: int) -> bool:
+def exceeds_depth(value: Any, levels: int) -> bool:
     """Tell whether lists and tables are nested deeper than ``levels``; without recursion."""
     layer: list[Any] = [value]
     for _ in range(levels + 1):
-        layer = [inner for outer in layer for inner in _inside(outer)]
+        layer = [inner for outer in layer for inner in _children(outer)]
         if not layer:
             return False
     return True
 
 
-def odd(value: Any, finite: bool = True) -> str | None:
+def find_unsupported_value(value: Any, finite: bool = True) -> str | None:
     """Say what of a value TOML can say and JSON cannot keep, by its dotted key; None for nothing.
 
     That is dates, numbers beyond 64 bits or (``finite``) not finite, text with NUL or half a
     character in it, and what is nested deeper than ``DEPTH``.
     """
-    if deeper(value, DEPTH):
+    if exceeds_depth(value, DEPTH):
         return f"it is nested deeper than {DEPTH} levels"
-    return next(_odd(value, "", finite), None)
+    return next(_unsupported_values(value, "", finite), None)
 
 
-def characters(value: Any) -> int:
+def count_characters(value: Any) -> int:
     """Return how many characters the strings in a value hold, its keys included."""
     total, left = 0, [value]
     while left:
@@ -124,14 +126,14 @@ def characters(value: Any) -> int:
     return total
 
 
-def _odd(value: Any, where: str, finite: bool) -> Iterator[str]:
+def _unsupported_values(value: Any, where: str, finite: bool) -> Iterator[str]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _odd(key, f"a key of {where or 'the file'}", finite)
-            yield from _odd(inner, f"{where}.{key}" if where else str(key), finite)
+            yield from _unsupported_values(key, f"a key of {where or 'the file'}", finite)
+            yield from _unsupported_values(inner, f"{where}.{key}" if where else str(key), finite)
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
-            yield from _odd(inner, f"{where}.{number}", finite)
+            yield from _unsupported_values(inner, f"{where}.{number}", finite)
     elif isinstance(value, str):
         if any(c == "\0" or 0xD800 <= ord(c) < 0xE000 for c in value):
             yield f"{where}: text holds a NUL or half a character"
@@ -145,12 +147,12 @@ def _odd(value: Any, where: str, finite: bool) -> Iterator[str]:
         yield f"{where} is a {type(value).__name__}: write it as text, in quotes"
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list | tuple) else ()
 
 
-def _size(most: int) -> str:
+def _format_size(most: int) -> str:
     exponent = int(math.log2(most)) // 10 if most >= 1024 else 0
     return f"{most / 1024**exponent:.0f} {('bytes', 'KiB', 'MiB', 'GiB')[exponent]}"

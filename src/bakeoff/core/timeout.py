@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator
 
 
-class TooSlow(BaseException):
+class TimeLimitExceeded(BaseException):
     """Raised by the alarm; no ``Exception``, so that a metric's own handlers let it pass."""
 
 
 @contextlib.contextmanager
-def at_most(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Interrupt what is inside after so many seconds, where the platform can.
 
     An alarm reaches Python's main thread alone; whoever else had one set gets it back.
@@ -32,7 +32,7 @@ def at_most(seconds: float) -> Iterator[None]:
         return
 
     def ring(*_: object) -> None:
-        raise TooSlow
+        raise TimeLimitExceeded
 
     started = time.monotonic()
     handler = signal.signal(signal.SIGALRM, ring)

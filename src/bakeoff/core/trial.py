@@ -14,7 +14,15 @@ from functools import cached_property
 from typing import Any, Self
 
 LEARNING_RATE = "learning_rate"
-PROSE = ("title", "family", "mechanism", "paper", "learning_rate_why", "tuning", "size")
+DESCRIPTIVE_FIELDS = (
+    "title",
+    "family",
+    "mechanism",
+    "paper",
+    "learning_rate_why",
+    "tuning",
+    "size",
+)
 """What a method's entry says beside what it does: no part of a trial's identity."""
 
 
@@ -101,7 +109,7 @@ class Trial:
     def id(self) -> str:
         """Hash of everything that determines the result: the same trial has the same id."""
         spec = self.to_json()
-        for prose in PROSE:
+        for prose in DESCRIPTIVE_FIELDS:
             del spec["method"][prose]
         if not self.conditions.trusted:  # the ids of trials from before it was there
             del spec["conditions"]["trusted"]

@@ -19,10 +19,10 @@ from bakeoff.core import files as core_files
 from bakeoff.core.files import sha256_of
 from bakeoff.core.results import Status, TrialResult
 
-COMPLETE = "COMPLETE.json"
+MANIFEST = "COMPLETE.json"
 RESULT = "result.json"
-STATES = "state"
-TRIED_AGAIN = (Status.FAILED, Status.OUT_OF_MEMORY)
+CHECKPOINTS = "state"
+RETRYABLE = (Status.FAILED, Status.OUT_OF_MEMORY)
 """How a trial ends that may end otherwise when it is trained again."""
 
 
@@ -37,55 +37,59 @@ class Damage(NamedTuple):
         return "; ".join(f"{word}: {', '.join(names)}" for word, names in parts if names)
 
 
-def seal(folder: Path, result: TrialResult) -> None:
+def write_manifest(folder: Path, result: TrialResult) -> None:
     """Write a trial's result beside its other files, and their hashes last, all durably.
 
     Raises:
         OSError: what the disk says.
     """
-    core_files.write_text(folder / RESULT, json.dumps(result.to_json(), sort_keys=True))
+    core_files.atomic_write_text(folder / RESULT, json.dumps(result.to_json(), sort_keys=True))
     hashes = {}
-    for file in sorted(_files(folder)):
-        core_files.sync(file)  # what others wrote here (PEFT, safetensors) may still be in memory
+    for file in sorted(_listed_files(folder)):
+        core_files.fsync_path(
+            file
+        )  # what others wrote here (PEFT, safetensors) may still be in memory
         hashes[file.relative_to(folder).as_posix()] = sha256_of(file)
     for below in {(folder / name).parent for name in hashes}:
-        core_files.sync(below)
-    core_files.write_text(folder / COMPLETE, json.dumps(hashes, indent=1))
-    core_files.sync(folder.parent)
+        core_files.fsync_path(below)
+    core_files.atomic_write_text(folder / MANIFEST, json.dumps(hashes, indent=1))
+    core_files.fsync_path(folder.parent)
 
 
-def unseal(folder: Path) -> None:
+def remove_manifest(folder: Path) -> None:
     """Take the seal off before anything inside is written again."""
-    (folder / COMPLETE).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
     if folder.is_dir():
-        core_files.sync(folder)
+        core_files.fsync_path(folder)
 
 
-def seal_of(folder: Path) -> str | None:
+def manifest_hash(folder: Path) -> str | None:
     """Return the sha256 of a folder's list of hashes, None where it has none."""
     try:
-        return sha256_of(folder / COMPLETE)
+        return sha256_of(folder / MANIFEST)
     except OSError:
         return None
 
 
-def damage(folder: Path) -> Damage | None:
+def find_damage(folder: Path) -> Damage | None:
     """Compare every file of a sealed folder with its hash; None where all are whole."""
     try:
-        wanted = _wanted(folder)
+        wanted = _read_manifest(folder)
     except FileNotFoundError:
-        return Damage((COMPLETE,), ())
+        return Damage((MANIFEST,), ())
     except (OSError, ValueError, AttributeError):
-        return Damage((), (COMPLETE,))
-    there = {file.relative_to(folder).as_posix() for file in _files(folder)}
+        return Damage((), (MANIFEST,))
+    there = {file.relative_to(folder).as_posix() for file in _listed_files(folder)}
     missing = tuple(sorted(wanted.keys() - there))
-    changed = tuple(n for n in sorted(wanted.keys() & there) if _hash(folder / n) != wanted[n])
+    changed = tuple(
+        n for n in sorted(wanted.keys() & there) if _hash_or_none(folder / n) != wanted[n]
+    )
     return Damage(missing, changed) if missing or changed else None
 
 
-def read(folder: Path) -> TrialResult | None:
+def read_result(folder: Path) -> TrialResult | None:
     """Return the result of a sealed folder that is whole, None of any other."""
-    if damage(folder) is not None:
+    if find_damage(folder) is not None:
         return None
     try:
         value = json.loads((folder / RESULT).read_text(encoding="utf-8"))
@@ -95,13 +99,13 @@ def read(folder: Path) -> TrialResult | None:
     return result if result.trial_id == folder.name else None
 
 
-def settled(folder: Path) -> TrialResult | None:
+def read_finished(folder: Path) -> TrialResult | None:
     """Return what came of a trial whose folder is whole, and that need not be trained again."""
-    result = read(folder)
-    return None if result is None or result.status in TRIED_AGAIN else result
+    result = read_result(folder)
+    return None if result is None or result.status in RETRYABLE else result
 
 
-def copy(source: Path, target: Path) -> TrialResult | None:
+def copy_trial(source: Path, target: Path) -> TrialResult | None:
     """Copy a sealed folder, whole or not at all; return its result.
 
     None, and nothing copied, where it is not whole, holds links, or is of a trial that is to be
@@ -110,15 +114,15 @@ def copy(source: Path, target: Path) -> TrialResult | None:
     Raises:
         OSError: what the disk says.
     """
-    aside = target.with_name(target.name + core_files.PARTIAL)
+    aside = target.with_name(target.name + core_files.PARTIAL_SUFFIX)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         made = aside / target.name  # its name is its trial's already: that is checked, too
         _copy_files(source, made)
-        result = settled(made)
+        result = read_finished(made)
         if result is not None:
             made.replace(target)
-            core_files.sync(target.parent)
+            core_files.fsync_path(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return result
@@ -127,29 +131,29 @@ def copy(source: Path, target: Path) -> TrialResult | None:
 def _copy_files(source: Path, target: Path) -> None:
     """Copy what a list of hashes names, and the list; leave out what is gone, or a link."""
     try:
-        wanted = _wanted(source)
+        wanted = _read_manifest(source)
     except (OSError, ValueError, AttributeError):
         return
-    for file in (*_files(source), source / COMPLETE):
+    for file in (*_listed_files(source), source / MANIFEST):
         name = file.relative_to(source)
-        if file.is_symlink() or (name.as_posix() not in wanted and file != source / COMPLETE):
+        if file.is_symlink() or (name.as_posix() not in wanted and file != source / MANIFEST):
             continue
         try:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / name)
         except FileNotFoundError:
             continue  # whoever runs that study writes the trial anew
-        core_files.sync(target / name)
+        core_files.fsync_path(target / name)
     for place, _, _ in os.walk(target):
-        core_files.sync(Path(place))
+        core_files.fsync_path(Path(place))
 
 
-def state_of(trials: Path, trial_id: str, step: int) -> Path:
+def checkpoint_path(trials: Path, trial_id: str, step: int) -> Path:
     """Return where a trial's state after ``step`` steps lies."""
-    return trials / trial_id / STATES / f"{step}.safetensors"
+    return trials / trial_id / CHECKPOINTS / f"{step}.safetensors"
 
 
-def state_damage(path: Path) -> str | None:
+def checkpoint_damage(path: Path) -> str | None:
     """Say what is wrong with a state at a rung, None where it is whole.
 
     Reads the safetensors format itself: eight bytes of length, a JSON header, the tensors' bytes.
@@ -168,39 +172,39 @@ def state_damage(path: Path) -> str | None:
         return f"it cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return "it is no state"
-    if metadata.get("sha256") != _with_result(found, metadata["result"]):
+    if metadata.get("sha256") != _add_result(found, metadata["result"]):
         return "its bytes are not those that were written"
     return None
 
 
-def state_digest(raw: bytes, result: str) -> str:
+def checkpoint_digest(raw: bytes, result: str) -> str:
     """Return the hash of a serialised state: of its tensors' bytes and its result so far."""
     start = 8 + int.from_bytes(raw[:8], "little")
-    return _with_result(hashlib.sha256(memoryview(raw)[start:]), result)
+    return _add_result(hashlib.sha256(memoryview(raw)[start:]), result)
 
 
-def _wanted(folder: Path) -> dict[str, str]:
+def _read_manifest(folder: Path) -> dict[str, str]:
     """Read a folder's list of hashes, by file."""
-    hashes: dict[str, Any] = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+    hashes: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return {name: str(value) for name, value in hashes.items()}
 
 
-def _with_result(tensors: hashlib._Hash, result: str) -> str:
+def _add_result(tensors: hashlib._Hash, result: str) -> str:
     tensors.update(result.encode())
     return tensors.hexdigest()
 
 
-def _hash(file: Path) -> str | None:
+def _hash_or_none(file: Path) -> str | None:
     try:
         return sha256_of(file)
     except OSError:
         return None
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _listed_files(folder: Path) -> Iterator[Path]:
     """Yield a trial's files but the list of hashes, the states it goes on from, unfinished ones."""
     for place, names, files in os.walk(folder):
         if Path(place) == folder:
-            names[:] = [n for n in names if n != STATES]
-        own = (Path(place) / n for n in files if not n.endswith(core_files.PARTIAL))
-        yield from (file for file in own if file != folder / COMPLETE)
+            names[:] = [n for n in names if n != CHECKPOINTS]
+        own = (Path(place) / n for n in files if not n.endswith(core_files.PARTIAL_SUFFIX))
+        yield from (file for file in own if file != folder / MANIFEST)

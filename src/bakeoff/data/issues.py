@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from bakeoff.core.errors import PreflightError
 
-SHOWN = 5
+MAX_SHOWN = 5
 """So many rows are named; the rest are counted."""
 
 
@@ -28,12 +28,12 @@ class Place(NamedTuple):
     number: int
 
 
-Places = Callable[[str, int], Place]
+PlaceLookup = Callable[[str, int], Place]
 """Split and position in it, from 0 -> where that row stands."""
 
 
 @dataclass(frozen=True)
-class Fault:
+class DataIssue:
     """One kind of fault in one split.
 
     ``what`` is a clause without its full stop. ``rows`` are the first positions in ``split``, from
@@ -65,27 +65,36 @@ class Fault:
     ) -> Self:
         """Return the fault of these rows, out of ``of``; only the first few are kept."""
         return cls(
-            code, what, try_, split=split, rows=tuple(rows[:SHOWN]), count=len(rows), of=of, **more
+            code,
+            what,
+            try_,
+            split=split,
+            rows=tuple(rows[:MAX_SHOWN]),
+            count=len(rows),
+            of=of,
+            **more,
         )
 
-    def cause(self, places: Places) -> str:
+    def cause(self, places: PlaceLookup) -> str:
         """Say what is wrong and where, in one sentence."""
         if self.split is None or not self.rows:
             return f"{self.what}."
         where = [places(self.split, row) for row in self.rows]
         if self.against is None:
-            listed = standing(where, self.count)
+            listed = format_places(where, self.count)
         else:
             pairs = zip(where, (places(self.against, row) for row in self.partners), strict=True)
-            listed = "; ".join(f"{standing([a], 1)} like {standing([b], 1)}" for a, b in pairs)
+            listed = "; ".join(
+                f"{format_places([a], 1)} like {format_places([b], 1)}" for a, b in pairs
+            )
             more = self.count - len(self.rows)
             listed += f" and {more:,} more" if more else ""
         rows = "row" if self.of == 1 else "rows"
         return f"{self.what} in {self.count:,} of {self.of:,} {rows} of {self.split}: {listed}."
 
-    def warning(self, places: Places) -> str:
+    def warning(self, places: PlaceLookup) -> str:
         """Return the sentences that list this fault for a user who may go on."""
-        return f"{self.cause(places)} {_capital(self.try_)} [{self.code}]"
+        return f"{self.cause(places)} {_capitalize(self.try_)} [{self.code}]"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -98,7 +107,7 @@ class Fault:
         return cls(**{**value, **lists})
 
 
-def refusal(faults: Iterable[Fault], places: Places) -> PreflightError | None:
+def as_error(faults: Iterable[DataIssue], places: PlaceLookup) -> PreflightError | None:
     """Return one error for all the fatal faults, under the code of the first; None without any."""
     fatal = [f for f in faults if f.fatal]
     if not fatal:
@@ -112,21 +121,21 @@ def refusal(faults: Iterable[Fault], places: Places) -> PreflightError | None:
     return PreflightError(first.code, "\n".join(causes), numbered if len(hints) > 1 else first.try_)
 
 
-def standing(places: Sequence[Place], count: int) -> str:
+def format_places(places: Sequence[Place], count: int) -> str:
     """Name the first of ``count`` places: ``lines 3, 7 and 12 of rows.jsonl``."""
     files = groupby(places, key=lambda p: (p.unit, p.file))
     groups = [(unit, file, [p.number for p in same]) for (unit, file), same in files]
     if len(groups) == 1:
         unit, file, numbers = groups[0]
-        return f"{numbered(unit, numbers, count)} of {file}"
+        return f"{format_numbers(unit, numbers, count)} of {file}"
     more = f" and {count - len(places):,} more" if count > len(places) else ""
-    return ", ".join(f"{numbered(unit, n)} of {file}" for unit, file, n in groups) + more
+    return ", ".join(f"{format_numbers(unit, n)} of {file}" for unit, file, n in groups) + more
 
 
-def numbered(unit: str, numbers: Sequence[int], count: int | None = None) -> str:
+def format_numbers(unit: str, numbers: Sequence[int], count: int | None = None) -> str:
     """Write ``line 3`` or ``lines 3, 7 and 12``, or the first few and how many more."""
     total = len(numbers) if count is None else count
-    shown = [str(n) for n in numbers[:SHOWN]]
+    shown = [str(n) for n in numbers[:MAX_SHOWN]]
     if total > len(shown):
         return f"{unit}s {', '.join(shown)} and {total - len(shown):,} more"
     if len(shown) == 1:
@@ -134,5 +143,5 @@ def numbered(unit: str, numbers: Sequence[int], count: int | None = None) -> str
     return f"{unit}s {', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _capital(text: str) -> str:
+def _capitalize(text: str) -> str:
     return text if text.startswith("`") else text[:1].upper() + text[1:]

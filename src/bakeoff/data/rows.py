@@ -21,12 +21,12 @@ from bakeoff.core.safe_read import (
     DATA_BYTES,
     DEPTH,
     ROW_CHARACTERS,
-    Unreadable,
-    characters,
-    deeper,
+    UnreadableFile,
+    count_characters,
+    exceeds_depth,
     read_bytes,
 )
-from bakeoff.data.issues import Place, numbered
+from bakeoff.data.issues import Place, format_numbers
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
@@ -38,7 +38,7 @@ _CELL_LIMIT = 2**31 - 1
 """Characters in a CSV cell; Python's own limit of 131,072 refuses long documents."""
 
 
-class Placed(dict[str, Any]):
+class LocatedRow(dict[str, Any]):
     """A row as it was read, with its place in the user's file, which is no part of its content.
 
     Sampling and splitting hand the row on as it is; freezing writes the content alone.
@@ -53,15 +53,15 @@ class Placed(dict[str, Any]):
 
 def place_of(row: Row, split: str, position: int) -> Place:
     """Return where a row stands: in the user's file if it was read there, else in its split."""
-    if isinstance(row, Placed):
+    if isinstance(row, LocatedRow):
         return row.place
     return Place(f"the {split} split", "row", position + 1)
 
 
-def renamed(row: Row, names: Mapping[str, str]) -> Row:
+def rename_columns(row: Row, names: Mapping[str, str]) -> Row:
     """Return a row under other column names, its place kept; a name that it lacks is nothing."""
     content = {names.get(name, name): value for name, value in row.items()}
-    return Placed(content, row.place) if isinstance(row, Placed) else content
+    return LocatedRow(content, row.place) if isinstance(row, LocatedRow) else content
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -85,14 +85,14 @@ def read_rows(path: Path) -> list[Row]:
             f"convert it to one of {', '.join(SUFFIXES)}.",
         )
     text = _decode(path)
-    rows = _parsed(path, text)
+    rows = _parse(path, text)
     if not rows:
         raise PreflightError("empty-split", f"{path} holds no rows.", "give a file with rows.")
-    refuse_unbounded(path.name, rows, len(text))
+    check_row_bounds(path.name, rows, len(text))
     return rows
 
 
-def refuse_unbounded(name: str, rows: Sequence[Row], total: int) -> None:
+def check_row_bounds(name: str, rows: Sequence[Row], total: int) -> None:
     """Refuse rows that are larger or nested deeper than any row to learn from.
 
     ``total`` is how many characters all of them have at most.
@@ -103,37 +103,37 @@ def refuse_unbounded(name: str, rows: Sequence[Row], total: int) -> None:
     found = {
         "row-too-deep": (
             f"nested deeper than {DEPTH} levels",
-            [i for i, row in enumerate(rows) if deeper(row, DEPTH)],
+            [i for i, row in enumerate(rows) if exceeds_depth(row, DEPTH)],
         )
     }
     if total > ROW_CHARACTERS:  # else no row of it can be larger
-        large = [i for i, row in enumerate(rows) if characters(row) > ROW_CHARACTERS]
+        large = [i for i, row in enumerate(rows) if count_characters(row) > ROW_CHARACTERS]
         found["row-too-large"] = (f"of more than {ROW_CHARACTERS:,} characters", large)
     for code, (what, positions) in found.items():
         if positions:
             places = [place_of(rows[i], name, i) for i in positions]
-            where = numbered(places[0].unit, [p.number for p in places])
+            where = format_numbers(places[0].unit, [p.number for p in places])
             cause = f"{name} holds rows {what}: {where}."
             raise PreflightError(code, cause, "cut them, or take them out.")
 
 
-def _parsed(path: Path, text: str) -> list[Row]:
+def _parse(path: Path, text: str) -> list[Row]:
     if path.suffix == ".jsonl":
-        return _jsonl(path, text)
-    return _json(path, text) if path.suffix == ".json" else _csv(path, text)
+        return _parse_jsonl(path, text)
+    return _parse_json(path, text) if path.suffix == ".json" else _parse_csv(path, text)
 
 
 def _decode(path: Path) -> str:
     try:
         raw = read_bytes(path, DATA_BYTES)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise PreflightError(
             "data-unreadable", f"{path} cannot be read: {error}.", "`limit`, or smaller files."
         ) from error
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, raw, error.start) from error
+        raise _not_utf8_error(path, raw, error.start) from error
     if _BOM in text:
         lines = [n for n, line in enumerate(text.split("\n"), 1) if line.startswith(_BOM)]
         if path.suffix in (".csv", ".tsv") and _BOM in text.partition("\n")[0]:
@@ -141,19 +141,19 @@ def _decode(path: Path) -> str:
         if lines:
             raise PreflightError(
                 "data-bom",
-                f"{path} has a byte order mark inside, in {numbered('line', lines)}: "
+                f"{path} has a byte order mark inside, in {format_numbers('line', lines)}: "
                 "files that begin with one were joined, or a header was.",
                 f"`sed -i 's/\\xef\\xbb\\xbf//g' {path.name}` takes all of them out.",
             )
     return text
 
 
-def _not_utf8(path: Path, raw: bytes, first: int) -> PreflightError:
+def _not_utf8_error(path: Path, raw: bytes, first: int) -> PreflightError:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         cause, encoding = f"{path} is UTF-16, not UTF-8.", "utf-16"
     else:
         lines = [n for n, line in enumerate(raw.split(b"\n"), 1) if not _is_utf8(line)]
-        cause = f"{path} is not UTF-8: byte 0x{raw[first]:02x} in {numbered('line', lines)}."
+        cause = f"{path} is not UTF-8: byte 0x{raw[first]:02x} in {format_numbers('line', lines)}."
         encoding = "latin1"
     fixed = f"fixed{path.suffix}"
     return PreflightError(
@@ -172,7 +172,7 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _jsonl(path: Path, text: str) -> list[Row]:
+def _parse_jsonl(path: Path, text: str) -> list[Row]:
     rows: list[Row] = []
     broken: dict[int, str] = {}
     # split on "\n" alone: str.splitlines also breaks on U+2028, which JSON strings may hold
@@ -185,38 +185,38 @@ def _jsonl(path: Path, text: str) -> list[Row]:
             broken[number] = f": {getattr(error, 'msg', error)}"
             continue
         if isinstance(row, dict):
-            rows.append(Placed(row, Place(path.name, "line", number)))
+            rows.append(LocatedRow(row, Place(path.name, "line", number)))
         else:
             broken[number] = " is not an object"
-    _refuse_broken(path, "line", broken)
+    _check_not_broken(path, "line", broken)
     return rows
 
 
-def _json(path: Path, text: str) -> list[Row]:
+def _parse_json(path: Path, text: str) -> list[Row]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        raise _broken(path, f"line {line}: {getattr(error, 'msg', error)}") from error
+        raise _broken_file_error(path, f"line {line}: {getattr(error, 'msg', error)}") from error
     if not isinstance(values, list):
-        raise _broken(path, "the file is not a list of objects")
+        raise _broken_file_error(path, "the file is not a list of objects")
     numbered_values = list(enumerate(values, 1))
     wrong = {n: " is not an object" for n, v in numbered_values if not isinstance(v, dict)}
-    _refuse_broken(path, "row", wrong)
-    return [Placed(v, Place(path.name, "row", n)) for n, v in numbered_values]
+    _check_not_broken(path, "row", wrong)
+    return [LocatedRow(v, Place(path.name, "row", n)) for n, v in numbered_values]
 
 
-def _csv(path: Path, text: str) -> list[Row]:
+def _parse_csv(path: Path, text: str) -> list[Row]:
     before = csv.field_size_limit(_CELL_LIMIT)
     try:
-        return _csv_rows(path, text)
+        return _parse_csv_rows(path, text)
     except csv.Error as error:
-        raise _broken(path, f"{error}") from error
+        raise _broken_file_error(path, f"{error}") from error
     finally:
         csv.field_size_limit(before)
 
 
-def _csv_rows(path: Path, text: str) -> list[Row]:
+def _parse_csv_rows(path: Path, text: str) -> list[Row]:
     # newline="": a quoted cell may hold line ends, and the csv module finds the real ones
     file = io.StringIO(text, newline="")
     reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -235,23 +235,23 @@ def _csv_rows(path: Path, text: str) -> list[Row]:
         begins = reader.line_num - inside
         if None in row:
             wrong[begins] = " has more cells than the header"
-        rows.append(Placed(row, Place(path.name, "line", begins)))
-    _refuse_broken(path, "line", wrong)
+        rows.append(LocatedRow(row, Place(path.name, "line", begins)))
+    _check_not_broken(path, "line", wrong)
     return rows
 
 
-def _refuse_broken(path: Path, unit: str, broken: Mapping[int, str]) -> None:
+def _check_not_broken(path: Path, unit: str, broken: Mapping[int, str]) -> None:
     """Refuse a file with broken rows: what is wrong with the first, and which others are."""
     if broken:
         first, *others = broken
-        raise _broken(
+        raise _broken_file_error(
             path,
             f"{unit} {first}{broken[first]}"
-            + (f"; broken too: {numbered(unit, others)}" if others else ""),
+            + (f"; broken too: {format_numbers(unit, others)}" if others else ""),
         )
 
 
-def _broken(path: Path, why: str) -> PreflightError:
+def _broken_file_error(path: Path, why: str) -> PreflightError:
     return PreflightError(
         "data-broken", f"{path}: {why}.", "one JSON object a line (.jsonl) or a list (.json)."
     )
@@ -262,7 +262,7 @@ def columns_of(template: str) -> tuple[str, ...]:
     return tuple(_COLUMN.findall(template)) or (template,)
 
 
-def fill(template: str, row: Mapping[str, Any]) -> str:
+def render_template(template: str, row: Mapping[str, Any]) -> str:
     """Fill ``{column}`` marks from ``row``; without a mark the template names a column.
 
     Only plain column names are replaced (no attribute access, no format codes).
@@ -274,17 +274,17 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 
 def write_split(path: Path, rows: Iterable[Row]) -> str:
     """Write rows as canonical JSONL and return the file's sha256."""
-    text = _canonical(rows)
+    text = _to_canonical_jsonl(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, text)
+    files.atomic_write_bytes(path, text)
     return hashlib.sha256(text).hexdigest()
 
 
 def canonical_digest(rows: Iterable[Row]) -> str:
     """Return the sha256 that ``write_split`` would give."""
-    return hashlib.sha256(_canonical(rows)).hexdigest()
+    return hashlib.sha256(_to_canonical_jsonl(rows)).hexdigest()
 
 
-def _canonical(rows: Iterable[Row]) -> bytes:
+def _to_canonical_jsonl(rows: Iterable[Row]) -> bytes:
     lines = (json.dumps(r, sort_keys=True, ensure_ascii=False) + "\n" for r in rows)
     return "".join(lines).encode()

@@ -10,8 +10,8 @@ from bakeoff.data import rows as data_rows
 from bakeoff.data.issues import Place
 from bakeoff.data.rows import Row
 
-FROZEN = {name: f"data/{name}.jsonl" for name in data_rows.SPLITS}
-ORIGINS = "data/origins.json"
+FROZEN_FILES = {name: f"data/{name}.jsonl" for name in data_rows.SPLITS}
+ORIGINS_FILE = "data/origins.json"
 
 
 def split_rows(
@@ -34,7 +34,7 @@ def split_rows(
     return {s: [r for r, k in zip(rows, keys, strict=True) if home.get(k) == s] for s in fractions}
 
 
-def sample(rows: list[Row], limit: int | None, rng: random.Random) -> list[Row]:
+def sample_rows(rows: list[Row], limit: int | None, rng: random.Random) -> list[Row]:
     """Return at most ``limit`` rows, drawn at random, in the order of the file."""
     if limit is None or len(rows) <= limit:
         return rows

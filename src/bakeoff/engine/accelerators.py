@@ -40,7 +40,7 @@ class Switches:
     @classmethod
     def best(cls, device: str, precision: str = "bf16", steps: int | None = None) -> Switches:
         """Return everything that pays on this device, for so many steps (None: very many)."""
-        return cls(**{name: e.on for name, e in explain(device, precision, steps).items()})
+        return cls(**{name: e.on for name, e in explain_defaults(device, precision, steps).items()})
 
     @classmethod
     def wished(cls, wishes: Mapping[str, Any], device: str, precision: str, steps: int) -> Switches:
@@ -58,40 +58,46 @@ class Switches:
         return {}
 
 
-class Explained(NamedTuple):
+class SwitchDefault(NamedTuple):
     """One switch at ``auto``: whether it is on, and why."""
 
     on: bool
     why: str
 
 
-COMPILING_PAYS = 500
+MIN_STEPS_TO_COMPILE = 500
 """Steps of a trial from which a compiled layer saves more than compiling it costs: about 10 s a
 group of trials of a 135M base on an H100, against some 3 ms of a step and lane (ablation)."""
 
 
-def explain(device: str, precision: str, steps: int | None = None) -> dict[str, Explained]:
+def explain_defaults(
+    device: str, precision: str, steps: int | None = None
+) -> dict[str, SwitchDefault]:
     """Say which switches ``auto`` turns on for a device and a number of steps, and why."""
     cuda = device.startswith("cuda")
     flash = cuda and precision == "bf16" and torch.cuda.get_device_capability(device) >= (8, 0)
     attention = "varlen flash attention" if flash else "softmax over each example"
     return {
-        "lanes": Explained(True, "where the two-lane probe agrees with the trials alone"),
-        "packing": Explained(True, f"{attention}; where it agrees with padded batches"),
-        "loss": Explained(True, "where the output layer is frozen and linear"),
-        "lean_inputs": Explained(
+        "lanes": SwitchDefault(True, "where the two-lane probe agrees with the trials alone"),
+        "packing": SwitchDefault(True, f"{attention}; where it agrees with padded batches"),
+        "loss": SwitchDefault(True, "where the output layer is frozen and linear"),
+        "lean_inputs": SwitchDefault(
             precision == "bf16", "bf16: no fp32 copies" if precision == "bf16" else "fp32 anyway"
         ),
-        "compile": _compiling(cuda, steps),
-        "graphs": Explained(cuda, "a step is one CUDA graph" if cuda else "needs CUDA"),
-        "checkpointing": Explained(False, "where not even one example a pass fits without it"),
-        "generation": Explained(True, "where it gives plain generate's tokens"),
+        "compile": _compile_default(cuda, steps),
+        "graphs": SwitchDefault(cuda, "a step is one CUDA graph" if cuda else "needs CUDA"),
+        "checkpointing": SwitchDefault(False, "where not even one example a pass fits without it"),
+        "generation": SwitchDefault(True, "where it gives plain generate's tokens"),
     }
 
 
-def _compiling(cuda: bool, steps: int | None) -> Explained:
+def _compile_default(cuda: bool, steps: int | None) -> SwitchDefault:
     if not cuda:
-        return Explained(False, "a CPU gains less than compiling costs")
-    if steps is not None and steps < COMPILING_PAYS:
-        return Explained(False, f"fewer than {COMPILING_PAYS:,} steps gain less than it costs")
-    return Explained(True, f"one compiled layer for all, from {COMPILING_PAYS:,} steps on")
+        return SwitchDefault(False, "a CPU gains less than compiling costs")
+    if steps is not None and steps < MIN_STEPS_TO_COMPILE:
+        return SwitchDefault(
+            False, f"fewer than {MIN_STEPS_TO_COMPILE:,} steps gain less than it costs"
+        )
+    return SwitchDefault(
+        True, f"one compiled layer for all, from {MIN_STEPS_TO_COMPILE:,} steps on"
+    )

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from bakeoff.engine.quantization import is_packed, mixes_rows
 
 
-class Resident:
+class BaseCache:
     """The one base that this process keeps; off until a worker turns it on."""
 
     on: bool = False
-    _kept: _Kept | None = None
+    _kept: _CachedBase | None = None
 
     @classmethod
     def base(cls, key: Hashable, load: Callable[[], nn.Module]) -> nn.Module:
@@ -34,7 +34,7 @@ class Resident:
             model = load()
             if mixes_rows(model):  # such layers hold tensors outside their parameters
                 return model
-            cls._kept = _Kept(key, model)
+            cls._kept = _CachedBase(key, model)
         return cls._kept.copy()
 
     @classmethod
@@ -52,7 +52,7 @@ class Resident:
             cls.forget()
 
 
-class _Kept:
+class _CachedBase:
     def __init__(self, key: Hashable, model: nn.Module) -> None:
         self.key = key
         self.model = model
@@ -78,11 +78,11 @@ class _Kept:
 
     @torch.no_grad()
     def _sums(self) -> list[int]:
-        found = [_sum(p) for p in self.model.parameters()]
+        found = [_bit_sum(p) for p in self.model.parameters()]
         return torch.stack(found).tolist() if found else []
 
 
-def _sum(tensor: Tensor) -> Tensor:
+def _bit_sum(tensor: Tensor) -> Tensor:
     """Return the sum of a tensor's bytes, eight at a time where they come so, modulo 2^64."""
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     wide = raw[: len(raw) // 8 * 8].view(torch.int64).sum()

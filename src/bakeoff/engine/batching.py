@@ -15,12 +15,12 @@ from torch.utils import _pytree as pytree
 
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
-from bakeoff.engine.lanes.dropout import Cut
+from bakeoff.engine.lanes.dropout import StepPart
 from bakeoff.engine.lanes.lanes import Lanes
-from bakeoff.engine.layers import LayerStack, use_attention
+from bakeoff.engine.layers import LayerStack, use_packed_attention
 from bakeoff.engine.loss import Fused
 from bakeoff.engine.packing.attention import NotPackable
-from bakeoff.engine.packing.layout import Layout, bucket, buckets, layout, round_up
+from bakeoff.engine.packing.layout import Layout, choose_buckets, make_layout, pick_bucket, round_up
 
 ROW_MULTIPLE = {"cpu": 8, "cuda": 32}
 """Packed rows are this many tokens long, or a multiple of it."""
@@ -28,7 +28,7 @@ GRAPH_SHAPES = 10
 """Row sizes that a graphed study uses: each costs a capture, a second or two."""
 
 
-class Tokenised(Protocol):
+class TokenizedExample(Protocol):
     """One example: its tokens, and its labels (negative: not supervised)."""
 
     @property
@@ -62,7 +62,7 @@ class Pass(NamedTuple):
     layout: Layout | None
     first: int
     width: int
-    cut: Cut | None
+    cut: StepPart | None
 
 
 class StepBatch(NamedTuple):
@@ -101,7 +101,7 @@ class StepBatch(NamedTuple):
         return held
 
 
-class Shape(NamedTuple):
+class StepShape(NamedTuple):
     """The sizes of a step: padded length, packed row, targets of a lane; None is as it comes."""
 
     length: int | None
@@ -109,7 +109,7 @@ class Shape(NamedTuple):
     units: int | None
 
 
-class Feed:
+class BatchBuilder:
     """Makes step batches for the lanes of one model, under fixed switches."""
 
     def __init__(
@@ -137,10 +137,10 @@ class Feed:
         self.packs = switches.packing
         self.virtual = 0
         self._looked = False
-        self._last: tuple[Sequence[Sequence[Tokenised]], Sequence[Shape]] = (), ()
+        self._last: tuple[Sequence[Sequence[TokenizedExample]], Sequence[StepShape]] = (), ()
         Fused.use(switches.loss, switches.compile)
         if switches.packing:
-            use_attention(lanes.model)
+            use_packed_attention(lanes.model)
         if switches.packing or switches.checkpointing:
             self.stack = LayerStack(lanes.model)
             self.stack.checkpointing = switches.checkpointing
@@ -160,7 +160,7 @@ class Feed:
         return ROW_MULTIPLE[self.device.split(":", maxsplit=1)[0]]
 
     def training(
-        self, examples: Sequence[Tokenised], seeds: Sequence[int], start: int = 0
+        self, examples: Sequence[TokenizedExample], seeds: Sequence[int], start: int = 0
     ) -> Iterator[StepBatch]:
         """Yield each step's batches from ``start`` on, each lane in its own seed's order, for ever.
 
@@ -175,7 +175,7 @@ class Feed:
             self._last = picked, shapes
             yield self.step(picked, shapes)
 
-    def longest(self, examples: Sequence[Tokenised]) -> StepBatch:
+    def longest(self, examples: Sequence[TokenizedExample]) -> StepBatch:
         """Return a step of the longest examples, the same for every lane: what must fit."""
         self._look(examples)
         order = sorted(examples, key=lambda e: len(e.tokens))[-self.batch_size :]
@@ -197,7 +197,7 @@ class Feed:
             return True
         return self.rescue and self._recompute()
 
-    def evaluation(self, examples: Sequence[Tokenised], rows: int) -> Iterator[StepBatch]:
+    def evaluation(self, examples: Sequence[TokenizedExample], rows: int) -> Iterator[StepBatch]:
         """Yield all examples once, the same for every lane, sorted by length; ``rows`` in all."""
         order = sorted(examples, key=lambda e: len(e.tokens))
         share = max(1, rows // self.width)
@@ -205,7 +205,9 @@ class Feed:
             for part in self._parts(order[start : start + share]):
                 yield self.step([part] * len(self.lanes), ())
 
-    def step(self, picked: Sequence[Sequence[Tokenised]], shapes: Sequence[Shape]) -> StepBatch:
+    def step(
+        self, picked: Sequence[Sequence[TokenizedExample]], shapes: Sequence[StepShape]
+    ) -> StepBatch:
         """Return one step's passes: ``picked`` holds the examples of each lane."""
         most = self._most
         row = round_up(max(self._tokens(own) for own in picked), self.multiple)
@@ -227,7 +229,7 @@ class Feed:
         limits = [n for n in (self.switches.micro_tokens, self.pass_tokens) if n is not None]
         return min(limits, default=None)
 
-    def _parts(self, own: Sequence[Tokenised]) -> list[Sequence[Tokenised]]:
+    def _parts(self, own: Sequence[TokenizedExample]) -> list[Sequence[TokenizedExample]]:
         """Cut examples into runs that fit a pass, in their order; one alone is never cut."""
         most, parts, start = self._most, [], 0
         for stop in range(1, len(own) + 1):
@@ -240,19 +242,21 @@ class Feed:
                 start = stop
         return parts
 
-    def _cut(self, own: Sequence[Tokenised], lane: int, shapes: Sequence[Shape]) -> Iterator[Pass]:
+    def _cut(
+        self, own: Sequence[TokenizedExample], lane: int, shapes: Sequence[StepShape]
+    ) -> Iterator[Pass]:
         """Yield the passes of one lane whose examples do not fit together."""
         parts = self._parts(own)
         if len(parts) == 1:
             yield self._pass([own], lane, shapes)
             return
         # a padded length that dropout counts by stays; sizes of whole steps are too large
-        fixed = [Shape(shapes[-1].length, None, None)] if shapes and self._fixed else []
+        fixed = [StepShape(shapes[-1].length, None, None)] if shapes and self._fixed else []
         row = token = 0
         for part in parts:
             made = self._pass([part], lane, fixed)
             slots = 0 if made.layout is None else made.layout.gather.shape[1]
-            cut = Cut(row, token, len(part), slots, part is parts[-1])
+            cut = StepPart(row, token, len(part), slots, part is parts[-1])
             yield made._replace(cut=cut)
             row += len(part)
             token += self._tokens(part)
@@ -270,12 +274,14 @@ class Feed:
         return True
 
     def _pass(
-        self, picked: Sequence[Sequence[Tokenised]], first: int, shapes: Sequence[Shape]
+        self, picked: Sequence[Sequence[TokenizedExample]], first: int, shapes: Sequence[StepShape]
     ) -> Pass:
         row = max(self._tokens(own) for own in picked)
-        units = max(_units(own) for own in picked)
+        units = max(_count_supervised(own) for own in picked)
         longest = max(len(e.tokens) for own in picked for e in own)
-        shape = _fitting(shapes, Shape(longest, row, units)) or Shape(None, None, None)
+        shape = _smallest_fitting(shapes, StepShape(longest, row, units)) or StepShape(
+            None, None, None
+        )
         every = [e for own in picked for e in own]
         in_all = None if shape.units is None else shape.units * len(picked)
         batch = self.task.batch(every, self.pad_id, "cpu", shape.length, in_all)
@@ -284,7 +290,7 @@ class Feed:
         length = batch.inputs["input_ids"].shape[1] + self.virtual
         tokens = shape.row or round_up(row, self.multiple)
         sizes = [n + self.virtual for n in batch.lengths]
-        where = layout(sizes, len(picked), length, tokens)
+        where = make_layout(sizes, len(picked), length, tokens)
         return Pass(batch, where, first, len(picked), None)
 
     @property
@@ -292,10 +298,12 @@ class Feed:
         """Whether what is computed depends on the padded length."""
         return bool(self.lanes.drops) or self.lanes.sees_padding
 
-    def _tokens(self, own: Sequence[Tokenised]) -> int:
+    def _tokens(self, own: Sequence[TokenizedExample]) -> int:
         return sum(len(e.tokens) + self.virtual for e in own)
 
-    def _shapes(self, examples: Sequence[Tokenised], seeds: Sequence[int]) -> tuple[Shape, ...]:
+    def _shapes(
+        self, examples: Sequence[TokenizedExample], seeds: Sequence[int]
+    ) -> tuple[StepShape, ...]:
         """Return the sizes that steps are rounded up to.
 
         Where dropout draws, the padded length must not depend on who else rides: it is the longest
@@ -306,7 +314,7 @@ class Feed:
             return ()
         length = round_up(max(len(e.tokens) for e in examples), 8)
         if not self.switches.graphs:
-            return (Shape(length, None, None),)
+            return (StepShape(length, None, None),)
         steps = -(-len(examples) // self.batch_size) + 1
         rows, units, lengths = [], [], []
         for seed in dict.fromkeys(seeds):
@@ -314,20 +322,20 @@ class Feed:
             for _ in range(4 * steps):
                 own = [examples[i] for i in next(order)]
                 rows.append(self._tokens(own))
-                units.append(_units(own))
+                units.append(_count_supervised(own))
                 lengths.append(max(len(e.tokens) for e in own))
         widest = (length + self.virtual) * self.batch_size
-        top = Shape(length, round_up(widest, self.multiple), None)
-        sizes = buckets(rows, GRAPH_SHAPES, self.multiple)
+        top = StepShape(length, round_up(widest, self.multiple), None)
+        sizes = choose_buckets(rows, GRAPH_SHAPES, self.multiple)
         chosen = []
         for size in sizes:
-            held = [i for i, r in enumerate(rows) if bucket(r, sizes) <= size]
+            held = [i for i, r in enumerate(rows) if pick_bucket(r, sizes) <= size]
             most = round_up(max(units[i] for i in held), self.multiple)
             longest = length if fixed else round_up(max(lengths[i] for i in held), 8)
-            chosen.append(Shape(longest, size, most))
+            chosen.append(StepShape(longest, size, most))
         return (*chosen, top)
 
-    def _look(self, examples: Sequence[Tokenised]) -> None:
+    def _look(self, examples: Sequence[TokenizedExample]) -> None:
         """Find out how many virtual tokens a method puts before each example.
 
         Raises:
@@ -345,13 +353,13 @@ class Feed:
         def watch(_: Any, args: Any, kwargs: Any) -> None:
             states = args[0] if args else kwargs["hidden_states"]
             seen.append(states.shape if isinstance(states, torch.Tensor) else torch.Size())
-            raise _SeenEnough
+            raise _StopForward
 
         handle = self.stack.layers[0].register_forward_pre_hook(watch, with_kwargs=True)
         try:
             with torch.no_grad():
                 self.lanes.model(**batch.inputs)
-        except _SeenEnough:
+        except _StopForward:
             pass
         finally:
             handle.remove()
@@ -361,15 +369,15 @@ class Feed:
         self.virtual = seen[0][1] - length
 
 
-class _SeenEnough(Exception):
+class _StopForward(Exception):
     pass
 
 
-def _units(own: Sequence[Tokenised]) -> int:
+def _count_supervised(own: Sequence[TokenizedExample]) -> int:
     return sum(label >= 0 for e in own for label in e.labels)
 
 
-def _fitting(shapes: Sequence[Shape], needed: Shape) -> Shape | None:
+def _smallest_fitting(shapes: Sequence[StepShape], needed: StepShape) -> StepShape | None:
     """Return the first shape that holds a step of the needed sizes."""
     for shape in shapes:
         sizes = zip(shape, needed, strict=True)

@@ -19,13 +19,13 @@ from bakeoff.engine.batching import StepBatch
 WARM_UP = 2
 
 
-class _Captured(NamedTuple):
+class _CapturedStep(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     losses: Tensor
 
 
-def end_capture(device: str) -> None:
+def abort_capture(device: str) -> None:
     """Take the random generator back from a capture that failed.
 
     PyTorch leaves it waiting for the capture's end, and every later draw of the process raises
@@ -37,7 +37,7 @@ def end_capture(device: str) -> None:
     default.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
-class Graphs:
+class StepGraphs:
     """Captures and replays ``compute``; ``warm_up`` is the part of it that may run beforehand."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Graphs:
     ) -> None:
         self.compute = compute
         self.warm_up = warm_up
-        self._known: dict[Any, _Captured] = {}
+        self._known: dict[Any, _CapturedStep] = {}
         self._pool: Any = None
 
     def __call__(self, batch: StepBatch, device: str) -> Tensor:
@@ -62,7 +62,7 @@ class Graphs:
         known.graph.replay()
         return known.losses
 
-    def _capture(self, leaves: list[Any], tree: Any, device: str) -> _Captured:
+    def _capture(self, leaves: list[Any], tree: Any, device: str) -> _CapturedStep:
         placed = [t.to(device) if isinstance(t, Tensor) else t for t in leaves]
         batch: StepBatch = pytree.tree_unflatten(placed, tree)
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -76,7 +76,7 @@ class Graphs:
             with torch.cuda.graph(graph, pool=self._pool):
                 losses = self.compute(batch)
         except Exception:
-            end_capture(device)
+            abort_capture(device)
             raise
         self._pool = graph.pool()
-        return _Captured(graph, [t for t in placed if isinstance(t, Tensor)], losses)
+        return _CapturedStep(graph, [t for t in placed if isinstance(t, Tensor)], losses)

@@ -65,7 +65,7 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out, on a GPU or the host."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
@@ -73,25 +73,25 @@ def out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in text or "out of memory" in text
 
 
-def halving(work: Callable[[int], Result], rows: int) -> Result:
+def retry_with_half(work: Callable[[int], Result], rows: int) -> Result:
     """Return ``work(rows)``; where memory runs out, the same from its start with half the rows."""
     while True:
         try:
             return work(rows)
         except (RuntimeError, MemoryError) as error:
-            if rows <= 1 or not out_of_memory(error):
+            if rows <= 1 or not is_out_of_memory(error):
                 raise
         free_memory()  # out here: the error held on to what was made before it
         rows //= 2
 
 
-def device_lost(error: BaseException) -> bool:
+def is_device_lost(error: BaseException) -> bool:
     """Say whether an error leaves this process without its GPU: nothing it computes is right now.
 
     A failed assertion in a kernel, an illegal address or an ECC error is of the whole CUDA context;
     only another process gets a new one.
     """
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         return False
     lost = getattr(torch, "AcceleratorError", None)
     return (lost is not None and isinstance(error, lost)) or "CUDA error:" in str(error)
@@ -122,7 +122,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def place(model: nn.Module, device: str) -> nn.Module:
+def move_to_device(model: nn.Module, device: str) -> nn.Module:
     """Move a model to its device, with what lies in plain attributes and dictionaries of tensors.
 
     ``Module.to`` does not see those: PEFT keeps prompts' token ids and AdaMSS's indices so, and
@@ -141,11 +141,11 @@ def place(model: nn.Module, device: str) -> nn.Module:
     if not any(map(is_packed, model.parameters())):
         return model.to(device)
     for module in model.modules():
-        _move_own(module, device)
+        _move_unquantized_tensors(module, device)
     return model
 
 
-def _move_own(module: nn.Module, device: str) -> None:
+def _move_unquantized_tensors(module: nn.Module, device: str) -> None:
     """Move a module's own tensors but the quantised: they lie on the device since loading."""
     for parameter in module._parameters.values():
         if parameter is not None and not is_packed(parameter):
@@ -173,7 +173,7 @@ def set_dtypes(model: nn.Module, precision: str) -> None:
             parameter.data = parameter.data.to(torch.float32 if id(parameter) in master else frozen)
 
 
-def lean_inputs(model: nn.Module) -> None:
+def disable_input_casting(model: nn.Module) -> None:
     """Let PEFT layers take their input as it is.
 
     PEFT copies it to the dtype of the adapter, fp32, only for autocast to bring it back: the copy

@@ -33,6 +33,6 @@ def beat() -> None:
         Pulse.listener.beat()
 
 
-def asked_to_stop() -> bool:
+def stop_requested() -> bool:
     """Say whether the work should end at the next safe point."""
     return Pulse.listener is not None and Pulse.listener.asked_to_stop()

@@ -21,16 +21,16 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from bakeoff.engine.lanes.vmapped_modules import Shell, every_name
-from bakeoff.engine.packing.attention import NAME, Current, NotPackable, packed
+from bakeoff.engine.lanes.vmapped_modules import ClassForward, named_tensors_with_aliases
+from bakeoff.engine.packing.attention import ATTENTION_NAME, ActivePass, NotPackable, use_layout
 from bakeoff.engine.packing.layout import Layout, pack, unpack
 from bakeoff.engine.quantization import is_packed
 
-_OWN_PLACE = {"layer_idx", "layer_id", "layer_index", "kwargs", "module_name"}
+_LAYER_IDENTITY = {"layer_idx", "layer_id", "layer_index", "kwargs", "module_name"}
 """Attributes that differ from layer to layer and change nothing in a forward pass without a cache
 (``kwargs`` and ``module_name`` are PEFT's record of how and where a layer was made).
 """
-MAKES = 4
+MAX_LAYER_KINDS = 4
 """Most makes of layers that are compiled; beyond it compiling costs more than it gives."""
 
 
@@ -53,10 +53,10 @@ class LayerStack:
         self.checkpointing = False
         """Each layer keeps its input alone, and is computed again in the backward pass."""
         self._packed: dict[int, Any] = {}
-        self._shells = [Shell(layer) for layer in self.layers]
+        self._shells = [ClassForward(layer) for layer in self.layers]
         self._compiled: list[Callable[..., Any]] = []
         for index, layer in enumerate(self.layers):
-            layer.forward = _Place(self, index)
+            layer.forward = _LayerForward(self, index)
 
     def compile(self) -> None:
         """Train every layer through one compiled template of its make.
@@ -72,9 +72,9 @@ class LayerStack:
         # from the back: the first layer to run must not be the template itself, or the compiler
         # takes its tensors' places in the stack for the template's, and compiles again for others
         for layer in reversed(self.layers):
-            known = [f for first, f in makes if alike(first, layer)]
-            if not known and len(makes) == MAKES:
-                raise NotCompilable(f"the layers are of more than {MAKES} makes")
+            known = [f for first, f in makes if same_structure(first, layer)]
+            if not known and len(makes) == MAX_LAYER_KINDS:
+                raise NotCompilable(f"the layers are of more than {MAX_LAYER_KINDS} makes")
             if not known:
                 known = [torch.compile(_Template(layer))]
                 makes.append((layer, known[0]))
@@ -82,7 +82,7 @@ class LayerStack:
 
     def run(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one layer on what the model handed it."""
-        where = Current.layout
+        where = ActivePass.layout
         if where is None:
             return self._call(index, args, kwargs, compiled=False)
         compiled = bool(self._compiled) and torch.is_grad_enabled()
@@ -91,7 +91,7 @@ class LayerStack:
             self._packed.clear()
             if kwargs.get("past_key_values") is not None:
                 raise NotPackable("keys and values from outside the batch (a prefix)")
-            states = pack(_states(args, kwargs, where), where)
+            states = pack(_hidden_states(args, kwargs, where), where)
             if compiled and not states.requires_grad:
                 # no view, and with a gradient, as in every other layer: one compilation, not two
                 states = states.detach().requires_grad_()
@@ -99,9 +99,11 @@ class LayerStack:
             kwargs.pop("hidden_states", None)
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._move(t, where), (args, kwargs))
         if compiled:
-            _mark(where, (args, kwargs))
+            _mark_dynamic(where, (args, kwargs))
         out = self._call(index, args, kwargs, compiled)
-        return pytree.tree_map_only(Tensor, lambda t: _unmove(t, where), out) if last else out
+        return (
+            pytree.tree_map_only(Tensor, lambda t: _unpack_output(t, where), out) if last else out
+        )
 
     def _call(self, index: int, args: Any, kwargs: dict[str, Any], compiled: bool) -> Any:
         """Run one layer; where that is on, keep its input alone and run it again for the gradient.
@@ -117,14 +119,14 @@ class LayerStack:
         with set_checkpoint_early_stop(False):
             return checkpoint(
                 self._once, index, compiled, args, kwargs,
-                use_reentrant=False, context_fn=_as_before,
+                use_reentrant=False, context_fn=_recompute_contexts,
             )  # fmt: skip
 
     def _once(self, index: int, compiled: bool, args: Any, kwargs: dict[str, Any]) -> Any:
         if not compiled:
             return self._shells[index](*args, **kwargs)
         # views: the template's own tensors must not be seen to be those of the first layer
-        held = list(every_name(self.layers[index]))
+        held = list(named_tensors_with_aliases(self.layers[index]))
         views = {id(t): t.view_as(t) for _, t in held}
         own = {name: views[id(t)] for name, t in held}
         return self._compiled[index](own, args, kwargs)
@@ -140,20 +142,23 @@ class LayerStack:
         return moved
 
 
-def _as_before() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _recompute_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Return the contexts of a layer's first run and of its second, with the same draws in both."""
-    where, draws = Current.layout, Current.draws
+    where, draws = ActivePass.layout, ActivePass.draws
     calls = 0 if draws is None else draws.calls
 
     @contextlib.contextmanager
     def again() -> Iterator[None]:
-        with packed(where, draws), draws.again_from(calls) if draws else contextlib.nullcontext():
+        with (
+            use_layout(where, draws),
+            draws.again_from(calls) if draws else contextlib.nullcontext(),
+        ):
             yield
 
     return contextlib.nullcontext(), again()
 
 
-class _Place:
+class _LayerForward:
     """The forward of one layer: installed on the instance."""
 
     def __init__(self, stack: LayerStack, index: int) -> None:
@@ -168,14 +173,14 @@ class _Template:
     """Calls one layer with the tensors of another of the same make."""
 
     def __init__(self, layer: nn.Module) -> None:
-        self.shell = Shell(layer)
+        self.shell = ClassForward(layer)
 
     def __call__(self, own: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         named = {f"inner.{n}": t for n, t in own.items()}
         return functional_call(self.shell, named, args, kwargs, tie_weights=False)
 
 
-def _mark(where: Layout, given: Any) -> None:
+def _mark_dynamic(where: Layout, given: Any) -> None:
     """Tell the compiler which lengths vary, the row's and the longest example's.
 
     One compilation serves them all.
@@ -186,7 +191,7 @@ def _mark(where: Layout, given: Any) -> None:
             torch._dynamo.maybe_mark_dynamic(t, 1)
 
 
-def _states(args: tuple[Any, ...], kwargs: dict[str, Any], where: Layout) -> Tensor:
+def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any], where: Layout) -> Tensor:
     states = args[0] if args else kwargs["hidden_states"]
     if states.shape[:2] != where.scatter.shape:
         raise NotPackable(
@@ -197,7 +202,7 @@ def _states(args: tuple[Any, ...], kwargs: dict[str, Any], where: Layout) -> Ten
     return found
 
 
-def _unmove(t: Tensor, where: Layout) -> Tensor:
+def _unpack_output(t: Tensor, where: Layout) -> Tensor:
     return unpack(t, where) if t.ndim > 2 and t.shape[:2] == where.gather.shape else t
 
 
@@ -220,24 +225,26 @@ def find_layers(model: nn.Module) -> list[nn.Module]:
     return max(stacks, key=lambda s: sum(p.numel() for x in s for p in x.parameters()))
 
 
-def use_attention(model: nn.Module) -> None:
+def use_packed_attention(model: nn.Module) -> None:
     """Let the model attend through our function; without a layout it is SDPA with its masks."""
     whole: Any = model
-    whole.set_attn_implementation(NAME)
+    whole.set_attn_implementation(ATTENTION_NAME)
 
 
-def alike(a: nn.Module, b: nn.Module) -> bool:
+def same_structure(a: nn.Module, b: nn.Module) -> bool:
     """Say whether one layer's code with the other's tensors computes the other layer."""
     ours, theirs = dict(a.named_modules()), dict(b.named_modules())
     return list(ours) == list(theirs) and all(
-        type(x) is type(y) and _plain(x) == _plain(y) and _shapes(x) == _shapes(y)
+        type(x) is type(y)
+        and _plain_attributes(x) == _plain_attributes(y)
+        and _tensor_specs(x) == _tensor_specs(y)
         for x, y in zip(ours.values(), theirs.values(), strict=True)
     )
 
 
-def _plain(module: nn.Module) -> dict[str, str]:
+def _plain_attributes(module: nn.Module) -> dict[str, str]:
     """Return a module's attributes that are neither tensors of its own nor modules, as text."""
-    skipped = {"_parameters", "_buffers", "_modules", "forward", *_OWN_PLACE}
+    skipped = {"_parameters", "_buffers", "_modules", "forward", *_LAYER_IDENTITY}
     return {
         k: _ADDRESS.sub("", repr(v))
         for k, v in module.__dict__.items()
@@ -246,6 +253,6 @@ def _plain(module: nn.Module) -> dict[str, str]:
     }
 
 
-def _shapes(module: nn.Module) -> Sequence[Any]:
+def _tensor_specs(module: nn.Module) -> Sequence[Any]:
     held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return [(n, t.shape, t.dtype, t.requires_grad) for n, t in held]

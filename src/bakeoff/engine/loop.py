@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bakeoff.engine.batching import Pass, StepBatch
-from bakeoff.engine.cuda_graphs import Graphs
-from bakeoff.engine.device import autocast, free_memory, out_of_memory
-from bakeoff.engine.heartbeat import asked_to_stop, beat
+from bakeoff.engine.cuda_graphs import StepGraphs
+from bakeoff.engine.device import autocast, free_memory, is_out_of_memory
+from bakeoff.engine.heartbeat import beat, stop_requested
 from bakeoff.engine.lanes.lanes import Lanes, Precondition
-from bakeoff.engine.optim import LaneAdamW, LaneRecipe, schedule
-from bakeoff.engine.packing.attention import packed
+from bakeoff.engine.optim import LaneAdamW, LaneRecipe, learning_rate_factor
+from bakeoff.engine.packing.attention import use_layout
 
 MAX_LOSS = 1e4
 """A finite loss above this counts as diverged: far above ln(vocabulary) of any model."""
@@ -39,7 +39,7 @@ class Recipe:
     graphs: bool = False
 
 
-class Reading(NamedTuple):
+class LossReading(NamedTuple):
     """Mean training loss of each lane since the last reading, taken after ``step`` steps.
 
     ``diverged`` holds the step (from 1) at which a lane diverged, None for those that live.
@@ -62,7 +62,7 @@ class Pause(NamedTuple):
     diverged: tuple[int | None, ...]
 
 
-class Losses(Protocol):
+class LossFunction(Protocol):
     """Maps (model, batch) to each item's summed loss and count of supervised units."""
 
     def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class Losses(Protocol):
         ...
 
 
-class Extras(NamedTuple):
+class StepHooks(NamedTuple):
     """What a method does in a step beside the loss; None where it does nothing of its own.
 
     ``penalty`` gives a term to add to a lane's loss, ``precondition`` maps a lane's values and
@@ -91,23 +91,23 @@ class Stepper:
         lanes: Lanes,
         rates: Sequence[tuple[float, ...]],
         recipe: Recipe,
-        losses: Losses,
-        extras: Extras | None = None,
+        losses: LossFunction,
+        extras: StepHooks | None = None,
     ) -> None:
         self.lanes = lanes
         self.recipe = recipe
         self.losses = losses
-        self.penalty, self.precondition, self.after_step = extras or Extras()
+        self.penalty, self.precondition, self.after_step = extras or StepHooks()
         recipes = [LaneRecipe(r, recipe.weight_decay, recipe.clip) for r in rates]
         self.optimizer = LaneAdamW(lanes.stack, recipes, MAX_LOSS)
         self._factor = torch.zeros((), device=lanes.stack.values.device)
-        self._graphs = Graphs(self.compute, self.forward_backward) if recipe.graphs else None
+        self._graphs = StepGraphs(self.compute, self.forward_backward) if recipe.graphs else None
         lanes.draws.captured = recipe.graphs
 
     def step(self, index: int, batch: StepBatch) -> Tensor:
         """Take step ``index`` (from 0); return the lanes' losses ``[K]``, still on the device."""
         r = self.recipe
-        self._factor.fill_(schedule(index, r.steps, r.warmup, r.decay))
+        self._factor.fill_(learning_rate_factor(index, r.steps, r.warmup, r.decay))
         self.lanes.draws.begin(index)
         if self._graphs is not None:
             losses = self._graphs(batch, r.device)
@@ -145,7 +145,7 @@ class Stepper:
     def _forward(self, one: Pass) -> tuple[Tensor, Tensor]:
         """Return each lane's summed loss and supervised units in this pass, ``[width]`` each."""
         r = self.recipe
-        with autocast(r.device, r.precision), packed(one.layout, self.lanes.draws):
+        with autocast(r.device, r.precision), use_layout(one.layout, self.lanes.draws):
             sums, counts = self.losses(self.lanes.model, one.batch)
         return sums.view(one.width, -1).sum(1), counts.view(one.width, -1).sum(1)
 
@@ -200,7 +200,7 @@ class Stepper:
     def forget_graphs(self, for_good: bool) -> None:
         """Give captured graphs and their memory back, or go on without any."""
         if self._graphs is not None:
-            self._graphs = None if for_good else Graphs(self.compute, self.forward_backward)
+            self._graphs = None if for_good else StepGraphs(self.compute, self.forward_backward)
             self.lanes.draws.captured = not for_good
 
     def _after(self, index: int) -> None:
@@ -216,7 +216,7 @@ def train(
     batches: Iterator[StepBatch],
     span: tuple[int, int],
     readings: Sequence[int],
-    on_reading: Callable[[Reading], None],
+    on_reading: Callable[[LossReading], None],
     again: Callable[[], StepBatch | None] = lambda: None,
     unread: Sequence[Tensor] = (),
 ) -> Pause | None:
@@ -230,28 +230,28 @@ def train(
     pending: list[Tensor] = list(unread)
     start, stop = span
     for index in range(start, stop):
-        pending.append(fitted(stepper, index, next(batches), again).clone())
+        pending.append(step_with_retry(stepper, index, next(batches), again).clone())
         beat()
         if index + 1 in readings:
             means = torch.stack(pending).float().mean(0).tolist()
-            dead = _diverged(stepper)
+            dead = _divergence_steps(stepper)
             pending.clear()
-            on_reading(Reading(index + 1, tuple(means), dead))
+            on_reading(LossReading(index + 1, tuple(means), dead))
             if all(dead):
                 return None
             stepper.lanes.model.train()
-        if asked_to_stop() and index + 1 < stop:
+        if stop_requested() and index + 1 < stop:
             lost = stepper.lanes.stack.values.new_empty(0, len(stepper.lanes))
             losses = torch.stack(pending) if pending else lost
-            return Pause(index + 1, losses, _diverged(stepper))
+            return Pause(index + 1, losses, _divergence_steps(stepper))
     return None
 
 
-def _diverged(stepper: Stepper) -> tuple[int | None, ...]:
+def _divergence_steps(stepper: Stepper) -> tuple[int | None, ...]:
     return tuple(at or None for at in stepper.optimizer.diverged_at.tolist())
 
 
-def fitted(
+def step_with_retry(
     stepper: Stepper, index: int, batch: StepBatch, again: Callable[[], StepBatch | None]
 ) -> Tensor:
     """Take a step; where memory runs out, take it in smaller passes. No lane loses its work.
@@ -262,7 +262,7 @@ def fitted(
         try:
             return stepper.step(index, batch)
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             smaller = again()
             if smaller is None:

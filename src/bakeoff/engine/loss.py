@@ -20,25 +20,25 @@ from torch.nn import functional
 
 CHUNK_LOGITS = {"cuda": 1 << 27, "cpu": 1 << 21}
 """Most logits that exist at once: 0.5 GiB in fp32 on a GPU, what stays in the cache of a CPU."""
-_RESHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap")
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap")
 """Configuration keys of models that do more to the logits than their output layer does."""
 
 
-def _slope(exact: Tensor, total: Tensor, known: Tensor, to: Tensor) -> Tensor:
+def _logit_gradient(exact: Tensor, total: Tensor, known: Tensor, to: Tensor) -> Tensor:
     """Return the gradient of the cross-entropies to their logits."""
     hit = torch.arange(exact.shape[1], device=exact.device)[None] == to
     return torch.where(known[:, None], torch.exp(exact - total) - hit.float(), 0)
 
 
-def _slope_in_place(exact: Tensor, total: Tensor, known: Tensor, to: Tensor) -> Tensor:
+def _logit_gradient_in_place(exact: Tensor, total: Tensor, known: Tensor, to: Tensor) -> Tensor:
     """Return what ``_slope`` does, with few passes over memory where nothing fuses them."""
     slope = exact.sub_(total).exp_()
     slope.scatter_add_(1, to, slope.new_full(to.shape, -1.0))
     return slope.mul_(known[:, None].to(slope.dtype))
 
 
-def _softmax(
-    logits: Tensor, targets: Tensor, slope: Callable[..., Tensor] = _slope
+def _chunk_loss(
+    logits: Tensor, targets: Tensor, slope: Callable[..., Tensor] = _logit_gradient
 ) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of each row, in fp32, and its gradient to the logits."""
     known, to = targets >= 0, targets.clamp(min=0)[:, None]
@@ -48,12 +48,12 @@ def _softmax(
     return losses, slope(exact, total, known, to).to(logits.dtype)
 
 
-_softmax_in_place = functools.partial(_softmax, slope=_slope_in_place)
+_chunk_loss_in_place = functools.partial(_chunk_loss, slope=_logit_gradient_in_place)
 
 
-def _compiled() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _compile_chunk_loss() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return ``_softmax`` compiled once for any number of rows."""
-    whole = torch.compile(_softmax)
+    whole = torch.compile(_chunk_loss)
 
     def softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         for t in (logits, targets):
@@ -68,16 +68,16 @@ class Fused:
     """Whether the chunked loss is on in this process, and what computes a chunk."""
 
     on: bool = True
-    softmax: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = staticmethod(_softmax_in_place)
+    softmax: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = staticmethod(_chunk_loss_in_place)
 
     @classmethod
     def use(cls, on: bool, compiled: bool) -> None:
         """Switch the chunked loss; compiled, a chunk's logits are read twice and written once."""
         cls.on = on
-        cls.softmax = staticmethod(_compiled() if compiled else _softmax_in_place)
+        cls.softmax = staticmethod(_compile_chunk_loss() if compiled else _chunk_loss_in_place)
 
 
-class Supervised(NamedTuple):
+class SupervisedPositions(NamedTuple):
     """Where a padded batch is supervised: N positions and the token that follows each.
 
     ``rows``, ``columns`` and ``targets`` are ``[N]``; position (row, column) predicts the target.
@@ -92,26 +92,28 @@ class Supervised(NamedTuple):
 IGNORE = -100
 
 
-def supervised_positions(labels_BT: Tensor, size: int | None = None) -> Supervised:
+def supervised_positions(labels_BT: Tensor, size: int | None = None) -> SupervisedPositions:
     """Return the positions whose next token is labelled, with ignored ones up to ``size``."""
     rows, columns = torch.nonzero(labels_BT[:, 1:] != IGNORE, as_tuple=True)
     targets = labels_BT[rows, columns + 1]
     more = (0, (size or len(rows)) - len(rows))
     fill = functional.pad
-    return Supervised(fill(rows, more), fill(columns, more), fill(targets, more, value=IGNORE))
+    return SupervisedPositions(
+        fill(rows, more), fill(columns, more), fill(targets, more, value=IGNORE)
+    )
 
 
-def token_losses(model: nn.Module, inputs: dict[str, Tensor], at: Supervised) -> Tensor:
+def token_losses(model: nn.Module, inputs: dict[str, Tensor], at: SupervisedPositions) -> Tensor:
     """Return the cross-entropy ``[N]`` at the supervised positions, in nats and fp32."""
-    head = _head(model)
+    head = _output_layer(model)
     if not Fused.on or not can_fuse(model, head):
         return cross_entropy(supervised_logits(model, inputs, at), at.targets)
-    with _instead(head, lambda hidden: hidden):
+    with _replace_forward(head, lambda hidden: hidden):
         hidden = supervised_logits(model, inputs, at)
     return _linear_cross_entropy(hidden, head.weight, head.bias, at.targets)
 
 
-def _head(model: Any) -> Any:
+def _output_layer(model: Any) -> Any:
     return model.get_output_embeddings()
 
 
@@ -121,11 +123,13 @@ def can_fuse(model: nn.Module, head: Any) -> bool:
     return (
         type(head) is nn.Linear
         and not head.weight.requires_grad
-        and not any(getattr(config, key, None) for key in _RESHAPED)
+        and not any(getattr(config, key, None) for key in _LOGIT_TRANSFORMS)
     )
 
 
-def supervised_logits(model: nn.Module, inputs: dict[str, Tensor], at: Supervised) -> Tensor:
+def supervised_logits(
+    model: nn.Module, inputs: dict[str, Tensor], at: SupervisedPositions
+) -> Tensor:
     """Return the ``[N, vocabulary]`` logits at the supervised positions.
 
     A pre-hook on the output layer picks them out of its input, so any wrapper around the model
@@ -141,7 +145,7 @@ def supervised_logits(model: nn.Module, inputs: dict[str, Tensor], at: Supervise
         place = at.rows * states.shape[1] + at.columns + first
         return (states.flatten(0, 1).index_select(0, place),)
 
-    handle = _head(model).register_forward_pre_hook(pick)
+    handle = _output_layer(model).register_forward_pre_hook(pick)
     try:
         logits: Tensor = model(**inputs, use_cache=False).logits
     finally:
@@ -156,7 +160,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _instead(module: nn.Module, forward: Any) -> Iterator[None]:
+def _replace_forward(module: nn.Module, forward: Any) -> Iterator[None]:
     module.forward = forward
     try:
         yield

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bakeoff.engine.lanes.parameter_stack import Stack
+from bakeoff.engine.lanes.parameter_stack import ParameterStack
 
 
-def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
+def learning_rate_factor(step: int, steps: int, warmup: float, decay: float) -> float:
     """Return the factor on the peak learning rate at ``step`` of ``steps`` (counted from 0).
 
     Warm-up, stable, decay (WSD, arXiv 2404.06395): a linear rise over the first ``warmup`` share of
@@ -42,7 +42,9 @@ class LaneAdamW:
     ``alive`` is ``[K]``; ``diverged_at`` ``[K]`` counts steps from 1, 0 where the lane lives.
     """
 
-    def __init__(self, stack: Stack, recipes: Sequence[LaneRecipe], max_loss: float) -> None:
+    def __init__(
+        self, stack: ParameterStack, recipes: Sequence[LaneRecipe], max_loss: float
+    ) -> None:
         self.stack = stack
         self.max_loss = max_loss
         device = stack.values.device

@@ -30,7 +30,7 @@ class StepCost(NamedTuple):
     steps: int
 
 
-def settle() -> None:
+def release_memory() -> None:
     """Give freed memory back to the system, so that the next reading is of what is in use."""
     gc.collect()
     if sys.platform == "linux":
@@ -43,7 +43,7 @@ def free_bytes(device: str) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + cached)
-    return _kilobytes(Path("/proc/meminfo"), "MemAvailable:")
+    return _read_kilobytes(Path("/proc/meminfo"), "MemAvailable:")
 
 
 def resident_bytes() -> int | None:
@@ -74,10 +74,10 @@ def measure_steps(step: Callable[[int], object], device: str) -> StepCost:
     reset_peak(device)
     seconds = []
     for index in range(WARM_UP_STEPS + TIMED_STEPS):
-        _drain(device)
+        _synchronize(device)
         started = time.perf_counter()
         step(index)
-        _drain(device)
+        _synchronize(device)
         seconds.append(time.perf_counter() - started)
     timed = seconds[WARM_UP_STEPS:]
     return StepCost(1000 * statistics.median(timed), peak_bytes(device), len(timed))
@@ -92,16 +92,16 @@ def matmul_gflops(dtype: torch.dtype, device: str) -> float:
     return 2 * size**3 / cost.milliseconds / 1e6
 
 
-def _drain(device: str) -> None:
+def _synchronize(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 
 
 def _status_bytes(key: str) -> int | None:
-    return _kilobytes(Path("/proc/self/status"), key)
+    return _read_kilobytes(Path("/proc/self/status"), key)
 
 
-def _kilobytes(table: Path, key: str) -> int | None:
+def _read_kilobytes(table: Path, key: str) -> int | None:
     if not table.exists():
         return None
     for line in table.read_text().splitlines():

@@ -24,7 +24,7 @@ _PACKED = ("Params4bit", "Int8Params")
 """bitsandbytes' own parameters, by name: it is optional, and slow to import."""
 
 
-def resolve(quantize: str, wish: str) -> str:
+def resolve_quantizer(quantize: str, wish: str) -> str:
     """Return the package that quantises; ``auto`` takes the first of its kind that is installed.
 
     Raises:
@@ -41,7 +41,7 @@ def resolve(quantize: str, wish: str) -> str:
     )
 
 
-def loading(
+def quantization_kwargs(
     quantize: str, quantizer: str, device: str, precision: str, heads: Sequence[str]
 ) -> dict[str, Any]:
     """Return what ``from_pretrained`` must be told; ``heads`` are the task's own output layers.
@@ -76,20 +76,22 @@ def loading(
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def unfit(quantize: str | None, quantizer: str | None) -> dict[str, str]:
+def unsupported_accelerators(quantize: str | None, quantizer: str | None) -> dict[str, str]:
     """Return the accelerators that such a base cannot have, with the reasons: known, not tried."""
     if quantizer != "bitsandbytes":
         return {}
     found = {"compile": "bitsandbytes keeps a layer's scales outside its tensors"}
     if quantize == "int8":
-        found["lanes"] = MIXING
+        found["lanes"] = MIXES_ROWS_REASON
     return found
 
 
-MIXING = "int8 by bitsandbytes looks for outliers over all rows of a batch, other lanes' too"
+MIXES_ROWS_REASON = (
+    "int8 by bitsandbytes looks for outliers over all rows of a batch, other lanes' too"
+)
 
 
-def settle(model: nn.Module) -> None:
+def keep_trainable(model: nn.Module) -> None:
     """Keep a quantised base trainable after it was evaluated, and its package quiet."""
     # "inputs will be cast to float16", once a layer and pass
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -105,7 +107,7 @@ def is_packed(tensor: Tensor) -> bool:
     return type(tensor).__name__ in _PACKED or is_traceable_wrapper_subclass(tensor)
 
 
-def is_quantised(model: nn.Module) -> bool:
+def is_quantized(model: nn.Module) -> bool:
     """Say whether any of a model's weights are quantised."""
     return any(is_packed(p) for p in model.parameters())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json
+from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
@@ -27,7 +27,9 @@ _PLAIN = re.compile(r"[a-z0-9_]+")
 _SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 
 
-def arguments(path: str, revision: str | None, trusted: bool = False) -> dict[str, Any]:
+def from_pretrained_kwargs(
+    path: str, revision: str | None, trusted: bool = False
+) -> dict[str, Any]:
     """Return what every ``from_pretrained`` is told, once the base's files were looked at.
 
     A local folder never asks a hub for anything. ``trusted``: the study consents to this base's
@@ -36,7 +38,7 @@ def arguments(path: str, revision: str | None, trusted: bool = False) -> dict[st
     Raises:
         PreflightError: see ``check``.
     """
-    check(path, revision, trusted)
+    check_base_files(path, revision, trusted)
     own: dict[str, Any] = {"trust_remote_code": trusted}
     if Path(path).is_dir():
         return {"local_files_only": True, **own}
@@ -45,7 +47,7 @@ def arguments(path: str, revision: str | None, trusted: bool = False) -> dict[st
     return {"revision": revision, **own}
 
 
-def check(path: str, revision: str | None, trusted: bool = False) -> None:
+def check_base_files(path: str, revision: str | None, trusted: bool = False) -> None:
     """Refuse a base whose files lead to code; ``trusted`` consents to the code that it brings.
 
     Raises:
@@ -53,25 +55,29 @@ def check(path: str, revision: str | None, trusted: bool = False) -> None:
             ``pickled-weights``, ``base-config-broken``.
     """
     if Path(path).is_dir():
-        _check(path, revision, trusted)
+        _check_files(path, revision, trusted)
     else:
-        _check_once(path, revision, trusted)
+        _check_hub_files_once(path, revision, trusted)
 
 
-def _check(path: str, revision: str | None, trusted: bool) -> None:
-    if _file(path, revision, ADAPTER) is not None:
+def _check_files(path: str, revision: str | None, trusted: bool) -> None:
+    if _find_base_file(path, revision, ADAPTER) is not None:
         raise PreflightError(
             "base-is-adapter",
             f"The base {path} holds an {ADAPTER}: another base, and weights on top of it, would be "
             "loaded in its place.",
             "the base that the adapter was trained on, or the merged model.",
         )
-    config = _read(path, revision, CONFIG)
-    for settings in (config, _read(path, revision, TOKENIZER)):
-        for key, value in _entries(settings):
+    config = _read_base_json(path, revision, CONFIG)
+    for settings in (config, _read_base_json(path, revision, TOKENIZER)):
+        for key, value in _walk_entries(settings):
             if key == "auto_map" and value:
                 _check_code(path, config, value, trusted)
-            elif not trusted and _KERNEL_KEY.fullmatch(key) and not _inside(key, value):
+            elif (
+                not trusted
+                and _KERNEL_KEY.fullmatch(key)
+                and not _is_builtin_implementation(key, value)
+            ):
                 raise PreflightError(
                     "base-wants-kernel",
                     f"The base {path} has `{key} = {str(value)[:80]}`: code would be fetched from "
@@ -79,7 +85,7 @@ def _check(path: str, revision: str | None, trusted: bool) -> None:
                     f"take `{key}` out of {CONFIG}: bakeoff chooses the implementation.",
                 )
     named = config.get("transformers_weights")
-    shards = (_read(path, revision, INDEX).get("weight_map") or {}).values()
+    shards = (_read_base_json(path, revision, INDEX).get("weight_map") or {}).values()
     wrong = [s for s in shards if not isinstance(s, str) or not _SHARD.fullmatch(s)]
     if named is not None and not str(named).endswith(SAFE):
         wrong.append(named)
@@ -92,7 +98,7 @@ def _check(path: str, revision: str | None, trusted: bool) -> None:
         )
 
 
-_check_once = functools.cache(_check)
+_check_hub_files_once = functools.cache(_check_files)
 """A base of a hub is looked at once a process: each look asks the hub."""
 
 
@@ -120,19 +126,19 @@ def _check_code(path: str, config: Mapping[str, Any], auto_map: Any, trusted: bo
         )
 
 
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+def _walk_entries(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield every key with its value, sub-configs included; depth is bounded where it was read."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key, inner
             if key != "auto_map":
-                yield from _entries(inner)
+                yield from _walk_entries(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _entries(inner)
+            yield from _walk_entries(inner)
 
 
-def _inside(key: str, value: Any) -> bool:
+def _is_builtin_implementation(key: str, value: Any) -> bool:
     """Tell whether an implementation is one of transformers' own."""
     if not value or key.endswith("_internal"):
         return not value
@@ -140,27 +146,27 @@ def _inside(key: str, value: Any) -> bool:
     return all(isinstance(v, str) and _PLAIN.fullmatch(v) for v in values if v is not None)
 
 
-def _read(path: str, revision: str | None, name: str) -> dict[str, Any]:
+def _read_base_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
     """Read one of a base's JSON files; an absent one says nothing."""
-    file = _file(path, revision, name)
+    file = _find_base_file(path, revision, name)
     if file is None:
         return {}
     try:
         value = read_json(file, CONFIG_BYTES if name != INDEX else 16 * CONFIG_BYTES)
-    except Unreadable as error:
-        raise _broken(path, name, str(error)) from error
+    except UnreadableFile as error:
+        raise _broken_config(path, name, str(error)) from error
     if not isinstance(value, dict):
-        raise _broken(path, name, "it is no JSON object")
+        raise _broken_config(path, name, "it is no JSON object")
     return value
 
 
-def _broken(path: str, name: str, why: str) -> PreflightError:
+def _broken_config(path: str, name: str, why: str) -> PreflightError:
     return PreflightError(
         "base-config-broken", f"{name} of the base {path}: {why}.", "download it again."
     )
 
 
-def _file(path: str, revision: str | None, name: str) -> Path | None:
+def _find_base_file(path: str, revision: str | None, name: str) -> Path | None:
     """Return where one of a base's files lies on this machine; fetched, if it is of a hub."""
     folder = Path(path)
     if folder.is_dir():

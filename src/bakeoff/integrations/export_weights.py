@@ -21,7 +21,7 @@ from typing import Any
 from bakeoff.analysis.per_method.best_weights import best_seed
 from bakeoff.analysis.trial_runs import Run, runs_by_method
 from bakeoff.core import files, jobs
-from bakeoff.core.errors import PreflightError, UsageError, unknown
+from bakeoff.core.errors import PreflightError, UsageError, unknown_name
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.trial import Conditions, Segment
 from bakeoff.report.model_card import card
@@ -90,7 +90,7 @@ def deliver(
             ``export-differs``.
     """
     if form not in FORMS:
-        raise unknown("unknown-form", "form", form, FORMS)
+        raise unknown_name("unknown-form", "form", form, FORMS)
     if target.exists():
         cause = f"{target} is there already."
         raise UsageError("folder-taken", cause, "another folder: `--out DIR`.")
@@ -119,8 +119,8 @@ def deliver(
         made = _delivered(record, run, found, form, rank if form == "lora" else None, target)
         if not made.same and not force:
             raise _differs(made)
-        files.write_text(making / "README.md", card(asdict(made), report))
-        files.write_text(making / NOTES, json.dumps(asdict(made), indent=1) + "\n")
+        files.atomic_write_text(making / "README.md", card(asdict(made), report))
+        files.atomic_write_text(making / NOTES, json.dumps(asdict(made), indent=1) + "\n")
         for file in making.rglob("*.safetensors"):
             file.chmod((making / NOTES).stat().st_mode)  # safetensors lets nobody else read them
         making.rename(target)
@@ -133,7 +133,7 @@ def _picked(record: StudyRecord, report: Mapping[str, Any], method: str | None) 
     """Return the trial whose weights are delivered."""
     by_method = runs_by_method(record)
     if method is not None and method not in by_method:
-        raise unknown("unknown-method", "method of this study", method, list(by_method))
+        raise unknown_name("unknown-method", "method of this study", method, list(by_method))
     wanted = method or report["recommendation"]["method"]
     run = best_seed(by_method[wanted].final) if wanted and record.imported is None else None
     if run is None:

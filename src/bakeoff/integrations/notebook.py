@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bakeoff.core.redact import told
+from bakeoff.core.redact import sanitize
 from bakeoff.report import inline, markdown
 from bakeoff.study.record import summarised
 
@@ -69,7 +69,7 @@ class Comparison:
         for row in self.table():
             number = "-" if row["score"] is None else f"{row['score']:.4g}"
             lines.append(f"  {row['method']}: {row['verdict']}, {study['metric']} {number}")
-        return told("\n".join(lines))
+        return sanitize("\n".join(lines))
 
     def _repr_html_(self) -> str:
         """Draw the verdict, the forest plot and the table for a notebook."""

@@ -20,7 +20,7 @@ import peft
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bakeoff.core.errors import PreflightError, near_match, unknown
+from bakeoff.core.errors import PreflightError, near_match, unknown_name
 from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import forbidden_arguments
 
@@ -35,7 +35,7 @@ class Incompatible(Exception):
     """This method cannot be attached to this base or task; the message is the reason."""
 
 
-class Surroundings(NamedTuple):
+class RuleContext(NamedTuple):
     """What rules are resolved against: the base, the task's head names, the study's steps, data."""
 
     base: nn.Module
@@ -44,7 +44,9 @@ class Surroundings(NamedTuple):
     examples: Callable[[], Sequence[Any]]
 
 
-def resolve(entry: MethodEntry, config: Mapping[str, Any], around: Surroundings) -> dict[str, Any]:
+def resolve_arguments(
+    entry: MethodEntry, config: Mapping[str, Any], around: RuleContext
+) -> dict[str, Any]:
     """Return the keyword arguments for the entry's config class, every rule resolved.
 
     Raises:
@@ -53,13 +55,13 @@ def resolve(entry: MethodEntry, config: Mapping[str, Any], around: Surroundings)
     """
     check_config(entry, config)
     arguments = dict(config)
-    targets = _targets(entry, arguments.get("target_modules"), around)
+    targets = _resolve_targets(entry, arguments.get("target_modules"), around)
     if targets is not None:
         arguments["target_modules"] = targets
     for key, value in arguments.items():
         if isinstance(value, str):
-            arguments[key] = _value(value, arguments, around)
-    return _nested(config_class(entry), arguments)
+            arguments[key] = _resolve_value(value, arguments, around)
+    return _build_nested_configs(config_class(entry), arguments)
 
 
 def config_class(entry: MethodEntry) -> type[peft.PeftConfig]:
@@ -70,7 +72,7 @@ def config_class(entry: MethodEntry) -> type[peft.PeftConfig]:
     """
     known = [n for n in dir(peft) if n.endswith("Config")]
     if entry.peft not in known:
-        raise unknown("unknown-peft-config", "PEFT config class", str(entry.peft), known)
+        raise unknown_name("unknown-peft-config", "PEFT config class", str(entry.peft), known)
     found: type[peft.PeftConfig] = getattr(peft, str(entry.peft))
     return found
 
@@ -82,11 +84,11 @@ def check_config(entry: MethodEntry, config: Mapping[str, Any]) -> None:
         PreflightError: ``unknown-config-key`` with the near match.
         UsageError: ``unsafe-config-key``.
     """
-    forbidden_arguments.check(entry.name, config)
+    forbidden_arguments.check_arguments(entry.name, config)
     known = {f.name for f in dataclasses.fields(config_class(entry))} if entry.peft else set()
     for key in config:
         if key not in known:
-            raise _unknown_key(entry, key, known)
+            raise _unknown_key_error(entry, key, known)
 
 
 def check_targets(method: str, base: nn.Module, targets: Sequence[str]) -> None:
@@ -129,7 +131,7 @@ def norm_modules(base: nn.Module) -> list[str]:
     ]
 
 
-def _targets(entry: MethodEntry, targets: Any, around: Surroundings) -> list[str] | None:
+def _resolve_targets(entry: MethodEntry, targets: Any, around: RuleContext) -> list[str] | None:
     """Return the layers that a rule of ours stands for, None for what PEFT reads itself."""
     base = around.base
     if isinstance(targets, list):
@@ -156,7 +158,7 @@ def _targets(entry: MethodEntry, targets: Any, around: Surroundings) -> list[str
     return found
 
 
-def _value(rule: str, arguments: Mapping[str, Any], around: Surroundings) -> Any:
+def _resolve_value(rule: str, arguments: Mapping[str, Any], around: RuleContext) -> Any:
     """Return what a rule stands for; any other string is itself."""
     product, limit = _PRODUCT.fullmatch(rule), _LIMIT.fullmatch(rule)
     if product:
@@ -168,15 +170,15 @@ def _value(rule: str, arguments: Mapping[str, Any], around: Surroundings) -> Any
     if limit:
         most = int(limit[2])
         if limit[1] == "divisor":
-            return _divisor(arguments, around, most)
-        return _frequent(around, most)
+            return _common_divisor(arguments, around, most)
+        return _frequent_tokens(around, most)
     if rule == "layers":
         config: Any = around.base.config
         return config.get_text_config().num_hidden_layers
     return rule
 
 
-def _divisor(arguments: Mapping[str, Any], around: Surroundings, most: int) -> int:
+def _common_divisor(arguments: Mapping[str, Any], around: RuleContext, most: int) -> int:
     """Return the largest number up to ``most`` that divides all targeted layers' widths."""
     layers = linear_layers(around.base, around.heads)
     targets = arguments.get("target_modules")
@@ -198,7 +200,7 @@ def _widths(layer: Any) -> tuple[int, int]:
     return tuple(layer.weight.shape)
 
 
-def _frequent(around: Surroundings, most: int) -> list[int]:
+def _frequent_tokens(around: RuleContext, most: int) -> list[int]:
     """Return the most frequent tokens of the training data; ties go to the smaller id."""
     counts: Counter[int] = Counter()
     for example in around.examples():
@@ -207,7 +209,7 @@ def _frequent(around: Surroundings, most: int) -> list[int]:
     return sorted(ranked[:most])
 
 
-def _nested(owner: type[Any], arguments: dict[str, Any]) -> dict[str, Any]:
+def _build_nested_configs(owner: type[Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Build the config objects that PEFT takes inside its config from plain tables."""
     hints = typing.get_type_hints(owner)
     for key, value in arguments.items():
@@ -232,7 +234,7 @@ def _dataclass_in(hint: Any) -> Any:
     return next((k for k in (*kinds, hint) if dataclasses.is_dataclass(k)), None)
 
 
-def _unknown_key(entry: MethodEntry, key: str, known: set[str]) -> PreflightError:
+def _unknown_key_error(entry: MethodEntry, key: str, known: set[str]) -> PreflightError:
     near = near_match(key, known)
     return PreflightError(
         "unknown-config-key",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import bakeoff
-from bakeoff.core.trial import PROSE, MethodEntry
+from bakeoff.core.trial import DESCRIPTIVE_FIELDS, MethodEntry
 
 BASES = ("llama", "gpt2", "bert", "t5")
 """The tiny bases of the probe: decoders (linear layers, Conv1D), an encoder, an encoder-decoder."""
@@ -27,23 +27,23 @@ KINDS = ("4bit", "8bit", "int8")
 RANK = 8
 """Every conversion to LoRA is measured at this rank beside the method's own."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
-FOLDER = "capabilities"
+CACHE_FOLDER = "capabilities"
 """Where in the cache records lie."""
-SAME = 1e-5
+EXACT_TOLERANCE = 1e-5
 """Largest relative difference of logits that counts as none: fp32 rounding."""
-MERGED = 1e-4
+MERGE_TOLERANCE = 1e-4
 """Largest relative difference of logits after merging: a merged product rounds once more."""
-OF_EFFECT = 1e-2
+MAX_MERGE_LOSS = 1e-2
 """Largest share of the method's own effect that merging may lose."""
 FP32_BYTES = 4
 WHOLE, MOST_COPIES = 0.01, 2
 """A file holds the trained tensors once, or twice (with their start), within this share."""
-CONVERTED = 1e-3
+MAX_CONVERSION_LOSS = 1e-3
 """Largest share of the method's own effect that a conversion to LoRA may lose."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """A figure, or the reason why there is none."""
 
     value: float | None = None
@@ -55,7 +55,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class OnBase:
+class BaseResult:
     """What a method did on one tiny base; figures are relative differences of logits.
 
     ``effect`` is how far training moved the model from the untouched base, ``start`` the same
@@ -68,14 +68,14 @@ class OnBase:
     parameters: int | None = None
     checkpoint_bytes: int | None = None
     effect: float | None = None
-    start: Measured = Measured()
-    reload: Measured = Measured()
-    merge: Measured = Measured()
-    disable: Measured = Measured()
+    start: Measurement = Measurement()
+    reload: Measurement = Measurement()
+    merge: Measurement = Measurement()
+    disable: Measurement = Measurement()
 
 
 @dataclass(frozen=True)
-class Riding:
+class AcceleratorSupport:
     """Which accelerators hold for a method on one task, and why others do not."""
 
     switches: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class Riding:
 
 
 @dataclass(frozen=True)
-class Works:
+class QuantizationSupport:
     """Whether something works; None where it could not be tried."""
 
     works: bool | None
@@ -104,13 +104,13 @@ class Capabilities:
     entry: str
     peft_type: str | None = None
     needs: str | None = None
-    on: dict[str, OnBase] = field(default_factory=dict)
-    lanes_by_task: dict[str, Riding] = field(default_factory=dict)
+    on: dict[str, BaseResult] = field(default_factory=dict)
+    lanes_by_task: dict[str, AcceleratorSupport] = field(default_factory=dict)
     claims_conversion: bool = False
     natural_rank: int | None = None
-    conversion: dict[str, Measured] = field(default_factory=dict)
-    plain: Measured = Measured()
-    quantised: dict[str, Works] = field(default_factory=dict)
+    conversion: dict[str, Measurement] = field(default_factory=dict)
+    plain: Measurement = Measurement()
+    quantised: dict[str, QuantizationSupport] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
 
     @property
@@ -119,7 +119,7 @@ class Capabilities:
         return [base for base in BASES if base in self.on and self.on[base].trains]
 
     @property
-    def main(self) -> OnBase | None:
+    def main(self) -> BaseResult | None:
         """What it did on the first base that it trains on."""
         return self.on[self.trains[0]] if self.trains else None
 
@@ -129,12 +129,12 @@ class Capabilities:
         at = self.main
         if at is None or at.effect is None or at.merge.value is None:
             return False
-        return at.merge.value <= min(MERGED, OF_EFFECT * at.effect)
+        return at.merge.value <= min(MERGE_TOLERANCE, MAX_MERGE_LOSS * at.effect)
 
     @property
     def to_lora(self) -> bool:
         """Whether PEFT's conversion to LoRA keeps what was trained."""
-        return any(error.within(CONVERTED) for error in self.conversion.values())
+        return any(error.within(MAX_CONVERSION_LOSS) for error in self.conversion.values())
 
     @property
     def lanes(self) -> bool:
@@ -151,7 +151,7 @@ class Capabilities:
     @property
     def vllm(self) -> str | None:
         """How vLLM serves it: as it is saved, converted to LoRA, merged into the base, or not."""
-        if self.plain.within(CONVERTED):
+        if self.plain.within(MAX_CONVERSION_LOSS):
             return "adapter"
         if self.to_lora:
             return "converted"
@@ -173,7 +173,7 @@ class Capabilities:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return _lean(dataclasses.asdict(self))
+        return _drop_empty(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -181,40 +181,45 @@ class Capabilities:
         return cls(
             **{
                 **value,
-                "on": {base: _on_base(found) for base, found in value.get("on", {}).items()},
+                "on": {
+                    base: _parse_base_result(found) for base, found in value.get("on", {}).items()
+                },
                 "lanes_by_task": {
-                    task: Riding(tuple(r.get("switches", ())), r.get("reasons", {}))
+                    task: AcceleratorSupport(tuple(r.get("switches", ())), r.get("reasons", {}))
                     for task, r in value.get("lanes_by_task", {}).items()
                 },
                 "conversion": {
-                    rank: Measured(**error) for rank, error in value.get("conversion", {}).items()
+                    rank: Measurement(**error)
+                    for rank, error in value.get("conversion", {}).items()
                 },
                 "layers": tuple(value.get("layers", ())),
-                "plain": Measured(**value.get("plain", {})),
+                "plain": Measurement(**value.get("plain", {})),
                 "quantised": {
-                    kind: Works(found.get("works"), found.get("reason"))
+                    kind: QuantizationSupport(found.get("works"), found.get("reason"))
                     for kind, found in value.get("quantised", {}).items()
                 },
             }
         )
 
 
-def _on_base(value: Mapping[str, Any]) -> OnBase:
+def _parse_base_result(value: Mapping[str, Any]) -> BaseResult:
     figures = ("start", "reload", "merge", "disable")
-    return OnBase(**{**value, **{f: Measured(**value.get(f, {})) for f in figures}})
+    return BaseResult(**{**value, **{f: Measurement(**value.get(f, {})) for f in figures}})
 
 
-def _lean(value: dict[str, Any]) -> dict[str, Any]:
+def _drop_empty(value: dict[str, Any]) -> dict[str, Any]:
     """Leave out what is None, and fields (not a task or a rank) that are empty."""
-    lean = {k: _lean(v) if isinstance(v, dict) else v for k, v in value.items()}
+    lean = {k: _drop_empty(v) if isinstance(v, dict) else v for k, v in value.items()}
     empty = {k for k, v in lean.items() if v is None or (k in _FIELDS and v in ({}, ()))}
     return {k: v for k, v in lean.items() if k not in empty}
 
 
-_FIELDS = {f.name for of in (Capabilities, OnBase, Riding) for f in dataclasses.fields(of)}
+_FIELDS = {
+    f.name for of in (Capabilities, BaseResult, AcceleratorSupport) for f in dataclasses.fields(of)
+}
 
 
-class Found(NamedTuple):
+class CapabilityRecord(NamedTuple):
     """What is known of an entry, and the versions that it was found with; None: not probed."""
 
     capabilities: Capabilities | None
@@ -235,37 +240,37 @@ def _version(package: str) -> str | None:
         return None
 
 
-def identity(entry: MethodEntry) -> str:
+def entry_hash(entry: MethodEntry) -> str:
     """Return a hash of what an entry does: its prose may change."""
-    spec = {k: v for k, v in dataclasses.asdict(entry).items() if k not in PROSE}
+    spec = {k: v for k, v in dataclasses.asdict(entry).items() if k not in DESCRIPTIVE_FIELDS}
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def shipped() -> dict[str, Any]:
+def load_shipped() -> dict[str, Any]:
     """Return the shipped record: ``versions``, and ``methods`` by name."""
     text = files("bakeoff.methods").joinpath("probed.json").read_text(encoding="utf-8")
     record: dict[str, Any] = json.loads(text)
     return record
 
 
-def find(entry: MethodEntry, cache: Path, record: Mapping[str, Any]) -> Found:
+def find_record(entry: MethodEntry, cache: Path, record: Mapping[str, Any]) -> CapabilityRecord:
     """Return what is known of ``entry``: the cache's with the installed versions, or the record's.
 
     ``cache`` is the user's cache folder, ``record`` what ``shipped`` returns.
     """
-    own = _read(_cached(entry, cache))
+    own = _read_record(_cache_path(entry, cache))
     if own is not None:
-        return Found(own, versions())
+        return CapabilityRecord(own, versions())
     value = record["methods"].get(entry.name)
-    if value is None or value["entry"] != identity(entry):
-        return Found(None, versions())
-    return Found(Capabilities.from_json(value), record["versions"])
+    if value is None or value["entry"] != entry_hash(entry):
+        return CapabilityRecord(None, versions())
+    return CapabilityRecord(Capabilities.from_json(value), record["versions"])
 
 
-def keep(entry: MethodEntry, found: Capabilities, cache: Path) -> None:
+def save_record(entry: MethodEntry, found: Capabilities, cache: Path) -> None:
     """Write what the probe found into the cache, for the installed versions."""
-    path = _cached(entry, cache)
+    path = _cache_path(entry, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
     # renamed when whole: a reader beside it never sees half a record
     staging = path.with_suffix(".part")
@@ -273,18 +278,18 @@ def keep(entry: MethodEntry, found: Capabilities, cache: Path) -> None:
     staging.replace(path)
 
 
-def in_cache(entry: MethodEntry, cache: Path) -> bool:
+def is_cached(entry: MethodEntry, cache: Path) -> bool:
     """Tell whether the cache knows ``entry`` with the installed versions."""
-    return _read(_cached(entry, cache)) is not None
+    return _read_record(_cache_path(entry, cache)) is not None
 
 
-def _cached(entry: MethodEntry, cache: Path) -> Path:
+def _cache_path(entry: MethodEntry, cache: Path) -> Path:
     canonical = json.dumps(versions(), sort_keys=True)
     installed = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-    return cache / FOLDER / installed / f"{entry.name}-{identity(entry)}.json"
+    return cache / CACHE_FOLDER / installed / f"{entry.name}-{entry_hash(entry)}.json"
 
 
-def _read(path: Path) -> Capabilities | None:
+def _read_record(path: Path) -> Capabilities | None:
     """Return a record, None where there is none or it is of another form."""
     try:
         return Capabilities.from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -292,7 +297,7 @@ def _read(path: Path) -> Capabilities | None:
         return None
 
 
-def difference(recorded: Mapping[str, str | None]) -> str | None:
+def describe_version_difference(recorded: Mapping[str, str | None]) -> str | None:
     """Return how the installed versions differ from a record's, None where they do not.
 
     A package that is not installed says nothing against what was found with it.

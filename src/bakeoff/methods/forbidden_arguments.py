@@ -12,7 +12,7 @@ from typing import Any
 
 from bakeoff.core.errors import UsageError
 
-_LEAD = {
+_UNSAFE = {
     "auto_mapping": "names a module that PEFT imports",
     "megatron_core": "names a module that PEFT imports",
     "megatron_config": "is the configuration of a module that PEFT imports",
@@ -26,33 +26,33 @@ _LEAD = {
     "revision": "names a base's revision; the study's is under [base]",
     "shadow_model": "names a model that is loaded from a hub or a folder",
 }
-_HARMLESS = {"shadow_model": "mirror", "megatron_core": "megatron.core"}
+_HARMLESS_VALUES = {"shadow_model": "mirror", "megatron_core": "megatron.core"}
 """What these may say all the same: PEFT's defaults, which lead nowhere by themselves."""
 
 
-def check(name: str, config: Mapping[str, Any]) -> None:
+def check_arguments(name: str, config: Mapping[str, Any]) -> None:
     """Refuse the config of the method ``name`` if an argument of it leads elsewhere.
 
     Raises:
         UsageError: ``unsafe-config-key``.
     """
-    for where, key in _leading(config):
+    for where, key in _unsafe_arguments(config):
         raise UsageError(
             "unsafe-config-key",
-            f"The config of '{name}' gives `{where}`, which {_LEAD[key]}: bakeoff loads nothing "
+            f"The config of '{name}' gives `{where}`, which {_UNSAFE[key]}: bakeoff loads nothing "
             "but the study's own base and data.",
             f"take `{where}` out.",
         )
 
 
-def _leading(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _unsafe_arguments(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield such arguments, dotted and by name; configs inside configs and lists included."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if key in _LEAD and inner is not None and inner != _HARMLESS.get(key):
+            if key in _UNSAFE and inner is not None and inner != _HARMLESS_VALUES.get(key):
                 yield prefix + key, key
             else:
-                yield from _leading(inner, f"{prefix}{key}.")
+                yield from _unsafe_arguments(inner, f"{prefix}{key}.")
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _leading(inner, prefix)
+            yield from _unsafe_arguments(inner, prefix)

@@ -22,29 +22,29 @@ from torch import Tensor, nn
 from bakeoff.core import plugins
 from bakeoff.core.errors import UsageError
 from bakeoff.core.trial import MethodEntry
-from bakeoff.engine.loop import Extras
-from bakeoff.methods.arguments import Incompatible, Surroundings, config_class, resolve
+from bakeoff.engine.loop import StepHooks
+from bakeoff.methods.arguments import Incompatible, RuleContext, config_class, resolve_arguments
 
 __all__ = [
-    "Finished", "Ground", "Hook", "Incompatible", "Penalised", "extras", "inverse", "make",
-    "trainable",
+    "SaveContext", "AttachContext", "Hook", "Incompatible", "PenaltyHook", "step_extras", "invert", "build_hook",
+    "trainable_parameters",
 ]  # fmt: skip
 
-CALIBRATION = 256
+CALIBRATION_EXAMPLES = 256
 """How many training examples data-driven starts look at: CorDA's paper and PEFT's docs say 256."""
 
 # PEFT tries to build a CUDA extension as soon as BOFT is attached: minutes, with a compiler or
 # without. Answered beforehand, it takes its own plain formula everywhere.
 boft._FBD_CUDA = False
 
-REFUSALS = (
+PEFT_ERRORS = (
     ValueError, TypeError, NotImplementedError, AttributeError, KeyError, IndexError, ImportError,
     AssertionError, RuntimeError, ArithmeticError,
 )  # fmt: skip
 """What PEFT raises of bases and arguments that it cannot take; a user's interrupt is not in it."""
 
 
-EXPECTED = (
+EXPECTED_WARNINGS = (
     # frozen random projections come back from their key: the contract tests reload every method
     "Specified to not save",
     # memory that data-driven starts could save on bases larger than the device
@@ -53,7 +53,7 @@ EXPECTED = (
 """What PEFT warns of that is meant so."""
 
 
-class Seen(Protocol):
+class TokenizedExample(Protocol):
     """A tokenised training example."""
 
     @property
@@ -67,7 +67,7 @@ class Seen(Protocol):
         ...
 
 
-class Ground(NamedTuple):
+class AttachContext(NamedTuple):
     """What a method may know of its study when it is attached.
 
     ``examples`` returns the training examples; ``batches(n)`` yields ``CALIBRATION`` of them in
@@ -78,12 +78,12 @@ class Ground(NamedTuple):
     task_type: str
     heads: Sequence[str]
     steps: int
-    examples: Callable[[], Sequence[Seen]]
+    examples: Callable[[], Sequence[TokenizedExample]]
     batches: Callable[[int], Iterator[Any]]
     loss: Callable[[nn.Module, Any], Tensor]
 
 
-class Finished(NamedTuple):
+class SaveContext(NamedTuple):
     """What ``save`` is told of a trial: the base's public name, its lane, its start if needed."""
 
     base_name: str
@@ -102,7 +102,7 @@ class Hook:
         self.entry = entry
         self.config = config
 
-    def attach(self, base: nn.Module, ground: Ground) -> nn.Module:
+    def attach(self, base: nn.Module, ground: AttachContext) -> nn.Module:
         """Wrap ``base`` so that exactly the method's parameters require gradients.
 
         Raises:
@@ -111,30 +111,30 @@ class Hook:
         """
         if self.entry.needs is not None:
             raise Incompatible(self.entry.needs)
-        for message in EXPECTED:
+        for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message, UserWarning)
         config = self.peft_config(base, ground)
         try:
             model = self.inject(base, config, ground)
-        except REFUSALS as error:
+        except PEFT_ERRORS as error:
             if "out of memory" in str(error):
                 raise
             raise Incompatible(f"PEFT refuses: {_first_line(error)}") from error
-        trained = [n for n in trainable(model) if set(n.split(".")) & set(ground.heads)]
+        trained = [n for n in trainable_parameters(model) if set(n.split(".")) & set(ground.heads)]
         if not trained and any(hasattr(base, head) for head in ground.heads):
             raise Incompatible("PEFT does not train the task's output layer beside it")
         return model
 
-    def peft_config(self, base: nn.Module, ground: Ground) -> peft.PeftConfig:
+    def peft_config(self, base: nn.Module, ground: AttachContext) -> peft.PeftConfig:
         """Return PEFT's config with the method's arguments resolved for this base."""
-        around = Surroundings(base, ground.heads, ground.steps, ground.examples)
-        arguments = resolve(self.entry, self.config, around)
+        around = RuleContext(base, ground.heads, ground.steps, ground.examples)
+        arguments = resolve_arguments(self.entry, self.config, around)
         try:
             return config_class(self.entry)(task_type=ground.task_type, **arguments)
-        except REFUSALS as error:
+        except PEFT_ERRORS as error:
             raise Incompatible(f"PEFT refuses: {_first_line(error)}") from error
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
         """Put the method's layers into ``base`` and give them their start."""
         model: nn.Module = peft.get_peft_model(base, config)
         return model
@@ -162,7 +162,7 @@ class Hook:
     def restore(self, lane: int, saved: Mapping[str, Tensor]) -> None:
         """Take back what ``state`` returned."""
 
-    def save(self, model: Any, folder: Path, trial: Finished) -> None:
+    def save(self, model: Any, folder: Path, trial: SaveContext) -> None:
         """Write what a user needs beside the base to run this model."""
         for config in model.peft_config.values():
             config.base_model_name_or_path = trial.base_name
@@ -170,13 +170,13 @@ class Hook:
         model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
-def extras(hook: Hook) -> Extras:
+def step_extras(hook: Hook) -> StepHooks:
     """Return what a hook does in a step beside the loss: what its class overrides."""
-    own = {n for n in Extras._fields if getattr(type(hook), n) is not getattr(Hook, n)}
-    return Extras(*(getattr(hook, n) if n in own else None for n in Extras._fields))
+    own = {n for n in StepHooks._fields if getattr(type(hook), n) is not getattr(Hook, n)}
+    return StepHooks(*(getattr(hook, n) if n in own else None for n in StepHooks._fields))
 
 
-def inverse(matrix: Tensor) -> Tensor:
+def invert(matrix: Tensor) -> Tensor:
     """Return the inverse of a small well-conditioned matrix ``[r, r]``, without a look at the host.
 
     Twice, as a batch: a single one takes a CUDA routine that no graph can capture.
@@ -185,7 +185,7 @@ def inverse(matrix: Tensor) -> Tensor:
     return found
 
 
-class Penalised(Hook):
+class PenaltyHook(Hook):
     """A method whose PEFT model has a regularisation term that the loss must be given."""
 
     term: ClassVar[str]
@@ -197,7 +197,7 @@ class Penalised(Hook):
         return found
 
 
-def make(entry: MethodEntry, config: dict[str, Any]) -> Hook:
+def build_hook(entry: MethodEntry, config: dict[str, Any]) -> Hook:
     """Return the hook that attaches ``entry`` with these arguments.
 
     A name is a module of ``hooks/``; ``package.module:Class`` is the user's own.
@@ -208,12 +208,12 @@ def make(entry: MethodEntry, config: dict[str, Any]) -> Hook:
     if entry.hook is None:
         return Hook(entry, config)
     if ":" in entry.hook:
-        return _own(entry.hook)(entry, config)
+        return _load_user_class(entry.hook)(entry, config)
     found: type[Hook] = plugins.load_plugin("methods.hooks", entry.hook, "hook").HOOK
     return found(entry, config)
 
 
-def _own(named: str) -> type[Hook]:
+def _load_user_class(named: str) -> type[Hook]:
     """Return the user's own class ``package.module:Class``: a ``Hook``, never a stray function.
 
     Raises:
@@ -233,7 +233,7 @@ def _own(named: str) -> type[Hook]:
     return found
 
 
-def trainable(model: nn.Module) -> dict[str, torch.nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the parameters that require gradients, by name."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 

@@ -19,7 +19,7 @@ from bakeoff.methods import forbidden_arguments, user_defined
 WEIGHTS = "adapter_model.safetensors"
 
 
-def onto(base: Any, folder: Path, saved_as: str, trusted: bool = False) -> Any:
+def load_onto(base: Any, folder: Path, saved_as: str, trusted: bool = False) -> Any:
     """Return the model that ``folder`` holds; ``base`` is used up, ``saved_as`` is the hook's.
 
     A study folder may come from a stranger: weights are safetensors, and a config that leads to
@@ -32,12 +32,12 @@ def onto(base: Any, folder: Path, saved_as: str, trusted: bool = False) -> Any:
         FileNotFoundError: there are no weights in safetensors.
     """
     if saved_as == "model":
-        safe_loading.check(str(folder), None, trusted)
+        safe_loading.check_base_files(str(folder), None, trusted)
         return type(base).from_pretrained(folder, use_safetensors=True)
     if saved_as == "adapter":
-        _refuse_leading(folder)
+        _check_adapter_files(folder)
         model = peft.PeftModel.from_pretrained(base, folder)
-        peft_patches.install(
+        peft_patches.install_patches(
             model
         )  # answers PEFT's question for each row's task, computes nothing else
         return model
@@ -47,14 +47,14 @@ def onto(base: Any, folder: Path, saved_as: str, trusted: bool = False) -> Any:
     return base
 
 
-def _refuse_leading(folder: Path) -> None:
+def _check_adapter_files(folder: Path) -> None:
     """Look at an adapter's files before PEFT does: without safetensors it would unpickle."""
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"there is no {WEIGHTS} in {folder}")
     written = read_json(folder / "adapter_config.json", CONFIG_BYTES)
-    ours = user_defined.BOOKKEEPING - {
+    ours = user_defined.BOOKKEEPING_KEYS - {
         "auto_mapping"
     }  # PEFT writes these, and reads none of them here
-    forbidden_arguments.check(
+    forbidden_arguments.check_arguments(
         folder.parent.name, {k: v for k, v in written.items() if k not in ours}
     )

@@ -22,7 +22,7 @@ CAVEATS = (
 )
 
 
-class Published(NamedTuple):
+class PublishedResult(NamedTuple):
     """One published run; ``memory_gb`` is its peak in 10^9 bytes, ``seconds`` its training time."""
 
     task: str
@@ -36,18 +36,18 @@ class Published(NamedTuple):
     seconds: float
 
 
-def results(method: str) -> list[Published]:
+def find_results(method: str) -> list[PublishedResult]:
     """Return the published runs of a method, language before images, best first."""
-    found = [row for row in _all() if row.method == method]
+    found = [row for row in _read_all() if row.method == method]
     return sorted(found, key=lambda row: (TASKS.index(row.task), -row.value))
 
 
 @functools.cache
-def _all() -> tuple[Published, ...]:
+def _read_all() -> tuple[PublishedResult, ...]:
     text = files("bakeoff.methods").joinpath("published.csv").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return tuple(
-        Published(
+        PublishedResult(
             row["task"],
             row["experiment"],
             row["method"],

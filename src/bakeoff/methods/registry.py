@@ -14,9 +14,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from bakeoff.core.errors import UsageError, near_match, unknown
-from bakeoff.core.names import unsuitable
-from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, odd, read_text
+from bakeoff.core.errors import UsageError, near_match, unknown_name
+from bakeoff.core.names import invalid_name_reason
+from bakeoff.core.safe_read import STUDY_BYTES, UnreadableFile, find_unsupported_value, read_text
 from bakeoff.core.trial import MethodEntry
 
 FAMILIES = (
@@ -39,7 +39,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_files()))
 
 
-def source(name: str, folder: Path) -> str:
+def read_source(name: str, folder: Path) -> str:
     """Return the TOML text of a method: the catalog's, an installed package's, or the user's own.
 
     ``name`` is a method's, or the path of a TOML file under ``folder``; a file ``<name>.toml`` in
@@ -53,14 +53,14 @@ def source(name: str, folder: Path) -> str:
         return known[name].read_text(encoding="utf-8")
     try:
         return read_text(own, STUDY_BYTES)
-    except Unreadable as error:
+    except UnreadableFile as error:
         if not name.endswith(".toml") and (error.missing or "/" in name):
-            raise unknown("unknown-method", "method", name, names()) from error
+            raise unknown_name("unknown-method", "method", name, names()) from error
         if error.missing:
             raise UsageError(
                 "method-not-found", f"There is no method file {own}.", "paths start at the study."
             ) from error
-        raise _invalid(name, f"cannot be read: {error}") from error
+        raise _invalid_method(name, f"cannot be read: {error}") from error
 
 
 def load(name: str, folder: Path) -> MethodEntry:
@@ -69,7 +69,7 @@ def load(name: str, folder: Path) -> MethodEntry:
     Raises:
         UsageError: as ``source``, and ``method-invalid`` with the key.
     """
-    return parse(Path(name).name.removesuffix(".toml"), source(name, folder))
+    return parse(Path(name).name.removesuffix(".toml"), read_source(name, folder))
 
 
 @functools.cache
@@ -94,16 +94,16 @@ def parse(name: str, text: str) -> MethodEntry:
     try:
         raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number without end
-        raise _invalid(name, f"is not TOML: {str(error)[:300]}") from error
-    if (why := unsuitable(name) or odd(raw)) is not None:
-        raise _invalid(name, f"cannot be taken: {why}")
-    _refuse_unknown(name, raw, _KEYS)
+        raise _invalid_method(name, f"is not TOML: {str(error)[:300]}") from error
+    if (why := invalid_name_reason(name) or find_unsupported_value(raw)) is not None:
+        raise _invalid_method(name, f"cannot be taken: {why}")
+    _check_keys(name, raw, _KEYS)
     rate: Any = raw.get("learning_rate")
     if not isinstance(rate, dict):
-        raise _invalid(name, "lacks the table [learning_rate] with `prior` and `why`")
-    _refuse_unknown(name, rate, _RATE_KEYS)
+        raise _invalid_method(name, "lacks the table [learning_rate] with `prior` and `why`")
+    _check_keys(name, rate, _RATE_KEYS)
     if "peft" not in raw and "hook" not in raw:
-        raise _invalid(name, "must give `peft` (a PEFT config class) or `hook`")
+        raise _invalid_method(name, "must give `peft` (a PEFT config class) or `hook`")
     _check_types(name, raw, rate)
     _check_tables(name, raw)
     try:
@@ -124,7 +124,7 @@ def parse(name: str, text: str) -> MethodEntry:
             size=raw.get("size"),
         )
     except KeyError as error:
-        raise _invalid(name, f"lacks the key {error}") from error
+        raise _invalid_method(name, f"lacks the key {error}") from error
 
 
 def _check_types(name: str, raw: dict[str, Any], rate: dict[str, Any]) -> None:
@@ -137,42 +137,46 @@ def _check_types(name: str, raw: dict[str, Any], rate: dict[str, Any]) -> None:
     ):
         for key in keys:
             if key in table and not isinstance(table[key], kind):
-                raise _invalid(name, f"gives `{key}`, which is not {said}")
+                raise _invalid_method(name, f"gives `{key}`, which is not {said}")
     factors = {f"rates.{part}": factor for part, factor in raw.get("rates", {}).items()}
     for key, value in {"learning_rate.prior": rate.get("prior", 1.0), **factors}.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise _invalid(name, f"gives `{key}`, which is no number above 0")
+            raise _invalid_method(name, f"gives `{key}`, which is no number above 0")
 
 
 def _check_tables(name: str, raw: dict[str, Any]) -> None:
     """Refuse a family, a tuning space or a size that says nothing usable."""
     family = raw.get("family")
     if family is not None and family not in FAMILIES:
-        raise _invalid(name, f"has the family '{family}', which is none of {', '.join(FAMILIES)}")
+        raise _invalid_method(
+            name, f"has the family '{family}', which is none of {', '.join(FAMILIES)}"
+        )
     for argument, space in raw.get("tuning", {}).items():
         if not isinstance(space, dict) or set(space) != _TUNING_KEYS:
-            raise _invalid(name, f"needs `values` and `why` in [tuning.{argument}]")
+            raise _invalid_method(name, f"needs `values` and `why` in [tuning.{argument}]")
     size = raw.get("size")
     if size is None:
         return
-    _refuse_unknown(name, size, _SIZE_KEYS)
+    _check_keys(name, size, _SIZE_KEYS)
     if not isinstance(size.get("argument"), str):
-        raise _invalid(name, "gives `size.argument`, which is not text")
+        raise _invalid_method(name, "gives `size.argument`, which is not text")
     if size["argument"] not in raw.get("config", {}):
-        raise _invalid(name, f"sizes by '{size.get('argument')}', which [config] does not give")
+        raise _invalid_method(
+            name, f"sizes by '{size.get('argument')}', which [config] does not give"
+        )
 
 
-def _refuse_unknown(name: str, table: dict[str, Any], known: set[str]) -> None:
+def _check_keys(name: str, table: dict[str, Any], known: set[str]) -> None:
     for key in table:
         if key not in known:
             near = near_match(key, known)
-            raise _invalid(
+            raise _invalid_method(
                 name,
                 f"has the unknown key '{key}'" + (f" (did you mean '{near}'?)" if near else ""),
             )
 
 
-def _invalid(name: str, why: str) -> UsageError:
+def _invalid_method(name: str, why: str) -> UsageError:
     return UsageError(
         "method-invalid", f"The method file '{name}' {why}.", "`bakeoff methods lora --toml`."
     )

@@ -15,23 +15,25 @@ from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import capability_records, registry
 
 
-def served(entries: Iterable[MethodEntry], cache: Path) -> dict[str, str | None]:
+def serving_forms(entries: Iterable[MethodEntry], cache: Path) -> dict[str, str | None]:
     """Return by name ``adapter``, ``converted``, ``merged`` or None (see ``Capabilities.vllm``).
 
     ``cache`` is the user's cache folder. A method that was never probed is left out.
     """
-    record = capability_records.shipped()
+    record = capability_records.load_shipped()
     found = {}
     for entry in entries:
-        probed = capability_records.find(entry, cache, record).capabilities
+        probed = capability_records.find_record(entry, cache, record).capabilities
         if probed is None:
-            probed = capability_records.find(_as_in_catalog(entry), cache, record).capabilities
+            probed = capability_records.find_record(
+                _with_catalog_tuning(entry), cache, record
+            ).capabilities
         if probed is not None:
             found[entry.name] = probed.vllm
     return found
 
 
-def _as_in_catalog(entry: MethodEntry) -> MethodEntry:
+def _with_catalog_tuning(entry: MethodEntry) -> MethodEntry:
     """Return the entry with the catalog's values for what only tunes it.
 
     Its rank or size, dropout and which layers it adapts do not change what it is saved as; any
@@ -40,11 +42,11 @@ def _as_in_catalog(entry: MethodEntry) -> MethodEntry:
     if entry.name not in registry.names():
         return entry
     own = registry.load(entry.name, Path())
-    tuning = {*own.tuning, "target_modules", *_argument(own.size)}
+    tuning = {*own.tuning, "target_modules", *_size_argument(own.size)}
     config = {k: v for k, v in entry.config.items() if k not in tuning}
     config |= {k: v for k, v in own.config.items() if k in tuning}
     return dataclasses.replace(entry, config=config)
 
 
-def _argument(size: dict[str, Any] | None) -> tuple[str, ...]:
+def _size_argument(size: dict[str, Any] | None) -> tuple[str, ...]:
     return () if size is None else (str(size["argument"]),)

@@ -22,7 +22,7 @@ import unicodedata
 from typing import Any
 
 
-def plain(text: str, ignore_case: bool) -> str:
+def normalize(text: str, ignore_case: bool) -> str:
     """Return a text as it is compared: NFC, white space at the ends off, cases folded if wished."""
     composed = unicodedata.normalize("NFC", text).strip()
     return composed.casefold() if ignore_case else composed
@@ -35,7 +35,7 @@ def parse_json(text: str) -> Any:
         ValueError: it is not JSON (``NaN`` and ``Infinity`` are not), or nested too deeply.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
+        return json.loads(text, parse_constant=_reject_constant, parse_int=_parse_integer)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -52,11 +52,11 @@ def canonical_json(value: Any) -> str:
         raise ValueError("nested too deeply") from error
 
 
-def _refuse_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _integer(digits: str) -> int | float:
+def _parse_integer(digits: str) -> int | float:
     try:
         return int(digits)
     except ValueError:  # Python reads no whole number of more than 4300 digits

@@ -26,9 +26,9 @@ from bakeoff.core.errors import (
     UsageError,
     near_match,
 )
-from bakeoff.core.names import within
+from bakeoff.core.names import is_within
 from bakeoff.core.record import MetricInfo
-from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_bytes
+from bakeoff.core.safe_read import STUDY_BYTES, UnreadableFile, read_bytes
 from bakeoff.core.trial import Conditions
 from bakeoff.metrics.run import ITEM_SECONDS, Metric
 
@@ -41,7 +41,7 @@ PLAIN = (bool, int, float, str)
 Options = Mapping[str, Any]
 
 
-class Source(NamedTuple):
+class MetricSource(NamedTuple):
     """A metric as a study names it: a plug-in's name, or a function in a Python file."""
 
     name: str
@@ -51,7 +51,7 @@ class Source(NamedTuple):
     """The folder that the file must lie in."""
 
     @classmethod
-    def read(cls, given: str, folder: Path) -> Source:
+    def read(cls, given: str, folder: Path) -> MetricSource:
         """Tell ``exact_match`` from ``score.py:score``, whose file is relative to ``folder``.
 
         Raises:
@@ -80,17 +80,17 @@ class Source(NamedTuple):
         if self.file is None:
             return None
         hint = 'a path relative to the study file: `metric = "score.py:score"`.'
-        if not within(self.file, self.home):
+        if not is_within(self.file, self.home):
             cause = f"The metric's file {self.file} is not in the folder of the study file."
             raise UsageError("metric-outside", cause, f"copy it there; {hint}")
         try:
             return read_bytes(self.file, STUDY_BYTES)
-        except Unreadable as error:
+        except UnreadableFile as error:
             cause = f"The metric's file {self.file} cannot be read: {error}."
             raise UsageError("metric-file-missing", cause, hint) from error
 
 
-def digest(code: bytes) -> str:
+def code_digest(code: bytes) -> str:
     """Return what tells one version of the user's file from another."""
     return hashlib.sha256(code).hexdigest()
 
@@ -102,56 +102,58 @@ def describe(value: dict[str, Any]) -> dict[str, Any]:
     relative to. Returns ``info``, the ``options`` completed, and ``of_losses``; or an ``error``.
     """
     try:
-        source = Source.read(value["metric"], Path(value["folder"]))
-        metric = _make(source, source.code(), value["options"])
+        source = MetricSource.read(value["metric"], Path(value["folder"]))
+        metric = _build_metric(source, source.code(), value["options"])
     except BakeoffError as error:
         return {"error": error.to_json()}
     info = asdict(metric.info)
-    about = {k: info[k] for k in _about() if info[k] is not None} if source.file else {}
+    about = {k: info[k] for k in _info_options() if info[k] is not None} if source.file else {}
     options = {**about, **metric.options, "timeout": metric.timeout}
     return {"error": None, "info": info, "options": options, "of_losses": metric.of_losses}
 
 
-def load(c: Conditions, folder: Path) -> Metric:
+def load_metric(c: Conditions, folder: Path) -> Metric:
     """Return the metric of a study's conditions; a user's file is the frozen copy in ``folder``.
 
     Raises:
         PreflightError: ``metric-changed``.
     """
-    source = Source.read(c.metric, folder / FOLDER)
+    source = MetricSource.read(c.metric, folder / FOLDER)
     code = source.code()
-    if code is not None and digest(code) != c.metric_source:
+    if code is not None and code_digest(code) != c.metric_source:
         raise PreflightError(
             "metric-changed",
             f"{source.file} is not the file that the study was begun with.",
             "put that one back, or begin another study folder.",
         )
-    return _make(source, code, c.metric_options)
+    return _build_metric(source, code, c.metric_options)
 
 
-def _make(source: Source, code: bytes | None, options: Options) -> Metric:
+def _build_metric(source: MetricSource, code: bytes | None, options: Options) -> Metric:
     rest = dict(options)
     timeout = rest.pop("timeout", ITEM_SECONDS)
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise _wrong(f"`timeout` is {timeout!r}", "seconds, above 0")
+        raise _option_error(f"`timeout` is {timeout!r}", "seconds, above 0")
     if code is None:
         module = plugins.load_plugin("metrics.builtin", source.name, "metric")
-        _need(module)
+        _check_package(module)
         of_losses = hasattr(module, "score_loss")
         function = module.score_loss if of_losses else module.score
-        known = _completed(function, rest, reserved=())
+        known = _complete_options(function, rest, reserved=())
         if hasattr(module, "check"):
             try:
                 module.check(**known)
             except ValueError as error:
-                raise _wrong(str(error), "see docs/metrics.md") from error
+                raise _option_error(str(error), "see docs/metrics.md") from error
         return Metric(module.INFO, function, known, float(timeout), of_losses)
-    function = _own(source, code)
-    info = _info(source.name, {k: rest.pop(k) for k in _about() if k in rest})
-    return Metric(info, function, _completed(function, rest, _about()), float(timeout))
+    function = _load_user_function(source, code)
+    info = _build_info(source.name, {k: rest.pop(k) for k in _info_options() if k in rest})
+    return Metric(
+        info, function, _complete_options(function, rest, _info_options()), float(timeout)
+    )
 
 
-def _need(module: ModuleType) -> None:
+def _check_package(module: ModuleType) -> None:
     package, extra = getattr(module, "NEEDS", (None, None))
     if package is not None and importlib.util.find_spec(package) is None:
         raise EnvironmentProblem(
@@ -161,32 +163,32 @@ def _need(module: ModuleType) -> None:
         )
 
 
-def _about() -> tuple[str, ...]:
+def _info_options() -> tuple[str, ...]:
     """Return the options that describe a function of the user's own."""
     return tuple(k for k in MetricInfo.__annotations__ if k != "name")
 
 
-def _info(name: str, about: Options) -> MetricInfo:
+def _build_info(name: str, about: Options) -> MetricInfo:
     info = MetricInfo(name, **{"better": "higher", "unit": "score", **about})
     if info.better not in ("higher", "lower"):
-        raise _wrong(f"`better` is {info.better!r}", '"higher" or "lower"')
+        raise _option_error(f"`better` is {info.better!r}", '"higher" or "lower"')
     if not isinstance(info.unit, str) or not info.unit:
-        raise _wrong(f"`unit` is {info.unit!r}", 'a word, such as "points"')
+        raise _option_error(f"`unit` is {info.unit!r}", 'a word, such as "points"')
     ends = [x for x in (info.low, info.high) if x is not None]
     if any(isinstance(x, bool) or not isinstance(x, int | float) for x in ends):
-        raise _wrong(f"`low` and `high` are {info.low!r} and {info.high!r}", "numbers")
+        raise _option_error(f"`low` and `high` are {info.low!r} and {info.high!r}", "numbers")
     if len(ends) == 2 and not ends[0] < ends[1]:
-        raise _wrong(f"`low` is {ends[0]:g} and `high` {ends[1]:g}", "`low` below `high`")
+        raise _option_error(f"`low` is {ends[0]:g} and `high` {ends[1]:g}", "`low` below `high`")
     return info
 
 
-def _own(source: Source, code: bytes) -> Callable[..., Any]:
+def _load_user_function(source: MetricSource, code: bytes) -> Callable[..., Any]:
     """Run the user's file and return the function in it.
 
     Raises:
         UsageError: ``metric-not-loadable``, ``metric-function-missing``, ``metric-signature``.
     """
-    module = ModuleType(f"bakeoff_metric_{digest(code)[:12]}")
+    module = ModuleType(f"bakeoff_metric_{code_digest(code)[:12]}")
     module.__file__ = str(source.file)
     sys.modules[module.__name__] = module  # dataclasses in it look themselves up there
     try:
@@ -219,7 +221,7 @@ def _own(source: Source, code: bytes) -> Callable[..., Any]:
     return found
 
 
-def _completed(
+def _complete_options(
     function: Callable[..., Any], given: Options, reserved: Sequence[str]
 ) -> dict[str, Any]:
     """Return the options with the function's defaults: its arguments beyond the first two.
@@ -233,7 +235,7 @@ def _completed(
     by_name = [p for p in arguments if p.kind is p.KEYWORD_ONLY]
     named = {p.name: p for p in (*positional[2:], *by_name)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in arguments)
-    hints = _hints(function)
+    hints = _plain_types(function)
     for name, value in given.items():
         if name not in named and not takes_any:
             known = sorted([*named, *reserved, "timeout"])
@@ -245,7 +247,7 @@ def _completed(
                 f"{hint}Its options are: {', '.join(known)}.",
             )
         if name in hints and not _fits(value, hints[name]):
-            raise _wrong(f"`{name}` is {value!r}", f"a value of type {hints[name].__name__}")
+            raise _option_error(f"`{name}` is {value!r}", f"a value of type {hints[name].__name__}")
     for name, argument in named.items():
         if name not in given and argument.default is argument.empty:
             raise UsageError(
@@ -263,7 +265,7 @@ def _fits(value: Any, hint: type) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, type]:
+def _plain_types(function: Callable[..., Any]) -> dict[str, type]:
     """Return the plain types that a function's arguments are annotated with."""
     try:
         found = typing.get_type_hints(function)
@@ -272,5 +274,5 @@ def _hints(function: Callable[..., Any]) -> dict[str, type]:
     return {name: hint for name, hint in found.items() if hint in PLAIN}
 
 
-def _wrong(cause: str, hint: str) -> UsageError:
+def _option_error(cause: str, hint: str) -> UsageError:
     return UsageError("metric-option", f"{TABLE}: {cause}.", f"{hint}.")

@@ -15,7 +15,7 @@ from typing import Any
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.record import MetricInfo
-from bakeoff.core.timeout import TooSlow, at_most
+from bakeoff.core.timeout import TimeLimitExceeded, time_limit
 
 ITEM_SECONDS = 10.0
 """Default of ``timeout``: far more than any metric here takes for one answer."""
@@ -65,15 +65,15 @@ class Metric:
     def _one(self, pair: tuple[Any, Any], where: str) -> float:
         started = time.monotonic()
         try:
-            with at_most(self.timeout):
+            with time_limit(self.timeout):
                 value = self.function(*pair, **self.options)
-        except TooSlow:
+        except TimeLimitExceeded:
             raise self._slow(where) from None
         except Exception as error:  # a model's answer, perhaps in the user's code: it can be any
             raise MetricError(
                 "metric-failed",
-                f"The metric '{self.info.name}' failed on {where} (answer {_shown(pair[0])}, "
-                f"reference {_shown(pair[1])}): {type(error).__name__}: {error}.",
+                f"The metric '{self.info.name}' failed on {where} (answer {_abbreviate(pair[0])}, "
+                f"reference {_abbreviate(pair[1])}): {type(error).__name__}: {error}.",
                 "mend that row or the metric; the study goes on in a new folder.",
             ) from error
         if time.monotonic() - started > self.timeout:  # where no alarm could interrupt it
@@ -100,11 +100,11 @@ class Metric:
         most = "" if high is None else f", {high:g} or less"
         return MetricError(
             "metric-result",
-            f"The metric '{self.info.name}' gave {_shown(value)} for {where}.",
+            f"The metric '{self.info.name}' gave {_abbreviate(value)} for {where}.",
             f"let it return one finite number{least}{most}.",
         )
 
 
-def _shown(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

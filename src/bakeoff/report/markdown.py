@@ -20,7 +20,7 @@ from bakeoff.core.format import (
     plural,
     score_unit,
 )
-from bakeoff.core.redact import printable
+from bakeoff.core.redact import strip_control_chars
 from bakeoff.report.sanitize import clean
 from bakeoff.report.texts import method_title, saved_weights_text
 
@@ -62,7 +62,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def inert(text: str) -> str:
     """Return a text of one line that Markdown shows as it is."""
-    line = " ".join(printable(text).split())
+    line = " ".join(strip_control_chars(text).split())
     line = _LINKING.sub(_JOINER, line)
     line = "".join(_ENTITIES.get(c, c) for c in line)
     line = _MARKUP.sub(r"\\\1", line)

@@ -15,13 +15,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bakeoff.core.redact import printable
+from bakeoff.core.redact import strip_control_chars
 
 
 def clean(value: Any) -> Any:
     """Return a copy without control characters and with non-finite numbers as None."""
     if isinstance(value, str):
-        return printable(value)
+        return strip_control_chars(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

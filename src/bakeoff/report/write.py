@@ -17,7 +17,7 @@ def report(out: Path, examples: bool = True) -> dict[str, Any]:
     study_folder.refuse_links(out)
     _, summary = summarised(out, examples)
     text = json.dumps(summary, indent=1, allow_nan=False)
-    with disk_full.pausing(out):
-        files.write_text(out / "report.json", text + "\n")
-        files.write_text(out / "report.html", report_page.render(summary))
+    with disk_full.translate_disk_full(out):
+        files.atomic_write_text(out / "report.json", text + "\n")
+        files.atomic_write_text(out / "report.html", report_page.render(summary))
     return summary

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from bakeoff.core import jobs
 from bakeoff.core.trial import Trial
 from bakeoff.data.assets.cache import cache_folder
-from bakeoff.data.issues import standing
-from bakeoff.methods.serving import served
+from bakeoff.data.issues import format_places
+from bakeoff.methods.serving import serving_forms
 from bakeoff.study.config import StudySpec
 from bakeoff.study.executors import Options
 from bakeoff.study.monitoring.progress import Progress, Silent
@@ -111,7 +111,7 @@ def _memory(study: Study) -> dict[str, Any]:
 def _methods(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> list[dict[str, Any]]:
     """Return what each method would run, and how vLLM could serve it (None: no way is known)."""
     speaks = task_class(study.spec.task.kind).task_type == CAUSAL_LM
-    serving = served(study.entries, cache_folder()) if speaks else {}
+    serving = serving_forms(study.entries, cache_folder()) if speaks else {}
     methods = []
     for entry in study.entries:
         rates = [t.learning_rate for t in search if t.method.name == entry.name]
@@ -152,7 +152,7 @@ def shown(study: Study, count: int) -> list[dict[str, Any]]:
         "rows"
     ]
     return [
-        {"where": standing([study.splits.place("train", row["position"])], 1), **row}
+        {"where": format_places([study.splits.place("train", row["position"])], 1), **row}
         for row in found
     ]
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import BakeoffError, UsageError
-from bakeoff.core.names import within
+from bakeoff.core.names import is_within
 from bakeoff.core.trial import Trial
 from bakeoff.study.monitoring.progress import LOG, Progress
 from bakeoff.study.setup import test_reads
@@ -70,7 +70,7 @@ def refuse(parent: Path, out: Path, again: bool) -> None:
             "is counted anyway.",
             "one of them.",
         )
-    if within(out, parent):
+    if is_within(out, parent):
         raise UsageError(
             "fork-itself",
             f"The fork {out} would lie in the study that it comes from, {parent}, which stays as "
@@ -187,15 +187,17 @@ def take(parent: Parent, out: Path, store: Writer, trials: Iterable[Trial]) -> i
         if trial.id in finished:
             continue
         source, target = parent.folder / TRIALS / trial.id, out / TRIALS / trial.id
-        seal = trial_dir.seal_of(source)
-        if seal is None or not within(source, parent.folder):
+        seal = trial_dir.manifest_hash(source)
+        if seal is None or not is_within(source, parent.folder):
             continue
         if parent.seals.get(trial.id) not in (None, seal):
             continue
         if not target.exists():
-            result = trial_dir.copy(source, target)
+            result = trial_dir.copy_trial(source, target)
         else:  # copied before, or the fork's own
-            result = trial_dir.settled(target) if trial_dir.seal_of(target) == seal else None
+            result = (
+                trial_dir.read_finished(target) if trial_dir.manifest_hash(target) == seal else None
+            )
         if result is not None:
             results.append(result)
     if results:
@@ -239,7 +241,9 @@ def _free(parent: Path, out: Path) -> bool:
     if not out.is_dir():
         return False
     if not (out / DATABASE).is_file():
-        return {path.name.removesuffix(files.PARTIAL) for path in out.iterdir()} <= {*LEFT_BEHIND}
+        return {path.name.removesuffix(files.PARTIAL_SUFFIX) for path in out.iterdir()} <= {
+            *LEFT_BEHIND
+        }
     values: dict[str, Any] = {}
     with contextlib.suppress(UsageError), Reader(out / DATABASE) as reader:  # no-study: empty
         values = reader.values()

@@ -14,13 +14,13 @@ import numpy as np
 
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.errors import UsageError
-from bakeoff.core.record import Imported, MetricInfo, Reported, StudyRecord
-from bakeoff.core.redact import redacted
+from bakeoff.core.record import ImportedScores, ImportedStudy, MetricInfo, StudyRecord
+from bakeoff.core.redact import redact_value
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.rows import SPLITS
-from bakeoff.methods.serving import served
+from bakeoff.methods.serving import serving_forms
 from bakeoff.study import final, fork, retry, test_texts, verify_weights
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import trials
@@ -96,7 +96,9 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         secondary=tuple(known["secondary"]),
         references=tuple(known["references"]),
         artifacts=values.get(verify_weights.KEY, {}),
-        serving=served({t.method.name: t.method for t, _ in trials}.values(), cache_folder()),
+        serving=serving_forms(
+            {t.method.name: t.method for t, _ in trials}.values(), cache_folder()
+        ),
         **test_texts.fields(out, trials, examples),
     )
 
@@ -138,7 +140,7 @@ def summarised(out: Path, examples: bool = True) -> tuple[StudyRecord, dict[str,
         UsageError: ``no-study``.
     """
     record = read_record(out, examples)
-    made = redacted(summarise(record, generator(read_values(out))))
+    made = redact_value(summarise(record, generator(read_values(out))))
     return record, json.loads(json.dumps(made, allow_nan=False))
 
 
@@ -149,7 +151,7 @@ def imported_record(
 ) -> StudyRecord:
     """Return an imported study's record from what was stored."""
     known = values["imported"]
-    reported = {m: Reported(**r) for m, r in known["reported"].items()}
+    reported = {m: ImportedScores(**r) for m, r in known["reported"].items()}
     source, benchmark = known["source"], known["benchmark"]
     return StudyRecord(
         name=known["name"],
@@ -169,5 +171,7 @@ def imported_record(
         wall_seconds=None,
         warnings=tuple(known["warnings"]),
         provenance=known["provenance"],
-        imported=Imported(source, benchmark, reported, known["no_interval"], known["differing"]),
+        imported=ImportedStudy(
+            source, benchmark, reported, known["no_interval"], known["differing"]
+        ),
     )

@@ -83,7 +83,7 @@ def refuse_full(folder: Path, outcome: Outcome) -> None:
         EnvironmentProblem: ``disk-full``.
     """
     said = (outcome.value or {}).get("disk_full")
-    if said is None and outcome.error is not None and disk_full.says_full(outcome.error):
+    if said is None and outcome.error is not None and disk_full.mentions_full_disk(outcome.error):
         said = outcome.error
     if said is not None:
-        raise disk_full.paused(folder, said)
+        raise disk_full.disk_full_error(folder, said)

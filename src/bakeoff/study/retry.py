@@ -74,7 +74,7 @@ def begin(study: Study, store: Writer, progress: Progress) -> None:
     )
     for trial, result in (*found.trials, *found.withdrawn):
         study_folder.drop_states(study.folder, trial.id, but=None)
-        if trial.id in plans and (result is None or result.status in trial_dir.TRIED_AGAIN):
+        if trial.id in plans and (result is None or result.status in trial_dir.RETRYABLE):
             shutil.rmtree(study.folder / TRIALS / trial.id, ignore_errors=True)
     for note in noted:
         progress.say(sentence(note))
@@ -95,14 +95,14 @@ def _failed(
     """Sort out what failed among the methods that the study still has."""
     names = {entry.name for entry in study.entries}
     own = [(t, r) for t, r in trials if t.method.name in names]
-    failed = [(t, r) for t, r in own if r is not None and r.status in trial_dir.TRIED_AGAIN]
+    failed = [(t, r) for t, r in own if r is not None and r.status in trial_dir.RETRYABLE]
     left = [t for t, _ in failed if test_read and t.phase == "search"]
     again = [(t, r) for t, r in failed if not test_read or t.phase == "final"]
     anew = {t.method.name for t, _ in again if t.phase == "search"}
     return Failed(
         trials=tuple(again),
         withdrawn=tuple((t, r) for t, r in own if t.phase == "final" and t.method.name in anew),
-        costs=tuple(c for c in costs if c.method in names and c.status in trial_dir.TRIED_AGAIN),
+        costs=tuple(c for c in costs if c.method in names and c.status in trial_dir.RETRYABLE),
         base=(values.get(BASE_SCORES) or {}).get("error"),
         left=tuple(left),
     )

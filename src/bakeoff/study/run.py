@@ -62,7 +62,12 @@ def run_study(
     study_folder.make(out)
     heard = Logged(out / LOG, progress or Silent())
     closed = contextlib.closing(heard)
-    with disk_full.pausing(out), locked(out), closed, signals.listening(heard.say) as stop:
+    with (
+        disk_full.translate_disk_full(out),
+        locked(out),
+        closed,
+        signals.listening(heard.say) as stop,
+    ):
         study = open_study(spec, source, out, heard)
         with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
             if fork is not None:

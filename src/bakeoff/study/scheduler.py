@@ -136,7 +136,7 @@ def _able(segment: Segment, there: set[str]) -> Segment:
     folder = Path(segment.folder) / "trials"
     trials = tuple(
         t for t in segment.trials
-        if t.id not in there or trial_dir.state_of(folder, t.id, segment.start).is_file()
+        if t.id not in there or trial_dir.checkpoint_path(folder, t.id, segment.start).is_file()
     )  # fmt: skip
     return dataclasses.replace(segment, trials=trials)
 
@@ -148,7 +148,9 @@ def _from_pause(segment: Segment, there: set[str], stands: Mapping[str, int]) ->
     step = steps.pop() if len(steps) == 1 else None
     if step is None:
         return segment
-    states = (trial_dir.state_of(Path(segment.folder) / "trials", t.id, step) for t in missing)
+    states = (
+        trial_dir.checkpoint_path(Path(segment.folder) / "trials", t.id, step) for t in missing
+    )
     if not all(state.is_file() for state in states):
         return segment
     return dataclasses.replace(segment, trials=missing, start=step)

@@ -12,19 +12,19 @@ from typing import Any, NamedTuple
 
 from bakeoff.core import files
 from bakeoff.core.errors import BakeoffError
-from bakeoff.core.names import within
-from bakeoff.core.record import Asked
+from bakeoff.core.names import is_within
+from bakeoff.core.record import ItemText
 from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.data import rows as data_rows
-from bakeoff.data.splits import FROZEN
+from bakeoff.data.splits import FROZEN_FILES
 from bakeoff.tasks import task_class
 
 
 class Texts(NamedTuple):
     """The test items' texts, or none and the reason why they are not known."""
 
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[ItemText, ...] = ()
     unknown: str | None = None
 
 
@@ -42,17 +42,17 @@ def read(folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> Te
     trial = next(scored, None)
     if trial is None:
         return Texts()
-    file, conditions = folder / FROZEN["test"], trial.conditions
-    if not within(file, folder) or not file.is_file():
-        return Texts(unknown=f"{FROZEN['test']} is not in the study folder")
+    file, conditions = folder / FROZEN_FILES["test"], trial.conditions
+    if not is_within(file, folder) or not file.is_file():
+        return Texts(unknown=f"{FROZEN_FILES['test']} is not in the study folder")
     try:
         # the texts of other rows would stand beside these answers and look right
         if files.sha256_of(file) != conditions.data.get("test"):
-            return Texts(unknown=f"{FROZEN['test']} is not what the answers were scored on")
+            return Texts(unknown=f"{FROZEN_FILES['test']} is not what the answers were scored on")
         rows = data_rows.read_rows(file)
         task = task_class(conditions.task)(conditions.task_options)
         references = task.references(rows)
         pairs = zip(rows, references, strict=True)
-        return Texts(tuple(Asked(task.asks(row), reference) for row, reference in pairs))
+        return Texts(tuple(ItemText(task.asks(row), reference) for row, reference in pairs))
     except (BakeoffError, OSError, KeyError, TypeError, ValueError) as error:
-        return Texts(unknown=f"{FROZEN['test']} cannot be read ({type(error).__name__})")
+        return Texts(unknown=f"{FROZEN_FILES['test']} cannot be read ({type(error).__name__})")

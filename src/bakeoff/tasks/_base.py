@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from bakeoff.core.errors import PreflightError, UsageError, near_match
-from bakeoff.data.issues import Fault
-from bakeoff.data.rows import Row, columns_of, fill
-from bakeoff.engine.safe_loading import arguments
+from bakeoff.data.issues import DataIssue
+from bakeoff.data.rows import Row, columns_of, render_template
+from bakeoff.engine.safe_loading import from_pretrained_kwargs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bakeoff.engine.generation.generate import Asked
+    from bakeoff.engine.generation.generate import GenerationRequest
 
 IGNORE = -100
 """Label of a token that is not supervised."""
 POOLER = "pooler"
-UNCUT = 2**31 - 1
+NO_LIMIT = 2**31 - 1
 """A `max_length` that cuts nothing."""
 
 
@@ -63,11 +63,11 @@ class ItemLoss(NamedTuple):
     counts: Tensor
 
 
-class Checked(NamedTuple):
+class TaskCheck(NamedTuple):
     """What a task found out about readable rows: its options completed, and what is wrong."""
 
     options: dict[str, Any]
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[DataIssue, ...] = ()
 
 
 class RowError(PreflightError):
@@ -174,16 +174,16 @@ class Task(ABC):
         Repeats, leaks and contradictions are told by them.
         """
         asked, *_, answer = (columns[field] for field in cls.fields)
-        return "\n".join(str(row[c]) for c in columns_of(asked)), fill(answer, row)
+        return "\n".join(str(row[c]) for c in columns_of(asked)), render_template(answer, row)
 
     def asks(self, row: Row) -> str:
         """Return what a row asks, as a person reads it beside an answer."""
         return self.texts(row, self.options["columns"])[0]
 
     @classmethod
-    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
+    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
         """Complete the options from readable rows; say what this task cannot learn from them."""
-        return Checked(options)
+        return TaskCheck(options)
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the tokens that end an answer."""
@@ -195,7 +195,7 @@ class Task(ABC):
 
     def uncut(self) -> Self:
         """Return this task without a limit on the length of its examples."""
-        return type(self)({**self.options, "max_length": UNCUT})
+        return type(self)({**self.options, "max_length": NO_LIMIT})
 
     @abstractmethod
     def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
@@ -246,7 +246,7 @@ class Task(ABC):
         split: str,
         rows: Sequence[Row],
         positions: int | None,
-    ) -> list[Fault]:
+    ) -> list[DataIssue]:
         """Return what is wrong with tokens that ``encode`` does not give.
 
         ``positions`` is the longest row that the base can read, None without a limit.
@@ -257,7 +257,7 @@ class Task(ABC):
         """Return how many rows of a batch ``predict`` makes of these rows."""
         return len(rows)
 
-    def asked(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Asked:
+    def asked(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> GenerationRequest:
         """Return the prompts that rows put to the model, and when an answer to them ends."""
         raise NotImplementedError
 
@@ -287,9 +287,9 @@ class CausalTask(Task):
             path,
             use_safetensors=True,
             output_loading_info=True,
-            **{"dtype": "auto", **arguments(path, revision, trusted), **loading},
+            **{"dtype": "auto", **from_pretrained_kwargs(path, revision, trusted), **loading},
         )
-        return whole(model, info, fresh_head=False)
+        return check_complete(model, info, fresh_head=False)
 
     def batch(
         self,
@@ -300,12 +300,12 @@ class CausalTask(Task):
         units: int | None = None,
     ) -> Batch:
         """Pad on the right and find the supervised positions (on the host: no sync later)."""
-        from bakeoff.engine.loss import Supervised, supervised_positions
+        from bakeoff.engine.loss import SupervisedPositions, supervised_positions
 
         tokens = [e.tokens for e in examples]
-        inputs = padded_inputs(tokens, pad_id, device, length)
-        at = supervised_positions(padded([e.labels for e in examples], IGNORE, "cpu"), units)
-        targets = Supervised(*(t.to(device) for t in at))
+        inputs = pad_inputs(tokens, pad_id, device, length)
+        at = supervised_positions(pad_rows([e.labels for e in examples], IGNORE, "cpu"), units)
+        targets = SupervisedPositions(*(t.to(device) for t in at))
         return Batch(inputs, targets, tuple(len(t) for t in tokens))
 
     def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
@@ -321,7 +321,9 @@ class CausalTask(Task):
         return ItemLoss(sums, zeros.index_add(0, at.rows, (at.targets >= 0).float()))
 
 
-def whole(model: PreTrainedModel, info: Mapping[str, Any], fresh_head: bool) -> PreTrainedModel:
+def check_complete(
+    model: PreTrainedModel, info: Mapping[str, Any], fresh_head: bool
+) -> PreTrainedModel:
     """Return a loaded model, if its files hold all that it is made of.
 
     transformers draws at random what they lack, and logs a line. With ``fresh_head`` that is meant
@@ -355,24 +357,24 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        path, **arguments(path, revision, trusted)
+        path, **from_pretrained_kwargs(path, revision, trusted)
     )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def padded_inputs(
+def pad_inputs(
     tokens: Sequence[Sequence[int]], pad_id: int, device: str, length: int | None
 ) -> dict[str, Tensor]:
     """Return token ids and attention mask, ``[B, T]``, padded on the right."""
     return {
-        "input_ids": padded(tokens, pad_id, device, length=length),
-        "attention_mask": padded([[1] * len(t) for t in tokens], 0, device, length=length),
+        "input_ids": pad_rows(tokens, pad_id, device, length=length),
+        "attention_mask": pad_rows([[1] * len(t) for t in tokens], 0, device, length=length),
     }
 
 
-def padded(
+def pad_rows(
     rows: Sequence[Sequence[int]],
     value: int,
     device: str,

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from bakeoff.data.issues import Fault
-from bakeoff.data.rows import Row, columns_of, fill
-from bakeoff.tasks._base import IGNORE, CausalTask, Checked, Example
+from bakeoff.data.issues import DataIssue
+from bakeoff.data.rows import Row, columns_of, render_template
+from bakeoff.tasks._base import IGNORE, CausalTask, Example, TaskCheck
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ _WHOLE = re.compile(r"\d+")
 _BETWEEN_COLUMNS = re.compile(r"[\s,|]*")
 
 
-class Unreadable(Exception):
+class InvalidChoices(Exception):
     """What is wrong with a row: a code, a clause, and what to do."""
 
     def __init__(self, code: str, what: str, try_: str) -> None:
@@ -53,20 +53,20 @@ class Choices(NamedTuple):
                 ``choices-repeat``.
         """
         if columns_of(field) == (field,):
-            found = cls(*_listed(row[field]))
+            found = cls(*_parse_cell(row[field]))
         else:
             cells = [row[column] for column in columns_of(field)]
-            found = cls(*_listed(cells))
+            found = cls(*_parse_cell(cells))
         if len(found.texts) < 2:
-            raise Unreadable(
+            raise InvalidChoices(
                 "choices-too-few",
                 "There are fewer than two choices",
                 "every item needs its right choice and a wrong one.",
             )
         if not all(found.texts):
-            raise Unreadable("choice-empty", "A choice is empty", "drop it from the list.")
+            raise InvalidChoices("choice-empty", "A choice is empty", "drop it from the list.")
         if len(set(found.texts)) < len(found.texts):
-            raise Unreadable(
+            raise InvalidChoices(
                 "choices-repeat",
                 "The same choice stands there twice",
                 "one of two equal choices can be neither right nor wrong: keep one.",
@@ -90,7 +90,7 @@ class Choices(NamedTuple):
         return place if 0 <= place < len(self.texts) else None
 
 
-def _listed(cell: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _parse_cell(cell: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the texts and the labels of a cell."""
     if isinstance(cell, str):
         try:
@@ -104,19 +104,23 @@ def _listed(cell: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     else:
         parts = [cell, []]
     texts, labels = parts
-    if not isinstance(texts, list) or not isinstance(labels, list) or not _plain(texts + labels):
-        raise _no_list()
+    if (
+        not isinstance(texts, list)
+        or not isinstance(labels, list)
+        or not _all_scalars(texts + labels)
+    ):
+        raise _not_a_list()
     if labels and len(labels) != len(texts):
-        raise _no_list()
+        raise _not_a_list()
     return tuple(str(x).strip() for x in texts), tuple(str(x).strip() for x in labels)
 
 
-def _plain(values: Iterable[Any]) -> bool:
+def _all_scalars(values: Iterable[Any]) -> bool:
     return all(isinstance(x, str | int | float) for x in values)
 
 
-def _no_list() -> Unreadable:
-    return Unreadable(
+def _not_a_list() -> InvalidChoices:
+    return InvalidChoices(
         "choices-not-a-list",
         "The choices are no list of texts",
         '`choices = "options"` names a column with a list, `choices = "{a}, {b}, {c}"` columns '
@@ -140,7 +144,7 @@ class MultipleChoice(CausalTask):
     def texts(cls, row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
         """Return the prompt's columns and the choices', and the answer as it is written."""
         asked = [*columns_of(columns["prompt"]), *columns_of(columns["choices"])]
-        return "\n".join(str(row[c]) for c in asked), fill(columns["answer"], row)
+        return "\n".join(str(row[c]) for c in asked), render_template(columns["answer"], row)
 
     def asks(self, row: Row) -> str:
         """Return the prompt's columns, and the choices a line each."""
@@ -148,29 +152,31 @@ class MultipleChoice(CausalTask):
         return "\n".join([*prompt, *(f"- {text}" for text in self._choices(row).texts)])
 
     @classmethod
-    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
+    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
         """Read every row's choices; find out how answers are written, if nobody says so."""
         columns = options["columns"]
-        faults = _beside_columns(columns["choices"])
+        faults = _check_columns(columns["choices"])
         if faults:
-            return Checked(options, faults)
-        read, faults = _read(splits, columns["choices"])
+            return TaskCheck(options, faults)
+        read, faults = _read_choices(splits, columns["choices"])
         if faults:
-            return Checked(options, faults)
-        answers = {s: [fill(columns["answer"], r).strip() for r in splits[s]] for s in splits}
+            return TaskCheck(options, faults)
+        answers = {
+            s: [render_template(columns["answer"], r).strip() for r in splits[s]] for s in splits
+        }
         form = options["answer"]
         if form == "auto":
-            form, faults = _form(read, answers)
-        faults = faults or _unknown(read, answers, form)
+            form, faults = _detect_answer_form(read, answers)
+        faults = faults or _unknown_answers(read, answers, form)
         if not faults and options["normalise"] == "sum":
-            faults = _never_right(read["test"], answers["test"], form)
-        return Checked({**options, "answer": form}, faults)
+            faults = _prefix_issues(read["test"], answers["test"], form)
+        return TaskCheck({**options, "answer": form}, faults)
 
     def _choices(self, row: Row) -> Choices:
         return Choices.of(self.options["columns"]["choices"], row)
 
     def _right(self, row: Row) -> int:
-        answer = fill(self.options["columns"]["answer"], row).strip()
+        answer = render_template(self.options["columns"]["answer"], row).strip()
         place = self._choices(row).place(answer, self.options["answer"])
         assert place is not None, "the check has read every answer"
         return place
@@ -188,23 +194,23 @@ class MultipleChoice(CausalTask):
         Raises:
             Unreadable: ``prompt-without-token``, ``choice-too-long``.
         """
-        prompt = fill(self.options["columns"]["prompt"], row)
+        prompt = render_template(self.options["columns"]["prompt"], row)
         stem = prompt.rstrip()
         space = prompt[len(stem) :] or " "
         alone: list[int] = tokenizer(stem)["input_ids"]
         texts = [stem + space + text for text in self._choices(row).texts]
         whole: list[list[int]] = tokenizer(texts)["input_ids"]
         # not just len(alone): a token may reach over the end of the prompt
-        shared = min(_common(alone, ids) for ids in whole)
+        shared = min(_common_prefix(alone, ids) for ids in whole)
         if shared == 0:
-            raise Unreadable(
+            raise InvalidChoices(
                 "prompt-without-token",
                 "The prompt gives no token that the choices could follow",
                 "a longer prompt; a base without a begin token needs one in front of all choices.",
             )
         limit, longest = self.options["max_length"], max(map(len, whole)) - shared
         if longest >= limit:
-            raise Unreadable(
+            raise InvalidChoices(
                 "choice-too-long",
                 f"A choice alone exceeds task.max_length = {limit} (it has {longest} tokens)",
                 "raise task.max_length above that, with room for the prompt, or drop these rows.",
@@ -221,19 +227,19 @@ class MultipleChoice(CausalTask):
         split: str,
         rows: Sequence[Row],
         positions: int | None,
-    ) -> list[Fault]:
+    ) -> list[DataIssue]:
         """Tokenise all choices of all rows: the wrong ones are read too, though never learnt."""
 
         def fit(row: Row) -> None:
             longest = max(len(e.tokens) for e in self.candidates(tokenizer, row))
             if positions is not None and longest > positions:
-                raise Unreadable(
+                raise InvalidChoices(
                     "longer-than-positions",
                     f"More tokens than the base has positions ({longest} of {positions})",
                     f"task.max_length = {positions}, or less.",
                 )
 
-        return _tried(fit, split, rows)[1]
+        return _collect_issues(fit, split, rows)[1]
 
     def predict(
         self,
@@ -281,53 +287,57 @@ class MultipleChoice(CausalTask):
         return [self._choices(row).texts[self._right(row)] for row in rows]
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """Return how many tokens two rows begin with alike."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-Read = Mapping[str, Sequence[Choices]]
-Answers = Mapping[str, Sequence[str]]
-_fatal = partial(Fault.at, fatal=True)
+ChoicesBySplit = Mapping[str, Sequence[Choices]]
+AnswersBySplit = Mapping[str, Sequence[str]]
+_error_at = partial(DataIssue.at, fatal=True)
 T = TypeVar("T")
 
 
-def _beside_columns(field: str) -> tuple[Fault, ...]:
+def _check_columns(field: str) -> tuple[DataIssue, ...]:
     """Refuse texts between the columns: a choice is one column as it is."""
     rest = re.sub(r"\{\w+\}", "", field)
     if columns_of(field) == (field,) or _BETWEEN_COLUMNS.fullmatch(rest):
         return ()
     what = f"[data.columns] choices = {field!r} has text beside its columns"
     hint = 'only the columns: choices = "{a}, {b}, {c}"; what the model reads goes into `prompt`.'
-    return (Fault("choices-columns", what, hint, fatal=True),)
+    return (DataIssue("choices-columns", what, hint, fatal=True),)
 
 
-def _tried(
+def _collect_issues(
     read: Callable[[Row], T], split: str, rows: Sequence[Row]
-) -> tuple[list[T], list[Fault]]:
+) -> tuple[list[T], list[DataIssue]]:
     """Return what is read from each row, and a fault for each reason why some cannot be."""
     found: list[T] = []
-    first: dict[str, Unreadable] = {}
+    first: dict[str, InvalidChoices] = {}
     wrong: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         try:
             found.append(read(row))
-        except Unreadable as error:
+        except InvalidChoices as error:
             first.setdefault(error.code, error)
             wrong.setdefault(error.code, []).append(i)
     return found, [
-        _fatal(code, e.what, e.try_, split, wrong[code], len(rows)) for code, e in first.items()
+        _error_at(code, e.what, e.try_, split, wrong[code], len(rows)) for code, e in first.items()
     ]
 
 
-def _read(splits: Mapping[str, Sequence[Row]], field: str) -> tuple[Read, tuple[Fault, ...]]:
-    tried = {s: _tried(partial(Choices.of, field), s, rows) for s, rows in splits.items()}
+def _read_choices(
+    splits: Mapping[str, Sequence[Row]], field: str
+) -> tuple[ChoicesBySplit, tuple[DataIssue, ...]]:
+    tried = {s: _collect_issues(partial(Choices.of, field), s, rows) for s, rows in splits.items()}
     faults = tuple(fault for _, own in tried.values() for fault in own)
     return {split: found for split, (found, _) in tried.items()}, faults
 
 
-def _places(read: Read, answers: Answers, form: str) -> dict[str, list[int | None]]:
+def _answer_indices(
+    read: ChoicesBySplit, answers: AnswersBySplit, form: str
+) -> dict[str, list[int | None]]:
     """Return which choice each answer means, split by split, if answers are written so."""
     return {
         split: [c.place(a, form) for c, a in zip(read[split], answers[split], strict=True)]
@@ -335,13 +345,15 @@ def _places(read: Read, answers: Answers, form: str) -> dict[str, list[int | Non
     }
 
 
-def _form(read: Read, answers: Answers) -> tuple[str, tuple[Fault, ...]]:
+def _detect_answer_form(
+    read: ChoicesBySplit, answers: AnswersBySplit
+) -> tuple[str, tuple[DataIssue, ...]]:
     """Return the form in which all answers are written; that of most where none fits all.
 
     Two forms that fit all and mean different choices are a fault, ``answer-ambiguous``.
     """
     forms = MultipleChoice.own_options["answer"][1:]
-    places = {form: _places(read, answers, form) for form in forms}
+    places = {form: _answer_indices(read, answers, form) for form in forms}
     fitting = [f for f in forms if not any(None in own for own in places[f].values())]
     if not fitting:
         known = {f: sum(p is not None for own in places[f].values() for p in own) for f in forms}
@@ -357,14 +369,16 @@ def _form(read: Read, answers: Answers) -> tuple[str, tuple[Fault, ...]]:
                 said = answers[split][differ[0]]
                 what = f"The answer '{said}' can be meant as {one} or as {other}"
                 hint = f'`answer = "{one}"` or `answer = "{other}"` under [task.options].'
-                return one, (_fatal("answer-ambiguous", what, hint, split, differ, len(own)),)
+                return one, (_error_at("answer-ambiguous", what, hint, split, differ, len(own)),)
     return one, ()
 
 
-def _unknown(read: Read, answers: Answers, form: str) -> tuple[Fault, ...]:
+def _unknown_answers(
+    read: ChoicesBySplit, answers: AnswersBySplit, form: str
+) -> tuple[DataIssue, ...]:
     """Refuse answers that name no choice of their row."""
     faults = []
-    for split, places in _places(read, answers, form).items():
+    for split, places in _answer_indices(read, answers, form).items():
         wrong = [i for i, place in enumerate(places) if place is None]
         if wrong:
             what = f"The answer '{answers[split][wrong[0]]}', read as {form}, is no choice"
@@ -373,11 +387,13 @@ def _unknown(read: Read, answers: Answers, form: str) -> tuple[Fault, ...]:
                 "(from 0) or a number (from 1), the same in all rows; `answer` under "
                 "[task.options] says which."
             )
-            faults.append(_fatal("answer-unknown", what, hint, split, wrong, len(places)))
+            faults.append(_error_at("answer-unknown", what, hint, split, wrong, len(places)))
     return tuple(faults)
 
 
-def _never_right(read: Sequence[Choices], answers: Sequence[str], form: str) -> tuple[Fault, ...]:
+def _prefix_issues(
+    read: Sequence[Choices], answers: Sequence[str], form: str
+) -> tuple[DataIssue, ...]:
     """List test items whose right choice goes on where another ends: that one is likelier."""
     lost = []
     for i, (choices, answer) in enumerate(zip(read, answers, strict=True)):
@@ -388,7 +404,7 @@ def _never_right(read: Sequence[Choices], answers: Sequence[str], form: str) -> 
         return ()
     what = "The right choice begins as another one is, which is always likelier then,"
     hint = '[task.options] normalise = "per_token" goes by the mean.'
-    return (Fault.at("choice-begins-alike", what, hint, "test", lost, len(read)),)
+    return (DataIssue.at("choice-begins-alike", what, hint, "test", lost, len(read)),)
 
 
 TASK = MultipleChoice

@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bakeoff.data.issues import SHOWN, Fault
-from bakeoff.data.rows import Row, fill
-from bakeoff.engine.safe_loading import arguments
-from bakeoff.tasks._base import Batch, Checked, Example, ItemLoss, Task, padded_inputs, whole
+from bakeoff.data.issues import MAX_SHOWN, DataIssue
+from bakeoff.data.rows import Row, render_template
+from bakeoff.engine.safe_loading import from_pretrained_kwargs
+from bakeoff.tasks._base import (
+    Batch,
+    Example,
+    ItemLoss,
+    Task,
+    TaskCheck,
+    check_complete,
+    pad_inputs,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Classes(NamedTuple):
+class ClassTargets(NamedTuple):
     """What a batch is to learn: each item's class ``[B]``, and where its last token is ``[B]``."""
 
     numbers: Tensor
@@ -38,14 +46,14 @@ class Classify(Task):
     scores_base = False
 
     @classmethod
-    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
+    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
         """Number the labels of train; fewer than two, or others elsewhere, are fatal."""
         label = options["columns"]["label"]
-        known = sorted({fill(label, r) for r in splits["train"]})
+        known = sorted({render_template(label, r) for r in splits["train"]})
         faults = []
         if len(known) < 2:
             faults.append(
-                Fault(
+                DataIssue(
                     "one-label",
                     f"Every row of train has the label '{known[0]}'",
                     "classification needs at least two labels in the `label` column.",
@@ -54,14 +62,16 @@ class Classify(Task):
             )
         for split in ("validation", "test"):
             found = [
-                (i, v) for i, r in enumerate(splits[split]) if (v := fill(label, r)) not in known
+                (i, v)
+                for i, r in enumerate(splits[split])
+                if (v := render_template(label, r)) not in known
             ]
             if found:
                 labels = ", ".join(
-                    f"'{v}'" for v in list(dict.fromkeys(v for _, v in found))[:SHOWN]
+                    f"'{v}'" for v in list(dict.fromkeys(v for _, v in found))[:MAX_SHOWN]
                 )
                 faults.append(
-                    Fault.at(
+                    DataIssue.at(
                         "label-not-in-train",
                         f"A label that no row of train has ({labels})",
                         "add examples of it to train, or remove those rows.",
@@ -71,7 +81,7 @@ class Classify(Task):
                         fatal=True,
                     )  # fmt: skip
                 )
-        return Checked({**options, "labels": known}, tuple(faults))
+        return TaskCheck({**options, "labels": known}, tuple(faults))
 
     def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
         """Load the base with a fresh classifier; seed torch first."""
@@ -86,9 +96,9 @@ class Classify(Task):
             label2id={name: i for i, name in enumerate(labels)},
             use_safetensors=True,
             output_loading_info=True,
-            **{"dtype": "auto", **arguments(path, revision, trusted), **loading},
+            **{"dtype": "auto", **from_pretrained_kwargs(path, revision, trusted), **loading},
         )
-        model = whole(found, info, fresh_head=True)
+        model = check_complete(found, info, fresh_head=True)
         # a decoder would fill a cache of keys and values in every pass, for no next token
         model.config.get_text_config().use_cache = False
         return model
@@ -97,10 +107,10 @@ class Classify(Task):
         """Tokenise the texts and number the labels."""
         columns = self.options["columns"]
         number = {name: i for i, name in enumerate(self.options["labels"])}
-        texts = [fill(columns["text"], r) for r in rows]
+        texts = [render_template(columns["text"], r) for r in rows]
         tokens = tokenizer(texts, truncation=True, max_length=self.options["max_length"])
         return [
-            Example(tuple(ids), (number[fill(columns["label"], r)],))
+            Example(tuple(ids), (number[render_template(columns["label"], r)],))
             for ids, r in zip(tokens["input_ids"], rows, strict=True)
         ]
 
@@ -120,13 +130,13 @@ class Classify(Task):
         """Pad on the right and find each item's last token (on the host: no sync later)."""
         import torch
 
-        from bakeoff.engine.packing.pooling import last_places
+        from bakeoff.engine.packing.pooling import last_token_positions
 
         tokens = [e.tokens for e in examples]
-        inputs = padded_inputs(tokens, pad_id, device, length)
+        inputs = pad_inputs(tokens, pad_id, device, length)
         numbers = torch.tensor([e.labels[0] for e in examples], device=device)
-        last = torch.tensor(last_places(tokens, pad_id), device=device)
-        return Batch(inputs, Classes(numbers, last), tuple(len(t) for t in tokens))
+        last = torch.tensor(last_token_positions(tokens, pad_id), device=device)
+        return Batch(inputs, ClassTargets(numbers, last), tuple(len(t) for t in tokens))
 
     def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
         """Return the cross-entropy of each item, in fp32."""
@@ -139,9 +149,9 @@ class Classify(Task):
 
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> Tensor:
-        from bakeoff.engine.packing.pooling import last_token
+        from bakeoff.engine.packing.pooling import pool_last_token
 
-        with last_token(model, batch.targets.last, batch.inputs["input_ids"].shape[1]):
+        with pool_last_token(model, batch.targets.last, batch.inputs["input_ids"].shape[1]):
             logits: Tensor = model(**batch.inputs).logits
         return logits
 
@@ -160,7 +170,7 @@ class Classify(Task):
 
     def references(self, rows: Sequence[Row]) -> list[str]:
         """Return the true labels."""
-        return [fill(self.options["columns"]["label"], r) for r in rows]
+        return [render_template(self.options["columns"]["label"], r) for r in rows]
 
 
 TASK = Classify

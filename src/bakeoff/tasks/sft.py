@@ -12,16 +12,23 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bakeoff.data.chat import Chat, Unusable
-from bakeoff.data.chat.messages import Wrong, as_text, conversation, exchange, last_answer, wrong
-from bakeoff.data.issues import Fault
-from bakeoff.data.rows import Row, fill
-from bakeoff.tasks._base import IGNORE, CausalTask, Checked, Example, RowError
+from bakeoff.data.chat.messages import (
+    InvalidConversation,
+    as_text,
+    find_conversation_error,
+    last_answer_index,
+    single_exchange,
+    trim_conversation,
+)
+from bakeoff.data.issues import DataIssue
+from bakeoff.data.rows import Row, render_template
+from bakeoff.tasks._base import IGNORE, CausalTask, Example, RowError, TaskCheck
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from bakeoff.engine.generation.generate import Asked
+    from bakeoff.engine.generation.generate import GenerationRequest
 
 EXTRA_NEW_TOKENS = 8
 
@@ -47,26 +54,30 @@ class SupervisedFineTuning(CausalTask):
         """Return what a row asks and answers; of a conversation, what its last turn answers."""
         if "messages" not in columns:
             return super().texts(row, columns)
-        messages = conversation(row[columns["messages"]])
+        messages = trim_conversation(row[columns["messages"]])
         return as_text(messages[:-1]), messages[-1]["content"]
 
     @classmethod
-    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> Checked:
+    def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
         """Look at conversations; note train's longest completion.
 
         It bounds how many tokens are generated, so nothing of the test set does.
         """
         columns, chat = options["columns"], options.get("chat") or {}
         if "messages" in columns:
-            faults = [f for split, rows in splits.items() for f in _faults(split, rows, columns)]
+            faults = [
+                f
+                for split, rows in splits.items()
+                for f in _conversation_issues(split, rows, columns)
+            ]
         elif chat and not chat.get("pairs"):
             faults = [_CHAT_WITHOUT_CHAT]
         else:
             faults = []
         if any(f.fatal for f in faults):
-            return Checked(options, tuple(faults))
+            return TaskCheck(options, tuple(faults))
         longest = max((cls(options).references(splits["train"])), key=len)
-        return Checked({**options, "longest_completion": longest}, tuple(faults))
+        return TaskCheck({**options, "longest_completion": longest}, tuple(faults))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
         """Tokenise rows, end tokens included; label completions, or all that the assistant says.
@@ -84,7 +95,9 @@ class SupervisedFineTuning(CausalTask):
     def _pair(self, tokenizer: PreTrainedTokenizerBase, position: int, row: Row) -> Example:
         """Tokenise prompt and completion apart, as they are when an answer is generated."""
         prompt = self._prompt(tokenizer, row)
-        answer = self._tokens(tokenizer, fill(self.options["columns"]["completion"], row))
+        answer = self._tokens(
+            tokenizer, render_template(self.options["columns"]["completion"], row)
+        )
         answer = [*answer, int(tokenizer.eos_token_id or 0)]
         limit = self.options["max_length"]
         if len(answer) >= limit:
@@ -123,8 +136,10 @@ class SupervisedFineTuning(CausalTask):
         if "messages" in columns:
             messages = row[columns["messages"]]
         else:
-            messages = exchange(fill(columns["prompt"], row), fill(columns["completion"], row))
-        return conversation(messages, chat.get("system"))
+            messages = single_exchange(
+                render_template(columns["prompt"], row), render_template(columns["completion"], row)
+            )
+        return trim_conversation(messages, chat.get("system"))
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the tokens that end an answer, the chat template's among them."""
@@ -135,7 +150,7 @@ class SupervisedFineTuning(CausalTask):
     def _prompt(self, tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:
         if self._is_chat:
             return self._template(tokenizer).prompt(self._messages(row), self.options["max_length"])
-        text = fill(self.options["columns"]["prompt"], row)
+        text = render_template(self.options["columns"]["prompt"], row)
         ids: list[int] = tokenizer(text)["input_ids"]
         return ids
 
@@ -152,16 +167,16 @@ class SupervisedFineTuning(CausalTask):
         device: str,
     ) -> list[str]:
         """Generate greedily by plain ``generate``, all prompts of the batch padded on the left."""
-        from bakeoff.engine.generation.generate import plain
+        from bakeoff.engine.generation.generate import generate_plain
 
-        return self.said(tokenizer, plain(model, self.asked(tokenizer, rows)))
+        return self.said(tokenizer, generate_plain(model, self.asked(tokenizer, rows)))
 
-    def asked(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Asked:
+    def asked(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> GenerationRequest:
         """Return the prompts, cut at their start to ``max_length``; an end token ends an answer."""
-        from bakeoff.engine.generation.generate import Asked
+        from bakeoff.engine.generation.generate import GenerationRequest
 
         limit = self.options["max_length"]
-        return Asked(
+        return GenerationRequest(
             prompts=[self._prompt(tokenizer, r)[-limit:] for r in rows],
             ends=tuple(self.end_tokens(tokenizer)),
             most=self._new_tokens(tokenizer),
@@ -186,12 +201,12 @@ class SupervisedFineTuning(CausalTask):
         """Return the true completions; of conversations, the last assistant turns."""
         columns = self.options["columns"]
         if "messages" not in columns:
-            return [fill(columns["completion"], r) for r in rows]
+            return [render_template(columns["completion"], r) for r in rows]
         found = (r[columns["messages"]] for r in rows)
-        return [str(messages[last_answer(messages)]["content"]) for messages in found]
+        return [str(messages[last_answer_index(messages)]["content"]) for messages in found]
 
 
-_CHAT_WITHOUT_CHAT = Fault(
+_CHAT_WITHOUT_CHAT = DataIssue(
     "chat-without-chat",
     "[task] says how conversations are rendered, and the rows are plain prompts and completions",
     "`chat = true` renders them as conversations of one question and one answer.",
@@ -199,26 +214,28 @@ _CHAT_WITHOUT_CHAT = Fault(
 )
 
 
-def _faults(split: str, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Fault]:
+def _conversation_issues(
+    split: str, rows: Sequence[Row], columns: Mapping[str, str]
+) -> list[DataIssue]:
     """Return what is wrong with the conversations of a split, and which lose their end."""
     found: dict[str, list[int]] = {}
-    first: dict[str, Wrong] = {}
+    first: dict[str, InvalidConversation] = {}
     open_ended = []
     for i, row in enumerate(rows):
         messages = row[columns["messages"]]
-        fault = wrong(messages)
+        fault = find_conversation_error(messages)
         if fault is not None:
             first.setdefault(fault.code, fault)
             found.setdefault(fault.code, []).append(i)
-        elif last_answer(messages) != len(messages) - 1:
+        elif last_answer_index(messages) != len(messages) - 1:
             open_ended.append(i)
     faults = [
-        Fault.at(code, f.what, f.try_, split, found[code], len(rows), fatal=True)
+        DataIssue.at(code, f.what, f.try_, split, found[code], len(rows), fatal=True)
         for code, f in first.items()
     ]
     if open_ended:
         faults.append(
-            Fault.at(
+            DataIssue.at(
                 "after-last-answer",
                 "What follows the last assistant turn is left out",
                 "nobody answers it there.",

@@ -23,9 +23,9 @@ from bakeoff.core import trial_dir
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import MethodEntry, Trial
 from bakeoff.methods import load_saved
-from bakeoff.methods.hook import Finished, trainable
+from bakeoff.methods.hook import SaveContext, trainable_parameters
 from bakeoff.testing.tiny import save_bert, save_llama
-from bakeoff.testing.trials import batches, build, losses, make_trial
+from bakeoff.testing.trials import batches, build_tiny_setup, make_trial, single_trial_losses
 from bakeoff.training import checkpoints
 from bakeoff.training.evaluate import item_losses
 from bakeoff.training.setup import Bench, load_base
@@ -62,7 +62,7 @@ class Subject(NamedTuple):
 
     def bench(self, trial: Trial | None = None) -> Bench:
         """Build a trial on the base."""
-        return build(trial or self.trial(), self.base, self.folder)
+        return build_tiny_setup(trial or self.trial(), self.base, self.folder)
 
 
 def trains_and_leaves_the_base_alone(subject: Subject) -> Bench:
@@ -71,11 +71,11 @@ def trains_and_leaves_the_base_alone(subject: Subject) -> Bench:
     Returns the trained bench, for a check that goes on with it.
     """
     at = subject.bench()
-    trained = {n: p.detach().clone() for n, p in trainable(at.model).items()}
+    trained = {n: p.detach().clone() for n, p in trainable_parameters(at.model).items()}
     assert sum(p.numel() for p in trained.values()) > 0, "nothing is trained"
     assert {p.dtype for p in trained.values()} == {torch.float32}
     frozen = {n: p.clone() for n, p in at.model.named_parameters() if not p.requires_grad}
-    losses(at, 3)
+    single_trial_losses(at, 3)
     moved = [n for n, was in trained.items() if not torch.equal(at.model.get_parameter(n), was)]
     assert moved, "no trained tensor moved"
     for name, was in frozen.items():
@@ -90,14 +90,14 @@ def learns(subject: Subject) -> None:
         rate = factor * subject.entry.learning_rate
         at = subject.bench(subject.trial(rate=rate))
         before = _validation_loss(at)
-        losses(at, STEPS)
+        single_trial_losses(at, STEPS)
         tried[rate] = _validation_loss(at) / before
-        if tried[rate] < LEARNT:
+        if tried[rate] < MAX_LOSS_RATIO:
             return
     raise AssertionError(f"the loss after {STEPS} steps over the loss before, by rate: {tried}")
 
 
-LEARNT = 0.995
+MAX_LOSS_RATIO = 0.995
 """A tiny random base has little to give. The rows are the same before and after: no noise."""
 
 
@@ -109,22 +109,24 @@ def _validation_loss(at: Bench) -> float:
 
 def repeats(subject: Subject) -> None:
     """The same seed gives the same bits, another seed gives others."""
-    first = losses(subject.bench(), 3)
-    assert losses(subject.bench(), 3) == first, "the same seed gave other bits"
-    assert losses(subject.bench(subject.trial(seed=1)), 3) != first, "another seed gave the same"
+    first = single_trial_losses(subject.bench(), 3)
+    assert single_trial_losses(subject.bench(), 3) == first, "the same seed gave other bits"
+    assert single_trial_losses(subject.bench(subject.trial(seed=1)), 3) != first, (
+        "another seed gave the same"
+    )
 
 
 def goes_on(subject: Subject) -> None:
     """Stopped at a rung and gone on with from its state, it takes the same steps to the bit."""
     stop, end = 5, 12
-    whole = losses(subject.bench(), end)
+    whole = single_trial_losses(subject.bench(), end)
     at = subject.bench()
     stepper, first = at.stepper(), []
     at.model.train()
     for i, batch in zip(range(stop), batches(at), strict=False):
         first.append(float(stepper.step(i, batch)))
     result = TrialResult(at.trials[0].id, Status.STOPPED, step=stop)
-    path = trial_dir.state_of(subject.folder, at.trials[0].id, stop)
+    path = trial_dir.checkpoint_path(subject.folder, at.trials[0].id, stop)
     checkpoints.keep(path, checkpoints.State(stepper.state(0), at.hook.state(0), result))
     fresh, state = subject.bench(), checkpoints.read(path, "cpu")
     stepper, rest = fresh.stepper(), []
@@ -139,23 +141,25 @@ def goes_on(subject: Subject) -> None:
 
 def reloads(subject: Subject, at: Bench | None = None) -> None:
     """What is saved gives the same logits on a fresh base, in plain transformers and PEFT."""
-    at = at or trained(subject)
+    at = at or train_briefly(subject)
     folder = subject.folder / at.hook.saved_as
     start = at.starts[0].trained if at.starts else None
-    at.hook.save(at.model, folder, Finished(str(subject.base), 0, start))
-    off = difference(logits(reload(at, subject.base, folder), at), logits(at.model, at))
+    at.hook.save(at.model, folder, SaveContext(str(subject.base), 0, start))
+    off = relative_difference(
+        logits(load_plain(at, subject.base, folder), at), logits(at.model, at)
+    )
     assert off < EXACT, f"reloaded logits are {off:.2g} off"
 
 
 def merges(subject: Subject) -> None:
     """Merged into the base it gives the same logits, or PEFT says that it cannot be merged."""
-    off = merging_error(trained(subject))
+    off = merging_error(train_briefly(subject))
     assert off is None or off < EXACT, f"merged logits are {off:.2g} off"
 
 
 def disables(subject: Subject) -> None:
     """Switched off it gives the base's logits, and what was frozen is still frozen after."""
-    at = trained(subject)
+    at = train_briefly(subject)
     frozen = {n for n, p in at.model.named_parameters() if not p.requires_grad}
     off = disabling_error(at, subject)
     assert off is None or off < EXACT, f"logits are {off:.2g} off the base's when it is disabled"
@@ -171,10 +175,10 @@ CHECKS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def trained(subject: Subject) -> Bench:
+def train_briefly(subject: Subject) -> Bench:
     """Return the method on its base after a few steps at its prior rate."""
     at = subject.bench()
-    losses(at, 5)
+    single_trial_losses(at, 5)
     return at
 
 
@@ -188,7 +192,7 @@ def merging_error(at: Bench) -> float | None:
         merged = model.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError, TypeError, RuntimeError):
         return None
-    return difference(logits(merged, at), apart)
+    return relative_difference(logits(merged, at), apart)
 
 
 def disabling_error(at: Bench, subject: Subject) -> float | None:
@@ -205,7 +209,7 @@ def disabling_error(at: Bench, subject: Subject) -> float | None:
             off = logits(model, at)
     except (UnboundLocalError, AttributeError, NotImplementedError, ValueError):
         return None  # PEFT: prompt methods on an encoder have no off
-    return difference(off, logits(base, at))
+    return relative_difference(off, logits(base, at))
 
 
 def logits(model: nn.Module, at: Bench) -> Tensor:
@@ -218,15 +222,15 @@ def logits(model: nn.Module, at: Bench) -> Tensor:
     return out[:, -batch.inputs["input_ids"].shape[1] :] if out.dim() == 3 else out
 
 
-def difference(one: Tensor, other: Tensor) -> float:
+def relative_difference(one: Tensor, other: Tensor) -> float:
     """Return the norm of the difference over the norm of ``other``."""
     return float((one - other).norm() / other.norm())
 
 
-def reload(at: Bench, base: Path, folder: Path) -> Any:
+def load_plain(at: Bench, base: Path, folder: Path) -> Any:
     """Load what was saved with plain transformers and peft; rows are of task 0 where PEFT asks."""
     auto, arguments = {
         "classify": (AutoModelForSequenceClassification, {"num_labels": 3}),
         "sft": (AutoModelForCausalLM, {}),
     }[at.conditions.task]
-    return load_saved.onto(auto.from_pretrained(base, **arguments), folder, at.hook.saved_as)
+    return load_saved.load_onto(auto.from_pretrained(base, **arguments), folder, at.hook.saved_as)

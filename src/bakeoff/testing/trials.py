@@ -67,7 +67,7 @@ def make_trial(
     return Trial(entry, {"learning_rate": rate}, seed, phase, conditions)
 
 
-def build(
+def build_tiny_setup(
     trials: Trial | Sequence[Trial], base: Path, folder: Path, switches: Switches | None = None
 ) -> setup.Bench:
     """Put trials on ``base`` with the tiny rows as their data; plain without switches."""
@@ -77,7 +77,7 @@ def build(
     return setup.build(together, str(base), data, switches)
 
 
-class Run(NamedTuple):
+class StepTrace(NamedTuple):
     """Losses ``[steps, K]`` and the gradients of the first step ``[K, P]``."""
 
     losses: torch.Tensor
@@ -89,28 +89,28 @@ def batches(at: setup.Bench, start: int = 0) -> Iterator[StepBatch]:
     return at.feed.training(at.examples("train"), [t.seed for t in at.trials], start)
 
 
-def run(at: setup.Bench, count: int) -> Run:
+def train_steps(at: setup.Bench, count: int) -> StepTrace:
     """Train the first steps."""
     stepper, source = at.stepper(), batches(at)
     at.model.train()
     found = [stepper.step(0, next(source)).clone()]
     gradients = at.lanes.stack.gradients.clone()
     found += [stepper.step(i, next(source)).clone() for i in range(1, count)]
-    return Run(torch.stack(found), gradients)
+    return StepTrace(torch.stack(found), gradients)
 
 
-def steps(at: setup.Bench, count: int) -> torch.Tensor:
+def step_losses(at: setup.Bench, count: int) -> torch.Tensor:
     """Train the first steps and return their losses ``[count, K]``."""
-    return run(at, count).losses
+    return train_steps(at, count).losses
 
 
-def losses(at: setup.Bench, count: int) -> list[float]:
+def single_trial_losses(at: setup.Bench, count: int) -> list[float]:
     """Train the first steps of a single trial and return their losses."""
-    found: list[float] = steps(at, count)[:, 0].tolist()
+    found: list[float] = step_losses(at, count)[:, 0].tolist()
     return found
 
 
-def no_dropout(at: setup.Bench) -> setup.Bench:
+def disable_dropout(at: setup.Bench) -> setup.Bench:
     """Switch dropout off: what compares with code that draws differently needs it."""
     for module in at.model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -43,9 +43,9 @@ def keep(path: Path, state: State) -> None:
         tensors = {**tensors, _UNREAD: state.unread}
     held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     result = json.dumps(state.result.to_json())
-    written = trial_dir.state_digest(save(held, {_RESULT: result}), result)
-    files.write_bytes(path, save(held, {_RESULT: result, "sha256": written}))
-    files.sync(path.parent.parent)
+    written = trial_dir.checkpoint_digest(save(held, {_RESULT: result}), result)
+    files.atomic_write_bytes(path, save(held, {_RESULT: result, "sha256": written}))
+    files.fsync_path(path.parent.parent)
 
 
 def read(path: Path, device: str) -> State:
@@ -54,7 +54,7 @@ def read(path: Path, device: str) -> State:
     Raises:
         EnvironmentProblem: ``state-damaged``.
     """
-    wrong = trial_dir.state_damage(path) if path.exists() else "it is gone"
+    wrong = trial_dir.checkpoint_damage(path) if path.exists() else "it is gone"
     if wrong is not None:
         raise EnvironmentProblem(
             "state-damaged",

@@ -69,7 +69,7 @@ def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[st
         _with_tokenizer(at, target)
     model = at.placed(at.loaded(target, made))
     rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
-    metric = load.load(at.c, Path(segment.folder))
+    metric = load.load_metric(at.c, Path(segment.folder))
     switches, _ = wished(at.segment)
     scores, note = plain_scores(metric, at.task, model, at.tokenizer, rows, at.c, switches)
     trained = segment.trials[0].conditions.device

@@ -20,10 +20,10 @@ from bakeoff.core.results import SplitScores
 from bakeoff.core.trial import Conditions, Segment
 from bakeoff.data.rows import Row, read_rows
 from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.device import autocast, halving
-from bakeoff.engine.generation.generate import plain
+from bakeoff.engine.device import autocast, retry_with_half
+from bakeoff.engine.generation.generate import generate_plain
 from bakeoff.engine.heartbeat import beat
-from bakeoff.engine.packing.attention import packed
+from bakeoff.engine.packing.attention import use_layout
 from bakeoff.metrics import load, run
 from bakeoff.metrics.run import MetricError
 from bakeoff.tasks._base import Example, Task, load_tokenizer
@@ -52,7 +52,9 @@ def summed_losses(bench: Bench, examples: Sequence[Example]) -> tuple[Table, Tab
     Where memory runs out, fewer examples are put to the lanes at once.
     """
     bench.model.eval()
-    return halving(partial(_summed, bench, examples), bench.conditions.evaluation_batch_size)
+    return retry_with_half(
+        partial(_summed, bench, examples), bench.conditions.evaluation_batch_size
+    )
 
 
 def _summed(bench: Bench, examples: Sequence[Example], rows: int) -> tuple[Table, Table]:
@@ -63,7 +65,7 @@ def _summed(bench: Bench, examples: Sequence[Example], rows: int) -> tuple[Table
         beat()
         for batch, where, first, width, _ in step.to(c.device).passes:
             lanes.ride(first, width, batch.rows // width)
-            with autocast(c.device, c.precision), packed(where, lanes.draws):
+            with autocast(c.device, c.precision), use_layout(where, lanes.draws):
                 losses = bench.task.item_losses(bench.model, batch)
             parts.append(torch.stack([x.view(width, -1) for x in losses]))
         both = torch.cat(parts, 1).double()
@@ -81,7 +83,7 @@ def score_split(
 
     A lane whose answers the metric fails on gives that error; the others do not suffer it.
     """
-    metric = load.load(bench.conditions, bench.data.parent)
+    metric = load.load_metric(bench.conditions, bench.data.parent)
     if metric.of_losses:
         summed = zip(*summed_losses(bench, bench.examples(split)), losses, strict=True)
         return [
@@ -116,7 +118,7 @@ def answers(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
     bench.model.eval()
     if bench.feed.switches.generation and bench.task.generates:
         return _generated(bench, rows)
-    return halving(partial(_predicted, bench, rows), bench.conditions.evaluation_batch_size)
+    return retry_with_half(partial(_predicted, bench, rows), bench.conditions.evaluation_batch_size)
 
 
 def _predicted(bench: Bench, rows: Sequence[Row], most: int) -> list[list[str]]:
@@ -171,7 +173,7 @@ def read_longest_answer(bench: Bench, positions: int | None) -> int | None:
         whole = whole[: max(1, positions - bench.virtual_tokens - 1)]
     bench.lanes.alone(0)
     with autocast(bench.conditions.device, bench.conditions.precision):
-        plain(bench.model, asked._replace(prompts=[whole], most=1))
+        generate_plain(bench.model, asked._replace(prompts=[whole], most=1))
     return len(whole)
 
 
@@ -191,11 +193,11 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
         tokenizer = load_tokenizer(segment.base_path, c.revision, c.trusted)
         model = load_base(c, task, segment.base_path, 0).eval()
         rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
-        metric = load.load(c, Path(segment.folder))
+        metric = load.load_metric(c, Path(segment.folder))
         switches, _ = wished(segment)
         scores, note = plain_scores(metric, task, model, tokenizer, rows, c, switches)
     except Exception as error:  # as in a segment: a failure is a result
-        if disk_full.full(error):
+        if disk_full.disk_full_message(error):
             raise
         return {"scores": None, "error": redact(f"{type(error).__name__}: {error}")}
     return {"scores": dataclasses.asdict(scores), "error": None, "note": note}
@@ -215,7 +217,7 @@ def plain_scores(
             found = metric.score(said, task.references(rows), "test")
             return SplitScores(tuple(found), tuple(said), None), None
     score = partial(_scored_plainly, metric, task, model, tokenizer, rows, c)
-    return halving(score, c.evaluation_batch_size), note
+    return retry_with_half(score, c.evaluation_batch_size), note
 
 
 def _scored_plainly(

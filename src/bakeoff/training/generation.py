@@ -9,10 +9,15 @@ from typing import Any
 
 from bakeoff.core.errors import first_line
 from bakeoff.core.trial import Conditions
-from bakeoff.engine.device import autocast, halving, out_of_memory
-from bakeoff.engine.generation.generate import Asked, Pace, fast, plain
-from bakeoff.engine.generation.kv_slots import NotFast
-from bakeoff.engine.generation.token_ties import ROUNDING, differences
+from bakeoff.engine.device import autocast, is_out_of_memory, retry_with_half
+from bakeoff.engine.generation.generate import (
+    DecodeSettings,
+    GenerationRequest,
+    generate_in_slots,
+    generate_plain,
+)
+from bakeoff.engine.generation.kv_slots import FastGenerationUnsupported
+from bakeoff.engine.generation.token_ties import ROUNDING, first_differences
 
 PROBED = 12
 """Prompts of the probe, from the shortest to the longest."""
@@ -22,36 +27,36 @@ PROBE_TOKENS = 24
 """Tokens of an answer of the probe, at most."""
 
 
-def generated(model: Any, asked: Asked, c: Conditions, graphs: bool) -> list[list[int]]:
+def generated(model: Any, asked: GenerationRequest, c: Conditions, graphs: bool) -> list[list[int]]:
     """Return the tokens of every answer, generated fast; fewer at once where memory runs out."""
-    pace = Pace.of(c.device.split(":", maxsplit=1)[0])
+    pace = DecodeSettings.of(c.device.split(":", maxsplit=1)[0])
 
     def work(rows: int) -> list[list[int]]:
         # once it has run out, no more rows are taken than asked for
         own = pace if rows == c.evaluation_batch_size else pace._replace(rows=0)
         with autocast(c.device, c.precision):
-            return fast(model, asked, rows, graphs, own)
+            return generate_in_slots(model, asked, rows, graphs, own)
 
-    return halving(work, c.evaluation_batch_size)
+    return retry_with_half(work, c.evaluation_batch_size)
 
 
-def disagreement(model: Any, asked: Asked, c: Conditions, graphs: bool) -> str | None:
+def disagreement(model: Any, asked: GenerationRequest, c: Conditions, graphs: bool) -> str | None:
     """Return why fast generation does not give plain ``generate``'s tokens, None where it does.
 
     Tokens whose logits are within rounding of each other (``engine.ties``) count as the same.
     """
     few = _few(asked)
-    pace = Pace.of(c.device.split(":", maxsplit=1)[0])._replace(rows=0)
+    pace = DecodeSettings.of(c.device.split(":", maxsplit=1)[0])._replace(rows=0)
     with autocast(c.device, c.precision):
         try:
-            ours = fast(model, few, PROBE_ROWS, graphs, pace)
-        except NotFast as error:
+            ours = generate_in_slots(model, few, PROBE_ROWS, graphs, pace)
+        except FastGenerationUnsupported as error:
             return str(error)
         except Exception as error:  # whatever a model raises of a cache it does not know
-            if out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             return first_line(error)
-        found = list(differences(model, few, ours, plain(model, few)))
+        found = list(first_differences(model, few, ours, generate_plain(model, few)))
     wrong = [d for d in found if not d.gap <= ROUNDING[c.precision]]
     if not wrong:
         return None
@@ -62,7 +67,7 @@ def disagreement(model: Any, asked: Asked, c: Conditions, graphs: bool) -> str |
     )
 
 
-def _few(asked: Asked) -> Asked:
+def _few(asked: GenerationRequest) -> GenerationRequest:
     by_length = sorted(asked.prompts, key=len)
     count = min(PROBED, len(by_length))
     places = [round(i * (len(by_length) - 1) / max(1, count - 1)) for i in range(count)]

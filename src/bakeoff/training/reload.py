@@ -18,9 +18,9 @@ from bakeoff.core import disk_full
 from bakeoff.core.redact import redact
 from bakeoff.core.trial import Conditions, Segment
 from bakeoff.data.rows import read_rows
-from bakeoff.engine.device import device_lost, halving, place
+from bakeoff.engine.device import is_device_lost, move_to_device, retry_with_half
 from bakeoff.methods import load_saved
-from bakeoff.methods.hook import make
+from bakeoff.methods.hook import build_hook
 from bakeoff.tasks._base import Task, load_tokenizer
 from bakeoff.training.evaluate import plain_losses
 from bakeoff.training.setup import load_base, make_task, prepare_process
@@ -41,7 +41,7 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
             model = at.placed(at.loaded(Path(segment.folder) / path, kind))
             return {"loss": at.loss(model), "path": path, "error": None}
     except Exception as error:  # as in a segment: a failure is a result
-        if disk_full.full(error) or device_lost(error):
+        if disk_full.disk_full_message(error) or is_device_lost(error):
             raise
         return {"loss": None, "path": path, "error": redact(f"{type(error).__name__}: {error}")}
 
@@ -49,7 +49,7 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
 def saved_at(segment: Segment) -> tuple[str, str]:
     """Return as what the segment's one trial was saved, and where in the study's folder."""
     (trial,) = segment.trials
-    kind = make(trial.method, trial.config).saved_as
+    kind = build_hook(trial.method, trial.config).saved_as
     return kind, (Path("trials") / trial.id / kind).as_posix()
 
 
@@ -76,15 +76,15 @@ class Plain(NamedTuple):
 
     def loaded(self, folder: Path, saved_as: str) -> Any:
         """Return the model that a folder holds, on the untouched base."""
-        return load_saved.onto(self.base(), folder, saved_as, self.c.trusted)
+        return load_saved.load_onto(self.base(), folder, saved_as, self.c.trusted)
 
     def placed(self, model: nn.Module) -> nn.Module:
         """Put a model where it is read."""
-        return place(model, self.c.device).eval()
+        return move_to_device(model, self.c.device).eval()
 
     def loss(self, model: nn.Module) -> float:
         """Return the mean validation loss in nats, over padded batches."""
         rows = read_rows(Path(self.segment.folder) / "data" / "validation.jsonl")
         losses = partial(plain_losses, self.task, model, self.tokenizer, rows, self.c)
-        sums, counts = halving(losses, self.c.evaluation_batch_size)
+        sums, counts = retry_with_half(losses, self.c.evaluation_batch_size)
         return sum(sums) / sum(counts)

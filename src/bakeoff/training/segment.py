@@ -31,9 +31,9 @@ from bakeoff.core.results import CurvePoint, SegmentResult, SplitScores, Status,
 from bakeoff.core.trial import Segment
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batching import StepBatch
-from bakeoff.engine.device import device_lost, out_of_memory
-from bakeoff.engine.loop import Pause, Reading, Stepper, reading_steps, train
-from bakeoff.methods.hook import Finished, Incompatible
+from bakeoff.engine.device import is_device_lost, is_out_of_memory
+from bakeoff.engine.loop import LossReading, Pause, Stepper, reading_steps, train
+from bakeoff.methods.hook import Incompatible, SaveContext
 from bakeoff.metrics.run import MetricError
 from bakeoff.tasks._base import Example
 from bakeoff.training import checkpoints, forgetting
@@ -59,7 +59,7 @@ def run_segment(segment: Segment) -> SegmentResult:
     try:
         return SegmentResult(tuple(_run(segment)))
     except Exception as error:
-        said = disk_full.full(error)
+        said = disk_full.disk_full_message(error)
         if said is None:
             raise
         return SegmentResult((), said)
@@ -70,7 +70,7 @@ def _run(segment: Segment) -> Iterator[TrialResult]:
     try:
         results = [_alone(segment)] if len(group) == 1 else _group(segment)
     except Exception as error:  # which trial it was is found out when each runs alone
-        if disk_full.full(error) or device_lost(error):
+        if disk_full.disk_full_message(error) or is_device_lost(error):
             raise
         why = f"trained alone, not in lanes: {describe_failure(error).splitlines()[0]}"
         alone = (_alone(dataclasses.replace(segment, trials=(trial,))) for trial in group)
@@ -83,7 +83,7 @@ def classify_failure(error: BaseException) -> Status:
     """Return the status that an exception in a trial means."""
     if isinstance(error, Incompatible):
         return Status.INCOMPATIBLE
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         return Status.OUT_OF_MEMORY
     return Status.FAILED
 
@@ -110,7 +110,7 @@ def _alone(segment: Segment) -> TrialResult:
         try:
             (result,) = _train_and_score(segment, [curve])
         except Exception as error:  # a failure is a result: whatever it is, the study goes on
-            if disk_full.full(error) or device_lost(error):
+            if disk_full.disk_full_message(error) or is_device_lost(error):
                 raise  # but this is none of the trial's, or not to be gone on from
             status = classify_failure(error)
             result = TrialResult(
@@ -209,7 +209,7 @@ def _restore(
     before: list[TrialResult | None] = []
     unread = []
     for lane, trial in enumerate(segment.trials):
-        path = trial_dir.state_of(Path(segment.folder) / "trials", trial.id, segment.start)
+        path = trial_dir.checkpoint_path(Path(segment.folder) / "trials", trial.id, segment.start)
         state = checkpoints.read(path, bench.conditions.device)
         stepper.restore(lane, state.lane, segment.start)
         bench.hook.restore(lane, state.hook)
@@ -228,7 +228,7 @@ def _paused(
         stepper.state(lane), bench.hook.state(lane), result, pause.losses[:, lane].clone()
     )
     trials = bench.data.parent / "trials"
-    checkpoints.keep(trial_dir.state_of(trials, result.trial_id, pause.step), state)
+    checkpoints.keep(trial_dir.checkpoint_path(trials, result.trial_id, pause.step), state)
     return result
 
 
@@ -282,7 +282,7 @@ def _ended(
     if segment.stop < bench.conditions.steps:
         result = dataclasses.replace(result, status=Status.STOPPED)
         state = checkpoints.State(stepper.state(lane), bench.hook.state(lane), result)
-        checkpoints.keep(trial_dir.state_of(trials, trial.id, segment.stop), state)
+        checkpoints.keep(trial_dir.checkpoint_path(trials, trial.id, segment.stop), state)
         return result
     saved = _save(bench, lane, trials / trial.id)
     return dataclasses.replace(result, adapter_bytes=saved)
@@ -314,7 +314,7 @@ class _Run:
         """Note which lanes have diverged by now."""
         self.diverged = list(pause.diverged)
 
-    def read(self, reading: Reading, validation: Sequence[Example]) -> None:
+    def read(self, reading: LossReading, validation: Sequence[Example]) -> None:
         """Add a point to the curve of each lane that lives."""
         started = time.perf_counter()
         losses = item_losses(self.bench, validation)
@@ -350,13 +350,13 @@ def _save(bench: Bench, lane: int, folder: Path) -> int | None:
     if bench.trials[lane].phase != "final":
         return None
     target = folder / bench.hook.saved_as
-    if trial_dir.settled(folder) is None:
-        trial_dir.unseal(folder)
+    if trial_dir.read_finished(folder) is None:
+        trial_dir.remove_manifest(folder)
         if target.exists():
             shutil.rmtree(target)
         bench.lanes.alone(lane)
         start = bench.starts[lane].trained if bench.starts else None
-        bench.hook.save(bench.model, target, Finished(bench.conditions.base, lane, start))
+        bench.hook.save(bench.model, target, SaveContext(bench.conditions.base, lane, start))
     return sum(p.stat().st_size for p in target.rglob("*.safetensors"))
 
 
@@ -366,12 +366,12 @@ def _keep(result: TrialResult, folder: Path) -> TrialResult:
     A folder that cannot be written is no failure of the trial: the parent has its result in hand.
     """
     try:
-        if trial_dir.settled(folder) is None:
-            trial_dir.unseal(folder)
+        if trial_dir.read_finished(folder) is None:
+            trial_dir.remove_manifest(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            trial_dir.seal(folder, result)
+            trial_dir.write_manifest(folder, result)
     except OSError as error:
-        if disk_full.full(error):
+        if disk_full.disk_full_message(error):
             raise
         warning = f"the trial's folder could not be written: {error}"
         return dataclasses.replace(result, warnings=(*result.warnings, warning))

@@ -25,14 +25,28 @@ from bakeoff.core.trial import Conditions, Segment, Trial
 from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.engine import peft_patches, quantization
 from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.base_cache import Resident
+from bakeoff.engine.base_cache import BaseCache
 from bakeoff.engine.batch_order import step_indices
-from bakeoff.engine.batching import Feed
-from bakeoff.engine.device import autocast, keep_freed_memory, lean_inputs, place, set_dtypes
-from bakeoff.engine.lanes.lanes import Lanes, Start
+from bakeoff.engine.batching import BatchBuilder
+from bakeoff.engine.device import (
+    autocast,
+    disable_input_casting,
+    keep_freed_memory,
+    move_to_device,
+    set_dtypes,
+)
+from bakeoff.engine.lanes.lanes import InitialTensors, Lanes
 from bakeoff.engine.loop import Recipe, Stepper
 from bakeoff.engine.profiling import free_bytes
-from bakeoff.methods.hook import CALIBRATION, Ground, Hook, Incompatible, extras, make, trainable
+from bakeoff.methods.hook import (
+    CALIBRATION_EXAMPLES,
+    AttachContext,
+    Hook,
+    Incompatible,
+    build_hook,
+    step_extras,
+    trainable_parameters,
+)
 from bakeoff.tasks import task_class
 from bakeoff.tasks._base import Batch, Example, Task, load_tokenizer
 from bakeoff.training.token_cache import encode_split
@@ -50,9 +64,9 @@ class Bench:
     tokenizer: PreTrainedTokenizerBase
     lanes: Lanes
     hook: Hook
-    feed: Feed
+    feed: BatchBuilder
     data: Path
-    starts: tuple[Start, ...] | None = None
+    starts: tuple[InitialTensors, ...] | None = None
     """Each lane's trained tensors before its first step, where the method is saved by them."""
 
     @property
@@ -99,7 +113,7 @@ class Bench:
             [tuple(g.rate(t) for g in groups) for t in self.trials],
             recipe(self.conditions, self.feed.switches.graphs),
             self.task.item_losses,
-            extras(self.hook),
+            step_extras(self.hook),
         )
 
 
@@ -130,7 +144,7 @@ def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[Group]:
     factors = trial.method.rates
     by_factor: dict[float, list[str]] = {1.0: []}
     heads = []
-    for name, parameter in trainable(model).items():
+    for name, parameter in trainable_parameters(model).items():
         if id(parameter) in head:
             heads.append(name)
         else:
@@ -163,7 +177,7 @@ def wished(segment: Segment) -> tuple[Switches, dict[str, str]]:
     """Return the switches that a study wishes for, and why some are off before any is tried."""
     c = segment.trials[0].conditions
     wishes = Switches.wished(segment.engine or {}, c.device, c.precision, c.steps)
-    unfit = {**quantization.unfit(c.quantize, c.quantizer), **wishes.unfit()}
+    unfit = {**quantization.unsupported_accelerators(c.quantize, c.quantizer), **wishes.unfit()}
     reasons = {name: why for name, why in unfit.items() if getattr(wishes, name)}
     return dataclasses.replace(wishes, **dict.fromkeys(reasons, False)), reasons
 
@@ -209,14 +223,16 @@ def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Mo
         c.trusted,
         drawn,
     )
-    return Resident.base(key, lambda: _load(conditions, task, path, seed))
+    return BaseCache.base(key, lambda: _load(conditions, task, path, seed))
 
 
 def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     c, how = conditions, {"trust_remote_code": conditions.trusted}
     if c.quantize is not None and c.quantizer is not None:
-        how |= quantization.loading(c.quantize, c.quantizer, c.device, c.precision, task.heads)
+        how |= quantization.quantization_kwargs(
+            c.quantize, c.quantizer, c.device, c.precision, task.heads
+        )
     model: Any = task.load_model(path, c.revision, **how)
     config = model.config.get_text_config()
     if task.heads or getattr(config, "pad_token_id", None) is None:
@@ -224,12 +240,14 @@ def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module
         tokenizer = load_tokenizer(path, c.revision, c.trusted)
         config.pad_token_id = model.config.pad_token_id = int(tokenizer.pad_token_id or 0)
     model.requires_grad_(False)
-    quantization.settle(model)
+    quantization.keep_trainable(model)
     set_dtypes(model, c.precision)
-    return place(model, c.device)
+    return move_to_device(model, c.device)
 
 
-def ground(task: Task, tokenizer: PreTrainedTokenizerBase, c: Conditions, data: Path) -> Ground:
+def ground(
+    task: Task, tokenizer: PreTrainedTokenizerBase, c: Conditions, data: Path
+) -> AttachContext:
     """Return what a method may know of the study when it is attached."""
     pad = int(tokenizer.pad_token_id or 0)
 
@@ -239,7 +257,7 @@ def ground(task: Task, tokenizer: PreTrainedTokenizerBase, c: Conditions, data: 
     def batches(rows: int) -> Iterator[Batch]:
         found = examples()
         # the same examples for every seed: trials that start from data can share a base
-        (picked,) = islice(step_indices(len(found), min(CALIBRATION, len(found)), 0), 1)
+        (picked,) = islice(step_indices(len(found), min(CALIBRATION_EXAMPLES, len(found)), 0), 1)
         for i in range(0, len(picked), rows):
             yield task.batch([found[n] for n in picked[i : i + rows]], pad, c.device)
 
@@ -248,23 +266,23 @@ def ground(task: Task, tokenizer: PreTrainedTokenizerBase, c: Conditions, data: 
             sums, counts = task.item_losses(model, batch)
         return sums.sum() / counts.sum()
 
-    return Ground(task.task_type, task.heads, c.steps, examples, batches, loss)
+    return AttachContext(task.task_type, task.heads, c.steps, examples, batches, loss)
 
 
-def attach(trial: Trial, base: nn.Module, ground: Ground) -> tuple[nn.Module, Hook]:
+def attach(trial: Trial, base: nn.Module, ground: AttachContext) -> tuple[nn.Module, Hook]:
     """Put the trial's method on the base; trained tensors in fp32.
 
     Raises:
         Incompatible: the method cannot be put on this base or task.
     """
-    hook = make(trial.method, trial.config)
+    hook = build_hook(trial.method, trial.config)
     # its own stream: methods draw different amounts, the head above was drawn before them all
     torch.manual_seed(trial.seed + 1_000_003)
     model = hook.attach(base, ground)
-    peft_patches.install(model)
-    place(model, trial.conditions.device)
+    peft_patches.install_patches(model)
+    move_to_device(model, trial.conditions.device)
     set_dtypes(model, trial.conditions.precision)
-    trained = trainable(model)
+    trained = trainable_parameters(model)
     if not any(p.numel() for p in trained.values()):
         raise Incompatible("the method attached to nothing: no parameter would be trained")
     if any(quantization.is_packed(p) for p in trained.values()):
@@ -289,12 +307,12 @@ def build(
     tokenizer = load_tokenizer(base_path, c.revision, c.trusted)
     around = ground(task, tokenizer, c, data)
     distinct = list(dict.fromkeys(t.seed for t in trials))
-    starts: dict[int, Start] = {}
+    starts: dict[int, InitialTensors] = {}
     for seed in reversed(distinct):
         first = next(t for t in trials if t.seed == seed)
         model, hook = attach(first, load_base(c, task, base_path, seed), around)
-        Resident.spare()
-        starts[seed] = Start.of(model, checksums=len(distinct) > 1)
+        BaseCache.spare()
+        starts[seed] = InitialTensors.of(model, checksums=len(distinct) > 1)
         if seed != distinct[0]:
             del model, hook
     groups = [g.names for g in parameter_groups(model, task, trials[0])]
@@ -303,7 +321,7 @@ def build(
     each = tuple(starts[s] for s in seeds)
     lanes = Lanes(model, each, groups, seeds)
     if on.lean_inputs:
-        lean_inputs(model)
-    feed = Feed(lanes, task, c.batch_size, int(tokenizer.pad_token_id or 0), c.device, on)
+        disable_input_casting(model)
+    feed = BatchBuilder(lanes, task, c.batch_size, int(tokenizer.pad_token_id or 0), c.device, on)
     kept = each if hook.needs_start else None
     return Bench(tuple(trials), task, tokenizer, lanes, hook, feed, data, kept)

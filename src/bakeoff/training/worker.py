@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from bakeoff.core.jobs import BEAT, STOP, resolve
+from bakeoff.core.jobs import BEAT, STOP, import_function
 
 _PR_SET_PDEATHSIG = 1
 
@@ -69,12 +69,12 @@ def serve(
     # a progress bar's lock is for all processes, a semaphore with a name: one that is killed leaves
     # it behind, and Python complains of that at the study's end
     import_module("tqdm").tqdm.set_lock(threading.RLock())
-    from bakeoff.engine.base_cache import Resident
-    from bakeoff.engine.device import device_lost, free_memory
+    from bakeoff.engine.base_cache import BaseCache
+    from bakeoff.engine.device import free_memory, is_device_lost
     from bakeoff.engine.heartbeat import Pulse
 
     Pulse.listener = _Marks(marks)
-    Resident.on = stays
+    BaseCache.on = stays
     while True:
         try:
             function, payload = json.loads(pipe.recv_bytes())
@@ -84,11 +84,11 @@ def serve(
         os.truncate(log, 0)  # of what ended well nobody wants the last words
         answer: dict[str, Any]
         try:
-            answer = {"value": resolve(function)(payload), "error": None}
+            answer = {"value": import_function(function)(payload), "error": None}
         except BaseException as error:  # the contract: an outcome, never an exception
             said = f"{type(error).__name__}: {error}"
             answer = {"value": None, "error": said, "detail": traceback.format_exc()}
-            answer["gpu_lost"] = device_lost(error)
+            answer["gpu_lost"] = is_device_lost(error)
         answer["gpu"] = own
         pipe.send_bytes(json.dumps(answer).encode())
         if answer["error"] is not None:

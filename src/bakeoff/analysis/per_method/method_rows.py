@@ -20,7 +20,7 @@ from bakeoff.analysis.per_method.accelerators import engine_row
 from bakeoff.analysis.per_method.best_weights import artifact
 from bakeoff.analysis.per_method.stability import is_open, raced_out, stability
 from bakeoff.analysis.trial_runs import NOT_FINISHED, MethodRuns, Run, setting_key
-from bakeoff.core.record import Reported, StudyRecord
+from bakeoff.core.record import ImportedScores, StudyRecord
 from bakeoff.core.results import Cost, Status, TrialResult
 
 _FROM_PROBE = (
@@ -167,7 +167,7 @@ def failure_rows(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> li
     return rows
 
 
-def _reported(record: StudyRecord, method: str) -> Reported | None:
+def _reported(record: StudyRecord, method: str) -> ImportedScores | None:
     return record.imported.reported.get(method) if record.imported else None
 
 

@@ -6,11 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from bakeoff.cli.display.method_row import MethodRow
-from bakeoff.cli.display.output import (out, escape_text)
+from bakeoff.cli.display.output import escape_text, out
 from bakeoff.core.format import MIB, format_integer
 from bakeoff.core.trial import MethodEntry
-from bakeoff.methods.capability_records import RANK, SAME, Capabilities, Measured, OnBase
-from bakeoff.methods.published_results import CAVEATS, SOURCE, TASKS, results
+from bakeoff.methods.capability_records import (
+    EXACT_TOLERANCE,
+    RANK,
+    BaseResult,
+    Capabilities,
+    Measurement,
+)
+from bakeoff.methods.published_results import CAVEATS, SOURCE, TASKS, find_results
 from bakeoff.study.planning.trials import learning_rates
 
 SHOWN_RATES = 5
@@ -25,9 +31,16 @@ SERVED_AS: dict[str | None, str] = {
 def show_page(row: MethodRow, model: str | None) -> None:
     """Print the page."""
     entry = row.entry
-    out.print(f"[bold]{escape_text(entry.title)}[/] ({escape_text(entry.name)}), {escape_text(entry.family)}")
+    out.print(
+        f"[bold]{escape_text(entry.title)}[/] ({escape_text(entry.name)}), {escape_text(entry.family)}"
+    )
     out.print(f"  {entry.mechanism}", markup=False, soft_wrap=True)
-    lines = [*_description_lines(entry), *_capability_lines(row), *_model_lines(row, model), *_published_lines(entry.name)]
+    lines = [
+        *_description_lines(entry),
+        *_capability_lines(row),
+        *_model_lines(row, model),
+        *_published_lines(entry.name),
+    ]
     for label, text in lines:
         out.print(f"  {label:<{WIDTH}} {text}", markup=False, soft_wrap=True)
 
@@ -63,7 +76,10 @@ def _capability_lines(row: MethodRow) -> Iterator[tuple[str, str]]:
     versions = row.found.versions
     yield "found with", ", ".join(f"{p} {v}" for p, v in versions.items() if v is not None)
     for base, found in own.on.items():
-        yield f"on {base}", _format_probe(found) if found.trains else f"does not train: {found.reason}"
+        yield (
+            f"on {base}",
+            _format_probe(found) if found.trains else f"does not train: {found.reason}",
+        )
     at = own.main
     if at is not None:
         yield "merges", _format_answer(own.mergeable, at.merge, "logits off by {}")
@@ -80,9 +96,9 @@ def _capability_lines(row: MethodRow) -> Iterator[tuple[str, str]]:
     yield "layers", " ".join(own.layers) or "its own choice"
 
 
-def _format_probe(found: OnBase) -> str:
+def _format_probe(found: BaseResult) -> str:
     start = "starts as the base"
-    if found.start.value is not None and found.start.value > SAME:
+    if found.start.value is not None and found.start.value > EXACT_TOLERANCE:
         start = f"starts {found.start.value:g} off the base"
     return (
         f"trains {format_integer(found.parameters)} parameters, saves "
@@ -91,20 +107,20 @@ def _format_probe(found: OnBase) -> str:
     )
 
 
-def _format_deviation(measured: Measured) -> str:
+def _format_deviation(measured: Measurement) -> str:
     if measured.value is None:
         return f"(not: {measured.reason})"
-    return "exactly" if measured.value <= SAME else f"{measured.value:g} off"
+    return "exactly" if measured.value <= EXACT_TOLERANCE else f"{measured.value:g} off"
 
 
-def _format_disabled(disabled: Measured) -> str:
+def _format_disabled(disabled: Measurement) -> str:
     if disabled.value is None:
         return f"cannot be ({disabled.reason})"
-    off = disabled.value > SAME
+    off = disabled.value > EXACT_TOLERANCE
     return f"is {disabled.value:g} off the base" if off else "is the base again"
 
 
-def _format_answer(holds: bool, measured: Measured, form: str) -> str:
+def _format_answer(holds: bool, measured: Measurement, form: str) -> str:
     detail = measured.reason if measured.value is None else form.format(f"{measured.value:g}")
     return f"{'yes' if holds else 'no'} ({detail})"
 
@@ -129,7 +145,10 @@ def _model_lines(row: MethodRow, model: str | None) -> Iterator[tuple[str, str]]
         return
     yield "on the model", f"{model}: {format_integer(row.on_model['parameters'])} parameters"
     yield "", f"{_format_mib(row.on_model.get('checkpoint_bytes'))} to save"
-    yield "", f"{_format_mib(row.on_model['training_state_bytes'])} of values, gradients and moments"
+    yield (
+        "",
+        f"{_format_mib(row.on_model['training_state_bytes'])} of values, gradients and moments",
+    )
 
 
 def _format_mib(value: Any) -> str:
@@ -137,7 +156,7 @@ def _format_mib(value: Any) -> str:
 
 
 def _published_lines(name: str) -> Iterator[tuple[str, str]]:
-    found = results(name)
+    found = find_results(name)
     if not found:
         return
     yield "published", f"by Hugging Face: {SOURCE}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from bakeoff.core.trial import MethodEntry
-    from bakeoff.methods.capability_records import Found
+    from bakeoff.methods.capability_records import CapabilityRecord
 
 STATE_BYTES = 16
 """A trained number in fp32: its value, its gradient and AdamW's two moments."""
@@ -19,7 +19,7 @@ class MethodRow(NamedTuple):
     """One method: its entry, what is known of it, and what it takes on the user's model."""
 
     entry: MethodEntry
-    found: Found
+    found: CapabilityRecord
     on_model: dict[str, Any] | None
 
 

@@ -20,7 +20,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from bakeoff.core.errors import BakeoffError, UsageError
-from bakeoff.core.redact import escaped_json, printable, redact, redacted
+from bakeoff.core.redact import escape_control_chars, redact, redact_value, strip_control_chars
 
 RUNS = Path("runs")
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON on stdout instead of a table.")
@@ -34,7 +34,7 @@ class SafeConsole(Console):
     ) -> Iterable[Segment]:
         """Render as rich does; its own control codes stand apart from the text."""
         for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else printable(text), style, control)
+            yield Segment(text if control else strip_control_chars(text), style, control)
 
 
 # piped output is read by programs and pagers: never folded to 80 columns
@@ -61,7 +61,7 @@ def show_internal_error() -> None:
 
 def show_json(value: Any) -> None:
     """Print a JSON value without wrapping or colour; secrets left out, controls as escapes."""
-    typer.echo(escaped_json(json.dumps(redacted(value), indent=1, ensure_ascii=False)))
+    typer.echo(escape_control_chars(json.dumps(redact_value(value), indent=1, ensure_ascii=False)))
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

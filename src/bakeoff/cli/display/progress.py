@@ -151,7 +151,10 @@ class LiveProgress:
         except Exception:  # what is wrong with the folder the study will meet itself
             self._glance = None
         took = time.monotonic() - now
-        self._looked, self._may_look = now, now + max(1.0 / REDRAWS_PER_SECOND, READ_INTERVAL_FACTOR * took)
+        self._looked, self._may_look = (
+            now,
+            now + max(1.0 / REDRAWS_PER_SECOND, READ_INTERVAL_FACTOR * took),
+        )
         return self._glance
 
     def _draw(self) -> RenderableType:

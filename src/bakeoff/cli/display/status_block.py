@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bakeoff.core.format import format_cell, format_duration
-from bakeoff.core.redact import told
+from bakeoff.core.redact import sanitize
 
 if TYPE_CHECKING:
     from bakeoff.study.monitoring.progress_estimate import Flight, Phase
@@ -27,14 +27,20 @@ WIDE = 90
 MIN_ROWS = 3
 
 
-def render_status(found: Glance, width: int, later: float = 0.0, height: int | None = None) -> Group:
+def render_status(
+    found: Glance, width: int, later: float = 0.0, height: int | None = None
+) -> Group:
     """Return what goes on and who leads, ``later`` seconds after it was read.
 
     Of more methods than fit in ``height`` lines the control and the best are shown.
     """
     parts: list[RenderableType] = []
     if found.phase is not None:
-        parts.append(render_phase(found.phase, width, remaining_seconds(found.phase_seconds_left, later), later))
+        parts.append(
+            render_phase(
+                found.phase, width, remaining_seconds(found.phase_seconds_left, later), later
+            )
+        )
     parts += render_jobs(found.works, later)
     about = describe_speed(found)
     if about:
@@ -67,7 +73,7 @@ def render_phase(
     bar = ProgressBar(total=max(1, phase.total), completed=phase.done, width=max(10, width // 5))
     if width < len(said) + 30:
         bar = ProgressBar(total=max(1, phase.total), completed=phase.done, width=8)
-    grid.add_row(Text(told(phase.title), style="bold"), bar, Text(said))
+    grid.add_row(Text(sanitize(phase.title), style="bold"), bar, Text(said))
     return grid
 
 
@@ -109,7 +115,7 @@ def render_methods(found: Glance, width: int, most: int | None = None) -> list[R
     rows, hidden = _select_methods(found, most)
     metric = found.metric or {}
     points = metric.get("unit") == "fraction"
-    name = told(str(metric.get("name", "score"))) + (" %" if points else "")
+    name = sanitize(str(metric.get("name", "score"))) + (" %" if points else "")
     by_metric = found.select_on == "metric"
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("so far", no_wrap=True, overflow="ellipsis", ratio=None)
@@ -126,7 +132,9 @@ def render_methods(found: Glance, width: int, most: int | None = None) -> list[R
             Text(method_title(row)),
             Text("cannot run" if row.incompatible is not None else f"{row.done}/{row.planned}"),
             Text(
-                format_metric(row.validation, points) if by_metric else format_cell(row.validation, ".4f")
+                format_metric(row.validation, points)
+                if by_metric
+                else format_cell(row.validation, ".4f")
             ),
             Text(format_cell(row.step, ",.0f")),
         ]
@@ -144,7 +152,7 @@ def render_methods(found: Glance, width: int, most: int | None = None) -> list[R
 
 def method_title(row: Standing) -> str:
     """Return a method's title, the control marked."""
-    return told(row.title) + (" (control)" if row.control else "")
+    return sanitize(row.title) + (" (control)" if row.control else "")
 
 
 def format_metric(found: float | None, points: bool) -> str:
@@ -158,7 +166,9 @@ def summarize_methods(found: Glance) -> str:
     points, by_metric = metric.get("unit") == "fraction", found.select_on == "metric"
     tested = [m for m in found.methods if m.test is not None]
     if tested:
-        return ", ".join(f"{method_title(m)} {format_metric(m.test, points)} ({m.n_seeds})" for m in tested)
+        return ", ".join(
+            f"{method_title(m)} {format_metric(m.test, points)} ({m.n_seeds})" for m in tested
+        )
     seen = [(method_title(m), m.validation) for m in found.methods if m.validation is not None]
     if by_metric:
         return ", ".join(f"{name} {format_metric(best, points)}" for name, best in seen)
@@ -182,4 +192,4 @@ def _select_methods(found: Glance, most: int | None) -> tuple[list[Standing], in
 
 
 def _text_line(text: str) -> Text:
-    return Text(told(text), no_wrap=True, overflow="ellipsis")
+    return Text(sanitize(text), no_wrap=True, overflow="ellipsis")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from bakeoff.cli.display.output import (out, escape_text)
+from bakeoff.cli.display.output import escape_text, out
 
 CONTEXT_LABEL, SUPERVISED_LABEL = "  given  ", "  learnt "
 TOKEN_BORDER = "\N{BOX DRAWINGS LIGHT VERTICAL}"
@@ -28,7 +28,9 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
             for line in _lines([_text(p) for p in run], out.width - len(head) - 1):
                 out.print(f"{head}{escape_text(line)}", style=style, soft_wrap=True)
         if row["label"] is not None:
-            out.print(f"{SUPERVISED_LABEL}{escape_text(row['label'])}", style="bold green", soft_wrap=True)
+            out.print(
+                f"{SUPERVISED_LABEL}{escape_text(row['label'])}", style="bold green", soft_wrap=True
+            )
 
 
 def _lines(texts: list[str], width: int) -> Iterator[str]:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from bakeoff.cli.display.output import (err, out, escape_text, show_table)
+from bakeoff.cli.display.output import err, escape_text, out, show_table
 from bakeoff.core.format import MIB, format_cell
 
 WIDE = 110

@@ -24,8 +24,8 @@ from bakeoff.core.files import sha256_of
 from bakeoff.data.assets.registry import WEIGHTS
 
 MARKER = "bakeoff-asset.json"
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
+ACCESS_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 CHANGE_CACHE = "point BAKEOFF_CACHE at a folder that you can write to, with enough room."
 
 
@@ -67,14 +67,14 @@ def is_intact(folder: Path, source_sha256: str) -> bool:
 
 
 @contextmanager
-def locked(name: str, progress: Callable[[str], None]) -> Iterator[None]:
+def model_lock(name: str, progress: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of one model; wait, and say so, while another process prepares it."""
     folder = model_folder(name)
-    with friendly_errors():
+    with translate_os_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f"{name}.lock")
     try:
-        with friendly_errors():
+        with translate_os_errors():
             lock.acquire(timeout=0)
     except Timeout:
         progress(f"{name}: waiting for another process that is preparing it")
@@ -86,7 +86,7 @@ def locked(name: str, progress: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def staged(name: str, needed_bytes: int) -> Iterator[Path]:
+def staging_folder(name: str, needed_bytes: int) -> Iterator[Path]:
     """Give an empty folder to fill; afterwards it is the model's folder, or gone if that failed.
 
     Call it with the lock held. What a killed process left behind is removed first.
@@ -95,13 +95,13 @@ def staged(name: str, needed_bytes: int) -> Iterator[Path]:
         EnvironmentProblem: ``asset-disk`` or ``asset-cache``.
     """
     final = model_folder(name)
-    with friendly_errors():
+    with translate_os_errors():
         for left_over in final.parent.glob(f".{name}-*"):
             shutil.rmtree(left_over)
-        check_room(final.parent, needed_bytes)
+        check_free_space(final.parent, needed_bytes)
         staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
     try:
-        with friendly_errors():
+        with translate_os_errors():
             yield staging
             staging.chmod(0o755)  # mkdtemp makes it private; a shared cache must be readable
             if final.exists():
@@ -117,7 +117,7 @@ def write_marker(folder: Path, marker: Marker) -> None:
     (folder / MARKER).write_text(text, encoding="utf-8")
 
 
-def check_room(folder: Path, needed_bytes: int) -> None:
+def check_free_space(folder: Path, needed_bytes: int) -> None:
     """Refuse to begin when the disk cannot hold what is coming."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
@@ -129,12 +129,12 @@ def check_room(folder: Path, needed_bytes: int) -> None:
 
 
 @contextmanager
-def friendly_errors() -> Iterator[None]:
+def translate_os_errors() -> Iterator[None]:
     """Turn what the file system refuses into an error that says what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM | NO_ACCESS:
+        if error.errno not in DISK_FULL_ERRORS | ACCESS_ERRORS:
             raise
-        code = "asset-disk" if error.errno in NO_ROOM else "asset-cache"
+        code = "asset-disk" if error.errno in DISK_FULL_ERRORS else "asset-cache"
         raise EnvironmentProblem(code, f"The cache: {error}.", CHANGE_CACHE) from error

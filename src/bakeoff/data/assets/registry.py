@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bakeoff.core.errors import unknown
+from bakeoff.core.errors import unknown_name
 
 WEIGHTS = "model.safetensors"
 
@@ -143,4 +143,4 @@ def find_asset(name: str) -> Asset:
     for asset in ASSETS:
         if asset.name == name:
             return asset
-    raise unknown("asset-unknown", "asset", name, [a.name for a in ASSETS])
+    raise unknown_name("asset-unknown", "asset", name, [a.name for a in ASSETS])

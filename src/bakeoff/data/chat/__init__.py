@@ -6,6 +6,6 @@ it, without a tokenizer; ``template`` renders, tokenises and finds what the assi
 
 from __future__ import annotations
 
-from bakeoff.data.chat.template import Chat, Unusable
+from bakeoff.data.chat.template import Chat, UnusableConversation
 
 __all__ = ["Chat", "Unusable"]

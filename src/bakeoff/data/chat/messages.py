@@ -14,7 +14,7 @@ from bakeoff.core.errors import near_match
 Message = Mapping[str, Any]
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 ROLES = (SYSTEM, USER, ASSISTANT)
-OTHER_NAMES = {
+ROLE_ALIASES = {
     "human": USER, "prompter": USER, "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT,
     "chatgpt": ASSISTANT, "developer": SYSTEM,
 }  # fmt: skip
@@ -23,7 +23,7 @@ _TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
 _TOOL_ROLES = ("tool", "function", "ipython", "observation")
 
 
-class Wrong(NamedTuple):
+class InvalidConversation(NamedTuple):
     """What is wrong with a conversation: a stable code, a clause, a way out."""
 
     code: str
@@ -31,24 +31,26 @@ class Wrong(NamedTuple):
     try_: str
 
 
-def wrong(value: Any) -> Wrong | None:
+def find_conversation_error(value: Any) -> InvalidConversation | None:
     """Return what keeps a cell from being a conversation with an answer; None where it is one."""
     shape = 'a list of {"role": …, "content": …}, one for each message.'
     if not isinstance(value, list | tuple) or not value:
-        return Wrong("messages-malformed", "A conversation that is no list of messages", shape)
+        return InvalidConversation(
+            "messages-malformed", "A conversation that is no list of messages", shape
+        )
     for number, message in enumerate(value, 1):
-        found = _message(number, message, shape)
+        found = _find_message_error(number, message, shape)
         if found is not None:
             return found
     roles = [m["role"] for m in value]
     if ASSISTANT not in roles:
-        return Wrong(
+        return InvalidConversation(
             "no-assistant-turn",
             "A conversation without an assistant turn: nothing can be learnt from it",
             "drop these rows, or give them an answer.",
         )
     if roles[0] == ASSISTANT:
-        return Wrong(
+        return InvalidConversation(
             "assistant-first",
             "A conversation that the assistant opens: its first turn answers nothing",
             "drop that turn, or put what it answers before it.",
@@ -56,48 +58,52 @@ def wrong(value: Any) -> Wrong | None:
     return None
 
 
-def _message(number: int, message: Any, shape: str) -> Wrong | None:
+def _find_message_error(number: int, message: Any, shape: str) -> InvalidConversation | None:
     if not isinstance(message, Mapping):
-        return Wrong("messages-malformed", f"Message {number} is no object", shape)
+        return InvalidConversation("messages-malformed", f"Message {number} is no object", shape)
     if {"from", "value"} <= message.keys() and "role" not in message:
         try_ = "rename `from` to `role` and `value` to `content`; human is user, gpt assistant."
-        return Wrong("messages-malformed", f"Message {number} has no 'role'", try_)
+        return InvalidConversation("messages-malformed", f"Message {number} has no 'role'", try_)
     role, content = message.get("role"), message.get("content")
     if role in _TOOL_ROLES or any(message.get(key) for key in _TOOL_KEYS):
-        return Wrong(
+        return InvalidConversation(
             "tool-messages",
             f"Message {number} calls a tool or holds a tool's result, which is not trained on",
             "drop these rows, or write calls and results as text of the turns.",
         )
     if role not in ROLES:
-        near = OTHER_NAMES.get(str(role).lower()) or near_match(str(role), ROLES)
+        near = ROLE_ALIASES.get(str(role).lower()) or near_match(str(role), ROLES)
         hint = f"did you mean '{near}'? " if near else ""
         known = ", ".join(ROLES)
         what = (
             f"Message {number} has the role {role!r}" if role else f"Message {number} has no role"
         )
-        return Wrong("unknown-role", what, f"{hint}Roles are {known}.")
+        return InvalidConversation("unknown-role", what, f"{hint}Roles are {known}.")
     if isinstance(content, list):
         what = f"The content of message {number} is a list of parts, not text"
-        return Wrong("messages-malformed", what, "join the text parts; images are not read.")
+        return InvalidConversation(
+            "messages-malformed", what, "join the text parts; images are not read."
+        )
     if not isinstance(content, str) or not content.strip():
         what = f"Message {number} ({role}) has no content"
-        return Wrong("empty-message", what, "drop these rows, or fill the message.")
+        return InvalidConversation("empty-message", what, "drop these rows, or fill the message.")
     return None
 
 
-def conversation(value: Sequence[Message], system: str | None = None) -> list[dict[str, Any]]:
+def trim_conversation(value: Sequence[Message], system: str | None = None) -> list[dict[str, Any]]:
     """Return a row's messages up to the last assistant turn, with what else they hold.
 
     ``system`` is put in front, unless the row has a system message of its own.
     """
-    kept = [{k: v for k, v in m.items() if v is not None} for m in value[: last_answer(value) + 1]]
+    kept = [
+        {k: v for k, v in m.items() if v is not None} for m in value[: last_answer_index(value) + 1]
+    ]
     if system is not None and kept[0]["role"] != SYSTEM:
         kept.insert(0, {"role": SYSTEM, "content": system})
     return kept
 
 
-def exchange(asked: str, answer: str) -> list[Message]:
+def single_exchange(asked: str, answer: str) -> list[Message]:
     """Return the conversation of one question and its answer."""
     return [{"role": USER, "content": asked}, {"role": ASSISTANT, "content": answer}]
 
@@ -107,12 +113,12 @@ def as_text(messages: Sequence[Message]) -> str:
     return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
 
 
-def last_answer(messages: Sequence[Message]) -> int:
+def last_answer_index(messages: Sequence[Message]) -> int:
     """Return the position of the last assistant turn."""
     return max(i for i, m in enumerate(messages) if m["role"] == ASSISTANT)
 
 
-def without_oldest(messages: Sequence[Message]) -> list[Message] | None:
+def drop_oldest_exchange(messages: Sequence[Message]) -> list[Message] | None:
     """Return a conversation without its oldest exchange; None where only one is left.
 
     System messages that lead stay; what is left begins with a user.

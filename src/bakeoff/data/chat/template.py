@@ -14,8 +14,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.timeout import TooSlow, at_most
-from bakeoff.data.chat.messages import ASSISTANT, Message, exchange, last_answer, without_oldest
+from bakeoff.core.timeout import TimeLimitExceeded, time_limit
+from bakeoff.data.chat.messages import (
+    ASSISTANT,
+    Message,
+    drop_oldest_exchange,
+    last_answer_index,
+    single_exchange,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,10 +29,10 @@ if TYPE_CHECKING:
 IGNORE = -100
 RENDER_SECONDS = 10.0
 """What a template may take for one conversation: thousands of times what any takes that ends."""
-_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-class Unusable(Exception):
+class UnusableConversation(Exception):
     """A conversation that the template cannot be trained on: a stable code, what, and a way out."""
 
     def __init__(self, code: str, what: str, try_: str) -> None:
@@ -34,14 +40,14 @@ class Unusable(Exception):
         self.code, self.what, self.try_ = code, what, try_
 
 
-class Span(NamedTuple):
+class TurnSpan(NamedTuple):
     """From ``start`` to before ``stop``, in characters or tokens."""
 
     start: int
     stop: int
 
 
-class Tokens(NamedTuple):
+class LabelledTokens(NamedTuple):
     """A conversation's tokens, and the label of each: itself where the assistant says it."""
 
     ids: list[int]
@@ -72,14 +78,14 @@ class Chat:
             )
         self.template: str = tokenizer.get_chat_template(template)
         self.variables = {**tokenizer.special_tokens_map, **(variables or {})}
-        self.marked = _MARK.search(self.template) is not None
+        self.marked = _GENERATION_MARK.search(self.template) is not None
         special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         # a padding token may end turns: padding is told by its place
         no_end = {tokenizer.unk_token_id, tokenizer.bos_token_id}
         self._control = [text for text in special.values() if text]
         self._ends = (special.keys() - no_end) | {tokenizer.eos_token_id}
 
-    def encode(self, messages: Sequence[Message], limit: int) -> Tokens:
+    def encode(self, messages: Sequence[Message], limit: int) -> LabelledTokens:
         """Return a conversation as at most ``limit`` tokens; every assistant turn is labelled.
 
         One that is too long loses its oldest exchanges, whole, then the beginning of what is asked;
@@ -89,18 +95,18 @@ class Chat:
             Unusable: see ``turns`` and ``tokens``; ``completion-too-long``.
         """
         found = self.tokens(messages)
-        while len(found.ids) > limit and (shorter := without_oldest(messages)) is not None:
+        while len(found.ids) > limit and (shorter := drop_oldest_exchange(messages)) is not None:
             messages = shorter
             found = self.tokens(messages)
         over = max(0, len(found.ids) - limit)
         first = next(i for i, label in enumerate(found.labels) if label != IGNORE)
         if over > first:
-            raise Unusable(
+            raise UnusableConversation(
                 "completion-too-long",
                 f"The last answer has {len(found.ids) - first} tokens; task.max_length is {limit}",
                 f"task.max_length = {len(found.ids) - first + 32}, or drop the row.",
             )
-        return Tokens(found.ids[over:], found.labels[over:])
+        return LabelledTokens(found.ids[over:], found.labels[over:])
 
     def prompt(self, messages: Sequence[Message], limit: int) -> list[int]:
         """Return what the last assistant turn answers, opened for the answer, as tokens.
@@ -108,22 +114,22 @@ class Chat:
         One that is longer than ``limit`` loses its oldest exchanges, whole, then its beginning.
         """
         ids = self._opened(messages)
-        while len(ids) > limit and (shorter := without_oldest(messages)) is not None:
+        while len(ids) > limit and (shorter := drop_oldest_exchange(messages)) is not None:
             messages = shorter
             ids = self._opened(messages)
         return ids[-limit:]
 
     def _opened(self, messages: Sequence[Message]) -> list[int]:
-        return self._ids([self._render(messages[: last_answer(messages)], opened=True)])[0]
+        return self._ids([self._render(messages[: last_answer_index(messages)], opened=True)])[0]
 
     def end_tokens(self) -> list[int]:
         """Return the tokens that end an answer: the tokenizer's end token, the template's."""
-        found = self.tokens(exchange("a", "b"))
+        found = self.tokens(single_exchange("a", "b"))
         last = max(i for i, label in enumerate(found.labels) if label != IGNORE)
         ends = [found.labels[last], self.tokenizer.eos_token_id]
         return list(dict.fromkeys(e for e in ends if e is not None))
 
-    def tokens(self, messages: Sequence[Message]) -> Tokens:
+    def tokens(self, messages: Sequence[Message]) -> LabelledTokens:
         """Return a whole conversation's tokens; a turn's end token is labelled, once.
 
         The text is tokenised as a whole where its beginnings give the same tokens alone, as they
@@ -145,11 +151,11 @@ class Chat:
                 places[bound] = len(whole)
         labels = [IGNORE] * len(whole)
         for turn in turns:
-            span = self._ended(whole, Span(places[turn.start], places[turn.stop]))
+            span = self._ended(whole, TurnSpan(places[turn.start], places[turn.stop]))
             labels[span.start : span.stop] = whole[span.start : span.stop]
-        return Tokens(whole, labels)
+        return LabelledTokens(whole, labels)
 
-    def turns(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def turns(self, messages: Sequence[Message]) -> tuple[str, list[TurnSpan]]:
         """Return the rendered text, and where in it each assistant turn stands.
 
         Raises:
@@ -166,20 +172,20 @@ class Chat:
         said = self._without_control(text[opened : spans[-1].stop])
         meant = str(messages[answers[-1]]["content"]).strip()
         if spans[-1].start > opened or said != meant:
-            raise Unusable(
+            raise UnusableConversation(
                 "chat-answer-differs",
-                f"The chat template makes {_short(said)} of the answer {_short(meant)}: no answer "
+                f"The chat template makes {_shorten(said)} of the answer {_shorten(meant)}: no answer "
                 "could ever equal its reference",
                 "`chat_template_kwargs` under [task], such as { enable_thinking = false } where "
                 "the template knows it; or another `chat_template`.",
             )
         return text, spans
 
-    def _marked(self, messages: Sequence[Message], answers: int) -> tuple[str, list[Span]]:
+    def _marked(self, messages: Sequence[Message], answers: int) -> tuple[str, list[TurnSpan]]:
         text, marked = self._rendered(messages, opened=False, marks=True)
-        spans = [Span(*pair) for pair in marked if pair[1] > pair[0]]
+        spans = [TurnSpan(*pair) for pair in marked if pair[1] > pair[0]]
         if len(spans) != answers:
-            raise Unusable(
+            raise UnusableConversation(
                 "chat-marks",
                 f"The chat template marks {len(spans)} stretches as generated where the "
                 f"conversation has {answers} assistant turns",
@@ -188,9 +194,9 @@ class Chat:
             )
         return text, spans
 
-    def _between(self, text: str, messages: Sequence[Message], turn: int) -> Span:
+    def _between(self, text: str, messages: Sequence[Message], turn: int) -> TurnSpan:
         start = self._prefix(text, messages[:turn], turn, opened=True)
-        return Span(start, self._prefix(text, messages[: turn + 1], turn, opened=False))
+        return TurnSpan(start, self._prefix(text, messages[: turn + 1], turn, opened=False))
 
     def _prefix(self, text: str, part: Sequence[Message], turn: int, opened: bool) -> int:
         """Return how long the rendered ``part`` is, which must be how ``text`` begins."""
@@ -199,17 +205,17 @@ class Chat:
             at = next(
                 (i for i, (a, b) in enumerate(zip(text, begins, strict=False)) if a != b), len(text)
             )
-            raise Unusable(
+            raise UnusableConversation(
                 "chat-prefix-broken",
                 f"The chat template renders what comes before the end of message {turn + 1} "
-                f"differently once more messages follow ({_short(begins[at:])} becomes "
-                f"{_short(text[at:])}): which tokens are the assistant's cannot be told",
+                f"differently once more messages follow ({_shorten(begins[at:])} becomes "
+                f"{_shorten(text[at:])}): which tokens are the assistant's cannot be told",
                 "a `chat_template` under [task] with {% generation %} marks around what the "
                 "assistant says, or rows that end with their first answer.",
             )
         return len(begins)
 
-    def _ended(self, ids: Sequence[int], span: Span) -> Span:
+    def _ended(self, ids: Sequence[int], span: TurnSpan) -> TurnSpan:
         """Return the tokens of a turn, up to its end token and no further.
 
         Raises:
@@ -219,10 +225,10 @@ class Chat:
         while stop > span.start and not self._decode(ids[stop - 1 : stop]).strip():
             stop -= 1  # the line end that many templates write after the end token
         if stop > span.start and ids[stop - 1] in self._ends:
-            return Span(span.start, stop)
+            return TurnSpan(span.start, stop)
         if span.stop < len(ids) and ids[span.stop] in self._ends:
-            return Span(span.start, span.stop + 1)
-        raise Unusable(
+            return TurnSpan(span.start, span.stop + 1)
+        raise UnusableConversation(
             "chat-no-turn-end",
             "The chat template ends an assistant turn with no end token: answers would never end",
             "a `chat_template` under [task] that writes {{ eos_token }} after each answer.",
@@ -232,7 +238,7 @@ class Chat:
         for number, message in enumerate(messages, 1):
             held = next((c for c in self._control if c in str(message["content"])), None)
             if held is not None:
-                raise Unusable(
+                raise UnusableConversation(
                     "control-token-in-text",
                     f"The text of message {number} holds the control token {held!r}, which the "
                     "chat template writes itself",
@@ -253,7 +259,7 @@ class Chat:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            with at_most(RENDER_SECONDS):
+            with time_limit(RENDER_SECONDS):
                 texts, indices = render_jinja_template(
                     conversations=[[dict(m) for m in messages]],
                     chat_template=self.template,
@@ -261,7 +267,9 @@ class Chat:
                     add_generation_prompt=opened,
                     **self.variables,
                 )
-        except TooSlow:  # the template's fault, not the row's: the next row would take as long
+        except (
+            TimeLimitExceeded
+        ):  # the template's fault, not the row's: the next row would take as long
             raise PreflightError(
                 "chat-template-slow",
                 f"The chat template has not rendered a conversation of {len(messages)} messages "
@@ -269,7 +277,7 @@ class Chat:
                 "another `chat_template` under [task]: this one may never end.",
             ) from None
         except Exception as error:  # whatever a template raises: its own refusals, a missing key
-            raise Unusable(
+            raise UnusableConversation(
                 "chat-template-refused",
                 f"The chat template cannot render it: {type(error).__name__}: {error}",
                 "mend or drop these rows, or another `chat_template` under [task].",
@@ -286,5 +294,5 @@ class Chat:
         return text
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:39] + "…")

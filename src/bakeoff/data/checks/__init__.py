@@ -10,22 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bakeoff.data.checks import answers, cells, duplicates, split_sizes
-from bakeoff.data.checks.context import Reading
-from bakeoff.data.issues import Fault
+from bakeoff.data.checks.context import CheckContext
+from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import Row
 
-__all__ = ["Reading", "readable", "telling"]
+__all__ = ["Reading", "find_blocking_issues", "find_warnings"]
 
 
-def readable(splits: Mapping[str, Sequence[Row]], reading: Reading) -> list[Fault]:
+def find_blocking_issues(
+    splits: Mapping[str, Sequence[Row]], reading: CheckContext
+) -> list[DataIssue]:
     """Return what is wrong with cells: missing, empty, not text, not encodable, unprintable."""
-    faults = split_sizes.empty(splits, reading)
+    faults = split_sizes.find_empty_splits(splits, reading)
     for split, rows in splits.items():
         faults += cells.check(split, rows, reading)
     return faults
 
 
-def telling(splits: Mapping[str, Sequence[Row]], reading: Reading) -> list[Fault]:
+def find_warnings(splits: Mapping[str, Sequence[Row]], reading: CheckContext) -> list[DataIssue]:
     """Return repeats, leaks, contradictions, odd answers and odd splits of readable rows."""
     pairs = {split: [reading.pair(row) for row in rows] for split, rows in splits.items()}
     return [

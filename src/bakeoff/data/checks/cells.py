@@ -14,54 +14,54 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bakeoff.core.errors import near_match
-from bakeoff.data.checks.context import Reading
-from bakeoff.data.issues import Fault
+from bakeoff.data.checks.context import CheckContext
+from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import Row, columns_of
 
 VERY_LONG, TIMES_THE_MEDIAN = 10_000, 50
 """A row of more characters than that, and than so many median rows, is named."""
-LEFT_BY_A_TOOL = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A"}
+NULL_WORDS = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A"}
 """What pandas and spreadsheets leave where nothing was."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # C0 and C1 but for tab and line ends, the mark for what a decoder lost, a byte order mark in a text
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufeff]")
 
 
-def check(split: str, rows: Sequence[Row], reading: Reading) -> list[Fault]:
+def check(split: str, rows: Sequence[Row], reading: CheckContext) -> list[DataIssue]:
     """Return what is wrong with the cells of one split."""
-    faults = [*_names(split, rows), *_surrogates(split, rows)]
+    faults = [*_bom_in_names(split, rows), *_lone_surrogates(split, rows)]
     for field, template in reading.fields.items():
         for column in columns_of(template):
-            faults += _column(split, rows, field, column, field in reading.structured)
+            faults += _check_column(split, rows, field, column, field in reading.structured)
     if any(f.fatal for f in faults):
         return faults
     first = next(iter(reading.fields.values()))
-    faults += _unprintable(split, rows, reading.fields)
-    faults += _left_by_a_tool(split, rows, columns_of(first))
-    faults += _very_long(split, rows, reading.fields)
+    faults += _control_characters(split, rows, reading.fields)
+    faults += _null_words(split, rows, columns_of(first))
+    faults += _very_long_rows(split, rows, reading.fields)
     return faults
 
 
-def _column(
+def _check_column(
     split: str, rows: Sequence[Row], field: str, column: str, structured: bool
-) -> Iterator[Fault]:
-    yield from missing(split, rows, f"the task's '{field}'", column)
+) -> Iterator[DataIssue]:
+    yield from find_missing_values(split, rows, f"the task's '{field}'", column)
     if structured:
         return
     cells = [(i, row[column]) for i, row in enumerate(rows) if column in row]
     nested = [i for i, value in cells if isinstance(value, dict | list)]
     if nested:
-        yield Fault.at(
+        yield DataIssue.at(
             "not-text",
             f"'{column}' holds a list or an object, not text,",
             "write the text that is meant into a column of its own.",
             split, nested, len(rows), fatal=True,
         )  # fmt: skip
     filled = [(i, value) for i, value in cells if not _is_empty(value)]
-    yield from _mixed(split, column, filled, len(rows))
+    yield from _mixed_types(split, column, filled, len(rows))
 
 
-def missing(split: str, rows: Sequence[Row], use: str, column: str) -> list[Fault]:
+def find_missing_values(split: str, rows: Sequence[Row], use: str, column: str) -> list[DataIssue]:
     """Return which rows lack a column, with the near match, and which hold nothing in it."""
     faults = []
     lacking = [i for i, row in enumerate(rows) if column not in row]
@@ -70,7 +70,7 @@ def missing(split: str, rows: Sequence[Row], use: str, column: str) -> list[Faul
         near = near_match(column, names)
         hint = f"did you mean '{near}'? " if near else ""
         faults.append(
-            Fault.at(
+            DataIssue.at(
                 "column-missing",
                 f"No column '{column}' ({use})",
                 f"{hint}The row has: {', '.join(names)}. Set it in [data].",
@@ -83,7 +83,7 @@ def missing(split: str, rows: Sequence[Row], use: str, column: str) -> list[Faul
     empty = [i for i, row in enumerate(rows) if column in row and _is_empty(row[column])]
     if empty:
         faults.append(
-            Fault.at(
+            DataIssue.at(
                 "empty-value",
                 f"'{column}' is empty",
                 "remove these rows or fill them.",
@@ -102,15 +102,17 @@ def _is_empty(value: Any) -> bool:
     return not value if isinstance(value, dict | list) else not str(value).strip()
 
 
-def _mixed(split: str, column: str, cells: Sequence[tuple[int, Any]], of: int) -> Iterator[Fault]:
+def _mixed_types(
+    split: str, column: str, cells: Sequence[tuple[int, Any]], of: int
+) -> Iterator[DataIssue]:
     kinds: dict[str, list[int]] = {}
     for i, value in cells:
-        kinds.setdefault(_kind(value), []).append(i)
+        kinds.setdefault(_type_name(value), []).append(i)
     if len(kinds) > 1:
         usual = max(kinds, key=lambda k: len(kinds[k]))
         odd = sorted(i for kind, found in kinds.items() if kind != usual for i in found)
         others = " or ".join(sorted(k for k in kinds if k != usual))
-        yield Fault.at(
+        yield DataIssue.at(
             "mixed-types",
             f"'{column}' holds {others} where the other rows hold {usual}",
             "every value is read as text, so that 1, 1.0 and true differ; write all alike.",
@@ -118,7 +120,7 @@ def _mixed(split: str, column: str, cells: Sequence[tuple[int, Any]], of: int) -
         )  # fmt: skip
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int):
@@ -126,10 +128,10 @@ def _kind(value: Any) -> str:
     return "a decimal number" if isinstance(value, float) else "text"
 
 
-def _names(split: str, rows: Sequence[Row]) -> Iterator[Fault]:
+def _bom_in_names(split: str, rows: Sequence[Row]) -> Iterator[DataIssue]:
     marked = [i for i, row in enumerate(rows) if any("\ufeff" in str(name) for name in row)]
     if marked:
-        yield Fault.at(
+        yield DataIssue.at(
             "data-bom",
             "A column's name holds a byte order mark",
             "rename the column; the mark cannot be seen, and no other name matches it.",
@@ -137,12 +139,12 @@ def _names(split: str, rows: Sequence[Row]) -> Iterator[Fault]:
         )  # fmt: skip
 
 
-def _surrogates(split: str, rows: Sequence[Row]) -> Iterator[Fault]:
+def _lone_surrogates(split: str, rows: Sequence[Row]) -> Iterator[DataIssue]:
     found = [
         i for i, row in enumerate(rows) if _SURROGATE.search(json.dumps(row, ensure_ascii=False))
     ]
     if found:
-        yield Fault.at(
+        yield DataIssue.at(
             "lone-surrogate",
             "Half of a UTF-16 pair (a lone surrogate), which is no character,",
             "the text was cut inside an emoji or alike; mend or remove these rows.",
@@ -150,22 +152,26 @@ def _surrogates(split: str, rows: Sequence[Row]) -> Iterator[Fault]:
         )  # fmt: skip
 
 
-def _texts(row: Row, fields: Mapping[str, str]) -> Iterator[str]:
+def _field_texts(row: Row, fields: Mapping[str, str]) -> Iterator[str]:
     for template in fields.values():
         for column in columns_of(template):
             value = row[column]
             yield value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _unprintable(split: str, rows: Sequence[Row], fields: Mapping[str, str]) -> Iterator[Fault]:
+def _control_characters(
+    split: str, rows: Sequence[Row], fields: Mapping[str, str]
+) -> Iterator[DataIssue]:
     found: dict[int, str] = {}
     for i, row in enumerate(rows):
-        hit = next(filter(None, (_CONTROL.search(text) for text in _texts(row, fields))), None)
+        hit = next(
+            filter(None, (_CONTROL.search(text) for text in _field_texts(row, fields))), None
+        )
         if hit:
             found[i] = hit.group()
     if found:
         kinds = sorted({f"U+{ord(c):04X}" for c in found.values()})
-        yield Fault.at(
+        yield DataIssue.at(
             "control-characters",
             f"Characters that are no text ({', '.join(kinds[:3])})",
             "U+FFFD stands for what a decoder lost, the others for nothing that is read; clean "
@@ -174,12 +180,12 @@ def _unprintable(split: str, rows: Sequence[Row], fields: Mapping[str, str]) -> 
         )  # fmt: skip
 
 
-def _left_by_a_tool(split: str, rows: Sequence[Row], columns: Sequence[str]) -> Iterator[Fault]:
+def _null_words(split: str, rows: Sequence[Row], columns: Sequence[str]) -> Iterator[DataIssue]:
     for column in columns:
-        found = [i for i, row in enumerate(rows) if str(row[column]).strip() in LEFT_BY_A_TOOL]
+        found = [i for i, row in enumerate(rows) if str(row[column]).strip() in NULL_WORDS]
         if found:
             seen = str(rows[found[0]][column]).strip()
-            yield Fault.at(
+            yield DataIssue.at(
                 "null-as-text",
                 f"'{column}' is the word '{seen}', which tools write where nothing was,",
                 "remove these rows if nothing was there.",
@@ -187,12 +193,14 @@ def _left_by_a_tool(split: str, rows: Sequence[Row], columns: Sequence[str]) -> 
             )  # fmt: skip
 
 
-def _very_long(split: str, rows: Sequence[Row], fields: Mapping[str, str]) -> Iterator[Fault]:
-    lengths = [sum(map(len, _texts(row, fields))) for row in rows]
+def _very_long_rows(
+    split: str, rows: Sequence[Row], fields: Mapping[str, str]
+) -> Iterator[DataIssue]:
+    lengths = [sum(map(len, _field_texts(row, fields))) for row in rows]
     least = max(VERY_LONG, TIMES_THE_MEDIAN * statistics.median(lengths)) if lengths else 0
     found = [i for i, length in enumerate(lengths) if length > least]
     if found:
-        yield Fault.at(
+        yield DataIssue.at(
             "very-long-row",
             f"Over {TIMES_THE_MEDIAN} times as long as the median row (up to "
             f"{max(lengths):,} characters)",

@@ -11,14 +11,14 @@ from typing import NamedTuple
 from bakeoff.data.rows import Row
 
 
-class Pair(NamedTuple):
+class PromptAnswer(NamedTuple):
     """What a row asks and what it answers, as plain text."""
 
     asked: str
     answer: str
 
 
-class Reading(NamedTuple):
+class CheckContext(NamedTuple):
     """What checks must know of a study to read its rows."""
 
     fields: Mapping[str, str]
@@ -35,6 +35,6 @@ class Reading(NamedTuple):
     """Whether only some rows of a split were taken."""
     batch_size: int = 1
 
-    def pair(self, row: Row) -> Pair:
+    def pair(self, row: Row) -> PromptAnswer:
         """Return what a row asks and answers."""
-        return Pair(*self.texts(row))
+        return PromptAnswer(*self.texts(row))

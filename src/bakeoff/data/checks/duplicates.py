@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from bakeoff.data.checks import near_duplicates
-from bakeoff.data.checks.context import Pair
-from bakeoff.data.issues import SHOWN, Fault
+from bakeoff.data.checks.context import PromptAnswer
+from bakeoff.data.issues import MAX_SHOWN, DataIssue
 
-Pairs = Sequence[Pair]
+Pairs = Sequence[PromptAnswer]
 ACROSS = (
     ("test", "train", "the verdict counts what was memorised"),
     ("validation", "train", "settings are chosen by what was memorised"),
@@ -20,20 +20,20 @@ ACROSS = (
 )
 
 
-def check(splits: Mapping[str, Pairs]) -> list[Fault]:
+def check(splits: Mapping[str, Pairs]) -> list[DataIssue]:
     """Return repeats inside and across splits, and contradictions."""
-    faults = [*_inside(splits), *_contradictions(splits["train"])]
+    faults = [*_within_splits(splits), *_contradictions(splits["train"])]
     for split, other, why in ACROSS:
-        faults += _across(split, splits[split], other, splits[other], why)
-    return [*faults, *_near(splits["train"], splits["test"])]
+        faults += _across_splits(split, splits[split], other, splits[other], why)
+    return [*faults, *_near_duplicates(splits["train"], splits["test"])]
 
 
-def _inside(splits: Mapping[str, Pairs]) -> Iterator[Fault]:
+def _within_splits(splits: Mapping[str, Pairs]) -> Iterator[DataIssue]:
     for split, pairs in splits.items():
-        first: dict[Pair, int] = {}
+        first: dict[PromptAnswer, int] = {}
         again = {i: first[p] for i, p in enumerate(pairs) if first.setdefault(p, i) != i}
         if again:
-            yield _fault(
+            yield _issue(
                 "duplicate-rows",
                 "An earlier row, word for word,",
                 "remove repeats: in test they count one item twice, in train they weigh more.",
@@ -41,7 +41,7 @@ def _inside(splits: Mapping[str, Pairs]) -> Iterator[Fault]:
             )  # fmt: skip
 
 
-def _contradictions(train: Pairs) -> Iterator[Fault]:
+def _contradictions(train: Pairs) -> Iterator[DataIssue]:
     first: dict[str, int] = {}
     found = {}
     for i, pair in enumerate(train):
@@ -49,7 +49,7 @@ def _contradictions(train: Pairs) -> Iterator[Fault]:
         if train[earlier].answer != pair.answer:
             found[i] = earlier
     if found:
-        yield _fault(
+        yield _issue(
             "contradictory-answers",
             "The same text as an earlier row with another answer",
             "decide which is right; no model can learn both.",
@@ -57,13 +57,15 @@ def _contradictions(train: Pairs) -> Iterator[Fault]:
         )  # fmt: skip
 
 
-def _across(split: str, pairs: Pairs, other: str, others: Pairs, why: str) -> Iterator[Fault]:
+def _across_splits(
+    split: str, pairs: Pairs, other: str, others: Pairs, why: str
+) -> Iterator[DataIssue]:
     first: dict[str, int] = {}
     for j, pair in enumerate(others):
         first.setdefault(pair.asked, j)
     found = {i: first[p.asked] for i, p in enumerate(pairs) if p.asked in first}
     if found:
-        yield _fault(
+        yield _issue(
             f"{split}-in-{other}",
             f"A text that {other} has too, word for word,",
             f"remove these rows: {why}.",
@@ -71,34 +73,34 @@ def _across(split: str, pairs: Pairs, other: str, others: Pairs, why: str) -> It
         )  # fmt: skip
 
 
-def _near(train: Pairs, test: Pairs) -> Iterator[Fault]:
-    found = near_duplicates.near_duplicates([p.asked for p in train], [p.asked for p in test])
+def _near_duplicates(train: Pairs, test: Pairs) -> Iterator[DataIssue]:
+    found = near_duplicates.find_near_duplicates([p.asked for p in train], [p.asked for p in test])
     if found.pairs:
-        yield _fault(
+        yield _issue(
             "near-duplicates",
             f"A text that shares at least {100 * near_duplicates.THRESHOLD:.0f} % of its "
             "five-character pieces with one of train",
             "look at the pairs; rows of one source belong into one split (`data.group`).",
             "test", dict(found.pairs), len(test), "train",
         )  # fmt: skip
-    if found.n_train == near_duplicates.MOST_TEXTS or found.n_test == near_duplicates.MOST_TEXTS:
-        yield Fault(
+    if found.n_train == near_duplicates.MAX_TEXTS or found.n_test == near_duplicates.MAX_TEXTS:
+        yield DataIssue(
             "near-duplicates-sampled",
             f"Near-duplicates were looked for in {found.n_test:,} texts of test and "
             f"{found.n_train:,} of train, drawn at random",
             "exact repeats were looked for in all of them.",
         )
     if not found.complete:
-        yield Fault(
+        yield DataIssue(
             "near-duplicates-cut-short",
-            f"The search for near-duplicates ended after {near_duplicates.MOST_COMPARED:,} pairs: "
+            f"The search for near-duplicates ended after {near_duplicates.MAX_COMPARISONS:,} pairs: "
             "most texts share long parts",
             "put the part that all share into the template, not into the column.",
         )
 
 
-def _fault(
+def _issue(
     code: str, what: str, try_: str, split: str, found: Mapping[int, int], of: int, other: str
-) -> Fault:
-    partners = tuple(found.values())[:SHOWN]
-    return Fault.at(code, what, try_, split, list(found), of, against=other, partners=partners)
+) -> DataIssue:
+    partners = tuple(found.values())[:MAX_SHOWN]
+    return DataIssue.at(code, what, try_, split, list(found), of, against=other, partners=partners)

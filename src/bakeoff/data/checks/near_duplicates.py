@@ -15,20 +15,20 @@ import numpy as np
 
 THRESHOLD = 0.8
 """Jaccard similarity from which on two texts are near-duplicates (as in arXiv 2107.06499)."""
-PIECE = 5
+SHINGLE_LENGTH = 5
 """Characters in a piece."""
 BANDS, ROWS = 20, 6
 """A pair at the threshold becomes a candidate with a chance of 0.998: 1 - (1 - 0.8^6)^20."""
-MOST_CHARACTERS = 2000
+MAX_CHARACTERS = 2000
 """So much of the beginning of a text is compared."""
-MOST_TEXTS = 100_000
+MAX_TEXTS = 100_000
 """From more texts in a split than that, so many are drawn."""
-MOST_COMPARED = 1_000_000
+MAX_COMPARISONS = 1_000_000
 """After so many candidates have been compared, the search ends."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: odd, its bits well mixed
 
 
-class Near(NamedTuple):
+class NearDuplicates(NamedTuple):
     """Positions ``(test, train)`` of near-duplicates, one a test text, and what was looked at."""
 
     pairs: list[tuple[int, int]]
@@ -38,7 +38,7 @@ class Near(NamedTuple):
     """False where the search ended before its last candidate."""
 
 
-def near_duplicates(train: Sequence[str], test: Sequence[str]) -> Near:
+def find_near_duplicates(train: Sequence[str], test: Sequence[str]) -> NearDuplicates:
     """Find the texts of ``test`` that are near-duplicates of one of ``train``, equals left out.
 
     Time grows with the characters that are compared, about 20 s for 100,000 texts of 200.
@@ -46,9 +46,9 @@ def near_duplicates(train: Sequence[str], test: Sequence[str]) -> Near:
     from datasketch import MinHashLSH
 
     known = set(train)
-    asked = _drawn([i for i, text in enumerate(test) if text not in known])
-    searched = _drawn(list(_first_positions(train)))
-    pieces = {i: pieces_of(test[i]) for i in asked}
+    asked = _subsample([i for i, text in enumerate(test) if text not in known])
+    searched = _subsample(list(_first_positions(train)))
+    pieces = {i: shingle_hashes(test[i]) for i in asked}
     index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
     sketch = _Sketcher()
     for i in asked:
@@ -56,23 +56,25 @@ def near_duplicates(train: Sequence[str], test: Sequence[str]) -> Near:
     found: dict[int, int] = {}
     compared = 0
     for j in searched:
-        own = pieces_of(train[j])
+        own = shingle_hashes(train[j])
         for i in index.query(sketch(own)):
             compared += 1
-            if alike(pieces[i], own):
+            if is_near_duplicate(pieces[i], own):
                 found[i] = j
                 index.remove(i)  # one is enough, and boilerplate must not cost train times test
-        if compared >= MOST_COMPARED:
+        if compared >= MAX_COMPARISONS:
             break
-    return Near(sorted(found.items()), len(searched), len(asked), compared < MOST_COMPARED)
+    return NearDuplicates(
+        sorted(found.items()), len(searched), len(asked), compared < MAX_COMPARISONS
+    )
 
 
-def pieces_of(text: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def shingle_hashes(text: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """Return the distinct pieces of a text as sorted 64-bit hashes; a short text is one piece."""
-    plain = " ".join(text[:MOST_CHARACTERS].casefold().split())
+    plain = " ".join(text[:MAX_CHARACTERS].casefold().split())
     codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     codes = codes.astype(np.uint64)
-    width = min(PIECE, len(codes))
+    width = min(SHINGLE_LENGTH, len(codes))
     hashes = np.zeros(len(codes) - width + 1, dtype=np.uint64)
     for at in range(width):
         hashes = (hashes ^ codes[at : at + len(hashes)]) * _FACTOR
@@ -80,7 +82,7 @@ def pieces_of(text: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.unique(hashes)
 
 
-def alike(one: np.ndarray[Any, Any], two: np.ndarray[Any, Any]) -> bool:
+def is_near_duplicate(one: np.ndarray[Any, Any], two: np.ndarray[Any, Any]) -> bool:
     """Tell whether two sets share at least ``THRESHOLD`` of all they hold together (Jaccard)."""
     if min(len(one), len(two)) < THRESHOLD * max(len(one), len(two)):
         return False  # the smaller one whole would not be enough
@@ -109,7 +111,7 @@ def _first_positions(texts: Sequence[str]) -> list[int]:
     return list(first.values())
 
 
-def _drawn(positions: list[int]) -> list[int]:
-    if len(positions) <= MOST_TEXTS:
+def _subsample(positions: list[int]) -> list[int]:
+    if len(positions) <= MAX_TEXTS:
         return positions
-    return sorted(random.Random(0).sample(positions, MOST_TEXTS))
+    return sorted(random.Random(0).sample(positions, MAX_TEXTS))

@@ -13,16 +13,16 @@ from importlib.resources import files
 from pathlib import Path
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.safe_read import GENERAL_BYTES, Unreadable, read_text
+from bakeoff.core.safe_read import GENERAL_BYTES, UnreadableFile, read_text
 from bakeoff.data.rows import Row, read_rows
 
 DEFAULT = "default"
 OFF = "off"
-_BETWEEN = re.compile(r"^%$", re.MULTILINE)
+_SEPARATOR = re.compile(r"^%$", re.MULTILINE)
 """A line with nothing but a percent sign lies between two documents, as in fortune files."""
 
 
-def documents(wish: str, source: Path) -> list[Row]:
+def load_documents(wish: str, source: Path) -> list[Row]:
     """Return the documents of ``[forgetting] text``: none for ``off``.
 
     A path, relative to ``source``, is a text file (documents divided by lines with a single ``%``)
@@ -35,12 +35,12 @@ def documents(wish: str, source: Path) -> list[Row]:
     if wish == OFF:
         return []
     if wish == DEFAULT:
-        return _cut(
+        return _split_documents(
             (files("bakeoff.data.general_text") / "default.txt").read_text(encoding="utf-8")
         )
     path = source / wish
     if path.suffix == ".txt":
-        found = _cut(_read(path))
+        found = _split_documents(_read(path))
     else:
         rows = read_rows(path)
         for number, row in enumerate(rows, 1):
@@ -63,7 +63,7 @@ def documents(wish: str, source: Path) -> list[Row]:
 def _read(path: Path) -> str:
     try:
         return read_text(path, GENERAL_BYTES)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise PreflightError(
             "general-text-missing",
             f"The general text {path} cannot be read: {error}.",
@@ -71,5 +71,5 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _cut(text: str) -> list[Row]:
-    return [{"text": part.strip()} for part in _BETWEEN.split(text) if part.strip()]
+def _split_documents(text: str) -> list[Row]:
+    return [{"text": part.strip()} for part in _SEPARATOR.split(text) if part.strip()]

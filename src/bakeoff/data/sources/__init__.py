@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.names import within
+from bakeoff.core.names import is_within
 from bakeoff.data import assets
 from bakeoff.data.assets import ASSET
 from bakeoff.data.rows import SUFFIXES, Row, read_rows
@@ -23,19 +23,19 @@ PARQUET = ".parquet"
 KINDS = (*SUFFIXES, PARQUET)
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-__all__ = ["KINDS", "Found", "find", "locate"]
+__all__ = ["KINDS", "LoadedSplit", "load_splits", "locate"]
 
 
-class Found(NamedTuple):
+class LoadedSplit(NamedTuple):
     """The rows of a split, and where they came from, for the report's provenance."""
 
     rows: list[Row]
     origin: dict[str, Any]
 
 
-def find(
+def load_splits(
     given: Mapping[str, str], source: Path, config: str | None = None, revision: str | None = None
-) -> dict[str, Found]:
+) -> dict[str, LoadedSplit]:
     """Read the rows of each split that ``given`` names, and those that a folder brings along.
 
     Paths are relative to ``source``. A folder given as train whose files are named by split brings
@@ -52,7 +52,7 @@ def find(
         brought = Listing.of(train, KINDS).splits
         named |= {s: given["train"] for s in brought if s not in named}
     return {
-        split: _read(reference, split, source, config, revision)
+        split: _load_split(reference, split, source, config, revision)
         for split, reference in named.items()
     }
 
@@ -64,20 +64,20 @@ def locate(reference: str, source: Path) -> Path | None:
     if reference.startswith(ASSET):
         name, _, file = reference.removeprefix(ASSET).partition("/")
         folder = assets.prepare(name, lambda _: None)
-        if not within(folder / file, folder):
+        if not is_within(folder / file, folder):
             cause = f"'{reference}' leads out of the asset."
             raise PreflightError("data-not-found", cause, "a file of it (`bakeoff assets`).")
         return folder / file
     return source / Path(reference).expanduser()
 
 
-def _read(
+def _load_split(
     reference: str, split: str, source: Path, config: str | None, revision: str | None
-) -> Found:
+) -> LoadedSplit:
     path = locate(reference, source)
     if path is None:
         rows, origin = hub.load(hub.Dataset.named(reference, split, source), config, revision)
-        return Found(rows, origin)
+        return LoadedSplit(rows, origin)
     if not path.exists() and _ID.fullmatch(reference) and path.suffix not in KINDS:
         raise PreflightError(
             "data-not-found",
@@ -86,7 +86,7 @@ def _read(
         )
     files = Listing.of(path, KINDS).of_split(split) if path.is_dir() else [path]
     rows = [row for file in files for row in _read_file(file)]
-    return Found(rows, {"from": reference, "files": [f.name for f in files]})
+    return LoadedSplit(rows, {"from": reference, "files": [f.name for f in files]})
 
 
 def _read_file(path: Path) -> list[Row]:

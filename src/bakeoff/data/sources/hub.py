@@ -65,15 +65,15 @@ def load(
         builder = datasets.load_dataset_builder(
             wanted.path, name=wanted.config or config, revision=revision
         )
-        _refuse_builder(builder, wanted)
+        _check_format(builder, wanted)
         # one builder resolves the revision once: what load_dataset does, with the commit at hand
         builder.download_and_prepare()
-        _refuse_size(builder, wanted)
+        _check_size(builder, wanted)
         table = builder.as_dataset(split=wanted.split).with_format("arrow")[:]
     except BakeoffError:
         raise
     except Exception as error:
-        raise _told(error, wanted, datasets.exceptions.DatasetNotFoundError) from error
+        raise _as_user_error(error, wanted, datasets.exceptions.DatasetNotFoundError) from error
     finally:
         if shown:
             datasets.enable_progress_bars()
@@ -90,7 +90,7 @@ def load(
     }
 
 
-def _refuse_builder(builder: Any, wanted: Dataset) -> None:
+def _check_format(builder: Any, wanted: Dataset) -> None:
     """Refuse formats whose readers unpickle: `datasets` reads .pth files in WebDataset archives.
 
     Raises:
@@ -105,7 +105,7 @@ def _refuse_builder(builder: Any, wanted: Dataset) -> None:
         )
 
 
-def _refuse_size(builder: Any, wanted: Dataset) -> None:
+def _check_size(builder: Any, wanted: Dataset) -> None:
     """Refuse a split that unpacks to more than a data file may: all of it is held in memory.
 
     Raises:
@@ -122,7 +122,7 @@ def _refuse_size(builder: Any, wanted: Dataset) -> None:
         )
 
 
-def _told(error: Exception, wanted: Dataset, not_found: type[Exception]) -> BakeoffError:
+def _as_user_error(error: Exception, wanted: Dataset, not_found: type[Exception]) -> BakeoffError:
     """Return what a user can do about an error of ``datasets``."""
     why = " ".join(str(error).split())
     if isinstance(error, ConnectionError | TimeoutError):

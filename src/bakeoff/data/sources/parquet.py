@@ -16,9 +16,9 @@ from typing import Any
 from bakeoff.core.errors import EnvironmentProblem, PreflightError
 from bakeoff.core.safe_read import DATA_BYTES
 from bakeoff.data.issues import Place
-from bakeoff.data.rows import Placed, Row, refuse_unbounded
+from bakeoff.data.rows import LocatedRow, Row, check_row_bounds
 
-BATCH = 1024
+MAX_BATCH_ROWS = 1024
 """Most rows that are unpacked before their size is looked at."""
 
 
@@ -39,7 +39,7 @@ def read_parquet(path: Path) -> list[Row]:
         ) from error
     try:
         # not read_table: that one reads more columns out of the folder's name (year=2020)
-        rows = to_rows(_table(path), path.name)
+        rows = to_rows(_read_table(path), path.name)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise PreflightError(
             "data-broken",
@@ -51,7 +51,7 @@ def read_parquet(path: Path) -> list[Row]:
     return rows
 
 
-def _table(path: Path) -> Any:
+def _read_table(path: Path) -> Any:
     """Read a file bit by bit: a small one can unpack to more than a machine holds.
 
     Raises:
@@ -62,7 +62,7 @@ def _table(path: Path) -> Any:
 
     batches, size = [], 0
     with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(_rows_at_once(file.metadata)):
+        for batch in file.iter_batches(_safe_batch_size(file.metadata)):
             size += batch.nbytes
             if size > DATA_BYTES:
                 raise PreflightError(
@@ -75,14 +75,14 @@ def _table(path: Path) -> Any:
         return pyarrow.Table.from_batches(batches, file.schema_arrow)
 
 
-def _rows_at_once(metadata: Any) -> int:
+def _safe_batch_size(metadata: Any) -> int:
     """Return how many rows may be unpacked together, however often they say the same.
 
     A value that many rows share is stored once: a row may take as much as its whole row group.
     """
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     largest = max((int(group.total_byte_size) for group in groups), default=1)
-    return max(1, min(BATCH, DATA_BYTES // max(1, largest)))
+    return max(1, min(MAX_BATCH_ROWS, DATA_BYTES // max(1, largest)))
 
 
 def to_rows(table: Any, name: str) -> list[Row]:
@@ -101,10 +101,10 @@ def to_rows(table: Any, name: str) -> list[Row]:
         )
     kept = table.select([f.name for f in table.schema if not _holds_bytes(f.type)])
     rows: list[Row] = [
-        Placed({k: _plain(v) for k, v in row.items()}, Place(name, "row", number))
+        LocatedRow({k: _to_json_value(v) for k, v in row.items()}, Place(name, "row", number))
         for number, row in enumerate(kept.to_pylist(), 1)
     ]
-    refuse_unbounded(name, rows, kept.nbytes)
+    check_row_bounds(name, rows, kept.nbytes)
     return rows
 
 
@@ -123,11 +123,11 @@ def _holds_bytes(kind: Any) -> bool:
     )  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _to_json_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_to_json_value(v) for v in value]
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, timedelta):

@@ -19,18 +19,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from bakeoff.engine.cuda_graphs import end_capture
-from bakeoff.engine.device import out_of_memory
-from bakeoff.engine.generation.kv_slots import NotFast, Slots
-from bakeoff.engine.packing.attention import EXTRAS, NAME
+from bakeoff.engine.cuda_graphs import abort_capture
+from bakeoff.engine.device import is_out_of_memory
+from bakeoff.engine.generation.kv_slots import FastGenerationUnsupported, KVSlots
+from bakeoff.engine.packing.attention import ATTENTION_NAME, UNSUPPORTED_ARGUMENTS
 
-DECODING = "bakeoff-decoding"
+DECODING_ATTENTION = "bakeoff-decoding"
 WARM_UP = 2
 _KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """What takes a mask and plans nothing on the host."""
 
 
-def attend_one(
+def attend_single_query(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -44,9 +44,9 @@ def attend_one(
     Raises:
         NotFast: the model's attention does more than mask and scale.
     """
-    more = [name for name in EXTRAS if kwargs.get(name) is not None]
+    more = [name for name in UNSUPPORTED_ARGUMENTS if kwargs.get(name) is not None]
     if more:
-        raise NotFast(f"attention with {', '.join(more)}")
+        raise FastGenerationUnsupported(f"attention with {', '.join(more)}")
     rows, heads, _, width = query.shape
     side_by_side = query.reshape(rows, key.shape[1], -1, width)
     out = scaled_dot_product_attention(
@@ -55,14 +55,14 @@ def attend_one(
     return out.reshape(rows, 1, heads, value.shape[3]), None
 
 
-AttentionInterface.register(DECODING, attend_one)
+AttentionInterface.register(DECODING_ATTENTION, attend_single_query)
 
 
 class Decoder:
     """Takes steps over ``slots``: ``tokens`` ``[slots]`` stand at ``positions`` ``[slots]``."""
 
     def __init__(
-        self, model: nn.Module, slots: Slots, tokens: Tensor, positions: Tensor, graphs: bool
+        self, model: nn.Module, slots: KVSlots, tokens: Tensor, positions: Tensor, graphs: bool
     ) -> None:
         self.model = model
         self.slots, self.tokens, self.positions = slots, tokens, positions
@@ -85,7 +85,7 @@ class Decoder:
         tokens, positions = self.tokens[:width], self.positions[:width]
         at = positions.clamp(max=length - 1)  # of a slot that nobody is in any more
         seen = self.slots.look(width, length, at)
-        mask = _additive(seen, self.model) if self._additive else seen
+        mask = _additive_mask(seen, self.model) if self._additive else seen
         with self._ours():
             logits = self.model(
                 input_ids=tokens[:, None],
@@ -94,7 +94,7 @@ class Decoder:
                 past_key_values=self.slots,
                 use_cache=True,
             ).logits
-        tokens.copy_(best(logits))
+        tokens.copy_(greedy_tokens(logits))
         positions.copy_(at + 1)
 
     @contextlib.contextmanager
@@ -106,7 +106,7 @@ class Decoder:
                 half = torch.get_autocast_dtype(kind)
                 stack.enter_context(torch.autocast(kind, half, cache_enabled=not self.graphs))
             if not self._additive:
-                self._config._attn_implementation = DECODING
+                self._config._attn_implementation = DECODING_ATTENTION
                 stack.callback(setattr, self._config, "_attn_implementation", before)
                 if kind == "cuda":
                     stack.enter_context(sdpa_kernel(_KERNELS))
@@ -129,8 +129,8 @@ class Decoder:
             with torch.cuda.graph(graph, pool=self._pool):
                 self._step(width, length)
         except Exception as error:
-            end_capture(str(device))
-            if out_of_memory(error):
+            abort_capture(str(device))
+            if is_out_of_memory(error):
                 raise
             why = str(error).strip().split("\n")[0]
             warnings.warn(f"answers are generated without CUDA graphs: {why}", stacklevel=2)
@@ -140,7 +140,7 @@ class Decoder:
         self._known[width, length] = graph
 
 
-def best(logits: Tensor) -> Tensor:
+def greedy_tokens(logits: Tensor) -> Tensor:
     """Return the likeliest token of the last position, ``[B]``, in fp32 as ``generate`` does."""
     return logits[:, -1].float().argmax(-1)
 
@@ -151,7 +151,7 @@ def text_config(model: Any) -> Any:
     return base.config.get_text_config(decoder=True)
 
 
-def refuse(model: Any) -> None:
+def check_model(model: Any) -> None:
     """Refuse a model that a step cannot serve, as far as can be seen from outside.
 
     Raises:
@@ -159,15 +159,17 @@ def refuse(model: Any) -> None:
     """
     config = text_config(model)
     if getattr(config, "is_encoder_decoder", False):
-        raise NotFast("an encoder-decoder")
+        raise FastGenerationUnsupported("an encoder-decoder")
     adapter = getattr(model, "active_peft_config", None)
     if getattr(adapter, "is_prompt_learning", False):
-        raise NotFast("its virtual tokens are put before the prompt by PEFT's own generate")
-    if config._attn_implementation not in ("sdpa", "eager", NAME):
-        raise NotFast(f"attention implementation '{config._attn_implementation}'")
+        raise FastGenerationUnsupported(
+            "its virtual tokens are put before the prompt by PEFT's own generate"
+        )
+    if config._attn_implementation not in ("sdpa", "eager", ATTENTION_NAME):
+        raise FastGenerationUnsupported(f"attention implementation '{config._attn_implementation}'")
 
 
-def _additive(seen: Tensor, model: Any) -> Tensor:
+def _additive_mask(seen: Tensor, model: Any) -> Tensor:
     """Return a mask as eager attention adds it."""
     like = model.get_input_embeddings().weight.dtype
     return torch.zeros_like(seen, dtype=like).masked_fill(~seen, torch.finfo(like).min)

@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bakeoff.engine.generation.decoding import Decoder, best, refuse, text_config
+from bakeoff.engine.generation.decoding import Decoder, check_model, greedy_tokens, text_config
 from bakeoff.engine.generation.kv_slots import (
-    NotFast,
-    Slots,
-    prompt_cache,
-    refuse_layers,
-    token_bytes,
+    FastGenerationUnsupported,
+    KVSlots,
+    bytes_per_token,
+    check_cache_layers,
+    new_prompt_cache,
 )
 from bakeoff.engine.heartbeat import beat
 from bakeoff.engine.profiling import free_bytes
@@ -42,7 +42,7 @@ GREEDY = {
     "no_repeat_ngram_size": 0,
     "min_length": 0,
 }
-REFILL = 4
+REFILL_SHARE = 4
 """Prompts wait until a quarter of the slots is free: a pass over few costs nearly as much."""
 PROMPT_TOKENS = {"cuda": 16384, "cpu": 2048}
 """Most tokens of one pass over prompts."""
@@ -50,7 +50,7 @@ MEMORY_SHARE = 0.5
 """How much of a GPU's free memory more rows than asked for may take."""
 
 
-class Asked(NamedTuple):
+class GenerationRequest(NamedTuple):
     """Prompts as token ids, and when an answer ends: a token of ``ends``, or ``most`` tokens."""
 
     prompts: Sequence[Sequence[int]]
@@ -59,7 +59,7 @@ class Asked(NamedTuple):
     pad: int
 
 
-class Pace(NamedTuple):
+class DecodeSettings(NamedTuple):
     """How a device likes its steps."""
 
     every: int
@@ -72,7 +72,7 @@ class Pace(NamedTuple):
     """Rows that are taken where they fit, even if fewer are asked for."""
 
     @classmethod
-    def of(cls, device: str) -> Pace:
+    def of(cls, device: str) -> DecodeSettings:
         """Return what suits a device: a GPU takes one row or 256 in about the same time.
 
         There a look at the tokens costs a wait, and each shape a capture.
@@ -80,7 +80,7 @@ class Pace(NamedTuple):
         return cls(4, 256, True, 256) if device == "cuda" else cls(1, 32, False, 0)
 
 
-class Prompted(NamedTuple):
+class PromptResult(NamedTuple):
     """What a pass over prompts gives: their cache and the first token of each answer ``[B]``."""
 
     cache: Any
@@ -88,7 +88,7 @@ class Prompted(NamedTuple):
 
 
 @torch.no_grad()
-def plain(model: Any, asked: Asked) -> list[list[int]]:
+def generate_plain(model: Any, asked: GenerationRequest) -> list[list[int]]:
     """Answer all prompts in one batch, padded on the left, by the model's own ``generate``.
 
     An answer ends with its end token, where it has one.
@@ -111,18 +111,22 @@ def plain(model: Any, asked: Asked) -> list[list[int]]:
     out = model.generate(
         input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
     )
-    return [_ended(row, asked) for row in out[:, longest:].tolist()]
+    return [_trim_after_end(row, asked) for row in out[:, longest:].tolist()]
 
 
-def _ended(row: list[int], asked: Asked) -> list[int]:
+def _trim_after_end(row: list[int], asked: GenerationRequest) -> list[int]:
     """Return an answer without what fills the batch up behind its end."""
     end = next((i for i, token in enumerate(row) if token in asked.ends), len(row) - 1)
     return row[: end + 1]
 
 
 @torch.no_grad()
-def fast(
-    model: nn.Module, asked: Asked, rows: int, graphs: bool = False, pace: Pace | None = None
+def generate_in_slots(
+    model: nn.Module,
+    asked: GenerationRequest,
+    rows: int,
+    graphs: bool = False,
+    pace: DecodeSettings | None = None,
 ) -> list[list[int]]:
     """Answer all prompts, ``rows`` of them at once (see ``Pace.rows``).
 
@@ -131,24 +135,29 @@ def fast(
     Raises:
         NotFast: the model cannot be served so.
     """
-    refuse(model)
+    check_model(model)
     if not all(asked.prompts):
-        raise NotFast("a prompt without tokens")
-    return _Run(model, asked, rows, graphs, pace).answers()
+        raise FastGenerationUnsupported("a prompt without tokens")
+    return _SlotGeneration(model, asked, rows, graphs, pace).answers()
 
 
-class _Run:
+class _SlotGeneration:
     """One run over all prompts; ``said`` fills up as it goes."""
 
     def __init__(
-        self, model: nn.Module, asked: Asked, rows: int, graphs: bool, pace: Pace | None
+        self,
+        model: nn.Module,
+        asked: GenerationRequest,
+        rows: int,
+        graphs: bool,
+        pace: DecodeSettings | None,
     ) -> None:
         self.model, self.asked, self.graphs = model, asked, graphs
         self.device = next(model.parameters()).device
-        self.pace = pace or Pace.of(self.device.type)
+        self.pace = pace or DecodeSettings.of(self.device.type)
         self.rows = min(rows, len(asked.prompts))
         longest = max(len(p) for p in asked.prompts)
-        self.places = _multiple(longest + asked.most + self.pace.every, 32)
+        self.places = _round_up(longest + asked.most + self.pace.every, 32)
         self.said: list[list[int]] = [[] for _ in asked.prompts]
         order = sorted(range(len(asked.prompts)), key=lambda i: -len(asked.prompts[i]))
         self.waiting = deque(order)
@@ -170,8 +179,8 @@ class _Run:
         """Take the first prompts, which show what a slot holds; make the slots."""
         picked = self._next(self.rows)
         found = self._prompt(picked)
-        self.rows = self._fitting(token_bytes(found.cache))
-        self.slots = Slots(found.cache, self.rows, self.places)
+        self.rows = self._fitting(bytes_per_token(found.cache))
+        self.slots = KVSlots(found.cache, self.rows, self.places)
         self.tokens = torch.full((self.rows,), self.asked.pad, device=self.device)
         self.positions = torch.zeros_like(self.tokens)
         self.decoder = Decoder(self.model, self.slots, self.tokens, self.positions, self.graphs)
@@ -192,7 +201,7 @@ class _Run:
 
     def _admit(self) -> None:
         """Give free slots to those who wait, once it pays."""
-        enough = min(len(self.waiting), -(-self.rows // REFILL))
+        enough = min(len(self.waiting), -(-self.rows // REFILL_SHARE))
         if len(self._free()) < enough:
             return
         while self.waiting and (free := self._free()):
@@ -205,7 +214,7 @@ class _Run:
         count = min(most, len(self.waiting), max(1, PROMPT_TOKENS[self.device.type] // longest))
         return [self.waiting.popleft() for _ in range(count)]
 
-    def _prompt(self, picked: Sequence[int]) -> Prompted:
+    def _prompt(self, picked: Sequence[int]) -> PromptResult:
         """Run the model over prompts, padded on the right: what is behind one, it never sees."""
         prompts = [self.asked.prompts[i] for i in picked]
         lengths = [len(p) for p in prompts]
@@ -213,17 +222,17 @@ class _Run:
         for i, prompt in enumerate(prompts):
             ids[i, : len(prompt)] = torch.tensor(prompt)
         last = torch.tensor(lengths, device=self.device) - 1
-        cache = prompt_cache(self._config)
-        with _states_at(self.model, last):
+        cache = new_prompt_cache(self._config)
+        with _last_state_only(self.model, last):
             logits = self.model(
                 input_ids=ids.to(self.device), past_key_values=cache, use_cache=True
             ).logits
         if logits.shape[1] > 1:  # its output layer is not called as a module
             logits = logits[torch.arange(len(last), device=self.device), last][:, None]
-        refuse_layers(cache.layers)
-        return Prompted(cache, best(logits))
+        check_cache_layers(cache.layers)
+        return PromptResult(cache, greedy_tokens(logits))
 
-    def _seat(self, picked: Sequence[int], found: Prompted) -> None:
+    def _seat(self, picked: Sequence[int], found: PromptResult) -> None:
         """Put prompts into free slots, and take down the first token of their answers."""
         places = self._free()[: len(picked)]
         slots = torch.tensor(places, device=self.device)
@@ -272,7 +281,7 @@ class _Run:
 
     def _length(self, needed: int) -> int:
         """Return how many places are in view: a multiple, or the grain doubled so many times."""
-        length = _multiple(needed, self.pace.grain)
+        length = _round_up(needed, self.pace.grain)
         if self.pace.few_shapes:
             length = self.pace.grain * 2 ** math.ceil(math.log2(length / self.pace.grain))
         return min(length, self.places)
@@ -292,7 +301,7 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _states_at(model: Any, last: Tensor) -> Iterator[None]:
+def _last_state_only(model: Any, last: Tensor) -> Iterator[None]:
     """Let the output layer see one state a row: the one at ``last`` ``[B]``."""
     head = model.get_output_embeddings()
     if head is None:
@@ -311,5 +320,5 @@ def _states_at(model: Any, last: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _multiple(count: int, of: int) -> int:
+def _round_up(count: int, of: int) -> int:
     return -(-count // of) * of

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 
-class NotFast(Exception):
+class FastGenerationUnsupported(Exception):
     """Fast generation cannot serve this model; the message says why."""
 
 
-class View:
+class SlotView:
     """The part of the slots that a step sees: the first ``width`` rows and ``length`` places.
 
     ``at`` is the place ``[width]`` that each row's token is written to; None before the first step.
@@ -36,7 +36,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
 
     is_sliding = False
 
-    def __init__(self, view: View, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, view: SlotView, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.view = view
         self.keys, self.values = keys, values
@@ -72,14 +72,16 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         return int(self.keys.shape[2])
 
 
-class Slots(Cache):  # type: ignore[misc]
+class KVSlots(Cache):  # type: ignore[misc]
     """``rows`` slots of ``places`` tokens, shaped like the layers of a prompt's own cache."""
 
     def __init__(self, like: DynamicCache, rows: int, places: int) -> None:
-        self.view = View()
+        self.view = SlotView()
         super().__init__(
             layers=[
-                SlotLayer(self.view, *(_buffer(t, rows, places) for t in (own.keys, own.values)))
+                SlotLayer(
+                    self.view, *(_new_buffer(t, rows, places) for t in (own.keys, own.values))
+                )
                 for own in like.layers
             ]
         )
@@ -107,24 +109,24 @@ class Slots(Cache):  # type: ignore[misc]
         return (places <= at[:, None])[:, None, None]
 
 
-def token_bytes(cache: DynamicCache) -> int:
+def bytes_per_token(cache: DynamicCache) -> int:
     """Return the bytes that one token of one row takes in all layers."""
     each = (t for own in cache.layers for t in (own.keys, own.values))
     return sum(t.shape[1] * t.shape[3] * t.element_size() for t in each)
 
 
-def prompt_cache(config: Any) -> DynamicCache:
+def new_prompt_cache(config: Any) -> DynamicCache:
     """Return an empty cache for a pass over prompts.
 
     Raises:
         NotFast: the model keeps something else than the keys and values of all tokens.
     """
     cache = DynamicCache(config=config)
-    refuse_layers(cache.layers)
+    check_cache_layers(cache.layers)
     return cache
 
 
-def refuse_layers(layers: Sequence[Any]) -> None:
+def check_cache_layers(layers: Sequence[Any]) -> None:
     """Refuse layers that are not plain growing keys and values.
 
     Raises:
@@ -132,8 +134,8 @@ def refuse_layers(layers: Sequence[Any]) -> None:
     """
     kinds = sorted({type(own).__name__ for own in layers if type(own) is not DynamicLayer})
     if kinds:
-        raise NotFast(f"its cache has layers of another kind: {', '.join(kinds)}")
+        raise FastGenerationUnsupported(f"its cache has layers of another kind: {', '.join(kinds)}")
 
 
-def _buffer(like: Tensor, rows: int, places: int) -> Tensor:
+def _new_buffer(like: Tensor, rows: int, places: int) -> Tensor:
     return like.new_zeros(rows, like.shape[1], places, like.shape[3])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bakeoff.engine.generation.generate import Asked
+from bakeoff.engine.generation.generate import GenerationRequest
 
 ROUNDING = {"fp32": 1e-4, "bf16": 2**-5}
 """A gap up to this share of the largest logit is a tie.
@@ -25,7 +25,7 @@ few such steps.
 """
 
 
-class Difference(NamedTuple):
+class TokenDifference(NamedTuple):
     """The first place where a row's two answers differ.
 
     ``gap`` is how far apart the two tokens' logits are, as a share of the largest logit.
@@ -37,9 +37,12 @@ class Difference(NamedTuple):
 
 
 @torch.no_grad()
-def differences(
-    model: Any, asked: Asked, ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]
-) -> Iterator[Difference]:
+def first_differences(
+    model: Any,
+    asked: GenerationRequest,
+    ours: Sequence[Sequence[int]],
+    theirs: Sequence[Sequence[int]],
+) -> Iterator[TokenDifference]:
     """Yield the first difference of every row that has one."""
     for row, (own, other) in enumerate(zip(ours, theirs, strict=True)):
         if list(own) == list(other):
@@ -47,14 +50,14 @@ def differences(
         shared = zip(own, other, strict=False)
         place = next((i for i, (a, b) in enumerate(shared) if a != b), min(len(own), len(other)))
         if place == min(len(own), len(other)):  # one goes on where the other has ended
-            yield Difference(row, place, float("inf"))
+            yield TokenDifference(row, place, float("inf"))
             continue
-        logits = _next(model, [*asked.prompts[row], *own[:place]])
+        logits = _next_token_logits(model, [*asked.prompts[row], *own[:place]])
         gap = (logits[own[place]] - logits[other[place]]).abs() / logits.abs().max()
-        yield Difference(row, place, float(gap))
+        yield TokenDifference(row, place, float(gap))
 
 
-def _next(model: Any, tokens: Sequence[int]) -> Tensor:
+def _next_token_logits(model: Any, tokens: Sequence[int]) -> Tensor:
     """Return the logits behind these tokens, ``[vocabulary]``, in fp32."""
     device = next(model.parameters()).device
     ids = torch.tensor([list(tokens)], device=device)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 _STREAM = 0xD0
 
 
-class Cut(NamedTuple):
+class StepPart(NamedTuple):
     """What of a trial's step a pass holds, where it does not hold it all.
 
     ``row`` examples and ``token`` tokens of the step lie before it; it has ``rows`` examples itself
@@ -35,7 +35,7 @@ class Cut(NamedTuple):
     last: bool
 
 
-class Draws:
+class LaneRandom:
     """The keys of one step: ``[calls, K, 2]`` int32, one pair a dropout call and lane."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -46,7 +46,7 @@ class Draws:
         self._calls = 0
         self._step = 0
         self._rows = slice(None)
-        self.cut: Cut | None = None
+        self.cut: StepPart | None = None
         """What of the lane's step the pass at hand holds; None: all of it."""
         self.captured = False
         """A CUDA graph is on: nothing may be seeded while it is captured."""
@@ -131,16 +131,16 @@ def keep_mask(n: int, p: float, key: Tensor, noise: Tensor) -> Tensor:
     return (noise[:n] * key[:, :1] + key[:, 1:]) < threshold
 
 
-def drop(x: Tensor, p: float, key: Tensor, noise: Tensor) -> Tensor:
+def apply_dropout(x: Tensor, p: float, key: Tensor, noise: Tensor) -> Tensor:
     """Drop elements of ``x``, whose leading dimension is the lanes of ``key`` times anything."""
     mask = keep_mask(x.numel() // len(key), p, key, noise)
     return x * mask.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
 
 
-class Keyed:
+class KeyedDropout:
     """Replaces the forward of one ``nn.Dropout``."""
 
-    def __init__(self, module: nn.Dropout, draws: Draws) -> None:
+    def __init__(self, module: nn.Dropout, draws: LaneRandom) -> None:
         self.module = module
         self.draws = draws
         self.inside: Tensor | None = None
@@ -152,7 +152,7 @@ class Keyed:
         if not self.module.training or p == 0:
             return x
         key = self.draws.take() if self.inside is None else self.inside[None]
-        return drop(x, p, key, self.draws.noise_for(x.shape, x.numel() // len(key)))
+        return apply_dropout(x, p, key, self.draws.noise_for(x.shape, x.numel() // len(key)))
 
     def bits(self, shape: Sequence[int]) -> Tensor:
         """Return uniform int32 of this shape (alone, or inside a unit: one lane's)."""
@@ -160,12 +160,12 @@ class Keyed:
         return (self.draws.noise_for(shape, math.prod(shape)) * key[0] + key[1]).view(*shape)
 
 
-def install(model: nn.Module, draws: Draws) -> list[Keyed]:
+def install_keyed_dropout(model: nn.Module, draws: LaneRandom) -> list[KeyedDropout]:
     """Let every ``nn.Dropout`` of ``model`` draw by key; return what was installed."""
     installed = []
     for module in model.modules():
         if type(module) is nn.Dropout and module.p > 0:
-            keyed = Keyed(module, draws)
+            keyed = KeyedDropout(module, draws)
             patched: Any = module
             patched.forward = keyed
             installed.append(keyed)
@@ -173,6 +173,6 @@ def install(model: nn.Module, draws: Draws) -> list[Keyed]:
         # a layer that draws for itself, after its dropouts: shims give it what it draws by
         if hasattr(module, "keyed"):
             drawing: Any = module
-            drawing.keyed = Keyed(drawing, draws)
+            drawing.keyed = KeyedDropout(drawing, draws)
             installed.append(drawing.keyed)
     return installed

@@ -19,10 +19,16 @@ from torch.func import functional_call, vmap
 
 from bakeoff.engine import quantization
 from bakeoff.engine.lanes import dropout
-from bakeoff.engine.lanes.parameter_stack import Stack, same
-from bakeoff.engine.lanes.vmapped_modules import Fold, Slot, Unit, find, frozen_parts
+from bakeoff.engine.lanes.parameter_stack import ParameterStack, all_equal
+from bakeoff.engine.lanes.vmapped_modules import (
+    FoldedModule,
+    TensorSlot,
+    VmappedModule,
+    find_frozen_parts,
+    find_lane_modules,
+)
 
-SMALL = 1 << 20
+MAX_PER_SEED_ELEMENTS = 1 << 20
 """Frozen tensors up to this many elements may differ by seed (masks, indices); larger ones not."""
 
 
@@ -30,15 +36,15 @@ Precondition = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[st
 """Maps one lane's tensors and gradients by name to the gradients that it changes."""
 
 
-class NotShared(Exception):
+class FrozenPartsDiffer(Exception):
     """The trials' frozen parts differ by seed: they cannot stand on one base."""
 
 
-class Mixing(RuntimeError):
+class RowsMixed(RuntimeError):
     """Something in the base computes over all rows: a lane would depend on its neighbours."""
 
 
-class Start(NamedTuple):
+class InitialTensors(NamedTuple):
     """What a seed decides: trained tensors, small frozen ones, a checksum of each large one."""
 
     trained: dict[str, Tensor]
@@ -46,13 +52,17 @@ class Start(NamedTuple):
     sums: dict[str, int]
 
     @classmethod
-    def of(cls, model: nn.Module, checksums: bool) -> Start:
+    def of(cls, model: nn.Module, checksums: bool) -> InitialTensors:
         """Copy a freshly attached model's start; without ``checksums`` the trained tensors only."""
         start = cls({}, {}, {})
-        for name, tensor in tensors(model).items():
+        for name, tensor in named_tensors(model).items():
             if tensor.requires_grad:
                 start.trained[name] = tensor.detach().clone()
-            elif checksums and tensor.numel() <= SMALL and not quantization.is_packed(tensor):
+            elif (
+                checksums
+                and tensor.numel() <= MAX_PER_SEED_ELEMENTS
+                and not quantization.is_packed(tensor)
+            ):
                 start.small[name] = tensor.detach().clone()
             elif checksums:
                 start.sums[name] = _checksum(tensor)
@@ -67,12 +77,12 @@ def _checksum(tensor: Tensor) -> int:
     return found
 
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers of a model by name, each tensor once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-class _Riders(NamedTuple):
+class _LaneRange(NamedTuple):
     """The lanes that ride together: ``width`` of them from ``first``."""
 
     first: int
@@ -91,26 +101,26 @@ class Lanes:
     def __init__(
         self,
         model: nn.Module,
-        starts: Sequence[Start],
+        starts: Sequence[InitialTensors],
         groups: Sequence[Sequence[str]],
         seeds: Sequence[int],
     ) -> None:
         self.model = model
         device = next(iter(model.parameters())).device
-        self.stack = Stack([s.trained for s in starts], groups, device)
+        self.stack = ParameterStack([s.trained for s in starts], groups, device)
         differing = [n for n in starts[0].sums if len({s.sums[n] for s in starts}) > 1]
         if differing:
-            raise NotShared(f"its frozen tensors differ by seed ({differing[0]})")
+            raise FrozenPartsDiffer(f"its frozen tensors differ by seed ({differing[0]})")
         self.seeded = {
             n: torch.stack([s.small[n] for s in starts]).to(device)
             for n in starts[0].small
-            if not same(s.small[n] for s in starts)
+            if not all_equal(s.small[n] for s in starts)
         }
-        everything = tensors(model)
+        everything = named_tensors(model)
         ours = {id(everything[n]): n for n in (*self.stack.names, *self.seeded)}
-        self._slots = _slots(model, ours)
-        self.draws = dropout.Draws(seeds, device)
-        self.drops = dropout.install(model, self.draws)
+        self._slots = _find_slots(model, ours)
+        self.draws = dropout.LaneRandom(seeds, device)
+        self.drops = dropout.install_keyed_dropout(model, self.draws)
         """The model's active dropouts."""
         self._mixing = quantization.mixes_rows(model)
         self.sees_padding = any(getattr(m, "sees_padding", False) for m in model.modules())
@@ -118,15 +128,16 @@ class Lanes:
         self._hooks = {n: everything[n]._backward_hooks or {} for n in self.stack.names}
         """What a method hung on its parameters' gradients: the leaves must carry it too."""
         self._units = [
-            Unit(module, local, self._drops_in(module)) for module, local in find(model, ours)
+            VmappedModule(module, local, self._drops_in(module))
+            for module, local in find_lane_modules(model, ours)
         ]
-        self._patches: list[Unit | Fold] = [*self._units]
+        self._patches: list[VmappedModule | FoldedModule] = [*self._units]
         for unit in self._units:
-            self._patches += [Fold(m) for m in frozen_parts(unit.module, ours)]
+            self._patches += [FoldedModule(m) for m in find_frozen_parts(unit.module, ours)]
         self._patched = False
-        self._leaves: dict[_Riders, dict[str, nn.Parameter]] = {}
+        self._leaves: dict[_LaneRange, dict[str, nn.Parameter]] = {}
         self._shared: dict[str, Tensor] | None = None
-        self._place_now = _Riders(0, 0)  # nobody yet
+        self._place_now = _LaneRange(0, 0)  # nobody yet
         self.alone(0)
 
     def __len__(self) -> int:
@@ -144,14 +155,14 @@ class Lanes:
             self.alone(first)
             return
         if self._mixing:
-            raise Mixing(quantization.MIXING)
+            raise RowsMixed(quantization.MIXES_ROWS_REASON)
         if not self._patched:
             for patch in self._patches:
                 patch.module.forward = patch
             self._patched = True
         for unit in self._units:
             unit.lanes, unit.per_lane = width, rows
-        self._place(_Riders(first, width))
+        self._place(_LaneRange(first, width))
 
     def alone(self, lane: int) -> None:
         """Make the model the plain model of one lane."""
@@ -159,7 +170,7 @@ class Lanes:
             for patch in self._patches:
                 patch.module.__dict__.pop("forward", None)
             self._patched = False
-        self._place(_Riders(lane, 1))
+        self._place(_LaneRange(lane, 1))
 
     def backward(self, total: Tensor) -> None:
         """Write the gradients of the lanes that ride into the stack."""
@@ -178,7 +189,7 @@ class Lanes:
 
     def each(self, function: Callable[[nn.Module], Tensor | None]) -> Tensor | None:
         """Return ``function(model)`` of every lane that rides, ``[width]``, or None if that is."""
-        shell = _Applied(self.model, function)
+        shell = _FunctionOfModel(self.model, function)
         own = {f"model.{n}": t for n, t in self._values(self._place_now).items()}
         found: list[bool] = []
 
@@ -198,7 +209,7 @@ class Lanes:
         if self._shared is None:
             # a frozen tensor that differs by seed is a lane's own too; the others are the model's
             ours = {*own, *self.seeded}
-            self._shared = {n: t for n, t in tensors(self.model).items() if n not in ours}
+            self._shared = {n: t for n, t in named_tensors(self.model).items() if n not in ours}
         shared = self._shared
 
         def one(values: dict[str, Tensor], bent: dict[str, Tensor]) -> Mapping[str, Tensor]:
@@ -207,7 +218,7 @@ class Lanes:
         for name, gradient in vmap(one)({**own, **self.seeded}, gradients).items():
             gradients[name].copy_(gradient)
 
-    def _values(self, riders: _Riders) -> dict[str, Tensor]:
+    def _values(self, riders: _LaneRange) -> dict[str, Tensor]:
         first, width = riders
         if riders not in self._leaves:
             self._leaves[riders] = self.stack.leaves(first, width)
@@ -220,7 +231,7 @@ class Lanes:
         }
         return {**self._leaves[riders], **seeded}
 
-    def _place(self, riders: _Riders) -> None:
+    def _place(self, riders: _LaneRange) -> None:
         """Give these lanes the next draws, and the model their tensors."""
         self.draws.pick(*riders)
         if self._place_now == riders:
@@ -230,12 +241,12 @@ class Lanes:
                 slot.held[slot.key] = value
         self._place_now = riders
 
-    def _drops_in(self, module: nn.Module) -> list[dropout.Keyed]:
+    def _drops_in(self, module: nn.Module) -> list[dropout.KeyedDropout]:
         inside = set(module.modules())
         return [d for d in self.drops if d.module in inside]
 
 
-class _Applied(nn.Module):
+class _FunctionOfModel(nn.Module):
     def __init__(self, model: nn.Module, function: Callable[[nn.Module], Tensor | None]) -> None:
         super().__init__()
         self.model = model
@@ -245,12 +256,12 @@ class _Applied(nn.Module):
         return self.function(self.model)
 
 
-def _slots(model: nn.Module, ours: Mapping[int, str]) -> dict[str, list[Slot]]:
+def _find_slots(model: nn.Module, ours: Mapping[int, str]) -> dict[str, list[TensorSlot]]:
     """Return every place of each tensor in the model: shared ones have several."""
-    slots: dict[str, list[Slot]] = {name: [] for name in ours.values()}
+    slots: dict[str, list[TensorSlot]] = {name: [] for name in ours.values()}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for key, tensor in held.items():
                 if id(tensor) in ours:
-                    slots[ours[id(tensor)]].append(Slot(held, key))
+                    slots[ours[id(tensor)]].append(TensorSlot(held, key))
     return slots

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 
-class Span(NamedTuple):
+class GroupSpan(NamedTuple):
     """Where a group of parameters lies in a row."""
 
     start: int
     stop: int
 
 
-class Stack:
+class ParameterStack:
     """Values and gradients of the trained tensors of K lanes.
 
     ``groups`` lists the tensors' names by group; ``states`` maps name -> initial value, one a lane.
@@ -36,14 +36,14 @@ class Stack:
         self.names = [n for group in groups for n in group]
         self.shapes = {n: states[0][n].shape for n in self.names}
         self._starts: dict[str, int] = {}
-        self.spans: list[Span] = []
+        self.spans: list[GroupSpan] = []
         at = 0
         for group in groups:
             begin = at
             for name in group:
                 self._starts[name] = at
                 at += self.shapes[name].numel()
-            self.spans.append(Span(begin, at))
+            self.spans.append(GroupSpan(begin, at))
         self.values = torch.empty(len(states), at, device=device)
         self.gradients = torch.zeros_like(self.values)
         for row, state in enumerate(states):
@@ -67,12 +67,14 @@ class Stack:
         They lie in the stack's own memory, their gradients too.
         """
         at = first if width == 1 else slice(first, first + width)
-        return {n: _leaf(self.tensor(n)[at], self._view(self.gradients, n)[at]) for n in self.names}
+        return {
+            n: _make_leaf(self.tensor(n)[at], self._view(self.gradients, n)[at]) for n in self.names
+        }
 
     def rows(self, lane: int) -> list[nn.Parameter]:
         """Return one lane's row cut into its groups, for an optimizer."""
         return [
-            _leaf(self.values[lane, s.start : s.stop], self.gradients[lane, s.start : s.stop])
+            _make_leaf(self.values[lane, s.start : s.stop], self.gradients[lane, s.start : s.stop])
             for s in self.spans
         ]
 
@@ -81,13 +83,13 @@ class Stack:
         return whole[:, start : start + shape.numel()].view(len(whole), *shape)
 
 
-def _leaf(value: Tensor, gradient: Tensor) -> nn.Parameter:
+def _make_leaf(value: Tensor, gradient: Tensor) -> nn.Parameter:
     leaf = nn.Parameter(value)
     leaf.grad = gradient
     return leaf
 
 
-def same(tensors: Iterable[Tensor]) -> bool:
+def all_equal(tensors: Iterable[Tensor]) -> bool:
     """Say whether all tensors are equal in shape, dtype and bits."""
     first, *others = tensors
     return all(

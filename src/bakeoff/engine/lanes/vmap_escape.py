@@ -16,12 +16,12 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 _functorch: Any = torch._C._functorch
 
 
-def laned(value: object) -> bool:
+def is_batched(value: object) -> bool:
     """Say whether a value is a tensor of which vmap shows one lane."""
     return isinstance(value, Tensor) and bool(_functorch.is_batchedtensor(value))
 
 
-def outside(
+def call_outside_vmap(
     call: Callable[[Sequence[Tensor]], Sequence[Tensor]], given: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return what ``call`` makes of all lanes ``[K, ...]`` of laned tensors, as laned tensors."""

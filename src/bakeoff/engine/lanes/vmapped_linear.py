@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from bakeoff.engine.lanes.vmap_escape import laned, outside
+from bakeoff.engine.lanes.vmap_escape import call_outside_vmap, is_batched
 
 
 @torch.library.custom_op("bakeoff::lane_linear", mutates_args=())
@@ -31,7 +31,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def _save(ctx: Any, inputs: Any, output: Any) -> None:
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
@@ -45,7 +45,7 @@ def _backward(ctx: Any, grad: Tensor) -> Any:
     )
 
 
-def _lanes(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+def _vmap_rule(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
     x = x.movedim(dims[0], 0) if dims[0] is not None else x.expand(info.batch_size, *x.shape)
     if dims[1] is None and dims[2] is None:
         return lane_linear(x, weight, bias), 0
@@ -59,11 +59,11 @@ def _lanes(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None)
     return out.view(*x.shape[:-1], out.shape[-1]), 0
 
 
-lane_linear.register_autograd(_backward, setup_context=_save)
-lane_linear.register_vmap(_lanes)
+lane_linear.register_autograd(_backward, setup_context=_setup_context)
+lane_linear.register_vmap(_vmap_rule)
 
 
-class Products(TorchFunctionMode):
+class LaneMatmuls(TorchFunctionMode):
     """Sends what a unit multiplies, by frozen matrices or its lanes' own, through ours."""
 
     def __torch_function__(
@@ -87,11 +87,11 @@ _MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
     """Multiply in the precision that autocast asks for; the arguments are ``linear``'s."""
     if torch.compiler.is_compiling():
-        return _compiled(input, weight, bias)
-    if not (laned(input) and laned(weight)) or input.ndim < 2:
+        return _linear_compiled(input, weight, bias)
+    if not (is_batched(input) and is_batched(weight)) or input.ndim < 2:
         return functional.linear(input, weight, bias)
     given = [input, weight]
-    if bias is not None and laned(bias):
+    if bias is not None and is_batched(bias):
         given.append(bias)
 
     def multiply(stacked: Sequence[Tensor]) -> list[Tensor]:
@@ -101,11 +101,11 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
             out = out + own[0][:, None].to(out.dtype)
         return [out.view(*x.shape[:-1], out.shape[-1])]
 
-    (out,) = outside(multiply, given)
-    return out if bias is None or laned(bias) else out + bias.to(out.dtype)
+    (out,) = call_outside_vmap(multiply, given)
+    return out if bias is None or is_batched(bias) else out + bias.to(out.dtype)
 
 
-def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _linear_compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)

@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from bakeoff.engine.lanes.dropout import Keyed
-from bakeoff.engine.lanes.vmap_escape import laned, outside
-from bakeoff.engine.lanes.vmapped_linear import Products
-from bakeoff.engine.packing.attention import Current
+from bakeoff.engine.lanes.dropout import KeyedDropout
+from bakeoff.engine.lanes.vmap_escape import call_outside_vmap, is_batched
+from bakeoff.engine.lanes.vmapped_linear import LaneMatmuls
+from bakeoff.engine.packing.attention import ActivePass
 
 _WRAPPERS = (BaseTunerLayer, AuxiliaryTrainingWrapper, BasePromptEncoder)
 
 
-class Slot(NamedTuple):
+class TensorSlot(NamedTuple):
     """Where a tensor lies: in a module's own parameters or buffers, under a key."""
 
     held: dict[str, Any]
     key: str
 
 
-class Shell(nn.Module):
+class ClassForward(nn.Module):
     """Calls a module's own class forward, past what was installed on the instance."""
 
     def __init__(self, inner: nn.Module) -> None:
@@ -48,19 +48,21 @@ class Shell(nn.Module):
         return type(self.inner).forward(self.inner, *args, **kwargs)
 
 
-class Unit:
+class VmappedModule:
     """The forward of one module while lanes ride together: installed on the instance.
 
     ``local`` holds the module's own names of its lane tensors; their values, ``[K, ...]``, lie in
     the module's slots.
     """
 
-    def __init__(self, module: nn.Module, local: Sequence[str], drops: Sequence[Keyed]) -> None:
+    def __init__(
+        self, module: nn.Module, local: Sequence[str], drops: Sequence[KeyedDropout]
+    ) -> None:
         self.module = module
-        self.shell = Shell(module)
+        self.shell = ClassForward(module)
         self.local = tuple(local)
-        self.slots = [slot_of(module, name) for name in local]
-        self.products = Products()
+        self.slots = [find_slot(module, name) for name in local]
+        self.products = LaneMatmuls()
         self.lanes = 1
         self.drops = tuple(drops)
         self.per_lane = 0
@@ -80,7 +82,7 @@ class Unit:
         keys = [d.draws.take() for d in drops]
 
         def one(own: list[Tensor], keys: list[Tensor], given: list[Tensor]) -> Any:
-            inner_args, inner_kwargs = call(_filled(values, riding, given))
+            inner_args, inner_kwargs = call(_replace_marked(values, riding, given))
             for drop, key in zip(drops, keys, strict=True):
                 drop.inside = key
             try:
@@ -91,7 +93,7 @@ class Unit:
             if isinstance(answer, Tensor):
                 return answer
             answers.append(answer)
-            return _tensors(answer)  # vmap returns nothing else
+            return _tensor_leaves(answer)  # vmap returns nothing else
 
         answers: list[Any] = []
         fed = len(tensors) > 0  # not bool(): torch 2.11 cannot compile that of a list
@@ -99,7 +101,7 @@ class Unit:
         out = vmap(one, randomness="different")(stacked, keys, unfolded)
         if isinstance(out, Tensor):
             return self._fold(out, fed)
-        return _holding(answers[0], [self._fold(t, fed) for t in out])
+        return _replace_tensor_leaves(answers[0], [self._fold(t, fed) for t in out])
 
     def _call(self, own: Sequence[Tensor], args: Any, kwargs: Any) -> Any:
         """Run the module with these tensors in its slots."""
@@ -131,25 +133,27 @@ class Unit:
         return out.flatten(0, 1)
 
 
-def _filled(values: Sequence[Any], places: Sequence[bool], tensors: Iterable[Tensor]) -> list[Any]:
+def _replace_marked(
+    values: Sequence[Any], places: Sequence[bool], tensors: Iterable[Tensor]
+) -> list[Any]:
     """Return the values with these tensors in the places marked."""
     ours = iter(tensors)
     return [next(ours) if marked else v for v, marked in zip(values, places, strict=True)]
 
 
-def _tensors(answer: Any) -> list[Tensor]:
+def _tensor_leaves(answer: Any) -> list[Tensor]:
     """Return the tensors of an answer: what else it holds is the same in every lane."""
     return [x for x in pytree.tree_leaves(answer) if isinstance(x, Tensor)]
 
 
-def _holding(answer: Any, tensors: Iterable[Tensor]) -> Any:
+def _replace_tensor_leaves(answer: Any, tensors: Iterable[Tensor]) -> Any:
     """Return an answer with these tensors in the places of its own."""
     leaves, shape = pytree.tree_flatten(answer)
     places = [isinstance(x, Tensor) for x in leaves]
-    return pytree.tree_unflatten(_filled(leaves, places, tensors), shape)
+    return pytree.tree_unflatten(_replace_marked(leaves, places, tensors), shape)
 
 
-class Fold:
+class FoldedModule:
     """The forward of a frozen module inside a unit: installed on the instance.
 
     The lanes go into the batch, and the module runs on plain tensors as if there were no lanes
@@ -164,9 +168,9 @@ class Fold:
         """Fold a lone tensor argument's lanes into its batch; pass anything else on."""
         if torch.compiler.is_compiling():
             return self.own(self.module, *args, **kwargs)
-        if len(args) == 1 and not kwargs and laned(args[0]):
-            return _folded(lambda given: self.own(self.module, *given), args)
-        if Current.layout is None:
+        if len(args) == 1 and not kwargs and is_batched(args[0]):
+            return _call_folded(lambda given: self.own(self.module, *given), args)
+        if ActivePass.layout is None:
             return self._all(args, kwargs)
         # packed attention carries lanes itself, and only so can it be compiled
         return self.own(self.module, *args, **kwargs)
@@ -174,34 +178,36 @@ class Fold:
     def _all(self, args: Any, kwargs: Any) -> Any:
         """Fold the lanes of all tensors, where they are equally many rows."""
         values, tree = pytree.tree_flatten((args, kwargs))
-        places = [laned(v) for v in values]
+        places = [is_batched(v) for v in values]
         given = [v for v, is_laned in zip(values, places, strict=True) if is_laned]
         if not given or any(x.ndim < 2 or len(x) != len(given[0]) for x in given):
             return self.own(self.module, *args, **kwargs)
 
         def call(folded: Sequence[Tensor]) -> Any:
-            inner_args, inner_kwargs = pytree.tree_unflatten(_filled(values, places, folded), tree)
+            inner_args, inner_kwargs = pytree.tree_unflatten(
+                _replace_marked(values, places, folded), tree
+            )
             return self.own(self.module, *inner_args, **inner_kwargs)
 
-        return _folded(call, given)
+        return _call_folded(call, given)
 
 
-def _folded(call: Callable[[Sequence[Tensor]], Any], given: Sequence[Tensor]) -> Any:
+def _call_folded(call: Callable[[Sequence[Tensor]], Any], given: Sequence[Tensor]) -> Any:
     """Call outside vmap with the tensors' lanes in their batch; take its answer back in."""
     answers: list[Any] = []
 
     def fold(stacked: Sequence[Tensor]) -> list[Tensor]:
         if stacked[0].ndim < 3:  # one vector a lane: the lanes are the batch
             answers.append(call(stacked))
-            return _tensors(answers[0])
+            return _tensor_leaves(answers[0])
         answers.append(call([x.flatten(0, 1) for x in stacked]))
-        return [x.reshape(len(stacked[0]), -1, *x.shape[1:]) for x in _tensors(answers[0])]
+        return [x.reshape(len(stacked[0]), -1, *x.shape[1:]) for x in _tensor_leaves(answers[0])]
 
-    out = outside(fold, given)
-    return _holding(answers[0], out)
+    out = call_outside_vmap(fold, given)
+    return _replace_tensor_leaves(answers[0], out)
 
 
-def find(
+def find_lane_modules(
     model: nn.Module, lane_tensors: Mapping[int, str]
 ) -> Iterator[tuple[nn.Module, list[str]]]:
     """Yield each unit with its own names of its lane tensors.
@@ -209,13 +215,13 @@ def find(
     ``lane_tensors`` maps ``id(tensor)`` to a name, for parameters and buffers alike. A unit is a
     PEFT layer that holds lane tensors, or else the smallest module that owns one directly.
     """
-    local = _own_names(model, lane_tensors)
+    local = _local_names(model, lane_tensors)
     if not local:
         return
     # a tuner holds what its layers share (a bank of vectors) and reads none of it
-    holder = _bare(model) or isinstance(model, BaseTuner)
+    holder = _is_container(model) or isinstance(model, BaseTuner)
     if isinstance(model, _WRAPPERS) or (
-        not holder and any(_owned_by(model, name) for name in local)
+        not holder and any(_reads_directly(model, name) for name in local)
     ):
         yield model, local
         return
@@ -223,27 +229,27 @@ def find(
     for child in model.children():
         if id(child) not in seen:
             seen.add(id(child))
-            yield from find(child, lane_tensors)
+            yield from find_lane_modules(child, lane_tensors)
 
 
-def frozen_parts(unit: nn.Module, lane_tensors: Mapping[int, str]) -> Iterator[nn.Module]:
+def find_frozen_parts(unit: nn.Module, lane_tensors: Mapping[int, str]) -> Iterator[nn.Module]:
     """Yield the largest modules inside a unit that hold tensors, none of them the lanes' own."""
     for child in unit.children():
-        if _own_names(child, lane_tensors):
-            yield from frozen_parts(child, lane_tensors)
-        elif not _bare(child) and next(child.parameters(), None) is not None:
+        if _local_names(child, lane_tensors):
+            yield from find_frozen_parts(child, lane_tensors)
+        elif not _is_container(child) and next(child.parameters(), None) is not None:
             yield child
 
 
-def slot_of(module: nn.Module, name: str) -> Slot:
+def find_slot(module: nn.Module, name: str) -> TensorSlot:
     """Return the slot at a dotted name."""
     *path, key = name.split(".")
     for part in path:
         module = getattr(module, part)
-    return Slot(module._parameters if key in module._parameters else module._buffers, key)
+    return TensorSlot(module._parameters if key in module._parameters else module._buffers, key)
 
 
-def every_name(module: nn.Module) -> list[tuple[str, Tensor]]:
+def named_tensors_with_aliases(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return all parameters and buffers of a module; a shared one under each of its names."""
     return [
         *module.named_parameters(remove_duplicate=False),
@@ -251,21 +257,23 @@ def every_name(module: nn.Module) -> list[tuple[str, Tensor]]:
     ]
 
 
-def _own_names(module: nn.Module, lane_tensors: Mapping[int, str]) -> list[str]:
-    return [name for name, tensor in every_name(module) if id(tensor) in lane_tensors]
+def _local_names(module: nn.Module, lane_tensors: Mapping[int, str]) -> list[str]:
+    return [
+        name for name, tensor in named_tensors_with_aliases(module) if id(tensor) in lane_tensors
+    ]
 
 
-def _bare(module: nn.Module) -> bool:
+def _is_container(module: nn.Module) -> bool:
     """Say whether a module computes nothing: it only holds others."""
     return type(module).forward is nn.Module.forward
 
 
-def _owned_by(module: nn.Module, name: str) -> bool:
+def _reads_directly(module: nn.Module, name: str) -> bool:
     """Say whether a module reads this tensor itself: its own, or of a bare container of tensors."""
     *path, _ = name.split(".")
     for part in path:
         module = getattr(module, part)
-        if not _bare(module):
+        if not _is_container(module):
             return False
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             return False

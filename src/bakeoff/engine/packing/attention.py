@@ -19,12 +19,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from bakeoff.engine.lanes.dropout import Draws
+from bakeoff.engine.lanes.dropout import LaneRandom
 from bakeoff.engine.packing.layout import Layout
-from bakeoff.engine.packing.softmax import Weighing, backward, forward
+from bakeoff.engine.packing.softmax import AttentionSettings, backward, forward
 
-NAME = "bakeoff"
-EXTRAS = ("softcap", "s_aux", "position_bias", "head_mask")
+ATTENTION_NAME = "bakeoff"
+UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
 """What models hand to attention beside a mask and a scale, and our kernels do not do."""
 
 
@@ -32,25 +32,25 @@ class NotPackable(Exception):
     """This model's attention does what packed rows cannot carry; the message says what."""
 
 
-class Current:
+class ActivePass:
     """The layout and draws of the forward pass at hand; None outside packed passes."""
 
     layout: Layout | None = None
-    draws: Draws | None = None
+    draws: LaneRandom | None = None
 
 
 @contextlib.contextmanager
-def packed(where: Layout | None, draws: Draws | None) -> Iterator[None]:
+def use_layout(where: Layout | None, draws: LaneRandom | None) -> Iterator[None]:
     """Run what is inside with packed attention (or, without a layout, with SDPA)."""
-    before = Current.layout, Current.draws
-    Current.layout, Current.draws = where, draws
+    before = ActivePass.layout, ActivePass.draws
+    ActivePass.layout, ActivePass.draws = where, draws
     try:
         yield
     finally:
-        Current.layout, Current.draws = before
+        ActivePass.layout, ActivePass.draws = before
 
 
-def lane_attention(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -65,30 +65,30 @@ def lane_attention(
         NotPackable: a mask of the model's own, a sliding window, soft-capping, sinks, or keys that
             are not the queries' tokens.
     """
-    where = Current.layout
+    where = ActivePass.layout
     if where is None:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return out, None
-    _refuse(where, query, key, attention_mask, kwargs)
-    query, key, value = _alike(query, key, value)
+    _check_packable(where, query, key, attention_mask, kwargs)
+    query, key, value = _cast_for_autocast(query, key, value)
     dropout: float = kwargs.get("dropout", 0.0)
     given = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if given is None else given
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keys = noise = query.new_empty(0, dtype=torch.int32)
     if dropout > 0:
-        assert Current.draws is not None
-        keys = Current.draws.take()
+        assert ActivePass.draws is not None
+        keys = ActivePass.draws.take()
         rows = len(where.scatter) // where.lanes
         weights = rows * where.longest * where.longest * query.shape[1]
-        noise = Current.draws.noise_for((rows,), weights)
+        noise = ActivePass.draws.noise_for((rows,), weights)
     out, _ = attend(query, key, value, *where, scale, bool(causal), dropout, keys, noise)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _refuse(
+def _check_packable(
     where: Layout, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
 ) -> None:
     if mask is not None:
@@ -98,12 +98,12 @@ def _refuse(
     window = kwargs.get("sliding_window")
     if window is not None and window < where.longest:
         raise NotPackable("sliding-window attention")
-    for name in EXTRAS:
+    for name in UNSUPPORTED_ARGUMENTS:
         if kwargs.get(name) is not None:
             raise NotPackable(f"attention with {name}")
 
 
-def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to autocast's type, as autocast does for SDPA.
 
     Rotary tables of trained fp32 embeddings leave queries and keys in fp32, values in bf16.
@@ -115,19 +115,19 @@ def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(half) for x in tensors)
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+def _build_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """Build SDPA's mask, or none while rows are packed."""
-    if Current.layout is not None:
+    if ActivePass.layout is not None:
         return None
     mask: Tensor | None = sdpa_mask(*args, **kwargs)
     return mask
 
 
-AttentionInterface.register(NAME, lane_attention)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionInterface.register(ATTENTION_NAME, packed_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, _build_mask)
 
 
-def _flash(q: Tensor, dropout: float) -> bool:
+def _use_flash(q: Tensor, dropout: float) -> bool:
     return q.is_cuda and dropout == 0 and q.dtype in (torch.float16, torch.bfloat16)
 
 
@@ -139,14 +139,14 @@ def attend(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return ``[K, heads, T, width]`` and the log-sum-exp that the backward pass needs."""
     where = Layout(gather, scatter, filled, real, bounds)
-    if _flash(q, dropout):
+    if _use_flash(q, dropout):
         b, h, t, d = q.shape
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            *(_tokens(x) for x in (q, k, v)),
+            *(_flatten_tokens(x) for x in (q, k, v)),
             bounds, bounds, where.longest, where.longest, 0.0, causal, False, scale=scale,
         )  # fmt: skip
         return out.view(b, t, h, d).transpose(1, 2), lse
-    how = Weighing(scale, causal, dropout, keys, noise)
+    how = AttentionSettings(scale, causal, dropout, keys, noise)
     return forward(q, k, v, where, how), q.new_empty(0, dtype=torch.float32)
 
 
@@ -155,8 +155,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, gather: Tensor, scatter: Tensor, filled: 
       real: Tensor, bounds: Tensor, scale: float, causal: bool, dropout: float, keys: Tensor,
       noise: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
     b, h, t, _d = q.shape
-    out = _like(q)
-    if _flash(q, dropout):
+    out = _empty_like(q)
+    if _use_flash(q, dropout):
         return out, q.new_empty((h, b * t), dtype=torch.float32)
     return out, q.new_empty(0, dtype=torch.float32)
 
@@ -169,26 +169,28 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of queries, keys and values."""
     where = Layout(gather, scatter, filled, real, bounds)
-    if _flash(q, dropout):
+    if _use_flash(q, dropout):
         b, _, t, d = q.shape
         seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
         unused = torch.empty(0, device=q.device)
         grads = torch.ops.aten._flash_attention_backward(
-            *(_tokens(x) for x in (grad, q, k, v, out)),
+            *(_flatten_tokens(x) for x in (grad, q, k, v, out)),
             lse, bounds, bounds, where.longest, where.longest, 0.0, causal, seed, unused,
             scale=scale,
         )  # fmt: skip
         dq, dk, dv = (g.view(b, t, -1, d).transpose(1, 2) for g in grads)
         return dq, dk, dv
-    return backward(grad, q, k, v, out, where, Weighing(scale, causal, dropout, keys, noise))
+    return backward(
+        grad, q, k, v, out, where, AttentionSettings(scale, causal, dropout, keys, noise)
+    )
 
 
 @attend_backward.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(q), _like(k), _like(v)
+    return _empty_like(q), _empty_like(k), _empty_like(v)
 
 
-def _setup(ctx: Any, inputs: Any, output: Any) -> None:
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, *layout, scale, causal, dropout, keys, noise = inputs
     ctx.save_for_backward(q, k, v, *output, *layout, keys, noise)
     ctx.settings = scale, causal, dropout
@@ -202,10 +204,10 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
     return (*grads, *[None] * 10)
 
 
-attend.register_autograd(_backward, setup_context=_setup)
+attend.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _fold(info: Any, dims: Any, *values: Any) -> Any:
+def _vmap_rule(info: Any, dims: Any, *values: Any) -> Any:
     """Fold lanes into the batch: the layout counts all lanes' rows already."""
     q, k, v = (
         (x.movedim(d, 0) if d is not None else x.expand(info.batch_size, *x.shape)).flatten(0, 1)
@@ -216,15 +218,15 @@ def _fold(info: Any, dims: Any, *values: Any) -> Any:
     return (out.reshape(info.batch_size, -1, *out.shape[1:]), lse), (0, None)
 
 
-attend.register_vmap(_fold)
+attend.register_vmap(_vmap_rule)
 
 
-def _tokens(x: Tensor) -> Tensor:
+def _flatten_tokens(x: Tensor) -> Tensor:
     """``[B, heads, T, width]`` -> ``[B * T, heads, width]``."""
     return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
-def _like(x: Tensor) -> Tensor:
+def _empty_like(x: Tensor) -> Tensor:
     """Return memory for ``[B, heads, T, width]`` that lies as ``[B, T, heads, width]``."""
     b, h, t, d = x.shape
     return x.new_empty((b, t, h, d)).transpose(1, 2)

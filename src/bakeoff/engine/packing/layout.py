@@ -45,7 +45,7 @@ class Layout(NamedTuple):
         return self.scatter.shape[1]
 
 
-def layout(lengths: Sequence[int], lanes: int, length: int, tokens: int) -> Layout:
+def make_layout(lengths: Sequence[int], lanes: int, length: int, tokens: int) -> Layout:
     """Return the layout of ``lengths`` (all lanes' rows, lane after lane) in rows of ``tokens``."""
     sizes = np.asarray(lengths, dtype=np.int64)
     per_lane = len(sizes) // lanes
@@ -79,7 +79,7 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def buckets(sizes: Sequence[int], count: int, multiple: int) -> tuple[int, ...]:
+def choose_buckets(sizes: Sequence[int], count: int, multiple: int) -> tuple[int, ...]:
     """Return at most ``count`` row sizes, multiples of ``multiple``, that hold ``sizes``.
 
     Of all such choices the one with the fewest padded slots, by dynamic programming over the
@@ -106,12 +106,12 @@ def buckets(sizes: Sequence[int], count: int, multiple: int) -> tuple[int, ...]:
     return tuple(reversed(chosen))
 
 
-def bucket(n: int, sizes: Sequence[int]) -> int:
+def pick_bucket(n: int, sizes: Sequence[int]) -> int:
     """Return the smallest of ``sizes`` that holds ``n``."""
     return min(s for s in sizes if s >= n)
 
 
-class _Move(torch.autograd.Function):
+class _MoveTokens(torch.autograd.Function):
     """Rows by index, and back by the inverse index: no scatter-add in either direction."""
 
     @staticmethod
@@ -120,28 +120,28 @@ class _Move(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(back, back_held)
         ctx.shape = x.shape
-        return _take(x, at, held)
+        return _select_tokens(x, at, held)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         back, held = ctx.saved_tensors
-        return _take(grads[0], back, held).view(ctx.shape), None, None, None, None
+        return _select_tokens(grads[0], back, held).view(ctx.shape), None, None, None, None
 
 
-def _take(x: Tensor, at: Tensor, held: Tensor) -> Tensor:
+def _select_tokens(x: Tensor, at: Tensor, held: Tensor) -> Tensor:
     rows = x.reshape(-1, *x.shape[2:]).index_select(0, at.reshape(-1))
     rows = rows * held.reshape(-1, *[1] * (rows.ndim - 1)).to(rows.dtype)
     return rows.view(*at.shape, *x.shape[2:])
 
 
-_move: Callable[..., Tensor] = _Move.apply
+_move_tokens: Callable[..., Tensor] = _MoveTokens.apply
 
 
 def pack(x: Tensor, where: Layout) -> Tensor:
     """Return ``[rows, length, ...]`` as ``[K, T, ...]``."""
-    return _move(x, where.gather, where.filled, where.scatter, where.real)
+    return _move_tokens(x, where.gather, where.filled, where.scatter, where.real)
 
 
 def unpack(x: Tensor, where: Layout) -> Tensor:
     """Return ``[K, T, ...]`` as ``[rows, length, ...]``, zero where there is no token."""
-    return _move(x, where.scatter, where.real, where.gather, where.filled)
+    return _move_tokens(x, where.scatter, where.real, where.gather, where.filled)

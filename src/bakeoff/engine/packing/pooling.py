@@ -18,7 +18,7 @@ LAST_TOKEN_HEAD = "score"
 """What transformers calls the output layer of models that read the last token; no other's."""
 
 
-def last_places(tokens: Sequence[Sequence[int]], pad_id: int) -> list[int]:
+def last_token_positions(tokens: Sequence[Sequence[int]], pad_id: int) -> list[int]:
     """Return the place of each item's last token that is not ``pad_id``; 0 where all are.
 
     As transformers finds it, so that a saved model answers the same without bakeoff.
@@ -27,7 +27,7 @@ def last_places(tokens: Sequence[Sequence[int]], pad_id: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def last_token(model: nn.Module, places: Tensor, length: int) -> Iterator[None]:
+def pool_last_token(model: nn.Module, places: Tensor, length: int) -> Iterator[None]:
     """Give the output layer the state at each item's place ``[B]``, and every place its logits.
 
     ``length`` is that of the padded batch; virtual tokens stand in front of it. A model without

@@ -25,29 +25,29 @@ from typing import Any, ClassVar
 from torch import nn
 
 
-class StandsIn:
+class Patched:
     """Marks the classes that ``install`` gives; ``stands_in_for`` is the module's own class."""
 
     stands_in_for: ClassVar[type[nn.Module]]
 
 
-def install(model: nn.Module) -> list[nn.Module]:
+def install_patches(model: nn.Module) -> list[nn.Module]:
     """Install the shims that a model's layers call for; return the modules they are on."""
     installed: list[nn.Module] = []
     # a shim may add modules
     for module in list(model.modules()):
         own = type(module)
-        if issubclass(own, StandsIn):
+        if issubclass(own, Patched):
             installed.append(module)
-        elif stand_in := _class(own):  # type: ignore[arg-type]  # mypy: a class is not Hashable
+        elif stand_in := _patched_class(own):  # type: ignore[arg-type]  # mypy: a class is not Hashable
             module.__class__ = stand_in
-            getattr(module, "on_install", _nothing)()
+            getattr(module, "on_install", _do_nothing)()
             installed.append(module)
     return installed
 
 
 @functools.cache
-def stand_ins() -> Mapping[str, Any]:
+def all_patches() -> Mapping[str, Any]:
     """Return what all shim files give."""
     files = (
         importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
@@ -56,11 +56,11 @@ def stand_ins() -> Mapping[str, Any]:
 
 
 @functools.cache
-def _class(own: type[nn.Module]) -> type[nn.Module] | None:
+def _patched_class(own: type[nn.Module]) -> type[nn.Module] | None:
     """Return the class that stands in for a module's, None where nothing needs to."""
     lineage = [f"{c.__module__}.{c.__qualname__}" for c in own.__mro__]
     body: dict[str, Any] = {}
-    for dotted, value in stand_ins().items():
+    for dotted, value in all_patches().items():
         owner, _, name = dotted.rpartition(".")
         if owner in lineage:
             younger = own.__mro__[: lineage.index(owner)]
@@ -69,8 +69,8 @@ def _class(own: type[nn.Module]) -> type[nn.Module] | None:
     if not body:
         return None
     body |= {"stands_in_for": own, "__module__": own.__module__, "__qualname__": own.__qualname__}
-    return type(own.__name__, (own, StandsIn), body)
+    return type(own.__name__, (own, Patched), body)
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Factors(NamedTuple):
+class FrodFactors(NamedTuple):
     """The adapted weight is ``U (S + diag(scale)) V^T``."""
 
     u: Tensor
@@ -31,7 +31,7 @@ def get_frod_tensors(
     rows, columns = self.frod_s_indices[adapter].to(device=device, dtype=torch.long)
     size = scale.shape[0]
     flat = values.new_zeros(size * size).scatter_add(0, rows * size + columns, values)
-    return Factors(
+    return FrodFactors(
         self.frod_U[adapter].to(device=device, dtype=dtype),
         self.frod_V[adapter].to(device=device, dtype=dtype),
         flat.view(size, size),

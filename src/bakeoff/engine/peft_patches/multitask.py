@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-def prompt(self: Any, indices: Tensor, task_ids: Tensor | None = None) -> Tensor:
+def multitask_prompt(self: Any, indices: Tensor, task_ids: Tensor | None = None) -> Tensor:
     """Return the shared prompt times task 0's own rank-one matrix."""
     if task_ids is not None:
         own: Tensor = self.stands_in_for.forward(self, indices, task_ids)
@@ -25,7 +25,7 @@ def prompt(self: Any, indices: Tensor, task_ids: Tensor | None = None) -> Tensor
     return found
 
 
-def route(self: Any, task_ids: Tensor | None, input_ids: Tensor) -> Tensor:
+def route_to_task(self: Any, task_ids: Tensor | None, input_ids: Tensor) -> Tensor:
     """Return task 0's weights of the skills, a row each, ``[B, splits, skills]``."""
     if task_ids is not None:
         own: Tensor = self.stands_in_for.forward(self, task_ids, input_ids)
@@ -40,7 +40,7 @@ def route(self: Any, task_ids: Tensor | None, input_ids: Tensor) -> Tensor:
     return weights / (weights.sum(dim=-1, keepdim=True) + 1e-12)
 
 
-def weigh(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def poly_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run Poly's layer; a pooler's input, one vector a row, is a row of one token to it."""
     if x.dim() != 2:
         own: Tensor = self.stands_in_for.forward(self, x, *args, **kwargs)
@@ -51,9 +51,9 @@ def weigh(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 _ROUTER = "peft.tuners.poly.router.PolyRouter"
 STAND_INS = {
-    "peft.tuners.multitask_prompt_tuning.model.MultitaskPromptEmbedding.forward": prompt,
-    "peft.tuners.poly.layer.Linear.forward": weigh,
-    f"{_ROUTER}.forward": route,
+    "peft.tuners.multitask_prompt_tuning.model.MultitaskPromptEmbedding.forward": multitask_prompt,
+    "peft.tuners.poly.layer.Linear.forward": poly_forward,
+    f"{_ROUTER}.forward": route_to_task,
     f"{_ROUTER}.keyed": None,
     f"{_ROUTER}.sees_padding": True,
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Bases(NamedTuple):
+class ScaledBases(NamedTuple):
     """The two bases in the order in which they meet the layer's input."""
 
     first: Tensor
@@ -34,7 +34,7 @@ def get_scaled_bases(
     a = a[:, : self.num_bases, :small].to(device)
     b = b[:large, : self.num_bases, :].to(device).flatten(start_dim=1)
     a = (scale[:, :, None] * a * gamma[None]).flatten(end_dim=1)
-    return Bases(a, b) if small == self.in_features else Bases(b.T, a.T)
+    return ScaledBases(a, b) if small == self.in_features else ScaledBases(b.T, a.T)
 
 
 STAND_INS = {"peft.tuners.randlora.layer.Linear.get_scaled_bases": get_scaled_bases}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
-class Factors(NamedTuple):
+class VBLoraFactors(NamedTuple):
     """The low-rank factors of a layer."""
 
     a: Tensor
@@ -29,7 +29,7 @@ def get_lora_matrices(self: Any, adapter: str, cast_to_fp32: bool = False) -> tu
     topk = self.topk[adapter]
     a = self._get_low_rank_matrix(logits_a, bank, topk).reshape(logits_a.shape[0], -1)
     b = self._get_low_rank_matrix(logits_b, bank, topk).transpose(1, 2)
-    return Factors(a, b.reshape(-1, logits_b.shape[1]))
+    return VBLoraFactors(a, b.reshape(-1, logits_b.shape[1]))
 
 
 STAND_INS = {"peft.tuners.vblora.layer.Linear._get_lora_matrices": get_lora_matrices}

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bakeoff.core.errors import UsageError, near_match
-from bakeoff.core.names import suitable
-from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, odd, read_json
+from bakeoff.core.names import sanitize_name
+from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, find_unsupported_value, read_json
 from bakeoff.integrations.peft_benchmark.import_notes import ADAMW_WEIGHT_DECAY
 from bakeoff.methods import user_defined
 from bakeoff.study.config import StudySpec, dump_spec, flatten, parse_spec
@@ -110,7 +110,7 @@ def read(folder: Path, defaults: Path | None) -> Experiment:
     own = _read_json(whole / PARAMS) if PARAMS in found else {}
     params = _checked({**_read_json(base), **own}, whole / PARAMS, base, own)
     adapter = _read_json(whole / ADAPTER) if ADAPTER in found else None
-    name = suitable(f"{whole.parent.name}--{whole.name}") if adapter is not None else "full"
+    name = sanitize_name(f"{whole.parent.name}--{whole.name}") if adapter is not None else "full"
     return Experiment(name, adapter, params)
 
 
@@ -134,8 +134,8 @@ def add(spec: StudySpec, experiment: Experiment) -> StudySpec:
     else:
         value["methods"]["contenders"].append(name)
     if experiment.adapter is not None:
-        config = user_defined.arguments(experiment.adapter)
-        peft = user_defined.class_of(str(experiment.adapter.get("peft_type")))
+        config = user_defined.method_arguments(experiment.adapter)
+        peft = user_defined.config_class_of(str(experiment.adapter.get("peft_type")))
         table = {"kind": "peft", "peft": peft, "config": config}
     settings, rate = spec.budget.settings, experiment.learning_rate
     steps = range(-(settings // 2), settings - settings // 2)
@@ -233,11 +233,11 @@ def notes(experiment: Experiment) -> list[str]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path, CONFIG_BYTES)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise _invalid(path, f"cannot be read: {error}", "mend the file.") from error
     if not isinstance(value, dict):
         raise _invalid(path, "is no JSON object", "mend the file.")
-    if (why := odd(value)) is not None:
+    if (why := find_unsupported_value(value)) is not None:
         raise _invalid(path, f"cannot be taken: {why}", "mend the file.")
     return value
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from bakeoff.core.errors import UsageError
 from bakeoff.core.record import StudyRecord
-from bakeoff.core.redact import redacted
+from bakeoff.core.redact import redact_value
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.integrations.peft_benchmark.benchmark import OUR_COSTS, OURS
@@ -60,7 +60,7 @@ def write(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     """Write the files into a folder, which is made."""
     out.mkdir(parents=True, exist_ok=True)
     for name, value in found.items():
-        text = json.dumps(redacted(value), indent=2, allow_nan=False)
+        text = json.dumps(redact_value(value), indent=2, allow_nan=False)
         (out / name).unlink(missing_ok=True)  # a link is replaced, not followed
         (out / name).write_text(text + "\n", encoding="utf-8")
 
@@ -148,7 +148,7 @@ def _peft_config(trial: Trial, folder: Path) -> dict[str, Any] | None:
     if saved.is_file():
         value: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
         return value
-    return {"peft_type": user_defined.type_of(trial.method.peft), **trial.config}
+    return {"peft_type": user_defined.peft_type_of(trial.method.peft), **trial.config}
 
 
 def _metrics(trial: Trial, result: TrialResult, metric: str) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.core.errors import PreflightError, UsageError, unknown
-from bakeoff.core.record import Imported, Reported
+from bakeoff.core.errors import PreflightError, UsageError, unknown_name
+from bakeoff.core.record import ImportedScores, ImportedStudy
 from bakeoff.core.results import Cost, CurvePoint, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, Conditions, Trial
 from bakeoff.integrations.peft_benchmark import import_notes
@@ -73,7 +73,7 @@ def make(folder: Path, wishes: Wishes) -> Made:
     trials = tuple(_trial(result, benchmark) for result in ordered)
     reported = {r.name: _reported(r, benchmark) for r in ordered}
     differing = import_notes.differing(ordered)
-    known = Imported(str(folder), benchmark.name, reported, benchmark.no_interval, differing)
+    known = ImportedStudy(str(folder), benchmark.name, reported, benchmark.no_interval, differing)
     base = ordered[0].run.train_config.model_id
     values = {
         "imported": {
@@ -113,7 +113,7 @@ def _control(results: Sequence[ResultFile], benchmark: Benchmark, wished: str | 
     if control in names:
         return control
     if wished is not None:
-        raise unknown("unknown-experiment", "experiment", wished, names)
+        raise unknown_name("unknown-experiment", "experiment", wished, names)
     why = "say which experiment the others are compared with"
     if benchmark.control:
         why = f"the folder has no {benchmark.control}, which {benchmark.name} is compared with"
@@ -202,7 +202,7 @@ def _cost(result: ResultFile) -> Cost:
     return dataclasses.replace(cost, **known)
 
 
-def _reported(result: ResultFile, benchmark: Benchmark) -> Reported:
+def _reported(result: ResultFile, benchmark: Benchmark) -> ImportedScores:
     n = None if benchmark.no_interval else benchmark.n_test
     score = result.score
     if score is not None and n is not None:
@@ -235,7 +235,7 @@ def _reported(result: ResultFile, benchmark: Benchmark) -> Reported:
         "max_steps": run.train_config.max_steps,
         "seed": run.train_config.seed,
     }
-    return Reported(score, n, forgetting, figures)
+    return ImportedScores(score, n, forgetting, figures)
 
 
 def _frozen(

@@ -14,7 +14,7 @@ from bakeoff.methods import user_defined
 
 def describe(name: str, config: dict[str, Any] | None, learning_rate: float) -> MethodEntry:
     """Return the entry of an experiment; ``config`` None is full fine-tuning."""
-    like = user_defined.like(config) if config is not None else None
+    like = user_defined.find_catalog_method(config) if config is not None else None
     return MethodEntry(
         name=name,
         title=name,
@@ -23,7 +23,7 @@ def describe(name: str, config: dict[str, Any] | None, learning_rate: float) -> 
         paper=like.paper if like else None,
         peft=like.peft if like else None,
         hook="full" if config is None else None,
-        config=user_defined.arguments(config or {}),
+        config=user_defined.method_arguments(config or {}),
         learning_rate=learning_rate,
         learning_rate_why="the experiment's own",
     )

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from bakeoff.core.errors import PreflightError, UsageError, near_match
-from bakeoff.core.safe_read import RESULT_BYTES, Unreadable, odd, read_json
+from bakeoff.core.safe_read import RESULT_BYTES, UnreadableFile, find_unsupported_value, read_json
 
 SUCCESS, STATUSES = "success", ("success", "canceled", "failed")
 TEST = "test "
@@ -201,9 +201,9 @@ def read_file(path: Path) -> ResultFile:
     """
     try:
         value = read_json(path, RESULT_BYTES)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise invalid(path, f"cannot be read: {error}") from error
-    if (why := odd(value, finite=False)) is not None:
+    if (why := find_unsupported_value(value, finite=False)) is not None:
         raise invalid(path, why)
     try:
         made = _File.model_validate(value)

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from bakeoff.core.errors import EnvironmentProblem
-from bakeoff.core.redact import redacted
+from bakeoff.core.redact import redact_value
 from bakeoff.core.results import CurvePoint, TrialResult
 from bakeoff.core.trial import Trial
 
@@ -78,7 +78,7 @@ def runs_of(
     for trial, result in trials:
         if result is None or not (result.curve or result.splits):
             continue
-        setting = redacted(trial.setting)
+        setting = redact_value(trial.setting)
         said = ",".join(f"{k}={_short(v)}" for k, v in sorted(setting.items()))
         parts = (trial.method.name, said, f"seed={trial.seed}")
         name = "/".join(_UNSAFE.sub("_", part)[:_LONGEST] for part in parts)

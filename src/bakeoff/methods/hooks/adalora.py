@@ -11,7 +11,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from bakeoff.methods.hook import Finished, Ground, Hook, Incompatible
+from bakeoff.methods.hook import AttachContext, Hook, Incompatible, SaveContext
 
 IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """Where PEFT's ``RankAllocator`` keeps what it has seen of each weight."""
@@ -21,7 +21,7 @@ PATTERN = "pattern"
 class AdaLora(Hook):
     """Trains P, Lambda and Q of an SVD and prunes Lambda to a budget (arXiv 2303.10512)."""
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
         """Attach; every trial keeps importances and ranks of its own."""
         of: Any = config
         if of.tinit >= of.total_step - of.tfinal:
@@ -77,7 +77,7 @@ class AdaLora(Hook):
                 getattr(allocator, kind)[name] = tensor
         self.patterns[lane] = pattern or None
 
-    def save(self, model: Any, folder: Path, trial: Finished) -> None:
+    def save(self, model: Any, folder: Path, trial: SaveContext) -> None:
         """Write the adapter at the ranks that this trial was pruned to."""
         for config in model.peft_config.values():
             config.rank_pattern = self.patterns.get(trial.lane)

@@ -8,7 +8,7 @@ from typing import Any
 import peft
 from torch import Tensor, nn
 
-from bakeoff.methods.hook import Ground, Hook
+from bakeoff.methods.hook import AttachContext, Hook
 
 SCORES = ("exp_avg_ipt_A", "exp_avg_ipt_B", "exp_avg_unc_A", "exp_avg_unc_B")
 """Where PEFT's layers keep the importances of their subspaces."""
@@ -23,7 +23,7 @@ class AdamssAsa(Hook):
     to a stack that an optimizer steps as a whole, so a stopped one is put back after each step.
     """
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
         """Attach; every trial keeps importances and stopped subspaces of its own."""
         model = super().inject(base, config, ground)
         self.layers = [m for m in model.modules() if "exp_avg_ipt_A" in vars(m)]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from torch import nn
 
-from bakeoff.methods.base_parameters import Partial
-from bakeoff.methods.hook import Ground
+from bakeoff.methods.base_parameters import BaseParametersHook
+from bakeoff.methods.hook import AttachContext
 
 
-class BitFit(Partial):
+class BitFit(BaseParametersHook):
     """The bias terms that the base has are trained (arXiv 2106.10199)."""
 
     nothing = "the base has no bias terms"
 
-    def chosen(self, base: nn.Module, ground: Ground) -> list[nn.Parameter]:
+    def chosen(self, base: nn.Module, ground: AttachContext) -> list[nn.Parameter]:
         """Return all biases, and the task head's weights: every method trains that layer."""
         heads = set(ground.heads)
         own = {n: p for n, p in base.named_parameters() if not set(n.split(".")) & heads}

@@ -12,14 +12,14 @@ from peft.tuners.lora.corda import preprocess_corda
 from torch import nn
 
 from bakeoff.methods.arguments import linear_layers
-from bakeoff.methods.hook import Ground
-from bakeoff.methods.residual_lora import Residual
+from bakeoff.methods.hook import AttachContext
+from bakeoff.methods.residual_lora import ResidualLora
 
 
-class CorDA(Residual):
+class CorDA(ResidualLora):
     """Starts inside the base's weights, by context covariance (arXiv 2406.05223)."""
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
         """Let PEFT collect covariances on the calibration examples, one by one, then attach."""
         of: Any = config
         if of.target_modules == "all-linear":  # PEFT's preprocessing knows no such word

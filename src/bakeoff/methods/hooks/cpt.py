@@ -7,7 +7,7 @@ from typing import Any
 import peft
 from torch import nn
 
-from bakeoff.methods.hook import Ground, Hook, Incompatible
+from bakeoff.methods.hook import AttachContext, Hook, Incompatible
 
 SHOTS = 4
 """Training examples in the context: few-shot, as in the paper."""
@@ -20,7 +20,7 @@ INPUT, LABEL, KINDS = 2, 4, 4
 class CPT(Hook):
     """Context-aware prompt tuning (arXiv 2410.17222) on the study's first training examples."""
 
-    def peft_config(self, base: nn.Module, ground: Ground) -> peft.PeftConfig:
+    def peft_config(self, base: nn.Module, ground: AttachContext) -> peft.PeftConfig:
         """Write the context's tokens and their kinds into the arguments."""
         tokens: list[int] = []
         kinds: list[int] = []

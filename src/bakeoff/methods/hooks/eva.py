@@ -13,7 +13,7 @@ from peft.tuners.lora.eva import (
 )
 from torch import nn
 
-from bakeoff.methods.hook import Ground, Hook, Incompatible
+from bakeoff.methods.hook import AttachContext, Hook, Incompatible
 
 ROWS = 32
 """Examples in a batch of the incremental SVD, at least."""
@@ -22,7 +22,7 @@ ROWS = 32
 class Eva(Hook):
     """Starts from an SVD of activations and shares the ranks out by it (arXiv 2410.07170)."""
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
         """Attach LoRA, then let PEFT read the calibration batches."""
         model = super().inject(base, config, ground)
         model.eval()

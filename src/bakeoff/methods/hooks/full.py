@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from bakeoff.engine.quantization import is_quantised
-from bakeoff.methods.hook import Finished, Ground, Hook, Incompatible
+from bakeoff.engine.quantization import is_quantized
+from bakeoff.methods.hook import AttachContext, Hook, Incompatible, SaveContext
 
 
 class Full(Hook):
@@ -16,18 +16,18 @@ class Full(Hook):
 
     saved_as = "model"
 
-    def attach(self, base: nn.Module, ground: Ground) -> nn.Module:
+    def attach(self, base: nn.Module, ground: AttachContext) -> nn.Module:
         """Let every parameter require gradients.
 
         Raises:
             Incompatible: the base is quantised.
         """
-        if is_quantised(base):
+        if is_quantized(base):
             raise Incompatible("it trains the weights of the base, which are quantised")
         base.requires_grad_(True)
         return base
 
-    def save(self, model: Any, folder: Path, trial: Finished) -> None:
+    def save(self, model: Any, folder: Path, trial: SaveContext) -> None:
         """Write the whole model in safetensors."""
         model.save_pretrained(str(folder))
 

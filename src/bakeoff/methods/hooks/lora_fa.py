@@ -8,7 +8,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from bakeoff.methods.hook import Ground, Hook, inverse
+from bakeoff.methods.hook import AttachContext, Hook, invert
 
 DAMPING = 1e-8
 """PEFT's ``LoraFAOptimizer`` adds it to A A^T before inverting."""
@@ -17,7 +17,7 @@ DAMPING = 1e-8
 class LoraFA(Hook):
     """LoRA with A frozen (arXiv 2308.03303), preconditioned as PEFT's ``LoraFAOptimizer`` does."""
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
         """Attach LoRA and freeze every A."""
         model = super().inject(base, config, ground)
         for name, parameter in model.named_parameters():
@@ -35,7 +35,7 @@ class LoraFA(Hook):
             if ".lora_B." in name:
                 a = values[name.replace(".lora_B.", ".lora_A.")].to(gradient.dtype)
                 damped = a @ a.mT + DAMPING * torch.eye(len(a), device=a.device)
-                new[name] = gradient @ inverse(damped) / self.scale**2
+                new[name] = gradient @ invert(damped) / self.scale**2
         return new
 
 

@@ -11,16 +11,16 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from torch import nn
 
 from bakeoff.methods.arguments import linear_layers
-from bakeoff.methods.hook import Ground
-from bakeoff.methods.residual_lora import Residual
+from bakeoff.methods.hook import AttachContext
+from bakeoff.methods.residual_lora import ResidualLora
 
 ROWS = 8
 
 
-class LoraGA(Residual):
+class LoraGA(ResidualLora):
     """Starts inside the base's weights, by its gradients (arXiv 2407.05000)."""
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
         """Let PEFT sum gradients over the calibration batches, then attach."""
         of: Any = config
         if of.target_modules == "all-linear":

@@ -7,10 +7,10 @@ from typing import Any
 import peft
 from torch import nn
 
-from bakeoff.methods.hook import Ground, Penalised
+from bakeoff.methods.hook import AttachContext, PenaltyHook
 
 
-class MonteCLoRA(Penalised):
+class MonteCLoRA(PenaltyHook):
     """Adds PEFT's variational term, and lets each pass draw for itself.
 
     PEFT draws samples ahead, for so many passes: whoever takes the next one takes it from the
@@ -21,7 +21,7 @@ class MonteCLoRA(Penalised):
 
     term = "_get_monteclora_loss"
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: Ground) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
         """Attach with empty buffers."""
         model = super().inject(base, config, ground)
         for module in model.modules():

@@ -1,5 +1,5 @@
 """PiSSA and OLoRA: PEFT starts them inside the base's weights by itself."""
 
-from bakeoff.methods.residual_lora import Residual
+from bakeoff.methods.residual_lora import ResidualLora
 
-HOOK = Residual
+HOOK = ResidualLora

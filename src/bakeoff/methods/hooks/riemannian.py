@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bakeoff.methods.hook import Hook, inverse
+from bakeoff.methods.hook import Hook, invert
 
 DAMPING = 1e-2
 """Default of PEFT's ``create_riemannian_optimizer``."""
@@ -27,8 +27,8 @@ class Riemannian(Hook):
             twin = name.replace(".lora_A.", ".lora_B.")
             a, b = values[name], values[twin]
             damping = DAMPING * torch.eye(len(a), device=a.device)
-            new[name] = inverse(b.mT @ b + damping) @ g_a
-            new[twin] = gradients[twin] @ inverse(a @ a.mT + damping)
+            new[name] = invert(b.mT @ b + damping) @ g_a
+            new[twin] = gradients[twin] @ invert(a @ a.mT + damping)
         return new
 
 

@@ -6,11 +6,11 @@ Both are compared in Unicode's composed form (NFC), so that an accent typed in t
 from __future__ import annotations
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics._text import plain
+from bakeoff.metrics._text import normalize
 
 INFO = MetricInfo("exact_match", better="higher", unit="fraction", low=0.0, high=1.0)
 
 
 def score(prediction: str, reference: str, *, ignore_case: bool = False) -> float:
     """Return 1.0 where both texts are equal, white space at the ends aside."""
-    return float(plain(prediction, ignore_case) == plain(reference, ignore_case))
+    return float(normalize(prediction, ignore_case) == normalize(reference, ignore_case))

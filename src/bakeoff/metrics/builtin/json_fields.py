@@ -18,15 +18,15 @@ INFO = MetricInfo("json_fields", better="higher", unit="fraction", low=0.0, high
 Path = tuple[str, ...]
 
 
-def _fields(value: dict[str, Any], inside: Path = ()) -> Iterator[tuple[Path, str]]:
+def _flatten_fields(value: dict[str, Any], inside: Path = ()) -> Iterator[tuple[Path, str]]:
     for key, item in value.items():
         if isinstance(item, dict) and item:
-            yield from _fields(item, (*inside, key))
+            yield from _flatten_fields(item, (*inside, key))
         else:
             yield (*inside, key), canonical_json(item)
 
 
-def _at(value: Any, path: Path) -> str | None:
+def _value_at(value: Any, path: Path) -> str | None:
     """Return the canonical text of the value under ``path``, None where there is none."""
     for key in path:
         if not isinstance(value, dict) or key not in value:
@@ -54,5 +54,5 @@ def score(prediction: str, reference: str) -> float:
         found = parse_json(prediction)
     except ValueError:
         return 0.0
-    wanted = dict(_fields(value))
-    return sum(_at(found, path) == text for path, text in wanted.items()) / len(wanted)
+    wanted = dict(_flatten_fields(value))
+    return sum(_value_at(found, path) == text for path, text in wanted.items()) / len(wanted)

@@ -52,7 +52,7 @@ def check(*, tolerance: float = 0.0, marker: bool = False) -> None:
 
 def read_number(text: str, marker: bool = False) -> float | None:
     """Return the number that a text answers with, None where there is none."""
-    text = _unfolded(text)
+    text = _spell_out(text)
     marks = list(_MARKER.finditer(text))
     if marks:
         rest = text[marks[-1].end() :].lstrip().split("\n", 1)[0]
@@ -61,10 +61,10 @@ def read_number(text: str, marker: bool = False) -> float | None:
         return None
     else:
         found = next(reversed(list(_NUMBER.finditer(text))), None)
-    return None if found is None else _value(found)
+    return None if found is None else _match_value(found)
 
 
-def _unfolded(text: str) -> str:
+def _spell_out(text: str) -> str:
     """Spell LaTeX's thousands and Unicode's fractions out."""
     text = text.replace("{,}", ",").replace(",\\!", ",")
     return "".join(
@@ -75,21 +75,21 @@ def _unfolded(text: str) -> str:
     ).replace("\u2044", "/")
 
 
-def _value(found: re.Match[str]) -> float | None:
+def _match_value(found: re.Match[str]) -> float | None:
     top, bottom = found["top"] or found["number"], found["bottom"] or found["divisor"]
     whole = 0.0
     if found["mixed"] is not None:
-        whole, top, bottom = _plain(found["mixed"]), found["over"], found["under"]
-    below = 1.0 if bottom is None else _plain(bottom)
+        whole, top, bottom = _parse_digits(found["mixed"]), found["over"], found["under"]
+    below = 1.0 if bottom is None else _parse_digits(bottom)
     if below == 0:
         return None
-    value = whole + _plain(top) / below
+    value = whole + _parse_digits(top) / below
     if not math.isfinite(value):  # digits without end
         return None
     return -value if (found["sign"] or "+") in "-\u2212\u2013" else value
 
 
-def _plain(digits: str) -> float:
+def _parse_digits(digits: str) -> float:
     return float(re.sub("[,\u00a0\u202f\u2009]", "", digits))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics._text import plain
+from bakeoff.metrics._text import normalize
 
 INFO = MetricInfo("regex", better="higher", unit="fraction", low=0.0, high=1.0)
 
@@ -32,18 +32,18 @@ def check(*, pattern: str) -> None:
         raise ValueError(f"`pattern` is not a regular expression: {error}") from error
 
 
-def _taken(pattern: str, text: str) -> str | None:
+def _extract(pattern: str, text: str) -> str | None:
     found: str | None = None
     for match in re.finditer(pattern, text):
         found = match[1] or found
-    return None if found is None else plain(found, ignore_case=False)
+    return None if found is None else normalize(found, ignore_case=False)
 
 
 def score(prediction: str, reference: str, *, pattern: str) -> float:
     """Return 1.0 for a match, or for the same first group as the reference's."""
     if re.compile(pattern).groups == 0:
         return float(re.search(pattern, prediction) is not None)
-    wanted = _taken(pattern, reference)
+    wanted = _extract(pattern, reference)
     if wanted is None:
-        wanted = plain(reference, ignore_case=False)
-    return float(_taken(pattern, prediction) == wanted)
+        wanted = normalize(reference, ignore_case=False)
+    return float(_extract(pattern, prediction) == wanted)

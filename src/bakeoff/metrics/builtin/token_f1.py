@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics._text import plain
+from bakeoff.metrics._text import normalize
 
 INFO = MetricInfo("token_f1", better="higher", unit="fraction", low=0.0, high=1.0)
 
@@ -22,7 +22,7 @@ INFO = MetricInfo("token_f1", better="higher", unit="fraction", low=0.0, high=1.
 def _words(text: str) -> list[str]:
     kept = "".join(
         c
-        for c in plain(text, ignore_case=False).lower()
+        for c in normalize(text, ignore_case=False).lower()
         if c not in string.punctuation and not unicodedata.category(c).startswith("P")
     )
     return re.sub(r"\b(a|an|the)\b", " ", kept).split()

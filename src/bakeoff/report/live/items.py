@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import TIE
 from bakeoff.analysis.per_method.items import Pair
-from bakeoff.core.errors import UsageError, unknown
-from bakeoff.core.redact import redacted
+from bakeoff.core.errors import UsageError, unknown_name
+from bakeoff.core.redact import redact_value
 from bakeoff.report.live import queries
 from bakeoff.report.live.queries import Asked
 from bakeoff.report.sanitize import clean
@@ -94,7 +94,7 @@ class Table(NamedTuple):
         if contender not in others:
             if not others or asked.control not in asked.trials:
                 raise _nothing()
-            raise unknown("unknown-contender", "contender with answers", contender, others)
+            raise unknown_name("unknown-contender", "contender with answers", contender, others)
         if asked.control not in asked.trials:
             raise _nothing()
         ids = [i for m in (asked.control, contender) for i in asked.trials[m].values()]
@@ -119,7 +119,7 @@ class Table(NamedTuple):
             "counts": {str(o): counts[o] for o in Outcome},
             "rows": [self._row(i) for i in shown],
         }
-        return dict(clean(redacted(found)))
+        return dict(clean(redact_value(found)))
 
     def _fits(self, item: int, wish: Wish) -> bool:
         if wish.outcome is not None and self.outcomes[item] is not wish.outcome:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bakeoff.core.names import within
+from bakeoff.core.names import is_within
 from bakeoff.report.sanitize import clean
 
 MOST = 8 * 2**20
@@ -44,7 +44,7 @@ class Diary:
 
     def _new(self) -> list[bytes]:
         try:
-            if not within(self._path, self._folder):
+            if not is_within(self._path, self._folder):
                 return []
             size = self._path.stat().st_size
             if size < self._at:  # another file

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, first_line
-from bakeoff.core.names import within
-from bakeoff.core.redact import redact, redacted
+from bakeoff.core.names import is_within
+from bakeoff.core.redact import redact, redact_value
 from bakeoff.report import render_sections
 from bakeoff.report.sanitize import clean
 from bakeoff.study import compare as study_compare
@@ -99,7 +99,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 def _database(folder: Path) -> Path:
     path = folder / study_folder.DATABASE
-    if not within(path, folder):
+    if not is_within(path, folder):
         raise EnvironmentProblem(
             "folder-link", f"{path} leads out of its folder.", "the folder that it leads to."
         )
@@ -132,7 +132,7 @@ def outline(folder: Path) -> dict[str, Any]:
         "done": sum(c.ended for c in counts),
         "planned": sum(c.planned for c in counts),
     }
-    return dict(clean(redacted(found)))
+    return dict(clean(redact_value(found)))
 
 
 def snapshot(folder: Path) -> Snapshot:
@@ -192,4 +192,4 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     for side, folder in zip(found["studies"], (first, second), strict=True):
         side["folder"] = folder.name
         found["cautions"] = [c.replace(str(folder), folder.name) for c in found["cautions"]]
-    return dict(clean(redacted(found)))
+    return dict(clean(redact_value(found)))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from bakeoff.core.errors import UsageError, near_match
-from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, odd, read_text
+from bakeoff.core.safe_read import STUDY_BYTES, UnreadableFile, find_unsupported_value, read_text
 from bakeoff.study.config.base import Name, Part
 from bakeoff.study.config.budget import (
     BudgetSpec,
@@ -91,7 +91,7 @@ def read_spec(path: Path) -> StudySpec:
     """
     try:
         text = read_text(path, STUDY_BYTES)
-    except Unreadable as error:
+    except UnreadableFile as error:
         if error.missing:
             raise UsageError(
                 "study-not-found",
@@ -115,7 +115,7 @@ def parse_spec(value: dict[str, Any]) -> StudySpec:
     Raises:
         UsageError: ``study-invalid``, naming each key and, for an unknown one, the near match.
     """
-    if (why := odd(value)) is not None:
+    if (why := find_unsupported_value(value)) is not None:
         raise UsageError("study-invalid", f"{why}.", "`bakeoff schema` lists every key.")
     try:
         return StudySpec.model_validate(value)

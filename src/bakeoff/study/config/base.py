@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from bakeoff.core.errors import near_match
-from bakeoff.core.names import NAME, unsuitable, unsuitable_path
+from bakeoff.core.names import NAME, invalid_name_reason, invalid_path_reason
 
 LARGEST = 2**31 - 1
 """Of any count: what every library below can hold; far more than any study needs."""
@@ -15,13 +15,13 @@ LARGEST = 2**31 - 1
 
 def _named(text: str) -> str:
     """Refuse what could leave a folder, or that some file system cannot hold."""
-    if (why := unsuitable(text)) is not None:
+    if (why := invalid_name_reason(text)) is not None:
         raise ValueError(f"'{text[:80]}' cannot be a name: {why}")
     return text
 
 
 def _placed(text: str) -> str:
-    if (why := unsuitable_path(text)) is not None:
+    if (why := invalid_path_reason(text)) is not None:
         raise ValueError(f"it cannot be a path: {why}")
     return text
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from bakeoff.core.names import unsuitable
+from bakeoff.core.names import invalid_name_reason
 from bakeoff.study.config.base import LARGEST, Count, Fraction, Part, Reference, refuse_unknown
 
 OnOff = Literal["on", "off"]
@@ -37,7 +37,7 @@ class MethodsSpec(Part):
     def _distinct(self) -> MethodsSpec:
         names = (self.control, *self.contenders)
         for name in map(method_name, names):
-            if (why := unsuitable(name)) is not None:
+            if (why := invalid_name_reason(name)) is not None:
                 raise ValueError(f"'{name[:80]}' cannot be a method's name: {why}")
         double = {n for n in names if names.count(n) > 1}
         if double:

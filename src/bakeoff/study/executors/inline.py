@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bakeoff.core.jobs import resolve
+from bakeoff.core.jobs import import_function
 from bakeoff.study.executors import Options, Outcome
 
 
@@ -18,7 +18,7 @@ class Inline:
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Call the function on each payload in turn."""
-        call = resolve(function)
+        call = import_function(function)
         waiting = enumerate(payloads)
         while not self.options.stopping() and (taken := next(waiting, None)) is not None:
             index, payload = taken

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core import jobs
-from bakeoff.core.jobs import BEAT, STOP, resolve
+from bakeoff.core.jobs import BEAT, STOP, import_function
 from bakeoff.study.executors import Options, Outcome
 
 TICK = 1.0
@@ -207,7 +207,7 @@ class _Worker:
 
 def _serve(*given: Any) -> None:
     """Begin a worker; by name, because the parent imports nothing that trains."""
-    resolve(jobs.SERVE)(*given)
+    import_function(jobs.SERVE)(*given)
 
 
 def _end_all(workers: list[_Worker]) -> None:

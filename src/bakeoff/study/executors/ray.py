@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import EnvironmentProblem, UsageError, first_line
-from bakeoff.core.jobs import resolve
+from bakeoff.core.jobs import import_function
 from bakeoff.core.results import Status
 from bakeoff.study.executors import Options, Outcome, _ray_auth, _transfer
 
@@ -268,12 +268,12 @@ class _Worker:
             return json.dumps({"unfit": unfit}), None
         try:
             if common is None or states is None:
-                value = resolve(function)(payload)
+                value = import_function(function)(payload)
             else:
                 with tempfile.TemporaryDirectory() as name:
                     _transfer.unpack((common, states), Path(name))
                     there = _transfer.moved(payload, Path(name))
-                    value = resolve(function)(there)
+                    value = import_function(function)(there)
                     written = _transfer.written(there, Path(name))
             return json.dumps({"value": value, "error": None}), written
         except BaseException as error:  # the contract: an outcome, never an exception

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from bakeoff.core.redact import redacted
-from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json
+from bakeoff.core.redact import redact_value
+from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
 
 LOG, NOW = "log.jsonl", "now.json"
 LAST_BYTES = 65_536
@@ -158,7 +158,7 @@ class Logged:
 
     def _log(self, event: str, **values: object) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": _now(), "event": event, **redacted(values)}) + "\n")
+            file.write(json.dumps({"time": _now(), "event": event, **redact_value(values)}) + "\n")
 
     def _note(self) -> None:
         """Write what is in flight; a full disk is met where it matters, not here."""
@@ -167,7 +167,7 @@ class Logged:
         path = self._path.with_name(NOW)
         half = path.with_name(f".{NOW}.part")
         with contextlib.suppress(OSError):
-            half.write_text(json.dumps(redacted(value)) + "\n", encoding="utf-8")
+            half.write_text(json.dumps(redact_value(value)) + "\n", encoding="utf-8")
             half.replace(path)
 
 
@@ -175,7 +175,7 @@ def in_flight(folder: Path, pid: int) -> dict[str, Any]:
     """Return what the process noted of its work: ``phase`` and ``works``; {} where it did not."""
     try:
         found = read_json(folder / NOW, CONFIG_BYTES)
-    except (OSError, Unreadable):
+    except (OSError, UnreadableFile):
         return {}
     return found if isinstance(found, dict) and found.get("pid") == pid else {}
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bakeoff.core.errors import PreflightError, UsageError
-from bakeoff.core.names import is_hub_id, within
-from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json
+from bakeoff.core.names import is_hub_id, is_within
+from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
 from bakeoff.data import assets
 from bakeoff.data.assets import ASSET
 from bakeoff.study.config.inputs import BaseSpec
@@ -100,7 +100,7 @@ def _downloaded(model: str, revision: str | None, cache: Path) -> str | None:
     name = file_download.repo_folder_name(repo_id=model, repo_type="model")
     folder = cache / name
     note = folder / "refs" / (revision or constants.DEFAULT_REVISION)
-    if note.is_file() and within(note, folder):
+    if note.is_file() and is_within(note, folder):
         text = note.read_text(encoding="utf-8", errors="replace").strip()
         return text if _COMMIT.fullmatch(text) else None
     there = [p.name for p in (folder / "snapshots").glob("*") if _COMMIT.fullmatch(p.name)]
@@ -175,7 +175,7 @@ def _shards(folder: Path) -> list[str]:
     try:
         index = read_json(folder / INDEX, 16 * CONFIG_BYTES)
         named = {str(name) for name in index["weight_map"].values()}
-    except (Unreadable, KeyError, TypeError, AttributeError):
+    except (UnreadableFile, KeyError, TypeError, AttributeError):
         return []
     return sorted(filter(_SHARD.fullmatch, named))
 

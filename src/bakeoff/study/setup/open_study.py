@@ -20,7 +20,7 @@ from bakeoff.core.errors import (
 from bakeoff.core.record import MetricInfo
 from bakeoff.core.trial import Conditions, MethodEntry
 from bakeoff.data import general_text as data_general_text
-from bakeoff.data.issues import Fault
+from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import Row
 from bakeoff.methods import forbidden_arguments, user_defined
 from bakeoff.methods import registry as catalog
@@ -84,7 +84,7 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         metric_options=metric.options,
         general_length=spec.forgetting.max_length if splits.general else None,
         trusted=spec.base.trust_remote_code,
-        metric_source=None if metric.code is None else load.digest(metric.code),
+        metric_source=None if metric.code is None else load.code_digest(metric.code),
     )
     opened = Study(
         spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric
@@ -100,7 +100,7 @@ def general_text(spec: StudySpec, task_type: str, source: Path) -> list[Row]:
     """
     wish = spec.forgetting.text
     if task_type == CAUSAL_LM:
-        return data_general_text.documents(wish, source)
+        return data_general_text.load_documents(wish, source)
     if wish in (data_general_text.DEFAULT, data_general_text.OFF):
         return []
     raise PreflightError(
@@ -119,7 +119,7 @@ def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:
         EnvironmentProblem: ``metric-package-missing``.
     """
     known = task_class(spec.task.kind).metrics
-    named = load.Source.read(spec.task.metric or known[0], source)
+    named = load.MetricSource.read(spec.task.metric or known[0], source)
     if named.file is None and named.name not in known:
         near = near_match(named.name, known)
         hint = f"did you mean '{near}'? " if near else ""
@@ -150,7 +150,7 @@ def check(study: Study, progress: Progress) -> Study:
     """
     trials = [prior_trial(study, entry) for entry in study.entries]
     answer = call(executor(study.spec), jobs.CHECK_STUDY, segment(study, trials).to_json())
-    faults = [Fault.from_json(fault) for fault in answer["faults"]]
+    faults = [DataIssue.from_json(fault) for fault in answer["faults"]]
     refuse(faults, study.splits)
     return warned(study, listed(faults, study.splits), progress)
 
@@ -196,7 +196,7 @@ def load_methods(spec: StudySpec, source: Path) -> tuple[MethodEntry, ...]:
         override = spec.method.get(entry.name)
         if override:
             entry = dataclasses.replace(entry, config={**entry.config, **override.config})
-        forbidden_arguments.check(entry.name, entry.config)
-        forbidden_arguments.check(entry.name, entry.tuning)
+        forbidden_arguments.check_arguments(entry.name, entry.config)
+        forbidden_arguments.check_arguments(entry.name, entry.tuning)
         entries.append(entry)
     return tuple(entries)

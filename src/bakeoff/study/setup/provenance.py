@@ -30,7 +30,7 @@ def frozen_values(study: Study) -> dict[str, Any]:
             "options": study.conditions.metric_options,
             "source": study.conditions.metric_source,
         },
-        "chat_template": None if template is None else load.digest(template.encode()),
+        "chat_template": None if template is None else load.code_digest(template.encode()),
     }
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import PreflightError, near_match
-from bakeoff.core.safe_read import CONFIG_BYTES, Unreadable, read_json
+from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
 from bakeoff.data import rows as data_rows
 from bakeoff.data import sources, splits
 from bakeoff.data.checks import cells
-from bakeoff.data.issues import Fault, refusal
-from bakeoff.data.splits import FROZEN, ORIGINS, Splits
+from bakeoff.data.issues import DataIssue, as_error
+from bakeoff.data.splits import FROZEN_FILES, ORIGINS_FILE, Splits
 from bakeoff.study.config import StudySpec
 
 
@@ -25,13 +25,13 @@ def read_splits(spec: StudySpec, source: Path) -> Splits:
     """
     limits = spec.data.limit.model_dump()
     rng = random.Random(spec.seed)
-    found = sources.find(_named(spec), source, spec.data.config, spec.data.revision)
+    found = sources.load_splits(_named(spec), source, spec.data.config, spec.data.revision)
     rows, cut = _all_rows(spec, {name: own.rows for name, own in found.items()})
     origins = {name: own.origin for name, own in found.items()}
     origins |= {name: {**origins["train"], "share": share} for name, share in cut.items()}
-    if (source / ORIGINS).is_file() and _named(spec) == FROZEN:
-        origins = _origins(source / ORIGINS)
-    sampled = {name: splits.sample(rows[name], limits[name], rng) for name in data_rows.SPLITS}
+    if (source / ORIGINS_FILE).is_file() and _named(spec) == FROZEN_FILES:
+        origins = _origins(source / ORIGINS_FILE)
+    sampled = {name: splits.sample_rows(rows[name], limits[name], rng) for name in data_rows.SPLITS}
     return Splits(sampled, cut, origins)
 
 
@@ -43,7 +43,7 @@ def _origins(path: Path) -> dict[str, Any]:
     """
     try:
         found = read_json(path, CONFIG_BYTES)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise PreflightError(
             "origins-broken", f"{path} cannot be read: {error}.", f"`rm {path}`."
         ) from error
@@ -93,32 +93,35 @@ def _renamed(
             hint = "another name in `data.rename`."
             if taken:
                 faults.append(
-                    Fault.at("rename-taken", what, hint, split, taken, len(rows), fatal=True)
+                    DataIssue.at("rename-taken", what, hint, split, taken, len(rows), fatal=True)
                 )
         present = {str(name): None for rows in given.values() for row in rows for name in row}
         if old not in present:
             near = near_match(old, present)
             hint = f"did you mean '{near}'? " if near else ""
             faults.append(
-                Fault(
+                DataIssue(
                     "column-missing",
                     f"No row of any split has the column '{old}' (data.rename)",
                     f"{hint}The rows have: {', '.join(present)}.",
                     fatal=True,
                 )
             )
-    if (refused := refusal(faults, Splits(given, {}).place)) is not None:
+    if (refused := as_error(faults, Splits(given, {}).place)) is not None:
         raise refused
-    return {split: [data_rows.renamed(row, names) for row in rows] for split, rows in given.items()}
+    return {
+        split: [data_rows.rename_columns(row, names) for row in rows]
+        for split, rows in given.items()
+    }
 
 
 def _check_group(rows: Sequence[data_rows.Row], group: str) -> None:
     """Refuse a group column that some rows lack, or that cannot tell rows apart."""
-    lacking = cells.missing("train", rows, "data.group", group)
+    lacking = cells.find_missing_values("train", rows, "data.group", group)
     values = {str(row.get(group)) for row in rows}
     if not lacking and len(values) == 1:
         lacking = [
-            Fault(
+            DataIssue(
                 "one-group",
                 f"Every row has the same '{group}', '{min(values)}': no split can be cut",
                 "another column in `data.group`, or none.",
@@ -126,5 +129,5 @@ def _check_group(rows: Sequence[data_rows.Row], group: str) -> None:
             )
         ]
     whole = Splits({"train": list(rows)}, {})
-    if (refused := refusal(lacking, whole.place)) is not None:
+    if (refused := as_error(lacking, whole.place)) is not None:
         raise refused

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.trial import PROSE
+from bakeoff.core.trial import DESCRIPTIVE_FIELDS
 from bakeoff.study.setup.compatibility import differences, refuse_difference
 
 NOTHING = "--again: nothing has changed since the test set was last read, so it is the same look."
@@ -68,7 +68,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for frozen in (before, now):
         rest = {key: value for key, value in frozen.items() if key != "spec"}
         rest["methods"] = {
-            name: {k: v for k, v in entry.items() if k not in PROSE}
+            name: {k: v for k, v in entry.items() if k not in DESCRIPTIVE_FIELDS}
             for name, entry in frozen["methods"].items()
             if name in both
         }

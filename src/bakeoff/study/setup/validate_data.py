@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import UsageError
-from bakeoff.core.safe_read import STUDY_BYTES, Unreadable, read_text
+from bakeoff.core.safe_read import STUDY_BYTES, UnreadableFile, read_text
 from bakeoff.data import checks
-from bakeoff.data.issues import Fault, refusal
+from bakeoff.data.issues import DataIssue, as_error
 from bakeoff.data.splits import Splits
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.inputs import TaskSpec
@@ -22,7 +22,7 @@ from bakeoff.study.monitoring.progress import Progress
 
 def examine(
     spec: StudySpec, source: Path, task: Any, splits: Splits
-) -> tuple[dict[str, Any], list[Fault]]:
+) -> tuple[dict[str, Any], list[DataIssue]]:
     """Check the rows as text; return the task's options and what is to be listed.
 
     Raises:
@@ -41,7 +41,7 @@ def examine(
         sampled=any(spec.data.limit.model_dump().values()),
         batch_size=spec.budget.batch_size,
     )
-    faults = checks.readable(splits.rows, reading)
+    faults = checks.find_blocking_issues(splits.rows, reading)
     refuse(faults, splits)
     checked = task.check(
         splits.rows,
@@ -53,7 +53,7 @@ def examine(
         },
     )
     refuse(checked.faults, splits)
-    return checked.options, [*faults, *checked.faults, *checks.telling(splits.rows, reading)]
+    return checked.options, [*faults, *checked.faults, *checks.find_warnings(splits.rows, reading)]
 
 
 def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
         path = source / Path(task.chat_template).expanduser()
         try:
             template = read_text(path, STUDY_BYTES)
-        except Unreadable as error:
+        except UnreadableFile as error:
             raise UsageError(
                 "chat-template-unreadable",
                 f"task.chat_template = '{task.chat_template}' cannot be read: {error}.",
@@ -91,14 +91,14 @@ def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
     return given
 
 
-def refuse(faults: Sequence[Fault], splits: Splits) -> None:
+def refuse(faults: Sequence[DataIssue], splits: Splits) -> None:
     """Refuse fatal faults, all at once."""
-    refused = refusal(faults, splits.place)
+    refused = as_error(faults, splits.place)
     if refused is not None:
         raise refused
 
 
-def listed(faults: Sequence[Fault], splits: Splits) -> list[str]:
+def listed(faults: Sequence[DataIssue], splits: Splits) -> list[str]:
     """Return the sentences that list faults which are not fatal."""
     return [fault.warning(splits.place) for fault in faults]
 

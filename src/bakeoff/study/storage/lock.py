@@ -77,7 +77,7 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     note = folder / NOTE
     try:
-        files.write_text(note, json.dumps(_me()._asdict()) + "\n")
+        files.atomic_write_text(note, json.dumps(_me()._asdict()) + "\n")
         yield
     finally:
         note.unlink(missing_ok=True)

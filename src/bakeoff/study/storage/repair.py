@@ -96,10 +96,10 @@ def reattach(out: Path, store: Writer, trials: Iterable[Trial]) -> list[Finding]
         place = out / TRIALS / trial.id
         if trial.id in finished or not _sealed(place):
             continue
-        result = trial_dir.read(place)
+        result = trial_dir.read_result(place)
         if result is None:
-            trial_dir.unseal(place)
-        elif result.status not in trial_dir.TRIED_AGAIN:
+            trial_dir.remove_manifest(place)
+        elif result.status not in trial_dir.RETRYABLE:
             store.keep(result)
             found.append(_attached(trial.id))
     return found
@@ -180,7 +180,7 @@ def _rows(
     for trial_id, row in rows.items():
         place = out / TRIALS / trial_id
         if row.status is None:
-            if (result := trial_dir.settled(place)) is not None:
+            if (result := trial_dir.read_finished(place)) is not None:
                 if store is None:
                     text = "finished, but the database has no result; --mend takes it from here"
                     yield Finding(_name(trial_id), BAD, "row-missing", text)
@@ -188,7 +188,7 @@ def _rows(
                     store.keep(result)
                     yield _attached(trial_id)
             continue
-        if row.status in trial_dir.TRIED_AGAIN or (row.sealed is None and not _sealed(place)):
+        if row.status in trial_dir.RETRYABLE or (row.sealed is None and not _sealed(place)):
             continue  # nothing rests on it; or it never had one: stopped by the race, or imported
         wrong = _wrong(place, row.sealed, kept[trial_id])
         if wrong is None:
@@ -204,19 +204,19 @@ def _rows(
 def _wrong(place: Path, seal: str | None, row: TrialResult) -> Finding | None:
     """Say how a finished trial's folder is not what its row says; None where it is."""
     name = _name(place.name)
-    damage = trial_dir.damage(place)
+    damage = trial_dir.find_damage(place)
     if damage is not None:
         text = f"{damage}; its scores are safe in the database, these files are not to be used"
         return Finding(name, BAD, "folder-damaged", text)
-    if seal is not None and seal != trial_dir.seal_of(place):
+    if seal is not None and seal != trial_dir.manifest_hash(place):
         text = (
             "its files are whole, but of another run than its row: not to be used with its scores"
         )
         return Finding(name, BAD, "folder-differs", text)
-    result = trial_dir.read(place)
+    result = trial_dir.read_result(place)
     if result is None:
         return Finding(name, BAD, "folder-damaged", f"{trial_dir.RESULT} is not this trial's")
-    if result.status in trial_dir.TRIED_AGAIN:
+    if result.status in trial_dir.RETRYABLE:
         return None  # of a later try, with its group, for a neighbour's sake: its row stands
     if (result.status, result.splits) != (row.status, row.splits):
         text = "its row is not what its folder says; --mend takes it from there"
@@ -225,7 +225,7 @@ def _wrong(place: Path, seal: str | None, row: TrialResult) -> Finding | None:
 
 
 def _result(place: Path) -> TrialResult:
-    result = trial_dir.read(place)
+    result = trial_dir.read_result(place)
     assert result is not None
     return result
 
@@ -235,9 +235,9 @@ def _states(
 ) -> Iterator[Finding]:
     """Find states at rungs that cannot be gone on from; have their trials start again."""
     for trial_id, row in rows.items():
-        states = out / TRIALS / trial_id / trial_dir.STATES
+        states = out / TRIALS / trial_id / trial_dir.CHECKPOINTS
         files = sorted(states.glob("*.safetensors"))
-        torn = {f.name: why for f in files if (why := trial_dir.state_damage(f)) is not None}
+        torn = {f.name: why for f in files if (why := trial_dir.checkpoint_damage(f)) is not None}
         step = standing.get(trial_id)
         if step is not None and states / f"{step}.safetensors" not in files:
             torn[f"{step}.safetensors"] = "it is gone"
@@ -251,17 +251,19 @@ def _states(
                 (states / name).unlink(missing_ok=True)
             detail += "; removed, the trial starts again"
         state = BAD if store is None else MENDED
-        yield Finding(f"{_name(trial_id)}/{trial_dir.STATES}", state, "state-torn", detail)
+        yield Finding(f"{_name(trial_id)}/{trial_dir.CHECKPOINTS}", state, "state-torn", detail)
 
 
 def _torn(out: Path, mend: bool) -> Iterator[Finding]:
     """Find the files that somebody was writing when they were interrupted."""
-    left = [out / (name + core_files.PARTIAL) for name in HALF_WRITTEN]
-    left += out.glob(f"{study_dir.DATABASE}.*{core_files.PARTIAL}")
+    left = [out / (name + core_files.PARTIAL_SUFFIX) for name in HALF_WRITTEN]
+    left += out.glob(f"{study_dir.DATABASE}.*{core_files.PARTIAL_SUFFIX}")
     for below in HALF_WRITTEN_IN:
         for place, _, files in os.walk(out / below):
             left += [Path(place) / name for name in sorted(files) if TORN.fullmatch(name)]
-    left += (out / TRIALS).glob(f"*{core_files.PARTIAL}/")  # a fork's copy of its parent's trial
+    left += (out / TRIALS).glob(
+        f"*{core_files.PARTIAL_SUFFIX}/"
+    )  # a fork's copy of its parent's trial
     for path in left:
         if path.exists() or path.is_symlink():
             yield _swept(out, path, "half-written", mend)
@@ -272,7 +274,7 @@ def _strangers(out: Path, rows: Mapping[str, Row], mend: bool) -> Iterator[Findi
     for place in sorted((out / TRIALS).glob("*")):
         if place.name in rows or place.name.startswith(".") or TORN.fullmatch(place.name):
             continue
-        if place.is_dir() and not place.is_symlink() and trial_dir.read(place) is not None:
+        if place.is_dir() and not place.is_symlink() and trial_dir.read_result(place) is not None:
             text = (
                 "finished, but not planned; `bakeoff run` takes it if the study still asks for it"
             )
@@ -301,7 +303,7 @@ def _log(out: Path, mend: bool) -> Iterator[Finding]:
     if raw.endswith(b"\n"):
         return
     if mend:
-        core_files.write_bytes(path, raw[: raw.rfind(b"\n") + 1])
+        core_files.atomic_write_bytes(path, raw[: raw.rfind(b"\n") + 1])
     state = MENDED if mend else BAD
     yield Finding("log.jsonl", state, "log-torn", "its last line is cut off")
 
@@ -312,7 +314,7 @@ def _attached(trial_id: str) -> Finding:
 
 
 def _sealed(place: Path) -> bool:
-    return (place / trial_dir.COMPLETE).exists()
+    return (place / trial_dir.MANIFEST).exists()
 
 
 def _name(trial_id: str) -> str:

@@ -15,9 +15,9 @@ import tomli_w
 
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError
-from bakeoff.core.names import within
+from bakeoff.core.names import is_within
 from bakeoff.data import rows as data_rows
-from bakeoff.data.splits import FROZEN, ORIGINS, Splits
+from bakeoff.data.splits import FROZEN_FILES, ORIGINS_FILE, Splits
 from bakeoff.metrics.load import FOLDER as METRIC
 from bakeoff.study.config import StudySpec, dump_spec
 from bakeoff.study.storage import filesystem
@@ -89,8 +89,8 @@ def refuse_links(folder: Path) -> None:
 
 def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
     """Remove the states of a trial that it goes on from at rungs, except that at step ``but``."""
-    states = folder / "trials" / trial_id / trial_dir.STATES
-    if not within(states, folder):  # a link that came after the study was opened
+    states = folder / "trials" / trial_id / trial_dir.CHECKPOINTS
+    if not is_within(states, folder):  # a link that came after the study was opened
         return
     for file in states.glob("*"):
         if but is None or file.stem != str(but):
@@ -104,7 +104,7 @@ def freeze_data(folder: Path, splits: Splits) -> None:
     """Write the splits under ``data/``, with where they came from."""
     for name, rows in _frozen(splits).items():
         data_rows.write_split(folder / "data" / f"{name}.jsonl", rows)
-    files.write_text(folder / ORIGINS, json.dumps(splits.origins, indent=1) + "\n")
+    files.atomic_write_text(folder / ORIGINS_FILE, json.dumps(splits.origins, indent=1) + "\n")
 
 
 def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
@@ -112,7 +112,7 @@ def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
     if code is not None:
         path = folder / METRIC / name.rpartition(":")[0]
         path.parent.mkdir(exist_ok=True)
-        files.write_bytes(path, code)
+        files.atomic_write_bytes(path, code)
 
 
 def digests(splits: Splits) -> dict[str, str]:
@@ -134,15 +134,15 @@ def write_study_file(
     """
     value = dump_spec(spec)
     if chat_template is not None:
-        files.write_text(folder / CHAT_TEMPLATE, chat_template)
+        files.atomic_write_text(folder / CHAT_TEMPLATE, chat_template)
         value["task"]["chat_template"] = CHAT_TEMPLATE
     if own_metric is not None:
         value["task"]["metric"] = f"{METRIC}/{own_metric}"
-    value["data"] |= FROZEN
+    value["data"] |= FROZEN_FILES
     for name in ("limit", "config", "revision"):
         value["data"].pop(name, None)
     if (folder / "data" / f"{GENERAL}.jsonl").is_file():
         value["forgetting"]["text"] = f"data/{GENERAL}.jsonl"
     value["data"].pop("rename", None)  # the frozen rows bear the new names
     header = "# Written by bakeoff: the resolved study. `bakeoff run` on it resumes the study.\n"
-    files.write_text(folder / STUDY_FILE, header + tomli_w.dumps(value))
+    files.atomic_write_text(folder / STUDY_FILE, header + tomli_w.dumps(value))

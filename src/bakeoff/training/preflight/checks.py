@@ -58,7 +58,7 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
     except BakeoffError as error:
         return {"error": error.to_json()}
     except Exception as error:  # whatever a loader raises for broken files
-        if disk_full.full(error):
+        if disk_full.disk_full_message(error):
             raise
         return {"error": _not_loadable(segment.base_path, error).to_json()}
     return {"error": None, "faults": [fault.to_json() for fault in faults]}
@@ -97,7 +97,7 @@ def _try_metric(segment: Segment, task: Task) -> None:
     Raises:
         MetricError: on an item that the metric cannot score, whatever the answer.
     """
-    metric = load.load(segment.trials[0].conditions, Path(segment.folder))
+    metric = load.load_metric(segment.trials[0].conditions, Path(segment.folder))
     if metric.of_losses:
         return
     for split in ("validation", "test"):

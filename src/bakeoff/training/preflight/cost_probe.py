@@ -18,7 +18,7 @@ from bakeoff.core.trial import Segment
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batching import StepBatch
-from bakeoff.engine.device import free_memory, out_of_memory
+from bakeoff.engine.device import free_memory, is_out_of_memory
 from bakeoff.engine.loop import Stepper
 from bakeoff.methods.hook import Incompatible
 from bakeoff.tasks._base import Example
@@ -48,7 +48,7 @@ def probe(value: dict[str, Any]) -> dict[str, Any]:
             cost = _probe(segment)
             return _with_latency(cost, segment).to_json()
     except Exception as error:  # same rule as a segment: a failure is a result
-        if disk_full.full(error):
+        if disk_full.disk_full_message(error):
             raise
         status = classify_failure(error)
         return Cost(trial.method.name, status, describe_failure(error)).to_json()
@@ -64,14 +64,14 @@ def _probe(segment: Segment) -> Cost:
     token_bytes = _token_bytes(segment, decision.switches)
     load_base(c, task, segment.base_path, trial.seed)  # first load: allocator and caches warm
     base = load_base(c, task, segment.base_path, trial.seed)
-    profiling.settle()
+    profiling.release_memory()
     base_bytes = _in_use(c.device)
     del base
-    profiling.settle()
+    profiling.release_memory()
     bench = build([trial], segment.base_path, data, decision.switches)
     examples = bench.examples("train")
     _refuse_long_prompts(bench, examples)
-    profiling.settle()
+    profiling.release_memory()
     bench.feed.rescue = may_rescue(segment)
     stepper = bench.stepper()
     bench.model.train()
@@ -119,7 +119,7 @@ def _with_latency(cost: Cost, segment: Segment) -> Cost:
     try:
         found = latency.measured(segment.trials[0], segment.base_path, data)
     except Exception as error:  # the method trains, whatever this is
-        if disk_full.full(error):
+        if disk_full.disk_full_message(error):
             raise
         return cost
     return dataclasses.replace(
@@ -158,7 +158,7 @@ def _try_evaluation(bench: Bench) -> None:
         what = "answer of full length can be generated"
         read_longest_answer(bench, token_checks.Base.of(bench.model).positions)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         why = f"not even one {what} in memory: {first_line(error)}"
         raise Incompatible(why) from error
@@ -178,7 +178,7 @@ def _fitting(bench: Bench, stepper: Stepper, examples: Sequence[Example]) -> lis
                 stepper.step(0, batch)
             return batches
         except RuntimeError as error:
-            if not out_of_memory(error) or not bench.feed.shrink():
+            if not is_out_of_memory(error) or not bench.feed.shrink():
                 raise
         stepper.forget_graphs(for_good=True)
         free_memory()
@@ -199,7 +199,7 @@ def _decide(segment: Segment, data: Path) -> Decision:
     try:
         found = decide(trial, segment.base_path, data, switches)
     except Exception as error:  # whatever PEFT or the package raises of packed weights
-        if c.quantize is None or out_of_memory(error) or isinstance(error, Incompatible):
+        if c.quantize is None or is_out_of_memory(error) or isinstance(error, Incompatible):
             raise
         why = f"its first step on the base in {c.quantize} fails: {first_line(error)}"
         raise Incompatible(why) from error
@@ -217,7 +217,7 @@ def _slope(segment: Segment, switches: Switches) -> float | None:
         bench.model.train()
         batch = next(bench.feed.training(bench.examples("train"), [trial.seed] * lanes))
         stepper.step(0, batch)
-        profiling.settle()
+        profiling.release_memory()
         before = _in_use(device)
         profiling.reset_peak(device)
         stepper.step(0, batch)
@@ -249,7 +249,7 @@ def _token_bytes(segment: Segment, switches: Switches) -> float | None:
     try:
         return _slope(segment, switches)
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     free_memory()
     return None

@@ -18,7 +18,7 @@ from bakeoff.core.trial import Trial
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import autocast
-from bakeoff.engine.packing.attention import packed
+from bakeoff.engine.packing.attention import use_layout
 from bakeoff.training.setup import Bench, build
 
 
@@ -56,7 +56,7 @@ def _run(bench: Bench) -> Callable[[nn.Module], object]:
 
     @torch.no_grad()
     def run(model: nn.Module) -> object:
-        with autocast(c.device, c.precision), packed(one.layout, bench.lanes.draws):
+        with autocast(c.device, c.precision), use_layout(one.layout, bench.lanes.draws):
             return bench.task.item_losses(model, one.batch)
 
     return run

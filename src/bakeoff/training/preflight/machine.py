@@ -13,7 +13,7 @@ import torch
 import bakeoff
 from bakeoff.core.errors import BakeoffError
 from bakeoff.engine import profiling, quantization
-from bakeoff.engine.accelerators import explain
+from bakeoff.engine.accelerators import explain_defaults
 from bakeoff.engine.device import resolve_device, resolve_precision
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
@@ -25,7 +25,7 @@ def machine(value: dict[str, Any]) -> dict[str, Any]:
     try:
         device = resolve_device(value["device"])
         if quantize is not None:
-            quantizer = quantization.resolve(quantize, value["quantizer"])
+            quantizer = quantization.resolve_quantizer(quantize, value["quantizer"])
     except BakeoffError as error:
         return {"error": error.to_json()}
     packages = PACKAGES if quantizer is None else (*PACKAGES, quantizer)
@@ -50,7 +50,7 @@ def doctor(value: dict[str, Any]) -> dict[str, Any]:
         "fp32": profiling.matmul_gflops(torch.float32, found["device"]),
         "bf16": profiling.matmul_gflops(torch.bfloat16, found["device"]),
     }
-    switches = explain(found["device"], found["precision"])
+    switches = explain_defaults(found["device"], found["precision"])
     return {
         **found,
         "matmul_gflops": rates,

@@ -27,8 +27,8 @@ from transformers import (
 
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.trial import MethodEntry, Segment
-from bakeoff.engine.safe_loading import arguments
-from bakeoff.methods.hook import Ground, Incompatible, make, trainable
+from bakeoff.engine.safe_loading import from_pretrained_kwargs
+from bakeoff.methods.hook import AttachContext, Incompatible, build_hook, trainable_parameters
 
 MATCHED = 0.1
 """Largest relative difference to the target that counts as equal."""
@@ -90,7 +90,7 @@ def shape_of(
     trust: bool = False,
 ) -> Shape:
     """Return the architecture of the base at ``path``."""
-    config = AutoConfig.from_pretrained(path, **arguments(path, revision, trust))
+    config = AutoConfig.from_pretrained(path, **from_pretrained_kwargs(path, revision, trust))
     return Shape(config, task_type, tuple(heads))
 
 
@@ -231,7 +231,7 @@ def attached(
     entry: MethodEntry, config: dict[str, Any], base: nn.Module, shape: Shape, steps: int
 ) -> nn.Module:
     """Return the method on ``base``, which may have no weights, with random tokens for data."""
-    return make(*_undrawn(entry, config)).attach(base, _stub(shape, steps))
+    return build_hook(*_undrawn(entry, config)).attach(base, _stub(shape, steps))
 
 
 def _attached(
@@ -239,7 +239,9 @@ def _attached(
 ) -> int:
     model = attached(entry, config, base, shape, steps)
     heads = set(shape.heads)
-    return sum(p.numel() for n, p in trainable(model).items() if not heads & set(n.split(".")))
+    return sum(
+        p.numel() for n, p in trainable_parameters(model).items() if not heads & set(n.split("."))
+    )
 
 
 class _Row(NamedTuple):
@@ -252,7 +254,7 @@ class _Rows(NamedTuple):
     rows: int
 
 
-def _stub(shape: Shape, steps: int) -> Ground:
+def _stub(shape: Shape, steps: int) -> AttachContext:
     """Return surroundings with random tokens for data: no count depends on which they are."""
     generator = torch.Generator().manual_seed(0)
     most = int(shape.config.get_text_config().vocab_size)
@@ -268,4 +270,4 @@ def _stub(shape: Shape, steps: int) -> Ground:
         return found
 
     rows = [_Row(tuple(r), (-100,) * 8 + tuple(r[8:])) for r in ids.tolist()]
-    return Ground(shape.task_type, shape.heads, steps, lambda: rows, batches, loss)
+    return AttachContext(shape.task_type, shape.heads, steps, lambda: rows, batches, loss)

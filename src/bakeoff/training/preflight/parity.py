@@ -20,8 +20,8 @@ from bakeoff.core.errors import first_line
 from bakeoff.core.trial import LEARNING_RATE, Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import free_memory
-from bakeoff.engine.lanes.lanes import NotShared
-from bakeoff.engine.loop import fitted
+from bakeoff.engine.lanes.lanes import FrozenPartsDiffer
+from bakeoff.engine.loop import step_with_retry
 from bakeoff.training.generation import disagreement
 from bakeoff.training.setup import Bench, build, make_task
 
@@ -91,7 +91,7 @@ def _differs(
     """Return why a step under ``tried`` is not the plain path's, or None where it is."""
     try:
         found = _step(pair, base_path, data, tried)
-    except NotShared as error:
+    except FrozenPartsDiffer as error:
         return str(error)
     except Exception as error:  # whatever a library raises here, the plain path is there
         return first_line(error)
@@ -146,5 +146,5 @@ def one_step(bench: Bench) -> Step:
     bench.model.train()
     batches = bench.feed.training(examples, [t.seed for t in bench.trials])
     bench.feed.rescue = True  # a step that does not fit whole is taken in parts, the plain one too
-    losses = fitted(stepper, 0, next(batches), bench.feed.halve)
+    losses = step_with_retry(stepper, 0, next(batches), bench.feed.halve)
     return Step(losses.float().clone(), bench.lanes.stack.gradients.clone())

@@ -15,15 +15,15 @@ from typing import Any
 from torch import nn
 
 from bakeoff.core.trial import Trial
-from bakeoff.data.issues import Fault
-from bakeoff.methods.hook import Incompatible, trainable
+from bakeoff.data.issues import DataIssue
+from bakeoff.methods.hook import Incompatible, trainable_parameters
 from bakeoff.training.preflight.parameter_count import Shape, attached
 
 SMALL_VOCABULARY = 64
 """Where weights must be there to attach a method, so many rows of the shared matrix do."""
 
 
-def check(trials: Sequence[Trial], base: Any, shape: Shape) -> list[Fault]:
+def check(trials: Sequence[Trial], base: Any, shape: Shape) -> list[DataIssue]:
     """Return a fault for each method that trains one of two tied matrices of ``base``."""
     if not _names(base):
         return []
@@ -70,7 +70,7 @@ def _seen(trial: Trial, shape: Shape, layers: int | None) -> tuple[str, str, boo
     head, embedding = names
     shared: nn.Parameter = base.get_output_embeddings().weight  # type: ignore[operator]
     steps = trial.conditions.steps
-    found = trainable(attached(trial.method, trial.config, base, shape, steps))
+    found = trainable_parameters(attached(trial.method, trial.config, base, shape, steps))
     if any(parameter is shared for parameter in found.values()):
         return head, embedding, True
     for one, other in ((head, embedding), (embedding, head)):
@@ -79,15 +79,15 @@ def _seen(trial: Trial, shape: Shape, layers: int | None) -> tuple[str, str, boo
     return None
 
 
-def _fault(title: str, one: str, other: str, together: bool) -> Fault:
+def _fault(title: str, one: str, other: str, together: bool) -> DataIssue:
     if together:
-        return Fault(
+        return DataIssue(
             "tied-head",
             f"{title} trains the matrix that `{one}` and `{other}` share: what one learns changes "
             "the other",
             "usual for full fine-tuning; the other methods leave it alone.",
         )
-    return Fault(
+    return DataIssue(
         "tied-head",
         f"{title} trains `{one}`, whose weights `{other}` shares: unmerged only `{one}` changes, "
         "merged both do, or they come apart",

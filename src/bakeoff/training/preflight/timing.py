@@ -18,7 +18,7 @@ from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import autocast, free_memory
-from bakeoff.engine.loop import fitted
+from bakeoff.engine.loop import step_with_retry
 from bakeoff.methods.hook import Incompatible
 from bakeoff.training import forgetting
 from bakeoff.training.evaluate import item_losses
@@ -96,7 +96,7 @@ def _timed(
     batches = bench.feed.training(examples, [t.seed for t in trials])
     bench.model.train()
     bench.feed.rescue = may_rescue(segment)
-    fitted(stepper, 0, next(batches), bench.feed.halve)
+    step_with_retry(stepper, 0, next(batches), bench.feed.halve)
     for batch in islice(batches, STEPS):
         started = time.perf_counter()
         stepper.step(1, batch).tolist()  # waits for the device

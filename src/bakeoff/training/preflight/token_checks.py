@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.data.issues import Fault
+from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.tasks._base import Example, RowError, Task
 from bakeoff.training.token_cache import keep_split
@@ -50,7 +50,7 @@ def _positions(model: Any) -> int | None:
     return found
 
 
-def check(data: Path, task: Task, tokenizer: Any, base: Base) -> list[Fault]:
+def check(data: Path, task: Task, tokenizer: Any, base: Base) -> list[DataIssue]:
     """Return what is wrong with tokenizer and rows; tokenise every split, and keep the tokens."""
     faults = [*_tokenizer(task, tokenizer, base)]
     if any(f.fatal for f in faults):
@@ -74,7 +74,7 @@ def check(data: Path, task: Task, tokenizer: Any, base: Base) -> list[Fault]:
     return faults
 
 
-def _unusable(task: Task, tokenizer: Any, split: str, rows: Sequence[Row]) -> list[Fault]:
+def _unusable(task: Task, tokenizer: Any, split: str, rows: Sequence[Row]) -> list[DataIssue]:
     """Return which rows the task cannot tokenise, by the reason."""
     first: dict[str, RowError] = {}
     found: dict[str, list[int]] = {}
@@ -85,14 +85,14 @@ def _unusable(task: Task, tokenizer: Any, split: str, rows: Sequence[Row]) -> li
             first.setdefault(error.code, error)
             found.setdefault(error.code, []).append(i)
     return [
-        Fault.at(code, e.what, e.try_, split, found[code], len(rows), fatal=True)
+        DataIssue.at(code, e.what, e.try_, split, found[code], len(rows), fatal=True)
         for code, e in first.items()
     ]
 
 
-def _tokenizer(task: Task, tokenizer: Any, base: Base) -> Iterator[Fault]:
+def _tokenizer(task: Task, tokenizer: Any, base: Base) -> Iterator[DataIssue]:
     if task.needs_end_token and tokenizer.eos_token_id is None:
-        yield Fault(
+        yield DataIssue(
             "no-end-token",
             "The tokenizer has no end token, so that answers would never end",
             "set `eos_token` in the base's tokenizer_config.json.",
@@ -100,14 +100,14 @@ def _tokenizer(task: Task, tokenizer: Any, base: Base) -> Iterator[Fault]:
         )
     pad = tokenizer.pad_token_id
     if pad is None:
-        yield Fault(
+        yield DataIssue(
             "no-pad-token",
             "The tokenizer has neither a padding nor an end token to pad batches with",
             "set `pad_token` in the base's tokenizer_config.json to a token of its vocabulary.",
             fatal=True,
         )
     elif base.embeddings is not None and pad >= base.embeddings:
-        yield Fault(
+        yield DataIssue(
             "token-beyond-embedding",
             f"The padding token {tokenizer.pad_token!r} is number {pad}; the base's embedding has "
             f"{base.embeddings} rows",
@@ -118,7 +118,7 @@ def _tokenizer(task: Task, tokenizer: Any, base: Base) -> Iterator[Fault]:
 
 def _cut(
     task: Task, tokenizer: Any, split: str, rows: Sequence[Row], full: Sequence[Example]
-) -> tuple[list[Example], list[Fault]]:
+) -> tuple[list[Example], list[DataIssue]]:
     """Return the examples as they are trained on, and what the limit takes off the long ones."""
     limit = task.options["max_length"]
     examples, refused, cut = list(full), [], {}
@@ -136,7 +136,7 @@ def _cut(
     if refused:
         longest = max(supervised(full[i]) for i in refused)
         return examples, [
-            Fault.at(
+            DataIssue.at(
                 TOO_LONG,
                 f"The completion alone exceeds task.max_length = {limit} (up to {longest} tokens)",
                 "raise task.max_length above that, with room for the prompt, or drop these rows.",
@@ -151,7 +151,7 @@ def _cut(
 
 def _taken_off(
     split: str, limit: int, cut: Mapping[int, Example], examples: Sequence[Example]
-) -> Iterator[Fault]:
+) -> Iterator[DataIssue]:
     answers = [i for i, whole in cut.items() if supervised(examples[i]) < supervised(whole)]
     inputs = [i for i in cut if i not in set(answers)]
     hint = f"task.max_length = {max((len(e.tokens) for e in cut.values()), default=0)} cuts nothing"
@@ -162,7 +162,7 @@ def _taken_off(
         if found:
             lost = sum(len(cut[i].tokens) - len(examples[i].tokens) for i in found)
             longest = max(len(cut[i].tokens) for i in found)
-            yield Fault.at(
+            yield DataIssue.at(
                 code,
                 f"Over task.max_length = {limit} (up to {longest:,} tokens): {lost:,} {what} are "
                 "cut off",
@@ -178,10 +178,12 @@ def supervised(example: Example) -> int:
 
 def _rows(
     task: Task, tokenizer: Any, base: Base, split: str, examples: Sequence[Example]
-) -> Iterator[Fault]:
-    def at(code: str, what: str, try_: str, found: Sequence[int], fatal: bool) -> Iterator[Fault]:
+) -> Iterator[DataIssue]:
+    def at(
+        code: str, what: str, try_: str, found: Sequence[int], fatal: bool
+    ) -> Iterator[DataIssue]:
         if found:
-            yield Fault.at(code, what, try_, split, found, len(examples), fatal=fatal)
+            yield DataIssue.at(code, what, try_, split, found, len(examples), fatal=fatal)
 
     yield from at(
         "nothing-supervised",
@@ -218,7 +220,7 @@ def _rows(
 
 def _unlearnt(
     task: Task, tokenizer: Any, split: str, examples: Sequence[Example]
-) -> Iterator[Fault]:
+) -> Iterator[DataIssue]:
     """Return what a model would not learn although the row seems to say it."""
     unknown = tokenizer.unk_token_id
     if unknown is not None:
@@ -226,7 +228,7 @@ def _unlearnt(
         found = [i for i, n in counts.items() if n]
         share = sum(counts.values()) / max(1, sum(len(e.tokens) for e in examples))
         if share >= UNKNOWN_SHARE:
-            yield Fault.at(
+            yield DataIssue.at(
                 "unknown-tokens",
                 f"Words or characters that the tokenizer does not know ({100 * share:.0f} % of all "
                 f"tokens are {tokenizer.unk_token!r})",
@@ -237,7 +239,7 @@ def _unlearnt(
         ends = set(task.end_tokens(tokenizer))
         found = [i for i, e in enumerate(examples) if ends.isdisjoint(e.labels)]
         if found:
-            yield Fault.at(
+            yield DataIssue.at(
                 "end-not-supervised",
                 f"The end token {tokenizer.eos_token!r} is not among what is learnt",
                 "answers will not end there; check the end token against the chat template.",
@@ -246,7 +248,7 @@ def _unlearnt(
     if task.task_type == "SEQ_CLS":
         found = [i for i, e in enumerate(examples) if e.tokens[-1:] == (tokenizer.pad_token_id,)]
         if found:
-            yield Fault.at(
+            yield DataIssue.at(
                 "ends-with-padding",
                 f"The text ends with the padding token {tokenizer.pad_token!r}",
                 "a decoder's classifier takes it for padding and reads the token before it.",

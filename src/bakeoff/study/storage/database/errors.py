@@ -30,7 +30,7 @@ def told(error: sqlite3.Error, path: Path) -> BakeoffError:
     """Return the error that a user reads; ``path`` is the database."""
     code, said = _code(error), str(error)
     if code == FULL or (code in (IO_ERROR, CANNOT_OPEN) and _without_room(path)):
-        return disk_full.paused(path.parent, said)
+        return disk_full.disk_full_error(path.parent, said)
     if code in DAMAGED:
         return damaged(path, said)
     if code in (BUSY, LOCKED):

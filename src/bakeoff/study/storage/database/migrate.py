@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from bakeoff.core import files
-from bakeoff.core.trial_dir import seal_of
+from bakeoff.core.trial_dir import manifest_hash
 from bakeoff.study.storage.database import errors, schema
 
 Migration = Callable[[sa.Connection, Path], None]
@@ -70,7 +70,7 @@ def back_up(path: Path, target: Path) -> None:
     Raises:
         EnvironmentProblem: ``disk-full``, ``database-damaged``.
     """
-    partial = target.with_name(target.name + files.PARTIAL)
+    partial = target.with_name(target.name + files.PARTIAL_SUFFIX)
     partial.unlink(missing_ok=True)
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
@@ -79,9 +79,9 @@ def back_up(path: Path, target: Path) -> None:
     except sqlite3.Error as error:
         partial.unlink(missing_ok=True)
         raise errors.told(error, path) from error
-    files.sync(partial)
+    files.fsync_path(partial)
     partial.replace(target)
-    files.sync(target.parent)
+    files.fsync_path(target.parent)
 
 
 def _write_version(connection: sa.Connection, number: int) -> None:
@@ -102,7 +102,7 @@ def _seals(connection: sa.Connection, folder: Path) -> None:
     for trial_id in list(connection.scalars(query)):
         connection.execute(
             sa.text("UPDATE trials SET sealed = :s WHERE id = :i"),
-            {"s": seal_of(folder / "trials" / trial_id), "i": trial_id},
+            {"s": manifest_hash(folder / "trials" / trial_id), "i": trial_id},
         )
 
 

@@ -48,7 +48,7 @@ def rebuild(path: Path) -> Path:
         if (old := path.with_name(path.name + ending)).exists():
             old.replace(aside.with_name(aside.name + ending))
     fresh.replace(path)
-    files.sync(path.parent)
+    files.fsync_path(path.parent)
     return aside
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.core.trial_dir import seal_of
+from bakeoff.core.trial_dir import manifest_hash
 from bakeoff.study.storage.database import errors, migrate, schema
 
 
@@ -98,7 +98,7 @@ class Writer:
                 if stands:
                     _keep_rung(connection, result)
                 else:
-                    seal = seal_of(self._path.parent / "trials" / result.trial_id)
+                    seal = manifest_hash(self._path.parent / "trials" / result.trial_id)
                     _keep(connection, result, seal)
 
     def forget_rungs(self, trial_id: str) -> None:

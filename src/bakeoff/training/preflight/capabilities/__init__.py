@@ -24,12 +24,12 @@ from bakeoff.core.trial import MethodEntry
 from bakeoff.methods.arguments import config_class
 from bakeoff.methods.capability_records import (
     RANK,
+    AcceleratorSupport,
+    BaseResult,
     Capabilities,
-    Measured,
-    OnBase,
-    Riding,
-    Works,
-    identity,
+    Measurement,
+    QuantizationSupport,
+    entry_hash,
 )
 from bakeoff.training.preflight.capabilities import (
     accelerators,
@@ -64,16 +64,18 @@ def probe(value: dict[str, Any]) -> dict[str, Any]:
 
 def capabilities(entry: MethodEntry, folder: Path) -> Capabilities:
     """Return all that can be found out about ``entry``; ``folder`` is empty and may be filled."""
-    found = Capabilities(entry.name, identity(entry), _peft_type(entry), entry.needs)
+    found = Capabilities(entry.name, entry_hash(entry), _peft_type(entry), entry.needs)
     if entry.needs is not None:
-        return dataclasses.replace(found, on={k: OnBase(False, entry.needs) for k in tiny.KINDS})
-    on: dict[str, OnBase] = {}
+        return dataclasses.replace(
+            found, on={k: BaseResult(False, entry.needs) for k in tiny.KINDS}
+        )
+    on: dict[str, BaseResult] = {}
     llama: Trained | None = None
     for kind in tiny.KINDS:
         try:
             at = train(entry, dict(entry.config), kind, tiny.base(kind))
         except Exception as error:  # whatever PEFT raises is the answer
-            on[kind] = OnBase(False, first_line(error))
+            on[kind] = BaseResult(False, first_line(error))
             continue
         saved = folder / f"saved-{kind}"
         on[kind] = _on_base(at, saved)
@@ -107,12 +109,12 @@ def _peft_type(entry: MethodEntry) -> str | None:
     return next((str(kind.value) for kind, config in types.items() if config is own), None)
 
 
-def _on_base(at: Trained, folder: Path) -> OnBase:
+def _on_base(at: Trained, folder: Path) -> BaseResult:
     heads = tiny.KINDS[at.kind].heads
     own = [p for n, p in at.start.items() if not set(n.split(".")) & set(heads)]
     saved = measured(partial(post_training.save, at, folder))
     reload = measured(partial(post_training.reloads, at, folder))
-    return OnBase(
+    return BaseResult(
         trains=True,
         # the task's output layer is every method's; a method that trains it alone is counted by it
         parameters=sum(p.numel() for p in own or at.start.values()),
@@ -135,7 +137,7 @@ def conversion(found: Capabilities, entry: MethodEntry, at: Trained) -> Capabili
         try:
             at = train(entry, config, at.kind, tiny.base(at.kind))
         except Exception as error:  # then there is no model to convert
-            none = Measured(None, first_line(error))
+            none = Measurement(None, first_line(error))
             return dataclasses.replace(found, conversion={str(RANK): none})
     ranks = sorted({RANK, natural or RANK})
     claims = getattr(at.model, "supports_lora_conversion", None)
@@ -149,14 +151,14 @@ def conversion(found: Capabilities, entry: MethodEntry, at: Trained) -> Capabili
 
 def _quantised(
     entry: MethodEntry, folder: Path, plain: Trained | None, reason: str | None
-) -> dict[str, Works]:
+) -> dict[str, QuantizationSupport]:
     if plain is None:
-        return {kind: Works(False, reason) for kind in quantized.PACKAGES}
+        return {kind: QuantizationSupport(False, reason) for kind in quantized.PACKAGES}
     return {kind: quantized.works(entry, kind, folder, plain) for kind in quantized.PACKAGES}
 
 
-def _riding(entry: MethodEntry, task: str, folder: Path) -> Riding:
+def _riding(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:
     try:
         return accelerators.rides(entry, task, folder)
     except Exception as error:  # the plain path itself does not run on this task
-        return Riding((), {"lanes": first_line(error)})
+        return AcceleratorSupport((), {"lanes": first_line(error)})

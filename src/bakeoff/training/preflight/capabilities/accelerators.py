@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Trial
 from bakeoff.engine.accelerators import Switches
-from bakeoff.methods.capability_records import Riding
+from bakeoff.methods.capability_records import AcceleratorSupport
 from bakeoff.training.preflight.capabilities import tiny
 from bakeoff.training.preflight.parity import decide
 from bakeoff.training.setup import prepare_process
@@ -62,7 +62,7 @@ def conditions(task: str) -> Conditions:
     )
 
 
-def rides(entry: MethodEntry, task: str, folder: Path) -> Riding:
+def rides(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:
     """Return which of the engine's switches hold for ``entry`` on ``task``, tried in ``folder``."""
     base, data = folder / TASKS[task], folder / "data"
     c = conditions(task)
@@ -77,7 +77,7 @@ def rides(entry: MethodEntry, task: str, folder: Path) -> Riding:
     wished = dataclasses.replace(Switches.best(c.device, c.precision), generation=False)
     found = decide(trial, str(base), data, wished)
     on = [name for name, value in dataclasses.asdict(found.switches).items() if value]
-    return Riding(tuple(on), found.reasons)
+    return AcceleratorSupport(tuple(on), found.reasons)
 
 
 def _write_rows(folder: Path) -> None:

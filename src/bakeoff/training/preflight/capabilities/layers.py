@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import peft_patches
 from bakeoff.methods.arguments import config_class
-from bakeoff.methods.hook import make, trainable
+from bakeoff.methods.hook import build_hook, trainable_parameters
 from bakeoff.training.preflight.capabilities import tiny
 from bakeoff.training.preflight.capabilities.train import STEPS, resolved
 
@@ -96,11 +96,11 @@ def _trains(entry: MethodEntry, config: dict[str, Any], kind: str) -> bool:
     # no task: PEFT then asks nothing of the model but its layers
     around = tiny.ground("llama", STEPS)._replace(task_type=None)  # type: ignore[arg-type]
     try:
-        attached: Any = make(entry, config).attach(model, around)
-        peft_patches.install(attached)
+        attached: Any = build_hook(entry, config).attach(model, around)
+        peft_patches.install_patches(attached)
         attached.train()
         batch = next(tiny.batches("llama", tiny.ROWS))
         tiny.loss(attached, batch).backward()  # type: ignore[no-untyped-call]
     except Exception:  # whatever PEFT raises is the answer
         return False
-    return any(p.grad is not None for p in trainable(attached).values())
+    return any(p.grad is not None for p in trainable_parameters(attached).values())

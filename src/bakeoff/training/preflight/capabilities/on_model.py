@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from bakeoff.core.trial import MethodEntry
-from bakeoff.engine.safe_loading import arguments
+from bakeoff.engine.safe_loading import from_pretrained_kwargs
 from bakeoff.training.preflight.capabilities import tiny
 from bakeoff.training.preflight.capabilities.post_training import first_line
 from bakeoff.training.preflight.parameter_count import Shape, count, shape_of
@@ -34,7 +34,7 @@ def expected(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shape(path: str) -> Shape:
-    config = AutoConfig.from_pretrained(path, **arguments(path, None))
+    config = AutoConfig.from_pretrained(path, **from_pretrained_kwargs(path, None))
     named = (config.architectures or [""])[0]
     task = next((t for suffix, t in SUFFIXES.items() if named.endswith(suffix)), "SEQ_CLS")
     if config.is_encoder_decoder:

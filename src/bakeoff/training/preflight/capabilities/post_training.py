@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bakeoff.methods import load_saved
-from bakeoff.methods.capability_records import Measured
-from bakeoff.methods.hook import Finished
+from bakeoff.methods.capability_records import Measurement
+from bakeoff.methods.hook import SaveContext
 from bakeoff.training.preflight.capabilities import tiny
 from bakeoff.training.preflight.capabilities.train import Trained, difference, logits, rounded
 
@@ -32,25 +32,25 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def measured(figure: Callable[[], float]) -> Measured:
+def measured(figure: Callable[[], float]) -> Measurement:
     """Return a figure, or why it cannot be had: whatever a library raises is an answer here."""
     try:
-        return Measured(figure())
+        return Measurement(figure())
     except Exception as error:
-        return Measured(None, first_line(error))
+        return Measurement(None, first_line(error))
 
 
 def save(at: Trained, folder: Path) -> int:
     """Let the hook write what a user needs beside the base; return the bytes of its tensors."""
     start = at.start if at.hook.needs_start else None
-    at.hook.save(at.model, folder, Finished(BASE_NAME, 0, start))
+    at.hook.save(at.model, folder, SaveContext(BASE_NAME, 0, start))
     tensors = [t for file in folder.glob("*.safetensors") for t in load_file(file).values()]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def reloads(at: Trained, folder: Path) -> float:
     """Return how far the saved model, on an untouched base in plain PEFT, is from the trained."""
-    model = load_saved.onto(tiny.base(at.kind), folder, at.hook.saved_as)
+    model = load_saved.load_onto(tiny.base(at.kind), folder, at.hook.saved_as)
     return difference(logits(model, at.kind), at.after)
 
 

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import quantization
-from bakeoff.methods.capability_records import Works
+from bakeoff.methods.capability_records import QuantizationSupport
 from bakeoff.training.preflight.capabilities import tiny
 from bakeoff.training.preflight.capabilities.post_training import first_line
 from bakeoff.training.preflight.capabilities.train import (
@@ -55,26 +55,26 @@ def refusal(entry: MethodEntry, quantize: str, quantizer: str) -> str | None:
     return found.reason if found.works is False else None
 
 
-def works(entry: MethodEntry, kind: str, folder: Path, plain: Trained) -> Works:
+def works(entry: MethodEntry, kind: str, folder: Path, plain: Trained) -> QuantizationSupport:
     """Return whether ``entry`` trains on a tiny Llama quantised as ``kind``.
 
     ``plain`` is the same on the base as it was: with its tensors the logits must be near to its.
     """
     package = PACKAGES[kind]
     if importlib.util.find_spec(package) is None:
-        return Works(None, f"{package} is not installed")
+        return QuantizationSupport(None, f"{package} is not installed")
     try:
         base = _base(kind, folder)
     except Exception as error:  # a package that is there and does not work is no verdict
-        return Works(None, f"{package}: {first_line(error)}")
+        return QuantizationSupport(None, f"{package}: {first_line(error)}")
     try:
         at = train(entry, resolved(entry), "llama", base)
         off = max(difference(at.before, plain.before), _transplanted(at, plain))
         if not off <= NEAR:
             raise Broken(f"its logits are {off:.2g} (relative) off those on the plain base")
     except Exception as error:  # whatever PEFT or the package raises is the answer
-        return Works(False, first_line(error))
-    return Works(True)
+        return QuantizationSupport(False, first_line(error))
+    return QuantizationSupport(True)
 
 
 def _transplanted(at: Trained, plain: Trained) -> float:
@@ -98,7 +98,7 @@ def _base(kind: str, folder: Path) -> Any:
     found: Any = LlamaForCausalLM.from_pretrained(
         plain,
         local_files_only=True,
-        **quantization.loading(BITS[kind], PACKAGES[kind], "cpu", "fp32", ()),
+        **quantization.quantization_kwargs(BITS[kind], PACKAGES[kind], "cpu", "fp32", ()),
     )
-    quantization.settle(found)
+    quantization.keep_trainable(found)
     return found.requires_grad_(False)

@@ -27,7 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from bakeoff.methods.hook import Ground
+from bakeoff.methods.hook import AttachContext
 from bakeoff.tasks._base import Batch, Example
 
 WORDS, ROWS, LENGTH, CLASSES = 96, 8, 12, 3
@@ -157,7 +157,7 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(out.reshape(-1, out.shape[-1]), batch.targets.reshape(-1))
 
 
-def ground(kind: str, steps: int) -> Ground:
+def ground(kind: str, steps: int) -> AttachContext:
     """Return what a method may know of its study here."""
 
     def examples() -> list[Example]:
@@ -168,4 +168,6 @@ def ground(kind: str, steps: int) -> Ground:
         ]
 
     own = KINDS[kind]
-    return Ground(own.task_type, own.heads, steps, examples, functools.partial(batches, kind), loss)
+    return AttachContext(
+        own.task_type, own.heads, steps, examples, functools.partial(batches, kind), loss
+    )

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import peft_patches
-from bakeoff.methods.arguments import Surroundings, resolve
-from bakeoff.methods.hook import Hook, Incompatible, make, trainable
+from bakeoff.methods.arguments import RuleContext, resolve_arguments
+from bakeoff.methods.hook import Hook, Incompatible, build_hook, trainable_parameters
 from bakeoff.tasks._base import Batch
 from bakeoff.training.preflight.capabilities import tiny
 
@@ -52,11 +52,11 @@ def train(entry: MethodEntry, config: dict[str, Any], kind: str, base: Any) -> T
         Incompatible: it cannot be put on this base.
         Broken: nothing moved, a frozen tensor did, or the loss is not finite.
     """
-    hook = make(entry, config)
+    hook = build_hook(entry, config)
     torch.manual_seed(0)
     model: Any = hook.attach(base, tiny.ground(kind, STEPS))
-    peft_patches.install(model)
-    start = {n: p.detach().clone() for n, p in trainable(model).items()}
+    peft_patches.install_patches(model)
+    start = {n: p.detach().clone() for n, p in trainable_parameters(model).items()}
     if not start:
         raise Incompatible("the method attached to nothing: no parameter would be trained")
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
@@ -73,7 +73,7 @@ def train(entry: MethodEntry, config: dict[str, Any], kind: str, base: Any) -> T
 
 
 def _steps(entry: MethodEntry, hook: Hook, model: Any, kind: str) -> None:
-    trained = trainable(model)
+    trained = trainable_parameters(model)
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in trained.items():
         factor = next((f for part, f in entry.rates.items() if part in name), 1.0)
@@ -122,8 +122,8 @@ def resolved(entry: MethodEntry) -> dict[str, Any]:
     For models whose own layers say too little: one layer alone, or packed weights.
     """
     ground = tiny.ground("llama", STEPS)
-    around = Surroundings(tiny.base("llama"), ground.heads, ground.steps, ground.examples)
-    found = resolve(entry, entry.config, around) if entry.peft else {}
+    around = RuleContext(tiny.base("llama"), ground.heads, ground.steps, ground.examples)
+    found = resolve_arguments(entry, entry.config, around) if entry.peft else {}
     return {k: found[k] if isinstance(v, str) else v for k, v in entry.config.items()}
 
 
