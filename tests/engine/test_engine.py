@@ -27,7 +27,7 @@ from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import LABELS, build_tiny_setup, make_trial, single_trial_losses
 from bakeoff.training import setup
 from bakeoff.training.preflight import cost_probe
-from bakeoff.training.preflight.parity import Decision
+from bakeoff.training.preflight.parity import ParityResult
 from bakeoff.training.segment import run_segment
 
 LIKE_PLAIN = {
@@ -233,19 +233,19 @@ def test_training_that_changes_nothing_is_no_result(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 16: losses of exactly 0, or gradients that reach no weight; seen before any trial."""
-    right, plain = Classify.item_losses, Decision(Switches.plain(), {})
+    right, plain = Classify.item_losses, ParityResult(Switches.plain(), {})
 
     def nothing(self: Any, model: Any, batch: Any) -> Any:
         found = right(self, model, batch)
         return found._replace(sums=0 * found.sums)
 
     monkeypatch.setattr(Classify, "item_losses", nothing)
-    monkeypatch.setattr(cost_probe, "_decide", lambda *_: plain)
+    monkeypatch.setattr(cost_probe, "_select_accelerators", lambda *_: plain)
     monkeypatch.setattr(profiling, "TIMED_STEPS", 1)
     write_splits(tmp_path / "data")
     trial = make_trial("lora", "classify", phase="search", steps=3, metric="accuracy")
     segment = Segment((trial,), 0, 3, str(tmp_path), str(tiny_bert))
-    cost, (result,) = cost_probe.probe(segment.to_json()), run_segment(segment).results
+    cost, (result,) = cost_probe.probe_cost(segment.to_json()), run_segment(segment).results
     assert (cost["status"], result.status) == (Status.INCOMPATIBLE, Status.FAILED)
     assert "no gradient reached any of its weights in 4 steps" in cost["reason"]
     assert "in 3 steps: it is the untouched base" in (result.reason or "")

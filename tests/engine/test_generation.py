@@ -40,7 +40,7 @@ from bakeoff.engine.generation.token_ties import ROUNDING, first_differences
 from bakeoff.testing.tiny import save_llama, write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import generation
-from bakeoff.training.preflight.parity import decide
+from bakeoff.training.preflight.parity import probe_accelerators
 
 SMOLLM2 = assets.locate("smollm2-135m-instruct")
 GPU_LIKE = DecodeSettings(every=4, grain=16, few_shapes=True, rows=0)
@@ -251,9 +251,9 @@ def test_the_probe_passes_what_is_right_and_stops_what_is_wrong(
     llama: Any, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = asked(ends=(2,))
-    assert generation.disagreement(llama, question, conditions(precision), False) is None
+    assert generation.generation_mismatch(llama, question, conditions(precision), False) is None
     wrong_positions(monkeypatch)
-    why = generation.disagreement(llama, question, conditions(precision), False)
+    why = generation.generation_mismatch(llama, question, conditions(precision), False)
     assert why is not None
     assert "answers are not plain generate's" in why
 
@@ -263,16 +263,16 @@ def test_a_method_is_probed_away_from_its_start(
 ) -> None:
     data = write_splits(tmp_path)
     wished = dataclasses.replace(Switches.plain(), generation=True)
-    good = decide(make_trial("lora", "sft"), str(tiny_llama), data, wished)
+    good = probe_accelerators(make_trial("lora", "sft"), str(tiny_llama), data, wished)
     assert good.switches.generation
     assert "generation" not in good.reasons
-    prompt = decide(make_trial("prompt_tuning", "sft"), str(tiny_llama), data, wished)
+    prompt = probe_accelerators(make_trial("prompt_tuning", "sft"), str(tiny_llama), data, wished)
     assert not prompt.switches.generation
     assert "virtual tokens" in prompt.reasons["generation"]
     with monkeypatch.context() as patch:
         wrong_positions(patch)
         base = str(llama.config._name_or_path)
-        wrong = decide(make_trial("lora", "sft"), base, data, wished)
+        wrong = probe_accelerators(make_trial("lora", "sft"), base, data, wished)
     assert not wrong.switches.generation
     assert "answers are not plain generate's" in wrong.reasons["generation"]
     asked_of: list[bool] = []
@@ -281,7 +281,7 @@ def test_a_method_is_probed_away_from_its_start(
         asked_of.append(any(p.any() for n, p in model.named_parameters() if "lora_B" in n))
 
     monkeypatch.setattr("bakeoff.training.preflight.parity.disagreement", told)
-    decide(make_trial("lora", "sft"), str(tiny_llama), data, wished)
+    probe_accelerators(make_trial("lora", "sft"), str(tiny_llama), data, wished)
     assert asked_of == [True], "at LoRA's start its B is zero and an adapter tells nothing"
 
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 def on_gpu(method: str, task: str) -> Trial:
     trial = make_trial(method, task)
-    found = machine.machine({"device": "auto", "precision": "auto", "threads": 1, "workers": 1})
+    found = machine.detect_machine({"device": "auto", "precision": "auto", "threads": 1, "workers": 1})
     assert (found["device"], found["precision"]) == ("cuda:0", "bf16")
     changes: dict[str, Any] = {"device": found["device"], "precision": found["precision"]}
     if task == "sft":
@@ -45,7 +45,7 @@ def test_a_trial_its_cost_and_a_pair_as_the_probe_decided(
     (result,) = segment.run(one.to_json())["results"]
     assert result["status"] == "done", result["traceback"] or result["reason"]
     assert len(result["splits"]["test"]["scores"]) == len(rows())
-    cost = cost_probe.probe(one.to_json())
+    cost = cost_probe.probe_cost(one.to_json())
     assert cost["status"] == "done", cost["reason"]
     assert cost["memory_kind"] == "device"
     assert cost["train_peak_bytes"] > cost["base_bytes"] > 0
@@ -86,7 +86,7 @@ def test_trials_over_a_quantised_base(
     pair = [dataclasses.replace(trial, conditions=c, seed=s) for s in (0, 1)]
     wishes = {"lanes": "auto", "checkpointing": "auto"}
     one = Segment((pair[0],), 0, 30, str(tmp_path), str(smollm), wishes)
-    cost = cost_probe.probe(one.to_json())
+    cost = cost_probe.probe_cost(one.to_json())
     print(method, quantize, cost["reason"], cost["engine"], cost["base_bytes"])  # pytest -s
     if method == "full" or (method, quantize) == ("dora", "int8"):
         assert cost["status"] == "incompatible"

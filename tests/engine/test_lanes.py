@@ -33,7 +33,7 @@ from bakeoff.testing.trials import (
     train_steps,
 )
 from bakeoff.training import segment
-from bakeoff.training.preflight.parity import decide
+from bakeoff.training.preflight.parity import probe_accelerators
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 RATES = (1e-3, 1e-2, 3e-3)
@@ -262,16 +262,16 @@ def test_the_probe_keeps_what_agrees_and_says_why_it_drops_the_rest(
 ) -> None:
     build_tiny_setup(make_trial("lora", "sft"), tiny_llama, tmp_path)
     data = tmp_path / "data"
-    good = decide(make_trial("lora", "sft"), str(tiny_llama), data, ON)
+    good = probe_accelerators(make_trial("lora", "sft"), str(tiny_llama), data, ON)
     assert good.switches == ON
     assert good.reasons == {}
-    prefix = decide(make_trial("prefix_tuning", "sft"), str(tiny_llama), data, ON)
+    prefix = probe_accelerators(make_trial("prefix_tuning", "sft"), str(tiny_llama), data, ON)
     assert prefix.switches == dataclasses.replace(ON, packing=False)
     assert "prefix" in prefix.reasons["packing"]
 
     real = make_layout.unpack
     monkeypatch.setattr("bakeoff.engine.layers.unpack", lambda x, w: real(x, w) + 0.05)
-    wrong = decide(make_trial("lora", "sft"), str(tiny_llama), data, ON)
+    wrong = probe_accelerators(make_trial("lora", "sft"), str(tiny_llama), data, ON)
     assert not wrong.switches.packing
     assert wrong.switches.lanes
     assert "differ from the same trials alone" in wrong.reasons["packing"]
@@ -283,7 +283,7 @@ def test_in_half_precision_nothing_is_dropped(
 ) -> None:
     """Trained embeddings leave queries and keys in fp32 beside values in bf16."""
     trial = make_trial(method, "sft", precision="bf16")
-    found = decide(trial, str(tiny_llama), write_splits(tmp_path), ON)
+    found = probe_accelerators(trial, str(tiny_llama), write_splits(tmp_path), ON)
     assert found.reasons == {}
 
 
@@ -291,7 +291,7 @@ def test_in_half_precision_nothing_is_dropped(
 def test_norms_train_in_half_precision(method: str, tiny_bert: Path, tmp_path: Path) -> None:
     """A CPU's layer norm wants one dtype, also where only its bias is trained."""
     trial = make_trial(method, "classify", precision="bf16")
-    found = decide(trial, str(tiny_bert), write_splits(tmp_path), ON)
+    found = probe_accelerators(trial, str(tiny_bert), write_splits(tmp_path), ON)
     assert found.reasons == {}
 
 

@@ -26,7 +26,7 @@ from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import batches, build_tiny_setup, make_trial, train_steps
 from bakeoff.training import evaluate, generation, setup
-from bakeoff.training.evaluate import answers, item_losses
+from bakeoff.training.evaluate import (predict_all, item_losses)
 from bakeoff.training.preflight import cost_probe, parity
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
@@ -46,7 +46,7 @@ def dropping(method: str) -> MethodEntry:
     return dataclasses.replace(entry, config={**entry.config, "lora_dropout": 0.3})
 
 
-def attend_to_all(at: setup.Bench) -> None:
+def attend_to_all(at: setup.TrainingSetup) -> None:
     """Switch dropout of attention weights off: transformers' own draws from PyTorch's stream."""
     for module in at.model.modules():
         if type(module).__name__.endswith("SelfAttention"):
@@ -155,7 +155,7 @@ def test_evaluation_keeps_to_the_budget_too(tiny_llama: Path, tmp_path: Path) ->
     assert all(p.cut is None for s in steps for p in s.passes)
 
 
-def short_of_memory(at: setup.Bench, most: int, needs_again: bool = False) -> Callable[..., Any]:
+def short_of_memory(at: setup.TrainingSetup, most: int, needs_again: bool = False) -> Callable[..., Any]:
     """Wrap a bench's losses: more than ``most`` examples a pass do not fit."""
     right = at.task.item_losses
 
@@ -217,7 +217,7 @@ def test_a_prefix_would_be_added_twice(tiny_llama: Path, tmp_path: Path) -> None
     )
     with pytest.raises(NotRecomputable, match="cache of keys and values"):
         train_steps(at, 1)
-    found = parity.decide(
+    found = parity.probe_accelerators(
         trial, str(tiny_llama), tmp_path / "data", dataclasses.replace(PLAIN, checkpointing=True)
     )
     assert found.switches.checkpointing is False
@@ -228,7 +228,7 @@ def test_the_parity_probe_tries_both(tiny_llama: Path, tmp_path: Path) -> None:
     trial = make_trial("lora", "sft")
     build_tiny_setup(trial, tiny_llama, tmp_path)
     wished = dataclasses.replace(ON, micro_tokens=40, checkpointing=True)
-    assert parity.decide(trial, str(tiny_llama), tmp_path / "data", wished).switches == wished
+    assert parity.probe_accelerators(trial, str(tiny_llama), tmp_path / "data", wished).switches == wished
 
 
 def test_a_layer_keeps_its_input_alone(tmp_path: Path) -> None:
@@ -280,14 +280,14 @@ def test_the_cost_probe_finds_what_fits_and_says_so(
     monkeypatch.setattr(task, "item_losses", losses)
     wishes = {"lanes": "auto", "checkpointing": "auto"}
     segment = Segment((trial,), 0, 6, str(tmp_path), str(tiny_llama), wishes)
-    cost = cost_probe.probe(segment.to_json())
+    cost = cost_probe.probe_cost(segment.to_json())
     assert cost["status"] == Status.DONE, cost["reason"]
     assert cost["engine"]["switches"]["checkpointing"] is True
     assert cost["engine"]["rescue"] is True
     assert cost["engine"]["pass_tokens"] > 0
     forbidden = dataclasses.replace(segment, engine={**wishes, "checkpointing": "off"})
     again["on"] = False
-    assert cost_probe.probe(forbidden.to_json())["status"] == Status.OUT_OF_MEMORY
+    assert cost_probe.probe_cost(forbidden.to_json())["status"] == Status.OUT_OF_MEMORY
 
 
 def test_what_cannot_be_captured_is_said() -> None:
@@ -320,7 +320,7 @@ def test_evaluation_that_does_not_fit_is_done_in_parts(
     at = build_tiny_setup(trial, tiny_llama, tmp_path)
     task, rows = type(at.task), at.rows("validation")[:3]
     examples = at.examples("validation")[:3]
-    expected, said = item_losses(at, examples), answers(at, rows)
+    expected, said = item_losses(at, examples), predict_all(at, rows)
     losses, predict = task.item_losses, task.predict
 
     def few_losses(self: Any, model: nn.Module, batch: Any) -> Any:
@@ -336,12 +336,12 @@ def test_evaluation_that_does_not_fit_is_done_in_parts(
     monkeypatch.setattr(task, "item_losses", few_losses)
     monkeypatch.setattr(task, "predict", few_answers)
     assert abs(item_losses(at, examples) - expected).max() < 1e-5
-    assert answers(at, rows) == said
+    assert predict_all(at, rows) == said
     most = 0
     with pytest.raises(torch.OutOfMemoryError):
         item_losses(at, examples)
     with pytest.raises(Incompatible, match="not even one row of"):
-        cost_probe._try_evaluation(at)
+        cost_probe._check_evaluation_fits(at)
 
 
 def test_fast_answers_that_do_not_fit_are_given_in_parts(
@@ -358,10 +358,10 @@ def test_fast_answers_that_do_not_fit_are_given_in_parts(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return right(model, own, rows, graphs, pace)
 
-    expected = generation.generated(at.model, asked, at.conditions, graphs=False)
+    expected = generation.generate_fast(at.model, asked, at.conditions, graphs=False)
     monkeypatch.setattr(generation, "fast", tight)
     monkeypatch.setattr(generation.Pace, "of", lambda _: DecodeSettings(1, 32, False, 256))
-    assert generation.generated(at.model, asked, at.conditions, graphs=False) == expected
+    assert generation.generate_fast(at.model, asked, at.conditions, graphs=False) == expected
     assert tried == [(8, 256), (4, 0), (2, 0)]
 
 
@@ -374,8 +374,8 @@ def test_the_longest_answer_is_read_before_any_trial(
     asked = at.task.asked(at.tokenizer, at.rows("validation"))
     longest = max(map(len, asked.prompts)) + asked.most - 1
     assert asked.most > 1
-    assert evaluate.read_longest_answer(at, None) == longest
-    assert evaluate.read_longest_answer(at, longest - 2) == longest - 3
+    assert evaluate.check_longest_answer(at, None) == longest
+    assert evaluate.check_longest_answer(at, longest - 2) == longest - 3
     right = evaluate.plain
 
     def small(model: Any, question: Any) -> Any:
@@ -385,7 +385,7 @@ def test_the_longest_answer_is_read_before_any_trial(
 
     monkeypatch.setattr(evaluate, "plain", small)
     with pytest.raises(Incompatible, match="not even one answer of full length"):
-        cost_probe._try_evaluation(at)
+        cost_probe._check_evaluation_fits(at)
 
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")
@@ -395,10 +395,10 @@ def test_reading_the_longest_answer_leaves_nothing_behind(
 ) -> None:
     at = build_tiny_setup(make_trial(method, "sft"), tiny_llama, tmp_path)
     before = item_losses(at, at.examples("validation"))
-    assert evaluate.read_longest_answer(at, None)
+    assert evaluate.check_longest_answer(at, None)
     assert (item_losses(at, at.examples("validation")) == before).all()
 
 
 def test_a_task_without_answers_has_no_longest_one(tiny_bert: Path, tmp_path: Path) -> None:
     at = build_tiny_setup(make_trial("lora", "classify"), tiny_bert, tmp_path)
-    assert evaluate.read_longest_answer(at, None) is None
+    assert evaluate.check_longest_answer(at, None) is None

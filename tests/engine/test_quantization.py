@@ -40,7 +40,7 @@ from bakeoff.testing.trials import (
 )
 from bakeoff.training import setup
 from bakeoff.training.preflight import cost_probe
-from bakeoff.training.preflight.capabilities.quantized import refusal
+from bakeoff.training.preflight.capabilities.quantized import cannot_train_reason
 
 pytest.importorskip("bitsandbytes")
 
@@ -176,7 +176,7 @@ def test_int8_by_bitsandbytes_trains_and_never_rides(llama: Path, tmp_path: Path
     with pytest.raises(RowsMixed, match="outliers over all rows"):
         train_steps(build_tiny_setup(trials, llama, tmp_path, ON), 1)
     segment = Segment(tuple(trials), 0, 6, str(tmp_path), str(llama), {"lanes": "auto"})
-    switches, reasons = setup.wished(segment)
+    switches, reasons = setup.requested_switches(segment)
     assert switches.lanes is False
     assert reasons == {"lanes": quantization.MIXES_ROWS_REASON}
 
@@ -218,12 +218,12 @@ def test_packed_bytes_taken_for_weights_are_refused_before_training(
 ) -> None:
     """HRA on 8 bits attaches and trains: on numbers that are no weights."""
     assert "off those on the plain base" in str(
-        refusal(registry.load("hra", Path()), *INT8.values())
+        cannot_train_reason(registry.load("hra", Path()), *INT8.values())
     )
-    assert refusal(registry.load("lora", Path()), *NF4.values()) is None
+    assert cannot_train_reason(registry.load("lora", Path()), *NF4.values()) is None
     trial = make_trial("hra", "sft", **INT8)
     build_tiny_setup(trial, llama, tmp_path)  # lays the data down
-    cost = cost_probe.probe(
+    cost = cost_probe.probe_cost(
         Segment((trial,), 0, 6, str(tmp_path), str(llama), {"lanes": "auto"}).to_json()
     )
     assert cost["status"] == Status.INCOMPATIBLE

@@ -39,7 +39,7 @@ from bakeoff.study.storage import study_dir
 from bakeoff.testing.tiny import write_jsonl
 from bakeoff.testing.trials import build_tiny_setup, make_trial
 from bakeoff.training import reload
-from bakeoff.training.preflight.capabilities.on_model import expected
+from bakeoff.training.preflight.capabilities.on_model import count_on_model
 
 SOURCE = Path(api.__file__).parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -247,7 +247,7 @@ def test_a_base_whose_config_only_looks_so(
     (model / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
     safe_loading.check_base_files(str(model), None)
     lora = {"entry": vars(registry.load("lora", Path())), "path": str(model)}
-    assert expected(lora)["parameters"] > 0
+    assert count_on_model(lora)["parameters"] > 0
     assert not (tmp_path / "ran").exists()
 
 

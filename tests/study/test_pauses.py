@@ -131,11 +131,11 @@ def test_a_stopped_study_goes_on(
 def test_a_base_that_stays_is_handed_out_pristine(tiny_bert: Path, tmp_path: Path) -> None:
     trial = make_trial("lora", "classify")
     data = write_splits(tmp_path / "data")
-    fresh = setup.build([trial], str(tiny_bert), data).model.state_dict()
+    fresh = setup.build_setup([trial], str(tiny_bert), data).model.state_dict()
     BaseCache.on = True
     for method in ("full", "pissa", "lora"):
-        setup.build([make_trial(method, "classify")], str(tiny_bert), data)
-    kept = setup.build([trial], str(tiny_bert), data).model.state_dict()
+        setup.build_setup([make_trial(method, "classify")], str(tiny_bert), data)
+    kept = setup.build_setup([trial], str(tiny_bert), data).model.state_dict()
     assert kept.keys() == fresh.keys()
     assert all(torch.equal(kept[name], fresh[name]) for name in fresh)
 

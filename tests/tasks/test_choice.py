@@ -23,7 +23,7 @@ from bakeoff.study.config import parse_spec
 from bakeoff.tasks.choice import Choices, MultipleChoice
 from bakeoff.testing.tiny import WORDS, rows, save_llama, write_jsonl
 from bakeoff.testing.trials import build_tiny_setup, disable_dropout, make_trial, train_steps
-from bakeoff.training.evaluate import answers
+from bakeoff.training.evaluate import predict_all
 
 COLUMNS = {"prompt": "Command : {text} JSON", "choices": "choices", "answer": "answer"}
 OPTIONS = {
@@ -298,7 +298,7 @@ def test_all_lanes_are_asked_at_once_and_answer_as_alone(
         ride(first, width, rows)
 
     monkeypatch.setattr(together.lanes, "ride", watched)
-    laned = answers(together, own)
+    laned = predict_all(together, own)
     assert {width for width, _ in widths} == {3}
     # eight rows a batch hold no item of three choices for each of three lanes: one item at a time
     assert len(widths) == len(own)
@@ -306,7 +306,7 @@ def test_all_lanes_are_asked_at_once_and_answer_as_alone(
     for trial, found in zip(trials, laned, strict=True):
         alone = disable_dropout(build_tiny_setup(trial, sharp, tmp_path))
         train_steps(alone, 12)
-        assert answers(alone, own) == [found]
+        assert predict_all(alone, own) == [found]
     assert len({tuple(found) for found in laned}) > 1, "the lanes all say the same"
 
 

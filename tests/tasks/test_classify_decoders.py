@@ -22,7 +22,7 @@ from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import build_tiny_setup, disable_dropout, make_trial, train_steps
 from bakeoff.training import segment
-from bakeoff.training.preflight.parity import decide
+from bakeoff.training.preflight.parity import probe_accelerators
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 METHODS = ("lora", "full", "head", "ia3", "oft", "prefix_tuning", "prompt_tuning", "p_tuning")
@@ -102,7 +102,7 @@ def test_lanes_and_packing_change_nothing(method: str, tiny_llama: Path, tmp_pat
 def test_the_probe_finds_that_decoders_pack(tiny_llama: Path, tmp_path: Path) -> None:
     """A cache of keys and values, filled in every pass, would keep them from it."""
     data = write_splits(tmp_path / "data")
-    found = decide(make_trial("lora", "classify"), str(tiny_llama), data, ON)
+    found = probe_accelerators(make_trial("lora", "classify"), str(tiny_llama), data, ON)
     assert (found.switches, found.reasons) == (ON, {})
 
 

@@ -56,7 +56,7 @@ class Setting(NamedTuple):
     def run(self, trials: list[Trial], *, lanes: bool, packing: bool) -> StepTrace:
         """Take the first steps of these trials."""
         switches = dataclasses.replace(Switches.plain(), lanes=lanes, packing=packing, loss=True)
-        at = setup.build(trials, str(self.base), self.data, switches)
+        at = setup.build_setup(trials, str(self.base), self.data, switches)
         return benches.train_steps(at, STEPS)
 
     def each_alone(self, trials: list[Trial], *, packing: bool) -> StepTrace:
@@ -116,7 +116,7 @@ def plain_peft(
     examples = task.encode(tokenizer, [dict(r) for r in rows()])
     base = load()
     torch.manual_seed(trial.seed + 1_000_003)
-    around = setup.ground(task, tokenizer, c, setting.data)
+    around = setup.attach_context(task, tokenizer, c, setting.data)
     model = build_hook(trial.method, trial.config).attach(base, around).train()
     trained = list(trainable_parameters(model).values())
     optimizer = torch.optim.AdamW(trained, lr=trial.learning_rate, weight_decay=c.weight_decay)

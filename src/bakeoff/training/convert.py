@@ -22,9 +22,9 @@ from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import free_memory, resolve_device
 from bakeoff.methods.load_saved import WEIGHTS
 from bakeoff.metrics import load
-from bakeoff.training.evaluate import plain_scores
-from bakeoff.training.reload import Plain, saved_at
-from bakeoff.training.setup import wished
+from bakeoff.training.evaluate import score_reference_model
+from bakeoff.training.reload import (ReferenceModel, saved_location)
+from bakeoff.training.setup import requested_switches
 
 ADAPTER, MERGED = "adapter", "merged"
 MODEL = "model"
@@ -42,18 +42,18 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
     segment, target = Segment.from_json(value["segment"]), Path(value["target"])
     try:
         with warnings.catch_warnings(action="ignore"):  # of PEFT's: the scores tell
-            return {**_converted(segment, value, target), "error": None}
+            return {**_convert(segment, value, target), "error": None}
     except BakeoffError as error:
         return {"error": error.to_json()}
 
 
-def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[str, Any]:
-    kind, path = saved_at(segment)  # first: under other conditions it would be another trial
+def _convert(segment: Segment, value: dict[str, Any], target: Path) -> dict[str, Any]:
+    kind, path = saved_location(segment)  # first: under other conditions it would be another trial
     origin = Path(segment.folder) / path
-    trial = _here(segment.trials[0])
+    trial = _on_local_device(segment.trials[0])
     if value["form"] == MERGED:  # into weights in the base's own precision, not in 4 bits
-        trial = _with(trial, quantize=None, quantizer=None)
-    at = Plain.of(dataclasses.replace(segment, trials=(trial,)))
+        trial = _with_conditions(trial, quantize=None, quantizer=None)
+    at = ReferenceModel.of(dataclasses.replace(segment, trials=(trial,)))
     if value["form"] == ADAPTER:
         shutil.copytree(origin, target)
         made = kind
@@ -66,12 +66,12 @@ def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[st
         del model
         free_memory()
     if made == MODEL:
-        _with_tokenizer(at, target)
+        _save_tokenizer(at, target)
     model = at.placed(at.loaded(target, made))
     rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
     metric = load.load_metric(at.c, Path(segment.folder))
-    switches, _ = wished(at.segment)
-    scores, note = plain_scores(metric, at.task, model, at.tokenizer, rows, at.c, switches)
+    switches, _ = requested_switches(at.segment)
+    scores, note = score_reference_model(metric, at.task, model, at.tokenizer, rows, at.c, switches)
     trained = segment.trials[0].conditions.device
     if at.c.device != trained:
         note = f"Scored on {at.c.device}; the study trained on {trained}, which is not here."
@@ -79,16 +79,16 @@ def _converted(segment: Segment, value: dict[str, Any], target: Path) -> dict[st
     return {"kind": made, **found}
 
 
-def _with(trial: Trial, **changes: Any) -> Trial:
+def _with_conditions(trial: Trial, **changes: Any) -> Trial:
     return dataclasses.replace(trial, conditions=dataclasses.replace(trial.conditions, **changes))
 
 
-def _here(trial: Trial) -> Trial:
+def _on_local_device(trial: Trial) -> Trial:
     """Return the trial on a device of this machine: it may have been trained on another one."""
     try:
         resolve_device(trial.conditions.device)
     except PreflightError:
-        return _with(trial, device=resolve_device("auto"))
+        return _with_conditions(trial, device=resolve_device("auto"))
     return trial
 
 
@@ -99,12 +99,12 @@ def _merge(model: Any, kind: str, target: Path) -> str:
         PreflightError: ``cannot-merge``.
     """
     if kind == ADAPTER:
-        model = _unloaded(model)
+        model = _merge_and_unload(model)
     model.save_pretrained(target)
     return MODEL
 
 
-def _unloaded(model: Any) -> nn.Module:
+def _merge_and_unload(model: Any) -> nn.Module:
     try:
         if model.active_peft_config.is_prompt_learning:
             raise TypeError("its virtual tokens are input, there is no weight to merge them into")
@@ -143,7 +143,7 @@ def _to_lora(model: Any, kind: str, rank: int, target: Path) -> str:
     return ADAPTER
 
 
-def _with_tokenizer(at: Plain, target: Path) -> None:
+def _save_tokenizer(at: ReferenceModel, target: Path) -> None:
     """Write the tokenizer beside a whole model, with the chat template that it was trained on."""
     template = (at.c.task_options.get("chat") or {}).get("template")
     if template is not None:

@@ -27,37 +27,37 @@ from bakeoff.engine.packing.attention import use_layout
 from bakeoff.metrics import load, run
 from bakeoff.metrics.run import MetricError
 from bakeoff.tasks._base import Example, Task, load_tokenizer
-from bakeoff.training.generation import disagreement, generated
-from bakeoff.training.setup import Bench, load_base, make_task, prepare_process, wished
+from bakeoff.training.generation import (generation_mismatch, generate_fast)
+from bakeoff.training.setup import (TrainingSetup, load_base, make_task, prepare_process, requested_switches)
 
-Table = np.ndarray[tuple[int, int], Any]
+LaneTable = np.ndarray[tuple[int, int], Any]
 """A number for each lane and example, ``[lanes, examples]``."""
 
 
-def item_losses(bench: Bench, examples: Sequence[Example]) -> Table:
+def item_losses(bench: TrainingSetup, examples: Sequence[Example]) -> LaneTable:
     """Return each lane's loss on each example, ``[lanes, examples]``, in nats.
 
     An example's summed loss over the mean count of supervised units: a row's mean is the mean loss
     over all units, whatever their number in each example.
     """
     sums, counts = summed_losses(bench, examples)
-    found: Table = sums / counts.mean(1, keepdims=True)
+    found: LaneTable = sums / counts.mean(1, keepdims=True)
     return found
 
 
 @torch.no_grad()
-def summed_losses(bench: Bench, examples: Sequence[Example]) -> tuple[Table, Table]:
+def summed_losses(bench: TrainingSetup, examples: Sequence[Example]) -> tuple[LaneTable, LaneTable]:
     """Return each lane's summed loss on each example, in nats, and the supervised units in it.
 
     Where memory runs out, fewer examples are put to the lanes at once.
     """
     bench.model.eval()
     return retry_with_half(
-        partial(_summed, bench, examples), bench.conditions.evaluation_batch_size
+        partial(_sum_losses, bench, examples), bench.conditions.evaluation_batch_size
     )
 
 
-def _summed(bench: Bench, examples: Sequence[Example], rows: int) -> tuple[Table, Table]:
+def _sum_losses(bench: TrainingSetup, examples: Sequence[Example], rows: int) -> tuple[LaneTable, LaneTable]:
     c, lanes = bench.conditions, bench.lanes
     sums, counts = [], []
     for step in bench.feed.evaluation(examples, rows):
@@ -77,7 +77,7 @@ def _summed(bench: Bench, examples: Sequence[Example], rows: int) -> tuple[Table
 
 
 def score_split(
-    bench: Bench, split: str, losses: Sequence[float | None]
+    bench: TrainingSetup, split: str, losses: Sequence[float | None]
 ) -> list[SplitScores | MetricError]:
     """Score every item of a split in every lane with the study's metric.
 
@@ -87,18 +87,18 @@ def score_split(
     if metric.of_losses:
         summed = zip(*summed_losses(bench, bench.examples(split)), losses, strict=True)
         return [
-            _or_error(partial(metric.score_losses, sums, counts, split), None, loss)
+            _score_or_error(partial(metric.score_losses, sums, counts, split), None, loss)
             for sums, counts, loss in summed
         ]
     rows = bench.rows(split)
     references = bench.task.references(rows)
     return [
-        _or_error(partial(metric.score, own, references, split), own, loss)
-        for own, loss in zip(answers(bench, rows), losses, strict=True)
+        _score_or_error(partial(metric.score, own, references, split), own, loss)
+        for own, loss in zip(predict_all(bench, rows), losses, strict=True)
     ]
 
 
-def _or_error(
+def _score_or_error(
     score: Callable[[], list[float]], predictions: Sequence[str] | None, loss: float | None
 ) -> SplitScores | MetricError:
     try:
@@ -109,7 +109,7 @@ def _or_error(
 
 
 @torch.no_grad()
-def answers(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
+def predict_all(bench: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
     """Return every lane's answer to every row.
 
     Fast generation takes the lanes in turns; else each batch of rows is put to all lanes at once.
@@ -117,14 +117,14 @@ def answers(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
     """
     bench.model.eval()
     if bench.feed.switches.generation and bench.task.generates:
-        return _generated(bench, rows)
-    return retry_with_half(partial(_predicted, bench, rows), bench.conditions.evaluation_batch_size)
+        return _generate_lanes(bench, rows)
+    return retry_with_half(partial(_predict_lanes, bench, rows), bench.conditions.evaluation_batch_size)
 
 
-def _predicted(bench: Bench, rows: Sequence[Row], most: int) -> list[list[str]]:
+def _predict_lanes(bench: TrainingSetup, rows: Sequence[Row], most: int) -> list[list[str]]:
     c, lanes, width = bench.conditions, bench.lanes, bench.feed.width
     found: list[dict[int, str]] = [{} for _ in range(len(lanes))]
-    for picked in _shares(bench.task, rows, most // width):
+    for picked in length_sorted_batches(bench.task, rows, most // width):
         own_rows = [rows[i] for i in picked]
         for first in range(0, len(lanes), width):
             beat()
@@ -139,7 +139,7 @@ def _predicted(bench: Bench, rows: Sequence[Row], most: int) -> list[list[str]]:
     return [[own[i] for i in range(len(rows))] for own in found]
 
 
-def _shares(task: Task, rows: Sequence[Row], most: int) -> Iterator[list[int]]:
+def length_sorted_batches(task: Task, rows: Sequence[Row], most: int) -> Iterator[list[int]]:
     """Yield the rows' positions, those of about equal length together, ``most`` batch rows each."""
     order = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
     share = max(1, most // max(task.batch_rows([row]) for row in rows))
@@ -147,17 +147,17 @@ def _shares(task: Task, rows: Sequence[Row], most: int) -> Iterator[list[int]]:
         yield order[start : start + share]
 
 
-def _generated(bench: Bench, rows: Sequence[Row]) -> list[list[str]]:
+def _generate_lanes(bench: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
     asked, found = bench.task.asked(bench.tokenizer, rows), []
     for lane in range(len(bench.lanes)):
         bench.lanes.alone(lane)
-        tokens = generated(bench.model, asked, bench.conditions, bench.feed.switches.graphs)
+        tokens = generate_fast(bench.model, asked, bench.conditions, bench.feed.switches.graphs)
         found.append(bench.task.said(bench.tokenizer, tokens))
     return found
 
 
 @torch.no_grad()
-def read_longest_answer(bench: Bench, positions: int | None) -> int | None:
+def check_longest_answer(bench: TrainingSetup, positions: int | None) -> int | None:
     """Read validation's longest prompt with the longest answer behind it; return its tokens.
 
     No answer's cache takes more. ``positions`` is the most that the base can read, None without a
@@ -194,8 +194,8 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
         model = load_base(c, task, segment.base_path, 0).eval()
         rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
         metric = load.load_metric(c, Path(segment.folder))
-        switches, _ = wished(segment)
-        scores, note = plain_scores(metric, task, model, tokenizer, rows, c, switches)
+        switches, _ = requested_switches(segment)
+        scores, note = score_reference_model(metric, task, model, tokenizer, rows, c, switches)
     except Exception as error:  # as in a segment: a failure is a result
         if disk_full.disk_full_message(error):
             raise
@@ -203,7 +203,7 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
     return {"scores": dataclasses.asdict(scores), "error": None, "note": note}
 
 
-def plain_scores(
+def score_reference_model(
     metric: run.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
     c: Conditions, switches: Switches,
 ) -> tuple[SplitScores, str | None]:  # fmt: skip
@@ -211,26 +211,26 @@ def plain_scores(
     note = None
     if task.generates and not metric.of_losses and switches.generation:
         asked, graphs = task.asked(tokenizer, rows), switches.graphs
-        note = disagreement(model, asked, c, graphs)
+        note = generation_mismatch(model, asked, c, graphs)
         if note is None:
-            said = task.said(tokenizer, generated(model, asked, c, graphs))
+            said = task.said(tokenizer, generate_fast(model, asked, c, graphs))
             found = metric.score(said, task.references(rows), "test")
             return SplitScores(tuple(found), tuple(said), None), None
-    score = partial(_scored_plainly, metric, task, model, tokenizer, rows, c)
+    score = partial(_score_reference_batches, metric, task, model, tokenizer, rows, c)
     return retry_with_half(score, c.evaluation_batch_size), note
 
 
-def _scored_plainly(
+def _score_reference_batches(
     metric: run.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
     c: Conditions, most: int,
 ) -> SplitScores:  # fmt: skip
     """Score a plain model, batch by batch of about equal lengths, ``most`` batch rows each."""
     if metric.of_losses:
-        sums, counts = plain_losses(task, model, tokenizer, rows, c, most)
+        sums, counts = reference_losses(task, model, tokenizer, rows, c, most)
         scores = metric.score_losses(sums, counts, "test")
         return SplitScores(tuple(scores), (None,) * len(rows), None)
     said: dict[int, str] = {}
-    for picked in _shares(task, rows, most):
+    for picked in length_sorted_batches(task, rows, most):
         with autocast(c.device, c.precision):
             got = task.predict(model, tokenizer, [rows[i] for i in picked], c.device)
         said.update(zip(picked, got, strict=True))
@@ -240,7 +240,7 @@ def _scored_plainly(
 
 
 @torch.no_grad()
-def plain_losses(
+def reference_losses(
     task: Task, model: Any, tokenizer: Any, rows: Sequence[Row], c: Conditions, most: int
 ) -> tuple[list[float], list[float]]:
     """Return each row's summed loss in nats and its supervised units, by a plain model's forward.
@@ -249,7 +249,7 @@ def plain_losses(
     """
     pad = int(tokenizer.pad_token_id or 0)
     sums, counts = [0.0] * len(rows), [0.0] * len(rows)
-    for picked in _shares(task, rows, most):
+    for picked in length_sorted_batches(task, rows, most):
         beat()
         batch = task.batch(task.encode(tokenizer, [rows[i] for i in picked]), pad, c.device)
         with autocast(c.device, c.precision):

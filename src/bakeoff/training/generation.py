@@ -19,7 +19,7 @@ from bakeoff.engine.generation.generate import (
 from bakeoff.engine.generation.kv_slots import FastGenerationUnsupported
 from bakeoff.engine.generation.token_ties import ROUNDING, first_differences
 
-PROBED = 12
+PROBE_PROMPTS = 12
 """Prompts of the probe, from the shortest to the longest."""
 PROBE_ROWS = 4
 """Rows of the probe: fewer than prompts, so that slots are given on."""
@@ -27,7 +27,7 @@ PROBE_TOKENS = 24
 """Tokens of an answer of the probe, at most."""
 
 
-def generated(model: Any, asked: GenerationRequest, c: Conditions, graphs: bool) -> list[list[int]]:
+def generate_fast(model: Any, asked: GenerationRequest, c: Conditions, graphs: bool) -> list[list[int]]:
     """Return the tokens of every answer, generated fast; fewer at once where memory runs out."""
     pace = DecodeSettings.of(c.device.split(":", maxsplit=1)[0])
 
@@ -40,12 +40,12 @@ def generated(model: Any, asked: GenerationRequest, c: Conditions, graphs: bool)
     return retry_with_half(work, c.evaluation_batch_size)
 
 
-def disagreement(model: Any, asked: GenerationRequest, c: Conditions, graphs: bool) -> str | None:
+def generation_mismatch(model: Any, asked: GenerationRequest, c: Conditions, graphs: bool) -> str | None:
     """Return why fast generation does not give plain ``generate``'s tokens, None where it does.
 
     Tokens whose logits are within rounding of each other (``engine.ties``) count as the same.
     """
-    few = _few(asked)
+    few = _probe_request(asked)
     pace = DecodeSettings.of(c.device.split(":", maxsplit=1)[0])._replace(rows=0)
     with autocast(c.device, c.precision):
         try:
@@ -67,9 +67,9 @@ def disagreement(model: Any, asked: GenerationRequest, c: Conditions, graphs: bo
     )
 
 
-def _few(asked: GenerationRequest) -> GenerationRequest:
+def _probe_request(asked: GenerationRequest) -> GenerationRequest:
     by_length = sorted(asked.prompts, key=len)
-    count = min(PROBED, len(by_length))
+    count = min(PROBE_PROMPTS, len(by_length))
     places = [round(i * (len(by_length) - 1) / max(1, count - 1)) for i in range(count)]
     return asked._replace(
         prompts=[by_length[i] for i in places], most=min(asked.most, PROBE_TOKENS)

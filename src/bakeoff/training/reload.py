@@ -22,7 +22,7 @@ from bakeoff.engine.device import is_device_lost, move_to_device, retry_with_hal
 from bakeoff.methods import load_saved
 from bakeoff.methods.hook import build_hook
 from bakeoff.tasks._base import Task, load_tokenizer
-from bakeoff.training.evaluate import plain_losses
+from bakeoff.training.evaluate import reference_losses
 from bakeoff.training.setup import load_base, make_task, prepare_process
 
 
@@ -36,8 +36,8 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
     path = None
     try:
         with warnings.catch_warnings(action="ignore"):  # of PEFT's: the loss tells
-            kind, path = saved_at(segment)
-            at = Plain.of(segment)
+            kind, path = saved_location(segment)
+            at = ReferenceModel.of(segment)
             model = at.placed(at.loaded(Path(segment.folder) / path, kind))
             return {"loss": at.loss(model), "path": path, "error": None}
     except Exception as error:  # as in a segment: a failure is a result
@@ -46,14 +46,14 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
         return {"loss": None, "path": path, "error": redact(f"{type(error).__name__}: {error}")}
 
 
-def saved_at(segment: Segment) -> tuple[str, str]:
+def saved_location(segment: Segment) -> tuple[str, str]:
     """Return as what the segment's one trial was saved, and where in the study's folder."""
     (trial,) = segment.trials
     kind = build_hook(trial.method, trial.config).saved_as
     return kind, (Path("trials") / trial.id / kind).as_posix()
 
 
-class Plain(NamedTuple):
+class ReferenceModel(NamedTuple):
     """What models of one trial are loaded and read with, by transformers and PEFT alone."""
 
     segment: Segment
@@ -62,7 +62,7 @@ class Plain(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def of(cls, segment: Segment) -> Plain:
+    def of(cls, segment: Segment) -> ReferenceModel:
         """Set this process up for the segment's one trial."""
         c = segment.trials[0].conditions
         prepare_process(c)
@@ -85,6 +85,6 @@ class Plain(NamedTuple):
     def loss(self, model: nn.Module) -> float:
         """Return the mean validation loss in nats, over padded batches."""
         rows = read_rows(Path(self.segment.folder) / "data" / "validation.jsonl")
-        losses = partial(plain_losses, self.task, model, self.tokenizer, rows, self.c)
+        losses = partial(reference_losses, self.task, model, self.tokenizer, rows, self.c)
         sums, counts = retry_with_half(losses, self.c.evaluation_batch_size)
         return sum(sums) / sum(counts)

@@ -38,9 +38,9 @@ from bakeoff.metrics.run import MetricError
 from bakeoff.tasks._base import Example
 from bakeoff.training import checkpoints, forgetting
 from bakeoff.training.evaluate import item_losses, score_split
-from bakeoff.training.setup import Bench, build, prepare_process
+from bakeoff.training.setup import (TrainingSetup, build_setup, prepare_process)
 
-UNMOVED = "no gradient reached any of its weights in {steps} steps: it is the untouched base"
+NO_GRADIENT = "no gradient reached any of its weights in {steps} steps: it is the untouched base"
 
 
 def run(value: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def run_segment(segment: Segment) -> SegmentResult:
     process is raised: the executor replaces the worker, and the trials run again in another.
     """
     try:
-        return SegmentResult(tuple(_run(segment)))
+        return SegmentResult(tuple(_train_trials(segment)))
     except Exception as error:
         said = disk_full.disk_full_message(error)
         if said is None:
@@ -65,18 +65,18 @@ def run_segment(segment: Segment) -> SegmentResult:
         return SegmentResult((), said)
 
 
-def _run(segment: Segment) -> Iterator[TrialResult]:
+def _train_trials(segment: Segment) -> Iterator[TrialResult]:
     group, folder = segment.trials, Path(segment.folder) / "trials"
     try:
-        results = [_alone(segment)] if len(group) == 1 else _group(segment)
+        results = [_train_single(segment)] if len(group) == 1 else _train_group(segment)
     except Exception as error:  # which trial it was is found out when each runs alone
         if disk_full.disk_full_message(error) or is_device_lost(error):
             raise
         why = f"trained alone, not in lanes: {describe_failure(error).splitlines()[0]}"
-        alone = (_alone(dataclasses.replace(segment, trials=(trial,))) for trial in group)
+        alone = (_train_single(dataclasses.replace(segment, trials=(trial,))) for trial in group)
         results = [dataclasses.replace(r, warnings=(*r.warnings, why)) for r in alone]
     for r in results:
-        yield r if r.status is Status.STOPPED else _keep(r, folder / r.trial_id)
+        yield r if r.status is Status.STOPPED else write_result(r, folder / r.trial_id)
 
 
 def classify_failure(error: BaseException) -> Status:
@@ -97,16 +97,16 @@ def describe_failure(error: BaseException) -> str:
     return redact(f"{type(error).__name__}: {error}")
 
 
-def _group(segment: Segment) -> list[TrialResult]:
-    with _listening() as heard:
+def _train_group(segment: Segment) -> list[TrialResult]:
+    with _record_warnings() as heard:
         results = _train_and_score(segment, [[] for _ in segment.trials])
-    return [_with_warnings(r, heard) for r in results]
+    return [_add_warnings(r, heard) for r in results]
 
 
-def _alone(segment: Segment) -> TrialResult:
+def _train_single(segment: Segment) -> TrialResult:
     started = time.perf_counter()
     curve: list[CurvePoint] = []
-    with _listening() as heard:
+    with _record_warnings() as heard:
         try:
             (result,) = _train_and_score(segment, [curve])
         except Exception as error:  # a failure is a result: whatever it is, the study goes on
@@ -121,11 +121,11 @@ def _alone(segment: Segment) -> TrialResult:
                 curve=tuple(curve),
                 train_seconds=time.perf_counter() - started,
             )
-    return _with_warnings(result, heard)
+    return _add_warnings(result, heard)
 
 
 @contextlib.contextmanager
-def _listening() -> Iterator[list[warnings.WarningMessage]]:
+def _record_warnings() -> Iterator[list[warnings.WarningMessage]]:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("default")
         # deprecations inside a library are its authors' business, not the user's
@@ -136,7 +136,7 @@ def _listening() -> Iterator[list[warnings.WarningMessage]]:
         yield heard
 
 
-def _with_warnings(result: TrialResult, heard: Sequence[warnings.WarningMessage]) -> TrialResult:
+def _add_warnings(result: TrialResult, heard: Sequence[warnings.WarningMessage]) -> TrialResult:
     said = tuple(dict.fromkeys(redact(str(w.message)) for w in heard))
     return dataclasses.replace(result, warnings=said)
 
@@ -148,14 +148,14 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
     folder = Path(segment.folder)
     engine = segment.engine or {}
     switches = Switches(**engine["switches"]) if engine else None
-    bench = build(trials, segment.base_path, folder / "data", switches)
+    bench = build_setup(trials, segment.base_path, folder / "data", switches)
     bench.fit_memory(engine)
     examples, validation = bench.examples("train"), bench.examples("validation")
     stepper = bench.stepper()
-    before, unread = _restore(bench, stepper, segment)
+    before, unread = _resume(bench, stepper, segment)
     for curve, so_far in zip(curves, before, strict=True):
         curve.extend(so_far.curve if so_far else ())
-    run = _Run(bench, curves, time.perf_counter())
+    run = TrainingLog(bench, curves, time.perf_counter())
     c = trials[0].conditions
     seeds = [t.seed for t in trials]
     batches = run.counted(bench.feed.training(examples, seeds, segment.start))
@@ -170,7 +170,7 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
     ends, final = segment.stop == c.steps and pause is None, trials[0].phase == "final"
     losses = [curve[-1].validation_loss if curve else None for curve in curves]
     splits = _score(bench, losses, ends, segment.scored) if pause is None else [{} for _ in trials]
-    forgotten = forgetting.measured(bench, segment.base_path) if final and ends else None
+    forgotten = forgetting.try_measure(bench, segment.base_path) if final and ends else None
     scored = time.perf_counter()
     results = []
     for lane, trial in enumerate(trials):
@@ -189,16 +189,16 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
             item_losses=tuple(run.item_losses[lane]),
             forgetting=forgotten[lane] if forgotten else None,
         )
-        whole = _added(before[lane], share)
+        whole = add_earlier_totals(before[lane], share)
         if pause is not None and whole.diverged_at_step is None:
-            results.append(_paused(bench, stepper, lane, whole, pause))
+            results.append(pause_trial(bench, stepper, lane, whole, pause))
         else:
-            results.append(_ended(bench, stepper, lane, segment, whole, splits[lane]))
+            results.append(finish_trial(bench, stepper, lane, segment, whole, splits[lane]))
     return results
 
 
-def _restore(
-    bench: Bench, stepper: Stepper, segment: Segment
+def _resume(
+    bench: TrainingSetup, stepper: Stepper, segment: Segment
 ) -> tuple[list[TrialResult | None], list[Tensor]]:
     """Put every trial where the segment starts; return what each has given so far.
 
@@ -219,12 +219,12 @@ def _restore(
     return before, list(torch.stack(losses, 1)) if len(losses) == len(unread) else []
 
 
-def _paused(
-    bench: Bench, stepper: Stepper, lane: int, result: TrialResult, pause: Pause
+def pause_trial(
+    bench: TrainingSetup, stepper: Stepper, lane: int, result: TrialResult, pause: Pause
 ) -> TrialResult:
     """Keep the state of a trial that was stopped between two readings, to go on from there."""
     result = dataclasses.replace(result, status=Status.STOPPED, item_losses=())
-    state = checkpoints.State(
+    state = checkpoints.Checkpoint(
         stepper.state(lane), bench.hook.state(lane), result, pause.losses[:, lane].clone()
     )
     trials = bench.data.parent / "trials"
@@ -232,7 +232,7 @@ def _paused(
     return result
 
 
-def _added(before: TrialResult | None, now: TrialResult) -> TrialResult:
+def add_earlier_totals(before: TrialResult | None, now: TrialResult) -> TrialResult:
     """Return a result with the tokens and seconds of the segments before it."""
     if before is None:
         return now
@@ -245,8 +245,8 @@ def _added(before: TrialResult | None, now: TrialResult) -> TrialResult:
     )
 
 
-def _ended(
-    bench: Bench,
+def finish_trial(
+    bench: TrainingSetup,
     stepper: Stepper,
     lane: int,
     segment: Segment,
@@ -272,7 +272,7 @@ def _ended(
             item_losses=(),
         )  # fmt: skip
     if stepper.idle(lane):
-        reason = UNMOVED.format(steps=segment.stop)
+        reason = NO_GRADIENT.format(steps=segment.stop)
         return dataclasses.replace(result, status=Status.FAILED, reason=reason)
     if isinstance(splits, MetricError):
         reason = describe_failure(splits)
@@ -281,17 +281,17 @@ def _ended(
     trial, trials = segment.trials[lane], Path(segment.folder) / "trials"
     if segment.stop < bench.conditions.steps:
         result = dataclasses.replace(result, status=Status.STOPPED)
-        state = checkpoints.State(stepper.state(lane), bench.hook.state(lane), result)
+        state = checkpoints.Checkpoint(stepper.state(lane), bench.hook.state(lane), result)
         checkpoints.keep(trial_dir.checkpoint_path(trials, trial.id, segment.stop), state)
         return result
     saved = _save(bench, lane, trials / trial.id)
     return dataclasses.replace(result, adapter_bytes=saved)
 
 
-class _Run:
+class TrainingLog:
     """What is noted down while lanes train."""
 
-    def __init__(self, bench: Bench, curves: list[list[CurvePoint]], begun: float) -> None:
+    def __init__(self, bench: TrainingSetup, curves: list[list[CurvePoint]], begun: float) -> None:
         self.bench = bench
         self.curves = curves
         self.begun = begun
@@ -328,7 +328,7 @@ class _Run:
 
 
 def _score(
-    bench: Bench, losses: Sequence[float | None], ends: bool, scored: bool
+    bench: TrainingSetup, losses: Sequence[float | None], ends: bool, scored: bool
 ) -> list[dict[str, SplitScores] | MetricError]:
     """Score test in final trials, validation by the metric where the segment says so."""
     plain = [SplitScores((), (), loss) for loss in losses]
@@ -341,7 +341,7 @@ def _score(
     return [t if isinstance(t, MetricError) else {"test": t, "validation": s} for t, s in tested]
 
 
-def _save(bench: Bench, lane: int, folder: Path) -> int | None:
+def _save(bench: TrainingSetup, lane: int, folder: Path) -> int | None:
     """Save a finalist's weights in the method's own format; return the bytes of its tensors.
 
     A sealed folder holds the weights that its scores were taken from, and stays: its group is
@@ -360,7 +360,7 @@ def _save(bench: Bench, lane: int, folder: Path) -> int | None:
     return sum(p.stat().st_size for p in target.rglob("*.safetensors"))
 
 
-def _keep(result: TrialResult, folder: Path) -> TrialResult:
+def write_result(result: TrialResult, folder: Path) -> TrialResult:
     """Write the result durably and seal its folder.
 
     A folder that cannot be written is no failure of the trial: the parent has its result in hand.

@@ -49,14 +49,14 @@ from bakeoff.methods.hook import (
 )
 from bakeoff.tasks import task_class
 from bakeoff.tasks._base import Batch, Example, Task, load_tokenizer
-from bakeoff.training.token_cache import encode_split
+from bakeoff.training.token_cache import load_or_encode
 
 MEMORY_SHARE = 0.9
 """How much of the free memory lanes may take; the rest is for evaluation and fragmentation."""
 
 
 @dataclass
-class Bench:
+class TrainingSetup:
     """The trials of a group on one model, with their task and data at hand, one lane each."""
 
     trials: tuple[Trial, ...]
@@ -94,7 +94,7 @@ class Bench:
 
     def examples(self, split: str) -> list[Example]:
         """Return a split's tokens, tokenised once a study."""
-        return encode_split(self.task, self.tokenizer, self.data, split, lambda: self.rows(split))
+        return load_or_encode(self.task, self.tokenizer, self.data, split, lambda: self.rows(split))
 
     def fit_memory(self, engine: Mapping[str, Any]) -> None:
         """Hold passes to what fits: 90 % of the memory that is free now, by the measured slope."""
@@ -117,7 +117,7 @@ class Bench:
         )
 
 
-class Group(NamedTuple):
+class RateGroup(NamedTuple):
     """Trained tensors that share a rate: a factor on the setting's, or (the head's) a fixed one."""
 
     names: list[str]
@@ -129,7 +129,7 @@ class Group(NamedTuple):
         return self.fixed if self.fixed is not None else self.factor * trial.learning_rate
 
 
-def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[Group]:
+def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[RateGroup]:
     """Return the trained tensors by learning rate: the method's own groups, then the head's.
 
     Every method trains the task's fresh output layer; a rate of its own keeps what suits that
@@ -150,11 +150,11 @@ def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[Group]:
         else:
             factor = next((f for part, f in factors.items() if part in name), 1.0)
             by_factor.setdefault(factor, []).append(name)
-    groups = [Group(names, factor) for factor, names in by_factor.items() if names]
+    groups = [RateGroup(names, factor) for factor, names in by_factor.items() if names]
     if heads and groups and trial.conditions.head_learning_rate is not None:
-        return [*groups, Group(heads, fixed=trial.conditions.head_learning_rate)]
+        return [*groups, RateGroup(heads, fixed=trial.conditions.head_learning_rate)]
     if not groups:
-        return [Group(heads)]
+        return [RateGroup(heads)]
     groups[0].names.extend(heads)
     return groups
 
@@ -173,7 +173,7 @@ def recipe(c: Conditions, graphs: bool) -> Recipe:
     )
 
 
-def wished(segment: Segment) -> tuple[Switches, dict[str, str]]:
+def requested_switches(segment: Segment) -> tuple[Switches, dict[str, str]]:
     """Return the switches that a study wishes for, and why some are off before any is tried."""
     c = segment.trials[0].conditions
     wishes = Switches.wished(segment.engine or {}, c.device, c.precision, c.steps)
@@ -182,7 +182,7 @@ def wished(segment: Segment) -> tuple[Switches, dict[str, str]]:
     return dataclasses.replace(wishes, **dict.fromkeys(reasons, False)), reasons
 
 
-def may_rescue(segment: Segment) -> bool:
+def allows_recompute(segment: Segment) -> bool:
     """Say whether layers may be computed again where memory would run out otherwise."""
     return (segment.engine or {}).get("checkpointing") == "auto"
 
@@ -245,14 +245,14 @@ def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module
     return move_to_device(model, c.device)
 
 
-def ground(
+def attach_context(
     task: Task, tokenizer: PreTrainedTokenizerBase, c: Conditions, data: Path
 ) -> AttachContext:
     """Return what a method may know of the study when it is attached."""
     pad = int(tokenizer.pad_token_id or 0)
 
     def examples() -> list[Example]:
-        return encode_split(task, tokenizer, data, "train", lambda: read_rows(data / "train.jsonl"))
+        return load_or_encode(task, tokenizer, data, "train", lambda: read_rows(data / "train.jsonl"))
 
     def batches(rows: int) -> Iterator[Batch]:
         found = examples()
@@ -290,9 +290,9 @@ def attach(trial: Trial, base: nn.Module, ground: AttachContext) -> tuple[nn.Mod
     return model, hook
 
 
-def build(
+def build_setup(
     trials: Sequence[Trial], base_path: str, data: Path, switches: Switches | None = None
-) -> Bench:
+) -> TrainingSetup:
     """Load the base, attach the method and stack one start a trial; return the bench.
 
     The method is attached once for each distinct seed, on a fresh base, to take its start; the
@@ -305,7 +305,7 @@ def build(
     c = trials[0].conditions
     task = make_task(c)
     tokenizer = load_tokenizer(base_path, c.revision, c.trusted)
-    around = ground(task, tokenizer, c, data)
+    around = attach_context(task, tokenizer, c, data)
     distinct = list(dict.fromkeys(t.seed for t in trials))
     starts: dict[int, InitialTensors] = {}
     for seed in reversed(distinct):
@@ -324,4 +324,4 @@ def build(
         disable_input_casting(model)
     feed = BatchBuilder(lanes, task, c.batch_size, int(tokenizer.pad_token_id or 0), c.device, on)
     kept = each if hook.needs_start else None
-    return Bench(tuple(trials), task, tokenizer, lanes, hook, feed, data, kept)
+    return TrainingSetup(tuple(trials), task, tokenizer, lanes, hook, feed, data, kept)

@@ -29,7 +29,7 @@ from bakeoff.core.jobs import BEAT, STOP, import_function
 _PR_SET_PDEATHSIG = 1
 
 
-class _State:
+class WorkerState:
     """Whether work is at hand: the parent alone says when that ends."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class _State:
             os._exit(0)
 
 
-class _Marks:
+class SharedFlags:
     """Listens to the training loop, for the parent."""
 
     def __init__(self, marks: Any) -> None:
@@ -58,14 +58,14 @@ def serve(
     pipe: Connection, marks: Any, log: str, parent: int, gpu: int | None, stays: bool
 ) -> None:
     """Work for the parent until it hangs up."""
-    _die_with(parent)
-    state = _State()
+    exit_with_parent(parent)
+    state = WorkerState()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     signal.signal(signal.SIGTERM, state.terminated)
     if hasattr(signal, "SIGHUP"):  # a terminal that went away; the parent asks for the end
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _write_to(log)
-    own = None if gpu is None else _take_gpu(gpu)
+    redirect_output(log)
+    own = None if gpu is None else select_gpu(gpu)
     # a progress bar's lock is for all processes, a semaphore with a name: one that is killed leaves
     # it behind, and Python complains of that at the study's end
     import_module("tqdm").tqdm.set_lock(threading.RLock())
@@ -73,7 +73,7 @@ def serve(
     from bakeoff.engine.device import free_memory, is_device_lost
     from bakeoff.engine.heartbeat import Pulse
 
-    Pulse.listener = _Marks(marks)
+    Pulse.listener = SharedFlags(marks)
     BaseCache.on = stays
     while True:
         try:
@@ -99,7 +99,7 @@ def serve(
         state.busy = False
 
 
-def _write_to(log: str) -> None:
+def redirect_output(log: str) -> None:
     """Send what libraries print to a file: the terminal is the parent's."""
     handle = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)
@@ -110,7 +110,7 @@ def _write_to(log: str) -> None:
     faulthandler.enable(file=sys.stderr)
 
 
-def _take_gpu(place: int) -> str | None:
+def select_gpu(place: int) -> str | None:
     """See one of the visible GPUs alone, taken in turn, before CUDA is touched; return its name.
 
     None where there are not several to choose from.
@@ -124,7 +124,7 @@ def _take_gpu(place: int) -> str | None:
     return names[place % count]
 
 
-def _die_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """End this worker when the parent ends, however that happens.
 
     The fork server is the worker's real parent and lives as long as the study's process does; a

@@ -20,7 +20,7 @@ from bakeoff.methods.arguments import check_config, check_targets
 from bakeoff.metrics import load
 from bakeoff.tasks._base import Task, load_tokenizer
 from bakeoff.training.preflight import tied_weights, token_checks
-from bakeoff.training.preflight.parameter_count import Shape
+from bakeoff.training.preflight.parameter_count import Architecture
 from bakeoff.training.setup import (
     load_base,
     make_task,
@@ -28,7 +28,7 @@ from bakeoff.training.setup import (
 )
 
 
-def check(value: dict[str, Any]) -> dict[str, Any]:
+def check_study(value: dict[str, Any]) -> dict[str, Any]:
     """Check every method's arguments against PEFT and the base's real modules; tokenise the data.
 
     Returns ``{"error": {code, cause, try, exit} | None, "faults": [...]}``: what the user must mend
@@ -43,28 +43,28 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
             check_config(trial.method, trial.config)
         task = make_task(conditions)
         base: Any = load_base(conditions, task, segment.base_path, 0)
-        _refuse_broken_weights(base)
+        _check_finite_weights(base)
         for trial in segment.trials:
             targets = trial.config.get("target_modules")
             if isinstance(targets, list):
                 check_targets(trial.method.name, base, targets)
         tokenizer = load_tokenizer(segment.base_path, conditions.revision, conditions.trusted)
-        data, limits = Path(segment.folder) / "data", token_checks.Base.of(base)
+        data, limits = Path(segment.folder) / "data", token_checks.BaseLimits.of(base)
         faults = token_checks.check(data, task, tokenizer, limits)
-        shape = Shape(base.config, task.task_type, task.heads)
+        shape = Architecture(base.config, task.task_type, task.heads)
         if not any(fault.fatal for fault in faults):
-            _try_metric(segment, task)
+            _check_metric(segment, task)
         faults += tied_weights.check(segment.trials, base, shape)
     except BakeoffError as error:
         return {"error": error.to_json()}
     except Exception as error:  # whatever a loader raises for broken files
         if disk_full.disk_full_message(error):
             raise
-        return {"error": _not_loadable(segment.base_path, error).to_json()}
+        return {"error": _load_error(segment.base_path, error).to_json()}
     return {"error": None, "faults": [fault.to_json() for fault in faults]}
 
 
-def _not_loadable(path: str, error: Exception) -> PreflightError:
+def _load_error(path: str, error: Exception) -> PreflightError:
     """Build the error for a base that its loader raised of, whatever that was."""
     hint = "load it with plain transformers first; `bakeoff doctor` shows versions."
     if not Path(path).is_dir():
@@ -76,7 +76,7 @@ def _not_loadable(path: str, error: Exception) -> PreflightError:
     return PreflightError("base-not-loadable", cause, hint)
 
 
-def _refuse_broken_weights(base: torch.nn.Module) -> None:
+def _check_finite_weights(base: torch.nn.Module) -> None:
     """Refuse a base some of whose weights are no numbers: every trial on it would diverge.
 
     Raises:
@@ -91,7 +91,7 @@ def _refuse_broken_weights(base: torch.nn.Module) -> None:
             )
 
 
-def _try_metric(segment: Segment, task: Task) -> None:
+def _check_metric(segment: Segment, task: Task) -> None:
     """Score the references of validation and test against themselves and against no answer.
 
     Raises:

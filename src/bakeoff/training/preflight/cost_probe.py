@@ -22,23 +22,15 @@ from bakeoff.engine.device import free_memory, is_out_of_memory
 from bakeoff.engine.loop import Stepper
 from bakeoff.methods.hook import Incompatible
 from bakeoff.tasks._base import Example
-from bakeoff.training.evaluate import read_longest_answer, summed_losses
+from bakeoff.training.evaluate import (check_longest_answer, summed_losses)
 from bakeoff.training.preflight import latency, token_checks
-from bakeoff.training.preflight.capabilities.quantized import refusal
-from bakeoff.training.preflight.parity import Decision, decide
-from bakeoff.training.segment import UNMOVED, classify_failure, describe_failure
-from bakeoff.training.setup import (
-    Bench,
-    build,
-    load_base,
-    make_task,
-    may_rescue,
-    prepare_process,
-    wished,
-)
+from bakeoff.training.preflight.capabilities.quantized import cannot_train_reason
+from bakeoff.training.preflight.parity import (ParityResult, probe_accelerators)
+from bakeoff.training.segment import (NO_GRADIENT, classify_failure, describe_failure)
+from bakeoff.training.setup import (TrainingSetup, build_setup, load_base, make_task, allows_recompute, prepare_process, requested_switches)
 
 
-def probe(value: dict[str, Any]) -> dict[str, Any]:
+def probe_cost(value: dict[str, Any]) -> dict[str, Any]:
     """Measure one method's step time and memory; never raises: a failure is a cost row."""
     segment = Segment.from_json(value)
     trial = segment.trials[0]
@@ -46,7 +38,7 @@ def probe(value: dict[str, Any]) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the trials record what libraries warn of
             cost = _probe(segment)
-            return _with_latency(cost, segment).to_json()
+            return _add_latency(cost, segment).to_json()
     except Exception as error:  # same rule as a segment: a failure is a result
         if disk_full.disk_full_message(error):
             raise
@@ -60,28 +52,28 @@ def _probe(segment: Segment) -> Cost:
     prepare_process(c)
     task = make_task(c)
     data = Path(segment.folder) / "data"
-    decision = _decide(segment, data)
+    decision = _select_accelerators(segment, data)
     token_bytes = _token_bytes(segment, decision.switches)
     load_base(c, task, segment.base_path, trial.seed)  # first load: allocator and caches warm
     base = load_base(c, task, segment.base_path, trial.seed)
     profiling.release_memory()
-    base_bytes = _in_use(c.device)
+    base_bytes = _bytes_in_use(c.device)
     del base
     profiling.release_memory()
-    bench = build([trial], segment.base_path, data, decision.switches)
+    bench = build_setup([trial], segment.base_path, data, decision.switches)
     examples = bench.examples("train")
-    _refuse_long_prompts(bench, examples)
+    _check_positions(bench, examples)
     profiling.release_memory()
-    bench.feed.rescue = may_rescue(segment)
+    bench.feed.rescue = allows_recompute(segment)
     stepper = bench.stepper()
     bench.model.train()
-    batches = _fitting(bench, stepper, examples)
+    batches = _find_fitting_batches(bench, stepper, examples)
     cost = profiling.measure_steps(
         lambda i: stepper.step(min(i, c.steps - 1), batches[i]), c.device
     )
     if stepper.idle(0):
-        raise Incompatible(UNMOVED.format(steps=len(batches)))
-    _try_evaluation(bench)
+        raise Incompatible(NO_GRADIENT.format(steps=len(batches)))
+    _check_evaluation_fits(bench)
     timed = batches[profiling.WARM_UP_STEPS :]
     tokens = sum(sum(b.n_tokens) for b in timed) / len(timed)
     on_cpu = c.device == "cpu"
@@ -109,7 +101,7 @@ def _probe(segment: Segment) -> Cost:
     )
 
 
-def _with_latency(cost: Cost, segment: Segment) -> Cost:
+def _add_latency(cost: Cost, segment: Segment) -> Cost:
     """Add what an example takes; that stays unknown where plain PEFT cannot do it here.
 
     It may not fit in memory without accelerators, or what is merged may not run on a rounded base.
@@ -117,7 +109,7 @@ def _with_latency(cost: Cost, segment: Segment) -> Cost:
     free_memory()
     data = Path(segment.folder) / "data"
     try:
-        found = latency.measured(segment.trials[0], segment.base_path, data)
+        found = latency.measure_latency(segment.trials[0], segment.base_path, data)
     except Exception as error:  # the method trains, whatever this is
         if disk_full.disk_full_message(error):
             raise
@@ -129,7 +121,7 @@ def _with_latency(cost: Cost, segment: Segment) -> Cost:
     )
 
 
-def _refuse_long_prompts(bench: Bench, examples: Sequence[Example]) -> None:
+def _check_positions(bench: TrainingSetup, examples: Sequence[Example]) -> None:
     """Hold virtual tokens, and the longest row behind them, against the base's positions.
 
     Raises:
@@ -137,7 +129,7 @@ def _refuse_long_prompts(bench: Bench, examples: Sequence[Example]) -> None:
     """
     virtual = bench.virtual_tokens
     longest = max(len(e.tokens) for e in examples)
-    positions = token_checks.Base.of(bench.model).positions
+    positions = token_checks.BaseLimits.of(bench.model).positions
     if virtual and positions is not None and virtual + longest > positions:
         raise Incompatible(
             f"its {virtual} virtual tokens and a row of {longest} are more than the base's "
@@ -145,7 +137,7 @@ def _refuse_long_prompts(bench: Bench, examples: Sequence[Example]) -> None:
         )
 
 
-def _try_evaluation(bench: Bench) -> None:
+def _check_evaluation_fits(bench: TrainingSetup) -> None:
     """Evaluate the longest validation row, and read the longest answer: before any trial.
 
     Raises:
@@ -156,7 +148,7 @@ def _try_evaluation(bench: Bench) -> None:
     try:
         summed_losses(bench, [longest])
         what = "answer of full length can be generated"
-        read_longest_answer(bench, token_checks.Base.of(bench.model).positions)
+        check_longest_answer(bench, token_checks.BaseLimits.of(bench.model).positions)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -164,7 +156,7 @@ def _try_evaluation(bench: Bench) -> None:
         raise Incompatible(why) from error
 
 
-def _fitting(bench: Bench, stepper: Stepper, examples: Sequence[Example]) -> list[StepBatch]:
+def _find_fitting_batches(bench: TrainingSetup, stepper: Stepper, examples: Sequence[Example]) -> list[StepBatch]:
     """Return the steps to time, in passes that fit in memory; what is graphed is captured.
 
     Where nothing is graphed, a step of the longest examples is what must fit.
@@ -184,20 +176,20 @@ def _fitting(bench: Bench, stepper: Stepper, examples: Sequence[Example]) -> lis
         free_memory()
 
 
-def _decide(segment: Segment, data: Path) -> Decision:
+def _select_accelerators(segment: Segment, data: Path) -> ParityResult:
     """Return which switches hold for a method; ask first whether it trains on a quantised base.
 
     Raises:
         Incompatible: it does not train on a quantised base.
     """
     trial, c = segment.trials[0], segment.trials[0].conditions
-    switches, reasons = wished(segment)
+    switches, reasons = requested_switches(segment)
     if c.quantize is not None and c.quantizer is not None:
-        why = refusal(trial.method, c.quantize, c.quantizer)
+        why = cannot_train_reason(trial.method, c.quantize, c.quantizer)
         if why is not None:
             raise Incompatible(f"it does not train on a base in {c.quantize}: {why}")
     try:
-        found = decide(trial, segment.base_path, data, switches)
+        found = probe_accelerators(trial, segment.base_path, data, switches)
     except Exception as error:  # whatever PEFT or the package raises of packed weights
         if c.quantize is None or is_out_of_memory(error) or isinstance(error, Incompatible):
             raise
@@ -206,19 +198,19 @@ def _decide(segment: Segment, data: Path) -> Decision:
     return found._replace(reasons={**reasons, **found.reasons})
 
 
-def _slope(segment: Segment, switches: Switches) -> float | None:
+def _measure_token_bytes(segment: Segment, switches: Switches) -> float | None:
     trial = segment.trials[0]
     device = trial.conditions.device
     plainer = dataclasses.replace(switches, compile=False, graphs=False)
     peaks, tokens = [], 0
     for lanes in (1, 2):
-        bench = build([trial] * lanes, segment.base_path, Path(segment.folder) / "data", plainer)
+        bench = build_setup([trial] * lanes, segment.base_path, Path(segment.folder) / "data", plainer)
         stepper = bench.stepper()
         bench.model.train()
         batch = next(bench.feed.training(bench.examples("train"), [trial.seed] * lanes))
         stepper.step(0, batch)
         profiling.release_memory()
-        before = _in_use(device)
+        before = _bytes_in_use(device)
         profiling.reset_peak(device)
         stepper.step(0, batch)
         peak = profiling.peak_bytes(device)
@@ -232,7 +224,7 @@ def _slope(segment: Segment, switches: Switches) -> float | None:
     return slope if slope > 0 else None
 
 
-def _in_use(device: str) -> int | None:
+def _bytes_in_use(device: str) -> int | None:
     if device == "cpu":
         return profiling.resident_bytes()
     return int(torch.cuda.memory_allocated(device))
@@ -247,7 +239,7 @@ def _token_bytes(segment: Segment, switches: Switches) -> float | None:
     if not switches.lanes:
         return None
     try:
-        return _slope(segment, switches)
+        return _measure_token_bytes(segment, switches)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

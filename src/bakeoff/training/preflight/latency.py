@@ -19,7 +19,7 @@ from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import autocast
 from bakeoff.engine.packing.attention import use_layout
-from bakeoff.training.setup import Bench, build
+from bakeoff.training.setup import (TrainingSetup, build_setup)
 
 
 class Latency(NamedTuple):
@@ -29,24 +29,24 @@ class Latency(NamedTuple):
     merged: float | None
 
 
-def measured(trial: Trial, base_path: str, data: Path) -> Latency:
+def measure_latency(trial: Trial, base_path: str, data: Path) -> Latency:
     """Time one example through a method's model, then through the one it merges into."""
-    bench = build([trial], base_path, data, Switches.plain())
+    bench = build_setup([trial], base_path, data, Switches.plain())
     bench.model.eval()
-    run = _run(bench)
+    run = _median_example_forward(bench)
     apart = profiling.measure_steps(
         lambda _: run(bench.model), trial.conditions.device
     ).milliseconds
     if bench.hook.saved_as != "adapter":
         return Latency(apart, apart)  # trained in the base's own tensors: nothing to merge
-    merged = _merged(bench.model)
+    merged = _merge(bench.model)
     if merged is None:
         return Latency(apart, None)
     once = profiling.measure_steps(lambda _: run(merged), trial.conditions.device)
     return Latency(apart, once.milliseconds)
 
 
-def _run(bench: Bench) -> Callable[[nn.Module], object]:
+def _median_example_forward(bench: TrainingSetup) -> Callable[[nn.Module], object]:
     """Return what puts the example of median length through a model."""
     c = bench.conditions
     examples = sorted(bench.examples("validation"), key=lambda e: len(e.tokens))
@@ -62,7 +62,7 @@ def _run(bench: Bench) -> Callable[[nn.Module], object]:
     return run
 
 
-def _merged(model: nn.Module) -> nn.Module | None:
+def _merge(model: nn.Module) -> nn.Module | None:
     """Return the model with its adapter merged into the base; None where PEFT does not do that."""
     merge = getattr(getattr(model, "base_model", None), "merge_and_unload", None)
     if merge is None:

@@ -19,7 +19,7 @@ from bakeoff.engine.device import resolve_device, resolve_precision
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
 
-def machine(value: dict[str, Any]) -> dict[str, Any]:
+def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
     """Resolve device, precision, threads and ``quantizer``; return them, versions and hardware."""
     quantize, quantizer = value.get("quantize"), None
     try:
@@ -42,9 +42,9 @@ def machine(value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def doctor(value: dict[str, Any]) -> dict[str, Any]:
+def measure_machine(value: dict[str, Any]) -> dict[str, Any]:
     """Return ``machine`` with each precision's measured matmul rate and the engine's switches."""
-    found = machine(value)
+    found = detect_machine(value)
     torch.set_num_threads(found["threads"])
     rates = {
         "fp32": profiling.matmul_gflops(torch.float32, found["device"]),

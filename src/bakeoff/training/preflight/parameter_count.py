@@ -30,25 +30,25 @@ from bakeoff.core.trial import MethodEntry, Segment
 from bakeoff.engine.safe_loading import from_pretrained_kwargs
 from bakeoff.methods.hook import AttachContext, Incompatible, build_hook, trainable_parameters
 
-MATCHED = 0.1
+MATCH_TOLERANCE = 0.1
 """Largest relative difference to the target that counts as equal."""
-MOST = 1 << 20
+MAX_SIZE = 1 << 20
 """Largest value of a size argument that is tried."""
-AUTO = {
+AUTO_MODELS = {
     "CAUSAL_LM": AutoModelForCausalLM,
     "SEQ_CLS": AutoModelForSequenceClassification,
     "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
 }
-DRAWN_LATER = {"pissa", "olora", "corda", "lora_ga", "eva", "loftq", "orthogonal", "gaussian"}
+VALUE_ONLY_INITS = {"pissa", "olora", "corda", "lora_ga", "eva", "loftq", "orthogonal", "gaussian"}
 """Starts of LoRA that change its values, not its shapes: they need not be computed to be counted.
 
 EVA shares the ranks out anew, by data that is not there yet: its count is the one it starts from.
 """
-STARTS = ("residual", "corda", "lora_ga", "eva")
+INIT_HOOKS = ("residual", "corda", "lora_ga", "eva")
 """Hooks that only give LoRA its start."""
 
 
-class Shape(NamedTuple):
+class Architecture(NamedTuple):
     """A base's architecture, what it is trained for, and the names of its fresh output layer."""
 
     config: Any
@@ -66,7 +66,7 @@ class Shape(NamedTuple):
             if config.is_encoder_decoder:
                 config.decoder_layers = config.num_decoder_layers = layers
         with torch.device("meta" if layers is None else "cpu"):
-            model: nn.Module = AUTO[self.task_type].from_config(config)
+            model: nn.Module = AUTO_MODELS[self.task_type].from_config(config)
         return model.requires_grad_(False)
 
     @property
@@ -82,19 +82,19 @@ class Size(NamedTuple):
     parameters: int
 
 
-def shape_of(
+def load_architecture(
     path: str,
     task_type: str,
     heads: Sequence[str],
     revision: str | None = None,
     trust: bool = False,
-) -> Shape:
+) -> Architecture:
     """Return the architecture of the base at ``path``."""
     config = AutoConfig.from_pretrained(path, **from_pretrained_kwargs(path, revision, trust))
-    return Shape(config, task_type, tuple(heads))
+    return Architecture(config, task_type, tuple(heads))
 
 
-def count(entry: MethodEntry, config: dict[str, Any], shape: Shape, steps: int) -> int:
+def count(entry: MethodEntry, config: dict[str, Any], shape: Architecture, steps: int) -> int:
     """Return how many parameters the method would train, without the task's output layer.
 
     A method that cannot be attached without weights (it decomposes them) is attached to one and to
@@ -105,14 +105,14 @@ def count(entry: MethodEntry, config: dict[str, Any], shape: Shape, steps: int) 
         Incompatible: the method cannot be attached to this base.
     """
     try:
-        return _attached(entry, config, shape.model(None), shape, steps)
+        return _count_attached(entry, config, shape.model(None), shape, steps)
     except (Incompatible, NotImplementedError, RuntimeError):
-        one, two = (_attached(entry, config, shape.model(n), shape, steps) for n in (1, 2))
+        one, two = (_count_attached(entry, config, shape.model(n), shape, steps) for n in (1, 2))
         return one + (shape.layers - 1) * (two - one)
 
 
-def solve(
-    entry: MethodEntry, config: dict[str, Any], target: int, shape: Shape, steps: int
+def find_size(
+    entry: MethodEntry, config: dict[str, Any], target: int, shape: Architecture, steps: int
 ) -> Size | None:
     """Return the size whose count is nearest to ``target``; None where there is none to choose."""
     if entry.size is None:
@@ -129,12 +129,12 @@ def solve(
     if "values" in entry.size:
         tried = entry.size["values"]
     else:
-        tried = _around(target, entry.size.get("step", 1), counted)
+        tried = _bracket_size(target, entry.size.get("step", 1), counted)
     sizes = [Size(v, n) for v in tried if (n := counted(v)) is not None]
     return min(sizes, key=lambda s: abs(s.parameters - target), default=None)
 
 
-def _around(target: int, step: int, counted: Callable[[Any], int | None]) -> list[int]:
+def _bracket_size(target: int, step: int, counted: Callable[[Any], int | None]) -> list[int]:
     """Return the two multiples of ``step`` on either side of ``target``, by bisection.
 
     The count rises with the value in all but block sizes, which entries list as values. A value
@@ -146,7 +146,7 @@ def _around(target: int, step: int, counted: Callable[[Any], int | None]) -> lis
         n = counted(k * step)
         return n is not None and n < target
 
-    while below(high) and high * step < MOST:
+    while below(high) and high * step < MAX_SIZE:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
@@ -154,7 +154,7 @@ def _around(target: int, step: int, counted: Callable[[Any], int | None]) -> lis
     return [low * step, high * step]
 
 
-def match(value: dict[str, Any]) -> dict[str, Any]:
+def match_parameters(value: dict[str, Any]) -> dict[str, Any]:
     """Solve the sizes of a study's methods; JSON in and out, called by an executor.
 
     ``value`` has ``segment`` (a trial a method, the control first), ``task_type``, ``heads``,
@@ -174,21 +174,21 @@ def _match(value: dict[str, Any]) -> dict[str, Any]:
         warnings.simplefilter("ignore")  # the trials record what libraries warn of
         logging.disable(logging.WARNING)
         c, heads = control.conditions, value["heads"]
-        shape = shape_of(segment.base_path, value["task_type"], heads, c.revision, c.trusted)
+        shape = load_architecture(segment.base_path, value["task_type"], heads, c.revision, c.trusted)
         steps = control.conditions.steps
         target = value["target"] or count(control.method, control.config, shape, steps)
         rows = []
         for trial in segment.trials:
             fixed = value["fixed"].get(trial.method.name, [])
             own = trial is control and value["target"] is None
-            rows.append(_row(trial.method, trial.config, target, fixed, own, shape, steps))
+            rows.append(_size_row(trial.method, trial.config, target, fixed, own, shape, steps))
         logging.disable(logging.NOTSET)
     return {"sizes": rows}
 
 
-def _row(
+def _size_row(
     entry: MethodEntry, config: dict[str, Any], target: int, fixed: Sequence[str], own: bool,
-    shape: Shape, steps: int,
+    shape: Architecture, steps: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Return one method's size, and why it is not matched where it is not."""
     argument = entry.size["argument"] if entry.size else None
@@ -201,14 +201,14 @@ def _row(
             note = "you chose its size" if argument in fixed else "it has no size to choose"
             note = "sets the size" if own else note
         else:
-            solved = solve(entry, config, target, shape, steps)
+            solved = find_size(entry, config, target, shape, steps)
             if solved is None:
                 raise Incompatible("no size of it can be attached to this base")
             found, note = solved, None
     except Incompatible as error:
         return {**row, "parameters": None, "off": None, "matched": False, "note": str(error)}
     off = found.parameters / target - 1
-    near = abs(off) <= MATCHED
+    near = abs(off) <= MATCH_TOLERANCE
     if note is None and not near:
         note = "the nearest size it has"
     return {
@@ -217,44 +217,44 @@ def _row(
     }  # fmt: skip
 
 
-def _undrawn(entry: MethodEntry, config: dict[str, Any]) -> tuple[MethodEntry, dict[str, Any]]:
+def _without_init(entry: MethodEntry, config: dict[str, Any]) -> tuple[MethodEntry, dict[str, Any]]:
     """Return a LoRA with a start of its own as the plain LoRA of its shapes."""
     start = str(config.get("init_lora_weights", "")).split("_niter")[0]
-    if start not in DRAWN_LATER:
+    if start not in VALUE_ONLY_INITS:
         return entry, config
     plain = {k: v for k, v in config.items() if not k.endswith("_config")}
-    hook = None if entry.hook in STARTS else entry.hook
+    hook = None if entry.hook in INIT_HOOKS else entry.hook
     return dataclasses.replace(entry, hook=hook), {**plain, "init_lora_weights": True}
 
 
-def attached(
-    entry: MethodEntry, config: dict[str, Any], base: nn.Module, shape: Shape, steps: int
+def attach_without_weights(
+    entry: MethodEntry, config: dict[str, Any], base: nn.Module, shape: Architecture, steps: int
 ) -> nn.Module:
     """Return the method on ``base``, which may have no weights, with random tokens for data."""
-    return build_hook(*_undrawn(entry, config)).attach(base, _stub(shape, steps))
+    return build_hook(*_without_init(entry, config)).attach(base, fake_context(shape, steps))
 
 
-def _attached(
-    entry: MethodEntry, config: dict[str, Any], base: nn.Module, shape: Shape, steps: int
+def _count_attached(
+    entry: MethodEntry, config: dict[str, Any], base: nn.Module, shape: Architecture, steps: int
 ) -> int:
-    model = attached(entry, config, base, shape, steps)
+    model = attach_without_weights(entry, config, base, shape, steps)
     heads = set(shape.heads)
     return sum(
         p.numel() for n, p in trainable_parameters(model).items() if not heads & set(n.split("."))
     )
 
 
-class _Row(NamedTuple):
+class _FakeRow(NamedTuple):
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
 
 
-class _Rows(NamedTuple):
+class _FakeBatch(NamedTuple):
     inputs: dict[str, Tensor]
     rows: int
 
 
-def _stub(shape: Shape, steps: int) -> AttachContext:
+def fake_context(shape: Architecture, steps: int) -> AttachContext:
     """Return surroundings with random tokens for data: no count depends on which they are."""
     generator = torch.Generator().manual_seed(0)
     most = int(shape.config.get_text_config().vocab_size)
@@ -263,11 +263,11 @@ def _stub(shape: Shape, steps: int) -> AttachContext:
     def batches(rows: int) -> Iterator[Any]:
         for i in range(0, len(ids), rows):
             given = ids[i : i + rows]
-            yield _Rows({"input_ids": given, "attention_mask": torch.ones_like(given)}, len(given))
+            yield _FakeBatch({"input_ids": given, "attention_mask": torch.ones_like(given)}, len(given))
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         found: Tensor = model(**batch.inputs).logits.square().mean()
         return found
 
-    rows = [_Row(tuple(r), (-100,) * 8 + tuple(r[8:])) for r in ids.tolist()]
+    rows = [_FakeRow(tuple(r), (-100,) * 8 + tuple(r[8:])) for r in ids.tolist()]
     return AttachContext(shape.task_type, shape.heads, steps, lambda: rows, batches, loss)

@@ -22,13 +22,13 @@ from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import free_memory
 from bakeoff.engine.lanes.lanes import FrozenPartsDiffer
 from bakeoff.engine.loop import step_with_retry
-from bakeoff.training.generation import disagreement
-from bakeoff.training.setup import Bench, build, make_task
+from bakeoff.training.generation import generation_mismatch
+from bakeoff.training.setup import (TrainingSetup, build_setup, make_task)
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
 """Largest relative difference of a lane's gradient (and loss): rounding, with room. A wrong
 gradient is off by its own size."""
-SHAKE = 0.1
+PERTURBATION = 0.1
 """How far trained tensors are moved before answers are compared: in their own spread."""
 ORDER = (
     "lanes", "loss", "packing", "lean_inputs", "checkpointing", "micro_tokens", "compile", "graphs",
@@ -36,61 +36,61 @@ ORDER = (
 """In which order accelerators are tried one by one: what others rest on comes first."""
 
 
-class Decision(NamedTuple):
+class ParityResult(NamedTuple):
     """The switches that hold for a method on this base, and why others are off."""
 
     switches: Switches
     reasons: dict[str, str]
 
 
-class Step(NamedTuple):
+class StepGradients(NamedTuple):
     """One step of two lanes: losses ``[2]`` and gradients ``[2, P]``."""
 
     losses: Tensor
     gradients: Tensor
 
 
-def decide(trial: Trial, base_path: str, data: Path, wished: Switches) -> Decision:
+def probe_accelerators(trial: Trial, base_path: str, data: Path, wished: Switches) -> ParityResult:
     """Return ``wished``, less what does not agree with the plain path."""
-    found = _trained(trial, base_path, data, dataclasses.replace(wished, generation=False))
+    found = _probe_training(trial, base_path, data, dataclasses.replace(wished, generation=False))
     if not wished.generation or not make_task(trial.conditions).generates:
         return found
-    why = _answers_differ(trial, base_path, data, found.switches)
+    why = _generation_mismatch(trial, base_path, data, found.switches)
     if why is not None:
         return found._replace(reasons={**found.reasons, "generation": why})
     return found._replace(switches=dataclasses.replace(found.switches, generation=True))
 
 
-def _trained(trial: Trial, base_path: str, data: Path, wished: Switches) -> Decision:
-    pair = _two(trial)
-    truth = _step(pair, base_path, data, Switches.plain())
-    failed = _differs(pair, base_path, data, wished, truth)
+def _probe_training(trial: Trial, base_path: str, data: Path, wished: Switches) -> ParityResult:
+    pair = _trial_pair(trial)
+    truth = _run_step(pair, base_path, data, Switches.plain())
+    failed = _step_mismatch(pair, base_path, data, wished, truth)
     if failed is None:
-        return Decision(wished, {})
+        return ParityResult(wished, {})
     held, reasons = Switches.plain(), {}
     for name in ORDER:
         if not getattr(wished, name):
             continue
         tried = dataclasses.replace(held, **{name: getattr(wished, name)})
-        failed = _differs(pair, base_path, data, tried, truth)
+        failed = _step_mismatch(pair, base_path, data, tried, truth)
         if failed is None:
             held = tried
         else:
             reasons[name] = failed
-    return Decision(held, reasons)
+    return ParityResult(held, reasons)
 
 
-def _two(trial: Trial) -> tuple[Trial, Trial]:
+def _trial_pair(trial: Trial) -> tuple[Trial, Trial]:
     faster = {**trial.setting, LEARNING_RATE: 2 * trial.learning_rate}
     return trial, dataclasses.replace(trial, setting=faster, seed=trial.seed + 1)
 
 
-def _differs(
-    pair: Sequence[Trial], base_path: str, data: Path, tried: Switches, truth: Step
+def _step_mismatch(
+    pair: Sequence[Trial], base_path: str, data: Path, tried: Switches, truth: StepGradients
 ) -> str | None:
     """Return why a step under ``tried`` is not the plain path's, or None where it is."""
     try:
-        found = _step(pair, base_path, data, tried)
+        found = _run_step(pair, base_path, data, tried)
     except FrozenPartsDiffer as error:
         return str(error)
     except Exception as error:  # whatever a library raises here, the plain path is there
@@ -104,28 +104,28 @@ def _differs(
 
 
 @torch.no_grad()
-def _answers_differ(trial: Trial, base_path: str, data: Path, switches: Switches) -> str | None:
+def _generation_mismatch(trial: Trial, base_path: str, data: Path, switches: Switches) -> str | None:
     """Return why answers are to be generated plainly, None where fast ones are the same.
 
     The trained tensors are moved off their start, where many methods change nothing.
     """
-    bench = build([trial], base_path, data, switches)
+    bench = build_setup([trial], base_path, data, switches)
     torch.manual_seed(0)
     for name in bench.lanes.stack.names:
         held = bench.lanes.stack.tensor(name)
         spread = held.std() if held.numel() > 1 else torch.zeros_like(held.sum())
-        held.add_(torch.randn_like(held) * torch.where(spread > 0, SHAKE * spread, SHAKE**2))
+        held.add_(torch.randn_like(held) * torch.where(spread > 0, PERTURBATION * spread, PERTURBATION**2))
     bench.model.eval()
     asked = bench.task.asked(bench.tokenizer, bench.rows("validation"))
     try:
-        return disagreement(bench.model, asked, trial.conditions, switches.graphs)
+        return generation_mismatch(bench.model, asked, trial.conditions, switches.graphs)
     finally:
         del bench
         free_memory()
 
 
-def _step(pair: Sequence[Trial], base_path: str, data: Path, switches: Switches) -> Step:
-    bench = build(pair, base_path, data, switches)
+def _run_step(pair: Sequence[Trial], base_path: str, data: Path, switches: Switches) -> StepGradients:
+    bench = build_setup(pair, base_path, data, switches)
     try:
         return one_step(bench)
     finally:
@@ -133,7 +133,7 @@ def _step(pair: Sequence[Trial], base_path: str, data: Path, switches: Switches)
         free_memory()
 
 
-def one_step(bench: Bench) -> Step:
+def one_step(bench: TrainingSetup) -> StepGradients:
     """Return the losses and gradients of a bench's first step, dropout off: it only adds noise."""
     for module in bench.model.modules():
         if isinstance(module, nn.Dropout):
@@ -147,4 +147,4 @@ def one_step(bench: Bench) -> Step:
     batches = bench.feed.training(examples, [t.seed for t in bench.trials])
     bench.feed.rescue = True  # a step that does not fit whole is taken in parts, the plain one too
     losses = step_with_retry(stepper, 0, next(batches), bench.feed.halve)
-    return Step(losses.float().clone(), bench.lanes.stack.gradients.clone())
+    return StepGradients(losses.float().clone(), bench.lanes.stack.gradients.clone())

@@ -23,14 +23,14 @@ from bakeoff.methods.hook import Incompatible
 from bakeoff.training import forgetting
 from bakeoff.training.evaluate import item_losses
 from bakeoff.training.segment import describe_failure
-from bakeoff.training.setup import Bench, build, may_rescue, prepare_process, wished
+from bakeoff.training.setup import (TrainingSetup, build_setup, allows_recompute, prepare_process, requested_switches)
 
 STEPS = 3
 ITEMS = 64
 """Validation items that are evaluated, at most; answers are generated for an eighth of them."""
 
 
-def measure(value: dict[str, Any]) -> dict[str, Any]:
+def time_steps(value: dict[str, Any]) -> dict[str, Any]:
     """Time the segment's trials together and the first of them alone.
 
     Returns seconds: ``load`` of one build, ``step`` and ``evaluate`` (an item) by number of lanes,
@@ -49,21 +49,21 @@ def measure(value: dict[str, Any]) -> dict[str, Any]:
 
 def _measure(segment: Segment) -> dict[str, Any]:
     c = segment.trials[0].conditions
-    switches, _ = wished(segment)
+    switches, _ = requested_switches(segment)
     found: dict[str, Any] = {"step": {}, "steps": {}, "evaluate": {}, "error_text": None}
     for trials in (segment.trials[:1], segment.trials):
         profiling.reset_peak(c.device)
         started = time.perf_counter()
-        bench, seconds = _steps(trials, segment, switches)
+        bench, seconds = _time_with_fallback(trials, segment, switches)
         lanes = str(len(trials))
         found["load"] = seconds.pop(0)
         found["steps"][lanes] = seconds
         found["step"][lanes] = sorted(seconds)[len(seconds) // 2]
-        found["evaluate"][lanes] = _evaluation(bench)
+        found["evaluate"][lanes] = _evaluation_seconds(bench)
         if len(trials) == 1:
-            found["predict"] = _prediction(bench)
+            found["predict"] = _prediction_seconds(bench)
             if forgetting.GENERAL in c.data:
-                found["general"] = forgetting.seconds(bench, segment.base_path)
+                found["general"] = forgetting.estimate_seconds(bench, segment.base_path)
             found["parameters"] = bench.lanes.stack.values.shape[1]
         found["peak"] = profiling.peak_bytes(c.device)
         found["whole"] = time.perf_counter() - started
@@ -74,28 +74,28 @@ def _measure(segment: Segment) -> dict[str, Any]:
     return found
 
 
-def _steps(
+def _time_with_fallback(
     trials: tuple[Trial, ...], segment: Segment, switches: Switches
-) -> tuple[Bench, list[float]]:
+) -> tuple[TrainingSetup, list[float]]:
     """Return a bench and the seconds of its build and of its steps; plain where lanes fail."""
     try:
-        return _timed(trials, segment, switches)
+        return _time_setup(trials, segment, switches)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):
-        return _timed(trials, segment, Switches.plain())
+        return _time_setup(trials, segment, Switches.plain())
 
 
-def _timed(
+def _time_setup(
     trials: tuple[Trial, ...], segment: Segment, switches: Switches
-) -> tuple[Bench, list[float]]:
+) -> tuple[TrainingSetup, list[float]]:
     seconds = []
     started = time.perf_counter()
-    bench = build(trials, segment.base_path, Path(segment.folder) / "data", switches)
+    bench = build_setup(trials, segment.base_path, Path(segment.folder) / "data", switches)
     examples = bench.examples("train")
     seconds.append(time.perf_counter() - started)
     stepper = bench.stepper()
     batches = bench.feed.training(examples, [t.seed for t in trials])
     bench.model.train()
-    bench.feed.rescue = may_rescue(segment)
+    bench.feed.rescue = allows_recompute(segment)
     step_with_retry(stepper, 0, next(batches), bench.feed.halve)
     for batch in islice(batches, STEPS):
         started = time.perf_counter()
@@ -104,7 +104,7 @@ def _timed(
     return bench, seconds
 
 
-def _evaluation(bench: Bench) -> float:
+def _evaluation_seconds(bench: TrainingSetup) -> float:
     """Return the seconds that the validation loss of one item takes, all lanes together."""
     examples = bench.examples("validation")[:ITEMS]
     started = time.perf_counter()
@@ -113,7 +113,7 @@ def _evaluation(bench: Bench) -> float:
 
 
 @torch.no_grad()
-def _prediction(bench: Bench) -> float:
+def _prediction_seconds(bench: TrainingSetup) -> float:
     """Return the seconds that one answer takes in one lane."""
     c, rows = bench.conditions, bench.rows("validation")[: ITEMS // 8]
     bench.model.eval()

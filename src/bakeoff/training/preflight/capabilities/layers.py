@@ -16,7 +16,7 @@ from bakeoff.engine import peft_patches
 from bakeoff.methods.arguments import config_class
 from bakeoff.methods.hook import build_hook, trainable_parameters
 from bakeoff.training.preflight.capabilities import tiny
-from bakeoff.training.preflight.capabilities.train import STEPS, resolved
+from bakeoff.training.preflight.capabilities.train import (STEPS, resolve_config)
 
 WIDTH = 64
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -31,7 +31,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Toy(nn.Module):
+class ToyModel(nn.Module):
     """A model whose one layer of interest is called ``target``; its output is ``[B, T, WIDTH]``."""
 
     def __init__(self, kind: str) -> None:
@@ -71,7 +71,7 @@ class Toy(nn.Module):
         return SimpleNamespace(logits=self.out(x))
 
 
-def takes(entry: MethodEntry) -> tuple[str, ...]:
+def supported_layers(entry: MethodEntry) -> tuple[str, ...]:
     """Return the types of layer that the method trains on, alone on a model.
 
     Nothing for a method that has no targets to choose: prompts, and parts of the base itself.
@@ -80,7 +80,7 @@ def takes(entry: MethodEntry) -> tuple[str, ...]:
         return ()
     try:
         known = {f.name for f in dataclasses.fields(config_class(entry))}
-        config = {**resolved(entry), "target_modules": ["target"]}
+        config = {**resolve_config(entry), "target_modules": ["target"]}
     except Exception:  # whatever is wrong with the entry, attaching it says so
         return ()
     if "target_modules" not in known:
@@ -92,9 +92,9 @@ def takes(entry: MethodEntry) -> tuple[str, ...]:
 
 def _trains(entry: MethodEntry, config: dict[str, Any], kind: str) -> bool:
     torch.manual_seed(0)
-    model = Toy(kind).requires_grad_(False)
+    model = ToyModel(kind).requires_grad_(False)
     # no task: PEFT then asks nothing of the model but its layers
-    around = tiny.ground("llama", STEPS)._replace(task_type=None)  # type: ignore[arg-type]
+    around = tiny.attach_context("llama", STEPS)._replace(task_type=None)  # type: ignore[arg-type]
     try:
         attached: Any = build_hook(entry, config).attach(model, around)
         peft_patches.install_patches(attached)

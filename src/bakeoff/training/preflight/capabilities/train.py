@@ -25,11 +25,11 @@ STEPS = 8
 CLIP = 1.0
 
 
-class Broken(Exception):
+class ProbeFailed(Exception):
     """The method attached and then did not train as it must; the message says how."""
 
 
-class Trained(NamedTuple):
+class TrainedModel(NamedTuple):
     """A method after a few steps on a base of ``kind``; ``start`` holds its tensors before them.
 
     ``untouched``, ``before`` and ``after`` are the logits of the base, of the method before its
@@ -45,7 +45,7 @@ class Trained(NamedTuple):
     after: Tensor
 
 
-def train(entry: MethodEntry, config: dict[str, Any], kind: str, base: Any) -> Trained:
+def train(entry: MethodEntry, config: dict[str, Any], kind: str, base: Any) -> TrainedModel:
     """Attach ``entry`` to ``base`` and train it for a few steps.
 
     Raises:
@@ -54,25 +54,25 @@ def train(entry: MethodEntry, config: dict[str, Any], kind: str, base: Any) -> T
     """
     hook = build_hook(entry, config)
     torch.manual_seed(0)
-    model: Any = hook.attach(base, tiny.ground(kind, STEPS))
+    model: Any = hook.attach(base, tiny.attach_context(kind, STEPS))
     peft_patches.install_patches(model)
     start = {n: p.detach().clone() for n, p in trainable_parameters(model).items()}
     if not start:
         raise Incompatible("the method attached to nothing: no parameter would be trained")
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
     before = logits(model, kind)
-    _steps(entry, hook, model, kind)
+    _train_steps(entry, hook, model, kind)
     now = dict(model.named_parameters())
     if all(torch.equal(now[n], was) for n, was in start.items()):
-        raise Broken("no trained tensor moved")
+        raise ProbeFailed("no trained tensor moved")
     for name, was in frozen.items():
         if not torch.equal(_dense(now[name]), _dense(was)):
-            raise Broken(f"{name} was frozen and changed")
-    _let_go(model, kind)
-    return Trained(hook, kind, model, start, untouched(kind), before, logits(model, kind))
+            raise ProbeFailed(f"{name} was frozen and changed")
+    _drop_graph(model, kind)
+    return TrainedModel(hook, kind, model, start, base_logits(kind), before, logits(model, kind))
 
 
-def _steps(entry: MethodEntry, hook: Hook, model: Any, kind: str) -> None:
+def _train_steps(entry: MethodEntry, hook: Hook, model: Any, kind: str) -> None:
     trained = trainable_parameters(model)
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in trained.items():
@@ -82,7 +82,7 @@ def _steps(entry: MethodEntry, hook: Hook, model: Any, kind: str) -> None:
         [{"params": of, "lr": factor * entry.learning_rate} for factor, of in groups.items()],
         weight_decay=0.0,
     )
-    source = _again(kind)
+    source = _cycle_batches(kind)
     for step in range(STEPS):
         model.train()
         # methods may draw noise: the same at each probe
@@ -91,7 +91,7 @@ def _steps(entry: MethodEntry, hook: Hook, model: Any, kind: str) -> None:
         extra = hook.penalty(model)
         total = loss if extra is None else loss + extra
         if not torch.isfinite(total):
-            raise Broken(f"the loss is {total.item()} at step {step}")
+            raise ProbeFailed(f"the loss is {total.item()} at step {step}")
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained.values(), CLIP)
@@ -100,7 +100,7 @@ def _steps(entry: MethodEntry, hook: Hook, model: Any, kind: str) -> None:
         hook.after_step(model, step, 0)
 
 
-def _let_go(model: Any, kind: str) -> None:
+def _drop_graph(model: Any, kind: str) -> None:
     """Run once more without a graph: what layers keep of their last pass can then be copied."""
     model.train()
     with torch.no_grad():
@@ -108,7 +108,7 @@ def _let_go(model: Any, kind: str) -> None:
 
 
 @functools.cache
-def untouched(kind: str) -> Tensor:
+def base_logits(kind: str) -> Tensor:
     """Return the logits of a plain base; one that is quantised may not run before it is attached.
 
     bitsandbytes moves its scales at the first pass, and PEFT then looks for them in vain.
@@ -116,12 +116,12 @@ def untouched(kind: str) -> Tensor:
     return logits(tiny.base(kind), kind)
 
 
-def resolved(entry: MethodEntry) -> dict[str, Any]:
+def resolve_config(entry: MethodEntry) -> dict[str, Any]:
     """Return an entry's arguments with the rules among them resolved on the plain Llama.
 
     For models whose own layers say too little: one layer alone, or packed weights.
     """
-    ground = tiny.ground("llama", STEPS)
+    ground = tiny.attach_context("llama", STEPS)
     around = RuleContext(tiny.base("llama"), ground.heads, ground.steps, ground.examples)
     found = resolve_arguments(entry, entry.config, around) if entry.peft else {}
     return {k: found[k] if isinstance(v, str) else v for k, v in entry.config.items()}
@@ -133,7 +133,7 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor.dequantize() if packed else tensor
 
 
-def _again(kind: str) -> Iterator[Batch]:
+def _cycle_batches(kind: str) -> Iterator[Batch]:
     while True:
         yield from tiny.batches(kind, tiny.ROWS)
 
@@ -154,15 +154,15 @@ def logits(model: Any, kind: str) -> Tensor:
 
 def difference(one: Tensor, other: Tensor) -> float:
     """Return the norm of the difference over the norm of ``other``."""
-    return rounded((one - other).norm() / other.norm())
+    return round_finite((one - other).norm() / other.norm())
 
 
-def rounded(figure: Tensor) -> float:
+def round_finite(figure: Tensor) -> float:
     """Return a figure with two digits: the third is another on another machine.
 
     Raises:
         Broken: it is not finite, which JSON cannot say.
     """
     if not torch.isfinite(figure):
-        raise Broken(f"its logits are {figure.item()}")
+        raise ProbeFailed(f"its logits are {figure.item()}")
     return float(f"{figure.item():.2g}")
