@@ -136,7 +136,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def answer(
         function: str, payloads: Sequence[dict[str, Any]]
     ) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
-        assert function == "bakeoff.training.preflight.capabilities:probe"
+        assert function == "bakeoff.training.preflight.capabilities:probe_method"
         for index, payload in enumerate(payloads):
             name = payload["entry"]["name"]
             asked.append(name)
@@ -275,11 +275,11 @@ def test_a_model_of_ones_own(
 
 def test_counts_by_hand(tiny_llama: Path, tiny_bert: Path) -> None:
     pytest.importorskip("bakeoff.training.preflight.parameter_count")
-    from bakeoff.training.preflight.capabilities.on_model import expected
+    from bakeoff.training.preflight.capabilities.on_model import count_on_model
 
     lora = methods.entry_to_json(registry.load("lora", Path()))
     # r (in + out): 32 wide, 16 for k and v, 64 inside; q and o, k and v, gate and up and down
     layer = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
-    assert expected({"entry": lora, "path": str(tiny_llama)}) == {"parameters": 2 * 8 * layer}
+    assert count_on_model({"entry": lora, "path": str(tiny_llama)}) == {"parameters": 2 * 8 * layer}
     cpt = methods.entry_to_json(registry.load("cpt", Path()))
-    assert "reason" in expected({"entry": cpt, "path": str(tiny_bert)})
+    assert "reason" in count_on_model({"entry": cpt, "path": str(tiny_bert)})

@@ -25,9 +25,25 @@ from bakeoff.cli.display import status_block
 from bakeoff.cli.display.output import SafeConsole
 from bakeoff.cli.display.progress import LiveProgress
 from bakeoff.core.results import Cost, Status
-from bakeoff.study.monitoring.progress import LOG, NOW, Logged, Silent, Work, begun, ended, telling
-from bakeoff.study.monitoring.progress_estimate import Flight, Phase
-from bakeoff.study.monitoring.status import DONE, RUNNING, STOPPED, Glance, Standing, glance
+from bakeoff.study.monitoring.progress import (
+    LOG,
+    NOW,
+    Job,
+    LoggingProgress,
+    Silent,
+    begun,
+    ended,
+    with_events,
+)
+from bakeoff.study.monitoring.progress_estimate import PhaseProgress, RunningJob
+from bakeoff.study.monitoring.status import (
+    DONE,
+    RUNNING,
+    STOPPED,
+    MethodStatus,
+    StudyStatus,
+    read_status,
+)
 from bakeoff.study.storage import lock
 from bakeoff.study.storage.database import Writer
 
@@ -35,7 +51,7 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 METRIC = {"name": "accuracy", "better": "higher", "unit": "fraction", "low": 0.0, "high": 1.0}
 RATES = (1e-4, 1e-3, 1e-2)
 GROUP = [make_trial("oft", rate) for rate in RATES]
-WORK = Work("search", "oft", "OFT", tuple(t.id for t in GROUP), 0, 100)
+WORK = Job("search", "oft", "OFT", tuple(t.id for t in GROUP), 0, 100)
 
 
 def begin(folder: Path, **more: Any) -> None:
@@ -68,9 +84,9 @@ def begin(folder: Path, **more: Any) -> None:
         store.keep_cost(Cost("ia3", Status.INCOMPATIBLE, "it has no such layer"))
 
 
-def go_on(folder: Path) -> Logged:
+def go_on(folder: Path) -> LoggingProgress:
     """Tell that OFT's group is in flight."""
-    log = Logged(folder / LOG, Silent())
+    log = LoggingProgress(folder / LOG, Silent())
     log.phase("Search", 6, 3)
     log.begun(WORK)
     return log
@@ -80,14 +96,14 @@ def go_on(folder: Path) -> Logged:
 def study(tmp_path: Path) -> Iterator[Path]:
     """A study that this process runs, with one group in flight."""
     begin(tmp_path)
-    with lock.locked(tmp_path):
+    with lock.hold_lock(tmp_path):
         log = go_on(tmp_path)
         yield tmp_path
         log.close()
 
 
 def test_a_glance_tells_what_goes_on(study: Path) -> None:
-    found = glance(study, mine=True)
+    found = read_status(study, mine=True)
     assert (found.state, found.holder is not None) == (RUNNING, True)
     assert (found.done, found.planned, found.costs) == (3, 6, 3)
     (flying,) = found.works
@@ -103,18 +119,18 @@ def test_a_glance_tells_what_goes_on(study: Path) -> None:
 
 def test_time_left_is_told_by_what_trials_took(study: Path) -> None:
     # LoRA's took 2.75 s each; OFT's steps take twice as long in the cost probe: 3 x 5.5 s
-    left = glance(study, mine=True).phase_seconds_left
+    left = read_status(study, mine=True).phase_seconds_left
     assert left is not None
     assert 16.5 - 5 < left <= 16.5
-    assert glance(study, mine=True).study_seconds_left is None, "the final trials are unknown"
+    assert read_status(study, mine=True).study_seconds_left is None, "the final trials are unknown"
 
 
 def test_nothing_is_guessed(tmp_path: Path) -> None:
     with Writer(tmp_path / "study.db") as store:
         store.plan(GROUP)
-    with lock.locked(tmp_path):
+    with lock.hold_lock(tmp_path):
         log = go_on(tmp_path)
-        found = glance(tmp_path, mine=True)
+        found = read_status(tmp_path, mine=True)
         log.close()
     assert (found.phase_seconds_left, found.study_seconds_left) == (None, None)
     assert found.tokens_per_second is None
@@ -125,9 +141,9 @@ def test_nothing_is_guessed(tmp_path: Path) -> None:
 
 def test_hours_tell_what_is_left_of_the_study(tmp_path: Path) -> None:
     begin(tmp_path, hours={"fit": {"hours": 1.0}}, **{"wall:1": 420.0})
-    with lock.locked(tmp_path):
+    with lock.hold_lock(tmp_path):
         log = go_on(tmp_path)
-        left = glance(tmp_path, mine=True).study_seconds_left
+        left = read_status(tmp_path, mine=True).study_seconds_left
         log.close()
     assert left is not None
     assert left == pytest.approx(0.95 * 3600 - 420, abs=30)
@@ -136,7 +152,7 @@ def test_hours_tell_what_is_left_of_the_study(tmp_path: Path) -> None:
 def test_states_of_a_study(tmp_path: Path) -> None:
     begin(tmp_path)
     go_on(tmp_path)  # what a killed process left: nobody holds the lock
-    found = glance(tmp_path)
+    found = read_status(tmp_path)
     assert (found.state, found.works, found.phase, found.holder) == (STOPPED, (), None, None)
     assert not (tmp_path / ".lock").exists(), "a glance writes nothing"
     with Writer(tmp_path / "study.db") as store:
@@ -146,7 +162,7 @@ def test_states_of_a_study(tmp_path: Path) -> None:
         store.plan(final)
         for trial, right in zip(final, (30, 20), strict=True):
             store.keep(make_result(trial, test=hits(right, 40)))
-    found = glance(tmp_path)
+    found = read_status(tmp_path)
     assert found.state == DONE
     assert (found.methods[0].test, found.methods[0].n_seeds) == (0.625, 2)
 
@@ -156,16 +172,16 @@ def test_notes_are_for_their_own_process(tmp_path: Path) -> None:
     go_on(tmp_path)
     note = json.loads((tmp_path / NOW).read_text())
     (tmp_path / NOW).write_text(json.dumps({**note, "pid": note["pid"] + 1}))
-    with lock.locked(tmp_path):
-        assert glance(tmp_path, mine=True).works == ()
-    Logged(tmp_path / LOG, Silent()).close()
+    with lock.hold_lock(tmp_path):
+        assert read_status(tmp_path, mine=True).works == ()
+    LoggingProgress(tmp_path / LOG, Silent()).close()
     assert (tmp_path / NOW).is_file(), "one that wrote none removes none"
 
 
-def made(count: int = 3, **more: Any) -> Glance:
+def made(count: int = 3, **more: Any) -> StudyStatus:
     names = ["lora", "full", *(f"method{i}" for i in range(count))][:count]
     rows = tuple(
-        Standing(
+        MethodStatus(
             n, make_entry(n).title, n == "lora", 3, 8, 0.5 + i / 100, 300, 0.8123, 3, 12345.6, 0,
             None,
         )
@@ -173,17 +189,17 @@ def made(count: int = 3, **more: Any) -> Glance:
     )  # fmt: skip
     given: dict[str, Any] = {
         "folder": "runs/x", "name": "x", "state": RUNNING, "holder": None, "rows": [],
-        "phase": Phase("Search, wider (1)", 12, 40, 0, 200.0),
-        "works": tuple(Flight("search", n, n.upper(), 5, 0, 300, (), 41.0) for n in names),
+        "phase": PhaseProgress("Search, wider (1)", 12, 40, 0, 200.0),
+        "works": tuple(RunningJob("search", n, n.upper(), 5, 0, 300, (), 41.0) for n in names),
         "done": 12, "planned": 40, "costs": 3, "methods": rows, "metric": METRIC,
         "select_on": "loss", "tokens_per_second": 12345.6, "workers": 2,
         "phase_seconds_left": 280.0, "study_seconds_left": 5000.0, "last": None,
         **more,
     }  # fmt: skip
-    return Glance(**given)
+    return StudyStatus(**given)
 
 
-def text_of(found: Glance, width: int, height: int | None = None) -> str:
+def text_of(found: StudyStatus, width: int, height: int | None = None) -> str:
     sink = SafeConsole(file=io.StringIO(), width=width, highlight=False, emoji=False)
     with sink.capture() as held:
         sink.print(status_block.render_status(found, width, 0.0, height))
@@ -197,7 +213,7 @@ def test_a_block_fits_its_terminal(width: int) -> None:
     for said in ("12/40", "about 5 min left", "5 lanes", "LoRA (control)", "0.5000", "81.2 (3)"):
         assert said in text, text
     assert "12,346 tokens/s so far, each of 2 workers" in text
-    assert "the study: about 83 min left" in text
+    assert "whole study: about 83 min left" in text
 
 
 def test_a_low_terminal_shows_the_control_and_the_best() -> None:
@@ -210,9 +226,9 @@ def test_a_low_terminal_shows_the_control_and_the_best() -> None:
 
 @pytest.mark.parametrize("hostile", ["\x1b]0;x\x07", "\x1b[2J", "[red]x[/]", "hf_abcdefghijklmnop"])
 def test_titles_of_strangers_are_text(hostile: str) -> None:
-    row = Standing("m", hostile, False, 1, 2, 0.5, 3, None, 0, None, 0, None)
-    work = Flight("search", "m", hostile, 2, 0, 3, (), 1.0)
-    phase = Phase(hostile, 1, 2, 0, 1.0)
+    row = MethodStatus("m", hostile, False, 1, 2, 0.5, 3, None, 0, None, 0, None)
+    work = RunningJob("search", "m", hostile, 2, 0, 3, (), 1.0)
+    phase = PhaseProgress(hostile, 1, 2, 0, 1.0)
     text = text_of(made(works=(work,), phase=phase, methods=(row,)), 120)
     assert not CONTROLS.search(text.replace("\n", ""))
     assert "hf_abc" not in text
@@ -225,8 +241,8 @@ def test_listeners_of_three_words_still_serve(tmp_path: Path) -> None:
     silent = Silent()
     begun(silent, WORK)
     ended(silent, WORK)
-    assert list(telling(silent, [WORK], [{"a": 1}])) == [{"a": 1}]
-    log = Logged(tmp_path / LOG, silent)
+    assert list(with_events(silent, [WORK], [{"a": 1}])) == [{"a": 1}]
+    log = LoggingProgress(tmp_path / LOG, silent)
     log.begun(WORK)
     log.ended(WORK)
 
@@ -261,7 +277,7 @@ def test_piped_progress_says_what_goes_on_when_it_is_quiet(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = lines_of(monkeypatch, study, quiet=0.15)
-    said = [line for line in text.splitlines() if "in flight: OFT, 3 lanes, steps 0 to 100" in line]
+    said = [line for line in text.splitlines() if "running: OFT, 3 lanes, steps 0 to 100" in line]
     assert 1 <= len(said) <= 2
     assert "2,000 tokens/s so far" in said[0]
     assert "LoRA (control) 0.5000" in said[0]
@@ -373,13 +389,13 @@ def test_status_from_another_terminal(study: Path) -> None:
 def test_status_waits_for_no_writer(study: Path) -> None:
     with Writer(study / "study.db") as store, store._engine.begin():
         began = time.monotonic()
-        assert glance(study, mine=True).done == 3
+        assert read_status(study, mine=True).done == 3
         assert time.monotonic() - began < 2
 
 
 def test_status_watches_until_nobody_runs_it(tmp_path: Path) -> None:
     begin(tmp_path)
-    with lock.locked(tmp_path):
+    with lock.hold_lock(tmp_path):
         log = go_on(tmp_path)
         watching = subprocess.Popen(
             [sys.executable, "-m", "bakeoff", "status", str(tmp_path), "--watch"],
@@ -397,8 +413,8 @@ def test_status_watches_until_nobody_runs_it(tmp_path: Path) -> None:
 
 def test_status_of_what_has_only_begun(tmp_path: Path) -> None:
     assert "no-study" in status(folder=tmp_path).stderr
-    with lock.locked(tmp_path):
-        log = Logged(tmp_path / LOG, Silent())
+    with lock.hold_lock(tmp_path):
+        log = LoggingProgress(tmp_path / LOG, Silent())
         log.phase("Timing", 4, 0)
         done = status(folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -43,7 +43,7 @@ class Asks:
     def beat(self) -> None:
         self.left -= 1
 
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         return self.left <= 0
 
 
@@ -120,7 +120,7 @@ def test_a_stopped_study_goes_on(
     process.signal_all(sent)
     ended = process.end(300)
     assert ended.returncode == code, ended.stderr
-    assert "The same command goes on" in ended.stderr
+    assert "Run the same command to resume" in ended.stderr
     assert "Traceback" not in ended.stderr
     again = bakeoff(*arguments, "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr

@@ -73,16 +73,16 @@ def test_show_marks_what_is_learnt_without_colour(chats: dict[str, Any], tmp_pat
     out = piped(tmp_path, chats, 2)
     assert "\x1b" not in out
     heads = re.findall(
-        r"^line (\d+) of chats.jsonl: (\d+) tokens, (\d+) learnt$", out, re.MULTILINE
+        r"^line (\d+) of chats.jsonl: (\d+) tokens, (\d+) supervised$", out, re.MULTILINE
     )
     assert len(heads) == 2
-    for number, _, learnt in heads:
+    for number, _, supervised in heads:
         row = rows()[int(number) - 1]
         after = out.split(f"line {number} of")[1].splitlines()[1:5]
-        assert [line.split("│")[0].strip() for line in after] == ["given", "learnt"] * 2
-        assert re.sub(r"\W", "", after[1]) == "learntthelampEOS"
-        assert re.sub(r"\W", "", after[3]) == f"learnt{row['label']}EOS"
-        assert int(learnt) == 3 + 2
+        assert [line.split("│")[0].strip() for line in after] == ["context", "supervised"] * 2
+        assert re.sub(r"\W", "", after[1]) == "supervisedthelampEOS"
+        assert re.sub(r"\W", "", after[3]) == f"supervised{row['label']}EOS"
+        assert int(supervised) == 3 + 2
 
 
 def test_show_gives_the_same_as_plain_values(chats: dict[str, Any], tmp_path: Path) -> None:

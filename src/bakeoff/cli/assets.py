@@ -1,4 +1,4 @@
-"""``bakeoff assets``: packaged models and data by name."""
+"""``bakeoff assets``: list and prepare packaged models and data."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from bakeoff.cli.display.output import JSON_OPTION, err, out, show_json, show_ta
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("assets")(command)
 
 
 def command(
-    names: list[str] | None = typer.Argument(None, help="Assets to prepare; none: list them."),
+    names: list[str] | None = typer.Argument(
+        None, help="Assets to prepare; default: list all of them."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """List packaged models and data, or prepare some of them (fetch, verify, convert, cache)."""
+    """List packaged models and data, or prepare some: download, verify, convert and cache."""
     from bakeoff.data import assets
 
     for name in names or []:

@@ -1,4 +1,4 @@
-"""``bakeoff compare``: two study folders side by side: what differs, do their verdicts agree."""
+"""``bakeoff compare``: print the differences of two studies and whether their verdicts agree."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from bakeoff.cli.display.output import (
 from bakeoff.core.format import format_cell
 
 MAX_VALUE_LENGTH = 40
-"""Characters of a value in a table; ``--json`` has it whole."""
+"""Characters of a value in the table; ``--json`` does not truncate."""
 SIDES = ("first", "second")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("compare")(command)
 
 
 def command(
     first: Path = typer.Argument(help="Study folder, or its name under runs/."),
-    second: Path = typer.Argument(help="Another one."),
+    second: Path = typer.Argument(help="The study to compare with it."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Say what differs between two studies, and whether their verdicts agree."""
+    """Show what differs between two studies and whether their verdicts agree."""
     found = api.compare(find_study_folder(first), find_study_folder(second))
     if as_json:
         show_json(found)
@@ -56,12 +56,12 @@ def _show_differences(differences: list[dict[str, Any]], names: list[str]) -> No
         ]
         show_table(("differs", "<", *(f"<{name}" for name in names)), rows)
     else:
-        out.print("Nothing differs between the two studies but their names.")
+        out.print("The two studies differ only in their names.")
     out.print()
 
 
 def _study_labels(studies: list[dict[str, Any]]) -> list[str]:
-    """Return what tells the two apart: their names, their folders where those are the same."""
+    """Return the studies' names, or their folders if both have the same name."""
     names = [s["name"] for s in studies]
     return names if names[0] != names[1] else [s["folder"] for s in studies]
 

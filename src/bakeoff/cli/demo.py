@@ -1,4 +1,4 @@
-"""``bakeoff demo``: the embedded study on a real model and real data."""
+"""``bakeoff demo``: run the packaged study on a real model and real data."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from bakeoff.cli.run import execute
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("demo")(command)
 
 
 def command(
     out: Path = typer.Option(RUNS / "demo", help="Study folder."),
     model: str | None = typer.Option(
-        None, help="The same model from elsewhere: sentence-transformers/all-MiniLM-L6-v2."
+        None,
+        help="Another source of the same model, such as sentence-transformers/all-MiniLM-L6-v2.",
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Compare LoRA with its contenders on MiniLM and home-assistant intents (about 5 minutes)."""
+    """Compare LoRA with seven contenders on MiniLM and home-assistant intents (about 5 minutes)."""
     from bakeoff.study.config import read_spec
 
     with as_file(files("bakeoff.study.config") / "templates" / "demo.toml") as path:

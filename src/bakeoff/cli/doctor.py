@@ -84,7 +84,7 @@ def _check_device(machine: dict[str, Any]) -> list[MachineCheck]:
         MachineCheck("threads", "ok", str(machine["threads"])),
         MachineCheck("precision", "ok", f"auto = {machine['precision']} (measured: {rates})"),
         MachineCheck(
-            "bf16 pays", "ok" if gain > 1 else "note", f"{gain:.1f} times fp32 in a matmul"
+            "bf16 speed-up", "ok" if gain > 1 else "note", f"{gain:.1f} times fp32 in a matmul"
         ),
         *(
             MachineCheck(f"engine.{name}", "on" if found["on"] else "off", f"auto: {found['why']}")

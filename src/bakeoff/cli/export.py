@@ -43,7 +43,7 @@ def command(
 
     folder = find_study_folder(study)
     where = target or folder / "export" / f"{method or 'recommended'}-{form}"
-    made = export_weights.deliver(folder, where, method, form, rank, force)
+    made = export_weights.export_weights(folder, where, method, form, rank, force)
     if as_json:
         show_json(asdict(made))
         return
@@ -54,7 +54,7 @@ def command(
         f"validation loss {made.loss:.4g} (at the end of training {made.trained_loss:.4g}); "
         f"{escape_text(metric)} {format_cell(made.score, shape, scale)} (in the study "
         f"{format_cell(made.trained_score, shape, scale)}), {made.differing} of {made.n_items} "
-        "test items scored otherwise",
+        "test items scored differently",
         soft_wrap=True,
     )
     if made.note:

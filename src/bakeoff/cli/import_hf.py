@@ -1,4 +1,4 @@
-"""``bakeoff import-hf``: a study folder of Hugging Face's ``method_comparison`` results."""
+"""``bakeoff import-hf``: import results of PEFT's ``method_comparison`` as a study."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, escape_text, show
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("import-hf")(command)
 
 
 def command(
-    results: Path = typer.Argument(help="A folder of result files, such as MetaMathQA/results."),
-    out: Path | None = typer.Option(None, help="Study folder; default runs/<benchmark>-results."),
+    results: Path = typer.Argument(help="Folder of result files, such as MetaMathQA/results."),
+    out: Path | None = typer.Option(None, help="Study folder; default: runs/BENCHMARK-results."),
     control: str | None = typer.Option(None, help="Experiment that the others are compared with."),
-    margin: float | None = typer.Option(None, help="Smallest difference that matters; 0.02."),
+    margin: float | None = typer.Option(
+        None, help="Smallest difference that matters; default: 0.02."
+    ),
     test_items: int | None = typer.Option(
-        None, min=1, help="Test items behind an accuracy, where it is not GSM8K's 1,319."
+        None, min=1, help="Number of test items behind an accuracy; default: GSM8K's 1,319."
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Read results of PEFT's method_comparison into a study, and print the verdict."""
+    """Import results of PEFT's method_comparison as a study and print the verdict."""
     from bakeoff.integrations.exchange import Wishes, import_results
 
     whole = results.resolve()

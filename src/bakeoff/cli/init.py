@@ -12,14 +12,14 @@ from bakeoff.core.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("init")(command)
 
 
 def command(
     path: Path = typer.Argument(Path("study.toml"), help="The file to write."),
 ) -> None:
-    """Write a commented study file; edit three lines and run it."""
+    """Write a commented study file to start from; edit three lines, then run it."""
     text = (
         files("bakeoff.study.config")
         .joinpath("templates/template.toml")
@@ -29,7 +29,7 @@ def command(
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise UsageError("file-exists", f"{path} is there already.", "another name.") from error
+        raise UsageError("file-exists", f"{path} already exists.", "another name.") from error
     err.print(
         escape_text(f"Wrote {path}. Edit model, train and columns, then `bakeoff run {path}`.")
     )

@@ -1,4 +1,4 @@
-"""``bakeoff methods``: who can compete and what each can do, as a table or as one method's page."""
+"""``bakeoff methods``: the catalog and each method's capabilities, as a table or one page."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from bakeoff.methods.capability_records import CapabilityRecord
 
 SERVED_AS_ADAPTER = ("adapter", "converted")
-"""How a server can serve a method beside others on one base: what a merged model cannot."""
+"""Ways in which one server can serve several adapters on one base; a merged model is not one."""
 
 
 class Filters(NamedTuple):
-    """Which methods to show; None and False let all through."""
+    """Conditions on the methods to show; None and False are no condition."""
 
     trains: str | None
     mergeable: bool
@@ -43,24 +43,40 @@ class Filters(NamedTuple):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("methods")(command)
 
 
 def command(
-    name: str | None = typer.Argument(None, help="One method's page; a TOML file of your own too."),
-    trains: str | None = typer.Option(None, help="Only those that train on llama, gpt2, bert, t5."),
-    mergeable: bool = typer.Option(False, "--mergeable", help="Only those that merge exactly."),
-    serves: str | None = typer.Option(None, help="Only those served as an adapter: vllm."),
-    quantized: str | None = typer.Option(None, help="Only those that train on a 4bit, 8bit base."),
-    lanes: bool = typer.Option(False, "--lanes", help="Only those whose trials share a step."),
-    family: str | None = typer.Option(None, help="Only this family, e.g. low-rank."),
-    probe: bool = typer.Option(False, "--probe", help="Find out again what each can do, here."),
-    model: str | None = typer.Option(None, help="Count for this model: folder, hub id or asset:…"),
+    name: str | None = typer.Argument(
+        None, help="A method of the catalog, or your own TOML file: print its page."
+    ),
+    trains: str | None = typer.Option(
+        None, help="Only methods that train on llama, gpt2, bert or t5."
+    ),
+    mergeable: bool = typer.Option(
+        False, "--mergeable", help="Only methods that merge without loss."
+    ),
+    serves: str | None = typer.Option(
+        None, help="Only methods that this server loads as an adapter: vllm."
+    ),
+    quantized: str | None = typer.Option(
+        None, help="Only methods that train on a quantised base: 4bit or 8bit."
+    ),
+    lanes: bool = typer.Option(
+        False, "--lanes", help="Only methods whose trials can share a training step."
+    ),
+    family: str | None = typer.Option(None, help="Only this family, for example low-rank."),
+    probe: bool = typer.Option(
+        False, "--probe", help="Probe the capabilities again with the installed versions."
+    ),
+    model: str | None = typer.Option(
+        None, help="Count parameters on this model: a folder, a hub id or asset:NAME."
+    ),
     toml: bool = typer.Option(False, "--toml", help="Print the method's TOML file."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """List the methods that can compete and what each can do, or show one."""
+    """List the methods and what each can do, or print the page of one method."""
     from bakeoff.methods import registry
 
     if toml:
@@ -93,7 +109,7 @@ def command(
 
 
 def check_filters(filters: Filters) -> None:
-    """Refuse a filter that names what no method could have.
+    """Check that each filter names a known value.
 
     Raises:
         UsageError: ``unknown-base``, ``unknown-server``, ``unknown-quantization``,
@@ -111,7 +127,7 @@ def check_filters(filters: Filters) -> None:
 
 
 def passes_filters(entry: MethodEntry, found: CapabilityRecord, filters: Filters) -> bool:
-    """Tell whether a method passes; one that was never probed can do nothing that is known."""
+    """Return whether a method passes the filters; one that was never probed passes none."""
     own = found.capabilities
     if filters.family is not None and entry.family != filters.family:
         return False
@@ -130,7 +146,7 @@ def passes_filters(entry: MethodEntry, found: CapabilityRecord, filters: Filters
 
 
 def load_capabilities(entries: Sequence[MethodEntry], probe: bool) -> dict[str, CapabilityRecord]:
-    """Return what is known of each method; with ``probe``, find out what the cache lacks."""
+    """Return each method's capabilities by name; with ``probe``, probe what the cache lacks."""
     from bakeoff.data.assets.cache import cache_folder, translate_os_errors
     from bakeoff.methods import capability_records
 
@@ -146,18 +162,18 @@ def load_capabilities(entries: Sequence[MethodEntry], probe: bool) -> dict[str, 
     differences = {capability_records.describe_version_difference(v) for v in versions} - {None}
     for difference in sorted(str(d) for d in differences):
         err.print(
-            f"Probed with other versions: {difference}. `bakeoff methods --probe` finds out anew.",
+            f"Probed with other versions: {difference}. `bakeoff methods --probe` probes again.",
             soft_wrap=True,
         )
     return found
 
 
 def probe_methods(entries: Sequence[MethodEntry], cache: Path) -> None:
-    """Probe methods side by side and keep what is found in the cache."""
+    """Probe methods in parallel and store their capabilities in the cache."""
     from bakeoff.cli.display.progress import LiveProgress
     from bakeoff.methods import capability_records
 
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tiny bases are made here
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tiny base models are made locally
     with LiveProgress(err) as live:
         live.phase("Probe", len(entries), 0)
         for index, value, error in run_in_processes(
@@ -172,13 +188,13 @@ def probe_methods(entries: Sequence[MethodEntry], cache: Path) -> None:
 
 
 def count_on_model(entries: Sequence[MethodEntry], model: str) -> dict[str, dict[str, Any]]:
-    """Return what each method takes on ``model``, or the reason why it cannot be put there."""
+    """Return each method's parameter counts on ``model``, or why it cannot be attached."""
     from bakeoff.cli.display.progress import LiveProgress
     from bakeoff.study.setup import base_model
 
     found: dict[str, dict[str, Any]] = {}
     with LiveProgress(err) as live:
-        path = base_model.locate(model, live.say).path
+        path = base_model.locate_base(model, live.say).path
         live.phase("Count", len(entries), 0)
         payloads = [{"entry": entry_to_json(e), "path": path} for e in entries]
         for index, value, error in run_in_processes(jobs.PROBE_ON_MODEL, payloads):
@@ -190,7 +206,7 @@ def count_on_model(entries: Sequence[MethodEntry], model: str) -> dict[str, dict
 def add_byte_counts(
     counted: dict[str, Any] | None, found: CapabilityRecord
 ) -> dict[str, Any] | None:
-    """Add what a count of parameters means in bytes, on disk and in training."""
+    """Add the bytes that these parameters take on disk and in training."""
     parameters = counted.get("parameters") if counted else None
     if counted is None or parameters is None:
         return counted
@@ -201,12 +217,12 @@ def add_byte_counts(
 
 
 def entry_to_json(entry: MethodEntry) -> dict[str, Any]:
-    """Return plain JSON values."""
+    """Return a method entry as JSON values."""
     return dataclasses.asdict(entry)
 
 
 def row_to_json(row: MethodRow) -> dict[str, Any]:
-    """Return a method as the JSON object that programs read."""
+    """Return a method as an object for ``--json``."""
     own = row.found.capabilities
     at = own.main if own else None
     return {
@@ -228,7 +244,7 @@ def row_to_json(row: MethodRow) -> dict[str, Any]:
 
 
 def show_method_table(rows: Sequence[MethodRow], model: str | None) -> None:
-    """Print the table."""
+    """Print the table of methods."""
     where = "on the model" if model else "tiny base"
     columns = (
         "name", "<family", f"parameters, {where}", "<lanes", "<merges", "<to LoRA", "<vLLM",

@@ -1,4 +1,4 @@
-"""``bakeoff plan``: what a study would run and take, and what it can show; keeps nothing."""
+"""``bakeoff plan``: check a study without running it; print its trials, costs and power."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, out, show_
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("plan")(command)
 
 
 def command(
     study: Path = typer.Argument(..., help="A study.toml."),
     time_it: bool = typer.Option(
-        True, "--time/--no-time", help="Time a few steps of each method; estimate the whole."
+        True,
+        "--time/--no-time",
+        help="Time a few steps of each method to estimate the duration.",
     ),
     show: int = typer.Option(
-        0, "--show", min=0, help="Print so many rows of train as tokens, what is learnt marked."
+        0,
+        "--show",
+        min=0,
+        help="Print this many training rows as tokens, supervised tokens on separate lines.",
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Check a study; print the trials it would run, what they take, and what they can show."""
+    """Check a study; print its trials, their cost and the smallest difference it would detect."""
     from bakeoff import api
     from bakeoff.cli.display.progress import LiveProgress
     from bakeoff.cli.display.token_view import show_rows
     from bakeoff.study.config import read_spec
-    from bakeoff.study.planning.time_budget import Fit, sentence
+    from bakeoff.study.planning.time_budget import BudgetPlan, describe
 
     spec = read_spec(study)
     with LiveProgress(err) as live:
@@ -40,8 +45,8 @@ def command(
         return
     counts = overview["n_items"]
     out.print(
-        f"{escape_text(overview['name'])}: {counts['train']} train, {counts['validation']} validation, "
-        f"{counts['test']} test items; {overview['precision']} on {overview['device']}"
+        f"{escape_text(overview['name'])}: {counts['train']} train, {counts['validation']} "
+        f"validation, {counts['test']} test items; {overview['precision']} on {overview['device']}"
     )
     if parts := describe_memory(overview):
         out.print(escape_text("; ".join(parts)))
@@ -60,7 +65,9 @@ def command(
         ],
     )
     if overview["hours"] is not None:
-        out.print(escape_text(sentence(Fit(**overview["hours"]), overview["methods"][0]["title"])))
+        out.print(
+            escape_text(describe(BudgetPlan(**overview["hours"]), overview["methods"][0]["title"]))
+        )
     if overview["sizes"] is not None:
         show_sizes(overview["sizes"])
     show_totals(overview)
@@ -68,19 +75,19 @@ def command(
 
 
 def describe_memory(overview: dict[str, Any]) -> list[str]:
-    """Return what the study does to fit in memory, in words; nothing where it does nothing."""
+    """Return phrases on how the study saves memory; an empty list if it does not."""
     parts = []
     if overview["quantize"] is not None:
-        parts.append(f"base in {overview['quantize']} by {overview['quantizer']}")
+        parts.append(f"base quantised to {overview['quantize']} with {overview['quantizer']}")
     if overview["micro_tokens"] is not None:
-        parts.append(f"at most {overview['micro_tokens']:,} tokens a pass")
+        parts.append(f"at most {overview['micro_tokens']:,} tokens per pass")
     if overview["checkpointing"] == "on":
-        parts.append("layers computed again in the backward pass")
+        parts.append("gradient checkpointing")
     return parts
 
 
 def show_sizes(sizes: list[dict[str, Any]]) -> None:
-    """Print how large each method was made."""
+    """Print the size at which each method matches the target number of parameters."""
     show_table(
         ("method", "parameters", "off target", "<size", "<note"),
         [
@@ -97,21 +104,23 @@ def show_sizes(sizes: list[dict[str, Any]]) -> None:
 
 
 def show_totals(overview: dict[str, Any]) -> None:
-    """Print how much a study is, and what it can show."""
+    """Print the amount of work in a study and the difference it would detect."""
     out.print(
         f"{overview['trials']} trials in {overview['segments']} segments, {overview['steps']:,} "
-        f"steps in full, {len(overview['methods'])} cost probes"
+        f"steps without racing, {len(overview['methods'])} cost probes"
     )
     if overview["rungs"]:
         rungs = " and ".join(str(r) for r in overview["rungs"])
         saved = overview["steps"] / overview["steps_raced"]
         out.print(
             f"settings race at steps {rungs}: about {overview['steps_raced']:,} steps, {saved:.1f} "
-            "times fewer; fewer still where a whole method stops"
+            "times fewer; still fewer if whole methods stop"
         )
-    if overview["detectable"] is not None and overview["hours"] is None:  # else it was said
+    if (
+        overview["detectable"] is not None and overview["hours"] is None
+    ):  # the time budget's sentence has it
         out.print(
-            f"a true difference of {100 * overview['detectable']:.1f} points would be found in "
+            f"a true difference of {100 * overview['detectable']:.1f} points would be detected in "
             f"80 % of such studies (margin: {100 * overview['margin']:g} points)"
         )
     if overview["estimate"]:
@@ -119,11 +128,11 @@ def show_totals(overview: dict[str, Any]) -> None:
 
 
 def show_estimate(found: dict[str, Any]) -> None:
-    """Print what a study takes: time with its range, phase by phase, memory and disk."""
+    """Print the estimated time with its range and by phase, peak memory and disk space."""
     minutes = {k: found[k] / 60 for k in ("seconds", "low", "high", "in_full_seconds")}
     out.print(
         f"about {minutes['seconds']:.1f} minutes ({minutes['low']:.1f} to {minutes['high']:.1f}); "
-        f"{minutes['in_full_seconds']:.1f} without the race"
+        f"{minutes['in_full_seconds']:.1f} without racing"
     )
     names = [phase["name"] for phase in found["phases"]]
     methods = {m for phase in found["phases"] for m in phase["seconds"]}

@@ -1,7 +1,7 @@
-"""``bakeoff report``: write the report again from what the study has, and print the verdict.
+"""``bakeoff report``: write the report of a study again and print the verdict.
 
-With ``--format`` the report in one format: Markdown, JSON or HTML on stdout or in a file, CSV as a
-folder of tables or one of them on stdout.
+``--format`` writes the report in one format instead: Markdown, JSON or HTML to stdout or a file,
+CSV to a folder of tables or one table to stdout.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ UNKNOWN_FORMAT, UNKNOWN_TABLE = "unknown-format", "unknown-table"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("report")(command)
 
 
 def command(
     study: Path | None = typer.Argument(None, help="Study folder; default: the newest in runs/."),
-    form: str | None = typer.Option(None, "--format", help="md, csv, json or html."),
+    form: str | None = typer.Option(None, "--format", help="Format: md, csv, json or html."),
     table: str | None = typer.Option(
-        None, "--table", help="With --format csv: one table on stdout, by its name."
+        None, "--table", help="With --format csv: print only this table."
     ),
     hf_json: bool = typer.Option(
-        False, "--hf-json", help="Write each final trial as PEFT's method_comparison would."
+        False, "--hf-json", help="Write each final trial as a result file of method_comparison."
     ),
     out: Path | None = typer.Option(
-        None, help="File for --format; folder for csv and --hf-json (<study>/hf-json)."
+        None, help="File for --format; folder for csv and --hf-json (default: STUDY/hf-json)."
     ),
     examples: bool = typer.Option(
         True,
         "--examples/--no-examples",
-        help="Show test items with the answers to them; without: for data that may not be shown. "
-        "Not remembered: the next report shows them again.",
+        help="Include test items and answers; leave them out if the data is private. The choice "
+        "holds for this report only.",
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Write report.html and report.json of a study, finished or not, and print the verdict."""
+    """Write report.html and report.json of a study, finished or not; print the verdict."""
     from bakeoff.integrations import exchange
 
     _check_options(form, table, hf_json, out)
@@ -70,7 +70,7 @@ def command(
 
 
 def _check_options(form: str | None, table: str | None, hf_json: bool, out: Path | None) -> None:
-    """Refuse options that do not go together.
+    """Check that the options can be combined.
 
     Raises:
         UsageError: ``unknown-format``, ``formats-clash``, ``table-without-csv``,
@@ -79,33 +79,35 @@ def _check_options(form: str | None, table: str | None, hf_json: bool, out: Path
     if form is not None and form not in FORMATS:
         raise unknown_name(UNKNOWN_FORMAT, "format", form, FORMATS)
     if form is not None and hf_json:
-        raise UsageError("formats-clash", "--format and --hf-json at once.", "one of them.")
+        raise UsageError(
+            "formats-clash", "--format and --hf-json cannot be combined.", "one of them."
+        )
     if table is not None and form != "csv":
         raise UsageError(
             "table-without-csv",
-            f"--table {table} without --format csv.",
+            f"--table {table} needs --format csv.",
             f"`--format csv --table {table}`.",
         )
     if form == "csv" and (table is None) == (out is None):
         raise UsageError(
             "csv-without-out",
-            "--format csv wants a folder for its tables, or the name of one table.",
+            "--format csv needs a folder for its tables, or the name of one table.",
             "`--out DIR`, or `--table NAME` for stdout.",
         )
     if out is not None and not hf_json and form is None:
         raise UsageError(
             "out-without-hf-json",
-            f"--out {out} without --format or --hf-json: report.html and report.json lie in the "
-            "study folder.",
-            "with `--format md` or `--hf-json`, or leave `--out` out.",
+            f"--out {out} needs --format or --hf-json: report.html and report.json are always "
+            "written to the study folder.",
+            "`--format md` or `--hf-json`, or leave out `--out`.",
         )
 
 
 def write_format(report: dict[str, Any], form: str, out: Path | None, table: str | None) -> None:
-    """Give the report in one format: in ``out``, else on stdout.
+    """Write the report in one format to ``out``, or to stdout.
 
     Raises:
-        UsageError: ``unknown-table``, with the near match and all names.
+        UsageError: ``unknown-table``, with the closest name and all names.
     """
     from bakeoff import report as pages
 

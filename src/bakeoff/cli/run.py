@@ -76,7 +76,8 @@ def command(
     ),
     fork: Path | None = typer.Option(
         None,
-        help="Start a new study in this folder with the current settings, reusing unchanged trials.",
+        help="Start a new study in this folder with the current settings, reusing unchanged "
+        "trials.",
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
@@ -87,8 +88,12 @@ def command(
     for option, value in (("--model", model), ("--data", data)):
         if value is not None and (why := invalid_path_reason(value)) is not None:
             raise UsageError("path-malformed", f"{option}: {why}.", "a folder, a file or an id.")
-    given = experiments.read(hf_experiment, hf_defaults) if hf_experiment is not None else None
-    with ExitStack() as held:
+    experiment = (
+        experiments.read_experiment(hf_experiment, hf_defaults)
+        if hf_experiment is not None
+        else None
+    )
+    with ExitStack() as stack:
         if study is not None:
             path = study / "study.toml" if study.is_dir() else study
             spec = read_spec(path)
@@ -97,38 +102,45 @@ def command(
         elif model and data:
             place = folder = out or RUNS / _study_name(data)
             if fork is not None:  # the parent is only read, and the fork's folder must be empty
-                place = Path(held.enter_context(TemporaryDirectory()), folder.resolve().name)
-            path = write_study(place, model, data, column, methods, steps, given)
+                place = Path(stack.enter_context(TemporaryDirectory()), folder.resolve().name)
+            path = write_study(place, model, data, column, methods, steps, experiment)
             spec = read_spec(path)
         else:
             raise UsageError(
-                "no-study-given",
+                "no-study-experiment",
                 "Neither a study file nor --model with --data was given.",
                 "`bakeoff run study.toml`, or `bakeoff run --model M --data train.jsonl`.",
             )
-        if given is not None:
-            spec = _with_experiment(spec, given)
-        asked = RunOptions(again, retry, fork)
-        raise typer.Exit(execute(spec, path.parent, folder, as_json, asked))
+        if experiment is not None:
+            spec = _with_experiment(spec, experiment)
+        options = RunOptions(again, retry, fork)
+        raise typer.Exit(execute(spec, path.parent, folder, as_json, options))
 
 
-def _with_experiment(spec: StudySpec, given: Experiment) -> StudySpec:
+def _with_experiment(spec: StudySpec, experiment: Experiment) -> StudySpec:
     """Add an experiment of PEFT's benchmark to a study and print what differs from the original."""
     from bakeoff.integrations.peft_benchmark import experiment as experiments
 
-    spec = experiments.add(spec, given)
-    for note in (*experiments.notes(given), *experiments.differing(spec, given)):
-        err.print(f"[yellow]{escape_text(given.name)}:[/] {escape_text(note)}")
+    spec = experiments.add_contender(spec, experiment)
+    for note in (
+        *experiments.experiment_notes(experiment),
+        *experiments.differing_settings(spec, experiment),
+    ):
+        err.print(f"[yellow]{escape_text(experiment.name)}:[/] {escape_text(note)}")
     return spec
 
 
 def execute(
-    spec: StudySpec, source: Path, folder: Path, as_json: bool, asked: RunOptions = DEFAULT_OPTIONS
+    spec: StudySpec,
+    source: Path,
+    folder: Path,
+    as_json: bool,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> int:
     """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
-    with LiveProgress(err, asked.fork or folder) as live:
-        report = api.run(spec, source, folder, live, *asked)
-    folder = asked.fork or folder
+    with LiveProgress(err, options.fork or folder) as live:
+        report = api.run(spec, source, folder, live, **options._asdict())
+    folder = options.fork or folder
     if as_json:
         show_json(report)
         verdict.show_failed(report, folder)
@@ -165,9 +177,9 @@ def write_study(
 
     columns = dict(_parse_column(c) for c in column)
     if experiment is not None and not columns:
-        columns = experiments.columns(experiment)
+        columns = experiments.data_columns(experiment)
     control, *contenders = [m.strip() for m in methods.split(",") if m.strip()]
-    value: dict[str, Any] = experiments.conditions(experiment) if experiment is not None else {}
+    value: dict[str, Any] = experiments.study_tables(experiment) if experiment is not None else {}
     tables: dict[str, dict[str, Any]] = {
         "base": {"model": _absolute_model(model)},
         "data": {"train": _absolute_data(data), "columns": columns},
@@ -178,7 +190,7 @@ def write_study(
     value |= {"name": sanitize_name(folder.resolve().name)}
     value |= {key: {**value.get(key, {}), **table} for key, table in tables.items()}
     parse_spec(value)
-    study_folder.make(folder)
+    study_folder.create(folder)
     path = folder / "study.toml"
     if (folder / "study.db").is_file():
         path = folder / "asked.toml"  # keep the frozen study file; api.run compares the two
@@ -237,10 +249,10 @@ def _absolute_data(data: str) -> str:
         return data
     if not data.startswith(hub.PREFIX):
         return str(Path(data).expanduser().resolve())
-    wanted, colon, split = data.removeprefix(hub.PREFIX).partition(":")
-    folder = Path(wanted).expanduser()
-    local = wanted.startswith((".", "/", "~"))
-    return f"{hub.PREFIX}{folder.resolve() if local else wanted}{colon}{split}"
+    location, colon, split = data.removeprefix(hub.PREFIX).partition(":")
+    folder = Path(location).expanduser()
+    local = location.startswith((".", "/", "~"))
+    return f"{hub.PREFIX}{folder.resolve() if local else location}{colon}{split}"
 
 
 def _absolute_model(model: str) -> str:

@@ -1,4 +1,4 @@
-"""``bakeoff schema``: the JSON Schema of the study file, for editors; or of report.json."""
+"""``bakeoff schema``: print the JSON Schema of the study file, or of report.json."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bakeoff.cli.display.output import show_json
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("schema")(command)
 
 
 def command(
-    report: bool = typer.Option(False, "--report", help="The schema of report.json instead."),
+    report: bool = typer.Option(False, "--report", help="Print the schema of report.json instead."),
 ) -> None:
-    """Print the JSON Schema of study.toml, every key with its default and what it means."""
+    """Print the JSON Schema of study.toml: every key with its default and meaning."""
     if report:
         text = files("bakeoff.report").joinpath("schema.json").read_text(encoding="utf-8")
         show_json(json.loads(text))

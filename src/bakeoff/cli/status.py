@@ -1,4 +1,4 @@
-"""``bakeoff status``: how far a study is, from another terminal too; it only reads."""
+"""``bakeoff status``: print a study's progress; also from another terminal, since it only reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Group
-from rich.live import Live as Redrawn
+from rich.live import Live
 
 from bakeoff.cli.display import status_block
 from bakeoff.cli.display.output import JSON_OPTION, SafeConsole, find_study_folder, out, show_json
@@ -18,90 +18,94 @@ from bakeoff.cli.display.progress import can_redraw
 from bakeoff.core.redact import sanitize
 
 if TYPE_CHECKING:
-    from bakeoff.study.monitoring.status import Glance
+    from bakeoff.study.monitoring.status import StudyStatus
 
 REFRESH_SECONDS = 2.0
-"""Seconds between two looks with ``--watch``."""
+"""Interval between two readings with ``--watch``."""
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("status")(command)
 
 
 def command(
     study: Path | None = typer.Argument(None, help="Study folder; default: the newest in runs/."),
     watch: bool = typer.Option(
-        False, "--watch", help="Draw it again every 2 seconds, until nobody runs the study."
+        False, "--watch", help="Refresh every 2 seconds until the study stops running."
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Show who runs a study, what is in flight, what is left, and who leads so far."""
-    from bakeoff.study.monitoring.status import RUNNING, glance
+    """Show which process runs a study, the running trials, the time left and interim scores."""
+    from bakeoff.study.monitoring.status import RUNNING, read_status
 
     folder = find_study_folder(study)
-    found = glance(folder)
+    status = read_status(folder)
     if watch and not as_json and can_redraw(out):
-        with Redrawn(console=out, auto_refresh=False, transient=True) as drawn:
-            while found.state == RUNNING:
-                drawn.update(render(found), refresh=True)
+        with Live(console=out, auto_refresh=False, transient=True) as display:
+            while status.state == RUNNING:
+                display.update(render(status), refresh=True)
                 time.sleep(REFRESH_SECONDS)
-                found = glance(folder)
-        out.print(render(found))
+                status = read_status(folder)
+        out.print(render(status))
         return
     before = None
     while True:
-        text = None if as_json else _static_text(found)
+        text = None if as_json else _static_text(status)
         if as_json:
-            show_json(status_to_json(found))
+            show_json(status_to_json(status))
         elif text != before:
-            out.print(render(found))
+            out.print(render(status))
         before = text
-        if not watch or found.state != RUNNING:
+        if not watch or status.state != RUNNING:
             return
         time.sleep(REFRESH_SECONDS)
-        found = glance(folder)
+        status = read_status(folder)
 
 
-def status_to_json(found: Glance) -> dict[str, Any]:
-    """Return a glance as a JSON value."""
-    return dataclasses.asdict(found)
+def status_to_json(status: StudyStatus) -> dict[str, Any]:
+    """Return the status as JSON values."""
+    return dataclasses.asdict(status)
 
 
-def render(found: Glance) -> Group:
-    """Return what is printed of a glance."""
-    lines = [_headline(found)]
-    if found.last is not None:
-        said = found.last.get("text") or found.last.get("what") or found.last.get("title") or ""
-        when, event = str(found.last.get("time", "")), found.last.get("event", "")
-        lines.append(sanitize(f"last heard: {when} {event} {said}"))
-    return Group(*(_flat(line) for line in lines), status_block.render_status(found, out.width))
+def render(status: StudyStatus) -> Group:
+    """Return what is printed: a headline, the last event and the status block."""
+    lines = [_headline(status)]
+    if status.last is not None:
+        detail = (
+            status.last.get("text") or status.last.get("what") or status.last.get("title") or ""
+        )
+        when, event = str(status.last.get("time", "")), status.last.get("event", "")
+        lines.append(sanitize(f"last event: {when} {event} {detail}"))
+    return Group(
+        *(_folded_line(line) for line in lines), status_block.render_status(status, out.width)
+    )
 
 
-def _headline(found: Glance) -> str:
-    text = f"{found.folder}: {found.state}"
-    if found.holder is not None:
-        who = found.holder
-        text += f", process {who['pid']} on {who['host']} since {who['since']}"
-    return f"{text}; {found.done} of {found.planned} planned trials, {found.costs} costs"
+def _headline(status: StudyStatus) -> str:
+    text = f"{status.folder}: {status.state}"
+    if status.holder is not None:
+        holder = status.holder
+        text += f", process {holder['pid']} on {holder['host']} since {holder['since']}"
+    return f"{text}; {status.done} of {status.planned} planned trials, {status.costs} costs"
 
 
-def _flat(text: str) -> Any:
+def _folded_line(text: str) -> Any:
     from rich.text import Text
 
     return Text(sanitize(text), overflow="fold")
 
 
-def _static_text(found: Glance) -> str:
-    """Return a glance as text without its clocks, to tell whether anything has happened."""
-    still = dataclasses.replace(
-        found,
-        phase=None if found.phase is None else dataclasses.replace(found.phase, seconds=0.0),
-        works=tuple(dataclasses.replace(w, seconds=0.0) for w in found.works),
+def _static_text(status: StudyStatus) -> str:
+    """Return the status as text without its times; it is the same while nothing changes."""
+    frozen = dataclasses.replace(
+        status,
+        phase=None if status.phase is None else dataclasses.replace(status.phase, seconds=0.0),
+        works=tuple(dataclasses.replace(w, seconds=0.0) for w in status.works),
         phase_seconds_left=None,
         study_seconds_left=None,
     )
-    sink = SafeConsole(file=io.StringIO(), highlight=False, emoji=False, width=out.width)
-    with sink.capture() as held:
-        sink.print(render(still))
-    return held.get()
+    console = SafeConsole(file=io.StringIO(), highlight=False, emoji=False, width=out.width)
+    with console.capture() as captured:
+        console.print(render(frozen))
+    return captured.get()

@@ -1,4 +1,4 @@
-"""One method on one page: what it is, what it takes, what it was found to do, what others saw."""
+"""One method on one page: description, tuning space, probed capabilities, published results."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ from bakeoff.study.planning.trials import learning_rates
 SHOWN_RATES = 5
 WIDTH = 15
 SERVED_AS: dict[str | None, str] = {
-    "adapter": "as it is saved (ranks above 16 want --max-lora-rank)",
+    "adapter": "as saved (ranks above 16 need --max-lora-rank)",
     "converted": "converted to LoRA",
-    "merged": "merged into a base of its own alone",
+    "merged": "only as a merged model",
 }
 
 
 def show_page(row: MethodRow, model: str | None) -> None:
     """Print the page."""
     entry = row.entry
-    out.print(
-        f"[bold]{escape_text(entry.title)}[/] ({escape_text(entry.name)}), {escape_text(entry.family)}"
-    )
+    name, family = escape_text(entry.name), escape_text(entry.family)
+    out.print(f"[bold]{escape_text(entry.title)}[/] ({name}), {family}")
     out.print(f"  {entry.mechanism}", markup=False, soft_wrap=True)
     lines = [
         *_description_lines(entry),
@@ -56,25 +55,25 @@ def _description_lines(entry: MethodEntry) -> Iterator[tuple[str, str]]:
     )
     yield "", entry.learning_rate_why
     for part, factor in entry.rates.items():
-        yield "", f"tensors named {part}: {factor:g} times the rate"
+        yield "", f"tensors named {part}: {factor:g} times the learning rate"
     for argument, space in entry.tuning.items():
         values = ", ".join(str(v) for v in space["values"])
         yield f"tune {argument}", f"{values} ({space['why']})"
     if entry.size is not None:
         allowed = entry.size.get("values") or f"multiples of {entry.size['step']}"
-        yield "size", f"by {entry.size['argument']}: {allowed}"
+        yield "size", f"set by {entry.size['argument']}: {allowed}"
 
 
 def _capability_lines(row: MethodRow) -> Iterator[tuple[str, str]]:
     own = row.found.capabilities
     if own is None:
-        yield "can do", "not probed: `bakeoff methods NAME --probe`"
+        yield "capabilities", "not probed: run `bakeoff methods NAME --probe`"
         return
     if own.needs is not None:
         yield "cannot run", f"it needs {own.needs}"
         return
     versions = row.found.versions
-    yield "found with", ", ".join(f"{p} {v}" for p, v in versions.items() if v is not None)
+    yield "probed with", ", ".join(f"{p} {v}" for p, v in versions.items() if v is not None)
     for base, found in own.on.items():
         yield (
             f"on {base}",
@@ -88,16 +87,16 @@ def _capability_lines(row: MethodRow) -> Iterator[tuple[str, str]]:
     for kind, works in own.quantised.items():
         words = {None: "not tried", False: "no", True: "yes"}[works.works]
         yield f"{kind} base", words + (f" ({works.reason})" if works.reason else "")
-    yield "", "on a CPU: what a GPU's kernels do may differ"
+    yield "", "probed on a CPU; GPU kernels may differ"
     for task, riding in own.lanes_by_task.items():
         yield f"{task} engine", " ".join(riding.switches) or "-"
         for switch, reason in riding.reasons.items():
             yield "", f"no {switch}: {reason}"
-    yield "layers", " ".join(own.layers) or "its own choice"
+    yield "layers", " ".join(own.layers) or "chosen by the method"
 
 
 def _format_probe(found: BaseResult) -> str:
-    start = "starts as the base"
+    start = "starts equal to the base"
     if found.start.value is not None and found.start.value > EXACT_TOLERANCE:
         start = f"starts {found.start.value:g} off the base"
     return (
@@ -115,9 +114,9 @@ def _format_deviation(measured: Measurement) -> str:
 
 def _format_disabled(disabled: Measurement) -> str:
     if disabled.value is None:
-        return f"cannot be ({disabled.reason})"
+        return f"is not possible ({disabled.reason})"
     off = disabled.value > EXACT_TOLERANCE
-    return f"is {disabled.value:g} off the base" if off else "is the base again"
+    return f"is {disabled.value:g} off the base" if off else "restores the base"
 
 
 def _format_answer(holds: bool, measured: Measurement, form: str) -> str:
@@ -127,12 +126,12 @@ def _format_answer(holds: bool, measured: Measurement, form: str) -> str:
 
 def _format_conversion(own: Capabilities) -> str:
     if own.vllm == "adapter":
-        return "it is saved as plain LoRA"
+        return "not needed: saved as plain LoRA"
     errors = [
         f"r = {rank}: {error.reason or f'{error.value:.2g} of its effect is lost'}"
         for rank, error in own.conversion.items()
     ]
-    claim = "" if own.to_lora or not own.claims_conversion else "; PEFT says that it can"
+    claim = "" if own.to_lora or not own.claims_conversion else "; PEFT claims that it can"
     return f"{'yes' if own.to_lora else 'no'} ({'; '.join(errors) or f'r = {RANK}: -'}{claim})"
 
 

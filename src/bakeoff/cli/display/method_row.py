@@ -1,4 +1,4 @@
-"""One row of the methods table."""
+"""One row of the methods table, shared by the table and the page of one method."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from bakeoff.methods.capability_records import CapabilityRecord
 
 STATE_BYTES = 16
-"""A trained number in fp32: its value, its gradient and AdamW's two moments."""
+"""Bytes of a trained fp32 parameter: its value, its gradient and AdamW's two moments."""
 SERVERS = ("vllm",)
 
 
 class MethodRow(NamedTuple):
-    """One method: its entry, what is known of it, and what it takes on the user's model."""
+    """A method's entry, its capability record, and its parameter counts on the user's model."""
 
     entry: MethodEntry
     found: CapabilityRecord
@@ -26,7 +26,7 @@ class MethodRow(NamedTuple):
 def run_in_processes(
     function: str, payloads: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
-    """Run a function of the training half over payloads, a process each; yield as they end."""
+    """Run a worker function on each payload in its own process; yield (index, value, error)."""
     from bakeoff.core import plugins
 
     workers = os.cpu_count() or 1
@@ -36,5 +36,5 @@ def run_in_processes(
 
 
 def format_yes(value: bool) -> str:
-    """Return a word for a table."""
+    """Return ``yes`` or a dash for a table."""
     return "yes" if value else "-"

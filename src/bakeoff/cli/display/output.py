@@ -1,7 +1,7 @@
-"""What every verb prints with: tables and JSON on stdout, words and errors on stderr.
+"""Output of every command: tables and JSON on stdout, messages and errors on stderr.
 
-Whatever is printed goes through ``Sink``: names, rows and errors that strangers wrote move no
-cursor, set no title and show no secret.
+Everything is printed through ``SafeConsole``, so that untrusted names, rows and error texts cannot
+move the cursor, set the terminal's title or show a secret.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ JSON_OPTION = typer.Option(False, "--json", help="Print JSON on stdout instead o
 
 
 class SafeConsole(Console):
-    """A console on which text is text: control characters in it are shown as a sign."""
+    """A console that shows control characters in text as a visible sign."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Render as rich does; its own control codes stand apart from the text."""
+        """Render as rich does; only rich's own control codes pass through."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else strip_control_chars(text), style, control)
 
 
-# piped output is read by programs and pagers: never folded to 80 columns
+# programs and pagers read piped output: do not wrap it at 80 columns
 out = SafeConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
 err = SafeConsole(stderr=True, highlight=False, emoji=False)
 
 
 def escape_text(text: str) -> str:
-    """Return text that strangers wrote for a line with markup: brackets kept, secrets not."""
+    """Escape untrusted text for a line with rich markup, with secrets redacted."""
     return escape(redact(text))
 
 
 def show_error(error: BakeoffError) -> None:
-    """Print an error: its code, the cause, one line that says what to do."""
+    """Print an error: its code, its cause, and a hint."""
     err.print(f"[bold red]error[/] [bold]{escape(f'[{error.code}]')}[/] {escape_text(error.cause)}")
     err.print(f"[bold]Try:[/] {escape_text(error.try_)}")
 
 
 def show_internal_error() -> None:
-    """Print the traceback of an error that is ours."""
+    """Print the traceback of an internal error."""
     err.print(redact(traceback.format_exc()), markup=False, soft_wrap=True)
-    err.print("This is a fault of bakeoff's: please report it with the lines above.")
+    err.print("This is a bug in bakeoff. Please report it with the lines above.")
 
 
 def show_json(value: Any) -> None:
-    """Print a JSON value without wrapping or colour; secrets left out, controls as escapes."""
+    """Print a JSON value; secrets are redacted, control characters escaped."""
     typer.echo(escape_control_chars(json.dumps(redact_value(value), indent=1, ensure_ascii=False)))
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print a table: the first column, the last and ``<`` ones to the left, the rest right."""
+    """Print a table. The first, the last and ``<`` columns are left-aligned, the rest right."""
     table = Table(title=escape_text(title) or None, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(columns):
         left = i in (0, len(columns) - 1) or name.startswith("<")
@@ -76,7 +76,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str
 
 
 def find_study_folder(given: Path | None) -> Path:
-    """Return the study folder meant: the one given, or the newest under ``runs``.
+    """Return the study folder: ``given``, ``runs/given``, or the newest study under ``runs``.
 
     Raises:
         UsageError: ``no-study``.

@@ -1,7 +1,7 @@
-"""Progress for people: a block that is redrawn in a terminal, plain lines when piped.
+"""Progress display: a block that is redrawn in a terminal, plain lines when piped.
 
-The block shows what ``bakeoff status`` shows. It is read from the study's folder, never more often
-than that costs one twentieth of the time, and only after something has happened.
+The block shows the same status as ``bakeoff status``. The status is read from the study folder
+only after an event, and reading takes at most one twentieth of the time.
 """
 
 from __future__ import annotations
@@ -22,48 +22,51 @@ from bakeoff.cli.display.output import escape_text
 from bakeoff.core.format import format_duration
 
 if TYPE_CHECKING:
-    from bakeoff.study.monitoring.progress import Work
-    from bakeoff.study.monitoring.progress_estimate import Phase
-    from bakeoff.study.monitoring.status import Glance
+    from bakeoff.study.monitoring.progress import Job
+    from bakeoff.study.monitoring.progress_estimate import PhaseProgress
+    from bakeoff.study.monitoring.status import StudyStatus
 
 REDRAWS_PER_SECOND = 4
-"""A second, at most."""
+"""Upper limit."""
 READ_INTERVAL_FACTOR = 20.0
-"""So many times as long as a look at the folder took, none is taken again."""
+"""After a reading of the folder, the next one waits this many times as long as it took."""
 QUIET_SECONDS = 60.0
-"""Seconds without a line after which piped output gets one that says what goes on."""
+"""Piped output gets a status line after this time without any other line."""
 
 
 def can_redraw(console: Console) -> bool:
-    """Tell whether a block may be drawn over and over: in a terminal that understands that."""
+    """Return whether the console is a terminal that can redraw a block."""
     dumb = console.is_dumb_terminal or bool(os.environ.get("NO_COLOR"))
     return console.is_terminal and not dumb and console.file.isatty()
 
 
 class LiveProgress:
-    """Draws what a study says while it runs; ``folder`` is the study's, if it may be looked at."""
+    """Progress events of a running study, shown in a console.
+
+    ``folder`` is the study folder whose status is shown; None shows the phase only.
+    """
 
     def __init__(self, console: Console, folder: Path | None = None) -> None:
         self._console, self._folder = console, folder
         self._title, self._total, self._done, self._before = "", 0, 0, 0
-        self._began = self._spoke = time.monotonic()
-        self._works: dict[Work, float] = {}
+        self._phase_start = self._last_output = time.monotonic()
+        self._jobs: dict[Job, float] = {}
         self._counted = 0
-        self._glance: Glance | None = None
-        self._stale, self._may_look, self._looked = False, 0.0, 0.0
-        self._over = threading.Event()
+        self._status: StudyStatus | None = None
+        self._stale, self._next_read, self._read_at = False, 0.0, 0.0
+        self._closed = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="bakeoff-progress", daemon=True)
-        self._drawn: Redrawn | None = None
+        self._display: Redrawn | None = None
         if can_redraw(console):
-            self._drawn = Redrawn(
+            self._display = Redrawn(
                 console=console, get_renderable=self._draw, refresh_per_second=REDRAWS_PER_SECOND,
                 transient=True, redirect_stdout=False,
             )  # fmt: skip
 
     def __enter__(self) -> Self:
         """Start drawing."""
-        if self._drawn is not None:
-            self._drawn.start()
+        if self._display is not None:
+            self._display.start()
         else:
             self._ticker.start()
         return self
@@ -74,49 +77,49 @@ class LiveProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop drawing, so that an error prints below what was said."""
-        self._over.set()
+        """Stop drawing, so that an error prints below the last line."""
+        self._closed.set()
         with contextlib.suppress(OSError):  # the terminal may be gone
             self._close_phase()
-            if self._drawn is not None:
-                self._drawn.stop()
+            if self._display is not None:
+                self._display.stop()
         if self._ticker.is_alive():
             self._ticker.join()
 
     def phase(self, title: str, total: int, done: int) -> None:
-        """Begin a phase."""
+        """Start a phase."""
         self._close_phase()
         self._title, self._total, self._done, self._before = title, total, done, done
-        self._began = time.monotonic()
-        self._works.clear()
+        self._phase_start = time.monotonic()
+        self._jobs.clear()
         self._stale = True
-        if self._drawn is None:
-            there = f", {done} done before" if done else ""
-            self._print(f"{title}: {total}{there}")
+        if self._display is None:
+            before = f", {done} done before" if done else ""
+            self._print(f"{title}: {total}{before}")
 
     def advance(self, what: str) -> None:
-        """Count one piece; those of a group are told of when it ends."""
+        """Count one finished piece; the pieces of a group are printed when the group ends."""
         self._done += 1
         self._counted += 1
         self._stale = True
-        if self._drawn is None and not self._works:
-            self._piece(what, self._began)
+        if self._display is None and not self._jobs:
+            self._print_piece(what, self._phase_start)
 
-    def begun(self, work: Work) -> None:
-        """Show work that begins."""
-        self._works[work] = time.monotonic()
+    def begun(self, work: Job) -> None:
+        """Show a job that starts."""
+        self._jobs[work] = time.monotonic()
         self._counted = 0
         self._stale = True
 
-    def ended(self, work: Work) -> None:
-        """Show what is over; nothing is said where its trials are carried again."""
-        since = self._works.pop(work, self._began)
+    def ended(self, work: Job) -> None:
+        """Print a job that ended; print nothing if its trials are rescheduled."""
+        since = self._jobs.pop(work, self._phase_start)
         self._stale = True
-        if self._drawn is None and self._counted:
+        if self._display is None and self._counted:
             trials = len(work.trials)
             many = f", {trials} trials" if trials > 1 else ""
             to = f" to step {work.stop}" if work.stop is not None else ""
-            self._piece(f"{work.title}{many}{to}", since)
+            self._print_piece(f"{work.title}{many}{to}", since)
         self._counted = 0
 
     def say(self, text: str) -> None:
@@ -124,80 +127,80 @@ class LiveProgress:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        self._spoke = time.monotonic()
+        self._last_output = time.monotonic()
         self._console.print(escape_text(text), soft_wrap=True)
 
-    def _piece(self, what: str, since: float) -> None:
+    def _print_piece(self, what: str, since: float) -> None:
         seconds = time.monotonic() - since
         self._print(f"  {self._title} {self._done}/{self._total} {what} ({seconds:.0f} s)")
 
     def _close_phase(self) -> None:
-        """Leave a line for a phase that has gone through, in a terminal: its block goes."""
-        if self._drawn is not None and self._title and self._done > self._before:
-            took = format_duration(time.monotonic() - self._began)
+        """In a terminal, replace the block of a finished phase by one line."""
+        if self._display is not None and self._title and self._done > self._before:
+            took = format_duration(time.monotonic() - self._phase_start)
             self._print(f"{self._title}: {self._done} of {self._total}, {took}")
         self._title = ""
 
-    def _look(self) -> Glance | None:
-        """Return the last look at the folder, a new one where that is worth it."""
+    def _read_status(self) -> StudyStatus | None:
+        """Return the study's status, read again if it may have changed and the interval is over."""
         now = time.monotonic()
-        if self._folder is None or not self._stale or now < self._may_look:
-            return self._glance
-        from bakeoff.study.monitoring.status import glance
+        if self._folder is None or not self._stale or now < self._next_read:
+            return self._status
+        from bakeoff.study.monitoring.status import read_status
 
         self._stale = False
         try:
-            self._glance = glance(self._folder, mine=True)
-        except Exception:  # what is wrong with the folder the study will meet itself
-            self._glance = None
+            self._status = read_status(self._folder, mine=True)
+        except Exception:  # the study itself reports any problem with its folder
+            self._status = None
         took = time.monotonic() - now
-        self._looked, self._may_look = (
-            now,
-            now + max(1.0 / REDRAWS_PER_SECOND, READ_INTERVAL_FACTOR * took),
-        )
-        return self._glance
+        self._read_at = now
+        self._next_read = now + max(1.0 / REDRAWS_PER_SECOND, READ_INTERVAL_FACTOR * took)
+        return self._status
 
     def _draw(self) -> RenderableType:
-        """Return the block; called by rich from its own thread, and wherever a line is printed."""
+        """Return the block; rich calls this from its own thread and whenever a line is printed."""
         if not self._title:
             return Group()
-        found, later = self._look(), time.monotonic() - self._looked
+        status, later = self._read_status(), time.monotonic() - self._read_at
         width, height = self._console.width, self._console.height
         try:
-            if found is not None and found.phase is not None:
-                return status_block.render_status(found, width, later, height - 1)
+            if status is not None and status.phase is not None:
+                return status_block.render_status(status, width, later, height - 1)
         except Exception:  # drawing must not end a study
-            self._glance = None
-        return status_block.render_phase(self._at_hand(), width, None)
+            self._status = None
+        return status_block.render_phase(self._phase_progress(), width, None)
 
-    def _at_hand(self) -> Phase:
-        from bakeoff.study.monitoring.progress_estimate import Phase
+    def _phase_progress(self) -> PhaseProgress:
+        from bakeoff.study.monitoring.progress_estimate import PhaseProgress
 
-        seconds = time.monotonic() - self._began
-        return Phase(self._title, self._done, self._total, self._before, seconds)
+        seconds = time.monotonic() - self._phase_start
+        return PhaseProgress(self._title, self._done, self._total, self._before, seconds)
 
     def _tick(self) -> None:
-        """Say from time to time what goes on, where nothing else was said."""
-        while not self._over.wait(max(0.05, self._spoke + QUIET_SECONDS - time.monotonic())):
-            if self._title and time.monotonic() - self._spoke >= QUIET_SECONDS:
+        """Print a status line whenever nothing else was printed for a while."""
+        while not self._closed.wait(
+            max(0.05, self._last_output + QUIET_SECONDS - time.monotonic())
+        ):
+            if self._title and time.monotonic() - self._last_output >= QUIET_SECONDS:
                 try:
-                    self._print(self._what_goes_on())
+                    self._print(self._status_line())
                 except OSError:
-                    return  # nobody listens any more
+                    return  # the output was closed
 
-    def _what_goes_on(self) -> str:
-        found = self._look()
-        said = f"  {self._title} {self._done}/{self._total}"
-        if found is None:
-            return said
-        later = time.monotonic() - self._looked
-        flying = "; ".join(map(status_block.describe_job, found.works[: status_block.MAX_JOBS]))
-        left = status_block.remaining_seconds(found.phase_seconds_left, later)
+    def _status_line(self) -> str:
+        status = self._read_status()
+        head = f"  {self._title} {self._done}/{self._total}"
+        if status is None:
+            return head
+        later = time.monotonic() - self._read_at
+        running = "; ".join(map(status_block.describe_job, status.works[: status_block.MAX_JOBS]))
+        left = status_block.remaining_seconds(status.phase_seconds_left, later)
         parts = [
-            flying and f"in flight: {flying}",
-            status_block.describe_speed(found),
+            running and f"running: {running}",
+            status_block.describe_speed(status),
             "" if left is None else f"about {format_duration(left)} left",
-            status_block.describe_study_remaining(found, later),
-            status_block.summarize_methods(found),
+            status_block.describe_study_remaining(status, later),
+            status_block.summarize_methods(status),
         ]
-        return " | ".join([said, *(part for part in parts if part)])
+        return " | ".join([head, *(part for part in parts if part)])

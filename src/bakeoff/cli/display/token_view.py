@@ -1,7 +1,6 @@
-"""Tokenised rows on a terminal or in a pipe: what is given, what is learnt, token by token.
+"""Tokenised rows for ``bakeoff plan --show``: supervised tokens are on separate lines.
 
-Part of ``bakeoff plan --show``. What is learnt stands on lines of its own, so that it is told
-without colour.
+So they can be told from the context without colour, too.
 """
 
 from __future__ import annotations
@@ -12,19 +11,23 @@ from typing import Any
 
 from bakeoff.cli.display.output import escape_text, out
 
-CONTEXT_LABEL, SUPERVISED_LABEL = "  given  ", "  learnt "
+CONTEXT_LABEL, SUPERVISED_LABEL = "  context    ", "  supervised "
 TOKEN_BORDER = "\N{BOX DRAWINGS LIGHT VERTICAL}"
 _MARKS = {"\n": "\N{RETURN SYMBOL}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
 
 
 def show_rows(rows: list[dict[str, Any]]) -> None:
-    """Print rows: one head line each, then its tokens, a border between any two."""
+    """Print each row as a heading and its tokens, with a border between two tokens."""
     for row in rows:
-        learnt = f"{row['supervised']} learnt" if row["label"] is None else "one label learnt"
+        supervised = f"{row['supervised']} supervised" if row["label"] is None else "one label"
         out.print()
-        out.print(f"{escape_text(row['where'])}: {row['tokens']} tokens, {learnt}", style="bold")
-        for supervised, run in groupby(row["pieces"], key=lambda p: p["supervised"]):
-            head, style = (SUPERVISED_LABEL, "bold green") if supervised else (CONTEXT_LABEL, "dim")
+        out.print(
+            f"{escape_text(row['where'])}: {row['tokens']} tokens, {supervised}", style="bold"
+        )
+        for is_supervised, run in groupby(row["pieces"], key=lambda p: p["supervised"]):
+            head, style = (CONTEXT_LABEL, "dim")
+            if is_supervised:
+                head, style = (SUPERVISED_LABEL, "bold green")
             for line in _lines([_text(p) for p in run], out.width - len(head) - 1):
                 out.print(f"{head}{escape_text(line)}", style=style, soft_wrap=True)
         if row["label"] is not None:
@@ -34,7 +37,7 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def _lines(texts: list[str], width: int) -> Iterator[str]:
-    """Yield the texts with borders, broken between two of them where a line would be too long."""
+    """Yield lines of bordered tokens, wrapped between two tokens."""
     line = TOKEN_BORDER
     for text in texts:
         if len(line) > 1 and len(line) + len(text) + 1 > width:
@@ -45,7 +48,7 @@ def _lines(texts: list[str], width: int) -> Iterator[str]:
 
 
 def _text(piece: dict[str, Any]) -> str:
-    """Return a piece's text on one line: line ends as a sign, what does not print as its code."""
+    """Return a token's text on one line: line ends as a sign, unprintable characters escaped."""
     shown = "".join(
         _MARKS.get(c, c if c.isprintable() else c.encode("unicode_escape").decode())
         for c in piece["text"]

@@ -10,14 +10,11 @@ from bakeoff.cli.display.output import err, escape_text, out, show_table
 from bakeoff.core.format import MIB, format_cell
 
 WIDE = 110
-"""Columns of a terminal from which the costs fit beside the verdict."""
+"""Terminal columns from which the table shows costs, too."""
 
 
 def show(report: dict[str, Any], folder: Path) -> None:
-    """Print the recommendation, a row a method, and what the user should be warned of.
-
-    ``folder`` is the study's.
-    """
+    """Print the recommendation, one row per method, and the warnings of the study in ``folder``."""
     from bakeoff.report.texts import saved_weights_text
 
     out.print(f"\n[bold]{escape_text(report['recommendation']['sentence'])}[/]\n")
@@ -36,7 +33,7 @@ def show(report: dict[str, Any], folder: Path) -> None:
     study, base = report["study"], report["base"]
     n_seeds = max((m["n_seeds"] for m in report["methods"]), default=0)
     out.print(
-        f"\n{study['n_test_items']} test items, {n_seeds} seeds, {study['steps']} steps a trial, "
+        f"\n{study['n_test_items']} test items, {n_seeds} seeds, {study['steps']} steps per trial, "
         f"margin {format_cell(study['margin'], form, scale)}"
         + (" points" if points else "")
         + f"; intervals are simultaneous. Base: {escape_text(study['base'])}"
@@ -46,7 +43,9 @@ def show(report: dict[str, Any], folder: Path) -> None:
         estimate, low, high = (
             format_cell(base["score"][k], form, scale) for k in ("estimate", "low", "high")
         )
-        out.print(f"The untouched base: {escape_text(metric)} {estimate} ({low} to {high})")
+        out.print(
+            f"Base model without fine-tuning: {escape_text(metric)} {estimate} ({low} to {high})"
+        )
     if (weights := saved_weights_text(report, f"{folder}/")) is not None:
         out.print(escape_text(weights), soft_wrap=True)
     for warning in report["warnings"]:
@@ -55,7 +54,7 @@ def show(report: dict[str, Any], folder: Path) -> None:
 
 
 def show_failed(report: dict[str, Any], folder: Path) -> None:
-    """Say how many runs failed and by which command they are tried again."""
+    """Print how many trials failed and the command that retries them."""
     from bakeoff.report.texts import retry_hint
 
     if (how := retry_hint(report, shlex.quote(str(folder)))) is not None:
@@ -77,7 +76,7 @@ def _verdict_cells(method: dict[str, Any], scale: float, form: str) -> tuple[str
 
 
 def _forgetting_cell(method: dict[str, Any]) -> str:
-    """Write the change in loss on general text, in nats per token."""
+    """Format the change in loss on general text, in nats per token."""
     found = method["forgetting"]
     return format_cell(found and found["estimate"], "+.3f")
 
