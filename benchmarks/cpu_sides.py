@@ -63,7 +63,7 @@ class Ours:
     """This engine with some of the trials: one (solo) or all (laned)."""
 
     def __init__(self, trials: Sequence[Trial], ground: Ground) -> None:
-        self.bench = setup.build(
+        self.bench = setup.build_setup(
             trials, ground.base, ground.data, Switches.best("cpu", trials[0].conditions.precision)
         )
         self.examples = self.bench.examples("train")
@@ -75,7 +75,7 @@ class Ours:
         """Take ``steps`` further steps from the start of each seed's order."""
         picked = [pick(self.examples, self.bench.conditions.batch_size, s, steps) for s in seeds]
         run = Run([], [sum(counts) for counts in zip(*map(token_counts, picked), strict=True)], [])
-        batches = self.bench.feed.training(self.examples, seeds)
+        batches = self.bench.batch_builder.training_steps(self.examples, seeds)
         self.model.train()
         for _ in range(steps):
             run.losses.append(self.stepper.step(self._taken, next(batches)).clone())

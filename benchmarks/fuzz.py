@@ -362,7 +362,7 @@ KINDS: dict[str, Callable[[], st.SearchStrategy[Case]]] = {
 
 def stopping(whole: bool) -> Callable[..., dict[str, Any]]:
     """Return what stands in for ``study.call``: stops where the first worker would start."""
-    real = remote.call
+    real = remote.run_remote
     inline = remote.make_executor("inline", 1)
 
     def call(through: Any, function: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -432,7 +432,7 @@ def prepare(folder: Path, tiny: bool) -> None:
     else:
         (base / "config.json").write_text("{}")
         (base / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    assert base_model.locate(str(base), print).fingerprint
+    assert base_model.locate_base(str(base), print).fingerprint
 
 
 def run(kind: str, examples: int, folder: Path, whole: bool, seed: bool) -> tuple[Counter, list]:

@@ -293,7 +293,7 @@ def ours(
     rates = [(1e-4 * 1.1**k,) for k in range(lanes)]
     stepper = Stepper(together, rates, recipe, TASK.item_losses, step_extras(hook))
     model.train()
-    source = feed.training(ground.data, [0] * lanes)
+    source = feed.training_steps(ground.data, [0] * lanes)
     counter = itertools.count()
     losses: list[torch.Tensor] = []
 

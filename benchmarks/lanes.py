@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace, ground: Ground, method: str) -> dict[str, 
 def ablation(k: int, best: Switches) -> dict[str, Plan]:
     """Return the ladder from a plain loop to all accelerators, and each one left out."""
     off = dataclasses.replace
-    plain = off(Switches.plain(), lanes=True, lean_inputs=best.lean_inputs)
+    plain = off(Switches.all_off(), lanes=True, lean_inputs=best.lean_inputs)
     return {
         "1 lane, plain": (1, off(plain, lean_inputs=False)),
         "1 lane + lean inputs": (1, plain),

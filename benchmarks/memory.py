@@ -133,7 +133,7 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     model.train()
     profiling.release_memory()
     held = in_use(args.device)
-    source = feed.training(data, [0] * args.lanes)
+    source = feed.training_steps(data, [0] * args.lanes)
     seconds, losses = [], []
     for index in range(STEPS):
         if index == 1:

@@ -44,7 +44,7 @@ from scipy import stats
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Verdict, compare
-from bakeoff.analysis.trial_runs import n_test_items, runs_by_method, usable_scores
+from bakeoff.analysis.trial_runs import (count_test_items, runs_by_method, usable_scores)
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.trial import DESCRIPTIVE_FIELDS, MethodEntry
@@ -74,7 +74,7 @@ def freeze(spec: StudySpec, source: Path, folder: Path, limits: dict[str, int | 
     """Write the rows that all runs share: the study's own splits, cut to ``limits``."""
     values = dump_spec(spec)
     values["data"] = changed(values["data"], "limit", **limits)
-    study_folder.make(folder)
+    study_folder.create(folder)
     cut = checked(values, None, None)
     study_folder.freeze_data(folder, splits.read_splits(cut, source))
 
@@ -95,7 +95,7 @@ def twins(
             "twin-unknown", f"{control.title} has no PEFT config.", "another [methods] control."
         )
     values = dump_spec(spec)
-    rates = rates or trials.grid(control, spec)
+    rates = rates or trials.rate_grid(control, spec)
     own = {"learning_rates": list(rates)}
     values["methods"] = {"control": control.name, "contenders": [TWIN]}
     values["method"] = {
@@ -117,7 +117,7 @@ def refuse_difference(spec: StudySpec, source: Path) -> None:
         BakeoffError: ``twin-differs``.
     """
     control, twin = load_methods(spec, source)
-    what = [_doing(e) | {"rates": trials.grid(e, spec)} for e in (control, twin)]
+    what = [_doing(e) | {"rates": trials.rate_grid(e, spec)} for e in (control, twin)]
     differing = [k for k in what[0] if what[0][k] != what[1][k]]
     if differing:
         raise BakeoffError(
@@ -140,7 +140,7 @@ def read_run(seed: int, record: StudyRecord, report: dict[str, Any]) -> Run:
         BakeoffError: ``null-unscored``.
     """
     by_method = runs_by_method(record)
-    found = [usable_scores(by_method[m], n_test_items(record)) for m in record.methods]
+    found = [usable_scores(by_method[m], count_test_items(record)) for m in record.methods]
     rows = {row["method"]: row for row in report["methods"]}
     control, twin = (rows[m] for m in record.methods)
     if found[0] is None or found[1] is None:

@@ -104,7 +104,7 @@ def simulate(
 
 
 def run_race(
-    study: Study, at: Sequence[dict[str, racing.Standing]], rules: racing.Rules
+    study: Study, at: Sequence[dict[str, racing.RungStanding]], rules: racing.Rules
 ) -> tuple[float, list[str]]:
     """Race the trials over both rungs; return the steps in full runs, and who is left."""
     alive = list(at[0])
@@ -112,14 +112,14 @@ def run_race(
     for rung, step in enumerate(rules.rungs):
         spent += len(alive) * (step - done) / rules.steps
         done = step
-        found = racing.decide(
+        found = racing.decide_rung(
             [at[rung][i] for i in alive], study.names[0], study.costs, rung, rules
         )
         alive = [d.trial_id for d in found if d.goes_on]
     return spent, alive
 
 
-def choose(study: Study, trials: dict[str, racing.Standing]) -> NDArray[np.int64]:
+def choose(study: Study, trials: dict[str, racing.RungStanding]) -> NDArray[np.int64]:
     """Return each method's setting of lowest mean loss, -1 where it has none."""
     chosen = np.full(len(study.names), -1)
     lowest = np.full(len(study.names), math.inf)

@@ -163,7 +163,7 @@ def drop(decades: Array) -> Array:
 
 def standings(
     study: Study, world: World, rng: np.random.Generator
-) -> list[dict[str, racing.Standing]]:
+) -> list[dict[str, racing.RungStanding]]:
     """Return for each rung and the end the trials' per-item losses, by trial id."""
     shape = study.drops.shape
     luck = rng.normal(0.0, world.seed_sd * SLOPE / math.sqrt(2), (len(study.means) + 1, *shape))
@@ -176,8 +176,8 @@ def standings(
     return found
 
 
-def _trials(study: Study, losses: Array) -> Iterator[tuple[str, racing.Standing]]:
+def _trials(study: Study, losses: Array) -> Iterator[tuple[str, racing.RungStanding]]:
     for m, method in enumerate(study.names):
         for s in range(len(GRID)):
             there = losses[m, s] if np.isfinite(losses[m, s, 0]) else None
-            yield f"{m}/{s}", racing.Standing(f"{m}/{s}", method, 10.0 ** GRID[s], there)
+            yield f"{m}/{s}", racing.RungStanding(f"{m}/{s}", method, 10.0 ** GRID[s], there)

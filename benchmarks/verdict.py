@@ -34,7 +34,7 @@ from scipy import optimize, stats
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Verdict, compare
-from bakeoff.analysis.power import POWER, Design, detectable_difference
+from bakeoff.analysis.power import (POWER, StudyDesign, detectable_difference)
 
 Array = NDArray[np.float64]
 DRAWS = 1000
@@ -155,7 +155,7 @@ def promised_by_plan(scenario: Scenario, noise: Noise) -> float:
     found = 0.0
     for _ in range(5):
         spread = spread_of(noise, found)
-        design = Design(
+        design = StudyDesign(
             scenario.n_items,
             scenario.n_seeds,
             scenario.n_contenders,

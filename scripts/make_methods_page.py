@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from bakeoff.core.trial import MethodEntry
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.methods import capability_records, registry
-from bakeoff.methods.capability_records import SAME, Capabilities
+from bakeoff.methods.capability_records import EXACT_TOLERANCE, Capabilities
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "methods.md"
@@ -188,12 +188,14 @@ def findings(catalog: Sequence[MethodEntry], all_: Mapping[str, Capabilities]) -
     yield "Switching the adapter off does not give the base back: " + listed(
         f"{t} (logits {own.main.disable.value:.2g} off)"
         for t, own in able.items()
-        if own.main and own.main.disable.value is not None and own.main.disable.value > SAME
+        if own.main
+        and own.main.disable.value is not None
+        and own.main.disable.value > EXACT_TOLERANCE
     )
     yield "Attached, before the first step, it is not the base any more: " + listed(
         f"{t} ({own.main.start.value:.2g} off)"
         for t, own in able.items()
-        if own.main and own.main.start.value is not None and own.main.start.value > SAME
+        if own.main and own.main.start.value is not None and own.main.start.value > EXACT_TOLERANCE
     )
     yield "It does not merge: " + listed(t for t, own in able.items() if not own.mergeable)
     yield "Its trials take turns instead of riding in lanes: " + listed(
@@ -209,11 +211,13 @@ def listed(words: Iterator[str] | Sequence[str]) -> str:
 def make_record(catalog: Sequence[MethodEntry]) -> dict[str, Any]:
     """Return the record of all methods from the user's cache, with the installed versions."""
     cache = cache_folder()
-    missing = [e.name for e in catalog if not capability_records.in_cache(e, cache)]
+    missing = [e.name for e in catalog if not capability_records.is_cached(e, cache)]
     if missing:
         raise SystemExit(f"not probed here: {', '.join(missing)}; `bakeoff methods --probe` first")
     nothing = {"methods": {}}
-    found = {e.name: capability_records.find(e, cache, nothing).capabilities for e in catalog}
+    found = {
+        e.name: capability_records.find_record(e, cache, nothing).capabilities for e in catalog
+    }
     methods = {n: c.to_json() for n, c in sorted(found.items()) if c is not None}
     return {"versions": capability_records.versions(), "methods": methods}
 
@@ -226,7 +230,7 @@ def main() -> None:
         path = ROOT / "src" / "bakeoff" / "methods" / "probed.json"
         text = json.dumps(make_record(catalog), indent=1)
         path.write_text(f"{text}\n", encoding="utf-8")
-    PAGE.write_text(page(catalog, capability_records.shipped()), encoding="utf-8")
+    PAGE.write_text(page(catalog, capability_records.load_shipped()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def costs_are_known() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
-        patch.setattr(cost_probe, "probe", probe)
+        patch.setattr(cost_probe, "probe_cost", probe)
         yield
 
 

@@ -14,7 +14,8 @@ from bakeoff.study.compare import compare
 from bakeoff.study.config import StudySpec, parse_spec, read_spec
 from bakeoff.study.dry_run import overview
 from bakeoff.study.monitoring.progress import Progress
-from bakeoff.study.record import read_record, read_trials, read_values, summarised
+from bakeoff.study.record import load_report as summarised
+from bakeoff.study.record import read_record, read_trials, read_values
 from bakeoff.study.run import machine, run_study
 from bakeoff.study.storage.repair import diagnose
 

@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bakeoff.analysis.bootstrap import (
-    Scores,
-    SeedNoise,
-    bootstrap,
-    difference_effect,
-    error_of,
-    mean_effect,
-    pool_seed_noise,
-    standardised,
-)
+from bakeoff.analysis.bootstrap import (Scores, SeedNoise, bootstrap, difference_effect, variance_components, mean_effect, pool_seed_noise, standardised_deviations)
 from bakeoff.core.errors import BakeoffError
 
 
@@ -30,7 +21,7 @@ def test_item_variance_by_hand() -> None:
     assert effect.estimate == 0.75
     assert effect.standard_error == pytest.approx(np.sqrt(1 / 16))
     assert effect.uncertain_variance == 0.0
-    assert error_of([effect]).item_freedom == pytest.approx(3)
+    assert variance_components([effect]).item_freedom == pytest.approx(3)
     assert not effect.seed_noise_known
 
 
@@ -77,7 +68,7 @@ def test_contenders_share_the_luck_of_their_control() -> None:
     rng = np.random.default_rng(6)
     control = scores(np.repeat(rng.normal(size=(3, 1)), 40, axis=1))
     others = [scores(np.repeat(rng.normal(size=(3, 1)), 40, axis=1)) for _ in range(3)]
-    joint = standardised([difference_effect(o, control) for o in others], rng, 20_000)
+    joint = standardised_deviations([difference_effect(o, control) for o in others], rng, 20_000)
     assert joint.std(axis=1) == pytest.approx(1, abs=0.02)
     assert np.corrcoef(joint)[np.triu_indices(3, 1)] == pytest.approx(0.5, abs=0.03)
 
@@ -134,8 +125,8 @@ def test_pooling_lifts_the_lucky_and_leaves_the_noisy() -> None:
 def test_draws_do_not_depend_on_those_that_follow() -> None:
     rng = np.random.default_rng(3)
     effects = [mean_effect(scores(rng.random((3, 25)))) for _ in range(4)]
-    first = standardised(effects[:2], np.random.default_rng(7), 500)
-    among = standardised(effects, np.random.default_rng(7), 500)[:2]
+    first = standardised_deviations(effects[:2], np.random.default_rng(7), 500)
+    among = standardised_deviations(effects, np.random.default_rng(7), 500)[:2]
     np.testing.assert_allclose(first, among, atol=1e-12)
 
 

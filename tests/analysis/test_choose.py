@@ -11,22 +11,22 @@ import pytest
 from helpers.records import finished, make_record, make_result, make_trial
 
 from bakeoff import api
-from bakeoff.analysis.choose import Picks, choose_settings, criterion, picks
+from bakeoff.analysis.choose import (SelectionComparison, choose_settings, selection_value, compare_selection)
 from bakeoff.analysis.summary import summarise
-from bakeoff.analysis.trial_runs import Run
+from bakeoff.analysis.trial_runs import TrialRun
 from bakeoff.core.results import Cost, SplitScores, Status
 from bakeoff.study.config import parse_spec
-from bakeoff.study.planning.racing import Rules, Standing, decide
-from bakeoff.study.search import axes
+from bakeoff.study.planning.racing import (Rules, RungStanding, decide_rung)
+from bakeoff.study.search import racing_costs
 
 
-def tried(rate: float, loss: float, right: int, step: int = 100, **more: Any) -> Run:
+def tried(rate: float, loss: float, right: int, step: int = 100, **more: Any) -> TrialRun:
     """Return a search trial of ten validation items of which ``right`` are right."""
     trial = make_trial("lora", rate)
     scores = tuple(float(i < right) for i in range(10))
     result = make_result(trial, losses=(2.0, loss), **more)
     splits = {"validation": SplitScores(scores, ("x",) * 10, loss)}
-    return Run(trial, dataclasses.replace(result, splits=splits, step=step))
+    return TrialRun(trial, dataclasses.replace(result, splits=splits, step=step))
 
 
 RUNS = [tried(1e-4, 0.9, 1), tried(1e-3, 0.5, 4), tried(1e-2, 0.6, 9)]
@@ -45,30 +45,30 @@ def test_equal_scores_go_to_the_lower_loss() -> None:
 
 def test_a_criterion_is_lower_where_better_and_none_where_it_was_not_taken() -> None:
     run = tried(1e-3, 0.5, 7)
-    assert criterion(run, "loss", "higher") == 0.5
-    assert criterion(run, "metric", "higher") == pytest.approx(-0.7)
-    assert criterion(run, "metric", "lower") == pytest.approx(0.7)
+    assert selection_value(run, "loss", "higher") == 0.5
+    assert selection_value(run, "metric", "higher") == pytest.approx(-0.7)
+    assert selection_value(run, "metric", "lower") == pytest.approx(0.7)
     trial = make_trial("lora", 1e-3)
     bare = dataclasses.replace(make_result(trial), splits={"validation": SplitScores((), (), 0.5)})
-    assert criterion(Run(trial, bare), "metric", "higher") is None
+    assert selection_value(TrialRun(trial, bare), "metric", "higher") is None
     assert choose_settings([(trial, bare)], "metric", "higher") == {}
 
 
 def test_picks_compare_the_settings_that_stood_furthest() -> None:
     first, second, third = RUNS
-    assert picks(RUNS, "higher") == Picks(
+    assert compare_selection(RUNS, "higher") == SelectionComparison(
         by_loss={"learning_rate": 1e-3}, by_metric={"learning_rate": 1e-2},
         agree=False, compared=3, step=100,
     )  # fmt: skip
     early = tried(1e-1, 0.1, 10, step=30, status=Status.STOPPED)
-    assert picks([*RUNS, early], "higher") == picks(RUNS, "higher")
-    assert picks([first, early], "higher") is None
-    assert picks([first, second], "higher") == Picks(
+    assert compare_selection([*RUNS, early], "higher") == compare_selection(RUNS, "higher")
+    assert compare_selection([first, early], "higher") is None
+    assert compare_selection([first, second], "higher") == SelectionComparison(
         {"learning_rate": 1e-3}, {"learning_rate": 1e-3}, True, 2, 100
     )
     # one item of ten more is chance: a difference of 0.1 with a standard error of 0.1
     near = tried(1e-2, 0.6, 5)
-    found = picks([second, near], "higher")
+    found = compare_selection([second, near], "higher")
     assert found is not None
     assert found.agree
     assert third.trial.learning_rate == 1e-2
@@ -94,12 +94,12 @@ def test_the_report_says_where_loss_and_metric_disagree() -> None:
 def test_the_race_ranks_settings_by_the_score_where_it_is_given() -> None:
     losses = np.array([0.5, 0.5])
     trials = [
-        Standing("a", "lora", 1e-3, losses, -0.7),
-        Standing("b", "lora", 1e-2, losses + 0.1, -0.8),
-        Standing("c", "lora", 1e-4, None, -0.9),  # diverged: no score makes up for it
+        RungStanding("a", "lora", 1e-3, losses, -0.7),
+        RungStanding("b", "lora", 1e-2, losses + 0.1, -0.8),
+        RungStanding("c", "lora", 1e-4, None, -0.9),  # diverged: no score makes up for it
     ]
     rules = Rules(rungs=(10, 30), steps=100, contenders=1)
-    found = {d.trial_id: d for d in decide(trials, "lora", {}, 1, rules)}
+    found = {d.trial_id: d for d in decide_rung(trials, "lora", {}, 1, rules)}
     assert [name for name, d in found.items() if d.goes_on] == ["b"]
     assert found["b"].reason == "setting 1 of 3 by validation score"
     assert found["b"].numbers["score"] == -0.8
@@ -113,14 +113,14 @@ def test_methods_race_by_the_axes_of_the_study_s_front() -> None:
         )  # fmt: skip
 
     costs = {"lora": cost("lora", 100, "a"), "ia3": cost("ia3", 90, "b")}
-    assert axes(costs, "lora") == {
+    assert racing_costs(costs, "lora") == {
         "lora": {"memory": 100, "speed": 5.0, "size": 8},
         # other accelerators: what they save is not the method's
         "ia3": {"memory": None, "speed": None, "size": 8},
     }
-    assert axes(costs, "lora", ("quality", "size"))["ia3"] == {"size": 8}
+    assert racing_costs(costs, "lora", ("quality", "size"))["ia3"] == {"size": 8}
     # not known before the end: nobody can be ruled out by it
-    assert axes(costs, "lora", ("quality", "forgetting"))["lora"] == {"forgetting": None}
+    assert racing_costs(costs, "lora", ("quality", "forgetting"))["lora"] == {"forgetting": None}
 
 
 def test_a_study_chooses_by_the_metric_where_answers_are_generated(

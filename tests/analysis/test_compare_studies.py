@@ -15,7 +15,7 @@ from helpers.command import bakeoff
 from helpers.records import final, finished, hits, make_cost, make_record, search
 
 from bakeoff import api
-from bakeoff.analysis.compare_studies import Agreement, Side, agreement, contrast
+from bakeoff.analysis.compare_studies import (Agreement, ComparedStudy, verdict_agreement, compare_studies)
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.errors import UsageError
 from bakeoff.core.record import StudyRecord
@@ -33,8 +33,8 @@ FROZEN = {
 }
 
 
-def side(record: StudyRecord, folder: str, **frozen: Any) -> Side:
-    return Side(folder, summarise(record, np.random.default_rng(0)), {**FROZEN, **frozen})
+def side(record: StudyRecord, folder: str, **frozen: Any) -> ComparedStudy:
+    return ComparedStudy(folder, summarise(record, np.random.default_rng(0)), {**FROZEN, **frozen})
 
 
 def other() -> StudyRecord:
@@ -49,8 +49,8 @@ def other() -> StudyRecord:
     return make_record(trials, methods, name="other", costs={m: make_cost(m) for m in methods})
 
 
-def found(first: Side, second: Side) -> dict[str, Any]:
-    made = contrast(first, second)
+def found(first: ComparedStudy, second: ComparedStudy) -> dict[str, Any]:
+    made = compare_studies(first, second)
     assert json.loads(json.dumps(made, allow_nan=False)) == made
     return made
 
@@ -131,8 +131,8 @@ def test_another_control_margin_or_an_unfinished_study_is_cautioned() -> None:
 )
 def test_agreement(one: str, two: str, expected: Agreement) -> None:
     rows = {"verdict": one}, {"verdict": two}
-    assert agreement(*rows, same_control=True) is expected
-    assert agreement(*reversed(rows), same_control=True) is expected
+    assert verdict_agreement(*rows, same_control=True) is expected
+    assert verdict_agreement(*reversed(rows), same_control=True) is expected
 
 
 def test_the_verb_on_two_studies(study_values: dict[str, Any], tmp_path: Path) -> None:

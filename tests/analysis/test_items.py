@@ -92,7 +92,7 @@ def test_the_largest_come_first_and_ties_lie_all_over_the_file() -> None:
     metric = dataclasses.replace(LOSS, better="higher")
     made = record({1: [0.0] * n}, {1: gains}, metric=metric)
     wins = summed(made)["methods"][0]["wins"]
-    assert len(wins) == items.EXAMPLES
+    assert len(wins) == items.MAX_EXAMPLES
     assert wins[0]["item"] == 301
     assert max(e["item"] for e in wins[1:]) > 200
     assert summed(made) == summed(made)
@@ -103,13 +103,13 @@ def test_texts_are_cut_in_their_middle_after_secrets_are_taken_out() -> None:
     long = "begin " + "x" * 263 + token + "y" * 5_000 + " end"
     made = record({1: (0,)}, {1: (1,)}, asked=(ItemText(long, "right"),))
     (shown,) = summed(made)["asked"]
-    assert len(shown["prompt"]) <= items.CHARACTERS
+    assert len(shown["prompt"]) <= items.MAX_CHARACTERS
     assert shown["prompt"].startswith("begin x")
     assert shown["prompt"].endswith("y end")
     assert items.GAP.strip() in shown["prompt"]
     assert "aaa" not in shown["prompt"]
     assert shown["reference"] == "right"
-    assert items.cut("x" * items.CHARACTERS) == "x" * items.CHARACTERS
+    assert items.shorten("x" * items.MAX_CHARACTERS) == "x" * items.MAX_CHARACTERS
 
 
 def test_without_examples_there_are_counts_alone() -> None:
@@ -118,7 +118,7 @@ def test_without_examples_there_are_counts_alone() -> None:
     )
     assert found["methods"][0]["wins"] == found["methods"][0]["losses"] == found["asked"] == []
     assert found["methods"][0]["better"] == 1
-    assert found["note"] == items.WITHOUT
+    assert found["note"] == items.EXAMPLES_OMITTED
     assert not any(t in json.dumps(found) for t in ('"p"', '"r"', "c 1", "o 1"))
 
 
@@ -141,7 +141,7 @@ def test_sixty_methods_stay_within_bounds_and_share_alike() -> None:
         for t in (e["control"], e["contender"], *(texts[e["item"]][k] for k in
                   ("prompt", "reference")))
     )  # fmt: skip
-    assert size <= items.BYTES
+    assert size <= items.MAX_BYTES
     assert len(found["methods"]) == N_METHODS - 1
     assert len({len(m[k]) for m in found["methods"] for k in ("wins", "losses")}) == 1
 
@@ -160,19 +160,19 @@ def test_what_items_ask_comes_from_the_frozen_rows(tmp_path: Path) -> None:
     rows = [{"q": "a?", "w": "A"}, {"q": "b?", "w": "B"}]
     columns = {"prompt": "Say: {q}\nNow: ", "completion": "{w}"}
     made = scored(tmp_path, rows, "sft", columns=columns)
-    assert test_texts.read(tmp_path, made).asked == (ItemText("a?", "A"), ItemText("b?", "B"))
+    assert test_texts.load_test_texts(tmp_path, made).asked == (ItemText("a?", "A"), ItemText("b?", "B"))
     rows = [{"messages": [{"role": "user", "content": "hi"},
                           {"role": "assistant", "content": "ho"}]}]  # fmt: skip
     made = scored(tmp_path, rows, "sft", columns={"messages": "messages"})
-    assert test_texts.read(tmp_path, made).asked == (ItemText("user: hi", "ho"),)
+    assert test_texts.load_test_texts(tmp_path, made).asked == (ItemText("user: hi", "ho"),)
     rows = [{"prompt": "which?", "choices": ["this", "that"], "answer": "B"}]
     columns = {"prompt": "prompt", "choices": "choices", "answer": "answer"}
     made = scored(tmp_path, rows, "choice", columns=columns, answer="letter", normalise="sum")
-    assert test_texts.read(tmp_path, made).asked == (ItemText("which?\n- this\n- that", "that"),)
+    assert test_texts.load_test_texts(tmp_path, made).asked == (ItemText("which?\n- this\n- that", "that"),)
     columns = {"text": "t", "label": "l"}
     rows = [{"t": "some", "l": "yes"}]
     made = scored(tmp_path, rows, "classify", columns=columns, labels=["yes"])
-    assert test_texts.read(tmp_path, made).asked == (ItemText("some", "yes"),)
+    assert test_texts.load_test_texts(tmp_path, made).asked == (ItemText("some", "yes"),)
 
 
 def test_other_rows_than_were_scored_are_never_shown(tmp_path: Path) -> None:
@@ -180,12 +180,12 @@ def test_other_rows_than_were_scored_are_never_shown(tmp_path: Path) -> None:
     made = scored(tmp_path, [{"prompt": "a", "completion": "b"}], "sft", columns=columns)
     file = tmp_path / "data" / "test.jsonl"
     file.write_text('{"prompt": "other", "completion": "b"}\n')
-    found = test_texts.read(tmp_path, made)
+    found = test_texts.load_test_texts(tmp_path, made)
     assert found.asked == ()
     assert found.unknown == "data/test.jsonl is not what the answers were scored on"
     file.unlink()
     outside = tmp_path.parent / f"{tmp_path.name}.jsonl"
     outside.write_text("{}\n")
     file.symlink_to(outside)
-    assert test_texts.read(tmp_path, made).unknown == "data/test.jsonl is not in the study folder"
-    assert test_texts.read(tmp_path, []) == test_texts.Texts()
+    assert test_texts.load_test_texts(tmp_path, made).unknown == "data/test.jsonl is not in the study folder"
+    assert test_texts.load_test_texts(tmp_path, []) == test_texts.ItemTexts()

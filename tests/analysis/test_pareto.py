@@ -22,36 +22,29 @@ from helpers.records import (
 from helpers.summaries import rights, row, summed
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.analysis.pareto import (
-    COSTS,
-    draw_scores,
-    find_fronts,
-    front_probabilities,
-    pareto_front,
-    tied,
-)
-from bakeoff.analysis.recommendation.preferences import weigh
+from bakeoff.analysis.pareto import (COST_AXES, draw_scores, find_fronts, front_probabilities, pareto_front, is_cost_tie)
+from bakeoff.analysis.recommendation.preferences import choose_by_weights
 from bakeoff.core.record import StudyRecord
 from bakeoff.methods import registry
 from bakeoff.methods.serving import serving_forms
 from bakeoff.study.config import parse_spec
 from bakeoff.study.config.budget import Axis
-from bakeoff.study.setup.compatibility import comparable
+from bakeoff.study.setup.compatibility import comparable_spec
 
 MIB = 2**20
 NOWHERE = Path("no-such-cache")
 
 
 def test_the_study_file_and_the_analysis_know_the_same_axes() -> None:
-    assert ("quality", *COSTS) == Axis.__args__  # type: ignore[attr-defined]
+    assert ("quality", *COST_AXES) == Axis.__args__  # type: ignore[attr-defined]
 
 
 def test_costs_within_five_percent_are_tied() -> None:
-    assert tied(100.0, 105.0)
-    assert tied(105.0, 100.0)
-    assert not tied(100.0, 105.1)
-    assert not tied(-0.01, 0.01)  # forgetting may be on either side of nothing
-    assert tied(0.0, 0.0)
+    assert is_cost_tie(100.0, 105.0)
+    assert is_cost_tie(105.0, 100.0)
+    assert not is_cost_tie(100.0, 105.1)
+    assert not is_cost_tie(-0.01, 0.01)  # forgetting may be on either side of nothing
+    assert is_cost_tie(0.0, 0.0)
 
 
 def test_a_front_over_several_costs_keeps_what_is_cheapest_somewhere() -> None:
@@ -361,10 +354,10 @@ def test_weights_do_not_depend_on_units() -> None:
     rows = made["methods"]
     control = row(made, "lora")
     record = study({"quality": 1.0})
-    before = weigh(record, control, rows, {"quality": 1.0, "memory": 0.5}).totals
+    before = choose_by_weights(record, control, rows, {"quality": 1.0, "memory": 0.5}).totals
     for each in rows:
         each["cost"]["train_peak_bytes"] = each["cost"]["train_peak_bytes"] / 1024
-    assert weigh(record, control, rows, {"quality": 1.0, "memory": 0.5}).totals == before
+    assert choose_by_weights(record, control, rows, {"quality": 1.0, "memory": 0.5}).totals == before
 
 
 # -- from the study file to the record -----------------------------------------------------------
@@ -374,7 +367,7 @@ def test_what_the_verdict_weighs_may_change_after_the_run() -> None:
     before = parse_spec(values())
     after = parse_spec(values(verdict={"prefer": "memory", "pareto": ["quality", "size"]}))
     assert before != after
-    assert comparable(before) == comparable(after)
+    assert comparable_spec(before) == comparable_spec(after)
 
 
 def test_how_the_catalogs_methods_are_served() -> None:

@@ -13,15 +13,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from bakeoff.analysis.power import (
-    Design,
-    chance_of_difference,
-    chance_of_equivalence,
-    detectable_difference,
-    dunnett_critical,
-    items_needed,
-    seeds_needed,
-)
+from bakeoff.analysis.power import (StudyDesign, power_of_difference, power_of_equivalence, detectable_difference, dunnett_critical, items_needed, seeds_needed)
 
 
 @pytest.mark.parametrize("contenders", [1, 2, 3, 7])
@@ -36,43 +28,43 @@ def test_dunnett_s_critical_score_leaves_five_percent_out(contenders: int) -> No
 
 def test_a_lone_contender_at_one_seed_has_the_power_of_a_paired_t_test() -> None:
     # one seed: the verdict knows the items' noise alone, which is then a t test over the items
-    design = Design(n_items=400, n_seeds=1, n_contenders=1, item_sd=0.4, seed_sd=0.0)
+    design = StudyDesign(n_items=400, n_seeds=1, n_contenders=1, item_sd=0.4, seed_sd=0.0)
     effect = TTestPower().solve_power(nobs=400, alpha=0.05, power=0.8)
     assert detectable_difference(design) == pytest.approx(0.4 * effect, rel=2e-3)
     # (1.966 + 0.842) * 0.4 / 20, by hand
     assert detectable_difference(design) == pytest.approx(0.0562, abs=1e-4)
     chance = TTestPower().power(effect_size=0.03 / 0.4, nobs=400, alpha=0.05)
-    assert chance_of_difference(design, 0.03) == pytest.approx(chance, abs=2e-3)
-    assert chance_of_difference(design, -0.03) == chance_of_difference(design, 0.03)
+    assert power_of_difference(design, 0.03) == pytest.approx(chance, abs=2e-3)
+    assert power_of_difference(design, -0.03) == power_of_difference(design, 0.03)
 
 
 def test_equivalence_at_one_seed_is_two_one_sided_tests() -> None:
-    design = Design(n_items=10_000, n_seeds=1, n_contenders=1, item_sd=0.4, seed_sd=0.0)
+    design = StudyDesign(n_items=10_000, n_seeds=1, n_contenders=1, item_sd=0.4, seed_sd=0.0)
     # the estimate must lie within margin - 1.645 * 0.004 of 0
     reach = (0.02 - stats.norm.ppf(0.95) * 0.004) / 0.004
     expected = stats.norm.cdf(reach) - stats.norm.cdf(-reach)
-    assert chance_of_equivalence(design, 0.0, 0.02) == pytest.approx(expected, abs=1e-3)
-    at_margin = chance_of_equivalence(design, 0.02, 0.02)
+    assert power_of_equivalence(design, 0.0, 0.02) == pytest.approx(expected, abs=1e-3)
+    at_margin = power_of_equivalence(design, 0.02, 0.02)
     assert at_margin == pytest.approx(0.05, abs=1e-3)
-    assert chance_of_equivalence(design, 0.0, 0.005) == 0.0
+    assert power_of_equivalence(design, 0.0, 0.005) == 0.0
 
 
 def test_what_is_needed_is_the_least_that_settles() -> None:
-    design = Design(n_items=300, n_seeds=3, n_contenders=3)
+    design = StudyDesign(n_items=300, n_seeds=3, n_contenders=3)
     items = items_needed(design, 0.03)
     assert items is not None
-    assert chance_of_difference(replace(design, n_items=items), 0.03) >= 0.8
-    assert chance_of_difference(replace(design, n_items=items - 1), 0.03) < 0.8
+    assert power_of_difference(replace(design, n_items=items), 0.03) >= 0.8
+    assert power_of_difference(replace(design, n_items=items - 1), 0.03) < 0.8
     seeds = seeds_needed(replace(design, n_items=2000, seed_sd=0.02), 0.03)
     assert seeds is not None
-    assert chance_of_difference(Design(2000, seeds, 3, seed_sd=0.02), 0.03) >= 0.8
-    assert chance_of_difference(Design(2000, seeds - 1, 3, seed_sd=0.02), 0.03) < 0.8
+    assert power_of_difference(StudyDesign(2000, seeds, 3, seed_sd=0.02), 0.03) >= 0.8
+    assert power_of_difference(StudyDesign(2000, seeds - 1, 3, seed_sd=0.02), 0.03) < 0.8
     # with that much luck of the seeds no number of items tells two points
     assert items_needed(replace(design, seed_sd=0.02), 0.01) is None
 
 
 def test_more_of_anything_shows_smaller_differences() -> None:
-    design = Design(300, 3, 5)
+    design = StudyDesign(300, 3, 5)
     found = detectable_difference(design)
     for more in ({"n_items": 600}, {"n_seeds": 5}, {"n_contenders": 2}, {"seed_sd": 0.004}):
         assert detectable_difference(replace(design, **more)) < found

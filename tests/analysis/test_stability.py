@@ -23,16 +23,8 @@ from helpers.records import (
 from helpers.summaries import row, summed
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.analysis.per_method.stability import (
-    divergence,
-    is_open,
-    plateau,
-    raced_out,
-    seed_sd,
-    spikes,
-    validation_area,
-)
-from bakeoff.analysis.trial_runs import MethodRuns, Run, runs_by_method
+from bakeoff.analysis.per_method.stability import (divergence_share, is_unfinished, learning_rate_plateau, stopped_by_race, seed_sd, loss_spikes, validation_area)
+from bakeoff.analysis.trial_runs import (MethodRuns, TrialRun, runs_by_method)
 from bakeoff.core.results import CurvePoint, SplitScores, Status
 
 
@@ -69,17 +61,17 @@ def test_divergence_is_a_share_of_what_trained() -> None:
     trials = search("lora", dict(zip((1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), kinds, strict=True)))
     trials += final("lora", {1: hits(1, 2), 2: Status.DIVERGED})
     # trained: diverged, raced out, done; done, diverged
-    assert divergence(runs(trials)) == {"share": 0.4, "diverged": 2, "trials": 5}
-    assert divergence(runs(search("lora", {1e-3: Status.FAILED, 1e-2: None}))) is None
+    assert divergence_share(runs(trials)) == {"share": 0.4, "diverged": 2, "trials": 5}
+    assert divergence_share(runs(search("lora", {1e-3: Status.FAILED, 1e-2: None}))) is None
 
 
 def test_a_stop_with_a_reason_is_the_races_and_one_without_is_open() -> None:
     (trial, result), *_ = search("lora", {1e-3: Status.STOPPED})
     assert result is not None
-    assert raced_out(Run(trial, result))
-    waiting = Run(trial, dataclasses.replace(result, reason=None))
-    assert (raced_out(waiting), is_open(waiting)) == (False, True)
-    assert (raced_out(Run(trial, None)), is_open(Run(trial, None))) == (False, True)
+    assert stopped_by_race(TrialRun(trial, result))
+    waiting = TrialRun(trial, dataclasses.replace(result, reason=None))
+    assert (stopped_by_race(waiting), is_unfinished(waiting)) == (False, True)
+    assert (stopped_by_race(TrialRun(trial, None)), is_unfinished(TrialRun(trial, None))) == (False, True)
 
 
 def test_seed_sd_with_its_interval() -> None:
@@ -98,7 +90,7 @@ def test_seed_sd_with_its_interval() -> None:
 
 def test_plateau_by_score() -> None:
     by_rate = {1e-5: 0.60, 1e-4: 0.89, 1e-3: 0.90, 1e-2: 0.88, 1e-1: 0.90}
-    found = plateau(scored(by_rate), ACCURACY, 0.01)
+    found = learning_rate_plateau(scored(by_rate), ACCURACY, 0.01)
     # the tie at the top goes to the lower rate; 1e-2 is 2 points off and ends the plateau
     assert found == {
         "decades": pytest.approx(1.0),
@@ -109,29 +101,29 @@ def test_plateau_by_score() -> None:
         "by": "score",
         "step": None,
     }
-    wide = plateau(scored(by_rate), ACCURACY, 0.02)  # at the margin is within it
+    wide = learning_rate_plateau(scored(by_rate), ACCURACY, 0.02)  # at the margin is within it
     assert wide is not None
     assert (wide["low"], wide["high"], wide["open"]) == (1e-4, 1e-1, True)
     assert wide["decades"] == pytest.approx(3.0)
-    narrow = plateau(scored(by_rate), ACCURACY, 0.001)
+    narrow = learning_rate_plateau(scored(by_rate), ACCURACY, 0.001)
     assert narrow is not None
     assert narrow["decades"] == 0.0
 
 
 def test_a_rate_that_diverged_ends_the_plateau_and_one_that_failed_is_not_there() -> None:
-    found = plateau(scored({1e-4: 0.9, 1e-3: Status.DIVERGED, 1e-2: 0.9}), ACCURACY, 0.05)
+    found = learning_rate_plateau(scored({1e-4: 0.9, 1e-3: Status.DIVERGED, 1e-2: 0.9}), ACCURACY, 0.05)
     assert found is not None
     assert (found["low"], found["high"], found["rates"]) == (1e-4, 1e-4, 3)
-    found = plateau(scored({1e-4: 0.9, 1e-3: Status.FAILED, 1e-2: 0.9}), ACCURACY, 0.05)
+    found = learning_rate_plateau(scored({1e-4: 0.9, 1e-3: Status.FAILED, 1e-2: 0.9}), ACCURACY, 0.05)
     assert found is not None
     assert (found["decades"], found["rates"]) == (pytest.approx(2.0), 2)
-    assert plateau(scored({1e-4: 0.9}), ACCURACY, 0.05) is None
+    assert learning_rate_plateau(scored({1e-4: 0.9}), ACCURACY, 0.05) is None
     diverged = dict.fromkeys((1e-4, 1e-3), Status.DIVERGED)
-    assert plateau(scored(diverged), ACCURACY, 0.05) is None
+    assert learning_rate_plateau(scored(diverged), ACCURACY, 0.05) is None
 
 
 def test_plateau_of_a_metric_where_lower_is_better() -> None:
-    found = plateau(scored({1e-4: 0.50, 1e-3: 0.40, 1e-2: 0.41}), LOSS, 0.02)
+    found = learning_rate_plateau(scored({1e-4: 0.50, 1e-3: 0.40, 1e-2: 0.41}), LOSS, 0.02)
     assert found is not None
     assert (found["low"], found["high"]) == (1e-3, 1e-2)
 
@@ -145,7 +137,7 @@ def test_plateau_by_loss_compares_raced_trials_at_the_rung() -> None:
         curve(1.0, 0.48, 0.2, rate=1e-2),
         curve(0.9, 0.51, rate=1e-1, **raced),
     ]
-    found = plateau(runs(trials), ACCURACY, 0.02)
+    found = learning_rate_plateau(runs(trials), ACCURACY, 0.02)
     # the best is the one that got to step 30; at step 20 the others have 0.5 and 0.51 against its
     # 0.48 (4.2 and 6.3 % more), at step 10 they have 1.04 and 2.0 against its 1.0
     assert found == {
@@ -158,23 +150,23 @@ def test_plateau_by_loss_compares_raced_trials_at_the_rung() -> None:
         "step": 10,
     }
     nothing = [curve(None, rate=1e-4, **raced), curve(1.0, 0.5, rate=1e-3)]
-    assert plateau(runs(nothing), ACCURACY, 0.02) is None
+    assert learning_rate_plateau(runs(nothing), ACCURACY, 0.02) is None
 
 
 def test_spikes() -> None:
     # changes: -1, -1, +0.5, -1, -0.5 and -1, -1, -0.5; median -1, MAD 0.25 (0 0 0 0 0 .5 .5 1.5)
     smooth, rough = curve(4.0, 3.0, 2.0, 1.5, rate=1e-4), curve(4.0, 3.0, 2.0, 2.5, 1.5, 1.0)
-    found = spikes(runs([smooth, rough]))
+    found = loss_spikes(runs([smooth, rough]))
     # sorted deviations 0 0 0 0 0 0.5 0.5 1.5: their median is 0, so the floor rules: 5 % of 4.0
     assert found == {"count": 1, "changes": 8, "trials": 2}
     # a rise of 0.15 nats is below that floor of 0.2
-    assert spikes(runs([curve(4.0, 3.0, 3.15, 2.0)])) == {"count": 0, "changes": 3, "trials": 1}
+    assert loss_spikes(runs([curve(4.0, 3.0, 3.15, 2.0)])) == {"count": 0, "changes": 3, "trials": 1}
 
 
 def test_a_rise_within_the_methods_own_jitter_is_no_spike() -> None:
     # changes -1.0, +0.5, -1.0, +0.6: median -0.25, deviations .75 .75 .75 .85 -> MAD 0.75;
     # the bound is -0.25 + 3 * 1.4826 * 0.75 = 3.09
-    assert spikes(runs([curve(4.0, 3.0, 3.5, 2.5, 3.1)])) == {"count": 0, "changes": 4, "trials": 1}
+    assert loss_spikes(runs([curve(4.0, 3.0, 3.5, 2.5, 3.1)])) == {"count": 0, "changes": 4, "trials": 1}
 
 
 def test_spikes_skip_what_is_not_finite_and_what_failed() -> None:
@@ -182,10 +174,10 @@ def test_spikes_skip_what_is_not_finite_and_what_failed() -> None:
     lost = curve(4.0, 3.0, 9.0, nan, status=Status.DIVERGED, reason="r")
     smooth = curve(4.0, 3.0, 2.0, 1.0, rate=1e-4)
     # changes -1, +6 and -1, -1, -1
-    assert spikes(runs([lost, smooth])) == {"count": 1, "changes": 5, "trials": 2}
+    assert loss_spikes(runs([lost, smooth])) == {"count": 1, "changes": 5, "trials": 2}
     failed = curve(4.0, 9.0, status=Status.FAILED, reason="r")
-    assert spikes(runs([failed])) is None
-    assert spikes(runs([curve(4.0)])) is None
+    assert loss_spikes(runs([failed])) is None
+    assert loss_spikes(runs([curve(4.0)])) is None
 
 
 def test_validation_area() -> None:

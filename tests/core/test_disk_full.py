@@ -24,7 +24,7 @@ from bakeoff.core.trial import Trial
 from bakeoff.study.config import parse_spec
 from bakeoff.study.executors import Outcome
 from bakeoff.study.planning.estimate import disk_bytes
-from bakeoff.study.remote import refuse_full
+from bakeoff.study.remote import check_disk_full
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
 from bakeoff.training import checkpoints
@@ -120,9 +120,9 @@ def test_a_full_disk_is_known_by_number_and_by_words() -> None:
 )
 def test_what_a_worker_says_pauses_the_study(tmp_path: Path, outcome: Outcome) -> None:
     with pytest.raises(EnvironmentProblem, match="disk-full"):
-        refuse_full(tmp_path, outcome)
-    refuse_full(tmp_path, Outcome(0, {"results": []}, None))
-    refuse_full(tmp_path, Outcome(0, None, "ValueError: no"))
+        check_disk_full(tmp_path, outcome)
+    check_disk_full(tmp_path, Outcome(0, {"results": []}, None))
+    check_disk_full(tmp_path, Outcome(0, None, "ValueError: no"))
 
 
 def full_at(
@@ -183,7 +183,7 @@ def test_a_cost_that_met_a_full_disk_is_measured_again(
         trial = Trial(ENTRIES[0], {"learning_rate": 1e-3}, 0, "search", CONDITIONS)
         payload = api.phases.Segment((trial,), 0, 1, str(tmp_path), "base").to_json()
         with pytest.raises(OSError, match="No space left"):
-            cost_probe.probe(payload)
+            cost_probe.probe_cost(payload)
 
 
 def test_room_for_twice_the_files_is_asked_for(

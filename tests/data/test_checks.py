@@ -23,7 +23,7 @@ from bakeoff.tasks._base import Example, load_tokenizer
 from bakeoff.tasks.sft import IGNORE, SupervisedFineTuning
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.training.preflight import token_checks
-from bakeoff.training.token_cache import encode_split
+from bakeoff.training.token_cache import load_or_encode
 
 HERE = Path(__file__).parents[1]
 DOCS = HERE.parent / "docs" / "preflight.md"
@@ -646,11 +646,11 @@ def test_what_is_tokenised_before_training_is_what_is_trained_on(
         "longest_completion": "x",
     }  # fmt: skip
     task, tokenizer = SupervisedFineTuning(options), load_tokenizer(str(tiny_llama), None)
-    faults = token_checks.check(data, task, tokenizer, token_checks.Base(1000, 1000))
+    faults = token_checks.check(data, task, tokenizer, token_checks.BaseLimits(1000, 1000))
     assert {f.code for f in faults} == {"rows-cut"}
     for split in SPLITS:
         given = task.encode(tokenizer, own(split))
-        kept = encode_split(task, tokenizer, data, split, lambda: pytest.fail("not kept"))
+        kept = load_or_encode(task, tokenizer, data, split, lambda: pytest.fail("not kept"))
         assert kept == given
         assert max(len(e.tokens) for e in kept) == 24
 
@@ -697,7 +697,7 @@ def test_labels_that_a_task_would_lose_are_named(
             write_jsonl(data / f"{split}.jsonl", short)
         write_jsonl(data / "test.jsonl", [*short, {"text": text, "json": "{}"}])
     faults = token_checks.check(
-        data, Masked(options), load_tokenizer(str(tiny_llama), None), token_checks.Base(1000, 1000)
+        data, Masked(options), load_tokenizer(str(tiny_llama), None), token_checks.BaseLimits(1000, 1000)
     )
     (found,) = [f for f in faults if f.code == code]
     assert (found.fatal, found.split, found.count) == (fatal, "test", 1)
@@ -710,7 +710,7 @@ def test_positions_behind_a_padding_index_do_not_count() -> None:
         intermediate_size=8, max_position_embeddings=34, pad_token_id=1,
     )  # fmt: skip
     model = RobertaModel(config)
-    assert token_checks.Base.of(model) == token_checks.Base(20, 32)
+    assert token_checks.BaseLimits.of(model) == token_checks.BaseLimits(20, 32)
     model(input_ids=torch.full((1, 32), 5))  # the longest that it reads
     with pytest.raises(RuntimeError, match="out of bounds"):
         model(input_ids=torch.full((1, 33), 5))

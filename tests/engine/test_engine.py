@@ -168,7 +168,7 @@ def test_the_same_seed_gives_every_method_the_same_head_and_order(
         for b in benches
     ]
     assert torch.equal(heads[0], heads[1])
-    first = [next(b.feed.training(b.examples("train"), [0])).passes[0].batch for b in benches]
+    first = [next(b.batch_builder.training_steps(b.examples("train"), [0])).passes[0].batch for b in benches]
     assert torch.equal(first[0].inputs["input_ids"], first[1].inputs["input_ids"])
 
 
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_is_dated_to_its_step(tiny_bert: Path, tmp_pat
 
     stepper.losses = spoilt
     heard: list[LossReading] = []
-    batches = at.feed.training(at.examples("train"), [0])
+    batches = at.batch_builder.training_steps(at.examples("train"), [0])
     train(stepper, batches, (0, 10), (5, 10), heard.append)
     assert [(r.step, r.diverged) for r in heard] == [(5, (None,)), (10, (7,))]
 
@@ -233,7 +233,7 @@ def test_training_that_changes_nothing_is_no_result(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 16: losses of exactly 0, or gradients that reach no weight; seen before any trial."""
-    right, plain = Classify.item_losses, ParityResult(Switches.plain(), {})
+    right, plain = Classify.item_losses, ParityResult(Switches.all_off(), {})
 
     def nothing(self: Any, model: Any, batch: Any) -> Any:
         found = right(self, model, batch)
@@ -248,4 +248,4 @@ def test_training_that_changes_nothing_is_no_result(
     cost, (result,) = cost_probe.probe_cost(segment.to_json()), run_segment(segment).results
     assert (cost["status"], result.status) == (Status.INCOMPATIBLE, Status.FAILED)
     assert "no gradient reached any of its weights in 4 steps" in cost["reason"]
-    assert "in 3 steps: it is the untouched base" in (result.reason or "")
+    assert "in 3 steps: it is still the base model" in (result.reason or "")

@@ -262,7 +262,7 @@ def test_a_method_is_probed_away_from_its_start(
     llama: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_splits(tmp_path)
-    wished = dataclasses.replace(Switches.plain(), generation=True)
+    wished = dataclasses.replace(Switches.all_off(), generation=True)
     good = probe_accelerators(make_trial("lora", "sft"), str(tiny_llama), data, wished)
     assert good.switches.generation
     assert "generation" not in good.reasons

@@ -77,11 +77,11 @@ def test_dropout_draws_belong_to_the_trial(method: str, tiny_bert: Path, tmp_pat
 
 def test_dropout_keeps_its_share_and_scale() -> None:
     draws = dropout.LaneRandom([1, 2], torch.device("cpu"))
-    draws.begin(0)
-    draws.pick(0, 2)
+    draws.begin_step(0)
+    draws.select(0, 2)
     x = torch.ones(2, 100_000)
     first, second = (
-        dropout.apply_dropout(x, 0.1, draws.take(), draws.noise(100_000)) for _ in range(2)
+        dropout.apply_dropout(x, 0.1, draws.next_key(), draws.noise(100_000)) for _ in range(2)
     )
     for mask in (first, second):
         assert float((mask == 0).float().mean()) == pytest.approx(0.1, abs=0.005)
@@ -91,9 +91,9 @@ def test_dropout_keeps_its_share_and_scale() -> None:
         0.01, abs=0.003
     )
     assert float(((first == 0) & (second == 0)).float().mean()) == pytest.approx(0.01, abs=0.003)
-    draws.begin(1)
-    draws.pick(0, 2)
-    later = dropout.apply_dropout(x, 0.1, draws.take(), draws.noise(100_000))
+    draws.begin_step(1)
+    draws.select(0, 2)
+    later = dropout.apply_dropout(x, 0.1, draws.next_key(), draws.noise(100_000))
     assert float(((first == 0) & (later == 0)).float().mean()) == pytest.approx(0.01, abs=0.003)
 
 
@@ -190,21 +190,21 @@ def test_a_group_that_cannot_ride_runs_alone_and_says_why(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_splits(tmp_path / "data")
-    right = segment.build
+    right = segment.build_setup
 
     def only_alone(trials: Any, *rest: Any) -> Any:
         if len(trials) > 1:
             raise ValueError("no room for two")
         return right(trials, *rest)
 
-    monkeypatch.setattr(segment, "build", only_alone)
+    monkeypatch.setattr(segment, "build_setup", only_alone)
     trials = [make_trial("lora", "sft", seed=s, phase="search", steps=2) for s in (1, 2)]
     for start, status in ((0, Status.STOPPED), (1, Status.DONE)):
         part = Segment(tuple(trials), start, start + 1, str(tmp_path), str(tiny_llama))
         for result in segment.run_segment(part).results:
             assert result.status is status, result.traceback
             assert (result.lanes, result.step) == (1, start + 1)
-            said = "trained alone, not in lanes: ValueError: no room for two"
+            said = "trained sequentially, not in lanes: ValueError: no room for two"
             assert result.warnings[-1] == said
 
 
@@ -234,7 +234,7 @@ def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
 
     stepper.step = noted  # type: ignore[method-assign]
     source = batches(at)
-    train(stepper, source, (0, 6), (6,), lambda reading: None, at.feed.halve)
+    train(stepper, source, (0, 6), (6,), lambda reading: None, at.batch_builder.split_last_step)
     assert widths[:3] == [4, 4, 4]
     assert widths[3:6] == [4, 2, 1]
     torch.testing.assert_close(torch.stack(found), expected, atol=1e-5, rtol=0)
@@ -244,14 +244,14 @@ def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
 
     stepper.losses = never
     with pytest.raises(torch.OutOfMemoryError):
-        train(stepper, source, (0, 6), (6,), lambda reading: None, at.feed.halve)
+        train(stepper, source, (0, 6), (6,), lambda reading: None, at.batch_builder.split_last_step)
 
 
 def test_passes_hold_no_more_tokens_than_fit(tiny_llama: Path, tmp_path: Path) -> None:
     trials = [make_trial("lora", "sft", seed=0, rate=1e-2) for _ in range(5)]
     whole = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
     tight = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
-    tight.feed.pass_tokens = 2 * next(batches(tight)).passes[0].layout.gather.shape[1]
+    tight.batch_builder.pass_tokens = 2 * next(batches(tight)).passes[0].layout.gather.shape[1]
     step = next(batches(tight))
     assert step.widths == (2, 2, 1)
     torch.testing.assert_close(step_losses(tight, 4), step_losses(whole, 4), atol=1e-5, rtol=0)
@@ -296,11 +296,11 @@ def test_norms_train_in_half_precision(method: str, tiny_bert: Path, tmp_path: P
 
 
 def test_switches_follow_the_user_and_say_why() -> None:
-    assert Switches.wished({"packing": "off", "compile": "on"}, "cpu", "bf16", 9) == Switches(
+    assert Switches.from_request({"packing": "off", "compile": "on"}, "cpu", "bf16", 9) == Switches(
         lanes=True, packing=False, loss=True, compile=True, graphs=False, lean_inputs=True,
         generation=True,
     )  # fmt: skip
-    assert not Switches.wished({}, "cpu", "fp32", 9).lean_inputs
+    assert not Switches.from_request({}, "cpu", "fp32", 9).lean_inputs
     assert all(e.why for e in explain_defaults("cpu", "fp32").values())
 
 

@@ -26,11 +26,11 @@ from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import batches, build_tiny_setup, make_trial, train_steps
 from bakeoff.training import evaluate, generation, setup
-from bakeoff.training.evaluate import (predict_all, item_losses)
+from bakeoff.training.evaluate import item_losses, predict_all
 from bakeoff.training.preflight import cost_probe, parity
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
-PLAIN = Switches.plain()
+PLAIN = Switches.all_off()
 CUT, AGAIN = {"micro_tokens": 40}, {"checkpointing": True}
 RATES = (1e-3, 1e-2, 3e-3)
 TASKS = [("sft", "lora"), ("classify", "lora"), ("classify", "full"), ("sft", "dora")]
@@ -81,24 +81,24 @@ def test_less_memory_gives_the_same_gradients(
     torch.testing.assert_close(small.losses, whole.losses, atol=1e-4, rtol=0)
     step = next(batches(at))
     assert (len(step.passes) > len(trials)) == ("micro_tokens" in less)
-    assert at.feed.in_use.checkpointing == ("checkpointing" in less)
+    assert at.batch_builder.active_switches.checkpointing == ("checkpointing" in less)
 
 
 def test_dropout_is_there_to_be_told_apart(bases: dict[str, Path], tmp_path: Path) -> None:
     """What the test above relies on: other draws would show."""
     at = build_tiny_setup(three(dropping("lora"), "classify"), bases["classify"], tmp_path, ON)
-    assert any(isinstance(d, KeyedDropout) for d in at.lanes.drops)
+    assert any(isinstance(d, KeyedDropout) for d in at.lanes.dropouts)
     whole = train_steps(at, 1)
     cut = build_tiny_setup(
         three(dropping("lora"), "classify"), bases["classify"], tmp_path,
         dataclasses.replace(ON, **CUT),
     )  # fmt: skip
-    forgetful = cut.lanes.draws
+    forgetful = cut.lanes.random
 
     class Blind(type(forgetful)):  # type: ignore[misc]
         """Draws that know of no cuts."""
 
-        cut = property(lambda self: None, lambda self, value: None)
+        part = property(lambda self: None, lambda self, value: None)
 
     forgetful.__class__ = Blind
     assert off(train_steps(cut, 1).gradients, whole.gradients) > 0.05
@@ -118,7 +118,7 @@ def test_a_pass_holds_no_more_tokens_than_asked_but_for_a_lone_example(
     lanes = [[p for p in step.passes if p.first == lane] for lane in range(3)]
     for own in lanes:
         assert sum(p.batch.rows for p in own) == at.conditions.batch_size
-        assert [p.cut.last for p in own if p.cut] == [False] * (len(own) - 1) + [True]
+        assert [p.part.last for p in own if p.part] == [False] * (len(own) - 1) + [True]
     tiny = build_tiny_setup(
         three("lora", "sft"), tiny_llama, tmp_path, dataclasses.replace(ON, micro_tokens=8)
     )
@@ -150,9 +150,9 @@ def test_evaluation_keeps_to_the_budget_too(tiny_llama: Path, tmp_path: Path) ->
     cut = build_tiny_setup(trials, tiny_llama, tmp_path, dataclasses.replace(ON, **CUT))
     found = [item_losses(at, at.examples("validation")) for at in (whole, cut)]
     assert abs(found[0] - found[1]).max() < 1e-5
-    steps = list(cut.feed.evaluation(cut.examples("validation"), 8))
+    steps = list(cut.batch_builder.evaluation_steps(cut.examples("validation"), 8))
     assert all(p.batch.n_tokens <= 40 or p.batch.rows == 1 for s in steps for p in s.passes)
-    assert all(p.cut is None for s in steps for p in s.passes)
+    assert all(p.part is None for s in steps for p in s.passes)
 
 
 def short_of_memory(at: setup.TrainingSetup, most: int, needs_again: bool = False) -> Callable[..., Any]:
@@ -160,7 +160,7 @@ def short_of_memory(at: setup.TrainingSetup, most: int, needs_again: bool = Fals
     right = at.task.item_losses
 
     def losses(model: nn.Module, batch: Any) -> Any:
-        again = at.feed.stack is not None and at.feed.stack.checkpointing
+        again = at.batch_builder.stack is not None and at.batch_builder.stack.checkpointing
         if batch.rows > most or (needs_again and not again):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return right(model, batch)
@@ -178,12 +178,12 @@ def test_memory_that_runs_out_leaves_fewer_lanes_then_fewer_examples(
     stepper, source = at.stepper(), batches(at)
     stepper.losses = short_of_memory(at, most)
     heard: list[Any] = []
-    train(stepper, source, (0, 4), (1, 2, 3, 4), heard.append, at.feed.halve)
+    train(stepper, source, (0, 4), (1, 2, 3, 4), heard.append, at.batch_builder.split_last_step)
     found = torch.tensor([r.train_losses for r in heard])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     step = next(source)
     assert max(p.batch.rows for p in step.passes) <= most
-    assert any(p.cut for p in step.passes) == (most < 8)
+    assert any(p.part for p in step.passes) == (most < 8)
 
 
 def test_layers_are_computed_again_where_nothing_else_is_left(
@@ -192,14 +192,14 @@ def test_layers_are_computed_again_where_nothing_else_is_left(
     trials = three("lora", "sft")
     expected = train_steps(build_tiny_setup(trials, tiny_llama, tmp_path, ON), 2).losses
     at = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
-    at.feed.rescue = True
+    at.batch_builder.may_recompute = True
     stepper = at.stepper()
     stepper.losses = short_of_memory(at, 8, needs_again=True)
     heard: list[Any] = []
-    train(stepper, batches(at), (0, 2), (1, 2), heard.append, at.feed.halve)
+    train(stepper, batches(at), (0, 2), (1, 2), heard.append, at.batch_builder.split_last_step)
     found = torch.tensor([r.train_losses for r in heard])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    assert at.feed.in_use.checkpointing is True
+    assert at.batch_builder.active_switches.checkpointing is True
 
 
 def test_where_it_is_off_memory_runs_out(tiny_llama: Path, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_where_it_is_off_memory_runs_out(tiny_llama: Path, tmp_path: Path) -> No
     stepper = at.stepper()
     stepper.losses = short_of_memory(at, 8, needs_again=True)
     with pytest.raises(torch.OutOfMemoryError):
-        train(stepper, batches(at), (0, 2), (2,), lambda reading: None, at.feed.halve)
+        train(stepper, batches(at), (0, 2), (2,), lambda reading: None, at.batch_builder.split_last_step)
 
 
 def test_a_prefix_would_be_added_twice(tiny_llama: Path, tmp_path: Path) -> None:
@@ -292,9 +292,9 @@ def test_the_cost_probe_finds_what_fits_and_says_so(
 
 def test_what_cannot_be_captured_is_said() -> None:
     wished = dataclasses.replace(ON, graphs=True)
-    assert wished.unfit() == {}
-    assert "too many shapes" in dataclasses.replace(wished, micro_tokens=64).unfit()["graphs"]
-    assert "on the host" in dataclasses.replace(wished, checkpointing=True).unfit()["graphs"]
+    assert wished.conflicts() == {}
+    assert "too many shapes" in dataclasses.replace(wished, micro_tokens=64).conflicts()["graphs"]
+    assert "on the host" in dataclasses.replace(wished, checkpointing=True).conflicts()["graphs"]
 
 
 def test_the_plan_and_the_report_say_what_a_study_does_to_fit(
@@ -349,7 +349,7 @@ def test_fast_answers_that_do_not_fit_are_given_in_parts(
 ) -> None:
     """Fault 12: with fewer rows, and no more than those asked for."""
     at = build_tiny_setup(make_trial("lora", "sft"), tiny_llama, tmp_path)
-    asked = at.task.asked(at.tokenizer, at.rows("validation")[:6])
+    asked = at.task.prompts(at.tokenizer, at.rows("validation")[:6])
     right, tried = generation.fast, []
 
     def tight(model: Any, own: Any, rows: int, graphs: bool, pace: Any) -> Any:
@@ -371,7 +371,7 @@ def test_the_longest_answer_is_read_before_any_trial(
     """Fault 12: at the end of a search a first long answer would be too late."""
     trial = make_trial("lora", "sft")
     at = build_tiny_setup(trial, tiny_llama, tmp_path)
-    asked = at.task.asked(at.tokenizer, at.rows("validation"))
+    asked = at.task.prompts(at.tokenizer, at.rows("validation"))
     longest = max(map(len, asked.prompts)) + asked.most - 1
     assert asked.most > 1
     assert evaluate.check_longest_answer(at, None) == longest

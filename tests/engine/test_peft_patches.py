@@ -111,7 +111,7 @@ def test_equals_peft(name: str, changes: dict[str, Any], forward: float, backwar
     own = once(copy.deepcopy(model), x)
     _, *on = peft_patches.install_patches(model)
     assert on
-    assert all(name in m.stands_in_for.__module__ for m in on)
+    assert all(name in m.original_class.__module__ for m in on)
     found = once(model, x)
     assert apart(found.output, own.output) <= forward
     assert own.gradients.keys() == found.gradients.keys()
@@ -290,20 +290,20 @@ def test_pvera_draws_by_key() -> None:
     assert torch.equal(unkeyed, own.base_model.model.first._reparametrize(mu, logvar, "default"))
     draws = dropout.LaneRandom([0], torch.device("cpu"))
     layer.keyed = dropout.KeyedDropout(layer, draws)
-    draws.begin(0)
+    draws.begin_step(0)
     one = layer._reparametrize(mu, logvar, "default")
-    draws.begin(0)
+    draws.begin_step(0)
     assert torch.equal(one, layer._reparametrize(mu, logvar, "default"))
-    draws.begin(1)
+    draws.begin_step(1)
     assert not torch.equal(one, layer._reparametrize(mu, logvar, "default"))
     assert torch.equal(layer.eval()._reparametrize(mu, logvar, "default"), mu)
 
 
 def test_pvera_noise_is_standard_normal() -> None:
     draws = dropout.LaneRandom([0, 1], torch.device("cpu"))
-    draws.begin(0)
+    draws.begin_step(0)
     noise = draws.noise(200_000)
-    first, second = (pvera.normal(noise * key[0] + key[1]) for key in draws.take())
+    first, second = (pvera.normal(noise * key[0] + key[1]) for key in draws.next_key())
     for found in (first, second):
         assert torch.isfinite(found).all()
         assert abs(float(found.mean())) < 0.01
@@ -369,12 +369,12 @@ def test_polys_noise_is_a_relaxed_bernoullis() -> None:
     nn.init.zeros_(router.module_logits)
     draws = dropout.LaneRandom([3], torch.device("cpu"))
     router.keyed = dropout.KeyedDropout(router, draws)
-    draws.begin(0)
+    draws.begin_step(0)
     weights = router(None, torch.zeros(500, 2, 32))
     # logits of 0 at temperature 1: uniform on (0, 1) before they are made to sum to 1
     shares = weights / weights.max(-1, keepdim=True).values
     assert 0 < shares.min() < 0.01
-    draws.begin(0)
+    draws.begin_step(0)
     assert torch.equal(router(None, torch.zeros(500, 2, 32)), weights)
-    draws.begin(1)
+    draws.begin_step(1)
     assert not torch.equal(router(None, torch.zeros(500, 2, 32)), weights)

@@ -25,7 +25,7 @@ from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
 from bakeoff.engine.lanes.lanes import InitialTensors, RowsMixed
 from bakeoff.engine.layers import LayerStack, NotCompilable
-from bakeoff.integrations.export_weights import deliver
+from bakeoff.integrations.export_weights import export_weights
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
 from bakeoff.study.config import parse_spec
@@ -187,7 +187,7 @@ def test_packed_bytes_are_never_cast_nor_a_lanes_own(llama: Path, tmp_path: Path
     kinds = {p.dtype for p in at.model.parameters() if quantization.is_packed(p)}
     assert kinds == {torch.uint8}
     assert {p.dtype for n, p in at.model.named_parameters() if "norm" in n} == {torch.bfloat16}
-    assert at.lanes.seeded == {}
+    assert at.lanes.per_seed == {}
     sums = InitialTensors.of(at.model, checksums=True).sums
     assert any(name.endswith("q_proj.base_layer.weight") for name in sums)
 
@@ -273,9 +273,9 @@ def test_what_was_trained_in_nf4_is_delivered(
     for method in report["methods"]:
         found = method["artifact"]
         assert found is None if method["method"] == "pissa" else found["same"], found
-    made = deliver(folder / "run", tmp_path / "adapter", "lora")
+    made = export_weights(folder / "run", tmp_path / "adapter", "lora")
     assert (made.same, made.differing) == (True, 0)
-    made = deliver(folder / "run", tmp_path / "merged", "lora", "merged")
+    made = export_weights(folder / "run", tmp_path / "merged", "lora", "merged")
     assert made.same
     assert made.loss != made.trained_loss
     merged, base = (load_file(f / "model.safetensors") for f in (tmp_path / "merged", llama))

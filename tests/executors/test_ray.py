@@ -168,7 +168,7 @@ def test_a_study_that_loses_a_node_ends_with_the_same_numbers(
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
     lost: list[str] = []
-    begin, again = executor._Run._begin, executor._Run._again
+    begin, again = executor._MapRun._begin, executor._MapRun._again
 
     def begin_and_lose(self: Any, slot: Any) -> None:
         begin(self, slot)
@@ -181,8 +181,8 @@ def test_a_study_that_loses_a_node_ends_with_the_same_numbers(
         lost.append("again")
         return again(self, *arguments)
 
-    monkeypatch.setattr(executor._Run, "_begin", begin_and_lose)
-    monkeypatch.setattr(executor._Run, "_again", noted)
+    monkeypatch.setattr(executor._MapRun, "_begin", begin_and_lose)
+    monkeypatch.setattr(executor._MapRun, "_again", noted)
     study_values["engine"] |= {"executor": "ray", "workers": 2, "ray_address": cluster.address}
     out = tmp_path / "carried"
     report = api.run(parse_spec(study_values), tmp_path, out)

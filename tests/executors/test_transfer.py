@@ -15,7 +15,7 @@ import pytest
 from bakeoff.core.trial import Segment
 from bakeoff.core.trial_dir import MANIFEST
 from bakeoff.study.executors import _transfer
-from bakeoff.study.executors.ray import _Worker
+from bakeoff.study.executors.ray import _NodeWorker
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
 
@@ -39,12 +39,12 @@ def begun(tiny_bert: Path, tmp_path: Path) -> Segment:
 def carried(segment: Segment) -> dict[str, Any]:
     """Work a segment off as a worker does that sees nothing of the study folder."""
     payload = segment.to_json()
-    packed = _transfer.common(payload), _transfer.states(payload)
-    text, written = _Worker().work(FUNCTION, json.dumps(payload), *packed)
+    packed = _transfer.pack_shared_files(payload), _transfer.pack_checkpoints(payload)
+    text, written = _NodeWorker().work(FUNCTION, json.dumps(payload), *packed)
     answer: dict[str, Any] = json.loads(text)
     assert answer["error"] is None
     assert written is not None
-    _transfer.bring_home(written, payload)
+    _transfer.unpack_outputs(written, payload)
     (result,) = answer["value"]["results"]
     return {k: v for k, v in result.items() if not k.endswith("_seconds")}
 
@@ -95,31 +95,31 @@ def archive(name: str, kind: bytes = tarfile.REGTYPE) -> bytes:
 def test_nothing_lands_where_a_worker_may_not_write(begun: Segment, name: str) -> None:
     before = set(Path(begun.folder).parent.rglob("*"))
     with pytest.raises(ValueError, match="may not write"):
-        _transfer.bring_home(archive(name.format(id=begun.trials[0].id)), begun.to_json())
+        _transfer.unpack_outputs(archive(name.format(id=begun.trials[0].id)), begun.to_json())
     assert set(Path(begun.folder).parent.rglob("*")) == before
 
 
 def test_no_link_comes_home(begun: Segment) -> None:
     name = f"trials/{begun.trials[0].id}/result.json"
     with pytest.raises(ValueError, match="may not write"):
-        _transfer.bring_home(archive(name, tarfile.SYMTYPE), begun.to_json())
+        _transfer.unpack_outputs(archive(name, tarfile.SYMTYPE), begun.to_json())
 
 
 def test_a_metric_of_the_users_own_travels_alone(tmp_path: Path) -> None:
     (tmp_path / "score.py").write_text("own = 1\n")
     (tmp_path / "secret.txt").write_text("no\n")
     payload = {"metric": "score.py:score", "options": {}, "folder": str(tmp_path)}
-    _transfer.unpack([_transfer.common(payload)], tmp_path / "there")
+    _transfer.unpack([_transfer.pack_shared_files(payload)], tmp_path / "there")
     assert [p.name for p in (tmp_path / "there").iterdir()] == ["score.py"]
     for outside in ("../secret.txt:score", "accuracy", ":score"):
         with tarfile.open(
-            fileobj=io.BytesIO(_transfer.common({**payload, "metric": outside}))
+            fileobj=io.BytesIO(_transfer.pack_shared_files({**payload, "metric": outside}))
         ) as tar:
             assert tar.getnames() == []
 
 
 def test_versions_are_compared_where_both_are_known() -> None:
-    own = _transfer.versions()
-    assert _transfer.differing(own) is None
-    assert "peft" in (_transfer.differing({**own, "peft": "0.0.1"}) or "")
-    assert _transfer.differing({**own, "never-installed": "1"}) is None
+    own = _transfer.installed_versions()
+    assert _transfer.version_mismatch(own) is None
+    assert "peft" in (_transfer.version_mismatch({**own, "peft": "0.0.1"}) or "")
+    assert _transfer.version_mismatch({**own, "never-installed": "1"}) is None

@@ -19,7 +19,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 from bakeoff.core.jobs import PRELOAD
-from bakeoff.study.executors.process import _nobodys_script
+from bakeoff.study.executors.process import _without_main_module
 
 CONTEXT = multiprocessing.get_context("forkserver")
 SERVER = forkserver._forkserver  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ class Started:
         self._process = CONTEXT.Process(
             target=_run, args=(arguments, str(cwd), dict(os.environ), *self._streams)
         )
-        with _nobodys_script():
+        with _without_main_module():
             self._process.start()
 
     @property

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bakeoff.report.live import server
-from bakeoff.report.live.server import Opened, Wishes
+from bakeoff.report.live.server import BoundServer, ServerOptions
 
 
 @contextmanager
-def serving(folders: Sequence[Path]) -> Iterator[Opened]:
+def serving(folders: Sequence[Path]) -> Iterator[BoundServer]:
     """Serve some folders, and stop when left."""
-    opened = server.prepare(folders, Wishes(port=0))
+    opened = server.bind_server(folders, ServerOptions(port=0))
     running = server.make_server(opened)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [opened.bound]})
     thread.start()

@@ -17,11 +17,12 @@ import pytest
 from typer.testing import CliRunner
 
 from bakeoff.analysis.compare import Verdict
-from bakeoff.analysis.count_intervals import Count, compare_counts, counts, estimates
+from bakeoff.analysis.count_intervals import (CorrectCount, compare_counts, counts_by_method, score_intervals)
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.record import ImportedScores
-from bakeoff.integrations.exchange import Wishes, import_results
+from bakeoff.integrations.exchange import Wishes
+from bakeoff.integrations.peft_benchmark.importing import import_results
 from bakeoff.integrations.peft_benchmark import importing
 from bakeoff.integrations.peft_benchmark.results import read_file
 from bakeoff.report import render
@@ -176,7 +177,7 @@ def test_similarity_over_four_images_gets_no_verdict(reports: dict[str, Any]) ->
 def test_newcombes_own_example() -> None:
     # Newcombe 1998 (Statistics in Medicine 17:873), table II (a): 56/70 - 48/80, method 10
     (found,) = compare_counts(
-        {"a": Count(56, 70)}, Count(48, 80), margin=0.02, better="higher"
+        {"a": CorrectCount(56, 70)}, CorrectCount(48, 80), margin=0.02, better="higher"
     ).values()
     assert found.difference.estimate == pytest.approx(0.2)
     assert found.difference.low == pytest.approx(0.0524, abs=5e-5)
@@ -188,8 +189,8 @@ def test_newcombes_own_example() -> None:
 @pytest.mark.parametrize("right", [0, 40, 48, 55, 56, 60, 80])
 @pytest.mark.parametrize("others", [0, 9])
 def test_p_says_what_the_interval_says(right: int, others: int) -> None:
-    contenders = {"a": Count(right, 80), **{f"b{i}": Count(48, 80) for i in range(others)}}
-    found = compare_counts(contenders, Count(48, 80), margin=0.02, better="higher")["a"]
+    contenders = {"a": CorrectCount(right, 80), **{f"b{i}": CorrectCount(48, 80) for i in range(others)}}
+    found = compare_counts(contenders, CorrectCount(48, 80), margin=0.02, better="higher")["a"]
     low, high = found.difference.low, found.difference.high
     assert low is not None
     assert high is not None
@@ -201,8 +202,8 @@ def test_p_says_what_the_interval_says(right: int, others: int) -> None:
 
 
 def test_equivalent_takes_many_items_and_lower_may_be_better() -> None:
-    many = Count(500_000, 1_000_000)
-    near, far = Count(501_000, 1_000_000), Count(530_000, 1_000_000)
+    many = CorrectCount(500_000, 1_000_000)
+    near, far = CorrectCount(501_000, 1_000_000), CorrectCount(530_000, 1_000_000)
     found = compare_counts({"near": near, "far": far}, many, margin=0.01, better="lower")
     assert [f.verdict for f in found.values()] == [Verdict.EQUIVALENT, Verdict.WORSE]
     assert compare_counts({}, many, margin=0.01, better="lower") == {}
@@ -210,9 +211,9 @@ def test_equivalent_takes_many_items_and_lower_may_be_better() -> None:
 
 def test_no_count_without_items() -> None:
     given = {"a": ImportedScores(0.5, None, None, {}), "b": ImportedScores(None, 10, None, {})}
-    assert counts(given) == {}
-    assert estimates(given)["a"].low is None
-    assert "b" not in estimates(given)
+    assert counts_by_method(given) == {}
+    assert score_intervals(given)["a"].low is None
+    assert "b" not in score_intervals(given)
 
 
 def test_the_commands_work_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,6 +389,6 @@ def test_a_folder_that_makes_no_study(
 
 def test_another_test_size_is_taken_where_it_fits() -> None:
     value = copy.deepcopy(read_file(DATA / "MetaMathQA" / FILE))
-    made = importing.make(DATA / "MetaMathQA", Wishes("x", test_items=2 * 1319))
+    made = importing.build_study(DATA / "MetaMathQA", Wishes("x", test_items=2 * 1319))
     assert made.values["imported"]["n_items"]["test"] == 2638
     assert made.values["imported"]["reported"][value.name]["n"] == 2638

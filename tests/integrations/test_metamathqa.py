@@ -34,13 +34,13 @@ def example() -> dict[str, Any]:
 
 def test_it_states_their_conditions(example: dict[str, Any]) -> None:
     """Held against the files that their run of plain LoRA reads."""
-    theirs = experiments.read(LORA, None)
+    theirs = experiments.read_experiment(LORA, None)
     stated = flatten(example)
-    for key, value in flatten(experiments.conditions(theirs)).items():
+    for key, value in flatten(experiments.study_tables(theirs)).items():
         # the one difference, with its reason, stands in the example
         expected = 2048 if key == "task.max_length" else value
         assert stated[key] == expected, key
-    assert example["data"]["columns"] == experiments.columns(theirs)
+    assert example["data"]["columns"] == experiments.data_columns(theirs)
     own = example["method"]["lora"]
     assert own["learning_rates"][2] == theirs.learning_rate
     assert theirs.adapter is not None

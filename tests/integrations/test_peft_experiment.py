@@ -34,7 +34,7 @@ def read(task: Path, name: str = LORA, **params: Any) -> experiments.Experiment:
     file = folder / "training_params.json"
     own = json.loads(file.read_text()) if file.is_file() else {}
     file.write_text(json.dumps(own | params))
-    return experiments.read(folder, None)
+    return experiments.read_experiment(folder, None)
 
 
 def study(**tables: Any) -> StudySpec:
@@ -50,9 +50,9 @@ def study(**tables: Any) -> StudySpec:
 
 def test_their_own_lora_under_their_defaults(task: Path) -> None:
     folder = task / "experiments" / LORA
-    given = experiments.read(folder, None)
+    given = experiments.read_experiment(folder, None)
     assert (given.name, given.learning_rate) == ("lora--llama-3.2-3B-rank32", 1e-4)
-    assert experiments.conditions(given) == {
+    assert experiments.study_tables(given) == {
         "seed": 0,
         "base": {"model": "meta-llama/Llama-3.2-3B"},
         "task": {"max_length": 768, "max_new_tokens": 300},
@@ -62,11 +62,11 @@ def test_their_own_lora_under_their_defaults(task: Path) -> None:
         },
         "engine": {"precision": "bf16", "evaluation_batch_size": 50},
     }  # fmt: skip
-    assert experiments.columns(given) == {
+    assert experiments.data_columns(given) == {
         "prompt": "Question: {query} Think step by step.\nAnswer:",
         "completion": "{response}",
     }
-    added = experiments.add(study(), given)
+    added = experiments.add_contender(study(), given)
     assert added.methods.contenders == ("ia3", given.name)
     own = added.method[given.name]
     assert (own.kind, own.peft) == ("peft", "LoraConfig")
@@ -75,12 +75,12 @@ def test_their_own_lora_under_their_defaults(task: Path) -> None:
     assert not own.config.keys() & {"peft_type", "task_type", "inference_mode"}
     # its own rate, and as many others around it as every method has settings
     assert own.learning_rates == (1e-5, 3.16e-5, 1e-4, 3.16e-4, 1e-3)
-    one = experiments.add(study(budget={"settings": 1}), given)
+    one = experiments.add_contender(study(budget={"settings": 1}), given)
     assert one.method[given.name].learning_rates == (1e-4,)
-    notes = " ".join(experiments.notes(given))
+    notes = " ".join(experiments.experiment_notes(given))
     assert "cosine" in notes
     assert "completion alone" in notes
-    assert len(experiments.notes(given)) == 2
+    assert len(experiments.experiment_notes(given)) == 2
 
 
 def test_every_parameter_is_taken_or_told(task: Path) -> None:
@@ -96,7 +96,7 @@ def test_every_parameter_is_taken_or_told(task: Path) -> None:
     untouched = set(experiments.Params.model_fields) - changes.keys()
     assert untouched == {"optimizer_type"}
     given = read(task, **changes)
-    assert experiments.conditions(given) == {
+    assert experiments.study_tables(given) == {
         "seed": 5,
         "base": {"model": "other", "quantize": "nf4"},
         "task": {"max_length": 64, "max_new_tokens": 9},
@@ -106,38 +106,38 @@ def test_every_parameter_is_taken_or_told(task: Path) -> None:
         },
         "engine": {"evaluation_batch_size": 7, "compile": "on", "checkpointing": "on"},
     }  # fmt: skip
-    assert experiments.columns(given)["prompt"] == "{query}?"
+    assert experiments.data_columns(given)["prompt"] == "{query}?"
     assert given.learning_rate == 2e-3
-    said = " ".join(experiments.notes(given))
+    said = " ".join(experiments.experiment_notes(given))
     for word in (
         "use_amp", "attn_implementation", "autocast_adapter_dtype", "temperature",
         "init_kv_cache_prefix", "nf4", "AdamW's 0.01",
     ):  # fmt: skip
         assert word in said, word
-    parse_spec(study().model_dump(exclude_none=True) | experiments.conditions(given) | {
-        "task": {"kind": "sft", **experiments.conditions(given)["task"]}
+    parse_spec(study().model_dump(exclude_none=True) | experiments.study_tables(given) | {
+        "task": {"kind": "sft", **experiments.study_tables(given)["task"]}
     })  # fmt: skip
 
 
 def test_without_an_adapter_it_is_full_fine_tuning(task: Path) -> None:
-    given = experiments.read(task / "experiments" / FULL, None)
+    given = experiments.read_experiment(task / "experiments" / FULL, None)
     assert (given.name, given.adapter, given.learning_rate) == ("full", None, 1e-5)
     assert given.weight_decay == 0.01, "overriding the rate drops the default weight decay"
-    added = experiments.add(study(methods={"control": "lora", "contenders": ["full"]}), given)
+    added = experiments.add_contender(study(methods={"control": "lora", "contenders": ["full"]}), given)
     assert added.methods.contenders == ("full",)
     rates = added.method["full"].learning_rates
     assert rates is not None
     assert rates[2] == 1e-5
     with pytest.raises(UsageError, match="hf-experiment-there"):
-        experiments.add(added, given)
+        experiments.add_contender(added, given)
 
 
 def test_what_differs_from_the_study_is_told_and_hours_stay(task: Path) -> None:
-    given = experiments.read(task / "experiments" / LORA, None)
+    given = experiments.read_experiment(task / "experiments" / LORA, None)
     spec = study(budget={"hours": 1.0, "batch_size": 4}, engine={"precision": "bf16"})
-    added = experiments.add(spec, given)
+    added = experiments.add_contender(spec, given)
     assert added.budget.hours == 1.0
-    told = experiments.differing(added, given)
+    told = experiments.differing_settings(added, given)
     assert any(line.startswith("base.model is m here and meta-llama/") for line in told)
     assert any(line.startswith("task.max_new_tokens is not set here and 300") for line in told)
     assert not any("batch_size is 4" in line or "precision" in line for line in told)
@@ -183,34 +183,34 @@ def test_a_wrong_default_is_named_with_its_file(task: Path) -> None:
     del value["max_steps"]
     defaults.write_text(json.dumps(value | {"seed": -1}))
     with pytest.raises(UsageError, match="hf-params-invalid") as refused:
-        experiments.read(task / "experiments" / LORA, None)
+        experiments.read_experiment(task / "experiments" / LORA, None)
     assert str(defaults) in refused.value.cause
     defaults.write_text("{")
     with pytest.raises(UsageError, match="cannot be read"):
-        experiments.read(task / "experiments" / LORA, None)
+        experiments.read_experiment(task / "experiments" / LORA, None)
     defaults.write_text("[]")
     with pytest.raises(UsageError, match="no JSON object"):
-        experiments.read(task / "experiments" / LORA, None)
+        experiments.read_experiment(task / "experiments" / LORA, None)
 
 
 def test_their_own_lora_fa_is_a_method_here(task: Path) -> None:
     with pytest.raises(UsageError, match="lora_fa") as refused:
-        experiments.read(task / "experiments" / LORA_FA, None)
+        experiments.read_experiment(task / "experiments" / LORA_FA, None)
     assert refused.value.code == "hf-experiment-unsupported"
     assert "bakeoff methods lora_fa" in refused.value.try_
 
 
 def test_folders_that_are_none(task: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="hf-experiment-missing"):
-        experiments.read(task, None)
+        experiments.read_experiment(task, None)
     lone = Path(shutil.copytree(task / "experiments" / LORA, tmp_path / "a" / "b" / "c" / "lone"))
     with pytest.raises(UsageError, match="hf-defaults-missing"):
-        experiments.read(lone, None)
-    assert experiments.read(lone, task / "default_training_params.json").name == "c--lone"
+        experiments.read_experiment(lone, None)
+    assert experiments.read_experiment(lone, task / "default_training_params.json").name == "c--lone"
     (lone / "adapter_config.json").write_text(json.dumps({"peft_type": "LORAX"}))
-    given = experiments.read(lone, task / "default_training_params.json")
+    given = experiments.read_experiment(lone, task / "default_training_params.json")
     with pytest.raises(UsageError, match="unknown-peft-type") as refused:
-        experiments.add(study(), given)
+        experiments.add_contender(study(), given)
     assert "LORA" in refused.value.try_
 
 
@@ -281,13 +281,13 @@ def test_without_a_study_file_its_conditions_are_written(
 ) -> None:
     from bakeoff.cli.run import write_study
 
-    given = experiments.read(task / "experiments" / LORA, None)
+    given = experiments.read_experiment(task / "experiments" / LORA, None)
     values = [{"query": r["text"], "response": r["json"]} for r in rows()]
     data = write_jsonl(tmp_path / "math.jsonl", values)
     path = write_study(tmp_path / "out", str(tiny_llama), str(data), [], "lora,ia3", 7, given)
     written = tomllib.loads(path.read_text())
     assert written["base"]["model"] == str(tiny_llama.resolve())
-    assert written["data"]["columns"] == experiments.columns(given)
+    assert written["data"]["columns"] == experiments.data_columns(given)
     assert written["task"] == {"kind": "sft", "max_length": 768, "max_new_tokens": 300}
     assert (written["budget"]["steps"], written["budget"]["batch_size"]) == (7, 4)
-    assert experiments.add(parse_spec(written), given).methods.contenders == ("ia3", given.name)
+    assert experiments.add_contender(parse_spec(written), given).methods.contenders == ("ia3", given.name)

@@ -15,7 +15,9 @@ from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.results import Forgetting, SplitScores, Status
-from bakeoff.integrations.exchange import Wishes, import_results, write_results
+from bakeoff.integrations.exchange import Wishes
+from bakeoff.integrations.peft_benchmark.importing import import_results
+from bakeoff.integrations.peft_benchmark.exporting import write_results
 from bakeoff.integrations.peft_benchmark import exporting
 from bakeoff.integrations.peft_benchmark.results import read_file, read_folder
 from bakeoff.study.config import parse_spec
@@ -144,8 +146,8 @@ def test_scores_that_are_not_right_or_wrong_get_no_interval(
     half = SplitScores((0.25, 0.5, 1.0), (None,) * 3, None)
     metric = dataclasses.replace(record.metric, name="numeric")
     graded = dataclasses.replace(changed(record, splits={"test": half}), metric=metric)
-    found = exporting.files(graded, folder)
-    exporting.write(found, tmp_path / "files")
+    found = exporting.result_files(graded, folder)
+    exporting.write_files(found, tmp_path / "files")
     last = {n: v["train_info"]["metrics"][-1]["test numeric"] for n, v in found.items()}
     (first,) = (found[n] for n, score in last.items() if score == pytest.approx(1.75 / 3))
     control = first["run_info"]["experiment_name"]
@@ -155,15 +157,15 @@ def test_scores_that_are_not_right_or_wrong_get_no_interval(
     assert {m["verdict"] for m in report["methods"]} == {"control", "none"}
     # right or wrong, a metric of another name is their accuracy
     right = dataclasses.replace(record, metric=metric)
-    for value in exporting.files(right, folder).values():
+    for value in exporting.result_files(right, folder).values():
         assert "test accuracy" in value["train_info"]["metrics"][-1]
         assert value["meta_info"]["bakeoff"]["metric"]["name"] == "numeric"
 
 
 def test_forgetting_is_per_token(record: StudyRecord, folder: Path, tmp_path: Path) -> None:
     known = Forgetting((2, 3), (4.0, 6.0), (5.0, 6.5), (0.1, 0.2))
-    found = exporting.files(changed(record, forgetting=known), folder)
-    exporting.write(found, tmp_path / "files")
+    found = exporting.result_files(changed(record, forgetting=known), folder)
+    exporting.write_files(found, tmp_path / "files")
     last = {n: v["train_info"]["metrics"][-1]["forgetting"] for n, v in found.items()}
     (name,) = (found[n]["run_info"]["experiment_name"] for n, x in last.items() if x is not None)
     report = import_results(tmp_path / "files", tmp_path / "back", Wishes("back", name))
@@ -175,8 +177,8 @@ def test_a_trial_that_failed_is_a_file_with_its_reason(
     record: StudyRecord, folder: Path, tmp_path: Path
 ) -> None:
     failed = changed(record, status=Status.OUT_OF_MEMORY, reason="CUDA out of memory", splits={})
-    found = exporting.files(failed, folder)
-    exporting.write(found, tmp_path / "files")
+    found = exporting.result_files(failed, folder)
+    exporting.write_files(found, tmp_path / "files")
     names = [v["run_info"]["experiment_name"] for v in found.values()]
     (bad,) = (v for v in found.values() if v["train_info"]["status"] != "success")
     assert bad["run_info"]["error_msg"] == "CUDA out of memory"
@@ -203,7 +205,7 @@ def test_the_command_writes_beside_the_study(folder: Path, tmp_path: Path) -> No
 def test_what_makes_no_files(record: StudyRecord, folder: Path, tmp_path: Path) -> None:
     none = dataclasses.replace(record, trials=())
     with pytest.raises(UsageError, match="hf-json-nothing"):
-        exporting.files(none, folder)
+        exporting.result_files(none, folder)
     import_results(THEIRS / "image-gen", tmp_path / "images", Wishes("images"))
     with pytest.raises(UsageError, match="hf-json-imported"):
         write_results(tmp_path / "images", tmp_path / "files")

@@ -23,8 +23,8 @@ from helpers.records import hits, make_result, make_trial
 from bakeoff.core import plugins
 from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.core.results import CurvePoint, Status
-from bakeoff.integrations.exchange import export_curves
-from bakeoff.integrations.trackers import Exporter, TrialRun, runs_of
+from bakeoff.integrations.trackers import export_curves
+from bakeoff.integrations.trackers import Exporter, TrialRun, tracker_runs
 from bakeoff.study.storage.database import Writer
 
 NAMES = plugins.list_plugins("integrations.trackers")
@@ -75,7 +75,7 @@ def test_trials_become_runs() -> None:
         (final, make_result(final, losses=(1.0, None), test=hits(30, 40))),
         (final, make_result(final)), (odd, make_result(odd)), (odd, None),
     ]  # fmt: skip
-    first, second, third = runs_of(pairs, "token f1")
+    first, second, third = tracker_runs(pairs, "token f1")
     assert (first.name, first.last_step) == (FINAL, 100)
     assert first.summary == {"validation_token_f1": 0.5, "test_token_f1": 0.75}
     assert first.points() == [(50, {"train_loss": 1.0, "validation_loss": 1.0})]

@@ -28,14 +28,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("wide"), 64, 0.2)
 
 
-def bench(method: str, base: Path, folder: Path, **changes: Any) -> setup.Bench:
+def bench(method: str, base: Path, folder: Path, **changes: Any) -> setup.TrainingSetup:
     return build_tiny_setup(make_trial(method, "sft", **changes), base, folder)
 
 
-def gradients(at: setup.Bench) -> None:
+def gradients(at: setup.TrainingSetup) -> None:
     """Leave the gradients of one batch in the model."""
     at.model.train()
-    at.lanes.alone(0)
+    at.lanes.run_single(0)
     at.stepper().forward_backward(next(batches(at)))
 
 
@@ -99,7 +99,7 @@ def test_adalora_prunes_each_trial_by_its_own_importances(llama: Path, tmp_path:
     config = together.model.peft_config["default"]
     kept = []
     for lane in range(3):
-        together.lanes.alone(lane)
+        together.lanes.run_single(lane)
         singular = [p for n, p in together.model.named_parameters() if ".lora_E." in n]
         kept.append([int((p != 0).sum()) for p in singular])
     assert {sum(k) for k in kept} == {config.target_r * len(kept[0])}, "the whole budget, no more"
@@ -129,7 +129,7 @@ def test_adamss_stops_subspaces_for_good_trial_by_trial(llama: Path, tmp_path: P
     for i in range(20, 24):
         stepper.step(i, next(source))
     for lane, values in stopped.items():
-        at.lanes.alone(lane)
+        at.lanes.run_single(lane)
         for name, value in values.items():
             assert torch.equal(at.model.get_parameter(name), value), "a stopped subspace moved"
     alone = build_tiny_setup(trials[0], llama, tmp_path)

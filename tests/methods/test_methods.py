@@ -241,4 +241,4 @@ def test_virtual_tokens_want_positions_too(tiny_llama: Path, tmp_path: Path) -> 
         longest = max(len(e.tokens) for e in at.examples("train"))
         assert (count + longest <= 128) == fits
         with contextlib.nullcontext() if fits else pytest.raises(Incompatible, match="positions"):
-            cost_probe._refuse_long_prompts(at, at.examples("train"))
+            cost_probe._check_positions(at, at.examples("train"))

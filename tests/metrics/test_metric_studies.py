@@ -163,14 +163,14 @@ def score(prediction, reference):
     values = parse_spec(study_values)
     out = tmp_path / "out"
 
-    real = final.final
+    real = final.run_final
 
     def then_fails(*given: Any) -> Any:
         (out / "metric" / "seen").touch()
         return real(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(final, "final", then_fails)
+        patch.setattr(final, "run_final", then_fails)
         report = api.run(values, tmp_path, out)
     failed = [f for f in report["failures"] if f["phase"] == "final"]
     assert len(failed) == 4

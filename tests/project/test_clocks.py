@@ -48,9 +48,9 @@ def test_a_study_counts_its_hours_though_the_clock_goes_back(
     with Writer(tmp_path / "study.db") as store:
         monkeypatch.setattr(time, "monotonic", lambda: next(steady))
         monkeypatch.setattr(time, "time", lambda: next(wall))
-        with run.clock(store) as passed:
+        with run.record_wall_time(store) as passed:
             assert passed() == 2.0
-        with run.clock(store):
+        with run.record_wall_time(store):
             pass
         monkeypatch.undo()
         with Reader(tmp_path / "study.db") as reader:

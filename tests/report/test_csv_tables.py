@@ -13,8 +13,8 @@ from helpers.report_fixture import HOSTILE, empty_report, hostile_report, report
 from markdown_it import MarkdownIt
 
 from bakeoff.report import markdown, tables
-from bakeoff.report.csv_tables import cell
-from bakeoff.report.markdown import inert
+from bakeoff.report.csv_tables import csv_cell
+from bakeoff.report.markdown import escape_markdown
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -61,7 +61,7 @@ def test_a_study_that_has_nothing_has_few_sheets() -> None:
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\N{FULLWIDTH EQUALS SIGN}"])
 def test_no_cell_is_a_formula(start: str) -> None:
     attack = start + 'HYPERLINK("http://x")'
-    assert cell(attack) == "'" + attack
+    assert csv_cell(attack) == "'" + attack
     made = report()
     made["methods"][1] |= {"title": attack, "reason": attack}
     for method in made["methods"]:
@@ -81,7 +81,7 @@ def test_no_cell_is_a_formula(start: str) -> None:
      (True, "true"), ("-1+cmd|'/C calc'!A0", "'-1+cmd|'/C calc'!A0"), ({"r": 8}, '{"r": 8}')],
 )  # fmt: skip
 def test_numbers_stay_numbers(value: Any, written: str) -> None:
-    assert cell(value) == written
+    assert csv_cell(value) == written
 
 
 ATTACKS = (
@@ -105,10 +105,14 @@ ATTACKS = (
 @pytest.mark.parametrize("text", ATTACKS)
 def test_markdown_shows_text_as_it_is(text: str) -> None:
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    for made in (f"- {inert(text)}\n", f"## {inert(text)}\n", f"x\n\n{inert(text)}\n"):
+    for made in (
+        f"- {escape_markdown(text)}\n",
+        f"## {escape_markdown(text)}\n",
+        f"x\n\n{escape_markdown(text)}\n",
+    ):
         tags = set(re.findall(r"<(\w+)", parser.render(made)))
         assert tags <= {"ul", "li", "h2", "p"}, made
-    html = parser.render(f"| a | b |\n| - | - |\n| {inert(text)} | end |\n")
+    html = parser.render(f"| a | b |\n| - | - |\n| {escape_markdown(text)} | end |\n")
     assert html.count("<td>") == 2
     assert "<td>end</td>" in html
     shown = " ".join(re.sub(r"[\x00-\x1f\ufffd\u202e\ud800]", " ", text).split())
@@ -120,7 +124,9 @@ def test_markdown_shows_text_as_it_is(text: str) -> None:
 
 
 def test_nothing_that_github_links_is_left_whole() -> None:
-    made = inert("see https://evil.example, www.evil.example, @team, a@evil.example and #12")
+    made = escape_markdown(
+        "see https://evil.example, www.evil.example, @team, a@evil.example and #12"
+    )
     assert not re.search(r"https?://|www\.|@\w|#\d", made)
     assert made.replace("\N{WORD JOINER}", "") == (
         "see https://evil.example, www.evil.example, @team, a@evil.example and #12"

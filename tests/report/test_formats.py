@@ -19,7 +19,7 @@ from bakeoff import report as pages
 from bakeoff.cli import app
 from bakeoff.core.errors import UsageError
 from bakeoff.core.redact import strip_control_chars
-from bakeoff.integrations.notebook import Comparison
+from bakeoff.integrations.notebook import StudyResult
 
 TABLES = {"methods": "method,score\nlora,0.5\n", "curves": "a\n1\n"}
 
@@ -80,8 +80,8 @@ def test_what_does_not_go_together_is_refused(
     assert said in refused.try_
 
 
-def opened(value: dict[str, Any]) -> Comparison:
-    found = Comparison(Path("runs/x"))
+def opened(value: dict[str, Any]) -> StudyResult:
+    found = StudyResult(Path("runs/x"))
     found.__dict__["report"] = value
     return found
 

@@ -36,14 +36,14 @@ from bakeoff import api
 from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.report.live import access as guards
 from bakeoff.report.live import queries, server
-from bakeoff.report.live.access import HEADERS, Access, Guard, names_of
+from bakeoff.report.live.access import HEADERS, Access, Guard, host_names
 from bakeoff.report.live.app import make_app
-from bakeoff.report.live.items import PAGE, Table, Wish
-from bakeoff.report.live.log_reader import Diary
-from bakeoff.report.live.studies import Studies, identify
-from bakeoff.report.live.study_feed import Feed
+from bakeoff.report.live.items import PAGE_SIZE, ItemFilter, ItemTable
+from bakeoff.report.live.log_reader import LogReader
+from bakeoff.report.live.studies import Studies, study_id
+from bakeoff.report.live.study_feed import StudyFeed
 from bakeoff.study.storage.database import Reader, Writer
-from bakeoff.study.storage.lock import locked
+from bakeoff.study.storage.lock import hold_lock
 
 PORT = 8757
 HOME = f"http://127.0.0.1:{PORT}"
@@ -85,7 +85,7 @@ def of(folder: Path) -> TestClient:
 
 def paths(gate: Guard, study: Path) -> list[str]:
     """Return the address of every route there is."""
-    name = identify(study.resolve())
+    name = study_id(study.resolve())
     routes = [r for r in gate.app.routes if isinstance(r, Route)]  # type: ignore[attr-defined]
     assert len(routes) == len(gate.app.routes)  # type: ignore[attr-defined]
     query = f"?first={name}&second={name}"
@@ -220,7 +220,7 @@ def test_every_answer_has_the_headers(
 
 
 def test_pages_hold_no_script_of_their_own(friend: TestClient, runs: Path) -> None:
-    name = identify((runs / "small").resolve())
+    name = study_id((runs / "small").resolve())
     for path in ("/", f"/studies/{name}"):
         text = friend.get(path).text
         assert "<style" not in text
@@ -242,7 +242,7 @@ def test_nothing_is_reached_by_a_path(friend: TestClient, path: str) -> None:
 
 
 def test_the_list_tells_each_study(friend: TestClient, runs: Path) -> None:
-    name = identify((runs / "small").resolve())
+    name = study_id((runs / "small").resolve())
     whole = friend.get(f"/api/studies/{name}").json()
     (row,) = friend.get("/api/studies").json()["studies"]
     assert row == whole
@@ -255,7 +255,7 @@ def test_the_list_tells_each_study(friend: TestClient, runs: Path) -> None:
 
 
 def items(client: TestClient, study: Path, **wish: Any) -> dict[str, Any]:
-    answer = client.get(f"/api/studies/{identify(study.resolve())}/items", params=wish)
+    answer = client.get(f"/api/studies/{study_id(study.resolve())}/items", params=wish)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
@@ -264,7 +264,7 @@ def items(client: TestClient, study: Path, **wish: Any) -> dict[str, Any]:
 def test_items_come_in_pages_the_largest_difference_first(friend: TestClient, runs: Path) -> None:
     study = runs / "small"
     whole = [items(friend, study, contender="oft", page=n) for n in (1, 2, 3)]
-    assert [len(p["rows"]) for p in whole] == [PAGE, PAGE, ITEMS - 2 * PAGE]
+    assert [len(p["rows"]) for p in whole] == [PAGE_SIZE, PAGE_SIZE, ITEMS - 2 * PAGE_SIZE]
     assert {(p["total"], p["pages"]) for p in whole} == {(ITEMS, 3)}
     rows = [row for p in whole for row in p["rows"]]
     assert sorted(r["item"] for r in rows) == list(range(1, ITEMS + 1))
@@ -303,7 +303,7 @@ def test_items_are_searched_in_questions_and_answers(friend: TestClient, runs: P
 
 
 def test_wrong_wishes_are_told(friend: TestClient, runs: Path) -> None:
-    name = identify((runs / "small").resolve())
+    name = study_id((runs / "small").resolve())
     answer = friend.get(f"/api/studies/{name}/items", params={"contender": "oftt"})
     assert answer.status_code == 404
     assert answer.json()["trouble"]["code"] == "unknown-contender"
@@ -319,8 +319,8 @@ def test_wins_and_losses_are_those_of_the_report(tmp_path: Path) -> None:
         kept = [t for t in final_trials() if (t.method.name, t.seed) != ("ia3", 3)]
         store.keep_group([final_result(t, Texts()) for t in kept])
     report = api.report(study)
-    table = Table.read(study, queries.snapshot(study).asked, "ia3")
-    counts = table.page(Wish())["counts"]
+    table = ItemTable.read(study, queries.snapshot(study).asked, "ia3")
+    counts = table.page(ItemFilter())["counts"]
     (own,) = (m for m in report["items"]["methods"] if m["method"] == "ia3")
     assert own["n_seeds"] == 2
     assert (counts["wins"], counts["losses"]) == (own["better"], own["worse"])
@@ -330,9 +330,9 @@ def test_wins_and_losses_are_those_of_the_report(tmp_path: Path) -> None:
 def test_texts_of_other_rows_than_the_scored_ones_are_not_shown(tmp_path: Path) -> None:
     study = write_study(tmp_path / "small")
     rows = study / "data" / "test.jsonl"
-    assert Table.read(study, queries.snapshot(study).asked, "oft").texts
+    assert ItemTable.read(study, queries.snapshot(study).asked, "oft").texts
     rows.write_text(rows.read_text().replace("question 1", "question x"))
-    assert Table.read(study, queries.snapshot(study).asked, "oft").texts == ()
+    assert ItemTable.read(study, queries.snapshot(study).asked, "oft").texts == ()
 
 
 def test_items_without_frozen_data_and_links_out(tmp_path: Path) -> None:
@@ -348,9 +348,9 @@ def test_items_without_frozen_data_and_links_out(tmp_path: Path) -> None:
 def test_a_study_without_scores_says_so(tmp_path: Path) -> None:
     study = write_study(tmp_path / "runs" / "young", "young", finals=False)
     client = of(tmp_path / "runs")
-    answer = client.get(f"/api/studies/{identify(study.resolve())}/items")
+    answer = client.get(f"/api/studies/{study_id(study.resolve())}/items")
     assert answer.json()["trouble"]["code"] == "no-answers"
-    row = client.get(f"/api/studies/{identify(study.resolve())}").json()
+    row = client.get(f"/api/studies/{study_id(study.resolve())}").json()
     assert (row["done"], row["planned"], row["state"]) == (6, 15, "stopped")
 
 
@@ -358,7 +358,7 @@ def test_hostile_text_stays_text_and_secrets_stay_inside(tmp_path: Path) -> None
     hostile = (*PAGES, *SECRETS.values(), "half \ud83d", "\x1b[31mred\x00")
     study = write_study(tmp_path / "runs" / "hostile", "hostile", hostile[:-2])
     client = of(tmp_path / "runs")
-    name = identify(study.resolve())
+    name = study_id(study.resolve())
     pages = [client.get(f"/api/studies/{name}/items", params={"page": n}) for n in (1, 2, 3)]
     answers = [*pages, client.get(f"/api/studies/{name}"), client.get(f"/studies/{name}")]
     for answer in answers:
@@ -403,7 +403,7 @@ def test_a_study_in_trouble_shows_it_beside_the_others(
         write_study(tmp_path / "runs" / name, name)
     harm(tmp_path / "runs" / "bad")
     client = of(tmp_path / "runs")
-    bad = identify((tmp_path / "runs" / "bad").resolve())
+    bad = study_id((tmp_path / "runs" / "bad").resolve())
     client.get(f"/api/studies/{bad}")
     rows = {row["folder"]: row for row in client.get("/api/studies").json()["studies"]}
     assert rows["bad"]["trouble"]["code"] == code
@@ -413,7 +413,7 @@ def test_a_study_in_trouble_shows_it_beside_the_others(
     answer = client.get(f"/api/studies/{bad}/items")
     assert (answer.status_code, answer.json()["trouble"]["code"]) == (409, code)
     assert client.get(f"/studies/{bad}").status_code == 200
-    good = identify((tmp_path / "runs" / "good").resolve())
+    good = study_id((tmp_path / "runs" / "good").resolve())
     answer = client.get("/api/compare", params={"first": good, "second": bad})
     assert answer.json()["trouble"]["code"] == code
 
@@ -421,7 +421,7 @@ def test_a_study_in_trouble_shows_it_beside_the_others(
 def test_two_studies_side_by_side(tmp_path: Path) -> None:
     names = ("one", "two")
     first, second = (write_study(tmp_path / "runs" / name, name) for name in names)
-    ids = {"first": identify(first.resolve()), "second": identify(second.resolve())}
+    ids = {"first": study_id(first.resolve()), "second": study_id(second.resolve())}
     client = of(tmp_path / "runs")
     found = client.get("/api/compare", params=ids).json()
     assert [s["name"] for s in found["studies"]] == ["one", "two"]
@@ -444,18 +444,18 @@ def test_studies_are_found_and_missing_folders_told(tmp_path: Path) -> None:
 
 
 def test_a_running_study_says_so(tmp_path: Path) -> None:
-    feed = Feed(write_study(tmp_path / "small"), "x")
+    feed = StudyFeed(write_study(tmp_path / "small"), "x")
     assert not (tmp_path / "small" / ".lock").exists()  # looking makes no file
     feed.look()
     assert feed.strip(fresh=True)["state"] == "done"
-    with locked(tmp_path / "small"):
+    with hold_lock(tmp_path / "small"):
         strip = feed.strip(fresh=True)
         assert (strip["state"], strip["phase"], strip["phase_total"]) == ("running", "Final", 9)
     assert not (tmp_path / "small" / ".lock.json").exists()
 
 
 def test_pages_share_one_computation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    feed = Feed(write_study(tmp_path / "small"), "x")
+    feed = StudyFeed(write_study(tmp_path / "small"), "x")
     computed = []
     compute = queries.snapshot
 
@@ -475,7 +475,7 @@ def test_pages_share_one_computation(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_diary_adds_up_what_was_said(tmp_path: Path) -> None:
-    diary, log = Diary(tmp_path), tmp_path / "log.jsonl"
+    diary, log = LogReader(tmp_path), tmp_path / "log.jsonl"
     assert diary.look() == {
         "phase": None, "done": 0, "total": 0, "said": None, "seconds_left": None,
     }  # fmt: skip
@@ -518,10 +518,10 @@ class Stream:
 def test_a_page_hears_of_trials_as_they_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bakeoff.report.live.study_feed.PACE", 0.2)
-    monkeypatch.setattr("bakeoff.report.live.app.EVERY", 0.2)
+    monkeypatch.setattr("bakeoff.report.live.study_feed.MIN_INTERVAL", 0.2)
+    monkeypatch.setattr("bakeoff.report.live.app.POLL_SECONDS", 0.2)
     study = write_study(tmp_path / "runs" / "small", finals=False)
-    name = identify(study.resolve())
+    name = study_id(study.resolve())
     with serving([tmp_path / "runs"]) as opened:
         bearer = {"authorization": f"Bearer {opened.guard.access.token}"}
         url = f"{opened.address}api/studies/{name}/events"
@@ -572,25 +572,27 @@ def test_only_loopback_unless_told(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     for host in ("0.0.0.0", "192.0.2.1", "example.org", "::"):
         with pytest.raises(UsageError, match="ssh -L 8757:127.0.0.1:8757") as refused:
-            server.prepare([tmp_path / "runs"], server.Wishes(host=host))
+            server.bind_server([tmp_path / "runs"], server.ServerOptions(host=host))
         assert refused.value.code == "view-remote"
-    assert set(names_of("127.0.0.1")) == {"127.0.0.1", "localhost", "::1"}
-    assert "box.example" in names_of("box.example")
-    assert f"box.example:{PORT}" in Access(PORT, names_of("box.example")).hosts
-    opened = server.prepare([tmp_path / "runs"], server.Wishes("0.0.0.0", 0, allow_remote=True))
+    assert set(host_names("127.0.0.1")) == {"127.0.0.1", "localhost", "::1"}
+    assert "box.example" in host_names("box.example")
+    assert f"box.example:{PORT}" in Access(PORT, host_names("box.example")).hosts
+    opened = server.bind_server(
+        [tmp_path / "runs"], server.ServerOptions("0.0.0.0", 0, allow_remote=True)
+    )
     assert opened.address.startswith("http://127.0.0.1:")
     opened.bound.close()
 
 
 def test_a_taken_port_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
-    first = server.prepare([tmp_path / "runs"], server.Wishes(port=0))
+    first = server.bind_server([tmp_path / "runs"], server.ServerOptions(port=0))
     monkeypatch.setattr(server, "PORT", first.port)
-    second = server.prepare([tmp_path / "runs"], server.Wishes())
+    second = server.bind_server([tmp_path / "runs"], server.ServerOptions())
     assert second.port != first.port
     assert second.guard.access.token != first.guard.access.token
     with pytest.raises(EnvironmentProblem, match="port-taken"):
-        server.prepare([tmp_path / "runs"], server.Wishes(port=first.port))
+        server.bind_server([tmp_path / "runs"], server.ServerOptions(port=first.port))
     assert first.bound.getsockname()[0] == "127.0.0.1"
     first.bound.close()
     second.bound.close()
@@ -598,8 +600,8 @@ def test_a_taken_port_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_one_study_is_where_its_address_leads(tmp_path: Path) -> None:
     study = write_study(tmp_path / "runs" / "small")
-    opened = server.prepare([study], server.Wishes(port=0))
-    assert opened.guard.landing == f"/studies/{identify(study.resolve())}"
+    opened = server.bind_server([study], server.ServerOptions(port=0))
+    assert opened.guard.landing == f"/studies/{study_id(study.resolve())}"
     opened.bound.close()
 
 

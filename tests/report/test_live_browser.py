@@ -13,7 +13,7 @@ from helpers.live_server import serving
 from helpers.live_study import ITEMS, SEEDS, Texts, final_result, final_trials, write_study
 from helpers.untrusted import PAGES
 
-from bakeoff.report.live.server import Opened
+from bakeoff.report.live.server import BoundServer
 from bakeoff.study.storage.database import Writer
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -48,7 +48,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def view(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+def view(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BoundServer]:
     runs = tmp_path_factory.mktemp("view") / "runs"
     write_study(runs / "small", "small")
     write_study(runs / "hostile", "hostile", PAGES)
@@ -63,7 +63,9 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
 class Tab:
     """A page that was let in, and everything that the browser complained about."""
 
-    def __init__(self, browser: Any, opened: Opened, dark: bool = False, width: int = 1280) -> None:
+    def __init__(
+        self, browser: Any, opened: BoundServer, dark: bool = False, width: int = 1280
+    ) -> None:
         scheme = "dark" if dark else "light"
         size = {"width": width, "height": 900}
         self._context = browser.new_context(color_scheme=scheme, viewport=size)
@@ -114,7 +116,7 @@ class Tab:
         ]
 
 
-def test_the_address_is_clean_and_nothing_else_is_asked(browser: Any, view: Opened) -> None:
+def test_the_address_is_clean_and_nothing_else_is_asked(browser: Any, view: BoundServer) -> None:
     with Tab(browser, view) as tab:
         assert tab.page.url == view.address
         tab.whole("small")
@@ -124,7 +126,7 @@ def test_the_address_is_clean_and_nothing_else_is_asked(browser: Any, view: Open
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_pages_are_silent_and_for_everybody(browser: Any, view: Opened, dark: bool) -> None:
+def test_pages_are_silent_and_for_everybody(browser: Any, view: BoundServer, dark: bool) -> None:
     with Tab(browser, view, dark) as tab:
         assert tab.grave() == []
         tab.whole("small")
@@ -142,7 +144,7 @@ def test_pages_are_silent_and_for_everybody(browser: Any, view: Opened, dark: bo
         assert tab.noises == []
 
 
-def test_hostile_text_is_inert(browser: Any, view: Opened) -> None:
+def test_hostile_text_is_inert(browser: Any, view: BoundServer) -> None:
     with Tab(browser, view, width=390) as tab:
         assert "<script>" in tab.page.locator("#studies").inner_text()
         assert tab.page.evaluate(ACTED) == 0
@@ -160,7 +162,7 @@ def test_hostile_text_is_inert(browser: Any, view: Opened) -> None:
         assert tab.noises == []
 
 
-def test_items_are_chosen_searched_and_turned_by_keyboard(browser: Any, view: Opened) -> None:
+def test_items_are_chosen_searched_and_turned_by_keyboard(browser: Any, view: BoundServer) -> None:
     with Tab(browser, view) as tab:
         tab.whole("small")
         page = tab.page
@@ -184,7 +186,7 @@ def test_items_are_chosen_searched_and_turned_by_keyboard(browser: Any, view: Op
         assert tab.noises == []
 
 
-def test_the_list_is_sorted_filtered_and_two_are_compared(browser: Any, view: Opened) -> None:
+def test_the_list_is_sorted_filtered_and_two_are_compared(browser: Any, view: BoundServer) -> None:
     names = "[...document.querySelectorAll('#studies th a')].map(e => e.textContent)"
     with Tab(browser, view) as tab:
         page = tab.page
@@ -206,7 +208,7 @@ def test_the_list_is_sorted_filtered_and_two_are_compared(browser: Any, view: Op
         assert tab.noises == []
 
 
-def test_a_damaged_study_shows_its_error(browser: Any, view: Opened) -> None:
+def test_a_damaged_study_shows_its_error(browser: Any, view: BoundServer) -> None:
     with Tab(browser, view) as tab:
         assert "database-damaged" in tab.page.locator("#studies tr", has_text="bad").inner_text()
         tab.study("bad")
@@ -220,8 +222,8 @@ def test_a_damaged_study_shows_its_error(browser: Any, view: Opened) -> None:
 def test_a_study_is_seen_to_grow(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bakeoff.report.live.study_feed.PACE", 0.2)
-    monkeypatch.setattr("bakeoff.report.live.app.EVERY", 0.2)
+    monkeypatch.setattr("bakeoff.report.live.study_feed.MIN_INTERVAL", 0.2)
+    monkeypatch.setattr("bakeoff.report.live.app.POLL_SECONDS", 0.2)
     study = write_study(tmp_path / "runs" / "small", finals=False)
     with serving([tmp_path / "runs"]) as opened, Tab(browser, opened) as tab:
         tab.study("small")

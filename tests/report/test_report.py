@@ -28,7 +28,7 @@ from bakeoff.core.format import (
     format_significant,
 )
 from bakeoff.report import render
-from bakeoff.report.blocks import Facts, Forest, Table, Text
+from bakeoff.report.blocks import Facts, Forest, TableBlock, Text
 from bakeoff.report.sanitize import clean, content_policy, inert_json
 from bakeoff.report.sections import (
     curves,
@@ -261,7 +261,7 @@ def test_a_report_from_before_probabilities_shows_plots_alone() -> None:
     for entry in made["pareto"]:
         del entry["probabilities"]
     drawn = pareto.build(made)
-    assert not [b for b in drawn.blocks if isinstance(b, Table)]
+    assert not [b for b in drawn.blocks if isinstance(b, TableBlock)]
     labels = {t for s in drawn.charts[0].panes[0].series for t in s.labels}
     assert {"LoRA", "DoRA †", "LayerNorm tuning"} <= labels
 
@@ -322,7 +322,7 @@ def test_fairness_says_when_budgets_differ() -> None:
 
 def cells(drawn: Any, column: str) -> dict[str, str]:
     """Return a column of the first table among a section's blocks, by the row's first cell."""
-    found = next(b for b in drawn.blocks if isinstance(b, Table))
+    found = next(b for b in drawn.blocks if isinstance(b, TableBlock))
     at = [c.title for c in found.columns].index(column)
     return {r.cells[0].text: r.cells[at].text for r in found.rows}
 

@@ -10,7 +10,7 @@ from helpers.large_report import big_report
 from helpers.report_fixture import HOSTILE, hostile_report, report
 
 from bakeoff.report import render, render_sections
-from bakeoff.report.blocks import Bars, Block, Examples, Picker, Table, Text
+from bakeoff.report.blocks import Bars, Block, Examples, Picker, TableBlock, Text
 from bakeoff.report.sections import (
     costs,
     curves,
@@ -117,7 +117,7 @@ def test_items_show_counts_and_both_answers() -> None:
     worse, better = bars.rows[0].pieces
     assert worse.high == better.low == bars.zero
     assert all(0 <= p.low <= p.high <= 100 for r in bars.rows for p in r.pieces)
-    counts: Table = only(drawn.blocks, Table)
+    counts: TableBlock = only(drawn.blocks, TableBlock)
     assert [c.text for c in counts.rows[0].cells] == [
         "OFT", "31", "565", "24", "1,540", "77", "60", "183", "3",
     ]  # fmt: skip
@@ -140,7 +140,7 @@ def test_items_without_texts_say_why_and_old_reports_have_none() -> None:
     drawn = items.build(made)
     assert not any(isinstance(b, Examples) for b in drawn.blocks)
     assert any(isinstance(b, Text) and b.text == "Left out." for b in drawn.blocks)
-    assert "Both right" not in [c.title for c in only(drawn.blocks, Table).columns]
+    assert "Both right" not in [c.title for c in only(drawn.blocks, TableBlock).columns]
     made["items"] = None
     assert items.build(made).blocks == ()
     del made["items"]
@@ -156,12 +156,12 @@ def test_costs_are_split_by_phase_and_what_is_missing_says_so() -> None:
     base, added = lora.pieces
     assert (base.low, base.high) == (0.0, added.low)
     assert added.high / base.high == pytest.approx((86.65 + 24.6) / 86.65, rel=1e-2)
-    numbers: Table = only(drawn.blocks, Table)
+    numbers: TableBlock = only(drawn.blocks, TableBlock)
     assert [c.text for c in numbers.rows[0].cells][-2:] == ["not measured"] * 2
     assert numbers.rows[0].pinned
     made["methods"][0]["cost"] |= {"inference_milliseconds": 12.3, "train_above_base_bytes": None}
     drawn = costs.build(made)
-    assert only(drawn.blocks, Table).rows[0].cells[-2].text == "12.3 ms"
+    assert only(drawn.blocks, TableBlock).rows[0].cells[-2].text == "12.3 ms"
     assert only(drawn.blocks, Bars).rows[0].numbers == "not measured"
 
 
@@ -171,12 +171,12 @@ def test_the_verdict_has_its_evidence_and_long_tables_can_be_chosen_from() -> No
         "Best contender: OFT, +0.8 (\u22120.9 to +2.5) points against the control, adjusted p "
         "1.000, 3 seeds, 620 test items, 3 settings tried on validation."
     ) in texts
-    assert only(table.build(report()).blocks, Table).filterable
+    assert only(table.build(report()).blocks, TableBlock).filterable
     made = report()
     made["race"]["decisions"] *= 20
     made["failures"] *= 5
-    assert only(race.build(made).blocks, Table).folded
-    assert only(failures.build(made).blocks, Table).filterable
+    assert only(race.build(made).blocks, TableBlock).folded
+    assert only(failures.build(made).blocks, TableBlock).filterable
 
 
 def test_figures_are_in_the_page_once_each_section_and_files_are_named_safely() -> None:

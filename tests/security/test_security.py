@@ -274,7 +274,7 @@ def test_saved_weights_of_a_strange_study_lead_nowhere(
     trial = make_trial(method, "sft")
     place = tmp_path / "trials" / trial.id / ("adapter" if method == "lora" else "model")
     at = build_tiny_setup(trial, tiny_llama, tmp_path)
-    at.lanes.alone(0)
+    at.lanes.run_single(0)
     at.hook.save(at.model, place, SaveContext("base", 0, None))
     value = Segment((trial,), 0, 1, str(tmp_path), str(tiny_llama)).to_json()
     assert reload.run(value)["error"] is None
@@ -373,16 +373,16 @@ def test_trust_is_for_one_version_of_one_base(
 
 
 def test_trust_in_a_hub_model_wants_its_commit(study_values: dict[str, Any]) -> None:
-    hub = base_model.Base("org/model", "org/model", None, None)
+    hub = base_model.ResolvedBase("org/model", "org/model", None, None)
     for revision, good in ((None, False), ("main", False), (COMMIT[:7], False), (COMMIT, True)):
         base = {"model": "org/model", "trust_remote_code": True}
         study_values["base"] = base if revision is None else {**base, "revision": revision}
         spec = parse_spec(study_values).base
         if good:
-            assert COMMIT in base_model.consent(hub, spec)[0]
+            assert COMMIT in base_model.check_trust(hub, spec)[0]
         else:
             with pytest.raises(UsageError) as error:
-                base_model.consent(hub, spec)
+                base_model.check_trust(hub, spec)
             assert error.value.code == "trust-unpinned"
 
 
@@ -683,7 +683,7 @@ def test_a_link_in_a_study_folder_is_refused(
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
-    study_dir.make(tmp_path / "out")
+    study_dir.create(tmp_path / "out")
 
 
 def test_no_state_is_removed_through_a_link(tmp_path: Path) -> None:
@@ -693,7 +693,7 @@ def test_no_state_is_removed_through_a_link(tmp_path: Path) -> None:
     (target / "1.safetensors").write_text("keep")
     (out / "trials" / "abc").mkdir(parents=True)
     (out / "trials" / "abc" / "state").symlink_to(target)
-    study_dir.drop_states(out, "abc", None)
+    study_dir.delete_checkpoints(out, "abc", None)
     assert (target / "1.safetensors").read_text() == "keep"
 
 

@@ -96,7 +96,7 @@ def test_a_migration_that_fails_leaves_the_old_version(
     """Fault 24: all of it or nothing."""
 
     def stop(connection: object, folder: Path) -> None:
-        migrate._seals(connection, folder)  # type: ignore[arg-type]
+        migrate._add_manifest_hashes(connection, folder)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -24,11 +24,11 @@ def test_a_network_file_system_is_refused(kind: str) -> None:
     """Fault 21: with the mount, the reason, and what to do."""
     table = f"{ROOT}server:/export /scratch {kind} rw 0 0\n"
     with pytest.raises(EnvironmentProblem) as error:
-        filesystem.refuse_network(Path("/scratch/me/not-there-yet"), table)
+        filesystem.check_local_filesystem(Path("/scratch/me/not-there-yet"), table)
     assert (error.value.code, error.value.exit_code) == ("network-folder", 6)
     assert f"({kind}, server:/export on /scratch)" in error.value.cause
     assert "--out DIR" in error.value.try_
-    filesystem.refuse_network(Path("/scratchpad"), table)  # another folder: the name only begins so
+    filesystem.check_local_filesystem(Path("/scratchpad"), table)  # another folder: the name only begins so
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_network_file_system_is_refused(kind: str) -> None:
      "fuse.fuse-overlayfs", "fuse-overlayfs", "fuse.ntfs-3g", "fuse.gocryptfs"],
 )  # fmt: skip
 def test_a_local_one_and_a_containers_are_not(kind: str) -> None:
-    filesystem.refuse_network(Path("/scratch/me"), f"{ROOT}disk /scratch {kind} rw 0 0\n")
+    filesystem.check_local_filesystem(Path("/scratch/me"), f"{ROOT}disk /scratch {kind} rw 0 0\n")
 
 
 def test_the_innermost_mount_counts_and_the_last_one_on_it() -> None:
@@ -48,7 +48,7 @@ def test_the_innermost_mount_counts_and_the_last_one_on_it() -> None:
     for path, kind in {
         "/data/fast/x": "ext4", "/data/slow": "nfs4", "/my disk/x": "ext4", "/home": "overlay",
     }.items():  # fmt: skip
-        found = filesystem.of(Path(path), table)
+        found = filesystem.filesystem_of(Path(path), table)
         assert found is not None
         assert found.kind == kind
 
@@ -56,9 +56,9 @@ def test_the_innermost_mount_counts_and_the_last_one_on_it() -> None:
 def test_where_nothing_is_known_nothing_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filesystem, "TABLE", tmp_path / "none")
-    assert filesystem.of(tmp_path) is None
-    filesystem.refuse_network(tmp_path)
+    monkeypatch.setattr(filesystem, "MOUNT_TABLE", tmp_path / "none")
+    assert filesystem.filesystem_of(tmp_path) is None
+    filesystem.check_local_filesystem(tmp_path)
 
 
 def test_a_study_folder_is_held_against_the_table(
@@ -67,13 +67,13 @@ def test_a_study_folder_is_held_against_the_table(
     """Fault 21: nothing is written; with consent, the database does without shared memory."""
     table = tmp_path / "mounts"
     table.write_text(f"{ROOT}server:/export {tmp_path}/net nfs rw 0 0\n")
-    monkeypatch.setattr(filesystem, "TABLE", table)
+    monkeypatch.setattr(filesystem, "MOUNT_TABLE", table)
     out = tmp_path / "net" / "study"
     with pytest.raises(EnvironmentProblem, match="network-folder"):
-        study_dir.make(out)
+        study_dir.create(out)
     assert not out.exists()
-    monkeypatch.setenv(filesystem.CONSENT, "1")
-    study_dir.make(out)
+    monkeypatch.setenv(filesystem.NETWORK_FOLDER_VARIABLE, "1")
+    study_dir.create(out)
     for place, journal in ((out, "delete"), (tmp_path, "wal")):
         with Writer(place / "study.db") as writer, writer._engine.connect() as connection:
             assert connection.execute(text("PRAGMA journal_mode")).scalar() == journal

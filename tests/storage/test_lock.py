@@ -43,12 +43,12 @@ def hold(folder: Path) -> subprocess.Popen[str]:
 def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
     """Fault 20: one of two runners works, the other is refused with pid, host and since."""
     with hold(tmp_path) as process:
-        with pytest.raises(LockedError) as error, lock.locked(tmp_path):
+        with pytest.raises(LockedError) as error, lock.hold_lock(tmp_path):
             pass
         assert (error.value.code, error.value.exit_code) == ("study-locked", 5)
         assert f"process {process.pid} on {socket.gethostname()}, since 20" in error.value.cause
         assert "alive" in error.value.cause
-        running = lock.running(tmp_path)
+        running = lock.current_holder(tmp_path)
         assert running is not None
         assert (running.pid, running.alive) == (process.pid, True)
         process.kill()
@@ -60,19 +60,19 @@ def test_a_lock_goes_with_its_process_and_its_note_blocks_nobody(tmp_path: Path)
     with hold(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
     assert json.loads((tmp_path / lock.NOTE).read_text())["pid"] == process.pid
-    assert lock.running(tmp_path) is None
-    with lock.locked(tmp_path):
+    assert lock.current_holder(tmp_path) is None
+    with lock.hold_lock(tmp_path):
         assert json.loads((tmp_path / lock.NOTE).read_text())["pid"] == os.getpid()
     assert not (tmp_path / lock.NOTE).exists()
 
 
 @pytest.mark.parametrize("note", ["", "{", "[1]", '{"pid": 1}', None])
 def test_without_a_readable_note_the_lock_still_decides(tmp_path: Path, note: str | None) -> None:
-    with lock.locked(tmp_path):
+    with lock.hold_lock(tmp_path):
         (tmp_path / lock.NOTE).unlink()
         if note is not None:
             (tmp_path / lock.NOTE).write_text(note)
-        with pytest.raises(LockedError, match="no .lock.json says which"), lock.locked(tmp_path):
+        with pytest.raises(LockedError, match="no .lock.json says which"), lock.hold_lock(tmp_path):
             pass
 
 
@@ -80,9 +80,9 @@ def test_whether_a_holder_lives_is_only_said_of_this_host() -> None:
     here = socket.gethostname()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    assert lock.Holder(os.getpid(), here, "").alive is True
-    assert lock.Holder(gone.pid, here, "").alive is False
-    assert lock.Holder(os.getpid(), "elsewhere", "").alive is None
+    assert lock.LockHolder(os.getpid(), here, "").alive is True
+    assert lock.LockHolder(gone.pid, here, "").alive is False
+    assert lock.LockHolder(os.getpid(), "elsewhere", "").alive is None
 
 
 def test_two_runners_of_one_study(study_values: dict[str, Any], tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ def study(tmp_path: Path) -> Path:
     (place / "adapter").mkdir(parents=True)
     (place / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     trial_dir.write_manifest(place, result(DONE))
-    checkpoints.keep(
+    checkpoints.save(
         trial_dir.checkpoint_path(out / "trials", RACING.id, 5),
-        checkpoints.State({"values": torch.arange(4.0)}, {}, at_rung),
+        checkpoints.Checkpoint({"values": torch.arange(4.0)}, {}, at_rung),
     )
     with Writer(out / "study.db") as store:
         store.set("frozen", {"data": sums, "metric": {"name": "accuracy", "source": None}})
@@ -223,14 +223,14 @@ def test_what_is_not_whole_is_never_taken_for_a_result(study: Path) -> None:
     path = study / "trials" / LOST.id / trial_dir.RESULT
     path.write_text(path.read_text().replace("1.0", "0.0"))
     with Writer(study / "study.db") as store:
-        assert repair.reattach(study, store, [LOST]) == []
+        assert repair.adopt_finished_trials(study, store, [LOST]) == []
         assert not (path.parent / trial_dir.MANIFEST).exists(), "a worker would have left it alone"
         trial_dir.write_manifest(path.parent, TrialResult(LOST.id, Status.FAILED, "why"))
-        assert repair.reattach(study, store, [LOST]) == []
+        assert repair.adopt_finished_trials(study, store, [LOST]) == []
         trial_dir.write_manifest(path.parent, result(LOST))
-        (found,) = repair.reattach(study, store, [LOST])
+        (found,) = repair.adopt_finished_trials(study, store, [LOST])
         assert (found.code, found.state) == ("row-missing", "mended")
-        assert repair.reattach(study, store, [LOST]) == []
+        assert repair.adopt_finished_trials(study, store, [LOST]) == []
 
 
 @pytest.mark.parametrize("how", ["a page is blank", "no database"])
@@ -260,7 +260,7 @@ def test_a_damaged_database_is_rebuilt_from_what_is_left(study: Path, how: str) 
     assert trial_dir.read_result(study / "trials" / DONE.id) == result(DONE)
     with Writer(path) as store:
         store.plan([DONE])
-        repair.reattach(study, store, [DONE])
+        repair.adopt_finished_trials(study, store, [DONE])
     with Reader(path) as reader:
         assert DONE.id in reader.finished()
         assert reader.test_read()
@@ -269,7 +269,7 @@ def test_a_damaged_database_is_rebuilt_from_what_is_left(study: Path, how: str) 
 def test_mending_waits_for_no_running_study(study: Path) -> None:
     """Fault 20: what a running study is writing is neither reported as torn nor touched."""
     leave_half_a_file(study)
-    with lock.locked(study):
+    with lock.hold_lock(study):
         with pytest.raises(BakeoffError, match="study-locked"):
             repair.diagnose(study, mend=True)
         found = repair.diagnose(study)

@@ -129,7 +129,7 @@ def known(folder: Path) -> dict[str, Any]:
 def unread(values: Values, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run a study up to its final trials."""
     with monkeypatch.context() as patched:
-        patched.setattr(final, "final", killed)
+        patched.setattr(final, "run_final", killed)
         with pytest.raises(Killed):
             api.run(parse_spec(values), out, out)
     return out
@@ -303,7 +303,7 @@ def test_what_the_parent_reads_before_the_fork_does_counts(
     parent = unread(values, tmp_path / "tiny", monkeypatch)
     asked = more(copy.deepcopy(values))
     with monkeypatch.context() as patched:
-        patched.setattr(final, "final", killed)
+        patched.setattr(final, "run_final", killed)
         with pytest.raises(Killed):
             fork(asked, parent, tmp_path / "new")
     assert known(tmp_path / "new")["test_reads"] == 0
@@ -455,7 +455,7 @@ def test_a_fork_goes_on_without_its_parent(
 ) -> None:  # fmt: skip
     new = tmp_path / "new"
     with monkeypatch.context() as patched:
-        patched.setattr(final, "final", killed)
+        patched.setattr(final, "run_final", killed)
         with pytest.raises(Killed):
             fork(values, parent, new)
     searched = ids(parent, "search")
@@ -482,7 +482,7 @@ def test_parent_and_fork_may_move_together(values: Values, parent: Path, tmp_pat
 def test_a_parent_that_is_running_is_forked_all_the_same(
     values: Values, parent: Path, tmp_path: Path, trained: list[str]
 ) -> None:
-    with lock.locked(parent), Writer(parent / "study.db") as store:
+    with lock.hold_lock(parent), Writer(parent / "study.db") as store:
         store.set("wall:1.0", 1.0)
         made = api.run(parse_spec(values), parent, parent, fork=tmp_path / "new")
     assert made["complete"] is True

@@ -12,33 +12,33 @@ import numpy as np
 import pytest
 
 from bakeoff.study.planning import racing
-from bakeoff.study.planning.racing import Decision, Rules, Standing, decide, dominated, forecast
+from bakeoff.study.planning.racing import (Decision, Rules, RungStanding, decide_rung, is_dominated, forecast_difference)
 
 RULES = Rules(rungs=(10, 30), steps=100, contenders=2)
 ALIKE = {"memory": 1.0, "time": 1.0}
 """Costs of every method where they decide nothing."""
 
 
-def standing(method: str, rate: float, *losses: float) -> Standing:
+def standing(method: str, rate: float, *losses: float) -> RungStanding:
     """Return a trial with these per-item losses; none: it diverged."""
     values = np.array(losses) if losses else None
-    return Standing(f"{method}@{rate:g}", method, rate, values)
+    return RungStanding(f"{method}@{rate:g}", method, rate, values)
 
 
-def around(method: str, rate: float, mean: float, spread: float = 0.01) -> Standing:
+def around(method: str, rate: float, mean: float, spread: float = 0.01) -> RungStanding:
     """Return a trial of 100 items whose differences to another's have no mean but theirs."""
     noise = np.tile([-spread, spread], 50)
-    return Standing(f"{method}@{rate:g}", method, rate, mean + noise)
+    return RungStanding(f"{method}@{rate:g}", method, rate, mean + noise)
 
 
 def judge(
-    *standings: Standing,
+    *standings: RungStanding,
     rung: int = 1,
     rules: Rules = RULES,
     costs: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> dict[str, Decision]:
     costs = {s.method: ALIKE for s in standings} if costs is None else costs
-    found = decide(standings, "lora", costs, rung, rules)
+    found = decide_rung(standings, "lora", costs, rung, rules)
     assert [d.trial_id for d in found] == [s.trial_id for s in standings]
     for decision in found:
         json.dumps(decision.numbers, allow_nan=False)
@@ -189,12 +189,12 @@ def test_only_the_best_setting_speaks_for_a_method() -> None:
 def test_dominated(
     own: dict[str, float | None], of_control: dict[str, float | None], expected: bool
 ) -> None:
-    assert dominated({"oft": own, "lora": of_control}, "oft", "lora") is expected
+    assert is_dominated({"oft": own, "lora": of_control}, "oft", "lora") is expected
 
 
 def test_dominated_without_either_method() -> None:
-    assert not dominated({"lora": ALIKE}, "oft", "lora")
-    assert not dominated({"oft": ALIKE}, "oft", "lora")
+    assert not is_dominated({"lora": ALIKE}, "oft", "lora")
+    assert not is_dominated({"oft": ALIKE}, "oft", "lora")
 
 
 # ---------------------------------------------------------------- forecast
@@ -203,7 +203,7 @@ def test_dominated_without_either_method() -> None:
 def test_forecast_by_hand() -> None:
     rules = Rules(rungs=(10, 30), steps=100, contenders=4, margin=0.1, drift=0.2, first_stop=0)
     contender = standing("oft", 1, 2.0, 3.0, 4.0, 3.0)
-    found = forecast(contender, standing("lora", 1, 2.0, 2.0, 2.0, 2.0), 1, rules)
+    found = forecast_difference(contender, standing("lora", 1, 2.0, 2.0, 2.0, 2.0), 1, rules)
     # differences 0, 1, 2, 1: mean 1, sd sqrt(2 / 3), over 4 items sqrt(1 / 6);
     # drift 0.2 of a loss of 2 for the 70 % that are left: 0.28
     error = math.sqrt(1 / 6 + 0.28**2)
@@ -218,15 +218,15 @@ def test_forecast_by_hand() -> None:
 
 def test_forecast_says_nothing_without_losses_or_items() -> None:
     there = standing("lora", 1, 1.0, 2.0)
-    assert forecast(standing("oft", 1), there, 0, RULES) is None
-    assert forecast(there, standing("oft", 1), 0, RULES) is None
-    assert forecast(standing("oft", 1, 9.0), standing("lora", 1, 1.0), 0, RULES) is None
+    assert forecast_difference(standing("oft", 1), there, 0, RULES) is None
+    assert forecast_difference(there, standing("oft", 1), 0, RULES) is None
+    assert forecast_difference(standing("oft", 1, 9.0), standing("lora", 1, 1.0), 0, RULES) is None
 
 
 @pytest.mark.parametrize(("loss", "within"), [(1.0, 1.0), (1.019, 1.0), (1.021, 0.0)])
 def test_forecast_without_any_noise_is_the_difference_itself(loss: float, within: float) -> None:
     rules = Rules(rungs=(10,), steps=100, contenders=1, drift=0.0)
-    found = forecast(standing("oft", 1, loss, loss), standing("lora", 1, 1.0, 1.0), 0, rules)
+    found = forecast_difference(standing("oft", 1, loss, loss), standing("lora", 1, 1.0, 1.0), 0, rules)
     assert found is not None
     assert found["p_within"] == within
 
@@ -252,12 +252,12 @@ def test_with_no_true_difference_the_rule_errs_as_rarely_as_it_says() -> None:
     for _ in range(n):
         # every contender ends right at the margin; items and drift are as the forecast takes them
         items = rng.normal(1.0, 0.3, 200)
-        trials = [Standing("lora", "lora", 1.0, items)]
+        trials = [RungStanding("lora", "lora", 1.0, items)]
         for name in names:
             moved = 0.02 + rng.normal(0.0, rules.drift * 0.7)
             losses = items + moved + rng.normal(0.0, 0.05, 200)
-            trials.append(Standing(name, name, 1.0, losses))
-        found = decide(trials, "lora", {t.method: ALIKE for t in trials}, 1, rules)
+            trials.append(RungStanding(name, name, 1.0, losses))
+        found = decide_rung(trials, "lora", {t.method: ALIKE for t in trials}, 1, rules)
         stopped += any(not d.goes_on for d in found)
     # three Monte Carlo SDs above 5 %
     assert stopped / n <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / n)

@@ -155,9 +155,9 @@ def test_other_versions_and_other_hardware_are_told() -> None:
     """Fault 28: numbers of another torch, or another GPU, are not those of this study."""
     machine = {"device": "cuda:0", "hardware": "H100", "versions": {"torch": "2.9.0", "peft": "1"}}
     other = {"device": "cuda:0", "hardware": "L4", "versions": {"torch": "2.11.0", "peft": "1"}}
-    compatibility.refuse_difference({"machine": machine}, {"machine": copy.deepcopy(machine)})
+    compatibility.check_unchanged({"machine": machine}, {"machine": copy.deepcopy(machine)})
     with pytest.raises(PreflightError) as error:
-        compatibility.refuse_difference({"machine": machine}, {"machine": other})
+        compatibility.check_unchanged({"machine": machine}, {"machine": other})
     assert (error.value.code, error.value.exit_code) == ("study-differs", 3)
     assert "machine.hardware: H100 -> L4" in error.value.cause
     assert "machine.versions.torch: 2.9.0 -> 2.11.0" in error.value.cause

@@ -114,9 +114,9 @@ def test_a_torn_state_has_its_trial_start_again(
             raise Killed
         return judged(*arguments)
 
-    judged = search._judged
+    judged = search._apply_rung
     with monkeypatch.context() as patched:
-        patched.setattr(search, "_judged", killed)
+        patched.setattr(search, "_apply_rung", killed)
         with pytest.raises(Killed):
             api.run(spec, tmp_path, out)
     state = min((out / "trials").glob("*/state/6.safetensors"))
@@ -163,7 +163,7 @@ def test_a_study_that_was_moved_goes_on_and_reports(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(study_final, "final", killed)
+        patched.setattr(study_final, "run_final", killed)
         with pytest.raises(Killed):
             api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     moved = tmp_path / "elsewhere" / "another name"

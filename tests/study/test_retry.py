@@ -31,7 +31,7 @@ from bakeoff.core.trial import Segment, Trial
 from bakeoff.report import render
 from bakeoff.study import final, retry, search
 from bakeoff.study.config import parse_spec
-from bakeoff.study.scheduler import Running
+from bakeoff.study.scheduler import RunContext
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.testing.trials import make_trial
@@ -157,7 +157,7 @@ def stopped_before_final(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(final, "final", killed)
+        patched.setattr(final, "run_final", killed)
         with pytest.raises(Killed):
             go(values, out, retry)
 
@@ -192,7 +192,7 @@ def test_a_final_trial_that_failed_is_tried_again_and_nothing_else_is(
     }  # fmt: skip
     assert verdicts(again) == verdicts(whole[1])
     (said,) = [line for line in heard.lines if line.startswith("tried again")]
-    assert said == retry.sentence(noted)
+    assert said == retry.describe_retry(noted)
     assert json.dumps(said) in (out / "log.jsonl").read_text()
     assert "Tried again: what had come of it before" in (out / "report.html").read_text()
     assert {f.state for f in api.diagnose(out)} == {"ok"}
@@ -250,7 +250,7 @@ def test_a_search_trial_races_again_from_its_first_step(
     assert {f.state for f in api.diagnose(out)} == {"ok"}
     assert not any(r.warnings for _, r in ended(out).values() if r), "nobody fell out of lanes"
     reasons = {r.reason for t, r in ended(out).values() if r and r.status is Status.DONE}
-    assert search.LEFT.format(count=2, step=6) in reasons, "two were left, neither the only one"
+    assert search.ONE_OF_SETTINGS_LEFT.format(count=2, step=6) in reasons, "two were left, neither the only one"
 
 
 def test_once_test_is_read_the_search_stays_as_it_is(
@@ -267,9 +267,9 @@ def test_once_test_is_read_the_search_stays_as_it_is(
     assert go(values, out, True, heard)["failures"] == report["failures"]
     assert faults.trained == []
     assert stored(out) == before
-    assert retry.LEFT.format(count="1 failed trial") in heard.lines
-    assert "--fork NEW" in retry.LEFT
-    assert retry.NOTHING not in heard.lines
+    assert retry.SEARCH_TRIALS_KEPT.format(count="1 failed trial") in heard.lines
+    assert "--fork NEW" in retry.SEARCH_TRIALS_KEPT
+    assert retry.NOTHING_FAILED not in heard.lines
     page = (out / "report.html").read_text()
     assert "1 run of the search failed" in page
     assert "--retry" not in page
@@ -287,7 +287,7 @@ def test_where_nothing_failed_it_says_so_and_goes_on(
     out, heard = shutil.copytree(whole[3] / "out", tmp_path / "out"), Heard()
     before = stored(out)
     report = go(values, out, True, heard)
-    assert retry.NOTHING in heard.lines
+    assert retry.NOTHING_FAILED in heard.lines
     assert (report["retried"], faults.trained, stored(out)) == ([], [], before)
     assert "--retry" not in (out / "report.html").read_text()
 
@@ -367,7 +367,7 @@ def test_a_neighbour_that_fails_while_it_is_trained_again_keeps_its_row(
 def test_a_cost_probe_that_failed_is_run_again(
     values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, probe, probed = tmp_path / "out", cost_probe.probe, []
+    out, probe, probed = tmp_path / "out", cost_probe.probe_cost, []
 
     def fails_once(value: dict[str, Any]) -> dict[str, Any]:
         name = value["trials"][0]["method"]["name"]
@@ -376,7 +376,7 @@ def test_a_cost_probe_that_failed_is_run_again(
             return Cost(name, Status.OUT_OF_MEMORY, "no room for it").to_json()
         return probe(value)
 
-    monkeypatch.setattr(cost_probe, "probe", fails_once)
+    monkeypatch.setattr(cost_probe, "probe_cost", fails_once)
     report = go(values, out)
     assert {(f["phase"], f["status"]) for f in report["failures"]} == {
         ("probe", "out_of_memory"), ("search", "diverged"),
@@ -434,18 +434,18 @@ def test_scores_of_the_base_that_ended_in_an_error_are_taken_again(tmp_path: Pat
     study, store = begun(tmp_path, make_trial("lora", "classify"))
     store.set(retry.BASE_SCORES, {"scores": {"scores": [1.0], "predictions": [None]}})
     heard = Heard()
-    retry.begin(study, store, heard)
+    retry.reset_failed(study, store, heard)
     with Reader(tmp_path / "study.db") as reader:
         assert retry.BASE_SCORES in reader.values()
     store.set(retry.BASE_SCORES, {"scores": None, "error": "OSError: gone"})
-    retry.begin(study, store, heard)
+    retry.reset_failed(study, store, heard)
     with Reader(tmp_path / "study.db") as reader:
         values = reader.values()
     assert retry.BASE_SCORES not in values
     (noted,) = values[retry.KEY]
     assert (noted["phase"], noted["method"], noted["reason"]) == ("base", None, "OSError: gone")
     assert heard.lines == [
-        retry.NOTHING,
+        retry.NOTHING_FAILED,
         "tried again: scores of the untouched base; before: failed: OSError: gone",
     ]
 
@@ -458,7 +458,7 @@ def test_only_failures_that_may_end_otherwise_are_tried_again(
     study, store = begun(tmp_path, trial)
     store.keep(TrialResult(trial.id, status, "its reason"))
     store.keep_cost(Cost("lora", status, "its reason"))
-    retry.begin(study, store, Heard())
+    retry.reset_failed(study, store, Heard())
     tried = status in (Status.FAILED, Status.OUT_OF_MEMORY)
     with Reader(tmp_path / "study.db") as reader:
         assert (reader.finished() == set()) is tried
@@ -503,7 +503,7 @@ def test_what_is_tried_again_begins_when_the_hours_are_over(
     )
     over: Any = SimpleNamespace(allows=lambda _: False, timings=())
     given: Any = (study, store, Heard(), None, None, None, over)
-    steps, begins = search._in_time(Running(*given))
+    steps, begins = search.plan_final_steps(RunContext(*given))
     assert steps == 30
     assert [begins(Segment((t,), 0, 30, "", "")) for t in (asked, other)] == [True, False]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from bakeoff.methods import registry
-from bakeoff.study.planning.sampler import Tried, propose
+from bakeoff.study.planning.sampler import (ObservedSetting, propose_settings)
 
 LORA = registry.load("lora", Path())
 RATES = (1e-4, 1e-2)
 
 
 def test_the_first_setting_is_the_catalogs_own() -> None:
-    first, *others = propose(LORA, RATES, (), 4, seed=0)
+    first, *others = propose_settings(LORA, RATES, (), 4, seed=0)
     assert first == {"learning_rate": LORA.learning_rate}
     assert len(others) == 3
     for setting in others:
@@ -22,15 +22,15 @@ def test_the_first_setting_is_the_catalogs_own() -> None:
 
 
 def test_asked_again_it_answers_the_same_and_another_seed_gives_others() -> None:
-    assert propose(LORA, RATES, (), 5, seed=3) == propose(LORA, RATES, (), 5, seed=3)
-    assert propose(LORA, RATES, (), 5, seed=3) != propose(LORA, RATES, (), 5, seed=4)
+    assert propose_settings(LORA, RATES, (), 5, seed=3) == propose_settings(LORA, RATES, (), 5, seed=3)
+    assert propose_settings(LORA, RATES, (), 5, seed=3) != propose_settings(LORA, RATES, (), 5, seed=4)
 
 
 def test_what_was_tried_is_not_asked_for_again_and_teaches_where_to_look() -> None:
     rates = [10 ** (-4 + 2 * i / 29) for i in range(30)]
-    tried = [Tried({"learning_rate": r, "r": 8}, abs(r - rates[25])) for r in rates]
-    tried.append(Tried({"learning_rate": 1e-2, "r": 32}, float("inf")))
-    found = propose(LORA, RATES, tried, 8, seed=0)
+    tried = [ObservedSetting({"learning_rate": r, "r": 8}, abs(r - rates[25])) for r in rates]
+    tried.append(ObservedSetting({"learning_rate": 1e-2, "r": 32}, float("inf")))
+    found = propose_settings(LORA, RATES, tried, 8, seed=0)
     assert not [s for s in found if s in [t.setting for t in tried]]
     near = [s for s in found if s["learning_rate"] > 10**-3]
     assert len(near) > len(found) / 2, "half of the range, on a log scale, lies below 1e-3"

@@ -18,10 +18,10 @@ from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.study import scheduler
 from bakeoff.study.executors import Outcome
-from bakeoff.study.failures import Breaker, Quarantine
+from bakeoff.study.failures import CircuitBreaker, Quarantine
 from bakeoff.study.monitoring.progress import Silent
-from bakeoff.study.monitoring.signals import Stop
-from bakeoff.study.scheduler import Running, run_trials
+from bakeoff.study.monitoring.signals import StopRequest
+from bakeoff.study.scheduler import RunContext, run_trials
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment
@@ -33,7 +33,7 @@ Work = Callable[[Segment], list[TrialResult] | str]
 class Scripted:
     """An executor that does as it is told."""
 
-    def __init__(self, work: Work, stop: Stop) -> None:
+    def __init__(self, work: Work, stop: StopRequest) -> None:
         self.work = work
         self.stop = stop
         self.widths: list[int] = []
@@ -57,7 +57,7 @@ class OnGpus(Scripted):
     """The same on two GPUs in turn, of which one is broken."""
 
     def __init__(self, broken: str) -> None:
-        super().__init__(done, Stop())
+        super().__init__(done, StopRequest())
         self.broken = broken
         self.gpus = ["0", "1"]
         self.used: list[str] = []
@@ -94,9 +94,9 @@ def failed(segment: Segment, why: str) -> list[TrialResult]:
     return [TrialResult(t.id, Status.FAILED, why) for t in segment.trials]
 
 
-def make(tmp_path: Path, work: Work, methods: int = 3) -> tuple[Running, Scripted, Heard]:
+def make(tmp_path: Path, work: Work, methods: int = 3) -> tuple[RunContext, Scripted, Heard]:
     """Return a study at work that trains nothing."""
-    stop, heard = Stop(), Heard()
+    stop, heard = StopRequest(), Heard()
     through = Scripted(work, stop)
     spec = SimpleNamespace(
         engine=SimpleNamespace(most_lanes=None),
@@ -104,7 +104,7 @@ def make(tmp_path: Path, work: Work, methods: int = 3) -> tuple[Running, Scripte
     )
     study: Any = SimpleNamespace(spec=spec, folder=tmp_path, base=SimpleNamespace(path="base"))
     store = Writer(tmp_path / "study.db")
-    running = Running(study, store, heard, through, stop, Breaker(methods))
+    running = RunContext(study, store, heard, through, stop, CircuitBreaker(methods))
     return running, through, heard
 
 
@@ -231,9 +231,9 @@ def test_a_paused_group_goes_on_from_its_states(tmp_path: Path) -> None:
 def test_without_its_states_a_paused_group_begins_anew(tmp_path: Path) -> None:
     segment = Segment(tuple(trials(2)), 0, 30, str(tmp_path), "base")
     stands = {t.id: 7 for t in segment.trials}
-    assert scheduler._from_pause(segment, set(), stands) == segment
+    assert scheduler._resume_from_pause(segment, set(), stands) == segment
     uneven = {segment.trials[0].id: 7}
-    assert scheduler._from_pause(segment, set(), uneven) == segment
+    assert scheduler._resume_from_pause(segment, set(), uneven) == segment
 
 
 def test_a_group_is_written_as_a_whole(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bakeoff.core.errors import Interrupted, Terminated
-from bakeoff.study.monitoring.progress import Logged, Silent
-from bakeoff.study.monitoring.signals import listening
+from bakeoff.study.monitoring.progress import LoggingProgress, Silent
+from bakeoff.study.monitoring.signals import handle_signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="other signals there")
 
@@ -39,7 +39,7 @@ def test_the_first_asks_and_the_second_does_not(
     """Faults 5 and 6: Ctrl-C, a job system, a terminal that is closed."""
     said: list[str] = []
     signal.signal(sent, signal.SIG_DFL)  # these tests may run under `nohup` themselves
-    with listening(said.append) as stop:
+    with handle_signals(said.append) as stop:
         stop.check()
         os.kill(os.getpid(), sent)
         assert stop()
@@ -57,7 +57,7 @@ def test_the_first_asks_and_the_second_does_not(
 def test_what_is_to_outlive_its_terminal_does() -> None:
     """Fault 6: `nohup bakeoff run ...`"""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with listening(print) as stop:
+    with handle_signals(print) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         assert not stop()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -73,7 +73,7 @@ def test_a_terminal_that_went_away_ends_no_study(tmp_path: Path) -> None:
         def advance(self, what: str) -> None:
             raise AssertionError("it was told again")
 
-    heard = Logged(tmp_path / "log.jsonl", Gone())
+    heard = LoggingProgress(tmp_path / "log.jsonl", Gone())
     heard.phase("Search", 2, 0)
     heard.say("warning")
     heard.advance("lora")

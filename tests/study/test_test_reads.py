@@ -290,9 +290,9 @@ def test_what_the_race_decided_stays_decided(
 def test_nothing_to_look_at_again_is_said(values: Values, out: Path) -> None:
     heard = Heard()
     api.run(parse_spec(values), out, out, heard, again=True)
-    assert test_reads.NOTHING in heard.lines
+    assert test_reads.NO_CHANGE_MESSAGE in heard.lines
     assert api.report(out)["study"]["test_looks"] == 1
-    assert test_reads.held({}, {}, test_read=False, again=True) == {}
+    assert test_reads.check_test_read({}, {}, test_read=False, again=True) == {}
 
 
 def test_the_command_line_asks_for_again(
@@ -324,7 +324,7 @@ def test_the_command_line_asks_for_again(
     assert json.loads(made)["study"]["test_looks"] == 2
     code, _, err = bakeoff("--again")
     assert code == 0
-    assert test_reads.NOTHING in err
+    assert test_reads.NO_CHANGE_MESSAGE in err
     assert "The test set was looked at 2 times." in err
 
 

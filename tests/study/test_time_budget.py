@@ -11,15 +11,8 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import estimate as estimates
 from bakeoff.study.planning import time_budget
-from bakeoff.study.planning.estimate import FINAL, PROBES, SEARCH, Timing, estimate, phase_of
-from bakeoff.study.planning.time_budget import (
-    Budget,
-    Deadline,
-    fit,
-    pace_of,
-    refitted_steps,
-    with_budget,
-)
+from bakeoff.study.planning.estimate import (FINAL, PROBES, SEARCH, Timing, estimate, get_phase)
+from bakeoff.study.planning.time_budget import (BudgetChoice, Deadline, plan_budget, slowdown, refit_final_steps, with_budget)
 
 ACCURACY = MetricInfo("accuracy", "higher", "fraction", 0.0, 1.0)
 ITEMS = {"train": 3200, "validation": 100, "test": 400}
@@ -49,7 +42,7 @@ TIMINGS = tuple(timing(m) for m in ("lora", *TEN))
 
 
 def seconds(asked: StudySpec, **given: Any) -> float:
-    made = with_budget(asked, Budget.of(asked)._replace(**given))
+    made = with_budget(asked, BudgetChoice.of(asked)._replace(**given))
     return estimate(made, TIMINGS, ITEMS).seconds
 
 
@@ -59,7 +52,7 @@ def test_an_estimate_by_hand() -> None:
     assert [p.wall for p in made.phases] == [60.0, 60.0, 200.0]
     assert made.seconds == 320.0
     assert made.in_full_seconds == 60 + 200 + 200
-    assert phase_of(SEARCH, made).seconds == {"lora": 30.0, "m0": 30.0}
+    assert get_phase(SEARCH, made).seconds == {"lora": 30.0, "m0": 30.0}
     assert (made.low, made.high) == (320 * 0.75, 320 * 1.25)
 
 
@@ -67,8 +60,8 @@ def test_an_estimate_shares_workers_but_not_for_probes() -> None:
     asked = spec(("m0", "m1"), steps=100).model_copy(deep=True)
     value = asked.model_dump(mode="json", exclude_none=True) | {"engine": {"workers": 2}}
     made = estimate(parse_spec(value), TIMINGS, ITEMS)
-    assert phase_of(PROBES, made).wall == 90.0
-    assert phase_of(FINAL, made).wall == 150.0
+    assert get_phase(PROBES, made).wall == 90.0
+    assert get_phase(FINAL, made).wall == 150.0
 
 
 def test_lanes_and_evaluation_are_in_an_estimate() -> None:
@@ -76,42 +69,42 @@ def test_lanes_and_evaluation_are_in_an_estimate() -> None:
     made = estimate(spec(("m0",), steps=100, seeds=3), (own,), ITEMS)
     # search: 5 lanes for 10 steps at 3 s, 2 lanes for 20 at 1.5 s, two loads, two validations of
     # 100 items at 0.1 s, and answers of the two trials at the last rung
-    assert phase_of(SEARCH, made).seconds["lora"] == pytest.approx(
+    assert get_phase(SEARCH, made).seconds["lora"] == pytest.approx(
         10 * 3 + 20 * 1.5 + 2 * 2 + 2 * 100 * 0.1 + 2 * 100 * 0.5
     )
     # final: 3 lanes for 100 steps at 2 s, a load, one validation, 400 answers at each seed
-    assert phase_of(FINAL, made).seconds["lora"] == pytest.approx(
+    assert get_phase(FINAL, made).seconds["lora"] == pytest.approx(
         100 * 2 + 3 * 2 + 100 * 0.1 + 3 * 400 * 0.5
     )
 
 
 def test_plenty_of_time_goes_to_steps_then_to_seeds() -> None:
-    bought = fit(spec(hours=2), TIMINGS, ITEMS, ACCURACY)
+    bought = plan_budget(spec(hours=2), TIMINGS, ITEMS, ACCURACY)
     # 11 methods at 30 + 1.3 steps: at 455 steps 95 % of 7200 s are used
     assert bought.steps == 455
     assert (bought.settings, bought.seeds, bought.dropped) == (5, 10, ())  # seeds are free here
     assert bought.passes == pytest.approx(455 / 200)
     assert bought.seconds <= 0.95 * 7200
-    assert bought.detectable == pytest.approx(time_budget.detectable(400, 10, 10, ACCURACY))
-    most = fit(spec(hours=20), TIMINGS, ITEMS, ACCURACY)
+    assert bought.detectable == pytest.approx(time_budget.expected_detectable(400, 10, 10, ACCURACY))
+    most = plan_budget(spec(hours=20), TIMINGS, ITEMS, ACCURACY)
     assert most.steps == 600  # three passes: more would be another question
     assert most.seconds < 20 * 3600 * 0.95
 
 
 def test_the_time_that_timing_took_is_spent() -> None:
-    late = fit(spec(hours=2), TIMINGS, ITEMS, ACCURACY, spent=1430.0)
+    late = plan_budget(spec(hours=2), TIMINGS, ITEMS, ACCURACY, spent=1430.0)
     # 5410 s are left: 11 methods at 30 + 1.3 steps
     assert late.steps == 355
     assert late.seconds == pytest.approx(1430 + 11 * (30 + 1.3 * 355), abs=6)
 
 
 def test_what_the_study_states_stays() -> None:
-    bought = fit(spec(hours=2, seeds=4, settings=4), TIMINGS, ITEMS, ACCURACY)
+    bought = plan_budget(spec(hours=2, seeds=4, settings=4), TIMINGS, ITEMS, ACCURACY)
     assert (bought.settings, bought.seeds) == (4, 4)
 
 
 def test_little_time_costs_contenders_from_the_end_of_the_list() -> None:
-    bought = fit(spec(hours=0.5), TIMINGS, ITEMS, ACCURACY)
+    bought = plan_budget(spec(hours=0.5), TIMINGS, ITEMS, ACCURACY)
     # 1710 s: a pass of 200 steps and its probe and search take 290 s a method
     assert bought.contenders == TEN[:4]
     assert bought.dropped == TEN[4:]
@@ -126,40 +119,40 @@ def test_settings_go_before_contenders_do() -> None:
     asked = spec(("m0",), hours=0.4, seeds=1)
 
     def took(settings: int) -> float:
-        made = with_budget(asked, Budget(200, settings, 1, ("m0",)))
+        made = with_budget(asked, BudgetChoice(200, settings, 1, ("m0",)))
         return estimate(made, wide, ITEMS).seconds
 
     assert took(5) > took(4)
-    bought = fit(spec(("m0",), hours=took(4) / 0.95 / 3600, seeds=1), wide, ITEMS, ACCURACY)
+    bought = plan_budget(spec(("m0",), hours=took(4) / 0.95 / 3600, seeds=1), wide, ITEMS, ACCURACY)
     assert (bought.settings, bought.contenders) == (4, ("m0",))
     assert bought.steps == 200
 
 
 def test_too_little_time_is_refused_with_what_would_do() -> None:
     with pytest.raises(BakeoffError) as refused:
-        fit(spec(hours=0.01), TIMINGS, ITEMS, ACCURACY)
+        plan_budget(spec(hours=0.01), TIMINGS, ITEMS, ACCURACY)
     assert refused.value.code == "hours-too-few"
     enough = float(refused.value.try_.split("`hours = ")[1].split("`")[0])
-    bought = fit(spec(hours=enough), TIMINGS, ITEMS, ACCURACY)
+    bought = plan_budget(spec(hours=enough), TIMINGS, ITEMS, ACCURACY)
     assert bought.contenders == ("m0",)
-    assert bought.steps >= time_budget.FEWEST_STEPS
+    assert bought.steps >= time_budget.MIN_STEPS
 
 
 def test_an_unbounded_metric_promises_nothing() -> None:
     loss = MetricInfo("loss", "lower", "nats", 0.0, None)
-    assert fit(spec(hours=2), TIMINGS, ITEMS, loss).detectable is None
+    assert plan_budget(spec(hours=2), TIMINGS, ITEMS, loss).detectable is None
 
 
 def test_final_steps_fill_what_the_search_left() -> None:
     asked = spec(("m0",), steps=100)
-    assert pace_of(asked, TIMINGS, ITEMS, took=90.0) == 1.5
-    assert pace_of(asked, TIMINGS, ITEMS, took=0.0) == 1.0
+    assert slowdown(asked, TIMINGS, ITEMS, took=90.0) == 1.5
+    assert slowdown(asked, TIMINGS, ITEMS, took=0.0) == 1.0
     # two methods, 1.5 s a step: 360 s are 120 steps
-    assert refitted_steps(asked, TIMINGS, ITEMS, 360.0, 1.5) == 120
-    assert refitted_steps(asked, TIMINGS, ITEMS, 1e6, 1.5) == 200  # twice the plan at most
-    assert refitted_steps(asked, TIMINGS, ITEMS, 0.0, 1.5) == 50  # half of it at least
+    assert refit_final_steps(asked, TIMINGS, ITEMS, 360.0, 1.5) == 120
+    assert refit_final_steps(asked, TIMINGS, ITEMS, 1e6, 1.5) == 200  # twice the plan at most
+    assert refit_final_steps(asked, TIMINGS, ITEMS, 0.0, 1.5) == 50  # half of it at least
     few = {**ITEMS, "train": 800}  # three passes are 150 steps
-    assert refitted_steps(asked, TIMINGS, few, 1e6, 1.5) == 150
+    assert refit_final_steps(asked, TIMINGS, few, 1e6, 1.5) == 150
     assert time_budget.final_seconds(asked, TIMINGS, ITEMS, 120, 1.5) == {
         "lora": 180.0,
         "m0": 180.0,
@@ -167,7 +160,7 @@ def test_final_steps_fill_what_the_search_left() -> None:
 
 
 def test_a_deadline_lets_begin_what_ends_within_its_grace() -> None:
-    bought = fit(spec(hours=1), TIMINGS, ITEMS, ACCURACY)
+    bought = plan_budget(spec(hours=1), TIMINGS, ITEMS, ACCURACY)
     deadline = Deadline(bought, TIMINGS, lambda: 3600.0)
     assert deadline.allows(0.15 * 3600)
     assert not deadline.allows(0.16 * 3600)

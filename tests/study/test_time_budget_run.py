@@ -13,7 +13,7 @@ from bakeoff import api
 from bakeoff.core.errors import BakeoffError
 from bakeoff.study.config import parse_spec, read_spec
 from bakeoff.study.planning.time_budget import Deadline
-from bakeoff.study.scheduler import NO_TIME
+from bakeoff.study.scheduler import OUT_OF_TIME
 
 HOURS = 0.2
 """More than it takes: three passes over these few rows, at ten seeds, are seconds."""
@@ -67,7 +67,7 @@ def test_what_cannot_end_in_time_is_not_begun(
     report = api.run(parse_spec(timed_values), tmp_path, tmp_path / "study")
     lora, ia3 = report["methods"]
     assert (lora["status"], lora["verdict"]) == ("done", "control")
-    assert (ia3["status"], ia3["reason"], ia3["verdict"]) == ("stopped", NO_TIME, "none")
+    assert (ia3["status"], ia3["reason"], ia3["verdict"]) == ("stopped", OUT_OF_TIME, "none")
     assert report["complete"] is True
     assert ia3["n_seeds"] == 0
     assert lora["artifact"] is None  # nor is there time to load its weights again

@@ -47,7 +47,7 @@ def test_search_and_final_never_share_a_seed() -> None:
 
 
 def test_a_segment_survives_the_pipe() -> None:
-    (segment,) = planning_trials.segments(
+    (segment,) = planning_trials.build_segments(
         [Trial(ENTRIES[0], {"learning_rate": 1e-3, "r": 4}, 0, "search", CONDITIONS)],
         (3, 30), "f", "b", {"lora": {"token_bytes": 2.5}}, None,
     )  # fmt: skip
@@ -67,16 +67,16 @@ def test_groups_hold_one_method_one_shape_and_no_more_lanes_than_allowed() -> No
         a_trial(0, 1e-3), a_trial(1, 1e-3), a_trial(0, 2e-3), a_trial(0, 1e-3, r=4),
         a_trial(0, 4e-3),
     ]  # fmt: skip
-    whole = [[trials.index(t) for t in g] for g in planning_trials.groups(trials, None)]
+    whole = [[trials.index(t) for t in g] for g in planning_trials.group_trials(trials, None)]
     assert whole == [[0, 2, 4], [1], [3]]
-    by_two = [[trials.index(t) for t in g] for g in planning_trials.groups(trials, 2)]
+    by_two = [[trials.index(t) for t in g] for g in planning_trials.group_trials(trials, 2)]
     assert by_two == [[0, 2], [4], [1], [3]]
 
 
 def test_rungs_that_come_too_early_are_warned_of() -> None:
-    assert planning_trials.early_rungs(BudgetSpec(steps=200)) == ()
-    assert planning_trials.early_rungs(BudgetSpec(steps=60, race="off")) == ()
-    (said,) = planning_trials.early_rungs(BudgetSpec(steps=60))
+    assert planning_trials.early_rung_warnings(BudgetSpec(steps=200)) == ()
+    assert planning_trials.early_rung_warnings(BudgetSpec(steps=60, race="off")) == ()
+    (said,) = planning_trials.early_rung_warnings(BudgetSpec(steps=60))
     assert said.startswith("The race compares settings at steps 6 and 18: before step 20 it often")
 
 
@@ -92,7 +92,7 @@ def test_the_plan_says_how_each_method_can_be_served(
         entries=[registry.load(n, Path()) for n in names],
         conditions=CONDITIONS,
     )
-    served = {m["method"]: m["vllm"] for m in dry_run._methods(study, [], [])}
+    served = {m["method"]: m["vllm"] for m in dry_run._method_plans(study, [], [])}
     assert set(served) == set(names)
     if kind == "classify":
         assert set(served.values()) == {None}

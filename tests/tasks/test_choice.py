@@ -268,9 +268,9 @@ def test_a_choice_that_is_too_long_is_refused_though_it_is_a_wrong_one(
         api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert error.value.code == "choice-too-long"
     words: Any = AutoTokenizer.from_pretrained(tiny_llama)
-    (fault,) = task(max_length=64).token_faults(words, "test", own, 33)
+    (fault,) = task(max_length=64).token_issues(words, "test", own, 33)
     assert (fault.code, fault.rows, fault.fatal) == ("longer-than-positions", (7,), True)
-    assert not task(max_length=64).token_faults(words, "test", own, None)
+    assert not task(max_length=64).token_issues(words, "test", own, None)
 
 
 def choice_trial(method: str, **given: Any) -> Trial:
@@ -291,13 +291,13 @@ def test_all_lanes_are_asked_at_once_and_answer_as_alone(
     together = disable_dropout(build_tiny_setup(trials, sharp, tmp_path, on))
     train_steps(together, 12)
     widths = []
-    ride = together.lanes.ride
+    ride = together.lanes.run_lanes
 
     def watched(first: int, width: int, rows: int) -> None:
         widths.append((width, width * rows))
         ride(first, width, rows)
 
-    monkeypatch.setattr(together.lanes, "ride", watched)
+    monkeypatch.setattr(together.lanes, "run_lanes", watched)
     laned = predict_all(together, own)
     assert {width for width, _ in widths} == {3}
     # eight rows a batch hold no item of three choices for each of three lanes: one item at a time

@@ -55,7 +55,7 @@ class Setting(NamedTuple):
 
     def run(self, trials: list[Trial], *, lanes: bool, packing: bool) -> StepTrace:
         """Take the first steps of these trials."""
-        switches = dataclasses.replace(Switches.plain(), lanes=lanes, packing=packing, loss=True)
+        switches = dataclasses.replace(Switches.all_off(), lanes=lanes, packing=packing, loss=True)
         at = setup.build_setup(trials, str(self.base), self.data, switches)
         return benches.train_steps(at, STEPS)
 
@@ -161,10 +161,10 @@ def test_rides(case: Case, setting: Setting, base_model: torch.nn.Module) -> Non
         with pytest.raises(NotPackable, match=case.outcome.unpacked):
             setting.run(trials, lanes=True, packing=True)
     else:
-        if case.outcome.draws:
+        if case.outcome.random:
             alone = setting.each_alone(trials, packing=True)
         equal(setting.run(trials, lanes=True, packing=True), alone)
-    if not case.outcome.draws:
+    if not case.outcome.random:
         tasks = case.outcome.tasks
         plain = plain_peft(trials[1], setting, lambda: copy.deepcopy(base_model), tasks)
         assert (torch.tensor(plain) - alone.losses[:, 1]).abs().max() < 1e-4

@@ -23,10 +23,10 @@ from bakeoff.methods.capability_records import (
 from bakeoff.training.preflight import capabilities
 from bakeoff.training.preflight.capabilities import layers, post_training, quantized, tiny
 from bakeoff.training.preflight.capabilities.train import (
-    Broken,
-    Trained,
+    ProbeFailed,
+    TrainedModel,
     difference,
-    resolved,
+    resolve_config,
     train,
 )
 
@@ -40,7 +40,7 @@ def entry(name: str, **config: Any) -> MethodEntry:
     return dataclasses.replace(found, config={**found.config, **config})
 
 
-def trained(name: str, kind: str = "llama") -> Trained:
+def trained(name: str, kind: str = "llama") -> TrainedModel:
     own = entry(name)
     return train(own, dict(own.config), kind, tiny.base(kind))
 
@@ -51,7 +51,7 @@ def probed() -> dict[str, Capabilities]:
     found = {}
     for name in PROBED:
         value = json.loads(json.dumps({"entry": dataclasses.asdict(entry(name))}))
-        answer = json.loads(json.dumps(capabilities.probe(value)))
+        answer = json.loads(json.dumps(capabilities.probe_method(value)))
         found[name] = Capabilities.from_json(answer)
     return found
 
@@ -121,7 +121,7 @@ def test_ia3_trains_everywhere(probed: dict[str, Capabilities]) -> None:
 
 
 def test_a_method_that_cannot_be_trained_alone_says_what_it_needs() -> None:
-    own = Capabilities.from_json(capabilities.probe({"entry": dataclasses.asdict(entry("xlora"))}))
+    own = Capabilities.from_json(capabilities.probe_method({"entry": dataclasses.asdict(entry("xlora"))}))
     assert own.needs == "LoRA adapters trained before, which it mixes"
     assert own.trains == []
     assert {o.reason for o in own.on.values()} == {own.needs}
@@ -129,24 +129,24 @@ def test_a_method_that_cannot_be_trained_alone_says_what_it_needs() -> None:
 
 
 def test_a_prompt_does_not_merge() -> None:
-    found = post_training.measured(lambda: post_training.merges(trained("prompt_tuning")))
+    found = post_training.try_measure(lambda: post_training.merge_difference(trained("prompt_tuning")))
     assert found.value is None
     assert "no weight to merge them into" in str(found.reason)
 
 
 def test_pissa_does_not_give_the_base_back_and_its_file_is_plain_lora(tmp_path: Path) -> None:
     at = trained("pissa")
-    assert post_training.disables(at) > 0.1
-    assert post_training.converts(at, 8) > 1
+    assert post_training.disable_difference(at) > 0.1
+    assert post_training.conversion_loss(at, 8) > 1
     post_training.save(at, tmp_path)
-    assert post_training.reloads(at, tmp_path) < 1e-5
-    assert post_training.reads_as_plain_lora(at, tmp_path) < capability_records.MAX_CONVERSION_LOSS
+    assert post_training.reload_difference(at, tmp_path) < 1e-5
+    assert post_training.plain_lora_loss(at, tmp_path) < capability_records.MAX_CONVERSION_LOSS
 
 
 def test_part_of_the_base_is_its_own_merge() -> None:
     at = trained("bitfit", "bert")
-    assert post_training.merges(at) == 0
-    assert "no adapter" in str(post_training.measured(lambda: post_training.disables(at)).reason)
+    assert post_training.merge_difference(at) == 0
+    assert "no adapter" in str(post_training.try_measure(lambda: post_training.disable_difference(at)).reason)
 
 
 def test_a_method_that_touches_what_is_frozen_does_not_train(
@@ -159,13 +159,13 @@ def test_a_method_that_touches_what_is_frozen_does_not_train(
             model.get_input_embeddings().weight[0] += 1
 
     monkeypatch.setattr(Hook, "after_step", spoil)
-    with pytest.raises(Broken, match=r"embed_tokens\.weight was frozen and changed"):
+    with pytest.raises(ProbeFailed, match=r"embed_tokens\.weight was frozen and changed"):
         trained("lora")
 
 
 def test_a_rate_that_moves_nothing_does_not_train() -> None:
     still = dataclasses.replace(entry("lora"), learning_rate=0.0)
-    with pytest.raises(Broken, match="no trained tensor moved"):
+    with pytest.raises(ProbeFailed, match="no trained tensor moved"):
         train(still, dict(still.config), "llama", tiny.base("llama"))
 
 
@@ -174,7 +174,7 @@ def test_what_peft_refuses_is_an_answer() -> None:
     with pytest.raises(Exception, match="Conv1D"):
         train(own, dict(own.config), "gpt2", tiny.base("gpt2"))
     wrong = {"entry": dataclasses.asdict(entry("lora", r=-1))}
-    answer = Capabilities.from_json(capabilities.probe(wrong))
+    answer = Capabilities.from_json(capabilities.probe_method(wrong))
     assert answer.trains == []
     assert "positive integer" in str(answer.on["llama"].reason)
     assert answer.quantised["4bit"].works is False
@@ -182,7 +182,7 @@ def test_what_peft_refuses_is_an_answer() -> None:
 
 def test_a_wrong_entry_is_an_answer_too() -> None:
     wrong = dataclasses.replace(entry("lora"), peft="LoraConfigg")
-    answer = Capabilities.from_json(capabilities.probe({"entry": dataclasses.asdict(wrong)}))
+    answer = Capabilities.from_json(capabilities.probe_method({"entry": dataclasses.asdict(wrong)}))
     assert answer.peft_type is None
     assert answer.layers == ()
     assert "LoraConfigg" in str(answer.on["llama"].reason)
@@ -190,29 +190,29 @@ def test_a_wrong_entry_is_an_answer_too() -> None:
 
 def test_a_figure_that_is_not_finite_is_a_reason() -> None:
     nothing = torch.zeros(3)
-    found = post_training.measured(lambda: difference(nothing, nothing))
+    found = post_training.try_measure(lambda: difference(nothing, nothing))
     assert found == Measurement(None, "its logits are nan")
 
 
 def test_a_rank_beyond_the_tiny_layers_is_measured_at_a_smaller_one() -> None:
     own = entry("vera")
-    assert own.config["r"] > capabilities.MOST_RANK
-    found = capabilities.conversion(Capabilities("vera", ""), own, trained("vera"))
-    assert found.natural_rank == capabilities.MOST_RANK
+    assert own.config["r"] > capabilities.MAX_RANK
+    found = capabilities.probe_conversion(Capabilities("vera", ""), own, trained("vera"))
+    assert found.natural_rank == capabilities.MAX_RANK
     assert found.to_lora
     assert not found.conversion["8"].within(capability_records.MAX_CONVERSION_LOSS)
 
 
 def test_layers_are_found_by_trying() -> None:
-    assert layers.takes(entry("oft")) == ("Linear", "Embedding")
-    assert layers.takes(entry("prompt_tuning")) == ()
-    assert layers.takes(entry("full")) == ()
+    assert layers.supported_layers(entry("oft")) == ("Linear", "Embedding")
+    assert layers.supported_layers(entry("prompt_tuning")) == ()
+    assert layers.supported_layers(entry("full")) == ()
 
 
 def test_packed_bytes_taken_for_weights_are_found_out(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     plain, own = trained("hra"), entry("hra")
-    found = quantized.works(own, "8bit", tmp_path, plain)
+    found = quantized.probe_quantized(own, "8bit", tmp_path, plain)
     assert found.works is False
     assert "off those on the plain base" in str(found.reason)
 
@@ -221,13 +221,13 @@ def test_a_package_that_is_not_there_is_no_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(quantized.PACKAGES, "4bit", "no_such_package")
-    found = quantized.works(entry("lora"), "4bit", tmp_path, trained("lora"))
+    found = quantized.probe_quantized(entry("lora"), "4bit", tmp_path, trained("lora"))
     assert found == QuantizationSupport(None, "no_such_package is not installed")
 
 
 def test_rules_are_resolved_on_the_plain_base() -> None:
-    assert resolved(entry("lora"))["lora_alpha"] == 16
-    assert resolved(entry("c3a"))["block_size"] in (32, 64)
+    assert resolve_config(entry("lora"))["lora_alpha"] == 16
+    assert resolve_config(entry("c3a"))["block_size"] in (32, 64)
 
 
 def test_capabilities_survive_json() -> None:

@@ -21,7 +21,7 @@ from bakeoff import api
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.trial import Segment
-from bakeoff.integrations.export_weights import deliver
+from bakeoff.integrations.export_weights import export_weights
 from bakeoff.methods.hook import SaveContext
 from bakeoff.study.config import parse_spec
 from bakeoff.testing.trials import build_tiny_setup, make_trial
@@ -74,7 +74,7 @@ def test_what_is_delivered_scores_as_it_was_trained(
     study: Path, tmp_path: Path, method: str, form: str, kind: str
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.suffix != ".db-shm"}
-    made = deliver(study, tmp_path / "made", method, form, rank=8)
+    made = export_weights(study, tmp_path / "made", method, form, rank=8)
     assert (made.kind, made.form, made.method, made.same) == (kind, form, method, True)
     assert made.loss == pytest.approx(made.trained_loss, rel=1e-3)
     assert (made.score, made.differing) == (made.trained_score, 0)
@@ -94,7 +94,7 @@ def test_what_is_delivered_scores_as_it_was_trained(
 def test_the_cards_code_loads_it(
     study: Path, tmp_path: Path, method: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = deliver(study, tmp_path / "made", method, form)
+    made = export_weights(study, tmp_path / "made", method, form)
     card = (tmp_path / "made" / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path / "made")
@@ -126,7 +126,7 @@ def test_what_cannot_be_delivered_is_refused_and_leaves_nothing(
     study: Path, tmp_path: Path, method: str, form: str, code: str
 ) -> None:
     with pytest.raises(BakeoffError) as refused:
-        deliver(study, tmp_path / "made", method, form, rank=1)
+        export_weights(study, tmp_path / "made", method, form, rank=1)
     assert refused.value.code == code
     assert list(tmp_path.iterdir()) == []
 
@@ -160,10 +160,10 @@ def test_weights_that_were_changed_are_not_delivered_unless_forced(
     file = folder / lora["path"] / "adapter_model.safetensors"
     save_file({k: torch.zeros_like(v) for k, v in load_file(file).items()}, file)
     with pytest.raises(BakeoffError) as refused:
-        deliver(folder, tmp_path / "made", "lora")
+        export_weights(folder, tmp_path / "made", "lora")
     assert refused.value.code == "export-differs"
     assert not (tmp_path / "made").exists()
-    assert deliver(folder, tmp_path / "made", "lora", force=True).same is False
+    assert export_weights(folder, tmp_path / "made", "lora", force=True).same is False
 
 
 def test_another_base_than_the_trained_one_is_refused(study: Path, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_another_base_than_the_trained_one_is_refused(study: Path, tmp_path: Pat
         tensors = load_file(file)
         save_file({k: v + 1 for k, v in tensors.items()}, file, metadata={"format": "pt"})
         with pytest.raises(BakeoffError) as refused:
-            deliver(folder, tmp_path / "made", "lora")
+            export_weights(folder, tmp_path / "made", "lora")
     finally:
         file.write_bytes(kept)
     assert refused.value.code == "base-differs"
@@ -191,7 +191,7 @@ def test_what_was_trained_on_a_gpu_is_delivered_without_one(
     trial = dataclasses.replace(
         own, conditions=dataclasses.replace(own.conditions, device="cuda:0")
     )
-    at.lanes.alone(0)
+    at.lanes.run_single(0)
     folder = tmp_path / "trials" / trial.id / "adapter"
     at.hook.save(at.model, folder, SaveContext("base", 0, None))
     shutil.copy(tmp_path / "data" / "validation.jsonl", tmp_path / "data" / "test.jsonl")

@@ -23,7 +23,7 @@ from bakeoff.data import general_text
 from bakeoff.data.rows import read_rows, write_split
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import forgetting
-from bakeoff.training.setup import build
+from bakeoff.training.setup import build_setup
 
 TEXTS = ["turn on the kitchen light please", "what time is it now", "the lamp is red and old"]
 
@@ -65,7 +65,7 @@ def bench_of(method: str, base: Path, folder: Path) -> Any:
         write_split(folder / "data" / f"{split}.jsonl", rows)
     more: dict[str, Any] = {"general_length": 8, "data": {"general": "its sha256"}}
     trials = [make_trial(method, "sft", seed=s, **more) for s in (0, 1)]
-    return build(trials, str(base), folder / "data")
+    return build_setup(trials, str(base), folder / "data")
 
 
 @pytest.mark.parametrize("method", ["lora", "pissa", "full"])
@@ -94,7 +94,7 @@ def test_lanes_are_measured_as_plain_models_are(
     base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
     documents = forgetting.documents(bench)
     for lane, own in enumerate(found):
-        bench.lanes.alone(lane)
+        bench.lanes.run_single(lane)
         for number, tokens in enumerate(documents):
             ids = torch.tensor([tokens])
             with torch.no_grad():

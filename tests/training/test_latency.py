@@ -18,15 +18,15 @@ from bakeoff.training.preflight import latency
 def test_merged_means_nothing_of_the_adapter_is_left(
     task: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    bench = build_tiny_setup(make_trial("lora", task), bases[task], tmp_path, Switches.plain())
+    bench = build_tiny_setup(make_trial("lora", task), bases[task], tmp_path, Switches.all_off())
     bench.model.eval()
-    run = latency._run(bench)
+    run = latency._median_example_forward(bench)
     with torch.no_grad():
         for name, parameter in bench.model.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.02)  # an adapter that does something
     before = run(bench.model)
-    merged = latency._merged(bench.model)
+    merged = latency._merge(bench.model)
     assert merged is not None
     assert not any(isinstance(m, BaseTunerLayer) for m in merged.modules())
     torch.testing.assert_close(run(merged), before, atol=1e-4, rtol=1e-4)
@@ -34,12 +34,12 @@ def test_merged_means_nothing_of_the_adapter_is_left(
 
 def test_what_does_not_merge_has_no_such_time(tiny_llama: Path, tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data")
-    prompts = latency.measured(make_trial("prompt_tuning", "sft"), str(tiny_llama), data)
-    assert prompts.apart is not None
-    assert prompts.merged is None
-    whole = latency.measured(make_trial("full", "sft"), str(tiny_llama), data)
-    assert whole.apart == whole.merged, "there is nothing to merge"
-    lora = latency.measured(make_trial("lora", "sft"), str(tiny_llama), data)
-    assert lora.apart is not None
-    assert lora.merged is not None
-    assert 0 < lora.merged < lora.apart
+    prompts = latency.measure_latency(make_trial("prompt_tuning", "sft"), str(tiny_llama), data)
+    assert prompts.unmerged_ms is not None
+    assert prompts.merged_ms is None
+    whole = latency.measure_latency(make_trial("full", "sft"), str(tiny_llama), data)
+    assert whole.unmerged_ms == whole.merged_ms, "there is nothing to merge"
+    lora = latency.measure_latency(make_trial("lora", "sft"), str(tiny_llama), data)
+    assert lora.unmerged_ms is not None
+    assert lora.merged_ms is not None
+    assert 0 < lora.merged_ms < lora.unmerged_ms

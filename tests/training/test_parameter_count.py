@@ -29,9 +29,9 @@ def llama(folder: Path, layers: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shape(tmp_path_factory: pytest.TempPathFactory) -> parameter_count.Shape:
+def shape(tmp_path_factory: pytest.TempPathFactory) -> parameter_count.Architecture:
     """A Llama of three layers, 64 wide."""
-    return parameter_count.shape_of(
+    return parameter_count.load_architecture(
         str(llama(tmp_path_factory.mktemp("llama"), 3)), "CAUSAL_LM", ()
     )
 
@@ -40,7 +40,7 @@ def entry(name: str) -> Any:
     return registry.load(name, Path())
 
 
-def test_counts_by_hand(shape: parameter_count.Shape) -> None:
+def test_counts_by_hand(shape: parameter_count.Architecture) -> None:
     # r (in + out) for q, k, v, o, gate, up, down of three layers
     widths = (64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3
     lora = entry("lora")
@@ -57,41 +57,41 @@ def test_counts_by_hand(shape: parameter_count.Shape) -> None:
 
 @pytest.mark.parametrize("method", ["psoft", "pissa", "osf", "mica", "lora_fa", "vera", "shira"])
 def test_what_cannot_be_attached_without_weights_is_counted_all_the_same(
-    method: str, tmp_path: Path, shape: parameter_count.Shape
+    method: str, tmp_path: Path, shape: parameter_count.Architecture
 ) -> None:
     of = entry(method)
     real = LlamaForCausalLM(shape.config).requires_grad_(False)
-    model = parameter_count.make(of, of.config).attach(real, parameter_count._stub(shape, STEPS))
+    model = parameter_count.make(of, of.config).attach(real, parameter_count.fake_context(shape, STEPS))
     trained = sum(p.numel() for p in trainable_parameters(model).values())
     assert parameter_count.count(of, of.config, shape, STEPS) == trained
 
 
 def test_a_task_s_head_is_not_counted(tiny_bert: Path, tmp_path: Path) -> None:
-    shape = parameter_count.shape_of(str(tiny_bert), "SEQ_CLS", ("classifier",))
+    shape = parameter_count.load_architecture(str(tiny_bert), "SEQ_CLS", ("classifier",))
     lora = entry("lora")
     at = build_tiny_setup(make_trial("lora", "classify"), tiny_bert, tmp_path)
     without = sum(
         p.numel() for n, p in trainable_parameters(at.model).items() if "classifier" not in n
     )
     assert parameter_count.count(lora, lora.config, shape, STEPS) == without
-    other = parameter_count.shape_of(str(tiny_bert), "SEQ_CLS", ("nothing",))
+    other = parameter_count.load_architecture(str(tiny_bert), "SEQ_CLS", ("nothing",))
     with pytest.raises(Incompatible, match="no output layer"):
         parameter_count.count(entry("head"), {}, other, STEPS)
 
 
 @pytest.mark.parametrize("method", ["dora", "gralora", "hira", "loha", "vblora", "fourierft"])
-def test_a_size_is_found_within_a_tenth(method: str, shape: parameter_count.Shape) -> None:
+def test_a_size_is_found_within_a_tenth(method: str, shape: parameter_count.Architecture) -> None:
     of = entry(method)
     target = parameter_count.count(entry("lora"), entry("lora").config, shape, STEPS)
-    found = parameter_count.solve(of, of.config, target, shape, STEPS)
+    found = parameter_count.find_size(of, of.config, target, shape, STEPS)
     assert found is not None
     assert abs(found.parameters / target - 1) < 0.1
     again = {**of.config, of.size["argument"]: found.value}
     assert parameter_count.count(of, again, shape, STEPS) == found.parameters
 
 
-def test_what_has_no_size_is_left_alone(shape: parameter_count.Shape) -> None:
-    assert parameter_count.solve(entry("full"), {}, 1000, shape, STEPS) is None
+def test_what_has_no_size_is_left_alone(shape: parameter_count.Architecture) -> None:
+    assert parameter_count.find_size(entry("full"), {}, 1000, shape, STEPS) is None
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def answer(base: Path | str, folder: Path, task: str = "sft") -> dict[str, Any]:
     shutil.copyfile(data / "validation.jsonl", data / "test.jsonl")
     metric = {"sft": "exact_match", "classify": "accuracy"}[task]
     trial = make_trial("lora", task, metric=metric)
-    return checks.check(Segment((trial,), 0, 10, str(folder), str(base)).to_json())
+    return checks.check_study(Segment((trial,), 0, 10, str(folder), str(base)).to_json())
 
 
 def cut(path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_half_downloaded_base(
     base_model.check_folder(model)
     harm(model)
     with pytest.raises(PreflightError) as error:
-        base_model.locate(str(model), print)
+        base_model.locate_base(str(model), print)
     assert (error.value.code, error.value.exit_code) == ("base-incomplete", 3)
     assert says in error.value.cause
     assert "download it again" in error.value.try_
@@ -158,11 +158,11 @@ def test_a_base_of_a_hub(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_base_of_a_hub_without_its_commit_is_listed(study_values: dict[str, Any]) -> None:
     """Fault 38: what a branch holds may be another base tomorrow."""
-    unknown = base_model.Base("org/model", "org/model", None, None)
-    found = base_model.Base("org/model", "org/model", None, COMMIT, COMMIT)
-    local = base_model.Base("/models/x", "/models/x", None, "sum")
+    unknown = base_model.ResolvedBase("org/model", "org/model", None, None)
+    found = base_model.ResolvedBase("org/model", "org/model", None, COMMIT, COMMIT)
+    local = base_model.ResolvedBase("/models/x", "/models/x", None, "sum")
     spec = parse_spec(study_values).base
-    assert [len(base_model.consent(b, spec)) for b in (unknown, found, local)] == [1, 0, 0]
+    assert [len(base_model.check_trust(b, spec)) for b in (unknown, found, local)] == [1, 0, 0]
 
 
 def test_a_hubs_branch_is_held_to_the_commit_that_it_stands_for(
@@ -173,19 +173,19 @@ def test_a_hubs_branch_is_held_to_the_commit_that_it_stands_for(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     cached(tiny_llama, hub, "org/there")
-    assert base_model.locate("org/there", print) == base_model.Base(
+    assert base_model.locate_base("org/there", print) == base_model.ResolvedBase(
         "org/there", "org/there", None, COMMIT, COMMIT
     )
-    assert base_model.commit_of("org/there", other) == other
-    assert base_model.commit_of("org/there", "v2") is None
-    assert base_model.commit_of("org/there", "../../main") is None
-    assert base_model.commit_of("org/absent") is None
+    assert base_model.resolve_commit("org/there", other) == other
+    assert base_model.resolve_commit("org/there", "v2") is None
+    assert base_model.resolve_commit("org/there", "../../main") is None
+    assert base_model.resolve_commit("org/absent") is None
     shutil.rmtree(hub / "models--org--there" / "refs")
-    assert base_model.commit_of("org/there") == COMMIT
+    assert base_model.resolve_commit("org/there") == COMMIT
     shutil.copytree(
         hub / "models--org--there/snapshots" / COMMIT, hub / "models--org--there/snapshots" / other
     )
-    assert base_model.commit_of("org/there") is None
+    assert base_model.resolve_commit("org/there") is None
 
 
 def test_the_hub_is_asked_which_commit_a_branch_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_the_hub_is_asked_which_commit_a_branch_has(monkeypatch: pytest.MonkeyPa
         return SimpleNamespace(sha=COMMIT)
 
     monkeypatch.setattr(huggingface_hub, "model_info", model_info)
-    assert base_model.commit_of("org/model", "main") == COMMIT
+    assert base_model.resolve_commit("org/model", "main") == COMMIT
     assert asked == [("org/model", "main")]
 
 

@@ -27,13 +27,13 @@ import numpy as np
 from scipy import special
 
 from bakeoff.analysis.error_distribution import (
-    MOST_DEGREES_OF_FREEDOM,
+    MAX_DF,
     SHARED_WITH_CONTROL,
-    Error,
     FloatArray,
-    pooled_freedom,
+    VarianceComponents,
+    pooled_df,
     pooling_gain,
-    uncertain_part,
+    uncertain_variance,
 )
 from bakeoff.core.errors import BakeoffError
 
@@ -83,7 +83,7 @@ class SeedNoise:
     @property
     def uncertain(self) -> float:
         """The variance that is known from these few seeds only."""
-        return float(uncertain_part(np.array(self.variance), np.array(self.noise)))
+        return float(uncertain_variance(np.array(self.variance), np.array(self.noise)))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Effect:
         """Satterthwaite's degrees of freedom of ``uncertain_variance``."""
         terms = sum(s.uncertain**2 / s.freedom for s in self.seeds)
         total = sum(s.uncertain for s in self.seeds)
-        return total**2 / terms if terms > 0 else MOST_DEGREES_OF_FREEDOM
+        return total**2 / terms if terms > 0 else MAX_DF
 
     @property
     def seed_noise_known(self) -> bool:
@@ -139,11 +139,11 @@ class Effect:
         return all(s.known for s in self.seeds)
 
 
-def error_of(effects: Sequence[Effect]) -> Error:
+def variance_components(effects: Sequence[Effect]) -> VarianceComponents:
     """Return the errors of effects as the reference distribution takes them."""
     uncertain = np.array([e.uncertain_variance for e in effects])
     variance = np.array([e.item_variance + e.seed_variance for e in effects])
-    return Error(
+    return VarianceComponents(
         items=variance - uncertain,
         item_freedom=np.array([max(e.n_items - 1.0, 1.0) for e in effects]),
         seeds=uncertain,
@@ -153,7 +153,7 @@ def error_of(effects: Sequence[Effect]) -> Error:
 
 def mean_effect(scores: Scores) -> Effect:
     """Split a method's mean score into what the bootstrap draws."""
-    return _effect([scores.values], [0.0], len(scores.seeds), _is_binary(scores))
+    return _split_effect([scores.values], [0.0], len(scores.seeds), _is_binary(scores))
 
 
 def difference_effect(method: Scores, control: Scores) -> Effect:
@@ -172,11 +172,11 @@ def difference_effect(method: Scores, control: Scores) -> Effect:
     common = [s for s in method.seeds if s in control.seeds]
     if not common:
         n_seeds = min(len(method.seeds), len(control.seeds))
-        return _effect([method.values, -control.values], [0.0, 1.0], n_seeds, binary)
+        return _split_effect([method.values, -control.values], [0.0, 1.0], n_seeds, binary)
     rows = [method.seeds.index(s) for s in common]
     control_rows = [control.seeds.index(s) for s in common]
     paired = method.values[rows] - control.values[control_rows]
-    return _effect([paired], [SHARED_WITH_CONTROL], len(common), binary)
+    return _split_effect([paired], [SHARED_WITH_CONTROL], len(common), binary)
 
 
 def pool_seed_noise(effects: Sequence[Effect]) -> list[Effect]:
@@ -192,7 +192,9 @@ def pool_seed_noise(effects: Sequence[Effect]) -> list[Effect]:
     mean = float(np.mean([e.seeds[0].variance * e.n_seeds for e in pooled]))
     gain = pooling_gain(len(pooled), pooled[0].seeds[0].control_share)
     chosen = {id(e) for e in pooled}
-    return [_raised(e, mean / e.n_seeds, gain) if id(e) in chosen else e for e in effects]
+    return [
+        _raise_seed_variance(e, mean / e.n_seeds, gain) if id(e) in chosen else e for e in effects
+    ]
 
 
 def bootstrap(
@@ -202,7 +204,7 @@ def bootstrap(
 
     All effects must have the same items; they share the resampled items and their control's luck.
     """
-    items, seeds = _deviations(effects, rng, draws)
+    items, seeds = _draw_deviations(effects, rng, draws)
     scale_uniforms = rng.random(draws)
     out = np.empty((len(effects), draws))
     for row, effect in enumerate(effects):
@@ -214,7 +216,7 @@ def bootstrap(
     return out
 
 
-def standardised(
+def standardised_deviations(
     effects: Sequence[Effect], rng: np.random.Generator, draws: int = DRAWS
 ) -> FloatArray:
     """Draw the joint deviations of all effects in standard errors, ``[effects, draws]``.
@@ -222,31 +224,31 @@ def standardised(
     No t here: how uncertain each effect's standard error is, ``reference`` knows; these tell how
     the effects hang together. An effect that never varies is 0 throughout.
     """
-    items, seeds = _deviations(effects, rng, draws)
+    items, seeds = _draw_deviations(effects, rng, draws)
     parts = np.array([[e.item_variance, e.seed_variance] for e in effects]).T
     total = parts.sum(axis=0)
     shares = np.sqrt(parts / np.where(total > 0, total, 1.0))
     return np.asarray(items * shares[0][:, None] + seeds * shares[1][:, None])
 
 
-def _effect(
+def _split_effect(
     parts: Sequence[FloatArray], control_shares: Sequence[float], n_seeds: int, binary: bool
 ) -> Effect:
     """Split the sum of the means of ``parts``, each ``[seeds, items]`` over the same items."""
     item_means = np.sum([part.mean(axis=0) for part in parts], axis=0)
     estimate = float(item_means.mean())
-    items = _snapped((item_means - estimate) * _inflation(item_means.size), item_means)
-    seeds = tuple(_seed_noise(p, s) for p, s in zip(parts, control_shares, strict=True))
+    items = _zero_if_constant((item_means - estimate) * _bessel_factor(item_means.size), item_means)
+    seeds = tuple(_estimate_seed_noise(p, s) for p, s in zip(parts, control_shares, strict=True))
     return Effect(estimate, items, seeds, n_seeds, binary)
 
 
-def _seed_noise(part: FloatArray, control_share: float) -> SeedNoise:
+def _estimate_seed_noise(part: FloatArray, control_share: float) -> SeedNoise:
     """Measure the seed noise of the mean of one ``[seeds, items]`` matrix."""
     n_seeds, n_items = part.shape
     if n_seeds == 1:
         return SeedNoise(1, 0.0, 0.0, 1.0, control_share)
     means = part.mean(axis=1)
-    deviations = _snapped((means - means.mean()) * _inflation(n_seeds), means)
+    deviations = _zero_if_constant((means - means.mean()) * _bessel_factor(n_seeds), means)
     raw = float(np.mean(deviations**2)) / n_seeds
     rest = part - means[:, None] - part.mean(axis=0) + means.mean()
     rest_freedom = (n_seeds - 1) * max(n_items - 1, 1)
@@ -262,29 +264,29 @@ def _is_binary(scores: Scores) -> bool:
     return bool(np.all((scores.values == 0) | (scores.values == 1)))
 
 
-def _raised(effect: Effect, floor: float, gain: float) -> Effect:
+def _raise_seed_variance(effect: Effect, floor: float, gain: float) -> Effect:
     """Return the effect with its seed variance at ``floor`` or above, as sure as the pool is."""
     own = effect.seeds[0]
     raised = dataclasses.replace(own, variance=max(own.variance, floor))
     pool = dataclasses.replace(own, variance=floor)
     uncertain, pooled = np.array(raised.uncertain), np.array(pool.uncertain)
-    freedom = pooled_freedom(uncertain, pooled, own.count - 1, gain)
+    freedom = pooled_df(uncertain, pooled, own.count - 1, gain)
     seeds = (dataclasses.replace(raised, freedom=float(freedom)),)
     return dataclasses.replace(effect, seeds=seeds)
 
 
-def _inflation(count: int) -> float:
+def _bessel_factor(count: int) -> float:
     """Return what makes the plain variance of ``count`` deviations unbiased."""
     return float(np.sqrt(count / (count - 1))) if count > 1 else 0.0
 
 
-def _snapped(deviations: FloatArray, values: FloatArray) -> FloatArray:
+def _zero_if_constant(deviations: FloatArray, values: FloatArray) -> FloatArray:
     """Return zeros where all ``values`` are equal but for rounding, else ``deviations``."""
     rounding = 1e-12 * max(1.0, float(np.max(np.abs(values))))
     return np.zeros_like(deviations) if np.ptp(values) <= rounding else deviations
 
 
-def _deviations(
+def _draw_deviations(
     effects: Sequence[Effect], rng: np.random.Generator, draws: int
 ) -> tuple[FloatArray, FloatArray]:
     """Return item and seed deviations, both ``[effects, draws]`` with variance 1 (or all 0)."""
@@ -295,13 +297,13 @@ def _deviations(
     step = max(1, CHUNK_INDICES // matrix.shape[0])
     for start in range(0, draws, step):
         stop = min(start + step, draws)
-        items[start:stop] = _resampled_items(matrix, stop - start, rng)
+        items[start:stop] = _resample_items(matrix, stop - start, rng)
     control = rng.standard_normal(draws)
-    seeds = np.stack([_seed_deviations(e, control, rng) for e in effects])
+    seeds = np.stack([_draw_seed_deviations(e, control, rng) for e in effects])
     return items.T, seeds
 
 
-def _resampled_items(items: FloatArray, draws: int, rng: np.random.Generator) -> FloatArray:
+def _resample_items(items: FloatArray, draws: int, rng: np.random.Generator) -> FloatArray:
     """Return ``[draws, effects]`` means of resampled ``items`` (``[items, effects]``)."""
     count = items.shape[0]
     indices = rng.integers(0, count, size=(draws, count))
@@ -310,7 +312,9 @@ def _resampled_items(items: FloatArray, draws: int, rng: np.random.Generator) ->
     return np.asarray(weights.astype(np.float64) @ items / count)
 
 
-def _seed_deviations(effect: Effect, control: FloatArray, rng: np.random.Generator) -> FloatArray:
+def _draw_seed_deviations(
+    effect: Effect, control: FloatArray, rng: np.random.Generator
+) -> FloatArray:
     """Return ``[draws]`` normal deviations of variance 1, part of them the control's."""
     variance = effect.seed_variance
     shared = sum(s.variance * s.control_share for s in effect.seeds) / variance if variance else 0.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from bakeoff.analysis.trial_runs import Run, setting_key
+from bakeoff.analysis.trial_runs import TrialRun, setting_key
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Trial
 
@@ -23,7 +23,7 @@ BEYOND_CHANCE = 2.0
 
 
 @dataclass(frozen=True)
-class Picks:
+class SelectionComparison:
     """What the loss and what the metric would choose of ``compared`` settings at one ``step``."""
 
     by_loss: dict[str, Any]
@@ -33,7 +33,7 @@ class Picks:
     step: int
 
 
-def criterion(run: Run, select_on: str, better: str) -> float | None:
+def selection_value(run: TrialRun, select_on: str, better: str) -> float | None:
     """Return what a trial's setting is chosen on: lower is better, None: it was not taken.
 
     ``select_on`` is ``loss`` or ``metric``; ``better`` is the metric's direction.
@@ -41,7 +41,7 @@ def criterion(run: Run, select_on: str, better: str) -> float | None:
     if select_on == "loss":
         return run.validation_loss
     score = run.mean_score("validation")
-    return None if score is None else _cost(score, better)
+    return None if score is None else _lower_is_better(score, better)
 
 
 def choose_settings(
@@ -55,21 +55,23 @@ def choose_settings(
     that diverged at one seed is never chosen. Ties go to the lower loss, then to the lower learning
     rate.
     """
-    tried: dict[str, dict[str, list[Run]]] = {}
+    tried: dict[str, dict[str, list[TrialRun]]] = {}
     for trial, result in record_trials:
         if trial.phase == "search" and result is not None:
             settings = tried.setdefault(trial.method.name, {})
-            settings.setdefault(setting_key(trial.setting), []).append(Run(trial, result))
+            settings.setdefault(setting_key(trial.setting), []).append(TrialRun(trial, result))
     chosen = {}
     for method, settings in tried.items():
-        ranked = [rank for runs in settings.values() if (rank := _rank(runs, select_on, better))]
+        ranked = [
+            rank for runs in settings.values() if (rank := _selection_rank(runs, select_on, better))
+        ]
         if ranked:
             best = min(ranked)[-1]
             chosen[method] = settings[best][0].trial.setting
     return chosen
 
 
-def picks(runs: Sequence[Run], better: str) -> Picks | None:
+def compare_selection(runs: Sequence[TrialRun], better: str) -> SelectionComparison | None:
     """Return what loss and metric each make of a method's search trials.
 
     Compared are those that stood furthest and have both; None for fewer than two. They agree where
@@ -77,35 +79,41 @@ def picks(runs: Sequence[Run], better: str) -> Picks | None:
     standard errors of the items' differences.
     """
     both = [
-        (_step(run), loss, score, run)
+        (_last_step(run), loss, score, run)
         for run in runs
         if run.result is not None and run.status in (Status.DONE, Status.STOPPED)
         if (loss := run.validation_loss) is not None
         if (score := run.mean_score("validation")) is not None
     ]
     last = max((step for step, *_ in both), default=0)
-    there = [(loss, _cost(score, better), run) for step, loss, score, run in both if step == last]
+    there = [
+        (loss, _lower_is_better(score, better), run)
+        for step, loss, score, run in both
+        if step == last
+    ]
     if len(there) < 2:
         return None
     by_loss = min(there, key=lambda t: (t[0], t[2].trial.learning_rate))[2]
     by_metric = min(there, key=lambda t: (t[1], t[0], t[2].trial.learning_rate))[2]
-    agree = not _differ(by_loss, by_metric)
+    agree = not _differ_beyond_chance(by_loss, by_metric)
     chosen = by_loss if agree else by_metric
-    return Picks(by_loss.trial.setting, chosen.trial.setting, agree, len(there), last)
+    return SelectionComparison(by_loss.trial.setting, chosen.trial.setting, agree, len(there), last)
 
 
-def _rank(runs: list[Run], select_on: str, better: str) -> tuple[float, float, float, str] | None:
+def _selection_rank(
+    runs: list[TrialRun], select_on: str, better: str
+) -> tuple[float, float, float, str] | None:
     """Return what one setting is ordered by, None when it cannot be chosen."""
     done = [run for run in runs if run.done]
     losses = [loss for run in done if (loss := run.validation_loss) is not None]
-    values = [v for run in done if (v := criterion(run, select_on, better)) is not None]
+    values = [v for run in done if (v := selection_value(run, select_on, better)) is not None]
     if len(values) < len(runs) or len(losses) < len(runs):
         return None
     trial = runs[0].trial
     return fmean(values), fmean(losses), trial.learning_rate, setting_key(trial.setting)
 
 
-def _differ(one: Run, other: Run) -> bool:
+def _differ_beyond_chance(one: TrialRun, other: TrialRun) -> bool:
     """Tell whether two trials' scores on validation differ by more than chance, item by item."""
     pairs = [r.result.splits["validation"].scores for r in (one, other) if r.result is not None]
     differences = [a - b for a, b in zip(*pairs, strict=True)]
@@ -115,10 +123,10 @@ def _differ(one: Run, other: Run) -> bool:
     return bool(abs(fmean(differences)) > BEYOND_CHANCE * error)
 
 
-def _cost(score: float, better: str) -> float:
+def _lower_is_better(score: float, better: str) -> float:
     return -score if better == "higher" else score
 
 
-def _step(run: Run) -> int:
+def _last_step(run: TrialRun) -> int:
     known = run.result.step if run.result else None
     return run.trial.conditions.steps if known is None else known

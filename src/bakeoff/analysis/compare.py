@@ -25,13 +25,13 @@ from bakeoff.analysis.bootstrap import (
     Scores,
     bootstrap,
     difference_effect,
-    error_of,
     mean_effect,
     pool_seed_noise,
-    standardised,
+    standardised_deviations,
+    variance_components,
 )
-from bakeoff.analysis.error_distribution import FloatArray, reach, surprise
-from bakeoff.analysis.power import Design, items_needed, seeds_needed
+from bakeoff.analysis.error_distribution import FloatArray, half_width, z_score
+from bakeoff.analysis.power import StudyDesign, items_needed, seeds_needed
 
 ALPHA = 0.05
 # Differences this close to a bound lie on it: sums round differently from machine to machine.
@@ -80,7 +80,7 @@ class Comparison:
     seeds_needed: int | None = None
 
 
-class _Tests(NamedTuple):
+class _TestResults(NamedTuple):
     """What was found for all contenders, each ``[contenders]``."""
 
     half_widths: FloatArray
@@ -109,15 +109,15 @@ def compare(
     if not contenders:
         return {}
     effects = pool_seed_noise([difference_effect(s, control) for s in contenders.values()])
-    tests = _tests(effects, margin, standardised(effects, rng, draws))
+    tests = _test_contenders(effects, margin, standardised_deviations(effects, rng, draws))
     found = {}
     for i, (method, effect) in enumerate(zip(contenders, effects, strict=True)):
         half, adjusted, equivalence = (
             float(x[i]) for x in (tests.half_widths, tests.adjusted, tests.equivalence)
         )
-        verdict = verdict_of(effect.estimate, adjusted, equivalence, better)
+        verdict = decide_verdict(effect.estimate, adjusted, equivalence, better)
         open_still = needs and verdict is Verdict.INCONCLUSIVE
-        needed = _needed(effect, margin, len(effects)) if open_still else _Needed()
+        needed = _sample_size_needed(effect, margin, len(effects)) if open_still else _SampleSizes()
         found[method] = Comparison(
             Interval(effect.estimate, effect.estimate - half, effect.estimate + half),
             p_value=float(tests.p_values[i]),
@@ -149,37 +149,37 @@ def estimate_scores(
     effects = pool_seed_noise([mean_effect(s) for s in scores.values()])
     drawn = np.clip(bootstrap(effects, rng, draws), low, high)
     return {
-        method: _interval(effect.estimate, row, 1 - ALPHA)
+        method: _percentile_interval(effect.estimate, row, 1 - ALPHA)
         for method, effect, row in zip(scores, effects, drawn, strict=True)
     }
 
 
-class _Needed(NamedTuple):
+class _SampleSizes(NamedTuple):
     items: int | None = None
     seeds: int | None = None
 
 
-def _tests(effects: Sequence[Effect], margin: float, joint: FloatArray) -> _Tests:
+def _test_contenders(effects: Sequence[Effect], margin: float, joint: FloatArray) -> _TestResults:
     """Test all contenders; ``joint`` is ``[contenders, draws]`` deviations in standard errors."""
-    error = error_of(effects)
+    error = variance_components(effects)
     distance = np.abs([e.estimate for e in effects])
-    scores = surprise(np.where(distance > TIE, distance, 0.0), error)
+    scores = z_score(np.where(distance > TIE, distance, 0.0), error)
     largest = np.sort(np.abs(joint).max(axis=0))
-    return _Tests(
-        half_widths=reach(_critical(largest), error),
+    return _TestResults(
+        half_widths=half_width(_critical_value(largest), error),
         p_values=np.maximum(2 * special.ndtr(-scores), 1 / (1 + largest.size)),
-        adjusted=_share_beyond(scores, largest),
-        equivalence=_holm(_outside_margin(effects, margin, largest.size)),
+        adjusted=_adjusted_p_values(scores, largest),
+        equivalence=_holm(_equivalence_p_values(effects, margin, largest.size)),
     )
 
 
-def _critical(largest: FloatArray) -> float:
+def _critical_value(largest: FloatArray) -> float:
     """Return the score beyond which ``_share_beyond`` is at most alpha, and only beyond it."""
     allowed = max(0, math.floor(ALPHA * (largest.size + 1)) - 1)
     return float(largest[largest.size - 1 - allowed])
 
 
-def _share_beyond(scores: FloatArray, largest: FloatArray) -> FloatArray:
+def _adjusted_p_values(scores: FloatArray, largest: FloatArray) -> FloatArray:
     """Return adjusted p values: how often the largest deviation is at least as large.
 
     The draws count one more, so that p is never 0.
@@ -188,49 +188,51 @@ def _share_beyond(scores: FloatArray, largest: FloatArray) -> FloatArray:
     return np.asarray((1 + hits) / (1 + largest.size))
 
 
-def _outside_margin(effects: Sequence[Effect], margin: float, draws: int) -> FloatArray:
+def _equivalence_p_values(effects: Sequence[Effect], margin: float, draws: int) -> FloatArray:
     """Return the larger p value of the two one-sided tests at the margin, of each effect.
 
     The larger one is the p value of their intersection. It is never said smaller than draws could
     show, so that no p is 0.
     """
-    error = error_of(effects)
-    least = np.array([_variance_at(margin, e) for e in effects])
+    error = variance_components(effects)
+    least = np.array([_least_binary_variance(margin, e) for e in effects])
     # where hardly an item differs, the variance seen is smaller than a true difference of the
     # margin would leave it
     error = error._replace(items=np.maximum(error.items, least - error.seeds))
     gap = margin - np.abs([e.estimate for e in effects])
-    score = surprise(np.where(np.abs(gap) > TIE, np.abs(gap), 0.0), error)
+    score = z_score(np.where(np.abs(gap) > TIE, np.abs(gap), 0.0), error)
     p_values = special.ndtr(np.where(gap > 0, -score, score))
     # item by item the same: equivalent at any margin, even 0
     same = np.array([e.standard_error == 0 and abs(e.estimate) <= TIE for e in effects])
     return np.maximum(np.where(same, 0.0, p_values), 1 / (1 + draws))
 
 
-def _variance_at(margin: float, effect: Effect) -> float:
+def _least_binary_variance(margin: float, effect: Effect) -> float:
     """Return the least variance of a mean of -1, 0 and 1 that is the margin; 0 if not binary."""
     return margin * max(0.0, 1 - margin) / effect.n_items if effect.binary else 0.0
 
 
-def _needed(effect: Effect, margin: float, n_contenders: int) -> _Needed:
+def _sample_size_needed(effect: Effect, margin: float, n_contenders: int) -> _SampleSizes:
     """Return about how many items, or seeds, would settle it at the difference and noise seen.
 
     Each is the smaller of what shows the difference and what shows equivalence, with 80 % power.
     """
-    difference, design = abs(effect.estimate), _design(effect, n_contenders)
-    least = math.sqrt(_variance_at(margin, effect) * effect.n_items)
+    difference, design = abs(effect.estimate), _design_from_effect(effect, n_contenders)
+    least = math.sqrt(_least_binary_variance(margin, effect) * effect.n_items)
     at_margin = replace(design, item_sd=max(design.item_sd, least))
     items = [items_needed(design, difference), items_needed(at_margin, difference, margin)]
     seeds: list[int | None] = [None]
     if effect.seed_noise_known:
         seeds = [seeds_needed(design, difference), seeds_needed(at_margin, difference, margin)]
-    return _Needed(_least_above(items, effect.n_items), _least_above(seeds, effect.n_seeds))
+    return _SampleSizes(
+        _smallest_above(items, effect.n_items), _smallest_above(seeds, effect.n_seeds)
+    )
 
 
-def _design(effect: Effect, n_contenders: int) -> Design:
+def _design_from_effect(effect: Effect, n_contenders: int) -> StudyDesign:
     """Return the study's design with the noise that this effect showed."""
     noise = sum(s.noise for s in effect.seeds)
-    return Design(
+    return StudyDesign(
         n_items=effect.n_items,
         n_seeds=effect.n_seeds,
         n_contenders=n_contenders,
@@ -240,7 +242,7 @@ def _design(effect: Effect, n_contenders: int) -> Design:
     )
 
 
-def _least_above(numbers: Sequence[int | None], present: int) -> int | None:
+def _smallest_above(numbers: Sequence[int | None], present: int) -> int | None:
     # what is there did not settle it, so the answer is more
     return min((max(n, present + 1) for n in numbers if n is not None), default=None)
 
@@ -249,13 +251,15 @@ def _holm(p_values: FloatArray) -> FloatArray:
     return np.asarray(multipletests(p_values, alpha=ALPHA, method="holm")[1], dtype=np.float64)
 
 
-def _interval(estimate: float, draws: FloatArray, level: float) -> Interval:
+def _percentile_interval(estimate: float, draws: FloatArray, level: float) -> Interval:
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(estimate, float(low), float(high))
 
 
-def verdict_of(estimate: float, p_difference: float, p_equivalence: float, better: str) -> Verdict:
+def decide_verdict(
+    estimate: float, p_difference: float, p_equivalence: float, better: str
+) -> Verdict:
     """Return the verdict on a difference from its two adjusted p values."""
     if p_equivalence <= ALPHA:
         return Verdict.EQUIVALENT

@@ -25,10 +25,10 @@ GROUPS = {
     "spec.": "spec",
 }
 """What a frozen key is about, by how it begins; the first that fits."""
-QUIET = ("spec.name",)
+IGNORED = ("spec.name",)
 """What always differs and says nothing."""
 CONCLUSIVE = (Verdict.BETTER, Verdict.EQUIVALENT, Verdict.WORSE)
-SHOWN = ("status", "verdict", "score", "difference", "setting", "n_seeds")
+ROW_KEYS = ("status", "verdict", "score", "difference", "setting", "n_seeds")
 
 
 class Agreement(StrEnum):
@@ -47,7 +47,7 @@ class Agreement(StrEnum):
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedStudy:
     """One of the two studies: its folder, its report, its frozen values under dotted keys."""
 
     folder: str
@@ -60,20 +60,24 @@ class Side:
         return {row["method"]: row for row in self.report["methods"]}
 
 
-def contrast(first: Side, second: Side) -> dict[str, Any]:
+def compare_studies(first: ComparedStudy, second: ComparedStudy) -> dict[str, Any]:
     """Compare two studies; each differing value and each method comes with both of its sides."""
-    methods = [_method(name, first, second) for name in _in_order(first.rows, second.rows)]
+    methods = [_method_row(name, first, second) for name in _ordered_keys(first.rows, second.rows)]
     counts = Counter(row["agreement"] for row in methods)
     return {
-        "studies": [_study(side) for side in (first, second)],
-        "differences": [*_frozen(first, second), *_counts(first, second), *_settings(methods)],
+        "studies": [_study_row(side) for side in (first, second)],
+        "differences": [
+            *_frozen_differences(first, second),
+            *_size_differences(first, second),
+            *_setting_differences(methods),
+        ],
         "methods": methods,
         "agreement": {str(kind): counts[kind] for kind in Agreement},
         "cautions": list(_cautions(first, second)),
     }
 
 
-def agreement(
+def verdict_agreement(
     first: Mapping[str, Any] | None, second: Mapping[str, Any] | None, same_control: bool
 ) -> Agreement:
     """Say how a method's two rows stand to each other; None where a study has not the method."""
@@ -91,41 +95,41 @@ def agreement(
     return Agreement.DISAGREE if verdicts <= set(CONCLUSIVE) else Agreement.OPEN
 
 
-def _method(name: str, first: Side, second: Side) -> dict[str, Any]:
+def _method_row(name: str, first: ComparedStudy, second: ComparedStudy) -> dict[str, Any]:
     one, two = first.rows.get(name), second.rows.get(name)
     known = one or two or {}
     return {
         "method": name,
         "title": known.get("title", name),
-        "agreement": agreement(one, two, _control(first) == _control(second)),
-        "first": _shown(one),
-        "second": _shown(two),
+        "agreement": verdict_agreement(one, two, _control(first) == _control(second)),
+        "first": _row_extract(one),
+        "second": _row_extract(two),
     }
 
 
-def _shown(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if row is None else {key: row.get(key) for key in SHOWN}
+def _row_extract(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if row is None else {key: row.get(key) for key in ROW_KEYS}
 
 
-def _study(side: Side) -> dict[str, Any]:
+def _study_row(side: ComparedStudy) -> dict[str, Any]:
     study = side.report["study"]
     kept = ("name", "base", "task", "metric", "unit", "margin", "control", "n_test_items", "steps")
     known = {key: study.get(key) for key in kept}
     return {"folder": side.folder, **known, "complete": side.report["complete"]}
 
 
-def _frozen(first: Side, second: Side) -> Iterator[dict[str, Any]]:
+def _frozen_differences(first: ComparedStudy, second: ComparedStudy) -> Iterator[dict[str, Any]]:
     """Yield the frozen values that differ; methods that only one study has are rows elsewhere."""
     both = first.rows.keys() & second.rows.keys()
-    for key in _in_order(first.frozen, second.frozen):
+    for key in _ordered_keys(first.frozen, second.frozen):
         one, two = first.frozen.get(key), second.frozen.get(key)
-        if one != two and _tells(key, both):
-            yield _difference(_about(key), key, one, two)
+        if one != two and _is_informative(key, both):
+            yield _difference_row(_group_of(key), key, one, two)
 
 
-def _tells(key: str, both: set[str]) -> bool:
+def _is_informative(key: str, both: set[str]) -> bool:
     if not key.startswith(METHODS):
-        return key not in QUIET
+        return key not in IGNORED
     # an argument's name never holds a dot, a method's may: it is the name of a file
     names = [name for name in both if key.startswith(f"{METHODS}{name}.")]
     return any(
@@ -133,35 +137,35 @@ def _tells(key: str, both: set[str]) -> bool:
     )
 
 
-def _about(key: str) -> str:
+def _group_of(key: str) -> str:
     return next((what for start, what in GROUPS.items() if key.startswith(start)), "other")
 
 
-def _counts(first: Side, second: Side) -> Iterator[dict[str, Any]]:
+def _size_differences(first: ComparedStudy, second: ComparedStudy) -> Iterator[dict[str, Any]]:
     """Yield what the studies' own rows of the report tell beside the frozen values: sizes."""
     for key in ("n_train_items", "n_validation_items", "n_test_items"):
         one, two = first.report["study"].get(key), second.report["study"].get(key)
         if one != two:
-            yield _difference("data", key, one, two)
+            yield _difference_row("data", key, one, two)
 
 
-def _settings(methods: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _setting_differences(methods: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the settings that were chosen otherwise, of the methods that both studies have."""
     for row in methods:
         if row["first"] is None or row["second"] is None:
             continue
         one, two = row["first"]["setting"] or {}, row["second"]["setting"] or {}
-        for key in _in_order(one, two):
+        for key in _ordered_keys(one, two):
             if one.get(key) != two.get(key):
                 name = f"{row['method']}.{key}"
-                yield _difference("setting", name, one.get(key), two.get(key))
+                yield _difference_row("setting", name, one.get(key), two.get(key))
 
 
-def _difference(what: str, key: str, first: Any, second: Any) -> dict[str, Any]:
+def _difference_row(what: str, key: str, first: Any, second: Any) -> dict[str, Any]:
     return {"what": what, "key": key, "first": first, "second": second}
 
 
-def _cautions(first: Side, second: Side) -> Iterator[str]:
+def _cautions(first: ComparedStudy, second: ComparedStudy) -> Iterator[str]:
     """Yield what a careful reader must know before reading one verdict against the other."""
     one, two = first.report["study"], second.report["study"]
     if one["control"] != two["control"]:
@@ -179,10 +183,10 @@ def _cautions(first: Side, second: Side) -> Iterator[str]:
             yield f"{side.folder} is not finished: its verdicts may still change."
 
 
-def _control(side: Side) -> str:
+def _control(side: ComparedStudy) -> str:
     return str(side.report["study"]["control"])
 
 
-def _in_order(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+def _ordered_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Return the keys of both, those of the first before what only the second has."""
     return list(dict.fromkeys([*first, *second]))

@@ -23,14 +23,14 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from bakeoff.analysis.bootstrap import DRAWS
-from bakeoff.analysis.compare import ALPHA, Comparison, Interval, verdict_of
+from bakeoff.analysis.compare import ALPHA, Comparison, Interval, decide_verdict
 from bakeoff.core.record import ImportedScores
 
-FARTHEST = 8.0
+MAX_Z = 8.0
 """Standard errors at which the search for a p value ends: p is then about 1e-15."""
 
 
-class Count(NamedTuple):
+class CorrectCount(NamedTuple):
     """``right`` of ``n`` items."""
 
     right: int
@@ -42,18 +42,18 @@ class Count(NamedTuple):
         return self.right / self.n
 
 
-def counts(reported: Mapping[str, ImportedScores]) -> dict[str, Count]:
+def counts_by_method(reported: Mapping[str, ImportedScores]) -> dict[str, CorrectCount]:
     """Return what can be counted: methods whose score is a share of items that are right."""
     return {
-        method: Count(round(r.score * r.n), r.n)
+        method: CorrectCount(round(r.score * r.n), r.n)
         for method, r in reported.items()
         if r.score is not None and r.n is not None
     }
 
 
-def estimates(reported: Mapping[str, ImportedScores]) -> dict[str, Interval]:
+def score_intervals(reported: Mapping[str, ImportedScores]) -> dict[str, Interval]:
     """Return every score, with a 95 % interval over items where it is a share of them."""
-    counted, found = counts(reported), {}
+    counted, found = counts_by_method(reported), {}
     for method, own in reported.items():
         if own.score is None:
             continue
@@ -65,27 +65,27 @@ def estimates(reported: Mapping[str, ImportedScores]) -> dict[str, Interval]:
 
 
 def compare_counts(
-    contenders: Mapping[str, Count], control: Count, *, margin: float, better: str
+    contenders: Mapping[str, CorrectCount], control: CorrectCount, *, margin: float, better: str
 ) -> dict[str, Comparison]:
     """Compare every contender with the control, unpaired, one run each."""
     if not contenders:
         return {}
     alpha = 1 - (1 - ALPHA) ** (1 / len(contenders))
     rows = list(contenders.values())
-    p_values = [_p_different(row, control) for row in rows]
+    p_values = [_p_difference(row, control) for row in rows]
     adjusted = [-float(np.expm1(len(rows) * np.log1p(-min(p, 1 - 1e-16)))) for p in p_values]
     equivalence = multipletests(
-        [_p_equivalent(row, control, margin) for row in rows], alpha=ALPHA, method="holm"
+        [_p_equivalence(row, control, margin) for row in rows], alpha=ALPHA, method="holm"
     )[1]
     found = {}
     for i, (method, row) in enumerate(contenders.items()):
         estimate = row.share - control.share
         found[method] = Comparison(
-            Interval(estimate, *_newcombe(row, control, alpha)),
+            Interval(estimate, *_newcombe_interval(row, control, alpha)),
             p_value=p_values[i],
             p_adjusted=adjusted[i],
             p_equivalence=float(equivalence[i]),
-            verdict=verdict_of(estimate, adjusted[i], float(equivalence[i]), better),
+            verdict=decide_verdict(estimate, adjusted[i], float(equivalence[i]), better),
             n_seeds=1,
             seed_noise_known=False,
         )
@@ -93,13 +93,13 @@ def compare_counts(
 
 
 def draw_counts(
-    counted: Mapping[str, Count], rng: np.random.Generator
+    counted: Mapping[str, CorrectCount], rng: np.random.Generator
 ) -> dict[str, NDArray[np.float64]]:
     """Draw every method's score as if other items had been asked, each method by itself."""
     return {m: rng.binomial(c.n, c.share, size=DRAWS) / c.n for m, c in counted.items()}
 
 
-def _newcombe(one: Count, two: Count, alpha: float) -> tuple[float, float]:
+def _newcombe_interval(one: CorrectCount, two: CorrectCount, alpha: float) -> tuple[float, float]:
     """Return the interval of the difference of two shares at level 1 - alpha."""
     low, high = confint_proportions_2indep(
         *one, *two, method="newcomb", compare="diff", alpha=alpha
@@ -107,29 +107,29 @@ def _newcombe(one: Count, two: Count, alpha: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _p_different(one: Count, two: Count) -> float:
+def _p_difference(one: CorrectCount, two: CorrectCount) -> float:
     """Return the two-sided p value of no difference: where the interval's end reaches 0."""
     difference = one.share - two.share
     if difference == 0:
         return 1.0
-    return 2 * float(special.ndtr(-_reach(one, two, 0.0, upper=difference < 0)))
+    return 2 * float(special.ndtr(-_z_at_bound(one, two, 0.0, upper=difference < 0)))
 
 
-def _p_equivalent(one: Count, two: Count, margin: float) -> float:
+def _p_equivalence(one: CorrectCount, two: CorrectCount, margin: float) -> float:
     """Return the larger p value of the two one-sided tests at the margin."""
     if abs(one.share - two.share) >= margin:
         return 1.0
-    ends = [_reach(one, two, -margin, upper=False), _reach(one, two, margin, upper=True)]
+    ends = [_z_at_bound(one, two, -margin, upper=False), _z_at_bound(one, two, margin, upper=True)]
     return float(special.ndtr(-min(ends)))
 
 
-def _reach(one: Count, two: Count, bound: float, *, upper: bool) -> float:
+def _z_at_bound(one: CorrectCount, two: CorrectCount, bound: float, *, upper: bool) -> float:
     """Return the standard errors at which that end of the interval comes to ``bound``."""
 
     def beyond(z: float) -> float:
-        ends = _newcombe(one, two, 2 * float(special.ndtr(-z)))
+        ends = _newcombe_interval(one, two, 2 * float(special.ndtr(-z)))
         return bound - ends[1] if upper else ends[0] - bound
 
-    if beyond(FARTHEST) >= 0:
-        return FARTHEST
-    return float(optimize.brentq(beyond, 1e-9, FARTHEST, xtol=1e-6))
+    if beyond(MAX_Z) >= 0:
+        return MAX_Z
+    return float(optimize.brentq(beyond, 1e-9, MAX_Z, xtol=1e-6))

@@ -20,17 +20,17 @@ from scipy import special
 FloatArray = NDArray[np.float64]
 
 # Beyond this Student's t is the normal distribution for every purpose here.
-MOST_DEGREES_OF_FREEDOM = 1e6
+MAX_DF = 1e6
 # Points of the integral over the seeds' chi-squared; p = 1e-4 is then right to 0.2 % at one degree
 # of freedom and to 2e-5 at two (against scipy's t).
-NODES = 48
+QUADRATURE_NODES = 48
 NEWTON_STEPS = 12
 # Two differences to one control share half of their variance, so their sample variances correlate
 # at a quarter.
 SHARED_WITH_CONTROL = 0.5
 
 
-class Error(NamedTuple):
+class VarianceComponents(NamedTuple):
     """The error of means, all ``[means]``: variances, and how well each part is known."""
 
     items: FloatArray
@@ -44,24 +44,24 @@ class Error(NamedTuple):
         return self.items + self.seeds
 
 
-def surprise(distance: FloatArray, error: Error) -> FloatArray:
+def z_score(distance: FloatArray, error: VarianceComponents) -> FloatArray:
     """Return how far ``distance`` (>= 0) from the truth is, as a normal score."""
     sure = error.variance <= 0
     safe = error._replace(items=np.where(sure, 1.0, error.items))
-    score = _score(distance, safe, *_scaled_variances(safe))[0]
+    score = _normal_score(distance, safe, *_variances_at_nodes(safe))[0]
     return np.where(sure, np.where(distance > 0, np.inf, 0.0), score)
 
 
-def reach(score: float, error: Error) -> FloatArray:
+def half_width(score: float, error: VarianceComponents) -> FloatArray:
     """Return the distance that has this normal score: half the width of an interval."""
     sure = error.variance <= 0
     safe = error._replace(items=np.where(sure, 1.0, error.items))
-    mixture = _scaled_variances(safe)
+    mixture = _variances_at_nodes(safe)
     distance = score * np.sqrt(safe.variance)
     # heavy tails make the score a concave function of the distance, so that Newton's method comes
     # from below and cannot overshoot
     for _ in range(NEWTON_STEPS):
-        found, slope = _score(distance, safe, *mixture)
+        found, slope = _normal_score(distance, safe, *mixture)
         step = (score - found) / slope
         distance = distance + step
         if np.all(np.abs(step) <= 1e-13 * distance):
@@ -69,7 +69,7 @@ def reach(score: float, error: Error) -> FloatArray:
     return np.where(sure, 0.0, distance)
 
 
-def uncertain_part(luck: FloatArray, noise: FloatArray) -> FloatArray:
+def uncertain_variance(luck: FloatArray, noise: FloatArray) -> FloatArray:
     """Return how much of ``luck + noise`` is known from few seeds only.
 
     Seed means vary by their luck and by the items' noise, which the items tell as well. Where luck
@@ -86,7 +86,7 @@ def pooling_gain(n_pooled: int, control_share: float) -> float:
     return n_pooled / (1 + (n_pooled - 1) * control_share**2)
 
 
-def pooled_freedom(
+def pooled_df(
     own: FloatArray, pool: FloatArray, freedom: FloatArray | float, gain: float
 ) -> FloatArray:
     """Return the degrees of freedom of ``own``, which is ``pool`` and what it has above it.
@@ -98,34 +98,34 @@ def pooled_freedom(
     return np.asarray(np.where(terms > 0, found, freedom))
 
 
-def _score(
-    distance: FloatArray, error: Error, scaled: FloatArray, weights: FloatArray
+def _normal_score(
+    distance: FloatArray, error: VarianceComponents, scaled: FloatArray, weights: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Return the normal score of a distance, and its slope."""
     # Satterthwaite: only the items' part of the variance is as uncertain as the items say
     share = np.maximum(error.items[:, None] / scaled, 1e-3)
     freedom = error.item_freedom[:, None] / share**2
-    deviate, slope = _normalised(distance[:, None] / np.sqrt(scaled), freedom)
+    deviate, slope = _t_to_normal(distance[:, None] / np.sqrt(scaled), freedom)
     tail = np.sum(weights * special.ndtr(-deviate), axis=1)
     score = -special.ndtri(tail)
-    density = np.sum(weights * _density(deviate) * slope / np.sqrt(scaled), axis=1)
-    return np.asarray(score), density / np.maximum(_density(score), 1e-300)
+    density = np.sum(weights * _normal_density(deviate) * slope / np.sqrt(scaled), axis=1)
+    return np.asarray(score), density / np.maximum(_normal_density(score), 1e-300)
 
 
-def _scaled_variances(error: Error) -> tuple[FloatArray, FloatArray]:
+def _variances_at_nodes(error: VarianceComponents) -> tuple[FloatArray, FloatArray]:
     """Return ``[means, nodes]`` variances given the seeds' chi-squared, and the nodes' weights."""
     freedom = error.seed_freedom[:, None]
     least, most = np.log(special.chdtri(freedom, [[1 - 1e-13, 1e-13]])).T
-    logs = np.linspace(least, most, NODES, axis=1)
+    logs = np.linspace(least, most, QUADRATURE_NODES, axis=1)
     logged = freedom / 2 * logs - np.exp(logs) / 2
     weights = np.exp(logged - logged.max(axis=1, keepdims=True))
     seeds = error.seeds[:, None] * freedom / np.exp(logs)
     return error.items[:, None] + seeds, weights / weights.sum(axis=1, keepdims=True)
 
 
-def _normalised(deviate: FloatArray, freedom: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _t_to_normal(deviate: FloatArray, freedom: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return a t deviate as a normal one, and its slope (Wallace 1959; to 0.01 from 10 up)."""
-    freedom = np.minimum(freedom, MOST_DEGREES_OF_FREEDOM)
+    freedom = np.minimum(freedom, MAX_DF)
     factor = (8 * freedom + 1) / (8 * freedom + 3)
     ratio = deviate**2 / freedom
     normal = factor * np.sqrt(freedom * np.log1p(ratio))
@@ -133,5 +133,5 @@ def _normalised(deviate: FloatArray, freedom: FloatArray) -> tuple[FloatArray, F
     return normal, np.where(normal > 0, slope, factor)
 
 
-def _density(deviate: FloatArray) -> FloatArray:
+def _normal_density(deviate: FloatArray) -> FloatArray:
     return np.asarray(np.exp(-(deviate**2) / 2) / np.sqrt(2 * np.pi))

@@ -39,7 +39,7 @@ QUALITY = "quality"
 
 
 @dataclass(frozen=True)
-class Axis:
+class CostAxis:
     """A cost that methods are weighed by; less is better. ``name`` is the study file's word.
 
     ``key`` is where the report keeps it: a key of ``cost``, or of the method's row itself.
@@ -50,18 +50,18 @@ class Axis:
     label: str
 
 
-COSTS = {
+COST_AXES = {
     axis.name: axis
     for axis in (
-        Axis("memory", "train_peak_bytes", "peak training memory"),
-        Axis("speed", "step_milliseconds", "time of a training step"),
-        Axis("size", "adapter_bytes", "size of the adapter"),
-        Axis("forgetting", "forgetting", "forgetting"),
+        CostAxis("memory", "train_peak_bytes", "peak training memory"),
+        CostAxis("speed", "step_milliseconds", "time of a training step"),
+        CostAxis("size", "adapter_bytes", "size of the adapter"),
+        CostAxis("forgetting", "forgetting", "forgetting"),
     )
 }
 
 
-def axis_value(row: Row, axis: Axis) -> float | None:
+def axis_value(row: Row, axis: CostAxis) -> float | None:
     """Return a method's value on an axis; None where it was not measured."""
     value = row["cost"].get(axis.key, row.get(axis.key))
     if isinstance(value, Mapping):
@@ -69,7 +69,7 @@ def axis_value(row: Row, axis: Axis) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def tied(one: FloatArray | float, other: FloatArray | float) -> Any:
+def is_cost_tie(one: FloatArray | float, other: FloatArray | float) -> Any:
     """Tell where two costs are within 5 % of the smaller one, so that neither is the cheaper.
 
     Two readings of one cost probe differ by as much (``race.COST_TIE``): such a difference says
@@ -109,7 +109,7 @@ def front_probabilities(drawn: FloatArray, costs: FloatArray, *, better: str) ->
     same and costs less somewhere.
     """
     scores = drawn if better == "higher" else -drawn
-    cheaper = (costs[:, None] < costs[None]) & ~tied(costs[:, None], costs[None])
+    cheaper = (costs[:, None] < costs[None]) & ~is_cost_tie(costs[:, None], costs[None])
     less_somewhere: BoolArray = cheaper.any(axis=2)
     found = np.empty(len(scores))
     for own in range(len(scores)):
@@ -146,12 +146,17 @@ def find_fronts(
     ``draws`` are resampled scores by method; without them there are no probabilities. ``axes`` are
     the study's, quality among them; None: all. A cost that no method has is no axis.
     """
-    wanted = [COSTS[name] for name in axes or COSTS if name != QUALITY]
+    wanted = [COST_AXES[name] for name in axes or COST_AXES if name != QUALITY]
     scored = [row for row in rows if row["score"]]
     measured = [a for a in wanted if any(axis_value(row, a) is not None for row in scored)]
-    joint = _front(scored, measured, draws, better)
+    joint = _build_front(scored, measured, draws, better)
     plots = [
-        {"cost": a.key, "label": a.label, "axis": a.name, **_front(scored, [a], draws, better)}
+        {
+            "cost": a.key,
+            "label": a.label,
+            "axis": a.name,
+            **_build_front(scored, [a], draws, better),
+        }
         for a in wanted
     ]
     named = {
@@ -172,20 +177,20 @@ def draw_scores(
     alike moves none of them past another.
     """
     if control not in scores:
-        return _named(scores, [mean_effect(s) for s in scores.values()], rng)
+        return _draws_by_method(scores, [mean_effect(s) for s in scores.values()], rng)
     contenders = {m: s for m, s in scores.items() if m != control}
     effects = [difference_effect(s, scores[control]) for s in contenders.values()]
-    return {control: np.zeros(DRAWS)} | _named(contenders, pool_seed_noise(effects), rng)
+    return {control: np.zeros(DRAWS)} | _draws_by_method(contenders, pool_seed_noise(effects), rng)
 
 
-def _named(
+def _draws_by_method(
     methods: Iterable[str], effects: Sequence[Effect], rng: np.random.Generator
 ) -> dict[str, FloatArray]:
     return dict(zip(methods, bootstrap(effects, rng), strict=True)) if effects else {}
 
 
-def _front(
-    rows: Sequence[Row], axes: Sequence[Axis], draws: Mapping[str, FloatArray], better: str
+def _build_front(
+    rows: Sequence[Row], axes: Sequence[CostAxis], draws: Mapping[str, FloatArray], better: str
 ) -> dict[str, Any]:
     """Return one front: its methods, everybody's probability, and who is left out."""
     costs = {a.name: {r["method"]: axis_value(r, a) for r in rows} for a in axes}

@@ -20,12 +20,12 @@ from scipy import optimize, special
 
 from bakeoff.analysis.error_distribution import (
     SHARED_WITH_CONTROL,
-    Error,
     FloatArray,
-    pooled_freedom,
+    VarianceComponents,
+    half_width,
+    pooled_df,
     pooling_gain,
-    reach,
-    uncertain_part,
+    uncertain_variance,
 )
 
 POWER = 0.8
@@ -37,15 +37,15 @@ ITEM_SD = math.sqrt(PUBLISHED_DISCORDANCE)
 # 0.74 (reruns of PEFT's method_comparison); this is the middle.
 SEED_SD = 0.0057
 # Beyond these nobody goes on: the answer is then that no number settles it.
-MOST_ITEMS = 10_000_000
-MOST_SEEDS = 10_000
+MAX_ITEMS = 10_000_000
+MAX_SEEDS = 10_000
 # What the seeds may show is cut into this many equally likely cases: all contenders together, and
 # one of them apart from the others; a lone contender has nobody to be apart from.
-ALONE_CASES, TOGETHER_CASES, APART_CASES = 40, 8, 6
+SINGLE_CASES, SHARED_CASES, OWN_CASES = 40, 8, 6
 
 
 @dataclass(frozen=True)
-class Design:
+class StudyDesign:
     """A study as its noise sees it.
 
     ``item_sd`` is the SD over items of a contender's difference to the control where it stays the
@@ -77,25 +77,25 @@ class Design:
         return math.sqrt(self.item_sd**2 / self.n_items + self.noise + self.luck)
 
 
-def detectable_difference(design: Design, alpha: float = 0.05, power: float = POWER) -> float:
+def detectable_difference(design: StudyDesign, alpha: float = 0.05, power: float = POWER) -> float:
     """Return the smallest true difference that is called better or worse with this power."""
     widths = _half_widths(design, dunnett_critical(design.n_contenders, alpha))
     scale = design.standard_error
     if scale == 0:
         return 0.0
     most = float(widths.max()) + 10 * scale
-    found = optimize.brentq(lambda d: _beyond(d, widths, scale) - power, 0.0, most)
+    found = optimize.brentq(lambda d: _power_at(d, widths, scale) - power, 0.0, most)
     return float(found)
 
 
-def chance_of_difference(design: Design, true_difference: float, alpha: float = 0.05) -> float:
+def power_of_difference(design: StudyDesign, true_difference: float, alpha: float = 0.05) -> float:
     """Return the chance that the interval around a difference leaves 0 out, on the right side."""
     widths = _half_widths(design, dunnett_critical(design.n_contenders, alpha))
-    return _beyond(abs(true_difference), widths, design.standard_error)
+    return _power_at(abs(true_difference), widths, design.standard_error)
 
 
-def chance_of_equivalence(
-    design: Design, true_difference: float, margin: float, alpha: float = 0.05
+def power_of_equivalence(
+    design: StudyDesign, true_difference: float, margin: float, alpha: float = 0.05
 ) -> float:
     """Return the chance that both one-sided tests at the margin reject, at Holm's first step."""
     critical = -float(special.ndtri(alpha / design.n_contenders))
@@ -109,7 +109,7 @@ def chance_of_equivalence(
 
 
 def items_needed(
-    design: Design,
+    design: StudyDesign,
     true_difference: float,
     margin: float | None = None,
     alpha: float = 0.05,
@@ -120,25 +120,25 @@ def items_needed(
     Settled is a difference beyond chance or, with a ``margin``, equivalence. The design's own
     number of items is where the search starts: fewer are never the answer.
     """
-    return _smallest(
-        lambda n: _chance(replace(design, n_items=n), true_difference, margin, alpha) >= power,
+    return _smallest_sufficient(
+        lambda n: _power(replace(design, n_items=n), true_difference, margin, alpha) >= power,
         design.n_items,
-        MOST_ITEMS,
+        MAX_ITEMS,
     )
 
 
 def seeds_needed(
-    design: Design,
+    design: StudyDesign,
     true_difference: float,
     margin: float | None = None,
     alpha: float = 0.05,
     power: float = POWER,
 ) -> int | None:
     """Return how many seeds settle a true difference at the design's items; None if none do."""
-    return _smallest(
-        lambda n: _chance(replace(design, n_seeds=n), true_difference, margin, alpha) >= power,
+    return _smallest_sufficient(
+        lambda n: _power(replace(design, n_seeds=n), true_difference, margin, alpha) >= power,
         design.n_seeds,
-        MOST_SEEDS,
+        MAX_SEEDS,
     )
 
 
@@ -162,37 +162,45 @@ def dunnett_critical(n_contenders: int, alpha: float = 0.05) -> float:
     return float(optimize.brentq(excess, 0.0, 10.0))
 
 
-def _chance(design: Design, true_difference: float, margin: float | None, alpha: float) -> float:
+def _power(
+    design: StudyDesign, true_difference: float, margin: float | None, alpha: float
+) -> float:
     if margin is None:
-        return chance_of_difference(design, true_difference, alpha)
-    return chance_of_equivalence(design, true_difference, margin, alpha)
+        return power_of_difference(design, true_difference, alpha)
+    return power_of_equivalence(design, true_difference, margin, alpha)
 
 
-def _beyond(difference: float, widths: FloatArray, scale: float) -> float:
+def _power_at(difference: float, widths: FloatArray, scale: float) -> float:
     if scale == 0:
         return float(difference > 0)
     return float(np.mean(special.ndtr((difference - widths) / scale)))
 
 
-def _half_widths(design: Design, critical: float) -> FloatArray:
+def _half_widths(design: StudyDesign, critical: float) -> FloatArray:
     """Return half the width of the verdict's interval in equally likely cases."""
     items = design.item_sd**2 / design.n_items + design.noise
     if design.n_seeds == 1:  # the verdict then knows of no luck, though there is some
-        return reach(critical, _error(design, np.array([items]), np.zeros(1), np.ones(1)))
-    own, pool, gain = _shown_luck(design)
+        return half_width(
+            critical, _variance_components(design, np.array([items]), np.zeros(1), np.ones(1))
+        )
+    own, pool, gain = _likely_seed_variances(design)
     luck = np.maximum(own, pool)
-    uncertain = uncertain_part(luck, np.full_like(luck, design.noise))
-    pooled = uncertain_part(pool, np.full_like(luck, design.noise))
-    known = pooled_freedom(uncertain, pooled, design.n_seeds - 1, gain)
+    uncertain = uncertain_variance(luck, np.full_like(luck, design.noise))
+    pooled = uncertain_variance(pool, np.full_like(luck, design.noise))
+    known = pooled_df(uncertain, pooled, design.n_seeds - 1, gain)
     certain = np.maximum(items + luck - uncertain, 0.0)
-    return reach(critical, _error(design, certain, uncertain, known))
+    return half_width(critical, _variance_components(design, certain, uncertain, known))
 
 
-def _error(design: Design, items: FloatArray, seeds: FloatArray, freedom: FloatArray) -> Error:
-    return Error(items, np.full_like(items, max(design.n_items - 1, 1)), seeds, freedom)
+def _variance_components(
+    design: StudyDesign, items: FloatArray, seeds: FloatArray, freedom: FloatArray
+) -> VarianceComponents:
+    return VarianceComponents(
+        items, np.full_like(items, max(design.n_items - 1, 1)), seeds, freedom
+    )
 
 
-def _shown_luck(design: Design) -> tuple[FloatArray, FloatArray, float]:
+def _likely_seed_variances(design: StudyDesign) -> tuple[FloatArray, FloatArray, float]:
     """Return what the seeds may show of their luck: one's own, the contenders' mean, its gain.
 
     What all contenders show together varies as the pool does; around it, each has what is left of
@@ -201,25 +209,25 @@ def _shown_luck(design: Design) -> tuple[FloatArray, FloatArray, float]:
     gain = pooling_gain(design.n_contenders, SHARED_WITH_CONTROL)
     freedom = design.n_seeds - 1
     if design.n_contenders == 1:
-        together, apart = _chi_squared(freedom, ALONE_CASES)[:, None], np.ones((1, 1))
+        together, apart = _chi_squared_quantiles(freedom, SINGLE_CASES)[:, None], np.ones((1, 1))
     else:
         left = (gain - 1) * 2 / (freedom * gain + 2)  # relative variance
-        together = _chi_squared(freedom * gain, TOGETHER_CASES)[:, None]
-        apart = _chi_squared(2 / left, APART_CASES)[None]
+        together = _chi_squared_quantiles(freedom * gain, SHARED_CASES)[:, None]
+        apart = _chi_squared_quantiles(2 / left, OWN_CASES)[None]
     shown = (design.luck + design.noise) * together * apart
     own = np.maximum(0.0, shown - design.noise)
     pool = np.broadcast_to(own.mean(axis=1, keepdims=True), own.shape)
     return own.ravel(), pool.ravel(), gain
 
 
-def _chi_squared(freedom: float, cases: int) -> FloatArray:
+def _chi_squared_quantiles(freedom: float, cases: int) -> FloatArray:
     """Return equally likely values of chi-squared over its degrees of freedom, with mean 1."""
     middles = (np.arange(cases) + 0.5) / cases
     values = special.chdtri(freedom, 1 - middles)
     return np.asarray(values / values.mean())
 
 
-def _smallest(settled: Callable[[int], bool], start: int, most: int) -> int | None:
+def _smallest_sufficient(settled: Callable[[int], bool], start: int, most: int) -> int | None:
     """Return the smallest number from ``start`` on that settles, by doubling, then halving."""
     if not settled(most):
         return None

@@ -19,16 +19,22 @@ from bakeoff.analysis.choose import choose_settings
 from bakeoff.analysis.compare import Interval, compare, estimate_scores
 from bakeoff.analysis.evidence import small_test_set_warnings
 from bakeoff.analysis.pareto import draw_scores, find_fronts
-from bakeoff.analysis.per_method.best_weights import fault
+from bakeoff.analysis.per_method.best_weights import weights_problem
 from bakeoff.analysis.per_method.forgetting import forgetting_rows
-from bakeoff.analysis.per_method.gain_over_base import base_row, gains, no_gain
+from bakeoff.analysis.per_method.gain_over_base import base_row, gains_over_base, no_gain_warning
 from bakeoff.analysis.per_method.items import item_summary
 from bakeoff.analysis.per_method.method_rows import Evidence, failure_rows, method_row
 from bakeoff.analysis.per_method.race_summary import race_summary
 from bakeoff.analysis.per_method.secondary import secondary_rows
-from bakeoff.analysis.per_method.stability import is_open
+from bakeoff.analysis.per_method.stability import is_unfinished
 from bakeoff.analysis.recommendation.recommend import recommend
-from bakeoff.analysis.trial_runs import MethodRuns, Run, n_test_items, runs_by_method, usable_scores
+from bakeoff.analysis.trial_runs import (
+    MethodRuns,
+    TrialRun,
+    count_test_items,
+    runs_by_method,
+    usable_scores,
+)
 from bakeoff.core.format import format_setting_in_words
 from bakeoff.core.record import ImportedScores, StudyRecord
 from bakeoff.core.results import TrialResult
@@ -44,8 +50,8 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
     nothing = MethodRuns(record.control, (), ())
     control = by_method.get(record.control, nothing)
     chosen = chosen_settings(record, by_method)
-    evidence = _evidence(record, by_method, rng)
-    rows = _ordered(
+    evidence = _gather_evidence(record, by_method, rng)
+    rows = _sort_rows(
         record,
         [
             method_row(record, runs, control, chosen.get(method), evidence)
@@ -58,7 +64,7 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
     fronts = find_fronts(rows, evidence.draws, record.pareto, better=record.metric.better)
     for row in rows:
         row["front_probability"] = fronts.probabilities.get(row["method"])
-    gained = gains(record, evidence.scores, rng)
+    gained = gains_over_base(record, evidence.scores, rng)
     for row in rows:
         gain = gained.get(row["method"])
         row["gain"] = asdict(gain) if gain else None
@@ -70,25 +76,25 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
     advice = recommend(record, rows, complete=complete)
     made = {
         "schema": SCHEMA,
-        "study": _study(record),
+        "study": _study_section(record),
         "base": base,
         "methods": rows,
         "pareto": fronts.plots,
         "front": fronts.joint,
         "recommendation": {**asdict(advice), "prefer": record.prefer},
-        "hours": _hours(record),
+        "hours": _hours_section(record),
         "sizes": record.sizes,
         "race": race_summary(record),
         "items": item_summary(record, by_method, evidence.scores),
         "failures": failure_rows(record, by_method),
         "retried": list(record.retried),
-        "warnings": _warnings(record, by_method, rows, evidence),
-        "timing": _timing(record),
+        "warnings": _collect_warnings(record, by_method, rows, evidence),
+        "timing": _timing_section(record),
         "complete": complete,
         "provenance": record.provenance,
-        "imported": _imported(record),
+        "imported": _imported_section(record),
     }
-    plain: dict[str, Any] = _plain(made)
+    plain: dict[str, Any] = _to_json_values(made)
     return plain
 
 
@@ -97,13 +103,13 @@ def chosen_settings(
 ) -> dict[str, dict[str, Any]]:
     """Return each method's setting: that of its final trials, else the search's once complete."""
     search = [run for runs in by_method.values() for run in runs.search]
-    complete = bool(search) and not any(is_open(run) for run in search)
-    chosen = chosen_in_search(record) if complete else {}
+    complete = bool(search) and not any(is_unfinished(run) for run in search)
+    chosen = search_choices(record) if complete else {}
     ran = {m: runs.final[0].trial.setting for m, runs in by_method.items() if runs.final}
     return {**chosen, **ran}
 
 
-def chosen_in_search(record: StudyRecord) -> dict[str, dict[str, Any]]:
+def search_choices(record: StudyRecord) -> dict[str, dict[str, Any]]:
     """Return each method's setting as the study chooses it."""
     return choose_settings(record.trials, record.select_on, record.metric.better)
 
@@ -114,9 +120,9 @@ def is_complete(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> boo
     Every planned trial has a result, every method that fits has trials, and every method with a
     setting to go on with has final trials.
     """
-    if any(is_open(Run(trial, result)) for trial, result in record.trials):
+    if any(is_unfinished(TrialRun(trial, result)) for trial, result in record.trials):
         return False
-    chosen = chosen_in_search(record)
+    chosen = search_choices(record)
     return all(
         runs.final or (runs.search and method not in chosen)
         for method, runs in by_method.items()
@@ -124,12 +130,12 @@ def is_complete(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> boo
     )
 
 
-def _evidence(
+def _gather_evidence(
     record: StudyRecord, by_method: Mapping[str, MethodRuns], rng: np.random.Generator
 ) -> Evidence:
     if record.imported is not None:
-        return _counted(record, record.imported.reported, rng)
-    n_items = n_test_items(record)
+        return _imported_evidence(record, record.imported.reported, rng)
+    n_items = count_test_items(record)
     scores = {
         method: found
         for method, runs in by_method.items()
@@ -154,11 +160,14 @@ def _evidence(
     return Evidence(scores, estimates, comparisons, n_seeds, draws)
 
 
-def _counted(
+def _imported_evidence(
     record: StudyRecord, reported: Mapping[str, ImportedScores], rng: np.random.Generator
 ) -> Evidence:
     """Return what can be said of another tool's runs: one seed each, no scores per item."""
-    estimates, counted = count_intervals.estimates(reported), count_intervals.counts(reported)
+    estimates, counted = (
+        count_intervals.score_intervals(reported),
+        count_intervals.counts_by_method(reported),
+    )
     contenders = {m: c for m, c in counted.items() if m != record.control}
     comparisons = {}
     if record.control in counted:
@@ -170,7 +179,7 @@ def _counted(
     return Evidence({}, estimates, comparisons, dict.fromkeys(estimates, 1), draws)
 
 
-def _ordered(record: StudyRecord, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _sort_rows(record: StudyRecord, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort the control first, then the best score first, those without a score last."""
     sign = -1 if record.metric.better == "higher" else 1
 
@@ -182,7 +191,7 @@ def _ordered(record: StudyRecord, rows: Iterable[dict[str, Any]]) -> list[dict[s
     return sorted(rows, key=rank)
 
 
-def _study(record: StudyRecord) -> dict[str, Any]:
+def _study_section(record: StudyRecord) -> dict[str, Any]:
     return {
         "name": record.name,
         "base": record.base,
@@ -197,12 +206,12 @@ def _study(record: StudyRecord) -> dict[str, Any]:
         "n_validation_items": record.n_items.get("validation"),
         "n_train_items": record.n_items.get("train"),
         "steps": record.steps,
-        "test_looks": test_looks(record),
+        "test_looks": count_test_reads(record),
         "test_changes": [{key: look[key] for key in ("at", "changes")} for look in record.looks],
     }
 
 
-def _imported(record: StudyRecord) -> dict[str, Any] | None:
+def _imported_section(record: StudyRecord) -> dict[str, Any] | None:
     """Return what the report says of where an imported record comes from; None for our own."""
     if record.imported is None:
         return None
@@ -211,21 +220,21 @@ def _imported(record: StudyRecord) -> dict[str, Any] | None:
     return known
 
 
-def test_looks(record: StudyRecord) -> int:
+def count_test_reads(record: StudyRecord) -> int:
     """Return how often the test set was looked at: 0 until a final trial is scored on it."""
     read = any(result is not None and "test" in result.splits for _, result in record.trials)
     read = read or record.imported is not None
     return 1 + len(record.looks) if read or record.looks else 0
 
 
-def _warnings(
+def _collect_warnings(
     record: StudyRecord,
     by_method: Mapping[str, MethodRuns],
     rows: Sequence[dict[str, Any]],
     evidence: Evidence,
 ) -> list[str]:
     """List what a reader must know before believing the verdicts, each once."""
-    found = [*_looked_again(record), *record.warnings]
+    found = [*_repeated_read_warnings(record), *record.warnings]
     items = record.n_items.get("test")
     if items is not None:
         found += small_test_set_warnings(items)
@@ -235,11 +244,11 @@ def _warnings(
     for row in rows:
         found += _row_warnings(row, by_method[row["method"]], evidence)
         gain = Interval(**row["gain"]) if row["gain"] else None
-        found += [w] if (w := no_gain(row["title"], gain, record.metric)) else []
+        found += [w] if (w := no_gain_warning(row["title"], gain, record.metric)) else []
     return list(dict.fromkeys(found))
 
 
-def _looked_again(record: StudyRecord) -> list[str]:
+def _repeated_read_warnings(record: StudyRecord) -> list[str]:
     """Say what a further look at test costs: what was seen may have led to what was changed."""
     if not record.looks:
         return []
@@ -248,7 +257,7 @@ def _looked_again(record: StudyRecord) -> list[str]:
         for number, look in enumerate(record.looks, start=2)
     )
     return [
-        f"The test set was looked at {test_looks(record)} times. {changes} What was seen may have "
+        f"The test set was looked at {count_test_reads(record)} times. {changes} What was seen may have "
         "led to the change, so the 5 % error no longer covers the verdicts of later looks, and "
         "those are the ones shown here."
     ]
@@ -267,20 +276,23 @@ def _row_warnings(row: dict[str, Any], runs: MethodRuns, evidence: Evidence) -> 
     if comparison and comparison.n_seeds < seeds:
         found.append(f"{title} is compared over {comparison.n_seeds} of its {seeds} seeds.")
     if (picked := row["picked"]) is not None and not picked["agree"]:
-        found.append(_disagreement(title, picked))
+        found.append(_disagreement_warning(title, picked))
     if row["best_setting_on_edge"]:
         rate = row["setting"]["learning_rate"]
         found.append(f"The best learning rate of {title}, {rate:g}, is at the edge of those tried.")
     unusable = len(runs.scored) - seeds
     if unusable:
         found.append(f"{title}: the test scores of {unusable} done trials cannot be used.")
-    if row["artifact"] is not None and (wrong := fault(title, row["artifact"])) is not None:
+    if (
+        row["artifact"] is not None
+        and (wrong := weights_problem(title, row["artifact"])) is not None
+    ):
         found.append(f"{wrong}.")
     found += [f"{title}: {w}" for r in runs.all if r.result for w in r.result.warnings]
     return found
 
 
-def _disagreement(title: str, picked: Mapping[str, Any]) -> str:
+def _disagreement_warning(title: str, picked: Mapping[str, Any]) -> str:
     by_loss, by_metric = (format_setting_in_words(picked[key]) for key in ("by_loss", "by_metric"))
     return (
         f"{title}: validation loss and metric disagree on the best of {picked['compared']} "
@@ -288,7 +300,7 @@ def _disagreement(title: str, picked: Mapping[str, Any]) -> str:
     )
 
 
-def _hours(record: StudyRecord) -> dict[str, Any] | None:
+def _hours_section(record: StudyRecord) -> dict[str, Any] | None:
     """Return what the study's hours bought and what it took; None where it is in steps."""
     if record.hours is None:
         return None
@@ -296,7 +308,7 @@ def _hours(record: StudyRecord) -> dict[str, Any] | None:
     return {**record.hours, "final_steps": record.steps, "used": used}
 
 
-def _timing(record: StudyRecord) -> dict[str, Any]:
+def _timing_section(record: StudyRecord) -> dict[str, Any]:
     results = [result for _, result in record.trials if result is not None]
 
     def total(read: Callable[[TrialResult], float | None]) -> float | None:
@@ -311,14 +323,14 @@ def _timing(record: StudyRecord) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _to_json_values(value: Any) -> Any:
     """Return JSON values only: names for enums, lists for tuples, None for what is not finite."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _to_json_values(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_to_json_values(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

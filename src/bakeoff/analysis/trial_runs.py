@@ -22,7 +22,7 @@ from bakeoff.core.trial import Trial
 NOT_FINISHED = "not finished"
 
 
-class Run(NamedTuple):
+class TrialRun(NamedTuple):
     """A planned trial and its result, None while it is missing."""
 
     trial: Trial
@@ -51,14 +51,14 @@ class Run(NamedTuple):
         last = self.result.curve[-1].validation_loss if self.result.curve else None
         if last is None and "validation" in self.result.splits:
             last = self.result.splits["validation"].mean_loss
-        return finite(last)
+        return finite_or_none(last)
 
     def mean_score(self, split: str) -> float | None:
         """Return the mean primary metric on ``split``."""
         if self.result is None or split not in self.result.splits:
             return None
         scores = self.result.splits[split].scores
-        return finite(math.fsum(scores) / len(scores)) if scores else None
+        return finite_or_none(math.fsum(scores) / len(scores)) if scores else None
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,21 @@ class MethodRuns:
     """All trials of one method, by phase."""
 
     method: str
-    search: tuple[Run, ...]
-    final: tuple[Run, ...]
+    search: tuple[TrialRun, ...]
+    final: tuple[TrialRun, ...]
 
     @property
-    def all(self) -> tuple[Run, ...]:
+    def all(self) -> tuple[TrialRun, ...]:
         """Search first, then final."""
         return self.search + self.final
 
     @property
-    def scored(self) -> tuple[Run, ...]:
+    def scored(self) -> tuple[TrialRun, ...]:
         """The final trials that are done."""
         return tuple(run for run in self.final if run.done)
 
 
-def finite(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """Return the value, or None where it is missing, infinite or not a number."""
     return float(value) if value is not None and math.isfinite(value) else None
 
@@ -92,8 +92,8 @@ def setting_key(setting: dict[str, Any]) -> str:
 
 def runs_by_method(record: StudyRecord) -> dict[str, MethodRuns]:
     """Group a record's trials; every method of the study is there, with trials or without."""
-    runs = [Run(trial, result) for trial, result in record.trials]
-    return {method: _method_runs(method, runs) for method in record.methods}
+    runs = [TrialRun(trial, result) for trial, result in record.trials]
+    return {method: _collect_runs(method, runs) for method in record.methods}
 
 
 def usable_scores(runs: MethodRuns, n_items: int | None) -> Scores | None:
@@ -104,14 +104,14 @@ def usable_scores(runs: MethodRuns, n_items: int | None) -> Scores | None:
     rows = {
         run.trial.seed: run.result.splits["test"].scores
         for run in runs.scored
-        if run.result is not None and _usable(run.result, n_items)
+        if run.result is not None and _has_usable_scores(run.result, n_items)
     }
     if not rows:
         return None
     return Scores(tuple(rows), np.array(list(rows.values()), dtype=np.float64))
 
 
-def n_test_items(record: StudyRecord) -> int | None:
+def count_test_items(record: StudyRecord) -> int | None:
     """Return how many test items there are, from the record or else from the scores."""
     stated = record.n_items.get("test")
     if stated:
@@ -122,14 +122,14 @@ def n_test_items(record: StudyRecord) -> int | None:
     return None
 
 
-def _usable(result: TrialResult, n_items: int | None) -> bool:
+def _has_usable_scores(result: TrialResult, n_items: int | None) -> bool:
     test = result.splits.get("test")
     if test is None or not test.scores or len(test.scores) != n_items:
         return False
     return all(math.isfinite(score) for score in test.scores)
 
 
-def _method_runs(method: str, runs: Iterable[Run]) -> MethodRuns:
+def _collect_runs(method: str, runs: Iterable[TrialRun]) -> MethodRuns:
     own = [run for run in runs if run.trial.method.name == method]
     search = tuple(run for run in own if run.trial.phase == "search")
     return MethodRuns(method, search, tuple(run for run in own if run.trial.phase == "final"))

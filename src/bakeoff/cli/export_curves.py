@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, find_study_folder, show_json
+from bakeoff.integrations import trackers
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +25,7 @@ def command(
     from bakeoff.integrations import exchange
 
     folder = find_study_folder(study)
-    found = exchange.export_curves(folder, to, out or folder / "curves" / to)
+    found = trackers.export_curves(folder, to, out or folder / "curves" / to)
     if as_json:
         show_json({**found._asdict(), "folder": str(found.folder)})
         return

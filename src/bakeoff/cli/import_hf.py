@@ -28,7 +28,8 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Import results of PEFT's method_comparison as a study and print the verdict."""
-    from bakeoff.integrations.exchange import Wishes, import_results
+    from bakeoff.integrations.exchange import Wishes
+    from bakeoff.integrations.peft_benchmark.importing import import_results
 
     whole = results.resolve()
     folder = out or RUNS / f"{whole.parent.name}-{whole.name}"

@@ -17,6 +17,7 @@ from bakeoff.cli.display import verdict
 from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, find_study_folder, show_json
 from bakeoff.core.errors import UsageError, unknown_name
 from bakeoff.core.redact import escape_control_chars, redact_value
+from bakeoff.integrations.peft_benchmark import exporting
 
 FORMATS = ("md", "csv", "json", "html")
 UNKNOWN_FORMAT, UNKNOWN_TABLE = "unknown-format", "unknown-table"
@@ -54,7 +55,7 @@ def command(
     folder = find_study_folder(study)
     if hf_json:
         target = out or folder / "hf-json"
-        written = exchange.write_results(folder, target)
+        written = exporting.write_results(folder, target)
         show_json(written) if as_json else err.print(
             escape_text(f"{len(written)} files in {target}")
         )

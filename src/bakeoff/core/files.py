@@ -1,40 +1,63 @@
-"""Files that are whole or not there: written beside, synced, renamed.
+"""Atomic, durable file writes: a file is complete or absent, even after kill -9 or a power loss.
 
-Stands at the bottom, used by both halves, standard library only. A file is renamed once its bytes
-are on the disk, and its folder is synced after that: neither kill -9 nor a power loss leaves half
-of it under its name.
+A file is written under a temporary name, synced and renamed; then its folder is synced. Standard
+library only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 PARTIAL_SUFFIX = ".tmp"
-"""Ends the name of a file that is being written; one that is left over belongs to nobody."""
+"""Suffix of a file that is being written; a leftover with it can be deleted."""
 
 
-def atomic_write_bytes(path: Path, value: bytes) -> None:
-    """Write a file whole, or leave what was there."""
+def atomic_write_bytes(path: Path, value: bytes, durable: bool = True) -> None:
+    """Write a file completely, or leave the previous one in place.
+
+    ``durable`` syncs it to the disk; turn it off only for files that a crash may lose.
+    """
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
     with temporary.open("wb") as file:
         file.write(value)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     temporary.replace(path)
-    fsync_path(path.parent)
+    if durable:
+        fsync_path(path.parent)
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write a text file whole, or leave what was there."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+def atomic_write_text(path: Path, text: str, durable: bool = True) -> None:
+    """Write a UTF-8 text file completely, or leave the previous one (see ``atomic_write_bytes``)."""
+    atomic_write_bytes(path, text.encode("utf-8"), durable)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a library to write; rename it to ``path`` once it is written.
+
+    The temporary name holds the process id, so that several processes may write the same file:
+    the last one wins, and each of them is complete. Synced like ``atomic_write_bytes``.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        yield temporary
+        fsync_path(temporary)
+        temporary.replace(path)
+        fsync_path(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folder; its names are durable with the file
+        return  # Windows cannot open a folder; its entries are durable with the file
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -43,6 +66,6 @@ def fsync_path(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hex, read in pieces."""
+    """Return the sha256 of a file in hex, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -43,13 +43,13 @@ class Switches:
         return cls(**{name: e.on for name, e in explain_defaults(device, precision, steps).items()})
 
     @classmethod
-    def wished(cls, wishes: Mapping[str, Any], device: str, precision: str, steps: int) -> Switches:
+    def from_request(cls, wishes: Mapping[str, Any], device: str, precision: str, steps: int) -> Switches:
         """Return the best with the user's ``on`` and ``off`` over it; ``auto`` leaves it be."""
         best = cls.best(device, precision, steps)
         own: dict[str, Any] = {k: v == "on" for k, v in wishes.items() if v in ("on", "off")}
         return replace(best, **own, micro_tokens=wishes.get("micro_tokens"))
 
-    def unfit(self) -> dict[str, str]:
+    def conflicts(self) -> dict[str, str]:
         """Return the accelerators that cannot go with others that are on, with the reasons."""
         if self.micro_tokens is not None:
             return {"graphs": "micro_tokens cuts steps into passes of too many shapes to capture"}

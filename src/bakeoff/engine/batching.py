@@ -62,7 +62,7 @@ class Pass(NamedTuple):
     layout: Layout | None
     first: int
     width: int
-    cut: StepPart | None
+    part: StepPart | None
 
 
 class StepBatch(NamedTuple):
@@ -95,7 +95,7 @@ class StepBatch(NamedTuple):
         )
         return moved
 
-    def pinned(self) -> StepBatch:
+    def pin_memory(self) -> StepBatch:
         """Return this in pinned memory."""
         held: StepBatch = pytree.tree_map_only(torch.Tensor, lambda t: t.pin_memory(), self)
         return held
@@ -131,11 +131,11 @@ class BatchBuilder:
         """Most lanes of one pass; lowered when memory runs out."""
         self.pass_tokens: int | None = None
         """Most packed tokens of one pass, all its lanes counted; None: no limit."""
-        self.rescue = False
+        self.may_recompute = False
         """Layers may be computed again where memory runs out and no pass can be smaller."""
         self.stack: LayerStack | None = None
-        self.packs = switches.packing
-        self.virtual = 0
+        self.packing = switches.packing
+        self.virtual_tokens = 0
         self._looked = False
         self._last: tuple[Sequence[Sequence[TokenizedExample]], Sequence[StepShape]] = (), ()
         Fused.use(switches.loss, switches.compile)
@@ -148,14 +148,14 @@ class BatchBuilder:
             self.stack.compile()
 
     @property
-    def in_use(self) -> Switches:
+    def active_switches(self) -> Switches:
         """The switches as they are by now: what did not fit in memory has changed them."""
         if self.stack is None or not self.stack.checkpointing:
             return self.switches
         return replace(self.switches, checkpointing=True, graphs=False)
 
     @property
-    def multiple(self) -> int:
+    def row_multiple(self) -> int:
         """What packed rows are rounded up to."""
         return ROW_MULTIPLE[self.device.split(":", maxsplit=1)[0]]
 
@@ -182,11 +182,11 @@ class BatchBuilder:
         self._last = [order] * len(self.lanes), ()
         return self.step(*self._last)
 
-    def halve(self) -> StepBatch | None:
+    def split_last_step(self) -> StepBatch | None:
         """Return the last training step in smaller passes; None when it cannot be made smaller."""
-        return self.step(*self._last) if self.shrink() else None
+        return self.step(*self._last) if self.reduce_pass_size() else None
 
-    def shrink(self) -> bool:
+    def reduce_pass_size(self) -> bool:
         """Halve the lanes of a pass, then its examples, then recompute; False when all is done."""
         if self.width > 1:
             self.width = self.width // 2
@@ -195,7 +195,7 @@ class BatchBuilder:
         if parts:
             self.pass_tokens = max(self._tokens(part) for part in parts) // 2
             return True
-        return self.rescue and self._recompute()
+        return self.may_recompute and self._recompute()
 
     def evaluation(self, examples: Sequence[TokenizedExample], rows: int) -> Iterator[StepBatch]:
         """Yield all examples once, the same for every lane, sorted by length; ``rows`` in all."""
@@ -210,7 +210,7 @@ class BatchBuilder:
     ) -> StepBatch:
         """Return one step's passes: ``picked`` holds the examples of each lane."""
         most = self._most
-        row = round_up(max(self._tokens(own) for own in picked), self.multiple)
+        row = round_up(max(self._tokens(own) for own in picked), self.row_multiple)
         if most is not None and row > most:  # not even one lane's examples fit together
             made = [p for lane, own in enumerate(picked) for p in self._cut(own, lane, shapes)]
         else:
@@ -221,7 +221,7 @@ class BatchBuilder:
                 self._pass(picked[i : i + width], i, shapes) for i in range(0, len(picked), width)
             ]
         step = StepBatch(tuple(made))
-        return step.pinned() if self.device.startswith("cuda") else step
+        return step.pin_memory() if self.device.startswith("cuda") else step
 
     @property
     def _most(self) -> int | None:
@@ -236,7 +236,7 @@ class BatchBuilder:
             last = stop == len(own)
             if last or (
                 most is not None
-                and round_up(self._tokens(own[start : stop + 1]), self.multiple) > most
+                and round_up(self._tokens(own[start : stop + 1]), self.row_multiple) > most
             ):
                 parts.append(own[start:stop])
                 start = stop
@@ -257,7 +257,7 @@ class BatchBuilder:
             made = self._pass([part], lane, fixed)
             slots = 0 if made.layout is None else made.layout.gather.shape[1]
             cut = StepPart(row, token, len(part), slots, part is parts[-1])
-            yield made._replace(cut=cut)
+            yield made._replace(part=cut)
             row += len(part)
             token += self._tokens(part)
 
@@ -285,21 +285,21 @@ class BatchBuilder:
         every = [e for own in picked for e in own]
         in_all = None if shape.units is None else shape.units * len(picked)
         batch = self.task.batch(every, self.pad_id, "cpu", shape.length, in_all)
-        if not self.packs:
+        if not self.packing:
             return Pass(batch, None, first, len(picked), None)
-        length = batch.inputs["input_ids"].shape[1] + self.virtual
-        tokens = shape.row or round_up(row, self.multiple)
-        sizes = [n + self.virtual for n in batch.lengths]
+        length = batch.inputs["input_ids"].shape[1] + self.virtual_tokens
+        tokens = shape.row or round_up(row, self.row_multiple)
+        sizes = [n + self.virtual_tokens for n in batch.lengths]
         where = make_layout(sizes, len(picked), length, tokens)
         return Pass(batch, where, first, len(picked), None)
 
     @property
     def _fixed(self) -> bool:
         """Whether what is computed depends on the padded length."""
-        return bool(self.lanes.drops) or self.lanes.sees_padding
+        return bool(self.lanes.dropouts) or self.lanes.sees_padding
 
     def _tokens(self, own: Sequence[TokenizedExample]) -> int:
-        return sum(len(e.tokens) + self.virtual for e in own)
+        return sum(len(e.tokens) + self.virtual_tokens for e in own)
 
     def _shapes(
         self, examples: Sequence[TokenizedExample], seeds: Sequence[int]
@@ -324,13 +324,13 @@ class BatchBuilder:
                 rows.append(self._tokens(own))
                 units.append(_count_supervised(own))
                 lengths.append(max(len(e.tokens) for e in own))
-        widest = (length + self.virtual) * self.batch_size
-        top = StepShape(length, round_up(widest, self.multiple), None)
-        sizes = choose_buckets(rows, GRAPH_SHAPES, self.multiple)
+        widest = (length + self.virtual_tokens) * self.batch_size
+        top = StepShape(length, round_up(widest, self.row_multiple), None)
+        sizes = choose_buckets(rows, GRAPH_SHAPES, self.row_multiple)
         chosen = []
         for size in sizes:
             held = [i for i, r in enumerate(rows) if pick_bucket(r, sizes) <= size]
-            most = round_up(max(units[i] for i in held), self.multiple)
+            most = round_up(max(units[i] for i in held), self.row_multiple)
             longest = length if fixed else round_up(max(lengths[i] for i in held), 8)
             chosen.append(StepShape(longest, size, most))
         return (*chosen, top)
@@ -341,12 +341,12 @@ class BatchBuilder:
         Raises:
             NotPackable: the layers see something else than the examples' tokens.
         """
-        if not self.packs or self.stack is None or self._looked:
+        if not self.packing or self.stack is None or self._looked:
             return
         self._looked = True
         if self.lanes.sees_padding:
             raise NotPackable("a layer averages over all tokens, padding included")
-        self.lanes.alone(0)
+        self.lanes.run_single(0)
         batch = self.task.batch(list(examples[:2]), self.pad_id, self.device, None, None)
         seen: list[torch.Size] = []
 
@@ -366,7 +366,7 @@ class BatchBuilder:
         rows, length = batch.inputs["input_ids"].shape
         if not seen or len(seen[0]) != 3 or seen[0][0] != rows or seen[0][1] < length:
             raise NotPackable(f"the layers see {tuple(seen[0]) if seen else 'nothing'}")
-        self.virtual = seen[0][1] - length
+        self.virtual_tokens = seen[0][1] - length
 
 
 class _StopForward(Exception):

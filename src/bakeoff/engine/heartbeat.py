@@ -16,7 +16,7 @@ class Listener(Protocol):
         """Note that work went on."""
         ...
 
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         """Say whether the work should end at the next safe point."""
         ...
 
@@ -35,4 +35,4 @@ def beat() -> None:
 
 def stop_requested() -> bool:
     """Say whether the work should end at the next safe point."""
-    return Pulse.listener is not None and Pulse.listener.asked_to_stop()
+    return Pulse.listener is not None and Pulse.listener.stop_requested()

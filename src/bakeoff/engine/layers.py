@@ -144,14 +144,14 @@ class LayerStack:
 
 def _recompute_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Return the contexts of a layer's first run and of its second, with the same draws in both."""
-    where, draws = ActivePass.layout, ActivePass.draws
+    where, draws = ActivePass.layout, ActivePass.random
     calls = 0 if draws is None else draws.calls
 
     @contextlib.contextmanager
     def again() -> Iterator[None]:
         with (
             use_layout(where, draws),
-            draws.again_from(calls) if draws else contextlib.nullcontext(),
+            draws.replay_from(calls) if draws else contextlib.nullcontext(),
         ):
             yield
 

@@ -102,13 +102,13 @@ class Stepper:
         self.optimizer = LaneAdamW(lanes.stack, recipes, MAX_LOSS)
         self._factor = torch.zeros((), device=lanes.stack.values.device)
         self._graphs = StepGraphs(self.compute, self.forward_backward) if recipe.graphs else None
-        lanes.draws.captured = recipe.graphs
+        lanes.random.captured = recipe.graphs
 
     def step(self, index: int, batch: StepBatch) -> Tensor:
         """Take step ``index`` (from 0); return the lanes' losses ``[K]``, still on the device."""
         r = self.recipe
         self._factor.fill_(learning_rate_factor(index, r.steps, r.warmup, r.decay))
-        self.lanes.draws.begin(index)
+        self.lanes.random.begin_step(index)
         if self._graphs is not None:
             losses = self._graphs(batch, r.device)
         else:
@@ -130,14 +130,14 @@ class Stepper:
         """Add each lane's gradients to the stack; return the losses ``[K]``."""
         found, so_far = [], torch.zeros(2, device=self._factor.device)
         for one in batch.passes:
-            self.lanes.ride(one.first, one.width, one.batch.rows // one.width)
-            self.lanes.draws.cut = one.cut
-            self.lanes.draws.seed_stream(one.first)
-            if one.cut is None:
+            self.lanes.run_lanes(one.first, one.width, one.batch.rows // one.width)
+            self.lanes.random.part = one.part
+            self.lanes.random.seed_global_generator(one.first)
+            if one.part is None:
                 found.append(self._whole(one))
                 continue
             so_far = so_far + self._part(one)
-            if one.cut.last:
+            if one.part.last:
                 found.append(self._end(one.first, so_far))
                 so_far = torch.zeros_like(so_far)
         return torch.cat(found)
@@ -145,7 +145,7 @@ class Stepper:
     def _forward(self, one: Pass) -> tuple[Tensor, Tensor]:
         """Return each lane's summed loss and supervised units in this pass, ``[width]`` each."""
         r = self.recipe
-        with autocast(r.device, r.precision), use_layout(one.layout, self.lanes.draws):
+        with autocast(r.device, r.precision), use_layout(one.layout, self.lanes.random):
             sums, counts = self.losses(self.lanes.model, one.batch)
         return sums.view(one.width, -1).sum(1), counts.view(one.width, -1).sum(1)
 
@@ -179,7 +179,7 @@ class Stepper:
         if self.penalty is None:
             return None
         if lanes > 1:
-            return self.lanes.each(self.penalty)
+            return self.lanes.map_lanes(self.penalty)
         return self.penalty(self.lanes.model)
 
     def state(self, lane: int) -> dict[str, Tensor]:
@@ -193,21 +193,21 @@ class Stepper:
             self.lanes.stack.values[lane].copy_(saved["values"])
         self.optimizer.restore(lane, saved, taken)
 
-    def idle(self, lane: int) -> bool:
+    def never_updated(self, lane: int) -> bool:
         """Tell whether no gradient has moved a lane, nor anything else that its method does."""
-        return self.after_step is None and self.optimizer.idle(lane)
+        return self.after_step is None and self.optimizer.never_updated(lane)
 
-    def forget_graphs(self, for_good: bool) -> None:
+    def discard_graphs(self, for_good: bool) -> None:
         """Give captured graphs and their memory back, or go on without any."""
         if self._graphs is not None:
             self._graphs = None if for_good else StepGraphs(self.compute, self.forward_backward)
-            self.lanes.draws.captured = not for_good
+            self.lanes.random.captured = not for_good
 
     def _after(self, index: int) -> None:
         if self.after_step is None:
             return
         for lane in range(len(self.lanes)):
-            self.lanes.alone(lane)
+            self.lanes.run_single(lane)
             self.after_step(self.lanes.model, index, lane)
 
 
@@ -268,7 +268,7 @@ def step_with_retry(
             if smaller is None:
                 raise
             # one lane's step cut into passes has as many shapes as there are cuts
-            stepper.forget_graphs(for_good=max(batch.widths) == 1)
+            stepper.discard_graphs(for_good=max(batch.widths) == 1)
             batch = smaller
         free_memory()
 

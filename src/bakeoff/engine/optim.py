@@ -52,7 +52,7 @@ class LaneAdamW:
         self.peaks = torch.tensor([r.learning_rates for r in recipes], device=device)
         self.alive = torch.ones(len(stack), dtype=torch.bool, device=device)
         self.diverged_at = torch.zeros(len(stack), dtype=torch.long, device=device)
-        self.taken = torch.zeros((), dtype=torch.long, device=device)
+        self.steps_taken = torch.zeros((), dtype=torch.long, device=device)
         self.rates = torch.zeros_like(self.peaks)
         groups = [
             {"params": [row], "lr": self.rates[lane, g], "weight_decay": recipe.weight_decay}
@@ -83,9 +83,9 @@ class LaneAdamW:
         for g, state in enumerate(self._states(lane)):
             for key, held in state.items():
                 held.copy_(saved[f"{key}.{g}"])
-        self.taken.fill_(taken)
+        self.steps_taken.fill_(taken)
 
-    def idle(self, lane: int) -> bool:
+    def never_updated(self, lane: int) -> bool:
         """Tell whether every gradient that the lane was given so far was exactly 0."""
         held = (state[key] for state in self._states(lane) for key in ("exp_avg", "exp_avg_sq"))
         return not any(bool(moment.any()) for moment in held)
@@ -102,9 +102,9 @@ class LaneAdamW:
         gradients = self.stack.gradients
         norms = torch.linalg.vector_norm(gradients, dim=1)
         healthy = torch.isfinite(losses) & (losses <= self.max_loss) & torch.isfinite(norms)
-        self.taken += 1
+        self.steps_taken += 1
         fresh = self.alive & ~healthy
-        self.diverged_at.copy_(torch.where(fresh, self.taken, self.diverged_at))
+        self.diverged_at.copy_(torch.where(fresh, self.steps_taken, self.diverged_at))
         self.alive &= healthy
         # torch.nn.utils.clip_grad_norm_'s formula, a norm a lane
         shrink = torch.clamp(self.clip / (norms + 1e-6), max=1.0)

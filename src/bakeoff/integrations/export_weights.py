@@ -18,17 +18,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bakeoff.analysis.per_method.best_weights import best_seed
-from bakeoff.analysis.trial_runs import Run, runs_by_method
+from bakeoff.analysis.per_method.best_weights import best_final_run
+from bakeoff.analysis.trial_runs import (TrialRun, runs_by_method)
 from bakeoff.core import files, jobs
 from bakeoff.core.errors import PreflightError, UsageError, unknown_name
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.trial import Conditions, Segment
-from bakeoff.report.model_card import card
+from bakeoff.report.model_card import model_card
 from bakeoff.study import verify_weights
 from bakeoff.study.config import parse_spec
-from bakeoff.study.record import read_values, summarised
-from bakeoff.study.remote import call, executor, make_executor, works_elsewhere
+from bakeoff.study.record import load_report, read_values
+from bakeoff.study.remote import is_remote, make_executor, open_executor, run_remote
 from bakeoff.study.setup import base_model
 from bakeoff.study.storage import study_dir as study_folder
 
@@ -36,13 +36,13 @@ FORMS = ("adapter", "merged", "lora")
 RANK = 16
 """Of `--as lora`: vLLM's own limit unless it is told another (`--max-lora-rank`)."""
 NOTES = "bakeoff.json"
-UNROUNDED = 0.1
+MERGE_TOLERANCE = 0.1
 """Share by which the loss may be higher where what was trained beside 4 or 8 bits is merged into
 the base as its files have it: what made up for their rounding now has none to make up for."""
 
 
 @dataclass(frozen=True)
-class Delivered:
+class ExportedWeights:
     """Weights that were written, and what they score beside what the trial scored.
 
     ``loss`` and ``trained_loss`` are mean validation losses in nats; ``score`` and
@@ -75,10 +75,10 @@ class Delivered:
     serve: str | None
 
 
-def deliver(
+def export_weights(
     out: Path, target: Path, method: str | None = None, form: str = "adapter", rank: int = RANK,
     force: bool = False,
-) -> Delivered:  # fmt: skip
+) -> ExportedWeights:  # fmt: skip
     """Write a method's weights (None: those of the recommended one) into the new ``target``.
 
     With ``force`` also where they do not give what was trained. The study is only read.
@@ -94,11 +94,11 @@ def deliver(
     if target.exists():
         cause = f"{target} is there already."
         raise UsageError("folder-taken", cause, "another folder: `--out DIR`.")
-    study_folder.refuse_links(out)
-    record, report = summarised(out, examples=False)
-    run = _picked(record, report, method)
+    study_folder.check_no_symlinks(out)
+    record, report = load_report(out, examples=False)
+    run = _select_run(record, report, method)
     spec = parse_spec(read_values(out)["spec"])
-    base = base_model.locate(spec.base.model, lambda _: None, run.trial.conditions.revision)
+    base = base_model.locate_base(spec.base.model, lambda _: None, run.trial.conditions.revision)
     if base.fingerprint != run.trial.conditions.fingerprint:
         raise PreflightError(
             "base-differs",
@@ -113,13 +113,13 @@ def deliver(
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         # the weights are here, whatever machines the study was carried to
-        here = make_executor("process", 1) if works_elsewhere(spec) else executor(spec)
+        here = make_executor("process", 1) if is_remote(spec) else open_executor(spec)
         with closing(here) as through:
-            found = call(through, jobs.CONVERT_WEIGHTS, value)
-        made = _delivered(record, run, found, form, rank if form == "lora" else None, target)
+            found = run_remote(through, jobs.CONVERT_WEIGHTS, value)
+        made = _exported_weights(record, run, found, form, rank if form == "lora" else None, target)
         if not made.same and not force:
-            raise _differs(made)
-        files.atomic_write_text(making / "README.md", card(asdict(made), report))
+            raise _mismatch_error(made)
+        files.atomic_write_text(making / "README.md", model_card(asdict(made), report))
         files.atomic_write_text(making / NOTES, json.dumps(asdict(made), indent=1) + "\n")
         for file in making.rglob("*.safetensors"):
             file.chmod((making / NOTES).stat().st_mode)  # safetensors lets nobody else read them
@@ -129,13 +129,13 @@ def deliver(
     return made
 
 
-def _picked(record: StudyRecord, report: Mapping[str, Any], method: str | None) -> Run:
+def _select_run(record: StudyRecord, report: Mapping[str, Any], method: str | None) -> TrialRun:
     """Return the trial whose weights are delivered."""
     by_method = runs_by_method(record)
     if method is not None and method not in by_method:
         raise unknown_name("unknown-method", "method of this study", method, list(by_method))
     wanted = method or report["recommendation"]["method"]
-    run = best_seed(by_method[wanted].final) if wanted and record.imported is None else None
+    run = best_final_run(by_method[wanted].final) if wanted and record.imported is None else None
     if run is None:
         what = f"{record.titles.get(wanted, wanted)} has" if wanted else "The study has"
         raise UsageError(
@@ -146,20 +146,20 @@ def _picked(record: StudyRecord, report: Mapping[str, Any], method: str | None) 
     return run
 
 
-def _segment(run: Run, out: Path, base: str, wishes: Mapping[str, Any]) -> Segment:
+def _segment(run: TrialRun, out: Path, base: str, wishes: Mapping[str, Any]) -> Segment:
     steps = run.trial.conditions.steps
     return Segment((run.trial,), 0, steps, str(out.resolve()), base, dict(wishes))
 
 
-def _delivered(
-    record: StudyRecord, run: Run, found: Mapping[str, Any], form: str, rank: int | None,
+def _exported_weights(
+    record: StudyRecord, run: TrialRun, found: Mapping[str, Any], form: str, rank: int | None,
     target: Path,
-) -> Delivered:  # fmt: skip
+) -> ExportedWeights:  # fmt: skip
     assert run.result is not None
     assert run.validation_loss is not None
     trial, scores = run.trial, found["scores"]["scores"]
     own = run.result.splits["test"].scores
-    return Delivered(
+    return ExportedWeights(
         folder=str(target),
         study=record.name,
         method=trial.method.name,
@@ -179,22 +179,22 @@ def _delivered(
         trained_score=fmean(own),
         n_items=len(own),
         differing=sum(abs(a - b) > 1e-6 for a, b in zip(scores, own, strict=True)),
-        same=_same(run, form, found["loss"]),
+        same=_loss_matches(run, form, found["loss"]),
         note=found["note"],
-        serve=_serve(trial.conditions, form, found["kind"], target),
+        serve=_serve_command(trial.conditions, form, found["kind"], target),
     )
 
 
-def _same(run: Run, form: str, loss: float) -> bool:
+def _loss_matches(run: TrialRun, form: str, loss: float) -> bool:
     """Tell whether a loss is that of the end of training, as far as the form can keep it."""
     trained, c = run.validation_loss, run.trial.conditions
     assert trained is not None
     if form == "merged" and c.quantize is not None:
-        return loss <= (1 + UNROUNDED) * trained
-    return verify_weights.same(trained, loss, c.precision)
+        return loss <= (1 + MERGE_TOLERANCE) * trained
+    return verify_weights.losses_match(trained, loss, c.precision)
 
 
-def _serve(conditions: Conditions, form: str, kind: str, target: Path) -> str | None:
+def _serve_command(conditions: Conditions, form: str, kind: str, target: Path) -> str | None:
     """Return the command that serves it with vLLM; None where that cannot be known."""
     if conditions.task == "classify":
         return None
@@ -207,7 +207,7 @@ def _serve(conditions: Conditions, form: str, kind: str, target: Path) -> str | 
     return None
 
 
-def _differs(made: Delivered) -> PreflightError:
+def _mismatch_error(made: ExportedWeights) -> PreflightError:
     more = ", or a higher `--rank`" if made.form == "lora" else ""
     return PreflightError(
         "export-differs",

@@ -13,12 +13,12 @@ from typing import Any
 
 from bakeoff.core.redact import sanitize
 from bakeoff.report import inline, markdown
-from bakeoff.study.record import summarised
+from bakeoff.study.record import load_report
 
-HEAD = ("method", "score", "difference", "low", "high", "verdict", "status")
+COLUMNS = ("method", "score", "difference", "low", "high", "verdict", "status")
 
 
-class Comparison:
+class StudyResult:
     """What a study found, as it stood when it was opened.
 
     ``folder`` is the study's, ``report`` the dict of docs/report-json.md.
@@ -30,7 +30,7 @@ class Comparison:
     @cached_property
     def report(self) -> dict[str, Any]:
         """The whole report, as ``report.json`` would have it."""
-        return summarised(self.folder)[1]
+        return load_report(self.folder)[1]
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -59,7 +59,7 @@ class Comparison:
                 method["verdict"],
                 method["status"],
             )
-            rows.append(dict(zip(HEAD, values, strict=True)))
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
         return rows
 
     def __repr__(self) -> str:
@@ -80,12 +80,12 @@ class Comparison:
         return markdown(self.report)
 
 
-def open_comparison(folder: Path | str) -> Comparison:
+def open_result(folder: Path | str) -> StudyResult:
     """Open a study's comparison, finished or not.
 
     Raises:
         UsageError: ``no-study``.
     """
-    found = Comparison(Path(folder))
+    found = StudyResult(Path(folder))
     assert found.report  # whatever is wrong with the folder is said here, not when it is drawn
     return found

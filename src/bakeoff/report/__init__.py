@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from bakeoff.report.csv_tables import tables
 from bakeoff.report.markdown import markdown
-from bakeoff.report.page import assets, inline, render, render_sections
+from bakeoff.report.page import assets, render, render_inline, render_sections
 
 __all__ = ["assets", "inline", "markdown", "render", "render_sections", "tables"]

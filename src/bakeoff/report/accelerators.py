@@ -23,18 +23,20 @@ def engine(method: Method) -> dict[str, Any]:
     return method.get("engine") or {}
 
 
-def lacking(method: Method, methods: Sequence[Method]) -> list[str]:
+def missing_accelerators(method: Method, methods: Sequence[Method]) -> list[str]:
     """Return the accelerators that the method ran without and another method ran with."""
     had = {name for m in methods for name in engine(m).get("on") or ()}
     return [name for name in engine(method).get("off") or {} if name in had]
 
 
-def unlike(method: Method, methods: Sequence[Method]) -> list[str]:
+def missing_for_costs(method: Method, methods: Sequence[Method]) -> list[str]:
     """Return what the method's measured costs lacked: ``lacking``, lanes and answers aside.
 
     Costs are measured with one trial alone, where there are no lanes to ride in, while it trains.
     """
-    return [name for name in lacking(method, methods) if name not in (LANES, GENERATION)]
+    return [
+        name for name in missing_accelerators(method, methods) if name not in (LANES, GENERATION)
+    ]
 
 
 def footnote(

@@ -23,13 +23,13 @@ from bakeoff.core.format import (
     score_unit,
 )
 from bakeoff.report import accelerators
-from bakeoff.report.blocks import Axis, PickAxis, Picker, PickPoint
+from bakeoff.report.blocks import ChartAxis, PickAxis, Picker, PickPoint
 from bakeoff.report.texts import lower_is_better, method_title
 
 Method = dict[str, Any]
 Numbers = tuple[float | None, ...]
 
-MORE = {
+EXTRA_COSTS = {
     "trainable_parameters": "trainable parameters",
     "train_seconds": "time of a whole run",
 }
@@ -40,7 +40,7 @@ _LOG_FROM = 12.0  # a cost that spans more than this ratio is read better on a l
 
 
 @dataclass(frozen=True)
-class Reading:
+class AxisValue:
     """A method's values on one axis, as they are drawn, and in words."""
 
     value: float | None
@@ -49,14 +49,14 @@ class Reading:
     says: str
 
 
-def cost(method: Method, key: str) -> float | None:
+def cost_value(method: Method, key: str) -> float | None:
     """Return a method's cost: of ``cost``, or of the method itself (forgetting)."""
     value = (method.get("cost") or {}).get(key, method.get(key))
     value = value.get("estimate") if isinstance(value, dict) else value
     return None if value is None else float(value)
 
 
-def readable(key: str, value: float) -> float:
+def to_axis_unit(key: str, value: float) -> float:
     """Return a cost in the unit of its axis."""
     return value / MIB if key.endswith("_bytes") else value
 
@@ -70,7 +70,7 @@ def cost_text(key: str, value: float) -> str:
     return format_seconds(value) if key.endswith("_seconds") else format_significant(value)
 
 
-def cost_axis(label: str, key: str, costs: list[float]) -> Axis:
+def cost_axis(label: str, key: str, costs: list[float]) -> ChartAxis:
     """Return the axis that holds all costs, logarithmic where they span more than a decade."""
     ends = {"_bytes": "MiB", "milliseconds": "ms", "_seconds": "s"}
     unit = next((u for end, u in ends.items() if key.endswith(end)), "")
@@ -83,13 +83,13 @@ def cost_axis(label: str, key: str, costs: list[float]) -> Axis:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
         steps = (1, 2, 5) if len(powers) < 4 else (1,)
         ticks = [t for p in powers for m in steps if low <= (t := m * 10.0**p) <= high]
-        texts = tuple(_short(t) for t in ticks)
-        return Axis(title, True, low, high, tuple(ticks), texts)
+        texts = tuple(_tick_text(t) for t in ticks)
+        return ChartAxis(title, True, low, high, tuple(ticks), texts)
     room = 0.12 * (high - low) or abs(high) * 0.5 or 1.0
-    return Axis(title, low=low - room, high=high + room)
+    return ChartAxis(title, low=low - room, high=high + room)
 
 
-def _short(value: float) -> str:
+def _tick_text(value: float) -> str:
     return format_count(value) if value >= 10_000 else f"{value:,.10g}"
 
 
@@ -98,7 +98,7 @@ def score_title(study: dict[str, Any], unit: DisplayUnit) -> str:
     return f"{study.get('metric') or 'score'} ({unit.word})" if unit.word else "score"
 
 
-def cut(values: list[float], bars: list[float], down: bool) -> float:
+def outlier_cutoff(values: list[float], bars: list[float], down: bool) -> float:
     """Return the score beyond which a point is far outside: six typical deviations.
 
     ``bars`` are half the lengths of intervals; ``down``: far outside is below, else above.
@@ -110,7 +110,7 @@ def cut(values: list[float], bars: list[float], down: bool) -> float:
     return centre - 6 * typical if down else centre + 6 * typical
 
 
-def picker(report: dict[str, Any], first: str) -> Picker | None:
+def axis_picker(report: dict[str, Any], first: str) -> Picker | None:
     """Return all axes on which a method has a value, and every scored method on them.
 
     The first choice is the score against ``first``, a key of ``cost``.
@@ -118,23 +118,25 @@ def picker(report: dict[str, Any], first: str) -> Picker | None:
     study, methods = report["study"], report.get("methods") or []
     there = [m for m in methods if (m.get("score") or {}).get("estimate") is not None]
     labels = {str(e.get("cost")): str(e.get("label")) for e in report.get("pareto") or []}
-    costs = {k: v for k, v in {**labels, **MORE}.items() if any(cost(m, k) is not None
+    costs = {k: v for k, v in {**labels, **EXTRA_COSTS}.items() if any(cost_value(m, k) is not None
              for m in there)}  # fmt: skip
     if not there or first not in costs:
         return None
     unit = score_unit(study)
-    readings = [(QUALITY, [_score(m, unit) for m in there])]
-    readings += [(key, [_cost(m, key, label) for m in there]) for key, label in costs.items()]
+    readings = [(QUALITY, [_score_reading(m, unit) for m in there])]
+    readings += [
+        (key, [_cost_reading(m, key, label) for m in there]) for key, label in costs.items()
+    ]
     made = [
         _quality_axis(study, unit, readings[0][1]),
-        *(_axis(key, costs[key], found) for key, found in readings[1:]),
+        *(_cost_pick_axis(key, costs[key], found) for key, found in readings[1:]),
     ]
     chances = {str(e.get("cost")): e.get("probabilities") or {} for e in report["pareto"]}
     points = []
     for i, method in enumerate(there):
         own = [found[i] for _, found in readings]
         name = str(method.get("method"))
-        lacking = accelerators.unlike(method, methods)
+        lacking = accelerators.missing_for_costs(method, methods)
         points.append(
             PickPoint(
                 title=method_title(method),
@@ -150,10 +152,10 @@ def picker(report: dict[str, Any], first: str) -> Picker | None:
     return Picker(tuple(made), tuple(points), 1 + list(costs).index(first), 0)
 
 
-def _score(method: Method, unit: DisplayUnit) -> Reading:
+def _score_reading(method: Method, unit: DisplayUnit) -> AxisValue:
     score = method["score"]
     low, high = score.get("low"), score.get("high")
-    return Reading(
+    return AxisValue(
         score["estimate"] * unit.factor,
         None if low is None else low * unit.factor,
         None if high is None else high * unit.factor,
@@ -161,45 +163,47 @@ def _score(method: Method, unit: DisplayUnit) -> Reading:
     )
 
 
-def _cost(method: Method, key: str, label: str) -> Reading:
-    value = cost(method, key)
+def _cost_reading(method: Method, key: str, label: str) -> AxisValue:
+    value = cost_value(method, key)
     says = DASH if value is None else cost_text(key, value)
-    return Reading(None if value is None else readable(key, value), None, None, f"{label}: {says}")
+    return AxisValue(
+        None if value is None else to_axis_unit(key, value), None, None, f"{label}: {says}"
+    )
 
 
-def _quality_axis(study: dict[str, Any], unit: DisplayUnit, found: list[Reading]) -> PickAxis:
+def _quality_axis(study: dict[str, Any], unit: DisplayUnit, found: list[AxisValue]) -> PickAxis:
     """Return the score's axis; as y it leaves out what would squash the rest."""
     down = not lower_is_better(study)
     values = [r.value for r in found if r.value is not None]
     bars = [(r.high - r.low) / 2 for r in found if r.low is not None and r.high is not None]
-    edge = cut(values, bars, down)
+    edge = outlier_cutoff(values, bars, down)
     near = [r for r in found if r.value is not None and (r.value >= edge) == down]
     near = near or [r for r in found if r.value is not None]
     title = score_title(study, unit)
     direction = "more is better" if down else "less is better"
-    low, high = _reach(near)
-    wide_low, wide_high = _reach(found)
+    low, high = _extent(near)
+    wide_low, wide_high = _extent(found)
     room, wide = 0.06 * (high - low) or 1.0, 0.08 * (wide_high - wide_low) or 1.0
     more = len(near) < len(found)
     below, above = (3 if more and down else 1), (3 if more and not down else 1)
     return PickAxis(
         QUALITY,
-        _capital(str(study.get("metric") or "score")),
+        capitalize(str(study.get("metric") or "score")),
         1 if down else -1,
-        Axis(f"{title}, {direction}", low=wide_low - wide, high=wide_high + wide),
-        Axis(title, low=low - below * room, high=high + above * room),
+        ChartAxis(f"{title}, {direction}", low=wide_low - wide, high=wide_high + wide),
+        ChartAxis(title, low=low - below * room, high=high + above * room),
     )
 
 
-def _reach(found: list[Reading]) -> tuple[float, float]:
+def _extent(found: list[AxisValue]) -> tuple[float, float]:
     ends = [x for r in found for x in (r.value, r.low, r.high) if x is not None]
     return min(ends), max(ends)
 
 
-def _axis(key: str, label: str, found: list[Reading]) -> PickAxis:
+def _cost_pick_axis(key: str, label: str, found: list[AxisValue]) -> PickAxis:
     made = cost_axis(label, key, [r.value for r in found if r.value is not None])
-    return PickAxis(key, _capital(label), -1, made, made)
+    return PickAxis(key, capitalize(label), -1, made, made)
 
 
-def _capital(text: str) -> str:
+def capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]

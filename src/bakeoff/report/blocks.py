@@ -78,7 +78,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A table row; a ``pinned`` row stays on top however the table is sorted."""
 
     cells: tuple[Cell, ...]
@@ -86,7 +86,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableBlock:
     """A table that scrolls in its own box; ``folded`` hides it behind its caption.
 
     A ``filterable`` one gets a field for text and a choice for each facet; pinned rows stay.
@@ -95,7 +95,7 @@ class Table:
     kind: ClassVar[str] = "table"
     caption: str
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     folded: bool = False
     sortable: bool = False
     filterable: bool = False
@@ -103,7 +103,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """A chart axis in the numbers that people read; ``ticks`` pairs with ``tick_text``."""
 
     title: str
@@ -133,7 +133,7 @@ class Series:
 class Pane:
     """A y axis and what is drawn against it; the panes of a chart share their x axis."""
 
-    y: Axis
+    y: ChartAxis
     series: tuple[Series, ...]
 
 
@@ -147,8 +147,8 @@ class PickAxis:
     key: str
     name: str
     sign: int
-    x: Axis
-    y: Axis
+    x: ChartAxis
+    y: ChartAxis
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Chart:
     key: str
     title: str
     description: str
-    x: Axis
+    x: ChartAxis
     panes: tuple[Pane, ...]
     size: str = "large"
     tone: str | None = None
@@ -256,7 +256,7 @@ class Forest:
 
 
 @dataclass(frozen=True)
-class Piece:
+class BarSegment:
     """A piece of a bar, from ``low`` to ``high`` percent of the width."""
 
     tone: str
@@ -269,12 +269,12 @@ class BarRow:
     """One method's bar and its numbers in words; without pieces ``numbers`` says why."""
 
     name: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[BarSegment, ...]
     numbers: str
 
 
 @dataclass(frozen=True)
-class Key:
+class LegendEntry:
     """What a tone of a bar means."""
 
     tone: str
@@ -290,13 +290,13 @@ class Bars:
 
     kind: ClassVar[str] = "bars"
     label: str
-    keys: tuple[Key, ...]
+    keys: tuple[LegendEntry, ...]
     rows: tuple[BarRow, ...]
     zero: float = 0.0
 
 
 @dataclass(frozen=True)
-class Said:
+class ExamplePrediction:
     """What one method answered to an item, and how that scored."""
 
     title: str
@@ -305,14 +305,14 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Example:
+class ItemExample:
     """An item with two answers side by side."""
 
     name: str
     prompt: str | None
     reference: str | None
-    left: Said
-    right: Said
+    left: ExamplePrediction
+    right: ExamplePrediction
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ class ExampleGroup:
     """Examples under one heading."""
 
     heading: str
-    examples: tuple[Example, ...]
+    examples: tuple[ItemExample, ...]
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ class Examples:
     groups: tuple[ExampleGroup, ...]
 
 
-Block = Text | Tiles | Facts | Table | Chart | Grid | Forest | Bars | Examples
+Block = Text | Tiles | Facts | TableBlock | Chart | Grid | Forest | Bars | Examples
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def tables(report: Report) -> dict[str, str]:
     return {name: _csv(rows) for name, rows in made.items() if rows}
 
 
-def cell(value: Any) -> str:
+def csv_cell(value: Any) -> str:
     """Return a cell's text; one that a spreadsheet would compute gets a leading apostrophe."""
     if value is None:
         return ""
@@ -55,8 +55,8 @@ def _csv(rows: list[Cells]) -> str:
     columns = dict.fromkeys(key for row in rows for key in row)
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([cell(c) for c in columns])
-    writer.writerows([cell(row.get(c)) for c in columns] for row in rows)
+    writer.writerow([csv_cell(c) for c in columns])
+    writer.writerows([csv_cell(row.get(c)) for c in columns] for row in rows)
     return file.getvalue()
 
 
@@ -64,11 +64,11 @@ def _methods(report: Report) -> list[Cells]:
     return report.get("methods") or []
 
 
-def _who(method: Cells) -> Cells:
+def _identity(method: Cells) -> Cells:
     return {"method": method.get("method"), "title": method.get("title")}
 
 
-def _flat(name: str, value: Any, keys: Iterable[str]) -> Cells:
+def _prefixed(name: str, value: Any, keys: Iterable[str]) -> Cells:
     """Return some values of an object under ``name_key``; all empty where there is none."""
     known = value if isinstance(value, Mapping) else {}
     return {f"{name}_{key}": known.get(key) for key in keys}
@@ -77,25 +77,25 @@ def _flat(name: str, value: Any, keys: Iterable[str]) -> Cells:
 _INTERVAL = ("estimate", "low", "high")
 
 
-def _all(report: Report) -> Iterator[Cells]:
+def _method_rows(report: Report) -> Iterator[Cells]:
     study = report["study"]
     for m in _methods(report):
         yield {
-            **_who(m),
+            **_identity(m),
             **{key: m.get(key) for key in ("status", "verdict", "reason")},
-            **_flat("score", m.get("score"), _INTERVAL),
-            **_flat("difference", m.get("difference"), (*_INTERVAL, "p_adjusted")),
-            **_flat("gain", m.get("gain"), _INTERVAL),
+            **_prefixed("score", m.get("score"), _INTERVAL),
+            **_prefixed("difference", m.get("difference"), (*_INTERVAL, "p_adjusted")),
+            **_prefixed("gain", m.get("gain"), _INTERVAL),
             **{
                 k: v
                 for name, value in (m.get("secondary") or {}).items()
-                for k, v in _flat(name, value, _INTERVAL).items()
+                for k, v in _prefixed(name, value, _INTERVAL).items()
             },
             "n_test_items": study.get("n_test_items"),
             "n_seeds": m.get("n_seeds"),
             "setting": m.get("setting"),
             **(m.get("cost") or {}),
-            **_flat("forgetting", m.get("forgetting"), _INTERVAL),
+            **_prefixed("forgetting", m.get("forgetting"), _INTERVAL),
             "steps_to_control_loss": m.get("steps_to_control_loss"),
             "front_probability": m.get("front_probability"),
         }
@@ -105,7 +105,7 @@ def _differences(report: Report) -> Iterator[Cells]:
     for m in _methods(report):
         found = m.get("difference") or {}
         yield {
-            **_who(m),
+            **_identity(m),
             **{key: m.get(key) for key in ("verdict", "status")},
             **{key: found.get(key) for key in (*_INTERVAL, "p_adjusted")},
             "n_seeds": m.get("n_seeds"),
@@ -121,7 +121,7 @@ def _pareto(report: Report) -> Iterator[Cells]:
         return
     for m in _methods(report):
         name, cost = m.get("method"), m.get("cost") or {}
-        row = {**_who(m), **_flat("score", m.get("score"), _INTERVAL)}
+        row = {**_identity(m), **_prefixed("score", m.get("score"), _INTERVAL)}
         for plot in plots:
             key = str(plot.get("cost"))
             value = cost.get(key, m.get(key))
@@ -137,7 +137,7 @@ def _fairness(report: Report) -> Iterator[Cells]:
         keys = ("n_settings", "n_settings_added", "n_seeds", "setting", "best_setting_on_edge",
                 "n_trials_diverged", "n_trials_failed")  # fmt: skip
         yield {
-            **_who(m),
+            **_identity(m),
             **{key: m.get(key) for key in keys},
             "steps": report["study"].get("steps"),
             "lanes": engine.get("lanes"),
@@ -156,7 +156,7 @@ def _sensitivity(report: Report) -> Iterator[Cells]:
     for m in _methods(report):
         for s in m.get("settings") or []:
             rate = (s.get("setting") or {}).get("learning_rate")
-            yield {**_who(m), "learning_rate": rate, **s}
+            yield {**_identity(m), "learning_rate": rate, **s}
 
 
 def _curves(report: Report) -> Iterator[Cells]:
@@ -190,16 +190,16 @@ def _stability(report: Report) -> Iterator[Cells]:
         known = m.get("stability") or {}
         if not any(known.values()):
             continue
-        row = _who(m)
+        row = _identity(m)
         for name, value in known.items():
-            row |= _flat(name, value, value) if isinstance(value, dict) else {name: value}
+            row |= _prefixed(name, value, value) if isinstance(value, dict) else {name: value}
         yield row
 
 
 def _costs(report: Report) -> Iterator[Cells]:
     for m in _methods(report):
         if any(v is not None for v in (m.get("cost") or {}).values()):
-            yield {**_who(m), **m["cost"]}
+            yield {**_identity(m), **m["cost"]}
 
 
 def _failures(report: Report) -> Iterator[Cells]:
@@ -211,7 +211,7 @@ def _retried(report: Report) -> Iterator[Cells]:
 
 
 _SHEETS: dict[str, Callable[[Report], Iterator[Cells]]] = {
-    "methods": _all,
+    "methods": _method_rows,
     "differences": _differences,
     "pareto": _pareto,
     "fairness": _fairness,

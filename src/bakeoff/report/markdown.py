@@ -41,26 +41,29 @@ def markdown(report: dict[str, Any]) -> str:
     study, methods = report["study"], report.get("methods") or []
     sentence = (report.get("recommendation") or {}).get("sentence")
     parts = [
-        f"## {inert(str(study.get('name') or 'study'))}",
-        f"**{inert(sentence or 'There is no recommendation yet.')}**",
-        _question(study),
+        f"## {escape_markdown(str(study.get('name') or 'study'))}",
+        f"**{escape_markdown(sentence or 'There is no recommendation yet.')}**",
+        _study_line(study),
     ]
     if not report.get("complete", True):
         parts.append("This study is not finished: what stands here may change.")
     if methods:
         parts.append(_table(study, methods))
     if weights := saved_weights_text(report):
-        parts.append(inert(weights))
+        parts.append(escape_markdown(weights))
     if warnings := report.get("warnings"):
-        parts.append("### Warnings\n\n" + "\n".join(f"- {inert(w)}" for w in warnings))
+        parts.append("### Warnings\n\n" + "\n".join(f"- {escape_markdown(w)}" for w in warnings))
     failures = [m for m in methods if m.get("reason")]
     if failures:
-        lines = (f"- {inert(method_title(m))}: {inert(str(m['reason']))}" for m in failures)
+        lines = (
+            f"- {escape_markdown(method_title(m))}: {escape_markdown(str(m['reason']))}"
+            for m in failures
+        )
         parts.append("### Without a result\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def inert(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Return a text of one line that Markdown shows as it is."""
     line = " ".join(strip_control_chars(text).split())
     line = _LINKING.sub(_JOINER, line)
@@ -69,19 +72,19 @@ def inert(text: str) -> str:
     return _LEADING.sub(lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", line)
 
 
-def _question(study: dict[str, Any]) -> str:
+def _study_line(study: dict[str, Any]) -> str:
     unit, margin = score_unit(study), study.get("margin")
     parts = [f"Base {study.get('base') or DASH}", f"metric {study.get('metric')}"]
     if margin is not None:
         parts.append(f"margin ±{unit.plain(margin)} {unit.word}".rstrip())
     if study.get("n_test_items") is not None:
         parts.append(plural(study["n_test_items"], "test item"))
-    return inert(", ".join(parts)) + "."
+    return escape_markdown(", ".join(parts)) + "."
 
 
 def _table(study: dict[str, Any], methods: list[dict[str, Any]]) -> str:
     unit = score_unit(study)
-    hint = f" ({inert(unit.word)})" if unit.word else ""
+    hint = f" ({escape_markdown(unit.word)})" if unit.word else ""
     heads = [h + (hint if h in ("Score", "Difference") else "") for h in _HEADINGS]
     aligned = ["---" if h in ("Method", "Verdict", "Setting") else "---:" for h in _HEADINGS]
     rows = [heads, aligned, *(_row(study, m, unit) for m in methods)]
@@ -91,7 +94,7 @@ def _table(study: dict[str, Any], methods: list[dict[str, Any]]) -> str:
 
 def _row(study: dict[str, Any], method: dict[str, Any], unit: DisplayUnit) -> list[str]:
     cost, verdict = method.get("cost") or {}, method.get("verdict") or "none"
-    name = inert(method_title(method))
+    name = escape_markdown(method_title(method))
     control = method.get("method") == study.get("control")
     cells = (
         verdict if verdict != "none" else format_status(method.get("status")),
@@ -104,4 +107,4 @@ def _row(study: dict[str, Any], method: dict[str, Any], unit: DisplayUnit) -> li
         format_milliseconds(cost.get("step_milliseconds")),
         format_bytes(cost.get("adapter_bytes")),
     )
-    return [f"**{name}**" if control else name, *map(inert, cells)]
+    return [f"**{name}**" if control else name, *map(escape_markdown, cells)]

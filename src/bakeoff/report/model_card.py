@@ -11,13 +11,13 @@ from typing import Any
 
 from bakeoff.core.format import format_significant, score_unit
 from bakeoff.core.names import is_hub_id
-from bakeoff.report.markdown import inert, markdown
+from bakeoff.report.markdown import escape_markdown, markdown
 
 _CAUSAL, _CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 _LABELS = """labels = json.loads(Path("bakeoff.json").read_text())["labels"]
 heads = {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
 """
-_LOADED = {
+_LOADING = {
     "adapter": """base = {auto}.from_pretrained({base!r}{heads})
 model = PeftModel.from_pretrained(base, ".")""",
     "model": """model = {auto}.from_pretrained(".")
@@ -25,25 +25,25 @@ tokenizer = AutoTokenizer.from_pretrained(".")""",
     "tensors": """model = {auto}.from_pretrained({base!r}{heads})
 model.load_state_dict(load_file("model.safetensors"), strict=False)""",
 }
-_IMPORTED = {
+_IMPORTS = {
     "adapter": "from peft import PeftModel\nfrom transformers import {auto}",
     "model": "from transformers import {auto}, AutoTokenizer",
     "tensors": "from safetensors.torch import load_file\nfrom transformers import {auto}",
 }
 
 
-def code(made: Mapping[str, Any]) -> str:
+def loading_code(made: Mapping[str, Any]) -> str:
     """Return the lines of Python that load what was delivered, run in its folder."""
     kind, fresh = made["kind"], made["labels"] is not None and made["kind"] != "model"
     auto = _CAUSAL if made["labels"] is None else _CLASSIFIER
     own = {"auto": auto, "base": made["base"], "heads": ", **heads" if fresh else ""}
-    parts = [_IMPORTED[kind].format(**own), "", _LOADED[kind].format(**own)]
+    parts = [_IMPORTS[kind].format(**own), "", _LOADING[kind].format(**own)]
     if fresh:
         parts = ["import json\nfrom pathlib import Path\n", parts[0], "", _LABELS + parts[2]]
     return "\n".join(parts)
 
 
-def card(made: Mapping[str, Any], report: dict[str, Any]) -> str:
+def model_card(made: Mapping[str, Any], report: dict[str, Any]) -> str:
     """Return the card of ``made`` (``delivery.Delivered`` as a dict) as Markdown."""
     unit = score_unit(report["study"])
     head = ["library_name: peft" if made["kind"] == "adapter" else "library_name: transformers"]
@@ -63,9 +63,9 @@ def card(made: Mapping[str, Any], report: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "---\n" + "\n".join(head) + "\n---",
-            f"# {inert(made['study'])}: {inert(made['title'])}",
-            *map(inert, said),
-            f"To load it, in this folder:\n\n```python\n{code(made)}\n```",
+            f"# {escape_markdown(made['study'])}: {escape_markdown(made['title'])}",
+            *map(escape_markdown, said),
+            f"To load it, in this folder:\n\n```python\n{loading_code(made)}\n```",
             "Chosen by bakeoff; the comparison:",
             markdown(report),
         ]

@@ -27,7 +27,7 @@ STATIC = ("text", "tiles", "forest", "table")
 
 
 @dataclass(frozen=True)
-class _Placed:
+class _PageSection:
     key: str
     title: str
     view: SectionView
@@ -40,8 +40,8 @@ def render(report: dict[str, Any]) -> str:
         report: the report dict, schema 1 (``docs/report-json.md``); missing numbers are None.
     """
     report = clean(report)
-    sections = _placed(report)
-    charts = [_drawn(c) for s in sections for c in s.view.charts]
+    sections = _page_sections(report)
+    charts = [_chart_json(c) for s in sections for c in s.view.charts]
     style, plotly, script = _asset("templates/style.css"), _plotly(), _asset("templates/report.js")
     return (
         _environment()
@@ -49,7 +49,7 @@ def render(report: dict[str, Any]) -> str:
         .render(
             study=report["study"],
             sections=sections,
-            **_sheets(report),
+            **_csv_sheets(report),
             charts=inert_json(charts),
             # Plotly opens an empty style element and fills it through the CSSOM, which no policy
             # restricts: allowing the hash of nothing is enough, 'unsafe-inline' is not needed.
@@ -69,60 +69,60 @@ def render_sections(report: dict[str, Any]) -> list[dict[str, Any]]:
     """
     template = _environment().get_template("section.html")
     report = clean(report)
-    sheets = _sheets(report)
+    sheets = _csv_sheets(report)
     return [
         {
             "key": section.key,
             "title": section.title,
             "html": template.render(section=section, **sheets),
-            "charts": [_drawn(c) for c in section.view.charts],
+            "charts": [_chart_json(c) for c in section.view.charts],
         }
-        for section in _placed(report)
+        for section in _page_sections(report)
     ]
 
 
-def _drawn(chart: Chart) -> dict[str, Any]:
+def _chart_json(chart: Chart) -> dict[str, Any]:
     """Return a chart as ``report.js`` reads it; seven digits are more than a screen can show."""
-    made: dict[str, Any] = _rounded(dataclasses.asdict(chart))
+    made: dict[str, Any] = _round_floats(dataclasses.asdict(chart))
     return made
 
 
-def _rounded(value: Any) -> Any:
+def _round_floats(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.7g}")
     if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: _round_floats(v) for k, v in value.items()}
+    return [_round_floats(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _sheets(report: dict[str, Any]) -> dict[str, Any]:
+def _csv_sheets(report: dict[str, Any]) -> dict[str, Any]:
     """Return what the templates need to offer figures as CSV: texts, and how files are called."""
     made = {name: text for name, text in tables(report).items() if name not in LONG}
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", str(report["study"].get("name") or ""))
     return {"sheets": made, "slug": slug.strip("-.")[:40] or "study"}
 
 
-def inline(report: dict[str, Any]) -> str:
+def render_inline(report: dict[str, Any]) -> str:
     """Return the verdict, the forest plot and the table as HTML for a page of others.
 
     There is no script in it, and its styles are attributes: nothing around it changes.
     """
-    sections = [s for s in _placed(clean(report)) if s.key in INLINE]
+    sections = [s for s in _page_sections(clean(report)) if s.key in INLINE]
     return _environment().get_template("inline.html").render(sections=sections, kinds=STATIC)
 
 
-def _placed(report: dict[str, Any]) -> list[_Placed]:
+def _page_sections(report: dict[str, Any]) -> list[_PageSection]:
     """Return the sections that have something to show, in their order."""
-    built = (_Placed(s.key, s.title, s.build(report)) for s in load_sections())
+    built = (_PageSection(s.key, s.title, s.build(report)) for s in load_sections())
     return [s for s in built if s.view.blocks]
 
 
 @cache
 def _environment() -> Environment:
-    return environment(_HERE / "templates")
+    return make_environment(_HERE / "templates")
 
 
-def environment(templates: Path) -> Environment:
+def make_environment(templates: Path) -> Environment:
     """Return what renders a folder of templates: all text escaped, no name missing."""
     return Environment(
         loader=FileSystemLoader(templates),

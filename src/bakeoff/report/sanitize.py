@@ -42,15 +42,15 @@ def content_policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
     return "; ".join(
         (
             "default-src 'none'",
-            "script-src " + " ".join(_source(s) for s in scripts),
-            "style-src " + " ".join(_source(s) for s in styles),
+            "script-src " + " ".join(_hash_source(s) for s in scripts),
+            "style-src " + " ".join(_hash_source(s) for s in styles),
             "base-uri 'none'",
             "form-action 'none'",
         )
     )
 
 
-def _source(text: str) -> str:
+def _hash_source(text: str) -> str:
     # A browser hashes what lies between the tags after it made \r\n into \n.
     if "\r" in text or re.search(r"</(script|style)|<!--", text, re.IGNORECASE):
         raise ValueError("this text cannot stand inline in a page without being changed or cut")

@@ -8,14 +8,14 @@ from typing import Any
 
 from bakeoff import report as report_page
 from bakeoff.core import disk_full, files
-from bakeoff.study.record import summarised
+from bakeoff.study.record import load_report
 from bakeoff.study.storage import study_dir as study_folder
 
 
 def report(out: Path, examples: bool = True) -> dict[str, Any]:
     """Write ``report.json`` and ``report.html``, items if ``examples``; return the former."""
-    study_folder.refuse_links(out)
-    _, summary = summarised(out, examples)
+    study_folder.check_no_symlinks(out)
+    _, summary = load_report(out, examples)
     text = json.dumps(summary, indent=1, allow_nan=False)
     with disk_full.translate_disk_full(out):
         files.atomic_write_text(out / "report.json", text + "\n")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bakeoff.analysis.compare_studies import Side, contrast
+from bakeoff.analysis.compare_studies import (ComparedStudy, compare_studies)
 from bakeoff.core.errors import UsageError
 from bakeoff.study.config import flatten
-from bakeoff.study.record import read_values, summarised
+from bakeoff.study.record import load_report, read_values
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -23,9 +23,9 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             f"Both folders are {first}: a study does not differ from itself.",
             "another study's folder as the second one.",
         )
-    return contrast(_side(first), _side(second))
+    return compare_studies(_load_side(first), _load_side(second))
 
 
-def _side(out: Path) -> Side:
-    _, summary = summarised(out, examples=False)
-    return Side(str(out), summary, flatten(read_values(out).get("frozen") or {}))
+def _load_side(out: Path) -> ComparedStudy:
+    _, summary = load_report(out, examples=False)
+    return ComparedStudy(str(out), summary, flatten(read_values(out).get("frozen") or {}))

@@ -25,15 +25,21 @@ from bakeoff.study.monitoring.progress import Progress, Silent
 from bakeoff.study.planning import racing, time_budget
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import Timing, estimate
-from bakeoff.study.planning.time_budget import Fit
-from bakeoff.study.remote import call, executor, make_executor, prober, works_elsewhere
-from bakeoff.study.setup.open_study import check, open_study, warned
-from bakeoff.study.setup.study import CAUSAL_LM, Study, prior_trial, segment
+from bakeoff.study.planning.time_budget import BudgetPlan
+from bakeoff.study.remote import (
+    exclusive_executor,
+    is_remote,
+    make_executor,
+    open_executor,
+    run_remote,
+)
+from bakeoff.study.setup.open_study import add_warnings, check_study, open_study
+from bakeoff.study.setup.study import CAUSAL_LM, Study, prior_trial, whole_segment
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.tasks import task_class
 
 
-class Timed(NamedTuple):
+class MethodTimings(NamedTuple):
     """Timings of the methods that run here, ``untimed`` the others' reasons; ``seconds`` taken."""
 
     timings: tuple[Timing, ...]
@@ -57,18 +63,18 @@ def overview(
     """
     heard = progress or Silent()
     study = open_study(spec, source, Path(), heard)
-    with laid_out(study) as there:
-        study = check(there, heard)._replace(folder=study.folder)
-        rows = shown(there, show) if show else None
-        found = timed(there, heard) if time_it or spec.budget.hours is not None else None
-    bought = fitted(study, found) if found is not None and spec.budget.hours is not None else None
+    with temporary_study_dir(study) as there:
+        study = check_study(there, heard)._replace(folder=study.folder)
+        rows = preview_rows(there, show) if show else None
+        found = time_methods(there, heard) if time_it or spec.budget.hours is not None else None
+    bought = plan_budget(study, found) if found is not None and spec.budget.hours is not None else None
     if bought is not None:
-        study = narrowed(study, bought)
-    study = warned(study, too_small(study), heard)
+        study = apply_budget(study, bought)
+    study = add_warnings(study, small_test_warning(study), heard)
     search = planning_trials.search_trials(study.spec, study.entries, study.conditions)
     chosen = {t.method.name: t.setting for t in search}
     final = planning_trials.final_trials(study.spec, study.entries, study.conditions, chosen)
-    methods = _methods(study, search, final)
+    methods = _method_plans(study, search, final)
     steps = study.conditions.steps
     trials = len(search) + len(final)
     return {
@@ -76,28 +82,28 @@ def overview(
         "n_items": study.splits.counts,
         "device": study.machine["device"],
         "precision": study.machine["precision"],
-        **_memory(study),
+        **_memory_settings(study),
         "methods": methods,
         "trials": trials,
         "steps": trials * steps,
-        **planning_trials.outline(study.spec, search, final, racing.KEEP)._asdict(),
-        "rungs": list(planning_trials.rungs(study.spec.budget)),
+        **planning_trials.expected_work(study.spec, search, final, racing.KEEP)._asdict(),
+        "rungs": list(planning_trials.rung_steps(study.spec.budget)),
         "margin": spec.task.margin,
-        "detectable": time_budget.detectable(
+        "detectable": time_budget.expected_detectable(
             study.splits.counts["test"],
             study.spec.budget.seeds,
             len(methods) - 1,
             study.metric.info,
         ),
         "hours": None if bought is None else dataclasses.asdict(bought),
-        "estimate": None if found is None else estimated(study, found),
+        "estimate": None if found is None else study_estimate(study, found),
         "sizes": None if study.sizes is None else list(study.sizes),
         "rows": rows,
         "warnings": list(study.warnings),
     }
 
 
-def _memory(study: Study) -> dict[str, Any]:
+def _memory_settings(study: Study) -> dict[str, Any]:
     """Return what the study does to fit in memory."""
     c, engine = study.conditions, study.spec.engine
     return {
@@ -108,7 +114,7 @@ def _memory(study: Study) -> dict[str, Any]:
     }
 
 
-def _methods(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> list[dict[str, Any]]:
+def _method_plans(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> list[dict[str, Any]]:
     """Return what each method would run, and how vLLM could serve it (None: no way is known)."""
     speaks = task_class(study.spec.task.kind).task_type == CAUSAL_LM
     serving = serving_forms(study.entries, cache_folder()) if speaks else {}
@@ -131,24 +137,24 @@ def _methods(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> l
 
 
 @contextlib.contextmanager
-def laid_out(study: Study) -> Iterator[Study]:
+def temporary_study_dir(study: Study) -> Iterator[Study]:
     """Give the study in a temporary folder with its data, where nothing else is kept.
 
     Where other machines work on it, that lies beside or in the study folder: they see it there.
     """
-    near = study.folder.resolve() if works_elsewhere(study.spec) else None
+    near = study.folder.resolve() if is_remote(study.spec) else None
     with tempfile.TemporaryDirectory(prefix=".bakeoff-", dir=near) as name:
         study_folder.freeze_data(Path(name), study.splits)
         yield study._replace(folder=Path(name))
 
 
-def shown(study: Study, count: int) -> list[dict[str, Any]]:
+def preview_rows(study: Study, count: int) -> list[dict[str, Any]]:
     """Return the first rows of train as they are trained on, and where they stand in the file.
 
     The study's data must lie in its folder.
     """
-    asked = segment(study, [prior_trial(study, study.entries[0])]).to_json()
-    found = call(executor(study.spec), jobs.PREVIEW_ROWS, {"segment": asked, "count": count})[
+    asked = whole_segment(study, [prior_trial(study, study.entries[0])]).to_json()
+    found = run_remote(open_executor(study.spec), jobs.PREVIEW_ROWS, {"segment": asked, "count": count})[
         "rows"
     ]
     return [
@@ -157,7 +163,7 @@ def shown(study: Study, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def timed(study: Study, progress: Progress) -> Timed:
+def time_methods(study: Study, progress: Progress) -> MethodTimings:
     """Time a few steps of each method, in processes of their own, one at a time.
 
     The study's data must lie in its folder.
@@ -166,10 +172,10 @@ def timed(study: Study, progress: Progress) -> Timed:
     timings, untimed = [], {}
     wishes = study.spec.engine.switches
     payloads = [
-        segment(study, [prior_trial(study, e)] * settings, wishes).to_json() for e in study.entries
+        whole_segment(study, [prior_trial(study, e)] * settings, wishes).to_json() for e in study.entries
     ]
     progress.phase("Timing", len(payloads), 0)
-    through = prober(study.spec) or make_executor("process", 1, Options(fresh=True))
+    through = exclusive_executor(study.spec) or make_executor("process", 1, Options(fresh=True))
     for outcome in through.map(jobs.TIME_STEPS, payloads):
         method = study.entries[outcome.index].name
         progress.advance(method)
@@ -177,40 +183,40 @@ def timed(study: Study, progress: Progress) -> Timed:
             untimed[method] = (outcome.value or {}).get("error_text") or str(outcome.error)
         else:
             timings.append(Timing.of(method, outcome.value))
-    return Timed(tuple(timings), untimed, time.monotonic() - started)
+    return MethodTimings(tuple(timings), untimed, time.monotonic() - started)
 
 
-def too_small(study: Study) -> tuple[str, ...]:
+def small_test_warning(study: Study) -> tuple[str, ...]:
     """Say whether test has too few items for the study's margin."""
-    return time_budget.too_small(study.spec, study.splits.counts["test"], study.metric.info)
+    return time_budget.small_margin_warnings(study.spec, study.splits.counts["test"], study.metric.info)
 
 
-def estimated(study: Study, found: Timed) -> dict[str, Any]:
+def study_estimate(study: Study, found: MethodTimings) -> dict[str, Any]:
     """Return what a study takes, as plain values."""
     taken = estimate(study.spec, found.timings, study.splits.counts)
     return {**dataclasses.asdict(taken), "untimed": found.untimed}
 
 
-def fitted(study: Study, found: Timed) -> Fit:
+def plan_budget(study: Study, found: MethodTimings) -> BudgetPlan:
     """Return what the study's hours buy on this machine.
 
     Raises:
         PreflightError: ``hours-too-few``.
     """
     counts, metric = study.splits.counts, study.metric.info
-    return time_budget.fit(study.spec, found.timings, counts, metric, found.seconds)
+    return time_budget.plan_budget(study.spec, found.timings, counts, metric, found.seconds)
 
 
-def narrowed(study: Study, bought: Fit) -> Study:
+def apply_budget(study: Study, bought: BudgetPlan) -> Study:
     """Return the study with the budget and the contenders that its hours buy."""
-    budget = time_budget.Budget(
+    budget = time_budget.BudgetChoice(
         bought.steps, bought.settings, bought.seeds, tuple(bought.contenders)
     )
     spec = time_budget.with_budget(study.spec, budget)
     count = len(spec.method_names)  # contenders leave from the end of the list
     return study._replace(
         spec=spec,
-        warnings=study.warnings + planning_trials.early_rungs(spec.budget),
+        warnings=study.warnings + planning_trials.early_rung_warnings(spec.budget),
         entries=study.entries[:count],
         conditions=dataclasses.replace(study.conditions, steps=spec.budget.steps),
         sizes=None if study.sizes is None else study.sizes[:count],

@@ -15,12 +15,12 @@ from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Trial
 
-Kept = tuple[Trial, TrialResult]
+FinishedTrial = tuple[Trial, TrialResult]
 
-SAME = 3
+SAME_FAILURE_LIMIT = 3
 """Methods that fail alike, none succeeding in between, before the study is paused."""
 
-LOST = 2
+GPU_LOSS_LIMIT = 2
 """Methods that lose a GPU before it is set aside."""
 
 
@@ -48,11 +48,11 @@ class Quarantine:
             return ()
         if method not in self._lost[gpu]:
             self._lost[gpu].append(method)
-        broken = len(self._lost[gpu]) >= LOST and gpu in self._elsewhere
+        broken = len(self._lost[gpu]) >= GPU_LOSS_LIMIT and gpu in self._elsewhere
         return tuple(self._lost.pop(gpu)) if broken else ()
 
 
-class Breaker:
+class CircuitBreaker:
     """Holds failures back until it is clear that they are the methods' own.
 
     The same failure in one method after the other is the machine's or the data's: then the study
@@ -60,12 +60,12 @@ class Breaker:
     """
 
     def __init__(self, methods: int) -> None:
-        self.most = max(2, min(SAME, methods))
+        self.most = max(2, min(SAME_FAILURE_LIMIT, methods))
         self.signature: str | None = None
-        self.held: list[Kept] = []
+        self.held: list[FinishedTrial] = []
         self.gpus = Quarantine()
 
-    def take(self, group: Sequence[Kept]) -> list[Kept]:
+    def take(self, group: Sequence[FinishedTrial]) -> list[FinishedTrial]:
         """Return what may be written now that a group has ended.
 
         Raises:
@@ -90,7 +90,7 @@ class Breaker:
             )
         return known
 
-    def flush(self) -> list[Kept]:
+    def flush(self) -> list[FinishedTrial]:
         """Return what was held back: the failures were the methods' own."""
         held, self.held, self.signature = self.held, [], None
         return held

@@ -10,17 +10,17 @@ from bakeoff.core import jobs
 from bakeoff.core.results import SplitScores
 from bakeoff.core.trial import MethodEntry
 from bakeoff.study import retry
-from bakeoff.study.monitoring.progress import Work, ended, telling
+from bakeoff.study.monitoring.progress import Job, ended, with_events
 from bakeoff.study.planning import trials as planning_trials
-from bakeoff.study.remote import refuse_full
-from bakeoff.study.scheduler import Running, run_trials
-from bakeoff.study.search import _in_time
-from bakeoff.study.setup.study import prior_trial, segment
+from bakeoff.study.remote import check_disk_full
+from bakeoff.study.scheduler import RunContext, run_trials
+from bakeoff.study.search import plan_final_steps
+from bakeoff.study.setup.study import prior_trial, whole_segment
 from bakeoff.tasks import task_class
 
 
-def final(
-    running: Running, entries: Sequence[MethodEntry], chosen: Mapping[str, dict[str, Any]]
+def run_final(
+    running: RunContext, entries: Sequence[MethodEntry], chosen: Mapping[str, dict[str, Any]]
 ) -> None:
     """Train the chosen settings at fresh seeds, in full, and score them on test.
 
@@ -28,7 +28,7 @@ def final(
     once more with them.
     """
     study = running.study
-    steps, begins = _in_time(running)
+    steps, begins = plan_final_steps(running)
     conditions = dataclasses.replace(study.conditions, steps=steps)
     trials = planning_trials.final_trials(study.spec, entries, conditions, chosen)
     with running.read() as reader:
@@ -49,7 +49,7 @@ def base_note(why: str) -> str:
     return f"The untouched base answered by plain generate: {why}."
 
 
-def score_base(running: Running) -> None:
+def score_base(running: RunContext) -> None:
     """Score the untouched base on test, once, where its task lets it answer at all.
 
     A failure is noted and said; the study goes on without this number.
@@ -61,14 +61,14 @@ def score_base(running: Running) -> None:
             return
     running.progress.phase("The untouched base", 1, 0)
     wishes = study.spec.engine.switches
-    payload = segment(study, [prior_trial(study, study.entries[0])], wishes).to_json()
-    work = Work("base", study.entries[0].name, "The untouched base")
+    payload = whole_segment(study, [prior_trial(study, study.entries[0])], wishes).to_json()
+    work = Job("base", study.entries[0].name, "The untouched base")
     found = list(
-        running.executor.map(jobs.SCORE_BASE, telling(running.progress, [work], [payload]))
+        running.executor.map(jobs.SCORE_BASE, with_events(running.progress, [work], [payload]))
     )
     running.stop.check()
     (outcome,) = found
-    refuse_full(study.folder, outcome)
+    check_disk_full(study.folder, outcome)
     scored = outcome.value or {"error": outcome.error}
     store.set(retry.BASE_SCORES, scored)
     running.progress.advance("base")

@@ -9,12 +9,12 @@ gets a fresh test set by beginning anew.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bakeoff.core.clock import now_utc
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.names import is_within
@@ -30,12 +30,12 @@ KEY = "forked_from"
 """The study's value that says what it was forked from; see ``noted``."""
 TAKEN = "taken"
 """The study's value that lists the trials whose results are the parent's."""
-LEFT_BEHIND = (lock.LOCK, lock.NOTE, LOG)
+LEFTOVER_FILES = (lock.LOCK, lock.NOTE, LOG)
 """What a fork that was refused, or killed before its database was made, leaves in its folder."""
 TRIALS = "trials"
 
 
-class Parent(NamedTuple):
+class TrialSource(NamedTuple):
     """A study whose trials may be taken over, with the seals that its database knows, by trial."""
 
     folder: Path
@@ -43,7 +43,7 @@ class Parent(NamedTuple):
     seals: Mapping[str, str | None]
 
 
-class Found(NamedTuple):
+class ParentStudy(NamedTuple):
     """What a fork must know of its parent: its values, and whether its test set has been read."""
 
     values: dict[str, Any]
@@ -56,7 +56,7 @@ class Found(NamedTuple):
         return 1 + further if self.test_read or further else 0
 
 
-def refuse(parent: Path, out: Path, again: bool) -> None:
+def check_can_fork(parent: Path, out: Path, again: bool) -> None:
     """Refuse to fork what is no study, into what is not free; nothing is written.
 
     Raises:
@@ -77,13 +77,13 @@ def refuse(parent: Path, out: Path, again: bool) -> None:
             "it is.",
             f"a folder beside it: `--fork {parent.with_name(parent.name + '-2')}`.",
         )
-    if "imported" in _read(parent).values:
+    if "imported" in _read_parent(parent).values:
         raise UsageError(
             "fork-imported",
             f"The study in {parent} was imported: there is nothing in it that could be run.",
             "`bakeoff run STUDY.toml` begins a study.",
         )
-    if not _free(parent, out):
+    if not _is_free(parent, out):
         raise UsageError(
             "fork-taken",
             f"{out} holds something else than a fork of {parent} that was interrupted.",
@@ -91,19 +91,19 @@ def refuse(parent: Path, out: Path, again: bool) -> None:
         )
 
 
-def mark(parent: Path, out: Path, store: Writer) -> None:
+def mark_as_fork(parent: Path, out: Path, store: Writer) -> None:
     """Write into a new study's database, before anything else, that it is a fork of ``parent``."""
     with Reader(out / DATABASE) as reader:
         if reader.values(KEY):
             return
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = now_utc()
     path = str(parent.resolve())
     with contextlib.suppress(ValueError):  # another drive of Windows
         path = os.path.relpath(path, out.resolve())  # both may be moved together
     store.set(KEY, {"folder": parent.resolve().name, "path": path, "at": now})
 
 
-def noted(
+def record_parent(
     out: Path, values: Mapping[str, Any], now: Mapping[str, Any], test_read: bool
 ) -> dict[str, Any]:
     """Return what a fork's database is to hold of its parent; nothing for what is no fork.
@@ -124,7 +124,7 @@ def noted(
         return {}
     begun = "differences" in known
     try:
-        found = _read(_place(out, known))
+        found = _read_parent(_parent_folder(out, known))
     except BakeoffError:
         if begun:
             return {}  # moved, damaged or gone: it was counted when it was there
@@ -134,18 +134,18 @@ def noted(
     before = found.values["frozen"]
     full = {
         **known,
-        "differences": known["differences"] if begun else test_reads.changes(before, now),
+        "differences": known["differences"] if begun else test_reads.describe_changes(before, now),
         "test": before["data"].get("test"),
         "same_test": before["data"].get("test") == now["data"]["test"],
         "test_reads": found.test_reads,
         "looks": list(found.values.get("looks", ())),
         "before": found.values.get(KEY),
     }
-    seen = _seen(full, now["data"]["test"])
+    seen = _inherited_test_reads(full, now["data"]["test"])
     return {KEY: full, "looks": seen} if seen else {KEY: full}
 
 
-def parent_of(out: Path, progress: Progress) -> Parent | None:
+def find_trial_source(out: Path, progress: Progress) -> TrialSource | None:
     """Return the study whose trials a fork may take over, and say why where there is none.
 
     None, too, for what is no fork. Trials of another machine, other versions of a package among
@@ -156,12 +156,12 @@ def parent_of(out: Path, progress: Progress) -> Parent | None:
     known = values.get(KEY)
     if known is None:
         return None
-    place, none = _place(out, known), f"no trial is taken over from {known['folder']}"
+    place, none = _parent_folder(out, known), f"no trial is taken over from {known['folder']}"
     if not (place / DATABASE).is_file():
         progress.say(f"{none}: it is not there any more")
         return None
     try:
-        theirs = _read(place).values["frozen"]["machine"]
+        theirs = _read_parent(place).values["frozen"]["machine"]
         with Reader(place / DATABASE) as reader:
             rows = reader.rows()
     except BakeoffError as error:
@@ -171,10 +171,10 @@ def parent_of(out: Path, progress: Progress) -> Parent | None:
         progress.say(f"{none}: they were made on another machine ({'; '.join(lines)})")
         return None
     seals = {name: row.sealed for name, row in rows.items() if row.status is not None}
-    return Parent(place, known["folder"], seals)
+    return TrialSource(place, known["folder"], seals)
 
 
-def take(parent: Parent, out: Path, store: Writer, trials: Iterable[Trial]) -> int:
+def reuse_trials(parent: TrialSource, out: Path, store: Writer, trials: Iterable[Trial]) -> int:
     """Take over those of ``trials`` that the parent has finished; return how many.
 
     Folder first, durably, then the row; in between a kill costs nothing. A folder counts if every
@@ -205,7 +205,7 @@ def take(parent: Parent, out: Path, store: Writer, trials: Iterable[Trial]) -> i
     return len(results)
 
 
-def shown(values: Mapping[str, Any]) -> dict[str, Any]:
+def fork_provenance(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the report's provenance says of a study's parent; nothing without one."""
     known = values.get(KEY)
     if known is None:
@@ -214,7 +214,7 @@ def shown(values: Mapping[str, Any]) -> dict[str, Any]:
     return {KEY: {**{k: known.get(k) for k in keys}, "trials_taken": len(values.get(TAKEN, ()))}}
 
 
-def _read(folder: Path) -> Found:
+def _read_parent(folder: Path) -> ParentStudy:
     """Read a study that may be running.
 
     Raises:
@@ -228,13 +228,13 @@ def _read(folder: Path) -> Found:
     if not (folder / DATABASE).is_file():
         raise missing
     with Reader(folder / DATABASE) as reader, reader.still():
-        found = Found(reader.values(), reader.test_read())
+        found = ParentStudy(reader.values(), reader.test_read())
     if "frozen" not in found.values:
         raise missing
     return found
 
 
-def _free(parent: Path, out: Path) -> bool:
+def _is_free(parent: Path, out: Path) -> bool:
     """Tell whether a fork may be begun in a folder, or gone on with."""
     if not out.exists():
         return True
@@ -242,21 +242,21 @@ def _free(parent: Path, out: Path) -> bool:
         return False
     if not (out / DATABASE).is_file():
         return {path.name.removesuffix(files.PARTIAL_SUFFIX) for path in out.iterdir()} <= {
-            *LEFT_BEHIND
+            *LEFTOVER_FILES
         }
     values: dict[str, Any] = {}
     with contextlib.suppress(UsageError), Reader(out / DATABASE) as reader:  # no-study: empty
         values = reader.values()
     if KEY in values:
-        return _place(out, values[KEY]) == parent.resolve()
+        return _parent_folder(out, values[KEY]) == parent.resolve()
     return not {k for k in values if not k.startswith("wall:")} - {"schema_version"}
 
 
-def _place(out: Path, known: Mapping[str, Any]) -> Path:
+def _parent_folder(out: Path, known: Mapping[str, Any]) -> Path:
     return Path(out, known["path"]).resolve()
 
 
-def _seen(known: Mapping[str, Any], test: str) -> list[dict[str, Any]]:
+def _inherited_test_reads(known: Mapping[str, Any], test: str) -> list[dict[str, Any]]:
     """Return the looks that were had at these test rows before, and the fork's own; none if none.
 
     Not the parent's alone: a fork with other test rows in between makes nothing unseen.

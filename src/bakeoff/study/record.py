@@ -26,10 +26,10 @@ from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import trials
 from bakeoff.study.storage import repair
 from bakeoff.study.storage.database import Reader
-from bakeoff.study.storage.study_dir import DATABASE, database_of
+from bakeoff.study.storage.study_dir import (DATABASE, database_path)
 
 
-def walls(values: dict[str, Any]) -> list[float]:
+def wall_times(values: dict[str, Any]) -> list[float]:
     """Return the wall time of each run of a study so far, in seconds."""
     return [v for k, v in values.items() if k.startswith("wall:")]
 
@@ -52,12 +52,12 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
     Raises:
         UsageError: ``no-study``.
     """
-    with Reader(database_of(out)) as reader, reader.still():
+    with Reader(database_path(out)) as reader, reader.still():
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
         decisions = reader.decisions()
     if "imported" in values:
         return imported_record(values, trials, costs)
-    _begun(out, values)
+    _require_started(out, values)
     spec, known = parse_spec(values["spec"]), values["about"]
     # what was removed keeps its trials, and is no part of the study any more
     trials = tuple(pair for pair in trials if pair[0].method.name in known["methods"])
@@ -80,11 +80,11 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         incompatible={
             n: c.reason or "" for n, c in costs.items() if c.status is Status.INCOMPATIBLE
         },
-        wall_seconds=sum(walls(values)) or None,
-        warnings=(*known["warnings"], *notes(values)),
-        provenance={**known["provenance"], **fork.shown(values)},
+        wall_seconds=sum(wall_times(values)) or None,
+        warnings=(*known["warnings"], *provenance_warnings(values)),
+        provenance={**known["provenance"], **fork.fork_provenance(values)},
         sizes=known.get("sizes"),
-        race=raced(spec, decisions),
+        race=race_record(spec, decisions),
         looks=tuple(values.get("looks", ())),
         retried=tuple(values.get(retry.KEY, ())),
         hours=values["hours"]["fit"] if "hours" in values else None,
@@ -99,18 +99,18 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         serving=serving_forms(
             {t.method.name: t.method for t, _ in trials}.values(), cache_folder()
         ),
-        **test_texts.fields(out, trials, examples),
+        **test_texts.text_fields(out, trials, examples),
     )
 
 
-def _begun(out: Path, values: dict[str, Any]) -> None:
+def _require_started(out: Path, values: dict[str, Any]) -> None:
     if "about" not in values:
         raise UsageError(
             "no-study", f"The study in {out} has not begun yet.", "`bakeoff run` goes on with it."
         )
 
 
-def notes(values: dict[str, Any]) -> list[str]:
+def provenance_warnings(values: dict[str, Any]) -> list[str]:
     """Return what the user should know of how the base's answers, or the database, came about."""
     why = (values.get("base_scores") or {}).get("note")
     found = [final.base_note(why)] if why else []
@@ -119,28 +119,28 @@ def notes(values: dict[str, Any]) -> list[str]:
     return found
 
 
-def raced(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
+def race_record(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return what the record says of the race, None where the study has none."""
-    rungs = trials.rungs(spec.budget)
+    rungs = trials.rung_steps(spec.budget)
     if not rungs:
         return None
     return {"rungs": list(rungs), "seeds": spec.budget.seeds, "decisions": decisions}
 
 
-def generator(values: dict[str, Any]) -> np.random.Generator:
+def resampling_generator(values: dict[str, Any]) -> np.random.Generator:
     """Return the generator that a study's resampling draws from; an imported one has no seed."""
     seed = parse_spec(values["spec"]).seed if "spec" in values else 0
     return np.random.default_rng(seed)
 
 
-def summarised(out: Path, examples: bool = True) -> tuple[StudyRecord, dict[str, Any]]:
+def load_report(out: Path, examples: bool = True) -> tuple[StudyRecord, dict[str, Any]]:
     """Return a study's record, and its report as plain JSON values without secrets.
 
     Raises:
         UsageError: ``no-study``.
     """
     record = read_record(out, examples)
-    made = redact_value(summarise(record, generator(read_values(out))))
+    made = redact_value(summarise(record, resampling_generator(read_values(out))))
     return record, json.loads(json.dumps(made, allow_nan=False))
 
 

@@ -13,23 +13,23 @@ from bakeoff.study.config import StudySpec
 from bakeoff.study.executors import Executor, Options, Outcome, never
 
 
-def executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor:
+def open_executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor:
     """Return the study's executor, which takes no more work from ``stopping`` on."""
     return make_executor(spec.engine.executor, spec.engine.workers, _options(spec, stopping))
 
 
-def works_elsewhere(spec: StudySpec) -> bool:
+def is_remote(spec: StudySpec) -> bool:
     """Say whether the study's executor may work on other machines than this one."""
     kind = plugins.load_plugin("study.executors", spec.engine.executor, "executor").EXECUTOR
     return bool(getattr(kind, "elsewhere", False))
 
 
-def prober(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor | None:
+def exclusive_executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor | None:
     """Return what measures one method after another where the trials run: a process each, alone.
 
     None where that is this machine.
     """
-    if not works_elsewhere(spec):
+    if not is_remote(spec):
         return None
     alone = dataclasses.replace(_options(spec, stopping), fresh=True)
     return make_executor(spec.engine.executor, 1, alone)
@@ -53,7 +53,7 @@ def make_executor(name: str, workers: int, options: Options = Options()) -> Exec
     return made
 
 
-def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, Any]:
+def run_remote(through: Executor, function: str, value: dict[str, Any]) -> dict[str, Any]:
     """Run one function through an executor and return its answer.
 
     Raises:
@@ -63,7 +63,7 @@ def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, A
         BakeoffError: ``worker-failed`` with the worker's last words.
     """
     outcome = next(iter(through.map(function, [value])))
-    refuse_full(Path(value.get("folder") or Path.cwd()), outcome)
+    check_disk_full(Path(value.get("folder") or Path.cwd()), outcome)
     if outcome.value is None:
         raise BakeoffError(
             "worker-failed", f"{function}: {outcome.error}", "`bakeoff doctor` checks the machine."
@@ -76,7 +76,7 @@ def call(through: Executor, function: str, value: dict[str, Any]) -> dict[str, A
     return outcome.value
 
 
-def refuse_full(folder: Path, outcome: Outcome) -> None:
+def check_disk_full(folder: Path, outcome: Outcome) -> None:
     """Pause the study where a worker met a full disk: no trial, cost or score comes of that.
 
     Raises:

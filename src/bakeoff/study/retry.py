@@ -7,11 +7,11 @@ and why it had failed are written in one transaction.
 
 from __future__ import annotations
 
-import datetime
 import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from bakeoff.core.clock import now_utc
 from bakeoff.core import trial_dir
 from bakeoff.core.results import Cost, TrialResult
 from bakeoff.core.trial import Trial
@@ -24,19 +24,19 @@ KEY = "retried"
 """The study's value that lists what was tried again, oldest first."""
 TRIALS = "trials"
 BASE_SCORES = "base_scores"
-NOTHING = "--retry: nothing has failed, so there is nothing to try again"
-LEFT = (
+NOTHING_FAILED = "--retry: nothing has failed, so there is nothing to try again"
+SEARCH_TRIALS_KEPT = (
     "--retry leaves {count} of the search as they are: settings were chosen without them, and the "
     "test set has been read since. `--fork NEW` begins the study anew, with them."
 )
 
-Ended = tuple[Trial, TrialResult]
+FinishedTrial = tuple[Trial, TrialResult]
 
 
-class Failed(NamedTuple):
+class FailedWork(NamedTuple):
     """What is to be tried again, and what is left: ``search`` trials once test was read."""
 
-    trials: tuple[Ended, ...]
+    trials: tuple[FinishedTrial, ...]
     withdrawn: tuple[tuple[Trial, TrialResult | None], ...]
     """Final trials of methods whose settings are chosen anew, none of them scored."""
     costs: tuple[Cost, ...]
@@ -44,7 +44,7 @@ class Failed(NamedTuple):
     left: tuple[Trial, ...]
 
 
-def begin(study: Study, store: Writer, progress: Progress) -> None:
+def reset_failed(study: Study, store: Writer, progress: Progress) -> None:
     """Forget what failed, so that it is tried again; say what, and what is left and why.
 
     A search trial races again from its first step, the decisions on others stay. It may change
@@ -54,14 +54,14 @@ def begin(study: Study, store: Writer, progress: Progress) -> None:
     with Reader(study.folder / study_folder.DATABASE) as reader, reader.still():
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
         test_read = reader.test_read()
-    found = _failed(study, values, costs.values(), trials, test_read)
-    noted = list(_notes(found))
+    found = _find_failures(study, values, costs.values(), trials, test_read)
+    noted = list(_retry_records(found))
     if found.left:
         count = f"{len(found.left)} failed trial{'s' if len(found.left) > 1 else ''}"
-        progress.say(LEFT.format(count=count))
+        progress.say(SEARCH_TRIALS_KEPT.format(count=count))
     if not noted:
         if not found.left:
-            progress.say(NOTHING)
+            progress.say(NOTHING_FAILED)
         return
     plans = [trial.id for trial, _ in found.withdrawn]
     results = [trial.id for trial, _ in found.trials if trial.id not in plans]
@@ -73,14 +73,14 @@ def begin(study: Study, store: Writer, progress: Progress) -> None:
         noted={KEY: [*values.get(KEY, ()), *noted]},
     )
     for trial, result in (*found.trials, *found.withdrawn):
-        study_folder.drop_states(study.folder, trial.id, but=None)
+        study_folder.delete_checkpoints(study.folder, trial.id, but=None)
         if trial.id in plans and (result is None or result.status in trial_dir.RETRYABLE):
             shutil.rmtree(study.folder / TRIALS / trial.id, ignore_errors=True)
     for note in noted:
-        progress.say(sentence(note))
+        progress.say(describe_retry(note))
 
 
-def sentence(note: dict[str, Any]) -> str:
+def describe_retry(note: dict[str, Any]) -> str:
     """Return one entry under ``KEY`` as a line: what is tried again, and how it had ended."""
     what = {"probe": "cost probe of {method}", "base": "scores of the untouched base"}.get(
         note["phase"], "{method} {phase} trial {trial_id}, seed {seed}"
@@ -88,10 +88,10 @@ def sentence(note: dict[str, Any]) -> str:
     return f"tried again: {what.format(**note)}; before: {note['status']}: {note['reason']}"
 
 
-def _failed(
+def _find_failures(
     study: Study, values: dict[str, Any], costs: Iterable[Cost],
     trials: Iterable[tuple[Trial, TrialResult | None]], test_read: bool,
-) -> Failed:  # fmt: skip
+) -> FailedWork:  # fmt: skip
     """Sort out what failed among the methods that the study still has."""
     names = {entry.name for entry in study.entries}
     own = [(t, r) for t, r in trials if t.method.name in names]
@@ -99,7 +99,7 @@ def _failed(
     left = [t for t, _ in failed if test_read and t.phase == "search"]
     again = [(t, r) for t, r in failed if not test_read or t.phase == "final"]
     anew = {t.method.name for t, _ in again if t.phase == "search"}
-    return Failed(
+    return FailedWork(
         trials=tuple(again),
         withdrawn=tuple((t, r) for t, r in own if t.phase == "final" and t.method.name in anew),
         costs=tuple(c for c in costs if c.method in names and c.status in trial_dir.RETRYABLE),
@@ -108,9 +108,9 @@ def _failed(
     )
 
 
-def _notes(found: Failed) -> Iterator[dict[str, Any]]:
+def _retry_records(found: FailedWork) -> Iterator[dict[str, Any]]:
     """Yield what is kept of each thing that is forgotten, in the form of ``report.json``."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = now_utc()
     blank: dict[str, Any] = {
         "at": now,
         "method": None,

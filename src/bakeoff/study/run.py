@@ -19,25 +19,45 @@ from bakeoff.study import final, search, verify_weights
 from bakeoff.study import fork as study_fork
 from bakeoff.study import retry as study_retry
 from bakeoff.study.config import StudySpec, dump_spec
-from bakeoff.study.dry_run import fitted, laid_out, narrowed, timed, too_small
+from bakeoff.study.dry_run import (
+    apply_budget,
+    plan_budget,
+    small_test_warning,
+    temporary_study_dir,
+    time_methods,
+)
 from bakeoff.study.executors import Options
-from bakeoff.study.failures import Breaker
+from bakeoff.study.failures import CircuitBreaker
 from bakeoff.study.monitoring import signals
-from bakeoff.study.monitoring.progress import LOG, Logged, Progress, Silent, Work, ended, telling
+from bakeoff.study.monitoring.progress import (
+    LOG,
+    Job,
+    LoggingProgress,
+    Progress,
+    Silent,
+    ended,
+    with_events,
+)
 from bakeoff.study.planning import time_budget
 from bakeoff.study.planning.estimate import Timing
-from bakeoff.study.planning.time_budget import Deadline, Fit
-from bakeoff.study.record import read_values, walls
-from bakeoff.study.remote import call, executor, make_executor, prober, refuse_full
-from bakeoff.study.scheduler import Running, refuse_too_little_room
+from bakeoff.study.planning.time_budget import (Deadline, BudgetPlan)
+from bakeoff.study.record import read_values, wall_times
+from bakeoff.study.remote import (
+    check_disk_full,
+    exclusive_executor,
+    make_executor,
+    open_executor,
+    run_remote,
+)
+from bakeoff.study.scheduler import RunContext, check_disk_space
 from bakeoff.study.setup import compatibility, test_reads
-from bakeoff.study.setup.open_study import check, open_study, warned
-from bakeoff.study.setup.provenance import about, frozen_values
-from bakeoff.study.setup.study import Study, prior_trial, segment
+from bakeoff.study.setup.open_study import add_warnings, check_study, open_study
+from bakeoff.study.setup.provenance import describe_study, frozen_values
+from bakeoff.study.setup.study import Study, prior_trial, whole_segment
 from bakeoff.study.storage import repair
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, Writer
-from bakeoff.study.storage.lock import locked
+from bakeoff.study.storage.lock import hold_lock
 
 
 def run_study(
@@ -57,46 +77,46 @@ def run_study(
     """
     origin = out
     if fork is not None:
-        study_fork.refuse(origin, fork, again)
+        study_fork.check_can_fork(origin, fork, again)
         out = fork
-    study_folder.make(out)
-    heard = Logged(out / LOG, progress or Silent())
+    study_folder.create(out)
+    heard = LoggingProgress(out / LOG, progress or Silent())
     closed = contextlib.closing(heard)
     with (
         disk_full.translate_disk_full(out),
-        locked(out),
+        hold_lock(out),
         closed,
-        signals.listening(heard.say) as stop,
+        signals.handle_signals(heard.say) as stop,
     ):
         study = open_study(spec, source, out, heard)
-        with Writer(out / study_folder.DATABASE) as store, clock(store) as passed:
+        with Writer(out / study_folder.DATABASE) as store, record_wall_time(store) as passed:
             if fork is not None:
-                study_fork.mark(origin, out, store)
-            for found in repair.start(out, store):
+                study_fork.mark_as_fork(origin, out, store)
+            for found in repair.clean_up_before_run(out, store):
                 heard.say(f"{found.what}: {found.detail}")
-            study, deadline = budgeted(study, store, heard, passed)
-            study = warned(study, too_small(study), heard)
-            counted = hold(study, again, heard)
+            study, deadline = resolve_time_budget(study, store, heard, passed)
+            study = add_warnings(study, small_test_warning(study), heard)
+            counted = check_resume(study, again, heard)
             study_folder.freeze_data(out, study.splits)
             study_folder.freeze_metric(out, study.metric.name, study.metric.code)
-            study = check(study, heard)
-            freeze(study, store, counted)
+            study = check_study(study, heard)
+            freeze_study(study, store, counted)
             if retry:
-                study_retry.begin(study, store, heard)
-            parent = study_fork.parent_of(out, heard)
-            with contextlib.closing(executor(spec, stop)) as through:
-                breaker = Breaker(len(study.entries))
-                running = Running(study, store, heard, through, stop, breaker, deadline, parent)
+                study_retry.reset_failed(study, store, heard)
+            parent = study_fork.find_trial_source(out, heard)
+            with contextlib.closing(open_executor(spec, stop)) as through:
+                breaker = CircuitBreaker(len(study.entries))
+                running = RunContext(study, store, heard, through, stop, breaker, deadline, parent)
                 costs = measure_costs(running)
-                refuse_too_little_room(study, costs)
+                check_disk_space(study, costs)
                 able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
-                chosen = search.search(running, able)
-                final.final(running, able, chosen)
-                verify_weights.check(running)
+                chosen = search.run_search(running, able)
+                final.run_final(running, able, chosen)
+                verify_weights.verify_saved_weights(running)
     return out
 
 
-def budgeted(
+def resolve_time_budget(
     study: Study, store: Writer, progress: Progress, passed: Callable[[], float]
 ) -> tuple[Study, Deadline | None]:
     """Return what a study's hours buy, chosen once, with its deadline; without hours, the study.
@@ -112,30 +132,30 @@ def budgeted(
     if asked is not None:
         begun = {"budget.hours": known["fit"]["hours"]} if known else {}
         if known or "frozen" in values:
-            compatibility.refuse_difference(begun, {"budget.hours": asked})
+            compatibility.check_unchanged(begun, {"budget.hours": asked})
     if known is not None and asked is not None:
-        compatibility.refuse_difference({"contenders": known["asked"]}, {"contenders": wanted})
+        compatibility.check_unchanged({"contenders": known["asked"]}, {"contenders": wanted})
     if known is None:
-        with laid_out(study) as there:
-            check(there, Silent())  # what cannot be trained on is not timed either
-            found = timed(there, progress)
-        bought = fitted(study, found)
+        with temporary_study_dir(study) as there:
+            check_study(there, Silent())  # what cannot be trained on is not timed either
+            found = time_methods(there, progress)
+        bought = plan_budget(study, found)
         known = {
             "asked": wanted,
             "fit": asdict(bought),
             "timings": [asdict(t) for t in found.timings],
         }
         store.set("hours", known)
-    bought = Fit(**known["fit"])
+    bought = BudgetPlan(**known["fit"])
     if asked is not None:
-        study = narrowed(study, bought)
-        progress.say(time_budget.sentence(bought, study.entries[0].title))
+        study = apply_budget(study, bought)
+        progress.say(time_budget.describe(bought, study.entries[0].title))
     timings = tuple(Timing.from_json(t) for t in known["timings"])
-    before = sum(walls(values))
+    before = sum(wall_times(values))
     return study, Deadline(bought, timings, lambda: before + passed())
 
 
-def hold(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
+def check_resume(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
     """Hold the study against what was frozen before; return what to note of a look at test.
 
     Raises:
@@ -144,22 +164,22 @@ def hold(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
     with Reader(study.folder / study_folder.DATABASE) as reader, reader.still():
         values, test_read = reader.values(), reader.test_read()
     now = json.loads(json.dumps(frozen_values(study)))
-    counted = test_reads.held(values, now, test_read, again)
+    counted = test_reads.check_test_read(values, now, test_read, again)
     if again and not counted:
-        progress.say(test_reads.NOTHING)
-    return {**counted, **study_fork.noted(study.folder, values, now, test_read)}
+        progress.say(test_reads.NO_CHANGE_MESSAGE)
+    return {**counted, **study_fork.record_parent(study.folder, values, now, test_read)}
 
 
-def freeze(study: Study, store: Writer, counted: dict[str, Any]) -> None:
+def freeze_study(study: Study, store: Writer, counted: dict[str, Any]) -> None:
     """Freeze the study in its folder, with what is counted of its looks at test."""
     own = None if study.metric.code is None else study.metric.name
     template = (study.conditions.task_options.get("chat") or {}).get("template")
     study_folder.write_study_file(study.folder, study.spec, own, template)
-    known = {"spec": dump_spec(study.spec), "about": about(study), "frozen": frozen_values(study)}
+    known = {"spec": dump_spec(study.spec), "about": describe_study(study), "frozen": frozen_values(study)}
     store.set_all({**known, **counted})
 
 
-def measure_costs(running: Running) -> dict[str, Cost]:
+def measure_costs(running: RunContext) -> dict[str, Cost]:
     """Run the cost probe of each method that has none yet: alone, one after another.
 
     Raises:
@@ -173,12 +193,12 @@ def measure_costs(running: Running) -> dict[str, Cost]:
     progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
     # always a process each, one at a time: nothing else may be in a reading of time or memory
     wishes = study.spec.engine.switches
-    payloads = [segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing]
+    payloads = [whole_segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing]
     alone = Options(fresh=True, patience=60 * study.spec.engine.patience, stopping=stop)
-    through = prober(study.spec, stop) or make_executor("process", 1, alone)
-    works = [Work("cost probe", e.name, e.title) for e in missing]
-    for outcome in through.map(jobs.PROBE_COST, telling(progress, works, payloads)):
-        refuse_full(study.folder, outcome)
+    through = exclusive_executor(study.spec, stop) or make_executor("process", 1, alone)
+    works = [Job("cost probe", e.name, e.title) for e in missing]
+    for outcome in through.map(jobs.PROBE_COST, with_events(progress, works, payloads)):
+        check_disk_full(study.folder, outcome)
         entry = missing[outcome.index]
         if outcome.value is not None:
             cost = Cost.from_json(outcome.value)
@@ -204,7 +224,7 @@ def measure_costs(running: Running) -> dict[str, Cost]:
 
 
 @contextlib.contextmanager
-def clock(store: Writer) -> Iterator[Callable[[], float]]:
+def record_wall_time(store: Writer) -> Iterator[Callable[[], float]]:
     """Add this run's wall time to the study's, also when it is interrupted; gives its seconds."""
     started, key = time.monotonic(), f"wall:{uuid.uuid4().hex}"
     try:
@@ -217,4 +237,4 @@ def machine() -> dict[str, Any]:
     """Return what a study would find on this machine, with measured matmul rates."""
     through = make_executor("process", 1)
     wishes = {"device": "auto", "precision": "auto", "threads": None, "workers": 1}
-    return call(through, jobs.MEASURE_MACHINE, wishes)
+    return run_remote(through, jobs.MEASURE_MACHINE, wishes)

@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff.analysis.choose import choose_settings, criterion
-from bakeoff.analysis.trial_runs import Run
+from bakeoff.analysis.choose import (choose_settings, selection_value)
+from bakeoff.analysis.trial_runs import TrialRun
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial
 from bakeoff.study import retry
 from bakeoff.study.planning import racing, time_budget
 from bakeoff.study.planning import trials as planning_trials
-from bakeoff.study.planning.sampler import Tried
-from bakeoff.study.scheduler import Running, run_trials
+from bakeoff.study.planning.sampler import ObservedSetting
+from bakeoff.study.scheduler import RunContext, run_trials
 from bakeoff.study.setup.study import Study
 from bakeoff.study.storage import study_dir as study_folder
 
-COSTS = {
+COST_FIELDS = {
     "memory": "train_peak_bytes",
     "speed": "step_milliseconds",
     "size": "trainable_parameters",
@@ -36,39 +36,39 @@ COSTS = {
 }
 """The axes, beside quality, on which a method may be on the Pareto front, as far as they are known
 while the search runs: an adapter's bytes go with its parameters, forgetting is not measured yet."""
-CHOSEN = "chosen: the only setting of its method left at step {step}"
-LEFT = "one of {count} settings of its method left at step {step}"
+ONLY_SETTING_LEFT = "chosen: the only setting of its method left at step {step}"
+ONE_OF_SETTINGS_LEFT = "one of {count} settings of its method left at step {step}"
 """Where a setting that was tried again came as far as one that had been chosen before."""
 
 
-def search(running: Running, entries: Sequence[MethodEntry]) -> dict[str, dict[str, Any]]:
+def run_search(running: RunContext, entries: Sequence[MethodEntry]) -> dict[str, dict[str, Any]]:
     """Try every setting of every method on validation; return each method's best one."""
     study = running.study
     trials = list(planning_trials.search_trials(study.spec, entries, study.conditions))
-    stops = planning_trials.rungs(study.spec.budget)
+    stops = planning_trials.rung_steps(study.spec.budget)
     if not stops:
         span = (0, study.conditions.steps)
         run_trials(running, "Search", trials, span)
-        _widened(running, entries, trials, span)
-        return _chosen(running)
+        _run_follow_up_settings(running, entries, trials, span)
+        return _best_settings(running)
     start = 0
     for number, stop in enumerate(stops):
         run_trials(running, f"Search to step {stop}", trials, (start, stop))
         if number == 0:
-            trials = _widened(running, entries, trials, (start, stop))
-        trials = _judged(running, trials, number, stops)
+            trials = _run_follow_up_settings(running, entries, trials, (start, stop))
+        trials = _apply_rung(running, trials, number, stops)
         start = stop
     left = Counter(t.method.name for t in trials)
-    for trial, result in _at(running, trials, start):
+    for trial, result in _results_at(running, trials, start):
         if result is not None:
             count = left[trial.method.name]
-            why = (CHOSEN if count == 1 else LEFT).format(step=start, count=count)
+            why = (ONLY_SETTING_LEFT if count == 1 else ONE_OF_SETTINGS_LEFT).format(step=start, count=count)
             running.store.keep(dataclasses.replace(result, status=Status.DONE, reason=why))
-    _sweep(running, trials, [], start)
-    return _chosen(running)
+    _drop_stale_checkpoints(running, trials, [], start)
+    return _best_settings(running)
 
 
-def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
+def plan_final_steps(running: RunContext) -> tuple[int, Callable[[Segment], bool]]:
     """Return the steps of the final trials, and what tells whether a group may still begin.
 
     Where the budget is in hours, the steps fill what is left of them, at the pace that the search
@@ -81,11 +81,11 @@ def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
     with running.read() as reader:
         values, trials = reader.values(), reader.trials()
     took = sum(result.seconds for t, result in trials if t.id in ids and result is not None)
-    pace = time_budget.pace_of(study.spec, deadline.timings, counts, took)
+    pace = time_budget.slowdown(study.spec, deadline.timings, counts, took)
     steps = values.get("final_steps")
     if steps is None:
         left = time_budget.TARGET * deadline.seconds - deadline.spent()
-        steps = time_budget.refitted_steps(study.spec, deadline.timings, counts, left, pace)
+        steps = time_budget.refit_final_steps(study.spec, deadline.timings, counts, left, pace)
         running.store.set("final_steps", steps)
         running.progress.say(
             f"final runs take {steps:,} steps: {left / 60:.0f} minutes are left, and the search "
@@ -102,37 +102,37 @@ def _in_time(running: Running) -> tuple[int, Callable[[Segment], bool]]:
     return steps, begins
 
 
-def _widened(
-    running: Running, entries: Sequence[MethodEntry], trials: list[Trial], span: tuple[int, int]
+def _run_follow_up_settings(
+    running: RunContext, entries: Sequence[MethodEntry], trials: list[Trial], span: tuple[int, int]
 ) -> list[Trial]:
     """Run the settings that the first ones call for; return all of them."""
     study, more = running.study, []
-    earlier = _earlier(running, trials)
+    earlier = _previous_settings(running, trials)
     for entry in entries:
         own = [t for t in trials if t.method.name == entry.name]
-        tried = [Tried(t.setting, _value(study, t, r)) for t, r in _at(running, own, span[1])]
-        wanted = planning_trials.further(entry, study.spec, tried)
+        tried = [ObservedSetting(t.setting, _selection_value(study, t, r)) for t, r in _results_at(running, own, span[1])]
+        wanted = planning_trials.follow_up_settings(entry, study.spec, tried)
         again = earlier.get(entry.name, [])[: len(wanted)]
         more += again or [dataclasses.replace(own[0], setting=s) for s in wanted]
     if more:
         run_trials(running, "Search, second half", more, span)
-    return _extended(running, [*trials, *more], span)
+    return _extend_grid_at_edges(running, [*trials, *more], span)
 
 
-def _extended(running: Running, trials: list[Trial], span: tuple[int, int]) -> list[Trial]:
+def _extend_grid_at_edges(running: RunContext, trials: list[Trial], span: tuple[int, int]) -> list[Trial]:
     """Give methods whose best rate lies at the edge of those tried one more, and perhaps another.
 
     Settings that differ in more than the rate have no edge; they are left as they are.
     """
     for again in range(running.study.spec.budget.extend):
-        more, earlier = [], _earlier(running, trials)
+        more, earlier = [], _previous_settings(running, trials)
         for method in dict.fromkeys(t.method.name for t in trials):
             own = [t for t in trials if t.method.name == method]
             if any(set(t.setting) != {LEARNING_RATE} for t in own):
                 continue
-            at = _at(running, own, span[1])
-            rate = planning_trials.extension(
-                {t.learning_rate: _value(running.study, t, r) for t, r in at}
+            at = _results_at(running, own, span[1])
+            rate = planning_trials.edge_extension(
+                {t.learning_rate: _selection_value(running.study, t, r) for t, r in at}
             )
             if method in earlier:
                 more.append(earlier[method][0])
@@ -147,7 +147,7 @@ def _extended(running: Running, trials: list[Trial], span: tuple[int, int]) -> l
     return trials
 
 
-def _earlier(running: Running, trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+def _previous_settings(running: RunContext, trials: Sequence[Trial]) -> dict[str, list[Trial]]:
     """Return the settings beside ``trials`` that each method has been given before, in order.
 
     What was tried stays tried: a setting that failed and was tried again may call for others.
@@ -163,20 +163,20 @@ def _earlier(running: Running, trials: Sequence[Trial]) -> dict[str, list[Trial]
     return found
 
 
-def _judged(
-    running: Running, trials: Sequence[Trial], number: int, stops: tuple[int, ...]
+def _apply_rung(
+    running: RunContext, trials: Sequence[Trial], number: int, stops: tuple[int, ...]
 ) -> list[Trial]:
     """Decide at a rung who goes on; write the decisions, and the results of those that do not."""
     study, store, step = running.study, running.store, stops[number]
-    standing = _at(running, trials, step)
+    standing = _results_at(running, trials, step)
     rules = racing.Rules(stops, study.conditions.steps, len(study.entries) - 1)
     with running.read() as reader:
-        costs = axes(reader.costs(), study.entries[0].name, study.spec.verdict.pareto)
+        costs = racing_costs(reader.costs(), study.entries[0].name, study.spec.verdict.pareto)
         taken = {
             d["trial_id"]: racing.Decision(**d) for d in reader.decisions() if d["step"] == step
         }
-    decisions = racing.decide(
-        [_standing(study, t, r) for t, r in standing], study.entries[0].name, costs, number, rules
+    decisions = racing.decide_rung(
+        [_rung_standing(study, t, r) for t, r in standing], study.entries[0].name, costs, number, rules
     )
     # what was decided stays: with other contenders, or another verdict, it might come out otherwise
     decisions = tuple(taken.get(d.trial_id, d) for d in decisions)
@@ -187,11 +187,11 @@ def _judged(
             on.append(trial)
         elif result is not None and result.status is Status.STOPPED:
             store.keep(dataclasses.replace(result, reason=f"at step {step}: {decision.reason}"))
-    _sweep(running, trials, on, step)
+    _drop_stale_checkpoints(running, trials, on, step)
     return on
 
 
-def axes(
+def racing_costs(
     costs: Mapping[str, Cost], control: str, wanted: Sequence[str] | None = None
 ) -> dict[str, dict[str, float | None]]:
     """Return the costs that methods are raced by; None where they do not compare with the control.
@@ -199,8 +199,8 @@ def axes(
     They are the axes of the study's Pareto front (``wanted``; None: all that are known by now).
     What an accelerator saves is no merit of the method, so other switches make other costs.
     """
-    known = [name for name, key in COSTS.items() if key is not None]
-    names = known if wanted is None else [name for name in wanted if name in COSTS]
+    known = [name for name, key in COST_FIELDS.items() if key is not None]
+    names = known if wanted is None else [name for name in wanted if name in COST_FIELDS]
     own = (costs[control].engine or {}).get("switches")
     found: dict[str, dict[str, float | None]] = {}
     for name, cost in costs.items():
@@ -208,22 +208,22 @@ def axes(
         found[name] = {
             axis: getattr(cost, key) if key and (alike or axis == "size") else None
             for axis in names
-            for key in (COSTS[axis],)
+            for key in (COST_FIELDS[axis],)
         }
     return found
 
 
-def _standing(study: Study, trial: Trial, result: TrialResult | None) -> racing.Standing:
+def _rung_standing(study: Study, trial: Trial, result: TrialResult | None) -> racing.RungStanding:
     losses = None if result is None or not result.item_losses else np.array(result.item_losses)
     if losses is not None and not np.isfinite(losses).all():
         losses = None
     by_metric = study.spec.budget.select_on == "metric" and losses is not None
-    score = _value(study, trial, result) if by_metric else None
-    return racing.Standing(trial.id, trial.method.name, trial.learning_rate, losses, score)
+    score = _selection_value(study, trial, result) if by_metric else None
+    return racing.RungStanding(trial.id, trial.method.name, trial.learning_rate, losses, score)
 
 
-def _at(
-    running: Running, trials: Sequence[Trial], step: int
+def _results_at(
+    running: RunContext, trials: Sequence[Trial], step: int
 ) -> list[tuple[Trial, TrialResult | None]]:
     """Return what each trial had given at ``step``: at a rung, or as it ended before or there."""
     with running.read() as reader:
@@ -232,24 +232,24 @@ def _at(
     return [(t, rungs.get(t.id) or ended.get(t.id)) for t in trials]
 
 
-def _value(study: Study, trial: Trial, result: TrialResult | None) -> float:
+def _selection_value(study: Study, trial: Trial, result: TrialResult | None) -> float:
     """Return what settings are chosen on where a trial stands: lower is better, inf: nothing."""
     if result is None or result.status not in (Status.DONE, Status.STOPPED):
         return math.inf
-    value = criterion(Run(trial, result), study.spec.budget.select_on, study.metric.info.better)
+    value = selection_value(TrialRun(trial, result), study.spec.budget.select_on, study.metric.info.better)
     return math.inf if value is None else value
 
 
-def _chosen(running: Running) -> dict[str, dict[str, Any]]:
+def _best_settings(running: RunContext) -> dict[str, dict[str, Any]]:
     with running.read() as reader:
         return choose_settings(
             reader.trials(), running.study.spec.budget.select_on, running.study.metric.info.better
         )
 
 
-def _sweep(running: Running, trials: Sequence[Trial], on: Sequence[Trial], step: int) -> None:
+def _drop_stale_checkpoints(running: RunContext, trials: Sequence[Trial], on: Sequence[Trial], step: int) -> None:
     """Remove the states that nothing will go on from."""
     going = {t.id for t in on}
     for trial in trials:
         kept = step if trial.id in going else None
-        study_folder.drop_states(running.study.folder, trial.id, but=kept)
+        study_folder.delete_checkpoints(running.study.folder, trial.id, but=kept)

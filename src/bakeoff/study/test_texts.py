@@ -21,38 +21,38 @@ from bakeoff.data.splits import FROZEN_FILES
 from bakeoff.tasks import task_class
 
 
-class Texts(NamedTuple):
+class ItemTexts(NamedTuple):
     """The test items' texts, or none and the reason why they are not known."""
 
     asked: tuple[ItemText, ...] = ()
     unknown: str | None = None
 
 
-def fields(
+def text_fields(
     folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]], examples: bool
 ) -> dict[str, Any]:
     """Return what a study's record says of its items' texts, which are read if wanted."""
-    found = read(folder, trials) if examples else Texts()
+    found = load_test_texts(folder, trials) if examples else ItemTexts()
     return {"examples": examples, "asked": found.asked, "asked_unknown": found.unknown}
 
 
-def read(folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> Texts:
+def load_test_texts(folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> ItemTexts:
     """Read the test items' texts; nothing is read before a trial was scored on them."""
     scored = (t for t, result in trials if result is not None and "test" in result.splits)
     trial = next(scored, None)
     if trial is None:
-        return Texts()
+        return ItemTexts()
     file, conditions = folder / FROZEN_FILES["test"], trial.conditions
     if not is_within(file, folder) or not file.is_file():
-        return Texts(unknown=f"{FROZEN_FILES['test']} is not in the study folder")
+        return ItemTexts(unknown=f"{FROZEN_FILES['test']} is not in the study folder")
     try:
         # the texts of other rows would stand beside these answers and look right
         if files.sha256_of(file) != conditions.data.get("test"):
-            return Texts(unknown=f"{FROZEN_FILES['test']} is not what the answers were scored on")
+            return ItemTexts(unknown=f"{FROZEN_FILES['test']} is not what the answers were scored on")
         rows = data_rows.read_rows(file)
         task = task_class(conditions.task)(conditions.task_options)
         references = task.references(rows)
         pairs = zip(rows, references, strict=True)
-        return Texts(tuple(ItemText(task.asks(row), reference) for row, reference in pairs))
+        return ItemTexts(tuple(ItemText(task.question(row), reference) for row, reference in pairs))
     except (BakeoffError, OSError, KeyError, TypeError, ValueError) as error:
-        return Texts(unknown=f"{FROZEN_FILES['test']} cannot be read ({type(error).__name__})")
+        return ItemTexts(unknown=f"{FROZEN_FILES['test']} cannot be read ({type(error).__name__})")

@@ -10,27 +10,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bakeoff.analysis.per_method.best_weights import best_seed, fault
-from bakeoff.analysis.trial_runs import Run
+from bakeoff.analysis.per_method.best_weights import (best_final_run, weights_problem)
+from bakeoff.analysis.trial_runs import TrialRun
 from bakeoff.core import jobs
 from bakeoff.core.redact import redact
-from bakeoff.study.monitoring.progress import Work, ended, telling
-from bakeoff.study.remote import refuse_full
-from bakeoff.study.scheduler import Running
-from bakeoff.study.setup.study import segment
+from bakeoff.study.monitoring.progress import Job, ended, with_events
+from bakeoff.study.remote import check_disk_full
+from bakeoff.study.scheduler import RunContext
+from bakeoff.study.setup.study import whole_segment
 
 KEY = "artifacts"
 """The study's value that holds what is known of each method's saved weights."""
-EXACT, ROUNDED = 1e-3, 2e-2
+FP32_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 2e-2
 """Share of the loss by which padded batches of plain transformers may differ from packed lanes: in
 fp32 orders of sums alone, in 16 bits every product is rounded anew (3e-4 seen on SmolLM2-135M, 9e-3
 with PiSSA, which trains beside a base that has been rounded once more)."""
-SMALL = 0.1
+MIN_LOSS_SCALE = 0.1
 """Nats below which a share of the loss is no measure any more."""
-NO_TIME = "saved weights are not loaded again: the study's hours are over"
+OUT_OF_TIME = "saved weights are not loaded again: the study's hours are over"
 
 
-def check(running: Running) -> None:
+def verify_saved_weights(running: RunContext) -> None:
     """Load each method's best final trial anew; write whether it is what was trained.
 
     What is known of a trial already stays, failures aside. With a deadline that has no room for
@@ -40,54 +40,54 @@ def check(running: Running) -> None:
     with running.read() as reader:
         known, briefs = dict(reader.values(KEY).get(KEY, {})), reader.briefs()
     names = [entry.name for entry in study.entries]
-    finals = [Run(b.trial, b.result) for b in briefs if b.trial.phase == "final"]
-    best = (best_seed(r for r in finals if r.trial.method.name == name) for name in names)
+    finals = [TrialRun(b.trial, b.result) for b in briefs if b.trial.phase == "final"]
+    best = (best_final_run(r for r in finals if r.trial.method.name == name) for name in names)
     picked = [run for run in best if run is not None]
-    todo = [run for run in picked if not _known(known.get(run.trial.method.name), run)]
+    todo = [run for run in picked if not _is_verified(known.get(run.trial.method.name), run)]
     progress.phase("Reload", len(picked), len(picked) - len(todo))
     deadline = running.deadline
-    if todo and deadline is not None and not deadline.allows(sum(map(_seconds, todo))):
-        progress.say(NO_TIME)
+    if todo and deadline is not None and not deadline.allows(sum(map(_expected_seconds, todo))):
+        progress.say(OUT_OF_TIME)
         return
-    works = [Work("reload", r.trial.method.name, r.trial.method.title, (r.trial.id,)) for r in todo]
-    payloads = [segment(study, [run.trial]).to_json() for run in todo]
-    for outcome in running.executor.map(jobs.RELOAD_WEIGHTS, telling(progress, works, payloads)):
-        refuse_full(study.folder, outcome)
+    works = [Job("reload", r.trial.method.name, r.trial.method.title, (r.trial.id,)) for r in todo]
+    payloads = [whole_segment(study, [run.trial]).to_json() for run in todo]
+    for outcome in running.executor.map(jobs.RELOAD_WEIGHTS, with_events(progress, works, payloads)):
+        check_disk_full(study.folder, outcome)
         run = todo[outcome.index]
         found = outcome.value or {"loss": None, "path": None, "error": outcome.error}
-        made = _artifact(run, found)
+        made = _artifact_record(run, found)
         known[run.trial.method.name] = made
         store.set(KEY, known)
         progress.advance(run.trial.method.name)
         ended(progress, works[outcome.index])
-        if (said := fault(run.trial.method.title, made)) is not None:
+        if (said := weights_problem(run.trial.method.title, made)) is not None:
             progress.say(said)
     running.stop.check()
 
 
-def same(loss: float, again: float, precision: str) -> bool:
+def losses_match(loss: float, again: float, precision: str) -> bool:
     """Tell whether a loss of weights loaded anew is that of the end of training, but for rounding.
 
     Both are in nats; ``precision`` is the study's.
     """
-    share = EXACT if precision == "fp32" else ROUNDED
-    return abs(again - loss) <= share * max(abs(loss), SMALL)
+    share = FP32_TOLERANCE if precision == "fp32" else ROUNDED_TOLERANCE
+    return abs(again - loss) <= share * max(abs(loss), MIN_LOSS_SCALE)
 
 
-def _known(artifact: Mapping[str, Any] | None, run: Run) -> bool:
+def _is_verified(artifact: Mapping[str, Any] | None, run: TrialRun) -> bool:
     if artifact is None or artifact["error"] is not None:
         return False
     return bool(artifact["trial_id"] == run.trial.id)
 
 
-def _seconds(run: Run) -> float:
+def _expected_seconds(run: TrialRun) -> float:
     """Return about what it takes: what its trial took to load and to be evaluated."""
     if run.result is None:
         return 0.0
     return (run.result.load_seconds or 0.0) + (run.result.evaluation_seconds or 0.0)
 
 
-def _artifact(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
+def _artifact_record(run: TrialRun, found: Mapping[str, Any]) -> dict[str, Any]:
     loss, again, precision = run.validation_loss, found["loss"], run.trial.conditions.precision
     return {
         "trial_id": run.trial.id,
@@ -95,6 +95,6 @@ def _artifact(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
         "path": found["path"],
         "loss": loss,
         "reloaded_loss": again,
-        "same": None if loss is None or again is None else same(loss, again, precision),
+        "same": None if loss is None or again is None else losses_match(loss, again, precision),
         "error": None if found["error"] is None else redact(found["error"]),
     }

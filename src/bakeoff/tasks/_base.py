@@ -144,7 +144,7 @@ class Task(ABC):
         return {**next(fits, able[0]), **given}
 
     @classmethod
-    def completed(cls, given: Mapping[str, Any]) -> dict[str, str]:
+    def complete_options(cls, given: Mapping[str, Any]) -> dict[str, str]:
         """Return the task's own options, the user's before the defaults.
 
         Raises:
@@ -176,7 +176,7 @@ class Task(ABC):
         asked, *_, answer = (columns[field] for field in cls.fields)
         return "\n".join(str(row[c]) for c in columns_of(asked)), render_template(answer, row)
 
-    def asks(self, row: Row) -> str:
+    def question(self, row: Row) -> str:
         """Return what a row asks, as a person reads it beside an answer."""
         return self.texts(row, self.options["columns"])[0]
 
@@ -189,11 +189,11 @@ class Task(ABC):
         """Return the tokens that end an answer."""
         return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
 
-    def learnt(self, example: Example) -> tuple[list[bool], str | None]:
+    def supervised_mask(self, example: Example) -> tuple[list[bool], str | None]:
         """Return which tokens are learnt and, where the row has a label as a whole, that label."""
         return [label >= 0 for label in example.labels], None
 
-    def uncut(self) -> Self:
+    def without_length_limit(self) -> Self:
         """Return this task without a limit on the length of its examples."""
         return type(self)({**self.options, "max_length": NO_LIMIT})
 
@@ -240,7 +240,7 @@ class Task(ABC):
     ) -> list[str]:
         """Answer each row of one evaluation batch."""
 
-    def token_faults(
+    def token_issues(
         self,
         tokenizer: PreTrainedTokenizerBase,
         split: str,
@@ -257,11 +257,11 @@ class Task(ABC):
         """Return how many rows of a batch ``predict`` makes of these rows."""
         return len(rows)
 
-    def asked(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> GenerationRequest:
+    def prompts(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> GenerationRequest:
         """Return the prompts that rows put to the model, and when an answer to them ends."""
         raise NotImplementedError
 
-    def said(
+    def decode(
         self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
     ) -> list[str]:
         """Return generated answers as text."""

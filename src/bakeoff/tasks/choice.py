@@ -73,7 +73,7 @@ class Choices(NamedTuple):
             )
         return found
 
-    def place(self, answer: str, form: str) -> int | None:
+    def index_of(self, answer: str, form: str) -> int | None:
         """Return which choice, from 0, an answer written in this form means; None for none."""
         names: Sequence[str] = ()
         if form == "text":
@@ -146,7 +146,7 @@ class MultipleChoice(CausalTask):
         asked = [*columns_of(columns["prompt"]), *columns_of(columns["choices"])]
         return "\n".join(str(row[c]) for c in asked), render_template(columns["answer"], row)
 
-    def asks(self, row: Row) -> str:
+    def question(self, row: Row) -> str:
         """Return the prompt's columns, and the choices a line each."""
         prompt = (str(row[c]) for c in columns_of(self.options["columns"]["prompt"]))
         return "\n".join([*prompt, *(f"- {text}" for text in self._choices(row).texts)])
@@ -177,7 +177,7 @@ class MultipleChoice(CausalTask):
 
     def _right(self, row: Row) -> int:
         answer = render_template(self.options["columns"]["answer"], row).strip()
-        place = self._choices(row).place(answer, self.options["answer"])
+        place = self._choices(row).index_of(answer, self.options["answer"])
         assert place is not None, "the check has read every answer"
         return place
 
@@ -221,7 +221,7 @@ class MultipleChoice(CausalTask):
             for ids in whole
         ]
 
-    def token_faults(
+    def token_issues(
         self,
         tokenizer: PreTrainedTokenizerBase,
         split: str,
@@ -340,7 +340,7 @@ def _answer_indices(
 ) -> dict[str, list[int | None]]:
     """Return which choice each answer means, split by split, if answers are written so."""
     return {
-        split: [c.place(a, form) for c, a in zip(read[split], answers[split], strict=True)]
+        split: [c.index_of(a, form) for c, a in zip(read[split], answers[split], strict=True)]
         for split in read
     }
 
@@ -397,7 +397,7 @@ def _prefix_issues(
     """List test items whose right choice goes on where another ends: that one is likelier."""
     lost = []
     for i, (choices, answer) in enumerate(zip(read, answers, strict=True)):
-        right = choices.texts[choices.place(answer, form) or 0]
+        right = choices.texts[choices.index_of(answer, form) or 0]
         if any(right != text and right.startswith(f"{text} ") for text in choices.texts):
             lost.append(i)
     if not lost:

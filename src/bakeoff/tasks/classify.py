@@ -114,7 +114,7 @@ class Classify(Task):
             for ids, r in zip(tokens["input_ids"], rows, strict=True)
         ]
 
-    def learnt(self, example: Example) -> tuple[list[bool], str | None]:
+    def supervised_mask(self, example: Example) -> tuple[list[bool], str | None]:
         """Return no token, and the row's label."""
         (label,) = example.labels
         return [False] * len(example.tokens), str(self.options["labels"][label])

@@ -169,9 +169,9 @@ class SupervisedFineTuning(CausalTask):
         """Generate greedily by plain ``generate``, all prompts of the batch padded on the left."""
         from bakeoff.engine.generation.generate import generate_plain
 
-        return self.said(tokenizer, generate_plain(model, self.asked(tokenizer, rows)))
+        return self.decode(tokenizer, generate_plain(model, self.prompts(tokenizer, rows)))
 
-    def asked(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> GenerationRequest:
+    def prompts(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> GenerationRequest:
         """Return the prompts, cut at their start to ``max_length``; an end token ends an answer."""
         from bakeoff.engine.generation.generate import GenerationRequest
 
@@ -183,7 +183,7 @@ class SupervisedFineTuning(CausalTask):
             pad=int(tokenizer.pad_token_id or 0),
         )
 
-    def said(
+    def decode(
         self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
     ) -> list[str]:
         """Return the answers without their special tokens."""

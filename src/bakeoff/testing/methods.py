@@ -28,7 +28,7 @@ from bakeoff.testing.tiny import save_bert, save_llama
 from bakeoff.testing.trials import batches, build_tiny_setup, make_trial, single_trial_losses
 from bakeoff.training import checkpoints
 from bakeoff.training.evaluate import item_losses
-from bakeoff.training.setup import Bench, load_base
+from bakeoff.training.setup import TrainingSetup, load_base
 
 BASES = {"sft": save_llama, "classify": save_bert}
 WIDTH = 64
@@ -60,12 +60,12 @@ class Subject(NamedTuple):
             self.entry, self.task, seed=seed, rate=rate or self.entry.learning_rate, steps=STEPS
         )
 
-    def bench(self, trial: Trial | None = None) -> Bench:
+    def bench(self, trial: Trial | None = None) -> TrainingSetup:
         """Build a trial on the base."""
         return build_tiny_setup(trial or self.trial(), self.base, self.folder)
 
 
-def trains_and_leaves_the_base_alone(subject: Subject) -> Bench:
+def trains_and_leaves_the_base_alone(subject: Subject) -> TrainingSetup:
     """Something trains, in fp32, and changes; what is frozen is bit-equal after training.
 
     Returns the trained bench, for a check that goes on with it.
@@ -101,7 +101,7 @@ MAX_LOSS_RATIO = 0.995
 """A tiny random base has little to give. The rows are the same before and after: no noise."""
 
 
-def _validation_loss(at: Bench) -> float:
+def _validation_loss(at: TrainingSetup) -> float:
     found = float(item_losses(at, at.examples("validation")).mean())
     assert found is not None
     return found
@@ -127,8 +127,8 @@ def goes_on(subject: Subject) -> None:
         first.append(float(stepper.step(i, batch)))
     result = TrialResult(at.trials[0].id, Status.STOPPED, step=stop)
     path = trial_dir.checkpoint_path(subject.folder, at.trials[0].id, stop)
-    checkpoints.keep(path, checkpoints.State(stepper.state(0), at.hook.state(0), result))
-    fresh, state = subject.bench(), checkpoints.read(path, "cpu")
+    checkpoints.save(path, checkpoints.Checkpoint(stepper.state(0), at.hook.state(0), result))
+    fresh, state = subject.bench(), checkpoints.load(path, "cpu")
     stepper, rest = fresh.stepper(), []
     stepper.restore(0, state.lane, stop)
     fresh.hook.restore(0, state.hook)
@@ -139,7 +139,7 @@ def goes_on(subject: Subject) -> None:
     assert [*first, *rest] == whole, "gone on with from a rung, it trained other bits"
 
 
-def reloads(subject: Subject, at: Bench | None = None) -> None:
+def reloads(subject: Subject, at: TrainingSetup | None = None) -> None:
     """What is saved gives the same logits on a fresh base, in plain transformers and PEFT."""
     at = at or train_briefly(subject)
     folder = subject.folder / at.hook.saved_as
@@ -175,14 +175,14 @@ CHECKS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def train_briefly(subject: Subject) -> Bench:
+def train_briefly(subject: Subject) -> TrainingSetup:
     """Return the method on its base after a few steps at its prior rate."""
     at = subject.bench()
     single_trial_losses(at, 5)
     return at
 
 
-def merging_error(at: Bench) -> float | None:
+def merging_error(at: TrainingSetup) -> float | None:
     """Return how far merged logits are off, as a share of them; None where PEFT cannot merge."""
     model: Any = at.model
     if not hasattr(model, "merge_and_unload"):
@@ -195,7 +195,7 @@ def merging_error(at: Bench) -> float | None:
     return relative_difference(logits(merged, at), apart)
 
 
-def disabling_error(at: Bench, subject: Subject) -> float | None:
+def disabling_error(at: TrainingSetup, subject: Subject) -> float | None:
     """Return how far logits are off the base's with the adapter off; None without a switch.
 
     A task's fresh output layer is no part of the base: the same one is put on both.
@@ -212,7 +212,7 @@ def disabling_error(at: Bench, subject: Subject) -> float | None:
     return relative_difference(off, logits(base, at))
 
 
-def logits(model: nn.Module, at: Bench) -> Tensor:
+def logits(model: nn.Module, at: TrainingSetup) -> Tensor:
     """Return a model's logits on the first validation examples, in evaluation mode."""
     batch = at.task.batch(at.examples("validation")[:8], 0, "cpu")
     model.eval()
@@ -227,7 +227,7 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def load_plain(at: Bench, base: Path, folder: Path) -> Any:
+def load_plain(at: TrainingSetup, base: Path, folder: Path) -> Any:
     """Load what was saved with plain transformers and peft; rows are of task 0 where PEFT asks."""
     auto, arguments = {
         "classify": (AutoModelForSequenceClassification, {"num_labels": 3}),

@@ -69,12 +69,12 @@ def make_trial(
 
 def build_tiny_setup(
     trials: Trial | Sequence[Trial], base: Path, folder: Path, switches: Switches | None = None
-) -> setup.Bench:
+) -> setup.TrainingSetup:
     """Put trials on ``base`` with the tiny rows as their data; plain without switches."""
     together = [trials] if isinstance(trials, Trial) else list(trials)
     data = write_splits(folder / "data")
     setup.prepare_process(together[0].conditions)
-    return setup.build(together, str(base), data, switches)
+    return setup.build_setup(together, str(base), data, switches)
 
 
 class StepTrace(NamedTuple):
@@ -84,12 +84,12 @@ class StepTrace(NamedTuple):
     gradients: torch.Tensor
 
 
-def batches(at: setup.Bench, start: int = 0) -> Iterator[StepBatch]:
+def batches(at: setup.TrainingSetup, start: int = 0) -> Iterator[StepBatch]:
     """Yield what the trials train on, from step ``start`` on."""
-    return at.feed.training(at.examples("train"), [t.seed for t in at.trials], start)
+    return at.batch_builder.training_steps(at.examples("train"), [t.seed for t in at.trials], start)
 
 
-def train_steps(at: setup.Bench, count: int) -> StepTrace:
+def train_steps(at: setup.TrainingSetup, count: int) -> StepTrace:
     """Train the first steps."""
     stepper, source = at.stepper(), batches(at)
     at.model.train()
@@ -99,18 +99,18 @@ def train_steps(at: setup.Bench, count: int) -> StepTrace:
     return StepTrace(torch.stack(found), gradients)
 
 
-def step_losses(at: setup.Bench, count: int) -> torch.Tensor:
+def step_losses(at: setup.TrainingSetup, count: int) -> torch.Tensor:
     """Train the first steps and return their losses ``[count, K]``."""
     return train_steps(at, count).losses
 
 
-def single_trial_losses(at: setup.Bench, count: int) -> list[float]:
+def single_trial_losses(at: setup.TrainingSetup, count: int) -> list[float]:
     """Train the first steps of a single trial and return their losses."""
     found: list[float] = step_losses(at, count)[:, 0].tolist()
     return found
 
 
-def disable_dropout(at: setup.Bench) -> setup.Bench:
+def disable_dropout(at: setup.TrainingSetup) -> setup.TrainingSetup:
     """Switch dropout off: what compares with code that draws differently needs it."""
     for module in at.model.modules():
         if isinstance(module, torch.nn.Dropout):

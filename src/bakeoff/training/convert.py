@@ -23,7 +23,7 @@ from bakeoff.engine.device import free_memory, resolve_device
 from bakeoff.methods.load_saved import WEIGHTS
 from bakeoff.metrics import load
 from bakeoff.training.evaluate import score_reference_model
-from bakeoff.training.reload import (ReferenceModel, saved_location)
+from bakeoff.training.reload import ReferenceModel, saved_location
 from bakeoff.training.setup import requested_switches
 
 ADAPTER, MERGED = "adapter", "merged"
@@ -58,7 +58,7 @@ def _convert(segment: Segment, value: dict[str, Any], target: Path) -> dict[str,
         shutil.copytree(origin, target)
         made = kind
     else:
-        model = at.loaded(origin, kind)
+        model = at.load(origin, kind)
         if value["form"] == MERGED:
             made = _merge(model, kind, target)
         else:
@@ -67,7 +67,7 @@ def _convert(segment: Segment, value: dict[str, Any], target: Path) -> dict[str,
         free_memory()
     if made == MODEL:
         _save_tokenizer(at, target)
-    model = at.placed(at.loaded(target, made))
+    model = at.to_device(at.load(target, made))
     rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
     metric = load.load_metric(at.c, Path(segment.folder))
     switches, _ = requested_switches(at.segment)

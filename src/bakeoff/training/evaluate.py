@@ -1,4 +1,4 @@
-"""Score the lanes of a bench: mean loss on validation, answers and per-item scores of a split.
+"""Score the lanes of a setup: mean loss on validation, answers and per-item scores of a split.
 
 Used by ``segment``. Where lanes ride, every item is put to all lanes at once.
 """
@@ -27,46 +27,52 @@ from bakeoff.engine.packing.attention import use_layout
 from bakeoff.metrics import load, run
 from bakeoff.metrics.run import MetricError
 from bakeoff.tasks._base import Example, Task, load_tokenizer
-from bakeoff.training.generation import (generation_mismatch, generate_fast)
-from bakeoff.training.setup import (TrainingSetup, load_base, make_task, prepare_process, requested_switches)
+from bakeoff.training.generation import generate_fast, generation_mismatch
+from bakeoff.training.setup import (
+    TrainingSetup,
+    load_base,
+    make_task,
+    prepare_process,
+    requested_switches,
+)
 
 LaneTable = np.ndarray[tuple[int, int], Any]
 """A number for each lane and example, ``[lanes, examples]``."""
 
 
-def item_losses(bench: TrainingSetup, examples: Sequence[Example]) -> LaneTable:
+def item_losses(setup: TrainingSetup, examples: Sequence[Example]) -> LaneTable:
     """Return each lane's loss on each example, ``[lanes, examples]``, in nats.
 
     An example's summed loss over the mean count of supervised units: a row's mean is the mean loss
     over all units, whatever their number in each example.
     """
-    sums, counts = summed_losses(bench, examples)
+    sums, counts = summed_losses(setup, examples)
     found: LaneTable = sums / counts.mean(1, keepdims=True)
     return found
 
 
 @torch.no_grad()
-def summed_losses(bench: TrainingSetup, examples: Sequence[Example]) -> tuple[LaneTable, LaneTable]:
+def summed_losses(setup: TrainingSetup, examples: Sequence[Example]) -> tuple[LaneTable, LaneTable]:
     """Return each lane's summed loss on each example, in nats, and the supervised units in it.
 
     Where memory runs out, fewer examples are put to the lanes at once.
     """
-    bench.model.eval()
+    setup.model.eval()
     return retry_with_half(
-        partial(_sum_losses, bench, examples), bench.conditions.evaluation_batch_size
+        partial(_sum_losses, setup, examples), setup.conditions.evaluation_batch_size
     )
 
 
-def _sum_losses(bench: TrainingSetup, examples: Sequence[Example], rows: int) -> tuple[LaneTable, LaneTable]:
-    c, lanes = bench.conditions, bench.lanes
+def _sum_losses(setup: TrainingSetup, examples: Sequence[Example], rows: int) -> tuple[LaneTable, LaneTable]:
+    c, lanes = setup.conditions, setup.lanes
     sums, counts = [], []
-    for step in bench.feed.evaluation(examples, rows):
+    for step in setup.batch_builder.evaluation_steps(examples, rows):
         parts = []
         beat()
         for batch, where, first, width, _ in step.to(c.device).passes:
-            lanes.ride(first, width, batch.rows // width)
-            with autocast(c.device, c.precision), use_layout(where, lanes.draws):
-                losses = bench.task.item_losses(bench.model, batch)
+            lanes.run_lanes(first, width, batch.rows // width)
+            with autocast(c.device, c.precision), use_layout(where, lanes.random):
+                losses = setup.task.item_losses(setup.model, batch)
             parts.append(torch.stack([x.view(width, -1) for x in losses]))
         both = torch.cat(parts, 1).double()
         sums.append(both[0])
@@ -77,24 +83,24 @@ def _sum_losses(bench: TrainingSetup, examples: Sequence[Example], rows: int) ->
 
 
 def score_split(
-    bench: TrainingSetup, split: str, losses: Sequence[float | None]
+    setup: TrainingSetup, split: str, losses: Sequence[float | None]
 ) -> list[SplitScores | MetricError]:
     """Score every item of a split in every lane with the study's metric.
 
     A lane whose answers the metric fails on gives that error; the others do not suffer it.
     """
-    metric = load.load_metric(bench.conditions, bench.data.parent)
+    metric = load.load_metric(setup.conditions, setup.data.parent)
     if metric.of_losses:
-        summed = zip(*summed_losses(bench, bench.examples(split)), losses, strict=True)
+        summed = zip(*summed_losses(setup, setup.examples(split)), losses, strict=True)
         return [
             _score_or_error(partial(metric.score_losses, sums, counts, split), None, loss)
             for sums, counts, loss in summed
         ]
-    rows = bench.rows(split)
-    references = bench.task.references(rows)
+    rows = setup.rows(split)
+    references = setup.task.references(rows)
     return [
         _score_or_error(partial(metric.score, own, references, split), own, loss)
-        for own, loss in zip(predict_all(bench, rows), losses, strict=True)
+        for own, loss in zip(predict_all(setup, rows), losses, strict=True)
     ]
 
 
@@ -109,30 +115,30 @@ def _score_or_error(
 
 
 @torch.no_grad()
-def predict_all(bench: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
+def predict_all(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
     """Return every lane's answer to every row.
 
     Fast generation takes the lanes in turns; else each batch of rows is put to all lanes at once.
     Where memory runs out, fewer rows are.
     """
-    bench.model.eval()
-    if bench.feed.switches.generation and bench.task.generates:
-        return _generate_lanes(bench, rows)
-    return retry_with_half(partial(_predict_lanes, bench, rows), bench.conditions.evaluation_batch_size)
+    setup.model.eval()
+    if setup.batch_builder.switches.generation and setup.task.generates:
+        return _generate_lanes(setup, rows)
+    return retry_with_half(partial(_predict_lanes, setup, rows), setup.conditions.evaluation_batch_size)
 
 
-def _predict_lanes(bench: TrainingSetup, rows: Sequence[Row], most: int) -> list[list[str]]:
-    c, lanes, width = bench.conditions, bench.lanes, bench.feed.width
+def _predict_lanes(setup: TrainingSetup, rows: Sequence[Row], most: int) -> list[list[str]]:
+    c, lanes, width = setup.conditions, setup.lanes, setup.batch_builder.width
     found: list[dict[int, str]] = [{} for _ in range(len(lanes))]
-    for picked in length_sorted_batches(bench.task, rows, most // width):
+    for picked in length_sorted_batches(setup.task, rows, most // width):
         own_rows = [rows[i] for i in picked]
         for first in range(0, len(lanes), width):
             beat()
             riders = min(width, len(lanes) - first)
             asked = own_rows * riders
-            lanes.ride(first, riders, bench.task.batch_rows(own_rows))
+            lanes.run_lanes(first, riders, setup.task.batch_rows(own_rows))
             with autocast(c.device, c.precision):
-                got = bench.task.predict(bench.model, bench.tokenizer, asked, c.device)
+                got = setup.task.predict(setup.model, setup.tokenizer, asked, c.device)
             for lane in range(riders):
                 own = got[lane * len(picked) : (lane + 1) * len(picked)]
                 found[first + lane].update(zip(picked, own, strict=True))
@@ -147,33 +153,33 @@ def length_sorted_batches(task: Task, rows: Sequence[Row], most: int) -> Iterato
         yield order[start : start + share]
 
 
-def _generate_lanes(bench: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
-    asked, found = bench.task.asked(bench.tokenizer, rows), []
-    for lane in range(len(bench.lanes)):
-        bench.lanes.alone(lane)
-        tokens = generate_fast(bench.model, asked, bench.conditions, bench.feed.switches.graphs)
-        found.append(bench.task.said(bench.tokenizer, tokens))
+def _generate_lanes(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
+    asked, found = setup.task.prompts(setup.tokenizer, rows), []
+    for lane in range(len(setup.lanes)):
+        setup.lanes.run_single(lane)
+        tokens = generate_fast(setup.model, asked, setup.conditions, setup.batch_builder.switches.graphs)
+        found.append(setup.task.decode(setup.tokenizer, tokens))
     return found
 
 
 @torch.no_grad()
-def check_longest_answer(bench: TrainingSetup, positions: int | None) -> int | None:
+def check_longest_answer(setup: TrainingSetup, positions: int | None) -> int | None:
     """Read validation's longest prompt with the longest answer behind it; return its tokens.
 
     No answer's cache takes more. ``positions`` is the most that the base can read, None without a
     limit; where the task generates nothing, nothing is read.
     """
-    if not bench.task.generates:
+    if not setup.task.generates:
         return None
-    bench.model.eval()
-    asked = bench.task.asked(bench.tokenizer, bench.rows("validation"))
+    setup.model.eval()
+    asked = setup.task.prompts(setup.tokenizer, setup.rows("validation"))
     prompt = max(asked.prompts, key=len)
     whole = [*prompt, *[prompt[-1]] * (asked.most - 1)]
     if positions is not None:
-        whole = whole[: max(1, positions - bench.virtual_tokens - 1)]
-    bench.lanes.alone(0)
-    with autocast(bench.conditions.device, bench.conditions.precision):
-        generate_plain(bench.model, asked._replace(prompts=[whole], most=1))
+        whole = whole[: max(1, positions - setup.virtual_tokens - 1)]
+    setup.lanes.run_single(0)
+    with autocast(setup.conditions.device, setup.conditions.precision):
+        generate_plain(setup.model, asked._replace(prompts=[whole], most=1))
     return len(whole)
 
 
@@ -210,10 +216,10 @@ def score_reference_model(
     """Score a plain model on test rows; say why its answers were not generated fast, if wished."""
     note = None
     if task.generates and not metric.of_losses and switches.generation:
-        asked, graphs = task.asked(tokenizer, rows), switches.graphs
+        asked, graphs = task.prompts(tokenizer, rows), switches.graphs
         note = generation_mismatch(model, asked, c, graphs)
         if note is None:
-            said = task.said(tokenizer, generate_fast(model, asked, c, graphs))
+            said = task.decode(tokenizer, generate_fast(model, asked, c, graphs))
             found = metric.score(said, task.references(rows), "test")
             return SplitScores(tuple(found), tuple(said), None), None
     score = partial(_score_reference_batches, metric, task, model, tokenizer, rows, c)

@@ -21,7 +21,7 @@ from bakeoff.core.results import Forgetting
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import autocast
 from bakeoff.engine.heartbeat import beat
-from bakeoff.training.setup import Bench, load_base
+from bakeoff.training.setup import TrainingSetup, load_base
 
 GENERAL = "general"
 """The split that holds general text, where a study has one."""
@@ -29,16 +29,16 @@ ROWS = 128
 """Positions whose logits are compared at once: two fp32 tables of so many rows."""
 
 
-def measured(bench: Bench, base_path: str) -> list[Forgetting | None]:
+def try_measure(setup: TrainingSetup, base_path: str) -> list[Forgetting | None]:
     """Return what each lane forgot; None for all where the study has no general text.
 
     What fails here costs no trial its result: it is warned of, and not measured.
     """
-    nothing: list[Forgetting | None] = [None] * len(bench.lanes)
-    if GENERAL not in bench.conditions.data:
+    nothing: list[Forgetting | None] = [None] * len(setup.lanes)
+    if GENERAL not in setup.conditions.data:
         return nothing
     try:
-        found = measure(bench, base_path)
+        found = measure(setup, base_path)
     except Exception as error:  # out of memory with two bases, say
         warnings.warn(f"forgetting was not measured: {type(error).__name__}: {error}", stacklevel=2)
         return nothing
@@ -46,38 +46,38 @@ def measured(bench: Bench, base_path: str) -> list[Forgetting | None]:
     return [f if all(map(math.isfinite, (*f.losses, *f.divergences))) else None for f in found]
 
 
-def measure(bench: Bench, base_path: str, most: int | None = None) -> list[Forgetting]:
+def measure(setup: TrainingSetup, base_path: str, most: int | None = None) -> list[Forgetting]:
     """Return what each lane forgot on the first ``most`` documents, None: on all."""
-    c = bench.conditions
-    base = load_base(c, bench.task, base_path, bench.trials[0].seed).eval()
-    found, texts = [], documents(bench)[:most]
+    c = setup.conditions
+    base = load_base(c, setup.task, base_path, setup.trials[0].seed).eval()
+    found, texts = [], documents(setup)[:most]
     for tokens in texts:
         beat()
         before = _logits(base, tokens, c)
-        sums = [_compared(before, after, tokens) for after in _each(bench, tokens)]
+        sums = [_divergence_sums(before, after, tokens) for after in _lane_logits(setup, tokens)]
         found.append(torch.stack(sums))
     table = torch.stack(found, 1).tolist()  # [lanes, documents, 3]
     counts = tuple(len(t) - 1 for t in texts)
     return [Forgetting(counts, *map(tuple, zip(*own, strict=True))) for own in table]
 
 
-def seconds(bench: Bench, base_path: str) -> float:
+def estimate_seconds(setup: TrainingSetup, base_path: str) -> float:
     """Return about how long the measurement takes for one lane, base included."""
-    whole, few = len(documents(bench)), 2
+    whole, few = len(documents(setup)), 2
     started = time.perf_counter()
-    base = load_base(bench.conditions, bench.task, base_path, bench.trials[0].seed)
+    base = load_base(setup.conditions, setup.task, base_path, setup.trials[0].seed)
     loaded = time.perf_counter() - started
     del base
-    measure(bench, base_path, few)
+    measure(setup, base_path, few)
     timed = time.perf_counter() - started - 2 * loaded
     return loaded + max(timed, 0.0) * whole / min(few, whole)
 
 
-def documents(bench: Bench) -> list[list[int]]:
+def documents(setup: TrainingSetup) -> list[list[int]]:
     """Return the token ids of each document, cut to ``general_length``; too short ones are out."""
-    c = bench.conditions
-    rows = read_rows(bench.data / f"{GENERAL}.jsonl")
-    cut = [bench.tokenizer(row["text"])["input_ids"][: c.general_length] for row in rows]
+    c = setup.conditions
+    rows = read_rows(setup.data / f"{GENERAL}.jsonl")
+    cut = [setup.tokenizer(row["text"])["input_ids"][: c.general_length] for row in rows]
     return [tokens for tokens in cut if len(tokens) > 1]
 
 
@@ -90,15 +90,15 @@ def _logits(model: nn.Module, tokens: Sequence[int], c: Any) -> Tensor:
     return out[0, -len(tokens) : -1]  # virtual tokens come before the document's
 
 
-def _each(bench: Bench, tokens: Sequence[int]) -> Iterator[Tensor]:
+def _lane_logits(setup: TrainingSetup, tokens: Sequence[int]) -> Iterator[Tensor]:
     """Yield each lane's logits of a document, as the plain model of its trial."""
-    bench.model.eval()
-    for lane in range(len(bench.lanes)):
-        bench.lanes.alone(lane)
-        yield _logits(bench.model, tokens, bench.conditions)
+    setup.model.eval()
+    for lane in range(len(setup.lanes)):
+        setup.lanes.run_single(lane)
+        yield _logits(setup.model, tokens, setup.conditions)
 
 
-def _compared(before: Tensor, after: Tensor, tokens: Sequence[int]) -> Tensor:
+def _divergence_sums(before: Tensor, after: Tensor, tokens: Sequence[int]) -> Tensor:
     """Return ``[3]`` sums over a document in nats: base's loss, lane's loss, KL(base || lane)."""
     targets = torch.tensor(tokens[1:], device=before.device)
     sums = torch.zeros(3, dtype=torch.float64)

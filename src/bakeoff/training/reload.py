@@ -38,7 +38,7 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of PEFT's: the loss tells
             kind, path = saved_location(segment)
             at = ReferenceModel.of(segment)
-            model = at.placed(at.loaded(Path(segment.folder) / path, kind))
+            model = at.to_device(at.load(Path(segment.folder) / path, kind))
             return {"loss": at.loss(model), "path": path, "error": None}
     except Exception as error:  # as in a segment: a failure is a result
         if disk_full.disk_full_message(error) or is_device_lost(error):

@@ -1,17 +1,16 @@
-"""run_segment: train a group of trials from one step to another, score them, save them.
+"""Train a group of trials from one step to another, score them and save them.
 
-The unit of work that an executor carries to a worker. Whatever happens becomes a ``TrialResult``
-with a status and a reason; a full disk is nobody's, and stops the segment; a lost GPU ends the
-worker, and the executor's outcome tells of it. It writes only inside ``trials/<id>`` and seals the
-folder last, with the hashes of all its files, so that a half-written trial is never taken for a
-finished one, and a sealed one is never written again. A segment that ends at a rung leaves the
-trial's state there, and the next one starts from it.
+A segment is the unit of work that an executor gives to a worker. It writes only inside
+``trials/<id>``, and writes the checksum manifest of that folder last: a partial trial is never
+taken for a finished one, and a finished one is never written again. A segment that ends at a rung
+leaves a checkpoint there, from which the next segment resumes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import shutil
 import time
@@ -19,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +26,14 @@ from torch import Tensor
 from bakeoff.core import disk_full, trial_dir
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.redact import redact
-from bakeoff.core.results import CurvePoint, SegmentResult, SplitScores, Status, TrialResult
+from bakeoff.core.results import (
+    CurvePoint,
+    Forgetting,
+    SegmentResult,
+    SplitScores,
+    Status,
+    TrialResult,
+)
 from bakeoff.core.trial import Segment
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batching import StepBatch
@@ -38,45 +44,70 @@ from bakeoff.metrics.run import MetricError
 from bakeoff.tasks._base import Example
 from bakeoff.training import checkpoints, forgetting
 from bakeoff.training.evaluate import item_losses, score_split
-from bakeoff.training.setup import (TrainingSetup, build_setup, prepare_process)
+from bakeoff.training.setup import TrainingSetup, build_setup, prepare_process
 
 NO_GRADIENT = "no gradient reached any of its weights in {steps} steps: it is the untouched base"
 
 
 def run(value: dict[str, Any]) -> dict[str, Any]:
-    """Run a segment given and returned as JSON values: what executors call."""
+    """Run a segment given as JSON values; return ``{"results": [...], "disk_full": text | None}``.
+
+    This is the worker's entry point.
+    """
     result = run_segment(Segment.from_json(value))
     return {"results": [r.to_json() for r in result.results], "disk_full": result.disk_full}
 
 
 def run_segment(segment: Segment) -> SegmentResult:
-    """Train and score every trial of the group; raises only what ends its process.
+    """Train and score every trial of the group.
 
-    Trials that cannot share a base, or of which one brings the others down, run one by one. Where
-    the disk is full there are no results, but what it said. An error that took the GPU from this
-    process is raised: the executor replaces the worker, and the trials run again in another.
+    Whatever happens to a trial becomes its ``TrialResult``, with a status and a reason. Trials that
+    cannot share a base model are trained one by one, and so are all of the group after an error in
+    it. On a full disk there are no results, only the message.
+
+    Raises:
+        RuntimeError: the process lost its GPU. The executor replaces the worker and runs the trials
+            again in the new one.
     """
+    ids = ", ".join(trial.id for trial in segment.trials)
+    log.info("segment start: steps %d to %d of trials %s", segment.start, segment.stop, ids)
     try:
-        return SegmentResult(tuple(_train_trials(segment)))
+        results = tuple(_train_trials(segment))
     except Exception as error:
-        said = disk_full.disk_full_message(error)
-        if said is None:
+        message = disk_full.disk_full_message(error)
+        if message is None:
+            log.error("segment failed: trials %s: %s", ids, describe_failure(error))
             raise
-        return SegmentResult((), said)
+        log.error("segment without results, the disk is full: trials %s: %s", ids, message)
+        return SegmentResult((), message)
+    for result in results:
+        level = logging.WARNING if result.status in _UNSUCCESSFUL else logging.INFO
+        reason = "" if result.reason is None else f": {result.reason}"
+        log.log(
+            level, "trial %s: %s at step %s%s", result.trial_id, result.status, result.step, reason
+        )
+    log.info("segment end: trials %s", ids)
+    return SegmentResult(results)
+
+
+_UNSUCCESSFUL = (Status.FAILED, Status.OUT_OF_MEMORY, Status.INCOMPATIBLE)
 
 
 def _train_trials(segment: Segment) -> Iterator[TrialResult]:
     group, folder = segment.trials, Path(segment.folder) / "trials"
     try:
         results = [_train_single(segment)] if len(group) == 1 else _train_group(segment)
-    except Exception as error:  # which trial it was is found out when each runs alone
+    except Exception as error:
         if disk_full.disk_full_message(error) or is_device_lost(error):
             raise
-        why = f"trained alone, not in lanes: {describe_failure(error).splitlines()[0]}"
-        alone = (_train_single(dataclasses.replace(segment, trials=(trial,))) for trial in group)
-        results = [dataclasses.replace(r, warnings=(*r.warnings, why)) for r in alone]
-    for r in results:
-        yield r if r.status is Status.STOPPED else write_result(r, folder / r.trial_id)
+        # an error in lanes does not say which trial caused it: run alone, each has its own outcome
+        why = f"trained sequentially, not in lanes: {describe_failure(error).splitlines()[0]}"
+        log.warning("trials %s: %s", ", ".join(trial.id for trial in group), why)
+        single = (_train_single(dataclasses.replace(segment, trials=(trial,))) for trial in group)
+        results = [dataclasses.replace(r, warnings=(*r.warnings, why)) for r in single]
+    for result in results:
+        stopped = result.status is Status.STOPPED
+        yield result if stopped else write_result(result, folder / result.trial_id)
 
 
 def classify_failure(error: BaseException) -> Status:
@@ -89,7 +120,7 @@ def classify_failure(error: BaseException) -> Status:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Return the reason a user reads: the error's own words, its type where they need it."""
+    """Return the reason that users read: the error's message, with its type or code."""
     if isinstance(error, Incompatible):
         return redact(str(error))
     if isinstance(error, BakeoffError):
@@ -98,20 +129,22 @@ def describe_failure(error: BaseException) -> str:
 
 
 def _train_group(segment: Segment) -> list[TrialResult]:
-    with _record_warnings() as heard:
+    """Train the trials in lanes; any error is raised."""
+    with _record_warnings() as caught:
         results = _train_and_score(segment, [[] for _ in segment.trials])
-    return [_add_warnings(r, heard) for r in results]
+    return [_add_warnings(r, caught) for r in results]
 
 
 def _train_single(segment: Segment) -> TrialResult:
+    """Train the one trial of a segment; an error becomes its result."""
     started = time.perf_counter()
     curve: list[CurvePoint] = []
-    with _record_warnings() as heard:
+    with _record_warnings() as caught:
         try:
             (result,) = _train_and_score(segment, [curve])
-        except Exception as error:  # a failure is a result: whatever it is, the study goes on
+        except Exception as error:  # a failed trial is a result, and the study continues
             if disk_full.disk_full_message(error) or is_device_lost(error):
-                raise  # but this is none of the trial's, or not to be gone on from
+                raise  # not caused by the trial, and the process cannot continue
             status = classify_failure(error)
             result = TrialResult(
                 trial_id=segment.trials[0].id,
@@ -121,119 +154,169 @@ def _train_single(segment: Segment) -> TrialResult:
                 curve=tuple(curve),
                 train_seconds=time.perf_counter() - started,
             )
-    return _add_warnings(result, heard)
+    return _add_warnings(result, caught)
 
 
 @contextlib.contextmanager
 def _record_warnings() -> Iterator[list[warnings.WarningMessage]]:
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        # deprecations inside a library are its authors' business, not the user's
+        # deprecations inside a library concern its authors, not the user
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        # PEFT's list of layer classes holds no norms; that it wraps them rightly is tested
+        # PEFT's list of layer classes holds no norms; a test covers that it wraps them correctly
         warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
-        yield heard
+        yield caught
 
 
-def _add_warnings(result: TrialResult, heard: Sequence[warnings.WarningMessage]) -> TrialResult:
-    said = tuple(dict.fromkeys(redact(str(w.message)) for w in heard))
-    return dataclasses.replace(result, warnings=said)
+def _add_warnings(result: TrialResult, caught: Sequence[warnings.WarningMessage]) -> TrialResult:
+    texts = tuple(dict.fromkeys(redact(str(w.message)) for w in caught))
+    return dataclasses.replace(result, warnings=texts)
 
 
 def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[TrialResult]:
-    """Train all trials in lanes; ``curves`` takes each one's points as they come."""
-    started, trials = time.perf_counter(), segment.trials
-    prepare_process(trials[0].conditions)
-    folder = Path(segment.folder)
+    """Train and score all trials in lanes; append their points to ``curves`` as they are measured.
+
+    The lists belong to the caller, who keeps the points of a trial that fails on the way.
+    """
+    started = time.perf_counter()
+    setup = _set_up(segment)
+    validation, batches = setup.examples("validation"), _training_batches(setup, segment)
+    stepper = setup.stepper()
+    earlier, pending_losses = _resume(setup, stepper, segment)
+    for curve, result in zip(curves, earlier, strict=True):
+        curve.extend(result.curve if result else ())
+    training = TrainingLog(setup, curves, started)
+    c = setup.conditions
+    pause = train(
+        stepper,
+        training.count_tokens(batches),
+        (segment.start, segment.stop),
+        sorted({*reading_steps(c.steps, c.validations), segment.stop}),
+        lambda reading: training.read(reading, validation),
+        setup.split_last_step,
+        pending_losses,
+    )
+    training.end(pause)
+    scores = _score_lanes(setup, segment, training, pause)
+    return _collect(setup, stepper, segment, training, pause, earlier, scores)
+
+
+def _set_up(segment: Segment) -> TrainingSetup:
+    """Prepare the process; return the group's base model, methods and data."""
+    prepare_process(segment.trials[0].conditions)
     engine = segment.engine or {}
     switches = Switches(**engine["switches"]) if engine else None
-    bench = build_setup(trials, segment.base_path, folder / "data", switches)
-    bench.fit_memory(engine)
-    examples, validation = bench.examples("train"), bench.examples("validation")
-    stepper = bench.stepper()
-    before, unread = _resume(bench, stepper, segment)
-    for curve, so_far in zip(curves, before, strict=True):
-        curve.extend(so_far.curve if so_far else ())
-    run = TrainingLog(bench, curves, time.perf_counter())
-    c = trials[0].conditions
-    seeds = [t.seed for t in trials]
-    batches = run.counted(bench.feed.training(examples, seeds, segment.start))
-    readings = {*reading_steps(c.steps, c.validations), segment.stop}
-    pause = train(
-        stepper, batches, (segment.start, segment.stop), sorted(readings),
-        lambda reading: run.read(reading, validation), bench.feed.halve, unread,
-    )  # fmt: skip
-    trained = time.perf_counter()
+    data = Path(segment.folder) / "data"
+    setup = build_setup(segment.trials, segment.base_path, data, switches)
+    setup.fit_memory(engine)
+    return setup
+
+
+def _training_batches(setup: TrainingSetup, segment: Segment) -> Iterator[StepBatch]:
+    seeds = [t.seed for t in segment.trials]
+    return setup.batch_builder.training(setup.examples("train"), seeds, segment.start)
+
+
+class LaneScores(NamedTuple):
+    """Scores of each lane at the end of a segment, and the time when they were complete."""
+
+    splits: list[Splits | MetricError]
+    forgetting: list[Forgetting | None] | None
+    ended: float
+
+
+def _score_lanes(
+    setup: TrainingSetup, segment: Segment, training: TrainingLog, pause: Pause | None
+) -> LaneScores:
+    """Score what the segment asks for; nothing if it was paused between two validations."""
     if pause is not None:
-        run.pause(pause)
-    ends, final = segment.stop == c.steps and pause is None, trials[0].phase == "final"
-    losses = [curve[-1].validation_loss if curve else None for curve in curves]
-    splits = _score(bench, losses, ends, segment.scored) if pause is None else [{} for _ in trials]
-    forgotten = forgetting.try_measure(bench, segment.base_path) if final and ends else None
-    scored = time.perf_counter()
+        return LaneScores([{} for _ in segment.trials], None, time.perf_counter())
+    log.info("scoring %d trials at step %d", len(segment.trials), segment.stop)
+    ends = segment.stop == setup.conditions.steps
+    losses = [curve[-1].validation_loss if curve else None for curve in training.curves]
+    splits = _score(setup, losses, ends, segment.scored)
+    final = segment.trials[0].phase == "final"
+    lost = forgetting.try_measure(setup, segment.base_path) if final and ends else None
+    log.info("scoring ended")
+    return LaneScores(splits, lost, time.perf_counter())
+
+
+def _collect(
+    setup: TrainingSetup, stepper: Stepper, segment: Segment, training: TrainingLog,
+    pause: Pause | None, earlier: Sequence[TrialResult | None], scores: LaneScores,
+) -> list[TrialResult]:  # fmt: skip
+    """Return each lane's result, after its weights or its checkpoint are saved.
+
+    Lanes share their steps, so each has an equal share of the group's seconds.
+    """
+    count = len(segment.trials)
     results = []
-    for lane, trial in enumerate(trials):
-        share = TrialResult(
+    for lane, trial in enumerate(segment.trials):
+        now = TrialResult(
             trial_id=trial.id,
             status=Status.DONE,
-            curve=tuple(curves[lane]),
-            trainable_parameters=bench.lanes.stack.values.shape[1],
-            train_tokens=run.tokens[lane],
-            diverged_at_step=run.diverged[lane],
-            train_seconds=(trained - run.begun - run.evaluating) / len(trials),
-            evaluation_seconds=(run.evaluating + scored - trained) / len(trials),
-            load_seconds=(run.begun - started) / len(trials),
-            lanes=len(trials),
+            curve=tuple(training.curves[lane]),
+            trainable_parameters=setup.lanes.stack.values.shape[1],
+            train_tokens=training.tokens[lane],
+            diverged_at_step=training.diverged[lane],
+            train_seconds=training.train_seconds / count,
+            evaluation_seconds=(training.evaluating + scores.ended - training.trained) / count,
+            load_seconds=(training.loaded - training.started) / count,
+            lanes=count,
             step=segment.stop if pause is None else pause.step,
-            item_losses=tuple(run.item_losses[lane]),
-            forgetting=forgotten[lane] if forgotten else None,
+            item_losses=tuple(training.item_losses[lane]),
+            forgetting=scores.forgetting[lane] if scores.forgetting else None,
         )
-        whole = add_earlier_totals(before[lane], share)
-        if pause is not None and whole.diverged_at_step is None:
-            results.append(pause_trial(bench, stepper, lane, whole, pause))
+        total = add_earlier_totals(earlier[lane], now)
+        if pause is not None and total.diverged_at_step is None:
+            results.append(pause_trial(setup, stepper, lane, total, pause))
         else:
-            results.append(finish_trial(bench, stepper, lane, segment, whole, splits[lane]))
+            splits = scores.splits[lane]
+            results.append(finish_trial(setup, stepper, lane, segment, total, splits))
     return results
 
 
 def _resume(
-    bench: TrainingSetup, stepper: Stepper, segment: Segment
+    setup: TrainingSetup, stepper: Stepper, segment: Segment
 ) -> tuple[list[TrialResult | None], list[Tensor]]:
-    """Put every trial where the segment starts; return what each has given so far.
+    """Restore every lane at the first step of the segment.
 
-    And the lanes' training losses ``[K]`` of the steps since the last reading.
+    Returns each trial's result so far, and the training losses ``[K]`` of each step since the last
+    validation.
     """
     if segment.start == 0:
         return [None] * len(segment.trials), []
-    before: list[TrialResult | None] = []
-    unread = []
+    earlier: list[TrialResult | None] = []
+    pending = []
     for lane, trial in enumerate(segment.trials):
         path = trial_dir.checkpoint_path(Path(segment.folder) / "trials", trial.id, segment.start)
-        state = checkpoints.read(path, bench.conditions.device)
-        stepper.restore(lane, state.lane, segment.start)
-        bench.hook.restore(lane, state.hook)
-        before.append(state.result)
-        unread.append(state.unread)
-    losses = [own for own in unread if own is not None]
-    return before, list(torch.stack(losses, 1)) if len(losses) == len(unread) else []
+        checkpoint = checkpoints.load(path, setup.conditions.device)
+        stepper.restore(lane, checkpoint.lane, segment.start)
+        setup.hook.restore(lane, checkpoint.hook)
+        earlier.append(checkpoint.result)
+        pending.append(checkpoint.pending_losses)
+        log.info("trial %s: resumed from the checkpoint at step %d", trial.id, segment.start)
+    # lanes of a group stop together: all have pending losses, or none (at a rung)
+    losses = [lane_losses for lane_losses in pending if lane_losses is not None]
+    return earlier, list(torch.stack(losses, 1)) if len(losses) == len(pending) else []
 
 
 def pause_trial(
-    bench: TrainingSetup, stepper: Stepper, lane: int, result: TrialResult, pause: Pause
+    setup: TrainingSetup, stepper: Stepper, lane: int, result: TrialResult, pause: Pause
 ) -> TrialResult:
-    """Keep the state of a trial that was stopped between two readings, to go on from there."""
+    """Save the checkpoint of a trial that was stopped between two validations."""
     result = dataclasses.replace(result, status=Status.STOPPED, item_losses=())
-    state = checkpoints.Checkpoint(
-        stepper.state(lane), bench.hook.state(lane), result, pause.losses[:, lane].clone()
+    checkpoint = checkpoints.Checkpoint(
+        stepper.state(lane), setup.hook.state(lane), result, pause.losses[:, lane].clone()
     )
-    trials = bench.data.parent / "trials"
-    checkpoints.keep(trial_dir.checkpoint_path(trials, result.trial_id, pause.step), state)
+    trials = setup.data.parent / "trials"
+    checkpoints.save(trial_dir.checkpoint_path(trials, result.trial_id, pause.step), checkpoint)
     return result
 
 
 def add_earlier_totals(before: TrialResult | None, now: TrialResult) -> TrialResult:
-    """Return a result with the tokens and seconds of the segments before it."""
+    """Return a result that includes the tokens and seconds of the earlier segments."""
     if before is None:
         return now
     return dataclasses.replace(
@@ -246,20 +329,20 @@ def add_earlier_totals(before: TrialResult | None, now: TrialResult) -> TrialRes
 
 
 def finish_trial(
-    bench: TrainingSetup,
+    setup: TrainingSetup,
     stepper: Stepper,
     lane: int,
     segment: Segment,
     result: TrialResult,
-    splits: dict[str, SplitScores] | MetricError,
+    splits: Splits | MetricError,
 ) -> TrialResult:
-    """Return a trial's result where its segment ends: diverged, at a rung, or done and saved.
+    """Return a trial's result at the end of its segment: diverged, failed, at a rung, or done.
 
-    One whose answers the metric failed on failed, and so did one that learnt nothing.
+    A trial fails if the metric failed on its predictions, or if no gradient reached its weights.
     """
     if result.diverged_at_step is not None:
         reason = (
-            "the training loss or its gradient was not finite, or absurd, "
+            "the training loss or its gradient was not finite, or far too large, "
             f"at step {result.diverged_at_step}"
         )
         return dataclasses.replace(
@@ -271,7 +354,7 @@ def finish_trial(
             result, status=Status.DIVERGED, reason=reason, diverged_at_step=segment.stop,
             item_losses=(),
         )  # fmt: skip
-    if stepper.idle(lane):
+    if stepper.never_updated(lane):
         reason = NO_GRADIENT.format(steps=segment.stop)
         return dataclasses.replace(result, status=Status.FAILED, reason=reason)
     if isinstance(splits, MetricError):
@@ -279,30 +362,42 @@ def finish_trial(
         return dataclasses.replace(result, status=Status.FAILED, reason=reason)
     result = dataclasses.replace(result, splits=splits)
     trial, trials = segment.trials[lane], Path(segment.folder) / "trials"
-    if segment.stop < bench.conditions.steps:
+    if segment.stop < setup.conditions.steps:
         result = dataclasses.replace(result, status=Status.STOPPED)
-        state = checkpoints.Checkpoint(stepper.state(lane), bench.hook.state(lane), result)
-        checkpoints.keep(trial_dir.checkpoint_path(trials, trial.id, segment.stop), state)
+        checkpoint = checkpoints.Checkpoint(stepper.state(lane), setup.hook.state(lane), result)
+        checkpoints.save(trial_dir.checkpoint_path(trials, trial.id, segment.stop), checkpoint)
         return result
-    saved = _save(bench, lane, trials / trial.id)
+    saved = _save(setup, lane, trials / trial.id)
     return dataclasses.replace(result, adapter_bytes=saved)
 
 
 class TrainingLog:
-    """What is noted down while lanes train."""
+    """Measurements of a group while it trains: curves, tokens, losses and times.
 
-    def __init__(self, bench: TrainingSetup, curves: list[list[CurvePoint]], begun: float) -> None:
-        self.bench = bench
+    Times are readings of ``time.perf_counter``: ``started`` before the base model was loaded,
+    ``loaded`` before the first step, ``trained`` after the last one. ``evaluating`` is a duration.
+    """
+
+    def __init__(
+        self, setup: TrainingSetup, curves: list[list[CurvePoint]], started: float
+    ) -> None:
+        self.setup = setup
         self.curves = curves
-        self.begun = begun
+        self.started = started
+        self.loaded = self.trained = time.perf_counter()
         self.evaluating = 0.0
-        self.tokens = [0] * len(bench.trials)
-        self.diverged: list[int | None] = [None] * len(bench.trials)
-        self.item_losses: list[list[float]] = [[] for _ in bench.trials]
-        """Of the last reading, for each lane that lives."""
+        self.tokens = [0] * len(setup.trials)
+        self.diverged: list[int | None] = [None] * len(setup.trials)
+        self.item_losses: list[list[float]] = [[] for _ in setup.trials]
+        """Of the last validation, for each lane that has not diverged."""
 
-    def counted(self, batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
-        """Count each lane's tokens as its batches go by."""
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training without its validations."""
+        return self.trained - self.loaded - self.evaluating
+
+    def count_tokens(self, batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
+        """Yield the batches unchanged, and count each lane's tokens in them."""
         for step in batches:
             lengths = [n for p in step.passes for n in p.batch.lengths]
             rows = len(lengths) // len(self.tokens)
@@ -310,60 +405,69 @@ class TrainingLog:
                 self.tokens[lane] += sum(lengths[lane * rows : (lane + 1) * rows])
             yield step
 
-    def pause(self, pause: Pause) -> None:
-        """Note which lanes have diverged by now."""
-        self.diverged = list(pause.diverged)
+    def end(self, pause: Pause | None) -> None:
+        """Record the end of training, and which lanes had diverged if it was a pause."""
+        self.trained = time.perf_counter()
+        if pause is not None:
+            self.diverged = list(pause.diverged)
+            log.info("training paused at step %d", pause.step)
 
     def read(self, reading: LossReading, validation: Sequence[Example]) -> None:
-        """Add a point to the curve of each lane that lives."""
+        """Compute the validation loss of each lane that has not diverged; extend its curve."""
         started = time.perf_counter()
-        losses = item_losses(self.bench, validation)
+        losses = item_losses(self.setup, validation)
         for lane, (curve, at) in enumerate(zip(self.curves, reading.diverged, strict=True)):
             if at is None:
                 mean = float(losses[lane].mean())
                 curve.append(CurvePoint(reading.step, reading.train_losses[lane], mean))
                 self.item_losses[lane] = losses[lane].tolist()
+                trial_id = self.setup.trials[lane].id
+                log.debug("trial %s: step %d, validation loss %g", trial_id, reading.step, mean)
         self.diverged = list(reading.diverged)
         self.evaluating += time.perf_counter() - started
 
 
 def _score(
-    bench: TrainingSetup, losses: Sequence[float | None], ends: bool, scored: bool
-) -> list[dict[str, SplitScores] | MetricError]:
-    """Score test in final trials, validation by the metric where the segment says so."""
-    plain = [SplitScores((), (), loss) for loss in losses]
-    if bench.trials[0].phase != "final":
-        found = score_split(bench, "validation", losses) if scored else plain
-        return [s if isinstance(s, MetricError) else {"validation": s} for s in found]
+    setup: TrainingSetup, losses: Sequence[float | None], ends: bool, scored: bool
+) -> list[Splits | MetricError]:
+    """Score final trials on test at their end, other trials on validation if ``scored``.
+
+    ``losses`` are the lanes' last validation losses.
+    """
+    loss_only = [SplitScores((), (), loss) for loss in losses]
+    if setup.trials[0].phase != "final":
+        scores = score_split(setup, "validation", losses) if scored else loss_only
+        return [s if isinstance(s, MetricError) else {"validation": s} for s in scores]
     if not ends:
-        return [{"validation": s} for s in plain]
-    tested = zip(score_split(bench, "test", [None] * len(plain)), plain, strict=True)
+        return [{"validation": s} for s in loss_only]
+    tested = zip(score_split(setup, "test", [None] * len(loss_only)), loss_only, strict=True)
     return [t if isinstance(t, MetricError) else {"test": t, "validation": s} for t, s in tested]
 
 
-def _save(bench: TrainingSetup, lane: int, folder: Path) -> int | None:
-    """Save a finalist's weights in the method's own format; return the bytes of its tensors.
+def _save(setup: TrainingSetup, lane: int, folder: Path) -> int | None:
+    """Save a final trial's weights in the method's own format; return the bytes of its tensors.
 
-    A sealed folder holds the weights that its scores were taken from, and stays: its group is
-    trained once more for the sake of another trial.
+    A finished folder is left as it is: it holds the weights that were scored, and the group is only
+    trained again because another of its trials is missing.
     """
-    if bench.trials[lane].phase != "final":
+    if setup.trials[lane].phase != "final":
         return None
-    target = folder / bench.hook.saved_as
+    target = folder / setup.hook.saved_as
     if trial_dir.read_finished(folder) is None:
         trial_dir.remove_manifest(folder)
         if target.exists():
             shutil.rmtree(target)
-        bench.lanes.alone(lane)
-        start = bench.starts[lane].trained if bench.starts else None
-        bench.hook.save(bench.model, target, SaveContext(bench.conditions.base, lane, start))
+        setup.lanes.run_single(lane)
+        start = setup.starts[lane].trained if setup.starts else None
+        setup.hook.save(setup.model, target, SaveContext(setup.conditions.base, lane, start))
     return sum(p.stat().st_size for p in target.rglob("*.safetensors"))
 
 
 def write_result(result: TrialResult, folder: Path) -> TrialResult:
-    """Write the result durably and seal its folder.
+    """Write the result and the checksum manifest of its folder durably.
 
-    A folder that cannot be written is no failure of the trial: the parent has its result in hand.
+    If the folder cannot be written the trial still counts, with a warning: the parent process
+    stores the returned result in the database.
     """
     try:
         if trial_dir.read_finished(folder) is None:

@@ -64,7 +64,7 @@ class TrainingSetup:
     tokenizer: PreTrainedTokenizerBase
     lanes: Lanes
     hook: Hook
-    feed: BatchBuilder
+    batch_builder: BatchBuilder
     data: Path
     starts: tuple[InitialTensors, ...] | None = None
     """Each lane's trained tensors before its first step, where the method is saved by them."""
@@ -98,12 +98,12 @@ class TrainingSetup:
 
     def fit_memory(self, engine: Mapping[str, Any]) -> None:
         """Hold passes to what fits: 90 % of the memory that is free now, by the measured slope."""
-        self.feed.rescue = bool(engine.get("rescue"))
+        self.batch_builder.may_recompute = bool(engine.get("rescue"))
         token_bytes, free = engine.get("token_bytes"), free_bytes(self.conditions.device)
         limits = [n for n in [engine.get("pass_tokens")] if n is not None]
         if token_bytes and free is not None:
             limits.append(int(MEMORY_SHARE * free / token_bytes))
-        self.feed.pass_tokens = min(limits, default=None)
+        self.batch_builder.pass_tokens = min(limits, default=None)
 
     def stepper(self) -> Stepper:
         """Return what takes these trials' optimizer steps."""
@@ -111,7 +111,7 @@ class TrainingSetup:
         return Stepper(
             self.lanes,
             [tuple(g.rate(t) for g in groups) for t in self.trials],
-            recipe(self.conditions, self.feed.switches.graphs),
+            recipe(self.conditions, self.batch_builder.switches.graphs),
             self.task.item_losses,
             step_extras(self.hook),
         )
@@ -176,8 +176,8 @@ def recipe(c: Conditions, graphs: bool) -> Recipe:
 def requested_switches(segment: Segment) -> tuple[Switches, dict[str, str]]:
     """Return the switches that a study wishes for, and why some are off before any is tried."""
     c = segment.trials[0].conditions
-    wishes = Switches.wished(segment.engine or {}, c.device, c.precision, c.steps)
-    unfit = {**quantization.unsupported_accelerators(c.quantize, c.quantizer), **wishes.unfit()}
+    wishes = Switches.from_request(segment.engine or {}, c.device, c.precision, c.steps)
+    unfit = {**quantization.unsupported_accelerators(c.quantize, c.quantizer), **wishes.conflicts()}
     reasons = {name: why for name, why in unfit.items() if getattr(wishes, name)}
     return dataclasses.replace(wishes, **dict.fromkeys(reasons, False)), reasons
 
@@ -293,7 +293,7 @@ def attach(trial: Trial, base: nn.Module, ground: AttachContext) -> tuple[nn.Mod
 def build_setup(
     trials: Sequence[Trial], base_path: str, data: Path, switches: Switches | None = None
 ) -> TrainingSetup:
-    """Load the base, attach the method and stack one start a trial; return the bench.
+    """Load the base, attach the method and stack one start a trial; return the setup.
 
     The method is attached once for each distinct seed, on a fresh base, to take its start; the
     last one stays.
@@ -316,7 +316,7 @@ def build_setup(
         if seed != distinct[0]:
             del model, hook
     groups = [g.names for g in parameter_groups(model, task, trials[0])]
-    on = switches or Switches.plain()
+    on = switches or Switches.all_off()
     seeds = [t.seed for t in trials]
     each = tuple(starts[s] for s in seeds)
     lanes = Lanes(model, each, groups, seeds)

@@ -25,7 +25,7 @@ from bakeoff.tasks._base import Example, Task
 FOLDER = "tokens"
 
 
-def encode_split(
+def load_or_encode(
     task: Task, tokenizer: Any, data: Path, split: str, rows: Callable[[], Sequence[Row]]
 ) -> list[Example]:
     """Return the examples of a split of the frozen ``data``, from the cache where it has them."""
@@ -37,7 +37,7 @@ def encode_split(
     return examples
 
 
-def keep_split(
+def store(
     task: Task, tokenizer: Any, data: Path, split: str, examples: Sequence[Example]
 ) -> None:
     """Keep the examples of a split of the frozen ``data`` for ``encode_split``."""
@@ -67,8 +67,8 @@ def _description(tokenizer: Any) -> str:
 def _write(path: Path, examples: Sequence[Example]) -> None:
     path.parent.mkdir(exist_ok=True)
     arrays = {
-        "tokens": _flat([e.tokens for e in examples]),
-        "labels": _flat([e.labels for e in examples]),
+        "tokens": _concatenate([e.tokens for e in examples]),
+        "labels": _concatenate([e.labels for e in examples]),
         "token_counts": np.array([len(e.tokens) for e in examples]),
         "label_counts": np.array([len(e.labels) for e in examples]),
     }
@@ -77,17 +77,17 @@ def _write(path: Path, examples: Sequence[Example]) -> None:
     temporary.replace(path)
 
 
-def _flat(rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+def _concatenate(rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
     return np.fromiter(chain.from_iterable(rows), dtype=np.int32)
 
 
 def _read(path: Path) -> list[Example]:
     arrays = load_file(path)
-    tokens = _cut(arrays["tokens"], arrays["token_counts"])
-    labels = _cut(arrays["labels"], arrays["label_counts"])
+    tokens = _split_rows(arrays["tokens"], arrays["token_counts"])
+    labels = _split_rows(arrays["labels"], arrays["label_counts"])
     return [Example(t, y) for t, y in zip(tokens, labels, strict=True)]
 
 
-def _cut(flat: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> list[tuple[int, ...]]:
+def _split_rows(flat: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> list[tuple[int, ...]]:
     values, ends = flat.tolist(), np.cumsum(counts).tolist()
     return [tuple(values[a:b]) for a, b in zip([0, *ends], ends, strict=False)]

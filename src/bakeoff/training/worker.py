@@ -50,7 +50,7 @@ class SharedFlags:
     def beat(self) -> None:
         self._marks[BEAT] = time.monotonic()
 
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         return bool(self._marks[STOP])
 
 

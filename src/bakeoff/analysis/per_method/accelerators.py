@@ -24,7 +24,7 @@ def engine_row(record: StudyRecord, runs: MethodRuns) -> dict[str, Any] | None:
     has run; ``off`` gives the probe's reason, or None where the study never asked for it.
     """
     cost = record.costs.get(runs.method)
-    decided = _decided(cost, record) if cost else None
+    decided = _probe_decision(cost, record) if cost else None
     if decided is None:
         return None
     switches, reasons = decided["switches"], decided["reasons"]
@@ -38,7 +38,7 @@ def engine_row(record: StudyRecord, runs: MethodRuns) -> dict[str, Any] | None:
     }
 
 
-def _decided(cost: Cost, record: StudyRecord) -> dict[str, Any] | None:
+def _probe_decision(cost: Cost, record: StudyRecord) -> dict[str, Any] | None:
     """Return what the probe decided; a method whose probe failed trains on the plain path."""
     if cost.engine is not None or cost.status in (Status.DONE, Status.INCOMPATIBLE):
         return cost.engine
@@ -55,7 +55,7 @@ def _decided(cost: Cost, record: StudyRecord) -> dict[str, Any] | None:
     )
 
 
-def has_more(row: dict[str, Any], other: dict[str, Any]) -> bool:
+def has_extra_accelerators(row: dict[str, Any], other: dict[str, Any]) -> bool:
     """Tell whether a row's speed and memory were measured with an accelerator the other lacks.
 
     Lanes do not count, costs are measured with one trial alone; nor does how answers are generated.

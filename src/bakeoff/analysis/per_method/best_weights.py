@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bakeoff.analysis.trial_runs import MethodRuns, Run
+from bakeoff.analysis.trial_runs import MethodRuns, TrialRun
 from bakeoff.core.record import StudyRecord
 
 
-def best_seed(runs: Iterable[Run]) -> Run | None:
+def best_final_run(runs: Iterable[TrialRun]) -> TrialRun | None:
     """Return the final trial whose weights are handed out: the lowest loss on validation.
 
     Never the best on test: its score there would be better than its like. None: none is done.
@@ -22,13 +22,13 @@ def best_seed(runs: Iterable[Run]) -> Run | None:
     return min(done, key=lambda pair: (pair[0], pair[1].trial.seed))[1] if done else None
 
 
-def artifact(record: StudyRecord, runs: MethodRuns) -> dict[str, Any] | None:
+def artifact_row(record: StudyRecord, runs: MethodRuns) -> dict[str, Any] | None:
     """Return what is known of a method's weights; None where they were not loaded again (yet)."""
-    run, found = best_seed(runs.final), record.artifacts.get(runs.method)
+    run, found = best_final_run(runs.final), record.artifacts.get(runs.method)
     return found if run is not None and found and found["trial_id"] == run.trial.id else None
 
 
-def fault(title: str, found: Mapping[str, Any]) -> str | None:
+def weights_problem(title: str, found: Mapping[str, Any]) -> str | None:
     """Return what is wrong with a method's saved weights as one sentence, None if nothing is."""
     if found["error"] is not None:
         return f"{title}: what was saved could not be loaded again: {found['error']}"

@@ -28,9 +28,9 @@ def forgetting_rows(
 
     A method of which a scored trial was not measured is left out.
     """
-    known = {m: found for m, runs in by_method.items() if (found := _of(runs))}
-    change = {m: _per_token(found, _change) for m, found in known.items()}
-    distance = {m: _per_token(found, _divergence) for m, found in known.items()}
+    known = {m: found for m, runs in by_method.items() if (found := _forgetting_by_seed(runs))}
+    change = {m: _per_token(found, _loss_changes) for m, found in known.items()}
+    distance = {m: _per_token(found, _divergences) for m, found in known.items()}
     estimates = estimate_scores(change, rng)
     divergences = estimate_scores(distance, rng, low=0.0)
     return {
@@ -46,18 +46,18 @@ def forgetting_rows(
     }
 
 
-def _of(runs: MethodRuns) -> dict[int, Forgetting]:
+def _forgetting_by_seed(runs: MethodRuns) -> dict[int, Forgetting]:
     found = {r.trial.seed: r.result.forgetting for r in runs.scored if r.result}
     whole = {seed: f for seed, f in found.items() if f is not None}
     return whole if len(whole) == len(found) else {}
 
 
-def _change(found: Forgetting) -> FloatArray:
+def _loss_changes(found: Forgetting) -> FloatArray:
     change: FloatArray = np.array(found.losses) - np.array(found.base_losses)
     return change
 
 
-def _divergence(found: Forgetting) -> FloatArray:
+def _divergences(found: Forgetting) -> FloatArray:
     return np.array(found.divergences)
 
 

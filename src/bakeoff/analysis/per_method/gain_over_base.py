@@ -23,7 +23,7 @@ def base_row(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any] | 
 
     It has no seeds: nothing of it is drawn.
     """
-    found = _scores(record)
+    found = _base_scores(record)
     if found is None:
         return None
     metric = record.metric
@@ -32,7 +32,7 @@ def base_row(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any] | 
     return {"score": asdict(interval), "n_items": len(found)}
 
 
-def gains(
+def gains_over_base(
     record: StudyRecord, scores: Mapping[str, Scores], rng: np.random.Generator
 ) -> dict[str, Interval]:
     """Return how far each method's mean score lies above the base's, in the metric's unit.
@@ -40,7 +40,7 @@ def gains(
     Paired by item; 95 % intervals over seeds and items, each for its method alone. Negative where
     the base scores the higher number, whichever is better.
     """
-    found = _scores(record)
+    found = _base_scores(record)
     if found is None:
         return {}
     paired = {
@@ -51,7 +51,7 @@ def gains(
     return estimate_scores(paired, rng)
 
 
-def no_gain(title: str, gain: Interval | None, metric: MetricInfo) -> str | None:
+def no_gain_warning(title: str, gain: Interval | None, metric: MetricInfo) -> str | None:
     """Warn of a method that cannot be told from the untouched base; None where it can."""
     if gain is None:
         return None
@@ -62,7 +62,7 @@ def no_gain(title: str, gain: Interval | None, metric: MetricInfo) -> str | None
     return f"{title} is not surely better than the untouched base: it may have learnt nothing."
 
 
-def _scores(record: StudyRecord) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
+def _base_scores(record: StudyRecord) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
     if record.base_scores is None or not record.base_scores.scores:
         return None
     return np.array(record.base_scores.scores, dtype=np.float64)

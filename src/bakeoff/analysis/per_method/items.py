@@ -22,20 +22,22 @@ from bakeoff.core.record import StudyRecord
 from bakeoff.core.redact import redact
 
 FloatArray = NDArray[np.float64]
-Answers = Mapping[str, Mapping[int, Sequence[str | None]]]
+Predictions = Mapping[str, Mapping[int, Sequence[str | None]]]
 
-EXAMPLES = 10
+MAX_EXAMPLES = 10
 """Wins, and losses, that are shown of each contender at most."""
-CHARACTERS = 300
+MAX_CHARACTERS = 300
 """Of a text that is shown; what is between its beginning and its end is left out."""
-BYTES = 1_500_000
+MAX_BYTES = 1_500_000
 """Of all texts as they stand in the page, so that sixty methods are a page that opens."""
 GAP = " […] "
-WITHOUT = "Test items and answers were left out when this report was written (--no-examples)."
+EXAMPLES_OMITTED = (
+    "Test items and answers were left out when this report was written (--no-examples)."
+)
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedScores:
     """A contender and the control on the same items; rows of both are ``seeds``, where paired.
 
     ``gain`` is ``[items]``: how much better the contender is, by the mean over seeds.
@@ -48,7 +50,7 @@ class Pair:
     gain: FloatArray
 
     @classmethod
-    def of(cls, method: str, own: Scores, control: Scores, better: str) -> Pair:
+    def of(cls, method: str, own: Scores, control: Scores, better: str) -> PairedScores:
         """Pair equal seeds; without a common one, ``seeds`` is empty and all of both are used."""
         seeds = tuple(s for s in own.seeds if s in control.seeds)
         mine, theirs = own.values, control.values
@@ -67,28 +69,28 @@ def item_summary(
         return None
     control, better = scores[record.control], record.metric.better
     pairs = [
-        Pair.of(method, own, control, better)
+        PairedScores.of(method, own, control, better)
         for method, own in scores.items()
         if method != record.control
     ]
-    texts = _Texts(record, {m: _answers(by_method[m]) for m in scores})
-    shown = _shown(pairs, texts) if record.examples else [([], []) for _ in pairs]
+    texts = _Texts(record, {m: _predictions_by_seed(by_method[m]) for m in scores})
+    shown = _select_examples(pairs, texts) if record.examples else [([], []) for _ in pairs]
     used = sorted({e["item"] for both in shown for part in both for e in part})
     unknown = record.asked_unknown
     note = None if unknown is None else f"What the items ask is not known: {unknown}."
     return {
         "n_items": int(control.values.shape[1]),
         "examples": record.examples,
-        "note": note if record.examples else WITHOUT,
+        "note": note if record.examples else EXAMPLES_OMITTED,
         "methods": [
-            {**_counts(pair, better), "wins": wins, "losses": losses}
+            {**_outcome_counts(pair, better), "wins": wins, "losses": losses}
             for pair, (wins, losses) in zip(pairs, shown, strict=True)
         ],
         "asked": [texts.asked(item) for item in used],
     }
 
 
-def _counts(pair: Pair, better: str) -> dict[str, Any]:
+def _outcome_counts(pair: PairedScores, better: str) -> dict[str, Any]:
     """Count items by who is better, and pairs of item and seed by who is right."""
     up, down = int((pair.gain > TIE).sum()), int((pair.gain < -TIE).sum())
     return {
@@ -97,11 +99,11 @@ def _counts(pair: Pair, better: str) -> dict[str, Any]:
         "better": up,
         "same": len(pair.gain) - up - down,
         "worse": down,
-        "outcomes": _outcomes(pair) if better == "higher" else None,
+        "outcomes": _paired_table(pair) if better == "higher" else None,
     }
 
 
-def _outcomes(pair: Pair) -> dict[str, int] | None:
+def _paired_table(pair: PairedScores) -> dict[str, int] | None:
     """Return the four fields of the paired table; None where scores are not 0 and 1, or unpaired.
 
     A pair is an item under a seed: that seed's answers of both, which share its batches.
@@ -119,7 +121,7 @@ def _outcomes(pair: Pair) -> dict[str, int] | None:
     }
 
 
-def _answers(runs: MethodRuns) -> dict[int, Sequence[str | None]]:
+def _predictions_by_seed(runs: MethodRuns) -> dict[int, Sequence[str | None]]:
     return {
         run.trial.seed: run.result.splits["test"].predictions
         for run in runs.scored
@@ -130,7 +132,7 @@ def _answers(runs: MethodRuns) -> dict[int, Sequence[str | None]]:
 class _Texts:
     """The texts of examples, redacted before they are cut: half a secret is none to a pattern."""
 
-    def __init__(self, record: StudyRecord, answers: Answers) -> None:
+    def __init__(self, record: StudyRecord, answers: Predictions) -> None:
         self._asked, self._answers, self._control = record.asked, answers, record.control
         self._known: dict[str, str] = {}
 
@@ -143,7 +145,7 @@ class _Texts:
             "reference": self._cut(there.reference if there else None),
         }
 
-    def example(self, pair: Pair, position: int) -> dict[str, Any]:
+    def example(self, pair: PairedScores, position: int) -> dict[str, Any]:
         """Return an item with both answers, under the seed where they differ most."""
         seed = None
         if pair.seeds:
@@ -168,20 +170,20 @@ class _Texts:
         if text is None:
             return None
         if text not in self._known:
-            self._known[text] = cut(redact(text))
+            self._known[text] = shorten(redact(text))
         return self._known[text]
 
 
-def cut(text: str) -> str:
+def shorten(text: str) -> str:
     """Return at most ``CHARACTERS`` of a text: an answer's end says as much as its beginning."""
-    if len(text) <= CHARACTERS:
+    if len(text) <= MAX_CHARACTERS:
         return text
-    room = CHARACTERS - len(GAP)
+    room = MAX_CHARACTERS - len(GAP)
     return text[: room - room // 3].rstrip() + GAP + text[-(room // 3) :].lstrip()
 
 
-def _shown(
-    pairs: Sequence[Pair], texts: _Texts
+def _select_examples(
+    pairs: Sequence[PairedScores], texts: _Texts
 ) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
     """Choose each contender's wins and losses; as many of everybody's as fit into ``BYTES``."""
     n_items = len(pairs[0].gain)
@@ -190,26 +192,26 @@ def _shown(
     order = np.random.default_rng(0).permutation(n_items)
     made = []
     for pair in pairs:
-        both = (_largest(pair.gain, order), _largest(-pair.gain, order))
+        both = (_largest_gains(pair.gain, order), _largest_gains(-pair.gain, order))
         made.append([[texts.example(pair, i) for i in part] for part in both])
-    most = EXAMPLES
-    while most and sum(_size(e, texts) for e in _first(made, most)) > BYTES:
+    most = MAX_EXAMPLES
+    while most and sum(_text_bytes(e, texts) for e in _first_examples(made, most)) > MAX_BYTES:
         most -= 1
     return [(wins[:most], losses[:most]) for wins, losses in made]
 
 
-def _largest(gain: FloatArray, order: NDArray[np.int64]) -> list[int]:
+def _largest_gains(gain: FloatArray, order: NDArray[np.int64]) -> list[int]:
     ranked = order[np.argsort(-np.round(gain[order], 12), kind="stable")]
-    return [int(i) for i in ranked[:EXAMPLES] if gain[i] > TIE]
+    return [int(i) for i in ranked[:MAX_EXAMPLES] if gain[i] > TIE]
 
 
-def _first(
+def _first_examples(
     made: Sequence[Sequence[Sequence[dict[str, Any]]]], most: int
 ) -> Iterable[dict[str, Any]]:
     return (e for both in made for part in both for e in part[:most])
 
 
-def _size(example: dict[str, Any], texts: _Texts) -> int:
+def _text_bytes(example: dict[str, Any], texts: _Texts) -> int:
     """Return the bytes that an example's texts take in the page."""
     asked = texts.asked(example["item"])
     parts = (asked["prompt"], asked["reference"], example["control"], example["contender"])

@@ -13,13 +13,13 @@ from statistics import fmean
 from typing import Any
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.analysis.choose import picks
+from bakeoff.analysis.choose import compare_selection
 from bakeoff.analysis.compare import Comparison, Interval, Verdict
 from bakeoff.analysis.error_distribution import FloatArray
 from bakeoff.analysis.per_method.accelerators import engine_row
-from bakeoff.analysis.per_method.best_weights import artifact
-from bakeoff.analysis.per_method.stability import is_open, raced_out, stability
-from bakeoff.analysis.trial_runs import NOT_FINISHED, MethodRuns, Run, setting_key
+from bakeoff.analysis.per_method.best_weights import artifact_row
+from bakeoff.analysis.per_method.stability import is_unfinished, stability_row, stopped_by_race
+from bakeoff.analysis.trial_runs import NOT_FINISHED, MethodRuns, TrialRun, setting_key
 from bakeoff.core.record import ImportedScores, StudyRecord
 from bakeoff.core.results import Cost, Status, TrialResult
 
@@ -49,7 +49,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Ending:
+class MethodEnding:
     """How a method as a whole ended."""
 
     status: Status
@@ -65,59 +65,59 @@ def method_row(
 ) -> dict[str, Any]:
     """Build a method's row; ``chosen`` is its setting, None while it has none."""
     method = runs.method
-    end = ending(record, runs)
+    end = method_ending(record, runs)
     estimate = evidence.estimates.get(method)
     comparison = evidence.comparisons.get(method)
     scored = evidence.scores.get(method)
     to_control = steps_to_control_loss(runs, control)
     tried = len({setting_key(r.trial.setting) for r in runs.search or runs.final})
-    picked = picks(runs.search, record.metric.better)
+    picked = compare_selection(runs.search, record.metric.better)
     return {
         "method": method,
         "title": record.titles.get(method, method),
         "status": end.status,
-        "reason": end.reason or _no_interval(record, method),
+        "reason": end.reason or _missing_interval_reason(record, method),
         "setting": chosen or {},
         "n_settings": tried,
         "n_settings_added": max(0, tried - record.settings) if record.settings else None,
         "n_seeds": evidence.n_seeds.get(method, 0),
         "score": asdict(estimate) if estimate else None,
-        "difference": _difference(comparison),
+        "difference": _difference_row(comparison),
         "verdict": _verdict(record, method, comparison),
-        "cost": _cost(record, runs),
-        "artifact": artifact(record, runs),
+        "cost": _cost_row(record, runs),
+        "artifact": artifact_row(record, runs),
         "engine": engine_row(record, runs),
         "gain": None,  # the summary knows it, from the base's scores
         "secondary": None,  # the summary knows it, from all methods' answers
-        "forgetting": _forgetting(record, method),  # imported; the summary knows our own
-        "stability": stability(runs, scored, record.metric, record.margin, to_control),
+        "forgetting": _imported_forgetting(record, method),  # imported; the summary knows our own
+        "stability": stability_row(runs, scored, record.metric, record.margin, to_control),
         "front_probability": None,  # the summary knows, once all rows are there
         "steps_to_control_loss": to_control,
         "n_trials_diverged": sum(r.status is Status.DIVERGED for r in runs.all),
-        "n_trials_failed": sum(_failed(r) for r in runs.all),
-        "best_setting_on_edge": on_edge(runs, chosen),
+        "n_trials_failed": sum(_has_failed(r) for r in runs.all),
+        "best_setting_on_edge": is_on_edge(runs, chosen),
         "picked": asdict(picked) if picked else None,
         "settings": [_setting_row(r, chosen) for r in runs.search],
         "seeds": [_seed_row(r) for r in runs.final],
-        "curves": [_curve(r, r.result) for r in runs.all if r.result and r.result.curve],
-        "reported": own.figures if (own := _reported(record, method)) else None,
+        "curves": [_curve_row(r, r.result) for r in runs.all if r.result and r.result.curve],
+        "reported": own.figures if (own := _imported_scores(record, method)) else None,
     }
 
 
-def ending(record: StudyRecord, runs: MethodRuns) -> Ending:
+def method_ending(record: StudyRecord, runs: MethodRuns) -> MethodEnding:
     """Tell how a method ended: done if any final trial is, else its most common failure."""
     if runs.scored:
-        return Ending(Status.DONE, None)
+        return MethodEnding(Status.DONE, None)
     if runs.method in record.incompatible:
-        return Ending(Status.INCOMPATIBLE, record.incompatible[runs.method])
+        return MethodEnding(Status.INCOMPATIBLE, record.incompatible[runs.method])
     decisive = runs.final or runs.search
-    unfinished = any(is_open(r) for r in decisive)
+    unfinished = any(is_unfinished(r) for r in decisive)
     searched = not runs.final and any(r.done for r in decisive)
     if not decisive or unfinished or searched:
-        return Ending(Status.STOPPED, NOT_FINISHED)
+        return MethodEnding(Status.STOPPED, NOT_FINISHED)
     status = Counter(r.status for r in decisive).most_common(1)[0][0]
     reasons = Counter(r.reason for r in decisive if r.status is status)
-    return Ending(status, reasons.most_common(1)[0][0])
+    return MethodEnding(status, reasons.most_common(1)[0][0])
 
 
 def steps_to_control_loss(runs: MethodRuns, control: MethodRuns) -> int | None:
@@ -136,7 +136,7 @@ def steps_to_control_loss(runs: MethodRuns, control: MethodRuns) -> int | None:
     return next((s for s in complete if fmean(by_step[s]) <= fmean(known)), None)
 
 
-def on_edge(runs: MethodRuns, chosen: dict[str, Any] | None) -> bool:
+def is_on_edge(runs: MethodRuns, chosen: dict[str, Any] | None) -> bool:
     """Tell whether the chosen learning rate is the lowest or highest of several tried."""
     tried = {r.trial.learning_rate for r in runs.search}
     if chosen is None or len(tried) < 2:
@@ -153,39 +153,41 @@ def failure_rows(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> li
     for method, runs in by_method.items():
         if method in record.incompatible:
             reason = record.incompatible[method]
-            rows.append(_failure(method, None, Status.INCOMPATIBLE, reason))
+            rows.append(_failure_row(method, None, Status.INCOMPATIBLE, reason))
         cost = record.costs.get(method)
         if cost and cost.status not in (Status.DONE, Status.INCOMPATIBLE):
-            rows.append(_failure(method, "probe", cost.status, cost.reason))
+            rows.append(_failure_row(method, "probe", cost.status, cost.reason))
         for run in runs.all:
-            if not run.done and not raced_out(run):
+            if not run.done and not stopped_by_race(run):
                 trial = run.trial
-                why = NOT_FINISHED if is_open(run) else run.reason
-                row = _failure(method, trial.phase, run.status, why)
+                why = NOT_FINISHED if is_unfinished(run) else run.reason
+                row = _failure_row(method, trial.phase, run.status, why)
                 where = {"trial_id": trial.id, "seed": trial.seed, "setting": trial.setting}
                 rows.append({**row, **where})
     return rows
 
 
-def _reported(record: StudyRecord, method: str) -> ImportedScores | None:
+def _imported_scores(record: StudyRecord, method: str) -> ImportedScores | None:
     return record.imported.reported.get(method) if record.imported else None
 
 
-def _no_interval(record: StudyRecord, method: str) -> str | None:
+def _missing_interval_reason(record: StudyRecord, method: str) -> str | None:
     """Say why a method that ended well has no interval, where none can be known."""
-    own = _reported(record, method)
+    own = _imported_scores(record, method)
     unknown = record.imported is not None and own is not None and own.n is None
     return record.imported.no_interval if record.imported and unknown else None
 
 
-def _forgetting(record: StudyRecord, method: str) -> dict[str, Any] | None:
-    own = _reported(record, method)
+def _imported_forgetting(record: StudyRecord, method: str) -> dict[str, Any] | None:
+    own = _imported_scores(record, method)
     if own is None or own.forgetting is None:
         return None
     return {"estimate": own.forgetting, "low": None, "high": None}
 
 
-def _failure(method: str, phase: str | None, status: Status, reason: str | None) -> dict[str, Any]:
+def _failure_row(
+    method: str, phase: str | None, status: Status, reason: str | None
+) -> dict[str, Any]:
     return {
         "method": method,
         "trial_id": None,
@@ -197,11 +199,11 @@ def _failure(method: str, phase: str | None, status: Status, reason: str | None)
     }
 
 
-def _failed(run: Run) -> bool:
+def _has_failed(run: TrialRun) -> bool:
     return run.status in (Status.FAILED, Status.OUT_OF_MEMORY, Status.INCOMPATIBLE)
 
 
-def _difference(comparison: Comparison | None) -> dict[str, Any] | None:
+def _difference_row(comparison: Comparison | None) -> dict[str, Any] | None:
     if comparison is None:
         return None
     return {
@@ -218,7 +220,7 @@ def _verdict(record: StudyRecord, method: str, comparison: Comparison | None) ->
     return comparison.verdict if comparison else Verdict.NONE
 
 
-def _cost(record: StudyRecord, runs: MethodRuns) -> dict[str, Any]:
+def _cost_row(record: StudyRecord, runs: MethodRuns) -> dict[str, Any]:
     probe = record.costs.get(runs.method)
     results = [r.result for r in runs.scored if r.result]
     parameters = next((r.trainable_parameters for r in results if r.trainable_parameters), None)
@@ -228,12 +230,12 @@ def _cost(record: StudyRecord, runs: MethodRuns) -> dict[str, Any]:
         "adapter_bytes": next((r.adapter_bytes for r in results if r.adapter_bytes), None),
         "train_seconds": fmean(seconds) if seconds else None,
         **{key: getattr(probe, key) if probe else None for key in _FROM_PROBE},
-        "train_above_base_bytes": _above_base(probe),
+        "train_above_base_bytes": _memory_above_base(probe),
         **{key: None if probe is None else getattr(probe, key) for key in _INFERENCE},
     }
 
 
-def _above_base(probe: Cost | None) -> int | None:
+def _memory_above_base(probe: Cost | None) -> int | None:
     """Return what training needs beside the base, whatever the reading was of."""
     if probe is None or probe.train_peak_bytes is None:
         return None
@@ -243,18 +245,18 @@ def _above_base(probe: Cost | None) -> int | None:
     return max(0, probe.train_peak_bytes - (probe.base_bytes or 0)) if known else None
 
 
-def _setting_row(run: Run, chosen: dict[str, Any] | None) -> dict[str, Any]:
+def _setting_row(run: TrialRun, chosen: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "setting": run.trial.setting,
         "status": run.status,
-        "reason": NOT_FINISHED if is_open(run) else run.reason,
+        "reason": NOT_FINISHED if is_unfinished(run) else run.reason,
         "validation_loss": run.validation_loss,
         "validation_score": run.mean_score("validation"),
         "chosen": chosen is not None and setting_key(run.trial.setting) == setting_key(chosen),
     }
 
 
-def _seed_row(run: Run) -> dict[str, Any]:
+def _seed_row(run: TrialRun) -> dict[str, Any]:
     return {
         "seed": run.trial.seed,
         "trial_id": run.trial.id,
@@ -264,7 +266,7 @@ def _seed_row(run: Run) -> dict[str, Any]:
     }
 
 
-def _curve(run: Run, result: TrialResult) -> dict[str, Any]:
+def _curve_row(run: TrialRun, result: TrialResult) -> dict[str, Any]:
     return {
         "trial_id": run.trial.id,
         "seed": run.trial.seed,

@@ -18,8 +18,8 @@ def race_summary(record: StudyRecord) -> dict[str, Any] | None:
     race = record.race
     if race is None:
         return None
-    rows = [_row(d, record) for d in race["decisions"]]
-    trained = sum(_steps(t, r) for t, r in record.trials if r is not None)
+    rows = [_decision_row(d, record) for d in race["decisions"]]
+    trained = sum(_steps_trained(t, r) for t, r in record.trials if r is not None)
     return {
         "rungs": race["rungs"],
         "decisions": rows,
@@ -27,11 +27,11 @@ def race_summary(record: StudyRecord) -> dict[str, Any] | None:
             dict.fromkeys(r["method"] for r in rows if r["whole_method"] and not r["goes_on"])
         ),
         "steps_trained": trained,
-        "steps_in_full": _in_full(record, race["seeds"]),
+        "steps_in_full": _steps_without_race(record, race["seeds"]),
     }
 
 
-def _row(decision: dict[str, Any], record: StudyRecord) -> dict[str, Any]:
+def _decision_row(decision: dict[str, Any], record: StudyRecord) -> dict[str, Any]:
     rates = {t.id: t.learning_rate for t, _ in record.trials}
     numbers = decision["numbers"]
     kept = any(
@@ -47,13 +47,13 @@ def _row(decision: dict[str, Any], record: StudyRecord) -> dict[str, Any]:
     }
 
 
-def _steps(trial: Trial, result: TrialResult) -> int:
+def _steps_trained(trial: Trial, result: TrialResult) -> int:
     if result.step is not None:
         return result.step
     return result.diverged_at_step or trial.conditions.steps
 
 
-def _in_full(record: StudyRecord, seeds: int) -> int:
+def _steps_without_race(record: StudyRecord, seeds: int) -> int:
     """Return the steps that the same settings and seeds would take without a race."""
     able = [m for m in record.methods if m not in record.incompatible]
     search = sum(t.conditions.steps for t, _ in record.trials if t.phase == "search")

@@ -26,7 +26,7 @@ Counts = NDArray[np.float64]
 
 def macro_f1(predictions: Sequence[str | None], references: Sequence[str]) -> float:
     """Return the mean over labels of each label's F1 score; labels are those of either side."""
-    return float(_f1(_counts(*_numbered(predictions, references))))
+    return float(_macro_f1(_label_counts(*_label_indices(predictions, references))))
 
 
 def macro_f1_influences(
@@ -37,9 +37,9 @@ def macro_f1_influences(
     An item's value is the number plus the item's influence: ``n - 1`` times what the number would
     lose without it, less the items' mean of that.
     """
-    said, true = _numbered(predictions, references)
-    counts, n = _counts(said, true), len(true)
-    whole = _f1(counts)
+    said, true = _label_indices(predictions, references)
+    counts, n = _label_counts(said, true), len(true)
+    whole = _macro_f1(counts)
     labels = counts.shape[1]
     pairs, where = np.unique(said * labels + true, return_inverse=True)
     without = np.repeat(counts[None], len(pairs), 0)
@@ -48,26 +48,26 @@ def macro_f1_influences(
     without[rows, 2, is_] -= 1
     hit = of == is_
     without[rows[hit], 0, of[hit]] -= 1
-    influence = ((n - 1) * (whole - _f1(without)))[where]
+    influence = ((n - 1) * (whole - _macro_f1(without)))[where]
     found: NDArray[np.float64] = whole + influence - influence.mean()
     return found
 
 
-def _numbered(
+def _label_indices(
     predictions: Sequence[str | None], references: Sequence[str]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     labels = {name: i for i, name in enumerate(dict.fromkeys([*references, *predictions]))}
     return np.array([labels[p] for p in predictions]), np.array([labels[r] for r in references])
 
 
-def _counts(said: NDArray[np.intp], true: NDArray[np.intp]) -> Counts:
+def _label_counts(said: NDArray[np.intp], true: NDArray[np.intp]) -> Counts:
     """Return ``[3, labels]``: how often each label was right, was said, and was true."""
     labels = int(max(said.max(), true.max())) + 1
     parts = (said[said == true], said, true)
     return np.stack([np.bincount(x, minlength=labels) for x in parts]).astype(np.float64)
 
 
-def _f1(counts: Counts) -> NDArray[np.float64]:
+def _macro_f1(counts: Counts) -> NDArray[np.float64]:
     """Return macro-F1 of counts ``[..., 3, labels]``; a label that is on neither side is none."""
     right, both = counts[..., 0, :], counts[..., 1, :] + counts[..., 2, :]
     each = np.divide(2 * right, both, out=np.zeros_like(right), where=both > 0)
@@ -75,7 +75,7 @@ def _f1(counts: Counts) -> NDArray[np.float64]:
     return found
 
 
-KNOWN = {"macro_f1": macro_f1_influences}
+INFLUENCES = {"macro_f1": macro_f1_influences}
 """Name of a secondary number -> its value for each item."""
 
 
@@ -96,7 +96,7 @@ def secondary_rows(
             answers = [r.splits["test"].predictions for r in used]
             if any(len(a) != len(record.references) or None in a for a in answers):
                 continue
-            each = np.array([KNOWN[name](a, record.references) for a in answers])
+            each = np.array([INFLUENCES[name](a, record.references) for a in answers])
             values[method] = Scores(own.seeds, each)
             trials[method] = [
                 {"trial_id": r.trial_id, "seed": seed, "value": float(row.mean())}

@@ -18,7 +18,7 @@ from scipy import special
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import ALPHA
-from bakeoff.analysis.trial_runs import MethodRuns, Run, finite
+from bakeoff.analysis.trial_runs import MethodRuns, TrialRun, finite_or_none
 from bakeoff.core.record import MetricInfo
 from bakeoff.core.results import Status
 
@@ -33,14 +33,14 @@ MAD_TO_SD = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
 
 
-class Reading(NamedTuple):
+class LossPoint(NamedTuple):
     """One loss read at a step, in nats."""
 
     step: int
     loss: float
 
 
-def stability(
+def stability_row(
     runs: MethodRuns,
     scores: Scores | None,
     metric: MetricInfo,
@@ -52,32 +52,32 @@ def stability(
     ``margin`` is in the metric's unit, ``steps_to_control`` the steps to the control's final loss.
     """
     return {
-        "divergence": divergence(runs),
-        "plateau": plateau(runs, metric, margin),
+        "divergence": divergence_share(runs),
+        "plateau": learning_rate_plateau(runs, metric, margin),
         "seed_sd": seed_sd(scores),
-        "spikes": spikes(runs),
+        "spikes": loss_spikes(runs),
         "steps_to_control_loss": steps_to_control,
         "validation_area": validation_area(runs),
     }
 
 
-def raced_out(run: Run) -> bool:
+def stopped_by_race(run: TrialRun) -> bool:
     """Tell whether the race stopped a trial: it has a result, stopped for a reason."""
     stopped = run.result is not None and run.status is Status.STOPPED
     return stopped and run.reason is not None
 
 
-def is_open(run: Run) -> bool:
+def is_unfinished(run: TrialRun) -> bool:
     """Tell whether a trial is still to be finished: without a result, or waiting at a rung."""
-    return run.status is Status.STOPPED and not raced_out(run)
+    return run.status is Status.STOPPED and not stopped_by_race(run)
 
 
-def divergence(runs: MethodRuns) -> dict[str, Any] | None:
+def divergence_share(runs: MethodRuns) -> dict[str, Any] | None:
     """Return the share of a method's trials that diverged, over settings and seeds.
 
     Counted are trials that trained: done, diverged, or stopped by the race.
     """
-    trained = [run for run in runs.all if _trained(run)]
+    trained = [run for run in runs.all if _has_trained(run)]
     if not trained:
         return None
     diverged = sum(run.status is Status.DIVERGED for run in trained)
@@ -101,16 +101,18 @@ def seed_sd(scores: Scores | None) -> dict[str, Any] | None:
     return {"estimate": spread, "low": low, "high": high, "n_seeds": n}
 
 
-def plateau(runs: MethodRuns, metric: MetricInfo, margin: float) -> dict[str, Any] | None:
+def learning_rate_plateau(
+    runs: MethodRuns, metric: MetricInfo, margin: float
+) -> dict[str, Any] | None:
     """Return how many decades of learning rate are as good as the best, from the search.
 
     From the best rate outwards to the last one in each direction that is within the margin; a rate
     that diverged ends it. Read from the validation score where every trial has one at its end, else
     from the validation loss (``_by_loss``). None with fewer than two rates.
     """
-    by_rate: dict[float, list[Run]] = {}
+    by_rate: dict[float, list[TrialRun]] = {}
     for run in runs.search:
-        if _trained(run):
+        if _has_trained(run):
             by_rate.setdefault(run.trial.learning_rate, []).append(run)
     rates = {rate: by_rate[rate] for rate in sorted(by_rate)}
     sound = [run for tried in rates.values() for run in tried if run.status is not Status.DIVERGED]
@@ -120,17 +122,17 @@ def plateau(runs: MethodRuns, metric: MetricInfo, margin: float) -> dict[str, An
     scored = all(run.done and run.mean_score("validation") is not None for run in sound)
     # scores taken at different steps do not compare: what the race stopped has one of its rung
     if scored and len(finals) == 1:
-        return _by_score(rates, metric, margin)
-    return _by_loss(rates, sound)
+        return _plateau_by_score(rates, metric, margin)
+    return _plateau_by_loss(rates, sound)
 
 
-def spikes(runs: MethodRuns) -> dict[str, Any] | None:
+def loss_spikes(runs: MethodRuns) -> dict[str, Any] | None:
     """Return how many rises of the training loss between readings are spikes, over all trials.
 
     A rise is one when it is above 5 % of its run's first reading and above the median change of all
     the method's readings by 3 robust standard deviations (1.4826 times the MAD).
     """
-    trained = [run for run in runs.all if _trained(run)]
+    trained = [run for run in runs.all if _has_trained(run)]
     curves = [curve for run in trained if len(curve := _train_losses(run)) > 1]
     changes = [(b - a, curve[0]) for curve in curves for a, b in pairwise(curve)]
     if not changes:
@@ -147,58 +149,64 @@ def validation_area(runs: MethodRuns) -> dict[str, Any] | None:
 
     By trapezoids from the first to the last reading; a seed with a single reading has none.
     """
-    areas = [area for run in runs.scored if (area := _area(run)) is not None]
+    areas = [area for run in runs.scored if (area := _curve_area(run)) is not None]
     return {"estimate": fmean(areas), "n_seeds": len(areas)} if areas else None
 
 
-def _trained(run: Run) -> bool:
+def _has_trained(run: TrialRun) -> bool:
     """Tell whether a trial says something of its method: failures and what is open do not."""
-    return raced_out(run) or run.status in (Status.DONE, Status.DIVERGED)
+    return stopped_by_race(run) or run.status in (Status.DONE, Status.DIVERGED)
 
 
-def _by_score(
-    rates: Mapping[float, Sequence[Run]], metric: MetricInfo, margin: float
+def _plateau_by_score(
+    rates: Mapping[float, Sequence[TrialRun]], metric: MetricInfo, margin: float
 ) -> dict[str, Any]:
     """Return the plateau of the validation score, each rate's best setting counting."""
     sign = -1 if metric.better == "higher" else 1
 
-    def read(run: Run) -> float | None:
+    def read(run: TrialRun) -> float | None:
         score = run.mean_score("validation")
         return None if score is None else sign * score
 
     values = _best_by_rate(rates, read)
     best = min((v, rate) for rate, v in values.items() if v is not None)[1]
-    return _span(values, best, margin) | {"by": "score", "step": None}
+    return _plateau_span(values, best, margin) | {"by": "score", "step": None}
 
 
-def _by_loss(rates: Mapping[float, Sequence[Run]], sound: Sequence[Run]) -> dict[str, Any] | None:
+def _plateau_by_loss(
+    rates: Mapping[float, Sequence[TrialRun]], sound: Sequence[TrialRun]
+) -> dict[str, Any] | None:
     """Return the plateau of the validation loss, relative to that of the trial that got furthest.
 
     A trial is compared at the last step that it has in common with it: what the race stopped, at
     its rung. None where some trial shares no step.
     """
-    first = min(sound, key=lambda r: (-_last_step(r), _losses(r).get(_last_step(r), math.inf)))
-    reference = _losses(first)
-    common = {run.trial.id: max(_losses(run).keys() & reference, default=None) for run in sound}
+    first = min(
+        sound, key=lambda r: (-_last_step(r), _validation_losses(r).get(_last_step(r), math.inf))
+    )
+    reference = _validation_losses(first)
+    common = {
+        run.trial.id: max(_validation_losses(run).keys() & reference, default=None) for run in sound
+    }
     if None in common.values():
         return None
 
-    def read(run: Run) -> float | None:
+    def read(run: TrialRun) -> float | None:
         step = common[run.trial.id]
         if step is None:
             return None
-        excess = _losses(run)[step] - reference[step]
+        excess = _validation_losses(run)[step] - reference[step]
         # a loss of nothing has no twentieth: then only nothing is as good
         if excess <= 0 or reference[step] <= 0:
             return 0.0 if excess <= 0 else math.inf
         return excess / reference[step]
 
-    span = _span(_best_by_rate(rates, read), first.trial.learning_rate, LOSS_MARGIN)
+    span = _plateau_span(_best_by_rate(rates, read), first.trial.learning_rate, LOSS_MARGIN)
     return span | {"by": "loss", "step": min(step for step in common.values() if step is not None)}
 
 
 def _best_by_rate(
-    rates: Mapping[float, Sequence[Run]], read: Callable[[Run], float | None]
+    rates: Mapping[float, Sequence[TrialRun]], read: Callable[[TrialRun], float | None]
 ) -> dict[float, float | None]:
     """Return each rate's best value (lower is better); None where one of its trials diverged."""
     found: dict[float, float | None] = {}
@@ -209,7 +217,9 @@ def _best_by_rate(
     return found
 
 
-def _span(values: Mapping[float, float | None], best: float, allowed: float) -> dict[str, Any]:
+def _plateau_span(
+    values: Mapping[float, float | None], best: float, allowed: float
+) -> dict[str, Any]:
     """Walk from the best rate both ways while values stay within ``allowed`` of its own."""
     rates, at = list(values), list(values).index(best)
     own = values[best]
@@ -235,24 +245,24 @@ def _span(values: Mapping[float, float | None], best: float, allowed: float) -> 
     }
 
 
-def _losses(run: Run) -> dict[int, float]:
+def _validation_losses(run: TrialRun) -> dict[int, float]:
     """Return the validation losses that a run read, by step."""
     points = run.result.curve if run.result else ()
-    return {p.step: loss for p in points if (loss := finite(p.validation_loss)) is not None}
+    return {p.step: loss for p in points if (loss := finite_or_none(p.validation_loss)) is not None}
 
 
-def _last_step(run: Run) -> int:
+def _last_step(run: TrialRun) -> int:
     """Return the last step at which a run read a validation loss; 0 for none."""
-    return max(_losses(run), default=0)
+    return max(_validation_losses(run), default=0)
 
 
-def _train_losses(run: Run) -> list[float]:
+def _train_losses(run: TrialRun) -> list[float]:
     points = run.result.curve if run.result else ()
-    return [loss for p in points if (loss := finite(p.train_loss)) is not None]
+    return [loss for p in points if (loss := finite_or_none(p.train_loss)) is not None]
 
 
-def _area(run: Run) -> float | None:
-    readings = [Reading(step, loss) for step, loss in sorted(_losses(run).items())]
+def _curve_area(run: TrialRun) -> float | None:
+    readings = [LossPoint(step, loss) for step, loss in sorted(_validation_losses(run).items())]
     if len(readings) < 2:
         return None
     area = sum((b.step - a.step) * (a.loss + b.loss) / 2 for a, b in pairwise(readings))

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bakeoff.analysis.compare import Verdict
-from bakeoff.analysis.pareto import COST_TIE, COSTS, QUALITY, axis_value, tied
-from bakeoff.analysis.per_method.accelerators import has_more
+from bakeoff.analysis.pareto import COST_AXES, COST_TIE, QUALITY, axis_value, is_cost_tie
+from bakeoff.analysis.per_method.accelerators import has_extra_accelerators
 from bakeoff.core.record import StudyRecord
 
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ NOT_WORSE = (Verdict.CONTROL, Verdict.BETTER, Verdict.EQUIVALENT)
 
 
 @dataclass(frozen=True)
-class Weighed:
+class WeightedChoice:
     """The method to take, and by method the weighted gain over the control.
 
     A total is None where something that is weighed was not measured, or compares with nothing.
@@ -42,9 +42,9 @@ class Weighed:
     totals: dict[str, float | None]
 
 
-def weigh(
+def choose_by_weights(
     record: StudyRecord, control: Row, rows: Sequence[Row], weights: Mapping[str, float]
-) -> Weighed:
+) -> WeightedChoice:
     """Weigh the control and every contender that is not worse.
 
     The highest total wins. Totals that differ by no more than tied costs do are equal: then a
@@ -53,11 +53,11 @@ def weigh(
     """
     weights = {name: weight for name, weight in weights.items() if weight > 0}
     running = [r for r in rows if r["verdict"] in NOT_WORSE and r["score"]]
-    totals = {r["method"]: total(record, control, r, weights) for r in running}
+    totals = {r["method"]: total_gain(record, control, r, weights) for r in running}
     known = {method: gained for method, gained in totals.items() if gained is not None}
     if not known:
-        return Weighed(control, totals)
-    tie = math.log2(1 + COST_TIE) * sum(w for name, w in weights.items() if name in COSTS)
+        return WeightedChoice(control, totals)
+    tie = math.log2(1 + COST_TIE) * sum(w for name, w in weights.items() if name in COST_AXES)
     least = max(known.values()) - tie
     near = [r for r in running if known.get(r["method"], -math.inf) >= least]
     sign = 1 if record.metric.better == "higher" else -1
@@ -66,31 +66,31 @@ def weigh(
         first, second = row["verdict"] == Verdict.BETTER, row is control
         return first, second, sign * row["score"]["estimate"]
 
-    return Weighed(max(near, key=rank), totals)
+    return WeightedChoice(max(near, key=rank), totals)
 
 
-def total(
+def total_gain(
     record: StudyRecord, control: Row, row: Row, weights: Mapping[str, float]
 ) -> float | None:
     """Return the sum of a method's gains times their weights; None where one is unknown."""
-    gains = [(w, gain(record, control, row, name)) for name, w in weights.items()]
+    gains = [(w, gain_over_control(record, control, row, name)) for name, w in weights.items()]
     known = [weight * gained for weight, gained in gains if gained is not None]
     return math.fsum(known) if len(known) == len(gains) else None
 
 
-def gain(record: StudyRecord, control: Row, row: Row, name: str) -> float | None:
+def gain_over_control(record: StudyRecord, control: Row, row: Row, name: str) -> float | None:
     """Return what a method gains over the control in one respect, unit-free; None: unknown."""
     if name == QUALITY:
-        return _quality(record, row)
+        return _quality_gain(record, row)
     if name == SERVING:
         return float(can_be_served(record, row) - can_be_served(record, control))
-    own, other = comparable(control, row, name), comparable(control, control, name)
+    own, other = comparable_cost(control, row, name), comparable_cost(control, control, name)
     if own is None or other is None or min(own, other) <= 0:
         return None
-    return 0.0 if tied(own, other) else math.log2(other / own)
+    return 0.0 if is_cost_tie(own, other) else math.log2(other / own)
 
 
-def comparable(control: Row, row: Row, name: str) -> float | None:
+def comparable_cost(control: Row, row: Row, name: str) -> float | None:
     """Return a method's cost, None where it cannot be held against the control's.
 
     Memory of another kind cannot, nor what was measured with an accelerator that the control had
@@ -99,9 +99,9 @@ def comparable(control: Row, row: Row, name: str) -> float | None:
     kinds_differ = row["cost"]["memory_kind"] != control["cost"]["memory_kind"]
     if name == "memory" and kinds_differ:
         return None
-    if name in ("memory", "speed") and has_more(row, control):
+    if name in ("memory", "speed") and has_extra_accelerators(row, control):
         return None
-    return axis_value(row, COSTS[name])
+    return axis_value(row, COST_AXES[name])
 
 
 def can_be_served(record: StudyRecord, row: Row) -> bool:
@@ -109,7 +109,7 @@ def can_be_served(record: StudyRecord, row: Row) -> bool:
     return record.serving.get(row["method"]) is not None
 
 
-def _quality(record: StudyRecord, row: Row) -> float:
+def _quality_gain(record: StudyRecord, row: Row) -> float:
     if row["verdict"] != Verdict.BETTER:
         return 0.0
     return abs(float(row["difference"]["estimate"])) / record.margin

@@ -13,9 +13,13 @@ from typing import Any
 from bakeoff.analysis.compare import ALPHA, Verdict
 from bakeoff.analysis.evidence import describe_gain, describe_sample, direction_note
 from bakeoff.analysis.pareto import QUALITY
-from bakeoff.analysis.per_method.accelerators import has_more
-from bakeoff.analysis.recommendation.preferences import SERVING, can_be_served, weigh
-from bakeoff.analysis.recommendation.saving_sentences import for_saving, for_serving, for_weights
+from bakeoff.analysis.per_method.accelerators import has_extra_accelerators
+from bakeoff.analysis.recommendation.preferences import SERVING, can_be_served, choose_by_weights
+from bakeoff.analysis.recommendation.saving_sentences import (
+    saving_sentence,
+    serving_sentence,
+    weights_sentence,
+)
 from bakeoff.core.format import (
     format_difference,
     format_interval,
@@ -27,7 +31,7 @@ from bakeoff.core.record import StudyRecord
 
 Row = dict[str, Any]
 # Named in words when an equivalent method needs this share less of them, or less still.
-WORTH_NAMING = 0.1
+MIN_SAVING = 0.1
 
 
 @dataclass(frozen=True)
@@ -52,39 +56,39 @@ def recommend(record: StudyRecord, rows: Sequence[Row], *, complete: bool) -> Re
         return _without_intervals(record, rows, control, record.imported.no_interval)
     prefer = record.prefer
     if prefer == QUALITY:
-        made = _for_quality(record, control, rows)
+        made = _recommend_by_quality(record, control, rows)
     else:
-        made = _for_weights(record, control, rows, prefer)
-    sentence = made.sentence + _open(rows, complete)
+        made = _recommend_by_weights(record, control, rows, prefer)
+    sentence = made.sentence + _unfinished_note(rows, complete)
     return Recommendation(made.method, sentence, made.weighed)
 
 
-def _for_quality(record: StudyRecord, control: Row, rows: Sequence[Row]) -> Recommendation:
+def _recommend_by_quality(record: StudyRecord, control: Row, rows: Sequence[Row]) -> Recommendation:
     """Recommend the best of the contenders that are better, else the control."""
     compared = [r for r in rows if r["difference"] is not None]
     better = [r for r in compared if r["verdict"] == Verdict.BETTER]
     if better:
-        best = _best(record, better)
+        best = _best_row(record, better)
         reason = describe_gain(record, control, best, len(compared))
         return Recommendation(best["method"], f"Use {best['title']}: {reason}.")
-    sentence = f"Keep {control['title']}: {_no_gain(record, control, compared)}."
-    return Recommendation(control["method"], sentence + _cheaper(control, compared))
+    sentence = f"Keep {control['title']}: {_no_gain_reason(record, control, compared)}."
+    return Recommendation(control["method"], sentence + _cheaper_equivalents(control, compared))
 
 
-def _for_weights(
+def _recommend_by_weights(
     record: StudyRecord, control: Row, rows: Sequence[Row], prefer: str | Mapping[str, float]
 ) -> Recommendation:
     """Recommend what gains most; a single word is the weight 1 for one thing."""
     weights = {prefer: 1.0} if isinstance(prefer, str) else prefer
     # whoever asks for nothing but serving cannot use what no server can read, however good it is
     fit = [r for r in rows if prefer != SERVING or r is control or can_be_served(record, r)]
-    weighed = weigh(record, control, fit, weights)
+    weighed = choose_by_weights(record, control, fit, weights)
     if prefer == SERVING:
-        sentence = for_serving(record, control, rows, weighed)
+        sentence = serving_sentence(record, control, rows, weighed)
     elif isinstance(prefer, str):
-        sentence = for_saving(record, control, rows, weighed, prefer)
+        sentence = saving_sentence(record, control, rows, weighed, prefer)
     else:
-        sentence = for_weights(record, control, rows, weighed, prefer)
+        sentence = weights_sentence(record, control, rows, weighed, prefer)
     return Recommendation(weighed.chosen["method"], sentence, weighed.totals)
 
 
@@ -100,11 +104,11 @@ def _without_control(
             f"No recommendation yet: {name}, the control, has no test score "
             f"({done} of {len(record.trials)} planned trials finished).",
         )
-    why = f" ({_words(control)})" if control else ""
+    why = f" ({_status_text(control)})" if control else ""
     scored = [r for r in rows if r["score"] is not None]
     sentence = f"No recommendation: {name}, the control, has no test score{why}"
     if scored:
-        best = _best(record, scored)
+        best = _best_row(record, scored)
         level = format_value(record, best["score"]["estimate"])
         sentence += f"; the best score is that of {best['title']}, {level}, compared with nothing"
     return Recommendation(None, sentence + ".")
@@ -114,7 +118,7 @@ def _without_intervals(
     record: StudyRecord, rows: Sequence[Row], control: Row, reason: str
 ) -> Recommendation:
     """Say that scores without any error decide nothing, and what they are."""
-    best = _best(record, [r for r in rows if r["score"]])
+    best = _best_row(record, [r for r in rows if r["score"]])
     value = format_value(record, best["score"]["estimate"])
     own = format_value(record, control["score"]["estimate"])
     against = "" if best is control else f", against {own} of {control['title']}"
@@ -122,7 +126,7 @@ def _without_intervals(
     return Recommendation(None, sentence)
 
 
-def _no_gain(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
+def _no_gain_reason(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
     """Say that nothing beats the control, with the contender that comes nearest."""
     if not compared:
         score = control["score"]
@@ -131,11 +135,11 @@ def _no_gain(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
             f"{format_value(record, score['estimate'])}, "
             f"{describe_sample(record, control, control)})"
         )
-    best = _best(record, compared)
+    best = _best_row(record, compared)
     lead = "no contender is better by more than chance"
     if all(r["verdict"] == Verdict.WORSE for r in compared):
         lead = "every contender is worse by more than chance"
-    elif any(_beyond_chance(record, r) for r in compared):
+    elif any(_is_better_beyond_chance(record, r) for r in compared):
         # better beyond chance yet equivalent: the gain is real, and smaller than the user cares for
         lead = f"no contender is better by {format_value(record, record.margin)} or more"
     difference = best["difference"]
@@ -146,13 +150,13 @@ def _no_gain(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
     )
 
 
-def _beyond_chance(record: StudyRecord, row: Row) -> bool:
+def _is_better_beyond_chance(record: StudyRecord, row: Row) -> bool:
     sign = 1 if record.metric.better == "higher" else -1
     difference = row["difference"]
     return bool(difference["p_adjusted"] < ALPHA and sign * difference["estimate"] > 0)
 
 
-def _cheaper(control: Row, compared: Sequence[Row]) -> str:
+def _cheaper_equivalents(control: Row, compared: Sequence[Row]) -> str:
     """Name the equivalent contenders that need clearly less memory or fewer parameters."""
     named = []
     for row in compared:
@@ -164,7 +168,7 @@ def _cheaper(control: Row, compared: Sequence[Row]) -> str:
                 ("train_peak_bytes", "less training memory"),
                 ("trainable_parameters", "fewer trained parameters"),
             )
-            if (saving := _saving(control, row, key)) is not None
+            if (saving := _saved_share(control, row, key)) is not None
         ]
         if savings:
             named.append(f"{row['title']} ({' and '.join(savings)})")
@@ -173,19 +177,19 @@ def _cheaper(control: Row, compared: Sequence[Row]) -> str:
     return f" Equivalent within the margin and cheaper: {', '.join(named)}."
 
 
-def _saving(control: Row, row: Row, key: str) -> float | None:
+def _saved_share(control: Row, row: Row, key: str) -> float | None:
     """Return the share of a cost that a contender saves, None when it is not worth naming."""
     own, other = row["cost"][key], control["cost"][key]
     kinds_differ = row["cost"]["memory_kind"] != control["cost"]["memory_kind"]
     # what an accelerator saves that the control had to do without is no merit of the method
-    unlike = kinds_differ or has_more(row, control)
+    unlike = kinds_differ or has_extra_accelerators(row, control)
     if own is None or not other or (key == "train_peak_bytes" and unlike):
         return None
     saving = 1 - own / other
-    return saving if saving >= WORTH_NAMING else None
+    return saving if saving >= MIN_SAVING else None
 
 
-def _open(rows: Sequence[Row], complete: bool) -> str:
+def _unfinished_note(rows: Sequence[Row], complete: bool) -> str:
     """Say that a study is unfinished, and how far it got."""
     if complete:
         return ""
@@ -194,11 +198,11 @@ def _open(rows: Sequence[Row], complete: bool) -> str:
     return f" The study is not finished: {scored} of {of} scored so far."
 
 
-def _best(record: StudyRecord, rows: Sequence[Row]) -> Row:
+def _best_row(record: StudyRecord, rows: Sequence[Row]) -> Row:
     sign = 1 if record.metric.better == "higher" else -1
     return max(rows, key=lambda r: sign * r["score"]["estimate"])
 
 
-def _words(row: Row) -> str:
+def _status_text(row: Row) -> str:
     status = str(row["status"]).replace("_", " ")
     return f"{status}: {row['reason']}" if row["reason"] else status

@@ -11,13 +11,13 @@ from typing import Any
 
 from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.evidence import describe_difference, describe_sample
-from bakeoff.analysis.pareto import tied
+from bakeoff.analysis.pareto import is_cost_tie
 from bakeoff.analysis.recommendation.preferences import (
     NOT_WORSE,
-    Weighed,
+    WeightedChoice,
     can_be_served,
-    comparable,
-    gain,
+    comparable_cost,
+    gain_over_control,
 )
 from bakeoff.core.format import (
     MINUS,
@@ -46,41 +46,47 @@ FORMS = {
 MOST_NAMED = 3
 
 
-def for_saving(
-    record: StudyRecord, control: Row, rows: Sequence[Row], weighed: Weighed, name: str
+def saving_sentence(
+    record: StudyRecord, control: Row, rows: Sequence[Row], weighed: WeightedChoice, name: str
 ) -> str:
     """Say which method needs least memory, time or space, and why it may be taken."""
     best, noun, title = weighed.chosen, NOUNS[name], control["title"]
     if best is control:
-        text = f"Keep {title}: {_nothing_saved(record, control, rows, name)}."
-    elif (saved := _saved(control, best, name)) is not None:
-        own, other = (comparable(control, r, name) or 0.0 for r in (best, control))
+        text = f"Keep {title}: {_no_saving_reason(record, control, rows, name)}."
+    elif (saved := _saved_share(control, best, name)) is not None:
+        own, other = (comparable_cost(control, r, name) or 0.0 for r in (best, control))
         text = (
             f"Use {best['title']}: it needs {format_saving(saved)} less {noun} than {title} "
             f"({format_cost(name, own)} against {format_cost(name, other)}) and is "
-            f"{_standing(record, control, best)}."
+            f"{_verdict_phrase(record, control, best)}."
         )
     else:
         text = (
             f"Use {best['title']}: no method that is not worse needs less {noun} than {title}, and "
-            f"{best['title']} is {_standing(record, control, best)}."
+            f"{best['title']} is {_verdict_phrase(record, control, best)}."
         )
-    return text + _might(record, control, rows, best, name) + _left_out(rows, weighed, noun)
+    return (
+        text
+        + _inconclusive_savings(record, control, rows, best, name)
+        + _left_out_note(rows, weighed, noun)
+    )
 
 
-def for_serving(record: StudyRecord, control: Row, rows: Sequence[Row], weighed: Weighed) -> str:
+def serving_sentence(
+    record: StudyRecord, control: Row, rows: Sequence[Row], weighed: WeightedChoice
+) -> str:
     """Say which method to take among those that a server can read."""
     best, title = weighed.chosen, control["title"]
     if best is not control:
-        lacks = "" if can_be_served(record, control) else f"; {_form(record, control)}"
+        lacks = "" if can_be_served(record, control) else f"; {_serving_form(record, control)}"
         return (
-            f"Use {best['title']}: {_form(record, best)} and is "
-            f"{_standing(record, control, best)}{lacks}."
+            f"Use {best['title']}: {_serving_form(record, best)} and is "
+            f"{_verdict_phrase(record, control, best)}{lacks}."
         )
     others = [r for r in rows if r["difference"] is not None and can_be_served(record, r)]
     if not can_be_served(record, control):
         return (
-            f"Keep {title}, though {_form(record, control)}: no method that can be served is "
+            f"Keep {title}, though {_serving_form(record, control)}: no method that can be served is "
             f"better or equivalent within {format_value(record, record.margin)}."
         )
     none = "no contender that can be served is better by more than chance"
@@ -88,40 +94,40 @@ def for_serving(record: StudyRecord, control: Row, rows: Sequence[Row], weighed:
         none = "no contender that can be served has a test score"
     compared = plural(len(others), "such contender")
     return (
-        f"Keep {title}: {_form(record, control)}, and {none} ({compared}, "
-        f"{_level(record, control)})."
+        f"Keep {title}: {_serving_form(record, control)}, and {none} ({compared}, "
+        f"{_control_score(record, control)})."
     )
 
 
-def for_weights(
+def weights_sentence(
     record: StudyRecord,
     control: Row,
     rows: Sequence[Row],
-    weighed: Weighed,
+    weighed: WeightedChoice,
     weights: Mapping[str, float],
 ) -> str:
     """Say which method gains most by the user's weights, gain by gain."""
     given = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
     best, title = weighed.chosen, control["title"]
-    left_out = _left_out(rows, weighed, "everything that has a weight")
+    left_out = _left_out_note(rows, weighed, "everything that has a weight")
     if best is not control:
         return (
             f"Use {best['title']}: by your weights ({given}) it gains "
-            f"{_gains(record, control, best, weights)} over {title}, and it is "
-            f"{_standing(record, control, best)}.{left_out}"
+            f"{_gain_list(record, control, best, weights)} over {title}, and it is "
+            f"{_verdict_phrase(record, control, best)}.{left_out}"
         )
     rivals = [r for r in rows if r is not control and weighed.totals.get(r["method"]) is not None]
     if not rivals:
-        return f"Keep {title}: {_none_fit(record, rows)}.{left_out}"
+        return f"Keep {title}: {_no_candidate_reason(record, rows)}.{left_out}"
     nearest = max(rivals, key=lambda r: weighed.totals[r["method"]] or 0.0)
     return (
         f"Keep {title}: by your weights ({given}) no contender that is better or equivalent gains "
         f"anything over it (best: {nearest['title']} "
-        f"{_gains(record, control, nearest, weights)}; {_level(record, control)}).{left_out}"
+        f"{_gain_list(record, control, nearest, weights)}; {_control_score(record, control)}).{left_out}"
     )
 
 
-def _standing(record: StudyRecord, control: Row, row: Row) -> str:
+def _verdict_phrase(record: StudyRecord, control: Row, row: Row) -> str:
     """Say that a contender is better or equivalent, with the evidence."""
     evidence = describe_difference(record, control, row)
     if row["verdict"] == Verdict.BETTER:
@@ -130,23 +136,23 @@ def _standing(record: StudyRecord, control: Row, row: Row) -> str:
     return f"equivalent within {format_value(record, record.margin)} ({evidence})"
 
 
-def _nothing_saved(record: StudyRecord, control: Row, rows: Sequence[Row], name: str) -> str:
+def _no_saving_reason(record: StudyRecord, control: Row, rows: Sequence[Row], name: str) -> str:
     """Say why no contender is taken for a saving."""
-    noun, own = NOUNS[name], comparable(control, control, name)
+    noun, own = NOUNS[name], comparable_cost(control, control, name)
     if own is None:
         return f"its {noun} was not measured, so there is no saving to show"
     running = [r for r in rows if r["difference"] is not None and r["verdict"] in NOT_WORSE]
     if not running:
-        return _none_fit(record, rows)
+        return _no_candidate_reason(record, rows)
     return (
         f"no contender that is better or equivalent within "
         f"{format_value(record, record.margin)} needs less {noun} than its "
         f"{format_cost(name, own)} ({plural(len(running), 'such contender')}, "
-        f"{_level(record, control)})"
+        f"{_control_score(record, control)})"
     )
 
 
-def _none_fit(record: StudyRecord, rows: Sequence[Row]) -> str:
+def _no_candidate_reason(record: StudyRecord, rows: Sequence[Row]) -> str:
     compared = sum(r["difference"] is not None for r in rows)
     if not compared:
         return "no contender has a test score to compare"
@@ -155,19 +161,21 @@ def _none_fit(record: StudyRecord, rows: Sequence[Row]) -> str:
     return f"{none} is shown to be better or equivalent within {margin}"
 
 
-def _level(record: StudyRecord, control: Row) -> str:
+def _control_score(record: StudyRecord, control: Row) -> str:
     score = format_value(record, control["score"]["estimate"])
     return f"{control['title']}: {score}, {describe_sample(record, control, control)}"
 
 
-def _might(record: StudyRecord, control: Row, rows: Sequence[Row], best: Row, name: str) -> str:
+def _inconclusive_savings(
+    record: StudyRecord, control: Row, rows: Sequence[Row], best: Row, name: str
+) -> str:
     """Name the inconclusive contenders that would save more: nothing shows that they may."""
-    least = _saved(control, best, name) or 0.0
+    least = _saved_share(control, best, name) or 0.0
     open_ = [
         (saved, r)
         for r in rows
         if r["verdict"] == Verdict.INCONCLUSIVE
-        and (saved := _saved(control, r, name)) is not None
+        and (saved := _saved_share(control, r, name)) is not None
         and saved > least
     ]
     if not open_:
@@ -182,15 +190,15 @@ def _might(record: StudyRecord, control: Row, rows: Sequence[Row], best: Row, na
     return f" Inconclusive, so they might save more at no loss, or might not: {listed}."
 
 
-def _saved(control: Row, row: Row, name: str) -> float | None:
+def _saved_share(control: Row, row: Row, name: str) -> float | None:
     """Return the share of a cost that a method saves; None where unknown, tied or more."""
-    own, other = comparable(control, row, name), comparable(control, control, name)
-    if own is None or not other or own >= other or tied(own, other):
+    own, other = comparable_cost(control, row, name), comparable_cost(control, control, name)
+    if own is None or not other or own >= other or is_cost_tie(own, other):
         return None
     return 1 - own / other
 
 
-def _left_out(rows: Sequence[Row], weighed: Weighed, noun: str) -> str:
+def _left_out_note(rows: Sequence[Row], weighed: WeightedChoice, noun: str) -> str:
     names = [r["title"] for r in rows if r["method"] in weighed.totals
              and weighed.totals[r["method"]] is None]  # fmt: skip
     if not names:
@@ -198,7 +206,7 @@ def _left_out(rows: Sequence[Row], weighed: Weighed, noun: str) -> str:
     return f" Left out, because no comparable {noun} was measured: {', '.join(names)}."
 
 
-def _form(record: StudyRecord, row: Row) -> str:
+def _serving_form(record: StudyRecord, row: Row) -> str:
     """Say how a method can be served."""
     method = row["method"]
     if method not in record.serving:
@@ -207,13 +215,15 @@ def _form(record: StudyRecord, row: Row) -> str:
     return "it " + FORMS[form] if form else f"{row['title']} neither converts to LoRA nor merges"
 
 
-def _gains(record: StudyRecord, control: Row, row: Row, weights: Mapping[str, float]) -> str:
+def _gain_list(record: StudyRecord, control: Row, row: Row, weights: Mapping[str, float]) -> str:
     """Write a method's weighted gains and what each is made of."""
-    parts = {n: w * (gain(record, control, row, n) or 0.0) for n, w in weights.items() if w}
-    listed = ", ".join(f"{name} {_plus(part)}" for name, part in parts.items())
-    return f"{_plus(sum(parts.values()))} ({listed})"
+    parts = {
+        n: w * (gain_over_control(record, control, row, n) or 0.0) for n, w in weights.items() if w
+    }
+    listed = ", ".join(f"{name} {_signed_gain(part)}" for name, part in parts.items())
+    return f"{_signed_gain(sum(parts.values()))} ({listed})"
 
 
-def _plus(value: float) -> str:
+def _signed_gain(value: float) -> str:
     text = f"{value:+.2f}"
     return "0" if not text.strip("+-0.") else text.replace("-", MINUS)

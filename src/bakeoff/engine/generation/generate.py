@@ -64,7 +64,7 @@ class DecodeSettings(NamedTuple):
 
     every: int
     """Steps between two looks at the tokens."""
-    grain: int
+    length_multiple: int
     """Multiples that the places in view come in."""
     few_shapes: bool
     """Whether the places double and the rows fall to a quarter: each shape is captured once."""
@@ -281,9 +281,9 @@ class _SlotGeneration:
 
     def _length(self, needed: int) -> int:
         """Return how many places are in view: a multiple, or the grain doubled so many times."""
-        length = _round_up(needed, self.pace.grain)
+        length = _round_up(needed, self.pace.length_multiple)
         if self.pace.few_shapes:
-            length = self.pace.grain * 2 ** math.ceil(math.log2(length / self.pace.grain))
+            length = self.pace.length_multiple * 2 ** math.ceil(math.log2(length / self.pace.length_multiple))
         return min(length, self.places)
 
     def _close_up(self, width: int) -> None:

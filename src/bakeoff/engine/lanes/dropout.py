@@ -46,26 +46,26 @@ class LaneRandom:
         self._calls = 0
         self._step = 0
         self._rows = slice(None)
-        self.cut: StepPart | None = None
+        self.part: StepPart | None = None
         """What of the lane's step the pass at hand holds; None: all of it."""
         self.captured = False
         """A CUDA graph is on: nothing may be seeded while it is captured."""
 
-    def begin(self, step: int) -> None:
+    def begin_step(self, step: int) -> None:
         """Draw the keys of ``step``; the next call gets its first."""
         self._step = step
         if len(self._keys):
             self._keys.copy_(self._draw(len(self._keys)))
         self._calls = 0
 
-    def pick(self, first: int, width: int) -> None:
+    def select(self, first: int, width: int) -> None:
         """Start the step's calls again, for ``width`` lanes from ``first``."""
         self._calls = 0
         self._rows = slice(first, first + width)
-        self.cut = None
+        self.part = None
 
     @contextlib.contextmanager
-    def again_from(self, calls: int) -> Iterator[None]:
+    def replay_from(self, calls: int) -> Iterator[None]:
         """Give what is inside the keys that it got before, from the call with this number on."""
         before, self._calls = self._calls, calls
         try:
@@ -78,7 +78,7 @@ class LaneRandom:
         """How many keys the pass has taken."""
         return self._calls
 
-    def seed_stream(self, lane: int) -> None:
+    def seed_global_generator(self, lane: int) -> None:
         """Tie PyTorch's own stream to a trial and step, for what draws from it all the same.
 
         That is a method's own noise, and dropout that is no ``nn.Dropout``; lanes that ride
@@ -87,7 +87,7 @@ class LaneRandom:
         if not self.captured:
             torch.manual_seed((self.seeds[lane] * 1_000_003 + self._step) % 2**63)
 
-    def take(self) -> Tensor:
+    def next_key(self) -> Tensor:
         """Return the key of the next call for the lanes picked, ``[width, 2]``."""
         if self._calls >= len(self._keys):
             self._keys = self._draw(max(16, 2 * len(self._keys))).to(self.device)
@@ -107,7 +107,7 @@ class LaneRandom:
 
         Where a step is cut into passes, an example gets the noise that it would get in one.
         """
-        cut = self.cut
+        cut = self.part
         if cut is None:
             return self.noise(n)
         if cut.slots and len(shape) > 1 and shape[1] == cut.slots:
@@ -142,8 +142,8 @@ class KeyedDropout:
 
     def __init__(self, module: nn.Dropout, draws: LaneRandom) -> None:
         self.module = module
-        self.draws = draws
-        self.inside: Tensor | None = None
+        self.random = draws
+        self.lane_key: Tensor | None = None
         """The key ``[2]`` of the lane at hand while a unit runs this module under vmap."""
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -151,13 +151,13 @@ class KeyedDropout:
         p = self.module.p
         if not self.module.training or p == 0:
             return x
-        key = self.draws.take() if self.inside is None else self.inside[None]
-        return apply_dropout(x, p, key, self.draws.noise_for(x.shape, x.numel() // len(key)))
+        key = self.random.next_key() if self.lane_key is None else self.lane_key[None]
+        return apply_dropout(x, p, key, self.random.noise_for(x.shape, x.numel() // len(key)))
 
     def bits(self, shape: Sequence[int]) -> Tensor:
         """Return uniform int32 of this shape (alone, or inside a unit: one lane's)."""
-        key = self.draws.take()[0] if self.inside is None else self.inside
-        return (self.draws.noise_for(shape, math.prod(shape)) * key[0] + key[1]).view(*shape)
+        key = self.random.next_key()[0] if self.lane_key is None else self.lane_key
+        return (self.random.noise_for(shape, math.prod(shape)) * key[0] + key[1]).view(*shape)
 
 
 def install_keyed_dropout(model: nn.Module, draws: LaneRandom) -> list[KeyedDropout]:

@@ -111,16 +111,16 @@ class Lanes:
         differing = [n for n in starts[0].sums if len({s.sums[n] for s in starts}) > 1]
         if differing:
             raise FrozenPartsDiffer(f"its frozen tensors differ by seed ({differing[0]})")
-        self.seeded = {
+        self.per_seed = {
             n: torch.stack([s.small[n] for s in starts]).to(device)
             for n in starts[0].small
             if not all_equal(s.small[n] for s in starts)
         }
         everything = named_tensors(model)
-        ours = {id(everything[n]): n for n in (*self.stack.names, *self.seeded)}
+        ours = {id(everything[n]): n for n in (*self.stack.names, *self.per_seed)}
         self._slots = _find_slots(model, ours)
-        self.draws = dropout.LaneRandom(seeds, device)
-        self.drops = dropout.install_keyed_dropout(model, self.draws)
+        self.random = dropout.LaneRandom(seeds, device)
+        self.dropouts = dropout.install_keyed_dropout(model, self.random)
         """The model's active dropouts."""
         self._mixing = quantization.mixes_rows(model)
         self.sees_padding = any(getattr(m, "sees_padding", False) for m in model.modules())
@@ -138,12 +138,12 @@ class Lanes:
         self._leaves: dict[_LaneRange, dict[str, nn.Parameter]] = {}
         self._shared: dict[str, Tensor] | None = None
         self._place_now = _LaneRange(0, 0)  # nobody yet
-        self.alone(0)
+        self.run_single(0)
 
     def __len__(self) -> int:
         return len(self.stack)
 
-    def ride(self, first: int, width: int, rows: int) -> None:
+    def run_lanes(self, first: int, width: int, rows: int) -> None:
         """Let ``width`` lanes from ``first`` ride together, each with ``rows`` of the batch.
 
         One lane rides as the plain model of its trial.
@@ -152,7 +152,7 @@ class Lanes:
             Mixing: what a row gives would depend on other lanes' rows.
         """
         if width == 1:
-            self.alone(first)
+            self.run_single(first)
             return
         if self._mixing:
             raise RowsMixed(quantization.MIXES_ROWS_REASON)
@@ -161,10 +161,10 @@ class Lanes:
                 patch.module.forward = patch
             self._patched = True
         for unit in self._units:
-            unit.lanes, unit.per_lane = width, rows
+            unit.lanes, unit.rows_per_lane = width, rows
         self._place(_LaneRange(first, width))
 
-    def alone(self, lane: int) -> None:
+    def run_single(self, lane: int) -> None:
         """Make the model the plain model of one lane."""
         if self._patched:
             for patch in self._patches:
@@ -187,7 +187,7 @@ class Lanes:
                 new.append(gradient)
         torch._foreach_copy_(into, new)
 
-    def each(self, function: Callable[[nn.Module], Tensor | None]) -> Tensor | None:
+    def map_lanes(self, function: Callable[[nn.Module], Tensor | None]) -> Tensor | None:
         """Return ``function(model)`` of every lane that rides, ``[width]``, or None if that is."""
         shell = _FunctionOfModel(self.model, function)
         own = {f"model.{n}": t for n, t in self._values(self._place_now).items()}
@@ -208,14 +208,14 @@ class Lanes:
         own = {n: self.stack.tensor(n) for n in self.stack.names}
         if self._shared is None:
             # a frozen tensor that differs by seed is a lane's own too; the others are the model's
-            ours = {*own, *self.seeded}
+            ours = {*own, *self.per_seed}
             self._shared = {n: t for n, t in named_tensors(self.model).items() if n not in ours}
         shared = self._shared
 
         def one(values: dict[str, Tensor], bent: dict[str, Tensor]) -> Mapping[str, Tensor]:
             return function({**shared, **values}, bent)
 
-        for name, gradient in vmap(one)({**own, **self.seeded}, gradients).items():
+        for name, gradient in vmap(one)({**own, **self.per_seed}, gradients).items():
             gradients[name].copy_(gradient)
 
     def _values(self, riders: _LaneRange) -> dict[str, Tensor]:
@@ -227,13 +227,13 @@ class Lanes:
                     act = hook if width == 1 else vmap(hook)
                     leaf.register_hook(act)  # type: ignore[no-untyped-call]
         seeded = {
-            n: t[first] if width == 1 else t[first : first + width] for n, t in self.seeded.items()
+            n: t[first] if width == 1 else t[first : first + width] for n, t in self.per_seed.items()
         }
         return {**self._leaves[riders], **seeded}
 
     def _place(self, riders: _LaneRange) -> None:
         """Give these lanes the next draws, and the model their tensors."""
-        self.draws.pick(*riders)
+        self.random.select(*riders)
         if self._place_now == riders:
             return
         for name, value in self._values(riders).items():
@@ -243,7 +243,7 @@ class Lanes:
 
     def _drops_in(self, module: nn.Module) -> list[dropout.KeyedDropout]:
         inside = set(module.modules())
-        return [d for d in self.drops if d.module in inside]
+        return [d for d in self.dropouts if d.module in inside]
 
 
 class _FunctionOfModel(nn.Module):

@@ -60,12 +60,12 @@ class VmappedModule:
     ) -> None:
         self.module = module
         self.shell = ClassForward(module)
-        self.local = tuple(local)
+        self.local_names = tuple(local)
         self.slots = [find_slot(module, name) for name in local]
-        self.products = LaneMatmuls()
+        self.matmuls = LaneMatmuls()
         self.lanes = 1
-        self.drops = tuple(drops)
-        self.per_lane = 0
+        self.dropouts = tuple(drops)
+        self.rows_per_lane = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Unfold, run each lane, fold."""
@@ -77,19 +77,19 @@ class VmappedModule:
     def _run(self, values: list[Any], call: Callable[[list[Any]], Any]) -> Any:
         riding = self._riding(values)
         tensors = [v for v, rides in zip(values, riding, strict=True) if rides]
-        stacked = [attrgetter(name)(self.module) for name in self.local]
-        drops = [d for d in self.drops if d.module.training]
-        keys = [d.draws.take() for d in drops]
+        stacked = [attrgetter(name)(self.module) for name in self.local_names]
+        drops = [d for d in self.dropouts if d.module.training]
+        keys = [d.random.next_key() for d in drops]
 
         def one(own: list[Tensor], keys: list[Tensor], given: list[Tensor]) -> Any:
             inner_args, inner_kwargs = call(_replace_marked(values, riding, given))
             for drop, key in zip(drops, keys, strict=True):
-                drop.inside = key
+                drop.lane_key = key
             try:
                 answer = self._call(own, inner_args, inner_kwargs)
             finally:
                 for drop in drops:
-                    drop.inside = None
+                    drop.lane_key = None
             if isinstance(answer, Tensor):
                 return answer
             answers.append(answer)
@@ -106,15 +106,15 @@ class VmappedModule:
     def _call(self, own: Sequence[Tensor], args: Any, kwargs: Any) -> Any:
         """Run the module with these tensors in its slots."""
         if torch.compiler.is_compiling():
-            named = {f"inner.{n}": t for n, t in zip(self.local, own, strict=True)}
-            with self.products:
+            named = {f"inner.{n}": t for n, t in zip(self.local_names, own, strict=True)}
+            with self.matmuls:
                 return functional_call(self.shell, named, args, kwargs)
         # what functional_call does, less its walk over the module on every call
         before = [slot.held[slot.key] for slot in self.slots]
         for slot, tensor in zip(self.slots, own, strict=True):
             slot.held[slot.key] = tensor
         try:
-            with self.products:
+            with self.matmuls:
                 return self.shell(*args, **kwargs)
         finally:
             for slot, tensor in zip(self.slots, before, strict=True):
@@ -127,9 +127,9 @@ class VmappedModule:
         return [bool(n) and n == rows and n % self.lanes == 0 for n in sizes]
 
     def _fold(self, out: Tensor, fed: bool) -> Tensor:
-        if not fed and out.ndim > 1 and out.shape[1] == 1 and self.per_lane > 1:
+        if not fed and out.ndim > 1 and out.shape[1] == 1 and self.rows_per_lane > 1:
             # no input of the lanes' own (position embeddings, say): one row a lane serves its batch
-            out = out.expand(out.shape[0], self.per_lane, *out.shape[2:])
+            out = out.expand(out.shape[0], self.rows_per_lane, *out.shape[2:])
         return out.flatten(0, 1)
 
 

@@ -36,18 +36,18 @@ class ActivePass:
     """The layout and draws of the forward pass at hand; None outside packed passes."""
 
     layout: Layout | None = None
-    draws: LaneRandom | None = None
+    random: LaneRandom | None = None
 
 
 @contextlib.contextmanager
 def use_layout(where: Layout | None, draws: LaneRandom | None) -> Iterator[None]:
     """Run what is inside with packed attention (or, without a layout, with SDPA)."""
-    before = ActivePass.layout, ActivePass.draws
-    ActivePass.layout, ActivePass.draws = where, draws
+    before = ActivePass.layout, ActivePass.random
+    ActivePass.layout, ActivePass.random = where, draws
     try:
         yield
     finally:
-        ActivePass.layout, ActivePass.draws = before
+        ActivePass.layout, ActivePass.random = before
 
 
 def packed_attention(
@@ -79,11 +79,11 @@ def packed_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keys = noise = query.new_empty(0, dtype=torch.int32)
     if dropout > 0:
-        assert ActivePass.draws is not None
-        keys = ActivePass.draws.take()
+        assert ActivePass.random is not None
+        keys = ActivePass.random.next_key()
         rows = len(where.scatter) // where.lanes
         weights = rows * where.longest * where.longest * query.shape[1]
-        noise = ActivePass.draws.noise_for((rows,), weights)
+        noise = ActivePass.random.noise_for((rows,), weights)
     out, _ = attend(query, key, value, *where, scale, bool(causal), dropout, keys, noise)
     return out.transpose(1, 2).contiguous(), None
 

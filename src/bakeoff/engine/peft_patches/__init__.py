@@ -1,6 +1,6 @@
 """Shims: how a PEFT layer that vmap trips over rides all the same. One small file a class.
 
-A shim file gives ``STAND_INS``: the dotted name of an attribute of a class in PEFT -> what stands
+A shim file gives ``PATCHES``: the dotted name of an attribute of a class in PEFT -> what stands
 in for it. It takes the smallest piece that trips and computes exactly what PEFT computes: a
 contract test holds each to PEFT's values and gradients. Found by name, so a PEFT that lacks the
 class is served too; a subclass with an attribute of its own keeps it. The reason stands in the
@@ -28,7 +28,7 @@ from torch import nn
 class Patched:
     """Marks the classes that ``install`` gives; ``stands_in_for`` is the module's own class."""
 
-    stands_in_for: ClassVar[type[nn.Module]]
+    original_class: ClassVar[type[nn.Module]]
 
 
 def install_patches(model: nn.Module) -> list[nn.Module]:
@@ -52,7 +52,7 @@ def all_patches() -> Mapping[str, Any]:
     files = (
         importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
     )
-    return {name: value for file in files for name, value in file.STAND_INS.items()}
+    return {name: value for file in files for name, value in file.PATCHES.items()}
 
 
 @functools.cache

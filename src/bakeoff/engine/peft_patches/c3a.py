@@ -34,7 +34,7 @@ def convolve(x: Tensor, kernel: Tensor) -> Tensor:
 def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Add the adapters' convolutions to the base layer's output."""
     if self.disable_adapters or self.merged:
-        own: Tensor = self.stands_in_for.forward(self, x, *args, **kwargs)
+        own: Tensor = self.original_class.forward(self, x, *args, **kwargs)
         return own
     dtype = x.dtype
     result = self.base_layer(x, *args, **kwargs)
@@ -47,4 +47,4 @@ def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return out
 
 
-STAND_INS = {"peft.tuners.c3a.layer.C3ALinear.forward": forward}
+PATCHES = {"peft.tuners.c3a.layer.C3ALinear.forward": forward}

@@ -22,4 +22,4 @@ def weight(self: Any) -> Tensor:
     return torch.cat([frozen, trained], dim=-2)
 
 
-STAND_INS = {"peft.tuners.cartridge.model.CartridgeEncoder.weight": property(weight)}
+PATCHES = {"peft.tuners.cartridge.model.CartridgeEncoder.weight": property(weight)}

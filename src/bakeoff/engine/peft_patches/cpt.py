@@ -55,4 +55,4 @@ def forward(self: Any, indices: Tensor) -> Tensor:
 
 
 _OWNER = "peft.tuners.cpt.model.CPTEmbedding"
-STAND_INS = {f"{_OWNER}.get_projection": get_projection, f"{_OWNER}.forward": forward}
+PATCHES = {f"{_OWNER}.get_projection": get_projection, f"{_OWNER}.forward": forward}

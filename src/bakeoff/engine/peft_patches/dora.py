@@ -23,7 +23,7 @@ def forward(
     """
     weight: Any = base_layer.weight
     if type(base_layer) is not nn.Linear or type(weight) not in (nn.Parameter, Tensor):
-        own: Tensor = self.stands_in_for.forward(
+        own: Tensor = self.original_class.forward(
             self, x, base_layer=base_layer, base_result=base_result, **parts
         )
         return own
@@ -43,4 +43,4 @@ def forward(
     return found
 
 
-STAND_INS = {"peft.tuners.lora.dora.DoraLinearLayer.forward": forward}
+PATCHES = {"peft.tuners.lora.dora.DoraLinearLayer.forward": forward}

@@ -33,4 +33,4 @@ def get_delta_weight(self: Any, adapter: str) -> Tensor:
 
 
 _OWNER = "peft.tuners.fourierft.layer.FourierFTLayer"
-STAND_INS = {f"{_OWNER}.get_delta_weight": get_delta_weight, f"{_OWNER}.on_install": on_install}
+PATCHES = {f"{_OWNER}.get_delta_weight": get_delta_weight, f"{_OWNER}.on_install": on_install}

@@ -45,7 +45,7 @@ def sparse_activation_mm(self: Any, z_flat: Tensor, s: Tensor) -> Tensor:
 
 
 _OWNER = "peft.tuners.frod.layer"
-STAND_INS = {
+PATCHES = {
     f"{_OWNER}.Linear._get_frod_tensors": get_frod_tensors,
     f"{_OWNER}.Linear._sparse_activation_mm": sparse_activation_mm,
 }

@@ -6,4 +6,4 @@ vmap that runs: but a lane's outcome depends on how far its batch is padded, so 
 the same whoever rides, and tokens cannot be packed. Remedy upstream: leave padding out of the mean.
 """
 
-STAND_INS = {"peft.tuners.lily.layer.Linear.sees_padding": True}
+PATCHES = {"peft.tuners.lily.layer.Linear.sees_padding": True}

@@ -16,7 +16,7 @@ from torch import Tensor
 def get_delta_weight(self: Any, adapter_name: str, *, apply_rank_dropout: bool = False) -> Tensor:
     """Return ``(A1 B1) * (A2 B2) * scale`` in the base weight's shape."""
     if apply_rank_dropout:
-        own: Tensor = self.stands_in_for.get_delta_weight(
+        own: Tensor = self.original_class.get_delta_weight(
             self, adapter_name, apply_rank_dropout=apply_rank_dropout
         )
         return own
@@ -32,4 +32,4 @@ def get_delta_weight(self: Any, adapter_name: str, *, apply_rank_dropout: bool =
     return weight.reshape(self.get_base_layer().weight.shape)
 
 
-STAND_INS = {"peft.tuners.loha.layer.LoHaLayer.get_delta_weight": get_delta_weight}
+PATCHES = {"peft.tuners.loha.layer.LoHaLayer.get_delta_weight": get_delta_weight}

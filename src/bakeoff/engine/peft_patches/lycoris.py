@@ -17,7 +17,7 @@ def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Add the adapters' outputs to the base layer's."""
     active = [a for a in self.active_adapters if a in self._available_adapters]
     if self.disable_adapters or self.merged or any(self.module_dropout[a] > 0 for a in active):
-        own: Tensor = self.stands_in_for.forward(self, x, *args, **kwargs)
+        own: Tensor = self.original_class.forward(self, x, *args, **kwargs)
         return own
     result = self.base_layer(x, *args, **kwargs)
     for adapter in active:
@@ -26,7 +26,7 @@ def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return out
 
 
-STAND_INS = {
+PATCHES = {
     "peft.tuners.loha.layer.LoHaLayer.forward": forward,
     "peft.tuners.lokr.layer.LoKrLayer.forward": forward,
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 def multitask_prompt(self: Any, indices: Tensor, task_ids: Tensor | None = None) -> Tensor:
     """Return the shared prompt times task 0's own rank-one matrix."""
     if task_ids is not None:
-        own: Tensor = self.stands_in_for.forward(self, indices, task_ids)
+        own: Tensor = self.original_class.forward(self, indices, task_ids)
         return own
     of_task: Tensor = self.prefix_task_cols[:1] @ self.prefix_task_rows[:1]
     found: Tensor = self.embedding(indices) * of_task
@@ -28,7 +28,7 @@ def multitask_prompt(self: Any, indices: Tensor, task_ids: Tensor | None = None)
 def route_to_task(self: Any, task_ids: Tensor | None, input_ids: Tensor) -> Tensor:
     """Return task 0's weights of the skills, a row each, ``[B, splits, skills]``."""
     if task_ids is not None:
-        own: Tensor = self.stands_in_for.forward(self, task_ids, input_ids)
+        own: Tensor = self.original_class.forward(self, task_ids, input_ids)
         return own
     logits = self.module_logits[:1].view(1, self.n_splits, self.n_skills)
     logits = logits.expand(len(input_ids), -1, -1)
@@ -43,14 +43,14 @@ def route_to_task(self: Any, task_ids: Tensor | None, input_ids: Tensor) -> Tens
 def poly_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run Poly's layer; a pooler's input, one vector a row, is a row of one token to it."""
     if x.dim() != 2:
-        own: Tensor = self.stands_in_for.forward(self, x, *args, **kwargs)
+        own: Tensor = self.original_class.forward(self, x, *args, **kwargs)
         return own
-    wide: Tensor = self.stands_in_for.forward(self, x[:, None], *args, **kwargs)
+    wide: Tensor = self.original_class.forward(self, x[:, None], *args, **kwargs)
     return wide[:, 0]
 
 
 _ROUTER = "peft.tuners.poly.router.PolyRouter"
-STAND_INS = {
+PATCHES = {
     "peft.tuners.multitask_prompt_tuning.model.MultitaskPromptEmbedding.forward": multitask_prompt,
     "peft.tuners.poly.layer.Linear.forward": poly_forward,
     f"{_ROUTER}.forward": route_to_task,

@@ -31,7 +31,7 @@ def cayley_batch(
 ) -> Tensor:
     """Return the rotations of skew-symmetric blocks, by Cayley's formula or its Neumann series."""
     if not use_cayley_neumann:
-        exact: Tensor = self.stands_in_for._cayley_batch(self, Q, block_size, False)
+        exact: Tensor = self.original_class._cayley_batch(self, Q, block_size, False)
         return exact
     skew = self._pytorch_skew_symmetric(Q, block_size)
     out = torch.eye(block_size, device=Q.device, dtype=Q.dtype).repeat(Q.shape[0], 1, 1)
@@ -48,7 +48,7 @@ def cayley_batch(
 
 
 _OWNER = "peft.tuners.oft.layer.OFTRotationModule"
-STAND_INS = {
+PATCHES = {
     f"{_OWNER}._pytorch_skew_symmetric": skew_symmetric,
     f"{_OWNER}._cayley_batch": cayley_batch,
 }

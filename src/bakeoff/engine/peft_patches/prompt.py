@@ -25,7 +25,7 @@ def get_prompt(
     """Return the virtual prompts, one a row."""
     config = self.active_peft_config
     if config.peft_type in _ENCODED_WHOLE or config.inference_mode:
-        own: Tensor = self.stands_in_for.get_prompt(self, batch_size, task_ids, max_cache_len)
+        own: Tensor = self.original_class.get_prompt(self, batch_size, task_ids, max_cache_len)
         return own
     encoder = self.prompt_encoder[self.active_adapter]
     tokens = self.prompt_tokens[self.active_adapter].unsqueeze(0)
@@ -40,7 +40,7 @@ def forward(
 
     CPT's mask of token kinds, which PEFT makes if it is not given, is given.
     """
-    own, config = self.stands_in_for.forward, self.active_peft_config
+    own, config = self.original_class.forward, self.active_peft_config
     if not config.is_prompt_learning or input_ids is None or attention_mask is None:
         return own(self, input_ids=input_ids, attention_mask=attention_mask, **given)
     virtual = torch.ones(len(input_ids), config.num_virtual_tokens, device=attention_mask.device)
@@ -60,7 +60,7 @@ def forward(
 
 _LABEL = 4
 """CPT's kind of a token that is supervised: what ``_cpt_forward`` takes all tokens for."""
-STAND_INS = {
+PATCHES = {
     "peft.peft_model.PeftModel.get_prompt": get_prompt,
     "peft.peft_model.PeftModelForCausalLM.forward": forward,
 }

@@ -23,11 +23,11 @@ def normal(bits: Tensor) -> Tensor:
 def reparametrize(self: Any, mu: Tensor, logvar: Tensor, adapter_name: str) -> Tensor:
     """Return a draw from this normal distribution; where nothing is trained, its mean."""
     if not self.training or self.keyed is None or self.pvera_generator[adapter_name] is not None:
-        own: Tensor = self.stands_in_for._reparametrize(self, mu, logvar, adapter_name)
+        own: Tensor = self.original_class._reparametrize(self, mu, logvar, adapter_name)
         return own
     std = torch.exp(0.5 * logvar)
     return mu + normal(self.keyed.bits(std.shape)).to(std.dtype) * std
 
 
 _OWNER = "peft.tuners.pvera.layer.PveraLayer"
-STAND_INS = {f"{_OWNER}._reparametrize": reparametrize, f"{_OWNER}.keyed": None}
+PATCHES = {f"{_OWNER}._reparametrize": reparametrize, f"{_OWNER}.keyed": None}

@@ -37,4 +37,4 @@ def get_scaled_bases(
     return ScaledBases(a, b) if small == self.in_features else ScaledBases(b.T, a.T)
 
 
-STAND_INS = {"peft.tuners.randlora.layer.Linear.get_scaled_bases": get_scaled_bases}
+PATCHES = {"peft.tuners.randlora.layer.Linear.get_scaled_bases": get_scaled_bases}

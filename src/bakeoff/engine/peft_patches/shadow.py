@@ -24,4 +24,4 @@ def on_install(self: Any) -> None:
         )
 
 
-STAND_INS = {"peft.tuners.shadow.layers.ShadowLayer.on_install": on_install}
+PATCHES = {"peft.tuners.shadow.layers.ShadowLayer.on_install": on_install}

@@ -33,7 +33,7 @@ def get_delta_weight(self: Any, adapter: str) -> Tensor:
 def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run the layer with the updates added to its weight."""
     if self.disable_adapters or self.merged:
-        own: Tensor = self.stands_in_for.forward(self, x, *args, **kwargs)
+        own: Tensor = self.original_class.forward(self, x, *args, **kwargs)
         return own
     deltas = [self.get_delta_weight(a) for a in self.active_adapters if a in self.shira_weight]
     if self.quantization_backend and not self.quantization_backend.supports_merge:
@@ -49,7 +49,7 @@ def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 _OWNER = "peft.tuners.shira.layer.Linear"
-STAND_INS = {
+PATCHES = {
     f"{_OWNER}.get_delta_weight": get_delta_weight,
     f"{_OWNER}.forward": forward,
     f"{_OWNER}.on_install": on_install,

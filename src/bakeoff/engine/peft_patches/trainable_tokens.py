@@ -30,4 +30,4 @@ def get_merged_weights(self: Any, active_adapters: Sequence[str]) -> Tensor:
 
 
 _OWNER = "peft.tuners.trainable_tokens.layer.TrainableTokensLayer"
-STAND_INS = {f"{_OWNER}.get_merged_weights": get_merged_weights}
+PATCHES = {f"{_OWNER}.get_merged_weights": get_merged_weights}

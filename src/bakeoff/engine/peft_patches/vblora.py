@@ -32,4 +32,4 @@ def get_lora_matrices(self: Any, adapter: str, cast_to_fp32: bool = False) -> tu
     return VBLoraFactors(a, b.reshape(-1, logits_b.shape[1]))
 
 
-STAND_INS = {"peft.tuners.vblora.layer.Linear._get_lora_matrices": get_lora_matrices}
+PATCHES = {"peft.tuners.vblora.layer.Linear._get_lora_matrices": get_lora_matrices}

@@ -71,4 +71,4 @@ def reconstruct(dense: Tensor, filters: Tensor) -> Tensor:
 
 
 _OWNER = "peft.tuners.waveft.layer.WaveFTLayer"
-STAND_INS = {f"{_OWNER}.get_delta_weight": get_delta_weight, f"{_OWNER}.on_install": on_install}
+PATCHES = {f"{_OWNER}.get_delta_weight": get_delta_weight, f"{_OWNER}.on_install": on_install}

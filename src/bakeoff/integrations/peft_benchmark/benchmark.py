@@ -12,11 +12,11 @@ from typing import Any
 
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.record import MetricInfo
-from bakeoff.integrations.peft_benchmark.results import ResultFile, invalid
+from bakeoff.integrations.peft_benchmark.results import ResultFile, invalid_result
 
-OURS = "bakeoff"
+BAKEOFF_SECTION = "bakeoff"
 """Section of ``meta_info`` in the files that ``bakeoff report --hf-json`` writes."""
-OUR_COSTS = (
+BAKEOFF_COSTS = (
     "train_peak_bytes",
     "memory_kind",
     "base_bytes",
@@ -80,36 +80,36 @@ def benchmark_of(results: Sequence[ResultFile], items: int | None) -> Benchmark:
     """
     found: dict[Benchmark, ResultFile] = {}
     for result in results:
-        found.setdefault(_named(result), result)
+        found.setdefault(_identify(result), result)
     if len(found) > 1:
-        shown = ", ".join(f"{result.path.name} of {_told(b)}" for b, result in found.items())
+        shown = ", ".join(f"{result.path.name} of {_label(b)}" for b, result in found.items())
         raise PreflightError(
             "hf-results-mixed",
             f"The folder holds results of different benchmarks: {shown}.",
             "a folder for each.",
         )
     (made,) = found
-    n_test = items or made.n_test or _stated(results, "test_size")
+    n_test = items or made.n_test or _common_value(results, "test_size")
     if n_test is None and made.no_interval is None:
         raise UsageError(
             "hf-test-items-unknown",
             f"{results[0].path} does not say how many test items its accuracy is over.",
             "`--test-items N`.",
         )
-    n_validation = made.n_validation or _stated(results, "valid_size")
+    n_validation = made.n_validation or _common_value(results, "valid_size")
     return Benchmark(**{**made.__dict__, "n_test": n_test, "n_validation": n_validation})
 
 
-def _told(benchmark: Benchmark) -> str:
-    if benchmark.name != OURS:
+def _label(benchmark: Benchmark) -> str:
+    if benchmark.name != BAKEOFF_SECTION:
         return benchmark.name
-    return f"{OURS} ({benchmark.task}, {benchmark.metric.name} of {benchmark.n_test} test items)"
+    return f"{BAKEOFF_SECTION} ({benchmark.task}, {benchmark.metric.name} of {benchmark.n_test} test items)"
 
 
-def _named(result: ResultFile) -> Benchmark:
-    ours = result.meta.get(OURS)
+def _identify(result: ResultFile) -> Benchmark:
+    ours = result.meta.get(BAKEOFF_SECTION)
     if isinstance(ours, Mapping):
-        return _our_own(result, ours)
+        return _bakeoff_benchmark(result, ours)
     for known in BENCHMARKS:
         if hasattr(result.run.train_config, known.mark):
             named = result.metric
@@ -125,29 +125,33 @@ def _named(result: ResultFile) -> Benchmark:
     )
 
 
-def _our_own(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark:
+def _bakeoff_benchmark(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark:
     """Return what a file that bakeoff wrote says of its own study."""
     lacking = [k for k in ("metric", "task", "n_test_items", "binary", "cost") if k not in ours]
     cost, metric = ours.get("cost"), ours.get("metric")
-    lacking += [f"cost.{k}" for k in OUR_COSTS if not isinstance(cost, dict) or k not in cost]
+    lacking += [f"cost.{k}" for k in BAKEOFF_COSTS if not isinstance(cost, dict) or k not in cost]
     if lacking:
-        raise invalid(result.path, f"meta_info.{OURS} lacks {', '.join(lacking)}")
+        raise invalid_result(result.path, f"meta_info.{BAKEOFF_SECTION} lacks {', '.join(lacking)}")
     counts = [ours["n_test_items"], ours.get("n_validation_items")]
-    if not isinstance(metric, dict) or not all(_counts(n) for n in counts):
-        raise invalid(result.path, f"meta_info.{OURS}: `metric` or a number of items is none")
+    if not isinstance(metric, dict) or not all(_is_count(n) for n in counts):
+        raise invalid_result(
+            result.path, f"meta_info.{BAKEOFF_SECTION}: `metric` or a number of items is none"
+        )
     try:
         measured = MetricInfo(**metric)
     except TypeError as error:
-        raise invalid(result.path, f"meta_info.{OURS}.metric: {error}") from error
+        raise invalid_result(result.path, f"meta_info.{BAKEOFF_SECTION}.metric: {error}") from error
     if measured.better not in ("higher", "lower"):
-        raise invalid(result.path, f"meta_info.{OURS}.metric.better is {measured.better!r}")
+        raise invalid_result(
+            result.path, f"meta_info.{BAKEOFF_SECTION}.metric.better is {measured.better!r}"
+        )
     why = None
     if not ours["binary"]:
         why = "one run; a mean of scores that are not right or wrong, and the items' own scores are"
         why += " not in the file: how far chance moves it cannot be known"
     return Benchmark(
-        OURS,
-        OURS,
+        BAKEOFF_SECTION,
+        BAKEOFF_SECTION,
         str(ours["task"]),
         measured,
         ours["n_test_items"],
@@ -158,10 +162,10 @@ def _our_own(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark:
     )
 
 
-def _stated(results: Sequence[ResultFile], key: str) -> int | None:
+def _common_value(results: Sequence[ResultFile], key: str) -> int | None:
     found = [getattr(r.run.train_config, key, None) for r in results]
-    return found[0] if all(_counts(n) and n == found[0] for n in found) else None
+    return found[0] if all(_is_count(n) and n == found[0] for n in found) else None
 
 
-def _counts(value: Any) -> bool:
+def _is_count(value: Any) -> bool:
     return value is None or (isinstance(value, int) and value > 0)

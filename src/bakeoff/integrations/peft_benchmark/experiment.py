@@ -28,7 +28,7 @@ ADAPTER, PARAMS, DEFAULTS = (
 )  # fmt: skip
 LEVELS = 3
 """``experiments/<method>/<name>`` lies so far below the defaults."""
-OWN_METHODS = {"lora-fa": "lora_fa", "lora+": "lora_plus", "riemannian": "riemannian"}
+OPTIMIZER_METHODS = {"lora-fa": "lora_fa", "lora+": "lora_plus", "riemannian": "riemannian"}
 """Optimizers of theirs that are methods here."""
 NO_CLIP = 1e9
 """A gradient norm that no step reaches: their 0 means no clipping."""
@@ -84,7 +84,7 @@ class Experiment(NamedTuple):
         return float(self.params.optimizer_kwargs.get("weight_decay", ADAMW_WEIGHT_DECAY))
 
 
-def read(folder: Path, defaults: Path | None) -> Experiment:
+def read_experiment(folder: Path, defaults: Path | None) -> Experiment:
     """Read an experiment folder; ``defaults`` is their file, searched for above if not given.
 
     Raises:
@@ -108,13 +108,13 @@ def read(folder: Path, defaults: Path | None) -> Experiment:
             "`--hf-defaults FILE`.",
         )
     own = _read_json(whole / PARAMS) if PARAMS in found else {}
-    params = _checked({**_read_json(base), **own}, whole / PARAMS, base, own)
+    params = _validate({**_read_json(base), **own}, whole / PARAMS, base, own)
     adapter = _read_json(whole / ADAPTER) if ADAPTER in found else None
     name = sanitize_name(f"{whole.parent.name}--{whole.name}") if adapter is not None else "full"
     return Experiment(name, adapter, params)
 
 
-def add(spec: StudySpec, experiment: Experiment) -> StudySpec:
+def add_contender(spec: StudySpec, experiment: Experiment) -> StudySpec:
     """Return the study with the experiment as its last contender, its own rate among the settings.
 
     Raises:
@@ -148,7 +148,7 @@ def add(spec: StudySpec, experiment: Experiment) -> StudySpec:
     return parse_spec(value)
 
 
-def conditions(experiment: Experiment) -> dict[str, Any]:
+def study_tables(experiment: Experiment) -> dict[str, Any]:
     """Return its training parameters as tables of a study file."""
     params = experiment.params
     cosine = params.lr_scheduler == "cosine"
@@ -183,14 +183,14 @@ def conditions(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def columns(experiment: Experiment) -> dict[str, str]:
+def data_columns(experiment: Experiment) -> dict[str, str]:
     """Return their template as columns, for data in their format (``query``, ``response``)."""
     return {"prompt": experiment.params.query_template, "completion": "{response}"}
 
 
-def differing(spec: StudySpec, experiment: Experiment) -> list[str]:
+def differing_settings(spec: StudySpec, experiment: Experiment) -> list[str]:
     """Say where the study's conditions are others than the experiment's: the study's hold."""
-    theirs, ours = flatten(conditions(experiment)), flatten(dump_spec(spec))
+    theirs, ours = flatten(study_tables(experiment)), flatten(dump_spec(spec))
     return [
         f"{key} is {ours.get(key, 'not set')} here and {value} in the experiment: "
         "the study's holds for all."
@@ -199,7 +199,7 @@ def differing(spec: StudySpec, experiment: Experiment) -> list[str]:
     ]
 
 
-def notes(experiment: Experiment) -> list[str]:
+def experiment_notes(experiment: Experiment) -> list[str]:
     """Say in plain words what is not, or not just so, as in the experiment."""
     params, said = experiment.params, []
     if params.lr_scheduler == "cosine":
@@ -242,7 +242,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _checked(
+def _validate(
     merged: Mapping[str, Any], path: Path, defaults: Path, own: Mapping[str, Any]
 ) -> Params:
     """Check the merged parameters; a wrong key is looked for in the file that it came from."""
@@ -266,8 +266,8 @@ def _checked(
 
 def _check_optimizer(params: Params, path: Path) -> None:
     kind, arguments = params.optimizer_type, params.optimizer_kwargs
-    if kind in OWN_METHODS:
-        method = OWN_METHODS[kind]
+    if kind in OPTIMIZER_METHODS:
+        method = OPTIMIZER_METHODS[kind]
         raise _unsupported(
             f"optimizer_type = '{kind}' makes another method of it",
             f'`contenders = ["{method}"]`, which is that method (`bakeoff methods {method}`).',

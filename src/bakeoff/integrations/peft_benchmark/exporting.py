@@ -19,9 +19,12 @@ from bakeoff.core.record import StudyRecord
 from bakeoff.core.redact import redact_value
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.integrations.peft_benchmark.benchmark import OUR_COSTS, OURS
+from bakeoff.integrations.peft_benchmark.benchmark import BAKEOFF_COSTS, BAKEOFF_SECTION
 from bakeoff.integrations.peft_benchmark.results import SUCCESS, TEST
 from bakeoff.methods import user_defined
+from bakeoff.integrations.peft_benchmark import exporting
+from bakeoff.study.record import read_record
+from pathlib import Path
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 CANCELED = "canceled"
@@ -30,7 +33,7 @@ SCHEDULE = "warmup-stable-decay"
 PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 
 
-def files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]:
+def result_files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]:
     """Return each final trial that has ended, by the name of its file; ``folder`` is the study's.
 
     Raises:
@@ -47,7 +50,7 @@ def files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]:
     binary = scores <= {0.0, 1.0} and record.metric.better == "higher"
     found = {}
     for trial, result in ended:
-        value = _file(record, trial, result, binary, folder)
+        value = _result_file(record, trial, result, binary, folder)
         found[f"{_name(trial).replace('/', '--')}.json"] = value
     if not found:
         raise UsageError(
@@ -56,7 +59,7 @@ def files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def write(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+def write_files(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     """Write the files into a folder, which is made."""
     out.mkdir(parents=True, exist_ok=True)
     for name, value in found.items():
@@ -74,7 +77,7 @@ def _name(trial: Trial) -> str:
     return f"{trial.method.name}/{safe}-seed_{trial.seed}"
 
 
-def _file(
+def _result_file(
     record: StudyRecord, trial: Trial, result: TrialResult, binary: bool, folder: Path
 ) -> dict[str, Any]:
     """Return a trial's file; ``binary`` says whether the study's items are right or wrong."""
@@ -104,7 +107,7 @@ def _file(
         },
         "meta_info": {
             **_meta_info(record, trial),
-            OURS: _ours(record, trial, result, cost) | {"binary": binary},
+            BAKEOFF_SECTION: _bakeoff_section(record, trial, result, cost) | {"binary": binary},
         },
     }
 
@@ -213,7 +216,7 @@ def _meta_info(record: StudyRecord, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _ours(
+def _bakeoff_section(
     record: StudyRecord, trial: Trial, result: TrialResult, cost: Cost | None
 ) -> dict[str, Any]:
     """Return what their format has no field for."""
@@ -227,5 +230,17 @@ def _ours(
         "n_test_items": record.n_items.get("test"),
         "n_validation_items": record.n_items.get("validation"),
         "status": result.status.value,
-        "cost": {key: getattr(cost, key) if cost else None for key in OUR_COSTS},
+        "cost": {key: getattr(cost, key) if cost else None for key in BAKEOFF_COSTS},
     }
+
+
+
+def write_results(out: Path, target: Path) -> list[str]:
+    """Write each final trial of a study as ``method_comparison`` would; return the files' names.
+
+    Raises:
+        UsageError: ``no-study``, ``hf-json-imported``, ``hf-json-nothing``.
+    """
+    found = exporting.result_files(read_record(out, examples=False), out)
+    exporting.write_files(found, target)
+    return list(found)

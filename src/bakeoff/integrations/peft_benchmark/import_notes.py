@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bakeoff.integrations.peft_benchmark.benchmark import OURS, Benchmark
+from bakeoff.integrations.peft_benchmark.benchmark import BAKEOFF_SECTION, Benchmark
 from bakeoff.integrations.peft_benchmark.results import ResultFile
 
 ADAMW_WEIGHT_DECAY = 0.01
 """``torch.optim.AdamW``'s own, which a run gets whose ``optimizer_kwargs`` name none."""
 
 
-def differing(results: Sequence[ResultFile]) -> dict[str, dict[str, int]]:
+def differing_parameters(results: Sequence[ResultFile]) -> dict[str, dict[str, int]]:
     """Return each training parameter but the learning rate that differs, with its values."""
     flat = []
     for result in results:
@@ -30,7 +30,7 @@ def differing(results: Sequence[ResultFile]) -> dict[str, dict[str, int]]:
     return {key: dict(values.most_common()) for key, values in found.items() if len(values) > 1}
 
 
-def warnings(
+def import_warnings(
     results: Sequence[ResultFile], benchmark: Benchmark, unlike: dict[str, dict[str, int]]
 ) -> list[str]:
     """Say what must be known before believing a figure of this import."""
@@ -45,7 +45,7 @@ def warnings(
             f"Which of the {benchmark.n_test:,} test items were right is not in the files: "
             "intervals are of their number alone, unpaired, and wider than paired ones."
         )
-    if benchmark.name != OURS:
+    if benchmark.name != BAKEOFF_SECTION:
         found.append(
             "Settings were the experiments' own: methods did not get the same tuning budget, so a "
             "difference may be one of settings."

@@ -17,28 +17,41 @@ from bakeoff.core.record import ImportedScores, ImportedStudy
 from bakeoff.core.results import Cost, CurvePoint, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, Conditions, Trial
 from bakeoff.integrations.peft_benchmark import import_notes
-from bakeoff.integrations.peft_benchmark.benchmark import OUR_COSTS, OURS, Benchmark, benchmark_of
-from bakeoff.integrations.peft_benchmark.method_entries import describe
+from bakeoff.integrations.peft_benchmark.benchmark import (
+    BAKEOFF_COSTS,
+    BAKEOFF_SECTION,
+    Benchmark,
+    benchmark_of,
+)
+from bakeoff.integrations.peft_benchmark.method_entries import method_entry
 from bakeoff.integrations.peft_benchmark.results import (
     NO_FILE_SIZE,
     SUCCESS,
     ResultFile,
     read_folder,
 )
+from bakeoff.core.errors import UsageError
+from bakeoff.integrations.peft_benchmark import importing
+from bakeoff.report import write
+from bakeoff.study.storage import study_dir as study_folder
+from bakeoff.study.storage.database import Writer
+from bakeoff.study.storage.lock import hold_lock
+from pathlib import Path
+from typing import Any
 
 MARGIN = 0.02
 """The study file's default."""
 PRECISIONS = {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}
-WHOLE = 1e-6
+ROUNDING = 1e-6
 """Largest distance of score x items from a whole number that rounding explains."""
-UNSAVED = (
+UNKNOWN_SIZE = (
     f"its file size, {NO_FILE_SIZE:,}, is what method_comparison writes where the checkpoint could "
     "not be saved: taken as unknown."
 )
 MEMORY_KIND = "device_reserved"
 
 
-class Wishes(NamedTuple):
+class ImportOptions(NamedTuple):
     """What the user says of an import beside the folder."""
 
     name: str
@@ -47,7 +60,7 @@ class Wishes(NamedTuple):
     test_items: int | None = None
 
 
-class Made(NamedTuple):
+class StudyContents(NamedTuple):
     """What ``api`` stores: the study's values, its trials with their results, its costs."""
 
     values: dict[str, Any]
@@ -55,7 +68,7 @@ class Made(NamedTuple):
     costs: tuple[Cost, ...]
 
 
-def make(folder: Path, wishes: Wishes) -> Made:
+def build_study(folder: Path, wishes: ImportOptions) -> StudyContents:
     """Read a folder of result files and make a study of them.
 
     Raises:
@@ -67,12 +80,12 @@ def make(folder: Path, wishes: Wishes) -> Made:
         raise UsageError("hf-margin", f"--margin {wishes.margin} is not above 0.", "--margin 0.02")
     results = read_folder(folder)
     benchmark = benchmark_of(results, wishes.test_items)
-    _same_base(results)
+    _check_same_base(results)
     control = _control(results, benchmark, wishes.control)
     ordered = sorted(results, key=lambda result: result.name != control)
     trials = tuple(_trial(result, benchmark) for result in ordered)
-    reported = {r.name: _reported(r, benchmark) for r in ordered}
-    differing = import_notes.differing(ordered)
+    reported = {r.name: _imported_scores(r, benchmark) for r in ordered}
+    differing = import_notes.differing_parameters(ordered)
     known = ImportedStudy(str(folder), benchmark.name, reported, benchmark.no_interval, differing)
     base = ordered[0].run.train_config.model_id
     values = {
@@ -86,15 +99,15 @@ def make(folder: Path, wishes: Wishes) -> Made:
             "metric": dataclasses.asdict(benchmark.metric),
             "n_items": {"test": benchmark.n_test, "validation": benchmark.n_validation},
             "methods": [r.name for r in ordered],
-            "warnings": import_notes.warnings(ordered, benchmark, differing),
+            "warnings": import_notes.import_warnings(ordered, benchmark, differing),
             "provenance": import_notes.provenance(ordered),
         },
-        "frozen": _frozen(ordered, trials, base),
+        "frozen": _frozen_values(ordered, trials, base),
     }
-    return Made(values, trials, tuple(_cost(result) for result in ordered))
+    return StudyContents(values, trials, tuple(_cost(result) for result in ordered))
 
 
-def _same_base(results: Sequence[ResultFile]) -> None:
+def _check_same_base(results: Sequence[ResultFile]) -> None:
     bases: dict[str, ResultFile] = {}
     for result in results:
         bases.setdefault(result.run.train_config.model_id, result)
@@ -146,7 +159,7 @@ def _trial(result: ResultFile, benchmark: Benchmark) -> tuple[Trial, TrialResult
         threads=1,
     )
     setting = {LEARNING_RATE: config.optimizer_kwargs.lr}
-    entry = describe(result.name, result.run.peft_config, config.optimizer_kwargs.lr)
+    entry = method_entry(result.name, result.run.peft_config, config.optimizer_kwargs.lr)
     trial = Trial(entry, setting, config.seed, "final", conditions)
     return trial, _result(trial, result)
 
@@ -175,7 +188,7 @@ def _result(trial: Trial, result: ResultFile) -> TrialResult:
         train_tokens=None if tokens is None else int(tokens),
         train_seconds=result.train.train_time,
         evaluation_seconds=result.total("eval time"),
-        warnings=(UNSAVED,) if unsaved else (),
+        warnings=(UNKNOWN_SIZE,) if unsaved else (),
     )
 
 
@@ -197,17 +210,17 @@ def _cost(result: ResultFile) -> Cost:
         steps=steps,
         tokens_per_step=tokens / steps if tokens else None,
     )
-    ours = result.meta.get(OURS)
-    known = {key: ours["cost"][key] for key in OUR_COSTS} if ours else {}
+    ours = result.meta.get(BAKEOFF_SECTION)
+    known = {key: ours["cost"][key] for key in BAKEOFF_COSTS} if ours else {}
     return dataclasses.replace(cost, **known)
 
 
-def _reported(result: ResultFile, benchmark: Benchmark) -> ImportedScores:
+def _imported_scores(result: ResultFile, benchmark: Benchmark) -> ImportedScores:
     n = None if benchmark.no_interval else benchmark.n_test
     score = result.score
     if score is not None and n is not None:
         right = score * n
-        if not 0 <= score <= 1 or abs(right - round(right)) > WHOLE:
+        if not 0 <= score <= 1 or abs(right - round(right)) > ROUNDING:
             raise PreflightError(
                 "hf-test-items-wrong",
                 f"{result.path}: test {result.metric} {score!r} is not a share of {n} items.",
@@ -238,7 +251,7 @@ def _reported(result: ResultFile, benchmark: Benchmark) -> ImportedScores:
     return ImportedScores(score, n, forgetting, figures)
 
 
-def _frozen(
+def _frozen_values(
     results: Sequence[ResultFile], trials: Sequence[tuple[Trial, TrialResult]], base: str
 ) -> dict[str, Any]:
     """Return what ``bakeoff compare`` holds against another study."""
@@ -254,3 +267,24 @@ def _frozen(
         "data": meta.get("dataset_info") or {},
         "methods": {trial.method.name: dataclasses.asdict(trial.method) for trial, _ in trials},
     }
+
+
+
+def import_results(results: Path, out: Path, wishes: ImportOptions) -> dict[str, Any]:
+    """Make a study folder of Hugging Face's ``method_comparison`` results; return its report.
+
+    Raises:
+        UsageError: ``folder-taken``, and what ``importing.make`` raises.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError("folder-taken", f"{out} is there already.", "another one: `--out DIR`.")
+    made = importing.build_study(results, wishes)
+    study_folder.create(out)
+    with hold_lock(out), Writer(out / study_folder.DATABASE) as store:
+        store.plan([trial for trial, _ in made.trials])
+        for _, result in made.trials:
+            store.keep(result)
+        for cost in made.costs:
+            store.keep_cost(cost)
+        store.set_all(made.values)
+    return write.report(out)

@@ -12,7 +12,7 @@ from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import user_defined
 
 
-def describe(name: str, config: dict[str, Any] | None, learning_rate: float) -> MethodEntry:
+def method_entry(name: str, config: dict[str, Any] | None, learning_rate: float) -> MethodEntry:
     """Return the entry of an experiment; ``config`` None is full fine-tuning."""
     like = user_defined.find_catalog_method(config) if config is not None else None
     return MethodEntry(

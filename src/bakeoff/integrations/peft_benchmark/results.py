@@ -66,16 +66,16 @@ class RunInfo(_Section):
     error_msg: str | None = None
 
 
-def _renamed(rest: str) -> Any:
+def _device_field(rest: str) -> Any:
     return Field(validation_alias=AliasChoices(f"accelerator_{rest}", f"cuda_{rest}"))
 
 
 class TrainInfo(_Section):
     """``train_info``: what the run took and gave. Bytes and seconds."""
 
-    memory_max: Count | None = _renamed("memory_max")
-    memory_mean: Count | None = _renamed("memory_reserved_avg")
-    memory_99th: Count | None = _renamed("memory_reserved_99th")
+    memory_max: Count | None = _device_field("memory_max")
+    memory_mean: Count | None = _device_field("memory_reserved_avg")
+    memory_99th: Count | None = _device_field("memory_reserved_99th")
     train_time: Amount | None
     file_size: Count | None
     num_trainable_params: Count | None = None
@@ -130,9 +130,11 @@ class ResultFile:
         """The name of the test metric; None where the run did not come to it."""
         found = [k for k in self.last if k.startswith(TEST)]
         if len(found) > 1:
-            raise invalid(self.path, f"metrics: {' and '.join(found)}; one test metric is wanted")
+            raise invalid_result(
+                self.path, f"metrics: {' and '.join(found)}; one test metric is wanted"
+            )
         if not found and self.train.status == SUCCESS:
-            raise invalid(self.path, "metrics: the last entry has no key `test ...`")
+            raise invalid_result(self.path, "metrics: the last entry has no key `test ...`")
         return found[0].removeprefix(TEST) if found else None
 
     @property
@@ -155,7 +157,7 @@ class ResultFile:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise invalid(self.path, f"metrics: `{key}` is {value!r}, not a number")
+            raise invalid_result(self.path, f"metrics: `{key}` is {value!r}, not a number")
         return float(value) if math.isfinite(value) else None
 
     def total(self, key: str) -> float | None:
@@ -202,23 +204,25 @@ def read_file(path: Path) -> ResultFile:
     try:
         value = read_json(path, RESULT_BYTES)
     except UnreadableFile as error:
-        raise invalid(path, f"cannot be read: {error}") from error
+        raise invalid_result(path, f"cannot be read: {error}") from error
     if (why := find_unsupported_value(value, finite=False)) is not None:
-        raise invalid(path, why)
+        raise invalid_result(path, why)
     try:
         made = _File.model_validate(value)
     except ValidationError as error:
-        raise invalid(path, "; ".join(_line(item, value) for item in error.errors())) from error
+        raise invalid_result(
+            path, "; ".join(_error_line(item, value) for item in error.errors())
+        ) from error
     if made.train_info.status not in STATUSES:
         near = f"`{made.train_info.status}` is none of {', '.join(STATUSES)}"
-        raise invalid(path, f"train_info.status: {near}")
+        raise invalid_result(path, f"train_info.status: {near}")
     result = ResultFile(path, made.run_info, made.train_info, value["meta_info"])
     if result.train.status == SUCCESS and result.score is None and result.metric is not None:
-        raise invalid(path, f"metrics: `{TEST}{result.metric}` is not a number")
+        raise invalid_result(path, f"metrics: `{TEST}{result.metric}` is not a number")
     return result
 
 
-def invalid(path: Path, why: str) -> PreflightError:
+def invalid_result(path: Path, why: str) -> PreflightError:
     """Build the error for a file that is not what it should be."""
     return PreflightError(
         "hf-result-invalid",
@@ -227,7 +231,7 @@ def invalid(path: Path, why: str) -> PreflightError:
     )
 
 
-def _line(item: Any, value: Any) -> str:
+def _error_line(item: Any, value: Any) -> str:
     """Say one thing that is wrong: its key, and for a missing key the one that looks like it."""
     path = [str(part) for part in item["loc"]]
     where = ".".join(path) or "the file"

@@ -20,9 +20,18 @@ from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.redact import redact_value
 from bakeoff.core.results import CurvePoint, TrialResult
 from bakeoff.core.trial import Trial
+from bakeoff.core import plugins
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core.errors import UsageError
+from bakeoff.core.errors import first_line
+from bakeoff.study.record import read_record
+from pathlib import Path
+from typing import NamedTuple
+import shutil
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]+")
-_LONGEST = 100
+_MAX_NAME = 100
 """Characters of a part of a run's name: it becomes the name of a folder."""
 
 
@@ -70,7 +79,7 @@ class Exporter(Protocol):
         """Return the command that shows what was written."""
 
 
-def runs_of(
+def tracker_runs(
     trials: Iterable[tuple[Trial, TrialResult | None]], metric: str
 ) -> tuple[TrialRun, ...]:
     """Return every trial that has a curve or a score, in order; equal names get the trial's id."""
@@ -79,12 +88,12 @@ def runs_of(
         if result is None or not (result.curve or result.splits):
             continue
         setting = redact_value(trial.setting)
-        said = ",".join(f"{k}={_short(v)}" for k, v in sorted(setting.items()))
+        said = ",".join(f"{k}={_short_value(v)}" for k, v in sorted(setting.items()))
         parts = (trial.method.name, said, f"seed={trial.seed}")
-        name = "/".join(_UNSAFE.sub("_", part)[:_LONGEST] for part in parts)
+        name = "/".join(_UNSAFE.sub("_", part)[:_MAX_NAME] for part in parts)
         if name in found:
             name = f"{name},{trial.id}"
-        parameters: dict[str, Any] = {k: _plain(v) for k, v in setting.items()}
+        parameters: dict[str, Any] = {k: _plain_value(v) for k, v in setting.items()}
         parameters |= {
             "method": trial.method.name, "seed": trial.seed, "phase": trial.phase,
             "trial_id": trial.id, "status": result.status.value,
@@ -97,7 +106,7 @@ def runs_of(
     return tuple(found.values())
 
 
-def needed(module: str, package: str, extra: str) -> ModuleType:
+def import_tool(module: str, package: str, extra: str) -> ModuleType:
     """Import a tool.
 
     Raises:
@@ -113,9 +122,58 @@ def needed(module: str, package: str, extra: str) -> ModuleType:
         ) from error
 
 
-def _short(value: Any) -> str:
+def _short_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _plain(value: Any) -> str | int | float | bool:
+def _plain_value(value: Any) -> str | int | float | bool:
     return value if isinstance(value, str | int | float | bool) else str(value)
+
+
+
+class ExportedCurves(NamedTuple):
+    """What was exported: where it lies, how many runs, and the command that shows them."""
+
+    folder: Path
+    runs: int
+    look: str
+
+
+def export_curves(out: Path, to: str, target: Path) -> ExportedCurves:
+    """Write the curves of a study's trials for a tracking tool; the study is only read.
+
+    ``target`` must be empty or not there; where the export fails, nothing is left of it.
+
+    Raises:
+        UsageError: ``no-study``, ``unknown-exporter``, ``folder-taken``, ``no-curves``.
+        EnvironmentProblem: ``exporter-missing``, ``export-failed``.
+    """
+    exporter: Exporter = plugins.load_plugin("integrations.trackers", to, "exporter").EXPORTER
+    record = read_record(out, examples=False)
+    runs = tracker_runs(record.trials, record.metric.name)
+    if not runs:
+        raise UsageError(
+            "no-curves", f"No trial in {out} has a curve or a score yet.", "`bakeoff run` goes on."
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(
+            "folder-taken", f"{target} is there already.", "another folder: `--out DIR`."
+        )
+    made = [place for place in (target, *target.parents) if not place.exists()]
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        exporter.write(record.name, runs, target)
+    except Exception as error:
+        for left in target.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for place in made:
+            place.rmdir()
+        if isinstance(error, BakeoffError):
+            raise
+        others = ", ".join(plugins.list_plugins("integrations.trackers"))
+        raise EnvironmentProblem(
+            "export-failed",
+            f"{to} could not write the curves: {first_line(error)}",
+            f"another version of it, or another tool: {others}.",
+        ) from error
+    return ExportedCurves(target, len(runs), exporter.look(record.name, target))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff.integrations.trackers import TrialRun, needed
+from bakeoff.integrations.trackers import TrialRun, import_tool
 
 ALLOWED = "MLFLOW_ALLOW_FILE_STORE"
 """MLflow 3 wants to be asked for its file store; a database would need its large package."""
@@ -25,7 +25,7 @@ class Mlflow:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
         def of(module: str) -> Any:
-            return needed(f"mlflow{module}", "mlflow-skinny", "mlflow")
+            return import_tool(f"mlflow{module}", "mlflow-skinny", "mlflow")
 
         entities, at = of(".entities"), int(time.time() * 1000)
         client = of("").MlflowClient(tracking_uri=folder.resolve().as_uri())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff.integrations.trackers import TrialRun, needed
+from bakeoff.integrations.trackers import TrialRun, import_tool
 
 
 class Tensorboard:
@@ -17,7 +17,7 @@ class Tensorboard:
         """Write an event file a run."""
 
         def of(module: str) -> Any:
-            return needed(f"tensorboard.{module}", "tensorboard", "tensorboard")
+            return import_tool(f"tensorboard.{module}", "tensorboard", "tensorboard")
 
         events = of("compat.proto.event_pb2")
         summaries = of("compat.proto.summary_pb2")

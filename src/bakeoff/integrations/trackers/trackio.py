@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import EnvironmentProblem
-from bakeoff.integrations.trackers import TrialRun, needed
+from bakeoff.integrations.trackers import TrialRun, import_tool
 
 
 class Trackio:
@@ -36,7 +36,7 @@ class Trackio:
         before = os.environ.get("TRACKIO_DIR")
         os.environ["TRACKIO_DIR"] = str(folder)
         try:
-            storage: Any = needed("trackio.sqlite_storage", "trackio", "trackio").SQLiteStorage
+            storage: Any = import_tool("trackio.sqlite_storage", "trackio", "trackio").SQLiteStorage
         finally:
             os.environ.pop("TRACKIO_DIR")
             if before is not None:

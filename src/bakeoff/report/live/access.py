@@ -23,16 +23,16 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-ANY = ("0.0.0.0", "::")
-OURS = ("same-origin", "none")
+ANY_ADDRESS = ("0.0.0.0", "::")
+SAME_SITE = ("same-origin", "none")
 """What ``Sec-Fetch-Site`` may say: from one of our own pages, or typed by the user."""
-NO_STYLE = base64.b64encode(hashlib.sha256(b"").digest()).decode()
+EMPTY_STYLE_HASH = base64.b64encode(hashlib.sha256(b"").digest()).decode()
 POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
         # Plotly opens an empty style element and fills it through the CSSOM
-        f"style-src 'self' 'sha256-{NO_STYLE}'",
+        f"style-src 'self' 'sha256-{EMPTY_STYLE_HASH}'",
         "img-src 'self' data:",
         "connect-src 'self'",
         "frame-ancestors 'none'",
@@ -49,8 +49,8 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-OTHER_PAGE = "Requests of other pages are refused: paste the address, do not follow a link to it."
-WANTS_TOKEN = "Open the address that `bakeoff view` printed: it holds the token."
+CROSS_SITE = "Requests of other pages are refused: paste the address, do not follow a link to it."
+TOKEN_REQUIRED = "Open the address that `bakeoff view` printed: it holds the token."
 
 
 class Refusal(NamedTuple):
@@ -78,10 +78,10 @@ class Access:
 
     def knows_token(self, given: str) -> bool:
         """Tell whether a token is right, in a time that does not depend on how nearly it is."""
-        if self.once is not None and _same(given, self.once):
+        if self.once is not None and _equal_in_constant_time(given, self.once):
             self.once = None
             return True
-        return _same(given, self.token)
+        return _equal_in_constant_time(given, self.token)
 
     def knows_session(self, cookies: str) -> bool:
         """Tell whether a cookie header holds the cookie that was given."""
@@ -89,7 +89,7 @@ class Access:
             found = SimpleCookie(cookies).get(self.cookie)
         except CookieError:
             return False
-        return found is not None and _same(found.value, self._session)
+        return found is not None and _equal_in_constant_time(found.value, self._session)
 
     @property
     def set_cookie(self) -> str:
@@ -97,9 +97,9 @@ class Access:
         return f"{self.cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
 
 
-def names_of(host: str) -> tuple[str, ...]:
+def host_names(host: str) -> tuple[str, ...]:
     """Return the names that a server bound to ``host`` goes by."""
-    beyond = (socket.gethostname(), socket.getfqdn()) if host in ANY else (host,)
+    beyond = (socket.gethostname(), socket.getfqdn()) if host in ANY_ADDRESS else (host,)
     return tuple(dict.fromkeys((*LOOPBACK, *beyond)))
 
 
@@ -123,7 +123,7 @@ class Guard:
         async def sealed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 kept = [(k, v) for k, v in message["headers"] if k.decode().lower() not in HEADERS]
-                message["headers"] = kept + _raw(HEADERS.items())
+                message["headers"] = kept + _encode_headers(HEADERS.items())
             await send(message)
 
         refusal = self._refusal(scope)
@@ -136,7 +136,7 @@ class Guard:
             ("content-length", str(len(text))),
         )
         start = {"type": "http.response.start", "status": refusal.status}
-        await sealed({**start, "headers": _raw((*headers, *refusal.headers))})
+        await sealed({**start, "headers": _encode_headers((*headers, *refusal.headers))})
         await sealed({"type": "http.response.body", "body": text})
 
     def _refusal(self, scope: Message) -> Refusal | None:
@@ -148,9 +148,9 @@ class Guard:
             return Refusal(421, "This server does not go by that name.\n")
         origins = {f"http://{h}" for h in self.access.hosts}
         if not set(heads.get("origin", [])) <= origins:
-            return Refusal(403, OTHER_PAGE + "\n")
-        if not set(heads.get("sec-fetch-site", [])) <= set(OURS):
-            return Refusal(403, OTHER_PAGE + "\n")
+            return Refusal(403, CROSS_SITE + "\n")
+        if not set(heads.get("sec-fetch-site", [])) <= set(SAME_SITE):
+            return Refusal(403, CROSS_SITE + "\n")
         if scope["method"] != "GET":
             return Refusal(405, "Only GET.\n", (("allow", "GET"),))
         return self._unknown(scope, heads)
@@ -167,12 +167,12 @@ class Guard:
             return None
         if any(self.access.knows_session(c) for c in heads.get("cookie", [])):
             return None
-        return Refusal(401, WANTS_TOKEN + "\n", (("www-authenticate", "Bearer"),))
+        return Refusal(401, TOKEN_REQUIRED + "\n", (("www-authenticate", "Bearer"),))
 
 
-def _same(given: str, wanted: str) -> bool:
+def _equal_in_constant_time(given: str, wanted: str) -> bool:
     return secrets.compare_digest(given.encode("utf-8", "replace"), wanted.encode())
 
 
-def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+def _encode_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]

@@ -20,17 +20,17 @@ from starlette.requests import Request
 
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.report.live import pages, queries
-from bakeoff.report.live.items import Outcome, Wish
-from bakeoff.report.live.queries import Trouble
+from bakeoff.report.live.items import ItemFilter, ItemOutcome
+from bakeoff.report.live.queries import StudyProblem
 from bakeoff.report.live.studies import Studies
-from bakeoff.report.live.study_feed import Feed, State
+from bakeoff.report.live.study_feed import FeedState, StudyFeed
 
-EVERY = 1.0
+POLL_SECONDS = 1.0
 """Seconds between two looks of a page at its study."""
-STILL = ": still here\n\n"
-QUIET = 15.0
+KEEP_ALIVE = ": still here\n\n"
+KEEP_ALIVE_SECONDS = 15.0
 """Seconds after which a stream says that it is still there."""
-MISSING = ("no-study", "no-answers", "unknown-contender")
+NOT_FOUND_CODES = ("no-study", "no-answers", "unknown-contender")
 
 Search = Annotated[str, Query(max_length=500)]
 Number = Annotated[int, Query(ge=1, le=10**9)]
@@ -40,18 +40,18 @@ def make_app(studies: Studies, stopping: threading.Event | None = None) -> FastA
     """Return the application over some studies; ``stopping`` ends its streams."""
     app = FastAPI(title="bakeoff view", docs_url=None, redoc_url=None, openapi_url=None)
     stop = stopping or threading.Event()
-    app.add_exception_handler(BakeoffError, _told)
+    app.add_exception_handler(BakeoffError, _error_response)
     _add_pages(app, studies)
     _add_data(app, studies)
 
     @app.get("/api/studies/{name}/events")
     def events(name: str) -> Response:
         feed = studies.one(name)
-        return StreamingResponse(_events(feed, stop), media_type="text/event-stream")
+        return StreamingResponse(_study_events(feed, stop), media_type="text/event-stream")
 
     @app.get("/api/events")
     def changes() -> Response:
-        return StreamingResponse(_rows(studies, stop), media_type="text/event-stream")
+        return StreamingResponse(_list_events(studies, stop), media_type="text/event-stream")
 
     return app
 
@@ -95,35 +95,35 @@ def _add_data(app: FastAPI, studies: Studies) -> None:
     def items(
         name: str,
         contender: Annotated[str, Query(max_length=200)] = "",
-        outcome: Outcome | None = None,
+        outcome: ItemOutcome | None = None,
         q: Search = "",
         page: Number = 1,
     ) -> JSONResponse:
         feed = studies.one(name)
         found = feed.whole()
-        if isinstance(found, Trouble):
+        if isinstance(found, StudyProblem):
             raise BakeoffError(*found)
         asked = found.asked
         able = [m for m in asked.titles if m in asked.trials and m != asked.control]
         chosen = contender or next(iter(able), "")
-        shown = feed.table(chosen).page(Wish(outcome, q.strip(), page))
+        shown = feed.table(chosen).page(ItemFilter(outcome, q.strip(), page))
         choices = [{"method": m, "title": asked.titles[m]} for m in able]
         return JSONResponse({**shown, "chosen": chosen, "contenders": choices})
 
     @app.get("/api/compare")
     def compare(first: str, second: str) -> JSONResponse:
         one, two = studies.one(first), studies.one(second)
-        found = queries.troubled(lambda: queries.compare(one.folder, two.folder), one.folder)
-        if isinstance(found, Trouble):
+        found = queries.catch_problems(lambda: queries.compare(one.folder, two.folder), one.folder)
+        if isinstance(found, StudyProblem):
             raise BakeoffError(*found)
         return JSONResponse(found)
 
 
-def _told(request: Request, error: Exception) -> Response:
+def _error_response(request: Request, error: Exception) -> Response:
     """Answer with what is wrong as a user reads it: a code, the cause, one line that helps."""
     assert isinstance(error, BakeoffError)
-    trouble = Trouble(error.code, error.cause, error.try_).to_json()
-    status = 404 if isinstance(error, UsageError) or error.code in MISSING else 409
+    trouble = StudyProblem(error.code, error.cause, error.try_).to_json()
+    status = 404 if isinstance(error, UsageError) or error.code in NOT_FOUND_CODES else 409
     if request.url.path.startswith("/api/"):
         return JSONResponse({"trouble": trouble}, status)
     code, cause, try_ = trouble.values()
@@ -131,7 +131,7 @@ def _told(request: Request, error: Exception) -> Response:
     return HTMLResponse(text, status)
 
 
-async def _rows(studies: Studies, stop: threading.Event) -> AsyncIterator[str]:
+async def _list_events(studies: Studies, stop: threading.Event) -> AsyncIterator[str]:
     """Yield the rows of studies that have changed since the list was asked for."""
     known: dict[str, Any] | None = None
     quiet = 0.0
@@ -139,16 +139,16 @@ async def _rows(studies: Studies, stop: threading.Event) -> AsyncIterator[str]:
         rows = await run_in_threadpool(lambda: {f.id: f.row() for f in studies.all()})
         changed = [r for name, r in rows.items() if known is not None and known.get(name) != r]
         known = rows
-        quiet = 0.0 if changed or quiet >= QUIET else quiet + EVERY
+        quiet = 0.0 if changed or quiet >= KEEP_ALIVE_SECONDS else quiet + POLL_SECONDS
         for row in changed:
             yield _event("study", row)
-        if quiet >= QUIET:
-            yield STILL
-        await _pause(stop)
+        if quiet >= KEEP_ALIVE_SECONDS:
+            yield KEEP_ALIVE
+        await _wait_for_poll(stop)
 
 
-async def _pause(stop: threading.Event) -> None:
-    until = time.monotonic() + EVERY
+async def _wait_for_poll(stop: threading.Event) -> None:
+    until = time.monotonic() + POLL_SECONDS
     while time.monotonic() < until and not stop.is_set():
         await asyncio.sleep(0.1)
 
@@ -157,7 +157,7 @@ def _event(name: str, value: Any) -> str:
     return f"event: {name}\ndata: {json.dumps(value, allow_nan=False)}\n\n"
 
 
-async def _events(feed: Feed, stop: threading.Event) -> AsyncIterator[str]:
+async def _study_events(feed: StudyFeed, stop: threading.Event) -> AsyncIterator[str]:
     """Yield a study's events as server-sent events: all at first, then what has changed."""
     sent: dict[str, Any] = {}
     quiet = 0.0
@@ -166,22 +166,22 @@ async def _events(feed: Feed, stop: threading.Event) -> AsyncIterator[str]:
     while not stop.is_set():
         state = await run_in_threadpool(feed.look)
         changed = list(_changes(state, sent))
-        quiet = 0.0 if changed or quiet >= QUIET else quiet + EVERY
+        quiet = 0.0 if changed or quiet >= KEEP_ALIVE_SECONDS else quiet + POLL_SECONDS
         for name, value in changed:
             yield _event(name, value)
-        if quiet >= QUIET:
-            yield STILL
-        await _pause(stop)
+        if quiet >= KEEP_ALIVE_SECONDS:
+            yield KEEP_ALIVE
+        await _wait_for_poll(stop)
 
 
-def _changes(state: State, sent: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _changes(state: FeedState, sent: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what a page does not have yet, and note in ``sent`` that it has it now."""
     if sent.get("strip") != state.strip:
         sent["strip"] = state.strip
         yield "strip", state.strip
     if state.kept is None:
         return
-    if isinstance(state.kept, Trouble):
+    if isinstance(state.kept, StudyProblem):
         trouble = state.kept.to_json()
         if sent.get("trouble") != trouble:
             sent["trouble"], sent["revision"] = trouble, None

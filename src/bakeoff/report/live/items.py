@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import TIE
-from bakeoff.analysis.per_method.items import Pair
+from bakeoff.analysis.per_method.items import PairedScores
 from bakeoff.core.errors import UsageError, unknown_name
 from bakeoff.core.redact import redact_value
 from bakeoff.report.live import queries
-from bakeoff.report.live.queries import Asked
+from bakeoff.report.live.queries import ItemQuery
 from bakeoff.report.sanitize import clean
 from bakeoff.study.storage.database import Answers
 
 Numbers = NDArray[np.float64]
-PAGE = 50
+PAGE_SIZE = 50
 """Items a page."""
-LONGEST = 20_000
+MAX_TEXT = 20_000
 """Characters shown of a prompt or an answer."""
 
 
-class Outcome(StrEnum):
+class ItemOutcome(StrEnum):
     """Who did better on an item, by the mean of its scores over seeds."""
 
     WINS = "wins"
@@ -46,7 +46,7 @@ class Outcome(StrEnum):
     """The same mean of a metric without a range."""
 
 
-class Side(NamedTuple):
+class MethodPredictions(NamedTuple):
     """A method's answers: the seeds that both methods or it alone has, one row of scores each."""
 
     method: str
@@ -61,29 +61,29 @@ class Side(NamedTuple):
         return Scores(self.seeds, values)
 
 
-class Wish(NamedTuple):
+class ItemFilter(NamedTuple):
     """What of a table is to be shown."""
 
-    outcome: Outcome | None = None
+    outcome: ItemOutcome | None = None
     search: str = ""
     page: int = 1
 
 
-class Table(NamedTuple):
+class ItemTable(NamedTuple):
     """The items of the test split with the answers of control and contender."""
 
-    control: Side
-    contender: Side
+    control: MethodPredictions
+    contender: MethodPredictions
     texts: tuple[tuple[str, str], ...]
     """What each item asks and its true answer; empty where the frozen data are not there."""
     gains: Numbers
     """Contender minus control, positive where the contender is better."""
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ItemOutcome, ...]
     order: tuple[int, ...]
     """Items by the size of the difference, the largest first, then as in the file."""
 
     @classmethod
-    def read(cls, folder: Path, asked: Asked, contender: str) -> Table:
+    def read(cls, folder: Path, asked: ItemQuery, contender: str) -> ItemTable:
         """Read the answers of two methods from the database.
 
         Raises:
@@ -93,21 +93,21 @@ class Table(NamedTuple):
         others = [m for m in asked.trials if m != asked.control]
         if contender not in others:
             if not others or asked.control not in asked.trials:
-                raise _nothing()
+                raise _no_items_error()
             raise unknown_name("unknown-contender", "contender with answers", contender, others)
         if asked.control not in asked.trials:
-            raise _nothing()
+            raise _no_items_error()
         ids = [i for m in (asked.control, contender) for i in asked.trials[m].values()]
-        found = queries.answers(folder, ids)
-        sides = [_side(asked, method, found) for method in (asked.control, contender)]
+        found = queries.test_predictions(folder, ids)
+        sides = [_method_predictions(asked, method, found) for method in (asked.control, contender)]
         return _table(sides[0], sides[1], asked.texts, asked.metric)
 
-    def page(self, wish: Wish) -> dict[str, Any]:
+    def page(self, wish: ItemFilter) -> dict[str, Any]:
         """Return one page of the items that are wished for, as plain JSON values."""
         wanted = [i for i in self.order if self._fits(i, wish)]
-        pages = max(1, -(-len(wanted) // PAGE))
+        pages = max(1, -(-len(wanted) // PAGE_SIZE))
         page = min(max(1, wish.page), pages)
-        shown = wanted[(page - 1) * PAGE : page * PAGE]
+        shown = wanted[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
         counts = Counter(self.outcomes)
         found = {
             "control": self.control.title,
@@ -116,12 +116,12 @@ class Table(NamedTuple):
             "pages": pages,
             "total": len(wanted),
             "items": len(self.outcomes),
-            "counts": {str(o): counts[o] for o in Outcome},
+            "counts": {str(o): counts[o] for o in ItemOutcome},
             "rows": [self._row(i) for i in shown],
         }
         return dict(clean(redact_value(found)))
 
-    def _fits(self, item: int, wish: Wish) -> bool:
+    def _fits(self, item: int, wish: ItemFilter) -> bool:
         if wish.outcome is not None and self.outcomes[item] is not wish.outcome:
             return False
         if not wish.search:
@@ -138,16 +138,16 @@ class Table(NamedTuple):
         prompt, reference = self.texts[item] if self.texts else (None, None)
         return {
             "item": item + 1,
-            "prompt": _short(prompt),
-            "reference": _short(reference),
+            "prompt": _truncate(prompt),
+            "reference": _truncate(reference),
             "outcome": str(self.outcomes[item]),
             "gain": float(self.gains[item]),
-            "control": _answered(self.control, item),
-            "contender": _answered(self.contender, item),
+            "control": _prediction_row(self.control, item),
+            "contender": _prediction_row(self.contender, item),
         }
 
 
-def _nothing() -> UsageError:
+def _no_items_error() -> UsageError:
     return UsageError(
         "no-answers",
         "There are no test items to show: the control and a contender have no scores on test yet.",
@@ -155,55 +155,66 @@ def _nothing() -> UsageError:
     )
 
 
-def _side(asked: Asked, method: str, found: Mapping[str, Answers]) -> Side:
+def _method_predictions(
+    asked: ItemQuery, method: str, found: Mapping[str, Answers]
+) -> MethodPredictions:
     ids = sorted(asked.trials[method].items())
     there = {seed: found[i] for seed, i in ids if i in found}
     known = {seed: a for seed, a in there.items() if all(map(math.isfinite, a.scores))}
     sizes = Counter(len(a.scores) for a in known.values())
     if not sizes:
-        raise _nothing()
+        raise _no_items_error()
     size = sizes.most_common(1)[0][0]
     kept = {seed: a for seed, a in known.items() if len(a.scores) == size}
-    return Side(method, asked.titles.get(method, method), tuple(kept), tuple(kept.values()))
+    return MethodPredictions(
+        method, asked.titles.get(method, method), tuple(kept), tuple(kept.values())
+    )
 
 
 def _table(
-    control: Side, contender: Side, texts: Sequence[tuple[str, str]], metric: Mapping[str, Any]
-) -> Table:
+    control: MethodPredictions,
+    contender: MethodPredictions,
+    texts: Sequence[tuple[str, str]],
+    metric: Mapping[str, Any],
+) -> ItemTable:
     both = control.scores, contender.scores
     if both[0].values.shape[1] != both[1].values.shape[1]:
         raise UsageError(
             "no-answers", "The two methods were scored on other items.", "`bakeoff doctor STUDY`."
         )
-    pair = Pair.of(contender.method, both[1], both[0], metric["better"])  # as the report pairs
+    pair = PairedScores.of(contender.method, both[1], both[0], metric["better"])  # as the report pairs
     gains, means = pair.gain, pair.control.mean(axis=0)
     outcomes = tuple(_outcome(g, m, metric) for g, m in zip(gains, means, strict=True))
     order = tuple(int(i) for i in np.argsort(-np.abs(gains), kind="stable"))
     whole = tuple(texts) if len(texts) == len(outcomes) else ()
-    return Table(control, contender, whole, gains, outcomes, order)
+    return ItemTable(control, contender, whole, gains, outcomes, order)
 
 
-def _outcome(gain: float, mean: float, metric: Mapping[str, Any]) -> Outcome:
+def _outcome(gain: float, mean: float, metric: Mapping[str, Any]) -> ItemOutcome:
     if abs(gain) > TIE:
-        return Outcome.WINS if gain > 0 else Outcome.LOSSES
+        return ItemOutcome.WINS if gain > 0 else ItemOutcome.LOSSES
     low, high = metric["low"], metric["high"]
     if low is None or high is None:
-        return Outcome.SAME
+        return ItemOutcome.SAME
     upper = mean >= (low + high) / 2
-    return Outcome.BOTH_RIGHT if upper == (metric["better"] == "higher") else Outcome.BOTH_WRONG
+    return (
+        ItemOutcome.BOTH_RIGHT
+        if upper == (metric["better"] == "higher")
+        else ItemOutcome.BOTH_WRONG
+    )
 
 
-def _answered(side: Side, item: int) -> dict[str, Any]:
+def _prediction_row(side: MethodPredictions, item: int) -> dict[str, Any]:
     return {
         "mean": float(np.mean([a.scores[item] for a in side.answers])),
         "answers": [
-            {"seed": seed, "score": a.scores[item], "answer": _short(a.predictions[item])}
+            {"seed": seed, "score": a.scores[item], "answer": _truncate(a.predictions[item])}
             for seed, a in zip(side.seeds, side.answers, strict=True)
         ],
     }
 
 
-def _short(text: str | None) -> str | None:
-    if text is None or len(text) <= LONGEST:
+def _truncate(text: str | None) -> str | None:
+    if text is None or len(text) <= MAX_TEXT:
         return text
-    return f"{text[:LONGEST]} … ({len(text) - LONGEST:,} characters more)"
+    return f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} characters more)"

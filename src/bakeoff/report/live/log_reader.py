@@ -13,13 +13,13 @@ from typing import Any
 from bakeoff.core.names import is_within
 from bakeoff.report.sanitize import clean
 
-MOST = 8 * 2**20
+MAX_BYTES = 8 * 2**20
 """Bytes read at once; of a longer log the end."""
-FEWEST = 2
+MIN_FINISHED = 2
 """Finished pieces of a phase from which an end can be foretold."""
 
 
-class Diary:
+class LogReader:
     """The events of one log, added up."""
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class Diary:
 
     def _begin(self, title: str, total: int, done: int, time: str | None) -> None:
         self._title, self._total, self._before, self._done = title, total, done, done
-        self._since, self._last = _moment(time), _moment(time)
+        self._since, self._last = _parse_time(time), _parse_time(time)
 
     def look(self) -> dict[str, Any]:
         """Read what is new; return ``phase``, ``done``, ``total``, ``said``, ``seconds_left``."""
@@ -50,8 +50,8 @@ class Diary:
             if size < self._at:  # another file
                 self._at = 0
             with self._path.open("rb") as file:
-                file.seek(max(self._at, size - MOST))
-                text = file.read(MOST)
+                file.seek(max(self._at, size - MAX_BYTES))
+                text = file.read(MAX_BYTES)
                 end = text.rfind(b"\n") + 1
                 self._at = file.tell() - len(text) + end
         except OSError:
@@ -66,7 +66,7 @@ class Diary:
                 self._begin(str(event["title"]), int(event["total"]), int(event["done"]), time)
             elif kind == "advance":
                 self._done += 1
-                self._last = _moment(time)
+                self._last = _parse_time(time)
             elif kind == "say":
                 self._said = str(event["text"])[:500]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -74,7 +74,7 @@ class Diary:
 
     def _seconds_left(self) -> float | None:
         made, left = self._done - self._before, self._total - self._done
-        if made < FEWEST or left <= 0 or self._since is None or self._last is None:
+        if made < MIN_FINISHED or left <= 0 or self._since is None or self._last is None:
             return None
         try:
             return max(0.0, (self._last - self._since).total_seconds() / made * left)
@@ -82,7 +82,7 @@ class Diary:
             return None
 
 
-def _moment(text: Any) -> datetime | None:
+def _parse_time(text: Any) -> datetime | None:
     try:
         return datetime.fromisoformat(text)
     except (ValueError, TypeError):

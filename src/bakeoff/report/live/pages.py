@@ -12,7 +12,7 @@ from jinja2 import Environment
 
 from bakeoff.core.errors import UsageError
 from bakeoff.report import assets
-from bakeoff.report.page import environment
+from bakeoff.report.page import make_environment
 
 _HERE = Path(__file__).parent
 KINDS = {".js": "text/javascript", ".css": "text/css"}
@@ -44,4 +44,4 @@ def _files() -> dict[str, str]:
 
 @cache
 def _environment() -> Environment:
-    return environment(_HERE / "templates")
+    return make_environment(_HERE / "templates")

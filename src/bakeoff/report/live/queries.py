@@ -22,7 +22,7 @@ from bakeoff.report import render_sections
 from bakeoff.report.sanitize import clean
 from bakeoff.study import compare as study_compare
 from bakeoff.study.config import parse_spec
-from bakeoff.study.record import read_record, summarised
+from bakeoff.study.record import load_report, read_record
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Answers, Reader
 
@@ -31,7 +31,7 @@ Revision = tuple[tuple[int, int], ...]
 """Time of the last change (ns) and size (bytes) of the database and of its log."""
 
 
-class Trouble(NamedTuple):
+class StudyProblem(NamedTuple):
     """Why a study cannot be shown, as a user reads it."""
 
     code: str
@@ -44,7 +44,7 @@ class Trouble(NamedTuple):
         return {key: str(clean(redact(value))) for key, value in said.items()}
 
 
-class Asked(NamedTuple):
+class ItemQuery(NamedTuple):
     """What is needed to show a study's test items."""
 
     control: str
@@ -65,18 +65,18 @@ class Snapshot(NamedTuple):
     complete: bool
     sections: tuple[dict[str, Any], ...]
     """As ``render_sections`` gives them, each with the ``digest`` of what it shows."""
-    asked: Asked
+    asked: ItemQuery
 
 
-def troubled(what: Callable[[], T], folder: Path) -> T | Trouble:
+def catch_problems(what: Callable[[], T], folder: Path) -> T | StudyProblem:
     """Call ``what``; return what it gives, or the trouble that a user reads."""
     try:
         return what()
     except BakeoffError as error:
-        return Trouble(error.code, error.cause, error.try_)
+        return StudyProblem(error.code, error.cause, error.try_)
     except Exception as error:
         print(redact(traceback.format_exc()), file=sys.stderr)
-        return Trouble(
+        return StudyProblem(
             "study-unreadable",
             f"The study in {folder} cannot be shown ({first_line(error)}).",
             f"`bakeoff doctor {folder}`.",
@@ -142,7 +142,7 @@ def snapshot(folder: Path) -> Snapshot:
         BakeoffError: whatever is wrong with the study.
     """
     _database(folder)
-    record, summary = summarised(folder)
+    record, summary = load_report(folder)
     sections = tuple({**s, "digest": _digest(s)} for s in render_sections(summary))
     titles = {m["method"]: m["title"] for m in summary["methods"]}
     advice = summary["recommendation"]
@@ -151,7 +151,7 @@ def snapshot(folder: Path) -> Snapshot:
     for trial in scored.values():
         if trial.phase == "final":
             trials.setdefault(trial.method.name, {})[trial.seed] = trial.id
-    asked = Asked(
+    asked = ItemQuery(
         control=record.control,
         titles=titles,
         trials=trials,
@@ -172,7 +172,7 @@ def _digest(section: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def answers(folder: Path, trial_ids: Collection[str]) -> dict[str, Answers]:
+def test_predictions(folder: Path, trial_ids: Collection[str]) -> dict[str, Answers]:
     """Return what trials made of the test items, by trial id.
 
     Raises:

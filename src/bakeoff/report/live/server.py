@@ -15,7 +15,7 @@ from typing import NamedTuple
 import uvicorn
 
 from bakeoff.core.errors import EnvironmentProblem, UsageError
-from bakeoff.report.live.access import ANY, LOOPBACK, Access, Guard, names_of
+from bakeoff.report.live.access import ANY_ADDRESS, LOOPBACK, Access, Guard, host_names
 from bakeoff.report.live.app import make_app
 from bakeoff.report.live.studies import Studies
 
@@ -23,7 +23,7 @@ PORT = 8757
 """Where the view is, unless that port is taken."""
 
 
-class Wishes(NamedTuple):
+class ServerOptions(NamedTuple):
     """Where to serve, and whether to open a browser."""
 
     host: str = LOOPBACK[0]
@@ -32,7 +32,7 @@ class Wishes(NamedTuple):
     browser: bool = False
 
 
-class Opened(NamedTuple):
+class BoundServer(NamedTuple):
     """A server that is about to run: its socket is bound, its secrets are made."""
 
     guard: Guard
@@ -44,7 +44,7 @@ class Opened(NamedTuple):
     @property
     def address(self) -> str:
         """Where it is, without the token."""
-        name = LOOPBACK[0] if self.host in ANY else self.host
+        name = LOOPBACK[0] if self.host in ANY_ADDRESS else self.host
         return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
 
     @property
@@ -64,7 +64,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def prepare(folders: Sequence[Path], wishes: Wishes) -> Opened:
+def bind_server(folders: Sequence[Path], wishes: ServerOptions) -> BoundServer:
     """Bind the port and make the secrets; nothing is served before ``serve``.
 
     Raises:
@@ -82,16 +82,16 @@ def prepare(folders: Sequence[Path], wishes: Wishes) -> Opened:
     studies = Studies(folders)
     bound = _bind(wishes)
     port = int(bound.getsockname()[1])
-    access = Access(port, names_of(wishes.host))
+    access = Access(port, host_names(wishes.host))
     stopping = threading.Event()
     found = studies.all()
     alone = len(folders) == 1 and [f.folder for f in found] == [folders[0].resolve()]
     landing = f"/studies/{found[0].id}" if alone else "/"
     guard = Guard(make_app(studies, stopping), access, landing)
-    return Opened(guard, bound, stopping, wishes.host, port)
+    return BoundServer(guard, bound, stopping, wishes.host, port)
 
 
-def serve(opened: Opened, wishes: Wishes) -> None:
+def serve(opened: BoundServer, wishes: ServerOptions) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     server = make_server(opened)
     if wishes.browser:
@@ -103,7 +103,7 @@ def serve(opened: Opened, wishes: Wishes) -> None:
         server.run(sockets=[opened.bound])
 
 
-def make_server(opened: Opened) -> Server:
+def make_server(opened: BoundServer) -> Server:
     """Return the server that is to run on what was opened."""
     config = uvicorn.Config(
         opened.guard,
@@ -120,14 +120,14 @@ def make_server(opened: Opened) -> Server:
     return server
 
 
-def _bind(wishes: Wishes) -> socket.socket:
+def _bind(wishes: ServerOptions) -> socket.socket:
     wanted = PORT if wishes.port is None else wishes.port
     try:
-        return _bound(wishes.host, wanted)
+        return _listen(wishes.host, wanted)
     except OSError as error:
         if wishes.port is None:
             with contextlib.suppress(OSError):
-                return _bound(wishes.host, 0)
+                return _listen(wishes.host, 0)
         raise EnvironmentProblem(
             "port-taken",
             f"Port {wanted} of {wishes.host} cannot be used: {error.strerror or error}.",
@@ -135,7 +135,7 @@ def _bind(wishes: Wishes) -> socket.socket:
         ) from error
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bakeoff.core.errors import UsageError
-from bakeoff.report.live.study_feed import Feed
+from bakeoff.report.live.study_feed import StudyFeed
 from bakeoff.study.storage.study_dir import DATABASE
 
-LEVELS = 2
+MAX_DEPTH = 2
 """How deep below a named folder a study may lie."""
 
 
@@ -35,20 +35,20 @@ class Studies:
                     "a study folder, a folder of studies, or `bakeoff demo` to make one.",
                 )
         self._roots = tuple(roots)
-        self._feeds: dict[str, Feed] = {}
+        self._feeds: dict[str, StudyFeed] = {}
         self._lock = threading.Lock()
 
-    def all(self) -> list[Feed]:
+    def all(self) -> list[StudyFeed]:
         """Return the studies that are there now, in the order of their folders."""
-        found = dict.fromkeys(path for root in self._roots for path in _under(root))
+        found = dict.fromkeys(path for root in self._roots for path in _study_folders(root))
         with self._lock:
             for path in found:
-                name = identify(path)
+                name = study_id(path)
                 if name not in self._feeds:
-                    self._feeds[name] = Feed(path, name)
-            return [self._feeds[identify(path)] for path in found]
+                    self._feeds[name] = StudyFeed(path, name)
+            return [self._feeds[study_id(path)] for path in found]
 
-    def one(self, name: str) -> Feed:
+    def one(self, name: str) -> StudyFeed:
         """Return the study with an id.
 
         Raises:
@@ -60,18 +60,18 @@ class Studies:
         raise UsageError("no-study", "There is no such study here.", "the list of studies at /.")
 
 
-def identify(folder: Path) -> str:
+def study_id(folder: Path) -> str:
     """Return the id of a study folder: the same in every run of the view."""
     return hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _under(root: Path) -> list[Path]:
+def _study_folders(root: Path) -> list[Path]:
     root = root.resolve()
     if (root / DATABASE).is_file():
         return [root]
     return sorted(
         path.parent
-        for level in range(1, LEVELS + 1)
+        for level in range(1, MAX_DEPTH + 1)
         for path in root.glob("*/" * level + DATABASE)
         if path.is_file()
     )

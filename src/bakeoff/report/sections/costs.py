@@ -11,14 +11,14 @@ from bakeoff.report import accelerators
 from bakeoff.report.blocks import (
     BarRow,
     Bars,
+    BarSegment,
     Block,
     Cell,
     Column,
-    Key,
-    Piece,
-    Row,
+    LegendEntry,
     SectionView,
-    Table,
+    TableBlock,
+    TableRow,
     Text,
 )
 from bakeoff.report.texts import method_title
@@ -33,7 +33,7 @@ Method = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Field:
+class _CostColumn:
     column: Column
     key: str
     write: Callable[[float | None], str]
@@ -41,19 +41,19 @@ class _Field:
 
 
 _FIELDS = (
-    _Field(Column("A step", True, "training, median"), "step_milliseconds", format_milliseconds,
-           accelerators.unlike),
-    _Field(Column("Speed", True, "tokens/s, training"), "train_tokens_per_second", format_count,
-           accelerators.unlike),
-    _Field(Column("A run", True, "time, mean over seeds"), "train_seconds", format_seconds,
-           accelerators.lacking),
-    _Field(Column("Base", True, "memory"), "base_bytes", format_bytes),
-    _Field(Column("Training", True, "memory above the base"), "train_above_base_bytes",
-           format_bytes, accelerators.unlike),
-    _Field(Column("Checkpoint", True, "on disk"), "adapter_bytes", format_bytes),
-    _Field(Column("An example", True, "forward, adapter apart"), "inference_milliseconds",
+    _CostColumn(Column("A step", True, "training, median"), "step_milliseconds", format_milliseconds,
+           accelerators.missing_for_costs),
+    _CostColumn(Column("Speed", True, "tokens/s, training"), "train_tokens_per_second", format_count,
+           accelerators.missing_for_costs),
+    _CostColumn(Column("A run", True, "time, mean over seeds"), "train_seconds", format_seconds,
+           accelerators.missing_accelerators),
+    _CostColumn(Column("Base", True, "memory"), "base_bytes", format_bytes),
+    _CostColumn(Column("Training", True, "memory above the base"), "train_above_base_bytes",
+           format_bytes, accelerators.missing_for_costs),
+    _CostColumn(Column("Checkpoint", True, "on disk"), "adapter_bytes", format_bytes),
+    _CostColumn(Column("An example", True, "forward, adapter apart"), "inference_milliseconds",
            format_milliseconds),
-    _Field(Column("An example", True, "forward, adapter merged"), "inference_merged_milliseconds",
+    _CostColumn(Column("An example", True, "forward, adapter merged"), "inference_merged_milliseconds",
            format_milliseconds),
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def build(report: dict[str, Any]) -> SectionView:
         return SectionView()
     control = report["study"].get("control")
     rows = tuple(
-        Row(
+        TableRow(
             (Cell(method_title(m)), *(_cell(m, f, methods) for f in _FIELDS)),
             pinned=m.get("method") == control,
         )
@@ -75,8 +75,8 @@ def build(report: dict[str, Any]) -> SectionView:
     columns = (Column("Method"), *(f.column for f in _FIELDS))
     bars = _bars(known)
     blocks: list[Block] = [] if bars is None else [bars]
-    blocks.append(Table("Every cost", columns, rows, sortable=True, sheet="costs"))
-    note = accelerators.footnote(methods, accelerators.lacking)
+    blocks.append(TableBlock("Every cost", columns, rows, sortable=True, sheet="costs"))
+    note = accelerators.footnote(methods, accelerators.missing_accelerators)
     blocks += [] if note is None else [Text(note, "muted")]
     return SectionView(tuple(blocks), _lead(report, known))
 
@@ -101,7 +101,7 @@ def _cost(method: Method, key: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _cell(method: Method, field: _Field, methods: list[Method]) -> Cell:
+def _cell(method: Method, field: _CostColumn, methods: list[Method]) -> Cell:
     value = _cost(method, field.key)
     if value is None:
         return Cell(_ABSENT)
@@ -122,10 +122,13 @@ def _bars(methods: list[Method]) -> Bars | None:
             rows.append(BarRow(method_title(method), (), _ABSENT))
             continue
         pieces = (
-            Piece("base", 0.0, round(scale * base, 3)),
-            Piece("added", round(scale * base, 3), round(scale * (base + above), 3)),
+            BarSegment("base", 0.0, round(scale * base, 3)),
+            BarSegment("added", round(scale * base, 3), round(scale * (base + above), 3)),
         )
         numbers = f"{format_bytes(base)} + {format_bytes(above)}"
         rows.append(BarRow(method_title(method), pieces, numbers))
-    keys = (Key("base", "the base alone"), Key("added", "what training adds at its peak"))
+    keys = (
+        LegendEntry("base", "the base alone"),
+        LegendEntry("added", "what training adds at its peak"),
+    )
     return Bars("Memory by phase", keys, tuple(rows))

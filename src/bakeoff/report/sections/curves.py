@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from bakeoff.core.format import format_learning_rate, format_significant, plural
-from bakeoff.report.blocks import Axis, Chart, Grid, Pane, SectionView, Series
+from bakeoff.report.blocks import Chart, ChartAxis, Grid, Pane, SectionView, Series
 from bakeoff.report.texts import method_title
 
 ORDER = 70
@@ -45,7 +45,7 @@ class _Lines:
 class _Context:
     """What every panel shares, by loss where it has one for each."""
 
-    axes: dict[str, Axis]
+    axes: dict[str, ChartAxis]
     control: dict[str, _Line | None]
     rungs: tuple[float, ...]
     decisions: dict[str, list[dict[str, Any]]]
@@ -127,13 +127,15 @@ def _mean(lines: tuple[_Line, ...]) -> _Line | None:
     return _Line("control", "", tuple(full), means) if full else None
 
 
-def _loss_axis(methods: list[Method], lines: dict[str, dict[str, _Lines]], key: str) -> Axis | None:
+def _loss_axis(
+    methods: list[Method], lines: dict[str, dict[str, _Lines]], key: str
+) -> ChartAxis | None:
     calm = [m for m in methods if m.get("status") == "done"] or methods
     values = [v for m in calm for line in lines[_name(m)][key].shown for v in line.losses]
     if not values:
         return None
     room = 0.06 * (max(values) - min(values)) or 0.5
-    return Axis(_NAMES[key], low=min(values) - room, high=max(values) + room)
+    return ChartAxis(_NAMES[key], low=min(values) - room, high=max(values) + room)
 
 
 def _chart(
@@ -152,9 +154,9 @@ def _chart(
         key=f"curves-{method.get('method')}",
         title=method_title(method),
         description=f"losses of {plural(n_final, 'run')} by step{behind}",
-        x=Axis("step", low=0.0, high=1.03 * float(study["steps"]))
+        x=ChartAxis("step", low=0.0, high=1.03 * float(study["steps"]))
         if study.get("steps")
-        else Axis("step"),
+        else ChartAxis("step"),
         panes=panes,
         size="small",
     )
@@ -171,13 +173,13 @@ def _pane(name: str, key: str, lines: _Lines, context: _Context, is_control: boo
     if reference and not is_control:
         grey = ("control, mean", "reference", reference.steps, reference.losses)
         series.append(Series(*grey, draw="line"))
-    series += [_seed(i, line, key) for i, line in enumerate(lines.shown)]
+    series += [_seed_series(i, line, key) for i, line in enumerate(lines.shown)]
     if key == _VALIDATION:
-        series.append(_stopped(context.decisions.get(name, []), ends))
+        series.append(_stopped_runs(context.decisions.get(name, []), ends))
     return Pane(axis, tuple(s for s in series if s.x))
 
 
-def _seed(place: int, line: _Line, key: str) -> Series:
+def _seed_series(place: int, line: _Line, key: str) -> Series:
     return Series(
         line.name,
         f"seed-{place % _SEED_ROLES}",
@@ -191,7 +193,7 @@ def _seed(place: int, line: _Line, key: str) -> Series:
     )
 
 
-def _stopped(decisions: list[dict[str, Any]], ends: tuple[float, float]) -> Series:
+def _stopped_runs(decisions: list[dict[str, Any]], ends: tuple[float, float]) -> Series:
     """Mark the runs that stopped; one whose loss lies outside stands at the panel's edge."""
     stopped = [d for d in decisions if not d.get("goes_on") and d.get("step") is not None]
     low, high = ends

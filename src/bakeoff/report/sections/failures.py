@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from bakeoff.core.format import DASH, format_setting, format_status, plural
-from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
+from bakeoff.report.blocks import Block, Cell, Column, SectionView, TableBlock, TableRow, Text
 from bakeoff.report.texts import method_title, retry_hint
 
 ORDER = 90
 TITLE = "Failures"
 
-_LONG = 8
+_FILTER_FROM = 8
 """Rows beyond which a reader wants to choose among them."""
 
 _COLUMNS = (
@@ -23,7 +23,7 @@ _COLUMNS = (
     Column("Trial"),
     Column("Reason"),
 )
-_WHEN = Column("Tried again")
+_RETRIED_AT = Column("Tried again")
 
 
 def build(report: dict[str, Any]) -> SectionView:
@@ -33,21 +33,21 @@ def build(report: dict[str, Any]) -> SectionView:
     rows = tuple(_row(f, titles) for f in failures)
     blocks: list[Block] = [Text("Every run ended well.", "muted")]
     if rows:
-        caption, many = plural(len(rows), "failure"), len(rows) > _LONG
-        blocks = [Table(caption, _COLUMNS, rows, filterable=many, sheet="failures")]
+        caption, many = plural(len(rows), "failure"), len(rows) > _FILTER_FROM
+        blocks = [TableBlock(caption, _COLUMNS, rows, filterable=many, sheet="failures")]
         if (how := retry_hint(report)) is not None:
             blocks.append(Text(how, "muted"))
     if retried:
         again = tuple(_row(r, titles, str(r["at"])) for r in retried)
-        caption, columns = "Tried again: what had come of it before", (*_COLUMNS, _WHEN)
-        blocks.append(Table(caption, columns, again, sheet="retried"))
+        caption, columns = "Tried again: what had come of it before", (*_COLUMNS, _RETRIED_AT)
+        blocks.append(TableBlock(caption, columns, again, sheet="retried"))
     return SectionView(tuple(blocks))
 
 
-def _row(failure: dict[str, Any], titles: dict[Any, str], *when: str) -> Row:
+def _row(failure: dict[str, Any], titles: dict[Any, str], *when: str) -> TableRow:
     seed = failure.get("seed")
     name = failure.get("method")
-    return Row(
+    return TableRow(
         (
             Cell("The untouched base" if name is None else titles.get(name, str(name))),
             Cell(format_status(failure.get("status")), tone="none"),

@@ -13,9 +13,9 @@ from bakeoff.report.blocks import (
     Column,
     Fact,
     Facts,
-    Row,
     SectionView,
-    Table,
+    TableBlock,
+    TableRow,
     Text,
 )
 from bakeoff.report.texts import method_title
@@ -41,7 +41,7 @@ _SIZE_COLUMNS = (
     Column("Size"),
     Column("Note"),
 )
-_RAN = 7
+_LANES_POSITION = 7
 """The place of ``_LANES`` where there is an engine to speak of."""
 _LANES = Column("In lanes", True, "runs a step")
 
@@ -52,26 +52,28 @@ def build(report: dict[str, Any]) -> SectionView:
     if not methods:
         return SectionView()
     if report.get("imported"):
-        return _imported(report["imported"], methods, study)
-    blocks: list[Block] = [Text(*_equal(methods))]
+        return _imported_section(report["imported"], methods, study)
+    blocks: list[Block] = [Text(*_budget_summary(methods))]
     sped = any(accelerators.engine(m) for m in methods)
     rows = tuple(_row(m, study, sped) for m in methods)
-    columns = (*_COLUMNS[:_RAN], _LANES, *_COLUMNS[_RAN:]) if sped else _COLUMNS
-    blocks.append(Table("What every method was given", columns, rows, sheet="fairness"))
-    blocks.append(Text(_differed(methods), "muted"))
-    blocks += _hours(report)
-    blocks += _sizes(report)
+    columns = (
+        (*_COLUMNS[:_LANES_POSITION], _LANES, *_COLUMNS[_LANES_POSITION:]) if sped else _COLUMNS
+    )
+    blocks.append(TableBlock("What every method was given", columns, rows, sheet="fairness"))
+    blocks.append(Text(_varied_hyperparameters(methods), "muted"))
+    blocks += _time_budget(report)
+    blocks += _parameter_sizes(report)
     if sped:
-        blocks += _speed(methods)
-    blocks += _looks(study)
+        blocks += _acceleration(methods)
+    blocks += _test_changes(study)
     lead = (
         "Base model, data, batch order, steps, schedule, precision and evaluation code are the "
-        f"same for every run. Settings were chosen on validation; {_read(study)}."
+        f"same for every run. Settings were chosen on validation; {_test_evaluations(study)}."
     )
     return SectionView(tuple(blocks), lead)
 
 
-def _imported(
+def _imported_section(
     imported: dict[str, Any], methods: list[dict[str, Any]], study: dict[str, Any]
 ) -> SectionView:
     """Say what another tool's runs had in common, which it does not vouch for, and what not."""
@@ -82,7 +84,7 @@ def _imported(
     blocks: list[Block] = [
         Text("Nobody gave these methods the same tuning budget: each row is one setting that its "
              "authors chose, trained once.", "warning"),
-        Table("What every experiment was given", _COLUMNS, tuple(
+        TableBlock("What every experiment was given", _COLUMNS, tuple(
             _row(m, study, sped=False) for m in methods)),
     ]  # fmt: skip
     if values:
@@ -94,7 +96,7 @@ def _imported(
     return SectionView(tuple(blocks), f"Imported from {imported['source']}.")
 
 
-def _read(study: dict[str, Any]) -> str:
+def _test_evaluations(study: dict[str, Any]) -> str:
     """Say how often the test set was read; a report that does not count is of one look."""
     looks = study.get("test_looks")
     if looks == 0:
@@ -103,7 +105,7 @@ def _read(study: dict[str, Any]) -> str:
     return f"the test set was read {times}"
 
 
-def _looks(study: dict[str, Any]) -> list[Block]:
+def _test_changes(study: dict[str, Any]) -> list[Block]:
     """Say what was changed before each further look at the test set."""
     changes = study.get("test_changes") or []
     if not changes:
@@ -119,13 +121,13 @@ def _looks(study: dict[str, Any]) -> list[Block]:
     return [Text(text, "warning"), Facts(facts)]
 
 
-def _equal(methods: list[dict[str, Any]]) -> tuple[str, str]:
+def _budget_summary(methods: list[dict[str, Any]]) -> tuple[str, str]:
     """Return a sentence on the tuning budget and its tone."""
     # A method whose every setting failed has no final seeds to give: its row says why.
     done = [m for m in methods if m.get("status") == "done"]
     able = [m for m in methods if m.get("status") != "incompatible"]
     odd = []
-    for read, noun, group in ((_given, "setting", able), (_seeds, "seed", done)):
+    for read, noun, group in ((_n_initial_settings, "setting", able), (_n_seeds, "seed", done)):
         counts = Counter(read(m) for m in group)
         if len(counts) > 1:
             usual = counts.most_common(1)[0][0]
@@ -133,10 +135,10 @@ def _equal(methods: list[dict[str, Any]]) -> tuple[str, str]:
             odd.append(f"most methods have {plural(usual, noun)}, but {', '.join(names)}")
     if odd:
         return f"Not the same for all: {'; '.join(odd)}.", "warning"
-    settings = _given(able[0]) if able else 0
+    settings = _n_initial_settings(able[0]) if able else 0
     if not settings:
         return "Nothing was trained yet.", "muted"
-    seeds = _seeds(done[0]) if done else 0
+    seeds = _n_seeds(done[0]) if done else 0
     each = plural(settings, "setting"), plural(seeds, "seed")
     text = f"Every method got {each[0]} and {each[1]}"
     wider = [
@@ -151,16 +153,16 @@ def _equal(methods: list[dict[str, Any]]) -> tuple[str, str]:
     return f"{text}, the control included.{more}", "plain"
 
 
-def _given(method: dict[str, Any]) -> int:
+def _n_initial_settings(method: dict[str, Any]) -> int:
     """Return the settings that a method was given, without those that its grid grew by."""
     return (method.get("n_settings") or 0) - (method.get("n_settings_added") or 0)
 
 
-def _seeds(method: dict[str, Any]) -> int:
+def _n_seeds(method: dict[str, Any]) -> int:
     return method.get("n_seeds") or 0
 
 
-def _differed(methods: list[dict[str, Any]]) -> str:
+def _varied_hyperparameters(methods: list[dict[str, Any]]) -> str:
     """Say which hyperparameters besides the learning rate were varied."""
     keys: set[str] = set()
     for method in methods:
@@ -172,7 +174,7 @@ def _differed(methods: list[dict[str, Any]]) -> str:
     return f"Besides the learning rate, settings differed in: {', '.join(sorted(keys))}."
 
 
-def _hours(report: dict[str, Any]) -> list[Block]:
+def _time_budget(report: dict[str, Any]) -> list[Block]:
     """Say what the hours bought, where the budget is in hours."""
     bought = report.get("hours")
     if not bought:
@@ -191,7 +193,7 @@ def _hours(report: dict[str, Any]) -> list[Block]:
     return [Text(text), *([Text(more, "warning")] if left_out else [])]
 
 
-def _sizes(report: dict[str, Any]) -> list[Block]:
+def _parameter_sizes(report: dict[str, Any]) -> list[Block]:
     """Say how many parameters each method trained, and whether they were made equal."""
     sizes = report.get("sizes")
     if sizes is None:
@@ -203,7 +205,7 @@ def _sizes(report: dict[str, Any]) -> list[Block]:
     text = f"Methods were sized to train about {sizes[0]['target']:,} parameters each"
     text += f"; more than 10 % off: {', '.join(odd)}." if odd else ", and all do within 10 %."
     rows = [
-        Row(
+        TableRow(
             (
                 Cell(titles.get(s["method"], s["method"])),
                 Cell(_number(s["parameters"])),
@@ -217,11 +219,11 @@ def _sizes(report: dict[str, Any]) -> list[Block]:
     ]
     return [
         Text(text, "warning" if odd else "plain"),
-        Table("How large every method was made", _SIZE_COLUMNS, tuple(rows)),
+        TableBlock("How large every method was made", _SIZE_COLUMNS, tuple(rows)),
     ]
 
 
-def _speed(methods: list[dict[str, Any]]) -> list[Block]:
+def _acceleration(methods: list[dict[str, Any]]) -> list[Block]:
     """Say which accelerators every method ran with, and why some went without."""
     engines = [e for m in methods if (e := accelerators.engine(m))]
     named = dict.fromkeys(n for e in engines for part in ("on", "off") for n in e.get(part) or ())
@@ -230,7 +232,7 @@ def _speed(methods: list[dict[str, Any]]) -> list[Block]:
     nobody = [n for n in named if not any(e.get(n) for e in given)]
     exceptions: dict[str, list[str]] = defaultdict(list)
     for method in methods:
-        if lines := _without(method, methods):
+        if lines := _missing_reasons(method, methods):
             exceptions["\n".join(lines)].append(method_title(method))
     text = (
         "Runs in lanes share each step. Lanes and the other accelerators changed how fast a method "
@@ -244,12 +246,15 @@ def _speed(methods: list[dict[str, Any]]) -> list[Block]:
     return [Text(text), Facts(facts)] if facts else [Text(text)]
 
 
-def _without(method: dict[str, Any], methods: list[dict[str, Any]]) -> list[str]:
+def _missing_reasons(method: dict[str, Any], methods: list[dict[str, Any]]) -> list[str]:
     """Return a line for each reason why a method went without an accelerator.
 
     What no method had and no probe gave a reason for was never asked for: it is no exception.
     """
-    engine, lacking = accelerators.engine(method), accelerators.lacking(method, methods)
+    engine, lacking = (
+        accelerators.engine(method),
+        accelerators.missing_accelerators(method, methods),
+    )
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in (engine.get("off") or {}).items():
         if reason or name in lacking:
@@ -267,12 +272,12 @@ def _without(method: dict[str, Any], methods: list[dict[str, Any]]) -> list[str]
     return lines
 
 
-def _in_lanes(method: dict[str, Any]) -> str:
+def _lanes_text(method: dict[str, Any]) -> str:
     lanes = accelerators.engine(method).get("lanes")
     return "one by one" if lanes == 1 else _number(lanes)
 
 
-def _row(method: dict[str, Any], study: dict[str, Any], sped: bool) -> Row:
+def _row(method: dict[str, Any], study: dict[str, Any], sped: bool) -> TableRow:
     tried = sorted(
         {
             rate
@@ -294,8 +299,10 @@ def _row(method: dict[str, Any], study: dict[str, Any], sped: bool) -> Row:
         Cell(_number(method.get("n_trials_diverged"))),
         Cell(_number(method.get("n_trials_failed"))),
     )
-    ridden = (Cell(_in_lanes(method)),) if sped else ()
-    return Row((*cells[:_RAN], *ridden, *cells[_RAN:]), pinned=is_control)
+    ridden = (Cell(_lanes_text(method)),) if sped else ()
+    return TableRow(
+        (*cells[:_LANES_POSITION], *ridden, *cells[_LANES_POSITION:]), pinned=is_control
+    )
 
 
 def _settings(method: dict[str, Any]) -> str:

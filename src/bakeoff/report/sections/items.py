@@ -9,18 +9,18 @@ from bakeoff.core.format import DASH, DisplayUnit, plural, score_unit
 from bakeoff.report.blocks import (
     BarRow,
     Bars,
+    BarSegment,
     Block,
     Cell,
     Column,
-    Example,
     ExampleGroup,
+    ExamplePrediction,
     Examples,
-    Key,
-    Piece,
-    Row,
-    Said,
+    ItemExample,
+    LegendEntry,
     SectionView,
-    Table,
+    TableBlock,
+    TableRow,
     Text,
 )
 from bakeoff.report.texts import method_title
@@ -54,7 +54,7 @@ def build(report: dict[str, Any]) -> SectionView:
     unit = score_unit(report["study"])
     asked = {a.get("item"): a for a in items.get("asked") or []}
     blocks += [
-        _examples(f, titles, control, asked, unit)
+        _example_groups(f, titles, control, asked, unit)
         for f in found
         if f.get("wins") or f.get("losses")
     ]
@@ -93,17 +93,22 @@ def _bars(found: list[dict[str, Any]], titles: dict[str, str], control: str) -> 
     for f in found:
         worse, better = f.get("worse") or 0, f.get("better") or 0
         pieces = (
-            Piece("worse", round(zero - scale * worse, 3), round(zero, 3)),
-            Piece("better", round(zero, 3), round(zero + scale * better, 3)),
+            BarSegment("worse", round(zero - scale * worse, 3), round(zero, 3)),
+            BarSegment("better", round(zero, 3), round(zero + scale * better, 3)),
         )
         numbers = f"{worse:,} worse, {better:,} better"
         rows.append(BarRow(_title(f, titles), tuple(p for p in pieces if p.low < p.high), numbers))
-    keys = (Key("worse", f"{control} does better"), Key("better", "the contender does better"))
+    keys = (
+        LegendEntry("worse", f"{control} does better"),
+        LegendEntry("better", "the contender does better"),
+    )
     label = "Items on which one does better than the other"
     return Bars(label, keys, tuple(rows), round(zero, 3))
 
 
-def _table(found: list[dict[str, Any]], titles: dict[str, str], items: dict[str, Any]) -> Table:
+def _table(
+    found: list[dict[str, Any]], titles: dict[str, str], items: dict[str, Any]
+) -> TableBlock:
     fields = _FIELDS if any(f.get("outcomes") for f in found) else ()
     counts = (("better", "Better"), ("same", "Same"), ("worse", "Worse"))
     columns = (
@@ -113,7 +118,7 @@ def _table(found: list[dict[str, Any]], titles: dict[str, str], items: dict[str,
         Column("Seeds", True, "compared"),
     )
     rows = [
-        Row(
+        TableRow(
             (
                 Cell(_title(f, titles)),
                 *(_count(f.get(key)) for key, _ in counts),
@@ -123,14 +128,14 @@ def _table(found: list[dict[str, Any]], titles: dict[str, str], items: dict[str,
         )
         for f in found
     ]
-    return Table("Wins and losses by item", columns, tuple(rows), sortable=True, sheet="items")
+    return TableBlock("Wins and losses by item", columns, tuple(rows), sortable=True, sheet="items")
 
 
 def _count(value: int | None) -> Cell:
     return Cell(DASH) if value is None else Cell(f"{value:,}", float(value))
 
 
-def _examples(
+def _example_groups(
     found: dict[str, Any],
     titles: dict[str, str],
     control: str,
@@ -160,15 +165,17 @@ def _example(
     asked: dict[str, Any],
     names: tuple[str, str],
     score: Callable[[float | None], str],
-) -> Example:
+) -> ItemExample:
     seed = "" if example.get("seed") is None else f", answers of seed {example['seed']}"
     item = example.get("item")
-    return Example(
+    return ItemExample(
         f"Item {DASH if item is None else format(item, ',')}{seed}",
         asked.get("prompt"),
         asked.get("reference"),
-        Said(names[0], example.get("control"), score(example.get("control_score"))),
-        Said(names[1], example.get("contender"), score(example.get("contender_score"))),
+        ExamplePrediction(names[0], example.get("control"), score(example.get("control_score"))),
+        ExamplePrediction(
+            names[1], example.get("contender"), score(example.get("contender_score"))
+        ),
     )
 
 

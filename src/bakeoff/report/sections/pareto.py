@@ -9,17 +9,17 @@ from typing import Any
 from bakeoff.core.format import DisplayUnit, format_percent, plural, score_unit
 from bakeoff.report import accelerators, axes
 from bakeoff.report.blocks import (
-    Axis,
     Block,
     Cell,
     Chart,
+    ChartAxis,
     Column,
     Grid,
     Pane,
-    Row,
     SectionView,
     Series,
-    Table,
+    TableBlock,
+    TableRow,
     Text,
 )
 from bakeoff.report.texts import lower_is_better, method_title
@@ -50,14 +50,14 @@ def build(report: dict[str, Any]) -> SectionView:
         return SectionView((Text("No method has both a score and a measured cost.", "muted"),))
     picked = dataclasses.replace(
         drawn[0],
-        picker=axes.picker(report, drawn[0].key.removeprefix("pareto-")),
+        picker=axes.axis_picker(report, drawn[0].key.removeprefix("pareto-")),
         sheet="pareto",
     )
     blocks: list[Block] = [picked, *([Grid(drawn[1:])] if drawn[1:] else [])]
-    table = _chances(report)
+    table = _chance_table(report)
     blocks += [table] if table else []
-    note = accelerators.footnote(report.get("methods") or [], accelerators.unlike)
-    notes = [*_said(report), *([] if note is None else [note])]
+    note = accelerators.footnote(report.get("methods") or [], accelerators.missing_for_costs)
+    notes = [*_omissions(report), *([] if note is None else [note])]
     blocks += [Text(text, "muted") for text in notes]
     lead = (
         "The axes of the first plot are yours to choose. A method on the front (filled, joined by "
@@ -74,7 +74,7 @@ def build(report: dict[str, Any]) -> SectionView:
     return SectionView(tuple(blocks), lead)
 
 
-def _chances(report: dict[str, Any]) -> Table | None:
+def _chance_table(report: dict[str, Any]) -> TableBlock | None:
     """Return everybody's probability: on the front over all axes, then on each plot's."""
     joint = report.get("front") or {}
     fronts = [("All axes", ", ".join(joint.get("axes") or ()), joint)] + [
@@ -92,22 +92,22 @@ def _chances(report: dict[str, Any]) -> Table | None:
     control = report["study"].get("control")
     columns = (Column("Method"), *(Column(title, True, hint) for title, hint, _ in fronts))
     rows = [
-        Row(
-            (Cell(method_title(m)), *(_chance(m, f) for _, _, f in fronts)),
+        TableRow(
+            (Cell(method_title(m)), *(_chance_cell(m, f) for _, _, f in fronts)),
             pinned=m.get("method") == control,
         )
         for m in methods
     ]
     caption = "Probability of being on the front"
-    return Table(caption, columns, tuple(rows), sortable=True, sheet="pareto")
+    return TableBlock(caption, columns, tuple(rows), sortable=True, sheet="pareto")
 
 
-def _chance(method: dict[str, Any], front: dict[str, Any]) -> Cell:
+def _chance_cell(method: dict[str, Any], front: dict[str, Any]) -> Cell:
     value = front["probabilities"].get(str(method.get("method")))
     return Cell(format_percent(value), value)
 
 
-def _said(report: dict[str, Any]) -> list[str]:
+def _omissions(report: dict[str, Any]) -> list[str]:
     """Say which axes are missing, and who is left out of the front over all of them."""
     joint = report.get("front") or {}
     missing, out = joint.get("not_measured") or [], joint.get("left_out") or {}
@@ -128,7 +128,7 @@ def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
     points = [
         p
         for m in methods
-        if (p := _point(m, entry, unit, accelerators.unlike(m, methods))) is not None
+        if (p := _point(m, entry, unit, accelerators.missing_for_costs(m, methods))) is not None
     ]
     if not points:
         return None
@@ -149,7 +149,7 @@ def _point(
 ) -> _Point | None:
     """Return a method's place; its title is marked where its cost lacked an accelerator."""
     score, key = method.get("score") or {}, str(entry.get("cost"))
-    cost = axes.cost(method, key)
+    cost = axes.cost_value(method, key)
     if cost is None or score.get("estimate") is None:
         return None
     mark = f" {accelerators.MARK}" if lacking else ""
@@ -169,7 +169,7 @@ def _point(
         name=str(method.get("method")),
         title=title,
         chance=chance,
-        cost=axes.readable(key, cost),
+        cost=axes.to_axis_unit(key, cost),
         score=score["estimate"] * unit.factor,
         low=None if low is None else low * unit.factor,
         high=None if high is None else high * unit.factor,
@@ -190,7 +190,7 @@ def _label(point: _Point) -> str:
 def _pane(points: list[_Point], front: list[str], study: dict[str, Any], unit: DisplayUnit) -> Pane:
     """Place the points; those far outside go to the edge as triangles, so the rest is legible."""
     control, down = study.get("control"), not lower_is_better(study)
-    cut = _cut(points, down)
+    cut = _outlier_cutoff(points, down)
     near = [p for p in points if (p.score >= cut if down else p.score <= cut)]
     far = [p for p in points if p not in near]
     axis = _score_axis(study, unit, near, bool(far), down)
@@ -209,29 +209,29 @@ def _pane(points: list[_Point], front: list[str], study: dict[str, Any], unit: D
             "on the front", "front", [p for p in near if p.name in front and p.name != control]
         ),
         _markers("control", "control", [p for p in near if p.name == control]),
-        _edge(far, axis, unit, down),
+        _outliers(far, axis, unit, down),
     )
     return Pane(axis, (line, *(s for s in groups if s.x)))
 
 
-def _cut(points: list[_Point], down: bool) -> float:
+def _outlier_cutoff(points: list[_Point], down: bool) -> float:
     bars = [(p.high - p.low) / 2 for p in points if p.low is not None and p.high is not None]
-    return axes.cut([p.score for p in points], bars, down)
+    return axes.outlier_cutoff([p.score for p in points], bars, down)
 
 
 def _score_axis(
     study: dict[str, Any], unit: DisplayUnit, near: list[_Point], more: bool, down: bool
-) -> Axis:
+) -> ChartAxis:
     low = min(p.score if p.low is None else p.low for p in near)
     high = max(p.score if p.high is None else p.high for p in near)
     room = 0.06 * (high - low) or 1.0
     title = axes.score_title(study, unit)
     below, above = (3, 1) if down else (1, 3)  # the triangles need a strip of their own
     low, high = low - room * (below if more else 1), high + room * (above if more else 1)
-    return Axis(title, low=low, high=high)
+    return ChartAxis(title, low=low, high=high)
 
 
-def _edge(far: list[_Point], axis: Axis, unit: DisplayUnit, down: bool) -> Series:
+def _outliers(far: list[_Point], axis: ChartAxis, unit: DisplayUnit, down: bool) -> Series:
     low, high = axis.low or 0.0, axis.high or 0.0  # _score_axis always sets both
     share = 0.05 if down else 0.95
     return Series(

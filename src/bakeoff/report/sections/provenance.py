@@ -28,7 +28,7 @@ def build(report: dict[str, Any]) -> SectionView:
         for key, text in _TIMES
         if timing.get(key) is not None
     )
-    facts = tuple(Fact(name, value, code=True) for name, value in _flat(known))
+    facts = tuple(Fact(name, value, code=True) for name, value in _flatten(known))
     blocks: list[Block] = [*_parent(parent), *(Facts(f) for f in (times, facts) if f)]
     if not facts:
         blocks.append(Text("No provenance was recorded.", "warning"))
@@ -54,14 +54,14 @@ def _parent(parent: dict[str, Any] | None) -> list[Block]:
     return [Text(text), Facts(tuple(facts)) if facts else Text("nothing", "muted")]
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+            yield from _flatten(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list) and value and all(not isinstance(v, dict | list) for v in value):
         yield name, " ".join(str(v) for v in value)
     elif isinstance(value, list) and value:
         for i, inner in enumerate(value):
-            yield from _flat(inner, f"{name}.{i}")
+            yield from _flatten(inner, f"{name}.{i}")
     else:
         yield name, DASH if value in (None, {}, []) else str(value)

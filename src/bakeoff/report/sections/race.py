@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from bakeoff.core.format import DASH, format_learning_rate
-from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
+from bakeoff.report.blocks import Block, Cell, Column, SectionView, TableBlock, TableRow, Text
 from bakeoff.report.texts import method_title
 
 ORDER = 55
 TITLE = "The race"
 
-_LONG = 12
+_FOLD_FROM = 12
 """Decisions beyond which a reader wants to choose among them."""
 
 _COLUMNS = (
@@ -32,10 +32,10 @@ def build(report: dict[str, Any]) -> SectionView:
     if not race or not race["decisions"]:
         return SectionView()
     titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
-    blocks: list[Block] = [Text(_saved(race)), Text(_stopped(race, titles))]
+    blocks: list[Block] = [Text(_steps_saved(race)), Text(_stopped_methods(race, titles))]
     rows = tuple(_row(d, titles, report["study"].get("control")) for d in race["decisions"])
-    folded = len(rows) > _LONG
-    made = Table("Every decision", _COLUMNS, rows, folded, filterable=folded, sheet="race")
+    folded = len(rows) > _FOLD_FROM
+    made = TableBlock("Every decision", _COLUMNS, rows, folded, filterable=folded, sheet="race")
     blocks.append(made)
     lead = (
         f"Settings were compared at {_steps(race['rungs'])} on the loss of the same validation "
@@ -45,7 +45,7 @@ def build(report: dict[str, Any]) -> SectionView:
     return SectionView(tuple(blocks), lead)
 
 
-def _saved(race: dict[str, Any]) -> str:
+def _steps_saved(race: dict[str, Any]) -> str:
     trained, full = race["steps_trained"], race["steps_in_full"]
     if trained is None or full is None:
         return "How many training steps the race saved is not known."
@@ -55,27 +55,27 @@ def _saved(race: dict[str, Any]) -> str:
     return f"{text}; without the race it would be {full:,}, {full / trained:.1f} times as many."
 
 
-def _stopped(race: dict[str, Any], titles: dict[Any, str]) -> str:
+def _stopped_methods(race: dict[str, Any], titles: dict[Any, str]) -> str:
     names = [titles.get(m, m) for m in race["methods_stopped"]]
     return f"Stopped as a whole: {', '.join(names)}." if names else "No method stopped as a whole."
 
 
-def _row(decision: dict[str, Any], titles: dict[Any, str], control: str | None) -> Row:
+def _row(decision: dict[str, Any], titles: dict[Any, str], control: str | None) -> TableRow:
     numbers = decision["numbers"]
     cells = (
         Cell(titles.get(decision["method"], decision["method"])),
         Cell(format_learning_rate(rate) if (rate := decision["learning_rate"]) else DASH),
         Cell(DASH if decision["step"] is None else f"{decision['step']:,}"),
-        Cell(_figure(decision["mean_loss"])),
-        Cell(_figure(numbers.get("difference"))),
-        Cell(_figure(numbers.get("p_within"))),
+        Cell(_number(decision["mean_loss"])),
+        Cell(_number(numbers.get("difference"))),
+        Cell(_number(numbers.get("p_within"))),
         Cell("yes" if decision["goes_on"] else "no"),
         Cell(decision["reason"]),
     )
-    return Row(cells, pinned=decision["method"] == control)
+    return TableRow(cells, pinned=decision["method"] == control)
 
 
-def _figure(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return DASH if value is None else f"{value:.3g}"
 
 

@@ -16,25 +16,25 @@ from bakeoff.core.format import (
     score_unit,
 )
 from bakeoff.report.blocks import (
-    Axis,
     Cell,
     Chart,
+    ChartAxis,
     Column,
     Grid,
     Pane,
-    Row,
     SectionView,
     Series,
-    Table,
+    TableBlock,
+    TableRow,
 )
 from bakeoff.report.texts import method_title
 
 ORDER = 60
 TITLE = "Sensitivity to the learning rate"
 
-_NAMED, _MOST = 5, 0.7
+_MAX_LABELS, _MIN_LABEL_SPAN = 5, 0.7
 """How many rates have a label each, and the share of the axis that they have to span."""
-_FAR = 4.0
+_OUTLIER_DEVIATIONS = 4.0
 """Typical deviations beyond which a run that the race stopped is out of its panel."""
 _LOSS, _SCORE = "validation_loss", "validation_score"
 
@@ -47,7 +47,7 @@ class _Range:
 
 def build(report: dict[str, Any]) -> SectionView:
     """Show a small plot for each method, all with the same vertical axes."""
-    methods = [m for m in report.get("methods") or [] if _rated(m)]
+    methods = [m for m in report.get("methods") or [] if _settings_with_rate(m)]
     if not methods:
         return SectionView()
     unit = score_unit(report["study"])
@@ -66,10 +66,10 @@ def build(report: dict[str, Any]) -> SectionView:
         "A curve with its best point inside and a flat bottom is a method that is easy to tune. "
         "The grey line is the control's curve. Vertical axes are the same in every panel."
     )
-    return SectionView((grid, _numbers(methods, unit)), lead)
+    return SectionView((grid, _table(methods, unit)), lead)
 
 
-def _rated(method: dict[str, Any]) -> list[dict[str, Any]]:
+def _settings_with_rate(method: dict[str, Any]) -> list[dict[str, Any]]:
     settings = method.get("settings") or []
     rated = [s for s in settings if (s.get("setting") or {}).get("learning_rate")]
     return sorted(rated, key=lambda s: float(s["setting"]["learning_rate"]))
@@ -81,12 +81,16 @@ def _shared_range(methods: list[dict[str, Any]], key: str, factor: float) -> _Ra
     found = [
         (s[key] * factor, s.get("status"))
         for m in methods
-        for s in _rated(m)
+        for s in _settings_with_rate(m)
         if s.get(key) is not None and s.get("status") in ("done", "stopped")
     ]
     centre = median(v for v, _ in found) if found else 0.0
     typical = median(abs(v - centre) for v, _ in found) if found else 0.0
-    values = [v for v, status in found if status == "done" or abs(v - centre) <= _FAR * typical]
+    values = [
+        v
+        for v, status in found
+        if status == "done" or abs(v - centre) <= _OUTLIER_DEVIATIONS * typical
+    ]
     if not values:
         return None
     room = 0.08 * (max(values) - min(values)) or 0.5
@@ -118,10 +122,10 @@ def _chart(
 
 
 def _rates(method: dict[str, Any]) -> list[float]:
-    return sorted({float(s["setting"]["learning_rate"]) for s in _rated(method)})
+    return sorted({float(s["setting"]["learning_rate"]) for s in _settings_with_rate(method)})
 
 
-def _rate_axis(own: list[float], behind: list[float]) -> Axis:
+def _rate_axis(own: list[float], behind: list[float]) -> ChartAxis:
     """Return an axis over the method's rates and the control's.
 
     Where they are few and span most of it, each of the method's is named, else powers of ten.
@@ -130,10 +134,10 @@ def _rate_axis(own: list[float], behind: list[float]) -> Axis:
     ratio = (high / low) ** 0.12 if high > low else 2.0
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     decades = [p for p in (10.0**n for n in powers) if low / ratio <= p <= high * ratio]
-    spans = math.log(own[-1] / own[0]) >= _MOST * math.log(high / low)
-    ticks = tuple(own if len(own) <= _NAMED and spans else decades or own)
+    spans = math.log(own[-1] / own[0]) >= _MIN_LABEL_SPAN * math.log(high / low)
+    ticks = tuple(own if len(own) <= _MAX_LABELS and spans else decades or own)
     texts = tuple(format_learning_rate(r) for r in ticks)
-    return Axis("learning rate", True, low / ratio, high * ratio, ticks, texts)
+    return ChartAxis("learning rate", True, low / ratio, high * ratio, ticks, texts)
 
 
 def _pane(
@@ -146,23 +150,23 @@ def _pane(
 ) -> Pane | None:
     if shared is None:
         return None
-    found = [s for s in _rated(method) if s.get(key) is not None]
+    found = [s for s in _settings_with_rate(method) if s.get(key) is not None]
     chosen = [s for s in found if s.get("chosen")]
     series = [
         _series("tried", "tried", found, key, factor, draw="both"),
         _series("chosen", "chosen", chosen, key, factor, draw="points"),
     ]
     if control is not None:
-        theirs = [s for s in _rated(control) if s.get(key) is not None]
+        theirs = [s for s in _settings_with_rate(control) if s.get(key) is not None]
         series.insert(0, _series("control", "reference", theirs, key, factor, draw="line"))
-    series.append(_lost(method, key, shared))
-    axis = Axis(name, low=shared.low, high=shared.high)
+    series.append(_failed_runs(method, key, shared))
+    axis = ChartAxis(name, low=shared.low, high=shared.high)
     return Pane(axis, tuple(s for s in series if s.x))
 
 
-def _lost(method: dict[str, Any], key: str, shared: _Range) -> Series:
+def _failed_runs(method: dict[str, Any], key: str, shared: _Range) -> Series:
     """Mark the runs without a value at the bad edge of the panel: absent is not invisible."""
-    lost = [s for s in _rated(method) if s.get(key) is None]
+    lost = [s for s in _settings_with_rate(method) if s.get(key) is None]
     share = 0.9 if key == _LOSS else 0.1
     edge = shared.low + share * (shared.high - shared.low)
     return Series(
@@ -190,9 +194,9 @@ def _series(
     )
 
 
-def _numbers(methods: list[dict[str, Any]], unit: DisplayUnit) -> Table:
+def _table(methods: list[dict[str, Any]], unit: DisplayUnit) -> TableBlock:
     rows = [
-        Row(
+        TableRow(
             (
                 Cell(method_title(m)),
                 Cell(format_setting(s.get("setting"))),
@@ -203,7 +207,7 @@ def _numbers(methods: list[dict[str, Any]], unit: DisplayUnit) -> Table:
             )
         )
         for m in methods
-        for s in _rated(m)
+        for s in _settings_with_rate(m)
     ]
     columns = (
         Column("Method"),
@@ -213,4 +217,4 @@ def _numbers(methods: list[dict[str, Any]], unit: DisplayUnit) -> Table:
         Column("Status"),
         Column(""),
     )
-    return Table("The same as numbers", columns, tuple(rows), folded=True, sheet="sensitivity")
+    return TableBlock("The same as numbers", columns, tuple(rows), folded=True, sheet="sensitivity")

@@ -13,7 +13,7 @@ from bakeoff.core.format import (
     format_significant,
     score_unit,
 )
-from bakeoff.report.blocks import Cell, Column, Row, SectionView, Table
+from bakeoff.report.blocks import Cell, Column, SectionView, TableBlock, TableRow
 from bakeoff.report.texts import method_title
 
 ORDER = 75
@@ -23,7 +23,7 @@ Stability = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Field:
+class _StabilityColumn:
     column: Column
     cell: Callable[[Stability], Cell]
 
@@ -31,23 +31,25 @@ class _Field:
 def build(report: dict[str, Any]) -> SectionView:
     """Show a row for every method of which something is known."""
     study = report["study"]
-    known = [(m, found) for m in report.get("methods") or [] if (found := _of(m))]
+    known = [(m, found) for m in report.get("methods") or [] if (found := _stability(m))]
     if not known:
         return SectionView()
-    fields = _fields(score_unit(study))
+    fields = _columns(score_unit(study))
     rows = tuple(
-        Row(
+        TableRow(
             (Cell(method_title(m)), *(f.cell(found) for f in fields)),
             pinned=m.get("method") == study.get("control"),
         )
         for m, found in known
     )
     columns = (Column("Method"), *(f.column for f in fields))
-    table = Table("Every method, how it trained", columns, rows, sortable=True, sheet="stability")
+    table = TableBlock(
+        "Every method, how it trained", columns, rows, sortable=True, sheet="stability"
+    )
     return SectionView((table,), _lead(study, [found for _, found in known]))
 
 
-def _of(method: dict[str, Any]) -> Stability | None:
+def _stability(method: dict[str, Any]) -> Stability | None:
     found = method.get("stability")
     return found if isinstance(found, dict) and any(found.values()) else None
 
@@ -70,18 +72,18 @@ def _lead(study: dict[str, Any], known: list[Stability]) -> str:
     )
 
 
-def _fields(unit: DisplayUnit) -> list[_Field]:
+def _columns(unit: DisplayUnit) -> list[_StabilityColumn]:
     return [
-        _Field(Column("Diverged", True, "of trials"), _divergence),
-        _Field(Column("Plateau", True, "decades"), _plateau),
-        _Field(Column("From – to", False, "learning rates"), _span),
-        _Field(
+        _StabilityColumn(Column("Diverged", True, "of trials"), _divergence),
+        _StabilityColumn(Column("Plateau", True, "decades"), _plateau),
+        _StabilityColumn(Column("From – to", False, "learning rates"), _span),
+        _StabilityColumn(
             Column("Seed SD", True, f"{unit.word or 'metric'}, 95 % interval, n seeds"),
             lambda s: _seed_sd(s, unit),
         ),
-        _Field(Column("Spikes", True, "of readings"), _spikes),
-        _Field(Column("To control's loss", True, "steps"), _steps),
-        _Field(Column("Area", True, "nats"), _area),
+        _StabilityColumn(Column("Spikes", True, "of readings"), _spikes),
+        _StabilityColumn(Column("To control's loss", True, "steps"), _steps),
+        _StabilityColumn(Column("Area", True, "nats"), _area),
     ]
 
 

@@ -22,7 +22,7 @@ from bakeoff.core.format import (
     score_unit,
 )
 from bakeoff.report import accelerators
-from bakeoff.report.blocks import Block, Cell, Column, Row, SectionView, Table, Text
+from bakeoff.report.blocks import Block, Cell, Column, SectionView, TableBlock, TableRow, Text
 from bakeoff.report.texts import method_title
 
 ORDER = 40
@@ -36,7 +36,7 @@ _NATS = DisplayUnit(1.0, "nats", 3)
 
 
 @dataclass(frozen=True)
-class _Field:
+class _MethodColumn:
     column: Column
     cell: Callable[[Method], Cell]
 
@@ -48,19 +48,21 @@ def build(report: dict[str, Any]) -> SectionView:
         return SectionView()
     fields = [*_quality(study, methods), *_costs(methods)]
     if any(m.get("front_probability") is not None for m in methods):
-        fields.append(_chance())
+        fields.append(_front_column())
     rows = tuple(
-        Row(tuple(f.cell(m) for f in fields), pinned=m.get("method") == study.get("control"))
+        TableRow(tuple(f.cell(m) for f in fields), pinned=m.get("method") == study.get("control"))
         for m in methods
     )
     columns = tuple(f.column for f in fields)
-    table = Table("All methods", columns, rows, sortable=True, filterable=True, sheet="methods")
+    table = TableBlock(
+        "All methods", columns, rows, sortable=True, filterable=True, sheet="methods"
+    )
     blocks: list[Block] = [table]
     base = report.get("base")
     if base is not None:
         score = score_unit(study).with_interval(base["score"])
         blocks.append(Text(f"The untouched base, before any training: {score}.", "muted"))
-    note = accelerators.footnote(methods, accelerators.lacking)
+    note = accelerators.footnote(methods, accelerators.missing_accelerators)
     if note is not None:
         blocks.append(Text(note, "muted"))
     return SectionView(tuple(blocks), _lead(study, report.get("imported")))
@@ -81,25 +83,25 @@ def _lead(study: dict[str, Any], imported: dict[str, Any] | None) -> str:
     )
 
 
-def _quality(study: dict[str, Any], methods: list[Method]) -> list[_Field]:
+def _quality(study: dict[str, Any], methods: list[Method]) -> list[_MethodColumn]:
     unit, items = score_unit(study), study.get("n_test_items")
     word = unit.word or "metric's unit"
     return [
-        _Field(Column("Method"), lambda m: Cell(method_title(m))),
-        _Field(Column("Verdict", facet=True), _verdict),
-        _Field(Column("Score", True, f"{word}, 95 % interval"), lambda m: _score(m, unit)),
-        _Field(
+        _MethodColumn(Column("Method"), lambda m: Cell(method_title(m))),
+        _MethodColumn(Column("Verdict", facet=True), _verdict),
+        _MethodColumn(Column("Score", True, f"{word}, 95 % interval"), lambda m: _score(m, unit)),
+        _MethodColumn(
             Column("Difference", True, f"{word}, 95 % interval"), lambda m: _difference(m, unit)
         ),
         *_gain(methods, unit),
         *_secondary(methods),
-        _Field(Column("p", True, "adjusted (Holm)"), _p),
-        _Field(Column("n", True, "items × seeds"), lambda m: _n(m, items)),
-        _Field(Column("Setting", False, "chosen on validation"), _setting),
+        _MethodColumn(Column("p", True, "adjusted (Holm)"), _p),
+        _MethodColumn(Column("n", True, "items × seeds"), lambda m: _n(m, items)),
+        _MethodColumn(Column("Setting", False, "chosen on validation"), _setting),
     ]
 
 
-def _gain(methods: list[Method], unit: DisplayUnit) -> list[_Field]:
+def _gain(methods: list[Method], unit: DisplayUnit) -> list[_MethodColumn]:
     """Return the column of gains over the untouched base, where it has a score."""
     if all(m.get("gain") is None for m in methods):
         return []
@@ -108,19 +110,21 @@ def _gain(methods: list[Method], unit: DisplayUnit) -> list[_Field]:
         gain = method.get("gain")
         return Cell(unit.with_interval(gain, signed=True), (gain or {}).get("estimate"))
 
-    return [_Field(Column("Gain over the base", True, f"{unit.word}, 95 % interval"), cell)]
+    return [_MethodColumn(Column("Gain over the base", True, f"{unit.word}, 95 % interval"), cell)]
 
 
-def _secondary(methods: list[Method]) -> list[_Field]:
+def _secondary(methods: list[Method]) -> list[_MethodColumn]:
     """Return a column for each number beside the metric; they are all fractions."""
     unit = score_unit({"unit": "fraction"})
 
-    def field(name: str) -> _Field:
+    def field(name: str) -> _MethodColumn:
         def cell(method: Method) -> Cell:
             value = (method.get("secondary") or {}).get(name)
             return Cell(unit.with_interval(value), (value or {}).get("estimate"))
 
-        return _Field(Column(SECONDARY.get(name, name), True, f"{unit.word}, 95 % interval"), cell)
+        return _MethodColumn(
+            Column(SECONDARY.get(name, name), True, f"{unit.word}, 95 % interval"), cell
+        )
 
     return [
         field(name) for name in dict.fromkeys(n for m in methods for n in m.get("secondary") or ())
@@ -162,7 +166,7 @@ def _setting(method: Method) -> Cell:
     return Cell(format_setting(chosen), chosen.get("learning_rate"))
 
 
-def _costs(methods: list[Method]) -> list[_Field]:
+def _costs(methods: list[Method]) -> list[_MethodColumn]:
     kinds = {str(k) for m in methods if (k := (m.get("cost") or {}).get("memory_kind"))}
     memory = {
         "device": "device, base included",
@@ -172,10 +176,10 @@ def _costs(methods: list[Method]) -> list[_Field]:
     said = ", ".join(memory.get(k, k) for k in sorted(kinds)) or "training"
 
     def less(m: Method) -> bool:
-        return bool(accelerators.unlike(m, methods))
+        return bool(accelerators.missing_for_costs(m, methods))
 
     def slower(m: Method) -> bool:
-        return bool(accelerators.lacking(m, methods))
+        return bool(accelerators.missing_accelerators(m, methods))
 
     return [
         _cost("Trainable", "parameters", "trainable_parameters", format_count),
@@ -185,22 +189,22 @@ def _costs(methods: list[Method]) -> list[_Field]:
         _cost("Peak memory", said, "train_peak_bytes", format_bytes, less),
         _cost("Training", "time a run", "train_seconds", format_seconds, slower),
         *_forgetting(methods),
-        _Field(Column("To control's loss", True, "steps"), _steps),
+        _MethodColumn(Column("To control's loss", True, "steps"), _steps),
     ]
 
 
-def _forgetting(methods: list[Method]) -> list[_Field]:
+def _forgetting(methods: list[Method]) -> list[_MethodColumn]:
     """Return the columns of forgetting: what was measured of it, ours or an imported tool's."""
     found = [m.get("forgetting") or {} for m in methods]
     if any("divergence" in f for f in found):
         change = Column("Forgetting", True, "loss on general text, nats/token, 95 %")
         distance = Column("From the base", True, "KL on general text, nats/token, 95 %")
         return [
-            _Field(change, lambda m: _nats(m.get("forgetting"), signed=True)),
-            _Field(distance, lambda m: _nats((m.get("forgetting") or {}).get("divergence"))),
+            _MethodColumn(change, lambda m: _nats(m.get("forgetting"), signed=True)),
+            _MethodColumn(distance, lambda m: _nats((m.get("forgetting") or {}).get("divergence"))),
         ]
     if any("estimate" in f for f in found):
-        return [_Field(Column("Forgetting", True, "lower is better"), _reported)]
+        return [_MethodColumn(Column("Forgetting", True, "lower is better"), _reported_forgetting)]
     return []
 
 
@@ -208,7 +212,7 @@ def _nats(found: dict[str, Any] | None, *, signed: bool = False) -> Cell:
     return Cell(_NATS.with_interval(found, signed=signed), (found or {}).get("estimate"))
 
 
-def _reported(method: Method) -> Cell:
+def _reported_forgetting(method: Method) -> Cell:
     value = (method.get("forgetting") or {}).get("estimate")
     return Cell(format_significant(value), value)
 
@@ -219,13 +223,13 @@ def _cost(
     key: str,
     write: Callable[[float | None], str],
     marked: Callable[[Method], bool] = lambda _: False,
-) -> _Field:
+) -> _MethodColumn:
     def cell(method: Method) -> Cell:
         value = (method.get("cost") or {}).get(key)
         mark = f" {accelerators.MARK}" if value is not None and marked(method) else ""
         return Cell(write(value) + mark, value)
 
-    return _Field(Column(title, True, hint), cell)
+    return _MethodColumn(Column(title, True, hint), cell)
 
 
 def _steps(method: Method) -> Cell:
@@ -233,10 +237,10 @@ def _steps(method: Method) -> Cell:
     return Cell(DASH if value is None else f"{value:,}", value)
 
 
-def _chance() -> _Field:
+def _front_column() -> _MethodColumn:
     def cell(method: Method) -> Cell:
         value = method.get("front_probability")
         number = value if isinstance(value, float | int) else None
         return Cell(format_percent(number), number)
 
-    return _Field(Column("On the front", True, "probability"), cell)
+    return _MethodColumn(Column("On the front", True, "probability"), cell)

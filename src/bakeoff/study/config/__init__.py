@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from bakeoff.core.errors import UsageError, near_match
 from bakeoff.core.safe_read import STUDY_BYTES, UnreadableFile, find_unsupported_value, read_text
-from bakeoff.study.config.base import Name, Part
+from bakeoff.study.config.base import Name, SpecTable
 from bakeoff.study.config.budget import (
     BudgetSpec,
     MethodSpec,
@@ -30,7 +30,7 @@ SEED = 2**32 - 1
 """The largest that every generator of random numbers takes."""
 
 
-class StudySpec(Part):
+class StudySpec(SpecTable):
     """One question: base model + data + budget + methods."""
 
     name: Name
@@ -105,7 +105,7 @@ def read_spec(path: Path) -> StudySpec:
         return parse_spec(tomllib.loads(text))
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number without end
         raise UsageError(
-            "study-unreadable", f"{path} is not TOML: {_short(error)}.", "mend that line."
+            "study-unreadable", f"{path} is not TOML: {_short_message(error)}.", "mend that line."
         ) from error
 
 
@@ -137,7 +137,7 @@ def parse_spec(value: dict[str, Any]) -> StudySpec:
         ) from error
 
 
-def _short(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     return "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:300]
 
 

@@ -13,14 +13,14 @@ LARGEST = 2**31 - 1
 """Of any count: what every library below can hold; far more than any study needs."""
 
 
-def _named(text: str) -> str:
+def _valid_name(text: str) -> str:
     """Refuse what could leave a folder, or that some file system cannot hold."""
     if (why := invalid_name_reason(text)) is not None:
         raise ValueError(f"'{text[:80]}' cannot be a name: {why}")
     return text
 
 
-def _placed(text: str) -> str:
+def _valid_path(text: str) -> str:
     if (why := invalid_path_reason(text)) is not None:
         raise ValueError(f"it cannot be a path: {why}")
     return text
@@ -29,16 +29,16 @@ def _placed(text: str) -> str:
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Name = Annotated[
-    str, AfterValidator(_named), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})
+    str, AfterValidator(_valid_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})
 ]
 """Of a study or a method: a folder, a file and a column of a report bear it."""
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
 """A commit, a branch or a tag of a hub."""
-Reference = Annotated[str, AfterValidator(_placed)]
+Reference = Annotated[str, AfterValidator(_valid_path)]
 """A path, or a name that is looked up in place of one."""
 
 
-class Part(BaseModel):
+class SpecTable(BaseModel):
     """One table of a study file."""
 
     model_config = ConfigDict(
@@ -46,7 +46,7 @@ class Part(BaseModel):
     )
 
 
-def refuse_unknown(what: str, value: object, known: tuple[str, ...]) -> None:
+def reject_unknown(what: str, value: object, known: tuple[str, ...]) -> None:
     """Refuse unknown names in a text, a list or a table, with the near match."""
     names = (value,) if isinstance(value, str) else value
     for name in names if isinstance(names, list | tuple | dict) else ():

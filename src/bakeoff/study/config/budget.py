@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from bakeoff.core.names import invalid_name_reason
-from bakeoff.study.config.base import LARGEST, Count, Fraction, Part, Reference, refuse_unknown
+from bakeoff.study.config.base import LARGEST, Count, Fraction, Reference, SpecTable, reject_unknown
 
 OnOff = Literal["on", "off"]
 Preference = Literal["quality", "memory", "speed", "size", "serving"]
@@ -25,7 +25,7 @@ def method_name(given: str) -> str:
     return Path(given).stem if given.endswith(".toml") else given
 
 
-class MethodsSpec(Part):
+class MethodsSpec(SpecTable):
     """Who competes."""
 
     control: Reference = "lora"
@@ -45,7 +45,7 @@ class MethodsSpec(Part):
         return self
 
 
-class MethodSpec(Part):
+class MethodSpec(SpecTable):
     """Overrides for one method, or (`kind = "peft"`) a method of your own."""
 
     kind: Literal["catalog", "peft"] = "catalog"
@@ -69,7 +69,7 @@ class MethodSpec(Part):
         return self
 
 
-class BudgetSpec(Part):
+class BudgetSpec(SpecTable):
     """What every method gets, the control included."""
 
     match: Literal["defaults", "parameters"] = "defaults"
@@ -113,7 +113,7 @@ class BudgetSpec(Part):
     """How often the validation loss is taken in a trial, the end included."""
 
 
-class VerdictSpec(Part):
+class VerdictSpec(SpecTable):
     """What the recommendation and the Pareto front weigh; may change after the run."""
 
     prefer: Preference | dict[Preference, Weight] = "quality"
@@ -125,7 +125,7 @@ class VerdictSpec(Part):
     @classmethod
     def _preference_is_known(cls, value: Any) -> Any:
         known = get_args(Preference)
-        refuse_unknown("preference", value, known)
+        reject_unknown("preference", value, known)
         weights = value.values() if isinstance(value, dict) else ()
         readable = isinstance(value, str | dict)
         # pydantic's own words for a union name its branches, which help nobody
@@ -136,7 +136,7 @@ class VerdictSpec(Part):
     @field_validator("pareto", mode="before")
     @classmethod
     def _axes_are_known(cls, value: Any) -> Any:
-        refuse_unknown("axis", value, get_args(Axis))
+        reject_unknown("axis", value, get_args(Axis))
         return value
 
     @model_validator(mode="after")

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bakeoff.study.config.base import LARGEST, Count, Part
+from bakeoff.study.config.base import LARGEST, Count, SpecTable
 
 Switch = Literal["auto", "on", "off"]
 SWITCHES = ("packing", "loss", "lean_inputs", "compile", "graphs", "checkpointing", "generation")
 
 
-class EngineSpec(Part):
+class EngineSpec(SpecTable):
     """How it is run; changes speed, and numbers only within rounding."""
 
     device: str = "auto"

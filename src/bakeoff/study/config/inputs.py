@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bakeoff.study.config.base import LARGEST, Count, Part, Reference, Revision
+from bakeoff.study.config.base import LARGEST, Count, Reference, Revision, SpecTable
 
 
-class BaseSpec(Part):
+class BaseSpec(SpecTable):
     """The frozen base model."""
 
     model: Reference
@@ -33,7 +33,7 @@ class BaseSpec(Part):
         return self
 
 
-class LimitSpec(Part):
+class LimitSpec(SpecTable):
     """Take only so many rows of a split: a random sample, the same for every method."""
 
     train: Count | None = None
@@ -41,7 +41,7 @@ class LimitSpec(Part):
     test: Count | None = None
 
 
-class DataSpec(Part):
+class DataSpec(SpecTable):
     """Where the rows are. Without validation or test they are cut from train, once."""
 
     train: Reference
@@ -81,7 +81,7 @@ class DataSpec(Part):
         return self
 
 
-class ForgettingSpec(Part):
+class ForgettingSpec(SpecTable):
     """What the base forgets of general text, measured for every final trial of a causal LM."""
 
     text: Reference = "default"
@@ -92,7 +92,7 @@ class ForgettingSpec(Part):
     """Tokens of each document; the rest of a longer one is cut."""
 
 
-class TaskSpec(Part):
+class TaskSpec(SpecTable):
     """What is learnt and how it is scored."""
 
     kind: str

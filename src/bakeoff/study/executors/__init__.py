@@ -65,7 +65,7 @@ class Executor(Protocol):
 
 
 @runtime_checkable
-class SetsAside(Protocol):
+class CanExcludeGpu(Protocol):
     """An executor that can do without one of its GPUs."""
 
     def set_aside(self, gpu: str) -> None:

@@ -28,7 +28,7 @@ except AuthenticationError:
 """Asks a cluster without a token: it answers, or it wants one."""
 
 
-def check(address: str, consent: bool) -> None:
+def require_authentication(address: str, consent: bool) -> None:
     """Ask a cluster, as a stranger, whether it lets anybody in; refuse to join one that does.
 
     Ray listens on all interfaces of a host unless told otherwise, so only an address that Ray

@@ -23,45 +23,47 @@ from bakeoff.core.trial import Trial
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 """What must be the same on every machine, beside bakeoff and Python."""
-READ = ("data", "metric", "tokens")
+SHARED_FOLDERS = ("data", "metric", "tokens")
 """Folders of a study folder that its workers read."""
-LAST = "COMPLETE.json"
+MANIFEST = "COMPLETE.json"
 """What marks a trial's folder as whole: it comes last."""
 
 
-def located(payload: dict[str, Any]) -> dict[str, Any] | None:
+def find_segment(payload: dict[str, Any]) -> dict[str, Any] | None:
     """Return the part of a payload that names a folder, None where none does."""
     inner = payload.get("segment", payload)
     return inner if isinstance(inner, dict) and "folder" in inner else None
 
 
-def moved(payload: dict[str, Any], folder: Path) -> dict[str, Any]:
+def with_folder(payload: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a payload whose folder is ``folder``."""
-    inner = located(payload)
+    inner = find_segment(payload)
     if inner is None:
         return payload
     there = {**inner, "folder": str(folder)}
     return {**payload, "segment": there} if "segment" in payload else there
 
 
-def common(payload: dict[str, Any]) -> bytes:
+def pack_shared_files(payload: dict[str, Any]) -> bytes:
     """Pack what every segment of the study reads; for a metric's check, the user's own file."""
-    inner = located(payload)
+    inner = find_segment(payload)
     if inner is None:
         return _pack(Path(), ())
     folder = Path(inner["folder"])
     if "trials" in inner:
-        found = (p for name in READ for p in (folder / name).rglob("*") if _whole(p))
+        found = (
+            p for name in SHARED_FOLDERS for p in (folder / name).rglob("*") if _is_complete_file(p)
+        )
         return _pack(folder, found)
     own = folder / str(inner.get("metric", "")).rpartition(":")[0]
     return _pack(folder, [own] if own.is_file() and own.is_relative_to(folder) else ())
 
 
-def states(payload: dict[str, Any]) -> bytes:
+def pack_checkpoints(payload: dict[str, Any]) -> bytes:
     """Pack the states that a segment goes on from."""
-    inner = located(payload) or {}
+    inner = find_segment(payload) or {}
     folder = Path(inner.get("folder", ""))
-    return _pack(folder, [p for p in _states(inner, folder) if p.is_file()])
+    return _pack(folder, [p for p in _checkpoint_paths(inner, folder) if p.is_file()])
 
 
 def unpack(packed: Iterable[bytes], folder: Path) -> None:
@@ -71,34 +73,34 @@ def unpack(packed: Iterable[bytes], folder: Path) -> None:
             tar.extractall(folder, filter="data")
 
 
-def written(payload: dict[str, Any], folder: Path) -> bytes:
+def pack_outputs(payload: dict[str, Any], folder: Path) -> bytes:
     """Pack what a worker wrote into its folder: tokens, and its trials without what they came with.
 
     ``payload`` names ``folder``.
     """
-    inner = located(payload)
+    inner = find_segment(payload)
     if inner is None or "trials" not in inner:
         return _pack(folder, ())
-    came = set(_states(inner, folder))
-    found = (p for p in folder.rglob("*") if _whole(p) and p not in came)
-    own = [p for p in found if _may_land(p.relative_to(folder).as_posix(), payload)]
-    return _pack(folder, sorted(own, key=lambda p: p.name == LAST))
+    came = set(_checkpoint_paths(inner, folder))
+    found = (p for p in folder.rglob("*") if _is_complete_file(p) and p not in came)
+    own = [p for p in found if _is_allowed_path(p.relative_to(folder).as_posix(), payload)]
+    return _pack(folder, sorted(own, key=lambda p: p.name == MANIFEST))
 
 
-def bring_home(raw: bytes, payload: dict[str, Any]) -> None:
+def unpack_outputs(raw: bytes, payload: dict[str, Any]) -> None:
     """Write what came home into the study folder, each file whole or not at all.
 
     Raises:
         ValueError: a file that a worker of this segment may not write.
         OSError: the folder cannot be written.
     """
-    inner = located(payload)
+    inner = find_segment(payload)
     if inner is None:
         return
     folder = Path(inner["folder"])
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
         for member in tar:
-            if not member.isfile() or not _may_land(member.name, payload):
+            if not member.isfile() or not _is_allowed_path(member.name, payload):
                 raise ValueError(f"the worker sent '{member.name}', which it may not write")
             source = tar.extractfile(member)
             assert source is not None
@@ -114,7 +116,7 @@ def bring_home(raw: bytes, payload: dict[str, Any]) -> None:
             temporary.replace(target)
 
 
-def versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Return the versions that numbers depend on, as far as they are installed."""
     found = {"python": platform.python_version(), "bakeoff": bakeoff.__version__}
     for name in PACKAGES:
@@ -125,9 +127,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differing(parents: dict[str, str]) -> str | None:
+def version_mismatch(parents: dict[str, str]) -> str | None:
     """Say what differs here from the parent's versions, None where nothing does."""
-    own = versions()
+    own = installed_versions()
     found = [
         f"{name} {own[name]} (parent: {version})"
         for name, version in parents.items()
@@ -136,9 +138,9 @@ def differing(parents: dict[str, str]) -> str | None:
     return f"node {socket.gethostname()} has {', '.join(found)}" if found else None
 
 
-def unfit(payload: dict[str, Any], sent: bool) -> str | None:
+def cannot_run_reason(payload: dict[str, Any], sent: bool) -> str | None:
     """Say why a payload cannot be worked off on this machine, None where it can."""
-    inner, host = located(payload) or {}, socket.gethostname()
+    inner, host = find_segment(payload) or {}, socket.gethostname()
     folder, base = inner.get("folder"), inner.get("base_path", "")
     if folder is not None and not sent and not Path(folder).is_dir():
         return (
@@ -150,26 +152,30 @@ def unfit(payload: dict[str, Any], sent: bool) -> str | None:
     return None
 
 
-def _may_land(name: str, payload: dict[str, Any]) -> bool:
+def _is_allowed_path(name: str, payload: dict[str, Any]) -> bool:
     parts = PurePosixPath(name).parts
     if ".." in parts or PurePosixPath(name).is_absolute() or len(parts) < 2:
         return False
     if parts[0] == "tokens":
         return len(parts) == 2
-    return parts[0] == "trials" and len(parts) > 2 and parts[1] in _ids(located(payload) or {})
+    return (
+        parts[0] == "trials"
+        and len(parts) > 2
+        and parts[1] in _trial_ids(find_segment(payload) or {})
+    )
 
 
-def _ids(segment: dict[str, Any]) -> set[str]:
+def _trial_ids(segment: dict[str, Any]) -> set[str]:
     return {Trial.from_json(trial).id for trial in segment.get("trials", ())}
 
 
-def _states(segment: dict[str, Any], folder: Path) -> Iterator[Path]:
+def _checkpoint_paths(segment: dict[str, Any], folder: Path) -> Iterator[Path]:
     if segment.get("start"):
         name = f"{segment['start']}.safetensors"
-        yield from (folder / "trials" / i / "state" / name for i in sorted(_ids(segment)))
+        yield from (folder / "trials" / i / "state" / name for i in sorted(_trial_ids(segment)))
 
 
-def _whole(path: Path) -> bool:
+def _is_complete_file(path: Path) -> bool:
     return path.is_file() and path.suffix != ".tmp"
 
 

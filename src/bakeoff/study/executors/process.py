@@ -30,9 +30,9 @@ from bakeoff.core import jobs
 from bakeoff.core.jobs import BEAT, STOP, import_function
 from bakeoff.study.executors import Options, Outcome
 
-TICK = 1.0
+POLL_SECONDS = 1.0
 """Seconds between two looks at the workers' pulses and at whether to stop."""
-LAST_WORDS = 4000
+STDERR_CHARACTERS = 4000
 """Characters of a dead worker's stderr that are kept."""
 
 
@@ -46,16 +46,16 @@ class Process:
         self._context = multiprocessing.get_context(method)
         if method == "forkserver":
             self._context.set_forkserver_preload(jobs.PRELOAD)
-        self._idle: list[_Worker] = []
+        self._idle: list[_WorkerProcess] = []
         self._gpus: dict[int, str | None] = {}
         """The GPU of each place, as its workers have said."""
         self._aside: set[str] = set()
-        weakref.finalize(self, _end_all, self._idle)
+        weakref.finalize(self, _end_workers, self._idle)
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Yield outcomes as their work ends."""
         waiting = enumerate(payloads)
-        running: dict[Connection, tuple[int, _Worker]] = {}
+        running: dict[Connection, tuple[int, _WorkerProcess]] = {}
         more = True
         try:
             while True:
@@ -69,7 +69,7 @@ class Process:
                     running[worker.pipe] = (taken[0], worker)
                 if not running:
                     break
-                for ready in wait(list(running), TICK):
+                for ready in wait(list(running), POLL_SECONDS):
                     assert isinstance(ready, Connection)
                     index, worker = running.pop(ready)
                     yield self._collect(index, worker)
@@ -96,9 +96,9 @@ class Process:
 
     def close(self) -> None:
         """Let the workers go."""
-        _end_all(self._idle)
+        _end_workers(self._idle)
 
-    def _hire(self, taken: set[int]) -> _Worker:
+    def _hire(self, taken: set[int]) -> _WorkerProcess:
         """Return an idle worker, or a new one in the first free place."""
         while self._idle:
             worker = self._idle.pop()
@@ -107,9 +107,9 @@ class Process:
             worker.end()
         place = next(i for i in self._places() if i not in taken)
         gpu = place if self.options.spread else None
-        return _Worker(self._context, place, gpu, stays=not self.options.fresh)
+        return _WorkerProcess(self._context, place, gpu, stays=not self.options.fresh)
 
-    def _collect(self, index: int, worker: _Worker) -> Outcome:
+    def _collect(self, index: int, worker: _WorkerProcess) -> Outcome:
         answer = worker.answer()
         if answer is None:
             return Outcome(index, None, *worker.died())
@@ -123,7 +123,7 @@ class Process:
         return Outcome(index, answer["value"], answer["error"], answer.get("detail"), gpu, lost)
 
 
-class _Worker:
+class _WorkerProcess:
     """One worker process, seen from the parent."""
 
     def __init__(self, context: Any, place: int, gpu: int | None, stays: bool) -> None:
@@ -138,7 +138,7 @@ class _Worker:
             args=(theirs, self._marks, name, os.getpid(), gpu, stays),
             daemon=True,
         )
-        with _nobodys_script():
+        with _without_main_module():
             self._process.start()
         theirs.close()  # so that the pipe ends when the worker does
 
@@ -173,7 +173,7 @@ class _Worker:
     def died(self) -> tuple[str, str | None]:
         """Say what the worker died of, with its last words."""
         self._process.join()
-        cause = _cause_of_death(self._process.exitcode)
+        cause = _exit_reason(self._process.exitcode)
         words = self._words()
         self.end()
         return cause, words
@@ -184,7 +184,7 @@ class _Worker:
         if pid is not None and hasattr(signal, "SIGUSR1"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)  # faulthandler writes the stacks
-            self._process.join(2 * TICK)
+            self._process.join(2 * POLL_SECONDS)
         words = self._words()
         self.end()
         return f"the worker hung: no progress for {patience / 60:g} minutes", words
@@ -201,7 +201,7 @@ class _Worker:
             lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
             # faulthandler ends with a line of all that was imported, longer than what is kept
             text = "\n".join(n for n in lines if not n.startswith("Extension modules:")).strip()
-            return text[-LAST_WORDS:] or None
+            return text[-STDERR_CHARACTERS:] or None
         return None
 
 
@@ -210,13 +210,13 @@ def _serve(*given: Any) -> None:
     import_function(jobs.SERVE)(*given)
 
 
-def _end_all(workers: list[_Worker]) -> None:
+def _end_workers(workers: list[_WorkerProcess]) -> None:
     while workers:
         workers.pop().end()
 
 
 @contextlib.contextmanager
-def _nobodys_script() -> Iterator[None]:
+def _without_main_module() -> Iterator[None]:
     """Hide the program's main module: workers would run the user's script once more."""
     own = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -226,7 +226,7 @@ def _nobodys_script() -> Iterator[None]:
         sys.modules["__main__"] = own
 
 
-def _cause_of_death(exitcode: int | None) -> str:
+def _exit_reason(exitcode: int | None) -> str:
     if exitcode == -signal.SIGKILL:
         return "the worker was killed: the host ran out of memory, or somebody killed it"
     if exitcode is not None and exitcode < 0:

@@ -80,13 +80,13 @@ class Ray:
         most = min(self.workers, length_hint(payloads, self.workers))
         if most == 0:
             return
-        ray = _connected(self._address, self._consent, self._cpus * self.workers)
+        ray = _connect(self._address, self._consent, self._cpus * self.workers)
         gpus = float("GPU" in ray.cluster_resources()) if self._gpus is None else self._gpus
         needs = {"num_cpus": self._cpus, "num_gpus": gpus}
-        _refuse_no_room(ray, needs)
+        _require_capacity(ray, needs)
         going = takewhile(lambda _: not self._stopping(), payloads)
-        source, count = enumerate(map(_absolute, going)), length_hint(payloads, -1)
-        run = _Run(ray, function, source, count, needs, self._sends)
+        source, count = enumerate(map(_with_absolute_folder, going)), length_hint(payloads, -1)
+        run = _MapRun(ray, function, source, count, needs, self._sends)
         try:
             while run.fill(most):
                 yield from run.turn(self._retries, self._fresh)
@@ -99,13 +99,13 @@ class Ray:
 
 
 GPUS = "gpus_per_segment"
-PATIENCE_SECONDS = 60
-_ours: list[Any] = []
+CAPACITY_WARNING_SECONDS = 60
+_joined_cluster: list[Any] = []
 """Address and CPUs of the cluster that this process joined or began here; empty before."""
 
 
 @dataclass
-class _Run:
+class _MapRun:
     """One ``map`` at work: its slots by the reference that each is waited for with."""
 
     ray: Any
@@ -128,17 +128,17 @@ class _Run:
         wanted = min(most, busy + len(self.lost)) if self.exhausted else most
         while len(self.slots) < wanted:
             options: dict[str, Any] = {**self.needs, "max_restarts": 0, "max_task_retries": 0}
-            if bad := _alive(self.ray) & self.avoided:
+            if bad := _alive_nodes(self.ray) & self.avoided:
                 options["label_selector"] = {"ray.io/node-id": f"!in({','.join(bad)})"}
-            actor = self.ray.remote(_Worker).options(**options).remote()
-            self.slots[actor.ready.remote(sys.path, _transfer.versions())] = _Slot(actor)
+            actor = self.ray.remote(_NodeWorker).options(**options).remote()
+            self.slots[actor.ready.remote(sys.path, _transfer.installed_versions())] = _Slot(actor)
         return bool(self.slots)
 
     def turn(self, retries: int, fresh: bool) -> Iterator[Outcome]:
         """Wait for one slot and do what it calls for."""
         ended: list[Any] = []
         while not ended:
-            ended, _ = self.ray.wait(list(self.slots), timeout=PATIENCE_SECONDS)
+            ended, _ = self.ray.wait(list(self.slots), timeout=CAPACITY_WARNING_SECONDS)
             if not ended and not any(slot.node for slot in self.slots.values()):
                 log.warning("no node of the Ray cluster has room for a group of trials: waiting")
         slot = self.slots.pop(ended[0])
@@ -165,7 +165,7 @@ class _Run:
             yield from self._avoid(slot, found["unfit"])
             return
         outcome = self._outcome(job, found, answer[1])
-        if fresh or outcome.value is None or _spent(outcome.value):
+        if fresh or outcome.value is None or _has_failed_trial(outcome.value):
             self.ray.kill(slot.actor)
         else:
             self._begin(slot)
@@ -177,8 +177,10 @@ class _Run:
         if slot.job is not None:
             text, states = json.dumps(slot.job.payload), None
             if self.sends:
-                self.common = self.common or self.ray.put(_transfer.common(slot.job.payload))
-                states = _transfer.states(slot.job.payload)
+                self.common = self.common or self.ray.put(
+                    _transfer.pack_shared_files(slot.job.payload)
+                )
+                states = _transfer.pack_checkpoints(slot.job.payload)
             self.slots[slot.actor.work.remote(self.function, text, self.common, states)] = slot
             return
         self.ray.kill(slot.actor)
@@ -198,7 +200,7 @@ class _Run:
     def _outcome(self, job: _Job, found: dict[str, Any], written: bytes | None) -> Outcome:
         if written is not None and found["value"] is not None:
             try:
-                _transfer.bring_home(written, job.payload)
+                _transfer.unpack_outputs(written, job.payload)
             except (OSError, ValueError) as error:
                 why = f"what it wrote could not be brought home: {first_line(error)}"
                 return Outcome(job.index, None, why)
@@ -212,17 +214,19 @@ class _Run:
             slot.dying = True
             self.slots[slot.actor.ready.remote([], {})] = slot
             return
-        node_lost = slot.dying or (slot.node is not None and slot.node not in _alive(self.ray))
+        node_lost = slot.dying or (
+            slot.node is not None and slot.node not in _alive_nodes(self.ray)
+        )
         job, slot.job = slot.job, None
         if job is None:
             self.starts_failed += 1
             if self.starts_failed > retries and (job := self._take()) is not None:
-                yield Outcome(job.index, None, f"no worker could start: {_cause(error)}")
+                yield Outcome(job.index, None, f"no worker could start: {_crash_reason(error)}")
         elif node_lost:
             yield from self._again(job, slot.host, retries)
         else:
             self.ray.kill(slot.actor)
-            yield Outcome(job.index, None, f"{_cause(error)} (node {slot.host})")
+            yield Outcome(job.index, None, f"{_crash_reason(error)} (node {slot.host})")
 
     def _again(self, job: _Job, host: str, retries: int) -> Iterator[Outcome]:
         job.lost += 1
@@ -237,13 +241,13 @@ class _Run:
         assert slot.node is not None
         self.ray.kill(slot.actor)
         self.avoided.add(slot.node)
-        if _roomy(self.ray, self.needs) <= self.avoided:
+        if _nodes_with_capacity(self.ray, self.needs) <= self.avoided:
             self.avoided.clear()
             if (job := self._take()) is not None:
                 yield Outcome(job.index, None, f"no node of the cluster is fit: {why}")
 
 
-class _Worker:
+class _NodeWorker:
     """What runs on a node: one process that works payloads off."""
 
     def ready(self, path: list[str], versions: dict[str, str]) -> dict[str, Any]:
@@ -255,7 +259,7 @@ class _Worker:
         return {
             "node": node,
             "host": socket.gethostname(),
-            "differs": _transfer.differing(versions),
+            "differs": _transfer.version_mismatch(versions),
         }
 
     def work(
@@ -263,7 +267,7 @@ class _Worker:
     ) -> tuple[str, bytes | None]:
         """Work off one payload; return what came of it as JSON text, and what is to come home."""
         payload, written = json.loads(text), None
-        unfit = _transfer.unfit(payload, sent=common is not None)
+        unfit = _transfer.cannot_run_reason(payload, sent=common is not None)
         if unfit is not None:
             return json.dumps({"unfit": unfit}), None
         try:
@@ -272,45 +276,49 @@ class _Worker:
             else:
                 with tempfile.TemporaryDirectory() as name:
                     _transfer.unpack((common, states), Path(name))
-                    there = _transfer.moved(payload, Path(name))
+                    there = _transfer.with_folder(payload, Path(name))
                     value = import_function(function)(there)
-                    written = _transfer.written(there, Path(name))
+                    written = _transfer.pack_outputs(there, Path(name))
             return json.dumps({"value": value, "error": None}), written
         except BaseException as error:  # the contract: an outcome, never an exception
             said = f"{type(error).__name__}: {error}"
             return json.dumps({"value": None, "error": said}), None
 
 
-def _spent(value: dict[str, Any]) -> bool:
+def _has_failed_trial(value: dict[str, Any]) -> bool:
     """Say whether something failed in a process, so that it should not be used again."""
     return any(result.get("status") not in HEALTHY for result in value.get("results", ()))
 
 
-def _cause(error: Exception) -> str:
+def _crash_reason(error: Exception) -> str:
     """Say why a worker gave no answer."""
     if type(error).__name__ == "OutOfMemoryError":
         return "the worker was killed by Ray: its node ran low on memory"
     if "worker process has died" in str(error):
         return KILLED
-    return f"the worker ended without an answer: {_words(error)}"
+    return f"the worker ended without an answer: {_last_line(error)}"
 
 
-def _words(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     """Return the line of Ray's many that says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
 
 
-def _absolute(payload: dict[str, Any]) -> dict[str, Any]:
-    inner = _transfer.located(payload)
-    return payload if inner is None else _transfer.moved(payload, Path(inner["folder"]).resolve())
+def _with_absolute_folder(payload: dict[str, Any]) -> dict[str, Any]:
+    inner = _transfer.find_segment(payload)
+    return (
+        payload
+        if inner is None
+        else _transfer.with_folder(payload, Path(inner["folder"]).resolve())
+    )
 
 
-def _alive(ray: Any) -> set[str]:
+def _alive_nodes(ray: Any) -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _roomy(ray: Any, needs: dict[str, float]) -> set[str]:
+def _nodes_with_capacity(ray: Any, needs: dict[str, float]) -> set[str]:
     """Return the living nodes that could hold a slot."""
     return {
         node["NodeID"]
@@ -321,8 +329,8 @@ def _roomy(ray: Any, needs: dict[str, float]) -> set[str]:
     }
 
 
-def _refuse_no_room(ray: Any, needs: dict[str, float]) -> None:
-    if _roomy(ray, needs):
+def _require_capacity(ray: Any, needs: dict[str, float]) -> None:
+    if _nodes_with_capacity(ray, needs):
         return
     raise EnvironmentProblem(
         "ray-no-room",
@@ -332,7 +340,7 @@ def _refuse_no_room(ray: Any, needs: dict[str, float]) -> None:
     )
 
 
-def _connected(wish: str | None, consent: bool, cpus: int) -> Any:
+def _connect(wish: str | None, consent: bool, cpus: int) -> Any:
     """Return ray, connected: to the cluster asked for, or to one of this machine alone.
 
     What was begun here ends with this process; a connection that the caller made is used as it is.
@@ -351,18 +359,22 @@ def _connected(wish: str | None, consent: bool, cpus: int) -> Any:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Ray's own switch for hosts whose firewall asks: it listens on 127.0.0.1 alone
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    ray = _imported()
-    if ray.is_initialized() and _ours and (_ours[0] != address or _ours[1] < cpus):
+    ray = _import_ray()
+    if (
+        ray.is_initialized()
+        and _joined_cluster
+        and (_joined_cluster[0] != address or _joined_cluster[1] < cpus)
+    ):
         ray.shutdown()  # a study before this one had another cluster, or a smaller one
     if not ray.is_initialized():
         if address != "local":
-            _ray_auth.check(address, consent)
-        _init(ray, address, cpus)
-        _ours[:] = address, cpus if address == "local" else math.inf
+            _ray_auth.require_authentication(address, consent)
+        _init_ray(ray, address, cpus)
+        _joined_cluster[:] = address, cpus if address == "local" else math.inf
     return ray
 
 
-def _imported() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
         import ray._private.worker
@@ -375,7 +387,7 @@ def _imported() -> Any:
     return ray
 
 
-def _init(ray: Any, address: str, cpus: int) -> None:
+def _init_ray(ray: Any, address: str, cpus: int) -> None:
     # its messages go to stdout, where results stand; what matters of them is in the outcomes
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     ray._raylet.Config.initialize("")  # what this process may have cached of the environment

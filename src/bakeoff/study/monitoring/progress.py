@@ -8,7 +8,6 @@ it says what goes on, nothing is gone on from.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from bakeoff.core.clock import now_utc
 from bakeoff.core.redact import redact_value
 from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
 
@@ -25,7 +25,7 @@ LAST_BYTES = 65_536
 
 
 @dataclass(frozen=True)
-class Work:
+class Job:
     """A piece of work in flight: trials that share steps, or one probe.
 
     ``what`` is ``search``, ``final``, ``cost probe``, ``base`` or ``reload``. ``trials`` are ids,
@@ -57,27 +57,27 @@ class Progress(Protocol):
 class Watcher(Protocol):
     """What a listener may hear beside: which work is in flight."""
 
-    def begun(self, work: Work) -> None:
+    def begun(self, work: Job) -> None:
         """A piece of work begins."""
 
-    def ended(self, work: Work) -> None:
+    def ended(self, work: Job) -> None:
         """It is over, and what it gave is written."""
 
 
-def begun(progress: Progress, work: Work) -> None:
+def begun(progress: Progress, work: Job) -> None:
     """Tell that work begins, where that is listened to."""
     if isinstance(progress, Watcher):
         progress.begun(work)
 
 
-def ended(progress: Progress, work: Work) -> None:
+def ended(progress: Progress, work: Job) -> None:
     """Tell that work is over, where that is listened to."""
     if isinstance(progress, Watcher):
         progress.ended(work)
 
 
-def telling(
-    progress: Progress, works: Sequence[Work], payloads: Iterable[dict[str, Any]]
+def with_events(
+    progress: Progress, works: Sequence[Job], payloads: Iterable[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Give payloads, and tell of each one's work when it is taken: executors take none early."""
     for work, payload in zip(works, payloads, strict=True):
@@ -98,7 +98,7 @@ class Silent:
         """Ignore it."""
 
 
-class Logged:
+class LoggingProgress:
     """Writes each event as a line of ``log.jsonl``, secrets left out, then passes it on.
 
     Beside it ``now.json`` says what is in flight: ``pid``, ``phase`` and ``works``. Whoever listens
@@ -109,13 +109,13 @@ class Logged:
         self._path = path
         self._inner = inner
         self._phase: dict[str, Any] = {}
-        self._works: dict[Work, str] = {}
+        self._works: dict[Job, str] = {}
 
     def phase(self, title: str, total: int, done: int) -> None:
         """Log a phase."""
         self._log("phase", title=title, total=total, done=done)
         self._phase = {"title": title, "total": total, "before": done, "done": done}
-        self._phase["since"] = _now()
+        self._phase["since"] = now_utc("milliseconds")
         self._works.clear()
         self._note()
         self._pass_on(lambda heard: heard.phase(title, total, done))
@@ -132,13 +132,13 @@ class Logged:
         self._log("say", text=text)
         self._pass_on(lambda heard: heard.say(text))
 
-    def begun(self, work: Work) -> None:
+    def begun(self, work: Job) -> None:
         """Note work in flight."""
-        self._works[work] = _now()
+        self._works[work] = now_utc("milliseconds")
         self._note()
         self._pass_on(lambda heard: begun(heard, work))
 
-    def ended(self, work: Work) -> None:
+    def ended(self, work: Job) -> None:
         """Note that work is over."""
         self._works.pop(work, None)
         self._note()
@@ -158,7 +158,7 @@ class Logged:
 
     def _log(self, event: str, **values: object) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": _now(), "event": event, **redact_value(values)}) + "\n")
+            file.write(json.dumps({"time": now_utc("milliseconds"), "event": event, **redact_value(values)}) + "\n")
 
     def _note(self) -> None:
         """Write what is in flight; a full disk is met where it matters, not here."""
@@ -171,7 +171,7 @@ class Logged:
             half.replace(path)
 
 
-def in_flight(folder: Path, pid: int) -> dict[str, Any]:
+def read_current_work(folder: Path, pid: int) -> dict[str, Any]:
     """Return what the process noted of its work: ``phase`` and ``works``; {} where it did not."""
     try:
         found = read_json(folder / NOW, CONFIG_BYTES)
@@ -180,7 +180,7 @@ def in_flight(folder: Path, pid: int) -> dict[str, Any]:
     return found if isinstance(found, dict) and found.get("pid") == pid else {}
 
 
-def last_event(folder: Path) -> dict[str, Any] | None:
+def read_last_event(folder: Path) -> dict[str, Any] | None:
     """Return the last whole line of a study's log, None where there is none."""
     try:
         with (folder / LOG).open("rb") as file:
@@ -194,7 +194,3 @@ def last_event(folder: Path) -> dict[str, Any] | None:
             if isinstance(found, dict):
                 return found
     return None
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

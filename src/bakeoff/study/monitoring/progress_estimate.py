@@ -14,9 +14,9 @@ from bakeoff.study.storage.database import Brief
 PHASES = ("search", "final")
 
 
-def phase_left(
-    phase: Phase | None,
-    works: Sequence[Flight],
+def estimate_phase_seconds(
+    phase: PhaseProgress | None,
+    works: Sequence[RunningJob],
     briefs: Sequence[Brief],
     costs: Mapping[str, Cost],
     workers: int,
@@ -31,11 +31,11 @@ def phase_left(
     stops = [w.stop for w in works if w.stop is not None]
     (kind,) = kinds if len(kinds) == 1 else ("",)
     if kind not in PHASES or not stops:
-        return _even(phase)
+        return _even_pace(phase)
     mine = [b for b in briefs if b.trial.phase == kind]
-    todo = {b.trial.id: b for b in mine if not b.ended and _stood(b) < max(stops)}
+    todo = {b.trial.id: b for b in mine if not b.ended and steps_done(b) < max(stops)}
     pace = _Pace.of(mine, costs)
-    seconds = {i: pace.seconds(b, max(stops) - _stood(b)) for i, b in todo.items()}
+    seconds = {i: pace.seconds(b, max(stops) - steps_done(b)) for i, b in todo.items()}
     if any(s is None for s in seconds.values()):
         return None
     left = sum(s or 0.0 for s in seconds.values())
@@ -59,9 +59,9 @@ class _Pace(NamedTuple):
         seconds: defaultdict[str, float] = defaultdict(float)
         steps: defaultdict[str, int] = defaultdict(int)
         for b in briefs:
-            if b.result is not None and b.result.seconds > 0 and _stood(b) > 0:
+            if b.result is not None and b.result.seconds > 0 and steps_done(b) > 0:
                 seconds[b.trial.method.name] += b.result.seconds
-                steps[b.trial.method.name] += _stood(b)
+                steps[b.trial.method.name] += steps_done(b)
         own = {m: seconds[m] / steps[m] for m in steps}
         both = [m for m in own if m in costs and costs[m].step_milliseconds]
         probed = sum((costs[m].step_milliseconds or 0.0) * steps[m] / 1000 for m in both)
@@ -79,14 +79,14 @@ class _Pace(NamedTuple):
         return self.share * cost.step_milliseconds * steps / 1000
 
 
-def _stood(brief: Brief) -> int:
+def steps_done(brief: Brief) -> int:
     """Return the step that a trial has reached."""
     if brief.result is None:
         return 0
     return brief.result.step or (brief.trial.conditions.steps if brief.ended else 0)
 
 
-def _even(phase: Phase | None) -> float | None:
+def _even_pace(phase: PhaseProgress | None) -> float | None:
     """Return what is left of a phase whose pieces are alike."""
     if phase is None or phase.done <= phase.before:
         return None
@@ -94,7 +94,7 @@ def _even(phase: Phase | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseProgress:
     """The phase at hand: pieces done of all, and the seconds since it began."""
 
     title: str
@@ -105,7 +105,7 @@ class Phase:
     seconds: float
 
 
-def _since(text: str) -> float:
+def seconds_since(text: str) -> float:
     """Return the seconds since a time; another machine's clock may be ahead of ours."""
     try:
         then = datetime.datetime.fromisoformat(text)
@@ -115,7 +115,7 @@ def _since(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class Flight:
+class RunningJob:
     """Work in flight: a group of ``lanes`` trials between two steps, or a probe."""
 
     what: str

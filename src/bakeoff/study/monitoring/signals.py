@@ -18,7 +18,7 @@ from bakeoff.core.errors import Interrupted, Terminated
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stop:
+class StopRequest:
     """Whether the user, or the job system, wants the study to stop.
 
     ``say`` is told once, by whoever asks first: a signal handler may not print.
@@ -60,9 +60,9 @@ class Stop:
 
 
 @contextlib.contextmanager
-def listening(say: Callable[[str], None]) -> Iterator[Stop]:
+def handle_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
     """Give a ``Stop`` that hears the signals; in other threads than the main one it hears none."""
-    stop = Stop(say)
+    stop = StopRequest(say)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -18,8 +18,14 @@ from typing import Any, NamedTuple
 
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Cost, Status, TrialResult
-from bakeoff.study.monitoring.progress import in_flight, last_event
-from bakeoff.study.monitoring.progress_estimate import PHASES, Flight, Phase, _since, phase_left
+from bakeoff.study.monitoring.progress import read_current_work, read_last_event
+from bakeoff.study.monitoring.progress_estimate import (
+    PHASES,
+    PhaseProgress,
+    RunningJob,
+    estimate_phase_seconds,
+    seconds_since,
+)
 from bakeoff.study.storage import lock
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Brief, Reader
@@ -28,7 +34,7 @@ RUNNING, DONE, STOPPED = "running", "done", "stopped"
 
 
 @dataclass(frozen=True)
-class Standing:
+class MethodStatus:
     """Where a method stands so far.
 
     ``validation`` is the best value that a search trial reached where the method's trials have got
@@ -51,20 +57,20 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Glance:
+class StudyStatus:
     """All of it. Seconds left are None where nothing tells them."""
 
     folder: str
     name: str
     state: str
     holder: dict[str, Any] | None
-    phase: Phase | None
-    works: tuple[Flight, ...]
+    phase: PhaseProgress | None
+    works: tuple[RunningJob, ...]
     done: int
     planned: int
     costs: int
     rows: list[dict[str, Any]]
-    methods: tuple[Standing, ...]
+    methods: tuple[MethodStatus, ...]
     metric: dict[str, Any] | None
     select_on: str
     tokens_per_second: float | None
@@ -75,22 +81,22 @@ class Glance:
     last: dict[str, Any] | None
 
 
-class _Read(NamedTuple):
+class StoredStudy(NamedTuple):
     values: dict[str, Any]
     briefs: tuple[Brief, ...]
     costs: dict[str, Cost]
 
 
-def glance(folder: Path, mine: bool = False) -> Glance:
+def read_status(folder: Path, mine: bool = False) -> StudyStatus:
     """Return what a study in ``folder`` is at; ``mine``: this process is the one that runs it.
 
     Raises:
         UsageError: ``no-study``.
         BakeoffError: what its database cannot be read for.
     """
-    holder = lock.noted(folder) if mine else _holder(folder)
-    noted = in_flight(folder, holder.pid) if holder else {}
-    found = _read(folder, running=holder is not None)
+    holder = lock.read_holder(folder) if mine else _current_holder(folder)
+    noted = read_current_work(folder, holder.pid) if holder else {}
+    found = read_stored(folder, running=holder is not None)
     values, briefs, costs = found
     known = values.get("about") or values.get("imported") or {}
     spec = values.get("spec") or {}
@@ -98,52 +104,52 @@ def glance(folder: Path, mine: bool = False) -> Glance:
     metric = known.get("metric")
     methods = list(known.get("methods") or dict.fromkeys(b.trial.method.name for b in briefs))
     briefs = tuple(b for b in briefs if b.trial.method.name in methods)
-    works, phase = tuple(map(_flight, noted.get("works", ()))), _phase(noted.get("phase"))
+    works, phase = tuple(map(_running_job, noted.get("works", ()))), _phase_progress(noted.get("phase"))
     workers = (spec.get("engine") or {}).get("workers", 1)
-    left = phase_left(phase, works, briefs, costs, workers) if holder else None
-    standings = tuple(_standing(m, methods, known, found, select_on) for m in methods)
-    return Glance(
+    left = estimate_phase_seconds(phase, works, briefs, costs, workers) if holder else None
+    standings = tuple(_method_status(m, methods, known, found, select_on) for m in methods)
+    return StudyStatus(
         folder=str(folder),
         name=spec.get("name") or known.get("name") or folder.resolve().name,
-        state=RUNNING if holder else DONE if _complete(methods, briefs, costs) else STOPPED,
+        state=RUNNING if holder else DONE if _is_complete(methods, briefs, costs) else STOPPED,
         holder=None if holder is None else {**holder._asdict(), "alive": holder.alive},
         phase=phase,
         works=works,
         done=sum(b.ended for b in briefs),
         planned=len(briefs),
         costs=len(costs),
-        rows=_rows(methods, briefs),
+        rows=_count_trials(methods, briefs),
         methods=standings,
         metric=metric,
         select_on=select_on,
-        tokens_per_second=_speed(b.result for b in briefs),
+        tokens_per_second=_tokens_per_second(b.result for b in briefs),
         workers=workers,
         phase_seconds_left=left,
-        study_seconds_left=_study_left(values, works, left, holder) if holder else None,
-        last=last_event(folder),
+        study_seconds_left=_study_seconds_left(values, works, left, holder) if holder else None,
+        last=read_last_event(folder),
     )
 
 
-def _holder(folder: Path) -> lock.Holder | None:
+def _current_holder(folder: Path) -> lock.LockHolder | None:
     """Return who runs the study; the lock is asked only where there is one, to make no file."""
     if not (folder / lock.LOCK).is_file():
         return None
-    found = lock.running(folder)
+    found = lock.current_holder(folder)
     # another glance may have held it for its own moment's look
-    return lock.running(folder) if found is not None and found.pid == 0 else found
+    return lock.current_holder(folder) if found is not None and found.pid == 0 else found
 
 
-def _read(folder: Path, running: bool) -> _Read:
+def read_stored(folder: Path, running: bool) -> StoredStudy:
     try:
-        with Reader(study_folder.database_of(folder)) as reader, reader.still():
-            return _Read(reader.values(), reader.briefs(), reader.costs())
+        with Reader(study_folder.database_path(folder)) as reader, reader.still():
+            return StoredStudy(reader.values(), reader.briefs(), reader.costs())
     except UsageError:
         if running:
-            return _Read({}, (), {})  # it has begun, and written nothing yet
+            return StoredStudy({}, (), {})  # it has begun, and written nothing yet
         raise
 
 
-def _rows(methods: Sequence[str], briefs: Sequence[Brief]) -> list[dict[str, Any]]:
+def _count_trials(methods: Sequence[str], briefs: Sequence[Brief]) -> list[dict[str, Any]]:
     """Return the planned trials by phase and method, counted by their status."""
     rows = []
     for phase in PHASES:
@@ -157,12 +163,12 @@ def _rows(methods: Sequence[str], briefs: Sequence[Brief]) -> list[dict[str, Any
     return rows
 
 
-def _standing(
-    method: str, methods: Sequence[str], known: Mapping[str, Any], found: _Read, select_on: str
-) -> Standing:
+def _method_status(
+    method: str, methods: Sequence[str], known: Mapping[str, Any], found: StoredStudy, select_on: str
+) -> MethodStatus:
     mine = [b for b in found.briefs if b.trial.method.name == method]
     better = (known.get("metric") or {}).get("better", "higher")
-    best, step = _best([b for b in mine if b.trial.phase == "search"], select_on, better)
+    best, step = _best_value([b for b in mine if b.trial.phase == "search"], select_on, better)
     tests = [
         b.means["test"]
         for b in mine
@@ -172,7 +178,7 @@ def _standing(
     unable = cost is not None and cost.status is Status.INCOMPATIBLE
     titles = known.get("titles") or {}
     bad = (Status.FAILED, Status.DIVERGED, Status.OUT_OF_MEMORY)
-    return Standing(
+    return MethodStatus(
         method=method,
         title=titles.get(method) or (mine[0].trial.method.title if mine else method),
         control=method == methods[0],
@@ -182,20 +188,20 @@ def _standing(
         step=step,
         test=fmean(tests) if tests else None,
         n_seeds=len(tests),
-        tokens_per_second=_speed(b.result for b in mine),
+        tokens_per_second=_tokens_per_second(b.result for b in mine),
         failed=sum(b.result is not None and b.result.status in bad for b in mine),
         incompatible=(cost.reason or "") if cost is not None and unable else None,
     )
 
 
-def _best(search: Sequence[Brief], select_on: str, better: str) -> tuple[float | None, int | None]:
+def _best_value(search: Sequence[Brief], select_on: str, better: str) -> tuple[float | None, int | None]:
     """Return the best value where the method's search has got furthest, and the step there.
 
     Losses at different steps do not compare: a trial that went on has had more of them.
     """
     at: dict[int, list[float]] = {}
     for brief in search:
-        value = _value(brief, select_on)
+        value = _validation_value(brief, select_on)
         if value is not None and brief.result is not None:
             step = brief.result.step or brief.trial.conditions.steps
             at.setdefault(step, []).append(value)
@@ -206,7 +212,7 @@ def _best(search: Sequence[Brief], select_on: str, better: str) -> tuple[float |
     return pick(at[step]), step
 
 
-def _value(brief: Brief, select_on: str) -> float | None:
+def _validation_value(brief: Brief, select_on: str) -> float | None:
     result = brief.result
     if result is None or result.status not in (Status.DONE, Status.STOPPED):
         return None
@@ -219,14 +225,14 @@ def _value(brief: Brief, select_on: str) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
-def _speed(results: Iterable[TrialResult | None]) -> float | None:
+def _tokens_per_second(results: Iterable[TrialResult | None]) -> float | None:
     """Return the tokens that were trained on in a second of training, None until some were."""
     found = [r for r in results if r is not None and r.train_tokens and r.train_seconds]
     seconds = sum(r.train_seconds or 0.0 for r in found)
     return sum(r.train_tokens or 0 for r in found) / seconds if seconds > 0 else None
 
 
-def _complete(methods: Sequence[str], briefs: Sequence[Brief], costs: Mapping[str, Cost]) -> bool:
+def _is_complete(methods: Sequence[str], briefs: Sequence[Brief], costs: Mapping[str, Cost]) -> bool:
     """Tell whether nothing is left to train: every method that could go on has its final trials."""
     if not briefs or not all(b.ended for b in briefs):
         return False
@@ -242,11 +248,11 @@ def _complete(methods: Sequence[str], briefs: Sequence[Brief], costs: Mapping[st
     return True
 
 
-def _study_left(
+def _study_seconds_left(
     values: Mapping[str, Any],
-    works: Sequence[Flight],
+    works: Sequence[RunningJob],
     left: float | None,
-    holder: lock.Holder | None,
+    holder: lock.LockHolder | None,
 ) -> float | None:
     """Return what is left of the study: of its hours, else of its last phase.
 
@@ -258,23 +264,23 @@ def _study_left(
         )
 
         before = sum(float(v) for k, v in values.items() if k.startswith("wall:"))
-        spent = before + (_since(holder.since) if holder else 0.0)
+        spent = before + (seconds_since(holder.since) if holder else 0.0)
         planned = time_budget.TARGET * float(values["hours"]["fit"]["hours"]) * 3600
         return max(planned - spent, left or 0.0)
     return left if any(w.what == "final" for w in works) else None
 
 
-def _flight(value: Mapping[str, Any]) -> Flight:
+def _running_job(value: Mapping[str, Any]) -> RunningJob:
     trials = tuple(value["trials"])
-    return Flight(
+    return RunningJob(
         value["what"], value["method"], value["title"], max(1, len(trials)),
-        value["start"], value["stop"], trials, _since(value["since"]),
+        value["start"], value["stop"], trials, seconds_since(value["since"]),
     )  # fmt: skip
 
 
-def _phase(value: Mapping[str, Any] | None) -> Phase | None:
+def _phase_progress(value: Mapping[str, Any] | None) -> PhaseProgress | None:
     if not value:
         return None
-    return Phase(
-        value["title"], value["done"], value["total"], value["before"], _since(value["since"])
+    return PhaseProgress(
+        value["title"], value["done"], value["total"], value["before"], seconds_since(value["since"])
     )

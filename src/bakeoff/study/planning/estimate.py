@@ -14,7 +14,7 @@ from bakeoff.study.config import StudySpec
 from bakeoff.study.config.budget import method_name
 from bakeoff.study.planning import trials
 
-ERROR = 0.25
+RELATIVE_ERROR = 0.25
 """Share of the estimate that the timed steps do not tell: other lengths, another load."""
 PROBE_BUILDS, PROBE_STEPS = 6, 30
 """Builds and steps of a method's parity probe and cost probe together."""
@@ -64,7 +64,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseEstimate:
     """Seconds of one phase: of each method, and by the clock."""
 
     name: str
@@ -79,25 +79,25 @@ class Estimate:
     seconds: float
     low: float
     high: float
-    phases: tuple[Phase, ...]
+    phases: tuple[PhaseEstimate, ...]
     in_full_seconds: float
     """The same without the race."""
     peak_bytes: int | None
     disk_bytes: int
 
 
-def phase_of(name: str, found: Estimate) -> Phase:
+def get_phase(name: str, found: Estimate) -> PhaseEstimate:
     """Return one phase of an estimate."""
     return next(p for p in found.phases if p.name == name)
 
 
 def estimate(spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int]) -> Estimate:
     """Return what a study takes; the race is taken to stop settings, and no method as a whole."""
-    phases = _phases(spec, timings, n_items, trials.rungs(spec.budget))
-    full = _phases(spec, timings, n_items, ())
+    phases = _estimate_phases(spec, timings, n_items, trials.rung_steps(spec.budget))
+    full = _estimate_phases(spec, timings, n_items, ())
     seconds = sum(p.wall for p in phases)
     worst = max((t.spread for t in timings), default=0.0)
-    error = math.hypot(ERROR, worst)
+    error = math.hypot(RELATIVE_ERROR, worst)
     peaks = [t.peak_bytes for t in timings if t.peak_bytes is not None]
     return Estimate(
         seconds,
@@ -110,32 +110,36 @@ def estimate(spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, i
     )
 
 
-def _phases(
+def _estimate_phases(
     spec: StudySpec,
     timings: Sequence[Timing],
     n_items: Mapping[str, int],
     rungs: tuple[int, ...],
-) -> tuple[Phase, ...]:
+) -> tuple[PhaseEstimate, ...]:
     names = {method_name(n) for n in spec.method_names}
     own = [t for t in timings if t.method in names]
     workers = spec.engine.workers
     return (
-        _phase(PROBES, {t.method: _probe(t) for t in own}, 1),  # they run one at a time
-        _phase(SEARCH, {t.method: _search(t, spec, n_items, rungs) for t in own}, workers),
-        _phase(FINAL, {t.method: _final(t, spec, n_items) for t in own}, workers),
+        _combine_methods(
+            PROBES, {t.method: _probe_seconds(t) for t in own}, 1
+        ),  # they run one at a time
+        _combine_methods(
+            SEARCH, {t.method: _search_seconds(t, spec, n_items, rungs) for t in own}, workers
+        ),
+        _combine_methods(FINAL, {t.method: _final_seconds(t, spec, n_items) for t in own}, workers),
     )
 
 
-def _phase(name: str, seconds: Mapping[str, float], workers: int) -> Phase:
+def _combine_methods(name: str, seconds: Mapping[str, float], workers: int) -> PhaseEstimate:
     wall = max(sum(seconds.values()) / workers, max(seconds.values(), default=0.0))
-    return Phase(name, seconds, wall)
+    return PhaseEstimate(name, seconds, wall)
 
 
-def _probe(t: Timing) -> float:
-    return PROBE_BUILDS * t.load + PROBE_STEPS * _at(t.step, 1)
+def _probe_seconds(t: Timing) -> float:
+    return PROBE_BUILDS * t.load + PROBE_STEPS * _seconds_at(t.step, 1)
 
 
-def _search(
+def _search_seconds(
     t: Timing, spec: StudySpec, n_items: Mapping[str, int], rungs: tuple[int, ...]
 ) -> float:
     """Return the seconds of a method's search: laps from rung to rung, or one to the end."""
@@ -143,22 +147,24 @@ def _search(
     lanes = spec.budget.settings
     for number, stop in enumerate(rungs or (spec.budget.steps,)):
         steps, items = stop - start, n_items["validation"]
-        total += t.load + steps * _at(t.step, lanes) + items * _at(t.evaluate, lanes)
+        total += (
+            t.load + steps * _seconds_at(t.step, lanes) + items * _seconds_at(t.evaluate, lanes)
+        )
         if stop == (rungs or (spec.budget.steps,))[-1]:
             total += items * t.predict * lanes
         lanes, start = min(lanes, 2 if number == 0 else 1), stop
     return total
 
 
-def _final(t: Timing, spec: StudySpec, n_items: Mapping[str, int]) -> float:
+def _final_seconds(t: Timing, spec: StudySpec, n_items: Mapping[str, int]) -> float:
     b, seeds = spec.budget, spec.budget.seeds
-    evaluations = b.validations * n_items["validation"] * _at(t.evaluate, seeds)
+    evaluations = b.validations * n_items["validation"] * _seconds_at(t.evaluate, seeds)
     answers = n_items["test"] * t.predict * seeds
-    steps = b.steps * _at(t.step, seeds)
+    steps = b.steps * _seconds_at(t.step, seeds)
     return seeds * (t.load + t.general) + steps + evaluations + answers
 
 
-def _at(by_lanes: Mapping[int, float], lanes: int) -> float:
+def _seconds_at(by_lanes: Mapping[int, float], lanes: int) -> float:
     """Return seconds at a number of lanes: the line through the two that were timed."""
     (few, low), (many, high) = min(by_lanes.items()), max(by_lanes.items())
     if few == many:
@@ -172,5 +178,5 @@ def disk_bytes(spec: StudySpec, parameters: Iterable[int]) -> int:
     An fp32 adapter a final trial; before that, three copies of it for each setting's state at the
     first rung. States are gone when the final trials begin.
     """
-    states = 3 * spec.budget.settings if trials.rungs(spec.budget) else 0
+    states = 3 * spec.budget.settings if trials.rung_steps(spec.budget) else 0
     return sum(4 * n * max(spec.budget.seeds, states) for n in parameters)

@@ -86,7 +86,7 @@ class Rules:
 
 
 @dataclass(frozen=True, eq=False)
-class Standing:
+class RungStanding:
     """A trial at a rung: ``losses`` is ``[items]`` in nats, None where it diverged or failed."""
 
     trial_id: str
@@ -120,7 +120,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Forecast:
     """A contender's forecast against the control, and the method that makes it superfluous."""
 
     numbers: dict[str, float] | None = None
@@ -132,25 +132,29 @@ class Outlook:
         return self.numbers is not None and self.numbers["p_within"] < self.numbers["level"]
 
 
-def decide(
-    standings: Sequence[Standing], control: str, costs: Costs, rung: int, rules: Rules
+def decide_rung(
+    standings: Sequence[RungStanding], control: str, costs: Costs, rung: int, rules: Rules
 ) -> tuple[Decision, ...]:
     """Decide on every trial at rung number ``rung`` (from 0), in the order given.
 
     A method with a cost that was not measured may be on the front, so it goes on.
     """
-    ranked = {method: _ranked(standings, method) for method in {s.method for s in standings}}
+    ranked = {method: _rank_settings(standings, method) for method in {s.method for s in standings}}
     best = {method: own[0] for method, own in ranked.items()}
-    outlooks = {method: _outlook(method, best, control, costs, rung, rules) for method in best}
+    outlooks = {
+        method: _forecast_method(method, best, control, costs, rung, rules) for method in best
+    }
     return tuple(
-        _decision(s, ranked[s.method].index(s) + 1, len(ranked[s.method]), outlook, rung, rules)
+        _build_decision(
+            s, ranked[s.method].index(s) + 1, len(ranked[s.method]), outlook, rung, rules
+        )
         for s in standings
         for outlook in (outlooks[s.method],)
     )
 
 
-def forecast(
-    contender: Standing, control: Standing, rung: int, rules: Rules
+def forecast_difference(
+    contender: RungStanding, control: RungStanding, rung: int, rules: Rules
 ) -> dict[str, float] | None:
     """Return the contender's difference to the control and the chance that it ends within margin.
 
@@ -176,7 +180,7 @@ def forecast(
     }
 
 
-def dominated(costs: Costs, method: str, control: str) -> bool:
+def is_dominated(costs: Costs, method: str, control: str) -> bool:
     """Say whether the control (or another method) costs no more than a method on every axis."""
     own, other = costs.get(method, {}), costs.get(control, {})
     if not own or not other:
@@ -185,38 +189,38 @@ def dominated(costs: Costs, method: str, control: str) -> bool:
     return all(a is not None and b is not None and b <= a * (1 + COST_TIE) for a, b in pairs)
 
 
-def _outlook(
+def _forecast_method(
     method: str,
-    best: Mapping[str, Standing],
+    best: Mapping[str, RungStanding],
     control: str,
     costs: Costs,
     rung: int,
     rules: Rules,
-) -> Outlook:
+) -> Forecast:
     if method == control or control not in best:
-        return Outlook()
-    outlook = Outlook(forecast(best[method], best[control], rung, rules))
+        return Forecast()
+    outlook = Forecast(forecast_difference(best[method], best[control], rung, rules))
     if not outlook.worse or rung < rules.first_stop:
         return outlook
-    rivals = _rivals(method, best, control, rung, rules)
-    by = next((rival for rival in rivals if dominated(costs, method, rival)), None)
-    return Outlook(outlook.numbers, by)
+    rivals = _better_methods(method, best, control, rung, rules)
+    by = next((rival for rival in rivals if is_dominated(costs, method, rival)), None)
+    return Forecast(outlook.numbers, by)
 
 
-def _rivals(
-    method: str, best: Mapping[str, Standing], control: str, rung: int, rules: Rules
+def _better_methods(
+    method: str, best: Mapping[str, RungStanding], control: str, rung: int, rules: Rules
 ) -> Iterator[str]:
     """Yield the control, which is known to be better, then all that are as surely, best first."""
     yield control
     stricter = rules.between_contenders()
     for rival in sorted(best, key=lambda name: (best[name].mean, name)):
-        numbers = forecast(best[method], best[rival], rung, stricter)
-        if Outlook(numbers).worse:
+        numbers = forecast_difference(best[method], best[rival], rung, stricter)
+        if Forecast(numbers).worse:
             yield rival
 
 
-def _decision(
-    standing: Standing, place: int, of: int, outlook: Outlook, rung: int, rules: Rules
+def _build_decision(
+    standing: RungStanding, place: int, of: int, outlook: Forecast, rung: int, rules: Rules
 ) -> Decision:
     numbers: dict[str, Any] = {
         "mean_loss": None if standing.losses is None else standing.mean,
@@ -227,13 +231,13 @@ def _decision(
         **(outlook.numbers or {}),
     }
     kept = rules.keep[min(rung, len(rules.keep) - 1)]
-    goes_on, reason = _verdict(standing, place, of, kept, outlook)
+    goes_on, reason = _decide_trial(standing, place, of, kept, outlook)
     step = rules.rungs[rung]
     return Decision(step, standing.trial_id, standing.method, goes_on, reason, numbers)
 
 
-def _verdict(
-    standing: Standing, place: int, of: int, kept: int, outlook: Outlook
+def _decide_trial(
+    standing: RungStanding, place: int, of: int, kept: int, outlook: Forecast
 ) -> tuple[bool, str]:
     if standing.losses is None:
         return False, "it has no validation loss"
@@ -252,6 +256,6 @@ def _verdict(
     )
 
 
-def _ranked(standings: Sequence[Standing], method: str) -> list[Standing]:
+def _rank_settings(standings: Sequence[RungStanding], method: str) -> list[RungStanding]:
     own = [s for s in standings if s.method == method]
     return sorted(own, key=lambda s: (s.rank, s.mean, s.learning_rate, s.trial_id))

@@ -13,21 +13,21 @@ from typing import Any, NamedTuple
 
 from bakeoff.core.trial import LEARNING_RATE, MethodEntry
 
-FEWEST = 2
+STARTUP_TRIALS = 2
 """Settings with a loss from which on the sampler looks at them; before, it draws at random."""
 
 
-class Tried(NamedTuple):
+class ObservedSetting(NamedTuple):
     """A setting and its mean validation loss in nats, infinite where it diverged."""
 
     setting: dict[str, Any]
     loss: float
 
 
-def propose(
+def propose_settings(
     entry: MethodEntry,
     rates: tuple[float, float],
-    tried: Sequence[Tried],
+    tried: Sequence[ObservedSetting],
     count: int,
     seed: int,
 ) -> tuple[dict[str, Any], ...]:
@@ -39,25 +39,25 @@ def propose(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = _space(entry, rates)
+    space = _search_space(entry, rates)
     sampler = optuna.samplers.TPESampler(
-        seed=(seed + zlib.crc32(entry.name.encode())) % 2**32, n_startup_trials=FEWEST
+        seed=(seed + zlib.crc32(entry.name.encode())) % 2**32, n_startup_trials=STARTUP_TRIALS
     )
     study = optuna.create_study(sampler=sampler)
     for known in tried:
-        study.add_trial(_told(space, entry, known))
+        study.add_trial(_as_optuna_trial(space, entry, known))
     found: list[dict[str, Any]] = [] if tried else [{LEARNING_RATE: entry.learning_rate}]
-    seen = [_complete(entry, s) for s in (*found, *(t.setting for t in tried))]
+    seen = [_with_defaults(entry, s) for s in (*found, *(t.setting for t in tried))]
     while len(found) < count:
-        asked = _setting(study.ask(space).params, entry)
+        asked = _setting_from_params(study.ask(space).params, entry)
         # in a small space the sampler may come back to what was tried; a rate is never drawn twice
-        if _complete(entry, asked) not in seen:
+        if _with_defaults(entry, asked) not in seen:
             found.append(asked)
-            seen.append(_complete(entry, asked))
+            seen.append(_with_defaults(entry, asked))
     return tuple(found[:count])
 
 
-def _space(entry: MethodEntry, rates: tuple[float, float]) -> dict[str, Any]:
+def _search_space(entry: MethodEntry, rates: tuple[float, float]) -> dict[str, Any]:
     """Return Optuna's distributions: the rate, and the position of each argument's value."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
@@ -67,21 +67,21 @@ def _space(entry: MethodEntry, rates: tuple[float, float]) -> dict[str, Any]:
     return space
 
 
-def _setting(params: Mapping[str, Any], entry: MethodEntry) -> dict[str, Any]:
+def _setting_from_params(params: Mapping[str, Any], entry: MethodEntry) -> dict[str, Any]:
     setting = {a: entry.tuning[a]["values"][i] for a, i in params.items() if a in entry.tuning}
     return {LEARNING_RATE: float(f"{params[LEARNING_RATE]:.3g}"), **setting}
 
 
-def _complete(entry: MethodEntry, setting: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(entry: MethodEntry, setting: Mapping[str, Any]) -> dict[str, Any]:
     own = {a: entry.config.get(a) for a in entry.tuning}
     return {**own, **setting}
 
 
-def _told(space: Mapping[str, Any], entry: MethodEntry, known: Tried) -> Any:
+def _as_optuna_trial(space: Mapping[str, Any], entry: MethodEntry, known: ObservedSetting) -> Any:
     """Return a tried setting as Optuna's trial, without the arguments that lie off the space."""
     import optuna
 
-    whole = _complete(entry, known.setting)
+    whole = _with_defaults(entry, known.setting)
     low, high = space[LEARNING_RATE].low, space[LEARNING_RATE].high
     params = {LEARNING_RATE: min(max(whole[LEARNING_RATE], low), high)}
     for argument, given in entry.tuning.items():

@@ -15,33 +15,40 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bakeoff.analysis.evidence import small_test_set_warnings
-from bakeoff.analysis.power import Design, detectable_difference, items_needed
+from bakeoff.analysis.power import StudyDesign, detectable_difference, items_needed
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.record import MetricInfo
 from bakeoff.study.config import StudySpec, dump_spec, parse_spec
 from bakeoff.study.config.budget import BudgetSpec, method_name
-from bakeoff.study.planning.estimate import FINAL, SEARCH, Phase, Timing, estimate, phase_of
+from bakeoff.study.planning.estimate import (
+    FINAL,
+    SEARCH,
+    PhaseEstimate,
+    Timing,
+    estimate,
+    get_phase,
+)
 
 TARGET = 0.95
 """Share of the hours that is planned for: late is worse than early."""
 GRACE = 1.15
 """A trial that would end later than so many times the hours is not begun."""
-FEWEST_STEPS = 10
+MIN_STEPS = 10
 """Fewer steps than that say nothing of a method."""
-FEWEST_SETTINGS = 3
+MIN_SETTINGS = 3
 """The fewest learning rates of which one lies inside."""
-MOST_PASSES = 3.0
-MOST_SEEDS = 10
-FAR = 3.0
+MAX_PASSES = 3.0
+MAX_SEEDS = 10
+MAX_MARGINS = 3.0
 """So many times the margin is far: most verdicts will be inconclusive."""
-STRETCH = 2.0
+MAX_STRETCH = 2.0
 """After the search, final trials get at most so many times the planned steps, or that much less."""
 
 
 class Deadline(NamedTuple):
     """A study's hours while it runs; ``spent`` tells the seconds so far, of earlier runs too."""
 
-    fit: Fit
+    fit: BudgetPlan
     timings: tuple[Timing, ...]
     spent: Callable[[], float]
 
@@ -55,7 +62,7 @@ class Deadline(NamedTuple):
         return self.spent() + seconds <= GRACE * self.seconds
 
 
-class Budget(NamedTuple):
+class BudgetChoice(NamedTuple):
     """What is chosen."""
 
     steps: int
@@ -64,14 +71,14 @@ class Budget(NamedTuple):
     contenders: tuple[str, ...]
 
     @classmethod
-    def of(cls, spec: StudySpec) -> Budget:
+    def of(cls, spec: StudySpec) -> BudgetChoice:
         """Return what a study has."""
         b = spec.budget
         return cls(b.steps, b.settings, b.seeds, spec.methods.contenders)
 
 
 @dataclass(frozen=True)
-class Fit:
+class BudgetPlan:
     """What ``hours`` buy: the chosen budget, who does not compete, and what it can show."""
 
     hours: float
@@ -88,13 +95,13 @@ class Fit:
     """True difference that is found in 80 % of such studies, in the metric's unit."""
 
 
-def fit(
+def plan_budget(
     spec: StudySpec,
     timings: Sequence[Timing],
     n_items: Mapping[str, int],
     metric: MetricInfo,
     spent: float = 0.0,
-) -> Fit:
+) -> BudgetPlan:
     """Return the largest study that takes the spec's hours, less the seconds ``spent`` on timing.
 
     Raises:
@@ -104,20 +111,20 @@ def fit(
     assert hours is not None
     limit = TARGET * hours * 3600 - spent
 
-    def seconds(given: Budget) -> float:
+    def seconds(given: BudgetChoice) -> float:
         return estimate(with_budget(spec, given), timings, n_items).seconds
 
-    def most_steps(size: Budget) -> int | None:
-        return _largest(lambda n: seconds(size._replace(steps=n)) <= limit, FEWEST_STEPS, most)
+    def most_steps(size: BudgetChoice) -> int | None:
+        return _largest_fitting(lambda n: seconds(size._replace(steps=n)) <= limit, MIN_STEPS, most)
 
     one_pass = n_items["train"] / spec.budget.batch_size
     # a pass, or the steps that are usual where a pass is longer than that
-    enough = max(FEWEST_STEPS, math.ceil(min(one_pass, BudgetSpec().steps)))
-    most = max(enough, math.ceil(MOST_PASSES * one_pass))
+    enough = max(MIN_STEPS, math.ceil(min(one_pass, BudgetSpec().steps)))
+    most = max(enough, math.ceil(MAX_PASSES * one_pass))
     sizes = [
-        Budget(FEWEST_STEPS, settings, spec.budget.seeds, names[:count])
+        BudgetChoice(MIN_STEPS, settings, spec.budget.seeds, names[:count])
         for count in range(len(names), 0, -1)
-        for settings in _settings(spec)
+        for settings in _setting_counts(spec)
     ]
     for size in sizes:
         steps = most_steps(size)
@@ -125,23 +132,23 @@ def fit(
             found = size._replace(steps=steps)
             break
     else:
-        raise _too_few(spec, sizes[-1], seconds(sizes[-1]))
+        raise _too_few_hours(spec, sizes[-1], seconds(sizes[-1]))
     if "seeds" not in spec.budget.model_fields_set:
-        more = _largest(
-            lambda n: seconds(found._replace(seeds=n)) <= limit, found.seeds, MOST_SEEDS
+        more = _largest_fitting(
+            lambda n: seconds(found._replace(seeds=n)) <= limit, found.seeds, MAX_SEEDS
         )
         found = found._replace(seeds=more or found.seeds)
-    return Fit(
+    return BudgetPlan(
         hours,
         **found._asdict(),
         dropped=names[len(found.contenders) :],
         passes=found.steps / one_pass,
         seconds=spent + seconds(found),
-        detectable=detectable(n_items["test"], found.seeds, len(found.contenders), metric),
+        detectable=expected_detectable(n_items["test"], found.seeds, len(found.contenders), metric),
     )
 
 
-def sentence(bought: Fit, control: str) -> str:
+def describe(bought: BudgetPlan, control: str) -> str:
     """Say what the hours buy, and who does not compete."""
     text = (
         f"{bought.hours:g} hours buy {control} and {len(bought.contenders)} contenders "
@@ -159,7 +166,7 @@ def sentence(bought: Fit, control: str) -> str:
     return text
 
 
-def refitted_steps(
+def refit_final_steps(
     spec: StudySpec,
     timings: Sequence[Timing],
     n_items: Mapping[str, int],
@@ -171,20 +178,20 @@ def refitted_steps(
     ``pace`` is what the search took over what it was expected to take.
     """
     planned = spec.budget.steps
-    low = max(2, math.ceil(planned / STRETCH))
-    most = max(planned, math.ceil(MOST_PASSES * n_items["train"] / spec.budget.batch_size))
+    low = max(2, math.ceil(planned / MAX_STRETCH))
+    most = max(planned, math.ceil(MAX_PASSES * n_items["train"] / spec.budget.batch_size))
 
     def fits(steps: int) -> bool:
-        return pace * _final(spec, timings, n_items, steps).wall <= left
+        return pace * _final_phase(spec, timings, n_items, steps).wall <= left
 
-    return _largest(fits, low, min(math.floor(planned * STRETCH), most)) or low
+    return _largest_fitting(fits, low, min(math.floor(planned * MAX_STRETCH), most)) or low
 
 
-def pace_of(
+def slowdown(
     spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], took: float
 ) -> float:
     """Return what the search took, all trials added up, over what was expected; 1 for no search."""
-    search = phase_of(SEARCH, estimate(spec, timings, n_items))
+    search = get_phase(SEARCH, estimate(spec, timings, n_items))
     expected = sum(search.seconds.values())
     return took / expected if took > 0 and expected > 0 else 1.0
 
@@ -197,18 +204,18 @@ def final_seconds(
     pace: float,
 ) -> dict[str, float]:
     """Return the seconds of each method's final trials at so many steps."""
-    final = _final(spec, timings, n_items, steps)
+    final = _final_phase(spec, timings, n_items, steps)
     return {method: pace * seconds for method, seconds in final.seconds.items()}
 
 
-def _final(
+def _final_phase(
     spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], steps: int
-) -> Phase:
-    made = with_budget(spec, Budget.of(spec)._replace(steps=steps))
-    return phase_of(FINAL, estimate(made, timings, n_items))
+) -> PhaseEstimate:
+    made = with_budget(spec, BudgetChoice.of(spec)._replace(steps=steps))
+    return get_phase(FINAL, estimate(made, timings, n_items))
 
 
-def with_budget(spec: StudySpec, given: Budget) -> StudySpec:
+def with_budget(spec: StudySpec, given: BudgetChoice) -> StudySpec:
     """Return the study in steps instead of hours, with this budget and these contenders."""
     value = dump_spec(spec)
     value["budget"].pop("hours", None)
@@ -219,31 +226,33 @@ def with_budget(spec: StudySpec, given: Budget) -> StudySpec:
     return parse_spec(value)
 
 
-def _settings(spec: StudySpec) -> tuple[int, ...]:
+def _setting_counts(spec: StudySpec) -> tuple[int, ...]:
     """Return the numbers of settings that may be tried, most first."""
     asked = spec.budget.settings
     stated = "settings" in spec.budget.model_fields_set
     if stated or any(own.learning_rates for own in spec.method.values()):
         return (asked,)
-    return tuple(range(asked, FEWEST_SETTINGS - 1, -1))
+    return tuple(range(asked, MIN_SETTINGS - 1, -1))
 
 
-def detectable(items: int, seeds: int, contenders: int, metric: MetricInfo) -> float | None:
+def expected_detectable(
+    items: int, seeds: int, contenders: int, metric: MetricInfo
+) -> float | None:
     """Return the difference that a study can show; None where nothing is published to go by."""
     if (metric.low, metric.high) != (0.0, 1.0):
         return None
-    return detectable_difference(Design(items, seeds, contenders))
+    return detectable_difference(StudyDesign(items, seeds, contenders))
 
 
-def too_small(spec: StudySpec, items: int, metric: MetricInfo) -> tuple[str, ...]:
+def small_margin_warnings(spec: StudySpec, items: int, metric: MetricInfo) -> tuple[str, ...]:
     """Return a sentence where a test set of so many items can hardly show the study's margin."""
     if few := small_test_set_warnings(items):
         return tuple(few)
     seeds, contenders, margin = spec.budget.seeds, len(spec.methods.contenders), spec.task.margin
-    shown = detectable(items, seeds, contenders, metric)
-    if shown is None or shown <= FAR * margin:
+    shown = expected_detectable(items, seeds, contenders, metric)
+    if shown is None or shown <= MAX_MARGINS * margin:
         return ()
-    needed = items_needed(Design(items, seeds, contenders), margin)
+    needed = items_needed(StudyDesign(items, seeds, contenders), margin)
     wanted = (
         f"no number of items shows the margin at {seeds} seeds"
         if needed is None
@@ -256,7 +265,7 @@ def too_small(spec: StudySpec, items: int, metric: MetricInfo) -> tuple[str, ...
     )
 
 
-def _too_few(spec: StudySpec, least: Budget, seconds: float) -> PreflightError:
+def _too_few_hours(spec: StudySpec, least: BudgetChoice, seconds: float) -> PreflightError:
     wanted = math.ceil(seconds / TARGET / 36) / 100
     return PreflightError(
         "hours-too-few",
@@ -268,7 +277,7 @@ def _too_few(spec: StudySpec, least: Budget, seconds: float) -> PreflightError:
     )
 
 
-def _largest(fits: Callable[[int], bool], low: int, high: int) -> int | None:
+def _largest_fitting(fits: Callable[[int], bool], low: int, high: int) -> int | None:
     """Return the largest number from ``low`` to ``high`` that fits, None where ``low`` does not."""
     if not fits(low):
         return None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.budget import BudgetSpec
-from bakeoff.study.planning.sampler import Tried, propose
+from bakeoff.study.planning.sampler import ObservedSetting, propose_settings
 
 GRID_STEP = 10**0.5
 """Ratio of neighbouring learning rates: 5 of them span two decades around the prior.
@@ -23,11 +23,11 @@ GRID_STEP = 10**0.5
 arXiv 2602.04998 finds best learning rates up to 18 times apart between LoRA variants.
 """
 
-FEWEST_RUNG_STEPS = 20
+MIN_RUNG_STEPS = 20
 """Before so many steps a race chooses poorly: with rungs at 6 and 18 of 60 steps five of the demo's
 eight methods got another rate than in full, at up to 17 points (``benchmarks/race_real.py``)."""
 
-FEWEST_RATES = 3
+MIN_RATES = 3
 """From so many on a grid has an inside."""
 
 
@@ -37,38 +37,38 @@ def learning_rates(prior: float, count: int) -> tuple[float, ...]:
     return tuple(float(f"{prior * GRID_STEP ** (i - middle):.3g}") for i in range(count))
 
 
-def grid(entry: MethodEntry, spec: StudySpec) -> tuple[float, ...]:
+def rate_grid(entry: MethodEntry, spec: StudySpec) -> tuple[float, ...]:
     """Return a method's learning rates: the user's, else a grid around the catalog's prior."""
     override = spec.method.get(entry.name)
     given = override.learning_rates if override else None
     return given or learning_rates(entry.learning_rate, spec.budget.settings)
 
 
-def settings(entry: MethodEntry, spec: StudySpec) -> tuple[dict[str, Any], ...]:
+def initial_settings(entry: MethodEntry, spec: StudySpec) -> tuple[dict[str, Any], ...]:
     """Return the settings that a method tries first; with ``further``'s the same number for all."""
-    rates, count = grid(entry, spec), spec.budget.settings
+    rates, count = rate_grid(entry, spec), spec.budget.settings
     if not tunes_all(entry, spec):
         return tuple({LEARNING_RATE: rate} for rate in rates)
-    return propose(entry, (min(rates), max(rates)), (), -(-count // 2), spec.seed)
+    return propose_settings(entry, (min(rates), max(rates)), (), -(-count // 2), spec.seed)
 
 
-def further(
-    entry: MethodEntry, spec: StudySpec, tried: Sequence[Tried]
+def follow_up_settings(
+    entry: MethodEntry, spec: StudySpec, tried: Sequence[ObservedSetting]
 ) -> tuple[dict[str, Any], ...]:
     """Return the settings that a method tries in the light of its first ones."""
     if not tunes_all(entry, spec):
         return ()
-    rates, count = grid(entry, spec), spec.budget.settings - len(tried)
-    return propose(entry, (min(rates), max(rates)), tried, count, spec.seed)
+    rates, count = rate_grid(entry, spec), spec.budget.settings - len(tried)
+    return propose_settings(entry, (min(rates), max(rates)), tried, count, spec.seed)
 
 
 def tunes_all(entry: MethodEntry, spec: StudySpec) -> bool:
     """Say whether more than the learning rate is tuned: it is wished, and there is more."""
-    several = spec.budget.settings > 1 and len(grid(entry, spec)) > 1
+    several = spec.budget.settings > 1 and len(rate_grid(entry, spec)) > 1
     return spec.budget.tune == "all" and bool(entry.tuning) and several
 
 
-def rungs(budget: BudgetSpec) -> tuple[int, ...]:
+def rung_steps(budget: BudgetSpec) -> tuple[int, ...]:
     """Return the steps at which search trials are compared; none where nothing races."""
     if budget.race == "off" or budget.settings < 2:
         return ()
@@ -76,19 +76,19 @@ def rungs(budget: BudgetSpec) -> tuple[int, ...]:
     return tuple(sorted(s for s in steps if s < budget.steps))
 
 
-def early_rungs(budget: BudgetSpec) -> tuple[str, ...]:
+def early_rung_warnings(budget: BudgetSpec) -> tuple[str, ...]:
     """Return a warning where the race compares settings before they tell anything."""
-    stops = rungs(budget)
-    if not stops or stops[0] >= FEWEST_RUNG_STEPS:
+    stops = rung_steps(budget)
+    if not stops or stops[0] >= MIN_RUNG_STEPS:
         return ()
     steps = " and ".join(str(s) for s in stops)
     return (
-        f"The race compares settings at steps {steps}: before step {FEWEST_RUNG_STEPS} it often "
+        f"The race compares settings at steps {steps}: before step {MIN_RUNG_STEPS} it often "
         'chooses others than a full search would. More steps, later rungs, or race = "off".',
     )
 
 
-def extension(losses: Mapping[float, float]) -> float | None:
+def edge_extension(losses: Mapping[float, float]) -> float | None:
     """Return the learning rate to try beside the best one, None where it lies inside its grid.
 
     ``losses`` maps each rate tried to its mean validation loss, infinite where it diverged. The
@@ -96,7 +96,7 @@ def extension(losses: Mapping[float, float]) -> float | None:
     """
     rates = sorted(losses)
     best = min(rates, key=lambda r: (losses[r], r))
-    if len(rates) < FEWEST_RATES or math.isinf(losses[best]):
+    if len(rates) < MIN_RATES or math.isinf(losses[best]):
         return None
     if best == rates[0]:
         return float(f"{best * rates[0] / rates[1]:.3g}")
@@ -112,7 +112,7 @@ def search_trials(
     return tuple(
         Trial(entry, setting, spec.seed, "search", conditions)
         for entry in entries
-        for setting in settings(entry, spec)
+        for setting in initial_settings(entry, spec)
     )
 
 
@@ -135,7 +135,7 @@ def final_trials(
     )
 
 
-def groups(trials: Sequence[Trial], most: int | None) -> Iterator[tuple[Trial, ...]]:
+def group_trials(trials: Sequence[Trial], most: int | None) -> Iterator[tuple[Trial, ...]]:
     """Yield the trials that share a step: same method, same shapes, at most ``most`` of them.
 
     Settings that differ in anything but the learning rate may differ in shapes and go apart.
@@ -150,25 +150,25 @@ def groups(trials: Sequence[Trial], most: int | None) -> Iterator[tuple[Trial, .
         yield from (tuple(group[i : i + size]) for i in range(0, len(group), size))
 
 
-class Outline(NamedTuple):
+class ExpectedWork(NamedTuple):
     """How much a study is: segments, and training steps as far as the race can be foreseen."""
 
     segments: int
     steps_raced: int
 
 
-def outline(
+def expected_work(
     spec: StudySpec, search: Sequence[Trial], final: Sequence[Trial], keep: Sequence[int]
-) -> Outline:
+) -> ExpectedWork:
     """Return what a study runs if grids do not grow, nothing diverges, and no method stops.
 
     ``keep`` settings of a method go on after the first, the second, ... rung.
     """
-    most, stops = spec.engine.most_lanes, rungs(spec.budget)
+    most, stops = spec.engine.most_lanes, rung_steps(spec.budget)
     count, taken, start = 0, 0, 0
     left = list(search)
     for number, stop in enumerate(stops or (spec.budget.steps,)):
-        count += len(list(groups(left, most)))
+        count += len(list(group_trials(left, most)))
         taken += len(left) * (stop - start)
         kept = keep[min(number, len(keep) - 1)]
         by_method: dict[str, list[Trial]] = {}
@@ -176,11 +176,11 @@ def outline(
             by_method.setdefault(trial.method.name, []).append(trial)
         left = [t for own in by_method.values() for t in own[:kept]]
         start = stop
-    count += len(list(groups(final, most)))
-    return Outline(count, taken + sum(t.conditions.steps for t in final))
+    count += len(list(group_trials(final, most)))
+    return ExpectedWork(count, taken + sum(t.conditions.steps for t in final))
 
 
-def segments(
+def build_segments(
     trials: Sequence[Trial],
     span: tuple[int, int],
     folder: str,
@@ -202,5 +202,5 @@ def segments(
             engines.get(group[0].method.name),
             scored,
         )
-        for group in groups(trials, most)
+        for group in group_trials(trials, most)
     )

@@ -19,23 +19,23 @@ from bakeoff.data import assets
 from bakeoff.data.assets import ASSET
 from bakeoff.study.config.inputs import BaseSpec
 
-INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
-READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
+FINGERPRINTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 HEADER_BYTES = 100_000_000
 """The longest header that safetensors itself reads."""
 HUB_SECONDS = 10.0
 """How long a hub may take to say which commit it has."""
-UNPINNED = (
+UNPINNED_WARNING = (
     "which commit of {model} this is could not be found out: it is whatever its hub has at each "
     "start. `revision` under [base], the 40 digits of a commit, says which."
 )
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 @dataclass(frozen=True)
-class Base:
+class ResolvedBase:
     """Where a base lies and what is known of it.
 
     ``path`` is a folder or a hub id; ``fingerprint`` is the sha256 of its files (see
@@ -49,7 +49,7 @@ class Base:
     commit: str | None = None
 
 
-def locate(model: str, progress: Callable[[str], None], revision: str | None = None) -> Base:
+def locate_base(model: str, progress: Callable[[str], None], revision: str | None = None) -> ResolvedBase:
     """Return where the base lies, preparing a packaged one if needed; ``revision`` is of a hub's.
 
     Raises:
@@ -61,14 +61,14 @@ def locate(model: str, progress: Callable[[str], None], revision: str | None = N
         folder = assets.prepare(name, progress)
         asset = assets.find_asset(name)
         check_folder(folder)
-        return Base(str(folder), asset.hub_id or model, asset.note, fingerprint(folder))
+        return ResolvedBase(str(folder), asset.hub_id or model, asset.note, fingerprint(folder))
     folder = Path(model).expanduser()
     if folder.is_dir():
         check_folder(folder)
-        return Base(str(folder.resolve()), str(folder.resolve()), None, fingerprint(folder))
+        return ResolvedBase(str(folder.resolve()), str(folder.resolve()), None, fingerprint(folder))
     if is_hub_id(model):
-        commit = commit_of(model, revision)
-        return Base(model, model, None, commit, commit)
+        commit = resolve_commit(model, revision)
+        return ResolvedBase(model, model, None, commit, commit)
     raise PreflightError(
         "model-not-found",
         f"There is no model folder '{model}'.",
@@ -77,7 +77,7 @@ def locate(model: str, progress: Callable[[str], None], revision: str | None = N
     )
 
 
-def commit_of(model: str, revision: str | None = None) -> str | None:
+def resolve_commit(model: str, revision: str | None = None) -> str | None:
     """Return the commit that a hub's branch or tag stands at, 40 digits; None: it is not known.
 
     The hub is asked; where it does not answer, the downloads on this machine: their note of the
@@ -91,10 +91,10 @@ def commit_of(model: str, revision: str | None = None) -> str | None:
     try:
         return huggingface_hub.model_info(model, revision=revision, timeout=HUB_SECONDS).sha
     except Exception:  # no network, none such, not for us: who loads it says which
-        return _downloaded(model, revision, Path(constants.HF_HUB_CACHE))
+        return _cached_commit(model, revision, Path(constants.HF_HUB_CACHE))
 
 
-def _downloaded(model: str, revision: str | None, cache: Path) -> str | None:
+def _cached_commit(model: str, revision: str | None, cache: Path) -> str | None:
     from huggingface_hub import constants, file_download
 
     name = file_download.repo_folder_name(repo_id=model, repo_type="model")
@@ -107,7 +107,7 @@ def _downloaded(model: str, revision: str | None, cache: Path) -> str | None:
     return there[0] if revision is None and len(there) == 1 else None
 
 
-def consent(base: Base, spec: BaseSpec) -> list[str]:
+def check_trust(base: ResolvedBase, spec: BaseSpec) -> list[str]:
     """Hold a study's trust in its base's own code to one version of it; return what to say of both.
 
     The fingerprint of a folder covers its code; a hub model is pinned by its commit, and code is
@@ -117,7 +117,7 @@ def consent(base: Base, spec: BaseSpec) -> list[str]:
         UsageError: ``trust-unpinned``.
     """
     if not spec.trust_remote_code:
-        return [UNPINNED.format(model=spec.model)] if base.fingerprint is None else []
+        return [UNPINNED_WARNING.format(model=spec.model)] if base.fingerprint is None else []
     of_hub = base.fingerprint is None or base.commit is not None
     if of_hub and not _COMMIT.fullmatch(spec.revision or ""):
         raise UsageError(
@@ -137,9 +137,9 @@ def check_folder(folder: Path) -> None:
             "model-not-found", f"{folder} holds no config.json.", "a transformers model folder."
         )
     if weights := sorted(folder.glob("*.safetensors")):
-        refuse_torn(folder, weights)
+        check_shards(folder, weights)
         return
-    pickled = sorted(p.name for pattern in PICKLED for p in folder.glob(pattern))
+    pickled = sorted(p.name for pattern in PICKLE_PATTERNS for p in folder.glob(pattern))
     if pickled:
         raise PreflightError(
             "pickled-weights",
@@ -153,34 +153,34 @@ def check_folder(folder: Path) -> None:
     )
 
 
-def refuse_torn(folder: Path, weights: Sequence[Path]) -> None:
+def check_shards(folder: Path, weights: Sequence[Path]) -> None:
     """Refuse a folder whose download has not come to its end: shards cut off, or not there.
 
     Raises:
         PreflightError: ``base-incomplete``, naming the file.
     """
-    whole = folder / WHOLE
-    shards = [] if whole in weights else _shards(folder)
+    whole = folder / WEIGHTS_FILE
+    shards = [] if whole in weights else _index_shards(folder)
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
         raise _incomplete(folder, f"its index names {missing[0]}, which is not there")
     for path in [whole] if whole in weights else map(folder.joinpath, shards):
-        why = _torn(path)
+        why = _find_truncation(path)
         if why is not None:
             raise _incomplete(folder, f"{path.name} {why}")
 
 
-def _shards(folder: Path) -> list[str]:
+def _index_shards(folder: Path) -> list[str]:
     """Return the shards that an index names; a broken one is told by whoever loads the base."""
     try:
-        index = read_json(folder / INDEX, 16 * CONFIG_BYTES)
+        index = read_json(folder / INDEX_FILE, 16 * CONFIG_BYTES)
         named = {str(name) for name in index["weight_map"].values()}
     except (UnreadableFile, KeyError, TypeError, AttributeError):
         return []
     return sorted(filter(_SHARD.fullmatch, named))
 
 
-def _torn(path: Path) -> str | None:
+def _find_truncation(path: Path) -> str | None:
     """Say why a safetensors file is not whole, by its header; None where it is.
 
     The header's length, the header, the tensors end to end: so the header tells the file's size.
@@ -218,7 +218,7 @@ def fingerprint(folder: Path) -> str:
         [
             *folder.glob("*.safetensors"),
             *folder.glob("*.py"),  # run only where the study trusts it
-            *filter(Path.is_file, map(folder.joinpath, READ)),
+            *filter(Path.is_file, map(folder.joinpath, FINGERPRINTED_FILES)),
         ]
     ):
         size = path.stat().st_size

@@ -9,20 +9,20 @@ from bakeoff.core.errors import PreflightError
 from bakeoff.data import rows as data_rows
 from bakeoff.study.config import StudySpec, dump_spec, flatten
 
-WHERE_IT_RUNS = (
+EXECUTION_KEYS = (
     "executor", "workers", "threads", "gpus_per_segment", "segment_retries", "ray_address",
     "ray_files", "ray_unauthenticated", "patience",
 )  # fmt: skip
 """Keys of `[engine]` that may change when a study goes on."""
 
 
-def comparable(spec: StudySpec) -> dict[str, Any]:
+def comparable_spec(spec: StudySpec) -> dict[str, Any]:
     """Return what of a spec must stay: all but paths (hashes are compared) and mere speed."""
     value = dump_spec(spec)
     of_reading = ("validation_fraction", "test_fraction", "group", "limit", "config", "revision")
     for name in (*data_rows.SPLITS, *of_reading):
         value["data"].pop(name, None)
-    for name in WHERE_IT_RUNS:
+    for name in EXECUTION_KEYS:
         value["engine"].pop(name, None)
     for name in ("metric", "metric_options", "chat_template"):  # compared as they are resolved
         value["task"].pop(name, None)
@@ -35,7 +35,7 @@ def comparable(spec: StudySpec) -> dict[str, Any]:
     return value
 
 
-def refuse_difference(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_unchanged(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with a study that is no longer the one that was frozen.
 
     Raises:
@@ -56,13 +56,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a line for each dotted key whose values differ: ``key: before -> now``."""
     one, two = flatten(before), flatten(now)
     return [
-        f"{key}: {_shown(one.get(key))} -> {_shown(two.get(key))}"
+        f"{key}: {_format_value(one.get(key))} -> {_format_value(two.get(key))}"
         for key in sorted(one.keys() | two.keys())
         if one.get(key) != two.get(key)
     ]
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "(absent)"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -28,11 +28,16 @@ from bakeoff.metrics import load
 from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning import trials
-from bakeoff.study.remote import call, executor
+from bakeoff.study.remote import open_executor, run_remote
 from bakeoff.study.setup import base_model
 from bakeoff.study.setup import splits as setup_splits
-from bakeoff.study.setup.study import CAUSAL_LM, ChosenMetric, Study, prior_trial, segment
-from bakeoff.study.setup.validate_data import examine, listed, refuse, said
+from bakeoff.study.setup.study import CAUSAL_LM, ChosenMetric, Study, prior_trial, whole_segment
+from bakeoff.study.setup.validate_data import (
+    raise_fatal,
+    report_warnings,
+    validate_rows,
+    warning_texts,
+)
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.tasks import task_class
 
@@ -45,20 +50,20 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     """
     entries = load_methods(spec, source)
     task = task_class(spec.task.kind)
-    metric = chosen_metric(spec, source)
+    metric = resolve_metric(spec, source)
     splits = setup_splits.read_splits(spec, source)
-    splits = splits._replace(general=general_text(spec, task.task_type, source))
-    options, faults = examine(spec, source, task, splits)
-    base = base_model.locate(spec.base.model, progress.say, spec.base.revision)
-    trust = base_model.consent(base, spec.base)
-    warnings = said([*trust, *listed(faults, splits), *trials.early_rungs(spec.budget)], progress)
+    splits = splits._replace(general=load_general_text(spec, task.task_type, source))
+    options, faults = validate_rows(spec, source, task, splits)
+    base = base_model.locate_base(spec.base.model, progress.say, spec.base.revision)
+    trust = base_model.check_trust(base, spec.base)
+    warnings = report_warnings([*trust, *warning_texts(faults, splits), *trials.early_rung_warnings(spec.budget)], progress)
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     wishes = spec.engine.model_dump(include={"device", "precision", "workers"})
     wishes["threads"] = spec.engine.threads_wished
     wishes |= spec.base.model_dump(include={"quantize", "quantizer"})
-    machine = call(executor(spec), jobs.DETECT_MACHINE, wishes)
+    machine = run_remote(open_executor(spec), jobs.DETECT_MACHINE, wishes)
     conditions = Conditions(
         base=base.published_as,
         revision=base.commit or spec.base.revision,
@@ -89,10 +94,10 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     opened = Study(
         spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric
     )
-    return matched(opened) if spec.budget.match == "parameters" else opened
+    return match_parameters(opened) if spec.budget.match == "parameters" else opened
 
 
-def general_text(spec: StudySpec, task_type: str, source: Path) -> list[Row]:
+def load_general_text(spec: StudySpec, task_type: str, source: Path) -> list[Row]:
     """Return the documents that forgetting is measured on; none where nothing says a next token.
 
     Raises:
@@ -111,7 +116,7 @@ def general_text(spec: StudySpec, task_type: str, source: Path) -> list[Row]:
     )
 
 
-def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:
+def resolve_metric(spec: StudySpec, source: Path) -> ChosenMetric:
     """Return the metric that a study names, its options checked; the task's own without one.
 
     Raises:
@@ -135,12 +140,12 @@ def chosen_metric(spec: StudySpec, source: Path) -> ChosenMetric:
         "folder": str(source),
     }
     # where the executor works: a function of the user's own runs there too
-    found = call(executor(spec), jobs.DESCRIBE_METRIC, given)
+    found = run_remote(open_executor(spec), jobs.DESCRIBE_METRIC, given)
     info = MetricInfo(**found["info"])
     return ChosenMetric(named.name, info, found["options"], found["of_losses"], code)
 
 
-def check(study: Study, progress: Progress) -> Study:
+def check_study(study: Study, progress: Progress) -> Study:
     """Check methods, base and tokens in a worker; return the study with what is to be listed.
 
     Its data must lie in its folder.
@@ -149,30 +154,30 @@ def check(study: Study, progress: Progress) -> Study:
         PreflightError: what the user must mend, all of it at once, with row numbers.
     """
     trials = [prior_trial(study, entry) for entry in study.entries]
-    answer = call(executor(study.spec), jobs.CHECK_STUDY, segment(study, trials).to_json())
+    answer = run_remote(open_executor(study.spec), jobs.CHECK_STUDY, whole_segment(study, trials).to_json())
     faults = [DataIssue.from_json(fault) for fault in answer["faults"]]
-    refuse(faults, study.splits)
-    return warned(study, listed(faults, study.splits), progress)
+    raise_fatal(faults, study.splits)
+    return add_warnings(study, warning_texts(faults, study.splits), progress)
 
 
-def warned(study: Study, warnings: Sequence[str], progress: Progress) -> Study:
+def add_warnings(study: Study, warnings: Sequence[str], progress: Progress) -> Study:
     """Say the warnings that are new; return the study with them."""
     new = [warning for warning in warnings if warning not in study.warnings]
-    return study._replace(warnings=study.warnings + said(new, progress))
+    return study._replace(warnings=study.warnings + report_warnings(new, progress))
 
 
-def matched(study: Study) -> Study:
+def match_parameters(study: Study) -> Study:
     """Give every method the size that trains as many parameters as the control (or as asked)."""
     task = task_class(study.spec.task.kind)
     overrides = study.spec.method
     question = {
-        "segment": segment(study, [prior_trial(study, e) for e in study.entries]).to_json(),
+        "segment": whole_segment(study, [prior_trial(study, e) for e in study.entries]).to_json(),
         "task_type": task.task_type,
         "heads": list(task.heads),
         "target": study.spec.budget.parameters,
         "fixed": {name: list(override.config) for name, override in overrides.items()},
     }
-    sizes = tuple(call(executor(study.spec), jobs.MATCH_PARAMETERS, question)["sizes"])
+    sizes = tuple(run_remote(open_executor(study.spec), jobs.MATCH_PARAMETERS, question)["sizes"])
     entries = []
     for entry, size in zip(study.entries, sizes, strict=True):
         if size["value"] is not None:

@@ -20,7 +20,7 @@ def frozen_values(study: Study) -> dict[str, Any]:
     """Return what must not change between the first run of a study and any later one."""
     template = (study.conditions.task_options.get("chat") or {}).get("template")
     return {
-        "spec": compatibility.comparable(study.spec),
+        "spec": compatibility.comparable_spec(study.spec),
         "data": study.conditions.data,
         "base": study.base.fingerprint,
         "machine": study.machine,
@@ -34,7 +34,7 @@ def frozen_values(study: Study) -> dict[str, Any]:
     }
 
 
-def about(study: Study) -> dict[str, Any]:
+def describe_study(study: Study) -> dict[str, Any]:
     """Return what the report must know of a study beside its trials."""
     task = task_class(study.conditions.task)
     references = []

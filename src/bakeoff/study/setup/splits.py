@@ -25,17 +25,17 @@ def read_splits(spec: StudySpec, source: Path) -> Splits:
     """
     limits = spec.data.limit.model_dump()
     rng = random.Random(spec.seed)
-    found = sources.load_splits(_named(spec), source, spec.data.config, spec.data.revision)
-    rows, cut = _all_rows(spec, {name: own.rows for name, own in found.items()})
+    found = sources.load_splits(_split_references(spec), source, spec.data.config, spec.data.revision)
+    rows, cut = _cut_missing_splits(spec, {name: own.rows for name, own in found.items()})
     origins = {name: own.origin for name, own in found.items()}
     origins |= {name: {**origins["train"], "share": share} for name, share in cut.items()}
-    if (source / ORIGINS_FILE).is_file() and _named(spec) == FROZEN_FILES:
-        origins = _origins(source / ORIGINS_FILE)
+    if (source / ORIGINS_FILE).is_file() and _split_references(spec) == FROZEN_FILES:
+        origins = _read_origins(source / ORIGINS_FILE)
     sampled = {name: splits.sample_rows(rows[name], limits[name], rng) for name in data_rows.SPLITS}
     return Splits(sampled, cut, origins)
 
 
-def _origins(path: Path) -> dict[str, Any]:
+def _read_origins(path: Path) -> dict[str, Any]:
     """Read where frozen splits came from.
 
     Raises:
@@ -50,12 +50,12 @@ def _origins(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _named(spec: StudySpec) -> dict[str, str]:
+def _split_references(spec: StudySpec) -> dict[str, str]:
     named = {name: getattr(spec.data, name) for name in data_rows.SPLITS}
     return {name: reference for name, reference in named.items() if reference is not None}
 
 
-def _all_rows(
+def _cut_missing_splits(
     spec: StudySpec, given: dict[str, list[data_rows.Row]]
 ) -> tuple[dict[str, list[data_rows.Row]], dict[str, float]]:
     missing = {
@@ -63,7 +63,7 @@ def _all_rows(
         for name in ("validation", "test")
         if name not in given
     }
-    given = _renamed(given, spec.data.rename)
+    given = _rename_columns(given, spec.data.rename)
     if not missing:
         return given, {}
     rows = given.pop("train")
@@ -75,7 +75,7 @@ def _all_rows(
     ), fractions
 
 
-def _renamed(
+def _rename_columns(
     given: dict[str, list[data_rows.Row]], names: Mapping[str, str]
 ) -> dict[str, list[data_rows.Row]]:
     """Give columns the names that ``data.rename`` says.

@@ -33,7 +33,7 @@ class Study(NamedTuple):
     folder: Path
     entries: tuple[MethodEntry, ...]
     conditions: Conditions
-    base: base_model.Base
+    base: base_model.ResolvedBase
     machine: dict[str, Any]
     splits: data_splits.Splits
     warnings: tuple[str, ...]
@@ -43,7 +43,7 @@ class Study(NamedTuple):
     """Each method's size, where the study wants equal trainable parameters."""
 
 
-def segment(study: Study, trials: Sequence[Trial], engine: dict[str, Any] | None = None) -> Segment:
+def whole_segment(study: Study, trials: Sequence[Trial], engine: dict[str, Any] | None = None) -> Segment:
     """Return the segment of ``trials`` over the whole budget."""
     steps = study.conditions.steps
     return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path, engine)

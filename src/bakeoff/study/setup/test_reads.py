@@ -10,18 +10,18 @@ counted.
 from __future__ import annotations
 
 import copy
-import datetime
 from collections.abc import Mapping
 from typing import Any
 
+from bakeoff.core.clock import now_utc
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.trial import DESCRIPTIVE_FIELDS
-from bakeoff.study.setup.compatibility import differences, refuse_difference
+from bakeoff.study.setup.compatibility import check_unchanged, differences
 
-NOTHING = "--again: nothing has changed since the test set was last read, so it is the same look."
+NO_CHANGE_MESSAGE = "--again: nothing has changed since the test set was last read, so it is the same look."
 
 
-def held(
+def check_test_read(
     values: Mapping[str, Any], now: Mapping[str, Any], test_read: bool, again: bool
 ) -> dict[str, Any]:
     """Hold a study against what was frozen of it; return what to note of a further look at test.
@@ -35,10 +35,10 @@ def held(
     if before is None:
         return {}
     if not test_read:
-        refuse_difference(before, now)
+        check_unchanged(before, now)
     removed = values.get("removed", {})
-    refuse_difference(*_fixed(before, now, removed))
-    changes = differences(_written(before), _written(now))
+    check_unchanged(*_strip_allowed_changes(before, now, removed))
+    changes = differences(_study_file_values(before), _study_file_values(now))
     if not changes:
         return {}
     if not again:
@@ -49,15 +49,15 @@ def held(
             "`--again` to look at the test set once more (the report counts it), or a new folder "
             "with a fresh test set.",
         )
-    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    at = now_utc()
     look = {"at": at, "changes": changes, "seeds": before["spec"]["budget"]["seeds"]}
     return {
         "looks": [*values.get("looks", []), look],
-        "removed": _removed(before, now, removed),
+        "removed": _removed_methods(before, now, removed),
     }
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a line for each difference between two frozen studies, the study file's keys first.
 
     What is said of a method beside what it does is no difference, nor what follows from a method's
@@ -73,10 +73,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             if name in both
         }
         sides.append(rest)
-    return [*differences(_written(before), _written(now)), *differences(*sides)]
+    return [*differences(_study_file_values(before), _study_file_values(now)), *differences(*sides)]
 
 
-def _fixed(
+def _strip_allowed_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], removed: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return both sides without what a further look may change; equal, they leave trials valid.
@@ -101,13 +101,13 @@ def _fixed(
     return old, new
 
 
-def _written(frozen: Mapping[str, Any]) -> dict[str, Any]:
+def _study_file_values(frozen: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the study file says, under its own keys; a method's entry follows from it."""
     spec: dict[str, Any] = frozen["spec"]
     return spec
 
 
-def _removed(
+def _removed_methods(
     before: Mapping[str, Any], now: Mapping[str, Any], removed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return every method that was in the study and is not any more, as it was."""

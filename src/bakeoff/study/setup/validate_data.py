@@ -20,7 +20,7 @@ from bakeoff.study.config.inputs import TaskSpec
 from bakeoff.study.monitoring.progress import Progress
 
 
-def examine(
+def validate_rows(
     spec: StudySpec, source: Path, task: Any, splits: Splits
 ) -> tuple[dict[str, Any], list[DataIssue]]:
     """Check the rows as text; return the task's options and what is to be listed.
@@ -29,7 +29,7 @@ def examine(
         PreflightError: what no study can be run on, all of it at once, with row numbers.
     """
     columns = task.columns(spec.data.columns, next(iter(splits.rows["train"]), ()))
-    own = task.completed(spec.task.options)
+    own = task.complete_options(spec.task.options)
     if chat := chat_options(spec.task, source, "messages" in task.structured):
         own["chat"] = chat
     reading = checks.Reading(
@@ -42,7 +42,7 @@ def examine(
         batch_size=spec.budget.batch_size,
     )
     faults = checks.find_blocking_issues(splits.rows, reading)
-    refuse(faults, splits)
+    raise_fatal(faults, splits)
     checked = task.check(
         splits.rows,
         {
@@ -52,7 +52,7 @@ def examine(
             **own,
         },
     )
-    refuse(checked.faults, splits)
+    raise_fatal(checked.faults, splits)
     return checked.options, [*faults, *checked.faults, *checks.find_warnings(splits.rows, reading)]
 
 
@@ -91,19 +91,19 @@ def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
     return given
 
 
-def refuse(faults: Sequence[DataIssue], splits: Splits) -> None:
+def raise_fatal(faults: Sequence[DataIssue], splits: Splits) -> None:
     """Refuse fatal faults, all at once."""
     refused = as_error(faults, splits.place)
     if refused is not None:
         raise refused
 
 
-def listed(faults: Sequence[DataIssue], splits: Splits) -> list[str]:
+def warning_texts(faults: Sequence[DataIssue], splits: Splits) -> list[str]:
     """Return the sentences that list faults which are not fatal."""
     return [fault.warning(splits.place) for fault in faults]
 
 
-def said(warnings: Sequence[str], progress: Progress) -> tuple[str, ...]:
+def report_warnings(warnings: Sequence[str], progress: Progress) -> tuple[str, ...]:
     """Say each warning; return them."""
     for warning in warnings:
         progress.say(f"warning: {warning}")

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from bakeoff.core.errors import EnvironmentProblem
 
-TABLE = Path("/proc/self/mounts")
-CONSENT = "BAKEOFF_NETWORK_FOLDER"
+MOUNT_TABLE = Path("/proc/self/mounts")
+NETWORK_FOLDER_VARIABLE = "BAKEOFF_NETWORK_FOLDER"
 """Set to 1 by whoever has no other disk and runs the study from one host only: the database then
 does without the write-ahead log."""
 
@@ -46,41 +46,41 @@ class Mount(NamedTuple):
     kind: str
 
 
-def of(folder: Path, table: str | None = None) -> Mount | None:
+def filesystem_of(folder: Path, table: str | None = None) -> Mount | None:
     """Return the file system that ``folder`` lies, or would lie, on; None where it is not known.
 
     ``table`` is a text in the form of ``/proc/mounts``; by default the kernel's.
     """
     if table is None:
         try:
-            table = TABLE.read_text(encoding="utf-8", errors="surrogateescape")
+            table = MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             return None
     path = folder.resolve()
-    inside = [m for m in _read(table) if path.is_relative_to(m.point)]
+    inside = [m for m in _parse_mounts(table) if path.is_relative_to(m.point)]
     # the longest path wins; of two on one point, the later one lies on top
     return max(reversed(inside), key=lambda m: len(m.point), default=None)
 
 
-def over_network(kind: str) -> bool:
+def is_network_filesystem(kind: str) -> bool:
     """Tell whether a file system of this kind is another machine's, or may be."""
     fuse = kind == "fuse" or kind.startswith("fuse.")
     return kind in NETWORK or (fuse and kind not in LOCAL_FUSE)
 
 
-def consented() -> bool:
+def allows_network_folder() -> bool:
     """Tell whether the user has asked for a study on a network file system."""
-    return os.environ.get(CONSENT, "") == "1"
+    return os.environ.get(NETWORK_FOLDER_VARIABLE, "") == "1"
 
 
-def refuse_network(folder: Path, table: str | None = None) -> None:
+def check_local_filesystem(folder: Path, table: str | None = None) -> None:
     """Refuse a study folder on a network file system.
 
     Raises:
         EnvironmentProblem: ``network-folder``, with the mount.
     """
-    mount = of(folder, table)
-    if mount is None or not over_network(mount.kind) or consented():
+    mount = filesystem_of(folder, table)
+    if mount is None or not is_network_filesystem(mount.kind) or allows_network_folder():
         return
     raise EnvironmentProblem(
         "network-folder",
@@ -88,15 +88,15 @@ def refuse_network(folder: Path, table: str | None = None) -> None:
         f"on {mount.point}): a database's locks and shared memory do not hold there, and studies "
         "are lost.",
         "`--out DIR` on a disk of this machine, and copy the folder when the study has ended; or, "
-        f"where there is no such disk and one host only runs the study, {CONSENT}=1.",
+        f"where there is no such disk and one host only runs the study, {NETWORK_FOLDER_VARIABLE}=1.",
     )
 
 
-def _read(table: str) -> list[Mount]:
+def _parse_mounts(table: str) -> list[Mount]:
     rows = [line.split() for line in table.splitlines()]
-    return [Mount(_plain(r[0]), _plain(r[1]), r[2]) for r in rows if len(r) >= 3]
+    return [Mount(_unescape(r[0]), _unescape(r[1]), r[2]) for r in rows if len(r) >= 3]
 
 
-def _plain(field: str) -> str:
+def _unescape(field: str) -> str:
     """Undo the table's escapes: three octal digits, for blanks and the like."""
     return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), field)

@@ -8,7 +8,6 @@ was left by a dead process is overwritten, and never keeps anybody out.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import socket
@@ -20,15 +19,16 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from bakeoff.core import files
+from bakeoff.core.clock import now_utc
 from bakeoff.core.errors import LockedError
 
 LOCK = ".lock"
 NOTE = ".lock.json"
-PATIENCE = 1.0
+WAIT_SECONDS = 1.0
 """Seconds that a moment's lock (``doctor`` asking who runs a study) is waited for, and a note."""
 
 
-class Holder(NamedTuple):
+class LockHolder(NamedTuple):
     """Who holds a study's lock, as the note says; ``since`` is ISO 8601 in UTC."""
 
     pid: int
@@ -58,17 +58,17 @@ class Holder(NamedTuple):
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def hold_lock(folder: Path) -> Iterator[None]:
     """Hold the study's lock.
 
     Raises:
         LockedError: ``study-locked``, with who holds it.
     """
-    lock = FileLock(folder / LOCK, timeout=PATIENCE)
+    lock = FileLock(folder / LOCK, timeout=WAIT_SECONDS)
     try:
         lock.acquire()
     except Timeout as error:
-        holder = _holder(folder)
+        holder = _wait_for_holder(folder)
         who = str(holder) if holder else f"no {NOTE} says which"
         raise LockedError(
             "study-locked",
@@ -77,48 +77,48 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     note = folder / NOTE
     try:
-        files.atomic_write_text(note, json.dumps(_me()._asdict()) + "\n")
+        files.atomic_write_text(note, json.dumps(_this_process()._asdict()) + "\n")
         yield
     finally:
         note.unlink(missing_ok=True)
         lock.release()
 
 
-def running(folder: Path) -> Holder | None:
+def current_holder(folder: Path) -> LockHolder | None:
     """Return who holds the study's lock now, None where nobody does, or none can be taken there."""
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        return _holder(folder) or Holder(0, "(unknown)", "(unknown)")
+        return _wait_for_holder(folder) or LockHolder(0, "(unknown)", "(unknown)")
     except OSError:
         return None  # a folder that this user only reads
     lock.release()
     return None
 
 
-def noted(folder: Path) -> Holder | None:
+def read_holder(folder: Path) -> LockHolder | None:
     """Return who holds the lock by the note alone: for a process that knows that it is held."""
-    return _read(folder / NOTE)
+    return _read_note(folder / NOTE)
 
 
-def _me() -> Holder:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Holder(os.getpid(), socket.gethostname(), now)
+def _this_process() -> LockHolder:
+    now = now_utc()
+    return LockHolder(os.getpid(), socket.gethostname(), now)
 
 
-def _holder(folder: Path) -> Holder | None:
+def _wait_for_holder(folder: Path) -> LockHolder | None:
     """Read the note; one of a dead process may be about to be overwritten by who has the lock."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + WAIT_SECONDS
     while True:
-        found = _read(folder / NOTE)
+        found = _read_note(folder / NOTE)
         if (found is not None and found.alive is not False) or time.monotonic() > until:
             return found
         time.sleep(0.05)
 
 
-def _read(note: Path) -> Holder | None:
+def _read_note(note: Path) -> LockHolder | None:
     try:
-        return Holder(**json.loads(note.read_text(encoding="utf-8")))
+        return LockHolder(**json.loads(note.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

@@ -8,7 +8,6 @@ Mending takes nothing away that was acknowledged.
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from bakeoff.core import files as core_files
 from bakeoff.core import trial_dir
+from bakeoff.core.clock import now_utc
 from bakeoff.core.errors import BakeoffError, first_line
 from bakeoff.core.files import sha256_of
 from bakeoff.core.results import TrialResult
@@ -27,10 +27,10 @@ from bakeoff.study.storage import lock, study_dir
 from bakeoff.study.storage.database import Reader, Row, Writer, rebuild
 
 TRIALS = "trials"
-TORN = re.compile(r"\.tmp\w{6}|.*\.tmp")
+PARTIAL_FILE = re.compile(r"\.tmp\w{6}|.*\.tmp")
 """Files that somebody was writing: ours, and those of safetensors (``.tmp`` and six letters)."""
-HALF_WRITTEN_IN = (TRIALS, "data", "tokens")
-HALF_WRITTEN = (
+PARTIAL_FILE_FOLDERS = (TRIALS, "data", "tokens")
+PARTIAL_FILE_NAMES = (
     study_dir.STUDY_FILE,
     study_dir.CHAT_TEMPLATE,
     "report.json",
@@ -42,7 +42,7 @@ REBUILT = (
     "The study's database was damaged and rebuilt at {at}: what was done to the study before, such "
     "as looks at its test set, is known only as far as it could be read."
 )
-OK, NOTE, BAD, MENDED = "ok", "note", "bad", "mended"
+OK, NOTE, BAD, REPAIRED = "ok", "note", "bad", "mended"
 
 
 class Finding(NamedTuple):
@@ -64,27 +64,27 @@ def diagnose(out: Path, mend: bool = False) -> list[Finding]:
         UsageError: ``no-study``.
         LockedError: ``study-locked``: what a running study is writing cannot be mended.
     """
-    study_dir.database_of(out)
+    study_dir.database_path(out)
     if mend:
-        with lock.locked(out):
-            return _all(out, mend=True)
-    holder = lock.running(out)
-    found = _all(out, mend=False, running=holder is not None)
+        with lock.hold_lock(out):
+            return _check_all(out, mend=True)
+    holder = lock.current_holder(out)
+    found = _check_all(out, mend=False, running=holder is not None)
     if holder is not None:
         text = f"it runs: {holder}; what it is writing was not looked at"
         found.insert(0, Finding("lock", NOTE, "running", text))
     return found
 
 
-def start(out: Path, store: Writer) -> list[Finding]:
+def clean_up_before_run(out: Path, store: Writer) -> list[Finding]:
     """Clear the way for a run, which holds the lock: sweep what was torn, forget lost states."""
     with Reader(out / study_dir.DATABASE) as reader, reader.still():
         rows, standing = reader.rows(), reader.standing()
-    found = [*_torn(out, mend=True), *_log(out, mend=True)]
-    return [*found, *_states(out, rows, standing, store)]
+    found = [*_find_partial_files(out, mend=True), *_check_log(out, mend=True)]
+    return [*found, *_check_checkpoints(out, rows, standing, store)]
 
 
-def reattach(out: Path, store: Writer, trials: Iterable[Trial]) -> list[Finding]:
+def adopt_finished_trials(out: Path, store: Writer, trials: Iterable[Trial]) -> list[Finding]:
     """Write the missing rows of planned trials whose folders are whole.
 
     A folder that is not whole loses its seal, so that the worker writes it anew.
@@ -94,39 +94,43 @@ def reattach(out: Path, store: Writer, trials: Iterable[Trial]) -> list[Finding]
         finished = reader.finished()
     for trial in trials:
         place = out / TRIALS / trial.id
-        if trial.id in finished or not _sealed(place):
+        if trial.id in finished or not _has_manifest(place):
             continue
         result = trial_dir.read_result(place)
         if result is None:
             trial_dir.remove_manifest(place)
         elif result.status not in trial_dir.RETRYABLE:
             store.keep(result)
-            found.append(_attached(trial.id))
+            found.append(_adoption(trial.id))
     return found
 
 
-def _all(out: Path, mend: bool, running: bool = False) -> list[Finding]:
+def _check_all(out: Path, mend: bool, running: bool = False) -> list[Finding]:
     path = out / study_dir.DATABASE
-    found = _database(path, mend)
+    found = _check_database(path, mend)
     if found[-1].state == BAD:
         return found
     with Reader(path) as reader, reader.still():
         rows, standing, values = reader.rows(), reader.standing(), reader.values()
         kept = {t.id: r for t, r in reader.trials() if r is not None}
-    found += _data(out, values)
+    found += _check_frozen_files(out, values)
     writer = Writer(path) if mend else None
     try:
-        found += _rows(out, rows, kept, writer)
+        found += _check_results(out, rows, kept, writer)
         if not running:
-            found += _states(out, rows, standing, writer)
-            found += [*_torn(out, mend), *_log(out, mend), *_strangers(out, rows, mend)]
+            found += _check_checkpoints(out, rows, standing, writer)
+            found += [
+                *_find_partial_files(out, mend),
+                *_check_log(out, mend),
+                *_find_unknown_folders(out, rows, mend),
+            ]
     finally:
         if writer is not None:
             writer.close()
     return found
 
 
-def _database(path: Path, mend: bool) -> list[Finding]:
+def _check_database(path: Path, mend: bool) -> list[Finding]:
     """Look at the database as a whole: can it be read, which version, is every page sound."""
     try:
         with Reader(path) as reader:
@@ -146,14 +150,14 @@ def _database(path: Path, mend: bool) -> list[Finding]:
     if not mend:
         return [Finding("database", BAD, "database-damaged", detail)]
     aside = rebuild(path)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = now_utc()
     with Writer(path) as store:
         store.set("rebuilt", {"at": now, "damaged": aside.name})
     text = f"rebuilt; the damaged one is {aside.name} now ({detail})"
-    return [Finding("database", MENDED, "database-damaged", text)]
+    return [Finding("database", REPAIRED, "database-damaged", text)]
 
 
-def _data(out: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_frozen_files(out: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
     """Compare the frozen data and the user's own metric with the sums that were frozen."""
     frozen = values.get("frozen", {})
     wanted = {f"data/{name}.jsonl": sha for name, sha in frozen.get("data", {}).items()}
@@ -172,7 +176,7 @@ def _data(out: Path, values: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(name, BAD, "frozen-differs", text)
 
 
-def _rows(
+def _check_results(
     out: Path, rows: Mapping[str, Row], kept: Mapping[str, TrialResult], store: Writer | None
 ) -> Iterator[Finding]:
     """Compare each planned trial's row with its folder; take missing rows from whole folders."""
@@ -183,27 +187,27 @@ def _rows(
             if (result := trial_dir.read_finished(place)) is not None:
                 if store is None:
                     text = "finished, but the database has no result; --mend takes it from here"
-                    yield Finding(_name(trial_id), BAD, "row-missing", text)
+                    yield Finding(_trial_path(trial_id), BAD, "row-missing", text)
                 else:
                     store.keep(result)
-                    yield _attached(trial_id)
+                    yield _adoption(trial_id)
             continue
-        if row.status in trial_dir.RETRYABLE or (row.sealed is None and not _sealed(place)):
+        if row.status in trial_dir.RETRYABLE or (row.sealed is None and not _has_manifest(place)):
             continue  # nothing rests on it; or it never had one: stopped by the race, or imported
-        wrong = _wrong(place, row.sealed, kept[trial_id])
+        wrong = _folder_mismatch(place, row.sealed, kept[trial_id])
         if wrong is None:
             whole += 1
         elif wrong.code == "row-differs" and store is not None:
-            store.keep(_result(place))
-            yield wrong._replace(state=MENDED, detail="its row was taken from its folder again")
+            store.keep(_read_result(place))
+            yield wrong._replace(state=REPAIRED, detail="its row was taken from its folder again")
         else:
             yield wrong
     yield Finding(TRIALS, OK, "whole", f"{whole} finished trials whole, every file's hash right")
 
 
-def _wrong(place: Path, seal: str | None, row: TrialResult) -> Finding | None:
+def _folder_mismatch(place: Path, seal: str | None, row: TrialResult) -> Finding | None:
     """Say how a finished trial's folder is not what its row says; None where it is."""
-    name = _name(place.name)
+    name = _trial_path(place.name)
     damage = trial_dir.find_damage(place)
     if damage is not None:
         text = f"{damage}; its scores are safe in the database, these files are not to be used"
@@ -224,13 +228,13 @@ def _wrong(place: Path, seal: str | None, row: TrialResult) -> Finding | None:
     return None
 
 
-def _result(place: Path) -> TrialResult:
+def _read_result(place: Path) -> TrialResult:
     result = trial_dir.read_result(place)
     assert result is not None
     return result
 
 
-def _states(
+def _check_checkpoints(
     out: Path, rows: Mapping[str, Row], standing: Mapping[str, int], store: Writer | None
 ) -> Iterator[Finding]:
     """Find states at rungs that cannot be gone on from; have their trials start again."""
@@ -250,40 +254,42 @@ def _states(
             for name in torn:
                 (states / name).unlink(missing_ok=True)
             detail += "; removed, the trial starts again"
-        state = BAD if store is None else MENDED
-        yield Finding(f"{_name(trial_id)}/{trial_dir.CHECKPOINTS}", state, "state-torn", detail)
+        state = BAD if store is None else REPAIRED
+        yield Finding(
+            f"{_trial_path(trial_id)}/{trial_dir.CHECKPOINTS}", state, "state-torn", detail
+        )
 
 
-def _torn(out: Path, mend: bool) -> Iterator[Finding]:
+def _find_partial_files(out: Path, mend: bool) -> Iterator[Finding]:
     """Find the files that somebody was writing when they were interrupted."""
-    left = [out / (name + core_files.PARTIAL_SUFFIX) for name in HALF_WRITTEN]
+    left = [out / (name + core_files.PARTIAL_SUFFIX) for name in PARTIAL_FILE_NAMES]
     left += out.glob(f"{study_dir.DATABASE}.*{core_files.PARTIAL_SUFFIX}")
-    for below in HALF_WRITTEN_IN:
+    for below in PARTIAL_FILE_FOLDERS:
         for place, _, files in os.walk(out / below):
-            left += [Path(place) / name for name in sorted(files) if TORN.fullmatch(name)]
+            left += [Path(place) / name for name in sorted(files) if PARTIAL_FILE.fullmatch(name)]
     left += (out / TRIALS).glob(
         f"*{core_files.PARTIAL_SUFFIX}/"
     )  # a fork's copy of its parent's trial
     for path in left:
         if path.exists() or path.is_symlink():
-            yield _swept(out, path, "half-written", mend)
+            yield _remove_leftover(out, path, "half-written", mend)
 
 
-def _strangers(out: Path, rows: Mapping[str, Row], mend: bool) -> Iterator[Finding]:
+def _find_unknown_folders(out: Path, rows: Mapping[str, Row], mend: bool) -> Iterator[Finding]:
     """Find folders of trials that the database does not know; finished ones are not swept."""
     for place in sorted((out / TRIALS).glob("*")):
-        if place.name in rows or place.name.startswith(".") or TORN.fullmatch(place.name):
+        if place.name in rows or place.name.startswith(".") or PARTIAL_FILE.fullmatch(place.name):
             continue
         if place.is_dir() and not place.is_symlink() and trial_dir.read_result(place) is not None:
             text = (
                 "finished, but not planned; `bakeoff run` takes it if the study still asks for it"
             )
-            yield Finding(_name(place.name), NOTE, "trial-unknown", text)
+            yield Finding(_trial_path(place.name), NOTE, "trial-unknown", text)
         else:
-            yield _swept(out, place, "of a trial that the database does not know", mend)
+            yield _remove_leftover(out, place, "of a trial that the database does not know", mend)
 
 
-def _swept(out: Path, path: Path, why: str, mend: bool) -> Finding:
+def _remove_leftover(out: Path, path: Path, why: str, mend: bool) -> Finding:
     name = path.relative_to(out).as_posix()
     if not mend:
         return Finding(name, BAD, "orphan", f"{why}; --mend removes it")
@@ -291,10 +297,10 @@ def _swept(out: Path, path: Path, why: str, mend: bool) -> Finding:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-    return Finding(name, MENDED, "orphan", f"{why}; removed")
+    return Finding(name, REPAIRED, "orphan", f"{why}; removed")
 
 
-def _log(out: Path, mend: bool) -> Iterator[Finding]:
+def _check_log(out: Path, mend: bool) -> Iterator[Finding]:
     """Find a last line of the log that was cut off; it is removed, so that none is written on."""
     path = out / "log.jsonl"
     if not path.is_file() or path.stat().st_size == 0:
@@ -304,18 +310,18 @@ def _log(out: Path, mend: bool) -> Iterator[Finding]:
         return
     if mend:
         core_files.atomic_write_bytes(path, raw[: raw.rfind(b"\n") + 1])
-    state = MENDED if mend else BAD
+    state = REPAIRED if mend else BAD
     yield Finding("log.jsonl", state, "log-torn", "its last line is cut off")
 
 
-def _attached(trial_id: str) -> Finding:
+def _adoption(trial_id: str) -> Finding:
     text = "its row was missing; taken from its folder, whose hashes are all right"
-    return Finding(_name(trial_id), MENDED, "row-missing", text)
+    return Finding(_trial_path(trial_id), REPAIRED, "row-missing", text)
 
 
-def _sealed(place: Path) -> bool:
+def _has_manifest(place: Path) -> bool:
     return (place / trial_dir.MANIFEST).exists()
 
 
-def _name(trial_id: str) -> str:
+def _trial_path(trial_id: str) -> str:
     return f"{TRIALS}/{trial_id}"

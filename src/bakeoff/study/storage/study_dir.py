@@ -29,7 +29,7 @@ GENERAL = "general"
 """The file beside the splits that holds general text."""
 
 
-def make(folder: Path) -> None:
+def create(folder: Path) -> None:
     """Create the folder and prove that it can be written, and that a database lives there.
 
     Nothing in it may lead elsewhere.
@@ -38,10 +38,10 @@ def make(folder: Path) -> None:
         EnvironmentProblem: ``folder-not-writable``, ``network-folder``.
         PreflightError: ``folder-link``.
     """
-    filesystem.refuse_network(folder)
+    filesystem.check_local_filesystem(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        refuse_links(folder)
+        check_no_symlinks(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:  # ValueError: a path with NUL in it
@@ -53,7 +53,7 @@ def make(folder: Path) -> None:
         ) from error
 
 
-def database_of(folder: Path) -> Path:
+def database_path(folder: Path) -> Path:
     """Return where a study's database lies.
 
     Raises:
@@ -67,7 +67,7 @@ def database_of(folder: Path) -> Path:
     return path
 
 
-def refuse_links(folder: Path) -> None:
+def check_no_symlinks(folder: Path) -> None:
     """Refuse symbolic links inside a study folder: what is written there would land elsewhere.
 
     The folder itself may be one: whoever runs the study names it.
@@ -87,7 +87,7 @@ def refuse_links(folder: Path) -> None:
                 )
 
 
-def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
+def delete_checkpoints(folder: Path, trial_id: str, but: int | None) -> None:
     """Remove the states of a trial that it goes on from at rungs, except that at step ``but``."""
     states = folder / "trials" / trial_id / trial_dir.CHECKPOINTS
     if not is_within(states, folder):  # a link that came after the study was opened
@@ -102,7 +102,7 @@ def drop_states(folder: Path, trial_id: str, but: int | None) -> None:
 
 def freeze_data(folder: Path, splits: Splits) -> None:
     """Write the splits under ``data/``, with where they came from."""
-    for name, rows in _frozen(splits).items():
+    for name, rows in _frozen_rows(splits).items():
         data_rows.write_split(folder / "data" / f"{name}.jsonl", rows)
     files.atomic_write_text(folder / ORIGINS_FILE, json.dumps(splits.origins, indent=1) + "\n")
 
@@ -117,10 +117,10 @@ def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
 
 def digests(splits: Splits) -> dict[str, str]:
     """Return the sha256 sums that ``freeze_data`` would give, writing nothing."""
-    return {name: data_rows.canonical_digest(rows) for name, rows in _frozen(splits).items()}
+    return {name: data_rows.canonical_digest(rows) for name, rows in _frozen_rows(splits).items()}
 
 
-def _frozen(splits: Splits) -> dict[str, list[data_rows.Row]]:
+def _frozen_rows(splits: Splits) -> dict[str, list[data_rows.Row]]:
     return {**splits.rows, **({GENERAL: list(splits.general)} if splits.general else {})}
 
 

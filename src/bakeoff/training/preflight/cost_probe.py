@@ -22,12 +22,20 @@ from bakeoff.engine.device import free_memory, is_out_of_memory
 from bakeoff.engine.loop import Stepper
 from bakeoff.methods.hook import Incompatible
 from bakeoff.tasks._base import Example
-from bakeoff.training.evaluate import (check_longest_answer, summed_losses)
+from bakeoff.training.evaluate import check_longest_answer, summed_losses
 from bakeoff.training.preflight import latency, token_checks
 from bakeoff.training.preflight.capabilities.quantized import cannot_train_reason
-from bakeoff.training.preflight.parity import (ParityResult, probe_accelerators)
-from bakeoff.training.segment import (NO_GRADIENT, classify_failure, describe_failure)
-from bakeoff.training.setup import (TrainingSetup, build_setup, load_base, make_task, allows_recompute, prepare_process, requested_switches)
+from bakeoff.training.preflight.parity import ParityResult, probe_accelerators
+from bakeoff.training.segment import NO_GRADIENT, classify_failure, describe_failure
+from bakeoff.training.setup import (
+    TrainingSetup,
+    allows_recompute,
+    build_setup,
+    load_base,
+    make_task,
+    prepare_process,
+    requested_switches,
+)
 
 
 def probe_cost(value: dict[str, Any]) -> dict[str, Any]:
@@ -60,20 +68,20 @@ def _probe(segment: Segment) -> Cost:
     base_bytes = _bytes_in_use(c.device)
     del base
     profiling.release_memory()
-    bench = build_setup([trial], segment.base_path, data, decision.switches)
-    examples = bench.examples("train")
-    _check_positions(bench, examples)
+    setup = build_setup([trial], segment.base_path, data, decision.switches)
+    examples = setup.examples("train")
+    _check_positions(setup, examples)
     profiling.release_memory()
-    bench.feed.rescue = allows_recompute(segment)
-    stepper = bench.stepper()
-    bench.model.train()
-    batches = _find_fitting_batches(bench, stepper, examples)
+    setup.batch_builder.may_recompute = allows_recompute(segment)
+    stepper = setup.stepper()
+    setup.model.train()
+    batches = _find_fitting_batches(setup, stepper, examples)
     cost = profiling.measure_steps(
         lambda i: stepper.step(min(i, c.steps - 1), batches[i]), c.device
     )
-    if stepper.idle(0):
+    if stepper.never_updated(0):
         raise Incompatible(NO_GRADIENT.format(steps=len(batches)))
-    _check_evaluation_fits(bench)
+    _check_evaluation_fits(setup)
     timed = batches[profiling.WARM_UP_STEPS :]
     tokens = sum(sum(b.n_tokens) for b in timed) / len(timed)
     on_cpu = c.device == "cpu"
@@ -83,7 +91,7 @@ def _probe(segment: Segment) -> Cost:
     return Cost(
         method=trial.method.name,
         status=Status.DONE,
-        trainable_parameters=bench.lanes.stack.values.shape[1],
+        trainable_parameters=setup.lanes.stack.values.shape[1],
         train_tokens_per_second=1000 * tokens / cost.milliseconds,
         step_milliseconds=cost.milliseconds,
         train_peak_bytes=peak,
@@ -92,11 +100,11 @@ def _probe(segment: Segment) -> Cost:
         steps=cost.steps,
         tokens_per_step=tokens,
         engine={
-            "switches": dataclasses.asdict(bench.feed.in_use),
+            "switches": dataclasses.asdict(setup.batch_builder.active_switches),
             "reasons": decision.reasons,
             "token_bytes": token_bytes,
-            "pass_tokens": bench.feed.pass_tokens,
-            "rescue": bench.feed.rescue,
+            "pass_tokens": setup.batch_builder.pass_tokens,
+            "rescue": setup.batch_builder.may_recompute,
         },
     )
 
@@ -116,20 +124,20 @@ def _add_latency(cost: Cost, segment: Segment) -> Cost:
         return cost
     return dataclasses.replace(
         cost,
-        inference_milliseconds=found.apart,
-        inference_merged_milliseconds=found.merged,
+        inference_milliseconds=found.unmerged_ms,
+        inference_merged_milliseconds=found.merged_ms,
     )
 
 
-def _check_positions(bench: TrainingSetup, examples: Sequence[Example]) -> None:
+def _check_positions(setup: TrainingSetup, examples: Sequence[Example]) -> None:
     """Hold virtual tokens, and the longest row behind them, against the base's positions.
 
     Raises:
         Incompatible: they are more.
     """
-    virtual = bench.virtual_tokens
+    virtual = setup.virtual_tokens
     longest = max(len(e.tokens) for e in examples)
-    positions = token_checks.BaseLimits.of(bench.model).positions
+    positions = token_checks.BaseLimits.of(setup.model).positions
     if virtual and positions is not None and virtual + longest > positions:
         raise Incompatible(
             f"its {virtual} virtual tokens and a row of {longest} are more than the base's "
@@ -137,18 +145,18 @@ def _check_positions(bench: TrainingSetup, examples: Sequence[Example]) -> None:
         )
 
 
-def _check_evaluation_fits(bench: TrainingSetup) -> None:
+def _check_evaluation_fits(setup: TrainingSetup) -> None:
     """Evaluate the longest validation row, and read the longest answer: before any trial.
 
     Raises:
         Incompatible: not even one fits beside the trained tensors.
     """
-    longest = max(bench.examples("validation"), key=lambda e: len(e.tokens))
+    longest = max(setup.examples("validation"), key=lambda e: len(e.tokens))
     what = f"row of {len(longest.tokens):,} tokens can be evaluated"
     try:
-        summed_losses(bench, [longest])
+        summed_losses(setup, [longest])
         what = "answer of full length can be generated"
-        check_longest_answer(bench, token_checks.BaseLimits.of(bench.model).positions)
+        check_longest_answer(setup, token_checks.BaseLimits.of(setup.model).positions)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -156,23 +164,23 @@ def _check_evaluation_fits(bench: TrainingSetup) -> None:
         raise Incompatible(why) from error
 
 
-def _find_fitting_batches(bench: TrainingSetup, stepper: Stepper, examples: Sequence[Example]) -> list[StepBatch]:
+def _find_fitting_batches(setup: TrainingSetup, stepper: Stepper, examples: Sequence[Example]) -> list[StepBatch]:
     """Return the steps to time, in passes that fit in memory; what is graphed is captured.
 
     Where nothing is graphed, a step of the longest examples is what must fit.
     """
-    count, seeds = profiling.WARM_UP_STEPS + profiling.TIMED_STEPS, [t.seed for t in bench.trials]
+    count, seeds = profiling.WARM_UP_STEPS + profiling.TIMED_STEPS, [t.seed for t in setup.trials]
     while True:
-        batches = list(islice(bench.feed.training(examples, seeds), count))
-        graphs = bench.feed.switches.graphs
+        batches = list(islice(setup.batch_builder.training_steps(examples, seeds), count))
+        graphs = setup.batch_builder.switches.graphs
         try:
-            for batch in batches if graphs else [bench.feed.longest(examples)]:
+            for batch in batches if graphs else [setup.batch_builder.longest_step(examples)]:
                 stepper.step(0, batch)
             return batches
         except RuntimeError as error:
-            if not is_out_of_memory(error) or not bench.feed.shrink():
+            if not is_out_of_memory(error) or not setup.batch_builder.reduce_pass_size():
                 raise
-        stepper.forget_graphs(for_good=True)
+        stepper.discard_graphs(for_good=True)
         free_memory()
 
 
@@ -204,10 +212,10 @@ def _measure_token_bytes(segment: Segment, switches: Switches) -> float | None:
     plainer = dataclasses.replace(switches, compile=False, graphs=False)
     peaks, tokens = [], 0
     for lanes in (1, 2):
-        bench = build_setup([trial] * lanes, segment.base_path, Path(segment.folder) / "data", plainer)
-        stepper = bench.stepper()
-        bench.model.train()
-        batch = next(bench.feed.training(bench.examples("train"), [trial.seed] * lanes))
+        setup = build_setup([trial] * lanes, segment.base_path, Path(segment.folder) / "data", plainer)
+        stepper = setup.stepper()
+        setup.model.train()
+        batch = next(setup.batch_builder.training_steps(setup.examples("train"), [trial.seed] * lanes))
         stepper.step(0, batch)
         profiling.release_memory()
         before = _bytes_in_use(device)
@@ -218,7 +226,7 @@ def _measure_token_bytes(segment: Segment, switches: Switches) -> float | None:
             return None
         peaks.append(peak - before)
         tokens = batch.slots // lanes
-        del bench, stepper
+        del setup, stepper
         free_memory()
     slope = (peaks[1] - peaks[0]) / tokens
     return slope if slope > 0 else None

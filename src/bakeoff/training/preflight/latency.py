@@ -19,7 +19,7 @@ from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import autocast
 from bakeoff.engine.packing.attention import use_layout
-from bakeoff.training.setup import (TrainingSetup, build_setup)
+from bakeoff.training.setup import TrainingSetup, build_setup
 
 
 class Latency(NamedTuple):
@@ -31,33 +31,33 @@ class Latency(NamedTuple):
 
 def measure_latency(trial: Trial, base_path: str, data: Path) -> Latency:
     """Time one example through a method's model, then through the one it merges into."""
-    bench = build_setup([trial], base_path, data, Switches.plain())
-    bench.model.eval()
-    run = _median_example_forward(bench)
+    setup = build_setup([trial], base_path, data, Switches.all_off())
+    setup.model.eval()
+    run = _median_example_forward(setup)
     apart = profiling.measure_steps(
-        lambda _: run(bench.model), trial.conditions.device
+        lambda _: run(setup.model), trial.conditions.device
     ).milliseconds
-    if bench.hook.saved_as != "adapter":
+    if setup.hook.saved_as != "adapter":
         return Latency(apart, apart)  # trained in the base's own tensors: nothing to merge
-    merged = _merge(bench.model)
+    merged = _merge(setup.model)
     if merged is None:
         return Latency(apart, None)
     once = profiling.measure_steps(lambda _: run(merged), trial.conditions.device)
     return Latency(apart, once.milliseconds)
 
 
-def _median_example_forward(bench: TrainingSetup) -> Callable[[nn.Module], object]:
+def _median_example_forward(setup: TrainingSetup) -> Callable[[nn.Module], object]:
     """Return what puts the example of median length through a model."""
-    c = bench.conditions
-    examples = sorted(bench.examples("validation"), key=lambda e: len(e.tokens))
-    step = next(bench.feed.evaluation([examples[len(examples) // 2]], 1)).to(c.device)
+    c = setup.conditions
+    examples = sorted(setup.examples("validation"), key=lambda e: len(e.tokens))
+    step = next(setup.batch_builder.evaluation_steps([examples[len(examples) // 2]], 1)).to(c.device)
     (one,) = step.passes
-    bench.lanes.ride(one.first, one.width, one.batch.rows // one.width)
+    setup.lanes.run_lanes(one.first, one.width, one.batch.rows // one.width)
 
     @torch.no_grad()
     def run(model: nn.Module) -> object:
-        with autocast(c.device, c.precision), use_layout(one.layout, bench.lanes.draws):
-            return bench.task.item_losses(model, one.batch)
+        with autocast(c.device, c.precision), use_layout(one.layout, setup.lanes.random):
+            return setup.task.item_losses(model, one.batch)
 
     return run
 

@@ -23,7 +23,7 @@ from bakeoff.engine.device import free_memory
 from bakeoff.engine.lanes.lanes import FrozenPartsDiffer
 from bakeoff.engine.loop import step_with_retry
 from bakeoff.training.generation import generation_mismatch
-from bakeoff.training.setup import (TrainingSetup, build_setup, make_task)
+from bakeoff.training.setup import TrainingSetup, build_setup, make_task
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
 """Largest relative difference of a lane's gradient (and loss): rounding, with room. A wrong
@@ -63,11 +63,11 @@ def probe_accelerators(trial: Trial, base_path: str, data: Path, wished: Switche
 
 def _probe_training(trial: Trial, base_path: str, data: Path, wished: Switches) -> ParityResult:
     pair = _trial_pair(trial)
-    truth = _run_step(pair, base_path, data, Switches.plain())
+    truth = _run_step(pair, base_path, data, Switches.all_off())
     failed = _step_mismatch(pair, base_path, data, wished, truth)
     if failed is None:
         return ParityResult(wished, {})
-    held, reasons = Switches.plain(), {}
+    held, reasons = Switches.all_off(), {}
     for name in ORDER:
         if not getattr(wished, name):
             continue
@@ -109,42 +109,42 @@ def _generation_mismatch(trial: Trial, base_path: str, data: Path, switches: Swi
 
     The trained tensors are moved off their start, where many methods change nothing.
     """
-    bench = build_setup([trial], base_path, data, switches)
+    setup = build_setup([trial], base_path, data, switches)
     torch.manual_seed(0)
-    for name in bench.lanes.stack.names:
-        held = bench.lanes.stack.tensor(name)
+    for name in setup.lanes.stack.names:
+        held = setup.lanes.stack.tensor(name)
         spread = held.std() if held.numel() > 1 else torch.zeros_like(held.sum())
         held.add_(torch.randn_like(held) * torch.where(spread > 0, PERTURBATION * spread, PERTURBATION**2))
-    bench.model.eval()
-    asked = bench.task.asked(bench.tokenizer, bench.rows("validation"))
+    setup.model.eval()
+    asked = setup.task.prompts(setup.tokenizer, setup.rows("validation"))
     try:
-        return generation_mismatch(bench.model, asked, trial.conditions, switches.graphs)
+        return generation_mismatch(setup.model, asked, trial.conditions, switches.graphs)
     finally:
-        del bench
+        del setup
         free_memory()
 
 
 def _run_step(pair: Sequence[Trial], base_path: str, data: Path, switches: Switches) -> StepGradients:
-    bench = build_setup(pair, base_path, data, switches)
+    setup = build_setup(pair, base_path, data, switches)
     try:
-        return one_step(bench)
+        return one_step(setup)
     finally:
-        del bench
+        del setup
         free_memory()
 
 
-def one_step(bench: TrainingSetup) -> StepGradients:
-    """Return the losses and gradients of a bench's first step, dropout off: it only adds noise."""
-    for module in bench.model.modules():
+def one_step(setup: TrainingSetup) -> StepGradients:
+    """Return the losses and gradients of a setup's first step, dropout off: it only adds noise."""
+    for module in setup.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    config = getattr(bench.model, "config", None)
+    config = getattr(setup.model, "config", None)
     if getattr(config, "attention_dropout", None):
         config.attention_dropout = 0.0  # type: ignore[union-attr]
-    examples = bench.examples("train")
-    stepper = bench.stepper()
-    bench.model.train()
-    batches = bench.feed.training(examples, [t.seed for t in bench.trials])
-    bench.feed.rescue = True  # a step that does not fit whole is taken in parts, the plain one too
-    losses = step_with_retry(stepper, 0, next(batches), bench.feed.halve)
-    return StepGradients(losses.float().clone(), bench.lanes.stack.gradients.clone())
+    examples = setup.examples("train")
+    stepper = setup.stepper()
+    setup.model.train()
+    batches = setup.batch_builder.training_steps(examples, [t.seed for t in setup.trials])
+    setup.batch_builder.may_recompute = True  # a step that does not fit whole is taken in parts, the plain one too
+    losses = step_with_retry(stepper, 0, next(batches), setup.batch_builder.split_last_step)
+    return StepGradients(losses.float().clone(), setup.lanes.stack.gradients.clone())

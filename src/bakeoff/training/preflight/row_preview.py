@@ -15,15 +15,15 @@ from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
 from bakeoff.tasks._base import Example, Task, load_tokenizer
 from bakeoff.training.setup import make_task, prepare_process
-from bakeoff.training.token_cache import encode_split
+from bakeoff.training.token_cache import load_or_encode
 
-LOST = "\N{REPLACEMENT CHARACTER}"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What decoding gives for bytes that are no whole character."""
-MOST_BYTES = 4
+MAX_BYTES = 4
 """UTF-8 takes no more for one character, so that no more tokens share it."""
 
 
-def rows(value: dict[str, Any]) -> dict[str, Any]:
+def preview_rows(value: dict[str, Any]) -> dict[str, Any]:
     """Return ``{"rows": [...]}``, the first ``value["count"]`` rows of train as plain values.
 
     A row has its ``position`` in the split, how many ``tokens`` it has, how many are
@@ -35,14 +35,14 @@ def rows(value: dict[str, Any]) -> dict[str, Any]:
     task = make_task(conditions)
     tokenizer = load_tokenizer(segment.base_path, conditions.revision, conditions.trusted)
     data = Path(segment.folder) / "data"
-    examples = encode_split(
+    examples = load_or_encode(
         task, tokenizer, data, "train", lambda: read_rows(data / "train.jsonl")
     )[: value["count"]]
     return {"rows": [_row(task, tokenizer, i, e) for i, e in enumerate(examples)]}
 
 
 def _row(task: Task, tokenizer: Any, position: int, example: Example) -> dict[str, Any]:
-    learnt, label = task.learnt(example)
+    learnt, label = task.supervised_mask(example)
     return {
         "position": position,
         "tokens": len(example.tokens),
@@ -71,7 +71,7 @@ def pieces(
             before = list(ids[max(0, start - 1) : start])
             text = _decode(tokenizer, [*before, *ids[start:stop]])
             text = text.removeprefix(_decode(tokenizer, before))
-            if text.endswith(LOST) and stop < min(end, start + MOST_BYTES):
+            if text.endswith(REPLACEMENT) and stop < min(end, start + MAX_BYTES):
                 stop += 1
                 continue
             found.append((text, stop - start, flag))

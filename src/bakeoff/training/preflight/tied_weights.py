@@ -17,27 +17,27 @@ from torch import nn
 from bakeoff.core.trial import Trial
 from bakeoff.data.issues import DataIssue
 from bakeoff.methods.hook import Incompatible, trainable_parameters
-from bakeoff.training.preflight.parameter_count import Shape, attached
+from bakeoff.training.preflight.parameter_count import Architecture, attach_without_weights
 
 SMALL_VOCABULARY = 64
 """Where weights must be there to attach a method, so many rows of the shared matrix do."""
 
 
-def check(trials: Sequence[Trial], base: Any, shape: Shape) -> list[DataIssue]:
+def check(trials: Sequence[Trial], base: Any, shape: Architecture) -> list[DataIssue]:
     """Return a fault for each method that trains one of two tied matrices of ``base``."""
-    if not _names(base):
+    if not _tied_names(base):
         return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trials record what libraries warn of
         logging.disable(logging.WARNING)
         try:
-            found = [(trial.method.title, _trained(trial, shape)) for trial in trials]
+            found = [(trial.method.title, _trained_half(trial, shape)) for trial in trials]
         finally:
             logging.disable(logging.NOTSET)
-    return [_fault(title, *trained) for title, trained in found if trained is not None]
+    return [_issue(title, *trained) for title, trained in found if trained is not None]
 
 
-def _names(model: Any) -> tuple[str, str] | None:
+def _tied_names(model: Any) -> tuple[str, str] | None:
     """Return the names of head and embedding, None unless they share their weights."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or getattr(head, "weight", None) is not getattr(embedding, "weight", 0):
@@ -46,31 +46,31 @@ def _names(model: Any) -> tuple[str, str] | None:
     return names[head], names[embedding]
 
 
-def _trained(trial: Trial, shape: Shape) -> tuple[str, str, bool] | None:
+def _trained_half(trial: Trial, shape: Architecture) -> tuple[str, str, bool] | None:
     """Return what of the pair a method trains, its other half, and whether it trains them as one.
 
     None: neither, or a method that cannot be attached, which its cost probe will say.
     """
     try:
-        return _seen(trial, shape, None)
+        return _find_trained_half(trial, shape, None)
     except (Incompatible, NotImplementedError, RuntimeError):
         small = copy.deepcopy(shape.config)
         small.get_text_config().vocab_size = SMALL_VOCABULARY
         try:
-            return _seen(trial, shape._replace(config=small), 1)
+            return _find_trained_half(trial, shape._replace(config=small), 1)
         except (Incompatible, NotImplementedError, RuntimeError):
             return None
 
 
-def _seen(trial: Trial, shape: Shape, layers: int | None) -> tuple[str, str, bool] | None:
+def _find_trained_half(trial: Trial, shape: Architecture, layers: int | None) -> tuple[str, str, bool] | None:
     base = shape.model(layers)
-    names = _names(base)
+    names = _tied_names(base)
     if names is None:
         return None
     head, embedding = names
     shared: nn.Parameter = base.get_output_embeddings().weight  # type: ignore[operator]
     steps = trial.conditions.steps
-    found = trainable_parameters(attached(trial.method, trial.config, base, shape, steps))
+    found = trainable_parameters(attach_without_weights(trial.method, trial.config, base, shape, steps))
     if any(parameter is shared for parameter in found.values()):
         return head, embedding, True
     for one, other in ((head, embedding), (embedding, head)):
@@ -79,7 +79,7 @@ def _seen(trial: Trial, shape: Shape, layers: int | None) -> tuple[str, str, boo
     return None
 
 
-def _fault(title: str, one: str, other: str, together: bool) -> DataIssue:
+def _issue(title: str, one: str, other: str, together: bool) -> DataIssue:
     if together:
         return DataIssue(
             "tied-head",

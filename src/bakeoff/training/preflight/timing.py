@@ -23,7 +23,13 @@ from bakeoff.methods.hook import Incompatible
 from bakeoff.training import forgetting
 from bakeoff.training.evaluate import item_losses
 from bakeoff.training.segment import describe_failure
-from bakeoff.training.setup import (TrainingSetup, build_setup, allows_recompute, prepare_process, requested_switches)
+from bakeoff.training.setup import (
+    TrainingSetup,
+    allows_recompute,
+    build_setup,
+    prepare_process,
+    requested_switches,
+)
 
 STEPS = 3
 ITEMS = 64
@@ -54,20 +60,20 @@ def _measure(segment: Segment) -> dict[str, Any]:
     for trials in (segment.trials[:1], segment.trials):
         profiling.reset_peak(c.device)
         started = time.perf_counter()
-        bench, seconds = _time_with_fallback(trials, segment, switches)
+        setup, seconds = _time_with_fallback(trials, segment, switches)
         lanes = str(len(trials))
         found["load"] = seconds.pop(0)
         found["steps"][lanes] = seconds
         found["step"][lanes] = sorted(seconds)[len(seconds) // 2]
-        found["evaluate"][lanes] = _evaluation_seconds(bench)
+        found["evaluate"][lanes] = _evaluation_seconds(setup)
         if len(trials) == 1:
-            found["predict"] = _prediction_seconds(bench)
+            found["predict"] = _prediction_seconds(setup)
             if forgetting.GENERAL in c.data:
-                found["general"] = forgetting.estimate_seconds(bench, segment.base_path)
-            found["parameters"] = bench.lanes.stack.values.shape[1]
+                found["general"] = forgetting.estimate_seconds(setup, segment.base_path)
+            found["parameters"] = setup.lanes.stack.values.shape[1]
         found["peak"] = profiling.peak_bytes(c.device)
         found["whole"] = time.perf_counter() - started
-        del bench
+        del setup
         free_memory()
         if len(segment.trials) == 1:
             break
@@ -77,11 +83,11 @@ def _measure(segment: Segment) -> dict[str, Any]:
 def _time_with_fallback(
     trials: tuple[Trial, ...], segment: Segment, switches: Switches
 ) -> tuple[TrainingSetup, list[float]]:
-    """Return a bench and the seconds of its build and of its steps; plain where lanes fail."""
+    """Return a setup and the seconds of its build and of its steps; plain where lanes fail."""
     try:
         return _time_setup(trials, segment, switches)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):
-        return _time_setup(trials, segment, Switches.plain())
+        return _time_setup(trials, segment, Switches.all_off())
 
 
 def _time_setup(
@@ -89,36 +95,36 @@ def _time_setup(
 ) -> tuple[TrainingSetup, list[float]]:
     seconds = []
     started = time.perf_counter()
-    bench = build_setup(trials, segment.base_path, Path(segment.folder) / "data", switches)
-    examples = bench.examples("train")
+    setup = build_setup(trials, segment.base_path, Path(segment.folder) / "data", switches)
+    examples = setup.examples("train")
     seconds.append(time.perf_counter() - started)
-    stepper = bench.stepper()
-    batches = bench.feed.training(examples, [t.seed for t in trials])
-    bench.model.train()
-    bench.feed.rescue = allows_recompute(segment)
-    step_with_retry(stepper, 0, next(batches), bench.feed.halve)
+    stepper = setup.stepper()
+    batches = setup.batch_builder.training_steps(examples, [t.seed for t in trials])
+    setup.model.train()
+    setup.batch_builder.may_recompute = allows_recompute(segment)
+    step_with_retry(stepper, 0, next(batches), setup.batch_builder.split_last_step)
     for batch in islice(batches, STEPS):
         started = time.perf_counter()
         stepper.step(1, batch).tolist()  # waits for the device
         seconds.append(time.perf_counter() - started)
-    return bench, seconds
+    return setup, seconds
 
 
-def _evaluation_seconds(bench: TrainingSetup) -> float:
+def _evaluation_seconds(setup: TrainingSetup) -> float:
     """Return the seconds that the validation loss of one item takes, all lanes together."""
-    examples = bench.examples("validation")[:ITEMS]
+    examples = setup.examples("validation")[:ITEMS]
     started = time.perf_counter()
-    item_losses(bench, examples)
+    item_losses(setup, examples)
     return (time.perf_counter() - started) / len(examples)
 
 
 @torch.no_grad()
-def _prediction_seconds(bench: TrainingSetup) -> float:
+def _prediction_seconds(setup: TrainingSetup) -> float:
     """Return the seconds that one answer takes in one lane."""
-    c, rows = bench.conditions, bench.rows("validation")[: ITEMS // 8]
-    bench.model.eval()
-    bench.lanes.ride(0, 1, len(rows))
+    c, rows = setup.conditions, setup.rows("validation")[: ITEMS // 8]
+    setup.model.eval()
+    setup.lanes.run_lanes(0, 1, len(rows))
     started = time.perf_counter()
     with autocast(c.device, c.precision):
-        bench.task.predict(bench.model, bench.tokenizer, rows, c.device)
+        setup.task.predict(setup.model, setup.tokenizer, rows, c.device)
     return (time.perf_counter() - started) / len(rows)

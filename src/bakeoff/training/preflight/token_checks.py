@@ -16,14 +16,14 @@ from bakeoff.core.errors import PreflightError
 from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.tasks._base import Example, RowError, Task
-from bakeoff.training.token_cache import keep_split
+from bakeoff.training.token_cache import store
 
 UNKNOWN_SHARE = 0.01
 """Share of a split's tokens from which on unknown ones are listed."""
 TOO_LONG = "completion-too-long"
 
 
-class Base(NamedTuple):
+class BaseLimits(NamedTuple):
     """What the rows are held against."""
 
     embeddings: int | None
@@ -32,15 +32,15 @@ class Base(NamedTuple):
     """Longest row that the base can read."""
 
     @classmethod
-    def of(cls, model: Any) -> Base:
+    def of(cls, model: Any) -> BaseLimits:
         """Read both off a loaded model."""
         inputs = model.get_input_embeddings()
         weight = getattr(inputs, "weight", None)
         count = getattr(inputs, "num_embeddings", None if weight is None else weight.shape[0])
-        return cls(count, _positions(model))
+        return cls(count, _usable_positions(model))
 
 
-def _positions(model: Any) -> int | None:
+def _usable_positions(model: Any) -> int | None:
     """Return the usable positions: RoBERTa's kind counts them from behind its padding index."""
     found = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
@@ -50,31 +50,31 @@ def _positions(model: Any) -> int | None:
     return found
 
 
-def check(data: Path, task: Task, tokenizer: Any, base: Base) -> list[DataIssue]:
+def check(data: Path, task: Task, tokenizer: Any, base: BaseLimits) -> list[DataIssue]:
     """Return what is wrong with tokenizer and rows; tokenise every split, and keep the tokens."""
-    faults = [*_tokenizer(task, tokenizer, base)]
+    faults = [*_tokenizer_issues(task, tokenizer, base)]
     if any(f.fatal for f in faults):
         return faults
     for split in SPLITS:
         rows = read_rows(data / f"{split}.jsonl")
-        of_the_task = task.token_faults(tokenizer, split, rows, base.positions)
+        of_the_task = task.token_issues(tokenizer, split, rows, base.positions)
         faults += of_the_task
         if any(f.fatal for f in of_the_task):
             continue
         try:
-            full = task.uncut().encode(tokenizer, rows)
+            full = task.without_length_limit().encode(tokenizer, rows)
         except RowError:
-            faults += _unusable(task.uncut(), tokenizer, split, rows)
+            faults += _unencodable_rows(task.without_length_limit(), tokenizer, split, rows)
             continue
-        examples, found = _cut(task, tokenizer, split, rows, full)
+        examples, found = _truncate(task, tokenizer, split, rows, full)
         faults += found
         if not any(f.fatal for f in found):
-            faults += _rows(task, tokenizer, base, split, examples)
-            keep_split(task, tokenizer, data, split, examples)
+            faults += _row_issues(task, tokenizer, base, split, examples)
+            store(task, tokenizer, data, split, examples)
     return faults
 
 
-def _unusable(task: Task, tokenizer: Any, split: str, rows: Sequence[Row]) -> list[DataIssue]:
+def _unencodable_rows(task: Task, tokenizer: Any, split: str, rows: Sequence[Row]) -> list[DataIssue]:
     """Return which rows the task cannot tokenise, by the reason."""
     first: dict[str, RowError] = {}
     found: dict[str, list[int]] = {}
@@ -90,7 +90,7 @@ def _unusable(task: Task, tokenizer: Any, split: str, rows: Sequence[Row]) -> li
     ]
 
 
-def _tokenizer(task: Task, tokenizer: Any, base: Base) -> Iterator[DataIssue]:
+def _tokenizer_issues(task: Task, tokenizer: Any, base: BaseLimits) -> Iterator[DataIssue]:
     if task.needs_end_token and tokenizer.eos_token_id is None:
         yield DataIssue(
             "no-end-token",
@@ -116,7 +116,7 @@ def _tokenizer(task: Task, tokenizer: Any, base: Base) -> Iterator[DataIssue]:
         )
 
 
-def _cut(
+def _truncate(
     task: Task, tokenizer: Any, split: str, rows: Sequence[Row], full: Sequence[Example]
 ) -> tuple[list[Example], list[DataIssue]]:
     """Return the examples as they are trained on, and what the limit takes off the long ones."""
@@ -134,7 +134,7 @@ def _cut(
         else:
             cut[i] = example
     if refused:
-        longest = max(supervised(full[i]) for i in refused)
+        longest = max(count_supervised(full[i]) for i in refused)
         return examples, [
             DataIssue.at(
                 TOO_LONG,
@@ -146,13 +146,13 @@ def _cut(
                 fatal=True,
             )  # fmt: skip
         ]
-    return examples, [*_taken_off(split, limit, cut, examples)]
+    return examples, [*_truncation_issues(split, limit, cut, examples)]
 
 
-def _taken_off(
+def _truncation_issues(
     split: str, limit: int, cut: Mapping[int, Example], examples: Sequence[Example]
 ) -> Iterator[DataIssue]:
-    answers = [i for i, whole in cut.items() if supervised(examples[i]) < supervised(whole)]
+    answers = [i for i, whole in cut.items() if count_supervised(examples[i]) < count_supervised(whole)]
     inputs = [i for i in cut if i not in set(answers)]
     hint = f"task.max_length = {max((len(e.tokens) for e in cut.values()), default=0)} cuts nothing"
     for code, found, what in (
@@ -171,13 +171,13 @@ def _taken_off(
             )  # fmt: skip
 
 
-def supervised(example: Example) -> int:
+def count_supervised(example: Example) -> int:
     """Return how many labels of an example count."""
     return sum(label >= 0 for label in example.labels)
 
 
-def _rows(
-    task: Task, tokenizer: Any, base: Base, split: str, examples: Sequence[Example]
+def _row_issues(
+    task: Task, tokenizer: Any, base: BaseLimits, split: str, examples: Sequence[Example]
 ) -> Iterator[DataIssue]:
     def at(
         code: str, what: str, try_: str, found: Sequence[int], fatal: bool
@@ -189,7 +189,7 @@ def _rows(
         "nothing-supervised",
         "Nothing to learn (every token is masked)",
         "give it a completion, or drop the row.",
-        [i for i, e in enumerate(examples) if not supervised(e)],
+        [i for i, e in enumerate(examples) if not count_supervised(e)],
         True,
     )
     if base.positions is not None:
@@ -215,10 +215,10 @@ def _rows(
                 beyond,
                 True,
             )
-    yield from _unlearnt(task, tokenizer, split, examples)
+    yield from _supervision_issues(task, tokenizer, split, examples)
 
 
-def _unlearnt(
+def _supervision_issues(
     task: Task, tokenizer: Any, split: str, examples: Sequence[Example]
 ) -> Iterator[DataIssue]:
     """Return what a model would not learn although the row seems to say it."""

@@ -7,7 +7,7 @@ and power loss. Only ``api`` and its phases open it, ``recovery``, which mends i
 
 from __future__ import annotations
 
-from bakeoff.study.storage.database.reader import Answers, Brief, Reader, Row
+from bakeoff.study.storage.database.reader import ItemResults, Reader, TrialRow, TrialSummary
 from bakeoff.study.storage.database.rebuild import rebuild
 from bakeoff.study.storage.database.writer import Writer
 

@@ -14,25 +14,25 @@ from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
 
 FULL, IO_ERROR, CANNOT_OPEN = sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN
 BUSY, LOCKED, READ_ONLY = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-OF_THE_FILE = (FULL, IO_ERROR, CANNOT_OPEN, BUSY, LOCKED, READ_ONLY, *DAMAGED)
-NO_ROOM = 1 << 20
+DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+FILE_ERRORS = (FULL, IO_ERROR, CANNOT_OPEN, BUSY, LOCKED, READ_ONLY, *DAMAGE_CODES)
+MIN_FREE_BYTES = 1 << 20
 """Free bytes below which an I/O error is a full disk: SQLite has no other word for a full disk
 while it makes its shared memory."""
 
 
-def of_the_file(error: sqlite3.Error) -> bool:
+def is_file_error(error: sqlite3.Error) -> bool:
     """Tell whether an error is about the database's file, not about a statement."""
-    return _code(error) in OF_THE_FILE
+    return _code(error) in FILE_ERRORS
 
 
-def told(error: sqlite3.Error, path: Path) -> BakeoffError:
+def as_bakeoff_error(error: sqlite3.Error, path: Path) -> BakeoffError:
     """Return the error that a user reads; ``path`` is the database."""
     code, said = _code(error), str(error)
-    if code == FULL or (code in (IO_ERROR, CANNOT_OPEN) and _without_room(path)):
+    if code == FULL or (code in (IO_ERROR, CANNOT_OPEN) and _is_disk_full(path)):
         return disk_full.disk_full_error(path.parent, said)
-    if code in DAMAGED:
-        return damaged(path, said)
+    if code in DAMAGE_CODES:
+        return damaged_error(path, said)
     if code in (BUSY, LOCKED):
         return EnvironmentProblem(
             "database-busy",
@@ -47,7 +47,7 @@ def told(error: sqlite3.Error, path: Path) -> BakeoffError:
     )
 
 
-def damaged(path: Path, said: str) -> EnvironmentProblem:
+def damaged_error(path: Path, said: str) -> EnvironmentProblem:
     """Build the error for a database that is no whole SQLite file."""
     return EnvironmentProblem(
         "database-damaged",
@@ -57,7 +57,7 @@ def damaged(path: Path, said: str) -> EnvironmentProblem:
     )
 
 
-def newer(path: Path, found: int, known: int) -> PreflightError:
+def newer_version_error(path: Path, found: int, known: int) -> PreflightError:
     """Build the error for a database that a later bakeoff wrote."""
     return PreflightError(
         "database-version",
@@ -66,7 +66,7 @@ def newer(path: Path, found: int, known: int) -> PreflightError:
     )
 
 
-def foreign(path: Path) -> PreflightError:
+def foreign_database_error(path: Path) -> PreflightError:
     """Build the error for a database that is no study's."""
     return PreflightError(
         "database-foreign",
@@ -80,8 +80,8 @@ def _code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _without_room(path: Path) -> bool:
+def _is_disk_full(path: Path) -> bool:
     try:
-        return shutil.disk_usage(path.parent).free < NO_ROOM
+        return shutil.disk_usage(path.parent).free < MIN_FREE_BYTES
     except OSError:
         return False

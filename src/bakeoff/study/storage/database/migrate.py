@@ -23,7 +23,7 @@ from bakeoff.study.storage.database import errors, schema
 Migration = Callable[[sa.Connection, Path], None]
 
 
-def version(connection: sa.Connection, path: Path) -> int | None:
+def read_version(connection: sa.Connection, path: Path) -> int | None:
     """Return a database's version, None where it holds nothing yet.
 
     Raises:
@@ -32,30 +32,30 @@ def version(connection: sa.Connection, path: Path) -> int | None:
     tables = set(sa.inspect(connection).get_table_names())
     if not tables:
         return None
-    if not {"key", "value"} <= {c["name"] for c in _columns(connection, tables)}:
-        raise errors.foreign(path)
+    if not {"key", "value"} <= {c["name"] for c in _study_columns(connection, tables)}:
+        raise errors.foreign_database_error(path)
     found = connection.scalar(sa.text("SELECT value FROM study WHERE key = 'schema_version'"))
     if found is None:  # killed while it was made, table by table: so did version 1
         return None
     if not str(found).isdecimal():
-        raise errors.damaged(path, f"its version is {str(found)[:20]!r}")
+        raise errors.damaged_error(path, f"its version is {str(found)[:20]!r}")
     number = int(found)
     if number > schema.VERSION:
-        raise errors.newer(path, number, schema.VERSION)
+        raise errors.newer_version_error(path, number, schema.VERSION)
     return number
 
 
-def _columns(connection: sa.Connection, tables: set[str]) -> list[Any]:
+def _study_columns(connection: sa.Connection, tables: set[str]) -> list[Any]:
     return sa.inspect(connection).get_columns("study") if "study" in tables else []
 
 
-def create(connection: sa.Connection) -> None:
+def create_tables(connection: sa.Connection) -> None:
     """Make the tables and write their version, in the transaction of ``connection``."""
     schema.metadata.create_all(connection)
     _write_version(connection, schema.VERSION)
 
 
-def bring_up(engine: sa.Engine, path: Path, found: int) -> None:
+def upgrade(engine: sa.Engine, path: Path, found: int) -> None:
     """Copy the database, then bring it from version ``found`` to today's; all of it or nothing."""
     back_up(path, path.with_name(f"{path.name}.v{found}.bak"))
     with engine.begin() as connection:
@@ -78,7 +78,7 @@ def back_up(path: Path, target: Path) -> None:
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, whoever copies it further
     except sqlite3.Error as error:
         partial.unlink(missing_ok=True)
-        raise errors.told(error, path) from error
+        raise errors.as_bakeoff_error(error, path) from error
     files.fsync_path(partial)
     partial.replace(target)
     files.fsync_path(target.parent)
@@ -91,7 +91,7 @@ def _write_version(connection: sa.Connection, number: int) -> None:
     )
 
 
-def _seals(connection: sa.Connection, folder: Path) -> None:
+def _add_manifest_hashes(connection: sa.Connection, folder: Path) -> None:
     """1 -> 2: each result knows its folder's seal, and a study from before the race its tables.
 
     Without seals a folder that was lost or changed could not be told from one that never was.
@@ -106,4 +106,4 @@ def _seals(connection: sa.Connection, folder: Path) -> None:
         )
 
 
-MIGRATIONS: Mapping[int, Migration] = {1: _seals}
+MIGRATIONS: Mapping[int, Migration] = {1: _add_manifest_hashes}

@@ -15,33 +15,33 @@ from bakeoff.core.results import Cost, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.study.storage.database import errors, migrate, schema
 
-Planned = tuple[Trial, TrialResult | None]
-SEALED_SINCE = 2
+PlannedTrial = tuple[Trial, TrialResult | None]
+MANIFEST_VERSION = 2
 """The first version of the database whose results know their folders' seals."""
 
 
-class Row(NamedTuple):
+class TrialRow(NamedTuple):
     """A planned trial as the database has it: its status, and the seal of its folder."""
 
     status: str | None
     sealed: str | None
 
 
-class Tally(NamedTuple):
+class TrialCounts(NamedTuple):
     """How many trials of a method are planned so far, and how many of them have ended."""
 
     planned: int
     ended: int
 
 
-class Answers(NamedTuple):
+class ItemResults(NamedTuple):
     """What a trial made of each item of a split, in the order of the split's file."""
 
     scores: list[float]
     predictions: list[str | None]
 
 
-class Brief(NamedTuple):
+class TrialSummary(NamedTuple):
     """A planned trial without its items: what it gave last, and the mean score of each split.
 
     ``result`` holds no scores and no item losses. It is what the trial gave when it ended
@@ -69,10 +69,10 @@ class Reader:
             EnvironmentProblem: ``database-damaged``, ``database-unusable``, ...
         """
         self._path = path
-        self._engine = schema.engine(path, read_only=True)
+        self._engine = schema.create_engine(path, read_only=True)
         self._held: sa.Connection | None = None
         with self._reading() as connection:
-            found = migrate.version(connection, path)
+            found = migrate.read_version(connection, path)
         if found is None:
             raise UsageError(
                 "no-study",
@@ -100,7 +100,7 @@ class Reader:
             with self._engine.connect() as connection:
                 yield connection
         except ValueError as error:  # a value that is no JSON any more
-            raise errors.damaged(self._path, first_line(error)) from error
+            raise errors.damaged_error(self._path, first_line(error)) from error
 
     def values(self, *keys: str) -> dict[str, Any]:
         """Return the study's values: all of them, or those of some keys that are there."""
@@ -121,23 +121,23 @@ class Reader:
         with self._reading() as connection:
             return set(connection.scalars(sa.select(table.c.id).where(table.c.status.is_not(None))))
 
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, TrialRow]:
         """Return what is known of every planned trial without its scores, by trial id."""
         table = schema.trials
         query = sa.select(table.c.id, table.c.status, table.c.sealed)
-        if self.version < SEALED_SINCE:
+        if self.version < MANIFEST_VERSION:
             query = sa.select(table.c.id, table.c.status, sa.null())
         with self._reading() as connection:
-            return {i: Row(status, sealed) for i, status, sealed in connection.execute(query)}
+            return {i: TrialRow(status, sealed) for i, status, sealed in connection.execute(query)}
 
-    def tally(self) -> dict[str, Tally]:
+    def tally(self) -> dict[str, TrialCounts]:
         """Count the trials of each method, reading no result and no score."""
         table = schema.trials
         query = sa.select(
             table.c.method, sa.func.count().label("planned"), sa.func.count(table.c.status)
         ).group_by(table.c.method)
         with self._reading() as connection:
-            return {name: Tally(*counts) for name, *counts in connection.execute(query)}
+            return {name: TrialCounts(*counts) for name, *counts in connection.execute(query)}
 
     def planned(self) -> list[Trial]:
         """Return every planned trial, in order; reads no result and no score."""
@@ -206,14 +206,14 @@ class Reader:
         with self._reading() as connection:
             return list(connection.scalars(query))
 
-    def trials(self) -> tuple[Planned, ...]:
+    def trials(self) -> tuple[PlannedTrial, ...]:
         """Return every planned trial, in order, with its result and scores where it has them."""
         table = schema.trials
         query = sa.select(table.c.spec, table.c.result).order_by(table.c.position)
         with self._reading() as connection:
             rows = connection.execute(query).all()
             splits = self._scores(connection)
-        planned: list[Planned] = []
+        planned: list[PlannedTrial] = []
         for spec, result in rows:
             trial = Trial.from_json(spec)
             if result is None:
@@ -226,14 +226,16 @@ class Reader:
             planned.append((trial, TrialResult.from_json({**result, "splits": filled})))
         return tuple(planned)
 
-    def answers(self, trial_ids: Collection[str], split: str) -> dict[str, Answers]:
+    def answers(self, trial_ids: Collection[str], split: str) -> dict[str, ItemResults]:
         """Return the scores and predictions of some trials on a split, by trial id."""
         mine = sa.and_(schema.scores.c.trial_id.in_(trial_ids), schema.scores.c.split == split)
         with self._reading() as connection:
             found = self._scores(connection, mine)
-        return {trial: Answers(v["scores"], v["predictions"]) for (trial, _), v in found.items()}
+        return {
+            trial: ItemResults(v["scores"], v["predictions"]) for (trial, _), v in found.items()
+        }
 
-    def briefs(self) -> tuple[Brief, ...]:
+    def briefs(self) -> tuple[TrialSummary, ...]:
         """Return every planned trial in short, in order: no item is read one by one."""
         table = schema.trials
         query = sa.select(table.c.spec, table.c.result).order_by(table.c.position)
@@ -252,7 +254,7 @@ class Reader:
                     for split, value in last["splits"].items()
                 }
             given = None if last is None else TrialResult.from_json(last)
-            found.append(Brief(trial, given, result is not None, means.get(trial.id, {})))
+            found.append(TrialSummary(trial, given, result is not None, means.get(trial.id, {})))
         return tuple(found)
 
     @staticmethod

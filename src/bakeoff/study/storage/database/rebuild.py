@@ -21,22 +21,22 @@ from bakeoff.core.trial import Trial
 from bakeoff.study.storage.database import schema
 from bakeoff.study.storage.database.writer import Writer
 
-TAKEN = (schema.study, schema.trials, schema.rungs, schema.decisions, schema.costs)
-NOT_TAKEN = [schema.trials.c[n] for n in ("status", "result", "finished_at", "sealed")]
-OWN = ("schema_version",)
+COPIED_TABLES = (schema.study, schema.trials, schema.rungs, schema.decisions, schema.costs)
+SKIPPED_COLUMNS = [schema.trials.c[n] for n in ("status", "result", "finished_at", "sealed")]
+SKIPPED_KEYS = ("schema_version",)
 
 
 def rebuild(path: Path) -> Path:
     """Put a new database in a damaged one's place; return where the damaged one lies now."""
     fresh = path.with_name(f"{path.name}.rebuilt")
-    _drop(fresh)
+    _delete_database(fresh)
     Writer(fresh).close()
-    made = schema.engine(fresh, read_only=False)
+    made = schema.create_engine(fresh, read_only=False)
     try:
         with made.begin() as connection:
             known: set[str] = set()
-            for table in TAKEN:
-                for row in _rows(path, table):
+            for table in COPIED_TABLES:
+                for row in _readable_rows(path, table):
                     if table is schema.trials and _is_trial(row):
                         known.add(row["id"])
                     if row.get("trial_id", row.get("id")) in {None, *known}:
@@ -52,23 +52,23 @@ def rebuild(path: Path) -> Path:
     return aside
 
 
-def _rows(path: Path, table: sa.Table) -> Iterator[dict[str, Any]]:
+def _readable_rows(path: Path, table: sa.Table) -> Iterator[dict[str, Any]]:
     """Yield a table's rows up to where it cannot be read any further."""
-    names = [c.name for c in table.columns if not any(c is other for other in NOT_TAKEN)]
+    names = [c.name for c in table.columns if not any(c is other for other in SKIPPED_COLUMNS)]
     query = f"SELECT {', '.join(names)} FROM {table.name}"
     address = f"file:{quote(str(path.resolve()))}?mode=ro"
     readers = {c.name: c.type.result_processor(_DIALECT, None) for c in table.columns}
     try:
         with closing(sqlite3.connect(address, uri=True)) as damaged:
             for values in damaged.execute(query):
-                row = _whole(dict(zip(names, values, strict=True)), readers)
-                if row is not None and row.get("key") not in OWN:
+                row = _decode_row(dict(zip(names, values, strict=True)), readers)
+                if row is not None and row.get("key") not in SKIPPED_KEYS:
                     yield row
     except sqlite3.Error:
         return
 
 
-def _whole(row: dict[str, Any], readers: dict[str, Any]) -> dict[str, Any] | None:
+def _decode_row(row: dict[str, Any], readers: dict[str, Any]) -> dict[str, Any] | None:
     """Return a row as Python values, None where one of them is broken."""
     try:
         return {n: readers[n](v) if readers[n] else v for n, v in row.items()}
@@ -92,7 +92,7 @@ def _free_name(path: Path) -> Path:
     return found
 
 
-def _drop(path: Path) -> None:
+def _delete_database(path: Path) -> None:
     for ending in ("", "-wal", "-shm", "-journal"):
         path.with_name(path.name + ending).unlink(missing_ok=True)
 

@@ -79,7 +79,7 @@ costs = sa.Table(
 )
 
 
-def engine(path: Path, read_only: bool) -> sa.Engine:
+def create_engine(path: Path, read_only: bool) -> sa.Engine:
     """Return an engine on the database file; a reader can never write or create it.
 
     Every transaction of the writer takes the write lock when it begins, every one of a reader is
@@ -103,25 +103,27 @@ def engine(path: Path, read_only: bool) -> sa.Engine:
     @event.listens_for(made, "handle_error")
     def _tell(context: sa.ExceptionContext) -> None:
         error = context.original_exception
-        if isinstance(error, sqlite3.Error) and errors.of_the_file(error):
-            raise errors.told(error, path) from error
+        if isinstance(error, sqlite3.Error) and errors.is_file_error(error):
+            raise errors.as_bakeoff_error(error, path) from error
 
     return made
 
 
-def set_journal(made: sa.Engine, path: Path) -> None:
+def set_journal_mode(made: sa.Engine, path: Path) -> None:
     """Set the writer's journal: the write-ahead log, or the old one where memory is not shared.
 
     Only once it is known that the file is a study's: this writes to it.
     """
-    mount = filesystem.of(path)
-    journal = "DELETE" if mount is not None and filesystem.over_network(mount.kind) else "WAL"
+    mount = filesystem.filesystem_of(path)
+    journal = (
+        "DELETE" if mount is not None and filesystem.is_network_filesystem(mount.kind) else "WAL"
+    )
     connection = made.raw_connection()
     try:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA journal_mode = {journal}")
         cursor.close()
     except sqlite3.Error as error:
-        raise errors.told(error, path) from error
+        raise errors.as_bakeoff_error(error, path) from error
     finally:
         connection.close()

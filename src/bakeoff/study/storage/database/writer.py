@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +9,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from bakeoff.core.clock import now_utc
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.core.trial_dir import manifest_hash
@@ -27,7 +27,7 @@ class Writer:
             PreflightError: ``database-version``, ``database-foreign``.
         """
         self._path = path
-        self._engine = schema.engine(path, read_only=False)
+        self._engine = schema.create_engine(path, read_only=False)
         try:
             self._open()
         except BaseException:
@@ -36,20 +36,20 @@ class Writer:
 
     def _open(self) -> None:
         found = self._version()
-        schema.set_journal(self._engine, self._path)
+        schema.set_journal_mode(self._engine, self._path)
         if found is None:
             with self._engine.begin() as connection:
-                migrate.create(connection)
+                migrate.create_tables(connection)
         elif found < schema.VERSION:
-            migrate.bring_up(self._engine, self._path, found)
+            migrate.upgrade(self._engine, self._path, found)
 
     def _version(self) -> int | None:
         """Return the database's version once it is known to be a study's, and sound."""
         with self._engine.connect() as connection:
-            found = migrate.version(connection, self._path)
+            found = migrate.read_version(connection, self._path)
             said = connection.scalar(sa.text("PRAGMA quick_check(1)"))
         if said != "ok":
-            raise errors.damaged(self._path, str(said))
+            raise errors.damaged_error(self._path, str(said))
         return found
 
     def set(self, key: str, value: Any) -> None:
@@ -59,7 +59,7 @@ class Writer:
     def set_all(self, values: Mapping[str, Any]) -> None:
         """Set values of the study, all or none."""
         with self._engine.begin() as connection:
-            _set(connection, values)
+            _set_values(connection, values)
 
     def plan(self, trials: Sequence[Trial]) -> None:
         """Add trials that are not there yet, in this order."""
@@ -92,14 +92,14 @@ class Writer:
         ``values`` of the study are set in the same transaction.
         """
         with self._engine.begin() as connection:
-            _set(connection, values or {})
+            _set_values(connection, values or {})
             for result in results:
                 stands = result.status is Status.STOPPED and result.reason is None
                 if stands:
-                    _keep_rung(connection, result)
+                    _write_rung(connection, result)
                 else:
                     seal = manifest_hash(self._path.parent / "trials" / result.trial_id)
-                    _keep(connection, result, seal)
+                    _write_result(connection, result, seal)
 
     def forget_rungs(self, trial_id: str) -> None:
         """Remove what a trial has given at rungs: it starts again. Decisions stay as they were."""
@@ -134,7 +134,7 @@ class Writer:
             connection.execute(sa.delete(schema.trials).where(own.id.in_(plans)))
             connection.execute(sa.delete(schema.costs).where(schema.costs.c.method.in_(costs)))
             connection.execute(sa.delete(schema.study).where(schema.study.c.key.in_(values)))
-            _set(connection, noted)
+            _set_values(connection, noted)
 
     def decide(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Write the race's decisions at a rung, all or none."""
@@ -166,13 +166,13 @@ class Writer:
         self.close()
 
 
-def _set(connection: sa.Connection, values: Mapping[str, Any]) -> None:
+def _set_values(connection: sa.Connection, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         row = insert(schema.study).values(key=key, value=value)
         connection.execute(row.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
 
 
-def _keep(connection: sa.Connection, result: TrialResult, seal: str | None) -> None:
+def _write_result(connection: sa.Connection, result: TrialResult, seal: str | None) -> None:
     value = result.to_json()
     value["item_losses"] = ()  # the race's alone: they lie in ``rungs``
     value["splits"] = {s: {"mean_loss": v.mean_loss} for s, v in result.splits.items()}
@@ -181,7 +181,7 @@ def _keep(connection: sa.Connection, result: TrialResult, seal: str | None) -> N
         for s, v in result.splits.items()
         for i, (x, p) in enumerate(zip(v.scores, v.predictions, strict=True))
     ]
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = now_utc()
     connection.execute(sa.delete(schema.scores).where(schema.scores.c.trial_id == result.trial_id))
     if rows:
         connection.execute(sa.insert(schema.scores), rows)
@@ -192,7 +192,7 @@ def _keep(connection: sa.Connection, result: TrialResult, seal: str | None) -> N
     )
 
 
-def _keep_rung(connection: sa.Connection, result: TrialResult) -> None:
+def _write_rung(connection: sa.Connection, result: TrialResult) -> None:
     """Write what a trial has given at the step where it stands."""
     row = insert(schema.rungs).values(
         trial_id=result.trial_id, step=result.step, result=result.to_json()

@@ -38,14 +38,14 @@ from bakeoff.training.preflight.capabilities import (
     quantized,
     tiny,
 )
-from bakeoff.training.preflight.capabilities.post_training import first_line, measured
-from bakeoff.training.preflight.capabilities.train import Trained, difference, train
+from bakeoff.training.preflight.capabilities.post_training import first_line, try_measure
+from bakeoff.training.preflight.capabilities.train import TrainedModel, difference, train
 
-MOST_RANK = 16
+MAX_RANK = 16
 """The tiny layers are 64 wide at their narrowest: a larger rank would hardly restrict them."""
 
 
-def probe(value: dict[str, Any]) -> dict[str, Any]:
+def probe_method(value: dict[str, Any]) -> dict[str, Any]:
     """Probe the method ``value["entry"]`` (a ``MethodEntry`` as JSON); return its capabilities."""
     entry = MethodEntry(**value["entry"])
     torch.set_num_threads(1)
@@ -56,13 +56,13 @@ def probe(value: dict[str, Any]) -> dict[str, Any]:
         warnings.simplefilter("ignore")  # what libraries warn of is no part of the answer
         logging.disable(logging.WARNING)
         try:
-            return capabilities(entry, Path(folder)).to_json()
+            return measure_capabilities(entry, Path(folder)).to_json()
         finally:
             logging.disable(logging.NOTSET)
             gc.unfreeze()
 
 
-def capabilities(entry: MethodEntry, folder: Path) -> Capabilities:
+def measure_capabilities(entry: MethodEntry, folder: Path) -> Capabilities:
     """Return all that can be found out about ``entry``; ``folder`` is empty and may be filled."""
     found = Capabilities(entry.name, entry_hash(entry), _peft_type(entry), entry.needs)
     if entry.needs is not None:
@@ -70,7 +70,7 @@ def capabilities(entry: MethodEntry, folder: Path) -> Capabilities:
             found, on={k: BaseResult(False, entry.needs) for k in tiny.KINDS}
         )
     on: dict[str, BaseResult] = {}
-    llama: Trained | None = None
+    llama: TrainedModel | None = None
     for kind in tiny.KINDS:
         try:
             at = train(entry, dict(entry.config), kind, tiny.base(kind))
@@ -78,23 +78,23 @@ def capabilities(entry: MethodEntry, folder: Path) -> Capabilities:
             on[kind] = BaseResult(False, first_line(error))
             continue
         saved = folder / f"saved-{kind}"
-        on[kind] = _on_base(at, saved)
+        on[kind] = _probe_base(at, saved)
         if kind == "llama":
             llama = at
             found = dataclasses.replace(
-                conversion(found, entry, at),
-                plain=measured(partial(post_training.reads_as_plain_lora, at, saved)),
+                probe_conversion(found, entry, at),
+                plain=try_measure(partial(post_training.plain_lora_loss, at, saved)),
             )
     return dataclasses.replace(
         found,
         on=on,
         lanes_by_task={
-            task: _riding(entry, task, folder)
+            task: _probe_accelerators(entry, task, folder)
             for task, kind in accelerators.TASKS.items()
             if on[kind].trains
         },
-        quantised=_quantised(entry, folder, llama, on["llama"].reason),
-        layers=layers.takes(entry),
+        quantised=_probe_quantized(entry, folder, llama, on["llama"].reason),
+        layers=layers.supported_layers(entry),
     )
 
 
@@ -109,31 +109,31 @@ def _peft_type(entry: MethodEntry) -> str | None:
     return next((str(kind.value) for kind, config in types.items() if config is own), None)
 
 
-def _on_base(at: Trained, folder: Path) -> BaseResult:
+def _probe_base(at: TrainedModel, folder: Path) -> BaseResult:
     heads = tiny.KINDS[at.kind].heads
     own = [p for n, p in at.start.items() if not set(n.split(".")) & set(heads)]
-    saved = measured(partial(post_training.save, at, folder))
-    reload = measured(partial(post_training.reloads, at, folder))
+    saved = try_measure(partial(post_training.save, at, folder))
+    reload = try_measure(partial(post_training.reload_difference, at, folder))
     return BaseResult(
         trains=True,
         # the task's output layer is every method's; a method that trains it alone is counted by it
         parameters=sum(p.numel() for p in own or at.start.values()),
         checkpoint_bytes=None if saved.value is None else int(saved.value),
-        effect=measured(partial(difference, at.after, at.untouched)).value,
-        start=measured(partial(difference, at.before, at.untouched)),
+        effect=try_measure(partial(difference, at.after, at.base_logits)).value,
+        start=try_measure(partial(difference, at.before, at.base_logits)),
         reload=reload if saved.reason is None else saved,
-        merge=measured(partial(post_training.merges, at)),
-        disable=measured(partial(post_training.disables, at)),
+        merge=try_measure(partial(post_training.merge_difference, at)),
+        disable=try_measure(partial(post_training.disable_difference, at)),
     )
 
 
-def conversion(found: Capabilities, entry: MethodEntry, at: Trained) -> Capabilities:
+def probe_conversion(found: Capabilities, entry: MethodEntry, at: TrainedModel) -> Capabilities:
     """Measure PEFT's conversion to LoRA, at the method's own rank and at ``RANK``."""
     rank = entry.config.get("r")
     natural = rank if isinstance(rank, int) and rank > 0 else None
-    if natural is not None and natural > MOST_RANK:
-        natural = MOST_RANK
-        config = {**entry.config, "r": MOST_RANK}
+    if natural is not None and natural > MAX_RANK:
+        natural = MAX_RANK
+        config = {**entry.config, "r": MAX_RANK}
         try:
             at = train(entry, config, at.kind, tiny.base(at.kind))
         except Exception as error:  # then there is no model to convert
@@ -145,20 +145,20 @@ def conversion(found: Capabilities, entry: MethodEntry, at: Trained) -> Capabili
         found,
         claims_conversion=bool(claims and claims()),
         natural_rank=natural,
-        conversion={str(r): measured(partial(post_training.converts, at, r)) for r in ranks},
+        conversion={str(r): try_measure(partial(post_training.conversion_loss, at, r)) for r in ranks},
     )
 
 
-def _quantised(
-    entry: MethodEntry, folder: Path, plain: Trained | None, reason: str | None
+def _probe_quantized(
+    entry: MethodEntry, folder: Path, plain: TrainedModel | None, reason: str | None
 ) -> dict[str, QuantizationSupport]:
     if plain is None:
         return {kind: QuantizationSupport(False, reason) for kind in quantized.PACKAGES}
-    return {kind: quantized.works(entry, kind, folder, plain) for kind in quantized.PACKAGES}
+    return {kind: quantized.probe_quantized(entry, kind, folder, plain) for kind in quantized.PACKAGES}
 
 
-def _riding(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:
+def _probe_accelerators(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:
     try:
-        return accelerators.rides(entry, task, folder)
+        return accelerators.supported_accelerators(entry, task, folder)
     except Exception as error:  # the plain path itself does not run on this task
         return AcceleratorSupport((), {"lanes": first_line(error)})

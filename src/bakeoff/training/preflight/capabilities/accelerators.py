@@ -16,7 +16,7 @@ from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.methods.capability_records import AcceleratorSupport
 from bakeoff.training.preflight.capabilities import tiny
-from bakeoff.training.preflight.parity import decide
+from bakeoff.training.preflight.parity import probe_accelerators
 from bakeoff.training.setup import prepare_process
 
 PLACES = ("kitchen", "bedroom", "garage", "office", "attic", "hall", "study", "garden")
@@ -62,7 +62,7 @@ def conditions(task: str) -> Conditions:
     )
 
 
-def rides(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:
+def supported_accelerators(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:
     """Return which of the engine's switches hold for ``entry`` on ``task``, tried in ``folder``."""
     base, data = folder / TASKS[task], folder / "data"
     c = conditions(task)
@@ -75,7 +75,7 @@ def rides(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:
     trial = Trial(entry, {LEARNING_RATE: entry.learning_rate}, 0, "search", c)
     # whether answers agree depends on the base rather than the method: a study finds it out
     wished = dataclasses.replace(Switches.best(c.device, c.precision), generation=False)
-    found = decide(trial, str(base), data, wished)
+    found = probe_accelerators(trial, str(base), data, wished)
     on = [name for name, value in dataclasses.asdict(found.switches).items() if value]
     return AcceleratorSupport(tuple(on), found.reasons)
 

@@ -16,7 +16,7 @@ from bakeoff.engine import peft_patches
 from bakeoff.methods.arguments import config_class
 from bakeoff.methods.hook import build_hook, trainable_parameters
 from bakeoff.training.preflight.capabilities import tiny
-from bakeoff.training.preflight.capabilities.train import (STEPS, resolve_config)
+from bakeoff.training.preflight.capabilities.train import STEPS, resolve_config
 
 WIDTH = 64
 LAYERS: dict[str, Callable[[], nn.Module]] = {

@@ -11,7 +11,7 @@ from bakeoff.core.trial import MethodEntry
 from bakeoff.engine.safe_loading import from_pretrained_kwargs
 from bakeoff.training.preflight.capabilities import tiny
 from bakeoff.training.preflight.capabilities.post_training import first_line
-from bakeoff.training.preflight.parameter_count import (Architecture, count, load_architecture)
+from bakeoff.training.preflight.parameter_count import Architecture, count, load_architecture
 
 STEPS = 1000
 """What rules that name the study's steps are resolved with; no count depends on it."""

@@ -20,19 +20,24 @@ from bakeoff.methods import load_saved
 from bakeoff.methods.capability_records import Measurement
 from bakeoff.methods.hook import SaveContext
 from bakeoff.training.preflight.capabilities import tiny
-from bakeoff.training.preflight.capabilities.train import Trained, difference, logits, rounded
+from bakeoff.training.preflight.capabilities.train import (
+    TrainedModel,
+    difference,
+    logits,
+    round_finite,
+)
 
 BASE_NAME = "tiny"
-LONGEST = 160
+MAX_LENGTH = 160
 
 
 def first_line(error: BaseException) -> str:
     """Return an error as one short line."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."
 
 
-def measured(figure: Callable[[], float]) -> Measurement:
+def try_measure(figure: Callable[[], float]) -> Measurement:
     """Return a figure, or why it cannot be had: whatever a library raises is an answer here."""
     try:
         return Measurement(figure())
@@ -40,7 +45,7 @@ def measured(figure: Callable[[], float]) -> Measurement:
         return Measurement(None, first_line(error))
 
 
-def save(at: Trained, folder: Path) -> int:
+def save(at: TrainedModel, folder: Path) -> int:
     """Let the hook write what a user needs beside the base; return the bytes of its tensors."""
     start = at.start if at.hook.needs_start else None
     at.hook.save(at.model, folder, SaveContext(BASE_NAME, 0, start))
@@ -48,13 +53,13 @@ def save(at: Trained, folder: Path) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def reloads(at: Trained, folder: Path) -> float:
+def reload_difference(at: TrainedModel, folder: Path) -> float:
     """Return how far the saved model, on an untouched base in plain PEFT, is from the trained."""
     model = load_saved.load_onto(tiny.base(at.kind), folder, at.hook.saved_as)
     return difference(logits(model, at.kind), at.after)
 
 
-def merges(at: Trained) -> float:
+def merge_difference(at: TrainedModel) -> float:
     """Return how far the merged model is from the trained one."""
     if at.hook.saved_as != "adapter":
         return 0.0  # it was trained in the base's own tensors: nothing is left to merge
@@ -66,7 +71,7 @@ def merges(at: Trained) -> float:
     return difference(logits(merged, at.kind), at.after)
 
 
-def disables(at: Trained) -> float:
+def disable_difference(at: TrainedModel) -> float:
     """Return how far the model is from the untouched base while its adapter is switched off.
 
     The task's output layer counts with the adapter: PEFT switches it back as well.
@@ -76,20 +81,20 @@ def disables(at: Trained) -> float:
     model = copy.deepcopy(at.model)
     with model.disable_adapter():
         off = logits(model, at.kind)
-    return difference(off, at.untouched)
+    return difference(off, at.base_logits)
 
 
-def converts(at: Trained, rank: int) -> float:
+def conversion_loss(at: TrainedModel, rank: int) -> float:
     """Return the share of the method's effect that PEFT's conversion to LoRA loses."""
     config, tensors = peft.convert_to_lora(copy.deepcopy(at.model), rank)
     lora = peft.get_peft_model(tiny.base(at.kind), config)
     unknown = peft.set_peft_model_state_dict(lora, tensors)
     if unknown.unexpected_keys:
         raise KeyError(f"{unknown.unexpected_keys[0]} is no tensor of the LoRA")
-    return _lost(at, logits(lora, at.kind))
+    return _lost_effect(at, logits(lora, at.kind))
 
 
-def reads_as_plain_lora(at: Trained, folder: Path) -> float:
+def plain_lora_loss(at: TrainedModel, folder: Path) -> float:
     """Return the share of the method's effect that is lost by who reads its file as plain LoRA.
 
     That is: one scale for all layers, W + scale B A and nothing else. Inference servers do so.
@@ -119,8 +124,8 @@ def reads_as_plain_lora(at: Trained, folder: Path) -> float:
                 if (len(b), a.shape[1]) != layer.weight.shape or len(a) != b.shape[1]:
                     raise TypeError("its A and B are no factors of the layer's weight")
                 layer.weight += scale * b @ a
-    return _lost(at, logits(model, at.kind))
+    return _lost_effect(at, logits(model, at.kind))
 
 
-def _lost(at: Trained, out: Tensor) -> float:
-    return rounded((out - at.after).norm() / (at.after - at.untouched).norm())
+def _lost_effect(at: TrainedModel, out: Tensor) -> float:
+    return round_finite((out - at.after).norm() / (at.after - at.base_logits).norm())

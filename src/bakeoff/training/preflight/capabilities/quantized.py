@@ -21,7 +21,14 @@ from bakeoff.engine import quantization
 from bakeoff.methods.capability_records import QuantizationSupport
 from bakeoff.training.preflight.capabilities import tiny
 from bakeoff.training.preflight.capabilities.post_training import first_line
-from bakeoff.training.preflight.capabilities.train import (ProbeFailed, TrainedModel, difference, logits, resolve_config, train)
+from bakeoff.training.preflight.capabilities.train import (
+    ProbeFailed,
+    TrainedModel,
+    difference,
+    logits,
+    resolve_config,
+    train,
+)
 
 PACKAGES = {"4bit": "bitsandbytes", "8bit": "bitsandbytes", "int8": "torchao"}
 """Kinds of quantised base, and the package that each takes."""

@@ -35,7 +35,7 @@ PROMPT, UNSUPERVISED = 4, -100
 HEADS = ("classifier", "score")
 
 
-class Tiny(NamedTuple):
+class TinyBase(NamedTuple):
     """A kind of base: how to make it, PEFT's name for its task, the task's fresh output layer."""
 
     make: Callable[[], Any]
@@ -112,10 +112,10 @@ def _t5() -> Any:
 
 
 KINDS = {
-    "llama": Tiny(_llama, "CAUSAL_LM"),
-    "gpt2": Tiny(_gpt2, "CAUSAL_LM"),
-    "bert": Tiny(_bert, "SEQ_CLS", HEADS),
-    "t5": Tiny(_t5, "SEQ_2_SEQ_LM"),
+    "llama": TinyBase(_llama, "CAUSAL_LM"),
+    "gpt2": TinyBase(_gpt2, "CAUSAL_LM"),
+    "bert": TinyBase(_bert, "SEQ_CLS", HEADS),
+    "t5": TinyBase(_t5, "SEQ_2_SEQ_LM"),
 }
 
 
@@ -157,7 +157,7 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(out.reshape(-1, out.shape[-1]), batch.targets.reshape(-1))
 
 
-def ground(kind: str, steps: int) -> AttachContext:
+def attach_context(kind: str, steps: int) -> AttachContext:
     """Return what a method may know of its study here."""
 
     def examples() -> list[Example]:
