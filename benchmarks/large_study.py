@@ -98,8 +98,8 @@ def _write(
     setting = [{"learning_rate": r} for r in rates]
     search = [Trial(entry, s, 0, "search", conditions) for s in setting]
     final = [Trial(entry, setting[2], s + 1, "final", conditions) for s in range(SEEDS)]
-    store.plan([*search, *final])
-    store.keep_group([result(t.id, 0, rng, level) for t in search])
+    store.add_trials([*search, *final])
+    store.save_group([result(t.id, 0, rng, level) for t in search])
     for trial in final:
         right = (rng.random(items) < level).astype(float)
         answers = tuple(prose(rng, int(rng.integers(10, 60))) for _ in range(items))
@@ -109,8 +109,8 @@ def _write(
         forgotten = Forgetting(
             (200,) * 64, (500.0,) * 64, tuple((500 + worse).tolist()), tuple(abs(worse).tolist())
         )
-        store.keep(replace(own, splits=splits, forgetting=forgotten))
-    store.keep_cost(
+        store.save(replace(own, splits=splits, forgetting=forgotten))
+    store.save_cost(
         Cost(
             entry.name, Status.DONE, trainable_parameters=int(rng.integers(10**4, 10**7)),
             train_tokens_per_second=float(rng.uniform(1e4, 1e5)),

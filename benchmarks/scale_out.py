@@ -173,9 +173,9 @@ def kept(folder: Path, size: Size) -> Iterator[dict[str, Any]]:
     rng, trials = np.random.default_rng(0), trials_of(size._replace(trials=size.methods * 100))
     for items in size.keeps:
         with Writer(folder / f"keep-{items}.db") as store:
-            store.plan(trials)
+            store.add_trials(trials)
             results = iter([result(t.id, items, rng) for t in trials[:200]] * 2)
-            taken = timed(lambda: store.keep(next(results)))  # noqa: B023
+            taken = timed(lambda: store.save(next(results)))  # noqa: B023
         yield {"items": items, "what": "Writer.keep", **_rates(taken, items + 1)}
 
 
@@ -208,13 +208,13 @@ def reported(folder: Path, size: Size) -> dict[str, Any]:
 
     path = folder / "study.db"
     with Writer(path) as store:
-        step("plan", lambda: store.plan(trials))
+        step("plan", lambda: store.add_trials(trials))
         stood = [t for t in trials if t.phase == "search"]
-        step("keep_rung", lambda: [store.keep_group([_at_rung(t, rng)]) for t in stood])
-        step("keep", lambda: [store.keep(_of(t, size, rng)) for t in trials])
+        step("keep_rung", lambda: [store.save_group([_at_rung(t, rng)]) for t in stood])
+        step("keep", lambda: [store.save(_of(t, size, rng)) for t in trials])
     with Reader(path) as reader:
         step("finished", reader.finished)
-        step("rungs", lambda: reader.rungs(RUNG))
+        step("rungs", lambda: reader.results_at_rung(RUNG))
         pairs = step("read", reader.trials)
     summary = step("summarise", lambda: summarise(_record(pairs, size), np.random.default_rng(0)))
     text = step("json", lambda: json.dumps(summary, allow_nan=False))

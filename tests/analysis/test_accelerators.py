@@ -109,6 +109,6 @@ def test_memory_that_an_accelerator_saved_is_no_reason_to_change() -> None:
 def test_what_the_probe_decided_comes_back_from_the_store(tmp_path: Path) -> None:
     kept = make_cost("oft", engine=make_engine(packing="cannot"))
     with Writer(tmp_path / "study.db") as store:
-        store.keep_cost(kept)
+        store.save_cost(kept)
     with Reader(tmp_path / "study.db") as reader:
         assert reader.costs() == {"oft": kept}

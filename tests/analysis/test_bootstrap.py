@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bakeoff.analysis.bootstrap import (Scores, SeedNoise, bootstrap, difference_effect, variance_components, mean_effect, pool_seed_noise, standardised_deviations)
+from bakeoff.analysis.bootstrap import (
+    Scores,
+    SeedNoise,
+    bootstrap,
+    difference_effect,
+    mean_effect,
+    pool_seed_noise,
+    standardised_deviations,
+    variance_components,
+)
 from bakeoff.core.errors import BakeoffError
 
 
@@ -21,7 +30,7 @@ def test_item_variance_by_hand() -> None:
     assert effect.estimate == 0.75
     assert effect.standard_error == pytest.approx(np.sqrt(1 / 16))
     assert effect.uncertain_variance == 0.0
-    assert variance_components([effect]).item_freedom == pytest.approx(3)
+    assert variance_components([effect]).item_df == pytest.approx(3)
     assert not effect.seed_noise_known
 
 
@@ -30,7 +39,7 @@ def test_seed_variance_by_hand_is_not_understated() -> None:
     effect = mean_effect(scores(np.repeat([[1.0], [2.0], [3.0]], 50, axis=1)))
     assert effect.standard_error == pytest.approx(np.sqrt(1 / 3))
     assert effect.uncertain_variance == pytest.approx(1 / 3)
-    assert effect.seed_freedom == pytest.approx(2)
+    assert effect.seed_df == pytest.approx(2)
     assert effect.seed_noise_known
     # resampling the three seeds as they are gives (S-1)/S of that variance
     rng = np.random.default_rng(0)
@@ -44,7 +53,7 @@ def test_draws_have_the_effects_spread() -> None:
     rows = rng.normal(size=(30, 1)) + rng.normal(size=(1, 400)) * 3 + rng.normal(size=(30, 400))
     effect = mean_effect(scores(rows))
     draws = bootstrap([effect], rng)[0]
-    inflated = effect.uncertain_variance * effect.seed_freedom / (effect.seed_freedom - 2)
+    inflated = effect.uncertain_variance * effect.seed_df / (effect.seed_df - 2)
     variance = effect.standard_error**2 - effect.uncertain_variance + inflated
     assert draws.var() == pytest.approx(variance, rel=0.06)
     assert draws.mean() == pytest.approx(effect.estimate, abs=0.02)
@@ -116,8 +125,8 @@ def test_pooling_lifts_the_lucky_and_leaves_the_noisy() -> None:
     assert kept.seeds[0].variance == pytest.approx(3.0)
     assert still.standard_error == 0.0, "a difference that never varies gets no noise"
     # pooled from two at 1/4 correlation: 8/5 as sure as one; all above the pool just as sure as one
-    assert raised.seed_freedom == pytest.approx(2 * 8 / 5)
-    assert kept.seed_freedom == pytest.approx(3**2 / ((1.5**2 / 1.6 + 1.5**2) / 2))
+    assert raised.seed_df == pytest.approx(2 * 8 / 5)
+    assert kept.seed_df == pytest.approx(3**2 / ((1.5**2 / 1.6 + 1.5**2) / 2))
     draws = bootstrap([raised], np.random.default_rng(0))[0]
     assert np.quantile(draws, 0.84) - np.quantile(draws, 0.16) > 1.5
 

@@ -11,12 +11,17 @@ import pytest
 from helpers.records import finished, make_record, make_result, make_trial
 
 from bakeoff import api
-from bakeoff.analysis.choose import (SelectionComparison, choose_settings, selection_value, compare_selection)
+from bakeoff.analysis.choose import (
+    SelectionComparison,
+    choose_settings,
+    compare_selection,
+    selection_value,
+)
 from bakeoff.analysis.summary import summarise
 from bakeoff.analysis.trial_runs import TrialRun
 from bakeoff.core.results import Cost, SplitScores, Status
 from bakeoff.study.config import parse_spec
-from bakeoff.study.planning.racing import (Rules, RungStanding, decide_rung)
+from bakeoff.study.planning.racing import Rules, RungStanding, decide_rung
 from bakeoff.study.search import racing_costs
 
 

@@ -15,7 +15,12 @@ from helpers.command import bakeoff
 from helpers.records import final, finished, hits, make_cost, make_record, search
 
 from bakeoff import api
-from bakeoff.analysis.compare_studies import (Agreement, ComparedStudy, verdict_agreement, compare_studies)
+from bakeoff.analysis.compare_studies import (
+    Agreement,
+    ComparedStudy,
+    compare_studies,
+    verdict_agreement,
+)
 from bakeoff.analysis.summary import summarise
 from bakeoff.core.errors import UsageError
 from bakeoff.core.record import StudyRecord

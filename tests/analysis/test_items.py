@@ -160,7 +160,10 @@ def test_what_items_ask_comes_from_the_frozen_rows(tmp_path: Path) -> None:
     rows = [{"q": "a?", "w": "A"}, {"q": "b?", "w": "B"}]
     columns = {"prompt": "Say: {q}\nNow: ", "completion": "{w}"}
     made = scored(tmp_path, rows, "sft", columns=columns)
-    assert test_texts.load_test_texts(tmp_path, made).asked == (ItemText("a?", "A"), ItemText("b?", "B"))
+    assert test_texts.load_test_texts(tmp_path, made).asked == (
+        ItemText("a?", "A"),
+        ItemText("b?", "B"),
+    )
     rows = [{"messages": [{"role": "user", "content": "hi"},
                           {"role": "assistant", "content": "ho"}]}]  # fmt: skip
     made = scored(tmp_path, rows, "sft", columns={"messages": "messages"})
@@ -168,7 +171,9 @@ def test_what_items_ask_comes_from_the_frozen_rows(tmp_path: Path) -> None:
     rows = [{"prompt": "which?", "choices": ["this", "that"], "answer": "B"}]
     columns = {"prompt": "prompt", "choices": "choices", "answer": "answer"}
     made = scored(tmp_path, rows, "choice", columns=columns, answer="letter", normalise="sum")
-    assert test_texts.load_test_texts(tmp_path, made).asked == (ItemText("which?\n- this\n- that", "that"),)
+    assert test_texts.load_test_texts(tmp_path, made).asked == (
+        ItemText("which?\n- this\n- that", "that"),
+    )
     columns = {"text": "t", "label": "l"}
     rows = [{"t": "some", "l": "yes"}]
     made = scored(tmp_path, rows, "classify", columns=columns, labels=["yes"])
@@ -187,5 +192,8 @@ def test_other_rows_than_were_scored_are_never_shown(tmp_path: Path) -> None:
     outside = tmp_path.parent / f"{tmp_path.name}.jsonl"
     outside.write_text("{}\n")
     file.symlink_to(outside)
-    assert test_texts.load_test_texts(tmp_path, made).unknown == "data/test.jsonl is not in the study folder"
+    assert (
+        test_texts.load_test_texts(tmp_path, made).unknown
+        == "data/test.jsonl is not in the study folder"
+    )
     assert test_texts.load_test_texts(tmp_path, []) == test_texts.ItemTexts()

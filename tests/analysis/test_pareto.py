@@ -22,7 +22,14 @@ from helpers.records import (
 from helpers.summaries import rights, row, summed
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.analysis.pareto import (COST_AXES, draw_scores, find_fronts, front_probabilities, pareto_front, is_cost_tie)
+from bakeoff.analysis.pareto import (
+    COST_AXES,
+    draw_scores,
+    find_fronts,
+    front_probabilities,
+    is_cost_tie,
+    pareto_front,
+)
 from bakeoff.analysis.recommendation.preferences import choose_by_weights
 from bakeoff.core.record import StudyRecord
 from bakeoff.methods import registry
@@ -357,7 +364,9 @@ def test_weights_do_not_depend_on_units() -> None:
     before = choose_by_weights(record, control, rows, {"quality": 1.0, "memory": 0.5}).totals
     for each in rows:
         each["cost"]["train_peak_bytes"] = each["cost"]["train_peak_bytes"] / 1024
-    assert choose_by_weights(record, control, rows, {"quality": 1.0, "memory": 0.5}).totals == before
+    assert (
+        choose_by_weights(record, control, rows, {"quality": 1.0, "memory": 0.5}).totals == before
+    )
 
 
 # -- from the study file to the record -----------------------------------------------------------

@@ -13,7 +13,15 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from bakeoff.analysis.power import (StudyDesign, power_of_difference, power_of_equivalence, detectable_difference, dunnett_critical, items_needed, seeds_needed)
+from bakeoff.analysis.power import (
+    StudyDesign,
+    detectable_difference,
+    dunnett_critical,
+    items_needed,
+    power_of_difference,
+    power_of_equivalence,
+    seeds_needed,
+)
 
 
 @pytest.mark.parametrize("contenders", [1, 2, 3, 7])

@@ -23,8 +23,16 @@ from helpers.records import (
 from helpers.summaries import row, summed
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.analysis.per_method.stability import (divergence_share, is_unfinished, learning_rate_plateau, stopped_by_race, seed_sd, loss_spikes, validation_area)
-from bakeoff.analysis.trial_runs import (MethodRuns, TrialRun, runs_by_method)
+from bakeoff.analysis.per_method.stability import (
+    divergence_share,
+    is_unfinished,
+    learning_rate_plateau,
+    loss_spikes,
+    seed_sd,
+    stopped_by_race,
+    validation_area,
+)
+from bakeoff.analysis.trial_runs import MethodRuns, TrialRun, runs_by_method
 from bakeoff.core.results import CurvePoint, SplitScores, Status
 
 
@@ -71,7 +79,10 @@ def test_a_stop_with_a_reason_is_the_races_and_one_without_is_open() -> None:
     assert stopped_by_race(TrialRun(trial, result))
     waiting = TrialRun(trial, dataclasses.replace(result, reason=None))
     assert (stopped_by_race(waiting), is_unfinished(waiting)) == (False, True)
-    assert (stopped_by_race(TrialRun(trial, None)), is_unfinished(TrialRun(trial, None))) == (False, True)
+    assert (stopped_by_race(TrialRun(trial, None)), is_unfinished(TrialRun(trial, None))) == (
+        False,
+        True,
+    )
 
 
 def test_seed_sd_with_its_interval() -> None:
@@ -111,10 +122,14 @@ def test_plateau_by_score() -> None:
 
 
 def test_a_rate_that_diverged_ends_the_plateau_and_one_that_failed_is_not_there() -> None:
-    found = learning_rate_plateau(scored({1e-4: 0.9, 1e-3: Status.DIVERGED, 1e-2: 0.9}), ACCURACY, 0.05)
+    found = learning_rate_plateau(
+        scored({1e-4: 0.9, 1e-3: Status.DIVERGED, 1e-2: 0.9}), ACCURACY, 0.05
+    )
     assert found is not None
     assert (found["low"], found["high"], found["rates"]) == (1e-4, 1e-4, 3)
-    found = learning_rate_plateau(scored({1e-4: 0.9, 1e-3: Status.FAILED, 1e-2: 0.9}), ACCURACY, 0.05)
+    found = learning_rate_plateau(
+        scored({1e-4: 0.9, 1e-3: Status.FAILED, 1e-2: 0.9}), ACCURACY, 0.05
+    )
     assert found is not None
     assert (found["decades"], found["rates"]) == (pytest.approx(2.0), 2)
     assert learning_rate_plateau(scored({1e-4: 0.9}), ACCURACY, 0.05) is None
@@ -160,13 +175,21 @@ def test_spikes() -> None:
     # sorted deviations 0 0 0 0 0 0.5 0.5 1.5: their median is 0, so the floor rules: 5 % of 4.0
     assert found == {"count": 1, "changes": 8, "trials": 2}
     # a rise of 0.15 nats is below that floor of 0.2
-    assert loss_spikes(runs([curve(4.0, 3.0, 3.15, 2.0)])) == {"count": 0, "changes": 3, "trials": 1}
+    assert loss_spikes(runs([curve(4.0, 3.0, 3.15, 2.0)])) == {
+        "count": 0,
+        "changes": 3,
+        "trials": 1,
+    }
 
 
 def test_a_rise_within_the_methods_own_jitter_is_no_spike() -> None:
     # changes -1.0, +0.5, -1.0, +0.6: median -0.25, deviations .75 .75 .75 .85 -> MAD 0.75;
     # the bound is -0.25 + 3 * 1.4826 * 0.75 = 3.09
-    assert loss_spikes(runs([curve(4.0, 3.0, 3.5, 2.5, 3.1)])) == {"count": 0, "changes": 4, "trials": 1}
+    assert loss_spikes(runs([curve(4.0, 3.0, 3.5, 2.5, 3.1)])) == {
+        "count": 0,
+        "changes": 4,
+        "trials": 1,
+    }
 
 
 def test_spikes_skip_what_is_not_finite_and_what_failed() -> None:

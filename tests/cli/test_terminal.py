@@ -70,18 +70,18 @@ def begin(folder: Path, **more: Any) -> None:
             }
         )
         lora = [make_trial("lora", rate) for rate in RATES]
-        store.plan([*lora, *GROUP])
+        store.add_trials([*lora, *GROUP])
         for trial, loss in zip(lora, (0.9, 0.5, float("nan")), strict=True):
             bad = loss != loss
-            store.keep(
+            store.save(
                 make_result(
                     trial, losses=(2 * loss, loss), train_tokens=4000, step=100,
                     status=Status.DIVERGED if bad else Status.DONE, reason="nan" if bad else None,
                 )
             )  # fmt: skip
         for cost in (make_cost("lora"), make_cost("oft", step_ms=20.0)):
-            store.keep_cost(cost)
-        store.keep_cost(Cost("ia3", Status.INCOMPATIBLE, "it has no such layer"))
+            store.save_cost(cost)
+        store.save_cost(Cost("ia3", Status.INCOMPATIBLE, "it has no such layer"))
 
 
 def go_on(folder: Path) -> LoggingProgress:
@@ -127,7 +127,7 @@ def test_time_left_is_told_by_what_trials_took(study: Path) -> None:
 
 def test_nothing_is_guessed(tmp_path: Path) -> None:
     with Writer(tmp_path / "study.db") as store:
-        store.plan(GROUP)
+        store.add_trials(GROUP)
     with lock.hold_lock(tmp_path):
         log = go_on(tmp_path)
         found = read_status(tmp_path, mine=True)
@@ -157,11 +157,11 @@ def test_states_of_a_study(tmp_path: Path) -> None:
     assert not (tmp_path / ".lock").exists(), "a glance writes nothing"
     with Writer(tmp_path / "study.db") as store:
         for trial in GROUP:
-            store.keep(make_result(trial, status=Status.FAILED, reason="x"))
+            store.save(make_result(trial, status=Status.FAILED, reason="x"))
         final = [make_trial("lora", 1e-3, seed, "final") for seed in (1, 2)]
-        store.plan(final)
+        store.add_trials(final)
         for trial, right in zip(final, (30, 20), strict=True):
-            store.keep(make_result(trial, test=hits(right, 40)))
+            store.save(make_result(trial, test=hits(right, 40)))
     found = read_status(tmp_path)
     assert found.state == DONE
     assert (found.methods[0].test, found.methods[0].n_seeds) == (0.625, 2)

@@ -67,22 +67,22 @@ def test_every_acknowledged_result_survives_a_full_disk(disk: Disk) -> None:
         return TrialResult(trial.id, Status.DONE, splits={"test": scores})
 
     with Writer(path) as writer:
-        writer.plan(trials[:400])
+        writer.add_trials(trials[:400])
         with pytest.raises(EnvironmentProblem) as error:  # noqa: PT012  # one of many fails
             for trial in trials[:400]:
-                writer.keep(result(trial))
+                writer.save(result(trial))
                 acknowledged += 1
         assert (error.value.code, error.value.exit_code) == ("disk-full", 6)
         assert str(disk.path) in error.value.cause
         assert 10 < acknowledged < 400
         with Reader(path) as reader:
-            assert len(reader.finished()) == acknowledged
+            assert len(reader.finished_ids()) == acknowledged
         disk.grow()
-        writer.keep(result(trials[acknowledged]))
+        writer.save(result(trials[acknowledged]))
     with Reader(path) as reader:
         kept = [r for _, r in reader.trials() if r is not None]
         assert kept == [result(t) for t in trials[: acknowledged + 1]]
-        assert reader.problems() == []
+        assert reader.integrity_problems() == []
 
 
 def test_a_new_study_on_a_full_disk_is_told_so(disk: Disk) -> None:

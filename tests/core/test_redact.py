@@ -277,7 +277,10 @@ def test_nothing_that_is_kept_of_a_failure_holds_a_secret(
     assert len(result.warnings) == 1
     last_words = Outcome(0, None, f"died of {SECRETS['key']}", SECRETS["bearer"])
     (died,) = (
-        scheduler._segment_results(own, last_words, Counter({own.trials[0].id: scheduler.MAX_CRASHES})) or ()
+        scheduler._segment_results(
+            own, last_words, Counter({own.trials[0].id: scheduler.MAX_CRASHES})
+        )
+        or ()
     )
     written = "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
     assert "401" in written

@@ -697,7 +697,10 @@ def test_labels_that_a_task_would_lose_are_named(
             write_jsonl(data / f"{split}.jsonl", short)
         write_jsonl(data / "test.jsonl", [*short, {"text": text, "json": "{}"}])
     faults = token_checks.check(
-        data, Masked(options), load_tokenizer(str(tiny_llama), None), token_checks.BaseLimits(1000, 1000)
+        data,
+        Masked(options),
+        load_tokenizer(str(tiny_llama), None),
+        token_checks.BaseLimits(1000, 1000),
     )
     (found,) = [f for f in faults if f.code == code]
     assert (found.fatal, found.split, found.count) == (fatal, "test", 1)

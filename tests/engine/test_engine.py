@@ -168,7 +168,10 @@ def test_the_same_seed_gives_every_method_the_same_head_and_order(
         for b in benches
     ]
     assert torch.equal(heads[0], heads[1])
-    first = [next(b.batch_builder.training_steps(b.examples("train"), [0])).passes[0].batch for b in benches]
+    first = [
+        next(b.batch_builder.training_steps(b.examples("train"), [0])).passes[0].batch
+        for b in benches
+    ]
     assert torch.equal(first[0].inputs["input_ids"], first[1].inputs["input_ids"])
 
 

@@ -27,7 +27,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 def on_gpu(method: str, task: str) -> Trial:
     trial = make_trial(method, task)
-    found = machine.detect_machine({"device": "auto", "precision": "auto", "threads": 1, "workers": 1})
+    found = machine.detect_machine(
+        {"device": "auto", "precision": "auto", "threads": 1, "workers": 1}
+    )
     assert (found["device"], found["precision"]) == ("cuda:0", "bf16")
     changes: dict[str, Any] = {"device": found["device"], "precision": found["precision"]}
     if task == "sft":
@@ -200,7 +202,7 @@ def which_gpu(_: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
 def test_two_workers_take_a_gpu_each() -> None:
-    through = Process(2, Options(spread=True))
+    through = Process(2, Options(one_gpu_each=True))
     outcomes = list(through.map(f"{__name__}:which_gpu", [{}, {}]))
     through.close()
     assert len({(o.value or {})["uuid"] for o in outcomes}) == 2

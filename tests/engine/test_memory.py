@@ -155,7 +155,9 @@ def test_evaluation_keeps_to_the_budget_too(tiny_llama: Path, tmp_path: Path) ->
     assert all(p.part is None for s in steps for p in s.passes)
 
 
-def short_of_memory(at: setup.TrainingSetup, most: int, needs_again: bool = False) -> Callable[..., Any]:
+def short_of_memory(
+    at: setup.TrainingSetup, most: int, needs_again: bool = False
+) -> Callable[..., Any]:
     """Wrap a bench's losses: more than ``most`` examples a pass do not fit."""
     right = at.task.item_losses
 
@@ -207,7 +209,14 @@ def test_where_it_is_off_memory_runs_out(tiny_llama: Path, tmp_path: Path) -> No
     stepper = at.stepper()
     stepper.losses = short_of_memory(at, 8, needs_again=True)
     with pytest.raises(torch.OutOfMemoryError):
-        train(stepper, batches(at), (0, 2), (2,), lambda reading: None, at.batch_builder.split_last_step)
+        train(
+            stepper,
+            batches(at),
+            (0, 2),
+            (2,),
+            lambda reading: None,
+            at.batch_builder.split_last_step,
+        )
 
 
 def test_a_prefix_would_be_added_twice(tiny_llama: Path, tmp_path: Path) -> None:
@@ -228,7 +237,10 @@ def test_the_parity_probe_tries_both(tiny_llama: Path, tmp_path: Path) -> None:
     trial = make_trial("lora", "sft")
     build_tiny_setup(trial, tiny_llama, tmp_path)
     wished = dataclasses.replace(ON, micro_tokens=40, checkpointing=True)
-    assert parity.probe_accelerators(trial, str(tiny_llama), tmp_path / "data", wished).switches == wished
+    assert (
+        parity.probe_accelerators(trial, str(tiny_llama), tmp_path / "data", wished).switches
+        == wished
+    )
 
 
 def test_a_layer_keeps_its_input_alone(tmp_path: Path) -> None:

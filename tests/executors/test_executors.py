@@ -128,7 +128,7 @@ def test_workers_stay_for_the_next_payload_and_the_next_map() -> None:
 
 
 def test_a_reading_of_time_or_memory_gets_a_process_of_its_own() -> None:
-    assert len(pids(Process(2, Options(fresh=True)), 4)) == 4
+    assert len(pids(Process(2, Options(fresh_process=True)), 4)) == 4
 
 
 def test_no_work_is_given_to_a_gpu_that_was_set_aside() -> None:
@@ -137,9 +137,9 @@ def test_no_work_is_given_to_a_gpu_that_was_set_aside() -> None:
     first = {o.value["pid"] for o in executor.map(f"{__name__}:nap", payloads) if o.value}
     assert len(first) == 2
     executor._gpus = {0: "a", 1: "b"}  # there are none here
-    executor.set_aside("b")
+    executor.exclude_gpu("b")
     assert sum(psutil.pid_exists(pid) for pid in first) == 1
-    executor.set_aside("a")  # the last one stays
+    executor.exclude_gpu("a")  # the last one stays
     again = {o.value["pid"] for o in executor.map(f"{__name__}:nap", payloads) if o.value}
     assert len(again) == 1
     assert again <= first
@@ -175,7 +175,7 @@ def test_what_work_held_is_gone_before_the_next_payload(tmp_path: Path) -> None:
 
 def test_a_hung_worker_is_ended_and_its_stack_told(tmp_path: Path) -> None:
     """Faults 14 and 19: it is gone before its work is given to another, and can write no more."""
-    executor = Process(1, Options(patience=2.0))
+    executor = Process(1, Options(stall_timeout=2.0))
     payloads = [{"do": "hang", "file": str(tmp_path / "pid")}, {"do": "nothing"}]
     outcomes = executor.map(f"{__name__}:misbehave", payloads)
     hung = next(outcomes)
@@ -188,7 +188,9 @@ def test_a_hung_worker_is_ended_and_its_stack_told(tmp_path: Path) -> None:
 
 
 def test_work_that_says_it_goes_on_is_not_taken_for_hung() -> None:
-    (outcome,) = Process(1, Options(patience=1.5)).map(f"{__name__}:misbehave", [{"do": "long"}])
+    (outcome,) = Process(1, Options(stall_timeout=1.5)).map(
+        f"{__name__}:misbehave", [{"do": "long"}]
+    )
     assert outcome.value == {"fine": True}
 
 
@@ -200,7 +202,7 @@ def test_a_dead_workers_last_words_are_told() -> None:
 
 def test_when_stopping_nothing_new_begins_and_work_is_asked_to_end() -> None:
     stop: list[bool] = []
-    executor = Process(1, Options(stopping=lambda: bool(stop)))
+    executor = Process(1, Options(should_stop=lambda: bool(stop)))
 
     def payloads() -> Iterator[dict[str, Any]]:
         yield {"do": "nothing"}

@@ -48,7 +48,7 @@ def hold_once(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def make(workers: int, fresh: bool = False, **engine: Any) -> Ray:
-    return Ray(workers, Options(fresh=fresh, engine=engine))
+    return Ray(workers, Options(fresh_process=fresh, engine=engine))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 
 from bakeoff.core.trial import Segment
 from bakeoff.core.trial_dir import MANIFEST
+from bakeoff.core.versions import installed_versions
 from bakeoff.study.executors import _transfer
 from bakeoff.study.executors.ray import _NodeWorker
 from bakeoff.testing.tiny import write_splits
@@ -119,7 +120,7 @@ def test_a_metric_of_the_users_own_travels_alone(tmp_path: Path) -> None:
 
 
 def test_versions_are_compared_where_both_are_known() -> None:
-    own = _transfer.installed_versions()
+    own = installed_versions()
     assert _transfer.version_mismatch(own) is None
     assert "peft" in (_transfer.version_mismatch({**own, "peft": "0.0.1"}) or "")
     assert _transfer.version_mismatch({**own, "never-installed": "1"}) is None

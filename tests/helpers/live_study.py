@@ -133,13 +133,13 @@ def write_study(
     (folder / "data" / "test.jsonl").write_text(lines(texts), encoding="utf-8")
     with Writer(folder / "study.db") as store:
         store.set_all(values(name, texts))
-        store.plan(search_trials(texts=texts))
+        store.add_trials(search_trials(texts=texts))
         for m in METHODS:
-            store.keep_cost(make_cost(m))
-        store.keep_group([make_result(t, reason=failure) for t in search_trials(texts=texts)])
-        store.plan(final_trials(texts=texts))
+            store.save_cost(make_cost(m))
+        store.save_group([make_result(t, reason=failure) for t in search_trials(texts=texts)])
+        store.add_trials(final_trials(texts=texts))
         if finals:
-            store.keep_group([final_result(t, texts) for t in final_trials(texts=texts)])
+            store.save_group([final_result(t, texts) for t in final_trials(texts=texts)])
     events = [
         {"event": "phase", "title": "Final", "total": 9, "done": 0},
         {"event": "say", "text": texts.of("said", 0)},

@@ -14,16 +14,21 @@ from typing import Any
 
 import jsonschema
 import pytest
+from bakeoff.integrations.exchange import Wishes
 from typer.testing import CliRunner
 
 from bakeoff.analysis.compare import Verdict
-from bakeoff.analysis.count_intervals import (CorrectCount, compare_counts, counts_by_method, score_intervals)
+from bakeoff.analysis.count_intervals import (
+    CorrectCount,
+    compare_counts,
+    counts_by_method,
+    score_intervals,
+)
 from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.record import ImportedScores
-from bakeoff.integrations.exchange import Wishes
-from bakeoff.integrations.peft_benchmark.importing import import_results
 from bakeoff.integrations.peft_benchmark import importing
+from bakeoff.integrations.peft_benchmark.importing import import_results
 from bakeoff.integrations.peft_benchmark.results import read_file
 from bakeoff.report import render
 from bakeoff.study.storage.database import Reader
@@ -189,7 +194,10 @@ def test_newcombes_own_example() -> None:
 @pytest.mark.parametrize("right", [0, 40, 48, 55, 56, 60, 80])
 @pytest.mark.parametrize("others", [0, 9])
 def test_p_says_what_the_interval_says(right: int, others: int) -> None:
-    contenders = {"a": CorrectCount(right, 80), **{f"b{i}": CorrectCount(48, 80) for i in range(others)}}
+    contenders = {
+        "a": CorrectCount(right, 80),
+        **{f"b{i}": CorrectCount(48, 80) for i in range(others)},
+    }
     found = compare_counts(contenders, CorrectCount(48, 80), margin=0.02, better="higher")["a"]
     low, high = found.difference.low, found.difference.high
     assert low is not None

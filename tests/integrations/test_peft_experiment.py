@@ -123,7 +123,9 @@ def test_without_an_adapter_it_is_full_fine_tuning(task: Path) -> None:
     given = experiments.read_experiment(task / "experiments" / FULL, None)
     assert (given.name, given.adapter, given.learning_rate) == ("full", None, 1e-5)
     assert given.weight_decay == 0.01, "overriding the rate drops the default weight decay"
-    added = experiments.add_contender(study(methods={"control": "lora", "contenders": ["full"]}), given)
+    added = experiments.add_contender(
+        study(methods={"control": "lora", "contenders": ["full"]}), given
+    )
     assert added.methods.contenders == ("full",)
     rates = added.method["full"].learning_rates
     assert rates is not None
@@ -206,7 +208,9 @@ def test_folders_that_are_none(task: Path, tmp_path: Path) -> None:
     lone = Path(shutil.copytree(task / "experiments" / LORA, tmp_path / "a" / "b" / "c" / "lone"))
     with pytest.raises(UsageError, match="hf-defaults-missing"):
         experiments.read_experiment(lone, None)
-    assert experiments.read_experiment(lone, task / "default_training_params.json").name == "c--lone"
+    assert (
+        experiments.read_experiment(lone, task / "default_training_params.json").name == "c--lone"
+    )
     (lone / "adapter_config.json").write_text(json.dumps({"peft_type": "LORAX"}))
     given = experiments.read_experiment(lone, task / "default_training_params.json")
     with pytest.raises(UsageError, match="unknown-peft-type") as refused:
@@ -290,4 +294,7 @@ def test_without_a_study_file_its_conditions_are_written(
     assert written["data"]["columns"] == experiments.data_columns(given)
     assert written["task"] == {"kind": "sft", "max_length": 768, "max_new_tokens": 300}
     assert (written["budget"]["steps"], written["budget"]["batch_size"]) == (7, 4)
-    assert experiments.add_contender(parse_spec(written), given).methods.contenders == ("ia3", given.name)
+    assert experiments.add_contender(parse_spec(written), given).methods.contenders == (
+        "ia3",
+        given.name,
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bakeoff.integrations.exchange import Wishes
 from typer.testing import CliRunner
 
 from bakeoff import api
@@ -15,10 +16,9 @@ from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.results import Forgetting, SplitScores, Status
-from bakeoff.integrations.exchange import Wishes
-from bakeoff.integrations.peft_benchmark.importing import import_results
-from bakeoff.integrations.peft_benchmark.exporting import write_results
 from bakeoff.integrations.peft_benchmark import exporting
+from bakeoff.integrations.peft_benchmark.exporting import write_results
+from bakeoff.integrations.peft_benchmark.importing import import_results
 from bakeoff.integrations.peft_benchmark.results import read_file, read_folder
 from bakeoff.study.config import parse_spec
 

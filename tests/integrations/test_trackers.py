@@ -23,8 +23,7 @@ from helpers.records import hits, make_result, make_trial
 from bakeoff.core import plugins
 from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.core.results import CurvePoint, Status
-from bakeoff.integrations.trackers import export_curves
-from bakeoff.integrations.trackers import Exporter, TrialRun, tracker_runs
+from bakeoff.integrations.trackers import Exporter, TrialRun, export_curves, tracker_runs
 from bakeoff.study.storage.database import Writer
 
 NAMES = plugins.list_plugins("integrations.trackers")
@@ -44,10 +43,10 @@ def study(tmp_path: Path) -> Path:
     with Writer(folder / "study.db") as store:
         search, final = make_trial("lora", 1e-2), make_trial("lora", 1e-3, 1, "final")
         failed = make_trial("oft", 1e-3, 1, "final")
-        store.plan([search, final, failed])
-        store.keep(make_result(search, losses=(2.0, float("nan"))))
-        store.keep(make_result(final, losses=(1.0, 0.5), test=hits(30, 40)))
-        store.keep(make_result(failed, losses=(), status=Status.FAILED, reason="x"))
+        store.add_trials([search, final, failed])
+        store.save(make_result(search, losses=(2.0, float("nan"))))
+        store.save(make_result(final, losses=(1.0, 0.5), test=hits(30, 40)))
+        store.save(make_result(failed, losses=(), status=Status.FAILED, reason="x"))
         metric = {"name": "accuracy", "better": "higher", "unit": "fraction"}
         benchmark = {
             "source": "s", "benchmark": "b", "reported": {}, "no_interval": None, "differing": {},

@@ -317,7 +317,7 @@ def test_wins_and_losses_are_those_of_the_report(tmp_path: Path) -> None:
     study = write_study(tmp_path / "small", finals=False)
     with Writer(study / "study.db") as store:
         kept = [t for t in final_trials() if (t.method.name, t.seed) != ("ia3", 3)]
-        store.keep_group([final_result(t, Texts()) for t in kept])
+        store.save_group([final_result(t, Texts()) for t in kept])
     report = api.report(study)
     table = ItemTable.read(study, queries.snapshot(study).asked, "ia3")
     counts = table.page(ItemFilter())["counts"]
@@ -533,10 +533,10 @@ def test_a_page_hears_of_trials_as_they_are_written(
             assert first["items"] is False
             with Writer(study / "study.db") as store:
                 trials = final_trials()
-                store.keep_group([final_result(t, Texts()) for t in trials[:6]])
+                store.save_group([final_result(t, Texts()) for t in trials[:6]])
                 assert stream.event("strip")["done"] == 12
                 second = stream.event("sections")
-                store.keep_group([final_result(t, Texts()) for t in trials[6:]])
+                store.save_group([final_result(t, Texts()) for t in trials[6:]])
             assert second["items"] is True
             keys = [s["key"] for s in second["changed"]]
             assert "verdict" in keys
@@ -607,11 +607,11 @@ def test_one_study_is_where_its_address_leads(tmp_path: Path) -> None:
 
 def test_a_reader_counts_trials_and_reads_some_answers(runs: Path) -> None:
     with Reader(runs / "small" / "study.db") as reader:
-        assert {m: (t.planned, t.ended) for m, t in reader.tally().items()} == dict.fromkeys(
+        assert {m: (t.planned, t.ended) for m, t in reader.count_trials().items()} == dict.fromkeys(
             ("lora", "oft", "ia3"), (5, 5)
         )
         trial = final_trials()[0]
-        found = reader.answers([trial.id, search_trials()[0].id], "test")
+        found = reader.item_results([trial.id, search_trials()[0].id], "test")
         assert list(found) == [trial.id]
         assert (len(found[trial.id].scores), sum(found[trial.id].scores)) == (ITEMS, 71)
         assert set(reader.values("spec", "nothing")) == {"spec"}

@@ -234,7 +234,7 @@ def test_a_study_is_seen_to_grow(
         tab.page.evaluate("document.querySelector('#sensitivity').dataset.kept = 'yes'")
         tab.page.locator("#table table[data-sortable] thead button").first.click()
         with Writer(study / "study.db") as store:
-            store.keep_group([final_result(t, Texts()) for t in final_trials()])
+            store.save_group([final_result(t, Texts()) for t in final_trials()])
             tab.until(f"{trials} === '15 of 15 planned trials'")
             tab.until("document.querySelector('#verdict').textContent.includes('Use OFT')")
         tab.until(DRAWN)

@@ -23,10 +23,10 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     cost = Cost("lora", Status.DONE, step_milliseconds=2.5, train_peak_bytes=10)
     failure = TrialResult(TRIALS[2].id, Status.FAILED, "why", "trace")
     with Writer(path) as writer:
-        writer.plan(TRIALS)
-        writer.keep(result(TRIALS[1]))
-        writer.keep(failure)
-        writer.keep_cost(cost)
+        writer.add_trials(TRIALS)
+        writer.save(result(TRIALS[1]))
+        writer.save(failure)
+        writer.save_cost(cost)
         writer.set("key", {"a": [1, None]})
     with Reader(path) as reader:
         assert reader.trials() == (
@@ -40,8 +40,8 @@ def test_keeping_twice_is_keeping_once(tmp_path: Path) -> None:
     path = tmp_path / "study.db"
     with Writer(path) as writer:
         for _ in range(2):
-            writer.plan(TRIALS)
-            writer.keep(result(TRIALS[0]))
+            writer.add_trials(TRIALS)
+            writer.save(result(TRIALS[0]))
             writer.set("key", 1)
     with Reader(path) as reader:
         assert [r is not None for _, r in reader.trials()] == [True, False, False]
@@ -51,9 +51,9 @@ def test_keeping_twice_is_keeping_once(tmp_path: Path) -> None:
 def test_a_reader_sees_commits_while_the_writer_is_open_and_cannot_write(tmp_path: Path) -> None:
     path = tmp_path / "study.db"
     with Writer(path) as writer, Reader(path) as reader:
-        writer.plan(TRIALS[:1])
+        writer.add_trials(TRIALS[:1])
         assert len(reader.trials()) == 1
-        writer.plan(TRIALS)
+        writer.add_trials(TRIALS)
         assert len(reader.trials()) == 3
         with (
             pytest.raises(EnvironmentProblem, match="readonly"),
@@ -102,9 +102,9 @@ def test_readers_and_writers_leave_no_handle_open(tmp_path: Path) -> None:
 
     def use() -> int:
         with Writer(path) as writer:
-            writer.plan(TRIALS)
+            writer.add_trials(TRIALS)
             for _ in range(10):
-                with Reader(path) as reader, reader.still():
+                with Reader(path) as reader, reader.snapshot():
                     reader.values()
                     reader.trials()
         with pytest.raises(BakeoffError), Reader(tmp_path / "none.db"):

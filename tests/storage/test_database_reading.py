@@ -35,21 +35,21 @@ def write_for_ever(path: Path) -> None:
     with Writer(path) as writer:
         for n in range(100_000):
             new = trial(n)
-            writer.plan([new])
-            writer.keep(result(new, n))
-            writer.keep_group([dataclasses.replace(result(new, n), status=Status.STOPPED)])
+            writer.add_trials([new])
+            writer.save(result(new, n))
+            writer.save_group([dataclasses.replace(result(new, n), status=Status.STOPPED)])
             both = [new, trial(n - 1)] if n else [new]
-            writer.decide([{"trial_id": t.id, "step": n, "value": n} for t in both])
-            writer.keep(result(new, n + 1))
+            writer.save_decisions([{"trial_id": t.id, "step": n, "value": n} for t in both])
+            writer.save(result(new, n + 1))
             writer.set_all({"one": n, "other": n})
 
 
 def check(reader: Reader) -> int:
     """Hold all that a study may read against what is written together; return the trials' count."""
-    with reader.still():
+    with reader.snapshot():
         values, decisions = reader.values(), reader.decisions()
-        finished, rows, trials = reader.finished(), reader.rows(), reader.trials()
-        standing = reader.rungs(STEP)
+        finished, rows, trials = reader.finished_ids(), reader.trial_rows(), reader.trials()
+        standing = reader.results_at_rung(STEP)
     assert values.get("one") == values.get("other")
     there = {t.id: r for t, r in trials}
     assert len(there) == len(rows)

@@ -15,7 +15,7 @@ from helpers.databases import TRIALS, result
 from bakeoff.core import trial_dir
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.results import Status
-from bakeoff.study.storage.database import Reader, Row, Writer, migrate, schema
+from bakeoff.study.storage.database import Reader, TrialRow, Writer, migrate, schema
 
 VERSION_1 = """
 CREATE TABLE study (key TEXT NOT NULL, value JSON NOT NULL, PRIMARY KEY (key));
@@ -63,8 +63,11 @@ def test_an_older_version_is_read_as_it_is(old: Path) -> None:
     with Reader(old) as reader:
         assert reader.version == 1
         assert reader.trials() == ((TRIALS[0], result(TRIALS[0])), (TRIALS[1], None))
-        assert reader.rows() == {TRIALS[0].id: Row("done", None), TRIALS[1].id: Row(None, None)}
-        assert (reader.decisions(), reader.standing(), reader.costs()) == ([], {}, {})
+        assert reader.trial_rows() == {
+            TRIALS[0].id: TrialRow("done", None),
+            TRIALS[1].id: TrialRow(None, None),
+        }
+        assert (reader.decisions(), reader.last_rung(), reader.costs()) == ([], {}, {})
         assert reader.values()["key"] == [1, 2]
     assert old.read_bytes() == before
 
@@ -77,12 +80,12 @@ def test_an_older_version_is_brought_up_after_a_backup(old: Path) -> None:
     with Reader(old) as reader:
         assert reader.version == schema.VERSION == 2
         assert reader.trials() == ((TRIALS[0], result(TRIALS[0])), (TRIALS[1], None))
-        assert reader.rows()[TRIALS[0].id] == Row("done", seal)
+        assert reader.trial_rows()[TRIALS[0].id] == TrialRow("done", seal)
         assert reader.values()["key"] == [1, 2]
-        assert reader.problems() == []
+        assert reader.integrity_problems() == []
     with Writer(old) as writer:  # what version 1 had no tables for
         at = dataclasses.replace(result(TRIALS[1]), step=5, status=Status.STOPPED)
-        writer.keep_group([at])
+        writer.save_group([at])
     backup = old.with_name("study.db.v1.bak")
     with Reader(backup) as reader:
         assert reader.version == 1
@@ -105,7 +108,7 @@ def test_a_migration_that_fails_leaves_the_old_version(
             Writer(old)
     with Reader(old) as reader:
         assert reader.version == 1
-        assert reader.rows()[TRIALS[0].id] == Row("done", None)
+        assert reader.trial_rows()[TRIALS[0].id] == TrialRow("done", None)
     Writer(old).close()
     with Reader(old) as reader:
         assert reader.version == 2
@@ -151,9 +154,9 @@ def test_somebody_elses_database_is_refused_untouched(
 def whole(path: Path) -> bytes:
     """Write a database of some pages, and return its bytes."""
     with Writer(path) as writer:
-        writer.plan(TRIALS)
+        writer.add_trials(TRIALS)
         for trial in TRIALS:
-            writer.keep(result(trial))
+            writer.save(result(trial))
     return path.read_bytes()
 
 
@@ -208,7 +211,7 @@ def test_a_database_that_was_never_finished_is_made(tmp_path: Path) -> None:
     with pytest.raises(BakeoffError, match="no-study"):
         Reader(path)
     with Writer(path) as writer:
-        writer.plan(TRIALS)
+        writer.add_trials(TRIALS)
     with Reader(path) as reader:
         assert len(reader.trials()) == 3
 

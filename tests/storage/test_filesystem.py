@@ -28,7 +28,9 @@ def test_a_network_file_system_is_refused(kind: str) -> None:
     assert (error.value.code, error.value.exit_code) == ("network-folder", 6)
     assert f"({kind}, server:/export on /scratch)" in error.value.cause
     assert "--out DIR" in error.value.try_
-    filesystem.check_local_filesystem(Path("/scratchpad"), table)  # another folder: the name only begins so
+    filesystem.check_local_filesystem(
+        Path("/scratchpad"), table
+    )  # another folder: the name only begins so
 
 
 @pytest.mark.parametrize(

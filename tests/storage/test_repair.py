@@ -55,11 +55,11 @@ def study(tmp_path: Path) -> Path:
     )
     with Writer(out / "study.db") as store:
         store.set("frozen", {"data": sums, "metric": {"name": "accuracy", "source": None}})
-        store.plan([DONE, LOST, RACING, STOPPED])
-        store.keep(result(DONE))
-        store.keep_group([at_rung])
-        store.keep(dataclasses.replace(at_rung, trial_id=STOPPED.id, reason="slower"))
-        store.keep_cost(Cost("lora", Status.DONE, step_milliseconds=1.0))
+        store.add_trials([DONE, LOST, RACING, STOPPED])
+        store.save(result(DONE))
+        store.save_group([at_rung])
+        store.save(dataclasses.replace(at_rung, trial_id=STOPPED.id, reason="slower"))
+        store.save_cost(Cost("lora", Status.DONE, step_milliseconds=1.0))
     return out
 
 
@@ -173,7 +173,7 @@ def test_what_can_be_mended_is_and_twice_is_once(study: Path, what: str) -> None
         if there is not None:
             assert there.splits == result(LOST).splits
         # a trial that cannot go on begins again; any other stays where it stands
-        assert (RACING.id in reader.standing()) == (code != "state-torn")
+        assert (RACING.id in reader.last_rung()) == (code != "state-torn")
 
 
 def lose_an_adapter(out: Path) -> None:
@@ -214,7 +214,7 @@ def test_what_cannot_be_mended_stays_bad_and_loses_no_result(study: Path, what: 
     for mend in (False, True):
         assert codes(repair.diagnose(study, mend), "bad") == {code}
     with Reader(study / "study.db") as reader:
-        assert DONE.id in reader.finished()
+        assert DONE.id in reader.finished_ids()
 
 
 def test_what_is_not_whole_is_never_taken_for_a_result(study: Path) -> None:
@@ -248,22 +248,22 @@ def test_a_damaged_database_is_rebuilt_from_what_is_left(study: Path, how: str) 
     assert "database-damaged" in codes(found, "mended")
     assert (study / "study.db.damaged").read_bytes() == raw
     with Reader(path) as reader:
-        assert reader.problems() == []
+        assert reader.integrity_problems() == []
         assert "rebuilt" in reader.values()
         if how == "a page is blank":
             assert [t for t, _ in reader.trials()] == [DONE, LOST, RACING, STOPPED]
-            assert DONE.id in reader.finished()
+            assert DONE.id in reader.finished_ids()
             assert reader.costs()["lora"].step_milliseconds == 1.0
-            assert reader.rungs(5)[RACING.id].item_losses == (0.5, 0.25)
+            assert reader.results_at_rung(5)[RACING.id].item_losses == (0.5, 0.25)
             assert "frozen" in reader.values()
     # of a trial that no plan names the finished folder stays, for the run that plans it
     assert trial_dir.read_result(study / "trials" / DONE.id) == result(DONE)
     with Writer(path) as store:
-        store.plan([DONE])
+        store.add_trials([DONE])
         repair.adopt_finished_trials(study, store, [DONE])
     with Reader(path) as reader:
-        assert DONE.id in reader.finished()
-        assert reader.test_read()
+        assert DONE.id in reader.finished_ids()
+        assert reader.has_test_scores()
 
 
 def test_mending_waits_for_no_running_study(study: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_database_that_was_copied_without_its_log(study: Path, tmp_path: Path)
     """Fault 25: what was still in the write-ahead log is taken from the folders."""
     with Writer(study / "study.db") as store:
         trial_dir.write_manifest(_folder(study, LOST), result(LOST))
-        store.keep(result(LOST))
+        store.save(result(LOST))
         assert (study / "study.db-wal").stat().st_size > 0
         copy = tmp_path / "copy"
         shutil.copytree(study, copy, ignore=shutil.ignore_patterns("study.db-*"))

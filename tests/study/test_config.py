@@ -94,7 +94,8 @@ def test_examples_are_valid() -> None:
 def test_every_method_gets_the_same_number_of_settings() -> None:
     spec = read_spec(Path(str(files("bakeoff.study.config") / "templates/demo.toml")))
     counts = {
-        name: len(trials.initial_settings(registry.load(name, Path()), spec)) for name in spec.method_names
+        name: len(trials.initial_settings(registry.load(name, Path()), spec))
+        for name in spec.method_names
     }
     assert set(counts.values()) == {5}
     assert len(counts) >= 8

@@ -325,7 +325,7 @@ def test_a_fork_without_a_difference_tries_again_what_failed_in_the_search(
     trial_dir.remove_manifest(folder)
     trial_dir.write_manifest(folder, failed)
     with Writer(parent / "study.db") as store:
-        store.keep(failed)
+        store.save(failed)
     made = fork(values, parent, tmp_path / "new")
     assert set(trained) == {lost}
     assert results(tmp_path / "new")[lost] != failed

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from bakeoff.study.planning import racing
-from bakeoff.study.planning.racing import (Decision, Rules, RungStanding, decide_rung, is_dominated, forecast_difference)
+from bakeoff.study.planning.racing import (
+    Decision,
+    Rules,
+    RungStanding,
+    decide_rung,
+    forecast_difference,
+    is_dominated,
+)
 
 RULES = Rules(rungs=(10, 30), steps=100, contenders=2)
 ALIKE = {"memory": 1.0, "time": 1.0}
@@ -226,7 +233,9 @@ def test_forecast_says_nothing_without_losses_or_items() -> None:
 @pytest.mark.parametrize(("loss", "within"), [(1.0, 1.0), (1.019, 1.0), (1.021, 0.0)])
 def test_forecast_without_any_noise_is_the_difference_itself(loss: float, within: float) -> None:
     rules = Rules(rungs=(10,), steps=100, contenders=1, drift=0.0)
-    found = forecast_difference(standing("oft", 1, loss, loss), standing("lora", 1, 1.0, 1.0), 0, rules)
+    found = forecast_difference(
+        standing("oft", 1, loss, loss), standing("lora", 1, 1.0, 1.0), 0, rules
+    )
     assert found is not None
     assert found["p_within"] == within
 

@@ -146,7 +146,7 @@ def test_a_study_goes_on_after_its_database_was_lost(
     assert any("database was damaged" in w for w in report.pop("warnings"))
     assert comparable(report) == comparable({k: v for k, v in whole.items() if k != "warnings"})
     with Reader(out / "study.db") as reader:
-        assert reader.problems() == []
+        assert reader.integrity_problems() == []
     assert json.loads((out / "report.json").read_text())["complete"] is True
     assert repair.diagnose(out, mend=True)[0].state == "ok"
 

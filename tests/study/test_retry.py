@@ -250,7 +250,9 @@ def test_a_search_trial_races_again_from_its_first_step(
     assert {f.state for f in api.diagnose(out)} == {"ok"}
     assert not any(r.warnings for _, r in ended(out).values() if r), "nobody fell out of lanes"
     reasons = {r.reason for t, r in ended(out).values() if r and r.status is Status.DONE}
-    assert search.ONE_OF_SETTINGS_LEFT.format(count=2, step=6) in reasons, "two were left, neither the only one"
+    assert search.ONE_OF_SETTINGS_LEFT.format(count=2, step=6) in reasons, (
+        "two were left, neither the only one"
+    )
 
 
 def test_once_test_is_read_the_search_stays_as_it_is(
@@ -426,7 +428,7 @@ def begun(tmp_path: Path, *trials: Trial) -> tuple[Any, Writer]:
     entries = {t.method.name: t.method for t in trials}.values()
     study = SimpleNamespace(folder=tmp_path, entries=tuple(entries))
     store = Writer(tmp_path / "study.db")
-    store.plan(trials)
+    store.add_trials(trials)
     return study, store
 
 
@@ -456,12 +458,12 @@ def test_only_failures_that_may_end_otherwise_are_tried_again(
 ) -> None:
     trial = make_trial("lora", "classify")
     study, store = begun(tmp_path, trial)
-    store.keep(TrialResult(trial.id, status, "its reason"))
-    store.keep_cost(Cost("lora", status, "its reason"))
+    store.save(TrialResult(trial.id, status, "its reason"))
+    store.save_cost(Cost("lora", status, "its reason"))
     retry.reset_failed(study, store, Heard())
     tried = status in (Status.FAILED, Status.OUT_OF_MEMORY)
     with Reader(tmp_path / "study.db") as reader:
-        assert (reader.finished() == set()) is tried
+        assert (reader.finished_ids() == set()) is tried
         assert (reader.costs() == {}) is tried
         noted = reader.values().get(retry.KEY, [])
     assert [n["phase"] for n in noted] == (["probe", "final"] if tried else [])
@@ -470,10 +472,10 @@ def test_only_failures_that_may_end_otherwise_are_tried_again(
 def test_what_is_planned_after_a_plan_was_dropped_comes_last(tmp_path: Path) -> None:
     first, second, third = (make_trial("lora", "classify", seed=s) for s in range(3))
     _, store = begun(tmp_path, first, second)
-    store.forget(plans=[first.id], noted={})
-    store.plan([third])
+    store.delete(plans=[first.id], noted={})
+    store.add_trials([third])
     with Reader(tmp_path / "study.db") as reader:
-        assert [t.id for t in reader.planned()] == [second.id, third.id]
+        assert [t.id for t in reader.planned_trials()] == [second.id, third.id]
     with closing(sqlite3.connect(tmp_path / "study.db")) as db:
         assert len(set(db.execute("select position from trials"))) == 2
 
@@ -481,11 +483,11 @@ def test_what_is_planned_after_a_plan_was_dropped_comes_last(tmp_path: Path) -> 
 def test_what_is_forgotten_is_forgotten_with_its_reason_or_not_at_all(tmp_path: Path) -> None:
     trial = make_trial("lora", "classify")
     _, store = begun(tmp_path, trial)
-    store.keep(TrialResult(trial.id, Status.FAILED, "its reason"))
+    store.save(TrialResult(trial.id, Status.FAILED, "its reason"))
     with pytest.raises(StatementError, match="not JSON"):
-        store.forget(results=[trial.id], noted={"retried": object()})
+        store.delete(results=[trial.id], noted={"retried": object()})
     with Reader(tmp_path / "study.db") as reader:
-        assert reader.finished() == {trial.id}
+        assert reader.finished_ids() == {trial.id}
 
 
 def test_what_is_tried_again_begins_when_the_hours_are_over(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bakeoff.methods import registry
-from bakeoff.study.planning.sampler import (ObservedSetting, propose_settings)
+from bakeoff.study.planning.sampler import ObservedSetting, propose_settings
 
 LORA = registry.load("lora", Path())
 RATES = (1e-4, 1e-2)
@@ -22,8 +22,12 @@ def test_the_first_setting_is_the_catalogs_own() -> None:
 
 
 def test_asked_again_it_answers_the_same_and_another_seed_gives_others() -> None:
-    assert propose_settings(LORA, RATES, (), 5, seed=3) == propose_settings(LORA, RATES, (), 5, seed=3)
-    assert propose_settings(LORA, RATES, (), 5, seed=3) != propose_settings(LORA, RATES, (), 5, seed=4)
+    assert propose_settings(LORA, RATES, (), 5, seed=3) == propose_settings(
+        LORA, RATES, (), 5, seed=3
+    )
+    assert propose_settings(LORA, RATES, (), 5, seed=3) != propose_settings(
+        LORA, RATES, (), 5, seed=4
+    )
 
 
 def test_what_was_tried_is_not_asked_for_again_and_teaches_where_to_look() -> None:

@@ -72,7 +72,7 @@ class OnGpus(Scripted):
                 results = [r.to_json() for r in done(Segment.from_json(payload))]
                 yield Outcome(index, {"results": results}, None, gpu=gpu)
 
-    def set_aside(self, gpu: str) -> None:
+    def exclude_gpu(self, gpu: str) -> None:
         self.gpus.remove(gpu)
 
 
@@ -239,11 +239,11 @@ def test_without_its_states_a_paused_group_begins_anew(tmp_path: Path) -> None:
 def test_a_group_is_written_as_a_whole(tmp_path: Path) -> None:
     running, _, _ = make(tmp_path, done)
     own = trials(2)
-    running.store.plan(own)
+    running.store.add_trials(own)
     good = TrialResult(own[0].id, Status.DONE)
     torn = dataclasses.replace(good, trial_id=own[1].id, step=object())  # no JSON value
     with pytest.raises(StatementError, match="not JSON"):
-        running.store.keep_group([good, torn])
+        running.store.save_group([good, torn])
     assert not any(stored(tmp_path).values())
 
 

@@ -11,8 +11,15 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import estimate as estimates
 from bakeoff.study.planning import time_budget
-from bakeoff.study.planning.estimate import (FINAL, PROBES, SEARCH, Timing, estimate, get_phase)
-from bakeoff.study.planning.time_budget import (BudgetChoice, Deadline, plan_budget, slowdown, refit_final_steps, with_budget)
+from bakeoff.study.planning.estimate import FINAL, PROBES, SEARCH, Timing, estimate, get_phase
+from bakeoff.study.planning.time_budget import (
+    BudgetChoice,
+    Deadline,
+    plan_budget,
+    refit_final_steps,
+    slowdown,
+    with_budget,
+)
 
 ACCURACY = MetricInfo("accuracy", "higher", "fraction", 0.0, 1.0)
 ITEMS = {"train": 3200, "validation": 100, "test": 400}
@@ -85,7 +92,9 @@ def test_plenty_of_time_goes_to_steps_then_to_seeds() -> None:
     assert (bought.settings, bought.seeds, bought.dropped) == (5, 10, ())  # seeds are free here
     assert bought.passes == pytest.approx(455 / 200)
     assert bought.seconds <= 0.95 * 7200
-    assert bought.detectable == pytest.approx(time_budget.expected_detectable(400, 10, 10, ACCURACY))
+    assert bought.detectable == pytest.approx(
+        time_budget.expected_detectable(400, 10, 10, ACCURACY)
+    )
     most = plan_budget(spec(hours=20), TIMINGS, ITEMS, ACCURACY)
     assert most.steps == 600  # three passes: more would be another question
     assert most.seconds < 20 * 3600 * 0.95

@@ -121,7 +121,9 @@ def test_ia3_trains_everywhere(probed: dict[str, Capabilities]) -> None:
 
 
 def test_a_method_that_cannot_be_trained_alone_says_what_it_needs() -> None:
-    own = Capabilities.from_json(capabilities.probe_method({"entry": dataclasses.asdict(entry("xlora"))}))
+    own = Capabilities.from_json(
+        capabilities.probe_method({"entry": dataclasses.asdict(entry("xlora"))})
+    )
     assert own.needs == "LoRA adapters trained before, which it mixes"
     assert own.trains == []
     assert {o.reason for o in own.on.values()} == {own.needs}
@@ -129,7 +131,9 @@ def test_a_method_that_cannot_be_trained_alone_says_what_it_needs() -> None:
 
 
 def test_a_prompt_does_not_merge() -> None:
-    found = post_training.try_measure(lambda: post_training.merge_difference(trained("prompt_tuning")))
+    found = post_training.try_measure(
+        lambda: post_training.merge_difference(trained("prompt_tuning"))
+    )
     assert found.value is None
     assert "no weight to merge them into" in str(found.reason)
 
@@ -146,7 +150,9 @@ def test_pissa_does_not_give_the_base_back_and_its_file_is_plain_lora(tmp_path: 
 def test_part_of_the_base_is_its_own_merge() -> None:
     at = trained("bitfit", "bert")
     assert post_training.merge_difference(at) == 0
-    assert "no adapter" in str(post_training.try_measure(lambda: post_training.disable_difference(at)).reason)
+    assert "no adapter" in str(
+        post_training.try_measure(lambda: post_training.disable_difference(at)).reason
+    )
 
 
 def test_a_method_that_touches_what_is_frozen_does_not_train(

@@ -61,7 +61,9 @@ def test_what_cannot_be_attached_without_weights_is_counted_all_the_same(
 ) -> None:
     of = entry(method)
     real = LlamaForCausalLM(shape.config).requires_grad_(False)
-    model = parameter_count.make(of, of.config).attach(real, parameter_count.fake_context(shape, STEPS))
+    model = parameter_count.make(of, of.config).attach(
+        real, parameter_count.fake_context(shape, STEPS)
+    )
     trained = sum(p.numel() for p in trainable_parameters(model).values())
     assert parameter_count.count(of, of.config, shape, STEPS) == trained
 

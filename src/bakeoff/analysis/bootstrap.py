@@ -72,7 +72,7 @@ class SeedNoise:
     count: int
     variance: float
     noise: float
-    freedom: float
+    df: float
     control_share: float
 
     @property
@@ -127,9 +127,9 @@ class Effect:
         return min(total, sum(s.uncertain for s in self.seeds))
 
     @property
-    def seed_freedom(self) -> float:
+    def seed_df(self) -> float:
         """Satterthwaite's degrees of freedom of ``uncertain_variance``."""
-        terms = sum(s.uncertain**2 / s.freedom for s in self.seeds)
+        terms = sum(s.uncertain**2 / s.df for s in self.seeds)
         total = sum(s.uncertain for s in self.seeds)
         return total**2 / terms if terms > 0 else MAX_DF
 
@@ -145,9 +145,9 @@ def variance_components(effects: Sequence[Effect]) -> VarianceComponents:
     variance = np.array([e.item_variance + e.seed_variance for e in effects])
     return VarianceComponents(
         items=variance - uncertain,
-        item_freedom=np.array([max(e.n_items - 1.0, 1.0) for e in effects]),
+        item_df=np.array([max(e.n_items - 1.0, 1.0) for e in effects]),
         seeds=uncertain,
-        seed_freedom=np.array([e.seed_freedom for e in effects]),
+        seed_df=np.array([e.seed_df for e in effects]),
     )
 
 
@@ -208,7 +208,7 @@ def bootstrap(
     scale_uniforms = rng.random(draws)
     out = np.empty((len(effects), draws))
     for row, effect in enumerate(effects):
-        scale = _t_scale(effect.seed_freedom, scale_uniforms)
+        scale = _t_scale(effect.seed_df, scale_uniforms)
         uncertain = effect.uncertain_variance
         certain = effect.item_variance + effect.seed_variance - uncertain
         drawn = items[row] * np.sqrt(certain) + seeds[row] * scale * np.sqrt(uncertain)
@@ -271,7 +271,7 @@ def _raise_seed_variance(effect: Effect, floor: float, gain: float) -> Effect:
     pool = dataclasses.replace(own, variance=floor)
     uncertain, pooled = np.array(raised.uncertain), np.array(pool.uncertain)
     freedom = pooled_df(uncertain, pooled, own.count - 1, gain)
-    seeds = (dataclasses.replace(raised, freedom=float(freedom)),)
+    seeds = (dataclasses.replace(raised, df=float(freedom)),)
     return dataclasses.replace(effect, seeds=seeds)
 
 

@@ -34,9 +34,9 @@ class VarianceComponents(NamedTuple):
     """The error of means, all ``[means]``: variances, and how well each part is known."""
 
     items: FloatArray
-    item_freedom: FloatArray
+    item_df: FloatArray
     seeds: FloatArray
-    seed_freedom: FloatArray
+    seed_df: FloatArray
 
     @property
     def variance(self) -> FloatArray:
@@ -104,7 +104,7 @@ def _normal_score(
     """Return the normal score of a distance, and its slope."""
     # Satterthwaite: only the items' part of the variance is as uncertain as the items say
     share = np.maximum(error.items[:, None] / scaled, 1e-3)
-    freedom = error.item_freedom[:, None] / share**2
+    freedom = error.item_df[:, None] / share**2
     deviate, slope = _t_to_normal(distance[:, None] / np.sqrt(scaled), freedom)
     tail = np.sum(weights * special.ndtr(-deviate), axis=1)
     score = -special.ndtri(tail)
@@ -114,7 +114,7 @@ def _normal_score(
 
 def _variances_at_nodes(error: VarianceComponents) -> tuple[FloatArray, FloatArray]:
     """Return ``[means, nodes]`` variances given the seeds' chi-squared, and the nodes' weights."""
-    freedom = error.seed_freedom[:, None]
+    freedom = error.seed_df[:, None]
     least, most = np.log(special.chdtri(freedom, [[1 - 1e-13, 1e-13]])).T
     logs = np.linspace(least, most, QUADRATURE_NODES, axis=1)
     logged = freedom / 2 * logs - np.exp(logs) / 2

@@ -21,6 +21,8 @@ from bakeoff.core.results import Status, TrialResult
 
 MANIFEST = "COMPLETE.json"
 RESULT = "result.json"
+TRIALS = "trials"
+"""The folder of a study folder that holds the trials' folders."""
 CHECKPOINTS = "state"
 RETRYABLE = (Status.FAILED, Status.OUT_OF_MEMORY)
 """How a trial ends that may end otherwise when it is trained again."""

@@ -43,7 +43,9 @@ class Switches:
         return cls(**{name: e.on for name, e in explain_defaults(device, precision, steps).items()})
 
     @classmethod
-    def from_request(cls, wishes: Mapping[str, Any], device: str, precision: str, steps: int) -> Switches:
+    def from_request(
+        cls, wishes: Mapping[str, Any], device: str, precision: str, steps: int
+    ) -> Switches:
         """Return the best with the user's ``on`` and ``off`` over it; ``auto`` leaves it be."""
         best = cls.best(device, precision, steps)
         own: dict[str, Any] = {k: v == "on" for k, v in wishes.items() if v in ("on", "off")}

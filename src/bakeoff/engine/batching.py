@@ -1,7 +1,9 @@
-"""From examples to what a step needs on the device: batches for all lanes, and packed layouts.
+"""Step batches for all lanes: examples to padded batches and packed layouts on the device.
 
-Stands between a task's batches and the loop. Each lane sees its own seed's examples; where lanes
-ride together their batches lie one after another in one. Sizes are rounded so that shapes repeat.
+Each lane sees the examples of its own seed. Lanes that train together have their batches
+concatenated, lane after lane. Sizes are rounded up so that shapes repeat.
+
+Tensor axes: K = lanes, B = examples of a lane, L = padded length, T = slots of a packed row.
 """
 
 from __future__ import annotations
@@ -18,14 +20,20 @@ from bakeoff.engine.batch_order import step_indices
 from bakeoff.engine.lanes.dropout import StepPart
 from bakeoff.engine.lanes.lanes import Lanes
 from bakeoff.engine.layers import LayerStack, use_packed_attention
-from bakeoff.engine.loss import Fused
+from bakeoff.engine.loss import set_chunked_loss
 from bakeoff.engine.packing.attention import NotPackable
-from bakeoff.engine.packing.layout import Layout, choose_buckets, make_layout, pick_bucket, round_up
+from bakeoff.engine.packing.layout import (
+    Layout,
+    choose_buckets,
+    make_layout,
+    pick_bucket,
+    round_up,
+)
 
 ROW_MULTIPLE = {"cpu": 8, "cuda": 32}
 """Packed rows are this many tokens long, or a multiple of it."""
 GRAPH_SHAPES = 10
-"""Row sizes that a graphed study uses: each costs a capture, a second or two."""
+"""Number of row sizes with CUDA graphs: each costs a capture of a second or two."""
 
 
 class TokenizedExample(Protocol):
@@ -43,7 +51,7 @@ class TokenizedExample(Protocol):
 
 
 class Batcher(Protocol):
-    """What a task does for the feed."""
+    """The part of a task that makes padded batches."""
 
     def batch(
         self, examples: Any, pad_id: int, device: str, length: int | None, units: int | None
@@ -55,7 +63,8 @@ class Batcher(Protocol):
 class Pass(NamedTuple):
     """One forward and backward pass: a batch of ``width`` lanes from ``first``, and its layout.
 
-    ``cut`` says what of its one lane's step it holds; None: the whole step of each of its lanes.
+    ``part`` describes which part of a single lane's step it holds; None: the whole step of each of
+    its lanes.
     """
 
     batch: Any
@@ -66,43 +75,43 @@ class Pass(NamedTuple):
 
 
 class StepBatch(NamedTuple):
-    """What one step needs, pass by pass."""
+    """The passes of one optimizer step."""
 
     passes: tuple[Pass, ...]
 
     @property
     def n_tokens(self) -> tuple[int, ...]:
-        """Real tokens of each pass."""
+        """Number of real tokens in each pass."""
         return tuple(p.batch.n_tokens for p in self.passes)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """How many lanes each pass holds."""
+        """Number of lanes in each pass."""
         return tuple(p.width for p in self.passes)
 
     @property
     def slots(self) -> int:
-        """Tokens that the layers see, padding included."""
+        """Number of tokens that the layers process, padding included."""
         return sum(
             p.batch.inputs["input_ids"].numel() if p.layout is None else p.layout.gather.numel()
             for p in self.passes
         )
 
     def to(self, device: str) -> StepBatch:
-        """Return this on ``device``; from pinned memory nothing is waited for."""
+        """Return a copy on ``device``; copying from pinned memory does not block."""
         moved: StepBatch = pytree.tree_map_only(
             torch.Tensor, lambda t: t.to(device, non_blocking=True), self
         )
         return moved
 
     def pin_memory(self) -> StepBatch:
-        """Return this in pinned memory."""
-        held: StepBatch = pytree.tree_map_only(torch.Tensor, lambda t: t.pin_memory(), self)
-        return held
+        """Return a copy in pinned memory."""
+        pinned: StepBatch = pytree.tree_map_only(torch.Tensor, lambda t: t.pin_memory(), self)
+        return pinned
 
 
 class StepShape(NamedTuple):
-    """The sizes of a step: padded length, packed row, targets of a lane; None is as it comes."""
+    """Sizes of a step: padded length, packed row, targets of a lane; None: not rounded up."""
 
     length: int | None
     row: int | None
@@ -110,7 +119,11 @@ class StepShape(NamedTuple):
 
 
 class BatchBuilder:
-    """Makes step batches for the lanes of one model, under fixed switches."""
+    """Builds step batches for the lanes of one model, under fixed switches.
+
+    It owns the model's acceleration: it installs packed attention, the layer stack and the chunked
+    loss on this model only.
+    """
 
     def __init__(
         self,
@@ -128,17 +141,17 @@ class BatchBuilder:
         self.device = device
         self.switches = switches
         self.width = len(lanes) if switches.lanes else 1
-        """Most lanes of one pass; lowered when memory runs out."""
+        """Maximum number of lanes in a pass; lowered when memory runs out."""
         self.pass_tokens: int | None = None
-        """Most packed tokens of one pass, all its lanes counted; None: no limit."""
+        """Maximum number of packed tokens in a pass, over all its lanes; None: no limit."""
         self.may_recompute = False
-        """Layers may be computed again where memory runs out and no pass can be smaller."""
+        """Layers may be recomputed if memory runs out and no pass can be made smaller."""
         self.stack: LayerStack | None = None
         self.packing = switches.packing
         self.virtual_tokens = 0
-        self._looked = False
+        self._inspected = False
         self._last: tuple[Sequence[Sequence[TokenizedExample]], Sequence[StepShape]] = (), ()
-        Fused.use(switches.loss, switches.compile)
+        set_chunked_loss(lanes.model, on=switches.loss, compiled=switches.compile)
         if switches.packing:
             use_packed_attention(lanes.model)
         if switches.packing or switches.checkpointing:
@@ -149,25 +162,25 @@ class BatchBuilder:
 
     @property
     def active_switches(self) -> Switches:
-        """The switches as they are by now: what did not fit in memory has changed them."""
+        """The switches in effect now: running out of memory can turn checkpointing on."""
         if self.stack is None or not self.stack.checkpointing:
             return self.switches
         return replace(self.switches, checkpointing=True, graphs=False)
 
     @property
     def row_multiple(self) -> int:
-        """What packed rows are rounded up to."""
+        """The size that packed rows are rounded up to a multiple of."""
         return ROW_MULTIPLE[self.device.split(":", maxsplit=1)[0]]
 
-    def training(
+    def training_steps(
         self, examples: Sequence[TokenizedExample], seeds: Sequence[int], start: int = 0
     ) -> Iterator[StepBatch]:
-        """Yield each step's batches from ``start`` on, each lane in its own seed's order, for ever.
+        """Yield training steps without end, from step ``start``, each lane in its seed's order.
 
         Raises:
-            NotPackable: the layers see something else than the examples' tokens.
+            NotPackable: the layers receive something other than the examples' tokens.
         """
-        self._look(examples)
+        self._count_virtual_tokens(examples)
         shapes = self._shapes(examples, seeds)
         orders = [step_indices(len(examples), self.batch_size, s, start) for s in seeds]
         while True:
@@ -175,94 +188,109 @@ class BatchBuilder:
             self._last = picked, shapes
             yield self.step(picked, shapes)
 
-    def longest(self, examples: Sequence[TokenizedExample]) -> StepBatch:
-        """Return a step of the longest examples, the same for every lane: what must fit."""
-        self._look(examples)
+    def longest_step(self, examples: Sequence[TokenizedExample]) -> StepBatch:
+        """Return a step of the longest examples, the same for every lane: the peak memory."""
+        self._count_virtual_tokens(examples)
         order = sorted(examples, key=lambda e: len(e.tokens))[-self.batch_size :]
         self._last = [order] * len(self.lanes), ()
         return self.step(*self._last)
 
     def split_last_step(self) -> StepBatch | None:
-        """Return the last training step in smaller passes; None when it cannot be made smaller."""
+        """Return the last training step in smaller passes; None if they cannot be smaller."""
         return self.step(*self._last) if self.reduce_pass_size() else None
 
     def reduce_pass_size(self) -> bool:
-        """Halve the lanes of a pass, then its examples, then recompute; False when all is done."""
+        """Halve the lanes of a pass, then its examples, then recompute; return False at the end."""
         if self.width > 1:
             self.width = self.width // 2
             return True
-        parts = [part for own in self._last[0] for part in self._parts(own) if len(part) > 1]
+        lanes = self._last[0]
+        parts = [part for lane in lanes for part in self._split_to_fit(lane) if len(part) > 1]
         if parts:
-            self.pass_tokens = max(self._tokens(part) for part in parts) // 2
+            self.pass_tokens = max(self._count_tokens(part) for part in parts) // 2
             return True
-        return self.may_recompute and self._recompute()
+        return self.may_recompute and self._enable_checkpointing()
 
-    def evaluation(self, examples: Sequence[TokenizedExample], rows: int) -> Iterator[StepBatch]:
-        """Yield all examples once, the same for every lane, sorted by length; ``rows`` in all."""
+    def evaluation_steps(
+        self, examples: Sequence[TokenizedExample], rows: int
+    ) -> Iterator[StepBatch]:
+        """Yield all examples once, the same for every lane, by length; ``rows`` over all lanes."""
         order = sorted(examples, key=lambda e: len(e.tokens))
         share = max(1, rows // self.width)
         for start in range(0, len(order), share):
-            for part in self._parts(order[start : start + share]):
+            for part in self._split_to_fit(order[start : start + share]):
                 yield self.step([part] * len(self.lanes), ())
 
     def step(
         self, picked: Sequence[Sequence[TokenizedExample]], shapes: Sequence[StepShape]
     ) -> StepBatch:
         """Return one step's passes: ``picked`` holds the examples of each lane."""
-        most = self._most
-        row = round_up(max(self._tokens(own) for own in picked), self.row_multiple)
-        if most is not None and row > most:  # not even one lane's examples fit together
-            made = [p for lane, own in enumerate(picked) for p in self._cut(own, lane, shapes)]
+        limit = self._token_limit
+        # lanes of a pass share its row size, so the fullest lane decides how many fit
+        row = round_up(max(self._count_tokens(lane) for lane in picked), self.row_multiple)
+        if limit is not None and row > limit:  # not even one lane's examples fit in a pass
+            passes = [p for i, lane in enumerate(picked) for p in self._cut(lane, i, shapes)]
         else:
-            width = min(self.width, len(picked) if most is None else most // row)
-            # passes of equal width where that goes: fewer shapes
+            width = min(self.width, len(picked) if limit is None else limit // row)
+            # 5 lanes at width 4 become 3 + 2, not 4 + 1: passes of nearly equal width repeat
+            # shapes, which saves compilations and graph captures
             width = -(-len(picked) // -(-len(picked) // width))
-            made = [
-                self._pass(picked[i : i + width], i, shapes) for i in range(0, len(picked), width)
+            passes = [
+                self._build_pass(picked[i : i + width], i, shapes)
+                for i in range(0, len(picked), width)
             ]
-        step = StepBatch(tuple(made))
+        step = StepBatch(tuple(passes))
         return step.pin_memory() if self.device.startswith("cuda") else step
 
     @property
-    def _most(self) -> int | None:
-        """Most tokens of one pass: the user's limit and the memory's."""
+    def _token_limit(self) -> int | None:
+        """Maximum number of tokens in a pass: the user's limit or the memory's."""
         limits = [n for n in (self.switches.micro_tokens, self.pass_tokens) if n is not None]
         return min(limits, default=None)
 
-    def _parts(self, own: Sequence[TokenizedExample]) -> list[Sequence[TokenizedExample]]:
-        """Cut examples into runs that fit a pass, in their order; one alone is never cut."""
-        most, parts, start = self._most, [], 0
-        for stop in range(1, len(own) + 1):
-            last = stop == len(own)
+    def _split_to_fit(
+        self, examples: Sequence[TokenizedExample]
+    ) -> list[Sequence[TokenizedExample]]:
+        """Split examples into consecutive parts that fit in a pass; never split an example."""
+        limit, parts, start = self._token_limit, [], 0
+        for stop in range(1, len(examples) + 1):
+            last = stop == len(examples)
             if last or (
-                most is not None
-                and round_up(self._tokens(own[start : stop + 1]), self.row_multiple) > most
+                limit is not None
+                and round_up(self._count_tokens(examples[start : stop + 1]), self.row_multiple)
+                > limit
             ):
-                parts.append(own[start:stop])
+                parts.append(examples[start:stop])
                 start = stop
         return parts
 
     def _cut(
-        self, own: Sequence[TokenizedExample], lane: int, shapes: Sequence[StepShape]
+        self, examples: Sequence[TokenizedExample], lane: int, shapes: Sequence[StepShape]
     ) -> Iterator[Pass]:
-        """Yield the passes of one lane whose examples do not fit together."""
-        parts = self._parts(own)
+        """Yield the passes of one lane whose examples do not fit in one pass."""
+        parts = self._split_to_fit(examples)
         if len(parts) == 1:
-            yield self._pass([own], lane, shapes)
+            yield self._build_pass([examples], lane, shapes)
             return
-        # a padded length that dropout counts by stays; sizes of whole steps are too large
-        fixed = [StepShape(shapes[-1].length, None, None)] if shapes and self._fixed else []
+        # ``shapes`` are sizes of whole steps, too large for a part. Only the padded length is
+        # kept, and only where results depend on it: dropout indexes its noise by position in the
+        # padded row, so a shorter padding would drop other elements.
+        fixed = (
+            [StepShape(shapes[-1].length, None, None)]
+            if shapes and self._depends_on_padding
+            else []
+        )
         row = token = 0
         for part in parts:
-            made = self._pass([part], lane, fixed)
-            slots = 0 if made.layout is None else made.layout.gather.shape[1]
-            cut = StepPart(row, token, len(part), slots, part is parts[-1])
-            yield made._replace(part=cut)
+            one = self._build_pass([part], lane, fixed)
+            slots = 0 if one.layout is None else one.layout.gather.shape[1]
+            # the offsets let dropout give each example the noise it has in an undivided step
+            yield one._replace(part=StepPart(row, token, len(part), slots, part is parts[-1]))
             row += len(part)
-            token += self._tokens(part)
+            token += self._count_tokens(part)
 
-    def _recompute(self) -> bool:
-        """Let layers be computed again in the backward pass; False where they are so already."""
+    def _enable_checkpointing(self) -> bool:
+        """Recompute layers in the backward pass; return False if they already are."""
         if self.stack is None:
             try:
                 self.stack = LayerStack(self.lanes.model)
@@ -273,18 +301,21 @@ class BatchBuilder:
         self.stack.checkpointing = True
         return True
 
-    def _pass(
-        self, picked: Sequence[Sequence[TokenizedExample]], first: int, shapes: Sequence[StepShape]
+    def _build_pass(
+        self,
+        picked: Sequence[Sequence[TokenizedExample]],
+        first: int,
+        shapes: Sequence[StepShape],
     ) -> Pass:
-        row = max(self._tokens(own) for own in picked)
-        units = max(_count_supervised(own) for own in picked)
-        longest = max(len(e.tokens) for own in picked for e in own)
-        shape = _smallest_fitting(shapes, StepShape(longest, row, units)) or StepShape(
-            None, None, None
-        )
-        every = [e for own in picked for e in own]
-        in_all = None if shape.units is None else shape.units * len(picked)
-        batch = self.task.batch(every, self.pad_id, "cpu", shape.length, in_all)
+        """Return the pass of consecutive lanes from ``first``, rounded up to one of ``shapes``."""
+        row = max(self._count_tokens(lane) for lane in picked)
+        units = max(_count_supervised(lane) for lane in picked)
+        longest = max(len(e.tokens) for lane in picked for e in lane)
+        needed = StepShape(longest, row, units)
+        shape = _smallest_fitting(shapes, needed) or StepShape(None, None, None)
+        examples = [e for lane in picked for e in lane]
+        total_units = None if shape.units is None else shape.units * len(picked)
+        batch = self.task.batch(examples, self.pad_id, "cpu", shape.length, total_units)
         if not self.packing:
             return Pass(batch, None, first, len(picked), None)
         length = batch.inputs["input_ids"].shape[1] + self.virtual_tokens
@@ -294,56 +325,59 @@ class BatchBuilder:
         return Pass(batch, where, first, len(picked), None)
 
     @property
-    def _fixed(self) -> bool:
-        """Whether what is computed depends on the padded length."""
+    def _depends_on_padding(self) -> bool:
+        """Whether results depend on the padded length."""
         return bool(self.lanes.dropouts) or self.lanes.sees_padding
 
-    def _tokens(self, own: Sequence[TokenizedExample]) -> int:
-        return sum(len(e.tokens) + self.virtual_tokens for e in own)
+    def _count_tokens(self, examples: Sequence[TokenizedExample]) -> int:
+        return sum(len(e.tokens) + self.virtual_tokens for e in examples)
 
     def _shapes(
         self, examples: Sequence[TokenizedExample], seeds: Sequence[int]
     ) -> tuple[StepShape, ...]:
-        """Return the sizes that steps are rounded up to.
-
-        Where dropout draws, the padded length must not depend on who else rides: it is the longest
-        example's. A graph needs every size fixed, so the steps of one pass are looked through.
-        """
-        fixed = self._fixed
+        """Return the sizes that steps are rounded up to, ascending."""
+        fixed = self._depends_on_padding
         if not self.switches.graphs and not fixed:
             return ()
+        # With dropout a lane's result must not depend on which other lanes share its batch, so
+        # the padded length is that of the longest example of all, for every step and lane.
         length = round_up(max(len(e.tokens) for e in examples), 8)
         if not self.switches.graphs:
             return (StepShape(length, None, None),)
+        # A CUDA graph fixes every size, and each distinct shape costs a capture. Which sizes will
+        # occur is known in advance from the seeds: measure the steps of four passes over the
+        # data, and choose the few row sizes that waste the fewest slots on them.
         steps = -(-len(examples) // self.batch_size) + 1
         rows, units, lengths = [], [], []
         for seed in dict.fromkeys(seeds):
             order = step_indices(len(examples), self.batch_size, seed)
             for _ in range(4 * steps):
-                own = [examples[i] for i in next(order)]
-                rows.append(self._tokens(own))
-                units.append(_count_supervised(own))
-                lengths.append(max(len(e.tokens) for e in own))
+                picked = [examples[i] for i in next(order)]
+                rows.append(self._count_tokens(picked))
+                units.append(_count_supervised(picked))
+                lengths.append(max(len(e.tokens) for e in picked))
+        # a later step can still be larger than all of these: the last shape holds any step
         widest = (length + self.virtual_tokens) * self.batch_size
         top = StepShape(length, round_up(widest, self.row_multiple), None)
         sizes = choose_buckets(rows, GRAPH_SHAPES, self.row_multiple)
         chosen = []
         for size in sizes:
-            held = [i for i, r in enumerate(rows) if pick_bucket(r, sizes) <= size]
-            most = round_up(max(units[i] for i in held), self.row_multiple)
-            longest = length if fixed else round_up(max(lengths[i] for i in held), 8)
+            # targets and padded length grow with the bucket, so that shapes stay in one order
+            inside = [i for i, r in enumerate(rows) if pick_bucket(r, sizes) <= size]
+            most = round_up(max(units[i] for i in inside), self.row_multiple)
+            longest = length if fixed else round_up(max(lengths[i] for i in inside), 8)
             chosen.append(StepShape(longest, size, most))
         return (*chosen, top)
 
-    def _look(self, examples: Sequence[TokenizedExample]) -> None:
-        """Find out how many virtual tokens a method puts before each example.
+    def _count_virtual_tokens(self, examples: Sequence[TokenizedExample]) -> None:
+        """Measure how many virtual tokens a method puts before each example, once.
 
         Raises:
-            NotPackable: the layers see something else than the examples' tokens.
+            NotPackable: the layers receive something other than the examples' tokens.
         """
-        if not self.packing or self.stack is None or self._looked:
+        if not self.packing or self.stack is None or self._inspected:
             return
-        self._looked = True
+        self._inspected = True
         if self.lanes.sees_padding:
             raise NotPackable("a layer averages over all tokens, padding included")
         self.lanes.run_single(0)
@@ -370,11 +404,11 @@ class BatchBuilder:
 
 
 class _StopForward(Exception):
-    pass
+    """Ends a forward pass once the first layer's input is known."""
 
 
-def _count_supervised(own: Sequence[TokenizedExample]) -> int:
-    return sum(label >= 0 for e in own for label in e.labels)
+def _count_supervised(examples: Sequence[TokenizedExample]) -> int:
+    return sum(label >= 0 for e in examples for label in e.labels)
 
 
 def _smallest_fitting(shapes: Sequence[StepShape], needed: StepShape) -> StepShape | None:

@@ -1,10 +1,12 @@
-"""Loss where the labels are: hidden states of supervised tokens only reach the output layer.
+"""Cross-entropy at the supervised positions only, in chunks.
 
-Used by tasks that train on tokens. ``[tokens, vocabulary]`` logits of a whole batch never exist:
-the linear layer and the cross-entropy run chunk by chunk, and the gradient to the hidden states is
-taken in the same pass, because a frozen output layer needs none of its own. A method's own
-additions to ``outputs.loss`` (AdaLoRA's penalty, say) stay out of the comparison: no labels are
-ever handed to the model.
+Hidden states of unsupervised tokens never reach the output layer, and the ``[tokens, vocabulary]``
+logits of a whole batch never exist: the linear layer and the cross-entropy run chunk by chunk. The
+gradient with respect to the hidden states is computed in the same pass, because a frozen output
+layer needs none. No labels are passed to the model, so a method's own additions to
+``outputs.loss`` (AdaLoRA's penalty, for example) stay out of the comparison.
+
+Tensor axes: B = rows of a batch, T = tokens, N = supervised positions, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -13,75 +15,80 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 CHUNK_LOGITS = {"cuda": 1 << 27, "cpu": 1 << 21}
-"""Most logits that exist at once: 0.5 GiB in fp32 on a GPU, what stays in the cache of a CPU."""
+"""Maximum number of logits at once: 0.5 GiB in fp32 on a GPU, what fits in the cache of a CPU."""
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap")
-"""Configuration keys of models that do more to the logits than their output layer does."""
+"""Configuration keys of models whose logits are not just the output of their last layer."""
+
+ChunkLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps logits ``[n, V]`` and targets ``[n]`` to losses ``[n]`` and the gradient to the logits."""
 
 
 def _logit_gradient(exact: Tensor, total: Tensor, known: Tensor, to: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropies to their logits."""
+    """Return the gradient of the cross-entropies with respect to their logits."""
     hit = torch.arange(exact.shape[1], device=exact.device)[None] == to
     return torch.where(known[:, None], torch.exp(exact - total) - hit.float(), 0)
 
 
 def _logit_gradient_in_place(exact: Tensor, total: Tensor, known: Tensor, to: Tensor) -> Tensor:
-    """Return what ``_slope`` does, with few passes over memory where nothing fuses them."""
+    """Return what ``_logit_gradient`` does, in fewer passes over memory without a compiler."""
     slope = exact.sub_(total).exp_()
     slope.scatter_add_(1, to, slope.new_full(to.shape, -1.0))
     return slope.mul_(known[:, None].to(slope.dtype))
 
 
 def _chunk_loss(
-    logits: Tensor, targets: Tensor, slope: Callable[..., Tensor] = _logit_gradient
+    logits: Tensor, targets: Tensor, gradient: Callable[..., Tensor] = _logit_gradient
 ) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of each row, in fp32, and its gradient to the logits."""
     known, to = targets >= 0, targets.clamp(min=0)[:, None]
     exact = logits.float()
     total = torch.logsumexp(exact, -1, keepdim=True)
     losses = torch.where(known, (total - exact.gather(1, to))[:, 0], 0)
-    return losses, slope(exact, total, known, to).to(logits.dtype)
+    return losses, gradient(exact, total, known, to).to(logits.dtype)
 
 
-_chunk_loss_in_place = functools.partial(_chunk_loss, slope=_logit_gradient_in_place)
+_chunk_loss_in_place = functools.partial(_chunk_loss, gradient=_logit_gradient_in_place)
 
 
-def _compile_chunk_loss() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return ``_softmax`` compiled once for any number of rows."""
+def _compile_chunk_loss() -> ChunkLoss:
+    """Return ``_chunk_loss`` compiled once for any number of rows."""
     whole = torch.compile(_chunk_loss)
 
-    def softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         for t in (logits, targets):
             torch._dynamo.maybe_mark_dynamic(t, 0)
-        found: tuple[Tensor, Tensor] = whole(logits, targets)
-        return found
+        result: tuple[Tensor, Tensor] = whole(logits, targets)
+        return result
 
-    return softmax
+    return chunk_loss
 
 
-class Fused:
-    """Whether the chunked loss is on in this process, and what computes a chunk."""
+_chunk_losses: WeakKeyDictionary[nn.Module, ChunkLoss | None] = WeakKeyDictionary()
+"""How each model's loss is computed, None: without chunks. Per model, so that models of one
+process with different switches do not change each other's numbers."""
 
-    on: bool = True
-    softmax: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = staticmethod(_chunk_loss_in_place)
 
-    @classmethod
-    def use(cls, on: bool, compiled: bool) -> None:
-        """Switch the chunked loss; compiled, a chunk's logits are read twice and written once."""
-        cls.on = on
-        cls.softmax = staticmethod(_compile_chunk_loss() if compiled else _chunk_loss_in_place)
+def set_chunked_loss(model: nn.Module, on: bool, compiled: bool) -> None:
+    """Turn the chunked loss of a model on or off; a model without a setting has it uncompiled.
+
+    Compiled, a chunk's logits are read twice and written once.
+    """
+    kernel = _compile_chunk_loss() if compiled else _chunk_loss_in_place
+    _chunk_losses[model] = kernel if on else None
 
 
 class SupervisedPositions(NamedTuple):
-    """Where a padded batch is supervised: N positions and the token that follows each.
+    """The N supervised positions of a padded batch, and the token that follows each.
 
     ``rows``, ``columns`` and ``targets`` are ``[N]``; position (row, column) predicts the target.
-    A negative target fills a fixed size up and counts for nothing.
+    A negative target is filler up to a fixed size, and is ignored.
     """
 
     rows: Tensor
@@ -106,11 +113,12 @@ def supervised_positions(labels_BT: Tensor, size: int | None = None) -> Supervis
 def token_losses(model: nn.Module, inputs: dict[str, Tensor], at: SupervisedPositions) -> Tensor:
     """Return the cross-entropy ``[N]`` at the supervised positions, in nats and fp32."""
     head = _output_layer(model)
-    if not Fused.on or not can_fuse(model, head):
+    chunk_loss = _chunk_losses.get(model, _chunk_loss_in_place)
+    if chunk_loss is None or not can_fuse(model, head):
         return cross_entropy(supervised_logits(model, inputs, at), at.targets)
     with _replace_forward(head, lambda hidden: hidden):
         hidden = supervised_logits(model, inputs, at)
-    return _linear_cross_entropy(hidden, head.weight, head.bias, at.targets)
+    return _linear_cross_entropy(hidden, head.weight, head.bias, at.targets, chunk_loss)
 
 
 def _output_layer(model: Any) -> Any:
@@ -118,7 +126,7 @@ def _output_layer(model: Any) -> Any:
 
 
 def can_fuse(model: nn.Module, head: Any) -> bool:
-    """Say whether the logits are a frozen linear layer of the hidden states and no more."""
+    """Return whether the logits are a frozen linear layer of the hidden states, and no more."""
     config = getattr(model, "config", None)
     return (
         type(head) is nn.Linear
@@ -130,10 +138,10 @@ def can_fuse(model: nn.Module, head: Any) -> bool:
 def supervised_logits(
     model: nn.Module, inputs: dict[str, Tensor], at: SupervisedPositions
 ) -> Tensor:
-    """Return the ``[N, vocabulary]`` logits at the supervised positions.
+    """Return the ``[N, V]`` logits at the supervised positions.
 
-    A pre-hook on the output layer picks them out of its input, so any wrapper around the model
-    (PEFT's included) works unmodified. Prompt methods put virtual tokens in front: positions count
+    A pre-hook on the output layer selects them from its input, so any wrapper around the model
+    (PEFT's included) works unmodified. Prompt methods prepend virtual tokens, so positions count
     from the end of the sequence.
     """
     length = inputs["input_ids"].shape[1]
@@ -161,6 +169,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _replace_forward(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Replace a module's forward on the instance for the length of the block."""
     module.forward = forward
     try:
         yield
@@ -169,20 +178,24 @@ def _replace_forward(module: nn.Module, forward: Any) -> Iterator[None]:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Linear layer and cross-entropy by chunks of positions; saves one gradient a position."""
+    """Linear layer and cross-entropy in chunks of positions; saves one gradient per position."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk_loss: ChunkLoss,
     ) -> Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        wanted = hidden.requires_grad
-        gradient = torch.empty_like(hidden) if wanted else None
+        gradient = torch.empty_like(hidden) if hidden.requires_grad else None
         rows = max(1, CHUNK_LOGITS[hidden.device.type] // len(weight))
         for start in range(0, len(hidden), rows):
             part, to = hidden[start : start + rows], targets[start : start + rows]
             logits = functional.linear(part.to(weight.dtype), weight, bias)
-            losses[start : start + rows], slope = Fused.softmax(logits, to)
+            losses[start : start + rows], slope = chunk_loss(logits, to)
             if gradient is not None:
                 gradient[start : start + rows] = slope @ weight
         ctx.save_for_backward(gradient)
@@ -191,7 +204,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None
+        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None, None
 
 
 _linear_cross_entropy: Callable[..., Tensor] = _LinearCrossEntropy.apply

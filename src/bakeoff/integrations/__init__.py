@@ -1,1 +1,1 @@
-"""Other tools: PEFT's benchmark, trackers, weight export, notebooks."""
+"""Integrations: PEFT's benchmark, tracking tools, weight export, notebooks."""

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from bakeoff.analysis.per_method.best_weights import best_final_run
-from bakeoff.analysis.trial_runs import (TrialRun, runs_by_method)
+from bakeoff.analysis.trial_runs import TrialRun, runs_by_method
 from bakeoff.core import files, jobs
 from bakeoff.core.errors import PreflightError, UsageError, unknown_name
 from bakeoff.core.record import StudyRecord
@@ -105,7 +105,7 @@ def export_weights(
             f"The base in {base.path} is not the one that this study trained on: its files differ.",
             "put the same files there; the study's provenance has their fingerprint.",
         )
-    making = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    making = target.with_name(f".{target.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
     value = {
         "segment": _segment(run, out, base.path, spec.engine.switches).to_json(),
         "form": form, "rank": rank, "target": str(making.resolve()),
@@ -124,6 +124,7 @@ def export_weights(
         for file in making.rglob("*.safetensors"):
             file.chmod((making / NOTES).stat().st_mode)  # safetensors lets nobody else read them
         making.rename(target)
+        files.fsync_path(target.parent)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return made

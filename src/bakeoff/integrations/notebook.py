@@ -1,8 +1,7 @@
-"""A study for a notebook: its report as an object that shows itself.
+"""The result of a study as an object for notebooks.
 
-Stands above ``api``, which makes the report. ``bakeoff.open(folder)`` gives one; in Jupyter it is
-drawn as the page's verdict, forest plot and table, without a script and without a style for
-anything around it; elsewhere it prints as text. It writes nothing: ``bakeoff.report`` does that.
+``bakeoff.open(folder)`` returns it. Jupyter shows the verdict, the forest plot and the table as
+HTML without scripts; elsewhere it prints as text. Nothing is written to the study folder.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ COLUMNS = ("method", "score", "difference", "low", "high", "verdict", "status")
 
 
 class StudyResult:
-    """What a study found, as it stood when it was opened.
+    """The result of a study, finished or not, at the time it was opened.
 
-    ``folder`` is the study's, ``report`` the dict of docs/report-json.md.
+    ``folder`` is the study folder, ``report`` the dict of docs/report-json.md.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,7 +28,7 @@ class StudyResult:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """The whole report, as ``report.json`` would have it."""
+        """The whole report, with the content of ``report.json``."""
         return load_report(self.folder)[1]
 
     @property
@@ -40,14 +39,14 @@ class StudyResult:
     @property
     def sentence(self) -> str | None:
         """The recommendation, None where there is none yet."""
-        found: str | None = self.report["recommendation"]["sentence"]
-        return found
+        sentence: str | None = self.report["recommendation"]["sentence"]
+        return sentence
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row a method, numbers raw and in the metric's unit: ``pandas.DataFrame`` of it.
+        """Return a row for each method, ready for ``pandas.DataFrame``.
 
-        ``score`` is the mean on test, ``difference`` that to the control with its 95 % interval
-        ``low`` to ``high``; None where it was not measured.
+        ``score`` is the mean on the test set, ``difference`` the difference to the control with its
+        95 % interval ``low`` to ``high``: raw numbers in the metric's unit, None if not measured.
         """
         rows = []
         for method in self.report["methods"]:
@@ -63,29 +62,33 @@ class StudyResult:
         return rows
 
     def __repr__(self) -> str:
-        """Show the verdict and a line a method."""
+        """Return the verdict and a line for each method."""
         study = self.report["study"]
-        lines = [f"Comparison({str(self.folder)!r})", self.sentence or "No recommendation yet."]
+        lines = [f"StudyResult({str(self.folder)!r})", self.sentence or "No recommendation yet."]
         for row in self.table():
             number = "-" if row["score"] is None else f"{row['score']:.4g}"
             lines.append(f"  {row['method']}: {row['verdict']}, {study['metric']} {number}")
         return sanitize("\n".join(lines))
 
     def _repr_html_(self) -> str:
-        """Draw the verdict, the forest plot and the table for a notebook."""
+        """Return the verdict, the forest plot and the table as HTML."""
         return inline(self.report)
 
     def _repr_markdown_(self) -> str:
-        """Write the verdict and the table as Markdown; whatever strangers wrote is text."""
+        """Return the verdict and the table as Markdown; untrusted text is escaped."""
         return markdown(self.report)
 
 
 def open_result(folder: Path | str) -> StudyResult:
-    """Open a study's comparison, finished or not.
+    """Open the result of a study, finished or not.
 
     Raises:
         UsageError: ``no-study``.
     """
-    found = StudyResult(Path(folder))
-    assert found.report  # whatever is wrong with the folder is said here, not when it is drawn
-    return found
+    result = StudyResult(Path(folder))
+    assert result.report  # read now, so that errors of the folder are raised here
+    return result
+
+
+Comparison = StudyResult
+"""The former name of ``StudyResult``."""

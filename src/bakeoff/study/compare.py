@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bakeoff.analysis.compare_studies import (ComparedStudy, compare_studies)
+from bakeoff.analysis.compare_studies import ComparedStudy, compare_studies
 from bakeoff.core.errors import UsageError
 from bakeoff.study.config import flatten
 from bakeoff.study.record import load_report, read_values

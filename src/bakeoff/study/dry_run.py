@@ -67,7 +67,9 @@ def overview(
         study = check_study(there, heard)._replace(folder=study.folder)
         rows = preview_rows(there, show) if show else None
         found = time_methods(there, heard) if time_it or spec.budget.hours is not None else None
-    bought = plan_budget(study, found) if found is not None and spec.budget.hours is not None else None
+    bought = (
+        plan_budget(study, found) if found is not None and spec.budget.hours is not None else None
+    )
     if bought is not None:
         study = apply_budget(study, bought)
     study = add_warnings(study, small_test_warning(study), heard)
@@ -114,7 +116,9 @@ def _memory_settings(study: Study) -> dict[str, Any]:
     }
 
 
-def _method_plans(study: Study, search: Sequence[Trial], final: Sequence[Trial]) -> list[dict[str, Any]]:
+def _method_plans(
+    study: Study, search: Sequence[Trial], final: Sequence[Trial]
+) -> list[dict[str, Any]]:
     """Return what each method would run, and how vLLM could serve it (None: no way is known)."""
     speaks = task_class(study.spec.task.kind).task_type == CAUSAL_LM
     serving = serving_forms(study.entries, cache_folder()) if speaks else {}
@@ -154,9 +158,9 @@ def preview_rows(study: Study, count: int) -> list[dict[str, Any]]:
     The study's data must lie in its folder.
     """
     asked = whole_segment(study, [prior_trial(study, study.entries[0])]).to_json()
-    found = run_remote(open_executor(study.spec), jobs.PREVIEW_ROWS, {"segment": asked, "count": count})[
-        "rows"
-    ]
+    found = run_remote(
+        open_executor(study.spec), jobs.PREVIEW_ROWS, {"segment": asked, "count": count}
+    )["rows"]
     return [
         {"where": format_places([study.splits.place("train", row["position"])], 1), **row}
         for row in found
@@ -172,10 +176,11 @@ def time_methods(study: Study, progress: Progress) -> MethodTimings:
     timings, untimed = [], {}
     wishes = study.spec.engine.switches
     payloads = [
-        whole_segment(study, [prior_trial(study, e)] * settings, wishes).to_json() for e in study.entries
+        whole_segment(study, [prior_trial(study, e)] * settings, wishes).to_json()
+        for e in study.entries
     ]
     progress.phase("Timing", len(payloads), 0)
-    through = exclusive_executor(study.spec) or make_executor("process", 1, Options(fresh=True))
+    through = exclusive_executor(study.spec) or make_executor("process", 1, Options(fresh_process=True))
     for outcome in through.map(jobs.TIME_STEPS, payloads):
         method = study.entries[outcome.index].name
         progress.advance(method)
@@ -188,7 +193,9 @@ def time_methods(study: Study, progress: Progress) -> MethodTimings:
 
 def small_test_warning(study: Study) -> tuple[str, ...]:
     """Say whether test has too few items for the study's margin."""
-    return time_budget.small_margin_warnings(study.spec, study.splits.counts["test"], study.metric.info)
+    return time_budget.small_margin_warnings(
+        study.spec, study.splits.counts["test"], study.metric.info
+    )
 
 
 def study_estimate(study: Study, found: MethodTimings) -> dict[str, Any]:

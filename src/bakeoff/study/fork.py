@@ -14,11 +14,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.core.clock import now_utc
 from bakeoff.core import files, trial_dir
+from bakeoff.core.clock import now_utc
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.names import is_within
 from bakeoff.core.trial import Trial
+from bakeoff.core.trial_dir import TRIALS
+from bakeoff.core.wall_time import is_wall_key
 from bakeoff.study.monitoring.progress import LOG, Progress
 from bakeoff.study.setup import test_reads
 from bakeoff.study.setup.compatibility import differences
@@ -32,7 +34,6 @@ TAKEN = "taken"
 """The study's value that lists the trials whose results are the parent's."""
 LEFTOVER_FILES = (lock.LOCK, lock.NOTE, LOG)
 """What a fork that was refused, or killed before its database was made, leaves in its folder."""
-TRIALS = "trials"
 
 
 class TrialSource(NamedTuple):
@@ -163,7 +164,7 @@ def find_trial_source(out: Path, progress: Progress) -> TrialSource | None:
     try:
         theirs = _read_parent(place).values["frozen"]["machine"]
         with Reader(place / DATABASE) as reader:
-            rows = reader.rows()
+            rows = reader.trial_rows()
     except BakeoffError as error:
         progress.say(f"{none}: {error.cause}")
         return None
@@ -181,7 +182,7 @@ def reuse_trials(parent: TrialSource, out: Path, store: Writer, trials: Iterable
     file's hash is right, and if it is the one that its row in the parent's database was read from.
     """
     with Reader(out / DATABASE) as reader:
-        finished, known = reader.finished(), reader.values(TAKEN).get(TAKEN, [])
+        finished, known = reader.finished_ids(), reader.values(TAKEN).get(TAKEN, [])
     results = []
     for trial in trials:
         if trial.id in finished:
@@ -201,7 +202,7 @@ def reuse_trials(parent: TrialSource, out: Path, store: Writer, trials: Iterable
         if result is not None:
             results.append(result)
     if results:
-        store.keep_group(results, {TAKEN: [*known, *(r.trial_id for r in results)]})
+        store.save_group(results, {TAKEN: [*known, *(r.trial_id for r in results)]})
     return len(results)
 
 
@@ -227,8 +228,8 @@ def _read_parent(folder: Path) -> ParentStudy:
     )
     if not (folder / DATABASE).is_file():
         raise missing
-    with Reader(folder / DATABASE) as reader, reader.still():
-        found = ParentStudy(reader.values(), reader.test_read())
+    with Reader(folder / DATABASE) as reader, reader.snapshot():
+        found = ParentStudy(reader.values(), reader.has_test_scores())
     if "frozen" not in found.values:
         raise missing
     return found
@@ -249,7 +250,7 @@ def _is_free(parent: Path, out: Path) -> bool:
         values = reader.values()
     if KEY in values:
         return _parent_folder(out, values[KEY]) == parent.resolve()
-    return not {k for k in values if not k.startswith("wall:")} - {"schema_version"}
+    return not {k for k in values if not is_wall_key(k)} - {"schema_version"}
 
 
 def _parent_folder(out: Path, known: Mapping[str, Any]) -> Path:

@@ -18,6 +18,7 @@ from bakeoff.core.record import ImportedScores, ImportedStudy, MetricInfo, Study
 from bakeoff.core.redact import redact_value
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
+from bakeoff.core.wall_time import wall_times
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.rows import SPLITS
 from bakeoff.methods.serving import serving_forms
@@ -26,12 +27,7 @@ from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import trials
 from bakeoff.study.storage import repair
 from bakeoff.study.storage.database import Reader
-from bakeoff.study.storage.study_dir import (DATABASE, database_path)
-
-
-def wall_times(values: dict[str, Any]) -> list[float]:
-    """Return the wall time of each run of a study so far, in seconds."""
-    return [v for k, v in values.items() if k.startswith("wall:")]
+from bakeoff.study.storage.study_dir import DATABASE, database_path
 
 
 def read_values(out: Path) -> dict[str, Any]:
@@ -52,7 +48,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
     Raises:
         UsageError: ``no-study``.
     """
-    with Reader(database_path(out)) as reader, reader.still():
+    with Reader(database_path(out)) as reader, reader.snapshot():
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
         decisions = reader.decisions()
     if "imported" in values:

@@ -21,7 +21,7 @@ def open_executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Exec
 def is_remote(spec: StudySpec) -> bool:
     """Say whether the study's executor may work on other machines than this one."""
     kind = plugins.load_plugin("study.executors", spec.engine.executor, "executor").EXECUTOR
-    return bool(getattr(kind, "elsewhere", False))
+    return bool(getattr(kind, "remote", False))
 
 
 def exclusive_executor(spec: StudySpec, stopping: Callable[[], bool] = never) -> Executor | None:
@@ -31,16 +31,16 @@ def exclusive_executor(spec: StudySpec, stopping: Callable[[], bool] = never) ->
     """
     if not is_remote(spec):
         return None
-    alone = dataclasses.replace(_options(spec, stopping), fresh=True)
+    alone = dataclasses.replace(_options(spec, stopping), fresh_process=True)
     return make_executor(spec.engine.executor, 1, alone)
 
 
 def _options(spec: StudySpec, stopping: Callable[[], bool]) -> Options:
     engine = spec.engine
     return Options(
-        patience=60 * engine.patience,
-        spread=engine.device in ("auto", "cuda"),
-        stopping=stopping,
+        stall_timeout=60 * engine.patience,
+        one_gpu_each=engine.device in ("auto", "cuda"),
+        should_stop=stopping,
         engine=engine.model_dump(),
     )
 

@@ -11,10 +11,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from bakeoff.core.clock import now_utc
 from bakeoff.core import trial_dir
+from bakeoff.core.clock import now_utc
 from bakeoff.core.results import Cost, TrialResult
 from bakeoff.core.trial import Trial
+from bakeoff.core.trial_dir import TRIALS
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.setup.study import Study
 from bakeoff.study.storage import study_dir as study_folder
@@ -22,7 +23,6 @@ from bakeoff.study.storage.database import Reader, Writer
 
 KEY = "retried"
 """The study's value that lists what was tried again, oldest first."""
-TRIALS = "trials"
 BASE_SCORES = "base_scores"
 NOTHING_FAILED = "--retry: nothing has failed, so there is nothing to try again"
 SEARCH_TRIALS_KEPT = (
@@ -51,9 +51,9 @@ def reset_failed(study: Study, store: Writer, progress: Progress) -> None:
     which setting its method's final trials have: those are planned anew. What any of them had
     given before is kept under ``KEY``.
     """
-    with Reader(study.folder / study_folder.DATABASE) as reader, reader.still():
+    with Reader(study.folder / study_folder.DATABASE) as reader, reader.snapshot():
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
-        test_read = reader.test_read()
+        test_read = reader.has_test_scores()
     found = _find_failures(study, values, costs.values(), trials, test_read)
     noted = list(_retry_records(found))
     if found.left:
@@ -65,7 +65,7 @@ def reset_failed(study: Study, store: Writer, progress: Progress) -> None:
         return
     plans = [trial.id for trial, _ in found.withdrawn]
     results = [trial.id for trial, _ in found.trials if trial.id not in plans]
-    store.forget(
+    store.delete(
         results=results,
         plans=plans,
         costs=[cost.method for cost in found.costs],

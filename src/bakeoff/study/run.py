@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from bakeoff.core import disk_full, jobs
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status
+from bakeoff.core.wall_time import new_wall_key, wall_times
 from bakeoff.study import final, search, verify_weights
 from bakeoff.study import fork as study_fork
 from bakeoff.study import retry as study_retry
@@ -40,8 +40,8 @@ from bakeoff.study.monitoring.progress import (
 )
 from bakeoff.study.planning import time_budget
 from bakeoff.study.planning.estimate import Timing
-from bakeoff.study.planning.time_budget import (Deadline, BudgetPlan)
-from bakeoff.study.record import read_values, wall_times
+from bakeoff.study.planning.time_budget import BudgetPlan, Deadline
+from bakeoff.study.record import read_values
 from bakeoff.study.remote import (
     check_disk_full,
     exclusive_executor,
@@ -161,8 +161,8 @@ def check_resume(study: Study, again: bool, progress: Progress) -> dict[str, Any
     Raises:
         PreflightError: ``study-differs``, ``test-already-read``.
     """
-    with Reader(study.folder / study_folder.DATABASE) as reader, reader.still():
-        values, test_read = reader.values(), reader.test_read()
+    with Reader(study.folder / study_folder.DATABASE) as reader, reader.snapshot():
+        values, test_read = reader.values(), reader.has_test_scores()
     now = json.loads(json.dumps(frozen_values(study)))
     counted = test_reads.check_test_read(values, now, test_read, again)
     if again and not counted:
@@ -175,7 +175,11 @@ def freeze_study(study: Study, store: Writer, counted: dict[str, Any]) -> None:
     own = None if study.metric.code is None else study.metric.name
     template = (study.conditions.task_options.get("chat") or {}).get("template")
     study_folder.write_study_file(study.folder, study.spec, own, template)
-    known = {"spec": dump_spec(study.spec), "about": describe_study(study), "frozen": frozen_values(study)}
+    known = {
+        "spec": dump_spec(study.spec),
+        "about": describe_study(study),
+        "frozen": frozen_values(study),
+    }
     store.set_all({**known, **counted})
 
 
@@ -193,8 +197,12 @@ def measure_costs(running: RunContext) -> dict[str, Cost]:
     progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
     # always a process each, one at a time: nothing else may be in a reading of time or memory
     wishes = study.spec.engine.switches
-    payloads = [whole_segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing]
-    alone = Options(fresh=True, patience=60 * study.spec.engine.patience, stopping=stop)
+    payloads = [
+        whole_segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing
+    ]
+    alone = Options(
+        fresh_process=True, stall_timeout=60 * study.spec.engine.patience, should_stop=stop
+    )
     through = exclusive_executor(study.spec, stop) or make_executor("process", 1, alone)
     works = [Job("cost probe", e.name, e.title) for e in missing]
     for outcome in through.map(jobs.PROBE_COST, with_events(progress, works, payloads)):
@@ -204,7 +212,7 @@ def measure_costs(running: RunContext) -> dict[str, Cost]:
             cost = Cost.from_json(outcome.value)
         else:
             cost = Cost(entry.name, Status.FAILED, redact(outcome.error or ""))
-        store.keep_cost(cost)
+        store.save_cost(cost)
         costs[entry.name] = cost
         progress.advance(entry.name)
         ended(progress, works[outcome.index])
@@ -226,7 +234,7 @@ def measure_costs(running: RunContext) -> dict[str, Cost]:
 @contextlib.contextmanager
 def record_wall_time(store: Writer) -> Iterator[Callable[[], float]]:
     """Add this run's wall time to the study's, also when it is interrupted; gives its seconds."""
-    started, key = time.monotonic(), f"wall:{uuid.uuid4().hex}"
+    started, key = time.monotonic(), new_wall_key()
     try:
         yield lambda: time.monotonic() - started
     finally:

@@ -20,8 +20,9 @@ from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
+from bakeoff.core.trial_dir import TRIALS
 from bakeoff.study import fork
-from bakeoff.study.executors import (Executor, Outcome, CanExcludeGpu)
+from bakeoff.study.executors import CanExcludeGpu, Executor, Outcome
 from bakeoff.study.failures import CircuitBreaker, FinishedTrial
 from bakeoff.study.monitoring.progress import Job, Progress, begun, ended
 from bakeoff.study.monitoring.signals import StopRequest
@@ -76,11 +77,11 @@ def run_trials(
         EnvironmentProblem: ``same-failure``.
     """
     running.stop.check()
-    running.store.plan(trials)
+    running.store.add_trials(trials)
     taken = _adopt_finished_trials(running, title, trials)
     with running.read() as reader:
-        there = reader.finished() | set(reader.rungs(span[1]))
-        costs, stands = reader.costs(), reader.stands(span)
+        there = reader.finished_ids() | set(reader.results_at_rung(span[1]))
+        costs, stands = reader.costs(), reader.last_pause(span)
     own = [trial for trial in trials if trial.id not in taken]
     todo = _plan_segments(running.study, own, span, there, costs)
     todo = [_resume_from_pause(_drop_unresumable(s, there), there, stands) for s in todo]
@@ -95,7 +96,7 @@ def run_trials(
     _write_results(running, running.breaker.flush(), span)
     running.stop.check()
     for trial in (t for s in late for t in s.trials if t.id not in there):
-        running.store.keep(TrialResult(trial.id, Status.STOPPED, OUT_OF_TIME))
+        running.store.save(TrialResult(trial.id, Status.STOPPED, OUT_OF_TIME))
         running.progress.say(f"{trial.method.title} seed {trial.seed} {OUT_OF_TIME}")
 
 
@@ -133,7 +134,7 @@ def _drop_unresumable(segment: Segment, there: set[str]) -> Segment:
     """
     if segment.start == 0:
         return segment
-    folder = Path(segment.folder) / "trials"
+    folder = Path(segment.folder) / TRIALS
     trials = tuple(
         t for t in segment.trials
         if t.id not in there or trial_dir.checkpoint_path(folder, t.id, segment.start).is_file()
@@ -148,9 +149,7 @@ def _resume_from_pause(segment: Segment, there: set[str], stands: Mapping[str, i
     step = steps.pop() if len(steps) == 1 else None
     if step is None:
         return segment
-    states = (
-        trial_dir.checkpoint_path(Path(segment.folder) / "trials", t.id, step) for t in missing
-    )
+    states = (trial_dir.checkpoint_path(Path(segment.folder) / TRIALS, t.id, step) for t in missing)
     if not all(state.is_file() for state in states):
         return segment
     return dataclasses.replace(segment, trials=missing, start=step)
@@ -192,7 +191,7 @@ def _exclude_gpu(running: RunContext, segment: Segment, outcome: Outcome) -> Non
     title, went_well = segment.trials[0].method.title, outcome.value is not None
     methods = running.breaker.gpus.heard(outcome.gpu, title, outcome.gpu_lost, went_well)
     if methods and outcome.gpu is not None and isinstance(running.executor, CanExcludeGpu):
-        running.executor.set_aside(outcome.gpu)
+        running.executor.exclude_gpu(outcome.gpu)
         running.progress.say(
             f"GPU {outcome.gpu} is set aside until the next run: {' and '.join(methods)} lost it, "
             "while work went on elsewhere. `nvidia-smi -q` shows its errors."
@@ -205,7 +204,9 @@ def _segment_job(segment: Segment) -> Job:
     return Job(first.phase, name, title, ids, segment.start, segment.stop)
 
 
-def _segment_results(segment: Segment, outcome: Outcome, deaths: Counter[str]) -> list[TrialResult] | None:
+def _segment_results(
+    segment: Segment, outcome: Outcome, deaths: Counter[str]
+) -> list[TrialResult] | None:
     """Return what a segment gave; None where it is to be carried again."""
     if outcome.value is not None:
         return [TrialResult.from_json(value) for value in outcome.value["results"]]
@@ -232,11 +233,13 @@ def _retry_message(segment: Segment, outcome: Outcome) -> str:
     return f"{first.method.title}: {outcome.error}; {how}"
 
 
-def _write_results(running: RunContext, group: Sequence[FinishedTrial], span: tuple[int, int]) -> None:
+def _write_results(
+    running: RunContext, group: Sequence[FinishedTrial], span: tuple[int, int]
+) -> None:
     """Write results, a group's all or none, and remove the states they went on from."""
     if not group:
         return
-    running.store.keep_group([r for _, r in group])
+    running.store.save_group([r for _, r in group])
     for trial, result in group:
         if result.status is Status.STOPPED and result.step != span[1]:
             continue  # paused: nothing has ended
@@ -279,7 +282,7 @@ def check_disk_space(study: Study, costs: Mapping[str, Cost]) -> None:
     """
     trained = [c.trainable_parameters for c in costs.values() if c.trainable_parameters]
     wanted = 2 * disk_bytes(study.spec, trained)
-    trials = study.folder / "trials"
+    trials = study.folder / TRIALS
     there = sum(p.stat().st_size for p in trials.rglob("*") if p.is_file())
     free = shutil.disk_usage(study.folder).free
     if free + there < wanted:

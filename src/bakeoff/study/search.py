@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff.analysis.choose import (choose_settings, selection_value)
+from bakeoff.analysis.choose import choose_settings, selection_value
 from bakeoff.analysis.trial_runs import TrialRun
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial
@@ -62,8 +62,10 @@ def run_search(running: RunContext, entries: Sequence[MethodEntry]) -> dict[str,
     for trial, result in _results_at(running, trials, start):
         if result is not None:
             count = left[trial.method.name]
-            why = (ONLY_SETTING_LEFT if count == 1 else ONE_OF_SETTINGS_LEFT).format(step=start, count=count)
-            running.store.keep(dataclasses.replace(result, status=Status.DONE, reason=why))
+            why = (ONLY_SETTING_LEFT if count == 1 else ONE_OF_SETTINGS_LEFT).format(
+                step=start, count=count
+            )
+            running.store.save(dataclasses.replace(result, status=Status.DONE, reason=why))
     _drop_stale_checkpoints(running, trials, [], start)
     return _best_settings(running)
 
@@ -110,7 +112,10 @@ def _run_follow_up_settings(
     earlier = _previous_settings(running, trials)
     for entry in entries:
         own = [t for t in trials if t.method.name == entry.name]
-        tried = [ObservedSetting(t.setting, _selection_value(study, t, r)) for t, r in _results_at(running, own, span[1])]
+        tried = [
+            ObservedSetting(t.setting, _selection_value(study, t, r))
+            for t, r in _results_at(running, own, span[1])
+        ]
         wanted = planning_trials.follow_up_settings(entry, study.spec, tried)
         again = earlier.get(entry.name, [])[: len(wanted)]
         more += again or [dataclasses.replace(own[0], setting=s) for s in wanted]
@@ -119,7 +124,9 @@ def _run_follow_up_settings(
     return _extend_grid_at_edges(running, [*trials, *more], span)
 
 
-def _extend_grid_at_edges(running: RunContext, trials: list[Trial], span: tuple[int, int]) -> list[Trial]:
+def _extend_grid_at_edges(
+    running: RunContext, trials: list[Trial], span: tuple[int, int]
+) -> list[Trial]:
     """Give methods whose best rate lies at the edge of those tried one more, and perhaps another.
 
     Settings that differ in more than the rate have no edge; they are left as they are.
@@ -154,7 +161,7 @@ def _previous_settings(running: RunContext, trials: Sequence[Trial]) -> dict[str
     """
     known, like = {t.id for t in trials}, {t.method.name: t for t in trials}
     with running.read() as reader:
-        planned = [t for t in reader.planned() if t.phase == "search" and t.id not in known]
+        planned = [t for t in reader.planned_trials() if t.phase == "search" and t.id not in known]
     found: dict[str, list[Trial]] = {}
     for trial in planned:
         own = like.get(trial.method.name)
@@ -176,17 +183,21 @@ def _apply_rung(
             d["trial_id"]: racing.Decision(**d) for d in reader.decisions() if d["step"] == step
         }
     decisions = racing.decide_rung(
-        [_rung_standing(study, t, r) for t, r in standing], study.entries[0].name, costs, number, rules
+        [_rung_standing(study, t, r) for t, r in standing],
+        study.entries[0].name,
+        costs,
+        number,
+        rules,
     )
     # what was decided stays: with other contenders, or another verdict, it might come out otherwise
     decisions = tuple(taken.get(d.trial_id, d) for d in decisions)
-    store.decide([asdict(d) for d in decisions])
+    store.save_decisions([asdict(d) for d in decisions])
     on = []
     for (trial, result), decision in zip(standing, decisions, strict=True):
         if decision.goes_on:
             on.append(trial)
         elif result is not None and result.status is Status.STOPPED:
-            store.keep(dataclasses.replace(result, reason=f"at step {step}: {decision.reason}"))
+            store.save(dataclasses.replace(result, reason=f"at step {step}: {decision.reason}"))
     _drop_stale_checkpoints(running, trials, on, step)
     return on
 
@@ -227,7 +238,7 @@ def _results_at(
 ) -> list[tuple[Trial, TrialResult | None]]:
     """Return what each trial had given at ``step``: at a rung, or as it ended before or there."""
     with running.read() as reader:
-        rungs = reader.rungs(step)
+        rungs = reader.results_at_rung(step)
         ended = {t.id: r for t, r in reader.trials()} if len(rungs) < len(trials) else {}
     return [(t, rungs.get(t.id) or ended.get(t.id)) for t in trials]
 
@@ -236,7 +247,9 @@ def _selection_value(study: Study, trial: Trial, result: TrialResult | None) -> 
     """Return what settings are chosen on where a trial stands: lower is better, inf: nothing."""
     if result is None or result.status not in (Status.DONE, Status.STOPPED):
         return math.inf
-    value = selection_value(TrialRun(trial, result), study.spec.budget.select_on, study.metric.info.better)
+    value = selection_value(
+        TrialRun(trial, result), study.spec.budget.select_on, study.metric.info.better
+    )
     return math.inf if value is None else value
 
 
@@ -247,7 +260,9 @@ def _best_settings(running: RunContext) -> dict[str, dict[str, Any]]:
         )
 
 
-def _drop_stale_checkpoints(running: RunContext, trials: Sequence[Trial], on: Sequence[Trial], step: int) -> None:
+def _drop_stale_checkpoints(
+    running: RunContext, trials: Sequence[Trial], on: Sequence[Trial], step: int
+) -> None:
     """Remove the states that nothing will go on from."""
     going = {t.id for t in on}
     for trial in trials:

@@ -48,7 +48,9 @@ def load_test_texts(folder: Path, trials: Iterable[tuple[Trial, TrialResult | No
     try:
         # the texts of other rows would stand beside these answers and look right
         if files.sha256_of(file) != conditions.data.get("test"):
-            return ItemTexts(unknown=f"{FROZEN_FILES['test']} is not what the answers were scored on")
+            return ItemTexts(
+                unknown=f"{FROZEN_FILES['test']} is not what the answers were scored on"
+            )
         rows = data_rows.read_rows(file)
         task = task_class(conditions.task)(conditions.task_options)
         references = task.references(rows)

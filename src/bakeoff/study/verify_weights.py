@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bakeoff.analysis.per_method.best_weights import (best_final_run, weights_problem)
+from bakeoff.analysis.per_method.best_weights import best_final_run, weights_problem
 from bakeoff.analysis.trial_runs import TrialRun
 from bakeoff.core import jobs
 from bakeoff.core.redact import redact
@@ -38,7 +38,7 @@ def verify_saved_weights(running: RunContext) -> None:
     """
     study, store, progress = running.study, running.store, running.progress
     with running.read() as reader:
-        known, briefs = dict(reader.values(KEY).get(KEY, {})), reader.briefs()
+        known, briefs = dict(reader.values(KEY).get(KEY, {})), reader.summaries()
     names = [entry.name for entry in study.entries]
     finals = [TrialRun(b.trial, b.result) for b in briefs if b.trial.phase == "final"]
     best = (best_final_run(r for r in finals if r.trial.method.name == name) for name in names)
@@ -51,7 +51,9 @@ def verify_saved_weights(running: RunContext) -> None:
         return
     works = [Job("reload", r.trial.method.name, r.trial.method.title, (r.trial.id,)) for r in todo]
     payloads = [whole_segment(study, [run.trial]).to_json() for run in todo]
-    for outcome in running.executor.map(jobs.RELOAD_WEIGHTS, with_events(progress, works, payloads)):
+    for outcome in running.executor.map(
+        jobs.RELOAD_WEIGHTS, with_events(progress, works, payloads)
+    ):
         check_disk_full(study.folder, outcome)
         run = todo[outcome.index]
         found = outcome.value or {"loss": None, "path": None, "error": outcome.error}

@@ -63,7 +63,9 @@ def summed_losses(setup: TrainingSetup, examples: Sequence[Example]) -> tuple[La
     )
 
 
-def _sum_losses(setup: TrainingSetup, examples: Sequence[Example], rows: int) -> tuple[LaneTable, LaneTable]:
+def _sum_losses(
+    setup: TrainingSetup, examples: Sequence[Example], rows: int
+) -> tuple[LaneTable, LaneTable]:
     c, lanes = setup.conditions, setup.lanes
     sums, counts = [], []
     for step in setup.batch_builder.evaluation_steps(examples, rows):
@@ -124,7 +126,9 @@ def predict_all(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
     setup.model.eval()
     if setup.batch_builder.switches.generation and setup.task.generates:
         return _generate_lanes(setup, rows)
-    return retry_with_half(partial(_predict_lanes, setup, rows), setup.conditions.evaluation_batch_size)
+    return retry_with_half(
+        partial(_predict_lanes, setup, rows), setup.conditions.evaluation_batch_size
+    )
 
 
 def _predict_lanes(setup: TrainingSetup, rows: Sequence[Row], most: int) -> list[list[str]]:
@@ -157,7 +161,9 @@ def _generate_lanes(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[str]
     asked, found = setup.task.prompts(setup.tokenizer, rows), []
     for lane in range(len(setup.lanes)):
         setup.lanes.run_single(lane)
-        tokens = generate_fast(setup.model, asked, setup.conditions, setup.batch_builder.switches.graphs)
+        tokens = generate_fast(
+            setup.model, asked, setup.conditions, setup.batch_builder.switches.graphs
+        )
         found.append(setup.task.decode(setup.tokenizer, tokens))
     return found
 

@@ -27,7 +27,9 @@ PROBE_TOKENS = 24
 """Tokens of an answer of the probe, at most."""
 
 
-def generate_fast(model: Any, asked: GenerationRequest, c: Conditions, graphs: bool) -> list[list[int]]:
+def generate_fast(
+    model: Any, asked: GenerationRequest, c: Conditions, graphs: bool
+) -> list[list[int]]:
     """Return the tokens of every answer, generated fast; fewer at once where memory runs out."""
     pace = DecodeSettings.of(c.device.split(":", maxsplit=1)[0])
 
@@ -40,7 +42,9 @@ def generate_fast(model: Any, asked: GenerationRequest, c: Conditions, graphs: b
     return retry_with_half(work, c.evaluation_batch_size)
 
 
-def generation_mismatch(model: Any, asked: GenerationRequest, c: Conditions, graphs: bool) -> str | None:
+def generation_mismatch(
+    model: Any, asked: GenerationRequest, c: Conditions, graphs: bool
+) -> str | None:
     """Return why fast generation does not give plain ``generate``'s tokens, None where it does.
 
     Tokens whose logits are within rounding of each other (``engine.ties``) count as the same.

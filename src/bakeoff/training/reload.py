@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from bakeoff.core import disk_full
 from bakeoff.core.redact import redact
 from bakeoff.core.trial import Conditions, Segment
+from bakeoff.core.trial_dir import TRIALS
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import is_device_lost, move_to_device, retry_with_half
 from bakeoff.methods import load_saved
@@ -50,7 +51,7 @@ def saved_location(segment: Segment) -> tuple[str, str]:
     """Return as what the segment's one trial was saved, and where in the study's folder."""
     (trial,) = segment.trials
     kind = build_hook(trial.method, trial.config).saved_as
-    return kind, (Path("trials") / trial.id / kind).as_posix()
+    return kind, (Path(TRIALS) / trial.id / kind).as_posix()
 
 
 class ReferenceModel(NamedTuple):

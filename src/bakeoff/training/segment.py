@@ -35,6 +35,7 @@ from bakeoff.core.results import (
     TrialResult,
 )
 from bakeoff.core.trial import Segment
+from bakeoff.core.trial_dir import TRIALS
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import is_device_lost, is_out_of_memory
@@ -46,7 +47,13 @@ from bakeoff.training import checkpoints, forgetting
 from bakeoff.training.evaluate import item_losses, score_split
 from bakeoff.training.setup import TrainingSetup, build_setup, prepare_process
 
-NO_GRADIENT = "no gradient reached any of its weights in {steps} steps: it is the untouched base"
+NO_GRADIENT = "no gradient reached any of its weights in {steps} steps: it is still the base model"
+_UNSUCCESSFUL = (Status.FAILED, Status.OUT_OF_MEMORY, Status.INCOMPATIBLE)
+
+log = logging.getLogger(__name__)
+
+Splits = dict[str, SplitScores]
+"""Scores of one trial by split."""
 
 
 def run(value: dict[str, Any]) -> dict[str, Any]:
@@ -90,11 +97,8 @@ def run_segment(segment: Segment) -> SegmentResult:
     return SegmentResult(results)
 
 
-_UNSUCCESSFUL = (Status.FAILED, Status.OUT_OF_MEMORY, Status.INCOMPATIBLE)
-
-
 def _train_trials(segment: Segment) -> Iterator[TrialResult]:
-    group, folder = segment.trials, Path(segment.folder) / "trials"
+    group, folder = segment.trials, Path(segment.folder) / TRIALS
     try:
         results = [_train_single(segment)] if len(group) == 1 else _train_group(segment)
     except Exception as error:
@@ -290,7 +294,7 @@ def _resume(
     earlier: list[TrialResult | None] = []
     pending = []
     for lane, trial in enumerate(segment.trials):
-        path = trial_dir.checkpoint_path(Path(segment.folder) / "trials", trial.id, segment.start)
+        path = trial_dir.checkpoint_path(Path(segment.folder) / TRIALS, trial.id, segment.start)
         checkpoint = checkpoints.load(path, setup.conditions.device)
         stepper.restore(lane, checkpoint.lane, segment.start)
         setup.hook.restore(lane, checkpoint.hook)
@@ -310,7 +314,7 @@ def pause_trial(
     checkpoint = checkpoints.Checkpoint(
         stepper.state(lane), setup.hook.state(lane), result, pause.losses[:, lane].clone()
     )
-    trials = setup.data.parent / "trials"
+    trials = setup.data.parent / TRIALS
     checkpoints.save(trial_dir.checkpoint_path(trials, result.trial_id, pause.step), checkpoint)
     return result
 
@@ -361,7 +365,7 @@ def finish_trial(
         reason = describe_failure(splits)
         return dataclasses.replace(result, status=Status.FAILED, reason=reason)
     result = dataclasses.replace(result, splits=splits)
-    trial, trials = segment.trials[lane], Path(segment.folder) / "trials"
+    trial, trials = segment.trials[lane], Path(segment.folder) / TRIALS
     if segment.stop < setup.conditions.steps:
         result = dataclasses.replace(result, status=Status.STOPPED)
         checkpoint = checkpoints.Checkpoint(stepper.state(lane), setup.hook.state(lane), result)

@@ -1,14 +1,14 @@
-"""Put base, method, task and data together into something that can be trained and scored.
+"""Build what can be trained and scored from base model, method, task and data.
 
-Stands between the plug-ins and the three things that train: a segment, the cost probe and the
-preflight. What is done here is done in the same order for every method, so that the same seed
-gives the same task head and the same data order whatever the method is.
+The order of the steps is the same for every method, so that a seed gives the same task head and
+the same data order with any method.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,12 +52,14 @@ from bakeoff.tasks._base import Batch, Example, Task, load_tokenizer
 from bakeoff.training.token_cache import load_or_encode
 
 MEMORY_SHARE = 0.9
-"""How much of the free memory lanes may take; the rest is for evaluation and fragmentation."""
+"""Share of the free memory that lanes may use; the rest is for evaluation and fragmentation."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class TrainingSetup:
-    """The trials of a group on one model, with their task and data at hand, one lane each."""
+    """The trials of a group, one lane each, on one model with their task and data."""
 
     trials: tuple[Trial, ...]
     task: Task
@@ -67,7 +69,7 @@ class TrainingSetup:
     batch_builder: BatchBuilder
     data: Path
     starts: tuple[InitialTensors, ...] | None = None
-    """Each lane's trained tensors before its first step, where the method is saved by them."""
+    """Each lane's trained tensors before its first step, if the method's saved form needs them."""
 
     @property
     def conditions(self) -> Conditions:
@@ -76,28 +78,31 @@ class TrainingSetup:
 
     @property
     def model(self) -> nn.Module:
-        """The one model that the lanes stand on."""
+        """The one model that all lanes share."""
         return self.lanes.model
 
     @property
     def virtual_tokens(self) -> int:
-        """The tokens that the method puts before every row of the base's positions."""
+        """The number of virtual tokens that the method puts in front of every row."""
         config = getattr(self.model, "active_peft_config", None)
         return getattr(config, "num_virtual_tokens", None) or 0
 
     def rows(self, split: str) -> list[Row]:
-        """Read one frozen split; a search trial may not touch ``test``."""
+        """Return the rows of one frozen split; only final trials may read ``test``."""
         assert split in SPLITS
         final = self.trials[0].phase == "final"
-        assert split != "test" or final, "the test set is read once"
+        assert split != "test" or final, "a search trial must not read the test set"
         return read_rows(self.data / f"{split}.jsonl")
 
     def examples(self, split: str) -> list[Example]:
-        """Return a split's tokens, tokenised once a study."""
+        """Return a split's tokens; each split is tokenised once per study."""
         return load_or_encode(self.task, self.tokenizer, self.data, split, lambda: self.rows(split))
 
     def fit_memory(self, engine: Mapping[str, Any]) -> None:
-        """Hold passes to what fits: 90 % of the memory that is free now, by the measured slope."""
+        """Limit the tokens of a pass to what fits into 90 % of the memory that is free now.
+
+        The memory of one token was measured by the cost probe.
+        """
         self.batch_builder.may_recompute = bool(engine.get("rescue"))
         token_bytes, free = engine.get("token_bytes"), free_bytes(self.conditions.device)
         limits = [n for n in [engine.get("pass_tokens")] if n is not None]
@@ -105,8 +110,22 @@ class TrainingSetup:
             limits.append(int(MEMORY_SHARE * free / token_bytes))
         self.batch_builder.pass_tokens = min(limits, default=None)
 
+    def split_last_step(self) -> StepBatch | None:
+        """Return the last step in smaller passes after running out of memory; None if impossible."""
+        smaller = self.batch_builder.split_last_step()
+        ids = ", ".join(trial.id for trial in self.trials)
+        if smaller is None:
+            log.warning("out of memory, and passes cannot be smaller: trials %s", ids)
+        else:
+            log.info(
+                "out of memory: passes of %d lanes and at most %s tokens, recompute %s: trials %s",
+                self.batch_builder.width, self.batch_builder.pass_tokens or "any number of",
+                self.batch_builder.in_use.checkpointing, ids,
+            )  # fmt: skip
+        return smaller
+
     def stepper(self) -> Stepper:
-        """Return what takes these trials' optimizer steps."""
+        """Return the stepper, which takes the optimizer steps of these trials."""
         groups = parameter_groups(self.model, self.task, self.trials[0])
         return Stepper(
             self.lanes,
@@ -118,7 +137,7 @@ class TrainingSetup:
 
 
 class RateGroup(NamedTuple):
-    """Trained tensors that share a rate: a factor on the setting's, or (the head's) a fixed one."""
+    """Trained tensors with one learning rate: a factor on the trial's, or a fixed one (the head)."""
 
     names: list[str]
     factor: float = 1.0
@@ -130,10 +149,10 @@ class RateGroup(NamedTuple):
 
 
 def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[RateGroup]:
-    """Return the trained tensors by learning rate: the method's own groups, then the head's.
+    """Return the trained tensors by learning rate: the method's own groups, then the head.
 
-    Every method trains the task's fresh output layer; a rate of its own keeps what suits that
-    layer out of the comparison. Where nothing else is trained, the setting's rate is tried.
+    Every method trains the task's new output layer. With a fixed rate for it, the best rate for
+    that layer does not affect the comparison. If nothing else is trained, it has the trial's rate.
     """
     head = {
         id(p)
@@ -160,7 +179,7 @@ def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[RateGro
 
 
 def recipe(c: Conditions, graphs: bool) -> Recipe:
-    """Return how every trial under these conditions optimises."""
+    """Return the optimisation recipe that all trials under these conditions share."""
     return Recipe(
         steps=c.steps,
         warmup=c.warmup,
@@ -174,7 +193,7 @@ def recipe(c: Conditions, graphs: bool) -> Recipe:
 
 
 def requested_switches(segment: Segment) -> tuple[Switches, dict[str, str]]:
-    """Return the switches that a study wishes for, and why some are off before any is tried."""
+    """Return the accelerators that a study requests, and why some are off before any is tried."""
     c = segment.trials[0].conditions
     wishes = Switches.from_request(segment.engine or {}, c.device, c.precision, c.steps)
     unfit = {**quantization.unsupported_accelerators(c.quantize, c.quantizer), **wishes.conflicts()}
@@ -183,18 +202,18 @@ def requested_switches(segment: Segment) -> tuple[Switches, dict[str, str]]:
 
 
 def allows_recompute(segment: Segment) -> bool:
-    """Say whether layers may be computed again where memory would run out otherwise."""
+    """Return whether layers may be recomputed when memory would run out otherwise."""
     return (segment.engine or {}).get("checkpointing") == "auto"
 
 
 def prepare_process(conditions: Conditions) -> None:
-    """Set this process up: threads, memory, and no progress bars or notes of transformers'."""
+    """Set threads and memory reuse, and silence transformers' progress bars and notes."""
     torch.set_num_threads(conditions.threads)
     if conditions.device == "cpu":
         keep_freed_memory()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    # no robot of the hub is asked to convert a base without safetensors: it is refused
+    # transformers would ask the hub to convert a base without safetensors; we refuse such a base
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 
@@ -205,12 +224,13 @@ def make_task(conditions: Conditions) -> Task:
 
 
 def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
-    """Return the base with the task's output layer drawn from ``seed``, everything frozen.
+    """Return the frozen base model with the task's output layer initialised from ``seed``.
 
     Raises:
-        PreflightError: what ``loading.check`` refuses.
+        PreflightError: the files of the base are refused (``engine.safe_loading``).
     """
     c = conditions
+    # only a base with a randomly initialised head depends on the seed
     drawn = (seed, json.dumps(task.options, sort_keys=True)) if task.heads else None
     key = (
         path,
@@ -228,38 +248,41 @@ def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Mo
 
 def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    c, how = conditions, {"trust_remote_code": conditions.trusted}
+    c, kwargs = conditions, {"trust_remote_code": conditions.trusted}
     if c.quantize is not None and c.quantizer is not None:
-        how |= quantization.quantization_kwargs(
+        kwargs |= quantization.quantization_kwargs(
             c.quantize, c.quantizer, c.device, c.precision, task.heads
         )
-    model: Any = task.load_model(path, c.revision, **how)
+    model: Any = task.load_model(path, c.revision, **kwargs)
     config = model.config.get_text_config()
     if task.heads or getattr(config, "pad_token_id", None) is None:
-        # a fresh output layer may look for padding: batches are padded as the tokenizer says
+        # a new output layer may look for padding, and the tokenizer decides what padding is
         tokenizer = load_tokenizer(path, c.revision, c.trusted)
         config.pad_token_id = model.config.pad_token_id = int(tokenizer.pad_token_id or 0)
     model.requires_grad_(False)
     quantization.keep_trainable(model)
     set_dtypes(model, c.precision)
+    log.info("base model loaded: %s on %s in %s", c.base, c.device, c.quantize or c.precision)
     return move_to_device(model, c.device)
 
 
 def attach_context(
     task: Task, tokenizer: PreTrainedTokenizerBase, c: Conditions, data: Path
 ) -> AttachContext:
-    """Return what a method may know of the study when it is attached."""
+    """Return what a method may use of the study when it is attached."""
     pad = int(tokenizer.pad_token_id or 0)
 
     def examples() -> list[Example]:
-        return load_or_encode(task, tokenizer, data, "train", lambda: read_rows(data / "train.jsonl"))
+        return load_or_encode(
+            task, tokenizer, data, "train", lambda: read_rows(data / "train.jsonl")
+        )
 
     def batches(rows: int) -> Iterator[Batch]:
-        found = examples()
-        # the same examples for every seed: trials that start from data can share a base
-        (picked,) = islice(step_indices(len(found), min(CALIBRATION_EXAMPLES, len(found)), 0), 1)
+        every = examples()
+        # the same examples for every seed, so that trials initialised from data can share a base
+        (picked,) = islice(step_indices(len(every), min(CALIBRATION_EXAMPLES, len(every)), 0), 1)
         for i in range(0, len(picked), rows):
-            yield task.batch([found[n] for n in picked[i : i + rows]], pad, c.device)
+            yield task.batch([every[n] for n in picked[i : i + rows]], pad, c.device)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         with autocast(c.device, c.precision):
@@ -269,16 +292,16 @@ def attach_context(
     return AttachContext(task.task_type, task.heads, c.steps, examples, batches, loss)
 
 
-def attach(trial: Trial, base: nn.Module, ground: AttachContext) -> tuple[nn.Module, Hook]:
-    """Put the trial's method on the base; trained tensors in fp32.
+def attach(trial: Trial, base: nn.Module, context: AttachContext) -> tuple[nn.Module, Hook]:
+    """Attach the trial's method to the base, with its trained tensors in fp32.
 
     Raises:
-        Incompatible: the method cannot be put on this base or task.
+        Incompatible: the method cannot be attached to this base or task.
     """
     hook = build_hook(trial.method, trial.config)
-    # its own stream: methods draw different amounts, the head above was drawn before them all
+    # a separate random stream: methods draw different amounts, and the head must not depend on it
     torch.manual_seed(trial.seed + 1_000_003)
-    model = hook.attach(base, ground)
+    model = hook.attach(base, context)
     peft_patches.install_patches(model)
     move_to_device(model, trial.conditions.device)
     set_dtypes(model, trial.conditions.precision)
@@ -293,24 +316,24 @@ def attach(trial: Trial, base: nn.Module, ground: AttachContext) -> tuple[nn.Mod
 def build_setup(
     trials: Sequence[Trial], base_path: str, data: Path, switches: Switches | None = None
 ) -> TrainingSetup:
-    """Load the base, attach the method and stack one start a trial; return the setup.
+    """Load the base, attach the method and stack the initial tensors of all trials.
 
-    The method is attached once for each distinct seed, on a fresh base, to take its start; the
-    last one stays.
+    The method is attached once for each distinct seed, to a newly loaded base, to get its initial
+    tensors. The first trial's seed comes last, and its model is the one that all lanes share.
 
     Raises:
-        Incompatible: the method cannot be put on this base or task.
+        Incompatible: the method cannot be attached to this base or task.
         NotShared: the method changes the base by seed, so these trials cannot share one.
     """
     c = trials[0].conditions
     task = make_task(c)
     tokenizer = load_tokenizer(base_path, c.revision, c.trusted)
-    around = attach_context(task, tokenizer, c, data)
+    context = attach_context(task, tokenizer, c, data)
     distinct = list(dict.fromkeys(t.seed for t in trials))
     starts: dict[int, InitialTensors] = {}
     for seed in reversed(distinct):
         first = next(t for t in trials if t.seed == seed)
-        model, hook = attach(first, load_base(c, task, base_path, seed), around)
+        model, hook = attach(first, load_base(c, task, base_path, seed), context)
         BaseCache.spare()
         starts[seed] = InitialTensors.of(model, checksums=len(distinct) > 1)
         if seed != distinct[0]:

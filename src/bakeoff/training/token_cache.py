@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from bakeoff.core.files import sha256_of
+from bakeoff.core.files import atomic_path, sha256_of
 from bakeoff.data.rows import Row
 from bakeoff.tasks._base import Example, Task
 
@@ -37,9 +36,7 @@ def load_or_encode(
     return examples
 
 
-def store(
-    task: Task, tokenizer: Any, data: Path, split: str, examples: Sequence[Example]
-) -> None:
+def store(task: Task, tokenizer: Any, data: Path, split: str, examples: Sequence[Example]) -> None:
     """Keep the examples of a split of the frozen ``data`` for ``encode_split``."""
     path = _path(task, tokenizer, data, split)
     if not path.exists():
@@ -72,9 +69,8 @@ def _write(path: Path, examples: Sequence[Example]) -> None:
         "token_counts": np.array([len(e.tokens) for e in examples]),
         "label_counts": np.array([len(e.labels) for e in examples]),
     }
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(arrays, temporary)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        save_file(arrays, temporary)
 
 
 def _concatenate(rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:

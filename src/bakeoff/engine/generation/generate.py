@@ -283,7 +283,9 @@ class _SlotGeneration:
         """Return how many places are in view: a multiple, or the grain doubled so many times."""
         length = _round_up(needed, self.pace.length_multiple)
         if self.pace.few_shapes:
-            length = self.pace.length_multiple * 2 ** math.ceil(math.log2(length / self.pace.length_multiple))
+            length = self.pace.length_multiple * 2 ** math.ceil(
+                math.log2(length / self.pace.length_multiple)
+            )
         return min(length, self.places)
 
     def _close_up(self, width: int) -> None:

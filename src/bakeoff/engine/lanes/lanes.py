@@ -227,7 +227,8 @@ class Lanes:
                     act = hook if width == 1 else vmap(hook)
                     leaf.register_hook(act)  # type: ignore[no-untyped-call]
         seeded = {
-            n: t[first] if width == 1 else t[first : first + width] for n, t in self.per_seed.items()
+            n: t[first] if width == 1 else t[first : first + width]
+            for n, t in self.per_seed.items()
         }
         return {**self._leaves[riders], **seeded}
 

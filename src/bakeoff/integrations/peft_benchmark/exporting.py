@@ -19,12 +19,12 @@ from bakeoff.core.record import StudyRecord
 from bakeoff.core.redact import redact_value
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
+from bakeoff.core.trial_dir import TRIALS
+from bakeoff.integrations.peft_benchmark import exporting
 from bakeoff.integrations.peft_benchmark.benchmark import BAKEOFF_COSTS, BAKEOFF_SECTION
 from bakeoff.integrations.peft_benchmark.results import SUCCESS, TEST
 from bakeoff.methods import user_defined
-from bakeoff.integrations.peft_benchmark import exporting
 from bakeoff.study.record import read_record
-from pathlib import Path
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 CANCELED = "canceled"
@@ -147,7 +147,7 @@ def _peft_config(trial: Trial, folder: Path) -> dict[str, Any] | None:
     """Return what PEFT saved of the trial's adapter, else its arguments; None without PEFT."""
     if trial.method.peft is None:
         return None
-    saved = folder / "trials" / trial.id / "adapter" / "adapter_config.json"
+    saved = folder / TRIALS / trial.id / "adapter" / "adapter_config.json"
     if saved.is_file():
         value: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
         return value
@@ -232,7 +232,6 @@ def _bakeoff_section(
         "status": result.status.value,
         "cost": {key: getattr(cost, key) if cost else None for key in BAKEOFF_COSTS},
     }
-
 
 
 def write_results(out: Path, target: Path) -> list[str]:

@@ -16,7 +16,7 @@ from bakeoff.core.errors import PreflightError, UsageError, unknown_name
 from bakeoff.core.record import ImportedScores, ImportedStudy
 from bakeoff.core.results import Cost, CurvePoint, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, Conditions, Trial
-from bakeoff.integrations.peft_benchmark import import_notes
+from bakeoff.integrations.peft_benchmark import import_notes, importing
 from bakeoff.integrations.peft_benchmark.benchmark import (
     BAKEOFF_COSTS,
     BAKEOFF_SECTION,
@@ -30,14 +30,10 @@ from bakeoff.integrations.peft_benchmark.results import (
     ResultFile,
     read_folder,
 )
-from bakeoff.core.errors import UsageError
-from bakeoff.integrations.peft_benchmark import importing
 from bakeoff.report import write
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Writer
 from bakeoff.study.storage.lock import hold_lock
-from pathlib import Path
-from typing import Any
 
 MARGIN = 0.02
 """The study file's default."""
@@ -269,7 +265,6 @@ def _frozen_values(
     }
 
 
-
 def import_results(results: Path, out: Path, wishes: ImportOptions) -> dict[str, Any]:
     """Make a study folder of Hugging Face's ``method_comparison`` results; return its report.
 
@@ -281,10 +276,10 @@ def import_results(results: Path, out: Path, wishes: ImportOptions) -> dict[str,
     made = importing.build_study(results, wishes)
     study_folder.create(out)
     with hold_lock(out), Writer(out / study_folder.DATABASE) as store:
-        store.plan([trial for trial, _ in made.trials])
+        store.add_trials([trial for trial, _ in made.trials])
         for _, result in made.trials:
-            store.keep(result)
+            store.save(result)
         for cost in made.costs:
-            store.keep_cost(cost)
+            store.save_cost(cost)
         store.set_all(made.values)
     return write.report(out)

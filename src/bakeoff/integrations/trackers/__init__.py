@@ -1,8 +1,7 @@
-"""Exporters: a study's curves in the format of a tracking tool. One file each, ``EXPORTER`` in it.
+"""Export a study's curves to tracking tools; each tool is one file with its ``EXPORTER``.
 
-Called by ``exchange`` with the trials of a record and an empty folder. An exporter writes into that
-folder alone, knows nothing of studies, and imports its tool when it writes: ``needed`` says what to
-install where that is missing. Nothing leaves the machine.
+An exporter gets runs and an empty folder, writes only into that folder and imports its tool when it
+writes. Nothing leaves the machine.
 """
 
 from __future__ import annotations
@@ -10,38 +9,32 @@ from __future__ import annotations
 import importlib
 import math
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core import plugins
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, UsageError, first_line
 from bakeoff.core.redact import redact_value
 from bakeoff.core.results import CurvePoint, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.core import plugins
-from bakeoff.core.errors import BakeoffError
-from bakeoff.core.errors import EnvironmentProblem
-from bakeoff.core.errors import UsageError
-from bakeoff.core.errors import first_line
 from bakeoff.study.record import read_record
-from pathlib import Path
-from typing import NamedTuple
-import shutil
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]+")
 _MAX_NAME = 100
-"""Characters of a part of a run's name: it becomes the name of a folder."""
+"""Maximum length of one part of a run's name, which becomes the name of a folder."""
 
 
 @dataclass(frozen=True)
 class TrialRun:
-    """A trial as tracking tools know runs.
+    """A trial as a run of a tracking tool.
 
     ``name`` is ``method/setting/seed``, safe as a path. ``curve`` holds the losses by step, in
-    nats; ``parameters`` the setting and what else tells trials apart; ``summary`` the means at the
-    end, ``test_<metric>`` among them for a final trial that was scored.
+    nats. ``parameters`` holds the hyperparameter setting and the trial's other attributes.
+    ``summary`` holds the means at the end, with ``test_<metric>`` for a final trial with a score.
     """
 
     name: str
@@ -51,22 +44,22 @@ class TrialRun:
 
     @property
     def last_step(self) -> int:
-        """The step of the last point, where the summary stands."""
+        """The step of the last point, at which the summary is logged."""
         return self.curve[-1].step if self.curve else 0
 
     def points(self) -> list[tuple[int, dict[str, float]]]:
-        """Return the losses that are numbers, by step: ``train_loss``, ``validation_loss``."""
-        found = []
+        """Return the finite losses by step: ``train_loss`` and ``validation_loss``."""
+        points = []
         for point in self.curve:
             both = {"train_loss": point.train_loss, "validation_loss": point.validation_loss}
             known = {k: v for k, v in both.items() if v is not None and math.isfinite(v)}
             if known:
-                found.append((point.step, known))
-        return found
+                points.append((point.step, known))
+        return points
 
 
 class Exporter(Protocol):
-    """Writes runs as one tool reads them."""
+    """A writer of runs in the format of one tool."""
 
     def write(self, study: str, runs: Sequence[TrialRun], folder: Path) -> None:
         """Write all runs of a study into an empty folder.
@@ -76,22 +69,22 @@ class Exporter(Protocol):
         """
 
     def look(self, study: str, folder: Path) -> str:
-        """Return the command that shows what was written."""
+        """Return the command that shows the exported runs."""
 
 
 def tracker_runs(
     trials: Iterable[tuple[Trial, TrialResult | None]], metric: str
 ) -> tuple[TrialRun, ...]:
     """Return every trial that has a curve or a score, in order; equal names get the trial's id."""
-    found: dict[str, TrialRun] = {}
+    runs: dict[str, TrialRun] = {}
     for trial, result in trials:
         if result is None or not (result.curve or result.splits):
             continue
         setting = redact_value(trial.setting)
-        said = ",".join(f"{k}={_short_value(v)}" for k, v in sorted(setting.items()))
-        parts = (trial.method.name, said, f"seed={trial.seed}")
+        setting_text = ",".join(f"{k}={_short_value(v)}" for k, v in sorted(setting.items()))
+        parts = (trial.method.name, setting_text, f"seed={trial.seed}")
         name = "/".join(_UNSAFE.sub("_", part)[:_MAX_NAME] for part in parts)
-        if name in found:
+        if name in runs:
             name = f"{name},{trial.id}"
         parameters: dict[str, Any] = {k: _plain_value(v) for k, v in setting.items()}
         parameters |= {
@@ -102,15 +95,15 @@ def tracker_runs(
         for split, scored in result.splits.items():
             if scored.scores and math.isfinite(mean := math.fsum(scored.scores)):
                 means[f"{split}_{_UNSAFE.sub('_', metric)}"] = mean / len(scored.scores)
-        found[name] = TrialRun(name, parameters, result.curve, means)
-    return tuple(found.values())
+        runs[name] = TrialRun(name, parameters, result.curve, means)
+    return tuple(runs.values())
 
 
 def import_tool(module: str, package: str, extra: str) -> ModuleType:
-    """Import a tool.
+    """Import the module of a tracking tool.
 
     Raises:
-        EnvironmentProblem: ``exporter-missing``, with the line for pip.
+        EnvironmentProblem: ``exporter-missing``, with the command for pip.
     """
     try:
         return importlib.import_module(module)
@@ -130,9 +123,8 @@ def _plain_value(value: Any) -> str | int | float | bool:
     return value if isinstance(value, str | int | float | bool) else str(value)
 
 
-
 class ExportedCurves(NamedTuple):
-    """What was exported: where it lies, how many runs, and the command that shows them."""
+    """The result of an export: its folder, the number of runs, the command that shows them."""
 
     folder: Path
     runs: int
@@ -140,9 +132,9 @@ class ExportedCurves(NamedTuple):
 
 
 def export_curves(out: Path, to: str, target: Path) -> ExportedCurves:
-    """Write the curves of a study's trials for a tracking tool; the study is only read.
+    """Write the curves of a study's trials for a tracking tool; the study is not changed.
 
-    ``target`` must be empty or not there; where the export fails, nothing is left of it.
+    ``target`` must be empty or not exist. A failed export leaves nothing in it.
 
     Raises:
         UsageError: ``no-study``, ``unknown-exporter``, ``folder-taken``, ``no-curves``.
@@ -153,20 +145,24 @@ def export_curves(out: Path, to: str, target: Path) -> ExportedCurves:
     runs = tracker_runs(record.trials, record.metric.name)
     if not runs:
         raise UsageError(
-            "no-curves", f"No trial in {out} has a curve or a score yet.", "`bakeoff run` goes on."
+            "no-curves",
+            f"No trial in {out} has a curve or a score yet.",
+            "`bakeoff run` to continue the study.",
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(
-            "folder-taken", f"{target} is there already.", "another folder: `--out DIR`."
+            "folder-taken",
+            f"{target} already exists and is not empty.",
+            "another folder: `--out DIR`.",
         )
-    made = [place for place in (target, *target.parents) if not place.exists()]
+    created = [place for place in (target, *target.parents) if not place.exists()]
     target.mkdir(parents=True, exist_ok=True)
     try:
         exporter.write(record.name, runs, target)
     except Exception as error:
         for left in target.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        for place in made:
+        for place in created:
             place.rmdir()
         if isinstance(error, BakeoffError):
             raise
@@ -174,6 +170,6 @@ def export_curves(out: Path, to: str, target: Path) -> ExportedCurves:
         raise EnvironmentProblem(
             "export-failed",
             f"{to} could not write the curves: {first_line(error)}",
-            f"another version of it, or another tool: {others}.",
+            f"another version of {to}, or another tool: {others}.",
         ) from error
     return ExportedCurves(target, len(runs), exporter.look(record.name, target))

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard: a folder a run, its setting in the HParams tab. Needs no torch."""
+"""Export to TensorBoard event files: a folder per run, settings in the HParams tab; no torch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from bakeoff.integrations.trackers import TrialRun, import_tool
 
 
 class Tensorboard:
-    """Writes with TensorBoard's own writer."""
+    """An exporter that uses TensorBoard's own writer."""
 
     def write(self, study: str, runs: Sequence[TrialRun], folder: Path) -> None:
-        """Write an event file a run."""
+        """Write an event file for each run."""
 
-        def of(module: str) -> Any:
+        def tensorboard(module: str) -> Any:
             return import_tool(f"tensorboard.{module}", "tensorboard", "tensorboard")
 
-        events = of("compat.proto.event_pb2")
-        summaries = of("compat.proto.summary_pb2")
-        writers = of("summary.writer.event_file_writer")
-        hparams = of("plugins.hparams.summary_v2")
+        events = tensorboard("compat.proto.event_pb2")
+        summaries = tensorboard("compat.proto.summary_pb2")
+        writers = tensorboard("summary.writer.event_file_writer")
+        hparams = tensorboard("plugins.hparams.summary_v2")
         for run in runs:
             writer = writers.EventFileWriter(str(folder / run.name))
 

@@ -1,6 +1,6 @@
-"""A Trackio project in a folder of its own, as ``trackio.import_csv`` would write it, settings too.
+"""Export to a Trackio project, as ``trackio.import_csv`` would write it, with the settings.
 
-No run is opened through ``trackio.init``: that starts servers and takes clock time for each.
+``trackio.init`` is not used: it starts servers and takes time for each run.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from bakeoff.integrations.trackers import TrialRun, import_tool
 
 
 class Trackio:
-    """Writes through Trackio's storage."""
+    """An exporter that writes through Trackio's storage."""
 
     def write(self, study: str, runs: Sequence[TrialRun], folder: Path) -> None:
-        """Write every run into the project named as the study.
+        """Write every run into a project with the study's name.
 
         Raises:
-            EnvironmentProblem: ``exporter-missing``; ``trackio-loaded``: it keeps the folder that
-                it saw when it was imported.
+            EnvironmentProblem: ``exporter-missing``, or ``trackio-loaded``: Trackio reads its folder
+                only once, when it is imported.
         """
         if "trackio" in sys.modules:
             raise EnvironmentProblem(
                 "trackio-loaded",
-                "trackio was imported by this process before: it would write elsewhere.",
-                "`bakeoff export-curves STUDY --to trackio`, which runs in a process of its own.",
+                "trackio is already imported in this process and would write to another folder.",
+                "`bakeoff export-curves STUDY --to trackio`, which runs in its own process.",
             )
         before = os.environ.get("TRACKIO_DIR")
         os.environ["TRACKIO_DIR"] = str(folder)
@@ -59,7 +59,7 @@ class Trackio:
 
 
 def _project(study: str) -> str:
-    """Return the name that Trackio keeps of a project's."""
+    """Return a project name without the characters that Trackio drops."""
     return re.sub(r"[^A-Za-z0-9_-]", "", study) or "default"
 
 

@@ -24,7 +24,7 @@ from bakeoff.core.redact import redact_value
 from bakeoff.report.live import queries
 from bakeoff.report.live.queries import ItemQuery
 from bakeoff.report.sanitize import clean
-from bakeoff.study.storage.database import Answers
+from bakeoff.study.storage.database import ItemResults
 
 Numbers = NDArray[np.float64]
 PAGE_SIZE = 50
@@ -52,7 +52,7 @@ class MethodPredictions(NamedTuple):
     method: str
     title: str
     seeds: tuple[int, ...]
-    answers: tuple[Answers, ...]
+    answers: tuple[ItemResults, ...]
 
     @property
     def scores(self) -> Scores:
@@ -156,7 +156,7 @@ def _no_items_error() -> UsageError:
 
 
 def _method_predictions(
-    asked: ItemQuery, method: str, found: Mapping[str, Answers]
+    asked: ItemQuery, method: str, found: Mapping[str, ItemResults]
 ) -> MethodPredictions:
     ids = sorted(asked.trials[method].items())
     there = {seed: found[i] for seed, i in ids if i in found}
@@ -182,7 +182,9 @@ def _table(
         raise UsageError(
             "no-answers", "The two methods were scored on other items.", "`bakeoff doctor STUDY`."
         )
-    pair = PairedScores.of(contender.method, both[1], both[0], metric["better"])  # as the report pairs
+    pair = PairedScores.of(
+        contender.method, both[1], both[0], metric["better"]
+    )  # as the report pairs
     gains, means = pair.gain, pair.control.mean(axis=0)
     outcomes = tuple(_outcome(g, m, metric) for g, m in zip(gains, means, strict=True))
     order = tuple(int(i) for i in np.argsort(-np.abs(gains), kind="stable"))

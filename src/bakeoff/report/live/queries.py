@@ -24,7 +24,7 @@ from bakeoff.study import compare as study_compare
 from bakeoff.study.config import parse_spec
 from bakeoff.study.record import load_report, read_record
 from bakeoff.study.storage import study_dir as study_folder
-from bakeoff.study.storage.database import Answers, Reader
+from bakeoff.study.storage.database import ItemResults, Reader
 
 T = TypeVar("T")
 Revision = tuple[tuple[int, int], ...]
@@ -113,7 +113,7 @@ def outline(folder: Path) -> dict[str, Any]:
         BakeoffError: whatever is wrong with the database.
     """
     with Reader(_database(folder)) as reader:
-        values, tally = reader.values("spec", "about", "imported"), reader.tally()
+        values, tally = reader.values("spec", "about", "imported"), reader.count_trials()
     if "about" in values and "imported" not in values:
         known, spec = values["about"], parse_spec(values["spec"])
         names, titles = known["methods"], known["titles"]
@@ -172,14 +172,14 @@ def _digest(section: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def test_predictions(folder: Path, trial_ids: Collection[str]) -> dict[str, Answers]:
+def test_predictions(folder: Path, trial_ids: Collection[str]) -> dict[str, ItemResults]:
     """Return what trials made of the test items, by trial id.
 
     Raises:
         BakeoffError: whatever is wrong with the database.
     """
     with Reader(_database(folder)) as reader:
-        return reader.answers(trial_ids, "test")
+        return reader.item_results(trial_ids, "test")
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:

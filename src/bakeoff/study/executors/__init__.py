@@ -45,10 +45,10 @@ class Options:
     its next safe point. ``engine``: the study's `[engine]`, for keys that one executor alone knows.
     """
 
-    fresh: bool = False
-    patience: float = 1800.0
-    spread: bool = False
-    stopping: Callable[[], bool] = never
+    fresh_process: bool = False
+    stall_timeout: float = 1800.0
+    one_gpu_each: bool = False
+    should_stop: Callable[[], bool] = never
     engine: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -68,5 +68,5 @@ class Executor(Protocol):
 class CanExcludeGpu(Protocol):
     """An executor that can do without one of its GPUs."""
 
-    def set_aside(self, gpu: str) -> None:
+    def exclude_gpu(self, gpu: str) -> None:
         """Give no more work to that GPU, one of ``Outcome.gpu``."""

@@ -8,25 +8,20 @@ unpickled; what comes home may only land where a worker may write. Standard libr
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
-import os
-import platform
 import socket
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import bakeoff
+from bakeoff.core.files import PARTIAL_SUFFIX, atomic_write_bytes
 from bakeoff.core.trial import Trial
+from bakeoff.core.trial_dir import MANIFEST, TRIALS, checkpoint_path
+from bakeoff.core.versions import installed_versions
 
-PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
-"""What must be the same on every machine, beside bakeoff and Python."""
 SHARED_FOLDERS = ("data", "metric", "tokens")
 """Folders of a study folder that its workers read."""
-MANIFEST = "COMPLETE.json"
-"""What marks a trial's folder as whole: it comes last."""
 
 
 def find_segment(payload: dict[str, Any]) -> dict[str, Any] | None:
@@ -108,23 +103,7 @@ def unpack_outputs(raw: bytes, payload: dict[str, Any]) -> None:
             if target.exists() and member.name.startswith("tokens/"):
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(target.name + ".tmp")
-            with temporary.open("wb") as file:
-                file.write(source.read())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions that numbers depend on, as far as they are installed."""
-    found = {"python": platform.python_version(), "bakeoff": bakeoff.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+            atomic_write_bytes(target, source.read())
 
 
 def version_mismatch(parents: dict[str, str]) -> str | None:
@@ -171,12 +150,12 @@ def _trial_ids(segment: dict[str, Any]) -> set[str]:
 
 def _checkpoint_paths(segment: dict[str, Any], folder: Path) -> Iterator[Path]:
     if segment.get("start"):
-        name = f"{segment['start']}.safetensors"
-        yield from (folder / "trials" / i / "state" / name for i in sorted(_trial_ids(segment)))
+        for trial_id in sorted(_trial_ids(segment)):
+            yield checkpoint_path(folder / TRIALS, trial_id, segment["start"])
 
 
 def _is_complete_file(path: Path) -> bool:
-    return path.is_file() and path.suffix != ".tmp"
+    return path.is_file() and path.suffix != PARTIAL_SUFFIX
 
 
 def _pack(folder: Path, files: Iterable[Path]) -> bytes:

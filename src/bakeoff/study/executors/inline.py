@@ -20,7 +20,7 @@ class Inline:
         """Call the function on each payload in turn."""
         call = import_function(function)
         waiting = enumerate(payloads)
-        while not self.options.stopping() and (taken := next(waiting, None)) is not None:
+        while not self.options.should_stop() and (taken := next(waiting, None)) is not None:
             index, payload = taken
             try:
                 yield Outcome(index, call(payload), None)

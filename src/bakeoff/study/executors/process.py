@@ -46,11 +46,11 @@ class Process:
         self._context = multiprocessing.get_context(method)
         if method == "forkserver":
             self._context.set_forkserver_preload(jobs.PRELOAD)
-        self._idle: list[_WorkerProcess] = []
+        self._idle_workers: list[_WorkerProcess] = []
         self._gpus: dict[int, str | None] = {}
         """The GPU of each place, as its workers have said."""
-        self._aside: set[str] = set()
-        weakref.finalize(self, _end_workers, self._idle)
+        self._excluded: set[str] = set()
+        weakref.finalize(self, _end_workers, self._idle_workers)
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Yield outcomes as their work ends."""
@@ -59,12 +59,16 @@ class Process:
         more = True
         try:
             while True:
-                while more and len(running) < len(self._places()) and not self.options.stopping():
+                while (
+                    more
+                    and len(running) < len(self._usable_slots())
+                    and not self.options.should_stop()
+                ):
                     taken = next(waiting, None)
                     if taken is None:
                         more = False
                         break
-                    worker = self._hire({w.place for _, w in running.values()})
+                    worker = self._take_worker({w.place for _, w in running.values()})
                     worker.begin(function, taken[1])
                     running[worker.pipe] = (taken[0], worker)
                 if not running:
@@ -74,51 +78,51 @@ class Process:
                     index, worker = running.pop(ready)
                     yield self._collect(index, worker)
                 for pipe, (index, worker) in list(running.items()):
-                    if self.options.stopping():
-                        worker.ask_to_stop()
-                    if worker.silence > self.options.patience:
+                    if self.options.should_stop():
+                        worker.request_stop()
+                    if worker.silent_seconds > self.options.stall_timeout:
                         del running[pipe]
-                        yield Outcome(index, None, *worker.hung(self.options.patience))
+                        yield Outcome(index, None, *worker.end_stalled(self.options.stall_timeout))
         finally:
             for _, worker in running.values():
                 worker.end()
 
-    def set_aside(self, gpu: str) -> None:
+    def exclude_gpu(self, gpu: str) -> None:
         """Give no more work to that GPU; the last one stays."""
-        if set(map(self._gpus.get, self._places())) - {gpu}:
-            self._aside.add(gpu)
-            for worker in [w for w in self._idle if self._gpus.get(w.place) == gpu]:
-                self._idle.remove(worker)
+        if set(map(self._gpus.get, self._usable_slots())) - {gpu}:
+            self._excluded.add(gpu)
+            for worker in [w for w in self._idle_workers if self._gpus.get(w.place) == gpu]:
+                self._idle_workers.remove(worker)
                 worker.end()
 
-    def _places(self) -> list[int]:
-        return [i for i in range(self.workers) if self._gpus.get(i) not in self._aside]
+    def _usable_slots(self) -> list[int]:
+        return [i for i in range(self.workers) if self._gpus.get(i) not in self._excluded]
 
     def close(self) -> None:
         """Let the workers go."""
-        _end_workers(self._idle)
+        _end_workers(self._idle_workers)
 
-    def _hire(self, taken: set[int]) -> _WorkerProcess:
+    def _take_worker(self, taken: set[int]) -> _WorkerProcess:
         """Return an idle worker, or a new one in the first free place."""
-        while self._idle:
-            worker = self._idle.pop()
-            if worker.lives:
+        while self._idle_workers:
+            worker = self._idle_workers.pop()
+            if worker.is_alive:
                 return worker
             worker.end()
-        place = next(i for i in self._places() if i not in taken)
-        gpu = place if self.options.spread else None
-        return _WorkerProcess(self._context, place, gpu, stays=not self.options.fresh)
+        place = next(i for i in self._usable_slots() if i not in taken)
+        gpu = place if self.options.one_gpu_each else None
+        return _WorkerProcess(self._context, place, gpu, stays=not self.options.fresh_process)
 
     def _collect(self, index: int, worker: _WorkerProcess) -> Outcome:
-        answer = worker.answer()
+        answer = worker.read_result()
         if answer is None:
-            return Outcome(index, None, *worker.died())
+            return Outcome(index, None, *worker.report_death())
         gpu = self._gpus[worker.place] = answer["gpu"]
-        if answer["error"] is not None or self.options.fresh or gpu in self._aside:
+        if answer["error"] is not None or self.options.fresh_process or gpu in self._excluded:
             # whatever it left behind must not reach the next payload
             worker.end()
         else:
-            self._idle.append(worker)
+            self._idle_workers.append(worker)
         lost = answer.get("gpu_lost", False)
         return Outcome(index, answer["value"], answer["error"], answer.get("detail"), gpu, lost)
 
@@ -149,20 +153,20 @@ class _WorkerProcess:
             self.pipe.send_bytes(json.dumps([function, payload]).encode())
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         """Say whether the process is there."""
         return self._process.is_alive()
 
     @property
-    def silence(self) -> float:
+    def silent_seconds(self) -> float:
         """Seconds since the worker last said that its work goes on."""
         return time.monotonic() - float(self._marks[BEAT])
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Ask for the end of the work at its next safe point."""
         self._marks[STOP] = 1.0
 
-    def answer(self) -> dict[str, Any] | None:
+    def read_result(self) -> dict[str, Any] | None:
         """Return what the work gave; None where the worker died."""
         try:
             found: dict[str, Any] = json.loads(self.pipe.recv_bytes())
@@ -170,22 +174,22 @@ class _WorkerProcess:
             return None
         return found
 
-    def died(self) -> tuple[str, str | None]:
+    def report_death(self) -> tuple[str, str | None]:
         """Say what the worker died of, with its last words."""
         self._process.join()
         cause = _exit_reason(self._process.exitcode)
-        words = self._words()
+        words = self._stderr_tail()
         self.end()
         return cause, words
 
-    def hung(self, patience: float) -> tuple[str, str | None]:
+    def end_stalled(self, patience: float) -> tuple[str, str | None]:
         """End a worker that makes no progress; say so, with the stacks of its threads."""
         pid = self._process.pid
         if pid is not None and hasattr(signal, "SIGUSR1"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)  # faulthandler writes the stacks
             self._process.join(2 * POLL_SECONDS)
-        words = self._words()
+        words = self._stderr_tail()
         self.end()
         return f"the worker hung: no progress for {patience / 60:g} minutes", words
 
@@ -196,7 +200,7 @@ class _WorkerProcess:
         self.pipe.close()
         self._log.unlink(missing_ok=True)
 
-    def _words(self) -> str | None:
+    def _stderr_tail(self) -> str | None:
         with contextlib.suppress(OSError):
             lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
             # faulthandler ends with a line of all that was imported, longer than what is kept

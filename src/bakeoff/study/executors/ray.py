@@ -29,6 +29,7 @@ from typing import Any
 from bakeoff.core.errors import EnvironmentProblem, UsageError, first_line
 from bakeoff.core.jobs import import_function
 from bakeoff.core.results import Status
+from bakeoff.core.versions import installed_versions
 from bakeoff.study.executors import Options, Outcome, _ray_auth, _transfer
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,11 @@ class _Slot:
 class Ray:
     """The executor for more than one machine. When stopping, the work at hand runs to its end."""
 
-    elsewhere = True
+    remote = True
 
     def __init__(self, workers: int = 1, options: Options = Options()) -> None:  # noqa: B008  # frozen
         self.workers = workers
-        self._fresh, self._stopping = options.fresh, options.stopping
+        self._fresh, self._stopping = options.fresh_process, options.should_stop
         engine = options.engine
         self._address: str | None = engine.get("ray_address")
         self._sends = engine.get("ray_files") == "sent"
@@ -88,8 +89,8 @@ class Ray:
         source, count = enumerate(map(_with_absolute_folder, going)), length_hint(payloads, -1)
         run = _MapRun(ray, function, source, count, needs, self._sends)
         try:
-            while run.fill(most):
-                yield from run.turn(self._retries, self._fresh)
+            while run.start_slots(most):
+                yield from run.wait_for_slot(self._retries, self._fresh)
         finally:
             for slot in run.slots.values():
                 ray.kill(slot.actor)
@@ -122,7 +123,7 @@ class _MapRun:
     common: Any = None
     starts_failed: int = 0
 
-    def fill(self, most: int) -> bool:
+    def start_slots(self, most: int) -> bool:
         """Start slots for what is left to do; say whether anything is under way."""
         busy = sum(slot.job is not None for slot in self.slots.values())
         wanted = min(most, busy + len(self.lost)) if self.exhausted else most
@@ -131,10 +132,10 @@ class _MapRun:
             if bad := _alive_nodes(self.ray) & self.avoided:
                 options["label_selector"] = {"ray.io/node-id": f"!in({','.join(bad)})"}
             actor = self.ray.remote(_NodeWorker).options(**options).remote()
-            self.slots[actor.ready.remote(sys.path, _transfer.installed_versions())] = _Slot(actor)
+            self.slots[actor.ready.remote(sys.path, installed_versions())] = _Slot(actor)
         return bool(self.slots)
 
-    def turn(self, retries: int, fresh: bool) -> Iterator[Outcome]:
+    def wait_for_slot(self, retries: int, fresh: bool) -> Iterator[Outcome]:
         """Wait for one slot and do what it calls for."""
         ended: list[Any] = []
         while not ended:
@@ -145,35 +146,35 @@ class _MapRun:
         try:
             answer = self.ray.get(ended[0])
         except self.ray.exceptions.RayError as error:
-            yield from self._failed(slot, error, retries)
+            yield from self._handle_failure(slot, error, retries)
             return
         if slot.dying and slot.job is not None:  # it answered once more before the kill arrived
-            yield from self._again(slot.job, slot.host, retries)
+            yield from self._retry(slot.job, slot.host, retries)
             return
         if slot.job is None:
             slot.node, slot.host = answer["node"], answer["host"]
             self.starts_failed = 0
             if answer["differs"] is None:
-                self._begin(slot)
+                self._start_next(slot)
             else:
-                yield from self._avoid(slot, answer["differs"])
+                yield from self._avoid_node(slot, answer["differs"])
             return
         job, slot.job = slot.job, None
         found = json.loads(answer[0])
         if found.get("unfit"):
             self.lost.appendleft(job)
-            yield from self._avoid(slot, found["unfit"])
+            yield from self._avoid_node(slot, found["unfit"])
             return
         outcome = self._outcome(job, found, answer[1])
         if fresh or outcome.value is None or _has_failed_trial(outcome.value):
             self.ray.kill(slot.actor)
         else:
-            self._begin(slot)
+            self._start_next(slot)
         yield outcome
 
-    def _begin(self, slot: _Slot) -> None:
+    def _start_next(self, slot: _Slot) -> None:
         """Give a ready slot its next payload; without one it ends, and those that wait with it."""
-        slot.job = self._take()
+        slot.job = self._next_job()
         if slot.job is not None:
             text, states = json.dumps(slot.job.payload), None
             if self.sends:
@@ -187,7 +188,7 @@ class _MapRun:
         for ref in [r for r, other in self.slots.items() if other.job is None]:
             self.ray.kill(self.slots.pop(ref).actor)
 
-    def _take(self) -> _Job | None:
+    def _next_job(self) -> _Job | None:
         if self.lost:
             return self.lost.popleft()
         if not self.exhausted:
@@ -206,7 +207,7 @@ class _MapRun:
                 return Outcome(job.index, None, why)
         return Outcome(job.index, found["value"], found["error"])
 
-    def _failed(self, slot: _Slot, error: Exception, retries: int) -> Iterator[Outcome]:
+    def _handle_failure(self, slot: _Slot, error: Exception, retries: int) -> Iterator[Outcome]:
         """Act on a slot that gave no answer: the node is lost, or the process died, or it ended."""
         if isinstance(error, self.ray.exceptions.ActorUnavailableError):
             # nobody knows whether it still works: nothing runs elsewhere before it is surely dead
@@ -220,15 +221,15 @@ class _MapRun:
         job, slot.job = slot.job, None
         if job is None:
             self.starts_failed += 1
-            if self.starts_failed > retries and (job := self._take()) is not None:
+            if self.starts_failed > retries and (job := self._next_job()) is not None:
                 yield Outcome(job.index, None, f"no worker could start: {_crash_reason(error)}")
         elif node_lost:
-            yield from self._again(job, slot.host, retries)
+            yield from self._retry(job, slot.host, retries)
         else:
             self.ray.kill(slot.actor)
             yield Outcome(job.index, None, f"{_crash_reason(error)} (node {slot.host})")
 
-    def _again(self, job: _Job, host: str, retries: int) -> Iterator[Outcome]:
+    def _retry(self, job: _Job, host: str, retries: int) -> Iterator[Outcome]:
         job.lost += 1
         if job.lost > retries:
             times = f"{job.lost} times, the last one" if job.lost > 1 else "once:"
@@ -236,14 +237,14 @@ class _MapRun:
         else:
             self.lost.append(job)
 
-    def _avoid(self, slot: _Slot, why: str) -> Iterator[Outcome]:
+    def _avoid_node(self, slot: _Slot, why: str) -> Iterator[Outcome]:
         """Leave an unfit node to others; where no fit one is left, a payload gets the reason."""
         assert slot.node is not None
         self.ray.kill(slot.actor)
         self.avoided.add(slot.node)
         if _nodes_with_capacity(self.ray, self.needs) <= self.avoided:
             self.avoided.clear()
-            if (job := self._take()) is not None:
+            if (job := self._next_job()) is not None:
                 yield Outcome(job.index, None, f"no node of the cluster is fit: {why}")
 
 

@@ -1,35 +1,31 @@
-"""What a study says while it runs; the CLI draws it, a library user may ignore it.
-
-``Logged`` stands between the study and whoever listens: it keeps events in ``log.jsonl`` and what
-is in flight in ``now.json``, which is there while a process runs the study and is synced by nobody:
-it says what goes on, nothing is gone on from.
-"""
+"""Progress events of a running study: the listener class, its log and the jobs in progress."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from bakeoff.core.clock import now_utc
+from bakeoff.core.files import atomic_write_text
 from bakeoff.core.redact import redact_value
 from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
 
 LOG, NOW = "log.jsonl", "now.json"
 LAST_BYTES = 65_536
-"""The end of the log in which its last whole line is looked for."""
+"""How many bytes at the end of the log are searched for its last whole line."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work in flight: trials that share steps, or one probe.
+    """One unit of work in progress: trials that share their steps, or one probe.
 
-    ``what`` is ``search``, ``final``, ``cost probe``, ``base`` or ``reload``. ``trials`` are ids,
-    one a lane; ``start`` and ``stop`` are steps, None where nothing is trained towards a step.
+    ``what`` is ``search``, ``final``, ``cost probe``, ``base`` or ``reload``. ``trials`` are trial
+    ids, one a lane. ``start`` and ``stop`` are steps, None where nothing is trained.
     """
 
     what: str
@@ -40,148 +36,124 @@ class Job:
     stop: int | None = None
 
 
-class Progress(Protocol):
-    """Hears of phases, of finished pieces of work, and of things worth a line."""
+class Progress:
+    """A listener for the progress of a study. Every method does nothing unless overridden."""
 
     def phase(self, title: str, total: int, done: int) -> None:
-        """A phase of ``total`` pieces begins; ``done`` of them are there from an earlier run."""
+        """Start a phase of ``total`` pieces; ``done`` of them are from an earlier run."""
 
     def advance(self, what: str) -> None:
-        """One piece of the phase is done."""
+        """Count one finished piece of the phase."""
 
     def say(self, text: str) -> None:
-        """Something happened that the user should read."""
+        """Show a message that the user should read."""
 
+    def on_start(self, job: Job) -> None:
+        """Handle the start of a job."""
 
-@runtime_checkable
-class Watcher(Protocol):
-    """What a listener may hear beside: which work is in flight."""
-
-    def begun(self, work: Job) -> None:
-        """A piece of work begins."""
-
-    def ended(self, work: Job) -> None:
-        """It is over, and what it gave is written."""
-
-
-def begun(progress: Progress, work: Job) -> None:
-    """Tell that work begins, where that is listened to."""
-    if isinstance(progress, Watcher):
-        progress.begun(work)
-
-
-def ended(progress: Progress, work: Job) -> None:
-    """Tell that work is over, where that is listened to."""
-    if isinstance(progress, Watcher):
-        progress.ended(work)
+    def on_end(self, job: Job) -> None:
+        """Handle the end of a job, after its results were written."""
 
 
 def with_events(
-    progress: Progress, works: Sequence[Job], payloads: Iterable[dict[str, Any]]
+    progress: Progress, jobs: Sequence[Job], payloads: Iterable[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Give payloads, and tell of each one's work when it is taken: executors take none early."""
-    for work, payload in zip(works, payloads, strict=True):
-        begun(progress, work)
+    """Yield the payloads; report the start of each one's job when an executor takes it.
+
+    Executors take a payload only when its work can begin, so the event is on time.
+    """
+    for job, payload in zip(jobs, payloads, strict=True):
+        progress.on_start(job)
         yield payload
 
 
-class Silent:
-    """Says nothing."""
+class LoggingProgress(Progress):
+    """A listener that logs each event to ``log.jsonl`` without secrets, then forwards it.
 
-    def phase(self, title: str, total: int, done: int) -> None:
-        """Ignore it."""
-
-    def advance(self, what: str) -> None:
-        """Ignore it."""
-
-    def say(self, text: str) -> None:
-        """Ignore it."""
-
-
-class LoggingProgress:
-    """Writes each event as a line of ``log.jsonl``, secrets left out, then passes it on.
-
-    Beside it ``now.json`` says what is in flight: ``pid``, ``phase`` and ``works``. Whoever listens
-    may go away, a closed terminal or a pipe's reader: the study goes on unheard.
+    ``now.json`` in the same folder lists the jobs in progress: ``pid``, ``phase`` and ``works``. It
+    exists only while a process runs the study, and no run resumes from it. The listener ``inner``
+    may fail with an ``OSError`` (a closed terminal or pipe): it is dropped and the study continues.
     """
 
     def __init__(self, path: Path, inner: Progress) -> None:
         self._path = path
         self._inner = inner
         self._phase: dict[str, Any] = {}
-        self._works: dict[Job, str] = {}
+        self._jobs: dict[Job, str] = {}
 
     def phase(self, title: str, total: int, done: int) -> None:
         """Log a phase."""
         self._log("phase", title=title, total=total, done=done)
         self._phase = {"title": title, "total": total, "before": done, "done": done}
         self._phase["since"] = now_utc("milliseconds")
-        self._works.clear()
-        self._note()
-        self._pass_on(lambda heard: heard.phase(title, total, done))
+        self._jobs.clear()
+        self._writenow_utc("milliseconds")
+        self._forward("phase", title, total, done)
 
     def advance(self, what: str) -> None:
         """Log a finished piece."""
         self._log("advance", what=what)
         self._phase["done"] = self._phase.get("done", 0) + 1
-        self._note()
-        self._pass_on(lambda heard: heard.advance(what))
+        self._writenow_utc("milliseconds")
+        self._forward("advance", what)
 
     def say(self, text: str) -> None:
-        """Log a line."""
+        """Log a message."""
         self._log("say", text=text)
-        self._pass_on(lambda heard: heard.say(text))
+        self._forward("say", text)
 
-    def begun(self, work: Job) -> None:
-        """Note work in flight."""
-        self._works[work] = now_utc("milliseconds")
-        self._note()
-        self._pass_on(lambda heard: begun(heard, work))
+    def on_start(self, job: Job) -> None:
+        """Add a job to ``now.json``."""
+        self._jobs[job] = now_utc("milliseconds")
+        self._writenow_utc("milliseconds")
+        self._forward("on_start", job)
 
-    def ended(self, work: Job) -> None:
-        """Note that work is over."""
-        self._works.pop(work, None)
-        self._note()
-        self._pass_on(lambda heard: ended(heard, work))
+    def on_end(self, job: Job) -> None:
+        """Remove a job from ``now.json``."""
+        self._jobs.pop(job, None)
+        self._writenow_utc("milliseconds")
+        self._forward("on_end", job)
 
     def close(self) -> None:
-        """Remove the note of what is in flight: nothing is, any more."""
+        """Delete ``now.json``: no job is in progress any more."""
         with contextlib.suppress(OSError):
-            if self._phase:  # else it is another process's
+            if self._phase:  # without a phase the file belongs to another process
                 self._path.with_name(NOW).unlink(missing_ok=True)
 
-    def _pass_on(self, tell: Callable[[Progress], None]) -> None:
+    def _forward(self, event: str, *values: object) -> None:
+        # a user's own listener need not derive from Progress: it may lack on_start and on_end
+        handler = getattr(self._inner, event, None)
+        if handler is None:
+            return
         try:
-            tell(self._inner)
+            handler(*values)
         except OSError:
-            self._inner = Silent()
+            self._inner = Progress()
 
     def _log(self, event: str, **values: object) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": now_utc("milliseconds"), "event": event, **redact_value(values)}) + "\n")
 
-    def _note(self) -> None:
-        """Write what is in flight; a full disk is met where it matters, not here."""
-        works = [{**asdict(work), "since": since} for work, since in self._works.items()]
+    def _write_now(self) -> None:
+        """Write ``now.json``. A full disk is ignored here; writing results reports it."""
+        works = [{**asdict(job), "since": since} for job, since in self._jobs.items()]
         value = {"pid": os.getpid(), "phase": self._phase, "works": works}
-        path = self._path.with_name(NOW)
-        half = path.with_name(f".{NOW}.part")
+        text = json.dumps(redact_value(value)) + "\n"
         with contextlib.suppress(OSError):
-            half.write_text(json.dumps(redact_value(value)) + "\n", encoding="utf-8")
-            half.replace(path)
+            atomic_write_text(self._path.with_name(NOW), text, durable=False)
 
 
 def read_current_work(folder: Path, pid: int) -> dict[str, Any]:
-    """Return what the process noted of its work: ``phase`` and ``works``; {} where it did not."""
+    """Return ``phase`` and ``works`` as process ``pid`` wrote them; empty if it wrote none."""
     try:
-        found = read_json(folder / NOW, CONFIG_BYTES)
+        value = read_json(folder / NOW, CONFIG_BYTES)
     except (OSError, UnreadableFile):
         return {}
-    return found if isinstance(found, dict) and found.get("pid") == pid else {}
+    return value if isinstance(value, dict) and value.get("pid") == pid else {}
 
 
 def read_last_event(folder: Path) -> dict[str, Any] | None:
-    """Return the last whole line of a study's log, None where there is none."""
+    """Return the last whole line of a study's log, or None."""
     try:
         with (folder / LOG).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
@@ -190,7 +162,7 @@ def read_last_event(folder: Path) -> dict[str, Any] | None:
         return None
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict):
-                return found
+            event = json.loads(line)
+            if isinstance(event, dict):
+                return event
     return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bakeoff.core.results import Cost
-from bakeoff.study.storage.database import Brief
+from bakeoff.study.storage.database import TrialSummary
 
 PHASES = ("search", "final")
 
@@ -17,7 +17,7 @@ PHASES = ("search", "final")
 def estimate_phase_seconds(
     phase: PhaseProgress | None,
     works: Sequence[RunningJob],
-    briefs: Sequence[Brief],
+    briefs: Sequence[TrialSummary],
     costs: Mapping[str, Cost],
     workers: int,
 ) -> float | None:
@@ -55,7 +55,7 @@ class _Pace(NamedTuple):
     costs: Mapping[str, Cost]
 
     @classmethod
-    def of(cls, briefs: Sequence[Brief], costs: Mapping[str, Cost]) -> _Pace:
+    def of(cls, briefs: Sequence[TrialSummary], costs: Mapping[str, Cost]) -> _Pace:
         seconds: defaultdict[str, float] = defaultdict(float)
         steps: defaultdict[str, int] = defaultdict(int)
         for b in briefs:
@@ -68,7 +68,7 @@ class _Pace(NamedTuple):
         took = sum(seconds[m] for m in both)
         return cls(own, took / probed if probed > 0 else None, costs)
 
-    def seconds(self, brief: Brief, steps: int) -> float | None:
+    def seconds(self, brief: TrialSummary, steps: int) -> float | None:
         """Return the seconds of so many steps of a trial, None where nothing tells them."""
         method = brief.trial.method.name
         if method in self.own:
@@ -79,7 +79,7 @@ class _Pace(NamedTuple):
         return self.share * cost.step_milliseconds * steps / 1000
 
 
-def steps_done(brief: Brief) -> int:
+def steps_done(brief: TrialSummary) -> int:
     """Return the step that a trial has reached."""
     if brief.result is None:
         return 0

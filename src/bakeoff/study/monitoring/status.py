@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Cost, Status, TrialResult
+from bakeoff.core.wall_time import wall_times
 from bakeoff.study.monitoring.progress import read_current_work, read_last_event
 from bakeoff.study.monitoring.progress_estimate import (
     PHASES,
@@ -28,7 +29,7 @@ from bakeoff.study.monitoring.progress_estimate import (
 )
 from bakeoff.study.storage import lock
 from bakeoff.study.storage import study_dir as study_folder
-from bakeoff.study.storage.database import Brief, Reader
+from bakeoff.study.storage.database import TrialSummary, Reader
 
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
 
@@ -83,7 +84,7 @@ class StudyStatus:
 
 class StoredStudy(NamedTuple):
     values: dict[str, Any]
-    briefs: tuple[Brief, ...]
+    briefs: tuple[TrialSummary, ...]
     costs: dict[str, Cost]
 
 
@@ -104,7 +105,10 @@ def read_status(folder: Path, mine: bool = False) -> StudyStatus:
     metric = known.get("metric")
     methods = list(known.get("methods") or dict.fromkeys(b.trial.method.name for b in briefs))
     briefs = tuple(b for b in briefs if b.trial.method.name in methods)
-    works, phase = tuple(map(_running_job, noted.get("works", ()))), _phase_progress(noted.get("phase"))
+    works, phase = (
+        tuple(map(_running_job, noted.get("works", ()))),
+        _phase_progress(noted.get("phase")),
+    )
     workers = (spec.get("engine") or {}).get("workers", 1)
     left = estimate_phase_seconds(phase, works, briefs, costs, workers) if holder else None
     standings = tuple(_method_status(m, methods, known, found, select_on) for m in methods)
@@ -141,15 +145,15 @@ def _current_holder(folder: Path) -> lock.LockHolder | None:
 
 def read_stored(folder: Path, running: bool) -> StoredStudy:
     try:
-        with Reader(study_folder.database_path(folder)) as reader, reader.still():
-            return StoredStudy(reader.values(), reader.briefs(), reader.costs())
+        with Reader(study_folder.database_path(folder)) as reader, reader.snapshot():
+            return StoredStudy(reader.values(), reader.summaries(), reader.costs())
     except UsageError:
         if running:
             return StoredStudy({}, (), {})  # it has begun, and written nothing yet
         raise
 
 
-def _count_trials(methods: Sequence[str], briefs: Sequence[Brief]) -> list[dict[str, Any]]:
+def _count_trials(methods: Sequence[str], briefs: Sequence[TrialSummary]) -> list[dict[str, Any]]:
     """Return the planned trials by phase and method, counted by their status."""
     rows = []
     for phase in PHASES:
@@ -164,7 +168,11 @@ def _count_trials(methods: Sequence[str], briefs: Sequence[Brief]) -> list[dict[
 
 
 def _method_status(
-    method: str, methods: Sequence[str], known: Mapping[str, Any], found: StoredStudy, select_on: str
+    method: str,
+    methods: Sequence[str],
+    known: Mapping[str, Any],
+    found: StoredStudy,
+    select_on: str,
 ) -> MethodStatus:
     mine = [b for b in found.briefs if b.trial.method.name == method]
     better = (known.get("metric") or {}).get("better", "higher")
@@ -194,7 +202,9 @@ def _method_status(
     )
 
 
-def _best_value(search: Sequence[Brief], select_on: str, better: str) -> tuple[float | None, int | None]:
+def _best_value(
+    search: Sequence[TrialSummary], select_on: str, better: str
+) -> tuple[float | None, int | None]:
     """Return the best value where the method's search has got furthest, and the step there.
 
     Losses at different steps do not compare: a trial that went on has had more of them.
@@ -212,7 +222,7 @@ def _best_value(search: Sequence[Brief], select_on: str, better: str) -> tuple[f
     return pick(at[step]), step
 
 
-def _validation_value(brief: Brief, select_on: str) -> float | None:
+def _validation_value(brief: TrialSummary, select_on: str) -> float | None:
     result = brief.result
     if result is None or result.status not in (Status.DONE, Status.STOPPED):
         return None
@@ -232,7 +242,9 @@ def _tokens_per_second(results: Iterable[TrialResult | None]) -> float | None:
     return sum(r.train_tokens or 0 for r in found) / seconds if seconds > 0 else None
 
 
-def _is_complete(methods: Sequence[str], briefs: Sequence[Brief], costs: Mapping[str, Cost]) -> bool:
+def _is_complete(
+    methods: Sequence[str], briefs: Sequence[TrialSummary], costs: Mapping[str, Cost]
+) -> bool:
     """Tell whether nothing is left to train: every method that could go on has its final trials."""
     if not briefs or not all(b.ended for b in briefs):
         return False
@@ -263,7 +275,7 @@ def _study_seconds_left(
             time_budget,  # and scipy with it: a glance at most studies goes without
         )
 
-        before = sum(float(v) for k, v in values.items() if k.startswith("wall:"))
+        before = sum(wall_times(values))
         spent = before + (seconds_since(holder.since) if holder else 0.0)
         planned = time_budget.TARGET * float(values["hours"]["fit"]["hours"]) * 3600
         return max(planned - spent, left or 0.0)
@@ -282,5 +294,9 @@ def _phase_progress(value: Mapping[str, Any] | None) -> PhaseProgress | None:
     if not value:
         return None
     return PhaseProgress(
-        value["title"], value["done"], value["total"], value["before"], seconds_since(value["since"])
+        value["title"],
+        value["done"],
+        value["total"],
+        value["before"],
+        seconds_since(value["since"]),
     )

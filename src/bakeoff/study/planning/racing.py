@@ -124,7 +124,7 @@ class Forecast:
     """A contender's forecast against the control, and the method that makes it superfluous."""
 
     numbers: dict[str, float] | None = None
-    outdone_by: str | None = None
+    dominated_by: str | None = None
 
     @property
     def worse(self) -> bool:
@@ -227,7 +227,7 @@ def _build_decision(
         "score": standing.score,
         "place": place,
         "of": of,
-        "outdone_by": outlook.outdone_by,
+        "outdone_by": outlook.dominated_by,
         **(outlook.numbers or {}),
     }
     kept = rules.keep[min(rung, len(rules.keep) - 1)]
@@ -247,12 +247,12 @@ def _decide_trial(
         return False, f"{ranking}; {kept} go on"
     if not outlook.worse or outlook.numbers is None:
         return True, ranking
-    if outlook.outdone_by is None:
+    if outlook.dominated_by is None:
         return True, f"{ranking}; worse than the control, but no better method costs as little"
     return False, (
         "the method is worse than the control by {difference:.3g} nats (chance of ending within "
         "the margin {p_within:.1g}, level {level:.1g})".format(**outlook.numbers)
-        + f", and {outlook.outdone_by}, which is better, costs no more on any axis"
+        + f", and {outlook.dominated_by}, which is better, costs no more on any axis"
     )
 
 

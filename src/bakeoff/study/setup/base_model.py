@@ -20,7 +20,12 @@ from bakeoff.data.assets import ASSET
 from bakeoff.study.config.inputs import BaseSpec
 
 INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
-FINGERPRINTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+FINGERPRINTED_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 HEADER_BYTES = 100_000_000
@@ -49,7 +54,9 @@ class ResolvedBase:
     commit: str | None = None
 
 
-def locate_base(model: str, progress: Callable[[str], None], revision: str | None = None) -> ResolvedBase:
+def locate_base(
+    model: str, progress: Callable[[str], None], revision: str | None = None
+) -> ResolvedBase:
     """Return where the base lies, preparing a packaged one if needed; ``revision`` is of a hub's.
 
     Raises:

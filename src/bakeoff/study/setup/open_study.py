@@ -56,7 +56,9 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
     options, faults = validate_rows(spec, source, task, splits)
     base = base_model.locate_base(spec.base.model, progress.say, spec.base.revision)
     trust = base_model.check_trust(base, spec.base)
-    warnings = report_warnings([*trust, *warning_texts(faults, splits), *trials.early_rung_warnings(spec.budget)], progress)
+    warnings = report_warnings(
+        [*trust, *warning_texts(faults, splits), *trials.early_rung_warnings(spec.budget)], progress
+    )
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -154,7 +156,9 @@ def check_study(study: Study, progress: Progress) -> Study:
         PreflightError: what the user must mend, all of it at once, with row numbers.
     """
     trials = [prior_trial(study, entry) for entry in study.entries]
-    answer = run_remote(open_executor(study.spec), jobs.CHECK_STUDY, whole_segment(study, trials).to_json())
+    answer = run_remote(
+        open_executor(study.spec), jobs.CHECK_STUDY, whole_segment(study, trials).to_json()
+    )
     faults = [DataIssue.from_json(fault) for fault in answer["faults"]]
     raise_fatal(faults, study.splits)
     return add_warnings(study, warning_texts(faults, study.splits), progress)

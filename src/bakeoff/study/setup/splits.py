@@ -25,7 +25,9 @@ def read_splits(spec: StudySpec, source: Path) -> Splits:
     """
     limits = spec.data.limit.model_dump()
     rng = random.Random(spec.seed)
-    found = sources.load_splits(_split_references(spec), source, spec.data.config, spec.data.revision)
+    found = sources.load_splits(
+        _split_references(spec), source, spec.data.config, spec.data.revision
+    )
     rows, cut = _cut_missing_splits(spec, {name: own.rows for name, own in found.items()})
     origins = {name: own.origin for name, own in found.items()}
     origins |= {name: {**origins["train"], "share": share} for name, share in cut.items()}

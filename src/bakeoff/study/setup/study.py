@@ -43,7 +43,9 @@ class Study(NamedTuple):
     """Each method's size, where the study wants equal trainable parameters."""
 
 
-def whole_segment(study: Study, trials: Sequence[Trial], engine: dict[str, Any] | None = None) -> Segment:
+def whole_segment(
+    study: Study, trials: Sequence[Trial], engine: dict[str, Any] | None = None
+) -> Segment:
     """Return the segment of ``trials`` over the whole budget."""
     steps = study.conditions.steps
     return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path, engine)

@@ -18,7 +18,9 @@ from bakeoff.core.errors import PreflightError
 from bakeoff.core.trial import DESCRIPTIVE_FIELDS
 from bakeoff.study.setup.compatibility import check_unchanged, differences
 
-NO_CHANGE_MESSAGE = "--again: nothing has changed since the test set was last read, so it is the same look."
+NO_CHANGE_MESSAGE = (
+    "--again: nothing has changed since the test set was last read, so it is the same look."
+)
 
 
 def check_test_read(

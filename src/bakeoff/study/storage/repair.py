@@ -22,11 +22,11 @@ from bakeoff.core.errors import BakeoffError, first_line
 from bakeoff.core.files import sha256_of
 from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
+from bakeoff.core.trial_dir import TRIALS
 from bakeoff.metrics.load import FOLDER as METRIC
 from bakeoff.study.storage import lock, study_dir
-from bakeoff.study.storage.database import Reader, Row, Writer, rebuild
+from bakeoff.study.storage.database import Reader, TrialRow, Writer, rebuild
 
-TRIALS = "trials"
 PARTIAL_FILE = re.compile(r"\.tmp\w{6}|.*\.tmp")
 """Files that somebody was writing: ours, and those of safetensors (``.tmp`` and six letters)."""
 PARTIAL_FILE_FOLDERS = (TRIALS, "data", "tokens")
@@ -78,8 +78,8 @@ def diagnose(out: Path, mend: bool = False) -> list[Finding]:
 
 def clean_up_before_run(out: Path, store: Writer) -> list[Finding]:
     """Clear the way for a run, which holds the lock: sweep what was torn, forget lost states."""
-    with Reader(out / study_dir.DATABASE) as reader, reader.still():
-        rows, standing = reader.rows(), reader.standing()
+    with Reader(out / study_dir.DATABASE) as reader, reader.snapshot():
+        rows, standing = reader.trial_rows(), reader.last_rung()
     found = [*_find_partial_files(out, mend=True), *_check_log(out, mend=True)]
     return [*found, *_check_checkpoints(out, rows, standing, store)]
 
@@ -91,7 +91,7 @@ def adopt_finished_trials(out: Path, store: Writer, trials: Iterable[Trial]) -> 
     """
     found = []
     with Reader(out / study_dir.DATABASE) as reader:
-        finished = reader.finished()
+        finished = reader.finished_ids()
     for trial in trials:
         place = out / TRIALS / trial.id
         if trial.id in finished or not _has_manifest(place):
@@ -100,7 +100,7 @@ def adopt_finished_trials(out: Path, store: Writer, trials: Iterable[Trial]) -> 
         if result is None:
             trial_dir.remove_manifest(place)
         elif result.status not in trial_dir.RETRYABLE:
-            store.keep(result)
+            store.save(result)
             found.append(_adoption(trial.id))
     return found
 
@@ -110,8 +110,8 @@ def _check_all(out: Path, mend: bool, running: bool = False) -> list[Finding]:
     found = _check_database(path, mend)
     if found[-1].state == BAD:
         return found
-    with Reader(path) as reader, reader.still():
-        rows, standing, values = reader.rows(), reader.standing(), reader.values()
+    with Reader(path) as reader, reader.snapshot():
+        rows, standing, values = reader.trial_rows(), reader.last_rung(), reader.values()
         kept = {t.id: r for t, r in reader.trials() if r is not None}
     found += _check_frozen_files(out, values)
     writer = Writer(path) if mend else None
@@ -134,7 +134,7 @@ def _check_database(path: Path, mend: bool) -> list[Finding]:
     """Look at the database as a whole: can it be read, which version, is every page sound."""
     try:
         with Reader(path) as reader:
-            version, problems = reader.version, reader.problems()
+            version, problems = reader.version, reader.integrity_problems()
             reader.trials(), reader.costs(), reader.decisions()
         if not problems:
             if mend:
@@ -177,7 +177,7 @@ def _check_frozen_files(out: Path, values: Mapping[str, Any]) -> Iterator[Findin
 
 
 def _check_results(
-    out: Path, rows: Mapping[str, Row], kept: Mapping[str, TrialResult], store: Writer | None
+    out: Path, rows: Mapping[str, TrialRow], kept: Mapping[str, TrialResult], store: Writer | None
 ) -> Iterator[Finding]:
     """Compare each planned trial's row with its folder; take missing rows from whole folders."""
     whole = 0
@@ -189,7 +189,7 @@ def _check_results(
                     text = "finished, but the database has no result; --mend takes it from here"
                     yield Finding(_trial_path(trial_id), BAD, "row-missing", text)
                 else:
-                    store.keep(result)
+                    store.save(result)
                     yield _adoption(trial_id)
             continue
         if row.status in trial_dir.RETRYABLE or (row.sealed is None and not _has_manifest(place)):
@@ -198,7 +198,7 @@ def _check_results(
         if wrong is None:
             whole += 1
         elif wrong.code == "row-differs" and store is not None:
-            store.keep(_read_result(place))
+            store.save(_read_result(place))
             yield wrong._replace(state=REPAIRED, detail="its row was taken from its folder again")
         else:
             yield wrong
@@ -235,7 +235,7 @@ def _read_result(place: Path) -> TrialResult:
 
 
 def _check_checkpoints(
-    out: Path, rows: Mapping[str, Row], standing: Mapping[str, int], store: Writer | None
+    out: Path, rows: Mapping[str, TrialRow], standing: Mapping[str, int], store: Writer | None
 ) -> Iterator[Finding]:
     """Find states at rungs that cannot be gone on from; have their trials start again."""
     for trial_id, row in rows.items():
@@ -250,7 +250,7 @@ def _check_checkpoints(
         detail = "; ".join(f"{name}: {why}" for name, why in torn.items())
         if store is not None:
             if row.status is None:
-                store.forget_rungs(trial_id)
+                store.delete_rungs(trial_id)
             for name in torn:
                 (states / name).unlink(missing_ok=True)
             detail += "; removed, the trial starts again"
@@ -275,7 +275,7 @@ def _find_partial_files(out: Path, mend: bool) -> Iterator[Finding]:
             yield _remove_leftover(out, path, "half-written", mend)
 
 
-def _find_unknown_folders(out: Path, rows: Mapping[str, Row], mend: bool) -> Iterator[Finding]:
+def _find_unknown_folders(out: Path, rows: Mapping[str, TrialRow], mend: bool) -> Iterator[Finding]:
     """Find folders of trials that the database does not know; finished ones are not swept."""
     for place in sorted((out / TRIALS).glob("*")):
         if place.name in rows or place.name.startswith(".") or PARTIAL_FILE.fullmatch(place.name):

@@ -16,6 +16,7 @@ import tomli_w
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError
 from bakeoff.core.names import is_within
+from bakeoff.core.trial_dir import TRIALS
 from bakeoff.data import rows as data_rows
 from bakeoff.data.splits import FROZEN_FILES, ORIGINS_FILE, Splits
 from bakeoff.metrics.load import FOLDER as METRIC
@@ -89,7 +90,7 @@ def check_no_symlinks(folder: Path) -> None:
 
 def delete_checkpoints(folder: Path, trial_id: str, but: int | None) -> None:
     """Remove the states of a trial that it goes on from at rungs, except that at step ``but``."""
-    states = folder / "trials" / trial_id / trial_dir.CHECKPOINTS
+    states = folder / TRIALS / trial_id / trial_dir.CHECKPOINTS
     if not is_within(states, folder):  # a link that came after the study was opened
         return
     for file in states.glob("*"):

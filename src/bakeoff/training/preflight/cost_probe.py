@@ -164,7 +164,9 @@ def _check_evaluation_fits(setup: TrainingSetup) -> None:
         raise Incompatible(why) from error
 
 
-def _find_fitting_batches(setup: TrainingSetup, stepper: Stepper, examples: Sequence[Example]) -> list[StepBatch]:
+def _find_fitting_batches(
+    setup: TrainingSetup, stepper: Stepper, examples: Sequence[Example]
+) -> list[StepBatch]:
     """Return the steps to time, in passes that fit in memory; what is graphed is captured.
 
     Where nothing is graphed, a step of the longest examples is what must fit.
@@ -212,10 +214,14 @@ def _measure_token_bytes(segment: Segment, switches: Switches) -> float | None:
     plainer = dataclasses.replace(switches, compile=False, graphs=False)
     peaks, tokens = [], 0
     for lanes in (1, 2):
-        setup = build_setup([trial] * lanes, segment.base_path, Path(segment.folder) / "data", plainer)
+        setup = build_setup(
+            [trial] * lanes, segment.base_path, Path(segment.folder) / "data", plainer
+        )
         stepper = setup.stepper()
         setup.model.train()
-        batch = next(setup.batch_builder.training_steps(setup.examples("train"), [trial.seed] * lanes))
+        batch = next(
+            setup.batch_builder.training_steps(setup.examples("train"), [trial.seed] * lanes)
+        )
         stepper.step(0, batch)
         profiling.release_memory()
         before = _bytes_in_use(device)

@@ -18,6 +18,7 @@ from bakeoff.core.trial import Trial
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.device import autocast
+from bakeoff.engine.loss import set_chunked_loss
 from bakeoff.engine.packing.attention import use_layout
 from bakeoff.training.setup import TrainingSetup, build_setup
 
@@ -42,6 +43,7 @@ def measure_latency(trial: Trial, base_path: str, data: Path) -> Latency:
     merged = _merge(setup.model)
     if merged is None:
         return Latency(apart, None)
+    set_chunked_loss(merged, on=False, compiled=False)  # as in the unmerged model
     once = profiling.measure_steps(lambda _: run(merged), trial.conditions.device)
     return Latency(apart, once.milliseconds)
 
@@ -50,7 +52,9 @@ def _median_example_forward(setup: TrainingSetup) -> Callable[[nn.Module], objec
     """Return what puts the example of median length through a model."""
     c = setup.conditions
     examples = sorted(setup.examples("validation"), key=lambda e: len(e.tokens))
-    step = next(setup.batch_builder.evaluation_steps([examples[len(examples) // 2]], 1)).to(c.device)
+    step = next(setup.batch_builder.evaluation_steps([examples[len(examples) // 2]], 1)).to(
+        c.device
+    )
     (one,) = step.passes
     setup.lanes.run_lanes(one.first, one.width, one.batch.rows // one.width)
 

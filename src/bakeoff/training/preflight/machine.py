@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import Any
 
 import torch
 
-import bakeoff
 from bakeoff.core.errors import BakeoffError
+from bakeoff.core.versions import PACKAGES, installed_versions
 from bakeoff.engine import profiling, quantization
 from bakeoff.engine.accelerators import explain_defaults
 from bakeoff.engine.device import resolve_device, resolve_precision
-
-PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
 
 def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
@@ -37,8 +34,7 @@ def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
         "threads": threads,
         "hardware": torch.cuda.get_device_name(device) if device != "cpu" else _cpu_name(),
         "quantizer": quantizer,
-        "versions": {p: importlib.metadata.version(p) for p in packages}
-        | {"bakeoff": bakeoff.__version__, "python": platform.python_version()},
+        "versions": installed_versions(packages),
     }
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +24,7 @@ from transformers import (
 )
 
 from bakeoff.core.errors import BakeoffError
+from bakeoff.core.quiet import quiet_libraries
 from bakeoff.core.trial import MethodEntry, Segment
 from bakeoff.engine.safe_loading import from_pretrained_kwargs
 from bakeoff.methods.hook import AttachContext, Incompatible, build_hook, trainable_parameters
@@ -170,11 +169,11 @@ def match_parameters(value: dict[str, Any]) -> dict[str, Any]:
 def _match(value: dict[str, Any]) -> dict[str, Any]:
     segment = Segment.from_json(value["segment"])
     control = segment.trials[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the trials record what libraries warn of
-        logging.disable(logging.WARNING)
+    with quiet_libraries():  # the trials record what libraries warn of
         c, heads = control.conditions, value["heads"]
-        shape = load_architecture(segment.base_path, value["task_type"], heads, c.revision, c.trusted)
+        shape = load_architecture(
+            segment.base_path, value["task_type"], heads, c.revision, c.trusted
+        )
         steps = control.conditions.steps
         target = value["target"] or count(control.method, control.config, shape, steps)
         rows = []
@@ -182,7 +181,6 @@ def _match(value: dict[str, Any]) -> dict[str, Any]:
             fixed = value["fixed"].get(trial.method.name, [])
             own = trial is control and value["target"] is None
             rows.append(_size_row(trial.method, trial.config, target, fixed, own, shape, steps))
-        logging.disable(logging.NOTSET)
     return {"sizes": rows}
 
 
@@ -263,7 +261,9 @@ def fake_context(shape: Architecture, steps: int) -> AttachContext:
     def batches(rows: int) -> Iterator[Any]:
         for i in range(0, len(ids), rows):
             given = ids[i : i + rows]
-            yield _FakeBatch({"input_ids": given, "attention_mask": torch.ones_like(given)}, len(given))
+            yield _FakeBatch(
+                {"input_ids": given, "attention_mask": torch.ones_like(given)}, len(given)
+            )
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         found: Tensor = model(**batch.inputs).logits.square().mean()

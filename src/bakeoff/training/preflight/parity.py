@@ -104,7 +104,9 @@ def _step_mismatch(
 
 
 @torch.no_grad()
-def _generation_mismatch(trial: Trial, base_path: str, data: Path, switches: Switches) -> str | None:
+def _generation_mismatch(
+    trial: Trial, base_path: str, data: Path, switches: Switches
+) -> str | None:
     """Return why answers are to be generated plainly, None where fast ones are the same.
 
     The trained tensors are moved off their start, where many methods change nothing.
@@ -114,7 +116,9 @@ def _generation_mismatch(trial: Trial, base_path: str, data: Path, switches: Swi
     for name in setup.lanes.stack.names:
         held = setup.lanes.stack.tensor(name)
         spread = held.std() if held.numel() > 1 else torch.zeros_like(held.sum())
-        held.add_(torch.randn_like(held) * torch.where(spread > 0, PERTURBATION * spread, PERTURBATION**2))
+        held.add_(
+            torch.randn_like(held) * torch.where(spread > 0, PERTURBATION * spread, PERTURBATION**2)
+        )
     setup.model.eval()
     asked = setup.task.prompts(setup.tokenizer, setup.rows("validation"))
     try:
@@ -124,7 +128,9 @@ def _generation_mismatch(trial: Trial, base_path: str, data: Path, switches: Swi
         free_memory()
 
 
-def _run_step(pair: Sequence[Trial], base_path: str, data: Path, switches: Switches) -> StepGradients:
+def _run_step(
+    pair: Sequence[Trial], base_path: str, data: Path, switches: Switches
+) -> StepGradients:
     setup = build_setup(pair, base_path, data, switches)
     try:
         return one_step(setup)
@@ -145,6 +151,8 @@ def one_step(setup: TrainingSetup) -> StepGradients:
     stepper = setup.stepper()
     setup.model.train()
     batches = setup.batch_builder.training_steps(examples, [t.seed for t in setup.trials])
-    setup.batch_builder.may_recompute = True  # a step that does not fit whole is taken in parts, the plain one too
+    setup.batch_builder.may_recompute = (
+        True  # a step that does not fit whole is taken in parts, the plain one too
+    )
     losses = step_with_retry(stepper, 0, next(batches), setup.batch_builder.split_last_step)
     return StepGradients(losses.float().clone(), setup.lanes.stack.gradients.clone())

@@ -7,13 +7,12 @@ architecture without weights, as ``sizing`` does to count.
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from bakeoff.core.quiet import quiet_libraries
 from bakeoff.core.trial import Trial
 from bakeoff.data.issues import DataIssue
 from bakeoff.methods.hook import Incompatible, trainable_parameters
@@ -27,13 +26,8 @@ def check(trials: Sequence[Trial], base: Any, shape: Architecture) -> list[DataI
     """Return a fault for each method that trains one of two tied matrices of ``base``."""
     if not _tied_names(base):
         return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the trials record what libraries warn of
-        logging.disable(logging.WARNING)
-        try:
-            found = [(trial.method.title, _trained_half(trial, shape)) for trial in trials]
-        finally:
-            logging.disable(logging.NOTSET)
+    with quiet_libraries():  # the trials record what libraries warn of
+        found = [(trial.method.title, _trained_half(trial, shape)) for trial in trials]
     return [_issue(title, *trained) for title, trained in found if trained is not None]
 
 
@@ -62,7 +56,9 @@ def _trained_half(trial: Trial, shape: Architecture) -> tuple[str, str, bool] | 
             return None
 
 
-def _find_trained_half(trial: Trial, shape: Architecture, layers: int | None) -> tuple[str, str, bool] | None:
+def _find_trained_half(
+    trial: Trial, shape: Architecture, layers: int | None
+) -> tuple[str, str, bool] | None:
     base = shape.model(layers)
     names = _tied_names(base)
     if names is None:
@@ -70,7 +66,9 @@ def _find_trained_half(trial: Trial, shape: Architecture, layers: int | None) ->
     head, embedding = names
     shared: nn.Parameter = base.get_output_embeddings().weight  # type: ignore[operator]
     steps = trial.conditions.steps
-    found = trainable_parameters(attach_without_weights(trial.method, trial.config, base, shape, steps))
+    found = trainable_parameters(
+        attach_without_weights(trial.method, trial.config, base, shape, steps)
+    )
     if any(parameter is shared for parameter in found.values()):
         return head, embedding, True
     for one, other in ((head, embedding), (embedding, head)):

@@ -74,7 +74,9 @@ def check(data: Path, task: Task, tokenizer: Any, base: BaseLimits) -> list[Data
     return faults
 
 
-def _unencodable_rows(task: Task, tokenizer: Any, split: str, rows: Sequence[Row]) -> list[DataIssue]:
+def _unencodable_rows(
+    task: Task, tokenizer: Any, split: str, rows: Sequence[Row]
+) -> list[DataIssue]:
     """Return which rows the task cannot tokenise, by the reason."""
     first: dict[str, RowError] = {}
     found: dict[str, list[int]] = {}
@@ -152,7 +154,9 @@ def _truncate(
 def _truncation_issues(
     split: str, limit: int, cut: Mapping[int, Example], examples: Sequence[Example]
 ) -> Iterator[DataIssue]:
-    answers = [i for i, whole in cut.items() if count_supervised(examples[i]) < count_supervised(whole)]
+    answers = [
+        i for i, whole in cut.items() if count_supervised(examples[i]) < count_supervised(whole)
+    ]
     inputs = [i for i in cut if i not in set(answers)]
     hint = f"task.max_length = {max((len(e.tokens) for e in cut.values()), default=0)} cuts nothing"
     for code, found, what in (

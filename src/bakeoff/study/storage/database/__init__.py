@@ -11,4 +11,4 @@ from bakeoff.study.storage.database.reader import ItemResults, Reader, TrialRow,
 from bakeoff.study.storage.database.rebuild import rebuild
 from bakeoff.study.storage.database.writer import Writer
 
-__all__ = ["Answers", "Brief", "Reader", "Row", "Writer", "rebuild"]
+__all__ = ["ItemResults", "Reader", "TrialRow", "TrialSummary", "Writer", "rebuild"]

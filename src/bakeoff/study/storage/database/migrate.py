@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from bakeoff.core import files
-from bakeoff.core.trial_dir import manifest_hash
+from bakeoff.core.trial_dir import TRIALS, manifest_hash
 from bakeoff.study.storage.database import errors, schema
 
 Migration = Callable[[sa.Connection, Path], None]
@@ -102,7 +102,7 @@ def _add_manifest_hashes(connection: sa.Connection, folder: Path) -> None:
     for trial_id in list(connection.scalars(query)):
         connection.execute(
             sa.text("UPDATE trials SET sealed = :s WHERE id = :i"),
-            {"s": manifest_hash(folder / "trials" / trial_id), "i": trial_id},
+            {"s": manifest_hash(folder / TRIALS / trial_id), "i": trial_id},
         )
 
 

@@ -70,7 +70,7 @@ class Reader:
         """
         self._path = path
         self._engine = schema.create_engine(path, read_only=True)
-        self._held: sa.Connection | None = None
+        self._snapshot_connection: sa.Connection | None = None
         with self._reading() as connection:
             found = migrate.read_version(connection, path)
         if found is None:
@@ -82,20 +82,20 @@ class Reader:
         self.version = found
 
     @contextmanager
-    def still(self) -> Iterator[None]:
+    def snapshot(self) -> Iterator[None]:
         """Read everything inside as it was at one moment, whatever is written meanwhile."""
         with self._engine.connect() as connection:
-            self._held = connection
+            self._snapshot_connection = connection
             try:
                 yield
             finally:
-                self._held = None
+                self._snapshot_connection = None
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         try:
-            if self._held is not None:
-                yield self._held
+            if self._snapshot_connection is not None:
+                yield self._snapshot_connection
                 return
             with self._engine.connect() as connection:
                 yield connection
@@ -115,13 +115,13 @@ class Reader:
             found = connection.execute(sa.select(schema.costs)).all()
         return {name: Cost.from_json(value) for name, value in found}
 
-    def finished(self) -> set[str]:
+    def finished_ids(self) -> set[str]:
         """Return the ids of the trials that have a result; reads no result and no score."""
         table = schema.trials
         with self._reading() as connection:
             return set(connection.scalars(sa.select(table.c.id).where(table.c.status.is_not(None))))
 
-    def rows(self) -> dict[str, TrialRow]:
+    def trial_rows(self) -> dict[str, TrialRow]:
         """Return what is known of every planned trial without its scores, by trial id."""
         table = schema.trials
         query = sa.select(table.c.id, table.c.status, table.c.sealed)
@@ -130,7 +130,7 @@ class Reader:
         with self._reading() as connection:
             return {i: TrialRow(status, sealed) for i, status, sealed in connection.execute(query)}
 
-    def tally(self) -> dict[str, TrialCounts]:
+    def count_trials(self) -> dict[str, TrialCounts]:
         """Count the trials of each method, reading no result and no score."""
         table = schema.trials
         query = sa.select(
@@ -139,15 +139,15 @@ class Reader:
         with self._reading() as connection:
             return {name: TrialCounts(*counts) for name, *counts in connection.execute(query)}
 
-    def planned(self) -> list[Trial]:
+    def planned_trials(self) -> list[Trial]:
         """Return every planned trial, in order; reads no result and no score."""
         query = sa.select(schema.trials.c.spec).order_by(schema.trials.c.position)
         with self._reading() as connection:
             return [Trial.from_json(spec) for spec in connection.scalars(query)]
 
-    def standing(self) -> dict[str, int]:
+    def last_rung(self) -> dict[str, int]:
         """Return the last step of every trial that stands at a rung, and is to go on from there."""
-        if self._lacks(schema.rungs) or self._lacks(schema.decisions):
+        if self._lacks_table(schema.rungs) or self._lacks_table(schema.decisions):
             return {}
         ended = sa.select(schema.trials.c.id).where(schema.trials.c.status.is_not(None))
         table = schema.rungs
@@ -159,7 +159,7 @@ class Reader:
         with self._reading() as connection:
             return {row.trial_id: row.step for row in connection.execute(query)}
 
-    def problems(self) -> list[str]:
+    def integrity_problems(self) -> list[str]:
         """Return what SQLite finds wrong in the whole file; none where it is sound."""
         with self._reading() as connection:
             said = connection.scalars(sa.text("PRAGMA integrity_check(20)")).all()
@@ -167,14 +167,14 @@ class Reader:
         found = [str(line) for line in said if line != "ok"]
         return found + [f"a row of {table} whose trial is not there" for table, *_ in lost]
 
-    def test_read(self) -> bool:
+    def has_test_scores(self) -> bool:
         """Tell whether the test set was looked at: some trial has scores on it."""
         table = schema.scores
         with self._reading() as connection:
             query = sa.select(table.c.trial_id).where(table.c.split == "test").limit(1)
             return connection.scalar(query) is not None
 
-    def rungs(self, step: int) -> dict[str, TrialResult]:
+    def results_at_rung(self, step: int) -> dict[str, TrialResult]:
         """Return what each trial had given at ``step``, by trial id."""
         table = schema.rungs
         query = sa.select(table.c.trial_id, table.c.result).where(table.c.step == step)
@@ -182,7 +182,7 @@ class Reader:
             rows = connection.execute(query).all()
         return {trial_id: TrialResult.from_json(value) for trial_id, value in rows}
 
-    def stands(self, span: tuple[int, int]) -> dict[str, int]:
+    def last_pause(self, span: tuple[int, int]) -> dict[str, int]:
         """Return the last step, inside ``span``, at which each trial was stopped, by trial id."""
         table = schema.rungs
         query = (
@@ -195,7 +195,7 @@ class Reader:
 
     def decisions(self) -> list[dict[str, Any]]:
         """Return the race's decisions, rung by rung; none where the study knows no race."""
-        if self._lacks(schema.decisions):
+        if self._lacks_table(schema.decisions):
             return []
         table = schema.decisions
         query = (
@@ -212,7 +212,7 @@ class Reader:
         query = sa.select(table.c.spec, table.c.result).order_by(table.c.position)
         with self._reading() as connection:
             rows = connection.execute(query).all()
-            splits = self._scores(connection)
+            splits = self._item_scores(connection)
         planned: list[PlannedTrial] = []
         for spec, result in rows:
             trial = Trial.from_json(spec)
@@ -226,22 +226,22 @@ class Reader:
             planned.append((trial, TrialResult.from_json({**result, "splits": filled})))
         return tuple(planned)
 
-    def answers(self, trial_ids: Collection[str], split: str) -> dict[str, ItemResults]:
+    def item_results(self, trial_ids: Collection[str], split: str) -> dict[str, ItemResults]:
         """Return the scores and predictions of some trials on a split, by trial id."""
         mine = sa.and_(schema.scores.c.trial_id.in_(trial_ids), schema.scores.c.split == split)
         with self._reading() as connection:
-            found = self._scores(connection, mine)
+            found = self._item_scores(connection, mine)
         return {
             trial: ItemResults(v["scores"], v["predictions"]) for (trial, _), v in found.items()
         }
 
-    def briefs(self) -> tuple[TrialSummary, ...]:
+    def summaries(self) -> tuple[TrialSummary, ...]:
         """Return every planned trial in short, in order: no item is read one by one."""
         table = schema.trials
         query = sa.select(table.c.spec, table.c.result).order_by(table.c.position)
         with self._reading() as connection:
             rows = connection.execute(query).all()
-            means = self._means(connection)
+            means = self._mean_scores(connection)
         at_rung = self._last_rungs()
         found = []
         for spec, result in rows:
@@ -258,7 +258,7 @@ class Reader:
         return tuple(found)
 
     @staticmethod
-    def _means(connection: sa.Connection) -> dict[str, dict[str, float]]:
+    def _mean_scores(connection: sa.Connection) -> dict[str, dict[str, float]]:
         table = schema.scores
         query = sa.select(table.c.trial_id, table.c.split, sa.func.avg(table.c.score)).group_by(
             table.c.trial_id, table.c.split
@@ -271,7 +271,7 @@ class Reader:
 
     def _last_rungs(self) -> dict[str, dict[str, Any]]:
         """Return what trials gave that stand at a rung and have not ended."""
-        if self._lacks(schema.rungs):
+        if self._lacks_table(schema.rungs):
             return {}
         ended = sa.select(schema.trials.c.id).where(schema.trials.c.status.is_not(None))
         table = schema.rungs
@@ -283,13 +283,13 @@ class Reader:
         with self._reading() as connection:
             return {row.trial_id: row.result for row in connection.execute(query)}
 
-    def _lacks(self, table: sa.Table) -> bool:
+    def _lacks_table(self, table: sa.Table) -> bool:
         """Tell whether this database is older than a table."""
         with self._reading() as connection:
             return not sa.inspect(connection).has_table(table.name)
 
     @staticmethod
-    def _scores(
+    def _item_scores(
         connection: sa.Connection, which: sa.ColumnElement[bool] | None = None
     ) -> dict[tuple[str, str], dict[str, list[Any]]]:
         """Return the scores and predictions of (trial, split), of all or some, in item order."""

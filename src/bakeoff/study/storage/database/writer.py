@@ -12,7 +12,7 @@ from sqlalchemy.dialects.sqlite import insert
 from bakeoff.core.clock import now_utc
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.core.trial_dir import manifest_hash
+from bakeoff.core.trial_dir import TRIALS, manifest_hash
 from bakeoff.study.storage.database import errors, migrate, schema
 
 
@@ -61,7 +61,7 @@ class Writer:
         with self._engine.begin() as connection:
             _set_values(connection, values)
 
-    def plan(self, trials: Sequence[Trial]) -> None:
+    def add_trials(self, trials: Sequence[Trial]) -> None:
         """Add trials that are not there yet, in this order."""
         with self._engine.begin() as connection:
             last = connection.scalar(sa.select(sa.func.max(schema.trials.c.position)))
@@ -77,14 +77,14 @@ class Writer:
                 )
                 connection.execute(row.on_conflict_do_nothing())
 
-    def keep(self, result: TrialResult) -> None:
+    def save(self, result: TrialResult) -> None:
         """Write a trial's result, its per-item scores and the seal of its folder.
 
         Writing it again changes nothing.
         """
-        self.keep_group([result])
+        self.save_group([result])
 
-    def keep_group(
+    def save_group(
         self, results: Sequence[TrialResult], values: Mapping[str, Any] | None = None
     ) -> None:
         """Write what a group's trials have given, all or none: at a rung, or as they ended.
@@ -98,16 +98,16 @@ class Writer:
                 if stands:
                     _write_rung(connection, result)
                 else:
-                    seal = manifest_hash(self._path.parent / "trials" / result.trial_id)
+                    seal = manifest_hash(self._path.parent / TRIALS / result.trial_id)
                     _write_result(connection, result, seal)
 
-    def forget_rungs(self, trial_id: str) -> None:
+    def delete_rungs(self, trial_id: str) -> None:
         """Remove what a trial has given at rungs: it starts again. Decisions stay as they were."""
         with self._engine.begin() as connection:
             mine = schema.rungs.c.trial_id == trial_id
             connection.execute(sa.delete(schema.rungs).where(mine))
 
-    def forget(
+    def delete(
         self,
         *,
         results: Sequence[str] = (),
@@ -136,7 +136,7 @@ class Writer:
             connection.execute(sa.delete(schema.study).where(schema.study.c.key.in_(values)))
             _set_values(connection, noted)
 
-    def decide(self, decisions: Sequence[dict[str, Any]]) -> None:
+    def save_decisions(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Write the race's decisions at a rung, all or none."""
         with self._engine.begin() as connection:
             for value in decisions:
@@ -145,7 +145,7 @@ class Writer:
                 )
                 connection.execute(row.on_conflict_do_nothing())
 
-    def keep_cost(self, cost: Cost) -> None:
+    def save_cost(self, cost: Cost) -> None:
         """Write a method's cost."""
         row = insert(schema.costs).values(method=cost.method, value=cost.to_json())
         with self._engine.begin() as connection:

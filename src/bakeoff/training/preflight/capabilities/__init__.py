@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import logging
 import tempfile
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from bakeoff.core.errors import UsageError
+from bakeoff.core.quiet import quiet_libraries
 from bakeoff.core.trial import MethodEntry
 from bakeoff.methods.arguments import config_class
 from bakeoff.methods.capability_records import (
@@ -52,13 +51,10 @@ def probe_method(value: dict[str, Any]) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     gc.freeze()  # parity collects garbage after each step: not among all that is imported
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")  # what libraries warn of is no part of the answer
-        logging.disable(logging.WARNING)
+    with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
         try:
             return measure_capabilities(entry, Path(folder)).to_json()
         finally:
-            logging.disable(logging.NOTSET)
             gc.unfreeze()
 
 
@@ -145,7 +141,9 @@ def probe_conversion(found: Capabilities, entry: MethodEntry, at: TrainedModel) 
         found,
         claims_conversion=bool(claims and claims()),
         natural_rank=natural,
-        conversion={str(r): try_measure(partial(post_training.conversion_loss, at, r)) for r in ranks},
+        conversion={
+            str(r): try_measure(partial(post_training.conversion_loss, at, r)) for r in ranks
+        },
     )
 
 
@@ -154,7 +152,9 @@ def _probe_quantized(
 ) -> dict[str, QuantizationSupport]:
     if plain is None:
         return {kind: QuantizationSupport(False, reason) for kind in quantized.PACKAGES}
-    return {kind: quantized.probe_quantized(entry, kind, folder, plain) for kind in quantized.PACKAGES}
+    return {
+        kind: quantized.probe_quantized(entry, kind, folder, plain) for kind in quantized.PACKAGES
+    }
 
 
 def _probe_accelerators(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:

@@ -28,7 +28,11 @@ def count_on_model(value: dict[str, Any]) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what libraries warn of is no part of the answer
-            return {"parameters": count(entry, dict(entry.config), _load_architecture(value["path"]), STEPS)}
+            return {
+                "parameters": count(
+                    entry, dict(entry.config), _load_architecture(value["path"]), STEPS
+                )
+            }
     except Exception as error:  # whatever PEFT raises is the answer
         return {"reason": first_line(error)}
 

@@ -55,7 +55,9 @@ def cannot_train_reason(entry: MethodEntry, quantize: str, quantizer: str) -> st
     return found.reason if found.works is False else None
 
 
-def probe_quantized(entry: MethodEntry, kind: str, folder: Path, plain: TrainedModel) -> QuantizationSupport:
+def probe_quantized(
+    entry: MethodEntry, kind: str, folder: Path, plain: TrainedModel
+) -> QuantizationSupport:
     """Return whether ``entry`` trains on a tiny Llama quantised as ``kind``.
 
     ``plain`` is the same on the base as it was: with its tensors the logits must be near to its.
