@@ -38,7 +38,7 @@ from bakeoff.core.trial import Trial
 from bakeoff.engine.device import resolve_precision
 from bakeoff.methods import registry as catalog
 from bakeoff.study.config import read_spec
-from bakeoff.study.monitoring.progress import Silent
+from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.setup.open_study import open_study
 from bakeoff.study.storage.study_dir import freeze_data
 from bakeoff.training import setup
@@ -109,7 +109,7 @@ def open_ground(case: Case, amount: Amount, folder: Path) -> Ground:
     }
     engine = spec.engine.model_copy(update=wishes)
     spec = spec.model_copy(update={"engine": engine})
-    study = open_study(spec, case.study.parent, folder, Silent())
+    study = open_study(spec, case.study.parent, folder, Progress())
     freeze_data(folder, study.splits)
     # as Trainer's: a constant schedule, and one rate for all that is trained
     conditions = dataclasses.replace(

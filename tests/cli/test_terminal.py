@@ -30,9 +30,7 @@ from bakeoff.study.monitoring.progress import (
     NOW,
     Job,
     LoggingProgress,
-    Silent,
-    begun,
-    ended,
+    Progress,
     with_events,
 )
 from bakeoff.study.monitoring.progress_estimate import PhaseProgress, RunningJob
@@ -86,9 +84,9 @@ def begin(folder: Path, **more: Any) -> None:
 
 def go_on(folder: Path) -> LoggingProgress:
     """Tell that OFT's group is in flight."""
-    log = LoggingProgress(folder / LOG, Silent())
+    log = LoggingProgress(folder / LOG, Progress())
     log.phase("Search", 6, 3)
-    log.begun(WORK)
+    log.on_start(WORK)
     return log
 
 
@@ -174,7 +172,7 @@ def test_notes_are_for_their_own_process(tmp_path: Path) -> None:
     (tmp_path / NOW).write_text(json.dumps({**note, "pid": note["pid"] + 1}))
     with lock.hold_lock(tmp_path):
         assert read_status(tmp_path, mine=True).works == ()
-    LoggingProgress(tmp_path / LOG, Silent()).close()
+    LoggingProgress(tmp_path / LOG, Progress()).close()
     assert (tmp_path / NOW).is_file(), "one that wrote none removes none"
 
 
@@ -238,13 +236,21 @@ def test_titles_of_strangers_are_text(hostile: str) -> None:
 
 def test_listeners_of_three_words_still_serve(tmp_path: Path) -> None:
     """A library user's own object knows phase, advance and say alone."""
-    silent = Silent()
-    begun(silent, WORK)
-    ended(silent, WORK)
-    assert list(with_events(silent, [WORK], [{"a": 1}])) == [{"a": 1}]
-    log = LoggingProgress(tmp_path / LOG, silent)
-    log.begun(WORK)
-    log.ended(WORK)
+
+
+    class ThreeMethods:
+        def phase(self, title: str, total: int, done: int) -> None: ...
+
+        def advance(self, what: str) -> None: ...
+
+        def say(self, text: str) -> None: ...
+
+    listener: Any = ThreeMethods()
+    log = LoggingProgress(tmp_path / LOG, listener)
+    assert list(with_events(log, [WORK], [{"a": 1}])) == [{"a": 1}]
+    log.phase("Search", 2, 0)
+    log.on_start(WORK)
+    log.on_end(WORK)
 
 
 def lines_of(monkeypatch: pytest.MonkeyPatch, folder: Path | None, quiet: float = 60.0) -> str:
@@ -253,11 +259,11 @@ def lines_of(monkeypatch: pytest.MonkeyPatch, folder: Path | None, quiet: float 
     console = SafeConsole(file=file, highlight=False, emoji=False, width=80)
     with LiveProgress(console, folder) as live:
         live.phase("Search", 6, 3)
-        live.begun(WORK)
+        live.on_start(WORK)
         time.sleep(0.3)
         for trial in GROUP:
             live.advance(trial.id)
-        live.ended(WORK)
+        live.on_end(WORK)
         live.phase("The untouched base", 1, 0)
         live.advance("base")
     return file.getvalue()
@@ -295,12 +301,12 @@ folder = Path({folder!r})
 with lock.locked(folder), Live(err, folder) as live:
     log = Logged(folder / "log.jsonl", live)
     log.phase("Search", 6, 3)
-    log.begun(WORK)
+    log.on_start(WORK)
     time.sleep(1.0)
     log.say("something happened")
     for trial in WORK.trials:
         log.advance(trial)
-    log.ended(WORK)
+    log.on_end(WORK)
     log.phase("Final", 1, 0)
     time.sleep(0.3)
     log.close()
@@ -414,7 +420,7 @@ def test_status_watches_until_nobody_runs_it(tmp_path: Path) -> None:
 def test_status_of_what_has_only_begun(tmp_path: Path) -> None:
     assert "no-study" in status(folder=tmp_path).stderr
     with lock.hold_lock(tmp_path):
-        log = LoggingProgress(tmp_path / LOG, Silent())
+        log = LoggingProgress(tmp_path / LOG, Progress())
         log.phase("Timing", 4, 0)
         done = status(folder=tmp_path)
     assert done.returncode == 0, done.stderr

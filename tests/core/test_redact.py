@@ -33,7 +33,7 @@ from bakeoff.core.redact import (
 )
 from bakeoff.report import render
 from bakeoff.study.config import parse_spec
-from bakeoff.study.monitoring.progress import LoggingProgress, Silent
+from bakeoff.study.monitoring.progress import LoggingProgress
 from bakeoff.testing.tiny import rows, write_jsonl
 
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -70,7 +70,7 @@ def test_what_is_no_secret_stays(harmless: str) -> None:
 
 
 def test_a_log_and_what_is_said_hold_no_secret(tmp_path: Path) -> None:
-    log = LoggingProgress(tmp_path / "log.jsonl", Silent())
+    log = LoggingProgress(tmp_path / "log.jsonl", Progress())
     for text in SECRETS.values():
         log.say(text)
         log.advance(text)

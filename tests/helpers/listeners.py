@@ -12,13 +12,13 @@ import pytest
 
 from bakeoff import api
 from bakeoff.study.config import parse_spec
-from bakeoff.study.monitoring.progress import Silent
+from bakeoff.study.monitoring.progress import Progress
 from bakeoff.testing.tiny import rows, write_jsonl
 
 Values = dict[str, Any]
 
 
-class Heard(Silent):
+class Heard(Progress):
     """Keeps what is said."""
 
     def __init__(self) -> None:

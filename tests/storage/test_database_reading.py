@@ -94,4 +94,4 @@ def test_a_reader_never_sees_a_torn_study(tmp_path: Path, once: bool) -> None:
     assert len(seen) >= 20, "nothing was written between two looks"
     with Reader(path) as last:
         assert check(last) >= max(seen)
-        assert last.problems() == []
+        assert last.integrity_problems() == []

@@ -382,7 +382,7 @@ def test_a_fork_that_was_killed_between_a_folder_and_its_row_goes_on(
     values: Values, parent: Path, tmp_path: Path, trained: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    new, keep = tmp_path / "new", Writer.keep_group
+    new, keep = tmp_path / "new", Writer.save_group
 
     def stops(store: Writer, kept: Any, noted: Any = None) -> None:
         if noted:
@@ -390,7 +390,7 @@ def test_a_fork_that_was_killed_between_a_folder_and_its_row_goes_on(
         keep(store, kept, noted)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Writer, "keep_group", stops)
+        patched.setattr(Writer, "save_group", stops)
         with pytest.raises(Killed):
             fork(more(values), parent, new)
     copied = {p.name for p in (new / "trials").iterdir()}

@@ -50,7 +50,7 @@ def test_a_kill_between_the_folder_and_its_row_loses_nothing(
     study_values["budget"] |= BUDGET
     spec, out = parse_spec(study_values), tmp_path / "out"
     whole = api.run(spec, tmp_path, tmp_path / "whole")
-    keep = Writer.keep_group
+    keep = Writer.save_group
 
     def killed(store: Writer, results: Sequence[TrialResult]) -> None:
         if any(result.trial_id in final(out) for result in results):
@@ -58,7 +58,7 @@ def test_a_kill_between_the_folder_and_its_row_loses_nothing(
         keep(store, results)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Writer, "keep_group", killed)
+        patched.setattr(Writer, "save_group", killed)
         with pytest.raises(Killed):
             api.run(spec, tmp_path, out)
     before = seals(out)

@@ -19,7 +19,7 @@ from bakeoff.core.trial import Segment, Trial
 from bakeoff.study import scheduler
 from bakeoff.study.executors import Outcome
 from bakeoff.study.failures import CircuitBreaker, Quarantine
-from bakeoff.study.monitoring.progress import Silent
+from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.monitoring.signals import StopRequest
 from bakeoff.study.scheduler import RunContext, run_trials
 from bakeoff.study.storage.database import Reader, Writer
@@ -76,7 +76,7 @@ class OnGpus(Scripted):
         self.gpus.remove(gpu)
 
 
-class Heard(Silent):
+class Heard(Progress):
     """Keeps what was said."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bakeoff.core.errors import Interrupted, Terminated
-from bakeoff.study.monitoring.progress import LoggingProgress, Silent
+from bakeoff.study.monitoring.progress import LoggingProgress
 from bakeoff.study.monitoring.signals import handle_signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="other signals there")
@@ -66,7 +66,7 @@ def test_what_is_to_outlive_its_terminal_does() -> None:
 def test_a_terminal_that_went_away_ends_no_study(tmp_path: Path) -> None:
     """Fault 6: what nobody hears any more is still logged."""
 
-    class Gone(Silent):
+    class Gone(Progress):
         def say(self, text: str) -> None:
             raise OSError(5, "Input/output error")
 

@@ -92,7 +92,12 @@ def unknown_name(code: str, what: str, name: str, known: Iterable[str]) -> Usage
     return UsageError(code, f"No {what} named '{name}'.", f"{hint}Known: {', '.join(known)}.")
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error as one short line."""
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}"[:200]
+def first_line(error: BaseException, limit: int = 200, with_type: bool = True) -> str:
+    """Return the first line of an error's message, at most ``limit`` characters long.
+
+    The name of its class comes before it, or alone if ``with_type`` is off and there is no message.
+    """
+    name = type(error).__name__
+    text = " ".join(str(error).strip().partition("\n")[0].split())
+    line = f"{name}: {text}" if with_type else text or name
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."

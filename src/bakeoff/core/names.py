@@ -8,6 +8,8 @@ from pathlib import Path
 NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices, whatever their suffix."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""The id of a commit on the Hugging Face hub."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 

@@ -13,18 +13,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bakeoff.core.safetensors_files import INDEX, SHARD_NAME
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
-ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 SAFE = (".safetensors", ".safetensors.index.json")
 _KERNEL_KEY = re.compile(
     r"_?(attn|experts|kernels?)_(implementation|config)(_internal)?|use_kernels"
 )
 _PLAIN = re.compile(r"[a-z0-9_]+")
 """An implementation inside transformers; one of a hub has a slash in it."""
-_SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 
 
 def from_pretrained_kwargs(
@@ -86,7 +86,7 @@ def _check_files(path: str, revision: str | None, trusted: bool) -> None:
                 )
     named = config.get("transformers_weights")
     shards = (_read_base_json(path, revision, INDEX).get("weight_map") or {}).values()
-    wrong = [s for s in shards if not isinstance(s, str) or not _SHARD.fullmatch(s)]
+    wrong = [s for s in shards if not isinstance(s, str) or not SHARD_NAME.fullmatch(s)]
     if named is not None and not str(named).endswith(SAFE):
         wrong.append(named)
     if wrong:

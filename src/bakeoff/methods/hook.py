@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bakeoff.core import plugins
-from bakeoff.core.errors import UsageError
+from bakeoff.core.errors import UsageError, first_line
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine.loop import StepHooks
 from bakeoff.methods.arguments import Incompatible, RuleContext, config_class, resolve_arguments
@@ -30,6 +30,8 @@ __all__ = [
     "trainable_parameters",
 ]  # fmt: skip
 
+MAX_REASON = 1000
+"""Longest text of PEFT's that a reason for an incompatible method quotes, in characters."""
 CALIBRATION_EXAMPLES = 256
 """How many training examples data-driven starts look at: CorDA's paper and PEFT's docs say 256."""
 
@@ -119,7 +121,7 @@ class Hook:
         except PEFT_ERRORS as error:
             if "out of memory" in str(error):
                 raise
-            raise Incompatible(f"PEFT refuses: {_first_line(error)}") from error
+            raise Incompatible(f"PEFT refuses: {first_line(error, MAX_REASON, with_type=False)}") from error
         trained = [n for n in trainable_parameters(model) if set(n.split(".")) & set(ground.heads)]
         if not trained and any(hasattr(base, head) for head in ground.heads):
             raise Incompatible("PEFT does not train the task's output layer beside it")
@@ -132,7 +134,7 @@ class Hook:
         try:
             return config_class(self.entry)(task_type=ground.task_type, **arguments)
         except PEFT_ERRORS as error:
-            raise Incompatible(f"PEFT refuses: {_first_line(error)}") from error
+            raise Incompatible(f"PEFT refuses: {first_line(error, MAX_REASON, with_type=False)}") from error
 
     def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
         """Put the method's layers into ``base`` and give them their start."""
@@ -236,8 +238,3 @@ def _load_user_class(named: str) -> type[Hook]:
 def trainable_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the parameters that require gradients, by name."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0]
-    return text or type(error).__name__

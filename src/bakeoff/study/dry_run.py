@@ -21,7 +21,7 @@ from bakeoff.data.issues import format_places
 from bakeoff.methods.serving import serving_forms
 from bakeoff.study.config import StudySpec
 from bakeoff.study.executors import Options
-from bakeoff.study.monitoring.progress import Progress, Silent
+from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning import racing, time_budget
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import Timing, estimate
@@ -61,7 +61,7 @@ def overview(
     With ``time_it``, or where the budget is in hours, a few steps of each method are timed, and
     ``estimate`` says what all of it takes. ``rows`` are the first ``show`` rows of train as tokens.
     """
-    heard = progress or Silent()
+    heard = progress or Progress()
     study = open_study(spec, source, Path(), heard)
     with temporary_study_dir(study) as there:
         study = check_study(there, heard)._replace(folder=study.folder)

@@ -34,7 +34,6 @@ from bakeoff.study.monitoring.progress import (
     Job,
     LoggingProgress,
     Progress,
-    Silent,
     ended,
     with_events,
 )
@@ -80,7 +79,7 @@ def run_study(
         study_fork.check_can_fork(origin, fork, again)
         out = fork
     study_folder.create(out)
-    heard = LoggingProgress(out / LOG, progress or Silent())
+    heard = LoggingProgress(out / LOG, progress or Progress())
     closed = contextlib.closing(heard)
     with (
         disk_full.translate_disk_full(out),
@@ -137,7 +136,7 @@ def resolve_time_budget(
         compatibility.check_unchanged({"contenders": known["asked"]}, {"contenders": wanted})
     if known is None:
         with temporary_study_dir(study) as there:
-            check_study(there, Silent())  # what cannot be trained on is not timed either
+            check_study(there, Progress())  # what cannot be trained on is not timed either
             found = time_methods(there, progress)
         bought = plan_budget(study, found)
         known = {

@@ -27,7 +27,7 @@ from bakeoff.engine import peft_patches, quantization
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.base_cache import BaseCache
 from bakeoff.engine.batch_order import step_indices
-from bakeoff.engine.batching import BatchBuilder
+from bakeoff.engine.batching import BatchBuilder, StepBatch
 from bakeoff.engine.device import (
     autocast,
     disable_input_casting,
@@ -111,7 +111,7 @@ class TrainingSetup:
         self.batch_builder.pass_tokens = min(limits, default=None)
 
     def split_last_step(self) -> StepBatch | None:
-        """Return the last step in smaller passes after running out of memory; None if impossible."""
+        """Return the last step in smaller passes, after memory ran out; None if not possible."""
         smaller = self.batch_builder.split_last_step()
         ids = ", ".join(trial.id for trial in self.trials)
         if smaller is None:
@@ -137,7 +137,7 @@ class TrainingSetup:
 
 
 class RateGroup(NamedTuple):
-    """Trained tensors with one learning rate: a factor on the trial's, or a fixed one (the head)."""
+    """Trained tensors with one learning rate: a factor on the trial's, or a fixed one (head)."""
 
     names: list[str]
     factor: float = 1.0
@@ -195,10 +195,13 @@ def recipe(c: Conditions, graphs: bool) -> Recipe:
 def requested_switches(segment: Segment) -> tuple[Switches, dict[str, str]]:
     """Return the accelerators that a study requests, and why some are off before any is tried."""
     c = segment.trials[0].conditions
-    wishes = Switches.from_request(segment.engine or {}, c.device, c.precision, c.steps)
-    unfit = {**quantization.unsupported_accelerators(c.quantize, c.quantizer), **wishes.conflicts()}
-    reasons = {name: why for name, why in unfit.items() if getattr(wishes, name)}
-    return dataclasses.replace(wishes, **dict.fromkeys(reasons, False)), reasons
+    requested = Switches.from_request(segment.engine or {}, c.device, c.precision, c.steps)
+    unsupported = {
+        **quantization.unsupported_accelerators(c.quantize, c.quantizer),
+        **requested.conflicts(),
+    }
+    reasons = {name: why for name, why in unsupported.items() if getattr(requested, name)}
+    return dataclasses.replace(requested, **dict.fromkeys(reasons, False)), reasons
 
 
 def allows_recompute(segment: Segment) -> bool:
@@ -339,12 +342,17 @@ def build_setup(
         if seed != distinct[0]:
             del model, hook
     groups = [g.names for g in parameter_groups(model, task, trials[0])]
-    on = switches or Switches.all_off()
+    switches = switches or Switches.all_off()
     seeds = [t.seed for t in trials]
-    each = tuple(starts[s] for s in seeds)
-    lanes = Lanes(model, each, groups, seeds)
-    if on.lean_inputs:
+    initial = tuple(starts[s] for s in seeds)
+    lanes = Lanes(model, initial, groups, seeds)
+    if switches.lean_inputs:
         disable_input_casting(model)
-    feed = BatchBuilder(lanes, task, c.batch_size, int(tokenizer.pad_token_id or 0), c.device, on)
-    kept = each if hook.needs_start else None
-    return TrainingSetup(tuple(trials), task, tokenizer, lanes, hook, feed, data, kept)
+    pad = int(tokenizer.pad_token_id or 0)
+    builder = BatchBuilder(lanes, task, c.batch_size, pad, c.device, switches)
+    kept = initial if hook.needs_start else None
+    on = ", ".join(name for name, value in dataclasses.asdict(switches).items() if value)
+    log.info(
+        "%s: %d trials set up, accelerators: %s", trials[0].method.name, len(trials), on or "none"
+    )
+    return TrainingSetup(tuple(trials), task, tokenizer, lanes, hook, builder, data, kept)

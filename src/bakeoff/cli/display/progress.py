@@ -20,9 +20,9 @@ from rich.live import Live as Redrawn
 from bakeoff.cli.display import status_block
 from bakeoff.cli.display.output import escape_text
 from bakeoff.core.format import format_duration
+from bakeoff.study.monitoring.progress import Job, Progress
 
 if TYPE_CHECKING:
-    from bakeoff.study.monitoring.progress import Job
     from bakeoff.study.monitoring.progress_estimate import PhaseProgress
     from bakeoff.study.monitoring.status import StudyStatus
 
@@ -40,7 +40,7 @@ def can_redraw(console: Console) -> bool:
     return console.is_terminal and not dumb and console.file.isatty()
 
 
-class LiveProgress:
+class LiveProgress(Progress):
     """Progress events of a running study, shown in a console.
 
     ``folder`` is the study folder whose status is shown; None shows the phase only.
@@ -105,13 +105,13 @@ class LiveProgress:
         if self._display is None and not self._jobs:
             self._print_piece(what, self._phase_start)
 
-    def begun(self, work: Job) -> None:
+    def on_start(self, work: Job) -> None:
         """Show a job that starts."""
         self._jobs[work] = time.monotonic()
         self._counted = 0
         self._stale = True
 
-    def ended(self, work: Job) -> None:
+    def on_end(self, work: Job) -> None:
         """Print a job that ended; print nothing if its trials are rescheduled."""
         since = self._jobs.pop(work, self._phase_start)
         self._stale = True

@@ -6,10 +6,10 @@ machine. Data sets that bring code are refused: ``datasets`` 4 and later cannot 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from bakeoff.core.names import COMMIT
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
 from bakeoff.core.safe_read import DATA_BYTES
 from bakeoff.data.rows import Row
@@ -18,7 +18,6 @@ from bakeoff.data.sources import parquet
 PREFIX = "hub:"
 KINDS = ("arrow", "audiofolder", "cache", "csv", "imagefolder", "json", "parquet", "text")
 """Packaged readers of ``datasets`` that only parse; any other would run code or unpickle."""
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Dataset(NamedTuple):
@@ -81,7 +80,7 @@ def load(
     rows = parquet.to_rows(table, name)
     if not rows:
         raise PreflightError("empty-split", f"{name} holds no rows.", "another split.")
-    commit = builder.hash if _COMMIT.fullmatch(str(builder.hash)) else None
+    commit = builder.hash if COMMIT.fullmatch(str(builder.hash)) else None
     return rows, {
         "from": PREFIX + wanted.path,
         "config": builder.config.name,

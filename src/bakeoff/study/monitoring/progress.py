@@ -87,14 +87,14 @@ class LoggingProgress(Progress):
         self._phase = {"title": title, "total": total, "before": done, "done": done}
         self._phase["since"] = now_utc("milliseconds")
         self._jobs.clear()
-        self._writenow_utc("milliseconds")
+        self._write_now()
         self._forward("phase", title, total, done)
 
     def advance(self, what: str) -> None:
         """Log a finished piece."""
         self._log("advance", what=what)
         self._phase["done"] = self._phase.get("done", 0) + 1
-        self._writenow_utc("milliseconds")
+        self._write_now()
         self._forward("advance", what)
 
     def say(self, text: str) -> None:
@@ -105,13 +105,13 @@ class LoggingProgress(Progress):
     def on_start(self, job: Job) -> None:
         """Add a job to ``now.json``."""
         self._jobs[job] = now_utc("milliseconds")
-        self._writenow_utc("milliseconds")
+        self._write_now()
         self._forward("on_start", job)
 
     def on_end(self, job: Job) -> None:
         """Remove a job from ``now.json``."""
         self._jobs.pop(job, None)
-        self._writenow_utc("milliseconds")
+        self._write_now()
         self._forward("on_end", job)
 
     def close(self) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bakeoff.core.safetensors_files import INDEX, SHARD_NAME, read_header
 from bakeoff.core.errors import PreflightError, UsageError
-from bakeoff.core.names import is_hub_id, is_within
+from bakeoff.core.names import COMMIT, is_hub_id, is_within
 from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
 from bakeoff.data import assets
 from bakeoff.data.assets import ASSET
@@ -26,10 +26,6 @@ FINGERPRINTED_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
-HEADER_BYTES = 100_000_000
-"""The longest header that safetensors itself reads."""
 HUB_SECONDS = 10.0
 """How long a hub may take to say which commit it has."""
 UNPINNED_WARNING = (
@@ -90,7 +86,7 @@ def resolve_commit(model: str, revision: str | None = None) -> str | None:
     The hub is asked; where it does not answer, the downloads on this machine: their note of the
     branch, else the one commit that is there.
     """
-    if _COMMIT.fullmatch(revision or ""):
+    if COMMIT.fullmatch(revision or ""):
         return revision
     import huggingface_hub
     from huggingface_hub import constants
@@ -109,8 +105,8 @@ def _cached_commit(model: str, revision: str | None, cache: Path) -> str | None:
     note = folder / "refs" / (revision or constants.DEFAULT_REVISION)
     if note.is_file() and is_within(note, folder):
         text = note.read_text(encoding="utf-8", errors="replace").strip()
-        return text if _COMMIT.fullmatch(text) else None
-    there = [p.name for p in (folder / "snapshots").glob("*") if _COMMIT.fullmatch(p.name)]
+        return text if COMMIT.fullmatch(text) else None
+    there = [p.name for p in (folder / "snapshots").glob("*") if COMMIT.fullmatch(p.name)]
     return there[0] if revision is None and len(there) == 1 else None
 
 
@@ -126,7 +122,7 @@ def check_trust(base: ResolvedBase, spec: BaseSpec) -> list[str]:
     if not spec.trust_remote_code:
         return [UNPINNED_WARNING.format(model=spec.model)] if base.fingerprint is None else []
     of_hub = base.fingerprint is None or base.commit is not None
-    if of_hub and not _COMMIT.fullmatch(spec.revision or ""):
+    if of_hub and not COMMIT.fullmatch(spec.revision or ""):
         raise UsageError(
             "trust-unpinned",
             f"[base] trusts the code of {spec.model}, and `revision` does not say which: whoever "
@@ -184,7 +180,7 @@ def _index_shards(folder: Path) -> list[str]:
         named = {str(name) for name in index["weight_map"].values()}
     except (UnreadableFile, KeyError, TypeError, AttributeError):
         return []
-    return sorted(filter(_SHARD.fullmatch, named))
+    return sorted(filter(SHARD_NAME.fullmatch, named))
 
 
 def _find_truncation(path: Path) -> str | None:
@@ -193,17 +189,14 @@ def _find_truncation(path: Path) -> str | None:
     The header's length, the header, the tensors end to end: so the header tells the file's size.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(HEADER_BYTES, size - 8):
-            return "is no safetensors file, or its beginning alone"
-        header = file.read(length)
     try:
-        ends = [v["data_offsets"][1] for k, v in json.loads(header).items() if k != "__metadata__"]
-        wanted = 8 + length + max(ends, default=0)
-    except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
+        with path.open("rb") as file:
+            header = read_header(file, size)
+    except ValueError:
         return "has a broken header"
-    return None if size == wanted else f"has {size:,} of {wanted:,} bytes"
+    if header is None:
+        return "is no safetensors file, or its beginning alone"
+    return None if size == header.end else f"has {size:,} of {header.end:,} bytes"
 
 
 def _incomplete(folder: Path, why: str) -> PreflightError:

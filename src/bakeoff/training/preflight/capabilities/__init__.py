@@ -37,7 +37,7 @@ from bakeoff.training.preflight.capabilities import (
     quantized,
     tiny,
 )
-from bakeoff.training.preflight.capabilities.post_training import first_line, try_measure
+from bakeoff.training.preflight.capabilities.post_training import error_reason, try_measure
 from bakeoff.training.preflight.capabilities.train import TrainedModel, difference, train
 
 MAX_RANK = 16
@@ -71,7 +71,7 @@ def measure_capabilities(entry: MethodEntry, folder: Path) -> Capabilities:
         try:
             at = train(entry, dict(entry.config), kind, tiny.base(kind))
         except Exception as error:  # whatever PEFT raises is the answer
-            on[kind] = BaseResult(False, first_line(error))
+            on[kind] = BaseResult(False, error_reason(error))
             continue
         saved = folder / f"saved-{kind}"
         on[kind] = _probe_base(at, saved)
@@ -133,7 +133,7 @@ def probe_conversion(found: Capabilities, entry: MethodEntry, at: TrainedModel) 
         try:
             at = train(entry, config, at.kind, tiny.base(at.kind))
         except Exception as error:  # then there is no model to convert
-            none = Measurement(None, first_line(error))
+            none = Measurement(None, error_reason(error))
             return dataclasses.replace(found, conversion={str(RANK): none})
     ranks = sorted({RANK, natural or RANK})
     claims = getattr(at.model, "supports_lora_conversion", None)
@@ -161,4 +161,4 @@ def _probe_accelerators(entry: MethodEntry, task: str, folder: Path) -> Accelera
     try:
         return accelerators.supported_accelerators(entry, task, folder)
     except Exception as error:  # the plain path itself does not run on this task
-        return AcceleratorSupport((), {"lanes": first_line(error)})
+        return AcceleratorSupport((), {"lanes": error_reason(error)})

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine.safe_loading import from_pretrained_kwargs
 from bakeoff.training.preflight.capabilities import tiny
-from bakeoff.training.preflight.capabilities.post_training import first_line
+from bakeoff.training.preflight.capabilities.post_training import error_reason
 from bakeoff.training.preflight.parameter_count import Architecture, count, load_architecture
 
 STEPS = 1000
@@ -34,7 +34,7 @@ def count_on_model(value: dict[str, Any]) -> dict[str, Any]:
                 )
             }
     except Exception as error:  # whatever PEFT raises is the answer
-        return {"reason": first_line(error)}
+        return {"reason": error_reason(error)}
 
 
 def _load_architecture(path: str) -> Architecture:

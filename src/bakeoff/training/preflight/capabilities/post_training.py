@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bakeoff.core.errors import first_line
 from bakeoff.methods import load_saved
 from bakeoff.methods.capability_records import Measurement
 from bakeoff.methods.hook import SaveContext
@@ -31,10 +32,9 @@ BASE_NAME = "tiny"
 MAX_LENGTH = 160
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error as one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."
+def error_reason(error: BaseException) -> str:
+    """Return an error as the short reason that a capability record holds."""
+    return first_line(error, MAX_LENGTH, with_type=False)
 
 
 def try_measure(figure: Callable[[], float]) -> Measurement:
@@ -42,7 +42,7 @@ def try_measure(figure: Callable[[], float]) -> Measurement:
     try:
         return Measurement(figure())
     except Exception as error:
-        return Measurement(None, first_line(error))
+        return Measurement(None, error_reason(error))
 
 
 def save(at: TrainedModel, folder: Path) -> int:

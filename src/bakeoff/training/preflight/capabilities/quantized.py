@@ -20,7 +20,7 @@ from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import quantization
 from bakeoff.methods.capability_records import QuantizationSupport
 from bakeoff.training.preflight.capabilities import tiny
-from bakeoff.training.preflight.capabilities.post_training import first_line
+from bakeoff.training.preflight.capabilities.post_training import error_reason
 from bakeoff.training.preflight.capabilities.train import (
     ProbeFailed,
     TrainedModel,
@@ -68,14 +68,14 @@ def probe_quantized(
     try:
         base = _quantized_base(kind, folder)
     except Exception as error:  # a package that is there and does not work is no verdict
-        return QuantizationSupport(None, f"{package}: {first_line(error)}")
+        return QuantizationSupport(None, f"{package}: {error_reason(error)}")
     try:
         at = train(entry, resolve_config(entry), "llama", base)
         off = max(difference(at.before, plain.before), _transplant_difference(at, plain))
         if not off <= TOLERANCE:
             raise ProbeFailed(f"its logits are {off:.2g} (relative) off those on the plain base")
     except Exception as error:  # whatever PEFT or the package raises is the answer
-        return QuantizationSupport(False, first_line(error))
+        return QuantizationSupport(False, error_reason(error))
     return QuantizationSupport(True)
 
 
