@@ -158,7 +158,7 @@ def timed(call: Callable[[], Any], most: int = 200, seconds: float = 5.0) -> lis
 
 
 def kept(folder: Path, size: Size) -> Iterator[dict[str, Any]]:
-    """Time ``Writer.keep`` by the items of a trial: one durable transaction each."""
+    """Time ``Writer.save`` by the items of a trial: one durable transaction each."""
     from bakeoff.study.storage.database import Writer
 
     probe = (folder / "probe").open("wb")
@@ -176,7 +176,7 @@ def kept(folder: Path, size: Size) -> Iterator[dict[str, Any]]:
             store.add_trials(trials)
             results = iter([result(t.id, items, rng) for t in trials[:200]] * 2)
             taken = timed(lambda: store.save(next(results)))  # noqa: B023
-        yield {"items": items, "what": "Writer.keep", **_rates(taken, items + 1)}
+        yield {"items": items, "what": "Writer.save", **_rates(taken, items + 1)}
 
 
 def _rates(taken: Sequence[float], rows: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from bakeoff.integrations.exchange import Wishes
+from bakeoff.integrations.peft_benchmark.importing import ImportOptions
 from typer.testing import CliRunner
 
 from bakeoff.analysis.compare import Verdict
@@ -50,7 +50,7 @@ Edit = Callable[[dict[str, Any]], None]
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     out = tmp_path_factory.mktemp("imported")
     return {
-        name: import_results(DATA / name, out / name, Wishes(name))
+        name: import_results(DATA / name, out / name, ImportOptions(name))
         for name in ("MetaMathQA", "image-gen")
     }
 
@@ -68,7 +68,7 @@ def edited(folder: Path, edit: Edit, name: str = FILE) -> Path:
 
 
 def imported(folder: Path, **wishes: Any) -> dict[str, Any]:
-    return import_results(folder, folder.parent / "study", Wishes("study", **wishes))
+    return import_results(folder, folder.parent / "study", ImportOptions("study", **wishes))
 
 
 def row_of(report: dict[str, Any], method: str) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def test_the_commands_work_on_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
     with Reader(tmp_path / "runs" / "one" / "study.db") as reader:
         assert len(reader.trials()) == 5
     with pytest.raises(UsageError, match="folder-taken"):
-        import_results(DATA / "MetaMathQA", Path("runs/one"), Wishes("one"))
+        import_results(DATA / "MetaMathQA", Path("runs/one"), ImportOptions("one"))
 
 
 def canceled(value: dict[str, Any]) -> None:
@@ -397,6 +397,6 @@ def test_a_folder_that_makes_no_study(
 
 def test_another_test_size_is_taken_where_it_fits() -> None:
     value = copy.deepcopy(read_file(DATA / "MetaMathQA" / FILE))
-    made = importing.build_study(DATA / "MetaMathQA", Wishes("x", test_items=2 * 1319))
+    made = importing.build_study(DATA / "MetaMathQA", ImportOptions("x", test_items=2 * 1319))
     assert made.values["imported"]["n_items"]["test"] == 2638
     assert made.values["imported"]["reported"][value.name]["n"] == 2638

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bakeoff.integrations.exchange import Wishes
+from bakeoff.integrations.peft_benchmark.importing import ImportOptions
 from typer.testing import CliRunner
 
 from bakeoff import api
@@ -88,7 +88,7 @@ def test_read_back_every_figure_is_the_same(
     finals = [(t, r) for t, r in record.trials if t.phase == "final"]
     assert len(results) == len(finals) == 4
     control = next(n for n in results if n.startswith("lora/"))
-    report = import_results(written, tmp_path / "back", Wishes("back", control))
+    report = import_results(written, tmp_path / "back", ImportOptions("back", control))
     rows = {m["method"]: m for m in report["methods"]}
     scores = set()
     for trial, result in finals:
@@ -151,7 +151,7 @@ def test_scores_that_are_not_right_or_wrong_get_no_interval(
     last = {n: v["train_info"]["metrics"][-1]["test numeric"] for n, v in found.items()}
     (first,) = (found[n] for n, score in last.items() if score == pytest.approx(1.75 / 3))
     control = first["run_info"]["experiment_name"]
-    report = import_results(tmp_path / "files", tmp_path / "back", Wishes("back", control))
+    report = import_results(tmp_path / "files", tmp_path / "back", ImportOptions("back", control))
     row = next(m for m in report["methods"] if m["method"] == control)
     assert (row["score"]["estimate"], row["score"]["low"]) == (pytest.approx(1.75 / 3), None)
     assert {m["verdict"] for m in report["methods"]} == {"control", "none"}
@@ -168,7 +168,7 @@ def test_forgetting_is_per_token(record: StudyRecord, folder: Path, tmp_path: Pa
     exporting.write_files(found, tmp_path / "files")
     last = {n: v["train_info"]["metrics"][-1]["forgetting"] for n, v in found.items()}
     (name,) = (found[n]["run_info"]["experiment_name"] for n, x in last.items() if x is not None)
-    report = import_results(tmp_path / "files", tmp_path / "back", Wishes("back", name))
+    report = import_results(tmp_path / "files", tmp_path / "back", ImportOptions("back", name))
     row = next(m for m in report["methods"] if m["method"] == name)
     assert row["forgetting"]["estimate"] == pytest.approx(1.5 / 5)
 
@@ -183,7 +183,7 @@ def test_a_trial_that_failed_is_a_file_with_its_reason(
     (bad,) = (v for v in found.values() if v["train_info"]["status"] != "success")
     assert bad["run_info"]["error_msg"] == "CUDA out of memory"
     control = next(n for n in names if n != bad["run_info"]["experiment_name"])
-    report = import_results(tmp_path / "files", tmp_path / "back", Wishes("back", control))
+    report = import_results(tmp_path / "files", tmp_path / "back", ImportOptions("back", control))
     row = next(m for m in report["methods"] if m["method"] == bad["run_info"]["experiment_name"])
     assert row["status"] == "out_of_memory"
 
@@ -206,7 +206,7 @@ def test_what_makes_no_files(record: StudyRecord, folder: Path, tmp_path: Path) 
     none = dataclasses.replace(record, trials=())
     with pytest.raises(UsageError, match="hf-json-nothing"):
         exporting.result_files(none, folder)
-    import_results(THEIRS / "image-gen", tmp_path / "images", Wishes("images"))
+    import_results(THEIRS / "image-gen", tmp_path / "images", ImportOptions("images"))
     with pytest.raises(UsageError, match="hf-json-imported"):
         write_results(tmp_path / "images", tmp_path / "files")
     assert not (tmp_path / "files").exists()
@@ -220,7 +220,7 @@ def test_files_of_two_studies_make_none(written: Path, tmp_path: Path) -> None:
     value["run_info"]["experiment_name"] = "other"
     (tmp_path / "other.json").write_text(json.dumps(value))
     with pytest.raises(BakeoffError, match="hf-results-mixed") as refused:
-        import_results(tmp_path, tmp_path / "out", Wishes("x", "other"))
+        import_results(tmp_path, tmp_path / "out", ImportOptions("x", "other"))
     assert "other.json of bakeoff (classify, accuracy of" in refused.value.cause
 
 
@@ -234,5 +234,5 @@ def test_a_file_whose_own_section_lacks_a_key_is_refused(
     (tmp_path / "one.json").write_text(json.dumps(value))
     with pytest.raises(BakeoffError, match=f"meta_info.bakeoff lacks {key}"):
         import_results(
-            tmp_path, tmp_path / "out", Wishes("x", value["run_info"]["experiment_name"])
+            tmp_path, tmp_path / "out", ImportOptions("x", value["run_info"]["experiment_name"])
         )
