@@ -37,7 +37,8 @@ def trained(method: str, right: int = 120) -> list[Pair]:
     return sharing(search(method, {1e-4: 0.9, 1e-3: 0.5}), 2) + sharing(final(method, tests), 3)
 
 
-def test_a_method_says_what_it_ran_with_and_why_not() -> None:
+def test_method_row_lists_accelerators() -> None:
+    """A method's row lists the accelerators it used and why the others were off."""
     costs = {
         "lora": make_cost("lora", engine=make_engine()),
         "oft": make_cost("oft", engine=make_engine(lanes="its frozen tensors differ by seed")),
@@ -57,7 +58,8 @@ def test_a_method_says_what_it_ran_with_and_why_not() -> None:
     }
 
 
-def test_nothing_is_said_where_nothing_is_known() -> None:
+def test_unknown_accelerators_omitted() -> None:
+    """Nothing is reported about accelerators when nothing is known."""
     unlike = Status.INCOMPATIBLE
     costs = {
         "lora": make_cost("lora"),  # of a study from before lanes
@@ -70,7 +72,8 @@ def test_nothing_is_said_where_nothing_is_known() -> None:
     assert found["dora"]["lanes"] is None  # probed, not trained yet
 
 
-def test_a_method_whose_probe_failed_ran_plain() -> None:
+def test_failed_probe_runs_plain() -> None:
+    """A method whose probe failed ran without accelerators."""
     failed = dataclasses.replace(make_cost("oft"), status=Status.FAILED, reason="it broke")
     trials = trained("lora") + trained("oft")
     costs = {"lora": make_cost("lora", engine=make_engine()), "oft": failed}
@@ -88,7 +91,9 @@ def test_a_method_whose_probe_failed_ran_plain() -> None:
     assert engines(make_record(trials, ("lora", "oft"), costs=before))["oft"] is None
 
 
-def test_memory_that_an_accelerator_saved_is_no_reason_to_change() -> None:
+def test_accelerated_memory_never_recommends() -> None:
+    """Memory saved by an accelerator alone is no reason to change the method."""
+
     def sentence(control: dict[str, Any], contender: dict[str, Any]) -> str:
         costs = {
             "lora": make_cost("lora", engine=control),
@@ -106,7 +111,8 @@ def test_memory_that_an_accelerator_saved_is_no_reason_to_change() -> None:
     assert cheaper in sentence(alone, make_engine())  # one trial alone is measured
 
 
-def test_what_the_probe_decided_comes_back_from_the_store(tmp_path: Path) -> None:
+def test_stored_probe_switches(tmp_path: Path) -> None:
+    """The probe's decisions are read back from the database."""
     kept = make_cost("oft", engine=make_engine(packing="cannot"))
     with Writer(tmp_path / "study.db") as store:
         store.save_cost(kept)

@@ -34,7 +34,8 @@ def test_item_variance_by_hand() -> None:
     assert not effect.seed_noise_known
 
 
-def test_seed_variance_by_hand_is_not_understated() -> None:
+def test_seed_variance_by_hand() -> None:
+    """Between-seed variance matches a hand computation and is not understated."""
     # items agree, so all noise is the seeds': sample variance 1 of (1, 2, 3), over 3 seeds
     effect = mean_effect(scores(np.repeat([[1.0], [2.0], [3.0]], 50, axis=1)))
     assert effect.standard_error == pytest.approx(np.sqrt(1 / 3))
@@ -59,21 +60,24 @@ def test_draws_have_the_effects_spread() -> None:
     assert draws.mean() == pytest.approx(effect.estimate, abs=0.02)
 
 
-def test_draws_of_few_seeds_have_the_tails_of_students_t() -> None:
+def test_few_seeds_use_students_t() -> None:
+    """Bootstrap draws from few seeds have the tails of Student's t."""
     effect = mean_effect(scores(np.repeat([[1.0], [2.0], [3.0]], 50, axis=1)))
     draws = bootstrap([effect], np.random.default_rng(2), 40_000)[0]
     found = np.quantile((draws - 2) / effect.standard_error, [0.025, 0.1, 0.9, 0.975])
     assert found == pytest.approx(stats.t.ppf([0.025, 0.1, 0.9, 0.975], 2), rel=0.06)
 
 
-def test_items_noise_makes_only_part_of_it_uncertain() -> None:
+def test_item_noise_share() -> None:
+    """Only part of the uncertainty comes from item noise."""
     # by hand, luck 3 and noise 1: 3 * (3 + 2) / (3 + 1); none without luck, all without noise
     assert SeedNoise(3, 3.0, 1.0, 2.0, 0.5).uncertain == pytest.approx(15 / 4)
     assert SeedNoise(3, 0.0, 1.0, 2.0, 0.5).uncertain == 0.0
     assert SeedNoise(3, 3.0, 0.0, 2.0, 0.5).uncertain == 3.0
 
 
-def test_contenders_share_the_luck_of_their_control() -> None:
+def test_contenders_share_control_variance() -> None:
+    """All contenders share the variance of their control."""
     rng = np.random.default_rng(6)
     control = scores(np.repeat(rng.normal(size=(3, 1)), 40, axis=1))
     others = [scores(np.repeat(rng.normal(size=(3, 1)), 40, axis=1)) for _ in range(3)]
@@ -82,7 +86,8 @@ def test_contenders_share_the_luck_of_their_control() -> None:
     assert np.corrcoef(joint)[np.triu_indices(3, 1)] == pytest.approx(0.5, abs=0.03)
 
 
-def test_item_noise_in_seed_means_is_not_counted_twice() -> None:
+def test_item_noise_counted_once() -> None:
+    """Item noise within the seed means is not counted twice."""
     # no seed effect at all: the standard error is that of 3 * 400 independent values
     variances = []
     for seed in range(200):
@@ -103,7 +108,8 @@ def test_seeds_are_paired_by_name() -> None:
     assert effect.standard_error == 0.0
 
 
-def test_without_common_seeds_both_sides_keep_their_noise() -> None:
+def test_unpaired_seeds_keep_noise() -> None:
+    """Without common seeds, both sides keep their noise."""
     method = scores(np.repeat([[1.0], [3.0]], 10, axis=1), (1, 2))
     control = scores(np.repeat([[0.0], [0.0], [3.0]], 10, axis=1), (3, 4, 5))
     effect = difference_effect(method, control)
@@ -113,7 +119,8 @@ def test_without_common_seeds_both_sides_keep_their_noise() -> None:
     assert effect.n_seeds == 2
 
 
-def test_pooling_lifts_the_lucky_and_leaves_the_noisy() -> None:
+def test_pooling_adjusts_variances() -> None:
+    """Pooling raises a small variance estimate and leaves a large one as it is."""
     control = scores(np.zeros((3, 40)))
     lucky = difference_effect(scores(np.tile(np.arange(40.0) % 2, (3, 1))), control)
     noisy = difference_effect(scores(np.repeat([[0.0], [3.0], [6.0]], 40, axis=1)), control)
@@ -131,7 +138,8 @@ def test_pooling_lifts_the_lucky_and_leaves_the_noisy() -> None:
     assert np.quantile(draws, 0.84) - np.quantile(draws, 0.16) > 1.5
 
 
-def test_draws_do_not_depend_on_those_that_follow() -> None:
+def test_draws_independent_of_later_chunks() -> None:
+    """Draws do not depend on the draws that follow them."""
     rng = np.random.default_rng(3)
     effects = [mean_effect(scores(rng.random((3, 25)))) for _ in range(4)]
     first = standardised_deviations(effects[:2], np.random.default_rng(7), 500)
@@ -139,7 +147,8 @@ def test_draws_do_not_depend_on_those_that_follow() -> None:
     np.testing.assert_allclose(first, among, atol=1e-12)
 
 
-def test_chunks_cover_every_draw_and_the_same_seed_gives_the_same_bits() -> None:
+def test_chunks_cover_draws_reproducibly() -> None:
+    """Chunks cover every draw, and the same seed gives identical bits."""
     effect = mean_effect(scores(np.random.default_rng(0).random((3, 900))))
     first = bootstrap([effect], np.random.default_rng(5))
     again = bootstrap([effect], np.random.default_rng(5))

@@ -43,12 +43,14 @@ def test_loss_and_metric_choose_for_themselves() -> None:
     assert choose_settings(RUNS, "metric", "lower") == {"lora": {"learning_rate": 1e-4}}
 
 
-def test_equal_scores_go_to_the_lower_loss() -> None:
+def test_ties_prefer_lower_loss() -> None:
+    """Equal scores are resolved in favour of the lower loss."""
     runs = [tried(1e-4, 0.9, 7), tried(1e-3, 0.5, 7), tried(1e-2, 0.6, 7)]
     assert choose_settings(runs, "metric", "higher") == {"lora": {"learning_rate": 1e-3}}
 
 
-def test_a_criterion_is_lower_where_better_and_none_where_it_was_not_taken() -> None:
+def test_criterion_direction_and_missing() -> None:
+    """The criterion is lower for better trials and None where it was not measured."""
     run = tried(1e-3, 0.5, 7)
     assert selection_value(run, "loss", "higher") == 0.5
     assert selection_value(run, "metric", "higher") == pytest.approx(-0.7)
@@ -59,7 +61,8 @@ def test_a_criterion_is_lower_where_better_and_none_where_it_was_not_taken() -> 
     assert choose_settings([(trial, bare)], "metric", "higher") == {}
 
 
-def test_picks_compare_the_settings_that_stood_furthest() -> None:
+def test_picks_use_furthest_rung() -> None:
+    """Picks compare the settings that reached the furthest rung."""
     first, second, third = RUNS
     assert compare_selection(RUNS, "higher") == SelectionComparison(
         by_loss={"learning_rate": 1e-3}, by_metric={"learning_rate": 1e-2},
@@ -79,7 +82,8 @@ def test_picks_compare_the_settings_that_stood_furthest() -> None:
     assert third.trial.learning_rate == 1e-2
 
 
-def test_the_report_says_where_loss_and_metric_disagree() -> None:
+def test_report_shows_loss_metric_disagreement() -> None:
+    """The report says where loss and metric choose different settings."""
     made = summarise(make_record(RUNS, ["lora"], settings=3), np.random.default_rng(0))
     row = made["methods"][0]
     assert row["picked"]["agree"] is False
@@ -96,7 +100,8 @@ def test_the_report_says_where_loss_and_metric_disagree() -> None:
     )
 
 
-def test_the_race_ranks_settings_by_the_score_where_it_is_given() -> None:
+def test_racing_ranks_by_score() -> None:
+    """Racing ranks settings by the score where one is available."""
     losses = np.array([0.5, 0.5])
     trials = [
         RungStanding("a", "lora", 1e-3, losses, -0.7),
@@ -110,7 +115,9 @@ def test_the_race_ranks_settings_by_the_score_where_it_is_given() -> None:
     assert found["b"].numbers["score"] == -0.8
 
 
-def test_methods_race_by_the_axes_of_the_study_s_front() -> None:
+def test_racing_axes_match_pareto() -> None:
+    """Methods race on the axes of the study's Pareto front."""
+
     def cost(name: str, memory: int, engine: str) -> Cost:
         return Cost(
             name, Status.DONE, trainable_parameters=8, step_milliseconds=5.0,
@@ -128,9 +135,10 @@ def test_methods_race_by_the_axes_of_the_study_s_front() -> None:
     assert racing_costs(costs, "lora", ("quality", "forgetting"))["lora"] == {"forgetting": None}
 
 
-def test_a_study_chooses_by_the_metric_where_answers_are_generated(
+def test_generative_study_chooses_by_metric(
     study_values: dict[str, Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
+    """A study of generated answers chooses its settings by the metric."""
     study_values["base"]["model"] = str(tiny_llama)
     study_values["task"] = {"kind": "sft", "max_length": 64, "max_new_tokens": 4}
     study_values["data"]["columns"] = {"prompt": "text", "completion": "label"}

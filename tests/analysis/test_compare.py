@@ -80,7 +80,8 @@ def test_clear_gain_by_the_normal_approximation() -> None:
     assert found.difference.high == pytest.approx(0.2 + width, abs=0.006)
 
 
-def test_more_contenders_widen_intervals_and_raise_p() -> None:
+def test_multiplicity_widens_intervals() -> None:
+    """More contenders widen the intervals and raise the p values."""
     many, alone = five_contenders(), five_contenders(("m4",))
     wide = many["m4"].difference.high - many["m4"].difference.low
     ratio = wide / (alone["m4"].difference.high - alone["m4"].difference.low)
@@ -160,11 +161,13 @@ def test_verdict_and_interval_always_agree() -> None:
     assert seen == {True, False}
 
 
-def test_the_same_seed_gives_the_same_bits() -> None:
+def test_same_seed_is_reproducible() -> None:
+    """The same seed gives identical bits."""
     assert five_contenders() == five_contenders()
 
 
-def test_a_lone_contender_with_seeds_alone_is_students_t() -> None:
+def test_single_contender_matches_t_test() -> None:
+    """A single contender with seed variance only gives Student's t interval."""
     # items all agree: the test is scipy's of three differences
     differences = np.array([0.01, 0.03, 0.05])
     control = Scores(THREE, np.tile(np.linspace(0.2, 0.8, 50), (3, 1)))
@@ -176,7 +179,8 @@ def test_a_lone_contender_with_seeds_alone_is_students_t() -> None:
     assert (found.difference.low, found.difference.high) == pytest.approx((low, high), rel=0.2)
 
 
-def test_few_discordant_items_are_no_proof_of_equivalence() -> None:
+def test_few_discordant_items_inconclusive() -> None:
+    """A few discordant items are no evidence of equivalence."""
     # one of 300 items differs: a method that is a point worse loses at most one in 20 % of studies
     right = np.ones(300)
     lost = right.copy()
@@ -242,13 +246,15 @@ def test_equivalence_needs_both_sides() -> None:
     assert against(inside, control, 0.003).verdict is Verdict.INCONCLUSIVE
 
 
-def test_no_contenders_and_no_scores_give_nothing() -> None:
+def test_empty_input() -> None:
+    """No contenders and no scores give no comparisons."""
     rng = np.random.default_rng(0)
     assert compare({}, HALF, margin=0.01, better="higher", rng=rng) == {}
     assert estimate_scores({}, rng) == {}
 
 
-def test_score_interval_stays_in_the_metrics_range() -> None:
+def test_score_interval_within_metric_range() -> None:
+    """The interval of a score stays within the range of its metric."""
     rng = np.random.default_rng(0)
     found = estimate_scores({"m": repeat([1.0] * 28 + [0.0], ONE)}, rng, low=0.0, high=1.0)["m"]
     assert found.estimate == pytest.approx(28 / 29)
@@ -256,7 +262,8 @@ def test_score_interval_stays_in_the_metrics_range() -> None:
     assert found.high == 1.0
 
 
-def test_pareto_front_keeps_ties_and_leaves_out_what_is_unknown() -> None:
+def test_pareto_front_ties_and_unknowns() -> None:
+    """The Pareto front keeps ties and omits methods with unknown values."""
     scores = {"a": 0.8, "tie": 0.8, "bad": 0.7, "top": 0.9, "free": None, "unknown": 1.0}
     costs = {"a": 10.0, "tie": 10.0, "bad": 20.0, "top": 30.0, "free": 1.0, "unknown": None}
     assert pareto_front(scores, costs, better="higher") == ["a", "tie", "top"]
@@ -305,7 +312,8 @@ def test_error_rates_hold() -> None:
 
 
 @pytest.mark.usefixtures("no_collection")
-def test_a_real_gain_is_found_and_covered() -> None:
+def test_real_gain_found_and_covered() -> None:
+    """A real gain is detected, and its interval covers the true value."""
     rng = np.random.default_rng(12)
     gains = np.array([0.0, 0.6, -0.6])
     spread = np.sqrt(1 + 0.4**2 + 0.5**2 + 0.0255**2)

@@ -60,7 +60,8 @@ def found(first: ComparedStudy, second: ComparedStudy) -> dict[str, Any]:
     return made
 
 
-def test_a_study_beside_its_copy_differs_in_nothing() -> None:
+def test_identical_copy_has_no_differences() -> None:
+    """A study compared with its own copy has no differences."""
     made = found(side(finished(), "a"), side(finished(), "b", **{"spec.name": "copy"}))
     assert made["differences"] == []
     assert made["cautions"] == []
@@ -70,7 +71,8 @@ def test_a_study_beside_its_copy_differs_in_nothing() -> None:
     assert made["agreement"]["agree"] == 2
 
 
-def test_verdicts_settings_and_methods_that_differ_are_named() -> None:
+def test_differences_are_named() -> None:
+    """Differing verdicts, settings and methods are named."""
     made = found(side(finished(), "a"), side(other(), "b"))
     rows = {m["method"]: m for m in made["methods"]}
     assert {name: row["agreement"] for name, row in rows.items()} == {
@@ -88,7 +90,8 @@ def test_verdicts_settings_and_methods_that_differ_are_named() -> None:
     ]
 
 
-def test_frozen_values_are_named_by_what_they_are_about() -> None:
+def test_frozen_differences_named_by_subject() -> None:
+    """Differing frozen values are named after their subject."""
     changed = {
         "spec.seed": 1, "data.test": "bb", "base": "b2", "machine.versions.peft": "0.22",
         "machine.device": "cuda", "methods.oft.config.r": 16, "methods.oft.title": "Oft",
@@ -106,7 +109,8 @@ def test_frozen_values_are_named_by_what_they_are_about() -> None:
     assert made["cautions"] == ["The test sets differ: the differences are over other items."]
 
 
-def test_another_control_margin_or_an_unfinished_study_is_cautioned() -> None:
+def test_incomparable_studies_caution() -> None:
+    """Another control, another margin or an unfinished study gives a caution."""
     record = finished()
     unfinished = dataclasses.replace(
         record, control="oft", methods=("oft", "lora", "ia3", "full"), margin=0.05,

@@ -38,7 +38,8 @@ def test_the_gain_is_paired_by_item() -> None:
     assert not any("untouched base" in w for w in found["warnings"])
 
 
-def test_who_is_not_better_than_the_base_is_warned_of() -> None:
+def test_no_gain_over_base_warns() -> None:
+    """A method that is no better than the base model gives a warning."""
     found = summed(trained(hits(119, 200)))
     assert any("LoRA is not surely better than the untouched base" in w for w in found["warnings"])
 
@@ -72,8 +73,7 @@ def test_a_study_scores_the_base_once(
     assert log.count("The untouched base") == 1
 
 
-def test_a_fresh_output_layer_has_no_score_before_training(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_fresh_head_has_no_base_score(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A randomly initialised output layer has no score before training."""
     found = bakeoff.run(bakeoff.parse_spec(study_values), tmp_path, tmp_path / "out")
     assert found["base"] is None

@@ -60,7 +60,8 @@ def test_items_and_pairs_are_counted() -> None:
     assert found["n_items"] == 4
 
 
-def test_a_lower_loss_is_a_win_and_has_no_right_or_wrong() -> None:
+def test_lower_loss_wins_without_correctness() -> None:
+    """A lower loss wins an item, and the item is neither right nor wrong."""
     made = record({1: (1.0, 0.2, 0.5)}, {1: (0.25, 0.7, 0.5)}, metric=LOSS)
     (oft,) = summed(made)["methods"]
     assert (oft["better"], oft["same"], oft["worse"]) == (1, 1, 1)
@@ -70,13 +71,15 @@ def test_a_lower_loss_is_a_win_and_has_no_right_or_wrong() -> None:
     assert oft["losses"][0]["gain"] == pytest.approx(-0.5)
 
 
-def test_strange_seeds_are_compared_by_their_means_alone() -> None:
+def test_unpaired_seeds_compare_means() -> None:
+    """Methods without common seeds are compared by their means only."""
     (oft,) = summed(record({1: (1, 0), 2: (0, 0)}, {7: (1, 1)}))["methods"]
     assert (oft["n_seeds"], oft["outcomes"], oft["better"]) == (0, None, 2)
     assert oft["wins"][0]["seed"] is None
 
 
-def test_an_example_shows_the_seed_where_the_two_differ() -> None:
+def test_example_uses_most_different_seed() -> None:
+    """An example shows the seed for which the two methods differ."""
     (oft,) = summed(record({1: (1, 0), 2: (1, 0), 3: (0, 0)},
                            {1: (0, 0), 2: (1, 1), 3: (0, 0)}))["methods"]  # fmt: skip
     (win,), (loss,) = oft["wins"], oft["losses"]
@@ -85,7 +88,8 @@ def test_an_example_shows_the_seed_where_the_two_differ() -> None:
     assert (loss["item"], loss["seed"], loss["contender"]) == (1, 1, "o 1 0")
 
 
-def test_the_largest_come_first_and_ties_lie_all_over_the_file() -> None:
+def test_items_ordered_by_difference() -> None:
+    """The largest differences come first, and ties are spread over the whole file."""
     n = 400
     gains = [0.5] * n
     gains[300] = 1.0
@@ -98,7 +102,8 @@ def test_the_largest_come_first_and_ties_lie_all_over_the_file() -> None:
     assert summed(made) == summed(made)
 
 
-def test_texts_are_cut_in_their_middle_after_secrets_are_taken_out() -> None:
+def test_texts_redacted_before_truncation() -> None:
+    """Texts are shortened in the middle after secrets have been removed."""
     token = "hf_" + "a" * 40
     long = "begin " + "x" * 263 + token + "y" * 5_000 + " end"
     made = record({1: (0,)}, {1: (1,)}, asked=(ItemText(long, "right"),))
@@ -131,7 +136,8 @@ def test_nothing_to_compare_is_none() -> None:
     assert items.item_summary(made, by_method, {}) is None
 
 
-def test_sixty_methods_stay_within_bounds_and_share_alike() -> None:
+def test_sixty_methods_stay_bounded() -> None:
+    """Sixty methods stay within the size limit and get equal shares of it."""
     found = big_items()
     texts = {a["item"]: a for a in found["asked"]}
     shown = [e for m in found["methods"] for k in ("wins", "losses") for e in m[k]]
@@ -156,7 +162,8 @@ def scored(folder: Path, rows: list[dict[str, Any]], task: str, **options: Any) 
     return [(trial, make_result(trial, test=[1.0] * len(rows)))]
 
 
-def test_what_items_ask_comes_from_the_frozen_rows(tmp_path: Path) -> None:
+def test_item_texts_from_frozen_rows(tmp_path: Path) -> None:
+    """The texts of items come from the frozen rows."""
     rows = [{"q": "a?", "w": "A"}, {"q": "b?", "w": "B"}]
     columns = {"prompt": "Say: {q}\nNow: ", "completion": "{w}"}
     made = scored(tmp_path, rows, "sft", columns=columns)
@@ -180,7 +187,8 @@ def test_what_items_ask_comes_from_the_frozen_rows(tmp_path: Path) -> None:
     assert test_texts.load_test_texts(tmp_path, made).asked == (ItemText("some", "yes"),)
 
 
-def test_other_rows_than_were_scored_are_never_shown(tmp_path: Path) -> None:
+def test_changed_rows_not_shown(tmp_path: Path) -> None:
+    """Rows other than those that were scored are never shown."""
     columns = {"prompt": "prompt", "completion": "completion"}
     made = scored(tmp_path, [{"prompt": "a", "completion": "b"}], "sft", columns=columns)
     file = tmp_path / "data" / "test.jsonl"

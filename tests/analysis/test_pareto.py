@@ -42,7 +42,8 @@ MIB = 2**20
 NOWHERE = Path("no-such-cache")
 
 
-def test_the_study_file_and_the_analysis_know_the_same_axes() -> None:
+def test_axes_agree_with_study_file() -> None:
+    """The study file and the analysis know the same axes."""
     assert ("quality", *COST_AXES) == Axis.__args__  # type: ignore[attr-defined]
 
 
@@ -54,7 +55,8 @@ def test_costs_within_five_percent_are_tied() -> None:
     assert is_cost_tie(0.0, 0.0)
 
 
-def test_a_front_over_several_costs_keeps_what_is_cheapest_somewhere() -> None:
+def test_front_over_several_costs() -> None:
+    """A front over several costs keeps every method that is cheapest on some axis."""
     scores = {"a": 0.9, "b": 0.9, "c": 0.8, "d": 0.8, "e": 0.95}
     memory = {"a": 2.0, "b": 3.0, "c": 1.0, "d": 4.0, "e": None}
     speed = {"a": 2.0, "b": 1.0, "c": 2.0, "d": 4.0, "e": 1.0}
@@ -73,7 +75,8 @@ def test_probabilities_by_hand() -> None:
     assert front_probabilities(-drawn, costs, better="lower").tolist() == found.tolist()
 
 
-def test_equal_scores_at_tied_costs_are_all_on_the_front() -> None:
+def test_front_keeps_ties() -> None:
+    """Methods with equal scores and equal costs are all on the front."""
     drawn = np.full((3, 5), 0.5)
     costs = np.array([[100.0, 10.0], [104.0, 10.2], [100.0, 11.0]])
     # the third is 10 % slower than the first, and the same otherwise
@@ -81,7 +84,8 @@ def test_equal_scores_at_tied_costs_are_all_on_the_front() -> None:
 
 
 @pytest.mark.parametrize("better", ["higher", "lower"])
-def test_without_ties_a_probability_is_how_often_moocore_finds_it(better: str) -> None:
+def test_probability_matches_moocore(better: str) -> None:
+    """Without ties, a probability is the frequency with which moocore finds the method."""
     rng = np.random.default_rng(3)
     drawn = rng.normal(size=(7, 50))
     costs = 2.0 ** rng.integers(0, 4, size=(7, 2))  # equal, or far from tied
@@ -109,7 +113,8 @@ def drawn(scores: dict[str, Scores], control: str) -> Any:
     return draw_scores(scores, control, np.random.default_rng(0))
 
 
-def test_who_lacks_a_value_is_left_out_and_an_axis_of_nobody_is_none() -> None:
+def test_missing_values_excluded() -> None:
+    """A method without a value is excluded, and an axis without values is dropped."""
     scores = {m: Scores((1, 2), np.tile(hits(n, 100), (2, 1))) for m, n in (("a", 60), ("b", 70))}
     rows = [
         fake_row("a", 0.6, train_peak_bytes=100, adapter_bytes=10),
@@ -129,7 +134,8 @@ def test_who_lacks_a_value_is_left_out_and_an_axis_of_nobody_is_none() -> None:
     assert speed["left_out"] == {"a": ["speed"], "b": ["speed"]}
 
 
-def test_without_the_control_there_is_a_front_all_the_same() -> None:
+def test_front_without_control() -> None:
+    """There is a front even when the control is missing."""
     scores = {m: Scores((1, 2), np.tile(hits(n, 100), (2, 1))) for m, n in (("a", 30), ("b", 70))}
     rows = [fake_row(m, s, train_peak_bytes=100) for m, s in (("a", 0.3), ("b", 0.7))]
     found = find_fronts(rows, drawn(scores, "lora"), None, better="higher")
@@ -137,7 +143,8 @@ def test_without_the_control_there_is_a_front_all_the_same() -> None:
     assert find_fronts([], drawn({}, "lora"), None, better="higher").joint["draws"] is None
 
 
-def test_forgetting_is_an_axis_where_it_was_measured() -> None:
+def test_forgetting_axis_where_measured() -> None:
+    """Forgetting is an axis if it was measured."""
     scores = {m: Scores((1, 2), np.tile(hits(60, 100), (2, 1))) for m in ("a", "b")}
     rows = [
         fake_row("a", 0.6, train_peak_bytes=100, forgetting={"estimate": 0.02}),
@@ -150,7 +157,8 @@ def test_forgetting_is_an_axis_where_it_was_measured() -> None:
     assert found.probabilities == {"a": 0.0, "b": 1.0}
 
 
-def test_a_finished_study_has_probabilities_between_never_and_always() -> None:
+def test_finished_study_probabilities() -> None:
+    """A finished study has probabilities between 0 and 1."""
     made = summed(finished())
     # OFT scores 20 points more at LoRA's costs; IA3 needs half the memory
     assert row(made, "oft")["front_probability"] == 1.0
@@ -162,7 +170,8 @@ def test_a_finished_study_has_probabilities_between_never_and_always() -> None:
     assert made["front"]["draws"] == 10_000
 
 
-def test_two_methods_apart_by_chance_share_the_front() -> None:
+def test_indistinguishable_methods_share_front() -> None:
+    """Two methods that differ by chance share the front."""
     other = [1.0] * 100 + [0.0] * 80 + [1.0] * 20  # 120 right as well, other items
     trials = final("lora", rights(120)) + final("oft", dict.fromkeys((1, 2, 3), other))
     costs = {"lora": make_cost("lora"), "oft": make_cost("oft", 1_030_000)}
@@ -201,7 +210,8 @@ def advice(record: StudyRecord) -> tuple[str | None, str]:
     return found["method"], found["sentence"]
 
 
-def test_memory_takes_the_smallest_that_is_not_worse() -> None:
+def test_memory_picks_smallest_not_worse() -> None:
+    """The memory preference picks the smallest method that is not worse."""
     method, sentence = advice(study("memory"))
     assert method == "ia3"  # DoRA needs an eighth, and is worse
     assert sentence == (
@@ -218,7 +228,8 @@ def test_speed_counts_only_beyond_five_percent() -> None:
     assert "10 % less time for a training step than LoRA (9 ms against 10 ms)" in sentence
 
 
-def test_a_better_method_goes_before_the_control_where_costs_are_tied() -> None:
+def test_better_method_wins_tied_costs() -> None:
+    """A better method is preferred to the control when their costs are tied."""
     record = study("size")  # every adapter is 4096 bytes
     method, sentence = advice(record)
     assert method == "oft"
@@ -228,7 +239,8 @@ def test_a_better_method_goes_before_the_control_where_costs_are_tied() -> None:
     )
 
 
-def test_the_control_stays_where_nothing_is_saved() -> None:
+def test_control_kept_without_saving() -> None:
+    """The control stays recommended when no method saves anything."""
     trials = final("lora", rights(120)) + final("ia3", rights(120))
     costs = {"lora": make_cost("lora", 8 * MIB), "ia3": make_cost("ia3", int(7.8 * MIB))}
     record = make_record(trials, ("lora", "ia3"), costs=costs, prefer="memory", margin=0.1)
@@ -253,7 +265,8 @@ def test_inconclusive_is_never_recommended_but_named() -> None:
     )
 
 
-def test_without_a_measured_cost_nothing_is_saved() -> None:
+def test_unmeasured_cost_saves_nothing() -> None:
+    """Without a measured cost, there is no saving."""
     method, sentence = advice(study("memory", costs={}))
     assert method == "lora"
     assert sentence.startswith("Keep LoRA: its training memory was not measured")
@@ -262,7 +275,8 @@ def test_without_a_measured_cost_nothing_is_saved() -> None:
     )
 
 
-def test_memory_that_an_accelerator_saved_is_no_merit() -> None:
+def test_accelerated_memory_is_no_saving() -> None:
+    """Memory saved by an accelerator is not credited to the method."""
     costs = {
         "lora": make_cost("lora", 8 * MIB, engine=make_engine(packing="it does not agree")),
         "ia3": make_cost("ia3", 4 * MIB, engine=make_engine()),
@@ -274,7 +288,8 @@ def test_memory_that_an_accelerator_saved_is_no_merit() -> None:
     assert "Left out, because no comparable training memory was measured: IA3." in sentence
 
 
-def test_without_the_control_there_is_no_saving_either() -> None:
+def test_no_saving_without_control() -> None:
+    """Without the control, there is no saving."""
     record = make_record(final("oft", rights(120)), ("lora", "oft"), prefer="memory")
     method, sentence = advice(record)
     assert method is None
@@ -338,7 +353,8 @@ def test_weights_add_up_margins_and_halvings() -> None:
     assert slow == {"lora": 0.0, "oft": 0.0, "ia3": pytest.approx(math.log2(10 / 9))}
 
 
-def test_weights_that_nothing_gains_by_keep_the_control() -> None:
+def test_weights_without_gain_keep_control() -> None:
+    """Preference weights that favour no method keep the control."""
     trials = final("lora", rights(120)) + final("ia3", rights(120))
     costs = {"lora": make_cost("lora", 8 * MIB), "ia3": make_cost("ia3", 16 * MIB)}
     record = make_record(
@@ -352,7 +368,8 @@ def test_weights_that_nothing_gains_by_keep_the_control() -> None:
     )
 
 
-def test_all_weight_on_quality_is_to_prefer_quality() -> None:
+def test_full_quality_weight_equals_quality() -> None:
+    """Putting all weight on quality equals the quality preference."""
     assert advice(study({"quality": 3.0}))[0] == advice(study("quality"))[0] == "oft"
 
 
@@ -372,7 +389,8 @@ def test_weights_do_not_depend_on_units() -> None:
 # -- from the study file to the record -----------------------------------------------------------
 
 
-def test_what_the_verdict_weighs_may_change_after_the_run() -> None:
+def test_preferences_editable_after_run() -> None:
+    """The preferences of the verdict may change after the run."""
     before = parse_spec(values())
     after = parse_spec(values(verdict={"prefer": "memory", "pareto": ["quality", "size"]}))
     assert before != after
@@ -390,7 +408,8 @@ def test_how_the_catalogs_methods_are_served() -> None:
     }
 
 
-def test_tuning_does_not_change_how_a_method_is_served_and_other_arguments_may() -> None:
+def test_serving_unaffected_by_tuning() -> None:
+    """Tuning does not change how a method is served, but other arguments may."""
     lora = registry.load("lora", Path())
     larger = dataclasses.replace(lora, config={**lora.config, "r": 64, "lora_dropout": 0.1})
     assert serving_forms([larger], NOWHERE) == {"lora": "adapter"}

@@ -25,7 +25,8 @@ from bakeoff.analysis.power import (
 
 
 @pytest.mark.parametrize("contenders", [1, 2, 3, 7])
-def test_dunnett_s_critical_score_leaves_five_percent_out(contenders: int) -> None:
+def test_dunnett_critical_value(contenders: int) -> None:
+    """Dunnett's critical value leaves five percent in the tails."""
     critical = dunnett_critical(contenders)
     covariance = np.full((contenders, contenders), 0.5) + 0.5 * np.eye(contenders)
     inside = stats.multivariate_normal(cov=covariance, seed=0).cdf(
@@ -34,7 +35,8 @@ def test_dunnett_s_critical_score_leaves_five_percent_out(contenders: int) -> No
     assert inside == pytest.approx(0.95, abs=5e-4)
 
 
-def test_a_lone_contender_at_one_seed_has_the_power_of_a_paired_t_test() -> None:
+def test_single_contender_paired_t_power() -> None:
+    """A single contender with one seed has the power of a paired t test."""
     # one seed: the verdict knows the items' noise alone, which is then a t test over the items
     design = StudyDesign(n_items=400, n_seeds=1, n_contenders=1, item_sd=0.4, seed_sd=0.0)
     effect = TTestPower().solve_power(nobs=400, alpha=0.05, power=0.8)
@@ -46,7 +48,8 @@ def test_a_lone_contender_at_one_seed_has_the_power_of_a_paired_t_test() -> None
     assert power_of_difference(design, -0.03) == power_of_difference(design, 0.03)
 
 
-def test_equivalence_at_one_seed_is_two_one_sided_tests() -> None:
+def test_equivalence_matches_tost() -> None:
+    """Equivalence with one seed is two one-sided tests."""
     design = StudyDesign(n_items=10_000, n_seeds=1, n_contenders=1, item_sd=0.4, seed_sd=0.0)
     # the estimate must lie within margin - 1.645 * 0.004 of 0
     reach = (0.02 - stats.norm.ppf(0.95) * 0.004) / 0.004
@@ -57,7 +60,8 @@ def test_equivalence_at_one_seed_is_two_one_sided_tests() -> None:
     assert power_of_equivalence(design, 0.0, 0.005) == 0.0
 
 
-def test_what_is_needed_is_the_least_that_settles() -> None:
+def test_required_items_is_minimal() -> None:
+    """The required size is the smallest that gives a conclusion."""
     design = StudyDesign(n_items=300, n_seeds=3, n_contenders=3)
     items = items_needed(design, 0.03)
     assert items is not None

@@ -29,7 +29,8 @@ def test_macro_f1_by_hand() -> None:
     assert macro_f1(["a", "c"], ["a", "a"]) == pytest.approx((2 / 3 + 0) / 2)
 
 
-def test_macro_f1_and_its_influences_are_scikit_learns() -> None:
+def test_macro_f1_matches_scikit_learn() -> None:
+    """Macro F1 and its influence values equal those of scikit-learn."""
     rng = np.random.default_rng(3)
     true = [str(x) for x in rng.choice(["a", "b", "c", "d"], 60, p=[0.6, 0.3, 0.08, 0.02])]
     said = [str(x) for x in rng.choice(["a", "b", "c", "e"], 60)]
@@ -49,8 +50,11 @@ def test_macro_f1_and_its_influences_are_scikit_learns() -> None:
     np.testing.assert_allclose(each - whole, expected - expected.mean(), atol=1e-9)
 
 
-def test_the_interval_is_about_that_of_resampled_items() -> None:
-    """One seed: the jackknife's interval against 2,000 resamples of the items."""
+def test_interval_matches_resampling() -> None:
+    """The jackknife interval is close to that of resampled items.
+
+    One seed: the jackknife's interval against 2,000 resamples of the items.
+    """
     rng = np.random.default_rng(0)
     true = rng.choice(3, 400, p=[0.6, 0.3, 0.1])
     said = np.where(rng.random(400) < 0.75, true, rng.choice(3, 400))
@@ -81,7 +85,8 @@ def summed(said: dict[int, list[str]], true: list[str], **more: Any) -> dict[str
     return summarise(record, np.random.default_rng(0))
 
 
-def test_the_report_has_it_by_method_and_by_trial() -> None:
+def test_report_rows_by_method_and_trial() -> None:
+    """The report has the secondary metric by method and by trial."""
     true = ["a", "a", "b", "b"]
     report = summed({1: ["a", "a", "b", "a"], 2: ["a", "a", "b", "b"]}, true)
     schema = json.loads((resources.files("bakeoff.report") / "schema.json").read_text())
@@ -104,9 +109,8 @@ def test_a_task_without_it_has_none() -> None:
     assert "Macro-F1" not in page.render(json.loads(json.dumps(report)))
 
 
-def test_a_study_reports_it_from_what_it_stored(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_study_reports_stored_metric(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A study reports the secondary metric from what it stored."""
     study_values["budget"] |= {"steps": 4, "settings": 1, "race": "off", "extend": 0}
     report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     true = [r["label"] for r in read_rows(tmp_path / "out" / "data" / "test.jsonl")]

@@ -64,7 +64,8 @@ def curve(*losses: float | None, rate: float = 1e-3, **more: Any) -> Pair:
     return trial, result
 
 
-def test_divergence_is_a_share_of_what_trained() -> None:
+def test_divergence_rate_of_trained() -> None:
+    """The divergence rate is a share of the trials that trained."""
     kinds = [Status.DIVERGED, Status.STOPPED, Status.FAILED, Status.OUT_OF_MEMORY, None, 0.5]
     trials = search("lora", dict(zip((1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), kinds, strict=True)))
     trials += final("lora", {1: hits(1, 2), 2: Status.DIVERGED})
@@ -73,7 +74,8 @@ def test_divergence_is_a_share_of_what_trained() -> None:
     assert divergence_share(runs(search("lora", {1e-3: Status.FAILED, 1e-2: None}))) is None
 
 
-def test_a_stop_with_a_reason_is_the_races_and_one_without_is_open() -> None:
+def test_stop_reason_from_racing() -> None:
+    """A stopped trial with a reason was stopped by racing; one without is unfinished."""
     (trial, result), *_ = search("lora", {1e-3: Status.STOPPED})
     assert result is not None
     assert stopped_by_race(TrialRun(trial, result))
@@ -121,7 +123,8 @@ def test_plateau_by_score() -> None:
     assert narrow["decades"] == 0.0
 
 
-def test_a_rate_that_diverged_ends_the_plateau_and_one_that_failed_is_not_there() -> None:
+def test_plateau_excludes_diverged_and_failed() -> None:
+    """A diverged rate ends the plateau, and a failed one is left out."""
     found = learning_rate_plateau(
         scored({1e-4: 0.9, 1e-3: Status.DIVERGED, 1e-2: 0.9}), ACCURACY, 0.05
     )
@@ -137,13 +140,15 @@ def test_a_rate_that_diverged_ends_the_plateau_and_one_that_failed_is_not_there(
     assert learning_rate_plateau(scored(diverged), ACCURACY, 0.05) is None
 
 
-def test_plateau_of_a_metric_where_lower_is_better() -> None:
+def test_plateau_lower_is_better() -> None:
+    """The plateau follows a metric for which lower is better."""
     found = learning_rate_plateau(scored({1e-4: 0.50, 1e-3: 0.40, 1e-2: 0.41}), LOSS, 0.02)
     assert found is not None
     assert (found["low"], found["high"]) == (1e-3, 1e-2)
 
 
-def test_plateau_by_loss_compares_raced_trials_at_the_rung() -> None:
+def test_plateau_compares_losses_at_rung() -> None:
+    """The plateau by loss compares raced trials at the same rung."""
     raced = {"status": Status.STOPPED, "reason": "setting 3 of 4 by validation loss; 2 go on"}
     trials = [
         curve(2.0, rate=1e-5, **raced),
@@ -182,7 +187,8 @@ def test_spikes() -> None:
     }
 
 
-def test_a_rise_within_the_methods_own_jitter_is_no_spike() -> None:
+def test_jitter_is_no_spike() -> None:
+    """A rise within the method's own jitter is not a spike."""
     # changes -1.0, +0.5, -1.0, +0.6: median -0.25, deviations .75 .75 .75 .85 -> MAD 0.75;
     # the bound is -0.25 + 3 * 1.4826 * 0.75 = 3.09
     assert loss_spikes(runs([curve(4.0, 3.0, 3.5, 2.5, 3.1)])) == {
@@ -192,7 +198,8 @@ def test_a_rise_within_the_methods_own_jitter_is_no_spike() -> None:
     }
 
 
-def test_spikes_skip_what_is_not_finite_and_what_failed() -> None:
+def test_spikes_skip_nonfinite_and_failed() -> None:
+    """Spikes leave out values that are not finite and failed trials."""
     nan = float("nan")
     lost = curve(4.0, 3.0, 9.0, nan, status=Status.DIVERGED, reason="r")
     smooth = curve(4.0, 3.0, 2.0, 1.0, rate=1e-4)
@@ -212,7 +219,8 @@ def test_validation_area() -> None:
     assert validation_area(runs(search("lora", {1e-3: 0.5}))) is None
 
 
-def test_the_report_has_all_of_it_and_null_for_a_method_that_did_not_run() -> None:
+def test_report_has_stability_or_null() -> None:
+    """The report has every stability value, and null for a method that did not run."""
     trials = search("lora", {1e-4: 0.9, 1e-3: 0.5})
     trials += final("lora", {seed: hits(100 + seed, 200) for seed in (1, 2, 3)})
     made = summed(make_record(trials, ("lora", "oft"), incompatible={"oft": "no such module"}))

@@ -15,7 +15,8 @@ from bakeoff.core.results import Status
 MINUS = "\N{MINUS SIGN}"
 
 
-def test_choose_takes_the_lowest_loss_and_the_lower_rate_on_ties() -> None:
+def test_choose_lowest_loss_then_rate() -> None:
+    """The lowest loss is chosen, and the lower rate on ties."""
     trials = search("lora", {1e-2: 0.5, 1e-3: 0.5, 1e-4: 0.9})
     trials += search("oft", {1e-3: Status.DIVERGED, 1e-4: 0.8, 1e-5: None})
     trials += search("full", {1e-3: Status.FAILED})
@@ -27,7 +28,9 @@ def test_choose_takes_the_lowest_loss_and_the_lower_rate_on_ties() -> None:
     }
 
 
-def test_choose_averages_over_seeds_and_leaves_out_what_diverged_once() -> None:
+def test_choose_averages_seeds_without_diverged() -> None:
+    """Choosing averages over seeds and leaves out a setting that diverged once."""
+
     def at_seed(rate: float, seed: int, loss: float | Status) -> Any:
         ((trial, _),) = search("lora", {rate: 0.0})
         trial = dataclasses.replace(trial, seed=seed)
@@ -80,11 +83,13 @@ def test_a_finished_study() -> None:
     assert sentence.endswith("2 contenders, 3 seeds, 200 items).")
 
 
-def test_the_same_generator_gives_the_same_report() -> None:
+def test_report_is_deterministic() -> None:
+    """The same random generator gives the same report."""
     assert summed(finished()) == summed(finished())
 
 
-def test_a_method_whose_settings_all_failed_is_a_row() -> None:
+def test_all_settings_failed_is_row() -> None:
+    """A method whose settings all failed is a row of the report."""
     full = row(summed(finished()), "full")
     assert (full["status"], full["reason"]) == ("diverged", "it diverged")
     assert (full["score"], full["verdict"], full["setting"]) == (None, "none", {})
@@ -93,7 +98,8 @@ def test_a_method_whose_settings_all_failed_is_a_row() -> None:
     assert full["curves"][0]["points"][-1]["validation_loss"] is None
 
 
-def test_every_kind_of_failure_is_a_row() -> None:
+def test_every_failure_kind_is_row() -> None:
+    """Every kind of failure is a row of the report."""
     kinds = [Status.FAILED, Status.DIVERGED, Status.OUT_OF_MEMORY, Status.STOPPED]
     trials = search("lora", dict(zip((1e-5, 1e-4, 1e-3, 1e-2), kinds, strict=True)))
     trials += search("lora", {1e-1: 0.5}) + final("lora", rights(100), rate=1e-1)
@@ -158,7 +164,8 @@ def test_a_search_half_way_chooses_nothing() -> None:
     assert "(3 of 4 planned trials finished)" in made["recommendation"]["sentence"]
 
 
-def test_a_trial_that_waits_at_a_rung_is_not_finished() -> None:
+def test_paused_trial_is_unfinished() -> None:
+    """A trial that waits at a rung is not finished."""
     trials = search("lora", {1e-4: 0.5, 1e-3: Status.STOPPED}) + final("lora", rights(120))
     trials[1] = (trials[1][0], dataclasses.replace(trials[1][1], reason=None))  # type: ignore[type-var]
     made = summed(make_record(trials, ("lora",)))
@@ -169,7 +176,8 @@ def test_a_trial_that_waits_at_a_rung_is_not_finished() -> None:
     assert (made["complete"], made["failures"]) == (True, [])
 
 
-def test_a_method_that_the_race_stopped_whole_is_stopped_with_the_reason() -> None:
+def test_method_stopped_by_racing() -> None:
+    """A method that racing stopped entirely is reported as stopped, with the reason."""
     trials = search("lora", {1e-4: 0.5}) + final("lora", rights(120))
     trials += search("oft", {1e-4: Status.STOPPED, 1e-3: Status.STOPPED})
     made = summed(make_record(trials, ("lora", "oft")))
@@ -178,7 +186,8 @@ def test_a_method_that_the_race_stopped_whole_is_stopped_with_the_reason() -> No
     assert (row(made, "oft")["n_trials_failed"], row(made, "oft")["verdict"]) == (0, "none")
 
 
-def test_a_finished_search_without_finals_has_settings_and_is_not_complete() -> None:
+def test_search_only_is_incomplete() -> None:
+    """A finished search without final trials has settings and is not complete."""
     trials = search("lora", {1e-4: 0.5, 1e-3: 0.4}) + search("oft", {1e-4: 0.5, 1e-3: 0.6})
     made = summed(make_record(trials, ("lora", "oft")))
     assert made["complete"] is False
@@ -186,7 +195,8 @@ def test_a_finished_search_without_finals_has_settings_and_is_not_complete() -> 
     assert row(made, "oft")["status"] == "stopped"
 
 
-def test_finals_half_way_compare_what_is_there() -> None:
+def test_partial_finals_are_compared() -> None:
+    """Half-finished final trials are compared as far as they go."""
     trials = final("lora", rights(120)) + final("oft", {1: hits(121, 200), 2: None, 3: None})
     trials += final("ia3", {1: None, 2: None, 3: None})
     made = summed(make_record(trials, ("lora", "oft", "ia3")))
@@ -200,7 +210,8 @@ def test_finals_half_way_compare_what_is_there() -> None:
     assert "OFT has one seed: its seed noise is unknown and in no interval." in made["warnings"]
 
 
-def test_without_the_control_there_are_no_verdicts() -> None:
+def test_no_verdicts_without_control() -> None:
+    """Without the control there are no verdicts."""
     trials = final("lora", dict.fromkeys((1, 2, 3), Status.DIVERGED)) + final("oft", rights(120))
     made = summed(make_record(trials, ("lora", "oft")))
     assert made["complete"] is True
@@ -214,7 +225,8 @@ def test_without_the_control_there_are_no_verdicts() -> None:
     assert "LoRA, the control, has no test score: there are no verdicts." in made["warnings"]
 
 
-def test_keep_the_control_and_name_cheaper_equivalents() -> None:
+def test_control_kept_with_cheaper_equivalents() -> None:
+    """The control is kept and the cheaper equivalents are named."""
     trials = final("lora", rights(120)) + final("ia3", rights(120)) + final("oft", rights(60))
     costs = {"lora": make_cost("lora"), "ia3": make_cost("ia3", 600_000), "oft": make_cost("oft")}
     made = summed(make_record(trials, ("lora", "ia3", "oft"), costs=costs))
@@ -240,7 +252,8 @@ def test_all_worse_is_said() -> None:
     )
 
 
-def test_a_gain_below_the_margin_is_not_called_chance() -> None:
+def test_small_gain_is_not_chance() -> None:
+    """A gain below the margin is not attributed to chance."""
     better = [x + 0.004 for x in hits(120, 200)]
     trials = final("lora", rights(120)) + final("oft", dict.fromkeys((1, 2, 3), better))
     made = summed(make_record(trials, ("lora", "oft")))
@@ -248,7 +261,8 @@ def test_a_gain_below_the_margin_is_not_called_chance() -> None:
     assert "no contender is better by 1.0 points or more" in made["recommendation"]["sentence"]
 
 
-def test_lower_is_better_turns_order_and_verdict() -> None:
+def test_lower_is_better_reverses_order() -> None:
+    """A lower-is-better metric reverses order and verdict."""
     trials = final("lora", rights(0)) + final("oft", rights(200)) + final("ia3", rights(0))
     trials = [
         (t, dataclasses.replace(r, splits=shifted(r, t.method.name)))
@@ -290,7 +304,8 @@ def test_warnings_name_what_weakens_the_study() -> None:
     ]
 
 
-def test_scores_of_other_items_are_left_out_and_said() -> None:
+def test_foreign_item_scores_excluded() -> None:
+    """Scores of other items are excluded, and the report says so."""
     trials = final("lora", rights(120))
     trials += final("oft", {1: hits(100, 200), 2: hits(3, 5), 3: [float("nan")] * 200})
     made = summed(make_record(trials, ("lora", "oft")))

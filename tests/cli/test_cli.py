@@ -94,9 +94,8 @@ def test_sft_end_to_end(study_values: dict[str, Any], tiny_llama: Path, tmp_path
     assert any("6 items" in w for w in report["warnings"])
 
 
-def test_a_diverged_setting_is_a_row_and_the_study_goes_on(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_diverged_setting_is_row(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A diverged setting is a row of the report and the study continues."""
     study_values["method"]["ia3"]["learning_rates"] = [1e-2, 1e30]
     study_values["budget"]["steps"] = 30  # the first rung comes after a few of them
     (tmp_path / "study.toml").write_text(tomli_w.dumps(study_values))
@@ -122,7 +121,8 @@ def test_methods_lists_the_catalog(tmp_path: Path) -> None:
     assert 'peft = "OFTConfig"' in bakeoff("methods", "oft", "--toml", cwd=tmp_path).stdout
 
 
-def test_init_writes_a_file_that_schema_describes(tmp_path: Path) -> None:
+def test_init_file_matches_schema(tmp_path: Path) -> None:
+    """`bakeoff init` writes a file that the schema describes."""
     import tomllib
 
     assert bakeoff("init", cwd=tmp_path).returncode == 0

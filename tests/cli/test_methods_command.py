@@ -40,7 +40,8 @@ def names(result: Result) -> set[str]:
     return {m["name"] for m in json.loads(result.stdout)}
 
 
-def test_the_list_is_json_that_says_what_each_can_do(run: Callable[..., Result]) -> None:
+def test_json_list_has_capabilities(run: Callable[..., Result]) -> None:
+    """The JSON list says what each method can do."""
     listed = json.loads(run("--json").stdout)
     assert {m["name"] for m in listed} == set(registry.names())
     for m in listed:
@@ -87,16 +88,18 @@ def test_filters(
         ("--family", "lowrank", "unknown-family"),
     ],
 )
-def test_a_filter_that_nothing_could_pass_is_refused(
+def test_impossible_filter_refused(
     run: Callable[..., Result], option: str, value: str, code: str
 ) -> None:
+    """A filter that no method can pass is refused."""
     with pytest.raises(UsageError) as error:
         run(option, value)
     assert error.value.code == code
     assert "Known:" in error.value.try_
 
 
-def test_a_page_holds_the_claim_against_the_measurement(run: Callable[..., Result]) -> None:
+def test_page_compares_claim_and_measurement(run: Callable[..., Result]) -> None:
+    """A method's page holds the claim and the measurement."""
     page = run("dora").stdout
     for text in (
         "https://arxiv.org/abs/2402.09353",
@@ -113,7 +116,8 @@ def test_a_page_holds_the_claim_against_the_measurement(run: Callable[..., Resul
     assert "published" not in run("eva").stdout
 
 
-def test_a_file_of_the_users_own_is_shown_too(run: Callable[..., Result], tmp_path: Path) -> None:
+def test_user_method_file_shown(run: Callable[..., Result], tmp_path: Path) -> None:
+    """A method file of the user is shown as well."""
     text = registry.read_source("lora", tmp_path).replace("r = 8", "r = 2", 1)
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     assert "not probed" in run("mine.toml").stdout
@@ -154,7 +158,8 @@ def test_a_probe_is_kept(run: Callable[..., Result], asked: list[str]) -> None:
     assert json.loads(again.stdout)["probed_with"] == capability_records.versions()
 
 
-def test_the_probe_runs_in_a_process_of_its_own() -> None:
+def test_probe_runs_in_subprocess() -> None:
+    """The probe runs in a process of its own."""
     entry = registry.load("arrow", Path())
     ((index, value, error),) = method_row.run_in_processes(
         jobs.PROBE_METHOD, [{"entry": methods.entry_to_json(entry)}]
@@ -163,15 +168,15 @@ def test_the_probe_runs_in_a_process_of_its_own() -> None:
     assert value == capability_records.load_shipped()["methods"]["arrow"]
 
 
-def test_a_probe_that_died_is_said_and_tried_again(
-    run: Callable[..., Result], asked: list[str]
-) -> None:
+def test_crashed_probe_reported_and_retried(run: Callable[..., Result], asked: list[str]) -> None:
+    """A probe that crashed is reported and run again."""
     assert "the worker died" in run("dora", "--probe").stderr
     run("dora", "--probe")
     assert asked == ["dora", "dora"]
 
 
-def test_an_entry_that_changed_is_not_what_was_probed(tmp_path: Path) -> None:
+def test_changed_entry_is_stale(tmp_path: Path) -> None:
+    """A catalog entry that changed does not match its probe."""
     entry = registry.load("lora", tmp_path)
     found = capability_records.find_record(
         entry, tmp_path, capability_records.load_shipped()
@@ -189,9 +194,10 @@ def test_an_entry_that_changed_is_not_what_was_probed(tmp_path: Path) -> None:
     assert capability_records.find_record(prose, tmp_path, {"methods": {}}).capabilities == found
 
 
-def test_other_versions_are_named_in_one_line(
+def test_other_versions_named_once(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Other package versions are named in one line."""
     own = capability_records.load_shipped()["versions"]
     same = {p: own[p] for p in capability_records.PACKAGES}
     monkeypatch.setattr(capability_records, "_version", same.get)
@@ -206,9 +212,10 @@ def test_other_versions_are_named_in_one_line(
     assert "bakeoff methods --probe" in said
 
 
-def test_a_broken_cache_entry_is_probed_again(
+def test_broken_cache_entry_probed_again(
     run: Callable[..., Result], asked: list[str], tmp_path: Path
 ) -> None:
+    """A broken cache entry is probed again."""
     run("lora", "--probe")
     (kept,) = (tmp_path / "cache").rglob("lora-*.json")
     kept.write_text("{", encoding="utf-8")
@@ -216,8 +223,11 @@ def test_a_broken_cache_entry_is_probed_again(
     assert asked == ["lora", "lora"]
 
 
-def test_the_record_is_of_the_catalog_as_it_is() -> None:
-    """A failure here: `bakeoff methods --probe`, then `scripts/make_methods_page.py --record`."""
+def test_record_matches_catalog() -> None:
+    """The committed record covers the catalog as it is.
+
+    A failure here: `bakeoff methods --probe`, then `scripts/make_methods_page.py --record`.
+    """
     record = capability_records.load_shipped()
     catalog = {e.name: e for e in page_script().entries()}
     assert set(record["methods"]) == set(catalog)
@@ -225,7 +235,8 @@ def test_the_record_is_of_the_catalog_as_it_is() -> None:
         assert record["methods"][name]["entry"] == capability_records.entry_hash(entry), name
 
 
-def test_the_page_in_the_docs_is_the_one_that_the_record_gives() -> None:
+def test_docs_page_matches_record() -> None:
+    """The page in the docs is the one that the record gives."""
     script = page_script()
     written = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert script.page(script.entries(), capability_records.load_shipped()) == written
@@ -238,7 +249,8 @@ def page_script() -> Any:
         return importlib.import_module("make_methods_page")
 
 
-def test_published_results_are_of_methods_in_the_catalog() -> None:
+def test_published_results_name_catalog_methods() -> None:
+    """Published results name methods of the catalog."""
     lora = published_results.find_results("lora")
     assert (lora[0].experiment, lora[0].value) == ("lora/llama-3.2-3B-rank10-target-mlp", 0.4943)
     assert lora[-1].task == "imagegen"

@@ -115,7 +115,8 @@ def test_a_glance_tells_what_goes_on(study: Path) -> None:
     assert (found.phase.title, found.phase.before) == ("Search", 3)
 
 
-def test_time_left_is_told_by_what_trials_took(study: Path) -> None:
+def test_remaining_time_from_trial_durations(study: Path) -> None:
+    """The remaining time is estimated from the durations of finished trials."""
     # LoRA's took 2.75 s each; OFT's steps take twice as long in the cost probe: 3 x 5.5 s
     left = read_status(study, mine=True).phase_seconds_left
     assert left is not None
@@ -137,7 +138,8 @@ def test_nothing_is_guessed(tmp_path: Path) -> None:
     assert "tokens/s" not in drawn
 
 
-def test_hours_tell_what_is_left_of_the_study(tmp_path: Path) -> None:
+def test_time_budget_gives_remaining_time(tmp_path: Path) -> None:
+    """A time budget determines the remaining time of the study."""
     begin(tmp_path, hours={"fit": {"hours": 1.0}}, **{"wall:1": 420.0})
     with lock.hold_lock(tmp_path):
         log = go_on(tmp_path)
@@ -214,7 +216,8 @@ def test_a_block_fits_its_terminal(width: int) -> None:
     assert "whole study: about 83 min left" in text
 
 
-def test_a_low_terminal_shows_the_control_and_the_best() -> None:
+def test_low_terminal_keeps_control_and_best() -> None:
+    """A low terminal shows the control and the best method."""
     text = text_of(made(30), 60, 20)
     assert len(text.splitlines()) <= 20
     assert "LoRA (control)" in text
@@ -236,7 +239,6 @@ def test_titles_of_strangers_are_text(hostile: str) -> None:
 
 def test_listeners_of_three_words_still_serve(tmp_path: Path) -> None:
     """A library user's own object knows phase, advance and say alone."""
-
 
     class ThreeMethods:
         def phase(self, title: str, total: int, done: int) -> None: ...
@@ -269,7 +271,8 @@ def lines_of(monkeypatch: pytest.MonkeyPatch, folder: Path | None, quiet: float 
     return file.getvalue()
 
 
-def test_piped_progress_is_a_line_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_piped_progress_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piped progress is one line per group."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     text = lines_of(monkeypatch, None)
     assert re.sub(r"\d+ s", "_", text).splitlines() == [
@@ -279,9 +282,8 @@ def test_piped_progress_is_a_line_a_group(monkeypatch: pytest.MonkeyPatch) -> No
     assert "\x1b[?25l" not in text, "no cursor is hidden in a file"
 
 
-def test_piped_progress_says_what_goes_on_when_it_is_quiet(
-    study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_piped_progress_reports_quiet_work(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piped progress says what is running when nothing has finished for a while."""
     text = lines_of(monkeypatch, study, quiet=0.15)
     said = [line for line in text.splitlines() if "running: OFT, 3 lanes, steps 0 to 100" in line]
     assert 1 <= len(said) <= 2
@@ -341,7 +343,8 @@ def command_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [60, 120])
-def test_a_terminal_gets_a_block_that_is_redrawn(width: int, tmp_path: Path) -> None:
+def test_terminal_block_is_redrawn(width: int, tmp_path: Path) -> None:
+    """A terminal gets a block that is redrawn in place."""
     written = in_terminal(command_of(tmp_path), width, NO_COLOR="")
     assert "\x1b[1A" in written, "nothing was drawn over"
     assert "\x1b[?25h" in written, "the cursor is back"

@@ -55,8 +55,11 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_every_acknowledged_result_survives_a_full_disk(disk: Disk) -> None:
-    """Fault 7: SQLite's own full disk; the write that failed is not half there, and goes on."""
+def test_results_survive_full_disk(disk: Disk) -> None:
+    """Every acknowledged result survives a full disk.
+
+    Fault 7: SQLite's own full disk; the write that failed is not half there, and goes on.
+    """
     path, acknowledged = disk.path / "study.db", 0
     trials = [
         Trial(ENTRIES[0], {"learning_rate": 1e-3}, seed, "final", CONDITIONS) for seed in range(500)
@@ -85,8 +88,11 @@ def test_every_acknowledged_result_survives_a_full_disk(disk: Disk) -> None:
         assert reader.integrity_problems() == []
 
 
-def test_a_new_study_on_a_full_disk_is_told_so(disk: Disk) -> None:
-    """Fault 7: before there is a database, and when an old one is opened."""
+def test_new_study_on_full_disk(disk: Disk) -> None:
+    """A new study on a full disk reports it.
+
+    Fault 7: before there is a database, and when an old one is opened.
+    """
     Writer(disk.path / "study.db").close()
     with pytest.raises(OSError, match="No space"):
         (disk.path / "filler").write_bytes(bytes(4 << 20))
@@ -99,7 +105,8 @@ def test_a_new_study_on_a_full_disk_is_told_so(disk: Disk) -> None:
         writer.set("key", 1)
 
 
-def test_a_full_disk_is_known_by_number_and_by_words() -> None:
+def test_disk_full_error_recognition() -> None:
+    """A full disk is recognised by error number and by message."""
     wrapped = ValueError("could not save")
     wrapped.__cause__ = SafetensorError("I/O error: No space left on device (os error 28)")
     for error in (FULL, OSError(errno.EDQUOT, "x"), wrapped):
@@ -118,7 +125,8 @@ def test_a_full_disk_is_known_by_number_and_by_words() -> None:
         Outcome(0, {"results": [], "disk_full": "OSError: [Errno 28]"}, None),
     ],
 )
-def test_what_a_worker_says_pauses_the_study(tmp_path: Path, outcome: Outcome) -> None:
+def test_worker_disk_full_pauses_study(tmp_path: Path, outcome: Outcome) -> None:
+    """A full disk reported by a worker pauses the study."""
     with pytest.raises(EnvironmentProblem, match="disk-full"):
         check_disk_full(tmp_path, outcome)
     check_disk_full(tmp_path, Outcome(0, {"results": []}, None))
@@ -140,10 +148,13 @@ def full_at(
     return stopping, calls
 
 
-def test_a_study_goes_on_to_the_same_numbers_after_a_full_disk(
+def test_resume_after_disk_full_same_numbers(
     study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 7: at a state, at a trial's folder, at frozen data; no trial is kept as failed."""
+    """A study resumes after a full disk and gives the same numbers.
+
+    Fault 7: at a state, at a trial's folder, at frozen data; no trial is kept as failed.
+    """
     study_values["budget"]["steps"] = 20
     spec, out = parse_spec(study_values), tmp_path / "paused"
     whole = api.run(spec, tmp_path, tmp_path / "whole")
@@ -169,10 +180,11 @@ def test_a_study_goes_on_to_the_same_numbers_after_a_full_disk(
     assert {f.state for f in api.diagnose(out)} == {"ok"}
 
 
-def test_a_cost_that_met_a_full_disk_is_measured_again(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
-    """Fault 7: a probe's failure would stand for its method for ever."""
+def test_cost_probe_repeated_after_disk_full(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A cost probe that met a full disk is repeated.
+
+    Fault 7: a probe's failure would stand for its method for ever.
+    """
 
     with pytest.MonkeyPatch.context() as patched:
 
@@ -186,10 +198,13 @@ def test_a_cost_that_met_a_full_disk_is_measured_again(
             cost_probe.probe_cost(payload)
 
 
-def test_room_for_twice_the_files_is_asked_for(
+def test_space_for_twice_files_required(
     study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 7: before anything is trained, with what is needed and what is free."""
+    """Space for twice the files is required before training.
+
+    Fault 7: before anything is trained, with what is needed and what is free.
+    """
     spec, out = parse_spec(study_values), tmp_path / "out"
     trained: list[str] = []
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)

@@ -70,8 +70,11 @@ def after_each(disk: Disk, check: Callable[[Path], None]) -> None:
     assert disk.named_since == set(), "a name that was given last may be lost"
 
 
-def test_a_file_is_the_old_one_or_the_new_one(disk: Disk) -> None:
-    """Fault 9."""
+def test_atomic_write_old_or_new(disk: Disk) -> None:
+    """After a crash, a file has its old or its new content.
+
+    Fault 9.
+    """
     path = disk.folder / "report.json"
     files.atomic_write_text(path, "old")
     disk.count = 0
@@ -84,8 +87,11 @@ def test_a_file_is_the_old_one_or_the_new_one(disk: Disk) -> None:
     after_each(disk, check)
 
 
-def test_a_folder_that_counts_as_finished_is_whole(disk: Disk) -> None:
-    """Fault 9: the seal comes last, also after files that PEFT and safetensors wrote."""
+def test_finished_folder_is_complete(disk: Disk) -> None:
+    """A folder that counts as finished is complete.
+
+    Fault 9: the seal comes last, also after files that PEFT and safetensors wrote.
+    """
     place = disk.folder / "trials" / "0123456789ab"
     (place / "adapter").mkdir(parents=True)
     (place / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")

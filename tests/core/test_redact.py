@@ -47,7 +47,8 @@ def test_secrets_are_known_by_their_form(what: str) -> None:
     assert SECRET_PARTS[what] not in json.dumps(redact_value({"a": [{SECRETS[what]: (text,)}]}))
 
 
-def test_secrets_of_this_process_are_known_by_their_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_secrets_known_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets of this process are recognised by their value."""
     monkeypatch.setenv("HF_TOKEN", "plain-looking words")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalr/XUtnFEMI/K7")
     monkeypatch.setenv("HF_TOKEN_PATH", "/home/me/.cache/token")
@@ -69,7 +70,8 @@ def test_what_is_no_secret_stays(harmless: str) -> None:
     assert redact(harmless) == harmless
 
 
-def test_a_log_and_what_is_said_hold_no_secret(tmp_path: Path) -> None:
+def test_logs_and_messages_hold_no_secret(tmp_path: Path) -> None:
+    """Logs and messages hold no secret."""
     log = LoggingProgress(tmp_path / "log.jsonl", Progress())
     for text in SECRETS.values():
         log.say(text)
@@ -125,7 +127,8 @@ def test_colours_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert written == "\x1b[31mx\x1b[0m \x1b[1my\x1b[0m\n"
 
 
-def test_json_is_the_same_value_and_safe_to_look_at(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_redaction_keeps_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """Redacted JSON is the same value and safe to display."""
     values = {text: [text] for text in (*ALL, "\ud800 half", "naïve €")}
     output.show_json(values)
     printed = capsys.readouterr().out
@@ -172,7 +175,8 @@ WORDS = (
 
 
 @pytest.mark.parametrize("poison", [*PAGES, *TERMINALS], ids=ascii)
-def test_a_page_of_hostile_text_has_the_elements_of_a_harmless_one(poison: str) -> None:
+def test_hostile_text_adds_no_elements(poison: str) -> None:
+    """A page of hostile text has the elements of a harmless one."""
     page = render(_poisoned(report_fixture(), poison, WORDS))
     harmless = render(_poisoned(report_fixture(), "x" * len(poison), WORDS))
     found, expected = _Elements(), _Elements()
@@ -223,9 +227,11 @@ def test_a_whole_study_of_hostile_rows(
     assert not ACTING.findall(said.out + said.err)
 
 
-def test_a_fault_of_ours_shows_no_secret(
+def test_internal_error_hides_secrets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """An internal error shows no secret."""
+
     def fail(*_: object) -> None:
         raise RuntimeError(f"\x1b]0;x\x07 {SECRETS['userinfo']}")
 
@@ -239,9 +245,11 @@ def test_a_fault_of_ours_shows_no_secret(
     assert not ACTING.findall(said)
 
 
-def test_trouble_with_a_disk_is_no_fault_of_ours(
+def test_disk_error_is_not_internal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A disk error is not reported as an internal error."""
+
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device", "runs/x/study.db")
 
@@ -252,14 +260,16 @@ def test_trouble_with_a_disk_is_no_fault_of_ours(
     assert "runs/x/study.db: No space left on device" in " ".join(capsys.readouterr().err.split())
 
 
-def test_names_that_a_report_shows_are_plain() -> None:
+def test_report_names_are_plain() -> None:
+    """The names shown in a report are plain text."""
     assert [n for n in ALL if invalid_name_reason(n) is None] == []
 
 
-def test_nothing_that_is_kept_of_a_failure_holds_a_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault 66: neither the database nor a trial's folder, whose texts reports are made of."""
+def test_stored_failures_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that is stored about a failure holds a secret.
+
+    Fault 66: neither the database nor a trial's folder, whose texts reports are made of.
+    """
     from bakeoff.core.trial import Segment
     from bakeoff.study import scheduler
     from bakeoff.study.executors import Outcome

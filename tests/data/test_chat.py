@@ -128,7 +128,8 @@ def test_without_marks_prefixes_give_the_mask(family: str, turns: Messages) -> N
     assert sum(label == end for label in found.labels) == len(turns) / 2, "each turn's end, once"
 
 
-def test_marked_and_unmarked_templates_of_a_family_agree() -> None:
+def test_marked_and_unmarked_templates_agree() -> None:
+    """Templates of a family with and without generation marks agree."""
     for turns in (ONE, TWO, trim_conversation(TWO, "Be brief.")):
         one, other = (Chat(tokenizer(f)).encode(turns, 500) for f in ("chatml", "chatml-marked"))
         assert one == other
@@ -148,7 +149,8 @@ def test_what_is_learnt_by_eye() -> None:
     )
 
 
-def test_marks_that_leave_the_end_token_out_still_learn_it() -> None:
+def test_end_token_supervised_outside_marks() -> None:
+    """The end token is supervised even if the marks leave it out."""
     tok = tokenizer("chatml-marked")
     text = str(tok.chat_template)
     tok.chat_template = text.replace(
@@ -159,13 +161,15 @@ def test_marks_that_leave_the_end_token_out_still_learn_it() -> None:
     assert Chat(tok).encode(TWO, 500) == Chat(tokenizer("chatml")).encode(TWO, 500)
 
 
-def test_a_template_may_end_turns_with_the_padding_token() -> None:
+def test_padding_token_ends_turn() -> None:
+    """A template may end its turns with the padding token."""
     tok = tokenizer("chatml", pad_token="<|im_end|>")
     assert tok.pad_token_id != tok.eos_token_id
     assert Chat(tok).encode(TWO, 500) == Chat(tokenizer("chatml")).encode(TWO, 500)
 
 
-def test_a_system_message_of_the_row_stands_before_the_studys() -> None:
+def test_row_system_message_takes_precedence() -> None:
+    """A row's own system message takes precedence over the study's."""
     own = said("Hi", "Yes", system="mine")
     assert trim_conversation(own, "the study's") == own
     assert trim_conversation(ONE, "the study's")[0] == {"role": "system", "content": "the study's"}
@@ -175,7 +179,8 @@ def test_a_system_message_of_the_row_stands_before_the_studys() -> None:
 
 
 @pytest.mark.parametrize("family", ["chatml", "llama3", "gemma", "mistral"])
-def test_answers_are_generated_behind_the_tokens_that_were_trained_on(family: str) -> None:
+def test_prompt_matches_training_tokens(family: str) -> None:
+    """Answers are generated after the tokens that were trained on."""
     tok = tokenizer(family)
     whole, prompt = Chat(tok).encode(TWO, 500), Chat(tok).prompt(TWO, 500)
     assert whole.ids[: len(prompt)] == prompt
@@ -188,7 +193,8 @@ def test_answers_are_generated_behind_the_tokens_that_were_trained_on(family: st
 # --- too long ------------------------------------------------------------------------------------
 
 
-def test_a_long_conversation_loses_its_oldest_exchanges_whole() -> None:
+def test_long_conversation_drops_oldest_exchanges() -> None:
+    """A conversation that is too long loses its oldest exchanges, each as a whole."""
     tok = tokenizer("chatml")
     messages = trim_conversation([*TWO, *ONE], "Be brief.")
     full = len(Chat(tok).encode(messages, 500).ids)
@@ -226,18 +232,23 @@ def refused(tok: PreTrainedTokenizerBase, messages: Messages, **more: Any) -> Un
     return error.value
 
 
-def test_a_template_that_ends_no_turn_is_refused() -> None:
+def test_template_without_turn_end_refused() -> None:
+    """A template that ends no turn is refused."""
     assert refused(tokenizer("endless"), ONE).code == "chat-no-turn-end"
 
 
-def test_a_template_without_a_system_role_says_so() -> None:
+def test_template_without_system_role() -> None:
+    """A template without a system role is reported."""
     error = refused(tokenizer("gemma"), trim_conversation(ONE, "Be brief."))
     assert error.code == "chat-template-refused"
     assert "System role not supported" in error.what
 
 
-def test_a_template_that_renders_turns_anew_is_refused_and_a_variable_helps() -> None:
-    """Qwen3's way: thinking is written for the last answer alone, and not into the opening."""
+def test_inconsistent_template_refused_or_fixed() -> None:
+    """A template that renders earlier turns differently is refused; a variable helps.
+
+    Qwen3's way: thinking is written for the last answer alone, and not into the opening.
+    """
     tok = tokenizer("thinking")
     assert refused(tok, ONE).code == "chat-answer-differs"
     quiet = {"enable_thinking": False}
@@ -249,7 +260,8 @@ def test_a_template_that_renders_turns_anew_is_refused_and_a_variable_helps() ->
     assert "message 2" in error.what
 
 
-def test_marks_around_other_than_the_assistants_turns_are_refused() -> None:
+def test_misplaced_generation_marks_refused() -> None:
+    """Marks around turns other than the assistant's are refused."""
     tok = tokenizer("chatml-marked")
     tok.chat_template = str(tok.chat_template).replace(
         "message['role'] == 'assistant'", "message['role'] == 'user'"
@@ -263,13 +275,15 @@ def test_marks_around_other_than_the_assistants_turns_are_refused() -> None:
     assert refused(tok, TWO).code == "chat-marks"
 
 
-def test_control_tokens_in_a_text_are_refused() -> None:
+def test_control_tokens_in_text_refused() -> None:
+    """Control tokens in a text are refused."""
     error = refused(tokenizer("chatml"), said("Hi <|im_end|> there", "Yes"))
     assert error.code == "control-token-in-text"
     assert "message 1" in error.what
 
 
-def test_a_tokenizer_without_a_template_is_refused_and_the_studys_own_serves() -> None:
+def test_tokenizer_without_template() -> None:
+    """A tokenizer without a template is refused; the study's own template works."""
     tok = tokenizer("chatml", chat_template=None)
     with pytest.raises(PreflightError) as error:
         Chat(tok)
@@ -310,8 +324,11 @@ def test_other_names_of_roles_are_recognised() -> None:
     assert find_conversation_error(trim_conversation(TWO, "Be brief.")) is None
 
 
-def test_a_template_that_never_ends_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 53: once, not for each row of the study."""
+def test_endless_template_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that never ends is interrupted.
+
+    Fault 53: once, not for each row of the study.
+    """
     monkeypatch.setattr(template, "RENDER_SECONDS", 0.2)
     many = "{% for i in range(99999) %}"
     endless = many * 3 + "{% set x = i %}" + "{% endfor %}" * 3

@@ -561,7 +561,8 @@ def planned(study: Study) -> dict[str, Any]:
     return api.overview(parse_spec(study.values), study.folder)
 
 
-def test_a_study_without_a_fault_has_no_warning_but_its_size(study: Study) -> None:
+def test_clean_study_warns_only_of_size(study: Study) -> None:
+    """A study without issues has only the warning about its size."""
     study.values["budget"]["race"] = "off"  # its rungs come too early
     assert planned(study)["warnings"] == [
         "The test set has 24 items; below 30 its verdicts mean little."
@@ -569,7 +570,8 @@ def test_a_study_without_a_fault_has_no_warning_but_its_size(study: Study) -> No
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=named)
-def test_a_fatal_fault_refuses_before_any_training(study: Study, case: Case) -> None:
+def test_fatal_issue_stops_before_training(study: Study, case: Case) -> None:
+    """A fatal issue stops the study before any training."""
     case.spoil(study)
     study.write()
     with pytest.raises(PreflightError) as error:
@@ -592,7 +594,8 @@ def test_any_other_fault_is_listed_once(study: Study, case: Case) -> None:
     assert not case.code or found[0].endswith(f"[{case.code}]")
 
 
-def test_all_fatal_faults_are_said_at_once(study: Study) -> None:
+def test_fatal_issues_reported_together(study: Study) -> None:
+    """All fatal issues are reported at once."""
     study.rows["train"][4]["text"] = ""
     del study.rows["test"][1]["label"]
     study.write()
@@ -604,8 +607,11 @@ def test_all_fatal_faults_are_said_at_once(study: Study) -> None:
     assert error.value.try_.startswith("(1) remove these rows or fill them. (2) The row has: text")
 
 
-def test_rows_are_those_of_the_file_after_cutting_and_sampling(study: Study) -> None:
-    """Blank lines, a cut and a sample lie between the file and the split."""
+def test_row_numbers_after_cut_and_sample(study: Study) -> None:
+    """Row numbers are those of the file after cutting and sampling.
+
+    Blank lines, a cut and a sample lie between the file and the split.
+    """
     study.values["data"] = {"train": "t.jsonl", "limit": {"train": 30, "test": 10}}
     lines = [json.dumps({**r, "text": f"{r['text']} {i}"}) for i, r in enumerate(rows(), 1)]
     content = "\n".join(["", "", *(line.replace("timer", "\\u0007") for line in lines)])
@@ -619,7 +625,8 @@ def test_rows_are_those_of_the_file_after_cutting_and_sampling(study: Study) -> 
             assert "\\u0007" in content.split("\n")[int(number) - 1]
 
 
-def test_warnings_reach_the_command_line_and_the_report(study: Study) -> None:
+def test_warnings_in_terminal_and_report(study: Study) -> None:
+    """Warnings appear on the command line and in the report."""
     study.values["methods"]["contenders"] = ["full"]
     study.values["method"] = {}
     study.rows["test"] += study.rows["train"][:1]
@@ -633,10 +640,11 @@ def test_warnings_reach_the_command_line_and_the_report(study: Study) -> None:
     assert again["warnings"] == report["warnings"]
 
 
-def test_what_is_tokenised_before_training_is_what_is_trained_on(
-    study: Study, tiny_llama: Path
-) -> None:
-    """Long rows among short ones: the kept tokens are those that the task itself gives."""
+def test_cached_tokens_match_training(study: Study, tiny_llama: Path) -> None:
+    """The tokens prepared before training are those that are trained on.
+
+    Long rows among short ones: the kept tokens are those that the task itself gives.
+    """
     data = study.folder / "study" / "data"
     data.mkdir(parents=True)
     for split in SPLITS:
@@ -681,9 +689,10 @@ class Masked(SupervisedFineTuning):
         ("lamp " * 10, "completions-cut", False),
     ],
 )
-def test_labels_that_a_task_would_lose_are_named(
+def test_lost_labels_are_named(
     tmp_path: Path, tiny_llama: Path, text: str, code: str, fatal: bool
 ) -> None:
+    """Labels that a task would lose are named."""
     data = tmp_path / "data"
     data.mkdir()
     for split in SPLITS:
@@ -707,7 +716,8 @@ def test_labels_that_a_task_would_lose_are_named(
     assert found.rows == (found.of - 1,)
 
 
-def test_positions_behind_a_padding_index_do_not_count() -> None:
+def test_padding_offset_positions_excluded() -> None:
+    """Positions behind a padding index do not count."""
     config = RobertaConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
         intermediate_size=8, max_position_embeddings=34, pad_token_id=1,
@@ -724,8 +734,11 @@ def test_positions_behind_a_padding_index_do_not_count() -> None:
 LONG = "the quick brown fox jumps over the lazy dog and runs away from the {} in the morning"
 
 
-def test_near_duplicates_are_verified_by_true_similarity() -> None:
-    """By hand: sets of five-character pieces with 8 and 9 shared of 10 are in, with 7 are out."""
+def test_near_duplicates_verified_by_similarity() -> None:
+    """Near duplicates are verified by their true similarity.
+
+    By hand: sets of five-character pieces with 8 and 9 shared of 10 are in, with 7 are out.
+    """
     one = near_duplicates.shingle_hashes("abcdefghijklmn")  # 14 characters: 10 pieces
     assert len(one) == 10
     assert near_duplicates.is_near_duplicate(
@@ -772,7 +785,8 @@ def test_what_is_not_searched_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the page ------------------------------------------------------------------------------------
 
 
-def test_the_page_lists_every_fault_that_the_source_names() -> None:
+def test_docs_list_every_issue() -> None:
+    """The page in the docs lists every issue that the source names."""
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| (fatal|listed) \|", DOCS.read_text(), re.MULTILINE)
     source = "".join(
         p.read_text() for p in SOURCES.rglob("*.py") if "checks" in p.parts or p.stem in NAMES

@@ -37,7 +37,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, text: str) 
     assert rows == [{"text": "x\u2028y", "label": "1"}, {"text": "z", "label": "2"}]
 
 
-def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path) -> None:
+def test_invalid_utf8_names_line(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8 are reported with their line."""
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "caf\xe9"}\n')
     with pytest.raises(PreflightError) as error:
         data_rows.read_rows(tmp_path / "a.jsonl")
@@ -72,7 +73,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert code(error) == "data-not-found"
 
 
-def test_a_template_fills_columns_and_nothing_else() -> None:
+def test_template_only_fills_columns() -> None:
+    """A template fills in columns and evaluates nothing else."""
     row = {"a": "{b}", "b": 2}
     assert data_rows.render_template("a", row) == "{b}"
     assert (
@@ -86,7 +88,8 @@ def test_a_template_fills_columns_and_nothing_else() -> None:
     st.lists(st.integers(0, 9), min_size=12, max_size=80),
     st.integers(0, 5),
 )
-def test_groups_stay_together_and_nothing_is_lost(groups: list[int], seed: int) -> None:
+def test_split_keeps_groups_and_rows(groups: list[int], seed: int) -> None:
+    """Groups stay together and no row is lost."""
     rows = [{"group": g, "n": i} for i, g in enumerate(groups)]
     fractions = {"train": 0.6, "validation": 0.15, "test": 0.25}
     splits = data_splits.split_rows(rows, "group", fractions, random.Random(seed))
@@ -97,7 +100,8 @@ def test_groups_stay_together_and_nothing_is_lost(groups: list[int], seed: int) 
     assert sorted(r["n"] for part in splits.values() for r in part) == list(range(len(rows)))
 
 
-def test_frozen_splits_hash_the_same_written_or_not(tmp_path: Path) -> None:
+def test_split_hash_independent_of_writing(tmp_path: Path) -> None:
+    """Frozen splits have the same hash before and after writing."""
     rows = [{"b": "ü", "a": 1}]
     written = data_rows.write_split(tmp_path / "x.jsonl", rows)
     assert (
@@ -115,7 +119,8 @@ def places(path: Path) -> list[tuple[str, str, int]]:
     ]
 
 
-def test_rows_know_their_place_in_the_file(tmp_path: Path) -> None:
+def test_rows_keep_line_numbers(tmp_path: Path) -> None:
+    """Rows keep their place in the file."""
     (tmp_path / "a.jsonl").write_text('{"t": 1}\n\n\n{"t": 2}\n')
     assert places(tmp_path / "a.jsonl") == [("a.jsonl", "line", 1), ("a.jsonl", "line", 4)]
     (tmp_path / "a.json").write_text('[{"t": 1},\n\n{"t": 2}]')
@@ -124,7 +129,8 @@ def test_rows_know_their_place_in_the_file(tmp_path: Path) -> None:
     assert [n for _, _, n in places(tmp_path / "a.csv")] == [2, 5, 8]
 
 
-def test_the_place_survives_sampling_and_splitting_and_is_never_frozen(tmp_path: Path) -> None:
+def test_row_places_survive_split_unfrozen(tmp_path: Path) -> None:
+    """A row's place survives sampling and splitting and is never frozen."""
     rows = data_rows.read_rows(write_jsonl(tmp_path / "a.jsonl", [{"n": n} for n in range(1, 41)]))
     splits = data_splits.split_rows(rows, None, {"train": 0.5, "test": 0.5}, random.Random(1))
     kept = data_splits.sample_rows(splits["test"], 7, random.Random(2))
@@ -154,9 +160,10 @@ def test_the_place_survives_sampling_and_splitting_and_is_never_frozen(tmp_path:
         ("a.csv", b"t,l\n1,2\n1,2,3\n1,2\n1,2,3\n", "data-broken", "broken too: line 5"),
     ],
 )
-def test_all_broken_lines_of_a_kind_are_named_at_once(
+def test_broken_lines_grouped_by_kind(
     tmp_path: Path, name: str, raw: bytes, expected: str, says: str
 ) -> None:
+    """All broken lines of a kind are reported at once."""
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(PreflightError) as error:
         data_rows.read_rows(tmp_path / name)
@@ -164,7 +171,8 @@ def test_all_broken_lines_of_a_kind_are_named_at_once(
     assert says in error.value.cause
 
 
-def test_a_cell_may_be_longer_than_pythons_csv_limit(tmp_path: Path) -> None:
+def test_long_csv_cell(tmp_path: Path) -> None:
+    """A cell may exceed the field limit of Python's csv module."""
     (tmp_path / "a.csv").write_text(f"t,l\n{'x' * 200_000},b\n")
     assert len(data_rows.read_rows(tmp_path / "a.csv")[0]["t"]) == 200_000
 
@@ -187,7 +195,8 @@ OURS, THEIRS = [{"query": "1", "response": "a"}], [{"question": "2", "answer": "
 NAMES = {"question": "query", "answer": "response"}
 
 
-def test_columns_are_renamed_in_the_splits_that_have_them(tmp_path: Path) -> None:
+def test_rename_applies_to_present_columns(tmp_path: Path) -> None:
+    """Columns are renamed in the splits that have them."""
     splits = _splits(tmp_path, NAMES, train=OURS, validation=THEIRS, test=THEIRS)
     assert splits.rows["train"] == OURS
     assert splits.rows["test"] == [{"query": "2", "response": "b", "id": "7"}]
@@ -202,9 +211,10 @@ def test_columns_are_renamed_in_the_splits_that_have_them(tmp_path: Path) -> Non
         ({"qestion": "query"}, "column-missing", "No row of any split has the column 'qestion'"),
     ],
 )
-def test_a_rename_that_loses_or_names_nothing_is_refused(
+def test_bad_rename_refused(
     tmp_path: Path, rename: dict[str, str], expected: str, says: str
 ) -> None:
+    """A rename that loses a column or matches none is refused."""
     with pytest.raises(PreflightError, match=f"(?s){says}") as error:
         _splits(tmp_path, rename, train=OURS, validation=OURS, test=THEIRS)
     assert code(error) == expected

@@ -58,13 +58,17 @@ def refused(reference: str, source: Path, **more: Any) -> BakeoffError:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
-def test_every_kind_of_file_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
+def test_file_formats_give_same_rows(kind: str, tmp_path: Path) -> None:
+    """Every file format gives the same rows."""
     write(tmp_path / f"rows.{kind}", SMALL)
     assert found(f"rows.{kind}", tmp_path) == SMALL
 
 
-def test_parquet_rows_know_their_number_and_become_json(tmp_path: Path) -> None:
-    """Lists and objects stay; what JSON does not know is said otherwise, bytes are left out."""
+def test_parquet_rows_become_json(tmp_path: Path) -> None:
+    """Parquet rows keep their number and become JSON.
+
+    Lists and objects stay; what JSON does not know is said otherwise, bytes are left out.
+    """
     values = [
         {
             "text": "é",
@@ -112,7 +116,8 @@ def test_parquet_with_a_column_twice(tmp_path: Path) -> None:
     assert refused("a.parquet", tmp_path).code == "duplicate-column"
 
 
-def test_an_id_without_its_prefix_is_recognised(tmp_path: Path) -> None:
+def test_id_without_prefix(tmp_path: Path) -> None:
+    """An id without its prefix is recognised."""
     error = refused("openai/gsm8k", tmp_path)
     assert error.code == "data-not-found"
     assert '"hub:openai/gsm8k"' in error.try_
@@ -121,9 +126,10 @@ def test_an_id_without_its_prefix_is_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "reference"), [("pyarrow", "a.parquet"), ("datasets", "hub:./a")]
 )
-def test_a_package_that_is_not_there_is_named(
+def test_missing_package_named(
     package: str, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A missing package is named."""
     write(tmp_path / "a.parquet", SMALL)
     monkeypatch.setitem(sys.modules, package, None)
     error = refused(reference, tmp_path)
@@ -135,7 +141,8 @@ def test_a_package_that_is_not_there_is_named(
 # --- folders -------------------------------------------------------------------------------------
 
 
-def test_a_folders_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_folder_files_in_name_order(tmp_path: Path) -> None:
+    """The files of a folder are read in the order of their names."""
     (tmp_path / "rows").mkdir()
     for name, part in (("b", SMALL[3:]), ("a", SMALL[:3])):
         write(tmp_path / "rows" / f"{name}.jsonl", part)
@@ -149,7 +156,8 @@ def test_a_folders_files_are_read_in_the_order_of_their_names(tmp_path: Path) ->
     assert places[2:4] == [("a.jsonl", "line", 3), ("b.jsonl", "line", 1)]
 
 
-def test_a_folder_named_by_splits_brings_all_of_them(tmp_path: Path) -> None:
+def test_folder_with_split_names(tmp_path: Path) -> None:
+    """A folder whose files are named after splits provides all of them."""
     folder = tmp_path / "rows"
     folder.mkdir()
     write(folder / "train-00000-of-00002.parquet", SMALL[:2])
@@ -174,7 +182,8 @@ def test_a_folder_named_by_splits_brings_all_of_them(tmp_path: Path) -> None:
         (["notes.txt"], "data-not-found"),
     ],
 )
-def test_folders_that_do_not_say_what_is_meant(names: list[str], code: str, tmp_path: Path) -> None:
+def test_ambiguous_folder_refused(names: list[str], code: str, tmp_path: Path) -> None:
+    """A folder whose layout is ambiguous is refused."""
     (tmp_path / "rows").mkdir()
     for name in names:
         write(tmp_path / "rows" / name, SMALL)
@@ -203,7 +212,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_data_set_is_read_through_datasets(hub: Path, tmp_path: Path) -> None:
+def test_dataset_read_through_datasets(hub: Path, tmp_path: Path) -> None:
+    """A hub data set is read with the datasets package."""
     given = {"train": "hub:./squads", "test": "hub:./squads:test"}
     read = sources.load_splits(given, tmp_path, config="plain")
     assert read["train"].rows == SMALL
@@ -227,13 +237,13 @@ def test_a_data_set_is_read_through_datasets(hub: Path, tmp_path: Path) -> None:
         ("hub:/a/b/c:dev", ("/a/b/c", "dev", None)),
     ],
 )
-def test_a_reference_names_data_set_configuration_and_split(
-    reference: str, found: tuple[str, str, str | None]
-) -> None:
+def test_dataset_reference_parts(reference: str, found: tuple[str, str, str | None]) -> None:
+    """A reference names the data set, its configuration and its split."""
     assert sources.hub.Dataset.named(reference, "test", Path("/")) == found
 
 
-def test_what_a_data_set_does_not_have_is_listed(hub: Path, tmp_path: Path) -> None:
+def test_missing_dataset_part_lists_choices(hub: Path, tmp_path: Path) -> None:
+    """A missing configuration or split is reported with the existing ones."""
     error = refused("hub:./squads", tmp_path)
     assert (error.code, "plain" in error.cause) == ("data-not-found", True)
     error = refused("hub:./squads:validation", tmp_path, config="plain")
@@ -241,9 +251,8 @@ def test_what_a_data_set_does_not_have_is_listed(hub: Path, tmp_path: Path) -> N
     assert refused("hub:./nowhere", tmp_path).code == "data-not-found"
 
 
-def test_a_hub_that_cannot_be_reached_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_hub_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreachable hub gives a hint."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     error = refused("hub:openai/gsm8k", tmp_path, config="main")
@@ -253,7 +262,8 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(
     assert "name their folder" in error.try_
 
 
-def test_config_and_revision_are_of_a_hub(study_values: dict[str, Any]) -> None:
+def test_config_and_revision_need_hub(study_values: dict[str, Any]) -> None:
+    """Configuration and revision are accepted for hub data only."""
     for name in ("config", "revision"):
         study_values["data"] = {"train": "rows.jsonl", name: "main"}
         with pytest.raises(UsageError, match=name):
@@ -267,8 +277,11 @@ def cut(values: dict[str, Any], source: Path) -> dict[str, list[data_rows.Row]]:
     return read_splits(parse_spec(values), source).rows
 
 
-def test_splits_are_cut_by_seed_and_group(study_values: dict[str, Any], tmp_path: Path) -> None:
-    """Each template is in one split; the same seed cuts the same, whatever the file's format."""
+def test_split_by_seed_and_group(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """Splits are cut by seed and group.
+
+    Each template is in one split; the same seed cuts the same, whatever the file's format.
+    """
     study_values["data"] = {"train": "rows.jsonl", "group": "template"}
     first = cut(study_values, tmp_path)
     assert sum(map(len, first.values())) == len(rows())
@@ -284,9 +297,10 @@ def test_splits_are_cut_by_seed_and_group(study_values: dict[str, Any], tmp_path
     assert cut(study_values, tmp_path) != first
 
 
-def test_a_study_on_parquet_by_template_runs_and_says_where_its_rows_are_from(
+def test_parquet_study_records_row_origins(
     study_values: dict[str, Any], tmp_path: Path, tiny_llama: Path
 ) -> None:
+    """A study on Parquet rows with a template runs and records where its rows are from."""
     write(
         tmp_path / "pool.parquet",
         [{"question": r["text"], "answer": r["json"], "n": 1} for r in rows()],

@@ -46,9 +46,10 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("method", METHODS)
-def test_one_compilation_serves_all_layers_and_lengths(
+def test_single_compilation_for_all_lengths(
     method: str, lanes: int, tiny_llama: Path, tmp_path: Path, traced: list[Any]
 ) -> None:
+    """One compilation serves all layers and lengths."""
     rates = (1e-3, 1e-2, 3e-3)[:lanes]
     trials = [make_trial(method, "sft", seed=s, rate=r) for s, r in enumerate(rates)]
     expected = train_steps(

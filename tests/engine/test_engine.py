@@ -35,18 +35,21 @@ LIKE_PLAIN = {
 }  # fmt: skip
 
 
-def test_schedule_warms_up_stays_and_falls_to_zero() -> None:
+def test_schedule_warmup_constant_decay() -> None:
+    """The schedule warms up, stays constant and decays to zero."""
     got = [learning_rate_factor(s, 10, warmup=0.2, decay=0.3) for s in range(11)]
     assert got == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3, 0])
     assert [learning_rate_factor(s, 4, 0.0, 0.0) for s in range(4)] == [1, 1, 1, 1]
 
 
-def test_readings_are_evenly_spaced_and_end_at_the_end() -> None:
+def test_readings_evenly_spaced() -> None:
+    """Readings are evenly spaced and the last one is at the end."""
     assert reading_steps(100, 4) == (25, 50, 75, 100)
     assert reading_steps(2, 4) == (1, 2)
 
 
-def test_order_depends_on_the_seed_alone_and_sees_all_before_any_twice() -> None:
+def test_order_depends_on_seed_only() -> None:
+    """The order depends on the seed only and repeats no row before all were seen."""
     first = list(itertools.islice(step_indices(10, 4, seed=1), 5))
     assert first == list(itertools.islice(step_indices(10, 4, seed=1), 5))
     assert first != list(itertools.islice(step_indices(10, 4, seed=2), 5))
@@ -54,7 +57,8 @@ def test_order_depends_on_the_seed_alone_and_sees_all_before_any_twice() -> None
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
 
 
-def test_supervised_positions_are_where_the_next_token_is_labelled() -> None:
+def test_supervised_positions_match_next_labels() -> None:
+    """Supervised positions are those whose next token is labelled."""
     labels = torch.tensor([[-100, -100, 7, 8], [-100, 9, -100, -100]])
     at = supervised_positions(labels)
     assert at.rows.tolist() == [0, 0, 1]
@@ -105,7 +109,8 @@ def plain_losses(model: Any, batches: list[dict[str, torch.Tensor]], c: Conditio
     return found
 
 
-def test_sft_trains_like_plain_peft_and_plain_pytorch(tiny_llama: Path, tmp_path: Path) -> None:
+def test_sft_matches_peft_and_pytorch(tiny_llama: Path, tmp_path: Path) -> None:
+    """SFT training equals plain PEFT and plain PyTorch."""
     a_trial = make_trial("lora", "sft", **LIKE_PLAIN)
     ours = build_tiny_setup(a_trial, tiny_llama, tmp_path)
     plain: Any = peft.get_peft_model(
@@ -157,9 +162,8 @@ def test_classification_trains_like_plain_pytorch(tiny_bert: Path, tmp_path: Pat
     assert single_trial_losses(ours, 10) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_same_seed_gives_every_method_the_same_head_and_order(
-    tiny_bert: Path, tmp_path: Path
-) -> None:
+def test_seed_fixes_head_and_order(tiny_bert: Path, tmp_path: Path) -> None:
+    """The same seed gives every method the same head and the same order."""
     benches = [
         build_tiny_setup(make_trial(m, "classify"), tiny_bert, tmp_path) for m in ("lora", "full")
     ]
@@ -175,9 +179,8 @@ def test_the_same_seed_gives_every_method_the_same_head_and_order(
     assert torch.equal(first[0].inputs["input_ids"], first[1].inputs["input_ids"])
 
 
-def test_the_head_has_its_own_rate_where_something_else_is_trained_too(
-    tiny_bert: Path, tmp_path: Path
-) -> None:
+def test_head_learning_rate(tiny_bert: Path, tmp_path: Path) -> None:
+    """The head has its own rate if something else is trained as well."""
     found = {}
     for method in ("lora", "head"):
         a_trial = make_trial(method, "classify", rate=5e-3, head_learning_rate=0.5)
@@ -190,7 +193,8 @@ def test_the_head_has_its_own_rate_where_something_else_is_trained_too(
     assert found["lora"][1][0] == 3 * 32 + 3
 
 
-def test_a_loss_that_is_not_finite_is_dated_to_its_step(tiny_bert: Path, tmp_path: Path) -> None:
+def test_nonfinite_loss_names_step(tiny_bert: Path, tmp_path: Path) -> None:
+    """A loss that is not finite is reported with its step."""
     at = build_tiny_setup(make_trial("lora", "classify", steps=10), tiny_bert, tmp_path)
     stepper = at.stepper()
     plain = stepper.losses
@@ -207,7 +211,8 @@ def test_a_loss_that_is_not_finite_is_dated_to_its_step(tiny_bert: Path, tmp_pat
     assert [(r.step, r.diverged) for r in heard] == [(5, (None,)), (10, (7,))]
 
 
-def test_frozen_tensors_are_held_in_the_compute_type_and_trained_ones_in_fp32() -> None:
+def test_frozen_and_trained_dtypes() -> None:
+    """Frozen tensors are held in the compute dtype and trained ones in fp32."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model[0].requires_grad_(False)
     set_dtypes(model, "bf16")
@@ -216,7 +221,8 @@ def test_frozen_tensors_are_held_in_the_compute_type_and_trained_ones_in_fp32() 
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_missing_device_refused() -> None:
+    """A device that does not exist is refused."""
     with pytest.raises(PreflightError, match="device-not-found"):
         resolve_device("cuda:99")
     assert resolve_precision("fp32", "cpu") == "fp32"
@@ -232,10 +238,13 @@ def test_precision_suits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         assert device.resolve_precision("auto", "cpu") == precision
 
 
-def test_training_that_changes_nothing_is_no_result(
+def test_ineffective_training_fails(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 16: losses of exactly 0, or gradients that reach no weight; seen before any trial."""
+    """Training that changes nothing gives no result.
+
+    Fault 16: losses of exactly 0, or gradients that reach no weight; seen before any trial.
+    """
     right, plain = Classify.item_losses, ParityResult(Switches.all_off(), {})
 
     def nothing(self: Any, model: Any, batch: Any) -> Any:

@@ -123,9 +123,8 @@ def test_adapters(llama: Any, method: str) -> None:
     assert generate_in_slots(model, question, 8) == theirs
 
 
-def test_a_finished_row_leaves_and_its_slot_is_given_on(
-    llama: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_row_frees_slot(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished row leaves the batch and its slot is reused."""
     widths: list[int] = []
     step = decoding.Decoder.step
 
@@ -143,9 +142,8 @@ def test_a_finished_row_leaves_and_its_slot_is_given_on(
     assert widths[-1] < 8
 
 
-def test_the_longest_prompts_come_first_and_passes_are_bounded(
-    llama: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_longest_prompts_first_bounded_passes(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest prompts come first and the size of a pass is bounded."""
     monkeypatch.setitem(generate.PROMPT_TOKENS, "cpu", 40)
     passes: list[torch.Size] = []
     llama_forward = llama.forward
@@ -162,8 +160,11 @@ def test_the_longest_prompts_come_first_and_passes_are_bounded(
     assert all(rows * longest <= 40 or rows == 1 for rows, longest in passes)
 
 
-def test_a_slot_keeps_nothing_of_the_prompt_before(llama: Any) -> None:
-    """A value that is not finite would get through the mask: zero times it is not a number."""
+def test_slot_reuse_clears_cache(llama: Any) -> None:
+    """A slot keeps nothing of its previous prompt.
+
+    A value that is not finite would get through the mask: zero times it is not a number.
+    """
     cache = new_prompt_cache(llama.config)
     llama(torch.tensor([[3, 4, 5], [6, 7, 8]]), past_key_values=cache, use_cache=True)
     slots = KVSlots(cache, rows=4, places=10)
@@ -200,8 +201,11 @@ def test_what_it_cannot_serve_is_refused() -> None:
         generate_in_slots(prompted, asked(3), 2)
 
 
-def test_greedy_whatever_the_model_was_published_with(llama: Any) -> None:
-    """transformers fills what a generation config leaves open from the model's own."""
+def test_generation_is_greedy(llama: Any) -> None:
+    """Decoding is greedy whatever the model's generation config says.
+
+    transformers fills what a generation config leaves open from the model's own.
+    """
     question = asked(20, ends=(2,))
     wanted = generate_plain(llama, question)
     published = llama.generation_config
@@ -215,7 +219,8 @@ def test_greedy_whatever_the_model_was_published_with(llama: Any) -> None:
         llama.generation_config = published
 
 
-def test_a_difference_is_judged_by_the_logits(llama: Any) -> None:
+def test_difference_judged_by_logits(llama: Any) -> None:
+    """A difference between two answers is judged by the logits."""
     question = asked(4, ends=(), most=3)
     theirs = generate_plain(llama, question)
     logits = llama(torch.tensor([question.prompts[1]])).logits[0, -1].detach()
@@ -247,20 +252,22 @@ def conditions(precision: str = "fp32") -> Any:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_probe_passes_what_is_right_and_stops_what_is_wrong(
+def test_probe_accepts_right_stops_wrong(
     llama: Any, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The probe passes correct generation and stops an incorrect one."""
     question = asked(ends=(2,))
     assert generation.generation_mismatch(llama, question, conditions(precision), False) is None
     wrong_positions(monkeypatch)
     why = generation.generation_mismatch(llama, question, conditions(precision), False)
     assert why is not None
-    assert "answers are not plain generate's" in why
+    assert "answers differ from plain generate" in why
 
 
-def test_a_method_is_probed_away_from_its_start(
+def test_probe_uses_trained_weights(
     llama: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A method is probed with weights away from their initial values."""
     data = write_splits(tmp_path)
     wished = dataclasses.replace(Switches.all_off(), generation=True)
     good = probe_accelerators(make_trial("lora", "sft"), str(tiny_llama), data, wished)
@@ -274,7 +281,7 @@ def test_a_method_is_probed_away_from_its_start(
         base = str(llama.config._name_or_path)
         wrong = probe_accelerators(make_trial("lora", "sft"), base, data, wished)
     assert not wrong.switches.generation
-    assert "answers are not plain generate's" in wrong.reasons["generation"]
+    assert "answers differ from plain generate" in wrong.reasons["generation"]
     asked_of: list[bool] = []
 
     def told(model: Any, *_: Any) -> None:
@@ -296,9 +303,10 @@ def study(study_values: dict[str, Any], model: Path, generation: str) -> bakeoff
     return bakeoff.parse_spec(study_values)
 
 
-def test_a_study_scores_the_same_and_names_who_was_answered_plainly(
+def test_study_scores_same_names_plain(
     study_values: dict[str, Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
+    """A study gives the same scores and names the methods that used plain generation."""
     found = {
         key: bakeoff.run(study(study_values, tiny_llama, key), tmp_path, tmp_path / key)
         for key in ("auto", "off")
@@ -314,22 +322,24 @@ def test_a_study_scores_the_same_and_names_who_was_answered_plainly(
     assert not any("plain generate" in w for w in found["auto"]["warnings"])
 
 
-def test_a_base_that_does_not_fit_is_said(
+def test_base_exceeding_memory_reported(
     study_values: dict[str, Any], llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A base that does not fit is reported."""
     wrong_positions(monkeypatch)
     spec = study(study_values, Path(llama.config._name_or_path), "auto")
     found = bakeoff.run(spec, tmp_path, tmp_path / "out")
     # the methods' probes run in processes of their own, where nothing is patched
     (said,) = (w for w in found["warnings"] if "untouched base answered by plain generate" in w)
-    assert "answers are not plain generate's" in said
+    assert "answers differ from plain generate" in said
 
 
-def test_the_benchmark_runs_and_gives_no_ratio_for_other_tokens(
+def test_benchmark_omits_ratio_for_mismatch(
     script: Callable[[str], ModuleType],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The benchmark runs and gives no ratio when the tokens differ."""
     few = ["--shape", "tiny", "--prompts", "12", "--batch", "5", "--most", "12"]
     module = script("generation")
     assert module.main(few) == 0
@@ -344,9 +354,10 @@ def test_the_benchmark_runs_and_gives_no_ratio_for_other_tokens(
 @pytest.mark.skipif(
     SMOLLM2 is None, reason="the model is not in the cache: `bakeoff assets smollm2-135m-instruct`"
 )
-def test_two_hundred_prompts_of_a_real_model_with_an_adapter(
+def test_real_model_with_adapter(
     script: Callable[[str], ModuleType],
 ) -> None:
+    """A real model with an adapter answers two hundred prompts."""
     base: Any = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)
     tokenizer: Any = AutoTokenizer.from_pretrained(SMOLLM2)
     torch.manual_seed(0)

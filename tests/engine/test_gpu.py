@@ -38,9 +38,10 @@ def on_gpu(method: str, task: str) -> Trial:
 
 
 @pytest.mark.parametrize(("method", "task"), CASES)
-def test_a_trial_its_cost_and_a_pair_as_the_probe_decided(
+def test_trial_cost_and_pair_follow_probe(
     method: str, task: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
+    """A trial, its cost and a pair run with the accelerators that the probe chose."""
     write_jsonl(write_splits(tmp_path / "data") / "test.jsonl", rows())
     trial = on_gpu(method, task)
     one = Segment((trial,), 0, 30, str(tmp_path), str(bases[task]))
@@ -107,8 +108,11 @@ def test_trials_over_a_quantised_base(
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_lane_with_little_text_beside_one_with_much_stays_finite(causal: bool) -> None:
-    """The kernel writes no slot beyond the longest example; what is left of a row may be longer."""
+def test_short_lane_beside_long_finite(causal: bool) -> None:
+    """A lane with little text stays finite in a batch with a long one.
+
+    The kernel writes no slot beyond the longest example; what is left of a row may be longer.
+    """
     sizes = [40] * 16 + [9] * 16
     where = make_layout(sizes, lanes=2, length=40, tokens=640)
     where = Layout(*(x.cuda() for x in where))
@@ -137,7 +141,8 @@ def fail_in_a_kernel(value: dict[str, Any]) -> dict[str, Any]:
     return segment.run(value)
 
 
-def test_a_worker_that_lost_its_gpu_is_replaced(tiny_llama: Path, tmp_path: Path) -> None:
+def test_worker_replaced_after_gpu_loss(tiny_llama: Path, tmp_path: Path) -> None:
+    """A worker that lost its GPU is replaced."""
     write_jsonl(write_splits(tmp_path / "data") / "test.jsonl", rows())
     trials = tuple(dataclasses.replace(on_gpu("lora", "sft"), seed=s) for s in (0, 1))
     both = Segment(trials, 0, 30, str(tmp_path), str(tiny_llama)).to_json()
@@ -151,8 +156,11 @@ def test_a_worker_that_lost_its_gpu_is_replaced(tiny_llama: Path, tmp_path: Path
     assert [r["status"] for r in (second.value or {})["results"]] == ["done", "done"]
 
 
-def test_lanes_that_do_not_fit_under_a_cap_lose_nothing(smollm: Path, tmp_path: Path) -> None:
-    """The allocator's own limit, between what one trial takes and what eight do: a real one."""
+def test_lanes_exceeding_memory_cap(smollm: Path, tmp_path: Path) -> None:
+    """Lanes that exceed a memory cap lose no work.
+
+    The allocator's own limit, between what one trial takes and what eight do: a real one.
+    """
     few = dataclasses.replace(on_gpu("lora", "sft").conditions, steps=6, batch_size=32)
     one = dataclasses.replace(on_gpu("lora", "sft"), conditions=few, phase="search")
     one = dataclasses.replace(one, setting={"learning_rate": 3e-4})

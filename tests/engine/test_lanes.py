@@ -98,9 +98,10 @@ def test_dropout_keeps_its_share_and_scale() -> None:
 
 
 @pytest.mark.parametrize(("task", "method"), [("sft", "lora"), ("classify", "full")])
-def test_a_lane_that_diverges_changes_no_other_lanes_bits(
+def test_diverging_lane_leaves_others_identical(
     task: str, method: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
+    """A diverging lane does not change a bit of the other lanes."""
     calm = three(method, task)
     wild = [dataclasses.replace(t) for t in calm]
     wild[1] = dataclasses.replace(calm[1], setting={"learning_rate": 1e30})
@@ -111,9 +112,8 @@ def test_a_lane_that_diverges_changes_no_other_lanes_bits(
     assert torch.equal(spoilt[[0, 2]], values[[0, 2]])
 
 
-def test_a_diverged_lane_is_frozen_dated_and_reported_and_the_others_finish(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_diverged_lane_frozen_others_finish(tiny_llama: Path, tmp_path: Path) -> None:
+    """A diverged lane is frozen and reported with its step; the others finish."""
     trials = three("lora", "sft", steps=12, validations=3, metric="json_match")
     trials = [dataclasses.replace(t, phase="search") for t in trials]
     trials[1] = dataclasses.replace(trials[1], setting={"learning_rate": 1e30})
@@ -141,9 +141,10 @@ def test_a_diverged_lane_is_frozen_dated_and_reported_and_the_others_finish(
     assert [len(r.curve) for r in results] == [3, 0, 3]
 
 
-def test_a_lane_whose_validation_loss_is_not_finite_has_diverged(
+def test_nonfinite_validation_loss_diverges(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A lane whose validation loss is not finite has diverged."""
     write_splits(tmp_path / "data")
     trials = [dataclasses.replace(t, phase="search") for t in three("lora", "classify", steps=12)]
     right = segment.item_losses
@@ -162,10 +163,13 @@ def test_a_lane_whose_validation_loss_is_not_finite_has_diverged(
 
 
 @pytest.mark.parametrize(("method", "task"), CASES)
-def test_a_group_is_trained_and_scored_in_lanes(
+def test_group_trained_and_scored_in_lanes(
     method: str, task: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Evaluation puts another number of rows to each lane than training does."""
+    """A group of trials is trained and scored in lanes.
+
+    Evaluation puts another number of rows to each lane than training does.
+    """
     write_splits(tmp_path / "data")
     metric = {"classify": "accuracy", "sft": "json_match"}[task]
     trials = three(method, task, steps=4, evaluation_batch_size=33, metric=metric)
@@ -186,9 +190,10 @@ def test_a_group_is_trained_and_scored_in_lanes(
         )
 
 
-def test_a_group_that_cannot_ride_runs_alone_and_says_why(
+def test_unsupported_group_runs_sequentially(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A group that vmap does not support runs sequentially and records why."""
     write_splits(tmp_path / "data")
     right = segment.build_setup
 
@@ -208,9 +213,8 @@ def test_a_group_that_cannot_ride_runs_alone_and_says_why(
             assert result.warnings[-1] == said
 
 
-def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_out_of_memory_halves_lanes(tiny_llama: Path, tmp_path: Path) -> None:
+    """Running out of memory halves the lanes of a pass and loses no work."""
     trials = [make_trial("lora", "sft", seed=s, rate=1e-2) for s in range(4)]
     expected = step_losses(build_tiny_setup(trials, tiny_llama, tmp_path, ON), 6)
     at = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
@@ -247,7 +251,8 @@ def test_memory_that_runs_out_halves_the_lanes_of_a_pass_and_loses_no_work(
         train(stepper, source, (0, 6), (6,), lambda reading: None, at.batch_builder.split_last_step)
 
 
-def test_passes_hold_no_more_tokens_than_fit(tiny_llama: Path, tmp_path: Path) -> None:
+def test_passes_bounded_by_tokens(tiny_llama: Path, tmp_path: Path) -> None:
+    """Passes hold no more tokens than fit."""
     trials = [make_trial("lora", "sft", seed=0, rate=1e-2) for _ in range(5)]
     whole = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
     tight = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
@@ -257,9 +262,10 @@ def test_passes_hold_no_more_tokens_than_fit(tiny_llama: Path, tmp_path: Path) -
     torch.testing.assert_close(step_losses(tight, 4), step_losses(whole, 4), atol=1e-5, rtol=0)
 
 
-def test_the_probe_keeps_what_agrees_and_says_why_it_drops_the_rest(
+def test_probe_keeps_agreeing_accelerators(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The probe keeps the accelerators that agree and says why it drops the rest."""
     build_tiny_setup(make_trial("lora", "sft"), tiny_llama, tmp_path)
     data = tmp_path / "data"
     good = probe_accelerators(make_trial("lora", "sft"), str(tiny_llama), data, ON)
@@ -295,7 +301,8 @@ def test_norms_train_in_half_precision(method: str, tiny_bert: Path, tmp_path: P
     assert found.reasons == {}
 
 
-def test_switches_follow_the_user_and_say_why() -> None:
+def test_switches_follow_user_with_reasons() -> None:
+    """The switches follow the user's settings and give reasons."""
     assert Switches.from_request({"packing": "off", "compile": "on"}, "cpu", "bf16", 9) == Switches(
         lanes=True, packing=False, loss=True, compile=True, graphs=False, lean_inputs=True,
         generation=True,
@@ -305,7 +312,8 @@ def test_switches_follow_the_user_and_say_why() -> None:
 
 
 @pytest.mark.parametrize(("steps", "on"), [(None, True), (500, True), (499, False)])
-def test_a_few_steps_are_not_compiled_for(steps: int | None, on: bool) -> None:
+def test_few_steps_skip_compilation(steps: int | None, on: bool) -> None:
+    """Compilation is skipped for a few steps."""
     assert explain_defaults("cuda", "fp32", steps)["compile"].on is on
     assert explain_defaults("cuda", "fp32", steps)["compile"].why
 
@@ -315,7 +323,8 @@ def layouts() -> Iterator[tuple[Layout, int]]:
     yield make_layout.layout([6, 1], lanes=1, length=6, tokens=7), 1
 
 
-def test_packing_puts_examples_end_to_end_and_takes_them_apart_again() -> None:
+def test_packing_roundtrip() -> None:
+    """Packing concatenates examples and separates them again."""
     for where, lanes in layouts():
         rows = len(where.scatter)
         x = torch.randn(rows, 6, 3, requires_grad=True)
@@ -342,7 +351,8 @@ def test_buckets_hold_every_size() -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_keeps_examples_apart_and_its_gradients_are_right(causal: bool) -> None:
+def test_attention_separates_packed_examples(causal: bool) -> None:
+    """Attention keeps packed examples separate, and its gradients are correct."""
     torch.manual_seed(0)
     where = make_layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
     q = torch.randn(2, 4, 10, 8, requires_grad=True)
@@ -383,7 +393,8 @@ def test_the_operators_keep_torchs_contract() -> None:
     [("xw", "x"), ("xw", "w"), ("xw", "xw"), ("xwb", "x"), ("xwb", "b"), ("xwb", "xb"),
      ("xwb", "xw"), ("xwb", "xwb")],
 )  # fmt: skip
-def test_a_linear_layer_in_lanes_is_torchs_own(given: str, laned: str) -> None:
+def test_batched_linear_matches_torch(given: str, laned: str) -> None:
+    """A linear layer in lanes equals torch's."""
     torch.manual_seed(0)
     shapes = {"x": (2, 5, 4), "w": (6, 4), "b": (6,)}
     dims = tuple(0 if name in laned else None for name in given)

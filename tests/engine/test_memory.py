@@ -84,8 +84,11 @@ def test_less_memory_gives_the_same_gradients(
     assert at.batch_builder.active_switches.checkpointing == ("checkpointing" in less)
 
 
-def test_dropout_is_there_to_be_told_apart(bases: dict[str, Path], tmp_path: Path) -> None:
-    """What the test above relies on: other draws would show."""
+def test_dropout_draws_are_distinguishable(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Dropout that ignores how a pass was cut gives other gradients.
+
+    What the test above relies on: other draws would show.
+    """
     at = build_tiny_setup(three(dropping("lora"), "classify"), bases["classify"], tmp_path, ON)
     assert any(isinstance(d, KeyedDropout) for d in at.lanes.dropouts)
     whole = train_steps(at, 1)
@@ -104,9 +107,8 @@ def test_dropout_is_there_to_be_told_apart(bases: dict[str, Path], tmp_path: Pat
     assert off(train_steps(cut, 1).gradients, whole.gradients) > 0.05
 
 
-def test_a_pass_holds_no_more_tokens_than_asked_but_for_a_lone_example(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_pass_bounded_by_tokens(tiny_llama: Path, tmp_path: Path) -> None:
+    """A pass holds no more tokens than requested unless it has one example."""
     at = build_tiny_setup(
         three("lora", "sft"), tiny_llama, tmp_path, dataclasses.replace(ON, micro_tokens=56)
     )
@@ -171,9 +173,8 @@ def short_of_memory(
 
 
 @pytest.mark.parametrize("most", [8, 3, 1])
-def test_memory_that_runs_out_leaves_fewer_lanes_then_fewer_examples(
-    most: int, tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_out_of_memory_reduces_lanes_first(most: int, tiny_llama: Path, tmp_path: Path) -> None:
+    """Running out of memory reduces the lanes first, then the examples of a pass."""
     trials = three("lora", "sft")
     expected = train_steps(build_tiny_setup(trials, tiny_llama, tmp_path, ON), 4).losses
     at = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
@@ -188,9 +189,8 @@ def test_memory_that_runs_out_leaves_fewer_lanes_then_fewer_examples(
     assert any(p.part for p in step.passes) == (most < 8)
 
 
-def test_layers_are_computed_again_where_nothing_else_is_left(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_checkpointing_as_last_resort(tiny_llama: Path, tmp_path: Path) -> None:
+    """Layers are recomputed when nothing else is left to reduce."""
     trials = three("lora", "sft")
     expected = train_steps(build_tiny_setup(trials, tiny_llama, tmp_path, ON), 2).losses
     at = build_tiny_setup(trials, tiny_llama, tmp_path, ON)
@@ -204,7 +204,8 @@ def test_layers_are_computed_again_where_nothing_else_is_left(
     assert at.batch_builder.active_switches.checkpointing is True
 
 
-def test_where_it_is_off_memory_runs_out(tiny_llama: Path, tmp_path: Path) -> None:
+def test_without_checkpointing_runs_out(tiny_llama: Path, tmp_path: Path) -> None:
+    """Without gradient checkpointing, training runs out of memory."""
     at = build_tiny_setup(three("lora", "sft"), tiny_llama, tmp_path, ON)
     stepper = at.stepper()
     stepper.losses = short_of_memory(at, 8, needs_again=True)
@@ -266,9 +267,10 @@ def test_a_layer_keeps_its_input_alone(tmp_path: Path) -> None:
     assert kept(checkpointing=True) < kept() / 5
 
 
-def test_the_cost_probe_finds_what_fits_and_says_so(
+def test_cost_probe_finds_fitting_pass(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The cost probe finds what fits and records it."""
     trial = make_trial("lora", "sft")
     at = build_tiny_setup(trial, tiny_llama, tmp_path)
     task = type(at.task)
@@ -309,9 +311,8 @@ def test_what_cannot_be_captured_is_said() -> None:
     assert "on the host" in dataclasses.replace(wished, checkpointing=True).conflicts()["graphs"]
 
 
-def test_the_plan_and_the_report_say_what_a_study_does_to_fit(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_plan_and_report_show_fitting(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """The plan and the report say how a study is made to fit."""
     study_values["engine"] |= {"micro_tokens": 64, "checkpointing": "on"}
     spec = parse_spec(study_values)
     assert describe_memory(api.overview(spec, tmp_path)) == [
@@ -324,10 +325,13 @@ def test_the_plan_and_the_report_say_what_a_study_does_to_fit(
         assert {"micro_tokens", "checkpointing", "packing"} <= set(row["engine"]["on"])
 
 
-def test_evaluation_that_does_not_fit_is_done_in_parts(
+def test_evaluation_split_to_fit(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 12: at the very end, after hours of training, that would be quite a loss."""
+    """An evaluation that does not fit is done in parts.
+
+    Fault 12: at the very end, after hours of training, that would be quite a loss.
+    """
     trial, most = make_trial("lora", "sft", evaluation_batch_size=2), 1
     at = build_tiny_setup(trial, tiny_llama, tmp_path)
     task, rows = type(at.task), at.rows("validation")[:3]
@@ -356,10 +360,13 @@ def test_evaluation_that_does_not_fit_is_done_in_parts(
         cost_probe._check_evaluation_fits(at)
 
 
-def test_fast_answers_that_do_not_fit_are_given_in_parts(
+def test_fast_generation_split_to_fit(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 12: with fewer rows, and no more than those asked for."""
+    """Fast generation that does not fit is done in parts.
+
+    Fault 12: with fewer rows, and no more than those asked for.
+    """
     at = build_tiny_setup(make_trial("lora", "sft"), tiny_llama, tmp_path)
     asked = at.task.prompts(at.tokenizer, at.rows("validation")[:6])
     right, tried = generation.fast, []
@@ -377,10 +384,13 @@ def test_fast_answers_that_do_not_fit_are_given_in_parts(
     assert tried == [(8, 256), (4, 0), (2, 0)]
 
 
-def test_the_longest_answer_is_read_before_any_trial(
+def test_longest_answer_read_before_trials(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 12: at the end of a search a first long answer would be too late."""
+    """The longest answer is read before any trial.
+
+    Fault 12: at the end of a search a first long answer would be too late.
+    """
     trial = make_trial("lora", "sft")
     at = build_tiny_setup(trial, tiny_llama, tmp_path)
     asked = at.task.prompts(at.tokenizer, at.rows("validation"))
@@ -402,15 +412,15 @@ def test_the_longest_answer_is_read_before_any_trial(
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning", "prefix_tuning", "full"])
-def test_reading_the_longest_answer_leaves_nothing_behind(
-    tiny_llama: Path, tmp_path: Path, method: str
-) -> None:
+def test_longest_answer_check_is_clean(tiny_llama: Path, tmp_path: Path, method: str) -> None:
+    """Reading the longest answer leaves nothing behind."""
     at = build_tiny_setup(make_trial(method, "sft"), tiny_llama, tmp_path)
     before = item_losses(at, at.examples("validation"))
     assert evaluate.check_longest_answer(at, None)
     assert (item_losses(at, at.examples("validation")) == before).all()
 
 
-def test_a_task_without_answers_has_no_longest_one(tiny_bert: Path, tmp_path: Path) -> None:
+def test_task_without_answers_skips_check(tiny_bert: Path, tmp_path: Path) -> None:
+    """A task without answers has no longest answer."""
     at = build_tiny_setup(make_trial("lora", "classify"), tiny_bert, tmp_path)
     assert evaluate.check_longest_answer(at, None) is None

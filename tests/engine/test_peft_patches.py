@@ -160,7 +160,8 @@ def test_a_subclass_keeps_its_own() -> None:
     assert type(layer) is own
 
 
-def test_loha_and_lokr_draw_where_peft_draws() -> None:
+def test_loha_lokr_draws_match_peft() -> None:
+    """LoHa and LoKr draw the same initial values as PEFT."""
     for name in ("loha", "lokr"):
         model = attached(name, module_dropout=0.5)
         other = copy.deepcopy(model)
@@ -223,7 +224,8 @@ BEFORE_LAYERS: dict[str, Callable[[], peft.PeftConfig]] = {
 
 
 @pytest.mark.parametrize("name", BEFORE_LAYERS)
-def test_what_stands_before_the_layers_trains_as_in_peft(name: str) -> None:
+def test_prompt_methods_match_peft(name: str) -> None:
+    """Methods that prepend virtual tokens train as in PEFT."""
     runs = []
     for shimmed in (False, True):
         model = tiny_causal_lm(BEFORE_LAYERS[name]())
@@ -235,7 +237,8 @@ def test_what_stands_before_the_layers_trains_as_in_peft(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BEFORE_LAYERS)
-def test_what_stands_before_the_layers_copies_nothing_from_the_host(name: str) -> None:
+def test_prompt_methods_avoid_host_copies(name: str) -> None:
+    """Methods that prepend virtual tokens copy nothing from the host."""
     model = move_to_device(tiny_causal_lm(BEFORE_LAYERS[name]()), "meta")
     model.base_model.set_attn_implementation("eager")  # SDPA's mask looks at its values
     peft_patches.install_patches(model)
@@ -263,7 +266,8 @@ class Copies(TorchDispatchMode):
         return out
 
 
-def test_cpt_keeps_its_memory_and_its_radius() -> None:
+def test_cpt_memory_and_radius() -> None:
+    """CPT keeps its memory and its radius."""
     model = tiny_causal_lm(BEFORE_LAYERS["cpt"]())
     peft_patches.install_patches(model)
     encoder = model.prompt_encoder["default"]
@@ -336,7 +340,8 @@ def test_lily_says_that_it_sees_padding() -> None:
     assert not torch.allclose(alone, beside, atol=1e-4)
 
 
-def test_rows_that_name_no_task_are_of_task_0() -> None:
+def test_missing_task_ids_are_zero() -> None:
+    """Rows that name no task are of task 0."""
     config = peft.MultitaskPromptTuningConfig(
         num_virtual_tokens=4, num_tasks=2, task_type="CAUSAL_LM"
     )
@@ -351,7 +356,8 @@ def test_rows_that_name_no_task_are_of_task_0() -> None:
     assert torch.equal(model(input_ids=ids, task_ids=torch.ones(2, dtype=torch.long)).logits, other)
 
 
-def test_poly_routes_rows_that_name_no_task_as_task_0() -> None:
+def test_poly_routes_missing_as_zero() -> None:
+    """Poly routes rows that name no task as task 0."""
     model = attached("poly", n_tasks=2).eval()
     x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(1))
     tasks = torch.zeros(4, dtype=torch.long)

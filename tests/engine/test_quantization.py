@@ -94,8 +94,11 @@ def encoded(base: Path) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def test_nf4_trains_like_plain_peft_and_bitsandbytes(llama: Path, tmp_path: Path) -> None:
-    """The engine with everything on, against a loop over one example a pass, from scratch."""
+def test_nf4_matches_peft_and_bitsandbytes(llama: Path, tmp_path: Path) -> None:
+    """NF4 training equals plain PEFT with bitsandbytes.
+
+    The engine with everything on, against a loop over one example a pass, from scratch.
+    """
     trial = make_trial("lora", "sft", rate=5e-3, steps=6, warmup=0.0, decay=0.0, **NF4)
     ours = build_tiny_setup(trial, llama, tmp_path, ON)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
@@ -133,9 +136,10 @@ def test_nf4_trains_like_plain_peft_and_bitsandbytes(llama: Path, tmp_path: Path
     "how",
     [NF4, pytest.param(TORCHAO, marks=pytest.mark.skipif(not has("torchao"), reason="no torchao"))],
 )
-def test_lanes_over_a_quantised_base_are_the_same_trials_alone(
+def test_quantised_lanes_match_sequential(
     method: str, how: dict[str, str], llama: Path, tmp_path: Path
 ) -> None:
+    """Lanes over a quantised base equal the same trials run sequentially."""
     trials = [make_trial(method, "sft", seed=s, rate=r, **how) for s, r in enumerate(RATES)]
     alone = [train_steps(disable_dropout(build_tiny_setup(t, llama, tmp_path)), 6) for t in trials]
     together = train_steps(disable_dropout(build_tiny_setup(trials, llama, tmp_path, ON)), 6)
@@ -154,7 +158,8 @@ def test_lanes_over_a_quantised_base_are_the_same_trials_alone(
     assert 1e-4 < float(moved) < 0.2, "rounding the base shows, and is not the end of it"
 
 
-def test_an_encoder_keeps_its_fresh_head_exact(bert: Path, tmp_path: Path) -> None:
+def test_encoder_head_stays_exact(bert: Path, tmp_path: Path) -> None:
+    """The fresh head of an encoder is not quantised."""
     at = build_tiny_setup(make_trial("lora", "classify", **NF4), bert, tmp_path)
     packed = [n for n, p in at.model.named_parameters() if quantization.is_packed(p)]
     assert len(packed) == 2 * 6 + 1  # the linear layers of two blocks, and the pooler
@@ -163,8 +168,11 @@ def test_an_encoder_keeps_its_fresh_head_exact(bert: Path, tmp_path: Path) -> No
     assert float(train_steps(at, 6).losses[-1]) < 2.0
 
 
-def test_int8_by_bitsandbytes_trains_and_never_rides(llama: Path, tmp_path: Path) -> None:
-    """Its products ask the whole batch for outliers: a lane would depend on its neighbours."""
+def test_bitsandbytes_int8_runs_sequentially(llama: Path, tmp_path: Path) -> None:
+    """8-bit training with bitsandbytes works and never uses lanes.
+
+    Its products ask the whole batch for outliers: a lane would depend on its neighbours.
+    """
     trials = [make_trial("lora", "sft", seed=s, rate=r, **INT8) for s, r in enumerate(RATES)]
     taking_turns = dataclasses.replace(ON, lanes=False)
     alone = [train_steps(disable_dropout(build_tiny_setup(t, llama, tmp_path)), 6) for t in trials]
@@ -181,7 +189,8 @@ def test_int8_by_bitsandbytes_trains_and_never_rides(llama: Path, tmp_path: Path
     assert reasons == {"lanes": quantization.MIXES_ROWS_REASON}
 
 
-def test_packed_bytes_are_never_cast_nor_a_lanes_own(llama: Path, tmp_path: Path) -> None:
+def test_packed_bytes_keep_dtype(llama: Path, tmp_path: Path) -> None:
+    """Packed bytes are never cast and never copied per lane."""
     trial = make_trial("lora", "sft", precision="bf16", **NF4)
     at = build_tiny_setup([trial, dataclasses.replace(trial, seed=1)], llama, tmp_path, ON)
     kinds = {p.dtype for p in at.model.parameters() if quantization.is_packed(p)}
@@ -192,7 +201,8 @@ def test_packed_bytes_are_never_cast_nor_a_lanes_own(llama: Path, tmp_path: Path
     assert any(name.endswith("q_proj.base_layer.weight") for name in sums)
 
 
-def test_one_compiled_layer_would_use_the_first_layers_scales(llama: Path, tmp_path: Path) -> None:
+def test_compiled_layers_share_scales(llama: Path, tmp_path: Path) -> None:
+    """A compiled layer shared by all would use the first layer's scales."""
     at = build_tiny_setup(make_trial("lora", "sft", **NF4), llama, tmp_path)
     with pytest.raises(NotCompilable, match="scales outside"):
         LayerStack(at.model).compile()
@@ -206,17 +216,19 @@ def test_one_compiled_layer_would_use_the_first_layers_scales(llama: Path, tmp_p
         ("olora", "it starts by changing weights of the base, which are quantised"),
     ],
 )
-def test_what_changes_the_bases_weights_is_incompatible(
+def test_base_changing_methods_incompatible(
     method: str, why: str, llama: Path, tmp_path: Path
 ) -> None:
+    """Methods that change the base's weights are incompatible."""
     with pytest.raises(Incompatible, match=re.escape(why)):
         build_tiny_setup(make_trial(method, "sft", **NF4), llama, tmp_path)
 
 
-def test_packed_bytes_taken_for_weights_are_refused_before_training(
-    llama: Path, tmp_path: Path
-) -> None:
-    """HRA on 8 bits attaches and trains: on numbers that are no weights."""
+def test_packed_bytes_as_weights_refused(llama: Path, tmp_path: Path) -> None:
+    """Methods that take packed bytes for weights are refused before training.
+
+    HRA on 8 bits attaches and trains: on numbers that are no weights.
+    """
     assert "off those on the plain base" in str(
         cannot_train_reason(registry.load("hra", Path()), *INT8.values())
     )
@@ -247,9 +259,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> tuple[Pat
     return folder, api.run(parse_spec(values), folder, folder / "run")
 
 
-def test_a_study_in_nf4_goes_through_to_its_report(
+def test_nf4_study_completes(
     finished: tuple[Path, dict[str, Any]],
 ) -> None:
+    """A study in NF4 completes with its report."""
     folder, report = finished
     by_name = {m["method"]: m for m in report["methods"]}
     assert [by_name[m]["status"] for m in ("lora", "dora", "ia3")] == ["done"] * 3
@@ -266,9 +279,8 @@ def test_a_study_in_nf4_goes_through_to_its_report(
     assert "nf4" in (folder / "run" / "report.html").read_text()
 
 
-def test_what_was_trained_in_nf4_is_delivered(
-    finished: tuple[Path, dict[str, Any]], llama: Path, tmp_path: Path
-) -> None:
+def test_nf4_export(finished: tuple[Path, dict[str, Any]], llama: Path, tmp_path: Path) -> None:
+    """Weights trained in NF4 are exported."""
     folder, report = finished
     for method in report["methods"]:
         found = method["artifact"]
@@ -285,9 +297,10 @@ def test_what_was_trained_in_nf4_is_delivered(
     assert all("proj" in name for name in changed)
 
 
-def test_the_adapter_loads_by_plain_peft_onto_the_quantised_base(
+def test_adapter_loads_on_quantised_base(
     finished: tuple[Path, dict[str, Any]], llama: Path
 ) -> None:
+    """The adapter loads with plain PEFT onto the quantised base."""
     folder, _ = finished
     trial, result = next(
         (t, r) for t, r in api.read_trials(folder / "run")
@@ -310,15 +323,17 @@ def test_the_adapter_loads_by_plain_peft_onto_the_quantised_base(
     assert answers == list(result.splits["test"].predictions)
 
 
-def test_how_a_base_is_rounded_is_part_of_a_trials_identity() -> None:
+def test_quantization_changes_trial_id() -> None:
+    """The quantisation of a base is part of a trial's identity."""
     ids = {make_trial("lora", "sft", **how).id for how in ({}, NF4, INT8, TORCHAO)}
     ids.add(make_trial("lora", "sft", fingerprint="f").id)
     assert len(ids) == 5
 
 
-def test_a_quantizer_that_is_not_installed_is_said_at_once(
+def test_missing_quantizer_reported_first(
     study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A quantiser that is not installed is reported at once."""
     monkeypatch.setitem(quantization.QUANTIZERS, "nf4", ("no_such_package",))
     study_values["base"]["quantize"] = "nf4"
     with pytest.raises(EnvironmentProblem) as caught:
@@ -338,9 +353,10 @@ def test_a_quantizer_that_is_not_installed_is_said_at_once(
         ({"quantize": "fp4"}, "base.quantize"),
     ],
 )
-def test_what_cannot_be_rounded_so_is_refused(
+def test_unsupported_quantization_refused(
     study_values: dict[str, Any], base: dict[str, str], cause: str
 ) -> None:
+    """A base that cannot be quantised that way is refused."""
     study_values["base"] |= base
     with pytest.raises(UsageError) as caught:
         parse_spec(study_values)
@@ -348,7 +364,8 @@ def test_what_cannot_be_rounded_so_is_refused(
     assert cause in caught.value.cause
 
 
-def test_auto_takes_the_first_package_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_first_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` takes the first installed package."""
     monkeypatch.setattr(
         quantization.importlib.util, "find_spec", lambda name: name == "torchao" or None
     )

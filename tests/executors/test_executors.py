@@ -117,7 +117,8 @@ def pids(executor: Executor, payloads: int) -> set[int]:
     return {o.value["pid"] for o in outcomes if o.value}
 
 
-def test_workers_stay_for_the_next_payload_and_the_next_map() -> None:
+def test_workers_reused_across_maps() -> None:
+    """Workers are reused for the next payload and the next map."""
     executor = Process(2)
     first = pids(executor, 6)
     assert len(first) <= 2
@@ -127,11 +128,13 @@ def test_workers_stay_for_the_next_payload_and_the_next_map() -> None:
     assert not any(psutil.pid_exists(pid) for pid in first)
 
 
-def test_a_reading_of_time_or_memory_gets_a_process_of_its_own() -> None:
+def test_timing_runs_in_fresh_process() -> None:
+    """A measurement of time or memory gets a process of its own."""
     assert len(pids(Process(2, Options(fresh_process=True)), 4)) == 4
 
 
-def test_no_work_is_given_to_a_gpu_that_was_set_aside() -> None:
+def test_disabled_gpu_gets_no_work() -> None:
+    """A disabled GPU gets no work."""
     executor = Process(2)
     payloads = [{"n": n} for n in range(4)]
     first = {o.value["pid"] for o in executor.map(f"{__name__}:nap", payloads) if o.value}
@@ -146,7 +149,8 @@ def test_no_work_is_given_to_a_gpu_that_was_set_aside() -> None:
     executor.close()
 
 
-def test_an_idle_worker_that_was_killed_is_replaced() -> None:
+def test_killed_idle_worker_replaced() -> None:
+    """An idle worker that was killed is replaced."""
     executor = Process(1)
     (first,) = pids(executor, 1)
     os.kill(first, signal.SIGKILL)
@@ -155,7 +159,8 @@ def test_an_idle_worker_that_was_killed_is_replaced() -> None:
     assert second != first
 
 
-def test_a_worker_in_which_something_was_raised_is_replaced() -> None:
+def test_raising_worker_replaced() -> None:
+    """A worker in which an exception was raised is replaced."""
     executor = Process(1)
     payloads = [{"do": "pid"}, {"do": "raise"}, {"do": "pid"}]
     one, two, three = executor.map(f"{__name__}:misbehave", payloads)
@@ -166,15 +171,19 @@ def test_a_worker_in_which_something_was_raised_is_replaced() -> None:
     assert "misbehave" in (two.detail or ""), "the traceback"
 
 
-def test_what_work_held_is_gone_before_the_next_payload(tmp_path: Path) -> None:
+def test_memory_freed_between_payloads(tmp_path: Path) -> None:
+    """The memory of one payload is freed before the next."""
     file = str(tmp_path / "gone")
     payloads = [{"do": "leave", "file": file}, {"do": "look", "file": file}]
     _, looked = Process(1).map(f"{__name__}:misbehave", payloads)
     assert looked.value == {"gone": True}
 
 
-def test_a_hung_worker_is_ended_and_its_stack_told(tmp_path: Path) -> None:
-    """Faults 14 and 19: it is gone before its work is given to another, and can write no more."""
+def test_hung_worker_killed_with_stack(tmp_path: Path) -> None:
+    """A hung worker is killed and its stack is reported.
+
+    Faults 14 and 19: it is gone before its work is given to another, and can write no more.
+    """
     executor = Process(1, Options(stall_timeout=2.0))
     payloads = [{"do": "hang", "file": str(tmp_path / "pid")}, {"do": "nothing"}]
     outcomes = executor.map(f"{__name__}:misbehave", payloads)
@@ -187,20 +196,23 @@ def test_a_hung_worker_is_ended_and_its_stack_told(tmp_path: Path) -> None:
     assert fine.value == {"fine": True}
 
 
-def test_work_that_says_it_goes_on_is_not_taken_for_hung() -> None:
+def test_heartbeat_prevents_hang_detection() -> None:
+    """Work that reports progress is not taken for hung."""
     (outcome,) = Process(1, Options(stall_timeout=1.5)).map(
         f"{__name__}:misbehave", [{"do": "long"}]
     )
     assert outcome.value == {"fine": True}
 
 
-def test_a_dead_workers_last_words_are_told() -> None:
+def test_dead_worker_stderr_reported() -> None:
+    """The last output of a dead worker is reported."""
     (outcome,) = Process(1).map(f"{__name__}:misbehave", [{"do": "groan"}])
     assert "SIGABRT" in (outcome.error or "")
     assert "corrupted unsorted chunks" in (outcome.detail or "")
 
 
-def test_when_stopping_nothing_new_begins_and_work_is_asked_to_end() -> None:
+def test_stop_starts_nothing_and_interrupts() -> None:
+    """A stop starts no new work and asks running work to end."""
     stop: list[bool] = []
     executor = Process(1, Options(should_stop=lambda: bool(stop)))
 
@@ -214,7 +226,8 @@ def test_when_stopping_nothing_new_begins_and_work_is_asked_to_end() -> None:
     assert (first.value, second.value) == ({"fine": True}, {"asked": True})
 
 
-def test_a_script_without_a_main_guard_is_not_run_by_its_workers(tmp_path: Path) -> None:
+def test_unguarded_script_not_rerun(tmp_path: Path) -> None:
+    """A script without a main guard is not run by its workers."""
     script = tmp_path / "careless.py"
     script.write_text(
         "from bakeoff.study.executors.process import Process\n"
@@ -227,7 +240,8 @@ def test_a_script_without_a_main_guard_is_not_run_by_its_workers(tmp_path: Path)
     assert done.stdout == "once\n[None]\n"
 
 
-def test_a_program_ends_though_it_did_not_close_its_workers(tmp_path: Path) -> None:
+def test_program_exits_with_open_workers(tmp_path: Path) -> None:
+    """A program exits although it did not close its workers."""
     script = tmp_path / "leaves.py"
     script.write_text(
         "from bakeoff.study.executors.process import Process\n"
@@ -242,7 +256,8 @@ def test_a_program_ends_though_it_did_not_close_its_workers(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_error_in_the_work_is_an_outcome(name: str) -> None:
+def test_exception_is_outcome(name: str) -> None:
+    """An exception in the work is an outcome."""
     payloads = [{"do": "raise"}, {"do": "nothing"}]
     first, second = make(name).map(f"{__name__}:misbehave", payloads)
     assert first.value is None
@@ -251,7 +266,8 @@ def test_an_error_in_the_work_is_an_outcome(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "inline"])
-def test_a_dead_worker_is_an_outcome_and_the_rest_goes_on(name: str) -> None:
+def test_dead_worker_is_outcome(name: str) -> None:
+    """A dead worker is an outcome and the remaining work continues."""
     payloads = [{"do": what} for what in ("die", "exit", "nothing")]
     outcomes = sorted(make(name).map(f"{__name__}:misbehave", payloads), key=lambda o: o.index)
     killed, ended = ("worker died", "worker died") if name == "ray" else ("killed", "exit code 3")
@@ -261,7 +277,8 @@ def test_a_dead_worker_is_an_outcome_and_the_rest_goes_on(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_payload_is_taken_only_when_its_work_can_begin(name: str) -> None:
+def test_payloads_taken_lazily(name: str) -> None:
+    """A payload is taken only when its work can begin."""
     ended: list[int] = []
     taken: list[tuple[int, int]] = []
 
@@ -314,15 +331,21 @@ def test_ray_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ("from bakeoff.study.executors.process import Process", "torch"),
     ],
 )
-def test_a_worker_takes_its_gpu_before_anything_can_ask_for_one(begun: str, absent: str) -> None:
-    """PEFT imports bitsandbytes, which asks; and the parent, which starts workers, has no torch."""
+def test_worker_selects_gpu_before_imports(begun: str, absent: str) -> None:
+    """A worker selects its GPU before anything can query the GPUs.
+
+    PEFT imports bitsandbytes, which asks; and the parent, which starts workers, has no torch.
+    """
     code = f"import sys; {begun}; assert {absent!r} not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="handles cannot be counted here")
-def test_workers_inherit_no_database_and_leave_no_handle(tmp_path: Path) -> None:
-    """Fault 33: over many segments, also where workers are replaced."""
+def test_workers_inherit_no_handles(tmp_path: Path) -> None:
+    """Workers inherit no database connection and leave no file handle open.
+
+    Fault 33: over many segments, also where workers are replaced.
+    """
 
     def count() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))

@@ -91,7 +91,8 @@ def lose_when(cluster: Any, file: Path) -> threading.Thread:
 
 
 @pytest.mark.parametrize("retries", [3, 0])
-def test_what_a_lost_node_was_at_runs_elsewhere(cluster: Any, tmp_path: Path, retries: int) -> None:
+def test_lost_node_work_rescheduled(cluster: Any, tmp_path: Path, retries: int) -> None:
+    """The work of a lost node is rescheduled."""
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
     watching = lose_when(cluster, tmp_path / "0.node")
@@ -110,7 +111,8 @@ def test_what_a_lost_node_was_at_runs_elsewhere(cluster: Any, tmp_path: Path, re
     assert found[-1] != lost
 
 
-def test_a_node_with_other_versions_is_avoided(cluster: Any, tmp_path: Path) -> None:
+def test_mismatched_node_avoided(cluster: Any, tmp_path: Path) -> None:
+    """A node with other versions is avoided."""
     other = tmp_path / "other"
     (other / "peft-0.0.1.dist-info").mkdir(parents=True)
     (other / "peft-0.0.1.dist-info" / "METADATA").write_text("Name: peft\nVersion: 0.0.1\n")
@@ -126,7 +128,8 @@ def test_a_node_with_other_versions_is_avoided(cluster: Any, tmp_path: Path) -> 
     assert {o.value["node"] for o in outcomes if o.value} == {good.node_id} != {bad.node_id}
 
 
-def test_what_no_node_can_see_is_said(cluster: Any, tmp_path: Path) -> None:
+def test_unreachable_paths_reported(cluster: Any, tmp_path: Path) -> None:
+    """A folder that a node cannot see is reported."""
     cluster.add_node(num_cpus=1)
     through = make(1, ray_address=cluster.address)
     payloads = [{"folder": str(tmp_path / "gone")}, {"folder": str(tmp_path)}]
@@ -138,7 +141,8 @@ def test_what_no_node_can_see_is_said(cluster: Any, tmp_path: Path) -> None:
     assert "does not see the base's folder" in (missing.error or "")
 
 
-def test_a_slot_is_used_again_and_a_probe_has_a_process_of_its_own(cluster: Any) -> None:
+def test_slots_reused_and_probes_isolated(cluster: Any) -> None:
+    """A slot is reused, and a probe has a process of its own."""
     cluster.add_node(num_cpus=1)
     payloads: list[dict[str, Any]] = [{} for _ in range(3)]
     for fresh, processes in ((False, 1), (True, 3)):
@@ -157,12 +161,13 @@ def test_a_cluster_without_room_is_refused(cluster: Any) -> None:
     assert error.value.code == "ray-no-room"
 
 
-def test_a_study_that_loses_a_node_ends_with_the_same_numbers(
+def test_node_loss_keeps_numbers(
     cluster: Any,
     study_values: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A study that loses a node gives the same numbers."""
     study_values["budget"] |= {"steps": 20, "race": "on", "extend": 0, "seeds": 1}
     whole = api.run(parse_spec(study_values), tmp_path, tmp_path / "whole")
     cluster.add_node(num_cpus=1)
@@ -247,9 +252,8 @@ def head(tmp_path: Path) -> Iterator[Callable[..., str]]:
         process.communicate()
 
 
-def test_a_cluster_open_to_anybody_is_refused_without_consent(
-    head: Callable[..., str], tmp_path: Path
-) -> None:
+def test_unauthenticated_cluster_needs_consent(head: Callable[..., str], tmp_path: Path) -> None:
+    """An unauthenticated cluster is refused without consent."""
     address = head(RAY_AUTH_MODE="disabled")
     if address.startswith("127."):
         pytest.skip("this host has no address but loopback")
@@ -299,7 +303,8 @@ if __name__ == "__main__":
 """
 
 
-def test_a_cluster_of_our_own_is_closed_quiet_and_ends_with_us(tmp_path: Path) -> None:
+def test_local_cluster_private_and_closed(tmp_path: Path) -> None:
+    """A cluster started by bakeoff is private, quiet and ends with the study."""
     pid_file = tmp_path / "pid"
     process = subprocess.Popen(
         [sys.executable, "-c", LOCAL, str(pid_file)], env=environment(home=str(tmp_path)),

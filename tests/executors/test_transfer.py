@@ -50,9 +50,8 @@ def carried(segment: Segment) -> dict[str, Any]:
     return {k: v for k, v in result.items() if not k.endswith("_seconds")}
 
 
-def test_sent_segments_give_what_segments_in_the_folder_give(
-    begun: Segment, tmp_path: Path
-) -> None:
+def test_transferred_segments_match_local(begun: Segment, tmp_path: Path) -> None:
+    """Transferred segments give the same results as segments in the folder."""
     from bakeoff.training import segment as training
 
     second = dataclasses.replace(begun, start=2, stop=4)
@@ -93,7 +92,8 @@ def archive(name: str, kind: bytes = tarfile.REGTYPE) -> bytes:
         "/tmp/out", "trials/0123456789ab/result.json", "tokens/a/b",
     ],
 )  # fmt: skip
-def test_nothing_lands_where_a_worker_may_not_write(begun: Segment, name: str) -> None:
+def test_forbidden_paths_rejected(begun: Segment, name: str) -> None:
+    """No file is placed where a worker may not write."""
     before = set(Path(begun.folder).parent.rglob("*"))
     with pytest.raises(ValueError, match="may not write"):
         _transfer.unpack_outputs(archive(name.format(id=begun.trials[0].id)), begun.to_json())
@@ -106,7 +106,8 @@ def test_no_link_comes_home(begun: Segment) -> None:
         _transfer.unpack_outputs(archive(name, tarfile.SYMTYPE), begun.to_json())
 
 
-def test_a_metric_of_the_users_own_travels_alone(tmp_path: Path) -> None:
+def test_user_metric_is_transferred(tmp_path: Path) -> None:
+    """A metric of the user is transferred by itself."""
     (tmp_path / "score.py").write_text("own = 1\n")
     (tmp_path / "secret.txt").write_text("no\n")
     payload = {"metric": "score.py:score", "options": {}, "folder": str(tmp_path)}
@@ -119,7 +120,8 @@ def test_a_metric_of_the_users_own_travels_alone(tmp_path: Path) -> None:
             assert tar.getnames() == []
 
 
-def test_versions_are_compared_where_both_are_known() -> None:
+def test_known_versions_compared() -> None:
+    """Versions are compared if both are known."""
     own = installed_versions()
     assert _transfer.version_mismatch(own) is None
     assert "peft" in (_transfer.version_mismatch({**own, "peft": "0.0.1"}) or "")

@@ -119,7 +119,8 @@ def test_every_figure_is_theirs(reports: dict[str, Any], line: dict[str, str]) -
     assert ("" if given is None else given) == (line["weight_decay_explicit"] and float(given))
 
 
-def test_the_report_is_one_like_any_other(reports: dict[str, Any]) -> None:
+def test_imported_report_is_ordinary(reports: dict[str, Any]) -> None:
+    """An imported report has the ordinary format."""
     schema = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
     for name, report in reports.items():
         jsonschema.validate(report, schema)
@@ -138,7 +139,8 @@ def test_the_report_is_one_like_any_other(reports: dict[str, Any]) -> None:
     }
 
 
-def test_right_answers_are_counted_and_compared_unpaired(reports: dict[str, Any]) -> None:
+def test_accuracy_compared_unpaired(reports: dict[str, Any]) -> None:
+    """Correct answers are counted and compared unpaired."""
     report = reports["MetaMathQA"]
     control, lily, nothing = (
         row_of(report, m)
@@ -166,7 +168,8 @@ def test_right_answers_are_counted_and_compared_unpaired(reports: dict[str, Any]
     assert 0 < lily["front_probability"] <= 1
 
 
-def test_similarity_over_four_images_gets_no_verdict(reports: dict[str, Any]) -> None:
+def test_few_images_give_no_verdict(reports: dict[str, Any]) -> None:
+    """Similarity over four images gets no verdict."""
     report = reports["image-gen"]
     for row in report["methods"]:
         assert (row["score"]["low"], row["score"]["high"], row["difference"]) == (None, None, None)
@@ -209,7 +212,8 @@ def test_p_says_what_the_interval_says(right: int, others: int) -> None:
         assert (found.p_value, found.verdict) == (1.0, Verdict.INCONCLUSIVE)
 
 
-def test_equivalent_takes_many_items_and_lower_may_be_better() -> None:
+def test_equivalence_needs_many_items() -> None:
+    """Equivalence needs many items, and lower may be better."""
     many = CorrectCount(500_000, 1_000_000)
     near, far = CorrectCount(501_000, 1_000_000), CorrectCount(530_000, 1_000_000)
     found = compare_counts({"near": near, "far": far}, many, margin=0.01, better="lower")
@@ -255,7 +259,8 @@ def canceled(value: dict[str, Any]) -> None:
     value["run_info"]["error_msg"] = "CUDA out of memory. Tried to allocate 2 GiB"
 
 
-def test_a_canceled_run_is_a_row_with_its_reason(folder: Path) -> None:
+def test_cancelled_run_is_row(folder: Path) -> None:
+    """A cancelled run is a row with its reason."""
     name = "lily--llama-3.2-3B-rank140-mlp-a2-b2-s8.0.json"
     report = imported(edited(folder, canceled, name))
     row = row_of(report, LILY)
@@ -278,7 +283,8 @@ def of_2025(value: dict[str, Any]) -> None:
             entry.pop(key, None)
 
 
-def test_files_of_2025_are_read_and_what_they_lack_is_none(folder: Path) -> None:
+def test_older_files_have_none(folder: Path) -> None:
+    """Files of 2025 are read, and fields they lack are None."""
     report = imported(edited(folder, of_2025))
     row = row_of(report, LORA)
     assert row["cost"]["train_peak_bytes"] == 22_292_725_760
@@ -326,7 +332,8 @@ def renamed(section: str, old: str, new: str) -> Edit:
         (put("train_info.metrics", [{"step": 5000}]), "has no key `test ...`"),
     ],
 )
-def test_a_wrong_file_is_named_with_its_key(folder: Path, edit: Edit, says: str) -> None:
+def test_wrong_file_names_key(folder: Path, edit: Edit, says: str) -> None:
+    """A wrong file is reported with its key."""
     with pytest.raises(PreflightError, match=says) as refused:
         imported(edited(folder, edit))
     assert refused.value.code == "hf-result-invalid"
@@ -395,7 +402,8 @@ def test_a_folder_that_makes_no_study(
     assert not (folder.parent / "study").exists()
 
 
-def test_another_test_size_is_taken_where_it_fits() -> None:
+def test_other_test_size_accepted() -> None:
+    """Another test size is accepted where it fits."""
     value = copy.deepcopy(read_file(DATA / "MetaMathQA" / FILE))
     made = importing.build_study(DATA / "MetaMathQA", ImportOptions("x", test_items=2 * 1319))
     assert made.values["imported"]["n_items"]["test"] == 2638

@@ -48,10 +48,13 @@ def test_it_states_their_conditions(example: dict[str, Any]) -> None:
     assert parse_spec(example).task.metric == "numeric"
 
 
-def test_it_runs_on_a_sample_in_the_same_format(
+def test_sample_runs_in_same_format(
     example: dict[str, Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """Model, data and size swapped; prompts, columns, metric and schedule are the example's."""
+    """The example runs on a sample in the same format.
+
+    Model, data and size swapped; prompts, columns, metric and schedule are the example's.
+    """
     folder = TESTS / "data" / "metamathqa"
     example["base"]["model"] = str(tiny_llama)
     example["data"] |= {split: str(folder / name) for split, name in SAMPLE.items()}
@@ -78,7 +81,8 @@ def test_it_runs_on_a_sample_in_the_same_format(
     assert again["methods"] == report["methods"]
 
 
-def test_every_reference_of_the_sample_is_a_number(example: dict[str, Any]) -> None:
+def test_sample_references_are_numbers(example: dict[str, Any]) -> None:
+    """Every reference of the sample is a number."""
     from bakeoff.metrics.builtin.numeric import read_number
 
     folder = TESTS / "data" / "metamathqa"

@@ -119,7 +119,8 @@ def test_every_parameter_is_taken_or_told(task: Path) -> None:
     })  # fmt: skip
 
 
-def test_without_an_adapter_it_is_full_fine_tuning(task: Path) -> None:
+def test_no_adapter_means_full_finetuning(task: Path) -> None:
+    """An experiment without an adapter is full fine-tuning."""
     given = experiments.read_experiment(task / "experiments" / FULL, None)
     assert (given.name, given.adapter, given.learning_rate) == ("full", None, 1e-5)
     assert given.weight_decay == 0.01, "overriding the rate drops the default weight decay"
@@ -134,7 +135,8 @@ def test_without_an_adapter_it_is_full_fine_tuning(task: Path) -> None:
         experiments.add_contender(added, given)
 
 
-def test_what_differs_from_the_study_is_told_and_hours_stay(task: Path) -> None:
+def test_differences_reported_and_hours_kept(task: Path) -> None:
+    """Differences from the study are reported, and its time budget is kept."""
     given = experiments.read_experiment(task / "experiments" / LORA, None)
     spec = study(budget={"hours": 1.0, "batch_size": 4}, engine={"precision": "bf16"})
     added = experiments.add_contender(spec, given)
@@ -169,9 +171,8 @@ def test_what_differs_from_the_study_is_told_and_hours_stay(task: Path) -> None:
         ({"dino_model_id": "x"}, "hf-experiment-unsupported", "image generation"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_taken_is_refused_by_its_key(
-    task: Path, params: dict[str, Any], code: str, says: str
-) -> None:
+def test_unsupported_key_refused(task: Path, params: dict[str, Any], code: str, says: str) -> None:
+    """An unsupported key is refused by name."""
     with pytest.raises(UsageError, match=f"(?s){says}") as refused:
         read(task, **params)
     assert refused.value.code == code
@@ -179,7 +180,8 @@ def test_what_cannot_be_taken_is_refused_by_its_key(
         assert str(task / "experiments" / LORA / "training_params.json") in refused.value.cause
 
 
-def test_a_wrong_default_is_named_with_its_file(task: Path) -> None:
+def test_wrong_default_names_file(task: Path) -> None:
+    """A wrong default is reported with its file."""
     defaults = task / "default_training_params.json"
     value = json.loads(defaults.read_text())
     del value["max_steps"]
@@ -195,7 +197,8 @@ def test_a_wrong_default_is_named_with_its_file(task: Path) -> None:
         experiments.read_experiment(task / "experiments" / LORA, None)
 
 
-def test_their_own_lora_fa_is_a_method_here(task: Path) -> None:
+def test_lora_fa_maps_to_method(task: Path) -> None:
+    """PEFT's LoRA-FA is a method of its own here."""
     with pytest.raises(UsageError, match="lora_fa") as refused:
         experiments.read_experiment(task / "experiments" / LORA_FA, None)
     assert refused.value.code == "hf-experiment-unsupported"
@@ -265,9 +268,8 @@ def test_an_experiment_runs_in_a_study(task: Path, tiny_llama: Path, tmp_path: P
     assert json.loads(again.stdout)["methods"] == json.loads(done.stdout)["methods"]
 
 
-def test_an_argument_that_the_config_class_lacks_is_named(
-    task: Path, tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_unknown_config_argument_named(task: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """An argument that the config class lacks is named."""
     path = tmp_path / "study.toml"
     path.write_text(tomli_w.dumps(small(tmp_path, tiny_llama)))
     folder = task / "experiments" / LORA
@@ -280,9 +282,10 @@ def test_an_argument_that_the_config_class_lacks_is_named(
     assert not list((tmp_path / "out").glob("trials/*"))
 
 
-def test_without_a_study_file_its_conditions_are_written(
+def test_conditions_written_without_study_file(
     task: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
+    """Without a study file, the experiment's conditions are written."""
     from bakeoff.cli.run import write_study
 
     given = experiments.read_experiment(task / "experiments" / LORA, None)

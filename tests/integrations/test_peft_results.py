@@ -81,9 +81,8 @@ def test_the_sections_and_fields_are_theirs(written: Path) -> None:
         assert {k.split(".")[1] for k in added if "pytorch_info" not in k} == {"bakeoff"}
 
 
-def test_read_back_every_figure_is_the_same(
-    written: Path, record: StudyRecord, tmp_path: Path
-) -> None:
+def test_roundtrip_keeps_numbers(written: Path, record: StudyRecord, tmp_path: Path) -> None:
+    """Every number is the same after writing and reading."""
     results = {r.name: r for r in read_folder(written)}
     finals = [(t, r) for t, r in record.trials if t.phase == "final"]
     assert len(results) == len(finals) == 4
@@ -139,10 +138,11 @@ def changed(record: StudyRecord, **changes: Any) -> StudyRecord:
     return dataclasses.replace(record, trials=tuple(trials))
 
 
-def test_scores_that_are_not_right_or_wrong_get_no_interval(
-    record: StudyRecord, folder: Path, tmp_path: Path
-) -> None:
-    """Not even in the files of the trials whose own scores happen to be 0 and 1."""
+def test_graded_scores_have_no_interval(record: StudyRecord, folder: Path, tmp_path: Path) -> None:
+    """Scores other than right or wrong get no interval.
+
+    Not even in the files of the trials whose own scores happen to be 0 and 1.
+    """
     half = SplitScores((0.25, 0.5, 1.0), (None,) * 3, None)
     metric = dataclasses.replace(record.metric, name="numeric")
     graded = dataclasses.replace(changed(record, splits={"test": half}), metric=metric)
@@ -173,9 +173,8 @@ def test_forgetting_is_per_token(record: StudyRecord, folder: Path, tmp_path: Pa
     assert row["forgetting"]["estimate"] == pytest.approx(1.5 / 5)
 
 
-def test_a_trial_that_failed_is_a_file_with_its_reason(
-    record: StudyRecord, folder: Path, tmp_path: Path
-) -> None:
+def test_failed_trial_has_reason(record: StudyRecord, folder: Path, tmp_path: Path) -> None:
+    """A failed trial is a file with its reason."""
     failed = changed(record, status=Status.OUT_OF_MEMORY, reason="CUDA out of memory", splits={})
     found = exporting.result_files(failed, folder)
     exporting.write_files(found, tmp_path / "files")
@@ -225,9 +224,8 @@ def test_files_of_two_studies_make_none(written: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["metric", "binary", "cost"])
-def test_a_file_whose_own_section_lacks_a_key_is_refused(
-    written: Path, tmp_path: Path, key: str
-) -> None:
+def test_incomplete_section_refused(written: Path, tmp_path: Path, key: str) -> None:
+    """A file whose own section lacks a key is refused."""
     path = next(iter(sorted(written.glob("*.json"))))
     value = json.loads(path.read_text())
     del value["meta_info"]["bakeoff"][key]

@@ -23,7 +23,7 @@ from helpers.records import hits, make_result, make_trial
 from bakeoff.core import plugins
 from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.core.results import CurvePoint, Status
-from bakeoff.integrations.trackers import Exporter, TrialRun, export_curves, tracker_runs
+from bakeoff.integrations.trackers import Exporter, TrackerRun, export_curves, tracker_runs
 from bakeoff.study.storage.database import Writer
 
 NAMES = plugins.list_plugins("integrations.trackers")
@@ -84,15 +84,18 @@ def test_trials_become_runs() -> None:
     assert third.name == "lora/learning_rate=0.001,target=.._x_/seed=1"
 
 
-def test_losses_that_are_no_numbers_are_absent() -> None:
-    run = TrialRun("x", {}, (CurvePoint(1, math.inf, None), CurvePoint(2, math.nan, 0.5)), {})
+def test_nonfinite_losses_omitted() -> None:
+    """Losses that are not finite are omitted."""
+    run = TrackerRun("x", {}, (CurvePoint(1, math.inf, None), CurvePoint(2, math.nan, 0.5)), {})
     assert run.points() == [(2, {"validation_loss": 0.5})]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_exporter_without_its_tool_says_what_to_install(
+def test_missing_tool_names_package(
     name: str, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An exporter without its tool says what to install."""
+
     def missing(module: str) -> Any:
         raise ModuleNotFoundError(f"No module named '{module}'")
 
@@ -143,7 +146,8 @@ def test_an_exporter_that_fails_leaves_nothing(
     assert not (tmp_path / "new").exists()
 
 
-def test_what_is_there_is_not_written_over(study: Path, tmp_path: Path) -> None:
+def test_existing_files_not_overwritten(study: Path, tmp_path: Path) -> None:
+    """Existing files are not overwritten."""
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").write_text("x")
     with pytest.raises(UsageError, match="folder-taken"):

@@ -52,7 +52,8 @@ def test_riemannian_is_pefts(llama: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(gradient, names[name].grad, rtol=1e-3, atol=1e-5)
 
 
-def test_lora_fa_keeps_a_and_takes_the_nearest_step(llama: Path, tmp_path: Path) -> None:
+def test_lora_fa_nearest_step(llama: Path, tmp_path: Path) -> None:
+    """LoRA-FA keeps A frozen and takes the nearest step."""
     at = bench("lora_fa", llama, tmp_path)
     names = dict(at.model.named_parameters())
     frozen = {n: p.clone() for n, p in names.items() if ".lora_A." in n}
@@ -68,7 +69,8 @@ def test_lora_fa_keeps_a_and_takes_the_nearest_step(llama: Path, tmp_path: Path)
     assert all(torch.equal(names[n], was) for n, was in frozen.items())
 
 
-def test_lora_plus_gives_b_sixteen_times_the_rate(llama: Path, tmp_path: Path) -> None:
+def test_lora_plus_learning_rate_ratio(llama: Path, tmp_path: Path) -> None:
+    """LoRA+ gives B sixteen times the learning rate."""
     at = bench("lora_plus", llama, tmp_path, rate=1e-4)
     groups = setup.parameter_groups(at.model, at.task, at.trials[0])
     rates = {n.split(".")[-3]: g.rate(at.trials[0]) for g in groups for n in g.names}
@@ -88,7 +90,8 @@ def test_lora_plus_gives_b_sixteen_times_the_rate(llama: Path, tmp_path: Path) -
     assert moved["lora_B"] == pytest.approx(16e-4 / 3, rel=0.01), "warm-up: a third of the rate"
 
 
-def test_adalora_prunes_each_trial_by_its_own_importances(llama: Path, tmp_path: Path) -> None:
+def test_adalora_prunes_by_own_importance(llama: Path, tmp_path: Path) -> None:
+    """AdaLoRA prunes each trial by its own importance scores."""
     trials = [make_trial("adalora", "sft", seed=s, rate=2e-2) for s in (0, 1, 2)]
     together = build_tiny_setup(trials, llama, tmp_path, LANES)
     losses = train_steps(together, 30).losses
@@ -116,7 +119,8 @@ def test_adaloras_penalty_is_pefts(llama: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(at.hook.penalty(at.model), out.loss - plain, rtol=1e-3, atol=1e-5)
 
 
-def test_adamss_stops_subspaces_for_good_trial_by_trial(llama: Path, tmp_path: Path) -> None:
+def test_adamss_stops_subspaces_per_trial(llama: Path, tmp_path: Path) -> None:
+    """AdaMSS stops subspaces permanently, trial by trial."""
     pytest.importorskip("sklearn")
     trials = [make_trial("adamss_asa", "sft", seed=s, rate=1e-2) for s in (0, 1)]
     at = build_tiny_setup(trials, llama, tmp_path, LANES)
@@ -138,9 +142,8 @@ def test_adamss_stops_subspaces_for_good_trial_by_trial(llama: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("method", ["eva", "corda", "lora_ga"])
-def test_starts_from_data_are_the_studys_not_the_seeds(
-    method: str, llama: Path, tmp_path: Path
-) -> None:
+def test_data_init_follows_study_seed(method: str, llama: Path, tmp_path: Path) -> None:
+    """Initial values from data depend on the study, not on the seed."""
     if method == "corda":
         pytest.importorskip("attr")
     starts = [

@@ -69,9 +69,8 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(("method", "task"), QUICK)
-def test_trains_leaves_the_base_alone_and_reloads(
-    method: str, task: str, wide: dict[str, Path], tmp_path: Path
-) -> None:
+def test_trains_and_reloads(method: str, task: str, wide: dict[str, Path], tmp_path: Path) -> None:
+    """A method trains, leaves the base unchanged and reloads."""
     needs(method)
     of = subject(method, task, wide, tmp_path)
     at = CHECKS["trains_and_leaves_the_base_alone"](of)
@@ -111,18 +110,18 @@ def test_what_cannot_run_says_so(
 
 
 @pytest.mark.parametrize("method", sorted(UNTRAINED))
-def test_what_cannot_be_trained_alone_says_what_it_needs(
+def test_unsupported_method_names_reason(
     method: str, wide: dict[str, Path], tmp_path: Path
 ) -> None:
+    """A method that cannot be trained by itself says what it needs."""
     entry = registry.load(method, Path())
     assert entry.needs
     with pytest.raises(Incompatible, match="."):
         train_briefly(subject(method, "sft", wide, tmp_path))
 
 
-def test_a_head_alone_is_incompatible_with_a_task_that_has_none(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_head_only_incompatible_without_head(tiny_llama: Path, tmp_path: Path) -> None:
+    """Head-only training is incompatible with a task that has no head."""
     with pytest.raises(Incompatible, match="no output layer of its own"):
         build_tiny_setup(make_trial("head", "sft"), tiny_llama, tmp_path)
 
@@ -160,7 +159,8 @@ def test_the_catalog_is_whole() -> None:
             assert default is None or isinstance(default, str) or default in space["values"]
 
 
-def test_a_file_beside_the_study_is_found_by_its_name(tmp_path: Path) -> None:
+def test_method_file_found_by_name(tmp_path: Path) -> None:
+    """A method file next to the study is found by its name."""
     (tmp_path / "mine.toml").write_text(
         registry.read_source("lora", Path()).replace("LoRA", "Mine", 1)
     )
@@ -221,10 +221,13 @@ def test_a_hook_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("prompt_tuning", {"num_virtual_tokens": 0}, "no parameter would be trained"),
     ],
 )
-def test_arguments_that_do_not_fit_the_base(
+def test_arguments_unsuited_to_base(
     method: str, config: dict[str, Any], says: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """Fault 36: a rank, a block, a length that this base cannot take: a row with PEFT's reason."""
+    """Arguments that do not fit the base are reported in the method's row.
+
+    Fault 36: a rank, a block, a length that this base cannot take: a row with PEFT's reason.
+    """
     entry = registry.load(method, Path())
     entry = dataclasses.replace(entry, config={**entry.config, **config})
     with pytest.raises(Incompatible) as error:

@@ -30,7 +30,8 @@ def test_pefts_own_file_competes(study_values: dict[str, Any], tmp_path: Path) -
     assert {"r": 4, "use_dora": True} in [{k: c[k] for k in ("r", "use_dora")} for c in kept]
 
 
-def test_the_nearest_of_the_catalog_lends_its_prior_and_its_code(tmp_path: Path) -> None:
+def test_inherits_prior_from_catalog(tmp_path: Path) -> None:
+    """A user's method inherits prior and code from the nearest catalog entry."""
     for changes, like in (
         ({}, "lora"),
         ({"use_dora": True}, "dora"),

@@ -50,7 +50,8 @@ def refused(metric: str, folder: Path, **options: Any) -> dict[str, Any]:
     return error
 
 
-def test_options_are_completed_and_wrong_ones_refused(tmp_path: Path) -> None:
+def test_options_completed_or_refused(tmp_path: Path) -> None:
+    """Missing options get defaults and wrong ones are refused."""
     found = described("numeric", tmp_path, tolerance=1)
     assert found["error"] is None
     assert found["options"] == {"tolerance": 1, "marker": False, "timeout": 10.0}
@@ -75,9 +76,10 @@ def test_options_are_completed_and_wrong_ones_refused(tmp_path: Path) -> None:
     assert "position 0" in refused("regex", tmp_path, pattern="(a")["cause"]
 
 
-def test_a_missing_package_is_named_before_anything_is_trained(
+def test_missing_package_named_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A missing package is named before training."""
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -119,9 +121,10 @@ def test_a_function_of_the_users_own(tmp_path: Path) -> None:
         ("needy.py:score", {}, "metric-not-loadable"),
     ],
 )
-def test_what_is_wrong_with_it_is_refused(
+def test_invalid_metric_refused(
     metric: str, options: dict[str, Any], code: str, tmp_path: Path
 ) -> None:
+    """An invalid metric is refused with the reason."""
     (tmp_path / "score.py").write_text(OWN, encoding="utf-8")
     (tmp_path / "broken.py").write_text("def score(:\n", encoding="utf-8")
     (tmp_path / "needy.py").write_text("import score\n", encoding="utf-8")
@@ -166,7 +169,8 @@ def one(function: Any, info: MetricInfo = FRACTION, timeout: float = 10.0) -> Me
     return error.value
 
 
-def test_a_failure_names_the_item_and_what_it_was() -> None:
+def test_failure_names_item_and_input() -> None:
+    """A failure names the item and its input."""
     error = one(lambda p, r: 1.0 if p == "fine" else p + 1)
     assert error.code == "metric-failed"
     assert "answer 'bad', reference 'ref'" in error.cause
@@ -186,7 +190,8 @@ def test_any_real_number_is_a_score() -> None:
     assert metric.score(["a"] * 4, ["a"] * 4, "test") == [1.0, 1.0, 0.5, 0.0]
 
 
-def test_a_slow_item_is_interrupted_and_named() -> None:
+def test_slow_item_interrupted() -> None:
+    """A slow item is interrupted and named."""
     started = time.monotonic()
     evil = "a" * 60 + "!"
     from bakeoff.metrics.builtin import regex
@@ -208,7 +213,8 @@ def test_a_slow_item_is_interrupted_and_named() -> None:
     assert one(stubborn, timeout=0.2).code == "metric-slow"
 
 
-def test_outside_the_main_thread_a_slow_item_is_named_afterwards() -> None:
+def test_slow_item_outside_main_thread() -> None:
+    """Outside the main thread, a slow item is named afterwards."""
     heard: list[str] = []
 
     def work() -> None:
@@ -222,7 +228,8 @@ def test_outside_the_main_thread_a_slow_item_is_named_afterwards() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no alarms there")
-def test_the_alarm_of_whoever_calls_is_left_as_it_was() -> None:
+def test_caller_alarm_restored() -> None:
+    """The alarm of the caller is restored."""
     rang: list[int] = []
     handler = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
     left, every = signal.setitimer(signal.ITIMER_REAL, 0.3)
@@ -236,7 +243,8 @@ def test_the_alarm_of_whoever_calls_is_left_as_it_was() -> None:
         signal.setitimer(signal.ITIMER_REAL, left, every)
 
 
-def test_a_loss_that_is_not_finite_is_no_score() -> None:
+def test_nonfinite_loss_gives_no_score() -> None:
+    """A loss that is not finite gives no score."""
     from bakeoff.metrics.builtin import loss
 
     metric = Metric(loss.INFO, loss.score_loss, of_losses=True)

@@ -46,10 +46,11 @@ def refused(values: dict[str, Any], folder: Path) -> BakeoffError:
     return error.value
 
 
-def test_a_function_of_the_users_own_is_frozen_and_scores_a_study(
-    sft: dict[str, Any], tmp_path: Path
-) -> None:
-    """Also by worker processes, and after the original file has gone."""
+def test_user_metric_frozen_and_scored(sft: dict[str, Any], tmp_path: Path) -> None:
+    """A user's metric function is frozen and scores a study.
+
+    Also by worker processes, and after the original file has gone.
+    """
     sft["task"] |= {
         "metric": "mine/score.py:score",
         "metric_options": {"better": "lower", "unit": "characters", "low": 0, "step": 2.0},
@@ -86,7 +87,8 @@ def test_a_function_of_the_users_own_is_frozen_and_scores_a_study(
     assert "metric.source" in other.stderr
 
 
-def test_the_frozen_copy_is_held_to_what_was_frozen(sft: dict[str, Any], tmp_path: Path) -> None:
+def test_frozen_metric_verified(sft: dict[str, Any], tmp_path: Path) -> None:
+    """The frozen copy of a metric is verified against its checksum."""
     from bakeoff.testing.trials import make_trial
 
     (tmp_path / "metric").mkdir()
@@ -99,10 +101,13 @@ def test_the_frozen_copy_is_held_to_what_was_frozen(sft: dict[str, Any], tmp_pat
         load.load_metric(conditions, tmp_path)
 
 
-def test_the_loss_needs_no_answers_and_is_the_models_own(
+def test_loss_metric_matches_plain_models(
     sft: dict[str, Any], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Per token of each test item, in nats, against plain transformers and PEFT."""
+    """The loss metric needs no answers and is the model's own loss.
+
+    Per token of each test item, in nats, against plain transformers and PEFT.
+    """
     from bakeoff.tasks.sft import SupervisedFineTuning
 
     def never(*_: Any) -> Any:
@@ -144,10 +149,11 @@ def test_the_loss_needs_no_answers_and_is_the_models_own(
     assert all(math.isfinite(s["validation_score"]) for s in row["settings"])
 
 
-def test_a_metric_that_fails_on_an_answer_fails_that_trial_alone(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
-    """A metric that takes the references and not one method's answers; nothing is trained twice."""
+def test_failing_metric_fails_one_trial(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A metric that fails on an answer fails only that trial.
+
+    A metric that takes the references and not one method's answers; nothing is trained twice.
+    """
     source = """
 import pathlib
 seen = pathlib.Path(__file__).with_name("seen")
@@ -185,9 +191,8 @@ def score(prediction, reference):
     assert {r.lanes for r in finals} == {2}, "they were trained together, once"
 
 
-def test_a_reference_that_the_metric_cannot_use_is_refused_by_its_item(
-    sft: dict[str, Any], tmp_path: Path
-) -> None:
+def test_unusable_reference_named(sft: dict[str, Any], tmp_path: Path) -> None:
+    """A reference that the metric cannot use is refused with its item."""
     sft["task"] |= {"metric": "numeric"}
     error = refused(sft, tmp_path)
     assert error.code == "metric-failed"
@@ -209,9 +214,10 @@ def test_a_reference_that_the_metric_cannot_use_is_refused_by_its_item(
         ({"metric": "regex", "metric_options": {"pattern": "["}}, "metric-option", "docs"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_metric_is_said_first(
+def test_metric_errors_come_first(
     task: dict[str, Any], code: str, said: str, sft: dict[str, Any], tmp_path: Path
 ) -> None:
+    """Errors in a metric are reported before training."""
     sft["task"] |= task
     error = refused(sft, tmp_path)
     assert (error.code, error.exit_code) == (code, 2)

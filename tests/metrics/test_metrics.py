@@ -28,7 +28,8 @@ def test_accuracy() -> None:
     assert accuracy.score("a ", "a") == 0.0
 
 
-def test_exact_match_forgives_white_space_at_the_ends_and_how_an_accent_is_typed() -> None:
+def test_exact_match_ignores_outer_whitespace() -> None:
+    """Exact match ignores outer white space and how an accent is encoded."""
     assert exact_match.score(" a b\n", "a b") == 1.0
     assert exact_match.score("a  b", "a b") == 0.0
     assert exact_match.score(COMPOSED, DECOMPOSED) == 1.0
@@ -114,7 +115,8 @@ def test_numeric() -> None:
             numeric.check(tolerance=wrong)
 
 
-def test_numeric_agrees_with_the_answers_that_hfs_benchmark_reads() -> None:
+def test_numeric_matches_peft_benchmark() -> None:
+    """`numeric` agrees with the answers that PEFT's benchmark extracts."""
     # its own example (method_comparison/MetaMathQA/utils.py), and what its rules make of others
     theirs = {
         "dot product ... equal to $4^2 = \\boxed{16}$.The answer is: 16": 16,
@@ -127,13 +129,15 @@ def test_numeric_agrees_with_the_answers_that_hfs_benchmark_reads() -> None:
         assert numeric.read_number(text, marker=True) == value
 
 
-def test_regex_without_a_group_wants_a_match() -> None:
+def test_regex_without_group() -> None:
+    """A regex without a group requires a match."""
     assert regex.score("Answer: B", "whatever", pattern=r"^Answer: [A-D]$") == 1.0
     assert regex.score("the answer is B", "whatever", pattern=r"^Answer: [A-D]$") == 0.0
     assert regex.score("ANSWER: B", "", pattern=r"(?i)answer: b") == 1.0
 
 
-def test_regex_with_a_group_compares_what_the_last_match_took() -> None:
+def test_regex_with_group() -> None:
+    """A regex with a group compares what its last match captured."""
     pattern = r"Answer:\s*(\w+)"
     assert regex.score("Answer: A ... no, Answer: B", "B", pattern=pattern) == 1.0
     assert regex.score("Answer: A ... no, Answer: B", "A", pattern=pattern) == 0.0

@@ -123,7 +123,8 @@ def test_help_loads_neither_torch_nor_scipy() -> None:
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
-def test_the_training_half_needs_no_study_packages() -> None:
+def test_training_needs_no_study_packages() -> None:
+    """The training process imports no package of the study process."""
     block = "import sys\nfor m in ('pydantic', 'sqlalchemy', 'scipy', 'statsmodels', 'moocore',"
     block += " 'typer', 'rich', 'jinja2', 'tomli_w'):"
     block += "\n    sys.modules[m] = None\n"

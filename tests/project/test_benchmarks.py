@@ -47,12 +47,13 @@ def test_table_names_every_side(
         assert name in text
 
 
-def test_sides_that_see_other_examples_get_no_ratio(
+def test_mismatched_examples_give_no_ratio(
     script: Callable[[str], ModuleType],
     study_file: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Two sides that see different examples get no ratio."""
     sides = script("cpu_sides")
     right = sides.Theirs.run
     monkeypatch.setattr(
@@ -65,9 +66,10 @@ def test_sides_that_see_other_examples_get_no_ratio(
     assert "ratio" not in said.out
 
 
-def test_both_sides_sample_the_same_examples_in_the_same_steps(
+def test_sides_sample_same_examples(
     script: Callable[[str], ModuleType],
 ) -> None:
+    """Both sides sample the same examples in the same steps."""
     from bakeoff.engine.batch_order import step_indices
     from bakeoff.tasks._base import Example
 
@@ -77,9 +79,10 @@ def test_both_sides_sample_the_same_examples_in_the_same_steps(
     assert [[e.tokens[0] for e in step] for step in picked] == [list(next(order)) for _ in picked]
 
 
-def test_every_method_of_the_catalog_is_a_row(
+def test_catalog_methods_all_benchmarked(
     script: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
+    """Every method of the catalog is a row."""
     catalog = script("catalog")
     out = tmp_path / "rows.jsonl"
     arguments = ["--model", "tiny", "--lanes", "2", "--workers", "2", "--steps", "2"]
@@ -98,9 +101,10 @@ def test_every_method_of_the_catalog_is_a_row(
     assert last.startswith("Median of 1: ")
 
 
-def test_scale_out_times_carrying_writing_and_reading(
+def test_scale_out_timings(
     script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The scale-out benchmark times transfer, writing and reading."""
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "scale.json"
     arguments = ["--quick", "--executors", "inline", "--out", str(out)]

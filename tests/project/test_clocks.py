@@ -26,8 +26,11 @@ def asked(node: ast.AST) -> str | None:
     return name if name.endswith(("time.time", ".now", ".utcnow", ".today")) else None
 
 
-def test_no_duration_is_read_off_the_walls_clock() -> None:
-    """Fault 30: a clock that is set, summer time, nodes that differ."""
+def test_durations_ignore_wall_clock() -> None:
+    """No duration is measured with the wall clock.
+
+    Fault 30: a clock that is set, summer time, nodes that differ.
+    """
     asking = 0
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -40,10 +43,11 @@ def test_no_duration_is_read_off_the_walls_clock() -> None:
     assert asking >= 3
 
 
-def test_a_study_counts_its_hours_though_the_clock_goes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault 30: what its runs took is added up, by no clock that is set."""
+def test_study_hours_ignore_clock_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study counts its hours correctly when the clock is set back.
+
+    Fault 30: what its runs took is added up, by no clock that is set.
+    """
     steady, wall = iter((10.0, 12.0, 15.0, 100.0, 107.0)), iter((5000.0, 4000.0, 3000.0))
     with Writer(tmp_path / "study.db") as store:
         monkeypatch.setattr(time, "monotonic", lambda: next(steady))

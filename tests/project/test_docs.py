@@ -28,14 +28,16 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_and_stands_in_the_readme(verb: str) -> None:
+def test_commands_have_help_and_readme(verb: str) -> None:
+    """Every command has help and is mentioned in the README."""
     done = bakeoff(verb, "--help", cwd=ROOT)
     assert done.returncode == 0
     assert len(done.stdout) > 100
     assert f"bakeoff {verb}" in README
 
 
-def test_every_command_in_the_readme_is_one_that_exists() -> None:
+def test_readme_commands_exist() -> None:
+    """Every command in the README exists."""
     for block in blocks(README, "sh"):
         for line in block.splitlines():
             words = shlex.split(line, comments=True)
@@ -54,7 +56,8 @@ def test_no_link_is_dead(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_tree_in_the_readme_names_what_is_there() -> None:
+def test_readme_tree_exists() -> None:
+    """The tree in the README names existing files."""
     tree = README.split("## The tree")[1]
     for name in re.findall(r"^  ([\w./]+)", blocks(tree, "text")[0], flags=re.MULTILINE):
         assert (ROOT / "src" / "bakeoff" / name).exists(), name
@@ -93,7 +96,8 @@ def faults() -> list[list[str]]:
     return [[cell.strip() for cell in row.split(" | ")] for row in rows]
 
 
-def test_the_tests_that_the_page_on_faults_names_are_there() -> None:
+def test_reliability_page_tests_exist() -> None:
+    """The tests named on the page about faults exist."""
     named = {
         found
         for *_, tests in faults()
@@ -106,7 +110,8 @@ def test_the_tests_that_the_page_on_faults_names_are_there() -> None:
         assert {name for where, name in named if where == file} <= there, file
 
 
-def test_the_page_on_faults_has_each_of_them_once() -> None:
+def test_reliability_page_lists_faults_once() -> None:
+    """The page about faults lists each of them once."""
     rows = faults()
     assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
     assert len(rows) >= 66

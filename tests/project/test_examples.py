@@ -56,9 +56,10 @@ def test_both_ask_the_same_question() -> None:
 
 
 @pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)
-def test_an_example_runs_with_all_its_methods(
+def test_example_runs_all_methods(
     path: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An example runs with all its methods."""
     # a process for each cost probe is most of the time here, and another test's business
     monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
     spec = small(path, tiny_llama)
@@ -73,9 +74,10 @@ def test_an_example_runs_with_all_its_methods(
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 
-def test_the_example_in_4_bits_says_who_cannot_train_there(
+def test_four_bit_example_names_incompatible(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The 4-bit example says which methods cannot train there."""
     monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
     spec = small(QUANTISED, tiny_llama)
     assert spec.base.quantize == "nf4"

@@ -16,9 +16,10 @@ from bakeoff.core.errors import BakeoffError
 from bakeoff.study.config import parse_spec
 
 
-def test_a_method_against_itself_is_told_from_nothing(
+def test_self_comparison_finds_no_difference(
     script: Callable[[str], ModuleType], study_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A method compared with itself shows no difference."""
     folder, out = study_file.with_suffix(""), study_file.with_suffix(".json")
     arguments = ["--runs", "1", "--steps", "3", "--study", str(study_file)]
     arguments += ["--folder", str(folder), "--out", str(out)]
@@ -65,9 +66,10 @@ def test_strangers_that_differ_are_counted(script: Callable[[str], ModuleType]) 
     assert null.ring(2) == [(0, 1)]  # the same pair reversed is not a second one
 
 
-def test_a_twin_that_is_another_method_is_refused(
+def test_different_twin_refused(
     script: Callable[[str], ModuleType], study_values: dict[str, Any], tmp_path: Path
 ) -> None:
+    """A twin that is another method is refused."""
     null, spec = script("null"), parse_spec(study_values)
     made = null.twins(spec, tmp_path, tmp_path)
     assert made.method["twin"].config == {
@@ -79,9 +81,10 @@ def test_a_twin_that_is_another_method_is_refused(
         null.refuse_difference(parse_spec(values), tmp_path)
 
 
-def test_the_race_is_held_against_the_full_study(
+def test_racing_compared_with_full_study(
     script: Callable[[str], ModuleType], study_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Racing is compared with the full study."""
     out = study_file.with_suffix(".json")
     arguments = ["--study", str(study_file), "--steps", "10", "--out", str(out)]
     arguments += ["--folder", str(study_file.with_suffix(""))]
@@ -102,9 +105,10 @@ def test_the_race_is_held_against_the_full_study(
     assert "| total | 80 |" in capsys.readouterr().out
 
 
-def test_front_methods_that_the_race_stopped_are_named(
+def test_stopped_front_methods_named(
     script: Callable[[str], ModuleType],
 ) -> None:
+    """Methods of the front that racing stopped are named."""
     score = {"estimate": 0.5}
     row = {"setting": {"learning_rate": 1.0}, "score": score, "verdict": "inconclusive"}
     full = {

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_lora_learns_intents_and_loads_in_plain_peft(tmp_path: Path) -> None:
+def test_lora_learns_and_loads_in_peft(tmp_path: Path) -> None:
+    """LoRA learns intents on a real model and loads in plain PEFT."""
     value: dict[str, Any] = tomllib.loads(
         (files("bakeoff.study.config") / "templates/demo.toml").read_text("utf-8")
     )

@@ -122,7 +122,8 @@ def test_browser_finds_hostile_text_inert(page: Page, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-def test_browser_sorts_the_table_and_keeps_the_control_on_top(page: Page, tmp_path: Path) -> None:
+def test_table_sorts_with_control_on_top(page: Page, tmp_path: Path) -> None:
+    """The browser sorts the table and keeps the control on top."""
     file = tmp_path / "report.html"
     file.write_text(render(report()), encoding="utf-8")
     page.open(file, 1280, wait=READY)
@@ -184,7 +185,8 @@ def test_browser_draws_any_two_axes(page: Page, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-def test_browser_brings_labels_back_when_there_is_room(page: Page, tmp_path: Path) -> None:
+def test_labels_return_with_room(page: Page, tmp_path: Path) -> None:
+    """The browser shows labels again when there is room."""
     opened(page, tmp_path, report(), 390)
     labels = f"{FIRST}.querySelectorAll('.textpoint text').length"
     assert page.evaluate(labels) < 8
@@ -197,7 +199,8 @@ def test_browser_brings_labels_back_when_there_is_room(page: Page, tmp_path: Pat
 
 
 @pytest.mark.browser
-def test_browser_filters_rows_and_says_how_many_are_left(page: Page, tmp_path: Path) -> None:
+def test_filter_shows_remaining_count(page: Page, tmp_path: Path) -> None:
+    """The browser filters rows and shows how many remain."""
     opened(page, tmp_path, report())
     shown = (
         "[...document.querySelectorAll('#table tbody tr:not([hidden]) th')]"
@@ -254,7 +257,8 @@ def test_browser_gives_every_figure_as_csv(page: Page, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-def test_browser_mounts_what_comes_later_and_leaves_what_lives(page: Page, tmp_path: Path) -> None:
+def test_new_rows_mounted_without_reset(page: Page, tmp_path: Path) -> None:
+    """The browser mounts new content and keeps what is already there."""
     opened(page, tmp_path, report())
     choose(page, 0, "Time of a training step")
     (section,) = (s for s in render_sections(report()) if s["key"] == "pareto")

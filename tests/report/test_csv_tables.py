@@ -21,7 +21,8 @@ def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def test_every_figure_has_its_sheet_with_raw_numbers() -> None:
+def test_figures_have_raw_tables() -> None:
+    """Every figure has a table with its raw numbers."""
     made, found = report(), tables(report())
     assert " ".join(found) == (
         "methods differences pareto fairness race sensitivity curves items examples stability "
@@ -45,14 +46,16 @@ def test_every_figure_has_its_sheet_with_raw_numbers() -> None:
     assert [r["reason"] for r in rows(found["failures"])] == [f["reason"] for f in made["failures"]]
 
 
-def test_what_was_tried_again_has_its_sheet() -> None:
+def test_retried_trials_have_table() -> None:
+    """Retried trials have a table."""
     made = report()
     made["retried"] = [{**made["failures"][0], "at": "2026-01-02T03:04:05+00:00"}]
     (row,) = rows(tables(made)["retried"])
     assert (row["at"], row["status"]) == ("2026-01-02T03:04:05+00:00", "diverged")
 
 
-def test_a_study_that_has_nothing_has_few_sheets() -> None:
+def test_small_study_has_few_tables() -> None:
+    """A study without optional parts has few tables."""
     assert not {"items", "examples", "race", "costs", "curves"} & set(tables(empty_report()))
     bare: dict[str, Any] = {"schema": 1, "study": {}, "methods": []}
     assert tables(bare) == {}
@@ -123,7 +126,8 @@ def test_markdown_shows_text_as_it_is(text: str) -> None:
     assert " ".join(plain.split()) == shown
 
 
-def test_nothing_that_github_links_is_left_whole() -> None:
+def test_markdown_autolinks_broken() -> None:
+    """Nothing that GitHub would link automatically is left whole."""
     made = escape_markdown(
         "see https://evil.example, www.evil.example, @team, a@evil.example and #12"
     )

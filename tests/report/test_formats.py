@@ -38,7 +38,8 @@ def run(*arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("form", "start"), [("md", "## home-intents"), ("json", "{"), ("html", "<!doctype html>")]
 )
-def test_a_format_goes_to_stdout_or_into_a_file(form: str, start: str, tmp_path: Path) -> None:
+def test_format_to_stdout_or_file(form: str, start: str, tmp_path: Path) -> None:
+    """A format is written to standard output or to a file."""
     printed = run("--format", form)
     assert printed.exit_code == 0, printed.output
     assert printed.stdout.lower().startswith(start)
@@ -51,7 +52,8 @@ def test_a_format_goes_to_stdout_or_into_a_file(form: str, start: str, tmp_path:
         assert json.loads(printed.stdout)["study"]["name"] == "home-intents"
 
 
-def test_csv_is_a_folder_or_one_table(tmp_path: Path) -> None:
+def test_csv_folder_or_single_table(tmp_path: Path) -> None:
+    """CSV is a folder or one table."""
     run("--format", "csv", "--out", str(tmp_path / "csv"))
     files = {p.name: p.read_text() for p in (tmp_path / "csv").iterdir()}
     assert files == {f"{name}.csv": text for name, text in TABLES.items()}
@@ -71,9 +73,8 @@ def test_csv_is_a_folder_or_one_table(tmp_path: Path) -> None:
         (("--out", "x"), "out-without-hf-json", "--format md"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
-    arguments: tuple[str, ...], code: str, said: str
-) -> None:
+def test_conflicting_options_refused(arguments: tuple[str, ...], code: str, said: str) -> None:
+    """Options that do not go together are refused."""
     refused = run(*arguments).exception
     assert isinstance(refused, UsageError)
     assert refused.code == code
@@ -106,7 +107,8 @@ class Elements(html.parser.HTMLParser):
         self.words += data
 
 
-def test_a_notebook_gets_verdict_forest_and_table() -> None:
+def test_notebook_shows_verdict_forest_table() -> None:
+    """A notebook shows the verdict, the forest plot and the table."""
     drawn = Elements(opened(report())._repr_html_())
     assert {"svg", "table", "circle"} <= set(drawn.tags)
     assert drawn.tags.count("table") == 2
@@ -116,7 +118,8 @@ def test_a_notebook_gets_verdict_forest_and_table() -> None:
     assert not {"id", "class"} & drawn.attributes, "nothing that styles of the page would meet"
 
 
-def test_strangers_text_is_inert_in_a_notebook() -> None:
+def test_untrusted_text_inert_in_notebook() -> None:
+    """Untrusted text is inert in a notebook."""
     plain = Elements(opened(report())._repr_html_())
     values = hostile_report()
     values["recommendation"]["sentence"] = " ".join(ALL)
@@ -147,7 +150,8 @@ def test_a_comparison_tells_its_numbers() -> None:
     assert nothing._repr_html_()
 
 
-def test_open_wants_a_study_and_import_stays_light(tmp_path: Path) -> None:
+def test_open_needs_study_imports_lazily(tmp_path: Path) -> None:
+    """`bakeoff.open` needs a study, and importing bakeoff stays cheap."""
     with pytest.raises(UsageError, match="no-study"):
         bakeoff.open(tmp_path)
     assert "open" not in bakeoff.__all__

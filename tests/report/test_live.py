@@ -92,9 +92,10 @@ def paths(gate: Guard, study: Path) -> list[str]:
     return [r.path.format(name=name, file="view.css") + query for r in routes]
 
 
-def test_every_route_is_shut_without_the_token(
+def test_routes_require_token(
     gate: Guard, stranger: TestClient, friend: TestClient, runs: Path
 ) -> None:
+    """Every route is closed without the token."""
     known = paths(gate, runs / "small")
     assert len(known) >= 9
     for path in [*known, "/docs", "/openapi.json", "/redoc", "/nothing", "/static/../x"]:
@@ -107,7 +108,8 @@ def test_every_route_is_shut_without_the_token(
         assert friend.get(path).status_code in (200, 409), path  # 409: a study beside itself
 
 
-def test_the_token_buys_a_cookie_and_leaves_the_address(gate: Guard, stranger: TestClient) -> None:
+def test_token_becomes_cookie(gate: Guard, stranger: TestClient) -> None:
+    """The token is exchanged for a cookie and removed from the address."""
     assert stranger.get("/?token=wrong").status_code == 401
     assert stranger.get("/?token=").status_code == 401
     answer = stranger.get("/", params={"token": gate.access.token})
@@ -122,7 +124,8 @@ def test_the_token_buys_a_cookie_and_leaves_the_address(gate: Guard, stranger: T
     assert TestClient(gate, HOME).get("/api/studies", headers=bearer).status_code == 200
 
 
-def test_a_token_leads_to_no_other_place(gate: Guard) -> None:
+def test_token_redirects_stay_local(gate: Guard) -> None:
+    """A token does not redirect to another site."""
     for path in ("//evil.example/", "/studies/x", "/\\evil.example", "//", ""):
         sent: list[Any] = []
 
@@ -139,7 +142,8 @@ def test_a_token_leads_to_no_other_place(gate: Guard) -> None:
         assert b"location" not in dict(sent[0]["headers"])
 
 
-def test_the_code_for_the_browser_works_once() -> None:
+def test_browser_code_works_once() -> None:
+    """The code for the browser works once."""
     access = Access(PORT)
     assert access.once is not None
     code = access.once
@@ -219,7 +223,8 @@ def test_every_answer_has_the_headers(
     assert HEADERS["cache-control"] == "no-store"
 
 
-def test_pages_hold_no_script_of_their_own(friend: TestClient, runs: Path) -> None:
+def test_pages_have_no_inline_script(friend: TestClient, runs: Path) -> None:
+    """Pages hold no inline script."""
     name = study_id((runs / "small").resolve())
     for path in ("/", f"/studies/{name}"):
         text = friend.get(path).text
@@ -261,7 +266,8 @@ def items(client: TestClient, study: Path, **wish: Any) -> dict[str, Any]:
     return found
 
 
-def test_items_come_in_pages_the_largest_difference_first(friend: TestClient, runs: Path) -> None:
+def test_items_paged_by_difference(friend: TestClient, runs: Path) -> None:
+    """Items come in pages, the largest difference first."""
     study = runs / "small"
     whole = [items(friend, study, contender="oft", page=n) for n in (1, 2, 3)]
     assert [len(p["rows"]) for p in whole] == [PAGE_SIZE, PAGE_SIZE, ITEMS - 2 * PAGE_SIZE]
@@ -293,7 +299,8 @@ def test_outcomes_part_the_items(friend: TestClient, runs: Path) -> None:
     assert all(row["gain"] < 0 for row in found["losses"]["rows"])
 
 
-def test_items_are_searched_in_questions_and_answers(friend: TestClient, runs: Path) -> None:
+def test_search_covers_questions_and_answers(friend: TestClient, runs: Path) -> None:
+    """The search covers questions and answers."""
     study = runs / "small"
     assert [r["item"] for r in items(friend, study, q="QUESTION 119")["rows"]] == [120]
     assert items(friend, study, q="lora guess", contender="oft")["total"] == ITEMS - 71
@@ -312,8 +319,11 @@ def test_wrong_wishes_are_told(friend: TestClient, runs: Path) -> None:
         assert friend.get(f"/api/studies/{name}/items", params=wish).status_code == 422
 
 
-def test_wins_and_losses_are_those_of_the_report(tmp_path: Path) -> None:
-    """Also where a seed of one method is missing: equal seeds are paired."""
+def test_wins_match_report(tmp_path: Path) -> None:
+    """Wins and losses equal those of the report.
+
+    Also where a seed of one method is missing: equal seeds are paired.
+    """
     study = write_study(tmp_path / "small", finals=False)
     with Writer(study / "study.db") as store:
         kept = [t for t in final_trials() if (t.method.name, t.seed) != ("ia3", 3)]
@@ -327,7 +337,8 @@ def test_wins_and_losses_are_those_of_the_report(tmp_path: Path) -> None:
     assert sum(counts.values()) == ITEMS
 
 
-def test_texts_of_other_rows_than_the_scored_ones_are_not_shown(tmp_path: Path) -> None:
+def test_unscored_row_texts_hidden(tmp_path: Path) -> None:
+    """Texts of rows that were not scored are not shown."""
     study = write_study(tmp_path / "small")
     rows = study / "data" / "test.jsonl"
     assert ItemTable.read(study, queries.snapshot(study).asked, "oft").texts
@@ -335,7 +346,8 @@ def test_texts_of_other_rows_than_the_scored_ones_are_not_shown(tmp_path: Path) 
     assert ItemTable.read(study, queries.snapshot(study).asked, "oft").texts == ()
 
 
-def test_items_without_frozen_data_and_links_out(tmp_path: Path) -> None:
+def test_items_without_data_and_links(tmp_path: Path) -> None:
+    """Items work without frozen data and contain no outgoing links."""
     study = write_study(tmp_path / "runs" / "small")
     data = study / "data" / "test.jsonl"
     elsewhere = tmp_path / "elsewhere.jsonl"
@@ -354,7 +366,8 @@ def test_a_study_without_scores_says_so(tmp_path: Path) -> None:
     assert (row["done"], row["planned"], row["state"]) == (6, 15, "stopped")
 
 
-def test_hostile_text_stays_text_and_secrets_stay_inside(tmp_path: Path) -> None:
+def test_hostile_text_inert_secrets_hidden(tmp_path: Path) -> None:
+    """Hostile text stays text and secrets stay hidden."""
     hostile = (*PAGES, *SECRETS.values(), "half \ud83d", "\x1b[31mred\x00")
     study = write_study(tmp_path / "runs" / "hostile", "hostile", hostile[:-2])
     client = of(tmp_path / "runs")
@@ -396,9 +409,8 @@ def odd(study: Path) -> None:
     [(damaged, "database-damaged"), (newer, "database-version"), (foreign, "database-foreign"),
      (odd, "study-unreadable")],
 )  # fmt: skip
-def test_a_study_in_trouble_shows_it_beside_the_others(
-    tmp_path: Path, harm: Any, code: str
-) -> None:
+def test_broken_study_listed_with_others(tmp_path: Path, harm: Any, code: str) -> None:
+    """A broken study is listed with its error beside the others."""
     for name in ("good", "bad"):
         write_study(tmp_path / "runs" / name, name)
     harm(tmp_path / "runs" / "bad")
@@ -432,7 +444,8 @@ def test_two_studies_side_by_side(tmp_path: Path) -> None:
     assert client.get("/compare", params=ids).status_code == 200
 
 
-def test_studies_are_found_and_missing_folders_told(tmp_path: Path) -> None:
+def test_studies_found_missing_folders_named(tmp_path: Path) -> None:
+    """Studies are found and missing folders are named."""
     runs = tmp_path / "runs"
     one, two = write_study(runs / "one"), write_study(runs / "group" / "two")
     found = [feed.folder for feed in Studies([runs, one]).all()]
@@ -474,7 +487,8 @@ def test_pages_share_one_computation(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert feed.look().kept is feed.whole()
 
 
-def test_the_diary_adds_up_what_was_said(tmp_path: Path) -> None:
+def test_log_adds_up_progress(tmp_path: Path) -> None:
+    """The log of the page adds up the progress messages."""
     diary, log = LogReader(tmp_path), tmp_path / "log.jsonl"
     assert diary.look() == {
         "phase": None, "done": 0, "total": 0, "said": None, "seconds_left": None,
@@ -515,9 +529,8 @@ class Stream:
         raise AssertionError(f"the stream ended without {name}")
 
 
-def test_a_page_hears_of_trials_as_they_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page_receives_trial_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page receives trials as they are written."""
     monkeypatch.setattr("bakeoff.report.live.study_feed.MIN_INTERVAL", 0.2)
     monkeypatch.setattr("bakeoff.report.live.app.POLL_SECONDS", 0.2)
     study = write_study(tmp_path / "runs" / "small", finals=False)
@@ -548,7 +561,8 @@ def test_a_page_hears_of_trials_as_they_are_written(
     assert time.monotonic() - began < 5  # open pages do not keep the server
 
 
-def test_the_verb_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+def test_serve_command_runs_until_interrupt(tmp_path: Path) -> None:
+    """The command serves until it is interrupted."""
     write_study(tmp_path / "runs" / "small")
     command = [sys.executable, "-m", "bakeoff", "view", "--no-browser", str(tmp_path / "runs")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -598,14 +612,16 @@ def test_a_taken_port_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     second.bound.close()
 
 
-def test_one_study_is_where_its_address_leads(tmp_path: Path) -> None:
+def test_single_study_is_start_page(tmp_path: Path) -> None:
+    """With one study, the start page is that study."""
     study = write_study(tmp_path / "runs" / "small")
     opened = server.bind_server([study], server.ServerOptions(port=0))
     assert opened.guard.landing == f"/studies/{study_id(study.resolve())}"
     opened.bound.close()
 
 
-def test_a_reader_counts_trials_and_reads_some_answers(runs: Path) -> None:
+def test_snapshot_counts_trials_and_answers(runs: Path) -> None:
+    """A snapshot counts the trials and reads some answers."""
     with Reader(runs / "small" / "study.db") as reader:
         assert {m: (t.planned, t.ended) for m, t in reader.count_trials().items()} == dict.fromkeys(
             ("lora", "oft", "ia3"), (5, 5)

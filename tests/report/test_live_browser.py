@@ -116,7 +116,8 @@ class Tab:
         ]
 
 
-def test_the_address_is_clean_and_nothing_else_is_asked(browser: Any, view: BoundServer) -> None:
+def test_address_clean_requests_local(browser: Any, view: BoundServer) -> None:
+    """The address is clean and the page requests nothing else."""
     with Tab(browser, view) as tab:
         assert tab.page.url == view.address
         tab.whole("small")
@@ -162,7 +163,8 @@ def test_hostile_text_is_inert(browser: Any, view: BoundServer) -> None:
         assert tab.noises == []
 
 
-def test_items_are_chosen_searched_and_turned_by_keyboard(browser: Any, view: BoundServer) -> None:
+def test_items_keyboard_navigation(browser: Any, view: BoundServer) -> None:
+    """Items are chosen, searched and paged with the keyboard."""
     with Tab(browser, view) as tab:
         tab.whole("small")
         page = tab.page
@@ -186,7 +188,8 @@ def test_items_are_chosen_searched_and_turned_by_keyboard(browser: Any, view: Bo
         assert tab.noises == []
 
 
-def test_the_list_is_sorted_filtered_and_two_are_compared(browser: Any, view: BoundServer) -> None:
+def test_study_list_sort_filter_compare(browser: Any, view: BoundServer) -> None:
+    """The list is sorted and filtered, and two studies are compared."""
     names = "[...document.querySelectorAll('#studies th a')].map(e => e.textContent)"
     with Tab(browser, view) as tab:
         page = tab.page

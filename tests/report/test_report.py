@@ -126,14 +126,16 @@ def test_documentation_names_every_key() -> None:
     assert {k for k in keys(schema) if f"`{k}`" not in text} == set()
 
 
-def test_same_dict_gives_same_bytes_and_is_left_alone() -> None:
+def test_rendering_is_deterministic_and_pure() -> None:
+    """The same report gives the same bytes and is not modified."""
     made = report()
     before = copy.deepcopy(made)
     assert render(made) == render(made)
     assert made == before
 
 
-def test_every_section_of_the_folder_is_on_the_page() -> None:
+def test_page_has_every_section() -> None:
+    """Every section of the package is on the page."""
     page = without_assets(render(report()))
     found = re.findall(r'<section id="(\w+)"', page)
     assert found == [s.key for s in load_sections()]
@@ -141,7 +143,8 @@ def test_every_section_of_the_folder_is_on_the_page() -> None:
                      "curves", "items", "stability", "costs", "failures", "provenance"]  # fmt: skip
 
 
-def test_page_says_the_verdict_and_every_method_without_scripts() -> None:
+def test_verdict_readable_without_scripts() -> None:
+    """The page shows the verdict and every method without scripts."""
     page = html.unescape(without_assets(render(report())))
     page = page[: page.index('<script type="application/json"')]
     assert report()["recommendation"]["sentence"] in page
@@ -163,7 +166,8 @@ def test_unfinished_and_bare_studies_render() -> None:
 @pytest.mark.parametrize("key", ["score", "difference", "cost", "setting", "settings", "curves",
                                  "seeds", "title", "reason", "n_seeds", "n_settings",
                                  "engine", "stability", "front_probability"])  # fmt: skip
-def test_any_part_of_a_method_may_be_null(key: str) -> None:
+def test_null_method_parts_accepted(key: str) -> None:
+    """Any part of a method may be null."""
     made = report()
     for method in made["methods"]:
         method[key] = None
@@ -196,7 +200,8 @@ def test_forest_places_band_zero_and_whiskers() -> None:
     assert not whisker.low_clipped
 
 
-def test_forest_clips_a_far_method_and_keeps_failures_as_rows() -> None:
+def test_forest_clips_outlier_keeps_failures() -> None:
+    """The forest plot clips a distant method and keeps failures as rows."""
     drawn = forest.build(report()).blocks[0]
     assert isinstance(drawn, Forest)
     rows = {r.name: r for r in drawn.rows}
@@ -224,7 +229,8 @@ def test_forest_says_which_side_is_better() -> None:
     assert (drawn.left, drawn.right) == ("← better", "worse →")
 
 
-def test_pareto_marks_front_control_and_what_lies_far_outside() -> None:
+def test_pareto_marks_front_and_outliers() -> None:
+    """The Pareto plot marks the front, the control and distant points."""
     chart = pareto.build(report()).charts[0]
     roles = {s.role: s for s in chart.panes[0].series}
     assert roles["control"].labels == ("LoRA 93 %",)
@@ -239,7 +245,8 @@ def test_pareto_marks_front_control_and_what_lies_far_outside() -> None:
     assert chart.x.tick_text == ("10", "20", "50", "100", "200", "500")
 
 
-def test_pareto_says_how_sure_a_place_on_each_front_is_and_who_is_left_out() -> None:
+def test_pareto_probabilities_and_exclusions() -> None:
+    """The Pareto section gives each front probability and names excluded methods."""
     drawn = pareto.build(report())
     assert cells(drawn, "All axes")["OFT"] == "84 %"
     assert cells(drawn, "All axes")["Full fine-tuning"] == "–"
@@ -255,7 +262,8 @@ def test_pareto_says_how_sure_a_place_on_each_front_is_and_who_is_left_out() -> 
     assert "on this front with probability 71 %" in hover
 
 
-def test_a_report_from_before_probabilities_shows_plots_alone() -> None:
+def test_report_without_probabilities_shows_plots() -> None:
+    """A report from before probabilities shows the plots only."""
     made = report()
     del made["front"]
     for entry in made["pareto"]:
@@ -266,7 +274,8 @@ def test_a_report_from_before_probabilities_shows_plots_alone() -> None:
     assert {"LoRA", "DoRA †", "LayerNorm tuning"} <= labels
 
 
-def test_stability_has_a_row_for_every_method_of_which_something_is_known() -> None:
+def test_stability_row_per_known_method() -> None:
+    """Stability has a row for every method with a known value."""
     drawn = stability.build(report())
     diverged = cells(drawn, "Diverged")
     assert (diverged["LoRA"], diverged["Full fine-tuning"]) == ("0 of 6", "1 of 6")
@@ -286,7 +295,8 @@ def test_stability_has_a_row_for_every_method_of_which_something_is_known() -> N
     assert stability.build(made).blocks == ()
 
 
-def test_sensitivity_and_curves_show_runs_that_gave_nothing() -> None:
+def test_curves_show_failed_runs() -> None:
+    """Sensitivity and curves show the runs that gave no result."""
     panels = {c.title: c for c in sensitivity.build(report()).charts}
     loss = {s.role: s for s in panels["MiSS"].panes[0].series}
     assert set(loss) == {"lost", "reference"}
@@ -343,7 +353,8 @@ def test_fairness_says_what_hours_bought() -> None:
     assert "Left out, from the end of the list of contenders: vera." in said
 
 
-def test_fairness_says_who_ran_in_lanes_and_why_others_did_not() -> None:
+def test_fairness_names_lanes_and_reasons() -> None:
+    """Fairness says which methods ran in lanes and why others did not."""
     drawn = fairness.build(report())
     lanes = cells(drawn, "In lanes")
     assert (lanes["OFT"], lanes["VeRA"], lanes["Prefix tuning"]) == ("3", "one by one", "–")
@@ -358,7 +369,8 @@ def test_fairness_says_who_ran_in_lanes_and_why_others_did_not() -> None:
     ]
 
 
-def test_a_reason_is_shown_also_where_no_method_had_the_accelerator() -> None:
+def test_missing_accelerator_reason_shown() -> None:
+    """A reason is shown even if no method had the accelerator."""
     made = report()
     made["methods"] = [m for m in made["methods"] if m["method"] in ("vera", "prefix_tuning")]
     drawn = fairness.build(made)
@@ -371,7 +383,8 @@ def test_a_reason_is_shown_also_where_no_method_had_the_accelerator() -> None:
     assert not any("†" in text for text in cells(table.build(made), "Training").values())
 
 
-def test_fairness_says_when_runs_went_one_by_one_though_lanes_were_on() -> None:
+def test_fairness_reports_sequential_runs() -> None:
+    """Fairness says when runs were sequential although lanes were enabled."""
     made = report()
     made["methods"][1]["engine"]["lanes"] = 1
     (facts,) = (b for b in fairness.build(made).blocks if isinstance(b, Facts))
@@ -385,7 +398,8 @@ def test_fairness_says_when_runs_went_one_by_one_though_lanes_were_on() -> None:
     assert set(cells(drawn, "In lanes").values()) == {"one by one", "–"}
 
 
-def test_costs_measured_without_what_others_had_are_marked() -> None:
+def test_costs_without_accelerator_marked() -> None:
+    """Costs measured without the accelerators of the others are marked."""
     made = report()
     drawn = table.build(made)
     for column in ("Speed", "Step", "Peak memory"):
@@ -406,7 +420,8 @@ def test_costs_measured_without_what_others_had_are_marked() -> None:
     assert not any("VeRA" in b.text for b in memory.blocks if isinstance(b, Text))
 
 
-def test_a_study_from_before_lanes_shows_none_of_it() -> None:
+def test_report_without_lanes() -> None:
+    """A report from before lanes shows nothing about them."""
     made = report()
     for method in made["methods"]:
         del method["engine"]
@@ -416,7 +431,8 @@ def test_a_study_from_before_lanes_shows_none_of_it() -> None:
     assert "Off for all" not in page
 
 
-def test_clean_removes_what_a_page_cannot_hold() -> None:
+def test_clean_removes_unrenderable_values() -> None:
+    """Cleaning removes what a page cannot hold."""
     dirty = {"a": [float("nan"), float("inf"), 1.5], "b": "x\x00\x1b[31m\u202ey\ud800\r\nz\tq"}
     assert clean(dirty) == {"a": [None, None, 1.5], "b": "x��[31m�y�\nz\tq"}
 
@@ -451,7 +467,8 @@ class Tags(HTMLParser):
         self.attributes |= {name for name, _ in attrs}
 
 
-def test_hostile_text_makes_no_element_and_no_attribute() -> None:
+def test_hostile_text_adds_no_markup() -> None:
+    """Hostile text creates no element and no attribute."""
     kind, hostile = Tags(), Tags()
     kind.feed(render(report()))
     hostile.feed(render(hostile_report()))

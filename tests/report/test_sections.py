@@ -34,7 +34,8 @@ def picker(made: dict[str, Any]) -> Picker:
     return found
 
 
-def test_every_axis_that_somebody_was_measured_on_can_be_chosen() -> None:
+def test_measured_axes_are_selectable() -> None:
+    """Every axis on which some method was measured can be chosen."""
     made = report()
     found = picker(made)
     assert [a.key for a in found.axes] == [
@@ -71,7 +72,8 @@ def test_lower_scores_turn_the_axis() -> None:
     assert picker(made).axes[0].x.title.endswith("less is better")
 
 
-def test_curves_have_both_losses_the_rungs_and_who_stopped() -> None:
+def test_curves_show_losses_rungs_stops() -> None:
+    """Curves show both losses, the rungs and the stopped trials."""
     panels = {c.title: c for c in curves.build(report()).charts}
     training, validation = panels["VeRA"].panes
     assert (training.y.title, validation.y.title) == ("training", "validation")
@@ -93,7 +95,8 @@ def test_curves_have_both_losses_the_rungs_and_who_stopped() -> None:
     assert "rung" not in str(curves.build(made).lead)
 
 
-def test_the_controls_curve_lies_behind_each_methods() -> None:
+def test_control_curve_behind_each_method() -> None:
+    """The control's curve is drawn behind each method's."""
     panels = {c.title: c for c in sensitivity.build(report()).charts}
     assert "reference" not in [s.role for s in panels["LoRA"].panes[0].series]
     for name in ("IA\u00b3", "OFT"):
@@ -132,7 +135,8 @@ def test_items_show_counts_and_both_answers() -> None:
     assert (first.right.text, first.right.score) == ("HassGetState", "right with 2 of 3 seeds")
 
 
-def test_items_without_texts_say_why_and_old_reports_have_none() -> None:
+def test_items_without_texts_give_reason() -> None:
+    """Items without texts give a reason, and old reports have no items."""
     made = report()
     made["items"] |= {"examples": False, "note": "Left out.", "asked": []}
     for method in made["items"]["methods"]:
@@ -147,7 +151,8 @@ def test_items_without_texts_say_why_and_old_reports_have_none() -> None:
     assert items.build(made).blocks == ()
 
 
-def test_costs_are_split_by_phase_and_what_is_missing_says_so() -> None:
+def test_costs_split_by_phase() -> None:
+    """Costs are split by phase, and missing ones are marked."""
     made = report()
     drawn = costs.build(made)
     bars: Bars = only(drawn.blocks, Bars)
@@ -165,7 +170,8 @@ def test_costs_are_split_by_phase_and_what_is_missing_says_so() -> None:
     assert only(drawn.blocks, Bars).rows[0].numbers == "not measured"
 
 
-def test_the_verdict_has_its_evidence_and_long_tables_can_be_chosen_from() -> None:
+def test_verdict_evidence_and_table_selection() -> None:
+    """The verdict shows its evidence, and long tables have a selection."""
     texts = [b.text for b in verdict.build(report()).blocks if isinstance(b, Text)]
     assert (
         "Best contender: OFT, +0.8 (\u22120.9 to +2.5) points against the control, adjusted p "
@@ -179,7 +185,8 @@ def test_the_verdict_has_its_evidence_and_long_tables_can_be_chosen_from() -> No
     assert only(failures.build(made).blocks, TableBlock).filterable
 
 
-def test_figures_are_in_the_page_once_each_section_and_files_are_named_safely() -> None:
+def test_figures_embedded_once_safely() -> None:
+    """Each figure is in the page once per section, with a safe file name."""
     made = hostile_report()
     page = render(made)
     names = re.findall(r'data-file="([^"]*)"', page)
@@ -193,7 +200,8 @@ def test_figures_are_in_the_page_once_each_section_and_files_are_named_safely() 
         assert text not in page.split('<script type="application/json"')[0]
 
 
-def test_sixty_methods_are_a_page_below_six_megabytes() -> None:
+def test_sixty_method_page_below_limit() -> None:
+    """A page of sixty methods is below six megabytes."""
     made = big_report()
     assert len(render(made).encode()) < 6_000_000
     assert len(render(report()).encode()) < 1_700_000

@@ -44,9 +44,10 @@ def test_nor_in_a_workers_checks(fuzz: ModuleType, tmp_path: Path) -> None:
         assert counts.total() > 0
 
 
-def test_a_good_study_is_accepted_and_a_crash_is_seen(
+def test_valid_study_accepted_crash_detected(
     fuzz: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A valid study is accepted and a crash is detected."""
     fuzz.prepare(tmp_path, tiny=False)
     case = fuzz.Case(fuzz.files())
     assert fuzz.drive(case, tmp_path).code == fuzz.ACCEPTED

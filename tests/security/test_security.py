@@ -111,7 +111,8 @@ def forbidden(tree: ast.AST) -> set[str]:
     return found
 
 
-def test_no_module_of_ours_unpickles_or_runs_text() -> None:
+def test_no_unpickling_or_eval() -> None:
+    """No module of bakeoff unpickles data or executes text."""
     found = {
         (str(path.relative_to(SOURCE)), what)
         for path in SOURCE.rglob("*.py")
@@ -131,8 +132,11 @@ def test_the_search_for_them_finds_them(text: str) -> None:
     assert forbidden(ast.parse(text))
 
 
-def test_every_model_is_asked_for_as_safetensors() -> None:
-    """Each AutoModel…from_pretrained in the package names `use_safetensors=True`."""
+def test_models_loaded_as_safetensors() -> None:
+    """Every model is loaded from safetensors.
+
+    Each AutoModel…from_pretrained in the package names `use_safetensors=True`.
+    """
     calls = [
         (path.name, node)
         for path in SOURCE.rglob("*.py")
@@ -177,9 +181,8 @@ def test_a_whole_study_unpickles_nothing(
 
 
 @pytest.mark.parametrize("ending", ["bin", "pt", "pth", "ckpt", "pkl"])
-def test_pickled_weights_are_refused_and_not_read(
-    study_values: dict[str, Any], tmp_path: Path, ending: str
-) -> None:
+def test_pickled_weights_refused(study_values: dict[str, Any], tmp_path: Path, ending: str) -> None:
+    """Pickled weights are refused and not read."""
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
@@ -218,13 +221,14 @@ def test_pickled_weights_behind_safetensors(
         ({"transformers_weights": "weights.bin"}, "pickled-weights"),
     ],
 )
-def test_a_base_whose_config_leads_to_code(
+def test_base_config_with_code_refused(
     study_values: dict[str, Any],
     tmp_path: Path,
     tiny_bert: Path,
     changes: dict[str, Any],
     code: str,
 ) -> None:
+    """A base whose config refers to code is refused."""
     model = copied(tiny_bert, tmp_path / "model", **changes)
     (model / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
     study_values["base"]["model"] = str(model)
@@ -240,9 +244,10 @@ def test_a_base_whose_config_leads_to_code(
         {"auto_map": {"AutoModel": "evil.Evil"}},  # transformers' own class of that type is taken
     ],
 )
-def test_a_base_whose_config_only_looks_so(
+def test_base_config_resembling_code(
     tmp_path: Path, tiny_bert: Path, changes: dict[str, Any]
 ) -> None:
+    """A base whose config only looks like code is accepted."""
     model = copied(tiny_bert, tmp_path / "model", **changes)
     (model / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
     safe_loading.check_base_files(str(model), None)
@@ -262,7 +267,7 @@ def test_a_base_whose_config_only_looks_so(
         ("full", None, "safetensors"),
     ],
 )
-def test_saved_weights_of_a_strange_study_lead_nowhere(
+def test_untrusted_saved_weights_rejected(
     tiny_llama: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -270,7 +275,10 @@ def test_saved_weights_of_a_strange_study_lead_nowhere(
     change: Any,
     told: str,
 ) -> None:
-    """A study folder is passed around, and its adapters are loaded again by `run` and `export`."""
+    """The saved weights of an untrusted study load nothing from elsewhere.
+
+    A study folder is passed around, and its adapters are loaded again by `run` and `export`.
+    """
     trial = make_trial(method, "sft")
     place = tmp_path / "trials" / trial.id / ("adapter" if method == "lora" else "model")
     at = build_tiny_setup(trial, tiny_llama, tmp_path)
@@ -333,7 +341,8 @@ def test_weights_that_are_no_numbers(
     assert "query.weight" in error.cause
 
 
-def test_remote_code_is_off_and_never_asked_for(tiny_bert: Path) -> None:
+def test_remote_code_off_without_prompt(tiny_bert: Path) -> None:
+    """Remote code is off, and no prompt asks for it."""
     assert safe_loading.from_pretrained_kwargs(str(tiny_bert), None) == {
         "local_files_only": True, "trust_remote_code": False,
     }  # fmt: skip
@@ -350,9 +359,10 @@ class OwnModel(BertForSequenceClassification):
 """
 
 
-def test_trust_is_for_one_version_of_one_base(
+def test_trust_bound_to_base_version(
     study_values: dict[str, Any], tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Trust holds for one version of one base."""
     names = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
     model = copied(tiny_bert, tmp_path / "model", model_type="own", auto_map=names)
     (model / "own.py").write_text(OWN_CODE)
@@ -372,7 +382,8 @@ def test_trust_is_for_one_version_of_one_base(
         api.run(parse_spec(study_values), tmp_path, tmp_path / "trusting")
 
 
-def test_trust_in_a_hub_model_wants_its_commit(study_values: dict[str, Any]) -> None:
+def test_hub_trust_needs_commit(study_values: dict[str, Any]) -> None:
+    """Trust in a hub model requires its commit."""
     hub = base_model.ResolvedBase("org/model", "org/model", None, None)
     for revision, good in ((None, False), ("main", False), (COMMIT[:7], False), (COMMIT, True)):
         base = {"model": "org/model", "trust_remote_code": True}
@@ -393,7 +404,8 @@ def test_trust_does_not_reach_another_repository(tmp_path: Path, tiny_bert: Path
         safe_loading.check_base_files(str(model), None, trusted=True)
 
 
-def test_trials_from_before_trust_keep_their_ids(tmp_path: Path) -> None:
+def test_trial_ids_unchanged_by_trust(tmp_path: Path) -> None:
+    """Trials from before the trust setting keep their ids."""
     from bakeoff.testing.trials import CONDITIONS
 
     trial = Trial(registry.load("lora", Path()), {"learning_rate": 0.1}, 0, "final", CONDITIONS)
@@ -426,9 +438,11 @@ BOOKKEEPING = ("auto_mapping", "base_model_name_or_path", "revision")
 
 
 @pytest.mark.parametrize(("key", "value"), LEADING, ids=str)
-def test_arguments_that_lead_elsewhere_are_refused_on_every_way_in(
+def test_path_arguments_refused_everywhere(
     study_values: dict[str, Any], tmp_path: Path, key: str, value: Any
 ) -> None:
+    """Arguments that point elsewhere are refused at every entry point."""
+
     def refuse(values: dict[str, Any]) -> None:
         with pytest.raises(UsageError) as error:
             load_methods(parse_spec(values), tmp_path)
@@ -472,9 +486,10 @@ def test_a_malicious_adapter_config(
             load_methods(parse_spec(study_values), tmp_path)
 
 
-def test_adapter_weights_beside_a_config_are_not_read(
+def test_weights_beside_config_not_read(
     study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Adapter weights next to a config are not read."""
     peft.LoraConfig(r=2, target_modules=["query"]).save_pretrained(tmp_path / "mine")
     torch.save(Evil(tmp_path / "ran"), tmp_path / "mine" / "adapter_model.bin")
     study_values["methods"]["contenders"] = ["mine"]
@@ -485,8 +500,11 @@ def test_adapter_weights_beside_a_config_are_not_read(
     assert not (tmp_path / "ran").exists()
 
 
-def test_every_argument_of_peft_that_names_a_file_or_a_module_is_known() -> None:
-    """A new PEFT with a new one must fail here, and be looked at."""
+def test_peft_path_arguments_known() -> None:
+    """Every PEFT argument that names a file or a module is known.
+
+    A new PEFT with a new one must fail here, and be looked at.
+    """
     import dataclasses
 
     words = (
@@ -510,7 +528,8 @@ def test_every_argument_of_peft_that_names_a_file_or_a_module_is_known() -> None
     assert leading <= set(forbidden_arguments._UNSAFE), leading - set(forbidden_arguments._UNSAFE)
 
 
-def test_what_peft_writes_by_default_is_taken(tmp_path: Path) -> None:
+def test_peft_default_config_accepted(tmp_path: Path) -> None:
+    """What PEFT writes by default is accepted."""
     taken = 0
     for entry in user_defined._default_entries().values():
         config = getattr(peft, str(entry.peft))
@@ -541,7 +560,8 @@ def test_a_broken_adapter_config(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     "named", ["os:system", "subprocess:Popen", "json:loads", "no.such:Thing", "torch:load", "peft:"]
 )
-def test_a_hook_is_a_hook_and_nothing_else(named: str) -> None:
+def test_hook_must_be_hook(named: str) -> None:
+    """A hook must be a hook class."""
     text = registry.read_source("lora", Path()).replace('peft = "', f'hook = "{named}"\npeft = "')
     with pytest.raises(UsageError) as error:
         hook.build_hook(registry.parse("mine", text), {})
@@ -556,7 +576,8 @@ def test_a_hook_is_a_hook_and_nothing_else(named: str) -> None:
         ("prior = ", "prior = nan #"), ("[config]", "[config]\nd = 2026-01-01"),
     ],
 )  # fmt: skip
-def test_a_method_file_with_values_of_other_types(old: str, new: str) -> None:
+def test_method_file_wrong_types(old: str, new: str) -> None:
+    """A method file with values of the wrong type is refused."""
     text = registry.read_source("lora", Path()).replace(old, new, 1)
     with pytest.raises(UsageError) as error:
         registry.parse("mine", text)
@@ -567,10 +588,11 @@ def test_a_method_file_with_values_of_other_types(old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["../score.py", "/abs/score.py", "link.py", subprocess.__file__])
-def test_a_metric_from_elsewhere_is_not_run(
-    study_values: dict[str, Any], tmp_path: Path, where: str
-) -> None:
-    """The standard library's `subprocess.py:getoutput` would run the data's answers in a shell."""
+def test_external_metric_not_run(study_values: dict[str, Any], tmp_path: Path, where: str) -> None:
+    """A metric from elsewhere is not run.
+
+    The standard library's `subprocess.py:getoutput` would run the data's answers in a shell.
+    """
     home = tmp_path / "study"
     home.mkdir()
     code = f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\ndef score(a, b): return 1.0\n"
@@ -593,7 +615,8 @@ def test_a_metric_from_elsewhere_is_not_run(
         "{{ self._TemplateReference__context }}{% import 'os' as os %}",
     ],
 )
-def test_a_chat_template_runs_in_a_sandbox(tmp_path: Path, attack: str) -> None:
+def test_chat_template_sandboxed(tmp_path: Path, attack: str) -> None:
+    """A chat template runs in a sandbox."""
     from bakeoff.data.chat.template import Chat, UnusableConversation
     from bakeoff.testing.tiny import tokenizer
 
@@ -664,9 +687,10 @@ def test_paths_that_are_no_paths(
     "place",
     ["report.html", "trials", "data/train.jsonl", "study.db", "log.jsonl", "trials/a/state"],
 )
-def test_a_link_in_a_study_folder_is_refused(
+def test_link_in_study_folder_refused(
     study_values: dict[str, Any], tmp_path: Path, place: str
 ) -> None:
+    """A link inside a study folder is refused."""
     target = tmp_path / "precious"
     target.mkdir()
     (target / "1.safetensors").write_text("keep")
@@ -680,14 +704,18 @@ def test_a_link_in_a_study_folder_is_refused(
     assert (target / "1.safetensors").read_text() == "keep"
 
 
-def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+def test_study_folder_may_be_link(tmp_path: Path) -> None:
+    """The study folder itself may be a link."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
     study_dir.create(tmp_path / "out")
 
 
-def test_no_state_is_removed_through_a_link(tmp_path: Path) -> None:
-    """A link that appears after the study was opened."""
+def test_checkpoint_not_removed_through_link(tmp_path: Path) -> None:
+    """No checkpoint is removed through a link.
+
+    A link that appears after the study was opened.
+    """
     target, out = tmp_path / "precious", tmp_path / "out"
     target.mkdir()
     (target / "1.safetensors").write_text("keep")
@@ -697,9 +725,8 @@ def test_no_state_is_removed_through_a_link(tmp_path: Path) -> None:
     assert (target / "1.safetensors").read_text() == "keep"
 
 
-def test_the_command_line_writes_no_file_that_everybody_may_change(
-    tmp_path: Path, study_file: Path
-) -> None:
+def test_command_line_files_not_world_writable(tmp_path: Path, study_file: Path) -> None:
+    """The command line writes no file that everybody may change."""
     mask = "import os, sys; os.umask(0); from bakeoff.cli import main; main()"
     made = subprocess.run(
         [sys.executable, "-c", mask, "init", "study.toml"],
@@ -710,8 +737,11 @@ def test_the_command_line_writes_no_file_that_everybody_may_change(
 
 
 @pytest.mark.parametrize("key", ["core.fsmonitor", "filter.evil.clean"])
-def test_a_repository_around_a_study_runs_no_program(tmp_path: Path, key: str) -> None:
-    """`git status` runs what a repository's own configuration says; a study may bring one along."""
+def test_surrounding_repository_runs_nothing(tmp_path: Path, key: str) -> None:
+    """A Git repository around a study runs no program.
+
+    `git status` runs what a repository's own configuration says; a study may bring one along.
+    """
 
     def git(*arguments: str) -> None:
         who = ["-c", "user.name=x", "-c", "user.email=x@y.example"]
@@ -759,7 +789,8 @@ def test_a_study_file_is_a_file(tmp_path: Path) -> None:
             read_spec(path)
 
 
-def test_what_a_study_cannot_be_frozen_with(study_values: dict[str, Any]) -> None:
+def test_unfreezable_values_refused(study_values: dict[str, Any]) -> None:
+    """Values that cannot be frozen in a study are refused."""
     import datetime
 
     deep: Any = 1
@@ -800,7 +831,8 @@ def test_rows_beyond_bounds(
     assert "line 2" in error.value.cause
 
 
-def test_a_small_parquet_file_of_much_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_parquet_with_large_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small Parquet file that expands to much text is refused."""
     import pyarrow
     from pyarrow import parquet
 
@@ -815,10 +847,13 @@ def test_a_small_parquet_file_of_much_text(tmp_path: Path, monkeypatch: pytest.M
     assert error.value.code == "data-too-large"
 
 
-def test_rows_that_say_the_same_are_unpacked_a_few_at_a_time(
+def test_repeated_values_unpacked_in_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 54: a value that a thousand rows share lies in the file once."""
+    """Rows with repeated values are unpacked a few at a time.
+
+    Fault 54: a value that a thousand rows share lies in the file once.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -837,10 +872,11 @@ def test_rows_that_say_the_same_are_unpacked_a_few_at_a_time(
         sources_parquet.read_parquet(path)
 
 
-def test_compressed_rows_are_bounded_or_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault 54: what `datasets` unpacks is held against the bound before it is read as rows."""
+def test_compressed_rows_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compressed rows are bounded or not read.
+
+    Fault 54: what `datasets` unpacks is held against the bound before it is read as rows.
+    """
     import gzip
 
     from bakeoff.data import sources

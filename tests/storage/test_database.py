@@ -48,7 +48,8 @@ def test_keeping_twice_is_keeping_once(tmp_path: Path) -> None:
         assert reader.trials()[0][1] == result(TRIALS[0])
 
 
-def test_a_reader_sees_commits_while_the_writer_is_open_and_cannot_write(tmp_path: Path) -> None:
+def test_readonly_connection_sees_commits(tmp_path: Path) -> None:
+    """A reader sees commits while the writer is open and cannot write."""
     path = tmp_path / "study.db"
     with Writer(path) as writer, Reader(path) as reader:
         writer.add_trials(TRIALS[:1])
@@ -79,8 +80,11 @@ def test_a_result_survives_json() -> None:
     assert dataclasses.replace(kept, status=Status.DIVERGED) != kept
 
 
-def test_a_writer_waits_for_whoever_holds_the_database_for_a_moment(tmp_path: Path) -> None:
-    """Fault 23: every transaction takes its lock at once, and ten seconds are waited for it."""
+def test_writer_waits_for_lock(tmp_path: Path) -> None:
+    """A writer waits while another connection holds the database for a moment.
+
+    Fault 23: every transaction takes its lock at once, and ten seconds are waited for it.
+    """
     path = tmp_path / "study.db"
     with Writer(path) as writer, writer._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10_000
@@ -96,8 +100,11 @@ def test_a_writer_waits_for_whoever_holds_the_database_for_a_moment(tmp_path: Pa
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="handles cannot be counted here")
-def test_readers_and_writers_leave_no_handle_open(tmp_path: Path) -> None:
-    """Fault 33: a study opens its database some times for each segment."""
+def test_connections_leave_no_handles(tmp_path: Path) -> None:
+    """Readers and writers leave no file handle open.
+
+    Fault 33: a study opens its database some times for each segment.
+    """
     path = tmp_path / "study.db"
 
     def use() -> int:

@@ -69,8 +69,10 @@ def check(reader: Reader) -> int:
 
 
 @pytest.mark.parametrize("once", [True, False])
-def test_a_reader_never_sees_a_torn_study(tmp_path: Path, once: bool) -> None:
-    """Fault 23: neither a reader that stays open nor one a look; the writer never waits for them.
+def test_reader_sees_consistent_snapshots(tmp_path: Path, once: bool) -> None:
+    """A reader never sees a partly written study.
+
+    Fault 23: neither a reader that stays open nor one a look; the writer never waits for them.
 
     The writer is killed in the end: what it had committed is whole.
     """

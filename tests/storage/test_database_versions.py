@@ -57,8 +57,11 @@ def old(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_older_version_is_read_as_it_is(old: Path) -> None:
-    """Fault 24: a report of an old study needs no migration, and changes nothing."""
+def test_older_version_read_unchanged(old: Path) -> None:
+    """An older version is read without changing it.
+
+    Fault 24: a report of an old study needs no migration, and changes nothing.
+    """
     before = old.read_bytes()
     with Reader(old) as reader:
         assert reader.version == 1
@@ -72,8 +75,11 @@ def test_an_older_version_is_read_as_it_is(old: Path) -> None:
     assert old.read_bytes() == before
 
 
-def test_an_older_version_is_brought_up_after_a_backup(old: Path) -> None:
-    """Fault 24: nothing is lost on the way, and the old database is kept, whole."""
+def test_older_version_migrated_after_backup(old: Path) -> None:
+    """An older version is migrated after a backup.
+
+    Fault 24: nothing is lost on the way, and the old database is kept, whole.
+    """
     Writer(old).close()
     seal = trial_dir.manifest_hash(old.parent / "trials" / TRIALS[0].id)
     assert seal is not None
@@ -93,10 +99,11 @@ def test_an_older_version_is_brought_up_after_a_backup(old: Path) -> None:
     assert {p.name for p in old.parent.iterdir()} == {"study.db", "study.db.v1.bak", "trials"}
 
 
-def test_a_migration_that_fails_leaves_the_old_version(
-    old: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault 24: all of it or nothing."""
+def test_failed_migration_keeps_old_version(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration that fails leaves the old version.
+
+    Fault 24: all of it or nothing.
+    """
 
     def stop(connection: object, folder: Path) -> None:
         migrate._add_manifest_hashes(connection, folder)  # type: ignore[arg-type]
@@ -174,8 +181,11 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_database_is_an_error_with_a_code(tmp_path: Path, how: str) -> None:
-    """Fault 25: damaged, truncated, or no database at all; readers see an error or sound rows."""
+def test_broken_database_has_error_code(tmp_path: Path, how: str) -> None:
+    """A broken database gives an error with a code.
+
+    Fault 25: damaged, truncated, or no database at all; readers see an error or sound rows.
+    """
     path = tmp_path / "study.db"
     raw = whole(path)
     path.write_bytes(BROKEN[how](raw))
@@ -193,7 +203,8 @@ def test_a_broken_database_is_an_error_with_a_code(tmp_path: Path, how: str) -> 
     assert found == TRIALS or error_code == "database-damaged"
 
 
-def test_a_version_that_is_no_number_is_damage(tmp_path: Path) -> None:
+def test_non_numeric_version_is_damage(tmp_path: Path) -> None:
+    """A version that is not a number is damage."""
     path = tmp_path / "study.db"
     Writer(path).close()
     with closing(sqlite3.connect(path)) as db:
@@ -204,8 +215,11 @@ def test_a_version_that_is_no_number_is_damage(tmp_path: Path) -> None:
             opened(path)
 
 
-def test_a_database_that_was_never_finished_is_made(tmp_path: Path) -> None:
-    """A kill between the file and its tables: nothing is there to be lost."""
+def test_unfinished_database_created_again(tmp_path: Path) -> None:
+    """A database that was never completed is created again.
+
+    A kill between the file and its tables: nothing is there to be lost.
+    """
     path = tmp_path / "study.db"
     path.touch()
     with pytest.raises(BakeoffError, match="no-study"):

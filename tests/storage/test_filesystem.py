@@ -38,11 +38,13 @@ def test_a_network_file_system_is_refused(kind: str) -> None:
     ["overlay", "tmpfs", "virtiofs", "ext4", "xfs", "btrfs", "zfs", "apfs", "fuseblk",
      "fuse.fuse-overlayfs", "fuse-overlayfs", "fuse.ntfs-3g", "fuse.gocryptfs"],
 )  # fmt: skip
-def test_a_local_one_and_a_containers_are_not(kind: str) -> None:
+def test_local_and_container_filesystems_accepted(kind: str) -> None:
+    """Local and container file systems are accepted."""
     filesystem.check_local_filesystem(Path("/scratch/me"), f"{ROOT}disk /scratch {kind} rw 0 0\n")
 
 
-def test_the_innermost_mount_counts_and_the_last_one_on_it() -> None:
+def test_innermost_last_mount_wins() -> None:
+    """The innermost mount point applies, and the last mount on it."""
     table = (
         f"{ROOT}s:/a /data nfs4 rw 0 0\ndisk /data/fast ext4 rw 0 0\n"
         "s:/b /my\\040disk nfs rw 0 0\ndisk /my\\040disk ext4 rw 0 0\n"
@@ -55,18 +57,18 @@ def test_the_innermost_mount_counts_and_the_last_one_on_it() -> None:
         assert found.kind == kind
 
 
-def test_where_nothing_is_known_nothing_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_filesystem_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown file system is accepted."""
     monkeypatch.setattr(filesystem, "MOUNT_TABLE", tmp_path / "none")
     assert filesystem.filesystem_of(tmp_path) is None
     filesystem.check_local_filesystem(tmp_path)
 
 
-def test_a_study_folder_is_held_against_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault 21: nothing is written; with consent, the database does without shared memory."""
+def test_study_folder_filesystem_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study folder is checked against the mount table.
+
+    Fault 21: nothing is written; with consent, the database does without shared memory.
+    """
     table = tmp_path / "mounts"
     table.write_text(f"{ROOT}server:/export {tmp_path}/net nfs rw 0 0\n")
     monkeypatch.setattr(filesystem, "MOUNT_TABLE", table)

@@ -40,8 +40,11 @@ def hold(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
-    """Fault 20: one of two runners works, the other is refused with pid, host and since."""
+def test_second_runner_told_holder(tmp_path: Path) -> None:
+    """The second runner is told who holds the lock.
+
+    Fault 20: one of two runners works, the other is refused with pid, host and since.
+    """
     with hold(tmp_path) as process:
         with pytest.raises(LockedError) as error, lock.hold_lock(tmp_path):
             pass
@@ -55,8 +58,11 @@ def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
     assert datetime.fromisoformat(running.since).utcoffset() is not None
 
 
-def test_a_lock_goes_with_its_process_and_its_note_blocks_nobody(tmp_path: Path) -> None:
-    """Faults 4 and 18: after kill -9 the note is still there, and the next runner is let in."""
+def test_stale_lock_note_ignored(tmp_path: Path) -> None:
+    """A lock ends with its process, and its note blocks no other runner.
+
+    Faults 4 and 18: after kill -9 the note is still there, and the next runner is let in.
+    """
     with hold(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
     assert json.loads((tmp_path / lock.NOTE).read_text())["pid"] == process.pid
@@ -67,7 +73,8 @@ def test_a_lock_goes_with_its_process_and_its_note_blocks_nobody(tmp_path: Path)
 
 
 @pytest.mark.parametrize("note", ["", "{", "[1]", '{"pid": 1}', None])
-def test_without_a_readable_note_the_lock_still_decides(tmp_path: Path, note: str | None) -> None:
+def test_lock_without_readable_note(tmp_path: Path, note: str | None) -> None:
+    """Without a readable note, the lock still decides."""
     with lock.hold_lock(tmp_path):
         (tmp_path / lock.NOTE).unlink()
         if note is not None:
@@ -76,7 +83,8 @@ def test_without_a_readable_note_the_lock_still_decides(tmp_path: Path, note: st
             pass
 
 
-def test_whether_a_holder_lives_is_only_said_of_this_host() -> None:
+def test_liveness_known_on_same_host() -> None:
+    """Whether a holder is alive is reported for this host only."""
     here = socket.gethostname()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

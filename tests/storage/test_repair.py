@@ -154,8 +154,11 @@ def test_a_whole_study_is_found_whole(study: Path) -> None:
 
 
 @pytest.mark.parametrize("what", MENDED)
-def test_what_can_be_mended_is_and_twice_is_once(study: Path, what: str) -> None:
-    """Faults 2, 3, 25, 26: reported without touching anything, mended on demand."""
+def test_repair_is_idempotent(study: Path, what: str) -> None:
+    """Everything repairable is repaired, and a second repair changes nothing.
+
+    Faults 2, 3, 25, 26: reported without touching anything, mended on demand.
+    """
     harm, code = MENDED[what]
     harm(study)
     before = contents(study)
@@ -208,7 +211,8 @@ REPORTED: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("what", REPORTED)
-def test_what_cannot_be_mended_stays_bad_and_loses_no_result(study: Path, what: str) -> None:
+def test_unrepairable_stays_and_loses_nothing(study: Path, what: str) -> None:
+    """What cannot be repaired is reported again and no result is lost."""
     harm, code = REPORTED[what]
     harm(study)
     for mend in (False, True):
@@ -217,8 +221,11 @@ def test_what_cannot_be_mended_stays_bad_and_loses_no_result(study: Path, what: 
         assert DONE.id in reader.finished_ids()
 
 
-def test_what_is_not_whole_is_never_taken_for_a_result(study: Path) -> None:
-    """Fault 3: a folder without its row counts only if every hash is right, and it did not fail."""
+def test_incomplete_folder_is_no_result(study: Path) -> None:
+    """An incomplete folder is never taken for a result.
+
+    Fault 3: a folder without its row counts only if every hash is right, and it did not fail.
+    """
     lose_a_row(study)
     path = study / "trials" / LOST.id / trial_dir.RESULT
     path.write_text(path.read_text().replace("1.0", "0.0"))
@@ -234,8 +241,11 @@ def test_what_is_not_whole_is_never_taken_for_a_result(study: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["a page is blank", "no database"])
-def test_a_damaged_database_is_rebuilt_from_what_is_left(study: Path, how: str) -> None:
-    """Fault 25: results come back from the folders; the damaged file is kept."""
+def test_damaged_database_rebuilt(study: Path, how: str) -> None:
+    """A damaged database is rebuilt from the remaining files.
+
+    Fault 25: results come back from the folders; the damaged file is kept.
+    """
     path = study / "study.db"
     raw = path.read_bytes()
     with closing(sqlite3.connect(path)) as db:
@@ -303,10 +313,13 @@ def test_the_command_line(study: Path) -> None:
         ((3, 53, 0), "ok"), ((4, 0, 0), "ok"),
     ],
 )  # fmt: skip
-def test_a_sqlite_with_the_wal_reset_bug_is_named(
+def test_sqlite_wal_reset_bug_reported(
     version: tuple[int, int, int], state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 22: two writers could lose a commit; a study has one."""
+    """An SQLite version with the WAL-reset bug is reported.
+
+    Fault 22: two writers could lose a commit; a study has one.
+    """
     monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
     monkeypatch.setattr(sqlite3, "sqlite_version", ".".join(map(str, version)))
     found = doctor._check_sqlite()
@@ -315,8 +328,11 @@ def test_a_sqlite_with_the_wal_reset_bug_is_named(
     assert ("one writer" in found.detail) == (state == "note")
 
 
-def test_a_database_that_was_copied_without_its_log(study: Path, tmp_path: Path) -> None:
-    """Fault 25: what was still in the write-ahead log is taken from the folders."""
+def test_database_copied_without_wal(study: Path, tmp_path: Path) -> None:
+    """A database that was copied without its write-ahead log is restored.
+
+    Fault 25: what was still in the write-ahead log is taken from the folders.
+    """
     with Writer(study / "study.db") as store:
         trial_dir.write_manifest(_folder(study, LOST), result(LOST))
         store.save(result(LOST))

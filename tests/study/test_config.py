@@ -59,7 +59,8 @@ def test_wrong_studies_are_refused(changes: dict[str, Any], says: str) -> None:
     assert says in error.value.cause
 
 
-def test_a_missing_or_broken_study_file_is_refused(tmp_path: Path) -> None:
+def test_missing_or_broken_file_refused(tmp_path: Path) -> None:
+    """A missing or broken study file is refused."""
     with pytest.raises(UsageError, match="study-not-found"):
         read_spec(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("name = ")
@@ -70,7 +71,8 @@ def test_a_missing_or_broken_study_file_is_refused(tmp_path: Path) -> None:
         read_spec(tmp_path / "latin.toml")
 
 
-def test_a_spec_survives_being_written_and_read() -> None:
+def test_spec_roundtrip() -> None:
+    """A spec survives being written and read."""
     spec = parse_spec(values())
     assert parse_spec(dump_spec(spec)) == spec
     weights = {"quality": 1.0, "memory": 0.5}
@@ -91,7 +93,8 @@ def test_examples_are_valid() -> None:
         read_spec(path)
 
 
-def test_every_method_gets_the_same_number_of_settings() -> None:
+def test_methods_get_equal_settings() -> None:
+    """Every method gets the same number of settings."""
     spec = read_spec(Path(str(files("bakeoff.study.config") / "templates/demo.toml")))
     counts = {
         name: len(trials.initial_settings(registry.load(name, Path()), spec))
@@ -101,20 +104,23 @@ def test_every_method_gets_the_same_number_of_settings() -> None:
     assert len(counts) >= 8
 
 
-def test_the_learning_rate_grid_is_log_spaced_around_the_prior() -> None:
+def test_learning_rate_grid_log_spaced() -> None:
+    """The learning-rate grid is log-spaced around the prior."""
     assert trials.learning_rates(1e-3, 3) == (3.16e-4, 1e-3, 3.16e-3)
     assert trials.learning_rates(1e-3, 5) == (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
     assert trials.learning_rates(2e-5, 1) == (2e-5,)
 
 
-def test_on_ray_a_study_names_no_gpu() -> None:
+def test_ray_study_names_no_gpu() -> None:
+    """A study on Ray names no GPU."""
     engine = {"executor": "ray", "device": "cuda:1"}
     with pytest.raises(UsageError, match="write 'cuda'") as error:
         parse_spec(values(engine=engine))
     assert error.value.code == "study-invalid"
 
 
-def test_where_a_study_runs_is_no_part_of_it() -> None:
+def test_host_excluded_from_spec() -> None:
+    """The machine on which a study runs is not part of its spec."""
     engine: dict[str, Any] = {
 
         "executor": "ray", "workers": 9, "gpus_per_segment": 0.5, "segment_retries": 1,

@@ -147,16 +147,18 @@ def other_test(values: Values, tmp_path: Path) -> Values:
     return values
 
 
-def test_what_differs_is_refused_and_the_way_out_is_named(values: Values, parent: Path) -> None:
+def test_unforkable_difference_refused(values: Values, parent: Path) -> None:
+    """A difference that a fork cannot have is refused with a hint."""
     values["budget"]["steps"] = 12
     with pytest.raises(PreflightError, match="study-differs") as error:
         api.run(parse_spec(values), parent, parent)
     assert "`--fork NEW`" in error.value.try_
 
 
-def test_a_fork_takes_what_is_the_same_and_counts_the_look(
+def test_fork_reuses_trials_counts_evaluation(
     values: Values, parent: Path, tmp_path: Path, trained: list[str]
 ) -> None:
+    """A fork reuses unchanged trials and counts the test-set evaluation."""
     new, heard = tmp_path / "new", Heard()
     made = fork(more(values), parent, new, heard)
     assert made["complete"] is True
@@ -197,9 +199,8 @@ def test_a_fork_takes_what_is_the_same_and_counts_the_look(
     assert again["provenance"]["forked_from"] == shown
 
 
-def test_a_fork_has_the_numbers_of_a_study_from_nothing(
-    values: Values, parent: Path, tmp_path: Path
-) -> None:
+def test_fork_matches_fresh_study(values: Values, parent: Path, tmp_path: Path) -> None:
+    """A fork gives the numbers of a study that starts from nothing."""
     made = fork(more(values), parent, tmp_path / "new")
     scratch = api.run(parse_spec(values), parent, tmp_path / "scratch")
     keys = ("status", "setting", "score", "difference", "verdict")
@@ -212,9 +213,10 @@ def test_a_fork_has_the_numbers_of_a_study_from_nothing(
     assert scratch["study"]["test_looks"] == 1
 
 
-def test_other_conditions_take_nothing_and_are_a_look_all_the_same(
+def test_changed_conditions_reuse_nothing(
     values: Values, parent: Path, tmp_path: Path, trained: list[str]
 ) -> None:
+    """Changed conditions reuse no trial and still count an evaluation."""
     values["budget"]["steps"] = 12
     made = fork(values, parent, tmp_path / "new")
     assert set(trained) == ids(tmp_path / "new")
@@ -225,9 +227,10 @@ def test_other_conditions_take_nothing_and_are_a_look_all_the_same(
     assert study_fork.TAKEN not in api.read_values(tmp_path / "new")
 
 
-def test_trials_of_another_machine_are_not_taken(
+def test_other_machine_trials_not_reused(
     values: Values, parent: Path, tmp_path: Path, trained: list[str]
 ) -> None:
+    """Trials of another machine are not reused."""
     with closing(sqlite3.connect(parent / "study.db")) as db:
         (text,) = db.execute("select value from study where key = 'frozen'").fetchone()
         frozen = json.loads(text)
@@ -244,7 +247,8 @@ def test_trials_of_another_machine_are_not_taken(
     assert line.startswith("machine.versions.torch: 1.0 -> ")
 
 
-def test_other_test_rows_are_no_further_look(values: Values, parent: Path, tmp_path: Path) -> None:
+def test_changed_test_rows_count_nothing(values: Values, parent: Path, tmp_path: Path) -> None:
+    """A changed test set does not count as a further evaluation."""
     new = tmp_path / "new"
     made = fork(other_test(values, tmp_path), parent, new)
     assert (made["study"]["test_looks"], made["study"]["test_changes"]) == (1, [])
@@ -253,10 +257,11 @@ def test_other_test_rows_are_no_further_look(values: Values, parent: Path, tmp_p
     assert not any("looked at" in w for w in made["warnings"])
 
 
-def test_two_forks_in_a_row_do_not_make_a_read_test_set_fresh(
-    values: Values, parent: Path, tmp_path: Path
-) -> None:
-    """The rows that were read come back behind a fork with others: their look is remembered."""
+def test_chained_forks_remember_evaluations(values: Values, parent: Path, tmp_path: Path) -> None:
+    """Two forks in a row do not make an evaluated test set unseen.
+
+    The rows that were read come back behind a fork with others: their look is remembered.
+    """
     back = copy.deepcopy(values)
     fork(other_test(values, tmp_path), parent, tmp_path / "between")
     made = fork(back, tmp_path / "between", tmp_path / "new")
@@ -268,9 +273,8 @@ def test_two_forks_in_a_row_do_not_make_a_read_test_set_fresh(
     assert made["provenance"]["forked_from"]["same_test"] is False
 
 
-def test_looks_that_the_parent_had_are_the_forks_too(
-    values: Values, parent: Path, tmp_path: Path
-) -> None:
+def test_parent_evaluations_inherited(values: Values, parent: Path, tmp_path: Path) -> None:
+    """The parent's test-set evaluations are inherited by the fork."""
     values["task"]["margin"] = 0.05
     api.run(parse_spec(values), parent, parent, again=True)
     made = fork(more(values), parent, tmp_path / "new")
@@ -285,9 +289,10 @@ def test_looks_that_the_parent_had_are_the_forks_too(
     assert again["study"]["test_looks"] == 4
 
 
-def test_a_fork_of_a_study_that_has_not_read_test_has_one_look(
+def test_unevaluated_parent_counts_once(
     values: Values, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A fork of a study that has not evaluated the test set counts one evaluation."""
     parent = unread(values, tmp_path / "tiny", monkeypatch)
     trained.clear()
     values["budget"]["seeds"] = 1
@@ -297,9 +302,10 @@ def test_a_fork_of_a_study_that_has_not_read_test_has_one_look(
     assert set(trained) == ids(tmp_path / "new", "final"), "the search was taken over"
 
 
-def test_what_the_parent_reads_before_the_fork_does_counts(
+def test_later_parent_evaluation_counts(
     values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An evaluation by the parent before the fork's own counts."""
     parent = unread(values, tmp_path / "tiny", monkeypatch)
     asked = more(copy.deepcopy(values))
     with monkeypatch.context() as patched:
@@ -316,9 +322,10 @@ def test_what_the_parent_reads_before_the_fork_does_counts(
     assert "budget.seeds: 2 -> 3" in made["study"]["test_changes"][0]["changes"]
 
 
-def test_a_fork_without_a_difference_tries_again_what_failed_in_the_search(
+def test_identical_fork_retries_failed_search(
     values: Values, parent: Path, tmp_path: Path, trained: list[str]
 ) -> None:
+    """A fork without a difference retries failed search trials."""
     lost = min(ids(parent, "search"))
     folder = parent / "trials" / lost
     failed = TrialResult(lost, Status.FAILED, "its worker died")
@@ -366,9 +373,10 @@ SPOILT = (spoil_file, drop_file, link_file, link_folder, other_run)
 
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda s: s.__name__)
-def test_a_folder_that_is_not_whole_is_not_taken(
+def test_incomplete_folder_not_reused(
     values: Values, parent: Path, tmp_path: Path, trained: list[str], spoil: Any
 ) -> None:
+    """An incomplete trial folder is not reused."""
     lost = min(ids(parent, "final"))
     spoil(parent / "trials" / lost)
     made = fork(values, parent, tmp_path / "new")
@@ -378,10 +386,11 @@ def test_a_folder_that_is_not_whole_is_not_taken(
     assert not list((tmp_path / "new" / "trials").glob("*.tmp"))
 
 
-def test_a_fork_that_was_killed_between_a_folder_and_its_row_goes_on(
+def test_killed_fork_resumes_copying(
     values: Values, parent: Path, tmp_path: Path, trained: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    """A fork that was killed between a folder and its row resumes."""
     new, keep = tmp_path / "new", Writer.save_group
 
     def stops(store: Writer, kept: Any, noted: Any = None) -> None:
@@ -449,10 +458,11 @@ def begun_anew(parent: Path) -> None:
     ],
     ids=lambda given: getattr(given, "__name__", ""),
 )
-def test_a_fork_goes_on_without_its_parent(
+def test_fork_resumes_without_parent(
     values: Values, parent: Path, tmp_path: Path, trained: list[str],
     monkeypatch: pytest.MonkeyPatch, lose: Any, why: str,
 ) -> None:  # fmt: skip
+    """A fork resumes when its parent is gone."""
     new = tmp_path / "new"
     with monkeypatch.context() as patched:
         patched.setattr(final, "run_final", killed)
@@ -479,9 +489,10 @@ def test_parent_and_fork_may_move_together(values: Values, parent: Path, tmp_pat
     assert not any("no trial is taken over" in line for line in heard.lines)
 
 
-def test_a_parent_that_is_running_is_forked_all_the_same(
+def test_running_parent_can_be_forked(
     values: Values, parent: Path, tmp_path: Path, trained: list[str]
 ) -> None:
+    """A running parent can be forked."""
     with lock.hold_lock(parent), Writer(parent / "study.db") as store:
         store.set("wall:1.0", 1.0)
         made = api.run(parse_spec(values), parent, parent, fork=tmp_path / "new")
@@ -520,9 +531,8 @@ def test_what_makes_no_sense_is_refused(values: Values, parent: Path, tmp_path: 
     assert everything(tmp_path) == before
 
 
-def test_a_fork_of_another_study_is_no_place_for_this_one(
-    values: Values, parent: Path, tmp_path: Path
-) -> None:
+def test_fork_into_other_fork_refused(values: Values, parent: Path, tmp_path: Path) -> None:
+    """The folder of another study's fork is refused."""
     other = shutil.copytree(parent, tmp_path / "other")
     fork(values, parent, tmp_path / "new")
     with pytest.raises(UsageError, match="fork-taken"):
@@ -532,9 +542,8 @@ def test_a_fork_of_another_study_is_no_place_for_this_one(
         fork(values, parent, tmp_path / "new")
 
 
-def test_an_empty_folder_and_one_that_a_refused_fork_left_are_free(
-    values: Values, parent: Path, tmp_path: Path
-) -> None:
+def test_empty_and_refused_folders_usable(values: Values, parent: Path, tmp_path: Path) -> None:
+    """An empty folder and one left by a refused fork can be used."""
     new, broken = tmp_path / "new", copy.deepcopy(values)
     new.mkdir()
     misread = copy.deepcopy(values)
@@ -603,10 +612,13 @@ def test_the_command_line_forks(
     assert (code, "[no-study]" in err, Path("runs/third").exists()) == (2, True, False)
 
 
-def test_the_command_line_forks_without_a_study_file(
+def test_cli_forks_without_study_file(
     values: Values, tmp_path: Path, bakeoff: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The options are written down elsewhere: not into the parent, nor where the fork is to be."""
+    """The command line forks a study without a study file.
+
+    The options are written down elsewhere: not into the parent, nor where the fork is to be.
+    """
     monkeypatch.chdir(tmp_path)
     write_jsonl(Path("said.jsonl"), rows())
     parent, asked = Path("runs/said"), []
@@ -626,7 +638,8 @@ def test_the_command_line_forks_without_a_study_file(
     assert everything(tmp_path) == before
 
 
-def test_the_page_shows_the_parent_as_text() -> None:
+def test_page_escapes_parent() -> None:
+    """The page shows the parent as text."""
     made = made_report()
     made["provenance"]["forked_from"] = {
         "folder": HOSTILE[0], "at": HOSTILE[1], "differences": [f"{HOSTILE[0]}: 1 -> 2"],

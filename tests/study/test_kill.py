@@ -44,13 +44,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(values, source, kills.numbers(report), kills.ended(source / "out"), found)
 
 
-def test_the_moments_are_spread_over_the_whole_study(whole: Whole) -> None:
+def test_kill_moments_cover_study(whole: Whole) -> None:
+    """The moments of the kills are spread over the whole study."""
     assert set(MOMENTS) <= {name for name, _ in whole.moments}
     assert len(MOMENTS) >= 30
 
 
 @pytest.mark.parametrize("name", MOMENTS)
-def test_a_killed_study_ends_with_the_same_numbers(name: str, whole: Whole, tmp_path: Path) -> None:
+def test_killed_study_same_numbers(name: str, whole: Whole, tmp_path: Path) -> None:
+    """A killed study ends with the same numbers."""
     times = sum(n == name for n, _ in whole.moments)
     out = tmp_path / "out"
     code = kills.run(whole.values, whole.source, out, (name, times // 2))

@@ -62,9 +62,10 @@ def untimed(result: TrialResult) -> TrialResult:
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "full"])
 @pytest.mark.parametrize("after", [1, 4, 11])
-def test_a_paused_segment_ends_with_the_same_numbers(
+def test_paused_segment_same_numbers(
     method: str, after: int, tiny_bert: Path, tmp_path: Path
 ) -> None:
+    """A paused segment ends with the same numbers."""
     trials = tuple(make_trial(method, "classify", seed=s, steps=12, validations=3) for s in (1, 2))
     found = []
     for name in ("whole", "paused"):
@@ -128,7 +129,8 @@ def test_a_stopped_study_goes_on(
     assert all(m["score"] for m in report["methods"])
 
 
-def test_a_base_that_stays_is_handed_out_pristine(tiny_bert: Path, tmp_path: Path) -> None:
+def test_cached_base_is_pristine(tiny_bert: Path, tmp_path: Path) -> None:
+    """A cached base model is returned unmodified."""
     trial = make_trial("lora", "classify")
     data = write_splits(tmp_path / "data")
     fresh = setup.build_setup([trial], str(tiny_bert), data).model.state_dict()
@@ -140,7 +142,8 @@ def test_a_base_that_stays_is_handed_out_pristine(tiny_bert: Path, tmp_path: Pat
     assert all(torch.equal(kept[name], fresh[name]) for name in fresh)
 
 
-def test_a_base_that_was_written_into_is_loaded_anew() -> None:
+def test_modified_base_reloaded() -> None:
+    """A base model that was modified is loaded again."""
     loads = []
 
     def load() -> nn.Module:
@@ -161,7 +164,8 @@ def test_a_base_that_was_written_into_is_loaded_anew() -> None:
     assert torch.equal(again.weight, loads[0].weight)  # type: ignore[arg-type]
 
 
-def test_a_base_that_a_method_replaces_is_not_kept_beside_it() -> None:
+def test_replaced_base_not_cached() -> None:
+    """A base that a method replaces is not kept in the cache."""
     BaseCache.on = True
     model: Any = BaseCache.base("a", lambda: nn.Linear(3, 5))
     BaseCache.spare()

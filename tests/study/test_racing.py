@@ -77,13 +77,15 @@ def test_two_settings_go_on_then_one() -> None:
     assert going_on(judge(*trials[:2], rung=2, rules=three)) == {"lora@1"}
 
 
-def test_a_tie_goes_to_the_lower_rate() -> None:
+def test_ties_prefer_lower_rate() -> None:
+    """A tie is resolved in favour of the lower rate."""
     found = judge(standing("lora", 0.1, 1.0, 1.0), standing("lora", 0.01, 1.0, 1.0))
     assert going_on(found) == {"lora@0.01"}
     assert [d.numbers["place"] for d in found.values()] == [2, 1]
 
 
-def test_what_diverged_stops_and_takes_nobodys_place() -> None:
+def test_diverged_trial_takes_no_place() -> None:
+    """A diverged trial stops and takes no place among the survivors."""
     found = judge(
         standing("lora", 1.0), standing("lora", 0.1, 2.0, 2.0), standing("lora", 0.01, 1.0, 1.0),
         rung=0,
@@ -101,7 +103,8 @@ def test_what_diverged_stops_and_takes_nobodys_place() -> None:
 # ---------------------------------------------------------------- methods
 
 
-def test_a_method_that_is_surely_worse_and_no_cheaper_stops() -> None:
+def test_worse_dearer_method_stops() -> None:
+    """A method that is surely worse and no cheaper stops."""
     found = judge(around("lora", 1, 1.0), around("oft", 1, 1.5), around("ia3", 1, 1.01))
     assert going_on(found) == {"lora@1", "ia3@1"}
     stopped = found["oft@1"]
@@ -111,7 +114,8 @@ def test_a_method_that_is_surely_worse_and_no_cheaper_stops() -> None:
     assert stopped.reason.endswith("and lora, which is better, costs no more on any axis")
 
 
-def test_no_method_stops_at_the_first_rung() -> None:
+def test_first_rung_stops_no_method() -> None:
+    """No method stops at the first rung."""
     trials = (around("lora", 1, 1.0), around("oft", 1, 1.5))
     assert going_on(judge(*trials, rung=0)) == {"lora@1", "oft@1"}
     early = Rules(rungs=(10, 30), steps=100, contenders=2, first_stop=0)
@@ -121,14 +125,16 @@ def test_no_method_stops_at_the_first_rung() -> None:
     assert going_on(judge(*trials, rung=0, rules=single)) == {"lora@1", "oft@1"}
 
 
-def test_a_method_that_is_cheaper_somewhere_goes_on() -> None:
+def test_cheaper_method_survives() -> None:
+    """A method that is cheaper on some axis continues."""
     costs = {"lora": {"memory": 1.0, "time": 1.0}, "oft": {"memory": 0.5, "time": 9.0}}
     found = judge(around("lora", 1, 1.0), around("oft", 1, 1.5), costs=costs)
     assert found["oft@1"].goes_on
     assert "no better method costs as little" in found["oft@1"].reason
 
 
-def test_another_better_method_that_costs_no_more_stops_it_too() -> None:
+def test_dominated_by_contender_stops() -> None:
+    """A better contender that costs no more also stops a method."""
     costs = {
         "lora": {"memory": 1.0, "time": 1.0},
         "ia3": {"memory": 0.5, "time": 1.0},
@@ -149,7 +155,8 @@ def test_the_control_never_stops() -> None:
     assert "difference" not in found["lora@1"].numbers
 
 
-def test_without_a_loss_of_the_control_no_method_stops() -> None:
+def test_missing_control_loss_stops_nothing() -> None:
+    """Without a loss of the control, no method stops."""
     worse = around("oft", 1, 99.0)
     assert judge(worse)["oft@1"].goes_on, "the control is not there"
     found = judge(standing("lora", 1), standing("lora", 0.1), worse)
@@ -167,7 +174,8 @@ def test_without_costs_no_method_stops(missing: str) -> None:
     assert judge(*trials, costs=unread)["oft@1"].goes_on
 
 
-def test_only_the_best_setting_speaks_for_a_method() -> None:
+def test_best_setting_represents_method() -> None:
+    """Only the best setting represents a method."""
     found = judge(
         around("lora", 1, 1.0), around("lora", 2, 1.1), around("oft", 1, 1.0), around("oft", 2, 9.0)
     )
@@ -223,7 +231,8 @@ def test_forecast_by_hand() -> None:
     }
 
 
-def test_forecast_says_nothing_without_losses_or_items() -> None:
+def test_forecast_needs_losses_and_items() -> None:
+    """There is no forecast without losses or items."""
     there = standing("lora", 1, 1.0, 2.0)
     assert forecast_difference(standing("oft", 1), there, 0, RULES) is None
     assert forecast_difference(there, standing("oft", 1), 0, RULES) is None
@@ -231,7 +240,8 @@ def test_forecast_says_nothing_without_losses_or_items() -> None:
 
 
 @pytest.mark.parametrize(("loss", "within"), [(1.0, 1.0), (1.019, 1.0), (1.021, 0.0)])
-def test_forecast_without_any_noise_is_the_difference_itself(loss: float, within: float) -> None:
+def test_noiseless_forecast_is_difference(loss: float, within: float) -> None:
+    """A forecast without noise is the difference itself."""
     rules = Rules(rungs=(10,), steps=100, contenders=1, drift=0.0)
     found = forecast_difference(
         standing("oft", 1, loss, loss), standing("lora", 1, 1.0, 1.0), 0, rules
@@ -240,7 +250,9 @@ def test_forecast_without_any_noise_is_the_difference_itself(loss: float, within
     assert found["p_within"] == within
 
 
-def test_the_level_is_divided_by_looks_and_contenders() -> None:
+def test_level_divided_by_tests() -> None:
+    """The level is divided by the number of rungs and contenders."""
+
     def level(rungs: int, contenders: int, first_stop: int) -> float:
         return Rules(tuple(range(1, rungs + 1)), 100, contenders, first_stop=first_stop).level
 
@@ -254,7 +266,8 @@ def test_the_level_is_divided_by_looks_and_contenders() -> None:
     assert between.drift == pytest.approx(racing.DRIFT * math.sqrt(2))
 
 
-def test_with_no_true_difference_the_rule_errs_as_rarely_as_it_says() -> None:
+def test_error_rate_at_nominal_level() -> None:
+    """Without a true difference, the rule errs no more often than its level."""
     rng, rules = np.random.default_rng(3), Rules((10, 30), 100, 5)
     n, stopped = 600, 0
     names = [f"m{i}" for i in range(5)]
@@ -275,9 +288,10 @@ def test_with_no_true_difference_the_rule_errs_as_rarely_as_it_says() -> None:
 # ---------------------------------------------------------------- the simulated race
 
 
-def test_the_simulated_race_keeps_what_it_must(
+def test_simulated_racing_keeps_best(
     script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Simulated racing keeps the methods that it must."""
     assert script("race").main(["--quick", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"steps_saved", "best_kept", "front_dropped"}

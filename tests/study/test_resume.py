@@ -29,9 +29,8 @@ def finished(out: Path) -> int:
         return 0
 
 
-def test_kill_9_loses_at_most_the_trial_in_flight(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_kill_loses_one_trial_at_most(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """kill -9 loses at most the running trial."""
     study_values["engine"]["executor"] = "process"
     study_values["budget"]["steps"] = 20
     whole = api.run(parse_spec(study_values), tmp_path, tmp_path / "whole")
@@ -56,9 +55,10 @@ def test_kill_9_loses_at_most_the_trial_in_flight(
 
 
 @pytest.mark.parametrize("race", ["on", "off"])
-def test_the_race_saves_steps_and_is_written_down(
+def test_racing_saves_steps_and_decisions(
     study_values: dict[str, Any], tmp_path: Path, race: str
 ) -> None:
+    """Racing saves steps and records its decisions."""
     study_values["budget"] |= {"steps": 20, "settings": 3, "race": race, "extend": 0}
     api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     search = [(t, r) for t, r in api.read_trials(tmp_path / "out") if t.phase == "search"]
@@ -74,9 +74,8 @@ def test_the_race_saves_steps_and_is_written_down(
     assert not list((tmp_path / "out" / "trials").glob("*/state/*")), "no state is left over"
 
 
-def test_a_finished_study_run_again_trains_nothing(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_finished_study_trains_nothing(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A finished study that is run again trains nothing."""
     spec = parse_spec(study_values)
     first = api.run(spec, tmp_path, tmp_path / "out")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "trials").rglob("*")}
@@ -88,9 +87,8 @@ def test_a_finished_study_run_again_trains_nothing(
     assert comparable(third) == comparable(first)
 
 
-def test_another_spec_in_the_same_folder_is_refused_with_the_difference(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_changed_spec_refused_with_difference(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """Another spec in the same folder is refused with the difference."""
     api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     changed = copy.deepcopy(study_values)
     changed["budget"]["steps"] = 7
@@ -105,7 +103,8 @@ def test_another_spec_in_the_same_folder_is_refused_with_the_difference(
     assert "data.train: " in error.value.cause
 
 
-def test_two_runs_of_one_study_are_refused(study_values: dict[str, Any], tmp_path: Path) -> None:
+def test_concurrent_runs_refused(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """Two concurrent runs of one study are refused."""
     out = tmp_path / "out"
     out.mkdir()
     with FileLock(out / ".lock"), pytest.raises(LockedError) as error:
@@ -113,9 +112,11 @@ def test_two_runs_of_one_study_are_refused(study_values: dict[str, Any], tmp_pat
     assert (error.value.code, error.value.exit_code) == ("study-locked", 5)
 
 
-def test_an_interrupted_study_has_a_valid_report(
+def test_interrupted_study_report(
     study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An interrupted study has a valid report."""
+
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -129,9 +130,8 @@ def test_an_interrupted_study_has_a_valid_report(
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 
-def test_the_race_writes_its_decisions_and_a_replay_adds_nothing(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_replayed_racing_adds_nothing(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """Racing records its decisions, and a replay adds none."""
     study_values["budget"] |= {"steps": 20, "settings": 4, "tune": "all", "seeds": 1, "extend": 0}
     out = tmp_path / "out"
     report = api.run(parse_spec(study_values), tmp_path, out)
@@ -151,8 +151,11 @@ def test_the_race_writes_its_decisions_and_a_replay_adds_nothing(
     assert again["race"] == race
 
 
-def test_other_versions_and_other_hardware_are_told() -> None:
-    """Fault 28: numbers of another torch, or another GPU, are not those of this study."""
+def test_changed_environment_reported() -> None:
+    """Other versions and other hardware are reported.
+
+    Fault 28: numbers of another torch, or another GPU, are not those of this study.
+    """
     machine = {"device": "cuda:0", "hardware": "H100", "versions": {"torch": "2.9.0", "peft": "1"}}
     other = {"device": "cuda:0", "hardware": "L4", "versions": {"torch": "2.11.0", "peft": "1"}}
     compatibility.check_unchanged({"machine": machine}, {"machine": copy.deepcopy(machine)})

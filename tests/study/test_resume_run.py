@@ -40,13 +40,16 @@ def seals(out: Path) -> dict[str, str | None]:
     return {p.name: trial_dir.manifest_hash(p) for p in (out / "trials").iterdir()}
 
 
-def test_a_kill_between_the_folder_and_its_row_loses_nothing(
+def test_kill_before_row_loses_nothing(
     study_values: dict[str, Any],
     tmp_path: Path,
     trained: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Fault 3: a finished trial whose row is missing is not trained again, its folder stays."""
+    """A kill between a trial's folder and its row loses nothing.
+
+    Fault 3: a finished trial whose row is missing is not trained again, its folder stays.
+    """
     study_values["budget"] |= BUDGET
     spec, out = parse_spec(study_values), tmp_path / "out"
     whole = api.run(spec, tmp_path, tmp_path / "whole")
@@ -77,10 +80,13 @@ def test_a_kill_between_the_folder_and_its_row_loses_nothing(
     assert "its row was missing" in (out / "log.jsonl").read_text()
 
 
-def test_a_folder_stays_with_its_scores_when_its_group_is_trained_again(
+def test_scored_folder_survives_retraining(
     study_values: dict[str, Any], tmp_path: Path, trained: list[str]
 ) -> None:
-    """Fault 3: weights whose scores are in the database are not written over for a neighbour."""
+    """A scored folder keeps its weights when its group is trained again.
+
+    Fault 3: weights whose scores are in the database are not written over for a neighbour.
+    """
     study_values["methods"]["contenders"] = ["ia3"]
     study_values["budget"] |= BUDGET
     spec, out = parse_spec(study_values), tmp_path / "out"
@@ -100,10 +106,13 @@ def test_a_folder_stays_with_its_scores_when_its_group_is_trained_again(
     assert {f.state for f in api.diagnose(out)} == {"ok"}
 
 
-def test_a_torn_state_has_its_trial_start_again(
+def test_torn_checkpoint_restarts_trial(
     study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 2: with the same numbers in the end, and no trial that failed of it."""
+    """A torn checkpoint makes its trial start over.
+
+    Fault 2: with the same numbers in the end, and no trial that failed of it.
+    """
     study_values["budget"] |= BUDGET
     spec, out = parse_spec(study_values), tmp_path / "out"
     whole = api.run(spec, tmp_path, tmp_path / "whole")
@@ -128,10 +137,13 @@ def test_a_torn_state_has_its_trial_start_again(
     assert not list((out / "trials").glob("*/state/*"))
 
 
-def test_a_study_goes_on_after_its_database_was_lost(
+def test_lost_database_rebuilt(
     study_values: dict[str, Any], tmp_path: Path, trained: list[str]
 ) -> None:
-    """Fault 25: rebuilt from the folders, no final trial trained again, and the report says so."""
+    """A study continues after its database was lost.
+
+    Fault 25: rebuilt from the folders, no final trial trained again, and the report says so.
+    """
     study_values["budget"] |= BUDGET
     spec, out = parse_spec(study_values), tmp_path / "out"
     whole = api.run(spec, tmp_path, out)
@@ -151,10 +163,13 @@ def test_a_study_goes_on_after_its_database_was_lost(
     assert repair.diagnose(out, mend=True)[0].state == "ok"
 
 
-def test_a_study_that_was_moved_goes_on_and_reports(
+def test_moved_study_resumes(
     study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 31: under another name, from another folder, without the files that it was made of."""
+    """A study that was moved resumes and reports.
+
+    Fault 31: under another name, from another folder, without the files that it was made of.
+    """
     monkeypatch.setattr(profiling, "TIMED_STEPS", 1)
     monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
     study_values["budget"] |= {"steps": 4, "settings": 1, "seeds": 1, "race": "off"}

@@ -162,10 +162,11 @@ def stopped_before_final(
             go(values, out, retry)
 
 
-def test_a_final_trial_that_failed_is_tried_again_and_nothing_else_is(
+def test_failed_final_retried_only(
     whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
     faults: Faults,
 ) -> None:  # fmt: skip
+    """A failed final trial is retried, and nothing else is."""
     out = tmp_path / "out"
     faults.fail = lambda t: _final_lora(t) and t.seed == 1
     report = go(values, out)
@@ -202,11 +203,14 @@ def test_a_final_trial_that_failed_is_tried_again_and_nothing_else_is(
 
 
 @pytest.mark.parametrize("lanes", ["auto", 2])
-def test_a_search_trial_races_again_from_its_first_step(
+def test_search_trial_races_from_start(
     whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
     faults: Faults, best: float, lanes: str | int, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Also where the states that its neighbours went on from are long gone (two lanes)."""
+    """A retried search trial races again from its first step.
+
+    Also where the states that its neighbours went on from are long gone (two lanes).
+    """
     out = tmp_path / "out"
     values["engine"]["lanes"] = lanes
     if lanes == 2:  # it comes to the second rung beside one whose state is gone
@@ -255,10 +259,11 @@ def test_a_search_trial_races_again_from_its_first_step(
     )
 
 
-def test_once_test_is_read_the_search_stays_as_it_is(
+def test_search_fixed_after_test(
     values: Values, tmp_path: Path, faults: Faults, best: float,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    """Once the test set was evaluated, the search stays as it is."""
     out = tmp_path / "out"
     faults.fail = lambda t: (t.method.name, t.phase, t.learning_rate) == ("lora", "search", best)
     report = go(values, out)
@@ -282,10 +287,11 @@ def test_once_test_is_read_the_search_stays_as_it_is(
     assert f"`bakeoff run {out} --fork NEW`" in " ".join(capsys.readouterr().err.split())
 
 
-def test_where_nothing_failed_it_says_so_and_goes_on(
+def test_nothing_failed_continues(
     whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
     faults: Faults,
 ) -> None:  # fmt: skip
+    """Without failures, retrying says so and the study continues."""
     out, heard = shutil.copytree(whole[3] / "out", tmp_path / "out"), Heard()
     before = stored(out)
     report = go(values, out, True, heard)
@@ -294,11 +300,14 @@ def test_where_nothing_failed_it_says_so_and_goes_on(
     assert "--retry" not in (out / "report.html").read_text()
 
 
-def test_final_trials_of_another_setting_are_planned_no_more(
+def test_obsolete_final_trials_dropped(
     whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
     faults: Faults, best: float,
 ) -> None:  # fmt: skip
-    """No final trial is scored, so the search may be tried again, and may choose otherwise."""
+    """Final trials of a setting that is no longer chosen are not planned.
+
+    No final trial is scored, so the search may be tried again, and may choose otherwise.
+    """
     out = tmp_path / "out"
     faults.fail = lambda t: (
         t.phase == "final" or (t.method.name == "lora" and t.learning_rate == best)
@@ -320,10 +329,13 @@ def test_final_trials_of_another_setting_are_planned_no_more(
     assert {f.state for f in api.diagnose(out)} == {"ok"}
 
 
-def test_a_setting_that_was_added_for_want_of_a_failed_one_stays_in_the_race(
+def test_added_setting_stays_in_race(
     values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was tried: it is neither dropped nor left unfinished when it would not be added now."""
+    """A setting that was added in place of a failed one stays in the race.
+
+    It was tried: it is neither dropped nor left unfinished when it would not be added now.
+    """
     out = tmp_path / "out"
     values["budget"]["extend"] = 1
     values["method"]["lora"]["learning_rates"] = [1e-2, 3e-2, 1e-1]
@@ -345,9 +357,10 @@ def test_a_setting_that_was_added_for_want_of_a_failed_one_stays_in_the_race(
     assert len(report["retried"]) == 2, "it failed twice"
 
 
-def test_a_neighbour_that_fails_while_it_is_trained_again_keeps_its_row(
+def test_finished_neighbour_keeps_row(
     values: Values, tmp_path: Path, faults: Faults, best: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A finished trial that fails when it is trained again in a retried group keeps its row."""
     out = tmp_path / "out"
     lora = lambda t: t.method.name == "lora"  # noqa: E731
     faults.fail = lambda t: lora(t) and t.learning_rate == best
@@ -366,9 +379,10 @@ def test_a_neighbour_that_fails_while_it_is_trained_again_keeps_its_row(
     assert status(out) == kept
 
 
-def test_a_cost_probe_that_failed_is_run_again(
+def test_failed_cost_probe_repeated(
     values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A cost probe that failed is repeated."""
     out, probe, probed = tmp_path / "out", cost_probe.probe_cost, []
 
     def fails_once(value: dict[str, Any]) -> dict[str, Any]:
@@ -397,10 +411,11 @@ def test_a_cost_probe_that_failed_is_run_again(
 
 
 @pytest.mark.parametrize("phase", ["search", "final"])
-def test_kill_9_between_forgetting_and_training_leaves_a_study_that_goes_on(
+def test_kill_during_retry_resumes(
     whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
     faults: Faults, best: float, monkeypatch: pytest.MonkeyPatch, phase: str,
 ) -> None:  # fmt: skip
+    """kill -9 between deleting and training leaves a study that resumes."""
     out = tmp_path / "out"
     if phase == "search":
         faults.fail = lambda t: t.method.name == "lora" and t.learning_rate == best
@@ -432,7 +447,8 @@ def begun(tmp_path: Path, *trials: Trial) -> tuple[Any, Writer]:
     return study, store
 
 
-def test_scores_of_the_base_that_ended_in_an_error_are_taken_again(tmp_path: Path) -> None:
+def test_failed_base_scores_repeated(tmp_path: Path) -> None:
+    """Scores of the base that ended in an error are computed again."""
     study, store = begun(tmp_path, make_trial("lora", "classify"))
     store.set(retry.BASE_SCORES, {"scores": {"scores": [1.0], "predictions": [None]}})
     heard = Heard()
@@ -453,9 +469,8 @@ def test_scores_of_the_base_that_ended_in_an_error_are_taken_again(tmp_path: Pat
 
 
 @pytest.mark.parametrize("status", list(Status))
-def test_only_failures_that_may_end_otherwise_are_tried_again(
-    tmp_path: Path, status: Status
-) -> None:
+def test_only_transient_failures_retried(tmp_path: Path, status: Status) -> None:
+    """Only failures that may end otherwise are retried."""
     trial = make_trial("lora", "classify")
     study, store = begun(tmp_path, trial)
     store.save(TrialResult(trial.id, status, "its reason"))
@@ -469,7 +484,8 @@ def test_only_failures_that_may_end_otherwise_are_tried_again(
     assert [n["phase"] for n in noted] == (["probe", "final"] if tried else [])
 
 
-def test_what_is_planned_after_a_plan_was_dropped_comes_last(tmp_path: Path) -> None:
+def test_replanned_trials_come_last(tmp_path: Path) -> None:
+    """Trials planned after a plan was dropped come last."""
     first, second, third = (make_trial("lora", "classify", seed=s) for s in range(3))
     _, store = begun(tmp_path, first, second)
     store.delete(plans=[first.id], noted={})
@@ -480,7 +496,8 @@ def test_what_is_planned_after_a_plan_was_dropped_comes_last(tmp_path: Path) -> 
         assert len(set(db.execute("select position from trials"))) == 2
 
 
-def test_what_is_forgotten_is_forgotten_with_its_reason_or_not_at_all(tmp_path: Path) -> None:
+def test_deletion_recorded_or_undone(tmp_path: Path) -> None:
+    """A deleted result is recorded with its reason, or not deleted at all."""
     trial = make_trial("lora", "classify")
     _, store = begun(tmp_path, trial)
     store.save(TrialResult(trial.id, Status.FAILED, "its reason"))
@@ -490,10 +507,11 @@ def test_what_is_forgotten_is_forgotten_with_its_reason_or_not_at_all(tmp_path: 
         assert reader.finished_ids() == {trial.id}
 
 
-def test_what_is_tried_again_begins_when_the_hours_are_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The user has asked for it by name, at the steps that all others had."""
+def test_retry_ignores_time_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry begins even after the time budget is spent.
+
+    The user has asked for it by name, at the steps that all others had.
+    """
     asked, other = (make_trial("lora", "classify", seed=s) for s in range(2))
     _, store = begun(tmp_path, asked, other)
     store.set_all({"final_steps": 30, retry.KEY: [{"trial_id": asked.id}]})
@@ -510,10 +528,11 @@ def test_what_is_tried_again_begins_when_the_hours_are_over(
     assert [begins(Segment((t,), 0, 30, "", "")) for t in (asked, other)] == [True, False]
 
 
-def test_the_command_line_says_how_and_does_it(
+def test_cli_explains_and_retries(
     values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    """The command line says how to retry and does so."""
     out = tmp_path / "out"
     (tmp_path / "study.toml").write_text(tomli_w.dumps(values))
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)

@@ -57,7 +57,8 @@ def test_the_report_is_whole(study: tuple[Path, dict[str, Any]]) -> None:
     assert (folder / "log.jsonl").read_text().count('"event": "advance"') == 4 + 2 * 8 + 8 + 4
 
 
-def test_items_are_shown_unless_the_data_may_not_be(study: tuple[Path, dict[str, Any]]) -> None:
+def test_item_texts_unless_private(study: tuple[Path, dict[str, Any]]) -> None:
+    """Item texts are shown unless the data is private."""
     folder, report = study
     rows = read_rows(folder / "data" / "test.jsonl")
     items = report["items"]
@@ -78,7 +79,8 @@ def test_items_are_shown_unless_the_data_may_not_be(study: tuple[Path, dict[str,
     assert api.report(folder)["items"] == items  # nothing of it is remembered
 
 
-def test_the_test_set_is_scored_in_final_trials_alone(study: tuple[Path, dict[str, Any]]) -> None:
+def test_test_set_scored_in_finals_only(study: tuple[Path, dict[str, Any]]) -> None:
+    """The test set is scored in final trials only."""
     folder, _ = study
     for trial, result in api.read_trials(folder):
         assert result is not None
@@ -88,9 +90,10 @@ def test_the_test_set_is_scored_in_final_trials_alone(study: tuple[Path, dict[st
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3", "full", "head"])
-def test_what_is_saved_predicts_the_same_without_bakeoff(
+def test_saved_weights_predict_without_bakeoff(
     study: tuple[Path, dict[str, Any]], tiny_bert: Path, method: str
 ) -> None:
+    """Saved weights predict the same without bakeoff."""
     folder, report = study
     labels = sorted({row["label"] for row in read_rows(folder / "data" / "train.jsonl")})
     method_row = next(m for m in report["methods"] if m["method"] == method)
@@ -127,9 +130,10 @@ def test_an_adapter_names_its_base(study: tuple[Path, dict[str, Any]], tiny_bert
     assert config["base_model_name_or_path"] == str(tiny_bert)
 
 
-def test_a_finished_trial_lists_the_hashes_of_its_files(
+def test_finished_trial_lists_hashes(
     study: tuple[Path, dict[str, Any]],
 ) -> None:
+    """A finished trial lists the hashes of its files."""
     import hashlib
 
     folder, _ = study
@@ -141,9 +145,10 @@ def test_a_finished_trial_lists_the_hashes_of_its_files(
             assert hashlib.sha256((place / name).read_bytes()).hexdigest() == value
 
 
-def test_saved_weights_are_loaded_again_and_give_the_trained_loss(
+def test_reloaded_weights_give_trained_loss(
     study: tuple[Path, dict[str, Any]],
 ) -> None:
+    """Saved weights are reloaded and give the trained loss."""
     folder, report = study
     assert not any("saved" in w for w in report["warnings"])
     for method in report["methods"]:
@@ -162,9 +167,10 @@ def test_saved_weights_are_loaded_again_and_give_the_trained_loss(
     )
 
 
-def test_weights_that_are_not_what_was_trained_are_warned_of(
+def test_mismatched_weights_warn(
     study: tuple[Path, dict[str, Any]], study_values: dict[str, Any], tmp_path: Path
 ) -> None:
+    """Weights other than those that were trained give a warning."""
     folder = shutil.copytree(study[0], tmp_path / "copy")
     spec = parse_spec(as_run(study_values))
     lora, ia3 = (m["artifact"] for m in study[1]["methods"] if m["method"] in ("lora", "ia3"))

@@ -11,7 +11,8 @@ LORA = registry.load("lora", Path())
 RATES = (1e-4, 1e-2)
 
 
-def test_the_first_setting_is_the_catalogs_own() -> None:
+def test_first_setting_is_catalog_default() -> None:
+    """The first setting is the catalog's own."""
     first, *others = propose_settings(LORA, RATES, (), 4, seed=0)
     assert first == {"learning_rate": LORA.learning_rate}
     assert len(others) == 3
@@ -21,7 +22,8 @@ def test_the_first_setting_is_the_catalogs_own() -> None:
         assert set(setting) == {"learning_rate", *LORA.tuning}
 
 
-def test_asked_again_it_answers_the_same_and_another_seed_gives_others() -> None:
+def test_sampler_is_deterministic_per_seed() -> None:
+    """The sampler repeats its answers, and another seed gives others."""
     assert propose_settings(LORA, RATES, (), 5, seed=3) == propose_settings(
         LORA, RATES, (), 5, seed=3
     )
@@ -30,7 +32,8 @@ def test_asked_again_it_answers_the_same_and_another_seed_gives_others() -> None
     )
 
 
-def test_what_was_tried_is_not_asked_for_again_and_teaches_where_to_look() -> None:
+def test_tried_settings_guide_sampler() -> None:
+    """Settings that were tried are not proposed again and guide the search."""
     rates = [10 ** (-4 + 2 * i / 29) for i in range(30)]
     tried = [ObservedSetting({"learning_rate": r, "r": 8}, abs(r - rates[25])) for r in rates]
     tried.append(ObservedSetting({"learning_rate": 1e-2, "r": 32}, float("inf")))

@@ -117,7 +117,9 @@ def stored(tmp_path: Path) -> dict[str, TrialResult | None]:
         return {t.id: r for t, r in reader.trials()}
 
 
-def test_a_group_whose_worker_died_is_carried_again_in_halves(tmp_path: Path) -> None:
+def test_dead_worker_group_retried_in_halves(tmp_path: Path) -> None:
+    """A group whose worker died is retried in halves."""
+
     def hungry(segment: Segment) -> list[TrialResult] | str:
         return done(segment) if len(segment.trials) <= 2 else "the worker was killed"
 
@@ -128,7 +130,8 @@ def test_a_group_whose_worker_died_is_carried_again_in_halves(tmp_path: Path) ->
     assert "5 lanes, now in halves" in heard.said[0]
 
 
-def test_the_trial_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
+def test_crashing_trial_fails_alone(tmp_path: Path) -> None:
+    """Only the trial that crashes its worker fails."""
     deadly = trials(4)[2].id
 
     def work(segment: Segment) -> list[TrialResult] | str:
@@ -143,7 +146,8 @@ def test_the_trial_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
     assert through.widths == [4, 2, 2, 1, 1, 1], "alone it had a second try"
 
 
-def test_a_trial_alone_gets_a_second_try(tmp_path: Path) -> None:
+def test_single_trial_gets_second_try(tmp_path: Path) -> None:
+    """A single trial gets a second try."""
     deaths = ["killed"]
 
     def once(segment: Segment) -> list[TrialResult] | str:
@@ -155,9 +159,8 @@ def test_a_trial_alone_gets_a_second_try(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("methods", "most"), [(2, 2), (3, 3), (9, 3)])
-def test_the_same_failure_method_after_method_pauses_the_study(
-    methods: int, most: int, tmp_path: Path
-) -> None:
+def test_repeated_failure_pauses_study(methods: int, most: int, tmp_path: Path) -> None:
+    """The same failure in one method after another pauses the study."""
     names = ("lora", "ia3", "vera", "oft", "dora")[:most]
     seen = iter(range(100))
     running, through, _ = make(
@@ -170,7 +173,9 @@ def test_the_same_failure_method_after_method_pauses_the_study(
     assert not any(stored(tmp_path).values()), "nothing is marked failed"
 
 
-def test_a_success_in_between_shows_that_failures_are_the_methods_own(tmp_path: Path) -> None:
+def test_intervening_success_blames_methods(tmp_path: Path) -> None:
+    """A success in between attributes the failures to the methods."""
+
     def work(segment: Segment) -> list[TrialResult]:
         fine = segment.trials[0].method.name == "vera"
         return done(segment) if fine else failed(segment, "no such layer")
@@ -181,13 +186,16 @@ def test_a_success_in_between_shows_that_failures_are_the_methods_own(tmp_path: 
     assert found == [Status.FAILED] * 2 + [Status.DONE] + [Status.FAILED] * 2
 
 
-def test_failures_of_other_kinds_are_written_and_the_study_goes_on(tmp_path: Path) -> None:
+def test_different_failures_recorded_study_continues(tmp_path: Path) -> None:
+    """Different failures are recorded and the study continues."""
     running, _, _ = make(tmp_path, lambda s: failed(s, f"of {s.trials[0].method.name}"))
     run_trials(running, "Search", trials(1, "lora", "ia3", "vera", "oft"), (0, 30))
     assert len([r for r in stored(tmp_path).values() if r]) == 4
 
 
-def test_a_stop_keeps_what_is_done_and_marks_nothing(tmp_path: Path) -> None:
+def test_stop_keeps_finished_trials(tmp_path: Path) -> None:
+    """A stop keeps finished results and marks nothing as failed."""
+
     def work(segment: Segment) -> list[TrialResult]:
         running.stop.signal = 2
         return done(segment)
@@ -203,7 +211,8 @@ def test_a_stop_keeps_what_is_done_and_marks_nothing(tmp_path: Path) -> None:
     assert len(through.widths) == 2
 
 
-def test_a_paused_group_goes_on_from_its_states(tmp_path: Path) -> None:
+def test_paused_group_resumes_from_checkpoints(tmp_path: Path) -> None:
+    """A paused group resumes from its checkpoints."""
     spans = []
 
     def work(segment: Segment) -> list[TrialResult]:
@@ -228,7 +237,8 @@ def test_a_paused_group_goes_on_from_its_states(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.safetensors")), "states that nothing goes on from are gone"
 
 
-def test_without_its_states_a_paused_group_begins_anew(tmp_path: Path) -> None:
+def test_missing_checkpoints_restart_group(tmp_path: Path) -> None:
+    """Without its checkpoints, a paused group starts over."""
     segment = Segment(tuple(trials(2)), 0, 30, str(tmp_path), "base")
     stands = {t.id: 7 for t in segment.trials}
     assert scheduler._resume_from_pause(segment, set(), stands) == segment
@@ -236,7 +246,8 @@ def test_without_its_states_a_paused_group_begins_anew(tmp_path: Path) -> None:
     assert scheduler._resume_from_pause(segment, set(), uneven) == segment
 
 
-def test_a_group_is_written_as_a_whole(tmp_path: Path) -> None:
+def test_group_written_atomically(tmp_path: Path) -> None:
+    """A group is written in one transaction."""
     running, _, _ = make(tmp_path, done)
     own = trials(2)
     running.store.add_trials(own)
@@ -248,9 +259,10 @@ def test_a_group_is_written_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_an_error_that_took_the_gpu_ends_the_worker_and_is_no_trials_result(
+def test_gpu_error_ends_worker_not_trial(
     lanes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An error that broke the GPU ends the worker and is no trial's result."""
     lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
     monkeypatch.setattr(segment, "_train_and_score", Mock(side_effect=lost))
     trials = tuple(make_trial("lora", "sft", seed=s) for s in range(lanes))
@@ -262,8 +274,11 @@ def test_an_error_that_took_the_gpu_ends_the_worker_and_is_no_trials_result(
     assert [r["status"] for r in results] == ["out_of_memory"] * lanes
 
 
-def test_a_gpu_that_one_method_after_the_other_loses_is_set_aside(tmp_path: Path) -> None:
-    """Faults 13 and 17, by GPU."""
+def test_gpu_lost_by_methods_disabled(tmp_path: Path) -> None:
+    """A GPU that several methods lose is disabled.
+
+    Faults 13 and 17, by GPU.
+    """
     running, _, heard = make(tmp_path, done, methods=4)
     through = OnGpus(broken="1")
     run_trials(
@@ -291,9 +306,10 @@ def test_a_gpu_that_one_method_after_the_other_loses_is_set_aside(tmp_path: Path
         ([(None, "A", True), ("0", "B", False), (None, "C", True)], ()),
     ],
 )
-def test_who_is_to_blame_for_a_lost_gpu(
+def test_lost_gpu_attribution(
     story: list[tuple[str | None, str, bool]], aside: tuple[str, ...]
 ) -> None:
+    """A lost GPU is attributed to the method or to the device."""
     gpus = Quarantine()
     heard = [gpus.heard(gpu, method, lost, not lost) for gpu, method, lost in story]
     assert heard[-1] == aside

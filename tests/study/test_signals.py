@@ -33,10 +33,13 @@ def handlers() -> Iterator[None]:
         (signal.SIGHUP, Terminated, SystemExit),
     ],
 )
-def test_the_first_asks_and_the_second_does_not(
+def test_second_signal_stops_immediately(
     sent: signal.Signals, first: type[Interrupted], second: type[BaseException]
 ) -> None:
-    """Faults 5 and 6: Ctrl-C, a job system, a terminal that is closed."""
+    """The first signal asks for a stop and the second stops immediately.
+
+    Faults 5 and 6: Ctrl-C, a job system, a terminal that is closed.
+    """
     said: list[str] = []
     signal.signal(sent, signal.SIG_DFL)  # these tests may run under `nohup` themselves
     with handle_signals(said.append) as stop:
@@ -54,8 +57,11 @@ def test_the_first_asks_and_the_second_does_not(
         assert at_once.value.code == 143  # type: ignore[attr-defined]
 
 
-def test_what_is_to_outlive_its_terminal_does() -> None:
-    """Fault 6: `nohup bakeoff run ...`"""
+def test_nohup_survives_hangup() -> None:
+    """A process that ignores SIGHUP outlives its terminal.
+
+    Fault 6: `nohup bakeoff run ...`
+    """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with handle_signals(print) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -63,8 +69,11 @@ def test_what_is_to_outlive_its_terminal_does() -> None:
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-def test_a_terminal_that_went_away_ends_no_study(tmp_path: Path) -> None:
-    """Fault 6: what nobody hears any more is still logged."""
+def test_closed_terminal_keeps_study(tmp_path: Path) -> None:
+    """A closed terminal does not end a study.
+
+    Fault 6: what nobody hears any more is still logged.
+    """
 
     class Gone(Progress):
         def say(self, text: str) -> None:

@@ -86,7 +86,8 @@ ALLOWED = {
 }
 
 
-def test_a_study_that_is_run_once_has_one_look(values: Values, out: Path) -> None:
+def test_single_run_counts_once(values: Values, out: Path) -> None:
+    """A study that is run once has one test-set evaluation."""
     study = api.report(out)["study"]
     assert (study["test_looks"], study["test_changes"]) == (1, [])
     assert "the test set was read once" in (out / "report.html").read_text()
@@ -96,9 +97,10 @@ def test_a_study_that_is_run_once_has_one_look(values: Values, out: Path) -> Non
 
 
 @pytest.mark.parametrize("change", ALLOWED, ids=lambda c: c.__name__)
-def test_a_change_after_test_was_read_is_refused(
+def test_change_after_evaluation_refused(
     values: Values, out: Path, trained: list[str], change: Any
 ) -> None:
+    """A change after the test set was evaluated is refused."""
     change(values)
     error = refused(values, out)
     assert (error.code, error.exit_code) == ("test-already-read", 3)
@@ -107,9 +109,8 @@ def test_a_change_after_test_was_read_is_refused(
     assert trained == []
 
 
-def test_a_further_look_trains_what_is_new_and_is_counted(
-    values: Values, out: Path, trained: list[str]
-) -> None:
+def test_further_evaluation_trains_new_only(values: Values, out: Path, trained: list[str]) -> None:
+    """A further evaluation trains only what is new and is counted."""
     old = ids_of(out)
     before, states = (
         stored(out, *old),
@@ -160,9 +161,8 @@ def test_another_margin_trains_nothing(values: Values, out: Path, trained: list[
     )
 
 
-def test_a_removed_contender_keeps_its_trials_and_comes_back_as_it_was(
-    values: Values, out: Path, trained: list[str]
-) -> None:
+def test_removed_contender_returns_unchanged(values: Values, out: Path, trained: list[str]) -> None:
+    """A removed contender keeps its trials and returns unchanged."""
     whole, old = copy.deepcopy(values), ids_of(out)
     before = stored(out, *old)
     one_less(values)
@@ -210,9 +210,10 @@ NEVER = (other_steps, fewer_seeds, other_arguments, other_rates, other_control, 
 
 
 @pytest.mark.parametrize("change", NEVER, ids=lambda c: c.__name__)
-def test_what_would_make_trials_invalid_is_refused_all_the_same(
+def test_invalidating_change_refused(
     values: Values, out: Path, trained: list[str], change: Any
 ) -> None:
+    """A change that would invalidate trials is refused even then."""
     change(values)
     other_margin(values)
     for again in (False, True):
@@ -222,7 +223,8 @@ def test_what_would_make_trials_invalid_is_refused_all_the_same(
     assert trained == []
 
 
-def test_before_test_is_read_a_change_is_another_study(values: Values, out: Path) -> None:
+def test_change_before_evaluation(values: Values, out: Path) -> None:
+    """Before the test set is evaluated, a change makes another study."""
     with sqlite3.connect(out / "study.db") as database:
         database.execute("delete from scores where split = 'test'")
         database.execute("update trials set status = null, result = null where phase = 'final'")
@@ -236,9 +238,10 @@ def test_before_test_is_read_a_change_is_another_study(values: Values, out: Path
         assert "spec.budget.seeds: 2 -> 3" in error.cause
 
 
-def test_an_interrupted_look_goes_on_as_the_same_look_to_the_same_numbers(
+def test_interrupted_evaluation_resumes_once(
     values: Values, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An interrupted evaluation resumes as the same one, with the same numbers."""
     values["budget"]["seeds"] = 4
     whole = shutil.copytree(out, tmp_path / "whole")
     go(values, whole, again=True)
@@ -260,7 +263,8 @@ def test_an_interrupted_look_goes_on_as_the_same_look_to_the_same_numbers(
     assert results[0] == results[1]
 
 
-def test_a_look_that_is_refused_before_training_is_not_counted(values: Values, out: Path) -> None:
+def test_refused_evaluation_not_counted(values: Values, out: Path) -> None:
+    """An evaluation that is refused before training is not counted."""
     values["methods"]["contenders"].append("oft")
     values["method"]["oft"] = {"config": {"target_modules": ["no_such_layer"]}}
     assert refused(values, out, again=True).code == "target-modules-not-found"
@@ -287,7 +291,8 @@ def test_what_the_race_decided_stays_decided(
     }
 
 
-def test_nothing_to_look_at_again_is_said(values: Values, out: Path) -> None:
+def test_nothing_new_reported(values: Values, out: Path) -> None:
+    """A further evaluation with nothing new is reported."""
     heard = Heard()
     api.run(parse_spec(values), out, out, heard, again=True)
     assert test_reads.NO_CHANGE_MESSAGE in heard.lines

@@ -63,7 +63,8 @@ def test_an_estimate_by_hand() -> None:
     assert (made.low, made.high) == (320 * 0.75, 320 * 1.25)
 
 
-def test_an_estimate_shares_workers_but_not_for_probes() -> None:
+def test_estimate_shares_workers_except_probes() -> None:
+    """An estimate divides work among workers, except for probes."""
     asked = spec(("m0", "m1"), steps=100).model_copy(deep=True)
     value = asked.model_dump(mode="json", exclude_none=True) | {"engine": {"workers": 2}}
     made = estimate(parse_spec(value), TIMINGS, ITEMS)
@@ -71,7 +72,8 @@ def test_an_estimate_shares_workers_but_not_for_probes() -> None:
     assert get_phase(FINAL, made).wall == 150.0
 
 
-def test_lanes_and_evaluation_are_in_an_estimate() -> None:
+def test_estimate_includes_lanes_and_evaluation() -> None:
+    """An estimate includes lanes and evaluation."""
     own = Timing("lora", 2.0, {1: 1.0, 5: 3.0}, {1: 0.1, 5: 0.1}, 0.5, None, 1000, 0.0)
     made = estimate(spec(("m0",), steps=100, seeds=3), (own,), ITEMS)
     # search: 5 lanes for 10 steps at 3 s, 2 lanes for 20 at 1.5 s, two loads, two validations of
@@ -85,7 +87,8 @@ def test_lanes_and_evaluation_are_in_an_estimate() -> None:
     )
 
 
-def test_plenty_of_time_goes_to_steps_then_to_seeds() -> None:
+def test_surplus_time_buys_steps_then_seeds() -> None:
+    """Surplus time buys steps first, then seeds."""
     bought = plan_budget(spec(hours=2), TIMINGS, ITEMS, ACCURACY)
     # 11 methods at 30 + 1.3 steps: at 455 steps 95 % of 7200 s are used
     assert bought.steps == 455
@@ -100,7 +103,8 @@ def test_plenty_of_time_goes_to_steps_then_to_seeds() -> None:
     assert most.seconds < 20 * 3600 * 0.95
 
 
-def test_the_time_that_timing_took_is_spent() -> None:
+def test_timing_counts_against_budget() -> None:
+    """The time that timing took counts against the budget."""
     late = plan_budget(spec(hours=2), TIMINGS, ITEMS, ACCURACY, spent=1430.0)
     # 5410 s are left: 11 methods at 30 + 1.3 steps
     assert late.steps == 355
@@ -112,7 +116,8 @@ def test_what_the_study_states_stays() -> None:
     assert (bought.settings, bought.seeds) == (4, 4)
 
 
-def test_little_time_costs_contenders_from_the_end_of_the_list() -> None:
+def test_short_time_drops_last_contenders() -> None:
+    """Too little time drops contenders from the end of the list."""
     bought = plan_budget(spec(hours=0.5), TIMINGS, ITEMS, ACCURACY)
     # 1710 s: a pass of 200 steps and its probe and search take 290 s a method
     assert bought.contenders == TEN[:4]
@@ -137,7 +142,8 @@ def test_settings_go_before_contenders_do() -> None:
     assert bought.steps == 200
 
 
-def test_too_little_time_is_refused_with_what_would_do() -> None:
+def test_insufficient_time_refused_with_hint() -> None:
+    """Insufficient time is refused with what would be enough."""
     with pytest.raises(BakeoffError) as refused:
         plan_budget(spec(hours=0.01), TIMINGS, ITEMS, ACCURACY)
     assert refused.value.code == "hours-too-few"
@@ -152,7 +158,8 @@ def test_an_unbounded_metric_promises_nothing() -> None:
     assert plan_budget(spec(hours=2), TIMINGS, ITEMS, loss).detectable is None
 
 
-def test_final_steps_fill_what_the_search_left() -> None:
+def test_final_steps_use_remaining_time() -> None:
+    """The final trials use the time that the search left."""
     asked = spec(("m0",), steps=100)
     assert slowdown(asked, TIMINGS, ITEMS, took=90.0) == 1.5
     assert slowdown(asked, TIMINGS, ITEMS, took=0.0) == 1.0
@@ -168,7 +175,8 @@ def test_final_steps_fill_what_the_search_left() -> None:
     }
 
 
-def test_a_deadline_lets_begin_what_ends_within_its_grace() -> None:
+def test_deadline_admits_within_grace() -> None:
+    """A deadline admits work that ends within its grace period."""
     bought = plan_budget(spec(hours=1), TIMINGS, ITEMS, ACCURACY)
     deadline = Deadline(bought, TIMINGS, lambda: 3600.0)
     assert deadline.allows(0.15 * 3600)

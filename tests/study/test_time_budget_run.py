@@ -59,9 +59,10 @@ def test_hours_choose_the_budget_once(timed_values: dict[str, Any], tmp_path: Pa
         assert refused.value.code == "study-differs"
 
 
-def test_what_cannot_end_in_time_is_not_begun(
+def test_late_trials_not_started(
     timed_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Trials that cannot end in time are not started."""
     answers: Iterator[bool] = iter([True, False, False])
     monkeypatch.setattr(Deadline, "allows", lambda _, __: next(answers))
     report = api.run(parse_spec(timed_values), tmp_path, tmp_path / "study")

@@ -19,7 +19,8 @@ from bakeoff.study.planning import trials as planning_trials
 from bakeoff.testing.trials import CONDITIONS
 
 
-def test_the_id_is_of_what_determines_the_result() -> None:
+def test_id_covers_result_inputs() -> None:
+    """The id covers everything that determines the result."""
     trial = Trial(ENTRIES[0], {"learning_rate": 1e-3}, 0, "search", CONDITIONS)
     prose = dataclasses.replace(ENTRIES[0], mechanism="told in other words")
     assert dataclasses.replace(trial, method=prose).id == trial.id
@@ -34,7 +35,8 @@ def test_the_id_is_of_what_determines_the_result() -> None:
     assert re.fullmatch("[0-9a-f]{12}", trial.id)
 
 
-def test_search_and_final_never_share_a_seed() -> None:
+def test_search_and_final_seeds_disjoint() -> None:
+    """Search and final trials never share a seed."""
     search = planning_trials.search_trials(SPEC, ENTRIES, CONDITIONS)
     chosen = {"lora": {"learning_rate": 1e-3}, "full": {"learning_rate": 1e-5}}
     final = planning_trials.final_trials(SPEC, ENTRIES, CONDITIONS, chosen)
@@ -59,7 +61,9 @@ def test_a_segment_survives_the_pipe() -> None:
     assert (back.start, back.stop) == (3, 30)
 
 
-def test_groups_hold_one_method_one_shape_and_no_more_lanes_than_allowed() -> None:
+def test_groups_uniform_and_bounded() -> None:
+    """Groups hold one method and one shape, and no more lanes than allowed."""
+
     def a_trial(method: int, rate: float, **more: int) -> Trial:
         return Trial(ENTRIES[method], {"learning_rate": rate, **more}, 0, "search", CONDITIONS)
 
@@ -73,7 +77,8 @@ def test_groups_hold_one_method_one_shape_and_no_more_lanes_than_allowed() -> No
     assert by_two == [[0, 2], [4], [1], [3]]
 
 
-def test_rungs_that_come_too_early_are_warned_of() -> None:
+def test_early_rungs_warn() -> None:
+    """Rungs that come too early give a warning."""
     assert planning_trials.early_rung_warnings(BudgetSpec(steps=200)) == ()
     assert planning_trials.early_rung_warnings(BudgetSpec(steps=60, race="off")) == ()
     (said,) = planning_trials.early_rung_warnings(BudgetSpec(steps=60))
@@ -81,10 +86,11 @@ def test_rungs_that_come_too_early_are_warned_of() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sft", "classify"])
-def test_the_plan_says_how_each_method_can_be_served(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault 44: before anything is trained, of what says a next token."""
+def test_plan_describes_serving(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan says how each method can be served.
+
+    Fault 44: before anything is trained, of what says a next token.
+    """
     monkeypatch.setenv("BAKEOFF_CACHE", str(tmp_path))
     names = ("lora", "dora", "prompt_tuning", "full")
     study: Any = SimpleNamespace(

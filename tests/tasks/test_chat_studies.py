@@ -69,7 +69,8 @@ def piped(folder: Path, study: dict[str, Any], count: int) -> str:
     return done.stdout
 
 
-def test_show_marks_what_is_learnt_without_colour(chats: dict[str, Any], tmp_path: Path) -> None:
+def test_show_marks_supervised_without_colour(chats: dict[str, Any], tmp_path: Path) -> None:
+    """`show` marks supervised tokens without colour."""
     out = piped(tmp_path, chats, 2)
     assert "\x1b" not in out
     heads = re.findall(
@@ -85,7 +86,8 @@ def test_show_marks_what_is_learnt_without_colour(chats: dict[str, Any], tmp_pat
         assert int(supervised) == 3 + 2
 
 
-def test_show_gives_the_same_as_plain_values(chats: dict[str, Any], tmp_path: Path) -> None:
+def test_show_plain_values_match(chats: dict[str, Any], tmp_path: Path) -> None:
+    """`show` gives the same as plain values."""
     (shown,) = api.overview(parse_spec(chats), tmp_path, show=1)["rows"]
     assert shown["tokens"] == sum(p["tokens"] for p in shown["pieces"])
     assert shown["supervised"] == sum(p["tokens"] for p in shown["pieces"] if p["supervised"])
@@ -93,9 +95,8 @@ def test_show_gives_the_same_as_plain_values(chats: dict[str, Any], tmp_path: Pa
     assert api.overview(parse_spec(chats), tmp_path)["rows"] is None
 
 
-def test_show_names_the_label_of_a_classified_row(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_show_names_label(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """`show` names the label of a classified row."""
     shown = api.overview(parse_spec(study_values), tmp_path, show=3)["rows"]
     assert len(shown) == 3
     for row in shown:
@@ -118,7 +119,8 @@ def test_pieces_join_bytes_and_keep_spaces() -> None:
     assert all("\ufffd" not in t for t, _, _ in found)
 
 
-def test_a_line_is_broken_between_tokens_and_shows_what_does_not_print() -> None:
+def test_show_breaks_lines_between_tokens() -> None:
+    """A line is broken between tokens and shows unprintable characters."""
     lines = list(printed._lines(["abcd", "ef", "ghi"], 9))
     assert lines == ["│abcd│ef│", "│ghi│"]
     piece = {"text": "a\n\t\x1b[31m", "tokens": 1}
@@ -136,7 +138,8 @@ LEGS = {
 
 
 @pytest.mark.parametrize("name", ["questions", "chats"])
-def test_the_examples_of_the_page_print_what_it_says(name: str, tmp_path: Path) -> None:
+def test_docs_examples_print_as_shown(name: str, tmp_path: Path) -> None:
+    """The examples of the docs page print what it shows."""
     model = "smollm2-135m-instruct"
     if assets.locate(model) is None:
         pytest.skip(f"{model} is not prepared")
@@ -165,7 +168,8 @@ def test_the_examples_of_the_page_print_what_it_says(name: str, tmp_path: Path) 
     assert expected in piped(tmp_path, study, 1) + "\n"
 
 
-def test_every_study_file_on_the_page_is_one(study_values: dict[str, Any]) -> None:
+def test_docs_study_files_are_valid(study_values: dict[str, Any]) -> None:
+    """Every study file on the docs page is valid."""
     for block in blocks("toml"):
         value = tomllib.loads(block)
         task = {**study_values["task"], **value.pop("task", {})}
@@ -175,8 +179,11 @@ def test_every_study_file_on_the_page_is_one(study_values: dict[str, Any]) -> No
 # --- ends and padding ----------------------------------------------------------------------------
 
 
-def test_a_padding_token_that_is_the_end_token_keeps_its_label(tiny_llama: Path) -> None:
-    """Padded to 40, each row still learns its end, and no padding."""
+def test_pad_as_end_token_supervised(tiny_llama: Path) -> None:
+    """A padding token that is also the end token keeps its label.
+
+    Padded to 40, each row still learns its end, and no padding.
+    """
     tokenizer = load_tokenizer(str(tiny_llama), None)
     tokenizer.pad_token = tokenizer.eos_token
     end = tokenizer.eos_token_id
@@ -195,7 +202,8 @@ def test_a_padding_token_that_is_the_end_token_keeps_its_label(tiny_llama: Path)
     assert len(learnt) == 6
 
 
-def test_a_long_prompt_loses_its_beginning_and_never_its_answer(tiny_llama: Path) -> None:
+def test_long_prompt_loses_beginning_only(tiny_llama: Path) -> None:
+    """A long prompt loses its beginning and never its answer."""
     tokenizer = load_tokenizer(str(tiny_llama), None)
     options = {"columns": {"prompt": "text", "completion": "json"}, "max_length": 500}
     (whole,) = SupervisedFineTuning(options).encode(tokenizer, rows()[:1])
@@ -207,9 +215,8 @@ def test_a_long_prompt_loses_its_beginning_and_never_its_answer(tiny_llama: Path
 # --- whole studies -------------------------------------------------------------------------------
 
 
-def test_a_study_of_conversations_runs_and_needs_nothing_outside_its_folder(
-    chats: dict[str, Any], tmp_path: Path
-) -> None:
+def test_conversation_study_is_self_contained(chats: dict[str, Any], tmp_path: Path) -> None:
+    """A study of conversations runs and needs nothing outside its folder."""
     report = api.run(parse_spec(chats), tmp_path, tmp_path / "out")
     assert {m["status"] for m in report["methods"]} == {"done"}
     (tmp_path / "own.jinja").unlink()
@@ -249,9 +256,10 @@ def test_references_are_last_answers() -> None:
         ({"prompt": "q"}, ("q", "completion"), {"prompt": "q", "completion": "completion"}),
     ],
 )
-def test_fields_are_told_by_what_is_there(
+def test_field_kinds_detected(
     given: dict[str, str], present: tuple[str, ...], columns: dict[str, str]
 ) -> None:
+    """The kinds of fields are detected from the rows."""
     assert SupervisedFineTuning.columns(given, present) == columns
 
 
@@ -269,9 +277,8 @@ def test_a_template_that_cannot_be_read(chats: dict[str, Any], tmp_path: Path) -
     assert error.value.code == "chat-template-unreadable"
 
 
-def test_a_task_without_conversations_takes_no_system_message(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_system_message_needs_conversations(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A task without conversations accepts no system message."""
     study_values["task"]["system"] = "Be brief."
     with pytest.raises(UsageError) as error:
         api.overview(parse_spec(study_values), tmp_path)

@@ -87,9 +87,8 @@ def checked(own: list[dict[str, Any]], **options: Any) -> Any:
         ("{a}, {b}, {c}", {"a": "red", "b": "green ", "c": 7}, ()),
     ],
 )
-def test_choices_are_read_from_a_list_or_from_columns(
-    field: str, cell: dict[str, Any], labels: Any
-) -> None:
+def test_choices_from_list_or_columns(field: str, cell: dict[str, Any], labels: Any) -> None:
+    """Choices are read from a list or from columns."""
     assert Choices.of(field, cell) == Choices(("red", "green", "7"), tuple(labels))
 
 
@@ -102,15 +101,19 @@ def test_choices_are_read_from_a_list_or_from_columns(
         (["red", "blue", "green", "green"], "text"),
     ],
 )
-def test_how_answers_are_written_is_found_out(written: list[Any], form: str) -> None:
+def test_answer_notation_detected(written: list[Any], form: str) -> None:
+    """The notation of the answers is detected."""
     own = [{"text": "x", "choices": ["red", "green", "blue"], "answer": a} for a in written]
     found = checked(own).options
     assert found["answer"] == form
     assert MultipleChoice(found).references(own) == ["red", "blue", "green", "green"]
 
 
-def test_labels_of_the_data_go_before_letters() -> None:
-    """ARC names some items' choices 1 to 4 and others' A to D."""
+def test_data_labels_precede_letters() -> None:
+    """Labels in the data take precedence over letters.
+
+    ARC names some items' choices 1 to 4 and others' A to D.
+    """
     texts = ["red", "green"]
     own = [
         {"text": "x", "choices": {"text": texts, "label": ["1", "2"]}, "answer": "2"},
@@ -121,8 +124,11 @@ def test_labels_of_the_data_go_before_letters() -> None:
     assert MultipleChoice(found).references(own) == ["green", "green"]
 
 
-def test_answers_that_can_be_meant_in_two_ways_are_refused_until_someone_says() -> None:
-    """Of three choices, 1 and 2 alone may count from 0 or from 1."""
+def test_ambiguous_answers_refused() -> None:
+    """Answers with two possible meanings are refused until the notation is given.
+
+    Of three choices, 1 and 2 alone may count from 0 or from 1.
+    """
     own = [{"text": "x", "choices": ["a", "b", "c"], "answer": n} for n in (1, 2)]
     with pytest.raises(BakeoffError) as error:
         checked(own)
@@ -143,7 +149,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("code", BAD)
-def test_rows_that_cannot_be_used_are_named(code: str, tmp_path: Path) -> None:
+def test_unusable_rows_named(code: str, tmp_path: Path) -> None:
+    """Rows that cannot be used are named."""
     change, options = BAD[code]
     good = {"text": "x", "choices": ["red", "green", "blue"], "answer": "B"}
     own = read_rows(write_jsonl(tmp_path / "mine.jsonl", [good, good, {**good, **change}]))
@@ -154,14 +161,16 @@ def test_rows_that_cannot_be_used_are_named(code: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("form", "beyond"), [("index", 3), ("number", 4), ("number", 0)])
-def test_a_place_beyond_the_choices_is_refused(form: str, beyond: int) -> None:
+def test_index_beyond_choices_refused(form: str, beyond: int) -> None:
+    """An index beyond the choices is refused."""
     good = {"text": "x", "choices": ["red", "green", "blue"], "answer": 1}
     with pytest.raises(BakeoffError, match="row 2 of the train split") as error:
         checked([good, {**good, "answer": beyond}], answer=form)
     assert error.value.code == "answer-unknown"
 
 
-def test_a_right_choice_that_begins_as_a_wrong_one_is_warned_of() -> None:
+def test_shared_prefix_warns() -> None:
+    """A correct choice that begins like a wrong one gives a warning."""
     own = [{"text": "x", "choices": ["the lamp", "the lamp bright"], "answer": "B"}]
     (fault,) = checked(own).faults
     assert (fault.code, fault.split, fault.rows) == ("choice-begins-alike", "test", (0,))
@@ -198,7 +207,8 @@ def log_likelihoods(
     return found
 
 
-def test_the_likeliest_choice_is_the_answer_under_each_normalisation(sharp: Path) -> None:
+def test_likeliest_choice_by_normalisation(sharp: Path) -> None:
+    """The likeliest choice is the answer under each normalisation."""
     words: Any = AutoTokenizer.from_pretrained(sharp)
     model: Any = AutoModelForCausalLM.from_pretrained(sharp).eval()
     rng = random.Random(0)
@@ -233,7 +243,8 @@ def test_the_likeliest_choice_is_the_answer_under_each_normalisation(sharp: Path
     assert len({tuple(answers) for answers in said.values()}) == 4, "they tell nothing apart"
 
 
-def test_what_is_learnt_is_the_right_choice(tiny_llama: Path) -> None:
+def test_correct_choice_is_supervised(tiny_llama: Path) -> None:
+    """The supervised tokens are those of the correct choice."""
     words: Any = AutoTokenizer.from_pretrained(tiny_llama)
     row = {"text": "dim the lamp", "choices": ["music", "lights in the attic"], "answer": "B"}
     (example,) = task().encode(words, [row])
@@ -243,7 +254,8 @@ def test_what_is_learnt_is_the_right_choice(tiny_llama: Path) -> None:
     assert example.labels == (*[-100] * len(prompt), *right)
 
 
-def test_a_long_prompt_is_cut_the_same_for_every_choice(tiny_llama: Path) -> None:
+def test_prompt_truncated_equally(tiny_llama: Path) -> None:
+    """A long prompt is truncated equally for every choice."""
     words: Any = AutoTokenizer.from_pretrained(tiny_llama)
     row = {"text": "dim the lamp", "choices": ["music", "lights in the attic"], "answer": "A"}
     short, long = task(max_length=7).candidates(words, row)
@@ -251,9 +263,10 @@ def test_a_long_prompt_is_cut_the_same_for_every_choice(tiny_llama: Path) -> Non
     assert (short.tokens[:-1], long.tokens[:-4]) == (prompt, prompt)
 
 
-def test_a_choice_that_is_too_long_is_refused_though_it_is_a_wrong_one(
+def test_overlong_choice_refused(
     study_values: dict[str, Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
+    """A choice that is too long is refused even if it is a wrong one."""
     own = items()
     assert own[7]["answer"] == "C"
     own[7]["choices"] = ["lamp " * 31, "timer", "lights"]
@@ -280,9 +293,10 @@ def choice_trial(method: str, **given: Any) -> Trial:
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
-def test_all_lanes_are_asked_at_once_and_answer_as_alone(
+def test_lanes_score_choices_together(
     method: str, sharp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """All lanes are scored in one pass and answer as they do sequentially."""
     monkeypatch.setattr("bakeoff.testing.tiny.rows", items)
     on = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
     trials = [choice_trial(method, seed=s, rate=r) for s, r in enumerate((1e-4, 3e-2, 3e-1))]
@@ -310,9 +324,10 @@ def test_all_lanes_are_asked_at_once_and_answer_as_alone(
     assert len({tuple(found) for found in laned}) > 1, "the lanes all say the same"
 
 
-def test_a_study_lifts_accuracy_and_its_adapter_answers_in_plain_peft(
+def test_study_improves_accuracy_in_peft(
     study_values: dict[str, Any], sharp: Path, tmp_path: Path
 ) -> None:
+    """A study improves accuracy, and its adapter answers in plain PEFT."""
     study_values["base"]["model"] = str(sharp)
     study_values["data"]["train"] = str(write_jsonl(tmp_path / "items.jsonl", items()))
     study_values["data"]["columns"] = {"prompt": COLUMNS["prompt"]}

@@ -53,16 +53,18 @@ def without_padding(tiny_llama: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_last_token_is_where_transformers_looks_for_it() -> None:
+def test_last_token_matches_transformers() -> None:
+    """The last token is the one that transformers uses."""
     tokens = [(5, 6, 7), (5, 0, 0), (0, 5), (0, 0), (4,)]
     assert last_token_positions(tokens, pad_id=0) == [2, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("base", ["tiny_llama", "without_padding"])
-def test_an_item_scores_the_same_alone_and_in_a_padded_batch(
+def test_score_independent_of_padding(
     method: str, base: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    """An item has the same score by itself and in a padded batch."""
     at = build_tiny_setup(make_trial(method, "classify"), request.getfixturevalue(base), tmp_path)
     at.model.eval()
     pad = int(at.tokenizer.pad_token_id)  # type: ignore[arg-type]
@@ -122,9 +124,10 @@ def test_answers_are_the_same_in_lanes(method: str, tiny_llama: Path, tmp_path: 
         assert sum(a != b for a, b in pairs) <= 1, "rounding may turn one item, not more"
 
 
-def test_a_study_of_a_decoder_learns_and_its_adapter_answers_in_plain_peft(
+def test_decoder_study_learns_in_peft(
     study_values: dict[str, Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
+    """A study of a decoder learns, and its adapter answers in plain PEFT."""
     study_values["base"]["model"] = str(tiny_llama)
     study_values["methods"] = {"control": "lora", "contenders": ["prompt_tuning"]}
     del study_values["method"]

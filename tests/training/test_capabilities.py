@@ -57,8 +57,11 @@ def probed() -> dict[str, Capabilities]:
 
 
 @pytest.mark.parametrize("name", PROBED)
-def test_a_probe_finds_what_the_record_says(name: str, probed: dict[str, Capabilities]) -> None:
-    """Figures may differ in rounding from machine to machine; verdicts and counts may not."""
+def test_probe_matches_record(name: str, probed: dict[str, Capabilities]) -> None:
+    """A probe finds what the record says.
+
+    Figures may differ in rounding from machine to machine; verdicts and counts may not.
+    """
     shipped = Capabilities.from_json(capability_records.load_shipped()["methods"][name])
     assert verdicts(probed[name]) == verdicts(shipped)
     for kind, works in probed[name].quantised.items():
@@ -99,9 +102,10 @@ def test_lora_by_hand(probed: dict[str, Capabilities]) -> None:
     assert own.layers[:3] == ("Linear", "Conv1D", "Embedding")
 
 
-def test_dora_claims_a_conversion_that_loses_what_it_trained(
+def test_dora_conversion_loses_training(
     probed: dict[str, Capabilities],
 ) -> None:
+    """DoRA claims a conversion that loses what it trained."""
     own = probed["dora"]
     assert own.claims_conversion
     assert not own.to_lora
@@ -120,7 +124,8 @@ def test_ia3_trains_everywhere(probed: dict[str, Capabilities]) -> None:
     assert own.lanes
 
 
-def test_a_method_that_cannot_be_trained_alone_says_what_it_needs() -> None:
+def test_untrainable_method_gives_reason() -> None:
+    """A method that cannot be trained by itself says what it needs."""
     own = Capabilities.from_json(
         capabilities.probe_method({"entry": dataclasses.asdict(entry("xlora"))})
     )
@@ -138,7 +143,8 @@ def test_a_prompt_does_not_merge() -> None:
     assert "no weight to merge them into" in str(found.reason)
 
 
-def test_pissa_does_not_give_the_base_back_and_its_file_is_plain_lora(tmp_path: Path) -> None:
+def test_pissa_changes_base_saves_lora(tmp_path: Path) -> None:
+    """PiSSA does not restore the base, and its file is plain LoRA."""
     at = trained("pissa")
     assert post_training.disable_difference(at) > 0.1
     assert post_training.conversion_loss(at, 8) > 1
@@ -147,7 +153,8 @@ def test_pissa_does_not_give_the_base_back_and_its_file_is_plain_lora(tmp_path: 
     assert post_training.plain_lora_loss(at, tmp_path) < capability_records.MAX_CONVERSION_LOSS
 
 
-def test_part_of_the_base_is_its_own_merge() -> None:
+def test_partial_training_is_merged() -> None:
+    """Training part of the base needs no merge."""
     at = trained("bitfit", "bert")
     assert post_training.merge_difference(at) == 0
     assert "no adapter" in str(
@@ -155,9 +162,10 @@ def test_part_of_the_base_is_its_own_merge() -> None:
     )
 
 
-def test_a_method_that_touches_what_is_frozen_does_not_train(
+def test_frozen_change_is_not_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A method that modifies frozen weights does not train."""
     from bakeoff.methods.hook import Hook
 
     def spoil(self: Hook, model: Any, step: int, lane: int) -> None:
@@ -169,7 +177,8 @@ def test_a_method_that_touches_what_is_frozen_does_not_train(
         trained("lora")
 
 
-def test_a_rate_that_moves_nothing_does_not_train() -> None:
+def test_zero_rate_is_not_training() -> None:
+    """A rate that changes nothing does not train."""
     still = dataclasses.replace(entry("lora"), learning_rate=0.0)
     with pytest.raises(ProbeFailed, match="no trained tensor moved"):
         train(still, dict(still.config), "llama", tiny.base("llama"))
@@ -186,7 +195,8 @@ def test_what_peft_refuses_is_an_answer() -> None:
     assert answer.quantised["4bit"].works is False
 
 
-def test_a_wrong_entry_is_an_answer_too() -> None:
+def test_wrong_entry_reported() -> None:
+    """A wrong catalog entry is a finding of the probe."""
     wrong = dataclasses.replace(entry("lora"), peft="LoraConfigg")
     answer = Capabilities.from_json(capabilities.probe_method({"entry": dataclasses.asdict(wrong)}))
     assert answer.peft_type is None
@@ -194,13 +204,15 @@ def test_a_wrong_entry_is_an_answer_too() -> None:
     assert "LoraConfigg" in str(answer.on["llama"].reason)
 
 
-def test_a_figure_that_is_not_finite_is_a_reason() -> None:
+def test_nonfinite_value_gives_reason() -> None:
+    """A value that is not finite is a reason."""
     nothing = torch.zeros(3)
     found = post_training.try_measure(lambda: difference(nothing, nothing))
     assert found == Measurement(None, "its logits are nan")
 
 
-def test_a_rank_beyond_the_tiny_layers_is_measured_at_a_smaller_one() -> None:
+def test_oversized_rank_probed_smaller() -> None:
+    """A rank beyond the tiny layers is measured at a smaller one."""
     own = entry("vera")
     assert own.config["r"] > capabilities.MAX_RANK
     found = capabilities.probe_conversion(Capabilities("vera", ""), own, trained("vera"))
@@ -215,7 +227,8 @@ def test_layers_are_found_by_trying() -> None:
     assert layers.supported_layers(entry("full")) == ()
 
 
-def test_packed_bytes_taken_for_weights_are_found_out(tmp_path: Path) -> None:
+def test_packed_bytes_detected(tmp_path: Path) -> None:
+    """Packed bytes taken for weights are detected."""
     pytest.importorskip("bitsandbytes")
     plain, own = trained("hra"), entry("hra")
     found = quantized.probe_quantized(own, "8bit", tmp_path, plain)
@@ -223,15 +236,15 @@ def test_packed_bytes_taken_for_weights_are_found_out(tmp_path: Path) -> None:
     assert "off those on the plain base" in str(found.reason)
 
 
-def test_a_package_that_is_not_there_is_no_verdict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_package_gives_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing package gives no verdict."""
     monkeypatch.setitem(quantized.PACKAGES, "4bit", "no_such_package")
     found = quantized.probe_quantized(entry("lora"), "4bit", tmp_path, trained("lora"))
     assert found == QuantizationSupport(None, "no_such_package is not installed")
 
 
-def test_rules_are_resolved_on_the_plain_base() -> None:
+def test_rules_resolved_on_plain_base() -> None:
+    """Rules are resolved on the base without an adapter."""
     assert resolve_config(entry("lora"))["lora_alpha"] == 16
     assert resolve_config(entry("c3a"))["block_size"] in (32, 64)
 
@@ -255,9 +268,8 @@ def test_capabilities_survive_json() -> None:
     ("merge", "effect", "holds"),
     [(1e-6, 0.1, True), (1e-3, 0.1, False), (5e-5, 1e-3, False), (None, 0.1, False)],
 )
-def test_merging_must_keep_the_effect_not_only_the_logits(
-    merge: float | None, effect: float, holds: bool
-) -> None:
+def test_merge_preserves_effect_and_logits(merge: float | None, effect: float, holds: bool) -> None:
+    """Merging must preserve the adapter's effect, not only the logits."""
     at = BaseResult(True, effect=effect, merge=Measurement(merge))
     assert Capabilities("m", "", on={"llama": at}).mergeable is holds
 

@@ -70,9 +70,10 @@ def accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], names: Any)
         ("full", "adapter", "model"),
     ],
 )
-def test_what_is_delivered_scores_as_it_was_trained(
+def test_exported_weights_score_as_trained(
     study: Path, tmp_path: Path, method: str, form: str, kind: str
 ) -> None:
+    """Exported weights score as they were trained."""
     before = {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.suffix != ".db-shm"}
     made = export_weights(study, tmp_path / "made", method, form, rank=8)
     assert (made.kind, made.form, made.method, made.same) == (kind, form, method, True)
@@ -122,9 +123,10 @@ def _rows(study: Path, split: str) -> list[dict[str, Any]]:
         ("dora", "lora", "export-differs"),
     ],
 )
-def test_what_cannot_be_delivered_is_refused_and_leaves_nothing(
+def test_refused_export_leaves_nothing(
     study: Path, tmp_path: Path, method: str, form: str, code: str
 ) -> None:
+    """An export that is refused leaves nothing behind."""
     with pytest.raises(BakeoffError) as refused:
         export_weights(study, tmp_path / "made", method, form, rank=1)
     assert refused.value.code == code
@@ -151,9 +153,8 @@ def test_the_verb_delivers_the_recommended_method(study: Path, tmp_path: Path) -
     assert (study / "export" / "recommended-merged" / "model.safetensors").is_file()
 
 
-def test_weights_that_were_changed_are_not_delivered_unless_forced(
-    study: Path, tmp_path: Path
-) -> None:
+def test_changed_weights_need_force(study: Path, tmp_path: Path) -> None:
+    """Weights that were changed are exported only when forced."""
     folder = shutil.copytree(study, tmp_path / "copy")
     report = json.loads((folder / "report.json").read_text())
     (lora,) = (m["artifact"] for m in report["methods"] if m["method"] == "lora")
@@ -166,7 +167,8 @@ def test_weights_that_were_changed_are_not_delivered_unless_forced(
     assert export_weights(folder, tmp_path / "made", "lora", force=True).same is False
 
 
-def test_another_base_than_the_trained_one_is_refused(study: Path, tmp_path: Path) -> None:
+def test_other_base_refused(study: Path, tmp_path: Path) -> None:
+    """A base other than the trained one is refused."""
     folder = shutil.copytree(study, tmp_path / "copy")
     spec = api.read_values(study)["spec"]
     base = Path(spec["base"]["model"])
@@ -183,9 +185,8 @@ def test_another_base_than_the_trained_one_is_refused(study: Path, tmp_path: Pat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_what_was_trained_on_a_gpu_is_delivered_without_one(
-    tiny_bert: Path, tmp_path: Path
-) -> None:
+def test_gpu_weights_exported_on_cpu(tiny_bert: Path, tmp_path: Path) -> None:
+    """Weights trained on a GPU are exported without one."""
     own = make_trial("lora", "classify")
     at = build_tiny_setup(own, tiny_bert, tmp_path)
     trial = dataclasses.replace(
@@ -201,4 +202,4 @@ def test_what_was_trained_on_a_gpu_is_delivered_without_one(
     found = convert.run(value)
     assert found["error"] is None
     assert found["loss"] == pytest.approx(expected, rel=1e-4)
-    assert found["note"] == "Scored on cpu; the study trained on cuda:0, which is not here."
+    assert found["note"] == "Scored on cpu: the study trained on cuda:0, which is not here."

@@ -43,7 +43,9 @@ def test_a_text_of_ones_own(tmp_path: Path) -> None:
     assert general_text.load_documents("own.jsonl", tmp_path) == [{"text": "One"}, {"text": "Two"}]
 
 
-def test_text_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+def test_unusable_text_refused(tmp_path: Path) -> None:
+    """A text that cannot be used is refused."""
+
     def refused(name: str) -> PreflightError:
         with pytest.raises(PreflightError) as caught:
             general_text.load_documents(name, tmp_path)
@@ -69,9 +71,8 @@ def bench_of(method: str, base: Path, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("method", ["lora", "pissa", "full"])
-def test_who_has_not_been_trained_forgot_nothing(
-    method: str, tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_untrained_model_forgets_nothing(method: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """A model that was not trained has forgotten nothing."""
     bench = bench_of(method, tiny_llama, tmp_path)
     for found in forgetting.measure(bench, str(tiny_llama)):
         exact = 0.0 if method != "pissa" else 1e-4
@@ -81,9 +82,8 @@ def test_who_has_not_been_trained_forgot_nothing(
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning", "full"])
-def test_lanes_are_measured_as_plain_models_are(
-    method: str, tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_lanes_match_plain_models(method: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Lanes are measured as plain models are."""
     bench = bench_of(method, tiny_llama, tmp_path)
     with torch.no_grad():  # as if they had been trained
         bench.lanes.stack.values.add_(
@@ -118,10 +118,13 @@ def sft(study_values: dict[str, Any], model: Path, **table: Any) -> bakeoff.Stud
     return bakeoff.parse_spec(study_values)
 
 
-def test_a_study_tells_what_its_saved_adapters_forgot(
+def test_study_reports_adapter_forgetting(
     study_values: dict[str, Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """The oracle: plain transformers and PEFT on what was saved, PiSSA as plain LoRA among it."""
+    """A study reports what its saved adapters forgot.
+
+    The oracle: plain transformers and PEFT on what was saved, PiSSA as plain LoRA among it.
+    """
     (tmp_path / "own.txt").write_text("\n%\n".join(TEXTS))
     spec = sft(study_values, tiny_llama, text="own.txt")
     out = tmp_path / "out"
@@ -161,9 +164,8 @@ def test_off_measures_nothing(
     assert not (tmp_path / "out" / "data" / "general.jsonl").exists()
 
 
-def test_a_fresh_output_layer_says_no_next_token(
-    study_values: dict[str, Any], tmp_path: Path
-) -> None:
+def test_fresh_head_has_no_forgetting(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A randomly initialised output layer predicts no next token."""
     study_values["forgetting"] = {"text": "own.txt"}
     with pytest.raises(PreflightError, match="fresh output layer") as caught:
         bakeoff.run(bakeoff.parse_spec(study_values), tmp_path, tmp_path / "out")
@@ -193,7 +195,8 @@ def test_nats_per_token_by_hand() -> None:
     assert math.isfinite(found["high"])
 
 
-def test_a_trial_that_was_not_measured_leaves_its_method_out() -> None:
+def test_unmeasured_trial_excludes_method() -> None:
+    """A trial that was not measured excludes its method."""
     pairs = final("lora", {seed: hits(100, 200) for seed in (1, 2)})
     trials = [forgot(*pairs[0], (22.0, 64.0)), pairs[1]]
     row = summarise(make_record(trials, ("lora",)), np.random.default_rng(0))["methods"][0]

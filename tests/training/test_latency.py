@@ -15,9 +15,8 @@ from bakeoff.training.preflight import latency
 
 
 @pytest.mark.parametrize("task", ["sft", "classify"])
-def test_merged_means_nothing_of_the_adapter_is_left(
-    task: str, bases: dict[str, Path], tmp_path: Path
-) -> None:
+def test_merged_leaves_no_adapter(task: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    """Merged weights contain no adapter modules."""
     bench = build_tiny_setup(make_trial("lora", task), bases[task], tmp_path, Switches.all_off())
     bench.model.eval()
     run = latency._median_example_forward(bench)
@@ -32,7 +31,8 @@ def test_merged_means_nothing_of_the_adapter_is_left(
     torch.testing.assert_close(run(merged), before, atol=1e-4, rtol=1e-4)
 
 
-def test_what_does_not_merge_has_no_such_time(tiny_llama: Path, tmp_path: Path) -> None:
+def test_unmergeable_has_no_merged_latency(tiny_llama: Path, tmp_path: Path) -> None:
+    """A method that does not merge has no merged latency."""
     data = write_splits(tmp_path / "data")
     prompts = latency.measure_latency(make_trial("prompt_tuning", "sft"), str(tiny_llama), data)
     assert prompts.unmerged_ms is not None

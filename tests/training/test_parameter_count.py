@@ -56,9 +56,10 @@ def test_counts_by_hand(shape: parameter_count.Architecture) -> None:
 
 
 @pytest.mark.parametrize("method", ["psoft", "pissa", "osf", "mica", "lora_fa", "vera", "shira"])
-def test_what_cannot_be_attached_without_weights_is_counted_all_the_same(
+def test_unattachable_without_weights_is_counted(
     method: str, tmp_path: Path, shape: parameter_count.Architecture
 ) -> None:
+    """A method that cannot be attached without weights is counted nevertheless."""
     of = entry(method)
     real = LlamaForCausalLM(shape.config).requires_grad_(False)
     model = parameter_count.make(of, of.config).attach(
@@ -68,7 +69,8 @@ def test_what_cannot_be_attached_without_weights_is_counted_all_the_same(
     assert parameter_count.count(of, of.config, shape, STEPS) == trained
 
 
-def test_a_task_s_head_is_not_counted(tiny_bert: Path, tmp_path: Path) -> None:
+def test_task_head_not_counted(tiny_bert: Path, tmp_path: Path) -> None:
+    """The head of a task is not counted."""
     shape = parameter_count.load_architecture(str(tiny_bert), "SEQ_CLS", ("classifier",))
     lora = entry("lora")
     at = build_tiny_setup(make_trial("lora", "classify"), tiny_bert, tmp_path)
@@ -82,7 +84,8 @@ def test_a_task_s_head_is_not_counted(tiny_bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["dora", "gralora", "hira", "loha", "vblora", "fourierft"])
-def test_a_size_is_found_within_a_tenth(method: str, shape: parameter_count.Architecture) -> None:
+def test_size_found_within_tenth(method: str, shape: parameter_count.Architecture) -> None:
+    """A size is found within ten percent."""
     of = entry(method)
     target = parameter_count.count(entry("lora"), entry("lora").config, shape, STEPS)
     found = parameter_count.find_size(of, of.config, target, shape, STEPS)
@@ -92,7 +95,8 @@ def test_a_size_is_found_within_a_tenth(method: str, shape: parameter_count.Arch
     assert parameter_count.count(of, again, shape, STEPS) == found.parameters
 
 
-def test_what_has_no_size_is_left_alone(shape: parameter_count.Architecture) -> None:
+def test_method_without_size_unchanged(shape: parameter_count.Architecture) -> None:
+    """A method without a size is left unchanged."""
     assert parameter_count.find_size(entry("full"), {}, 1000, shape, STEPS) is None
 
 

@@ -85,8 +85,11 @@ def test_a_half_downloaded_base(
     assert "download it again" in error.value.try_
 
 
-def test_what_is_not_loaded_is_not_looked_at(tiny_llama: Path, tmp_path: Path) -> None:
-    """An index of before, and another program's weights, beside a file that is whole."""
+def test_unused_weight_files_ignored(tiny_llama: Path, tmp_path: Path) -> None:
+    """Weight files that are not loaded are not checked.
+
+    An index of before, and another program's weights, beside a file that is whole.
+    """
     model = sharded(tiny_llama, tmp_path / "model")
     shutil.copyfile(tiny_llama / "model.safetensors", model / "model.safetensors")
     (model / SECOND).write_bytes(b"")
@@ -110,10 +113,13 @@ def test_a_base_without_its_tokenizer(gone: str, tiny_llama: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("task", "gone"), [("sft", "layers.1.mlp"), ("classify", "layer.1.attention.output")]
 )
-def test_weights_that_are_not_there_are_not_drawn_at_random(
+def test_missing_weights_not_initialised(
     task: str, gone: str, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """Fault 43: transformers would draw them, and say so in a line that nobody reads."""
+    """Missing weights are not initialised at random.
+
+    Fault 43: transformers would draw them, and say so in a line that nobody reads.
+    """
     base = {"sft": tiny_llama, "classify": tiny_bert}[task]
     model = Path(shutil.copytree(base, tmp_path / "model"))
     assert answer(model, tmp_path, task)["error"] is None, "a fresh output layer is meant to be"
@@ -126,8 +132,11 @@ def test_weights_that_are_not_there_are_not_drawn_at_random(
     assert gone in error["cause"]
 
 
-def test_a_base_that_is_deeper_than_its_weights(tiny_llama: Path, tmp_path: Path) -> None:
-    """Fault 43: the config of another model."""
+def test_base_deeper_than_weights(tiny_llama: Path, tmp_path: Path) -> None:
+    """A base with more layers than its weights is refused.
+
+    Fault 43: the config of another model.
+    """
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
@@ -156,8 +165,11 @@ def test_a_base_of_a_hub(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "`hf download org/absent`" in error["try"]
 
 
-def test_a_base_of_a_hub_without_its_commit_is_listed(study_values: dict[str, Any]) -> None:
-    """Fault 38: what a branch holds may be another base tomorrow."""
+def test_hub_base_without_commit_warned(study_values: dict[str, Any]) -> None:
+    """A hub base without its commit is listed as an issue.
+
+    Fault 38: what a branch holds may be another base tomorrow.
+    """
     unknown = base_model.ResolvedBase("org/model", "org/model", None, None)
     found = base_model.ResolvedBase("org/model", "org/model", None, COMMIT, COMMIT)
     local = base_model.ResolvedBase("/models/x", "/models/x", None, "sum")
@@ -165,10 +177,13 @@ def test_a_base_of_a_hub_without_its_commit_is_listed(study_values: dict[str, An
     assert [len(base_model.check_trust(b, spec)) for b in (unknown, found, local)] == [1, 0, 0]
 
 
-def test_a_hubs_branch_is_held_to_the_commit_that_it_stands_for(
+def test_hub_branch_pinned_to_commit(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 38: without a network by what was downloaded, of a branch or of the only commit."""
+    """A hub branch is pinned to the commit that it stands for.
+
+    Fault 38: without a network by what was downloaded, of a branch or of the only commit.
+    """
     hub, other = tmp_path / "hub", "b" * 40
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -188,7 +203,8 @@ def test_a_hubs_branch_is_held_to_the_commit_that_it_stands_for(
     assert base_model.resolve_commit("org/there") is None
 
 
-def test_the_hub_is_asked_which_commit_a_branch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_branch_commit_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is asked for the commit of a branch."""
     asked: list[tuple[str, str | None]] = []
 
     def model_info(model: str, revision: str | None, timeout: float) -> SimpleNamespace:
@@ -200,10 +216,13 @@ def test_the_hub_is_asked_which_commit_a_branch_has(monkeypatch: pytest.MonkeyPa
     assert asked == [("org/model", "main")]
 
 
-def test_a_study_of_a_hubs_base_goes_on_at_the_commit_that_it_began_with(
+def test_hub_study_resumes_at_commit(
     tiny_bert: Path, study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 38: and is refused where the branch has moved, until the commit is written down."""
+    """A study of a hub base resumes at the commit it started with.
+
+    Fault 38: and is refused where the branch has moved, until the commit is written down.
+    """
     hub, other = tmp_path / "hub", "b" * 40
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
