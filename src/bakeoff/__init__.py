@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +23,8 @@ _HOME = {
     "read_spec": "study.config",
     "parse_spec": "study.config",
     "BakeoffError": "core.errors",
-    "Comparison": "integrations.notebook",
+    "StudyResult": "integrations.notebook",
+    "Comparison": "integrations.notebook",  # the former name of StudyResult
 }
 __all__ = ["__version__", *_HOME]  # not "open": `import *` must leave Python's own alone
 
@@ -31,28 +33,33 @@ __all__ = ["__version__", *_HOME]  # not "open": `import *` must leave Python's 
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-class _Moved(ModuleType):
-    """A module under its former name, which loads the new one on first use."""
+class _MovedModule(ModuleType):
+    """A module under its former name, which loads the new module on first use.
 
-    def __init__(self, name: str, home: str) -> None:
-        super().__init__(name, f"Formerly here; now ``{home}``.")
-        self._home = home
+    ``renamed`` maps former names in it to the new ones.
+    """
+
+    def __init__(self, name: str, target: str, renamed: Mapping[str, str]) -> None:
+        super().__init__(name, f"The former name of ``{target}``.")
+        self._target, self._renamed = target, dict(renamed)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(importlib.import_module(self._home), name)
+        return getattr(importlib.import_module(self._target), self._renamed.get(name, name))
 
 
-delivery = sys.modules["bakeoff.delivery"] = _Moved(
-    "bakeoff.delivery", "bakeoff.integrations.export_weights"
+delivery = sys.modules["bakeoff.delivery"] = _MovedModule(
+    "bakeoff.delivery",
+    "bakeoff.integrations.export_weights",
+    {"deliver": "export_weights", "Delivered": "ExportedWeights"},
 )
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from the module it lives in."""
     if name == "open":
-        return importlib.import_module("bakeoff.integrations.notebook").open_comparison
+        return importlib.import_module("bakeoff.integrations.notebook").open_result
     if name in _HOME:
         return getattr(importlib.import_module(f"bakeoff.{_HOME[name]}"), name)
     raise AttributeError(f"module 'bakeoff' has no attribute '{name}'")

@@ -107,3 +107,17 @@ def test_finished_folder_is_complete(disk: Disk) -> None:
 
     after_each(disk, check)
     assert finished, "no image was taken after the seal"
+
+
+def test_atomic_path_renames_only_a_complete_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="stop"), files.atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise ValueError("stop")
+    assert path.read_bytes() == b"old"
+    with files.atomic_path(path) as temporary:
+        assert temporary.suffix == files.PARTIAL_SUFFIX
+        temporary.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]

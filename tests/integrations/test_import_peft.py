@@ -14,7 +14,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-from bakeoff.integrations.peft_benchmark.importing import ImportOptions
 from typer.testing import CliRunner
 
 from bakeoff.analysis.compare import Verdict
@@ -28,7 +27,7 @@ from bakeoff.cli import app
 from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.record import ImportedScores
 from bakeoff.integrations.peft_benchmark import importing
-from bakeoff.integrations.peft_benchmark.importing import import_results
+from bakeoff.integrations.peft_benchmark.importing import ImportOptions, import_results
 from bakeoff.integrations.peft_benchmark.results import read_file
 from bakeoff.report import render
 from bakeoff.study.storage.database import Reader

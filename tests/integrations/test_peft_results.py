@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bakeoff.integrations.peft_benchmark.importing import ImportOptions
 from typer.testing import CliRunner
 
 from bakeoff import api
@@ -18,7 +17,7 @@ from bakeoff.core.record import StudyRecord
 from bakeoff.core.results import Forgetting, SplitScores, Status
 from bakeoff.integrations.peft_benchmark import exporting
 from bakeoff.integrations.peft_benchmark.exporting import write_results
-from bakeoff.integrations.peft_benchmark.importing import import_results
+from bakeoff.integrations.peft_benchmark.importing import ImportOptions, import_results
 from bakeoff.integrations.peft_benchmark.results import read_file, read_folder
 from bakeoff.study.config import parse_spec
 

@@ -1,20 +1,21 @@
-"""The hierarchical paired bootstrap: resample items, and seeds, of a mean of scores.
+"""Hierarchical paired bootstrap of mean scores: resample items, draw seed deviations.
 
-Stands early in analysis: per-item test scores come in as ``[seeds, items]`` matrices; out go
-effects (a mean, or the mean difference between two methods, with its error) and draws of them.
+Per-item test scores come in as ``[seeds, items]`` matrices. An ``Effect`` is a mean, or the mean
+difference of two methods, with its variance components; the bootstrap draws from its sampling
+distribution.
 
 A matrix splits into mean + seed deviation + item deviation + rest. Items are resampled, the same
-ones for all effects. Seeds are not: there are 2 to 5 of them, resampling them understates their
-variance by (S-1)/S and gives a handful of values without tails. Their part is drawn from
-Student's t:
+ones for all effects. Seeds are not resampled: with only 2 to 5 of them that understates their
+variance by (S-1)/S and yields a handful of values without tails. The seed part is drawn from
+Student's t instead:
 
-- its variance is that of the seed means, less what the items' noise (rest / items) adds to them,
-  which the item deviations carry too (Owen 2007, arXiv 0712.1111), never below zero;
-- three seeds can agree by luck, so no method's seed variance goes below the methods' mean
-  (``pool_seed_noise``), which also makes it more certain;
-- its degrees of freedom are the seeds' less one, more where pooled (``reference``).
+- its variance is that of the seed means, less the items' noise in them (rest / items), which the
+  item deviations already carry (Owen 2007, arXiv 0712.1111); it is never below zero;
+- with only three seeds, between-seed variance is pooled across methods: no method's goes below
+  the mean over methods (``pool_seed_noise``), which also makes it more certain;
+- its degrees of freedom are the number of seeds less one, more where pooled (``pooled_df``).
 
-``benchmarks/verdict.py`` measures how well the verdicts built on it keep their promises.
+``benchmarks/verdict.py`` measures the error rates of the verdicts built on it.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from bakeoff.analysis.error_distribution import (
 from bakeoff.core.errors import BakeoffError
 
 DRAWS = 10_000
-# Indices held at once: a chunk then takes about 100 MB.
+# Bootstrap indices in memory at a time: a chunk then takes about 100 MB.
 CHUNK_INDICES = 4_000_000
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one method: ``values`` is ``[seeds, items]``, its rows named by ``seeds``."""
+    """Scores of one method: ``values`` is ``[seeds, items]``, one row for each of ``seeds``."""
 
     seeds: tuple[int, ...]
     values: FloatArray
@@ -62,11 +63,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """What one set of seeds adds to the variance of an effect.
+    """Variance that one set of seeds adds to an effect.
 
-    ``variance`` is the luck of the seeds in the mean over them, ``noise`` what the items' noise
-    adds to the variance of the seed means; ``freedom`` tells how sure ``uncertain`` is.
-    ``control_share`` of the luck is the control's, and so shared by all its contenders.
+    ``variance`` is the between-seed variance of the mean over the seeds, ``noise`` the items'
+    noise in the variance of the seed means, and ``df`` the degrees of freedom of ``uncertain``.
+    ``control_share`` is the control's share of the between-seed variance, common to all contenders.
     """
 
     count: int
@@ -77,21 +78,22 @@ class SeedNoise:
 
     @property
     def known(self) -> bool:
-        """Tell whether there are seeds enough to see any noise."""
+        """Whether there are enough seeds to estimate any noise."""
         return self.count > 1
 
     @property
     def uncertain(self) -> float:
-        """The variance that is known from these few seeds only."""
+        """The part of the variance that is known from these few seeds only."""
         return float(uncertain_variance(np.array(self.variance), np.array(self.noise)))
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean over seeds and items, split into what the bootstrap draws.
+    """A mean over seeds and items, split into the parts that the bootstrap draws.
 
-    ``item_deviations`` is ``[items]``, corrected. ``seeds`` has two sets when the seeds of a
-    difference are not paired, else one. ``binary``: all scores behind it are 0 or 1.
+    ``item_deviations`` is ``[items]``, scaled so that its plain variance is unbiased. ``seeds`` has
+    two sets when the seeds of a difference are not paired, else one. ``binary`` means that all
+    scores behind the effect are 0 or 1.
     """
 
     estimate: float
@@ -102,17 +104,17 @@ class Effect:
 
     @property
     def n_items(self) -> int:
-        """How many items it is a mean over."""
+        """The number of items that it is a mean over."""
         return self.item_deviations.size
 
     @property
     def item_variance(self) -> float:
-        """The variance of the mean that comes from the items, their noise at each seed included."""
+        """The items' part of the variance of the mean, including their noise at each seed."""
         return float(np.mean(self.item_deviations**2)) / self.n_items
 
     @property
     def seed_variance(self) -> float:
-        """The variance of the mean that comes from the luck of the seeds."""
+        """The between-seed part of the variance of the mean."""
         return sum(s.variance for s in self.seeds)
 
     @property
@@ -128,19 +130,19 @@ class Effect:
 
     @property
     def seed_df(self) -> float:
-        """Satterthwaite's degrees of freedom of ``uncertain_variance``."""
+        """The Welch-Satterthwaite degrees of freedom of ``uncertain_variance``."""
         terms = sum(s.uncertain**2 / s.df for s in self.seeds)
         total = sum(s.uncertain for s in self.seeds)
         return total**2 / terms if terms > 0 else MAX_DF
 
     @property
     def seed_noise_known(self) -> bool:
-        """False when some set has a single seed: the error is then of the items alone."""
+        """Whether every set has several seeds; else the error covers the items only."""
         return all(s.known for s in self.seeds)
 
 
 def variance_components(effects: Sequence[Effect]) -> VarianceComponents:
-    """Return the errors of effects as the reference distribution takes them."""
+    """Return the variance components of effects, for ``error_distribution``."""
     uncertain = np.array([e.uncertain_variance for e in effects])
     variance = np.array([e.item_variance + e.seed_variance for e in effects])
     return VarianceComponents(
@@ -152,7 +154,7 @@ def variance_components(effects: Sequence[Effect]) -> VarianceComponents:
 
 
 def mean_effect(scores: Scores) -> Effect:
-    """Split a method's mean score into what the bootstrap draws."""
+    """Split a method's mean score into the parts that the bootstrap draws."""
     return _split_effect([scores.values], [0.0], len(scores.seeds), _is_binary(scores))
 
 
@@ -160,7 +162,10 @@ def difference_effect(method: Scores, control: Scores) -> Effect:
     """Split the mean of method - control, paired by item and by seed.
 
     A seed fixes the data order, so equal seeds are paired; seeds that only one side has are left
-    out. Without a common seed all are used, each side's seeds on their own.
+    out. Without a common seed all seeds are used, unpaired.
+
+    Raises:
+        BakeoffError: ``scores-items`` if the two have different numbers of items.
     """
     if method.values.shape[1] != control.values.shape[1]:
         raise BakeoffError(
@@ -180,15 +185,15 @@ def difference_effect(method: Scores, control: Scores) -> Effect:
 
 
 def pool_seed_noise(effects: Sequence[Effect]) -> list[Effect]:
-    """Raise each seed variance to at least the mean of all.
+    """Raise each seed variance to at least the mean over the effects.
 
-    Three seeds often agree by luck; taken at their word in ten contenders, one of them then looks
-    significant. Left as they are: unpaired or single seeds, and effects that never vary.
+    Three seeds often agree by chance. Without pooling, one of ten contenders would then look
+    significant. Unpaired or single seeds and effects without any variance are left as they are.
     """
     pooled = [e for e in effects if len(e.seeds) == 1 and e.seed_noise_known and _varies(e)]
     if not pooled:
         return list(effects)
-    # per seed, as contenders may have lost some
+    # variance of a single seed, because contenders may have lost some
     mean = float(np.mean([e.seeds[0].variance * e.n_seeds for e in pooled]))
     gain = pooling_gain(len(pooled), pooled[0].seeds[0].control_share)
     chosen = {id(e) for e in pooled}
@@ -202,7 +207,12 @@ def bootstrap(
 ) -> FloatArray:
     """Draw from the sampling distribution of every effect's mean, ``[effects, draws]``.
 
-    All effects must have the same items; they share the resampled items and their control's luck.
+    All effects must have the same items. They share the resampled items and the control's seed
+    deviations, which makes them correlate as the true means do. One effect's draw is
+
+        estimate + z_items * sqrt(certain) + z_seeds * sqrt(df / X) * sqrt(uncertain)
+
+    with X chi-squared on the effect's ``seed_df``, so that the seed part follows Student's t.
     """
     items, seeds = _draw_deviations(effects, rng, draws)
     scale_uniforms = rng.random(draws)
@@ -221,8 +231,8 @@ def standardised_deviations(
 ) -> FloatArray:
     """Draw the joint deviations of all effects in standard errors, ``[effects, draws]``.
 
-    No t here: how uncertain each effect's standard error is, ``reference`` knows; these tell how
-    the effects hang together. An effect that never varies is 0 throughout.
+    These are normal, not t: they give the correlation of the effects, and ``error_distribution``
+    accounts for the uncertainty of each standard error. An effect without variance is 0 throughout.
     """
     items, seeds = _draw_deviations(effects, rng, draws)
     parts = np.array([[e.item_variance, e.seed_variance] for e in effects]).T
@@ -251,8 +261,8 @@ def _estimate_seed_noise(part: FloatArray, control_share: float) -> SeedNoise:
     deviations = _zero_if_constant((means - means.mean()) * _bessel_factor(n_seeds), means)
     raw = float(np.mean(deviations**2)) / n_seeds
     rest = part - means[:, None] - part.mean(axis=0) + means.mean()
-    rest_freedom = (n_seeds - 1) * max(n_items - 1, 1)
-    noise = float(np.sum(rest**2)) / rest_freedom / part.size
+    rest_df = (n_seeds - 1) * max(n_items - 1, 1)
+    noise = float(np.sum(rest**2)) / rest_df / part.size
     return SeedNoise(n_seeds, max(0.0, raw - noise), noise, n_seeds - 1.0, control_share)
 
 
@@ -265,18 +275,18 @@ def _is_binary(scores: Scores) -> bool:
 
 
 def _raise_seed_variance(effect: Effect, floor: float, gain: float) -> Effect:
-    """Return the effect with its seed variance at ``floor`` or above, as sure as the pool is."""
-    own = effect.seeds[0]
-    raised = dataclasses.replace(own, variance=max(own.variance, floor))
-    pool = dataclasses.replace(own, variance=floor)
+    """Return the effect with a seed variance of at least ``floor``, the mean of the pool."""
+    noise = effect.seeds[0]
+    raised = dataclasses.replace(noise, variance=max(noise.variance, floor))
+    pool = dataclasses.replace(noise, variance=floor)
     uncertain, pooled = np.array(raised.uncertain), np.array(pool.uncertain)
-    freedom = pooled_df(uncertain, pooled, own.count - 1, gain)
-    seeds = (dataclasses.replace(raised, df=float(freedom)),)
+    df = pooled_df(uncertain, pooled, noise.count - 1, gain)
+    seeds = (dataclasses.replace(raised, df=float(df)),)
     return dataclasses.replace(effect, seeds=seeds)
 
 
 def _bessel_factor(count: int) -> float:
-    """Return what makes the plain variance of ``count`` deviations unbiased."""
+    """Return the factor that makes the plain variance of ``count`` deviations unbiased."""
     return float(np.sqrt(count / (count - 1))) if count > 1 else 0.0
 
 
@@ -289,7 +299,7 @@ def _zero_if_constant(deviations: FloatArray, values: FloatArray) -> FloatArray:
 def _draw_deviations(
     effects: Sequence[Effect], rng: np.random.Generator, draws: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Return item and seed deviations, both ``[effects, draws]`` with variance 1 (or all 0)."""
+    """Draw item and seed deviations, both ``[effects, draws]`` with variance 1 (or all 0)."""
     scales = np.array([np.sqrt(e.item_variance) for e in effects])
     matrix = np.stack([e.item_deviations for e in effects], axis=1)
     matrix = matrix / np.where(scales > 0, scales, 1.0)
@@ -304,9 +314,10 @@ def _draw_deviations(
 
 
 def _resample_items(items: FloatArray, draws: int, rng: np.random.Generator) -> FloatArray:
-    """Return ``[draws, effects]`` means of resampled ``items`` (``[items, effects]``)."""
+    """Return means of resampled ``items`` (``[items, effects]``) as ``[draws, effects]``."""
     count = items.shape[0]
     indices = rng.integers(0, count, size=(draws, count))
+    # one bincount for all draws: each draw counts in bins of its own
     indices += np.arange(draws)[:, None] * count
     weights = np.bincount(indices.ravel(), minlength=draws * count).reshape(draws, count)
     return np.asarray(weights.astype(np.float64) @ items / count)
@@ -315,14 +326,14 @@ def _resample_items(items: FloatArray, draws: int, rng: np.random.Generator) -> 
 def _draw_seed_deviations(
     effect: Effect, control: FloatArray, rng: np.random.Generator
 ) -> FloatArray:
-    """Return ``[draws]`` normal deviations of variance 1, part of them the control's."""
+    """Return ``[draws]`` standard normal deviations that share the control's part."""
     variance = effect.seed_variance
     shared = sum(s.variance * s.control_share for s in effect.seeds) / variance if variance else 0.0
-    own = rng.standard_normal(control.size)
-    return np.asarray(own * np.sqrt(1 - shared) - control * np.sqrt(shared))
+    method = rng.standard_normal(control.size)
+    return np.asarray(method * np.sqrt(1 - shared) - control * np.sqrt(shared))
 
 
-def _t_scale(freedom: float, uniforms: FloatArray) -> FloatArray:
+def _t_scale(df: float, uniforms: FloatArray) -> FloatArray:
     """Return ``[draws]`` factors that turn a normal deviate into Student's t."""
     # chdtri inverts the upper tail of chi-squared, many times faster than stats.chi2.ppf
-    return np.asarray(np.sqrt(freedom / special.chdtri(freedom, 1.0 - uniforms)))
+    return np.asarray(np.sqrt(df / special.chdtri(df, 1.0 - uniforms)))

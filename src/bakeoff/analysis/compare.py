@@ -1,10 +1,11 @@
-"""Verdicts: is each contender better, equivalent or worse than the control, beyond chance?
+"""Verdicts: is each contender better than, equivalent to or worse than the control?
 
-Stands after ``bootstrap`` in analysis: scores in, one Comparison per contender out. Intervals are
-simultaneous over all contenders: the bootstrap gives the distribution of the largest of their
-studentised deviations (max-T), and its 95 % point is the normal score that each contender's own
-reference distribution turns into a width. So a contender with wild seeds widens its own interval
-and nobody else's, and contenders that move together cost less than strangers.
+Intervals and adjusted p values are simultaneous over all contenders (single-step max-T, Westfall
+and Young 1993). The bootstrap gives the joint distribution of the contenders' deviations in
+standard errors. The 95 % point of the largest absolute one is the critical normal score c, and
+each contender's interval is ``estimate +- half_width(c)`` under its own error distribution. So high
+seed variance widens only that contender's interval, and correlated contenders need a smaller
+multiplicity correction than independent ones.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from bakeoff.analysis.error_distribution import FloatArray, half_width, z_score
 from bakeoff.analysis.power import StudyDesign, items_needed, seeds_needed
 
 ALPHA = 0.05
-# Differences this close to a bound lie on it: sums round differently from machine to machine.
+# Differences this close to a bound count as equal to it: sums round differently across machines.
 TIE = 1e-12
 
 
 class Verdict(StrEnum):
-    """What the evidence says of a method, read against the control."""
+    """Outcome of the comparison of a method with the control."""
 
     CONTROL = "control"
     BETTER = "better"
@@ -51,7 +52,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the interval around it, in the metric's unit; None: it cannot be known."""
+    """An estimate and its interval in the metric's unit; bounds are None where unknown."""
 
     estimate: float
     low: float | None
@@ -60,13 +61,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One contender against the control; ``difference`` is raw method - control.
+    """Comparison of one contender with the control; ``difference`` is method - control.
 
-    ``p_adjusted`` tests for no difference (single-step max-T over the contenders: below 5 % just
-    where the interval leaves 0 out), ``p_equivalence`` for a difference of the margin or more
-    (Holm over them). ``n_seeds`` counts the seeds compared. ``items_needed`` and ``seeds_needed``
-    are about how many, the other number as it is, would settle an inconclusive verdict; None where
-    none would, the noise of the seeds is unknown, or it is settled.
+    ``p_adjusted`` tests the hypothesis of no difference (single-step max-T over the contenders:
+    below 5 % exactly where the interval excludes 0), ``p_equivalence`` that of a difference of at
+    least the margin (Holm over the contenders). ``n_seeds`` counts the seeds compared.
+    ``items_needed`` and ``seeds_needed`` estimate how many items, or seeds, would settle an
+    inconclusive verdict. They are None where no number would, where seed noise is unknown, and
+    where the verdict is settled.
     """
 
     difference: Interval
@@ -81,7 +83,7 @@ class Comparison:
 
 
 class _TestResults(NamedTuple):
-    """What was found for all contenders, each ``[contenders]``."""
+    """Test results of all contenders, each ``[contenders]``."""
 
     half_widths: FloatArray
     p_values: FloatArray
@@ -101,24 +103,25 @@ def compare(
 ) -> dict[str, Comparison]:
     """Compare every contender with the control, paired by item and seed.
 
-    ``better`` is ``higher`` or ``lower`` and only turns the verdict. Equivalent takes two one-sided
-    tests at the margin, so it may hold beside a small difference that is beyond chance; it then
-    wins, because the user asked for differences of the margin. ``needs`` False leaves out what
-    would settle the inconclusive ones, which takes a simulation of many studies most of its time.
+    ``better`` is ``higher`` or ``lower`` and only affects the verdict. Equivalence takes two
+    one-sided tests at the margin, so it may hold together with a small significant difference;
+    equivalence then wins, because smaller differences than the margin do not matter to the user.
+    ``needs`` False skips ``items_needed`` and ``seeds_needed``, which dominate the run time of a
+    simulation of many studies.
     """
     if not contenders:
         return {}
     effects = pool_seed_noise([difference_effect(s, control) for s in contenders.values()])
     tests = _test_contenders(effects, margin, standardised_deviations(effects, rng, draws))
-    found = {}
+    comparisons = {}
     for i, (method, effect) in enumerate(zip(contenders, effects, strict=True)):
         half, adjusted, equivalence = (
             float(x[i]) for x in (tests.half_widths, tests.adjusted, tests.equivalence)
         )
         verdict = decide_verdict(effect.estimate, adjusted, equivalence, better)
-        open_still = needs and verdict is Verdict.INCONCLUSIVE
-        needed = _sample_size_needed(effect, margin, len(effects)) if open_still else _SampleSizes()
-        found[method] = Comparison(
+        is_open = needs and verdict is Verdict.INCONCLUSIVE
+        needed = _sample_size_needed(effect, margin, len(effects)) if is_open else _SampleSizes()
+        comparisons[method] = Comparison(
             Interval(effect.estimate, effect.estimate - half, effect.estimate + half),
             p_value=float(tests.p_values[i]),
             p_adjusted=adjusted,
@@ -129,7 +132,7 @@ def compare(
             items_needed=needed.items,
             seeds_needed=needed.seeds,
         )
-    return found
+    return comparisons
 
 
 def estimate_scores(
@@ -142,7 +145,7 @@ def estimate_scores(
 ) -> dict[str, Interval]:
     """Estimate every method's mean score with a 95 % interval over seeds and items.
 
-    ``low`` and ``high`` are the metric's range; an interval never leaves it.
+    ``low`` and ``high`` are the metric's range; intervals are clipped to it.
     """
     if not scores:
         return {}
@@ -160,10 +163,11 @@ class _SampleSizes(NamedTuple):
 
 
 def _test_contenders(effects: Sequence[Effect], margin: float, joint: FloatArray) -> _TestResults:
-    """Test all contenders; ``joint`` is ``[contenders, draws]`` deviations in standard errors."""
+    """Test all contenders; ``joint`` is ``[contenders, draws]``, deviations in standard errors."""
     error = variance_components(effects)
     distance = np.abs([e.estimate for e in effects])
     scores = z_score(np.where(distance > TIE, distance, 0.0), error)
+    # max-T: the distribution of the largest absolute deviation under no difference at all
     largest = np.sort(np.abs(joint).max(axis=0))
     return _TestResults(
         half_widths=half_width(_critical_value(largest), error),
@@ -174,48 +178,49 @@ def _test_contenders(effects: Sequence[Effect], margin: float, joint: FloatArray
 
 
 def _critical_value(largest: FloatArray) -> float:
-    """Return the score beyond which ``_share_beyond`` is at most alpha, and only beyond it."""
+    """Return the score above which the adjusted p value is at most alpha."""
     allowed = max(0, math.floor(ALPHA * (largest.size + 1)) - 1)
     return float(largest[largest.size - 1 - allowed])
 
 
 def _adjusted_p_values(scores: FloatArray, largest: FloatArray) -> FloatArray:
-    """Return adjusted p values: how often the largest deviation is at least as large.
+    """Return adjusted p values: ``(1 + #{draws: max |T| >= score}) / (1 + #draws)``.
 
-    The draws count one more, so that p is never 0.
+    ``largest`` is sorted. The added 1 keeps p above 0.
     """
     hits = largest.size - np.searchsorted(largest, scores, side="left")
     return np.asarray((1 + hits) / (1 + largest.size))
 
 
 def _equivalence_p_values(effects: Sequence[Effect], margin: float, draws: int) -> FloatArray:
-    """Return the larger p value of the two one-sided tests at the margin, of each effect.
+    """Return each effect's p value of the two one-sided tests at the margin (TOST).
 
-    The larger one is the p value of their intersection. It is never said smaller than draws could
-    show, so that no p is 0.
+    The larger of the two is the p value of their intersection (Schuirmann 1987). It has the same
+    lower bound as a p value from ``draws`` bootstrap draws, so it is never 0.
     """
     error = variance_components(effects)
     least = np.array([_least_binary_variance(margin, e) for e in effects])
-    # where hardly an item differs, the variance seen is smaller than a true difference of the
-    # margin would leave it
+    # Where hardly any item differs, the observed variance is smaller than it would be at a true
+    # difference of the margin.
     error = error._replace(items=np.maximum(error.items, least - error.seeds))
     gap = margin - np.abs([e.estimate for e in effects])
     score = z_score(np.where(np.abs(gap) > TIE, np.abs(gap), 0.0), error)
     p_values = special.ndtr(np.where(gap > 0, -score, score))
-    # item by item the same: equivalent at any margin, even 0
+    # identical on every item: equivalent at any margin, even 0
     same = np.array([e.standard_error == 0 and abs(e.estimate) <= TIE for e in effects])
     return np.maximum(np.where(same, 0.0, p_values), 1 / (1 + draws))
 
 
 def _least_binary_variance(margin: float, effect: Effect) -> float:
-    """Return the least variance of a mean of -1, 0 and 1 that is the margin; 0 if not binary."""
+    """Return the least variance of a mean of -1, 0, 1 that equals the margin; 0 if not binary."""
     return margin * max(0.0, 1 - margin) / effect.n_items if effect.binary else 0.0
 
 
 def _sample_size_needed(effect: Effect, margin: float, n_contenders: int) -> _SampleSizes:
-    """Return about how many items, or seeds, would settle it at the difference and noise seen.
+    """Return how many items, or seeds, would settle the verdict at the observed effect and noise.
 
-    Each is the smaller of what shows the difference and what shows equivalence, with 80 % power.
+    Each is the smaller of the numbers that show the difference and that show equivalence, with
+    80 % power.
     """
     difference, design = abs(effect.estimate), _design_from_effect(effect, n_contenders)
     least = math.sqrt(_least_binary_variance(margin, effect) * effect.n_items)
@@ -230,7 +235,7 @@ def _sample_size_needed(effect: Effect, margin: float, n_contenders: int) -> _Sa
 
 
 def _design_from_effect(effect: Effect, n_contenders: int) -> StudyDesign:
-    """Return the study's design with the noise that this effect showed."""
+    """Return the study's design with the noise estimated from this effect."""
     noise = sum(s.noise for s in effect.seeds)
     return StudyDesign(
         n_items=effect.n_items,
@@ -243,7 +248,7 @@ def _design_from_effect(effect: Effect, n_contenders: int) -> StudyDesign:
 
 
 def _smallest_above(numbers: Sequence[int | None], present: int) -> int | None:
-    # what is there did not settle it, so the answer is more
+    # the present number did not settle the verdict, so more are needed
     return min((max(n, present + 1) for n in numbers if n is not None), default=None)
 
 

@@ -1,11 +1,10 @@
-"""What a study can show before it runs, and what an inconclusive one would still need.
+"""Statistical power: what a study can show before it runs, and what would settle its verdict.
 
-Stands between ``reference`` and ``compare`` in analysis, and needs no scores: numbers of items,
-seeds and contenders and how noisy they are go in, a chance or a number comes out. The verdict's own
-procedure is integrated over what the seeds may happen to show, so a promise is one of *this*
-verdict: at three seeds a known variance would promise up to 20 points of power more.
+The inputs are numbers of items, seeds and contenders and their noise; no scores are needed. Power
+is computed for the verdict's own procedure: its interval is integrated over what the seeds may
+show. A known variance would promise up to 20 points of power more at three seeds.
 
-Units: differences and SDs in the metric's unit (0.01 is one point of an accuracy).
+Units: differences and SDs are in the metric's unit (0.01 is one point of an accuracy).
 """
 
 from __future__ import annotations
@@ -29,29 +28,29 @@ from bakeoff.analysis.error_distribution import (
 )
 
 POWER = 0.8
-# Usual in published per-item results: of the items of a binary metric, 10 to 25 % are right with
-# one method and wrong with the other; this is the middle.
+# In published per-item results, 10 to 25 % of the items of a binary metric are right with one
+# method and wrong with the other; this is the middle.
 PUBLISHED_DISCORDANCE = 0.175
 ITEM_SD = math.sqrt(PUBLISHED_DISCORDANCE)
-# The SD of one method's score over its seeds: 0.40 points (tuned, arXiv 2602.04998, 57 cells) to
+# The SD of one method's score over its seeds is 0.40 points (tuned, arXiv 2602.04998, 57 cells) to
 # 0.74 (reruns of PEFT's method_comparison); this is the middle.
 SEED_SD = 0.0057
-# Beyond these nobody goes on: the answer is then that no number settles it.
+# The search for a number ends here: the answer is then that no number settles the verdict.
 MAX_ITEMS = 10_000_000
 MAX_SEEDS = 10_000
-# What the seeds may show is cut into this many equally likely cases: all contenders together, and
-# one of them apart from the others; a lone contender has nobody to be apart from.
+# Integration points over what the seeds may show: so many equally likely values of the variance
+# that all contenders share and of one contender's own; a single contender has one factor only.
 SINGLE_CASES, SHARED_CASES, OWN_CASES = 40, 8, 6
 
 
 @dataclass(frozen=True)
 class StudyDesign:
-    """A study as its noise sees it.
+    """Size and noise of a study.
 
-    ``item_sd`` is the SD over items of a contender's difference to the control where it stays the
-    same at every seed, ``rest_sd`` of what each seed adds to it anew; with ``rest_sd`` 0 all of it
-    counts as staying, which is the cautious reading of a discordance at one seed. ``seed_sd`` is
-    the SD of one method's score over seeds, the items' noise left out.
+    ``item_sd`` is the SD over items of a contender's difference to the control, as far as it is the
+    same at every seed; ``rest_sd`` is the SD of what varies by item and seed. With ``rest_sd`` 0
+    all item noise counts as constant over seeds, the conservative reading of a discordance at one
+    seed. ``seed_sd`` is the SD of one method's score over seeds, without the items' noise.
     """
 
     n_items: int
@@ -62,34 +61,35 @@ class StudyDesign:
     rest_sd: float = 0.0
 
     @property
-    def luck(self) -> float:
-        """The variance that two methods' seeds give their difference."""
+    def between_seed_variance(self) -> float:
+        """The variance that the seeds of two methods give their difference."""
         return 2 * self.seed_sd**2 / self.n_seeds
 
     @property
-    def noise(self) -> float:
-        """The variance of the difference that is new at every item and seed."""
+    def rest_variance(self) -> float:
+        """The variance of the difference that is independent at every item and seed."""
         return self.rest_sd**2 / (self.n_items * self.n_seeds)
 
     @property
     def standard_error(self) -> float:
         """The true standard error of a difference."""
-        return math.sqrt(self.item_sd**2 / self.n_items + self.noise + self.luck)
+        return math.sqrt(
+            self.item_sd**2 / self.n_items + self.rest_variance + self.between_seed_variance
+        )
 
 
 def detectable_difference(design: StudyDesign, alpha: float = 0.05, power: float = POWER) -> float:
-    """Return the smallest true difference that is called better or worse with this power."""
+    """Return the smallest true difference that gets a better or worse verdict with this power."""
     widths = _half_widths(design, dunnett_critical(design.n_contenders, alpha))
     scale = design.standard_error
     if scale == 0:
         return 0.0
     most = float(widths.max()) + 10 * scale
-    found = optimize.brentq(lambda d: _power_at(d, widths, scale) - power, 0.0, most)
-    return float(found)
+    return float(optimize.brentq(lambda d: _power_at(d, widths, scale) - power, 0.0, most))
 
 
 def power_of_difference(design: StudyDesign, true_difference: float, alpha: float = 0.05) -> float:
-    """Return the chance that the interval around a difference leaves 0 out, on the right side."""
+    """Return the probability that the interval of a difference excludes 0, on the right side."""
     widths = _half_widths(design, dunnett_critical(design.n_contenders, alpha))
     return _power_at(abs(true_difference), widths, design.standard_error)
 
@@ -97,7 +97,7 @@ def power_of_difference(design: StudyDesign, true_difference: float, alpha: floa
 def power_of_equivalence(
     design: StudyDesign, true_difference: float, margin: float, alpha: float = 0.05
 ) -> float:
-    """Return the chance that both one-sided tests at the margin reject, at Holm's first step."""
+    """Return the probability that both one-sided tests at the margin reject, at Holm's first step."""
     critical = -float(special.ndtri(alpha / design.n_contenders))
     widths = _half_widths(design, critical)
     scale = design.standard_error
@@ -117,8 +117,8 @@ def items_needed(
 ) -> int | None:
     """Return how many items settle a true difference at the design's seeds; None if none do.
 
-    Settled is a difference beyond chance or, with a ``margin``, equivalence. The design's own
-    number of items is where the search starts: fewer are never the answer.
+    A difference is settled when it is significant or, with a ``margin``, when equivalence is shown.
+    The search starts at the design's number of items, so the answer is never smaller.
     """
     return _smallest_sufficient(
         lambda n: _power(replace(design, n_items=n), true_difference, margin, alpha) >= power,
@@ -144,9 +144,12 @@ def seeds_needed(
 
 @lru_cache(maxsize=256)
 def dunnett_critical(n_contenders: int, alpha: float = 0.05) -> float:
-    """Return the two-sided critical normal score of the largest of many differences to one control.
+    """Return Dunnett's two-sided critical value for differences to one control, known variances.
 
-    Dunnett's, for known variances: differences to one control correlate at a half.
+    With k contenders it is the c that solves ``E_u[ P(|sqrt(1 - r) e + sqrt(r) u| <= c)^k ] = 1 -
+    alpha`` for independent normal e and u, because differences to one control correlate at r = 1/2
+    (Dunnett 1955, https://doi.org/10.1080/01621459.1955.10501294). The expectation over u, the
+    control's deviation, is a Gauss-Hermite sum.
     """
     if n_contenders == 1:
         return -float(special.ndtri(alpha / 2))
@@ -177,58 +180,57 @@ def _power_at(difference: float, widths: FloatArray, scale: float) -> float:
 
 
 def _half_widths(design: StudyDesign, critical: float) -> FloatArray:
-    """Return half the width of the verdict's interval in equally likely cases."""
-    items = design.item_sd**2 / design.n_items + design.noise
-    if design.n_seeds == 1:  # the verdict then knows of no luck, though there is some
+    """Return the half-widths of the verdict's interval in equally likely cases, ``[cases]``."""
+    items = design.item_sd**2 / design.n_items + design.rest_variance
+    if design.n_seeds == 1:  # the verdict cannot see the between-seed variance, though there is one
         return half_width(
             critical, _variance_components(design, np.array([items]), np.zeros(1), np.ones(1))
         )
-    own, pool, gain = _likely_seed_variances(design)
-    luck = np.maximum(own, pool)
-    uncertain = uncertain_variance(luck, np.full_like(luck, design.noise))
-    pooled = uncertain_variance(pool, np.full_like(luck, design.noise))
-    known = pooled_df(uncertain, pooled, design.n_seeds - 1, gain)
-    certain = np.maximum(items + luck - uncertain, 0.0)
-    return half_width(critical, _variance_components(design, certain, uncertain, known))
+    variance, pool, gain = _likely_seed_variances(design)
+    raised = np.maximum(variance, pool)
+    uncertain = uncertain_variance(raised, np.full_like(raised, design.rest_variance))
+    pooled = uncertain_variance(pool, np.full_like(raised, design.rest_variance))
+    df = pooled_df(uncertain, pooled, design.n_seeds - 1, gain)
+    certain = np.maximum(items + raised - uncertain, 0.0)
+    return half_width(critical, _variance_components(design, certain, uncertain, df))
 
 
 def _variance_components(
-    design: StudyDesign, items: FloatArray, seeds: FloatArray, freedom: FloatArray
+    design: StudyDesign, items: FloatArray, seeds: FloatArray, df: FloatArray
 ) -> VarianceComponents:
-    return VarianceComponents(
-        items, np.full_like(items, max(design.n_items - 1, 1)), seeds, freedom
-    )
+    return VarianceComponents(items, np.full_like(items, max(design.n_items - 1, 1)), seeds, df)
 
 
 def _likely_seed_variances(design: StudyDesign) -> tuple[FloatArray, FloatArray, float]:
-    """Return what the seeds may show of their luck: one's own, the contenders' mean, its gain.
+    """Return the between-seed variances that a study may observe, ``[cases]`` each, and the gain.
 
-    What all contenders show together varies as the pool does; around it, each has what is left of
-    the variation of its own seeds.
+    The first is that of one contender, the second the mean over contenders (the pool), and the gain
+    is the pool's relative precision. The pool varies with the number of seeds and contenders; the
+    remaining variation of a contender's own variance is independent of it.
     """
     gain = pooling_gain(design.n_contenders, SHARED_WITH_CONTROL)
-    freedom = design.n_seeds - 1
+    df = design.n_seeds - 1
     if design.n_contenders == 1:
-        together, apart = _chi_squared_quantiles(freedom, SINGLE_CASES)[:, None], np.ones((1, 1))
+        shared, own = _chi_squared_quantiles(df, SINGLE_CASES)[:, None], np.ones((1, 1))
     else:
-        left = (gain - 1) * 2 / (freedom * gain + 2)  # relative variance
-        together = _chi_squared_quantiles(freedom * gain, SHARED_CASES)[:, None]
-        apart = _chi_squared_quantiles(2 / left, OWN_CASES)[None]
-    shown = (design.luck + design.noise) * together * apart
-    own = np.maximum(0.0, shown - design.noise)
-    pool = np.broadcast_to(own.mean(axis=1, keepdims=True), own.shape)
-    return own.ravel(), pool.ravel(), gain
+        remaining = (gain - 1) * 2 / (df * gain + 2)  # relative variance
+        shared = _chi_squared_quantiles(df * gain, SHARED_CASES)[:, None]
+        own = _chi_squared_quantiles(2 / remaining, OWN_CASES)[None]
+    observed = (design.between_seed_variance + design.rest_variance) * shared * own
+    variance = np.maximum(0.0, observed - design.rest_variance)
+    pool = np.broadcast_to(variance.mean(axis=1, keepdims=True), variance.shape)
+    return variance.ravel(), pool.ravel(), gain
 
 
-def _chi_squared_quantiles(freedom: float, cases: int) -> FloatArray:
+def _chi_squared_quantiles(df: float, cases: int) -> FloatArray:
     """Return equally likely values of chi-squared over its degrees of freedom, with mean 1."""
     middles = (np.arange(cases) + 0.5) / cases
-    values = special.chdtri(freedom, 1 - middles)
+    values = special.chdtri(df, 1 - middles)
     return np.asarray(values / values.mean())
 
 
 def _smallest_sufficient(settled: Callable[[int], bool], start: int, most: int) -> int | None:
-    """Return the smallest number from ``start`` on that settles, by doubling, then halving."""
+    """Return the smallest number from ``start`` up that settles, by doubling, then bisection."""
     if not settled(most):
         return None
     low, high = start - 1, start

@@ -45,12 +45,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Compare LoRA with other fine-tuning methods on your model, your data and your budget.",
 )
-VERBS = (
+COMMANDS = (
     init, methods, doctor, plan, run, status, report, view, compare, export,
     export_curves, import_hf, schema, assets, demo,
 )  # fmt: skip
-for verb in VERBS:
-    verb.register(app)
+for module in COMMANDS:
+    module.register(app)
 
 
 def _print_version(value: bool) -> None:

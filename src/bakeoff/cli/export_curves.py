@@ -7,7 +7,6 @@ from pathlib import Path
 import typer
 
 from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, find_study_folder, show_json
-from bakeoff.integrations import trackers
 
 
 def register(app: typer.Typer) -> None:
@@ -22,10 +21,10 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write each trial as a run of a tracking tool: losses by step, setting, mean test score."""
-    from bakeoff.integrations import exchange
+    from bakeoff.integrations.trackers import export_curves
 
     folder = find_study_folder(study)
-    found = trackers.export_curves(folder, to, out or folder / "curves" / to)
+    found = export_curves(folder, to, out or folder / "curves" / to)
     if as_json:
         show_json({**found._asdict(), "folder": str(found.folder)})
         return

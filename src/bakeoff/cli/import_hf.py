@@ -28,12 +28,13 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Import results of PEFT's method_comparison as a study and print the verdict."""
-    from bakeoff.integrations.exchange import Wishes
-    from bakeoff.integrations.peft_benchmark.importing import import_results
+    from bakeoff.integrations.peft_benchmark.importing import ImportOptions, import_results
 
     whole = results.resolve()
     folder = out or RUNS / f"{whole.parent.name}-{whole.name}"
-    report = import_results(results, folder, Wishes(folder.name, control, margin, test_items))
+    report = import_results(
+        results, folder, ImportOptions(folder.name, control, margin, test_items)
+    )
     if as_json:
         show_json(report)
     else:

@@ -17,7 +17,6 @@ from bakeoff.cli.display import verdict
 from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, find_study_folder, show_json
 from bakeoff.core.errors import UsageError, unknown_name
 from bakeoff.core.redact import escape_control_chars, redact_value
-from bakeoff.integrations.peft_benchmark import exporting
 
 FORMATS = ("md", "csv", "json", "html")
 UNKNOWN_FORMAT, UNKNOWN_TABLE = "unknown-format", "unknown-table"
@@ -49,13 +48,13 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write report.html and report.json of a study, finished or not; print the verdict."""
-    from bakeoff.integrations import exchange
+    from bakeoff.integrations.peft_benchmark.exporting import write_results
 
     _check_options(form, table, hf_json, out)
     folder = find_study_folder(study)
     if hf_json:
         target = out or folder / "hf-json"
-        written = exporting.write_results(folder, target)
+        written = write_results(folder, target)
         show_json(written) if as_json else err.print(
             escape_text(f"{len(written)} files in {target}")
         )

@@ -1,8 +1,7 @@
-"""Room on the disk: what a full one looks like, and the one error that pauses a study for it.
+"""Recognise a full disk, and build the one error that pauses a study for it.
 
-Stands at the bottom, used by both halves: a worker tells the parent, the store and ``api`` raise.
-A full disk is no trial's fault: nothing is recorded of it, and the same command goes on once there
-is room.
+A full disk is not a trial failure: no result is recorded, and the same command resumes the study
+once there is space.
 """
 
 from __future__ import annotations
@@ -23,47 +22,47 @@ ERROR_PHRASES = (
     "(os error 28)",
     "(os error 122)",
 )
-"""How libraries that keep no error number say it, in small letters."""
+"""Messages, in lower case, of libraries that raise errors without an error number."""
 
 
 def mentions_full_disk(text: str) -> bool:
-    """Tell whether an error's text means that the disk, or the user's share of it, is full."""
+    """Tell whether an error's text says that the disk, or the user's quota, is full."""
     lowered = text.lower()
-    return any(words in lowered for words in ERROR_PHRASES)
+    return any(phrase in lowered for phrase in ERROR_PHRASES)
 
 
 def disk_full_message(error: BaseException) -> str | None:
-    """Return the line in which an error, or what caused it, says that the disk is full."""
+    """Return the line of an error, or of one of its causes, that reports a full disk."""
     seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        if getattr(found, "errno", None) in ERROR_NUMBERS or mentions_full_disk(str(found)):
-            return first_line(found)
-        found = found.__cause__ or found.__context__
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if getattr(current, "errno", None) in ERROR_NUMBERS or mentions_full_disk(str(current)):
+            return first_line(current)
+        current = current.__cause__ or current.__context__
     return None
 
 
-def disk_full_error(folder: Path, said: str) -> EnvironmentProblem:
-    """Build the error that pauses a study whose disk is full."""
+def disk_full_error(folder: Path, message: str) -> EnvironmentProblem:
+    """Build the error that pauses the study in ``folder``."""
     return EnvironmentProblem(
         "disk-full",
-        f"The disk is full ({said}). The study in {folder} is paused: nothing was marked as "
-        f"failed, and all that was written stays.{_describe_free_space(folder)}",
-        "make room on it, then the same command goes on where it stopped.",
+        f"The disk is full ({message}). The study in {folder} is paused: no trial was marked as "
+        f"failed, and all results so far are kept.{_describe_free_space(folder)}",
+        "free some disk space, then run the same command to resume.",
     )
 
 
 def _describe_free_space(folder: Path) -> str:
     try:
-        return f" Free there: {shutil.disk_usage(folder).free / 2**20:,.0f} MiB."
+        return f" Free space there: {shutil.disk_usage(folder).free / 2**20:,.0f} MiB."
     except OSError:
         return ""
 
 
 @contextlib.contextmanager
 def translate_disk_full(folder: Path) -> Iterator[None]:
-    """Turn any error that means a full disk into the one that pauses the study.
+    """Turn any error that reports a full disk into the one that pauses the study.
 
     Raises:
         EnvironmentProblem: ``disk-full``.
@@ -71,7 +70,7 @@ def translate_disk_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        said = disk_full_message(error)
-        if said is None:
+        message = disk_full_message(error)
+        if message is None:
             raise
-        raise disk_full_error(folder, said) from error
+        raise disk_full_error(folder, message) from error

@@ -1,13 +1,11 @@
-"""Every error a user can meet, as one small tree.
+"""The errors that users see.
 
-Stands at the bottom of the package: everything may raise from here, this imports nothing of ours.
-
-    BakeoffError                 has a stable ``code``, a cause, one ``Try:`` line, an exit code
-    ├── UsageError               the study file, an option or a name is wrong            (exit 2)
-    ├── PreflightError           data, base or folder cannot work; refused before training (exit 3)
-    ├── LockedError              another process is running this study                   (exit 5)
-    ├── EnvironmentProblem       disk, network, a missing package                        (exit 6)
-    └── Interrupted, Terminated  Ctrl-C, SIGTERM: stopped where nothing is lost    (exit 130, 143)
+BakeoffError                 has a stable ``code``, a cause, one ``Try:`` line, an exit code
+├── UsageError               the study file, an option or a name is wrong            (exit 2)
+├── PreflightError           data, base or folder is unusable; found before training  (exit 3)
+├── LockedError              another process is running this study                   (exit 5)
+├── EnvironmentProblem       disk, network, a missing package                        (exit 6)
+└── Interrupted, Terminated  Ctrl-C, SIGTERM: stopped at a safe point          (exit 130, 143)
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import ClassVar
 
 
 class BakeoffError(Exception):
-    """Something went wrong that the user can act upon."""
+    """An error that the user can act on: a stable code, a cause and a hint."""
 
     exit_code: ClassVar[int] = 1
 
@@ -32,9 +30,9 @@ class BakeoffError(Exception):
         return f"[{self.code}] {self.cause}\nTry: {self.try_}"
 
     def to_json(self) -> dict[str, str | int]:
-        """Return plain JSON values, as a worker answers under ``error``."""
-        told = {"code": self.code, "cause": self.cause, "try": self.try_}
-        return {**told, "exit": self.exit_code}
+        """Return plain JSON values; a worker returns them under ``error``."""
+        text = {"code": self.code, "cause": self.cause, "try": self.try_}
+        return {**text, "exit": self.exit_code}
 
 
 class UsageError(BakeoffError):
@@ -44,7 +42,7 @@ class UsageError(BakeoffError):
 
 
 class PreflightError(BakeoffError):
-    """The data, the base or the study folder cannot work; nothing was trained."""
+    """The data, the base or the study folder is unusable; nothing was trained."""
 
     exit_code = 3
 
@@ -62,30 +60,30 @@ class EnvironmentProblem(BakeoffError):
 
 
 class Interrupted(BakeoffError):
-    """The user asked for the study to stop; the same command goes on."""
+    """The user stopped the study; the same command resumes it."""
 
     exit_code = 130
 
 
 class Terminated(Interrupted):
-    """The system asked for it."""
+    """The system stopped the study (SIGTERM)."""
 
     exit_code = 143
 
 
 def near_match(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name closest to ``name``, or None when nothing is near."""
+    """Return the known name closest to ``name``, or None if none is similar."""
     known = list(known)
     lowered = {k.lower(): k for k in known}
     swapped = [k for k in lowered if sorted(k) == sorted(name.lower())]
-    if swapped:  # letters in another order: nearer than a word that shares more of them in place
+    if swapped:  # transposed letters: a better match than difflib's, which weighs positions
         return lowered[swapped[0]]
     hits = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     return lowered[hits[0]] if hits else None
 
 
 def unknown_name(code: str, what: str, name: str, known: Iterable[str]) -> UsageError:
-    """Build the error for an unknown name: the near match first, then all that is known."""
+    """Build the error for an unknown name; the hint has the closest match and all known names."""
     known = sorted(known)
     near = near_match(name, known)
     hint = f"did you mean '{near}'? " if near else ""

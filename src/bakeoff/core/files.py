@@ -33,7 +33,7 @@ def atomic_write_bytes(path: Path, value: bytes, durable: bool = True) -> None:
 
 
 def atomic_write_text(path: Path, text: str, durable: bool = True) -> None:
-    """Write a UTF-8 text file completely, or leave the previous one (see ``atomic_write_bytes``)."""
+    """Write a UTF-8 text file like ``atomic_write_bytes``."""
     atomic_write_bytes(path, text.encode("utf-8"), durable)
 
 

@@ -1,7 +1,7 @@
 """The functions that worker processes run, by name, and the flags that both processes share.
 
 The parent process never imports the training half: it names a function as ``module:name``, and an
-executor runs it in a worker, from JSON values to JSON values. All these names are here.
+executor runs it in a worker, with JSON values in and out. This module holds all of these names.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RELOAD_WEIGHTS = "bakeoff.training.reload:run"
 CONVERT_WEIGHTS = "bakeoff.training.convert:run"
 """Write a method's weights in another form (``bakeoff export``)."""
 PROBE_METHOD = "bakeoff.training.preflight.capabilities:probe_method"
-"""Find out what a method can do, on tiny bases."""
+"""Measure what a method can do, on tiny base models."""
 PROBE_ON_MODEL = "bakeoff.training.preflight.capabilities.on_model:count_on_model"
 """Count a method's parameters on the user's model."""
 PRELOAD = ["bakeoff.training.worker_preload"]
@@ -43,7 +43,7 @@ SERVE = "bakeoff.training.worker:serve"
 """The loop of a worker process."""
 
 BEAT, STOP = 0, 1
-"""Places in the numbers that parent and worker share: when work last went on, whether to stop."""
+"""Indices into the numbers that parent and worker share: time of last progress, stop flag."""
 
 
 def import_function(function: str) -> Any:

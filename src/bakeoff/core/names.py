@@ -1,4 +1,4 @@
-"""Names and paths from untrusted input: what is allowed, and hub ids."""
+"""Validation of names and paths from untrusted input, and patterns of hub ids and commits."""
 
 from __future__ import annotations
 
@@ -7,50 +7,50 @@ from pathlib import Path
 
 NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-"""Names that Windows keeps for devices, whatever their suffix."""
+"""Names that Windows reserves for devices, with any suffix."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """The id of a commit on the Hugging Face hub."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def invalid_name_reason(name: str) -> str | None:
-    """Return why a name cannot be one of a study, a method or a folder; None where it can."""
+    """Return why a study, method or folder cannot have this name; None if it can."""
     if not NAME.fullmatch(name):
-        return "1 to 64 of A-Z a-z 0-9 . _ - are wanted, and no - at its beginning"
+        return "a name has 1 to 64 characters of A-Z a-z 0-9 . _ - and does not start with -"
     if not name.strip("."):
-        return "it names a folder above"
+        return "it refers to a parent folder"
     if _RESERVED.fullmatch(name):
-        return "Windows keeps it for a device"
+        return "Windows reserves it for a device"
     return None
 
 
 def sanitize_name(text: str) -> str:
-    """Return ``text`` as a name that ``unsuitable`` has nothing against."""
+    """Return ``text`` changed into a valid name (see ``invalid_name_reason``)."""
     name = _UNSAFE.sub("-", text).lstrip("-")[:64]
     return name if invalid_name_reason(name) is None else f"study-{name.lstrip('.')}"[:64]
 
 
 def invalid_path_reason(text: str) -> str | None:
-    """Return why a path cannot be one that a study file names; None where it can."""
+    """Return why a study file cannot name this path; None if it can."""
     if not text.strip():
         return "it is empty"
     if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text):
-        return "it holds a control character"
+        return "it contains a control character"
     if len(text) > 1024 or any(len(part.encode()) > 255 for part in text.split("/")):
         return "it is too long for a path"
     if text.startswith("~") and not text.startswith("~/") and text != "~":
-        return "only ~/ stands for a home folder"
+        return "only ~/ is expanded to a home folder"
     return None
 
 
 def is_within(path: Path, folder: Path) -> bool:
-    """Tell whether ``path`` lies in ``folder`` once every link on the way is followed."""
+    """Tell whether ``path`` lies in ``folder`` once all symbolic links are resolved."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a ring of links
+    except (OSError, RuntimeError):  # a cycle of links
         return False
 
 
 def is_hub_id(model: str) -> bool:
-    """Tell whether a name that is no folder's is one of a hub."""
+    """Tell whether a model name has the form of a hub id (``owner/name``)."""
     return model.count("/") == 1 and not model.startswith((".", "/", "~"))

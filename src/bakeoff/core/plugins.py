@@ -1,6 +1,6 @@
-"""Find plug-ins by file name: a file in a plug-in package is its registration.
+"""Find plug-ins by file name: a module in a plug-in package is registered by being there.
 
-Listing names imports no plug-in. Names that start with an underscore are no plug-ins.
+Listing names does not import plug-ins. Modules that start with an underscore are not plug-ins.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from bakeoff.core.errors import unknown_name
 def list_plugins(package: str) -> tuple[str, ...]:
     """Return the plug-in names in a package below ``bakeoff``, such as ``metrics.builtin``."""
     parent = importlib.import_module(f"bakeoff.{package}")
-    found = (m.name for m in pkgutil.iter_modules(parent.__path__))
-    return tuple(sorted(n for n in found if not n.startswith("_")))
+    names = (module.name for module in pkgutil.iter_modules(parent.__path__))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 def load_plugin(package: str, name: str, kind: str) -> ModuleType:
-    """Import the module of one plug-in; ``kind`` is its word in an error (``metric``).
+    """Import the module of a plug-in; ``kind`` is the word for it in errors, such as ``metric``.
 
     Raises:
-        UsageError: ``unknown-<kind>``, with the nearest name.
+        UsageError: ``unknown-<kind>``, with the closest match.
     """
     known = list_plugins(package)
     if name not in known:

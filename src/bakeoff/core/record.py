@@ -1,4 +1,4 @@
-"""The record of a study that the analysis reads."""
+"""The record of a study: the input of analysis and report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bakeoff.core.trial import Trial
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What the study half must know of a metric: its name, direction, unit and range."""
+    """A metric as study and report need it: its name, direction, unit and range."""
 
     name: str
     better: str
@@ -22,10 +22,10 @@ class MetricInfo:
 
 @dataclass(frozen=True)
 class ImportedScores:
-    """What another tool reported of a method's one run: means, without the items behind them.
+    """Means that another tool reported for one run of a method, without scores per item.
 
-    ``n`` counts the test items that ``score`` is the share of; None where no error can be known
-    from it. ``figures`` are its other numbers under the names that its tool gives them.
+    ``n`` is the number of test items if ``score`` is a share of them; None if no error can be
+    derived from it. ``figures`` holds the tool's other numbers under its own names.
     """
 
     score: float | None
@@ -36,11 +36,11 @@ class ImportedScores:
 
 @dataclass(frozen=True)
 class ImportedStudy:
-    """Where a record comes from that this machine did not measure.
+    """The origin and contents of a record that another tool measured.
 
-    ``no_interval`` says why no interval can be known, None where there are some; ``differing`` maps
-    each training parameter that was not the same for all methods to its values, with the number of
-    methods that had each.
+    ``no_interval`` is the reason why there are no confidence intervals, None if there are.
+    ``differing`` maps each training parameter that was not the same for all methods to its values
+    and the number of methods with each.
     """
 
     source: str
@@ -52,7 +52,7 @@ class ImportedStudy:
 
 @dataclass(frozen=True)
 class ItemText:
-    """What a test item asks and its true answer, as a person reads them."""
+    """The prompt of a test item and its true answer, as plain text."""
 
     prompt: str
     reference: str
@@ -60,11 +60,11 @@ class ItemText:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """All that a study has written so far: the one input of analysis and report.
+    """Everything that a study has recorded so far.
 
-    ``trials`` pairs every planned trial known so far with its result, None while it is missing.
-    ``methods`` lists the study's methods in the order of the study file, control included;
-    ``titles`` maps a method to how people write it (``lora`` -> ``LoRA``).
+    ``trials`` pairs every planned trial with its result, None until it has one. ``methods`` lists
+    the study's methods in the order of the study file, including the control; ``titles`` maps a
+    method to its display name (``lora`` -> ``LoRA``).
     """
 
     name: str
@@ -85,42 +85,43 @@ class StudyRecord:
     warnings: tuple[str, ...]
     provenance: dict[str, Any]
     race: dict[str, Any] | None = None
-    """``rungs`` (steps), ``seeds`` of the final phase, the ``decisions`` taken; None: no race."""
+    """``rungs`` (steps), ``seeds`` of the final phase, ``decisions``; None without racing."""
     sizes: list[dict[str, Any]] | None = None
-    """Each method's size, where the study wanted equal trainable parameters."""
+    """Each method's size, if the study asks for equal trainable parameters."""
     looks: tuple[dict[str, Any], ...] = ()
-    """Looks at test after the first: ``at`` (ISO 8601), ``changes`` (lines), ``seeds`` before."""
+    """Test-set evaluations after the first: ``at`` (ISO 8601), ``changes`` (lines), previous
+    ``seeds``."""
     retried: tuple[dict[str, Any], ...] = ()
-    """What failed and was tried again: ``at``, ``phase``, ``method``, ``trial_id``, ``seed``,
-    ``setting``, and the ``status`` and ``reason`` before."""
+    """Failures that were run again: ``at``, ``phase``, ``method``, ``trial_id``, ``seed``,
+    ``setting``, and the previous ``status`` and ``reason``."""
     hours: dict[str, Any] | None = None
-    """What the study's hours bought (``hours.Fit``); None where its budget is in steps."""
+    """The plan for a time budget (``BudgetPlan``); None if the budget is in steps."""
     settings: int | None = None
-    """Settings that every method was given; one at the edge of its grid got more."""
+    """Hyperparameter settings of every method; grids that were extended at an edge have more."""
     select_on: str = "loss"
-    """What settings are chosen on, on validation: ``loss`` or ``metric``."""
+    """What settings are chosen by, on validation: ``loss`` or ``metric``."""
     prefer: str | dict[str, float] = "quality"
-    """What the recommendation is for: one word, or weights."""
+    """The objective of the recommendation: one word, or weights."""
     pareto: tuple[str, ...] | None = None
-    """Axes of the Pareto front; None: all that were measured."""
+    """Axes of the Pareto front; None: all measured ones."""
     base_scores: SplitScores | None = None
-    """The untouched base on the test items; None where the task gives it a fresh output layer."""
+    """The base model (not fine-tuned) on test; None if the task gives it a new output layer."""
     secondary: tuple[str, ...] = ()
-    """Numbers beside the metric that the task asks for, such as ``macro_f1``."""
+    """Secondary metrics of the task, such as ``macro_f1``."""
     references: tuple[str, ...] = ()
-    """The true answer of each test item, where a secondary number needs them."""
+    """The true answer of each test item, if a secondary metric needs them."""
     serving: dict[str, str | None] = field(default_factory=dict)
     """How each method can be served: ``adapter`` (saved as plain LoRA), ``converted`` (to LoRA
-    without loss), ``merged``, or None for not at all; a method that was not probed is absent."""
+    without loss), ``merged``, or None (not at all). Methods that were not probed are absent."""
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of each method one final trial's saved weights, loaded anew: ``trial_id``, ``seed``, ``path``
-    in the study's folder, its validation ``loss`` as trained and ``reloaded_loss`` in nats, whether
-    they are the ``same``, or the ``error``."""
+    """By method, the check of one final trial's saved weights after reloading them: ``trial_id``,
+    ``seed``, ``path`` in the study folder, validation ``loss`` as trained and ``reloaded_loss`` in
+    nats, whether they are the ``same``, or the ``error``."""
     imported: ImportedStudy | None = None
-    """What another tool reported, where it ran the study; None for our own."""
+    """Results that another tool reported; None if bakeoff ran the study."""
     examples: bool = True
-    """Whether the report may show test items and answers to them."""
+    """Whether the report may show test items and predictions."""
     asked: tuple[ItemText, ...] = ()
-    """What each test item asks, in the order of the scores; empty where it is not known."""
+    """The text of each test item, in the order of the scores; empty if unknown."""
     asked_unknown: str | None = None
-    """Why ``asked`` is empty although there are scores, where that is known."""
+    """The reason why ``asked`` is empty although there are scores, if known."""

@@ -1,8 +1,6 @@
-"""What may leave the process as text: no secrets, no characters that act instead of being read.
+"""Make text safe for logs, terminals and reports: remove secrets and control characters.
 
-Stands at the bottom, beside the sinks it serves: the log, the terminal, the report. Data sets,
-answers of models, error messages of libraries and names in files are written by strangers; what
-they write is shown, and does nothing. Standard library only.
+Data sets, model outputs, error messages and file names are untrusted input. Standard library only.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _MIN_SECRET_LENGTH = 8
-"""Characters of an environment variable's value that is taken for a secret."""
+"""Shorter values of environment variables are not taken for secrets."""
 _KEY_NAMES = (
     r"(?:pass(?:word|wd)|api[_-]?key|private[_-]?key|client[_-]?secret|"
     r"secret[_-]?(?:access[_-]?)?key|(?:access|auth|hf)[_-]?token)"
 )
-# every repetition has an end: what is searched may be long, and made to be slow
+# every repetition is bounded: the text may be long, and written to make matching slow
 _SECRETS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -51,61 +49,61 @@ _SECRETS = tuple(
 
 
 def strip_control_chars(text: str) -> str:
-    """Return the text with a sign in place of each character that acts on a terminal or a page."""
+    """Return the text with U+FFFD in place of every control character."""
     return _CONTROL_CHARS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 def escape_control_chars(text: str) -> str:
-    """Return JSON with those characters written as escapes: the same value, safe to look at."""
-    return _CONTROL_CHARS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """Return JSON text with control characters as escapes: the same value, safe to print."""
+    return _CONTROL_CHARS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def redact(text: str) -> str:
-    """Return the text without secrets: tokens and keys by their form, and those this process has.
+    """Return the text without secrets: tokens and keys by their form, and this process's secrets.
 
-    The latter are the values of environment variables whose names say so (``HF_TOKEN``).
+    The latter are the values of environment variables with names such as ``HF_TOKEN``.
     """
     return _redact(text, _process_secrets(os.environ))
 
 
 def redact_value(value: Any) -> Any:
-    """Return a JSON value with every text in it redacted, keys included."""
+    """Return a JSON value with every string in it redacted, including keys."""
     return _redact_value(value, _process_secrets(os.environ))
 
 
 def sanitize(text: str) -> str:
-    """Return what a person may read on a terminal."""
+    """Return the text without secrets and control characters."""
     return strip_control_chars(redact(text))
 
 
 def _process_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Return the secrets of this process, the longest first, so that none hides in another."""
+    """Return the secrets of this process, longest first: one may contain another."""
     found = {
         v for k, v in environment.items() if len(v) >= _MIN_SECRET_LENGTH and _SECRET_NAME.match(k)
     }
     return sorted((v for v in found if not v.isdigit()), key=len, reverse=True)
 
 
-def _redact(text: str, own: Sequence[str]) -> str:
-    for value in own:
+def _redact(text: str, secrets: Sequence[str]) -> str:
+    for value in secrets:
         text = text.replace(value, REDACTED)
     for pattern in _SECRETS:
         text = pattern.sub(_replacement, text)
     return text
 
 
-def _redact_value(value: Any, own: Sequence[str]) -> Any:
+def _redact_value(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, str):
-        return _redact(value, own)
+        return _redact(value, secrets)
     if isinstance(value, dict):
-        return {_redact(k, own) if isinstance(k, str) else k: _redact_value(v, own)
+        return {_redact(k, secrets) if isinstance(k, str) else k: _redact_value(v, secrets)
                 for k, v in value.items()}  # fmt: skip
     if isinstance(value, list):
-        return [_redact_value(v, own) for v in value]
+        return [_redact_value(v, secrets) for v in value]
     if isinstance(value, tuple):
-        return tuple(_redact_value(v, own) for v in value)
+        return tuple(_redact_value(v, secrets) for v in value)
     return value
 
 
-def _replacement(found: re.Match[str]) -> str:
-    return (found.groupdict().get("kept") or "") + REDACTED
+def _replacement(match: re.Match[str]) -> str:
+    return (match.groupdict().get("kept") or "") + REDACTED

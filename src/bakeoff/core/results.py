@@ -1,8 +1,7 @@
-"""What the machine writes: frozen results, to and from JSON.
+"""Results of trials, segments and cost probes, to and from JSON.
 
-Stands between the two halves: a worker of the training half returns these, the store of the study
-half keeps them, analysis reads them. Imports nothing but the standard library, so it loads on a
-bare GPU machine and on a laptop without torch. Absence is None; there are no stand-in numbers.
+Workers return them, the database stores them, the analysis reads them. Standard library only.
+A missing value is None, never a placeholder number.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, Self
 
 
 class Status(StrEnum):
-    """How a trial ended; everything but ``done`` carries a reason."""
+    """How a trial ended; all but ``done`` come with a reason."""
 
     DONE = "done"
     FAILED = "failed"
@@ -51,10 +50,10 @@ class SplitScores:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What a trial forgot: sums over each general document's predicted ``tokens``, in nats.
+    """Loss on general text before and after: sums over each document's ``tokens``, in nats.
 
-    ``base_losses`` and ``losses`` are the pristine base's and the trial's, ``divergences`` the
-    Kullback-Leibler divergence of the trial's next-token distribution from the base's.
+    ``base_losses`` are those of the base model, ``losses`` those of the trial. ``divergences`` are
+    Kullback-Leibler divergences of the trial's next-token distribution from the base model's.
     """
 
     tokens: tuple[int, ...]
@@ -65,13 +64,13 @@ class Forgetting:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What one trial gave. ``splits`` is keyed by ``validation`` and ``test``.
+    """The result of one trial. ``splits`` is keyed by ``validation`` and ``test``.
 
-    ``lanes`` counts the trials of its group, itself included; its seconds are its equal share of
-    theirs. They shared its steps where the method's probe left lanes on, else they took turns.
-    ``step`` is where it stands; at a rung before the end its status is ``stopped`` without a reason
-    and ``item_losses`` holds each validation item's share of the mean loss there (they average to
-    it), in nats.
+    ``lanes`` is the number of trials in its group, including itself; its seconds are an equal share
+    of the group's. The group is batched with vmap if the method's probe allows it, else its trials
+    run sequentially. ``step`` is the last step. At a rung before the end, the status is ``stopped``
+    without a reason, and ``item_losses`` holds each validation item's share of the mean loss (they
+    average to it), in nats.
     """
 
     trial_id: str
@@ -95,7 +94,7 @@ class TrialResult:
 
     @property
     def seconds(self) -> float:
-        """Its share of the time that its groups took, building, training and evaluating."""
+        """Its share of its groups' time for set-up, training and evaluation."""
         parts = (self.load_seconds, self.train_seconds, self.evaluation_seconds)
         return sum(part or 0.0 for part in parts)
 
@@ -128,9 +127,10 @@ def _parse_forgetting(value: dict[str, Any] | None) -> Forgetting | None:
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What one segment gave: a result for each trial of its group.
+    """The result of one segment: one result for each trial of its group.
 
-    Where ``disk_full`` says how the disk was full there are none, and no trial failed of it.
+    If the disk was full, ``disk_full`` has the error's text, there are no results, and no trial
+    counts as failed.
     """
 
     results: tuple[TrialResult, ...]
@@ -139,14 +139,15 @@ class SegmentResult:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs, measured alone in its own process (the cost probe).
+    """The cost of a method, measured in a process of its own (the cost probe).
 
     ``memory_kind`` says what ``train_peak_bytes`` is: ``device`` = peak bytes allocated on the
-    accelerator, base included; ``rss_above_base`` = peak resident memory above that of the process
-    with the base loaded (CPU). ``steps`` counts the timed steps; times are medians over them.
-    ``inference_milliseconds`` is a forward pass over one example, the adapter apart or merged.
-    ``engine`` is what the two-lane probe decided for the method: ``switches`` by name, ``reasons``
-    for those that are off though wished, and ``token_bytes`` a packed token of one lane takes.
+    accelerator, including the base; ``rss_above_base`` = peak resident memory above that of the
+    process with the base loaded (CPU). ``steps`` is the number of timed steps; times are medians
+    over them. ``inference_milliseconds`` is a forward pass over one example with an unmerged
+    adapter, ``inference_merged_milliseconds`` with a merged one. ``engine`` is the decision of the
+    two-lane probe: ``switches`` by name, ``reasons`` for requested ones that are off, and
+    ``token_bytes``, the memory of a packed token of one lane.
     """
 
     method: str

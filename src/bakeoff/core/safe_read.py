@@ -1,8 +1,6 @@
-"""Files that strangers wrote, read with bounds: so many bytes, so many levels, text or JSON alone.
+"""Read untrusted files with limits on their size and nesting.
 
-Stands at the bottom: whoever reads a study file, a config, a template or a result file reads it
-through here, and says in its own words what a file that is ``Unreadable`` means. Standard library
-only.
+Callers turn ``UnreadableFile`` into an error of their own. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,29 +12,29 @@ from pathlib import Path
 from typing import Any
 
 STUDY_BYTES = 2**20
-"""A study file, a method file, a chat template, the user's metric: written by hand."""
+"""Limit for files that are written by hand: study file, method file, chat template, metric."""
 CONFIG_BYTES = 4 * 2**20
-"""``config.json`` and kin: labels and token tables make some of them long."""
+"""Limit for ``config.json`` and similar files; label and token tables make some of them long."""
 RESULT_BYTES = 64 * 2**20
-"""A result file of ``method_comparison``, its generated samples included."""
+"""Limit for a result file of ``method_comparison``, including its generated samples."""
 GENERAL_BYTES = 256 * 2**20
-"""A file of general text, of which a few thousand tokens are read."""
+"""Limit for a file of general text, of which a few thousand tokens are read."""
 DATA_BYTES = 8 * 2**30
-"""A file of rows, and what a compressed one unpacks to: all of it is held in memory."""
+"""Limit for a file of rows, also after decompression: all of it is held in memory."""
 ROW_CHARACTERS = 16 * 2**20
-"""A row of data: some books' worth of text."""
+"""Limit for a row of data: the text of several books."""
 DEPTH = 64
-"""Levels of nesting in JSON; beyond some hundreds Python's own recursion ends in a crash."""
+"""Limit for the nesting of JSON; beyond some hundreds of levels Python's recursion fails."""
 
 
 class UnreadableFile(Exception):
-    """A file is missing, too large, no UTF-8, no JSON or nested too deep; the message says which.
+    """A file is missing, too large, not UTF-8, not JSON or nested too deep; the message says which.
 
-    ``missing`` tells the first of these from the others.
+    ``missing`` is true only for a file that does not exist.
     """
 
-    def __init__(self, why: str, missing: bool = False) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, missing: bool = False) -> None:
+        super().__init__(reason)
         self.missing = missing
 
 
@@ -44,13 +42,13 @@ def read_bytes(path: Path, most: int) -> bytes:
     """Read a whole file of at most ``most`` bytes.
 
     Raises:
-        Unreadable: it is not there, is no plain file, or is larger.
+        Unreadable: it does not exist, is no regular file, or is larger.
     """
     try:
         if not path.is_file():  # a pipe or a device would never end
             missing = not path.exists()
             raise UnreadableFile(
-                "there is no such file" if missing else "it is no plain file", missing
+                "there is no such file" if missing else "it is not a regular file", missing
             )
         with path.open("rb") as file:
             raw = file.read(most + 1)
@@ -92,7 +90,7 @@ def read_json(path: Path, most: int) -> Any:
 
 
 def exceeds_depth(value: Any, levels: int) -> bool:
-    """Tell whether lists and tables are nested deeper than ``levels``; without recursion."""
+    """Tell whether lists and dicts are nested deeper than ``levels``, without recursion."""
     layer: list[Any] = [value]
     for _ in range(levels + 1):
         layer = [inner for outer in layer for inner in _children(outer)]
@@ -102,10 +100,10 @@ def exceeds_depth(value: Any, levels: int) -> bool:
 
 
 def find_unsupported_value(value: Any, finite: bool = True) -> str | None:
-    """Say what of a value TOML can say and JSON cannot keep, by its dotted key; None for nothing.
+    """Return which part of a TOML value JSON cannot store, with its dotted key; None if it can.
 
-    That is dates, numbers beyond 64 bits or (``finite``) not finite, text with NUL or half a
-    character in it, and what is nested deeper than ``DEPTH``.
+    Unsupported are dates, integers beyond 64 bits, floats that are not finite (if ``finite``),
+    strings with a NUL or a lone surrogate, and nesting deeper than ``DEPTH``.
     """
     if exceeds_depth(value, DEPTH):
         return f"it is nested deeper than {DEPTH} levels"
@@ -113,7 +111,7 @@ def find_unsupported_value(value: Any, finite: bool = True) -> str | None:
 
 
 def count_characters(value: Any) -> int:
-    """Return how many characters the strings in a value hold, its keys included."""
+    """Return the number of characters of all strings in a value, including keys."""
     total, left = 0, [value]
     while left:
         item = left.pop()
@@ -136,13 +134,13 @@ def _unsupported_values(value: Any, where: str, finite: bool) -> Iterator[str]:
             yield from _unsupported_values(inner, f"{where}.{number}", finite)
     elif isinstance(value, str):
         if any(c == "\0" or 0xD800 <= ord(c) < 0xE000 for c in value):
-            yield f"{where}: text holds a NUL or half a character"
+            yield f"{where}: the text contains a NUL or a lone surrogate"
     elif isinstance(value, float):
         if finite and not math.isfinite(value):
-            yield f"{where} is {value}, which is no finite number"
+            yield f"{where} is {value}, which is not finite"
     elif isinstance(value, int):
         if abs(value) >= 2**63:
-            yield f"{where} is a number beyond 64 bits"
+            yield f"{where} does not fit into 64 bits"
     elif value is not None:
         yield f"{where} is a {type(value).__name__}: write it as text, in quotes"
 

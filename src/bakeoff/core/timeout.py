@@ -1,7 +1,6 @@
-"""A limit on the time that work of strangers may take: metrics, patterns, chat templates.
+"""A time limit for untrusted code: metrics, regular expressions, chat templates.
 
-Stands at the bottom: ``scoring`` and ``chat`` run what came with a study under it. Standard library
-only.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -14,35 +13,36 @@ from collections.abc import Iterator
 
 
 class TimeLimitExceeded(BaseException):
-    """Raised by the alarm; no ``Exception``, so that a metric's own handlers let it pass."""
+    """Raised at the limit; not an ``Exception``, so that handlers in a metric do not catch it."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt what is inside after so many seconds, where the platform can.
+    """Interrupt the block after so many seconds, if the platform supports it.
 
-    An alarm reaches Python's main thread alone; whoever else had one set gets it back.
+    Signals reach only Python's main thread: in other threads there is no limit. An alarm that was
+    set before is restored.
 
     Raises:
-        TooSlow: it was interrupted.
+        TooSlow: the block was interrupted.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or not hasattr(signal, "setitimer"):
         yield
         return
 
-    def ring(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise TimeLimitExceeded
 
     started = time.monotonic()
-    handler = signal.signal(signal.SIGALRM, ring)
-    left, every = signal.setitimer(signal.ITIMER_REAL, seconds)
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-        if left:
+        if remaining:
             signal.setitimer(
-                signal.ITIMER_REAL, max(left - (time.monotonic() - started), 1e-3), every
+                signal.ITIMER_REAL, max(remaining - (time.monotonic() - started), 1e-3), interval
             )

@@ -1,7 +1,6 @@
-"""The unit of work as the plan writes it and a worker reads it: Trial and Segment.
+"""Trial and Segment: the units of work that the study plans and a worker runs.
 
-Stands between the two halves, below both: the plan makes trials, an executor carries segments to a
-worker, ``segment.run_segment`` trains them. Standard library only, JSON in and out, never pickled.
+Standard library only. They cross processes as JSON and are never pickled.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ DESCRIPTIVE_FIELDS = (
     "tuning",
     "size",
 )
-"""What a method's entry says beside what it does: no part of a trial's identity."""
+"""Fields of a method's entry that only describe it: not part of a trial's id."""
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A method as data: what the catalog (or the user) says of it.
+    """A method as data: an entry of the catalog, or the user's own.
 
     ``peft`` names a PEFT config class and ``config`` holds its keyword arguments; ``hook`` names
-    the code of a method that needs some; at least one of them is set. ``needs`` says why a method
-    cannot be trained alone. ``rates`` maps a part of a parameter's name to a factor on the
-    learning rate, ``tuning`` an argument to ``{"values": [...], "why": ...}``; ``size`` tells which
-    argument changes the number of trained parameters.
+    the code of a method that needs some; at least one of them is set. ``needs`` is the reason why a
+    method cannot be trained by itself. ``rates`` maps a part of a parameter's name to a factor on
+    the learning rate, ``tuning`` an argument to ``{"values": [...], "why": ...}``; ``size`` says
+    which argument changes the number of trainable parameters.
     """
 
     name: str
@@ -55,13 +54,14 @@ class MethodEntry:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What every trial of a study shares; equal conditions are what makes scores comparable.
+    """The conditions that all trials of a study share, so that their scores are comparable.
 
-    ``data`` maps a split to the sha256 of its file. ``validations`` is how often the validation
-    loss is taken, evenly spaced, the last one at the end. ``fingerprint`` is that of the base's
-    files, None for a hub id; ``quantize`` and ``quantizer`` say how its linear layers are rounded
-    and by which package, None where they are not. ``metric_source`` is the sha256 of the file with
-    the user's own metric, None for one of bakeoff's. ``trusted``: the base's own code may run.
+    ``data`` maps a split to the sha256 of its file. ``validations`` is the number of validation
+    passes, evenly spaced, the last one at the end. ``fingerprint`` is that of the base's files,
+    None for a hub id. ``quantize`` and ``quantizer`` are the kind of quantization of its linear
+    layers and the package that does it, None without quantization. ``metric_source`` is the sha256
+    of the file with the user's own metric, None for a built-in one. ``trusted``: the base's own
+    code may run.
     """
 
     base: str
@@ -93,7 +93,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run: (method, setting, seed) under the study's conditions.
+    """One training run: a method, a hyperparameter setting and a seed under the study's conditions.
 
     ``phase`` is ``search`` (settings are chosen, validation only) or ``final`` (scored on test).
     ``setting`` always holds ``learning_rate``; its other keys override the method's config.
@@ -107,11 +107,11 @@ class Trial:
 
     @cached_property
     def id(self) -> str:
-        """Hash of everything that determines the result: the same trial has the same id."""
+        """Hash of everything that determines the result: equal trials have equal ids."""
         spec = self.to_json()
         for prose in DESCRIPTIVE_FIELDS:
             del spec["method"][prose]
-        if not self.conditions.trusted:  # the ids of trials from before it was there
+        if not self.conditions.trusted:  # keeps the ids of trials that are older than the field
             del spec["conditions"]["trusted"]
         canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -145,13 +145,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Segment:
-    """Train a group of trials from step ``start`` to ``stop``, then score: the unit of work.
+    """A unit of work: train a group of trials from step ``start`` to ``stop``, then score them.
 
     A group shares method, parameter shapes and batches. ``folder`` is the study folder; a worker
-    writes only inside ``folder/trials/<id>``. ``base_path`` is where the base's files lie on this
-    machine: not part of a trial's identity. Nor is ``engine``: the accelerators that are on, and
-    the bytes that a packed token takes, as the method's probe found them; None: all off. ``scored``
-    says whether search trials are scored by the metric, on validation, where it ends.
+    writes only to ``folder/trials/<id>``. ``base_path`` is the location of the base's files on this
+    machine, ``engine`` the probe's result for the method (accelerators that are on, bytes of a
+    packed token; None: all off); neither is part of a trial's id. ``scored``: whether search trials
+    are scored by the metric on validation at the end.
     """
 
     trials: tuple[Trial, ...]

@@ -1,8 +1,8 @@
-"""A finished trial's folder: sealed by a list of its files' hashes, which is written last.
+"""A trial's folder: its checkpoints, and the checksum manifest that marks it as finished.
 
-Written by ``segment`` in a worker, read by the study half when it asks what is whole: the hashes in
-``COMPLETE.json`` are those of every other file, and the hash of that list (the seal) stands beside
-the trial's result in the database. A state at a rung, one file, carries its own hash.
+``COMPLETE.json`` holds the sha256 of every other file and is written last. The sha256 of the
+manifest itself is stored with the trial's result in the database (``seal``). A checkpoint at a
+rung is one safetensors file that carries its own hash.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from typing import Any, NamedTuple
 from bakeoff.core import files as core_files
 from bakeoff.core.files import sha256_of
 from bakeoff.core.results import Status, TrialResult
+from bakeoff.core.safetensors_files import read_header
 
+TRIALS = "trials"
+"""The folder of a study folder that holds one folder for each trial."""
 MANIFEST = "COMPLETE.json"
 RESULT = "result.json"
-TRIALS = "trials"
-"""The folder of a study folder that holds the trials' folders."""
 CHECKPOINTS = "state"
+"""The folder of a trial's folder that holds its checkpoints."""
 RETRYABLE = (Status.FAILED, Status.OUT_OF_MEMORY)
-"""How a trial ends that may end otherwise when it is trained again."""
+"""Outcomes that may differ when the trial runs again."""
 
 
 class Damage(NamedTuple):
-    """What is wrong with a sealed folder: files that are gone, and files that are not the same."""
+    """Files of a finished trial that are missing, and files whose bytes have changed."""
 
     missing: tuple[str, ...]
     changed: tuple[str, ...]
@@ -40,17 +42,15 @@ class Damage(NamedTuple):
 
 
 def write_manifest(folder: Path, result: TrialResult) -> None:
-    """Write a trial's result beside its other files, and their hashes last, all durably.
+    """Write a trial's result next to its other files, then the manifest; sync all of them.
 
     Raises:
-        OSError: what the disk says.
+        OSError: the file system refuses.
     """
     core_files.atomic_write_text(folder / RESULT, json.dumps(result.to_json(), sort_keys=True))
     hashes = {}
     for file in sorted(_listed_files(folder)):
-        core_files.fsync_path(
-            file
-        )  # what others wrote here (PEFT, safetensors) may still be in memory
+        core_files.fsync_path(file)  # PEFT and safetensors do not sync what they write
         hashes[file.relative_to(folder).as_posix()] = sha256_of(file)
     for below in {(folder / name).parent for name in hashes}:
         core_files.fsync_path(below)
@@ -59,14 +59,14 @@ def write_manifest(folder: Path, result: TrialResult) -> None:
 
 
 def remove_manifest(folder: Path) -> None:
-    """Take the seal off before anything inside is written again."""
+    """Remove the manifest, before any other file of the folder is written again."""
     (folder / MANIFEST).unlink(missing_ok=True)
     if folder.is_dir():
         core_files.fsync_path(folder)
 
 
 def manifest_hash(folder: Path) -> str | None:
-    """Return the sha256 of a folder's list of hashes, None where it has none."""
+    """Return the sha256 of a folder's manifest, None without one."""
     try:
         return sha256_of(folder / MANIFEST)
     except OSError:
@@ -74,23 +74,22 @@ def manifest_hash(folder: Path) -> str | None:
 
 
 def find_damage(folder: Path) -> Damage | None:
-    """Compare every file of a sealed folder with its hash; None where all are whole."""
+    """Compare every file of a finished trial with the manifest; return None if all match."""
     try:
-        wanted = _read_manifest(folder)
+        expected = _read_manifest(folder)
     except FileNotFoundError:
         return Damage((MANIFEST,), ())
     except (OSError, ValueError, AttributeError):
         return Damage((), (MANIFEST,))
-    there = {file.relative_to(folder).as_posix() for file in _listed_files(folder)}
-    missing = tuple(sorted(wanted.keys() - there))
-    changed = tuple(
-        n for n in sorted(wanted.keys() & there) if _hash_or_none(folder / n) != wanted[n]
-    )
+    present = {file.relative_to(folder).as_posix() for file in _listed_files(folder)}
+    missing = tuple(sorted(expected.keys() - present))
+    both = sorted(expected.keys() & present)
+    changed = tuple(n for n in both if _hash_or_none(folder / n) != expected[n])
     return Damage(missing, changed) if missing or changed else None
 
 
 def read_result(folder: Path) -> TrialResult | None:
-    """Return the result of a sealed folder that is whole, None of any other."""
+    """Return the result of a finished and undamaged trial, None for any other folder."""
     if find_damage(folder) is not None:
         return None
     try:
@@ -102,91 +101,85 @@ def read_result(folder: Path) -> TrialResult | None:
 
 
 def read_finished(folder: Path) -> TrialResult | None:
-    """Return what came of a trial whose folder is whole, and that need not be trained again."""
+    """Return the result as ``read_result`` does, None also if the trial should run again."""
     result = read_result(folder)
     return None if result is None or result.status in RETRYABLE else result
 
 
 def copy_trial(source: Path, target: Path) -> TrialResult | None:
-    """Copy a sealed folder, whole or not at all; return its result.
+    """Copy a finished trial to ``target``, which must not exist; return its result.
 
-    None, and nothing copied, where it is not whole, holds links, or is of a trial that is to be
-    tried again. ``target`` must not be there; its hashes are taken from the copy.
+    Returns None and copies nothing if the folder is damaged, holds symbolic links, or its trial
+    should run again. The hashes are checked on the copy.
 
     Raises:
-        OSError: what the disk says.
+        OSError: the file system refuses.
     """
-    aside = target.with_name(target.name + core_files.PARTIAL_SUFFIX)
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = target.with_name(target.name + core_files.PARTIAL_SUFFIX)
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        made = aside / target.name  # its name is its trial's already: that is checked, too
-        _copy_files(source, made)
-        result = read_finished(made)
+        copied = temporary / target.name  # named as the trial already: read_result compares them
+        _copy_files(source, copied)
+        result = read_finished(copied)
         if result is not None:
-            made.replace(target)
+            copied.replace(target)
             core_files.fsync_path(target.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return result
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copy what a list of hashes names, and the list; leave out what is gone, or a link."""
+    """Copy the manifest and the files that it names; skip missing files and symbolic links."""
     try:
-        wanted = _read_manifest(source)
+        expected = _read_manifest(source)
     except (OSError, ValueError, AttributeError):
         return
     for file in (*_listed_files(source), source / MANIFEST):
         name = file.relative_to(source)
-        if file.is_symlink() or (name.as_posix() not in wanted and file != source / MANIFEST):
+        if file.is_symlink() or (name.as_posix() not in expected and file != source / MANIFEST):
             continue
         try:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / name)
         except FileNotFoundError:
-            continue  # whoever runs that study writes the trial anew
+            continue  # the process that runs the source study is writing this trial again
         core_files.fsync_path(target / name)
     for place, _, _ in os.walk(target):
         core_files.fsync_path(Path(place))
 
 
 def checkpoint_path(trials: Path, trial_id: str, step: int) -> Path:
-    """Return where a trial's state after ``step`` steps lies."""
+    """Return the path of a trial's checkpoint after ``step`` steps."""
     return trials / trial_id / CHECKPOINTS / f"{step}.safetensors"
 
 
 def checkpoint_damage(path: Path) -> str | None:
-    """Say what is wrong with a state at a rung, None where it is whole.
-
-    Reads the safetensors format itself: eight bytes of length, a JSON header, the tensors' bytes.
-    """
+    """Return what is wrong with a checkpoint, None if it is intact."""
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            length = path.stat().st_size
-            header = json.loads(file.read(size)) if size < length else {}
-            ends = [entry["data_offsets"][1] for n, entry in header.items() if n != "__metadata__"]
-            if not ends or length != 8 + size + max(ends):
+            header = read_header(file, size)
+            if header is None or not header.tensors or size != header.end:
                 return "it is cut off"
-            metadata = header["__metadata__"]
-            found = hashlib.file_digest(file, "sha256")
+            result = header.metadata["result"]
+            digest = _add_result(hashlib.file_digest(file, "sha256"), result)
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return "it is no state"
-    if metadata.get("sha256") != _add_result(found, metadata["result"]):
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "it is no checkpoint"
+    if header.metadata.get("sha256") != digest:
         return "its bytes are not those that were written"
     return None
 
 
 def checkpoint_digest(raw: bytes, result: str) -> str:
-    """Return the hash of a serialised state: of its tensors' bytes and its result so far."""
+    """Return the hash of a serialised checkpoint: of its tensors' bytes and its result so far."""
     start = 8 + int.from_bytes(raw[:8], "little")
     return _add_result(hashlib.sha256(memoryview(raw)[start:]), result)
 
 
 def _read_manifest(folder: Path) -> dict[str, str]:
-    """Read a folder's list of hashes, by file."""
     hashes: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return {name: str(value) for name, value in hashes.items()}
 
@@ -204,9 +197,9 @@ def _hash_or_none(file: Path) -> str | None:
 
 
 def _listed_files(folder: Path) -> Iterator[Path]:
-    """Yield a trial's files but the list of hashes, the states it goes on from, unfinished ones."""
+    """Yield the files that the manifest lists: all but itself, checkpoints and partial files."""
     for place, names, files in os.walk(folder):
         if Path(place) == folder:
             names[:] = [n for n in names if n != CHECKPOINTS]
-        own = (Path(place) / n for n in files if not n.endswith(core_files.PARTIAL_SUFFIX))
-        yield from (file for file in own if file != folder / MANIFEST)
+        complete = (Path(place) / n for n in files if not n.endswith(core_files.PARTIAL_SUFFIX))
+        yield from (file for file in complete if file != folder / MANIFEST)

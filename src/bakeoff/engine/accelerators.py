@@ -1,4 +1,4 @@
-"""The engine's accelerators as switches: decided once a method, stored and shown."""
+"""The accelerators of the engine as switches, decided once per method and recorded."""
 
 from __future__ import annotations
 
@@ -11,48 +11,51 @@ import torch
 
 @dataclass(frozen=True)
 class Switches:
-    """What is on. Numbers change within rounding only: a probe compares with the plain path."""
+    """Which accelerators are on.
+
+    They change numbers within rounding only: a probe compares each with the unaccelerated path.
+    """
 
     lanes: bool
-    """Trials share one step; off: they take turns on the one base."""
+    """Trials share a training step; off: they run one after another on the same base."""
     packing: bool
-    """Examples lie end to end through the layers; off: padded batches."""
+    """Examples are concatenated inside the layers; off: padded batches."""
     loss: bool
-    """Linear layer and cross-entropy in chunks, at supervised positions, no head gradient."""
+    """Chunked linear layer and cross-entropy, without a gradient of the output layer."""
     compile: bool
     """One compiled layer serves all layers."""
     graphs: bool
-    """A whole step is one CUDA graph a shape."""
+    """Each step shape is captured as one CUDA graph."""
     lean_inputs: bool = False
-    """PEFT layers take their input as it is, without PEFT's fp32 copy of it (bf16 alone)."""
+    """PEFT layers use their input without PEFT's fp32 copy of it (bf16 only)."""
     checkpointing: bool = False
-    """A layer keeps its input alone, and is computed again in the backward pass."""
+    """A layer saves only its input and is recomputed in the backward pass."""
     micro_tokens: int | None = None
-    """Most tokens of one forward and backward pass; None: whatever fits."""
+    """Maximum number of tokens in a forward and backward pass; None: as many as fit."""
     generation: bool = False
-    """Answers are generated over slots; off: by plain ``generate``, batch by batch."""
+    """Completions are generated with KV slots; off: by ``generate``, batch by batch."""
 
     @classmethod
     def plain(cls) -> Switches:
-        """Return everything off."""
+        """Return the switches with everything off."""
         return cls(lanes=False, packing=False, loss=False, compile=False, graphs=False)
 
     @classmethod
     def best(cls, device: str, precision: str = "bf16", steps: int | None = None) -> Switches:
-        """Return everything that pays on this device, for so many steps (None: very many)."""
+        """Return the defaults for a device and a number of steps per trial (None: very many)."""
         return cls(**{name: e.on for name, e in explain_defaults(device, precision, steps).items()})
 
     @classmethod
     def from_request(
-        cls, wishes: Mapping[str, Any], device: str, precision: str, steps: int
+        cls, requested: Mapping[str, Any], device: str, precision: str, steps: int
     ) -> Switches:
-        """Return the best with the user's ``on`` and ``off`` over it; ``auto`` leaves it be."""
+        """Return the defaults, overridden by the user's ``on`` and ``off``."""
         best = cls.best(device, precision, steps)
-        own: dict[str, Any] = {k: v == "on" for k, v in wishes.items() if v in ("on", "off")}
-        return replace(best, **own, micro_tokens=wishes.get("micro_tokens"))
+        forced: dict[str, Any] = {k: v == "on" for k, v in requested.items() if v in ("on", "off")}
+        return replace(best, **forced, micro_tokens=requested.get("micro_tokens"))
 
     def conflicts(self) -> dict[str, str]:
-        """Return the accelerators that cannot go with others that are on, with the reasons."""
+        """Return the accelerators that conflict with others that are on, with the reasons."""
         if self.micro_tokens is not None:
             return {"graphs": "micro_tokens cuts steps into passes of too many shapes to capture"}
         if self.checkpointing:
@@ -61,21 +64,21 @@ class Switches:
 
 
 class SwitchDefault(NamedTuple):
-    """One switch at ``auto``: whether it is on, and why."""
+    """Value of one switch at ``auto``, and the reason."""
 
     on: bool
     why: str
 
 
 MIN_STEPS_TO_COMPILE = 500
-"""Steps of a trial from which a compiled layer saves more than compiling it costs: about 10 s a
-group of trials of a 135M base on an H100, against some 3 ms of a step and lane (ablation)."""
+"""Steps of a trial from which a compiled layer saves more than its compilation costs: about 10 s
+per group of trials of a 135M base on an H100, against some 3 ms per step and lane (ablation)."""
 
 
 def explain_defaults(
     device: str, precision: str, steps: int | None = None
 ) -> dict[str, SwitchDefault]:
-    """Say which switches ``auto`` turns on for a device and a number of steps, and why."""
+    """Return what ``auto`` chooses for each switch on a device and for a number of steps."""
     cuda = device.startswith("cuda")
     flash = cuda and precision == "bf16" and torch.cuda.get_device_capability(device) >= (8, 0)
     attention = "varlen flash attention" if flash else "softmax over each example"
@@ -94,6 +97,7 @@ def explain_defaults(
 
 
 def _compile_default(cuda: bool, steps: int | None) -> SwitchDefault:
+    """Return what ``auto`` chooses for ``compile``."""
     if not cuda:
         return SwitchDefault(False, "a CPU gains less than compiling costs")
     if steps is not None and steps < MIN_STEPS_TO_COMPILE:

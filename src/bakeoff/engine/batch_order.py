@@ -1,4 +1,4 @@
-"""Which examples make up which step: decided by the seed alone, so it is equal for all methods."""
+"""Order of training examples, determined by the seed alone: the same for every method."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 def step_indices(
     n_examples: int, batch_size: int, seed: int, start: int = 0
 ) -> Iterator[tuple[int, ...]]:
-    """Yield the example indices of each step from step ``start`` on, for ever.
+    """Yield the example indices of each step without end, from step ``start``.
 
-    Each pass over the data is a fresh permutation; a step may span two passes, so that every step
-    has exactly ``batch_size`` examples and no example is seen twice before all were seen once.
+    Each pass over the data is a new permutation. A step may span two passes: every step has exactly
+    ``batch_size`` examples, and no example repeats before all others were seen as often.
     """
     rng = np.random.default_rng([seed, 0x0DE4])
     waiting: list[int] = []
-    gone = start * batch_size
+    to_skip = start * batch_size
     while True:
-        while gone:
+        while to_skip:
             waiting.extend(rng.permutation(n_examples).tolist())
-            passed = min(gone, len(waiting))
-            del waiting[:passed]
-            gone -= passed
+            skipped = min(to_skip, len(waiting))
+            del waiting[:skipped]
+            to_skip -= skipped
         while len(waiting) < batch_size:
             waiting.extend(rng.permutation(n_examples).tolist())
         yield tuple(waiting[:batch_size])

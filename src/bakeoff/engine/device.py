@@ -1,4 +1,4 @@
-"""Which device and precision a study runs in: found out, then frozen into its conditions."""
+"""Device and precision of a study, memory errors, and where a model's tensors are placed."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from bakeoff.engine.quantization import is_packed
 Result = TypeVar("Result")
 
 
-def resolve_device(wish: str) -> str:
-    """Return the device to use; ``auto`` takes CUDA when it is there.
+def resolve_device(requested: str) -> str:
+    """Return the device to use; ``auto`` is CUDA if available.
 
     Raises:
         PreflightError: ``device-not-found``.
     """
     count = torch.cuda.device_count()
-    if wish == "auto":
+    if requested == "auto":
         return "cuda:0" if count else "cpu"
-    if wish == "cuda":
-        wish = "cuda:0"
-    if wish == "cpu" or wish in {f"cuda:{i}" for i in range(count)}:
-        return wish
+    if requested == "cuda":
+        requested = "cuda:0"
+    if requested == "cpu" or requested in {f"cuda:{i}" for i in range(count)}:
+        return requested
     raise PreflightError(
         "device-not-found",
-        f"There is no device '{wish}' ({count} CUDA devices seen).",
+        f"There is no device '{requested}' ({count} CUDA devices found).",
         "engine.device = 'auto' or 'cpu'.",
     )
 
 
-def resolve_precision(wish: str, device: str) -> str:
-    """Return ``bf16`` or ``fp32``; ``auto`` takes bf16 where the hardware computes in it.
+def resolve_precision(requested: str, device: str) -> str:
+    """Return ``bf16`` or ``fp32``; ``auto`` is bf16 if the hardware computes in it.
 
-    On a CPU without bf16 units autocast runs, but slower than fp32: hence the look at its flags.
+    On a CPU without bf16 units autocast works, but is slower than fp32, so its flags are checked.
     """
-    if wish != "auto":
-        return wish
+    if requested != "auto":
+        return requested
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if cpu_has_bf16() else "fp32"
 
 
 def cpu_has_bf16() -> bool:
-    """Say whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
+    """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, p, lambda: False)()) for p in probes)
 
@@ -66,7 +66,7 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out, on a GPU or the host."""
+    """Return whether an error means that memory ran out, on a GPU or the host."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
@@ -74,22 +74,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def retry_with_half(work: Callable[[int], Result], rows: int) -> Result:
-    """Return ``work(rows)``; where memory runs out, the same from its start with half the rows."""
+    """Return ``work(rows)``; when memory runs out, restart it with half the rows."""
     while True:
         try:
             return work(rows)
         except (RuntimeError, MemoryError) as error:
             if rows <= 1 or not is_out_of_memory(error):
                 raise
-        free_memory()  # out here: the error held on to what was made before it
+        free_memory()  # outside the handler: the error still referenced the tensors of the failed attempt
         rows //= 2
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Say whether an error leaves this process without its GPU: nothing it computes is right now.
+    """Return whether an error leaves this process without a usable GPU.
 
-    A failed assertion in a kernel, an illegal address or an ECC error is of the whole CUDA context;
-    only another process gets a new one.
+    A failed assertion in a kernel, an illegal address or an ECC error breaks the whole CUDA
+    context; only a new process gets a new one.
     """
     if is_out_of_memory(error):
         return False
@@ -98,10 +98,11 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed blocks for the next step (glibc alone; else nothing happens).
+    """Let the C library keep freed blocks for the next step (glibc only; otherwise do nothing).
 
-    It gives blocks of megabytes back to the system at once, and a CPU's every step pays for the
-    same pages again: a tenth of a laned step (measured). ``meter.settle`` still gives them back.
+    By default it returns large blocks to the system at once, and every step on a CPU pays for the
+    same pages again: a tenth of a step with lanes (measured). ``profiling.release_memory`` still
+    returns them.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -111,22 +112,23 @@ def keep_freed_memory() -> None:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""glibc's malloc.h."""
+"""Values of glibc's malloc.h."""
 _LARGEST_INT = 2**31 - 1
 
 
 def free_memory() -> None:
-    """Give cached memory back to the device."""
+    """Return cached memory to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def move_to_device(model: nn.Module, device: str) -> nn.Module:
-    """Move a model to its device, with what lies in plain attributes and dictionaries of tensors.
+    """Move a model to its device, including tensors in plain attributes and dictionaries.
 
-    ``Module.to`` does not see those: PEFT keeps prompts' token ids and AdaMSS's indices so, and
-    copies them in each forward pass, which costs time and which no CUDA graph can capture.
+    ``Module.to`` does not see those. PEFT keeps the token ids of prompts and AdaMSS's indices
+    there and copies them in each forward pass, which costs time and cannot be captured in a CUDA
+    graph.
     """
     for module in model.modules():
         for name, value in vars(module).items():
@@ -146,7 +148,7 @@ def move_to_device(model: nn.Module, device: str) -> nn.Module:
 
 
 def _move_unquantized_tensors(module: nn.Module, device: str) -> None:
-    """Move a module's own tensors but the quantised: they lie on the device since loading."""
+    """Move a module's tensors except quantised ones, which are on the device since loading."""
     for parameter in module._parameters.values():
         if parameter is not None and not is_packed(parameter):
             parameter.data = parameter.data.to(device)
@@ -156,11 +158,11 @@ def _move_unquantized_tensors(module: nn.Module, device: str) -> None:
 
 
 def set_dtypes(model: nn.Module, precision: str) -> None:
-    """Hold frozen floating-point tensors in the compute dtype and trained ones in fp32.
+    """Cast frozen floating-point tensors to the compute dtype and trained ones to fp32.
 
     The optimizer then always works on fp32 master weights, whatever the method, and autocast has
-    no frozen weight left to convert in each step. A module's vectors go together: a CPU's layer
-    norm wants its weight and its bias in one dtype, also where the bias alone is trained.
+    no frozen weight to convert in each step. A module's vectors share a dtype: layer norm on a CPU
+    needs its weight and bias in one dtype, even if only the bias is trained.
     """
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
     master = {id(p) for p in model.parameters() if p.requires_grad}
@@ -174,10 +176,10 @@ def set_dtypes(model: nn.Module, precision: str) -> None:
 
 
 def disable_input_casting(model: nn.Module) -> None:
-    """Let PEFT layers take their input as it is.
+    """Let PEFT layers use their input without casting it.
 
-    PEFT copies it to the dtype of the adapter, fp32, only for autocast to bring it back: the copy
-    is kept for the backward pass and dominates training memory. The adapters stay fp32.
+    PEFT casts it to the adapter's dtype, fp32, and autocast casts it back: the copy is saved for
+    the backward pass and dominates training memory. The adapters stay in fp32.
     """
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):

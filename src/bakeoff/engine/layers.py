@@ -1,10 +1,13 @@
-"""The repeated layers of a base: where rows are packed, and the one layer that is compiled.
+"""The repeated layers of a base: where rows are packed, compiled and recomputed.
 
-Each layer's forward is replaced on the instance. The first packs the hidden states and every
-argument that counts tokens, the last unpacks; between them the model's own loop carries packed
-states without knowing. Where compiling is on, all layers of one make run through a single compiled
-function of a template layer, with that layer's tensors (stacked or not) as arguments: one
-compilation serves them all.
+The forward of each layer is replaced on the instance. The first layer packs the hidden states and
+every argument with a token axis, the last one unpacks; in between, the model's own loop passes
+packed states along unchanged. With compilation, all layers of one kind run through a single
+compiled function of a template layer, with that layer's tensors (stacked or not) as arguments, so
+that one compilation serves them all.
+
+Tensor axes: K = lanes, B = rows of all lanes, L = padded length, T = slots of a packed row,
+D = model width. Padded ``[B, L, D]``, packed ``[K, T, D]``.
 """
 
 from __future__ import annotations
@@ -27,31 +30,31 @@ from bakeoff.engine.packing.layout import Layout, pack, unpack
 from bakeoff.engine.quantization import is_packed
 
 _LAYER_IDENTITY = {"layer_idx", "layer_id", "layer_index", "kwargs", "module_name"}
-"""Attributes that differ from layer to layer and change nothing in a forward pass without a cache
-(``kwargs`` and ``module_name`` are PEFT's record of how and where a layer was made).
+"""Attributes that differ between layers and do not affect a forward pass without a cache
+(``kwargs`` and ``module_name`` are PEFT's record of how and where a layer was created).
 """
 MAX_LAYER_KINDS = 4
-"""Most makes of layers that are compiled; beyond it compiling costs more than it gives."""
+"""Maximum number of layer kinds to compile; with more, compiling costs more than it saves."""
 
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class NotCompilable(Exception):
-    """Compiling the layers would not pay; the message says why."""
+    """Compiling the layers would not save time; the message says why."""
 
 
 class NotRecomputable(Exception):
-    """A layer cannot be computed again in the backward pass; the message says why."""
+    """A layer cannot be recomputed in the backward pass; the message says why."""
 
 
 class LayerStack:
-    """The layers of a model, with packing, compiling and checkpointing put around them."""
+    """The layers of a model, wrapped for packing, compilation and checkpointing."""
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = find_layers(model)
         self.checkpointing = False
-        """Each layer keeps its input alone, and is computed again in the backward pass."""
+        """Each layer saves only its input and is recomputed in the backward pass."""
         self._packed: dict[int, Any] = {}
         self._shells = [ClassForward(layer) for layer in self.layers]
         self._compiled: list[Callable[..., Any]] = []
@@ -59,29 +62,29 @@ class LayerStack:
             layer.forward = _LayerForward(self, index)
 
     def compile(self) -> None:
-        """Train every layer through one compiled template of its make.
+        """Train every layer through one compiled template of its kind.
 
-        Evaluation stays as it is: compiling once more for it would cost more than it gives.
+        Evaluation is not compiled: a second compilation would cost more than it saves.
 
         Raises:
             NotCompilable: the layers differ too much.
         """
         if any(is_packed(p) for x in self.layers for p in x.parameters()):
             raise NotCompilable("quantised layers keep their scales outside their tensors")
-        makes: list[tuple[nn.Module, Callable[..., Any]]] = []
-        # from the back: the first layer to run must not be the template itself, or the compiler
-        # takes its tensors' places in the stack for the template's, and compiles again for others
+        kinds: list[tuple[nn.Module, Callable[..., Any]]] = []
+        # from the back: if the first layer to run were the template itself, the compiler would
+        # specialise on its tensors' offsets in the stack and recompile for every other layer
         for layer in reversed(self.layers):
-            known = [f for first, f in makes if same_structure(first, layer)]
-            if not known and len(makes) == MAX_LAYER_KINDS:
-                raise NotCompilable(f"the layers are of more than {MAX_LAYER_KINDS} makes")
+            known = [f for first, f in kinds if same_structure(first, layer)]
+            if not known and len(kinds) == MAX_LAYER_KINDS:
+                raise NotCompilable(f"the layers are of more than {MAX_LAYER_KINDS} kinds")
             if not known:
                 known = [torch.compile(_Template(layer))]
-                makes.append((layer, known[0]))
+                kinds.append((layer, known[0]))
             self._compiled.insert(0, known[0])
 
     def run(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one layer on what the model handed it."""
+        """Run one layer on the arguments that the model passed."""
         where = ActivePass.layout
         if where is None:
             return self._call(index, args, kwargs, compiled=False)
@@ -93,11 +96,14 @@ class LayerStack:
                 raise NotPackable("keys and values from outside the batch (a prefix)")
             states = pack(_hidden_states(args, kwargs, where), where)
             if compiled and not states.requires_grad:
-                # no view, and with a gradient, as in every other layer: one compilation, not two
+                # not a view, and requiring a gradient, as in every other layer: otherwise the
+                # first layer would need a compilation of its own
                 states = states.detach().requires_grad_()
             args = (states, *args[1:])
             kwargs.pop("hidden_states", None)
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._move(t, where), (args, kwargs))
+        args, kwargs = pytree.tree_map_only(
+            Tensor, lambda t: self._pack_argument(t, where), (args, kwargs)
+        )
         if compiled:
             _mark_dynamic(where, (args, kwargs))
         out = self._call(index, args, kwargs, compiled)
@@ -106,60 +112,60 @@ class LayerStack:
         )
 
     def _call(self, index: int, args: Any, kwargs: dict[str, Any], compiled: bool) -> Any:
-        """Run one layer; where that is on, keep its input alone and run it again for the gradient.
+        """Run one layer; with checkpointing, save only its input and rerun it for the gradient.
 
         Raises:
-            NotRecomputable: a second run would find another state than the first.
+            NotRecomputable: a second run would see another state than the first.
         """
         if not (self.checkpointing and torch.is_grad_enabled()):
-            return self._once(index, compiled, args, kwargs)
+            return self._run_once(index, compiled, args, kwargs)
         if kwargs.get("past_key_values") is not None:
             raise NotRecomputable("layers that add to a cache of keys and values, run twice")
-        # under vmap too: the units inside enter it anew each time, the layer itself is outside
+        # works with vmap: the modules inside enter vmap in each run, the layer itself is outside
         with set_checkpoint_early_stop(False):
             return checkpoint(
-                self._once, index, compiled, args, kwargs,
+                self._run_once, index, compiled, args, kwargs,
                 use_reentrant=False, context_fn=_recompute_contexts,
             )  # fmt: skip
 
-    def _once(self, index: int, compiled: bool, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _run_once(self, index: int, compiled: bool, args: Any, kwargs: dict[str, Any]) -> Any:
         if not compiled:
             return self._shells[index](*args, **kwargs)
-        # views: the template's own tensors must not be seen to be those of the first layer
-        held = list(named_tensors_with_aliases(self.layers[index]))
-        views = {id(t): t.view_as(t) for _, t in held}
-        own = {name: views[id(t)] for name, t in held}
-        return self._compiled[index](own, args, kwargs)
+        # views: the compiler must not recognise the first layer's tensors as the template's own
+        tensors = list(named_tensors_with_aliases(self.layers[index]))
+        views = {id(t): t.view_as(t) for _, t in tensors}
+        by_name = {name: views[id(t)] for name, t in tensors}
+        return self._compiled[index](by_name, args, kwargs)
 
-    def _move(self, t: Tensor, where: Layout) -> Tensor:
-        """Pack an argument that counts tokens, once a pass."""
+    def _pack_argument(self, t: Tensor, where: Layout) -> Tensor:
+        """Pack an argument with a token axis, once per pass; return any other unchanged."""
         if t.ndim < 2 or t.shape[1] != where.longest or t.shape[0] not in (1, len(where.scatter)):
             return t
         if id(t) not in self._packed:
             rows = t.expand(len(where.scatter), *t.shape[1:])
             self._packed[id(t)] = (t, pack(rows, where))
-        moved: Tensor = self._packed[id(t)][1]
-        return moved
+        packed: Tensor = self._packed[id(t)][1]
+        return packed
 
 
 def _recompute_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Return the contexts of a layer's first run and of its second, with the same draws in both."""
+    """Return the contexts of a layer's first and second run, with the same random draws in both."""
     where, draws = ActivePass.layout, ActivePass.random
     calls = 0 if draws is None else draws.calls
 
     @contextlib.contextmanager
-    def again() -> Iterator[None]:
+    def replay() -> Iterator[None]:
         with (
             use_layout(where, draws),
             draws.replay_from(calls) if draws else contextlib.nullcontext(),
         ):
             yield
 
-    return contextlib.nullcontext(), again()
+    return contextlib.nullcontext(), replay()
 
 
 class _LayerForward:
-    """The forward of one layer: installed on the instance."""
+    """Replacement for the forward of one layer, installed on the instance."""
 
     def __init__(self, stack: LayerStack, index: int) -> None:
         self.stack = stack
@@ -170,23 +176,23 @@ class _LayerForward:
 
 
 class _Template:
-    """Calls one layer with the tensors of another of the same make."""
+    """Calls one layer with the tensors of another layer of the same kind."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.shell = ClassForward(layer)
 
-    def __call__(self, own: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
-        named = {f"inner.{n}": t for n, t in own.items()}
+    def __call__(self, tensors: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        named = {f"inner.{n}": t for n, t in tensors.items()}
         return functional_call(self.shell, named, args, kwargs, tie_weights=False)
 
 
-def _mark_dynamic(where: Layout, given: Any) -> None:
-    """Tell the compiler which lengths vary, the row's and the longest example's.
+def _mark_dynamic(where: Layout, arguments: Any) -> None:
+    """Mark the lengths that vary as dynamic, so that one compilation serves all of them.
 
-    One compilation serves them all.
+    These are the length of a packed row and of the padded batch.
     """
     lengths = {where.gather.shape[1], where.longest}
-    for t in pytree.tree_leaves((given, where)):
+    for t in pytree.tree_leaves((arguments, where)):
         if isinstance(t, Tensor) and t.ndim > 1 and t.shape[1] in lengths:
             torch._dynamo.maybe_mark_dynamic(t, 1)
 
@@ -198,8 +204,8 @@ def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any], where: Layout)
             f"the layers see {tuple(states.shape[:2])} tokens, the batch has "
             f"{tuple(where.scatter.shape)}"
         )
-    found: Tensor = states
-    return found
+    hidden: Tensor = states
+    return hidden
 
 
 def _unpack_output(t: Tensor, where: Layout) -> Tensor:
@@ -226,13 +232,13 @@ def find_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def use_packed_attention(model: nn.Module) -> None:
-    """Let the model attend through our function; without a layout it is SDPA with its masks."""
+    """Set the model's attention to ``packed_attention``: SDPA while no layout is active."""
     whole: Any = model
     whole.set_attn_implementation(ATTENTION_NAME)
 
 
 def same_structure(a: nn.Module, b: nn.Module) -> bool:
-    """Say whether one layer's code with the other's tensors computes the other layer."""
+    """Return whether one layer's code with the other's tensors computes the other layer."""
     ours, theirs = dict(a.named_modules()), dict(b.named_modules())
     return list(ours) == list(theirs) and all(
         type(x) is type(y)
@@ -243,7 +249,7 @@ def same_structure(a: nn.Module, b: nn.Module) -> bool:
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, str]:
-    """Return a module's attributes that are neither tensors of its own nor modules, as text."""
+    """Return a module's attributes other than its tensors and submodules, as text."""
     skipped = {"_parameters", "_buffers", "_modules", "forward", *_LAYER_IDENTITY}
     return {
         k: _ADDRESS.sub("", repr(v))
@@ -254,5 +260,6 @@ def _plain_attributes(module: nn.Module) -> dict[str, str]:
 
 
 def _tensor_specs(module: nn.Module) -> Sequence[Any]:
-    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return [(n, t.shape, t.dtype, t.requires_grad) for n, t in held]
+    """Return name, shape, dtype and ``requires_grad`` of a module's own tensors."""
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return [(n, t.shape, t.dtype, t.requires_grad) for n, t in tensors]

@@ -1,7 +1,9 @@
-"""The training loop: hand-written, K lanes a step, no method named, no reading back in a step.
+"""The training loop: K lanes per step, method-agnostic, without host synchronisation in a step.
 
-Called by ``segment`` and by the cost probe. Losses stay on the device until a reading point; a lane
-that diverges is frozen there and then by the optimizer and found out at the next reading.
+Losses stay on the device until a reading point. The optimizer freezes a lane that diverges at
+once; the host learns of it at the next reading.
+
+Tensor axes: K = lanes, B = rows of one lane.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ MAX_LOSS = 1e4
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to optimise; equal for every trial."""
+    """Optimisation settings shared by all trials."""
 
     steps: int
     warmup: float
@@ -40,9 +42,9 @@ class Recipe:
 
 
 class LossReading(NamedTuple):
-    """Mean training loss of each lane since the last reading, taken after ``step`` steps.
+    """Mean training loss of each lane since the last reading, after ``step`` steps.
 
-    ``diverged`` holds the step (from 1) at which a lane diverged, None for those that live.
+    ``diverged`` holds the step (from 1) at which a lane diverged, None for the others.
     """
 
     step: int
@@ -51,10 +53,10 @@ class LossReading(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Where training stopped when asked to: after ``step`` steps, between two readings.
+    """State of a training run that stopped on request, after ``step`` steps.
 
-    ``losses`` ``[n, K]`` holds the training losses since the last reading, ``diverged`` what a
-    reading would.
+    ``losses`` ``[n, K]`` holds the training losses since the last reading; ``diverged`` is as in
+    ``LossReading``.
     """
 
     step: int
@@ -63,7 +65,7 @@ class Pause(NamedTuple):
 
 
 class LossFunction(Protocol):
-    """Maps (model, batch) to each item's summed loss and count of supervised units."""
+    """Function from (model, batch) to each item's summed loss and number of supervised units."""
 
     def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Return ``[K * B]`` sums and counts."""
@@ -71,9 +73,9 @@ class LossFunction(Protocol):
 
 
 class StepHooks(NamedTuple):
-    """What a method does in a step beside the loss; None where it does nothing of its own.
+    """A method's own computations in a training step; None where it has none.
 
-    ``penalty`` gives a term to add to a lane's loss, ``precondition`` maps a lane's values and
+    ``penalty`` returns a term to add to a lane's loss, ``precondition`` maps a lane's values and
     clipped gradients to new gradients, ``after_step`` is called with each lane's model, the step
     and the lane between the optimizer's step and the next forward pass.
     """
@@ -84,7 +86,7 @@ class StepHooks(NamedTuple):
 
 
 class Stepper:
-    """Takes optimizer steps for all lanes; ``losses`` gives items' losses."""
+    """Takes optimizer steps for all lanes; ``losses`` returns the loss of each item."""
 
     def __init__(
         self,
@@ -113,14 +115,14 @@ class Stepper:
             losses = self._graphs(batch, r.device)
         else:
             losses = self.compute(batch.to(r.device))
-        self._after(index)
+        self._run_after_step(index)
         return losses
 
     def compute(self, batch: StepBatch) -> Tensor:
-        """Run the device's part of a step: what a CUDA graph may hold."""
+        """Run the part of a step that a CUDA graph can capture."""
         self.lanes.stack.gradients.zero_()
         losses = self.forward_backward(batch)
-        self.optimizer.mask(losses)
+        self.optimizer.clip_and_mask(losses)
         if self.precondition is not None:
             self.lanes.precondition(self.precondition)
         self.optimizer.step(self._factor)
@@ -128,19 +130,19 @@ class Stepper:
 
     def forward_backward(self, batch: StepBatch) -> Tensor:
         """Add each lane's gradients to the stack; return the losses ``[K]``."""
-        found, so_far = [], torch.zeros(2, device=self._factor.device)
+        losses, so_far = [], torch.zeros(2, device=self._factor.device)
         for one in batch.passes:
             self.lanes.run_lanes(one.first, one.width, one.batch.rows // one.width)
             self.lanes.random.part = one.part
             self.lanes.random.seed_global_generator(one.first)
             if one.part is None:
-                found.append(self._whole(one))
+                losses.append(self._full_pass(one))
                 continue
-            so_far = so_far + self._part(one)
+            so_far = so_far + self._partial_pass(one)
             if one.part.last:
-                found.append(self._end(one.first, so_far))
+                losses.append(self._finish_parts(one.first, so_far))
                 so_far = torch.zeros_like(so_far)
-        return torch.cat(found)
+        return torch.cat(losses)
 
     def _forward(self, one: Pass) -> tuple[Tensor, Tensor]:
         """Return each lane's summed loss and supervised units in this pass, ``[width]`` each."""
@@ -149,8 +151,8 @@ class Stepper:
             sums, counts = self.losses(self.lanes.model, one.batch)
         return sums.view(one.width, -1).sum(1), counts.view(one.width, -1).sum(1)
 
-    def _whole(self, one: Pass) -> Tensor:
-        """Add the gradients of lanes whose step is one pass; return their losses ``[width]``."""
+    def _full_pass(self, one: Pass) -> Tensor:
+        """Add the gradients of lanes whose step is this pass; return their losses ``[width]``."""
         sums, counts = self._forward(one)
         losses = sums / counts
         extra = self._penalties(one.width)
@@ -158,14 +160,14 @@ class Stepper:
         self.lanes.backward(total.sum())
         return losses.detach()
 
-    def _part(self, one: Pass) -> Tensor:
+    def _partial_pass(self, one: Pass) -> Tensor:
         """Add the gradient of one lane's summed loss in this pass; return the sum and its units."""
         sums, counts = self._forward(one)
         self.lanes.backward(sums.sum())
         return torch.cat([sums.detach().float(), counts.float()])
 
     @torch.no_grad()
-    def _end(self, lane: int, so_far: Tensor) -> Tensor:
+    def _finish_parts(self, lane: int, so_far: Tensor) -> Tensor:
         """Turn a lane's summed gradients into those of its mean loss; return the loss ``[1]``."""
         total, count = so_far[:1], so_far[1:]
         self.lanes.stack.gradients[lane].div_(count)
@@ -176,6 +178,7 @@ class Stepper:
         return total / count
 
     def _penalties(self, lanes: int) -> Tensor | None:
+        """Return the method's loss term of each active lane, ``[lanes]``; None without one."""
         if self.penalty is None:
             return None
         if lanes > 1:
@@ -183,27 +186,27 @@ class Stepper:
         return self.penalty(self.lanes.model)
 
     def state(self, lane: int) -> dict[str, Tensor]:
-        """Return copies of a lane's trained values and of its optimizer's state."""
+        """Return copies of a lane's trained values and of its optimizer state."""
         values = self.lanes.stack.values[lane].detach().clone()
         return {"values": values, **self.optimizer.state(lane)}
 
-    def restore(self, lane: int, saved: Mapping[str, Tensor], taken: int) -> None:
-        """Put a saved ``state`` back in a lane; ``taken`` counts the steps before it."""
+    def restore(self, lane: int, saved: Mapping[str, Tensor], steps_taken: int) -> None:
+        """Restore a saved ``state`` of a lane, after ``steps_taken`` steps."""
         with torch.no_grad():
             self.lanes.stack.values[lane].copy_(saved["values"])
-        self.optimizer.restore(lane, saved, taken)
+        self.optimizer.restore(lane, saved, steps_taken)
 
     def never_updated(self, lane: int) -> bool:
-        """Tell whether no gradient has moved a lane, nor anything else that its method does."""
+        """Return whether neither a gradient nor the method itself has ever changed a lane."""
         return self.after_step is None and self.optimizer.never_updated(lane)
 
     def discard_graphs(self, for_good: bool) -> None:
-        """Give captured graphs and their memory back, or go on without any."""
+        """Free captured graphs and their memory; ``for_good`` also stops capturing new ones."""
         if self._graphs is not None:
             self._graphs = None if for_good else StepGraphs(self.compute, self.forward_backward)
             self.lanes.random.captured = not for_good
 
-    def _after(self, index: int) -> None:
+    def _run_after_step(self, index: int) -> None:
         if self.after_step is None:
             return
         for lane in range(len(self.lanes)):
@@ -217,46 +220,50 @@ def train(
     span: tuple[int, int],
     readings: Sequence[int],
     on_reading: Callable[[LossReading], None],
-    again: Callable[[], StepBatch | None] = lambda: None,
-    unread: Sequence[Tensor] = (),
+    shrink_batch: Callable[[], StepBatch | None] = lambda: None,
+    pending_losses: Sequence[Tensor] = (),
 ) -> Pause | None:
-    """Train over the steps of ``span``; after each step in ``readings`` read the losses back.
+    """Train over the steps of ``span``; read the losses back after each step in ``readings``.
 
-    ``again`` gives the step at hand in smaller passes when memory runs out, None when it cannot be
-    made smaller; ``unread`` the losses ``[K]`` of the steps before ``span`` that no reading has
-    taken in. Ends early when every lane has diverged, or, with a pause, when asked to stop.
+    ``shrink_batch`` returns the current step in smaller passes when memory runs out, None if it
+    cannot be made smaller. ``pending_losses`` are the losses ``[K]`` of the steps before ``span``
+    since the last reading. Training ends early when every lane has diverged, or with a pause on
+    request.
     """
     stepper.lanes.model.train()
-    pending: list[Tensor] = list(unread)
+    pending: list[Tensor] = list(pending_losses)
     start, stop = span
     for index in range(start, stop):
-        pending.append(step_with_retry(stepper, index, next(batches), again).clone())
+        # clone: a CUDA graph overwrites its losses in the next step
+        pending.append(step_with_retry(stepper, index, next(batches), shrink_batch).clone())
         beat()
         if index + 1 in readings:
             means = torch.stack(pending).float().mean(0).tolist()
-            dead = _divergence_steps(stepper)
+            diverged = _divergence_steps(stepper)
             pending.clear()
-            on_reading(LossReading(index + 1, tuple(means), dead))
-            if all(dead):
+            on_reading(LossReading(index + 1, tuple(means), diverged))
+            if all(diverged):
                 return None
             stepper.lanes.model.train()
         if stop_requested() and index + 1 < stop:
-            lost = stepper.lanes.stack.values.new_empty(0, len(stepper.lanes))
-            losses = torch.stack(pending) if pending else lost
+            empty = stepper.lanes.stack.values.new_empty(0, len(stepper.lanes))
+            losses = torch.stack(pending) if pending else empty
             return Pause(index + 1, losses, _divergence_steps(stepper))
     return None
 
 
 def _divergence_steps(stepper: Stepper) -> tuple[int | None, ...]:
+    """Return the step at which each lane diverged, None where it did not."""
     return tuple(at or None for at in stepper.optimizer.diverged_at.tolist())
 
 
 def step_with_retry(
-    stepper: Stepper, index: int, batch: StepBatch, again: Callable[[], StepBatch | None]
+    stepper: Stepper, index: int, batch: StepBatch, shrink_batch: Callable[[], StepBatch | None]
 ) -> Tensor:
-    """Take a step; where memory runs out, take it in smaller passes. No lane loses its work.
+    """Take a step; where memory runs out, take it again in smaller passes.
 
-    Memory runs out in a forward or backward pass, before the optimizer has touched a lane.
+    No lane loses its work: memory runs out in a forward or backward pass, before the optimizer
+    has changed a lane.
     """
     while True:
         try:
@@ -264,15 +271,15 @@ def step_with_retry(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            smaller = again()
+            smaller = shrink_batch()
             if smaller is None:
                 raise
-            # one lane's step cut into passes has as many shapes as there are cuts
+            # a step of one lane in parts has a shape for each way to split it: too many to capture
             stepper.discard_graphs(for_good=max(batch.widths) == 1)
             batch = smaller
-        free_memory()
+        free_memory()  # outside the handler: the error still referenced the failed step's tensors
 
 
 def reading_steps(steps: int, count: int) -> tuple[int, ...]:
-    """Return ``count`` steps at which to read, evenly spaced, the last at the end."""
+    """Return ``count`` steps at which to read losses: evenly spaced, the last one at the end."""
     return tuple(sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)}))

@@ -1,4 +1,7 @@
-"""The optimizer and the learning-rate schedule: the same for every method, lane by lane its own."""
+"""AdamW and the learning-rate schedule, the same for every method, with separate lanes.
+
+Tensor axes: K = lanes, P = trained parameters of a lane, G = parameter groups.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ def learning_rate_factor(step: int, steps: int, warmup: float, decay: float) -> 
     """Return the factor on the peak learning rate at ``step`` of ``steps`` (counted from 0).
 
     Warm-up, stable, decay (WSD, arXiv 2404.06395): a linear rise over the first ``warmup`` share of
-    the steps, a plateau, a linear fall to 0 over the last ``decay`` share. A trial stopped on the
-    plateau and one that goes on have shared the same steps, which a cosine would not give.
+    the steps, a plateau, a linear fall to 0 over the last ``decay`` share. On the plateau, a trial
+    that will be stopped and one that will continue take the same steps; under a cosine schedule
+    they would not.
     """
     rising = warmup * steps
     falling = decay * steps
@@ -27,7 +31,7 @@ def learning_rate_factor(step: int, steps: int, warmup: float, decay: float) -> 
 
 @dataclass(frozen=True)
 class LaneRecipe:
-    """How one lane optimises: the peak rate of each parameter group, and its weight decay."""
+    """Optimiser settings of one lane: peak rate of each parameter group, decay and clipping."""
 
     learning_rates: tuple[float, ...]
     weight_decay: float
@@ -35,11 +39,11 @@ class LaneRecipe:
 
 
 class LaneAdamW:
-    """AdamW over the rows of a stack, fused, each lane with its own rates; no host sync.
+    """Fused AdamW over the rows of a stack, each lane with its own rates; no host sync.
 
     A lane whose loss or gradient is not finite, or whose loss exceeds ``max_loss``, is frozen from
-    that step on: its row takes no update any more, its neighbours' rows are not touched by it.
-    ``alive`` is ``[K]``; ``diverged_at`` ``[K]`` counts steps from 1, 0 where the lane lives.
+    that step on: its row gets no more updates, and the other rows are unaffected. ``alive`` is
+    ``[K]``, ``rates`` ``[K, G]``; ``diverged_at`` ``[K]`` counts steps from 1, 0 if not diverged.
     """
 
     def __init__(
@@ -61,34 +65,34 @@ class LaneAdamW:
         ]
         on_gpu = device.type == "cuda"
         self.adamw = torch.optim.AdamW(groups, fused=True, capturable=on_gpu)
-        self._make_state()
+        self._init_state()
 
-    def _make_state(self) -> None:
-        """Let AdamW make its state now, at rates of 0: a CUDA graph must find it there."""
+    def _init_state(self) -> None:
+        """Create AdamW's state now, at rates of 0: a CUDA graph needs it before the capture."""
         self.adamw.step()
         for state in self.adamw.state.values():
             state["step"].zero_()
 
     def state(self, lane: int) -> dict[str, Tensor]:
-        """Return copies of what this lane's next step depends on beside its values."""
+        """Return copies of the optimizer state of a lane."""
         return {
-            f"{key}.{g}": held.detach().clone()
+            f"{key}.{g}": value.detach().clone()
             for g, state in enumerate(self._states(lane))
-            for key, held in state.items()
+            for key, value in state.items()
         }
 
     @torch.no_grad()
-    def restore(self, lane: int, saved: Mapping[str, Tensor], taken: int) -> None:
-        """Put a saved ``state`` back, in place; ``taken`` counts the steps before it."""
+    def restore(self, lane: int, saved: Mapping[str, Tensor], steps_taken: int) -> None:
+        """Restore a saved ``state`` in place, after ``steps_taken`` steps."""
         for g, state in enumerate(self._states(lane)):
-            for key, held in state.items():
-                held.copy_(saved[f"{key}.{g}"])
-        self.steps_taken.fill_(taken)
+            for key, value in state.items():
+                value.copy_(saved[f"{key}.{g}"])
+        self.steps_taken.fill_(steps_taken)
 
     def never_updated(self, lane: int) -> bool:
-        """Tell whether every gradient that the lane was given so far was exactly 0."""
-        held = (state[key] for state in self._states(lane) for key in ("exp_avg", "exp_avg_sq"))
-        return not any(bool(moment.any()) for moment in held)
+        """Return whether every gradient of the lane was exactly 0 so far."""
+        moments = (state[key] for state in self._states(lane) for key in ("exp_avg", "exp_avg_sq"))
+        return not any(bool(moment.any()) for moment in moments)
 
     def _states(self, lane: int) -> list[dict[str, Tensor]]:
         """Return AdamW's state of each of the lane's parameter groups."""
@@ -97,8 +101,8 @@ class LaneAdamW:
         return [self.adamw.state[group["params"][0]] for group in own]
 
     @torch.no_grad()
-    def mask(self, losses: Tensor) -> None:
-        """Clip each lane's gradient, clear a diverged lane's; ``losses`` is ``[K]``."""
+    def clip_and_mask(self, losses: Tensor) -> None:
+        """Clip each lane's gradient and zero those of diverged lanes; ``losses`` is ``[K]``."""
         gradients = self.stack.gradients
         norms = torch.linalg.vector_norm(gradients, dim=1)
         healthy = torch.isfinite(losses) & (losses <= self.max_loss) & torch.isfinite(norms)
@@ -106,12 +110,12 @@ class LaneAdamW:
         fresh = self.alive & ~healthy
         self.diverged_at.copy_(torch.where(fresh, self.steps_taken, self.diverged_at))
         self.alive &= healthy
-        # torch.nn.utils.clip_grad_norm_'s formula, a norm a lane
+        # the formula of torch.nn.utils.clip_grad_norm_, with one norm per lane
         shrink = torch.clamp(self.clip / (norms + 1e-6), max=1.0)
         gradients.mul_(shrink[:, None]).masked_fill_(~self.alive[:, None], 0.0)
 
     @torch.no_grad()
     def step(self, factor: Tensor) -> None:
-        """Update with the masked gradients; ``factor`` is the schedule's, a device scalar."""
+        """Update with the masked gradients; ``factor`` is the schedule's factor, a device scalar."""
         torch.mul(self.peaks, (factor * self.alive)[:, None], out=self.rates)
         self.adamw.step()

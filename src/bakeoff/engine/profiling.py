@@ -1,8 +1,8 @@
-"""Time and memory of training steps, for the cost probe: one definition of each.
+"""Time and memory of training steps, as the cost probe measures them.
 
-On CUDA the peak is ``max_memory_allocated`` (the allocator's reserve is not the method's doing); on
-a CPU it is the peak resident memory (VmHWM, reset through ``clear_refs``, see proc(5)) above the
-process with its base loaded.
+On CUDA the peak is ``max_memory_allocated`` (the allocator's reserve is not caused by the method).
+On a CPU it is the peak resident memory (VmHWM, reset through ``clear_refs``, see proc(5)) above
+that of the process with its base loaded.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class StepCost(NamedTuple):
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, so that the next reading is of what is in use."""
+    """Return freed memory to the system, so that the next measurement counts memory in use only."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def free_bytes(device: str) -> int | None:
-    """Return the memory that could be taken now, on the device or (CPU) the host; None: unknown."""
+    """Return the memory available now, on the device or (CPU) the host; None: unknown."""
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -47,12 +47,12 @@ def free_bytes(device: str) -> int | None:
 
 
 def resident_bytes() -> int | None:
-    """Return the resident memory of this process, None where /proc does not tell."""
+    """Return the resident memory of this process, None without /proc."""
     return _status_bytes("VmRSS:")
 
 
 def reset_peak(device: str) -> None:
-    """Start a new peak from what is in use now."""
+    """Reset the peak to the memory in use now."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -70,7 +70,7 @@ def peak_bytes(device: str) -> int | None:
 
 
 def measure_steps(step: Callable[[int], object], device: str) -> StepCost:
-    """Run warm-up and timed steps; the device is drained around each timed one."""
+    """Run warm-up and timed steps; the device is synchronised around each of them."""
     reset_peak(device)
     seconds = []
     for index in range(WARM_UP_STEPS + TIMED_STEPS):
@@ -84,7 +84,7 @@ def measure_steps(step: Callable[[int], object], device: str) -> StepCost:
 
 
 def matmul_gflops(dtype: torch.dtype, device: str) -> float:
-    """Return the rate of a square matrix product in GFLOP/s: median of several runs."""
+    """Return the speed of a square matrix product in GFLOP/s, the median of several runs."""
     size = 8192 if device.startswith("cuda") else 1024
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))

@@ -1,8 +1,7 @@
-"""Deliver a method's weights: as they were saved, merged or as LoRA, scored again as written.
+"""Export a method's trained weights: as saved, merged into the base, or converted to LoRA.
 
-Stands above ``api`` in the study half: called by `bakeoff export`. Which trial's weights they are
-is decided by validation alone (``analysis.weights``); a worker converts and scores them
-(``conversion``), and here the scores are held against the trial's own.
+The exported trial is the best one on validation. A worker converts the weights and evaluates the
+written files; this module compares their scores with those of the trial.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ from bakeoff.study.storage import study_dir as study_folder
 
 FORMS = ("adapter", "merged", "lora")
 RANK = 16
-"""Of `--as lora`: vLLM's own limit unless it is told another (`--max-lora-rank`)."""
+"""Default rank of ``--as lora``: vLLM's default limit (``--max-lora-rank``)."""
 NOTES = "bakeoff.json"
 MERGE_TOLERANCE = 0.1
-"""Share by which the loss may be higher where what was trained beside 4 or 8 bits is merged into
-the base as its files have it: what made up for their rounding now has none to make up for."""
+"""Relative increase of the loss that is accepted when an adapter trained on a 4 or 8 bit base is
+merged into the unquantized base: it had learnt to correct quantization errors that are now gone."""
 
 
 @dataclass(frozen=True)
 class ExportedWeights:
-    """Weights that were written, and what they score beside what the trial scored.
+    """Exported weights, with their scores and those of the trial.
 
     ``loss`` and ``trained_loss`` are mean validation losses in nats; ``score`` and
-    ``trained_score`` means of the metric over ``n_items`` test items, of which ``differing`` are
-    scored otherwise than in the study. ``same``: the losses agree within rounding.
+    ``trained_score`` are means of the metric over ``n_items`` test items, of which ``differing``
+    have another score than in the study. ``same``: the losses agree up to rounding.
     """
 
     folder: str
@@ -61,7 +60,7 @@ class ExportedWeights:
     rank: int | None
     base: str
     labels: tuple[str, ...] | None
-    """Of a classifier, in the order of its outputs."""
+    """Labels of a classifier, in the order of its outputs."""
     metric: str
     unit: str
     loss: float
@@ -79,9 +78,9 @@ def export_weights(
     out: Path, target: Path, method: str | None = None, form: str = "adapter", rank: int = RANK,
     force: bool = False,
 ) -> ExportedWeights:  # fmt: skip
-    """Write a method's weights (None: those of the recommended one) into the new ``target``.
+    """Export a method's weights (None: the recommended method's) into the new folder ``target``.
 
-    With ``force`` also where they do not give what was trained. The study is only read.
+    With ``force`` also if their loss differs from the trained one. The study is not changed.
 
     Raises:
         UsageError: ``no-study``, ``unknown-form``, ``unknown-method``, ``nothing-to-export``,
@@ -92,7 +91,7 @@ def export_weights(
     if form not in FORMS:
         raise unknown_name("unknown-form", "form", form, FORMS)
     if target.exists():
-        cause = f"{target} is there already."
+        cause = f"{target} already exists."
         raise UsageError("folder-taken", cause, "another folder: `--out DIR`.")
     study_folder.check_no_symlinks(out)
     record, report = load_report(out, examples=False)
@@ -102,8 +101,8 @@ def export_weights(
     if base.fingerprint != run.trial.conditions.fingerprint:
         raise PreflightError(
             "base-differs",
-            f"The base in {base.path} is not the one that this study trained on: its files differ.",
-            "put the same files there; the study's provenance has their fingerprint.",
+            f"The base model in {base.path} is not the one of this study: its files differ.",
+            "restore the same files; the study's provenance has their fingerprint.",
         )
     making = target.with_name(f".{target.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
     value = {
@@ -112,54 +111,58 @@ def export_weights(
     }  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # the weights are here, whatever machines the study was carried to
+        # convert on this machine, which has the weights, even if the study ran elsewhere
         here = make_executor("process", 1) if is_remote(spec) else open_executor(spec)
         with closing(here) as through:
-            found = run_remote(through, jobs.CONVERT_WEIGHTS, value)
-        made = _exported_weights(record, run, found, form, rank if form == "lora" else None, target)
-        if not made.same and not force:
-            raise _mismatch_error(made)
-        files.atomic_write_text(making / "README.md", model_card(asdict(made), report))
-        files.atomic_write_text(making / NOTES, json.dumps(asdict(made), indent=1) + "\n")
+            converted = run_remote(through, jobs.CONVERT_WEIGHTS, value)
+        exported = _exported_weights(
+            record, run, converted, form, rank if form == "lora" else None, target
+        )
+        if not exported.same and not force:
+            raise _mismatch_error(exported)
+        files.atomic_write_text(making / "README.md", model_card(asdict(exported), report))
+        files.atomic_write_text(making / NOTES, json.dumps(asdict(exported), indent=1) + "\n")
         for file in making.rglob("*.safetensors"):
-            file.chmod((making / NOTES).stat().st_mode)  # safetensors lets nobody else read them
+            file.chmod(
+                (making / NOTES).stat().st_mode
+            )  # safetensors writes files that only the owner can read
         making.rename(target)
         files.fsync_path(target.parent)
     finally:
         shutil.rmtree(making, ignore_errors=True)
-    return made
+    return exported
 
 
 def _select_run(record: StudyRecord, report: Mapping[str, Any], method: str | None) -> TrialRun:
-    """Return the trial whose weights are delivered."""
+    """Return the trial to export."""
     by_method = runs_by_method(record)
     if method is not None and method not in by_method:
         raise unknown_name("unknown-method", "method of this study", method, list(by_method))
-    wanted = method or report["recommendation"]["method"]
-    run = best_final_run(by_method[wanted].final) if wanted and record.imported is None else None
+    name = method or report["recommendation"]["method"]
+    run = best_final_run(by_method[name].final) if name and record.imported is None else None
     if run is None:
-        what = f"{record.titles.get(wanted, wanted)} has" if wanted else "The study has"
+        owner = f"{record.titles.get(name, name)} has" if name else "The study has"
         raise UsageError(
             "nothing-to-export",
-            f"{what} no trained weights to hand out yet.",
-            "`bakeoff run` goes on with the study; `--method NAME` takes another one.",
+            f"{owner} no trained weights to export yet.",
+            "`bakeoff run` to continue the study, or `--method NAME` to export another method.",
         )
     return run
 
 
-def _segment(run: TrialRun, out: Path, base: str, wishes: Mapping[str, Any]) -> Segment:
+def _segment(run: TrialRun, out: Path, base: str, switches: Mapping[str, Any]) -> Segment:
     steps = run.trial.conditions.steps
-    return Segment((run.trial,), 0, steps, str(out.resolve()), base, dict(wishes))
+    return Segment((run.trial,), 0, steps, str(out.resolve()), base, dict(switches))
 
 
 def _exported_weights(
-    record: StudyRecord, run: TrialRun, found: Mapping[str, Any], form: str, rank: int | None,
+    record: StudyRecord, run: TrialRun, converted: Mapping[str, Any], form: str, rank: int | None,
     target: Path,
 ) -> ExportedWeights:  # fmt: skip
     assert run.result is not None
     assert run.validation_loss is not None
-    trial, scores = run.trial, found["scores"]["scores"]
-    own = run.result.splits["test"].scores
+    trial, scores = run.trial, converted["scores"]["scores"]
+    trained_scores = run.result.splits["test"].scores
     return ExportedWeights(
         folder=str(target),
         study=record.name,
@@ -168,26 +171,26 @@ def _exported_weights(
         trial_id=trial.id,
         seed=trial.seed,
         form=form,
-        kind=found["kind"],
+        kind=converted["kind"],
         rank=rank,
         base=trial.conditions.base,
         labels=tuple(labels) if (labels := trial.conditions.task_options.get("labels")) else None,
         metric=record.metric.name,
         unit=record.metric.unit,
-        loss=found["loss"],
+        loss=converted["loss"],
         trained_loss=run.validation_loss,
         score=fmean(scores),
-        trained_score=fmean(own),
-        n_items=len(own),
-        differing=sum(abs(a - b) > 1e-6 for a, b in zip(scores, own, strict=True)),
-        same=_loss_matches(run, form, found["loss"]),
-        note=found["note"],
-        serve=_serve_command(trial.conditions, form, found["kind"], target),
+        trained_score=fmean(trained_scores),
+        n_items=len(trained_scores),
+        differing=sum(abs(a - b) > 1e-6 for a, b in zip(scores, trained_scores, strict=True)),
+        same=_loss_matches(run, form, converted["loss"]),
+        note=converted["note"],
+        serve=_serve_command(trial.conditions, form, converted["kind"], target),
     )
 
 
 def _loss_matches(run: TrialRun, form: str, loss: float) -> bool:
-    """Tell whether a loss is that of the end of training, as far as the form can keep it."""
+    """Tell whether a loss equals the trained one, within the tolerance of the form."""
     trained, c = run.validation_loss, run.trial.conditions
     assert trained is not None
     if form == "merged" and c.quantize is not None:
@@ -196,7 +199,7 @@ def _loss_matches(run: TrialRun, form: str, loss: float) -> bool:
 
 
 def _serve_command(conditions: Conditions, form: str, kind: str, target: Path) -> str | None:
-    """Return the command that serves it with vLLM; None where that cannot be known."""
+    """Return the vLLM command that serves the weights; None if vLLM cannot."""
     if conditions.task == "classify":
         return None
     folder = shlex.quote(str(target))
@@ -208,12 +211,12 @@ def _serve_command(conditions: Conditions, form: str, kind: str, target: Path) -
     return None
 
 
-def _mismatch_error(made: ExportedWeights) -> PreflightError:
-    more = ", or a higher `--rank`" if made.form == "lora" else ""
+def _mismatch_error(weights: ExportedWeights) -> PreflightError:
+    hint = ", or a higher `--rank`" if weights.form == "lora" else ""
     return PreflightError(
         "export-differs",
-        f"As {made.form} {made.title} is not what was trained: its validation loss is "
-        f"{made.loss:.4g}, at the end of training it was {made.trained_loss:.4g}; {made.metric} "
-        f"{made.score:.4g}, in the study {made.trained_score:.4g}. Nothing was written.",
-        f"another form{more}; `--force` writes it all the same.",
+        f"Exported as {weights.form}, {weights.title} differs from the trained model: validation "
+        f"loss {weights.loss:.4g}, at the end of training {weights.trained_loss:.4g}; {weights.metric} "
+        f"{weights.score:.4g}, in the study {weights.trained_score:.4g}. Nothing was written.",
+        f"another form{hint}; `--force` writes it anyway.",
     )

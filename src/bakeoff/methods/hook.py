@@ -121,7 +121,9 @@ class Hook:
         except PEFT_ERRORS as error:
             if "out of memory" in str(error):
                 raise
-            raise Incompatible(f"PEFT refuses: {first_line(error, MAX_REASON, with_type=False)}") from error
+            raise Incompatible(
+                f"PEFT refuses: {first_line(error, MAX_REASON, with_type=False)}"
+            ) from error
         trained = [n for n in trainable_parameters(model) if set(n.split(".")) & set(ground.heads)]
         if not trained and any(hasattr(base, head) for head in ground.heads):
             raise Incompatible("PEFT does not train the task's output layer beside it")
@@ -134,7 +136,9 @@ class Hook:
         try:
             return config_class(self.entry)(task_type=ground.task_type, **arguments)
         except PEFT_ERRORS as error:
-            raise Incompatible(f"PEFT refuses: {first_line(error, MAX_REASON, with_type=False)}") from error
+            raise Incompatible(
+                f"PEFT refuses: {first_line(error, MAX_REASON, with_type=False)}"
+            ) from error
 
     def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
         """Put the method's layers into ``base`` and give them their start."""

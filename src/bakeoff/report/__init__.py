@@ -1,8 +1,7 @@
-"""The report: the dict that analysis made in, one self-contained HTML page out.
+"""Render a report as one self-contained HTML page, as CSV files and as Markdown.
 
-Stands at the end of the way of the data, beside nothing: it reads only the report dict
-(``docs/report-json.md``), so a page can be rebuilt anywhere from a ``report.json``. The same dict
-is also given as CSV, a sheet a figure, and as Markdown.
+The only input is the report dict (``docs/report-json.md``), so everything can be rendered anywhere
+from a ``report.json``.
 """
 
 from __future__ import annotations
@@ -11,4 +10,4 @@ from bakeoff.report.csv_tables import tables
 from bakeoff.report.markdown import markdown
 from bakeoff.report.page import assets, render, render_inline, render_sections
 
-__all__ = ["assets", "inline", "markdown", "render", "render_sections", "tables"]
+__all__ = ["assets", "render_inline", "markdown", "render", "render_sections", "tables"]

@@ -1,9 +1,4 @@
-"""Which GPU is not to be worked on any more: one that method after method loses.
-
-Asked by ``rounds`` with each outcome. A method may lose every GPU it gets, by a fault of its own
-kernels: that is the method's. A GPU that two methods have lost, none succeeding on it in between
-while work went well on another, is broken itself.
-"""
+"""Find the common cause of failures: a broken GPU, or the same error in several methods."""
 
 from __future__ import annotations
 
@@ -18,86 +13,93 @@ from bakeoff.core.trial import Trial
 FinishedTrial = tuple[Trial, TrialResult]
 
 SAME_FAILURE_LIMIT = 3
-"""Methods that fail alike, none succeeding in between, before the study is paused."""
+"""The study is paused after this many methods failed with the same error in a row."""
 
 GPU_LOSS_LIMIT = 2
-"""Methods that lose a GPU before it is set aside."""
+"""A GPU is disabled after this many methods crashed on it."""
 
 
 class Quarantine:
-    """What has become of the work on each GPU since it last went well there."""
+    """Count of the methods that crashed on each GPU since the last success there.
+
+    One method may crash every GPU by a fault in its kernels. A GPU on which two methods crashed,
+    while work on another GPU succeeded, is broken itself.
+    """
 
     def __init__(self) -> None:
-        self._lost: defaultdict[str, list[str]] = defaultdict(list)
-        self._elsewhere: set[str] = set()
-        """GPUs that were lost, and meanwhile work on another one went well."""
+        self._crashed: defaultdict[str, list[str]] = defaultdict(list)
+        self._others_work: set[str] = set()
+        """GPUs with crashes, after which work on another GPU succeeded."""
 
-    def heard(self, gpu: str | None, method: str, lost: bool, went_well: bool) -> tuple[str, ...]:
-        """Return the methods that lost ``gpu``, once it is to be set aside; else nothing.
+    def record_outcome(
+        self, gpu: str | None, method: str, lost: bool, succeeded: bool
+    ) -> tuple[str, ...]:
+        """Record one outcome; return the methods that crashed if ``gpu`` is to be disabled.
 
-        ``went_well``: the work gave results, whatever their status.
+        ``succeeded``: the work returned results, whatever their status. ``lost``: the worker lost
+        its GPU.
         """
         if gpu is None:
             return ()
-        if went_well:
-            self._lost.pop(gpu, None)
-            self._elsewhere.discard(gpu)
-            self._elsewhere |= set(self._lost)
+        if succeeded:
+            self._crashed.pop(gpu, None)
+            self._others_work.discard(gpu)
+            self._others_work |= set(self._crashed)
             return ()
         if not lost:
             return ()
-        if method not in self._lost[gpu]:
-            self._lost[gpu].append(method)
-        broken = len(self._lost[gpu]) >= GPU_LOSS_LIMIT and gpu in self._elsewhere
-        return tuple(self._lost.pop(gpu)) if broken else ()
+        if method not in self._crashed[gpu]:
+            self._crashed[gpu].append(method)
+        broken = len(self._crashed[gpu]) >= GPU_LOSS_LIMIT and gpu in self._others_work
+        return tuple(self._crashed.pop(gpu)) if broken else ()
 
 
 class CircuitBreaker:
-    """Holds failures back until it is clear that they are the methods' own.
+    """A buffer that holds failures back until they prove to be the methods' own.
 
-    The same failure in one method after the other is the machine's or the data's: then the study
-    pauses, and nothing is marked failed.
+    The same error in several methods in a row is the machine's or the data's: the study is paused
+    and no trial is marked as failed.
     """
 
     def __init__(self, methods: int) -> None:
-        self.most = max(2, min(SAME_FAILURE_LIMIT, methods))
+        self.limit = max(2, min(SAME_FAILURE_LIMIT, methods))
         self.signature: str | None = None
-        self.held: list[FinishedTrial] = []
-        self.gpus = Quarantine()
+        self.pending: list[FinishedTrial] = []
+        self.quarantine = Quarantine()
 
-    def take(self, group: Sequence[FinishedTrial]) -> list[FinishedTrial]:
-        """Return what may be written now that a group has ended.
+    def record(self, group: Sequence[FinishedTrial]) -> list[FinishedTrial]:
+        """Record the results of a group; return all results that may be written now.
 
         Raises:
             EnvironmentProblem: ``same-failure``.
         """
         signatures = {_signature(r) for _, r in group}
-        same = signatures.pop() if len(signatures) == 1 else None
-        if same is None:
+        signature = signatures.pop() if len(signatures) == 1 else None
+        if signature is None:
             return [*self.flush(), *group]
-        known = self.flush() if same != self.signature else []
-        self.signature = same
-        self.held += group
-        failed = {t.method.name for t, _ in self.held}
-        if len(failed) >= self.most:
-            titles = ", ".join(dict.fromkeys(t.method.title for t, _ in self.held))
+        ready = self.flush() if signature != self.signature else []
+        self.signature = signature
+        self.pending += group
+        failed = {t.method.name for t, _ in self.pending}
+        if len(failed) >= self.limit:
+            titles = ", ".join(dict.fromkeys(t.method.title for t, _ in self.pending))
             raise EnvironmentProblem(
                 "same-failure",
-                f"One method after the other fails alike ({titles}): {group[0][1].reason}",
-                "mend the cause and run the same command again: none of these trials counts as "
+                f"Several methods failed with the same error ({titles}): {group[0][1].reason}",
+                "fix the cause and run the same command again: none of these trials counts as "
                 'failed yet. `bakeoff doctor` checks the machine; executor = "inline" under '
                 "[engine] shows where it fails.",
             )
-        return known
+        return ready
 
     def flush(self) -> list[FinishedTrial]:
-        """Return what was held back: the failures were the methods' own."""
-        held, self.held, self.signature = self.held, [], None
-        return held
+        """Return the failures that were held back: they are the methods' own."""
+        pending, self.pending, self.signature = self.pending, [], None
+        return pending
 
 
 def _signature(result: TrialResult) -> str | None:
-    """Return what tells failures apart, numbers and addresses left out; None: no failure."""
+    """Return a failure's first line without numbers and addresses; None if it did not fail."""
     if result.status is not Status.FAILED:
         return None
     first = (result.reason or "").split("\n")[0]

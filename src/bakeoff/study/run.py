@@ -1,4 +1,8 @@
-"""Run a study from its configuration to its last trial."""
+"""Run a study from its configuration to its last trial.
+
+The stages: open the study, choose the budget, check, freeze, probe costs, search, final trials,
+verify the saved weights. Each stage skips what an earlier run has finished.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bakeoff.core import disk_full, jobs
 from bakeoff.core.errors import PreflightError
@@ -28,24 +32,16 @@ from bakeoff.study.dry_run import (
 )
 from bakeoff.study.executors import Options
 from bakeoff.study.failures import CircuitBreaker
-from bakeoff.study.monitoring import signals
-from bakeoff.study.monitoring.progress import (
-    LOG,
-    Job,
-    LoggingProgress,
-    Progress,
-    ended,
-    with_events,
-)
+from bakeoff.study.monitoring.progress import LOG, Job, LoggingProgress, Progress, with_events
+from bakeoff.study.monitoring.signals import StopRequest, handle_signals
 from bakeoff.study.planning import time_budget
 from bakeoff.study.planning.estimate import Timing
 from bakeoff.study.planning.time_budget import BudgetPlan, Deadline
 from bakeoff.study.record import read_values
 from bakeoff.study.remote import (
+    ExecutorFactory,
     check_disk_full,
-    exclusive_executor,
     make_executor,
-    open_executor,
     run_remote,
 )
 from bakeoff.study.scheduler import RunContext, check_disk_space
@@ -59,103 +55,150 @@ from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.study.storage.lock import hold_lock
 
 
+class ResumeOptions(NamedTuple):
+    """What a run does with existing results; ``api.run`` documents the fields."""
+
+    again: bool = False
+    retry: bool = False
+    fork: Path | None = None
+
+
 def run_study(
     spec: StudySpec,
     source: Path,
     out: Path,
-    progress: Progress | None,
-    again: bool,
-    retry: bool,
-    fork: Path | None,
+    progress: Progress | None = None,
+    options: ResumeOptions = ResumeOptions(),  # noqa: B008  # immutable
+    make_executor: ExecutorFactory = make_executor,
 ) -> Path:
     """Run a study to its last trial and return its folder; ``api.run`` documents the arguments.
+
+    ``make_executor`` creates the executors; tests inject their own.
 
     Raises:
         BakeoffError: bad input or environment.
         Interrupted, Terminated: Ctrl-C or SIGTERM.
     """
-    origin = out
-    if fork is not None:
-        study_fork.check_can_fork(origin, fork, again)
-        out = fork
+    parent, out = out, options.fork or out
+    if options.fork is not None:
+        study_fork.check_can_fork(parent, out, options.again)
     study_folder.create(out)
-    heard = LoggingProgress(out / LOG, progress or Progress())
-    closed = contextlib.closing(heard)
-    with (
-        disk_full.translate_disk_full(out),
-        hold_lock(out),
-        closed,
-        signals.handle_signals(heard.say) as stop,
-    ):
-        study = open_study(spec, source, out, heard)
-        with Writer(out / study_folder.DATABASE) as store, record_wall_time(store) as passed:
-            if fork is not None:
-                study_fork.mark_as_fork(origin, out, store)
-            for found in repair.clean_up_before_run(out, store):
-                heard.say(f"{found.what}: {found.detail}")
-            study, deadline = resolve_time_budget(study, store, heard, passed)
-            study = add_warnings(study, small_test_warning(study), heard)
-            counted = check_resume(study, again, heard)
-            study_folder.freeze_data(out, study.splits)
-            study_folder.freeze_metric(out, study.metric.name, study.metric.code)
-            study = check_study(study, heard)
-            freeze_study(study, store, counted)
-            if retry:
-                study_retry.reset_failed(study, store, heard)
-            parent = study_fork.find_trial_source(out, heard)
-            with contextlib.closing(open_executor(spec, stop)) as through:
-                breaker = CircuitBreaker(len(study.entries))
-                running = RunContext(study, store, heard, through, stop, breaker, deadline, parent)
-                costs = measure_costs(running)
-                check_disk_space(study, costs)
-                able = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
-                chosen = search.run_search(running, able)
-                final.run_final(running, able, chosen)
-                verify_weights.verify_saved_weights(running)
+    with _open_session(out, progress or Progress()) as (log, stop):
+        study = open_study(spec, source, out, log, make_executor)
+        with Writer(out / study_folder.DATABASE) as store, record_wall_time(store) as elapsed:
+            if options.fork is not None:
+                study_fork.mark_as_fork(parent, out, store)
+            for finding in repair.clean_up_before_run(out, store):
+                log.say(f"{finding.what}: {finding.detail}")
+            study, deadline = resolve_time_budget(study, store, log, elapsed)
+            study = check_and_freeze(study, store, log, options.again)
+            if options.retry:
+                study_retry.reset_failed(study, store, log)
+            reusable = study_fork.find_trial_source(out, log)
+            breaker = CircuitBreaker(len(study.entries))
+            with contextlib.closing(study.executor(stop)) as executor:
+                _run_phases(
+                    RunContext(study, store, log, executor, stop, breaker, deadline, reusable)
+                )
     return out
 
 
-def resolve_time_budget(
-    study: Study, store: Writer, progress: Progress, passed: Callable[[], float]
-) -> tuple[Study, Deadline | None]:
-    """Return what a study's hours buy, chosen once, with its deadline; without hours, the study.
+@contextlib.contextmanager
+def _open_session(
+    out: Path, progress: Progress
+) -> Iterator[tuple[LoggingProgress, StopRequest]]:
+    """Hold the study's lock, log events and handle signals while a study runs.
 
     Raises:
-        PreflightError: ``hours-too-few``; ``study-differs`` for other hours than it was begun with.
+        LockedError: ``study-locked``.
+        EnvironmentProblem: ``disk-full``, at any time while the study runs.
     """
-    values, asked = read_values(study.folder), study.spec.budget.hours
-    wanted = list(study.spec.methods.contenders)
-    known = values.get("hours")
-    if asked is None and known is None:
+    with (
+        disk_full.translate_disk_full(out),
+        hold_lock(out),
+        contextlib.closing(LoggingProgress(out / LOG, progress)) as log,
+        handle_signals(log.say) as stop,
+    ):
+        yield log, stop
+
+
+def _run_phases(context: RunContext) -> None:
+    """Probe costs, search, train and score the final trials, verify the saved weights."""
+    study = context.study
+    costs = measure_costs(context)
+    check_disk_space(study, costs)
+    entries = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
+    settings = search.run_search(context, entries)
+    final.run_final(context, entries, settings)
+    verify_weights.verify_saved_weights(context)
+
+
+def resolve_time_budget(
+    study: Study, store: Writer, progress: Progress, elapsed: Callable[[], float]
+) -> tuple[Study, Deadline | None]:
+    """Return the study with the budget that its hours allow, and its deadline.
+
+    The budget is chosen in the first run, from timed steps, and kept. A study without
+    ``budget.hours`` is returned as it is, without a deadline. ``elapsed`` returns this run's
+    seconds so far.
+
+    Raises:
+        PreflightError: ``hours-too-few``; ``study-differs`` if the hours or contenders changed.
+    """
+    values, hours = read_values(study.folder), study.spec.budget.hours
+    contenders = list(study.spec.methods.contenders)
+    stored = values.get("hours")
+    if hours is None and stored is None:
         return study, None
-    if asked is not None:
-        begun = {"budget.hours": known["fit"]["hours"]} if known else {}
-        if known or "frozen" in values:
-            compatibility.check_unchanged(begun, {"budget.hours": asked})
-    if known is not None and asked is not None:
-        compatibility.check_unchanged({"contenders": known["asked"]}, {"contenders": wanted})
-    if known is None:
-        with temporary_study_dir(study) as there:
-            check_study(there, Progress())  # what cannot be trained on is not timed either
-            found = time_methods(there, progress)
-        bought = plan_budget(study, found)
-        known = {
-            "asked": wanted,
-            "fit": asdict(bought),
-            "timings": [asdict(t) for t in found.timings],
-        }
-        store.set("hours", known)
-    bought = BudgetPlan(**known["fit"])
-    if asked is not None:
-        study = apply_budget(study, bought)
-        progress.say(time_budget.describe(bought, study.entries[0].title))
-    timings = tuple(Timing.from_json(t) for t in known["timings"])
-    before = sum(wall_times(values))
-    return study, Deadline(bought, timings, lambda: before + passed())
+    if hours is not None:
+        before = {"budget.hours": stored["fit"]["hours"]} if stored else {}
+        if stored or "frozen" in values:
+            compatibility.check_unchanged(before, {"budget.hours": hours})
+    if stored is not None and hours is not None:
+        compatibility.check_unchanged({"contenders": stored["asked"]}, {"contenders": contenders})
+    if stored is None:
+        stored = _choose_budget(study, progress)
+        store.set("hours", stored)
+    plan = BudgetPlan(**stored["fit"])
+    if hours is not None:  # a resolved study file states the budget itself
+        study = apply_budget(study, plan)
+        progress.say(time_budget.describe(plan, study.entries[0].title))
+    timings = tuple(Timing.from_json(t) for t in stored["timings"])
+    earlier = sum(wall_times(values))
+    return study, Deadline(plan, timings, lambda: earlier + elapsed())
+
+
+def _choose_budget(study: Study, progress: Progress) -> dict[str, Any]:
+    """Time a few steps of each method; return the budget that fits, as the database stores it."""
+    with temporary_study_dir(study) as temporary:
+        check_study(temporary, Progress())  # fail before timing methods that cannot be trained
+        timings = time_methods(temporary, progress)
+    return {
+        "asked": list(study.spec.methods.contenders),
+        "fit": asdict(plan_budget(study, timings)),
+        "timings": [asdict(t) for t in timings.timings],
+    }
+
+
+def check_and_freeze(study: Study, store: Writer, progress: Progress, again: bool) -> Study:
+    """Check that a study can be trained and resumed, and freeze it; return it with its warnings.
+
+    Raises:
+        PreflightError: ``study-differs``, ``test-already-read``, and problems of data or methods.
+    """
+    study = add_warnings(study, small_test_warning(study), progress)
+    updates = check_resume(study, again, progress)
+    study_folder.freeze_data(study.folder, study.splits)
+    study_folder.freeze_metric(study.folder, study.metric.name, study.metric.code)
+    study = check_study(study, progress)
+    freeze_study(study, store, updates)
+    return study
 
 
 def check_resume(study: Study, again: bool, progress: Progress) -> dict[str, Any]:
-    """Hold the study against what was frozen before; return what to note of a look at test.
+    """Compare the study with what was frozen before; return the database values to update.
+
+    They record one more test-set evaluation, or what a fork inherits from its parent; often empty.
 
     Raises:
         PreflightError: ``study-differs``, ``test-already-read``.
@@ -163,48 +206,47 @@ def check_resume(study: Study, again: bool, progress: Progress) -> dict[str, Any
     with Reader(study.folder / study_folder.DATABASE) as reader, reader.snapshot():
         values, test_read = reader.values(), reader.has_test_scores()
     now = json.loads(json.dumps(frozen_values(study)))
-    counted = test_reads.check_test_read(values, now, test_read, again)
-    if again and not counted:
+    updates = test_reads.check_test_read(values, now, test_read, again)
+    if again and not updates:
         progress.say(test_reads.NO_CHANGE_MESSAGE)
-    return {**counted, **study_fork.record_parent(study.folder, values, now, test_read)}
+    return {**updates, **study_fork.record_parent(study.folder, values, now, test_read)}
 
 
-def freeze_study(study: Study, store: Writer, counted: dict[str, Any]) -> None:
-    """Freeze the study in its folder, with what is counted of its looks at test."""
-    own = None if study.metric.code is None else study.metric.name
+def freeze_study(study: Study, store: Writer, updates: dict[str, Any]) -> None:
+    """Write the resolved study file and the frozen values, in one transaction with ``updates``."""
+    own_metric = None if study.metric.code is None else study.metric.name
     template = (study.conditions.task_options.get("chat") or {}).get("template")
-    study_folder.write_study_file(study.folder, study.spec, own, template)
-    known = {
+    study_folder.write_study_file(study.folder, study.spec, own_metric, template)
+    values = {
         "spec": dump_spec(study.spec),
         "about": describe_study(study),
         "frozen": frozen_values(study),
     }
-    store.set_all({**known, **counted})
+    store.set_all({**values, **updates})
 
 
-def measure_costs(running: RunContext) -> dict[str, Cost]:
-    """Run the cost probe of each method that has none yet: alone, one after another.
+def measure_costs(context: RunContext) -> dict[str, Cost]:
+    """Run the cost probe of each method that has none yet, one after another.
 
     Raises:
-        PreflightError: ``control-incompatible``: without its control a study has no question.
-        Interrupted, Terminated: the study was asked to stop.
+        PreflightError: ``control-incompatible``: a study needs its control.
+        Interrupted, Terminated: the user asked the study to stop.
     """
-    study, store, progress, stop = running.study, running.store, running.progress, running.stop
-    with running.read() as reader:
+    study, store, progress, stop = context.study, context.store, context.progress, context.stop
+    with context.read() as reader:
         costs = reader.costs()
     missing = [e for e in study.entries if e.name not in costs]
     progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
-    # always a process each, one at a time: nothing else may be in a reading of time or memory
-    wishes = study.spec.engine.switches
-    payloads = [
-        whole_segment(study, [prior_trial(study, entry)], wishes).to_json() for entry in missing
-    ]
-    alone = Options(
+    switches = study.spec.engine.switches
+    segments = [whole_segment(study, [prior_trial(study, entry)], switches) for entry in missing]
+    payloads = [segment.to_json() for segment in segments]
+    # a new process for each, one at a time: other work would distort time and memory readings
+    options = Options(
         fresh_process=True, stall_timeout=60 * study.spec.engine.patience, should_stop=stop
     )
-    through = exclusive_executor(study.spec, stop) or make_executor("process", 1, alone)
-    works = [Job("cost probe", e.name, e.title) for e in missing]
-    for outcome in through.map(jobs.PROBE_COST, with_events(progress, works, payloads)):
+    executor = study.exclusive_executor(stop) or study.make_executor("process", 1, options)
+    probes = [Job("cost probe", e.name, e.title) for e in missing]
+    for outcome in executor.map(jobs.PROBE_COST, with_events(progress, probes, payloads)):
         check_disk_full(study.folder, outcome)
         entry = missing[outcome.index]
         if outcome.value is not None:
@@ -214,7 +256,7 @@ def measure_costs(running: RunContext) -> dict[str, Cost]:
         store.save_cost(cost)
         costs[entry.name] = cost
         progress.advance(entry.name)
-        ended(progress, works[outcome.index])
+        progress.on_end(probes[outcome.index])
         if cost.status is Status.INCOMPATIBLE:
             progress.say(f"{entry.title} cannot run here: {cost.reason}")
         for switch, reason in ((cost.engine or {}).get("reasons") or {}).items():
@@ -232,7 +274,7 @@ def measure_costs(running: RunContext) -> dict[str, Cost]:
 
 @contextlib.contextmanager
 def record_wall_time(store: Writer) -> Iterator[Callable[[], float]]:
-    """Add this run's wall time to the study's, also when it is interrupted; gives its seconds."""
+    """Add this run's wall time to the study's, even if it is interrupted; yield a stopwatch."""
     started, key = time.monotonic(), new_wall_key()
     try:
         yield lambda: time.monotonic() - started
@@ -241,7 +283,6 @@ def record_wall_time(store: Writer) -> Iterator[Callable[[], float]]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a study would find on this machine, with measured matmul rates."""
-    through = make_executor("process", 1)
-    wishes = {"device": "auto", "precision": "auto", "threads": None, "workers": 1}
-    return run_remote(through, jobs.MEASURE_MACHINE, wishes)
+    """Return what a study would detect on this machine, with measured matmul rates."""
+    request = {"device": "auto", "precision": "auto", "threads": None, "workers": 1}
+    return run_remote(make_executor("process", 1), jobs.MEASURE_MACHINE, request)

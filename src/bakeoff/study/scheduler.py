@@ -1,8 +1,8 @@
-"""Rounds of segments through the executor: each result is written as soon as it is there.
+"""Run a study's trials through its executor, and write each result as soon as it arrives.
 
-Called by ``phases``. A segment whose worker died is carried again, in halves, before any trial is
-called failed; the same failure method after method pauses the study; a wish to stop ends the round
-with the trials' states kept.
+If a worker dies, its segment is retried in halves, then trial by trial, before a trial counts as
+failed. The same failure in several methods pauses the study. A request to stop ends the batch; the
+trials' checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bakeoff.core.trial_dir import TRIALS
 from bakeoff.study import fork
 from bakeoff.study.executors import CanExcludeGpu, Executor, Outcome
 from bakeoff.study.failures import CircuitBreaker, FinishedTrial
-from bakeoff.study.monitoring.progress import Job, Progress, begun, ended
+from bakeoff.study.monitoring.progress import Job, Progress
 from bakeoff.study.monitoring.signals import StopRequest
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import disk_bytes
@@ -36,14 +36,14 @@ from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.tasks import task_class
 
-OUT_OF_TIME = "not begun: the study's hours would have been over before its end"
+OUT_OF_TIME = "skipped: it would not have finished within the time budget"
 MAX_CRASHES = 2
-"""How often a trial may be alone in a worker that dies before it counts as failed: what killed the
-first may have been another program's hunger."""
+"""A trial counts as failed after it was the only one in this many crashed workers. The first crash
+may have been an out-of-memory kill that another process caused."""
 
 
 class RunContext(NamedTuple):
-    """A study at work: what every phase needs."""
+    """The study that is run, with the resources that all phases share."""
 
     study: Study
     store: Writer
@@ -60,141 +60,172 @@ class RunContext(NamedTuple):
 
 
 def run_trials(
-    running: RunContext,
+    context: RunContext,
     title: str,
     trials: Sequence[Trial],
     span: tuple[int, int],
-    begins: Callable[[Segment], bool] = lambda _: True,
+    may_start: Callable[[Segment], bool] = lambda _: True,
 ) -> None:
-    """Train what is missing of ``trials`` over ``span``.
+    """Train the missing ones of ``trials`` over the steps ``span``.
 
-    A group of which some are missing is trained as a whole, so that a resumed study computes what
-    an uninterrupted one does; what was there stays. What a fork has from its parent belongs to no
-    group. From the first group on that may not begin, trials are stopped.
+    If some trials of a group are missing, the whole group is trained, so that a resumed study
+    computes what an uninterrupted one does; existing results stay. Trials that a fork reuses from
+    its parent belong to no group. ``may_start`` is asked for each segment in turn: from the first
+    one on that it refuses, trials are stopped.
 
     Raises:
-        Interrupted, Terminated: the study was asked to stop.
+        Interrupted, Terminated: the user asked the study to stop.
         EnvironmentProblem: ``same-failure``.
     """
-    running.stop.check()
-    running.store.add_trials(trials)
-    taken = _adopt_finished_trials(running, title, trials)
-    with running.read() as reader:
-        there = reader.finished_ids() | set(reader.results_at_rung(span[1]))
-        costs, stands = reader.costs(), reader.last_pause(span)
-    own = [trial for trial in trials if trial.id not in taken]
-    todo = _plan_segments(running.study, own, span, there, costs)
-    todo = [_resume_from_pause(_drop_unresumable(s, there), there, stands) for s in todo]
-    if running.deadline is None:  # with one, the user's order says who may go without
+    context.stop.check()
+    context.store.add_trials(trials)
+    reused = _adopt_finished_trials(context, title, trials)
+    with context.read() as reader:
+        finished = reader.finished_ids() | set(reader.results_at_rung(span[1]))
+        costs, pauses = reader.costs(), reader.last_pause(span)
+    trained_here = [trial for trial in trials if trial.id not in reused]
+    todo = _plan_segments(context.study, trained_here, span, finished, costs)
+    todo = [_resume_from_pause(_drop_unresumable(s, finished), finished, pauses) for s in todo]
+    # Longest first, so that no worker waits at the end. With a deadline the user's order decides
+    # which methods may be left out.
+    if context.deadline is None:
         todo.sort(key=lambda s: _expected_duration(s, costs), reverse=True)
-    running.progress.phase(title, len(trials), sum(t.id in there for t in trials))
-    deaths: Counter[str] = Counter()
-    late: list[Segment] = []
-    while todo:
-        todo, left = _run_batch(running, todo, there, begins, deaths)
-        late += left
-    _write_results(running, running.breaker.flush(), span)
-    running.stop.check()
-    for trial in (t for s in late for t in s.trials if t.id not in there):
-        running.store.save(TrialResult(trial.id, Status.STOPPED, OUT_OF_TIME))
-        running.progress.say(f"{trial.method.title} seed {trial.seed} {OUT_OF_TIME}")
+    context.progress.phase(title, len(trials), sum(t.id in finished for t in trials))
+    crashes: Counter[str] = Counter()
+    skipped: list[Segment] = []
+    while todo:  # each batch leaves the segments that must be retried, in smaller parts
+        todo, refused = _run_batch(context, todo, finished, may_start, crashes)
+        skipped += refused
+    _write_results(context, context.breaker.flush(), span)
+    context.stop.check()
+    for trial in (t for s in skipped for t in s.trials if t.id not in finished):
+        context.store.save(TrialResult(trial.id, Status.STOPPED, OUT_OF_TIME))
+        context.progress.say(f"{trial.method.title} seed {trial.seed} {OUT_OF_TIME}")
 
 
-def _adopt_finished_trials(running: RunContext, title: str, trials: Sequence[Trial]) -> set[str]:
-    """Write the rows of trials that are finished in their folders; return those of a parent."""
-    out, store = running.study.folder, running.store
-    if running.parent is not None:
-        count = fork.reuse_trials(running.parent, out, store, trials)
+def _adopt_finished_trials(context: RunContext, title: str, trials: Sequence[Trial]) -> set[str]:
+    """Add the missing database rows of finished trial folders; return the ids of reused trials."""
+    out, store = context.study.folder, context.store
+    if context.parent is not None:
+        count = fork.reuse_trials(context.parent, out, store, trials)
         if count:
-            running.progress.say(
-                f"{title}: {count} finished trials are taken over from {running.parent.name}"
+            context.progress.say(
+                f"{title}: {count} finished trials are reused from {context.parent.name}"
             )
-    for found in repair.adopt_finished_trials(out, store, trials):
-        running.progress.say(f"{found.what}: {found.detail}")
-    with running.read() as reader:
+    for finding in repair.adopt_finished_trials(out, store, trials):
+        context.progress.say(f"{finding.what}: {finding.detail}")
+    with context.read() as reader:
         return set(reader.values(fork.TAKEN).get(fork.TAKEN, ()))
 
 
 def _plan_segments(
-    study: Study, trials: Sequence[Trial], span: tuple[int, int], there: set[str],
+    study: Study,
+    trials: Sequence[Trial],
+    span: tuple[int, int],
+    finished: set[str],
     costs: Mapping[str, Cost],
-) -> list[Segment]:  # fmt: skip
+) -> list[Segment]:
+    """Return the segments of ``trials`` in which at least one trial is missing."""
     engines = {name: cost.engine for name, cost in costs.items()}
-    limit, path, folder = study.spec.engine.most_lanes, study.base.path, str(study.folder)
-    found = planning_trials.build_segments(
+    limit, path, folder = study.spec.engine.max_lanes, study.base.path, str(study.folder)
+    segments = planning_trials.build_segments(
         trials, span, folder, path, engines, limit, _scores_validation(study, span[1])
     )
-    return [s for s in found if any(t.id not in there for t in s.trials)]
+    return [s for s in segments if any(t.id not in finished for t in s.trials)]
 
 
-def _drop_unresumable(segment: Segment, there: set[str]) -> Segment:
-    """Return a segment without the trials that are there and cannot start with it any more.
+def _drop_unresumable(segment: Segment, finished: set[str]) -> Segment:
+    """Return a segment without the finished trials that have no checkpoint at its start.
 
-    A trial that is tried again comes late to a rung: the states of its group were removed.
+    A retried trial reaches a rung after the others of its group, whose checkpoints are deleted by
+    then.
     """
     if segment.start == 0:
         return segment
     folder = Path(segment.folder) / TRIALS
     trials = tuple(
-        t for t in segment.trials
-        if t.id not in there or trial_dir.checkpoint_path(folder, t.id, segment.start).is_file()
-    )  # fmt: skip
+        t
+        for t in segment.trials
+        if t.id not in finished or trial_dir.checkpoint_path(folder, t.id, segment.start).is_file()
+    )
     return dataclasses.replace(segment, trials=trials)
 
 
-def _resume_from_pause(segment: Segment, there: set[str], stands: Mapping[str, int]) -> Segment:
-    """Return a segment that goes on where its trials were stopped between two rungs."""
-    missing = tuple(t for t in segment.trials if t.id not in there)
-    steps = {stands.get(t.id) for t in missing}
+def _resume_from_pause(
+    segment: Segment, finished: set[str], pauses: Mapping[str, int]
+) -> Segment:
+    """Return a segment that resumes where its trials were paused between two rungs.
+
+    ``pauses`` maps trial ids to steps. The segment stays as it is unless all missing trials paused
+    at the same step and have a checkpoint there.
+    """
+    missing = tuple(t for t in segment.trials if t.id not in finished)
+    steps = {pauses.get(t.id) for t in missing}
     step = steps.pop() if len(steps) == 1 else None
     if step is None:
         return segment
-    states = (trial_dir.checkpoint_path(Path(segment.folder) / TRIALS, t.id, step) for t in missing)
-    if not all(state.is_file() for state in states):
+    folder = Path(segment.folder) / TRIALS
+    if not all(trial_dir.checkpoint_path(folder, t.id, step).is_file() for t in missing):
         return segment
     return dataclasses.replace(segment, trials=missing, start=step)
 
 
 def _run_batch(
-    running: RunContext, todo: Sequence[Segment], there: set[str], begins: Callable[[Segment], bool],
-    deaths: Counter[str],
-) -> tuple[list[Segment], list[Segment]]:  # fmt: skip
-    """Carry segments; return those to carry again, and those that may not begin any more."""
-    taken: list[Segment] = []
-    again: list[Segment] = []
+    context: RunContext,
+    todo: Sequence[Segment],
+    finished: set[str],
+    may_start: Callable[[Segment], bool],
+    crashes: Counter[str],
+) -> tuple[list[Segment], list[Segment]]:
+    """Run each segment once; return those to retry, and those that ``may_start`` refused.
+
+    ``crashes`` counts the crashes of single trials across batches.
+    """
+    retries: list[Segment] = []
+    submitted = 0
 
     def payloads() -> Iterator[dict[str, Any]]:
-        for group in takewhile(begins, todo):
-            taken.append(group)
-            begun(running.progress, _segment_job(group))
-            yield group.to_json()
+        nonlocal submitted
+        # The executor pulls a payload only when a worker is free, so may_start is asked at the
+        # time when the segment would start.
+        for segment in takewhile(may_start, todo):
+            submitted += 1
+            context.progress.on_start(_segment_job(segment))
+            yield segment.to_json()
 
-    for outcome in running.executor.map(jobs.RUN_SEGMENT, payloads()):
-        check_disk_full(running.study.folder, outcome)
-        segment = taken[outcome.index]
-        _exclude_gpu(running, segment, outcome)
-        results = _segment_results(segment, outcome, deaths)
+    for outcome in context.executor.map(jobs.RUN_SEGMENT, payloads()):
+        check_disk_full(context.study.folder, outcome)
+        # takewhile yields a prefix of todo, so payload number i is segment number i
+        assert outcome.index < submitted
+        segment = todo[outcome.index]
+        _exclude_gpu(context, segment, outcome)
+        results = _segment_results(segment, outcome, crashes)
         if results is None:
-            running.progress.say(_retry_message(segment, outcome))
-            again += _split_in_two(segment)
+            context.progress.say(_retry_message(segment, outcome))
+            retries += _split_in_two(segment)
         else:
             pairs = zip(segment.trials, results, strict=True)
-            group = [(t, r) for t, r in pairs if t.id not in there]
-            _write_results(running, running.breaker.take(group), (segment.start, segment.stop))
-        ended(running.progress, _segment_job(segment))
-    late = [] if running.stop() else list(todo[len(taken) :])
-    return again, late
+            group = [(t, r) for t, r in pairs if t.id not in finished]
+            # the breaker may hold failures back until it is clear that they are the methods' own
+            _write_results(
+                context, context.breaker.record(group), (segment.start, segment.stop)
+            )
+        context.progress.on_end(_segment_job(segment))
+    refused = [] if context.stop() else list(todo[submitted:])
+    return retries, refused
 
 
-def _exclude_gpu(running: RunContext, segment: Segment, outcome: Outcome) -> None:
-    """Do without a GPU that one method after the other has lost."""
-    title, went_well = segment.trials[0].method.title, outcome.value is not None
-    methods = running.breaker.gpus.heard(outcome.gpu, title, outcome.gpu_lost, went_well)
-    if methods and outcome.gpu is not None and isinstance(running.executor, CanExcludeGpu):
-        running.executor.exclude_gpu(outcome.gpu)
-        running.progress.say(
-            f"GPU {outcome.gpu} is set aside until the next run: {' and '.join(methods)} lost it, "
-            "while work went on elsewhere. `nvidia-smi -q` shows its errors."
+def _exclude_gpu(context: RunContext, segment: Segment, outcome: Outcome) -> None:
+    """Stop using a GPU on which several methods crashed."""
+    title, succeeded = segment.trials[0].method.title, outcome.value is not None
+    methods = context.breaker.quarantine.record_outcome(
+        outcome.gpu, title, outcome.gpu_lost, succeeded
+    )
+    if methods and outcome.gpu is not None and isinstance(context.executor, CanExcludeGpu):
+        context.executor.exclude_gpu(outcome.gpu)
+        context.progress.say(
+            f"GPU {outcome.gpu} is disabled for this run: {' and '.join(methods)} crashed on it "
+            "while other GPUs kept working. `nvidia-smi -q` shows its errors."
         )
 
 
@@ -205,20 +236,20 @@ def _segment_job(segment: Segment) -> Job:
 
 
 def _segment_results(
-    segment: Segment, outcome: Outcome, deaths: Counter[str]
+    segment: Segment, outcome: Outcome, crashes: Counter[str]
 ) -> list[TrialResult] | None:
-    """Return what a segment gave; None where it is to be carried again."""
+    """Return a segment's results, or None if it must be retried."""
     if outcome.value is not None:
         return [TrialResult.from_json(value) for value in outcome.value["results"]]
     if len(segment.trials) > 1:
         return None
     (trial,) = segment.trials
-    deaths[trial.id] += 1
-    if deaths[trial.id] < MAX_CRASHES:
+    crashes[trial.id] += 1
+    if crashes[trial.id] < MAX_CRASHES:
         return None
-    reason = redact(outcome.error or "its worker gave no answer")
-    words = None if outcome.detail is None else redact(outcome.detail)
-    return [TrialResult(trial.id, Status.FAILED, reason, traceback=words)]
+    reason = redact(outcome.error or "its worker returned no result")
+    traceback = None if outcome.detail is None else redact(outcome.detail)
+    return [TrialResult(trial.id, Status.FAILED, reason, traceback=traceback)]
 
 
 def _split_in_two(segment: Segment) -> list[Segment]:
@@ -229,40 +260,40 @@ def _split_in_two(segment: Segment) -> list[Segment]:
 
 def _retry_message(segment: Segment, outcome: Outcome) -> str:
     first, count = segment.trials[0], len(segment.trials)
-    how = f"{count} lanes, now in halves" if count > 1 else "now once more"
+    how = f"retrying {count} lanes in halves" if count > 1 else "retrying once"
     return f"{first.method.title}: {outcome.error}; {how}"
 
 
 def _write_results(
-    running: RunContext, group: Sequence[FinishedTrial], span: tuple[int, int]
+    context: RunContext, group: Sequence[FinishedTrial], span: tuple[int, int]
 ) -> None:
-    """Write results, a group's all or none, and remove the states they went on from."""
+    """Write a group's results, all or none, and delete the checkpoints of finished trials."""
     if not group:
         return
-    running.store.save_group([r for _, r in group])
+    context.store.save_group([r for _, r in group])
     for trial, result in group:
         if result.status is Status.STOPPED and result.step != span[1]:
-            continue  # paused: nothing has ended
-        running.progress.advance(
+            continue  # paused between two rungs: the trial has not finished
+        context.progress.advance(
             f"{trial.method.name} lr {trial.learning_rate:g} seed {trial.seed}"
         )
         if result.status is not Status.STOPPED:
-            study_folder.delete_checkpoints(running.study.folder, trial.id, but=None)
+            study_folder.delete_checkpoints(context.study.folder, trial.id, but=None)
         if result.status not in (Status.DONE, Status.STOPPED):
-            running.progress.say(f"{trial.method.title} {result.status.value}: {result.reason}")
+            context.progress.say(f"{trial.method.title} {result.status.value}: {result.reason}")
 
 
-def _expected_duration(group: Segment, costs: Mapping[str, Cost]) -> float:
-    """Return about how long a segment takes: with the longest first no worker waits at the end."""
-    cost = costs.get(group.trials[0].method.name)
-    return (cost.step_milliseconds or 0.0) * len(group.trials) if cost else 0.0
+def _expected_duration(segment: Segment, costs: Mapping[str, Cost]) -> float:
+    """Return the relative duration of a segment: milliseconds of one step, times its lanes."""
+    cost = costs.get(segment.trials[0].method.name)
+    return (cost.step_milliseconds or 0.0) * len(segment.trials) if cost else 0.0
 
 
 def _scores_validation(study: Study, stop: int) -> bool:
-    """Say whether search trials that stop here are scored by the metric, not by their loss alone.
+    """Return whether search trials that end at step ``stop`` are scored by the metric as well.
 
-    Wherever the metric decides; else where settings are chosen, if the metric costs no more than
-    the loss, so that the report can tell whether the two would have chosen the same.
+    They are if settings are selected on the metric. Otherwise they are at the end of the search, if
+    the metric costs no more than the loss: the report then shows whether both select the same.
     """
     if study.spec.budget.select_on == "metric":
         return True
@@ -273,26 +304,27 @@ def _scores_validation(study: Study, stop: int) -> bool:
 
 
 def check_disk_space(study: Study, costs: Mapping[str, Cost]) -> None:
-    """Refuse to train where the trials' files would not fit twice: old and new ones meet.
+    """Check that the disk has room for twice the trials' files: old and new versions coexist.
 
-    What lies in the study's folder already counts as room.
+    Existing trial files count as free space.
 
     Raises:
-        EnvironmentProblem: ``disk-space``, with what is needed and what is free.
+        EnvironmentProblem: ``disk-space``, with the needed and the free space.
     """
-    trained = [c.trainable_parameters for c in costs.values() if c.trainable_parameters]
-    wanted = 2 * disk_bytes(study.spec, trained)
+    parameters = [c.trainable_parameters for c in costs.values() if c.trainable_parameters]
+    needed = 2 * disk_bytes(study.spec, parameters)
     trials = study.folder / TRIALS
-    there = sum(p.stat().st_size for p in trials.rglob("*") if p.is_file())
+    existing = sum(p.stat().st_size for p in trials.rglob("*") if p.is_file())
     free = shutil.disk_usage(study.folder).free
-    if free + there < wanted:
+    if free + existing < needed:
         raise EnvironmentProblem(
             "disk-space",
-            f"The study in {study.folder} may need {_mib(wanted)} for adapters and states, and "
-            f"{_mib(free)} are free there.",
-            "make room, `--out DIR` on a larger disk, or fewer settings, seeds or methods.",
+            f"The study in {study.folder} may need {_format_mib(needed)} for adapters and "
+            f"checkpoints, and {_format_mib(free)} are free there.",
+            "free some disk space, use `--out DIR` on a larger disk, or ask for fewer settings, "
+            "seeds or methods.",
         )
 
 
-def _mib(count: int) -> str:
+def _format_mib(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB"

@@ -1,7 +1,6 @@
-"""Write a trial's weights in the form that a server reads, and score what was written.
+"""Convert a trial's weights for serving, and score the written files.
 
-Beside ``reloading`` in the training half; carried by an executor for ``delivery``. What is scored
-is loaded from the files that were written, never what was in memory when they were.
+The scored model is loaded from the files that were written, not taken from memory.
 """
 
 from __future__ import annotations
@@ -28,55 +27,59 @@ from bakeoff.training.setup import requested_switches
 
 ADAPTER, MERGED = "adapter", "merged"
 MODEL = "model"
-"""What a hook, or merging, saves where a whole model is written."""
+"""Form of weights: a whole model, saved by a hook or by merging."""
 
 
 def run(value: dict[str, Any]) -> dict[str, Any]:
-    """Convert and score: what an executor calls, JSON in and out.
+    """Convert and score a trial's weights; a worker's entry point.
 
     ``value``: the ``segment`` of one trial, the ``form`` (``adapter``: as it was saved, ``merged``:
     a whole model, ``lora``: converted to LoRA of ``rank``) and the folder ``target``, which is
-    made. Returns what was saved (``kind``: adapter, model, tensors), the mean validation ``loss``
-    in nats, ``scores`` on test and a ``note`` on how they were had; or an ``error`` to raise.
+    created. Returns the ``kind`` of what was saved (adapter, model, tensors), the mean validation
+    ``loss`` in nats, ``scores`` on test and a ``note`` on how they were computed; or an ``error``
+    to raise.
     """
     segment, target = Segment.from_json(value["segment"]), Path(value["target"])
     try:
-        with warnings.catch_warnings(action="ignore"):  # of PEFT's: the scores tell
+        with warnings.catch_warnings(action="ignore"):  # PEFT's; the scores show what matters
             return {**_convert(segment, value, target), "error": None}
     except BakeoffError as error:
         return {"error": error.to_json()}
 
 
 def _convert(segment: Segment, value: dict[str, Any], target: Path) -> dict[str, Any]:
-    kind, path = saved_location(segment)  # first: under other conditions it would be another trial
+    # first, before the conditions change: the trial's id depends on them, and its path on the id
+    kind, path = saved_location(segment)
     origin = Path(segment.folder) / path
     trial = _on_local_device(segment.trials[0])
-    if value["form"] == MERGED:  # into weights in the base's own precision, not in 4 bits
+    if value["form"] == MERGED:  # merge into the base's own precision, not into 4 bits
         trial = _with_conditions(trial, quantize=None, quantizer=None)
-    at = ReferenceModel.of(dataclasses.replace(segment, trials=(trial,)))
+    reference = ReferenceModel.of(dataclasses.replace(segment, trials=(trial,)))
     if value["form"] == ADAPTER:
         shutil.copytree(origin, target)
-        made = kind
+        written = kind
     else:
-        model = at.load(origin, kind)
+        model = reference.load(origin, kind)
         if value["form"] == MERGED:
-            made = _merge(model, kind, target)
+            written = _merge(model, kind, target)
         else:
-            made = _to_lora(model, kind, value["rank"], target)
+            written = _to_lora(model, kind, value["rank"], target)
         del model
         free_memory()
-    if made == MODEL:
-        _save_tokenizer(at, target)
-    model = at.to_device(at.load(target, made))
+    if written == MODEL:
+        _save_tokenizer(reference, target)
+    model = reference.to_device(reference.load(target, written))
     rows = read_rows(Path(segment.folder) / "data" / "test.jsonl")
-    metric = load.load_metric(at.c, Path(segment.folder))
-    switches, _ = requested_switches(at.segment)
-    scores, note = score_reference_model(metric, at.task, model, at.tokenizer, rows, at.c, switches)
+    metric = load.load_metric(reference.c, Path(segment.folder))
+    switches, _ = requested_switches(reference.segment)
+    scores, note = score_reference_model(
+        metric, reference.task, model, reference.tokenizer, rows, reference.c, switches
+    )
     trained = segment.trials[0].conditions.device
-    if at.c.device != trained:
-        note = f"Scored on {at.c.device}; the study trained on {trained}, which is not here."
-    found = {"loss": at.loss(model), "scores": dataclasses.asdict(scores), "note": note}
-    return {"kind": made, **found}
+    if reference.c.device != trained:
+        note = f"Scored on {reference.c.device}: the study trained on {trained}, which is not here."
+    loss = reference.loss(model)
+    return {"kind": written, "loss": loss, "scores": dataclasses.asdict(scores), "note": note}
 
 
 def _with_conditions(trial: Trial, **changes: Any) -> Trial:
@@ -84,7 +87,7 @@ def _with_conditions(trial: Trial, **changes: Any) -> Trial:
 
 
 def _on_local_device(trial: Trial) -> Trial:
-    """Return the trial on a device of this machine: it may have been trained on another one."""
+    """Return the trial with a device of this machine, which may not be the one it trained on."""
     try:
         resolve_device(trial.conditions.device)
     except PreflightError:
@@ -93,7 +96,7 @@ def _on_local_device(trial: Trial) -> Trial:
 
 
 def _merge(model: Any, kind: str, target: Path) -> str:
-    """Write the model with its adapter in the base's weights.
+    """Write the model with its adapter merged into the base's weights.
 
     Raises:
         PreflightError: ``cannot-merge``.
@@ -119,7 +122,7 @@ def _merge_and_unload(model: Any) -> nn.Module:
 
 
 def _to_lora(model: Any, kind: str, rank: int, target: Path) -> str:
-    """Write the adapter as plain LoRA of one rank in all layers.
+    """Write the adapter as plain LoRA with the same rank in all layers.
 
     Raises:
         PreflightError: ``cannot-convert``.
@@ -143,9 +146,9 @@ def _to_lora(model: Any, kind: str, rank: int, target: Path) -> str:
     return ADAPTER
 
 
-def _save_tokenizer(at: ReferenceModel, target: Path) -> None:
-    """Write the tokenizer beside a whole model, with the chat template that it was trained on."""
-    template = (at.c.task_options.get("chat") or {}).get("template")
+def _save_tokenizer(reference: ReferenceModel, target: Path) -> None:
+    """Write the tokenizer next to a whole model, with the chat template used in training."""
+    template = (reference.c.task_options.get("chat") or {}).get("template")
     if template is not None:
-        at.tokenizer.chat_template = template
-    at.tokenizer.save_pretrained(target)
+        reference.tokenizer.chat_template = template
+    reference.tokenizer.save_pretrained(target)

@@ -1,11 +1,12 @@
-"""Score the lanes of a setup: mean loss on validation, answers and per-item scores of a split.
+"""Compute losses, predictions and metric scores of the trained lanes, and of a plain model.
 
-Used by ``segment``. Where lanes ride, every item is put to all lanes at once.
+If lanes are batched, all of them process every item in one forward pass.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,23 +40,25 @@ from bakeoff.training.setup import (
 LaneTable = np.ndarray[tuple[int, int], Any]
 """A number for each lane and example, ``[lanes, examples]``."""
 
+log = logging.getLogger(__name__)
+
 
 def item_losses(setup: TrainingSetup, examples: Sequence[Example]) -> LaneTable:
     """Return each lane's loss on each example, ``[lanes, examples]``, in nats.
 
-    An example's summed loss over the mean count of supervised units: a row's mean is the mean loss
-    over all units, whatever their number in each example.
+    An example's summed loss is divided by the mean number of supervised units per example, so that
+    a lane's mean over the examples is its mean loss over all units.
     """
     sums, counts = summed_losses(setup, examples)
-    found: LaneTable = sums / counts.mean(1, keepdims=True)
-    return found
+    losses: LaneTable = sums / counts.mean(1, keepdims=True)
+    return losses
 
 
 @torch.no_grad()
 def summed_losses(setup: TrainingSetup, examples: Sequence[Example]) -> tuple[LaneTable, LaneTable]:
-    """Return each lane's summed loss on each example, in nats, and the supervised units in it.
+    """Return each lane's summed loss on each example, in nats, and its number of supervised units.
 
-    Where memory runs out, fewer examples are put to the lanes at once.
+    When memory runs out, the batches are halved.
     """
     setup.model.eval()
     return retry_with_half(
@@ -67,18 +70,20 @@ def _sum_losses(
     setup: TrainingSetup, examples: Sequence[Example], rows: int
 ) -> tuple[LaneTable, LaneTable]:
     c, lanes = setup.conditions, setup.lanes
+    _log_reduced_batches("losses", rows, c)
     sums, counts = [], []
     for step in setup.batch_builder.evaluation_steps(examples, rows):
         parts = []
         beat()
-        for batch, where, first, width, _ in step.to(c.device).passes:
+        for batch, layout, first, width, _ in step.to(c.device).passes:
             lanes.run_lanes(first, width, batch.rows // width)
-            with autocast(c.device, c.precision), use_layout(where, lanes.random):
+            with autocast(c.device, c.precision), use_layout(layout, lanes.random):
                 losses = setup.task.item_losses(setup.model, batch)
             parts.append(torch.stack([x.view(width, -1) for x in losses]))
         both = torch.cat(parts, 1).double()
         sums.append(both[0])
         counts.append(both[1])
+    # the batches were sorted by length: bring the columns back into the order of the examples
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
     back = np.argsort(order)
     return torch.cat(sums, 1).cpu().numpy()[:, back], torch.cat(counts, 1).cpu().numpy()[:, back]
@@ -89,7 +94,7 @@ def score_split(
 ) -> list[SplitScores | MetricError]:
     """Score every item of a split in every lane with the study's metric.
 
-    A lane whose answers the metric fails on gives that error; the others do not suffer it.
+    If the metric fails on a lane's predictions, that lane's entry is the error.
     """
     metric = load.load_metric(setup.conditions, setup.data.parent)
     if metric.of_losses:
@@ -101,8 +106,8 @@ def score_split(
     rows = setup.rows(split)
     references = setup.task.references(rows)
     return [
-        _score_or_error(partial(metric.score, own, references, split), own, loss)
-        for own, loss in zip(predict_all(setup, rows), losses, strict=True)
+        _score_or_error(partial(metric.score, predictions, references, split), predictions, loss)
+        for predictions, loss in zip(predict_all(setup, rows), losses, strict=True)
     ]
 
 
@@ -118,10 +123,10 @@ def _score_or_error(
 
 @torch.no_grad()
 def predict_all(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
-    """Return every lane's answer to every row.
+    """Return every lane's prediction for every row, ``[lanes][rows]``.
 
-    Fast generation takes the lanes in turns; else each batch of rows is put to all lanes at once.
-    Where memory runs out, fewer rows are.
+    Fast generation runs the lanes one after another; otherwise all lanes process each batch of rows
+    together. When memory runs out, the batches are halved.
     """
     setup.model.eval()
     if setup.batch_builder.switches.generation and setup.task.generates:
@@ -131,74 +136,82 @@ def predict_all(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
     )
 
 
-def _predict_lanes(setup: TrainingSetup, rows: Sequence[Row], most: int) -> list[list[str]]:
+def _predict_lanes(setup: TrainingSetup, rows: Sequence[Row], batch_rows: int) -> list[list[str]]:
     c, lanes, width = setup.conditions, setup.lanes, setup.batch_builder.width
-    found: list[dict[int, str]] = [{} for _ in range(len(lanes))]
-    for picked in length_sorted_batches(setup.task, rows, most // width):
-        own_rows = [rows[i] for i in picked]
+    _log_reduced_batches("predictions", batch_rows, c)
+    texts: list[dict[int, str]] = [{} for _ in range(len(lanes))]
+    for picked in length_sorted_batches(setup.task, rows, batch_rows // width):
+        batch = [rows[i] for i in picked]
         for first in range(0, len(lanes), width):
             beat()
-            riders = min(width, len(lanes) - first)
-            asked = own_rows * riders
-            lanes.run_lanes(first, riders, setup.task.batch_rows(own_rows))
+            count = min(width, len(lanes) - first)
+            lanes.run_lanes(first, count, setup.task.batch_rows(batch))
             with autocast(c.device, c.precision):
-                got = setup.task.predict(setup.model, setup.tokenizer, asked, c.device)
-            for lane in range(riders):
-                own = got[lane * len(picked) : (lane + 1) * len(picked)]
-                found[first + lane].update(zip(picked, own, strict=True))
-    return [[own[i] for i in range(len(rows))] for own in found]
+                # the rows once for each lane, lane after lane
+                every = setup.task.predict(setup.model, setup.tokenizer, batch * count, c.device)
+            for lane in range(count):
+                predictions = every[lane * len(picked) : (lane + 1) * len(picked)]
+                texts[first + lane].update(zip(picked, predictions, strict=True))
+    return [[lane_texts[i] for i in range(len(rows))] for lane_texts in texts]
 
 
 def length_sorted_batches(task: Task, rows: Sequence[Row], most: int) -> Iterator[list[int]]:
-    """Yield the rows' positions, those of about equal length together, ``most`` batch rows each."""
+    """Yield positions of rows of similar length, in batches of at most ``most`` batch rows."""
     order = sorted(range(len(rows)), key=lambda i: sum(len(str(v)) for v in rows[i].values()))
+    # a row may take several batch rows: one for each choice of a multiple-choice item
     share = max(1, most // max(task.batch_rows([row]) for row in rows))
     for start in range(0, len(rows), share):
         yield order[start : start + share]
 
 
 def _generate_lanes(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
-    asked, found = setup.task.prompts(setup.tokenizer, rows), []
+    request, texts = setup.task.prompts(setup.tokenizer, rows), []
+    graphs = setup.batch_builder.switches.graphs
     for lane in range(len(setup.lanes)):
         setup.lanes.run_single(lane)
-        tokens = generate_fast(
-            setup.model, asked, setup.conditions, setup.batch_builder.switches.graphs
-        )
-        found.append(setup.task.decode(setup.tokenizer, tokens))
-    return found
+        tokens = generate_fast(setup.model, request, setup.conditions, graphs)
+        texts.append(setup.task.decode(setup.tokenizer, tokens))
+    return texts
+
+
+def _log_reduced_batches(what: str, rows: int, c: Conditions) -> None:
+    if rows < c.evaluation_batch_size:
+        log.info("out of memory: %s in batches of %d rows", what, rows)
 
 
 @torch.no_grad()
 def check_longest_answer(setup: TrainingSetup, positions: int | None) -> int | None:
-    """Read validation's longest prompt with the longest answer behind it; return its tokens.
+    """Run the model on the longest validation prompt with a full-length answer; return its tokens.
 
-    No answer's cache takes more. ``positions`` is the most that the base can read, None without a
-    limit; where the task generates nothing, nothing is read.
+    No generated answer needs more memory for its key-value cache. ``positions`` is the longest row
+    that the base can read, None without a limit. Returns None if the task generates nothing.
     """
     if not setup.task.generates:
         return None
     setup.model.eval()
-    asked = setup.task.prompts(setup.tokenizer, setup.rows("validation"))
-    prompt = max(asked.prompts, key=len)
-    whole = [*prompt, *[prompt[-1]] * (asked.most - 1)]
+    request = setup.task.prompts(setup.tokenizer, setup.rows("validation"))
+    prompt = max(request.prompts, key=len)
+    tokens = [*prompt, *[prompt[-1]] * (request.most - 1)]
     if positions is not None:
-        whole = whole[: max(1, positions - setup.virtual_tokens - 1)]
+        tokens = tokens[: max(1, positions - setup.virtual_tokens - 1)]
     setup.lanes.run_single(0)
     with autocast(setup.conditions.device, setup.conditions.precision):
-        generate_plain(setup.model, asked._replace(prompts=[whole], most=1))
-    return len(whole)
+        generate_plain(setup.model, request._replace(prompts=[tokens], most=1))
+    return len(tokens)
 
 
 @torch.no_grad()
 def score_base(value: dict[str, Any]) -> dict[str, Any]:
-    """Score the untouched base on test: what an executor calls, JSON in and out.
+    """Score the base model (not fine-tuned) on test; a worker's entry point.
 
-    ``value`` is a segment whose conditions and wishes count; its trials are not trained. Returns
-    ``{"scores": SplitScores as JSON, "error": None}``, or an error's text and no scores; ``note``
-    says why its answers were generated plainly though fast was wished.
+    ``value`` is a segment, of which the conditions and the requested accelerators count; its trials
+    are not trained. Returns ``{"scores": SplitScores as JSON, "error": None, "note": ...}``, or no
+    scores and an error's text. ``note`` is the reason why plain generation was used although fast
+    generation was requested.
     """
     segment = Segment.from_json(value)
     c = segment.trials[0].conditions
+    log.info("scoring the base model on test")
     try:
         prepare_process(c)
         task = make_task(c)
@@ -211,7 +224,9 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # as in a segment: a failure is a result
         if disk_full.disk_full_message(error):
             raise
-        return {"scores": None, "error": redact(f"{type(error).__name__}: {error}")}
+        message = redact(f"{type(error).__name__}: {error}")
+        log.warning("the base model was not scored: %s", message)
+        return {"scores": None, "error": message}
     return {"scores": dataclasses.asdict(scores), "error": None, "note": note}
 
 
@@ -219,15 +234,19 @@ def score_reference_model(
     metric: run.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
     c: Conditions, switches: Switches,
 ) -> tuple[SplitScores, str | None]:  # fmt: skip
-    """Score a plain model on test rows; say why its answers were not generated fast, if wished."""
+    """Score a plain transformers or PEFT model on test rows.
+
+    Returns the scores, and the reason if fast generation was requested and not used.
+    """
     note = None
     if task.generates and not metric.of_losses and switches.generation:
-        asked, graphs = task.prompts(tokenizer, rows), switches.graphs
-        note = generation_mismatch(model, asked, c, graphs)
+        request, graphs = task.prompts(tokenizer, rows), switches.graphs
+        note = generation_mismatch(model, request, c, graphs)
         if note is None:
-            said = task.decode(tokenizer, generate_fast(model, asked, c, graphs))
-            found = metric.score(said, task.references(rows), "test")
-            return SplitScores(tuple(found), tuple(said), None), None
+            texts = task.decode(tokenizer, generate_fast(model, request, c, graphs))
+            scores = metric.score(texts, task.references(rows), "test")
+            return SplitScores(tuple(scores), tuple(texts), None), None
+        log.info("plain generation is used: %s", note)
     score = partial(_score_reference_batches, metric, task, model, tokenizer, rows, c)
     return retry_with_half(score, c.evaluation_batch_size), note
 
@@ -236,17 +255,17 @@ def _score_reference_batches(
     metric: run.Metric, task: Task, model: Any, tokenizer: Any, rows: Sequence[Row],
     c: Conditions, most: int,
 ) -> SplitScores:  # fmt: skip
-    """Score a plain model, batch by batch of about equal lengths, ``most`` batch rows each."""
+    """Score a plain model, in batches of similar lengths with at most ``most`` batch rows."""
     if metric.of_losses:
         sums, counts = reference_losses(task, model, tokenizer, rows, c, most)
         scores = metric.score_losses(sums, counts, "test")
         return SplitScores(tuple(scores), (None,) * len(rows), None)
-    said: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for picked in length_sorted_batches(task, rows, most):
         with autocast(c.device, c.precision):
-            got = task.predict(model, tokenizer, [rows[i] for i in picked], c.device)
-        said.update(zip(picked, got, strict=True))
-    predictions = [said[i] for i in range(len(rows))]
+            predicted = task.predict(model, tokenizer, [rows[i] for i in picked], c.device)
+        texts.update(zip(picked, predicted, strict=True))
+    predictions = [texts[i] for i in range(len(rows))]
     scores = metric.score(predictions, task.references(rows), "test")
     return SplitScores(tuple(scores), tuple(predictions), None)
 
@@ -257,7 +276,7 @@ def reference_losses(
 ) -> tuple[list[float], list[float]]:
     """Return each row's summed loss in nats and its supervised units, by a plain model's forward.
 
-    Batches are padded, of about equal lengths and at most ``most`` rows.
+    The batches are padded, of similar lengths, and have at most ``most`` rows.
     """
     pad = int(tokenizer.pad_token_id or 0)
     sums, counts = [0.0] * len(rows), [0.0] * len(rows)
@@ -265,7 +284,7 @@ def reference_losses(
         beat()
         batch = task.batch(task.encode(tokenizer, [rows[i] for i in picked]), pad, c.device)
         with autocast(c.device, c.precision):
-            found = task.item_losses(model, batch)
-        for i, total, units in zip(picked, *(x.double().tolist() for x in found), strict=True):
+            losses = task.item_losses(model, batch)
+        for i, total, units in zip(picked, *(x.double().tolist() for x in losses), strict=True):
             sums[i], counts[i] = total, units
     return sums, counts

@@ -1,12 +1,12 @@
-"""Measure what trained lanes forgot: loss on general text, and how far they left the base.
+"""Measure what trained lanes forgot: their loss on general text and divergence from the base.
 
-Used by ``segment`` when final trials end. The pristine base is loaded a second time and kept
-beside the lanes: switching an adapter off does not bring it back where a method begins inside the
-base's weights (PiSSA, OLoRA, LoRA-GA, KaSA ...) or changes them for good.
+The base model is loaded a second time for the comparison. Disabling an adapter does not restore it
+if a method changes the base's weights, as PiSSA, OLoRA, LoRA-GA and KaSA do at initialisation.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -24,45 +24,48 @@ from bakeoff.engine.heartbeat import beat
 from bakeoff.training.setup import TrainingSetup, load_base
 
 GENERAL = "general"
-"""The split that holds general text, where a study has one."""
+"""The split of general text, in studies that have one."""
 ROWS = 128
-"""Positions whose logits are compared at once: two fp32 tables of so many rows."""
+"""Number of positions whose logits are compared at once, in two fp32 tables."""
+
+log = logging.getLogger(__name__)
 
 
 def try_measure(setup: TrainingSetup, base_path: str) -> list[Forgetting | None]:
-    """Return what each lane forgot; None for all where the study has no general text.
+    """Return what each lane forgot; None for all if the study has no general text.
 
-    What fails here costs no trial its result: it is warned of, and not measured.
+    An error here does not fail the trial: it becomes a warning, and nothing is measured.
     """
     nothing: list[Forgetting | None] = [None] * len(setup.lanes)
     if GENERAL not in setup.conditions.data:
         return nothing
     try:
-        found = measure(setup, base_path)
-    except Exception as error:  # out of memory with two bases, say
+        measured = measure(setup, base_path)
+    except Exception as error:  # for example out of memory with two base models
         warnings.warn(f"forgetting was not measured: {type(error).__name__}: {error}", stacklevel=2)
         return nothing
-    # a lane that diverged gives no numbers
-    return [f if all(map(math.isfinite, (*f.losses, *f.divergences))) else None for f in found]
+    log.info("forgetting measured")
+    # a diverged lane has no finite numbers
+    return [f if all(map(math.isfinite, (*f.losses, *f.divergences))) else None for f in measured]
 
 
 def measure(setup: TrainingSetup, base_path: str, most: int | None = None) -> list[Forgetting]:
-    """Return what each lane forgot on the first ``most`` documents, None: on all."""
+    """Return what each lane forgot on the first ``most`` documents, or on all if None."""
     c = setup.conditions
     base = load_base(c, setup.task, base_path, setup.trials[0].seed).eval()
-    found, texts = [], documents(setup)[:most]
+    by_document, texts = [], documents(setup)[:most]
     for tokens in texts:
         beat()
         before = _logits(base, tokens, c)
         sums = [_divergence_sums(before, after, tokens) for after in _lane_logits(setup, tokens)]
-        found.append(torch.stack(sums))
-    table = torch.stack(found, 1).tolist()  # [lanes, documents, 3]
+        by_document.append(torch.stack(sums))
+    table = torch.stack(by_document, 1).tolist()  # [lanes, documents, 3]
     counts = tuple(len(t) - 1 for t in texts)
-    return [Forgetting(counts, *map(tuple, zip(*own, strict=True))) for own in table]
+    return [Forgetting(counts, *map(tuple, zip(*lane, strict=True))) for lane in table]
 
 
 def estimate_seconds(setup: TrainingSetup, base_path: str) -> float:
-    """Return about how long the measurement takes for one lane, base included."""
+    """Estimate the seconds of the measurement for one lane, with loading the base."""
     whole, few = len(documents(setup)), 2
     started = time.perf_counter()
     base = load_base(setup.conditions, setup.task, base_path, setup.trials[0].seed)
@@ -74,7 +77,10 @@ def estimate_seconds(setup: TrainingSetup, base_path: str) -> float:
 
 
 def documents(setup: TrainingSetup) -> list[list[int]]:
-    """Return the token ids of each document, cut to ``general_length``; too short ones are out."""
+    """Return the token ids of each document, cut to ``general_length``.
+
+    Documents with fewer than two tokens are left out: nothing is predicted in them.
+    """
     c = setup.conditions
     rows = read_rows(setup.data / f"{GENERAL}.jsonl")
     cut = [setup.tokenizer(row["text"])["input_ids"][: c.general_length] for row in rows]
@@ -83,15 +89,15 @@ def documents(setup: TrainingSetup) -> list[list[int]]:
 
 @torch.no_grad()
 def _logits(model: nn.Module, tokens: Sequence[int], c: Any) -> Tensor:
-    """Return ``[tokens - 1, vocabulary]``: what each position says of the next token."""
+    """Return the logits of each position for the next token, ``[tokens - 1, vocabulary]``."""
     ids = torch.tensor([tokens], device=c.device)
     with autocast(c.device, c.precision):
         out: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    return out[0, -len(tokens) : -1]  # virtual tokens come before the document's
+    return out[0, -len(tokens) : -1]  # virtual tokens come first
 
 
 def _lane_logits(setup: TrainingSetup, tokens: Sequence[int]) -> Iterator[Tensor]:
-    """Yield each lane's logits of a document, as the plain model of its trial."""
+    """Yield each lane's logits of a document, from the model of its trial alone."""
     setup.model.eval()
     for lane in range(len(setup.lanes)):
         setup.lanes.run_single(lane)
@@ -99,14 +105,14 @@ def _lane_logits(setup: TrainingSetup, tokens: Sequence[int]) -> Iterator[Tensor
 
 
 def _divergence_sums(before: Tensor, after: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Return ``[3]`` sums over a document in nats: base's loss, lane's loss, KL(base || lane)."""
+    """Return sums over a document in nats, ``[3]``: base loss, lane loss, KL(base || lane)."""
     targets = torch.tensor(tokens[1:], device=before.device)
     sums = torch.zeros(3, dtype=torch.float64)
     for start in range(0, len(targets), ROWS):
-        own = slice(start, start + ROWS)
-        one, two = (x[own].float().log_softmax(-1) for x in (before, after))
-        losses = [functional.nll_loss(x, targets[own], reduction="sum") for x in (one, two)]
-        # summed where the base gives any probability: 0 log 0 is 0
+        rows = slice(start, start + ROWS)
+        one, two = (x[rows].float().log_softmax(-1) for x in (before, after))
+        losses = [functional.nll_loss(x, targets[rows], reduction="sum") for x in (one, two)]
+        # only where the base's probability is not zero: 0 log 0 is 0, but NaN in floating point
         divergence = torch.where(one.exp() > 0, one.exp() * (one - two), 0.0).sum()
         sums += torch.stack([*losses, divergence]).double().cpu()
     return sums

@@ -1,7 +1,7 @@
-"""Load what a trial saved in plain PEFT, and take its validation loss: is it what was trained?
+"""Reload saved weights in plain PEFT and compute their validation loss.
 
-Beside ``segment`` in the training half; carried by an executor when a study's final trials have
-ended. Nothing of the engine is used: an untouched base, the files, transformers' padded batches.
+The result is compared with the loss during training. None of the engine's accelerators is used:
+the base model, the saved files, and transformers' padded batches.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from bakeoff.training.setup import load_base, make_task, prepare_process
 
 
 def run(value: dict[str, Any]) -> dict[str, Any]:
-    """Reload the segment's one trial: what an executor calls, JSON in and out.
+    """Reload the segment's one trial; a worker's entry point.
 
-    Returns ``{"loss": mean validation loss in nats, "path": its folder below the study's,
-    "error": None}``, or an error's text and no loss.
+    Returns ``{"loss": mean validation loss in nats, "path": folder relative to the study folder,
+    "error": None}``, or no loss and an error's text.
     """
     segment = Segment.from_json(value)
     path = None
     try:
-        with warnings.catch_warnings(action="ignore"):  # of PEFT's: the loss tells
+        with warnings.catch_warnings(action="ignore"):  # PEFT's; the loss shows what matters
             kind, path = saved_location(segment)
-            at = ReferenceModel.of(segment)
-            model = at.to_device(at.load(Path(segment.folder) / path, kind))
-            return {"loss": at.loss(model), "path": path, "error": None}
+            reference = ReferenceModel.of(segment)
+            model = reference.to_device(reference.load(Path(segment.folder) / path, kind))
+            return {"loss": reference.loss(model), "path": path, "error": None}
     except Exception as error:  # as in a segment: a failure is a result
         if disk_full.disk_full_message(error) or is_device_lost(error):
             raise
@@ -48,14 +48,14 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def saved_location(segment: Segment) -> tuple[str, str]:
-    """Return as what the segment's one trial was saved, and where in the study's folder."""
+    """Return the form in which the segment's one trial was saved, and its path in the study."""
     (trial,) = segment.trials
     kind = build_hook(trial.method, trial.config).saved_as
     return kind, (Path(TRIALS) / trial.id / kind).as_posix()
 
 
 class ReferenceModel(NamedTuple):
-    """What models of one trial are loaded and read with, by transformers and PEFT alone."""
+    """Loads and evaluates the saved model of one trial with transformers and PEFT alone."""
 
     segment: Segment
     c: Conditions
@@ -64,23 +64,23 @@ class ReferenceModel(NamedTuple):
 
     @classmethod
     def of(cls, segment: Segment) -> ReferenceModel:
-        """Set this process up for the segment's one trial."""
+        """Prepare this process for the segment's one trial."""
         c = segment.trials[0].conditions
         prepare_process(c)
         tokenizer = load_tokenizer(segment.base_path, c.revision, c.trusted)
         return cls(segment, c, make_task(c), tokenizer)
 
     def base(self) -> nn.Module:
-        """Return the untouched base, with the output layer that the trial began with."""
+        """Return the base model with the trial's initial output layer."""
         segment = self.segment
         return load_base(self.c, self.task, segment.base_path, segment.trials[0].seed)
 
-    def loaded(self, folder: Path, saved_as: str) -> Any:
-        """Return the model that a folder holds, on the untouched base."""
+    def load(self, folder: Path, saved_as: str) -> Any:
+        """Return the base model with the weights of a folder."""
         return load_saved.load_onto(self.base(), folder, saved_as, self.c.trusted)
 
-    def placed(self, model: nn.Module) -> nn.Module:
-        """Put a model where it is read."""
+    def to_device(self, model: nn.Module) -> nn.Module:
+        """Return the model on the study's device, in evaluation mode."""
         return move_to_device(model, self.c.device).eval()
 
     def loss(self, model: nn.Module) -> float:

@@ -219,7 +219,7 @@ def _set_up(segment: Segment) -> TrainingSetup:
 
 def _training_batches(setup: TrainingSetup, segment: Segment) -> Iterator[StepBatch]:
     seeds = [t.seed for t in segment.trials]
-    return setup.batch_builder.training(setup.examples("train"), seeds, segment.start)
+    return setup.batch_builder.training_steps(setup.examples("train"), seeds, segment.start)
 
 
 class LaneScores(NamedTuple):

@@ -120,7 +120,7 @@ class TrainingSetup:
             log.info(
                 "out of memory: passes of %d lanes and at most %s tokens, recompute %s: trials %s",
                 self.batch_builder.width, self.batch_builder.pass_tokens or "any number of",
-                self.batch_builder.in_use.checkpointing, ids,
+                self.batch_builder.active_switches.checkpointing, ids,
             )  # fmt: skip
         return smaller
 

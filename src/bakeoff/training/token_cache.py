@@ -1,8 +1,7 @@
-"""Tokenise a split once a study: the tokens lie in the study folder for every later process.
+"""Token cache of a study: each split is tokenised once, for all of its processes.
 
-Used by ``assemble``. A safetensors file beside the frozen data, named by what decides its content
-(data, tokenizer, task options), written under another name first, so that a reader sees all or
-nothing.
+One safetensors file per split in ``tokens/``. Its name is a hash of all that determines the tokens:
+data, tokenizer and task options. Files are renamed into place, so readers see complete ones only.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ FOLDER = "tokens"
 def load_or_encode(
     task: Task, tokenizer: Any, data: Path, split: str, rows: Callable[[], Sequence[Row]]
 ) -> list[Example]:
-    """Return the examples of a split of the frozen ``data``, from the cache where it has them."""
+    """Return the examples of a split of the frozen ``data``; tokenise it if it is not cached."""
     path = _path(task, tokenizer, data, split)
     if path.exists():
         return _read(path)
@@ -37,20 +36,21 @@ def load_or_encode(
 
 
 def store(task: Task, tokenizer: Any, data: Path, split: str, examples: Sequence[Example]) -> None:
-    """Keep the examples of a split of the frozen ``data`` for ``encode_split``."""
+    """Store the examples of a split of the frozen ``data`` for ``load_or_encode``."""
     path = _path(task, tokenizer, data, split)
     if not path.exists():
         _write(path, examples)
 
 
 def _path(task: Task, tokenizer: Any, data: Path, split: str) -> Path:
-    decides = {
+    # the task's class name is part of the key: renaming the class makes every cache file stale
+    key = {
         "data": sha256_of(data / f"{split}.jsonl"),
         "task": type(task).__name__,
         "options": task.options,
         "tokenizer": hashlib.sha256(_description(tokenizer).encode()).hexdigest(),
     }
-    name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return data.parent / FOLDER / f"{split}-{name}.safetensors"
 
 

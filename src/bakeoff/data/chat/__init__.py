@@ -8,4 +8,4 @@ from __future__ import annotations
 
 from bakeoff.data.chat.template import Chat, UnusableConversation
 
-__all__ = ["Chat", "Unusable"]
+__all__ = ["Chat", "UnusableConversation"]

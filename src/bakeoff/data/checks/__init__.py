@@ -14,7 +14,7 @@ from bakeoff.data.checks.context import CheckContext
 from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import Row
 
-__all__ = ["Reading", "find_blocking_issues", "find_warnings"]
+__all__ = ["CheckContext", "find_blocking_issues", "find_warnings"]
 
 
 def find_blocking_issues(

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from bakeoff.core.names import COMMIT
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
+from bakeoff.core.names import COMMIT
 from bakeoff.core.safe_read import DATA_BYTES
 from bakeoff.data.rows import Row
 from bakeoff.data.sources import parquet

@@ -1,17 +1,20 @@
-"""Attention over packed rows: each example sees itself alone, lanes lie in the batch.
+"""Attention over packed rows: each example attends to itself only, lanes are batch rows.
 
-One function registered with transformers' attention interface under the name ``NAME``. While a
-``Layout`` is active it runs our operator, else transformers' own SDPA with its masks. The operator
-is a ``torch.library.custom_op`` with an autograd and a vmap rule (lanes fold into the batch), so
-``vmap``, ``torch.compile`` and CUDA graphs all carry it. On CUDA in half precision it is the varlen
-flash kernel; elsewhere, and where attention weights are dropped out, it is ``softmax``.
+``packed_attention`` is registered with transformers' attention interface. While a ``Layout`` is
+active it runs our operator, otherwise transformers' own SDPA with its masks. The operator is a
+``torch.library.custom_op`` with an autograd and a vmap rule (lanes are folded into the batch), so
+it works with ``vmap``, ``torch.compile`` and CUDA graphs. On CUDA in half precision it is the
+varlen flash kernel; elsewhere, and with dropout on attention weights, it is ``packing.softmax``.
+
+Tensor axes: K = lanes (rows of a packed batch), H = heads, T = slots of a packed row, D = head
+width, B = examples of all lanes, L = padded length. Under vmap each lane has K = 1.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +27,49 @@ from bakeoff.engine.packing.layout import Layout
 from bakeoff.engine.packing.softmax import AttentionSettings, backward, forward
 
 ATTENTION_NAME = "bakeoff"
+"""Name of ``packed_attention`` in transformers' attention interface."""
 UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
-"""What models hand to attention beside a mask and a scale, and our kernels do not do."""
+"""Arguments of attention that some models pass and our kernels do not support."""
 
 
 class NotPackable(Exception):
-    """This model's attention does what packed rows cannot carry; the message says what."""
+    """The model does something that packed rows do not support; the message says what."""
+
+
+class AttentionFunction(Protocol):
+    """Signature of a function in transformers' attention interface.
+
+    ``query`` is ``[B, H, T, D]``, keys and values may have fewer heads; returns ``[B, T, H, D]``
+    and no weights.
+    """
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """Attend."""
+        ...
+
+
+def register_attention(name: str, function: AttentionFunction) -> None:
+    """Make an attention function available to models as implementation ``name``."""
+    AttentionInterface.register(name, function)
 
 
 class ActivePass:
-    """The layout and draws of the forward pass at hand; None outside packed passes."""
+    """Layout and random keys of the current forward pass; None outside packed passes.
+
+    transformers calls attention without a way to pass these on. Set only through ``use_layout``,
+    which restores what was there. Class attributes rather than a ``ContextVar``: compiled layers
+    read them, and the backward pass, which recomputes layers, runs in another thread on CUDA,
+    where a context variable would be unset.
+    """
 
     layout: Layout | None = None
     random: LaneRandom | None = None
@@ -41,7 +77,7 @@ class ActivePass:
 
 @contextlib.contextmanager
 def use_layout(where: Layout | None, draws: LaneRandom | None) -> Iterator[None]:
-    """Run what is inside with packed attention (or, without a layout, with SDPA)."""
+    """Run the block with packed attention over this layout; None: with SDPA."""
     before = ActivePass.layout, ActivePass.random
     ActivePass.layout, ActivePass.random = where, draws
     try:
@@ -59,11 +95,11 @@ def packed_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend with ``[B, heads, T, head width]`` as transformers' attention interface asks.
+    """Attend within each example of the active layout; without a layout, run SDPA.
 
     Raises:
-        NotPackable: a mask of the model's own, a sliding window, soft-capping, sinks, or keys that
-            are not the queries' tokens.
+        NotPackable: the model builds a mask of its own, uses a sliding window, soft-capping or
+            sinks, or has keys that are not the queries' tokens.
     """
     where = ActivePass.layout
     if where is None:
@@ -74,8 +110,8 @@ def packed_attention(
     _check_packable(where, query, key, attention_mask, kwargs)
     query, key, value = _cast_for_autocast(query, key, value)
     dropout: float = kwargs.get("dropout", 0.0)
-    given = kwargs.get("is_causal")
-    causal = getattr(module, "is_causal", True) if given is None else given
+    is_causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keys = noise = query.new_empty(0, dtype=torch.int32)
     if dropout > 0:
@@ -91,6 +127,11 @@ def packed_attention(
 def _check_packable(
     where: Layout, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
 ) -> None:
+    """Refuse attention that packed rows do not support.
+
+    Raises:
+        NotPackable: with the reason.
+    """
     if mask is not None:
         raise NotPackable("the model builds an attention mask of its own")
     if query.shape[2] != key.shape[2] or query.shape[2] != where.gather.shape[1]:
@@ -104,9 +145,9 @@ def _check_packable(
 
 
 def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast to autocast's type, as autocast does for SDPA.
+    """Cast to autocast's dtype, as autocast does for SDPA but not for our operator.
 
-    Rotary tables of trained fp32 embeddings leave queries and keys in fp32, values in bf16.
+    With trained fp32 embeddings, rotary tables leave queries and keys in fp32, values in bf16.
     """
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
@@ -116,18 +157,19 @@ def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _build_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Build SDPA's mask, or none while rows are packed."""
+    """Build SDPA's mask; none while rows are packed, since the layout separates the examples."""
     if ActivePass.layout is not None:
         return None
     mask: Tensor | None = sdpa_mask(*args, **kwargs)
     return mask
 
 
-AttentionInterface.register(ATTENTION_NAME, packed_attention)
+register_attention(ATTENTION_NAME, packed_attention)
 AttentionMaskInterface.register(ATTENTION_NAME, _build_mask)
 
 
 def _use_flash(q: Tensor, dropout: float) -> bool:
+    """Return whether the varlen flash kernel serves these queries: it has no dropout by key."""
     return q.is_cuda and dropout == 0 and q.dtype in (torch.float16, torch.bfloat16)
 
 
@@ -137,9 +179,15 @@ def attend(
     gather: Tensor, scatter: Tensor, filled: Tensor, real: Tensor, bounds: Tensor,
     scale: float, causal: bool, dropout: float, keys: Tensor, noise: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return ``[K, heads, T, width]`` and the log-sum-exp that the backward pass needs."""
+    """Return ``[K, H, T, D]`` and the log-sum-exp that the backward pass needs.
+
+    The arguments are flat tensors rather than a ``Layout`` because a custom operator takes no
+    tuples of them. ``keys`` and ``noise`` are empty without dropout.
+    """
     where = Layout(gather, scatter, filled, real, bounds)
     if _use_flash(q, dropout):
+        # To the kernel all rows are one sequence of K * T tokens, cut by ``bounds`` into examples
+        # and, in the unused end of each row, pieces of at most ``longest`` tokens.
         b, h, t, d = q.shape
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             *(_flatten_tokens(x) for x in (q, k, v)),
@@ -147,6 +195,7 @@ def attend(
         )  # fmt: skip
         return out.view(b, t, h, d).transpose(1, 2), lse
     how = AttentionSettings(scale, causal, dropout, keys, noise)
+    # the softmax recomputes its weights in the backward pass, so it needs no log-sum-exp
     return forward(q, k, v, where, how), q.new_empty(0, dtype=torch.float32)
 
 
@@ -167,11 +216,11 @@ def attend_backward(
     gather: Tensor, scatter: Tensor, filled: Tensor, real: Tensor, bounds: Tensor,
     scale: float, causal: bool, dropout: float, keys: Tensor, noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of queries, keys and values."""
+    """Return the gradients of queries, keys and values; dropout is repeated from its keys."""
     where = Layout(gather, scatter, filled, real, bounds)
     if _use_flash(q, dropout):
         b, _, t, d = q.shape
-        seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
+        seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which is 0
         unused = torch.empty(0, device=q.device)
         grads = torch.ops.aten._flash_attention_backward(
             *(_flatten_tokens(x) for x in (grad, q, k, v, out)),
@@ -201,20 +250,23 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
     grads = attend_backward(
         grad.to(q.dtype), q, k, v, out, lse, *layout, *ctx.settings, keys, noise
     )
-    return (*grads, *[None] * 10)
+    return (*grads, *[None] * 10)  # layout, settings, keys and noise have no gradient
 
 
 attend.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _vmap_rule(info: Any, dims: Any, *values: Any) -> Any:
-    """Fold lanes into the batch: the layout counts all lanes' rows already."""
+    """Fold lanes into the batch: the layout already describes the rows of all lanes.
+
+    The layout, keys and noise are the same object in every lane, so vmap leaves them unbatched.
+    """
     q, k, v = (
         (x.movedim(d, 0) if d is not None else x.expand(info.batch_size, *x.shape)).flatten(0, 1)
         for x, d in zip(values[:3], dims[:3], strict=True)
     )
     out, lse = attend(q, k, v, *values[3:])
-    # lse is for the backward pass alone, which runs outside vmap
+    # lse is used only by the backward pass, which runs outside vmap, so it stays unbatched
     return (out.reshape(info.batch_size, -1, *out.shape[1:]), lse), (0, None)
 
 
@@ -222,11 +274,11 @@ attend.register_vmap(_vmap_rule)
 
 
 def _flatten_tokens(x: Tensor) -> Tensor:
-    """``[B, heads, T, width]`` -> ``[B * T, heads, width]``."""
+    """Return ``[K, H, T, D]`` as ``[K * T, H, D]``."""
     return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
 def _empty_like(x: Tensor) -> Tensor:
-    """Return memory for ``[B, heads, T, width]`` that lies as ``[B, T, heads, width]``."""
+    """Return an empty ``[K, H, T, D]`` with the memory layout of ``[K, T, H, D]``."""
     b, h, t, d = x.shape
     return x.new_empty((b, t, h, d)).transpose(1, 2)

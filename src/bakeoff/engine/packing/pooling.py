@@ -1,9 +1,11 @@
-"""Last-token pooling of decoders that classify: the output layer sees one state an item.
+"""Last-token pooling for decoders that classify: the output layer sees one state per item.
 
-Used by tasks that classify. transformers looks for the last token that is not padding in
-``input_ids``; a method that feeds embeddings instead (prompt tuning) leaves it none to look in, and
-it reads padding. Here the place is known from the batch, so such methods are right, too, and the
-output layer runs on one state an item.
+transformers looks for the last token that is not padding in ``input_ids``. A method that passes
+embeddings instead (prompt tuning) has no ``input_ids``, and transformers pools padding. Here the
+position is known from the batch, so such methods are pooled correctly too, and the output layer
+runs on one state per item.
+
+Tensor axes: B = items, T = tokens, D = model width.
 """
 
 from __future__ import annotations
@@ -15,23 +17,24 @@ from typing import Any
 from torch import Tensor, nn
 
 LAST_TOKEN_HEAD = "score"
-"""What transformers calls the output layer of models that read the last token; no other's."""
+"""Name of the output layer in transformers' models that pool the last token, and only there."""
 
 
 def last_token_positions(tokens: Sequence[Sequence[int]], pad_id: int) -> list[int]:
-    """Return the place of each item's last token that is not ``pad_id``; 0 where all are.
+    """Return the position of each item's last token that is not ``pad_id``; 0 if there is none.
 
-    As transformers finds it, so that a saved model answers the same without bakeoff.
+    The same rule as in transformers, so that a saved model predicts the same without bakeoff.
     """
-    return [max((i for i, t in enumerate(own) if t != pad_id), default=0) for own in tokens]
+    return [max((i for i, t in enumerate(item) if t != pad_id), default=0) for item in tokens]
 
 
 @contextlib.contextmanager
-def pool_last_token(model: nn.Module, places: Tensor, length: int) -> Iterator[None]:
-    """Give the output layer the state at each item's place ``[B]``, and every place its logits.
+def pool_last_token(model: nn.Module, positions: Tensor, length: int) -> Iterator[None]:
+    """Run the output layer on the state at each item's position; return its logits everywhere.
 
-    ``length`` is that of the padded batch; virtual tokens stand in front of it. A model without
-    such a layer (an encoder, which has a pooler of its own) is left as it is.
+    ``positions`` is ``[B]``; ``length`` is that of the padded batch, which virtual tokens precede.
+    Whatever position the model then pools has the right logits. A model without such a layer (an
+    encoder, which has its own pooler) is not changed.
     """
     head: nn.Module | None = getattr(model, LAST_TOKEN_HEAD, None)
     if head is None:
@@ -42,7 +45,7 @@ def pool_last_token(model: nn.Module, places: Tensor, length: int) -> Iterator[N
     def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         states = args[0]
         seen.append(states.shape[1])
-        at = (places + states.shape[1] - length)[:, None, None]
+        at = (positions + states.shape[1] - length)[:, None, None]
         return states.gather(1, at.expand(-1, 1, states.shape[2])), *args[1:]
 
     def spread(_: nn.Module, __: Any, logits: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Softmax attention over packed examples, forward and backward, in plain tensor operations.
 
-What ``attention`` runs where no flash kernel is: on a CPU, in fp32, and where attention weights are
-dropped out. Each example is attended to on its own ``[length, length]`` grid; the weights are
-computed again in the backward pass. Written for a CPU's vector units: contiguous operands, an
-additive mask and in-place products (there ``where`` with a broadcast mask takes five times as long
-as a product).
+Used where no flash kernel applies: on a CPU, in fp32, and with dropout on attention weights. Each
+example is attended to on its own ``[L, L]`` grid; the weights are recomputed in the backward pass.
+Written for the vector units of a CPU: contiguous operands, an additive mask and in-place products
+(``where`` with a broadcast mask takes five times as long there as a product).
+
+Tensor axes: K = lanes, H = heads, T = slots of a packed row, D = head width, B = examples of all
+lanes, L = padded length. Packed ``[K, H, T, D]``, grid ``[B, H, L, D]``.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from bakeoff.engine.lanes.dropout import keep_mask
 from bakeoff.engine.packing.layout import Layout
 
 _MASKED = -1e30
-"""Not -inf: a row without a token must stay finite."""
+"""Additive mask; not -inf, because a row without a token must stay finite."""
 
 
 class AttentionSettings(NamedTuple):
-    """How attention weights come about: scale, causality, dropout and its key and noise."""
+    """How attention weights are computed: scale, causality, dropout with its keys and noise."""
 
     scale: float
     causal: bool
@@ -32,7 +34,7 @@ class AttentionSettings(NamedTuple):
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, where: Layout, how: AttentionSettings) -> Tensor:
-    """Return ``[K, heads, T, width]``, lying as ``[K, T, heads, width]``."""
+    """Return ``[K, H, T, D]``, with the memory layout of ``[K, T, H, D]``."""
     heads = q.shape[1]
     qs, ks, vs = (_to_grid(x, where, heads) for x in (q, k, v))
     weights = _attention_weights(qs, ks, where, how)
@@ -55,12 +57,13 @@ def backward(
     qs, ks, vs, gs, os = (_to_grid(x, where, heads) for x in (q, k, v, grad, out))
     gs.mul_(where.real[:, None, :, None].to(gs.dtype))
     weights = _attention_weights(qs, ks, where, how)
-    used, slopes = weights, _batched_matmul(gs, vs.transpose(-1, -2)).float()
+    dropped, slopes = weights, _batched_matmul(gs, vs.transpose(-1, -2)).float()
     if how.dropout > 0:
-        kept = _dropout_factors(weights, how)
-        used = weights * kept
-        slopes.mul_(kept)
-    gv = _batched_matmul(used.to(gs.dtype).transpose(-1, -2), gs)
+        factors = _dropout_factors(weights, how)
+        dropped = weights * factors
+        slopes.mul_(factors)
+    gv = _batched_matmul(dropped.to(gs.dtype).transpose(-1, -2), gs)
+    # the softmax's Jacobian: w * (g - sum(w * g)), and that sum is the product of grad and output
     inner = (gs.float() * os.float()).sum(-1, keepdim=True)
     scores = slopes.sub_(inner).mul_(weights).mul_(how.scale).to(qs.dtype)
     gq, gk = _batched_matmul(scores, ks), _batched_matmul(scores.transpose(-1, -2), qs)
@@ -69,9 +72,10 @@ def backward(
 
 
 def _to_grid(x: Tensor, where: Layout, heads: int) -> Tensor:
-    """``[K, heads, T, width]`` -> ``[rows, heads, length, width]``, key heads repeated.
+    """Return ``[K, h, T, D]`` as ``[B, heads, L, D]``, with key heads repeated.
 
-    A place without a token holds its own example's first one: finite wherever the lane is.
+    A position without a token holds the first token of its own example, so it is finite if its
+    lane is.
     """
     _, h, _, d = x.shape
     flat = x.transpose(1, 2).reshape(-1, h, d).index_select(0, where.scatter.reshape(-1))
@@ -80,7 +84,7 @@ def _to_grid(x: Tensor, where: Layout, heads: int) -> Tensor:
 
 
 def _from_grid(x: Tensor, where: Layout) -> Tensor:
-    """``[rows, heads, length, width]`` -> ``[K, heads, T, width]``, zero where no token is."""
+    """Return ``[B, H, L, D]`` as ``[K, H, T, D]``, zero where a slot is not filled."""
     _, h, _, d = x.shape
     out = x.transpose(1, 2).reshape(-1, h, d).index_select(0, where.gather.reshape(-1))
     out.mul_(where.filled.reshape(-1, 1, 1).to(out.dtype))
@@ -88,9 +92,10 @@ def _from_grid(x: Tensor, where: Layout) -> Tensor:
 
 
 def _attention_weights(q: Tensor, k: Tensor, where: Layout, how: AttentionSettings) -> Tensor:
+    """Return the attention weights ``[B, H, L, L]`` in fp32, before dropout."""
     scores = _batched_matmul(q, k.transpose(-1, -2)).float().mul_(how.scale)
-    unseen = torch.zeros(where.real.shape, device=q.device).masked_fill_(~where.real, _MASKED)
-    scores.add_(unseen[:, None, None, :])
+    padding = torch.zeros(where.real.shape, device=q.device).masked_fill_(~where.real, _MASKED)
+    scores.add_(padding[:, None, None, :])
     if how.causal:
         n = where.longest
         scores.add_(torch.full((n, n), _MASKED, device=q.device).triu_(1))
@@ -98,14 +103,16 @@ def _attention_weights(q: Tensor, k: Tensor, where: Layout, how: AttentionSettin
 
 
 def _dropout_factors(weights: Tensor, how: AttentionSettings) -> Tensor:
+    """Return the factor of each weight: 0 where dropped, ``1 / (1 - p)`` elsewhere."""
     mask = keep_mask(weights.numel() // len(how.keys), how.dropout, how.keys, how.noise)
     return mask.view(weights.shape).float().mul_(1 / (1 - how.dropout))
 
 
 def _batched_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Return the matrix product over the last two axes."""
     return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).view(*a.shape[:-1], b.shape[-1])
 
 
 def _sum_key_heads(x: Tensor, heads: int) -> Tensor:
-    """Sum the gradients of repeated key heads."""
+    """Sum the gradients of key heads that were repeated."""
     return x if x.shape[1] == heads else x.view(len(x), heads, -1, *x.shape[2:]).sum(2)

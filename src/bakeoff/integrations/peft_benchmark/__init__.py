@@ -1,7 +1,6 @@
-"""Hugging Face's ``method_comparison``: its results in, its experiments in, ours out in its format.
+"""Exchange with PEFT's ``method_comparison`` benchmark, without torch.
 
-Stands beside ``study``: ``results`` reads and checks its result files, ``importing`` makes a study
-of them, ``exporting`` writes a study's final trials as such files, ``experiment`` reads a folder of
-``adapter_config.json`` and ``training_params.json``. ``api`` and the CLI call it. Never imports
-torch.
+``results`` reads and checks its result files, ``importing`` makes a study from them, ``exporting``
+writes a study's final trials as such files, and ``experiment`` reads an experiment folder
+(``adapter_config.json`` and ``training_params.json``) as a contender.
 """

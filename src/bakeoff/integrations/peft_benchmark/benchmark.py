@@ -1,7 +1,6 @@
-"""What is known of each benchmark in ``method_comparison`` beside its files.
+"""Facts about each benchmark in ``method_comparison`` that its result files do not state.
 
-Read by ``importing``: whose results a folder holds, what their metric is, how many test items there
-are (no file says it), which experiment is the plain LoRA.
+These are the metric, the number of test items, and the experiment that is the plain LoRA.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.integrations.peft_benchmark.results import ResultFile, invalid_result
 
 BAKEOFF_SECTION = "bakeoff"
-"""Section of ``meta_info`` in the files that ``bakeoff report --hf-json`` writes."""
+"""The section of ``meta_info`` that ``bakeoff report --hf-json`` adds to its files."""
 BAKEOFF_COSTS = (
     "train_peak_bytes",
     "memory_kind",
@@ -23,16 +22,16 @@ BAKEOFF_COSTS = (
     "step_milliseconds",
     "train_tokens_per_second",
 )
-"""Costs of the cost probe in that section: theirs has no field that means the same."""
+"""Costs of the cost probe in that section; PEFT's format has no field with the same meaning."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """One benchmark; ``mark`` is a training parameter that only its runs have.
 
-    ``n_test`` counts the items that the metric is over; with ``no_interval`` the mean over them has
-    no error that could be known, for the reason it gives. ``forgetting`` is the key in the metrics
-    of what fine-tuning did to the rest of the model.
+    ``n_test`` is the number of items behind the metric. ``no_interval`` is the reason why the mean
+    over them has no confidence interval, if it has none. ``forgetting`` is the key of the metric
+    for forgetting.
     """
 
     name: str
@@ -65,39 +64,39 @@ IMAGE_GEN = Benchmark(
     n_validation=None,
     control="lora/flux2-klein-default",
     forgetting="drift",
-    no_interval="one run; a mean similarity over a few images, and their own values are not in "
-    "the file: how far chance moves it cannot be known",
+    no_interval="the score is one run's mean similarity over a few images; the file lacks the "
+    "values per image, so its uncertainty is unknown",
 )
 BENCHMARKS = (METAMATHQA, IMAGE_GEN)
 
 
 def benchmark_of(results: Sequence[ResultFile], items: int | None) -> Benchmark:
-    """Return the benchmark that all of ``results`` are of; ``items`` overrides its test size.
+    """Return the benchmark of all ``results``; ``items`` overrides its number of test items.
 
     Raises:
         PreflightError: ``hf-results-mixed``, ``hf-result-unknown``.
         UsageError: ``hf-test-items-unknown``.
     """
-    found: dict[Benchmark, ResultFile] = {}
+    first_of: dict[Benchmark, ResultFile] = {}
     for result in results:
-        found.setdefault(_identify(result), result)
-    if len(found) > 1:
-        shown = ", ".join(f"{result.path.name} of {_label(b)}" for b, result in found.items())
+        first_of.setdefault(_identify(result), result)
+    if len(first_of) > 1:
+        shown = ", ".join(f"{result.path.name} of {_label(b)}" for b, result in first_of.items())
         raise PreflightError(
             "hf-results-mixed",
             f"The folder holds results of different benchmarks: {shown}.",
-            "a folder for each.",
+            "a separate folder for each.",
         )
-    (made,) = found
-    n_test = items or made.n_test or _common_value(results, "test_size")
-    if n_test is None and made.no_interval is None:
+    (benchmark,) = first_of
+    n_test = items or benchmark.n_test or _common_value(results, "test_size")
+    if n_test is None and benchmark.no_interval is None:
         raise UsageError(
             "hf-test-items-unknown",
-            f"{results[0].path} does not say how many test items its accuracy is over.",
+            f"{results[0].path} does not state the number of test items behind its accuracy.",
             "`--test-items N`.",
         )
-    n_validation = made.n_validation or _common_value(results, "valid_size")
-    return Benchmark(**{**made.__dict__, "n_test": n_test, "n_validation": n_validation})
+    n_validation = benchmark.n_validation or _common_value(results, "valid_size")
+    return Benchmark(**{**benchmark.__dict__, "n_test": n_test, "n_validation": n_validation})
 
 
 def _label(benchmark: Benchmark) -> str:
@@ -119,14 +118,14 @@ def _identify(result: ResultFile) -> Benchmark:
     marks = " or ".join(f"`{b.mark}`" for b in BENCHMARKS)
     raise PreflightError(
         "hf-result-unknown",
-        f"{result.path} is of no benchmark known here: its test metric is `{result.metric}`, and "
+        f"{result.path} is from an unknown benchmark: its test metric is `{result.metric}`, and "
         f"run_info.train_config should have {marks}.",
         "results of method_comparison/MetaMathQA or method_comparison/image-gen.",
     )
 
 
 def _bakeoff_benchmark(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark:
-    """Return what a file that bakeoff wrote says of its own study."""
+    """Return the benchmark that a file written by bakeoff describes."""
     lacking = [k for k in ("metric", "task", "n_test_items", "binary", "cost") if k not in ours]
     cost, metric = ours.get("cost"), ours.get("metric")
     lacking += [f"cost.{k}" for k in BAKEOFF_COSTS if not isinstance(cost, dict) or k not in cost]
@@ -135,7 +134,7 @@ def _bakeoff_benchmark(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark
     counts = [ours["n_test_items"], ours.get("n_validation_items")]
     if not isinstance(metric, dict) or not all(_is_count(n) for n in counts):
         raise invalid_result(
-            result.path, f"meta_info.{BAKEOFF_SECTION}: `metric` or a number of items is none"
+            result.path, f"meta_info.{BAKEOFF_SECTION}: `metric` or a number of items is invalid"
         )
     try:
         measured = MetricInfo(**metric)
@@ -147,8 +146,8 @@ def _bakeoff_benchmark(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark
         )
     why = None
     if not ours["binary"]:
-        why = "one run; a mean of scores that are not right or wrong, and the items' own scores are"
-        why += " not in the file: how far chance moves it cannot be known"
+        why = "the score is one run's mean of scores that are not just 0 and 1; the file lacks the "
+        why += "scores per item, so its uncertainty is unknown"
     return Benchmark(
         BAKEOFF_SECTION,
         BAKEOFF_SECTION,

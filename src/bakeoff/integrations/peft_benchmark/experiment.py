@@ -1,9 +1,9 @@
-"""An experiment folder of ``method_comparison`` as a contender of a study.
+"""Read an experiment folder of ``method_comparison`` as a contender of a study.
 
-Read by ``bakeoff run --hf-experiment``: ``adapter_config.json`` gives the method (without it: full
-fine-tuning), ``training_params.json`` over ``default_training_params.json`` its learning rate and,
-where no study file states them, the conditions. What cannot be taken over as it is comes back as a
-note in plain words; what would change the method is refused.
+``adapter_config.json`` gives the method (full fine-tuning without it), ``training_params.json`` on
+top of ``default_training_params.json`` gives the learning rate and, without a study file, the other
+settings. A setting that cannot be reproduced exactly becomes a note; one that would change the
+method is an error.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ADAPTER, PARAMS, DEFAULTS = (
     "adapter_config.json", "training_params.json", "default_training_params.json",
 )  # fmt: skip
 LEVELS = 3
-"""``experiments/<method>/<name>`` lies so far below the defaults."""
+"""Number of parent folders of ``experiments/<method>/<name>`` to search for the defaults."""
 OPTIMIZER_METHODS = {"lora-fa": "lora_fa", "lora+": "lora_plus", "riemannian": "riemannian"}
-"""Optimizers of theirs that are methods here."""
+"""Optimizers of the benchmark that are methods in bakeoff."""
 NO_CLIP = 1e9
-"""A gradient norm that no step reaches: their 0 means no clipping."""
+"""A gradient norm that no step reaches; 0 means no clipping in the benchmark."""
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "bf16"}
 QUANTIZED = {"int4": "nf4", "int8": "int8"}
 OTHER_BENCHMARK = "dino_model_id"
@@ -40,7 +40,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Params(BaseModel):
-    """What ``training_params.json`` over the defaults may say; unknown keys are refused."""
+    """The training parameters of an experiment; unknown keys are an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -67,7 +67,7 @@ class Params(BaseModel):
 
 
 class Experiment(NamedTuple):
-    """A checked experiment; ``adapter`` is what ``adapter_config.json`` says, None for full."""
+    """A checked experiment; ``adapter`` is the adapter configuration, None for full fine-tuning."""
 
     name: str
     adapter: dict[str, Any] | None
@@ -75,17 +75,19 @@ class Experiment(NamedTuple):
 
     @property
     def learning_rate(self) -> float:
-        """Its peak learning rate."""
+        """The peak learning rate."""
         return float(self.params.optimizer_kwargs["lr"])
 
     @property
     def weight_decay(self) -> float:
-        """Its weight decay: AdamW's own where the file names none."""
+        """The weight decay; AdamW's default if the file does not set it."""
         return float(self.params.optimizer_kwargs.get("weight_decay", ADAMW_WEIGHT_DECAY))
 
 
 def read_experiment(folder: Path, defaults: Path | None) -> Experiment:
-    """Read an experiment folder; ``defaults`` is their file, searched for above if not given.
+    """Read an experiment folder.
+
+    ``defaults`` is the file of default parameters; None searches the parent folders for it.
 
     Raises:
         UsageError: ``hf-experiment-missing``, ``hf-defaults-missing``, ``hf-params-invalid``,
@@ -96,7 +98,7 @@ def read_experiment(folder: Path, defaults: Path | None) -> Experiment:
     if not found:
         raise UsageError(
             "hf-experiment-missing",
-            f"{folder} holds neither {ADAPTER} nor {PARAMS}.",
+            f"{folder} contains neither {ADAPTER} nor {PARAMS}.",
             "an experiment of method_comparison: MetaMathQA/experiments/<method>/<name>.",
         )
     above = [parent / DEFAULTS for parent in whole.parents[:LEVELS]]
@@ -104,7 +106,7 @@ def read_experiment(folder: Path, defaults: Path | None) -> Experiment:
     if base is None:
         raise UsageError(
             "hf-defaults-missing",
-            f"There is no {DEFAULTS} in the {LEVELS} folders above {folder}.",
+            f"The {LEVELS} folders above {folder} contain no {DEFAULTS}.",
             "`--hf-defaults FILE`.",
         )
     own = _read_json(whole / PARAMS) if PARAMS in found else {}
@@ -115,7 +117,9 @@ def read_experiment(folder: Path, defaults: Path | None) -> Experiment:
 
 
 def add_contender(spec: StudySpec, experiment: Experiment) -> StudySpec:
-    """Return the study with the experiment as its last contender, its own rate among the settings.
+    """Return the study with the experiment as its last contender.
+
+    The learning rates to try are a grid around the experiment's own.
 
     Raises:
         UsageError: ``hf-experiment-there``; ``unknown-peft-type`` with the near match.
@@ -127,8 +131,8 @@ def add_contender(spec: StudySpec, experiment: Experiment) -> StudySpec:
         if name != "full" or (known is not None and known.learning_rates is not None):
             raise UsageError(
                 "hf-experiment-there",
-                f"The study has a method '{name}' already.",
-                "the study without it, or without --hf-experiment.",
+                f"The study already has a method '{name}'.",
+                "remove that method from the study, or leave out --hf-experiment.",
             )
         table = value["method"].get(name, {})
     else:
@@ -144,12 +148,12 @@ def add_contender(spec: StudySpec, experiment: Experiment) -> StudySpec:
     ]
     value["method"][name] = table
     if spec.budget.hours is not None:
-        value["budget"].pop("steps", None)  # hours choose them
+        value["budget"].pop("steps", None)  # the time budget chooses them
     return parse_spec(value)
 
 
 def study_tables(experiment: Experiment) -> dict[str, Any]:
-    """Return its training parameters as tables of a study file."""
+    """Return the experiment's training parameters as tables of a study file."""
     params = experiment.params
     cosine = params.lr_scheduler == "cosine"
     base: dict[str, Any] = {"model": params.model_id}
@@ -172,7 +176,7 @@ def study_tables(experiment: Experiment) -> dict[str, Any]:
         "budget": {
             "steps": params.max_steps,
             "batch_size": params.batch_size,
-            # a cosine from the warm-up to the end has the mean rate of a line there
+            # a cosine from the warm-up to the end has the same mean rate as a linear decay
             "warmup": 0.1 if cosine else 0.0,
             "decay": 0.9 if cosine else 0.0,
             "weight_decay": experiment.weight_decay,
@@ -184,70 +188,76 @@ def study_tables(experiment: Experiment) -> dict[str, Any]:
 
 
 def data_columns(experiment: Experiment) -> dict[str, str]:
-    """Return their template as columns, for data in their format (``query``, ``response``)."""
+    """Return the columns for data in the benchmark's format (``query``, ``response``)."""
     return {"prompt": experiment.params.query_template, "completion": "{response}"}
 
 
 def differing_settings(spec: StudySpec, experiment: Experiment) -> list[str]:
-    """Say where the study's conditions are others than the experiment's: the study's hold."""
+    """Return a line for each setting in which the study, which decides, differs."""
     theirs, ours = flatten(study_tables(experiment)), flatten(dump_spec(spec))
     return [
         f"{key} is {ours.get(key, 'not set')} here and {value} in the experiment: "
-        "the study's holds for all."
+        "the study's value is used for all methods."
         for key, value in theirs.items()
         if ours.get(key) != value
     ]
 
 
 def experiment_notes(experiment: Experiment) -> list[str]:
-    """Say in plain words what is not, or not just so, as in the experiment."""
-    params, said = experiment.params, []
+    """Return a sentence for each setting that is not reproduced exactly."""
+    params, lines = experiment.params, []
     if params.lr_scheduler == "cosine":
-        said.append(
-            "Their learning rate falls along a cosine; here it falls to 0 along a line, so that a "
-            "race can stop trials (budget.decay = 0.9 has the same mean rate)."
+        lines.append(
+            "The experiment's learning rate follows a cosine; here it decays linearly to 0, so that "
+            "racing can stop trials (budget.decay = 0.9 has the same mean rate)."
         )
-    said.append("Their loss is over question and answer, here it is over the completion alone.")
+    lines.append(
+        "The experiment's loss covers question and answer; here only the completion counts."
+    )
     if "weight_decay" not in params.optimizer_kwargs:
-        said.append(
-            f"{PARAMS} replaces optimizer_kwargs as a whole and names no weight decay, so the "
-            f"experiment has AdamW's {ADAMW_WEIGHT_DECAY}."
+        lines.append(
+            f"{PARAMS} replaces optimizer_kwargs as a whole and sets no weight decay, so the "
+            f"experiment uses AdamW's default, {ADAMW_WEIGHT_DECAY}."
         )
     if params.dtype == "int4":
-        said.append("Their int4 is bitsandbytes' fp4; here 4 bits are nf4.")
+        lines.append("The experiment's int4 is bitsandbytes' fp4; here 4-bit quantization is nf4.")
     if params.dtype == "float16":
-        said.append("Their base is in float16; here it is in bf16.")
+        lines.append("The experiment's base is in float16; here it is in bf16.")
     if params.init_kv_cache_prefix is not None:
-        said.append("init_kv_cache_prefix is not taken over: the prefix starts as PEFT starts it.")
+        lines.append(
+            "init_kv_cache_prefix is ignored: the prefix has PEFT's default initialisation."
+        )
     if not params.autocast_adapter_dtype:
-        said.append("autocast_adapter_dtype = false is not taken over: adapters train in fp32.")
+        lines.append("autocast_adapter_dtype = false is ignored: adapters train in fp32.")
     for key in ("use_amp", "attn_implementation"):
         if getattr(params, key):
-            said.append(f"{key} is not taken over: it changes speed and memory, within rounding.")
+            lines.append(f"{key} is ignored: it changes only speed and memory, up to rounding.")
     sampling = sorted(params.generation_kwargs.keys() - {"max_new_tokens", "max_length"})
     if sampling:
-        said.append(f"Answers are generated greedily; not taken over: {', '.join(sampling)}.")
-    return said
+        lines.append(f"Completions are generated greedily; ignored: {', '.join(sampling)}.")
+    return lines
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path, CONFIG_BYTES)
     except UnreadableFile as error:
-        raise _invalid(path, f"cannot be read: {error}", "mend the file.") from error
+        raise _invalid(path, f"cannot be read: {error}", "repair the file.") from error
     if not isinstance(value, dict):
-        raise _invalid(path, "is no JSON object", "mend the file.")
+        raise _invalid(path, "is not a JSON object", "repair the file.")
     if (why := find_unsupported_value(value)) is not None:
-        raise _invalid(path, f"cannot be taken: {why}", "mend the file.")
+        raise _invalid(path, f"cannot be used: {why}", "repair the file.")
     return value
 
 
 def _validate(
     merged: Mapping[str, Any], path: Path, defaults: Path, own: Mapping[str, Any]
 ) -> Params:
-    """Check the merged parameters; a wrong key is looked for in the file that it came from."""
+    """Check the merged parameters; an error names the file that the key came from."""
     if OTHER_BENCHMARK in merged:
-        raise _unsupported(f"{defaults} is of image generation", "an experiment of MetaMathQA.")
+        raise _unsupported(
+            f"{defaults} belongs to the image-generation benchmark", "an experiment of MetaMathQA."
+        )
     try:
         params = Params.model_validate(dict(merged))
     except ValidationError as error:
@@ -256,10 +266,10 @@ def _validate(
         file = path if key in own else defaults
         if item["type"] == "extra_forbidden":
             near = near_match(key, Params.model_fields)
-            hint = f"rename it to '{near}'." if near else f"take `{key}` out."
+            hint = f"rename it to '{near}'." if near else f"remove `{key}`."
             raise _invalid(file, f"has the unknown key `{key}`", hint) from error
         where = ".".join(map(str, item["loc"]))
-        raise _invalid(file, f"`{where}`: {item['msg']}", "mend that key.") from error
+        raise _invalid(file, f"`{where}`: {item['msg']}", "correct that key.") from error
     _check_optimizer(params, path if "optimizer_kwargs" in own else defaults)
     return params
 
@@ -269,17 +279,17 @@ def _check_optimizer(params: Params, path: Path) -> None:
     if kind in OPTIMIZER_METHODS:
         method = OPTIMIZER_METHODS[kind]
         raise _unsupported(
-            f"optimizer_type = '{kind}' makes another method of it",
+            f"optimizer_type = '{kind}' makes this another method",
             f'`contenders = ["{method}"]`, which is that method (`bakeoff methods {method}`).',
         )
     if kind != "AdamW":
         raise _unsupported(
-            f"optimizer_type = '{kind}': every method trains with AdamW here", "AdamW."
+            f"optimizer_type = '{kind}' is not supported: every method trains with AdamW", "AdamW."
         )
     for key in arguments:
         if key not in ("lr", "weight_decay"):
             near = near_match(key, ("lr", "weight_decay"))
-            hint = f"rename it to '{near}'." if near else "lr and weight_decay are taken over."
+            hint = f"rename it to '{near}'." if near else "only lr and weight_decay are supported."
             raise _invalid(path, f"has the unknown key `optimizer_kwargs.{key}`", hint)
     for key in ("lr", "weight_decay"):
         value = arguments.get(key, 0.0 if key == "weight_decay" else None)

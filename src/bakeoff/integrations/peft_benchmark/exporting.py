@@ -1,8 +1,8 @@
-"""Write a study's final trials as ``method_comparison`` writes its runs: one JSON each.
+"""Export a study's final trials in the format of ``method_comparison``: one JSON file per trial.
 
-Stands after ``analysis`` on the way out: a ``StudyRecord`` in, files out. Sections and field names
-are theirs; what is not known here is null, and what theirs has no field for (the metric, its number
-of items, what memory is of) lies under ``meta_info.bakeoff``, from where ``importing`` reads it.
+Sections and field names are PEFT's; unknown values are null. Values that the format has no field
+for (the metric, its number of items, the kind of memory) are stored in ``meta_info.bakeoff``, from
+which ``importing`` reads them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from bakeoff.core.redact import redact_value
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.core.trial_dir import TRIALS
-from bakeoff.integrations.peft_benchmark import exporting
 from bakeoff.integrations.peft_benchmark.benchmark import BAKEOFF_COSTS, BAKEOFF_SECTION
 from bakeoff.integrations.peft_benchmark.results import SUCCESS, TEST
 from bakeoff.methods import user_defined
@@ -29,12 +28,14 @@ from bakeoff.study.record import read_record
 DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 CANCELED = "canceled"
 SCHEDULE = "warmup-stable-decay"
-"""Not one of theirs (cosine, or null for none): it is what was run."""
+"""The schedule of bakeoff; PEFT's files have ``cosine`` or null."""
 PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 
 
 def result_files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return each final trial that has ended, by the name of its file; ``folder`` is the study's.
+    """Return the contents of a file for each ended final trial, by file name.
+
+    ``folder`` is the study folder.
 
     Raises:
         UsageError: ``hf-json-imported``, ``hf-json-nothing``.
@@ -42,8 +43,8 @@ def result_files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]
     if record.imported is not None:
         raise UsageError(
             "hf-json-imported",
-            f"This study was imported from {record.imported.source}: its files are in that format.",
-            "those files.",
+            f"This study was imported from {record.imported.source}: its files have that format.",
+            "use those files.",
         )
     ended = [(t, r) for t, r in record.trials if t.phase == "final" and r is not None]
     scores = {s for _, r in ended if "test" in r.splits for s in r.splits["test"].scores}
@@ -54,22 +55,24 @@ def result_files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]
         found[f"{_name(trial).replace('/', '--')}.json"] = value
     if not found:
         raise UsageError(
-            "hf-json-nothing", "No final trial has ended yet.", "`bakeoff run` goes on."
+            "hf-json-nothing",
+            "No final trial has ended yet.",
+            "`bakeoff run` to continue the study.",
         )
     return found
 
 
 def write_files(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
-    """Write the files into a folder, which is made."""
+    """Write the files into a folder, which is created."""
     out.mkdir(parents=True, exist_ok=True)
     for name, value in found.items():
         text = json.dumps(redact_value(value), indent=2, allow_nan=False)
-        (out / name).unlink(missing_ok=True)  # a link is replaced, not followed
+        (out / name).unlink(missing_ok=True)  # replace a link, do not follow it
         (out / name).write_text(text + "\n", encoding="utf-8")
 
 
 def _name(trial: Trial) -> str:
-    """Return ``<method>/<setting>-seed<n>``, as their folders are named."""
+    """Return ``<method>/<setting>-seed_<n>``, like PEFT's experiment folders."""
     setting = "-".join(
         f"{'lr' if key == 'learning_rate' else key}_{value}" for key, value in trial.setting.items()
     )
@@ -80,7 +83,7 @@ def _name(trial: Trial) -> str:
 def _result_file(
     record: StudyRecord, trial: Trial, result: TrialResult, binary: bool, folder: Path
 ) -> dict[str, Any]:
-    """Return a trial's file; ``binary`` says whether the study's items are right or wrong."""
+    """Return the contents of a trial's file; ``binary``: every test score is 0 or 1."""
     cost = record.costs.get(trial.method.name)
     device = cost is not None and str(cost.memory_kind).startswith("device")
     return {
@@ -144,7 +147,7 @@ def _train_config(trial: Trial) -> dict[str, Any]:
 
 
 def _peft_config(trial: Trial, folder: Path) -> dict[str, Any] | None:
-    """Return what PEFT saved of the trial's adapter, else its arguments; None without PEFT."""
+    """Return the adapter configuration that PEFT saved, else its arguments; None without PEFT."""
     if trial.method.peft is None:
         return None
     saved = folder / TRIALS / trial.id / "adapter" / "adapter_config.json"
@@ -155,7 +158,7 @@ def _peft_config(trial: Trial, folder: Path) -> dict[str, Any] | None:
 
 
 def _metrics(trial: Trial, result: TrialResult, metric: str) -> list[dict[str, Any]]:
-    """Return the curve, and at its end the test score under ``metric``: accuracy is their word."""
+    """Return the curve; its last entry holds the test score under the name ``metric``."""
     batch = trial.conditions.batch_size
     entries: list[dict[str, Any]] = [
         {
@@ -183,7 +186,7 @@ def _metrics(trial: Trial, result: TrialResult, metric: str) -> list[dict[str, A
 
 
 def _forgetting(result: TrialResult) -> float | None:
-    """Return the change of the loss on general text, in nats per token, as theirs is."""
+    """Return the change of the loss on general text in nats per token, as PEFT does."""
     known = result.forgetting
     if known is None:
         return None
@@ -219,7 +222,7 @@ def _meta_info(record: StudyRecord, trial: Trial) -> dict[str, Any]:
 def _bakeoff_section(
     record: StudyRecord, trial: Trial, result: TrialResult, cost: Cost | None
 ) -> dict[str, Any]:
-    """Return what their format has no field for."""
+    """Return the values that PEFT's format has no field for."""
     return {
         "study": record.name,
         "trial": trial.id,
@@ -235,11 +238,11 @@ def _bakeoff_section(
 
 
 def write_results(out: Path, target: Path) -> list[str]:
-    """Write each final trial of a study as ``method_comparison`` would; return the files' names.
+    """Write each final trial of a study in the format of ``method_comparison``; return file names.
 
     Raises:
         UsageError: ``no-study``, ``hf-json-imported``, ``hf-json-nothing``.
     """
-    found = exporting.result_files(read_record(out, examples=False), out)
-    exporting.write_files(found, target)
-    return list(found)
+    contents = result_files(read_record(out, examples=False), out)
+    write_files(contents, target)
+    return list(contents)

@@ -1,7 +1,4 @@
-"""What a reader must know of imported runs: what differs between them, and where they come from.
-
-Read by ``importing``: result files in, warnings and provenance of the study out.
-"""
+"""Warnings and provenance for imported runs: what differs between them, where they come from."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ from bakeoff.integrations.peft_benchmark.benchmark import BAKEOFF_SECTION, Bench
 from bakeoff.integrations.peft_benchmark.results import ResultFile
 
 ADAMW_WEIGHT_DECAY = 0.01
-"""``torch.optim.AdamW``'s own, which a run gets whose ``optimizer_kwargs`` name none."""
+"""The default of ``torch.optim.AdamW``, used when ``optimizer_kwargs`` does not set it."""
 
 
 def differing_parameters(results: Sequence[ResultFile]) -> dict[str, dict[str, int]]:
-    """Return each training parameter but the learning rate that differs, with its values."""
+    """Return the training parameters that differ, except the learning rate, with values."""
     flat = []
     for result in results:
         config = result.run.train_config.model_dump(mode="json")
@@ -26,46 +23,46 @@ def differing_parameters(results: Sequence[ResultFile]) -> dict[str, dict[str, i
         config["weight_decay"] = f"{ADAMW_WEIGHT_DECAY} (none given)" if decay is None else decay
         flat.append({key: str(value)[:60] for key, value in config.items()})
     keys = sorted({key for config in flat for key in config})
-    found = {key: Counter(c.get(key, "(absent)") for c in flat) for key in keys}
-    return {key: dict(values.most_common()) for key, values in found.items() if len(values) > 1}
+    counts = {key: Counter(c.get(key, "(absent)") for c in flat) for key in keys}
+    return {key: dict(values.most_common()) for key, values in counts.items() if len(values) > 1}
 
 
 def import_warnings(
     results: Sequence[ResultFile], benchmark: Benchmark, unlike: dict[str, dict[str, int]]
 ) -> list[str]:
-    """Say what must be known before believing a figure of this import."""
-    found = [
-        f"Imported from {benchmark.name}: one run of each experiment, so the noise of its seed is "
-        "unknown and in no interval."
+    """Return the caveats of an import."""
+    notes = [
+        f"Imported from {benchmark.name} with one run per experiment: the between-seed variance is "
+        "unknown and not part of any interval."
     ]
     if benchmark.no_interval:
-        found.append(f"There are no intervals and no verdicts: {benchmark.no_interval}.")
+        notes.append(f"There are no intervals and no verdicts: {benchmark.no_interval}.")
     else:
-        found.append(
-            f"Which of the {benchmark.n_test:,} test items were right is not in the files: "
-            "intervals are of their number alone, unpaired, and wider than paired ones."
+        notes.append(
+            f"The files do not say which of the {benchmark.n_test:,} test items were right: intervals "
+            "use only their number, are unpaired, and are wider than paired ones."
         )
     if benchmark.name != BAKEOFF_SECTION:
-        found.append(
-            "Settings were the experiments' own: methods did not get the same tuning budget, so a "
-            "difference may be one of settings."
+        notes.append(
+            "Each experiment has its own hyperparameters: methods did not get the same tuning "
+            "budget, so a difference may come from the settings."
         )
-        found.append(
-            "`train_time` is as reported: it holds more than training (the test set's generation, "
-            "too). The time of a step is of the training steps alone; memory is reserved, not "
-            "allocated."
+        notes.append(
+            "`train_time` is as reported and includes more than training (also generation on the "
+            "test set). The step time covers the training steps only; memory is reserved, not "
+            "allocated, memory."
         )
     if unlike:
         shown = "; ".join(
             f"{key} ({', '.join(f'{value} in {n}' for value, n in values.items())})"
             for key, values in unlike.items()
         )
-        found.append(f"Beside the learning rate, experiments differ in: {shown}.")
+        notes.append(f"Besides the learning rate, experiments differ in: {shown}.")
     versions = Counter(_versions(result) for result in results)
     if len(versions) > 1:
         shown = ", ".join(f"{version} in {n}" for version, n in versions.most_common())
-        found.append(f"The runs are of different software: {shown}.")
-    return found
+        notes.append(f"The runs used different software versions: {shown}.")
+    return notes
 
 
 def _versions(result: ResultFile) -> str:
@@ -75,7 +72,7 @@ def _versions(result: ResultFile) -> str:
 
 
 def provenance(results: Sequence[ResultFile]) -> dict[str, Any]:
-    """Return where every run comes from, and what the first one says of its machine."""
+    """Return the source of every run, and the software and machine of the first one."""
     first = results[0]
     return {
         "runs": {r.name: {"file": r.path.name, "created_at": r.run.created_at} for r in results},

@@ -1,8 +1,7 @@
-"""Make a study of imported results: trials, costs, what their tool reported, and the record.
+"""Import result files of ``method_comparison`` as a study.
 
-Stands between ``results`` (the files) and ``api`` (which stores what this makes, and reads it back
-as a ``StudyRecord``). Every experiment is a method of the study, under its own name, with one final
-trial; nothing of it is measured here, and what the files do not tell is None.
+Every experiment becomes a method of the study, under its own name, with one final trial. Nothing is
+measured; values that the files lack are None.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from bakeoff.core.errors import PreflightError, UsageError, unknown_name
 from bakeoff.core.record import ImportedScores, ImportedStudy
 from bakeoff.core.results import Cost, CurvePoint, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, Conditions, Trial
-from bakeoff.integrations.peft_benchmark import import_notes, importing
+from bakeoff.integrations.peft_benchmark import import_notes
 from bakeoff.integrations.peft_benchmark.benchmark import (
     BAKEOFF_COSTS,
     BAKEOFF_SECTION,
@@ -39,16 +38,16 @@ MARGIN = 0.02
 """The study file's default."""
 PRECISIONS = {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}
 ROUNDING = 1e-6
-"""Largest distance of score x items from a whole number that rounding explains."""
+"""Largest distance of score x items from an integer that counts as a rounding error."""
 UNKNOWN_SIZE = (
-    f"its file size, {NO_FILE_SIZE:,}, is what method_comparison writes where the checkpoint could "
-    "not be saved: taken as unknown."
+    f"its file size, {NO_FILE_SIZE:,}, is the value that method_comparison writes if a checkpoint "
+    "could not be saved: treated as unknown."
 )
 MEMORY_KIND = "device_reserved"
 
 
 class ImportOptions(NamedTuple):
-    """What the user says of an import beside the folder."""
+    """Options of an import; None means the default of the benchmark."""
 
     name: str
     control: str | None = None
@@ -57,27 +56,29 @@ class ImportOptions(NamedTuple):
 
 
 class StudyContents(NamedTuple):
-    """What ``api`` stores: the study's values, its trials with their results, its costs."""
+    """The contents of a study folder: its values, its trials with their results, its costs."""
 
     values: dict[str, Any]
     trials: tuple[tuple[Trial, TrialResult], ...]
     costs: tuple[Cost, ...]
 
 
-def build_study(folder: Path, wishes: ImportOptions) -> StudyContents:
-    """Read a folder of result files and make a study of them.
+def build_study(folder: Path, options: ImportOptions) -> StudyContents:
+    """Read a folder of result files and return the study that they make.
 
     Raises:
         UsageError: ``no-hf-results``, ``unknown-experiment``, ``hf-control-unknown``,
             ``hf-test-items-unknown``, ``hf-margin``.
-        PreflightError: ``hf-result-invalid`` and what else is wrong with the files.
+        PreflightError: ``hf-result-invalid`` and other errors of the files.
     """
-    if wishes.margin is not None and not wishes.margin > 0:
-        raise UsageError("hf-margin", f"--margin {wishes.margin} is not above 0.", "--margin 0.02")
+    if options.margin is not None and not options.margin > 0:
+        raise UsageError(
+            "hf-margin", f"--margin {options.margin} must be above 0.", "--margin 0.02"
+        )
     results = read_folder(folder)
-    benchmark = benchmark_of(results, wishes.test_items)
+    benchmark = benchmark_of(results, options.test_items)
     _check_same_base(results)
-    control = _control(results, benchmark, wishes.control)
+    control = _control(results, benchmark, options.control)
     ordered = sorted(results, key=lambda result: result.name != control)
     trials = tuple(_trial(result, benchmark) for result in ordered)
     reported = {r.name: _imported_scores(r, benchmark) for r in ordered}
@@ -87,10 +88,10 @@ def build_study(folder: Path, wishes: ImportOptions) -> StudyContents:
     values = {
         "imported": {
             **dataclasses.asdict(known),
-            "name": wishes.name,
+            "name": options.name,
             "base": base,
             "task": benchmark.task,
-            "margin": wishes.margin or MARGIN,
+            "margin": options.margin or MARGIN,
             "steps": trials[0][0].conditions.steps,
             "metric": dataclasses.asdict(benchmark.metric),
             "n_items": {"test": benchmark.n_test, "validation": benchmark.n_validation},
@@ -112,20 +113,20 @@ def _check_same_base(results: Sequence[ResultFile]) -> None:
         raise PreflightError(
             "hf-results-mixed",
             f"run_info.train_config.model_id is not the same in all files: {shown}.",
-            "a folder for each base model: scores on different bases compare with nothing.",
+            "a folder for each base model: scores on different bases cannot be compared.",
         )
 
 
-def _control(results: Sequence[ResultFile], benchmark: Benchmark, wished: str | None) -> str:
+def _control(results: Sequence[ResultFile], benchmark: Benchmark, requested: str | None) -> str:
     names = [result.name for result in results]
-    control = wished or benchmark.control
+    control = requested or benchmark.control
     if control in names:
         return control
-    if wished is not None:
-        raise unknown_name("unknown-experiment", "experiment", wished, names)
-    why = "say which experiment the others are compared with"
+    if requested is not None:
+        raise unknown_name("unknown-experiment", "experiment", requested, names)
+    why = "name the experiment that the others are compared with"
     if benchmark.control:
-        why = f"the folder has no {benchmark.control}, which {benchmark.name} is compared with"
+        why = f"the folder lacks {benchmark.control}, the usual control of {benchmark.name}"
     raise UsageError("hf-control-unknown", f"No control: {why}.", f"--control {names[0]}")
 
 
@@ -143,7 +144,7 @@ def _trial(result: ResultFile, benchmark: Benchmark) -> tuple[Trial, TrialResult
         steps=config.max_steps,
         batch_size=config.batch_size,
         evaluation_batch_size=config.batch_size_eval,
-        # their cosine falls from the end of the warm-up on; without one the rate never changes
+        # PEFT's cosine decays from the end of the warm-up; without it the rate is constant
         warmup=0.1 if cosine else 0.0,
         decay=0.9 if cosine else 0.0,
         weight_decay=import_notes.ADAMW_WEIGHT_DECAY if decay is None else decay,
@@ -164,12 +165,12 @@ def _result(trial: Trial, result: ResultFile) -> TrialResult:
     status, reason = Status.DONE, None
     curve: list[CurvePoint] = []
     if result.train.status != SUCCESS:
-        reason = result.run.error_msg or f"their run ended as `{result.train.status}`"
+        reason = result.run.error_msg or f"the run ended with status `{result.train.status}`"
         out = "out of memory" in reason.lower()
         status = Status.OUT_OF_MEMORY if out else Status.FAILED
     for entry in result.train.metrics:
         step, loss = result.number(entry, "step"), result.number(entry, "train loss")
-        # the last entry repeats the loss of the one before it, beside the test metric
+        # the last entry repeats the previous loss and adds the test metric
         if step is not None and (not curve or step > curve[-1].step):
             curve.append(CurvePoint(int(step), loss, None))
     tokens = result.number(result.last, "train total tokens")
@@ -189,9 +190,9 @@ def _result(trial: Trial, result: ResultFile) -> TrialResult:
 
 
 def _cost(result: ResultFile) -> Cost:
-    """Return a run's costs; a step's time is the mean of the steps alone, not of ``train_time``."""
+    """Return a run's costs; the step time is the mean over training steps, not ``train_time``."""
     if result.train.status != SUCCESS:
-        reason = result.run.error_msg or f"their run ended as `{result.train.status}`"
+        reason = result.run.error_msg or f"the run ended with status `{result.train.status}`"
         return Cost(result.name, Status.FAILED, reason)
     steps, seconds = result.run.train_config.max_steps, result.total("train time")
     tokens = result.number(result.last, "train total tokens")
@@ -219,8 +220,8 @@ def _imported_scores(result: ResultFile, benchmark: Benchmark) -> ImportedScores
         if not 0 <= score <= 1 or abs(right - round(right)) > ROUNDING:
             raise PreflightError(
                 "hf-test-items-wrong",
-                f"{result.path}: test {result.metric} {score!r} is not a share of {n} items.",
-                "`--test-items N` with the number of items that it is over.",
+                f"{result.path}: test {result.metric} {score!r} is not a fraction of {n} items.",
+                "`--test-items N` with the number of items behind the score.",
             )
     train, run = result.train, result.run
     forgetting = result.number(result.last, benchmark.forgetting)
@@ -250,7 +251,7 @@ def _imported_scores(result: ResultFile, benchmark: Benchmark) -> ImportedScores
 def _frozen_values(
     results: Sequence[ResultFile], trials: Sequence[tuple[Trial, TrialResult]], base: str
 ) -> dict[str, Any]:
-    """Return what ``bakeoff compare`` holds against another study."""
+    """Return the values that ``bakeoff compare`` compares with another study."""
     meta = results[0].meta
     config = results[0].run.train_config.model_dump(mode="json")
     del config["optimizer_kwargs"]
@@ -265,21 +266,22 @@ def _frozen_values(
     }
 
 
-def import_results(results: Path, out: Path, wishes: ImportOptions) -> dict[str, Any]:
-    """Make a study folder of Hugging Face's ``method_comparison`` results; return its report.
+def import_results(results: Path, out: Path, options: ImportOptions) -> dict[str, Any]:
+    """Import a folder of ``method_comparison`` results into a study folder; return its report.
 
     Raises:
-        UsageError: ``folder-taken``, and what ``importing.make`` raises.
+        UsageError: ``folder-taken``, and those of ``build_study``.
+        PreflightError: those of ``build_study``.
     """
     if out.is_dir() and any(out.iterdir()):
-        raise UsageError("folder-taken", f"{out} is there already.", "another one: `--out DIR`.")
-    made = importing.build_study(results, wishes)
+        raise UsageError("folder-taken", f"{out} already exists.", "another folder: `--out DIR`.")
+    contents = build_study(results, options)
     study_folder.create(out)
     with hold_lock(out), Writer(out / study_folder.DATABASE) as store:
-        store.add_trials([trial for trial, _ in made.trials])
-        for _, result in made.trials:
+        store.add_trials([trial for trial, _ in contents.trials])
+        for _, result in contents.trials:
             store.save(result)
-        for cost in made.costs:
+        for cost in contents.costs:
             store.save_cost(cost)
-        store.set_all(made.values)
+        store.set_all(contents.values)
     return write.report(out)

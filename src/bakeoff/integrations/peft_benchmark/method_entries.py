@@ -1,7 +1,6 @@
-"""Describe an imported experiment as a method: what the catalog knows of its PEFT type.
+"""Method entries for imported experiments, from the catalog's entry of their PEFT type.
 
-Read by ``importing``. Nothing of it is ever trained, so a type that this bakeoff does not know is
-no error.
+Imported methods are never trained, so an unknown PEFT type is no error.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from bakeoff.methods import user_defined
 
 
 def method_entry(name: str, config: dict[str, Any] | None, learning_rate: float) -> MethodEntry:
-    """Return the entry of an experiment; ``config`` None is full fine-tuning."""
+    """Return the method entry of an experiment; a ``config`` of None is full fine-tuning."""
     like = user_defined.find_catalog_method(config) if config is not None else None
     return MethodEntry(
         name=name,

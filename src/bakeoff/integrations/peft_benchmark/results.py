@@ -1,8 +1,7 @@
-"""Result files of Hugging Face's ``method_comparison``, read and checked: one JSON a run.
+"""Read and check result files of PEFT's ``method_comparison``: one JSON file per run.
 
-First in the way of an import: a folder in, checked ``ResultFile`` values out. Their format has no
-version number; what it looked like in 2025 (``cuda_memory_...``, no error message, no parameter
-counts, no times in the metrics) is read too, and what it did not tell then is None.
+The format has no version number. Files from 2025 (``cuda_memory_...``, no error message, no
+parameter counts, no times in the metrics) are read too; values that they lack are None.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from bakeoff.core.safe_read import RESULT_BYTES, UnreadableFile, find_unsupporte
 
 SUCCESS, STATUSES = "success", ("success", "canceled", "failed")
 TEST = "test "
-"""How the key of the test metric begins, in the last entry of ``metrics``."""
+"""Prefix of the test metric's key in the last entry of ``metrics``."""
 NO_FILE_SIZE = 99_999_999
-"""What they write where a checkpoint could not be saved: no size."""
+"""Placeholder that the benchmark writes when a checkpoint could not be saved."""
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -33,14 +32,14 @@ class _Section(BaseModel):
 
 
 class OptimizerKwargs(_Section):
-    """``run_info.train_config.optimizer_kwargs``; what else it has stays there."""
+    """``run_info.train_config.optimizer_kwargs``; other keys are kept as they are."""
 
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     weight_decay: Amount | None = None
 
 
 class TrainConfig(_Section):
-    """``run_info.train_config``: what is read of it; the rest stays there as it is."""
+    """``run_info.train_config``: the keys that are read; other keys are kept as they are."""
 
     model_id: str
     dtype: str
@@ -55,7 +54,7 @@ class TrainConfig(_Section):
 
 
 class RunInfo(_Section):
-    """``run_info``: which run it was, and under which parameters."""
+    """``run_info``: the run's identity and parameters."""
 
     experiment_name: Annotated[str, Field(min_length=1)]
     created_at: str | None
@@ -71,7 +70,7 @@ def _device_field(rest: str) -> Any:
 
 
 class TrainInfo(_Section):
-    """``train_info``: what the run took and gave. Bytes and seconds."""
+    """``train_info``: costs (bytes, seconds) and results of the run."""
 
     memory_max: Count | None = _device_field("memory_max")
     memory_mean: Count | None = _device_field("memory_reserved_avg")
@@ -91,7 +90,7 @@ class ModelInfo(_Section):
 
 
 class MetaInfo(_Section):
-    """``meta_info``: what it ran on, and what bakeoff says of itself in a file of its own."""
+    """``meta_info``: the environment of the run, and bakeoff's own section in its files."""
 
     model_info: ModelInfo | None = None
     dataset_info: dict[str, Any] | None = None
@@ -108,7 +107,7 @@ class _File(_Section):
 
 @dataclass(frozen=True)
 class ResultFile:
-    """One run as its file has it."""
+    """One run, as read from its file."""
 
     path: Path
     run: RunInfo
@@ -122,16 +121,16 @@ class ResultFile:
 
     @property
     def last(self) -> Mapping[str, Any]:
-        """The last entry of the metrics: where a run that came to its end has its test metric."""
+        """The last entry of the metrics, which holds the test metric of a finished run."""
         return self.train.metrics[-1] if self.train.metrics else {}
 
     @property
     def metric(self) -> str | None:
-        """The name of the test metric; None where the run did not come to it."""
+        """The name of the test metric; None if the run did not reach it."""
         found = [k for k in self.last if k.startswith(TEST)]
         if len(found) > 1:
             raise invalid_result(
-                self.path, f"metrics: {' and '.join(found)}; one test metric is wanted"
+                self.path, f"metrics: {' and '.join(found)}; expected one test metric"
             )
         if not found and self.train.status == SUCCESS:
             raise invalid_result(self.path, "metrics: the last entry has no key `test ...`")
@@ -148,10 +147,10 @@ class ResultFile:
         return None if self.train.file_size == NO_FILE_SIZE else self.train.file_size
 
     def number(self, entry: Mapping[str, Any], key: str) -> float | None:
-        """Return a number of a metrics entry; None where it is absent or not a number (NaN).
+        """Return a number of a metrics entry; None if it is absent or not finite.
 
         Raises:
-            PreflightError: ``hf-result-invalid`` where it is something else.
+            PreflightError: ``hf-result-invalid`` for any other type.
         """
         value = entry.get(key)
         if value is None:
@@ -161,14 +160,14 @@ class ResultFile:
         return float(value) if math.isfinite(value) else None
 
     def total(self, key: str) -> float | None:
-        """Return the sum of a time over the metrics; None where an entry on the way has none."""
+        """Return the sum of a time over the metrics; None if any entry lacks it."""
         values = [self.number(entry, key) for entry in self.train.metrics if "train time" in entry]
         known = [v for v in values if v is not None]
         return math.fsum(known) if known and len(known) == len(values) else None
 
 
 def read_folder(folder: Path) -> list[ResultFile]:
-    """Return every result in a folder, by the experiment's name.
+    """Return every result in a folder, sorted by experiment name.
 
     Raises:
         UsageError: ``no-hf-results``.
@@ -178,21 +177,21 @@ def read_folder(folder: Path) -> list[ResultFile]:
     if not paths:
         raise UsageError(
             "no-hf-results",
-            f"There is no result file (*.json) in {folder}.",
+            f"{folder} contains no result files (*.json).",
             "the folder `results` of method_comparison/MetaMathQA or method_comparison/image-gen.",
         )
-    found = [read_file(path) for path in paths]
+    results = [read_file(path) for path in paths]
     by_name: dict[str, Path] = {}
-    for result in found:
+    for result in results:
         if result.name in by_name:
             raise PreflightError(
                 "hf-result-double",
-                f"{by_name[result.name]} and {result.path} are both of the experiment "
+                f"{by_name[result.name]} and {result.path} are results of the same experiment, "
                 f"{result.name}.",
-                "keep one of them: which run counts is not for a tool to choose.",
+                "keep only the one that counts.",
             )
         by_name[result.name] = result.path
-    return sorted(found, key=lambda result: result.name)
+    return sorted(results, key=lambda result: result.name)
 
 
 def read_file(path: Path) -> ResultFile:
@@ -214,8 +213,8 @@ def read_file(path: Path) -> ResultFile:
             path, "; ".join(_error_line(item, value) for item in error.errors())
         ) from error
     if made.train_info.status not in STATUSES:
-        near = f"`{made.train_info.status}` is none of {', '.join(STATUSES)}"
-        raise invalid_result(path, f"train_info.status: {near}")
+        problem = f"`{made.train_info.status}` is not one of {', '.join(STATUSES)}"
+        raise invalid_result(path, f"train_info.status: {problem}")
     result = ResultFile(path, made.run_info, made.train_info, value["meta_info"])
     if result.train.status == SUCCESS and result.score is None and result.metric is not None:
         raise invalid_result(path, f"metrics: `{TEST}{result.metric}` is not a number")
@@ -223,16 +222,16 @@ def read_file(path: Path) -> ResultFile:
 
 
 def invalid_result(path: Path, why: str) -> PreflightError:
-    """Build the error for a file that is not what it should be."""
+    """Return the error for an invalid result file."""
     return PreflightError(
         "hf-result-invalid",
         f"{path}: {why}.",
-        "a result file as method_comparison writes it; take the file out of the folder otherwise.",
+        "a result file written by method_comparison, or remove the file from the folder.",
     )
 
 
 def _error_line(item: Any, value: Any) -> str:
-    """Say one thing that is wrong: its key, and for a missing key the one that looks like it."""
+    """Describe one validation error; for a missing key, name a similar key that is present."""
     path = [str(part) for part in item["loc"]]
     where = ".".join(path) or "the file"
     if item["type"] != "missing":

@@ -29,7 +29,7 @@ _MAX_NAME = 100
 
 
 @dataclass(frozen=True)
-class TrialRun:
+class TrackerRun:
     """A trial as a run of a tracking tool.
 
     ``name`` is ``method/setting/seed``, safe as a path. ``curve`` holds the losses by step, in
@@ -61,7 +61,7 @@ class TrialRun:
 class Exporter(Protocol):
     """A writer of runs in the format of one tool."""
 
-    def write(self, study: str, runs: Sequence[TrialRun], folder: Path) -> None:
+    def write(self, study: str, runs: Sequence[TrackerRun], folder: Path) -> None:
         """Write all runs of a study into an empty folder.
 
         Raises:
@@ -74,9 +74,9 @@ class Exporter(Protocol):
 
 def tracker_runs(
     trials: Iterable[tuple[Trial, TrialResult | None]], metric: str
-) -> tuple[TrialRun, ...]:
+) -> tuple[TrackerRun, ...]:
     """Return every trial that has a curve or a score, in order; equal names get the trial's id."""
-    runs: dict[str, TrialRun] = {}
+    runs: dict[str, TrackerRun] = {}
     for trial, result in trials:
         if result is None or not (result.curve or result.splits):
             continue
@@ -95,7 +95,7 @@ def tracker_runs(
         for split, scored in result.splits.items():
             if scored.scores and math.isfinite(mean := math.fsum(scored.scores)):
                 means[f"{split}_{_UNSAFE.sub('_', metric)}"] = mean / len(scored.scores)
-        runs[name] = TrialRun(name, parameters, result.curve, means)
+        runs[name] = TrackerRun(name, parameters, result.curve, means)
     return tuple(runs.values())
 
 
@@ -152,7 +152,7 @@ def export_curves(out: Path, to: str, target: Path) -> ExportedCurves:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(
             "folder-taken",
-            f"{target} already exists and is not empty.",
+            f"{target} already exists.",
             "another folder: `--out DIR`.",
         )
     created = [place for place in (target, *target.parents) if not place.exists()]

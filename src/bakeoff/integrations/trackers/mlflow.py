@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff.integrations.trackers import TrialRun, import_tool
+from bakeoff.integrations.trackers import TrackerRun, import_tool
 
 ALLOWED = "MLFLOW_ALLOW_FILE_STORE"
 """MLflow 3 enables its file store only if this is set; a database would need the full package."""
@@ -19,7 +19,7 @@ BATCH = 1000
 class Mlflow:
     """An exporter that writes through MLflow's client."""
 
-    def write(self, study: str, runs: Sequence[TrialRun], folder: Path) -> None:
+    def write(self, study: str, runs: Sequence[TrackerRun], folder: Path) -> None:
         """Write a run for each trial into an experiment with the study's name."""
         os.environ.setdefault(ALLOWED, "true")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

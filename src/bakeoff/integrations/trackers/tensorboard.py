@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bakeoff.integrations.trackers import TrialRun, import_tool
+from bakeoff.integrations.trackers import TrackerRun, import_tool
 
 
 class Tensorboard:
     """An exporter that uses TensorBoard's own writer."""
 
-    def write(self, study: str, runs: Sequence[TrialRun], folder: Path) -> None:
+    def write(self, study: str, runs: Sequence[TrackerRun], folder: Path) -> None:
         """Write an event file for each run."""
 
         def tensorboard(module: str) -> Any:

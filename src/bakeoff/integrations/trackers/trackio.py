@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import EnvironmentProblem
-from bakeoff.integrations.trackers import TrialRun, import_tool
+from bakeoff.integrations.trackers import TrackerRun, import_tool
 
 
 class Trackio:
     """An exporter that writes through Trackio's storage."""
 
-    def write(self, study: str, runs: Sequence[TrialRun], folder: Path) -> None:
+    def write(self, study: str, runs: Sequence[TrackerRun], folder: Path) -> None:
         """Write every run into a project with the study's name.
 
         Raises:
-            EnvironmentProblem: ``exporter-missing``, or ``trackio-loaded``: Trackio reads its folder
-                only once, when it is imported.
+            EnvironmentProblem: ``exporter-missing``, or ``trackio-loaded``: Trackio reads its
+                folder only when it is imported.
         """
         if "trackio" in sys.modules:
             raise EnvironmentProblem(

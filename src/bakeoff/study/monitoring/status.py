@@ -29,7 +29,7 @@ from bakeoff.study.monitoring.progress_estimate import (
 )
 from bakeoff.study.storage import lock
 from bakeoff.study.storage import study_dir as study_folder
-from bakeoff.study.storage.database import TrialSummary, Reader
+from bakeoff.study.storage.database import Reader, TrialSummary
 
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
 

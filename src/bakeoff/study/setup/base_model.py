@@ -6,20 +6,19 @@ Called by ``api`` before anything is loaded. Nothing is ever unpickled: weights 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bakeoff.core.safetensors_files import INDEX, SHARD_NAME, read_header
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.names import COMMIT, is_hub_id, is_within
 from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
+from bakeoff.core.safetensors_files import INDEX, SHARD_NAME, read_header
 from bakeoff.data import assets
 from bakeoff.data.assets import ASSET
 from bakeoff.study.config.inputs import BaseSpec
 
-INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 FINGERPRINTED_FILES = (
     "config.json",
     "tokenizer.json",
@@ -176,7 +175,7 @@ def check_shards(folder: Path, weights: Sequence[Path]) -> None:
 def _index_shards(folder: Path) -> list[str]:
     """Return the shards that an index names; a broken one is told by whoever loads the base."""
     try:
-        index = read_json(folder / INDEX_FILE, 16 * CONFIG_BYTES)
+        index = read_json(folder / INDEX, 16 * CONFIG_BYTES)
         named = {str(name) for name in index["weight_map"].values()}
     except (UnreadableFile, KeyError, TypeError, AttributeError):
         return []

@@ -1,8 +1,8 @@
-"""The opened study: everything resolved, nothing trained."""
+"""The opened study, and the trials and segments that are built from it directly."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +10,21 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
 from bakeoff.data import splits as data_splits
 from bakeoff.study.config import StudySpec
+from bakeoff.study.executors import Executor, never
+from bakeoff.study.remote import (
+    ExecutorFactory,
+    exclusive_executor,
+    make_executor,
+    open_executor,
+)
 from bakeoff.study.setup import base_model
 
 CAUSAL_LM = "CAUSAL_LM"
-"""PEFT's name for the models whose every position says the next token."""
+"""PEFT's name for the task type of models that predict the next token."""
 
 
 class ChosenMetric(NamedTuple):
-    """A study's metric: its name and what it is, its options, and the code of the user's own."""
+    """A study's metric: name, description, options, and the source of a user's own function."""
 
     name: str
     info: MetricInfo
@@ -27,7 +34,7 @@ class ChosenMetric(NamedTuple):
 
 
 class Study(NamedTuple):
-    """An opened study: everything resolved, nothing trained."""
+    """A study whose data, base model, methods and metric are resolved; nothing is trained yet."""
 
     spec: StudySpec
     folder: Path
@@ -40,18 +47,27 @@ class Study(NamedTuple):
     source: Path
     metric: ChosenMetric
     sizes: tuple[dict[str, Any], ...] | None = None
-    """Each method's size, where the study wants equal trainable parameters."""
+    """Each method's size, if the study asks for equal trainable parameters."""
+    make_executor: ExecutorFactory = make_executor
+
+    def executor(self, should_stop: Callable[[], bool] = never) -> Executor:
+        """Return the executor for the study's trials."""
+        return open_executor(self.spec, should_stop, self.make_executor)
+
+    def exclusive_executor(self, should_stop: Callable[[], bool] = never) -> Executor | None:
+        """Return an executor for measurements on other machines; None if the study uses none."""
+        return exclusive_executor(self.spec, should_stop, self.make_executor)
 
 
 def whole_segment(
     study: Study, trials: Sequence[Trial], engine: dict[str, Any] | None = None
 ) -> Segment:
-    """Return the segment of ``trials`` over the whole budget."""
+    """Return one segment that runs ``trials`` over all of the study's steps."""
     steps = study.conditions.steps
     return Segment(tuple(trials), 0, steps, str(study.folder), study.base.path, engine)
 
 
 def prior_trial(study: Study, entry: MethodEntry) -> Trial:
-    """Return a method's trial at its prior learning rate: what is checked and probed."""
+    """Return a method's trial at the catalog's learning rate, for checks and cost probes."""
     setting = {LEARNING_RATE: entry.learning_rate}
     return Trial(entry, setting, study.spec.seed, "search", study.conditions)

@@ -1,20 +1,21 @@
-"""The cost probe: time and memory of one method's step, measured alone."""
+"""The cost probe: step time and peak memory of one method, measured alone on real data."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from bakeoff.core import disk_full
 from bakeoff.core.errors import first_line
 from bakeoff.core.results import Cost, Status
-from bakeoff.core.trial import Segment
+from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batching import StepBatch
@@ -37,38 +38,71 @@ from bakeoff.training.setup import (
     requested_switches,
 )
 
+log = logging.getLogger(__name__)
+
 
 def probe_cost(value: dict[str, Any]) -> dict[str, Any]:
-    """Measure one method's step time and memory; never raises: a failure is a cost row."""
+    """Measure one method's step time and memory; a worker's entry point.
+
+    Returns a ``Cost`` as JSON. A failure is a cost with its status and reason, as in a segment.
+    """
     segment = Segment.from_json(value)
     trial = segment.trials[0]
+    log.info("cost probe start: %s", trial.method.name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the trials record what libraries warn of
-            cost = _probe(segment)
-            return _add_latency(cost, segment).to_json()
-    except Exception as error:  # same rule as a segment: a failure is a result
+            cost = _add_latency(_probe(segment), segment)
+    except Exception as error:
         if disk_full.disk_full_message(error):
             raise
-        status = classify_failure(error)
-        return Cost(trial.method.name, status, describe_failure(error)).to_json()
+        status, reason = classify_failure(error), describe_failure(error)
+        log.warning("cost probe of %s: %s: %s", trial.method.name, status, reason)
+        return Cost(trial.method.name, status, reason).to_json()
+    log.info("cost probe end: %s, %.3g ms a step", trial.method.name, cost.step_milliseconds or 0)
+    return cost.to_json()
 
 
 def _probe(segment: Segment) -> Cost:
+    """Choose the method's accelerators, then time its steps."""
     trial = segment.trials[0]
-    c = trial.conditions
-    prepare_process(c)
-    task = make_task(c)
+    prepare_process(trial.conditions)
     data = Path(segment.folder) / "data"
-    decision = _select_accelerators(segment, data)
-    token_bytes = _token_bytes(segment, decision.switches)
-    load_base(c, task, segment.base_path, trial.seed)  # first load: allocator and caches warm
+    parity = _select_accelerators(segment, data)
+    token_bytes = _token_bytes(segment, parity.switches)
+    base_bytes = _measure_base_bytes(segment, trial)
+    setup = build_setup([trial], segment.base_path, data, parity.switches)
+    steps = _time_steps(setup, segment)
+    return _build_cost(setup, steps, parity, base_bytes, token_bytes)
+
+
+def _measure_base_bytes(segment: Segment, trial: Trial) -> int | None:
+    """Return the memory of the base model alone, in bytes."""
+    c, task = trial.conditions, make_task(trial.conditions)
+    load_base(c, task, segment.base_path, trial.seed)  # warms up the allocator and caches
     base = load_base(c, task, segment.base_path, trial.seed)
     profiling.release_memory()
     base_bytes = _bytes_in_use(c.device)
     del base
     profiling.release_memory()
-    setup = build_setup([trial], segment.base_path, data, decision.switches)
+    return base_bytes
+
+
+class TimedSteps(NamedTuple):
+    """The measured cost of a step, and the mean number of real tokens in one."""
+
+    cost: profiling.StepCost
+    tokens: float
+
+
+def _time_steps(setup: TrainingSetup, segment: Segment) -> TimedSteps:
+    """Time training steps of the one trial, and check that its evaluation fits into memory.
+
+    Raises:
+        Incompatible: rows are too long, evaluation does not fit, or no gradient reached any trained
+            tensor.
+    """
+    c = setup.conditions
     examples = setup.examples("train")
     _check_positions(setup, examples)
     profiling.release_memory()
@@ -81,27 +115,35 @@ def _probe(segment: Segment) -> Cost:
     )
     if stepper.never_updated(0):
         raise Incompatible(NO_GRADIENT.format(steps=len(batches)))
+    # here, because in a trial too the optimizer's state is in memory during evaluation
     _check_evaluation_fits(setup)
     timed = batches[profiling.WARM_UP_STEPS :]
-    tokens = sum(sum(b.n_tokens) for b in timed) / len(timed)
-    on_cpu = c.device == "cpu"
-    peak = cost.peak_bytes
+    return TimedSteps(cost, sum(sum(b.n_tokens) for b in timed) / len(timed))
+
+
+def _build_cost(
+    setup: TrainingSetup, steps: TimedSteps, parity: ParityResult,
+    base_bytes: int | None, token_bytes: float | None,
+) -> Cost:  # fmt: skip
+    on_cpu = setup.conditions.device == "cpu"
+    peak = steps.cost.peak_bytes
     if on_cpu and peak is not None and base_bytes is not None:
+        # on the CPU the peak is the process's, which includes libraries and the base model
         peak = max(0, peak - base_bytes)
     return Cost(
-        method=trial.method.name,
+        method=setup.trials[0].method.name,
         status=Status.DONE,
         trainable_parameters=setup.lanes.stack.values.shape[1],
-        train_tokens_per_second=1000 * tokens / cost.milliseconds,
-        step_milliseconds=cost.milliseconds,
+        train_tokens_per_second=1000 * steps.tokens / steps.cost.milliseconds,
+        step_milliseconds=steps.cost.milliseconds,
         train_peak_bytes=peak,
         base_bytes=base_bytes,
         memory_kind="rss_above_base" if on_cpu else "device",
-        steps=cost.steps,
-        tokens_per_step=tokens,
+        steps=steps.cost.steps,
+        tokens_per_step=steps.tokens,
         engine={
             "switches": dataclasses.asdict(setup.batch_builder.active_switches),
-            "reasons": decision.reasons,
+            "reasons": parity.reasons,
             "token_bytes": token_bytes,
             "pass_tokens": setup.batch_builder.pass_tokens,
             "rescue": setup.batch_builder.may_recompute,
@@ -110,30 +152,31 @@ def _probe(segment: Segment) -> Cost:
 
 
 def _add_latency(cost: Cost, segment: Segment) -> Cost:
-    """Add what an example takes; that stays unknown where plain PEFT cannot do it here.
+    """Return the cost with inference times, or without them if they cannot be measured.
 
-    It may not fit in memory without accelerators, or what is merged may not run on a rounded base.
+    Without accelerators the model may not fit in memory; merging may not work on a quantised base.
     """
     free_memory()
     data = Path(segment.folder) / "data"
     try:
-        found = latency.measure_latency(segment.trials[0], segment.base_path, data)
-    except Exception as error:  # the method trains, whatever this is
+        measured = latency.measure_latency(segment.trials[0], segment.base_path, data)
+    except Exception as error:  # no error here keeps the method from training
         if disk_full.disk_full_message(error):
             raise
+        log.info("inference was not timed: %s", first_line(error))
         return cost
     return dataclasses.replace(
         cost,
-        inference_milliseconds=found.unmerged_ms,
-        inference_merged_milliseconds=found.merged_ms,
+        inference_milliseconds=measured.unmerged_ms,
+        inference_merged_milliseconds=measured.merged_ms,
     )
 
 
 def _check_positions(setup: TrainingSetup, examples: Sequence[Example]) -> None:
-    """Hold virtual tokens, and the longest row behind them, against the base's positions.
+    """Check that virtual tokens and the longest row fit into the base's positions.
 
     Raises:
-        Incompatible: they are more.
+        Incompatible: they do not.
     """
     virtual = setup.virtual_tokens
     longest = max(len(e.tokens) for e in examples)
@@ -146,10 +189,10 @@ def _check_positions(setup: TrainingSetup, examples: Sequence[Example]) -> None:
 
 
 def _check_evaluation_fits(setup: TrainingSetup) -> None:
-    """Evaluate the longest validation row, and read the longest answer: before any trial.
+    """Evaluate the longest validation row, and run the model on the longest possible answer.
 
     Raises:
-        Incompatible: not even one fits beside the trained tensors.
+        Incompatible: not even one fits into memory with the trained tensors.
     """
     longest = max(setup.examples("validation"), key=lambda e: len(e.tokens))
     what = f"row of {len(longest.tokens):,} tokens can be evaluated"
@@ -167,30 +210,36 @@ def _check_evaluation_fits(setup: TrainingSetup) -> None:
 def _find_fitting_batches(
     setup: TrainingSetup, stepper: Stepper, examples: Sequence[Example]
 ) -> list[StepBatch]:
-    """Return the steps to time, in passes that fit in memory; what is graphed is captured.
+    """Return the steps to time, in passes that fit in memory.
 
-    Where nothing is graphed, a step of the longest examples is what must fit.
+    With CUDA graphs every step is taken once, so that its shape is captured before the timing.
+    Otherwise one step of the longest examples must fit.
     """
+    builder = setup.batch_builder
     count, seeds = profiling.WARM_UP_STEPS + profiling.TIMED_STEPS, [t.seed for t in setup.trials]
     while True:
-        batches = list(islice(setup.batch_builder.training_steps(examples, seeds), count))
-        graphs = setup.batch_builder.switches.graphs
+        batches = list(islice(builder.training_steps(examples, seeds), count))
+        graphs = builder.switches.graphs
         try:
-            for batch in batches if graphs else [setup.batch_builder.longest_step(examples)]:
+            for batch in batches if graphs else [builder.longest_step(examples)]:
                 stepper.step(0, batch)
             return batches
         except RuntimeError as error:
-            if not is_out_of_memory(error) or not setup.batch_builder.reduce_pass_size():
+            if not is_out_of_memory(error) or not builder.reduce_pass_size():
                 raise
+        log.info(
+            "out of memory: passes of at most %s tokens, recompute %s",
+            builder.pass_tokens, builder.active_switches.checkpointing,
+        )  # fmt: skip
         stepper.discard_graphs(for_good=True)
         free_memory()
 
 
 def _select_accelerators(segment: Segment, data: Path) -> ParityResult:
-    """Return which switches hold for a method; ask first whether it trains on a quantised base.
+    """Return the accelerators that work with the method, after checking a quantised base.
 
     Raises:
-        Incompatible: it does not train on a quantised base.
+        Incompatible: the method does not train on a quantised base.
     """
     trial, c = segment.trials[0], segment.trials[0].conditions
     switches, reasons = requested_switches(segment)
@@ -199,30 +248,55 @@ def _select_accelerators(segment: Segment, data: Path) -> ParityResult:
         if why is not None:
             raise Incompatible(f"it does not train on a base in {c.quantize}: {why}")
     try:
-        found = probe_accelerators(trial, segment.base_path, data, switches)
-    except Exception as error:  # whatever PEFT or the package raises of packed weights
+        parity = probe_accelerators(trial, segment.base_path, data, switches)
+    except Exception as error:  # PEFT and quantisers raise many kinds on packed weights
         if c.quantize is None or is_out_of_memory(error) or isinstance(error, Incompatible):
             raise
         why = f"its first step on the base in {c.quantize} fails: {first_line(error)}"
         raise Incompatible(why) from error
-    return found._replace(reasons={**reasons, **found.reasons})
+    parity = parity._replace(reasons={**reasons, **parity.reasons})
+    _log_accelerators(trial, parity)
+    return parity
+
+
+def _log_accelerators(trial: Trial, parity: ParityResult) -> None:
+    on = [name for name, value in dataclasses.asdict(parity.switches).items() if value]
+    log.info("accelerators for %s: %s", trial.method.name, ", ".join(on) or "none")
+    for name, why in parity.reasons.items():
+        log.info("accelerator %s is off for %s: %s", name, trial.method.name, why)
+
+
+def _token_bytes(segment: Segment, switches: Switches) -> float | None:
+    """Return the memory of one more packed token in a pass, in bytes.
+
+    None if lanes are off, two do not fit, or the difference is below the allocator's granularity.
+    """
+    if not switches.lanes:
+        return None
+    try:
+        return _measure_token_bytes(segment, switches)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    return None
 
 
 def _measure_token_bytes(segment: Segment, switches: Switches) -> float | None:
+    """Return the slope of peak memory over tokens, from one lane to two with the same tokens."""
     trial = segment.trials[0]
     device = trial.conditions.device
-    plainer = dataclasses.replace(switches, compile=False, graphs=False)
+    # compiling and graphs allocate memory of their own, which does not grow with the tokens
+    eager = dataclasses.replace(switches, compile=False, graphs=False)
+    data = Path(segment.folder) / "data"
     peaks, tokens = [], 0
     for lanes in (1, 2):
-        setup = build_setup(
-            [trial] * lanes, segment.base_path, Path(segment.folder) / "data", plainer
-        )
+        setup = build_setup([trial] * lanes, segment.base_path, data, eager)
         stepper = setup.stepper()
         setup.model.train()
-        batch = next(
-            setup.batch_builder.training_steps(setup.examples("train"), [trial.seed] * lanes)
-        )
-        stepper.step(0, batch)
+        examples = setup.examples("train")
+        batch = next(setup.batch_builder.training_steps(examples, [trial.seed] * lanes))
+        stepper.step(0, batch)  # the first step allocates the optimizer's state
         profiling.release_memory()
         before = _bytes_in_use(device)
         profiling.reset_peak(device)
@@ -242,20 +316,3 @@ def _bytes_in_use(device: str) -> int | None:
     if device == "cpu":
         return profiling.resident_bytes()
     return int(torch.cuda.memory_allocated(device))
-
-
-def _token_bytes(segment: Segment, switches: Switches) -> float | None:
-    """Return what one more packed token takes in a pass: the slope from one lane to two.
-
-    None where lanes do not ride, two do not fit, or the difference drowns in the allocator's
-    rounding.
-    """
-    if not switches.lanes:
-        return None
-    try:
-        return _measure_token_bytes(segment, switches)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    free_memory()
-    return None
