@@ -20,52 +20,91 @@ from bakeoff.cli import app
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_commands_have_help_and_readme(verb: str) -> None:
-    """Every command has help and is mentioned in the README."""
-    done = bakeoff(verb, "--help", cwd=ROOT)
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_have_help_and_docs(name: str) -> None:
+    """Every command has help and is on the page of commands."""
+    done = bakeoff(name, "--help", cwd=ROOT)
     assert done.returncode == 0
     assert len(done.stdout) > 100
-    assert f"bakeoff {verb}" in README
+    assert f"bakeoff {name}" in (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
-def test_readme_commands_exist() -> None:
-    """Every command in the README exists."""
-    for block in blocks(README, "sh"):
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_documented_commands_exist(page: Path) -> None:
+    """Every command in a page's shell blocks exists, and so do its options."""
+    group = typer.main.get_command(app)
+    for block in blocks(page.read_text(encoding="utf-8"), "sh"):
         for line in block.splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["bakeoff"]:
-                assert words[1] in VERBS, line
+                command = group.commands[words[1]]  # type: ignore[attr-defined]
+                options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+                assert {w for w in words if w.startswith("--")} <= options | {"--help"}, line
             if words[:1] == ["make"]:
                 assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), line
 
 
-@pytest.mark.parametrize(
-    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_no_link_is_dead(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+    """Every linked file exists, and so does the heading that a link names."""
+    for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        target, _, anchor = link.partition("#")
         if not target.startswith(("http:", "https:")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            file = page.parent / target if target else page
+            assert file.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(file), f"{page.name} links to {link}"
 
 
-def test_readme_tree_exists() -> None:
-    """The tree in the README names existing files."""
-    tree = README.split("## The tree")[1]
-    for name in re.findall(r"^  ([\w./]+)", blocks(tree, "text")[0], flags=re.MULTILINE):
-        assert (ROOT / "src" / "bakeoff" / name).exists(), name
+def test_readme_is_short() -> None:
+    """The README has at most 150 lines of at most 120 characters."""
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 120] == []
+
+
+def test_architecture_tree_exists() -> None:
+    """The tree in docs/architecture.md names existing files and every package."""
+    source = ROOT / "src" / "bakeoff"
+    folders: list[Path] = []
+    listed = set()
+    for line in blocks(ARCHITECTURE, "text")[0].splitlines()[1:]:
+        indent, name = re.match(r"( +)(\S+)", line).groups()  # type: ignore[union-attr]
+        folders[len(indent) // 2 - 1 :] = [Path(name)]
+        path = source.joinpath(*folders)
+        assert path.exists(), path
+        listed.add(path)
+    packages = {p.parent for p in source.glob("*/__init__.py")}
+    assert packages <= listed
+
+
+def test_architecture_paths_exist() -> None:
+    """Every path that docs/architecture.md names exists."""
+    text = ARCHITECTURE.replace(blocks(ARCHITECTURE, "text")[0], "")
+    named = {n for n in re.findall(r"`([\w./-]+)`", text) if "/" in n}
+    assert len(named) > 30
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "src" / "bakeoff" / name).exists(), name
 
 
 def test_the_contract_in_contributing_runs(tmp_path: Path) -> None:
     """Run the test that CONTRIBUTING shows over the method that it shows."""
-    (method,), (test,) = blocks(CONTRIBUTING, "toml"), blocks(CONTRIBUTING, "python")
+    (method,) = blocks(CONTRIBUTING, "toml")
+    (test,) = (b for b in blocks(CONTRIBUTING, "python") if "bakeoff.testing" in b)
     (tmp_path / "mine.toml").write_text(method, encoding="utf-8")
     (tmp_path / "test_mine.py").write_text(test, encoding="utf-8")
     ran = subprocess.run(
