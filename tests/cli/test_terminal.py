@@ -266,7 +266,7 @@ def lines_of(monkeypatch: pytest.MonkeyPatch, folder: Path | None, quiet: float 
         for trial in GROUP:
             live.advance(trial.id)
         live.on_end(WORK)
-        live.phase("The untouched base", 1, 0)
+        live.phase("Base model", 1, 0)
         live.advance("base")
     return file.getvalue()
 
@@ -277,7 +277,7 @@ def test_piped_progress_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
     text = lines_of(monkeypatch, None)
     assert re.sub(r"\d+ s", "_", text).splitlines() == [
         "Search: 6, 3 done before", "  Search 6/6 OFT, 3 trials to step 100 (_)",
-        "The untouched base: 1", "  The untouched base 1/1 base (_)",
+        "Base model: 1", "  Base model 1/1 base (_)",
     ]  # fmt: skip
     assert "\x1b[?25l" not in text, "no cursor is hidden in a file"
 

@@ -153,7 +153,7 @@ def _(study: Study) -> None:
     study.file("train", "joined.jsonl", b"\xef\xbb\xbf" + one + b"\xef\xbb\xbf" + one)
 
 
-@refuses("data-bom", "A column's name holds a byte order mark in 2 of 48 rows of train: lines 3")
+@refuses("data-bom", "A column's name contains a byte order mark in 2 of 48 rows of train: lines 3")
 def _(study: Study) -> None:
     for i in (2, 5):
         study.rows["train"][i]["\ufeffid"] = 1
@@ -209,7 +209,7 @@ def _(study: Study) -> None:
         study.rows["test"][i]["text"] = value
 
 
-@refuses("not-text", "'text' holds a list or an object, not text, in 1 of 24 rows of test: line 7")
+@refuses("not-text", "'text' is a list or an object, not text, in 1 of 24 rows of test: line 7")
 def _(study: Study) -> None:
     study.rows["test"][6]["text"] = {"en": "lamp"}
 
@@ -220,7 +220,7 @@ def _(study: Study) -> None:
 
 
 @lists(
-    "mixed-types", "'label' holds a whole number where the other rows hold text in 12 of 48 rows"
+    "mixed-types", "'label' is a whole number where the other rows have text in 12 of 48 rows"
 )
 def _(study: Study) -> None:
     for row in study.rows["train"][:12]:
@@ -363,14 +363,14 @@ def _(study: Study) -> None:
 
 @lists(
     "dominant-answer",
-    "20 of 24 rows of test have the answer 'lights': always giving it scores 83 %",
+    "20 of 24 rows of test have the answer 'lights': always predicting it scores 83 %",
 )
 def _(study: Study) -> None:
     for row in study.rows["test"][:20]:
         row["label"] = "lights"
 
 
-@lists("labels-alike", "'Music ' stands beside 'music', which counts as another answer, in 1 of 48")
+@lists("labels-alike", "'Music ' occurs as well as 'music', which counts as a different answer, in 1 of 48")
 def _(study: Study) -> None:
     study.rows["train"][20]["label"] = "Music "
 

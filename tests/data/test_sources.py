@@ -239,7 +239,7 @@ def test_dataset_read_through_datasets(hub: Path, tmp_path: Path) -> None:
 )
 def test_dataset_reference_parts(reference: str, found: tuple[str, str, str | None]) -> None:
     """A reference names the data set, its configuration and its split."""
-    assert sources.hub.Dataset.named(reference, "test", Path("/")) == found
+    assert sources.hub.Dataset.parse(reference, "test", Path("/")) == found
 
 
 def test_missing_dataset_part_lists_choices(hub: Path, tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ def test_base_exceeding_memory_reported(
     spec = study(study_values, Path(llama.config._name_or_path), "auto")
     found = bakeoff.run(spec, tmp_path, tmp_path / "out")
     # the methods' probes run in processes of their own, where nothing is patched
-    (said,) = (w for w in found["warnings"] if "untouched base answered by plain generate" in w)
+    (said,) = (w for w in found["warnings"] if "base model answered with plain `generate`" in w)
     assert "answers differ from plain generate" in said
 
 

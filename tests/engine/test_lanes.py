@@ -275,7 +275,7 @@ def test_probe_keeps_agreeing_accelerators(
     assert prefix.switches == dataclasses.replace(ON, packing=False)
     assert "prefix" in prefix.reasons["packing"]
 
-    real = make_layout.unpack
+    real = layout.unpack
     monkeypatch.setattr("bakeoff.engine.layers.unpack", lambda x, w: real(x, w) + 0.05)
     wrong = probe_accelerators(make_trial("lora", "sft"), str(tiny_llama), data, ON)
     assert not wrong.switches.packing
@@ -319,8 +319,8 @@ def test_few_steps_skip_compilation(steps: int | None, on: bool) -> None:
 
 
 def layouts() -> Iterator[tuple[Layout, int]]:
-    yield make_layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16), 2
-    yield make_layout.layout([6, 1], lanes=1, length=6, tokens=7), 1
+    yield layout.make_layout([3, 5, 2, 4], lanes=2, length=6, tokens=16), 2
+    yield layout.make_layout([6, 1], lanes=1, length=6, tokens=7), 1
 
 
 def test_packing_roundtrip() -> None:
@@ -328,33 +328,33 @@ def test_packing_roundtrip() -> None:
     for where, lanes in layouts():
         rows = len(where.scatter)
         x = torch.randn(rows, 6, 3, requires_grad=True)
-        packed = make_layout.pack(x, where)
-        back = make_layout.unpack(packed, where)
+        packed = layout.pack(x, where)
+        back = layout.unpack(packed, where)
         assert packed.shape == (lanes, where.gather.shape[1], 3)
         assert torch.equal(back, x * where.real[..., None])
         back.pow(2).sum().backward()
         assert torch.equal(x.grad, 2 * x * where.real[..., None])
-    where = make_layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=16)
+    where = layout.make_layout([3, 5, 2, 4], lanes=2, length=6, tokens=16)
     # what is left of a row comes in pieces that are no longer than an example may be
     assert where.bounds.tolist() == [0, 3, 8, 14, 16, 16, 18, 22, 28, 32, 32]
-    assert make_layout.pack(torch.arange(24.0).view(4, 6, 1), where)[0, :8, 0].tolist() == [
+    assert layout.pack(torch.arange(24.0).view(4, 6, 1), where)[0, :8, 0].tolist() == [
         0, 1, 2, 6, 7, 8, 9, 10,
     ]  # fmt: skip
 
 
 def test_buckets_hold_every_size() -> None:
     sizes = [100, 130, 250, 260, 700]
-    found = make_layout.buckets(sizes, 3, 32)
+    found = layout.buckets(sizes, 3, 32)
     assert found[-1] >= 700
     assert all(size % 32 == 0 for size in found)
-    assert make_layout.bucket(101, (64, 128, 256)) == 128
+    assert layout.bucket(101, (64, 128, 256)) == 128
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_separates_packed_examples(causal: bool) -> None:
     """Attention keeps packed examples separate, and its gradients are correct."""
     torch.manual_seed(0)
-    where = make_layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
+    where = layout.make_layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
     q = torch.randn(2, 4, 10, 8, requires_grad=True)
     k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
     none = torch.empty(0, dtype=torch.int32)
@@ -381,7 +381,7 @@ def test_attention_separates_packed_examples(causal: bool) -> None:
 
 
 def test_the_operators_keep_torchs_contract() -> None:
-    where = make_layout.layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
+    where = layout.make_layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
     q = torch.randn(2, 4, 10, 8, requires_grad=True)
     k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
     none = torch.empty(0, dtype=torch.int32)

@@ -120,6 +120,28 @@ def test_user_metric_is_transferred(tmp_path: Path) -> None:
             assert tar.getnames() == []
 
 
+@pytest.mark.parametrize("name", ["../over.txt", "/over.txt", "a/../../over.txt"])
+def test_unpack_stays_in_folder(tmp_path: Path, name: str) -> None:
+    """A worker unpacks nothing outside its own folder."""
+    with pytest.raises(ValueError, match="outside"):
+        _transfer.unpack([archive(name)], tmp_path / "there")
+    assert list(tmp_path.rglob("over.txt")) == []
+
+
+def test_unpack_refuses_symbolic_links(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no regular file"):
+        _transfer.unpack([archive("data/link", tarfile.SYMTYPE)], tmp_path / "there")
+
+
+def test_unpack_resolves_hard_links(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "one").write_text("text")
+    (tmp_path / "data" / "two").hardlink_to(tmp_path / "data" / "one")
+    payload = {"folder": str(tmp_path), "trials": []}
+    _transfer.unpack([_transfer.pack_shared_files(payload)], tmp_path / "there")
+    assert (tmp_path / "there" / "data" / "two").read_text() == "text"
+
+
 def test_known_versions_compared() -> None:
     """Versions are compared if both are known."""
     own = installed_versions()

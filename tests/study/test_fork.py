@@ -173,7 +173,7 @@ def test_fork_reuses_trials_counts_evaluation(
         assert trial_dir.find_damage(here) is None
     assert {f.state for f in api.diagnose(new)} == {"ok"}
     for title, count in (("Search", 4), ("Final", 4)):
-        assert f"{title}: {count} finished trials are taken over from tiny" in heard.lines
+        assert f"{title}: {count} finished trials are reused from tiny" in heard.lines
 
     study = made["study"]
     assert study["test_looks"] == 2
@@ -181,7 +181,7 @@ def test_fork_reuses_trials_counts_evaluation(
     lines = ["methods.contenders: ln_tuning -> ln_tuning, head", "budget.seeds: 2 -> 3"]
     assert look["changes"][0] == "forked from tiny"
     assert sorted(look["changes"][1:]) == sorted(lines)
-    (warning,) = [w for w in made["warnings"] if "looked at 2 times" in w]
+    (warning,) = [w for w in made["warnings"] if "evaluated 2 times" in w]
     assert "forked from tiny" in warning
     page = (new / "report.html").read_text()
     assert "the test set was read 2 times" in page
@@ -241,8 +241,8 @@ def test_other_machine_trials_not_reused(
     heard = Heard()
     made = fork(values, parent, tmp_path / "new", heard)
     assert set(trained) == ids(tmp_path / "new") == ids(parent)
-    (said,) = [line for line in heard.lines if line.startswith("no trial is taken over")]
-    assert "they were made on another machine (versions.torch: 1.0 -> " in said
+    (said,) = [line for line in heard.lines if line.startswith("no trial is reused")]
+    assert "its trials ran on another machine (versions.torch: 1.0 -> " in said
     (line,) = made["provenance"]["forked_from"]["differences"]
     assert line.startswith("machine.versions.torch: 1.0 -> ")
 
@@ -254,7 +254,7 @@ def test_changed_test_rows_count_nothing(values: Values, parent: Path, tmp_path:
     assert (made["study"]["test_looks"], made["study"]["test_changes"]) == (1, [])
     assert made["provenance"]["forked_from"]["same_test"] is False
     assert made["provenance"]["forked_from"]["test_reads"] == 1
-    assert not any("looked at" in w for w in made["warnings"])
+    assert not any("test set was evaluated" in w for w in made["warnings"])
 
 
 def test_chained_forks_remember_evaluations(values: Values, parent: Path, tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def begun_anew(parent: Path) -> None:
 @pytest.mark.parametrize(
     ("lose", "why"),
     [
-        (gone, "it is not there any more"),
+        (gone, "it no longer exists"),
         (damaged, "is damaged"),
         (begun_anew, "There is no study"),
     ],
@@ -472,7 +472,7 @@ def test_fork_resumes_without_parent(
     lose(parent)
     heard = Heard()
     made = go_on(new, heard)
-    (said,) = [line for line in heard.lines if "no trial is taken over from tiny" in line]
+    (said,) = [line for line in heard.lines if "no trial is reused from tiny" in line]
     assert why in said
     assert not set(trained) & searched
     assert made["complete"] is True
@@ -486,7 +486,7 @@ def test_parent_and_fork_may_move_together(values: Values, parent: Path, tmp_pat
         (tmp_path / name).rename(tmp_path / "moved" / name)
     heard = Heard()
     go_on(tmp_path / "moved" / "new", heard)
-    assert not any("no trial is taken over" in line for line in heard.lines)
+    assert not any("no trial is reused" in line for line in heard.lines)
 
 
 def test_running_parent_can_be_forked(

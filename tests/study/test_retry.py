@@ -464,7 +464,7 @@ def test_failed_base_scores_repeated(tmp_path: Path) -> None:
     assert (noted["phase"], noted["method"], noted["reason"]) == ("base", None, "OSError: gone")
     assert heard.lines == [
         retry.NOTHING_FAILED,
-        "tried again: scores of the untouched base; before: failed: OSError: gone",
+        "retrying scores of the base model; before: failed: OSError: gone",
     ]
 
 
@@ -555,7 +555,7 @@ def test_cli_explains_and_retries(
     code, printed, err = bakeoff(str(out), "--retry", "--json")
     assert code == 0
     assert "--retry" not in err
-    assert "tried again: lora final trial" in err
+    assert "retrying lora final trial" in err
     assert len(json.loads(printed)["retried"]) == 1
 
 

@@ -99,7 +99,7 @@ def make(tmp_path: Path, work: Work, methods: int = 3) -> tuple[RunContext, Scri
     stop, heard = StopRequest(), Heard()
     through = Scripted(work, stop)
     spec = SimpleNamespace(
-        engine=SimpleNamespace(most_lanes=None),
+        engine=SimpleNamespace(max_lanes=None),
         budget=SimpleNamespace(select_on="metric"),
     )
     study: Any = SimpleNamespace(spec=spec, folder=tmp_path, base=SimpleNamespace(path="base"))
@@ -127,7 +127,7 @@ def test_dead_worker_group_retried_in_halves(tmp_path: Path) -> None:
     run_trials(running, "Search", trials(5), (0, 30))
     assert through.widths == [5, 3, 2, 2, 1]
     assert {r.status for r in stored(tmp_path).values() if r} == {Status.DONE}
-    assert "5 lanes, now in halves" in heard.said[0]
+    assert "retrying 5 lanes in halves" in heard.said[0]
 
 
 def test_crashing_trial_fails_alone(tmp_path: Path) -> None:
@@ -289,8 +289,8 @@ def test_gpu_lost_by_methods_disabled(tmp_path: Path) -> None:
     )
     assert through.used == ["0", "1", "0", "1", "0", "0"]
     assert {r.status for r in stored(tmp_path).values() if r} == {Status.DONE}
-    (said,) = (text for text in heard.said if "set aside" in text)
-    assert said.startswith("GPU 1 is set aside until the next run: ")
+    (said,) = (text for text in heard.said if "disabled" in text)
+    assert said.startswith("GPU 1 is disabled for this run: ")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +311,6 @@ def test_lost_gpu_attribution(
 ) -> None:
     """A lost GPU is attributed to the method or to the device."""
     gpus = Quarantine()
-    heard = [gpus.heard(gpu, method, lost, not lost) for gpu, method, lost in story]
+    heard = [gpus.record_outcome(gpu, method, lost, not lost) for gpu, method, lost in story]
     assert heard[-1] == aside
     assert not any(heard[:-1])

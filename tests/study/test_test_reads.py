@@ -140,7 +140,7 @@ def test_further_evaluation_trains_new_only(values: Values, out: Path, trained: 
         "methods.contenders: ia3, head -> ln_tuning, ia3, head",
     ]
     assert look["at"].endswith("+00:00")
-    warning = next(w for w in made["warnings"] if "looked at 2 times" in w)
+    warning = next(w for w in made["warnings"] if "evaluated 2 times" in w)
     assert "budget.seeds: 2 -> 3" in warning
     assert "5 % error no longer covers" in warning
     assert "the test set was read 2 times" in (out / "report.html").read_text()
@@ -330,7 +330,7 @@ def test_the_command_line_asks_for_again(
     code, _, err = bakeoff("--again")
     assert code == 0
     assert test_reads.NO_CHANGE_MESSAGE in err
-    assert "The test set was looked at 2 times." in err
+    assert "The test set was evaluated 2 times." in err
 
 
 def test_the_page_shows_changes_as_text() -> None:

@@ -326,7 +326,7 @@ def build_setup(
 
     Raises:
         Incompatible: the method cannot be attached to this base or task.
-        NotShared: the method changes the base by seed, so these trials cannot share one.
+        FrozenPartsDiffer: the method changes the base by seed, so these trials cannot share one.
     """
     c = trials[0].conditions
     task = make_task(c)

@@ -1,10 +1,10 @@
-"""A worker of ``executors.process``, from the inside: take a payload, do it, answer, wait.
+"""Main loop of a worker process: receive a payload, run it, send the answer.
 
-It says that work goes on by writing the time where the parent reads it, and reads there whether it
-is asked to stop (``engine.pulse``). It ends with its parent, with its pipe, and after an error.
+The worker writes the time of its last progress to memory shared with the parent, and reads there
+whether it should stop. It ends with its parent, when its pipe closes, and after an error.
 
-Only torch is imported at the top: PEFT imports bitsandbytes where it is installed, which asks for
-the GPUs at once, and a process that has seen them all cannot be given one any more.
+Only torch is imported at the top. PEFT imports bitsandbytes if it is installed, which initialises
+all visible GPUs; afterwards the process cannot be restricted to one.
 """
 
 from __future__ import annotations
@@ -30,50 +30,56 @@ _PR_SET_PDEATHSIG = 1
 
 
 class WorkerState:
-    """Whether work is at hand: the parent alone says when that ends."""
+    """Whether the worker is running a payload, for its signal handler."""
 
     def __init__(self) -> None:
         self.busy = False
 
-    def terminated(self, *_: object) -> None:
-        """End, if nothing would be lost by it."""
+    def handle_sigterm(self, *_: object) -> None:
+        """Exit if no work would be lost; otherwise the parent decides when the work ends."""
         if not self.busy:
             os._exit(0)
 
 
 class SharedFlags:
-    """Listens to the training loop, for the parent."""
+    """Heartbeat and stop request, in memory shared with the parent."""
 
-    def __init__(self, marks: Any) -> None:
-        self._marks = marks
+    def __init__(self, flags: Any) -> None:
+        self._flags = flags
 
     def beat(self) -> None:
-        self._marks[BEAT] = time.monotonic()
+        """Record the time of progress."""
+        self._flags[BEAT] = time.monotonic()
 
     def stop_requested(self) -> bool:
-        return bool(self._marks[STOP])
+        """Return whether the parent asked the work to stop."""
+        return bool(self._flags[STOP])
 
 
 def serve(
-    pipe: Connection, marks: Any, log: str, parent: int, gpu: int | None, stays: bool
+    pipe: Connection, flags: Any, log: str, parent: int, gpu: int | None, stays: bool
 ) -> None:
-    """Work for the parent until it hangs up."""
+    """Run the parent's payloads until it closes the pipe; the process's entry point.
+
+    ``flags`` is shared memory (``core.jobs``), ``log`` a file for what libraries print, ``gpu`` the
+    index of the GPU to use (None: all), ``stays`` whether the worker runs several payloads.
+    """
     exit_with_parent(parent)
     state = WorkerState()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    signal.signal(signal.SIGTERM, state.terminated)
-    if hasattr(signal, "SIGHUP"):  # a terminal that went away; the parent asks for the end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    signal.signal(signal.SIGTERM, state.handle_sigterm)
+    if hasattr(signal, "SIGHUP"):  # a closed terminal; the parent asks workers to stop
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     redirect_output(log)
-    own = None if gpu is None else select_gpu(gpu)
-    # a progress bar's lock is for all processes, a semaphore with a name: one that is killed leaves
-    # it behind, and Python complains of that at the study's end
+    gpu_name = None if gpu is None else select_gpu(gpu)
+    # tqdm's default lock is a named semaphore shared by processes: a killed worker would leak it,
+    # and Python would warn of that at the end of the study
     import_module("tqdm").tqdm.set_lock(threading.RLock())
     from bakeoff.engine.base_cache import BaseCache
     from bakeoff.engine.device import free_memory, is_device_lost
     from bakeoff.engine.heartbeat import Pulse
 
-    Pulse.listener = SharedFlags(marks)
+    Pulse.listener = SharedFlags(flags)
     BaseCache.on = stays
     while True:
         try:
@@ -81,26 +87,26 @@ def serve(
         except (EOFError, OSError):
             return
         state.busy = True
-        os.truncate(log, 0)  # of what ended well nobody wants the last words
+        os.truncate(log, 0)  # only the output of the current payload is of interest
         answer: dict[str, Any]
         try:
             answer = {"value": import_function(function)(payload), "error": None}
         except BaseException as error:  # the contract: an outcome, never an exception
-            said = f"{type(error).__name__}: {error}"
-            answer = {"value": None, "error": said, "detail": traceback.format_exc()}
+            message = f"{type(error).__name__}: {error}"
+            answer = {"value": None, "error": message, "detail": traceback.format_exc()}
             answer["gpu_lost"] = is_device_lost(error)
-        answer["gpu"] = own
+        answer["gpu"] = gpu_name
         pipe.send_bytes(json.dumps(answer).encode())
         if answer["error"] is not None:
             return
-        # memory is measured by what is free, and a function is compiled anew only a few times
+        # the next payload measures free memory, and torch recompiles a function only a few times
         free_memory()
         torch.compiler.reset()
         state.busy = False
 
 
 def redirect_output(log: str) -> None:
-    """Send what libraries print to a file: the terminal is the parent's."""
+    """Send stdout and stderr to a file, so that libraries do not print to the terminal."""
     handle = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -111,9 +117,9 @@ def redirect_output(log: str) -> None:
 
 
 def select_gpu(place: int) -> str | None:
-    """See one of the visible GPUs alone, taken in turn, before CUDA is touched; return its name.
+    """Restrict this process to one visible GPU before CUDA is initialised; return its name.
 
-    None where there are not several to choose from.
+    Places share the GPUs in turn. None if there are fewer than two.
     """
     count = torch.cuda.device_count()
     if count < 2:
@@ -125,10 +131,10 @@ def select_gpu(place: int) -> str | None:
 
 
 def exit_with_parent(parent: int) -> None:
-    """End this worker when the parent ends, however that happens.
+    """End this worker when the study's process ends, for whatever reason.
 
-    The fork server is the worker's real parent and lives as long as the study's process does; a
-    watching thread covers both that and platforms without a parent-death signal.
+    The parent-death signal alone is not enough: the worker's parent is the fork server, and some
+    platforms have no such signal. A thread polls the study's process.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

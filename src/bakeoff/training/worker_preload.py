@@ -1,4 +1,4 @@
-"""What the fork server of ``study.executors.process`` imports once for all its workers.
+"""Imports that the fork server does once for all workers.
 
 The signals come first. A job system sends SIGTERM to every process of a job at once, and a closed
 terminal sends SIGHUP. If the fork server ended then, its workers would be killed before they save

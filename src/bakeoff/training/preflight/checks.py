@@ -1,9 +1,4 @@
-"""What is found out before any trial is paid for: the machine, the methods' arguments, the costs.
-
-Functions that an executor runs in a process of their own (JSON in, JSON out): ``machine`` resolves
-device, precision and threads; ``check`` refuses bad method arguments, against the base's real
-modules; ``probe`` is the cost probe: one method alone on real data, warm-up and then timed steps.
-"""
+"""Check data, base model, metric and method arguments of a study before anything is trained."""
 
 from __future__ import annotations
 
@@ -29,11 +24,11 @@ from bakeoff.training.setup import (
 
 
 def check_study(value: dict[str, Any]) -> dict[str, Any]:
-    """Check every method's arguments against PEFT and the base's real modules; tokenise the data.
+    """Check every method's arguments against PEFT and the base's modules; tokenise the data.
 
-    Returns ``{"error": {code, cause, try, exit} | None, "faults": [...]}``: what the user must mend
-    before anything is trained, and faults of base and tokens, fatal or not. A method that PEFT
-    cannot put on this base is found by its cost probe and becomes a row of the report.
+    A worker's entry point. Returns ``{"error": {code, cause, try, exit} | None, "faults": [...]}``:
+    an error to raise, and the issues of base and tokens, fatal or not. Methods that PEFT cannot
+    attach to this base are not refused here: the cost probe fails for them, and the report says so.
     """
     segment = Segment.from_json(value)
     conditions = segment.trials[0].conditions
@@ -50,22 +45,22 @@ def check_study(value: dict[str, Any]) -> dict[str, Any]:
                 check_targets(trial.method.name, base, targets)
         tokenizer = load_tokenizer(segment.base_path, conditions.revision, conditions.trusted)
         data, limits = Path(segment.folder) / "data", token_checks.BaseLimits.of(base)
-        faults = token_checks.check(data, task, tokenizer, limits)
+        issues = token_checks.check(data, task, tokenizer, limits)
         shape = Architecture(base.config, task.task_type, task.heads)
-        if not any(fault.fatal for fault in faults):
+        if not any(issue.fatal for issue in issues):
             _check_metric(segment, task)
-        faults += tied_weights.check(segment.trials, base, shape)
+        issues += tied_weights.check(segment.trials, base, shape)
     except BakeoffError as error:
         return {"error": error.to_json()}
-    except Exception as error:  # whatever a loader raises for broken files
+    except Exception as error:  # loaders raise many kinds for broken files
         if disk_full.disk_full_message(error):
             raise
         return {"error": _load_error(segment.base_path, error).to_json()}
-    return {"error": None, "faults": [fault.to_json() for fault in faults]}
+    return {"error": None, "faults": [issue.to_json() for issue in issues]}
 
 
 def _load_error(path: str, error: Exception) -> PreflightError:
-    """Build the error for a base that its loader raised of, whatever that was."""
+    """Return the error for a base that cannot be loaded."""
     hint = "load it with plain transformers first; `bakeoff doctor` shows versions."
     if not Path(path).is_dir():
         hint = (
@@ -77,7 +72,7 @@ def _load_error(path: str, error: Exception) -> PreflightError:
 
 
 def _check_finite_weights(base: torch.nn.Module) -> None:
-    """Refuse a base some of whose weights are no numbers: every trial on it would diverge.
+    """Check that all weights of the base are finite: on others, every trial would diverge.
 
     Raises:
         PreflightError: ``base-not-finite``.
@@ -92,10 +87,10 @@ def _check_finite_weights(base: torch.nn.Module) -> None:
 
 
 def _check_metric(segment: Segment, task: Task) -> None:
-    """Score the references of validation and test against themselves and against no answer.
+    """Score the references of validation and test against themselves and an empty prediction.
 
     Raises:
-        MetricError: on an item that the metric cannot score, whatever the answer.
+        MetricError: the metric cannot score an item, whatever is predicted.
     """
     metric = load.load_metric(segment.trials[0].conditions, Path(segment.folder))
     if metric.of_losses:

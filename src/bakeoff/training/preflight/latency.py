@@ -1,8 +1,7 @@
-"""How long an example takes once a method is trained: its adapter apart, and merged.
+"""Inference time per example of a method, with its adapter unmerged and merged.
 
-Called by the cost probe (``preflight``) as the last thing in its process: merging changes the base.
-What is timed is transformers' and PEFT's own forward pass over one validation example of median
-length, without any of our accelerators: what a server without tricks of its own would pay.
+The forward pass of transformers and PEFT is timed on one validation example of median length,
+without the engine's accelerators. Merging changes the base, so nothing may use it afterwards.
 """
 
 from __future__ import annotations
@@ -24,32 +23,32 @@ from bakeoff.training.setup import TrainingSetup, build_setup
 
 
 class Latency(NamedTuple):
-    """Median milliseconds of a forward pass over one example; None: it cannot be had."""
+    """Median milliseconds of a forward pass over one example; None if it cannot be measured."""
 
-    apart: float | None
-    merged: float | None
+    unmerged_ms: float | None
+    merged_ms: float | None
 
 
 def measure_latency(trial: Trial, base_path: str, data: Path) -> Latency:
-    """Time one example through a method's model, then through the one it merges into."""
+    """Time one example with the adapter unmerged, then with it merged into the base."""
     setup = build_setup([trial], base_path, data, Switches.all_off())
     setup.model.eval()
-    run = _median_example_forward(setup)
-    apart = profiling.measure_steps(
-        lambda _: run(setup.model), trial.conditions.device
+    forward = _median_example_forward(setup)
+    unmerged = profiling.measure_steps(
+        lambda _: forward(setup.model), trial.conditions.device
     ).milliseconds
     if setup.hook.saved_as != "adapter":
-        return Latency(apart, apart)  # trained in the base's own tensors: nothing to merge
+        return Latency(unmerged, unmerged)  # the base's own tensors are trained: nothing to merge
     merged = _merge(setup.model)
     if merged is None:
-        return Latency(apart, None)
+        return Latency(unmerged, None)
     set_chunked_loss(merged, on=False, compiled=False)  # as in the unmerged model
-    once = profiling.measure_steps(lambda _: run(merged), trial.conditions.device)
-    return Latency(apart, once.milliseconds)
+    cost = profiling.measure_steps(lambda _: forward(merged), trial.conditions.device)
+    return Latency(unmerged, cost.milliseconds)
 
 
 def _median_example_forward(setup: TrainingSetup) -> Callable[[nn.Module], object]:
-    """Return what puts the example of median length through a model."""
+    """Return a function that runs a model on the example of median length."""
     c = setup.conditions
     examples = sorted(setup.examples("validation"), key=lambda e: len(e.tokens))
     step = next(setup.batch_builder.evaluation_steps([examples[len(examples) // 2]], 1)).to(
@@ -59,20 +58,20 @@ def _median_example_forward(setup: TrainingSetup) -> Callable[[nn.Module], objec
     setup.lanes.run_lanes(one.first, one.width, one.batch.rows // one.width)
 
     @torch.no_grad()
-    def run(model: nn.Module) -> object:
+    def forward(model: nn.Module) -> object:
         with autocast(c.device, c.precision), use_layout(one.layout, setup.lanes.random):
             return setup.task.item_losses(model, one.batch)
 
-    return run
+    return forward
 
 
 def _merge(model: nn.Module) -> nn.Module | None:
-    """Return the model with its adapter merged into the base; None where PEFT does not do that."""
+    """Return the model with its adapter merged into the base; None if PEFT cannot merge it."""
     merge = getattr(getattr(model, "base_model", None), "merge_and_unload", None)
     if merge is None:
         return None
     try:
-        found: nn.Module = merge().eval()
-    except Exception:  # whatever PEFT raises: `bakeoff methods` says what it was
+        merged: nn.Module = merge().eval()
+    except Exception:  # PEFT raises many kinds; `bakeoff methods` shows the reason
         return None
-    return found
+    return merged

@@ -1,4 +1,4 @@
-"""What this machine is: device, versions, matmul rates."""
+"""Describe the machine: device, precision, versions and matmul rates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from bakeoff.engine.device import resolve_device, resolve_precision
 
 
 def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
-    """Resolve device, precision, threads and ``quantizer``; return them, versions and hardware."""
+    """Resolve device, precision, threads and quantizer; a worker's entry point.
+
+    Returns them with the hardware's name and the versions of packages, or an ``error`` to raise.
+    """
     quantize, quantizer = value.get("quantize"), None
     try:
         device = resolve_device(value["device"])
@@ -39,16 +42,19 @@ def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_machine(value: dict[str, Any]) -> dict[str, Any]:
-    """Return ``machine`` with each precision's measured matmul rate and the engine's switches."""
-    found = detect_machine(value)
-    torch.set_num_threads(found["threads"])
+    """Return ``detect_machine`` with measured matmul rates and the default accelerators.
+
+    A worker's entry point. Rates are in GFLOPS.
+    """
+    machine = detect_machine(value)
+    torch.set_num_threads(machine["threads"])
     rates = {
-        "fp32": profiling.matmul_gflops(torch.float32, found["device"]),
-        "bf16": profiling.matmul_gflops(torch.bfloat16, found["device"]),
+        "fp32": profiling.matmul_gflops(torch.float32, machine["device"]),
+        "bf16": profiling.matmul_gflops(torch.bfloat16, machine["device"]),
     }
-    switches = explain_defaults(found["device"], found["precision"])
+    switches = explain_defaults(machine["device"], machine["precision"])
     return {
-        **found,
+        **machine,
         "matmul_gflops": rates,
         "engine": {name: e._asdict() for name, e in switches.items()},
     }

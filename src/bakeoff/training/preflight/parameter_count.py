@@ -1,9 +1,7 @@
-"""How many parameters a method trains on a base, and which size of it trains a wanted number.
+"""Count the parameters that a method trains on a base; find its size for a target count.
 
-From the base's architecture alone: no weights are read. Called by ``study`` through an executor
-(``match``) when a study asks for equal trainable parameters, and by ``capabilities`` for what a
-method would cost on the user's model. The task's fresh output layer is not counted: every method
-trains it alike.
+Only the base's architecture is used, not its weights. The task's new output layer is not counted:
+all methods train it.
 """
 
 from __future__ import annotations
@@ -39,23 +37,23 @@ AUTO_MODELS = {
     "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
 }
 VALUE_ONLY_INITS = {"pissa", "olora", "corda", "lora_ga", "eva", "loftq", "orthogonal", "gaussian"}
-"""Starts of LoRA that change its values, not its shapes: they need not be computed to be counted.
+"""Initialisations of LoRA that change values and not shapes, so the count does not need them.
 
-EVA shares the ranks out anew, by data that is not there yet: its count is the one it starts from.
+EVA redistributes ranks by the data; its count is the one before that.
 """
 INIT_HOOKS = ("residual", "corda", "lora_ga", "eva")
-"""Hooks that only give LoRA its start."""
+"""Hooks that only initialise LoRA."""
 
 
 class Architecture(NamedTuple):
-    """A base's architecture, what it is trained for, and the names of its fresh output layer."""
+    """A base's architecture, PEFT's name of its task, and the names of its new output layer."""
 
     config: Any
     task_type: str
     heads: tuple[str, ...]
 
     def model(self, layers: int | None) -> nn.Module:
-        """Return it without weights, or with ``layers`` layers of random ones."""
+        """Return a model without weights (meta device), or with ``layers`` random layers."""
         config = copy.deepcopy(self.config)
         if layers is not None:
             inner = config.get_text_config()
@@ -70,12 +68,12 @@ class Architecture(NamedTuple):
 
     @property
     def layers(self) -> int:
-        """How many layers the base has."""
+        """The number of layers of the base."""
         return int(self.config.get_text_config().num_hidden_layers)
 
 
 class Size(NamedTuple):
-    """The value of a size argument and how many parameters are trained with it."""
+    """The value of a size argument, and the number of parameters that it trains."""
 
     value: Any
     parameters: int
@@ -94,11 +92,11 @@ def load_architecture(
 
 
 def count(entry: MethodEntry, config: dict[str, Any], shape: Architecture, steps: int) -> int:
-    """Return how many parameters the method would train, without the task's output layer.
+    """Return the number of parameters that the method would train, without the task's output layer.
 
-    A method that cannot be attached without weights (it decomposes them) is attached to one and to
-    two layers of random weights, and counted on from there. What data or chance decides (CPT's
-    context, EVA's shares, AdaLoRA's counters) makes the real number a little other.
+    A method that decomposes weights cannot be attached without them. It is attached to one and to
+    two layers of random weights, and the count is extrapolated to all layers. Where data or chance
+    decide (CPT's context, EVA's ranks, AdaLoRA's counters) the real number differs a little.
 
     Raises:
         Incompatible: the method cannot be attached to this base.
@@ -113,13 +111,13 @@ def count(entry: MethodEntry, config: dict[str, Any], shape: Architecture, steps
 def find_size(
     entry: MethodEntry, config: dict[str, Any], target: int, shape: Architecture, steps: int
 ) -> Size | None:
-    """Return the size whose count is nearest to ``target``; None where there is none to choose."""
+    """Return the size with the count nearest to ``target``; None if the method has no size."""
     if entry.size is None:
         return None
     argument = entry.size["argument"]
 
     @functools.cache
-    def counted(value: Any) -> int | None:
+    def count_at(value: Any) -> int | None:
         try:
             return count(entry, {**config, argument: value}, shape, steps)
         except Incompatible:
@@ -128,21 +126,21 @@ def find_size(
     if "values" in entry.size:
         tried = entry.size["values"]
     else:
-        tried = _bracket_size(target, entry.size.get("step", 1), counted)
-    sizes = [Size(v, n) for v in tried if (n := counted(v)) is not None]
+        tried = _bracket_size(target, entry.size.get("step", 1), count_at)
+    sizes = [Size(v, n) for v in tried if (n := count_at(v)) is not None]
     return min(sizes, key=lambda s: abs(s.parameters - target), default=None)
 
 
-def _bracket_size(target: int, step: int, counted: Callable[[Any], int | None]) -> list[int]:
-    """Return the two multiples of ``step`` on either side of ``target``, by bisection.
+def _bracket_size(target: int, step: int, count_at: Callable[[Any], int | None]) -> list[int]:
+    """Return the two multiples of ``step`` whose counts enclose ``target``, by bisection.
 
-    The count rises with the value in all but block sizes, which entries list as values. A value
-    that is refused is taken for too large.
+    The count grows with every size argument except block sizes, whose values are listed in the
+    entry. A value that cannot be attached counts as too large.
     """
     low, high = 1, 2
 
     def below(k: int) -> bool:
-        n = counted(k * step)
+        n = count_at(k * step)
         return n is not None and n < target
 
     while below(high) and high * step < MAX_SIZE:
@@ -154,15 +152,15 @@ def _bracket_size(target: int, step: int, counted: Callable[[Any], int | None]) 
 
 
 def match_parameters(value: dict[str, Any]) -> dict[str, Any]:
-    """Solve the sizes of a study's methods; JSON in and out, called by an executor.
+    """Find the sizes of a study's methods; a worker's entry point.
 
-    ``value`` has ``segment`` (a trial a method, the control first), ``task_type``, ``heads``,
-    ``target`` (None: the control's own count) and ``fixed`` (method -> arguments that the user
-    chose). Returns ``{"sizes": [...]}``, a row a method.
+    ``value`` has ``segment`` (one trial per method, the control first), ``task_type``, ``heads``,
+    ``target`` (None: the control's count) and ``fixed`` (method -> arguments that the user set).
+    Returns ``{"sizes": [...]}``, one row per method, or an ``error`` to raise.
     """
     try:
         return _match(value)
-    except BakeoffError as error:  # what the user must mend
+    except BakeoffError as error:  # the user must fix it
         return {"error": error.to_json()}
 
 
@@ -179,46 +177,48 @@ def _match(value: dict[str, Any]) -> dict[str, Any]:
         rows = []
         for trial in segment.trials:
             fixed = value["fixed"].get(trial.method.name, [])
-            own = trial is control and value["target"] is None
-            rows.append(_size_row(trial.method, trial.config, target, fixed, own, shape, steps))
+            is_target = trial is control and value["target"] is None
+            rows.append(
+                _size_row(trial.method, trial.config, target, fixed, is_target, shape, steps)
+            )
     return {"sizes": rows}
 
 
 def _size_row(
-    entry: MethodEntry, config: dict[str, Any], target: int, fixed: Sequence[str], own: bool,
+    entry: MethodEntry, config: dict[str, Any], target: int, fixed: Sequence[str], is_target: bool,
     shape: Architecture, steps: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return one method's size, and why it is not matched where it is not."""
+    """Return one method's size, and the reason if its count does not match the target."""
     argument = entry.size["argument"] if entry.size else None
     row: dict[str, Any] = {
         "method": entry.name, "argument": argument, "value": None, "target": target,
     }  # fmt: skip
     try:
-        if own or argument is None or argument in fixed:
-            found = Size(None, count(entry, config, shape, steps))
+        if is_target or argument is None or argument in fixed:
+            size = Size(None, count(entry, config, shape, steps))
             note = "you chose its size" if argument in fixed else "it has no size to choose"
-            note = "sets the size" if own else note
+            note = "sets the size" if is_target else note
         else:
-            solved = find_size(entry, config, target, shape, steps)
-            if solved is None:
+            nearest = find_size(entry, config, target, shape, steps)
+            if nearest is None:
                 raise Incompatible("no size of it can be attached to this base")
-            found, note = solved, None
+            size, note = nearest, None
     except Incompatible as error:
         return {**row, "parameters": None, "off": None, "matched": False, "note": str(error)}
-    off = found.parameters / target - 1
+    off = size.parameters / target - 1
     near = abs(off) <= MATCH_TOLERANCE
     if note is None and not near:
         note = "the nearest size it has"
     return {
-        **row, "value": found.value, "parameters": found.parameters, "off": off, "matched": near,
+        **row, "value": size.value, "parameters": size.parameters, "off": off, "matched": near,
         "note": note,
     }  # fmt: skip
 
 
 def _without_init(entry: MethodEntry, config: dict[str, Any]) -> tuple[MethodEntry, dict[str, Any]]:
-    """Return a LoRA with a start of its own as the plain LoRA of its shapes."""
-    start = str(config.get("init_lora_weights", "")).split("_niter")[0]
-    if start not in VALUE_ONLY_INITS:
+    """Return a specially initialised LoRA as plain LoRA with the same shapes."""
+    init = str(config.get("init_lora_weights", "")).split("_niter")[0]
+    if init not in VALUE_ONLY_INITS:
         return entry, config
     plain = {k: v for k, v in config.items() if not k.endswith("_config")}
     hook = None if entry.hook in INIT_HOOKS else entry.hook
@@ -228,7 +228,7 @@ def _without_init(entry: MethodEntry, config: dict[str, Any]) -> tuple[MethodEnt
 def attach_without_weights(
     entry: MethodEntry, config: dict[str, Any], base: nn.Module, shape: Architecture, steps: int
 ) -> nn.Module:
-    """Return the method on ``base``, which may have no weights, with random tokens for data."""
+    """Attach the method to ``base``, which may have no weights, with random tokens as data."""
     return build_hook(*_without_init(entry, config)).attach(base, fake_context(shape, steps))
 
 
@@ -253,21 +253,21 @@ class _FakeBatch(NamedTuple):
 
 
 def fake_context(shape: Architecture, steps: int) -> AttachContext:
-    """Return surroundings with random tokens for data: no count depends on which they are."""
+    """Return an attach context with random tokens: counts do not depend on the data."""
     generator = torch.Generator().manual_seed(0)
     most = int(shape.config.get_text_config().vocab_size)
     ids = torch.randint(0, most, (64, 16), generator=generator)
 
     def batches(rows: int) -> Iterator[Any]:
         for i in range(0, len(ids), rows):
-            given = ids[i : i + rows]
+            batch = ids[i : i + rows]
             yield _FakeBatch(
-                {"input_ids": given, "attention_mask": torch.ones_like(given)}, len(given)
+                {"input_ids": batch, "attention_mask": torch.ones_like(batch)}, len(batch)
             )
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        found: Tensor = model(**batch.inputs).logits.square().mean()
-        return found
+        mean: Tensor = model(**batch.inputs).logits.square().mean()
+        return mean
 
     rows = [_FakeRow(tuple(r), (-100,) * 8 + tuple(r[8:])) for r in ids.tolist()]
     return AttachContext(shape.task_type, shape.heads, steps, lambda: rows, batches, loss)

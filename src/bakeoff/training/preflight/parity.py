@@ -1,9 +1,8 @@
-"""The two-lane parity probe: which accelerators a method can use on this base, found out by trying.
+"""The parity probe: which accelerators give a method the same losses and gradients on this base.
 
-Called by ``preflight`` once a method, before any trial. One step of two trials (other seeds, other
-rates) on the plain path (padded batches, transformers' own attention and loss, the trials one by
-one) is the truth; each accelerator must give the same losses and gradients. What does not stays
-off, with its reason, and the trials run without it.
+The reference is one step of two trials with different seeds and learning rates on the plain path:
+padded batches, transformers' own attention and loss, one trial after the other. An accelerator
+whose step differs stays off, with its reason, and the trials run without it.
 """
 
 from __future__ import annotations
@@ -26,78 +25,84 @@ from bakeoff.training.generation import generation_mismatch
 from bakeoff.training.setup import TrainingSetup, build_setup, make_task
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
-"""Largest relative difference of a lane's gradient (and loss): rounding, with room. A wrong
-gradient is off by its own size."""
+"""Largest relative difference of a lane's gradient and loss: more than rounding errors, and much
+less than the error of a wrong gradient, which is about 1."""
 PERTURBATION = 0.1
-"""How far trained tensors are moved before answers are compared: in their own spread."""
+"""How far trained tensors are moved before answers are compared, in their standard deviations."""
 ORDER = (
     "lanes", "loss", "packing", "lean_inputs", "checkpointing", "micro_tokens", "compile", "graphs",
 )  # fmt: skip
-"""In which order accelerators are tried one by one: what others rest on comes first."""
+"""Order in which accelerators are tried one by one: an accelerator follows those it builds on."""
 
 
 class ParityResult(NamedTuple):
-    """The switches that hold for a method on this base, and why others are off."""
+    """The accelerators that work with a method on this base, and why others are off."""
 
     switches: Switches
     reasons: dict[str, str]
 
 
 class StepGradients(NamedTuple):
-    """One step of two lanes: losses ``[2]`` and gradients ``[2, P]``."""
+    """The losses ``[2]`` and gradients ``[2, P]`` of one step of two lanes."""
 
     losses: Tensor
     gradients: Tensor
 
 
-def probe_accelerators(trial: Trial, base_path: str, data: Path, wished: Switches) -> ParityResult:
-    """Return ``wished``, less what does not agree with the plain path."""
-    found = _probe_training(trial, base_path, data, dataclasses.replace(wished, generation=False))
-    if not wished.generation or not make_task(trial.conditions).generates:
-        return found
-    why = _generation_mismatch(trial, base_path, data, found.switches)
+def probe_accelerators(
+    trial: Trial, base_path: str, data: Path, requested: Switches
+) -> ParityResult:
+    """Return the requested accelerators without those that differ from the plain path."""
+    result = _probe_training(
+        trial, base_path, data, dataclasses.replace(requested, generation=False)
+    )
+    if not requested.generation or not make_task(trial.conditions).generates:
+        return result
+    why = _generation_mismatch(trial, base_path, data, result.switches)
     if why is not None:
-        return found._replace(reasons={**found.reasons, "generation": why})
-    return found._replace(switches=dataclasses.replace(found.switches, generation=True))
+        return result._replace(reasons={**result.reasons, "generation": why})
+    return result._replace(switches=dataclasses.replace(result.switches, generation=True))
 
 
-def _probe_training(trial: Trial, base_path: str, data: Path, wished: Switches) -> ParityResult:
+def _probe_training(trial: Trial, base_path: str, data: Path, requested: Switches) -> ParityResult:
     pair = _trial_pair(trial)
-    truth = _run_step(pair, base_path, data, Switches.all_off())
-    failed = _step_mismatch(pair, base_path, data, wished, truth)
-    if failed is None:
-        return ParityResult(wished, {})
-    held, reasons = Switches.all_off(), {}
+    reference = _run_step(pair, base_path, data, Switches.all_off())
+    # all at once first: for most methods every accelerator works, and one step is enough
+    mismatch = _step_mismatch(pair, base_path, data, requested, reference)
+    if mismatch is None:
+        return ParityResult(requested, {})
+    working, reasons = Switches.all_off(), {}
     for name in ORDER:
-        if not getattr(wished, name):
+        if not getattr(requested, name):
             continue
-        tried = dataclasses.replace(held, **{name: getattr(wished, name)})
-        failed = _step_mismatch(pair, base_path, data, tried, truth)
-        if failed is None:
-            held = tried
+        tried = dataclasses.replace(working, **{name: getattr(requested, name)})
+        mismatch = _step_mismatch(pair, base_path, data, tried, reference)
+        if mismatch is None:
+            working = tried
         else:
-            reasons[name] = failed
-    return ParityResult(held, reasons)
+            reasons[name] = mismatch
+    return ParityResult(working, reasons)
 
 
 def _trial_pair(trial: Trial) -> tuple[Trial, Trial]:
+    """Return the trial, and a copy with another seed and learning rate."""
     faster = {**trial.setting, LEARNING_RATE: 2 * trial.learning_rate}
     return trial, dataclasses.replace(trial, setting=faster, seed=trial.seed + 1)
 
 
 def _step_mismatch(
-    pair: Sequence[Trial], base_path: str, data: Path, tried: Switches, truth: StepGradients
+    pair: Sequence[Trial], base_path: str, data: Path, tried: Switches, reference: StepGradients
 ) -> str | None:
-    """Return why a step under ``tried`` is not the plain path's, or None where it is."""
+    """Return why a step with the switches ``tried`` differs from the reference, None if not."""
     try:
-        found = _run_step(pair, base_path, data, tried)
+        step = _run_step(pair, base_path, data, tried)
     except FrozenPartsDiffer as error:
         return str(error)
-    except Exception as error:  # whatever a library raises here, the plain path is there
+    except Exception as error:  # of any kind: the plain path remains
         return first_line(error)
     limit = TOLERANCE[pair[0].conditions.precision]
-    off = (found.gradients - truth.gradients).norm(dim=1) / truth.gradients.norm(dim=1)
-    worst = float(torch.cat([off, (found.losses / truth.losses - 1).abs()]).max())
+    off = (step.gradients - reference.gradients).norm(dim=1) / reference.gradients.norm(dim=1)
+    worst = float(torch.cat([off, (step.losses / reference.losses - 1).abs()]).max())
     if worst <= limit:
         return None
     return f"losses or gradients differ from the same trials alone by {worst:.2g} (relative)"
@@ -107,22 +112,22 @@ def _step_mismatch(
 def _generation_mismatch(
     trial: Trial, base_path: str, data: Path, switches: Switches
 ) -> str | None:
-    """Return why answers are to be generated plainly, None where fast ones are the same.
+    """Return why fast generation differs from plain generation, None if it does not.
 
-    The trained tensors are moved off their start, where many methods change nothing.
+    The trained tensors are moved away from their initial values, where many methods compute the
+    same as the base.
     """
     setup = build_setup([trial], base_path, data, switches)
     torch.manual_seed(0)
     for name in setup.lanes.stack.names:
-        held = setup.lanes.stack.tensor(name)
-        spread = held.std() if held.numel() > 1 else torch.zeros_like(held.sum())
-        held.add_(
-            torch.randn_like(held) * torch.where(spread > 0, PERTURBATION * spread, PERTURBATION**2)
-        )
+        tensor = setup.lanes.stack.tensor(name)
+        spread = tensor.std() if tensor.numel() > 1 else torch.zeros_like(tensor.sum())
+        scale = torch.where(spread > 0, PERTURBATION * spread, PERTURBATION**2)
+        tensor.add_(torch.randn_like(tensor) * scale)
     setup.model.eval()
-    asked = setup.task.prompts(setup.tokenizer, setup.rows("validation"))
+    request = setup.task.prompts(setup.tokenizer, setup.rows("validation"))
     try:
-        return generation_mismatch(setup.model, asked, trial.conditions, switches.graphs)
+        return generation_mismatch(setup.model, request, trial.conditions, switches.graphs)
     finally:
         del setup
         free_memory()
@@ -140,7 +145,7 @@ def _run_step(
 
 
 def one_step(setup: TrainingSetup) -> StepGradients:
-    """Return the losses and gradients of a setup's first step, dropout off: it only adds noise."""
+    """Return the losses and gradients of the first step, without dropout, which only adds noise."""
     for module in setup.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -151,8 +156,7 @@ def one_step(setup: TrainingSetup) -> StepGradients:
     stepper = setup.stepper()
     setup.model.train()
     batches = setup.batch_builder.training_steps(examples, [t.seed for t in setup.trials])
-    setup.batch_builder.may_recompute = (
-        True  # a step that does not fit whole is taken in parts, the plain one too
-    )
+    # a step that does not fit into memory is cut into passes, that of the reference too
+    setup.batch_builder.may_recompute = True
     losses = step_with_retry(stepper, 0, next(batches), setup.batch_builder.split_last_step)
     return StepGradients(losses.float().clone(), setup.lanes.stack.gradients.clone())

@@ -1,8 +1,4 @@
-"""Rows as they are trained on, for people: the text of each token, and whether it is learnt.
-
-Asked by ``overview`` through an executor, for `bakeoff plan --show`: a segment whose data is frozen
-goes in, its first rows of train come out.
-"""
+"""Preview of tokenised rows: the text of each token, and whether it is supervised."""
 
 from __future__ import annotations
 
@@ -18,16 +14,17 @@ from bakeoff.training.setup import make_task, prepare_process
 from bakeoff.training.token_cache import load_or_encode
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What decoding gives for bytes that are no whole character."""
+"""Decoded text of bytes that are not a complete character."""
 MAX_BYTES = 4
-"""UTF-8 takes no more for one character, so that no more tokens share it."""
+"""Most bytes of a character in UTF-8, and so the most tokens that share one."""
 
 
 def preview_rows(value: dict[str, Any]) -> dict[str, Any]:
-    """Return ``{"rows": [...]}``, the first ``value["count"]`` rows of train as plain values.
+    """Return ``{"rows": [...]}``, the first ``value["count"]`` rows of train.
 
-    A row has its ``position`` in the split, how many ``tokens`` it has, how many are
-    ``supervised``, its ``pieces`` and, where it has one answer as a whole, its ``label``.
+    A worker's entry point. A row has its ``position`` in the split, its number of ``tokens``, how
+    many are ``supervised``, its ``pieces`` and, if one label applies to the whole row, its
+    ``label``.
     """
     segment = Segment.from_json(value["segment"])
     conditions = segment.trials[0].conditions
@@ -42,29 +39,29 @@ def preview_rows(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row(task: Task, tokenizer: Any, position: int, example: Example) -> dict[str, Any]:
-    learnt, label = task.supervised_mask(example)
+    supervised, label = task.supervised_mask(example)
     return {
         "position": position,
         "tokens": len(example.tokens),
-        "supervised": sum(learnt),
+        "supervised": sum(supervised),
         "label": label,
         "pieces": [
             {"text": text, "tokens": count, "supervised": flag}
-            for text, count, flag in pieces(tokenizer, example.tokens, learnt)
+            for text, count, flag in pieces(tokenizer, example.tokens, supervised)
         ],
     }
 
 
 def pieces(
-    tokenizer: Any, ids: Sequence[int], learnt: Sequence[bool]
+    tokenizer: Any, ids: Sequence[int], supervised: Sequence[bool]
 ) -> list[tuple[str, int, bool]]:
-    """Return the text of each token, of how many tokens it is, and whether they are learnt.
+    """Return pieces of text, with the number of tokens in each and whether they are supervised.
 
-    A token's text is what it adds behind the token before it, because many tokenizers drop the
-    space of one that stands alone. Tokens that are bytes of one character are one piece.
+    A token's text is what it adds to the token before it: many tokenizers drop the leading space of
+    a single token. Tokens that are bytes of one character form one piece.
     """
-    found, start = [], 0
-    for flag, run in groupby(learnt):
+    parts, start = [], 0
+    for flag, run in groupby(supervised):
         end = start + len(list(run))
         stop = start + 1
         while start < end:
@@ -74,9 +71,9 @@ def pieces(
             if text.endswith(REPLACEMENT) and stop < min(end, start + MAX_BYTES):
                 stop += 1
                 continue
-            found.append((text, stop - start, flag))
+            parts.append((text, stop - start, flag))
             start, stop = stop, stop + 1
-    return found
+    return parts
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:

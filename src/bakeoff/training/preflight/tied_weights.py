@@ -1,7 +1,6 @@
-"""Methods that train a matrix which the base uses twice: as its input embedding and as its head.
+"""Find methods that train a matrix which the base uses as input embedding and as output head.
 
-Part of ``preflight.check``: what a method would train is seen by attaching it to the base's
-architecture without weights, as ``sizing`` does to count.
+The method is attached to the base's architecture without weights, as for the parameter count.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from bakeoff.methods.hook import Incompatible, trainable_parameters
 from bakeoff.training.preflight.parameter_count import Architecture, attach_without_weights
 
 SMALL_VOCABULARY = 64
-"""Where weights must be there to attach a method, so many rows of the shared matrix do."""
+"""Rows of the shared matrix for methods that can only be attached to real weights."""
 
 
 def check(trials: Sequence[Trial], base: Any, shape: Architecture) -> list[DataIssue]:
-    """Return a fault for each method that trains one of two tied matrices of ``base``."""
+    """Return an issue for each method that trains one of the tied matrices of ``base``."""
     if not _tied_names(base):
         return []
     with quiet_libraries():  # the trials record what libraries warn of
-        found = [(trial.method.title, _trained_half(trial, shape)) for trial in trials]
-    return [_issue(title, *trained) for title, trained in found if trained is not None]
+        halves = [(trial.method.title, _trained_half(trial, shape)) for trial in trials]
+    return [_issue(title, *half) for title, half in halves if half is not None]
 
 
 def _tied_names(model: Any) -> tuple[str, str] | None:
-    """Return the names of head and embedding, None unless they share their weights."""
+    """Return the names of head and embedding, or None if they do not share weights."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or getattr(head, "weight", None) is not getattr(embedding, "weight", 0):
         return None
@@ -41,9 +40,9 @@ def _tied_names(model: Any) -> tuple[str, str] | None:
 
 
 def _trained_half(trial: Trial, shape: Architecture) -> tuple[str, str, bool] | None:
-    """Return what of the pair a method trains, its other half, and whether it trains them as one.
+    """Return the matrix that a method trains, the one tied to it, and if both are trained as one.
 
-    None: neither, or a method that cannot be attached, which its cost probe will say.
+    None if it trains neither, or cannot be attached; then its cost probe reports the reason.
     """
     try:
         return _find_trained_half(trial, shape, None)
@@ -66,13 +65,13 @@ def _find_trained_half(
     head, embedding = names
     shared: nn.Parameter = base.get_output_embeddings().weight  # type: ignore[operator]
     steps = trial.conditions.steps
-    found = trainable_parameters(
+    trained = trainable_parameters(
         attach_without_weights(trial.method, trial.config, base, shape, steps)
     )
-    if any(parameter is shared for parameter in found.values()):
+    if any(parameter is shared for parameter in trained.values()):
         return head, embedding, True
     for one, other in ((head, embedding), (embedding, head)):
-        if any(f".{one}." in f".{name}." for name in found):
+        if any(f".{one}." in f".{name}." for name in trained):
             return one, other, False
     return None
 
@@ -81,13 +80,13 @@ def _issue(title: str, one: str, other: str, together: bool) -> DataIssue:
     if together:
         return DataIssue(
             "tied-head",
-            f"{title} trains the matrix that `{one}` and `{other}` share: what one learns changes "
-            "the other",
-            "usual for full fine-tuning; the other methods leave it alone.",
+            f"{title} trains the matrix that `{one}` and `{other}` share: training one changes the "
+            "other",
+            "this is usual for full fine-tuning; the other methods do not train it.",
         )
     return DataIssue(
         "tied-head",
-        f"{title} trains `{one}`, whose weights `{other}` shares: unmerged only `{one}` changes, "
-        "merged both do, or they come apart",
+        f"{title} trains `{one}`, whose weights `{other}` shares: unmerged, only `{one}` changes; "
+        "merged, both change or are no longer tied",
         "leave it out of the method's targets, or serve the adapter unmerged.",
     )

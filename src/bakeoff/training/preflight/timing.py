@@ -1,7 +1,7 @@
-"""A few timed steps of one method on this machine: what ``plan`` and a budget in hours count with.
+"""Time a few steps of one method, for `bakeoff plan` and time budgets.
 
-Run by an executor in a process of its own (JSON in, JSON out), like the cost probe but shorter and
-coarser: one lane and all lanes of the search, three steps each, one batch of evaluation.
+Shorter and less precise than the cost probe: three steps of one lane and of all lanes of the
+search, and one batch of evaluation.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from bakeoff.training.setup import (
 
 STEPS = 3
 ITEMS = 64
-"""Validation items that are evaluated, at most; answers are generated for an eighth of them."""
+"""Most validation items that are evaluated; answers are generated for an eighth of them."""
 
 
 def time_steps(value: dict[str, Any]) -> dict[str, Any]:
-    """Time the segment's trials together and the first of them alone.
+    """Time the first trial of the segment, then all trials together; a worker's entry point.
 
-    Returns seconds: ``load`` of one build, ``step`` and ``evaluate`` (an item) by number of lanes,
-    ``predict`` (an item of one lane), with every step's own time under ``steps``; bytes: ``peak``;
-    or the ``error`` that keeps the method from running.
+    Returns in seconds: ``load`` of one set-up, ``step`` and ``evaluate`` (one item) by number of
+    lanes, ``predict`` (one item of one lane), and all steps under ``steps``; in bytes: ``peak``. If
+    the method does not run, ``error_text`` is the reason.
     """
     segment = Segment.from_json(value)
     prepare_process(segment.trials[0].conditions)
@@ -56,34 +56,34 @@ def time_steps(value: dict[str, Any]) -> dict[str, Any]:
 def _measure(segment: Segment) -> dict[str, Any]:
     c = segment.trials[0].conditions
     switches, _ = requested_switches(segment)
-    found: dict[str, Any] = {"step": {}, "steps": {}, "evaluate": {}, "error_text": None}
+    times: dict[str, Any] = {"step": {}, "steps": {}, "evaluate": {}, "error_text": None}
     for trials in (segment.trials[:1], segment.trials):
         profiling.reset_peak(c.device)
         started = time.perf_counter()
         setup, seconds = _time_with_fallback(trials, segment, switches)
         lanes = str(len(trials))
-        found["load"] = seconds.pop(0)
-        found["steps"][lanes] = seconds
-        found["step"][lanes] = sorted(seconds)[len(seconds) // 2]
-        found["evaluate"][lanes] = _evaluation_seconds(setup)
+        times["load"] = seconds.pop(0)
+        times["steps"][lanes] = seconds
+        times["step"][lanes] = sorted(seconds)[len(seconds) // 2]
+        times["evaluate"][lanes] = _evaluation_seconds(setup)
         if len(trials) == 1:
-            found["predict"] = _prediction_seconds(setup)
+            times["predict"] = _prediction_seconds(setup)
             if forgetting.GENERAL in c.data:
-                found["general"] = forgetting.estimate_seconds(setup, segment.base_path)
-            found["parameters"] = setup.lanes.stack.values.shape[1]
-        found["peak"] = profiling.peak_bytes(c.device)
-        found["whole"] = time.perf_counter() - started
+                times["general"] = forgetting.estimate_seconds(setup, segment.base_path)
+            times["parameters"] = setup.lanes.stack.values.shape[1]
+        times["peak"] = profiling.peak_bytes(c.device)
+        times["whole"] = time.perf_counter() - started
         del setup
         free_memory()
         if len(segment.trials) == 1:
             break
-    return found
+    return times
 
 
 def _time_with_fallback(
     trials: tuple[Trial, ...], segment: Segment, switches: Switches
 ) -> tuple[TrainingSetup, list[float]]:
-    """Return a setup and the seconds of its build and of its steps; plain where lanes fail."""
+    """Time set-up and steps with the requested accelerators, or without if they fail."""
     try:
         return _time_setup(trials, segment, switches)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):
@@ -93,6 +93,7 @@ def _time_with_fallback(
 def _time_setup(
     trials: tuple[Trial, ...], segment: Segment, switches: Switches
 ) -> tuple[TrainingSetup, list[float]]:
+    """Return the set-up, and the seconds of building it followed by those of each step."""
     seconds = []
     started = time.perf_counter()
     setup = build_setup(trials, segment.base_path, Path(segment.folder) / "data", switches)
@@ -111,7 +112,7 @@ def _time_setup(
 
 
 def _evaluation_seconds(setup: TrainingSetup) -> float:
-    """Return the seconds that the validation loss of one item takes, all lanes together."""
+    """Return the seconds for the validation loss of one item, in all lanes together."""
     examples = setup.examples("validation")[:ITEMS]
     started = time.perf_counter()
     item_losses(setup, examples)
@@ -120,7 +121,7 @@ def _evaluation_seconds(setup: TrainingSetup) -> float:
 
 @torch.no_grad()
 def _prediction_seconds(setup: TrainingSetup) -> float:
-    """Return the seconds that one answer takes in one lane."""
+    """Return the seconds for one prediction in one lane."""
     c, rows = setup.conditions, setup.rows("validation")[: ITEMS // 8]
     setup.model.eval()
     setup.lanes.run_lanes(0, 1, len(rows))

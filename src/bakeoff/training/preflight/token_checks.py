@@ -1,7 +1,6 @@
-"""Faults that show only as tokens: rows cut or too long, nothing to learn, tokens without a vector.
+"""Check tokenised rows: truncated or too long, nothing supervised, tokens without an embedding.
 
-Part of ``preflight.check``, in a worker: tokenizer, base and the frozen rows in, faults out; rows
-are named by their position in their split. What is tokenised here is kept for the trials.
+Issues name rows by their position in their split. The tokens are cached for the trials.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from bakeoff.tasks._base import Example, RowError, Task
 from bakeoff.training.token_cache import store
 
 UNKNOWN_SHARE = 0.01
-"""Share of a split's tokens from which on unknown ones are listed."""
+"""Smallest share of unknown tokens in a split that is reported."""
 TOO_LONG = "completion-too-long"
 
 
 class BaseLimits(NamedTuple):
-    """What the rows are held against."""
+    """Limits of the base model that rows must keep."""
 
     embeddings: int | None
-    """Tokens that have a vector."""
+    """Number of tokens with an embedding vector."""
     positions: int | None
-    """Longest row that the base can read."""
+    """Most tokens of a row."""
 
     @classmethod
     def of(cls, model: Any) -> BaseLimits:
-        """Read both off a loaded model."""
+        """Return the limits of a loaded model."""
         inputs = model.get_input_embeddings()
         weight = getattr(inputs, "weight", None)
         count = getattr(inputs, "num_embeddings", None if weight is None else weight.shape[0])
@@ -41,53 +40,53 @@ class BaseLimits(NamedTuple):
 
 
 def _usable_positions(model: Any) -> int | None:
-    """Return the usable positions: RoBERTa's kind counts them from behind its padding index."""
-    found = getattr(model.config, "max_position_embeddings", None)
+    """Return the number of usable positions; models like RoBERTa start after the padding index."""
+    configured = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
         if name.rsplit(".", 1)[-1] == "position_embeddings" and isinstance(module, nn.Embedding):
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - skipped
-    return found
+    return configured
 
 
 def check(data: Path, task: Task, tokenizer: Any, base: BaseLimits) -> list[DataIssue]:
-    """Return what is wrong with tokenizer and rows; tokenise every split, and keep the tokens."""
-    faults = [*_tokenizer_issues(task, tokenizer, base)]
-    if any(f.fatal for f in faults):
-        return faults
+    """Tokenise every split and cache the tokens; return the issues of tokenizer and rows."""
+    issues = [*_tokenizer_issues(task, tokenizer, base)]
+    if any(issue.fatal for issue in issues):
+        return issues
     for split in SPLITS:
         rows = read_rows(data / f"{split}.jsonl")
-        of_the_task = task.token_issues(tokenizer, split, rows, base.positions)
-        faults += of_the_task
-        if any(f.fatal for f in of_the_task):
+        task_issues = task.token_issues(tokenizer, split, rows, base.positions)
+        issues += task_issues
+        if any(issue.fatal for issue in task_issues):
             continue
         try:
             full = task.without_length_limit().encode(tokenizer, rows)
         except RowError:
-            faults += _unencodable_rows(task.without_length_limit(), tokenizer, split, rows)
+            issues += _unencodable_rows(task.without_length_limit(), tokenizer, split, rows)
             continue
-        examples, found = _truncate(task, tokenizer, split, rows, full)
-        faults += found
-        if not any(f.fatal for f in found):
-            faults += _row_issues(task, tokenizer, base, split, examples)
+        examples, length_issues = _truncate(task, tokenizer, split, rows, full)
+        issues += length_issues
+        if not any(issue.fatal for issue in length_issues):
+            issues += _row_issues(task, tokenizer, base, split, examples)
             store(task, tokenizer, data, split, examples)
-    return faults
+    return issues
 
 
 def _unencodable_rows(
     task: Task, tokenizer: Any, split: str, rows: Sequence[Row]
 ) -> list[DataIssue]:
-    """Return which rows the task cannot tokenise, by the reason."""
+    """Return an issue for each reason why the task cannot tokenise some rows."""
     first: dict[str, RowError] = {}
-    found: dict[str, list[int]] = {}
+    positions: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         try:
             task.encode(tokenizer, [row])
         except RowError as error:
             first.setdefault(error.code, error)
-            found.setdefault(error.code, []).append(i)
+            positions.setdefault(error.code, []).append(i)
     return [
-        DataIssue.at(code, e.what, e.try_, split, found[code], len(rows), fatal=True)
+        DataIssue.at(code, e.what, e.try_, split, positions[code], len(rows), fatal=True)
         for code, e in first.items()
     ]
 
@@ -96,7 +95,7 @@ def _tokenizer_issues(task: Task, tokenizer: Any, base: BaseLimits) -> Iterator[
     if task.needs_end_token and tokenizer.eos_token_id is None:
         yield DataIssue(
             "no-end-token",
-            "The tokenizer has no end token, so that answers would never end",
+            "The tokenizer has no end token, so generation would never stop",
             "set `eos_token` in the base's tokenizer_config.json.",
             fatal=True,
         )
@@ -121,7 +120,7 @@ def _tokenizer_issues(task: Task, tokenizer: Any, base: BaseLimits) -> Iterator[
 def _truncate(
     task: Task, tokenizer: Any, split: str, rows: Sequence[Row], full: Sequence[Example]
 ) -> tuple[list[Example], list[DataIssue]]:
-    """Return the examples as they are trained on, and what the limit takes off the long ones."""
+    """Return the examples cut to the length limit, and the issues of those that were cut."""
     limit = task.options["max_length"]
     examples, refused, cut = list(full), [], {}
     for i, example in enumerate(full):
@@ -176,7 +175,7 @@ def _truncation_issues(
 
 
 def count_supervised(example: Example) -> int:
-    """Return how many labels of an example count."""
+    """Return the number of supervised labels of an example."""
     return sum(label >= 0 for label in example.labels)
 
 
@@ -191,7 +190,7 @@ def _row_issues(
 
     yield from at(
         "nothing-supervised",
-        "Nothing to learn (every token is masked)",
+        "No supervised token (every token is masked)",
         "give it a completion, or drop the row.",
         [i for i, e in enumerate(examples) if not count_supervised(e)],
         True,
@@ -213,9 +212,9 @@ def _row_issues(
             token = tokenizer.convert_ids_to_tokens(most)
             yield from at(
                 "token-beyond-embedding",
-                f"A token without a vector ({token!r} is number {most}; the base's embedding has "
-                f"{base.embeddings} rows)",
-                "the tokenizer is another model's, or was added to: resize and save the base.",
+                f"A token without an embedding ({token!r} is number {most}; the base's embedding "
+                f"has {base.embeddings} rows)",
+                "the tokenizer is another model's, or tokens were added: resize and save the base.",
                 beyond,
                 True,
             )
@@ -225,7 +224,7 @@ def _row_issues(
 def _supervision_issues(
     task: Task, tokenizer: Any, split: str, examples: Sequence[Example]
 ) -> Iterator[DataIssue]:
-    """Return what a model would not learn although the row seems to say it."""
+    """Yield issues of rows from which a model cannot learn what they seem to teach."""
     unknown = tokenizer.unk_token_id
     if unknown is not None:
         counts = {i: e.tokens.count(unknown) for i, e in enumerate(examples)}
@@ -234,9 +233,9 @@ def _supervision_issues(
         if share >= UNKNOWN_SHARE:
             yield DataIssue.at(
                 "unknown-tokens",
-                f"Words or characters that the tokenizer does not know ({100 * share:.0f} % of all "
+                f"Words or characters unknown to the tokenizer ({100 * share:.0f} % of all "
                 f"tokens are {tokenizer.unk_token!r})",
-                "the base cannot tell them apart: take a base that knows this script.",
+                "the base cannot distinguish them: use a base that knows this script.",
                 split, found, len(examples),
             )  # fmt: skip
     if task.needs_end_token:
@@ -245,8 +244,8 @@ def _supervision_issues(
         if found:
             yield DataIssue.at(
                 "end-not-supervised",
-                f"The end token {tokenizer.eos_token!r} is not among what is learnt",
-                "answers will not end there; check the end token against the chat template.",
+                f"The end token {tokenizer.eos_token!r} is not supervised",
+                "answers will not stop there; compare the end token with the chat template.",
                 split, found, len(examples),
             )  # fmt: skip
     if task.task_type == "SEQ_CLS":
@@ -255,6 +254,6 @@ def _supervision_issues(
             yield DataIssue.at(
                 "ends-with-padding",
                 f"The text ends with the padding token {tokenizer.pad_token!r}",
-                "a decoder's classifier takes it for padding and reads the token before it.",
+                "a decoder's classifier treats it as padding and uses the token before it.",
                 split, found, len(examples),
             )  # fmt: skip

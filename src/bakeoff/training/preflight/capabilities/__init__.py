@@ -1,7 +1,6 @@
-"""What a method can do, found by doing it on tiny bases; nothing is taken from what it claims.
+"""Probe what a method can do, by doing it on tiny random bases; PEFT's own claims are not trusted.
 
-An executor runs ``probe`` once for each method, from JSON to JSON. A failure is an answer with its
-reason, never an exception. The result is ``methods.capability_records.Capabilities``.
+A failure is a result with its reason, not an exception.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ from bakeoff.training.preflight.capabilities.post_training import error_reason, 
 from bakeoff.training.preflight.capabilities.train import TrainedModel, difference, train
 
 MAX_RANK = 16
-"""The tiny layers are 64 wide at their narrowest: a larger rank would hardly restrict them."""
+"""Largest rank tried: the narrowest tiny layers are 64 wide, which a larger rank hardly limits."""
 
 
 def probe_method(value: dict[str, Any]) -> dict[str, Any]:
-    """Probe the method ``value["entry"]`` (a ``MethodEntry`` as JSON); return its capabilities."""
+    """Return the capabilities of the method ``value["entry"]`` as JSON; a worker's entry point."""
     entry = MethodEntry(**value["entry"])
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    gc.freeze()  # parity collects garbage after each step: not among all that is imported
+    gc.freeze()  # parity collects garbage after each step; frozen, the imported objects are skipped
     with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
         try:
             return measure_capabilities(entry, Path(folder)).to_json()
@@ -59,30 +58,30 @@ def probe_method(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_capabilities(entry: MethodEntry, folder: Path) -> Capabilities:
-    """Return all that can be found out about ``entry``; ``folder`` is empty and may be filled."""
-    found = Capabilities(entry.name, entry_hash(entry), _peft_type(entry), entry.needs)
+    """Return the capabilities of ``entry``; files are written into the empty ``folder``."""
+    result = Capabilities(entry.name, entry_hash(entry), _peft_type(entry), entry.needs)
     if entry.needs is not None:
         return dataclasses.replace(
-            found, on={k: BaseResult(False, entry.needs) for k in tiny.KINDS}
+            result, on={k: BaseResult(False, entry.needs) for k in tiny.KINDS}
         )
     on: dict[str, BaseResult] = {}
     llama: TrainedModel | None = None
     for kind in tiny.KINDS:
         try:
-            at = train(entry, dict(entry.config), kind, tiny.base(kind))
-        except Exception as error:  # whatever PEFT raises is the answer
+            model = train(entry, dict(entry.config), kind, tiny.base(kind))
+        except Exception as error:  # PEFT raises many kinds; the error is the result
             on[kind] = BaseResult(False, error_reason(error))
             continue
         saved = folder / f"saved-{kind}"
-        on[kind] = _probe_base(at, saved)
+        on[kind] = _probe_base(model, saved)
         if kind == "llama":
-            llama = at
-            found = dataclasses.replace(
-                probe_conversion(found, entry, at),
-                plain=try_measure(partial(post_training.plain_lora_loss, at, saved)),
+            llama = model
+            result = dataclasses.replace(
+                probe_conversion(result, entry, model),
+                plain=try_measure(partial(post_training.plain_lora_loss, model, saved)),
             )
     return dataclasses.replace(
-        found,
+        result,
         on=on,
         lanes_by_task={
             task: _probe_accelerators(entry, task, folder)
@@ -98,11 +97,11 @@ def _peft_type(entry: MethodEntry) -> str | None:
     if entry.peft is None:
         return None
     try:
-        own = config_class(entry)
-    except UsageError:  # attaching says so, with its reason
+        wanted = config_class(entry)
+    except UsageError:  # attaching fails with the reason
         return None
     types = peft.PEFT_TYPE_TO_CONFIG_MAPPING
-    return next((str(kind.value) for kind, config in types.items() if config is own), None)
+    return next((str(kind.value) for kind, config in types.items() if config is wanted), None)
 
 
 def _probe_base(at: TrainedModel, folder: Path) -> BaseResult:
@@ -112,7 +111,7 @@ def _probe_base(at: TrainedModel, folder: Path) -> BaseResult:
     reload = try_measure(partial(post_training.reload_difference, at, folder))
     return BaseResult(
         trains=True,
-        # the task's output layer is every method's; a method that trains it alone is counted by it
+        # without the task's output layer, which all methods train, unless nothing else is trained
         parameters=sum(p.numel() for p in own or at.start.values()),
         checkpoint_bytes=None if saved.value is None else int(saved.value),
         effect=try_measure(partial(difference, at.after, at.base_logits)).value,
@@ -124,7 +123,7 @@ def _probe_base(at: TrainedModel, folder: Path) -> BaseResult:
 
 
 def probe_conversion(found: Capabilities, entry: MethodEntry, at: TrainedModel) -> Capabilities:
-    """Measure PEFT's conversion to LoRA, at the method's own rank and at ``RANK``."""
+    """Return ``found`` with the conversion to LoRA measured, at the method's rank and ``RANK``."""
     rank = entry.config.get("r")
     natural = rank if isinstance(rank, int) and rank > 0 else None
     if natural is not None and natural > MAX_RANK:
@@ -132,7 +131,7 @@ def probe_conversion(found: Capabilities, entry: MethodEntry, at: TrainedModel) 
         config = {**entry.config, "r": MAX_RANK}
         try:
             at = train(entry, config, at.kind, tiny.base(at.kind))
-        except Exception as error:  # then there is no model to convert
+        except Exception as error:  # there is no model to convert
             none = Measurement(None, error_reason(error))
             return dataclasses.replace(found, conversion={str(RANK): none})
     ranks = sorted({RANK, natural or RANK})
@@ -160,5 +159,5 @@ def _probe_quantized(
 def _probe_accelerators(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:
     try:
         return accelerators.supported_accelerators(entry, task, folder)
-    except Exception as error:  # the plain path itself does not run on this task
+    except Exception as error:  # the reference itself does not run on this task
         return AcceleratorSupport((), {"lanes": error_reason(error)})

@@ -1,6 +1,6 @@
-"""Which accelerators hold for a method: the study's own parity probe, on tiny bases with files.
+"""Find which accelerators work with a method: the parity probe of studies, on tiny bases.
 
-``parity`` builds trials as a study does, so here lie a saved base, a tokenizer and a few rows.
+The parity probe builds trials as a study does, so it needs a saved base, a tokenizer and rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bakeoff.training.setup import prepare_process
 PLACES = ("kitchen", "bedroom", "garage", "office", "attic", "hall", "study", "garden")
 VERBS = ("dim", "play", "stop")
 TASKS = {"sft": "llama", "classify": "bert"}
-"""The tasks that are tried, each on the kind of base it is meant for."""
+"""The tasks that are tried, each with a suitable kind of base."""
 _OPTIONS = {
     "sft": {
         "columns": {"prompt": "{text}", "completion": "{label} {place}"},
@@ -39,7 +39,7 @@ _OPTIONS = {
 
 
 def conditions(task: str) -> Conditions:
-    """Return a study's conditions for a tiny trial of ``task``."""
+    """Return conditions for a tiny trial of ``task``."""
     return Conditions(
         base="tiny",
         revision=None,
@@ -63,7 +63,7 @@ def conditions(task: str) -> Conditions:
 
 
 def supported_accelerators(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:
-    """Return which of the engine's switches hold for ``entry`` on ``task``, tried in ``folder``."""
+    """Return which accelerators work with ``entry`` on ``task``; files are put into ``folder``."""
     base, data = folder / TASKS[task], folder / "data"
     c = conditions(task)
     prepare_process(c)
@@ -73,11 +73,11 @@ def supported_accelerators(entry: MethodEntry, task: str, folder: Path) -> Accel
         tiny.base(TASKS[task]).save_pretrained(base)
         _tokenizer().save_pretrained(base)
     trial = Trial(entry, {LEARNING_RATE: entry.learning_rate}, 0, "search", c)
-    # whether answers agree depends on the base rather than the method: a study finds it out
-    wished = dataclasses.replace(Switches.best(c.device, c.precision), generation=False)
-    found = probe_accelerators(trial, str(base), data, wished)
-    on = [name for name, value in dataclasses.asdict(found.switches).items() if value]
-    return AcceleratorSupport(tuple(on), found.reasons)
+    # whether generated answers agree depends on the base, so each study probes that
+    requested = dataclasses.replace(Switches.best(c.device, c.precision), generation=False)
+    parity = probe_accelerators(trial, str(base), data, requested)
+    on = [name for name, value in dataclasses.asdict(parity.switches).items() if value]
+    return AcceleratorSupport(tuple(on), parity.reasons)
 
 
 def _write_rows(folder: Path) -> None:

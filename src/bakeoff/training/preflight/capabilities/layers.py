@@ -1,4 +1,4 @@
-"""Which types of layer a method's tuner takes, found by putting it on models of one such layer."""
+"""Find the types of layer that a method supports, with a model of one layer for each type."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 
 
 class ToyModel(nn.Module):
-    """A model whose one layer of interest is called ``target``; its output is ``[B, T, WIDTH]``."""
+    """A model with one layer under test, ``target``, whose output is ``[B, T, WIDTH]``."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -56,14 +56,14 @@ class ToyModel(nn.Module):
         return self.out
 
     def forward(self, input_ids: Tensor, **_: Any) -> Any:
-        """Run the layer of interest between the others."""
+        """Run embedding, layer under test and output layer."""
         x = self.embed(input_ids)
         if self.kind == "Embedding":
             x = self.target(input_ids)
         elif self.kind == "MultiheadAttention":
             x = self.target(x, x, x)[0]
         elif self.kind.startswith("Conv") and self.kind != "Conv1D":
-            # [B, C, T], and as many dimensions of one more as the convolution wants
+            # [B, C, T], with dimensions of size 1 in between for 2d and 3d convolutions
             extra = (1,) * (int(self.kind[4]) - 1)
             x = self.target(x.mT.reshape(len(x), WIDTH, *extra, -1)).reshape(len(x), WIDTH, -1).mT
         else:
@@ -72,16 +72,16 @@ class ToyModel(nn.Module):
 
 
 def supported_layers(entry: MethodEntry) -> tuple[str, ...]:
-    """Return the types of layer that the method trains on, alone on a model.
+    """Return the types of layer that the method can be attached to and trained on.
 
-    Nothing for a method that has no targets to choose: prompts, and parts of the base itself.
+    Empty for methods without target modules: prompts, and those that train parts of the base.
     """
     if entry.peft is None:
         return ()
     try:
         known = {f.name for f in dataclasses.fields(config_class(entry))}
         config = {**resolve_config(entry), "target_modules": ["target"]}
-    except Exception:  # whatever is wrong with the entry, attaching it says so
+    except Exception:  # attaching the entry fails with the reason
         return ()
     if "target_modules" not in known:
         return ()
@@ -93,14 +93,14 @@ def supported_layers(entry: MethodEntry) -> tuple[str, ...]:
 def _trains(entry: MethodEntry, config: dict[str, Any], kind: str) -> bool:
     torch.manual_seed(0)
     model = ToyModel(kind).requires_grad_(False)
-    # no task: PEFT then asks nothing of the model but its layers
-    around = tiny.attach_context("llama", STEPS)._replace(task_type=None)  # type: ignore[arg-type]
+    # without a task, PEFT needs nothing of the model but its layers
+    context = tiny.attach_context("llama", STEPS)._replace(task_type=None)  # type: ignore[arg-type]
     try:
-        attached: Any = build_hook(entry, config).attach(model, around)
+        attached: Any = build_hook(entry, config).attach(model, context)
         peft_patches.install_patches(attached)
         attached.train()
         batch = next(tiny.batches("llama", tiny.ROWS))
         tiny.loss(attached, batch).backward()  # type: ignore[no-untyped-call]
-    except Exception:  # whatever PEFT raises is the answer
+    except Exception:  # PEFT raises many kinds; the layer is not supported
         return False
     return any(p.grad is not None for p in trainable_parameters(attached).values())

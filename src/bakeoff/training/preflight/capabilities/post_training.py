@@ -1,7 +1,7 @@
-"""What can be done with a method once it is trained: save, reload, merge, switch off, convert.
+"""Probe what can be done with a trained method: save, reload, merge, disable, convert.
 
-Each answer is a difference of logits, or the reason why there is none; what PEFT says of itself is
-not asked. The trained model is copied before anything that changes it.
+Each result is a relative difference of logits, or the reason why it cannot be measured. The trained
+model is copied before an operation that changes it.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def error_reason(error: BaseException) -> str:
     return first_line(error, MAX_LENGTH, with_type=False)
 
 
-def try_measure(figure: Callable[[], float]) -> Measurement:
-    """Return a figure, or why it cannot be had: whatever a library raises is an answer here."""
+def try_measure(measure: Callable[[], float]) -> Measurement:
+    """Return a measurement, or the error as its reason."""
     try:
-        return Measurement(figure())
+        return Measurement(measure())
     except Exception as error:
         return Measurement(None, error_reason(error))
 
 
 def save(at: TrainedModel, folder: Path) -> int:
-    """Let the hook write what a user needs beside the base; return the bytes of its tensors."""
+    """Let the hook save the method; return the bytes of the saved tensors."""
     start = at.start if at.hook.needs_start else None
     at.hook.save(at.model, folder, SaveContext(BASE_NAME, 0, start))
     tensors = [t for file in folder.glob("*.safetensors") for t in load_file(file).values()]
@@ -54,15 +54,15 @@ def save(at: TrainedModel, folder: Path) -> int:
 
 
 def reload_difference(at: TrainedModel, folder: Path) -> float:
-    """Return how far the saved model, on an untouched base in plain PEFT, is from the trained."""
+    """Return the difference of the saved weights, reloaded in plain PEFT, from the trained model."""
     model = load_saved.load_onto(tiny.base(at.kind), folder, at.hook.saved_as)
     return difference(logits(model, at.kind), at.after)
 
 
 def merge_difference(at: TrainedModel) -> float:
-    """Return how far the merged model is from the trained one."""
+    """Return the difference of the merged model from the trained one."""
     if at.hook.saved_as != "adapter":
-        return 0.0  # it was trained in the base's own tensors: nothing is left to merge
+        return 0.0  # the base's own tensors were trained: there is nothing to merge
     if at.model.active_peft_config.is_prompt_learning:
         raise TypeError("virtual tokens are input: there is no weight to merge them into")
     if not hasattr(at.model.base_model, "merge_and_unload"):
@@ -72,9 +72,9 @@ def merge_difference(at: TrainedModel) -> float:
 
 
 def disable_difference(at: TrainedModel) -> float:
-    """Return how far the model is from the untouched base while its adapter is switched off.
+    """Return the difference of the model with its adapter disabled from the base model.
 
-    The task's output layer counts with the adapter: PEFT switches it back as well.
+    PEFT disables the trained output layer of the task together with the adapter.
     """
     if at.hook.saved_as != "adapter":
         raise TypeError("there is no adapter to switch off")
@@ -95,9 +95,9 @@ def conversion_loss(at: TrainedModel, rank: int) -> float:
 
 
 def plain_lora_loss(at: TrainedModel, folder: Path) -> float:
-    """Return the share of the method's effect that is lost by who reads its file as plain LoRA.
+    """Return the share of the method's effect that is lost if its file is read as plain LoRA.
 
-    That is: one scale for all layers, W + scale B A and nothing else. Inference servers do so.
+    Inference servers read it so: W + scale B A with one scale for all layers, and nothing else.
     """
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

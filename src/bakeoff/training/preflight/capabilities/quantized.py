@@ -1,8 +1,7 @@
-"""Whether a method trains on a base whose linear layers are quantised, where the package is there.
+"""Probe whether a method trains on a tiny base with quantised linear layers.
 
-Quantised as users do it, by transformers while it loads: bitsandbytes in 4 (nf4) and 8 bits,
-torchao's int8 weights. Asked by the probe of all capabilities, and by a quantised study's preflight
-of its own methods.
+transformers quantises while loading, as for users: bitsandbytes with 4 (nf4) and 8 bits, torchao
+with int8 weights.
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ from bakeoff.training.preflight.capabilities.train import (
 )
 
 PACKAGES = {"4bit": "bitsandbytes", "8bit": "bitsandbytes", "int8": "torchao"}
-"""Kinds of quantised base, and the package that each takes."""
+"""Kinds of quantised base -> the package that quantises."""
 BITS = {"4bit": "nf4", "8bit": "int8", "int8": "int8"}
-"""What a study file calls them."""
+"""Kinds of quantised base -> their names in a study file."""
 TOLERANCE = 0.5
 """Largest relative difference of logits from the same method on the plain base. Rounding a tiny
-random base to 4 bits moves them by 0.2; taking packed bytes for weights moves them by more."""
+random base to 4 bits changes them by 0.2; reading packed bytes as weights changes them by more."""
 
 
 def cannot_train_reason(entry: MethodEntry, quantize: str, quantizer: str) -> str | None:
-    """Return why ``entry`` does not train on a quantised base; None where it does, or nobody knows.
+    """Return why ``entry`` does not train on a quantised base; None if it does, or is not known.
 
-    Nobody knows of one that the plain tiny Llama cannot take either (its targets may be named for
-    another base).
+    It is not known for methods that cannot be attached to the plain tiny Llama either: their target
+    modules may be named for another base.
     """
     kind = next(k for k in PACKAGES if (BITS[k], PACKAGES[k]) == (quantize, quantizer))
     try:
         plain = train(entry, dict(entry.config), "llama", tiny.base("llama"))
-    except Exception:  # whatever PEFT raises: no verdict
+    except Exception:  # PEFT raises many kinds: nothing is known
         return None
     with tempfile.TemporaryDirectory() as folder:
-        found = probe_quantized(entry, kind, Path(folder), plain)
-    return found.reason if found.works is False else None
+        support = probe_quantized(entry, kind, Path(folder), plain)
+    return support.reason if support.works is False else None
 
 
 def probe_quantized(
@@ -60,27 +59,28 @@ def probe_quantized(
 ) -> QuantizationSupport:
     """Return whether ``entry`` trains on a tiny Llama quantised as ``kind``.
 
-    ``plain`` is the same on the base as it was: with its tensors the logits must be near to its.
+    ``plain`` is the method trained on the plain base. With its trained tensors, the logits on the
+    quantised base must be close to its logits.
     """
     package = PACKAGES[kind]
     if importlib.util.find_spec(package) is None:
         return QuantizationSupport(None, f"{package} is not installed")
     try:
         base = _quantized_base(kind, folder)
-    except Exception as error:  # a package that is there and does not work is no verdict
+    except Exception as error:  # the package does not work: nothing is known about the method
         return QuantizationSupport(None, f"{package}: {error_reason(error)}")
     try:
         at = train(entry, resolve_config(entry), "llama", base)
         off = max(difference(at.before, plain.before), _transplant_difference(at, plain))
         if not off <= TOLERANCE:
             raise ProbeFailed(f"its logits are {off:.2g} (relative) off those on the plain base")
-    except Exception as error:  # whatever PEFT or the package raises is the answer
+    except Exception as error:  # of any kind: the error is the result
         return QuantizationSupport(False, error_reason(error))
     return QuantizationSupport(True)
 
 
 def _transplant_difference(at: TrainedModel, plain: TrainedModel) -> float:
-    """Return how far ``at`` is from ``plain`` once it has the tensors that ``plain`` trained."""
+    """Copy the trained tensors of ``plain`` into ``at``; return the difference of their logits."""
     own, trained = (dict(m.named_parameters()) for m in (at.model, plain.model))
     found, expected = ({(n, p.shape) for n, p in t.start.items()} for t in (at, plain))
     if others := sorted(name for name, _ in found ^ expected):

@@ -1,9 +1,8 @@
-"""The tiny random bases that methods are tried on, and what they are fed: no files, no hub.
+"""Tiny random base models and their data, without files or the hub.
 
-Built once a process and copied for each trial of a method. Two layers, 64 wide: HF's transposed
-``Conv1D`` (GPT-2), biases and a pooler (BERT), two stacks and cross-attention (T5). Llama, with
-grouped queries and RMS norms, is 128 wide, so that its narrowest layer is 64 too: some methods
-want a few thousand weights in every layer.
+Two layers of width 64, chosen for what they contain: transposed ``Conv1D`` (GPT-2), biases and a
+pooler (BERT), two stacks and cross-attention (T5), grouped queries and RMS norms (Llama). Llama is
+128 wide, so that its narrowest layer is 64 too: some methods need thousands of weights per layer.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ HEADS = ("classifier", "score")
 
 
 class TinyBase(NamedTuple):
-    """A kind of base: how to make it, PEFT's name for its task, the task's fresh output layer."""
+    """A kind of base: its factory, PEFT's name of its task, and its new output layers."""
 
     make: Callable[[], Any]
     task_type: str
@@ -126,19 +125,19 @@ def _original(kind: str) -> Any:
 
 
 def base(kind: str) -> Any:
-    """Return a frozen base of a kind, the same weights each time."""
+    """Return a frozen base of a kind, with the same weights each time."""
     return copy.deepcopy(_original(kind))
 
 
 def batches(kind: str, rows: int) -> Iterator[Batch]:
-    """Yield the kind's 32 examples, ``rows`` a batch; targets are ``[B, T]``, for BERT ``[B]``."""
-    drawn = torch.Generator().manual_seed(1)
-    tokens = torch.randint(3, WORDS, (4 * ROWS, LENGTH), generator=drawn)
+    """Yield the kind's 32 examples, ``rows`` per batch; targets are ``[B, T]`` (BERT: ``[B]``)."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(3, WORDS, (4 * ROWS, LENGTH), generator=generator)
     for own in tokens.split(rows):  # type: ignore[no-untyped-call]
         inputs = {"input_ids": own, "attention_mask": torch.ones_like(own)}
         if kind == "t5":
             inputs["decoder_input_ids"] = own.roll(1, dims=1)
-        # something to learn: the token itself decides what comes after it
+        # something that can be learned: each token determines the next one
         targets = own[:, 0] % CLASSES if kind == "bert" else (own + 1) % WORDS
         if kind != "bert":
             targets[:, :PROMPT] = UNSUPERVISED
@@ -146,7 +145,7 @@ def batches(kind: str, rows: int) -> Iterator[Batch]:
 
 
 def logits(model: Any, batch: Batch) -> Tensor:
-    """Return ``[B, T, V]`` logits (BERT: ``[B, C]``); virtual tokens in front are left out."""
+    """Return logits ``[B, T, V]`` (BERT: ``[B, C]``), without those of virtual tokens."""
     out: Tensor = model(**batch.inputs).logits
     return out if out.dim() == 2 else out[:, -LENGTH:]
 
@@ -158,7 +157,7 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def attach_context(kind: str, steps: int) -> AttachContext:
-    """Return what a method may know of its study here."""
+    """Return the attach context of a tiny study."""
 
     def examples() -> list[Example]:
         return [

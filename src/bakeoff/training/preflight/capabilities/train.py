@@ -1,7 +1,7 @@
-"""A method attached to a tiny base and trained for a few steps, by its own hook.
+"""Attach a method to a tiny base and train it for a few steps with its hook.
 
-The plain loop of the probe: AdamW at the entry's rates with the hook's penalty, preconditioning
-and act after a step; what the engine does beyond that is tried in ``riding``.
+A plain training loop: AdamW with the entry's learning rates and the hook's penalty, preconditioning
+and step callback. The engine's accelerators are probed in ``accelerators``.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ CLIP = 1.0
 
 
 class ProbeFailed(Exception):
-    """The method attached and then did not train as it must; the message says how."""
+    """The method was attached and did not train correctly; the message is the reason."""
 
 
 class TrainedModel(NamedTuple):
-    """A method after a few steps on a base of ``kind``; ``start`` holds its tensors before them.
+    """A method after a few steps on a base of ``kind``.
 
-    ``untouched``, ``before`` and ``after`` are the logits of the base, of the method before its
-    first step and after its last.
+    ``start`` holds its tensors before the first step. ``base_logits``, ``before`` and ``after`` are
+    the logits of the base model, and of the method before its first and after its last step.
     """
 
     hook: Hook
     kind: str
     model: Any
     start: dict[str, Tensor]
-    untouched: Tensor
+    base_logits: Tensor
     before: Tensor
     after: Tensor
 
@@ -49,8 +49,8 @@ def train(entry: MethodEntry, config: dict[str, Any], kind: str, base: Any) -> T
     """Attach ``entry`` to ``base`` and train it for a few steps.
 
     Raises:
-        Incompatible: it cannot be put on this base.
-        Broken: nothing moved, a frozen tensor did, or the loss is not finite.
+        Incompatible: it cannot be attached to this base.
+        ProbeFailed: no trained tensor changed, a frozen one did, or the loss is not finite.
     """
     hook = build_hook(entry, config)
     torch.manual_seed(0)
@@ -85,7 +85,7 @@ def _train_steps(entry: MethodEntry, hook: Hook, model: Any, kind: str) -> None:
     source = _cycle_batches(kind)
     for step in range(STEPS):
         model.train()
-        # methods may draw noise: the same at each probe
+        # methods may draw random numbers: they must be the same in each probe
         torch.manual_seed(step)
         loss = tiny.loss(model, next(source))
         extra = hook.penalty(model)
@@ -101,7 +101,7 @@ def _train_steps(entry: MethodEntry, hook: Hook, model: Any, kind: str) -> None:
 
 
 def _drop_graph(model: Any, kind: str) -> None:
-    """Run once more without a graph: what layers keep of their last pass can then be copied."""
+    """Run once without autograd: some layers keep outputs, which cannot be copied with a graph."""
     model.train()
     with torch.no_grad():
         tiny.logits(model, next(tiny.batches(kind, tiny.ROWS)))
@@ -109,17 +109,18 @@ def _drop_graph(model: Any, kind: str) -> None:
 
 @functools.cache
 def base_logits(kind: str) -> Tensor:
-    """Return the logits of a plain base; one that is quantised may not run before it is attached.
+    """Return the logits of the plain base, which stand for those of a quantised one.
 
-    bitsandbytes moves its scales at the first pass, and PEFT then looks for them in vain.
+    A quantised base must not run before the method is attached: bitsandbytes moves its scales in
+    the first pass, and PEFT does not find them afterwards.
     """
     return logits(tiny.base(kind), kind)
 
 
 def resolve_config(entry: MethodEntry) -> dict[str, Any]:
-    """Return an entry's arguments with the rules among them resolved on the plain Llama.
+    """Return an entry's arguments, with those that depend on the base resolved on the plain Llama.
 
-    For models whose own layers say too little: one layer alone, or packed weights.
+    For models on which they cannot be resolved: those of one layer, or with packed weights.
     """
     ground = tiny.attach_context("llama", STEPS)
     around = RuleContext(tiny.base("llama"), ground.heads, ground.steps, ground.examples)
@@ -128,7 +129,7 @@ def resolve_config(entry: MethodEntry) -> dict[str, Any]:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return what a quantised tensor of torchao's stands for, which it cannot be compared by."""
+    """Return a tensor that can be compared: torchao's quantised tensors cannot."""
     packed: bool = is_traceable_wrapper_subclass(tensor)
     return tensor.dequantize() if packed else tensor
 
@@ -153,16 +154,16 @@ def logits(model: Any, kind: str) -> Tensor:
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """Return the norm of the difference over the norm of ``other``."""
+    """Return the norm of the difference divided by the norm of ``other``."""
     return round_finite((one - other).norm() / other.norm())
 
 
-def round_finite(figure: Tensor) -> float:
-    """Return a figure with two digits: the third is another on another machine.
+def round_finite(value: Tensor) -> float:
+    """Return a number rounded to two significant digits: the third differs between machines.
 
     Raises:
-        Broken: it is not finite, which JSON cannot say.
+        ProbeFailed: it is not finite, which JSON cannot represent.
     """
-    if not torch.isfinite(figure):
-        raise ProbeFailed(f"its logits are {figure.item()}")
-    return float(f"{figure.item():.2g}")
+    if not torch.isfinite(value):
+        raise ProbeFailed(f"its logits are {value.item()}")
+    return float(f"{value.item():.2g}")
