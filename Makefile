@@ -20,6 +20,7 @@ check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/vermin --target=3.11- --no-tips --violations --quiet src tests benchmarks scripts examples
 
 test: check
 	$(VENV)/bin/bakeoff assets all-minilm-l6-v2

@@ -62,10 +62,26 @@ def pack_checkpoints(payload: dict[str, Any]) -> bytes:
 
 
 def unpack(packed: Iterable[bytes], folder: Path) -> None:
-    """Lay parcels out in a worker's own folder."""
+    """Write packed files into a worker's own folder.
+
+    ``TarFile.extractall(filter="data")`` would do the same, but needs Python 3.11.4.
+
+    Raises:
+        ValueError: a member that is no file below ``folder``.
+    """
     for raw in packed:
         with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
-            tar.extractall(folder, filter="data")
+            for member in tar:
+                place = PurePosixPath(member.name)
+                if place.is_absolute() or ".." in place.parts or not member.name:
+                    raise ValueError(f"'{member.name}' lies outside the worker's folder")
+                # a second name of the same file is stored as a hard link
+                source = tar.extractfile(member) if member.isreg() or member.islnk() else None
+                if source is None:
+                    raise ValueError(f"'{member.name}' is no regular file")
+                target = folder / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(source.read())
 
 
 def pack_outputs(payload: dict[str, Any], folder: Path) -> bytes:
