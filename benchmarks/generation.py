@@ -148,7 +148,7 @@ def sides(args: argparse.Namespace, ground: Ground) -> dict[str, Callable[[], An
     found = {PLAIN: lambda: in_batches(ground, args.batch)}
     if ground.device == "cpu":
         return {**found, f"ours, {args.batch} rows": ours(args.batch, False)}
-    same_rows = DecodeSettings.of("cuda")._replace(rows=0)
+    same_rows = DecodeSettings.for_device("cuda")._replace(min_rows=0)
     return {
         **found,
         f"ours, {args.batch} rows, no graphs": ours(args.batch, False, same_rows),
@@ -184,7 +184,7 @@ def compare(ground: Ground, ours: Answers, theirs: Answers) -> list[TokenDiffere
 
 def warm_up(args: argparse.Namespace, ground: Ground) -> None:
     """Run every side on a few prompts."""
-    few = ground.asked._replace(prompts=ground.asked.prompts[: args.batch], most=8)
+    few = ground.asked._replace(prompts=ground.asked.prompts[: args.batch], max_new_tokens=8)
     for side in sides(args, ground._replace(asked=few)).values():
         timed(ground, side)
 
@@ -205,7 +205,7 @@ def measure(args: argparse.Namespace, ground: Ground) -> dict[str, Any]:
     return {
         "answers": {
             "count": len(lengths), "mean_tokens": statistics.mean(lengths),
-            "longest": max(lengths), "most": ground.asked.most,
+            "longest": max(lengths), "most": ground.asked.max_new_tokens,
         },
         "prompt_tokens": statistics.mean(map(len, ground.asked.prompts)),
         "sides": rows,

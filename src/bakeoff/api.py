@@ -16,7 +16,7 @@ from bakeoff.study.dry_run import overview
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.record import load_report as summarised
 from bakeoff.study.record import read_record, read_trials, read_values
-from bakeoff.study.run import machine, run_study
+from bakeoff.study.run import ResumeOptions, machine, run_study
 from bakeoff.study.storage.repair import diagnose
 
 __all__ = [
@@ -61,4 +61,4 @@ def run(
             the same call resumes the study once there is space.
         Interrupted, Terminated: Ctrl-C or SIGTERM; the same call resumes the study.
     """
-    return report(run_study(spec, source, out, progress, again, retry, fork))
+    return report(run_study(spec, source, out, progress, ResumeOptions(again, retry, fork)))

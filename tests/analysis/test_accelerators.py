@@ -78,7 +78,7 @@ def test_failed_probe_runs_plain() -> None:
     trials = trained("lora") + trained("oft")
     costs = {"lora": make_cost("lora", engine=make_engine()), "oft": failed}
     oft = engines(make_record(trials, ("lora", "oft"), costs=costs))["oft"]
-    why = "the cost probe failed, so nothing could be tried"
+    why = "the cost probe failed, so it could not be tested"
     assert oft == {
         "lanes": 1,
         "on": [],

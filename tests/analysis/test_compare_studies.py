@@ -106,7 +106,7 @@ def test_frozen_differences_named_by_subject() -> None:
         ("machine", "machine.device"),
         ("method", "methods.oft.config.r"),
     }, "prose and methods that one study has alone are no differences of conditions"
-    assert made["cautions"] == ["The test sets differ: the differences are over other items."]
+    assert made["cautions"] == ["The test sets differ, so the scores are over different items."]
 
 
 def test_incomparable_studies_caution() -> None:

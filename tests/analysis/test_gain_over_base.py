@@ -41,7 +41,9 @@ def test_the_gain_is_paired_by_item() -> None:
 def test_no_gain_over_base_warns() -> None:
     """A method that is no better than the base model gives a warning."""
     found = summed(trained(hits(119, 200)))
-    assert any("LoRA is not significantly better than the base model" in w for w in found["warnings"])
+    assert any(
+        "LoRA is not significantly better than the base model" in w for w in found["warnings"]
+    )
 
 
 def test_no_base_score_is_none() -> None:

@@ -167,24 +167,24 @@ def test_item_texts_from_frozen_rows(tmp_path: Path) -> None:
     rows = [{"q": "a?", "w": "A"}, {"q": "b?", "w": "B"}]
     columns = {"prompt": "Say: {q}\nNow: ", "completion": "{w}"}
     made = scored(tmp_path, rows, "sft", columns=columns)
-    assert test_texts.load_test_texts(tmp_path, made).asked == (
+    assert test_texts.load_test_texts(tmp_path, made).texts == (
         ItemText("a?", "A"),
         ItemText("b?", "B"),
     )
     rows = [{"messages": [{"role": "user", "content": "hi"},
                           {"role": "assistant", "content": "ho"}]}]  # fmt: skip
     made = scored(tmp_path, rows, "sft", columns={"messages": "messages"})
-    assert test_texts.load_test_texts(tmp_path, made).asked == (ItemText("user: hi", "ho"),)
+    assert test_texts.load_test_texts(tmp_path, made).texts == (ItemText("user: hi", "ho"),)
     rows = [{"prompt": "which?", "choices": ["this", "that"], "answer": "B"}]
     columns = {"prompt": "prompt", "choices": "choices", "answer": "answer"}
     made = scored(tmp_path, rows, "choice", columns=columns, answer="letter", normalise="sum")
-    assert test_texts.load_test_texts(tmp_path, made).asked == (
+    assert test_texts.load_test_texts(tmp_path, made).texts == (
         ItemText("which?\n- this\n- that", "that"),
     )
     columns = {"text": "t", "label": "l"}
     rows = [{"t": "some", "l": "yes"}]
     made = scored(tmp_path, rows, "classify", columns=columns, labels=["yes"])
-    assert test_texts.load_test_texts(tmp_path, made).asked == (ItemText("some", "yes"),)
+    assert test_texts.load_test_texts(tmp_path, made).texts == (ItemText("some", "yes"),)
 
 
 def test_changed_rows_not_shown(tmp_path: Path) -> None:
@@ -194,14 +194,16 @@ def test_changed_rows_not_shown(tmp_path: Path) -> None:
     file = tmp_path / "data" / "test.jsonl"
     file.write_text('{"prompt": "other", "completion": "b"}\n')
     found = test_texts.load_test_texts(tmp_path, made)
-    assert found.asked == ()
-    assert found.unknown == "data/test.jsonl is not what the answers were scored on"
+    assert found.texts == ()
+    assert found.missing_reason == (
+        "data/test.jsonl is not the file that the predictions were scored on"
+    )
     file.unlink()
     outside = tmp_path.parent / f"{tmp_path.name}.jsonl"
     outside.write_text("{}\n")
     file.symlink_to(outside)
     assert (
-        test_texts.load_test_texts(tmp_path, made).unknown
+        test_texts.load_test_texts(tmp_path, made).missing_reason
         == "data/test.jsonl is not in the study folder"
     )
     assert test_texts.load_test_texts(tmp_path, []) == test_texts.ItemTexts()

@@ -220,7 +220,7 @@ def test_no_verdicts_without_control() -> None:
     assert made["recommendation"]["method"] is None
     assert made["recommendation"]["sentence"] == (
         "No recommendation: LoRA, the control, has no test score (diverged: it diverged); the best "
-        "score is that of OFT, 60.0 points, compared with nothing."
+        "score is that of OFT, 60.0 points, which cannot be compared."
     )
     assert "LoRA, the control, has no test score: there are no verdicts." in made["warnings"]
 

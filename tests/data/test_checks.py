@@ -169,7 +169,7 @@ def _(study: Study) -> None:
     study.file("test", "t.csv", "text,label,label\na,lights,music\n")
 
 
-@refuses("empty-split", "holds no rows")
+@refuses("empty-split", "has no rows")
 def _(study: Study) -> None:
     study.file("test", "t.jsonl", "\n\n")
 
@@ -219,9 +219,7 @@ def _(study: Study) -> None:
     study.rows["train"][10]["text"] += " \ud83d"
 
 
-@lists(
-    "mixed-types", "'label' is a whole number where the other rows have text in 12 of 48 rows"
-)
+@lists("mixed-types", "'label' is a whole number where the other rows have text in 12 of 48 rows")
 def _(study: Study) -> None:
     for row in study.rows["train"][:12]:
         row["label"] = 7
@@ -370,7 +368,10 @@ def _(study: Study) -> None:
         row["label"] = "lights"
 
 
-@lists("labels-alike", "'Music ' occurs as well as 'music', which counts as a different answer, in 1 of 48")
+@lists(
+    "labels-alike",
+    "'Music ' occurs as well as 'music', which counts as a different answer, in 1 of 48",
+)
 def _(study: Study) -> None:
     study.rows["train"][20]["label"] = "Music "
 

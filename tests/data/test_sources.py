@@ -259,7 +259,7 @@ def test_unreachable_hub_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert isinstance(error, EnvironmentProblem)
     assert (error.code, error.exit_code) == ("hub-unreachable", 6)
     assert "openai/gsm8k" in error.cause
-    assert "name their folder" in error.try_
+    assert "give their folder" in error.try_
 
 
 def test_config_and_revision_need_hub(study_values: dict[str, Any]) -> None:

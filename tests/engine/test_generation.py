@@ -43,7 +43,7 @@ from bakeoff.training import generation
 from bakeoff.training.preflight.parity import probe_accelerators
 
 SMOLLM2 = assets.locate("smollm2-135m-instruct")
-GPU_LIKE = DecodeSettings(every=4, grain=16, few_shapes=True, rows=0)
+GPU_LIKE = DecodeSettings(steps_per_check=4, length_multiple=16, few_shapes=True, min_rows=0)
 """How a GPU is paced, small enough that all its shapes come up."""
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -70,7 +70,7 @@ def asked(
     return GenerationRequest(prompts(count), ends, most, 0)
 
 
-@pytest.mark.parametrize("pace", [None, GPU_LIKE, GPU_LIKE._replace(few_shapes=False, rows=40)])
+@pytest.mark.parametrize("pace", [None, GPU_LIKE, GPU_LIKE._replace(few_shapes=False, min_rows=40)])
 @pytest.mark.parametrize("rows", [3, 16, 64])
 def test_tokens_are_those_of_plain_generate(
     llama: Any, rows: int, pace: DecodeSettings | None
@@ -78,7 +78,7 @@ def test_tokens_are_those_of_plain_generate(
     for ends in ((2,), (5, 7, 9, 11), tuple(range(3, 20))):  # hardly any, some, most end early
         question = asked(ends=ends)
         theirs = generate_plain(llama, question)
-        assert generate_in_slots(llama, question, rows, pace=pace) == theirs
+        assert generate_in_slots(llama, question, rows, settings=pace) == theirs
     assert len({len(answer) for answer in theirs}) > 3
 
 
@@ -97,7 +97,9 @@ def test_other_decoders(kind: str, implementation: str) -> None:
         model = GPT2LMHeadModel(config)
     model.eval().set_attn_implementation(implementation)
     question = asked(20)
-    assert generate_in_slots(model, question, 6, pace=GPU_LIKE) == generate_plain(model, question)
+    assert generate_in_slots(model, question, 6, settings=GPU_LIKE) == generate_plain(
+        model, question
+    )
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "head"])
@@ -188,7 +190,7 @@ def test_what_it_cannot_serve_is_refused() -> None:
     ).eval()
     for model in (window, mixed):
         with pytest.raises(
-            FastGenerationUnsupported, match="layers of another kind: DynamicSlidingWindowLayer"
+            FastGenerationUnsupported, match="unsupported layers: DynamicSlidingWindowLayer"
         ):
             generate_in_slots(model, asked(3), 2)
     base = Qwen3ForCausalLM(Qwen3Config(**SMALL)).eval()

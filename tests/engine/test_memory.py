@@ -372,14 +372,16 @@ def test_fast_generation_split_to_fit(
     right, tried = generation.fast, []
 
     def tight(model: Any, own: Any, rows: int, graphs: bool, pace: Any) -> Any:
-        tried.append((rows, pace.rows))
+        tried.append((rows, pace.min_rows))
         if rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return right(model, own, rows, graphs, pace)
 
     expected = generation.generate_fast(at.model, asked, at.conditions, graphs=False)
     monkeypatch.setattr(generation, "fast", tight)
-    monkeypatch.setattr(generation.Pace, "of", lambda _: DecodeSettings(1, 32, False, 256))
+    monkeypatch.setattr(
+        generation.DecodeSettings, "for_device", lambda _: DecodeSettings(1, 32, False, 256)
+    )
     assert generation.generate_fast(at.model, asked, at.conditions, graphs=False) == expected
     assert tried == [(8, 256), (4, 0), (2, 0)]
 
@@ -394,8 +396,8 @@ def test_longest_answer_read_before_trials(
     trial = make_trial("lora", "sft")
     at = build_tiny_setup(trial, tiny_llama, tmp_path)
     asked = at.task.prompts(at.tokenizer, at.rows("validation"))
-    longest = max(map(len, asked.prompts)) + asked.most - 1
-    assert asked.most > 1
+    longest = max(map(len, asked.prompts)) + asked.max_new_tokens - 1
+    assert asked.max_new_tokens > 1
     assert evaluate.check_longest_answer(at, None) == longest
     assert evaluate.check_longest_answer(at, longest - 2) == longest - 3
     right = evaluate.plain

@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from bakeoff.core import trial_dir
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment
 from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.base_cache import BaseCache
-from bakeoff.engine.heartbeat import Pulse
+from bakeoff.engine.base_cache import BaseCache, cache_base
+from bakeoff.engine.heartbeat import listen
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import setup
@@ -47,13 +46,6 @@ class Asks:
         return self.left <= 0
 
 
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    yield
-    Pulse.listener, BaseCache.on = None, False
-    BaseCache.forget()
-
-
 def untimed(result: TrialResult) -> TrialResult:
     return dataclasses.replace(
         result, train_seconds=None, evaluation_seconds=None, load_seconds=None, adapter_bytes=None
@@ -74,9 +66,8 @@ def test_paused_segment_same_numbers(
         shutil.copyfile(data / "validation.jsonl", data / "test.jsonl")
         segment = Segment(trials, 0, 12, str(tmp_path / name), str(tiny_bert), {"switches": LANES})
         if name == "paused":
-            Pulse.listener = Asks(after)
-            first = run_segment(segment).results
-            Pulse.listener = None
+            with listen(Asks(after)):
+                first = run_segment(segment).results
             assert {r.status for r in first} == {Status.STOPPED}
             (step,) = {r.step for r in first}
             assert step is not None
@@ -134,10 +125,10 @@ def test_cached_base_is_pristine(tiny_bert: Path, tmp_path: Path) -> None:
     trial = make_trial("lora", "classify")
     data = write_splits(tmp_path / "data")
     fresh = setup.build_setup([trial], str(tiny_bert), data).model.state_dict()
-    BaseCache.on = True
-    for method in ("full", "pissa", "lora"):
-        setup.build_setup([make_trial(method, "classify")], str(tiny_bert), data)
-    kept = setup.build_setup([trial], str(tiny_bert), data).model.state_dict()
+    with cache_base():
+        for method in ("full", "pissa", "lora"):
+            setup.build_setup([make_trial(method, "classify")], str(tiny_bert), data)
+        kept = setup.build_setup([trial], str(tiny_bert), data).model.state_dict()
     assert kept.keys() == fresh.keys()
     assert all(torch.equal(kept[name], fresh[name]) for name in fresh)
 
@@ -151,28 +142,28 @@ def test_modified_base_reloaded() -> None:
         loads.append(nn.Linear(3, 5))
         return loads[-1]
 
-    BaseCache.on = True
-    first = BaseCache.base("a", load)
-    assert BaseCache.base("a", load) is not first
+    cache = BaseCache()
+    first = cache.get("a", load)
+    assert cache.get("a", load) is not first
     assert len(loads) == 1, "the same tensors, other modules"
-    assert BaseCache.base("b", load) is not first
+    assert cache.get("b", load) is not first
     assert len(loads) == 2, "another base"
     with torch.no_grad():
-        BaseCache.base("b", load).weight[1, 2] += 1e-3  # type: ignore[operator,index]
-    again = BaseCache.base("b", load)
+        cache.get("b", load).weight[1, 2] += 1e-3  # type: ignore[operator,index]
+    again = cache.get("b", load)
     assert len(loads) == 3
     assert torch.equal(again.weight, loads[0].weight)  # type: ignore[arg-type]
 
 
 def test_replaced_base_not_cached() -> None:
     """A base that a method replaces is not kept in the cache."""
-    BaseCache.on = True
-    model: Any = BaseCache.base("a", lambda: nn.Linear(3, 5))
-    BaseCache.spare()
-    assert BaseCache._kept is not None
+    cache = BaseCache()
+    model: Any = cache.get("a", lambda: nn.Linear(3, 5))
+    cache.release_if_replaced()
+    assert not cache.is_empty
     model.weight.data = model.weight.data.double()
-    BaseCache.spare()
-    assert BaseCache._kept is None
+    cache.release_if_replaced()
+    assert cache.is_empty
 
 
 def test_the_study_file_tells_the_patience(study_values: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Compare two studies."""
+"""Compare two studies (`bakeoff compare`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bakeoff.study.record import load_report, read_values
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Say what differs between two studies, and whether their verdicts agree; writes nothing.
+    """Return the differences of two studies, and whether their verdicts agree; write nothing.
 
     Raises:
         UsageError: ``no-study``, ``same-study``.
@@ -20,12 +20,12 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     if first.resolve() == second.resolve():
         raise UsageError(
             "same-study",
-            f"Both folders are {first}: a study does not differ from itself.",
-            "another study's folder as the second one.",
+            f"Both folders are {first}.",
+            "the folder of another study as the second one.",
         )
-    return compare_studies(_load_side(first), _load_side(second))
+    return compare_studies(_load_study(first), _load_study(second))
 
 
-def _load_side(out: Path) -> ComparedStudy:
+def _load_study(out: Path) -> ComparedStudy:
     _, summary = load_report(out, examples=False)
     return ComparedStudy(str(out), summary, flatten(read_values(out).get("frozen") or {}))

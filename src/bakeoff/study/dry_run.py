@@ -1,8 +1,4 @@
-"""What a study would run and take, and what its hours buy: `bakeoff plan`; trains nothing.
-
-Called by ``api`` and the command line: opens the study, times a few steps of each method where
-that is asked for, and hands the timings to ``estimate`` and ``hours``.
-"""
+"""Describe what a study would run, and estimate its time, without training (`bakeoff plan`)."""
 
 from __future__ import annotations
 
@@ -26,13 +22,7 @@ from bakeoff.study.planning import racing, time_budget
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import Timing, estimate
 from bakeoff.study.planning.time_budget import BudgetPlan
-from bakeoff.study.remote import (
-    exclusive_executor,
-    is_remote,
-    make_executor,
-    open_executor,
-    run_remote,
-)
+from bakeoff.study.remote import is_remote, run_remote
 from bakeoff.study.setup.open_study import add_warnings, check_study, open_study
 from bakeoff.study.setup.study import CAUSAL_LM, Study, prior_trial, whole_segment
 from bakeoff.study.storage import study_dir as study_folder
@@ -40,7 +30,10 @@ from bakeoff.tasks import task_class
 
 
 class MethodTimings(NamedTuple):
-    """Timings of the methods that run here, ``untimed`` the others' reasons; ``seconds`` taken."""
+    """The timings of a study's methods, and the ``seconds`` that they took.
+
+    ``untimed`` maps the methods that do not run here to the reason.
+    """
 
     timings: tuple[Timing, ...]
     untimed: dict[str, str]
@@ -54,28 +47,27 @@ def overview(
     time_it: bool = False,
     show: int = 0,
 ) -> dict[str, Any]:
-    """Return what a study would run; checks everything that can be checked without training.
+    """Return what a study would run; check everything that can be checked without training.
 
     ``detectable`` is the smallest true difference, in the metric's unit, that would be called
-    better or worse in 80 % of such studies, at the noise that is published for scores of 0 and 1.
-    With ``time_it``, or where the budget is in hours, a few steps of each method are timed, and
-    ``estimate`` says what all of it takes. ``rows`` are the first ``show`` rows of train as tokens.
+    better or worse in 80 % of such studies, at the published noise of scores of 0 and 1. With
+    ``time_it``, or with a time budget, a few steps of each method are timed, and ``estimate`` is
+    the time of the whole study. ``rows`` are the first ``show`` training rows as tokens.
     """
-    heard = progress or Progress()
-    study = open_study(spec, source, Path(), heard)
-    with temporary_study_dir(study) as there:
-        study = check_study(there, heard)._replace(folder=study.folder)
-        rows = preview_rows(there, show) if show else None
-        found = time_methods(there, heard) if time_it or spec.budget.hours is not None else None
-    bought = (
-        plan_budget(study, found) if found is not None and spec.budget.hours is not None else None
-    )
-    if bought is not None:
-        study = apply_budget(study, bought)
-    study = add_warnings(study, small_test_warning(study), heard)
+    progress = progress or Progress()
+    has_hours = spec.budget.hours is not None
+    study = open_study(spec, source, Path(), progress)
+    with temporary_study_dir(study) as temporary:
+        study = check_study(temporary, progress)._replace(folder=study.folder)
+        rows = preview_rows(temporary, show) if show else None
+        timings = time_methods(temporary, progress) if time_it or has_hours else None
+    plan = plan_budget(study, timings) if timings is not None and has_hours else None
+    if plan is not None:
+        study = apply_budget(study, plan)
+    study = add_warnings(study, small_test_warning(study), progress)
     search = planning_trials.search_trials(study.spec, study.entries, study.conditions)
-    chosen = {t.method.name: t.setting for t in search}
-    final = planning_trials.final_trials(study.spec, study.entries, study.conditions, chosen)
+    settings = {t.method.name: t.setting for t in search}
+    final = planning_trials.final_trials(study.spec, study.entries, study.conditions, settings)
     methods = _method_plans(study, search, final)
     steps = study.conditions.steps
     trials = len(search) + len(final)
@@ -97,8 +89,8 @@ def overview(
             len(methods) - 1,
             study.metric.info,
         ),
-        "hours": None if bought is None else dataclasses.asdict(bought),
-        "estimate": None if found is None else study_estimate(study, found),
+        "hours": None if plan is None else dataclasses.asdict(plan),
+        "estimate": None if timings is None else study_estimate(study, timings),
         "sizes": None if study.sizes is None else list(study.sizes),
         "rows": rows,
         "warnings": list(study.warnings),
@@ -106,7 +98,7 @@ def overview(
 
 
 def _memory_settings(study: Study) -> dict[str, Any]:
-    """Return what the study does to fit in memory."""
+    """Return the settings by which the study saves memory."""
     c, engine = study.conditions, study.spec.engine
     return {
         "quantize": c.quantize,
@@ -119,9 +111,9 @@ def _memory_settings(study: Study) -> dict[str, Any]:
 def _method_plans(
     study: Study, search: Sequence[Trial], final: Sequence[Trial]
 ) -> list[dict[str, Any]]:
-    """Return what each method would run, and how vLLM could serve it (None: no way is known)."""
-    speaks = task_class(study.spec.task.kind).task_type == CAUSAL_LM
-    serving = serving_forms(study.entries, cache_folder()) if speaks else {}
+    """Return each method's trials, and the form in which vLLM could serve it (None: unknown)."""
+    generates = task_class(study.spec.task.kind).task_type == CAUSAL_LM
+    serving = serving_forms(study.entries, cache_folder()) if generates else {}
     methods = []
     for entry in study.entries:
         rates = [t.learning_rate for t in search if t.method.name == entry.name]
@@ -142,46 +134,47 @@ def _method_plans(
 
 @contextlib.contextmanager
 def temporary_study_dir(study: Study) -> Iterator[Study]:
-    """Give the study in a temporary folder with its data, where nothing else is kept.
+    """Yield the study in a temporary folder that holds its data.
 
-    Where other machines work on it, that lies beside or in the study folder: they see it there.
+    If other machines run it, the folder is created inside the study folder, which they can see.
     """
-    near = study.folder.resolve() if is_remote(study.spec) else None
-    with tempfile.TemporaryDirectory(prefix=".bakeoff-", dir=near) as name:
+    parent = study.folder.resolve() if is_remote(study.spec) else None
+    with tempfile.TemporaryDirectory(prefix=".bakeoff-", dir=parent) as name:
         study_folder.freeze_data(Path(name), study.splits)
         yield study._replace(folder=Path(name))
 
 
 def preview_rows(study: Study, count: int) -> list[dict[str, Any]]:
-    """Return the first rows of train as they are trained on, and where they stand in the file.
+    """Return the first training rows as tokens, each with its place in the user's file.
 
-    The study's data must lie in its folder.
+    The study's folder must hold its data.
     """
-    asked = whole_segment(study, [prior_trial(study, study.entries[0])]).to_json()
-    found = run_remote(
-        open_executor(study.spec), jobs.PREVIEW_ROWS, {"segment": asked, "count": count}
-    )["rows"]
+    segment = whole_segment(study, [prior_trial(study, study.entries[0])])
+    request = {"segment": segment.to_json(), "count": count}
+    rows = run_remote(study.executor(), jobs.PREVIEW_ROWS, request)["rows"]
     return [
         {"where": format_places([study.splits.place("train", row["position"])], 1), **row}
-        for row in found
+        for row in rows
     ]
 
 
 def time_methods(study: Study, progress: Progress) -> MethodTimings:
-    """Time a few steps of each method, in processes of their own, one at a time.
+    """Time a few steps of each method, one at a time, each in a new process.
 
-    The study's data must lie in its folder.
+    The study's folder must hold its data.
     """
     settings, started = study.spec.budget.settings, time.monotonic()
     timings, untimed = [], {}
-    wishes = study.spec.engine.switches
+    switches = study.spec.engine.switches
     payloads = [
-        whole_segment(study, [prior_trial(study, e)] * settings, wishes).to_json()
+        whole_segment(study, [prior_trial(study, e)] * settings, switches).to_json()
         for e in study.entries
     ]
     progress.phase("Timing", len(payloads), 0)
-    through = exclusive_executor(study.spec) or make_executor("process", 1, Options(fresh_process=True))
-    for outcome in through.map(jobs.TIME_STEPS, payloads):
+    executor = study.exclusive_executor() or study.make_executor(
+        "process", 1, Options(fresh_process=True)
+    )
+    for outcome in executor.map(jobs.TIME_STEPS, payloads):
         method = study.entries[outcome.index].name
         progress.advance(method)
         if outcome.value is None or outcome.value["error_text"] is not None:
@@ -192,35 +185,33 @@ def time_methods(study: Study, progress: Progress) -> MethodTimings:
 
 
 def small_test_warning(study: Study) -> tuple[str, ...]:
-    """Say whether test has too few items for the study's margin."""
+    """Return a warning if test has too few items for the study's margin; else nothing."""
     return time_budget.small_margin_warnings(
         study.spec, study.splits.counts["test"], study.metric.info
     )
 
 
-def study_estimate(study: Study, found: MethodTimings) -> dict[str, Any]:
-    """Return what a study takes, as plain values."""
-    taken = estimate(study.spec, found.timings, study.splits.counts)
-    return {**dataclasses.asdict(taken), "untimed": found.untimed}
+def study_estimate(study: Study, timings: MethodTimings) -> dict[str, Any]:
+    """Return the estimated time of a study, as plain values."""
+    total = estimate(study.spec, timings.timings, study.splits.counts)
+    return {**dataclasses.asdict(total), "untimed": timings.untimed}
 
 
-def plan_budget(study: Study, found: MethodTimings) -> BudgetPlan:
-    """Return what the study's hours buy on this machine.
+def plan_budget(study: Study, timings: MethodTimings) -> BudgetPlan:
+    """Return the largest budget that fits the study's hours on this machine.
 
     Raises:
         PreflightError: ``hours-too-few``.
     """
     counts, metric = study.splits.counts, study.metric.info
-    return time_budget.plan_budget(study.spec, found.timings, counts, metric, found.seconds)
+    return time_budget.plan_budget(study.spec, timings.timings, counts, metric, timings.seconds)
 
 
-def apply_budget(study: Study, bought: BudgetPlan) -> Study:
-    """Return the study with the budget and the contenders that its hours buy."""
-    budget = time_budget.BudgetChoice(
-        bought.steps, bought.settings, bought.seeds, tuple(bought.contenders)
-    )
+def apply_budget(study: Study, plan: BudgetPlan) -> Study:
+    """Return the study with the budget and the contenders of ``plan``."""
+    budget = time_budget.BudgetChoice(plan.steps, plan.settings, plan.seeds, tuple(plan.contenders))
     spec = time_budget.with_budget(study.spec, budget)
-    count = len(spec.method_names)  # contenders leave from the end of the list
+    count = len(spec.method_names)  # contenders are dropped from the end of the list
     return study._replace(
         spec=spec,
         warnings=study.warnings + planning_trials.early_rung_warnings(spec.budget),

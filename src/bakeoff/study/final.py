@@ -1,85 +1,118 @@
-"""The final phase: fresh seeds of each method's best setting, scored on test."""
+"""The final phase: each method's best setting at fresh seeds, scored on test."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bakeoff.core import jobs
 from bakeoff.core.results import SplitScores
-from bakeoff.core.trial import MethodEntry
+from bakeoff.core.trial import MethodEntry, Segment
 from bakeoff.study import retry
-from bakeoff.study.monitoring.progress import Job, ended, with_events
+from bakeoff.study.monitoring.progress import Job, with_events
+from bakeoff.study.planning import time_budget
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.remote import check_disk_full
 from bakeoff.study.scheduler import RunContext, run_trials
-from bakeoff.study.search import plan_final_steps
 from bakeoff.study.setup.study import prior_trial, whole_segment
 from bakeoff.tasks import task_class
 
 
 def run_final(
-    running: RunContext, entries: Sequence[MethodEntry], chosen: Mapping[str, dict[str, Any]]
+    context: RunContext, entries: Sequence[MethodEntry], settings: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Train the chosen settings at fresh seeds, in full, and score them on test.
+    """Train each method's setting at fresh seeds over all steps, and score it on test.
 
-    Seeds that a later look at test asked for are groups of their own: those before are not trained
-    once more with them.
+    Seeds that were added after a test-set evaluation form groups of their own: earlier seeds are
+    not trained again with them.
     """
-    study = running.study
-    steps, begins = plan_final_steps(running)
+    study = context.study
+    steps, may_start = plan_final_steps(context)
     conditions = dataclasses.replace(study.conditions, steps=steps)
-    trials = planning_trials.final_trials(study.spec, entries, conditions, chosen)
-    with running.read() as reader:
-        looks = reader.values().get("looks", ())
-    before = {look.get("seeds", 0) for look in looks}  # a fork's own look has none
+    trials = planning_trials.final_trials(study.spec, entries, conditions, settings)
+    with context.read() as reader:
+        test_reads = reader.values().get("looks", ())
     if trials:
-        score_base(running)
-    seeds, start, most = sorted({t.seed for t in trials}), 0, study.spec.budget.seeds
-    for end in sorted({n for n in before if 0 < n < most} | {most}):
-        own = [t for t in trials if t.seed in seeds[start:end]]
+        score_base(context)
+    # the number of seeds before each change; the entry that a fork adds for itself has none
+    earlier_counts = {entry.get("seeds", 0) for entry in test_reads}
+    seeds, start, count = sorted({t.seed for t in trials}), 0, study.spec.budget.seeds
+    for end in sorted({n for n in earlier_counts if 0 < n < count} | {count}):
+        group = [t for t in trials if t.seed in seeds[start:end]]
         title = f"Final, {end - start} more seeds" if start else "Final"
-        run_trials(running, title, own, (0, steps), begins)
+        run_trials(context, title, group, (0, steps), may_start)
         start = end
 
 
-def base_note(why: str) -> str:
-    """Say that the base's answers were not generated fast."""
-    return f"The untouched base answered by plain generate: {why}."
+def plan_final_steps(context: RunContext) -> tuple[int, Callable[[Segment], bool]]:
+    """Return the steps of the final trials, and whether a segment may still start.
 
-
-def score_base(running: RunContext) -> None:
-    """Score the untouched base on test, once, where its task lets it answer at all.
-
-    A failure is noted and said; the study goes on without this number.
+    With a time budget the steps fill the remaining time, at the speed that the search has shown;
+    they are chosen once. Retried trials may start at any time.
     """
-    study, store = running.study, running.store
-    answers: bool = task_class(study.spec.task.kind).scores_base
-    with running.read() as reader:
-        if not answers or retry.BASE_SCORES in reader.values():
+    study, deadline, counts = context.study, context.deadline, context.study.splits.counts
+    if deadline is None:
+        return study.conditions.steps, lambda _: True
+    ids = {t.id for t in planning_trials.search_trials(study.spec, study.entries, study.conditions)}
+    with context.read() as reader:
+        values, trials = reader.values(), reader.trials()
+    seconds = sum(result.seconds for t, result in trials if t.id in ids and result is not None)
+    slowdown = time_budget.slowdown(study.spec, deadline.timings, counts, seconds)
+    steps = values.get("final_steps")
+    if steps is None:
+        left = time_budget.TARGET * deadline.seconds - deadline.spent()
+        steps = time_budget.refit_final_steps(study.spec, deadline.timings, counts, left, slowdown)
+        context.store.set("final_steps", steps)
+        context.progress.say(
+            f"final trials train for {steps:,} steps: {left / 60:.0f} minutes are left, and the "
+            f"search took {slowdown:.2g} times the expected time"
+        )
+    expected = time_budget.final_seconds(study.spec, deadline.timings, counts, steps, slowdown)
+    retried = {note["trial_id"] for note in values.get(retry.KEY, ())}
+
+    def may_start(segment: Segment) -> bool:
+        if any(trial.id in retried for trial in segment.trials):
+            return True
+        return deadline.allows(expected.get(segment.trials[0].method.name, 0.0))
+
+    return steps, may_start
+
+
+def base_note(reason: str) -> str:
+    """Return the warning that the base model's answers were not generated by the fast path."""
+    return f"The base model answered with plain `generate`: {reason}."
+
+
+def score_base(context: RunContext) -> None:
+    """Score the base model on test, once, if its task allows that without fine-tuning.
+
+    If that fails, the study continues without this score.
+    """
+    study, store, progress = context.study, context.store, context.progress
+    can_answer: bool = task_class(study.spec.task.kind).scores_base
+    with context.read() as reader:
+        if not can_answer or retry.BASE_SCORES in reader.values():
             return
-    running.progress.phase("The untouched base", 1, 0)
-    wishes = study.spec.engine.switches
-    payload = whole_segment(study, [prior_trial(study, study.entries[0])], wishes).to_json()
-    work = Job("base", study.entries[0].name, "The untouched base")
-    found = list(
-        running.executor.map(jobs.SCORE_BASE, with_events(running.progress, [work], [payload]))
-    )
-    running.stop.check()
-    (outcome,) = found
+    progress.phase("Base model", 1, 0)
+    trial = prior_trial(study, study.entries[0])
+    payload = whole_segment(study, [trial], study.spec.engine.switches).to_json()
+    job = Job("base", study.entries[0].name, "Base model")
+    outcomes = list(context.executor.map(jobs.SCORE_BASE, with_events(progress, [job], [payload])))
+    context.stop.check()
+    (outcome,) = outcomes
     check_disk_full(study.folder, outcome)
     scored = outcome.value or {"error": outcome.error}
     store.set(retry.BASE_SCORES, scored)
-    running.progress.advance("base")
-    ended(running.progress, work)
+    progress.advance("base")
+    progress.on_end(job)
     if scored.get("error"):
-        running.progress.say(f"the untouched base could not be scored: {scored['error']}")
+        progress.say(f"the base model could not be scored: {scored['error']}")
     elif scored.get("note"):
-        running.progress.say(base_note(scored["note"]))
+        progress.say(base_note(scored["note"]))
 
 
 def base_scores(values: Mapping[str, Any]) -> SplitScores | None:
-    """Return the untouched base's test scores, None where it has none (yet)."""
+    """Return the base model's test scores, or None if there are none (yet)."""
     found = (values.get(retry.BASE_SCORES) or {}).get("scores")
     return SplitScores(tuple(found["scores"]), tuple(found["predictions"]), None) if found else None

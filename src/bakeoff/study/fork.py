@@ -1,9 +1,8 @@
-"""Forks: a study begun anew under other conditions, which knows the study that it comes from.
+"""Forks: a study that starts from another one with changed settings (`bakeoff run --fork NEW`).
 
-Called by ``api`` (`bakeoff run --fork NEW`, and whenever a fork goes on) and by ``rounds``, which
-takes over the parent's finished trials where they are the same trials made on an equal machine. The
-parent is only read. If its test set is the fork's, too, its looks at it count in the fork: nobody
-gets a fresh test set by beginning anew.
+A fork reuses the finished trials of its parent that it has in common, if the machine is the same.
+The parent is only read. If both have the same test rows, the parent's test-set evaluations count for
+the fork: a fork does not make a used test set fresh.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.study.storage.study_dir import DATABASE
 
 KEY = "forked_from"
-"""The study's value that says what it was forked from; see ``noted``."""
+"""Database value: the study that this one was forked from; see ``record_parent``."""
 TAKEN = "taken"
-"""The study's value that lists the trials whose results are the parent's."""
+"""Database value: the ids of the trials whose results come from the parent."""
 LEFTOVER_FILES = (lock.LOCK, lock.NOTE, LOG)
-"""What a fork that was refused, or killed before its database was made, leaves in its folder."""
+"""Files in the folder of a fork that was refused, or killed before its database existed."""
 
 
 class TrialSource(NamedTuple):
-    """A study whose trials may be taken over, with the seals that its database knows, by trial."""
+    """A study whose finished trials may be reused; ``seals`` are the manifest hashes by trial."""
 
     folder: Path
     name: str
@@ -45,20 +44,20 @@ class TrialSource(NamedTuple):
 
 
 class ParentStudy(NamedTuple):
-    """What a fork must know of its parent: its values, and whether its test set has been read."""
+    """The database values of a fork's parent, and whether its test set was evaluated."""
 
     values: dict[str, Any]
     test_read: bool
 
     @property
     def test_reads(self) -> int:
-        """How often its test set has been read, as its report counts."""
+        """The number of test-set evaluations, as the parent's report counts them."""
         further = len(self.values.get("looks", ()))
         return 1 + further if self.test_read or further else 0
 
 
 def check_can_fork(parent: Path, out: Path, again: bool) -> None:
-    """Refuse to fork what is no study, into what is not free; nothing is written.
+    """Check that ``parent`` can be forked into the folder ``out``; write nothing.
 
     Raises:
         UsageError: ``no-study``, ``fork-imported``, ``fork-itself``, ``fork-taken``,
@@ -67,119 +66,122 @@ def check_can_fork(parent: Path, out: Path, again: bool) -> None:
     if again:
         raise UsageError(
             "fork-again",
-            "--again is a further look of the study itself, --fork begins another one, whose look "
-            "is counted anyway.",
-            "one of them.",
+            "--again allows one more test-set evaluation in the same study. --fork starts another "
+            "study, whose test-set evaluation is counted anyway.",
+            "one of the two options.",
         )
     if is_within(out, parent):
         raise UsageError(
             "fork-itself",
-            f"The fork {out} would lie in the study that it comes from, {parent}, which stays as "
-            "it is.",
-            f"a folder beside it: `--fork {parent.with_name(parent.name + '-2')}`.",
+            f"The fork {out} would be inside the folder of its parent study, {parent}, which must "
+            "not change.",
+            f"a folder next to it: `--fork {parent.with_name(parent.name + '-2')}`.",
         )
     if "imported" in _read_parent(parent).values:
         raise UsageError(
             "fork-imported",
-            f"The study in {parent} was imported: there is nothing in it that could be run.",
-            "`bakeoff run STUDY.toml` begins a study.",
+            f"The study in {parent} was imported: it has no trials that could be run.",
+            "`bakeoff run STUDY.toml` starts a study.",
         )
     if not _is_free(parent, out):
         raise UsageError(
             "fork-taken",
-            f"{out} holds something else than a fork of {parent} that was interrupted.",
-            "a folder that is not there yet, or an empty one.",
+            f"{out} is not empty, and does not hold an interrupted fork of {parent}.",
+            "a new or an empty folder.",
         )
 
 
 def mark_as_fork(parent: Path, out: Path, store: Writer) -> None:
-    """Write into a new study's database, before anything else, that it is a fork of ``parent``."""
+    """Record in a new study's database, before anything else, that it is a fork of ``parent``."""
     with Reader(out / DATABASE) as reader:
         if reader.values(KEY):
             return
-    now = now_utc()
     path = str(parent.resolve())
-    with contextlib.suppress(ValueError):  # another drive of Windows
-        path = os.path.relpath(path, out.resolve())  # both may be moved together
-    store.set(KEY, {"folder": parent.resolve().name, "path": path, "at": now})
+    with contextlib.suppress(ValueError):  # another drive on Windows has no relative path
+        path = os.path.relpath(path, out.resolve())  # both folders may be moved together
+    store.set(KEY, {"folder": parent.resolve().name, "path": path, "at": now_utc()})
 
 
 def record_parent(
     out: Path, values: Mapping[str, Any], now: Mapping[str, Any], test_read: bool
 ) -> dict[str, Any]:
-    """Return what a fork's database is to hold of its parent; nothing for what is no fork.
+    """Return the database values by which a fork describes its parent; empty if it is no fork.
 
-    Under ``forked_from``: folder and time, the ``differences`` (before -> now), the parent's
-    ``test_reads`` and ``looks``, its ``test`` rows' hash and whether they are the ``same_test``,
-    and what the parent itself was forked from (``before``). Under ``looks``: the looks that others
-    have had at the fork's test rows, with one more for the fork.
+    Under ``forked_from``: folder and time, the ``differences`` (old -> new), the parent's
+    ``test_reads`` and ``looks``, the hash of its ``test`` rows, whether both have the
+    ``same_test``, and the parent's own ``forked_from`` as ``before``. Under ``looks``: the
+    earlier evaluations on the fork's test rows, and one more for the fork.
 
-    Until the fork's test set is read (``test_read``) the parent's looks are counted anew, if it can
-    still be read: what was seen meanwhile was seen before.
+    ``values`` are the fork's database values and ``now`` what would be frozen. While the fork's own
+    test set was not evaluated (not ``test_read``), the parent's evaluations are counted at every
+    start, if the parent can still be read: evaluations since the last start were seen before the
+    fork's, too.
 
     Raises:
-        UsageError: ``no-study`` where the parent has gone before anything was noted of it.
+        UsageError: ``no-study``: the parent disappeared before it was recorded.
     """
     known = values.get(KEY)
     if known is None or test_read:
         return {}
-    begun = "differences" in known
+    recorded = "differences" in known
     try:
-        found = _read_parent(_parent_folder(out, known))
+        parent = _read_parent(_parent_folder(out, known))
     except BakeoffError:
-        if begun:
-            return {}  # moved, damaged or gone: it was counted when it was there
+        if recorded:
+            return {}  # moved, damaged or deleted since: what was recorded then still counts
         raise
-    if begun and found.test_reads <= known["test_reads"]:
-        return {}
-    before = found.values["frozen"]
+    if recorded and parent.test_reads <= known["test_reads"]:
+        return {}  # no further evaluation since the last start
+    before = parent.values["frozen"]
+    # The differences are those at the fork's first start, when its user decided on them.
+    changes = known["differences"] if recorded else test_reads.describe_changes(before, now)
     full = {
         **known,
-        "differences": known["differences"] if begun else test_reads.describe_changes(before, now),
+        "differences": changes,
         "test": before["data"].get("test"),
         "same_test": before["data"].get("test") == now["data"]["test"],
-        "test_reads": found.test_reads,
-        "looks": list(found.values.get("looks", ())),
-        "before": found.values.get(KEY),
+        "test_reads": parent.test_reads,
+        "looks": list(parent.values.get("looks", ())),
+        "before": parent.values.get(KEY),
     }
-    seen = _inherited_test_reads(full, now["data"]["test"])
-    return {KEY: full, "looks": seen} if seen else {KEY: full}
+    inherited = _inherited_test_reads(full, now["data"]["test"])
+    return {KEY: full, "looks": inherited} if inherited else {KEY: full}
 
 
 def find_trial_source(out: Path, progress: Progress) -> TrialSource | None:
-    """Return the study whose trials a fork may take over, and say why where there is none.
+    """Return the study whose trials a fork may reuse, or None; report why a fork has none.
 
-    None, too, for what is no fork. Trials of another machine, other versions of a package among
-    them, are not taken: nobody knows whether they would come out the same here.
+    Trials of another machine, or of other package versions, are not reused: their results might
+    differ here.
     """
     with Reader(out / DATABASE) as reader:
         values = reader.values(KEY, "frozen")
     known = values.get(KEY)
     if known is None:
         return None
-    place, none = _parent_folder(out, known), f"no trial is taken over from {known['folder']}"
-    if not (place / DATABASE).is_file():
-        progress.say(f"{none}: it is not there any more")
+    folder, refusal = _parent_folder(out, known), f"no trial is reused from {known['folder']}"
+    if not (folder / DATABASE).is_file():
+        progress.say(f"{refusal}: it no longer exists")
         return None
     try:
-        theirs = _read_parent(place).values["frozen"]["machine"]
-        with Reader(place / DATABASE) as reader:
+        machine = _read_parent(folder).values["frozen"]["machine"]
+        with Reader(folder / DATABASE) as reader:
             rows = reader.trial_rows()
     except BakeoffError as error:
-        progress.say(f"{none}: {error.cause}")
+        progress.say(f"{refusal}: {error.cause}")
         return None
-    if lines := differences(theirs, values["frozen"]["machine"]):
-        progress.say(f"{none}: they were made on another machine ({'; '.join(lines)})")
+    if lines := differences(machine, values["frozen"]["machine"]):
+        progress.say(f"{refusal}: its trials ran on another machine ({'; '.join(lines)})")
         return None
     seals = {name: row.sealed for name, row in rows.items() if row.status is not None}
-    return TrialSource(place, known["folder"], seals)
+    return TrialSource(folder, known["folder"], seals)
 
 
 def reuse_trials(parent: TrialSource, out: Path, store: Writer, trials: Iterable[Trial]) -> int:
-    """Take over those of ``trials`` that the parent has finished; return how many.
+    """Copy those of ``trials`` that the parent has finished; return their number.
 
-    Folder first, durably, then the row; in between a kill costs nothing. A folder counts if every
-    file's hash is right, and if it is the one that its row in the parent's database was read from.
+    A folder is copied durably before its row is written, so an interruption loses nothing. It must
+    pass its own manifest, and have the manifest hash that the parent's database has recorded.
     """
     with Reader(out / DATABASE) as reader:
         finished, known = reader.finished_ids(), reader.values(TAKEN).get(TAKEN, [])
@@ -195,10 +197,9 @@ def reuse_trials(parent: TrialSource, out: Path, store: Writer, trials: Iterable
             continue
         if not target.exists():
             result = trial_dir.copy_trial(source, target)
-        else:  # copied before, or the fork's own
-            result = (
-                trial_dir.read_finished(target) if trial_dir.manifest_hash(target) == seal else None
-            )
+        else:  # copied before an interruption, or trained by the fork itself
+            copied = trial_dir.manifest_hash(target) == seal
+            result = trial_dir.read_finished(target) if copied else None
         if result is not None:
             results.append(result)
     if results:
@@ -207,7 +208,7 @@ def reuse_trials(parent: TrialSource, out: Path, store: Writer, trials: Iterable
 
 
 def fork_provenance(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the report's provenance says of a study's parent; nothing without one."""
+    """Return a study's parent for the report's provenance; empty without one."""
     known = values.get(KEY)
     if known is None:
         return {}
@@ -224,27 +225,26 @@ def _read_parent(folder: Path) -> ParentStudy:
     missing = UsageError(
         "no-study",
         f"There is no study in {folder} that could be forked.",
-        "`bakeoff run STUDY.toml` begins one; `--out DIR` says where the one to fork lies.",
+        "`bakeoff run STUDY.toml` starts one; `--out DIR` names the folder of the study to fork.",
     )
     if not (folder / DATABASE).is_file():
         raise missing
     with Reader(folder / DATABASE) as reader, reader.snapshot():
-        found = ParentStudy(reader.values(), reader.has_test_scores())
-    if "frozen" not in found.values:
+        parent = ParentStudy(reader.values(), reader.has_test_scores())
+    if "frozen" not in parent.values:
         raise missing
-    return found
+    return parent
 
 
 def _is_free(parent: Path, out: Path) -> bool:
-    """Tell whether a fork may be begun in a folder, or gone on with."""
+    """Return whether a fork of ``parent`` may start, or resume, in the folder ``out``."""
     if not out.exists():
         return True
     if not out.is_dir():
         return False
     if not (out / DATABASE).is_file():
-        return {path.name.removesuffix(files.PARTIAL_SUFFIX) for path in out.iterdir()} <= {
-            *LEFTOVER_FILES
-        }
+        names = {path.name.removesuffix(files.PARTIAL_SUFFIX) for path in out.iterdir()}
+        return names <= {*LEFTOVER_FILES}
     values: dict[str, Any] = {}
     with contextlib.suppress(UsageError), Reader(out / DATABASE) as reader:  # no-study: empty
         values = reader.values()
@@ -258,15 +258,17 @@ def _parent_folder(out: Path, known: Mapping[str, Any]) -> Path:
 
 
 def _inherited_test_reads(known: Mapping[str, Any], test: str) -> list[dict[str, Any]]:
-    """Return the looks that were had at these test rows before, and the fork's own; none if none.
+    """Return the earlier evaluations on the test rows ``test``, and one for the fork; else none.
 
-    Not the parent's alone: a fork with other test rows in between makes nothing unseen.
+    All ancestors are searched: a fork in between that used other test rows does not undo the
+    evaluations of its own parent. ``known`` is the fork's ``forked_from``.
     """
     changes: list[str] = []
-    at, older = known["at"], known
-    while older is not None and "differences" in older:
-        changes = [f"forked from {older['folder']}", *older["differences"], *changes]
-        if older["test"] == test and older["test_reads"]:
-            return [*older["looks"], {"at": at, "changes": changes}]
-        older = older["before"]
+    at, ancestor = known["at"], known
+    while ancestor is not None and "differences" in ancestor:
+        # from the oldest fork to the newest: all changes since that ancestor's last evaluation
+        changes = [f"forked from {ancestor['folder']}", *ancestor["differences"], *changes]
+        if ancestor["test"] == test and ancestor["test_reads"]:
+            return [*ancestor["looks"], {"at": at, "changes": changes}]
+        ancestor = ancestor["before"]
     return []

@@ -1,8 +1,4 @@
-"""All that a study has written, as the record that the analysis takes in.
-
-Called by ``api`` (reports, comparisons) and the live view: the way from the database to the numbers
-begins here.
-"""
+"""Read a study's database into the record that the analysis takes, and compute its report."""
 
 from __future__ import annotations
 
@@ -43,7 +39,7 @@ def read_trials(out: Path) -> tuple[tuple[Trial, TrialResult | None], ...]:
 
 
 def read_record(out: Path, examples: bool = True) -> StudyRecord:
-    """Return all that a study has written so far; ``examples``: with what test items ask.
+    """Return all that a study has written so far, with the texts of test items if ``examples``.
 
     Raises:
         UsageError: ``no-study``.
@@ -55,7 +51,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         return imported_record(values, trials, costs)
     _require_started(out, values)
     spec, known = parse_spec(values["spec"]), values["about"]
-    # what was removed keeps its trials, and is no part of the study any more
+    # a removed method keeps its trials in the database, but is not part of the study any more
     trials = tuple(pair for pair in trials if pair[0].method.name in known["methods"])
     costs = {name: cost for name, cost in costs.items() if name in known["methods"]}
     decisions = [d for d in decisions if d["method"] in known["methods"]]
@@ -102,21 +98,21 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
 def _require_started(out: Path, values: dict[str, Any]) -> None:
     if "about" not in values:
         raise UsageError(
-            "no-study", f"The study in {out} has not begun yet.", "`bakeoff run` goes on with it."
+            "no-study", f"The study in {out} has not started yet.", "`bakeoff run` resumes it."
         )
 
 
 def provenance_warnings(values: dict[str, Any]) -> list[str]:
-    """Return what the user should know of how the base's answers, or the database, came about."""
-    why = (values.get("base_scores") or {}).get("note")
-    found = [final.base_note(why)] if why else []
+    """Return warnings about the origin of results: slow base answers, a rebuilt database."""
+    reason = (values.get("base_scores") or {}).get("note")
+    warnings = [final.base_note(reason)] if reason else []
     if "rebuilt" in values:
-        found.append(repair.REBUILT.format(at=values["rebuilt"]["at"]))
-    return found
+        warnings.append(repair.REBUILT.format(at=values["rebuilt"]["at"]))
+    return warnings
 
 
 def race_record(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return what the record says of the race, None where the study has none."""
+    """Return the race for the study's record, or None if the study does not race."""
     rungs = trials.rung_steps(spec.budget)
     if not rungs:
         return None
@@ -124,20 +120,20 @@ def race_record(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, A
 
 
 def resampling_generator(values: dict[str, Any]) -> np.random.Generator:
-    """Return the generator that a study's resampling draws from; an imported one has no seed."""
+    """Return the random generator for bootstrap resampling; imported studies use seed 0."""
     seed = parse_spec(values["spec"]).seed if "spec" in values else 0
     return np.random.default_rng(seed)
 
 
 def load_report(out: Path, examples: bool = True) -> tuple[StudyRecord, dict[str, Any]]:
-    """Return a study's record, and its report as plain JSON values without secrets.
+    """Return a study's record, and its report as JSON values without secrets.
 
     Raises:
         UsageError: ``no-study``.
     """
     record = read_record(out, examples)
-    made = redact_value(summarise(record, resampling_generator(read_values(out))))
-    return record, json.loads(json.dumps(made, allow_nan=False))
+    report = redact_value(summarise(record, resampling_generator(read_values(out))))
+    return record, json.loads(json.dumps(report, allow_nan=False))
 
 
 def imported_record(
@@ -145,7 +141,7 @@ def imported_record(
     trials: tuple[tuple[Trial, TrialResult | None], ...],
     costs: dict[str, Cost],
 ) -> StudyRecord:
-    """Return an imported study's record from what was stored."""
+    """Return the record of an imported study from its database values."""
     known = values["imported"]
     reported = {m: ImportedScores(**r) for m, r in known["reported"].items()}
     source, benchmark = known["source"], known["benchmark"]

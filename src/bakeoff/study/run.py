@@ -104,9 +104,7 @@ def run_study(
 
 
 @contextlib.contextmanager
-def _open_session(
-    out: Path, progress: Progress
-) -> Iterator[tuple[LoggingProgress, StopRequest]]:
+def _open_session(out: Path, progress: Progress) -> Iterator[tuple[LoggingProgress, StopRequest]]:
     """Hold the study's lock, log events and handle signals while a study runs.
 
     Raises:

@@ -151,9 +151,7 @@ def _drop_unresumable(segment: Segment, finished: set[str]) -> Segment:
     return dataclasses.replace(segment, trials=trials)
 
 
-def _resume_from_pause(
-    segment: Segment, finished: set[str], pauses: Mapping[str, int]
-) -> Segment:
+def _resume_from_pause(segment: Segment, finished: set[str], pauses: Mapping[str, int]) -> Segment:
     """Return a segment that resumes where its trials were paused between two rungs.
 
     ``pauses`` maps trial ids to steps. The segment stays as it is unless all missing trials paused
@@ -207,9 +205,7 @@ def _run_batch(
             pairs = zip(segment.trials, results, strict=True)
             group = [(t, r) for t, r in pairs if t.id not in finished]
             # the breaker may hold failures back until it is clear that they are the methods' own
-            _write_results(
-                context, context.breaker.record(group), (segment.start, segment.stop)
-            )
+            _write_results(context, context.breaker.record(group), (segment.start, segment.stop))
         context.progress.on_end(_segment_job(segment))
     refused = [] if context.stop() else list(todo[submitted:])
     return retries, refused

@@ -1,8 +1,7 @@
-"""The two phases of a study: the search, which may race from rung to rung, and the final trials.
+"""The search phase of a study: every setting of every method on validation, with racing.
 
-Called by ``api`` with an opened study and its store. Every result and every decision is written as
-soon as it is there, and what is there is not computed again: a study that was interrupted replays
-its search from the store and goes on where that ends.
+Every result and decision is written at once and never computed again: an interrupted study replays
+its search from the database and continues where that ends.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,9 +18,8 @@ import numpy as np
 from bakeoff.analysis.choose import choose_settings, selection_value
 from bakeoff.analysis.trial_runs import TrialRun
 from bakeoff.core.results import Cost, Status, TrialResult
-from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Segment, Trial
-from bakeoff.study import retry
-from bakeoff.study.planning import racing, time_budget
+from bakeoff.core.trial import LEARNING_RATE, MethodEntry, Trial
+from bakeoff.study.planning import racing
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.sampler import ObservedSetting
 from bakeoff.study.scheduler import RunContext, run_trials
@@ -34,194 +32,174 @@ COST_FIELDS = {
     "size": "trainable_parameters",
     "forgetting": None,
 }
-"""The axes, beside quality, on which a method may be on the Pareto front, as far as they are known
-while the search runs: an adapter's bytes go with its parameters, forgetting is not measured yet."""
+"""Cost axis of the Pareto front -> field of ``Cost``, or None if it is not known during the search.
+An adapter's bytes are proportional to its parameters."""
 ONLY_SETTING_LEFT = "chosen: the only setting of its method left at step {step}"
 ONE_OF_SETTINGS_LEFT = "one of {count} settings of its method left at step {step}"
-"""Where a setting that was tried again came as far as one that had been chosen before."""
+"""The reason if a retried setting reached the same rung as one that had been chosen before."""
 
 
-def run_search(running: RunContext, entries: Sequence[MethodEntry]) -> dict[str, dict[str, Any]]:
-    """Try every setting of every method on validation; return each method's best one."""
-    study = running.study
+def run_search(context: RunContext, entries: Sequence[MethodEntry]) -> dict[str, dict[str, Any]]:
+    """Try every setting of every method on validation; return each method's best setting."""
+    study = context.study
     trials = list(planning_trials.search_trials(study.spec, entries, study.conditions))
     stops = planning_trials.rung_steps(study.spec.budget)
     if not stops:
         span = (0, study.conditions.steps)
-        run_trials(running, "Search", trials, span)
-        _run_follow_up_settings(running, entries, trials, span)
-        return _best_settings(running)
+        run_trials(context, "Search", trials, span)
+        _run_follow_up_settings(context, entries, trials, span)
+        return _best_settings(context)
     start = 0
     for number, stop in enumerate(stops):
-        run_trials(running, f"Search to step {stop}", trials, (start, stop))
+        run_trials(context, f"Search to step {stop}", trials, (start, stop))
         if number == 0:
-            trials = _run_follow_up_settings(running, entries, trials, (start, stop))
-        trials = _apply_rung(running, trials, number, stops)
+            trials = _run_follow_up_settings(context, entries, trials, (start, stop))
+        trials = _apply_rung(context, trials, number, stops)
         start = stop
-    left = Counter(t.method.name for t in trials)
-    for trial, result in _results_at(running, trials, start):
+    settings_left = Counter(t.method.name for t in trials)
+    for trial, result in _results_at(context, trials, start):
         if result is not None:
-            count = left[trial.method.name]
-            why = (ONLY_SETTING_LEFT if count == 1 else ONE_OF_SETTINGS_LEFT).format(
-                step=start, count=count
-            )
-            running.store.save(dataclasses.replace(result, status=Status.DONE, reason=why))
-    _drop_stale_checkpoints(running, trials, [], start)
-    return _best_settings(running)
-
-
-def plan_final_steps(running: RunContext) -> tuple[int, Callable[[Segment], bool]]:
-    """Return the steps of the final trials, and what tells whether a group may still begin.
-
-    Where the budget is in hours, the steps fill what is left of them, at the pace that the search
-    has shown; they are chosen once. What the user wants tried again begins in any case.
-    """
-    study, deadline, counts = running.study, running.deadline, running.study.splits.counts
-    if deadline is None:
-        return study.conditions.steps, lambda _: True
-    ids = {t.id for t in planning_trials.search_trials(study.spec, study.entries, study.conditions)}
-    with running.read() as reader:
-        values, trials = reader.values(), reader.trials()
-    took = sum(result.seconds for t, result in trials if t.id in ids and result is not None)
-    pace = time_budget.slowdown(study.spec, deadline.timings, counts, took)
-    steps = values.get("final_steps")
-    if steps is None:
-        left = time_budget.TARGET * deadline.seconds - deadline.spent()
-        steps = time_budget.refit_final_steps(study.spec, deadline.timings, counts, left, pace)
-        running.store.set("final_steps", steps)
-        running.progress.say(
-            f"final runs take {steps:,} steps: {left / 60:.0f} minutes are left, and the search "
-            f"took {pace:.2g} times what was expected"
-        )
-    seconds = time_budget.final_seconds(study.spec, deadline.timings, counts, steps, pace)
-    again = {note["trial_id"] for note in values.get(retry.KEY, ())}
-
-    def begins(group: Segment) -> bool:
-        if any(trial.id in again for trial in group.trials):
-            return True
-        return deadline.allows(seconds.get(group.trials[0].method.name, 0.0))
-
-    return steps, begins
+            count = settings_left[trial.method.name]
+            reason = ONLY_SETTING_LEFT if count == 1 else ONE_OF_SETTINGS_LEFT
+            reason = reason.format(step=start, count=count)
+            context.store.save(dataclasses.replace(result, status=Status.DONE, reason=reason))
+    _drop_stale_checkpoints(context, trials, [], start)
+    return _best_settings(context)
 
 
 def _run_follow_up_settings(
-    running: RunContext, entries: Sequence[MethodEntry], trials: list[Trial], span: tuple[int, int]
+    context: RunContext, entries: Sequence[MethodEntry], trials: list[Trial], span: tuple[int, int]
 ) -> list[Trial]:
-    """Run the settings that the first ones call for; return all of them."""
-    study, more = running.study, []
-    earlier = _previous_settings(running, trials)
+    """Run the settings that depend on the first results; return all trials.
+
+    These are the sampler's second half (``tune = "all"``), then rates beyond the edge of a grid.
+    """
+    study = context.study
+    follow_ups: list[Trial] = []
+    planned = _previously_planned(context, trials)
     for entry in entries:
-        own = [t for t in trials if t.method.name == entry.name]
-        tried = [
+        first = [t for t in trials if t.method.name == entry.name]
+        observed = [
             ObservedSetting(t.setting, _selection_value(study, t, r))
-            for t, r in _results_at(running, own, span[1])
+            for t, r in _results_at(context, first, span[1])
         ]
-        wanted = planning_trials.follow_up_settings(entry, study.spec, tried)
-        again = earlier.get(entry.name, [])[: len(wanted)]
-        more += again or [dataclasses.replace(own[0], setting=s) for s in wanted]
-    if more:
-        run_trials(running, "Search, second half", more, span)
-    return _extend_grid_at_edges(running, [*trials, *more], span)
+        settings = planning_trials.follow_up_settings(entry, study.spec, observed)
+        # A retried trial may have changed what the sampler would propose now. What was planned
+        # before is kept, so that the study still has the trials that it has already run.
+        follow_ups += planned.get(entry.name, [])[: len(settings)] or [
+            dataclasses.replace(first[0], setting=s) for s in settings
+        ]
+    if follow_ups:
+        run_trials(context, "Search, second half", follow_ups, span)
+    return _extend_grid_at_edges(context, [*trials, *follow_ups], span)
 
 
 def _extend_grid_at_edges(
-    running: RunContext, trials: list[Trial], span: tuple[int, int]
+    context: RunContext, trials: list[Trial], span: tuple[int, int]
 ) -> list[Trial]:
-    """Give methods whose best rate lies at the edge of those tried one more, and perhaps another.
+    """Try one more rate, repeatedly, for methods whose best rate is at the edge of their grid.
 
-    Settings that differ in more than the rate have no edge; they are left as they are.
+    Methods whose settings differ in more than the learning rate have no edge and are skipped.
     """
-    for again in range(running.study.spec.budget.extend):
-        more, earlier = [], _previous_settings(running, trials)
+    for round_number in range(context.study.spec.budget.extend):
+        # Trials of this round that an earlier run has planned are not in ``trials`` yet. Each round
+        # takes the next of them, so a resumed study repeats the same rounds.
+        planned = _previously_planned(context, trials)
+        extensions: list[Trial] = []
         for method in dict.fromkeys(t.method.name for t in trials):
-            own = [t for t in trials if t.method.name == method]
-            if any(set(t.setting) != {LEARNING_RATE} for t in own):
+            tried = [t for t in trials if t.method.name == method]
+            if any(set(t.setting) != {LEARNING_RATE} for t in tried):
                 continue
-            at = _results_at(running, own, span[1])
+            results = _results_at(context, tried, span[1])
             rate = planning_trials.edge_extension(
-                {t.learning_rate: _selection_value(running.study, t, r) for t, r in at}
+                {t.learning_rate: _selection_value(context.study, t, r) for t, r in results}
             )
-            if method in earlier:
-                more.append(earlier[method][0])
+            if method in planned:
+                extensions.append(planned[method][0])
             elif rate is not None:
-                more.append(dataclasses.replace(own[0], setting={LEARNING_RATE: rate}))
-        if not more:
+                extensions.append(dataclasses.replace(tried[0], setting={LEARNING_RATE: rate}))
+        if not extensions:
             break
-        names = ", ".join(f"{t.method.title} at {t.learning_rate:g}" for t in more)
-        running.progress.say(f"best rate at the edge of those tried, one more: {names}")
-        run_trials(running, f"Search, wider ({again + 1})", more, span)
-        trials = [*trials, *more]
+        names = ", ".join(f"{t.method.title} at {t.learning_rate:g}" for t in extensions)
+        context.progress.say(
+            f"best learning rate at the edge of its grid, trying one more: {names}"
+        )
+        run_trials(context, f"Search, wider ({round_number + 1})", extensions, span)
+        trials = [*trials, *extensions]
     return trials
 
 
-def _previous_settings(running: RunContext, trials: Sequence[Trial]) -> dict[str, list[Trial]]:
-    """Return the settings beside ``trials`` that each method has been given before, in order.
+def _previously_planned(context: RunContext, trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Return each method's planned search trials that are not among ``trials``, oldest first.
 
-    What was tried stays tried: a setting that failed and was tried again may call for others.
+    A planned trial stays part of the study, even if a retried trial changes what would be tried.
     """
-    known, like = {t.id for t in trials}, {t.method.name: t for t in trials}
-    with running.read() as reader:
+    known, examples = {t.id for t in trials}, {t.method.name: t for t in trials}
+    with context.read() as reader:
         planned = [t for t in reader.planned_trials() if t.phase == "search" and t.id not in known]
-    found: dict[str, list[Trial]] = {}
+    by_method: dict[str, list[Trial]] = {}
     for trial in planned:
-        own = like.get(trial.method.name)
-        if own is not None and dataclasses.replace(own, setting=trial.setting).id == trial.id:
-            found.setdefault(trial.method.name, []).append(trial)
-    return found
+        example = examples.get(trial.method.name)
+        # an equal id: same method arguments and conditions, so not left from another version
+        if (
+            example is not None
+            and dataclasses.replace(example, setting=trial.setting).id == trial.id
+        ):
+            by_method.setdefault(trial.method.name, []).append(trial)
+    return by_method
 
 
 def _apply_rung(
-    running: RunContext, trials: Sequence[Trial], number: int, stops: tuple[int, ...]
+    context: RunContext, trials: Sequence[Trial], number: int, stops: tuple[int, ...]
 ) -> list[Trial]:
-    """Decide at a rung who goes on; write the decisions, and the results of those that do not."""
-    study, store, step = running.study, running.store, stops[number]
-    standing = _results_at(running, trials, step)
+    """Decide at rung ``number`` which trials continue; return them.
+
+    The decisions are written, and so are the reasons why the other trials stop here.
+    """
+    study, store, step = context.study, context.store, stops[number]
+    control = study.entries[0].name
+    results = _results_at(context, trials, step)
     rules = racing.Rules(stops, study.conditions.steps, len(study.entries) - 1)
-    with running.read() as reader:
-        costs = racing_costs(reader.costs(), study.entries[0].name, study.spec.verdict.pareto)
-        taken = {
+    with context.read() as reader:
+        costs = racing_costs(reader.costs(), control, study.spec.verdict.pareto)
+        earlier = {
             d["trial_id"]: racing.Decision(**d) for d in reader.decisions() if d["step"] == step
         }
-    decisions = racing.decide_rung(
-        [_rung_standing(study, t, r) for t, r in standing],
-        study.entries[0].name,
-        costs,
-        number,
-        rules,
-    )
-    # what was decided stays: with other contenders, or another verdict, it might come out otherwise
-    decisions = tuple(taken.get(d.trial_id, d) for d in decisions)
+    standings = [_rung_standing(study, t, r) for t, r in results]
+    decisions = racing.decide_rung(standings, control, costs, number, rules)
+    # An earlier run's decision stands: with other contenders or another verdict it might come out
+    # differently, but the trials have been trained, or stopped, accordingly.
+    decisions = tuple(earlier.get(d.trial_id, d) for d in decisions)
     store.save_decisions([asdict(d) for d in decisions])
-    on = []
-    for (trial, result), decision in zip(standing, decisions, strict=True):
+    continuing = []
+    for (trial, result), decision in zip(results, decisions, strict=True):
         if decision.goes_on:
-            on.append(trial)
-        elif result is not None and result.status is Status.STOPPED:
+            continuing.append(trial)
+        elif result is not None and result.status is Status.STOPPED:  # failures keep their reason
             store.save(dataclasses.replace(result, reason=f"at step {step}: {decision.reason}"))
-    _drop_stale_checkpoints(running, trials, on, step)
-    return on
+    _drop_stale_checkpoints(context, trials, continuing, step)
+    return continuing
 
 
 def racing_costs(
-    costs: Mapping[str, Cost], control: str, wanted: Sequence[str] | None = None
+    costs: Mapping[str, Cost], control: str, pareto: Sequence[str] | None = None
 ) -> dict[str, dict[str, float | None]]:
-    """Return the costs that methods are raced by; None where they do not compare with the control.
+    """Return each method's costs by axis; None if they cannot be compared with the control's.
 
-    They are the axes of the study's Pareto front (``wanted``; None: all that are known by now).
-    What an accelerator saves is no merit of the method, so other switches make other costs.
+    The axes are those of the study's Pareto front, ``pareto``; None stands for all axes that are
+    known during the search. Time and memory compare only between methods that run with the same
+    accelerators: what an accelerator saves is no property of the method.
     """
-    known = [name for name, key in COST_FIELDS.items() if key is not None]
-    names = known if wanted is None else [name for name in wanted if name in COST_FIELDS]
-    own = (costs[control].engine or {}).get("switches")
-    found: dict[str, dict[str, float | None]] = {}
-    for name, cost in costs.items():
-        alike = (cost.engine or {}).get("switches") == own
-        found[name] = {
-            axis: getattr(cost, key) if key and (alike or axis == "size") else None
-            for axis in names
-            for key in (COST_FIELDS[axis],)
-        }
-    return found
+    known = [axis for axis, field in COST_FIELDS.items() if field is not None]
+    axes = known if pareto is None else [axis for axis in pareto if axis in COST_FIELDS]
+    control_switches = (costs[control].engine or {}).get("switches")
+
+    def value(cost: Cost, axis: str) -> float | None:
+        field = COST_FIELDS[axis]
+        comparable = (cost.engine or {}).get("switches") == control_switches or axis == "size"
+        return getattr(cost, field) if field and comparable else None
+
+    return {name: {axis: value(cost, axis) for axis in axes} for name, cost in costs.items()}
 
 
 def _rung_standing(study: Study, trial: Trial, result: TrialResult | None) -> racing.RungStanding:
@@ -234,37 +212,37 @@ def _rung_standing(study: Study, trial: Trial, result: TrialResult | None) -> ra
 
 
 def _results_at(
-    running: RunContext, trials: Sequence[Trial], step: int
+    context: RunContext, trials: Sequence[Trial], step: int
 ) -> list[tuple[Trial, TrialResult | None]]:
-    """Return what each trial had given at ``step``: at a rung, or as it ended before or there."""
-    with running.read() as reader:
-        rungs = reader.results_at_rung(step)
-        ended = {t.id: r for t, r in reader.trials()} if len(rungs) < len(trials) else {}
-    return [(t, rungs.get(t.id) or ended.get(t.id)) for t in trials]
+    """Return each trial's result at a rung, or its last result if it ended before or there."""
+    with context.read() as reader:
+        at_rung = reader.results_at_rung(step)
+        last = {t.id: r for t, r in reader.trials()} if len(at_rung) < len(trials) else {}
+    return [(t, at_rung.get(t.id) or last.get(t.id)) for t in trials]
 
 
 def _selection_value(study: Study, trial: Trial, result: TrialResult | None) -> float:
-    """Return what settings are chosen on where a trial stands: lower is better, inf: nothing."""
+    """Return the value that settings are selected on: lower is better, inf without a result."""
     if result is None or result.status not in (Status.DONE, Status.STOPPED):
         return math.inf
-    value = selection_value(
-        TrialRun(trial, result), study.spec.budget.select_on, study.metric.info.better
-    )
+    run, budget = TrialRun(trial, result), study.spec.budget
+    value = selection_value(run, budget.select_on, study.metric.info.better)
     return math.inf if value is None else value
 
 
-def _best_settings(running: RunContext) -> dict[str, dict[str, Any]]:
-    with running.read() as reader:
+def _best_settings(context: RunContext) -> dict[str, dict[str, Any]]:
+    study = context.study
+    with context.read() as reader:
         return choose_settings(
-            reader.trials(), running.study.spec.budget.select_on, running.study.metric.info.better
+            reader.trials(), study.spec.budget.select_on, study.metric.info.better
         )
 
 
 def _drop_stale_checkpoints(
-    running: RunContext, trials: Sequence[Trial], on: Sequence[Trial], step: int
+    context: RunContext, trials: Sequence[Trial], continuing: Sequence[Trial], step: int
 ) -> None:
-    """Remove the states that nothing will go on from."""
-    going = {t.id for t in on}
+    """Delete the checkpoints that no trial resumes from: only those of ``continuing`` are kept."""
+    ids = {t.id for t in continuing}
     for trial in trials:
-        kept = step if trial.id in going else None
-        study_folder.delete_checkpoints(running.study.folder, trial.id, but=kept)
+        kept = step if trial.id in ids else None
+        study_folder.delete_checkpoints(context.study.folder, trial.id, but=kept)

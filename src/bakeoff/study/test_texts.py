@@ -1,7 +1,6 @@
-"""What each test item asks and its true answer, read from a study folder's frozen rows.
+"""The texts of the test items and their references, for the examples in a report.
 
-Called by ``api`` when the report's examples are wanted: ``data/test.jsonl`` in, texts out, in the
-order of the scores. The task knows which columns a person is to read.
+They are read from the study's ``data/test.jsonl``, in the order of the scores.
 """
 
 from __future__ import annotations
@@ -22,34 +21,34 @@ from bakeoff.tasks import task_class
 
 
 class ItemTexts(NamedTuple):
-    """The test items' texts, or none and the reason why they are not known."""
+    """The texts of the test items, or the reason why they are missing."""
 
-    asked: tuple[ItemText, ...] = ()
-    unknown: str | None = None
+    texts: tuple[ItemText, ...] = ()
+    missing_reason: str | None = None
 
 
 def text_fields(
     folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]], examples: bool
 ) -> dict[str, Any]:
-    """Return what a study's record says of its items' texts, which are read if wanted."""
-    found = load_test_texts(folder, trials) if examples else ItemTexts()
-    return {"examples": examples, "asked": found.asked, "asked_unknown": found.unknown}
+    """Return the fields of ``StudyRecord`` about item texts; these are read if ``examples``."""
+    items = load_test_texts(folder, trials) if examples else ItemTexts()
+    return {"examples": examples, "asked": items.texts, "asked_unknown": items.missing_reason}
 
 
 def load_test_texts(folder: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> ItemTexts:
-    """Read the test items' texts; nothing is read before a trial was scored on them."""
+    """Read the texts of the test items; none before a trial was scored on them."""
     scored = (t for t, result in trials if result is not None and "test" in result.splits)
     trial = next(scored, None)
     if trial is None:
         return ItemTexts()
     file, conditions = folder / FROZEN_FILES["test"], trial.conditions
     if not is_within(file, folder) or not file.is_file():
-        return ItemTexts(unknown=f"{FROZEN_FILES['test']} is not in the study folder")
+        return ItemTexts(missing_reason=f"{FROZEN_FILES['test']} is not in the study folder")
     try:
-        # the texts of other rows would stand beside these answers and look right
+        # the texts of other rows would look plausible next to these predictions
         if files.sha256_of(file) != conditions.data.get("test"):
             return ItemTexts(
-                unknown=f"{FROZEN_FILES['test']} is not what the answers were scored on"
+                missing_reason=f"{FROZEN_FILES['test']} is not the file that the predictions were scored on"
             )
         rows = data_rows.read_rows(file)
         task = task_class(conditions.task)(conditions.task_options)
@@ -57,4 +56,6 @@ def load_test_texts(folder: Path, trials: Iterable[tuple[Trial, TrialResult | No
         pairs = zip(rows, references, strict=True)
         return ItemTexts(tuple(ItemText(task.question(row), reference) for row, reference in pairs))
     except (BakeoffError, OSError, KeyError, TypeError, ValueError) as error:
-        return ItemTexts(unknown=f"{FROZEN_FILES['test']} cannot be read ({type(error).__name__})")
+        return ItemTexts(
+            missing_reason=f"{FROZEN_FILES['test']} cannot be read ({type(error).__name__})"
+        )

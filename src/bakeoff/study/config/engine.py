@@ -77,7 +77,7 @@ class EngineSpec(SpecTable):
         return self
 
     @property
-    def threads_wished(self) -> int | None:
+    def requested_threads(self) -> int | None:
         """CPU threads of each worker; None: the cores are divided where the work is done."""
         return self.threads or (1 if self.executor == "ray" else None)
 
@@ -89,7 +89,7 @@ class EngineSpec(SpecTable):
         return {**named, "lanes": lanes, "micro_tokens": self.micro_tokens}
 
     @property
-    def most_lanes(self) -> int | None:
+    def max_lanes(self) -> int | None:
         """The largest group of trials that share a step; None: no limit of the user's."""
         if isinstance(self.lanes, int):
             return self.lanes

@@ -16,18 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bakeoff.core.files import PARTIAL_SUFFIX, atomic_write_bytes
+from bakeoff.core.jobs import find_segment
 from bakeoff.core.trial import Trial
 from bakeoff.core.trial_dir import MANIFEST, TRIALS, checkpoint_path
 from bakeoff.core.versions import installed_versions
 
 SHARED_FOLDERS = ("data", "metric", "tokens")
 """Folders of a study folder that its workers read."""
-
-
-def find_segment(payload: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the part of a payload that names a folder, None where none does."""
-    inner = payload.get("segment", payload)
-    return inner if isinstance(inner, dict) and "folder" in inner else None
 
 
 def with_folder(payload: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import EnvironmentProblem, UsageError, first_line
-from bakeoff.core.jobs import import_function
+from bakeoff.core.jobs import find_segment, import_function
 from bakeoff.core.results import Status
 from bakeoff.core.versions import installed_versions
 from bakeoff.study.executors import Options, Outcome, _ray_auth, _transfer
@@ -307,7 +307,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _with_absolute_folder(payload: dict[str, Any]) -> dict[str, Any]:
-    inner = _transfer.find_segment(payload)
+    inner = find_segment(payload)
     return (
         payload
         if inner is None

@@ -132,7 +132,12 @@ class LoggingProgress(Progress):
 
     def _log(self, event: str, **values: object) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": now_utc("milliseconds"), "event": event, **redact_value(values)}) + "\n")
+            file.write(
+                json.dumps(
+                    {"time": now_utc("milliseconds"), "event": event, **redact_value(values)}
+                )
+                + "\n"
+            )
 
     def _write_now(self) -> None:
         """Write ``now.json``. A full disk is ignored here; writing results reports it."""

@@ -164,7 +164,7 @@ def expected_work(
 
     ``keep`` settings of a method go on after the first, the second, ... rung.
     """
-    most, stops = spec.engine.most_lanes, rung_steps(spec.budget)
+    most, stops = spec.engine.max_lanes, rung_steps(spec.budget)
     count, taken, start = 0, 0, 0
     left = list(search)
     for number, stop in enumerate(stops or (spec.budget.steps,)):

@@ -1,8 +1,4 @@
-"""Open a study: resolve everything its file names, refuse what cannot work, train nothing.
-
-Called by ``api`` at the start of the way: spec in, ``Study`` out. The training half is asked (for
-the machine) only by name, through an executor.
-"""
+"""Open a study: resolve data, task, base model, methods and machine; train nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ from bakeoff.metrics import load
 from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning import trials
-from bakeoff.study.remote import open_executor, run_remote
+from bakeoff.study.remote import ExecutorFactory, make_executor, open_executor, run_remote
 from bakeoff.study.setup import base_model
 from bakeoff.study.setup import splits as setup_splits
 from bakeoff.study.setup.study import CAUSAL_LM, ChosenMetric, Study, prior_trial, whole_segment
@@ -42,15 +38,23 @@ from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.tasks import task_class
 
 
-def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> Study:
+def open_study(
+    spec: StudySpec,
+    source: Path,
+    out: Path,
+    progress: Progress,
+    make_executor: ExecutorFactory = make_executor,
+) -> Study:
     """Resolve everything that a study names: data, task, base, methods, machine.
 
+    ``source`` is the folder that relative paths start from, ``out`` the study folder.
+
     Raises:
-        BakeoffError: whatever of it cannot work.
+        BakeoffError: something in the study cannot work.
     """
     entries = load_methods(spec, source)
     task = task_class(spec.task.kind)
-    metric = resolve_metric(spec, source)
+    metric = resolve_metric(spec, source, make_executor)
     splits = setup_splits.read_splits(spec, source)
     splits = splits._replace(general=load_general_text(spec, task.task_type, source))
     options, faults = validate_rows(spec, source, task, splits)
@@ -60,12 +64,13 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         [*trust, *warning_texts(faults, splits), *trials.early_rung_warnings(spec.budget)], progress
     )
     if Path(base.path).is_dir():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base asks no hub for anything
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base needs no hub
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    wishes = spec.engine.model_dump(include={"device", "precision", "workers"})
-    wishes["threads"] = spec.engine.threads_wished
-    wishes |= spec.base.model_dump(include={"quantize", "quantizer"})
-    machine = run_remote(open_executor(spec), jobs.DETECT_MACHINE, wishes)
+    request = spec.engine.model_dump(include={"device", "precision", "workers"})
+    request["threads"] = spec.engine.requested_threads
+    request |= spec.base.model_dump(include={"quantize", "quantizer"})
+    executor = open_executor(spec, make=make_executor)
+    machine = run_remote(executor, jobs.DETECT_MACHINE, request)
     conditions = Conditions(
         base=base.published_as,
         revision=base.commit or spec.base.revision,
@@ -93,95 +98,98 @@ def open_study(spec: StudySpec, source: Path, out: Path, progress: Progress) -> 
         trusted=spec.base.trust_remote_code,
         metric_source=None if metric.code is None else load.code_digest(metric.code),
     )
-    opened = Study(
-        spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric
-    )
-    return match_parameters(opened) if spec.budget.match == "parameters" else opened
+    study = Study(
+        spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric,
+        make_executor=make_executor,
+    )  # fmt: skip
+    return match_parameters(study) if spec.budget.match == "parameters" else study
 
 
 def load_general_text(spec: StudySpec, task_type: str, source: Path) -> list[Row]:
-    """Return the documents that forgetting is measured on; none where nothing says a next token.
+    """Return the documents that forgetting is measured on; none unless the task is a causal LM.
 
     Raises:
-        PreflightError: ``forgetting-not-for-task``, and what is wrong with the user's text.
+        PreflightError: ``forgetting-not-for-task``, and problems of the user's text.
     """
-    wish = spec.forgetting.text
+    text = spec.forgetting.text
     if task_type == CAUSAL_LM:
-        return data_general_text.load_documents(wish, source)
-    if wish in (data_general_text.DEFAULT, data_general_text.OFF):
+        return data_general_text.load_documents(text, source)
+    if text in (data_general_text.DEFAULT, data_general_text.OFF):
         return []
     raise PreflightError(
         "forgetting-not-for-task",
-        f"[forgetting] text = '{wish}', but the task '{spec.task.kind}' trains a fresh output "
+        f"[forgetting] text = '{text}', but the task '{spec.task.kind}' trains a fresh output "
         "layer: there is no next-token loss that could change.",
         'leave [forgetting] out, or text = "off".',
     )
 
 
-def resolve_metric(spec: StudySpec, source: Path) -> ChosenMetric:
-    """Return the metric that a study names, its options checked; the task's own without one.
+def resolve_metric(
+    spec: StudySpec, source: Path, make_executor: ExecutorFactory = make_executor
+) -> ChosenMetric:
+    """Return the study's metric with checked options; the task's default if it names none.
 
     Raises:
-        UsageError: ``metric-not-for-task``, and whatever is wrong with options or file.
+        UsageError: ``metric-not-for-task``, and problems of the options or the file.
         EnvironmentProblem: ``metric-package-missing``.
     """
-    known = task_class(spec.task.kind).metrics
-    named = load.MetricSource.read(spec.task.metric or known[0], source)
-    if named.file is None and named.name not in known:
-        near = near_match(named.name, known)
+    task_metrics = task_class(spec.task.kind).metrics
+    named = load.MetricSource.read(spec.task.metric or task_metrics[0], source)
+    if named.file is None and named.name not in task_metrics:
+        near = near_match(named.name, task_metrics)
         hint = f"did you mean '{near}'? " if near else ""
         raise UsageError(
             "metric-not-for-task",
             f"The task '{spec.task.kind}' has no metric '{named.name}'.",
-            f'{hint}One of: {", ".join(known)}; or a function of yours: "score.py:score".',
+            f'{hint}One of: {", ".join(task_metrics)}; or your own function: "score.py:score".',
         )
     code = named.code()
-    given = {
-        "metric": spec.task.metric or known[0],
+    request = {
+        "metric": spec.task.metric or task_metrics[0],
         "options": spec.task.metric_options,
         "folder": str(source),
     }
-    # where the executor works: a function of the user's own runs there too
-    found = run_remote(open_executor(spec), jobs.DESCRIBE_METRIC, given)
-    info = MetricInfo(**found["info"])
-    return ChosenMetric(named.name, info, found["options"], found["of_losses"], code)
+    # described where the executor runs: a user's own function will run there too
+    executor = open_executor(spec, make=make_executor)
+    answer = run_remote(executor, jobs.DESCRIBE_METRIC, request)
+    info = MetricInfo(**answer["info"])
+    return ChosenMetric(named.name, info, answer["options"], answer["of_losses"], code)
 
 
 def check_study(study: Study, progress: Progress) -> Study:
-    """Check methods, base and tokens in a worker; return the study with what is to be listed.
+    """Check methods, base and tokens in a worker; return the study with the resulting warnings.
 
-    Its data must lie in its folder.
+    The study's folder must hold its data.
 
     Raises:
-        PreflightError: what the user must mend, all of it at once, with row numbers.
+        PreflightError: all errors that the user must fix, with row numbers.
     """
     trials = [prior_trial(study, entry) for entry in study.entries]
-    answer = run_remote(
-        open_executor(study.spec), jobs.CHECK_STUDY, whole_segment(study, trials).to_json()
-    )
-    faults = [DataIssue.from_json(fault) for fault in answer["faults"]]
-    raise_fatal(faults, study.splits)
-    return add_warnings(study, warning_texts(faults, study.splits), progress)
+    segment = whole_segment(study, trials)
+    answer = run_remote(study.executor(), jobs.CHECK_STUDY, segment.to_json())
+    issues = [DataIssue.from_json(issue) for issue in answer["faults"]]
+    raise_fatal(issues, study.splits)
+    return add_warnings(study, warning_texts(issues, study.splits), progress)
 
 
 def add_warnings(study: Study, warnings: Sequence[str], progress: Progress) -> Study:
-    """Say the warnings that are new; return the study with them."""
+    """Report the warnings that are new; return the study with them."""
     new = [warning for warning in warnings if warning not in study.warnings]
     return study._replace(warnings=study.warnings + report_warnings(new, progress))
 
 
 def match_parameters(study: Study) -> Study:
-    """Give every method the size that trains as many parameters as the control (or as asked)."""
+    """Give every method the size with as many trainable parameters as the control (or as set)."""
     task = task_class(study.spec.task.kind)
     overrides = study.spec.method
-    question = {
+    request = {
         "segment": whole_segment(study, [prior_trial(study, e) for e in study.entries]).to_json(),
         "task_type": task.task_type,
         "heads": list(task.heads),
         "target": study.spec.budget.parameters,
         "fixed": {name: list(override.config) for name, override in overrides.items()},
     }
-    sizes = tuple(run_remote(open_executor(study.spec), jobs.MATCH_PARAMETERS, question)["sizes"])
+    sizes = tuple(run_remote(study.executor(), jobs.MATCH_PARAMETERS, request)["sizes"])
     entries = []
     for entry, size in zip(study.entries, sizes, strict=True):
         if size["value"] is not None:
@@ -192,14 +200,14 @@ def match_parameters(study: Study) -> Study:
 
 
 def load_methods(spec: StudySpec, source: Path) -> tuple[MethodEntry, ...]:
-    """Return the study's methods, control first, with the user's arguments over the catalog's."""
+    """Return the study's methods, control first; the user's arguments override the catalog's."""
     entries = []
     for name in spec.method_names:
-        own = spec.method.get(name)
-        if own is not None and own.path is not None:
-            entry = user_defined.from_file(name, source / own.path)
-        elif own is not None and own.peft is not None:
-            entry = user_defined.from_class(name, own.peft, own.config)
+        table = spec.method.get(name)
+        if table is not None and table.path is not None:
+            entry = user_defined.from_file(name, source / table.path)
+        elif table is not None and table.peft is not None:
+            entry = user_defined.from_class(name, table.peft, table.config)
         else:
             entry = catalog.load(name, source)
         override = spec.method.get(entry.name)

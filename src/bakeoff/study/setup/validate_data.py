@@ -32,7 +32,7 @@ def validate_rows(
     own = task.complete_options(spec.task.options)
     if chat := chat_options(spec.task, source, "messages" in task.structured):
         own["chat"] = chat
-    reading = checks.Reading(
+    reading = checks.CheckContext(
         fields=columns,
         structured=task.structured,
         texts=lambda row: task.texts(row, columns),
