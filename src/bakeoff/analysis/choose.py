@@ -1,9 +1,7 @@
-"""Choose each method's setting on validation, never on test.
+"""Choice of each method's hyperparameter setting on validation, never on test.
 
-Stands between the search and the final phase: the plan of the final trials calls it, and so does
-the summary, so that what is reported is what was run. What a setting is chosen on is its mean
-validation loss or its mean validation score (``budget.select_on``); both are kept where both were
-taken, and ``picks`` tells where they disagree.
+A setting is chosen on its mean validation loss or its mean validation score (``budget.select_on``).
+Where both were measured, ``compare_selection`` tells whether they agree.
 """
 
 from __future__ import annotations
@@ -18,13 +16,13 @@ from bakeoff.analysis.trial_runs import TrialRun, setting_key
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Trial
 
-BEYOND_CHANCE = 2.0
-"""Standard errors beyond which two settings' scores on the same items are told apart."""
+SIGNIFICANT_ERRORS = 2.0
+"""Standard errors beyond which two settings' scores on the same items differ significantly."""
 
 
 @dataclass(frozen=True)
 class SelectionComparison:
-    """What the loss and what the metric would choose of ``compared`` settings at one ``step``."""
+    """The choices by loss and by metric among ``compared`` settings at one ``step``."""
 
     by_loss: dict[str, Any]
     by_metric: dict[str, Any]
@@ -34,7 +32,7 @@ class SelectionComparison:
 
 
 def selection_value(run: TrialRun, select_on: str, better: str) -> float | None:
-    """Return what a trial's setting is chosen on: lower is better, None: it was not taken.
+    """Return the value on which a trial's setting is chosen, lower is better; None if unknown.
 
     ``select_on`` is ``loss`` or ``metric``; ``better`` is the metric's direction.
     """
@@ -51,7 +49,7 @@ def choose_settings(
 ) -> dict[str, dict[str, Any]]:
     """Return the best setting on validation of every method that has one.
 
-    Only search trials count, and only settings all of whose finished trials are done: a setting
+    Only search trials count, and only settings all of whose finished trials succeeded: a setting
     that diverged at one seed is never chosen. Ties go to the lower loss, then to the lower learning
     rate.
     """
@@ -72,11 +70,11 @@ def choose_settings(
 
 
 def compare_selection(runs: Sequence[TrialRun], better: str) -> SelectionComparison | None:
-    """Return what loss and metric each make of a method's search trials.
+    """Compare the settings that loss and metric choose among a method's search trials.
 
-    Compared are those that stood furthest and have both; None for fewer than two. They agree where
-    the loss's choice scores no worse than the metric's by more than chance: ``BEYOND_CHANCE``
-    standard errors of the items' differences.
+    Only trials that have both at the latest step reached count; None for fewer than two. The two
+    agree unless the metric's choice scores significantly better: by more than
+    ``SIGNIFICANT_ERRORS`` standard errors of the differences by item.
     """
     both = [
         (_last_step(run), loss, score, run)
@@ -86,24 +84,26 @@ def compare_selection(runs: Sequence[TrialRun], better: str) -> SelectionCompari
         if (score := run.mean_score("validation")) is not None
     ]
     last = max((step for step, *_ in both), default=0)
-    there = [
+    compared = [
         (loss, _lower_is_better(score, better), run)
         for step, loss, score, run in both
         if step == last
     ]
-    if len(there) < 2:
+    if len(compared) < 2:
         return None
-    by_loss = min(there, key=lambda t: (t[0], t[2].trial.learning_rate))[2]
-    by_metric = min(there, key=lambda t: (t[1], t[0], t[2].trial.learning_rate))[2]
+    by_loss = min(compared, key=lambda t: (t[0], t[2].trial.learning_rate))[2]
+    by_metric = min(compared, key=lambda t: (t[1], t[0], t[2].trial.learning_rate))[2]
     agree = not _differ_beyond_chance(by_loss, by_metric)
     chosen = by_loss if agree else by_metric
-    return SelectionComparison(by_loss.trial.setting, chosen.trial.setting, agree, len(there), last)
+    return SelectionComparison(
+        by_loss.trial.setting, chosen.trial.setting, agree, len(compared), last
+    )
 
 
 def _selection_rank(
     runs: list[TrialRun], select_on: str, better: str
 ) -> tuple[float, float, float, str] | None:
-    """Return what one setting is ordered by, None when it cannot be chosen."""
+    """Return the sort key of one setting, None if it cannot be chosen."""
     done = [run for run in runs if run.done]
     losses = [loss for run in done if (loss := run.validation_loss) is not None]
     values = [v for run in done if (v := selection_value(run, select_on, better)) is not None]
@@ -114,13 +114,13 @@ def _selection_rank(
 
 
 def _differ_beyond_chance(one: TrialRun, other: TrialRun) -> bool:
-    """Tell whether two trials' scores on validation differ by more than chance, item by item."""
+    """Return whether two trials' validation scores differ significantly, paired by item."""
     pairs = [r.result.splits["validation"].scores for r in (one, other) if r.result is not None]
     differences = [a - b for a, b in zip(*pairs, strict=True)]
     if len(differences) < 2:
         return False
     error = stdev(differences) / math.sqrt(len(differences))
-    return bool(abs(fmean(differences)) > BEYOND_CHANCE * error)
+    return bool(abs(fmean(differences)) > SIGNIFICANT_ERRORS * error)
 
 
 def _lower_is_better(score: float, better: str) -> float:

@@ -1,7 +1,6 @@
-"""Two finished studies side by side: what differs between them, and whether their verdicts agree.
+"""Comparison of two finished studies: what differs between them, and whether the verdicts agree.
 
-Stands beside ``summary`` in analysis: two report dicts and what was frozen of each study in, a
-plain dict out. A verdict is repeated, never computed anew.
+Verdicts are taken from the two reports, never recomputed.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ GROUPS = {
     METHODS: "method",
     "spec.": "spec",
 }
-"""What a frozen key is about, by how it begins; the first that fits."""
+"""Topic of a frozen key by its prefix; the first match counts."""
 IGNORED = ("spec.name",)
-"""What always differs and says nothing."""
+"""Keys that always differ and carry no information."""
 CONCLUSIVE = (Verdict.BETTER, Verdict.EQUIVALENT, Verdict.WORSE)
 ROW_KEYS = ("status", "verdict", "score", "difference", "setting", "n_seeds")
 
 
 class Agreement(StrEnum):
-    """How the two verdicts on a method stand to each other."""
+    """Relation of the two verdicts on a method."""
 
     AGREE = "agree"
     DISAGREE = "disagree"
     OPEN = "open"
-    """One of them is inconclusive, so they contradict each other in nothing."""
+    """One of them is inconclusive, so they do not contradict each other."""
     NO_VERDICT = "no_verdict"
     OTHER_CONTROL = "other_control"
-    """The studies have other controls, so their verdicts answer other questions."""
+    """The studies have different controls, so their verdicts answer different questions."""
     CONTROL = "control"
     ONLY_IN_FIRST = "only_in_first"
     ONLY_IN_SECOND = "only_in_second"
@@ -48,7 +47,7 @@ class Agreement(StrEnum):
 
 @dataclass(frozen=True)
 class ComparedStudy:
-    """One of the two studies: its folder, its report, its frozen values under dotted keys."""
+    """One of the two studies: its folder, its report, and its frozen values under dotted keys."""
 
     folder: str
     report: Mapping[str, Any]
@@ -61,7 +60,7 @@ class ComparedStudy:
 
 
 def compare_studies(first: ComparedStudy, second: ComparedStudy) -> dict[str, Any]:
-    """Compare two studies; each differing value and each method comes with both of its sides."""
+    """Compare two studies: their differing values, and each method with both verdicts."""
     methods = [_method_row(name, first, second) for name in _ordered_keys(first.rows, second.rows)]
     counts = Counter(row["agreement"] for row in methods)
     return {
@@ -80,7 +79,7 @@ def compare_studies(first: ComparedStudy, second: ComparedStudy) -> dict[str, An
 def verdict_agreement(
     first: Mapping[str, Any] | None, second: Mapping[str, Any] | None, same_control: bool
 ) -> Agreement:
-    """Say how a method's two rows stand to each other; None where a study has not the method."""
+    """Return how a method's two rows relate; a row is None where the study lacks the method."""
     if first is None or second is None:
         return Agreement.ONLY_IN_SECOND if first is None else Agreement.ONLY_IN_FIRST
     verdicts = {first["verdict"], second["verdict"]}
@@ -113,13 +112,13 @@ def _row_extract(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _study_row(side: ComparedStudy) -> dict[str, Any]:
     study = side.report["study"]
-    kept = ("name", "base", "task", "metric", "unit", "margin", "control", "n_test_items", "steps")
-    known = {key: study.get(key) for key in kept}
+    keys = ("name", "base", "task", "metric", "unit", "margin", "control", "n_test_items", "steps")
+    known = {key: study.get(key) for key in keys}
     return {"folder": side.folder, **known, "complete": side.report["complete"]}
 
 
 def _frozen_differences(first: ComparedStudy, second: ComparedStudy) -> Iterator[dict[str, Any]]:
-    """Yield the frozen values that differ; methods that only one study has are rows elsewhere."""
+    """Yield the frozen values that differ, except those of methods that only one study has."""
     both = first.rows.keys() & second.rows.keys()
     for key in _ordered_keys(first.frozen, second.frozen):
         one, two = first.frozen.get(key), second.frozen.get(key)
@@ -130,7 +129,7 @@ def _frozen_differences(first: ComparedStudy, second: ComparedStudy) -> Iterator
 def _is_informative(key: str, both: set[str]) -> bool:
     if not key.startswith(METHODS):
         return key not in IGNORED
-    # an argument's name never holds a dot, a method's may: it is the name of a file
+    # an argument's name never contains a dot; a method's may, since it is a file name
     names = [name for name in both if key.startswith(f"{METHODS}{name}.")]
     return any(
         key.removeprefix(f"{METHODS}{n}.").split(".")[0] not in DESCRIPTIVE_FIELDS for n in names
@@ -142,7 +141,7 @@ def _group_of(key: str) -> str:
 
 
 def _size_differences(first: ComparedStudy, second: ComparedStudy) -> Iterator[dict[str, Any]]:
-    """Yield what the studies' own rows of the report tell beside the frozen values: sizes."""
+    """Yield the sizes of the splits that differ, from the reports."""
     for key in ("n_train_items", "n_validation_items", "n_test_items"):
         one, two = first.report["study"].get(key), second.report["study"].get(key)
         if one != two:
@@ -150,7 +149,7 @@ def _size_differences(first: ComparedStudy, second: ComparedStudy) -> Iterator[d
 
 
 def _setting_differences(methods: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the settings that were chosen otherwise, of the methods that both studies have."""
+    """Yield differences between the chosen settings of methods that both studies have."""
     for row in methods:
         if row["first"] is None or row["second"] is None:
             continue
@@ -166,7 +165,7 @@ def _difference_row(what: str, key: str, first: Any, second: Any) -> dict[str, A
 
 
 def _cautions(first: ComparedStudy, second: ComparedStudy) -> Iterator[str]:
-    """Yield what a careful reader must know before reading one verdict against the other."""
+    """Yield the caveats of comparing the two studies' verdicts."""
     one, two = first.report["study"], second.report["study"]
     if one["control"] != two["control"]:
         yield (
@@ -177,7 +176,7 @@ def _cautions(first: ComparedStudy, second: ComparedStudy) -> Iterator[str]:
         if one[key] != two[key]:
             yield f"The {what} differ ({one[key]}, {two[key]})."
     if first.frozen.get("data.test") != second.frozen.get("data.test"):
-        yield "The test sets differ: the differences are over other items."
+        yield "The test sets differ, so the scores are over different items."
     for side in (first, second):
         if not side.report["complete"]:
             yield f"{side.folder} is not finished: its verdicts may still change."
@@ -188,5 +187,5 @@ def _control(side: ComparedStudy) -> str:
 
 
 def _ordered_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return the keys of both, those of the first before what only the second has."""
+    """Return the keys of both: those of the first, then those that only the second has."""
     return list(dict.fromkeys([*first, *second]))

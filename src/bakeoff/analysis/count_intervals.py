@@ -1,13 +1,13 @@
-"""Verdicts from how many items were right, where nobody kept which.
+"""Verdicts from numbers of correct items, where the scores per item are unknown.
 
-Stands beside ``compare`` in analysis, for what was imported: a mean and a count of items in, the
-same ``Interval`` and ``Comparison`` values out. Without items nothing can be paired, and with one
-run the luck of the seed is unknown and in no interval:
+This is for imported results: a mean and a number of items in, the same ``Interval`` and
+``Comparison`` values out. Without items nothing can be paired, and with one run the between-seed
+variance is unknown and in no interval:
 
 - a score's interval is Wilson's (1927), a difference's is Newcombe's (1998, method 10), both from
-  statsmodels; taking methods that answered the same items for independent errs on the wide side;
-- intervals are simultaneous by Sidak's level, which holds whatever the differences have in common
-  (they share the control, and the items: how much, nobody kept);
+  statsmodels; treating methods scored on the same items as independent is conservative;
+- intervals are simultaneous at Sidak's level (methods share the control and the items, so their
+  differences are positively correlated);
 - p values are read off the same intervals: the level at which one just reaches the bound.
 """
 
@@ -27,23 +27,23 @@ from bakeoff.analysis.compare import ALPHA, Comparison, Interval, decide_verdict
 from bakeoff.core.record import ImportedScores
 
 MAX_Z = 8.0
-"""Standard errors at which the search for a p value ends: p is then about 1e-15."""
+"""Largest normal score in the search for a p value: p is then about 1e-15."""
 
 
 class CorrectCount(NamedTuple):
-    """``right`` of ``n`` items."""
+    """Number of correct items, ``right`` of ``n``."""
 
     right: int
     n: int
 
     @property
     def share(self) -> float:
-        """The share that is right."""
+        """The share of correct items."""
         return self.right / self.n
 
 
 def counts_by_method(reported: Mapping[str, ImportedScores]) -> dict[str, CorrectCount]:
-    """Return what can be counted: methods whose score is a share of items that are right."""
+    """Return the counts of all methods whose score is a share of correct items."""
     return {
         method: CorrectCount(round(r.score * r.n), r.n)
         for method, r in reported.items()
@@ -52,24 +52,25 @@ def counts_by_method(reported: Mapping[str, ImportedScores]) -> dict[str, Correc
 
 
 def score_intervals(reported: Mapping[str, ImportedScores]) -> dict[str, Interval]:
-    """Return every score, with a 95 % interval over items where it is a share of them."""
-    counted, found = counts_by_method(reported), {}
-    for method, own in reported.items():
-        if own.score is None:
+    """Return every score, with a 95 % interval over items where it is a share of correct items."""
+    counts, intervals = counts_by_method(reported), {}
+    for method, scores in reported.items():
+        if scores.score is None:
             continue
         low = high = None
-        if (count := counted.get(method)) is not None:
+        if (count := counts.get(method)) is not None:
             low, high = map(float, proportion_confint(*count, alpha=ALPHA, method="wilson"))
-        found[method] = Interval(own.score, low, high)
-    return found
+        intervals[method] = Interval(scores.score, low, high)
+    return intervals
 
 
 def compare_counts(
     contenders: Mapping[str, CorrectCount], control: CorrectCount, *, margin: float, better: str
 ) -> dict[str, Comparison]:
-    """Compare every contender with the control, unpaired, one run each."""
+    """Compare every contender with the control, unpaired, with one run each."""
     if not contenders:
         return {}
+    # Sidak (1967): each of k intervals at level (1 - alpha)^(1/k); adjusted p = 1 - (1 - p)^k
     alpha = 1 - (1 - ALPHA) ** (1 / len(contenders))
     rows = list(contenders.values())
     p_values = [_p_difference(row, control) for row in rows]
@@ -77,10 +78,10 @@ def compare_counts(
     equivalence = multipletests(
         [_p_equivalence(row, control, margin) for row in rows], alpha=ALPHA, method="holm"
     )[1]
-    found = {}
+    comparisons = {}
     for i, (method, row) in enumerate(contenders.items()):
         estimate = row.share - control.share
-        found[method] = Comparison(
+        comparisons[method] = Comparison(
             Interval(estimate, *_newcombe_interval(row, control, alpha)),
             p_value=p_values[i],
             p_adjusted=adjusted[i],
@@ -89,18 +90,18 @@ def compare_counts(
             n_seeds=1,
             seed_noise_known=False,
         )
-    return found
+    return comparisons
 
 
 def draw_counts(
     counted: Mapping[str, CorrectCount], rng: np.random.Generator
 ) -> dict[str, NDArray[np.float64]]:
-    """Draw every method's score as if other items had been asked, each method by itself."""
+    """Draw every method's score over new items, independently for each method."""
     return {m: rng.binomial(c.n, c.share, size=DRAWS) / c.n for m, c in counted.items()}
 
 
 def _newcombe_interval(one: CorrectCount, two: CorrectCount, alpha: float) -> tuple[float, float]:
-    """Return the interval of the difference of two shares at level 1 - alpha."""
+    """Return Newcombe's interval of the difference of two shares at level 1 - alpha."""
     low, high = confint_proportions_2indep(
         *one, *two, method="newcomb", compare="diff", alpha=alpha
     )
@@ -108,7 +109,7 @@ def _newcombe_interval(one: CorrectCount, two: CorrectCount, alpha: float) -> tu
 
 
 def _p_difference(one: CorrectCount, two: CorrectCount) -> float:
-    """Return the two-sided p value of no difference: where the interval's end reaches 0."""
+    """Return the two-sided p value of no difference: the level whose interval just reaches 0."""
     difference = one.share - two.share
     if difference == 0:
         return 1.0
@@ -124,7 +125,7 @@ def _p_equivalence(one: CorrectCount, two: CorrectCount, margin: float) -> float
 
 
 def _z_at_bound(one: CorrectCount, two: CorrectCount, bound: float, *, upper: bool) -> float:
-    """Return the standard errors at which that end of the interval comes to ``bound``."""
+    """Return the normal score at which that end of the interval equals ``bound``."""
 
     def beyond(z: float) -> float:
         ends = _newcombe_interval(one, two, 2 * float(special.ndtr(-z)))

@@ -1,9 +1,8 @@
-"""The Pareto front: the methods that no other beats on every axis, and how sure that is.
+"""Pareto front: the methods that no other beats on every axis, and the probability of each.
 
-Stands beside ``compare`` in analysis: method rows and draws of their scores in, ``pareto`` and
-``front`` of the report dict out. A front is taken from the point estimates; the probability of
-being on it is the share of resampled studies in which a method is (scores are resampled over seeds
-and items, paired as in the verdicts; costs stay as they were measured).
+A front is computed from the point estimates. The probability of being on it is the share of
+resampled studies in which a method is: scores are resampled over seeds and items, paired as in the
+verdicts; costs stay as measured.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from bakeoff.analysis.bootstrap import (
 from bakeoff.analysis.compare import TIE
 
 COST_TIE = 0.05
-"""Costs closer than this share are taken as equal: two readings of one probe differ as much."""
+"""Costs within this share are equal: repeated measurements of one probe differ by as much."""
 
 Row = dict[str, Any]
 BoolArray = NDArray[np.bool_]
@@ -40,9 +39,9 @@ QUALITY = "quality"
 
 @dataclass(frozen=True)
 class CostAxis:
-    """A cost that methods are weighed by; less is better. ``name`` is the study file's word.
+    """A cost on which methods are compared; less is better. ``name`` is its name in study files.
 
-    ``key`` is where the report keeps it: a key of ``cost``, or of the method's row itself.
+    ``key`` is a key of ``cost`` in the report, or of the method's row itself.
     """
 
     name: str
@@ -70,10 +69,10 @@ def axis_value(row: Row, axis: CostAxis) -> float | None:
 
 
 def is_cost_tie(one: FloatArray | float, other: FloatArray | float) -> Any:
-    """Tell where two costs are within 5 % of the smaller one, so that neither is the cheaper.
+    """Return whether two costs are within ``COST_TIE`` of the smaller one; works on arrays.
 
-    Two readings of one cost probe differ by as much (``race.COST_TIE``): such a difference says
-    nothing of the method. Bytes are exact, but nobody chooses by a twentieth of them.
+    Repeated measurements by a cost probe differ by as much, so such a difference says nothing about
+    the methods. Bytes are exact, but 5 % of them does not matter for a choice.
     """
     least = np.minimum(np.abs(one), np.abs(other))
     return np.abs(np.asarray(one) - other) <= COST_TIE * least + TIE
@@ -84,7 +83,7 @@ def pareto_front(
 ) -> list[str]:
     """Return the methods on the front over the score and each of ``costs``, cheapest first.
 
-    A lower cost is better. Ties stay, methods without all values are left out.
+    A lower cost is better. Ties are kept; methods with a missing value are left out.
     """
     points: dict[str, list[float]] = {}
     for method, score in scores.items():
@@ -102,31 +101,32 @@ def pareto_front(
 
 
 def front_probabilities(drawn: FloatArray, costs: FloatArray, *, better: str) -> FloatArray:
-    """Return ``[methods]``: the share of draws in which each is on the front.
+    """Return the share of draws in which each method is on the front, ``[methods]``.
 
-    ``drawn`` is ``[methods, draws]`` of scores, ``costs`` ``[methods, axes]``. A rival is one that
-    is nowhere costlier (``tied`` costs are equal); it beats a method where it scores higher, or the
-    same and costs less somewhere.
+    ``drawn`` is ``[methods, draws]`` of scores, ``costs`` ``[methods, axes]``. A method is beaten
+    by one that costs no more on any axis (up to ``is_cost_tie``) and that scores higher, or scores
+    the same and costs less on some axis.
     """
     scores = drawn if better == "higher" else -drawn
     cheaper = (costs[:, None] < costs[None]) & ~is_cost_tie(costs[:, None], costs[None])
     less_somewhere: BoolArray = cheaper.any(axis=2)
-    found = np.empty(len(scores))
-    for own in range(len(scores)):
-        rivals = ~less_somewhere[own]
-        rivals[own] = False
-        beaten = (scores[rivals] > scores[own] + TIE).any(axis=0)
-        rivals &= less_somewhere[:, own]
-        beaten |= (scores[rivals] >= scores[own] - TIE).any(axis=0)
-        found[own] = 1 - beaten.mean()
-    return found
+    probabilities = np.empty(len(scores))
+    for method in range(len(scores)):
+        rivals = ~less_somewhere[method]
+        rivals[method] = False
+        beaten = (scores[rivals] > scores[method] + TIE).any(axis=0)
+        rivals &= less_somewhere[:, method]
+        beaten |= (scores[rivals] >= scores[method] - TIE).any(axis=0)
+        probabilities[method] = 1 - beaten.mean()
+    return probabilities
 
 
 @dataclass(frozen=True)
 class Fronts:
-    """``plots`` is ``pareto`` of the report: the score against each cost; ``joint`` is ``front``.
+    """The fronts of a study, as the report has them.
 
-    ``probabilities`` are those of the joint front, by method.
+    ``plots`` is its ``pareto``, the score against each cost; ``joint`` is its ``front``, over all
+    axes. ``probabilities`` belong to the joint front, by method.
     """
 
     plots: list[dict[str, Any]]
@@ -144,7 +144,7 @@ def find_fronts(
     """Find the front over all axes at once and that of the score against each cost.
 
     ``draws`` are resampled scores by method; without them there are no probabilities. ``axes`` are
-    the study's, quality among them; None: all. A cost that no method has is no axis.
+    the study's, including quality; None means all. A cost that no method has is not an axis.
     """
     wanted = [COST_AXES[name] for name in axes or COST_AXES if name != QUALITY]
     scored = [row for row in rows if row["score"]]
@@ -159,22 +159,22 @@ def find_fronts(
         }
         for a in wanted
     ]
-    named = {
+    header = {
         "axes": [QUALITY, *(a.name for a in measured)],
         "not_measured": [a.name for a in wanted if a not in measured],
         "draws": DRAWS if draws else None,
         "cost_tie": COST_TIE,
     }
-    return Fronts(plots, {**named, **joint}, joint["probabilities"])
+    return Fronts(plots, {**header, **joint}, joint["probabilities"])
 
 
 def draw_scores(
     scores: Mapping[str, Scores], control: str, rng: np.random.Generator
 ) -> dict[str, FloatArray]:
-    """Draw every method's score, less the control's where it has one: only their order matters.
+    """Draw every method's score, relative to the control where it has one, ``[draws]`` each.
 
-    Differences are paired by seed, as in the verdicts: what a seed's batches do to all methods
-    alike moves none of them past another.
+    Only the order of the scores matters here. Differences are paired by seed, as in the verdicts,
+    so that a seed's effect on all methods alike does not change their order.
     """
     if control not in scores:
         return _draws_by_method(scores, [mean_effect(s) for s in scores.values()], rng)
@@ -192,21 +192,21 @@ def _draws_by_method(
 def _build_front(
     rows: Sequence[Row], axes: Sequence[CostAxis], draws: Mapping[str, FloatArray], better: str
 ) -> dict[str, Any]:
-    """Return one front: its methods, everybody's probability, and who is left out."""
+    """Return one front: its methods, the probability of each, and the methods left out."""
     costs = {a.name: {r["method"]: axis_value(r, a) for r in rows} for a in axes}
     missing = {
-        r["method"]: lacking
+        r["method"]: unmeasured
         for r in rows
-        if (lacking := [a.name for a in axes if costs[a.name][r["method"]] is None])
+        if (unmeasured := [a.name for a in axes if costs[a.name][r["method"]] is None])
     }
-    there = [r["method"] for r in rows if r["method"] not in missing] if axes else []
-    scores = {r["method"]: r["score"]["estimate"] for r in rows if r["method"] in there}
+    complete = [r["method"] for r in rows if r["method"] not in missing] if axes else []
+    scores = {r["method"]: r["score"]["estimate"] for r in rows if r["method"] in complete}
     chances: dict[str, float] = {}
-    if there and draws:
-        table = np.array([[costs[a.name][m] for a in axes] for m in there], dtype=np.float64)
-        drawn = np.stack([draws[m] for m in there])
-        found = front_probabilities(drawn, table, better=better)
-        chances = dict(zip(there, found.tolist(), strict=True))
+    if complete and draws:
+        table = np.array([[costs[a.name][m] for a in axes] for m in complete], dtype=np.float64)
+        drawn = np.stack([draws[m] for m in complete])
+        shares = front_probabilities(drawn, table, better=better)
+        chances = dict(zip(complete, shares.tolist(), strict=True))
     return {
         "front": pareto_front(scores, *costs.values(), better=better) if axes else [],
         "probabilities": chances,

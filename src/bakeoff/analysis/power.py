@@ -97,7 +97,7 @@ def power_of_difference(design: StudyDesign, true_difference: float, alpha: floa
 def power_of_equivalence(
     design: StudyDesign, true_difference: float, margin: float, alpha: float = 0.05
 ) -> float:
-    """Return the probability that both one-sided tests at the margin reject, at Holm's first step."""
+    """Return the probability that both one-sided margin tests reject, at Holm's first step."""
     critical = -float(special.ndtri(alpha / design.n_contenders))
     widths = _half_widths(design, critical)
     scale = design.standard_error

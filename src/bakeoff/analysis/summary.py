@@ -1,7 +1,6 @@
-"""The whole report dict from a study's record: all that report, command line and view read.
+"""The report dict of a study, finished or not: the source of report, command line and live view.
 
-Stands last in analysis: a StudyRecord in, ``report.json`` as a dict out, finished or not. Nothing
-is dropped: what failed is a row with its reason, what is missing is None.
+Nothing is dropped: a failure is a row with its reason, a missing value is None.
 """
 
 from __future__ import annotations
@@ -23,7 +22,13 @@ from bakeoff.analysis.per_method.best_weights import weights_problem
 from bakeoff.analysis.per_method.forgetting import forgetting_rows
 from bakeoff.analysis.per_method.gain_over_base import base_row, gains_over_base, no_gain_warning
 from bakeoff.analysis.per_method.items import item_summary
-from bakeoff.analysis.per_method.method_rows import Evidence, failure_rows, method_row
+from bakeoff.analysis.per_method.method_rows import (
+    Evidence,
+    Extras,
+    failure_rows,
+    front_point,
+    method_row,
+)
 from bakeoff.analysis.per_method.race_summary import race_summary
 from bakeoff.analysis.per_method.secondary import secondary_rows
 from bakeoff.analysis.per_method.stability import is_unfinished
@@ -45,36 +50,28 @@ FEWEST_SEEDS = 3
 
 
 def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
-    """Build the report dict of a study, finished or not; the same ``rng`` gives the same bits."""
+    """Build the report dict of a study, finished or not; equal ``rng`` states give equal bits."""
     by_method = runs_by_method(record)
-    nothing = MethodRuns(record.control, (), ())
-    control = by_method.get(record.control, nothing)
+    control = by_method.get(record.control, MethodRuns(record.control, (), ()))
     chosen = chosen_settings(record, by_method)
     evidence = _gather_evidence(record, by_method, rng)
-    rows = _sort_rows(
-        record,
-        [
-            method_row(record, runs, control, chosen.get(method), evidence)
-            for method, runs in by_method.items()
-        ],
-    )
-    forgotten = forgetting_rows(by_method, rng)
-    for row in rows:
-        row["forgetting"] = row["forgetting"] or forgotten.get(row["method"])
-    fronts = find_fronts(rows, evidence.draws, record.pareto, better=record.metric.better)
-    for row in rows:
-        row["front_probability"] = fronts.probabilities.get(row["method"])
-    gained = gains_over_base(record, evidence.scores, rng)
-    for row in rows:
-        gain = gained.get(row["method"])
-        row["gain"] = asdict(gain) if gain else None
+    # All of these draw from ``rng``: their order is part of the result.
+    forgetting = forgetting_rows(by_method, rng)
+    gains = gains_over_base(record, evidence.scores, rng)
     base = base_row(record, rng)
-    beside = secondary_rows(record, by_method, evidence.scores, rng)
-    for row in rows:
-        row["secondary"] = beside.get(row["method"]) or None
+    secondary = secondary_rows(record, by_method, evidence.scores, rng)
+    points = _sort_rows(
+        record, [front_point(record, runs, evidence, forgetting) for runs in by_method.values()]
+    )
+    fronts = find_fronts(points, evidence.draws, record.pareto, better=record.metric.better)
+    extras = Extras(forgetting, gains, secondary, fronts.probabilities)
+    rows = [
+        method_row(record, by_method[method], control, chosen.get(method), evidence, extras)
+        for method in (point["method"] for point in points)
+    ]
     complete = is_complete(record, by_method)
     advice = recommend(record, rows, complete=complete)
-    made = {
+    report = {
         "schema": SCHEMA,
         "study": _study_section(record),
         "base": base,
@@ -94,14 +91,14 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         "provenance": record.provenance,
         "imported": _imported_section(record),
     }
-    plain: dict[str, Any] = _to_json_values(made)
+    plain: dict[str, Any] = _to_json_values(report)
     return plain
 
 
 def chosen_settings(
     record: StudyRecord, by_method: Mapping[str, MethodRuns]
 ) -> dict[str, dict[str, Any]]:
-    """Return each method's setting: that of its final trials, else the search's once complete."""
+    """Return each method's setting: that of its final trials, else the finished search's choice."""
     search = [run for runs in by_method.values() for run in runs.search]
     complete = bool(search) and not any(is_unfinished(run) for run in search)
     chosen = search_choices(record) if complete else {}
@@ -110,15 +107,15 @@ def chosen_settings(
 
 
 def search_choices(record: StudyRecord) -> dict[str, dict[str, Any]]:
-    """Return each method's setting as the study chooses it."""
+    """Return the settings that the search would choose now, by method."""
     return choose_settings(record.trials, record.select_on, record.metric.better)
 
 
 def is_complete(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> bool:
-    """Tell whether nothing is left to train.
+    """Return whether nothing is left to train.
 
-    Every planned trial has a result, every method that fits has trials, and every method with a
-    setting to go on with has final trials.
+    Every planned trial has a result, every compatible method has trials, and every method with a
+    chosen setting has final trials.
     """
     if any(is_unfinished(TrialRun(trial, result)) for trial, result in record.trials):
         return False
@@ -137,9 +134,9 @@ def _gather_evidence(
         return _imported_evidence(record, record.imported.reported, rng)
     n_items = count_test_items(record)
     scores = {
-        method: found
+        method: usable
         for method, runs in by_method.items()
-        if (found := usable_scores(runs, n_items)) is not None
+        if (usable := usable_scores(runs, n_items)) is not None
     }
     contenders = {m: s for m, s in scores.items() if m != record.control}
     metric = record.metric
@@ -163,7 +160,7 @@ def _gather_evidence(
 def _imported_evidence(
     record: StudyRecord, reported: Mapping[str, ImportedScores], rng: np.random.Generator
 ) -> Evidence:
-    """Return what can be said of another tool's runs: one seed each, no scores per item."""
+    """Return the evidence of imported runs: one seed each, no scores per item."""
     estimates, counted = (
         count_intervals.score_intervals(reported),
         count_intervals.counts_by_method(reported),
@@ -180,7 +177,7 @@ def _imported_evidence(
 
 
 def _sort_rows(record: StudyRecord, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sort the control first, then the best score first, those without a score last."""
+    """Sort the control first, then by score, best first; rows without a score come last."""
     sign = -1 if record.metric.better == "higher" else 1
 
     def rank(row: dict[str, Any]) -> tuple[bool, bool, float]:
@@ -212,16 +209,16 @@ def _study_section(record: StudyRecord) -> dict[str, Any]:
 
 
 def _imported_section(record: StudyRecord) -> dict[str, Any] | None:
-    """Return what the report says of where an imported record comes from; None for our own."""
+    """Return the origin of an imported record; None for a study of bakeoff's own."""
     if record.imported is None:
         return None
     known = asdict(record.imported)
-    del known["reported"]  # each method's own is in its row
+    del known["reported"]  # it is in the methods' rows
     return known
 
 
 def count_test_reads(record: StudyRecord) -> int:
-    """Return how often the test set was looked at: 0 until a final trial is scored on it."""
+    """Return the number of test-set evaluations: 0 until a final trial is scored on test."""
     read = any(result is not None and "test" in result.splits for _, result in record.trials)
     read = read or record.imported is not None
     return 1 + len(record.looks) if read or record.looks else 0
@@ -233,63 +230,66 @@ def _collect_warnings(
     rows: Sequence[dict[str, Any]],
     evidence: Evidence,
 ) -> list[str]:
-    """List what a reader must know before believing the verdicts, each once."""
-    found = [*_repeated_read_warnings(record), *record.warnings]
+    """List the caveats of the verdicts, each once."""
+    warnings = [*_repeated_read_warnings(record), *record.warnings]
     items = record.n_items.get("test")
     if items is not None:
-        found += small_test_set_warnings(items)
+        warnings += small_test_set_warnings(items)
     if rows and record.control not in evidence.estimates:
         name = record.titles.get(record.control, record.control)
-        found.append(f"{name}, the control, has no test score: there are no verdicts.")
+        warnings.append(f"{name}, the control, has no test score: there are no verdicts.")
     for row in rows:
-        found += _row_warnings(row, by_method[row["method"]], evidence)
+        warnings += _row_warnings(row, by_method[row["method"]], evidence)
         gain = Interval(**row["gain"]) if row["gain"] else None
-        found += [w] if (w := no_gain_warning(row["title"], gain, record.metric)) else []
-    return list(dict.fromkeys(found))
+        warnings += [w] if (w := no_gain_warning(row["title"], gain, record.metric)) else []
+    return list(dict.fromkeys(warnings))
 
 
 def _repeated_read_warnings(record: StudyRecord) -> list[str]:
-    """Say what a further look at test costs: what was seen may have led to what was changed."""
+    """Warn of repeated test-set evaluations: earlier results may have influenced the changes."""
     if not record.looks:
         return []
     changes = " ".join(
-        f"Changed before look {number} ({look['at']}): {'; '.join(look['changes'])}."
+        f"Changes before evaluation {number} ({look['at']}): {'; '.join(look['changes'])}."
         for number, look in enumerate(record.looks, start=2)
     )
     return [
-        f"The test set was looked at {count_test_reads(record)} times. {changes} What was seen may have "
-        "led to the change, so the 5 % error no longer covers the verdicts of later looks, and "
-        "those are the ones shown here."
+        f"The test set was evaluated {count_test_reads(record)} times. {changes} Earlier results "
+        "may have influenced the changes, so the 5 % error no longer covers the verdicts of "
+        "later evaluations, and these are the ones shown here."
     ]
 
 
 def _row_warnings(row: dict[str, Any], runs: MethodRuns, evidence: Evidence) -> list[str]:
-    title, found = row["title"], []
+    title = row["title"]
+    warnings: list[str] = []
     seeds = row["n_seeds"]
     if row["reported"] is not None:
-        pass  # one warning speaks for all of an import
+        pass  # one warning covers the whole import
     elif seeds == 1:
-        found.append(f"{title} has one seed: its seed noise is unknown and in no interval.")
+        warnings.append(f"{title} has one seed: its seed noise is unknown and in no interval.")
     elif 0 < seeds < FEWEST_SEEDS:
-        found.append(f"{title} has {seeds} seeds, fewer than {FEWEST_SEEDS}.")
+        warnings.append(f"{title} has {seeds} seeds, fewer than {FEWEST_SEEDS}.")
     comparison = evidence.comparisons.get(row["method"])
     if comparison and comparison.n_seeds < seeds:
-        found.append(f"{title} is compared over {comparison.n_seeds} of its {seeds} seeds.")
+        warnings.append(f"{title} is compared over {comparison.n_seeds} of its {seeds} seeds.")
     if (picked := row["picked"]) is not None and not picked["agree"]:
-        found.append(_disagreement_warning(title, picked))
+        warnings.append(_disagreement_warning(title, picked))
     if row["best_setting_on_edge"]:
         rate = row["setting"]["learning_rate"]
-        found.append(f"The best learning rate of {title}, {rate:g}, is at the edge of those tried.")
+        warnings.append(
+            f"The best learning rate of {title}, {rate:g}, is at the edge of those tried."
+        )
     unusable = len(runs.scored) - seeds
     if unusable:
-        found.append(f"{title}: the test scores of {unusable} done trials cannot be used.")
+        warnings.append(f"{title}: the test scores of {unusable} finished trials cannot be used.")
     if (
         row["artifact"] is not None
-        and (wrong := weights_problem(title, row["artifact"])) is not None
+        and (problem := weights_problem(title, row["artifact"])) is not None
     ):
-        found.append(f"{wrong}.")
-    found += [f"{title}: {w}" for r in runs.all if r.result for w in r.result.warnings]
-    return found
+        warnings.append(f"{problem}.")
+    warnings += [f"{title}: {w}" for r in runs.all if r.result for w in r.result.warnings]
+    return warnings
 
 
 def _disagreement_warning(title: str, picked: Mapping[str, Any]) -> str:
@@ -301,7 +301,7 @@ def _disagreement_warning(title: str, picked: Mapping[str, Any]) -> str:
 
 
 def _hours_section(record: StudyRecord) -> dict[str, Any] | None:
-    """Return what the study's hours bought and what it took; None where it is in steps."""
+    """Return the plan of a study with a time budget and the time it took; None without one."""
     if record.hours is None:
         return None
     used = None if record.wall_seconds is None else record.wall_seconds / 3600
@@ -324,7 +324,7 @@ def _timing_section(record: StudyRecord) -> dict[str, Any]:
 
 
 def _to_json_values(value: Any) -> Any:
-    """Return JSON values only: names for enums, lists for tuples, None for what is not finite."""
+    """Convert to JSON values: enums to names, tuples to lists, non-finite numbers to None."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):

@@ -1,7 +1,6 @@
-"""The trials of a study as analysis reads them: by method and phase, with what each one gave.
+"""Trials with their results, grouped by method and phase, as analysis reads them.
 
-Stands between the stored record and the rest of analysis. Whatever is not finite is absent here, so
-that no stand-in number goes on.
+Values that are not finite are returned as None, so that no placeholder number enters a statistic.
 """
 
 from __future__ import annotations
@@ -23,29 +22,29 @@ NOT_FINISHED = "not finished"
 
 
 class TrialRun(NamedTuple):
-    """A planned trial and its result, None while it is missing."""
+    """A planned trial and its result, which is None until it has ended."""
 
     trial: Trial
     result: TrialResult | None
 
     @property
     def status(self) -> Status:
-        """How it ended; a missing result counts as stopped."""
+        """The status at the end; a missing result counts as stopped."""
         return self.result.status if self.result else Status.STOPPED
 
     @property
     def done(self) -> bool:
-        """Tell whether it ended well."""
+        """Whether it ended successfully."""
         return self.status is Status.DONE
 
     @property
     def reason(self) -> str | None:
-        """Why it is not done."""
+        """The reason why it is not done."""
         return self.result.reason if self.result else NOT_FINISHED
 
     @property
     def validation_loss(self) -> float | None:
-        """The validation loss at the end: the curve's last point, else the split's."""
+        """The final validation loss: the curve's last point, else the split's mean."""
         if self.result is None:
             return None
         last = self.result.curve[-1].validation_loss if self.result.curve else None
@@ -63,7 +62,7 @@ class TrialRun(NamedTuple):
 
 @dataclass(frozen=True)
 class MethodRuns:
-    """All trials of one method, by phase."""
+    """Trials of one method, by phase."""
 
     method: str
     search: tuple[TrialRun, ...]
@@ -71,12 +70,12 @@ class MethodRuns:
 
     @property
     def all(self) -> tuple[TrialRun, ...]:
-        """Search first, then final."""
+        """All trials, those of the search first."""
         return self.search + self.final
 
     @property
     def scored(self) -> tuple[TrialRun, ...]:
-        """The final trials that are done."""
+        """The final trials that succeeded."""
         return tuple(run for run in self.final if run.done)
 
 
@@ -86,20 +85,20 @@ def finite_or_none(value: float | None) -> float | None:
 
 
 def setting_key(setting: dict[str, Any]) -> str:
-    """Return a text that equal settings share."""
+    """Return a key that is equal for equal settings."""
     return json.dumps(setting, sort_keys=True)
 
 
 def runs_by_method(record: StudyRecord) -> dict[str, MethodRuns]:
-    """Group a record's trials; every method of the study is there, with trials or without."""
+    """Group a record's trials by method; methods without any trial are included."""
     runs = [TrialRun(trial, result) for trial, result in record.trials]
     return {method: _collect_runs(method, runs) for method in record.methods}
 
 
 def usable_scores(runs: MethodRuns, n_items: int | None) -> Scores | None:
-    """Return the method's test scores over its seeds; None without any.
+    """Return the method's test scores over its seeds; None if it has none.
 
-    A trial whose scores are missing, not finite or not of ``n_items`` items is left out.
+    A trial is left out if its scores are missing, not finite, or not of ``n_items`` items.
     """
     rows = {
         run.trial.seed: run.result.splits["test"].scores
@@ -112,7 +111,7 @@ def usable_scores(runs: MethodRuns, n_items: int | None) -> Scores | None:
 
 
 def count_test_items(record: StudyRecord) -> int | None:
-    """Return how many test items there are, from the record or else from the scores."""
+    """Return the number of test items, from the record or else from the scores."""
     stated = record.n_items.get("test")
     if stated:
         return stated
@@ -130,6 +129,6 @@ def _has_usable_scores(result: TrialResult, n_items: int | None) -> bool:
 
 
 def _collect_runs(method: str, runs: Iterable[TrialRun]) -> MethodRuns:
-    own = [run for run in runs if run.trial.method.name == method]
-    search = tuple(run for run in own if run.trial.phase == "search")
-    return MethodRuns(method, search, tuple(run for run in own if run.trial.phase == "final"))
+    of_method = [run for run in runs if run.trial.method.name == method]
+    search = tuple(run for run in of_method if run.trial.phase == "search")
+    return MethodRuns(method, search, tuple(run for run in of_method if run.trial.phase == "final"))

@@ -1,7 +1,6 @@
-"""Which accelerators a method ran with: what its probe decided, what its trials then did.
+"""Accelerators that a method ran with: its probe's decision and what its trials did.
 
-Stands between the stored record and ``rows``. A record of a study from before lanes has none of
-this: then it is None, not a guess.
+Records from before bakeoff had lanes hold none of this; the row is then None.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from bakeoff.core.results import Cost, Status
 
 LANES = "lanes"
 GENERATION = "generation"
-NO_PROBE = "the cost probe failed, so nothing could be tried"
+NO_PROBE = "the cost probe failed, so it could not be tested"
 
 
 def engine_row(record: StudyRecord, runs: MethodRuns) -> dict[str, Any] | None:
-    """Return ``lanes``, ``on`` and ``off`` of a method; None where no probe says anything.
+    """Return ``lanes``, ``on`` and ``off`` of a method; None without a probe's decision.
 
-    ``lanes`` is the most trials that shared a step, 1 where they ran one by one, None while none
-    has run; ``off`` gives the probe's reason, or None where the study never asked for it.
+    ``lanes`` is the largest number of trials batched in a step: 1 if they ran one by one, None if
+    none has run. ``off`` maps accelerators to the probe's reason, None if not requested.
     """
     cost = record.costs.get(runs.method)
     decided = _probe_decision(cost, record) if cost else None
     if decided is None:
         return None
     switches, reasons = decided["switches"], decided["reasons"]
-    # a group whose lanes are off still counts its trials: they took turns on one base
+    # a result counts the trials of its group even with lanes off, when they ran in turn on one base
     groups = [r.result.lanes for r in runs.all if r.result and r.result.lanes]
     most = max(groups, default=None)
     return {
@@ -39,16 +38,16 @@ def engine_row(record: StudyRecord, runs: MethodRuns) -> dict[str, Any] | None:
 
 
 def _probe_decision(cost: Cost, record: StudyRecord) -> dict[str, Any] | None:
-    """Return what the probe decided; a method whose probe failed trains on the plain path."""
+    """Return the probe's decision; after a failed probe every accelerator counts as off."""
     if cost.engine is not None or cost.status in (Status.DONE, Status.INCOMPATIBLE):
         return cost.engine
     others = [c.engine["switches"] for c in record.costs.values() if c.engine is not None]
-    wished = {name for switches in others for name, on in switches.items() if on}
+    requested = {name for switches in others for name, on in switches.items() if on}
     names = dict.fromkeys(name for switches in others for name in switches)
     return (
         {
             "switches": dict.fromkeys(names, False),
-            "reasons": dict.fromkeys(wished, NO_PROBE),
+            "reasons": dict.fromkeys(requested, NO_PROBE),
         }
         if names
         else None
@@ -56,11 +55,13 @@ def _probe_decision(cost: Cost, record: StudyRecord) -> dict[str, Any] | None:
 
 
 def has_extra_accelerators(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Tell whether a row's speed and memory were measured with an accelerator the other lacks.
+    """Return whether a row's costs were measured with an accelerator that the other lacks.
 
-    Lanes do not count, costs are measured with one trial alone; nor does how answers are generated.
+    Lanes do not count, because costs are measured on a single trial; nor does generation.
     """
-    own, theirs = ((r.get("engine") or {}).get("on") for r in (row, other))
+    mine, theirs = ((r.get("engine") or {}).get("on") for r in (row, other))
     return (
-        own is not None and theirs is not None and not set(own) - {LANES, GENERATION} <= set(theirs)
+        mine is not None
+        and theirs is not None
+        and not set(mine) - {LANES, GENERATION} <= set(theirs)
     )

@@ -1,7 +1,6 @@
-"""What a method forgot: the change in loss on general text, and its distance from the base.
+"""Forgetting: the change in loss on general text, and the divergence from the base model.
 
-Stands beside ``base`` in analysis: each final trial's sums over documents in, ``forgetting`` of the
-report's rows out. Both numbers are nats per token, ratios of sums over documents.
+Both are in nats per token, ratios of sums over documents.
 """
 
 from __future__ import annotations
@@ -26,45 +25,49 @@ def forgetting_rows(
 ) -> dict[str, dict[str, Any]]:
     """Return each method's forgetting with 95 % intervals over seeds and documents.
 
-    A method of which a scored trial was not measured is left out.
+    A method is left out unless it was measured on all its final trials that succeeded.
     """
-    known = {m: found for m, runs in by_method.items() if (found := _forgetting_by_seed(runs))}
-    change = {m: _per_token(found, _loss_changes) for m, found in known.items()}
-    distance = {m: _per_token(found, _divergences) for m, found in known.items()}
+    measured = {
+        m: by_seed for m, runs in by_method.items() if (by_seed := _forgetting_by_seed(runs))
+    }
+    change = {m: _per_token(by_seed, _loss_changes) for m, by_seed in measured.items()}
+    distance = {m: _per_token(by_seed, _divergences) for m, by_seed in measured.items()}
     estimates = estimate_scores(change, rng)
     divergences = estimate_scores(distance, rng, low=0.0)
-    return {
-        m: {
-            **asdict(estimates[m]),
-            "divergence": asdict(divergences[m]),
+    rows = {}
+    for method, by_seed in measured.items():
+        first = next(iter(by_seed.values()))  # the documents and the base's losses are the same
+        rows[method] = {
+            **asdict(estimates[method]),
+            "divergence": asdict(divergences[method]),
             "n_documents": len(first.tokens),
             "n_tokens": sum(first.tokens),
             "base_loss": sum(first.base_losses) / sum(first.tokens),
         }
-        for m, found in known.items()
-        for first in (next(iter(found.values())),)
-    }
+    return rows
 
 
 def _forgetting_by_seed(runs: MethodRuns) -> dict[int, Forgetting]:
-    found = {r.trial.seed: r.result.forgetting for r in runs.scored if r.result}
-    whole = {seed: f for seed, f in found.items() if f is not None}
-    return whole if len(whole) == len(found) else {}
+    by_seed = {r.trial.seed: r.result.forgetting for r in runs.scored if r.result}
+    measured = {seed: f for seed, f in by_seed.items() if f is not None}
+    return measured if len(measured) == len(by_seed) else {}
 
 
-def _loss_changes(found: Forgetting) -> FloatArray:
-    change: FloatArray = np.array(found.losses) - np.array(found.base_losses)
+def _loss_changes(forgetting: Forgetting) -> FloatArray:
+    change: FloatArray = np.array(forgetting.losses) - np.array(forgetting.base_losses)
     return change
 
 
-def _divergences(found: Forgetting) -> FloatArray:
-    return np.array(found.divergences)
+def _divergences(forgetting: Forgetting) -> FloatArray:
+    return np.array(forgetting.divergences)
 
 
-def _per_token(found: Mapping[int, Forgetting], sums: Callable[[Forgetting], FloatArray]) -> Scores:
-    """Return ``[seeds, documents]``, scaled so that a row's mean is its sum over all tokens.
+def _per_token(
+    by_seed: Mapping[int, Forgetting], sums: Callable[[Forgetting], FloatArray]
+) -> Scores:
+    """Return ``[seeds, documents]`` scores whose mean over documents is the value per token.
 
-    The ratio of two sums over documents, as the mean of one number a document: what is resampled.
+    A ratio of two sums over documents becomes a mean over documents, which the bootstrap resamples.
     """
-    rows = [sums(f) * len(f.tokens) / sum(f.tokens) for f in found.values()]
-    return Scores(tuple(found), np.array(rows, dtype=np.float64))
+    rows = [sums(f) * len(f.tokens) / sum(f.tokens) for f in by_seed.values()]
+    return Scores(tuple(by_seed), np.array(rows, dtype=np.float64))

@@ -1,8 +1,6 @@
-"""What fine-tuning gained: every method's test score against that of the untouched base.
+"""Gain of fine-tuning: every method's test score against that of the base model.
 
-Stands beside ``compare`` in analysis: the base's item scores and the methods' in, ``base`` of the
-report dict and ``gain`` of its rows out. Two methods can be equivalent because neither learnt a
-thing; only this shows it.
+Two methods can be equivalent because neither learned anything; only this comparison shows it.
 """
 
 from __future__ import annotations
@@ -19,17 +17,15 @@ from bakeoff.core.record import MetricInfo, StudyRecord
 
 
 def base_row(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any] | None:
-    """Return the base's score with a 95 % interval over items; None where it has none.
-
-    It has no seeds: nothing of it is drawn.
-    """
-    found = _base_scores(record)
-    if found is None:
+    """Return the base model's score with a 95 % interval over items; None if not measured."""
+    base_scores = _base_scores(record)
+    if base_scores is None:
         return None
     metric = record.metric
-    known = {"base": Scores((0,), found[None])}
+    # one row of scores: the base model has no seeds
+    known = {"base": Scores((0,), base_scores[None])}
     interval = estimate_scores(known, rng, low=metric.low, high=metric.high)["base"]
-    return {"score": asdict(interval), "n_items": len(found)}
+    return {"score": asdict(interval), "n_items": len(base_scores)}
 
 
 def gains_over_base(
@@ -37,29 +33,29 @@ def gains_over_base(
 ) -> dict[str, Interval]:
     """Return how far each method's mean score lies above the base's, in the metric's unit.
 
-    Paired by item; 95 % intervals over seeds and items, each for its method alone. Negative where
-    the base scores the higher number, whichever is better.
+    Paired by item, with 95 % intervals over seeds and items that are not simultaneous over methods.
+    Negative where the base model has the higher score, even if lower is better.
     """
-    found = _base_scores(record)
-    if found is None:
+    base_scores = _base_scores(record)
+    if base_scores is None:
         return {}
     paired = {
-        method: Scores(own.seeds, own.values - found)
-        for method, own in scores.items()
-        if own.values.shape[1] == len(found)
+        method: Scores(score.seeds, score.values - base_scores)
+        for method, score in scores.items()
+        if score.values.shape[1] == len(base_scores)
     }
     return estimate_scores(paired, rng)
 
 
 def no_gain_warning(title: str, gain: Interval | None, metric: MetricInfo) -> str | None:
-    """Warn of a method that cannot be told from the untouched base; None where it can."""
+    """Return a warning for a method that is not significantly better than the base model."""
     if gain is None:
         return None
     higher = metric.better == "higher"
-    nearest = gain.low if higher else gain.high
-    if nearest is not None and (nearest > 0 if higher else nearest < 0):
+    bound = gain.low if higher else gain.high
+    if bound is not None and (bound > 0 if higher else bound < 0):
         return None
-    return f"{title} is not surely better than the untouched base: it may have learnt nothing."
+    return f"{title} is not significantly better than the base model: it may have learned nothing."
 
 
 def _base_scores(record: StudyRecord) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:

@@ -1,7 +1,6 @@
-"""One row of the report dict per method, and one per trial that is not done.
+"""One row of the report per method, and one per trial or probe that failed.
 
-Stands between ``runs`` (what was measured), ``compare`` (what it says) and ``summary`` (the whole
-dict). A method without any result is a row all the same.
+A method without any result has a row, too.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _FROM_PROBE = (
     "base_bytes",
 )
 _INFERENCE = ("inference_milliseconds", "inference_merged_milliseconds")
-"""Of one example; None where it was not measured."""
+"""Milliseconds per example; None where not measured."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the statistics found, by method; a method without scores is in none of them.
+    """Statistics by method; a method without scores is in none of them.
 
     ``n_seeds`` counts the seeds behind each estimate, ``draws`` holds resampled scores.
     """
@@ -49,8 +48,18 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Extras:
+    """Parts of the rows that are computed over all methods at once, by method."""
+
+    forgetting: Mapping[str, dict[str, Any]]
+    gains: Mapping[str, Interval]
+    secondary: Mapping[str, dict[str, Any]]
+    front_probabilities: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class MethodEnding:
-    """How a method as a whole ended."""
+    """Status of a method as a whole, and the reason."""
 
     status: Status
     reason: str | None
@@ -62,13 +71,14 @@ def method_row(
     control: MethodRuns,
     chosen: dict[str, Any] | None,
     evidence: Evidence,
+    extras: Extras,
 ) -> dict[str, Any]:
     """Build a method's row; ``chosen`` is its setting, None while it has none."""
     method = runs.method
     end = method_ending(record, runs)
-    estimate = evidence.estimates.get(method)
+    gain = extras.gains.get(method)
+    point = front_point(record, runs, evidence, extras.forgetting)
     comparison = evidence.comparisons.get(method)
-    scored = evidence.scores.get(method)
     to_control = steps_to_control_loss(runs, control)
     tried = len({setting_key(r.trial.setting) for r in runs.search or runs.final})
     picked = compare_selection(runs.search, record.metric.better)
@@ -81,17 +91,19 @@ def method_row(
         "n_settings": tried,
         "n_settings_added": max(0, tried - record.settings) if record.settings else None,
         "n_seeds": evidence.n_seeds.get(method, 0),
-        "score": asdict(estimate) if estimate else None,
+        "score": point["score"],
         "difference": _difference_row(comparison),
         "verdict": _verdict(record, method, comparison),
-        "cost": _cost_row(record, runs),
+        "cost": point["cost"],
         "artifact": artifact_row(record, runs),
         "engine": engine_row(record, runs),
-        "gain": None,  # the summary knows it, from the base's scores
-        "secondary": None,  # the summary knows it, from all methods' answers
-        "forgetting": _imported_forgetting(record, method),  # imported; the summary knows our own
-        "stability": stability_row(runs, scored, record.metric, record.margin, to_control),
-        "front_probability": None,  # the summary knows, once all rows are there
+        "gain": asdict(gain) if gain else None,
+        "secondary": extras.secondary.get(method) or None,
+        "forgetting": point["forgetting"],
+        "stability": stability_row(
+            runs, evidence.scores.get(method), record.metric, record.margin, to_control
+        ),
+        "front_probability": extras.front_probabilities.get(method),
         "steps_to_control_loss": to_control,
         "n_trials_diverged": sum(r.status is Status.DIVERGED for r in runs.all),
         "n_trials_failed": sum(_has_failed(r) for r in runs.all),
@@ -100,12 +112,31 @@ def method_row(
         "settings": [_setting_row(r, chosen) for r in runs.search],
         "seeds": [_seed_row(r) for r in runs.final],
         "curves": [_curve_row(r, r.result) for r in runs.all if r.result and r.result.curve],
-        "reported": own.figures if (own := _imported_scores(record, method)) else None,
+        "reported": scores.figures if (scores := _imported_scores(record, method)) else None,
+    }
+
+
+def front_point(
+    record: StudyRecord,
+    runs: MethodRuns,
+    evidence: Evidence,
+    forgetting: Mapping[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Build the part of a method's row that the Pareto fronts are computed from.
+
+    ``forgetting`` is what the study measured, by method; an imported value goes first.
+    """
+    estimate = evidence.estimates.get(runs.method)
+    return {
+        "method": runs.method,
+        "score": asdict(estimate) if estimate else None,
+        "cost": _cost_row(record, runs),
+        "forgetting": _imported_forgetting(record, runs.method) or forgetting.get(runs.method),
     }
 
 
 def method_ending(record: StudyRecord, runs: MethodRuns) -> MethodEnding:
-    """Tell how a method ended: done if any final trial is, else its most common failure."""
+    """Return a method's status: done if any final trial is, else its most common failure."""
     if runs.scored:
         return MethodEnding(Status.DONE, None)
     if runs.method in record.incompatible:
@@ -131,13 +162,13 @@ def steps_to_control_loss(runs: MethodRuns, control: MethodRuns) -> int | None:
         for point in run.result.curve if run.result else ():
             if point.validation_loss is not None:
                 by_step.setdefault(point.step, []).append(point.validation_loss)
-    # a step that some seed lacks would be a mean over other seeds than its neighbours'
+    # only steps that all seeds have, so that every mean is over the same seeds
     complete = [s for s in sorted(by_step) if len(by_step[s]) == len(runs.scored)]
     return next((s for s in complete if fmean(by_step[s]) <= fmean(known)), None)
 
 
 def is_on_edge(runs: MethodRuns, chosen: dict[str, Any] | None) -> bool:
-    """Tell whether the chosen learning rate is the lowest or highest of several tried."""
+    """Return whether the chosen learning rate is the lowest or highest of several tried."""
     tried = {r.trial.learning_rate for r in runs.search}
     if chosen is None or len(tried) < 2:
         return False
@@ -145,9 +176,10 @@ def is_on_edge(runs: MethodRuns, chosen: dict[str, Any] | None) -> bool:
 
 
 def failure_rows(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> list[dict[str, Any]]:
-    """List what failed or is missing: methods that do not fit, cost probes, trials.
+    """List failures and missing results: incompatible methods, cost probes, trials.
 
-    A trial that the race stopped did not fail: it is in its method's ``settings``, with the reason.
+    A trial that the race stopped is not a failure: it is in its method's ``settings``, with the
+    reason.
     """
     rows = []
     for method, runs in by_method.items():
@@ -172,17 +204,17 @@ def _imported_scores(record: StudyRecord, method: str) -> ImportedScores | None:
 
 
 def _missing_interval_reason(record: StudyRecord, method: str) -> str | None:
-    """Say why a method that ended well has no interval, where none can be known."""
-    own = _imported_scores(record, method)
-    unknown = record.imported is not None and own is not None and own.n is None
+    """Return why a successful imported method has no interval; None if it has one."""
+    scores = _imported_scores(record, method)
+    unknown = record.imported is not None and scores is not None and scores.n is None
     return record.imported.no_interval if record.imported and unknown else None
 
 
 def _imported_forgetting(record: StudyRecord, method: str) -> dict[str, Any] | None:
-    own = _imported_scores(record, method)
-    if own is None or own.forgetting is None:
+    scores = _imported_scores(record, method)
+    if scores is None or scores.forgetting is None:
         return None
-    return {"estimate": own.forgetting, "low": None, "high": None}
+    return {"estimate": scores.forgetting, "low": None, "high": None}
 
 
 def _failure_row(
@@ -236,7 +268,7 @@ def _cost_row(record: StudyRecord, runs: MethodRuns) -> dict[str, Any]:
 
 
 def _memory_above_base(probe: Cost | None) -> int | None:
-    """Return what training needs beside the base, whatever the reading was of."""
+    """Return the memory of training above that of the base model, for any kind of measurement."""
     if probe is None or probe.train_peak_bytes is None:
         return None
     if probe.memory_kind == "rss_above_base":

@@ -1,8 +1,4 @@
-"""What the race did: who stopped where and why, and how many training steps that saved.
-
-Stands in analysis beside ``choose``: the decisions that were stored at each rung in, the report's
-``race`` out. Nothing is decided here.
-"""
+"""Summary of the race: which trials stopped where and why, and the training steps it saved."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from bakeoff.core.trial import Trial
 
 
 def race_summary(record: StudyRecord) -> dict[str, Any] | None:
-    """Return the race of a study as its report has it, None where nothing raced."""
+    """Return the ``race`` of the report; None for a study without a race."""
     race = record.race
     if race is None:
         return None
@@ -34,7 +30,7 @@ def race_summary(record: StudyRecord) -> dict[str, Any] | None:
 def _decision_row(decision: dict[str, Any], record: StudyRecord) -> dict[str, Any]:
     rates = {t.id: t.learning_rate for t, _ in record.trials}
     numbers = decision["numbers"]
-    kept = any(
+    continues = any(
         d["goes_on"]
         for d in (record.race or {})["decisions"]
         if d["step"] == decision["step"] and d["method"] == decision["method"]
@@ -43,7 +39,7 @@ def _decision_row(decision: dict[str, Any], record: StudyRecord) -> dict[str, An
         **decision,
         "learning_rate": rates.get(decision["trial_id"]),
         "mean_loss": numbers.get("mean_loss"),
-        "whole_method": not kept,
+        "whole_method": not continues,
     }
 
 
@@ -54,7 +50,7 @@ def _steps_trained(trial: Trial, result: TrialResult) -> int:
 
 
 def _steps_without_race(record: StudyRecord, seeds: int) -> int:
-    """Return the steps that the same settings and seeds would take without a race."""
-    able = [m for m in record.methods if m not in record.incompatible]
+    """Return the training steps of the same settings and seeds without a race."""
+    compatible = [m for m in record.methods if m not in record.incompatible]
     search = sum(t.conditions.steps for t, _ in record.trials if t.phase == "search")
-    return search + seeds * len(able) * record.steps
+    return search + seeds * len(compatible) * record.steps

@@ -1,8 +1,7 @@
-"""Convergence and stability of each method: how often it fails, how narrow its tuning, how smooth.
+"""Convergence and stability of each method: divergence, width of the tuning plateau, loss spikes.
 
-Stands beside ``compare`` in analysis: a method's trials in, ``methods[].stability`` of the report
-out. ``docs/stability.md`` has the definitions. A trial that the race stopped counts as far as it
-went: it is neither a failure nor a divergence.
+``docs/stability.md`` has the definitions. A trial that the race stopped counts up to its last step:
+it is neither a failure nor a divergence.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.core.results import Status
 
 LOSS_MARGIN = 0.05
-"""Share of the best loss that counts as the margin where no score was taken: about what the luck
-of a seed moves a loss by at these sizes (``race.DRIFT``)."""
+"""Margin as a share of the best loss, for methods without scores: about the effect of a seed on a
+loss at these sizes (``racing.DRIFT``)."""
 SPIKE_FLOOR = 0.05
-"""Share of a run's first training loss that a rise must be above to be called a spike."""
+"""A spike is a rise of more than this share of the run's first training loss."""
 SPIKE_DEVIATIONS = 3.0
-"""Robust standard deviations above the median change that a rise must be above, too."""
+"""A spike also rises this many robust standard deviations above the median change."""
 MAD_TO_SD = 1.4826
-"""A normal distribution's standard deviation over its median absolute deviation."""
+"""Ratio of standard deviation to median absolute deviation of a normal distribution."""
 
 
 class LossPoint(NamedTuple):
-    """One loss read at a step, in nats."""
+    """Loss in nats at a step."""
 
     step: int
     loss: float
@@ -47,9 +46,10 @@ def stability_row(
     margin: float,
     steps_to_control: int | None,
 ) -> dict[str, Any]:
-    """Return a method's ``stability``; whatever its trials do not tell is None.
+    """Return a method's ``stability``; values that its trials do not provide are None.
 
-    ``margin`` is in the metric's unit, ``steps_to_control`` the steps to the control's final loss.
+    ``margin`` is in the metric's unit; ``steps_to_control`` is the number of steps to the control's
+    final loss.
     """
     return {
         "divergence": divergence_share(runs),
@@ -62,20 +62,20 @@ def stability_row(
 
 
 def stopped_by_race(run: TrialRun) -> bool:
-    """Tell whether the race stopped a trial: it has a result, stopped for a reason."""
+    """Return whether the race stopped a trial: its result is stopped, with a reason."""
     stopped = run.result is not None and run.status is Status.STOPPED
     return stopped and run.reason is not None
 
 
 def is_unfinished(run: TrialRun) -> bool:
-    """Tell whether a trial is still to be finished: without a result, or waiting at a rung."""
+    """Return whether a trial is unfinished: without a result, or paused at a rung."""
     return run.status is Status.STOPPED and not stopped_by_race(run)
 
 
 def divergence_share(runs: MethodRuns) -> dict[str, Any] | None:
     """Return the share of a method's trials that diverged, over settings and seeds.
 
-    Counted are trials that trained: done, diverged, or stopped by the race.
+    Trials that are done, diverged or stopped by the race count.
     """
     trained = [run for run in runs.all if _has_trained(run)]
     if not trained:
@@ -87,7 +87,7 @@ def divergence_share(runs: MethodRuns) -> dict[str, Any] | None:
 def seed_sd(scores: Scores | None) -> dict[str, Any] | None:
     """Return the standard deviation of the test score over seeds, None for fewer than two.
 
-    In the metric's unit, with n - 1 below the line; the 95 % interval is chi-squared's.
+    In the metric's unit, the sample standard deviation with a chi-squared 95 % interval.
     """
     if scores is None or len(scores.seeds) < 2:
         return None
@@ -104,11 +104,11 @@ def seed_sd(scores: Scores | None) -> dict[str, Any] | None:
 def learning_rate_plateau(
     runs: MethodRuns, metric: MetricInfo, margin: float
 ) -> dict[str, Any] | None:
-    """Return how many decades of learning rate are as good as the best, from the search.
+    """Return the range of learning rates that are as good as the best, in decades.
 
-    From the best rate outwards to the last one in each direction that is within the margin; a rate
-    that diverged ends it. Read from the validation score where every trial has one at its end, else
-    from the validation loss (``_by_loss``). None with fewer than two rates.
+    The range extends from the best rate in both directions while rates are within the margin; a
+    rate that diverged ends it. It is measured on the validation score if every trial has one at its
+    end, else on the validation loss (``_plateau_by_loss``). None with fewer than two rates.
     """
     by_rate: dict[float, list[TrialRun]] = {}
     for run in runs.search:
@@ -120,17 +120,17 @@ def learning_rate_plateau(
         return None
     finals = {_last_step(run) for run in sound}
     scored = all(run.done and run.mean_score("validation") is not None for run in sound)
-    # scores taken at different steps do not compare: what the race stopped has one of its rung
+    # scores at different steps are not comparable: trials that the race stopped have their rung's
     if scored and len(finals) == 1:
         return _plateau_by_score(rates, metric, margin)
     return _plateau_by_loss(rates, sound)
 
 
 def loss_spikes(runs: MethodRuns) -> dict[str, Any] | None:
-    """Return how many rises of the training loss between readings are spikes, over all trials.
+    """Return the number of spikes in the training losses of all trials.
 
-    A rise is one when it is above 5 % of its run's first reading and above the median change of all
-    the method's readings by 3 robust standard deviations (1.4826 times the MAD).
+    A rise between two logged losses is a spike if it exceeds 5 % of the run's first loss and the
+    median change over the method's runs by 3 robust standard deviations (1.4826 times the MAD).
     """
     trained = [run for run in runs.all if _has_trained(run)]
     curves = [curve for run in trained if len(curve := _train_losses(run)) > 1]
@@ -145,23 +145,24 @@ def loss_spikes(runs: MethodRuns) -> dict[str, Any] | None:
 
 
 def validation_area(runs: MethodRuns) -> dict[str, Any] | None:
-    """Return the area under the validation curve over its steps, in nats: mean over final seeds.
+    """Return the mean height of the validation curve in nats: its area over its steps.
 
-    By trapezoids from the first to the last reading; a seed with a single reading has none.
+    The area is trapezoidal from the first to the last validation; the result is the mean over final
+    seeds with at least two validations.
     """
     areas = [area for run in runs.scored if (area := _curve_area(run)) is not None]
     return {"estimate": fmean(areas), "n_seeds": len(areas)} if areas else None
 
 
 def _has_trained(run: TrialRun) -> bool:
-    """Tell whether a trial says something of its method: failures and what is open do not."""
+    """Return whether a trial trained: failed and unfinished trials do not count."""
     return stopped_by_race(run) or run.status in (Status.DONE, Status.DIVERGED)
 
 
 def _plateau_by_score(
     rates: Mapping[float, Sequence[TrialRun]], metric: MetricInfo, margin: float
 ) -> dict[str, Any]:
-    """Return the plateau of the validation score, each rate's best setting counting."""
+    """Return the plateau by validation score, over the best setting of each rate."""
     sign = -1 if metric.better == "higher" else 1
 
     def read(run: TrialRun) -> float | None:
@@ -176,10 +177,10 @@ def _plateau_by_score(
 def _plateau_by_loss(
     rates: Mapping[float, Sequence[TrialRun]], sound: Sequence[TrialRun]
 ) -> dict[str, Any] | None:
-    """Return the plateau of the validation loss, relative to that of the trial that got furthest.
+    """Return the plateau by validation loss, relative to the trial that got furthest.
 
-    A trial is compared at the last step that it has in common with it: what the race stopped, at
-    its rung. None where some trial shares no step.
+    Each trial is compared with that one at their last common step; for a trial that the race
+    stopped, this is its rung. None if some trial has no common step.
     """
     first = min(
         sound, key=lambda r: (-_last_step(r), _validation_losses(r).get(_last_step(r), math.inf))
@@ -196,7 +197,7 @@ def _plateau_by_loss(
         if step is None:
             return None
         excess = _validation_losses(run)[step] - reference[step]
-        # a loss of nothing has no twentieth: then only nothing is as good
+        # a relative excess over a loss of 0 is undefined: then only 0 is as good
         if excess <= 0 or reference[step] <= 0:
             return 0.0 if excess <= 0 else math.inf
         return excess / reference[step]
@@ -220,10 +221,11 @@ def _best_by_rate(
 def _plateau_span(
     values: Mapping[float, float | None], best: float, allowed: float
 ) -> dict[str, Any]:
-    """Walk from the best rate both ways while values stay within ``allowed`` of its own."""
+    """Return the range around the best rate whose values stay within ``allowed`` of its value."""
     rates, at = list(values), list(values).index(best)
-    own = values[best]
-    limit = (math.inf if own is None else own) + allowed * (1 + 1e-9)  # at the margin is within
+    lowest = values[best]
+    # a value exactly at the margin is within it, in spite of rounding
+    limit = (math.inf if lowest is None else lowest) + allowed * (1 + 1e-9)
 
     def within(index: int) -> bool:
         if not 0 <= index < len(rates):
@@ -246,13 +248,13 @@ def _plateau_span(
 
 
 def _validation_losses(run: TrialRun) -> dict[int, float]:
-    """Return the validation losses that a run read, by step."""
+    """Return a run's validation losses by step."""
     points = run.result.curve if run.result else ()
     return {p.step: loss for p in points if (loss := finite_or_none(p.validation_loss)) is not None}
 
 
 def _last_step(run: TrialRun) -> int:
-    """Return the last step at which a run read a validation loss; 0 for none."""
+    """Return the last step with a validation loss; 0 if there is none."""
     return max(_validation_losses(run), default=0)
 
 
@@ -262,8 +264,8 @@ def _train_losses(run: TrialRun) -> list[float]:
 
 
 def _curve_area(run: TrialRun) -> float | None:
-    readings = [LossPoint(step, loss) for step, loss in sorted(_validation_losses(run).items())]
-    if len(readings) < 2:
+    points = [LossPoint(step, loss) for step, loss in sorted(_validation_losses(run).items())]
+    if len(points) < 2:
         return None
-    area = sum((b.step - a.step) * (a.loss + b.loss) / 2 for a, b in pairwise(readings))
-    return area / (readings[-1].step - readings[0].step)
+    area = sum((b.step - a.step) * (a.loss + b.loss) / 2 for a, b in pairwise(points))
+    return area / (points[-1].step - points[0].step)

@@ -1,16 +1,13 @@
-"""What each method gains over the control, in numbers that can be added up whatever their units.
+"""Unit-free gains over the control, which can be weighted and added up.
 
-Stands under ``recommend`` in analysis: finished rows and weights in, the method to take and
-everybody's total out. Only methods that are not worse than the control are weighed: the control
-itself and contenders whose verdict is ``better`` or ``equivalent``. A gain counts
+Only methods that are not worse than the control are candidates: the control itself and contenders
+whose verdict is ``better`` or ``equivalent``. The gain is
 
-- for quality, 1 for each margin that a ``better`` method is better by; an ``equivalent`` one gains
-  nothing, because what it differs by does not matter;
-- for memory, speed and size, 1 for each halving: log2(control's cost / own cost), and 0 for
-  ``tied`` costs (within 5 %);
-- for serving, 1 where the method can be served and the control cannot, -1 the other way round.
-
-So none of them depends on a unit, and gains in different things can be weighed against each other.
+- in quality, the difference in margins for a ``better`` method, and 0 for an ``equivalent`` one,
+  whose difference does not matter;
+- in memory, speed and size, log2(control's cost / method's cost), so 1 for each halving, and 0 for
+  costs within 5 % (``is_cost_tie``);
+- in serving, 1 if the method can be served and the control cannot, -1 for the reverse.
 """
 
 from __future__ import annotations
@@ -33,9 +30,9 @@ NOT_WORSE = (Verdict.CONTROL, Verdict.BETTER, Verdict.EQUIVALENT)
 
 @dataclass(frozen=True)
 class WeightedChoice:
-    """The method to take, and by method the weighted gain over the control.
+    """The chosen method's row, and each candidate's weighted gain over the control.
 
-    A total is None where something that is weighed was not measured, or compares with nothing.
+    A total is None if a weighted cost was not measured or cannot be compared.
     """
 
     chosen: Row
@@ -45,21 +42,21 @@ class WeightedChoice:
 def choose_by_weights(
     record: StudyRecord, control: Row, rows: Sequence[Row], weights: Mapping[str, float]
 ) -> WeightedChoice:
-    """Weigh the control and every contender that is not worse.
+    """Choose among the control and every contender that is not worse.
 
-    The highest total wins. Totals that differ by no more than tied costs do are equal: then a
-    ``better`` method goes before the control, the control before an ``equivalent`` one, and the
+    The highest total wins. Totals within the effect of tied costs are equal: then a ``better``
+    method precedes the control, the control precedes an ``equivalent`` one, and after that the
     better score decides.
     """
     weights = {name: weight for name, weight in weights.items() if weight > 0}
-    running = [r for r in rows if r["verdict"] in NOT_WORSE and r["score"]]
-    totals = {r["method"]: total_gain(record, control, r, weights) for r in running}
-    known = {method: gained for method, gained in totals.items() if gained is not None}
+    candidates = [r for r in rows if r["verdict"] in NOT_WORSE and r["score"]]
+    totals = {r["method"]: total_gain(record, control, r, weights) for r in candidates}
+    known = {method: total for method, total in totals.items() if total is not None}
     if not known:
         return WeightedChoice(control, totals)
     tie = math.log2(1 + COST_TIE) * sum(w for name, w in weights.items() if name in COST_AXES)
     least = max(known.values()) - tie
-    near = [r for r in running if known.get(r["method"], -math.inf) >= least]
+    near = [r for r in candidates if known.get(r["method"], -math.inf) >= least]
     sign = 1 if record.metric.better == "higher" else -1
 
     def rank(row: Row) -> tuple[bool, bool, float]:
@@ -72,29 +69,30 @@ def choose_by_weights(
 def total_gain(
     record: StudyRecord, control: Row, row: Row, weights: Mapping[str, float]
 ) -> float | None:
-    """Return the sum of a method's gains times their weights; None where one is unknown."""
+    """Return a method's weighted sum of gains; None if one of them is unknown."""
     gains = [(w, gain_over_control(record, control, row, name)) for name, w in weights.items()]
-    known = [weight * gained for weight, gained in gains if gained is not None]
+    known = [weight * gain for weight, gain in gains if gain is not None]
     return math.fsum(known) if len(known) == len(gains) else None
 
 
 def gain_over_control(record: StudyRecord, control: Row, row: Row, name: str) -> float | None:
-    """Return what a method gains over the control in one respect, unit-free; None: unknown."""
+    """Return a method's gain over the control on one axis, unit-free; None if unknown."""
     if name == QUALITY:
         return _quality_gain(record, row)
     if name == SERVING:
         return float(can_be_served(record, row) - can_be_served(record, control))
-    own, other = comparable_cost(control, row, name), comparable_cost(control, control, name)
-    if own is None or other is None or min(own, other) <= 0:
+    cost = comparable_cost(control, row, name)
+    baseline = comparable_cost(control, control, name)
+    if cost is None or baseline is None or min(cost, baseline) <= 0:
         return None
-    return 0.0 if is_cost_tie(own, other) else math.log2(other / own)
+    return 0.0 if is_cost_tie(cost, baseline) else math.log2(baseline / cost)
 
 
 def comparable_cost(control: Row, row: Row, name: str) -> float | None:
-    """Return a method's cost, None where it cannot be held against the control's.
+    """Return a method's cost, None if it cannot be compared with the control's.
 
-    Memory of another kind cannot, nor what was measured with an accelerator that the control had
-    to do without: what that saves is no merit of the method.
+    Memory of another kind cannot be compared, nor a cost that was measured with an accelerator
+    that the control lacks: its saving is not due to the method.
     """
     kinds_differ = row["cost"]["memory_kind"] != control["cost"]["memory_kind"]
     if name == "memory" and kinds_differ:
@@ -105,7 +103,7 @@ def comparable_cost(control: Row, row: Row, name: str) -> float | None:
 
 
 def can_be_served(record: StudyRecord, row: Row) -> bool:
-    """Tell whether a method is known to be saved as LoRA, to convert to it, or to merge."""
+    """Return whether a method is known to save as LoRA, convert to LoRA, or merge."""
     return record.serving.get(row["method"]) is not None
 
 

@@ -1,7 +1,6 @@
-"""The recommendation: one honest sentence with its evidence, for what the study prefers.
+"""The recommended method, and one sentence with the evidence, for what the study prefers.
 
-Stands last but one in analysis: finished method rows in, the method and the sentence out. "Keep the
-control" is an answer like any other.
+"Keep the control" is an answer like any other.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from bakeoff.core.format import (
 from bakeoff.core.record import StudyRecord
 
 Row = dict[str, Any]
-# Named in words when an equivalent method needs this share less of them, or less still.
+# An equivalent method's saving of this share or more is named in the sentence.
 MIN_SAVING = 0.1
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The method to take, None while the evidence names none, and why.
+    """The recommended method, None while the evidence supports none, and the sentence.
 
-    ``weighed`` is each method's weighted gain over the control (``weigh``); None where the study
-    prefers quality.
+    ``weighed`` is each method's weighted gain over the control (``choose_by_weights``); None if the
+    study prefers quality.
     """
 
     method: str | None
@@ -48,7 +47,7 @@ class Recommendation:
 
 
 def recommend(record: StudyRecord, rows: Sequence[Row], *, complete: bool) -> Recommendation:
-    """Recommend what the study prefers among the methods that are not worse, else the control."""
+    """Recommend the preferred method among those that are not worse, else the control."""
     control = next((r for r in rows if r["method"] == record.control), None)
     if control is None or control["score"] is None:
         return _without_control(record, rows, control, complete)
@@ -56,15 +55,15 @@ def recommend(record: StudyRecord, rows: Sequence[Row], *, complete: bool) -> Re
         return _without_intervals(record, rows, control, record.imported.no_interval)
     prefer = record.prefer
     if prefer == QUALITY:
-        made = _recommend_by_quality(record, control, rows)
+        advice = _recommend_by_quality(record, control, rows)
     else:
-        made = _recommend_by_weights(record, control, rows, prefer)
-    sentence = made.sentence + _unfinished_note(rows, complete)
-    return Recommendation(made.method, sentence, made.weighed)
+        advice = _recommend_by_weights(record, control, rows, prefer)
+    sentence = advice.sentence + _unfinished_note(rows, complete)
+    return Recommendation(advice.method, sentence, advice.weighed)
 
 
 def _recommend_by_quality(record: StudyRecord, control: Row, rows: Sequence[Row]) -> Recommendation:
-    """Recommend the best of the contenders that are better, else the control."""
+    """Recommend the best of the better contenders, else the control."""
     compared = [r for r in rows if r["difference"] is not None]
     better = [r for r in compared if r["verdict"] == Verdict.BETTER]
     if better:
@@ -78,11 +77,11 @@ def _recommend_by_quality(record: StudyRecord, control: Row, rows: Sequence[Row]
 def _recommend_by_weights(
     record: StudyRecord, control: Row, rows: Sequence[Row], prefer: str | Mapping[str, float]
 ) -> Recommendation:
-    """Recommend what gains most; a single word is the weight 1 for one thing."""
+    """Recommend the largest weighted gain; a single word is the weight 1 for one axis."""
     weights = {prefer: 1.0} if isinstance(prefer, str) else prefer
-    # whoever asks for nothing but serving cannot use what no server can read, however good it is
-    fit = [r for r in rows if prefer != SERVING or r is control or can_be_served(record, r)]
-    weighed = choose_by_weights(record, control, fit, weights)
+    # with serving as the only preference, methods that cannot be served are no candidates
+    candidates = [r for r in rows if prefer != SERVING or r is control or can_be_served(record, r)]
+    weighed = choose_by_weights(record, control, candidates, weights)
     if prefer == SERVING:
         sentence = serving_sentence(record, control, rows, weighed)
     elif isinstance(prefer, str):
@@ -95,7 +94,7 @@ def _recommend_by_weights(
 def _without_control(
     record: StudyRecord, rows: Sequence[Row], control: Row | None, complete: bool
 ) -> Recommendation:
-    """Say why there is no verdict: nothing can be compared without the control's scores."""
+    """Explain that nothing can be compared without the control's scores."""
     name = control["title"] if control else record.titles.get(record.control, record.control)
     if not complete:
         done = sum(result is not None for _, result in record.trials)
@@ -110,24 +109,26 @@ def _without_control(
     if scored:
         best = _best_row(record, scored)
         level = format_value(record, best["score"]["estimate"])
-        sentence += f"; the best score is that of {best['title']}, {level}, compared with nothing"
+        sentence += (
+            f"; the best score is that of {best['title']}, {level}, which cannot be compared"
+        )
     return Recommendation(None, sentence + ".")
 
 
 def _without_intervals(
     record: StudyRecord, rows: Sequence[Row], control: Row, reason: str
 ) -> Recommendation:
-    """Say that scores without any error decide nothing, and what they are."""
+    """Report the best score where the scores have no intervals, without a verdict."""
     best = _best_row(record, [r for r in rows if r["score"]])
     value = format_value(record, best["score"]["estimate"])
-    own = format_value(record, control["score"]["estimate"])
-    against = "" if best is control else f", against {own} of {control['title']}"
+    baseline = format_value(record, control["score"]["estimate"])
+    against = "" if best is control else f", against {baseline} of {control['title']}"
     sentence = f"No verdict: {reason}. The best score is that of {best['title']}, {value}{against}."
     return Recommendation(None, sentence)
 
 
 def _no_gain_reason(record: StudyRecord, control: Row, compared: Sequence[Row]) -> str:
-    """Say that nothing beats the control, with the contender that comes nearest."""
+    """Explain that nothing beats the control, and name the best contender."""
     if not compared:
         score = control["score"]
         return (
@@ -140,7 +141,7 @@ def _no_gain_reason(record: StudyRecord, control: Row, compared: Sequence[Row]) 
     if all(r["verdict"] == Verdict.WORSE for r in compared):
         lead = "every contender is worse by more than chance"
     elif any(_is_better_beyond_chance(record, r) for r in compared):
-        # better beyond chance yet equivalent: the gain is real, and smaller than the user cares for
+        # significantly better and yet equivalent: the gain is real but below the margin
         lead = f"no contender is better by {format_value(record, record.margin)} or more"
     difference = best["difference"]
     return (
@@ -157,8 +158,8 @@ def _is_better_beyond_chance(record: StudyRecord, row: Row) -> bool:
 
 
 def _cheaper_equivalents(control: Row, compared: Sequence[Row]) -> str:
-    """Name the equivalent contenders that need clearly less memory or fewer parameters."""
-    named = []
+    """List the equivalent contenders that need clearly less memory or fewer parameters."""
+    savings_by_method = []
     for row in compared:
         if row["verdict"] != Verdict.EQUIVALENT:
             continue
@@ -171,26 +172,26 @@ def _cheaper_equivalents(control: Row, compared: Sequence[Row]) -> str:
             if (saving := _saved_share(control, row, key)) is not None
         ]
         if savings:
-            named.append(f"{row['title']} ({' and '.join(savings)})")
-    if not named:
+            savings_by_method.append(f"{row['title']} ({' and '.join(savings)})")
+    if not savings_by_method:
         return ""
-    return f" Equivalent within the margin and cheaper: {', '.join(named)}."
+    return f" Equivalent within the margin and cheaper: {', '.join(savings_by_method)}."
 
 
 def _saved_share(control: Row, row: Row, key: str) -> float | None:
-    """Return the share of a cost that a contender saves, None when it is not worth naming."""
-    own, other = row["cost"][key], control["cost"][key]
+    """Return the share of a cost that a contender saves, None if below ``MIN_SAVING``."""
+    cost, control_cost = row["cost"][key], control["cost"][key]
     kinds_differ = row["cost"]["memory_kind"] != control["cost"]["memory_kind"]
-    # what an accelerator saves that the control had to do without is no merit of the method
+    # a cost measured with an accelerator that the control lacks says nothing about the method
     unlike = kinds_differ or has_extra_accelerators(row, control)
-    if own is None or not other or (key == "train_peak_bytes" and unlike):
+    if cost is None or not control_cost or (key == "train_peak_bytes" and unlike):
         return None
-    saving = 1 - own / other
+    saving = 1 - cost / control_cost
     return saving if saving >= MIN_SAVING else None
 
 
 def _unfinished_note(rows: Sequence[Row], complete: bool) -> str:
-    """Say that a study is unfinished, and how far it got."""
+    """Return a note on an unfinished study, with the number of methods scored."""
     if complete:
         return ""
     scored = sum(r["score"] is not None for r in rows)

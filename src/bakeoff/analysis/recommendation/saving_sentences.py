@@ -1,7 +1,7 @@
-"""Sentences for what a study prefers over quality: memory, speed, size, serving, or weights.
+"""Sentences for studies that prefer memory, speed, size or serving over quality, or use weights.
 
-Stands between ``weigh``, which chooses, and ``recommend``. A method without proof that it is not
-worse is never recommended for a saving; the sentence may say that it might be one.
+A method is recommended for a saving only if it is shown to be better or equivalent; the sentence
+may mention inconclusive ones.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MOST_NAMED = 3
 def saving_sentence(
     record: StudyRecord, control: Row, rows: Sequence[Row], weighed: WeightedChoice, name: str
 ) -> str:
-    """Say which method needs least memory, time or space, and why it may be taken."""
+    """Recommend the method with the lowest cost on one axis, with the evidence for its quality."""
     best, noun, title = weighed.chosen, NOUNS[name], control["title"]
     if best is control:
         text = f"Keep {title}: {_no_saving_reason(record, control, rows, name)}."
@@ -75,7 +75,7 @@ def saving_sentence(
 def serving_sentence(
     record: StudyRecord, control: Row, rows: Sequence[Row], weighed: WeightedChoice
 ) -> str:
-    """Say which method to take among those that a server can read."""
+    """Recommend a method among those that can be served."""
     best, title = weighed.chosen, control["title"]
     if best is not control:
         lacks = "" if can_be_served(record, control) else f"; {_serving_form(record, control)}"
@@ -85,9 +85,10 @@ def serving_sentence(
         )
     others = [r for r in rows if r["difference"] is not None and can_be_served(record, r)]
     if not can_be_served(record, control):
+        form, margin = _serving_form(record, control), format_value(record, record.margin)
         return (
-            f"Keep {title}, though {_serving_form(record, control)}: no method that can be served is "
-            f"better or equivalent within {format_value(record, record.margin)}."
+            f"Keep {title}, though {form}: no method that can be served is better or equivalent "
+            f"within {margin}."
         )
     none = "no contender that can be served is better by more than chance"
     if not others:
@@ -106,13 +107,13 @@ def weights_sentence(
     weighed: WeightedChoice,
     weights: Mapping[str, float],
 ) -> str:
-    """Say which method gains most by the user's weights, gain by gain."""
-    given = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
+    """Recommend the method that gains most by the user's weights, with each gain."""
+    weight_list = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
     best, title = weighed.chosen, control["title"]
     left_out = _left_out_note(rows, weighed, "everything that has a weight")
     if best is not control:
         return (
-            f"Use {best['title']}: by your weights ({given}) it gains "
+            f"Use {best['title']}: by your weights ({weight_list}) it gains "
             f"{_gain_list(record, control, best, weights)} over {title}, and it is "
             f"{_verdict_phrase(record, control, best)}.{left_out}"
         )
@@ -121,14 +122,15 @@ def weights_sentence(
         return f"Keep {title}: {_no_candidate_reason(record, rows)}.{left_out}"
     nearest = max(rivals, key=lambda r: weighed.totals[r["method"]] or 0.0)
     return (
-        f"Keep {title}: by your weights ({given}) no contender that is better or equivalent gains "
-        f"anything over it (best: {nearest['title']} "
-        f"{_gain_list(record, control, nearest, weights)}; {_control_score(record, control)}).{left_out}"
+        f"Keep {title}: by your weights ({weight_list}) no contender that is better or equivalent "
+        f"gains anything over it (best: {nearest['title']} "
+        f"{_gain_list(record, control, nearest, weights)}; {_control_score(record, control)})."
+        f"{left_out}"
     )
 
 
 def _verdict_phrase(record: StudyRecord, control: Row, row: Row) -> str:
-    """Say that a contender is better or equivalent, with the evidence."""
+    """Describe a contender as better or equivalent, with the evidence."""
     evidence = describe_difference(record, control, row)
     if row["verdict"] == Verdict.BETTER:
         p = format_p_value(row["difference"]["p_adjusted"])
@@ -137,7 +139,7 @@ def _verdict_phrase(record: StudyRecord, control: Row, row: Row) -> str:
 
 
 def _no_saving_reason(record: StudyRecord, control: Row, rows: Sequence[Row], name: str) -> str:
-    """Say why no contender is taken for a saving."""
+    """Explain why no contender is recommended for a saving."""
     noun, own = NOUNS[name], comparable_cost(control, control, name)
     if own is None:
         return f"its {noun} was not measured, so there is no saving to show"
@@ -169,29 +171,29 @@ def _control_score(record: StudyRecord, control: Row) -> str:
 def _inconclusive_savings(
     record: StudyRecord, control: Row, rows: Sequence[Row], best: Row, name: str
 ) -> str:
-    """Name the inconclusive contenders that would save more: nothing shows that they may."""
+    """List the inconclusive contenders that would save more but are not shown to be equivalent."""
     least = _saved_share(control, best, name) or 0.0
-    open_ = [
+    inconclusive = [
         (saved, r)
         for r in rows
         if r["verdict"] == Verdict.INCONCLUSIVE
         and (saved := _saved_share(control, r, name)) is not None
         and saved > least
     ]
-    if not open_:
+    if not inconclusive:
         return ""
-    named = sorted(open_, key=lambda pair: -pair[0])[:MOST_NAMED]
+    largest = sorted(inconclusive, key=lambda pair: -pair[0])[:MOST_NAMED]
     listed = "; ".join(
         f"{r['title']} {format_saving(saved)} less, "
         f"{format_difference(record, r['difference']['estimate'])}, "
         f"{format_interval(record, r['difference'])}"
-        for saved, r in named
+        for saved, r in largest
     )
     return f" Inconclusive, so they might save more at no loss, or might not: {listed}."
 
 
 def _saved_share(control: Row, row: Row, name: str) -> float | None:
-    """Return the share of a cost that a method saves; None where unknown, tied or more."""
+    """Return the share of a cost that a method saves; None if unknown, tied or not a saving."""
     own, other = comparable_cost(control, row, name), comparable_cost(control, control, name)
     if own is None or not other or own >= other or is_cost_tie(own, other):
         return None
@@ -207,7 +209,7 @@ def _left_out_note(rows: Sequence[Row], weighed: WeightedChoice, noun: str) -> s
 
 
 def _serving_form(record: StudyRecord, row: Row) -> str:
-    """Say how a method can be served."""
+    """Describe how a method can be served."""
     method = row["method"]
     if method not in record.serving:
         return f"how {row['title']} can be served is not known"
@@ -216,7 +218,7 @@ def _serving_form(record: StudyRecord, row: Row) -> str:
 
 
 def _gain_list(record: StudyRecord, control: Row, row: Row, weights: Mapping[str, float]) -> str:
-    """Write a method's weighted gains and what each is made of."""
+    """Format a method's weighted total gain and its parts."""
     parts = {
         n: w * (gain_over_control(record, control, row, n) or 0.0) for n, w in weights.items() if w
     }
