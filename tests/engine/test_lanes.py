@@ -20,8 +20,9 @@ from bakeoff.engine.accelerators import Switches, explain_defaults
 from bakeoff.engine.lanes import dropout
 from bakeoff.engine.lanes.vmapped_linear import lane_linear
 from bakeoff.engine.loop import train
+from bakeoff.engine.packing import layout
 from bakeoff.engine.packing.attention import attend
-from bakeoff.engine.packing.layout import Layout, make_layout
+from bakeoff.engine.packing.layout import Layout
 from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import (
@@ -344,10 +345,10 @@ def test_packing_roundtrip() -> None:
 
 def test_buckets_hold_every_size() -> None:
     sizes = [100, 130, 250, 260, 700]
-    found = layout.buckets(sizes, 3, 32)
+    found = layout.choose_buckets(sizes, 3, 32)
     assert found[-1] >= 700
     assert all(size % 32 == 0 for size in found)
-    assert layout.bucket(101, (64, 128, 256)) == 128
+    assert layout.pick_bucket(101, (64, 128, 256)) == 128
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -36,7 +36,7 @@ class Switches:
     """Completions are generated with KV slots; off: by ``generate``, batch by batch."""
 
     @classmethod
-    def plain(cls) -> Switches:
+    def all_off(cls) -> Switches:
         """Return the switches with everything off."""
         return cls(lanes=False, packing=False, loss=False, compile=False, graphs=False)
 

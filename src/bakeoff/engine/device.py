@@ -81,7 +81,7 @@ def retry_with_half(work: Callable[[int], Result], rows: int) -> Result:
         except (RuntimeError, MemoryError) as error:
             if rows <= 1 or not is_out_of_memory(error):
                 raise
-        free_memory()  # outside the handler: the error still referenced the tensors of the failed attempt
+        free_memory()  # outside the handler: the error still referenced tensors
         rows //= 2
 
 

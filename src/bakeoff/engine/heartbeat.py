@@ -1,38 +1,50 @@
-"""The pulse of a worker: training says that it goes on, and hears that it should stop.
+"""Signals between a running job and whoever supervises it: work proceeds, stop at a safe point.
 
-``executors.process`` gives its workers a ``Pulse`` that its watchdog reads; elsewhere nothing
-listens. Beaten by ``loop``, ``evaluate`` and ``decoding`` wherever work of bounded length is done.
+A worker process installs its listener with ``listen``; without one, nothing is reported and no stop
+is ever requested.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Protocol
 
 
 class Listener(Protocol):
-    """Who listens to a worker."""
+    """Receives the signs of life of a job."""
 
     def beat(self) -> None:
-        """Note that work went on."""
+        """Note that work has proceeded."""
         ...
 
     def stop_requested(self) -> bool:
-        """Say whether the work should end at the next safe point."""
+        """Return whether the job should stop at the next safe point."""
         ...
 
 
-class Pulse:
-    """This process's listener, None where there is none."""
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
-    listener: Listener | None = None
+
+@contextlib.contextmanager
+def listen(listener: Listener) -> Iterator[None]:
+    """Report to ``listener`` in the block."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 def beat() -> None:
-    """Say that work goes on."""
-    if Pulse.listener is not None:
-        Pulse.listener.beat()
+    """Report that work has proceeded; called wherever work of bounded length is done."""
+    listener = _listener.get()
+    if listener is not None:
+        listener.beat()
 
 
 def stop_requested() -> bool:
-    """Say whether the work should end at the next safe point."""
-    return Pulse.listener is not None and Pulse.listener.stop_requested()
+    """Return whether the job should stop at the next safe point."""
+    listener = _listener.get()
+    return listener is not None and listener.stop_requested()

@@ -116,6 +116,6 @@ class LaneAdamW:
 
     @torch.no_grad()
     def step(self, factor: Tensor) -> None:
-        """Update with the masked gradients; ``factor`` is the schedule's factor, a device scalar."""
+        """Update with the masked gradients; ``factor`` is the schedule's, a device scalar."""
         torch.mul(self.peaks, (factor * self.alive)[:, None], out=self.rates)
         self.adamw.step()

@@ -1,8 +1,7 @@
-"""How a base is read: its weights as safetensors, its files as data, none of it as code.
+"""Load a base safely: weights as safetensors, files as data, nothing as code.
 
-Part of the training half, below the tasks, which load models with ``arguments``. ``check`` looks
-at a base's own files before transformers does, because some of what they may say makes it import
-modules, fetch kernels or unpickle weights.
+``check_base_files`` checks a base's own files before transformers reads them, because some of their
+settings make it import modules, download kernels or unpickle weights.
 """
 
 from __future__ import annotations
@@ -24,31 +23,30 @@ _KERNEL_KEY = re.compile(
     r"_?(attn|experts|kernels?)_(implementation|config)(_internal)?|use_kernels"
 )
 _PLAIN = re.compile(r"[a-z0-9_]+")
-"""An implementation inside transformers; one of a hub has a slash in it."""
+"""Name of an implementation inside transformers; one from a hub contains a slash."""
 
 
 def from_pretrained_kwargs(
     path: str, revision: str | None, trusted: bool = False
 ) -> dict[str, Any]:
-    """Return what every ``from_pretrained`` is told, once the base's files were looked at.
+    """Check a base's files; return the arguments that every ``from_pretrained`` gets.
 
-    A local folder never asks a hub for anything. ``trusted``: the study consents to this base's
-    own code.
+    A local folder never contacts a hub. ``trusted``: the study allows this base's own code.
 
     Raises:
-        PreflightError: see ``check``.
+        PreflightError: see ``check_base_files``.
     """
     check_base_files(path, revision, trusted)
-    own: dict[str, Any] = {"trust_remote_code": trusted}
+    code: dict[str, Any] = {"trust_remote_code": trusted}
     if Path(path).is_dir():
-        return {"local_files_only": True, **own}
+        return {"local_files_only": True, **code}
     if trusted:  # code of the same commit as the weights
-        own["code_revision"] = revision
-    return {"revision": revision, **own}
+        code["code_revision"] = revision
+    return {"revision": revision, **code}
 
 
 def check_base_files(path: str, revision: str | None, trusted: bool = False) -> None:
-    """Refuse a base whose files lead to code; ``trusted`` consents to the code that it brings.
+    """Refuse a base whose files would run code; ``trusted`` allows the base's own code.
 
     Raises:
         PreflightError: ``base-is-adapter``, ``base-wants-code``, ``base-wants-kernel``,
@@ -61,11 +59,12 @@ def check_base_files(path: str, revision: str | None, trusted: bool = False) -> 
 
 
 def _check_files(path: str, revision: str | None, trusted: bool) -> None:
+    """Do the work of ``check_base_files``, without its cache."""
     if _find_base_file(path, revision, ADAPTER) is not None:
         raise PreflightError(
             "base-is-adapter",
-            f"The base {path} holds an {ADAPTER}: another base, and weights on top of it, would be "
-            "loaded in its place.",
+            f"The base {path} contains an {ADAPTER}: another base with that adapter would be "
+            "loaded instead.",
             "the base that the adapter was trained on, or the merged model.",
         )
     config = _read_base_json(path, revision, CONFIG)
@@ -80,9 +79,9 @@ def _check_files(path: str, revision: str | None, trusted: bool) -> None:
             ):
                 raise PreflightError(
                     "base-wants-kernel",
-                    f"The base {path} has `{key} = {str(value)[:80]}`: code would be fetched from "
-                    "a hub and run.",
-                    f"take `{key}` out of {CONFIG}: bakeoff chooses the implementation.",
+                    f"The base {path} has `{key} = {str(value)[:80]}`: code would be downloaded "
+                    "from a hub and run.",
+                    f"remove `{key}` from {CONFIG}: bakeoff chooses the implementation.",
                 )
     named = config.get("transformers_weights")
     shards = (_read_base_json(path, revision, INDEX).get("weight_map") or {}).values()
@@ -92,42 +91,44 @@ def _check_files(path: str, revision: str | None, trusted: bool) -> None:
     if wrong:
         raise PreflightError(
             "pickled-weights",
-            f"The base {path} names '{str(wrong[0])[:80]}' as a file of its weights, which is no "
-            "plain name of a *.safetensors file.",
+            f"The base {path} names '{str(wrong[0])[:80]}' as a weight file, which is not a plain "
+            "name of a *.safetensors file.",
             "`model.save_pretrained(folder)` in transformers 5 writes safetensors.",
         )
 
 
 _check_hub_files_once = functools.cache(_check_files)
-"""A base of a hub is looked at once a process: each look asks the hub."""
+"""A base from a hub is checked once per process: each check contacts the hub."""
 
 
 def _check_code(path: str, config: Mapping[str, Any], auto_map: Any, trusted: bool) -> None:
-    """Refuse code of the base's that nobody consented to, or that no commit pins."""
+    """Refuse code of the base that the study does not allow, or that no commit pins."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     if trusted:
-        # "other/repo--module.Class": the pinned commit says nothing about that one
+        # "other/repo--module.Class": the pinned commit does not cover that repository
         if "--" in str(auto_map):
             raise PreflightError(
                 "base-wants-code",
-                f"The base {path} takes code from another repository ({str(auto_map)[:99]}), "
+                f"The base {path} uses code from another repository ({str(auto_map)[:99]}), "
                 "which `revision` does not pin.",
-                "a copy of the base with that code in it.",
+                "a copy of the base that includes that code.",
             )
         return
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:  # else transformers' own is taken
+    if (
+        config.get("model_type") not in CONFIG_MAPPING_NAMES
+    ):  # otherwise transformers' own code is used
         raise PreflightError(
             "base-wants-code",
-            f"The base {path} brings code of its own (`auto_map`), and transformers has no model "
-            f"type '{str(config.get('model_type'))[:40]}' of its own.",
-            "read that code; then `trust_remote_code = true` under [base], with `revision` at the "
-            "40 digits of the commit that you read.",
+            f"The base {path} needs its own code (`auto_map`): transformers has no model type "
+            f"'{str(config.get('model_type'))[:40]}'.",
+            "read that code; then set `trust_remote_code = true` under [base], and `revision` to "
+            "the 40 digits of the commit that you read.",
         )
 
 
 def _walk_entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every key with its value, sub-configs included; depth is bounded where it was read."""
+    """Yield every key with its value, in sub-configs too; reading has bounded the depth."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key, inner
@@ -139,7 +140,7 @@ def _walk_entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_builtin_implementation(key: str, value: Any) -> bool:
-    """Tell whether an implementation is one of transformers' own."""
+    """Return whether an implementation is part of transformers."""
     if not value or key.endswith("_internal"):
         return not value
     values = value.values() if isinstance(value, dict) else [value]
@@ -147,7 +148,7 @@ def _is_builtin_implementation(key: str, value: Any) -> bool:
 
 
 def _read_base_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
-    """Read one of a base's JSON files; an absent one says nothing."""
+    """Read one of a base's JSON files; a missing one is empty."""
     file = _find_base_file(path, revision, name)
     if file is None:
         return {}
@@ -156,7 +157,7 @@ def _read_base_json(path: str, revision: str | None, name: str) -> dict[str, Any
     except UnreadableFile as error:
         raise _broken_config(path, name, str(error)) from error
     if not isinstance(value, dict):
-        raise _broken_config(path, name, "it is no JSON object")
+        raise _broken_config(path, name, "it is not a JSON object")
     return value
 
 
@@ -167,16 +168,16 @@ def _broken_config(path: str, name: str, why: str) -> PreflightError:
 
 
 def _find_base_file(path: str, revision: str | None, name: str) -> Path | None:
-    """Return where one of a base's files lies on this machine; fetched, if it is of a hub."""
+    """Return the local path of one of a base's files, downloaded if it is on a hub."""
     folder = Path(path)
     if folder.is_dir():
         return folder / name if (folder / name).exists() else None
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(
+        cached = cached_file(
             path, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
-    except OSError:  # no such base, no network: said by whoever loads it next
+    except OSError:  # no such base, or no network: loading it will report that
         return None
-    return None if found is None else Path(found)
+    return None if cached is None else Path(cached)

@@ -191,12 +191,12 @@ def check_longest_answer(setup: TrainingSetup, positions: int | None) -> int | N
     setup.model.eval()
     request = setup.task.prompts(setup.tokenizer, setup.rows("validation"))
     prompt = max(request.prompts, key=len)
-    tokens = [*prompt, *[prompt[-1]] * (request.most - 1)]
+    tokens = [*prompt, *[prompt[-1]] * (request.max_new_tokens - 1)]
     if positions is not None:
         tokens = tokens[: max(1, positions - setup.virtual_tokens - 1)]
     setup.lanes.run_single(0)
     with autocast(setup.conditions.device, setup.conditions.precision):
-        generate_plain(setup.model, request._replace(prompts=[tokens], most=1))
+        generate_plain(setup.model, request._replace(prompts=[tokens], max_new_tokens=1))
     return len(tokens)
 
 

@@ -31,13 +31,13 @@ def generate_fast(
     model: Any, request: GenerationRequest, c: Conditions, graphs: bool
 ) -> list[list[int]]:
     """Return the tokens of every answer; fewer rows are generated at once when memory runs out."""
-    settings = DecodeSettings.of(c.device.split(":", maxsplit=1)[0])
+    settings = DecodeSettings.for_device(c.device.split(":", maxsplit=1)[0])
 
     def generate(rows: int) -> list[list[int]]:
         limited = settings
         if rows != c.evaluation_batch_size:
             # memory has run out: the device's preferred number of rows must not raise the limit
-            limited = settings._replace(rows=0)
+            limited = settings._replace(min_rows=0)
             log.info("out of memory: answers are generated in %d rows", rows)
         with autocast(c.device, c.precision):
             return generate_in_slots(model, request, rows, graphs, limited)
@@ -53,7 +53,7 @@ def generation_mismatch(
     Tokens whose logits are within rounding of each other (``token_ties``) count as the same.
     """
     few = _probe_request(request)
-    settings = DecodeSettings.of(c.device.split(":", maxsplit=1)[0])._replace(rows=0)
+    settings = DecodeSettings.for_device(c.device.split(":", maxsplit=1)[0])._replace(min_rows=0)
     with autocast(c.device, c.precision):
         try:
             fast = generate_in_slots(model, few, PROBE_ROWS, graphs, settings)
@@ -80,5 +80,6 @@ def _probe_request(request: GenerationRequest) -> GenerationRequest:
     count = min(PROBE_PROMPTS, len(by_length))
     places = [round(i * (len(by_length) - 1) / max(1, count - 1)) for i in range(count)]
     return request._replace(
-        prompts=[by_length[i] for i in places], most=min(request.most, PROBE_TOKENS)
+        prompts=[by_length[i] for i in places],
+        max_new_tokens=min(request.max_new_tokens, PROBE_TOKENS),
     )

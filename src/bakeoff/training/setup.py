@@ -25,7 +25,7 @@ from bakeoff.core.trial import Conditions, Segment, Trial
 from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.engine import peft_patches, quantization
 from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.base_cache import BaseCache
+from bakeoff.engine.base_cache import load_cached, release_if_replaced
 from bakeoff.engine.batch_order import step_indices
 from bakeoff.engine.batching import BatchBuilder, StepBatch
 from bakeoff.engine.device import (
@@ -246,7 +246,7 @@ def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Mo
         c.trusted,
         drawn,
     )
-    return BaseCache.base(key, lambda: _load(conditions, task, path, seed))
+    return load_cached(key, lambda: _load(conditions, task, path, seed))
 
 
 def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
@@ -337,7 +337,7 @@ def build_setup(
     for seed in reversed(distinct):
         first = next(t for t in trials if t.seed == seed)
         model, hook = attach(first, load_base(c, task, base_path, seed), context)
-        BaseCache.spare()
+        release_if_replaced()
         starts[seed] = InitialTensors.of(model, checksums=len(distinct) > 1)
         if seed != distinct[0]:
             del model, hook

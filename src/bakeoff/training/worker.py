@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import nullcontext
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 
 from bakeoff.core.jobs import BEAT, STOP, import_function
+from bakeoff.core.worker_log import log_to_study
 
 _PR_SET_PDEATHSIG = 1
 
@@ -57,12 +59,14 @@ class SharedFlags:
 
 
 def serve(
-    pipe: Connection, flags: Any, log: str, parent: int, gpu: int | None, stays: bool
-) -> None:
+    pipe: Connection, flags: Any, output: str, parent: int, gpu: int | None, stays: bool,
+    log: tuple[int, int],
+) -> None:  # fmt: skip
     """Run the parent's payloads until it closes the pipe; the process's entry point.
 
-    ``flags`` is shared memory (``core.jobs``), ``log`` a file for what libraries print, ``gpu`` the
-    index of the GPU to use (None: all), ``stays`` whether the worker runs several payloads.
+    ``flags`` is shared memory (``core.jobs``), ``output`` a file for what libraries print, ``gpu``
+    the index of the GPU to use (None: all), ``stays`` whether the worker runs several payloads,
+    ``log`` the number and level of its log in the study folder.
     """
     exit_with_parent(parent)
     state = WorkerState()
@@ -70,27 +74,35 @@ def serve(
     signal.signal(signal.SIGTERM, state.handle_sigterm)
     if hasattr(signal, "SIGHUP"):  # a closed terminal; the parent asks workers to stop
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    redirect_output(log)
+    redirect_output(output)
     gpu_name = None if gpu is None else select_gpu(gpu)
     # tqdm's default lock is a named semaphore shared by processes: a killed worker would leak it,
     # and Python would warn of that at the end of the study
     import_module("tqdm").tqdm.set_lock(threading.RLock())
-    from bakeoff.engine.base_cache import BaseCache
-    from bakeoff.engine.device import free_memory, is_device_lost
-    from bakeoff.engine.heartbeat import Pulse
+    from bakeoff.engine.base_cache import cache_base
+    from bakeoff.engine.heartbeat import listen
 
-    Pulse.listener = SharedFlags(flags)
-    BaseCache.on = stays
+    with listen(SharedFlags(flags)), cache_base() if stays else nullcontext():
+        _run_payloads(pipe, output, log, gpu_name, state)
+
+
+def _run_payloads(
+    pipe: Connection, output: str, log: tuple[int, int], gpu_name: str | None, state: WorkerState
+) -> None:
+    """Run payloads until the pipe is closed, or one ends with an error."""
+    from bakeoff.engine.device import free_memory, is_device_lost
+
     while True:
         try:
             function, payload = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             return
         state.busy = True
-        os.truncate(log, 0)  # only the output of the current payload is of interest
+        os.truncate(output, 0)  # only the output of the current payload is of interest
         answer: dict[str, Any]
         try:
-            answer = {"value": import_function(function)(payload), "error": None}
+            with log_to_study(payload, *log):
+                answer = {"value": import_function(function)(payload), "error": None}
         except BaseException as error:  # the contract: an outcome, never an exception
             message = f"{type(error).__name__}: {error}"
             answer = {"value": None, "error": message, "detail": traceback.format_exc()}
@@ -105,9 +117,9 @@ def serve(
         state.busy = False
 
 
-def redirect_output(log: str) -> None:
+def redirect_output(path: str) -> None:
     """Send stdout and stderr to a file, so that libraries do not print to the terminal."""
-    handle = os.open(log, os.O_WRONLY | os.O_APPEND)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)

@@ -1,9 +1,12 @@
-"""One step of fast generation: the next token of every slot, on CUDA as one graph a shape.
+"""One decoding step: the next token of every slot, on CUDA as one graph per shape.
 
-Used by ``generate``. A step reads and writes tensors that stay in place (tokens, positions, slots)
-and needs nothing of the host, so it can be captured once and replayed. While it runs, attention is
-ours where the model's was SDPA: one query a row, query heads that share a key head side by side, so
-that grouped keys are read as they lie and never repeated.
+A step reads and writes tensors that stay in place (tokens, positions, slots) and needs nothing from
+the host, so it can be captured once and replayed. During a step our own attention replaces the
+model's SDPA: it has one query per row and lays out query heads that share a key head next to each
+other, so that grouped keys are never repeated.
+
+Tensor axes: B = slots in use, H = heads, L = visible positions of a slot, D = head width,
+V = vocabulary.
 """
 
 from __future__ import annotations
@@ -17,17 +20,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from bakeoff.engine.cuda_graphs import abort_capture
 from bakeoff.engine.device import is_out_of_memory
 from bakeoff.engine.generation.kv_slots import FastGenerationUnsupported, KVSlots
-from bakeoff.engine.packing.attention import ATTENTION_NAME, UNSUPPORTED_ARGUMENTS
+from bakeoff.engine.packing.attention import (
+    ATTENTION_NAME,
+    UNSUPPORTED_ARGUMENTS,
+    register_attention,
+)
 
 DECODING_ATTENTION = "bakeoff-decoding"
+"""Name of ``attend_single_query`` in transformers' attention interface."""
 WARM_UP = 2
+"""Runs of a step before it is captured."""
 _KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""What takes a mask and plans nothing on the host."""
+"""SDPA kernels that accept a mask and need no planning on the host."""
 
 
 def attend_single_query(
@@ -39,27 +47,25 @@ def attend_single_query(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend with one query a row, ``[B, heads, 1, width]``, as transformers' interface asks.
+    """Attend with one query per row, ``[B, H, 1, D]``.
 
     Raises:
         NotFast: the model's attention does more than mask and scale.
     """
-    more = [name for name in UNSUPPORTED_ARGUMENTS if kwargs.get(name) is not None]
-    if more:
-        raise FastGenerationUnsupported(f"attention with {', '.join(more)}")
+    unsupported = [name for name in UNSUPPORTED_ARGUMENTS if kwargs.get(name) is not None]
+    if unsupported:
+        raise FastGenerationUnsupported(f"attention with {', '.join(unsupported)}")
     rows, heads, _, width = query.shape
-    side_by_side = query.reshape(rows, key.shape[1], -1, width)
-    out = scaled_dot_product_attention(
-        side_by_side, key, value, attn_mask=attention_mask, scale=scaling
-    )
+    grouped = query.reshape(rows, key.shape[1], -1, width)
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(rows, 1, heads, value.shape[3]), None
 
 
-AttentionInterface.register(DECODING_ATTENTION, attend_single_query)
+register_attention(DECODING_ATTENTION, attend_single_query)
 
 
 class Decoder:
-    """Takes steps over ``slots``: ``tokens`` ``[slots]`` stand at ``positions`` ``[slots]``."""
+    """Takes steps over KV slots, whose last tokens are ``tokens`` at ``positions``, ``[slots]``."""
 
     def __init__(
         self, model: nn.Module, slots: KVSlots, tokens: Tensor, positions: Tensor, graphs: bool
@@ -67,26 +73,26 @@ class Decoder:
         self.model = model
         self.slots, self.tokens, self.positions = slots, tokens, positions
         self.graphs = graphs
-        self._known: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._captured: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
         self._config = text_config(model)
         self._additive = self._config._attn_implementation == "eager"
 
     def step(self, width: int, length: int) -> None:
-        """Put the next token of the first ``width`` slots, of ``length`` places, in its place."""
-        if self.graphs and (width, length) not in self._known:
+        """Decode the next token of the first ``width`` slots, with ``length`` positions visible."""
+        if self.graphs and (width, length) not in self._captured:
             self._capture(width, length)
-        if (width, length) in self._known:
-            self._known[width, length].replay()
+        if (width, length) in self._captured:
+            self._captured[width, length].replay()
         else:
             self._step(width, length)
 
     def _step(self, width: int, length: int) -> None:
         tokens, positions = self.tokens[:width], self.positions[:width]
-        at = positions.clamp(max=length - 1)  # of a slot that nobody is in any more
-        seen = self.slots.look(width, length, at)
-        mask = _additive_mask(seen, self.model) if self._additive else seen
-        with self._ours():
+        at = positions.clamp(max=length - 1)  # a finished slot may be past the end
+        visible = self.slots.set_view(width, length, at)
+        mask = _additive_mask(visible, self.model) if self._additive else visible
+        with self._decoding_context():
             logits = self.model(
                 input_ids=tokens[:, None],
                 attention_mask=mask,
@@ -98,8 +104,8 @@ class Decoder:
         positions.copy_(at + 1)
 
     @contextlib.contextmanager
-    def _ours(self) -> Iterator[None]:
-        """Attend our way, and let autocast keep no copies: a graph must not hold another's."""
+    def _decoding_context(self) -> Iterator[None]:
+        """Use decoding attention, without autocast's weight cache: graphs must not share copies."""
         before, kind = self._config._attn_implementation, self.tokens.device.type
         with contextlib.ExitStack() as stack:
             if torch.is_autocast_enabled(kind):
@@ -113,15 +119,15 @@ class Decoder:
             yield
 
     def _capture(self, width: int, length: int) -> None:
-        """Capture a step; where that fails, warn, and take steps without graphs from now on."""
+        """Capture a step; if that fails, warn and take steps without graphs from then on."""
         device = self.tokens.device
         before = self.tokens.clone(), self.positions.clone()
-        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):  # what they write is written again before it is read
+        side_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side_stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side_stream):
+            for _ in range(WARM_UP):  # their writes are overwritten before they are read
                 self._step(width, length)
-        torch.cuda.current_stream(device).wait_stream(aside)
+        torch.cuda.current_stream(device).wait_stream(side_stream)
         self.tokens.copy_(before[0])
         self.positions.copy_(before[1])
         graph = torch.cuda.CUDAGraph()
@@ -132,27 +138,27 @@ class Decoder:
             abort_capture(str(device))
             if is_out_of_memory(error):
                 raise
-            why = str(error).strip().split("\n")[0]
-            warnings.warn(f"answers are generated without CUDA graphs: {why}", stacklevel=2)
+            reason = str(error).strip().split("\n")[0]
+            warnings.warn(f"answers are generated without CUDA graphs: {reason}", stacklevel=2)
             self.graphs = False
             return
         self._pool = graph.pool()
-        self._known[width, length] = graph
+        self._captured[width, length] = graph
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:
-    """Return the likeliest token of the last position, ``[B]``, in fp32 as ``generate`` does."""
+    """Return the most likely token of the last position, ``[B]``, in fp32 as ``generate`` does."""
     return logits[:, -1].float().argmax(-1)
 
 
 def text_config(model: Any) -> Any:
-    """Return the configuration that a model's decoder layers read."""
+    """Return the configuration of a model's decoder layers."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.config.get_text_config(decoder=True)
 
 
 def check_model(model: Any) -> None:
-    """Refuse a model that a step cannot serve, as far as can be seen from outside.
+    """Refuse a model that decoding steps do not support, as far as its configuration shows.
 
     Raises:
         NotFast: with the reason.
@@ -169,7 +175,7 @@ def check_model(model: Any) -> None:
         raise FastGenerationUnsupported(f"attention implementation '{config._attn_implementation}'")
 
 
-def _additive_mask(seen: Tensor, model: Any) -> Tensor:
-    """Return a mask as eager attention adds it."""
+def _additive_mask(visible: Tensor, model: Any) -> Tensor:
+    """Return a boolean mask as the additive one of eager attention."""
     like = model.get_input_embeddings().weight.dtype
-    return torch.zeros_like(seen, dtype=like).masked_fill(~seen, torch.finfo(like).min)
+    return torch.zeros_like(visible, dtype=like).masked_fill(~visible, torch.finfo(like).min)

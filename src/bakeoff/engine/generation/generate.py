@@ -1,15 +1,16 @@
-"""Greedy answers of a causal LM: fast over slots, or plainly by transformers' ``generate``.
+"""Greedy completions of a causal LM: fast, over KV slots, or by transformers' ``generate``.
 
-Used by tasks whose answers are generated, and by ``evaluate``. Fast: prompts sorted by length, the
-longest first, each in a slot of its own (``slots``); all slots take one step together
-(``decoding``), and a row that is finished leaves: its slot goes to the next prompt, or the batch
-shrinks. Nothing is padded between prompt and answer. A probe (``answering``) holds it to the plain
-way's tokens before a study relies on it. It takes one lane at a time: the slots of one lane are
-kept full already, so lanes together would not take fewer steps, and one that never ends its answers
-would hold up the others.
+The fast way sorts prompts by length, the longest first, and gives each a slot of its own. All slots
+take one decoding step together; a finished row frees its slot for the next prompt, or the batch
+shrinks. Nothing is padded between prompt and completion. A probe compares its tokens with those of
+``generate`` before a study uses it. It runs one lane at a time: the slots of a single lane are
+always full, so more lanes would not save steps, and a lane that never ends its completions would
+delay the others.
 
-Greedy is said, not assumed: every field of ``GenerationConfig`` that shapes the choice is set,
-because transformers fills unset ones from the model's own ``generation_config.json``.
+Greedy decoding is set explicitly: every field of ``GenerationConfig`` that affects the choice has a
+value, because transformers fills unset ones from the model's ``generation_config.json``.
+
+Tensor axes: B = prompts of a pass, or slots in use, T = tokens of a prompt, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from bakeoff.engine.generation.kv_slots import (
     new_prompt_cache,
 )
 from bakeoff.engine.heartbeat import beat
+from bakeoff.engine.packing.layout import round_up
 from bakeoff.engine.profiling import free_bytes
 
 GREEDY = {
@@ -43,182 +45,185 @@ GREEDY = {
     "min_length": 0,
 }
 REFILL_SHARE = 4
-"""Prompts wait until a quarter of the slots is free: a pass over few costs nearly as much."""
+"""New prompts wait until 1/4 of the slots is free: a pass over few prompts costs almost as much."""
 PROMPT_TOKENS = {"cuda": 16384, "cpu": 2048}
-"""Most tokens of one pass over prompts."""
+"""Maximum number of tokens in a pass over prompts."""
 MEMORY_SHARE = 0.5
-"""How much of a GPU's free memory more rows than asked for may take."""
+"""Share of a GPU's free memory that rows beyond the requested number may use."""
 
 
 class GenerationRequest(NamedTuple):
-    """Prompts as token ids, and when an answer ends: a token of ``ends``, or ``most`` tokens."""
+    """Prompts as token ids, and when a completion ends: at an end token or its maximum length."""
 
     prompts: Sequence[Sequence[int]]
-    ends: tuple[int, ...]
-    most: int
-    pad: int
+    end_tokens: tuple[int, ...]
+    max_new_tokens: int
+    pad_id: int
 
 
 class DecodeSettings(NamedTuple):
-    """How a device likes its steps."""
+    """Settings of fast generation that suit a device."""
 
-    every: int
-    """Steps between two looks at the tokens."""
+    steps_per_check: int
+    """Steps between two checks of the tokens on the host."""
     length_multiple: int
-    """Multiples that the places in view come in."""
+    """The number of visible positions is rounded up to a multiple of this."""
     few_shapes: bool
-    """Whether the places double and the rows fall to a quarter: each shape is captured once."""
-    rows: int
-    """Rows that are taken where they fit, even if fewer are asked for."""
+    """Whether lengths double and widths fall to a quarter, so that few shapes are captured."""
+    min_rows: int
+    """Number of rows to use if they fit in memory, even if fewer are requested."""
 
     @classmethod
-    def of(cls, device: str) -> DecodeSettings:
-        """Return what suits a device: a GPU takes one row or 256 in about the same time.
+    def for_device(cls, device: str) -> DecodeSettings:
+        """Return the settings for a device type.
 
-        There a look at the tokens costs a wait, and each shape a capture.
+        A GPU takes about the same time for one row as for 256; a check of the tokens costs it a
+        synchronisation, and each shape a capture.
         """
         return cls(4, 256, True, 256) if device == "cuda" else cls(1, 32, False, 0)
 
 
 class PromptResult(NamedTuple):
-    """What a pass over prompts gives: their cache and the first token of each answer ``[B]``."""
+    """Result of a pass over prompts: their cache and the first new token of each ``[B]``."""
 
     cache: Any
     first: Tensor
 
 
 @torch.no_grad()
-def generate_plain(model: Any, asked: GenerationRequest) -> list[list[int]]:
-    """Answer all prompts in one batch, padded on the left, by the model's own ``generate``.
+def generate_plain(model: Any, request: GenerationRequest) -> list[list[int]]:
+    """Complete all prompts in one batch, padded on the left, with the model's own ``generate``.
 
-    An answer ends with its end token, where it has one.
+    A completion includes its end token, if it has one.
     """
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
-    longest = max(len(p) for p in asked.prompts)
-    ids = torch.full((len(asked.prompts), longest), asked.pad)
+    longest = max(len(p) for p in request.prompts)
+    ids = torch.full((len(request.prompts), longest), request.pad_id)
     mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(asked.prompts):
+    for i, prompt in enumerate(request.prompts):
         ids[i, longest - len(prompt) :] = torch.tensor(prompt)
         mask[i, longest - len(prompt) :] = 1
     config = GenerationConfig(
         **GREEDY,
-        max_new_tokens=asked.most,
-        pad_token_id=asked.pad,
-        eos_token_id=list(asked.ends),
+        max_new_tokens=request.max_new_tokens,
+        pad_token_id=request.pad_id,
+        eos_token_id=list(request.end_tokens),
     )
     out = model.generate(
         input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
     )
-    return [_trim_after_end(row, asked) for row in out[:, longest:].tolist()]
+    return [_trim_after_end(row, request) for row in out[:, longest:].tolist()]
 
 
-def _trim_after_end(row: list[int], asked: GenerationRequest) -> list[int]:
-    """Return an answer without what fills the batch up behind its end."""
-    end = next((i for i, token in enumerate(row) if token in asked.ends), len(row) - 1)
+def _trim_after_end(row: list[int], request: GenerationRequest) -> list[int]:
+    """Return a completion without the padding after its end token."""
+    end = next((i for i, token in enumerate(row) if token in request.end_tokens), len(row) - 1)
     return row[: end + 1]
 
 
 @torch.no_grad()
 def generate_in_slots(
     model: nn.Module,
-    asked: GenerationRequest,
+    request: GenerationRequest,
     rows: int,
     graphs: bool = False,
-    pace: DecodeSettings | None = None,
+    settings: DecodeSettings | None = None,
 ) -> list[list[int]]:
-    """Answer all prompts, ``rows`` of them at once (see ``Pace.rows``).
+    """Complete all prompts, ``rows`` of them at once (see ``DecodeSettings.min_rows``).
 
-    ``graphs`` captures and replays steps on CUDA; where that fails, a warning says so.
+    ``graphs`` captures and replays steps on CUDA; if that fails, a warning says so.
 
     Raises:
-        NotFast: the model cannot be served so.
+        FastGenerationUnsupported: with the reason.
     """
     check_model(model)
-    if not all(asked.prompts):
+    if not all(request.prompts):
         raise FastGenerationUnsupported("a prompt without tokens")
-    return _SlotGeneration(model, asked, rows, graphs, pace).answers()
+    return _SlotGeneration(model, request, rows, graphs, settings).run()
 
 
 class _SlotGeneration:
-    """One run over all prompts; ``said`` fills up as it goes."""
+    """One run over all prompts; ``completions`` grow as it proceeds."""
 
     def __init__(
         self,
         model: nn.Module,
-        asked: GenerationRequest,
+        request: GenerationRequest,
         rows: int,
         graphs: bool,
-        pace: DecodeSettings | None,
+        settings: DecodeSettings | None,
     ) -> None:
-        self.model, self.asked, self.graphs = model, asked, graphs
+        self.model, self.request, self.graphs = model, request, graphs
         self.device = next(model.parameters()).device
-        self.pace = pace or DecodeSettings.of(self.device.type)
-        self.rows = min(rows, len(asked.prompts))
-        longest = max(len(p) for p in asked.prompts)
-        self.places = _round_up(longest + asked.most + self.pace.every, 32)
-        self.said: list[list[int]] = [[] for _ in asked.prompts]
-        order = sorted(range(len(asked.prompts)), key=lambda i: -len(asked.prompts[i]))
+        self.settings = settings or DecodeSettings.for_device(self.device.type)
+        self.rows = min(rows, len(request.prompts))
+        longest = max(len(p) for p in request.prompts)
+        needed = longest + request.max_new_tokens + self.settings.steps_per_check
+        self.places = round_up(needed, 32)
+        """Number of positions of a slot."""
+        self.completions: list[list[int]] = [[] for _ in request.prompts]
+        order = sorted(range(len(request.prompts)), key=lambda i: -len(request.prompts[i]))
         self.waiting = deque(order)
-        self.riding: list[int | None] = []
-        """Which prompt is in each slot."""
+        self.in_slot: list[int | None] = []
+        """Index of the prompt in each slot."""
         self._config = text_config(model)
 
-    def answers(self) -> list[list[int]]:
-        """Return the tokens of every answer, in the prompts' order."""
-        self._open()
-        while self.waiting or self._taken():
+    def run(self) -> list[list[int]]:
+        """Return the tokens of every completion, in the prompts' order."""
+        self._start()
+        while self.waiting or self._busy_slots():
             beat()
             self._admit()
-            if self._taken():
+            if self._busy_slots():
                 self._decode()
-        return self.said
+        return self.completions
 
-    def _open(self) -> None:
-        """Take the first prompts, which show what a slot holds; make the slots."""
-        picked = self._next(self.rows)
-        found = self._prompt(picked)
-        self.rows = self._fitting(bytes_per_token(found.cache))
-        self.slots = KVSlots(found.cache, self.rows, self.places)
-        self.tokens = torch.full((self.rows,), self.asked.pad, device=self.device)
+    def _start(self) -> None:
+        """Run the first prompts, whose cache shows the size of a slot; create the slots."""
+        picked = self._next_prompts(self.rows)
+        result = self._run_prompts(picked)
+        self.rows = self._choose_rows(bytes_per_token(result.cache))
+        self.slots = KVSlots(result.cache, self.rows, self.places)
+        self.tokens = torch.full((self.rows,), self.request.pad_id, device=self.device)
         self.positions = torch.zeros_like(self.tokens)
         self.decoder = Decoder(self.model, self.slots, self.tokens, self.positions, self.graphs)
-        self.riding = [None] * self.rows
-        self._seat(picked, found)
+        self.in_slot = [None] * self.rows
+        self._fill_slots(picked, result)
 
-    def _fitting(self, bytes_each: int) -> int:
-        """Return how many rows are taken: as many as asked for, more where they pay and fit."""
+    def _choose_rows(self, token_bytes: int) -> int:
+        """Return the number of rows: the requested one, or more if they are free and fit."""
         free = free_bytes(str(self.device)) or 0
-        fit = int(MEMORY_SHARE * free / (bytes_each * self.places))
-        return min(len(self.asked.prompts), max(self.rows, min(self.pace.rows, fit)))
+        fit = int(MEMORY_SHARE * free / (token_bytes * self.places))
+        return min(len(self.request.prompts), max(self.rows, min(self.settings.min_rows, fit)))
 
-    def _taken(self) -> list[int]:
-        return [i for i, prompt in enumerate(self.riding) if prompt is not None]
+    def _busy_slots(self) -> list[int]:
+        return [i for i, prompt in enumerate(self.in_slot) if prompt is not None]
 
-    def _free(self) -> list[int]:
-        return [i for i, prompt in enumerate(self.riding) if prompt is None]
+    def _free_slots(self) -> list[int]:
+        return [i for i, prompt in enumerate(self.in_slot) if prompt is None]
 
     def _admit(self) -> None:
-        """Give free slots to those who wait, once it pays."""
+        """Fill free slots with waiting prompts, once enough are free for it to pay."""
         enough = min(len(self.waiting), -(-self.rows // REFILL_SHARE))
-        if len(self._free()) < enough:
+        if len(self._free_slots()) < enough:
             return
-        while self.waiting and (free := self._free()):
-            picked = self._next(len(free))
-            self._seat(picked, self._prompt(picked))
+        while self.waiting and (free := self._free_slots()):
+            picked = self._next_prompts(len(free))
+            self._fill_slots(picked, self._run_prompts(picked))
 
-    def _next(self, most: int) -> list[int]:
-        """Take the next prompts off the queue, as many as one pass over prompts carries."""
-        longest = len(self.asked.prompts[self.waiting[0]])
-        count = min(most, len(self.waiting), max(1, PROMPT_TOKENS[self.device.type] // longest))
+    def _next_prompts(self, limit: int) -> list[int]:
+        """Remove the next prompts from the queue, as many as fit in one pass over prompts."""
+        longest = len(self.request.prompts[self.waiting[0]])
+        count = min(limit, len(self.waiting), max(1, PROMPT_TOKENS[self.device.type] // longest))
         return [self.waiting.popleft() for _ in range(count)]
 
-    def _prompt(self, picked: Sequence[int]) -> PromptResult:
-        """Run the model over prompts, padded on the right: what is behind one, it never sees."""
-        prompts = [self.asked.prompts[i] for i in picked]
+    def _run_prompts(self, picked: Sequence[int]) -> PromptResult:
+        """Run the model over prompts, padded on the right, where no prompt token sees padding."""
+        prompts = [self.request.prompts[i] for i in picked]
         lengths = [len(p) for p in prompts]
-        ids = torch.full((len(prompts), max(lengths)), self.asked.pad)
+        ids = torch.full((len(prompts), max(lengths)), self.request.pad_id)
         for i, prompt in enumerate(prompts):
             ids[i, : len(prompt)] = torch.tensor(prompt)
         last = torch.tensor(lengths, device=self.device) - 1
@@ -227,84 +232,83 @@ class _SlotGeneration:
             logits = self.model(
                 input_ids=ids.to(self.device), past_key_values=cache, use_cache=True
             ).logits
-        if logits.shape[1] > 1:  # its output layer is not called as a module
+        if logits.shape[1] > 1:  # the output layer is not called as a module
             logits = logits[torch.arange(len(last), device=self.device), last][:, None]
         check_cache_layers(cache.layers)
         return PromptResult(cache, greedy_tokens(logits))
 
-    def _seat(self, picked: Sequence[int], found: PromptResult) -> None:
-        """Put prompts into free slots, and take down the first token of their answers."""
-        places = self._free()[: len(picked)]
+    def _fill_slots(self, picked: Sequence[int], result: PromptResult) -> None:
+        """Put prompts into free slots, and record the first token of their completions."""
+        places = self._free_slots()[: len(picked)]
         slots = torch.tensor(places, device=self.device)
-        lengths = torch.tensor([len(self.asked.prompts[i]) for i in picked], device=self.device)
-        self.slots.fill(found.cache, slots)
-        self.tokens[slots] = found.first
+        lengths = torch.tensor([len(self.request.prompts[i]) for i in picked], device=self.device)
+        self.slots.fill(result.cache, slots)
+        self.tokens[slots] = result.first
         self.positions[slots] = lengths
-        for place, prompt, token in zip(places, picked, found.first.tolist(), strict=True):
-            self.riding[place] = prompt
-            self._hear(place, token)
+        for place, prompt, token in zip(places, picked, result.first.tolist(), strict=True):
+            self.in_slot[place] = prompt
+            self._record(place, token)
 
-    def _hear(self, place: int, token: int) -> None:
-        """Take a token down; whoever is finished leaves."""
-        prompt = self.riding[place]
+    def _record(self, slot: int, token: int) -> None:
+        """Add a token to the completion in a slot; free the slot at its end."""
+        prompt = self.in_slot[slot]
         if prompt is None:
             return
-        self.said[prompt].append(token)
-        if token in self.asked.ends or len(self.said[prompt]) == self.asked.most:
-            self.riding[place] = None
+        completion = self.completions[prompt]
+        completion.append(token)
+        if token in self.request.end_tokens or len(completion) == self.request.max_new_tokens:
+            self.in_slot[slot] = None
 
     def _decode(self) -> None:
-        """Take the steps up to the next look."""
-        taken = self._taken()
-        width = self._width(len(taken))
-        self._close_up(width)
-        riders = [p for p in self.riding if p is not None]
-        reach = max(len(self.asked.prompts[p]) + len(self.said[p]) - 1 for p in riders)
-        left = max(self.asked.most - len(self.said[p]) for p in riders)
-        length = self._length(reach + self.pace.every)
-        heard = []
-        for _ in range(min(self.pace.every, left)):
+        """Take the steps up to the next check of the tokens."""
+        width = self._choose_width(len(self._busy_slots()))
+        self._compact(width)
+        active = [p for p in self.in_slot if p is not None]
+        reach = max(len(self.request.prompts[p]) + len(self.completions[p]) - 1 for p in active)
+        left = max(self.request.max_new_tokens - len(self.completions[p]) for p in active)
+        length = self._choose_length(reach + self.settings.steps_per_check)
+        steps = []
+        for _ in range(min(self.settings.steps_per_check, left)):
             self.decoder.step(width, length)
-            heard.append(self.tokens[:width].clone())
-        for tokens in torch.stack(heard).tolist():
-            for place, token in enumerate(tokens):
-                self._hear(place, token)
+            steps.append(self.tokens[:width].clone())
+        for tokens in torch.stack(steps).tolist():
+            for slot, token in enumerate(tokens):
+                self._record(slot, token)
 
-    def _width(self, taken: int) -> int:
-        """Return how many slots take the next steps: where shapes are few, all or a quarter, ..."""
-        if not self.pace.few_shapes:
-            return taken
+    def _choose_width(self, busy: int) -> int:
+        """Return how many slots take the next steps; with few shapes all, a quarter, ..."""
+        if not self.settings.few_shapes:
+            return busy
         width = self.rows
-        while width // 4 >= max(taken, 8):
+        while width // 4 >= max(busy, 8):
             width //= 4
         return width
 
-    def _length(self, needed: int) -> int:
-        """Return how many places are in view: a multiple, or the grain doubled so many times."""
-        length = _round_up(needed, self.pace.length_multiple)
-        if self.pace.few_shapes:
-            length = self.pace.length_multiple * 2 ** math.ceil(
-                math.log2(length / self.pace.length_multiple)
-            )
+    def _choose_length(self, needed: int) -> int:
+        """Return the number of visible positions; with few shapes a multiple that doubles."""
+        multiple = self.settings.length_multiple
+        length = round_up(needed, multiple)
+        if self.settings.few_shapes:
+            length = multiple * 2 ** math.ceil(math.log2(length / multiple))
         return min(length, self.places)
 
-    def _close_up(self, width: int) -> None:
-        """Move who is in slots beyond ``width`` into the free ones before."""
-        strays = [i for i in self._taken() if i >= width]
-        if not strays:
+    def _compact(self, width: int) -> None:
+        """Move completions from slots beyond ``width`` into free ones before it."""
+        beyond = [i for i in self._busy_slots() if i >= width]
+        if not beyond:
             return
-        holes = self._free()[: len(strays)]
-        origin, target = (torch.tensor(x, device=self.device) for x in (strays, holes))
+        free = self._free_slots()[: len(beyond)]
+        origin, target = (torch.tensor(x, device=self.device) for x in (beyond, free))
         self.slots.move(origin, target)
-        for held in (self.tokens, self.positions):
-            held[target] = held[origin]
-        for old, new in zip(strays, holes, strict=True):
-            self.riding[new], self.riding[old] = self.riding[old], None
+        for values in (self.tokens, self.positions):
+            values[target] = values[origin]
+        for old, new in zip(beyond, free, strict=True):
+            self.in_slot[new], self.in_slot[old] = self.in_slot[old], None
 
 
 @contextlib.contextmanager
 def _last_state_only(model: Any, last: Tensor) -> Iterator[None]:
-    """Let the output layer see one state a row: the one at ``last`` ``[B]``."""
+    """Let the output layer see one state per row, at position ``last`` ``[B]``."""
     head = model.get_output_embeddings()
     if head is None:
         yield
@@ -320,7 +324,3 @@ def _last_state_only(model: Any, last: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _round_up(count: int, of: int) -> int:
-    return -(-count // of) * of

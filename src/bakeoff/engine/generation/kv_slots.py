@@ -1,9 +1,12 @@
-"""A static key-value cache whose rows are at places of their own: the memory of fast generation.
+"""A static key-value cache with one slot per prompt: the memory of fast generation.
 
-Used by ``generate``. A slot holds one prompt and its answer from place 0 on, so a token's place is
-its position and nothing is padded between them. A slot is filled from a prompt's own pass, written
-one token at a time, moved, and given to the next prompt; its buffers stay where they are, which is
-what lets a CUDA graph replay the step that reads and writes them.
+A slot holds one prompt and its completion from position 0 on, so that nothing is padded between
+them. It is filled from the prompt's own forward pass, extended one token at a time, moved, and
+reused for the next prompt. Its buffers stay in place, so that a CUDA graph can replay the step that
+reads and writes them.
+
+Tensor axes: S = slots, B = slots in use, H = heads, P = positions of a slot, L = visible positions,
+T = prompt tokens, D = head width. Keys and values are ``[S, H, P, D]``.
 """
 
 from __future__ import annotations
@@ -17,13 +20,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 
 
 class FastGenerationUnsupported(Exception):
-    """Fast generation cannot serve this model; the message says why."""
+    """Fast generation does not support this model; the message says why."""
 
 
 class SlotView:
-    """The part of the slots that a step sees: the first ``width`` rows and ``length`` places.
+    """The part of the slots that a step sees: the first ``width`` rows, ``length`` positions.
 
-    ``at`` is the place ``[width]`` that each row's token is written to; None before the first step.
+    ``at`` ``[B]`` is the position where each row's token is written; None before the first step.
     """
 
     width: int = 0
@@ -32,7 +35,7 @@ class SlotView:
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
-    """One layer's keys and values, ``[slots, heads, places, head width]``."""
+    """One layer's keys and values, ``[S, H, P, D]``."""
 
     is_sliding = False
 
@@ -43,75 +46,75 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: the buffers are there from the start."""
+        """Do nothing: the buffers exist from the start."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write one token a row, ``[width, heads, 1, head width]``; return all that is in view."""
+        """Write one token per row, ``[B, H, 1, D]``; return the visible keys and values."""
         view = self.view
         assert view.at is not None
         keys = self.keys[: view.width, :, : view.length]
         values = self.values[: view.width, :, : view.length]
         place = view.at[:, None, None, None]
-        for held, new in ((keys, key_states), (values, value_states)):
-            # a prompt's cache holds values in the keys' type, fp32 under autocast
-            held.scatter_(2, place.expand_as(new), new.to(held.dtype))
+        for buffer, new in ((keys, key_states), (values, value_states)):
+            # a prompt's cache holds values in the keys' dtype, fp32 under autocast
+            buffer.scatter_(2, place.expand_as(new), new.to(buffer.dtype))
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many places are in view, and that the first is place 0."""
+        """Return the number of visible positions, and that the first is position 0."""
         return self.view.length, 0
 
     def get_seq_length(self) -> int:
-        """Return how many places are in view: rows have lengths of their own."""
+        """Return the number of visible positions: each row has its own length."""
         return self.view.length
 
     def get_max_length(self) -> int:
-        """Return how many places a slot has."""
+        """Return the number of positions of a slot."""
         return int(self.keys.shape[2])
 
 
 class KVSlots(Cache):  # type: ignore[misc]
-    """``rows`` slots of ``places`` tokens, shaped like the layers of a prompt's own cache."""
+    """``rows`` slots of ``places`` positions each, shaped like the layers of a prompt's cache."""
 
     def __init__(self, like: DynamicCache, rows: int, places: int) -> None:
         self.view = SlotView()
         super().__init__(
             layers=[
                 SlotLayer(
-                    self.view, *(_new_buffer(t, rows, places) for t in (own.keys, own.values))
+                    self.view, *(_new_buffer(t, rows, places) for t in (layer.keys, layer.values))
                 )
-                for own in like.layers
+                for layer in like.layers
             ]
         )
 
     def fill(self, prompts: DynamicCache, slots: Tensor) -> None:
-        """Copy the keys and values of prompts, ``[B, heads, T, head width]``, to these slots.
+        """Copy the keys and values of prompts, ``[n, H, T, D]``, to these slots.
 
-        What the slots held before is wiped: it is masked, but an infinite value would get through.
+        The rest of the slots is zeroed: it is masked, but an infinite value would still spread.
         """
-        for own, given in zip(self.layers, prompts.layers, strict=True):
-            for into, new in ((own.keys, given.keys), (own.values, given.values)):
+        for layer, prompt in zip(self.layers, prompts.layers, strict=True):
+            for into, new in ((layer.keys, prompt.keys), (layer.values, prompt.values)):
                 into.narrow(2, 0, new.shape[2]).index_copy_(0, slots, new)
                 into.narrow(2, new.shape[2], into.shape[2] - new.shape[2]).index_fill_(0, slots, 0)
 
     def move(self, origin: Tensor, target: Tensor) -> None:
-        """Copy slots to others; the two share none."""
-        for own in self.layers:
-            for held in (own.keys, own.values):
-                held.index_copy_(0, target, held.index_select(0, origin))
+        """Copy slots to other slots; the two sets are disjoint."""
+        for layer in self.layers:
+            for buffer in (layer.keys, layer.values):
+                buffer.index_copy_(0, target, buffer.index_select(0, origin))
 
-    def look(self, width: int, length: int, at: Tensor) -> Tensor:
-        """Set the view; return which places each row may attend to, ``[width, 1, 1, length]``."""
+    def set_view(self, width: int, length: int, at: Tensor) -> Tensor:
+        """Set the view; return which positions each row may attend to, ``[B, 1, 1, L]``."""
         self.view.width, self.view.length, self.view.at = width, length, at
         places = torch.arange(length, device=at.device)
         return (places <= at[:, None])[:, None, None]
 
 
 def bytes_per_token(cache: DynamicCache) -> int:
-    """Return the bytes that one token of one row takes in all layers."""
-    each = (t for own in cache.layers for t in (own.keys, own.values))
+    """Return the bytes that one token of one row uses in all layers."""
+    each = (t for layer in cache.layers for t in (layer.keys, layer.values))
     return sum(t.shape[1] * t.shape[3] * t.element_size() for t in each)
 
 
@@ -127,14 +130,14 @@ def new_prompt_cache(config: Any) -> DynamicCache:
 
 
 def check_cache_layers(layers: Sequence[Any]) -> None:
-    """Refuse layers that are not plain growing keys and values.
+    """Refuse cache layers other than plain growing keys and values.
 
     Raises:
         NotFast: a sliding window, a state of linear attention, or the like.
     """
-    kinds = sorted({type(own).__name__ for own in layers if type(own) is not DynamicLayer})
+    kinds = sorted({type(x).__name__ for x in layers if type(x) is not DynamicLayer})
     if kinds:
-        raise FastGenerationUnsupported(f"its cache has layers of another kind: {', '.join(kinds)}")
+        raise FastGenerationUnsupported(f"its cache has unsupported layers: {', '.join(kinds)}")
 
 
 def _new_buffer(like: Tensor, rows: int, places: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""Lanes: several trials of one method share a frozen base and one training step."""
+"""Lanes: several trials of one method that share a frozen base and one training step."""

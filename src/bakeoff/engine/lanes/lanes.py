@@ -1,10 +1,12 @@
-"""Lanes: K trials of one method share one frozen base and one step.
+"""Lanes: K trials of one method that share one frozen base and one training step.
 
-The adapter is injected once; the K initialisations of its trained tensors are stacked to
-``[K, ...]`` (``stack``). Together, the model's batch holds all lanes one after another,
-``[K * B, ...]``, and only the modules that own lane tensors know (``units``). Alone, one lane's
-tensors lie in the model, which is then the plain PEFT model of that trial: so are trials saved,
-and so does a method train that cannot ride.
+The adapter is injected once, and the K initialisations of its trained tensors are stacked to
+``[K, ...]``. When lanes are batched, the model's batch holds all of them one after another,
+``[K * B, ...]``, and only the modules that own lane tensors treat them separately. A single lane's
+tensors can also be put into the model, which is then the plain PEFT model of that trial: this is
+how trials are saved, and how methods train that cannot be batched.
+
+Tensor axes: K = lanes, B = rows of one lane.
 """
 
 from __future__ import annotations
@@ -29,23 +31,23 @@ from bakeoff.engine.lanes.vmapped_modules import (
 )
 
 MAX_PER_SEED_ELEMENTS = 1 << 20
-"""Frozen tensors up to this many elements may differ by seed (masks, indices); larger ones not."""
+"""Frozen tensors up to this size may differ by seed (masks, indices); larger ones may not."""
 
 
 Precondition = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""Maps one lane's tensors and gradients by name to the gradients that it changes."""
+"""Maps one lane's tensors and gradients by name to the gradients that change."""
 
 
 class FrozenPartsDiffer(Exception):
-    """The trials' frozen parts differ by seed: they cannot stand on one base."""
+    """The trials' frozen tensors differ by seed, so they cannot share one base."""
 
 
 class RowsMixed(RuntimeError):
-    """Something in the base computes over all rows: a lane would depend on its neighbours."""
+    """The base computes over all rows of a batch: a lane would depend on other lanes."""
 
 
 class InitialTensors(NamedTuple):
-    """What a seed decides: trained tensors, small frozen ones, a checksum of each large one."""
+    """Tensors that depend on the seed: trained, small frozen ones, checksums of large ones."""
 
     trained: dict[str, Tensor]
     small: dict[str, Tensor]
@@ -53,7 +55,7 @@ class InitialTensors(NamedTuple):
 
     @classmethod
     def of(cls, model: nn.Module, checksums: bool) -> InitialTensors:
-        """Copy a freshly attached model's start; without ``checksums`` the trained tensors only."""
+        """Copy a newly attached model's tensors; without ``checksums`` only the trained ones."""
         start = cls({}, {}, {})
         for name, tensor in named_tensors(model).items():
             if tensor.requires_grad:
@@ -70,32 +72,34 @@ class InitialTensors(NamedTuple):
 
 
 def _checksum(tensor: Tensor) -> int:
-    found = 0
+    """Return the CRC-32 of a tensor's bytes."""
+    checksum = 0
     for part in quantization.plain_parts(tensor):
         raw = part.cpu().contiguous().view(torch.uint8).numpy()
-        found = zlib.crc32(raw.data, found)
-    return found
+        checksum = zlib.crc32(raw.data, checksum)
+    return checksum
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers of a model by name, each tensor once."""
+    """Return all parameters and buffers of a model by name; a shared tensor once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 class _LaneRange(NamedTuple):
-    """The lanes that ride together: ``width`` of them from ``first``."""
+    """Consecutive lanes: ``width`` of them from ``first``."""
 
     first: int
     width: int
 
 
 class Lanes:
-    """K trials on one model: one ``Start`` a lane, the trained tensors' names by optimizer group.
+    """K trials on one model, which has its PEFT patches installed.
 
-    The model comes with its shims on.
+    ``starts`` has the initial tensors of each lane, ``groups`` the names of the trained tensors by
+    optimizer group.
 
     Raises:
-        NotShared: a large frozen tensor differs between the starts.
+        FrozenPartsDiffer: a large frozen tensor differs between the starts.
     """
 
     def __init__(
@@ -117,39 +121,39 @@ class Lanes:
             if not all_equal(s.small[n] for s in starts)
         }
         everything = named_tensors(model)
-        ours = {id(everything[n]): n for n in (*self.stack.names, *self.per_seed)}
-        self._slots = _find_slots(model, ours)
+        lane_tensors = {id(everything[n]): n for n in (*self.stack.names, *self.per_seed)}
+        self._slots = _find_slots(model, lane_tensors)
         self.random = dropout.LaneRandom(seeds, device)
         self.dropouts = dropout.install_keyed_dropout(model, self.random)
         """The model's active dropouts."""
         self._mixing = quantization.mixes_rows(model)
         self.sees_padding = any(getattr(m, "sees_padding", False) for m in model.modules())
-        """What an example computes depends on how far its batch is padded."""
+        """Whether an example's result depends on the padding of its batch."""
         self._hooks = {n: everything[n]._backward_hooks or {} for n in self.stack.names}
-        """What a method hung on its parameters' gradients: the leaves must carry it too."""
+        """Hooks of the method on its parameters' gradients, to be registered on the leaves too."""
         self._units = [
-            VmappedModule(module, local, self._drops_in(module))
-            for module, local in find_lane_modules(model, ours)
+            VmappedModule(module, local, self._dropouts_in(module))
+            for module, local in find_lane_modules(model, lane_tensors)
         ]
         self._patches: list[VmappedModule | FoldedModule] = [*self._units]
         for unit in self._units:
-            self._patches += [FoldedModule(m) for m in find_frozen_parts(unit.module, ours)]
+            self._patches += [FoldedModule(m) for m in find_frozen_parts(unit.module, lane_tensors)]
         self._patched = False
         self._leaves: dict[_LaneRange, dict[str, nn.Parameter]] = {}
         self._shared: dict[str, Tensor] | None = None
-        self._place_now = _LaneRange(0, 0)  # nobody yet
+        self._active = _LaneRange(0, 0)  # none yet
         self.run_single(0)
 
     def __len__(self) -> int:
         return len(self.stack)
 
     def run_lanes(self, first: int, width: int, rows: int) -> None:
-        """Let ``width`` lanes from ``first`` ride together, each with ``rows`` of the batch.
+        """Batch ``width`` lanes from ``first``, each with ``rows`` rows of the batch.
 
-        One lane rides as the plain model of its trial.
+        A single lane runs as the plain model of its trial.
 
         Raises:
-            Mixing: what a row gives would depend on other lanes' rows.
+            RowsMixed: the result of a row would depend on other lanes' rows.
         """
         if width == 1:
             self.run_single(first)
@@ -162,7 +166,7 @@ class Lanes:
             self._patched = True
         for unit in self._units:
             unit.lanes, unit.rows_per_lane = width, rows
-        self._place(_LaneRange(first, width))
+        self._activate(_LaneRange(first, width))
 
     def run_single(self, lane: int) -> None:
         """Make the model the plain model of one lane."""
@@ -170,59 +174,62 @@ class Lanes:
             for patch in self._patches:
                 patch.module.__dict__.pop("forward", None)
             self._patched = False
-        self._place(_LaneRange(lane, 1))
+        self._activate(_LaneRange(lane, 1))
 
     def backward(self, total: Tensor) -> None:
-        """Write the gradients of the lanes that ride into the stack."""
-        leaves = self._leaves[self._place_now]
-        if self._place_now.width == 1:
+        """Write the gradients of the active lanes into the stack."""
+        leaves = self._leaves[self._active]
+        if self._active.width == 1:
             torch.autograd.backward(total)
             return
-        # not backward(): it would add to rows that lie apart, tensor by tensor, and warn of it
-        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        # not backward(): it would accumulate into strided rows, tensor by tensor, with a warning
+        gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         into, new = [], []
-        for leaf, gradient in zip(leaves.values(), found, strict=True):
+        for leaf, gradient in zip(leaves.values(), gradients, strict=True):
             if gradient is not None and leaf.grad is not None:
                 into.append(leaf.grad)
                 new.append(gradient)
         torch._foreach_copy_(into, new)
 
     def map_lanes(self, function: Callable[[nn.Module], Tensor | None]) -> Tensor | None:
-        """Return ``function(model)`` of every lane that rides, ``[width]``, or None if that is."""
+        """Return ``function(model)`` of each active lane, ``[width]``; None if it returns None."""
         shell = _FunctionOfModel(self.model, function)
-        own = {f"model.{n}": t for n, t in self._values(self._place_now).items()}
-        found: list[bool] = []
+        stacked = {f"model.{n}": t for n, t in self._values(self._active).items()}
+        has_value: list[bool] = []
 
         def one(values: dict[str, Tensor]) -> Tensor:
             answer = functional_call(shell, values, ())
-            found.append(answer is not None)
-            return answer if answer is not None else torch.zeros(())
+            has_value.append(answer is not None)
+            return answer if answer is not None else torch.zeros(())  # vmap returns tensors only
 
-        out: Tensor = vmap(one)(own)
-        return out if found[0] else None
+        out: Tensor = vmap(one)(stacked)
+        return out if has_value[0] else None
 
     @torch.no_grad()
     def precondition(self, function: Precondition) -> None:
-        """Let ``function`` bend each lane's gradients by its tensors' values, all lanes at once."""
+        """Apply ``function`` to the gradients of every lane, all lanes at once."""
         gradients = {n: self.stack.gradient(n) for n in self.stack.names}
-        own = {n: self.stack.tensor(n) for n in self.stack.names}
+        trained = {n: self.stack.tensor(n) for n in self.stack.names}
         if self._shared is None:
-            # a frozen tensor that differs by seed is a lane's own too; the others are the model's
-            ours = {*own, *self.per_seed}
-            self._shared = {n: t for n, t in named_tensors(self.model).items() if n not in ours}
+            # frozen tensors that differ by seed belong to the lanes too; the others are shared
+            of_lanes = {*trained, *self.per_seed}
+            self._shared = {n: t for n, t in named_tensors(self.model).items() if n not in of_lanes}
         shared = self._shared
 
-        def one(values: dict[str, Tensor], bent: dict[str, Tensor]) -> Mapping[str, Tensor]:
-            return function({**shared, **values}, bent)
+        def one(
+            values: dict[str, Tensor], lane_gradients: dict[str, Tensor]
+        ) -> Mapping[str, Tensor]:
+            return function({**shared, **values}, lane_gradients)
 
-        for name, gradient in vmap(one)({**own, **self.per_seed}, gradients).items():
+        for name, gradient in vmap(one)({**trained, **self.per_seed}, gradients).items():
             gradients[name].copy_(gradient)
 
-    def _values(self, riders: _LaneRange) -> dict[str, Tensor]:
-        first, width = riders
-        if riders not in self._leaves:
-            self._leaves[riders] = self.stack.leaves(first, width)
-            for name, leaf in self._leaves[riders].items():
+    def _values(self, lanes: _LaneRange) -> dict[str, Tensor]:
+        """Return these lanes' own tensors by name: trained leaves, and frozen ones by seed."""
+        first, width = lanes
+        if lanes not in self._leaves:
+            self._leaves[lanes] = self.stack.leaves(first, width)
+            for name, leaf in self._leaves[lanes].items():
                 for hook in self._hooks[name].values():
                     act = hook if width == 1 else vmap(hook)
                     leaf.register_hook(act)  # type: ignore[no-untyped-call]
@@ -230,24 +237,26 @@ class Lanes:
             n: t[first] if width == 1 else t[first : first + width]
             for n, t in self.per_seed.items()
         }
-        return {**self._leaves[riders], **seeded}
+        return {**self._leaves[lanes], **seeded}
 
-    def _place(self, riders: _LaneRange) -> None:
-        """Give these lanes the next draws, and the model their tensors."""
-        self.random.select(*riders)
-        if self._place_now == riders:
+    def _activate(self, lanes: _LaneRange) -> None:
+        """Select these lanes' random keys, and put their tensors into the model."""
+        self.random.select(*lanes)
+        if self._active == lanes:
             return
-        for name, value in self._values(riders).items():
+        for name, value in self._values(lanes).items():
             for slot in self._slots[name]:
-                slot.held[slot.key] = value
-        self._place_now = riders
+                slot.owner[slot.key] = value
+        self._active = lanes
 
-    def _drops_in(self, module: nn.Module) -> list[dropout.KeyedDropout]:
+    def _dropouts_in(self, module: nn.Module) -> list[dropout.KeyedDropout]:
         inside = set(module.modules())
         return [d for d in self.dropouts if d.module in inside]
 
 
 class _FunctionOfModel(nn.Module):
+    """Wraps a function of a model as a module, for ``functional_call``."""
+
     def __init__(self, model: nn.Module, function: Callable[[nn.Module], Tensor | None]) -> None:
         super().__init__()
         self.model = model
@@ -257,12 +266,12 @@ class _FunctionOfModel(nn.Module):
         return self.function(self.model)
 
 
-def _find_slots(model: nn.Module, ours: Mapping[int, str]) -> dict[str, list[TensorSlot]]:
-    """Return every place of each tensor in the model: shared ones have several."""
-    slots: dict[str, list[TensorSlot]] = {name: [] for name in ours.values()}
+def _find_slots(model: nn.Module, lane_tensors: Mapping[int, str]) -> dict[str, list[TensorSlot]]:
+    """Return every slot of each lane tensor in the model: a shared one has several."""
+    slots: dict[str, list[TensorSlot]] = {name: [] for name in lane_tensors.values()}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for key, tensor in held.items():
-                if id(tensor) in ours:
-                    slots[ours[id(tensor)]].append(TensorSlot(held, key))
+        for owner in (module._parameters, module._buffers):
+            for key, tensor in owner.items():
+                if id(tensor) in lane_tensors:
+                    slots[lane_tensors[id(tensor)]].append(TensorSlot(owner, key))
     return slots

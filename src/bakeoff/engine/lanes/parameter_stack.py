@@ -1,8 +1,9 @@
-"""The trained tensors of K trials, stacked: one fp32 row a lane makes a step's bookkeeping flat.
+"""The trained tensors of K trials, stacked into one fp32 row per lane.
 
-``[K, P]`` values and gradients; each trained tensor is a view ``[K, *shape]`` into them. Clipping,
-divergence and AdamW then work on rows, whatever the method is. Used by ``lanes``; plain tensors,
-no module is known here.
+Each trained tensor is a view ``[K, *shape]`` of the stack, so clipping, divergence checks and AdamW
+work on rows, whatever the method.
+
+Tensor axes: K = lanes, P = trained parameters of a lane. Values and gradients are ``[K, P]``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 
 class GroupSpan(NamedTuple):
-    """Where a group of parameters lies in a row."""
+    """Range of a parameter group in a row."""
 
     start: int
     stop: int
@@ -24,7 +25,7 @@ class GroupSpan(NamedTuple):
 class ParameterStack:
     """Values and gradients of the trained tensors of K lanes.
 
-    ``groups`` lists the tensors' names by group; ``states`` maps name -> initial value, one a lane.
+    ``groups`` lists the tensors' names by group; ``states`` has each lane's initial value by name.
     """
 
     def __init__(
@@ -54,17 +55,17 @@ class ParameterStack:
         return len(self.values)
 
     def tensor(self, name: str) -> Tensor:
-        """Return the values of one tensor in all lanes, ``[K, *shape]``."""
+        """Return the values of a tensor in all lanes, ``[K, *shape]``."""
         return self._view(self.values, name)
 
     def gradient(self, name: str) -> Tensor:
-        """Return the gradients of one tensor in all lanes, ``[K, *shape]``."""
+        """Return the gradients of a tensor in all lanes, ``[K, *shape]``."""
         return self._view(self.gradients, name)
 
     def leaves(self, first: int, width: int) -> dict[str, nn.Parameter]:
         """Return the leaves of ``width`` lanes, ``[width, *shape]``; of one lane, ``[*shape]``.
 
-        They lie in the stack's own memory, their gradients too.
+        They and their gradients are views of the stack's memory.
         """
         at = first if width == 1 else slice(first, first + width)
         return {
@@ -72,7 +73,7 @@ class ParameterStack:
         }
 
     def rows(self, lane: int) -> list[nn.Parameter]:
-        """Return one lane's row cut into its groups, for an optimizer."""
+        """Return one lane's row, one parameter per group, for an optimizer."""
         return [
             _make_leaf(self.values[lane, s.start : s.stop], self.gradients[lane, s.start : s.stop])
             for s in self.spans
@@ -84,13 +85,14 @@ class ParameterStack:
 
 
 def _make_leaf(value: Tensor, gradient: Tensor) -> nn.Parameter:
+    """Return a parameter on the memory of ``value`` that accumulates into ``gradient``."""
     leaf = nn.Parameter(value)
     leaf.grad = gradient
     return leaf
 
 
 def all_equal(tensors: Iterable[Tensor]) -> bool:
-    """Say whether all tensors are equal in shape, dtype and bits."""
+    """Return whether all tensors are equal in shape, dtype and values."""
     first, *others = tensors
     return all(
         o.shape == first.shape and o.dtype == first.dtype and torch.equal(o, first) for o in others

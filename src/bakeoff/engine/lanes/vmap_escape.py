@@ -1,7 +1,8 @@
-"""Stepping out of vmap: what lanes compute together, on plain tensors ``[K, ...]``, and back in.
+"""Leaving vmap: compute on plain tensors of all lanes, ``[K, ...]``, and enter it again.
 
-What ``torch.autograd.Function`` with a ``vmap`` rule would do, in a fifth of its time. Used by
-``units`` for frozen parts and by ``linear`` for matrix products.
+This does what a ``torch.autograd.Function`` with a ``vmap`` rule does, in a fifth of its time.
+
+Tensor axes: K = lanes.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ _functorch: Any = torch._C._functorch
 
 
 def is_batched(value: object) -> bool:
-    """Say whether a value is a tensor of which vmap shows one lane."""
+    """Return whether a value is a tensor that vmap batches over lanes."""
     return isinstance(value, Tensor) and bool(_functorch.is_batchedtensor(value))
 
 
 def call_outside_vmap(
-    call: Callable[[Sequence[Tensor]], Sequence[Tensor]], given: Sequence[Tensor]
+    call: Callable[[Sequence[Tensor]], Sequence[Tensor]], batched: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return what ``call`` makes of all lanes ``[K, ...]`` of laned tensors, as laned tensors."""
-    level = _functorch.maybe_get_level(given[0])
-    stacked = [_functorch.get_unwrapped(x).movedim(_functorch.maybe_get_bdim(x), 0) for x in given]
+    """Call a function with all lanes ``[K, ...]`` of batched tensors; return batched tensors."""
+    level = _functorch.maybe_get_level(batched[0])
+    stacked = [
+        _functorch.get_unwrapped(x).movedim(_functorch.maybe_get_bdim(x), 0) for x in batched
+    ]
     with temporarily_pop_interpreter_stack():
         out = call(stacked)
     return [_functorch._add_batch_dim(x, 0, level) for x in out]

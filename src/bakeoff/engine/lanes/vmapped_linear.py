@@ -1,6 +1,8 @@
-"""Matrix products inside a unit, with all lanes at once: ``units`` turns ``Products`` on.
+"""Matrix products inside a vmapped module, computed for all lanes at once.
 
-Compiled, they go through an operator that knows lanes; elsewhere they step out of vmap.
+Compiled, they use a custom operator with a vmap rule; otherwise they leave vmap.
+
+Tensor axes: K = lanes, n = rows of a lane, in/out = features of the layer.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from bakeoff.engine.lanes.vmap_escape import call_outside_vmap, is_batched
 
 @torch.library.custom_op("bakeoff::lane_linear", mutates_args=())
 def lane_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return a linear layer; under vmap a shared matrix takes all lanes as one batch.
+    """Apply a linear layer; under vmap a shared matrix multiplies all lanes as one batch.
 
-    vmap's own rules for linear and matmul ask for sizes that one compilation for many row lengths
-    does not know (torch 2.11: "Cannot call numel() on tensor with symbolic sizes").
+    vmap's own rules for linear and matmul need sizes that are unknown when one compilation serves
+    many row lengths (torch 2.11: "Cannot call numel() on tensor with symbolic sizes").
     """
     return functional.linear(x, weight, bias)
 
@@ -46,6 +48,7 @@ def _backward(ctx: Any, grad: Tensor) -> Any:
 
 
 def _vmap_rule(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    """Multiply ``[K, ..., in]`` by one matrix or by the lanes' matrices ``[K, out, in]``."""
     x = x.movedim(dims[0], 0) if dims[0] is not None else x.expand(info.batch_size, *x.shape)
     if dims[1] is None and dims[2] is None:
         return lane_linear(x, weight, bias), 0
@@ -64,7 +67,7 @@ lane_linear.register_vmap(_vmap_rule)
 
 
 class LaneMatmuls(TorchFunctionMode):
-    """Sends what a unit multiplies, by frozen matrices or its lanes' own, through ours."""
+    """Mode that redirects linear layers and matrix products to the lane-aware versions here."""
 
     def __torch_function__(
         self,
@@ -73,7 +76,7 @@ class LaneMatmuls(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Take linear layers, and products of batches of rows with one matrix; pass the rest on."""
+        """Handle linear layers, and products of batches of rows with a matrix; forward the rest."""
         if func is functional.linear:
             return _linear(*args, **(kwargs or {}))
         if func in _MATMULS and args[0].ndim > 2 and args[1].ndim == 2:
@@ -85,27 +88,28 @@ _MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-    """Multiply in the precision that autocast asks for; the arguments are ``linear``'s."""
+    """Apply a linear layer in autocast's precision; the arguments are those of ``linear``."""
     if torch.compiler.is_compiling():
         return _linear_compiled(input, weight, bias)
     if not (is_batched(input) and is_batched(weight)) or input.ndim < 2:
         return functional.linear(input, weight, bias)
-    given = [input, weight]
+    batched = [input, weight]
     if bias is not None and is_batched(bias):
-        given.append(bias)
+        batched.append(bias)
 
     def multiply(stacked: Sequence[Tensor]) -> list[Tensor]:
-        x, matrices, *own = stacked
+        x, matrices, *biases = stacked
         out = torch.bmm(x.flatten(1, -2), matrices.transpose(1, 2))
-        if own:
-            out = out + own[0][:, None].to(out.dtype)
+        if biases:
+            out = out + biases[0][:, None].to(out.dtype)
         return [out.view(*x.shape[:-1], out.shape[-1])]
 
-    (out,) = call_outside_vmap(multiply, given)
+    (out,) = call_outside_vmap(multiply, batched)
     return out if bias is None or is_batched(bias) else out + bias.to(out.dtype)
 
 
 def _linear_compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Cast as autocast casts ``linear``, which it does not do for our operator."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)

@@ -1,11 +1,12 @@
-"""Units: the modules that own trained tensors, run under ``vmap`` while lanes ride together.
+"""Modules that own trained tensors, run under ``vmap`` while lanes are batched.
 
-Everything else of a model, frozen, sees the lanes folded into the batch and never knows of them. A
-unit unfolds ``[K * b, ...]`` to ``[K, b, ...]``, runs the *unmodified* module under
-``torch.func.vmap`` with the lanes' own tensors, and folds its output. Frozen parts inside a unit
-(the wrapped linear, quantised or not) are folded back into the batch, so one matmul serves all
-lanes and vmap never enters them; compiled, matrix products alone do that (``linear``). Used by
-``lanes``.
+The rest of a model is frozen and sees the lanes folded into the batch. A vmapped module unfolds
+``[K * B, ...]`` to ``[K, B, ...]``, runs the *unmodified* module under ``torch.func.vmap`` with the
+lanes' own tensors, and folds its output. Frozen parts inside it (the wrapped linear layer,
+quantised or not) are folded back into the batch, so that one matrix product serves all lanes and
+vmap never enters them. When compiled, only the matrix products are folded (``vmapped_linear``).
+
+Tensor axes: K = lanes, B = rows of one lane.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from bakeoff.engine.lanes.vmapped_linear import LaneMatmuls
 from bakeoff.engine.packing.attention import ActivePass
 
 _WRAPPERS = (BaseTunerLayer, AuxiliaryTrainingWrapper, BasePromptEncoder)
+"""PEFT's classes that wrap a module and read its trained tensors themselves."""
 
 
 class TensorSlot(NamedTuple):
-    """Where a tensor lies: in a module's own parameters or buffers, under a key."""
+    """Location of a tensor: the parameters or buffers of a module, and a key."""
 
-    held: dict[str, Any]
+    owner: dict[str, Any]
     key: str
 
 
 class ClassForward(nn.Module):
-    """Calls a module's own class forward, past what was installed on the instance."""
+    """Calls the forward of a module's class, bypassing one installed on the instance."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -49,86 +51,97 @@ class ClassForward(nn.Module):
 
 
 class VmappedModule:
-    """The forward of one module while lanes ride together: installed on the instance.
+    """Replacement for the forward of one module while lanes are batched, set on the instance.
 
-    ``local`` holds the module's own names of its lane tensors; their values, ``[K, ...]``, lie in
+    ``local_names`` are the module's names of its lane tensors; their values, ``[K, ...]``, are in
     the module's slots.
     """
 
     def __init__(
-        self, module: nn.Module, local: Sequence[str], drops: Sequence[KeyedDropout]
+        self, module: nn.Module, local_names: Sequence[str], dropouts: Sequence[KeyedDropout]
     ) -> None:
         self.module = module
         self.shell = ClassForward(module)
-        self.local_names = tuple(local)
-        self.slots = [find_slot(module, name) for name in local]
+        self.local_names = tuple(local_names)
+        self.slots = [find_slot(module, name) for name in local_names]
         self.matmuls = LaneMatmuls()
+        self.dropouts = tuple(dropouts)
         self.lanes = 1
-        self.dropouts = tuple(drops)
+        """Number of lanes in the batch."""
         self.rows_per_lane = 0
+        """Number of rows of the batch that belong to each lane."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Unfold, run each lane, fold."""
-        if len(args) == 1 and not kwargs:  # a plain layer: spare it the tree
-            return self._run([args[0]], lambda mixed: (tuple(mixed), {}))
+        """Unfold the lanes, run the module for each, and fold its output."""
+        if len(args) == 1 and not kwargs:  # the common case: skip the tree
+            return self._run([args[0]], lambda flat: (tuple(flat), {}))
         values, tree = pytree.tree_flatten((args, kwargs))
-        return self._run(values, lambda mixed: pytree.tree_unflatten(mixed, tree))
+        return self._run(values, lambda flat: pytree.tree_unflatten(flat, tree))
 
-    def _run(self, values: list[Any], call: Callable[[list[Any]], Any]) -> Any:
-        riding = self._riding(values)
-        tensors = [v for v, rides in zip(values, riding, strict=True) if rides]
+    def _run(self, values: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
+        """Run all lanes on flat arguments; ``rebuild`` makes (args, kwargs) of them again."""
+        # Not every tensor argument holds lanes: masks and position tables may be shared. Only
+        # batched ones enter vmap; the others are seen by each lane as they are.
+        batched = self._batched(values)
+        tensors = [v for v, marked in zip(values, batched, strict=True) if marked]
         stacked = [attrgetter(name)(self.module) for name in self.local_names]
-        drops = [d for d in self.dropouts if d.module.training]
-        keys = [d.random.next_key() for d in drops]
+        # Keys are taken here, for all lanes at once, and enter vmap as an argument: inside it a
+        # dropout sees one lane and could not tell which.
+        dropouts = [d for d in self.dropouts if d.module.training]
+        keys = [d.random.next_key() for d in dropouts]
 
-        def one(own: list[Tensor], keys: list[Tensor], given: list[Tensor]) -> Any:
-            inner_args, inner_kwargs = call(_replace_marked(values, riding, given))
-            for drop, key in zip(drops, keys, strict=True):
-                drop.lane_key = key
+        def run_lane(own: list[Tensor], keys: list[Tensor], inputs: list[Tensor]) -> Any:
+            args, kwargs = rebuild(_replace_marked(values, batched, inputs))
+            for dropout, key in zip(dropouts, keys, strict=True):
+                dropout.lane_key = key
             try:
-                answer = self._call(own, inner_args, inner_kwargs)
+                output = self._call(own, args, kwargs)
             finally:
-                for drop in drops:
-                    drop.lane_key = None
-            if isinstance(answer, Tensor):
-                return answer
-            answers.append(answer)
-            return _tensor_leaves(answer)  # vmap returns nothing else
+                for dropout in dropouts:
+                    dropout.lane_key = None
+            if isinstance(output, Tensor):
+                return output
+            # vmap returns tensors only: what surrounds them is the same in every lane and is
+            # passed out through ``outputs``
+            outputs.append(output)
+            return _tensor_leaves(output)
 
-        answers: list[Any] = []
-        fed = len(tensors) > 0  # not bool(): torch 2.11 cannot compile that of a list
-        unfolded = [t.reshape(self.lanes, -1, *t.shape[1:]) for t in tensors]
-        out = vmap(one, randomness="different")(stacked, keys, unfolded)
-        if isinstance(out, Tensor):
-            return self._fold(out, fed)
-        return _replace_tensor_leaves(answers[0], [self._fold(t, fed) for t in out])
+        outputs: list[Any] = []
+        has_input = len(tensors) > 0  # not bool(): torch 2.11 cannot compile that of a list
+        unfolded = [t.reshape(self.lanes, -1, *t.shape[1:]) for t in tensors]  # [K * B] -> [K, B]
+        result = vmap(run_lane, randomness="different")(stacked, keys, unfolded)
+        if isinstance(result, Tensor):
+            return self._fold(result, has_input)
+        return _replace_tensor_leaves(outputs[0], [self._fold(t, has_input) for t in result])
 
     def _call(self, own: Sequence[Tensor], args: Any, kwargs: Any) -> Any:
-        """Run the module with these tensors in its slots."""
+        """Run the module with one lane's tensors in its slots."""
         if torch.compiler.is_compiling():
             named = {f"inner.{n}": t for n, t in zip(self.local_names, own, strict=True)}
             with self.matmuls:
                 return functional_call(self.shell, named, args, kwargs)
-        # what functional_call does, less its walk over the module on every call
-        before = [slot.held[slot.key] for slot in self.slots]
+        # functional_call without its walk over the module, which costs time on every call
+        before = [slot.owner[slot.key] for slot in self.slots]
         for slot, tensor in zip(self.slots, own, strict=True):
-            slot.held[slot.key] = tensor
+            slot.owner[slot.key] = tensor
         try:
             with self.matmuls:
                 return self.shell(*args, **kwargs)
         finally:
             for slot, tensor in zip(self.slots, before, strict=True):
-                slot.held[slot.key] = tensor
+                slot.owner[slot.key] = tensor
 
-    def _riding(self, values: Sequence[Any]) -> list[bool]:
-        """Say which values carry lanes: the tensors as long as the first that K divides."""
+    def _batched(self, values: Sequence[Any]) -> list[bool]:
+        """Mark the arguments that hold lanes: tensors as long as the first, if K divides that."""
         sizes = [v.shape[0] if isinstance(v, Tensor) and v.ndim else 0 for v in values]
         rows = next((n for n in sizes if n), 0)
         return [bool(n) and n == rows and n % self.lanes == 0 for n in sizes]
 
-    def _fold(self, out: Tensor, fed: bool) -> Tensor:
-        if not fed and out.ndim > 1 and out.shape[1] == 1 and self.rows_per_lane > 1:
-            # no input of the lanes' own (position embeddings, say): one row a lane serves its batch
+    def _fold(self, out: Tensor, has_input: bool) -> Tensor:
+        """Return ``[K, B, ...]`` as ``[K * B, ...]``."""
+        if not has_input and out.ndim > 1 and out.shape[1] == 1 and self.rows_per_lane > 1:
+            # without batched inputs (position embeddings, for example) a lane returns a single
+            # row, which stands for all rows of its batch
             out = out.expand(out.shape[0], self.rows_per_lane, *out.shape[2:])
         return out.flatten(0, 1)
 
@@ -136,94 +149,94 @@ class VmappedModule:
 def _replace_marked(
     values: Sequence[Any], places: Sequence[bool], tensors: Iterable[Tensor]
 ) -> list[Any]:
-    """Return the values with these tensors in the places marked."""
-    ours = iter(tensors)
-    return [next(ours) if marked else v for v, marked in zip(values, places, strict=True)]
+    """Return the values with the marked ones replaced by these tensors."""
+    replacements = iter(tensors)
+    return [next(replacements) if marked else v for v, marked in zip(values, places, strict=True)]
 
 
-def _tensor_leaves(answer: Any) -> list[Tensor]:
-    """Return the tensors of an answer: what else it holds is the same in every lane."""
-    return [x for x in pytree.tree_leaves(answer) if isinstance(x, Tensor)]
+def _tensor_leaves(output: Any) -> list[Tensor]:
+    """Return the tensors inside an output."""
+    return [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
 
 
-def _replace_tensor_leaves(answer: Any, tensors: Iterable[Tensor]) -> Any:
-    """Return an answer with these tensors in the places of its own."""
-    leaves, shape = pytree.tree_flatten(answer)
+def _replace_tensor_leaves(output: Any, tensors: Iterable[Tensor]) -> Any:
+    """Return an output with its tensors replaced by these."""
+    leaves, shape = pytree.tree_flatten(output)
     places = [isinstance(x, Tensor) for x in leaves]
     return pytree.tree_unflatten(_replace_marked(leaves, places, tensors), shape)
 
 
 class FoldedModule:
-    """The forward of a frozen module inside a unit: installed on the instance.
+    """Replacement for the forward of a frozen module inside a vmapped one, set on the instance.
 
-    The lanes go into the batch, and the module runs on plain tensors as if there were no lanes
-    (custom operators included).
+    It folds the lanes into the batch and runs the module on plain tensors, outside vmap, so that
+    custom operators work too.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.own = type(module).forward
+        self.class_forward = type(module).forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Fold a lone tensor argument's lanes into its batch; pass anything else on."""
+        """Fold the lanes of the arguments into their batch; without any, just run the module."""
         if torch.compiler.is_compiling():
-            return self.own(self.module, *args, **kwargs)
+            return self.class_forward(self.module, *args, **kwargs)
         if len(args) == 1 and not kwargs and is_batched(args[0]):
-            return _call_folded(lambda given: self.own(self.module, *given), args)
+            return _call_folded(lambda folded: self.class_forward(self.module, *folded), args)
         if ActivePass.layout is None:
-            return self._all(args, kwargs)
-        # packed attention carries lanes itself, and only so can it be compiled
-        return self.own(self.module, *args, **kwargs)
+            return self._fold_all(args, kwargs)
+        # packed attention folds lanes itself, in its vmap rule, and must for compilation
+        return self.class_forward(self.module, *args, **kwargs)
 
-    def _all(self, args: Any, kwargs: Any) -> Any:
-        """Fold the lanes of all tensors, where they are equally many rows."""
+    def _fold_all(self, args: Any, kwargs: Any) -> Any:
+        """Fold the lanes of all batched tensors, if they have the same number of rows."""
         values, tree = pytree.tree_flatten((args, kwargs))
         places = [is_batched(v) for v in values]
-        given = [v for v, is_laned in zip(values, places, strict=True) if is_laned]
-        if not given or any(x.ndim < 2 or len(x) != len(given[0]) for x in given):
-            return self.own(self.module, *args, **kwargs)
+        tensors = [v for v, marked in zip(values, places, strict=True) if marked]
+        if not tensors or any(x.ndim < 2 or len(x) != len(tensors[0]) for x in tensors):
+            return self.class_forward(self.module, *args, **kwargs)
 
         def call(folded: Sequence[Tensor]) -> Any:
             inner_args, inner_kwargs = pytree.tree_unflatten(
                 _replace_marked(values, places, folded), tree
             )
-            return self.own(self.module, *inner_args, **inner_kwargs)
+            return self.class_forward(self.module, *inner_args, **inner_kwargs)
 
-        return _call_folded(call, given)
+        return _call_folded(call, tensors)
 
 
-def _call_folded(call: Callable[[Sequence[Tensor]], Any], given: Sequence[Tensor]) -> Any:
-    """Call outside vmap with the tensors' lanes in their batch; take its answer back in."""
-    answers: list[Any] = []
+def _call_folded(call: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor]) -> Any:
+    """Call outside vmap with the tensors' lanes folded into their batch; batch the output."""
+    outputs: list[Any] = []
 
     def fold(stacked: Sequence[Tensor]) -> list[Tensor]:
-        if stacked[0].ndim < 3:  # one vector a lane: the lanes are the batch
-            answers.append(call(stacked))
-            return _tensor_leaves(answers[0])
-        answers.append(call([x.flatten(0, 1) for x in stacked]))
-        return [x.reshape(len(stacked[0]), -1, *x.shape[1:]) for x in _tensor_leaves(answers[0])]
+        if stacked[0].ndim < 3:  # one vector per lane: the lanes are the batch
+            outputs.append(call(stacked))
+            return _tensor_leaves(outputs[0])
+        outputs.append(call([x.flatten(0, 1) for x in stacked]))
+        return [x.reshape(len(stacked[0]), -1, *x.shape[1:]) for x in _tensor_leaves(outputs[0])]
 
-    out = call_outside_vmap(fold, given)
-    return _replace_tensor_leaves(answers[0], out)
+    tensors_out = call_outside_vmap(fold, tensors)
+    return _replace_tensor_leaves(outputs[0], tensors_out)
 
 
 def find_lane_modules(
     model: nn.Module, lane_tensors: Mapping[int, str]
 ) -> Iterator[tuple[nn.Module, list[str]]]:
-    """Yield each unit with its own names of its lane tensors.
+    """Yield each module to run under vmap, with its names of its lane tensors.
 
-    ``lane_tensors`` maps ``id(tensor)`` to a name, for parameters and buffers alike. A unit is a
-    PEFT layer that holds lane tensors, or else the smallest module that owns one directly.
+    ``lane_tensors`` maps ``id(tensor)`` to a name, for parameters and buffers alike. Such a module
+    is a PEFT layer that holds lane tensors, or else the smallest module that owns one directly.
     """
-    local = _local_names(model, lane_tensors)
-    if not local:
+    names = _local_names(model, lane_tensors)
+    if not names:
         return
-    # a tuner holds what its layers share (a bank of vectors) and reads none of it
+    # a tuner holds tensors that its layers share (a bank of vectors) and does not read them
     holder = _is_container(model) or isinstance(model, BaseTuner)
     if isinstance(model, _WRAPPERS) or (
-        not holder and any(_reads_directly(model, name) for name in local)
+        not holder and any(_reads_directly(model, name) for name in names)
     ):
-        yield model, local
+        yield model, names
         return
     seen: set[int] = set()
     for child in model.children():
@@ -232,9 +245,9 @@ def find_lane_modules(
             yield from find_lane_modules(child, lane_tensors)
 
 
-def find_frozen_parts(unit: nn.Module, lane_tensors: Mapping[int, str]) -> Iterator[nn.Module]:
-    """Yield the largest modules inside a unit that hold tensors, none of them the lanes' own."""
-    for child in unit.children():
+def find_frozen_parts(module: nn.Module, lane_tensors: Mapping[int, str]) -> Iterator[nn.Module]:
+    """Yield the largest modules inside a vmapped one that hold tensors but no lane tensors."""
+    for child in module.children():
         if _local_names(child, lane_tensors):
             yield from find_frozen_parts(child, lane_tensors)
         elif not _is_container(child) and next(child.parameters(), None) is not None:
@@ -242,7 +255,7 @@ def find_frozen_parts(unit: nn.Module, lane_tensors: Mapping[int, str]) -> Itera
 
 
 def find_slot(module: nn.Module, name: str) -> TensorSlot:
-    """Return the slot at a dotted name."""
+    """Return the slot of a tensor by its dotted name."""
     *path, key = name.split(".")
     for part in path:
         module = getattr(module, part)
@@ -250,7 +263,7 @@ def find_slot(module: nn.Module, name: str) -> TensorSlot:
 
 
 def named_tensors_with_aliases(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return all parameters and buffers of a module; a shared one under each of its names."""
+    """Return all parameters and buffers of a module, shared ones under each of their names."""
     return [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
@@ -264,12 +277,12 @@ def _local_names(module: nn.Module, lane_tensors: Mapping[int, str]) -> list[str
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Say whether a module computes nothing: it only holds others."""
+    """Return whether a module has no forward of its own and only holds others."""
     return type(module).forward is nn.Module.forward
 
 
 def _reads_directly(module: nn.Module, name: str) -> bool:
-    """Say whether a module reads this tensor itself: its own, or of a bare container of tensors."""
+    """Return whether a module reads this tensor itself: its own, or a bare container's."""
     *path, _ = name.split(".")
     for part in path:
         module = getattr(module, part)

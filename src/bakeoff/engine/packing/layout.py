@@ -48,7 +48,7 @@ class Layout(NamedTuple):
 
 
 def make_layout(lengths: Sequence[int], lanes: int, length: int, tokens: int) -> Layout:
-    """Return the layout of examples of these ``lengths``, lane after lane, in rows of ``tokens``."""
+    """Return the layout of examples of these lengths, lane after lane, in rows of ``tokens``."""
     sizes = np.asarray(lengths, dtype=np.int64)
     per_lane = len(sizes) // lanes
     in_lane = sizes.reshape(lanes, per_lane)

@@ -1,17 +1,16 @@
-"""Shims: how a PEFT layer that vmap trips over rides all the same. One small file a class.
+"""Patches that make PEFT layers work under vmap and CUDA graphs, one small file per class.
 
-A shim file gives ``PATCHES``: the dotted name of an attribute of a class in PEFT -> what stands
-in for it. It takes the smallest piece that trips and computes exactly what PEFT computes: a
-contract test holds each to PEFT's values and gradients. Found by name, so a PEFT that lacks the
-class is served too; a subclass with an attribute of its own keeps it. The reason stands in the
-file: which line of PEFT, and why ``torch.func.vmap`` cannot run it. Three attributes that PEFT has
-not speak to the engine: ``on_install`` is called on a module once its shim is on, ``keyed`` marks a
-layer that draws (``dropout``), ``sees_padding`` one that computes with padding (``feed``).
+A patch file defines ``PATCHES``: dotted name of a class attribute in PEFT -> its replacement. It
+replaces the smallest piece that fails and computes exactly what PEFT computes; a contract test
+compares values and gradients. Classes are found by name, so a PEFT without the class is fine; a
+subclass that overrides the attribute keeps its own. Each file says which line of PEFT it replaces
+and why ``torch.func.vmap`` cannot run it.
 
-Called by ``assemble`` as soon as a method is attached, so that its start is taken from the layers
-as they will be trained; ``lanes`` takes the model as it comes. A module that a shim is on has a
-subclass of its own class (PyTorch's parametrizations do the same), which is why ``units`` need not
-know of shims.
+Three attributes, which PEFT does not have, address the engine: ``on_install`` is called on a module
+after it is patched, ``keyed`` marks a layer that draws noise (``lanes.dropout``), ``sees_padding``
+one whose result depends on padding (``batching``).
+
+A patched module has a subclass of its own class, as in PyTorch's parametrizations.
 """
 
 from __future__ import annotations
@@ -26,21 +25,24 @@ from torch import nn
 
 
 class Patched:
-    """Marks the classes that ``install`` gives; ``stands_in_for`` is the module's own class."""
+    """Base of patched classes; ``original_class`` is the module's class before the patch."""
 
     original_class: ClassVar[type[nn.Module]]
 
 
 def install_patches(model: nn.Module) -> list[nn.Module]:
-    """Install the shims that a model's layers call for; return the modules they are on."""
+    """Patch the layers of a model that need it; return the patched modules.
+
+    Done as soon as a method is attached, so that a trial's start is taken from the patched layers.
+    """
     installed: list[nn.Module] = []
-    # a shim may add modules
+    # a list: a patch may add modules
     for module in list(model.modules()):
         own = type(module)
         if issubclass(own, Patched):
             installed.append(module)
-        elif stand_in := _patched_class(own):  # type: ignore[arg-type]  # mypy: a class is not Hashable
-            module.__class__ = stand_in
+        elif patched := _patched_class(own):  # type: ignore[arg-type]  # mypy: a class is not Hashable
+            module.__class__ = patched
             getattr(module, "on_install", _do_nothing)()
             installed.append(module)
     return installed
@@ -48,7 +50,7 @@ def install_patches(model: nn.Module) -> list[nn.Module]:
 
 @functools.cache
 def all_patches() -> Mapping[str, Any]:
-    """Return what all shim files give."""
+    """Return the patches of all files."""
     files = (
         importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
     )
@@ -57,7 +59,7 @@ def all_patches() -> Mapping[str, Any]:
 
 @functools.cache
 def _patched_class(own: type[nn.Module]) -> type[nn.Module] | None:
-    """Return the class that stands in for a module's, None where nothing needs to."""
+    """Return the patched version of a module's class, None if it needs none."""
     lineage = [f"{c.__module__}.{c.__qualname__}" for c in own.__mro__]
     body: dict[str, Any] = {}
     for dotted, value in all_patches().items():

@@ -2,12 +2,12 @@
 
 ``peft/tuners/c3a/layer.py:198`` (``C3ALinear.forward``) calls ``BlockCircularConvolution``
 (``c3a/utils.py:28``), an ``autograd.Function`` without ``setup_context``, which functorch refuses.
-Remedy upstream: the plain formula, whose backward autograd writes.
+Fix upstream: the plain formula, with autograd's backward.
 
-That would also mend ``BlockCircularConvolution.backward``: ``utils.py:46`` takes ``fft`` of the
-incoming gradient where the adjoint of ``fft`` asks for ``ifft``, so the gradient to ``x`` (not the
-one to the kernel) is that of the output read backwards within its blocks. It is kept here: a trial
-is to train as PEFT trains.
+That would also fix ``BlockCircularConvolution.backward``: ``utils.py:46`` takes ``fft`` of the
+incoming gradient where the adjoint of ``fft`` is ``ifft``, so the gradient with respect to ``x``
+(not the kernel) is that of the output reversed within its blocks. That is reproduced here: a trial
+must train as PEFT trains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def convolve(x: Tensor, kernel: Tensor) -> Tensor:
     waves, filters = ifft(x.reshape(*x.shape[:-1], blocks, size)), fft(kernel)
     mix = "...nb,mnb->...mb"
     out: Tensor = fft(torch.einsum(mix, waves.detach(), filters)).real
-    # worth 0: it carries PEFT's gradient to x
+    # its value is 0: it only carries PEFT's gradient to x
     back: Tensor = fft(torch.einsum(mix, waves, filters.detach())).real
     back = back.flip(-1).roll(1, -1)
     return (out + (back - back.detach())).flatten(-2)

@@ -1,8 +1,8 @@
-"""Cartridge: frozen and trained tokens are joined along the tokens' dimension, counted from behind.
+"""Cartridge: frozen and trained tokens are concatenated along dimension -2.
 
-``peft/tuners/cartridge/model.py:82`` (``CartridgeEncoder.weight``) joins ``[n, width]`` tensors
-along dimension 0. ``PeftModel.get_prompt`` asks it for its device before the encoder is called,
-when the tensors are the lanes' (``[K, n, width]``). Remedy upstream: ``dim=-2``.
+``peft/tuners/cartridge/model.py:82`` (``CartridgeEncoder.weight``) concatenates ``[n, width]``
+tensors along dimension 0. ``PeftModel.get_prompt`` asks for the encoder's device outside vmap, when
+the tensors are those of all lanes (``[K, n, width]``). Fix upstream: ``dim=-2``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def weight(self: Any) -> Tensor:
-    """Return the frozen tokens and the trained ones after them."""
+    """Return the frozen tokens followed by the trained ones."""
     trained: Tensor = self.trainable_embedding
     if self.frozen_embedding is None:
         return trained

@@ -1,9 +1,10 @@
-"""DoRA: a weight that is not quantised is read as it is.
+"""DoRA: a weight that is not quantised is used directly.
 
 ``peft/utils/integrations.py:90`` (``dequantize_module_weight``, called by
-``DoraLinearLayer.forward``, ``peft/tuners/lora/dora.py:151``) asks
-``type(module.weight).__module__.startswith("torchao.")``. That rides, but ``torch.compile`` cannot
-trace it: the layer falls into pieces. Remedy upstream: ask for the quantised classes by name.
+``DoraLinearLayer.forward``, ``peft/tuners/lora/dora.py:151``) evaluates
+``type(module.weight).__module__.startswith("torchao.")``. That works under vmap, but
+``torch.compile`` cannot trace it and breaks the graph. Fix upstream: check for the quantised
+classes by name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional
 def forward(
     self: Any, x: Tensor, *, base_layer: nn.Module, base_result: Tensor | None = None, **parts: Any
 ) -> Tensor:
-    """Return what the low-rank update and the magnitudes add to the base layer's output.
+    """Return the contribution of the low-rank update and magnitudes to the layer's output.
 
     ``parts`` are ``lora_A``, ``lora_B``, ``scaling`` and ``adapter_name``.
     """
@@ -39,8 +40,8 @@ def forward(
         base_result = functional.linear(x, weight.T if self.fan_in_fan_out else weight)
     elif base_layer.bias is not None:
         base_result = base_result - base_layer.bias
-    found: Tensor = (scale - 1) * base_result + scale * b(a(x)) * scaling
-    return found
+    result: Tensor = (scale - 1) * base_result + scale * b(a(x)) * scaling
+    return result
 
 
 PATCHES = {"peft.tuners.lora.dora.DoraLinearLayer.forward": forward}

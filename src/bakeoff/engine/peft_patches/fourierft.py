@@ -2,9 +2,9 @@
 
 ``peft/tuners/fourierft/layer.py:99`` (``FourierFTLayer.get_delta_weight``) writes the trained
 coefficients into ``torch.zeros`` (``dense_spectrum[rows, cols] = spectrum``). Under vmap the
-written tensor has no lane dimension, so the lanes' values do not fit in. Remedy upstream:
-``scatter``. The places (``indices``) lie in a plain dict, so every forward pass would copy them to
-the device: as buffers they move with the module.
+written tensor has no lane dimension, so the lanes' values do not fit. Fix upstream:
+``scatter``. The indices are in a plain dict, so every forward pass would copy them to the device;
+as buffers they move with the module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def on_install(self: Any) -> None:
-    """Make the coefficients' places buffers."""
+    """Register the coefficients' indices as buffers."""
     self.indices = BufferDict(self.indices, persistent=False)
 
 

@@ -1,8 +1,8 @@
 """FRoD: the sparse rotation is a dense matrix.
 
 ``peft/tuners/frod/layer.py:259`` (``Linear._get_frod_tensors``) makes a ``sparse_coo_tensor`` and
-coalesces it; neither has a batching rule. ``_sparse_activation_mm`` multiplies by it. The basis
-beside it is dense and as large. Remedy upstream: ``index_put`` into zeros, a dense product.
+coalesces it; neither has a batching rule. ``_sparse_activation_mm`` multiplies by it. The dense
+basis is as large. Fix upstream: ``index_put`` into zeros, a dense product.
 """
 
 from __future__ import annotations

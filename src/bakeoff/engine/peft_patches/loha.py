@@ -1,8 +1,8 @@
 """LoHa: the Hadamard product as plain operations.
 
 ``peft/tuners/loha/layer.py:349`` (``HadaWeight``, ``HadaWeightCP``) are ``autograd.Function``s
-without ``setup_context``, which functorch refuses. Remedy upstream: the plain formula, whose
-backward autograd writes.
+without ``setup_context``, which functorch refuses. Fix upstream: the plain formula, with
+autograd's backward.
 """
 
 from __future__ import annotations

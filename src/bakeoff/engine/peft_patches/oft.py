@@ -3,7 +3,7 @@
 ``peft/tuners/oft/layer.py:109`` (``OFTRotationModule._pytorch_skew_symmetric``) writes the trained
 vector into ``torch.zeros`` (``matrix[:, rows, cols] = vec``), and ``_cayley_batch`` adds to
 ``torch.eye`` in place (``R.add_(Q_skew)``). Under vmap the written tensor has no lane dimension, so
-the lanes' values do not fit in. Remedy upstream: ``scatter`` and ``torch.add``.
+the lanes' values do not fit. Fix upstream: ``scatter`` and ``torch.add``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def cayley_batch(
     use_cayley_neumann: bool = True,
     num_neumann_terms: int = 5,
 ) -> Tensor:
-    """Return the rotations of skew-symmetric blocks, by Cayley's formula or its Neumann series."""
+    """Return the rotations of skew-symmetric blocks by Cayley's formula or its Neumann series."""
     if not use_cayley_neumann:
         exact: Tensor = self.original_class._cayley_batch(self, Q, block_size, False)
         return exact

@@ -1,8 +1,8 @@
 """PVeRA: its noise belongs to the trial.
 
 ``peft/tuners/pvera/layer.py:136`` (``PveraLayer._reparametrize``) draws ``torch.randn_like`` from
-the one stream of PyTorch, so under vmap what a lane draws depends on who rides beside it. The draw
-is made by key instead, as dropout's are (``engine.dropout`` sets ``keyed``); all else is PEFT's.
+PyTorch's global stream, so under vmap a lane's noise depends on the other lanes. The noise is drawn
+by key instead, as for dropout (``lanes.dropout`` sets ``keyed``); the rest is PEFT's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def normal(bits: Tensor) -> Tensor:
 
 
 def reparametrize(self: Any, mu: Tensor, logvar: Tensor, adapter_name: str) -> Tensor:
-    """Return a draw from this normal distribution; where nothing is trained, its mean."""
+    """Return a draw from this normal distribution in training, else its mean."""
     if not self.training or self.keyed is None or self.pvera_generator[adapter_name] is not None:
         own: Tensor = self.original_class._reparametrize(self, mu, logvar, adapter_name)
         return own

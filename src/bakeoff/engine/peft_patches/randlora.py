@@ -2,7 +2,7 @@
 
 ``peft/tuners/randlora/layer.py:303`` (``Linear.get_scaled_bases``) scales it in ``UniqueBaseGrad``
 (``layer.py:30``), an ``autograd.Function`` without ``setup_context``, which functorch refuses.
-Remedy upstream: the plain formula; autograd keeps one product more.
+Fix upstream: the plain formula; autograd then saves one more product.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class ScaledBases(NamedTuple):
-    """The two bases in the order in which they meet the layer's input."""
+    """The two bases in the order in which they are applied to the layer's input."""
 
     first: Tensor
     second: Tensor
@@ -23,7 +23,7 @@ class ScaledBases(NamedTuple):
 def get_scaled_bases(
     self: Any, adapter: str, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the bases of a layer: the shared random ones, cut to its size, the smaller scaled."""
+    """Return the shared random bases, cut to the layer's size, with the smaller one scaled."""
     a, b = self.randlora_A[adapter], self.randlora_B[adapter]
     device = b.device if device is None else device
     scale = self.randlora_lambda[adapter].to(device)

@@ -1,8 +1,8 @@
-"""Shadow: what its layers hand on is opened to PyTorch's trees.
+"""Shadow: the object that its layers pass on is registered with PyTorch's pytrees.
 
 ``peft/tuners/shadow/layers.py:51``: ``ShadowLayer.forward`` takes and returns the hidden and the
-shadow states in a ``ShadowCarrier``, an object that ``torch.utils._pytree`` takes for a leaf, so
-vmap cannot see the tensors inside. Remedy upstream: register the class.
+shadow states in a ``ShadowCarrier``, an object that ``torch.utils._pytree`` treats as a leaf, so
+vmap cannot see the tensors inside. Fix upstream: register the class.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 
 def on_install(self: Any) -> None:
-    """Register the carrier class, once a process."""
+    """Register the carrier class, once per process."""
     from peft.tuners.shadow.layers import ShadowCarrier
 
     if ShadowCarrier not in pytree.SUPPORTED_NODES:

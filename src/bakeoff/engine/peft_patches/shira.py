@@ -1,9 +1,9 @@
-"""SHiRA: the sparse update is a dense matrix, added out of place, and its places are a buffer.
+"""SHiRA: the sparse update is a dense matrix, added out of place; its indices are a buffer.
 
 ``peft/tuners/shira/layer.py:222`` (``Linear.get_delta_weight``) makes a ``sparse_coo_tensor``,
 which has no batching rule, and ``Linear.forward`` adds it in place to a clone of the base weight,
-which has no lane dimension. Remedy upstream: ``scatter``, ``weight + delta``. The places
-(``shira_indices``) lie in a plain dict, so a step would copy them to the device: as buffers they
+which has no lane dimension. Fix upstream: ``scatter``, ``weight + delta``. The indices
+(``shira_indices``) are in a plain dict, so a step would copy them to the device; as buffers they
 move with the module.
 """
 
@@ -17,12 +17,12 @@ from torch.nn import functional
 
 
 def on_install(self: Any) -> None:
-    """Make the places of the trained entries buffers (not saved: PEFT saves them itself)."""
+    """Register the indices of the trained entries as buffers (not saved: PEFT saves them)."""
     self.shira_indices = BufferDict(self.shira_indices, persistent=False)
 
 
 def get_delta_weight(self: Any, adapter: str) -> Tensor:
-    """Return the adapter's update, ``[out, in]``, zero where it trains nothing."""
+    """Return the adapter's update, ``[out, in]``, zero where nothing is trained."""
     values = self.shira_weight[adapter] * self.scaling[adapter]
     rows, columns = self.shira_indices[adapter].to(values.device).long()
     flat = values.new_zeros(self.out_features * self.in_features)
@@ -43,7 +43,7 @@ def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return result
     weight: Tensor = self.get_base_weight()
     for delta in deltas:
-        # the base's dtype, as adding in place keeps it
+        # in the base's dtype, as after adding in place
         weight = (weight + delta).to(weight.dtype)
     return functional.linear(x, weight, bias=self.base_layer.bias)
 

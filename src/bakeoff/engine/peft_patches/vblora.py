@@ -1,9 +1,10 @@
-"""VB-LoRA: the check for infinite logits is left out.
+"""VB-LoRA: without the check for infinite logits.
 
 ``peft/tuners/vblora/layer.py:192`` (``Linear._get_lora_matrices``) branches on
-``logits[0, 0].isinf().any()`` in training: a value, which vmap does not have (and a read-back from
-the device in every layer). It guards against resuming from a ``save_only_topk_weights`` file,
-which never happens here. Remedy upstream: check where a file is loaded.
+``logits[0, 0].isinf().any()`` in training: data-dependent control flow, which vmap
+does not support (and a read-back from the device in every layer). It guards against resuming from a
+``save_only_topk_weights`` file, which never happens here. Fix upstream: check when a file is
+loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class VBLoraFactors(NamedTuple):
 
 
 def get_lora_matrices(self: Any, adapter: str, cast_to_fp32: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the factors that the adapter's logits pick from the bank."""
+    """Return the factors that the adapter's logits select from the vector bank."""
     logits_a, logits_b = self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
     bank = self.vblora_vector_bank[adapter].to(logits_a.device)
     if cast_to_fp32:

@@ -1,13 +1,13 @@
-"""WaveFT: the padded dense spectrum is built out of place, and the filters are made once.
+"""WaveFT: the padded dense spectrum is built out of place, and the filters are created once.
 
 ``peft/tuners/waveft/layer.py:165`` (``WaveFTLayer.get_delta_weight``) writes the trained
 coefficients into ``torch.zeros`` (``dense_spectrum[rows, cols] = valid_spectrum``). Under vmap the
-written tensor has no lane dimension, so the lanes' values do not fit in; picking them by a boolean
-mask also reads the mask back from the device. Remedy upstream: ``scatter``, then pad: the mask
+written tensor has no lane dimension, so the lanes' values do not fit; selecting them by a
+boolean mask also reads the mask back from the device. Fix upstream: ``scatter``, then pad: the mask
 never filters anything, since the coefficients are drawn within the unpadded matrix.
 
-``waverec2d`` makes its filters from Python lists in every call and ``_coeff_tree_map`` is beyond
-``torch.compile``; the coefficients' places lie in a plain dict. Here filters and places are
+``waverec2d`` creates its filters from Python lists in every call, ``torch.compile`` cannot trace
+``_coeff_tree_map``, and the coefficients' indices are in a plain dict. Here filters and indices are
 buffers: nothing is copied to the device in a step.
 """
 
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 
 def on_install(self: Any) -> None:
-    """Make the coefficients' places and the filters buffers."""
+    """Register the coefficients' indices and the filters as buffers."""
     from peft.tuners.waveft.wavelet import Wavelet
 
     self.waveft_indices = BufferDict(self.waveft_indices, persistent=False)
@@ -61,7 +61,7 @@ def get_delta_weight(self: Any, adapter: str) -> Tensor:
 
 
 def reconstruct(dense: Tensor, filters: Tensor) -> Tensor:
-    """Return the matrix whose one-level wavelet transform has these four bands as its quarters."""
+    """Return the matrix whose one-level wavelet transform has these bands as quadrants."""
     high, wide = dense.shape[0] // 2, dense.shape[1] // 2
     # low, horizontal, vertical, diagonal: in the order of the filters
     bands = dense.view(2, high, 2, wide).transpose(1, 2).reshape(1, 4, high, wide)
