@@ -145,11 +145,11 @@ def test_token_redirects_stay_local(gate: Guard) -> None:
 def test_browser_code_works_once() -> None:
     """The code for the browser works once."""
     access = Access(PORT)
-    assert access.once is not None
-    code = access.once
-    assert access.knows_token(code)
-    assert not access.knows_token(code)
-    assert access.knows_token(access.token)
+    assert access.single_use_code is not None
+    code = access.single_use_code
+    assert access.accepts_token(code)
+    assert not access.accepts_token(code)
+    assert access.accepts_token(access.token)
 
 
 def test_secrets_are_compared_in_constant_time(
@@ -329,7 +329,7 @@ def test_wins_match_report(tmp_path: Path) -> None:
         kept = [t for t in final_trials() if (t.method.name, t.seed) != ("ia3", 3)]
         store.save_group([final_result(t, Texts()) for t in kept])
     report = api.report(study)
-    table = ItemTable.read(study, queries.snapshot(study).asked, "ia3")
+    table = ItemTable.read(study, queries.snapshot(study).item_query, "ia3")
     counts = table.page(ItemFilter())["counts"]
     (own,) = (m for m in report["items"]["methods"] if m["method"] == "ia3")
     assert own["n_seeds"] == 2
@@ -341,9 +341,9 @@ def test_unscored_row_texts_hidden(tmp_path: Path) -> None:
     """Texts of rows that were not scored are not shown."""
     study = write_study(tmp_path / "small")
     rows = study / "data" / "test.jsonl"
-    assert ItemTable.read(study, queries.snapshot(study).asked, "oft").texts
+    assert ItemTable.read(study, queries.snapshot(study).item_query, "oft").texts
     rows.write_text(rows.read_text().replace("question 1", "question x"))
-    assert ItemTable.read(study, queries.snapshot(study).asked, "oft").texts == ()
+    assert ItemTable.read(study, queries.snapshot(study).item_query, "oft").texts == ()
 
 
 def test_items_without_data_and_links(tmp_path: Path) -> None:
@@ -459,11 +459,11 @@ def test_studies_found_missing_folders_named(tmp_path: Path) -> None:
 def test_a_running_study_says_so(tmp_path: Path) -> None:
     feed = StudyFeed(write_study(tmp_path / "small"), "x")
     assert not (tmp_path / "small" / ".lock").exists()  # looking makes no file
-    feed.look()
-    assert feed.strip(fresh=True)["state"] == "done"
+    feed.update()
+    assert feed.status(fresh=True)["state"] == "done"
     with hold_lock(tmp_path / "small"):
-        strip = feed.strip(fresh=True)
-        assert (strip["state"], strip["phase"], strip["phase_total"]) == ("running", "Final", 9)
+        status = feed.status(fresh=True)
+        assert (status["state"], status["phase"], status["phase_total"]) == ("running", "Final", 9)
     assert not (tmp_path / "small" / ".lock.json").exists()
 
 
@@ -477,20 +477,20 @@ def test_pages_share_one_computation(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return compute(folder)
 
     monkeypatch.setattr(queries, "snapshot", counted)
-    pages = [threading.Thread(target=feed.look) for _ in range(8)]
+    pages = [threading.Thread(target=feed.update) for _ in range(8)]
     for page in pages:
         page.start()
     for page in pages:
         page.join()
-    assert isinstance(feed.whole(), queries.Snapshot)
+    assert isinstance(feed.wait_for_snapshot(), queries.Snapshot)
     assert len(computed) == 1
-    assert feed.look().kept is feed.whole()
+    assert feed.update().snapshot is feed.wait_for_snapshot()
 
 
 def test_log_adds_up_progress(tmp_path: Path) -> None:
     """The log of the page adds up the progress messages."""
-    diary, log = LogReader(tmp_path), tmp_path / "log.jsonl"
-    assert diary.look() == {
+    reader, log = LogReader(tmp_path), tmp_path / "log.jsonl"
+    assert reader.update() == {
         "phase": None, "done": 0, "total": 0, "said": None, "seconds_left": None,
     }  # fmt: skip
 
@@ -501,15 +501,15 @@ def test_log_adds_up_progress(tmp_path: Path) -> None:
     with log.open("a") as file:
         file.write(line(10, event="advance", what="a"))
         file.write("no json\n[1]\n" + line(20, event="advance", what="b")[:30])
-    assert (diary.look()["done"], diary.look()["seconds_left"]) == (3, None)
+    assert (reader.update()["done"], reader.update()["seconds_left"]) == (3, None)
     with log.open("a") as file:
         file.write(line(20, event="advance", what="b")[30:])
         file.write(line(20, event="say", text="half \ud83d and \x1b[31m"))
-    found = diary.look()
+    found = reader.update()
     assert (found["phase"], found["done"], found["seconds_left"]) == ("Search", 4, 20.0)
     assert "\x1b" not in found["said"]
     log.write_text("")
-    assert diary.look()["done"] == 4
+    assert reader.update()["done"] == 4
 
 
 class Stream:
@@ -540,21 +540,21 @@ def test_page_receives_trial_events(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         url = f"{opened.address}api/studies/{name}/events"
         with httpx.stream("GET", url, headers=bearer, timeout=30) as answer:
             stream = Stream(answer.iter_lines())
-            assert stream.event("strip")["done"] == 6
+            assert stream.event("status")["done"] == 6
             first = stream.event("sections")
             assert first["order"] == [s["key"] for s in first["changed"]]
             assert first["items"] is False
             with Writer(study / "study.db") as store:
                 trials = final_trials()
                 store.save_group([final_result(t, Texts()) for t in trials[:6]])
-                assert stream.event("strip")["done"] == 12
+                assert stream.event("status")["done"] == 12
                 second = stream.event("sections")
                 store.save_group([final_result(t, Texts()) for t in trials[6:]])
             assert second["items"] is True
             keys = [s["key"] for s in second["changed"]]
             assert "verdict" in keys
             assert "sensitivity" not in keys  # nothing new of the search
-            assert stream.event("strip")["done"] == 15
+            assert stream.event("status")["done"] == 15
         began = time.monotonic()
         with httpx.stream("GET", url, headers=bearer, timeout=30) as answer:
             next(answer.iter_lines())

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from helpers.command import bakeoff
 
 from bakeoff import api
 from bakeoff.core import jobs
+from bakeoff.core.trial import Trial
 from bakeoff.integrations.export_weights import export_weights
 from bakeoff.report.live.queries import outline, snapshot
 from bakeoff.study.config import parse_spec
@@ -149,7 +152,7 @@ def test_finished_shown_in_live_view(origin: Path) -> None:
     found = snapshot(origin / "finished")
     assert found.complete
     assert {s["key"] for s in found.sections} >= {"table", "forest", "pareto"}
-    trials = {m: list(by_seed.values()) for m, by_seed in found.asked.trials.items()}
+    trials = {m: list(by_seed.values()) for m, by_seed in found.item_query.trials.items()}
     assert trials == FINISHED
 
 
@@ -164,33 +167,67 @@ def test_finished_trains_nothing(
     assert final_scores(new) == final_scores(old)
 
 
-def test_interrupted_resumes_from_checkpoints(
-    origin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An interrupted study resumes its search from checkpoints and ends as the finished one."""
-    out = origin / "interrupted"
-    assert (out / "study.db-wal").stat().st_size > 0
-    searched: list[tuple[str, int]] = []
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Each search trial that is trained, with the first and the last step of its segment."""
+    found: list[tuple[str, int, int]] = []
     run_segment = segment.run
 
     def recorded(value: dict[str, Any]) -> dict[str, Any]:
-        searched.extend(
-            (value["start"], value["stop"]) for t in value["trials"] if t["phase"] == "search"
-        )
+        trials = [Trial.from_json(t) for t in value["trials"]]
+        found.extend((t.id, value["start"], value["stop"]) for t in trials if t.phase == "search")
         return run_segment(value)
 
     monkeypatch.setattr(segment, "run", recorded)
-    report = run(origin, out, monkeypatch)
-    assert searched == [(6, 20)] * 2
+    return found
+
+
+def rung_losses(out: Path, step: int) -> dict[str, list[float]]:
+    """Return the validation losses that trials have at a rung, item by item."""
+    query = "select trial_id, result from rungs where step = ?"
+    with closing(sqlite3.connect(out / "study.db")) as database:
+        rows = dict(database.execute(query, (step,)))
+    return {trial: json.loads(result)["item_losses"] for trial, result in rows.items()}
+
+
+def check_ends_as_finished(out: Path, report: dict[str, Any]) -> None:
+    """Compare every trial and every score with the study that was not interrupted."""
+    whole = out.parent / "finished"
     assert report["complete"] is True
-    assert final_scores(report) == final_scores(load_report(origin / "finished"))
-    ended = {trial.id: result for trial, result in api.read_trials(out)}
-    for trial, whole in api.read_trials(origin / "finished"):
-        resumed = ended[trial.id]
-        assert resumed is not None
-        assert whole is not None
-        assert (resumed.status, resumed.step) == (whole.status, whole.step)
-        assert resumed.item_losses == pytest.approx(whole.item_losses, rel=1e-4)
-        assert {n: s.scores for n, s in resumed.splits.items()} == {
-            n: s.scores for n, s in whole.splits.items()
-        }
+    assert final_scores(report) == final_scores(load_report(whole))
+    resumed = {trial.id: result for trial, result in api.read_trials(out)}
+    assert len(resumed) == 10
+    for trial, expected in api.read_trials(whole):
+        result = resumed[trial.id]
+        assert result is not None
+        assert expected is not None
+        assert (result.status, result.step) == (expected.status, expected.step)
+        assert result.item_losses == pytest.approx(expected.item_losses, rel=1e-4)
+        for split, scores in expected.splits.items():
+            assert result.splits[split].scores == scores.scores
+
+
+def test_interrupted_resumes_after_search(
+    origin: Path, searched: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that was killed after its last rung repeats nothing of its search."""
+    out = origin / "interrupted"
+    assert (out / "study.db-wal").stat().st_size > 0
+    report = run(origin, out, monkeypatch)
+    assert searched == []
+    check_ends_as_finished(out, report)
+
+
+def test_interrupted_resumes_from_checkpoints(
+    origin: Path, searched: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that was killed between two rungs resumes from the checkpoints of the first."""
+    out = origin / "interrupted"
+    before = rung_losses(out, 6)
+    with closing(sqlite3.connect(out / "study.db")) as database, database:
+        database.execute("delete from rungs where step = 6")
+    report = run(origin, out, monkeypatch)
+    assert sorted(searched) == sorted((trial, 2, 6) for trial in before)
+    for trial, losses in rung_losses(out, 6).items():
+        assert losses == pytest.approx(before[trial], rel=1e-4)
+    check_ends_as_finished(out, report)

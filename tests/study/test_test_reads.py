@@ -323,7 +323,7 @@ def test_the_command_line_asks_for_again(
     assert code == 3
     assert "[test-already-read]" in err
     assert "task.margin: 0.02 -> 0.05" in err
-    assert "Try: `--again` to look at the test set once more" in err
+    assert "Try: `--again` to evaluate on the test set once more" in err
     code, made, _ = bakeoff("--again", "--json")
     assert code == 0
     assert json.loads(made)["study"]["test_looks"] == 2

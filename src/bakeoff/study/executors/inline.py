@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from bakeoff.core import worker_log
 from bakeoff.core.jobs import import_function
 from bakeoff.study.executors import Options, Outcome
 
@@ -15,6 +16,7 @@ class Inline:
     def __init__(self, workers: int = 1, options: Options = Options()) -> None:  # noqa: B008  # frozen
         self.workers = workers
         self.options = options
+        self._log_level = worker_log.configured_level()
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Call the function on each payload in turn."""
@@ -23,9 +25,12 @@ class Inline:
         while not self.options.should_stop() and (taken := next(waiting, None)) is not None:
             index, payload = taken
             try:
-                yield Outcome(index, call(payload), None)
+                with worker_log.log_to_study(payload, 0, self._log_level):
+                    value = call(payload)
             except Exception as error:  # the contract: an outcome, never an exception
                 yield Outcome(index, None, f"{type(error).__name__}: {error}")
+            else:
+                yield Outcome(index, value, None)
 
     def close(self) -> None:
         """Do nothing: nothing is held."""

@@ -26,7 +26,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from bakeoff.core import jobs
+from bakeoff.core import jobs, worker_log
 from bakeoff.core.jobs import BEAT, STOP, import_function
 from bakeoff.study.executors import Options, Outcome
 
@@ -42,6 +42,8 @@ class Process:
     def __init__(self, workers: int = 1, options: Options = Options()) -> None:  # noqa: B008  # frozen
         self.workers = workers
         self.options = options
+        # handed to each worker: the fork server keeps the environment that it was started with
+        self._log_level = worker_log.configured_level()
         method = "forkserver" if sys.platform == "linux" else "spawn"
         self._context = multiprocessing.get_context(method)
         if method == "forkserver":
@@ -111,7 +113,8 @@ class Process:
             worker.end()
         place = next(i for i in self._usable_slots() if i not in taken)
         gpu = place if self.options.one_gpu_each else None
-        return _WorkerProcess(self._context, place, gpu, stays=not self.options.fresh_process)
+        stays = not self.options.fresh_process
+        return _WorkerProcess(self._context, place, gpu, stays, self._log_level)
 
     def _collect(self, index: int, worker: _WorkerProcess) -> Outcome:
         answer = worker.read_result()
@@ -130,7 +133,9 @@ class Process:
 class _WorkerProcess:
     """One worker process, seen from the parent."""
 
-    def __init__(self, context: Any, place: int, gpu: int | None, stays: bool) -> None:
+    def __init__(
+        self, context: Any, place: int, gpu: int | None, stays: bool, log_level: int
+    ) -> None:
         self.place = place
         self.pipe, theirs = context.Pipe()
         self._marks = context.RawArray("d", 2)
@@ -139,7 +144,7 @@ class _WorkerProcess:
         self._log = Path(name)
         self._process: BaseProcess = context.Process(
             target=_serve,
-            args=(theirs, self._marks, name, os.getpid(), gpu, stays),
+            args=(theirs, self._marks, name, os.getpid(), gpu, stays, (place, log_level)),
             daemon=True,
         )
         with _without_main_module():

@@ -26,8 +26,10 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any
 
+from bakeoff.core import worker_log
 from bakeoff.core.errors import EnvironmentProblem, UsageError, first_line
 from bakeoff.core.jobs import find_segment, import_function
+from bakeoff.core.names import sanitize_name
 from bakeoff.core.results import Status
 from bakeoff.core.versions import installed_versions
 from bakeoff.study.executors import Options, Outcome, _ray_auth, _transfer
@@ -61,6 +63,7 @@ class Ray:
 
     def __init__(self, workers: int = 1, options: Options = Options()) -> None:  # noqa: B008  # frozen
         self.workers = workers
+        self._log_level = worker_log.configured_level()
         self._fresh, self._stopping = options.fresh_process, options.should_stop
         engine = options.engine
         self._address: str | None = engine.get("ray_address")
@@ -87,7 +90,7 @@ class Ray:
         _require_capacity(ray, needs)
         going = takewhile(lambda _: not self._stopping(), payloads)
         source, count = enumerate(map(_with_absolute_folder, going)), length_hint(payloads, -1)
-        run = _MapRun(ray, function, source, count, needs, self._sends)
+        run = _MapRun(ray, function, source, count, needs, self._sends, self._log_level)
         try:
             while run.start_slots(most):
                 yield from run.wait_for_slot(self._retries, self._fresh)
@@ -116,6 +119,7 @@ class _MapRun:
     """Payloads, where that is known beforehand; else negative."""
     needs: dict[str, float]
     sends: bool
+    log_level: int
     slots: dict[Any, _Slot] = field(default_factory=dict)
     lost: deque[_Job] = field(default_factory=deque)
     avoided: set[str] = field(default_factory=set)
@@ -131,7 +135,7 @@ class _MapRun:
             options: dict[str, Any] = {**self.needs, "max_restarts": 0, "max_task_retries": 0}
             if bad := _alive_nodes(self.ray) & self.avoided:
                 options["label_selector"] = {"ray.io/node-id": f"!in({','.join(bad)})"}
-            actor = self.ray.remote(_NodeWorker).options(**options).remote()
+            actor = self.ray.remote(_NodeWorker).options(**options).remote(self.log_level)
             self.slots[actor.ready.remote(sys.path, installed_versions())] = _Slot(actor)
         return bool(self.slots)
 
@@ -251,6 +255,9 @@ class _MapRun:
 class _NodeWorker:
     """What runs on a node: one process that works payloads off."""
 
+    def __init__(self, log_level: int) -> None:
+        self._log_level = log_level
+
     def ready(self, path: list[str], versions: dict[str, str]) -> dict[str, Any]:
         """Say where this is, and what differs here from the parent."""
         import ray
@@ -273,9 +280,15 @@ class _NodeWorker:
             return json.dumps({"unfit": unfit}), None
         try:
             if common is None or states is None:
-                value = import_function(function)(payload)
+                name = sanitize_name(f"{socket.gethostname()}-{os.getpid()}")
+                with worker_log.log_to_study(payload, name, self._log_level):
+                    value = import_function(function)(payload)
             else:
-                with tempfile.TemporaryDirectory() as name:
+                # the study folder is not here: Ray keeps the worker's stderr in its own logs
+                with (
+                    tempfile.TemporaryDirectory() as name,
+                    worker_log.log_to_stderr(self._log_level),
+                ):
                     _transfer.unpack((common, states), Path(name))
                     there = _transfer.with_folder(payload, Path(name))
                     value = import_function(function)(there)

@@ -1,6 +1,6 @@
-"""Find the base model's files: a folder, a packaged asset, or a hub id; refuse what is unsafe.
+"""Find the base model: a folder, a packaged asset, or a hub id; refuse unsafe or incomplete files.
 
-Called by ``api`` before anything is loaded. Nothing is ever unpickled: weights are safetensors.
+Nothing is ever unpickled: weights must be safetensors.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ FINGERPRINTED_FILES = (
     "chat_template.jinja",
 )
 HUB_SECONDS = 10.0
-"""How long a hub may take to say which commit it has."""
+"""Timeout for asking a hub for a commit."""
 UNPINNED_WARNING = (
-    "which commit of {model} this is could not be found out: it is whatever its hub has at each "
-    "start. `revision` under [base], the 40 digits of a commit, says which."
+    "the commit of {model} is unknown: each start uses whatever its hub has then. Set `revision` "
+    "under [base] to the 40 digits of a commit."
 )
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 @dataclass(frozen=True)
 class ResolvedBase:
-    """Where a base lies and what is known of it.
+    """The location and the identity of a base model.
 
-    ``path`` is a folder or a hub id; ``fingerprint`` is the sha256 of its files (see
-    ``fingerprint``), for a hub id its ``commit``, None where that could not be found out.
+    ``path`` is a folder or a hub id. ``fingerprint`` is the sha256 of the folder's files (see the
+    function), or the ``commit`` of a hub id; None if it is unknown.
     """
 
     path: str
@@ -52,7 +52,9 @@ class ResolvedBase:
 def locate_base(
     model: str, progress: Callable[[str], None], revision: str | None = None
 ) -> ResolvedBase:
-    """Return where the base lies, preparing a packaged one if needed; ``revision`` is of a hub's.
+    """Locate a base model, and prepare it if it is a packaged asset.
+
+    ``revision`` applies to hub models.
 
     Raises:
         PreflightError: ``model-not-found``, ``model-without-weights``, ``pickled-weights``,
@@ -80,10 +82,10 @@ def locate_base(
 
 
 def resolve_commit(model: str, revision: str | None = None) -> str | None:
-    """Return the commit that a hub's branch or tag stands at, 40 digits; None: it is not known.
+    """Return the commit (40 digits) of a hub model's branch or tag, or None if it is unknown.
 
-    The hub is asked; where it does not answer, the downloads on this machine: their note of the
-    branch, else the one commit that is there.
+    If the hub does not answer, the local cache is used: its record of the branch, or the only
+    commit that was downloaded.
     """
     if COMMIT.fullmatch(revision or ""):
         return revision
@@ -92,7 +94,7 @@ def resolve_commit(model: str, revision: str | None = None) -> str | None:
 
     try:
         return huggingface_hub.model_info(model, revision=revision, timeout=HUB_SECONDS).sha
-    except Exception:  # no network, none such, not for us: who loads it says which
+    except Exception:  # no network, no such model, no access: loading reports the cause
         return _cached_commit(model, revision, Path(constants.HF_HUB_CACHE))
 
 
@@ -101,19 +103,19 @@ def _cached_commit(model: str, revision: str | None, cache: Path) -> str | None:
 
     name = file_download.repo_folder_name(repo_id=model, repo_type="model")
     folder = cache / name
-    note = folder / "refs" / (revision or constants.DEFAULT_REVISION)
-    if note.is_file() and is_within(note, folder):
-        text = note.read_text(encoding="utf-8", errors="replace").strip()
+    ref = folder / "refs" / (revision or constants.DEFAULT_REVISION)
+    if ref.is_file() and is_within(ref, folder):
+        text = ref.read_text(encoding="utf-8", errors="replace").strip()
         return text if COMMIT.fullmatch(text) else None
-    there = [p.name for p in (folder / "snapshots").glob("*") if COMMIT.fullmatch(p.name)]
-    return there[0] if revision is None and len(there) == 1 else None
+    commits = [p.name for p in (folder / "snapshots").glob("*") if COMMIT.fullmatch(p.name)]
+    return commits[0] if revision is None and len(commits) == 1 else None
 
 
 def check_trust(base: ResolvedBase, spec: BaseSpec) -> list[str]:
-    """Hold a study's trust in its base's own code to one version of it; return what to say of both.
+    """Check that trusted code of the base is pinned to one version; return warnings for the user.
 
-    The fingerprint of a folder covers its code; a hub model is pinned by its commit, and code is
-    trusted only where the user wrote that down.
+    A folder's fingerprint covers its code. A hub model is pinned by its commit, which the study
+    file must name if its code is trusted.
 
     Raises:
         UsageError: ``trust-unpinned``.
@@ -124,8 +126,8 @@ def check_trust(base: ResolvedBase, spec: BaseSpec) -> list[str]:
     if of_hub and not COMMIT.fullmatch(spec.revision or ""):
         raise UsageError(
             "trust-unpinned",
-            f"[base] trusts the code of {spec.model}, and `revision` does not say which: whoever "
-            "owns that repository could change it.",
+            f"[base] trusts the code of {spec.model} without a `revision`: the owner of that "
+            "repository could change it at any time.",
             "`revision` = the 40 digits of the commit whose code you have read.",
         )
     which = f"at commit {spec.revision}" if of_hub else f"in {base.path}"
@@ -133,10 +135,15 @@ def check_trust(base: ResolvedBase, spec: BaseSpec) -> list[str]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model folder that lacks a config, has no safetensors weights, or not all of them."""
+    """Check that a model folder has a config and all of its safetensors weights.
+
+    Raises:
+        PreflightError: ``model-not-found``, ``model-without-weights``, ``pickled-weights``,
+            ``base-incomplete``.
+    """
     if not (folder / "config.json").is_file():
         raise PreflightError(
-            "model-not-found", f"{folder} holds no config.json.", "a transformers model folder."
+            "model-not-found", f"{folder} has no config.json.", "a transformers model folder."
         )
     if weights := sorted(folder.glob("*.safetensors")):
         check_shards(folder, weights)
@@ -145,18 +152,18 @@ def check_folder(folder: Path) -> None:
     if pickled:
         raise PreflightError(
             "pickled-weights",
-            f"{folder} has pickled weights only ({pickled[0]}), which can run code when loaded.",
+            f"{folder} has only pickled weights ({pickled[0]}), which can run code when loaded.",
             "`model.save_pretrained(folder)` in transformers 5 writes safetensors.",
         )
     raise PreflightError(
         "model-without-weights",
-        f"{folder} holds no *.safetensors file.",
+        f"{folder} has no *.safetensors file.",
         "download the weights too, or check the folder.",
     )
 
 
 def check_shards(folder: Path, weights: Sequence[Path]) -> None:
-    """Refuse a folder whose download has not come to its end: shards cut off, or not there.
+    """Check that a folder's download is complete: no shard is missing or truncated.
 
     Raises:
         PreflightError: ``base-incomplete``, naming the file.
@@ -165,27 +172,27 @@ def check_shards(folder: Path, weights: Sequence[Path]) -> None:
     shards = [] if whole in weights else _index_shards(folder)
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
-        raise _incomplete(folder, f"its index names {missing[0]}, which is not there")
+        raise _incomplete(folder, f"its index lists {missing[0]}, which is missing")
     for path in [whole] if whole in weights else map(folder.joinpath, shards):
-        why = _find_truncation(path)
-        if why is not None:
-            raise _incomplete(folder, f"{path.name} {why}")
+        damage = _find_truncation(path)
+        if damage is not None:
+            raise _incomplete(folder, f"{path.name} {damage}")
 
 
 def _index_shards(folder: Path) -> list[str]:
-    """Return the shards that an index names; a broken one is told by whoever loads the base."""
+    """Return the shards that an index lists; empty for a broken index, which loading reports."""
     try:
         index = read_json(folder / INDEX, 16 * CONFIG_BYTES)
-        named = {str(name) for name in index["weight_map"].values()}
+        shards = {str(name) for name in index["weight_map"].values()}
     except (UnreadableFile, KeyError, TypeError, AttributeError):
         return []
-    return sorted(filter(SHARD_NAME.fullmatch, named))
+    return sorted(filter(SHARD_NAME.fullmatch, shards))
 
 
 def _find_truncation(path: Path) -> str | None:
-    """Say why a safetensors file is not whole, by its header; None where it is.
+    """Return how a safetensors file is damaged, or None.
 
-    The header's length, the header, the tensors end to end: so the header tells the file's size.
+    The file is a length, a header and the tensors end to end, so the header implies its size.
     """
     size = path.stat().st_size
     try:
@@ -194,29 +201,30 @@ def _find_truncation(path: Path) -> str | None:
     except ValueError:
         return "has a broken header"
     if header is None:
-        return "is no safetensors file, or its beginning alone"
+        return "is not a safetensors file, or only the beginning of one"
     return None if size == header.end else f"has {size:,} of {header.end:,} bytes"
 
 
 def _incomplete(folder: Path, why: str) -> PreflightError:
     return PreflightError(
         "base-incomplete",
-        f"The base in {folder} is not whole: {why}.",
-        "download it again, to the end.",
+        f"The base model in {folder} is incomplete: {why}.",
+        "download it again, completely.",
     )
 
 
 def fingerprint(folder: Path) -> str:
     """Return a sha256 over config, tokenizer and weight files (name, size, first and last MiB).
 
-    Whole files would take minutes on large bases; the first MiB holds the safetensors header.
+    Hashing whole files would take minutes for large models. The first MiB holds the safetensors
+    header.
     """
     digest = hashlib.sha256()
     window = 2**20
     for path in sorted(
         [
             *folder.glob("*.safetensors"),
-            *folder.glob("*.py"),  # run only where the study trusts it
+            *folder.glob("*.py"),  # run only if the study trusts it
             *filter(Path.is_file, map(folder.joinpath, FINGERPRINTED_FILES)),
         ]
     ):

@@ -1,4 +1,4 @@
-"""Compare a study with its frozen settings: what must not change on resume."""
+"""Compare a study with its frozen values, which must not change when it is resumed."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ EXECUTION_KEYS = (
     "executor", "workers", "threads", "gpus_per_segment", "segment_retries", "ray_address",
     "ray_files", "ray_unauthenticated", "patience",
 )  # fmt: skip
-"""Keys of `[engine]` that may change when a study goes on."""
+"""Keys of `[engine]` that may change when a study is resumed: they only select where it runs."""
 
 
 def comparable_spec(spec: StudySpec) -> dict[str, Any]:
-    """Return what of a spec must stay: all but paths (hashes are compared) and mere speed."""
+    """Return the values of a spec that must not change.
+
+    Left out are paths, since hashes of the files are compared, settings of speed, and values that
+    are compared in resolved form elsewhere in the frozen values.
+    """
     value = dump_spec(spec)
-    of_reading = ("validation_fraction", "test_fraction", "group", "limit", "config", "revision")
-    for name in (*data_rows.SPLITS, *of_reading):
+    reading = ("validation_fraction", "test_fraction", "group", "limit", "config", "revision")
+    for name in (*data_rows.SPLITS, *reading):
         value["data"].pop(name, None)
     for name in EXECUTION_KEYS:
         value["engine"].pop(name, None)
-    for name in ("metric", "metric_options", "chat_template"):  # compared as they are resolved
+    for name in ("metric", "metric_options", "chat_template"):  # compared in resolved form
         value["task"].pop(name, None)
     value["forgetting"].pop("text", None)
     value["data"].pop("rename", None)
-    value["base"].pop("revision", None)  # the commit that it stands for is
+    value["base"].pop("revision", None)  # the resolved commit is compared
     if not value["base"]["trust_remote_code"]:
-        del value["base"]["trust_remote_code"]  # what studies from before it was there say
-    value.pop("verdict", None)  # what is read out of the results changes none of them
+        del value["base"]["trust_remote_code"]  # older studies lack this key
+    value.pop("verdict", None)  # it only reads the results
     return value
 
 
 def check_unchanged(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a study that is no longer the one that was frozen.
+    """Check that a study still has its frozen values.
 
     Raises:
         PreflightError: ``study-differs``, with each differing key and both values.
@@ -45,20 +49,19 @@ def check_unchanged(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if lines:
         raise PreflightError(
             "study-differs",
-            "This study folder was begun under other conditions (before -> now):\n"
-            + "\n".join(lines),
-            "`--fork NEW` to begin the study as it is now in the folder NEW, which takes over the "
-            "trials that stay the same; or the old conditions to go on.",
+            "This folder holds a study with different settings (old -> new):\n" + "\n".join(lines),
+            "`--fork NEW` to start a new study in the folder NEW with the current settings, reusing "
+            "unchanged trials; or the old settings to resume this one.",
         )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line for each dotted key whose values differ: ``key: before -> now``."""
-    one, two = flatten(before), flatten(now)
+    """Return a line for each dotted key whose values differ: ``key: old -> new``."""
+    old, new = flatten(before), flatten(now)
     return [
-        f"{key}: {_format_value(one.get(key))} -> {_format_value(two.get(key))}"
-        for key in sorted(one.keys() | two.keys())
-        if one.get(key) != two.get(key)
+        f"{key}: {_format_value(old.get(key))} -> {_format_value(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
     ]
 
 

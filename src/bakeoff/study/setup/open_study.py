@@ -57,11 +57,11 @@ def open_study(
     metric = resolve_metric(spec, source, make_executor)
     splits = setup_splits.read_splits(spec, source)
     splits = splits._replace(general=load_general_text(spec, task.task_type, source))
-    options, faults = validate_rows(spec, source, task, splits)
+    options, issues = validate_rows(spec, source, task, splits)
     base = base_model.locate_base(spec.base.model, progress.say, spec.base.revision)
     trust = base_model.check_trust(base, spec.base)
     warnings = report_warnings(
-        [*trust, *warning_texts(faults, splits), *trials.early_rung_warnings(spec.budget)], progress
+        [*trust, *warning_texts(issues, splits), *trials.early_rung_warnings(spec.budget)], progress
     )
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base needs no hub

@@ -1,4 +1,4 @@
-"""What a study freezes and records about itself: versions, hashes, git state."""
+"""The values that a study freezes, and its provenance: versions, hashes, git state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bakeoff.tasks import task_class
 
 
 def frozen_values(study: Study) -> dict[str, Any]:
-    """Return what must not change between the first run of a study and any later one."""
+    """Return the values that must not change between the first run of a study and a later one."""
     template = (study.conditions.task_options.get("chat") or {}).get("template")
     return {
         "spec": compatibility.comparable_spec(study.spec),
@@ -35,7 +35,7 @@ def frozen_values(study: Study) -> dict[str, Any]:
 
 
 def describe_study(study: Study) -> dict[str, Any]:
-    """Return what the report must know of a study beside its trials."""
+    """Return what the report needs of a study in addition to its trials."""
     task = task_class(study.conditions.task)
     references = []
     if task.secondary:
@@ -73,21 +73,26 @@ def describe_study(study: Study) -> dict[str, Any]:
 
 
 def git_state(source: Path) -> dict[str, Any] | None:
-    """Return commit and dirtiness of the repository around the study file, None without one.
+    """Return ``commit`` and ``dirty`` of the repository around the study file; None without one.
 
-    ``dirty`` is None where the repository's own configuration names programs that looking for
-    changes would run: it may have come with a study of somebody else's.
+    ``dirty`` is None if the repository's configuration names programs that `git status` would run:
+    an untrusted repository may have come with the study.
     """
 
     def git(*arguments: str) -> str:
         command = ["git", "-c", "core.fsmonitor=false", "-C", str(source), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, errors="replace")
-        return done.stdout.strip()
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=True, errors="replace"
+        )
+        return result.stdout.strip()
 
     try:
         commit = git("rev-parse", "HEAD")
         names = git("config", "--local", "--includes", "--name-only", "--list").lower().split()
-        runs = any(n.startswith("filter.") or n == "core.fsmonitor" for n in names)
-        return {"commit": commit, "dirty": None if runs else bool(git("status", "--porcelain"))}
+        runs_programs = any(n.startswith("filter.") or n == "core.fsmonitor" for n in names)
+        return {
+            "commit": commit,
+            "dirty": None if runs_programs else bool(git("status", "--porcelain")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return None

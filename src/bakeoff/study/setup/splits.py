@@ -1,4 +1,4 @@
-"""Read the user's rows, rename columns, and cut the splits that are not given."""
+"""Read the user's rows, rename columns, and cut missing splits from train."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from bakeoff.study.config import StudySpec
 
 
 def read_splits(spec: StudySpec, source: Path) -> Splits:
-    """Read the user's rows, files relative to ``source``; cut splits that are not given; sample.
+    """Read the user's rows, rename columns, cut missing splits from train, and sample.
+
+    Paths are relative to ``source``.
 
     Raises:
-        PreflightError: a file that cannot be read, a group column that cannot cut.
+        PreflightError: an unreadable file, or an unsuitable group column.
     """
     limits = spec.data.limit.model_dump()
     rng = random.Random(spec.seed)
-    found = sources.load_splits(
+    loaded = sources.load_splits(
         _split_references(spec), source, spec.data.config, spec.data.revision
     )
-    rows, cut = _cut_missing_splits(spec, {name: own.rows for name, own in found.items()})
-    origins = {name: own.origin for name, own in found.items()}
+    rows, cut = _cut_missing_splits(spec, {name: split.rows for name, split in loaded.items()})
+    origins = {name: split.origin for name, split in loaded.items()}
     origins |= {name: {**origins["train"], "share": share} for name, share in cut.items()}
     if (source / ORIGINS_FILE).is_file() and _split_references(spec) == FROZEN_FILES:
         origins = _read_origins(source / ORIGINS_FILE)
@@ -38,28 +40,29 @@ def read_splits(spec: StudySpec, source: Path) -> Splits:
 
 
 def _read_origins(path: Path) -> dict[str, Any]:
-    """Read where frozen splits came from.
+    """Read the origins of frozen splits.
 
     Raises:
         PreflightError: ``origins-broken``.
     """
     try:
-        found = read_json(path, CONFIG_BYTES)
+        origins = read_json(path, CONFIG_BYTES)
     except UnreadableFile as error:
         raise PreflightError(
             "origins-broken", f"{path} cannot be read: {error}.", f"`rm {path}`."
         ) from error
-    return found if isinstance(found, dict) else {}
+    return origins if isinstance(origins, dict) else {}
 
 
 def _split_references(spec: StudySpec) -> dict[str, str]:
-    named = {name: getattr(spec.data, name) for name in data_rows.SPLITS}
-    return {name: reference for name, reference in named.items() if reference is not None}
+    references = {name: getattr(spec.data, name) for name in data_rows.SPLITS}
+    return {name: reference for name, reference in references.items() if reference is not None}
 
 
 def _cut_missing_splits(
     spec: StudySpec, given: dict[str, list[data_rows.Row]]
 ) -> tuple[dict[str, list[data_rows.Row]], dict[str, float]]:
+    """Return the rows of all splits, and the share of train that each cut split has."""
     missing = {
         name: getattr(spec.data, f"{name}_fraction")
         for name in ("validation", "test")
@@ -80,28 +83,28 @@ def _cut_missing_splits(
 def _rename_columns(
     given: dict[str, list[data_rows.Row]], names: Mapping[str, str]
 ) -> dict[str, list[data_rows.Row]]:
-    """Give columns the names that ``data.rename`` says.
+    """Rename the columns as ``data.rename`` asks.
 
     Raises:
         PreflightError: ``rename-taken`` with the rows that would lose a column, ``column-missing``
             for a column that no split has, with the near match.
     """
-    faults = []
+    issues = []
     for old, new in names.items():
-        same = {new, *(o for o, n in names.items() if n == new)}
+        candidates = {new, *(o for o, n in names.items() if n == new)}
         for split, rows in given.items():
-            taken = [i for i, row in enumerate(rows) if len(same & row.keys()) > 1]
-            what = f"data.rename makes one '{new}' of several columns"
+            clashes = [i for i, row in enumerate(rows) if len(candidates & row.keys()) > 1]
+            cause = f"data.rename makes one '{new}' of several columns"
             hint = "another name in `data.rename`."
-            if taken:
-                faults.append(
-                    DataIssue.at("rename-taken", what, hint, split, taken, len(rows), fatal=True)
+            if clashes:
+                issues.append(
+                    DataIssue.at("rename-taken", cause, hint, split, clashes, len(rows), fatal=True)
                 )
         present = {str(name): None for rows in given.values() for row in rows for name in row}
         if old not in present:
             near = near_match(old, present)
             hint = f"did you mean '{near}'? " if near else ""
-            faults.append(
+            issues.append(
                 DataIssue(
                     "column-missing",
                     f"No row of any split has the column '{old}' (data.rename)",
@@ -109,8 +112,8 @@ def _rename_columns(
                     fatal=True,
                 )
             )
-    if (refused := as_error(faults, Splits(given, {}).place)) is not None:
-        raise refused
+    if (error := as_error(issues, Splits(given, {}).place)) is not None:
+        raise error
     return {
         split: [data_rows.rename_columns(row, names) for row in rows]
         for split, rows in given.items()
@@ -118,11 +121,15 @@ def _rename_columns(
 
 
 def _check_group(rows: Sequence[data_rows.Row], group: str) -> None:
-    """Refuse a group column that some rows lack, or that cannot tell rows apart."""
-    lacking = cells.find_missing_values("train", rows, "data.group", group)
+    """Check that every row has the group column, and that it has more than one value.
+
+    Raises:
+        PreflightError: ``one-group``, and the issues of missing values.
+    """
+    issues = cells.find_missing_values("train", rows, "data.group", group)
     values = {str(row.get(group)) for row in rows}
-    if not lacking and len(values) == 1:
-        lacking = [
+    if not issues and len(values) == 1:
+        issues = [
             DataIssue(
                 "one-group",
                 f"Every row has the same '{group}', '{min(values)}': no split can be cut",
@@ -131,5 +138,5 @@ def _check_group(rows: Sequence[data_rows.Row], group: str) -> None:
             )
         ]
     whole = Splits({"train": list(rows)}, {})
-    if (refused := as_error(lacking, whole.place)) is not None:
-        raise refused
+    if (error := as_error(issues, whole.place)) is not None:
+        raise error

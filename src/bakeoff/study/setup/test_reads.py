@@ -1,10 +1,7 @@
-"""Looks at test: what a study may still change once its test set was read, and what that counts.
+"""Test-set evaluations: the changes that a study allows after the first one, and their count.
 
-Called by ``api`` when a study is run again, and by ``forks``: what was frozen and what would be
-frozen now in, what the store must note out. The first look is implicit: a final trial was scored on
-test. More seeds, other contenders and another margin leave every trial valid, but whoever asks for
-them has seen the verdicts, so each such change is a further look that is asked for (``again``) and
-counted.
+More seeds, other contenders or another margin leave every finished trial valid. But the user has
+seen the verdict by then, so each such change needs ``--again`` and counts as one more evaluation.
 """
 
 from __future__ import annotations
@@ -19,19 +16,20 @@ from bakeoff.core.trial import DESCRIPTIVE_FIELDS
 from bakeoff.study.setup.compatibility import check_unchanged, differences
 
 NO_CHANGE_MESSAGE = (
-    "--again: nothing has changed since the test set was last read, so it is the same look."
+    "--again: nothing has changed since the last test-set evaluation, so none is added."
 )
 
 
 def check_test_read(
     values: Mapping[str, Any], now: Mapping[str, Any], test_read: bool, again: bool
 ) -> dict[str, Any]:
-    """Hold a study against what was frozen of it; return what to note of a further look at test.
+    """Compare a study with its frozen values; return the database values of one more evaluation.
 
-    ``values`` are the store's, ``now`` what would be frozen, as plain JSON. Empty: no further look.
+    ``values`` come from the database and ``now`` is what would be frozen, as plain JSON. The result
+    is empty if no evaluation is added. The first evaluation has no entry of its own.
 
     Raises:
-        PreflightError: ``study-differs``; ``test-already-read`` for what wants ``again``.
+        PreflightError: ``study-differs``; ``test-already-read`` for changes that need ``again``.
     """
     before = values.get("frozen")
     if before is None:
@@ -47,14 +45,18 @@ def check_test_read(
         lines = "\n".join(f"  {line}" for line in changes)
         raise PreflightError(
             "test-already-read",
-            f"The test set of this study has been read; since then (before -> now):\n{lines}",
-            "`--again` to look at the test set once more (the report counts it), or a new folder "
-            "with a fresh test set.",
+            "The test set was already evaluated, and the study has changed since (old -> new):\n"
+            f"{lines}",
+            "`--again` to evaluate on the test set once more (the report counts it), or a new "
+            "folder with a fresh test set.",
         )
-    at = now_utc()
-    look = {"at": at, "changes": changes, "seeds": before["spec"]["budget"]["seeds"]}
+    evaluation = {
+        "at": now_utc(),
+        "changes": changes,
+        "seeds": before["spec"]["budget"]["seeds"],
+    }
     return {
-        "looks": [*values.get("looks", []), look],
+        "looks": [*values.get("looks", []), evaluation],
         "removed": _removed_methods(before, now, removed),
     }
 
@@ -62,17 +64,17 @@ def check_test_read(
 def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a line for each difference between two frozen studies, the study file's keys first.
 
-    What is said of a method beside what it does is no difference, nor what follows from a method's
-    name.
+    Descriptive fields of methods are ignored. So are methods that only one study has: the study
+    file's keys list them already.
     """
-    both = before["methods"].keys() & now["methods"].keys()
+    common = before["methods"].keys() & now["methods"].keys()
     sides = []
     for frozen in (before, now):
         rest = {key: value for key, value in frozen.items() if key != "spec"}
         rest["methods"] = {
             name: {k: v for k, v in entry.items() if k not in DESCRIPTIVE_FIELDS}
             for name, entry in frozen["methods"].items()
-            if name in both
+            if name in common
         }
         sides.append(rest)
     return [*differences(_study_file_values(before), _study_file_values(now)), *differences(*sides)]
@@ -81,22 +83,24 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 def _strip_allowed_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], removed: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return both sides without what a further look may change; equal, they leave trials valid.
+    """Return both sides without the changes that are allowed after a test-set evaluation.
 
-    A method that comes back is held against what it was: its trials and its cost are still there.
+    If the results are equal, all finished trials are valid. A removed method that returns is
+    compared with what it was before, since its trials and its cost are still in the database.
     """
     old, new = copy.deepcopy(dict(before)), copy.deepcopy(dict(now))
-    for name, was in removed.items():
-        old["methods"].setdefault(name, was["entry"])
-        if was["table"]:
-            old["spec"]["method"].setdefault(name, was["table"])
-    stay = old["methods"].keys() & new["methods"].keys()
-    both = before["methods"].keys() & now["methods"].keys()
-    for side, own in ((old, before), (new, now)):
+    for name, method in removed.items():
+        old["methods"].setdefault(name, method["entry"])
+        if method["table"]:
+            old["spec"]["method"].setdefault(name, method["table"])
+    compared = old["methods"].keys() & new["methods"].keys()
+    common = before["methods"].keys() & now["methods"].keys()
+    for side, original in ((old, before), (new, now)):
         spec = side["spec"]
-        side["methods"] = {n: e for n, e in side["methods"].items() if n in stay}
-        spec["method"] = {n: t for n, t in spec["method"].items() if n in stay}
-        spec["methods"]["contenders"] = [n for n in own["methods"] if n in both][1:]
+        side["methods"] = {n: e for n, e in side["methods"].items() if n in compared}
+        spec["method"] = {n: t for n, t in spec["method"].items() if n in compared}
+        # the order of the remaining contenders still has to agree, without the control
+        spec["methods"]["contenders"] = [n for n in original["methods"] if n in common][1:]
         del spec["task"]["margin"]
     if new["spec"]["budget"]["seeds"] > old["spec"]["budget"]["seeds"]:
         del new["spec"]["budget"]["seeds"], old["spec"]["budget"]["seeds"]
@@ -104,7 +108,7 @@ def _strip_allowed_changes(
 
 
 def _study_file_values(frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the study file says, under its own keys; a method's entry follows from it."""
+    """Return the frozen values that the study file states, under its own keys."""
     spec: dict[str, Any] = frozen["spec"]
     return spec
 
@@ -112,7 +116,7 @@ def _study_file_values(frozen: Mapping[str, Any]) -> dict[str, Any]:
 def _removed_methods(
     before: Mapping[str, Any], now: Mapping[str, Any], removed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return every method that was in the study and is not any more, as it was."""
+    """Return all methods that are no longer in the study, as they were."""
     tables = before["spec"]["method"]
-    gone = {n: {"entry": e, "table": tables.get(n)} for n, e in before["methods"].items()}
-    return {n: was for n, was in {**removed, **gone}.items() if n not in now["methods"]}
+    earlier = {n: {"entry": e, "table": tables.get(n)} for n, e in before["methods"].items()}
+    return {n: m for n, m in {**removed, **earlier}.items() if n not in now["methods"]}

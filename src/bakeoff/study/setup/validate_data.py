@@ -1,8 +1,4 @@
-"""Hold a study's rows against the checks on text: refuse what is fatal, list the rest.
-
-Called by ``study`` when it is opened, before a model is looked for; what a worker finds later is
-refused and listed the same way.
-"""
+"""Check a study's rows as text, before a model is loaded: raise fatal issues, return warnings."""
 
 from __future__ import annotations
 
@@ -23,16 +19,16 @@ from bakeoff.study.monitoring.progress import Progress
 def validate_rows(
     spec: StudySpec, source: Path, task: Any, splits: Splits
 ) -> tuple[dict[str, Any], list[DataIssue]]:
-    """Check the rows as text; return the task's options and what is to be listed.
+    """Check the rows as text; return the task's resolved options and the issues to warn about.
 
     Raises:
-        PreflightError: what no study can be run on, all of it at once, with row numbers.
+        PreflightError: all fatal issues, with row numbers.
     """
     columns = task.columns(spec.data.columns, next(iter(splits.rows["train"]), ()))
-    own = task.complete_options(spec.task.options)
+    options = task.complete_options(spec.task.options)
     if chat := chat_options(spec.task, source, "messages" in task.structured):
-        own["chat"] = chat
-    reading = checks.CheckContext(
+        options["chat"] = chat
+    context = checks.CheckContext(
         fields=columns,
         structured=task.structured,
         texts=lambda row: task.texts(row, columns),
@@ -41,25 +37,25 @@ def validate_rows(
         sampled=any(spec.data.limit.model_dump().values()),
         batch_size=spec.budget.batch_size,
     )
-    faults = checks.find_blocking_issues(splits.rows, reading)
-    raise_fatal(faults, splits)
+    issues = checks.find_blocking_issues(splits.rows, context)
+    raise_fatal(issues, splits)
     checked = task.check(
         splits.rows,
         {
             "columns": columns,
             "max_length": spec.task.max_length,
             "max_new_tokens": spec.task.max_new_tokens,
-            **own,
+            **options,
         },
     )
     raise_fatal(checked.faults, splits)
-    return checked.options, [*faults, *checked.faults, *checks.find_warnings(splits.rows, reading)]
+    return checked.options, [*issues, *checked.faults, *checks.find_warnings(splits.rows, context)]
 
 
 def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
-    """Return how the study wants conversations rendered: what it says, and nothing else.
+    """Return the study's options for rendering conversations; only those that are set.
 
-    ``chats``: the task knows conversations.
+    ``chats``: the task supports conversations.
 
     Raises:
         UsageError: ``chat-template-unreadable``, ``chat-not-for-task``.
@@ -75,36 +71,36 @@ def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
                 f"task.chat_template = '{task.chat_template}' cannot be read: {error}.",
                 "a UTF-8 text file with a Jinja template, relative to the study file.",
             ) from error
-    wanted = {
+    options = {
         "pairs": task.chat,
         "system": task.system,
         "template": template,
         "variables": task.chat_template_kwargs,
     }
-    given = {name: value for name, value in wanted.items() if value}
-    if given and not chats:
+    options = {name: value for name, value in options.items() if value}
+    if options and not chats:
         raise UsageError(
             "chat-not-for-task",
-            f"[task] says how conversations are rendered, which '{task.kind}' has none of.",
+            f"[task] has options for conversations, which the task '{task.kind}' does not support.",
             'kind = "sft", or leave chat, system, chat_template and chat_template_kwargs out.',
         )
-    return given
+    return options
 
 
-def raise_fatal(faults: Sequence[DataIssue], splits: Splits) -> None:
-    """Refuse fatal faults, all at once."""
-    refused = as_error(faults, splits.place)
-    if refused is not None:
-        raise refused
+def raise_fatal(issues: Sequence[DataIssue], splits: Splits) -> None:
+    """Raise one error for all fatal issues, if there are any."""
+    error = as_error(issues, splits.place)
+    if error is not None:
+        raise error
 
 
-def warning_texts(faults: Sequence[DataIssue], splits: Splits) -> list[str]:
-    """Return the sentences that list faults which are not fatal."""
-    return [fault.warning(splits.place) for fault in faults]
+def warning_texts(issues: Sequence[DataIssue], splits: Splits) -> list[str]:
+    """Return a warning for each issue."""
+    return [issue.warning(splits.place) for issue in issues]
 
 
 def report_warnings(warnings: Sequence[str], progress: Progress) -> tuple[str, ...]:
-    """Say each warning; return them."""
+    """Show each warning to the user; return them."""
     for warning in warnings:
         progress.say(f"warning: {warning}")
     return tuple(warnings)
