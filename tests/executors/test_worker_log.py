@@ -60,8 +60,14 @@ def test_run_with_level_info_logs_trials_and_same_numbers(tmp_path: Path) -> Non
         text = (out / worker_log.FOLDER / "worker-0.log").read_text(encoding="utf-8")
         ids = [trial.id for trial, _ in api.read_trials(out)]
         assert ids
-        assert all(f"trial {name}: done" in text for name in ids)
-        for message in ("segment start", "base model loaded", "accelerators for", "scoring ended"):
+        assert all(f"trial {name}: " in text for name in ids)
+        for message in (
+            "segment start",
+            "base model loaded",
+            "accelerators for",
+            "reached the rung",
+            "scoring ended",
+        ):
             assert message in text
         assert " DEBUG " not in text
         assert kills.ended(out) == kills.ended(tmp_path / "quiet")

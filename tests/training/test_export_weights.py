@@ -142,7 +142,7 @@ def test_the_verb_delivers_the_recommended_method(study: Path, tmp_path: Path) -
     assert (made["method"], made["folder"]) == (wanted, str(target))
     card = (target / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: ")
-    assert "0 of them scored otherwise" in card
+    assert "0 of which have a different score" in card
     assert "More Information Needed" not in card
     again = CliRunner().invoke(app, ["export", str(study), "--out", str(target)])
     assert isinstance(again.exception, UsageError)

@@ -13,6 +13,7 @@ from bakeoff import api
 from bakeoff.cli.display import verdict
 from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, escape_text, show_json
 from bakeoff.cli.display.progress import LiveProgress
+from bakeoff.core import worker_log
 from bakeoff.core.errors import UsageError
 from bakeoff.core.names import invalid_path_reason, sanitize_name
 from bakeoff.tasks import task_class
@@ -79,6 +80,13 @@ def command(
         help="Start a new study in this folder with the current settings, reusing unchanged "
         "trials.",
     ),
+    log_level: str = typer.Option(
+        worker_log.DEFAULT_LEVEL,
+        "--log-level",
+        envvar=worker_log.LEVEL_VARIABLE,
+        help="Detail of the workers' logs in the study folder, logs/worker-N.log: debug, info, "
+        "warning or error.",
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a study and print its verdict. Run it again to resume: only missing trials are run."""
@@ -94,6 +102,7 @@ def command(
         else None
     )
     with ExitStack() as stack:
+        stack.enter_context(worker_log.use_level(log_level))
         if study is not None:
             path = study / "study.toml" if study.is_dir() else study
             spec = read_spec(path)

@@ -7,6 +7,7 @@ executor runs it in a worker, with JSON values in and out. This module holds all
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 RUN_SEGMENT = "bakeoff.training.segment:run"
@@ -50,3 +51,9 @@ def import_function(function: str) -> Any:
     """Import ``module:name``."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def find_segment(payload: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the part of a payload that names a study folder, None if there is none."""
+    inner = payload.get("segment", payload)
+    return inner if isinstance(inner, dict) and "folder" in inner else None

@@ -66,7 +66,7 @@ def load(path: Path, device: str) -> Checkpoint:
         raise EnvironmentProblem(
             "state-damaged",
             f"Cannot resume trial {path.parent.parent.name}: checkpoint {path.name}: {damage}.",
-            "`bakeoff doctor STUDY --mend` removes it, and the trial starts over.",
+            "`bakeoff doctor STUDY --repair` removes it, and the trial starts over.",
         )
     with safetensors.safe_open(path, "pt", device=device) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict

@@ -236,7 +236,7 @@ def _score_lanes(
     """Score what the segment asks for; nothing if it was paused between two validations."""
     if pause is not None:
         return LaneScores([{} for _ in segment.trials], None, time.perf_counter())
-    log.info("scoring %d trials at step %d", len(segment.trials), segment.stop)
+    log.info("scoring at step %d, trials: %d", segment.stop, len(segment.trials))
     ends = segment.stop == setup.conditions.steps
     losses = [curve[-1].validation_loss if curve else None for curve in training.curves]
     splits = _score(setup, losses, ends, segment.scored)
@@ -367,6 +367,7 @@ def finish_trial(
     result = dataclasses.replace(result, splits=splits)
     trial, trials = segment.trials[lane], Path(segment.folder) / TRIALS
     if segment.stop < setup.conditions.steps:
+        log.info("trial %s: reached the rung at step %d", trial.id, segment.stop)
         result = dataclasses.replace(result, status=Status.STOPPED)
         checkpoint = checkpoints.Checkpoint(stepper.state(lane), setup.hook.state(lane), result)
         checkpoints.save(trial_dir.checkpoint_path(trials, trial.id, segment.stop), checkpoint)

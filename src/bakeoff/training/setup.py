@@ -353,6 +353,6 @@ def build_setup(
     kept = initial if hook.needs_start else None
     on = ", ".join(name for name, value in dataclasses.asdict(switches).items() if value)
     log.info(
-        "%s: %d trials set up, accelerators: %s", trials[0].method.name, len(trials), on or "none"
+        "%s: trials set up: %d, accelerators: %s", trials[0].method.name, len(trials), on or "none"
     )
     return TrainingSetup(tuple(trials), task, tokenizer, lanes, hook, builder, data, kept)

@@ -54,7 +54,7 @@ def save(at: TrainedModel, folder: Path) -> int:
 
 
 def reload_difference(at: TrainedModel, folder: Path) -> float:
-    """Return the difference of the saved weights, reloaded in plain PEFT, from the trained model."""
+    """Return the difference of the weights, reloaded in plain PEFT, from the trained model."""
     model = load_saved.load_onto(tiny.base(at.kind), folder, at.hook.saved_as)
     return difference(logits(model, at.kind), at.after)
 
