@@ -74,6 +74,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         """Return the number of positions of a slot."""
         return int(self.keys.shape[2])
 
+    get_max_cache_shape = get_max_length  # the name in transformers 5.0
+
 
 class KVSlots(Cache):  # type: ignore[misc]
     """``rows`` slots of ``places`` positions each, shaped like the layers of a prompt's cache."""
