@@ -126,9 +126,9 @@ def test_imported_report_is_ordinary(reports: dict[str, Any]) -> None:
         assert report["complete"] is True
         assert report["imported"]["benchmark"] == name
         assert {m["n_seeds"] for m in report["methods"]} == {1}
-        assert "the noise of its seed is unknown and in no interval" in report["warnings"][0]
+        assert "the between-seed variance is unknown" in report["warnings"][0]
         page = render(json.loads(json.dumps(report)))
-        assert "Nobody gave these methods the same tuning budget" in page
+        assert "These methods did not have the same tuning budget" in page
         assert "measured with the method alone" not in page
     assert reports["MetaMathQA"]["study"]["n_test_items"] == 1319
     assert reports["image-gen"]["study"]["n_test_items"] == 4
@@ -173,10 +173,10 @@ def test_few_images_give_no_verdict(reports: dict[str, Any]) -> None:
     for row in report["methods"]:
         assert (row["score"]["low"], row["score"]["high"], row["difference"]) == (None, None, None)
         assert row["front_probability"] is None
-        assert "cannot be known" in row["reason"]
+        assert "its uncertainty is unknown" in row["reason"]
     assert {m["verdict"] for m in report["methods"]} == {"control", "none"}
     assert report["recommendation"]["method"] is None
-    assert report["recommendation"]["sentence"].startswith("No verdict: one run;")
+    assert report["recommendation"]["sentence"].startswith("No verdict: the score is one run's")
     assert report["front"]["front"]
     assert any("99,999,999" in w and "randlora" in w for w in report["warnings"])
 
@@ -327,7 +327,7 @@ def renamed(section: str, old: str, new: str) -> Edit:
         (put("run_info.train_config.optimizer_kwargs", {}), "optimizer_kwargs.lr is missing"),
         (put("train_info.metrics.-1.test accuracy", "0.4"), "`test accuracy` is '0.4'"),
         (put("train_info.metrics.-1.test accuracy", float("nan")), "is not a number"),
-        (put("train_info.metrics.-1.test f1", 0.1), "one test metric is wanted"),
+        (put("train_info.metrics.-1.test f1", 0.1), "expected one test metric"),
         (put("train_info.metrics", [{"step": 5000}]), "has no key `test ...`"),
     ],
 )
@@ -366,8 +366,8 @@ def empty(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "wishes", "code", "says"),
     [
-        (empty, {}, "no-hf-results", "no result file"),
-        (more("twin.json", lambda v: None), {}, "hf-result-double", "twin.json are both of"),
+        (empty, {}, "no-hf-results", "no result files"),
+        (more("twin.json", lambda v: None), {}, "hf-result-double", "twin.json are results of the same"),
         (image_beside, {}, "hf-results-mixed", "of image-gen"),
         (
             more("other.json", lambda v: (
@@ -378,16 +378,16 @@ def empty(folder: Path) -> None:
         ),
         (
             more("other.json", renamed("train_info", "metrics", "metrics")),
-            {"control": "lora/llama-3.2-3B-rank33"}, "hf-result-double", "both of",
+            {"control": "lora/llama-3.2-3B-rank33"}, "hf-result-double", "results of the same",
         ),
         (lambda f: None, {"control": "lora/llama-3.2-3B-rank33"}, "unknown-experiment", "rank33"),
         (lambda f: (f / FILE).unlink(), {}, "hf-control-unknown", LORA),
-        (lambda f: None, {"test_items": 1000}, "hf-test-items-wrong", "not a share of 1000"),
-        (lambda f: None, {"margin": 0.0}, "hf-margin", "not above 0"),
+        (lambda f: None, {"test_items": 1000}, "hf-test-items-wrong", "not a fraction of 1000"),
+        (lambda f: None, {"margin": 0.0}, "hf-margin", "must be above 0"),
         (
             lambda f: edited(f, put("run_info.train_config.query_template", None))
             and edited(f, lambda v: v["run_info"]["train_config"].pop("query_template")),
-            {}, "hf-result-unknown", "no benchmark known here",
+            {}, "hf-result-unknown", "an unknown benchmark",
         ),
     ],
 )  # fmt: skip

@@ -79,7 +79,7 @@ def test_their_own_lora_under_their_defaults(task: Path) -> None:
     assert one.method[given.name].learning_rates == (1e-4,)
     notes = " ".join(experiments.experiment_notes(given))
     assert "cosine" in notes
-    assert "completion alone" in notes
+    assert "only the completion counts" in notes
     assert len(experiments.experiment_notes(given)) == 2
 
 
@@ -111,7 +111,7 @@ def test_every_parameter_is_taken_or_told(task: Path) -> None:
     said = " ".join(experiments.experiment_notes(given))
     for word in (
         "use_amp", "attn_implementation", "autocast_adapter_dtype", "temperature",
-        "init_kv_cache_prefix", "nf4", "AdamW's 0.01",
+        "init_kv_cache_prefix", "nf4", "AdamW's default, 0.01",
     ):  # fmt: skip
         assert word in said, word
     parse_spec(study().model_dump(exclude_none=True) | experiments.study_tables(given) | {
@@ -151,7 +151,7 @@ def test_differences_reported_and_hours_kept(task: Path) -> None:
     ("params", "code", "says"),
     [
         ({"max_step": 3}, "hf-params-invalid", "`max_step`.*rename it to 'max_steps'"),
-        ({"weird": 3}, "hf-params-invalid", "`weird`.*take `weird` out"),
+        ({"weird": 3}, "hf-params-invalid", "`weird`.*remove `weird`"),
         ({"batch_size": "4"}, "hf-params-invalid", "`batch_size`: Input should be a valid integer"),
         ({"batch_size": 0}, "hf-params-invalid", "`batch_size`"),
         ({"dtype": "int2"}, "hf-params-invalid", "`dtype`"),
@@ -168,7 +168,7 @@ def test_differences_reported_and_hours_kept(task: Path) -> None:
          "`optimizer_kwargs.weight_decay` is -1"),
         ({"optimizer_type": "SGD"}, "hf-experiment-unsupported", "optimizer_type = 'SGD'"),
         ({"optimizer_type": "lora+"}, "hf-experiment-unsupported", "lora_plus"),
-        ({"dino_model_id": "x"}, "hf-experiment-unsupported", "image generation"),
+        ({"dino_model_id": "x"}, "hf-experiment-unsupported", "image-generation"),
     ],
 )  # fmt: skip
 def test_unsupported_key_refused(task: Path, params: dict[str, Any], code: str, says: str) -> None:
@@ -193,7 +193,7 @@ def test_wrong_default_names_file(task: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         experiments.read_experiment(task / "experiments" / LORA, None)
     defaults.write_text("[]")
-    with pytest.raises(UsageError, match="no JSON object"):
+    with pytest.raises(UsageError, match="not a JSON object"):
         experiments.read_experiment(task / "experiments" / LORA, None)
 
 

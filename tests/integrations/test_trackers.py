@@ -100,7 +100,7 @@ def test_missing_tool_names_package(
         raise ModuleNotFoundError(f"No module named '{module}'")
 
     monkeypatch.setattr(
-        "bakeoff.integrations.exchange.plugins.load_plugin", lambda *_: _Module(LOADED[name])
+        "bakeoff.integrations.trackers.plugins.load_plugin", lambda *_: _Module(LOADED[name])
     )
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     before = tree(study)
@@ -136,7 +136,7 @@ def test_an_exporter_that_fails_leaves_nothing(
             return ""
 
     monkeypatch.setattr(
-        "bakeoff.integrations.exchange.plugins.load_plugin", lambda *_: _Module(Broken())
+        "bakeoff.integrations.trackers.plugins.load_plugin", lambda *_: _Module(Broken())
     )
     before = tree(study)
     with pytest.raises(EnvironmentProblem, match="RuntimeError: the tool has changed") as refused:

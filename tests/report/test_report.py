@@ -158,7 +158,7 @@ def test_verdict_readable_without_scripts() -> None:
 def test_unfinished_and_bare_studies_render() -> None:
     page = without_assets(render(empty_report()))
     assert "This study is not finished" in page
-    assert "Nothing was trained yet." in page
+    assert "Nothing has been trained yet." in page
     bare = {"schema": 1, "study": dict.fromkeys(report()["study"]), "methods": []}
     assert "There is no recommendation yet." in render(bare)
 
@@ -254,8 +254,8 @@ def test_pareto_probabilities_and_exclusions() -> None:
     assert cells(drawn, "Time of a training step")["Full fine-tuning"] == "66 %"
     said = [b.text for b in drawn.blocks if isinstance(b, Text)]
     assert said[:2] == [
-        "Not measured in this study, so no axis of the front: forgetting.",
-        "Left out of the front over all axes, for want of a measurement: "
+        "Not measured, and so not an axis of the front: forgetting.",
+        "Left out of the front over all axes for lack of a measurement: "
         "Full fine-tuning (no size).",
     ]
     hover = [line for s in drawn.charts[0].panes[0].series for h in s.hover for line in h]
@@ -282,8 +282,8 @@ def test_stability_row_per_known_method() -> None:
     assert diverged["MiSS"] == "3 of 3"
     assert "Prefix tuning" not in diverged
     assert cells(drawn, "Plateau")["LoRA"] == "≥ 1.0"
-    assert cells(drawn, "From – to")["OFT"] == "5e-4 (of 3, by loss from step 75)"
-    assert cells(drawn, "From – to")["LoRA"] == "1e-4 – 1e-3 (of 3, by score)"
+    assert cells(drawn, "Range")["OFT"] == "5e-4 (of 3, by loss from step 75)"
+    assert cells(drawn, "Range")["LoRA"] == "1e-4 – 1e-3 (of 3, by score)"
     assert cells(drawn, "Seed SD")["LoRA"] == "0.4 (0.2 to 2.5), n 3"
     assert cells(drawn, "Spikes")["Full fine-tuning"] == "2 of 30"
     assert cells(drawn, "Seed SD")["MiSS"] == "–"
@@ -320,7 +320,7 @@ def test_fairness_says_when_budgets_differ() -> None:
     drawn = fairness.build(made)
     assert getattr(drawn.blocks[0], "text", "") == (
         "Every method got 3 settings and 3 seeds, the control included. More were tried where the "
-        "best learning rate lay at the edge of the grid: OFT 1."
+        "best learning rate was at the edge of the grid: OFT 1."
     )
     assert cells(drawn, "Settings")["OFT"] == "4 (1 added)"
     made["methods"][1] |= {"n_settings": 9, "n_settings_added": 0}
@@ -347,25 +347,25 @@ def test_fairness_says_what_hours_bought() -> None:
     }  # fmt: skip
     said = " ".join(str(b) for b in fairness.build(made).blocks)
     assert "The budget was 2 hours." in said
-    assert "5 settings, 3 seeds and 400 steps a run (1.5 passes" in said
+    assert "5 settings, 3 seeds and 400 steps per run (1.5 epochs" in said
     assert "final runs took 420" in said
-    assert "1.9 hours were used so far" in said
-    assert "Left out, from the end of the list of contenders: vera." in said
+    assert "1.9 hours have been used so far" in said
+    assert "Dropped from the end of the list of contenders: vera." in said
 
 
 def test_fairness_names_lanes_and_reasons() -> None:
     """Fairness says which methods ran in lanes and why others did not."""
     drawn = fairness.build(report())
-    lanes = cells(drawn, "In lanes")
-    assert (lanes["OFT"], lanes["VeRA"], lanes["Prefix tuning"]) == ("3", "one by one", "–")
+    lanes = cells(drawn, "Lanes")
+    assert (lanes["OFT"], lanes["VeRA"], lanes["Prefix tuning"]) == ("3", "sequential", "–")
     said = " ".join(b.text for b in drawn.blocks if isinstance(b, Text))
-    assert "not what it scored" in said
+    assert "not scores" in said
     assert "On for all: loss. Off for all: compile, graphs. These went without:" in said
     (facts,) = (b for b in drawn.blocks if isinstance(b, Facts))
     assert [(f.name, f.value) for f in facts.facts] == [
         ("DoRA", f"one by one, without lean_inputs: {DIFFERS}\nwithout packing: {NOT_PACKABLE}"),
         ("Full fine-tuning, Head only", f"without packing: {NOT_PACKABLE}"),
-        ("VeRA", f"one by one: {NOT_SHARED}"),
+        ("VeRA", f"sequentially: {NOT_SHARED}"),
     ]
 
 
@@ -375,7 +375,7 @@ def test_missing_accelerator_reason_shown() -> None:
     made["methods"] = [m for m in made["methods"] if m["method"] in ("vera", "prefix_tuning")]
     drawn = fairness.build(made)
     (facts,) = (b for b in drawn.blocks if isinstance(b, Facts))
-    assert [(f.name, f.value) for f in facts.facts] == [("VeRA", f"one by one: {NOT_SHARED}")]
+    assert [(f.name, f.value) for f in facts.facts] == [("VeRA", f"sequentially: {NOT_SHARED}")]
     assert any(
         "Off for all: compile, graphs." in b.text for b in drawn.blocks if isinstance(b, Text)
     )
@@ -389,13 +389,13 @@ def test_fairness_reports_sequential_runs() -> None:
     made["methods"][1]["engine"]["lanes"] = 1
     (facts,) = (b for b in fairness.build(made).blocks if isinstance(b, Facts))
     oft = {f.name: f.value for f in facts.facts}["OFT"]
-    assert oft == "one by one: lanes were on, but its runs could not be trained together"
+    assert oft == "sequentially: lanes were on, but its runs could not be trained together"
     for method in made["methods"]:  # one setting and one seed each: there was nothing to share
         if method["engine"]:
             method["engine"] |= {"lanes": 1, "on": ["lanes"], "off": {}}
     drawn = fairness.build(made)
     assert not [b for b in drawn.blocks if isinstance(b, Facts)]
-    assert set(cells(drawn, "In lanes").values()) == {"one by one", "–"}
+    assert set(cells(drawn, "Lanes").values()) == {"sequential", "–"}
 
 
 def test_costs_without_accelerator_marked() -> None:
@@ -427,7 +427,7 @@ def test_report_without_lanes() -> None:
         del method["engine"]
     page = without_assets(render(made))
     assert "†" not in page
-    assert "In lanes" not in page
+    assert "Lanes" not in page
     assert "Off for all" not in page
 
 

@@ -90,7 +90,7 @@ def test_curves_show_losses_rungs_stops() -> None:
     made["methods"][0]["curves"].append({**curve, "phase": "search"})
     lora = curves.build(made).charts[0]
     assert [s.role for s in lora.panes[0].series].count("behind") == 1
-    assert lora.description == "losses of 3 runs by step, 1 search run behind"
+    assert lora.description == "losses of 3 runs by step, 1 search run in the background"
     made["race"] = None
     assert "rung" not in str(curves.build(made).lead)
 
@@ -126,7 +126,7 @@ def test_items_show_counts_and_both_answers() -> None:
     ]  # fmt: skip
     examples: Examples = only(drawn.blocks, Examples)
     assert examples.caption == "OFT: 2 wins and 2 losses"
-    assert [g.heading for g in examples.groups] == ["OFT does better", "LoRA does better"]
+    assert [g.heading for g in examples.groups] == ["OFT is better", "LoRA is better"]
     first = examples.groups[0].examples[1]
     assert first.prompt == "is the back door locked"
     assert (first.left.title, first.left.text, first.left.score) == (

@@ -184,9 +184,9 @@ def test_fork_reuses_trials_counts_evaluation(
     (warning,) = [w for w in made["warnings"] if "evaluated 2 times" in w]
     assert "forked from tiny" in warning
     page = (new / "report.html").read_text()
-    assert "the test set was read 2 times" in page
+    assert "the test set was evaluated 2 times" in page
     assert "A fork of the study in the folder tiny" in page
-    assert "8 trials of it are taken over" in page
+    assert "reusing 8 trials" in page
     shown = made["provenance"]["forked_from"]
     assert (shown["folder"], shown["test_reads"], shown["same_test"]) == ("tiny", 1, True)
     assert sorted(shown["differences"]) == sorted(lines)
@@ -649,4 +649,4 @@ def test_page_escapes_parent() -> None:
     page = render(made)
     assert HOSTILE[0] not in page
     assert HOSTILE[1] not in page
-    assert "had been read 2 times by then" in page
+    assert "had been evaluated 2 times by then" in page

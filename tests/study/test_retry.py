@@ -195,7 +195,7 @@ def test_failed_final_retried_only(
     (said,) = [line for line in heard.lines if line.startswith("tried again")]
     assert said == retry.describe_retry(noted)
     assert json.dumps(said) in (out / "log.jsonl").read_text()
-    assert "Tried again: what had come of it before" in (out / "report.html").read_text()
+    assert "Retried runs: their earlier results" in (out / "report.html").read_text()
     assert {f.state for f in api.diagnose(out)} == {"ok"}
     faults.trained.clear()
     assert go(values, out)["retried"] == [noted]
@@ -545,12 +545,12 @@ def test_cli_explains_and_retries(
         return end.value.code, said.out, " ".join(said.err.split())
 
     faults.fail = lambda t: _final_lora(t) and t.seed == 1
-    how = f"1 run failed. To try again: `bakeoff run {out} --retry`."
+    how = f"1 run failed. To retry: `bakeoff run {out} --retry`."
     code, _, err = bakeoff(str(tmp_path / "study.toml"), "--out", str(out))
     assert (code, how in err) == (4, True)
     code, _, err = bakeoff(str(out), "--json")
     assert (code, how in err) == (4, True)
-    assert "To try again: `bakeoff run FOLDER --retry`." in (out / "report.html").read_text()
+    assert "To retry: `bakeoff run FOLDER --retry`." in (out / "report.html").read_text()
     faults.fail = lambda _: False
     code, printed, err = bakeoff(str(out), "--retry", "--json")
     assert code == 0

@@ -90,7 +90,7 @@ def test_single_run_counts_once(values: Values, out: Path) -> None:
     """A study that is run once has one test-set evaluation."""
     study = api.report(out)["study"]
     assert (study["test_looks"], study["test_changes"]) == (1, [])
-    assert "the test set was read once" in (out / "report.html").read_text()
+    assert "the test set was evaluated once" in (out / "report.html").read_text()
     values["verdict"] = {"prefer": "memory"}
     study = go(values, out)["study"]
     assert (study["test_looks"], study["test_changes"]) == (1, [])
@@ -143,7 +143,7 @@ def test_further_evaluation_trains_new_only(values: Values, out: Path, trained: 
     warning = next(w for w in made["warnings"] if "evaluated 2 times" in w)
     assert "budget.seeds: 2 -> 3" in warning
     assert "5 % error no longer covers" in warning
-    assert "the test set was read 2 times" in (out / "report.html").read_text()
+    assert "the test set was evaluated 2 times" in (out / "report.html").read_text()
 
     trained.clear()
     repeated = go(values, out)
@@ -230,7 +230,7 @@ def test_change_before_evaluation(values: Values, out: Path) -> None:
         database.execute("update trials set status = null, result = null where phase = 'final'")
     study = api.report(out)["study"]
     assert (study["test_looks"], study["test_changes"]) == (0, [])
-    assert "the test set has not been read yet" in (out / "report.html").read_text()
+    assert "the test set has not been evaluated yet" in (out / "report.html").read_text()
     more_seeds(values)
     for again in (False, True):
         error = refused(values, out, again)
@@ -341,6 +341,6 @@ def test_the_page_shows_changes_as_text() -> None:
     }
     jsonschema.validate(made, SCHEMA)
     page = render(made)
-    assert "the test set was read 2 times" in page
+    assert "the test set was evaluated 2 times" in page
     assert "budget.seeds: 2 -&gt; 3" in page
     assert HOSTILE[1] not in page

@@ -216,7 +216,8 @@ def _mismatch_error(weights: ExportedWeights) -> PreflightError:
     return PreflightError(
         "export-differs",
         f"Exported as {weights.form}, {weights.title} differs from the trained model: validation "
-        f"loss {weights.loss:.4g}, at the end of training {weights.trained_loss:.4g}; {weights.metric} "
-        f"{weights.score:.4g}, in the study {weights.trained_score:.4g}. Nothing was written.",
+        f"loss {weights.loss:.4g}, at the end of training {weights.trained_loss:.4g}; "
+        f"{weights.metric} {weights.score:.4g}, in the study {weights.trained_score:.4g}. "
+        "Nothing was written.",
         f"another form{hint}; `--force` writes it anyway.",
     )

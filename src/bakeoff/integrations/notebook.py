@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.redact import sanitize
-from bakeoff.report import inline, markdown
+from bakeoff.report import markdown, render_inline
 from bakeoff.study.record import load_report
 
 COLUMNS = ("method", "score", "difference", "low", "high", "verdict", "status")
@@ -72,7 +72,7 @@ class StudyResult:
 
     def _repr_html_(self) -> str:
         """Return the verdict, the forest plot and the table as HTML."""
-        return inline(self.report)
+        return render_inline(self.report)
 
     def _repr_markdown_(self) -> str:
         """Return the verdict and the table as Markdown; untrusted text is escaped."""

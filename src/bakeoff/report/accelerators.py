@@ -1,7 +1,6 @@
-"""Which of the engine's accelerators a method went without, for every section that shows a speed.
+"""Mark speed, step time and memory of methods that lacked an accelerator that others had.
 
-Reads ``methods[].engine``. Speed, step time and memory of a method that lacked what others had are
-its own all the same, but they do not compare one to one: sections mark them.
+Such figures are valid for the method itself but not directly comparable with those of the others.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ Method = dict[str, Any]
 
 
 def engine(method: Method) -> dict[str, Any]:
-    """Return a method's ``engine``; empty for a study from before there was one."""
+    """Return a method's ``engine``; empty for a study that predates it."""
     return method.get("engine") or {}
 
 
 def missing_accelerators(method: Method, methods: Sequence[Method]) -> list[str]:
-    """Return the accelerators that the method ran without and another method ran with."""
-    had = {name for m in methods for name in engine(m).get("on") or ()}
-    return [name for name in engine(method).get("off") or {} if name in had]
+    """Return the accelerators that the method lacked and another method had."""
+    available = {name for m in methods for name in engine(m).get("on") or ()}
+    return [name for name in engine(method).get("off") or {} if name in available]
 
 
 def missing_for_costs(method: Method, methods: Sequence[Method]) -> list[str]:
-    """Return what the method's measured costs lacked: ``lacking``, lanes and answers aside.
+    """Return the missing accelerators that affect measured costs: all but lanes and generation.
 
-    Costs are measured with one trial alone, where there are no lanes to ride in, while it trains.
+    Costs are measured on the training steps of a single trial.
     """
     return [
         name for name in missing_accelerators(method, methods) if name not in (LANES, GENERATION)
@@ -42,18 +41,18 @@ def missing_for_costs(method: Method, methods: Sequence[Method]) -> list[str]:
 def footnote(
     methods: Sequence[Method], absent: Callable[[Method, Sequence[Method]], list[str]]
 ) -> str | None:
-    """Say what the mark means and whom it marks; None where it marks nobody.
+    """Return the explanation of the mark with the marked methods; None if there are none.
 
-    ``absent`` is ``lacking`` or ``unlike``: whichever the marked figures depend on.
+    ``absent`` is ``missing_accelerators`` or ``missing_for_costs``, as the figures require.
     """
     marked = {method_title(m): names for m in methods if (names := absent(m, methods))}
     if not marked:
         return None
-    named = ", ".join(f"{title} (no {', '.join(names)})" for title, names in marked.items())
-    aside = any(LANES in names for names in marked.values())
+    listed = ", ".join(f"{title} (no {', '.join(names)})" for title, names in marked.items())
+    has_lanes = any(LANES in names for names in marked.values())
     return (
-        f"{MARK} Measured without an accelerator that other methods had, so not comparable one to "
-        f"one: {named}. "
-        + ("Lanes matter to the time of a run only. " if aside else "")
-        + "The reasons stand under \u201cWas it fair?\u201d."
+        f"{MARK} Measured without an accelerator that other methods had, so not directly "
+        f"comparable: {listed}. "
+        + ("Lanes affect only the time of a run. " if has_lanes else "")
+        + "See \u201cWas it fair?\u201d for the reasons."
     )

@@ -1,8 +1,4 @@
-"""The axes that methods are weighed on: each as a plot's x or y, in the units that people read.
-
-Stands beside ``words`` under the Pareto section. Whatever is drawn against a cost, by the page or
-by its reader's choice, takes the scale from here.
-"""
+"""Axes of the Pareto charts: score and costs, in the units that a reader sees."""
 
 from __future__ import annotations
 
@@ -33,36 +29,36 @@ EXTRA_COSTS = {
     "trainable_parameters": "trainable parameters",
     "train_seconds": "time of a whole run",
 }
-"""Costs that decide no front of the study, and can be looked at all the same."""
+"""Costs that no front of the study uses but a reader can choose as an axis."""
 QUALITY = "quality"
 
-_LOG_FROM = 12.0  # a cost that spans more than this ratio is read better on a log axis
+_LOG_FROM = 12.0  # ratio of largest to smallest cost above which the axis is logarithmic
 
 
 @dataclass(frozen=True)
 class AxisValue:
-    """A method's values on one axis, as they are drawn, and in words."""
+    """A method's value and interval on one axis, as numbers and as text."""
 
     value: float | None
     low: float | None
     high: float | None
-    says: str
+    text: str
 
 
 def cost_value(method: Method, key: str) -> float | None:
-    """Return a method's cost: of ``cost``, or of the method itself (forgetting)."""
+    """Return a method's cost from ``cost``, or from the method itself (forgetting)."""
     value = (method.get("cost") or {}).get(key, method.get(key))
     value = value.get("estimate") if isinstance(value, dict) else value
     return None if value is None else float(value)
 
 
 def to_axis_unit(key: str, value: float) -> float:
-    """Return a cost in the unit of its axis."""
+    """Convert a cost to the unit of its axis."""
     return value / MIB if key.endswith("_bytes") else value
 
 
 def cost_text(key: str, value: float) -> str:
-    """Write a cost."""
+    """Format a cost with its unit."""
     if key.endswith("_bytes"):
         return format_bytes(value)
     if key.endswith("milliseconds"):
@@ -71,7 +67,7 @@ def cost_text(key: str, value: float) -> str:
 
 
 def cost_axis(label: str, key: str, costs: list[float]) -> ChartAxis:
-    """Return the axis that holds all costs, logarithmic where they span more than a decade."""
+    """Return an axis that covers all costs; logarithmic if they span more than a decade."""
     ends = {"_bytes": "MiB", "milliseconds": "ms", "_seconds": "s"}
     unit = next((u for end, u in ends.items() if key.endswith(end)), "")
     title = f"{label} ({unit})" if unit and f"({unit}" not in label else label
@@ -85,8 +81,8 @@ def cost_axis(label: str, key: str, costs: list[float]) -> ChartAxis:
         ticks = [t for p in powers for m in steps if low <= (t := m * 10.0**p) <= high]
         texts = tuple(_tick_text(t) for t in ticks)
         return ChartAxis(title, True, low, high, tuple(ticks), texts)
-    room = 0.12 * (high - low) or abs(high) * 0.5 or 1.0
-    return ChartAxis(title, low=low - room, high=high + room)
+    padding = 0.12 * (high - low) or abs(high) * 0.5 or 1.0
+    return ChartAxis(title, low=low - padding, high=high + padding)
 
 
 def _tick_text(value: float) -> str:
@@ -94,14 +90,14 @@ def _tick_text(value: float) -> str:
 
 
 def score_title(study: dict[str, Any], unit: DisplayUnit) -> str:
-    """Return the score's title with its unit."""
+    """Return the axis title of the score, with its unit."""
     return f"{study.get('metric') or 'score'} ({unit.word})" if unit.word else "score"
 
 
 def outlier_cutoff(values: list[float], bars: list[float], down: bool) -> float:
-    """Return the score beyond which a point is far outside: six typical deviations.
+    """Return the score beyond which a point is an outlier: six typical deviations.
 
-    ``bars`` are half the lengths of intervals; ``down``: far outside is below, else above.
+    ``bars`` are half the lengths of the intervals. ``down``: outliers lie below, else above.
     """
     centre = median(values)
     typical = max(median(abs(v - centre) for v in values), median(bars) if bars else 0.0)
@@ -111,30 +107,30 @@ def outlier_cutoff(values: list[float], bars: list[float], down: bool) -> float:
 
 
 def axis_picker(report: dict[str, Any], first: str) -> Picker | None:
-    """Return all axes on which a method has a value, and every scored method on them.
+    """Return every axis on which a method has a value, with every scored method on it.
 
-    The first choice is the score against ``first``, a key of ``cost``.
+    The initial choice is the score against ``first``, a key of ``cost``.
     """
     study, methods = report["study"], report.get("methods") or []
-    there = [m for m in methods if (m.get("score") or {}).get("estimate") is not None]
+    scored = [m for m in methods if (m.get("score") or {}).get("estimate") is not None]
     labels = {str(e.get("cost")): str(e.get("label")) for e in report.get("pareto") or []}
     costs = {k: v for k, v in {**labels, **EXTRA_COSTS}.items() if any(cost_value(m, k) is not None
-             for m in there)}  # fmt: skip
-    if not there or first not in costs:
+             for m in scored)}  # fmt: skip
+    if not scored or first not in costs:
         return None
     unit = score_unit(study)
-    readings = [(QUALITY, [_score_reading(m, unit) for m in there])]
+    readings = [(QUALITY, [_score_reading(m, unit) for m in scored])]
     readings += [
-        (key, [_cost_reading(m, key, label) for m in there]) for key, label in costs.items()
+        (key, [_cost_reading(m, key, label) for m in scored]) for key, label in costs.items()
     ]
-    made = [
+    pick_axes = [
         _quality_axis(study, unit, readings[0][1]),
-        *(_cost_pick_axis(key, costs[key], found) for key, found in readings[1:]),
+        *(_cost_pick_axis(key, costs[key], values) for key, values in readings[1:]),
     ]
     chances = {str(e.get("cost")): e.get("probabilities") or {} for e in report["pareto"]}
     points = []
-    for i, method in enumerate(there):
-        own = [found[i] for _, found in readings]
+    for i, method in enumerate(scored):
+        values = [of_axis[i] for _, of_axis in readings]
         name = str(method.get("method"))
         lacking = accelerators.missing_for_costs(method, methods)
         points.append(
@@ -142,14 +138,14 @@ def axis_picker(report: dict[str, Any], first: str) -> Picker | None:
                 title=method_title(method),
                 mark=f" {accelerators.MARK}" if lacking else "",
                 control=name == study.get("control"),
-                values=tuple(r.value for r in own),
-                lows=tuple(r.low for r in own),
-                highs=tuple(r.high for r in own),
-                says=tuple(r.says for r in own),
+                values=tuple(r.value for r in values),
+                lows=tuple(r.low for r in values),
+                highs=tuple(r.high for r in values),
+                texts=tuple(r.text for r in values),
                 chances=(None, *(chances.get(key, {}).get(name) for key in costs)),
             )
         )
-    return Picker(tuple(made), tuple(points), 1 + list(costs).index(first), 0)
+    return Picker(tuple(pick_axes), tuple(points), 1 + list(costs).index(first), 0)
 
 
 def _score_reading(method: Method, unit: DisplayUnit) -> AxisValue:
@@ -165,14 +161,14 @@ def _score_reading(method: Method, unit: DisplayUnit) -> AxisValue:
 
 def _cost_reading(method: Method, key: str, label: str) -> AxisValue:
     value = cost_value(method, key)
-    says = DASH if value is None else cost_text(key, value)
+    text = DASH if value is None else cost_text(key, value)
     return AxisValue(
-        None if value is None else to_axis_unit(key, value), None, None, f"{label}: {says}"
+        None if value is None else to_axis_unit(key, value), None, None, f"{label}: {text}"
     )
 
 
 def _quality_axis(study: dict[str, Any], unit: DisplayUnit, found: list[AxisValue]) -> PickAxis:
-    """Return the score's axis; as y it leaves out what would squash the rest."""
+    """Return the score's axis; as a y axis it leaves out outliers, which would compress it."""
     down = not lower_is_better(study)
     values = [r.value for r in found if r.value is not None]
     bars = [(r.high - r.low) / 2 for r in found if r.low is not None and r.high is not None]
@@ -183,7 +179,7 @@ def _quality_axis(study: dict[str, Any], unit: DisplayUnit, found: list[AxisValu
     direction = "more is better" if down else "less is better"
     low, high = _extent(near)
     wide_low, wide_high = _extent(found)
-    room, wide = 0.06 * (high - low) or 1.0, 0.08 * (wide_high - wide_low) or 1.0
+    padding, wide = 0.06 * (high - low) or 1.0, 0.08 * (wide_high - wide_low) or 1.0
     more = len(near) < len(found)
     below, above = (3 if more and down else 1), (3 if more and not down else 1)
     return PickAxis(
@@ -191,7 +187,7 @@ def _quality_axis(study: dict[str, Any], unit: DisplayUnit, found: list[AxisValu
         capitalize(str(study.get("metric") or "score")),
         1 if down else -1,
         ChartAxis(f"{title}, {direction}", low=wide_low - wide, high=wide_high + wide),
-        ChartAxis(title, low=low - below * room, high=high + above * room),
+        ChartAxis(title, low=low - below * padding, high=high + above * padding),
     )
 
 
@@ -206,4 +202,5 @@ def _cost_pick_axis(key: str, label: str, found: list[AxisValue]) -> PickAxis:
 
 
 def capitalize(text: str) -> str:
+    """Return a text with its first letter in upper case; the rest is kept."""
     return text[:1].upper() + text[1:]

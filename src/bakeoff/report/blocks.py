@@ -1,8 +1,7 @@
-"""What a section is made of: a few kinds of block, each drawn by ``templates/blocks/<kind>.html``.
+"""Blocks that sections are made of; ``templates/blocks/<kind>.html`` draws each kind.
 
-A section computes and returns blocks; it writes no HTML. So a new section is one new file, and
-every block looks and behaves the same on every page. A block's ``sheet`` names the figures behind
-it, as ``sheets.tables`` gives them: the page offers them as CSV.
+A section returns blocks and writes no HTML. A block's ``sheet`` names its figures in
+``csv_tables.tables``, which the page offers as CSV.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Tile:
-    """One number that is read at a glance, with the word below it."""
+    """One prominent number with a label below it."""
 
     number: str
     word: str
@@ -39,7 +38,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Fact:
-    """A name and its value; ``code`` sets it in fixed width (hashes, commands)."""
+    """A name and its value; ``code`` selects a fixed-width font (hashes, commands)."""
 
     name: str
     value: str
@@ -56,9 +55,9 @@ class Facts:
 
 @dataclass(frozen=True)
 class Column:
-    """A table column; ``hint`` says in one phrase what the numbers are.
+    """A table column; ``hint`` describes its numbers in one phrase.
 
-    Rows of a filterable table can be chosen by the values of a ``facet`` column.
+    A filterable table can be filtered by the values of a ``facet`` column.
     """
 
     title: str
@@ -79,7 +78,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A table row; a ``pinned`` row stays on top however the table is sorted."""
+    """A table row; a ``pinned`` row stays on top in any sort order."""
 
     cells: tuple[Cell, ...]
     pinned: bool = False
@@ -89,7 +88,7 @@ class TableRow:
 class TableBlock:
     """A table that scrolls in its own box; ``folded`` hides it behind its caption.
 
-    A ``filterable`` one gets a field for text and a choice for each facet; pinned rows stay.
+    A ``filterable`` table has a text filter and a choice for each facet; pinned rows stay visible.
     """
 
     kind: ClassVar[str] = "table"
@@ -104,7 +103,7 @@ class TableBlock:
 
 @dataclass(frozen=True)
 class ChartAxis:
-    """A chart axis in the numbers that people read; ``ticks`` pairs with ``tick_text``."""
+    """A chart axis in displayed units; ``tick_text`` holds the label of each of ``ticks``."""
 
     title: str
     log: bool = False
@@ -116,7 +115,7 @@ class ChartAxis:
 
 @dataclass(frozen=True)
 class Series:
-    """Points or a line; ``role`` picks colour, symbol and dash (``report.js`` knows the roles)."""
+    """Points or a line; ``role`` selects colour, symbol and dash (defined in ``report.js``)."""
 
     name: str
     role: str
@@ -131,7 +130,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Pane:
-    """A y axis and what is drawn against it; the panes of a chart share their x axis."""
+    """A y axis and its series; the panes of a chart share their x axis."""
 
     y: ChartAxis
     series: tuple[Series, ...]
@@ -139,9 +138,9 @@ class Pane:
 
 @dataclass(frozen=True)
 class PickAxis:
-    """An axis that a reader can choose; ``x`` and ``y`` are how it is drawn as either.
+    """An axis that a reader can choose, in its horizontal (``x``) and vertical (``y``) form.
 
-    ``y`` may leave out what lies far outside. ``sign`` is 1 where more is better, else -1.
+    ``y`` may leave out outliers. ``sign`` is 1 if more is better, else -1.
     """
 
     key: str
@@ -153,9 +152,9 @@ class PickAxis:
 
 @dataclass(frozen=True)
 class PickPoint:
-    """A method on all axes: its values, what the mouse is told of each, None where not measured.
+    """A method on all axes: values (None if not measured), intervals and hover texts.
 
-    ``chances`` are its probabilities of being on the front of the first axis and each other one.
+    ``chances`` are its probabilities of being on the front of the first axis and each other axis.
     """
 
     title: str
@@ -164,13 +163,13 @@ class PickPoint:
     values: tuple[float | None, ...]
     lows: tuple[float | None, ...]
     highs: tuple[float | None, ...]
-    says: tuple[str, ...]
+    texts: tuple[str, ...]
     chances: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
 class Picker:
-    """What a chart with axes to choose from is drawn of; ``x`` and ``y`` are the first choice."""
+    """The data of a chart with selectable axes; ``x`` and ``y`` are the initial choice."""
 
     axes: tuple[PickAxis, ...]
     points: tuple[PickPoint, ...]
@@ -182,7 +181,7 @@ class Picker:
 class Chart:
     """An interactive chart, drawn by Plotly from the JSON in the page; ``key`` is unique.
 
-    With a ``picker`` it is the first of many, and its reader chooses the axes.
+    With a ``picker``, the reader can choose other axes.
     """
 
     kind: ClassVar[str] = "chart"
@@ -199,7 +198,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Grid:
-    """Charts beside each other, as many as the window is wide."""
+    """Charts in as many columns as the window has room for."""
 
     kind: ClassVar[str] = "grid"
     charts: tuple[Chart, ...]
@@ -209,7 +208,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tick:
-    """A tick of a forest plot: where (percent of the width) and what it says."""
+    """A tick of a forest plot: its position (percent of the width) and label."""
 
     percent: float
     text: str
@@ -217,7 +216,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Whisker:
-    """An interval in percent of the width; a clipped end goes on beyond the plot."""
+    """An interval in percent of the width; a clipped end lies outside the plot."""
 
     low: float
     high: float
@@ -228,7 +227,7 @@ class Whisker:
 
 @dataclass(frozen=True)
 class ForestRow:
-    """One method: its whisker, or the reason why there is none."""
+    """One method: its whisker, or the reason why it has none."""
 
     name: str
     tone: str
@@ -257,7 +256,7 @@ class Forest:
 
 @dataclass(frozen=True)
 class BarSegment:
-    """A piece of a bar, from ``low`` to ``high`` percent of the width."""
+    """A segment of a bar, from ``low`` to ``high`` percent of the width."""
 
     tone: str
     low: float
@@ -266,7 +265,7 @@ class BarSegment:
 
 @dataclass(frozen=True)
 class BarRow:
-    """One method's bar and its numbers in words; without pieces ``numbers`` says why."""
+    """One method's bar and its numbers as text; without segments, ``numbers`` says why."""
 
     name: str
     pieces: tuple[BarSegment, ...]
@@ -275,7 +274,7 @@ class BarRow:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """What a tone of a bar means."""
+    """The meaning of one tone of a bar."""
 
     tone: str
     word: str
@@ -283,9 +282,9 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars below each other, drawn without scripts; ``zero`` is where their axis stands.
+    """Horizontal bars, drawn without scripts; ``zero`` is the position of their axis.
 
-    A table beside them has their numbers.
+    A table in the same section has their numbers.
     """
 
     kind: ClassVar[str] = "bars"
@@ -297,7 +296,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class ExamplePrediction:
-    """What one method answered to an item, and how that scored."""
+    """A method's prediction for an item, and its score."""
 
     title: str
     text: str | None
@@ -306,7 +305,7 @@ class ExamplePrediction:
 
 @dataclass(frozen=True)
 class ItemExample:
-    """An item with two answers side by side."""
+    """An item with two predictions side by side."""
 
     name: str
     prompt: str | None
@@ -325,7 +324,7 @@ class ExampleGroup:
 
 @dataclass(frozen=True)
 class Examples:
-    """Groups of examples, folded behind a line."""
+    """Groups of examples, folded behind a caption."""
 
     kind: ClassVar[str] = "examples"
     caption: str
@@ -337,7 +336,7 @@ Block = Text | Tiles | Facts | TableBlock | Chart | Grid | Forest | Bars | Examp
 
 @dataclass(frozen=True)
 class SectionView:
-    """What a section shows: a lead that says how to read it, then blocks.
+    """The content of a section: a lead that explains how to read it, then blocks.
 
     A view without blocks is left out of the page.
     """
@@ -347,11 +346,11 @@ class SectionView:
 
     @property
     def charts(self) -> tuple[Chart, ...]:
-        """Every chart of the section, those in grids included."""
-        found: list[Chart] = []
+        """Every chart of the section, including those in grids."""
+        charts: list[Chart] = []
         for block in self.blocks:
             if isinstance(block, Chart):
-                found.append(block)
+                charts.append(block)
             elif isinstance(block, Grid):
-                found.extend(block.charts)
-        return tuple(found)
+                charts.extend(block.charts)
+        return tuple(charts)

@@ -1,8 +1,7 @@
 """The figures behind every table and chart as CSV, for spreadsheets and scripts.
 
-Stands beside ``page``: the report dict in, one sheet a figure out. Numbers are raw, in the units
-that ``docs/report-json.md`` states; what was not measured is an empty cell. Text was written by
-strangers: none of it is a formula.
+Numbers are raw, in the units of ``docs/report-json.md``; missing values are empty cells. Untrusted
+text never becomes a spreadsheet formula.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ _FORMULA = "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}" + (
 )
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 LONG = ("examples",)
-"""Sheets that repeat texts of the page, and are not put into it once more."""
+"""Sheets that repeat texts of the page and are therefore not embedded in it."""
 
 
 def tables(report: Report) -> dict[str, str]:
-    """Return every figure's numbers: name of the sheet -> CSV with a header line.
+    """Return the numbers of every figure: sheet name -> CSV text with a header line.
 
-    A sheet without rows is left out.
+    Sheets without rows are left out.
     """
     report = clean(report)
-    made = {name: list(rows(report)) for name, rows in _SHEETS.items()}
-    return {name: _csv(rows) for name, rows in made.items() if rows}
+    sheets = {name: list(rows(report)) for name, rows in _SHEETS.items()}
+    return {name: _csv(rows) for name, rows in sheets.items() if rows}
 
 
 def csv_cell(value: Any) -> str:
-    """Return a cell's text; one that a spreadsheet would compute gets a leading apostrophe."""
+    """Return a cell's text; a leading apostrophe stops a spreadsheet from evaluating formulas."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -69,7 +68,7 @@ def _identity(method: Cells) -> Cells:
 
 
 def _prefixed(name: str, value: Any, keys: Iterable[str]) -> Cells:
-    """Return some values of an object under ``name_key``; all empty where there is none."""
+    """Return values of an object under ``<name>_<key>``; all None without an object."""
     known = value if isinstance(value, Mapping) else {}
     return {f"{name}_{key}": known.get(key) for key in keys}
 

@@ -1,7 +1,7 @@
 """The verdict as GitHub-flavoured Markdown, for pull requests, issues and notes.
 
-Stands beside ``page``: the report dict in, text out. Names and errors were written by strangers, so
-every text is made inert: no markup, link, image, HTML, mention or reference comes of it.
+Names and errors are untrusted input, so every text is escaped: it cannot add markup, links, images,
+HTML, mentions or references.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKUP = re.compile(r"([\\`*_\[\]|~$])")
 _LEADING = re.compile(r"^([#=]|[+-](?=[\s+-]|$)|\d+(?=[.)](?:\s|$)))")
 _JOINER = "\N{WORD JOINER}"
-# GitHub makes links of bare addresses, @names and #numbers after all escapes are undone: only a
-# sign between their parts, which nobody sees, stops it.
+# GitHub links bare addresses, @names and #numbers after it has undone all escapes: only an
+# invisible character between their parts prevents it.
 _LINKING = re.compile(r"(?<=@)|(?<=#)(?=\d)|(?<=[A-Za-z]:)(?=/)|(?<=[wW]{3})(?=\.)")
 _HEADINGS = ("Method", "Verdict", "Score", "Difference", "p", "Seeds", "Setting", "Peak memory",
              "Step", "Adapter")  # fmt: skip
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Return verdict, table and warnings as Markdown."""
+    """Return the verdict, the table and the warnings as Markdown."""
     report = clean(report)
     study, methods = report["study"], report.get("methods") or []
     sentence = (report.get("recommendation") or {}).get("sentence")
@@ -46,7 +46,7 @@ def markdown(report: dict[str, Any]) -> str:
         _study_line(study),
     ]
     if not report.get("complete", True):
-        parts.append("This study is not finished: what stands here may change.")
+        parts.append("This study is not finished: its results may change.")
     if methods:
         parts.append(_table(study, methods))
     if weights := saved_weights_text(report):
@@ -59,12 +59,12 @@ def markdown(report: dict[str, Any]) -> str:
             f"- {escape_markdown(method_title(m))}: {escape_markdown(str(m['reason']))}"
             for m in failures
         )
-        parts.append("### Without a result\n\n" + "\n".join(lines))
+        parts.append("### Methods without a result\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
 def escape_markdown(text: str) -> str:
-    """Return a text of one line that Markdown shows as it is."""
+    """Escape a text so that Markdown shows it literally, on one line."""
     line = " ".join(strip_control_chars(text).split())
     line = _LINKING.sub(_JOINER, line)
     line = "".join(_ENTITIES.get(c, c) for c in line)
@@ -95,7 +95,7 @@ def _table(study: dict[str, Any], methods: list[dict[str, Any]]) -> str:
 def _row(study: dict[str, Any], method: dict[str, Any], unit: DisplayUnit) -> list[str]:
     cost, verdict = method.get("cost") or {}, method.get("verdict") or "none"
     name = escape_markdown(method_title(method))
-    control = method.get("method") == study.get("control")
+    is_control = method.get("method") == study.get("control")
     cells = (
         verdict if verdict != "none" else format_status(method.get("status")),
         unit.with_interval(method.get("score")),
@@ -107,4 +107,4 @@ def _row(study: dict[str, Any], method: dict[str, Any], unit: DisplayUnit) -> li
         format_milliseconds(cost.get("step_milliseconds")),
         format_bytes(cost.get("adapter_bytes")),
     )
-    return [f"**{name}**" if control else name, *map(escape_markdown, cells)]
+    return [f"**{name}**" if is_control else name, *map(escape_markdown, cells)]

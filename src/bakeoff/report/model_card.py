@@ -1,7 +1,6 @@
-"""The model card of delivered weights: what they are, how to load them, what they were chosen by.
+"""The model card of exported weights: scores, loading code and the comparison, as Markdown.
 
-Stands beside ``markdown``: what was delivered and the report in, text out. Its head is the one that
-model hubs read.
+It begins with the metadata header that model hubs read.
 """
 
 from __future__ import annotations
@@ -32,41 +31,41 @@ _IMPORTS = {
 }
 
 
-def loading_code(made: Mapping[str, Any]) -> str:
-    """Return the lines of Python that load what was delivered, run in its folder."""
-    kind, fresh = made["kind"], made["labels"] is not None and made["kind"] != "model"
-    auto = _CAUSAL if made["labels"] is None else _CLASSIFIER
-    own = {"auto": auto, "base": made["base"], "heads": ", **heads" if fresh else ""}
-    parts = [_IMPORTS[kind].format(**own), "", _LOADING[kind].format(**own)]
+def loading_code(weights: Mapping[str, Any]) -> str:
+    """Return Python code that loads the exported weights, to run in their folder."""
+    kind, fresh = weights["kind"], weights["labels"] is not None and weights["kind"] != "model"
+    auto = _CAUSAL if weights["labels"] is None else _CLASSIFIER
+    values = {"auto": auto, "base": weights["base"], "heads": ", **heads" if fresh else ""}
+    parts = [_IMPORTS[kind].format(**values), "", _LOADING[kind].format(**values)]
     if fresh:
         parts = ["import json\nfrom pathlib import Path\n", parts[0], "", _LABELS + parts[2]]
     return "\n".join(parts)
 
 
-def model_card(made: Mapping[str, Any], report: dict[str, Any]) -> str:
-    """Return the card of ``made`` (``delivery.Delivered`` as a dict) as Markdown."""
+def model_card(weights: Mapping[str, Any], report: dict[str, Any]) -> str:
+    """Return the card of ``weights`` (``ExportedWeights`` as a dict) as Markdown."""
     unit = score_unit(report["study"])
-    head = ["library_name: peft" if made["kind"] == "adapter" else "library_name: transformers"]
-    if is_hub_id(made["base"]):
-        head.append(f"base_model: {made['base']}")
+    head = ["library_name: peft" if weights["kind"] == "adapter" else "library_name: transformers"]
+    if is_hub_id(weights["base"]):
+        head.append(f"base_model: {weights['base']}")
     head.append("tags:\n- bakeoff")
-    rank = f" of rank {made['rank']}" if made["rank"] else ""
-    said = [
-        f"{made['title']} on {made['base']}, seed {made['seed']}, delivered as "
-        f"{made['form']}{rank}.",
-        f"As written here it gives a validation loss of {format_significant(made['loss'])} "
-        f"({format_significant(made['trained_loss'])} at the end of training) and "
-        f"{made['metric']} {unit.plain(made['score'])} {unit.word}".rstrip()
-        + f" ({unit.plain(made['trained_score'])} in the study) on {made['n_items']} test items, "
-        f"{made['differing']} of them scored otherwise.",
+    rank = f" of rank {weights['rank']}" if weights["rank"] else ""
+    sentences = [
+        f"{weights['title']} on {weights['base']}, seed {weights['seed']}, exported as "
+        f"{weights['form']}{rank}.",
+        f"The exported files give a validation loss of {format_significant(weights['loss'])} "
+        f"({format_significant(weights['trained_loss'])} at the end of training) and "
+        f"{weights['metric']} {unit.plain(weights['score'])} {unit.word}".rstrip()
+        + f" ({unit.plain(weights['trained_score'])} in the study) on {weights['n_items']} test "
+        f"items, {weights['differing']} of which have a different score.",
     ]
     return "\n\n".join(
         [
             "---\n" + "\n".join(head) + "\n---",
-            f"# {escape_markdown(made['study'])}: {escape_markdown(made['title'])}",
-            *map(escape_markdown, said),
-            f"To load it, in this folder:\n\n```python\n{loading_code(made)}\n```",
-            "Chosen by bakeoff; the comparison:",
+            f"# {escape_markdown(weights['study'])}: {escape_markdown(weights['title'])}",
+            *map(escape_markdown, sentences),
+            f"To load it, in this folder:\n\n```python\n{loading_code(weights)}\n```",
+            "Selected by a bakeoff study:",
             markdown(report),
         ]
     )

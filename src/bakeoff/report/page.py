@@ -1,7 +1,7 @@
-"""The page: sections in their order, blocks through their templates, scripts by their hashes.
+"""Render the report as one HTML page.
 
-``render`` is the last step of the way of the data and a pure function of the report dict: the same
-dict gives the same bytes. Nothing is fetched when the page opens; it works from a USB stick.
+``render`` is a pure function of the report dict: the same dict gives the same bytes. The page
+contains its scripts and styles, fetches nothing and works offline.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bakeoff.report.sections import load_sections
 _HERE = Path(__file__).parent
 INLINE = ("verdict", "forest", "table")
 STATIC = ("text", "tiles", "forest", "table")
-"""Kinds of block that are drawn without a script."""
+"""Kinds of block that need no script."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def render(report: dict[str, Any]) -> str:
 
 
 def render_sections(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each section alone: ``{"key", "title", "html", "charts"}``, in the page's order.
+    """Return each section as ``{"key", "title", "html", "charts"}``, in the page's order.
 
-    ``html`` is what stands in the page, ``charts`` the values that ``report.js`` mounts on it.
+    ``html`` is its markup in the page, ``charts`` the data that ``report.js`` draws in it.
     """
     template = _environment().get_template("section.html")
     report = clean(report)
@@ -82,9 +82,9 @@ def render_sections(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _chart_json(chart: Chart) -> dict[str, Any]:
-    """Return a chart as ``report.js`` reads it; seven digits are more than a screen can show."""
-    made: dict[str, Any] = _round_floats(dataclasses.asdict(chart))
-    return made
+    """Return a chart for ``report.js``, rounded to seven digits, more than a screen can show."""
+    data: dict[str, Any] = _round_floats(dataclasses.asdict(chart))
+    return data
 
 
 def _round_floats(value: Any) -> Any:
@@ -96,23 +96,23 @@ def _round_floats(value: Any) -> Any:
 
 
 def _csv_sheets(report: dict[str, Any]) -> dict[str, Any]:
-    """Return what the templates need to offer figures as CSV: texts, and how files are called."""
-    made = {name: text for name, text in tables(report).items() if name not in LONG}
+    """Return the template values for CSV downloads: the texts and the prefix of file names."""
+    sheets = {name: text for name, text in tables(report).items() if name not in LONG}
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", str(report["study"].get("name") or ""))
-    return {"sheets": made, "slug": slug.strip("-.")[:40] or "study"}
+    return {"sheets": sheets, "slug": slug.strip("-.")[:40] or "study"}
 
 
 def render_inline(report: dict[str, Any]) -> str:
-    """Return the verdict, the forest plot and the table as HTML for a page of others.
+    """Return the verdict, the forest plot and the table as HTML for another page.
 
-    There is no script in it, and its styles are attributes: nothing around it changes.
+    It contains no script, and its styles are attributes: nothing around it changes.
     """
     sections = [s for s in _page_sections(clean(report)) if s.key in INLINE]
     return _environment().get_template("inline.html").render(sections=sections, kinds=STATIC)
 
 
 def _page_sections(report: dict[str, Any]) -> list[_PageSection]:
-    """Return the sections that have something to show, in their order."""
+    """Return the non-empty sections in the page's order."""
     built = (_PageSection(s.key, s.title, s.build(report)) for s in load_sections())
     return [s for s in built if s.view.blocks]
 
@@ -123,7 +123,7 @@ def _environment() -> Environment:
 
 
 def make_environment(templates: Path) -> Environment:
-    """Return what renders a folder of templates: all text escaped, no name missing."""
+    """Return a Jinja environment that escapes all text and rejects undefined names."""
     return Environment(
         loader=FileSystemLoader(templates),
         autoescape=True,
@@ -144,7 +144,7 @@ def _plotly() -> str:
 
 
 def assets() -> dict[str, str]:
-    """Return the page's own files by their names: its style, Plotly, its script."""
+    """Return the page's style and scripts by file name."""
     return {
         "style.css": _asset("templates/style.css"),
         "plotly.js": _plotly(),

@@ -1,8 +1,8 @@
-"""What keeps a report harmless: clean values, inert JSON, a strict content security policy.
+"""Sanitise untrusted text in reports: clean values, inert JSON, a content security policy.
 
-Data sets, model outputs and error messages are written by strangers. Their text reaches the page
-only through Jinja's autoescape or through ``inert_json``; the policy then forbids everything that
-is not named by its hash.
+Data sets, model outputs and error messages are untrusted input. Their text reaches the page only
+through Jinja's autoescape or ``inert_json``. The policy allows only the page's own scripts and
+styles, by hash.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def clean(value: Any) -> Any:
 
 
 def inert_json(value: Any) -> str:
-    """Return JSON that cannot end or open an element when it stands inside a script block."""
+    """Return JSON that cannot open or close an element inside a script block."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def content_policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
-    """Return the policy that allows exactly these inline scripts and styles, and nothing else."""
+    """Return a policy that allows only these inline scripts and styles."""
     return "; ".join(
         (
             "default-src 'none'",
@@ -51,8 +51,8 @@ def content_policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
 
 
 def _hash_source(text: str) -> str:
-    # A browser hashes what lies between the tags after it made \r\n into \n.
+    # A browser normalises \r\n to \n before it hashes the text between the tags.
     if "\r" in text or re.search(r"</(script|style)|<!--", text, re.IGNORECASE):
-        raise ValueError("this text cannot stand inline in a page without being changed or cut")
+        raise ValueError("a browser would change or cut this text inline in a page")
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"

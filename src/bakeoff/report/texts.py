@@ -1,4 +1,4 @@
-"""Texts and facts that several sections, the Markdown and the terminal take from report.json."""
+"""Texts from report.json that sections, the Markdown and the terminal share."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def retry_hint(report: dict[str, Any], folder: str = "FOLDER") -> str | None:
     if not failed or report.get("imported"):
         return None
     tested = any(m.get("score") for m in report.get("methods") or [])
-    n_final = sum(tested and f.get("phase") == "search" for f in failed)
+    n_kept = sum(tested and f.get("phase") == "search" for f in failed)
     sentences = []
-    if n_final < len(failed):
-        runs = plural(len(failed) - n_final, "run")
-        sentences.append(f"{runs} failed. To try again: `bakeoff run {folder} --retry`.")
-    if n_final:
+    if n_kept < len(failed):
+        runs = plural(len(failed) - n_kept, "run")
+        sentences.append(f"{runs} failed. To retry: `bakeoff run {folder} --retry`.")
+    if n_kept:
         sentences.append(
-            f"{plural(n_final, 'run')} of the search failed, and settings were chosen without. To "
-            f"begin anew: `bakeoff run {folder} --fork NEW`."
+            f"{plural(n_kept, 'search run')} failed, and settings were chosen without them. To "
+            f"start over: `bakeoff run {folder} --fork NEW`."
         )
     return " ".join(sentences)
 
@@ -56,7 +56,7 @@ def saved_weights_text(report: dict[str, Any], folder: str = "") -> str | None:
         return None
     return (
         f"{method_title(row)}'s weights: {folder}{artifact['path']} (seed {artifact['seed']}, the "
-        f"best on validation). Loaded again without bakeoff: validation loss "
-        f"{format_significant(artifact['reloaded_loss'])}, at the end of training "
-        f"{format_significant(artifact['loss'])}."
+        f"best on validation). Reloaded without bakeoff, they give a validation loss of "
+        f"{format_significant(artifact['reloaded_loss'])} "
+        f"({format_significant(artifact['loss'])} at the end of training)."
     )

@@ -13,7 +13,10 @@ from bakeoff.study.storage import study_dir as study_folder
 
 
 def report(out: Path, examples: bool = True) -> dict[str, Any]:
-    """Write ``report.json`` and ``report.html``, items if ``examples``; return the former."""
+    """Write ``report.json`` and ``report.html``; return the content of ``report.json``.
+
+    With ``examples``, test items with their predictions are included.
+    """
     study_folder.check_no_symlinks(out)
     _, summary = load_report(out, examples)
     text = json.dumps(summary, indent=1, allow_nan=False)

@@ -102,7 +102,8 @@ def benchmark_of(results: Sequence[ResultFile], items: int | None) -> Benchmark:
 def _label(benchmark: Benchmark) -> str:
     if benchmark.name != BAKEOFF_SECTION:
         return benchmark.name
-    return f"{BAKEOFF_SECTION} ({benchmark.task}, {benchmark.metric.name} of {benchmark.n_test} test items)"
+    scored = f"{benchmark.metric.name} of {benchmark.n_test} test items"
+    return f"{BAKEOFF_SECTION} ({benchmark.task}, {scored})"
 
 
 def _identify(result: ResultFile) -> Benchmark:

@@ -208,8 +208,8 @@ def experiment_notes(experiment: Experiment) -> list[str]:
     params, lines = experiment.params, []
     if params.lr_scheduler == "cosine":
         lines.append(
-            "The experiment's learning rate follows a cosine; here it decays linearly to 0, so that "
-            "racing can stop trials (budget.decay = 0.9 has the same mean rate)."
+            "The experiment's learning rate follows a cosine; here it decays linearly to 0, so "
+            "that racing can stop trials (budget.decay = 0.9 has the same mean rate)."
         )
     lines.append(
         "The experiment's loss covers question and answer; here only the completion counts."

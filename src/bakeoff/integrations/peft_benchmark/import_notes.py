@@ -39,8 +39,8 @@ def import_warnings(
         notes.append(f"There are no intervals and no verdicts: {benchmark.no_interval}.")
     else:
         notes.append(
-            f"The files do not say which of the {benchmark.n_test:,} test items were right: intervals "
-            "use only their number, are unpaired, and are wider than paired ones."
+            f"The files do not say which of the {benchmark.n_test:,} test items were right: "
+            "intervals use only their number, are unpaired, and are wider than paired ones."
         )
     if benchmark.name != BAKEOFF_SECTION:
         notes.append(

@@ -1,9 +1,8 @@
-"""Who may ask: the guard before every route, and the headers on every answer.
+"""Access control for the live view: checks before every route, security headers on every response.
 
-Data sets and answers are somebody's secrets, and every page that a browser shows can send requests
-to this machine. So a request must name this server as its host (a name that was pointed here from
-outside does not), must not come from another page, and must bear the token that was printed, or the
-cookie that was given for it. Standard library and ASGI only.
+Data and predictions are confidential, and any page in a browser can send requests to this machine.
+So a request must name this server as its host (which blocks DNS rebinding), must not come from
+another site, and must carry the printed token or the session cookie that was issued for it.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ANY_ADDRESS = ("0.0.0.0", "::")
 SAME_SITE = ("same-origin", "none")
-"""What ``Sec-Fetch-Site`` may say: from one of our own pages, or typed by the user."""
+"""Accepted values of ``Sec-Fetch-Site``: this view's own pages, or a typed address."""
 EMPTY_STYLE_HASH = base64.b64encode(hashlib.sha256(b"").digest()).decode()
 POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
-        # Plotly opens an empty style element and fills it through the CSSOM
+        # Plotly adds an empty style element and fills it through the CSSOM
         f"style-src 'self' 'sha256-{EMPTY_STYLE_HASH}'",
         "img-src 'self' data:",
         "connect-src 'self'",
@@ -49,12 +48,12 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-CROSS_SITE = "Requests of other pages are refused: paste the address, do not follow a link to it."
-TOKEN_REQUIRED = "Open the address that `bakeoff view` printed: it holds the token."
+CROSS_SITE = "Requests from other pages are refused: paste the address instead of following a link."
+TOKEN_REQUIRED = "Open the address that `bakeoff view` printed: it contains the token."
 
 
 class Refusal(NamedTuple):
-    """An answer in place of the one that was asked for; it tells nothing of any study."""
+    """The response to a rejected request; it reveals nothing about any study."""
 
     status: int
     text: str
@@ -62,13 +61,13 @@ class Refusal(NamedTuple):
 
 
 class Access:
-    """What opens the view: a token a start, a code that works once, the cookie that they buy."""
+    """The credentials of one server: a token, a single-use code, and the session cookie."""
 
     def __init__(self, port: int, hosts: Iterable[str] = LOOPBACK) -> None:
-        """Make new secrets for a server on ``port`` that goes by the names ``hosts``."""
+        """Create new secrets for a server on ``port`` with the host names ``hosts``."""
         self.token = secrets.token_urlsafe(32)
-        self.once: str | None = secrets.token_urlsafe(32)
-        """For the browser that is opened by us: its command line can be read by other accounts."""
+        self.single_use_code: str | None = secrets.token_urlsafe(32)
+        """For the browser that bakeoff opens: other accounts can read its command line."""
         self._session = secrets.token_urlsafe(32)
         self.cookie = f"bakeoff-view-{port}"
         names = [f"[{h}]" if ":" in h else h for h in hosts]
@@ -76,35 +75,36 @@ class Access:
         if port == 80:
             self.hosts |= frozenset(n.lower() for n in names)
 
-    def knows_token(self, given: str) -> bool:
-        """Tell whether a token is right, in a time that does not depend on how nearly it is."""
-        if self.once is not None and _equal_in_constant_time(given, self.once):
-            self.once = None
+    def accepts_token(self, token: str) -> bool:
+        """Tell whether a token is valid, in constant time; consumes the single-use code."""
+        code = self.single_use_code
+        if code is not None and _equal_in_constant_time(token, code):
+            self.single_use_code = None
             return True
-        return _equal_in_constant_time(given, self.token)
+        return _equal_in_constant_time(token, self.token)
 
-    def knows_session(self, cookies: str) -> bool:
-        """Tell whether a cookie header holds the cookie that was given."""
+    def accepts_session(self, cookies: str) -> bool:
+        """Tell whether a cookie header contains the session cookie."""
         try:
-            found = SimpleCookie(cookies).get(self.cookie)
+            cookie = SimpleCookie(cookies).get(self.cookie)
         except CookieError:
             return False
-        return found is not None and _equal_in_constant_time(found.value, self._session)
+        return cookie is not None and _equal_in_constant_time(cookie.value, self._session)
 
     @property
     def set_cookie(self) -> str:
-        """The header that gives the cookie: no script reads it, no other site sends it."""
+        """The header that sets the cookie, hidden from scripts and not sent by other sites."""
         return f"{self.cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
 
 
 def host_names(host: str) -> tuple[str, ...]:
-    """Return the names that a server bound to ``host`` goes by."""
-    beyond = (socket.gethostname(), socket.getfqdn()) if host in ANY_ADDRESS else (host,)
-    return tuple(dict.fromkeys((*LOOPBACK, *beyond)))
+    """Return the host names of a server bound to ``host``."""
+    names = (socket.gethostname(), socket.getfqdn()) if host in ANY_ADDRESS else (host,)
+    return tuple(dict.fromkeys((*LOOPBACK, *names)))
 
 
 class Guard:
-    """Stands before the application: refuses, or hands on; ``landing`` is where a token leads."""
+    """ASGI middleware that rejects unauthorised requests; a token redirects to ``landing``."""
 
     def __init__(self, app: Application, access: Access, landing: str = "/") -> None:
         self.app = app
@@ -112,7 +112,7 @@ class Guard:
         self.landing = landing
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request; whatever is no request over HTTP is refused."""
+        """Handle one request; only HTTP is accepted."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -120,15 +120,17 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
 
-        async def sealed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                kept = [(k, v) for k, v in message["headers"] if k.decode().lower() not in HEADERS]
-                message["headers"] = kept + _encode_headers(HEADERS.items())
+                headers = [
+                    (k, v) for k, v in message["headers"] if k.decode().lower() not in HEADERS
+                ]
+                message["headers"] = headers + _encode_headers(HEADERS.items())
             await send(message)
 
         refusal = self._refusal(scope)
         if refusal is None:
-            await self.app(scope, receive, sealed)
+            await self.app(scope, receive, send_with_headers)
             return
         text = refusal.text.encode()
         headers = (
@@ -136,8 +138,8 @@ class Guard:
             ("content-length", str(len(text))),
         )
         start = {"type": "http.response.start", "status": refusal.status}
-        await sealed({**start, "headers": _encode_headers((*headers, *refusal.headers))})
-        await sealed({"type": "http.response.body", "body": text})
+        await send_with_headers({**start, "headers": _encode_headers((*headers, *refusal.headers))})
+        await send_with_headers({"type": "http.response.body", "body": text})
 
     def _refusal(self, scope: Message) -> Refusal | None:
         heads: dict[str, list[str]] = {}
@@ -145,33 +147,33 @@ class Guard:
             heads.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
         hosts = [h.lower() for h in heads.get("host", [])]
         if len(hosts) != 1 or hosts[0] not in self.access.hosts:
-            return Refusal(421, "This server does not go by that name.\n")
+            return Refusal(421, "Unknown host name.\n")
         origins = {f"http://{h}" for h in self.access.hosts}
         if not set(heads.get("origin", [])) <= origins:
             return Refusal(403, CROSS_SITE + "\n")
         if not set(heads.get("sec-fetch-site", [])) <= set(SAME_SITE):
             return Refusal(403, CROSS_SITE + "\n")
         if scope["method"] != "GET":
-            return Refusal(405, "Only GET.\n", (("allow", "GET"),))
-        return self._unknown(scope, heads)
+            return Refusal(405, "Only GET is allowed.\n", (("allow", "GET"),))
+        return self._authenticate(scope, heads)
 
-    def _unknown(self, scope: Message, heads: dict[str, list[str]]) -> Refusal | None:
-        """Return the answer to who bears no cookie: the cookie for the right token, else no."""
-        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])
-        # on one path alone: a path that was sent is never an address to be led to
-        if scope["path"] == "/" and given and self.access.knows_token(given[0]):
-            to = (("location", self.landing), ("set-cookie", self.access.set_cookie))
-            return Refusal(303, "", to)
+    def _authenticate(self, scope: Message, heads: dict[str, list[str]]) -> Refusal | None:
+        """Return None for a valid cookie or bearer token; else a redirect (URL token) or a 401."""
+        tokens = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])
+        # only on one path: a path from the request is never used as a redirect target
+        if scope["path"] == "/" and tokens and self.access.accepts_token(tokens[0]):
+            headers = (("location", self.landing), ("set-cookie", self.access.set_cookie))
+            return Refusal(303, "", headers)
         kind, _, bearer = heads.get("authorization", [""])[0].partition(" ")
-        if kind.lower() == "bearer" and self.access.knows_token(bearer.strip()):
+        if kind.lower() == "bearer" and self.access.accepts_token(bearer.strip()):
             return None
-        if any(self.access.knows_session(c) for c in heads.get("cookie", [])):
+        if any(self.access.accepts_session(c) for c in heads.get("cookie", [])):
             return None
         return Refusal(401, TOKEN_REQUIRED + "\n", (("www-authenticate", "Bearer"),))
 
 
-def _equal_in_constant_time(given: str, wanted: str) -> bool:
-    return secrets.compare_digest(given.encode("utf-8", "replace"), wanted.encode())
+def _equal_in_constant_time(given: str, expected: str) -> bool:
+    return secrets.compare_digest(given.encode("utf-8", "replace"), expected.encode())
 
 
 def _encode_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -1,7 +1,7 @@
-"""The routes: pages, their own files, and what they ask for. All are GET, none takes a path.
+"""The routes: pages, their static files and their data. All are GET; none takes a file path.
 
-What a route gives is about one study under its opaque id. Routes are plain functions: they run in
-threads, so that a study that is computed keeps nobody waiting but those who asked for it.
+A study is addressed by its opaque id. Routes are plain functions, which run in threads, so that
+computing one study does not delay requests for others.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from bakeoff.report.live.studies import Studies
 from bakeoff.report.live.study_feed import FeedState, StudyFeed
 
 POLL_SECONDS = 1.0
-"""Seconds between two looks of a page at its study."""
-KEEP_ALIVE = ": still here\n\n"
+"""Seconds between two polls of a study."""
+KEEP_ALIVE = ": keep-alive\n\n"
 KEEP_ALIVE_SECONDS = 15.0
-"""Seconds after which a stream says that it is still there."""
+"""Seconds without events after which a stream sends a keep-alive comment."""
 NOT_FOUND_CODES = ("no-study", "no-answers", "unknown-contender")
 
 Search = Annotated[str, Query(max_length=500)]
@@ -37,7 +37,7 @@ Number = Annotated[int, Query(ge=1, le=10**9)]
 
 
 def make_app(studies: Studies, stopping: threading.Event | None = None) -> FastAPI:
-    """Return the application over some studies; ``stopping`` ends its streams."""
+    """Return the application for some studies; setting ``stopping`` ends its streams."""
     app = FastAPI(title="bakeoff view", docs_url=None, redoc_url=None, openapi_url=None)
     stop = stopping or threading.Event()
     app.add_exception_handler(BakeoffError, _error_response)
@@ -46,7 +46,7 @@ def make_app(studies: Studies, stopping: threading.Event | None = None) -> FastA
 
     @app.get("/api/studies/{name}/events")
     def events(name: str) -> Response:
-        feed = studies.one(name)
+        feed = studies.get(name)
         return StreamingResponse(_study_events(feed, stop), media_type="text/event-stream")
 
     @app.get("/api/events")
@@ -63,14 +63,14 @@ def _add_pages(app: FastAPI, studies: Studies) -> None:
 
     @app.get("/studies/{name}")
     def study(name: str) -> HTMLResponse:
-        feed = studies.one(name)
-        return HTMLResponse(pages.page("study.html", title=feed.strip()["name"], study=feed.id))
+        feed = studies.get(name)
+        return HTMLResponse(pages.page("study.html", title=feed.status()["name"], study=feed.id))
 
     @app.get("/compare")
     def comparison(first: str, second: str) -> HTMLResponse:
-        named = {"first": studies.one(first), "second": studies.one(second)}
-        ids = {side: feed.id for side, feed in named.items()}
-        titles = " and ".join(feed.strip()["name"] for feed in named.values())
+        feeds = {"first": studies.get(first), "second": studies.get(second)}
+        ids = {side: feed.id for side, feed in feeds.items()}
+        titles = " and ".join(feed.status()["name"] for feed in feeds.values())
         return HTMLResponse(pages.page("compare.html", title=titles, **ids))
 
     @app.get("/static/{file}")
@@ -81,14 +81,14 @@ def _add_pages(app: FastAPI, studies: Studies) -> None:
 
 def _add_data(app: FastAPI, studies: Studies) -> None:
     @app.get("/api/studies")
-    def listed() -> JSONResponse:
+    def list_studies() -> JSONResponse:
         return JSONResponse({"studies": [feed.row() for feed in studies.all()]})
 
     @app.get("/api/studies/{name}")
-    def one(name: str) -> JSONResponse:
-        feed = studies.one(name)
-        feed.whole()
-        feed.strip(fresh=True)
+    def study(name: str) -> JSONResponse:
+        feed = studies.get(name)
+        feed.wait_for_snapshot()
+        feed.status(fresh=True)
         return JSONResponse(feed.row())
 
     @app.get("/api/studies/{name}/items")
@@ -99,40 +99,40 @@ def _add_data(app: FastAPI, studies: Studies) -> None:
         q: Search = "",
         page: Number = 1,
     ) -> JSONResponse:
-        feed = studies.one(name)
-        found = feed.whole()
-        if isinstance(found, StudyProblem):
-            raise BakeoffError(*found)
-        asked = found.asked
-        able = [m for m in asked.titles if m in asked.trials and m != asked.control]
-        chosen = contender or next(iter(able), "")
+        feed = studies.get(name)
+        snapshot = feed.wait_for_snapshot()
+        if isinstance(snapshot, StudyProblem):
+            raise BakeoffError(*snapshot)
+        query = snapshot.item_query
+        contenders = query.scored_contenders()
+        chosen = contender or next(iter(contenders), "")
         shown = feed.table(chosen).page(ItemFilter(outcome, q.strip(), page))
-        choices = [{"method": m, "title": asked.titles[m]} for m in able]
+        choices = [{"method": m, "title": query.titles[m]} for m in contenders]
         return JSONResponse({**shown, "chosen": chosen, "contenders": choices})
 
     @app.get("/api/compare")
     def compare(first: str, second: str) -> JSONResponse:
-        one, two = studies.one(first), studies.one(second)
-        found = queries.catch_problems(lambda: queries.compare(one.folder, two.folder), one.folder)
-        if isinstance(found, StudyProblem):
-            raise BakeoffError(*found)
-        return JSONResponse(found)
+        one, two = studies.get(first), studies.get(second)
+        result = queries.catch_problems(lambda: queries.compare(one.folder, two.folder), one.folder)
+        if isinstance(result, StudyProblem):
+            raise BakeoffError(*result)
+        return JSONResponse(result)
 
 
 def _error_response(request: Request, error: Exception) -> Response:
-    """Answer with what is wrong as a user reads it: a code, the cause, one line that helps."""
+    """Return the response for an error: its code, its cause and a hint."""
     assert isinstance(error, BakeoffError)
     trouble = StudyProblem(error.code, error.cause, error.try_).to_json()
     status = 404 if isinstance(error, UsageError) or error.code in NOT_FOUND_CODES else 409
     if request.url.path.startswith("/api/"):
         return JSONResponse({"trouble": trouble}, status)
     code, cause, try_ = trouble.values()
-    text = pages.page("error.html", title="Not here", code=code, cause=cause, try_=try_)
+    text = pages.page("error.html", title="Not found", code=code, cause=cause, try_=try_)
     return HTMLResponse(text, status)
 
 
 async def _list_events(studies: Studies, stop: threading.Event) -> AsyncIterator[str]:
-    """Yield the rows of studies that have changed since the list was asked for."""
+    """Yield the rows of studies that changed since the list was requested."""
     known: dict[str, Any] | None = None
     quiet = 0.0
     while not stop.is_set():
@@ -158,13 +158,15 @@ def _event(name: str, value: Any) -> str:
 
 
 async def _study_events(feed: StudyFeed, stop: threading.Event) -> AsyncIterator[str]:
-    """Yield a study's events as server-sent events: all at first, then what has changed."""
+    """Yield a study's state as server-sent events: everything first, then only changes."""
     sent: dict[str, Any] = {}
     quiet = 0.0
-    sent["strip"] = await run_in_threadpool(feed.strip)  # at once: the first look takes seconds
-    yield _event("strip", sent["strip"])
+    sent["status"] = await run_in_threadpool(
+        feed.status
+    )  # sent at once, because the first update takes seconds
+    yield _event("status", sent["status"])
     while not stop.is_set():
-        state = await run_in_threadpool(feed.look)
+        state = await run_in_threadpool(feed.update)
         changed = list(_changes(state, sent))
         quiet = 0.0 if changed or quiet >= KEEP_ALIVE_SECONDS else quiet + POLL_SECONDS
         for name, value in changed:
@@ -175,14 +177,14 @@ async def _study_events(feed: StudyFeed, stop: threading.Event) -> AsyncIterator
 
 
 def _changes(state: FeedState, sent: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what a page does not have yet, and note in ``sent`` that it has it now."""
-    if sent.get("strip") != state.strip:
-        sent["strip"] = state.strip
-        yield "strip", state.strip
-    if state.kept is None:
+    """Yield the events that a page does not have yet, and record them in ``sent``."""
+    if sent.get("status") != state.status:
+        sent["status"] = state.status
+        yield "status", state.status
+    if state.snapshot is None:
         return
-    if isinstance(state.kept, StudyProblem):
-        trouble = state.kept.to_json()
+    if isinstance(state.snapshot, StudyProblem):
+        trouble = state.snapshot.to_json()
         if sent.get("trouble") != trouble:
             sent["trouble"], sent["revision"] = trouble, None
             yield "trouble", trouble
@@ -191,9 +193,8 @@ def _changes(state: FeedState, sent: dict[str, Any]) -> Iterator[tuple[str, Any]
         return
     sent["revision"], sent["trouble"] = state.revision, None
     known = sent.setdefault("digests", {})
-    order = [s["key"] for s in state.kept.sections]
-    changed = [s for s in state.kept.sections if known.get(s["key"]) != s["digest"]]
-    sent["digests"] = {s["key"]: s["digest"] for s in state.kept.sections}
-    asked = state.kept.asked
-    able = [m for m in asked.titles if m in asked.trials and m != asked.control]
-    yield "sections", {"order": order, "changed": changed, "items": bool(able)}
+    order = [s["key"] for s in state.snapshot.sections]
+    changed = [s for s in state.snapshot.sections if known.get(s["key"]) != s["digest"]]
+    sent["digests"] = {s["key"]: s["digest"] for s in state.snapshot.sections}
+    has_items = bool(state.snapshot.item_query.scored_contenders())
+    yield "sections", {"order": order, "changed": changed, "items": has_items}

@@ -1,7 +1,7 @@
-"""Test items side by side: what the control and a contender answered, in pages.
+"""Test items with the predictions of the control and a contender, in pages.
 
-A table of two methods is read once a revision of the study; choosing an outcome, searching and
-turning pages are pure functions of it. The largest differences come first.
+The table of two methods is read once per revision of the study; filtering, searching and paging are
+pure functions of it. The largest differences come first.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from bakeoff.study.storage.database import ItemResults
 
 Numbers = NDArray[np.float64]
 PAGE_SIZE = 50
-"""Items a page."""
+"""Items per page."""
 MAX_TEXT = 20_000
-"""Characters shown of a prompt or an answer."""
+"""Maximum number of characters shown of a prompt or a prediction."""
 
 
 class ItemOutcome(StrEnum):
-    """Who did better on an item, by the mean of its scores over seeds."""
+    """The better method on an item, by the mean score over seeds."""
 
     WINS = "wins"
     LOSSES = "losses"
     BOTH_RIGHT = "both_right"
-    """The same mean, in the upper half of the metric's range."""
+    """Equal means, in the better half of the metric's range."""
     BOTH_WRONG = "both_wrong"
-    """The same mean, in its lower half."""
+    """Equal means, in the worse half of the range."""
     SAME = "same"
-    """The same mean of a metric without a range."""
+    """Equal means of a metric without a range."""
 
 
 class MethodPredictions(NamedTuple):
-    """A method's answers: the seeds that both methods or it alone has, one row of scores each."""
+    """A method's predictions on the test items, one entry per seed."""
 
     method: str
     title: str
@@ -56,13 +56,13 @@ class MethodPredictions(NamedTuple):
 
     @property
     def scores(self) -> Scores:
-        """Its scores, a row a seed."""
+        """The scores, one row per seed."""
         values = np.array([a.scores for a in self.answers], dtype=np.float64)
         return Scores(self.seeds, values)
 
 
 class ItemFilter(NamedTuple):
-    """What of a table is to be shown."""
+    """The items of a table to show."""
 
     outcome: ItemOutcome | None = None
     search: str = ""
@@ -70,66 +70,66 @@ class ItemFilter(NamedTuple):
 
 
 class ItemTable(NamedTuple):
-    """The items of the test split with the answers of control and contender."""
+    """The items of the test split with the predictions of control and contender."""
 
     control: MethodPredictions
     contender: MethodPredictions
     texts: tuple[tuple[str, str], ...]
-    """What each item asks and its true answer; empty where the frozen data are not there."""
+    """Prompt and reference of each item; empty if the frozen data are missing."""
     gains: Numbers
-    """Contender minus control, positive where the contender is better."""
+    """Contender minus control, with the sign such that positive is better."""
     outcomes: tuple[ItemOutcome, ...]
     order: tuple[int, ...]
-    """Items by the size of the difference, the largest first, then as in the file."""
+    """Item indices by absolute difference, largest first; ties in file order."""
 
     @classmethod
-    def read(cls, folder: Path, asked: ItemQuery, contender: str) -> ItemTable:
-        """Read the answers of two methods from the database.
+    def read(cls, folder: Path, query: ItemQuery, contender: str) -> ItemTable:
+        """Read the predictions of two methods from the database.
 
         Raises:
             UsageError: ``no-answers``, ``unknown-contender``.
-            BakeoffError: whatever is wrong with the database.
+            BakeoffError: errors of the database.
         """
-        others = [m for m in asked.trials if m != asked.control]
+        others = [m for m in query.trials if m != query.control]
         if contender not in others:
-            if not others or asked.control not in asked.trials:
+            if not others or query.control not in query.trials:
                 raise _no_items_error()
-            raise unknown_name("unknown-contender", "contender with answers", contender, others)
-        if asked.control not in asked.trials:
+            raise unknown_name("unknown-contender", "contender with predictions", contender, others)
+        if query.control not in query.trials:
             raise _no_items_error()
-        ids = [i for m in (asked.control, contender) for i in asked.trials[m].values()]
+        ids = [i for m in (query.control, contender) for i in query.trials[m].values()]
         found = queries.test_predictions(folder, ids)
-        sides = [_method_predictions(asked, method, found) for method in (asked.control, contender)]
-        return _table(sides[0], sides[1], asked.texts, asked.metric)
+        sides = [_method_predictions(query, method, found) for method in (query.control, contender)]
+        return _table(sides[0], sides[1], query.texts, query.metric)
 
-    def page(self, wish: ItemFilter) -> dict[str, Any]:
-        """Return one page of the items that are wished for, as plain JSON values."""
-        wanted = [i for i in self.order if self._fits(i, wish)]
-        pages = max(1, -(-len(wanted) // PAGE_SIZE))
-        page = min(max(1, wish.page), pages)
-        shown = wanted[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+    def page(self, item_filter: ItemFilter) -> dict[str, Any]:
+        """Return one page of the items that match, as plain JSON values."""
+        matching = [i for i in self.order if self._matches(i, item_filter)]
+        pages = max(1, -(-len(matching) // PAGE_SIZE))
+        page = min(max(1, item_filter.page), pages)
+        shown = matching[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
         counts = Counter(self.outcomes)
-        found = {
+        result = {
             "control": self.control.title,
             "contender": self.contender.title,
             "page": page,
             "pages": pages,
-            "total": len(wanted),
+            "total": len(matching),
             "items": len(self.outcomes),
             "counts": {str(o): counts[o] for o in ItemOutcome},
             "rows": [self._row(i) for i in shown],
         }
-        return dict(clean(redact_value(found)))
+        return dict(clean(redact_value(result)))
 
-    def _fits(self, item: int, wish: ItemFilter) -> bool:
-        if wish.outcome is not None and self.outcomes[item] is not wish.outcome:
+    def _matches(self, item: int, item_filter: ItemFilter) -> bool:
+        if item_filter.outcome is not None and self.outcomes[item] is not item_filter.outcome:
             return False
-        if not wish.search:
+        if not item_filter.search:
             return True
-        wanted = wish.search.casefold()
-        return any(wanted in text.casefold() for text in self._said(item))
+        text_filter = item_filter.search.casefold()
+        return any(text_filter in text.casefold() for text in self._searchable_texts(item))
 
-    def _said(self, item: int) -> Iterable[str]:
+    def _searchable_texts(self, item: int) -> Iterable[str]:
         yield from self.texts[item] if self.texts else ()
         for side in (self.control, self.contender):
             yield from (a.predictions[item] or "" for a in side.answers)
@@ -150,24 +150,24 @@ class ItemTable(NamedTuple):
 def _no_items_error() -> UsageError:
     return UsageError(
         "no-answers",
-        "There are no test items to show: the control and a contender have no scores on test yet.",
-        "`bakeoff run` goes on with the study.",
+        "There are no test items to show: the control and a contender have no test scores yet.",
+        "`bakeoff run` to continue the study.",
     )
 
 
 def _method_predictions(
-    asked: ItemQuery, method: str, found: Mapping[str, ItemResults]
+    query: ItemQuery, method: str, found: Mapping[str, ItemResults]
 ) -> MethodPredictions:
-    ids = sorted(asked.trials[method].items())
-    there = {seed: found[i] for seed, i in ids if i in found}
-    known = {seed: a for seed, a in there.items() if all(map(math.isfinite, a.scores))}
+    ids = sorted(query.trials[method].items())
+    stored = {seed: found[i] for seed, i in ids if i in found}
+    known = {seed: a for seed, a in stored.items() if all(map(math.isfinite, a.scores))}
     sizes = Counter(len(a.scores) for a in known.values())
     if not sizes:
         raise _no_items_error()
     size = sizes.most_common(1)[0][0]
-    kept = {seed: a for seed, a in known.items() if len(a.scores) == size}
+    complete = {seed: a for seed, a in known.items() if len(a.scores) == size}
     return MethodPredictions(
-        method, asked.titles.get(method, method), tuple(kept), tuple(kept.values())
+        method, query.titles.get(method, method), tuple(complete), tuple(complete.values())
     )
 
 
@@ -180,16 +180,18 @@ def _table(
     both = control.scores, contender.scores
     if both[0].values.shape[1] != both[1].values.shape[1]:
         raise UsageError(
-            "no-answers", "The two methods were scored on other items.", "`bakeoff doctor STUDY`."
+            "no-answers",
+            "The two methods were scored on different items.",
+            "`bakeoff doctor STUDY`.",
         )
-    pair = PairedScores.of(
+    pair = PairedScores.from_scores(
         contender.method, both[1], both[0], metric["better"]
     )  # as the report pairs
     gains, means = pair.gain, pair.control.mean(axis=0)
     outcomes = tuple(_outcome(g, m, metric) for g, m in zip(gains, means, strict=True))
     order = tuple(int(i) for i in np.argsort(-np.abs(gains), kind="stable"))
-    whole = tuple(texts) if len(texts) == len(outcomes) else ()
-    return ItemTable(control, contender, whole, gains, outcomes, order)
+    known_texts = tuple(texts) if len(texts) == len(outcomes) else ()
+    return ItemTable(control, contender, known_texts, gains, outcomes, order)
 
 
 def _outcome(gain: float, mean: float, metric: Mapping[str, Any]) -> ItemOutcome:
@@ -219,4 +221,4 @@ def _prediction_row(side: MethodPredictions, item: int) -> dict[str, Any]:
 def _truncate(text: str | None) -> str | None:
     if text is None or len(text) <= MAX_TEXT:
         return text
-    return f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} characters more)"
+    return f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"

@@ -1,6 +1,7 @@
-"""The pages' own files: markup that holds no data but a title and ids, scripts, styles.
+"""The pages of the live view and their static files.
 
-The report's style and scripts come from ``bakeoff.report``: both carriers show the same sections.
+Pages contain no data except a title and ids. The style and scripts of the sections are the
+report's.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ OWN = ("view.css", "common.js", "list.js", "study.js", "items.js", "compare.js")
 
 
 def page(template: str, **values: str) -> str:
-    """Return a page."""
+    """Render a page template."""
     return _environment().get_template(template).render(values)
 
 
 def static(name: str) -> tuple[str, str]:
-    """Return the media type and the text of one of our own files.
+    """Return the media type and the text of a static file.
 
     Raises:
-        UsageError: ``no-file``; a name is looked up in a list, never on the disk.
+        UsageError: ``no-file``; names are looked up in a fixed list, never on disk.
     """
-    found = _files().get(name)
-    if found is None:
+    text = _files().get(name)
+    if text is None:
         raise UsageError("no-file", "There is no such file.", "the list of studies at /.")
-    return KINDS[Path(name).suffix], found
+    return KINDS[Path(name).suffix], text
 
 
 @cache
 def _files() -> dict[str, str]:
-    own = {name: (_HERE / "static" / name).read_text(encoding="utf-8") for name in OWN}
-    return {**assets(), **own}
+    static_files = {name: (_HERE / "static" / name).read_text(encoding="utf-8") for name in OWN}
+    return {**assets(), **static_files}
 
 
 @cache

@@ -1,7 +1,7 @@
-"""What the view asks a study folder: an outline at once, a snapshot in seconds, answers on demand.
+"""Read-only queries of study folders: an outline at once, a snapshot in seconds, predictions.
 
-The one place of the view that opens a database, read-only. Whatever is wrong with a study becomes a
-``Trouble`` that is shown in its place; one damaged study never hides the others.
+Only this module of the view opens a database. An error of a study becomes a ``StudyProblem``, which
+is shown in its place, so that one damaged study does not hide the others.
 """
 
 from __future__ import annotations
@@ -22,56 +22,61 @@ from bakeoff.report import render_sections
 from bakeoff.report.sanitize import clean
 from bakeoff.study import compare as study_compare
 from bakeoff.study.config import parse_spec
+from bakeoff.study.monitoring.status import StoredStudy, read_stored
 from bakeoff.study.record import load_report, read_record
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import ItemResults, Reader
 
 T = TypeVar("T")
 Revision = tuple[tuple[int, int], ...]
-"""Time of the last change (ns) and size (bytes) of the database and of its log."""
+"""Modification time (ns) and size (bytes) of the database and of its write-ahead log."""
 
 
 class StudyProblem(NamedTuple):
-    """Why a study cannot be shown, as a user reads it."""
+    """The error for which a study cannot be shown."""
 
     code: str
     cause: str
     try_: str
 
     def to_json(self) -> dict[str, str]:
-        """Return plain JSON values, without secrets and characters that act."""
-        said = {"code": self.code, "cause": self.cause, "try": self.try_}
-        return {key: str(clean(redact(value))) for key, value in said.items()}
+        """Return plain JSON values without secrets and control characters."""
+        texts = {"code": self.code, "cause": self.cause, "try": self.try_}
+        return {key: str(clean(redact(value))) for key, value in texts.items()}
 
 
 class ItemQuery(NamedTuple):
-    """What is needed to show a study's test items."""
+    """Everything needed to read a study's test items and predictions."""
 
     control: str
     titles: dict[str, str]
     trials: dict[str, dict[int, str]]
-    """Method -> seed -> id of the final trial that gave scores on test."""
+    """Method -> seed -> id of the final trial with test scores."""
     texts: tuple[tuple[str, str], ...]
-    """What each item asks and its true answer; empty where that is not known."""
+    """Prompt and reference of each item; empty if unknown."""
     metric: dict[str, Any]
+
+    def scored_contenders(self) -> list[str]:
+        """Return the contenders with test scores, in the study's order."""
+        return [m for m in self.titles if m in self.trials and m != self.control]
 
 
 class Snapshot(NamedTuple):
-    """A study as it was at one revision."""
+    """A study at one revision."""
 
     name: str
     verdict: str | None
     best: str | None
     complete: bool
     sections: tuple[dict[str, Any], ...]
-    """As ``render_sections`` gives them, each with the ``digest`` of what it shows."""
-    asked: ItemQuery
+    """The result of ``render_sections``, each with a ``digest`` of its content."""
+    item_query: ItemQuery
 
 
-def catch_problems(what: Callable[[], T], folder: Path) -> T | StudyProblem:
-    """Call ``what``; return what it gives, or the trouble that a user reads."""
+def catch_problems(query: Callable[[], T], folder: Path) -> T | StudyProblem:
+    """Call ``query``; return its result, or the problem that it raised."""
     try:
-        return what()
+        return query()
     except BakeoffError as error:
         return StudyProblem(error.code, error.cause, error.try_)
     except Exception as error:
@@ -84,33 +89,45 @@ def catch_problems(what: Callable[[], T], folder: Path) -> T | StudyProblem:
 
 
 def revision(folder: Path) -> Revision:
-    """Return what changes whenever the study's database does; opens nothing."""
+    """Return a value that changes with the study's database, without opening it."""
     return tuple(_stamp(folder / f"{study_folder.DATABASE}{end}") for end in ("", "-wal"))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return (0, 0)
-    # a log that a reader has just made is empty
-    return (found.st_mtime_ns, found.st_size) if found.st_size else (0, 0)
+    # an empty log was only just created by a reader
+    return (status.st_mtime_ns, status.st_size) if status.st_size else (0, 0)
 
 
 def _database(folder: Path) -> Path:
     path = folder / study_folder.DATABASE
     if not is_within(path, folder):
         raise EnvironmentProblem(
-            "folder-link", f"{path} leads out of its folder.", "the folder that it leads to."
+            "folder-link",
+            f"{path} is a link that leads out of its folder.",
+            "the linked folder itself.",
         )
     return path
 
 
-def outline(folder: Path) -> dict[str, Any]:
-    """Return what a list shows of a study without reading a result or a score.
+def stored_study(folder: Path) -> StoredStudy:
+    """Return the contents of a study's database without items, for the time left.
 
     Raises:
-        BakeoffError: whatever is wrong with the database.
+        BakeoffError: errors of the database.
+    """
+    _database(folder)
+    return read_stored(folder)
+
+
+def outline(folder: Path) -> dict[str, Any]:
+    """Return the entry of a study in a list, without reading results or scores.
+
+    Raises:
+        BakeoffError: errors of the database.
     """
     with Reader(_database(folder)) as reader:
         values, tally = reader.values("spec", "about", "imported"), reader.count_trials()
@@ -136,22 +153,22 @@ def outline(folder: Path) -> dict[str, Any]:
 
 
 def snapshot(folder: Path) -> Snapshot:
-    """Compute a study's report from its database, finished or not; takes seconds.
+    """Compute the report of a study, finished or not, from its database; takes seconds.
 
     Raises:
-        BakeoffError: whatever is wrong with the study.
+        BakeoffError: errors of the study.
     """
     _database(folder)
     record, summary = load_report(folder)
     sections = tuple({**s, "digest": _digest(s)} for s in render_sections(summary))
     titles = {m["method"]: m["title"] for m in summary["methods"]}
-    advice = summary["recommendation"]
+    recommendation = summary["recommendation"]
     scored = {t.id: t for t, r in record.trials if r is not None and "test" in r.splits}
     trials: dict[str, dict[int, str]] = {}
     for trial in scored.values():
         if trial.phase == "final":
             trials.setdefault(trial.method.name, {})[trial.seed] = trial.id
-    asked = ItemQuery(
+    item_query = ItemQuery(
         control=record.control,
         titles=titles,
         trials=trials,
@@ -160,11 +177,11 @@ def snapshot(folder: Path) -> Snapshot:
     )
     return Snapshot(
         name=str(clean(record.name)),
-        verdict=clean(advice["sentence"]),
-        best=clean(titles.get(advice["method"])),
+        verdict=clean(recommendation["sentence"]),
+        best=clean(titles.get(recommendation["method"])),
         complete=bool(summary["complete"]),
         sections=sections,
-        asked=asked,
+        item_query=item_query,
     )
 
 
@@ -173,20 +190,20 @@ def _digest(section: dict[str, Any]) -> str:
 
 
 def test_predictions(folder: Path, trial_ids: Collection[str]) -> dict[str, ItemResults]:
-    """Return what trials made of the test items, by trial id.
+    """Return the test predictions of trials by trial id.
 
     Raises:
-        BakeoffError: whatever is wrong with the database.
+        BakeoffError: errors of the database.
     """
     with Reader(_database(folder)) as reader:
         return reader.item_results(trial_ids, "test")
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Say what differs between two studies, and whether their verdicts agree; paths left out.
+    """Return the differences between two studies and whether their verdicts agree, without paths.
 
     Raises:
-        BakeoffError: whatever is wrong with one of them, or ``same-study``.
+        BakeoffError: errors of one of the studies, or ``same-study``.
     """
     found = study_compare.compare(first, second)
     for side, folder in zip(found["studies"], (first, second), strict=True):

@@ -1,4 +1,4 @@
-"""The server on this machine: a port, the address with its token, and a browser that opens it."""
+"""The server of the live view: its port, its address with a token, and a browser to open it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bakeoff.report.live.app import make_app
 from bakeoff.report.live.studies import Studies
 
 PORT = 8757
-"""Where the view is, unless that port is taken."""
+"""The default port, unless it is in use."""
 
 
 class ServerOptions(NamedTuple):
-    """Where to serve, and whether to open a browser."""
+    """Options of the server: where to serve, and whether to open a browser."""
 
     host: str = LOOPBACK[0]
     port: int | None = None
@@ -33,7 +33,7 @@ class ServerOptions(NamedTuple):
 
 
 class BoundServer(NamedTuple):
-    """A server that is about to run: its socket is bound, its secrets are made."""
+    """A server that is ready to run: its socket is bound, its secrets are created."""
 
     guard: Guard
     bound: socket.socket
@@ -43,71 +43,71 @@ class BoundServer(NamedTuple):
 
     @property
     def address(self) -> str:
-        """Where it is, without the token."""
+        """The address without the token."""
         name = LOOPBACK[0] if self.host in ANY_ADDRESS else self.host
         return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
 
     @property
     def url(self) -> str:
-        """The address that lets whoever has it in."""
+        """The address with the token, which grants access."""
         return f"{self.address}?token={self.guard.access.token}"
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, whose end ends the streams of open pages too."""
+    """A uvicorn server that also ends the event streams of open pages when it stops."""
 
     stopping: threading.Event
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop at a signal."""
+        """Stop on a signal."""
         self.stopping.set()
         super().handle_exit(sig, frame)
 
 
-def bind_server(folders: Sequence[Path], wishes: ServerOptions) -> BoundServer:
-    """Bind the port and make the secrets; nothing is served before ``serve``.
+def bind_server(folders: Sequence[Path], options: ServerOptions) -> BoundServer:
+    """Bind the port and create the secrets; nothing is served before ``serve``.
 
     Raises:
         UsageError: ``view-remote``, ``no-study``.
         EnvironmentProblem: ``port-taken``, ``host-unknown``.
     """
-    if wishes.host not in LOOPBACK and not wishes.allow_remote:
+    if options.host not in LOOPBACK and not options.allow_remote:
         raise UsageError(
             "view-remote",
-            f"--host {wishes.host} can be reached from other machines, and what they are sent "
-            "is not encrypted.",
-            f"an ssh tunnel: `ssh -L {wishes.port or PORT}:127.0.0.1:{wishes.port or PORT} "
+            f"--host {options.host} is reachable from other machines, and the connection is not "
+            "encrypted.",
+            f"an ssh tunnel: `ssh -L {options.port or PORT}:127.0.0.1:{options.port or PORT} "
             "MACHINE` (docs/view.md); or `--allow-remote`.",
         )
     studies = Studies(folders)
-    bound = _bind(wishes)
-    port = int(bound.getsockname()[1])
-    access = Access(port, host_names(wishes.host))
+    bound_socket = _bind(options)
+    port = int(bound_socket.getsockname()[1])
+    access = Access(port, host_names(options.host))
     stopping = threading.Event()
-    found = studies.all()
-    alone = len(folders) == 1 and [f.folder for f in found] == [folders[0].resolve()]
-    landing = f"/studies/{found[0].id}" if alone else "/"
+    feeds = studies.all()
+    single = len(folders) == 1 and [f.folder for f in feeds] == [folders[0].resolve()]
+    landing = f"/studies/{feeds[0].id}" if single else "/"
     guard = Guard(make_app(studies, stopping), access, landing)
-    return BoundServer(guard, bound, stopping, wishes.host, port)
+    return BoundServer(guard, bound_socket, stopping, options.host, port)
 
 
-def serve(opened: BoundServer, wishes: ServerOptions) -> None:
+def serve(opened: BoundServer, options: ServerOptions) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     server = make_server(opened)
-    if wishes.browser:
-        url = f"{opened.address}?token={opened.guard.access.once}"
+    if options.browser:
+        url = f"{opened.address}?token={opened.guard.access.single_use_code}"
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
     else:
-        opened.guard.access.once = None
+        opened.guard.access.single_use_code = None
     with contextlib.closing(opened.bound), contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[opened.bound])
 
 
 def make_server(opened: BoundServer) -> Server:
-    """Return the server that is to run on what was opened."""
+    """Return the uvicorn server for a bound socket."""
     config = uvicorn.Config(
         opened.guard,
-        access_log=False,  # the first line of it would hold the token
+        access_log=False,  # its first line would contain the token
         log_config=None,
         server_header=False,
         ws="none",
@@ -120,18 +120,18 @@ def make_server(opened: BoundServer) -> Server:
     return server
 
 
-def _bind(wishes: ServerOptions) -> socket.socket:
-    wanted = PORT if wishes.port is None else wishes.port
+def _bind(options: ServerOptions) -> socket.socket:
+    port = PORT if options.port is None else options.port
     try:
-        return _listen(wishes.host, wanted)
+        return _listen(options.host, port)
     except OSError as error:
-        if wishes.port is None:
+        if options.port is None:
             with contextlib.suppress(OSError):
-                return _listen(wishes.host, 0)
+                return _listen(options.host, 0)
         raise EnvironmentProblem(
             "port-taken",
-            f"Port {wanted} of {wishes.host} cannot be used: {error.strerror or error}.",
-            "another one: `--port`.",
+            f"Port {port} of {options.host} cannot be used: {error.strerror or error}.",
+            "another port: `--port`.",
         ) from error
 
 
@@ -139,12 +139,12 @@ def _listen(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    made = socket.socket(family, kind, protocol)
+    listener = socket.socket(family, kind, protocol)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(64)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(64)
     except OSError:
-        made.close()
+        listener.close()
         raise
-    return made
+    return listener

@@ -1,6 +1,6 @@
-"""Which studies can be seen: the folders that were named, under ids that tell no path.
+"""The studies that the view shows, under opaque ids that reveal no path.
 
-Nothing that a browser sends is ever made part of a path: it names an id, or nothing.
+Input from a browser is only ever looked up as an id, never used in a path.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from bakeoff.report.live.study_feed import StudyFeed
 from bakeoff.study.storage.study_dir import DATABASE
 
 MAX_DEPTH = 2
-"""How deep below a named folder a study may lie."""
+"""Maximum depth of a study below a given folder."""
 
 
 class Studies:
-    """The studies in some folders; looked for again whenever they are listed."""
+    """The studies in some folders, searched again on every listing."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
-        """Take folders of studies, or study folders.
+        """Create the collection from study folders, or folders of studies.
 
         Raises:
-            UsageError: ``no-study`` for a folder that is not there.
+            UsageError: ``no-study`` for a folder that does not exist.
         """
         for root in roots:
             if not root.is_dir():
                 raise UsageError(
                     "no-study",
-                    f"There is no folder {root}.",
-                    "a study folder, a folder of studies, or `bakeoff demo` to make one.",
+                    f"The folder {root} does not exist.",
+                    "a study folder, a folder of studies, or `bakeoff demo` to create one.",
                 )
         self._roots = tuple(roots)
         self._feeds: dict[str, StudyFeed] = {}
         self._lock = threading.Lock()
 
     def all(self) -> list[StudyFeed]:
-        """Return the studies that are there now, in the order of their folders."""
-        found = dict.fromkeys(path for root in self._roots for path in _study_folders(root))
+        """Return the current studies, in the order of their folders."""
+        paths = dict.fromkeys(path for root in self._roots for path in _study_folders(root))
         with self._lock:
-            for path in found:
+            for path in paths:
                 name = study_id(path)
                 if name not in self._feeds:
                     self._feeds[name] = StudyFeed(path, name)
-            return [self._feeds[study_id(path)] for path in found]
+            return [self._feeds[study_id(path)] for path in paths]
 
-    def one(self, name: str) -> StudyFeed:
+    def get(self, name: str) -> StudyFeed:
         """Return the study with an id.
 
         Raises:
@@ -57,11 +57,11 @@ class Studies:
         for feed in [self._feeds[name]] if name in self._feeds else self.all():
             if feed.id == name:
                 return feed
-        raise UsageError("no-study", "There is no such study here.", "the list of studies at /.")
+        raise UsageError("no-study", "There is no such study.", "the list of studies at /.")
 
 
 def study_id(folder: Path) -> str:
-    """Return the id of a study folder: the same in every run of the view."""
+    """Return the id of a study folder; it is stable across runs of the view."""
     return hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 

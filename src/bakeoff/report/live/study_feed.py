@@ -1,8 +1,8 @@
-"""One study as it changes: looked at by every page that shows it, computed once for all of them.
+"""Follow one study and compute its report once for all pages that show it.
 
-A look reads the stamps of the database's files and the end of the log, and says how far the study
-is. When the stamps moved on, one of the looks computes the report anew, in its thread; the others
-get the last one meanwhile. Nothing runs while nobody looks.
+An update reads the modification times of the database files and the end of the log. If the database
+changed, one of the callers recomputes the report in its thread; the others get the previous one
+meanwhile. Nothing runs between updates.
 """
 
 from __future__ import annotations
@@ -19,111 +19,127 @@ from bakeoff.report.live.items import ItemTable
 from bakeoff.report.live.log_reader import LogReader
 from bakeoff.report.live.queries import Revision, Snapshot, StudyProblem
 from bakeoff.report.sanitize import clean
+from bakeoff.study.monitoring.status import StoredStudy, phase_seconds_left, read_work
 from bakeoff.study.storage import lock
 
 MIN_INTERVAL = 3.0
-"""Seconds between two computations of a study at least; three times what one takes, if longer."""
+"""Minimum seconds between two computations of a report; at least three times its duration."""
 STATUS_TTL = 0.5
-"""Seconds for which a look holds: pages that look at the same time look once."""
+"""Seconds for which a status is reused by other pages."""
 RETRY_SECONDS = 10.0
-"""Seconds after which a study in trouble is tried again though its files have not changed."""
-_computing = threading.BoundedSemaphore(1)  # the study that runs needs the processor more
+"""Seconds after which a study with a problem is read again although its files did not change."""
+_computing = threading.BoundedSemaphore(1)  # leave the processor to the running study
 
 
 class FeedState(NamedTuple):
-    """What a page shows of a study: how far it is, and its sections or why there are none."""
+    """The state of a study for a page: its progress, and its sections or the problem."""
 
-    strip: dict[str, Any]
-    kept: Snapshot | StudyProblem | None
+    status: dict[str, Any]
+    snapshot: Snapshot | StudyProblem | None
     revision: Revision | None
-    """The revision that ``kept`` is of."""
+    """The revision of ``snapshot``."""
 
 
 class StudyFeed:
-    """A study folder under its id."""
+    """A study folder under its id, with its latest snapshot."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.id = folder, name
-        self._diary = LogReader(folder)
-        self._looking, self._one = threading.Lock(), threading.Lock()
-        self._kept: Snapshot | StudyProblem | None = None
+        self._log = LogReader(folder)
+        self._status_lock, self._compute_lock = threading.Lock(), threading.Lock()
+        self._snapshot: Snapshot | StudyProblem | None = None
         self._revision: Revision | None = None
-        self._computed, self._took = -RETRY_SECONDS, 0.0
-        self._strip: dict[str, Any] = {}
-        self._looked = -STATUS_TTL
+        self._computed_at, self._duration = -RETRY_SECONDS, 0.0
+        self._status: dict[str, Any] = {}
+        self._status_time = -STATUS_TTL
         self._table: tuple[tuple[Revision | None, str], ItemTable] | None = None
         self._outline: tuple[Revision, dict[str, Any] | StudyProblem] | None = None
+        self._stored: tuple[Revision, StoredStudy | StudyProblem] | None = None
 
-    def look(self) -> FeedState:
-        """Return the study as it is known now; computes where that is due and nobody else does."""
-        strip = self.strip()
-        if self._due() and self._one.acquire(blocking=False):
+    def update(self) -> FeedState:
+        """Return the current state; recompute it if that is due and no other thread does."""
+        status = self.status()
+        if self._due() and self._compute_lock.acquire(blocking=False):
             try:
                 self._compute()
-                strip = self.strip(fresh=True)
+                status = self.status(fresh=True)
             finally:
-                self._one.release()
-        return FeedState(strip, self._kept, self._revision)
+                self._compute_lock.release()
+        return FeedState(status, self._snapshot, self._revision)
 
-    def whole(self) -> Snapshot | StudyProblem:
-        """Return the study's snapshot, and wait for it where there is none yet."""
-        with self._one:
-            if self._kept is None or self._due():
+    def wait_for_snapshot(self) -> Snapshot | StudyProblem:
+        """Return the study's snapshot; wait for the first one."""
+        with self._compute_lock:
+            if self._snapshot is None or self._due():
                 self._compute()
-        assert self._kept is not None
-        return self._kept
+        assert self._snapshot is not None
+        return self._snapshot
 
     def _due(self) -> bool:
-        since = time.monotonic() - self._computed
-        if isinstance(self._kept, StudyProblem) and since > RETRY_SECONDS:
+        since = time.monotonic() - self._computed_at
+        if isinstance(self._snapshot, StudyProblem) and since > RETRY_SECONDS:
             return True
-        return self.stale and since > max(MIN_INTERVAL, 3 * self._took)
+        return self.stale and since > max(MIN_INTERVAL, 3 * self._duration)
 
     def _compute(self) -> None:
         with _computing:
             began = time.monotonic()
-            # before it is read: what is written meanwhile is a change after it
+            # taken before reading, so that writes during the read count as a later change
             revision = queries.revision(self.folder)
-            self._kept = queries.catch_problems(lambda: queries.snapshot(self.folder), self.folder)
+            self._snapshot = queries.catch_problems(
+                lambda: queries.snapshot(self.folder), self.folder
+            )
             self._revision = revision
-            self._computed = time.monotonic()
-            self._took = self._computed - began
+            self._computed_at = time.monotonic()
+            self._duration = self._computed_at - began
 
-    def strip(self, fresh: bool = False) -> dict[str, Any]:
-        """Return how far the study is: who runs it, trials, phase, what was said, time left."""
-        with self._looking:
-            if fresh or time.monotonic() - self._looked > STATUS_TTL:
-                self._strip = self._far()
-                self._looked = time.monotonic()
-            return self._strip
+    def status(self, fresh: bool = False) -> dict[str, Any]:
+        """Return the progress: state, trials, phase, last message, time left."""
+        with self._status_lock:
+            if fresh or time.monotonic() - self._status_time > STATUS_TTL:
+                self._status = self._read_status()
+                self._status_time = time.monotonic()
+            return self._status
 
-    def _far(self) -> dict[str, Any]:
+    def _read_status(self) -> dict[str, Any]:
         holder = None
-        if (self.folder / lock.LOCK).exists():  # asking would make the file
+        if (self.folder / lock.LOCK).exists():  # checking the lock would create the file
             holder = lock.current_holder(self.folder)
-        found = self.outline()
-        if isinstance(found, StudyProblem):
-            found = {"name": str(clean(self.folder.name)), "done": None, "planned": None}
-        said = self._diary.look()
+        outline = self.outline()
+        if isinstance(outline, StudyProblem):
+            outline = {"name": str(clean(self.folder.name)), "done": None, "planned": None}
+        progress = {**self._log.update(), "seconds_left": self._seconds_left(holder)}
         if holder is None:
-            said = {**said, "phase": None, "seconds_left": None}
-        return {**found, "state": self._state(holder is not None), **_phase_fields(said)}
+            progress["phase"] = None
+        return {**outline, "state": self._state(holder is not None), **_phase_fields(progress)}
+
+    def _seconds_left(self, holder: lock.LockHolder | None) -> float | None:
+        """Return the time left of the phase, by the same estimate as ``bakeoff status``."""
+        if holder is None:
+            return None
+        revision, cached = queries.revision(self.folder), self._stored
+        if cached is None or cached[0] != revision:
+            stored = queries.catch_problems(lambda: queries.stored_study(self.folder), self.folder)
+            self._stored = cached = (revision, stored)
+        if isinstance(cached[1], StudyProblem):
+            return None
+        return phase_seconds_left(read_work(self.folder, holder), cached[1])
 
     def _state(self, running: bool) -> str | None:
         if running:
             return "running"
-        if isinstance(self._kept, Snapshot):
-            return "done" if self._kept.complete else "stopped"
-        return "error" if isinstance(self._kept, StudyProblem) else None
+        if isinstance(self._snapshot, Snapshot):
+            return "done" if self._snapshot.complete else "stopped"
+        return "error" if isinstance(self._snapshot, StudyProblem) else None
 
     def outline(self) -> dict[str, Any] | StudyProblem:
-        """Return what the database tells at once, read again when its files have changed."""
-        revision, kept = queries.revision(self.folder), self._outline
-        if kept is None or kept[0] != revision:
-            found = queries.catch_problems(lambda: queries.outline(self.folder), self.folder)
-            kept = (revision, found)
-            self._outline = None if isinstance(found, StudyProblem) else kept
-        return kept[1]
+        """Return the study's outline, read again when the database files change."""
+        revision, cached = queries.revision(self.folder), self._outline
+        if cached is None or cached[0] != revision:
+            outline = queries.catch_problems(lambda: queries.outline(self.folder), self.folder)
+            cached = (revision, outline)
+            self._outline = None if isinstance(outline, StudyProblem) else cached
+        return cached[1]
 
     @property
     def stale(self) -> bool:
@@ -131,44 +147,43 @@ class StudyFeed:
         return self._revision is None or self._revision != queries.revision(self.folder)
 
     def row(self) -> dict[str, Any]:
-        """Return what the list of studies shows; what takes long is None until ``whole`` has it."""
-        found = self.outline()
-        own = found.to_json() if isinstance(found, StudyProblem) else None
-        kept = self._kept
-        if isinstance(kept, StudyProblem):
-            own = own or kept.to_json()
+        """Return the row of the list of studies; verdict and best are None without a snapshot."""
+        outline, snapshot = self.outline(), self._snapshot
+        problem = outline.to_json() if isinstance(outline, StudyProblem) else None
+        if isinstance(snapshot, StudyProblem):
+            problem = problem or snapshot.to_json()
         times = [stamp for stamp, _ in queries.revision(self.folder)]
         when = datetime.datetime.fromtimestamp(max(times) / 1e9, datetime.UTC)
-        strip = self.strip()
+        status = self.status()
         return {
-            **({} if isinstance(found, StudyProblem) else found),
+            **({} if isinstance(outline, StudyProblem) else outline),
             "id": self.id,
             "folder": str(clean(self.folder.name)),
-            "name": strip["name"],
-            "state": "error" if own and strip["state"] != "running" else strip["state"],
-            "verdict": kept.verdict if isinstance(kept, Snapshot) else None,
-            "best": kept.best if isinstance(kept, Snapshot) else None,
+            "name": status["name"],
+            "state": "error" if problem and status["state"] != "running" else status["state"],
+            "verdict": snapshot.verdict if isinstance(snapshot, Snapshot) else None,
+            "best": snapshot.best if isinstance(snapshot, Snapshot) else None,
             "when": when.isoformat(timespec="seconds"),
             "stale": self.stale,
-            "trouble": own,
+            "trouble": problem,
         }
 
     def table(self, contender: str) -> ItemTable:
-        """Return the control's and a contender's test items, read once a revision.
+        """Return the control's and a contender's test items, read once per revision.
 
         Raises:
-            BakeoffError: whatever is wrong with the study, ``no-answers``.
+            BakeoffError: errors of the study, or ``no-answers``.
         """
-        found = self.whole()
-        if isinstance(found, StudyProblem):
-            raise BakeoffError(*found)
-        key, kept = (self._revision, contender), self._table
-        if kept is None or kept[0] != key:
-            kept = (key, ItemTable.read(self.folder, found.asked, contender))
-            self._table = kept
-        return kept[1]
+        snapshot = self.wait_for_snapshot()
+        if isinstance(snapshot, StudyProblem):
+            raise BakeoffError(*snapshot)
+        key, cached = (self._revision, contender), self._table
+        if cached is None or cached[0] != key:
+            cached = (key, ItemTable.read(self.folder, snapshot.item_query, contender))
+            self._table = cached
+        return cached[1]
 
 
-def _phase_fields(said: dict[str, Any]) -> dict[str, Any]:
-    """Return the phase's counts under names of their own: the study has counts, too."""
-    return {f"phase_{k}" if k in ("done", "total") else k: v for k, v in said.items()}
+def _phase_fields(progress: dict[str, Any]) -> dict[str, Any]:
+    """Prefix the phase's counts, because the study has counts too."""
+    return {f"phase_{k}" if k in ("done", "total") else k: v for k, v in progress.items()}

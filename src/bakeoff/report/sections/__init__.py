@@ -1,7 +1,7 @@
-"""The report's sections: every file of this folder is one, found by listing the folder.
+"""The sections of the report, one module each; to add a section, add a file.
 
-A section module has ``ORDER`` (its place on the page), ``TITLE`` and ``build(report)``, which
-computes and returns a ``SectionView``. Adding a section is adding a file.
+A section module has ``ORDER`` (its position on the page), ``TITLE`` and ``build(report)``, which
+returns a ``SectionView``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bakeoff.report.blocks import SectionView
 
 @dataclass(frozen=True)
 class Section:
-    """A section as its module declares it; ``key`` is the module's name and the page's anchor."""
+    """A section of the page; ``key`` is its module's name and its anchor."""
 
     key: str
     order: int
@@ -27,8 +27,8 @@ class Section:
 
 def load_sections() -> list[Section]:
     """Return all sections in the order of the page."""
-    found = []
+    sections = []
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
-        found.append(Section(info.name, module.ORDER, module.TITLE, module.build))
-    return sorted(found, key=lambda s: (s.order, s.key))
+        sections.append(Section(info.name, module.ORDER, module.TITLE, module.build))
+    return sorted(sections, key=lambda s: (s.order, s.key))

@@ -1,4 +1,4 @@
-"""What each method costs: time, memory by phase, the checkpoint, a forward pass."""
+"""Costs of every method: time, memory by phase, checkpoint size, inference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ORDER = 80
 TITLE = "Costs"
 
 _ABSENT = "not measured"
-_WIDTH = 96.0  # percent of the plot that the longest bar takes
+_WIDTH = 96.0  # percent of the plot's width that the longest bar takes
 
 Method = dict[str, Any]
 
@@ -41,20 +41,20 @@ class _CostColumn:
 
 
 _FIELDS = (
-    _CostColumn(Column("A step", True, "training, median"), "step_milliseconds", format_milliseconds,
-           accelerators.missing_for_costs),
-    _CostColumn(Column("Speed", True, "tokens/s, training"), "train_tokens_per_second", format_count,
-           accelerators.missing_for_costs),
-    _CostColumn(Column("A run", True, "time, mean over seeds"), "train_seconds", format_seconds,
+    _CostColumn(Column("Step", True, "training, median"), "step_milliseconds",
+           format_milliseconds, accelerators.missing_for_costs),
+    _CostColumn(Column("Speed", True, "tokens/s, training"), "train_tokens_per_second",
+           format_count, accelerators.missing_for_costs),
+    _CostColumn(Column("Run", True, "time, mean over seeds"), "train_seconds", format_seconds,
            accelerators.missing_accelerators),
     _CostColumn(Column("Base", True, "memory"), "base_bytes", format_bytes),
     _CostColumn(Column("Training", True, "memory above the base"), "train_above_base_bytes",
            format_bytes, accelerators.missing_for_costs),
     _CostColumn(Column("Checkpoint", True, "on disk"), "adapter_bytes", format_bytes),
-    _CostColumn(Column("An example", True, "forward, adapter apart"), "inference_milliseconds",
-           format_milliseconds),
-    _CostColumn(Column("An example", True, "forward, adapter merged"), "inference_merged_milliseconds",
-           format_milliseconds),
+    _CostColumn(Column("Inference", True, "per example, adapter separate"),
+           "inference_milliseconds", format_milliseconds),
+    _CostColumn(Column("Inference", True, "per example, adapter merged"),
+           "inference_merged_milliseconds", format_milliseconds),
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def build(report: dict[str, Any]) -> SectionView:
     columns = (Column("Method"), *(f.column for f in _FIELDS))
     bars = _bars(known)
     blocks: list[Block] = [] if bars is None else [bars]
-    blocks.append(TableBlock("Every cost", columns, rows, sortable=True, sheet="costs"))
+    blocks.append(TableBlock("All costs", columns, rows, sortable=True, sheet="costs"))
     note = accelerators.footnote(methods, accelerators.missing_accelerators)
     blocks += [] if note is None else [Text(note, "muted")]
     return SectionView(tuple(blocks), _lead(report, known))
@@ -83,16 +83,18 @@ def build(report: dict[str, Any]) -> SectionView:
 
 def _lead(report: dict[str, Any], known: list[Method]) -> str:
     if report.get("imported"):
-        return "As the other tool reported them."
+        return "As reported by the other tool."
     kinds = {(m.get("cost") or {}).get("memory_kind") for m in known}
     text = (
-        "The time of a step and memory come from a cost probe: one method alone in a process of "
-        "its own. The time of a run is its share of steps that trials took together."
+        "Step time and memory come from a cost probe, which runs one method at a time in its own "
+        "process. The time of a run is its share of the steps that trials took together."
     )
     if "rss_above_base" in kinds:
-        text += " On a CPU, memory is what the process holds, read beside the loaded base."
+        text += (
+            " On a CPU, memory is the resident memory of the process relative to the loaded base."
+        )
     if "device" in kinds:
-        text += " On an accelerator, memory is the peak allocated there."
+        text += " On an accelerator, memory is the peak allocation on the device."
     return text
 
 
@@ -110,7 +112,7 @@ def _cell(method: Method, field: _CostColumn, methods: list[Method]) -> Cell:
 
 
 def _bars(methods: list[Method]) -> Bars | None:
-    """Draw the base and what training adds; None where nobody's memory was measured."""
+    """Return bars of the base and the memory that training adds; None without measurements."""
     pairs = [(_cost(m, "base_bytes"), _cost(m, "train_above_base_bytes")) for m in methods]
     longest = max(((base or 0.0) + (above or 0.0) for base, above in pairs), default=0.0)
     if not longest:
@@ -128,7 +130,7 @@ def _bars(methods: list[Method]) -> Bars | None:
         numbers = f"{format_bytes(base)} + {format_bytes(above)}"
         rows.append(BarRow(method_title(method), pieces, numbers))
     keys = (
-        LegendEntry("base", "the base alone"),
-        LegendEntry("added", "what training adds at its peak"),
+        LegendEntry("base", "base model"),
+        LegendEntry("added", "peak increase in training"),
     )
     return Bars("Memory by phase", keys, tuple(rows))

@@ -1,7 +1,7 @@
-"""Section 7, learning curves: training and validation loss by step, with the race marked.
+"""Learning curves: training and validation loss by step, one panel per method.
 
-One panel a method: a line for each final seed, what the search's runs did behind them, the rungs as
-upright lines and a mark on every search run that stopped at one.
+A panel has a line for each final seed, the search runs in the background, the rungs as vertical
+lines and a mark on every search run that was stopped at a rung.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Lines:
-    """A method's lines of one loss: those that are read, and the search's behind them."""
+    """A method's lines of one loss: the main ones and the search runs in the background."""
 
     shown: tuple[_Line, ...]
     behind: tuple[_Line, ...]
@@ -43,7 +43,7 @@ class _Lines:
 
 @dataclass(frozen=True)
 class _Context:
-    """What every panel shares, by loss where it has one for each."""
+    """Data shared by all panels; axes and control lines are by loss."""
 
     axes: dict[str, ChartAxis]
     control: dict[str, _Line | None]
@@ -52,7 +52,7 @@ class _Context:
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show a small plot for each method with the control's mean behind it."""
+    """Show a small chart for each method with the control's mean in the background."""
     study, methods = report["study"], report.get("methods") or []
     lines = {_name(m): {key: _lines(m, key) for key in _NAMES} for m in methods}
     shown = [m for m in methods if any(of.shown for of in lines[_name(m)].values())]
@@ -75,15 +75,14 @@ def build(report: dict[str, Any]) -> SectionView:
 
 def _lead(context: _Context) -> str:
     text = (
-        "Training loss (above; the mean since the reading before) and validation loss (below) by "
-        "step, one line for each final seed (for a method without final runs: one for each run of "
-        "the search). The thick grey line is the control's mean. A line that leaves its panel "
-        "diverged."
+        "Training loss (top; the mean since the previous reading) and validation loss (bottom) by "
+        "step, one line per final seed (for a method without final runs, one per search run). The "
+        "thick grey line is the control's mean. A line that leaves its panel has diverged."
     )
     if context.rungs:
         text += (
-            " Upright lines are the rungs of the race; thin lines are the runs of the search, and "
-            "a cross is one that stopped there, with its reason under the mouse."
+            " Vertical lines are the rungs of racing; thin lines are search runs, and a cross "
+            "marks one that was stopped there (point at it for the reason)."
         )
     return text
 
@@ -97,10 +96,14 @@ def _lines(method: Method, key: str) -> _Lines:
     final = [c for c in curves if c.get("phase") == "final"]
     search = [c for c in curves if c.get("phase") != "final"]
 
-    def made(chosen: list[dict[str, Any]]) -> tuple[_Line, ...]:
+    def build_lines(chosen: list[dict[str, Any]]) -> tuple[_Line, ...]:
         return tuple(line for c in chosen if (line := _line(c, key)).steps)
 
-    return _Lines(made(final), made(search)) if final else _Lines(made(search), ())
+    return (
+        _Lines(build_lines(final), build_lines(search))
+        if final
+        else _Lines(build_lines(search), ())
+    )
 
 
 def _line(curve: dict[str, Any], key: str) -> _Line:
@@ -121,7 +124,7 @@ def _mean(lines: tuple[_Line, ...]) -> _Line | None:
     for line in lines:
         for step, loss in zip(line.steps, line.losses, strict=True):
             by_step[step].append(loss)
-    # A step that only some seeds reached would bend the mean by who is missing.
+    # A step that only some seeds reached would bias the mean.
     full = [s for s in sorted(by_step) if len(by_step[s]) == len(lines)]
     means = tuple(fmean(by_step[s]) for s in full)
     return _Line("control", "", tuple(full), means) if full else None
@@ -130,12 +133,12 @@ def _mean(lines: tuple[_Line, ...]) -> _Line | None:
 def _loss_axis(
     methods: list[Method], lines: dict[str, dict[str, _Lines]], key: str
 ) -> ChartAxis | None:
-    calm = [m for m in methods if m.get("status") == "done"] or methods
-    values = [v for m in calm for line in lines[_name(m)][key].shown for v in line.losses]
+    done = [m for m in methods if m.get("status") == "done"] or methods
+    values = [v for m in done for line in lines[_name(m)][key].shown for v in line.losses]
     if not values:
         return None
-    room = 0.06 * (max(values) - min(values)) or 0.5
-    return ChartAxis(_NAMES[key], low=min(values) - room, high=max(values) + room)
+    padding = 0.06 * (max(values) - min(values)) or 0.5
+    return ChartAxis(_NAMES[key], low=min(values) - padding, high=max(values) + padding)
 
 
 def _chart(
@@ -149,7 +152,7 @@ def _chart(
     )
     n_final = len(lines[_VALIDATION].shown or lines[_TRAINING].shown)
     n_behind = len(lines[_VALIDATION].behind)
-    behind = f", {plural(n_behind, 'search run')} behind" if n_behind else ""
+    behind = f", {plural(n_behind, 'search run')} in the background" if n_behind else ""
     return Chart(
         key=f"curves-{method.get('method')}",
         title=method_title(method),
@@ -194,7 +197,7 @@ def _seed_series(place: int, line: _Line, key: str) -> Series:
 
 
 def _stopped_runs(decisions: list[dict[str, Any]], ends: tuple[float, float]) -> Series:
-    """Mark the runs that stopped; one whose loss lies outside stands at the panel's edge."""
+    """Mark the stopped runs; one whose loss lies outside is drawn at the panel's edge."""
     stopped = [d for d in decisions if not d.get("goes_on") and d.get("step") is not None]
     low, high = ends
     inside = 0.03 * (high - low)
@@ -203,7 +206,7 @@ def _stopped_runs(decisions: list[dict[str, Any]], ends: tuple[float, float]) ->
         return high - inside if loss is None else min(max(loss, low + inside), high - inside)
 
     return Series(
-        "stopped by the race",
+        "stopped by racing",
         "lost",
         tuple(float(d["step"]) for d in stopped),
         tuple(place(d.get("mean_loss")) for d in stopped),

@@ -1,4 +1,4 @@
-"""Section 9, failures: every run that did not end well, with its reason. Nothing is dropped."""
+"""Failures: every run that failed or diverged, with its reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ORDER = 90
 TITLE = "Failures"
 
 _FILTER_FROM = 8
-"""Rows beyond which a reader wants to choose among them."""
+"""Number of rows above which the table is filterable."""
 
 _COLUMNS = (
     Column("Method"),
@@ -23,23 +23,23 @@ _COLUMNS = (
     Column("Trial"),
     Column("Reason"),
 )
-_RETRIED_AT = Column("Tried again")
+_RETRIED_AT = Column("Retried at")
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show a row for every failure, or say that there was none, and what was tried again."""
+    """Show a row for every failure and every retried run."""
     failures, retried = report.get("failures") or [], report.get("retried") or []
     titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
     rows = tuple(_row(f, titles) for f in failures)
-    blocks: list[Block] = [Text("Every run ended well.", "muted")]
+    blocks: list[Block] = [Text("No run failed.", "muted")]
     if rows:
         caption, many = plural(len(rows), "failure"), len(rows) > _FILTER_FROM
         blocks = [TableBlock(caption, _COLUMNS, rows, filterable=many, sheet="failures")]
-        if (how := retry_hint(report)) is not None:
-            blocks.append(Text(how, "muted"))
+        if (hint := retry_hint(report)) is not None:
+            blocks.append(Text(hint, "muted"))
     if retried:
         again = tuple(_row(r, titles, str(r["at"])) for r in retried)
-        caption, columns = "Tried again: what had come of it before", (*_COLUMNS, _RETRIED_AT)
+        caption, columns = "Retried runs: their earlier results", (*_COLUMNS, _RETRIED_AT)
         blocks.append(TableBlock(caption, columns, again, sheet="retried"))
     return SectionView(tuple(blocks))
 
@@ -49,7 +49,7 @@ def _row(failure: dict[str, Any], titles: dict[Any, str], *when: str) -> TableRo
     name = failure.get("method")
     return TableRow(
         (
-            Cell("The untouched base" if name is None else titles.get(name, str(name))),
+            Cell("Base model (not fine-tuned)" if name is None else titles.get(name, str(name))),
             Cell(format_status(failure.get("status")), tone="none"),
             Cell(str(failure.get("phase") or DASH)),
             Cell(format_setting(failure.get("setting"))),

@@ -1,4 +1,4 @@
-"""Section 5, the fairness panel: did every method get the same chance, and what differed."""
+"""Fairness panel: the tuning budget of every method, and what differed between methods."""
 
 from __future__ import annotations
 
@@ -29,41 +29,43 @@ _COLUMNS = (
     Column("Learning rates", False, "tried"),
     Column("Chosen setting"),
     Column("Best on edge?", False, "of the range tried"),
-    Column("Steps", True, "a run"),
+    Column("Steps", True, "per run"),
     Column("Seeds", True, "final runs"),
     Column("Diverged", True, "runs"),
     Column("Failed", True, "runs"),
 )
 _SIZE_COLUMNS = (
     Column("Method"),
-    Column("Parameters", True, "trained, output layer left out"),
+    Column("Parameters", True, "trainable, without output layer"),
     Column("Off target", True),
     Column("Size"),
     Column("Note"),
 )
 _LANES_POSITION = 7
-"""The place of ``_LANES`` where there is an engine to speak of."""
-_LANES = Column("In lanes", True, "runs a step")
+"""Index at which ``_LANES`` is inserted if the report has engine data."""
+_LANES = Column("Lanes", True, "runs per step")
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show what each method was given, and say aloud where it was not the same."""
+    """Show the tuning budget of each method, with a warning where budgets differ."""
     study, methods = report["study"], report.get("methods") or []
     if not methods:
         return SectionView()
     if report.get("imported"):
         return _imported_section(report["imported"], methods, study)
     blocks: list[Block] = [Text(*_budget_summary(methods))]
-    sped = any(accelerators.engine(m) for m in methods)
-    rows = tuple(_row(m, study, sped) for m in methods)
+    has_engine = any(accelerators.engine(m) for m in methods)
+    rows = tuple(_row(m, study, has_engine) for m in methods)
     columns = (
-        (*_COLUMNS[:_LANES_POSITION], _LANES, *_COLUMNS[_LANES_POSITION:]) if sped else _COLUMNS
+        (*_COLUMNS[:_LANES_POSITION], _LANES, *_COLUMNS[_LANES_POSITION:])
+        if has_engine
+        else _COLUMNS
     )
-    blocks.append(TableBlock("What every method was given", columns, rows, sheet="fairness"))
+    blocks.append(TableBlock("Tuning budget of every method", columns, rows, sheet="fairness"))
     blocks.append(Text(_varied_hyperparameters(methods), "muted"))
     blocks += _time_budget(report)
     blocks += _parameter_sizes(report)
-    if sped:
+    if has_engine:
         blocks += _acceleration(methods)
     blocks += _test_changes(study)
     lead = (
@@ -76,68 +78,68 @@ def build(report: dict[str, Any]) -> SectionView:
 def _imported_section(
     imported: dict[str, Any], methods: list[dict[str, Any]], study: dict[str, Any]
 ) -> SectionView:
-    """Say what another tool's runs had in common, which it does not vouch for, and what not."""
+    """Show the settings of another tool's runs, which have no common tuning budget."""
     values = [
         Fact(key, ", ".join(f"{value}: {n}" for value, n in found.items()))
         for key, found in imported["differing"].items()
     ]
     blocks: list[Block] = [
-        Text("Nobody gave these methods the same tuning budget: each row is one setting that its "
+        Text("These methods did not have the same tuning budget: each row is one setting that its "
              "authors chose, trained once.", "warning"),
-        TableBlock("What every experiment was given", _COLUMNS, tuple(
-            _row(m, study, sped=False) for m in methods)),
+        TableBlock("Settings of every experiment", _COLUMNS, tuple(
+            _row(m, study, has_engine=False) for m in methods)),
     ]  # fmt: skip
     if values:
         blocks += [
-            Text("Training parameters that differ beside the learning rate, with the number of "
-                 "experiments that had each:"),
+            Text("Training parameters other than the learning rate that differ, with the number "
+                 "of experiments for each value:"),
             Facts(tuple(values)),
         ]  # fmt: skip
     return SectionView(tuple(blocks), f"Imported from {imported['source']}.")
 
 
 def _test_evaluations(study: dict[str, Any]) -> str:
-    """Say how often the test set was read; a report that does not count is of one look."""
-    looks = study.get("test_looks")
-    if looks == 0:
-        return "the test set has not been read yet"
-    times = "once" if looks in (None, 1) else f"{looks} times"
-    return f"the test set was read {times}"
+    """Return how often the test set was evaluated; a report without a count means once."""
+    count = study.get("test_looks")
+    if count == 0:
+        return "the test set has not been evaluated yet"
+    times = "once" if count in (None, 1) else f"{count} times"
+    return f"the test set was evaluated {times}"
 
 
 def _test_changes(study: dict[str, Any]) -> list[Block]:
-    """Say what was changed before each further look at the test set."""
+    """List the changes before each further test-set evaluation."""
     changes = study.get("test_changes") or []
     if not changes:
         return []
     text = (
-        f"The test set was read {study.get('test_looks')} times. What was seen may have led to "
-        "what was changed, so the 5 % error no longer covers the verdicts of later looks."
+        f"The test set was evaluated {study.get('test_looks')} times. Earlier results may have "
+        "influenced later changes, so the 5 % error rate does not hold for the later verdicts."
     )
     facts = tuple(
-        Fact(f"Before look {number}, {look['at']}", "; ".join(look["changes"]))
-        for number, look in enumerate(changes, start=2)
+        Fact(f"Before evaluation {number}, {entry['at']}", "; ".join(entry["changes"]))
+        for number, entry in enumerate(changes, start=2)
     )
     return [Text(text, "warning"), Facts(facts)]
 
 
 def _budget_summary(methods: list[dict[str, Any]]) -> tuple[str, str]:
     """Return a sentence on the tuning budget and its tone."""
-    # A method whose every setting failed has no final seeds to give: its row says why.
+    # A method whose settings all failed has no final seeds; its row gives the reason.
     done = [m for m in methods if m.get("status") == "done"]
     able = [m for m in methods if m.get("status") != "incompatible"]
-    odd = []
+    unequal = []
     for read, noun, group in ((_n_initial_settings, "setting", able), (_n_seeds, "seed", done)):
         counts = Counter(read(m) for m in group)
         if len(counts) > 1:
             usual = counts.most_common(1)[0][0]
             names = [f"{method_title(m)} {read(m)}" for m in group if read(m) != usual]
-            odd.append(f"most methods have {plural(usual, noun)}, but {', '.join(names)}")
-    if odd:
-        return f"Not the same for all: {'; '.join(odd)}.", "warning"
+            unequal.append(f"most methods have {plural(usual, noun)}, but {', '.join(names)}")
+    if unequal:
+        return f"Not the same for all: {'; '.join(unequal)}.", "warning"
     settings = _n_initial_settings(able[0]) if able else 0
     if not settings:
-        return "Nothing was trained yet.", "muted"
+        return "Nothing has been trained yet.", "muted"
     seeds = _n_seeds(done[0]) if done else 0
     each = plural(settings, "setting"), plural(seeds, "seed")
     text = f"Every method got {each[0]} and {each[1]}"
@@ -145,7 +147,7 @@ def _budget_summary(methods: list[dict[str, Any]]) -> tuple[str, str]:
         f"{method_title(m)} {m['n_settings_added']}" for m in able if m.get("n_settings_added")
     ]
     more = (
-        " More were tried where the best learning rate lay at the edge of the grid: "
+        " More were tried where the best learning rate was at the edge of the grid: "
         f"{', '.join(wider)}."
         if wider
         else ""
@@ -154,7 +156,7 @@ def _budget_summary(methods: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def _n_initial_settings(method: dict[str, Any]) -> int:
-    """Return the settings that a method was given, without those that its grid grew by."""
+    """Return a method's number of settings, without those added at the edge of the grid."""
     return (method.get("n_settings") or 0) - (method.get("n_settings_added") or 0)
 
 
@@ -163,47 +165,47 @@ def _n_seeds(method: dict[str, Any]) -> int:
 
 
 def _varied_hyperparameters(methods: list[dict[str, Any]]) -> str:
-    """Say which hyperparameters besides the learning rate were varied."""
+    """Name the hyperparameters besides the learning rate that were varied."""
     keys: set[str] = set()
     for method in methods:
         settings = [s.get("setting") or {} for s in method.get("settings") or []]
         names = {k for s in settings for k in s} - {"learning_rate"}
         keys |= {k for k in names if len({repr(s.get(k)) for s in settings}) > 1}
     if not keys:
-        return "Between the settings of a method only the learning rate differed."
+        return "The settings of a method differed only in the learning rate."
     return f"Besides the learning rate, settings differed in: {', '.join(sorted(keys))}."
 
 
 def _time_budget(report: dict[str, Any]) -> list[Block]:
-    """Say what the hours bought, where the budget is in hours."""
-    bought = report.get("hours")
-    if not bought:
+    """Describe how a budget in hours was spent."""
+    budget = report.get("hours")
+    if not budget:
         return []
     text = (
-        f"The budget was {bought['hours']:g} hours. From steps timed on this machine they bought "
-        f"{plural(bought['settings'], 'setting')}, "
-        f"{plural(bought['seeds'], 'seed')} "
-        f"and {bought['steps']:,} steps a run ({bought['passes']:.2g} passes over the training "
-        f"rows); final runs took {bought['final_steps']:,}, which filled what the search had left."
+        f"The budget was {budget['hours']:g} hours. By step times measured here, it allowed "
+        f"{plural(budget['settings'], 'setting')}, "
+        f"{plural(budget['seeds'], 'seed')} "
+        f"and {budget['steps']:,} steps per run ({budget['passes']:.2g} epochs of the training "
+        f"rows); final runs took {budget['final_steps']:,} steps, using the time that was left."
     )
-    if bought["used"] is not None:
-        text += f" {bought['used']:.2g} hours were used so far."
-    left_out = ", ".join(bought["dropped"])
-    more = f"Left out, from the end of the list of contenders: {left_out}."
+    if budget["used"] is not None:
+        text += f" {budget['used']:.2g} hours have been used so far."
+    left_out = ", ".join(budget["dropped"])
+    more = f"Dropped from the end of the list of contenders: {left_out}."
     return [Text(text), *([Text(more, "warning")] if left_out else [])]
 
 
 def _parameter_sizes(report: dict[str, Any]) -> list[Block]:
-    """Say how many parameters each method trained, and whether they were made equal."""
+    """Describe how many parameters each method trained, and whether the sizes match."""
     sizes = report.get("sizes")
     if sizes is None:
         return [
-            Text("Every method trained as many parameters as its default has: see All numbers.")
+            Text("Every method has its default number of trainable parameters: see All numbers.")
         ]
     titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
-    odd = [titles.get(s["method"], s["method"]) for s in sizes if not s["matched"]]
-    text = f"Methods were sized to train about {sizes[0]['target']:,} parameters each"
-    text += f"; more than 10 % off: {', '.join(odd)}." if odd else ", and all do within 10 %."
+    unmatched = [titles.get(s["method"], s["method"]) for s in sizes if not s["matched"]]
+    text = f"Methods were sized to about {sizes[0]['target']:,} trainable parameters each"
+    text += f"; more than 10 % off: {', '.join(unmatched)}." if unmatched else ", all within 10 %."
     rows = [
         TableRow(
             (
@@ -218,38 +220,38 @@ def _parameter_sizes(report: dict[str, Any]) -> list[Block]:
         for s in sizes
     ]
     return [
-        Text(text, "warning" if odd else "plain"),
-        TableBlock("How large every method was made", _SIZE_COLUMNS, tuple(rows)),
+        Text(text, "warning" if unmatched else "plain"),
+        TableBlock("Size of every method", _SIZE_COLUMNS, tuple(rows)),
     ]
 
 
 def _acceleration(methods: list[dict[str, Any]]) -> list[Block]:
-    """Say which accelerators every method ran with, and why some went without."""
+    """Describe the accelerators of all methods, and why some methods lacked one."""
     engines = [e for m in methods if (e := accelerators.engine(m))]
-    named = dict.fromkeys(n for e in engines for part in ("on", "off") for n in e.get(part) or ())
-    alike = [n for n in named if all(n in (e.get("on") or ()) for e in engines)]
-    given = [{**dict.fromkeys(e.get("on") or (), "on"), **(e.get("off") or {})} for e in engines]
-    nobody = [n for n in named if not any(e.get(n) for e in given)]
+    names = dict.fromkeys(n for e in engines for part in ("on", "off") for n in e.get(part) or ())
+    on_for_all = [n for n in names if all(n in (e.get("on") or ()) for e in engines)]
+    states = [{**dict.fromkeys(e.get("on") or (), "on"), **(e.get("off") or {})} for e in engines]
+    off_for_all = [n for n in names if not any(e.get(n) for e in states)]
     exceptions: dict[str, list[str]] = defaultdict(list)
     for method in methods:
         if lines := _missing_reasons(method, methods):
             exceptions["\n".join(lines)].append(method_title(method))
     text = (
-        "Runs in lanes share each step. Lanes and the other accelerators changed how fast a method "
-        "ran, not what it scored: before any run, each was tried for each method against the plain "
-        "path, and kept where one step gave the same losses and gradients within rounding."
+        "Lanes batch several runs of a method into one training step. Accelerators change speed, "
+        "not scores: before any run, each was checked for each method against the "
+        "plain code and used only if one step gave the same losses and gradients up to rounding."
     )
-    text += f" On for all: {', '.join(alike)}." if alike else ""
-    text += f" Off for all: {', '.join(nobody)}." if nobody else ""
-    text += " These went without:" if exceptions else " Every method had the same."
+    text += f" On for all: {', '.join(on_for_all)}." if on_for_all else ""
+    text += f" Off for all: {', '.join(off_for_all)}." if off_for_all else ""
+    text += " Exceptions:" if exceptions else " Every method had the same."
     facts = tuple(Fact(", ".join(titles), lines) for lines, titles in exceptions.items())
     return [Text(text), Facts(facts)] if facts else [Text(text)]
 
 
 def _missing_reasons(method: dict[str, Any], methods: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each reason why a method went without an accelerator.
+    """Return a line for each reason why a method lacked an accelerator.
 
-    What no method had and no probe gave a reason for was never asked for: it is no exception.
+    An accelerator that no method had and that no check refused was not requested: no exception.
     """
     engine, lacking = (
         accelerators.engine(method),
@@ -261,23 +263,23 @@ def _missing_reasons(method: dict[str, Any], methods: list[dict[str, Any]]) -> l
             by_reason[reason or "not tried"].append(name)
     lines = []
     for reason, names in by_reason.items():
-        parts = ["one by one"] if accelerators.LANES in names else []
+        parts = ["sequentially"] if accelerators.LANES in names else []
         rest = [n for n in names if n != accelerators.LANES]
         parts += [f"without {', '.join(rest)}"] if rest else []
         lines.append(f"{', '.join(parts)}: {reason}")
     others = (accelerators.engine(m).get("lanes") or 1 for m in methods)
-    rode_nowhere = engine.get("lanes") == 1 and accelerators.LANES in (engine.get("on") or ())
-    if rode_nowhere and max(others) > 1:
-        lines.append("one by one: lanes were on, but its runs could not be trained together")
+    lanes_unused = engine.get("lanes") == 1 and accelerators.LANES in (engine.get("on") or ())
+    if lanes_unused and max(others) > 1:
+        lines.append("sequentially: lanes were on, but its runs could not be trained together")
     return lines
 
 
 def _lanes_text(method: dict[str, Any]) -> str:
     lanes = accelerators.engine(method).get("lanes")
-    return "one by one" if lanes == 1 else _number(lanes)
+    return "sequential" if lanes == 1 else _number(lanes)
 
 
-def _row(method: dict[str, Any], study: dict[str, Any], sped: bool) -> TableRow:
+def _row(method: dict[str, Any], study: dict[str, Any], has_engine: bool) -> TableRow:
     tried = sorted(
         {
             rate
@@ -299,10 +301,8 @@ def _row(method: dict[str, Any], study: dict[str, Any], sped: bool) -> TableRow:
         Cell(_number(method.get("n_trials_diverged"))),
         Cell(_number(method.get("n_trials_failed"))),
     )
-    ridden = (Cell(_lanes_text(method)),) if sped else ()
-    return TableRow(
-        (*cells[:_LANES_POSITION], *ridden, *cells[_LANES_POSITION:]), pinned=is_control
-    )
+    lanes = (Cell(_lanes_text(method)),) if has_engine else ()
+    return TableRow((*cells[:_LANES_POSITION], *lanes, *cells[_LANES_POSITION:]), pinned=is_control)
 
 
 def _settings(method: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
-"""Section 2, the forest plot: every method's difference to the control with its interval.
+"""Forest plot: every method's difference to the control with its interval.
 
-Drawn as inline SVG so that it needs no script. A method without a difference is a row with its
-reason, never left out.
+It is inline SVG and needs no script. A method without a difference has a row with the reason.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from bakeoff.report.texts import lower_is_better, method_title
 ORDER = 20
 TITLE = "Difference to the control"
 
-_EDGE = 4.0  # percent of the width kept free on each side, for arrows and tick labels
+_EDGE = 4.0  # percent of the width left free on each side, for arrows and tick labels
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps a difference to percent of the plot's width."""
+    """A map from differences to percent of the plot's width."""
 
     low: float
     high: float
 
     def percent(self, value: float) -> float:
-        """Return the place of a value, held inside the plot."""
+        """Return the position of a value, clipped to the plot."""
         value = min(max(value, self.low), self.high)
         share = (value - self.low) / (self.high - self.low)
         return round(_EDGE + share * (100 - 2 * _EDGE), 3)
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show a row for every method, the margin shaded around no difference."""
+    """Show a row for every method, with the margin shaded around zero."""
     study, methods = report["study"], report.get("methods") or []
     if not methods:
         return SectionView()
@@ -63,13 +62,13 @@ def build(report: dict[str, Any]) -> SectionView:
 def _lead(report: dict[str, Any], unit: DisplayUnit) -> str:
     margin, imported = report["study"].get("margin"), report.get("imported")
     if imported and imported["no_interval"]:
-        return f"There is nothing to draw: {imported['no_interval']}."
-    over = "test items alone, one run each" if imported else "seeds and test items"
+        return f"No intervals can be drawn: {imported['no_interval']}."
+    over = "test items only, with one run per method" if imported else "seeds and test items"
     band = (
         ""
         if margin is None
         else f" The shaded band is the margin of ±{unit.plain(margin)} "
-        f"{unit.word}: a difference inside it does not matter to you."
+        f"{unit.word}: differences inside it are too small to matter."
     )
     return (
         f"Each line is a simultaneous 95 % interval over {over}; the dot is the "
@@ -83,7 +82,7 @@ def _drawable(method: dict[str, Any]) -> bool:
 
 
 def _scale(differences: list[dict[str, Any]], margin: float | None) -> Scale:
-    """Choose what the plot shows: everything, unless a far-off method would squash the rest."""
+    """Return a scale that shows everything, except outliers that would compress the rest."""
     floor = 2 * margin if margin else 0.0
     reach = [max(abs(d["low"]), abs(d["high"])) for d in differences]
     cap = max(2 * floor, 3 * median(reach)) if reach else math.inf

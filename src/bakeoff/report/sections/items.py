@@ -1,4 +1,4 @@
-"""Section 8, item by item: where a contender does better or worse, and what both answered."""
+"""Item by item: items on which a contender is better or worse, with both predictions."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _FIELDS = (
     ("only_control", "Only control"),
     ("both_wrong", "Both wrong"),
 )
-_WIDTH = 96.0  # percent of the plot that the longest bars take, both ends together
+_WIDTH = 96.0  # percent of the plot's width that the longest bars take, both sides together
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show the counts of every contender, then some wins and losses with both answers."""
+    """Show the counts of every contender, then some wins and losses with both predictions."""
     items = report.get("items") or {}
     found = [f for f in items.get("methods") or [] if f.get("better") is not None]
     if not found:
@@ -52,9 +52,9 @@ def build(report: dict[str, Any]) -> SectionView:
     if items.get("note"):
         blocks.append(Text(str(items["note"]), "muted"))
     unit = score_unit(report["study"])
-    asked = {a.get("item"): a for a in items.get("asked") or []}
+    item_texts = {a.get("item"): a for a in items.get("asked") or []}
     blocks += [
-        _example_groups(f, titles, control, asked, unit)
+        _example_groups(f, titles, control, item_texts, unit)
         for f in found
         if f.get("wins") or f.get("losses")
     ]
@@ -64,16 +64,16 @@ def build(report: dict[str, Any]) -> SectionView:
 def _lead(items: dict[str, Any], found: list[dict[str, Any]], control: str) -> str:
     text = (
         f"Each contender against {control} on the "
-        f"{plural(items.get('n_items') or 0, 'item')} of test, "
-        "by the mean over the seeds that both have."
+        f"{plural(items.get('n_items') or 0, 'test item')}, "
+        "by the mean score over the seeds that both have."
     )
     if any(f.get("outcomes") for f in found):
         text += " Right and wrong are counted over pairs of item and seed."
     if items.get("examples"):
         text += (
-            " Below are the largest wins and losses of each, at most ten, under the seed where the "
-            "two differ most; of equal ones those that a fixed shuffle puts first. Long texts are "
-            "cut in their middle. They show what a difference is made of, and prove nothing."
+            " Below are the largest wins and losses of each contender, at most ten, with the seed "
+            "where the two differ most; ties are broken by a fixed shuffle. Long texts are "
+            "shortened in the middle. Examples illustrate a difference; they do not prove it."
         )
     return text
 
@@ -84,7 +84,7 @@ def _title(found: dict[str, Any], titles: dict[str, str]) -> str:
 
 
 def _bars(found: list[dict[str, Any]], titles: dict[str, str], control: str) -> Bars:
-    """Draw losses to the left of the axis and wins to its right, on one scale."""
+    """Return bars with losses to the left of the axis and wins to the right, on one scale."""
     left = max(f.get("worse") or 0 for f in found)
     right = max(f.get("better") or 0 for f in found)
     scale = _WIDTH / max(left + right, 1)
@@ -99,10 +99,10 @@ def _bars(found: list[dict[str, Any]], titles: dict[str, str], control: str) -> 
         numbers = f"{worse:,} worse, {better:,} better"
         rows.append(BarRow(_title(f, titles), tuple(p for p in pieces if p.low < p.high), numbers))
     keys = (
-        LegendEntry("worse", f"{control} does better"),
-        LegendEntry("better", "the contender does better"),
+        LegendEntry("worse", f"{control} is better"),
+        LegendEntry("better", "the contender is better"),
     )
-    label = "Items on which one does better than the other"
+    label = "Items on which one is better than the other"
     return Bars(label, keys, tuple(rows), round(zero, 3))
 
 
@@ -139,16 +139,19 @@ def _example_groups(
     found: dict[str, Any],
     titles: dict[str, str],
     control: str,
-    asked: dict[Any, dict[str, Any]],
+    item_texts: dict[Any, dict[str, Any]],
     unit: DisplayUnit,
 ) -> Examples:
     title = _title(found, titles)
     seeds = found.get("n_seeds") if found.get("outcomes") else None
     groups = []
-    for key, heading in (("wins", f"{title} does better"), ("losses", f"{control} does better")):
+    for key, heading in (("wins", f"{title} is better"), ("losses", f"{control} is better")):
         examples = tuple(
             _example(
-                e, asked.get(e.get("item"), {}), (control, title), lambda x: _score(x, unit, seeds)
+                e,
+                item_texts.get(e.get("item"), {}),
+                (control, title),
+                lambda x: _score(x, unit, seeds),
             )
             for e in found.get(key) or []
         )
@@ -162,16 +165,16 @@ def _example_groups(
 
 def _example(
     example: dict[str, Any],
-    asked: dict[str, Any],
+    texts: dict[str, Any],
     names: tuple[str, str],
     score: Callable[[float | None], str],
 ) -> ItemExample:
-    seed = "" if example.get("seed") is None else f", answers of seed {example['seed']}"
+    seed = "" if example.get("seed") is None else f", predictions of seed {example['seed']}"
     item = example.get("item")
     return ItemExample(
         f"Item {DASH if item is None else format(item, ',')}{seed}",
-        asked.get("prompt"),
-        asked.get("reference"),
+        texts.get("prompt"),
+        texts.get("reference"),
         ExamplePrediction(names[0], example.get("control"), score(example.get("control_score"))),
         ExamplePrediction(
             names[1], example.get("contender"), score(example.get("contender_score"))
@@ -180,7 +183,7 @@ def _example(
 
 
 def _score(value: float | None, unit: DisplayUnit, seeds: int | None) -> str:
-    """Write an item's score; where scores are right or wrong, with how many seeds it was right."""
+    """Format an item's score; for right-or-wrong scores, the number of seeds that were right."""
     if seeds and value is not None:
         right = round(value * seeds)
         return f"right with {right} of {seeds} seeds" if seeds > 1 else ("wrong", "right")[right]

@@ -1,4 +1,4 @@
-"""Section 3, the Pareto front: score against each cost, and how sure a place on the front is."""
+"""Pareto fronts: score against each cost, and the probability of being on the front."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from bakeoff.core.format import DisplayUnit, format_percent, plural, score_unit
 from bakeoff.report import accelerators, axes
+from bakeoff.report.axes import capitalize
 from bakeoff.report.blocks import (
     Block,
     Cell,
@@ -25,9 +26,9 @@ from bakeoff.report.blocks import (
 from bakeoff.report.texts import lower_is_better, method_title
 
 ORDER = 30
-TITLE = "What quality costs"
+TITLE = "Score against cost"
 
-_LABEL = 20  # characters of a label that report.js draws
+_LABEL = 20  # maximum length of a label that report.js draws
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _Point:
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show a plot with axes to choose, one for each other cost, then everybody's probabilities."""
+    """Show a chart with selectable axes, one chart for each other cost, then the probabilities."""
     charts = [_chart(report, entry) for entry in report.get("pareto") or []]
     drawn = tuple(c for c in charts if c is not None)
     if not drawn:
@@ -60,25 +61,25 @@ def build(report: dict[str, Any]) -> SectionView:
     notes = [*_omissions(report), *([] if note is None else [note])]
     blocks += [Text(text, "muted") for text in notes]
     lead = (
-        "The axes of the first plot are yours to choose. A method on the front (filled, joined by "
-        "the line) is beaten by no other in score and "
-        "cost at once. The diamond is the control; vertical bars are 95 % intervals of the score. "
-        "A triangle at the edge is a method whose score lies far outside, with its score."
+        "You can choose the axes of the first chart. A method on the front (filled, connected by "
+        "the line) is not beaten by any other in both score and cost. The diamond is the control; "
+        "vertical bars are 95 % intervals of the score. A triangle at the edge is a method whose "
+        "score lies outside the plot, labelled with that score."
     )
     if table:
         lead += (
-            " A percentage is the probability of being on that front, were the study repeated with "
-            "other seeds and test items; costs within 5 % of each other count as equal there, "
-            "because two readings of one cost differ by as much."
+            " A percentage is the probability of being on that front if the study were repeated "
+            "with other seeds and test items; costs within 5 % of each other count as equal, "
+            "because repeated measurements of one cost differ by as much."
         )
     return SectionView(tuple(blocks), lead)
 
 
 def _chance_table(report: dict[str, Any]) -> TableBlock | None:
-    """Return everybody's probability: on the front over all axes, then on each plot's."""
+    """Return every method's probability of being on the front over all axes and on each chart's."""
     joint = report.get("front") or {}
     fronts = [("All axes", ", ".join(joint.get("axes") or ()), joint)] + [
-        (_capital(str(e.get("label") or e.get("cost"))), "with the score", e)
+        (capitalize(str(e.get("label") or e.get("cost"))), "with the score", e)
         for e in report.get("pareto") or []
     ]
     fronts = [(title, hint, f) for title, hint, f in fronts if f.get("probabilities")]
@@ -108,17 +109,19 @@ def _chance_cell(method: dict[str, Any], front: dict[str, Any]) -> Cell:
 
 
 def _omissions(report: dict[str, Any]) -> list[str]:
-    """Say which axes are missing, and who is left out of the front over all of them."""
+    """Name the missing axes and the methods left out of the front over all axes."""
     joint = report.get("front") or {}
     missing, out = joint.get("not_measured") or [], joint.get("left_out") or {}
     titles = {str(m.get("method")): method_title(m) for m in report.get("methods") or []}
-    said = []
+    sentences = []
     if missing:
-        said.append(f"Not measured in this study, so no axis of the front: {', '.join(missing)}.")
+        sentences.append(f"Not measured, and so not an axis of the front: {', '.join(missing)}.")
     if out:
-        named = ", ".join(f"{titles.get(m, m)} (no {', '.join(a)})" for m, a in out.items())
-        said.append(f"Left out of the front over all axes, for want of a measurement: {named}.")
-    return said
+        listed = ", ".join(f"{titles.get(m, m)} (no {', '.join(a)})" for m, a in out.items())
+        sentences.append(
+            f"Left out of the front over all axes for lack of a measurement: {listed}."
+        )
+    return sentences
 
 
 def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
@@ -134,7 +137,7 @@ def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
         return None
     front = [str(name) for name in entry.get("front") or []]
     label = str(entry.get("label") or key)
-    on_front = ", ".join(p.title for p in points if p.name in front) or "nobody"
+    on_front = ", ".join(p.title for p in points if p.name in front) or "none"
     return Chart(
         key=f"pareto-{key}",
         title=f"Score against {label}",
@@ -147,7 +150,7 @@ def _chart(report: dict[str, Any], entry: dict[str, Any]) -> Chart | None:
 def _point(
     method: dict[str, Any], entry: dict[str, Any], unit: DisplayUnit, lacking: list[str]
 ) -> _Point | None:
-    """Return a method's place; its title is marked where its cost lacked an accelerator."""
+    """Return a method's point; its title is marked if its cost lacked an accelerator."""
     score, key = method.get("score") or {}, str(entry.get("cost"))
     cost = axes.cost_value(method, key)
     if cost is None or score.get("estimate") is None:
@@ -178,17 +181,17 @@ def _point(
 
 
 def _label(point: _Point) -> str:
-    """Return the name beside a point, its mark and probability, which no long name may cut off."""
+    """Return a point's label: its name, shortened to leave room for mark and probability."""
     if point.chance is None:
         return point.title
     mark = f" {accelerators.MARK}" if point.title.endswith(accelerators.MARK) else ""
     name, end = point.title.removesuffix(mark), f"{mark} {format_percent(point.chance)}"
-    room = _LABEL - len(end)
-    return (name if len(name) <= room else name[: room - 1].rstrip() + "…") + end
+    limit = _LABEL - len(end)
+    return (name if len(name) <= limit else name[: limit - 1].rstrip() + "…") + end
 
 
 def _pane(points: list[_Point], front: list[str], study: dict[str, Any], unit: DisplayUnit) -> Pane:
-    """Place the points; those far outside go to the edge as triangles, so the rest is legible."""
+    """Return the points; outliers become triangles at the edge, so that the rest stays legible."""
     control, down = study.get("control"), not lower_is_better(study)
     cut = _outlier_cutoff(points, down)
     near = [p for p in points if (p.score >= cut if down else p.score <= cut)]
@@ -224,10 +227,10 @@ def _score_axis(
 ) -> ChartAxis:
     low = min(p.score if p.low is None else p.low for p in near)
     high = max(p.score if p.high is None else p.high for p in near)
-    room = 0.06 * (high - low) or 1.0
+    padding = 0.06 * (high - low) or 1.0
     title = axes.score_title(study, unit)
-    below, above = (3, 1) if down else (1, 3)  # the triangles need a strip of their own
-    low, high = low - room * (below if more else 1), high + room * (above if more else 1)
+    below, above = (3, 1) if down else (1, 3)  # extra space for the triangles
+    low, high = low - padding * (below if more else 1), high + padding * (above if more else 1)
     return ChartAxis(title, low=low, high=high)
 
 
@@ -235,7 +238,7 @@ def _outliers(far: list[_Point], axis: ChartAxis, unit: DisplayUnit, down: bool)
     low, high = axis.low or 0.0, axis.high or 0.0  # _score_axis always sets both
     share = 0.05 if down else 0.95
     return Series(
-        "far outside",
+        "outside the plot",
         "beyond" if down else "beyond-up",
         tuple(p.cost for p in far),
         (low + share * (high - low),) * len(far),
@@ -255,7 +258,3 @@ def _markers(name: str, role: str, points: list[_Point]) -> Series:
         labels=tuple(_label(p) for p in points),
         hover=tuple(p.hover for p in points),
     )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

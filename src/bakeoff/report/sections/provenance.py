@@ -1,4 +1,4 @@
-"""Section 12, provenance: what is needed to repeat the study, and where the time went."""
+"""Provenance: everything needed to repeat the study, and the time it took."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIMES = (
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show the study's parent, timing, then every provenance value under its dotted name."""
+    """Show the parent of a fork, the timing, then every provenance value by its dotted name."""
     timing, known = report.get("timing") or {}, dict(report.get("provenance") or {})
     parent = known.pop("forked_from", None)
     times = tuple(
@@ -37,21 +37,22 @@ def build(report: dict[str, Any]) -> SectionView:
 
 
 def _parent(parent: dict[str, Any] | None) -> list[Block]:
-    """Say which study this one was forked from, what differs, and what the two have in common."""
+    """Describe the study that this one was forked from, and the differences."""
     if not parent:
         return []
-    taken, reads = plural(parent["trials_taken"], "trial"), parent["test_reads"]
-    read = f"had been read {plural(reads, 'time')}" if reads else "had not been read"
+    reused, count = parent["trials_taken"], parent["test_reads"]
+    evaluated = f"had been evaluated {plural(count, 'time')}" if count else "had not been evaluated"
     rows = "the same rows as here" if parent["same_test"] else "other rows than here"
     text = (
-        f"A fork of the study in the folder {parent['folder']}, begun {parent['at']}: {taken} of "
-        f"it are taken over. Its test set ({rows}) {read} by then. What differs (before -> now):"
+        f"Forked from the study in the folder {parent['folder']} at {parent['at']}, reusing "
+        f"{plural(reused, 'trial')}. Its test set ({rows}) {evaluated} by then. Differences "
+        "(old -> new):"
     )
     facts = []
     for line in parent["differences"] or []:
         key, _, values = line.partition(": ")
         facts.append(Fact(key, values, code=True))
-    return [Text(text), Facts(tuple(facts)) if facts else Text("nothing", "muted")]
+    return [Text(text), Facts(tuple(facts)) if facts else Text("none", "muted")]
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The race: which settings and methods stopped at a rung, on which numbers, and what it saved."""
+"""Racing: the settings and methods stopped at each rung, the reasons, and the steps saved."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from bakeoff.report.blocks import Block, Cell, Column, SectionView, TableBlock, 
 from bakeoff.report.texts import method_title
 
 ORDER = 55
-TITLE = "The race"
+TITLE = "Racing (successive halving)"
 
 _FOLD_FROM = 12
-"""Decisions beyond which a reader wants to choose among them."""
+"""Number of decisions above which the table is folded and filterable."""
 
 _COLUMNS = (
     Column("Method"),
     Column("Learning rate", True),
     Column("Step", True),
     Column("Validation loss", True, "nats"),
-    Column("Behind the control", True, "nats, best setting"),
-    Column("Chance within margin", True, "at the end"),
-    Column("Goes on", facet=True),
-    Column("Why"),
+    Column("Behind control", True, "nats, best setting"),
+    Column("Probability within margin", True, "at the end"),
+    Column("Continues", facet=True),
+    Column("Reason"),
 )
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """List every decision with its numbers; nothing where the study did not race."""
+    """List every decision with its numbers; empty if the study did not race."""
     race = report.get("race")
     if not race or not race["decisions"]:
         return SectionView()
@@ -35,12 +35,12 @@ def build(report: dict[str, Any]) -> SectionView:
     blocks: list[Block] = [Text(_steps_saved(race)), Text(_stopped_methods(race, titles))]
     rows = tuple(_row(d, titles, report["study"].get("control")) for d in race["decisions"])
     folded = len(rows) > _FOLD_FROM
-    made = TableBlock("Every decision", _COLUMNS, rows, folded, filterable=folded, sheet="race")
-    blocks.append(made)
+    table = TableBlock("All decisions", _COLUMNS, rows, folded, filterable=folded, sheet="race")
+    blocks.append(table)
     lead = (
-        f"Settings were compared at {_steps(race['rungs'])} on the loss of the same validation "
-        "items. A method stops as a whole only when it is surely worse than the control beyond "
-        "the margin and costs no less anywhere; the control never stops."
+        f"Settings were compared at {_steps(race['rungs'])} by their loss on the same validation "
+        "items. A method is stopped entirely only if it is reliably worse than the control by "
+        "more than the margin and no cheaper in any cost; the control is never stopped."
     )
     return SectionView(tuple(blocks), lead)
 
@@ -48,16 +48,16 @@ def build(report: dict[str, Any]) -> SectionView:
 def _steps_saved(race: dict[str, Any]) -> str:
     trained, full = race["steps_trained"], race["steps_in_full"]
     if trained is None or full is None:
-        return "How many training steps the race saved is not known."
-    text = f"{trained:,} training steps were taken"
+        return "The number of training steps saved by racing is unknown."
+    text = f"{trained:,} training steps were run"
     if not trained or full <= trained:
         return f"{text}."
-    return f"{text}; without the race it would be {full:,}, {full / trained:.1f} times as many."
+    return f"{text}; without racing it would be {full:,}, {full / trained:.1f} times as many."
 
 
 def _stopped_methods(race: dict[str, Any], titles: dict[Any, str]) -> str:
     names = [titles.get(m, m) for m in race["methods_stopped"]]
-    return f"Stopped as a whole: {', '.join(names)}." if names else "No method stopped as a whole."
+    return f"Stopped entirely: {', '.join(names)}." if names else "No method was stopped entirely."
 
 
 def _row(decision: dict[str, Any], titles: dict[Any, str], control: str | None) -> TableRow:

@@ -1,4 +1,4 @@
-"""Section 6, sensitivity: each method's validation loss and score by learning rate."""
+"""Sensitivity: each method's validation loss and score by learning rate."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ ORDER = 60
 TITLE = "Sensitivity to the learning rate"
 
 _MAX_LABELS, _MIN_LABEL_SPAN = 5, 0.7
-"""How many rates have a label each, and the share of the axis that they have to span."""
+"""Largest number of rates with their own tick, and the share of the axis they must span."""
 _OUTLIER_DEVIATIONS = 4.0
-"""Typical deviations beyond which a run that the race stopped is out of its panel."""
+"""Number of typical deviations beyond which a stopped run lies outside its panel."""
 _LOSS, _SCORE = "validation_loss", "validation_score"
 
 
@@ -46,7 +46,7 @@ class _Range:
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show a small plot for each method, all with the same vertical axes."""
+    """Show a small chart for each method, all with the same vertical axes."""
     methods = [m for m in report.get("methods") or [] if _settings_with_rate(m)]
     if not methods:
         return SectionView()
@@ -61,10 +61,10 @@ def build(report: dict[str, Any]) -> SectionView:
     drawn = tuple(c for c in charts if c is not None)
     grid = Grid(drawn, size="small", sheet="sensitivity")
     lead = (
-        "Measured on validation, one run a point; the filled point is the setting that was chosen, "
-        "a cross is a run that gave no number (it diverged or failed). "
-        "A curve with its best point inside and a flat bottom is a method that is easy to tune. "
-        "The grey line is the control's curve. Vertical axes are the same in every panel."
+        "Measured on validation, one run per point. The filled point is the chosen setting; a "
+        "cross is a run without a result (it diverged or failed). A curve with a flat bottom and "
+        "its best point inside the range means that the method is easy to tune. The grey line is "
+        "the control's curve. All panels have the same vertical axes."
     )
     return SectionView((grid, _table(methods, unit)), lead)
 
@@ -76,25 +76,25 @@ def _settings_with_rate(method: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _shared_range(methods: list[dict[str, Any]], key: str, factor: float) -> _Range | None:
-    # Diverged runs would squash everybody else's panel, and so would those that the race stopped
-    # far off; those that it stopped near the rest belong to the curve.
-    found = [
+    # Diverged runs, and stopped runs far from the rest, would compress all panels; stopped runs
+    # close to the rest belong to the curve.
+    results = [
         (s[key] * factor, s.get("status"))
         for m in methods
         for s in _settings_with_rate(m)
         if s.get(key) is not None and s.get("status") in ("done", "stopped")
     ]
-    centre = median(v for v, _ in found) if found else 0.0
-    typical = median(abs(v - centre) for v, _ in found) if found else 0.0
+    centre = median(v for v, _ in results) if results else 0.0
+    typical = median(abs(v - centre) for v, _ in results) if results else 0.0
     values = [
         v
-        for v, status in found
+        for v, status in results
         if status == "done" or abs(v - centre) <= _OUTLIER_DEVIATIONS * typical
     ]
     if not values:
         return None
-    room = 0.08 * (max(values) - min(values)) or 0.5
-    return _Range(min(values) - room, max(values) + room)
+    padding = 0.08 * (max(values) - min(values)) or 0.5
+    return _Range(min(values) - padding, max(values) + padding)
 
 
 def _chart(
@@ -128,7 +128,7 @@ def _rates(method: dict[str, Any]) -> list[float]:
 def _rate_axis(own: list[float], behind: list[float]) -> ChartAxis:
     """Return an axis over the method's rates and the control's.
 
-    Where they are few and span most of it, each of the method's is named, else powers of ten.
+    Ticks are the method's rates if these are few and span most of the axis, else powers of ten.
     """
     low, high = min(own + behind), max(own + behind)
     ratio = (high / low) ** 0.12 if high > low else 2.0
@@ -150,27 +150,27 @@ def _pane(
 ) -> Pane | None:
     if shared is None:
         return None
-    found = [s for s in _settings_with_rate(method) if s.get(key) is not None]
-    chosen = [s for s in found if s.get("chosen")]
+    tried = [s for s in _settings_with_rate(method) if s.get(key) is not None]
+    chosen = [s for s in tried if s.get("chosen")]
     series = [
-        _series("tried", "tried", found, key, factor, draw="both"),
+        _series("tried", "tried", tried, key, factor, draw="both"),
         _series("chosen", "chosen", chosen, key, factor, draw="points"),
     ]
     if control is not None:
-        theirs = [s for s in _settings_with_rate(control) if s.get(key) is not None]
-        series.insert(0, _series("control", "reference", theirs, key, factor, draw="line"))
+        reference = [s for s in _settings_with_rate(control) if s.get(key) is not None]
+        series.insert(0, _series("control", "reference", reference, key, factor, draw="line"))
     series.append(_failed_runs(method, key, shared))
     axis = ChartAxis(name, low=shared.low, high=shared.high)
     return Pane(axis, tuple(s for s in series if s.x))
 
 
 def _failed_runs(method: dict[str, Any], key: str, shared: _Range) -> Series:
-    """Mark the runs without a value at the bad edge of the panel: absent is not invisible."""
+    """Mark the runs without a value at the worse edge of the panel."""
     lost = [s for s in _settings_with_rate(method) if s.get(key) is None]
     share = 0.9 if key == _LOSS else 0.1
     edge = shared.low + share * (shared.high - shared.low)
     return Series(
-        "no number",
+        "no result",
         "lost",
         tuple(float(s["setting"]["learning_rate"]) for s in lost),
         (edge,) * len(lost),
@@ -217,4 +217,6 @@ def _table(methods: list[dict[str, Any]], unit: DisplayUnit) -> TableBlock:
         Column("Status"),
         Column(""),
     )
-    return TableBlock("The same as numbers", columns, tuple(rows), folded=True, sheet="sensitivity")
+    return TableBlock(
+        "The same data as a table", columns, tuple(rows), folded=True, sheet="sensitivity"
+    )

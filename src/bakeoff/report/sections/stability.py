@@ -1,4 +1,4 @@
-"""Convergence and stability: what diverged, how wide the learning rate's plateau is, how smooth."""
+"""Convergence and stability: divergence, learning-rate plateau, seed variance, loss spikes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _StabilityColumn:
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show a row for every method of which something is known."""
+    """Show a row for every method with a stability measurement."""
     study = report["study"]
     known = [(m, found) for m in report.get("methods") or [] if (found := _stability(m))]
     if not known:
@@ -44,7 +44,7 @@ def build(report: dict[str, Any]) -> SectionView:
     )
     columns = (Column("Method"), *(f.column for f in fields))
     table = TableBlock(
-        "Every method, how it trained", columns, rows, sortable=True, sheet="stability"
+        "Training behaviour of every method", columns, rows, sortable=True, sheet="stability"
     )
     return SectionView((table,), _lead(study, [found for _, found in known]))
 
@@ -63,12 +63,11 @@ def _lead(study: dict[str, Any], known: list[Stability]) -> str:
     good += ["5 % of validation loss"] if "loss" in scored else []
     within = f" (within {' or '.join(good)})" if good else ""
     return (
-        "The plateau is how far the learning rate may move from the best one with no harm"
-        f"{within}, in decades: 1 is a factor of ten; ≥ where it ends at a rate at the edge of "
-        "those tried. A spike "
-        "is a rise of the training loss between readings that is far above the method's usual "
-        "change. The area is the mean validation loss on the way, lower is a faster start. Trials "
-        "that the race stopped count as far as they went."
+        "The plateau is the range of learning rates around the best one that give an equally good "
+        f"result{within}, in decades: 1 is a factor of ten; ≥ means that it reaches the edge of "
+        "the tried rates. A spike is a rise of the training loss between two readings far above "
+        "the method's usual change. The area is the mean validation loss during training: lower "
+        "means a faster start. Trials that racing stopped count up to the step they reached."
     )
 
 
@@ -76,7 +75,7 @@ def _columns(unit: DisplayUnit) -> list[_StabilityColumn]:
     return [
         _StabilityColumn(Column("Diverged", True, "of trials"), _divergence),
         _StabilityColumn(Column("Plateau", True, "decades"), _plateau),
-        _StabilityColumn(Column("From – to", False, "learning rates"), _span),
+        _StabilityColumn(Column("Range", False, "learning rates"), _span),
         _StabilityColumn(
             Column("Seed SD", True, f"{unit.word or 'metric'}, 95 % interval, n seeds"),
             lambda s: _seed_sd(s, unit),

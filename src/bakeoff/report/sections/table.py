@@ -1,4 +1,4 @@
-"""Section 4, the table: every method, every cost, the control pinned on top."""
+"""Table of all results and costs, one row per method, with the control on top."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from bakeoff.report.texts import method_title
 ORDER = 40
 TITLE = "All numbers"
 SECONDARY = {"macro_f1": "Macro-F1"}
-"""How people write the numbers beside the metric."""
+"""Display names of secondary metrics."""
 
 Method = dict[str, Any]
 
@@ -61,7 +61,7 @@ def build(report: dict[str, Any]) -> SectionView:
     base = report.get("base")
     if base is not None:
         score = score_unit(study).with_interval(base["score"])
-        blocks.append(Text(f"The untouched base, before any training: {score}.", "muted"))
+        blocks.append(Text(f"Base model, not fine-tuned: {score}.", "muted"))
     note = accelerators.footnote(methods, accelerators.missing_accelerators)
     if note is not None:
         blocks.append(Text(note, "muted"))
@@ -70,16 +70,17 @@ def build(report: dict[str, Any]) -> SectionView:
 
 def _lead(study: dict[str, Any], imported: dict[str, Any] | None) -> str:
     items = study.get("n_test_items")
-    tested = "" if items is None else f"Scores are over {plural(items, 'test item')}. "
+    tested = "" if items is None else f"Scores are means over {plural(items, 'test item')}. "
     intervals = "Intervals are 95 %; those of differences are simultaneous over all contenders. "
     if imported:
         known = "" if imported["no_interval"] else intervals
         return (
-            f"{tested}{known}Every figure is as {imported['benchmark']} reported it; the time of a "
-            "step is the mean over its training steps."
+            f"{tested}{known}All figures are as reported by {imported['benchmark']}; the step time "
+            "is the mean over the training steps."
         )
     return (
-        f"{tested}{intervals}Time and memory are measured with the method alone in its own process."
+        f"{tested}{intervals}Time and memory were measured for one method at a time, in its own "
+        "process."
     )
 
 
@@ -95,14 +96,14 @@ def _quality(study: dict[str, Any], methods: list[Method]) -> list[_MethodColumn
         ),
         *_gain(methods, unit),
         *_secondary(methods),
-        _MethodColumn(Column("p", True, "adjusted (Holm)"), _p),
+        _MethodColumn(Column("p", True, "adjusted (max-T)"), _p),
         _MethodColumn(Column("n", True, "items × seeds"), lambda m: _n(m, items)),
         _MethodColumn(Column("Setting", False, "chosen on validation"), _setting),
     ]
 
 
 def _gain(methods: list[Method], unit: DisplayUnit) -> list[_MethodColumn]:
-    """Return the column of gains over the untouched base, where it has a score."""
+    """Return the column of gains over the base model, if that has a score."""
     if all(m.get("gain") is None for m in methods):
         return []
 
@@ -110,11 +111,11 @@ def _gain(methods: list[Method], unit: DisplayUnit) -> list[_MethodColumn]:
         gain = method.get("gain")
         return Cell(unit.with_interval(gain, signed=True), (gain or {}).get("estimate"))
 
-    return [_MethodColumn(Column("Gain over the base", True, f"{unit.word}, 95 % interval"), cell)]
+    return [_MethodColumn(Column("Gain over base", True, f"{unit.word}, 95 % interval"), cell)]
 
 
 def _secondary(methods: list[Method]) -> list[_MethodColumn]:
-    """Return a column for each number beside the metric; they are all fractions."""
+    """Return a column for each secondary metric; all are fractions."""
     unit = score_unit({"unit": "fraction"})
 
     def field(name: str) -> _MethodColumn:
@@ -173,37 +174,39 @@ def _costs(methods: list[Method]) -> list[_MethodColumn]:
         "device_reserved": "reserved on the device, base included",
         "rss_above_base": "above the base",
     }
-    said = ", ".join(memory.get(k, k) for k in sorted(kinds)) or "training"
+    kind = ", ".join(memory.get(k, k) for k in sorted(kinds)) or "training"
 
-    def less(m: Method) -> bool:
+    def lacks_for_costs(m: Method) -> bool:
         return bool(accelerators.missing_for_costs(m, methods))
 
-    def slower(m: Method) -> bool:
+    def lacks_any(m: Method) -> bool:
         return bool(accelerators.missing_accelerators(m, methods))
 
     return [
         _cost("Trainable", "parameters", "trainable_parameters", format_count),
         _cost("Adapter", "on disk", "adapter_bytes", format_bytes),
-        _cost("Speed", "tokens/s", "train_tokens_per_second", format_count, less),
-        _cost("Step", "training, median", "step_milliseconds", format_milliseconds, less),
-        _cost("Peak memory", said, "train_peak_bytes", format_bytes, less),
-        _cost("Training", "time a run", "train_seconds", format_seconds, slower),
+        _cost("Speed", "tokens/s", "train_tokens_per_second", format_count, lacks_for_costs),
+        _cost(
+            "Step", "training, median", "step_milliseconds", format_milliseconds, lacks_for_costs
+        ),
+        _cost("Peak memory", kind, "train_peak_bytes", format_bytes, lacks_for_costs),
+        _cost("Training", "time per run", "train_seconds", format_seconds, lacks_any),
         *_forgetting(methods),
         _MethodColumn(Column("To control's loss", True, "steps"), _steps),
     ]
 
 
 def _forgetting(methods: list[Method]) -> list[_MethodColumn]:
-    """Return the columns of forgetting: what was measured of it, ours or an imported tool's."""
-    found = [m.get("forgetting") or {} for m in methods]
-    if any("divergence" in f for f in found):
+    """Return the columns of forgetting, as measured here or by an imported tool."""
+    known = [m.get("forgetting") or {} for m in methods]
+    if any("divergence" in f for f in known):
         change = Column("Forgetting", True, "loss on general text, nats/token, 95 %")
-        distance = Column("From the base", True, "KL on general text, nats/token, 95 %")
+        distance = Column("Divergence", True, "KL from base on general text, nats/token, 95 %")
         return [
             _MethodColumn(change, lambda m: _nats(m.get("forgetting"), signed=True)),
             _MethodColumn(distance, lambda m: _nats((m.get("forgetting") or {}).get("divergence"))),
         ]
-    if any("estimate" in f for f in found):
+    if any("estimate" in f for f in known):
         return [_MethodColumn(Column("Forgetting", True, "lower is better"), _reported_forgetting)]
     return []
 

@@ -1,4 +1,4 @@
-"""Section 1, the verdict: the recommendation in one sentence, the counts, what was asked."""
+"""Verdict: the recommendation in one sentence, the verdict counts, the study's settings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _WORDS = {
 
 
 def build(report: dict[str, Any]) -> SectionView:
-    """Show the recommendation, how many contenders got which verdict, and the question."""
+    """Show the recommendation, the number of contenders by verdict, and the study's settings."""
     sentence = (report.get("recommendation") or {}).get("sentence")
     blocks: list[Block] = [Text(sentence or "There is no recommendation yet.", "headline")]
     if not report.get("complete", True):
-        blocks.append(Text("This study is not finished: what stands here may change.", "warning"))
+        blocks.append(Text("This study is not finished: its results may change.", "warning"))
     blocks.append(Tiles(_counts(report.get("methods") or [])))
     evidence = _evidence(report)
     blocks += [Text(evidence, "muted")] if evidence else []
@@ -38,20 +38,20 @@ def build(report: dict[str, Any]) -> SectionView:
 
 
 def _evidence(report: dict[str, Any]) -> str | None:
-    """Say what the verdicts rest on, and whose evidence comes closest to being better."""
+    """Describe the evidence for the contender with the best difference to the control."""
     study, methods = report["study"], report.get("methods") or []
     unit, sign = score_unit(study), -1 if lower_is_better(study) else 1
     known = [m for m in methods if (m.get("difference") or {}).get("estimate") is not None]
     if not known:
         return None
     best = max(known, key=lambda m: sign * m["difference"]["estimate"])
-    found = best["difference"]
+    difference = best["difference"]
     parts = [
-        f"Best contender: {method_title(best)}, {unit.with_interval(found, signed=True)} "
+        f"Best contender: {method_title(best)}, {unit.with_interval(difference, signed=True)} "
         f"{unit.word} against the control".replace("  ", " ")
     ]
-    if found.get("p_adjusted") is not None:
-        parts.append(f"adjusted p {format_p_value(found['p_adjusted'])}")
+    if difference.get("p_adjusted") is not None:
+        parts.append(f"adjusted p {format_p_value(difference['p_adjusted'])}")
     if best.get("n_seeds"):
         parts.append(plural(best["n_seeds"], "seed"))
     if study.get("n_test_items") is not None:
@@ -73,8 +73,8 @@ def _counts(methods: list[dict[str, Any]]) -> tuple[Tile, ...]:
 
 def _control(report: dict[str, Any]) -> str:
     name = report["study"].get("control")
-    found = (method_title(m) for m in report.get("methods") or [] if m.get("method") == name)
-    return next(found, str(name or DASH))
+    titles = (method_title(m) for m in report.get("methods") or [] if m.get("method") == name)
+    return next(titles, str(name or DASH))
 
 
 def _question(study: dict[str, Any], control: str) -> tuple[Fact, ...]:

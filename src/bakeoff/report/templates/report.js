@@ -1,11 +1,11 @@
-/* Draws the charts from the JSON in the page, lets axes be chosen, tables be sorted and filtered, and
-   figures be taken away as CSV. No markup is ever made from data: text goes to textContent, or to
-   Plotly with its pseudo-HTML escaped. */
+/* Draws the charts from the JSON in the page, and adds selectable axes, sorting and filtering of
+   tables, and CSV downloads. Data never becomes markup: text goes to textContent, or to Plotly with
+   its pseudo-HTML escaped. */
 (() => {
   "use strict";
   const charts = new Map();
   const drawn = new Map();
-  const picks = new Map();  // a chart's key -> the axes that its reader chose, also after an update
+  const picks = new Map();  // a chart's key -> the axes that the reader chose, kept across updates
   const MARGIN = { l: 58, r: 14, t: 10, b: 46 };
 
   /* role -> colour variable, marker symbol, dash, marker size, line width */
@@ -122,7 +122,7 @@
         const inside = b[0] >= 0 && b[1] >= 0 && b[2] <= width && b[3] <= height;
         return inside && !avoid.some((t) => meet(t, b));
       };
-      // A label over somebody's bar can still be read; one over a dot or a label cannot.
+      // A label over an error bar is still legible; one over a point or another label is not.
       const free = places.find(fits([...taken, ...bars])) || places.find(fits(taken));
       if (free) {
         taken.push(box(p, free));
@@ -160,8 +160,8 @@
     return { data, layout };
   }
 
-  /* The chart of two chosen axes: the front by the numbers as they are, probabilities against the
-     first axis (the score), for others were not resampled. */
+  /* The chart of two chosen axes. Its front uses the point estimates; probabilities exist only
+     against the first axis (the score), because other pairs were not resampled. */
   function picked(chart, x, y) {
     const { axes, points } = chart.picker, [across, up] = [axes[x], axes[y]];
     const good = (p, i) => axes[i].sign * p.values[i];
@@ -175,14 +175,14 @@
       const end = p.mark + (chance(p) === null ? "" : ` ${Math.round(100 * chance(p))} %`);
       return shorten(p.title, 20 - end.length) + end;
     };
-    const says = (p) => [p.title + p.mark, p.says[y], p.says[x],
+    const hover = (p) => [p.title + p.mark, p.texts[y], p.texts[x],
       chance(p) !== null && `on this front with probability ${Math.round(100 * chance(p))} %`].filter(Boolean);
     const marks = (name, role, chosen) => {
       const bars = x === 0 || y === 0;
       return {
         name, role, draw: "points", across: x === 0, x: chosen.map((p) => p.values[x]), y: chosen.map((p) => p.values[y]),
         low: bars ? chosen.map((p) => p.lows[0]) : [], high: bars ? chosen.map((p) => p.highs[0]) : [],
-        labels: chosen.map(label), hover: chosen.map(says),
+        labels: chosen.map(label), hover: chosen.map(hover),
       };
     };
     const near = there.filter((p) => !far(p));
@@ -192,17 +192,17 @@
       marks("on the front", "front", near.filter((p) => front.includes(p) && !p.control)),
       marks("control", "control", near.filter((p) => p.control))];
     for (const [role, share, side] of [["beyond", 0.05, (p) => p.values[y] < up.y.low], ["beyond-up", 0.95, (p) => p.values[y] > up.y.high]]) {
-      const out = marks("far outside", role, there.filter((p) => far(p) && side(p)));
+      const out = marks("outside the plot", role, there.filter((p) => far(p) && side(p)));
       const edge = up.y.low + share * (up.y.high - up.y.low);
       series.push({ ...out, y: out.y.map(() => edge), low: [], high: [],
         labels: there.filter((p) => far(p) && side(p)).map((p) => `${p.title}${p.mark} ${p.values[y].toPrecision(3)}`) });
     }
-    const names = front.map((p) => p.title).join(", ") || "nobody";
+    const names = front.map((p) => p.title).join(", ") || "none";
     return {
       ...chart, x: across.x, panes: [{ y: up.y, series: series.filter((s) => s.x.length) }],
       title: `${up.name} against ${across.name.toLowerCase()}`,
       description: `${there.length} methods; on the front: ${names}`
-        + (x && y ? ". Without the score nothing is resampled: this front has no probabilities" : ""),
+        + (x && y ? ". A front without the score is not resampled and has no probabilities" : ""),
     };
   }
 
@@ -212,11 +212,11 @@
     return same ? chart : picked(chart, ...pick);
   }
 
-  /* Two choices of axes above a chart; the same axis twice would be a line, so they change places. */
+  /* Two axis selectors above a chart; choosing the same axis twice swaps them. */
   function pickable(box) {
     const key = box.dataset.pick, { picker } = charts.get(key);
     const plot = box.parentElement.querySelector("[data-chart]"), caption = box.parentElement.querySelector("figcaption");
-    const choose = ["Up", "Across"].map((name) => labelled(box, name, "select"));
+    const choose = ["Vertical axis", "Horizontal axis"].map((name) => labelled(box, name, "select"));
     if (picks.has(key) && Math.max(...picks.get(key)) >= picker.axes.length) picks.delete(key);
     const state = picks.get(key) || [picker.x, picker.y];
     const say = () => {
@@ -253,7 +253,7 @@
     const chart = current(element.dataset.chart);
     try {
       const { data, layout } = figure(chart, element);
-      // not Plotly.react: it never draws a label again that once was empty
+      // not Plotly.react, which never redraws a label that was once empty
       Plotly.newPlot(element, data, layout, {
         displaylogo: false, displayModeBar: false, responsive: false,
       });
@@ -269,7 +269,7 @@
   const all = () => [...document.querySelectorAll("[data-chart]")];
   const redraw = () => [...drawn.keys()].forEach(draw);
 
-  /* One chart a turn: a page with fifty methods can be read and scrolled while it is drawn. */
+  /* Draw one chart per task, so that a page with fifty methods stays responsive meanwhile. */
   const queue = [];
   const next = () => {
     if (queue.length) {
@@ -307,7 +307,7 @@
     };
     rows.sort((a, b) => {
       const x = value(a), y = value(b);
-      if (x === null || y === null) return (x === null) - (y === null);  // absent stays last
+      if (x === null || y === null) return (x === null) - (y === null);  // missing values stay last
       const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y));
       return up ? order : -order;
     });
@@ -326,7 +326,7 @@
     });
   }
 
-  /* A field for text, a choice for each facet, and how many rows are left; pinned rows always are. */
+  /* A text filter, a choice for each facet, and the number of visible rows; pinned rows always stay. */
   function filterable(box) {
     const table = box.nextElementSibling.querySelector("table"), rows = [...table.tBodies[0].rows];
     const heads = [...table.tHead.rows[0].cells];
@@ -356,7 +356,7 @@
     apply();
   }
 
-  /* A file made in the page: nothing is fetched. The mark at its start tells spreadsheets UTF-8. */
+  /* A file made in the page, without a request. The byte order mark tells spreadsheets UTF-8. */
   function downloadable(box) {
     const button = document.createElement("button");
     button.type = "button";
@@ -372,23 +372,23 @@
     box.append(button);
   }
 
-  /* Bring markup of sections to life, whether it came with the page or after it: `made` are the
-     charts of everything below `root`. What lives already is left as it is, charts drawn anew. */
-  function mount(root, made) {
-    for (const chart of made) charts.set(chart.key, chart);
+  /* Make the markup of sections interactive, in the page or added later: `newCharts` are the charts
+     below `root`. Elements that are interactive already are kept; charts are drawn again. */
+  function mount(root, newCharts) {
+    for (const chart of newCharts) charts.set(chart.key, chart);
     for (const element of drawn.keys()) if (!element.isConnected) drawn.delete(element);
-    const fresh = (selector, bring) => root.querySelectorAll(selector).forEach((element) => {
+    const enhance = (selector, add) => root.querySelectorAll(selector).forEach((element) => {
       if ("live" in element.dataset) return;
       element.dataset.live = "";
       element.hidden = false;
-      bring(element);
+      add(element);
     });
-    fresh("[data-pick]", pickable);
+    enhance("[data-pick]", pickable);
     queue.push(...root.querySelectorAll("[data-chart]"));
     next();
-    fresh("[data-filter]", filterable);
-    fresh("table[data-sortable]", sortable);
-    fresh("[data-csv]", downloadable);
+    enhance("[data-filter]", filterable);
+    enhance("table[data-sortable]", sortable);
+    enhance("[data-csv]", downloadable);
   }
 
   mount(document, JSON.parse(document.getElementById("charts").textContent));

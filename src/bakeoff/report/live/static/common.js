@@ -1,26 +1,26 @@
-/* What the pages share. Data becomes text nodes and nothing else: no markup is made from it. */
+/* Shared helpers. Data only ever becomes text nodes, never markup. */
 export function make(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (value === null || value === undefined) continue;
-    if (name === "class") made.className = value;
-    else if (name in made) made[name] = value;
-    else made.setAttribute(name, value);
+    if (name === "class") element.className = value;
+    else if (name in element) element[name] = value;
+    else element.setAttribute(name, value);
   }
-  made.append(...children.filter((c) => c !== null && c !== undefined));
-  return made;
+  element.append(...children.filter((c) => c !== null && c !== undefined));
+  return element;
 }
 
-/* The JSON behind a path of ours, or `{trouble: {code, cause, try}}`. */
-export async function ask(path) {
+/* Fetch JSON from a path of this server, or return `{trouble: {code, cause, try}}`. */
+export async function fetchJson(path) {
   try {
     const answer = await fetch(path, { credentials: "same-origin" });
     if (answer.status === 401) {
-      return { trouble: { code: "no-token", cause: "The view was started anew.", try: "the address that it printed." } };
+      return { trouble: { code: "no-token", cause: "The view was restarted.", try: "the address that it printed." } };
     }
     return await answer.json();
   } catch (error) {
-    return { trouble: { code: "no-view", cause: "The view does not answer any more.", try: "`bakeoff view`." } };
+    return { trouble: { code: "no-view", cause: "The view no longer responds.", try: "`bakeoff view`." } };
   }
 }
 

@@ -1,5 +1,5 @@
-/* Two studies: verdicts side by side, and what differs between them. */
-import { ask, make, number, put, show, signed } from "/static/common.js";
+/* Two studies: verdicts side by side, and the differences between them. */
+import { fetchJson, make, number, put, show, signed } from "/static/common.js";
 
 const at = (id) => document.getElementById(id);
 const { first, second } = document.body.dataset;
@@ -41,7 +41,7 @@ function draw(found) {
   at("differing").hidden = found.differences.length === 0;
 }
 
-const found = await ask(`/api/compare?${new URLSearchParams({ first, second })}`);
+const found = await fetchJson(`/api/compare?${new URLSearchParams({ first, second })}`);
 at("waiting").hidden = true;
 if (found.trouble) show(at("trouble"), found.trouble);
 else draw(found);

@@ -1,5 +1,5 @@
-/* Test items of a study, a page at a time: contender, outcome and search choose, buttons turn. */
-import { ask, make, number, put, signed } from "/static/common.js";
+/* Test items of a study, page by page, filtered by contender, outcome and search. */
+import { fetchJson, make, number, put, signed } from "/static/common.js";
 
 const at = (id) => document.getElementById(id);
 const OUTCOMES = { wins: ["contender better", "better"], losses: ["control better", "worse"], both_right: ["both right", "equivalent"], both_wrong: ["both wrong", "inconclusive"], same: ["same score", "inconclusive"] };
@@ -22,22 +22,22 @@ function card(row, names) {
   const [word, tone] = OUTCOMES[row.outcome];
   const head = make("p", { class: "item-head" }, make("strong", {}, `Item ${row.item}`),
     make("span", { class: `badge ${tone}` }, word), make("span", {}, `gain ${signed(row.gain)}`));
-  const asked = make("dl", { class: "item-asked" },
-    make("div", {}, make("dt", {}, "Asked"), make("dd", {}, text(row.prompt))),
-    make("div", {}, make("dt", {}, "True answer"), make("dd", {}, text(row.reference))));
+  const texts = make("dl", { class: "item-asked" },
+    make("div", {}, make("dt", {}, "Prompt"), make("dd", {}, text(row.prompt))),
+    make("div", {}, make("dt", {}, "Reference"), make("dd", {}, text(row.reference))));
   const answers = make("div", { class: "answers" }, side(names.control, row.control), side(names.contender, row.contender));
-  return make("li", {}, head, row.prompt === null ? null : asked, answers);
+  return make("li", {}, head, row.prompt === null ? null : texts, answers);
 }
 
 export class Items {
   constructor(study) {
     this.study = study;
-    this.asked = 0;
-    const wish = new URLSearchParams(location.search);
-    this.contender = wish.get("contender") || "";
-    this.page = Number(wish.get("page")) || 1;
-    at("outcome").value = OUTCOMES[wish.get("outcome")] ? wish.get("outcome") : "";
-    at("search").value = wish.get("q") || "";
+    this.requests = 0;
+    const query = new URLSearchParams(location.search);
+    this.contender = query.get("contender") || "";
+    this.page = Number(query.get("page")) || 1;
+    at("outcome").value = OUTCOMES[query.get("outcome")] ? query.get("outcome") : "";
+    at("search").value = query.get("q") || "";
     at("contender").addEventListener("change", () => { this.contender = at("contender").value; this.turn(1); });
     at("outcome").addEventListener("change", () => this.turn(1));
     at("search").addEventListener("input", () => {
@@ -48,9 +48,9 @@ export class Items {
     at("next").addEventListener("click", () => this.turn(this.page + 1));
   }
 
-  /* The study has other results now; `able`: it has answers to show. */
-  changed(able) {
-    if (able) this.load();
+  /* Called when the study's results change; `hasItems`: it has predictions to show. */
+  changed(hasItems) {
+    if (hasItems) this.load();
   }
 
   turn(page) {
@@ -59,13 +59,13 @@ export class Items {
   }
 
   async load(keep = false) {
-    const wish = new URLSearchParams();
+    const query = new URLSearchParams();
     const values = { contender: this.contender, outcome: at("outcome").value, q: at("search").value.trim(), page: this.page > 1 ? this.page : "" };
-    for (const [name, value] of Object.entries(values)) if (value) wish.set(name, value);
-    if (keep) history.replaceState(null, "", `?${wish}${location.hash}`);
-    const mine = (this.asked += 1);
-    const found = await ask(`/api/studies/${this.study}/items?${wish}`);
-    if (mine === this.asked) this.draw(found);  // an older answer may come later
+    for (const [name, value] of Object.entries(values)) if (value) query.set(name, value);
+    if (keep) history.replaceState(null, "", `?${query}${location.hash}`);
+    const request = (this.requests += 1);
+    const found = await fetchJson(`/api/studies/${this.study}/items?${query}`);
+    if (request === this.requests) this.draw(found);  // ignore a late response to an older request
   }
 
   draw(found) {

@@ -1,12 +1,12 @@
-/* The list of studies: sorted, filtered, two of them picked. Verdicts come one after another, as
-   each is computed from its study's database. */
-import { ask, make, put } from "/static/common.js";
+/* The list of studies, with sorting, filtering and the choice of two to compare. Verdicts appear
+   one by one, as each is computed from its study's database. */
+import { fetchJson, make, put } from "/static/common.js";
 
 const at = (id) => document.getElementById(id);
 const body = at("studies").tBodies[0];
 const picked = new Set();
 let studies = [];
-let asking = false;
+let computing = false;
 let source = null;
 let sort = { key: "when", up: false };
 
@@ -75,7 +75,7 @@ function pick(id, on) {
 }
 
 async function load() {
-  const found = await ask("/api/studies");
+  const found = await fetchJson("/api/studies");
   at("note").hidden = !found.trouble;
   if (found.trouble) {
     put(at("note"), `${found.trouble.cause} Try: ${found.trouble.try}`);
@@ -86,16 +86,16 @@ async function load() {
   await complete();
 }
 
-/* One study's computation at a time; `asking` keeps a second round from beginning meanwhile. */
+/* Compute one study at a time; `computing` prevents a second loop from starting meanwhile. */
 async function complete() {
-  if (asking) return;
-  asking = true;
+  if (computing) return;
+  computing = true;
   let study;
   while ((study = studies.find((s) => s.stale && !s.trouble))) {
-    const whole = await ask(`/api/studies/${study.id}`);
+    const whole = await fetchJson(`/api/studies/${study.id}`);
     replace(whole.id ? { ...whole, stale: false } : { ...study, stale: false });
   }
-  asking = false;
+  computing = false;
 }
 
 function replace(study) {
@@ -104,11 +104,11 @@ function replace(study) {
   draw();
 }
 
-/* Studies that changed, while somebody looks: a browser has few connections to give away. */
+/* Follow changes of studies while the page is visible: a browser has few connections. */
 function listen() {
   if (source) return;
   source = new EventSource("/api/events");
-  source.addEventListener("open", load);  // what changed while nobody listened
+  source.addEventListener("open", load);  // catch up with changes since the last connection
   source.addEventListener("study", (event) => {
     replace(JSON.parse(event.data));
     complete();

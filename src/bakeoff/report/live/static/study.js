@@ -1,5 +1,5 @@
-/* One study, live. The server sends the sections that changed; `window.bakeoff.mount` of the
-   report's own script brings them to life, here as in the report. */
+/* One study, live. The server sends the sections that changed; `window.bakeoff.mount` of
+   report.js makes them interactive, as in the report. */
 import { put, show } from "/static/common.js";
 import { Items } from "/static/items.js";
 
@@ -17,7 +17,7 @@ function seconds(left) {
   return `about ${text} left in this phase`;
 }
 
-function strip(found) {
+function showStatus(found) {
   const state = at("state");
   put(state, found.state || "reading");
   state.className = `badge ${found.state || ""}`;
@@ -28,8 +28,8 @@ function strip(found) {
   put(at("said"), found.said || "");
 }
 
-/* What a reader has done to a section, so that a new one can be put where the old one was. */
-function held(section) {
+/* Save the reader's state of a section (open details, sorting, ...), to restore it after an update. */
+function saveState(section) {
   return {
     open: [...section.querySelectorAll("details")].map((d) => d.open),
     sorted: [...section.querySelectorAll("table")].map((t) => {
@@ -60,7 +60,7 @@ function restore(section, before) {
   if (before.focus >= 0) section.querySelectorAll(FOCUS)[before.focus]?.focus({ preventScroll: true });
 }
 
-/* A section's markup is the server's, with every text in it escaped: what the report's file holds. */
+/* A section's markup comes from the server with all text escaped, as in the report file. */
 function build(section) {
   const parsed = new DOMParser().parseFromString(section.html, "text/html");
   return document.importNode(parsed.body.firstElementChild, true);
@@ -71,7 +71,7 @@ function place(section) {
   if (old && old.digest === section.digest) return;
   const element = build(section);
   if (old) {
-    const before = held(old.element);
+    const before = saveState(old.element);
     old.element.querySelectorAll("[data-chart]").forEach((c) => window.Plotly?.purge(c));
     old.element.replaceWith(element);
     window.bakeoff.mount(element, section.charts);
@@ -83,7 +83,7 @@ function place(section) {
   shown.set(section.key, { element, digest: section.digest, title: section.title });
 }
 
-function sections({ order, changed, items: able }) {
+function sections({ order, changed, items: hasItems }) {
   const first = shown.size === 0;
   show(at("trouble"), null);
   at("waiting").hidden = true;
@@ -99,7 +99,7 @@ function sections({ order, changed, items: able }) {
     if (report.children[i] !== element) report.insertBefore(element, report.children[i] || null);
   });
   navigate(order);
-  items.changed(able);
+  items.changed(hasItems);
   if (first && location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
 }
 
@@ -125,19 +125,19 @@ function listen() {
   if (source) return;
   source = new EventSource(`/api/studies/${study}/events`);
   const hear = (name, act) => source.addEventListener(name, (event) => act(JSON.parse(event.data)));
-  hear("strip", strip);
+  hear("status", showStatus);
   hear("sections", sections);
   hear("trouble", trouble);
   source.addEventListener("error", () => {
-    put(at("state"), "no connection");  // the next strip says how it is
+    put(at("state"), "no connection");  // until the next status event
     at("state").className = "badge error";
     if (source && source.readyState === EventSource.CLOSED) {
-      trouble({ code: "no-view", cause: "The view does not answer any more.", try: "`bakeoff view`, and the address that it prints." });
+      trouble({ code: "no-view", cause: "The view no longer responds.", try: "`bakeoff view`, and open the address that it prints." });
     }
   });
 }
 
-/* A browser opens six connections to a server: pages that nobody looks at keep none. */
+/* A browser opens at most six connections to a server: hidden pages close theirs. */
 document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible") listen();
   else if (source) {
