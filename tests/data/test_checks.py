@@ -370,7 +370,7 @@ def _(study: Study) -> None:
 
 @lists(
     "labels-alike",
-    "'Music ' occurs as well as 'music', which counts as a different answer, in 1 of 48",
+    "'Music ' occurs as well as 'music', which counts as another answer, in 1 of 48",
 )
 def _(study: Study) -> None:
     study.rows["train"][20]["label"] = "Music "
@@ -416,13 +416,13 @@ def _(study: Study) -> None:
     study.rows["train"][47]["chat"].pop(0)
 
 
-@lists("after-last-answer", "is left out in 1 of 48 rows of train: line 2 of train.jsonl")
+@lists("after-last-answer", "are ignored in 1 of 48 rows of train: line 2 of train.jsonl")
 def _(study: Study) -> None:
     study.chat()
     study.rows["train"][1]["chat"].append({"role": "user", "content": "thanks"})
 
 
-@refuses("chat-without-chat", "the rows are plain prompts and completions")
+@refuses("chat-without-chat", "but the rows are prompts and completions")
 def _(study: Study) -> None:
     study.sft()
     study.values["task"]["system"] = "Be brief."
@@ -453,7 +453,7 @@ def _(study: Study) -> None:
     study.chat("{{ messages | length }} " + CHAT)
 
 
-@refuses("chat-answer-differs", "no answer could ever equal its reference in 24 of 24 rows of test")
+@refuses("chat-answer-differs", "no prediction could equal its reference in 24 of 24 rows of test")
 def _(study: Study) -> None:
     study.chat(CHAT.replace("m['content']", "m['content'] | upper"))
 

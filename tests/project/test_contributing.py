@@ -74,7 +74,7 @@ spec = bakeoff.parse_spec({
 })
 chosen = resolve_metric(spec, Path())
 assert (chosen.name, chosen.options["ignore_case"]) == ("starts_with", True)
-metric = load._build_metric(load.MetricSource.read("starts_with", Path()), None, {})
+metric = load._build_metric(load.MetricSource.parse("starts_with", Path()), None, {})
 assert [metric.function(a, "Yes") for a in ("Yes, I do", "No")] == [1.0, 0.0]
 """ + NO_TORCH,
     "src/bakeoff/study/executors/timed.py": """

@@ -1,1 +1,1 @@
-"""The methods that compete: one TOML file each in ``catalog/``, code only in ``hooks/``."""
+"""Fine-tuning methods: one TOML file each in ``catalog/``, and code in ``hooks/`` if needed."""

@@ -1,8 +1,8 @@
-"""A method's arguments, from what the catalog writes to what PEFT's config class takes.
+"""Resolve a method's arguments in the catalog into arguments of PEFT's config class.
 
-Used by ``hook`` when a method is attached. A catalog entry suits any base because some values are
-written as rules (``"2 * r"``, ``"all-norms"``, ``"divisor <= 64"``) and resolved here, on the
-base at hand. Unknown arguments and targets are refused by name.
+Some values in the catalog are rules (``"2 * r"``, ``"all-norms"``, ``"divisor <= 64"``) that are
+resolved for the base model, so that one entry works for any base. Unknown arguments and target
+modules are refused.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import forbidden_arguments
 
 VALUE_PROJECTIONS = ("v_proj", "value", "v", "v_lin", "value_proj")
-"""What the families of transformers call an attention layer's value projection."""
+"""Names of an attention layer's value projection in transformers' model families."""
 STEPS = "steps"
 _PRODUCT = re.compile(r"(\d+(?:\.\d+)?) \* ([a-z_]\w*)")
 _LIMIT = re.compile(r"(divisor|frequent) <= (\d+)")
 
 
 class Incompatible(Exception):
-    """This method cannot be attached to this base or task; the message is the reason."""
+    """The method cannot be attached to this base or task; the message is the reason."""
 
 
 class RuleContext(NamedTuple):
-    """What rules are resolved against: the base, the task's head names, the study's steps, data."""
+    """The inputs of rules: the base, the task's head names, the number of steps, training data."""
 
     base: nn.Module
     heads: Sequence[str]
@@ -45,22 +45,22 @@ class RuleContext(NamedTuple):
 
 
 def resolve_arguments(
-    entry: MethodEntry, config: Mapping[str, Any], around: RuleContext
+    entry: MethodEntry, config: Mapping[str, Any], context: RuleContext
 ) -> dict[str, Any]:
-    """Return the keyword arguments for the entry's config class, every rule resolved.
+    """Return the keyword arguments for the entry's config class, with all rules resolved.
 
     Raises:
         PreflightError: ``unknown-config-key``, ``target-modules-not-found``.
-        Incompatible: a rule finds nothing on this base.
+        Incompatible: a rule matches nothing on this base.
     """
     check_config(entry, config)
     arguments = dict(config)
-    targets = _resolve_targets(entry, arguments.get("target_modules"), around)
+    targets = _resolve_targets(entry, arguments.get("target_modules"), context)
     if targets is not None:
         arguments["target_modules"] = targets
     for key, value in arguments.items():
         if isinstance(value, str):
-            arguments[key] = _resolve_value(value, arguments, around)
+            arguments[key] = _resolve_value(value, arguments, context)
     return _build_nested_configs(config_class(entry), arguments)
 
 
@@ -68,20 +68,20 @@ def config_class(entry: MethodEntry) -> type[peft.PeftConfig]:
     """Return the PEFT config class that a method names.
 
     Raises:
-        UsageError: ``unknown-peft-config`` with the near match.
+        UsageError: ``unknown-peft-config`` with the closest match.
     """
     known = [n for n in dir(peft) if n.endswith("Config")]
     if entry.peft not in known:
         raise unknown_name("unknown-peft-config", "PEFT config class", str(entry.peft), known)
-    found: type[peft.PeftConfig] = getattr(peft, str(entry.peft))
-    return found
+    owner: type[peft.PeftConfig] = getattr(peft, str(entry.peft))
+    return owner
 
 
 def check_config(entry: MethodEntry, config: Mapping[str, Any]) -> None:
-    """Refuse arguments that the method does not take, and those that lead to code or files.
+    """Refuse arguments that the method does not take, and those that load code or files.
 
     Raises:
-        PreflightError: ``unknown-config-key`` with the near match.
+        PreflightError: ``unknown-config-key`` with the closest match.
         UsageError: ``unsafe-config-key``.
     """
     forbidden_arguments.check_arguments(entry.name, config)
@@ -92,7 +92,7 @@ def check_config(entry: MethodEntry, config: Mapping[str, Any]) -> None:
 
 
 def check_targets(method: str, base: nn.Module, targets: Sequence[str]) -> None:
-    """Refuse target names that match no module of the base (PEFT: equal, or a dotted suffix).
+    """Refuse target names that match no module of the base (in PEFT: equal, or a dotted suffix).
 
     Raises:
         PreflightError: ``target-modules-not-found``, listing the base's real names.
@@ -110,7 +110,7 @@ def check_targets(method: str, base: nn.Module, targets: Sequence[str]) -> None:
 
 
 def linear_layers(base: nn.Module, heads: Sequence[str]) -> dict[str, nn.Module]:
-    """Return the linear layers of the base by name, but for its output layer and the task's."""
+    """Return the base's linear layers by name, without its output layer and the task's head."""
     find_output = getattr(base, "get_output_embeddings", lambda: None)
     output = find_output()
     return {
@@ -123,7 +123,7 @@ def linear_layers(base: nn.Module, heads: Sequence[str]) -> dict[str, nn.Module]
 
 
 def norm_modules(base: nn.Module) -> list[str]:
-    """Return the full names of all layers of a norm class (LayerNorm, RMSNorm and kin)."""
+    """Return the full names of all normalisation layers (LayerNorm, RMSNorm and similar)."""
     return [
         name
         for name, module in base.named_modules()
@@ -131,56 +131,56 @@ def norm_modules(base: nn.Module) -> list[str]:
     ]
 
 
-def _resolve_targets(entry: MethodEntry, targets: Any, around: RuleContext) -> list[str] | None:
-    """Return the layers that a rule of ours stands for, None for what PEFT reads itself."""
-    base = around.base
+def _resolve_targets(entry: MethodEntry, targets: Any, context: RuleContext) -> list[str] | None:
+    """Return the modules that a rule of bakeoff stands for; None if PEFT resolves the value."""
+    base = context.base
     if isinstance(targets, list):
         check_targets(entry.name, base, targets)
         return None
     if targets == "all-norms":
-        found = norm_modules(base)
+        modules = norm_modules(base)
         what = "norm layers"
     elif targets == "attention-values":
-        found = [
+        modules = [
             n
-            for n in linear_layers(base, around.heads)
+            for n in linear_layers(base, context.heads)
             if n.rsplit(".", 1)[-1] in VALUE_PROJECTIONS
         ]
         what = "value projection of its own in its attention"
     elif targets == "input-embedding":
         table = base.get_input_embeddings()  # type: ignore[operator]
-        found = [n for n, m in base.named_modules() if m is table]
+        modules = [n for n, m in base.named_modules() if m is table]
         what = "input embedding"
     else:
         return None
-    if not found:
+    if not modules:
         raise Incompatible(f"the base has no {what}")
-    return found
+    return modules
 
 
-def _resolve_value(rule: str, arguments: Mapping[str, Any], around: RuleContext) -> Any:
-    """Return what a rule stands for; any other string is itself."""
+def _resolve_value(rule: str, arguments: Mapping[str, Any], context: RuleContext) -> Any:
+    """Return the value of a rule; any other string is returned unchanged."""
     product, limit = _PRODUCT.fullmatch(rule), _LIMIT.fullmatch(rule)
     if product:
         factor, name = float(product[1]), product[2]
         if name != STEPS and not isinstance(arguments.get(name), (int, float)):
             raise Incompatible(f'"{rule}" names {name}, which is not a number')
-        of = around.steps if name == STEPS else arguments[name]
-        return factor * of if isinstance(of, float) else round(factor * of)
+        operand = context.steps if name == STEPS else arguments[name]
+        return factor * operand if isinstance(operand, float) else round(factor * operand)
     if limit:
-        most = int(limit[2])
+        maximum = int(limit[2])
         if limit[1] == "divisor":
-            return _common_divisor(arguments, around, most)
-        return _frequent_tokens(around, most)
+            return _common_divisor(arguments, context, maximum)
+        return _frequent_tokens(context, maximum)
     if rule == "layers":
-        config: Any = around.base.config
+        config: Any = context.base.config
         return config.get_text_config().num_hidden_layers
     return rule
 
 
-def _common_divisor(arguments: Mapping[str, Any], around: RuleContext, most: int) -> int:
-    """Return the largest number up to ``most`` that divides all targeted layers' widths."""
-    layers = linear_layers(around.base, around.heads)
+def _common_divisor(arguments: Mapping[str, Any], context: RuleContext, maximum: int) -> int:
+    """Return the largest number up to ``maximum`` that divides the widths of all target layers."""
+    layers = linear_layers(context.base, context.heads)
     targets = arguments.get("target_modules")
     if isinstance(targets, list):
         layers = {
@@ -190,27 +190,27 @@ def _common_divisor(arguments: Mapping[str, Any], around: RuleContext, most: int
     if not widths:
         raise Incompatible("the base has no linear layers")
     common = math.gcd(*(int(w) for w in widths))
-    return next(n for n in range(min(most, common), 0, -1) if common % n == 0)
+    return next(n for n in range(min(maximum, common), 0, -1) if common % n == 0)
 
 
 def _widths(layer: Any) -> tuple[int, int]:
-    """Return what a linear layer says of itself: quantised weights lie packed in other shapes."""
+    """Return a linear layer's input and output width; packed weights have other shapes."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return tuple(layer.weight.shape)
 
 
-def _frequent_tokens(around: RuleContext, most: int) -> list[int]:
-    """Return the most frequent tokens of the training data; ties go to the smaller id."""
+def _frequent_tokens(context: RuleContext, maximum: int) -> list[int]:
+    """Return the most frequent tokens of the training data; the smaller id wins a tie."""
     counts: Counter[int] = Counter()
-    for example in around.examples():
+    for example in context.examples():
         counts.update(example.tokens)
     ranked = sorted(counts, key=lambda token: (-counts[token], token))
-    return sorted(ranked[:most])
+    return sorted(ranked[:maximum])
 
 
 def _build_nested_configs(owner: type[Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Build the config objects that PEFT takes inside its config from plain tables."""
+    """Build the config objects that PEFT nests in its config from plain dicts."""
     hints = typing.get_type_hints(owner)
     for key, value in arguments.items():
         inner = _dataclass_in(hints.get(key))
@@ -229,7 +229,7 @@ def _build_nested_configs(owner: type[Any], arguments: dict[str, Any]) -> dict[s
 
 
 def _dataclass_in(hint: Any) -> Any:
-    """Return the dataclass of an optional field's type, None where there is none."""
+    """Return the dataclass in a field's type hint, None if there is none."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) or hint else ()
     return next((k for k in (*kinds, hint) if dataclasses.is_dataclass(k)), None)
 

@@ -1,7 +1,4 @@
-"""Methods that train some of the base's own tensors and no others: no PEFT, no new layers.
-
-The base class of ``hooks/head`` and ``hooks/bitfit``; they only say which tensors.
-"""
+"""Base class of methods that train a subset of the base's own tensors, without PEFT."""
 
 from __future__ import annotations
 
@@ -15,22 +12,26 @@ from bakeoff.methods.hook import AttachContext, Hook, Incompatible, SaveContext
 
 
 class BaseParametersHook(Hook):
-    """Some of the base's own tensors are trained, and saved under their names in the model."""
+    """A method that trains some of the base's tensors and saves them under their own names."""
 
     saved_as = "tensors"
-    nothing: ClassVar[str]
-    """Why the method is incompatible where it finds no tensor of its kind."""
+    nothing_found: ClassVar[str]
+    """The reason of incompatibility if the base has no such tensor."""
 
-    def chosen(self, base: nn.Module, ground: AttachContext) -> list[nn.Parameter]:
+    def select_parameters(self, base: nn.Module, context: AttachContext) -> list[nn.Parameter]:
         """Return the parameters to train."""
         raise NotImplementedError
 
-    def attach(self, base: nn.Module, ground: AttachContext) -> nn.Module:
-        """Let the chosen parameters require gradients."""
-        found = self.chosen(base, ground)
-        if not found:
-            raise Incompatible(self.nothing)
-        for parameter in found:
+    def attach(self, base: nn.Module, context: AttachContext) -> nn.Module:
+        """Let the selected parameters require gradients.
+
+        Raises:
+            Incompatible: the base has no such parameter.
+        """
+        selected = self.select_parameters(base, context)
+        if not selected:
+            raise Incompatible(self.nothing_found)
+        for parameter in selected:
             parameter.requires_grad_(True)
         return base
 

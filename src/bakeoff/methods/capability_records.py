@@ -1,7 +1,6 @@
-"""What is known of each method's capabilities: probed before, shipped or in the user's cache.
+"""Records of the methods' measured capabilities: shipped ones, and those in the user's cache.
 
-``capabilities`` finds them out and gives them here as JSON; the CLI, the report and the docs read
-them. Standard library only, so that a table of all methods imports neither torch nor PEFT.
+Standard library only, so that a table of all methods imports neither torch nor PEFT.
 """
 
 from __future__ import annotations
@@ -12,55 +11,56 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import bakeoff
+from bakeoff.core.files import atomic_write_text
 from bakeoff.core.trial import DESCRIPTIVE_FIELDS, MethodEntry
+from bakeoff.core.versions import installed_version
 
 BASES = ("llama", "gpt2", "bert", "t5")
-"""The tiny bases of the probe: decoders (linear layers, Conv1D), an encoder, an encoder-decoder."""
+"""The probe's tiny bases: decoders (linear layers, Conv1D), an encoder, an encoder-decoder."""
 KINDS = ("4bit", "8bit", "int8")
 """Kinds of quantised base: bitsandbytes in 4 and 8 bits, torchao's int8 weights."""
 RANK = 8
-"""Every conversion to LoRA is measured at this rank beside the method's own."""
+"""Conversion to LoRA is measured at this rank and at the method's own."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
 CACHE_FOLDER = "capabilities"
-"""Where in the cache records lie."""
+"""Subfolder of the cache for records."""
 EXACT_TOLERANCE = 1e-5
-"""Largest relative difference of logits that counts as none: fp32 rounding."""
+"""Relative difference of logits up to which they count as equal: fp32 rounding."""
 MERGE_TOLERANCE = 1e-4
-"""Largest relative difference of logits after merging: a merged product rounds once more."""
+"""Tolerance for merged weights: the merged product is rounded once more."""
 MAX_MERGE_LOSS = 1e-2
-"""Largest share of the method's own effect that merging may lose."""
+"""Share of the method's own effect that merging may lose."""
 FP32_BYTES = 4
 WHOLE, MOST_COPIES = 0.01, 2
-"""A file holds the trained tensors once, or twice (with their start), within this share."""
+"""A file has the trained tensors once, or twice (with their start), within this tolerance."""
 MAX_CONVERSION_LOSS = 1e-3
-"""Largest share of the method's own effect that a conversion to LoRA may lose."""
+"""Share of the method's own effect that a conversion to LoRA may lose."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A figure, or the reason why there is none."""
+    """A measured value, or the reason why there is none."""
 
     value: float | None = None
     reason: str | None = None
 
     def within(self, limit: float) -> bool:
-        """Tell whether there is a figure and it is at most ``limit``."""
+        """Tell whether there is a value and it is at most ``limit``."""
         return self.value is not None and self.value <= limit
 
 
 @dataclass(frozen=True)
 class BaseResult:
-    """What a method did on one tiny base; figures are relative differences of logits.
+    """Results of a method on one tiny base; measurements are relative differences of logits.
 
-    ``effect`` is how far training moved the model from the untouched base, ``start`` the same
-    before the first step; ``reload``, ``merge`` and ``disable`` hold the saved, the merged and the
-    switched-off model against what each should equal.
+    ``effect`` is the difference between the trained model and the base, ``start`` the same before
+    the first step. ``reload``, ``merge`` and ``disable`` compare the reloaded and the merged model
+    with the trained one, and the model with its adapter off with the base.
     """
 
     trains: bool
@@ -76,7 +76,7 @@ class BaseResult:
 
 @dataclass(frozen=True)
 class AcceleratorSupport:
-    """Which accelerators hold for a method on one task, and why others do not."""
+    """Accelerators that work for a method on one task, and reasons why others do not."""
 
     switches: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class AcceleratorSupport:
 
 @dataclass(frozen=True)
 class QuantizationSupport:
-    """Whether something works; None where it could not be tried."""
+    """Whether a kind of quantised base works; None if it could not be tried."""
 
     works: bool | None
     reason: str | None = None
@@ -92,12 +92,12 @@ class QuantizationSupport:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """All that the probe of one method found.
+    """All results of the probe of one method.
 
-    ``conversion`` maps a rank to the share of the method's effect that PEFT's conversion loses,
-    ``claims_conversion`` is what PEFT says of it; ``natural_rank`` is the method's own. ``plain``
-    is the difference between the trained model and its file read as plain LoRA, as inference
-    servers do. ``layers`` names the types of layer that PEFT takes.
+    ``conversion`` maps a rank to the share of the method's effect that PEFT's conversion to LoRA
+    loses, ``claims_conversion`` is PEFT's own claim; ``natural_rank`` is the method's own rank.
+    ``plain`` is the difference between the trained model and its file read as plain LoRA, as
+    inference servers do. ``layers`` names the layer types that PEFT supports for the method.
     """
 
     method: str
@@ -115,17 +115,17 @@ class Capabilities:
 
     @property
     def trains(self) -> list[str]:
-        """The tiny bases that it trains on."""
+        """The tiny bases on which the method trains."""
         return [base for base in BASES if base in self.on and self.on[base].trains]
 
     @property
     def main(self) -> BaseResult | None:
-        """What it did on the first base that it trains on."""
+        """The result on the first base on which the method trains."""
         return self.on[self.trains[0]] if self.trains else None
 
     @property
     def mergeable(self) -> bool:
-        """Whether merging keeps what was trained."""
+        """Whether merging keeps the trained effect."""
         at = self.main
         if at is None or at.effect is None or at.merge.value is None:
             return False
@@ -133,24 +133,24 @@ class Capabilities:
 
     @property
     def to_lora(self) -> bool:
-        """Whether PEFT's conversion to LoRA keeps what was trained."""
+        """Whether PEFT's conversion to LoRA keeps the trained effect."""
         return any(error.within(MAX_CONVERSION_LOSS) for error in self.conversion.values())
 
     @property
     def lanes(self) -> bool:
-        """Whether trials share a step on every task that it was tried on."""
+        """Whether trials can be batched with vmap on every probed task."""
         return bool(self.lanes_by_task) and all(
-            "lanes" in riding.switches for riding in self.lanes_by_task.values()
+            "lanes" in support.switches for support in self.lanes_by_task.values()
         )
 
     @property
     def quantized(self) -> list[str]:
-        """The kinds of quantised base that it trains on."""
-        return [kind for kind, found in self.quantised.items() if found.works]
+        """The kinds of quantised base on which the method trains."""
+        return [kind for kind, support in self.quantised.items() if support.works]
 
     @property
     def vllm(self) -> str | None:
-        """How vLLM serves it: as it is saved, converted to LoRA, merged into the base, or not."""
+        """How vLLM can serve it: as saved (``adapter``), ``converted``, ``merged``, or None."""
         if self.plain.within(MAX_CONVERSION_LOSS):
             return "adapter"
         if self.to_lora:
@@ -158,10 +158,10 @@ class Capabilities:
         return "merged" if self.mergeable else None
 
     def checkpoint_bytes(self, parameters: int) -> int | None:
-        """Return the bytes to expect on disk where ``parameters`` numbers are trained.
+        """Return the expected size on disk, in bytes, for ``parameters`` trainable parameters.
 
-        None for a method that saves more than its own tensors once or twice: frozen projections
-        or indices that do not grow with them.
+        None for a method whose file has other tensors too, such as frozen projections or indices,
+        which do not grow with them.
         """
         at = self.main
         if at is None or at.checkpoint_bytes is None or at.parameters is None:
@@ -208,10 +208,10 @@ def _parse_base_result(value: Mapping[str, Any]) -> BaseResult:
 
 
 def _drop_empty(value: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is None, and fields (not a task or a rank) that are empty."""
-    lean = {k: _drop_empty(v) if isinstance(v, dict) else v for k, v in value.items()}
-    empty = {k for k, v in lean.items() if v is None or (k in _FIELDS and v in ({}, ()))}
-    return {k: v for k, v in lean.items() if k not in empty}
+    """Remove None values and empty fields, but no task or rank."""
+    result = {k: _drop_empty(v) if isinstance(v, dict) else v for k, v in value.items()}
+    empty = {k for k, v in result.items() if v is None or (k in _FIELDS and v in ({}, ()))}
+    return {k: v for k, v in result.items() if k not in empty}
 
 
 _FIELDS = {
@@ -220,7 +220,7 @@ _FIELDS = {
 
 
 class CapabilityRecord(NamedTuple):
-    """What is known of an entry, and the versions that it was found with; None: not probed."""
+    """An entry's capabilities and the versions they were measured with; None: not probed."""
 
     capabilities: Capabilities | None
     versions: dict[str, str | None]
@@ -233,53 +233,48 @@ def versions() -> dict[str, str | None]:
 
 @functools.cache
 def _version(package: str) -> str | None:
-    try:
-        # what stands behind the plus names a build for a device, not another version
-        return metadata.version(package).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return None
+    version = installed_version(package)
+    # a local part such as "+cu128" names the build for a device
+    return None if version is None else version.partition("+")[0]
 
 
 def entry_hash(entry: MethodEntry) -> str:
-    """Return a hash of what an entry does: its prose may change."""
+    """Return a hash of an entry without its descriptive fields."""
     spec = {k: v for k, v in dataclasses.asdict(entry).items() if k not in DESCRIPTIVE_FIELDS}
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def load_shipped() -> dict[str, Any]:
-    """Return the shipped record: ``versions``, and ``methods`` by name."""
+    """Return the shipped records: ``versions``, and ``methods`` by name."""
     text = files("bakeoff.methods").joinpath("probed.json").read_text(encoding="utf-8")
     record: dict[str, Any] = json.loads(text)
     return record
 
 
 def find_record(entry: MethodEntry, cache: Path, record: Mapping[str, Any]) -> CapabilityRecord:
-    """Return what is known of ``entry``: the cache's with the installed versions, or the record's.
+    """Return the capabilities of ``entry``: from the cache for the installed versions, or shipped.
 
-    ``cache`` is the user's cache folder, ``record`` what ``shipped`` returns.
+    ``cache`` is the user's cache folder, ``record`` the result of ``load_shipped``.
     """
-    own = _read_record(_cache_path(entry, cache))
-    if own is not None:
-        return CapabilityRecord(own, versions())
+    cached = _read_record(_cache_path(entry, cache))
+    if cached is not None:
+        return CapabilityRecord(cached, versions())
     value = record["methods"].get(entry.name)
     if value is None or value["entry"] != entry_hash(entry):
         return CapabilityRecord(None, versions())
     return CapabilityRecord(Capabilities.from_json(value), record["versions"])
 
 
-def save_record(entry: MethodEntry, found: Capabilities, cache: Path) -> None:
-    """Write what the probe found into the cache, for the installed versions."""
+def save_record(entry: MethodEntry, capabilities: Capabilities, cache: Path) -> None:
+    """Write capabilities into the cache, for the installed versions."""
     path = _cache_path(entry, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # renamed when whole: a reader beside it never sees half a record
-    staging = path.with_suffix(".part")
-    staging.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-    staging.replace(path)
+    atomic_write_text(path, json.dumps(capabilities.to_json(), indent=1) + "\n")
 
 
 def is_cached(entry: MethodEntry, cache: Path) -> bool:
-    """Tell whether the cache knows ``entry`` with the installed versions."""
+    """Tell whether the cache has a record of ``entry`` for the installed versions."""
     return _read_record(_cache_path(entry, cache)) is not None
 
 
@@ -290,7 +285,7 @@ def _cache_path(entry: MethodEntry, cache: Path) -> Path:
 
 
 def _read_record(path: Path) -> Capabilities | None:
-    """Return a record, None where there is none or it is of another form."""
+    """Read a record; None if there is none or it has another format."""
     try:
         return Capabilities.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError):
@@ -298,11 +293,11 @@ def _read_record(path: Path) -> Capabilities | None:
 
 
 def describe_version_difference(recorded: Mapping[str, str | None]) -> str | None:
-    """Return how the installed versions differ from a record's, None where they do not.
+    """Return how the installed versions differ from a record's, None if they do not.
 
-    A package that is not installed says nothing against what was found with it.
+    Packages that are not installed are ignored.
     """
-    own = {p: v for p, v in versions().items() if p in PACKAGES and v is not None}
-    other = [f"{p} {recorded.get(p) or 'none'}, here {v}" for p, v in own.items()
+    installed = {p: v for p, v in versions().items() if p in PACKAGES and v is not None}
+    differences = [f"{p} {recorded.get(p) or 'none'}, here {v}" for p, v in installed.items()
              if recorded.get(p) != v]  # fmt: skip
-    return "; ".join(other) or None
+    return "; ".join(differences) or None

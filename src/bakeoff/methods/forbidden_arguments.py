@@ -1,8 +1,6 @@
-"""Arguments of PEFT's config classes that no study may give: they lead to code, files or a hub.
+"""Arguments of PEFT's config classes that a study must not set: they load code, files or models.
 
-``adapter_config.json`` comes from strangers, and study files are passed around. Asked by ``study``
-before anything is looked at, and by ``arguments`` where a config is made: whatever way it took.
-Standard library only.
+``adapter_config.json`` and study files are untrusted input. Standard library only.
 """
 
 from __future__ import annotations
@@ -27,11 +25,11 @@ _UNSAFE = {
     "shadow_model": "names a model that is loaded from a hub or a folder",
 }
 _HARMLESS_VALUES = {"shadow_model": "mirror", "megatron_core": "megatron.core"}
-"""What these may say all the same: PEFT's defaults, which lead nowhere by themselves."""
+"""Values that are allowed: PEFT's defaults, which load nothing by themselves."""
 
 
 def check_arguments(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse the config of the method ``name`` if an argument of it leads elsewhere.
+    """Refuse the config of the method ``name`` if an argument loads code, files or models.
 
     Raises:
         UsageError: ``unsafe-config-key``.
@@ -39,14 +37,14 @@ def check_arguments(name: str, config: Mapping[str, Any]) -> None:
     for where, key in _unsafe_arguments(config):
         raise UsageError(
             "unsafe-config-key",
-            f"The config of '{name}' gives `{where}`, which {_UNSAFE[key]}: bakeoff loads nothing "
-            "but the study's own base and data.",
-            f"take `{where}` out.",
+            f"The config of '{name}' sets `{where}`, which {_UNSAFE[key]}: bakeoff loads only "
+            "the study's own base and data.",
+            f"remove `{where}`.",
         )
 
 
 def _unsafe_arguments(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield such arguments, dotted and by name; configs inside configs and lists included."""
+    """Yield unsafe arguments as (dotted path, name), including nested configs and lists."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key in _UNSAFE and inner is not None and inner != _HARMLESS_VALUES.get(key):

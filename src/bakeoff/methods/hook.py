@@ -1,8 +1,8 @@
-"""How a method gets onto a base: plain PEFT for most, a class in ``hooks/`` for a few.
+"""The ``Hook`` of a method: how it attaches to a base, takes part in training steps, and is saved.
 
-Called by ``assemble``; the training loop only ever sees the ``Hook`` protocol and never names a
-method. A hook answers five questions: how to attach, which penalty to add to the loss, how to
-bend the gradients, what to do after a step, what to save.
+The default is plain PEFT; a few methods have a class in ``hooks/``. The training loop sees only
+this interface and never a method's name. Subclasses override ``attach``, ``penalty``,
+``precondition``, ``after_step`` or ``save``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import peft
-import peft.tuners.boft.layer as boft
 import torch
 from torch import Tensor, nn
 
@@ -24,57 +23,61 @@ from bakeoff.core.errors import UsageError, first_line
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine.loop import StepHooks
 from bakeoff.methods.arguments import Incompatible, RuleContext, config_class, resolve_arguments
+from bakeoff.methods.boft_extension import disable_boft_extension
 
 __all__ = [
-    "SaveContext", "AttachContext", "Hook", "Incompatible", "PenaltyHook", "step_extras", "invert", "build_hook",
+    "AttachContext",
+    "Hook",
+    "Incompatible",
+    "PenaltyHook",
+    "SaveContext",
+    "build_hook",
+    "invert",
+    "step_extras",
     "trainable_parameters",
-]  # fmt: skip
+]
 
 MAX_REASON = 1000
 """Longest text of PEFT's that a reason for an incompatible method quotes, in characters."""
 CALIBRATION_EXAMPLES = 256
-"""How many training examples data-driven starts look at: CorDA's paper and PEFT's docs say 256."""
-
-# PEFT tries to build a CUDA extension as soon as BOFT is attached: minutes, with a compiler or
-# without. Answered beforehand, it takes its own plain formula everywhere.
-boft._FBD_CUDA = False
+"""Training examples for data-driven initialisation: 256 in CorDA's paper and PEFT's docs."""
 
 PEFT_ERRORS = (
     ValueError, TypeError, NotImplementedError, AttributeError, KeyError, IndexError, ImportError,
     AssertionError, RuntimeError, ArithmeticError,
 )  # fmt: skip
-"""What PEFT raises of bases and arguments that it cannot take; a user's interrupt is not in it."""
+"""Exceptions that PEFT raises for unsupported bases and arguments."""
 
 
 EXPECTED_WARNINGS = (
-    # frozen random projections come back from their key: the contract tests reload every method
+    # frozen random projections are restored from their seed; the contract tests reload every method
     "Specified to not save",
-    # memory that data-driven starts could save on bases larger than the device
+    # memory that data-driven initialisation could save on bases larger than the device
     "lora with eva initialization used with low_cpu_mem_usage",
 )
-"""What PEFT warns of that is meant so."""
+"""Warnings of PEFT that are expected."""
 
 
 class TokenizedExample(Protocol):
-    """A tokenised training example."""
+    """A tokenised training example, as hooks see it."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Its token ids."""
+        """Token ids."""
         ...
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """A label for each token (negative: not supervised), or its class alone."""
+        """One label per token (negative: not supervised), or only the class."""
         ...
 
 
 class AttachContext(NamedTuple):
-    """What a method may know of its study when it is attached.
+    """The study as a method sees it when it is attached.
 
-    ``examples`` returns the training examples; ``batches(n)`` yields ``CALIBRATION`` of them in
-    padded batches of n, the same ones for every trial of the study, and ``loss`` maps (model,
-    batch) to a mean loss: what methods start from that look at the data first.
+    ``examples`` returns the training examples. For data-driven initialisation, ``batches(n)``
+    yields ``CALIBRATION_EXAMPLES`` of them in padded batches of n, the same for every trial of the
+    study, and ``loss`` maps (model, batch) to a mean loss.
     """
 
     task_type: str
@@ -86,7 +89,11 @@ class AttachContext(NamedTuple):
 
 
 class SaveContext(NamedTuple):
-    """What ``save`` is told of a trial: the base's public name, its lane, its start if needed."""
+    """A trial as ``save`` sees it.
+
+    ``base_name`` is the base's public name, ``start`` the trained tensors before the first step, if
+    the hook ``needs_start``.
+    """
 
     base_name: str
     lane: int
@@ -94,9 +101,10 @@ class SaveContext(NamedTuple):
 
 
 class Hook:
-    """A plain PEFT method: its config class and arguments are all it takes."""
+    """A plain PEFT method, defined by its config class and arguments."""
 
     saved_as: ClassVar[str] = "adapter"
+    """Format of its files: ``adapter`` (PEFT), ``tensors`` (some of the base's) or ``model``."""
     needs_start: ClassVar[bool] = False
     """Whether ``save`` needs the trained tensors as they were before the first step."""
 
@@ -104,7 +112,7 @@ class Hook:
         self.entry = entry
         self.config = config
 
-    def attach(self, base: nn.Module, ground: AttachContext) -> nn.Module:
+    def attach(self, base: nn.Module, context: AttachContext) -> nn.Module:
         """Wrap ``base`` so that exactly the method's parameters require gradients.
 
         Raises:
@@ -115,33 +123,34 @@ class Hook:
             raise Incompatible(self.entry.needs)
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message, UserWarning)
-        config = self.peft_config(base, ground)
+        config = self.peft_config(base, context)
         try:
-            model = self.inject(base, config, ground)
+            with disable_boft_extension():
+                model = self.inject(base, config, context)
         except PEFT_ERRORS as error:
             if "out of memory" in str(error):
                 raise
             raise Incompatible(
                 f"PEFT refuses: {first_line(error, MAX_REASON, with_type=False)}"
             ) from error
-        trained = [n for n in trainable_parameters(model) if set(n.split(".")) & set(ground.heads)]
-        if not trained and any(hasattr(base, head) for head in ground.heads):
+        trained = [n for n in trainable_parameters(model) if set(n.split(".")) & set(context.heads)]
+        if not trained and any(hasattr(base, head) for head in context.heads):
             raise Incompatible("PEFT does not train the task's output layer beside it")
         return model
 
-    def peft_config(self, base: nn.Module, ground: AttachContext) -> peft.PeftConfig:
+    def peft_config(self, base: nn.Module, context: AttachContext) -> peft.PeftConfig:
         """Return PEFT's config with the method's arguments resolved for this base."""
-        around = RuleContext(base, ground.heads, ground.steps, ground.examples)
-        arguments = resolve_arguments(self.entry, self.config, around)
+        rules = RuleContext(base, context.heads, context.steps, context.examples)
+        arguments = resolve_arguments(self.entry, self.config, rules)
         try:
-            return config_class(self.entry)(task_type=ground.task_type, **arguments)
+            return config_class(self.entry)(task_type=context.task_type, **arguments)
         except PEFT_ERRORS as error:
             raise Incompatible(
                 f"PEFT refuses: {first_line(error, MAX_REASON, with_type=False)}"
             ) from error
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
-        """Put the method's layers into ``base`` and give them their start."""
+    def inject(self, base: nn.Module, config: peft.PeftConfig, context: AttachContext) -> nn.Module:
+        """Put the method's layers into ``base`` and initialise them."""
         model: nn.Module = peft.get_peft_model(base, config)
         return model
 
@@ -152,61 +161,63 @@ class Hook:
     def precondition(
         self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
     ) -> Mapping[str, Tensor]:
-        """Return new gradients, by name, for those tensors whose gradient the method bends.
+        """Return new gradients, by name, for the tensors whose gradient the method changes.
 
-        ``values`` are one trial's own tensors, trained and frozen; pure, called under ``vmap``.
+        ``values`` are the tensors of one trial, trained and frozen. Must be pure: it runs under
+        ``vmap``.
         """
         return {}
 
     def after_step(self, model: nn.Module, step: int, lane: int) -> None:
-        """Act on one trial's model after the optimizer's step ``step`` (from 0)."""
+        """Change one trial's model after optimizer step ``step`` (from 0)."""
 
     def state(self, lane: int) -> dict[str, Tensor]:
-        """Return what ``after_step`` keeps of one trial beside its trained tensors."""
+        """Return the state that ``after_step`` keeps for one trial, for its checkpoint."""
         return {}
 
     def restore(self, lane: int, saved: Mapping[str, Tensor]) -> None:
-        """Take back what ``state`` returned."""
+        """Restore the result of ``state``."""
 
     def save(self, model: Any, folder: Path, trial: SaveContext) -> None:
-        """Write what a user needs beside the base to run this model."""
+        """Write the files that a user needs, in addition to the base, to run this model."""
         for config in model.peft_config.values():
             config.base_model_name_or_path = trial.base_name
-        # save_embedding_layers=False: "auto" would ask the hub whether the vocabulary grew
+        # save_embedding_layers=False: "auto" would query the hub for the size of the vocabulary
         model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def step_extras(hook: Hook) -> StepHooks:
-    """Return what a hook does in a step beside the loss: what its class overrides."""
-    own = {n for n in StepHooks._fields if getattr(type(hook), n) is not getattr(Hook, n)}
-    return StepHooks(*(getattr(hook, n) if n in own else None for n in StepHooks._fields))
+    """Return the hook's methods for a training step, as far as its class overrides them."""
+    overridden = {n for n in StepHooks._fields if getattr(type(hook), n) is not getattr(Hook, n)}
+    return StepHooks(*(getattr(hook, n) if n in overridden else None for n in StepHooks._fields))
 
 
 def invert(matrix: Tensor) -> Tensor:
-    """Return the inverse of a small well-conditioned matrix ``[r, r]``, without a look at the host.
+    """Return the inverse of a small well-conditioned matrix ``[r, r]`` without a host sync.
 
-    Twice, as a batch: a single one takes a CUDA routine that no graph can capture.
+    Inverted twice, as a batch: the CUDA routine for a single matrix cannot be captured in a graph.
     """
-    found: Tensor = torch.linalg.inv_ex(matrix.expand(2, *matrix.shape)).inverse[0]
-    return found
+    inverse: Tensor = torch.linalg.inv_ex(matrix.expand(2, *matrix.shape)).inverse[0]
+    return inverse
 
 
 class PenaltyHook(Hook):
-    """A method whose PEFT model has a regularisation term that the loss must be given."""
+    """A method whose PEFT model has a regularisation term to add to the loss."""
 
     term: ClassVar[str]
-    """The method of PEFT's model that computes it."""
+    """Name of the method of PEFT's model that computes it."""
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        """Return PEFT's own term."""
-        found: Tensor = getattr(model.base_model, self.term)()
-        return found
+        """Return PEFT's regularisation term."""
+        term: Tensor = getattr(model.base_model, self.term)()
+        return term
 
 
 def build_hook(entry: MethodEntry, config: dict[str, Any]) -> Hook:
-    """Return the hook that attaches ``entry`` with these arguments.
+    """Return the hook of ``entry`` with these arguments.
 
-    A name is a module of ``hooks/``; ``package.module:Class`` is the user's own.
+    ``entry.hook`` is the name of a module in ``hooks/``, or ``package.module:Class`` for a class of
+    the user's.
 
     Raises:
         UsageError: ``unknown-hook``.
@@ -215,28 +226,29 @@ def build_hook(entry: MethodEntry, config: dict[str, Any]) -> Hook:
         return Hook(entry, config)
     if ":" in entry.hook:
         return _load_user_class(entry.hook)(entry, config)
-    found: type[Hook] = plugins.load_plugin("methods.hooks", entry.hook, "hook").HOOK
-    return found(entry, config)
+    hook_class: type[Hook] = plugins.load_plugin("methods.hooks", entry.hook, "hook").HOOK
+    return hook_class(entry, config)
 
 
-def _load_user_class(named: str) -> type[Hook]:
-    """Return the user's own class ``package.module:Class``: a ``Hook``, never a stray function.
+def _load_user_class(name: str) -> type[Hook]:
+    """Import the user's class ``package.module:Class``, which must be a subclass of ``Hook``.
 
     Raises:
         UsageError: ``unknown-hook``.
     """
-    module, _, name = named.partition(":")
+    module, _, class_name = name.partition(":")
     hint = "`package.module:Class`, a class of an installed package that inherits from Hook."
     if module.partition(".")[0] in sys.stdlib_module_names:
-        cause = f"The hook '{named}' is of Python's own library, which holds no hook."
+        cause = f"The hook '{name}' is in Python's standard library, which has no hooks."
         raise UsageError("unknown-hook", cause, hint)
     try:
-        found = getattr(importlib.import_module(module), name)
+        hook_class = getattr(importlib.import_module(module), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError("unknown-hook", f"The hook '{named}': {error}.", hint) from error
-    if not (isinstance(found, type) and issubclass(found, Hook)):
-        raise UsageError("unknown-hook", f"The hook '{named}' is no Hook.", hint)
-    return found
+        cause = f"The hook '{name}' cannot be imported: {error}."
+        raise UsageError("unknown-hook", cause, hint) from error
+    if not (isinstance(hook_class, type) and issubclass(hook_class, Hook)):
+        raise UsageError("unknown-hook", f"'{name}' is not a subclass of Hook.", hint)
+    return hook_class
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:

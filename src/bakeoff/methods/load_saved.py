@@ -1,8 +1,4 @@
-"""Load what a hook saved onto an untouched base, as its user will: plain PEFT, plain transformers.
-
-The way back from ``Hook.save``: for the probe of the catalog, the contract tests, and
-``reloading``, which holds a study's own weights to it.
-"""
+"""Load what ``Hook.save`` wrote onto a base, with plain PEFT and transformers as a user would."""
 
 from __future__ import annotations
 
@@ -15,31 +11,32 @@ from safetensors.torch import load_file
 from bakeoff.core.safe_read import CONFIG_BYTES, read_json
 from bakeoff.engine import peft_patches, safe_loading
 from bakeoff.methods import forbidden_arguments, user_defined
+from bakeoff.methods.boft_extension import disable_boft_extension
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 def load_onto(base: Any, folder: Path, saved_as: str, trusted: bool = False) -> Any:
-    """Return the model that ``folder`` holds; ``base`` is used up, ``saved_as`` is the hook's.
+    """Return the model in ``folder``; ``base`` is modified, ``saved_as`` is the hook's.
 
-    A study folder may come from a stranger: weights are safetensors, and a config that leads to
-    code, files or a hub is not followed. ``trusted``: the study consents to its base's own code.
+    The folder is untrusted: only safetensors are read, and a config that loads code, files or
+    models is refused. ``trusted``: the study trusts the base's own code.
 
     Raises:
-        KeyError: a saved tensor that the base does not have.
+        KeyError: the base lacks a saved tensor.
         UsageError: ``unsafe-config-key``.
-        PreflightError: what ``loading.check`` refuses.
-        FileNotFoundError: there are no weights in safetensors.
+        PreflightError: see ``safe_loading.check_base_files``.
+        FileNotFoundError: there are no safetensors weights.
     """
     if saved_as == "model":
         safe_loading.check_base_files(str(folder), None, trusted)
         return type(base).from_pretrained(folder, use_safetensors=True)
     if saved_as == "adapter":
         _check_adapter_files(folder)
-        model = peft.PeftModel.from_pretrained(base, folder)
-        peft_patches.install_patches(
-            model
-        )  # answers PEFT's question for each row's task, computes nothing else
+        with disable_boft_extension():
+            model = peft.PeftModel.from_pretrained(base, folder)
+        # some PEFT methods ask for each row's task; the patch only provides it
+        peft_patches.install_patches(model)
         return model
     unknown = base.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     if unknown.unexpected_keys:
@@ -48,13 +45,12 @@ def load_onto(base: Any, folder: Path, saved_as: str, trusted: bool = False) -> 
 
 
 def _check_adapter_files(folder: Path) -> None:
-    """Look at an adapter's files before PEFT does: without safetensors it would unpickle."""
+    """Check an adapter's files before PEFT reads them: without safetensors it would unpickle."""
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"there is no {WEIGHTS} in {folder}")
     written = read_json(folder / "adapter_config.json", CONFIG_BYTES)
-    ours = user_defined.BOOKKEEPING_KEYS - {
-        "auto_mapping"
-    }  # PEFT writes these, and reads none of them here
+    # PEFT writes these keys, but does not read them here; "auto_mapping" it does
+    ignored = user_defined.BOOKKEEPING_KEYS - {"auto_mapping"}
     forbidden_arguments.check_arguments(
-        folder.parent.name, {k: v for k, v in written.items() if k not in ours}
+        folder.parent.name, {k: v for k, v in written.items() if k not in ignored}
     )

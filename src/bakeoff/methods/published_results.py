@@ -1,6 +1,6 @@
-"""What Hugging Face published of PEFT's methods: a note on a method's page, no measurement of ours.
+"""Results of PEFT's methods that Hugging Face published, for information on a method's page.
 
-Read by the CLI. Standard library only; ``published.csv`` says where its rows come from.
+bakeoff did not measure them; ``published.csv`` names their source. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CAVEATS = (
 
 
 class PublishedResult(NamedTuple):
-    """One published run; ``memory_gb`` is its peak in 10^9 bytes, ``seconds`` its training time."""
+    """One published run; ``memory_gb`` is the peak in 10^9 bytes, ``seconds`` the training time."""
 
     task: str
     experiment: str
@@ -37,9 +37,9 @@ class PublishedResult(NamedTuple):
 
 
 def find_results(method: str) -> list[PublishedResult]:
-    """Return the published runs of a method, language before images, best first."""
-    found = [row for row in _read_all() if row.method == method]
-    return sorted(found, key=lambda row: (TASKS.index(row.task), -row.value))
+    """Return the published runs of a method, best first, language tasks before images."""
+    rows = [row for row in _read_all() if row.method == method]
+    return sorted(rows, key=lambda row: (TASKS.index(row.task), -row.value))
 
 
 @functools.cache

@@ -1,7 +1,6 @@
-"""Read the catalog: a TOML file in ``catalog/`` (or of the user's own) is a method.
+"""Read methods from TOML files: of the catalog, of installed packages, or the user's own.
 
-Gives the plan and the CLI their ``MethodEntry`` values. Standard library only: listing methods
-imports neither torch nor PEFT.
+Standard library only: listing methods imports neither torch nor PEFT.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ FAMILIES = (
     "embedding rows", "full", "head", "other",
 )  # fmt: skip
 ENTRY_POINTS = "bakeoff.methods"
-"""Installed packages name a package of theirs under it: the TOML files in it are methods."""
+"""Entry point group of installed packages; its values are packages with TOML files."""
 _KEYS = {
     "title", "family", "mechanism", "paper", "peft", "hook", "needs", "learning_rate", "config",
     "tuning", "rates", "size",
@@ -40,63 +39,65 @@ def names() -> tuple[str, ...]:
 
 
 def read_source(name: str, folder: Path) -> str:
-    """Return the TOML text of a method: the catalog's, an installed package's, or the user's own.
+    """Return the TOML text of a method of the catalog, of an installed package, or of the user.
 
-    ``name`` is a method's, or the path of a TOML file under ``folder``; a file ``<name>.toml`` in
-    ``folder`` is found by its method's name too.
+    ``name`` is a method's name, or the path of a TOML file relative to ``folder``. A method's name
+    also finds ``<name>.toml`` in ``folder``.
 
     Raises:
-        UsageError: ``unknown-method`` with the near match, ``method-not-found``.
+        UsageError: ``unknown-method`` with the closest match, ``method-not-found``.
     """
-    own = folder / (name if name.endswith(".toml") else f"{name}.toml")
+    path = folder / (name if name.endswith(".toml") else f"{name}.toml")
     if not name.endswith(".toml") and name in (known := _files()):
         return known[name].read_text(encoding="utf-8")
     try:
-        return read_text(own, STUDY_BYTES)
+        return read_text(path, STUDY_BYTES)
     except UnreadableFile as error:
         if not name.endswith(".toml") and (error.missing or "/" in name):
             raise unknown_name("unknown-method", "method", name, names()) from error
         if error.missing:
             raise UsageError(
-                "method-not-found", f"There is no method file {own}.", "paths start at the study."
+                "method-not-found",
+                f"There is no method file {path}.",
+                "a path relative to the study file.",
             ) from error
         raise _invalid_method(name, f"cannot be read: {error}") from error
 
 
 def load(name: str, folder: Path) -> MethodEntry:
-    """Return the method called ``name`` (see ``source``).
+    """Return the method called ``name`` (see ``read_source``).
 
     Raises:
-        UsageError: as ``source``, and ``method-invalid`` with the key.
+        UsageError: as ``read_source``, and ``method-invalid`` with the key.
     """
     return parse(Path(name).name.removesuffix(".toml"), read_source(name, folder))
 
 
 @functools.cache
 def _files() -> dict[str, Traversable]:
-    """Return every known method's file by name; the catalog's own names cannot be taken."""
+    """Return all methods' files by name; other packages cannot replace those of the catalog."""
     folders = [files("bakeoff.methods.catalog")]
     folders += [files(point.value) for point in entry_points(group=ENTRY_POINTS)]
-    found: dict[str, Traversable] = {}
+    by_name: dict[str, Traversable] = {}
     for folder in folders:
         for file in folder.iterdir():
             if file.name.endswith(".toml"):
-                found.setdefault(file.name.removesuffix(".toml"), file)
-    return found
+                by_name.setdefault(file.name.removesuffix(".toml"), file)
+    return by_name
 
 
 def parse(name: str, text: str) -> MethodEntry:
-    """Read one method's TOML text.
+    """Parse a method's TOML text.
 
     Raises:
         UsageError: ``method-invalid``: not TOML, an unknown or missing key, neither peft nor hook.
     """
     try:
         raw = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number without end
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a huge integer
         raise _invalid_method(name, f"is not TOML: {str(error)[:300]}") from error
     if (why := invalid_name_reason(name) or find_unsupported_value(raw)) is not None:
-        raise _invalid_method(name, f"cannot be taken: {why}")
+        raise _invalid_method(name, f"is not supported: {why}")
     _check_keys(name, raw, _KEYS)
     rate: Any = raw.get("learning_rate")
     if not isinstance(rate, dict):
@@ -128,28 +129,28 @@ def parse(name: str, text: str) -> MethodEntry:
 
 
 def _check_types(name: str, raw: dict[str, Any], rate: dict[str, Any]) -> None:
-    """Refuse values of another type than they are read as."""
+    """Refuse values of a wrong type."""
     texts = ("title", "family", "mechanism", "paper", "peft", "hook", "needs")
-    for table, keys, kind, said in (
+    for table, keys, kind, kind_name in (
         (raw, texts, str, "text"),
         (raw, ("config", "tuning", "rates", "size"), dict, "a table"),
         (rate, ("why",), str, "text"),
     ):
         for key in keys:
             if key in table and not isinstance(table[key], kind):
-                raise _invalid_method(name, f"gives `{key}`, which is not {said}")
+                raise _invalid_method(name, f"gives `{key}`, which is not {kind_name}")
     factors = {f"rates.{part}": factor for part, factor in raw.get("rates", {}).items()}
     for key, value in {"learning_rate.prior": rate.get("prior", 1.0), **factors}.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise _invalid_method(name, f"gives `{key}`, which is no number above 0")
+            raise _invalid_method(name, f"gives `{key}`, which is not a positive number")
 
 
 def _check_tables(name: str, raw: dict[str, Any]) -> None:
-    """Refuse a family, a tuning space or a size that says nothing usable."""
+    """Refuse an invalid family, tuning space or size."""
     family = raw.get("family")
     if family is not None and family not in FAMILIES:
         raise _invalid_method(
-            name, f"has the family '{family}', which is none of {', '.join(FAMILIES)}"
+            name, f"has the family '{family}', which is not one of {', '.join(FAMILIES)}"
         )
     for argument, space in raw.get("tuning", {}).items():
         if not isinstance(space, dict) or set(space) != _TUNING_KEYS:
@@ -161,9 +162,7 @@ def _check_tables(name: str, raw: dict[str, Any]) -> None:
     if not isinstance(size.get("argument"), str):
         raise _invalid_method(name, "gives `size.argument`, which is not text")
     if size["argument"] not in raw.get("config", {}):
-        raise _invalid_method(
-            name, f"sizes by '{size.get('argument')}', which [config] does not give"
-        )
+        raise _invalid_method(name, f"sizes by '{size.get('argument')}', which is not in [config]")
 
 
 def _check_keys(name: str, table: dict[str, Any], known: set[str]) -> None:

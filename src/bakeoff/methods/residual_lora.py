@@ -1,8 +1,8 @@
-"""LoRA that starts inside the base's own weights, saved as plain LoRA against the untouched base.
+"""Base class of LoRA methods that subtract their initialisation from the base's weights.
 
-PiSSA, OLoRA, CorDA and LoRA-GA take B0 A0 out of W when they start, so what they train fits no
-base but that residual. The difference to the start does: W + (B A - B0 A0), a LoRA of twice the
-rank (PEFT's ``subtract_mutated_init``). Base class of the hooks that start so.
+PiSSA, OLoRA, CorDA and LoRA-GA replace W by W - B0 A0, so their B A fits only that residual.
+The difference fits the original base: W + (B A - B0 A0), a LoRA of twice the rank (PEFT's
+``subtract_mutated_init``). That is what ``save`` writes.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from bakeoff.methods.hook import AttachContext, Hook, Incompatible, SaveContext
 
 
 class ResidualLora(Hook):
-    """A LoRA whose start is part of the base's weights."""
+    """A LoRA whose initialisation is subtracted from the base's weights."""
 
     needs_start = True
 
-    def attach(self, base: nn.Module, ground: AttachContext) -> nn.Module:
-        """Put the LoRA on a base whose weights can take its start out of themselves.
+    def attach(self, base: nn.Module, context: AttachContext) -> nn.Module:
+        """Attach the LoRA and subtract its initialisation from the base's weights.
 
         Raises:
-            Incompatible: the base is quantised; what is left of it would be rounded anew.
+            Incompatible: the base is quantised; the residual would be rounded a second time.
         """
         if is_quantized(base):
             raise Incompatible("it starts by changing weights of the base, which are quantised")
-        return super().attach(base, ground)
+        return super().attach(base, context)
 
     def save(self, model: Any, folder: Path, trial: SaveContext) -> None:
-        """Write the difference to the start as plain LoRA of twice the rank."""
+        """Write the difference to the initialisation as plain LoRA of twice the rank."""
         assert trial.start is not None
         (name,) = model.peft_config
         config = model.peft_config[name]
-        kept = {f: getattr(config, f) for f in _CHANGED_FIELDS}
+        original = {f: getattr(config, f) for f in _CHANGED_FIELDS}
         now = get_peft_model_state_dict(model, save_embedding_layers=False)
-        # fp32 copies: the start is the exact tensor that the base was made residual with
+        # fp32 copies: exactly the tensors that were subtracted from the base
         before = get_peft_model_state_dict(
             model, state_dict={**model.state_dict(), **trial.start}, save_embedding_layers=False
         )
@@ -57,11 +57,11 @@ class ResidualLora(Hook):
             for field in ("corda_config", "lora_ga_config"):
                 setattr(config, field, None)
             folder.mkdir(parents=True, exist_ok=True)
-            was, config.inference_mode = config.inference_mode, True
+            inference_mode, config.inference_mode = config.inference_mode, True
             config.save_pretrained(str(folder))
-            config.inference_mode = was
+            config.inference_mode = inference_mode
         finally:
-            for field, value in kept.items():
+            for field, value in original.items():
                 setattr(config, field, value)
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -78,7 +78,7 @@ def _scale_alpha(config: Any, alpha: float) -> float:
 
 
 def _stack_with_start(key: str, now: Tensor, before: Tensor) -> Tensor:
-    """Stack A on A0, and B beside -B0; other tensors (a trained head) as they are."""
+    """Concatenate A with A0 and B with -B0; return other tensors (a trained head) unchanged."""
     if "lora_A" in key:
         return torch.cat([now, before], 0).contiguous()
     if "lora_B" in key:

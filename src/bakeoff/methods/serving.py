@@ -1,7 +1,6 @@
-"""How each method of a study can be served, from what the probe of the catalog found.
+"""How each method of a study can be served, from its measured capabilities.
 
-Stands between ``known`` and the report: the recommendation for serving reads it. Standard library
-only. A method whose probe is missing is absent, never guessed.
+Standard library only. Methods without a record are absent, never guessed.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from bakeoff.methods import capability_records, registry
 
 
 def serving_forms(entries: Iterable[MethodEntry], cache: Path) -> dict[str, str | None]:
-    """Return by name ``adapter``, ``converted``, ``merged`` or None (see ``Capabilities.vllm``).
+    """Return ``adapter``, ``converted``, ``merged`` or None by method (see ``Capabilities.vllm``).
 
-    ``cache`` is the user's cache folder. A method that was never probed is left out.
+    ``cache`` is the user's cache folder. Methods that were never probed are absent.
     """
     record = capability_records.load_shipped()
-    found = {}
+    forms = {}
     for entry in entries:
         probed = capability_records.find_record(entry, cache, record).capabilities
         if probed is None:
@@ -29,22 +28,22 @@ def serving_forms(entries: Iterable[MethodEntry], cache: Path) -> dict[str, str 
                 _with_catalog_tuning(entry), cache, record
             ).capabilities
         if probed is not None:
-            found[entry.name] = probed.vllm
-    return found
+            forms[entry.name] = probed.vllm
+    return forms
 
 
 def _with_catalog_tuning(entry: MethodEntry) -> MethodEntry:
-    """Return the entry with the catalog's values for what only tunes it.
+    """Return the entry with the catalog's values for tuning arguments.
 
-    Its rank or size, dropout and which layers it adapts do not change what it is saved as; any
-    other argument of the user's may, so a method that still differs stays unknown.
+    Rank or size, dropout and target modules do not change the format of its files. Any other
+    argument may, so a method that still differs from the catalog has no record.
     """
     if entry.name not in registry.names():
         return entry
-    own = registry.load(entry.name, Path())
-    tuning = {*own.tuning, "target_modules", *_size_argument(own.size)}
+    original = registry.load(entry.name, Path())
+    tuning = {*original.tuning, "target_modules", *_size_argument(original.size)}
     config = {k: v for k, v in entry.config.items() if k not in tuning}
-    config |= {k: v for k, v in own.config.items() if k in tuning}
+    config |= {k: v for k, v in original.config.items() if k in tuning}
     return dataclasses.replace(entry, config=config)
 
 

@@ -1,7 +1,7 @@
-"""A method as the user already has it: a PEFT config class with arguments, or PEFT's own file.
+"""Methods that the user defines: a PEFT config class with arguments, or an ``adapter_config.json``.
 
-``kind = "peft"`` in a study file, read by ``study``. Standard library only: which class a PEFT type
-belongs to is what the catalog's own entries say.
+``kind = "peft"`` in a study file. Standard library only: the catalog's entries map PEFT types to
+config classes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ BOOKKEEPING_KEYS = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
     "revision", "runtime_config", "task_type",
 }  # fmt: skip
-"""What PEFT writes into ``adapter_config.json`` beside a method's arguments: never looked at, so
-that no file says which base, which revision or which module is loaded."""
+"""Keys of ``adapter_config.json`` that are no arguments of the method. They are ignored, so that a
+file cannot choose the base, its revision or a module to import."""
 
 
 def from_class(name: str, peft: str, config: dict[str, Any]) -> MethodEntry:
-    """Return the method of a PEFT config class.
+    """Return a method from a PEFT config class and its arguments.
 
     Raises:
-        UsageError: ``unknown-peft-config`` with the near match.
+        UsageError: ``unknown-peft-config`` with the closest match.
     """
     classes = {e.peft: e for e in _default_entries().values()}
     if peft not in classes:
@@ -38,17 +38,17 @@ def from_class(name: str, peft: str, config: dict[str, Any]) -> MethodEntry:
 
 
 def from_file(name: str, path: Path) -> MethodEntry:
-    """Return the method that an ``adapter_config.json`` describes, its bookkeeping left out.
+    """Return a method from an ``adapter_config.json``, without its bookkeeping keys.
 
     Raises:
-        UsageError: ``adapter-config-invalid``, ``unknown-peft-type`` with the near match.
+        UsageError: ``adapter-config-invalid``, ``unknown-peft-type`` with the closest match.
     """
     try:
         written = read_json(path, CONFIG_BYTES)
     except UnreadableFile as error:
         raise _invalid_file(name, path, f"cannot be read: {error}") from error
     if (why := find_unsupported_value(written)) is not None:
-        raise _invalid_file(name, path, f"cannot be taken: {why}")
+        raise _invalid_file(name, path, f"is not supported: {why}")
     if not isinstance(written, dict) or "peft_type" not in written:
         raise _invalid_file(name, path, "has no `peft_type`")
     types = _default_entries()
@@ -59,7 +59,7 @@ def from_file(name: str, path: Path) -> MethodEntry:
 
 
 def method_arguments(written: dict[str, Any]) -> dict[str, Any]:
-    """Return a method's arguments from what PEFT writes: without bookkeeping and unset ones."""
+    """Return the arguments in a config written by PEFT: no bookkeeping keys, no unset values."""
     return {
         k: v
         for k, v in written.items()
@@ -68,7 +68,7 @@ def method_arguments(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def peft_type_of(config_class: str) -> str | None:
-    """Return the PEFT type of a config class; None for a class that the catalog does not know."""
+    """Return the PEFT type of a config class; None for a class that is not in the catalog."""
     types = {entry.peft: kind for kind, entry in _default_entries().items()}
     return types.get(config_class)
 
@@ -77,7 +77,7 @@ def config_class_of(kind: str) -> str:
     """Return the config class of a PEFT type.
 
     Raises:
-        UsageError: ``unknown-peft-type`` with the near match.
+        UsageError: ``unknown-peft-type`` with the closest match.
     """
     types = _default_entries()
     if kind not in types:
@@ -86,7 +86,7 @@ def config_class_of(kind: str) -> str:
 
 
 def find_catalog_method(written: dict[str, Any]) -> MethodEntry | None:
-    """Return the catalog's method that a written config describes; None for an unknown type."""
+    """Return the catalog's method that a written config matches; None for an unknown type."""
     original = _default_entries().get(str(written.get("peft_type")))
     return None if original is None else _closest_variant(original, method_arguments(written))
 
@@ -94,23 +94,23 @@ def find_catalog_method(written: dict[str, Any]) -> MethodEntry | None:
 def _build_entry(
     name: str, original: MethodEntry, config: dict[str, Any], source: str
 ) -> MethodEntry:
-    like = _closest_variant(original, config)
+    variant = _closest_variant(original, config)
     return MethodEntry(
         name=name,
         title=name,
-        family=like.family,
-        mechanism=f"{like.title} as {source} has it",
-        paper=like.paper,
-        peft=like.peft,
-        hook=like.hook,
+        family=variant.family,
+        mechanism=f"{variant.title} with the arguments of {source}",
+        paper=variant.paper,
+        peft=variant.peft,
+        hook=variant.hook,
         config=config,
-        learning_rate=like.learning_rate,
-        learning_rate_why=f"{like.title}'s in the catalog: {like.learning_rate_why}",
+        learning_rate=variant.learning_rate,
+        learning_rate_why=f"{variant.title}'s in the catalog: {variant.learning_rate_why}",
     )
 
 
 def _default_entries() -> dict[str, MethodEntry]:
-    """Return the catalog's entry of each PEFT type: the one that bears the type's name."""
+    """Return the default entry of each PEFT type: the one with the type's name."""
     record = capability_records.load_shipped()["methods"]
     return {
         name.upper(): entry
@@ -125,20 +125,24 @@ def _load_catalog() -> dict[str, MethodEntry]:
 
 
 def _closest_variant(original: MethodEntry, config: dict[str, Any]) -> MethodEntry:
-    """Return the variant in the catalog that ``config`` describes: its code and prior are wanted.
+    """Return the catalog's variant that ``config`` matches, for its code and learning rate.
 
-    A variant is told by the switches in which it differs from its type's own entry; sizes are free.
+    A variant is recognised by the switches in which it differs from its type's default entry; sizes
+    are ignored.
     """
-    best, most = original, 0
+    best, most_switches = original, 0
     for entry in _load_catalog().values():
-        own = {
+        switches = {
             k: v
             for k, v in entry.config.items()
             if original.config.get(k) != v and _is_switch(k, v)
         }
-        same = all(k in config and (config[k] == v or isinstance(v, dict)) for k, v in own.items())
-        if entry.peft == original.peft and entry.needs is None and same and len(own) > most:
-            best, most = entry, len(own)
+        same = all(
+            k in config and (config[k] == v or isinstance(v, dict)) for k, v in switches.items()
+        )
+        usable = entry.peft == original.peft and entry.needs is None
+        if usable and same and len(switches) > most_switches:
+            best, most_switches = entry, len(switches)
     return best
 
 

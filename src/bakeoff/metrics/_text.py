@@ -1,19 +1,4 @@
-"""Metrics: one small file each; how well one answer fits its reference.
-
-A metric module gives
-
-- ``INFO``: name, direction, unit and range (``results.MetricInfo``);
-- ``score(prediction, reference, **options) -> float``: one item at a time. Averaging is analysis'
-  work, never the metric's, so that every difference can be paired by item. Its keyword arguments
-  are the metric's options, under ``[task.metric_options]`` of a study file; one without a default
-  must be given. It raises ``ValueError`` for a reference that nothing could be held against;
-- ``check(**options)``, if its options can be wrong: ``ValueError`` says how;
-- ``NEEDS``, if it imports a package that bakeoff does not bring: ``(package, extra)``.
-
-A metric of losses gives ``score_loss(total, units) -> float`` instead of ``score``: the item's
-summed loss in nats and how many supervised units it has; no answer is predicted for it.
-``scoring`` calls all of this. The functions below are what more than one metric uses.
-"""
+"""Text and JSON helpers shared by metrics."""
 
 from __future__ import annotations
 
@@ -23,13 +8,13 @@ from typing import Any
 
 
 def normalize(text: str, ignore_case: bool) -> str:
-    """Return a text as it is compared: NFC, white space at the ends off, cases folded if wished."""
+    """Return a text in NFC without white space at its ends, case-folded if ``ignore_case``."""
     composed = unicodedata.normalize("NFC", text).strip()
     return composed.casefold() if ignore_case else composed
 
 
 def parse_json(text: str) -> Any:
-    """Return the value that a text is as JSON, by the letter of RFC 8259.
+    """Return the value of a JSON text, strictly by RFC 8259.
 
     Raises:
         ValueError: it is not JSON (``NaN`` and ``Infinity`` are not), or nested too deeply.
@@ -41,7 +26,7 @@ def parse_json(text: str) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """Return the one text of a JSON value: Python holds True equal to 1, and JSON does not.
+    """Return a unique text for a JSON value: Python treats True and 1 as equal, JSON does not.
 
     Raises:
         ValueError: it is nested too deeply.
@@ -59,5 +44,5 @@ def _reject_constant(name: str) -> Any:
 def _parse_integer(digits: str) -> int | float:
     try:
         return int(digits)
-    except ValueError:  # Python reads no whole number of more than 4300 digits
+    except ValueError:  # Python parses no integer of more than 4300 digits
         return float(digits)

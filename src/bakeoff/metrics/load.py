@@ -1,8 +1,8 @@
-"""Find the metric that a study file names, and check its options before anything is trained.
+"""Load the metric that a study file names, and check its options before anything is trained.
 
-It is a file in ``metrics/`` or a function in the user's own Python file, which runs in the user's
-trust. Both have the same form: answer and reference in, a number out, and every further argument is
-an option. ``describe`` is what an executor calls when a study is opened, ``load`` what scores.
+A metric is a file in ``metrics/builtin/`` or a function in the user's own Python file, which runs
+with the user's rights. Both take a prediction and its reference and return a number; every further
+argument is an option.
 """
 
 from __future__ import annotations
@@ -32,27 +32,29 @@ from bakeoff.core.safe_read import STUDY_BYTES, UnreadableFile, read_bytes
 from bakeoff.core.trial import Conditions
 from bakeoff.metrics.run import ITEM_SECONDS, Metric
 
+PACKAGE = "metrics.builtin"
+"""Plug-in package of the built-in metrics."""
 FOLDER = "metric"
-"""Where a study folder keeps the user's metric file."""
+"""Subfolder of a study folder with the user's metric file."""
 TABLE = "[task.metric_options]"
 PLAIN = (bool, int, float, str)
-"""Types of options that are checked; a function may annotate others at its own risk."""
+"""Option types that are checked; arguments annotated with other types are not."""
 
 Options = Mapping[str, Any]
 
 
 class MetricSource(NamedTuple):
-    """A metric as a study names it: a plug-in's name, or a function in a Python file."""
+    """A metric as a study names it: a built-in name, or a function in a Python file."""
 
     name: str
     file: Path | None = None
     function: str = ""
     home: Path = Path()
-    """The folder that the file must lie in."""
+    """The folder that must contain the file."""
 
     @classmethod
-    def read(cls, given: str, folder: Path) -> MetricSource:
-        """Tell ``exact_match`` from ``score.py:score``, whose file is relative to ``folder``.
+    def parse(cls, given: str, folder: Path) -> MetricSource:
+        """Parse ``exact_match``, or ``score.py:score`` with a file relative to ``folder``.
 
         Raises:
             UsageError: ``metric-function-unnamed``.
@@ -61,7 +63,7 @@ class MetricSource(NamedTuple):
         if given.endswith(".py"):
             raise UsageError(
                 "metric-function-unnamed",
-                f"The metric '{given}' names a file and no function in it.",
+                f"The metric '{given}' names a file without a function.",
                 f'metric = "{given}:score", if the function is called score.',
             )
         if not path.endswith(".py"):
@@ -69,10 +71,10 @@ class MetricSource(NamedTuple):
         return cls(f"{Path(path).name}:{function}", folder / path, function, folder)
 
     def code(self) -> bytes | None:
-        """Return the bytes of the user's file; None for a plug-in.
+        """Return the bytes of the user's file; None for a built-in metric.
 
-        It lies in the study file's folder: any other Python file of this machine, the standard
-        library's included, would be run with the data as its arguments.
+        The file must be in the study file's folder. Otherwise a study file could run any Python
+        file of this machine, the standard library's included, with the data as arguments.
 
         Raises:
             UsageError: ``metric-file-missing``, ``metric-outside``.
@@ -90,19 +92,32 @@ class MetricSource(NamedTuple):
             raise UsageError("metric-file-missing", cause, hint) from error
 
 
+def metrics_for_task(kind: str, default: str) -> tuple[str, ...]:
+    """Return the built-in metrics that fit a task, its default first.
+
+    Each metric declares the tasks that it fits (``TASKS``).
+    """
+    fitting = [
+        name
+        for name in plugins.list_plugins(PACKAGE)
+        if name != default and kind in plugins.load_plugin(PACKAGE, name, "metric").TASKS
+    ]
+    return (default, *fitting)
+
+
 def code_digest(code: bytes) -> str:
-    """Return what tells one version of the user's file from another."""
+    """Return the digest of a version of the user's file."""
     return hashlib.sha256(code).hexdigest()
 
 
 def describe(value: dict[str, Any]) -> dict[str, Any]:
-    """Check a metric and its options: what an executor calls, JSON in and out.
+    """Check a metric and its options; an executor calls it with JSON values.
 
-    ``value``: ``metric`` and ``options`` as the study file has them, the ``folder`` that a file is
-    relative to. Returns ``info``, the ``options`` completed, and ``of_losses``; or an ``error``.
+    ``value`` has ``metric`` and ``options`` from the study file, and the ``folder`` that a file is
+    relative to. Return ``info``, the completed ``options`` and ``of_losses``; or an ``error``.
     """
     try:
-        source = MetricSource.read(value["metric"], Path(value["folder"]))
+        source = MetricSource.parse(value["metric"], Path(value["folder"]))
         metric = _build_metric(source, source.code(), value["options"])
     except BakeoffError as error:
         return {"error": error.to_json()}
@@ -113,39 +128,40 @@ def describe(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_metric(c: Conditions, folder: Path) -> Metric:
-    """Return the metric of a study's conditions; a user's file is the frozen copy in ``folder``.
+    """Return the metric of a study; a user's file is the frozen copy in its ``folder``.
 
     Raises:
         PreflightError: ``metric-changed``.
     """
-    source = MetricSource.read(c.metric, folder / FOLDER)
+    source = MetricSource.parse(c.metric, folder / FOLDER)
     code = source.code()
     if code is not None and code_digest(code) != c.metric_source:
         raise PreflightError(
             "metric-changed",
-            f"{source.file} is not the file that the study was begun with.",
-            "put that one back, or begin another study folder.",
+            f"{source.file} is not the file that the study was started with.",
+            "restore that file, or start a new study folder.",
         )
     return _build_metric(source, code, c.metric_options)
 
 
 def _build_metric(source: MetricSource, code: bytes | None, options: Options) -> Metric:
+    """Return a metric with its options completed and checked."""
     rest = dict(options)
     timeout = rest.pop("timeout", ITEM_SECONDS)
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise _option_error(f"`timeout` is {timeout!r}", "seconds, above 0")
     if code is None:
-        module = plugins.load_plugin("metrics.builtin", source.name, "metric")
+        module = plugins.load_plugin(PACKAGE, source.name, "metric")
         _check_package(module)
         of_losses = hasattr(module, "score_loss")
         function = module.score_loss if of_losses else module.score
-        known = _complete_options(function, rest, reserved=())
+        completed = _complete_options(function, rest, reserved=())
         if hasattr(module, "check"):
             try:
-                module.check(**known)
+                module.check(**completed)
             except ValueError as error:
                 raise _option_error(str(error), "see docs/metrics.md") from error
-        return Metric(module.INFO, function, known, float(timeout), of_losses)
+        return Metric(module.INFO, function, completed, float(timeout), of_losses)
     function = _load_user_function(source, code)
     info = _build_info(source.name, {k: rest.pop(k) for k in _info_options() if k in rest})
     return Metric(
@@ -154,6 +170,11 @@ def _build_metric(source: MetricSource, code: bytes | None, options: Options) ->
 
 
 def _check_package(module: ModuleType) -> None:
+    """Check that the optional package of a metric is installed.
+
+    Raises:
+        EnvironmentProblem: ``metric-package-missing``.
+    """
     package, extra = getattr(module, "NEEDS", (None, None))
     if package is not None and importlib.util.find_spec(package) is None:
         raise EnvironmentProblem(
@@ -164,11 +185,12 @@ def _check_package(module: ModuleType) -> None:
 
 
 def _info_options() -> tuple[str, ...]:
-    """Return the options that describe a function of the user's own."""
+    """Return the options that describe a user's own function."""
     return tuple(k for k in MetricInfo.__annotations__ if k != "name")
 
 
 def _build_info(name: str, about: Options) -> MetricInfo:
+    """Return the description of a user's function from its options."""
     info = MetricInfo(name, **{"better": "higher", "unit": "score", **about})
     if info.better not in ("higher", "lower"):
         raise _option_error(f"`better` is {info.better!r}", '"higher" or "lower"')
@@ -183,51 +205,51 @@ def _build_info(name: str, about: Options) -> MetricInfo:
 
 
 def _load_user_function(source: MetricSource, code: bytes) -> Callable[..., Any]:
-    """Run the user's file and return the function in it.
+    """Execute the user's file and return its function.
 
     Raises:
         UsageError: ``metric-not-loadable``, ``metric-function-missing``, ``metric-signature``.
     """
     module = ModuleType(f"bakeoff_metric_{code_digest(code)[:12]}")
     module.__file__ = str(source.file)
-    sys.modules[module.__name__] = module  # dataclasses in it look themselves up there
+    sys.modules[module.__name__] = module  # dataclasses look up their module there
     try:
         exec(compile(code, str(source.file), "exec"), module.__dict__)
-    except Exception as error:  # the user's code: it can be any
+    except Exception as error:  # the user's code can raise anything
         raise UsageError(
             "metric-not-loadable",
             f"{source.file} cannot be run: {type(error).__name__}: {error}",
-            "one file that imports installed packages alone: it is copied into the study folder.",
+            "use one file that only imports installed packages: the study folder gets a copy.",
         ) from error
     function = module.__dict__.get(source.function)
     if not callable(function):
-        there = [k for k, v in module.__dict__.items() if callable(v) and k[0] != "_"]
-        near = near_match(source.function, there)
+        defined = [k for k, v in module.__dict__.items() if callable(v) and k[0] != "_"]
+        near = near_match(source.function, defined)
         hint = f"did you mean '{near}'? " if near else ""
         raise UsageError(
             "metric-function-missing",
             f"{source.file} has no function '{source.function}'.",
-            f"{hint}It has: {', '.join(sorted(there)) or 'none'}.",
+            f"{hint}It has: {', '.join(sorted(defined)) or 'none'}.",
         )
-    found: Callable[..., Any] = function
+    scorer: Callable[..., Any] = function
     try:
-        inspect.signature(found).bind_partial("an answer", "its reference")
+        inspect.signature(scorer).bind_partial("an answer", "its reference")
     except (TypeError, ValueError) as error:
         raise UsageError(
             "metric-signature",
-            f"{source.name} cannot be called with an answer and a reference: {error}.",
+            f"{source.name} cannot be called with a prediction and a reference: {error}.",
             f"`def {source.function}(prediction: str, reference: str) -> float`.",
         ) from error
-    return found
+    return scorer
 
 
 def _complete_options(
     function: Callable[..., Any], given: Options, reserved: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the options with the function's defaults: its arguments beyond the first two.
+    """Return the options with the defaults of the function's arguments after the first two.
 
     Raises:
-        UsageError: ``metric-option-unknown`` with the near match, ``metric-option-missing``,
+        UsageError: ``metric-option-unknown`` with the nearest name, ``metric-option-missing``,
             ``metric-option``.
     """
     arguments = inspect.signature(function).parameters.values()
@@ -260,18 +282,19 @@ def _complete_options(
 
 
 def _fits(value: Any, hint: type) -> bool:
-    if isinstance(value, bool) or hint is bool:  # to Python a bool is an int, too
+    """Return whether a value has the annotated type; an int is also a float."""
+    if isinstance(value, bool) or hint is bool:  # in Python a bool is an int
         return hint is bool and isinstance(value, bool)
     return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _plain_types(function: Callable[..., Any]) -> dict[str, type]:
-    """Return the plain types that a function's arguments are annotated with."""
+    """Return the arguments of a function that are annotated with a plain type."""
     try:
-        found = typing.get_type_hints(function)
-    except Exception:  # names that only a type checker knows
+        hints = typing.get_type_hints(function)
+    except Exception:  # names that only exist for a type checker
         return {}
-    return {name: hint for name, hint in found.items() if hint in PLAIN}
+    return {name: hint for name, hint in hints.items() if hint in PLAIN}
 
 
 def _option_error(cause: str, hint: str) -> UsageError:

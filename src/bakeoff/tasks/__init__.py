@@ -1,4 +1,4 @@
-"""Tasks: one file each. ``_base.Task`` is the interface that a task implements.
+"""Tasks, one file each. ``_base.Task`` is the interface that a task implements.
 
 A task module defines ``TASK``, a subclass of ``Task``. It imports torch and transformers inside the
 methods that need them, so that the parent process can read its class attributes without them.
@@ -16,5 +16,5 @@ def task_class(kind: str) -> type[Task]:
     Raises:
         UsageError: ``unknown-task``, with the nearest name.
     """
-    found: type[Task] = load_plugin("tasks", kind, "task").TASK
-    return found
+    task: type[Task] = load_plugin("tasks", kind, "task").TASK
+    return task

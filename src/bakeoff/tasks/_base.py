@@ -1,8 +1,9 @@
-"""Tasks: one file each; what is learnt, how a batch looks, how an answer is predicted.
+"""The interface of a task: supervised tokens, batches, losses and predictions.
 
-A task module gives ``TASK``, a subclass of ``Task``. Its class attributes and ``check`` describe
-the data to the study half, so a task file imports torch and transformers inside the methods that
-need them. The loop and the evaluation see only this interface.
+The parent process reads the class attributes and ``check``, which describe the data; the training
+loop and the evaluation use the rest.
+
+Tensor axes: B = rows of a batch, T = tokens.
 """
 
 from __future__ import annotations
@@ -26,20 +27,21 @@ if TYPE_CHECKING:
 IGNORE = -100
 """Label of a token that is not supervised."""
 POOLER = "pooler"
+"""Name of the module that may be missing from a checkpoint of an encoder."""
 NO_LIMIT = 2**31 - 1
-"""A `max_length` that cuts nothing."""
+"""A `max_length` that truncates nothing."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised row: its tokens, and the labels or the class to learn."""
+    """One tokenised row: its tokens, and a label for each of them or one class."""
 
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
 
 
 class Batch(NamedTuple):
-    """One padded batch; ``lengths`` counts each row's real tokens, padding left out."""
+    """One padded batch; ``lengths`` counts the real tokens of each row, without padding."""
 
     inputs: dict[str, Tensor]
     targets: Any
@@ -47,85 +49,83 @@ class Batch(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many examples the batch has."""
+        """Number of examples in the batch."""
         return len(self.lengths)
 
     @property
     def n_tokens(self) -> int:
-        """How many real tokens the batch has."""
+        """Number of real tokens in the batch."""
         return sum(self.lengths)
 
 
 class ItemLoss(NamedTuple):
-    """Summed loss of each item ``[B]`` and how many supervised units it has ``[B]``."""
+    """Summed loss of each item ``[B]`` and its number of supervised units ``[B]``."""
 
     sums: Tensor
     counts: Tensor
 
 
 class TaskCheck(NamedTuple):
-    """What a task found out about readable rows: its options completed, and what is wrong."""
+    """Result of a task's check of valid rows: its completed options, and the issues."""
 
     options: dict[str, Any]
-    faults: tuple[DataIssue, ...] = ()
+    issues: tuple[DataIssue, ...] = ()
 
 
 class RowError(PreflightError):
-    """A row that cannot be used, by its ``position`` among those given; ``what`` is a clause."""
+    """A row that cannot be used, by its ``position`` in the rows passed; ``what`` is a clause."""
 
     def __init__(self, position: int, code: str, what: str, try_: str) -> None:
         super().__init__(code, f"{what} in row {position + 1}.", try_)
-        self.args = (position, code, what, try_)  # what it is made of again when unpickled
+        self.args = (position, code, what, try_)  # pickle rebuilds the error from these
         self.position, self.what = position, what
 
 
 class Task(ABC):
-    """What is learnt and how it is predicted. ``options`` are JSON values, part of a trial's id."""
+    """A kind of supervised task. ``options`` are JSON values and part of a trial's id."""
 
     fields: ClassVar[Mapping[str, str]]
     """Field -> default column."""
     other_fields: ClassVar[tuple[Mapping[str, str], ...]] = ()
-    """Other fields that rows may have instead of those."""
-    metrics: ClassVar[tuple[str, ...]]
-    """Metrics that make sense of the task's answers; the first is the default."""
+    """Alternative sets of fields that rows may have instead."""
+    default_metric: ClassVar[str]
+    """Metric of a study that names none. Metrics declare the other tasks that they fit."""
     task_type: ClassVar[str]
     """PEFT's name for the model family."""
+    auto_model: ClassVar[str]
+    """Class of transformers that loads the base with this task's output layer."""
     heads: ClassVar[tuple[str, ...]] = ()
-    """Names that the freshly initialised output layer goes by in the models of this task."""
+    """Names of the randomly initialised output layer in models of this task."""
     structured: ClassVar[frozenset[str]] = frozenset()
-    """Fields whose column holds more than text, which the task reads itself."""
+    """Fields whose column holds more than text, which the task parses itself."""
     needs_end_token: ClassVar[bool] = False
-    """Whether the model must learn to end its answers."""
+    """Whether the model must learn to end its completions."""
     scores_validation: ClassVar[bool]
-    """Whether the metric is cheap enough to take on validation in the search phase too."""
-
+    """Whether the metric is cheap enough to compute on validation during the search too."""
     scores_base: ClassVar[bool]
-    """Whether the base can answer before it is trained: no fresh output layer is in its way."""
-
+    """Whether the base model can be scored: it has no randomly initialised output layer."""
     generates: ClassVar[bool] = False
-    """Whether answers are generated: such a task has ``asked`` and ``said``."""
-
+    """Whether answers are generated: such a task has ``prompts`` and ``decode``."""
     secondary: ClassVar[tuple[str, ...]] = ()
-    """Numbers that are reported beside the metric (``analysis.secondary`` knows their names)."""
-
-    own_options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Options of the task's own (``[task.options]``) -> the values they take, the default first."""
+    """Further statistics that are reported, by their names in ``analysis.secondary``."""
+    option_values: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Options of this task (``[task.options]``) -> their allowed values, the default first."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
 
     @classmethod
     def columns(cls, given: Mapping[str, str], present: Iterable[str] = ()) -> dict[str, str]:
-        """Return the column or template of each field, the user's before the default.
+        """Return the column or template of each field; the user's override the defaults.
 
-        Where a task's rows may have other fields, those that ``given`` names or, without any, the
-        ``present`` columns decide.
+        If a task has alternative sets of fields, the fields in ``given`` decide which one applies;
+        without any, the ``present`` columns do.
 
         Raises:
             PreflightError: ``unknown-field``, ``fields-mixed``.
         """
-        ways, there = (cls.fields, *cls.other_fields), set(present)
-        known = list(dict.fromkeys(field for way in ways for field in way))
+        alternatives, available = (cls.fields, *cls.other_fields), set(present)
+        known = list(dict.fromkeys(field for fields in alternatives for field in fields))
         for name in given:
             if name not in known:
                 raise PreflightError(
@@ -133,76 +133,98 @@ class Task(ABC):
                     f"[data.columns] names '{name}', which this task does not have.",
                     f"its fields are: {', '.join(known)}.",
                 )
-        able = [way for way in ways if given.keys() <= way.keys()]
-        if not able:
+        possible = [fields for fields in alternatives if given.keys() <= fields.keys()]
+        if not possible:
             raise PreflightError(
                 "fields-mixed",
-                f"[data.columns] names {', '.join(given)}, which do not go together.",
-                "; or ".join(", ".join(way) for way in ways) + ".",
+                f"[data.columns] names {', '.join(given)}, which cannot be combined.",
+                "; or ".join(", ".join(fields) for fields in alternatives) + ".",
             )
-        fits = (way for way in able if all(f in given or c in there for f, c in way.items()))
-        return {**next(fits, able[0]), **given}
+        fitting = (
+            fields
+            for fields in possible
+            if all(f in given or column in available for f, column in fields.items())
+        )
+        return {**next(fitting, possible[0]), **given}
 
     @classmethod
     def complete_options(cls, given: Mapping[str, Any]) -> dict[str, str]:
-        """Return the task's own options, the user's before the defaults.
+        """Return this task's own options; the user's override the defaults.
 
         Raises:
-            UsageError: ``task-option-unknown`` with the near match, ``task-option``.
+            UsageError: ``task-option-unknown`` with the nearest name, ``task-option``.
         """
         for name, value in given.items():
-            if name not in cls.own_options:
-                near = near_match(name, cls.own_options)
+            if name not in cls.option_values:
+                near = near_match(name, cls.option_values)
                 hint = f"did you mean '{near}'? " if near else ""
                 raise UsageError(
                     "task-option-unknown",
                     f"This task has no option '{name}' ([task.options]).",
-                    f"{hint}Its options are: {', '.join(cls.own_options) or 'none'}.",
+                    f"{hint}Its options are: {', '.join(cls.option_values) or 'none'}.",
                 )
-            if value not in cls.own_options[name]:
+            if value not in cls.option_values[name]:
                 raise UsageError(
                     "task-option",
                     f"[task.options]: `{name}` is {value!r}.",
-                    f"one of: {', '.join(cls.own_options[name])}.",
+                    f"one of: {', '.join(cls.option_values[name])}.",
                 )
-        return {**{name: values[0] for name, values in cls.own_options.items()}, **given}
+        return {**{name: values[0] for name, values in cls.option_values.items()}, **given}
 
     @classmethod
     def texts(cls, row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
-        """Return what a row asks and what it answers, without what its template adds to all rows.
+        """Return a row's question and answer, without the fixed text of a template.
 
-        Repeats, leaks and contradictions are told by them.
+        Duplicates, leaks and contradictions are detected by them.
         """
-        asked, *_, answer = (columns[field] for field in cls.fields)
-        return "\n".join(str(row[c]) for c in columns_of(asked)), render_template(answer, row)
+        question, *_, answer = (columns[field] for field in cls.fields)
+        return "\n".join(str(row[c]) for c in columns_of(question)), render_template(answer, row)
 
     def question(self, row: Row) -> str:
-        """Return what a row asks, as a person reads it beside an answer."""
+        """Return a row's question as it is displayed next to an answer."""
         return self.texts(row, self.options["columns"])[0]
 
     @classmethod
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
-        """Complete the options from readable rows; say what this task cannot learn from them."""
+        """Complete the options from valid rows, and report issues of this task with them."""
         return TaskCheck(options)
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Return the tokens that end an answer."""
+        """Return the tokens that end a completion."""
         return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
 
     def supervised_mask(self, example: Example) -> tuple[list[bool], str | None]:
-        """Return which tokens are learnt and, where the row has a label as a whole, that label."""
+        """Return which tokens are supervised, and the label of the whole row if it has one."""
         return [label >= 0 for label in example.labels], None
 
     def without_length_limit(self) -> Self:
         """Return this task without a limit on the length of its examples."""
         return type(self)({**self.options, "max_length": NO_LIMIT})
 
-    @abstractmethod
+    def model_arguments(self) -> dict[str, Any]:
+        """Return this task's arguments of ``from_pretrained``, such as the number of labels."""
+        return {}
+
     def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
         """Load the base with this task's output layer, in the dtype of its files.
 
-        ``loading`` goes to ``from_pretrained``, over ``loading.arguments``.
+        ``loading`` goes to ``from_pretrained`` and overrides the safe defaults. A randomly
+        initialised output layer depends on torch's seed.
+
+        Raises:
+            PreflightError: ``base-incomplete``, and what ``check_base_files`` refuses.
         """
+        import transformers
+
+        trusted = loading.get("trust_remote_code", False)
+        model, info = getattr(transformers, self.auto_model).from_pretrained(
+            path,
+            use_safetensors=True,
+            output_loading_info=True,
+            **self.model_arguments(),
+            **{"dtype": "auto", **from_pretrained_kwargs(path, revision, trusted), **loading},
+        )
+        return check_complete(model, info, fresh_head=bool(self.heads))
 
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
@@ -223,7 +245,7 @@ class Task(ABC):
     ) -> Batch:
         """Pad examples into one batch on ``device``, to ``length`` tokens and ``units`` targets.
 
-        None pads to the longest example and to no more targets than there are.
+        None pads to the longest example, and to no more targets than there are.
         """
 
     @abstractmethod
@@ -238,7 +260,7 @@ class Task(ABC):
         rows: Sequence[Row],
         device: str,
     ) -> list[str]:
-        """Answer each row of one evaluation batch."""
+        """Return the prediction for each row of one evaluation batch."""
 
     def token_issues(
         self,
@@ -247,24 +269,24 @@ class Task(ABC):
         rows: Sequence[Row],
         positions: int | None,
     ) -> list[DataIssue]:
-        """Return what is wrong with tokens that ``encode`` does not give.
+        """Return issues with tokens that are not in the result of ``encode``.
 
-        ``positions`` is the longest row that the base can read, None without a limit.
+        ``positions`` is the longest input that the base supports, None without a limit.
         """
         return []
 
     def batch_rows(self, rows: Sequence[Row]) -> int:
-        """Return how many rows of a batch ``predict`` makes of these rows."""
+        """Return the number of rows in the batch that ``predict`` makes of these rows."""
         return len(rows)
 
     def prompts(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> GenerationRequest:
-        """Return the prompts that rows put to the model, and when an answer to them ends."""
+        """Return the prompts of rows, and when a completion ends."""
         raise NotImplementedError
 
     def decode(
         self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
     ) -> list[str]:
-        """Return generated answers as text."""
+        """Return generated completions as text."""
         raise NotImplementedError
 
     @abstractmethod
@@ -273,23 +295,11 @@ class Task(ABC):
 
 
 class CausalTask(Task):
-    """What tasks on a causal LM share: the model, the batch, and a loss on labelled tokens."""
+    """Base of tasks on a causal LM: model, batches, and the loss on supervised tokens."""
 
     task_type = "CAUSAL_LM"
+    auto_model = "AutoModelForCausalLM"
     scores_base = True
-
-    def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
-        """Load the causal LM."""
-        from transformers import AutoModelForCausalLM
-
-        trusted = loading.get("trust_remote_code", False)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            use_safetensors=True,
-            output_loading_info=True,
-            **{"dtype": "auto", **from_pretrained_kwargs(path, revision, trusted), **loading},
-        )
-        return check_complete(model, info, fresh_head=False)
 
     def batch(
         self,
@@ -299,7 +309,7 @@ class CausalTask(Task):
         length: int | None = None,
         units: int | None = None,
     ) -> Batch:
-        """Pad on the right and find the supervised positions (on the host: no sync later)."""
+        """Pad on the right; find the supervised positions on the host, to avoid a sync later."""
         from bakeoff.engine.loss import SupervisedPositions, supervised_positions
 
         tokens = [e.tokens for e in examples]
@@ -309,7 +319,7 @@ class CausalTask(Task):
         return Batch(inputs, targets, tuple(len(t) for t in tokens))
 
     def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
-        """Return the summed cross-entropy and the supervised tokens of each row."""
+        """Return the summed cross-entropy and the number of supervised tokens of each row."""
         import torch
 
         from bakeoff.engine.loss import token_losses
@@ -324,24 +334,25 @@ class CausalTask(Task):
 def check_complete(
     model: PreTrainedModel, info: Mapping[str, Any], fresh_head: bool
 ) -> PreTrainedModel:
-    """Return a loaded model, if its files hold all that it is made of.
+    """Return a loaded model after checking that its files contained all of its tensors.
 
-    transformers draws at random what they lack, and logs a line. With ``fresh_head`` that is meant
-    for what stands behind the base, and for a pooler, which many checkpoints do not have.
+    transformers initialises missing tensors at random and only logs it. With ``fresh_head`` that is
+    expected of the layers after the base, and of a pooler, which many checkpoints do not have.
 
     Raises:
         PreflightError: ``base-incomplete``.
     """
     inside = f"{model.base_model_prefix}." if fresh_head else ""
-    lacking = sorted(n for n in info["missing_keys"] if n.startswith(inside))
-    missing = [n for n in lacking if not (fresh_head and POOLER in n.split("."))]
+    absent = sorted(n for n in info["missing_keys"] if n.startswith(inside))
+    missing = [n for n in absent if not (fresh_head and POOLER in n.split("."))]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise PreflightError(
             "base-incomplete",
-            f"The base's files do not hold {missing[0]}{more}: it would be random numbers.",
-            "download the base again, to the end; or another base: its config.json is another "
-            "model's, or it was not trained to say next tokens.",
+            f"The base's files do not contain {missing[0]}{more}, which would be initialised at "
+            "random.",
+            "download the base again completely; or use another base: its config.json belongs to "
+            "another model, or it was not trained to predict next tokens.",
         )
     return model
 
@@ -352,7 +363,7 @@ def load_tokenizer(
     """Load the base's tokenizer; one without a padding token pads with its end token.
 
     Raises:
-        PreflightError: what ``loading.check`` refuses.
+        PreflightError: what ``check_base_files`` refuses.
     """
     from transformers import AutoTokenizer
 
@@ -362,6 +373,11 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the padding token of a tokenizer, 0 without one."""
+    return int(tokenizer.pad_token_id or 0)
 
 
 def pad_inputs(
@@ -381,7 +397,7 @@ def pad_rows(
     left: bool = False,
     length: int | None = None,
 ) -> Tensor:
-    """Return ``[B, T]`` integers, padded with ``value`` to ``length`` or the longest row."""
+    """Return rows as ``[B, T]``, padded with ``value`` to ``length`` or the longest row."""
     import torch
 
     longest = length or max(len(r) for r in rows)

@@ -1,9 +1,9 @@
-"""Multiple choice: of an item's choices, the one that a causal LM finds likeliest after the prompt.
+"""Multiple choice: predict the choice that a causal LM finds most likely after the prompt.
 
-Trained on the tokens of the right choice. Nothing is generated for an answer: each choice is put
-behind the prompt and its tokens' log-likelihood is taken, without an end token, as EleutherAI's
-lm-evaluation-harness does (``lm_eval/api/task.py::ConfigurableTask.process_results``). All choices
-of an item follow the very same prompt tokens.
+Trained on the tokens of the right choice. Nothing is generated: each choice is appended to the
+prompt and the log-likelihood of its tokens is computed, without an end token, as in EleutherAI's
+lm-evaluation-harness (``lm_eval/api/task.py::ConfigurableTask.process_results``). All choices of an
+item follow exactly the same prompt tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import Row, columns_of, render_template
-from bakeoff.tasks._base import IGNORE, CausalTask, Example, TaskCheck
+from bakeoff.tasks._base import IGNORE, CausalTask, Example, TaskCheck, pad_id_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +28,7 @@ _BETWEEN_COLUMNS = re.compile(r"[\s,|]*")
 
 
 class InvalidChoices(Exception):
-    """What is wrong with a row: a code, a clause, and what to do."""
+    """A row whose choices cannot be used: a code, a clause, and a hint."""
 
     def __init__(self, code: str, what: str, try_: str) -> None:
         super().__init__(code, what, try_)
@@ -36,57 +36,57 @@ class InvalidChoices(Exception):
 
 
 class Choices(NamedTuple):
-    """The texts of a row's choices, and the labels that the data gives them, where it does."""
+    """The texts of a row's choices, and their labels if the data has any."""
 
     texts: tuple[str, ...]
     labels: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, field: str, row: Row) -> Choices:
-        """Read them from the columns ``{a}, {b}``, or from one column that holds a list.
+    def parse(cls, field: str, row: Row) -> Choices:
+        """Read the choices from columns ``{a}, {b}``, or from one column with a list.
 
-        A list of texts, or of objects with ``text`` and ``label``; an object of two such lists
-        (ARC's form); or any of these written as JSON, as a CSV cell has it.
+        The list has texts, or objects with ``text`` and ``label``. It can also be an object with
+        two such lists (ARC's form), or any of these as JSON text, as in a CSV cell.
 
         Raises:
             Unreadable: ``choices-not-a-list``, ``choices-too-few``, ``choice-empty``,
                 ``choices-repeat``.
         """
         if columns_of(field) == (field,):
-            found = cls(*_parse_cell(row[field]))
+            choices = cls(*_parse_cell(row[field]))
         else:
             cells = [row[column] for column in columns_of(field)]
-            found = cls(*_parse_cell(cells))
-        if len(found.texts) < 2:
+            choices = cls(*_parse_cell(cells))
+        if len(choices.texts) < 2:
             raise InvalidChoices(
                 "choices-too-few",
                 "There are fewer than two choices",
-                "every item needs its right choice and a wrong one.",
+                "every item needs a right choice and a wrong one.",
             )
-        if not all(found.texts):
+        if not all(choices.texts):
             raise InvalidChoices("choice-empty", "A choice is empty", "drop it from the list.")
-        if len(set(found.texts)) < len(found.texts):
+        if len(set(choices.texts)) < len(choices.texts):
             raise InvalidChoices(
                 "choices-repeat",
-                "The same choice stands there twice",
+                "A choice occurs twice",
                 "one of two equal choices can be neither right nor wrong: keep one.",
             )
-        return found
+        return choices
 
     def index_of(self, answer: str, form: str) -> int | None:
-        """Return which choice, from 0, an answer written in this form means; None for none."""
+        """Return the index of the choice that an answer in this form means, None for none."""
         names: Sequence[str] = ()
         if form == "text":
             names = self.texts
         elif form == "label":
             names = self.labels
         elif form == "letter" and (letter := _LETTER.fullmatch(answer)):
-            return self._within(ord(letter[1].upper()) - ord("A"))
+            return self._in_range(ord(letter[1].upper()) - ord("A"))
         elif form in ("index", "number") and _WHOLE.fullmatch(answer):
-            return self._within(int(answer) - (form == "number"))
+            return self._in_range(int(answer) - (form == "number"))
         return names.index(answer) if answer in names else None
 
-    def _within(self, place: int) -> int | None:
+    def _in_range(self, place: int) -> int | None:
         return place if 0 <= place < len(self.texts) else None
 
 
@@ -122,7 +122,7 @@ def _all_scalars(values: Iterable[Any]) -> bool:
 def _not_a_list() -> InvalidChoices:
     return InvalidChoices(
         "choices-not-a-list",
-        "The choices are no list of texts",
+        "The choices are not a list of texts",
         '`choices = "options"` names a column with a list, `choices = "{a}, {b}, {c}"` columns '
         "with a text each.",
     )
@@ -133,8 +133,8 @@ class MultipleChoice(CausalTask):
 
     fields = {"prompt": "prompt", "choices": "choices", "answer": "answer"}
     structured = frozenset({"choices"})
-    metrics = ("accuracy", "loss")
-    own_options = {
+    default_metric = "accuracy"
+    option_values = {
         "normalise": ("sum", "per_token", "per_character", "per_byte"),
         "answer": ("auto", "label", "text", "letter", "index", "number"),
     }
@@ -142,54 +142,54 @@ class MultipleChoice(CausalTask):
 
     @classmethod
     def texts(cls, row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
-        """Return the prompt's columns and the choices', and the answer as it is written."""
-        asked = [*columns_of(columns["prompt"]), *columns_of(columns["choices"])]
-        return "\n".join(str(row[c]) for c in asked), render_template(columns["answer"], row)
+        """Return the columns of the prompt and the choices, and the answer as written."""
+        used = [*columns_of(columns["prompt"]), *columns_of(columns["choices"])]
+        return "\n".join(str(row[c]) for c in used), render_template(columns["answer"], row)
 
     def question(self, row: Row) -> str:
-        """Return the prompt's columns, and the choices a line each."""
+        """Return the prompt's columns, followed by the choices on a line each."""
         prompt = (str(row[c]) for c in columns_of(self.options["columns"]["prompt"]))
         return "\n".join([*prompt, *(f"- {text}" for text in self._choices(row).texts)])
 
     @classmethod
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
-        """Read every row's choices; find out how answers are written, if nobody says so."""
+        """Parse every row's choices; detect how answers are written if it is not configured."""
         columns = options["columns"]
-        faults = _check_columns(columns["choices"])
-        if faults:
-            return TaskCheck(options, faults)
-        read, faults = _read_choices(splits, columns["choices"])
-        if faults:
-            return TaskCheck(options, faults)
+        issues = _check_columns(columns["choices"])
+        if issues:
+            return TaskCheck(options, issues)
+        read, issues = _read_choices(splits, columns["choices"])
+        if issues:
+            return TaskCheck(options, issues)
         answers = {
             s: [render_template(columns["answer"], r).strip() for r in splits[s]] for s in splits
         }
         form = options["answer"]
         if form == "auto":
-            form, faults = _detect_answer_form(read, answers)
-        faults = faults or _unknown_answers(read, answers, form)
-        if not faults and options["normalise"] == "sum":
-            faults = _prefix_issues(read["test"], answers["test"], form)
-        return TaskCheck({**options, "answer": form}, faults)
+            form, issues = _detect_answer_form(read, answers)
+        issues = issues or _unknown_answers(read, answers, form)
+        if not issues and options["normalise"] == "sum":
+            issues = _prefix_issues(read["test"], answers["test"], form)
+        return TaskCheck({**options, "answer": form}, issues)
 
     def _choices(self, row: Row) -> Choices:
-        return Choices.of(self.options["columns"]["choices"], row)
+        return Choices.parse(self.options["columns"]["choices"], row)
 
-    def _right(self, row: Row) -> int:
+    def _right_index(self, row: Row) -> int:
         answer = render_template(self.options["columns"]["answer"], row).strip()
         place = self._choices(row).index_of(answer, self.options["answer"])
-        assert place is not None, "the check has read every answer"
+        assert place is not None, "the check parsed every answer"
         return place
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
-        """Tokenise prompt and right choice; label the choice."""
-        return [self.candidates(tokenizer, row)[self._right(row)] for row in rows]
+        """Tokenise the prompt and the right choice; label the choice."""
+        return [self.candidates(tokenizer, row)[self._right_index(row)] for row in rows]
 
     def candidates(self, tokenizer: PreTrainedTokenizerBase, row: Row) -> list[Example]:
-        """Tokenise the prompt with each choice behind it; label the choice.
+        """Tokenise the prompt followed by each choice; label the choice.
 
-        White space at the prompt's end belongs to the choice, and is one space where there is none.
-        A prompt that is too long loses its start, the same for all choices: the longest must fit.
+        White space at the end of the prompt belongs to the choice; without any, a space is added. A
+        prompt that is too long loses its start, the same for all choices: the longest must fit.
 
         Raises:
             Unreadable: ``prompt-without-token``, ``choice-too-long``.
@@ -197,22 +197,22 @@ class MultipleChoice(CausalTask):
         prompt = render_template(self.options["columns"]["prompt"], row)
         stem = prompt.rstrip()
         space = prompt[len(stem) :] or " "
-        alone: list[int] = tokenizer(stem)["input_ids"]
+        prompt_ids: list[int] = tokenizer(stem)["input_ids"]
         texts = [stem + space + text for text in self._choices(row).texts]
         whole: list[list[int]] = tokenizer(texts)["input_ids"]
-        # not just len(alone): a token may reach over the end of the prompt
-        shared = min(_common_prefix(alone, ids) for ids in whole)
+        # not just len(prompt_ids): a token may extend over the end of the prompt
+        shared = min(_common_prefix(prompt_ids, ids) for ids in whole)
         if shared == 0:
             raise InvalidChoices(
                 "prompt-without-token",
-                "The prompt gives no token that the choices could follow",
-                "a longer prompt; a base without a begin token needs one in front of all choices.",
+                "The prompt has no token that the choices could follow",
+                "a longer prompt; a base without a begin token needs a token before all choices.",
             )
         limit, longest = self.options["max_length"], max(map(len, whole)) - shared
         if longest >= limit:
             raise InvalidChoices(
                 "choice-too-long",
-                f"A choice alone exceeds task.max_length = {limit} (it has {longest} tokens)",
+                f"A choice exceeds task.max_length = {limit} (it has {longest} tokens)",
                 "raise task.max_length above that, with room for the prompt, or drop these rows.",
             )
         start = max(0, shared + longest - limit)
@@ -228,9 +228,9 @@ class MultipleChoice(CausalTask):
         rows: Sequence[Row],
         positions: int | None,
     ) -> list[DataIssue]:
-        """Tokenise all choices of all rows: the wrong ones are read too, though never learnt."""
+        """Tokenise all choices of all rows: evaluation needs the wrong ones too."""
 
-        def fit(row: Row) -> None:
+        def check_fits(row: Row) -> None:
             longest = max(len(e.tokens) for e in self.candidates(tokenizer, row))
             if positions is not None and longest > positions:
                 raise InvalidChoices(
@@ -239,7 +239,7 @@ class MultipleChoice(CausalTask):
                     f"task.max_length = {positions}, or less.",
                 )
 
-        return _collect_issues(fit, split, rows)[1]
+        return _collect_issues(check_fits, split, rows)[1]
 
     def predict(
         self,
@@ -248,28 +248,29 @@ class MultipleChoice(CausalTask):
         rows: Sequence[Row],
         device: str,
     ) -> list[str]:
-        """Return the likeliest choice of each row, by its log-likelihood over its size.
+        """Return the most likely choice of each row, by log-likelihood divided by its size.
 
-        The size is 1 (lm-evaluation-harness's ``acc``), or the choice's tokens, characters (its
-        ``acc_norm``) or UTF-8 bytes, as ``normalise`` says; of equally likely ones the first.
+        With ``normalise`` the size is 1 (lm-evaluation-harness's ``acc``), or the choice's number
+        of tokens, characters (its ``acc_norm``) or UTF-8 bytes. Ties go to the first choice.
         """
-        # every lane asks for the same rows: each is tokenised once
+        # every lane has the same rows: tokenise each of them once
         distinct = {id(row): row for row in rows}
-        once = {key: self.candidates(tokenizer, row) for key, row in distinct.items()}
-        examples = [e for row in rows for e in once[id(row)]]
-        batch = self.batch(examples, int(tokenizer.pad_token_id or 0), device)
+        encoded = {key: self.candidates(tokenizer, row) for key, row in distinct.items()}
+        examples = [e for row in rows for e in encoded[id(row)]]
+        batch = self.batch(examples, pad_id_of(tokenizer), device)
         sums, counts = (x.tolist() for x in self.item_losses(model, batch))
-        answers, first = [], 0
+        predictions, first = [], 0
         for row in rows:
             texts = self._choices(row).texts
             stop = first + len(texts)
             sizes = self._sizes(texts, counts[first:stop])
             losses = [loss / size for loss, size in zip(sums[first:stop], sizes, strict=True)]
-            answers.append(texts[losses.index(min(losses))])
+            predictions.append(texts[losses.index(min(losses))])
             first = stop
-        return answers
+        return predictions
 
     def _sizes(self, texts: Sequence[str], tokens: Sequence[float]) -> Sequence[float]:
+        """Return the size of each choice that its log-likelihood is divided by."""
         by: dict[str, Sequence[float]] = {
             "sum": [1] * len(texts),
             "per_token": tokens,
@@ -279,16 +280,16 @@ class MultipleChoice(CausalTask):
         return by[self.options["normalise"]]
 
     def batch_rows(self, rows: Sequence[Row]) -> int:
-        """Return how many choices these rows have: each is a row of a batch."""
+        """Return the number of choices of these rows: each is a row of a batch."""
         return sum(len(self._choices(row).texts) for row in rows)
 
     def references(self, rows: Sequence[Row]) -> list[str]:
         """Return the texts of the right choices."""
-        return [self._choices(row).texts[self._right(row)] for row in rows]
+        return [self._choices(row).texts[self._right_index(row)] for row in rows]
 
 
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two rows begin with alike."""
+    """Return the length of the longest common prefix."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
@@ -300,45 +301,49 @@ T = TypeVar("T")
 
 
 def _check_columns(field: str) -> tuple[DataIssue, ...]:
-    """Refuse texts between the columns: a choice is one column as it is."""
+    """Refuse text between the columns: a choice is one column, unchanged."""
     rest = re.sub(r"\{\w+\}", "", field)
     if columns_of(field) == (field,) or _BETWEEN_COLUMNS.fullmatch(rest):
         return ()
-    what = f"[data.columns] choices = {field!r} has text beside its columns"
-    hint = 'only the columns: choices = "{a}, {b}, {c}"; what the model reads goes into `prompt`.'
+    what = f"[data.columns] choices = {field!r} contains text other than columns"
+    hint = 'only the columns: choices = "{a}, {b}, {c}"; further text belongs in `prompt`.'
     return (DataIssue("choices-columns", what, hint, fatal=True),)
 
 
 def _collect_issues(
     read: Callable[[Row], T], split: str, rows: Sequence[Row]
 ) -> tuple[list[T], list[DataIssue]]:
-    """Return what is read from each row, and a fault for each reason why some cannot be."""
-    found: list[T] = []
+    """Return what is read from each valid row, and an issue for each kind of invalid row."""
+    values: list[T] = []
     first: dict[str, InvalidChoices] = {}
-    wrong: dict[str, list[int]] = {}
+    affected: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         try:
-            found.append(read(row))
+            values.append(read(row))
         except InvalidChoices as error:
             first.setdefault(error.code, error)
-            wrong.setdefault(error.code, []).append(i)
-    return found, [
-        _error_at(code, e.what, e.try_, split, wrong[code], len(rows)) for code, e in first.items()
+            affected.setdefault(error.code, []).append(i)
+    return values, [
+        _error_at(code, e.what, e.try_, split, affected[code], len(rows))
+        for code, e in first.items()
     ]
 
 
 def _read_choices(
     splits: Mapping[str, Sequence[Row]], field: str
 ) -> tuple[ChoicesBySplit, tuple[DataIssue, ...]]:
-    tried = {s: _collect_issues(partial(Choices.of, field), s, rows) for s, rows in splits.items()}
-    faults = tuple(fault for _, own in tried.values() for fault in own)
-    return {split: found for split, (found, _) in tried.items()}, faults
+    """Return the choices of every row, and the issues of rows without valid ones."""
+    read = {
+        s: _collect_issues(partial(Choices.parse, field), s, rows) for s, rows in splits.items()
+    }
+    issues = tuple(issue for _, of_split in read.values() for issue in of_split)
+    return {split: choices for split, (choices, _) in read.items()}, issues
 
 
 def _answer_indices(
     read: ChoicesBySplit, answers: AnswersBySplit, form: str
 ) -> dict[str, list[int | None]]:
-    """Return which choice each answer means, split by split, if answers are written so."""
+    """Return the index of the choice that each answer means in this form, by split."""
     return {
         split: [c.index_of(a, form) for c, a in zip(read[split], answers[split], strict=True)]
         for split in read
@@ -348,63 +353,68 @@ def _answer_indices(
 def _detect_answer_form(
     read: ChoicesBySplit, answers: AnswersBySplit
 ) -> tuple[str, tuple[DataIssue, ...]]:
-    """Return the form in which all answers are written; that of most where none fits all.
+    """Return the form that fits all answers; if none does, the one that fits most.
 
-    Two forms that fit all and mean different choices are a fault, ``answer-ambiguous``.
+    Two forms that fit all answers but mean different choices are an error, ``answer-ambiguous``.
     """
-    forms = MultipleChoice.own_options["answer"][1:]
-    places = {form: _answer_indices(read, answers, form) for form in forms}
-    fitting = [f for f in forms if not any(None in own for own in places[f].values())]
+    forms = MultipleChoice.option_values["answer"][1:]
+    indices = {form: _answer_indices(read, answers, form) for form in forms}
+    fitting = [f for f in forms if not any(None in split for split in indices[f].values())]
     if not fitting:
-        known = {f: sum(p is not None for own in places[f].values() for p in own) for f in forms}
-        return max(forms, key=known.__getitem__), ()
+        fits = {
+            f: sum(i is not None for split in indices[f].values() for i in split) for f in forms
+        }
+        return max(forms, key=fits.__getitem__), ()
     one, *others = fitting
-    if one == "label":  # the data itself says so
+    if one == "label":  # labels in the data are unambiguous
         return one, ()
     for other in others:
-        for split, own in places[one].items():
-            pairs = zip(own, places[other][split], strict=True)
+        for split, chosen in indices[one].items():
+            pairs = zip(chosen, indices[other][split], strict=True)
             differ = [i for i, (a, b) in enumerate(pairs) if a != b]
             if differ:
-                said = answers[split][differ[0]]
-                what = f"The answer '{said}' can be meant as {one} or as {other}"
+                answer = answers[split][differ[0]]
+                what = f"The answer '{answer}' can mean a choice as {one} or as {other}"
                 hint = f'`answer = "{one}"` or `answer = "{other}"` under [task.options].'
-                return one, (_error_at("answer-ambiguous", what, hint, split, differ, len(own)),)
+                return one, (_error_at("answer-ambiguous", what, hint, split, differ, len(chosen)),)
     return one, ()
 
 
 def _unknown_answers(
     read: ChoicesBySplit, answers: AnswersBySplit, form: str
 ) -> tuple[DataIssue, ...]:
-    """Refuse answers that name no choice of their row."""
-    faults = []
-    for split, places in _answer_indices(read, answers, form).items():
-        wrong = [i for i, place in enumerate(places) if place is None]
+    """Return the issues of answers that are not a choice of their row."""
+    issues = []
+    for split, indices in _answer_indices(read, answers, form).items():
+        wrong = [i for i, index in enumerate(indices) if index is None]
         if wrong:
-            what = f"The answer '{answers[split][wrong[0]]}', read as {form}, is no choice"
+            what = f"The answer '{answers[split][wrong[0]]}', read as {form}, is not a choice"
             hint = (
                 "a label of the choices, a choice's text, a letter (A is the first), an index "
-                "(from 0) or a number (from 1), the same in all rows; `answer` under "
-                "[task.options] says which."
+                "(from 0) or a number (from 1), the same in all rows; set `answer` under "
+                "[task.options]."
             )
-            faults.append(_error_at("answer-unknown", what, hint, split, wrong, len(places)))
-    return tuple(faults)
+            issues.append(_error_at("answer-unknown", what, hint, split, wrong, len(indices)))
+    return tuple(issues)
 
 
 def _prefix_issues(
     read: Sequence[Choices], answers: Sequence[str], form: str
 ) -> tuple[DataIssue, ...]:
-    """List test items whose right choice goes on where another ends: that one is likelier."""
-    lost = []
+    """Warn of test items whose right choice starts with another choice.
+
+    The sum of log-likelihoods over a prefix is always larger, so such an item is never right.
+    """
+    affected = []
     for i, (choices, answer) in enumerate(zip(read, answers, strict=True)):
         right = choices.texts[choices.index_of(answer, form) or 0]
         if any(right != text and right.startswith(f"{text} ") for text in choices.texts):
-            lost.append(i)
-    if not lost:
+            affected.append(i)
+    if not affected:
         return ()
-    what = "The right choice begins as another one is, which is always likelier then,"
-    hint = '[task.options] normalise = "per_token" goes by the mean.'
-    return (DataIssue.at("choice-begins-alike", what, hint, "test", lost, len(read)),)
+    what = "The right choice starts with another choice, which is then always more likely,"
+    hint = '[task.options] normalise = "per_token" compares means.'
+    return (DataIssue.at("choice-begins-alike", what, hint, "test", affected, len(read)),)
 
 
 TASK = MultipleChoice

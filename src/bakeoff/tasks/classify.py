@@ -1,7 +1,9 @@
-"""Text -> label: a fresh output layer on the base, cross-entropy over the classes.
+"""Text classification: a new output layer on the base, cross-entropy over the classes.
 
-Encoders and decoders. A decoder's output layer reads the state of an item's last token
-(``engine.pooling``); batches are padded on the right, so padding is seen by no token before it.
+For encoders and decoders. The output layer of a decoder reads the state of an item's last token
+(``engine.packing.pooling``). Batches are padded on the right, so no token sees padding before it.
+
+Tensor axes: B = items.
 """
 
 from __future__ import annotations
@@ -11,16 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bakeoff.data.issues import MAX_SHOWN, DataIssue
 from bakeoff.data.rows import Row, render_template
-from bakeoff.engine.safe_loading import from_pretrained_kwargs
-from bakeoff.tasks._base import (
-    Batch,
-    Example,
-    ItemLoss,
-    Task,
-    TaskCheck,
-    check_complete,
-    pad_inputs,
-)
+from bakeoff.tasks._base import Batch, Example, ItemLoss, Task, TaskCheck, pad_id_of, pad_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ClassTargets(NamedTuple):
-    """What a batch is to learn: each item's class ``[B]``, and where its last token is ``[B]``."""
+    """Targets of a batch: the class ``[B]`` of each item, and its last token's position ``[B]``."""
 
     numbers: Tensor
     last: Tensor
@@ -38,21 +31,22 @@ class Classify(Task):
     """Sequence classification."""
 
     fields = {"text": "text", "label": "label"}
-    metrics = ("accuracy", "loss")
+    default_metric = "accuracy"
     secondary = ("macro_f1",)
     task_type = "SEQ_CLS"
+    auto_model = "AutoModelForSequenceClassification"
     heads = ("classifier", "score")
     scores_validation = True
     scores_base = False
 
     @classmethod
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
-        """Number the labels of train; fewer than two, or others elsewhere, are fatal."""
+        """Number the labels of train; fewer than two, or unknown ones elsewhere, are fatal."""
         label = options["columns"]["label"]
         known = sorted({render_template(label, r) for r in splits["train"]})
-        faults = []
+        issues = []
         if len(known) < 2:
-            faults.append(
+            issues.append(
                 DataIssue(
                     "one-label",
                     f"Every row of train has the label '{known[0]}'",
@@ -61,45 +55,41 @@ class Classify(Task):
                 )
             )
         for split in ("validation", "test"):
-            found = [
+            unknown = [
                 (i, v)
                 for i, r in enumerate(splits[split])
                 if (v := render_template(label, r)) not in known
             ]
-            if found:
+            if unknown:
                 labels = ", ".join(
-                    f"'{v}'" for v in list(dict.fromkeys(v for _, v in found))[:MAX_SHOWN]
+                    f"'{v}'" for v in list(dict.fromkeys(v for _, v in unknown))[:MAX_SHOWN]
                 )
-                faults.append(
+                issues.append(
                     DataIssue.at(
                         "label-not-in-train",
                         f"A label that no row of train has ({labels})",
                         "add examples of it to train, or remove those rows.",
                         split,
-                        [i for i, _ in found],
+                        [i for i, _ in unknown],
                         len(splits[split]),
                         fatal=True,
                     )  # fmt: skip
                 )
-        return TaskCheck({**options, "labels": known}, tuple(faults))
+        return TaskCheck({**options, "labels": known}, tuple(issues))
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return the number of labels and their names."""
+        labels: list[str] = self.options["labels"]
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: i for i, name in enumerate(labels)},
+        }
 
     def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
-        """Load the base with a fresh classifier; seed torch first."""
-        from transformers import AutoModelForSequenceClassification
-
-        labels: list[str] = self.options["labels"]
-        trusted = loading.get("trust_remote_code", False)
-        found, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={name: i for i, name in enumerate(labels)},
-            use_safetensors=True,
-            output_loading_info=True,
-            **{"dtype": "auto", **from_pretrained_kwargs(path, revision, trusted), **loading},
-        )
-        model = check_complete(found, info, fresh_head=True)
-        # a decoder would fill a cache of keys and values in every pass, for no next token
+        """Load the base with a new classification layer, without a key-value cache."""
+        model = super().load_model(path, revision, **loading)
+        # a decoder would fill a cache of keys and values in every pass, and never read it
         model.config.get_text_config().use_cache = False
         return model
 
@@ -115,7 +105,7 @@ class Classify(Task):
         ]
 
     def supervised_mask(self, example: Example) -> tuple[list[bool], str | None]:
-        """Return no token, and the row's label."""
+        """Return no supervised token, and the row's label."""
         (label,) = example.labels
         return [False] * len(example.tokens), str(self.options["labels"][label])
 
@@ -127,7 +117,7 @@ class Classify(Task):
         length: int | None = None,
         units: int | None = None,
     ) -> Batch:
-        """Pad on the right and find each item's last token (on the host: no sync later)."""
+        """Pad on the right; find each item's last token on the host, to avoid a sync later."""
         import torch
 
         from bakeoff.engine.packing.pooling import last_token_positions
@@ -149,6 +139,7 @@ class Classify(Task):
 
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits ``[B, classes]``."""
         from bakeoff.engine.packing.pooling import pool_last_token
 
         with pool_last_token(model, batch.targets.last, batch.inputs["input_ids"].shape[1]):
@@ -164,9 +155,9 @@ class Classify(Task):
     ) -> list[str]:
         """Return the most likely label of each row."""
         examples = self.encode(tokenizer, rows)
-        batch = self.batch(examples, int(tokenizer.pad_token_id or 0), device)
-        best: list[int] = self._logits(model, batch).argmax(-1).tolist()
-        return [self.options["labels"][i] for i in best]
+        batch = self.batch(examples, pad_id_of(tokenizer), device)
+        classes: list[int] = self._logits(model, batch).argmax(-1).tolist()
+        return [self.options["labels"][i] for i in classes]
 
     def references(self, rows: Sequence[Row]) -> list[str]:
         """Return the true labels."""

@@ -1,9 +1,7 @@
-"""Supervised fine-tuning of a causal LM: prompt -> completion, or what an assistant says in chats.
+"""Supervised fine-tuning of a causal LM, on prompt and completion or on conversations.
 
-The loss is on completions, and on every assistant turn, alone. In evaluation the last turn is the
-reference and what is before it the prompt.
-
-Answers are generated greedily (``engine.generate``).
+The loss is on completions, or on every assistant turn. In evaluation the last turn is the reference
+and what precedes it the prompt; completions are generated greedily.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bakeoff.data.chat import Chat, Unusable
+from bakeoff.data.chat import Chat, UnusableConversation
 from bakeoff.data.chat.messages import (
     InvalidConversation,
     as_text,
@@ -22,7 +20,7 @@ from bakeoff.data.chat.messages import (
 )
 from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import Row, render_template
-from bakeoff.tasks._base import IGNORE, CausalTask, Example, RowError, TaskCheck
+from bakeoff.tasks._base import IGNORE, CausalTask, Example, RowError, TaskCheck, pad_id_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,18 +29,16 @@ if TYPE_CHECKING:
     from bakeoff.engine.generation.generate import GenerationRequest
 
 EXTRA_NEW_TOKENS = 8
+"""Tokens that a completion may have beyond the longest one of train."""
 
 
 class SupervisedFineTuning(CausalTask):
-    """Causal language modelling on completions, or on what the assistant says."""
+    """Causal language modelling on completions, or on assistant turns."""
 
     fields = {"prompt": "prompt", "completion": "completion"}
     other_fields = ({"messages": "messages"},)
     structured = frozenset({"messages"})
-    metrics = (
-        "exact_match", "contains", "regex", "numeric", "token_f1", "chrf", "json_match",
-        "json_fields", "json_valid", "loss",
-    )  # fmt: skip
+    default_metric = "exact_match"
     needs_end_token = True
     scores_validation = False
     generates = True
@@ -51,7 +47,7 @@ class SupervisedFineTuning(CausalTask):
 
     @classmethod
     def texts(cls, row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
-        """Return what a row asks and answers; of a conversation, what its last turn answers."""
+        """Return a row's prompt and completion; for a conversation, its last turn and the rest."""
         if "messages" not in columns:
             return super().texts(row, columns)
         messages = trim_conversation(row[columns["messages"]])
@@ -59,41 +55,41 @@ class SupervisedFineTuning(CausalTask):
 
     @classmethod
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
-        """Look at conversations; note train's longest completion.
+        """Validate conversations, and record the longest completion of train.
 
-        It bounds how many tokens are generated, so nothing of the test set does.
+        It limits the number of generated tokens, so that the test set has no influence on it.
         """
         columns, chat = options["columns"], options.get("chat") or {}
         if "messages" in columns:
-            faults = [
+            issues = [
                 f
                 for split, rows in splits.items()
                 for f in _conversation_issues(split, rows, columns)
             ]
         elif chat and not chat.get("pairs"):
-            faults = [_CHAT_WITHOUT_CHAT]
+            issues = [_CHAT_WITHOUT_CONVERSATIONS]
         else:
-            faults = []
-        if any(f.fatal for f in faults):
-            return TaskCheck(options, tuple(faults))
+            issues = []
+        if any(x.fatal for x in issues):
+            return TaskCheck(options, tuple(issues))
         longest = max((cls(options).references(splits["train"])), key=len)
-        return TaskCheck({**options, "longest_completion": longest}, tuple(faults))
+        return TaskCheck({**options, "longest_completion": longest}, tuple(issues))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
-        """Tokenise rows, end tokens included; label completions, or all that the assistant says.
+        """Tokenise rows with end tokens; label completions, or all assistant turns.
 
-        A row that is too long loses the start of its prompt, never its completion; a conversation
-        its oldest exchanges first (see ``Chat.encode``).
+        A row that is too long is truncated at the start of its prompt, never in its completion; a
+        conversation loses its oldest exchanges first (see ``Chat.encode``).
 
         Raises:
             RowError: ``completion-too-long``, and what ``Chat`` refuses.
             PreflightError: ``no-chat-template``.
         """
-        one = self._conversation if self._is_chat else self._pair
-        return [one(tokenizer, position, row) for position, row in enumerate(rows)]
+        encode_row = self._encode_conversation if self._is_chat else self._encode_pair
+        return [encode_row(tokenizer, position, row) for position, row in enumerate(rows)]
 
-    def _pair(self, tokenizer: PreTrainedTokenizerBase, position: int, row: Row) -> Example:
-        """Tokenise prompt and completion apart, as they are when an answer is generated."""
+    def _encode_pair(self, tokenizer: PreTrainedTokenizerBase, position: int, row: Row) -> Example:
+        """Tokenise prompt and completion separately, as in generation."""
         prompt = self._prompt(tokenizer, row)
         answer = self._tokens(
             tokenizer, render_template(self.options["columns"]["completion"], row)
@@ -111,21 +107,23 @@ class SupervisedFineTuning(CausalTask):
         labels = [IGNORE] * len(prompt) + answer
         return Example(tuple(prompt + answer), tuple(labels))
 
-    def _conversation(self, tokenizer: PreTrainedTokenizerBase, position: int, row: Row) -> Example:
+    def _encode_conversation(
+        self, tokenizer: PreTrainedTokenizerBase, position: int, row: Row
+    ) -> Example:
         try:
-            found = self._template(tokenizer).encode(
+            encoded = self._chat_template(tokenizer).encode(
                 self._messages(row), self.options["max_length"]
             )
-        except Unusable as error:
+        except UnusableConversation as error:
             raise RowError(position, error.code, error.what, error.try_) from error
-        return Example(tuple(found.ids), tuple(found.labels))
+        return Example(tuple(encoded.ids), tuple(encoded.labels))
 
     @property
     def _is_chat(self) -> bool:
         chat = self.options.get("chat") or {}
         return "messages" in self.options["columns"] or bool(chat.get("pairs"))
 
-    def _template(self, tokenizer: PreTrainedTokenizerBase) -> Chat:
+    def _chat_template(self, tokenizer: PreTrainedTokenizerBase) -> Chat:
         if self._chat is None or self._chat.tokenizer is not tokenizer:
             chat = self.options.get("chat") or {}
             self._chat = Chat(tokenizer, chat.get("template"), chat.get("variables"))
@@ -142,14 +140,16 @@ class SupervisedFineTuning(CausalTask):
         return trim_conversation(messages, chat.get("system"))
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Return the tokens that end an answer, the chat template's among them."""
+        """Return the tokens that end a completion, including the chat template's."""
         if self._is_chat:
-            return self._template(tokenizer).end_tokens()
+            return self._chat_template(tokenizer).end_tokens()
         return super().end_tokens(tokenizer)
 
     def _prompt(self, tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:
         if self._is_chat:
-            return self._template(tokenizer).prompt(self._messages(row), self.options["max_length"])
+            return self._chat_template(tokenizer).prompt(
+                self._messages(row), self.options["max_length"]
+            )
         text = render_template(self.options["columns"]["prompt"], row)
         ids: list[int] = tokenizer(text)["input_ids"]
         return ids
@@ -166,49 +166,49 @@ class SupervisedFineTuning(CausalTask):
         rows: Sequence[Row],
         device: str,
     ) -> list[str]:
-        """Generate greedily by plain ``generate``, all prompts of the batch padded on the left."""
+        """Generate greedily with ``generate``, all prompts of the batch padded on the left."""
         from bakeoff.engine.generation.generate import generate_plain
 
         return self.decode(tokenizer, generate_plain(model, self.prompts(tokenizer, rows)))
 
     def prompts(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> GenerationRequest:
-        """Return the prompts, cut at their start to ``max_length``; an end token ends an answer."""
+        """Return the prompts, truncated at their start to ``max_length``."""
         from bakeoff.engine.generation.generate import GenerationRequest
 
         limit = self.options["max_length"]
         return GenerationRequest(
             prompts=[self._prompt(tokenizer, r)[-limit:] for r in rows],
-            ends=tuple(self.end_tokens(tokenizer)),
-            most=self._new_tokens(tokenizer),
-            pad=int(tokenizer.pad_token_id or 0),
+            end_tokens=tuple(self.end_tokens(tokenizer)),
+            max_new_tokens=self._max_new_tokens(tokenizer),
+            pad_id=pad_id_of(tokenizer),
         )
 
     def decode(
         self, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
     ) -> list[str]:
-        """Return the answers without their special tokens."""
-        answers: list[str] = tokenizer.batch_decode(list(tokens), skip_special_tokens=True)
-        return answers
+        """Return the completions without special tokens."""
+        texts: list[str] = tokenizer.batch_decode(list(tokens), skip_special_tokens=True)
+        return texts
 
-    def _new_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        given = self.options.get("max_new_tokens")
-        if given is not None:
-            return int(given)
+    def _max_new_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        limit = self.options.get("max_new_tokens")
+        if limit is not None:
+            return int(limit)
         longest = len(self._tokens(tokenizer, self.options["longest_completion"]))
         return longest + EXTRA_NEW_TOKENS
 
     def references(self, rows: Sequence[Row]) -> list[str]:
-        """Return the true completions; of conversations, the last assistant turns."""
+        """Return the true completions; for conversations, the last assistant turns."""
         columns = self.options["columns"]
         if "messages" not in columns:
             return [render_template(columns["completion"], r) for r in rows]
-        found = (r[columns["messages"]] for r in rows)
-        return [str(messages[last_answer_index(messages)]["content"]) for messages in found]
+        conversations = (r[columns["messages"]] for r in rows)
+        return [str(messages[last_answer_index(messages)]["content"]) for messages in conversations]
 
 
-_CHAT_WITHOUT_CHAT = DataIssue(
+_CHAT_WITHOUT_CONVERSATIONS = DataIssue(
     "chat-without-chat",
-    "[task] says how conversations are rendered, and the rows are plain prompts and completions",
+    "[task] configures how conversations are rendered, but the rows are prompts and completions",
     "`chat = true` renders them as conversations of one question and one answer.",
     fatal=True,
 )
@@ -217,34 +217,34 @@ _CHAT_WITHOUT_CHAT = DataIssue(
 def _conversation_issues(
     split: str, rows: Sequence[Row], columns: Mapping[str, str]
 ) -> list[DataIssue]:
-    """Return what is wrong with the conversations of a split, and which lose their end."""
-    found: dict[str, list[int]] = {}
+    """Return the invalid conversations of a split, and those with turns after the last answer."""
+    affected: dict[str, list[int]] = {}
     first: dict[str, InvalidConversation] = {}
     open_ended = []
     for i, row in enumerate(rows):
         messages = row[columns["messages"]]
-        fault = find_conversation_error(messages)
-        if fault is not None:
-            first.setdefault(fault.code, fault)
-            found.setdefault(fault.code, []).append(i)
+        error = find_conversation_error(messages)
+        if error is not None:
+            first.setdefault(error.code, error)
+            affected.setdefault(error.code, []).append(i)
         elif last_answer_index(messages) != len(messages) - 1:
             open_ended.append(i)
-    faults = [
-        DataIssue.at(code, f.what, f.try_, split, found[code], len(rows), fatal=True)
-        for code, f in first.items()
+    issues = [
+        DataIssue.at(code, e.what, e.try_, split, affected[code], len(rows), fatal=True)
+        for code, e in first.items()
     ]
     if open_ended:
-        faults.append(
+        issues.append(
             DataIssue.at(
                 "after-last-answer",
-                "What follows the last assistant turn is left out",
-                "nobody answers it there.",
+                "Turns after the last assistant turn are ignored",
+                "no assistant turn answers them.",
                 split,
                 open_ended,
                 len(rows),
             )  # fmt: skip
         )
-    return faults
+    return issues
 
 
 TASK = SupervisedFineTuning

@@ -70,7 +70,7 @@ def _patched_class(own: type[nn.Module]) -> type[nn.Module] | None:
                 body[name] = value
     if not body:
         return None
-    body |= {"stands_in_for": own, "__module__": own.__module__, "__qualname__": own.__qualname__}
+    body |= {"original_class": own, "__module__": own.__module__, "__qualname__": own.__qualname__}
     return type(own.__name__, (own, Patched), body)
 
 

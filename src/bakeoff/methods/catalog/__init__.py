@@ -1,1 +1,1 @@
-"""One TOML file a method; a new file is a new method. Read by ``methods.registry``."""
+"""The catalog: each TOML file in this folder is a method (see ``methods.registry``)."""

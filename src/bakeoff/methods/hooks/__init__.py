@@ -1,4 +1,4 @@
-"""Methods that need code beyond a PEFT config: one file each, named by ``hook`` in their TOML.
+"""Methods that need code beyond a PEFT config: one module each, named by ``hook`` in their TOML.
 
-Each module gives ``HOOK``, a subclass of ``methods.hook.Hook``; a hook never imports its sibling.
+Each module defines ``HOOK``, a subclass of ``methods.hook.Hook``. Hooks do not import each other.
 """

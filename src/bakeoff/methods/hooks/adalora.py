@@ -1,4 +1,4 @@
-"""AdaLoRA: factors kept orthogonal by a penalty, ranks pruned by importance as it goes."""
+"""AdaLoRA: a penalty keeps the factors orthogonal; ranks are pruned by importance in training."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from torch import Tensor, nn
 from bakeoff.methods.hook import AttachContext, Hook, Incompatible, SaveContext
 
 IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
-"""Where PEFT's ``RankAllocator`` keeps what it has seen of each weight."""
+"""Attributes of PEFT's ``RankAllocator`` with the statistics of each weight."""
 PATTERN = "pattern"
 
 
 class AdaLora(Hook):
     """Trains P, Lambda and Q of an SVD and prunes Lambda to a budget (arXiv 2303.10512)."""
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
-        """Attach; every trial keeps importances and ranks of its own."""
-        of: Any = config
-        if of.tinit >= of.total_step - of.tfinal:
-            raise Incompatible(f"tinit and tfinal leave no step of {of.total_step} to prune in")
-        model: Any = super().inject(base, config, ground)
+    def inject(self, base: nn.Module, config: peft.PeftConfig, context: AttachContext) -> nn.Module:
+        """Attach; each trial has its own importances and ranks."""
+        settings: Any = config
+        if settings.tinit >= settings.total_step - settings.tfinal:
+            raise Incompatible(
+                f"tinit and tfinal leave no step of {settings.total_step} to prune in"
+            )
+        model: Any = super().inject(base, config, context)
         self.fresh = copy.deepcopy(model.base_model.rankallocator)
         self.allocators: dict[int, Any] = {}
         self.patterns: dict[int, Any] = {}
@@ -34,9 +36,9 @@ class AdaLora(Hook):
         return wrapped
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        """Return PEFT's own term, which its forward adds only to a loss of its own making."""
-        of: Any = model
-        weight: float = of.peft_config["default"].orth_reg_weight
+        """Return PEFT's orthogonality term, which its forward adds only to its own loss."""
+        peft_model: Any = model
+        weight: float = peft_model.peft_config["default"].orth_reg_weight
         terms = []
         for name, p in model.named_parameters():
             if ".lora_A." in name or ".lora_B." in name:
@@ -55,18 +57,18 @@ class AdaLora(Hook):
         self.patterns[lane] = config.rank_pattern
 
     def state(self, lane: int) -> dict[str, Tensor]:
-        """Return the trial's importances and the ranks that are left."""
+        """Return the trial's importances and remaining ranks."""
         allocator = self.allocators.get(lane)
-        found = {
+        tensors = {
             f"{kind}|{name}": tensor.detach().clone()
             for kind in IMPORTANCES
             for name, tensor in getattr(allocator, kind, {}).items()
         }
         pattern = self.patterns.get(lane) or {}
-        return found | {f"{PATTERN}|{n}": torch.tensor(kept) for n, kept in pattern.items()}
+        return tensors | {f"{PATTERN}|{n}": torch.tensor(ranks) for n, ranks in pattern.items()}
 
     def restore(self, lane: int, saved: Mapping[str, Tensor]) -> None:
-        """Take back what ``state`` returned."""
+        """Restore the result of ``state``."""
         allocator = self.allocators.setdefault(lane, copy.deepcopy(self.fresh))
         pattern = {}
         for key, tensor in saved.items():

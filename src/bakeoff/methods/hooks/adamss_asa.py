@@ -1,4 +1,4 @@
-"""AdaMSS with ASA: subspaces that matter little stop training as it goes."""
+"""AdaMSS with ASA: unimportant subspaces stop training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bakeoff.methods.hook import AttachContext, Hook
 
 SCORES = ("exp_avg_ipt_A", "exp_avg_ipt_B", "exp_avg_unc_A", "exp_avg_unc_B")
-"""Where PEFT's layers keep the importances of their subspaces."""
+"""Attributes of PEFT's layers with the importances of their subspaces."""
 
 STOPPED = "stopped"
 
@@ -19,13 +19,13 @@ STOPPED = "stopped"
 class AdamssAsa(Hook):
     """Adaptive subspace allocation (PEFT's ``AdamssModel.update_and_allocate``), trial by trial.
 
-    PEFT stops a subspace by taking ``requires_grad`` and the gradient from it. Here tensors belong
-    to a stack that an optimizer steps as a whole, so a stopped one is put back after each step.
+    PEFT stops a subspace by clearing ``requires_grad`` and its gradient. Here the optimizer steps a
+    stack of tensors as a whole, so a stopped tensor is reset to its value after each step.
     """
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
-        """Attach; every trial keeps importances and stopped subspaces of its own."""
-        model = super().inject(base, config, ground)
+    def inject(self, base: nn.Module, config: peft.PeftConfig, context: AttachContext) -> nn.Module:
+        """Attach; each trial has its own importances and stopped subspaces."""
+        model = super().inject(base, config, context)
         self.layers = [m for m in model.modules() if "exp_avg_ipt_A" in vars(m)]
         self.fresh = _scores(self.layers)
         self.scores: dict[int, list[dict[str, Any]]] = {}
@@ -33,15 +33,15 @@ class AdamssAsa(Hook):
         return model
 
     def after_step(self, model: nn.Module, step: int, lane: int) -> None:
-        """Put stopped subspaces back; let PEFT score the others and stop some."""
+        """Reset stopped subspaces; let PEFT score the others and stop some."""
         trained = {n: p for n, p in model.named_parameters() if ".adamss_" in n}
         stopped = self.stopped.setdefault(lane, {})
         for name, value in stopped.items():
             trained[name].data.copy_(value)
-        self._give(self.scores.get(lane, self.fresh))
+        self._set_scores(self.scores.get(lane, self.fresh))
         gradients = {n: p.grad for n, p in trained.items()}
         for name in stopped:
-            trained[name].grad = None  # PEFT scores no subspace without a gradient
+            trained[name].grad = None  # PEFT skips subspaces without a gradient
         model.base_model.update_and_allocate(step)  # type: ignore[union-attr,operator]
         self.scores[lane] = _scores(self.layers)
         for name, p in trained.items():
@@ -52,20 +52,20 @@ class AdamssAsa(Hook):
 
     def state(self, lane: int) -> dict[str, Tensor]:
         """Return the trial's importances and its stopped subspaces."""
-        found = {
+        tensors = {
             f"{STOPPED}|{n}": t.detach().clone() for n, t in self.stopped.get(lane, {}).items()
         }
         for number, layer in enumerate(self.scores.get(lane, ())):
             for name, adapters in layer.items():
-                for adapter, held in adapters.items():
-                    for i, tensor in enumerate(held):
+                for adapter, values in adapters.items():
+                    for i, tensor in enumerate(values):
                         if tensor is not None:
                             key = f"{number}|{name}|{adapter}|{i}"
-                            found[key] = tensor.detach().clone()
-        return found
+                            tensors[key] = tensor.detach().clone()
+        return tensors
 
     def restore(self, lane: int, saved: Mapping[str, Tensor]) -> None:
-        """Take back what ``state`` returned."""
+        """Restore the result of ``state``."""
         scores: list[dict[str, Any]] = [
             {name: {a: [None] * len(v) for a, v in own.items()} for name, own in layer.items()}
             for layer in self.fresh
@@ -80,11 +80,11 @@ class AdamssAsa(Hook):
             scores[int(kind)][name][adapter][int(i)] = tensor
         self.scores[lane] = scores
 
-    def _give(self, scores: list[dict[str, Any]]) -> None:
-        for layer, own in zip(self.layers, scores, strict=True):
+    def _set_scores(self, scores: list[dict[str, Any]]) -> None:
+        for layer, values in zip(self.layers, scores, strict=True):
             for name in SCORES:
-                # PEFT updates them in place: every trial needs copies
-                copies = {a: [_copy(t) for t in v] for a, v in own[name].items()}
+                # PEFT updates them in place, so every trial needs copies
+                copies = {a: [_copy(t) for t in v] for a, v in values[name].items()}
                 getattr(layer, name).update(copies)
 
 

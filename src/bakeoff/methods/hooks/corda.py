@@ -1,4 +1,4 @@
-"""CorDA: LoRA that starts from an SVD of W weighted by the covariance of the layers' inputs."""
+"""CorDA: LoRA initialised by an SVD of W, weighted by the covariance of the layers' inputs."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from bakeoff.methods.residual_lora import ResidualLora
 
 
 class CorDA(ResidualLora):
-    """Starts inside the base's weights, by context covariance (arXiv 2406.05223)."""
+    """Initialised from the base's weights and input covariances (arXiv 2406.05223)."""
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
-        """Let PEFT collect covariances on the calibration examples, one by one, then attach."""
-        of: Any = config
-        if of.target_modules == "all-linear":  # PEFT's preprocessing knows no such word
-            of.target_modules = set(linear_layers(base, ground.heads))
+    def inject(self, base: nn.Module, config: peft.PeftConfig, context: AttachContext) -> nn.Module:
+        """Let PEFT collect covariances on the calibration examples, then attach."""
+        settings: Any = config
+        if settings.target_modules == "all-linear":  # PEFT's preprocessing does not support it
+            settings.target_modules = set(linear_layers(base, context.heads))
 
         def run() -> None:
-            # a row at a time: PEFT's covariance takes [tokens, width], and no padding may be in it
+            # one row at a time: PEFT's covariance takes [tokens, width] without padding
             with torch.no_grad():
-                for batch in ground.batches(1):
+                for batch in context.batches(1):
                     base(**batch.inputs)
 
-        with _at_least_two_dimensions(base, ground.heads):
-            preprocess_corda(base, of, run_model=run)
-        return super().inject(base, of, ground)
+        with _at_least_two_dimensions(base, context.heads):
+            preprocess_corda(base, settings, run_model=run)
+        return super().inject(base, settings, context)
 
 
 @contextlib.contextmanager
 def _at_least_two_dimensions(base: nn.Module, heads: Sequence[str]) -> Iterator[None]:
-    """Show one vector as a row of one token: PEFT squeezes a pooler's input away."""
+    """Reshape a pooler's input [1, width] to one token [1, 1, width], which PEFT expects."""
 
-    def widen(module: nn.Module, given: tuple[Any, ...]) -> Any:
-        return (given[0][None], *given[1:]) if given[0].dim() == 2 else None
+    def widen(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        return (inputs[0][None], *inputs[1:]) if inputs[0].dim() == 2 else None
 
-    def narrow(module: nn.Module, given: tuple[Any, ...], out: torch.Tensor) -> Any:
-        return out[0] if len(given[0]) == given[0].shape[1] == 1 else None
+    def narrow(module: nn.Module, inputs: tuple[Any, ...], out: torch.Tensor) -> Any:
+        return out[0] if len(inputs[0]) == inputs[0].shape[1] == 1 else None
 
     handles: list[Any] = []
     for layer in linear_layers(base, heads).values():

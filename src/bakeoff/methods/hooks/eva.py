@@ -1,4 +1,4 @@
-"""EVA: LoRA whose A starts at the directions in which the layers' inputs vary most."""
+"""EVA: LoRA whose A is initialised with the principal directions of the layers' inputs."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from torch import nn
 from bakeoff.methods.hook import AttachContext, Hook, Incompatible
 
 ROWS = 32
-"""Examples in a batch of the incremental SVD, at least."""
+"""Minimum number of examples in a batch of the incremental SVD."""
 
 
 class Eva(Hook):
-    """Starts from an SVD of activations and shares the ranks out by it (arXiv 2410.07170)."""
+    """Initialised by an SVD of activations, which also distributes the ranks (arXiv 2410.07170)."""
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
-        """Attach LoRA, then let PEFT read the calibration batches."""
-        model = super().inject(base, config, ground)
+    def inject(self, base: nn.Module, config: peft.PeftConfig, context: AttachContext) -> nn.Module:
+        """Attach LoRA, then let PEFT run the calibration batches."""
+        model = super().inject(base, config, context)
         model.eval()
-        of: Any = config
-        # PEFT goes round until every layer has seen as many vectors in a batch as it looks for
-        needed = math.ceil(of.r * of.eva_config.rho)
+        settings: Any = config
+        # PEFT repeats until every layer has seen as many vectors in a batch as it needs directions
+        needed = math.ceil(settings.r * settings.eva_config.rho)
         rows = max(ROWS, needed)
-        seen = [dict(b.inputs) for b in ground.batches(rows) if b.rows >= needed]
-        if not seen:
+        calibration = [dict(b.inputs) for b in context.batches(rows) if b.rows >= needed]
+        if not calibration:
             raise Incompatible(f"it starts from at least {needed} training examples")
         initialize_lora_eva_weights(
             model,
-            seen,
+            calibration,
             forward_fn=_forward,
-            prepare_layer_inputs_fn=_seen_by_layer,
+            prepare_layer_inputs_fn=_layer_inputs,
             show_progress_bar=False,
         )
         return model
@@ -47,13 +47,13 @@ def _forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
     return model(**inputs)
 
 
-def _seen_by_layer(given: Any, real: torch.Tensor, name: str) -> torch.Tensor:
-    """Return the real tokens' inputs; a pooler is given no tokens, but one vector a row."""
-    x: torch.Tensor = given if isinstance(given, torch.Tensor) else given[0]
+def _layer_inputs(inputs: Any, mask: torch.Tensor, name: str) -> torch.Tensor:
+    """Return the inputs of tokens without padding; a pooler gets one vector per row."""
+    x: torch.Tensor = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
     if x.dim() == 2:
         return x.contiguous()
-    found: torch.Tensor = prepare_layer_inputs_fn_language_modeling(x, real, name)
-    return found
+    vectors: torch.Tensor = prepare_layer_inputs_fn_language_modeling(x, mask, name)
+    return vectors
 
 
 HOOK = Eva

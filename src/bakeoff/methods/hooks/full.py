@@ -12,11 +12,11 @@ from bakeoff.methods.hook import AttachContext, Hook, Incompatible, SaveContext
 
 
 class Full(Hook):
-    """Every weight of the base is trained; saved as a whole model."""
+    """Trains every weight of the base; saved as a whole model."""
 
     saved_as = "model"
 
-    def attach(self, base: nn.Module, ground: AttachContext) -> nn.Module:
+    def attach(self, base: nn.Module, context: AttachContext) -> nn.Module:
         """Let every parameter require gradients.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The task's output layer alone: the linear-probe baseline."""
+"""Linear probing: trains only the task's output layer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from bakeoff.methods.hook import AttachContext
 
 
 class Head(BaseParametersHook):
-    """Only the task's freshly initialised output layer is trained."""
+    """Trains only the task's newly initialised output layer."""
 
-    nothing = "this task adds no output layer of its own to the base"
+    nothing_found = "this task adds no output layer of its own to the base"
 
-    def chosen(self, base: nn.Module, ground: AttachContext) -> list[nn.Parameter]:
+    def select_parameters(self, base: nn.Module, context: AttachContext) -> list[nn.Parameter]:
         """Return the task head's parameters."""
-        names = [n for n in ground.heads if hasattr(base, n)]
+        names = [n for n in context.heads if hasattr(base, n)]
         return list(getattr(base, names[0]).parameters()) if names else []
 
 

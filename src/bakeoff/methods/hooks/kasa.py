@@ -1,4 +1,4 @@
-"""KaSA: PEFT's config attaches it, its two regularisation terms are left to the training loop."""
+"""KaSA: attached by PEFT's config; its two regularisation terms are added to the loss."""
 
 from bakeoff.methods.hook import PenaltyHook
 

@@ -1,4 +1,4 @@
-"""LoRA-FA: A stays frozen, B's gradient is mapped to the best update of the whole product."""
+"""LoRA-FA: A is frozen, and B's gradient is preconditioned for the update of the product B A."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from bakeoff.methods.hook import AttachContext, Hook, invert
 
 DAMPING = 1e-8
-"""PEFT's ``LoraFAOptimizer`` adds it to A A^T before inverting."""
+"""Added to A A^T before the inversion, as in PEFT's ``LoraFAOptimizer``."""
 
 
 class LoraFA(Hook):
     """LoRA with A frozen (arXiv 2308.03303), preconditioned as PEFT's ``LoraFAOptimizer`` does."""
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, context: AttachContext) -> nn.Module:
         """Attach LoRA and freeze every A."""
-        model = super().inject(base, config, ground)
+        model = super().inject(base, config, context)
         for name, parameter in model.named_parameters():
             if ".lora_A." in name:
                 parameter.requires_grad_(False)
@@ -29,7 +29,7 @@ class LoraFA(Hook):
     def precondition(
         self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
     ) -> Mapping[str, Tensor]:
-        """Return ``(1/scale^2) g_B (A A^T)^-1``: the B step nearest to full fine-tuning's."""
+        """Return ``(1/scale^2) g_B (A A^T)^-1``: the step of B closest to full fine-tuning's."""
         new = {}
         for name, gradient in gradients.items():
             if ".lora_B." in name:

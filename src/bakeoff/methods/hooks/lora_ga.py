@@ -1,4 +1,4 @@
-"""LoRA-GA: LoRA whose first step is full fine-tuning's, by an SVD of the first gradients."""
+"""LoRA-GA: LoRA initialised by an SVD of the first gradients, to match full fine-tuning's step."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ ROWS = 8
 
 
 class LoraGA(ResidualLora):
-    """Starts inside the base's weights, by its gradients (arXiv 2407.05000)."""
+    """Initialised from the base's weights and gradients (arXiv 2407.05000)."""
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, context: AttachContext) -> nn.Module:
         """Let PEFT sum gradients over the calibration batches, then attach."""
-        of: Any = config
-        if of.target_modules == "all-linear":
-            of.target_modules = set(linear_layers(base, ground.heads))
+        settings: Any = config
+        if settings.target_modules == "all-linear":
+            settings.target_modules = set(linear_layers(base, context.heads))
 
         def steps() -> None:
-            for batch in ground.batches(ROWS):
-                ground.loss(base, batch).backward()  # type: ignore[no-untyped-call]
+            for batch in context.batches(ROWS):
+                context.loss(base, batch).backward()  # type: ignore[no-untyped-call]
 
-        # PEFT counts passes by a hook on modules whose inputs need no gradient, as it means to
+        # PEFT counts passes with hooks on modules whose inputs need no gradient; this is intended
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
-        preprocess_loraga(base, of, steps)
-        # PEFT's decomposition draws: the same draws for every seed, so that trials share a base
+        preprocess_loraga(base, settings, steps)
+        # PEFT's decomposition draws random numbers: one seed, so that trials share a base
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return super().inject(base, of, ground)
+            return super().inject(base, settings, context)
 
 
 HOOK = LoraGA

@@ -1,4 +1,4 @@
-"""MonteCLoRA: PEFT samples the weights, the variational term is left to the training loop."""
+"""MonteCLoRA: PEFT samples the weights; the variational term is added to the loss."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from bakeoff.methods.hook import AttachContext, PenaltyHook
 
 
 class MonteCLoRA(PenaltyHook):
-    """Adds PEFT's variational term, and lets each pass draw for itself.
+    """Adds PEFT's variational term, and draws new samples in each forward pass.
 
-    PEFT draws samples ahead, for so many passes: whoever takes the next one takes it from the
-    trials that share the base, and a trial that goes on from a rung would begin again. A buffer of
-    one, empty from the start, is filled in each pass from the stream that the trial and the step
-    have seeded.
+    PEFT draws samples for many passes ahead into a buffer. Trials that share the base would take
+    each other's samples, and a resumed trial would draw others. An empty buffer of size one is
+    filled in each pass, from the random stream that the trial and the step have seeded.
     """
 
     term = "_get_monteclora_loss"
 
-    def inject(self, base: nn.Module, config: peft.PeftConfig, ground: AttachContext) -> nn.Module:
+    def inject(self, base: nn.Module, config: peft.PeftConfig, context: AttachContext) -> nn.Module:
         """Attach with empty buffers."""
-        model = super().inject(base, config, ground)
+        model = super().inject(base, config, context)
         for module in model.modules():
             sampler: Any = getattr(module, "sampler", None)
             if hasattr(sampler, "buffer_size"):

@@ -1,4 +1,4 @@
-"""PiSSA and OLoRA: PEFT starts them inside the base's weights by itself."""
+"""PiSSA and OLoRA: PEFT itself initialises them from the base's weights."""
 
 from bakeoff.methods.residual_lora import ResidualLora
 

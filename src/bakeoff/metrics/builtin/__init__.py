@@ -1,1 +1,1 @@
-"""The built-in metrics, one file each; ``bakeoff.metrics`` documents what a file defines."""
+"""The built-in metrics, one file each; see ``bakeoff.metrics`` for what a file defines."""

@@ -1,7 +1,7 @@
 """chrF: the F-score of shared character n-grams, as sacrebleu computes it for one sentence.
 
 Popović 2015, https://aclanthology.org/W15-3049. Scaled to 0..1. ``word_order = 2`` adds words and
-their pairs: chrF++.
+word bigrams: chrF++.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from bakeoff.core.record import MetricInfo
 
 INFO = MetricInfo("chrf", better="higher", unit="fraction", low=0.0, high=1.0)
+TASKS = ("sft",)
 NEEDS = ("sacrebleu", "chrf")
 
 
@@ -34,5 +35,5 @@ def _chrf(word_order: int) -> Any:
 
 def score(prediction: str, reference: str, *, word_order: int = 0) -> float:
     """Return the sentence's chrF over 100, beta 2, character n-grams up to 6."""
-    found: float = _chrf(word_order).sentence_score(prediction, [reference]).score
-    return min(1.0, found / 100)
+    percent: float = _chrf(word_order).sentence_score(prediction, [reference]).score
+    return min(1.0, percent / 100)

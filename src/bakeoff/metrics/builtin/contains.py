@@ -1,6 +1,7 @@
-"""1 where the reference stands somewhere in the answer, else 0.
+"""1 if the prediction contains the reference, else 0.
 
-Not by words: ``cat`` stands in ``concatenate``. Unicode's composed form (NFC) on both sides.
+Matches are not limited to words: ``concatenate`` contains ``cat``. Both sides are compared in
+Unicode's composed form (NFC).
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.metrics._text import normalize
 
 INFO = MetricInfo("contains", better="higher", unit="fraction", low=0.0, high=1.0)
+TASKS = ("sft",)
 
 
 def score(prediction: str, reference: str, *, ignore_case: bool = False) -> float:
-    """Return 1.0 where the answer contains the reference, white space at its ends aside."""
+    """Return 1.0 if the prediction contains the reference, ignoring white space at its ends."""
     return float(normalize(reference, ignore_case) in normalize(prediction, ignore_case))

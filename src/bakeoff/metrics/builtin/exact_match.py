@@ -1,6 +1,6 @@
-"""1 where the answer equals the reference after trimming white space, else 0.
+"""1 if the prediction equals the reference after trimming white space, else 0.
 
-Both are compared in Unicode's composed form (NFC), so that an accent typed in two ways is one.
+Both are compared in Unicode's composed form (NFC), so that equal accents typed differently match.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.metrics._text import normalize
 
 INFO = MetricInfo("exact_match", better="higher", unit="fraction", low=0.0, high=1.0)
+TASKS = ("sft",)
 
 
 def score(prediction: str, reference: str, *, ignore_case: bool = False) -> float:
-    """Return 1.0 where both texts are equal, white space at the ends aside."""
+    """Return 1.0 if both texts are equal, ignoring white space at the ends."""
     return float(normalize(prediction, ignore_case) == normalize(reference, ignore_case))

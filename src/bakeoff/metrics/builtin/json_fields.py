@@ -1,8 +1,8 @@
-"""The share of the reference's JSON fields that the answer has with the same value.
+"""The share of the reference's JSON fields that the prediction has with the same value.
 
-A field is a key whose value is no object; the keys of objects inside objects are fields of their
-own (``order.date``), a list is one value. Fields that only the answer has cost nothing: where they
-should, ``json_match`` is the metric.
+A field is a key whose value is not an object; the keys of nested objects are fields of their own
+(``order.date``), and a list is a single value. Extra fields of the prediction are not penalised;
+``json_match`` does that.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.metrics._text import canonical_json, parse_json
 
 INFO = MetricInfo("json_fields", better="higher", unit="fraction", low=0.0, high=1.0)
+TASKS = ("sft",)
 
 Path = tuple[str, ...]
 
@@ -27,7 +28,7 @@ def _flatten_fields(value: dict[str, Any], inside: Path = ()) -> Iterator[tuple[
 
 
 def _value_at(value: Any, path: Path) -> str | None:
-    """Return the canonical text of the value under ``path``, None where there is none."""
+    """Return the canonical text of the value under ``path``, None if there is none."""
     for key in path:
         if not isinstance(value, dict) or key not in value:
             return None
@@ -39,7 +40,7 @@ def _value_at(value: Any, path: Path) -> str | None:
 
 
 def score(prediction: str, reference: str) -> float:
-    """Return the share, 0.0 where the answer is no JSON object.
+    """Return the share, 0.0 if the prediction is not a JSON object.
 
     Raises:
         ValueError: the reference is not a JSON object with a field.
@@ -51,8 +52,10 @@ def score(prediction: str, reference: str) -> float:
     if not isinstance(value, dict) or not value:
         raise ValueError("the reference is not a JSON object with a field")
     try:
-        found = parse_json(prediction)
+        predicted = parse_json(prediction)
     except ValueError:
         return 0.0
-    wanted = dict(_flatten_fields(value))
-    return sum(_value_at(found, path) == text for path, text in wanted.items()) / len(wanted)
+    expected = dict(_flatten_fields(value))
+    return sum(_value_at(predicted, path) == text for path, text in expected.items()) / len(
+        expected
+    )

@@ -1,4 +1,4 @@
-"""1 where the answer is JSON and nothing else, else 0; the reference does not count."""
+"""1 if the prediction is JSON and nothing else, else 0; the reference is ignored."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.metrics._text import parse_json
 
 INFO = MetricInfo("json_valid", better="higher", unit="fraction", low=0.0, high=1.0)
+TASKS = ("sft",)
 
 
 def score(prediction: str, reference: str) -> float:
-    """Return 1.0 where the answer parses as JSON."""
+    """Return 1.0 if the prediction parses as JSON."""
     try:
         parse_json(prediction)
     except ValueError:

@@ -1,6 +1,6 @@
 """The item's loss per supervised unit (token of the completion, label), in nats; lower is better.
 
-No answer is generated for it, so it costs no more than a validation reading.
+It needs no predictions, so it costs no more than a validation loss.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from bakeoff.core.record import MetricInfo
 
 INFO = MetricInfo("loss", better="lower", unit="nats", low=0.0)
+TASKS = ("classify", "sft", "choice")
 
 
 def score_loss(total: float, units: float) -> float:

@@ -1,13 +1,13 @@
-"""1 where a pattern of the study file finds in the answer what it should, else 0.
+"""1 if a pattern from the study file matches the prediction as configured, else 0.
 
-``pattern`` is a regular expression of Python's ``re``, searched anywhere in the answer:
+``pattern`` is a regular expression of Python's ``re``, searched anywhere in the prediction:
 
-- without a group, a match is enough (a format that answers must have);
-- with a group, the first group of the *last* match that takes something must equal what the same
-  pattern takes out of the reference, or the whole reference where it finds nothing there; white
-  space at the ends aside.
+- without a group, a match is sufficient (a format that predictions must have);
+- with a group, the first group of the *last* match with a non-empty group must equal what the same
+  pattern extracts from the reference, or the whole reference if it extracts nothing; white space at
+  the ends is ignored.
 
-``(?i)`` in front of the pattern ignores case, ``(?s)`` lets ``.`` match line ends.
+``(?i)`` at the start of the pattern ignores case, ``(?s)`` lets ``.`` match line ends.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.metrics._text import normalize
 
 INFO = MetricInfo("regex", better="higher", unit="fraction", low=0.0, high=1.0)
+TASKS = ("sft",)
 
 
 def check(*, pattern: str) -> None:
-    """Refuse a pattern that is none.
+    """Check the pattern.
 
     Raises:
-        ValueError: what is wrong with it and where.
+        ValueError: it is not a regular expression, with the position of the error.
     """
     try:
         re.compile(pattern)
@@ -33,17 +34,18 @@ def check(*, pattern: str) -> None:
 
 
 def _extract(pattern: str, text: str) -> str | None:
-    found: str | None = None
+    """Return the first group of the last match that has one, None without any."""
+    extracted: str | None = None
     for match in re.finditer(pattern, text):
-        found = match[1] or found
-    return None if found is None else normalize(found, ignore_case=False)
+        extracted = match[1] or extracted
+    return None if extracted is None else normalize(extracted, ignore_case=False)
 
 
 def score(prediction: str, reference: str, *, pattern: str) -> float:
-    """Return 1.0 for a match, or for the same first group as the reference's."""
+    """Return 1.0 for a match, or if the first group is that of the reference."""
     if re.compile(pattern).groups == 0:
         return float(re.search(pattern, prediction) is not None)
-    wanted = _extract(pattern, reference)
-    if wanted is None:
-        wanted = normalize(reference, ignore_case=False)
-    return float(_extract(pattern, prediction) == wanted)
+    expected = _extract(pattern, reference)
+    if expected is None:
+        expected = normalize(reference, ignore_case=False)
+    return float(_extract(pattern, prediction) == expected)

@@ -133,8 +133,9 @@ def resolve_metric(
         UsageError: ``metric-not-for-task``, and problems of the options or the file.
         EnvironmentProblem: ``metric-package-missing``.
     """
-    task_metrics = task_class(spec.task.kind).metrics
-    named = load.MetricSource.read(spec.task.metric or task_metrics[0], source)
+    default = task_class(spec.task.kind).default_metric
+    task_metrics = load.metrics_for_task(spec.task.kind, default)
+    named = load.MetricSource.parse(spec.task.metric or default, source)
     if named.file is None and named.name not in task_metrics:
         near = near_match(named.name, task_metrics)
         hint = f"did you mean '{near}'? " if near else ""
@@ -145,7 +146,7 @@ def resolve_metric(
         )
     code = named.code()
     request = {
-        "metric": spec.task.metric or task_metrics[0],
+        "metric": spec.task.metric or default,
         "options": spec.task.metric_options,
         "folder": str(source),
     }

@@ -48,8 +48,8 @@ def validate_rows(
             **options,
         },
     )
-    raise_fatal(checked.faults, splits)
-    return checked.options, [*issues, *checked.faults, *checks.find_warnings(splits.rows, context)]
+    raise_fatal(checked.issues, splits)
+    return checked.options, [*issues, *checked.issues, *checks.find_warnings(splits.rows, context)]
 
 
 def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
