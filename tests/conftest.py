@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 import tomli_w
 from helpers import command
+from helpers.study_runs import use_inline_executor
 
-from bakeoff import api
 from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import Trial
 from bakeoff.engine.accelerators import Switches
-from bakeoff.study.remote import make_executor
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 from bakeoff.training import segment
 from bakeoff.training.preflight import cost_probe
@@ -115,7 +114,7 @@ def costs_are_known() -> Iterator[None]:
         return Cost(name, Status.DONE, step_milliseconds=1.0, engine=known).to_json()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
+        use_inline_executor(patch)
         patch.setattr(cost_probe, "probe_cost", probe)
         yield
 

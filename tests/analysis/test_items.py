@@ -195,9 +195,7 @@ def test_changed_rows_not_shown(tmp_path: Path) -> None:
     file.write_text('{"prompt": "other", "completion": "b"}\n')
     found = test_texts.load_test_texts(tmp_path, made)
     assert found.texts == ()
-    assert found.missing_reason == (
-        "data/test.jsonl is not the file that the predictions were scored on"
-    )
+    assert found.missing_reason == "data/test.jsonl is not the file that was scored"
     file.unlink()
     outside = tmp_path.parent / f"{tmp_path.name}.jsonl"
     outside.write_text("{}\n")

@@ -311,4 +311,4 @@ def test_foreign_item_scores_excluded() -> None:
     made = summed(make_record(trials, ("lora", "oft")))
     assert row(made, "oft")["n_seeds"] == 1
     assert row(made, "oft")["seeds"][2]["test_score"] is None
-    assert "OFT: the test scores of 2 done trials cannot be used." in made["warnings"]
+    assert "OFT: the test scores of 2 finished trials cannot be used." in made["warnings"]

@@ -25,6 +25,7 @@ from bakeoff.cli.display import status_block
 from bakeoff.cli.display.output import SafeConsole
 from bakeoff.cli.display.progress import LiveProgress
 from bakeoff.core.results import Cost, Status
+from bakeoff.report.live.study_feed import StudyFeed
 from bakeoff.study.monitoring.progress import (
     LOG,
     NOW,
@@ -122,6 +123,14 @@ def test_remaining_time_from_trial_durations(study: Path) -> None:
     assert left is not None
     assert 16.5 - 5 < left <= 16.5
     assert read_status(study, mine=True).study_seconds_left is None, "the final trials are unknown"
+
+
+def test_live_view_estimates_same_time_left(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The live view and the status command show the same time left."""
+    monkeypatch.setattr("bakeoff.study.monitoring.status.seconds_since", lambda _: 1.0)
+    left = read_status(study, mine=True).phase_seconds_left
+    assert left == pytest.approx(15.5)
+    assert StudyFeed(study, "one").status()["seconds_left"] == left
 
 
 def test_nothing_is_guessed(tmp_path: Path) -> None:
@@ -294,14 +303,14 @@ def test_piped_progress_reports_quiet_work(study: Path, monkeypatch: pytest.Monk
 SCRIPT = """
 import time
 from pathlib import Path
-from bakeoff import lock
-from bakeoff.cli.display.progress import Live
+from bakeoff.cli.display.progress import LiveProgress
 from bakeoff.cli.display.output import err
-from bakeoff.study.monitoring.progress import Logged, Work
+from bakeoff.study.monitoring.progress import Job, LoggingProgress
+from bakeoff.study.storage import lock
 WORK = {work!r}
 folder = Path({folder!r})
-with lock.locked(folder), Live(err, folder) as live:
-    log = Logged(folder / "log.jsonl", live)
+with lock.hold_lock(folder), LiveProgress(err, folder) as live:
+    log = LoggingProgress(folder / "log.jsonl", live)
     log.phase("Search", 6, 3)
     log.on_start(WORK)
     time.sleep(1.0)

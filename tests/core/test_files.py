@@ -112,9 +112,14 @@ def test_finished_folder_is_complete(disk: Disk) -> None:
 def test_atomic_path_renames_only_a_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
-    with pytest.raises(ValueError, match="stop"), files.atomic_path(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise ValueError("stop")
+
+    def fail_halfway() -> None:
+        with files.atomic_path(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail_halfway()
     assert path.read_bytes() == b"old"
     with files.atomic_path(path) as temporary:
         assert temporary.suffix == files.PARTIAL_SUFFIX

@@ -33,7 +33,7 @@ from bakeoff.core.redact import (
 )
 from bakeoff.report import render
 from bakeoff.study.config import parse_spec
-from bakeoff.study.monitoring.progress import LoggingProgress
+from bakeoff.study.monitoring.progress import LoggingProgress, Progress
 from bakeoff.testing.tiny import rows, write_jsonl
 
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.data.chat import Chat, Unusable, template
+from bakeoff.data.chat import Chat, UnusableConversation, template
 from bakeoff.data.chat.messages import (
     drop_oldest_exchange,
     find_conversation_error,
@@ -217,7 +217,7 @@ def test_an_answer_is_never_cut() -> None:
     first = next(i for i, label in enumerate(found.labels) if label != IGNORE)
     answer = len(found.ids) - first
     assert Chat(tok).encode(ONE, answer).labels == found.labels[first:]
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UnusableConversation) as error:
         Chat(tok).encode(ONE, answer - 1)
     assert error.value.code == "completion-too-long"
 
@@ -225,8 +225,8 @@ def test_an_answer_is_never_cut() -> None:
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def refused(tok: PreTrainedTokenizerBase, messages: Messages, **more: Any) -> Unusable:
-    with pytest.raises(Unusable) as error:
+def refused(tok: PreTrainedTokenizerBase, messages: Messages, **more: Any) -> UnusableConversation:
+    with pytest.raises(UnusableConversation) as error:
         Chat(tok, **more).encode(messages, 500)
     assert error.value.try_
     return error.value

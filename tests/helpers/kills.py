@@ -16,10 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bakeoff import api
 from bakeoff.study.config import parse_spec
-from bakeoff.study.remote import make_executor
 from bakeoff.testing.tiny import rows, save_bert, write_jsonl
+from helpers.study_runs import use_inline_executor
 
 WATCHED = {
     "a step": "bakeoff.engine.loop:Stepper.step",
@@ -135,7 +137,7 @@ def _study(
     **asked: Any,
 ) -> None:  # fmt: skip
     # cost probes too: a moment in them is one of this process
-    api.make_executor = lambda _, *given: make_executor("inline", *given)  # type: ignore[attr-defined]
+    use_inline_executor(pytest.MonkeyPatch())
     seen: dict[str, int] = {}
 
     def at(name: str) -> None:

@@ -367,7 +367,10 @@ def empty(folder: Path) -> None:
     ("spoil", "wishes", "code", "says"),
     [
         (empty, {}, "no-hf-results", "no result files"),
-        (more("twin.json", lambda v: None), {}, "hf-result-double", "twin.json are results of the same"),
+        (
+            more("twin.json", lambda v: None), {}, "hf-result-double",
+            "twin.json are results of the same",
+        ),
         (image_beside, {}, "hf-results-mixed", "of image-gen"),
         (
             more("other.json", lambda v: (

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.study_runs import use_inline_executor
 
 from bakeoff import api
 from bakeoff.study.config import StudySpec, parse_spec, read_spec
-from bakeoff.study.remote import make_executor
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 SMALL = sorted((p for p in EXAMPLES if p.stem.startswith("sft-smollm2")), key=lambda p: p.stem)
@@ -61,7 +61,7 @@ def test_example_runs_all_methods(
 ) -> None:
     """An example runs with all its methods."""
     # a process for each cost probe is most of the time here, and another test's business
-    monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
+    use_inline_executor(monkeypatch)
     spec = small(path, tiny_llama)
     report = api.run(spec, path.parent, tmp_path / "out")
     assert report["study"]["metric"] == "json_match"
@@ -78,7 +78,7 @@ def test_four_bit_example_names_incompatible(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The 4-bit example says which methods cannot train there."""
-    monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
+    use_inline_executor(monkeypatch)
     spec = small(QUANTISED, tiny_llama)
     assert spec.base.quantize == "nf4"
     report = api.run(spec, QUANTISED.parent, tmp_path / "out")

@@ -18,6 +18,7 @@ import peft
 import pytest
 import tomli_w
 import torch
+from helpers.study_runs import use_inline_executor
 from safetensors.torch import load_file, save_file
 
 from bakeoff import api
@@ -31,7 +32,6 @@ from bakeoff.methods import forbidden_arguments, hook, registry, user_defined
 from bakeoff.methods.arguments import check_config
 from bakeoff.methods.hook import SaveContext
 from bakeoff.study.config import parse_spec, read_spec
-from bakeoff.study.remote import make_executor
 from bakeoff.study.setup import base_model
 from bakeoff.study.setup.open_study import load_methods
 from bakeoff.study.setup.provenance import git_state
@@ -168,7 +168,7 @@ def test_a_whole_study_unpickles_nothing(
     study_values["methods"]["contenders"] = ["ia3", "lora_ga", "full"]
     study_values["budget"] |= {"settings": 1, "seeds": 1, "steps": 4}
     # the cost probe has a process of its own; in this one it is watched, too
-    monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
+    use_inline_executor(monkeypatch)
     report = api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     assert {m["status"] for m in report["methods"]} == {"done"}
     endings = {p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()}

@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import sys
 from contextlib import closing
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,16 @@ import jsonschema
 import pytest
 import tomli_w
 from helpers import kills
-from helpers.listeners import Heard
 from helpers.report_fixture import HOSTILE
 from helpers.report_fixture import report as made_report
+from helpers.study_runs import (
+    SCHEMA,
+    Killed,
+    RecordingProgress,
+    Values,
+    raise_killed,
+    study_values,
+)
 
 from bakeoff import api, cli
 from bakeoff.core import files, trial_dir
@@ -35,38 +41,18 @@ from bakeoff.study.storage import lock
 from bakeoff.study.storage.database import Writer
 from bakeoff.testing.tiny import rows, write_jsonl
 
-SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
-Values = dict[str, Any]
 pytestmark = pytest.mark.usefixtures("costs_are_known")
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing below catches it."""
-
-
-def killed(*_: object) -> None:
-    raise Killed
 
 
 @pytest.fixture(scope="module")
 def first(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Values, Path]:
     """A finished study whose test set was read; tests work on copies of it."""
     folder = tmp_path_factory.mktemp("first")
-    values = {
-        "name": "tiny",
-        "base": {"model": str(tiny_bert)},
-        "data": {
-            "train": str(write_jsonl(folder / "rows.jsonl", [*rows()[::4], *rows()[1::4]])),
-            "test": str(write_jsonl(folder / "test.jsonl", rows()[2::4])),
-        },
-        "task": {"kind": "classify", "max_length": 32},
-        "methods": {"control": "lora", "contenders": ["ln_tuning"]},
-        "budget": {
-            "steps": 10, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2,
-            "race": "off",
-        },
-        "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
-    }  # fmt: skip
+    data = {
+        "train": write_jsonl(folder / "rows.jsonl", [*rows()[::4], *rows()[1::4]]),
+        "test": write_jsonl(folder / "test.jsonl", rows()[2::4]),
+    }
+    values = study_values(tiny_bert, data, ["ln_tuning"], race="off")
     api.run(parse_spec(values), folder, folder / "tiny")
     return values, folder / "tiny"
 
@@ -82,7 +68,7 @@ def parent(first: tuple[Values, Path], tmp_path: Path) -> Path:
 
 
 def fork(
-    values: Values, parent: Path, new: Path, heard: Heard | None = None, **asked: Any
+    values: Values, parent: Path, new: Path, heard: RecordingProgress | None = None, **asked: Any
 ) -> dict[str, Any]:
     """Fork a study, and hold its parent to be untouched, its report to its schema."""
     before = everything(parent)
@@ -92,7 +78,7 @@ def fork(
     return made
 
 
-def go_on(new: Path, heard: Heard | None = None) -> dict[str, Any]:
+def go_on(new: Path, heard: RecordingProgress | None = None) -> dict[str, Any]:
     """Run a fork as `bakeoff run NEW` does: by what its own folder says, without a flag."""
     return api.run(read_spec(new / "study.toml"), new, new, heard)
 
@@ -129,7 +115,7 @@ def known(folder: Path) -> dict[str, Any]:
 def unread(values: Values, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run a study up to its final trials."""
     with monkeypatch.context() as patched:
-        patched.setattr(final, "run_final", killed)
+        patched.setattr(final, "run_final", raise_killed)
         with pytest.raises(Killed):
             api.run(parse_spec(values), out, out)
     return out
@@ -159,7 +145,7 @@ def test_fork_reuses_trials_counts_evaluation(
     values: Values, parent: Path, tmp_path: Path, trained: list[str]
 ) -> None:
     """A fork reuses unchanged trials and counts the test-set evaluation."""
-    new, heard = tmp_path / "new", Heard()
+    new, heard = tmp_path / "new", RecordingProgress()
     made = fork(more(values), parent, new, heard)
     assert made["complete"] is True
     old = results(parent)
@@ -238,7 +224,7 @@ def test_other_machine_trials_not_reused(
         query = "update study set value = ? where key = 'frozen'"
         db.execute(query, (json.dumps(frozen),))
         db.commit()
-    heard = Heard()
+    heard = RecordingProgress()
     made = fork(values, parent, tmp_path / "new", heard)
     assert set(trained) == ids(tmp_path / "new") == ids(parent)
     (said,) = [line for line in heard.lines if line.startswith("no trial is reused")]
@@ -309,7 +295,7 @@ def test_later_parent_evaluation_counts(
     parent = unread(values, tmp_path / "tiny", monkeypatch)
     asked = more(copy.deepcopy(values))
     with monkeypatch.context() as patched:
-        patched.setattr(final, "run_final", killed)
+        patched.setattr(final, "run_final", raise_killed)
         with pytest.raises(Killed):
             fork(asked, parent, tmp_path / "new")
     assert known(tmp_path / "new")["test_reads"] == 0
@@ -465,12 +451,12 @@ def test_fork_resumes_without_parent(
     """A fork resumes when its parent is gone."""
     new = tmp_path / "new"
     with monkeypatch.context() as patched:
-        patched.setattr(final, "run_final", killed)
+        patched.setattr(final, "run_final", raise_killed)
         with pytest.raises(Killed):
             fork(values, parent, new)
     searched = ids(parent, "search")
     lose(parent)
-    heard = Heard()
+    heard = RecordingProgress()
     made = go_on(new, heard)
     (said,) = [line for line in heard.lines if "no trial is reused from tiny" in line]
     assert why in said
@@ -484,7 +470,7 @@ def test_parent_and_fork_may_move_together(values: Values, parent: Path, tmp_pat
     for name in ("tiny", "new"):
         (tmp_path / "moved").mkdir(exist_ok=True)
         (tmp_path / name).rename(tmp_path / "moved" / name)
-    heard = Heard()
+    heard = RecordingProgress()
     go_on(tmp_path / "moved" / "new", heard)
     assert not any("no trial is reused" in line for line in heard.lines)
 

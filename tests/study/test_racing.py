@@ -66,7 +66,7 @@ def test_two_settings_go_on_then_one() -> None:
     assert first["lora@0.01"].numbers == {
         "mean_loss": pytest.approx(1.3), "score": None, "place": 3, "of": 5, "outdone_by": None,
     }  # fmt: skip
-    assert first["lora@0.01"].reason == "setting 3 of 5 by validation loss; 2 go on"
+    assert first["lora@0.01"].reason == "setting 3 of 5 by validation loss; 2 continue"
     assert first["lora@1"].reason == "setting 1 of 5 by validation loss"
     assert {d.step for d in first.values()} == {10}
     second = judge(*trials[:2], rung=1)
@@ -180,7 +180,7 @@ def test_best_setting_represents_method() -> None:
         around("lora", 1, 1.0), around("lora", 2, 1.1), around("oft", 1, 1.0), around("oft", 2, 9.0)
     )
     assert going_on(found) == {"lora@1", "oft@1"}
-    assert found["oft@2"].reason == "setting 2 of 2 by validation loss; 1 go on"
+    assert found["oft@2"].reason == "setting 2 of 2 by validation loss; 1 continues"
 
 
 # ---------------------------------------------------------------- costs

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.resume import comparable
+from helpers.study_runs import Killed, raise_killed, use_inline_executor
 
 from bakeoff import api
 from bakeoff.core import trial_dir
@@ -20,15 +21,10 @@ from bakeoff.engine import profiling
 from bakeoff.study import final as study_final
 from bakeoff.study import search
 from bakeoff.study.config import parse_spec
-from bakeoff.study.remote import make_executor
 from bakeoff.study.storage import repair
 from bakeoff.study.storage.database import Reader, Writer
 
 BUDGET = {"steps": 20, "settings": 3, "seeds": 2, "extend": 0}
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing below catches it."""
 
 
 def final(out: Path) -> dict[str, str]:
@@ -171,14 +167,11 @@ def test_moved_study_resumes(
     Fault 31: under another name, from another folder, without the files that it was made of.
     """
     monkeypatch.setattr(profiling, "TIMED_STEPS", 1)
-    monkeypatch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
+    use_inline_executor(monkeypatch)
     study_values["budget"] |= {"steps": 4, "settings": 1, "seeds": 1, "race": "off"}
 
-    def killed(*_: Any) -> None:
-        raise Killed
-
     with monkeypatch.context() as patched:
-        patched.setattr(study_final, "run_final", killed)
+        patched.setattr(study_final, "run_final", raise_killed)
         with pytest.raises(Killed):
             api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     moved = tmp_path / "elsewhere" / "another name"

@@ -11,7 +11,6 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +19,18 @@ import jsonschema
 import pytest
 import tomli_w
 from helpers import kills
-from helpers.listeners import Heard, stored
 from helpers.report_fixture import HOSTILE
 from helpers.report_fixture import report as made_report
+from helpers.study_runs import (
+    SCHEMA,
+    Killed,
+    RecordingProgress,
+    Values,
+    raise_killed,
+    run_validated,
+    stored_rows,
+    study_values,
+)
 from sqlalchemy.exc import StatementError
 
 from bakeoff import api, cli
@@ -38,14 +46,8 @@ from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment
 from bakeoff.training.preflight import cost_probe
 
-SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
-Values = dict[str, Any]
 pytestmark = pytest.mark.usefixtures("costs_are_known")
 Ended = dict[str, tuple[Trial, TrialResult | None]]
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing below catches it."""
 
 
 class Faults:
@@ -81,21 +83,13 @@ def whole(
 ) -> tuple[Values, dict[str, Any], Ended, Path]:
     """A study in which nothing failed but what diverged: its values, report, trials and folder."""
     folder = tmp_path_factory.mktemp("whole")
-    values = {
-        "name": "tiny",
-        "base": {"model": str(tiny_bert)},
-        "data": {"train": str(write_jsonl(folder / "rows.jsonl", rows()))},
-        "task": {"kind": "classify", "max_length": 32},
-        "methods": {"control": "lora", "contenders": ["ln_tuning"]},
+    data = {"train": write_jsonl(folder / "rows.jsonl", rows())}
+    values = study_values(tiny_bert, data, ["ln_tuning"], steps=20, settings=3, extend=0) | {
         "method": {
             "lora": {"learning_rates": [1e-3, 1e-2, 3e-2]},
             "ln_tuning": {"learning_rates": [1e-3, 1e-2, 1e30]},
-        },
-        "budget": {
-            "steps": 20, "batch_size": 8, "settings": 3, "seeds": 2, "validations": 2, "extend": 0,
-        },
-        "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
-    }  # fmt: skip
+        }
+    }
     report = api.run(parse_spec(values), folder, folder / "out")
     return values, report, ended(folder / "out"), folder
 
@@ -109,12 +103,6 @@ def values(whole: tuple[Values, dict[str, Any], Ended, Path]) -> Values:
 def best(whole: tuple[Values, dict[str, Any], Ended, Path]) -> float:
     """The rate that LoRA's final trials have where nothing fails."""
     return next(t.learning_rate for t, _ in whole[2].values() if _final_lora(t))
-
-
-def go(values: Values, out: Path, retry: bool = False, heard: Heard | None = None) -> Any:
-    made = api.run(parse_spec(values), out, out, heard, retry=retry)
-    jsonschema.validate(json.loads(json.dumps(made)), SCHEMA)
-    return made
 
 
 def ended(out: Path) -> Ended:
@@ -141,7 +129,7 @@ def verdicts(report: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 def rows_of(out: Path, *but: str) -> dict[str, list[Any]]:
     """Return the database's rows of all trials but some."""
-    kept = stored(out)
+    kept = stored_rows(out)
     del kept["study"]
     return {table: [r for r in rows if r[0] not in but] for table, rows in kept.items()}
 
@@ -153,13 +141,10 @@ def _final_lora(trial: Trial) -> bool:
 def stopped_before_final(
     values: Values, out: Path, monkeypatch: pytest.MonkeyPatch, retry: bool = False
 ) -> None:
-    def killed(*_: object) -> None:
-        raise Killed
-
     with monkeypatch.context() as patched:
-        patched.setattr(final, "run_final", killed)
+        patched.setattr(final, "run_final", raise_killed)
         with pytest.raises(Killed):
-            go(values, out, retry)
+            run_validated(values, out, retry=retry)
 
 
 def test_failed_final_retried_only(
@@ -169,14 +154,14 @@ def test_failed_final_retried_only(
     """A failed final trial is retried, and nothing else is."""
     out = tmp_path / "out"
     faults.fail = lambda t: _final_lora(t) and t.seed == 1
-    report = go(values, out)
+    report = run_validated(values, out)
     (failed,) = [f for f in report["failures"] if f["status"] == "failed"]
     assert [f["status"] for f in report["failures"]].count("diverged") == 1
     before = rows_of(out, failed["trial_id"])
     faults.fail = lambda _: False
     faults.trained.clear()
-    heard = Heard()
-    again = go(values, out, True, heard)
+    progress = RecordingProgress()
+    again = run_validated(values, out, progress, retry=True)
     group = {i for i, (t, _) in ended(out).items() if _final_lora(t)}
     assert failed["trial_id"] in faults.trained
     assert set(faults.trained) <= group
@@ -192,13 +177,13 @@ def test_failed_final_retried_only(
         "reason": "the fault of lora in final",
     }  # fmt: skip
     assert verdicts(again) == verdicts(whole[1])
-    (said,) = [line for line in heard.lines if line.startswith("tried again")]
+    (said,) = [line for line in progress.lines if line.startswith("tried again")]
     assert said == retry.describe_retry(noted)
     assert json.dumps(said) in (out / "log.jsonl").read_text()
     assert "Retried runs: their earlier results" in (out / "report.html").read_text()
     assert {f.state for f in api.diagnose(out)} == {"ok"}
     faults.trained.clear()
-    assert go(values, out)["retried"] == [noted]
+    assert run_validated(values, out)["retried"] == [noted]
     assert faults.trained == []
 
 
@@ -224,7 +209,7 @@ def test_search_trial_races_from_start(
     before = rows_of(out, failed)
     faults.fail = lambda _: False
     faults.trained.clear()
-    again = go(values, out, True)
+    again = run_validated(values, out, retry=True)
     lora = {i for i, (t, _) in ended(out).items() if t.method.name == "lora" and t.phase != "final"}
     finals = {i for i, (t, _) in ended(out).items() if t.phase == "final"}
     assert set(faults.trained) <= lora | finals
@@ -266,17 +251,17 @@ def test_search_fixed_after_test(
     """Once the test set was evaluated, the search stays as it is."""
     out = tmp_path / "out"
     faults.fail = lambda t: (t.method.name, t.phase, t.learning_rate) == ("lora", "search", best)
-    report = go(values, out)
-    before = stored(out)
+    report = run_validated(values, out)
+    before = stored_rows(out)
     faults.fail = lambda _: False
     faults.trained.clear()
-    heard = Heard()
-    assert go(values, out, True, heard)["failures"] == report["failures"]
+    progress = RecordingProgress()
+    assert run_validated(values, out, progress, retry=True)["failures"] == report["failures"]
     assert faults.trained == []
-    assert stored(out) == before
-    assert retry.SEARCH_TRIALS_KEPT.format(count="1 failed trial") in heard.lines
+    assert stored_rows(out) == before
+    assert retry.SEARCH_TRIALS_KEPT.format(count="1 failed trial") in progress.lines
     assert "--fork NEW" in retry.SEARCH_TRIALS_KEPT
-    assert retry.NOTHING_FAILED not in heard.lines
+    assert retry.NOTHING_FAILED not in progress.lines
     page = (out / "report.html").read_text()
     assert "1 run of the search failed" in page
     assert "--retry" not in page
@@ -292,11 +277,11 @@ def test_nothing_failed_continues(
     faults: Faults,
 ) -> None:  # fmt: skip
     """Without failures, retrying says so and the study continues."""
-    out, heard = shutil.copytree(whole[3] / "out", tmp_path / "out"), Heard()
-    before = stored(out)
-    report = go(values, out, True, heard)
-    assert retry.NOTHING_FAILED in heard.lines
-    assert (report["retried"], faults.trained, stored(out)) == ([], [], before)
+    out, progress = shutil.copytree(whole[3] / "out", tmp_path / "out"), RecordingProgress()
+    before = stored_rows(out)
+    report = run_validated(values, out, progress, retry=True)
+    assert retry.NOTHING_FAILED in progress.lines
+    assert (report["retried"], faults.trained, stored_rows(out)) == ([], [], before)
     assert "--retry" not in (out / "report.html").read_text()
 
 
@@ -312,12 +297,12 @@ def test_obsolete_final_trials_dropped(
     faults.fail = lambda t: (
         t.phase == "final" or (t.method.name == "lora" and t.learning_rate == best)
     )
-    report = go(values, out)
+    report = run_validated(values, out)
     old = {i for i, (t, _) in ended(out).items() if _final_lora(t)}
     assert len(old) == 2
     assert report["study"]["test_looks"] == 0
     faults.fail = lambda _: False
-    again = go(values, out, True)
+    again = run_validated(values, out, retry=True)
     assert again["complete"] is True
     assert not old & set(ended(out))
     assert {t.learning_rate for t, _ in ended(out).values() if _final_lora(t)} == {best}
@@ -346,7 +331,7 @@ def test_added_setting_stays_in_race(
     assert len(lora) == 4, "the best of what was left lies at the edge"
     stopped_before_final(values, out, monkeypatch, retry=True)
     faults.fail = lambda _: False
-    report = go(values, out, True)
+    report = run_validated(values, out, retry=True)
     row = next(m for m in report["methods"] if m["method"] == "lora")
     assert [s["setting"]["learning_rate"] for s in row["settings"]] == lora
     decisions = [d for d in report["race"]["decisions"] if d["method"] == "lora"]
@@ -368,7 +353,7 @@ def test_finished_neighbour_keeps_row(
     (failed,) = [i for i, s in status(out).items() if s is Status.FAILED]
     before = rows_of(out, failed)
     faults.fail = lambda t: t.phase == "search" and lora(t) and t.learning_rate != best
-    report = go(values, out, True)
+    report = run_validated(values, out, retry=True)
     assert report["complete"] is True
     finals = [i for i, (t, _) in ended(out).items() if t.phase == "final"]
     after = rows_of(out, failed, *finals)
@@ -393,12 +378,12 @@ def test_failed_cost_probe_repeated(
         return probe(value)
 
     monkeypatch.setattr(cost_probe, "probe_cost", fails_once)
-    report = go(values, out)
+    report = run_validated(values, out)
     assert {(f["phase"], f["status"]) for f in report["failures"]} == {
         ("probe", "out_of_memory"), ("search", "diverged"),
     }  # fmt: skip
     faults.trained.clear()
-    again = go(values, out, True)
+    again = run_validated(values, out, retry=True)
     assert probed == ["lora", "ln_tuning", "ln_tuning"]
     assert faults.trained == []
     assert [f["phase"] for f in again["failures"]] == ["search"]
@@ -422,7 +407,7 @@ def test_kill_during_retry_resumes(
         stopped_before_final(values, out, monkeypatch)
     else:
         faults.fail = lambda t: _final_lora(t) and t.seed == 1
-        go(values, out)
+        run_validated(values, out)
     (failed,) = [i for i, s in status(out).items() if s is Status.FAILED]
     others = {i: s for i, s in status(out).items() if i != failed}
     first = ("before a step", 0)
@@ -451,18 +436,18 @@ def test_failed_base_scores_repeated(tmp_path: Path) -> None:
     """Scores of the base that ended in an error are computed again."""
     study, store = begun(tmp_path, make_trial("lora", "classify"))
     store.set(retry.BASE_SCORES, {"scores": {"scores": [1.0], "predictions": [None]}})
-    heard = Heard()
-    retry.reset_failed(study, store, heard)
+    progress = RecordingProgress()
+    retry.reset_failed(study, store, progress)
     with Reader(tmp_path / "study.db") as reader:
         assert retry.BASE_SCORES in reader.values()
     store.set(retry.BASE_SCORES, {"scores": None, "error": "OSError: gone"})
-    retry.reset_failed(study, store, heard)
+    retry.reset_failed(study, store, progress)
     with Reader(tmp_path / "study.db") as reader:
         values = reader.values()
     assert retry.BASE_SCORES not in values
     (noted,) = values[retry.KEY]
     assert (noted["phase"], noted["method"], noted["reason"]) == ("base", None, "OSError: gone")
-    assert heard.lines == [
+    assert progress.lines == [
         retry.NOTHING_FAILED,
         "retrying scores of the base model; before: failed: OSError: gone",
     ]
@@ -475,7 +460,7 @@ def test_only_transient_failures_retried(tmp_path: Path, status: Status) -> None
     study, store = begun(tmp_path, trial)
     store.save(TrialResult(trial.id, status, "its reason"))
     store.save_cost(Cost("lora", status, "its reason"))
-    retry.reset_failed(study, store, Heard())
+    retry.reset_failed(study, store, RecordingProgress())
     tried = status in (Status.FAILED, Status.OUT_OF_MEMORY)
     with Reader(tmp_path / "study.db") as reader:
         assert (reader.finished_ids() == set()) is tried
@@ -522,7 +507,7 @@ def test_retry_ignores_time_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         spec=None, entries=(), conditions=None, splits=SimpleNamespace(counts={}), folder=tmp_path
     )
     over: Any = SimpleNamespace(allows=lambda _: False, timings=())
-    given: Any = (study, store, Heard(), None, None, None, over)
+    given: Any = (study, store, RecordingProgress(), None, None, None, over)
     steps, begins = search.plan_final_steps(RunContext(*given))
     assert steps == 30
     assert [begins(Segment((t,), 0, 30, "", "")) for t in (asked, other)] == [True, False]

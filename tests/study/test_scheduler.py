@@ -11,6 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from helpers.study_runs import RecordingProgress
 from sqlalchemy.exc import StatementError
 
 from bakeoff.core.errors import EnvironmentProblem, Interrupted
@@ -19,7 +20,6 @@ from bakeoff.core.trial import Segment, Trial
 from bakeoff.study import scheduler
 from bakeoff.study.executors import Outcome
 from bakeoff.study.failures import CircuitBreaker, Quarantine
-from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.monitoring.signals import StopRequest
 from bakeoff.study.scheduler import RunContext, run_trials
 from bakeoff.study.storage.database import Reader, Writer
@@ -76,16 +76,6 @@ class OnGpus(Scripted):
         self.gpus.remove(gpu)
 
 
-class Heard(Progress):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
 def done(segment: Segment) -> list[TrialResult]:
     return [TrialResult(t.id, Status.DONE, step=segment.stop) for t in segment.trials]
 
@@ -94,9 +84,11 @@ def failed(segment: Segment, why: str) -> list[TrialResult]:
     return [TrialResult(t.id, Status.FAILED, why) for t in segment.trials]
 
 
-def make(tmp_path: Path, work: Work, methods: int = 3) -> tuple[RunContext, Scripted, Heard]:
+def make(
+    tmp_path: Path, work: Work, methods: int = 3
+) -> tuple[RunContext, Scripted, RecordingProgress]:
     """Return a study at work that trains nothing."""
-    stop, heard = StopRequest(), Heard()
+    stop, progress = StopRequest(), RecordingProgress()
     through = Scripted(work, stop)
     spec = SimpleNamespace(
         engine=SimpleNamespace(max_lanes=None),
@@ -104,15 +96,15 @@ def make(tmp_path: Path, work: Work, methods: int = 3) -> tuple[RunContext, Scri
     )
     study: Any = SimpleNamespace(spec=spec, folder=tmp_path, base=SimpleNamespace(path="base"))
     store = Writer(tmp_path / "study.db")
-    running = RunContext(study, store, heard, through, stop, CircuitBreaker(methods))
-    return running, through, heard
+    running = RunContext(study, store, progress, through, stop, CircuitBreaker(methods))
+    return running, through, progress
 
 
 def trials(count: int, *methods: str) -> list[Trial]:
     return [make_trial(m, "classify", seed=s) for m in methods or ("lora",) for s in range(count)]
 
 
-def stored(tmp_path: Path) -> dict[str, TrialResult | None]:
+def stored_results(tmp_path: Path) -> dict[str, TrialResult | None]:
     with Reader(tmp_path / "study.db") as reader:
         return {t.id: r for t, r in reader.trials()}
 
@@ -123,11 +115,11 @@ def test_dead_worker_group_retried_in_halves(tmp_path: Path) -> None:
     def hungry(segment: Segment) -> list[TrialResult] | str:
         return done(segment) if len(segment.trials) <= 2 else "the worker was killed"
 
-    running, through, heard = make(tmp_path, hungry)
+    running, through, progress = make(tmp_path, hungry)
     run_trials(running, "Search", trials(5), (0, 30))
     assert through.widths == [5, 3, 2, 2, 1]
-    assert {r.status for r in stored(tmp_path).values() if r} == {Status.DONE}
-    assert "retrying 5 lanes in halves" in heard.said[0]
+    assert {r.status for r in stored_results(tmp_path).values() if r} == {Status.DONE}
+    assert "retrying 5 lanes in halves" in progress.lines[0]
 
 
 def test_crashing_trial_fails_alone(tmp_path: Path) -> None:
@@ -139,7 +131,7 @@ def test_crashing_trial_fails_alone(tmp_path: Path) -> None:
 
     running, through, _ = make(tmp_path, work)
     run_trials(running, "Search", trials(4), (0, 30))
-    found = stored(tmp_path)
+    found = stored_results(tmp_path)
     assert {i for i, r in found.items() if r and r.status is Status.FAILED} == {deadly}
     assert found[deadly] is not None
     assert (found[deadly].reason, found[deadly].traceback) == ("SIGSEGV", "its last words")
@@ -155,7 +147,7 @@ def test_single_trial_gets_second_try(tmp_path: Path) -> None:
 
     running, _, _ = make(tmp_path, once)
     run_trials(running, "Search", trials(1), (0, 30))
-    assert [r.status for r in stored(tmp_path).values() if r] == [Status.DONE]
+    assert [r.status for r in stored_results(tmp_path).values() if r] == [Status.DONE]
 
 
 @pytest.mark.parametrize(("methods", "most"), [(2, 2), (3, 3), (9, 3)])
@@ -170,7 +162,7 @@ def test_repeated_failure_pauses_study(methods: int, most: int, tmp_path: Path) 
         run_trials(running, "Search", trials(2, *names), (0, 30))
     assert (caught.value.code, caught.value.exit_code) == ("same-failure", 6)
     assert len(through.widths) == most
-    assert not any(stored(tmp_path).values()), "nothing is marked failed"
+    assert not any(stored_results(tmp_path).values()), "nothing is marked failed"
 
 
 def test_intervening_success_blames_methods(tmp_path: Path) -> None:
@@ -182,7 +174,7 @@ def test_intervening_success_blames_methods(tmp_path: Path) -> None:
 
     running, _, _ = make(tmp_path, work)
     run_trials(running, "Search", trials(1, "lora", "ia3", "vera", "oft", "dora"), (0, 30))
-    found = [r.status for r in stored(tmp_path).values() if r]
+    found = [r.status for r in stored_results(tmp_path).values() if r]
     assert found == [Status.FAILED] * 2 + [Status.DONE] + [Status.FAILED] * 2
 
 
@@ -190,7 +182,7 @@ def test_different_failures_recorded_study_continues(tmp_path: Path) -> None:
     """Different failures are recorded and the study continues."""
     running, _, _ = make(tmp_path, lambda s: failed(s, f"of {s.trials[0].method.name}"))
     run_trials(running, "Search", trials(1, "lora", "ia3", "vera", "oft"), (0, 30))
-    assert len([r for r in stored(tmp_path).values() if r]) == 4
+    assert len([r for r in stored_results(tmp_path).values() if r]) == 4
 
 
 def test_stop_keeps_finished_trials(tmp_path: Path) -> None:
@@ -204,7 +196,7 @@ def test_stop_keeps_finished_trials(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run_trials(running, "Search", trials(1, "lora", "ia3", "vera"), (0, 30))
     assert len(through.widths) == 1
-    assert [r.status for r in stored(tmp_path).values() if r] == [Status.DONE]
+    assert [r.status for r in stored_results(tmp_path).values() if r] == [Status.DONE]
     running.stop.signal = None
     running, through, _ = make(tmp_path, done)
     run_trials(running, "Search", trials(1, "lora", "ia3", "vera"), (0, 30))
@@ -233,7 +225,7 @@ def test_paused_group_resumes_from_checkpoints(tmp_path: Path) -> None:
     running, _, _ = make(tmp_path, work)
     run_trials(running, "Final", trials(3), (0, 30))
     assert spans == [(0, 3), (7, 3)]
-    assert {r.status for r in stored(tmp_path).values() if r} == {Status.DONE}
+    assert {r.status for r in stored_results(tmp_path).values() if r} == {Status.DONE}
     assert not list(tmp_path.rglob("*.safetensors")), "states that nothing goes on from are gone"
 
 
@@ -255,7 +247,7 @@ def test_group_written_atomically(tmp_path: Path) -> None:
     torn = dataclasses.replace(good, trial_id=own[1].id, step=object())  # no JSON value
     with pytest.raises(StatementError, match="not JSON"):
         running.store.save_group([good, torn])
-    assert not any(stored(tmp_path).values())
+    assert not any(stored_results(tmp_path).values())
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
@@ -279,7 +271,7 @@ def test_gpu_lost_by_methods_disabled(tmp_path: Path) -> None:
 
     Faults 13 and 17, by GPU.
     """
-    running, _, heard = make(tmp_path, done, methods=4)
+    running, _, progress = make(tmp_path, done, methods=4)
     through = OnGpus(broken="1")
     run_trials(
         running._replace(executor=through),
@@ -288,8 +280,8 @@ def test_gpu_lost_by_methods_disabled(tmp_path: Path) -> None:
         (0, 30),
     )
     assert through.used == ["0", "1", "0", "1", "0", "0"]
-    assert {r.status for r in stored(tmp_path).values() if r} == {Status.DONE}
-    (said,) = (text for text in heard.said if "disabled" in text)
+    assert {r.status for r in stored_results(tmp_path).values() if r} == {Status.DONE}
+    (said,) = (text for text in progress.lines if "disabled" in text)
     assert said.startswith("GPU 1 is disabled for this run: ")
 
 

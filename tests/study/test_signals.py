@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bakeoff.core.errors import Interrupted, Terminated
-from bakeoff.study.monitoring.progress import LoggingProgress
+from bakeoff.study.monitoring.progress import LoggingProgress, Progress
 from bakeoff.study.monitoring.signals import handle_signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="other signals there")
@@ -47,7 +47,7 @@ def test_second_signal_stops_immediately(
         os.kill(os.getpid(), sent)
         assert stop()
         assert stop()
-        assert said == ["stopping at the next safe point; once more stops at once"]
+        assert said == ["stopping at the next checkpoint; press Ctrl-C again to stop immediately"]
         with pytest.raises(Interrupted) as asked:
             stop.check()
         assert type(asked.value) is first

@@ -9,47 +9,68 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import tomli_w
-from helpers.listeners import Heard, Values, stored
 from helpers.report_fixture import HOSTILE, report
+from helpers.study_runs import (
+    SCHEMA,
+    RecordingProgress,
+    Values,
+    run_validated,
+    stored_rows,
+    study_values,
+    use_inline_executor,
+)
 
 from bakeoff import api, cli
 from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.report import render
 from bakeoff.study import search
 from bakeoff.study.config import parse_spec
-from bakeoff.study.remote import make_executor
 from bakeoff.study.setup import test_reads
+from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.training import segment
-
-SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 
 
 @pytest.fixture(scope="module", autouse=True)
 def probes_in_this_process() -> Iterator[None]:
-    """What methods cost is no matter here, and a process each takes most of the time."""
+    """Run cost probes here: their numbers do not matter, and starting processes takes long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "make_executor", lambda _, *given: make_executor("inline", *given))
+        use_inline_executor(patch)
         yield
 
 
-def go(values: Values, out: Path, again: bool = False) -> dict[str, Any]:
-    made = api.run(parse_spec(values), out, out, again=again)
-    jsonschema.validate(json.loads(json.dumps(made)), SCHEMA)
-    return made
+@pytest.fixture(scope="module")
+def first(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Values, Path]:
+    """A finished study, raced, and its values; tests work on copies of both."""
+    folder = tmp_path_factory.mktemp("first")
+    data = {"train": write_jsonl(folder / "rows.jsonl", rows())}
+    values = study_values(tiny_bert, data, ["ia3", "head"]) | {
+        "method": {"ia3": {"config": {"target_modules": ["key"], "feedforward_modules": []}}}
+    }
+    api.run(parse_spec(values), folder, folder / "out")
+    return values, folder / "out"
 
 
-def refused(values: Values, out: Path, again: bool = False) -> BakeoffError:
-    before = stored(out)
+@pytest.fixture
+def values(first: tuple[Values, Path]) -> Values:
+    return copy.deepcopy(first[0])
+
+
+@pytest.fixture
+def out(first: tuple[Values, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(first[1], tmp_path / "out")
+
+
+def refuse_run(values: Values, out: Path, again: bool = False) -> BakeoffError:
+    before = stored_rows(out)
     with pytest.raises(PreflightError) as error:
-        go(values, out, again)
-    assert stored(out) == before
+        run_validated(values, out, again=again)
+    assert stored_rows(out) == before
     return error.value
 
 
@@ -92,7 +113,7 @@ def test_single_run_counts_once(values: Values, out: Path) -> None:
     assert (study["test_looks"], study["test_changes"]) == (1, [])
     assert "the test set was evaluated once" in (out / "report.html").read_text()
     values["verdict"] = {"prefer": "memory"}
-    study = go(values, out)["study"]
+    study = run_validated(values, out)["study"]
     assert (study["test_looks"], study["test_changes"]) == (1, [])
 
 
@@ -102,7 +123,7 @@ def test_change_after_evaluation_refused(
 ) -> None:
     """A change after the test set was evaluated is refused."""
     change(values)
-    error = refused(values, out)
+    error = refuse_run(values, out)
     assert (error.code, error.exit_code) == ("test-already-read", 3)
     assert f"\n  {ALLOWED[change]}" in error.cause
     assert "`--again`" in error.try_
@@ -113,12 +134,12 @@ def test_further_evaluation_trains_new_only(values: Values, out: Path, trained: 
     """A further evaluation trains only what is new and is counted."""
     old = ids_of(out)
     before, states = (
-        stored(out, *old),
+        stored_rows(out, *old),
         {p: p.stat().st_mtime_ns for p in (out / "trials").rglob("*")},
     )
     more_seeds(values)
     one_more(values)
-    made = go(values, out, again=True)
+    made = run_validated(values, out, again=True)
     assert made["complete"] is True
     assert {m["n_seeds"] for m in made["methods"]} == {3}
     assert methods_of(made) == {"lora", "ia3", "head", "ln_tuning"}
@@ -128,7 +149,7 @@ def test_further_evaluation_trains_new_only(values: Values, out: Path, trained: 
     assert {(t.method.name, t.seed) for t in new.values() if t.method.name != "ln_tuning"} == {
         ("lora", 3), ("ia3", 3), ("head", 3),
     }  # fmt: skip
-    assert stored(out, *old) == before
+    assert stored_rows(out, *old) == before
     assert {p: p.stat().st_mtime_ns for p in states if p.parent.name != "trials"} == {
         p: t for p, t in states.items() if p.parent.name != "trials"
     }
@@ -146,40 +167,40 @@ def test_further_evaluation_trains_new_only(values: Values, out: Path, trained: 
     assert "the test set was evaluated 2 times" in (out / "report.html").read_text()
 
     trained.clear()
-    repeated = go(values, out)
+    repeated = run_validated(values, out)
     assert (repeated["study"], trained) == (study, [])
 
 
 def test_another_margin_trains_nothing(values: Values, out: Path, trained: list[str]) -> None:
     other_margin(values)
-    made = go(values, out, again=True)
+    made = run_validated(values, out, again=True)
     assert trained == []
     assert (made["study"]["margin"], made["study"]["test_looks"]) == (0.05, 2)
     assert api.report(out)["study"] == made["study"]
-    assert refused(values | {"task": {"kind": "classify", "max_length": 32}}, out).cause.endswith(
-        "task.margin: 0.05 -> 0.02"
-    )
+    assert refuse_run(
+        values | {"task": {"kind": "classify", "max_length": 32}}, out
+    ).cause.endswith("task.margin: 0.05 -> 0.02")
 
 
 def test_removed_contender_returns_unchanged(values: Values, out: Path, trained: list[str]) -> None:
     """A removed contender keeps its trials and returns unchanged."""
     whole, old = copy.deepcopy(values), ids_of(out)
-    before = stored(out, *old)
+    before = stored_rows(out, *old)
     one_less(values)
-    made = go(values, out, again=True)
+    made = run_validated(values, out, again=True)
     assert methods_of(made) == {"lora", "head"}
     assert made["complete"] is True
     assert {d["method"] for d in made["race"]["decisions"]} == {"lora", "head"}
     other = copy.deepcopy(whole)
     other["method"]["ia3"]["config"]["target_modules"] = ["query"]
-    error = refused(other, out, again=True)
+    error = refuse_run(other, out, again=True)
     assert error.code == "study-differs"
     assert "spec.method.ia3.config.target_modules: key -> query" in error.cause
-    back = go(whole, out, again=True)
+    back = run_validated(whole, out, again=True)
     assert methods_of(back) == {"lora", "ia3", "head"}
     assert back["study"]["test_looks"] == 3
     assert trained == []
-    assert stored(out, *old) == before
+    assert stored_rows(out, *old) == before
 
 
 def other_steps(values: Values) -> None:
@@ -217,7 +238,7 @@ def test_invalidating_change_refused(
     change(values)
     other_margin(values)
     for again in (False, True):
-        error = refused(values, out, again)
+        error = refuse_run(values, out, again)
         assert error.code == "study-differs"
         assert "task.margin" not in error.cause, "it names what no look may change, alone"
     assert trained == []
@@ -233,7 +254,7 @@ def test_change_before_evaluation(values: Values, out: Path) -> None:
     assert "the test set has not been evaluated yet" in (out / "report.html").read_text()
     more_seeds(values)
     for again in (False, True):
-        error = refused(values, out, again)
+        error = refuse_run(values, out, again)
         assert error.code == "study-differs"
         assert "spec.budget.seeds: 2 -> 3" in error.cause
 
@@ -244,7 +265,7 @@ def test_interrupted_evaluation_resumes_once(
     """An interrupted evaluation resumes as the same one, with the same numbers."""
     values["budget"]["seeds"] = 4
     whole = shutil.copytree(out, tmp_path / "whole")
-    go(values, whole, again=True)
+    run_validated(values, whole, again=True)
     run = segment.run
 
     def stops_midway(value: dict[str, Any]) -> dict[str, Any]:
@@ -255,8 +276,8 @@ def test_interrupted_evaluation_resumes_once(
     with monkeypatch.context() as patch:
         patch.setattr(segment, "run", stops_midway)
         with pytest.raises(KeyboardInterrupt):
-            go(values, out, again=True)
-    made = go(values, out)
+            run_validated(values, out, again=True)
+    made = run_validated(values, out)
     assert made["study"]["test_looks"] == 2
     assert made["complete"] is True
     results = [{t.id: r.splits for t, r in api.read_trials(f) if r} for f in (out, whole)]
@@ -267,9 +288,9 @@ def test_refused_evaluation_not_counted(values: Values, out: Path) -> None:
     """An evaluation that is refused before training is not counted."""
     values["methods"]["contenders"].append("oft")
     values["method"]["oft"] = {"config": {"target_modules": ["no_such_layer"]}}
-    assert refused(values, out, again=True).code == "target-modules-not-found"
+    assert refuse_run(values, out, again=True).code == "target-modules-not-found"
     values["method"]["oft"]["config"]["target_modules"] = ["query"]
-    made = go(values, out, again=True)
+    made = run_validated(values, out, again=True)
     assert "oft" in methods_of(made)
     assert made["study"]["test_looks"] == 2
 
@@ -277,14 +298,14 @@ def test_refused_evaluation_not_counted(values: Values, out: Path) -> None:
 def test_what_the_race_decided_stays_decided(
     values: Values, out: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
 ) -> None:
-    before, decide = stored(out), search.race.decide
+    before, decide = stored_rows(out), search.race.decide
 
     def contrary(*given: Any) -> Any:
         return tuple(dataclasses.replace(d, goes_on=not d.goes_on) for d in decide(*given))
 
     monkeypatch.setattr(search.race, "decide", contrary)
-    go(values, out)
-    after = stored(out)
+    run_validated(values, out)
+    after = stored_rows(out)
     assert trained == []
     assert {t: after[t] for t in ("trials", "scores", "decisions")} == {
         t: before[t] for t in ("trials", "scores", "decisions")
@@ -293,9 +314,9 @@ def test_what_the_race_decided_stays_decided(
 
 def test_nothing_new_reported(values: Values, out: Path) -> None:
     """A further evaluation with nothing new is reported."""
-    heard = Heard()
-    api.run(parse_spec(values), out, out, heard, again=True)
-    assert test_reads.NO_CHANGE_MESSAGE in heard.lines
+    progress = RecordingProgress()
+    api.run(parse_spec(values), out, out, progress, again=True)
+    assert test_reads.NO_CHANGE_MESSAGE in progress.lines
     assert api.report(out)["study"]["test_looks"] == 1
     assert test_reads.check_test_read({}, {}, test_read=False, again=True) == {}
 

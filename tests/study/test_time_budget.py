@@ -49,7 +49,7 @@ TIMINGS = tuple(timing(m) for m in ("lora", *TEN))
 
 
 def seconds(asked: StudySpec, **given: Any) -> float:
-    made = with_budget(asked, BudgetChoice.of(asked)._replace(**given))
+    made = with_budget(asked, BudgetChoice.from_spec(asked)._replace(**given))
     return estimate(made, TIMINGS, ITEMS).seconds
 
 

@@ -256,9 +256,15 @@ def test_capabilities_survive_json() -> None:
         "LORA",
         on={"llama": BaseResult(True, parameters=3, effect=0.5, merge=Measurement(1e-7)),
             "t5": BaseResult(False, "it refuses")},
-        lanes_by_task={"sft": AcceleratorSupport(("lanes",), {"loss": "why"}), "classify": AcceleratorSupport()},
+        lanes_by_task={
+            "sft": AcceleratorSupport(("lanes",), {"loss": "why"}),
+            "classify": AcceleratorSupport(),
+        },
         conversion={"8": Measurement(None, "no")},
-        quantised={"4bit": QuantizationSupport(None, "is not installed"), "8bit": QuantizationSupport(False, "x")},
+        quantised={
+            "4bit": QuantizationSupport(None, "is not installed"),
+            "8bit": QuantizationSupport(False, "x"),
+        },
         layers=("Linear",),
     )  # fmt: skip
     assert Capabilities.from_json(json.loads(json.dumps(own.to_json()))) == own

@@ -44,13 +44,8 @@ class TrialRun(NamedTuple):
 
     @property
     def validation_loss(self) -> float | None:
-        """The final validation loss: the curve's last point, else the split's mean."""
-        if self.result is None:
-            return None
-        last = self.result.curve[-1].validation_loss if self.result.curve else None
-        if last is None and "validation" in self.result.splits:
-            last = self.result.splits["validation"].mean_loss
-        return finite_or_none(last)
+        """The last validation loss, if it is finite."""
+        return None if self.result is None else finite_or_none(self.result.validation_loss)
 
     def mean_score(self, split: str) -> float | None:
         """Return the mean primary metric on ``split``."""

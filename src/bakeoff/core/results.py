@@ -98,6 +98,14 @@ class TrialResult:
         parts = (self.load_seconds, self.train_seconds, self.evaluation_seconds)
         return sum(part or 0.0 for part in parts)
 
+    @property
+    def validation_loss(self) -> float | None:
+        """The last validation loss: the curve's last point, else the split's mean."""
+        last = self.curve[-1].validation_loss if self.curve else None
+        if last is None and "validation" in self.splits:
+            last = self.splits["validation"].mean_loss
+        return last
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return dataclasses.asdict(self)

@@ -180,7 +180,7 @@ def time_methods(study: Study, progress: Progress) -> MethodTimings:
         if outcome.value is None or outcome.value["error_text"] is not None:
             untimed[method] = (outcome.value or {}).get("error_text") or str(outcome.error)
         else:
-            timings.append(Timing.of(method, outcome.value))
+            timings.append(Timing.from_measurement(method, outcome.value))
     return MethodTimings(tuple(timings), untimed, time.monotonic() - started)
 
 

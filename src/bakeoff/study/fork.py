@@ -1,8 +1,8 @@
 """Forks: a study that starts from another one with changed settings (`bakeoff run --fork NEW`).
 
-A fork reuses the finished trials of its parent that it has in common, if the machine is the same.
-The parent is only read. If both have the same test rows, the parent's test-set evaluations count for
-the fork: a fork does not make a used test set fresh.
+A fork reuses finished trials that it has in common with its parent, if the machine is the same. The
+parent is only read. If both have the same test rows, the parent's test-set evaluations count for
+the fork: forking does not make a used test set fresh.
 """
 
 from __future__ import annotations

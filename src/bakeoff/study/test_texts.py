@@ -41,21 +41,18 @@ def load_test_texts(folder: Path, trials: Iterable[tuple[Trial, TrialResult | No
     trial = next(scored, None)
     if trial is None:
         return ItemTexts()
-    file, conditions = folder / FROZEN_FILES["test"], trial.conditions
+    name, conditions = FROZEN_FILES["test"], trial.conditions
+    file = folder / name
     if not is_within(file, folder) or not file.is_file():
-        return ItemTexts(missing_reason=f"{FROZEN_FILES['test']} is not in the study folder")
+        return ItemTexts(missing_reason=f"{name} is not in the study folder")
     try:
         # the texts of other rows would look plausible next to these predictions
         if files.sha256_of(file) != conditions.data.get("test"):
-            return ItemTexts(
-                missing_reason=f"{FROZEN_FILES['test']} is not the file that the predictions were scored on"
-            )
+            return ItemTexts(missing_reason=f"{name} is not the file that was scored")
         rows = data_rows.read_rows(file)
         task = task_class(conditions.task)(conditions.task_options)
         references = task.references(rows)
         pairs = zip(rows, references, strict=True)
         return ItemTexts(tuple(ItemText(task.question(row), reference) for row, reference in pairs))
     except (BakeoffError, OSError, KeyError, TypeError, ValueError) as error:
-        return ItemTexts(
-            missing_reason=f"{FROZEN_FILES['test']} cannot be read ({type(error).__name__})"
-        )
+        return ItemTexts(missing_reason=f"{name} cannot be read ({type(error).__name__})")

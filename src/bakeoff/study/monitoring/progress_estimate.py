@@ -1,4 +1,4 @@
-"""How long the rest of a phase takes."""
+"""Estimate the remaining time of a study's phase; `bakeoff status` and the live view share it."""
 
 from __future__ import annotations
 
@@ -14,109 +14,21 @@ from bakeoff.study.storage.database import TrialSummary
 PHASES = ("search", "final")
 
 
-def estimate_phase_seconds(
-    phase: PhaseProgress | None,
-    works: Sequence[RunningJob],
-    briefs: Sequence[TrialSummary],
-    costs: Mapping[str, Cost],
-    workers: int,
-) -> float | None:
-    """Return the seconds that are left of the phase at hand, None where nothing tells them.
-
-    Trials of a method take what its trials have taken for a step so far, building and evaluating
-    included; a method none of whose trials has ended, what the others took in proportion to its
-    cost probe. Other phases go on as they have begun.
-    """
-    kinds = {w.what for w in works}
-    stops = [w.stop for w in works if w.stop is not None]
-    (kind,) = kinds if len(kinds) == 1 else ("",)
-    if kind not in PHASES or not stops:
-        return _even_pace(phase)
-    mine = [b for b in briefs if b.trial.phase == kind]
-    todo = {b.trial.id: b for b in mine if not b.ended and steps_done(b) < max(stops)}
-    pace = _Pace.of(mine, costs)
-    seconds = {i: pace.seconds(b, max(stops) - steps_done(b)) for i, b in todo.items()}
-    if any(s is None for s in seconds.values()):
-        return None
-    left = sum(s or 0.0 for s in seconds.values())
-    longest = 0.0
-    for work in works:
-        own = sum(seconds.get(i) or 0.0 for i in work.trials)
-        left -= min(work.seconds, own)
-        longest = max(longest, own - work.seconds)
-    return max(left / max(1, workers), longest, 0.0)
-
-
-class _Pace(NamedTuple):
-    """Seconds a step: of methods whose trials have ended, and over that of their cost probe."""
-
-    own: dict[str, float]
-    share: float | None
-    costs: Mapping[str, Cost]
-
-    @classmethod
-    def of(cls, briefs: Sequence[TrialSummary], costs: Mapping[str, Cost]) -> _Pace:
-        seconds: defaultdict[str, float] = defaultdict(float)
-        steps: defaultdict[str, int] = defaultdict(int)
-        for b in briefs:
-            if b.result is not None and b.result.seconds > 0 and steps_done(b) > 0:
-                seconds[b.trial.method.name] += b.result.seconds
-                steps[b.trial.method.name] += steps_done(b)
-        own = {m: seconds[m] / steps[m] for m in steps}
-        both = [m for m in own if m in costs and costs[m].step_milliseconds]
-        probed = sum((costs[m].step_milliseconds or 0.0) * steps[m] / 1000 for m in both)
-        took = sum(seconds[m] for m in both)
-        return cls(own, took / probed if probed > 0 else None, costs)
-
-    def seconds(self, brief: TrialSummary, steps: int) -> float | None:
-        """Return the seconds of so many steps of a trial, None where nothing tells them."""
-        method = brief.trial.method.name
-        if method in self.own:
-            return self.own[method] * steps
-        cost = self.costs.get(method)
-        if self.share is None or cost is None or not cost.step_milliseconds:
-            return None
-        return self.share * cost.step_milliseconds * steps / 1000
-
-
-def steps_done(brief: TrialSummary) -> int:
-    """Return the step that a trial has reached."""
-    if brief.result is None:
-        return 0
-    return brief.result.step or (brief.trial.conditions.steps if brief.ended else 0)
-
-
-def _even_pace(phase: PhaseProgress | None) -> float | None:
-    """Return what is left of a phase whose pieces are alike."""
-    if phase is None or phase.done <= phase.before:
-        return None
-    return phase.seconds / (phase.done - phase.before) * (phase.total - phase.done)
-
-
 @dataclass(frozen=True)
 class PhaseProgress:
-    """The phase at hand: pieces done of all, and the seconds since it began."""
+    """The current phase: finished pieces, all pieces, and the seconds since it started."""
 
     title: str
     done: int
     total: int
     before: int
-    """Pieces that were there when it began."""
+    """Pieces that were finished when the phase started."""
     seconds: float
-
-
-def seconds_since(text: str) -> float:
-    """Return the seconds since a time; another machine's clock may be ahead of ours."""
-    try:
-        then = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return 0.0
-    return max(0.0, (datetime.datetime.now(datetime.UTC) - then).total_seconds())
 
 
 @dataclass(frozen=True)
 class RunningJob:
-    """Work in flight: a group of ``lanes`` trials between two steps, or a probe."""
+    """A job in progress: a group of ``lanes`` trials between two steps, or a probe."""
 
     what: str
     method: str
@@ -126,4 +38,94 @@ class RunningJob:
     stop: int | None
     trials: tuple[str, ...]
     seconds: float
-    """Since it began."""
+    """Since it started."""
+
+
+def estimate_phase_seconds(
+    phase: PhaseProgress | None,
+    jobs: Sequence[RunningJob],
+    summaries: Sequence[TrialSummary],
+    costs: Mapping[str, Cost],
+    workers: int,
+) -> float | None:
+    """Return the remaining seconds of the current phase, or None if they cannot be estimated.
+
+    In the search and the final phase, a trial is expected to need as many seconds a step as its
+    method's trials have needed so far, with set-up and evaluation. For a method without a finished
+    trial, the other methods' seconds are scaled by the cost probes. Any other phase is expected to
+    continue at the average pace of its finished pieces.
+    """
+    kinds = {job.what for job in jobs}
+    stops = [job.stop for job in jobs if job.stop is not None]
+    (kind,) = kinds if len(kinds) == 1 else ("",)
+    if kind not in PHASES or not stops:
+        return _average_pace_seconds(phase)
+    in_phase = [s for s in summaries if s.trial.phase == kind]
+    # The jobs of a phase end at the same step. Trials that have reached it, at a rung, are done.
+    stop = max(stops)
+    todo = {s.trial.id: s for s in in_phase if not s.ended and steps_done(s) < stop}
+    pace = _Pace.of(in_phase, costs)
+    expected = {i: pace.seconds(s, stop - steps_done(s)) for i, s in todo.items()}
+    if any(seconds is None for seconds in expected.values()):
+        return None
+    total = sum(seconds or 0.0 for seconds in expected.values())
+    longest = 0.0
+    for job in jobs:
+        job_seconds = sum(expected.get(i) or 0.0 for i in job.trials)
+        total -= min(job.seconds, job_seconds)  # a running job has used part of its time
+        longest = max(longest, job_seconds - job.seconds)
+    return max(total / max(1, workers), longest, 0.0)
+
+
+class _Pace(NamedTuple):
+    """Seconds a step of methods with finished trials, and their ratio to the cost probes."""
+
+    by_method: dict[str, float]
+    ratio: float | None
+    costs: Mapping[str, Cost]
+
+    @classmethod
+    def of(cls, summaries: Sequence[TrialSummary], costs: Mapping[str, Cost]) -> _Pace:
+        seconds: defaultdict[str, float] = defaultdict(float)
+        steps: defaultdict[str, int] = defaultdict(int)
+        for s in summaries:
+            if s.result is not None and s.result.seconds > 0 and steps_done(s) > 0:
+                seconds[s.trial.method.name] += s.result.seconds
+                steps[s.trial.method.name] += steps_done(s)
+        by_method = {m: seconds[m] / steps[m] for m in steps}
+        probed = [m for m in by_method if m in costs and costs[m].step_milliseconds]
+        expected = sum((costs[m].step_milliseconds or 0.0) * steps[m] / 1000 for m in probed)
+        measured = sum(seconds[m] for m in probed)
+        return cls(by_method, measured / expected if expected > 0 else None, costs)
+
+    def seconds(self, summary: TrialSummary, steps: int) -> float | None:
+        """Return the seconds of ``steps`` steps of a trial, or None if they are unknown."""
+        method = summary.trial.method.name
+        if method in self.by_method:
+            return self.by_method[method] * steps
+        cost = self.costs.get(method)
+        if self.ratio is None or cost is None or not cost.step_milliseconds:
+            return None
+        return self.ratio * cost.step_milliseconds * steps / 1000
+
+
+def steps_done(summary: TrialSummary) -> int:
+    """Return the step that a trial has reached."""
+    if summary.result is None:
+        return 0
+    return summary.result.step or (summary.trial.conditions.steps if summary.ended else 0)
+
+
+def _average_pace_seconds(phase: PhaseProgress | None) -> float | None:
+    if phase is None or phase.done <= phase.before:
+        return None
+    return phase.seconds / (phase.done - phase.before) * (phase.total - phase.done)
+
+
+def seconds_since(text: str) -> float:
+    """Return the seconds since an ISO 8601 time; at least 0, as another clock may be ahead."""
+    try:
+        then = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return 0.0
+    return max(0.0, (datetime.datetime.now(datetime.UTC) - then).total_seconds())

@@ -1,8 +1,7 @@
-"""Ctrl-C, SIGTERM, SIGHUP: the first asks a study to stop where nothing is lost, the second stops.
+"""Ctrl-C, SIGTERM and SIGHUP: the first signal stops a study safely, the second stops it at once.
 
-Used by ``api.run``; executors ask the ``Stop`` whether it is time. A job system's SIGTERM leaves
-some seconds before it kills: enough to keep the states of the trials at hand. SIGHUP is a terminal
-that went away; where it is ignored (``nohup``) it stays so.
+A job system leaves some seconds between SIGTERM and a kill: enough to save the checkpoints of the
+trials in progress. SIGHUP comes from a closed terminal; if it is ignored (``nohup``) it stays so.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether the user, or the job system, wants the study to stop.
+    """The user's or the job system's request to stop the study; call it to ask for one.
 
-    ``say`` is told once, by whoever asks first: a signal handler may not print.
+    ``say`` reports the request once, from the first call: a signal handler must not print.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
         self.signal: int | None = None
         self._say = say
-        self._said = False
+        self._reported = False
 
     def __call__(self) -> bool:
-        """Say whether to stop."""
-        if self.signal is not None and not self._said:
-            self._said = True
-            self._say("stopping at the next safe point; once more stops at once")
+        """Return whether the study should stop."""
+        if self.signal is not None and not self._reported:
+            self._reported = True
+            self._say("stopping at the next checkpoint; press Ctrl-C again to stop immediately")
         return self.signal is not None
 
     def check(self) -> None:
-        """Stop here, if so wished.
+        """Stop here if requested.
 
         Raises:
             Interrupted, Terminated: ``interrupted``.
@@ -46,11 +45,12 @@ class StopRequest:
             kind = Interrupted if self.signal == signal.SIGINT else Terminated
             raise kind(
                 "interrupted",
-                "The study was stopped; what was done is kept.",
-                "the same command once more: it goes on where it stopped.",
+                "The study was stopped; all results so far are kept.",
+                "run the same command again to resume.",
             )
 
-    def _heard(self, number: int, _: object) -> None:
+    def handle(self, number: int, _: object) -> None:
+        """Handle a signal: note the first one, stop the process at the second."""
         if self.signal is None:
             self.signal = number
         elif number == signal.SIGINT:
@@ -61,15 +61,18 @@ class StopRequest:
 
 @contextlib.contextmanager
 def handle_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Give a ``Stop`` that hears the signals; in other threads than the main one it hears none."""
+    """Yield a ``StopRequest`` that receives the signals.
+
+    Only the main thread can receive signals; elsewhere no stop is ever requested.
+    """
     stop = StopRequest(say)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    heard = [*SIGNALS]
+    signals = [*SIGNALS]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        heard.append(signal.SIGHUP)
-    before = {s: signal.signal(s, stop._heard) for s in heard}
+        signals.append(signal.SIGHUP)
+    before = {s: signal.signal(s, stop.handle) for s in signals}
     try:
         yield stop
     finally:

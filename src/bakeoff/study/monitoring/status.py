@@ -1,9 +1,8 @@
-"""A glance at a study while it runs, or after: what goes on, what is left, who leads so far.
+"""The status of a study, while it runs or after: running jobs, time left, methods so far.
 
-Stands beside ``phases`` in the study half and reads what they write: the database without its
-items, ``now.json``, the last line of the log. It writes nothing, and waits for no writer. Drawn by
-``bakeoff run`` and ``bakeoff status``. What stands here is a standing, no verdict: no interval, no
-correction.
+It is read from the database (without items), ``now.json`` and the last line of the log; nothing is
+written, and no writer is waited for. The methods' numbers are provisional: they have no intervals
+and no corrections.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -32,15 +32,16 @@ from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, TrialSummary
 
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
+FAILURES = (Status.FAILED, Status.DIVERGED, Status.OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
 class MethodStatus:
-    """Where a method stands so far.
+    """A method's progress and provisional results; unknown values are None.
 
-    ``validation`` is the best value that a search trial reached where the method's trials have got
-    furthest, at ``step``: a loss in nats, or the metric where settings are chosen on that. ``test``
-    is the mean of its final trials over ``n_seeds``, in the metric's unit. Absence is None.
+    ``validation`` is the best value among the search trials that have reached the furthest
+    ``step``: a loss in nats, or the metric if settings are selected on it. ``test`` is the mean of
+    the final trials over ``n_seeds``, in the metric's unit.
     """
 
     method: str
@@ -59,7 +60,7 @@ class MethodStatus:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """All of it. Seconds left are None where nothing tells them."""
+    """The status of a study. Seconds left are None if they cannot be estimated."""
 
     folder: str
     name: str
@@ -75,211 +76,251 @@ class StudyStatus:
     metric: dict[str, Any] | None
     select_on: str
     tokens_per_second: float | None
-    """Of one worker, over all trials that have ended or stand at a rung."""
+    """Of one worker, over all trials that have ended or reached a rung."""
     workers: int
     phase_seconds_left: float | None
     study_seconds_left: float | None
     last: dict[str, Any] | None
 
 
-class StoredStudy(NamedTuple):
+@dataclass(frozen=True)
+class StoredStudy:
+    """The contents of a study's database without items."""
+
     values: dict[str, Any]
-    briefs: tuple[TrialSummary, ...]
+    summaries: tuple[TrialSummary, ...]
     costs: dict[str, Cost]
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """The description of the study; empty before it has been written."""
+        return self.values.get("about") or self.values.get("imported") or {}
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """The study's configuration; empty for an imported study."""
+        return self.values.get("spec") or {}
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """The study's methods, control first."""
+        planned = dict.fromkeys(s.trial.method.name for s in self.summaries)
+        return list(self.about.get("methods") or planned)
+
+    @cached_property
+    def trials(self) -> tuple[TrialSummary, ...]:
+        """The planned trials of the study's methods; a removed method's trials are left out."""
+        methods = set(self.methods)
+        return tuple(s for s in self.summaries if s.trial.method.name in methods)
+
+    @property
+    def workers(self) -> int:
+        """The number of workers that share the study's work."""
+        workers: int = (self.spec.get("engine") or {}).get("workers", 1)
+        return workers
+
+
+class CurrentWork(NamedTuple):
+    """The phase and the jobs of the process that runs a study."""
+
+    phase: PhaseProgress | None = None
+    jobs: tuple[RunningJob, ...] = ()
 
 
 def read_status(folder: Path, mine: bool = False) -> StudyStatus:
-    """Return what a study in ``folder`` is at; ``mine``: this process is the one that runs it.
+    """Return the status of the study in ``folder``; ``mine``: this process runs it.
 
     Raises:
         UsageError: ``no-study``.
-        BakeoffError: what its database cannot be read for.
+        BakeoffError: the database cannot be read.
     """
     holder = lock.read_holder(folder) if mine else _current_holder(folder)
-    noted = read_current_work(folder, holder.pid) if holder else {}
-    found = read_stored(folder, running=holder is not None)
-    values, briefs, costs = found
-    known = values.get("about") or values.get("imported") or {}
-    spec = values.get("spec") or {}
-    select_on = (spec.get("budget") or {}).get("select_on", "loss")
-    metric = known.get("metric")
-    methods = list(known.get("methods") or dict.fromkeys(b.trial.method.name for b in briefs))
-    briefs = tuple(b for b in briefs if b.trial.method.name in methods)
-    works, phase = (
-        tuple(map(_running_job, noted.get("works", ()))),
-        _phase_progress(noted.get("phase")),
-    )
-    workers = (spec.get("engine") or {}).get("workers", 1)
-    left = estimate_phase_seconds(phase, works, briefs, costs, workers) if holder else None
-    standings = tuple(_method_status(m, methods, known, found, select_on) for m in methods)
+    work = read_work(folder, holder)
+    stored = read_stored(folder, running=holder is not None)
+    about, trials, methods = stored.about, stored.trials, stored.methods
+    select_on = (stored.spec.get("budget") or {}).get("select_on", "loss")
+    complete = _is_complete(methods, trials, stored.costs)
+    left = phase_seconds_left(work, stored)
     return StudyStatus(
         folder=str(folder),
-        name=spec.get("name") or known.get("name") or folder.resolve().name,
-        state=RUNNING if holder else DONE if _is_complete(methods, briefs, costs) else STOPPED,
+        name=stored.spec.get("name") or about.get("name") or folder.resolve().name,
+        state=RUNNING if holder else DONE if complete else STOPPED,
         holder=None if holder is None else {**holder._asdict(), "alive": holder.alive},
-        phase=phase,
-        works=works,
-        done=sum(b.ended for b in briefs),
-        planned=len(briefs),
-        costs=len(costs),
-        rows=_count_trials(methods, briefs),
-        methods=standings,
-        metric=metric,
+        phase=work.phase,
+        works=work.jobs,
+        done=sum(s.ended for s in trials),
+        planned=len(trials),
+        costs=len(stored.costs),
+        rows=_count_trials(methods, trials),
+        methods=tuple(_method_status(m, stored, select_on) for m in methods),
+        metric=about.get("metric"),
         select_on=select_on,
-        tokens_per_second=_tokens_per_second(b.result for b in briefs),
-        workers=workers,
+        tokens_per_second=_tokens_per_second(s.result for s in trials),
+        workers=stored.workers,
         phase_seconds_left=left,
-        study_seconds_left=_study_seconds_left(values, works, left, holder) if holder else None,
+        study_seconds_left=_study_seconds_left(stored.values, work.jobs, left, holder),
         last=read_last_event(folder),
     )
 
 
+def phase_seconds_left(work: CurrentWork, stored: StoredStudy) -> float | None:
+    """Return the remaining seconds of the current phase, or None if they cannot be estimated."""
+    return estimate_phase_seconds(
+        work.phase, work.jobs, stored.trials, stored.costs, stored.workers
+    )
+
+
+def read_work(folder: Path, holder: lock.LockHolder | None) -> CurrentWork:
+    """Return the current work of ``holder``, which runs the study; empty if it wrote none."""
+    value = read_current_work(folder, holder.pid) if holder else {}
+    try:
+        jobs = tuple(map(_running_job, value.get("works", ())))
+        return CurrentWork(_phase_progress(value.get("phase")), jobs)
+    except (KeyError, TypeError, AttributeError):  # now.json of another version
+        return CurrentWork()
+
+
 def _current_holder(folder: Path) -> lock.LockHolder | None:
-    """Return who runs the study; the lock is asked only where there is one, to make no file."""
+    """Return the process that runs the study; asking the lock would create a missing lock file."""
     if not (folder / lock.LOCK).is_file():
         return None
-    found = lock.current_holder(folder)
-    # another glance may have held it for its own moment's look
-    return lock.current_holder(folder) if found is not None and found.pid == 0 else found
+    holder = lock.current_holder(folder)
+    # pid 0: held without a note, perhaps by another status command for a moment; ask once more
+    return lock.current_holder(folder) if holder is not None and holder.pid == 0 else holder
 
 
-def read_stored(folder: Path, running: bool) -> StoredStudy:
+def read_stored(folder: Path, running: bool = False) -> StoredStudy:
+    """Read a study's database; ``running``: it may not exist yet.
+
+    Raises:
+        UsageError: ``no-study``.
+        BakeoffError: the database cannot be read.
+    """
     try:
         with Reader(study_folder.database_path(folder)) as reader, reader.snapshot():
             return StoredStudy(reader.values(), reader.summaries(), reader.costs())
     except UsageError:
         if running:
-            return StoredStudy({}, (), {})  # it has begun, and written nothing yet
+            return StoredStudy({}, (), {})
         raise
 
 
-def _count_trials(methods: Sequence[str], briefs: Sequence[TrialSummary]) -> list[dict[str, Any]]:
-    """Return the planned trials by phase and method, counted by their status."""
+def _count_trials(methods: Sequence[str], trials: Sequence[TrialSummary]) -> list[dict[str, Any]]:
+    """Return the numbers of planned trials by phase, method and status."""
     rows = []
     for phase in PHASES:
         for method in methods:
-            mine = [b for b in briefs if (b.trial.phase, b.trial.method.name) == (phase, method)]
-            if mine:
+            group = [s for s in trials if (s.trial.phase, s.trial.method.name) == (phase, method)]
+            if group:
                 counts = Counter(
-                    b.result.status.value if b.ended and b.result else "missing" for b in mine
+                    s.result.status.value if s.ended and s.result else "missing" for s in group
                 )
-                rows.append({"phase": phase, "method": method, "trials": len(mine), **counts})
+                rows.append({"phase": phase, "method": method, "trials": len(group), **counts})
     return rows
 
 
-def _method_status(
-    method: str,
-    methods: Sequence[str],
-    known: Mapping[str, Any],
-    found: StoredStudy,
-    select_on: str,
-) -> MethodStatus:
-    mine = [b for b in found.briefs if b.trial.method.name == method]
-    better = (known.get("metric") or {}).get("better", "higher")
-    best, step = _best_value([b for b in mine if b.trial.phase == "search"], select_on, better)
+def _method_status(method: str, stored: StoredStudy, select_on: str) -> MethodStatus:
+    trials = [s for s in stored.trials if s.trial.method.name == method]
+    better = (stored.about.get("metric") or {}).get("better", "higher")
+    search = [s for s in trials if s.trial.phase == "search"]
+    best, step = _best_value(search, select_on, better)
     tests = [
-        b.means["test"]
-        for b in mine
-        if b.trial.phase == "final" and "test" in b.means and math.isfinite(b.means["test"])
+        s.means["test"]
+        for s in trials
+        if s.trial.phase == "final" and "test" in s.means and math.isfinite(s.means["test"])
     ]
-    cost = found.costs.get(method)
-    unable = cost is not None and cost.status is Status.INCOMPATIBLE
-    titles = known.get("titles") or {}
-    bad = (Status.FAILED, Status.DIVERGED, Status.OUT_OF_MEMORY)
+    cost = stored.costs.get(method)
+    incompatible = cost is not None and cost.status is Status.INCOMPATIBLE
+    title = (stored.about.get("titles") or {}).get(method)
     return MethodStatus(
         method=method,
-        title=titles.get(method) or (mine[0].trial.method.title if mine else method),
-        control=method == methods[0],
-        done=sum(b.ended for b in mine),
-        planned=len(mine),
+        title=title or (trials[0].trial.method.title if trials else method),
+        control=method == stored.methods[0],
+        done=sum(s.ended for s in trials),
+        planned=len(trials),
         validation=best,
         step=step,
         test=fmean(tests) if tests else None,
         n_seeds=len(tests),
-        tokens_per_second=_tokens_per_second(b.result for b in mine),
-        failed=sum(b.result is not None and b.result.status in bad for b in mine),
-        incompatible=(cost.reason or "") if cost is not None and unable else None,
+        tokens_per_second=_tokens_per_second(s.result for s in trials),
+        failed=sum(s.result is not None and s.result.status in FAILURES for s in trials),
+        incompatible=(cost.reason or "") if cost is not None and incompatible else None,
     )
 
 
 def _best_value(
     search: Sequence[TrialSummary], select_on: str, better: str
 ) -> tuple[float | None, int | None]:
-    """Return the best value where the method's search has got furthest, and the step there.
+    """Return the best value at the furthest step that a search trial has reached, and that step.
 
-    Losses at different steps do not compare: a trial that went on has had more of them.
+    Losses at different steps do not compare: they fall as training continues.
     """
-    at: dict[int, list[float]] = {}
-    for brief in search:
-        value = _validation_value(brief, select_on)
-        if value is not None and brief.result is not None:
-            step = brief.result.step or brief.trial.conditions.steps
-            at.setdefault(step, []).append(value)
-    if not at:
+    by_step: dict[int, list[float]] = {}
+    for summary in search:
+        value = _validation_value(summary, select_on)
+        if value is not None and summary.result is not None:
+            step = summary.result.step or summary.trial.conditions.steps
+            by_step.setdefault(step, []).append(value)
+    if not by_step:
         return None, None
-    step = max(at)
-    pick = max if select_on == "metric" and better == "higher" else min
-    return pick(at[step]), step
+    step = max(by_step)
+    best = max if select_on == "metric" and better == "higher" else min
+    return best(by_step[step]), step
 
 
-def _validation_value(brief: TrialSummary, select_on: str) -> float | None:
-    result = brief.result
+def _validation_value(summary: TrialSummary, select_on: str) -> float | None:
+    result = summary.result
     if result is None or result.status not in (Status.DONE, Status.STOPPED):
         return None
-    if select_on == "metric":
-        found = brief.means.get("validation")
-    else:
-        found = result.curve[-1].validation_loss if result.curve else None
-        if found is None and "validation" in result.splits:
-            found = result.splits["validation"].mean_loss
-    return found if found is not None and math.isfinite(found) else None
+    by_metric = select_on == "metric"
+    value = summary.means.get("validation") if by_metric else result.validation_loss
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _tokens_per_second(results: Iterable[TrialResult | None]) -> float | None:
-    """Return the tokens that were trained on in a second of training, None until some were."""
-    found = [r for r in results if r is not None and r.train_tokens and r.train_seconds]
-    seconds = sum(r.train_seconds or 0.0 for r in found)
-    return sum(r.train_tokens or 0 for r in found) / seconds if seconds > 0 else None
+    """Return the trained tokens per second of training, or None without any."""
+    trained = [r for r in results if r is not None and r.train_tokens and r.train_seconds]
+    seconds = sum(r.train_seconds or 0.0 for r in trained)
+    return sum(r.train_tokens or 0 for r in trained) / seconds if seconds > 0 else None
 
 
 def _is_complete(
-    methods: Sequence[str], briefs: Sequence[TrialSummary], costs: Mapping[str, Cost]
+    methods: Sequence[str], trials: Sequence[TrialSummary], costs: Mapping[str, Cost]
 ) -> bool:
-    """Tell whether nothing is left to train: every method that could go on has its final trials."""
-    if not briefs or not all(b.ended for b in briefs):
+    """Return whether nothing is left to train: all methods that can have their final trials."""
+    if not trials or not all(s.ended for s in trials):
         return False
     for method in methods:
         cost = costs.get(method)
         if cost is not None and cost.status is Status.INCOMPATIBLE:
             continue
-        mine = [b for b in briefs if b.trial.method.name == method]
-        if any(b.trial.phase == "final" for b in mine):
+        group = [s for s in trials if s.trial.method.name == method]
+        if any(s.trial.phase == "final" for s in group):
             continue
-        if not mine or any(b.result and b.result.status is Status.DONE for b in mine):
+        if not group or any(s.result and s.result.status is Status.DONE for s in group):
             return False
     return True
 
 
 def _study_seconds_left(
     values: Mapping[str, Any],
-    works: Sequence[RunningJob],
-    left: float | None,
+    jobs: Sequence[RunningJob],
+    phase_left: float | None,
     holder: lock.LockHolder | None,
 ) -> float | None:
-    """Return what is left of the study: of its hours, else of its last phase.
+    """Return the remaining seconds of a study: of its time budget, else of its last phase.
 
-    What the final trials take is not known while the search runs: nothing has been scored on test.
+    During the search the duration of the final trials is unknown: nothing was scored on test yet.
     """
+    if holder is None:
+        return None
     if "hours" in values:
-        from bakeoff.study.planning import (
-            time_budget,  # and scipy with it: a glance at most studies goes without
-        )
+        from bakeoff.study.planning import time_budget  # imports scipy, which few studies need here
 
-        before = sum(wall_times(values))
-        spent = before + (seconds_since(holder.since) if holder else 0.0)
+        spent = sum(wall_times(values)) + seconds_since(holder.since)
         planned = time_budget.TARGET * float(values["hours"]["fit"]["hours"]) * 3600
-        return max(planned - spent, left or 0.0)
-    return left if any(w.what == "final" for w in works) else None
+        return max(planned - spent, phase_left or 0.0)
+    return phase_left if any(job.what == "final" for job in jobs) else None
 
 
 def _running_job(value: Mapping[str, Any]) -> RunningJob:
@@ -294,9 +335,6 @@ def _phase_progress(value: Mapping[str, Any] | None) -> PhaseProgress | None:
     if not value:
         return None
     return PhaseProgress(
-        value["title"],
-        value["done"],
-        value["total"],
-        value["before"],
+        value["title"], value["done"], value["total"], value["before"],
         seconds_since(value["since"]),
-    )
+    )  # fmt: skip

@@ -1,7 +1,4 @@
-"""What a study will take, from a few timed steps. Pure.
-
-Stands beside ``plan`` in the study half: timings in (``timing``), seconds and bytes out.
-"""
+"""Estimate of a study's duration, memory and disk use from a few timed steps."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ from bakeoff.study.config.budget import method_name
 from bakeoff.study.planning import trials
 
 RELATIVE_ERROR = 0.25
-"""Share of the estimate that the timed steps do not tell: other lengths, another load."""
+"""Relative error beyond that of the timed steps: other sequence lengths, other machine load."""
 PROBE_BUILDS, PROBE_STEPS = 6, 30
-"""Builds and steps of a method's parity probe and cost probe together."""
+"""Model builds and training steps of a method's parity probe and cost probe together."""
 
 
 PROBES, SEARCH, FINAL = "cost probes", "search", "final"
@@ -25,7 +22,10 @@ PROBES, SEARCH, FINAL = "cost probes", "search", "final"
 
 @dataclass(frozen=True)
 class Timing:
-    """One method on this machine; seconds by number of lanes, see ``timing.measure``."""
+    """Timing of one method on this machine, in seconds.
+
+    ``step`` and ``evaluate`` (of one validation item) are by number of lanes.
+    """
 
     method: str
     load: float
@@ -37,7 +37,7 @@ class Timing:
     spread: float
     """Standard deviation of the timed steps over their mean."""
     general: float = 0.0
-    """Seconds that forgetting takes to measure, for one trial."""
+    """Seconds to measure forgetting, per trial."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Timing:
@@ -46,9 +46,9 @@ class Timing:
         return cls(**{**value, **by_lanes})
 
     @classmethod
-    def of(cls, method: str, value: Mapping[str, Any]) -> Timing:
-        """Read what the timing process returned."""
-        steps = [s / value["step"][k] for k, own in value["steps"].items() for s in own]
+    def from_measurement(cls, method: str, value: Mapping[str, Any]) -> Timing:
+        """Build a timing from the result of the timing job."""
+        steps = [s / value["step"][k] for k, seconds in value["steps"].items() for s in seconds]
         mean = sum(steps) / len(steps)
         return cls(
             method,
@@ -65,7 +65,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class PhaseEstimate:
-    """Seconds of one phase: of each method, and by the clock."""
+    """Expected seconds of one phase: of each method, and wall-clock."""
 
     name: str
     seconds: Mapping[str, float]
@@ -74,25 +74,25 @@ class PhaseEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a study with the range that they may be off by, its peak bytes and disk bytes."""
+    """Expected seconds of a study with their range, its peak memory and its disk space."""
 
     seconds: float
     low: float
     high: float
     phases: tuple[PhaseEstimate, ...]
     in_full_seconds: float
-    """The same without the race."""
+    """Seconds of the same study without racing."""
     peak_bytes: int | None
     disk_bytes: int
 
 
-def get_phase(name: str, found: Estimate) -> PhaseEstimate:
+def get_phase(name: str, estimate: Estimate) -> PhaseEstimate:
     """Return one phase of an estimate."""
-    return next(p for p in found.phases if p.name == name)
+    return next(p for p in estimate.phases if p.name == name)
 
 
 def estimate(spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int]) -> Estimate:
-    """Return what a study takes; the race is taken to stop settings, and no method as a whole."""
+    """Estimate a study; racing is assumed to stop settings, but no method as a whole."""
     phases = _estimate_phases(spec, timings, n_items, trials.rung_steps(spec.budget))
     full = _estimate_phases(spec, timings, n_items, ())
     seconds = sum(p.wall for p in phases)
@@ -117,16 +117,18 @@ def _estimate_phases(
     rungs: tuple[int, ...],
 ) -> tuple[PhaseEstimate, ...]:
     names = {method_name(n) for n in spec.method_names}
-    own = [t for t in timings if t.method in names]
+    used = [t for t in timings if t.method in names]
     workers = spec.engine.workers
     return (
         _combine_methods(
-            PROBES, {t.method: _probe_seconds(t) for t in own}, 1
+            PROBES, {t.method: _probe_seconds(t) for t in used}, 1
         ),  # they run one at a time
         _combine_methods(
-            SEARCH, {t.method: _search_seconds(t, spec, n_items, rungs) for t in own}, workers
+            SEARCH, {t.method: _search_seconds(t, spec, n_items, rungs) for t in used}, workers
         ),
-        _combine_methods(FINAL, {t.method: _final_seconds(t, spec, n_items) for t in own}, workers),
+        _combine_methods(
+            FINAL, {t.method: _final_seconds(t, spec, n_items) for t in used}, workers
+        ),
     )
 
 
@@ -142,7 +144,7 @@ def _probe_seconds(t: Timing) -> float:
 def _search_seconds(
     t: Timing, spec: StudySpec, n_items: Mapping[str, int], rungs: tuple[int, ...]
 ) -> float:
-    """Return the seconds of a method's search: laps from rung to rung, or one to the end."""
+    """Return the seconds of a method's search, segment by segment from rung to rung."""
     total, start = 0.0, 0
     lanes = spec.budget.settings
     for number, stop in enumerate(rungs or (spec.budget.steps,)):
@@ -165,7 +167,7 @@ def _final_seconds(t: Timing, spec: StudySpec, n_items: Mapping[str, int]) -> fl
 
 
 def _seconds_at(by_lanes: Mapping[int, float], lanes: int) -> float:
-    """Return seconds at a number of lanes: the line through the two that were timed."""
+    """Interpolate seconds linearly between the smallest and the largest timed number of lanes."""
     (few, low), (many, high) = min(by_lanes.items()), max(by_lanes.items())
     if few == many:
         return low * lanes / few
@@ -173,10 +175,10 @@ def _seconds_at(by_lanes: Mapping[int, float], lanes: int) -> float:
 
 
 def disk_bytes(spec: StudySpec, parameters: Iterable[int]) -> int:
-    """Return the bytes of a study's trials at most, from what each method trains.
+    """Return the most bytes that a study's trials take on disk, from trainable parameters.
 
-    An fp32 adapter a final trial; before that, three copies of it for each setting's state at the
-    first rung. States are gone when the final trials begin.
+    A final trial keeps one fp32 adapter. During the search each setting has a checkpoint at a rung,
+    of weights and two optimizer moments; checkpoints are deleted before the final phase.
     """
-    states = 3 * spec.budget.settings if trials.rung_steps(spec.budget) else 0
-    return sum(4 * n * max(spec.budget.seeds, states) for n in parameters)
+    checkpoints = 3 * spec.budget.settings if trials.rung_steps(spec.budget) else 0
+    return sum(4 * n * max(spec.budget.seeds, checkpoints) for n in parameters)

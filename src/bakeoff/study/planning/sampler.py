@@ -1,8 +1,7 @@
-"""Settings that differ in more than the learning rate, proposed by Optuna's sampler.
+"""Settings that differ in more than the learning rate, proposed by Optuna's TPE sampler.
 
-Called by the search where ``budget.tune = "all"``. Optuna keeps nothing: each call builds a study
-in memory from the settings tried so far and asks for more, so a search that is run again asks the
-same questions and gets the same answers.
+The sampler keeps no state: each call builds an in-memory Optuna study from the settings observed so
+far, so a resumed search gets the same proposals.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import Any, NamedTuple
 from bakeoff.core.trial import LEARNING_RATE, MethodEntry
 
 STARTUP_TRIALS = 2
-"""Settings with a loss from which on the sampler looks at them; before, it draws at random."""
+"""Observed settings before the sampler uses them; until then it draws at random."""
 
 
 class ObservedSetting(NamedTuple):
-    """A setting and its mean validation loss in nats, infinite where it diverged."""
+    """A setting and its mean validation loss in nats, infinite if it diverged."""
 
     setting: dict[str, Any]
     loss: float
@@ -33,8 +32,8 @@ def propose_settings(
 ) -> tuple[dict[str, Any], ...]:
     """Return ``count`` settings over ``rates`` (lowest, highest; log scale) and the tuning space.
 
-    Nothing tried yet: the first is the catalog's own. Optuna's TPE sampler (Bergstra et al. 2011)
-    draws at random until something was tried, then where low losses lie.
+    The first setting of all is the catalog's default. Optuna's TPE sampler (Bergstra et al. 2011)
+    draws at random for the first ``STARTUP_TRIALS``, then where losses are low.
     """
     import optuna
 
@@ -44,21 +43,22 @@ def propose_settings(
         seed=(seed + zlib.crc32(entry.name.encode())) % 2**32, n_startup_trials=STARTUP_TRIALS
     )
     study = optuna.create_study(sampler=sampler)
-    for known in tried:
-        study.add_trial(_as_optuna_trial(space, entry, known))
-    found: list[dict[str, Any]] = [] if tried else [{LEARNING_RATE: entry.learning_rate}]
-    seen = [_with_defaults(entry, s) for s in (*found, *(t.setting for t in tried))]
-    while len(found) < count:
-        asked = _setting_from_params(study.ask(space).params, entry)
-        # in a small space the sampler may come back to what was tried; a rate is never drawn twice
-        if _with_defaults(entry, asked) not in seen:
-            found.append(asked)
-            seen.append(_with_defaults(entry, asked))
-    return tuple(found[:count])
+    for observed in tried:
+        study.add_trial(_as_optuna_trial(space, entry, observed))
+    proposals: list[dict[str, Any]] = [] if tried else [{LEARNING_RATE: entry.learning_rate}]
+    seen = [_with_defaults(entry, s) for s in (*proposals, *(t.setting for t in tried))]
+    while len(proposals) < count:
+        setting = _setting_from_params(study.ask(space).params, entry)
+        # in a small space the sampler may repeat a setting; it never draws the same rate twice, so
+        # this loop ends
+        if _with_defaults(entry, setting) not in seen:
+            proposals.append(setting)
+            seen.append(_with_defaults(entry, setting))
+    return tuple(proposals[:count])
 
 
 def _search_space(entry: MethodEntry, rates: tuple[float, float]) -> dict[str, Any]:
-    """Return Optuna's distributions: the rate, and the position of each argument's value."""
+    """Return Optuna's distributions: the learning rate, and an index into each argument's values."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
     space: dict[str, Any] = {LEARNING_RATE: FloatDistribution(*rates, log=True)}
@@ -73,24 +73,26 @@ def _setting_from_params(params: Mapping[str, Any], entry: MethodEntry) -> dict[
 
 
 def _with_defaults(entry: MethodEntry, setting: Mapping[str, Any]) -> dict[str, Any]:
-    own = {a: entry.config.get(a) for a in entry.tuning}
-    return {**own, **setting}
+    defaults = {a: entry.config.get(a) for a in entry.tuning}
+    return {**defaults, **setting}
 
 
-def _as_optuna_trial(space: Mapping[str, Any], entry: MethodEntry, known: ObservedSetting) -> Any:
-    """Return a tried setting as Optuna's trial, without the arguments that lie off the space."""
+def _as_optuna_trial(
+    space: Mapping[str, Any], entry: MethodEntry, observed: ObservedSetting
+) -> Any:
+    """Return an observed setting as an Optuna trial, without values outside the search space."""
     import optuna
 
-    whole = _with_defaults(entry, known.setting)
+    whole = _with_defaults(entry, observed.setting)
     low, high = space[LEARNING_RATE].low, space[LEARNING_RATE].high
     params = {LEARNING_RATE: min(max(whole[LEARNING_RATE], low), high)}
     for argument, given in entry.tuning.items():
         if whole[argument] in given["values"]:
             params[argument] = given["values"].index(whole[argument])
-    lost = known.loss == float("inf")
+    diverged = observed.loss == float("inf")
     return optuna.trial.create_trial(
         params=params,
         distributions={name: space[name] for name in params},
-        value=None if lost else known.loss,
-        state=optuna.trial.TrialState.FAIL if lost else optuna.trial.TrialState.COMPLETE,
+        value=None if diverged else observed.loss,
+        state=optuna.trial.TrialState.FAIL if diverged else optuna.trial.TrialState.COMPLETE,
     )

@@ -1,10 +1,9 @@
-"""From hours to a study: which steps, settings, seeds and contenders fit into them. Pure.
+"""Time budget: the steps, settings, seeds and contenders that fit into a number of hours.
 
-Stands above ``estimate`` in the study half: timings of each method in, a study that takes as long
-as the user has out. What it gives up, in this order, until every trial gets enough steps: settings
-beyond ``FEWEST_SETTINGS``, then contenders from the end of the user's list. What it spends more
-time on: steps up to ``MOST_PASSES`` over the training rows, then seeds up to ``MOST_SEEDS``. What
-the study file states itself (``settings``, ``seeds``) stays.
+To give every trial enough steps, the plan first drops settings (down to ``MIN_SETTINGS``), then
+contenders from the end of the user's list. Remaining time goes into steps (up to ``MAX_PASSES``
+over the training rows), then into seeds (up to ``MAX_SEEDS``). ``settings`` and ``seeds`` stated in
+the study file stay as they are.
 """
 
 from __future__ import annotations
@@ -30,40 +29,40 @@ from bakeoff.study.planning.estimate import (
 )
 
 TARGET = 0.95
-"""Share of the hours that is planned for: late is worse than early."""
+"""Share of the hours that is planned: late is worse than early."""
 GRACE = 1.15
-"""A trial that would end later than so many times the hours is not begun."""
+"""A trial that would end after this many times the hours is not started."""
 MIN_STEPS = 10
-"""Fewer steps than that say nothing of a method."""
+"""With fewer steps a result says nothing about a method."""
 MIN_SETTINGS = 3
-"""The fewest learning rates of which one lies inside."""
+"""The smallest grid of learning rates that has an interior."""
 MAX_PASSES = 3.0
 MAX_SEEDS = 10
-MAX_MARGINS = 3.0
-"""So many times the margin is far: most verdicts will be inconclusive."""
+FAR_MARGINS = 3.0
+"""A detectable difference of this many margins is large: most verdicts will be inconclusive."""
 MAX_STRETCH = 2.0
-"""After the search, final trials get at most so many times the planned steps, or that much less."""
+"""After the search, the steps of final trials change by at most this factor, up or down."""
 
 
 class Deadline(NamedTuple):
-    """A study's hours while it runs; ``spent`` tells the seconds so far, of earlier runs too."""
+    """Time budget of a running study; ``spent`` returns the seconds so far, over all its runs."""
 
-    fit: BudgetPlan
+    plan: BudgetPlan
     timings: tuple[Timing, ...]
     spent: Callable[[], float]
 
     @property
     def seconds(self) -> float:
-        """The hours in seconds."""
-        return self.fit.hours * 3600
+        """The time budget in seconds."""
+        return self.plan.hours * 3600
 
     def allows(self, seconds: float) -> bool:
-        """Tell whether something that takes so long may still begin."""
+        """Return whether work that takes ``seconds`` may still start."""
         return self.spent() + seconds <= GRACE * self.seconds
 
 
 class BudgetChoice(NamedTuple):
-    """What is chosen."""
+    """Steps, settings, seeds and contenders of a study."""
 
     steps: int
     settings: int
@@ -71,15 +70,15 @@ class BudgetChoice(NamedTuple):
     contenders: tuple[str, ...]
 
     @classmethod
-    def of(cls, spec: StudySpec) -> BudgetChoice:
-        """Return what a study has."""
+    def from_spec(cls, spec: StudySpec) -> BudgetChoice:
+        """Return the budget of a study."""
         b = spec.budget
         return cls(b.steps, b.settings, b.seeds, spec.methods.contenders)
 
 
 @dataclass(frozen=True)
 class BudgetPlan:
-    """What ``hours`` buy: the chosen budget, who does not compete, and what it can show."""
+    """Plan for a time budget: the chosen sizes, the contenders dropped, and what it can detect."""
 
     hours: float
     steps: int
@@ -88,11 +87,11 @@ class BudgetPlan:
     contenders: tuple[str, ...]
     dropped: tuple[str, ...]
     passes: float
-    """Steps in passes over the training rows."""
+    """The steps as passes over the training rows."""
     seconds: float
-    """What the study is expected to take."""
+    """Expected duration of the study."""
     detectable: float | None
-    """True difference that is found in 80 % of such studies, in the metric's unit."""
+    """True difference that is detected in 80 % of such studies, in the metric's unit."""
 
 
 def plan_budget(
@@ -102,23 +101,23 @@ def plan_budget(
     metric: MetricInfo,
     spent: float = 0.0,
 ) -> BudgetPlan:
-    """Return the largest study that takes the spec's hours, less the seconds ``spent`` on timing.
+    """Return the largest plan that fits the spec's hours, less the seconds ``spent`` on timing.
 
     Raises:
-        PreflightError: ``hours-too-few``, with the hours that the smallest one would take.
+        PreflightError: ``hours-too-few``, with the hours that the smallest study would take.
     """
     names, hours = spec.methods.contenders, spec.budget.hours
     assert hours is not None
     limit = TARGET * hours * 3600 - spent
 
-    def seconds(given: BudgetChoice) -> float:
-        return estimate(with_budget(spec, given), timings, n_items).seconds
+    def seconds(size: BudgetChoice) -> float:
+        return estimate(with_budget(spec, size), timings, n_items).seconds
 
     def most_steps(size: BudgetChoice) -> int | None:
         return _largest_fitting(lambda n: seconds(size._replace(steps=n)) <= limit, MIN_STEPS, most)
 
     one_pass = n_items["train"] / spec.budget.batch_size
-    # a pass, or the steps that are usual where a pass is longer than that
+    # one pass, or the default number of steps where a pass is longer
     enough = max(MIN_STEPS, math.ceil(min(one_pass, BudgetSpec().steps)))
     most = max(enough, math.ceil(MAX_PASSES * one_pass))
     sizes = [
@@ -129,40 +128,39 @@ def plan_budget(
     for size in sizes:
         steps = most_steps(size)
         if steps is not None and (steps >= enough or size is sizes[-1]):
-            found = size._replace(steps=steps)
+            plan = size._replace(steps=steps)
             break
     else:
         raise _too_few_hours(spec, sizes[-1], seconds(sizes[-1]))
     if "seeds" not in spec.budget.model_fields_set:
         more = _largest_fitting(
-            lambda n: seconds(found._replace(seeds=n)) <= limit, found.seeds, MAX_SEEDS
+            lambda n: seconds(plan._replace(seeds=n)) <= limit, plan.seeds, MAX_SEEDS
         )
-        found = found._replace(seeds=more or found.seeds)
+        plan = plan._replace(seeds=more or plan.seeds)
     return BudgetPlan(
         hours,
-        **found._asdict(),
-        dropped=names[len(found.contenders) :],
-        passes=found.steps / one_pass,
-        seconds=spent + seconds(found),
-        detectable=expected_detectable(n_items["test"], found.seeds, len(found.contenders), metric),
+        **plan._asdict(),
+        dropped=names[len(plan.contenders) :],
+        passes=plan.steps / one_pass,
+        seconds=spent + seconds(plan),
+        detectable=expected_detectable(n_items["test"], plan.seeds, len(plan.contenders), metric),
     )
 
 
-def describe(bought: BudgetPlan, control: str) -> str:
-    """Say what the hours buy, and who does not compete."""
+def describe(plan: BudgetPlan, control: str) -> str:
+    """Describe a plan in one sentence, with the contenders that were dropped."""
     text = (
-        f"{bought.hours:g} hours buy {control} and {len(bought.contenders)} contenders "
-        f"{bought.settings} settings, {bought.seeds} seeds and about {bought.steps:,} steps a run "
-        f"({bought.passes:.2g} passes over the training rows; {bought.seconds / 3600:.2g} hours "
-        "expected)"
+        f"Time budget {plan.hours:g} h: {plan.settings} settings, {plan.seeds} seeds, about "
+        f"{plan.steps:,} steps per run ({plan.passes:.2g} passes over the training rows) for "
+        f"{control} and {len(plan.contenders)} contenders; {plan.seconds / 3600:.2g} h expected"
     )
-    if bought.detectable is not None:
+    if plan.detectable is not None:
         text += (
-            f"; a true difference of {100 * bought.detectable:.1f} points would be found in "
+            f"; a true difference of {100 * plan.detectable:.1f} points would be found in "
             "80 % of such studies"
         )
-    if bought.dropped:
-        text += f"; left out, from the end of the list: {', '.join(bought.dropped)}"
+    if plan.dropped:
+        text += f"; dropped from the end of the list: {', '.join(plan.dropped)}"
     return text
 
 
@@ -175,7 +173,7 @@ def refit_final_steps(
 ) -> int:
     """Return the steps of the final trials that fill the ``left`` seconds.
 
-    ``pace`` is what the search took over what it was expected to take.
+    ``pace`` is the ratio of the search's actual to its expected duration.
     """
     planned = spec.budget.steps
     low = max(2, math.ceil(planned / MAX_STRETCH))
@@ -190,7 +188,7 @@ def refit_final_steps(
 def slowdown(
     spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], took: float
 ) -> float:
-    """Return what the search took, all trials added up, over what was expected; 1 for no search."""
+    """Return the ratio of the search's actual to its expected seconds; 1 without a search."""
     search = get_phase(SEARCH, estimate(spec, timings, n_items))
     expected = sum(search.seconds.values())
     return took / expected if took > 0 and expected > 0 else 1.0
@@ -203,7 +201,7 @@ def final_seconds(
     steps: int,
     pace: float,
 ) -> dict[str, float]:
-    """Return the seconds of each method's final trials at so many steps."""
+    """Return the expected seconds of each method's final trials at ``steps`` steps."""
     final = _final_phase(spec, timings, n_items, steps)
     return {method: pace * seconds for method, seconds in final.seconds.items()}
 
@@ -211,57 +209,57 @@ def final_seconds(
 def _final_phase(
     spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], steps: int
 ) -> PhaseEstimate:
-    made = with_budget(spec, BudgetChoice.of(spec)._replace(steps=steps))
-    return get_phase(FINAL, estimate(made, timings, n_items))
+    changed = with_budget(spec, BudgetChoice.from_spec(spec)._replace(steps=steps))
+    return get_phase(FINAL, estimate(changed, timings, n_items))
 
 
-def with_budget(spec: StudySpec, given: BudgetChoice) -> StudySpec:
-    """Return the study in steps instead of hours, with this budget and these contenders."""
+def with_budget(spec: StudySpec, budget: BudgetChoice) -> StudySpec:
+    """Return the study with this budget, in steps instead of hours."""
     value = dump_spec(spec)
     value["budget"].pop("hours", None)
-    value["budget"] |= {"steps": given.steps, "settings": given.settings, "seeds": given.seeds}
-    value["methods"]["contenders"] = list(given.contenders)
-    left = {method_name(n) for n in (spec.methods.control, *given.contenders)}
-    value["method"] = {n: own for n, own in value["method"].items() if n in left}
+    value["budget"] |= {"steps": budget.steps, "settings": budget.settings, "seeds": budget.seeds}
+    value["methods"]["contenders"] = list(budget.contenders)
+    names = {method_name(n) for n in (spec.methods.control, *budget.contenders)}
+    value["method"] = {n: own for n, own in value["method"].items() if n in names}
     return parse_spec(value)
 
 
 def _setting_counts(spec: StudySpec) -> tuple[int, ...]:
-    """Return the numbers of settings that may be tried, most first."""
-    asked = spec.budget.settings
+    """Return the numbers of settings to try, largest first."""
+    requested = spec.budget.settings
     stated = "settings" in spec.budget.model_fields_set
     if stated or any(own.learning_rates for own in spec.method.values()):
-        return (asked,)
-    return tuple(range(asked, MIN_SETTINGS - 1, -1))
+        return (requested,)
+    return tuple(range(requested, MIN_SETTINGS - 1, -1))
 
 
 def expected_detectable(
     items: int, seeds: int, contenders: int, metric: MetricInfo
 ) -> float | None:
-    """Return the difference that a study can show; None where nothing is published to go by."""
+    """Return the difference that a study can detect; None for metrics without published noise."""
     if (metric.low, metric.high) != (0.0, 1.0):
         return None
     return detectable_difference(StudyDesign(items, seeds, contenders))
 
 
 def small_margin_warnings(spec: StudySpec, items: int, metric: MetricInfo) -> tuple[str, ...]:
-    """Return a sentence where a test set of so many items can hardly show the study's margin."""
+    """Return a warning if a test set of this size can hardly show differences of the margin."""
     if few := small_test_set_warnings(items):
         return tuple(few)
     seeds, contenders, margin = spec.budget.seeds, len(spec.methods.contenders), spec.task.margin
-    shown = expected_detectable(items, seeds, contenders, metric)
-    if shown is None or shown <= MAX_MARGINS * margin:
+    difference = expected_detectable(items, seeds, contenders, metric)
+    if difference is None or difference <= FAR_MARGINS * margin:
         return ()
     needed = items_needed(StudyDesign(items, seeds, contenders), margin)
-    wanted = (
+    remedy = (
         f"no number of items shows the margin at {seeds} seeds"
         if needed is None
         else f"about {needed:,} items would show the margin"
     )
     return (
         f"The test set is small for the margin: with {items:,} items a true difference of "
-        f"{100 * shown:.1f} points would be found in 80 % of such studies, the margin is "
-        f"{100 * margin:g} points; {wanted}. [test-too-small]",
+        f"{100 * difference:.1f} points would be found in 80 % of such studies, the margin is "
+        f"{100 * margin:g} points; {remedy}. [test-too-small]",
     )
 
 
@@ -269,16 +267,16 @@ def _too_few_hours(spec: StudySpec, least: BudgetChoice, seconds: float) -> Pref
     wanted = math.ceil(seconds / TARGET / 36) / 100
     return PreflightError(
         "hours-too-few",
-        f"In {spec.budget.hours:g} hours this machine cannot give {spec.methods.control} and "
-        f"{least.contenders[0]} {least.settings} settings, {least.seeds} seeds and {least.steps} "
-        "steps each.",
+        f"A time budget of {spec.budget.hours:g} h is too short on this machine for "
+        f"{spec.methods.control} and {least.contenders[0]} with {least.settings} settings, "
+        f"{least.seeds} seeds and {least.steps} steps each.",
         f"`hours = {wanted:g}` or more, a smaller base, or fewer rows in validation and test "
         "([data.limit]).",
     )
 
 
 def _largest_fitting(fits: Callable[[int], bool], low: int, high: int) -> int | None:
-    """Return the largest number from ``low`` to ``high`` that fits, None where ``low`` does not."""
+    """Return the largest number from ``low`` to ``high`` that fits; None if ``low`` does not."""
     if not fits(low):
         return None
     while low < high:

@@ -1,8 +1,7 @@
-"""From a study to its trials: pure, so it can be printed, priced and compared.
+"""The trials of a study: methods x settings x seeds, in two phases, and their groups and segments.
 
-Methods x settings x seeds in two phases: ``search`` (every setting, one seed, validation only, in
-laps from rung to rung) and ``final`` (the best setting of each method, fresh seeds, scored on
-test). Group and segment follow.
+``search`` runs every setting at one seed, scored on validation only, in segments from rung to rung.
+``final`` runs the best setting of each method at fresh seeds, scored on test.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from bakeoff.study.config.budget import BudgetSpec
 from bakeoff.study.planning.sampler import ObservedSetting, propose_settings
 
 GRID_STEP = 10**0.5
-"""Ratio of neighbouring learning rates: 5 of them span two decades around the prior.
+"""Ratio of adjacent learning rates: 5 of them span two decades around the prior.
 
-arXiv 2602.04998 finds best learning rates up to 18 times apart between LoRA variants.
+In arXiv 2602.04998 the best learning rates of LoRA variants differ by up to 18 times.
 """
 
 MIN_RUNG_STEPS = 20
-"""Before so many steps a race chooses poorly: with rungs at 6 and 18 of 60 steps five of the demo's
-eight methods got another rate than in full, at up to 17 points (``benchmarks/race_real.py``)."""
+"""Racing before this step chooses poorly: with rungs at 6 and 18 of 60 steps, five of the demo's
+eight methods got another rate than in a full search, which cost up to 17 points (docs/race.md)."""
 
 MIN_RATES = 3
-"""From so many on a grid has an inside."""
+"""The smallest grid that has an interior."""
 
 
 def learning_rates(prior: float, count: int) -> tuple[float, ...]:
@@ -45,7 +44,7 @@ def rate_grid(entry: MethodEntry, spec: StudySpec) -> tuple[float, ...]:
 
 
 def initial_settings(entry: MethodEntry, spec: StudySpec) -> tuple[dict[str, Any], ...]:
-    """Return the settings that a method tries first; with ``further``'s the same number for all."""
+    """Return the settings that a method tries first; follow-up settings make up the rest."""
     rates, count = rate_grid(entry, spec), spec.budget.settings
     if not tunes_all(entry, spec):
         return tuple({LEARNING_RATE: rate} for rate in rates)
@@ -55,7 +54,7 @@ def initial_settings(entry: MethodEntry, spec: StudySpec) -> tuple[dict[str, Any
 def follow_up_settings(
     entry: MethodEntry, spec: StudySpec, tried: Sequence[ObservedSetting]
 ) -> tuple[dict[str, Any], ...]:
-    """Return the settings that a method tries in the light of its first ones."""
+    """Return further settings of a method, proposed from the results of its first ones."""
     if not tunes_all(entry, spec):
         return ()
     rates, count = rate_grid(entry, spec), spec.budget.settings - len(tried)
@@ -63,13 +62,13 @@ def follow_up_settings(
 
 
 def tunes_all(entry: MethodEntry, spec: StudySpec) -> bool:
-    """Say whether more than the learning rate is tuned: it is wished, and there is more."""
+    """Return whether more than the learning rate is tuned: ``tune = "all"``, and there is more."""
     several = spec.budget.settings > 1 and len(rate_grid(entry, spec)) > 1
     return spec.budget.tune == "all" and bool(entry.tuning) and several
 
 
 def rung_steps(budget: BudgetSpec) -> tuple[int, ...]:
-    """Return the steps at which search trials are compared; none where nothing races."""
+    """Return the steps at which search trials are compared; empty without racing."""
     if budget.race == "off" or budget.settings < 2:
         return ()
     steps = {max(1, round(share * budget.steps)) for share in budget.rungs}
@@ -77,22 +76,22 @@ def rung_steps(budget: BudgetSpec) -> tuple[int, ...]:
 
 
 def early_rung_warnings(budget: BudgetSpec) -> tuple[str, ...]:
-    """Return a warning where the race compares settings before they tell anything."""
+    """Return a warning if the race compares settings before their losses are informative."""
     stops = rung_steps(budget)
     if not stops or stops[0] >= MIN_RUNG_STEPS:
         return ()
     steps = " and ".join(str(s) for s in stops)
     return (
         f"The race compares settings at steps {steps}: before step {MIN_RUNG_STEPS} it often "
-        'chooses others than a full search would. More steps, later rungs, or race = "off".',
+        'chooses other settings than a full search. Use more steps, later rungs or race = "off".',
     )
 
 
 def edge_extension(losses: Mapping[float, float]) -> float | None:
-    """Return the learning rate to try beside the best one, None where it lies inside its grid.
+    """Return the next learning rate beyond the best one, None if that is inside its grid.
 
-    ``losses`` maps each rate tried to its mean validation loss, infinite where it diverged. The
-    grid grows by the ratio of its last two rates; one of two rates is all edge, and does not grow.
+    ``losses`` maps each rate tried to its mean validation loss, infinite if it diverged. The grid
+    grows by the ratio of its last two rates. A grid of two rates has no interior and does not grow.
     """
     rates = sorted(losses)
     best = min(rates, key=lambda r: (losses[r], r))
@@ -124,7 +123,7 @@ def final_trials(
 ) -> tuple[Trial, ...]:
     """Return the final phase: the chosen setting of each method at fresh seeds.
 
-    Fresh, because the search seed's luck helped to choose the setting.
+    The search seed is not used again, because the setting was chosen by its results.
     """
     seeds = [spec.seed + 1 + i for i in range(spec.budget.seeds)]
     return tuple(
@@ -135,10 +134,11 @@ def final_trials(
     )
 
 
-def group_trials(trials: Sequence[Trial], most: int | None) -> Iterator[tuple[Trial, ...]]:
-    """Yield the trials that share a step: same method, same shapes, at most ``most`` of them.
+def group_trials(trials: Sequence[Trial], max_lanes: int | None) -> Iterator[tuple[Trial, ...]]:
+    """Yield groups of at most ``max_lanes`` trials that can be batched: same method, same shapes.
 
-    Settings that differ in anything but the learning rate may differ in shapes and go apart.
+    Settings that differ in anything but the learning rate may differ in shapes, so they are in
+    different groups.
     """
     alike: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -146,12 +146,12 @@ def group_trials(trials: Sequence[Trial], most: int | None) -> Iterator[tuple[Tr
         key = json.dumps([trial.method.name, trial.phase, shapes], sort_keys=True)
         alike.setdefault(key, []).append(trial)
     for group in alike.values():
-        size = most or len(group)
+        size = max_lanes or len(group)
         yield from (tuple(group[i : i + size]) for i in range(0, len(group), size))
 
 
 class ExpectedWork(NamedTuple):
-    """How much a study is: segments, and training steps as far as the race can be foreseen."""
+    """Amount of work of a study: segments, and training steps with racing."""
 
     segments: int
     steps_raced: int
@@ -160,24 +160,24 @@ class ExpectedWork(NamedTuple):
 def expected_work(
     spec: StudySpec, search: Sequence[Trial], final: Sequence[Trial], keep: Sequence[int]
 ) -> ExpectedWork:
-    """Return what a study runs if grids do not grow, nothing diverges, and no method stops.
+    """Return the work of a study if grids do not grow, nothing diverges, and no method stops.
 
-    ``keep`` settings of a method go on after the first, the second, ... rung.
+    ``keep`` settings of a method continue after the first, the second, ... rung.
     """
-    most, stops = spec.engine.max_lanes, rung_steps(spec.budget)
-    count, taken, start = 0, 0, 0
+    max_lanes, stops = spec.engine.max_lanes, rung_steps(spec.budget)
+    count, steps, start = 0, 0, 0
     left = list(search)
     for number, stop in enumerate(stops or (spec.budget.steps,)):
-        count += len(list(group_trials(left, most)))
-        taken += len(left) * (stop - start)
+        count += len(list(group_trials(left, max_lanes)))
+        steps += len(left) * (stop - start)
         kept = keep[min(number, len(keep) - 1)]
         by_method: dict[str, list[Trial]] = {}
         for trial in left:
             by_method.setdefault(trial.method.name, []).append(trial)
-        left = [t for own in by_method.values() for t in own[:kept]]
+        left = [t for trials in by_method.values() for t in trials[:kept]]
         start = stop
-    count += len(list(group_trials(final, most)))
-    return ExpectedWork(count, taken + sum(t.conditions.steps for t in final))
+    count += len(list(group_trials(final, max_lanes)))
+    return ExpectedWork(count, steps + sum(t.conditions.steps for t in final))
 
 
 def build_segments(
@@ -186,12 +186,12 @@ def build_segments(
     folder: str,
     base_path: str,
     engines: Mapping[str, dict[str, Any] | None],
-    most: int | None,
+    max_lanes: int | None,
     scored: bool = False,
 ) -> tuple[Segment, ...]:
-    """Return one segment a group, over the steps of ``span``, scored by the metric or not.
+    """Return one segment per group over the steps of ``span``, scored by the metric or not.
 
-    ``engines`` holds what each method's probe decided; a method without it runs plain.
+    ``engines`` holds the decision of each method's probe; a method without one uses no accelerator.
     """
     return tuple(
         Segment(
@@ -202,5 +202,5 @@ def build_segments(
             engines.get(group[0].method.name),
             scored,
         )
-        for group in group_trials(trials, most)
+        for group in group_trials(trials, max_lanes)
     )

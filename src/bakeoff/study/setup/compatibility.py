@@ -50,8 +50,8 @@ def check_unchanged(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         raise PreflightError(
             "study-differs",
             "This folder holds a study with different settings (old -> new):\n" + "\n".join(lines),
-            "`--fork NEW` to start a new study in the folder NEW with the current settings, reusing "
-            "unchanged trials; or the old settings to resume this one.",
+            "`--fork NEW` to start a new study in the folder NEW with the current settings, which "
+            "reuses unchanged trials; or the old settings to resume this one.",
         )
 
 
