@@ -282,7 +282,7 @@ def ours(
     peft_patches.install_patches(model)
     move_to_device(model, device)
     set_dtypes(model, ground.precision)
-    start = InitialTensors.of(model, checksums=False)
+    start = InitialTensors.from_model(model, checksums=False)
     names = list(trainable_parameters(model))
     together = Lanes(model, [start] * lanes, [names], [0] * lanes)
     feed = BatchBuilder(together, TASK, BATCH, 0, device, switches)

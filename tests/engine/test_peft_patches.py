@@ -1,4 +1,4 @@
-"""Each shim computes what PEFT computes: values and gradients, on plain models without lanes."""
+"""Each patch computes what PEFT computes: values and gradients, on plain models without lanes."""
 
 from __future__ import annotations
 
@@ -227,9 +227,9 @@ BEFORE_LAYERS: dict[str, Callable[[], peft.PeftConfig]] = {
 def test_prompt_methods_match_peft(name: str) -> None:
     """Methods that prepend virtual tokens train as in PEFT."""
     runs = []
-    for shimmed in (False, True):
+    for patched in (False, True):
         model = tiny_causal_lm(BEFORE_LAYERS[name]())
-        assert not shimmed or peft_patches.install_patches(model)
+        assert not patched or peft_patches.install_patches(model)
         runs.append(trained(model, 8))
     assert not torch.equal(runs[0][0], runs[0][-1])
     for own, found in zip(*runs, strict=True):

@@ -197,7 +197,7 @@ def test_packed_bytes_keep_dtype(llama: Path, tmp_path: Path) -> None:
     assert kinds == {torch.uint8}
     assert {p.dtype for n, p in at.model.named_parameters() if "norm" in n} == {torch.bfloat16}
     assert at.lanes.per_seed == {}
-    sums = InitialTensors.of(at.model, checksums=True).sums
+    sums = InitialTensors.from_model(at.model, checksums=True).sums
     assert any(name.endswith("q_proj.base_layer.weight") for name in sums)
 
 

@@ -1,7 +1,7 @@
 """Every PEFT type of peft 0.21.2 on the tests' tiny Llama: how it is configured, whether it rides.
 
 One ``Case`` a type (and a few of LoRA's variants), written as a method entry and attached as a
-user's method is. ``test_riding`` proves each verdict, ``test_shims`` builds the layers it compares.
+user's method is. ``test_batched_peft_types`` verifies each verdict; ``test_peft_patches`` builds its layers.
 """
 
 from __future__ import annotations

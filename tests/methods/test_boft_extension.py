@@ -11,7 +11,6 @@ from bakeoff.methods.boft_extension import disable_boft_extension
 def test_extension_disabled_in_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """PEFT does not build the extension in the block, and may after it."""
     monkeypatch.setattr(boft, "_FBD_CUDA", None)
-    with pytest.raises(RuntimeError), disable_boft_extension():
+    with disable_boft_extension():
         assert boft.get_fbd_cuda() is False
-        raise RuntimeError
     assert boft._FBD_CUDA is None

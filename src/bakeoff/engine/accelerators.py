@@ -83,27 +83,28 @@ def explain_defaults(
     flash = cuda and precision == "bf16" and torch.cuda.get_device_capability(device) >= (8, 0)
     attention = "varlen flash attention" if flash else "softmax over each example"
     return {
-        "lanes": SwitchDefault(True, "where the two-lane probe agrees with the trials alone"),
-        "packing": SwitchDefault(True, f"{attention}; where it agrees with padded batches"),
-        "loss": SwitchDefault(True, "where the output layer is frozen and linear"),
+        "lanes": SwitchDefault(True, "if two lanes give the same numbers as separate trials"),
+        "packing": SwitchDefault(True, f"{attention}; if it agrees with padded batches"),
+        "loss": SwitchDefault(True, "if the output layer is frozen and linear"),
         "lean_inputs": SwitchDefault(
-            precision == "bf16", "bf16: no fp32 copies" if precision == "bf16" else "fp32 anyway"
+            precision == "bf16",
+            "bf16: no fp32 copies" if precision == "bf16" else "fp32: nothing to cast",
         ),
         "compile": _compile_default(cuda, steps),
         "graphs": SwitchDefault(cuda, "a step is one CUDA graph" if cuda else "needs CUDA"),
-        "checkpointing": SwitchDefault(False, "where not even one example a pass fits without it"),
-        "generation": SwitchDefault(True, "where it gives plain generate's tokens"),
+        "checkpointing": SwitchDefault(False, "only if a single example does not fit without it"),
+        "generation": SwitchDefault(True, "if it generates the same tokens as `generate`"),
     }
 
 
 def _compile_default(cuda: bool, steps: int | None) -> SwitchDefault:
     """Return what ``auto`` chooses for ``compile``."""
     if not cuda:
-        return SwitchDefault(False, "a CPU gains less than compiling costs")
+        return SwitchDefault(False, "a CPU saves less than compilation costs")
     if steps is not None and steps < MIN_STEPS_TO_COMPILE:
         return SwitchDefault(
-            False, f"fewer than {MIN_STEPS_TO_COMPILE:,} steps gain less than it costs"
+            False, f"fewer than {MIN_STEPS_TO_COMPILE:,} steps save less than compilation costs"
         )
     return SwitchDefault(
-        True, f"one compiled layer for all, from {MIN_STEPS_TO_COMPILE:,} steps on"
+        True, f"one compiled layer for all layers, from {MIN_STEPS_TO_COMPILE:,} steps on"
     )

@@ -181,7 +181,7 @@ class BatchBuilder:
             NotPackable: the layers receive something other than the examples' tokens.
         """
         self._count_virtual_tokens(examples)
-        shapes = self._shapes(examples, seeds)
+        shapes = self._choose_shapes(examples, seeds)
         orders = [step_indices(len(examples), self.batch_size, s, start) for s in seeds]
         while True:
             picked = [[examples[i] for i in next(order)] for order in orders]
@@ -229,7 +229,7 @@ class BatchBuilder:
         # lanes of a pass share its row size, so the fullest lane decides how many fit
         row = round_up(max(self._count_tokens(lane) for lane in picked), self.row_multiple)
         if limit is not None and row > limit:  # not even one lane's examples fit in a pass
-            passes = [p for i, lane in enumerate(picked) for p in self._cut(lane, i, shapes)]
+            passes = [p for i, lane in enumerate(picked) for p in self._split_step(lane, i, shapes)]
         else:
             width = min(self.width, len(picked) if limit is None else limit // row)
             # 5 lanes at width 4 become 3 + 2, not 4 + 1: passes of nearly equal width repeat
@@ -264,7 +264,7 @@ class BatchBuilder:
                 start = stop
         return parts
 
-    def _cut(
+    def _split_step(
         self, examples: Sequence[TokenizedExample], lane: int, shapes: Sequence[StepShape]
     ) -> Iterator[Pass]:
         """Yield the passes of one lane whose examples do not fit in one pass."""
@@ -332,7 +332,7 @@ class BatchBuilder:
     def _count_tokens(self, examples: Sequence[TokenizedExample]) -> int:
         return sum(len(e.tokens) + self.virtual_tokens for e in examples)
 
-    def _shapes(
+    def _choose_shapes(
         self, examples: Sequence[TokenizedExample], seeds: Sequence[int]
     ) -> tuple[StepShape, ...]:
         """Return the sizes that steps are rounded up to, ascending."""

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import peft
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bakeoff.core import plugins
 from bakeoff.core.errors import UsageError, first_line
 from bakeoff.core.trial import MethodEntry
+from bakeoff.engine.batching import TokenizedExample
 from bakeoff.engine.loop import StepHooks
 from bakeoff.methods.arguments import Incompatible, RuleContext, config_class, resolve_arguments
 from bakeoff.methods.boft_extension import disable_boft_extension
@@ -56,20 +57,6 @@ EXPECTED_WARNINGS = (
     "lora with eva initialization used with low_cpu_mem_usage",
 )
 """Warnings of PEFT that are expected."""
-
-
-class TokenizedExample(Protocol):
-    """A tokenised training example, as hooks see it."""
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Token ids."""
-        ...
-
-    @property
-    def labels(self) -> tuple[int, ...]:
-        """One label per token (negative: not supervised), or only the class."""
-        ...
 
 
 class AttachContext(NamedTuple):

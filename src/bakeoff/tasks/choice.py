@@ -49,7 +49,7 @@ class Choices(NamedTuple):
         two such lists (ARC's form), or any of these as JSON text, as in a CSV cell.
 
         Raises:
-            Unreadable: ``choices-not-a-list``, ``choices-too-few``, ``choice-empty``,
+            InvalidChoices: ``choices-not-a-list``, ``choices-too-few``, ``choice-empty``,
                 ``choices-repeat``.
         """
         if columns_of(field) == (field,):
@@ -192,7 +192,7 @@ class MultipleChoice(CausalTask):
         prompt that is too long loses its start, the same for all choices: the longest must fit.
 
         Raises:
-            Unreadable: ``prompt-without-token``, ``choice-too-long``.
+            InvalidChoices: ``prompt-without-token``, ``choice-too-long``.
         """
         prompt = render_template(self.options["columns"]["prompt"], row)
         stem = prompt.rstrip()

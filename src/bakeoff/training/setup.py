@@ -338,7 +338,7 @@ def build_setup(
         first = next(t for t in trials if t.seed == seed)
         model, hook = attach(first, load_base(c, task, base_path, seed), context)
         release_if_replaced()
-        starts[seed] = InitialTensors.of(model, checksums=len(distinct) > 1)
+        starts[seed] = InitialTensors.from_model(model, checksums=len(distinct) > 1)
         if seed != distinct[0]:
             del model, hook
     groups = [g.names for g in parameter_groups(model, task, trials[0])]

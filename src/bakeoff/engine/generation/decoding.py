@@ -50,7 +50,7 @@ def attend_single_query(
     """Attend with one query per row, ``[B, H, 1, D]``.
 
     Raises:
-        NotFast: the model's attention does more than mask and scale.
+        FastGenerationUnsupported: the model's attention does more than mask and scale.
     """
     unsupported = [name for name in UNSUPPORTED_ARGUMENTS if kwargs.get(name) is not None]
     if unsupported:
@@ -161,7 +161,7 @@ def check_model(model: Any) -> None:
     """Refuse a model that decoding steps do not support, as far as its configuration shows.
 
     Raises:
-        NotFast: with the reason.
+        FastGenerationUnsupported: with the reason.
     """
     config = text_config(model)
     if getattr(config, "is_encoder_decoder", False):

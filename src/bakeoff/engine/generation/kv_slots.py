@@ -124,7 +124,7 @@ def new_prompt_cache(config: Any) -> DynamicCache:
     """Return an empty cache for a pass over prompts.
 
     Raises:
-        NotFast: the model keeps something else than the keys and values of all tokens.
+        FastGenerationUnsupported: it caches something other than the keys and values of all tokens.
     """
     cache = DynamicCache(config=config)
     check_cache_layers(cache.layers)
@@ -135,7 +135,7 @@ def check_cache_layers(layers: Sequence[Any]) -> None:
     """Refuse cache layers other than plain growing keys and values.
 
     Raises:
-        NotFast: a sliding window, a state of linear attention, or the like.
+        FastGenerationUnsupported: a sliding window, a linear-attention state, or similar.
     """
     kinds = sorted({type(x).__name__ for x in layers if type(x) is not DynamicLayer})
     if kinds:

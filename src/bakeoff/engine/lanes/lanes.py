@@ -54,7 +54,7 @@ class InitialTensors(NamedTuple):
     sums: dict[str, int]
 
     @classmethod
-    def of(cls, model: nn.Module, checksums: bool) -> InitialTensors:
+    def from_model(cls, model: nn.Module, checksums: bool) -> InitialTensors:
         """Copy a newly attached model's tensors; without ``checksums`` only the trained ones."""
         start = cls({}, {}, {})
         for name, tensor in named_tensors(model).items():

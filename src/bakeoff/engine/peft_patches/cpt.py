@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 @functools.cache
-def radii(
+def token_radii(
     kinds: tuple[int, ...], width: int, of_format: float, of_input: float, device: torch.device
 ) -> Tensor:
     """Return the radius within which each token may move.
@@ -38,7 +38,7 @@ def get_projection(self: Any) -> Tensor:
     with torch.no_grad():
         moved: Tensor = self.delta_embedding.weight
         c = self.config
-        radius = radii(
+        radius = token_radii(
             tuple(c.cpt_tokens_type_mask), c.token_dim, c.opt_projection_format_epsilon,
             c.opt_projection_epsilon, moved.device,
         )  # fmt: skip
