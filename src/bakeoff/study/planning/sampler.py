@@ -58,7 +58,7 @@ def propose_settings(
 
 
 def _search_space(entry: MethodEntry, rates: tuple[float, float]) -> dict[str, Any]:
-    """Return Optuna's distributions: the learning rate, and an index into each argument's values."""
+    """Return Optuna's distributions: the learning rate, and an index for each argument."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
     space: dict[str, Any] = {LEARNING_RATE: FloatDistribution(*rates, log=True)}
