@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 import tomli_w
 from helpers import command
-from helpers.study_runs import use_inline_executor
+from helpers.executors import (
+    Recorder,
+    StandIns,
+    current_factory,
+    make_inline,
+    use_executors,
+)
 
 from bakeoff.core.results import Cost, Status
-from bakeoff.core.trial import Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
-from bakeoff.training import segment
-from bakeoff.training.preflight import cost_probe
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -104,8 +107,8 @@ def study_file(study_values: dict[str, Any], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def costs_are_known() -> Iterator[None]:
-    """What methods cost is no matter here, and probes take most of the time."""
+def costs_are_known() -> Iterator[StandIns]:
+    """Executors in this process that do not measure costs: probes take most of the time."""
     lanes = Switches(lanes=True, packing=False, loss=True, compile=False, graphs=False)
     known = {"switches": dataclasses.asdict(lanes), "reasons": {}}
 
@@ -113,21 +116,15 @@ def costs_are_known() -> Iterator[None]:
         name = value["trials"][0]["method"]["name"]
         return Cost(name, Status.DONE, step_milliseconds=1.0, engine=known).to_json()
 
+    executors = StandIns(make_inline, {jobs.PROBE_COST: probe})
     with pytest.MonkeyPatch.context() as patch:
-        use_inline_executor(patch)
-        patch.setattr(cost_probe, "probe_cost", probe)
-        yield
+        use_executors(patch, executors)
+        yield executors
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of the trials that were trained, one for each segment that they were in."""
-    ids: list[str] = []
-    run = segment.run
-
-    def counted(value: dict[str, Any]) -> dict[str, Any]:
-        ids.extend(Trial.from_json(t).id for t in value["trials"])
-        return run(value)
-
-    monkeypatch.setattr(segment, "run", counted)
-    return ids
+    recorder = Recorder(current_factory())
+    use_executors(monkeypatch, recorder)
+    return recorder.trained

@@ -20,11 +20,13 @@ from bakeoff import api
 from bakeoff.core import disk_full, files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import SplitScores, Status, TrialResult
-from bakeoff.core.trial import Trial
+from bakeoff.core.trial import Segment, Trial
+from bakeoff.study import search
 from bakeoff.study.config import parse_spec
 from bakeoff.study.executors import Outcome
 from bakeoff.study.planning.estimate import disk_bytes
 from bakeoff.study.remote import check_disk_full
+from bakeoff.study.storage import study_dir
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import CONDITIONS
 from bakeoff.training import checkpoints
@@ -160,10 +162,10 @@ def test_resume_after_disk_full_same_numbers(
     whole = api.run(spec, tmp_path, tmp_path / "whole")
     words = SafetensorError("Error while serializing: I/O error: No space left on device")
     for module, name, call, error in (
-        (api.study_folder, "freeze_data", 1, FULL),
-        (files, "write_text", 1, FULL),  # the note of who holds the lock
-        (checkpoints, "keep", 3, words),
-        (trial_dir, "seal", 3, FULL),
+        (study_dir, "freeze_data", 1, FULL),
+        (files, "atomic_write_text", 1, FULL),  # the note of who holds the lock
+        (checkpoints, "save", 3, words),
+        (trial_dir, "write_manifest", 3, FULL),
     ):
         with monkeypatch.context() as patched:
             stopping, calls = full_at(call, getattr(module, name), error)
@@ -193,7 +195,7 @@ def test_cost_probe_repeated_after_disk_full(study_values: dict[str, Any], tmp_p
 
         patched.setattr(cost_probe, "_probe", stop)
         trial = Trial(ENTRIES[0], {"learning_rate": 1e-3}, 0, "search", CONDITIONS)
-        payload = api.phases.Segment((trial,), 0, 1, str(tmp_path), "base").to_json()
+        payload = Segment((trial,), 0, 1, str(tmp_path), "base").to_json()
         with pytest.raises(OSError, match="No space left"):
             cost_probe.probe_cost(payload)
 
@@ -210,7 +212,7 @@ def test_space_for_twice_files_required(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: usage)
-        patched.setattr(api.phases, "search", lambda *_: trained.append("search"))
+        patched.setattr(search, "run_search", lambda *_: trained.append("search"))
         with pytest.raises(EnvironmentProblem) as error:
             api.run(spec, tmp_path, out)
     assert (error.value.code, error.value.exit_code, trained) == ("disk-space", 6, [])

@@ -1,7 +1,7 @@
-"""Every PEFT type of peft 0.21.2 on the tests' tiny Llama: how it is configured, whether it rides.
+"""Every PEFT type of peft 0.21.2 on the tests' tiny Llama: configuration, and whether lanes work.
 
 One ``Case`` a type (and a few of LoRA's variants), written as a method entry and attached as a
-user's method is. ``test_batched_peft_types`` verifies each verdict; ``test_peft_patches`` builds its layers.
+user's method is. ``test_batched_peft_types`` verifies each verdict.
 """
 
 from __future__ import annotations

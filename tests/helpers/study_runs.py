@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sqlite3
 from importlib import resources
@@ -15,8 +14,7 @@ import pytest
 from bakeoff import api
 from bakeoff.study.config import parse_spec
 from bakeoff.study.monitoring.progress import Progress
-from bakeoff.study.remote import make_executor
-from bakeoff.study.run import run_study
+from helpers.executors import make_inline, use_executors
 
 SCHEMA = json.loads(resources.files("bakeoff.report").joinpath("schema.json").read_text())
 """The schema of report.json."""
@@ -44,10 +42,7 @@ class RecordingProgress(Progress):
 
 def use_inline_executor(patch: pytest.MonkeyPatch) -> None:
     """Let `api.run` do everything in this process, cost probes included."""
-    inline = functools.partial(
-        run_study, make_executor=lambda _, *given: make_executor("inline", *given)
-    )
-    patch.setattr(api, "run_study", inline)
+    use_executors(patch, make_inline)
 
 
 def study_values(base: Path, data: dict[str, Path], contenders: list[str], **budget: Any) -> Values:

@@ -132,7 +132,7 @@ def test_an_exporter_that_fails_leaves_nothing(
             (folder / "half" / "file").write_text("x")
             raise RuntimeError("the tool has changed\nin many ways")
 
-        def look(self, study: str, folder: Path) -> str:
+        def view_command(self, study: str, folder: Path) -> str:
             return ""
 
     monkeypatch.setattr(

@@ -360,7 +360,7 @@ def test_fairness_names_lanes_and_reasons() -> None:
     assert (lanes["OFT"], lanes["VeRA"], lanes["Prefix tuning"]) == ("3", "sequential", "–")
     said = " ".join(b.text for b in drawn.blocks if isinstance(b, Text))
     assert "not scores" in said
-    assert "On for all: loss. Off for all: compile, graphs. These went without:" in said
+    assert "On for all: loss. Off for all: compile, graphs. Exceptions:" in said
     (facts,) = (b for b in drawn.blocks if isinstance(b, Facts))
     assert [(f.name, f.value) for f in facts.facts] == [
         ("DoRA", f"one by one, without lean_inputs: {DIFFERS}\nwithout packing: {NOT_PACKABLE}"),

@@ -120,7 +120,7 @@ def test_interrupted_study_report(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(search.plan, "final_trials", stop)
+    monkeypatch.setattr(search.planning_trials, "final_trials", stop)
     with pytest.raises(KeyboardInterrupt):
         api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     report = api.report(tmp_path / "out")

@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 import tomli_w
 from helpers import kills
+from helpers.executors import StandIns
 from helpers.report_fixture import HOSTILE
 from helpers.report_fixture import report as made_report
 from helpers.study_runs import (
@@ -34,6 +35,7 @@ from helpers.study_runs import (
 from sqlalchemy.exc import StatementError
 
 from bakeoff import api, cli
+from bakeoff.core import jobs
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.report import render
@@ -44,7 +46,6 @@ from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.tiny import rows, write_jsonl
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment
-from bakeoff.training.preflight import cost_probe
 
 pytestmark = pytest.mark.usefixtures("costs_are_known")
 Ended = dict[str, tuple[Trial, TrialResult | None]]
@@ -365,10 +366,15 @@ def test_finished_neighbour_keeps_row(
 
 
 def test_failed_cost_probe_repeated(
-    values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
+    values: Values,
+    tmp_path: Path,
+    faults: Faults,
+    costs_are_known: StandIns,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A cost probe that failed is repeated."""
-    out, probe, probed = tmp_path / "out", cost_probe.probe_cost, []
+    out, probed = tmp_path / "out", list[str]()
+    probe = costs_are_known.functions[jobs.PROBE_COST]
 
     def fails_once(value: dict[str, Any]) -> dict[str, Any]:
         name = value["trials"][0]["method"]["name"]
@@ -377,7 +383,7 @@ def test_failed_cost_probe_repeated(
             return Cost(name, Status.OUT_OF_MEMORY, "no room for it").to_json()
         return probe(value)
 
-    monkeypatch.setattr(cost_probe, "probe_cost", fails_once)
+    monkeypatch.setitem(costs_are_known.functions, jobs.PROBE_COST, fails_once)
     report = run_validated(values, out)
     assert {(f["phase"], f["status"]) for f in report["failures"]} == {
         ("probe", "out_of_memory"), ("search", "diverged"),
@@ -500,15 +506,15 @@ def test_retry_ignores_time_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     asked, other = (make_trial("lora", "classify", seed=s) for s in range(2))
     _, store = begun(tmp_path, asked, other)
     store.set_all({"final_steps": 30, retry.KEY: [{"trial_id": asked.id}]})
-    monkeypatch.setattr(search.plan, "search_trials", lambda *_: ())
-    monkeypatch.setattr(search.hours, "pace_of", lambda *_: 1.0)
-    monkeypatch.setattr(search.hours, "final_seconds", lambda *_: {"lora": 1.0})
+    monkeypatch.setattr(final.planning_trials, "search_trials", lambda *_: ())
+    monkeypatch.setattr(final.time_budget, "slowdown", lambda *_: 1.0)
+    monkeypatch.setattr(final.time_budget, "final_seconds", lambda *_: {"lora": 1.0})
     study = SimpleNamespace(
         spec=None, entries=(), conditions=None, splits=SimpleNamespace(counts={}), folder=tmp_path
     )
     over: Any = SimpleNamespace(allows=lambda _: False, timings=())
     given: Any = (study, store, RecordingProgress(), None, None, None, over)
-    steps, begins = search.plan_final_steps(RunContext(*given))
+    steps, begins = final.plan_final_steps(RunContext(*given))
     assert steps == 30
     assert [begins(Segment((t,), 0, 30, "", "")) for t in (asked, other)] == [True, False]
 

@@ -298,12 +298,12 @@ def test_refused_evaluation_not_counted(values: Values, out: Path) -> None:
 def test_what_the_race_decided_stays_decided(
     values: Values, out: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
 ) -> None:
-    before, decide = stored_rows(out), search.race.decide
+    before, decide = stored_rows(out), search.racing.decide_rung
 
     def contrary(*given: Any) -> Any:
         return tuple(dataclasses.replace(d, goes_on=not d.goes_on) for d in decide(*given))
 
-    monkeypatch.setattr(search.race, "decide", contrary)
+    monkeypatch.setattr(search.racing, "decide_rung", contrary)
     run_validated(values, out)
     after = stored_rows(out)
     assert trained == []
