@@ -490,7 +490,7 @@ def test_pages_share_one_computation(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_log_adds_up_progress(tmp_path: Path) -> None:
     """The log of the page adds up the progress messages."""
     reader, log = LogReader(tmp_path), tmp_path / "log.jsonl"
-    assert reader.update() == {"phase": None, "done": 0, "total": 0, "said": None}
+    assert reader.update() == {"phase": None, "done": 0, "total": 0, "message": None}
 
     def line(second: int, **event: Any) -> str:
         return json.dumps({"time": f"2026-01-01T00:00:{second:02}+00:00", **event}) + "\n"
@@ -505,7 +505,7 @@ def test_log_adds_up_progress(tmp_path: Path) -> None:
         file.write(line(20, event="say", text="half \ud83d and \x1b[31m"))
     found = reader.update()
     assert (found["phase"], found["done"]) == ("Search", 4)
-    assert "\x1b" not in found["said"]
+    assert "\x1b" not in found["message"]
     log.write_text("")
     assert reader.update()["done"] == 4
 

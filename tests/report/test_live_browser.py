@@ -154,7 +154,7 @@ def test_hostile_text_is_inert(browser: Any, view: BoundServer) -> None:
             tab.page.locator("#next").click()
             tab.until("document.querySelectorAll('#item-list > li').length > 0")
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert "<script>window.__pwned" in tab.page.locator("#said").inner_text()
+        assert "<script>window.__pwned" in tab.page.locator("#message").inner_text()
         tab.page.locator("#search").fill("<img src=x")
         tab.until("document.getElementById('items-note').textContent.includes(' of ')")
         assert "<img src=x onerror" in tab.page.locator("#item-list").inner_text()

@@ -363,7 +363,7 @@ def test_fairness_names_lanes_and_reasons() -> None:
     assert "On for all: loss. Off for all: compile, graphs. Exceptions:" in said
     (facts,) = (b for b in drawn.blocks if isinstance(b, Facts))
     assert [(f.name, f.value) for f in facts.facts] == [
-        ("DoRA", f"one by one, without lean_inputs: {DIFFERS}\nwithout packing: {NOT_PACKABLE}"),
+        ("DoRA", f"sequentially, without lean_inputs: {DIFFERS}\nwithout packing: {NOT_PACKABLE}"),
         ("Full fine-tuning, Head only", f"without packing: {NOT_PACKABLE}"),
         ("VeRA", f"sequentially: {NOT_SHARED}"),
     ]

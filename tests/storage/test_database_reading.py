@@ -6,6 +6,8 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sqlite3
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,41 @@ def test_reader_sees_consistent_snapshots(tmp_path: Path, once: bool) -> None:
     with Reader(path) as last:
         assert check(last) >= max(seen)
         assert last.integrity_problems() == []
+
+
+def _pause(writer: Writer, of: Trial, step: int) -> None:
+    """Write a result of a trial that is paused at the rung ``step``."""
+    paused = dataclasses.replace(result(of, 0), status=Status.STOPPED, step=step)
+    writer.save_group([paused])
+
+
+def test_last_pause_is_in_the_snapshot(tmp_path: Path) -> None:
+    """Inside ``snapshot`` the last pause does not change while the writer goes on."""
+    path = tmp_path / "study.db"
+    with Writer(path) as writer:
+        writer.add_trials([trial(0)])
+        _pause(writer, trial(0), 3)
+        with Reader(path) as reader:
+            with reader.snapshot():
+                assert reader.last_pause((0, 10)) == {trial(0).id: 3}
+                _pause(writer, trial(0), 6)
+                assert reader.last_pause((0, 10)) == {trial(0).id: 3}
+                assert reader.last_rung() == {trial(0).id: 3}
+            assert reader.last_pause((0, 10)) == {trial(0).id: 6}
+            assert reader.last_pause((0, 6)) == {trial(0).id: 3}
+
+
+@pytest.mark.parametrize("in_snapshot", [False, True])
+def test_broken_json_is_damage(tmp_path: Path, in_snapshot: bool) -> None:
+    """Broken JSON is ``database-damaged``, in and outside a snapshot; the last pause reads none."""
+    path = tmp_path / "study.db"
+    with Writer(path) as writer:
+        writer.add_trials([trial(0)])
+        _pause(writer, trial(0), STEP)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE rungs SET result = '{'")
+    with Reader(path) as reader, reader.snapshot() if in_snapshot else nullcontext():
+        with pytest.raises(BakeoffError) as error:
+            reader.results_at_rung(STEP)
+        assert error.value.code == "database-damaged"
+        assert reader.last_pause((0, 10)) == {trial(0).id: STEP}

@@ -79,7 +79,7 @@ def test_lock_without_readable_note(tmp_path: Path, note: str | None) -> None:
         (tmp_path / lock.NOTE).unlink()
         if note is not None:
             (tmp_path / lock.NOTE).write_text(note)
-        with pytest.raises(LockedError, match="no .lock.json says which"), lock.hold_lock(tmp_path):
+        with pytest.raises(LockedError, match="it left no .lock.json"), lock.hold_lock(tmp_path):
             pass
 
 

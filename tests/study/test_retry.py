@@ -479,7 +479,7 @@ def test_replanned_trials_come_last(tmp_path: Path) -> None:
     """Trials planned after a plan was dropped come last."""
     first, second, third = (make_trial("lora", "classify", seed=s) for s in range(3))
     _, store = begun(tmp_path, first, second)
-    store.delete(plans=[first.id], noted={})
+    store.delete(plans=[first.id], log={})
     store.add_trials([third])
     with Reader(tmp_path / "study.db") as reader:
         assert [t.id for t in reader.planned_trials()] == [second.id, third.id]
@@ -493,7 +493,7 @@ def test_deletion_recorded_or_undone(tmp_path: Path) -> None:
     _, store = begun(tmp_path, trial)
     store.save(TrialResult(trial.id, Status.FAILED, "its reason"))
     with pytest.raises(StatementError, match="not JSON"):
-        store.delete(results=[trial.id], noted={"retried": object()})
+        store.delete(results=[trial.id], log={"retried": object()})
     with Reader(tmp_path / "study.db") as reader:
         assert reader.finished_ids() == {trial.id}
 
