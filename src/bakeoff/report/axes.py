@@ -167,20 +167,22 @@ def _cost_reading(method: Method, key: str, label: str) -> AxisValue:
     )
 
 
-def _quality_axis(study: dict[str, Any], unit: DisplayUnit, found: list[AxisValue]) -> PickAxis:
+def _quality_axis(
+    study: dict[str, Any], unit: DisplayUnit, axis_values: list[AxisValue]
+) -> PickAxis:
     """Return the score's axis; as a y axis it leaves out outliers, which would compress it."""
     down = not lower_is_better(study)
-    values = [r.value for r in found if r.value is not None]
-    bars = [(r.high - r.low) / 2 for r in found if r.low is not None and r.high is not None]
+    values = [r.value for r in axis_values if r.value is not None]
+    bars = [(r.high - r.low) / 2 for r in axis_values if r.low is not None and r.high is not None]
     edge = outlier_cutoff(values, bars, down)
-    near = [r for r in found if r.value is not None and (r.value >= edge) == down]
-    near = near or [r for r in found if r.value is not None]
+    near = [r for r in axis_values if r.value is not None and (r.value >= edge) == down]
+    near = near or [r for r in axis_values if r.value is not None]
     title = score_title(study, unit)
     direction = "more is better" if down else "less is better"
     low, high = _extent(near)
-    wide_low, wide_high = _extent(found)
+    wide_low, wide_high = _extent(axis_values)
     padding, wide = 0.06 * (high - low) or 1.0, 0.08 * (wide_high - wide_low) or 1.0
-    more = len(near) < len(found)
+    more = len(near) < len(axis_values)
     below, above = (3 if more and down else 1), (3 if more and not down else 1)
     return PickAxis(
         QUALITY,
@@ -191,14 +193,14 @@ def _quality_axis(study: dict[str, Any], unit: DisplayUnit, found: list[AxisValu
     )
 
 
-def _extent(found: list[AxisValue]) -> tuple[float, float]:
-    ends = [x for r in found for x in (r.value, r.low, r.high) if x is not None]
+def _extent(axis_values: list[AxisValue]) -> tuple[float, float]:
+    ends = [x for r in axis_values for x in (r.value, r.low, r.high) if x is not None]
     return min(ends), max(ends)
 
 
-def _cost_pick_axis(key: str, label: str, found: list[AxisValue]) -> PickAxis:
-    made = cost_axis(label, key, [r.value for r in found if r.value is not None])
-    return PickAxis(key, capitalize(label), -1, made, made)
+def _cost_pick_axis(key: str, label: str, axis_values: list[AxisValue]) -> PickAxis:
+    axis = cost_axis(label, key, [r.value for r in axis_values if r.value is not None])
+    return PickAxis(key, capitalize(label), -1, axis, axis)
 
 
 def capitalize(text: str) -> str:

@@ -102,11 +102,11 @@ def _method_rows(report: Report) -> Iterator[Cells]:
 
 def _differences(report: Report) -> Iterator[Cells]:
     for m in _methods(report):
-        found = m.get("difference") or {}
+        difference = m.get("difference") or {}
         yield {
             **_identity(m),
             **{key: m.get(key) for key in ("verdict", "status")},
-            **{key: found.get(key) for key in (*_INTERVAL, "p_adjusted")},
+            **{key: difference.get(key) for key in (*_INTERVAL, "p_adjusted")},
             "n_seeds": m.get("n_seeds"),
             "margin": report["study"].get("margin"),
             "reason": m.get("reason"),
@@ -167,21 +167,21 @@ def _curves(report: Report) -> Iterator[Cells]:
 
 
 def _items(report: Report) -> Iterator[Cells]:
-    for found in (report.get("items") or {}).get("methods") or []:
-        row = {k: v for k, v in found.items() if k not in ("wins", "losses", "outcomes")}
+    for contender in (report.get("items") or {}).get("methods") or []:
+        row = {k: v for k, v in contender.items() if k not in ("wins", "losses", "outcomes")}
         keys = ("pairs", "both_right", "only_control", "only_contender", "both_wrong")
-        yield {**row, **{k: (found.get("outcomes") or {}).get(k) for k in keys}}
+        yield {**row, **{k: (contender.get("outcomes") or {}).get(k) for k in keys}}
 
 
 def _examples(report: Report) -> Iterator[Cells]:
     items = report.get("items") or {}
-    asked = {a["item"]: a for a in items.get("asked") or []}
-    for found in items.get("methods") or []:
+    item_texts = {a["item"]: a for a in items.get("asked") or []}
+    for contender in items.get("methods") or []:
         for kind in ("wins", "losses"):
-            for example in found.get(kind) or []:
-                texts = asked.get(example["item"], {})
+            for example in contender.get(kind) or []:
+                texts = item_texts.get(example["item"], {})
                 more = {key: texts.get(key) for key in ("prompt", "reference")}
-                yield {"method": found["method"], "kind": kind, **example, **more}
+                yield {"method": contender["method"], "kind": kind, **example, **more}
 
 
 def _stability(report: Report) -> Iterator[Cells]:

@@ -24,7 +24,7 @@ def show(report: dict[str, Any], folder: Path) -> None:
     columns = ["method", metric, "difference (95 % interval)", "<verdict"]
     rows = [_verdict_cells(m, scale, form) for m in report["methods"]]
     if out.width >= WIDE:
-        columns += ["p (Holm)", "lr", "parameters", "peak MiB", "ms/step"]
+        columns += ["adjusted p", "lr", "parameters", "peak MiB", "ms/step"]
         rows = [r + _cost_cells(m) for r, m in zip(rows, report["methods"], strict=True)]
         if any(m["forgetting"] for m in report["methods"]):
             columns.append("forgetting")

@@ -163,8 +163,8 @@ def _bakeoff_benchmark(result: ResultFile, ours: Mapping[str, Any]) -> Benchmark
 
 
 def _common_value(results: Sequence[ResultFile], key: str) -> int | None:
-    found = [getattr(r.run.train_config, key, None) for r in results]
-    return found[0] if all(_is_count(n) and n == found[0] for n in found) else None
+    values = [getattr(r.run.train_config, key, None) for r in results]
+    return values[0] if all(_is_count(n) and n == values[0] for n in values) else None
 
 
 def _is_count(value: Any) -> bool:

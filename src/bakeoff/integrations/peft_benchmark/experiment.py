@@ -94,8 +94,8 @@ def read_experiment(folder: Path, defaults: Path | None) -> Experiment:
             ``hf-experiment-unsupported``.
     """
     whole = folder.resolve()
-    found = [n for n in (ADAPTER, PARAMS) if (whole / n).is_file()]
-    if not found:
+    present = [n for n in (ADAPTER, PARAMS) if (whole / n).is_file()]
+    if not present:
         raise UsageError(
             "hf-experiment-missing",
             f"{folder} contains neither {ADAPTER} nor {PARAMS}.",
@@ -109,9 +109,9 @@ def read_experiment(folder: Path, defaults: Path | None) -> Experiment:
             f"The {LEVELS} folders above {folder} contain no {DEFAULTS}.",
             "`--hf-defaults FILE`.",
         )
-    own = _read_json(whole / PARAMS) if PARAMS in found else {}
-    params = _validate({**_read_json(base), **own}, whole / PARAMS, base, own)
-    adapter = _read_json(whole / ADAPTER) if ADAPTER in found else None
+    overrides = _read_json(whole / PARAMS) if PARAMS in present else {}
+    params = _validate({**_read_json(base), **overrides}, whole / PARAMS, base, overrides)
+    adapter = _read_json(whole / ADAPTER) if ADAPTER in present else None
     name = sanitize_name(f"{whole.parent.name}--{whole.name}") if adapter is not None else "full"
     return Experiment(name, adapter, params)
 
@@ -251,7 +251,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _validate(
-    merged: Mapping[str, Any], path: Path, defaults: Path, own: Mapping[str, Any]
+    merged: Mapping[str, Any], path: Path, defaults: Path, overrides: Mapping[str, Any]
 ) -> Params:
     """Check the merged parameters; an error names the file that the key came from."""
     if OTHER_BENCHMARK in merged:
@@ -263,14 +263,14 @@ def _validate(
     except ValidationError as error:
         item = error.errors()[0]
         key = str(item["loc"][0])
-        file = path if key in own else defaults
+        file = path if key in overrides else defaults
         if item["type"] == "extra_forbidden":
             near = near_match(key, Params.model_fields)
             hint = f"rename it to '{near}'." if near else f"remove `{key}`."
             raise _invalid(file, f"has the unknown key `{key}`", hint) from error
         where = ".".join(map(str, item["loc"]))
         raise _invalid(file, f"`{where}`: {item['msg']}", "correct that key.") from error
-    _check_optimizer(params, path if "optimizer_kwargs" in own else defaults)
+    _check_optimizer(params, path if "optimizer_kwargs" in overrides else defaults)
     return params
 
 

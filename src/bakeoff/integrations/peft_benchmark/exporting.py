@@ -49,23 +49,23 @@ def result_files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]
     ended = [(t, r) for t, r in record.trials if t.phase == "final" and r is not None]
     scores = {s for _, r in ended if "test" in r.splits for s in r.splits["test"].scores}
     binary = scores <= {0.0, 1.0} and record.metric.better == "higher"
-    found = {}
+    contents = {}
     for trial, result in ended:
         value = _result_file(record, trial, result, binary, folder)
-        found[f"{_name(trial).replace('/', '--')}.json"] = value
-    if not found:
+        contents[f"{_name(trial).replace('/', '--')}.json"] = value
+    if not contents:
         raise UsageError(
             "hf-json-nothing",
             "No final trial has ended yet.",
             "`bakeoff run` to continue the study.",
         )
-    return found
+    return contents
 
 
-def write_files(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+def write_files(contents: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     """Write the files into a folder, which is created."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, value in found.items():
+    for name, value in contents.items():
         text = json.dumps(redact_value(value), indent=2, allow_nan=False)
         (out / name).unlink(missing_ok=True)  # replace a link, do not follow it
         (out / name).write_text(text + "\n", encoding="utf-8")

@@ -127,14 +127,14 @@ class ResultFile:
     @property
     def metric(self) -> str | None:
         """The name of the test metric; None if the run did not reach it."""
-        found = [k for k in self.last if k.startswith(TEST)]
-        if len(found) > 1:
+        metric_keys = [k for k in self.last if k.startswith(TEST)]
+        if len(metric_keys) > 1:
             raise invalid_result(
-                self.path, f"metrics: {' and '.join(found)}; expected one test metric"
+                self.path, f"metrics: {' and '.join(metric_keys)}; expected one test metric"
             )
-        if not found and self.train.status == SUCCESS:
+        if not metric_keys and self.train.status == SUCCESS:
             raise invalid_result(self.path, "metrics: the last entry has no key `test ...`")
-        return found[0].removeprefix(TEST) if found else None
+        return metric_keys[0].removeprefix(TEST) if metric_keys else None
 
     @property
     def score(self) -> float | None:
@@ -207,15 +207,15 @@ def read_file(path: Path) -> ResultFile:
     if (why := find_unsupported_value(value, finite=False)) is not None:
         raise invalid_result(path, why)
     try:
-        made = _File.model_validate(value)
+        file = _File.model_validate(value)
     except ValidationError as error:
         raise invalid_result(
             path, "; ".join(_error_line(item, value) for item in error.errors())
         ) from error
-    if made.train_info.status not in STATUSES:
-        problem = f"`{made.train_info.status}` is not one of {', '.join(STATUSES)}"
+    if file.train_info.status not in STATUSES:
+        problem = f"`{file.train_info.status}` is not one of {', '.join(STATUSES)}"
         raise invalid_result(path, f"train_info.status: {problem}")
-    result = ResultFile(path, made.run_info, made.train_info, value["meta_info"])
+    result = ResultFile(path, file.run_info, file.train_info, value["meta_info"])
     if result.train.status == SUCCESS and result.score is None and result.metric is not None:
         raise invalid_result(path, f"metrics: `{TEST}{result.metric}` is not a number")
     return result

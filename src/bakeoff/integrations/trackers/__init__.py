@@ -68,7 +68,7 @@ class Exporter(Protocol):
             EnvironmentProblem: ``exporter-missing``.
         """
 
-    def look(self, study: str, folder: Path) -> str:
+    def view_command(self, study: str, folder: Path) -> str:
         """Return the command that shows the exported runs."""
 
 
@@ -172,4 +172,4 @@ def export_curves(out: Path, to: str, target: Path) -> ExportedCurves:
             f"{to} could not write the curves: {first_line(error)}",
             f"another version of {to}, or another tool: {others}.",
         ) from error
-    return ExportedCurves(target, len(runs), exporter.look(record.name, target))
+    return ExportedCurves(target, len(runs), exporter.view_command(record.name, target))

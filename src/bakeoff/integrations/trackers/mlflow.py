@@ -44,7 +44,7 @@ class Mlflow:
                 client.log_batch(run_id, metrics=metrics[start : start + BATCH])
             client.set_terminated(run_id)
 
-    def look(self, study: str, folder: Path) -> str:
+    def view_command(self, study: str, folder: Path) -> str:
         """Return the command that serves the folder; it needs the full ``mlflow`` package."""
         return f"{ALLOWED}=true mlflow ui --backend-store-uri '{folder}'"
 

@@ -30,8 +30,8 @@ class Tensorboard:
                 writer.add_event(events.Event(wall_time=time.time(), step=step, summary=summary))
 
             def scalars(values: Mapping[str, float]) -> Any:
-                made = [summaries.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
-                return summaries.Summary(value=made)
+                values = [summaries.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+                return summaries.Summary(value=entries)
 
             add(hparams.hparams_pb(run.parameters), 0)
             for step, values in run.points():
@@ -40,7 +40,7 @@ class Tensorboard:
                 add(scalars(run.summary), run.last_step)
             writer.close()
 
-    def look(self, study: str, folder: Path) -> str:
+    def view_command(self, study: str, folder: Path) -> str:
         """Return the command that serves the folder."""
         return f"tensorboard --logdir '{folder}'"
 

@@ -53,7 +53,7 @@ class Trackio:
                 config=run.parameters,
             )
 
-    def look(self, study: str, folder: Path) -> str:
+    def view_command(self, study: str, folder: Path) -> str:
         """Return the command that shows the project."""
         return f"TRACKIO_DIR='{folder}' trackio show --project {_project(study)}"
 

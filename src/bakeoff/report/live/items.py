@@ -98,8 +98,10 @@ class ItemTable(NamedTuple):
         if query.control not in query.trials:
             raise _no_items_error()
         ids = [i for m in (query.control, contender) for i in query.trials[m].values()]
-        found = queries.test_predictions(folder, ids)
-        sides = [_method_predictions(query, method, found) for method in (query.control, contender)]
+        results = queries.test_predictions(folder, ids)
+        sides = [
+            _method_predictions(query, method, results) for method in (query.control, contender)
+        ]
         return _table(sides[0], sides[1], query.texts, query.metric)
 
     def page(self, item_filter: ItemFilter) -> dict[str, Any]:
@@ -156,10 +158,10 @@ def _no_items_error() -> UsageError:
 
 
 def _method_predictions(
-    query: ItemQuery, method: str, found: Mapping[str, ItemResults]
+    query: ItemQuery, method: str, results: Mapping[str, ItemResults]
 ) -> MethodPredictions:
     ids = sorted(query.trials[method].items())
-    stored = {seed: found[i] for seed, i in ids if i in found}
+    stored = {seed: results[i] for seed, i in ids if i in results}
     known = {seed: a for seed, a in stored.items() if all(map(math.isfinite, a.scores))}
     sizes = Counter(len(a.scores) for a in known.values())
     if not sizes:

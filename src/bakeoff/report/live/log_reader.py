@@ -24,11 +24,11 @@ class LogReader:
         self._title, self._total, self._done = "", 0, 0
 
     def update(self) -> dict[str, Any]:
-        """Read new events; return ``phase``, ``done``, ``total`` and ``said``."""
+        """Read new events; return ``phase``, ``done``, ``total`` and ``message``."""
         for line in self._new_lines():
             self._apply(line)
         phase = self._title or None
-        state = {"phase": phase, "done": self._done, "total": self._total, "said": self._message}
+        state = {"phase": phase, "done": self._done, "total": self._total, "message": self._message}
         cleaned: dict[str, Any] = clean(state)
         return cleaned
 

@@ -140,7 +140,7 @@ def outline(folder: Path) -> dict[str, Any]:
         names, titles = list(record.methods), record.titles
         name, base, task = record.name, record.base, record.task
     counts = [tally[n] for n in names if n in tally]
-    found = {
+    entry = {
         "name": name,
         "base": base,
         "task": task,
@@ -149,7 +149,7 @@ def outline(folder: Path) -> dict[str, Any]:
         "done": sum(c.ended for c in counts),
         "planned": sum(c.planned for c in counts),
     }
-    return dict(clean(redact_value(found)))
+    return dict(clean(redact_value(entry)))
 
 
 def snapshot(folder: Path) -> Snapshot:
@@ -205,8 +205,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     Raises:
         BakeoffError: errors of one of the studies, or ``same-study``.
     """
-    found = study_compare.compare(first, second)
-    for side, folder in zip(found["studies"], (first, second), strict=True):
+    result = study_compare.compare(first, second)
+    for side, folder in zip(result["studies"], (first, second), strict=True):
         side["folder"] = folder.name
-        found["cautions"] = [c.replace(str(folder), folder.name) for c in found["cautions"]]
-    return dict(clean(redact_value(found)))
+        result["cautions"] = [c.replace(str(folder), folder.name) for c in result["cautions"]]
+    return dict(clean(redact_value(result)))

@@ -65,7 +65,7 @@ def build(report: dict[str, Any]) -> SectionView:
     of_control = lines.get(str(study.get("control")), {})
     context = _Context(
         {key: axis for key in _NAMES if (axis := _loss_axis(shown, lines, key)) is not None},
-        {key: _mean(found.shown) for key, found in of_control.items()},
+        {key: _mean(of_loss.shown) for key, of_loss in of_control.items()},
         tuple(float(r) for r in race.get("rungs") or () if r is not None),
         decisions,
     )

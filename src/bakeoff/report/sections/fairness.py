@@ -80,8 +80,8 @@ def _imported_section(
 ) -> SectionView:
     """Show the settings of another tool's runs, which have no common tuning budget."""
     values = [
-        Fact(key, ", ".join(f"{value}: {n}" for value, n in found.items()))
-        for key, found in imported["differing"].items()
+        Fact(key, ", ".join(f"{value}: {n}" for value, n in counts.items()))
+        for key, counts in imported["differing"].items()
     ]
     blocks: list[Block] = [
         Text("These methods did not have the same tuning budget: each row is one setting that its "

@@ -40,34 +40,34 @@ _WIDTH = 96.0  # percent of the plot's width that the longest bars take, both si
 def build(report: dict[str, Any]) -> SectionView:
     """Show the counts of every contender, then some wins and losses with both predictions."""
     items = report.get("items") or {}
-    found = [f for f in items.get("methods") or [] if f.get("better") is not None]
-    if not found:
+    contenders = [f for f in items.get("methods") or [] if f.get("better") is not None]
+    if not contenders:
         return SectionView()
     titles = {str(m.get("method")): method_title(m) for m in report.get("methods") or []}
     places = {name: i for i, name in enumerate(titles)}
-    found.sort(key=lambda f: places.get(str(f.get("method")), len(places)))
+    contenders.sort(key=lambda f: places.get(str(f.get("method")), len(places)))
     control = str(report["study"].get("control"))
     control = titles.get(control, control)
-    blocks: list[Block] = [_bars(found, titles, control), _table(found, titles, items)]
+    blocks: list[Block] = [_bars(contenders, titles, control), _table(contenders, titles, items)]
     if items.get("note"):
         blocks.append(Text(str(items["note"]), "muted"))
     unit = score_unit(report["study"])
     item_texts = {a.get("item"): a for a in items.get("asked") or []}
     blocks += [
         _example_groups(f, titles, control, item_texts, unit)
-        for f in found
+        for f in contenders
         if f.get("wins") or f.get("losses")
     ]
-    return SectionView(tuple(blocks), _lead(items, found, control))
+    return SectionView(tuple(blocks), _lead(items, contenders, control))
 
 
-def _lead(items: dict[str, Any], found: list[dict[str, Any]], control: str) -> str:
+def _lead(items: dict[str, Any], contenders: list[dict[str, Any]], control: str) -> str:
     text = (
         f"Each contender against {control} on the "
         f"{plural(items.get('n_items') or 0, 'test item')}, "
         "by the mean score over the seeds that both have."
     )
-    if any(f.get("outcomes") for f in found):
+    if any(f.get("outcomes") for f in contenders):
         text += " Right and wrong are counted over pairs of item and seed."
     if items.get("examples"):
         text += (
@@ -78,19 +78,19 @@ def _lead(items: dict[str, Any], found: list[dict[str, Any]], control: str) -> s
     return text
 
 
-def _title(found: dict[str, Any], titles: dict[str, str]) -> str:
-    name = str(found.get("method"))
+def _title(contender: dict[str, Any], titles: dict[str, str]) -> str:
+    name = str(contender.get("method"))
     return titles.get(name, name)
 
 
-def _bars(found: list[dict[str, Any]], titles: dict[str, str], control: str) -> Bars:
+def _bars(contenders: list[dict[str, Any]], titles: dict[str, str], control: str) -> Bars:
     """Return bars with losses to the left of the axis and wins to the right, on one scale."""
-    left = max(f.get("worse") or 0 for f in found)
-    right = max(f.get("better") or 0 for f in found)
+    left = max(f.get("worse") or 0 for f in contenders)
+    right = max(f.get("better") or 0 for f in contenders)
     scale = _WIDTH / max(left + right, 1)
     zero = 2.0 + scale * left
     rows = []
-    for f in found:
+    for f in contenders:
         worse, better = f.get("worse") or 0, f.get("better") or 0
         pieces = (
             BarSegment("worse", round(zero - scale * worse, 3), round(zero, 3)),
@@ -107,9 +107,9 @@ def _bars(found: list[dict[str, Any]], titles: dict[str, str], control: str) -> 
 
 
 def _table(
-    found: list[dict[str, Any]], titles: dict[str, str], items: dict[str, Any]
+    contenders: list[dict[str, Any]], titles: dict[str, str], items: dict[str, Any]
 ) -> TableBlock:
-    fields = _FIELDS if any(f.get("outcomes") for f in found) else ()
+    fields = _FIELDS if any(f.get("outcomes") for f in contenders) else ()
     counts = (("better", "Better"), ("same", "Same"), ("worse", "Worse"))
     columns = (
         Column("Method"),
@@ -126,7 +126,7 @@ def _table(
                 _count(f.get("n_seeds")),
             )
         )
-        for f in found
+        for f in contenders
     ]
     return TableBlock("Wins and losses by item", columns, tuple(rows), sortable=True, sheet="items")
 
@@ -136,14 +136,14 @@ def _count(value: int | None) -> Cell:
 
 
 def _example_groups(
-    found: dict[str, Any],
+    contender: dict[str, Any],
     titles: dict[str, str],
     control: str,
     item_texts: dict[Any, dict[str, Any]],
     unit: DisplayUnit,
 ) -> Examples:
-    title = _title(found, titles)
-    seeds = found.get("n_seeds") if found.get("outcomes") else None
+    title = _title(contender, titles)
+    seeds = contender.get("n_seeds") if contender.get("outcomes") else None
     groups = []
     for key, heading in (("wins", f"{title} is better"), ("losses", f"{control} is better")):
         examples = tuple(
@@ -153,11 +153,11 @@ def _example_groups(
                 (control, title),
                 lambda x: _score(x, unit, seeds),
             )
-            for e in found.get(key) or []
+            for e in contender.get(key) or []
         )
         if examples:
             groups.append(ExampleGroup(heading, examples))
-    wins, losses = len(found.get("wins") or []), len(found.get("losses") or [])
+    wins, losses = len(contender.get("wins") or []), len(contender.get("losses") or [])
     caption = f"{title}: {plural(wins, 'win')} and "
     caption += plural(losses, "loss", "losses")
     return Examples(caption, tuple(groups))

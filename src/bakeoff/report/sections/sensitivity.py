@@ -33,7 +33,7 @@ ORDER = 60
 TITLE = "Sensitivity to the learning rate"
 
 _MAX_LABELS, _MIN_LABEL_SPAN = 5, 0.7
-"""Largest number of rates with their own tick, and the share of the axis they must span."""
+"""Largest number of rates with their rates tick, and the share of the axis they must span."""
 _OUTLIER_DEVIATIONS = 4.0
 """Number of typical deviations beyond which a stopped run lies outside its panel."""
 _LOSS, _SCORE = "validation_loss", "validation_score"
@@ -125,17 +125,17 @@ def _rates(method: dict[str, Any]) -> list[float]:
     return sorted({float(s["setting"]["learning_rate"]) for s in _settings_with_rate(method)})
 
 
-def _rate_axis(own: list[float], behind: list[float]) -> ChartAxis:
+def _rate_axis(rates: list[float], behind: list[float]) -> ChartAxis:
     """Return an axis over the method's rates and the control's.
 
     Ticks are the method's rates if these are few and span most of the axis, else powers of ten.
     """
-    low, high = min(own + behind), max(own + behind)
+    low, high = min(rates + behind), max(rates + behind)
     ratio = (high / low) ** 0.12 if high > low else 2.0
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     decades = [p for p in (10.0**n for n in powers) if low / ratio <= p <= high * ratio]
-    spans = math.log(own[-1] / own[0]) >= _MIN_LABEL_SPAN * math.log(high / low)
-    ticks = tuple(own if len(own) <= _MAX_LABELS and spans else decades or own)
+    spans = math.log(rates[-1] / rates[0]) >= _MIN_LABEL_SPAN * math.log(high / low)
+    ticks = tuple(rates if len(rates) <= _MAX_LABELS and spans else decades or rates)
     texts = tuple(format_learning_rate(r) for r in ticks)
     return ChartAxis("learning rate", True, low / ratio, high * ratio, ticks, texts)
 

@@ -31,27 +31,27 @@ class _StabilityColumn:
 def build(report: dict[str, Any]) -> SectionView:
     """Show a row for every method with a stability measurement."""
     study = report["study"]
-    known = [(m, found) for m in report.get("methods") or [] if (found := _stability(m))]
+    known = [(m, stability) for m in report.get("methods") or [] if (stability := _stability(m))]
     if not known:
         return SectionView()
     fields = _columns(score_unit(study))
     rows = tuple(
         TableRow(
-            (Cell(method_title(m)), *(f.cell(found) for f in fields)),
+            (Cell(method_title(m)), *(f.cell(stability) for f in fields)),
             pinned=m.get("method") == study.get("control"),
         )
-        for m, found in known
+        for m, stability in known
     )
     columns = (Column("Method"), *(f.column for f in fields))
     table = TableBlock(
         "Training behaviour of every method", columns, rows, sortable=True, sheet="stability"
     )
-    return SectionView((table,), _lead(study, [found for _, found in known]))
+    return SectionView((table,), _lead(study, [stability for _, stability in known]))
 
 
 def _stability(method: dict[str, Any]) -> Stability | None:
-    found = method.get("stability")
-    return found if isinstance(found, dict) and any(found.values()) else None
+    stability = method.get("stability")
+    return stability if isinstance(stability, dict) and any(stability.values()) else None
 
 
 def _lead(study: dict[str, Any], known: list[Stability]) -> str:
@@ -86,8 +86,8 @@ def _columns(unit: DisplayUnit) -> list[_StabilityColumn]:
     ]
 
 
-def _divergence(found: Stability) -> Cell:
-    value = found.get("divergence") or {}
+def _divergence(stability: Stability) -> Cell:
+    value = stability.get("divergence") or {}
     share = value.get("share")
     if share is None:
         return Cell(DASH)
@@ -95,16 +95,16 @@ def _divergence(found: Stability) -> Cell:
     return Cell(text, share, tone="warning" if share else None)
 
 
-def _plateau(found: Stability) -> Cell:
-    value = found.get("plateau") or {}
+def _plateau(stability: Stability) -> Cell:
+    value = stability.get("plateau") or {}
     width = value.get("decades")
     if width is None:
         return Cell(DASH)
     return Cell(("≥ " if value.get("open") else "") + f"{width:.1f}", width)
 
 
-def _span(found: Stability) -> Cell:
-    value = found.get("plateau") or {}
+def _span(stability: Stability) -> Cell:
+    value = stability.get("plateau") or {}
     if value.get("low") is None:
         return Cell(DASH)
     ends = [format_learning_rate(value[end]) for end in ("low", "high")]
@@ -113,15 +113,15 @@ def _span(found: Stability) -> Cell:
     return Cell(f"{' – '.join(dict.fromkeys(ends))} ({rates}{at})")
 
 
-def _seed_sd(found: Stability, unit: DisplayUnit) -> Cell:
-    value = found.get("seed_sd") or {}
+def _seed_sd(stability: Stability, unit: DisplayUnit) -> Cell:
+    value = stability.get("seed_sd") or {}
     n = value.get("n_seeds")
     text = unit.with_interval(value) + ("" if n is None else f", n {n}")
     return Cell(text, value.get("estimate"))
 
 
-def _spikes(found: Stability) -> Cell:
-    value = found.get("spikes") or {}
+def _spikes(stability: Stability) -> Cell:
+    value = stability.get("spikes") or {}
     count = value.get("count")
     if count is None:
         return Cell(DASH)
@@ -129,11 +129,11 @@ def _spikes(found: Stability) -> Cell:
     return Cell(text, float(count), tone="warning" if count else None)
 
 
-def _steps(found: Stability) -> Cell:
-    value = found.get("steps_to_control_loss")
+def _steps(stability: Stability) -> Cell:
+    value = stability.get("steps_to_control_loss")
     return Cell(DASH if value is None else f"{value:,}", value)
 
 
-def _area(found: Stability) -> Cell:
-    value = (found.get("validation_area") or {}).get("estimate")
+def _area(stability: Stability) -> Cell:
+    value = (stability.get("validation_area") or {}).get("estimate")
     return Cell(format_significant(value), value)

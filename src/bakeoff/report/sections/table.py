@@ -46,7 +46,9 @@ def build(report: dict[str, Any]) -> SectionView:
     study, methods = report["study"], report.get("methods") or []
     if not methods:
         return SectionView()
-    fields = [*_quality(study, methods), *_costs(methods)]
+    # imported results have counts only, which are adjusted per interval (count_intervals)
+    adjustment = "Šidák" if report.get("imported") else "max-T"
+    fields = [*_quality(study, methods, adjustment), *_costs(methods)]
     if any(m.get("front_probability") is not None for m in methods):
         fields.append(_front_column())
     rows = tuple(
@@ -84,7 +86,7 @@ def _lead(study: dict[str, Any], imported: dict[str, Any] | None) -> str:
     )
 
 
-def _quality(study: dict[str, Any], methods: list[Method]) -> list[_MethodColumn]:
+def _quality(study: dict[str, Any], methods: list[Method], adjustment: str) -> list[_MethodColumn]:
     unit, items = score_unit(study), study.get("n_test_items")
     word = unit.word or "metric's unit"
     return [
@@ -96,7 +98,7 @@ def _quality(study: dict[str, Any], methods: list[Method]) -> list[_MethodColumn
         ),
         *_gain(methods, unit),
         *_secondary(methods),
-        _MethodColumn(Column("p", True, "adjusted (max-T)"), _p),
+        _MethodColumn(Column("p", True, f"adjusted ({adjustment})"), _p),
         _MethodColumn(Column("n", True, "items × seeds"), lambda m: _n(m, items)),
         _MethodColumn(Column("Setting", False, "chosen on validation"), _setting),
     ]
@@ -211,8 +213,8 @@ def _forgetting(methods: list[Method]) -> list[_MethodColumn]:
     return []
 
 
-def _nats(found: dict[str, Any] | None, *, signed: bool = False) -> Cell:
-    return Cell(_NATS.with_interval(found, signed=signed), (found or {}).get("estimate"))
+def _nats(value: dict[str, Any] | None, *, signed: bool = False) -> Cell:
+    return Cell(_NATS.with_interval(value, signed=signed), (value or {}).get("estimate"))
 
 
 def _reported_forgetting(method: Method) -> Cell:

@@ -8,7 +8,7 @@ const LONG = 800, SHORT = 300;
 
 function text(value) {
   if (value === null || value === undefined) return make("span", { class: "muted" }, "(none)");
-  const whole = make("p", { class: "said" }, value);
+  const whole = make("p", { class: "prediction" }, value);
   if (value.length <= LONG) return whole;
   return make("details", { class: "folded-text" }, make("summary", {}, `${value.slice(0, SHORT)} …`), whole);
 }
@@ -22,7 +22,7 @@ function card(row, names) {
   const [word, tone] = OUTCOMES[row.outcome];
   const head = make("p", { class: "item-head" }, make("strong", {}, `Item ${row.item}`),
     make("span", { class: `badge ${tone}` }, word), make("span", {}, `gain ${signed(row.gain)}`));
-  const texts = make("dl", { class: "item-asked" },
+  const texts = make("dl", { class: "item-texts" },
     make("div", {}, make("dt", {}, "Prompt"), make("dd", {}, text(row.prompt))),
     make("div", {}, make("dt", {}, "Reference"), make("dd", {}, text(row.reference))));
   const answers = make("div", { class: "answers" }, side(names.control, row.control), side(names.contender, row.contender));

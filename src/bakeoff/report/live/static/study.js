@@ -25,7 +25,7 @@ function showStatus(found) {
   put(at("trials"), found.planned === null ? "" : `${found.done} of ${found.planned} planned trials`);
   put(at("phase"), found.phase ? `${found.phase}: ${found.phase_done} of ${found.phase_total}` : "");
   put(at("left"), seconds(found.seconds_left));
-  put(at("said"), found.said || "");
+  put(at("message"), found.message || "");
 }
 
 /* Save the reader's state of a section (open details, sorting, ...), to restore it after an update. */
