@@ -52,7 +52,8 @@ def test_identical_scores_are_equivalent(margin: float, seeds: tuple[int, ...]) 
         (0.01, "higher", Verdict.BETTER),
     ],
 )
-def test_a_constant_difference(shift: float, better: str, verdict: Verdict) -> None:
+def test_constant_difference_has_no_noise(shift: float, better: str, verdict: Verdict) -> None:
+    """A constant difference has no noise."""
     found = against(Scores(THREE, HALF.values + shift), HALF, 0.01, better)
     assert found.verdict is verdict
     # the sign is that of method - control, whatever the direction of the metric
@@ -109,7 +110,8 @@ def five_contenders(names: tuple[str, ...] = ("m0", "m1", "m2", "m3", "m4")) -> 
     return compare(wanted, control, margin=0.05, better="higher", rng=np.random.default_rng(0))
 
 
-def test_contenders_that_move_together_cost_nothing() -> None:
+def test_correlated_contenders_need_no_correction() -> None:
+    """Perfectly correlated contenders need no multiplicity correction."""
     rng = np.random.default_rng(5)
     control = Scores(ONE, rng.normal(size=(1, 200)))
     twin = Scores(ONE, control.values + rng.normal(0.1, 0.3, (1, 200)))
@@ -120,7 +122,8 @@ def test_contenders_that_move_together_cost_nothing() -> None:
     assert three["a"].p_adjusted == pytest.approx(alone.p_adjusted, abs=0.002)
 
 
-def test_wild_seeds_widen_nobody_elses_interval() -> None:
+def test_seed_variance_widens_own_interval() -> None:
+    """High seed variance widens only that contender's interval."""
     rng = np.random.default_rng(8)
     control = Scores(THREE, (rng.random((3, 400)) < 0.7).astype(float))
     calm = {f"m{i}": Scores(THREE, (rng.random((3, 400)) < 0.7).astype(float)) for i in range(4)}
@@ -193,7 +196,8 @@ def test_few_discordant_items_inconclusive() -> None:
     assert against(repeat(lost - 0.5), repeat(right - 0.5), 0.01).verdict is Verdict.EQUIVALENT
 
 
-def test_what_would_settle_it_by_hand() -> None:
+def test_required_size_by_hand() -> None:
+    """The size that would give a conclusion matches a hand computation."""
     # one seed, 4 % gained and 2 % lost of 1000: SD sqrt(.06 - .0004); 80 % power needs
     # ((1.96 + .8416) * SD / .02)^2 items
     gained = np.zeros(1000)

@@ -144,7 +144,8 @@ def test_agreement(one: str, two: str, expected: Agreement) -> None:
     assert verdict_agreement(*reversed(rows), same_control=True) is expected
 
 
-def test_the_verb_on_two_studies(study_values: dict[str, Any], tmp_path: Path) -> None:
+def test_command_compares_two_studies(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """The command compares two studies."""
     second = copy.deepcopy(study_values)
     second["name"], second["seed"] = "tiny-2", 1
     second["methods"]["contenders"] = ["head"]
@@ -183,7 +184,8 @@ def test_the_verb_on_two_studies(study_values: dict[str, Any], tmp_path: Path) -
     assert (none.returncode, "[no-study]" in none.stderr) == (2, True)
 
 
-def test_the_library_refuses_the_same_folder(tmp_path: Path) -> None:
+def test_same_folder_refused(tmp_path: Path) -> None:
+    """Comparing a folder with itself is refused."""
     with pytest.raises(UsageError) as caught:
         api.compare(tmp_path, tmp_path / "." / ".." / tmp_path.name)
     assert caught.value.code == "same-study"

@@ -25,7 +25,8 @@ def summed(record: StudyRecord) -> dict[str, Any]:
     return summarise(record, np.random.default_rng(0))
 
 
-def test_the_gain_is_paired_by_item() -> None:
+def test_gain_paired_by_item() -> None:
+    """The gain over the base is paired by item."""
     found = summed(trained(hits(60, 200)))
     assert found["base"]["score"]["estimate"] == pytest.approx(0.3)
     assert found["base"]["n_items"] == 200
@@ -61,9 +62,8 @@ def sft(study_values: dict[str, Any], model: Path) -> bakeoff.StudySpec:
     return bakeoff.parse_spec(study_values)
 
 
-def test_a_study_scores_the_base_once(
-    study_values: dict[str, Any], tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_base_scored_once(study_values: dict[str, Any], tiny_llama: Path, tmp_path: Path) -> None:
+    """A study scores the base once."""
     spec = sft(study_values, tiny_llama)
     found = bakeoff.run(spec, tmp_path, tmp_path / "out")
     assert found["base"]["n_items"] == found["study"]["n_test_items"]

@@ -117,7 +117,8 @@ def test_texts_redacted_before_truncation() -> None:
     assert items.shorten("x" * items.MAX_CHARACTERS) == "x" * items.MAX_CHARACTERS
 
 
-def test_without_examples_there_are_counts_alone() -> None:
+def test_without_examples_counts_only() -> None:
+    """Without examples, the section has counts only."""
     found = summed(
         record({1: (0, 1)}, {1: (1, 0)}, examples=False, asked=(ItemText("p", "r"),) * 2)
     )
@@ -127,7 +128,8 @@ def test_without_examples_there_are_counts_alone() -> None:
     assert not any(t in json.dumps(found) for t in ('"p"', '"r"', "c 1", "o 1"))
 
 
-def test_nothing_to_compare_is_none() -> None:
+def test_no_comparison_is_none() -> None:
+    """Without methods to compare, there is no item summary."""
     made = make_record(trials("lora", {1: (1, 0)}), ("lora", "oft"))
     by_method = runs_by_method(made)
     scores = usable_scores(by_method["lora"], 2)

@@ -397,7 +397,8 @@ def test_preferences_editable_after_run() -> None:
     assert comparable_spec(before) == comparable_spec(after)
 
 
-def test_how_the_catalogs_methods_are_served() -> None:
+def test_catalog_serving_forms() -> None:
+    """Each method of the catalog has its serving form."""
     names = ("lora", "dora", "vera", "prompt_tuning")
     found = serving_forms([registry.load(name, Path()) for name in names], NOWHERE)
     assert found == {

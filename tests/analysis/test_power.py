@@ -83,9 +83,10 @@ def test_more_of_anything_shows_smaller_differences() -> None:
     assert detectable_difference(replace(design, item_sd=0.0, seed_sd=0.0)) == 0.0
 
 
-def test_the_simulated_verdicts_keep_their_promises(
+def test_simulated_verdict_error_rates(
     script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Simulated verdicts keep their error rates."""
     n = 60
     assert script("verdict").main(["--quick", "--json", "--studies", str(n)]) == 0
     found = json.loads(capsys.readouterr().out)

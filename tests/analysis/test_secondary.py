@@ -102,7 +102,8 @@ def test_report_rows_by_method_and_trial() -> None:
     assert "Macro-F1" in page.render(json.loads(json.dumps(report)))
 
 
-def test_a_task_without_it_has_none() -> None:
+def test_task_without_secondary_metric() -> None:
+    """A task without a secondary metric reports none."""
     plain = make_record(final("lora", {1: [1.0, 0.0]}), ("lora", "oft"))
     report = summarise(plain, np.random.default_rng(0))
     assert {m["method"]: m["secondary"] for m in report["methods"]} == {"lora": None, "oft": None}

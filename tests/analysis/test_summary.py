@@ -43,7 +43,8 @@ def test_choose_averages_seeds_without_diverged() -> None:
     assert choose_settings(trials) == {"lora": {"learning_rate": 1e-4}}
 
 
-def test_a_finished_study() -> None:
+def test_finished_study_report() -> None:
+    """The report of a finished study has every part."""
     made = summed(finished())
     assert made["complete"] is True
     assert [m["method"] for m in made["methods"]] == ["lora", "oft", "ia3", "full"]
@@ -138,7 +139,8 @@ def test_every_failure_kind_is_row() -> None:
     )
 
 
-def test_nothing_run_yet() -> None:
+def test_report_before_any_trial() -> None:
+    """A study without results has a report."""
     made = summed(make_record([], ("lora", "oft")))
     assert made["complete"] is False
     assert row(made, "oft")["status"] == "stopped"
@@ -154,7 +156,8 @@ def test_nothing_run_yet() -> None:
     assert made["pareto"][0]["front"] == []
 
 
-def test_a_search_half_way_chooses_nothing() -> None:
+def test_partial_search_chooses_nothing() -> None:
+    """A search that is half finished chooses no setting."""
     trials = search("lora", {1e-4: 0.5, 1e-3: 0.4}) + search("oft", {1e-4: 0.5, 1e-3: None})
     made = summed(make_record(trials, ("lora", "oft")))
     assert made["complete"] is False
@@ -241,7 +244,8 @@ def test_control_kept_with_cheaper_equivalents() -> None:
     }
 
 
-def test_all_worse_is_said() -> None:
+def test_all_contenders_worse() -> None:
+    """The verdict says when all contenders are worse."""
     made = summed(
         make_record(final("lora", rights(120)) + final("oft", rights(60)), ("lora", "oft"))
     )

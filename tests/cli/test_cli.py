@@ -22,7 +22,8 @@ def study(study_values: dict[str, Any], tmp_path: Path) -> Path:
     return path
 
 
-def test_the_way_from_plan_to_report(study: Path) -> None:
+def test_commands_from_plan_to_report(study: Path) -> None:
+    """The commands lead from the plan to the report."""
     cwd = study.parent
     planned = json.loads(bakeoff("plan", "study.toml", "--json", cwd=cwd).stdout)
     assert (planned["trials"], planned["steps"]) == (8, 48)

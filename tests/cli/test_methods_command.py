@@ -151,7 +151,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_a_probe_is_kept(run: Callable[..., Result], asked: list[str]) -> None:
+def test_probe_result_cached(run: Callable[..., Result], asked: list[str]) -> None:
+    """The result of a probe is cached."""
     run("lora", "--probe")
     again = run("lora", "--probe", "--json")
     assert asked == ["lora"]
@@ -259,10 +260,13 @@ def test_published_results_name_catalog_methods() -> None:
     assert sum(len(published_results.find_results(n)) for n in found) == 94
 
 
-def test_a_model_of_ones_own(
+def test_counts_on_user_model(
     run: Callable[..., Result], tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The counts come from a worker; what they mean in bytes is told here."""
+    """The counts on a user's model come from a worker.
+
+    The counts come from a worker; what they mean in bytes is told here.
+    """
     answers = {"lora": {"parameters": 8192}, "pissa": {"parameters": 8192}, "oft": {"reason": "no"}}
 
     def answer(

@@ -101,7 +101,8 @@ def study(tmp_path: Path) -> Iterator[Path]:
         log.close()
 
 
-def test_a_glance_tells_what_goes_on(study: Path) -> None:
+def test_status_shows_running_work(study: Path) -> None:
+    """`bakeoff status` shows the running work."""
     found = read_status(study, mine=True)
     assert (found.state, found.holder is not None) == (RUNNING, True)
     assert (found.done, found.planned, found.costs) == (3, 6, 3)
@@ -133,7 +134,8 @@ def test_live_view_estimates_same_time_left(study: Path, monkeypatch: pytest.Mon
     assert StudyFeed(study, "one").status()["seconds_left"] == left
 
 
-def test_nothing_is_guessed(tmp_path: Path) -> None:
+def test_no_estimate_without_durations(tmp_path: Path) -> None:
+    """Without durations, no remaining time is estimated."""
     with Writer(tmp_path / "study.db") as store:
         store.add_trials(GROUP)
     with lock.hold_lock(tmp_path):
@@ -176,7 +178,8 @@ def test_states_of_a_study(tmp_path: Path) -> None:
     assert (found.methods[0].test, found.methods[0].n_seeds) == (0.625, 2)
 
 
-def test_notes_are_for_their_own_process(tmp_path: Path) -> None:
+def test_stale_process_notes_ignored(tmp_path: Path) -> None:
+    """The notes of another process are ignored."""
     begin(tmp_path)
     go_on(tmp_path)
     note = json.loads((tmp_path / NOW).read_text())
@@ -216,7 +219,8 @@ def text_of(found: StudyStatus, width: int, height: int | None = None) -> str:
 
 
 @pytest.mark.parametrize("width", [60, 120])
-def test_a_block_fits_its_terminal(width: int) -> None:
+def test_block_fits_terminal(width: int) -> None:
+    """The progress block fits its terminal."""
     text = text_of(made(), width)
     assert max(len(line) for line in text.splitlines()) <= width
     for said in ("12/40", "about 5 min left", "5 lanes", "LoRA (control)", "0.5000", "81.2 (3)"):
@@ -235,7 +239,8 @@ def test_low_terminal_keeps_control_and_best() -> None:
 
 
 @pytest.mark.parametrize("hostile", ["\x1b]0;x\x07", "\x1b[2J", "[red]x[/]", "hf_abcdefghijklmnop"])
-def test_titles_of_strangers_are_text(hostile: str) -> None:
+def test_untrusted_titles_are_text(hostile: str) -> None:
+    """Untrusted titles are shown as text."""
     row = MethodStatus("m", hostile, False, 1, 2, 0.5, 3, None, 0, None, 0, None)
     work = RunningJob("search", "m", hostile, 2, 0, 3, (), 1.0)
     phase = PhaseProgress(hostile, 1, 2, 0, 1.0)
@@ -366,14 +371,16 @@ def test_terminal_block_is_redrawn(width: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plainly", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
-def test_a_plain_terminal_gets_lines(plainly: dict[str, str], tmp_path: Path) -> None:
+def test_dumb_terminal_gets_lines(plainly: dict[str, str], tmp_path: Path) -> None:
+    """A terminal without cursor control gets lines."""
     written = in_terminal(command_of(tmp_path), 60, **{"NO_COLOR": "", **plainly})
     assert "\x1b[1A" not in written
     assert "\x1b[?25l" not in written
     assert "  Search 6/6 OFT, 3 trials to step 100" in written
 
 
-def test_a_file_gets_no_control_characters(tmp_path: Path) -> None:
+def test_file_output_without_control_characters(tmp_path: Path) -> None:
+    """Output to a file has no control characters."""
     done = subprocess.run(command_of(tmp_path), capture_output=True, text=True, check=True)
     assert done.stdout == "the verdict\n"
     assert not CONTROLS.search(done.stderr)
@@ -411,7 +418,8 @@ def test_status_waits_for_no_writer(study: Path) -> None:
         assert time.monotonic() - began < 2
 
 
-def test_status_watches_until_nobody_runs_it(tmp_path: Path) -> None:
+def test_status_watch_ends_with_run(tmp_path: Path) -> None:
+    """`bakeoff status --watch` ends when no process runs the study."""
     begin(tmp_path)
     with lock.hold_lock(tmp_path):
         log = go_on(tmp_path)
@@ -429,7 +437,8 @@ def test_status_watches_until_nobody_runs_it(tmp_path: Path) -> None:
     assert ": stopped" in rest
 
 
-def test_status_of_what_has_only_begun(tmp_path: Path) -> None:
+def test_status_of_new_study(tmp_path: Path) -> None:
+    """A study that has just started has a status."""
     assert "no-study" in status(folder=tmp_path).stderr
     with lock.hold_lock(tmp_path):
         log = LoggingProgress(tmp_path / LOG, Progress())

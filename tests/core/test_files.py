@@ -109,7 +109,8 @@ def test_finished_folder_is_complete(disk: Disk) -> None:
     assert finished, "no image was taken after the seal"
 
 
-def test_atomic_path_renames_only_a_complete_file(tmp_path: Path) -> None:
+def test_atomic_path_keeps_complete_file(tmp_path: Path) -> None:
+    """A path is replaced by a complete file only."""
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
 

@@ -66,7 +66,8 @@ def test_environment_secrets_known_by_value(monkeypatch: pytest.MonkeyPatch) -> 
         "bakeoff run study.toml --out runs/mine", "risk-averse and task-dependent-adaptation",
     ],
 )  # fmt: skip
-def test_what_is_no_secret_stays(harmless: str) -> None:
+def test_ordinary_text_unchanged(harmless: str) -> None:
+    """Text without secrets stays as it is."""
     assert redact(harmless) == harmless
 
 
@@ -187,11 +188,14 @@ def test_hostile_text_adds_no_elements(poison: str) -> None:
     assert not ACTING.findall(page.replace("\t", ""))
 
 
-def test_a_whole_study_of_hostile_rows(
+def test_study_of_hostile_rows(
     study_values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Rows with scripts, escapes and tokens are trained on; report and terminal show them dead."""
+    """A complete study of hostile rows shows them as text.
+
+    Rows with scripts, escapes and tokens are trained on; report and terminal show them dead.
+    """
     labels = (
         "<script>window.__pwned = 1</script>",
         "\x1b]0;title\x07[/bold]",

@@ -274,13 +274,17 @@ def fail_with(error: Exception) -> Callable[..., None]:
     return fail
 
 
-def test_disk_that_fills_up_leaves_nothing(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_asset(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that becomes full leaves no partial asset."""
     full = fail_with(OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(prepare, "get_files", full)
     assert problem().code == "asset-disk"
 
 
-def test_interrupted_unpacking_leaves_nothing(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_unpacking_leaves_no_asset(
+    links: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted unpacking leaves no partial asset."""
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "get_files", fail_with(KeyboardInterrupt()))  # type: ignore[arg-type]
         with pytest.raises(KeyboardInterrupt):

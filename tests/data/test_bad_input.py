@@ -88,7 +88,8 @@ def test_missing_column(study_values: dict[str, Any], tmp_path: Path) -> None:
     assert refused(study_values, tmp_path).code == "unknown-field"
 
 
-def test_a_label_only_in_test(study_values: dict[str, Any], tmp_path: Path) -> None:
+def test_label_only_in_test(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A label that occurs in the test split only is refused."""
     with_rows(study_values, tmp_path, "test", [*rows(), {"text": "sing", "label": "choir"}])
     error = refused(study_values, tmp_path)
     assert error.code == "label-not-in-train"
@@ -102,9 +103,10 @@ def test_not_utf8(study_values: dict[str, Any], tmp_path: Path) -> None:
     assert "line 1" in error.cause
 
 
-def test_a_completion_longer_than_the_limit(
+def test_completion_exceeds_limit(
     study_values: dict[str, Any], tmp_path: Path, tiny_llama: Path
 ) -> None:
+    """A completion longer than the limit is refused."""
     study_values["base"]["model"] = str(tiny_llama)
     study_values["task"] = {"kind": "sft", "max_length": 8}
     study_values["data"]["columns"] = {"prompt": "text", "completion": "json"}
@@ -144,8 +146,11 @@ def test_unusable_model_folders(
     assert refused(study_values, tmp_path).code == code
 
 
-def test_a_pickle_is_never_loaded(study_values: dict[str, Any], tmp_path: Path) -> None:
-    """Weights that would run code when unpickled: refused, and the code has not run."""
+def test_pickle_never_loaded(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A pickle is never loaded.
+
+    Weights that would run code when unpickled: refused, and the code has not run.
+    """
     model, proof = tmp_path / "model", tmp_path / "ran"
 
     class Evil:
@@ -166,7 +171,10 @@ def test_missing_model_folder(study_values: dict[str, Any], tmp_path: Path) -> N
     assert refused(study_values, tmp_path).code == "model-not-found"
 
 
-def test_a_broken_model(study_values: dict[str, Any], tmp_path: Path, tiny_bert: Path) -> None:
+def test_broken_model_refused(
+    study_values: dict[str, Any], tmp_path: Path, tiny_bert: Path
+) -> None:
+    """A broken model is refused."""
     model = tmp_path / "model"
     model.mkdir()
     for file in tiny_bert.iterdir():
@@ -177,12 +185,14 @@ def test_a_broken_model(study_values: dict[str, Any], tmp_path: Path, tiny_bert:
     assert refused(study_values, tmp_path).code == "base-not-loadable"
 
 
-def test_a_device_that_is_not_there(study_values: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_device(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A device that does not exist is refused."""
     study_values["engine"]["device"] = "cuda:7"
     assert refused(study_values, tmp_path).code == "device-not-found"
 
 
-def test_a_folder_without_write_permission(study_values: dict[str, Any], tmp_path: Path) -> None:
+def test_folder_without_write_permission(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A folder without write permission is refused."""
     blocked = tmp_path / "file"
     blocked.write_text("a file stands where the folder would be")
     with pytest.raises(BakeoffError) as error:

@@ -135,7 +135,8 @@ def test_marked_and_unmarked_templates_agree() -> None:
         assert one == other
 
 
-def test_what_is_learnt_by_eye() -> None:
+def test_supervised_tokens_by_hand() -> None:
+    """The supervised tokens match those marked by hand."""
     assert learnt(tokenizer("chatml"), trim_conversation(TWO, "Be brief.")) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nWhat is two?<|im_end|>\n"
@@ -211,7 +212,8 @@ def test_long_conversation_drops_oldest_exchanges() -> None:
     assert Chat(tok).prompt(messages, len(last) - 3) == last[3:]
 
 
-def test_an_answer_is_never_cut() -> None:
+def test_answer_never_truncated() -> None:
+    """An answer is never truncated."""
     tok = tokenizer("chatml")
     found = Chat(tok).encode(ONE, 500)
     first = next(i for i, label in enumerate(found.labels) if label != IGNORE)
@@ -309,7 +311,8 @@ def test_tokenizer_without_template() -> None:
         (said("Hi", "Yes")[::-1], "assistant-first", "opens"),
     ],
 )  # fmt: skip
-def test_what_is_no_conversation_is_told(value: Any, code: str, says: str) -> None:
+def test_invalid_conversation_refused(value: Any, code: str, says: str) -> None:
+    """A value that is no conversation is refused with the reason."""
     found = find_conversation_error(value)
     assert found is not None
     assert (found.code, says in found.what) == (code, True)

@@ -588,7 +588,8 @@ def test_fatal_issue_stops_before_training(study: Study, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", LISTED, ids=named)
-def test_any_other_fault_is_listed_once(study: Study, case: Case) -> None:
+def test_other_issues_listed_once(study: Study, case: Case) -> None:
+    """Every other issue is listed once."""
     case.spoil(study)
     found = [w for w in planned(study)["warnings"] if case.says in w]
     assert len(found) == 1
@@ -761,7 +762,9 @@ def test_near_duplicates_verified_by_similarity() -> None:
     assert (found.n_train, found.n_test, found.complete) == (3, 2, True)
 
 
-def test_what_is_not_searched_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_checks_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks that were skipped are reported."""
+
     def codes(train: list[str], test: list[str]) -> dict[str, DataIssue]:
         pairs = {"train": train, "validation": ["v"], "test": test}
         found = duplicates.check(

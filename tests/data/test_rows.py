@@ -31,7 +31,8 @@ def code(error: pytest.ExceptionInfo[PreflightError]) -> str:
         ("a.tsv", "\ufefftext\tlabel\nx\u2028y\t1\nz\t2\n"),
     ],
 )
-def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, text: str) -> None:
+def test_formats_keep_line_separators(tmp_path: Path, name: str, text: str) -> None:
+    """Every text format keeps U+2028 within a field."""
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     rows = data_rows.read_rows(tmp_path / name)
     assert rows == [{"text": "x\u2028y", "label": "1"}, {"text": "z", "label": "2"}]
@@ -67,7 +68,8 @@ def test_broken_files_are_refused(
     assert says in error.value.cause
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_missing_file_refused(tmp_path: Path) -> None:
+    """A missing file is refused."""
     with pytest.raises(PreflightError) as error:
         data_rows.read_rows(tmp_path / "none.jsonl")
     assert code(error) == "data-not-found"

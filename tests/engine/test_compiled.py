@@ -67,9 +67,10 @@ def test_single_compilation_for_all_lengths(
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
-def test_a_compiled_layer_is_computed_again(
+def test_compiled_layer_recomputed(
     method: str, tiny_llama: Path, tmp_path: Path, traced: list[Any]
 ) -> None:
+    """A compiled layer is recomputed under gradient checkpointing."""
     trials = [make_trial(method, "sft", seed=s, rate=r) for s, r in enumerate((1e-3, 1e-2, 3e-3))]
     less = dataclasses.replace(COMPILED, checkpointing=True, micro_tokens=60)
     expected = train_steps(

@@ -67,7 +67,8 @@ def test_supervised_positions_match_next_labels() -> None:
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix_tuning"])
-def test_picked_logits_equal_the_models_own(tiny_llama: Path, method: str) -> None:
+def test_picked_logits_match_model(tiny_llama: Path, method: str) -> None:
+    """The selected logits equal those of the model."""
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_llama)
     config = {
         "lora": peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"),

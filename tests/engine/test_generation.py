@@ -182,7 +182,8 @@ def test_slot_reuse_clears_cache(llama: Any) -> None:
         assert tensor[[0, 2]].isnan().all()
 
 
-def test_what_it_cannot_serve_is_refused() -> None:
+def test_unsupported_model_refused() -> None:
+    """A model that fast generation does not support is refused."""
     torch.manual_seed(0)
     window = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)).eval()
     mixed = Gemma3ForCausalLM(

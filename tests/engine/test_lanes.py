@@ -47,10 +47,13 @@ def three(method: str, task: str, **changes: Any) -> list[Trial]:
 
 
 @pytest.mark.parametrize(("method", "task"), CASES)
-def test_lanes_are_the_same_trials_alone(
+def test_lanes_match_sequential_trials(
     method: str, task: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Everything on against the plain path: padded, transformers' attention, one by one."""
+    """Trials in lanes equal the same trials run sequentially.
+
+    Everything on against the plain path: padded, transformers' attention, one by one.
+    """
     base = bases[task]
     on = dataclasses.replace(ON, packing=method not in PADDED)
     trials = three(method, task)
@@ -285,10 +288,11 @@ def test_probe_keeps_agreeing_accelerators(
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_in_half_precision_nothing_is_dropped(
-    method: str, tiny_llama: Path, tmp_path: Path
-) -> None:
-    """Trained embeddings leave queries and keys in fp32 beside values in bf16."""
+def test_bf16_keeps_all_accelerators(method: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """In bf16, the probe drops no accelerator.
+
+    Trained embeddings leave queries and keys in fp32 beside values in bf16.
+    """
     trial = make_trial(method, "sft", precision="bf16")
     found = probe_accelerators(trial, str(tiny_llama), write_splits(tmp_path), ON)
     assert found.reasons == {}
@@ -381,7 +385,8 @@ def test_attention_separates_packed_examples(causal: bool) -> None:
         torch.testing.assert_close(got, expected)
 
 
-def test_the_operators_keep_torchs_contract() -> None:
+def test_operators_pass_torch_opcheck() -> None:
+    """The custom operators pass torch's checks."""
     where = layout.make_layout([3, 5, 2, 4], lanes=2, length=6, tokens=10)
     q = torch.randn(2, 4, 10, 8, requires_grad=True)
     k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))

@@ -62,11 +62,14 @@ def off(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     "less", [CUT, AGAIN, CUT | AGAIN], ids=["micro_tokens", "checkpointing", "both"]
 )
-def test_less_memory_gives_the_same_gradients(
+def test_less_memory_same_gradients(
     task: str, method: str, switches: Switches, less: dict[str, Any],
     bases: dict[str, Path], tmp_path: Path,
 ) -> None:  # fmt: skip
-    """Dropout included: an example's draws are its own, however its step is cut."""
+    """A smaller memory budget gives the same gradients.
+
+    Dropout included: an example's draws are its own, however its step is cut.
+    """
     own = dropping("lora") if method == "lora" else method
     trials = three(own, task)
     at, as_it_was = (
@@ -128,7 +131,8 @@ def test_pass_bounded_by_tokens(tiny_llama: Path, tmp_path: Path) -> None:
     assert len(next(batches(tiny)).passes) == 3 * 8
 
 
-def test_a_wide_budget_cuts_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+def test_large_budget_splits_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    """A large token budget splits no step."""
     at = build_tiny_setup(
         three("lora", "sft"), tiny_llama, tmp_path, dataclasses.replace(ON, micro_tokens=10_000)
     )
@@ -220,7 +224,8 @@ def test_without_checkpointing_runs_out(tiny_llama: Path, tmp_path: Path) -> Non
         )
 
 
-def test_a_prefix_would_be_added_twice(tiny_llama: Path, tmp_path: Path) -> None:
+def test_prefix_tuning_not_recomputable(tiny_llama: Path, tmp_path: Path) -> None:
+    """Prefix tuning cannot be recomputed: its prefix would be added twice."""
     trial = make_trial("prefix_tuning", "sft")
     at = build_tiny_setup(
         trial, tiny_llama, tmp_path, dataclasses.replace(PLAIN, checkpointing=True)
@@ -234,7 +239,8 @@ def test_a_prefix_would_be_added_twice(tiny_llama: Path, tmp_path: Path) -> None
     assert "NotRecomputable" in found.reasons["checkpointing"]
 
 
-def test_the_parity_probe_tries_both(tiny_llama: Path, tmp_path: Path) -> None:
+def test_parity_probe_accepts_splits_and_checkpointing(tiny_llama: Path, tmp_path: Path) -> None:
+    """The parity probe accepts smaller passes together with checkpointing."""
     trial = make_trial("lora", "sft")
     build_tiny_setup(trial, tiny_llama, tmp_path)
     wished = dataclasses.replace(ON, micro_tokens=40, checkpointing=True)
@@ -244,8 +250,11 @@ def test_the_parity_probe_tries_both(tiny_llama: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_layer_keeps_its_input_alone(tmp_path: Path) -> None:
-    """The bytes that wait for the backward pass, counted."""
+def test_checkpointed_layer_keeps_input(tmp_path: Path) -> None:
+    """A checkpointed layer keeps only its input.
+
+    The bytes that wait for the backward pass, counted.
+    """
     base = save_llama(tmp_path / "llama", width=64)
     trial = make_trial("lora", "sft")
 
@@ -304,7 +313,8 @@ def test_cost_probe_finds_fitting_pass(
     assert cost_probe.probe_cost(forbidden.to_json())["status"] == Status.OUT_OF_MEMORY
 
 
-def test_what_cannot_be_captured_is_said() -> None:
+def test_graph_conflicts_give_reason() -> None:
+    """Switches that CUDA graphs cannot capture give the reason."""
     wished = dataclasses.replace(ON, graphs=True)
     assert wished.conflicts() == {}
     assert "too many shapes" in dataclasses.replace(wished, micro_tokens=64).conflicts()["graphs"]

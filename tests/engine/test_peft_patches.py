@@ -151,7 +151,8 @@ def test_installing_twice_is_installing_once() -> None:
     assert [type(m) for m in model.modules()] == once_on
 
 
-def test_a_subclass_keeps_its_own() -> None:
+def test_subclass_is_not_patched() -> None:
+    """A subclass with a method of its own is not patched."""
     model = attached("lokr")
     layer = model.base_model.model.first
     own = type("Own", (type(layer),), {"forward": lambda self, x: x})

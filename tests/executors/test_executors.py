@@ -315,7 +315,8 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-def test_ray_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing Ray package is reported."""
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(EnvironmentProblem) as error:
@@ -365,8 +366,11 @@ def test_workers_inherit_no_handles(tmp_path: Path) -> None:
         assert count() < before, "two idle workers' pipes, no more"
 
 
-def test_nothing_here_forks() -> None:
-    """Fault 33: neither SQLite's locks nor CUDA's context survive it."""
+def test_no_module_forks() -> None:
+    """No module of bakeoff forks a process.
+
+    Fault 33: neither SQLite's locks nor CUDA's context survive it.
+    """
     for path in Path(bakeoff.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert "os.fork(" not in text, path

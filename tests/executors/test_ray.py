@@ -151,7 +151,8 @@ def test_slots_reused_and_probes_isolated(cluster: Any) -> None:
         assert len({o.value["pid"] for o in found if o.value}) == processes
 
 
-def test_a_cluster_without_room_is_refused(cluster: Any) -> None:
+def test_cluster_without_capacity_refused(cluster: Any) -> None:
+    """A cluster without capacity is refused."""
     from bakeoff.core.errors import EnvironmentProblem
 
     cluster.add_node(num_cpus=1)
@@ -261,7 +262,8 @@ def test_unauthenticated_cluster_needs_consent(head: Callable[..., str], tmp_pat
     assert drive(address, "consent", home=str(tmp_path)) == "ran"
 
 
-def test_a_closed_cluster_wants_its_token(head: Callable[..., str], tmp_path: Path) -> None:
+def test_closed_cluster_requires_token(head: Callable[..., str], tmp_path: Path) -> None:
+    """A cluster with authentication requires its token."""
     address = head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
     assert drive(address, "no", home=str(tmp_path)) == "ray-refused 6"
     assert drive(address, "no", home=str(tmp_path), RAY_AUTH_TOKEN="e" * 64) == "ray-refused 6"
@@ -281,7 +283,7 @@ def test_out_of_memory_is_an_outcome(tmp_path: Path) -> None:
 
 LOCAL = """
 import os, signal, subprocess, sys
-from bakeoff import door
+from bakeoff.study.executors import _ray_auth
 from bakeoff.study.executors.ray import Ray
 
 def ours(*_):
@@ -296,8 +298,8 @@ if __name__ == "__main__":
     address = ray.get_runtime_context().gcs_address
     assert address.startswith("127.0.0.1:"), address
     os.environ.pop("RAY_AUTH_MODE")
-    door.check(address, False)
-    assert os.environ.get("RAY_AUTH_MODE") == "token", "the door is open"
+    _ray_auth.require_authentication(address, False)
+    assert os.environ.get("RAY_AUTH_MODE") == "token", "authentication is off"
     print("done", flush=True)
     list(Ray(1).map("test_executors:sleep", [{"pid_file": sys.argv[1]}]))
 """

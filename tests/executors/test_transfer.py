@@ -100,7 +100,8 @@ def test_forbidden_paths_rejected(begun: Segment, name: str) -> None:
     assert set(Path(begun.folder).parent.rglob("*")) == before
 
 
-def test_no_link_comes_home(begun: Segment) -> None:
+def test_links_in_outputs_refused(begun: Segment) -> None:
+    """A link in a worker's outputs is refused."""
     name = f"trials/{begun.trials[0].id}/result.json"
     with pytest.raises(ValueError, match="may not write"):
         _transfer.unpack_outputs(archive(name, tarfile.SYMTYPE), begun.to_json())

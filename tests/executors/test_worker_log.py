@@ -43,7 +43,8 @@ def default_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(worker_log.LEVEL_VARIABLE, raising=False)
 
 
-def test_run_with_level_info_logs_trials_and_same_numbers(tmp_path: Path) -> None:
+def test_info_level_logs_trials(tmp_path: Path) -> None:
+    """A run with level `info` logs its trials and gives the same numbers."""
     values = kills.small(tmp_path)
     values["budget"] |= {"steps": 8, "settings": 2, "seeds": 2}
     for executor in ("inline", "process"):
@@ -103,15 +104,15 @@ def test_payload_without_segment_is_not_logged(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+def test_unwritable_log_is_ignored(tmp_path: Path) -> None:
+    """A log that cannot be written does not stop a worker."""
     (tmp_path / "logs").write_text("a file where the folder would be")
     assert run_inline(payload(tmp_path)).error is None
     assert run_inline(payload(tmp_path / "gone")).error is None
 
 
-def test_unknown_level_is_refused_with_near_match(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_level_suggests_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown log level is refused with the nearest match."""
     with pytest.raises(UsageError, match=r"unknown-log-level.*'inof'") as caught:
         worker_log.parse_level("inof")
     assert caught.value.try_ == "did you mean 'info'? Known: debug, error, info, warning."

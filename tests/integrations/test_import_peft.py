@@ -181,7 +181,8 @@ def test_few_images_give_no_verdict(reports: dict[str, Any]) -> None:
     assert any("99,999,999" in w and "randlora" in w for w in report["warnings"])
 
 
-def test_newcombes_own_example() -> None:
+def test_newcombe_published_example() -> None:
+    """Newcombe's interval matches the published example."""
     # Newcombe 1998 (Statistics in Medicine 17:873), table II (a): 56/70 - 48/80, method 10
     (found,) = compare_counts(
         {"a": CorrectCount(56, 70)}, CorrectCount(48, 80), margin=0.02, better="higher"
@@ -227,7 +228,8 @@ def test_no_count_without_items() -> None:
     assert "b" not in score_intervals(given)
 
 
-def test_the_commands_work_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_accept_imported_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands work on an imported folder."""
     monkeypatch.chdir(tmp_path)
     run = CliRunner().invoke
     done = run(app, ["import-hf", str(DATA / "MetaMathQA"), "--out", "runs/one", "--json"])
@@ -340,7 +342,8 @@ def test_wrong_file_names_key(folder: Path, edit: Edit, says: str) -> None:
     assert not (folder.parent / "study").exists()
 
 
-def test_a_file_that_is_no_json(folder: Path) -> None:
+def test_invalid_json_refused(folder: Path) -> None:
+    """A file that is no JSON is refused."""
     (folder / FILE).write_text("{")
     with pytest.raises(PreflightError, match="hf-result-invalid.*cannot be read"):
         imported(folder)
@@ -394,9 +397,10 @@ def empty(folder: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_folder_that_makes_no_study(
+def test_unusable_folder_refused(
     folder: Path, spoil: Callable[[Path], Any], wishes: dict[str, Any], code: str, says: str
 ) -> None:
+    """A folder whose files make no study is refused."""
     spoil(folder)
     with pytest.raises(BakeoffError, match=says) as refused:
         imported(folder, **wishes)

@@ -48,7 +48,8 @@ def study(**tables: Any) -> StudySpec:
     return parse_spec(value | tables)
 
 
-def test_their_own_lora_under_their_defaults(task: Path) -> None:
+def test_peft_lora_with_peft_defaults(task: Path) -> None:
+    """PEFT's own LoRA experiment runs with PEFT's defaults."""
     folder = task / "experiments" / LORA
     given = experiments.read_experiment(folder, None)
     assert (given.name, given.learning_rate) == ("lora--llama-3.2-3B-rank32", 1e-4)
@@ -83,8 +84,11 @@ def test_their_own_lora_under_their_defaults(task: Path) -> None:
     assert len(experiments.experiment_notes(given)) == 2
 
 
-def test_every_parameter_is_taken_or_told(task: Path) -> None:
-    """Each key of theirs changes the conditions or is named in a note."""
+def test_parameters_taken_or_noted(task: Path) -> None:
+    """Every parameter is used or named in a note.
+
+    Each key of theirs changes the conditions or is named in a note.
+    """
     changes: dict[str, Any] = {
         "model_id": "other", "dtype": "int4", "max_seq_length": 64, "batch_size": 2,
         "batch_size_eval": 7, "max_steps": 40, "eval_steps": 10, "compile": True, "use_gc": True,
@@ -241,8 +245,11 @@ def small(tmp_path: Path, model: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_an_experiment_runs_in_a_study(task: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    """Twice: the same command goes on with the study, and does nothing again."""
+def test_experiment_runs_in_study(task: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """A PEFT experiment runs in a study.
+
+    Twice: the same command goes on with the study, and does nothing again.
+    """
     path = tmp_path / "study.toml"
     path.write_text(tomli_w.dumps(small(tmp_path, tiny_llama)))
     folder = task / "experiments" / IA3

@@ -63,8 +63,11 @@ def keys(value: Any, prefix: str = "") -> set[str]:
     return found
 
 
-def test_the_sections_and_fields_are_theirs(written: Path) -> None:
-    """What their own files have, but for each package's own and the PEFT config's arguments."""
+def test_sections_and_fields_match_peft(written: Path) -> None:
+    """The sections and fields are those of PEFT's files.
+
+    What their own files have, but for each package's own and the PEFT config's arguments.
+    """
     theirs = keys(
         json.loads((THEIRS / "MetaMathQA" / "lora--llama-3.2-3B-rank32.json").read_text())
     )
@@ -115,7 +118,8 @@ def test_roundtrip_keeps_numbers(written: Path, record: StudyRecord, tmp_path: P
     assert rows[control]["score"]["low"] is not None
 
 
-def test_what_peft_saved_is_the_config(written: Path, folder: Path) -> None:
+def test_config_is_peft_saved_config(written: Path, folder: Path) -> None:
+    """The configuration is the one that PEFT saved."""
     saved = {p.read_text() for p in (folder / "trials").glob("*/adapter/adapter_config.json")}
     configs = {f.name: read_file(f).run.peft_config for f in written.glob("*.json")}
     for name, config in configs.items():
@@ -186,7 +190,8 @@ def test_failed_trial_has_reason(record: StudyRecord, folder: Path, tmp_path: Pa
     assert row["status"] == "out_of_memory"
 
 
-def test_the_command_writes_beside_the_study(folder: Path, tmp_path: Path) -> None:
+def test_command_writes_in_study_folder(folder: Path, tmp_path: Path) -> None:
+    """The command writes into the study folder."""
     run = CliRunner().invoke
     done = run(app, ["report", str(folder), "--hf-json", "--json"])
     assert done.exit_code == 0, done.output
@@ -200,7 +205,10 @@ def test_the_command_writes_beside_the_study(folder: Path, tmp_path: Path) -> No
     assert refused.exception.code == "out-without-hf-json"
 
 
-def test_what_makes_no_files(record: StudyRecord, folder: Path, tmp_path: Path) -> None:
+def test_unexportable_study_writes_nothing(
+    record: StudyRecord, folder: Path, tmp_path: Path
+) -> None:
+    """A study without trials and an imported one write no result files."""
     none = dataclasses.replace(record, trials=())
     with pytest.raises(UsageError, match="hf-json-nothing"):
         exporting.result_files(none, folder)

@@ -8,7 +8,8 @@ import bakeoff
 from bakeoff.integrations import export_weights, notebook
 
 
-def test_delivery_module_maps_old_names_to_export_weights() -> None:
+def test_delivery_module_keeps_old_names() -> None:
+    """The module `delivery` maps its old names to `export_weights`."""
     delivery = importlib.import_module("bakeoff.delivery")
     assert delivery is bakeoff.delivery
     assert delivery.deliver is export_weights.export_weights
@@ -22,5 +23,6 @@ def test_delivery_names_can_be_imported() -> None:
     assert (deliver, Delivered) == (export_weights.export_weights, export_weights.ExportedWeights)
 
 
-def test_comparison_is_an_alias_of_study_result() -> None:
+def test_comparison_aliases_study_result() -> None:
+    """`Comparison` is an alias of `StudyResult`."""
     assert bakeoff.Comparison is bakeoff.StudyResult is notebook.StudyResult

@@ -123,9 +123,11 @@ LOADED = {
 }
 
 
-def test_an_exporter_that_fails_leaves_nothing(
+def test_failed_exporter_leaves_nothing(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An exporter that fails leaves no partial files."""
+
     class Broken:
         def write(self, study: str, runs: Any, folder: Path) -> None:
             (folder / "half").mkdir()
@@ -206,10 +208,13 @@ READERS: dict[str, Callable[[Path], dict[str, dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore")
-def test_the_tool_reads_what_was_written(
+def test_tool_reads_exported_curves(
     name: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every exporter must pass this: add its reader to READERS."""
+    """The tracker reads the exported curves.
+
+    Every exporter must pass this: add its reader to READERS.
+    """
     if not INSTALLED[name]:
         pytest.skip(f"{PACKAGES[name]} is not installed")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

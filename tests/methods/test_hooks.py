@@ -202,7 +202,8 @@ def test_rules_are_resolved_on_the_base(around: RuleContext) -> None:
     assert resolved("kasa", around)["kasa_config"].__class__.__name__ == "KasaConfig"
 
 
-def test_rules_that_find_nothing_say_so(around: RuleContext) -> None:
+def test_rules_without_match_give_reason(around: RuleContext) -> None:
+    """Rules that cannot be resolved give the reason."""
     with pytest.raises(Incompatible, match="names q, which is not a number"):
         resolved("lora", around, lora_alpha="2 * q")
     with pytest.raises(PreflightError, match="did you mean 'beta'"):

@@ -79,9 +79,10 @@ def test_trains_and_reloads(method: str, task: str, wide: dict[str, Path], tmp_p
 
 @pytest.mark.parametrize("check", ["learns", "repeats", "goes_on", "merges", "disables"])
 @pytest.mark.parametrize(("method", "task"), WHOLE)
-def test_the_contract(
+def test_method_contract(
     method: str, task: str, check: str, wide: dict[str, Path], tmp_path: Path
 ) -> None:
+    """Every method of the catalog fulfils the contract."""
     needs(method)
     of = subject(method, task, wide, tmp_path)
     if check == "disables" and method in RESIDUAL | THAWING:
@@ -102,9 +103,10 @@ def needs(method: str) -> None:
 @pytest.mark.parametrize(
     ("task", "method"), [(t, m) for t, ms in NOT_ON.items() for m in sorted(ms)]
 )
-def test_what_cannot_run_says_so(
+def test_unsupported_method_gives_reason(
     method: str, task: str, wide: dict[str, Path], tmp_path: Path
 ) -> None:
+    """A method that cannot run gives the reason."""
     with pytest.raises(Incompatible, match="."):
         train_briefly(subject(method, task, wide, tmp_path))
 
@@ -146,7 +148,8 @@ def test_wrong_method_files_are_refused(text: str, says: str) -> None:
     assert says in error.value.cause
 
 
-def test_the_catalog_is_whole() -> None:
+def test_catalog_is_complete() -> None:
+    """The catalog is complete."""
     entries = [registry.load(name, Path()) for name in EVERY]
     assert len(entries) >= 55
     for entry in entries:
@@ -170,7 +173,8 @@ def test_method_file_found_by_name(tmp_path: Path) -> None:
         registry.load("loar", tmp_path)
 
 
-def test_an_installed_package_adds_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_adds_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package adds methods."""
     package = tmp_path / "their_methods"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -197,7 +201,8 @@ class Mine(Hook):
 """
 
 
-def test_a_hook_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own hook is used."""
     (tmp_path / "their_hook.py").write_text(OWN_HOOK)
     monkeypatch.syspath_prepend(str(tmp_path))
     text = registry.read_source("lora", Path()).replace(

@@ -16,7 +16,8 @@ from bakeoff.study.config import parse_spec
 from bakeoff.study.setup.open_study import load_methods
 
 
-def test_pefts_own_file_competes(study_values: dict[str, Any], tmp_path: Path) -> None:
+def test_peft_config_file_as_contender(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """An adapter_config.json of PEFT is a contender."""
     config = peft.LoraConfig(r=4, lora_alpha=4, use_dora=True, target_modules=["key", "value"])
     config.save_pretrained(tmp_path / "mine")
     study_values["methods"]["contenders"] = ["mine"]
@@ -47,7 +48,8 @@ def test_inherits_prior_from_catalog(tmp_path: Path) -> None:
         assert "base_model_name_or_path" not in found.config
 
 
-def test_a_config_class_competes(study_values: dict[str, Any], tmp_path: Path) -> None:
+def test_config_class_as_contender(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A user's config class is a contender."""
     study_values["methods"]["contenders"] = ["mine"]
     study_values["method"] = {
         "mine": {

@@ -87,7 +87,8 @@ def test_missing_package_named_before_training(
     assert "pip install 'bakeoff[chrf]'" in error["try"]
 
 
-def test_a_function_of_the_users_own(tmp_path: Path) -> None:
+def test_user_metric_function(tmp_path: Path) -> None:
+    """A user's own metric function is loaded."""
     (tmp_path / "score.py").write_text(OWN, encoding="utf-8")
     found = described("score.py:score", tmp_path, better="lower", low=0, tolerance=2)
     assert found["error"] is None
@@ -177,7 +178,8 @@ def test_failure_names_item_and_input() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "1.0", [1.0], 1.5, -0.5, 1j])
-def test_what_is_no_score_is_refused(value: Any) -> None:
+def test_non_score_refused(value: Any) -> None:
+    """A value that is no score is refused."""
     assert one(lambda p, r: 1.0 if p == "fine" else value).code == "metric-result"
 
 

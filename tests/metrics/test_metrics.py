@@ -95,7 +95,8 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("text", NUMBERS)
-def test_which_number_is_read(text: str) -> None:
+def test_numeric_reads_expected_number(text: str) -> None:
+    """`numeric` reads the expected number."""
     assert numeric.read_number(text) == NUMBERS[text]
 
 
@@ -146,7 +147,8 @@ def test_regex_with_group() -> None:
     assert regex.score(f"Answer: {COMPOSED}", "Answer: caf\u00e9", pattern=pattern) == 1.0
 
 
-def test_a_broken_pattern_is_refused() -> None:
+def test_broken_pattern_refused() -> None:
+    """A broken pattern is refused."""
     with pytest.raises(ValueError, match="not a regular expression: .* at position 0"):
         regex.check(pattern="(a")
 
@@ -194,7 +196,8 @@ def test_json_fields_counts_the_references_fields() -> None:
             json_fields.score("{}", reference)
 
 
-def test_chrf_is_sacrebleus_own_sentence_score() -> None:
+def test_chrf_matches_sacrebleu() -> None:
+    """chrF equals sacrebleu's sentence score."""
     assert chrf.score("the cat", "the cat") == 1.0
     assert chrf.score("xyz", "the cat") == 0.0
     assert chrf.score("", "the cat") == 0.0

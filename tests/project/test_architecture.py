@@ -81,13 +81,15 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_contracts_hold(copy: Path) -> None:
+def test_import_contracts_hold(copy: Path) -> None:
+    """The import contracts hold."""
     done = lint(copy)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("what", VIOLATIONS)
-def test_a_planted_violation_is_caught(copy: Path, what: str) -> None:
+def test_planted_violation_is_caught(copy: Path, what: str) -> None:
+    """A planted violation of a contract is caught."""
     name, line = VIOLATIONS[what]
     path = copy / "src" / "bakeoff" / name
     assert path.exists() or not line, "a violation is planted in a file that exists"
@@ -113,7 +115,8 @@ def test_a_planted_violation_is_caught(copy: Path, what: str) -> None:
         "from bakeoff.cli.run import guess_task; import bakeoff.tasks.classify, bakeoff.tasks.sft",
     ],
 )
-def test_the_study_half_loads_no_torch(code: str) -> None:
+def test_study_process_loads_no_torch(code: str) -> None:
+    """The study process loads no torch."""
     check = f"{code}\nimport sys\nassert not {{'torch', 'transformers', 'peft'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
 
@@ -162,7 +165,8 @@ def test_every_module_says_what_it_is() -> None:
     assert silent == []
 
 
-def test_the_loop_names_no_method() -> None:
+def test_training_loop_names_no_method() -> None:
+    """The training loop names no method."""
     names = {p.stem for p in (SOURCE / "methods" / "catalog").glob("*.toml")}
     for path in (SOURCE / "engine").rglob("*.py"):
         words = set(path.read_text(encoding="utf-8").lower().replace('"', " ").split())

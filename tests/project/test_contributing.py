@@ -101,7 +101,7 @@ from typer.testing import CliRunner
 from bakeoff.cli import app
 
 done = CliRunner().invoke(app, ["export-curves", "study", "--to", "jsonl", "--out", "curves"])
-assert done.exit_code == 0, done.output
+assert done.exit_code == 0, (done.output, done.exception)
 runs = [json.loads(line) for line in Path("curves/runs.jsonl").read_text().splitlines()]
 assert any(run["points"] for run in runs)
 assert "cat curves/runs.jsonl" in done.output

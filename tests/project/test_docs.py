@@ -101,7 +101,7 @@ def test_architecture_paths_exist() -> None:
         assert (ROOT / name).exists() or (ROOT / "src" / "bakeoff" / name).exists(), name
 
 
-def test_the_contract_in_contributing_runs(tmp_path: Path) -> None:
+def test_contributing_contract_runs(tmp_path: Path) -> None:
     """Run the test that CONTRIBUTING shows over the method that it shows."""
     (method,) = blocks(CONTRIBUTING, "toml")
     (test,) = (b for b in blocks(CONTRIBUTING, "python") if "bakeoff.testing" in b)
@@ -115,7 +115,7 @@ def test_the_contract_in_contributing_runs(tmp_path: Path) -> None:
     assert "7 passed" in ran.stdout
 
 
-def test_the_method_in_contributing_runs(tmp_path: Path, study_values: dict[str, Any]) -> None:
+def test_contributing_method_runs(tmp_path: Path, study_values: dict[str, Any]) -> None:
     """Write the method that CONTRIBUTING shows into one file and run a study with it."""
     from bakeoff.study.config import parse_spec
 

@@ -43,7 +43,8 @@ def test_self_comparison_finds_no_difference(
     assert again == trained  # resumed: nothing is trained a second time
 
 
-def test_strangers_that_differ_are_counted(script: Callable[[str], ModuleType]) -> None:
+def test_differing_methods_counted(script: Callable[[str], ModuleType]) -> None:
+    """Different methods that get a verdict are counted."""
     null, rng = script("null"), np.random.default_rng(1)
     spec = parse_spec(_plain())
     runs = [

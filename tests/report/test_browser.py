@@ -232,7 +232,8 @@ def test_filter_shows_remaining_count(page: Page, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-def test_browser_gives_every_figure_as_csv(page: Page, tmp_path: Path) -> None:
+def test_figures_download_as_csv(page: Page, tmp_path: Path) -> None:
+    """The browser offers every figure as CSV."""
     made = hostile_report()
     made["study"]["name"] = "home/intents"
     opened(page, tmp_path, made)

@@ -136,7 +136,8 @@ def test_untrusted_text_inert_in_notebook() -> None:
     assert strip_control_chars(repr(opened(values))) == repr(opened(values))
 
 
-def test_a_comparison_tells_its_numbers() -> None:
+def test_notebook_comparison_values() -> None:
+    """A comparison in a notebook shows its values."""
     found = opened(report())
     assert found.verdicts["lora"] == "control"
     assert found.sentence == report()["recommendation"]["sentence"]

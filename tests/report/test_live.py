@@ -181,7 +181,8 @@ def test_another_name_is_refused(friend: TestClient, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", [f"127.0.0.1:{PORT}", f"localhost:{PORT}", f"[::1]:{PORT}"])
-def test_our_own_names_are_taken(gate: Guard, host: str) -> None:
+def test_own_host_names_accepted(gate: Guard, host: str) -> None:
+    """Requests for the machine's own names are accepted."""
     bearer = {"authorization": f"Bearer {gate.access.token}", "host": host}
     assert TestClient(gate, HOME).get("/api/studies", headers=bearer).status_code == 200
 
@@ -203,7 +204,8 @@ def test_another_page_is_refused(friend: TestClient, headers: dict[str, str]) ->
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
-def test_only_get_is_answered(friend: TestClient, method: str) -> None:
+def test_only_get_requests_answered(friend: TestClient, method: str) -> None:
+    """Only GET requests are answered."""
     answer = friend.request(method, "/api/studies")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
 
@@ -240,13 +242,15 @@ def test_pages_have_no_inline_script(friend: TestClient, runs: Path) -> None:
     ["/static/..%2Fapp.py", "/static/%2Fetc%2Fpasswd", "/studies/..%2F..", "/studies/small",
      "/api/studies/%2Ftmp", "/api/studies/..%2Fsmall/items"],
 )  # fmt: skip
-def test_nothing_is_reached_by_a_path(friend: TestClient, path: str) -> None:
+def test_path_traversal_refused(friend: TestClient, path: str) -> None:
+    """No file is reached by a path in the address."""
     answer = friend.get(path)
     assert answer.status_code == 404
     assert "root:" not in answer.text
 
 
-def test_the_list_tells_each_study(friend: TestClient, runs: Path) -> None:
+def test_list_shows_each_study(friend: TestClient, runs: Path) -> None:
+    """The list shows each study."""
     name = study_id((runs / "small").resolve())
     whole = friend.get(f"/api/studies/{name}").json()
     (row,) = friend.get("/api/studies").json()["studies"]
@@ -309,7 +313,8 @@ def test_search_covers_questions_and_answers(friend: TestClient, runs: Path) -> 
     assert 0 < both["total"] < ITEMS
 
 
-def test_wrong_wishes_are_told(friend: TestClient, runs: Path) -> None:
+def test_invalid_query_refused(friend: TestClient, runs: Path) -> None:
+    """An invalid query is refused."""
     name = study_id((runs / "small").resolve())
     answer = friend.get(f"/api/studies/{name}/items", params={"contender": "oftt"})
     assert answer.status_code == 404
@@ -357,7 +362,8 @@ def test_items_without_data_and_links(tmp_path: Path) -> None:
     assert items(of(tmp_path / "runs"), study)["rows"][0]["prompt"] is None
 
 
-def test_a_study_without_scores_says_so(tmp_path: Path) -> None:
+def test_study_without_scores(tmp_path: Path) -> None:
+    """A study without scores is shown as such."""
     study = write_study(tmp_path / "runs" / "young", "young", finals=False)
     client = of(tmp_path / "runs")
     answer = client.get(f"/api/studies/{study_id(study.resolve())}/items")
@@ -456,7 +462,8 @@ def test_studies_found_missing_folders_named(tmp_path: Path) -> None:
         Studies([tmp_path / "gone"])
 
 
-def test_a_running_study_says_so(tmp_path: Path) -> None:
+def test_running_study_marked(tmp_path: Path) -> None:
+    """A running study is marked."""
     feed = StudyFeed(write_study(tmp_path / "small"), "x")
     assert not (tmp_path / "small" / ".lock").exists()  # looking makes no file
     feed.update()
@@ -580,7 +587,8 @@ def test_serve_command_runs_until_interrupt(tmp_path: Path) -> None:
     assert url.split("=")[1] not in err  # no request is logged
 
 
-def test_only_loopback_unless_told(tmp_path: Path) -> None:
+def test_binds_loopback_by_default(tmp_path: Path) -> None:
+    """The server listens on the loopback address by default."""
     (tmp_path / "runs").mkdir()
     for host in ("0.0.0.0", "192.0.2.1", "example.org", "::"):
         with pytest.raises(UsageError, match="ssh -L 8757:127.0.0.1:8757") as refused:
@@ -596,7 +604,8 @@ def test_only_loopback_unless_told(tmp_path: Path) -> None:
     opened.bound.close()
 
 
-def test_a_taken_port_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_used_port_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that is in use is refused."""
     (tmp_path / "runs").mkdir()
     first = server.bind_server([tmp_path / "runs"], server.ServerOptions(port=0))
     monkeypatch.setattr(server, "PORT", first.port)

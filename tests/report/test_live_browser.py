@@ -211,7 +211,8 @@ def test_study_list_sort_filter_compare(browser: Any, view: BoundServer) -> None
         assert tab.noises == []
 
 
-def test_a_damaged_study_shows_its_error(browser: Any, view: BoundServer) -> None:
+def test_damaged_study_shows_error(browser: Any, view: BoundServer) -> None:
+    """A damaged study shows its error."""
     with Tab(browser, view) as tab:
         assert "database-damaged" in tab.page.locator("#studies tr", has_text="bad").inner_text()
         tab.study("bad")
@@ -222,9 +223,10 @@ def test_a_damaged_study_shows_its_error(browser: Any, view: BoundServer) -> Non
         assert tab.noises == []
 
 
-def test_a_study_is_seen_to_grow(
+def test_growing_study_updates_page(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The page updates while a study runs."""
     monkeypatch.setattr("bakeoff.report.live.study_feed.MIN_INTERVAL", 0.2)
     monkeypatch.setattr("bakeoff.report.live.app.POLL_SECONDS", 0.2)
     study = write_study(tmp_path / "runs" / "small", finals=False)

@@ -487,6 +487,7 @@ def test_hostile_text_adds_no_markup() -> None:
     assert "{{ 7 * 7 }}" in hostile_page
 
 
-def test_page_asks_for_nothing_from_outside() -> None:
+def test_page_requests_nothing_external() -> None:
+    """The page requests nothing from outside."""
     page = without_assets(render(report()))
     assert not re.findall(r'(?:src|href|action|srcset)="(?!#)[^"]*"', page)

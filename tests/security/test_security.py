@@ -128,7 +128,8 @@ def test_no_unpickling_or_eval() -> None:
         "subprocess.run(x, shell=True)", "AutoModel.from_pretrained(x, trust_remote_code=True)",
     ],
 )  # fmt: skip
-def test_the_search_for_them_finds_them(text: str) -> None:
+def test_unsafe_call_search_finds_calls(text: str) -> None:
+    """The search for unsafe calls finds them."""
     assert forbidden(ast.parse(text))
 
 
@@ -160,10 +161,13 @@ def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickle, "Unpickler", fail)
 
 
-def test_a_whole_study_unpickles_nothing(
+def test_complete_study_unpickles_nothing(
     study_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Search, final trials, states and reports, and the adapters that PEFT loads again."""
+    """A complete study unpickles nothing.
+
+    Search, final trials, states and reports, and the adapters that PEFT loads again.
+    """
     no_unpickling(monkeypatch)
     study_values["methods"]["contenders"] = ["ia3", "lora_ga", "full"]
     study_values["budget"] |= {"settings": 1, "seeds": 1, "steps": 4}
@@ -303,10 +307,13 @@ def test_untrusted_saved_weights_rejected(
     assert "evil_of_a_study" not in sys.modules
 
 
-def test_an_adapter_is_no_base(
+def test_adapter_refused_as_base(
     study_values: dict[str, Any], tmp_path: Path, tiny_bert: Path
 ) -> None:
-    """Transformers would load a base of the adapter's choice, and unpickle the adapter on top."""
+    """An adapter is refused as a base.
+
+    Transformers would load a base of the adapter's choice, and unpickle the adapter on top.
+    """
     model = copied(tiny_bert, tmp_path / "model")
     (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "evil/base"}))
     torch.save(Evil(tmp_path / "ran"), model / "adapter_model.bin")
@@ -319,7 +326,8 @@ def test_an_adapter_is_no_base(
     "content",
     [b"[" * 100_000, b'{"a":' * 2000, b"\xff", b"[]", b"{", b'{"a": ' + b"9" * 5000 + b"}"],
 )
-def test_a_broken_config_of_a_base(tmp_path: Path, tiny_bert: Path, content: bytes) -> None:
+def test_broken_base_config_refused(tmp_path: Path, tiny_bert: Path, content: bytes) -> None:
+    """A broken base config is refused."""
     model = copied(tiny_bert, tmp_path / "model")
     (model / "config.json").write_bytes(content)
     with pytest.raises(PreflightError) as error:
@@ -469,10 +477,13 @@ def test_path_arguments_refused_everywhere(
 
 
 @pytest.mark.parametrize(("key", "value"), LEADING, ids=str)
-def test_a_malicious_adapter_config(
+def test_malicious_adapter_config_refused(
     study_values: dict[str, Any], tmp_path: Path, key: str, value: Any
 ) -> None:
-    """PEFT's own bookkeeping is left out: no file names a base; the rest is refused."""
+    """A malicious adapter config is refused.
+
+    PEFT's own bookkeeping is left out: no file names a base; the rest is refused.
+    """
     peft.LoraConfig(r=4).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
@@ -550,7 +561,8 @@ def test_peft_default_config_accepted(tmp_path: Path) -> None:
     ],
     ids=range(9),
 )  # fmt: skip
-def test_a_broken_adapter_config(tmp_path: Path, content: bytes) -> None:
+def test_broken_adapter_config_refused(tmp_path: Path, content: bytes) -> None:
+    """A broken adapter config is refused."""
     (tmp_path / "adapter_config.json").write_bytes(content)
     with pytest.raises(UsageError) as error:
         user_defined.from_file("mine", tmp_path / "adapter_config.json")
@@ -781,8 +793,11 @@ def test_study_files_that_break_parsers(tmp_path: Path, text: str) -> None:
     assert len(error.value.cause) < 1000
 
 
-def test_a_study_file_is_a_file(tmp_path: Path) -> None:
-    """A folder, or a pipe that nobody writes to, is not waited for."""
+def test_study_file_must_be_file(tmp_path: Path) -> None:
+    """A study file must be a regular file.
+
+    A folder, or a pipe that nobody writes to, is not waited for.
+    """
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(UsageError, match="no plain file"):
@@ -916,7 +931,8 @@ def test_bounded_reading(tmp_path: Path) -> None:
     assert exceeds_depth([[1]], 1)
 
 
-def test_a_data_set_whose_reader_unpickles(tmp_path: Path) -> None:
+def test_unpickling_dataset_reader_refused(tmp_path: Path) -> None:
+    """A data set whose reader unpickles is refused."""
     import io
     import tarfile
 

@@ -18,7 +18,8 @@ from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.study.storage.database import Reader, Writer
 
 
-def test_what_is_kept_comes_back(tmp_path: Path) -> None:
+def test_stored_values_roundtrip(tmp_path: Path) -> None:
+    """Stored values are read back unchanged."""
     path = tmp_path / "study.db"
     cost = Cost("lora", Status.DONE, step_milliseconds=2.5, train_peak_bytes=10)
     failure = TrialResult(TRIALS[2].id, Status.FAILED, "why", "trace")
@@ -63,7 +64,8 @@ def test_readonly_connection_sees_commits(tmp_path: Path) -> None:
             connection.execute(sa.text("DELETE FROM trials"))
 
 
-def test_the_database_is_durable_and_versioned(tmp_path: Path) -> None:
+def test_database_durable_and_versioned(tmp_path: Path) -> None:
+    """The database is durable and has a version."""
     path = tmp_path / "study.db"
     with Writer(path) as writer, writer._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
@@ -74,7 +76,8 @@ def test_the_database_is_durable_and_versioned(tmp_path: Path) -> None:
         Writer(path)
 
 
-def test_a_result_survives_json() -> None:
+def test_result_json_roundtrip() -> None:
+    """A result survives JSON."""
     kept = result(TRIALS[0])
     assert TrialResult.from_json(kept.to_json()) == kept
     assert dataclasses.replace(kept, status=Status.DIVERGED) != kept

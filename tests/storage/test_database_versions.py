@@ -126,8 +126,11 @@ def test_every_version_has_its_way_up() -> None:
 
 
 @pytest.mark.parametrize("opened", [Writer, Reader])
-def test_a_newer_version_is_refused(tmp_path: Path, opened: Callable[[Path], object]) -> None:
-    """Fault 24: by readers too, with what to do, and nothing is touched."""
+def test_newer_version_refused(tmp_path: Path, opened: Callable[[Path], object]) -> None:
+    """A newer version is refused.
+
+    Fault 24: by readers too, with what to do, and nothing is touched.
+    """
     path = tmp_path / "study.db"
     Writer(path).close()
     with closing(sqlite3.connect(path)) as db:
@@ -230,10 +233,11 @@ def test_unfinished_database_created_again(tmp_path: Path) -> None:
         assert len(reader.trials()) == 3
 
 
-def test_what_another_program_holds_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault 23: a database browser in the middle of a change."""
+def test_foreign_lock_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that another program holds is named.
+
+    Fault 23: a database browser in the middle of a change.
+    """
     path = tmp_path / "study.db"
     Writer(path).close()
     with closing(sqlite3.connect(path, isolation_level=None)) as browser, Writer(path) as writer:

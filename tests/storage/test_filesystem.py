@@ -20,8 +20,11 @@ ROOT = "overlay / overlay rw,relatime 0 0\ntmpfs /dev/shm tmpfs rw 0 0\n"
      "fuse.glusterfs", "9p", "beegfs", "afs", "gpfs", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse",
      "fuse.rclone", "fuse"],
 )  # fmt: skip
-def test_a_network_file_system_is_refused(kind: str) -> None:
-    """Fault 21: with the mount, the reason, and what to do."""
+def test_network_file_system_refused(kind: str) -> None:
+    """A network file system is refused.
+
+    Fault 21: with the mount, the reason, and what to do.
+    """
     table = f"{ROOT}server:/export /scratch {kind} rw 0 0\n"
     with pytest.raises(EnvironmentProblem) as error:
         filesystem.check_local_filesystem(Path("/scratch/me/not-there-yet"), table)

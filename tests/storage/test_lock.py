@@ -23,8 +23,8 @@ from bakeoff.study.storage import lock
 HOLD = """
 import sys, time
 from pathlib import Path
-from bakeoff.study.storage.lock import locked
-with locked(Path(sys.argv[1])):
+from bakeoff.study.storage.lock import hold_lock
+with hold_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """

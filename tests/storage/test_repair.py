@@ -1,4 +1,4 @@
-"""`bakeoff doctor STUDY`: what is damaged is found and named, and mended; no result is lost."""
+"""`bakeoff doctor STUDY`: what is damaged is found and named, and repaired; no result is lost."""
 
 from __future__ import annotations
 
@@ -139,10 +139,11 @@ def contents(out: Path) -> dict[str, str]:
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_a_whole_study_is_found_whole(study: Path) -> None:
-    for mend in (False, True):
+def test_intact_study_has_no_findings(study: Path) -> None:
+    """An intact study has no findings."""
+    for fix in (False, True):
         before = contents(study / "trials")
-        found = repair.diagnose(study, mend)
+        found = repair.diagnose(study, fix)
         assert {f.state for f in found} == {"ok"}
         assert {f.what for f in found} == {
             "database", "trials", *(f"data/{s}.jsonl" for s in rows.SPLITS),
@@ -157,16 +158,16 @@ def test_a_whole_study_is_found_whole(study: Path) -> None:
 def test_repair_is_idempotent(study: Path, what: str) -> None:
     """Everything repairable is repaired, and a second repair changes nothing.
 
-    Faults 2, 3, 25, 26: reported without touching anything, mended on demand.
+    Faults 2, 3, 25, 26: reported without touching anything, repaired on demand.
     """
     harm, code = MENDED[what]
     harm(study)
     before = contents(study)
     assert codes(repair.diagnose(study), "bad") == {code}
     assert contents(study) == before, "a report changed something"
-    found = repair.diagnose(study, mend=True)
-    assert (codes(found, "mended"), codes(found, "bad")) == ({code}, set())
-    again = repair.diagnose(study, mend=True)
+    found = repair.diagnose(study, repair=True)
+    assert (codes(found, "repaired"), codes(found, "bad")) == ({code}, set())
+    again = repair.diagnose(study, repair=True)
     assert {f.state for f in again} == {"ok"}
     with Reader(study / "study.db") as reader:
         trials = {t.id: r for t, r in reader.trials()}
@@ -215,8 +216,8 @@ def test_unrepairable_stays_and_loses_nothing(study: Path, what: str) -> None:
     """What cannot be repaired is reported again and no result is lost."""
     harm, code = REPORTED[what]
     harm(study)
-    for mend in (False, True):
-        assert codes(repair.diagnose(study, mend), "bad") == {code}
+    for fix in (False, True):
+        assert codes(repair.diagnose(study, fix), "bad") == {code}
     with Reader(study / "study.db") as reader:
         assert DONE.id in reader.finished_ids()
 
@@ -236,7 +237,7 @@ def test_incomplete_folder_is_no_result(study: Path) -> None:
         assert repair.adopt_finished_trials(study, store, [LOST]) == []
         trial_dir.write_manifest(path.parent, result(LOST))
         (found,) = repair.adopt_finished_trials(study, store, [LOST])
-        assert (found.code, found.state) == ("row-missing", "mended")
+        assert (found.code, found.state) == ("row-missing", "repaired")
         assert repair.adopt_finished_trials(study, store, [LOST]) == []
 
 
@@ -254,8 +255,8 @@ def test_damaged_database_rebuilt(study: Path, how: str) -> None:
     raw = raw[:page] + bytes(4096) + raw[page + 4096 :] if how == "a page is blank" else b"x" * 9999
     path.write_bytes(raw)
     assert codes(repair.diagnose(study), "bad") == {"database-damaged"}
-    found = repair.diagnose(study, mend=True)
-    assert "database-damaged" in codes(found, "mended")
+    found = repair.diagnose(study, repair=True)
+    assert "database-damaged" in codes(found, "repaired")
     assert (study / "study.db.damaged").read_bytes() == raw
     with Reader(path) as reader:
         assert reader.integrity_problems() == []
@@ -276,20 +277,26 @@ def test_damaged_database_rebuilt(study: Path, how: str) -> None:
         assert reader.has_test_scores()
 
 
-def test_mending_waits_for_no_running_study(study: Path) -> None:
-    """Fault 20: what a running study is writing is neither reported as torn nor touched."""
+def test_running_study_not_repaired(study: Path) -> None:
+    """A running study is not repaired.
+
+    Fault 20: what a running study is writing is neither reported as torn nor touched.
+    """
     leave_half_a_file(study)
     with lock.hold_lock(study):
         with pytest.raises(BakeoffError, match="study-locked"):
-            repair.diagnose(study, mend=True)
+            repair.diagnose(study, repair=True)
         found = repair.diagnose(study)
     assert found[0].code == "running"
     assert codes(found, "bad") == set()
     assert codes(repair.diagnose(study), "bad") == {"orphan"}
 
 
-def test_the_command_line(study: Path) -> None:
-    """Exit 6 while something is bad, 0 once it is mended; JSON says the same."""
+def test_doctor_command_repairs(study: Path) -> None:
+    """The command `bakeoff doctor` reports and repairs.
+
+    Exit 6 while something is bad, 0 once it is repaired; JSON says the same.
+    """
     leave_half_a_file(study)
     shown = CliRunner().invoke(app, ["doctor", str(study)])
     assert shown.exit_code == 6
@@ -340,6 +347,6 @@ def test_database_copied_without_wal(study: Path, tmp_path: Path) -> None:
         copy = tmp_path / "copy"
         shutil.copytree(study, copy, ignore=shutil.ignore_patterns("study.db-*"))
     assert codes(repair.diagnose(copy), "bad") == {"row-missing"}
-    assert codes(repair.diagnose(copy, mend=True), "mended") == {"row-missing"}
+    assert codes(repair.diagnose(copy, repair=True), "repaired") == {"row-missing"}
     with Reader(copy / "study.db") as reader, Reader(study / "study.db") as whole:
         assert reader.trials() == whole.trials()

@@ -486,7 +486,8 @@ def test_running_parent_can_be_forked(
     assert trained == []
 
 
-def test_what_makes_no_sense_is_refused(values: Values, parent: Path, tmp_path: Path) -> None:
+def test_invalid_fork_refused(values: Values, parent: Path, tmp_path: Path) -> None:
+    """A fork that makes no sense is refused."""
     spec, taken = parse_spec(values), tmp_path / "taken"
     taken.mkdir()
     (taken / "mine.txt").write_text("mine")
@@ -545,8 +546,11 @@ def test_empty_and_refused_folders_usable(values: Values, parent: Path, tmp_path
     assert fork(values, parent, new)["complete"] is True
 
 
-def test_retry_and_fork_go_together(values: Values, parent: Path, tmp_path: Path) -> None:
-    """On a new fork there is nothing to try again: what failed in the parent is not taken."""
+def test_retry_combines_with_fork(values: Values, parent: Path, tmp_path: Path) -> None:
+    """Retry and fork can be combined.
+
+    On a new fork there is nothing to try again: what failed in the parent is not taken.
+    """
     assert fork(values, parent, tmp_path / "new", retry=True)["retried"] == []
 
 
@@ -570,9 +574,10 @@ def bakeoff(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return Cli(monkeypatch, capsys)
 
 
-def test_the_command_line_forks(
+def test_command_line_forks(
     values: Values, parent: Path, tmp_path: Path, bakeoff: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The command line forks a study."""
     (tmp_path / "runs").mkdir()
     shutil.move(parent, tmp_path / "runs" / "tiny")
     monkeypatch.chdir(tmp_path)

@@ -92,9 +92,10 @@ def test_paused_segment_same_numbers(
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_study_goes_on(
+def test_stopped_study_resumes(
     sent: signal.Signals, code: int, study_values: dict[str, Any], tmp_path: Path
 ) -> None:
+    """A stopped study resumes."""
     study_values["engine"]["executor"] = "process"
     study_values["budget"] |= {"steps": 200, "validations": 1, "race": "off", "settings": 1}
     study_values["budget"]["seeds"] = 1
@@ -166,7 +167,8 @@ def test_replaced_base_not_cached() -> None:
     assert cache.is_empty
 
 
-def test_the_study_file_tells_the_patience(study_values: dict[str, Any], tmp_path: Path) -> None:
+def test_patience_from_study_file(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """The patience comes from the study file."""
     study_values["engine"]["patience"] = 90
     report = api.run(api.parse_spec(study_values), tmp_path, tmp_path / "out")
     assert report["complete"]

@@ -59,7 +59,8 @@ def going_on(found: Mapping[str, Decision]) -> set[str]:
 # ---------------------------------------------------------------- settings
 
 
-def test_two_settings_go_on_then_one() -> None:
+def test_two_settings_survive_then_one() -> None:
+    """Two settings survive the first rung, one the second."""
     trials = [standing("lora", 10.0**-i, 1.0 + 0.1 * i, 1.2 + 0.1 * i) for i in range(5)]
     first = judge(*trials, rung=0)
     assert going_on(first) == {"lora@1", "lora@0.1"}
@@ -149,7 +150,8 @@ def test_dominated_by_contender_stops() -> None:
     assert going_on(judge(*near, costs=costs)) == {"lora@1", "oft@1", "ia3@1"}
 
 
-def test_the_control_never_stops() -> None:
+def test_control_never_stops() -> None:
+    """The control never stops."""
     found = judge(around("lora", 1, 9.0), around("oft", 1, 1.0), around("ia3", 1, 1.0))
     assert going_on(found) == {"lora@1", "oft@1", "ia3@1"}
     assert "difference" not in found["lora@1"].numbers
@@ -300,7 +302,8 @@ def test_simulated_racing_keeps_best(
     assert found["front_dropped"] <= racing.ALPHA
 
 
-def test_the_simulated_curves_rank_as_published(script: Callable[[str], ModuleType]) -> None:
+def test_simulated_curves_rank_as_published(script: Callable[[str], ModuleType]) -> None:
+    """The simulated curves have the published rank correlation."""
     found = script("race").rank_correlations(50, 0)
     published = {"all 63": -0.94, "accuracy > 30 %": -0.91, "top 25": -0.65}
     assert {name: real for name, (real, _) in found.items()} == pytest.approx(published, abs=0.01)

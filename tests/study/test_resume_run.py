@@ -147,7 +147,7 @@ def test_lost_database_rebuilt(
     (out / "study.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(EnvironmentProblem, match="database-damaged"):
         api.run(spec, tmp_path, out)
-    api.diagnose(out, mend=True)
+    api.diagnose(out, repair=True)
     trained.clear()
     report = api.run(spec, tmp_path, out)
     assert not finals & set(trained)
@@ -156,7 +156,7 @@ def test_lost_database_rebuilt(
     with Reader(out / "study.db") as reader:
         assert reader.integrity_problems() == []
     assert json.loads((out / "report.json").read_text())["complete"] is True
-    assert repair.diagnose(out, mend=True)[0].state == "ok"
+    assert repair.diagnose(out, repair=True)[0].state == "ok"
 
 
 def test_moved_study_resumes(

@@ -361,7 +361,7 @@ def test_finished_neighbour_keeps_row(
     assert {r[:2] for r in after["trials"]} == {r[:2] for r in before["trials"]}
     assert after["decisions"] == before["decisions"]
     kept = status(out)
-    assert {f.state for f in api.diagnose(out, mend=True)} <= {"ok", "mended"}
+    assert {f.state for f in api.diagnose(out, repair=True)} <= {"ok", "repaired"}
     assert status(out) == kept
 
 
@@ -550,7 +550,8 @@ def test_cli_explains_and_retries(
     assert len(json.loads(printed)["retried"]) == 1
 
 
-def test_the_page_shows_reasons_as_text() -> None:
+def test_page_escapes_reasons() -> None:
+    """The page shows reasons as text."""
     made = made_report()
     noted = {
         "at": "2026-01-01T00:00:00+00:00", "phase": "final", "method": "lora", "trial_id": "abc",

@@ -41,7 +41,8 @@ def study(study_values: dict[str, Any], folder: Path) -> tuple[Path, dict[str, A
     return folder, json.loads((folder / "report.json").read_text())
 
 
-def test_the_report_is_whole(study: tuple[Path, dict[str, Any]]) -> None:
+def test_report_is_complete(study: tuple[Path, dict[str, Any]]) -> None:
+    """The report is complete."""
     folder, report = study
     assert report["complete"] is True
     assert [m["method"] for m in report["methods"]][0] == "lora"
@@ -123,7 +124,8 @@ def load(method: str, place: Path, base: Path, n_labels: int) -> Any:
     return peft.PeftModel.from_pretrained(model, place / "adapter")
 
 
-def test_an_adapter_names_its_base(study: tuple[Path, dict[str, Any]], tiny_bert: Path) -> None:
+def test_adapter_names_base(study: tuple[Path, dict[str, Any]], tiny_bert: Path) -> None:
+    """A saved adapter names its base."""
     folder, report = study
     trial_id = report["methods"][0]["seeds"][0]["trial_id"]
     config = json.loads((folder / "trials" / trial_id / "adapter/adapter_config.json").read_text())

@@ -171,7 +171,8 @@ def test_further_evaluation_trains_new_only(values: Values, out: Path, trained: 
     assert (repeated["study"], trained) == (study, [])
 
 
-def test_another_margin_trains_nothing(values: Values, out: Path, trained: list[str]) -> None:
+def test_changed_margin_trains_nothing(values: Values, out: Path, trained: list[str]) -> None:
+    """A changed margin trains nothing."""
     other_margin(values)
     made = run_validated(values, out, again=True)
     assert trained == []
@@ -295,9 +296,10 @@ def test_refused_evaluation_not_counted(values: Values, out: Path) -> None:
     assert made["study"]["test_looks"] == 2
 
 
-def test_what_the_race_decided_stays_decided(
+def test_racing_decisions_kept(
     values: Values, out: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
 ) -> None:
+    """Racing decisions are kept in a further evaluation."""
     before, decide = stored_rows(out), search.racing.decide_rung
 
     def contrary(*given: Any) -> Any:
@@ -321,13 +323,14 @@ def test_nothing_new_reported(values: Values, out: Path) -> None:
     assert test_reads.check_test_read({}, {}, test_read=False, again=True) == {}
 
 
-def test_the_command_line_asks_for_again(
+def test_command_line_requires_again(
     values: Values,
     out: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """The command line requires `--again`."""
     other_margin(values)
     (tmp_path / "study.toml").write_text(tomli_w.dumps(values))
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
@@ -354,7 +357,8 @@ def test_the_command_line_asks_for_again(
     assert "The test set was evaluated 2 times." in err
 
 
-def test_the_page_shows_changes_as_text() -> None:
+def test_page_escapes_changes() -> None:
+    """The page shows changes as text."""
     made = report()
     made["study"] |= {
         "test_looks": 2,

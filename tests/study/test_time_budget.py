@@ -53,7 +53,8 @@ def seconds(asked: StudySpec, **given: Any) -> float:
     return estimate(made, TIMINGS, ITEMS).seconds
 
 
-def test_an_estimate_by_hand() -> None:
+def test_estimate_by_hand() -> None:
+    """An estimate matches a hand computation."""
     made = estimate(spec(("m0",), steps=100), TIMINGS, ITEMS)
     # 30 probe steps; 10 + 20 steps of search; 100 of the final runs: their lanes are free
     assert [p.wall for p in made.phases] == [60.0, 60.0, 200.0]
@@ -111,7 +112,8 @@ def test_timing_counts_against_budget() -> None:
     assert late.seconds == pytest.approx(1430 + 11 * (30 + 1.3 * 355), abs=6)
 
 
-def test_what_the_study_states_stays() -> None:
+def test_stated_values_kept() -> None:
+    """Values that the study file states are kept."""
     bought = plan_budget(spec(hours=2, seeds=4, settings=4), TIMINGS, ITEMS, ACCURACY)
     assert (bought.settings, bought.seeds) == (4, 4)
 
@@ -126,7 +128,8 @@ def test_short_time_drops_last_contenders() -> None:
     assert bought.seconds <= 0.95 * 1800
 
 
-def test_settings_go_before_contenders_do() -> None:
+def test_settings_dropped_before_contenders() -> None:
+    """Settings are dropped before contenders are."""
     wide = tuple(
         Timing(m, 0.0, {1: 1.0, 5: 5.0}, {1: 0.0}, 0.0, None, 1000, 0.0) for m in ("lora", *TEN)
     )
@@ -153,7 +156,8 @@ def test_insufficient_time_refused_with_hint() -> None:
     assert bought.steps >= time_budget.MIN_STEPS
 
 
-def test_an_unbounded_metric_promises_nothing() -> None:
+def test_unbounded_metric_gives_no_power() -> None:
+    """An unbounded metric gives no statement about power."""
     loss = MetricInfo("loss", "lower", "nats", 0.0, None)
     assert plan_budget(spec(hours=2), TIMINGS, ITEMS, loss).detectable is None
 

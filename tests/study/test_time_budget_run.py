@@ -74,7 +74,8 @@ def test_late_trials_not_started(
     assert lora["artifact"] is None  # nor is there time to load its weights again
 
 
-def test_hours_too_few_train_nothing(timed_values: dict[str, Any], tmp_path: Path) -> None:
+def test_insufficient_hours_train_nothing(timed_values: dict[str, Any], tmp_path: Path) -> None:
+    """Insufficient hours train nothing."""
     timed_values["budget"]["hours"] = 1e-6
     with pytest.raises(BakeoffError) as refused:
         api.run(parse_spec(timed_values), tmp_path, tmp_path / "study")

@@ -48,7 +48,8 @@ def test_search_and_final_seeds_disjoint() -> None:
     assert len({t.id for t in (*search, *final)}) == 13
 
 
-def test_a_segment_survives_the_pipe() -> None:
+def test_segment_json_roundtrip() -> None:
+    """A segment survives its way to a worker."""
     (segment,) = planning_trials.build_segments(
         [Trial(ENTRIES[0], {"learning_rate": 1e-3, "r": 4}, 0, "search", CONDITIONS)],
         (3, 30), "f", "b", {"lora": {"token_bytes": 2.5}}, None,

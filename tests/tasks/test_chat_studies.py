@@ -263,14 +263,16 @@ def test_field_kinds_detected(
     assert SupervisedFineTuning.columns(given, present) == columns
 
 
-def test_fields_that_do_not_go_together() -> None:
+def test_conflicting_fields_refused() -> None:
+    """Conflicting fields are refused."""
     with pytest.raises(Exception, match="fields-mixed"):
         SupervisedFineTuning.columns({"prompt": "a", "messages": "b"})
     with pytest.raises(Exception, match="unknown-field"):
         Classify.columns({"messages": "b"})
 
 
-def test_a_template_that_cannot_be_read(chats: dict[str, Any], tmp_path: Path) -> None:
+def test_unreadable_template_refused(chats: dict[str, Any], tmp_path: Path) -> None:
+    """A template that cannot be read is refused."""
     chats["task"]["chat_template"] = "nowhere.jinja"
     with pytest.raises(UsageError) as error:
         api.overview(parse_spec(chats), tmp_path)
@@ -286,9 +288,10 @@ def test_system_message_needs_conversations(study_values: dict[str, Any], tmp_pa
 
 
 @pytest.mark.parametrize("form", ["chats.jsonl", "folder", "hub:./folder"])
-def test_the_command_line_alone_tells_conversations(
+def test_conversations_detected_without_options(
     form: str, chats: dict[str, Any], tmp_path: Path
 ) -> None:
+    """The command line detects conversations without options."""
     from bakeoff.cli.run import write_study
 
     (tmp_path / "folder").mkdir()

@@ -86,7 +86,8 @@ def test_score_independent_of_padding(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_lanes_and_packing_change_nothing(method: str, tiny_llama: Path, tmp_path: Path) -> None:
+def test_lanes_and_packing_keep_results(method: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Lanes and packing keep the results."""
     on = dataclasses.replace(ON, packing=method not in PADDED)
     trials = [make_trial(method, "classify", seed=s, rate=r) for s, r in enumerate((1e-3, 1e-2))]
     alone = [
@@ -101,8 +102,11 @@ def test_lanes_and_packing_change_nothing(method: str, tiny_llama: Path, tmp_pat
     )
 
 
-def test_the_probe_finds_that_decoders_pack(tiny_llama: Path, tmp_path: Path) -> None:
-    """A cache of keys and values, filled in every pass, would keep them from it."""
+def test_probe_enables_packing_for_decoders(tiny_llama: Path, tmp_path: Path) -> None:
+    """The probe enables packing for decoders.
+
+    A cache of keys and values, filled in every pass, would keep them from it.
+    """
     data = write_splits(tmp_path / "data")
     found = probe_accelerators(make_trial("lora", "classify"), str(tiny_llama), data, ON)
     assert (found.switches, found.reasons) == (ON, {})

@@ -150,7 +150,7 @@ def plain_peft(
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.rides], ids=lambda c: c.name)
-def test_rides(case: Case, setting: Setting, base_model: torch.nn.Module) -> None:
+def test_peft_type_in_lanes(case: Case, setting: Setting, base_model: torch.nn.Module) -> None:
     if case.outcome.needs:
         pytest.importorskip(case.outcome.needs)
     trials = trials_of(case)
@@ -177,7 +177,7 @@ def test_stays_behind(case: Case, setting: Setting) -> None:
         setting.run(trials_of(case)[:1], lanes=False, packing=False)
 
 
-def test_at_least_40_types_ride() -> None:
+def test_forty_types_support_lanes() -> None:
     assert {c.peft_type for c in CASES} == {t.value for t in PEFT_TYPE_TO_CONFIG_MAPPING}
     present = [c for c in CASES if not c.outcome.needs or importlib.util.find_spec(c.outcome.needs)]
     assert len({c.peft_type for c in present if c.rides}) >= 40

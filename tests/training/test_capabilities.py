@@ -135,7 +135,8 @@ def test_untrainable_method_gives_reason() -> None:
     assert (own.mergeable, own.to_lora, own.lanes, own.quantized) == (False, False, False, [])
 
 
-def test_a_prompt_does_not_merge() -> None:
+def test_prompt_does_not_merge() -> None:
+    """A prompt method does not merge."""
     found = post_training.try_measure(
         lambda: post_training.merge_difference(trained("prompt_tuning"))
     )
@@ -184,7 +185,8 @@ def test_zero_rate_is_not_training() -> None:
         train(still, dict(still.config), "llama", tiny.base("llama"))
 
 
-def test_what_peft_refuses_is_an_answer() -> None:
+def test_peft_refusal_is_recorded() -> None:
+    """A refusal by PEFT is recorded."""
     own = dataclasses.replace(entry("oft"), name="oft")
     with pytest.raises(Exception, match="Conv1D"):
         train(own, dict(own.config), "gpt2", tiny.base("gpt2"))
@@ -221,7 +223,8 @@ def test_oversized_rank_probed_smaller() -> None:
     assert not found.conversion["8"].within(capability_records.MAX_CONVERSION_LOSS)
 
 
-def test_layers_are_found_by_trying() -> None:
+def test_supported_layers_found_by_trial() -> None:
+    """The supported layer types are found by trying."""
     assert layers.supported_layers(entry("oft")) == ("Linear", "Embedding")
     assert layers.supported_layers(entry("prompt_tuning")) == ()
     assert layers.supported_layers(entry("full")) == ()
@@ -280,7 +283,9 @@ def test_merge_preserves_effect_and_logits(merge: float | None, effect: float, h
     assert Capabilities("m", "", on={"llama": at}).mergeable is holds
 
 
-def test_the_file_to_expect() -> None:
+def test_expected_adapter_file() -> None:
+    """The adapter file is the expected one."""
+
     def saves(times: float) -> Capabilities:
         at = BaseResult(True, parameters=1000, checkpoint_bytes=int(4000 * times))
         return Capabilities("m", "", on={"llama": at})

@@ -92,9 +92,10 @@ def test_exported_weights_score_as_trained(
 @pytest.mark.parametrize(
     ("method", "form"), [("lora", "adapter"), ("head", "adapter"), ("dora", "merged")]
 )
-def test_the_cards_code_loads_it(
+def test_model_card_code_loads(
     study: Path, tmp_path: Path, method: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The code on the model card loads the weights."""
     made = export_weights(study, tmp_path / "made", method, form)
     card = (tmp_path / "made" / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
@@ -133,7 +134,8 @@ def test_refused_export_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_verb_delivers_the_recommended_method(study: Path, tmp_path: Path) -> None:
+def test_command_exports_recommended_method(study: Path, tmp_path: Path) -> None:
+    """The command exports the recommended method."""
     wanted = json.loads((study / "report.json").read_text())["recommendation"]["method"]
     target = tmp_path / "made"
     told = CliRunner().invoke(app, ["export", str(study), "--out", str(target), "--json"])

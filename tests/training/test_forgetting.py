@@ -28,14 +28,16 @@ from bakeoff.training.setup import build_setup
 TEXTS = ["turn on the kitchen light please", "what time is it now", "the lamp is red and old"]
 
 
-def test_the_default_is_twenty_documents() -> None:
+def test_default_text_has_twenty_documents() -> None:
+    """The default text has twenty documents."""
     found = general_text.load_documents("default", Path())
     assert len(found) == 20
     assert all(len(row["text"]) > 600 for row in found)
     assert general_text.load_documents("off", Path()) == []
 
 
-def test_a_text_of_ones_own(tmp_path: Path) -> None:
+def test_user_text(tmp_path: Path) -> None:
+    """A user's own text is measured."""
     (tmp_path / "own.txt").write_text("One.\nStill one.\n%\n\nTwo: 5 % of it.\n")
     expected = [{"text": "One.\nStill one."}, {"text": "Two: 5 % of it."}]
     assert general_text.load_documents("own.txt", tmp_path) == expected
@@ -156,9 +158,10 @@ def plain_loss(model: Any, ids: torch.Tensor) -> float:
     return functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
 
 
-def test_off_measures_nothing(
+def test_disabled_measures_nothing(
     study_values: dict[str, Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
+    """Disabled forgetting measures nothing."""
     report = bakeoff.run(sft(study_values, tiny_llama, text="off"), tmp_path, tmp_path / "out")
     assert all(row["forgetting"] is None for row in report["methods"])
     assert not (tmp_path / "out" / "data" / "general.jsonl").exists()

@@ -107,7 +107,8 @@ def equal_study(study_values: dict[str, Any]) -> dict[str, Any]:
     return study_values
 
 
-def test_a_study_at_equal_parameters(equal_study: dict[str, Any], tmp_path: Path) -> None:
+def test_study_at_equal_parameters(equal_study: dict[str, Any], tmp_path: Path) -> None:
+    """A study matches the parameters of all methods."""
     report = api.run(parse_spec(equal_study), tmp_path, tmp_path / "out")
     sizes = {s["method"]: s for s in report["sizes"]}
     assert sizes["lora"]["note"] == "sets the size"
@@ -124,7 +125,8 @@ def test_a_study_at_equal_parameters(equal_study: dict[str, Any], tmp_path: Path
     assert api.run(parse_spec(equal_study), tmp_path, tmp_path / "out")["sizes"] == report["sizes"]
 
 
-def test_the_plan_shows_sizes(equal_study: dict[str, Any], tmp_path: Path) -> None:
+def test_plan_shows_sizes(equal_study: dict[str, Any], tmp_path: Path) -> None:
+    """The plan shows the sizes."""
     equal_study["budget"]["parameters"] = 4000
     equal_study["methods"]["contenders"] = ["oft"]
     equal_study["method"] = {"oft": {"config": {"oft_block_size": 8}}}
@@ -136,7 +138,8 @@ def test_the_plan_shows_sizes(equal_study: dict[str, Any], tmp_path: Path) -> No
     assert (oft["value"], oft["note"]) == (None, "you chose its size")
 
 
-def test_a_target_without_matching_is_refused(study_values: dict[str, Any]) -> None:
+def test_target_without_matching_refused(study_values: dict[str, Any]) -> None:
+    """A target without matching is refused."""
     study_values["budget"]["parameters"] = 4000
     with pytest.raises(UsageError, match="budget.match"):
         parse_spec(study_values)

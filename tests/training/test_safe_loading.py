@@ -71,10 +71,13 @@ def cut(path: Path) -> None:
     ],
     ids=["cut off", "missing", "empty", "a pointer to it", "no header"],
 )
-def test_a_half_downloaded_base(
+def test_incomplete_download_refused(
     harm: Callable[[Path], object], says: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """Faults 38 and 43: seen by the files' own headers, before anything is loaded."""
+    """A base that was downloaded incompletely is refused.
+
+    Faults 38 and 43: seen by the files' own headers, before anything is loaded.
+    """
     model = sharded(tiny_llama, tmp_path / "model")
     base_model.check_folder(model)
     harm(model)
@@ -98,8 +101,11 @@ def test_unused_weight_files_ignored(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["tokenizer.json", "generation_config.json"])
-def test_a_base_without_its_tokenizer(gone: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """Fault 38: and what a base can do without is not missed."""
+def test_base_without_tokenizer_refused(gone: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """A base without its tokenizer is refused.
+
+    Fault 38: and what a base can do without is not missed.
+    """
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     (model / gone).unlink()
     error = answer(model, tmp_path)["error"]
@@ -153,8 +159,13 @@ def cached(base: Path, hub: Path, name: str) -> None:
     (place / "refs" / "main").write_text(COMMIT)
 
 
-def test_a_base_of_a_hub(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 38: without a network, one that was downloaded is loaded; of others it is said how."""
+def test_hub_base_offline(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, a downloaded hub base is loaded; another gives instructions.
+
+    Fault 38: without a network, one that was downloaded is loaded; of others it is said how.
+    """
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     cached(tiny_llama, tmp_path / "hub", "org/there")
