@@ -22,6 +22,7 @@ from helpers.executors import (
     use_executors,
 )
 
+from bakeoff.core import jobs
 from bakeoff.core.results import Cost, Status
 from bakeoff.engine.accelerators import Switches
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl

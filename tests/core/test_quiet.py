@@ -18,7 +18,7 @@ def restored_logging() -> Iterator[None]:
     logging.disable(previous)
 
 
-def test_quiet_libraries_hides_warnings_and_log_records(caplog: pytest.LogCaptureFixture) -> None:
+def test_hides_warnings_and_log_records(caplog: pytest.LogCaptureFixture) -> None:
     with warnings.catch_warnings(record=True) as caught, quiet_libraries():
         warnings.warn("a library's warning", UserWarning, stacklevel=1)
         logging.getLogger("peft").warning("a library's log record")
@@ -28,7 +28,7 @@ def test_quiet_libraries_hides_warnings_and_log_records(caplog: pytest.LogCaptur
     assert [r.message for r in caplog.records] == ["shown again"]
 
 
-def test_quiet_libraries_restores_logging_after_an_error() -> None:
+def test_restores_logging_after_error() -> None:
     """Workers stay alive between payloads: an error must not leave logging off."""
     logging.disable(logging.DEBUG)
     with pytest.raises(ValueError, match="inside"), quiet_libraries():
