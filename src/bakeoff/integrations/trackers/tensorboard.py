@@ -30,8 +30,9 @@ class Tensorboard:
                 writer.add_event(events.Event(wall_time=time.time(), step=step, summary=summary))
 
             def scalars(values: Mapping[str, float]) -> Any:
-                value = summaries.Summary.Value
-                return summaries.Summary(value=[value(tag=k, simple_value=v) for k, v in values.items()])
+                entry = summaries.Summary.Value
+                entries = [entry(tag=k, simple_value=v) for k, v in values.items()]
+                return summaries.Summary(value=entries)
 
             add(hparams.hparams_pb(run.parameters), 0)
             for step, values in run.points():
