@@ -23,7 +23,6 @@ from helpers.executors import (
 )
 
 from bakeoff.core import jobs
-from bakeoff.core import jobs
 from bakeoff.core.results import Cost, Status
 from bakeoff.engine.accelerators import Switches
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
