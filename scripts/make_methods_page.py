@@ -1,10 +1,10 @@
-"""Write ``docs/methods.md`` from the catalog and the shipped record of the probe.
+"""Write ``docs/methods.md`` from the catalog and the shipped capability record.
 
-Runs by hand after either has changed; a test holds the page against what this writes.
+Run it after either has changed; a test compares the page with its output.
 
     python scripts/make_methods_page.py
 
-The record itself is made anew from the user's cache, on the versions that CI pins:
+Make the record itself again from the user's cache, with the versions that CI pins:
 
     bakeoff methods --probe && python scripts/make_methods_page.py --record
 """
@@ -28,7 +28,7 @@ PAGE = ROOT / "docs" / "methods.md"
 
 
 class Family(NamedTuple):
-    """What a family of methods does to the base, and when it is the one to look in."""
+    """A family of methods: its idea, and when to choose it."""
 
     idea: str
     choose: str
@@ -37,15 +37,15 @@ class Family(NamedTuple):
 FAMILIES = {
     "low-rank": Family(
         "add a trained product of two thin matrices to each weight",
-        "first: the most tried, the best served; its size is yours to set",
+        "first: the most used and best supported by servers; you set its size",
     ),
     "orthogonal": Family(
         "rotate each weight (or keep its main directions) and train the rotation",
-        "what the base already knows must stay",
+        "the base's knowledge must be kept",
     ),
     "vector scaling": Family(
         "train vectors that scale activations, or that scale frozen random matrices",
-        "many adapters must be kept: a few kilobytes each",
+        "you store many adapters: a few kilobytes each",
     ),
     "sparse": Family(
         "train a few chosen entries of each weight, or of its spectrum",
@@ -53,15 +53,15 @@ FAMILIES = {
     ),
     "bias and norm": Family(
         "train the biases or norm weights that the base has",
-        "the task is near to what the base does; next to nothing to save",
+        "the task is close to pretraining; adapters are tiny",
     ),
     "prompt": Family(
         "train virtual tokens or attention prefixes before the input; no weight changes",
-        "weights may not be touched; each input costs more, and nothing merges",
+        "weights must not change; each input costs more, and it cannot be merged",
     ),
     "mixture": Family(
-        "train several adapters and what chooses among them",
-        "the data is of several kinds",
+        "train several adapters and a router",
+        "the data is heterogeneous",
     ),
     "embedding rows": Family(
         "train the rows of chosen tokens in the input embedding",
@@ -69,15 +69,15 @@ FAMILIES = {
     ),
     "full": Family(
         "train every weight",
-        "memory allows it, and one copy of the model for each task is no burden",
+        "memory and storage allow one copy of the model for each task",
     ),
     "head": Family(
-        "train the task's fresh output layer alone",
+        "train only the task's new output layer",
         "as the baseline that every other method must beat",
     ),
     "other": Family(
-        "circulant kernels, joint factors, a shadow network: see each line",
-        "the usual ones fell short",
+        "circulant kernels, joint factors, a shadow network: see each row",
+        "the usual families fall short",
     ),
 }
 
@@ -87,15 +87,15 @@ INTRO = """\
 *Written by `scripts/make_methods_page.py` from `src/bakeoff/methods/catalog/` and the record of the
 probe; edit those.*
 
-{n} methods can compete, {able} of them by themselves. What each can do is **probed, not claimed**:
-`bakeoff methods --probe` attaches it to tiny random models, trains it for a few steps and tries
-everything below ({versions}).
+The catalog has {n} methods; {able} of them need no other input. Capabilities are **probed, not
+claimed**: `bakeoff methods --probe` attaches each method to tiny random models, trains it for a few
+steps and tests everything below ({versions}).
 `bakeoff methods` prints this table with filters, `bakeoff methods NAME` a method's page: the
-measured figures, the tuning space and its sources. `--model M` counts on your own model.
+measured values, the tuning space and its sources. `--model M` counts parameters on your own model.
 
 ## Families
 
-| family | what it does | look here when |
+| family | what it does | choose it if |
 |---|---|---|
 """
 
@@ -103,19 +103,19 @@ LEGEND = """
 ## The table
 
 - **parameters**: trained on the tiny Llama (2 layers, 128 wide; LoRA with r = 8 trains 32,768).
-  They grow differently with the model: `bakeoff methods --model M` counts on yours. *Slanted*: on
+  They scale differently with the model: `bakeoff methods --model M` counts on yours. *Italic*: on
   another tiny base.
-- **lanes**: its trials share one step on the engine (see the README); tokens/s and memory on an
-  H100, method by method as far as measured: [measured](../benchmarks/results/README.md).
+- **lanes**: its trials can share one training step ([performance](performance.md)); tokens/s and
+  memory on an H100, for each measured method: [results](../benchmarks/results/README.md).
 - **merges**: `merge_and_unload` gives the same logits.
-- **LoRA**: *is* where it is saved as plain LoRA, which inference servers such as vLLM load as it
-  is (one scale, A and B alone; vLLM wants `--max-lora-rank` for ranks above 16); *yes* where PEFT's
+- **LoRA**: *is* if it is saved as plain LoRA, which inference servers such as vLLM load unchanged
+  (one scale, only A and B; vLLM needs `--max-lora-rank` for ranks above 16); *yes* if PEFT's
   `convert_to_lora` keeps all but a thousandth of what was trained, at the method's own rank or at
   8; else *no*.
-- **quantised**: trains on a base in bitsandbytes' 4 or 8 bits or torchao's int8, and means the same
-  there as on the plain base. Found on a CPU, where DoRA's 8-bit path fails inside PEFT.
+- **quantised**: trains on a base in bitsandbytes' 4 or 8 bits or torchao's int8, and computes the
+  same there as on the unquantised base. Probed on a CPU, where DoRA's 8-bit path fails inside PEFT.
 - **trains on**: Llama and GPT-2 (causal language models), BERT (classification), T5. Studies have
-  tasks for the first three; T5 says what PEFT would do.
+  tasks for the first three; T5 shows what PEFT can do.
 
 | method | family | what it is | parameters | lanes | merges | LoRA | quantised | trains on |
 |---|---|---|---:|---|---|---|---|---|
@@ -168,7 +168,7 @@ def row(entry: MethodEntry, own: Capabilities) -> str:
 
 
 def findings(catalog: Sequence[MethodEntry], all_: Mapping[str, Capabilities]) -> Iterator[str]:
-    """Yield what a user would not expect, each with the methods that it holds for."""
+    """Yield unexpected results, each with the methods concerned."""
     able = {e.title: all_[e.name] for e in catalog if all_[e.name].main is not None}
     lost = {
         title: min(e.value for e in own.conversion.values() if e.value is not None)
@@ -177,28 +177,28 @@ def findings(catalog: Sequence[MethodEntry], all_: Mapping[str, Capabilities]) -
         and any(e.value is not None for e in own.conversion.values())
     }  # fmt: skip
     yield (
-        "PEFT says that it converts to LoRA; of what was trained, the conversion loses: "
+        "PEFT claims a conversion to LoRA; of what was trained, it loses: "
         + listed(f"{title} {100 * value:.2g} %" for title, value in lost.items())
     )
     inside = [t for t, own in able.items() if own.vllm == "adapter" and not own.to_lora]
     yield (
-        "PEFT's conversion of the live model is wrong, while bakeoff's file of it is plain LoRA: "
+        "PEFT's conversion of the live model is wrong; bakeoff saves the method as plain LoRA: "
         + listed(inside)
     )
-    yield "Switching the adapter off does not give the base back: " + listed(
+    yield "Disabling the adapter does not restore the base: " + listed(
         f"{t} (logits {own.main.disable.value:.2g} off)"
         for t, own in able.items()
         if own.main
         and own.main.disable.value is not None
         and own.main.disable.value > EXACT_TOLERANCE
     )
-    yield "Attached, before the first step, it is not the base any more: " + listed(
+    yield "Before the first step the model differs from the base: " + listed(
         f"{t} ({own.main.start.value:.2g} off)"
         for t, own in able.items()
         if own.main and own.main.start.value is not None and own.main.start.value > EXACT_TOLERANCE
     )
-    yield "It does not merge: " + listed(t for t, own in able.items() if not own.mergeable)
-    yield "Its trials take turns instead of riding in lanes: " + listed(
+    yield "Does not merge: " + listed(t for t, own in able.items() if not own.mergeable)
+    yield "Trials run sequentially, not in lanes: " + listed(
         t for t, own in able.items() if not own.lanes
     )
 
@@ -224,7 +224,9 @@ def make_record(catalog: Sequence[MethodEntry]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="make the record anew from the cache")
+    parser.add_argument(
+        "--record", action="store_true", help="make the record again from the cache"
+    )
     catalog = entries()
     if parser.parse_args().record:
         path = ROOT / "src" / "bakeoff" / "methods" / "probed.json"

@@ -21,7 +21,7 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write each trial as a run of a tracking tool: losses by step, setting, mean test score."""
-    from bakeoff.integrations.trackers import export_curves
+    from bakeoff.integrations.export_curves import export_curves
 
     folder = find_study_folder(study)
     found = export_curves(folder, to, out or folder / "curves" / to)

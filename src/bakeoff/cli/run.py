@@ -172,7 +172,7 @@ def write_study(
     """Write the study file that the options describe and return its path.
 
     ``experiment`` gives the conditions that the options do not. In a folder that holds a study, the
-    file is written as ``asked.toml``, beside the frozen ``study.toml``.
+    file is written as ``asked.toml``, next to the frozen ``study.toml``.
 
     Raises:
         UsageError: an option is malformed, or the task cannot be told from the columns.

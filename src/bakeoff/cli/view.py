@@ -38,12 +38,12 @@ def command(
     from bakeoff.report.live import server
 
     opens = sys.stdout.isatty() if browser is None else browser
-    wishes = server.ServerOptions(host, port, allow_remote, opens)
-    opened = server.bind_server([_folder(f) for f in folders or [RUNS]], wishes)
+    options = server.ServerOptions(host, port, allow_remote, opens)
+    opened = server.bind_server([_folder(f) for f in folders or [RUNS]], options)
     # not through the safe console, which would redact the token
     typer.echo(opened.url)
     err.print("Press Ctrl-C to stop. Anyone with this address can see your data.", style="dim")
-    server.serve(opened, wishes)
+    server.serve(opened, options)
 
 
 def _folder(given: Path) -> Path:
