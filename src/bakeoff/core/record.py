@@ -58,7 +58,7 @@ class ItemText:
     reference: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudyRecord:
     """Everything that a study has recorded so far.
 
@@ -67,6 +67,7 @@ class StudyRecord:
     method to its display name (``lora`` -> ``LoRA``).
     """
 
+    # The question: what is compared, at which budget, and by which rules
     name: str
     base: str
     base_note: str | None
@@ -78,24 +79,6 @@ class StudyRecord:
     titles: dict[str, str]
     n_items: dict[str, int]
     steps: int
-    trials: tuple[tuple[Trial, TrialResult | None], ...]
-    costs: dict[str, Cost]
-    incompatible: dict[str, str]
-    wall_seconds: float | None
-    warnings: tuple[str, ...]
-    provenance: dict[str, Any]
-    race: dict[str, Any] | None = None
-    """``rungs`` (steps), ``seeds`` of the final phase, ``decisions``; None without racing."""
-    sizes: list[dict[str, Any]] | None = None
-    """Each method's size, if the study asks for equal trainable parameters."""
-    looks: tuple[dict[str, Any], ...] = ()
-    """Test-set evaluations after the first: ``at`` (ISO 8601), ``changes`` (lines), previous
-    ``seeds``."""
-    retried: tuple[dict[str, Any], ...] = ()
-    """Failures that were run again: ``at``, ``phase``, ``method``, ``trial_id``, ``seed``,
-    ``setting``, and the previous ``status`` and ``reason``."""
-    hours: dict[str, Any] | None = None
-    """The plan for a time budget (``BudgetPlan``); None if the budget is in steps."""
     settings: int | None = None
     """Hyperparameter settings of every method; grids that were extended at an edge have more."""
     select_on: str = "loss"
@@ -104,15 +87,19 @@ class StudyRecord:
     """The objective of the recommendation: one word, or weights."""
     pareto: tuple[str, ...] | None = None
     """Axes of the Pareto front; None: all measured ones."""
-    base_scores: SplitScores | None = None
-    """The base model (not fine-tuned) on test; None if the task gives it a new output layer."""
+    sizes: list[dict[str, Any]] | None = None
+    """Each method's size, if the study asks for equal trainable parameters."""
+    hours: dict[str, Any] | None = None
+    """The plan for a time budget (``BudgetPlan``); None if the budget is in steps."""
     secondary: tuple[str, ...] = ()
     """Secondary metrics of the task, such as ``macro_f1``."""
     references: tuple[str, ...] = ()
     """The true answer of each test item, if a secondary metric needs them."""
-    serving: dict[str, str | None] = field(default_factory=dict)
-    """How each method can be served: ``adapter`` (saved as plain LoRA), ``converted`` (to LoRA
-    without loss), ``merged``, or None (not at all). Methods that were not probed are absent."""
+
+    # Trials and scores
+    trials: tuple[tuple[Trial, TrialResult | None], ...]
+    base_scores: SplitScores | None = None
+    """The base model (not fine-tuned) on test; None if the task gives it a new output layer."""
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By method, the check of one final trial's saved weights after reloading them: ``trial_id``,
     ``seed``, ``path`` in the study folder, validation ``loss`` as trained and ``reloaded_loss`` in
@@ -125,3 +112,25 @@ class StudyRecord:
     """The text of each test item, in the order of the scores; empty if unknown."""
     asked_unknown: str | None = None
     """The reason why ``asked`` is empty although there are scores, if known."""
+
+    # Costs of the methods
+    costs: dict[str, Cost]
+    incompatible: dict[str, str]
+    serving: dict[str, str | None] = field(default_factory=dict)
+    """How each method can be served: ``adapter`` (saved as plain LoRA), ``converted`` (to LoRA
+    without loss), ``merged``, or None (not at all). Methods that were not probed are absent."""
+    wall_seconds: float | None
+
+    # History: decisions and repeated work
+    race: dict[str, Any] | None = None
+    """``rungs`` (steps), ``seeds`` of the final phase, ``decisions``; None without racing."""
+    looks: tuple[dict[str, Any], ...] = ()
+    """Test-set evaluations after the first: ``at`` (ISO 8601), ``changes`` (lines), previous
+    ``seeds``."""
+    retried: tuple[dict[str, Any], ...] = ()
+    """Failures that were run again: ``at``, ``phase``, ``method``, ``trial_id``, ``seed``,
+    ``setting``, and the previous ``status`` and ``reason``."""
+
+    # Provenance
+    warnings: tuple[str, ...]
+    provenance: dict[str, Any]
