@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 def command(
     name: str | None = typer.Argument(
-        None, help="A method of the catalog, or your own TOML file: print its page."
+        None, help="A method of the catalog, or your capabilities TOML file: print its page."
     ),
     trains: str | None = typer.Option(
         None, help="Only methods that train on llama, gpt2, bert or t5."
@@ -88,13 +88,12 @@ def command(
     filters = Filters(trains, mergeable, serves, quantized, lanes, family)
     check_filters(filters)
     entries = [registry.load(n, Path()) for n in ([name] if name else registry.names())]
-    found = load_capabilities(entries, probe)
+    records = load_capabilities(entries, probe)
     if name is None:
-        kept = [passes_filters(e, found[e.name], filters) for e in entries]
-        entries = [e for e, keep in zip(entries, kept, strict=True) if keep]
+        entries = [e for e in entries if passes_filters(e, records[e.name], filters)]
     counted = count_on_model(entries, model) if model else {}
     rows = [
-        MethodRow(e, found[e.name], add_byte_counts(counted.get(e.name), found[e.name]))
+        MethodRow(e, records[e.name], add_byte_counts(counted.get(e.name), records[e.name]))
         for e in entries
     ]
     if as_json:
@@ -126,21 +125,21 @@ def check_filters(filters: Filters) -> None:
             raise unknown_name(f"unknown-{kinds[option]}", kinds[option], given, values)
 
 
-def passes_filters(entry: MethodEntry, found: CapabilityRecord, filters: Filters) -> bool:
+def passes_filters(entry: MethodEntry, record: CapabilityRecord, filters: Filters) -> bool:
     """Return whether a method passes the filters; one that was never probed passes none."""
-    own = found.capabilities
+    capabilities = record.capabilities
     if filters.family is not None and entry.family != filters.family:
         return False
-    asked = filters._replace(family=None)
-    if not any(asked):
+    conditions = filters._replace(family=None)
+    if not any(conditions):
         return True
-    return own is not None and all(
+    return capabilities is not None and all(
         (
-            asked.trains is None or asked.trains in own.trains,
-            not asked.mergeable or own.mergeable,
-            asked.serves is None or own.vllm in SERVED_AS_ADAPTER,
-            asked.quantized is None or asked.quantized in own.quantized,
-            not asked.lanes or own.lanes,
+            conditions.trains is None or conditions.trains in capabilities.trains,
+            not conditions.mergeable or capabilities.mergeable,
+            conditions.serves is None or capabilities.vllm in SERVED_AS_ADAPTER,
+            conditions.quantized is None or conditions.quantized in capabilities.quantized,
+            not conditions.lanes or capabilities.lanes,
         )
     )
 
@@ -156,16 +155,16 @@ def load_capabilities(entries: Sequence[MethodEntry], probe: bool) -> dict[str, 
             missing = [e for e in entries if not capability_records.is_cached(e, cache)]
             if missing:
                 probe_methods(missing, cache)
-    record = capability_records.load_shipped()
-    found = {e.name: capability_records.find_record(e, cache, record) for e in entries}
-    versions = [f.versions for f in found.values() if f.capabilities is not None]
+    shipped = capability_records.load_shipped()
+    records = {e.name: capability_records.find_record(e, cache, shipped) for e in entries}
+    versions = [r.versions for r in records.values() if r.capabilities is not None]
     differences = {capability_records.describe_version_difference(v) for v in versions} - {None}
     for difference in sorted(str(d) for d in differences):
         err.print(
             f"Probed with other versions: {difference}. `bakeoff methods --probe` probes again.",
             soft_wrap=True,
         )
-    return found
+    return records
 
 
 def probe_methods(entries: Sequence[MethodEntry], cache: Path) -> None:
@@ -182,8 +181,8 @@ def probe_methods(entries: Sequence[MethodEntry], cache: Path) -> None:
             if value is None:
                 live.say(f"{entries[index].name}: {error}")
             else:
-                found = capability_records.Capabilities.from_json(value)
-                capability_records.save_record(entries[index], found, cache)
+                capabilities = capability_records.Capabilities.from_json(value)
+                capability_records.save_record(entries[index], capabilities, cache)
             live.advance(entries[index].name)
 
 
@@ -192,26 +191,26 @@ def count_on_model(entries: Sequence[MethodEntry], model: str) -> dict[str, dict
     from bakeoff.cli.display.progress import LiveProgress
     from bakeoff.study.setup import base_model
 
-    found: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, Any]] = {}
     with LiveProgress(err) as live:
         path = base_model.locate_base(model, live.say).path
         live.phase("Count", len(entries), 0)
         payloads = [{"entry": entry_to_json(e), "path": path} for e in entries]
         for index, value, error in run_in_processes(jobs.PROBE_ON_MODEL, payloads):
-            found[entries[index].name] = value if value is not None else {"reason": error}
+            counts[entries[index].name] = value if value is not None else {"reason": error}
             live.advance(entries[index].name)
-    return found
+    return counts
 
 
 def add_byte_counts(
-    counted: dict[str, Any] | None, found: CapabilityRecord
+    counted: dict[str, Any] | None, record: CapabilityRecord
 ) -> dict[str, Any] | None:
     """Add the bytes that these parameters take on disk and in training."""
     parameters = counted.get("parameters") if counted else None
     if counted is None or parameters is None:
         return counted
-    own = found.capabilities
-    saved = own.checkpoint_bytes(parameters) if own else None
+    capabilities = record.capabilities
+    saved = capabilities.checkpoint_bytes(parameters) if capabilities else None
     state = STATE_BYTES * parameters
     return {**counted, "checkpoint_bytes": saved, "training_state_bytes": state}
 
@@ -223,22 +222,22 @@ def entry_to_json(entry: MethodEntry) -> dict[str, Any]:
 
 def row_to_json(row: MethodRow) -> dict[str, Any]:
     """Return a method as an object for ``--json``."""
-    own = row.found.capabilities
-    at = own.main if own else None
+    capabilities = row.record.capabilities
+    at = capabilities.main if capabilities else None
     return {
         **dataclasses.asdict(row.entry),
-        "peft_type": own.peft_type if own else None,
-        "trains": own.trains if own else None,
-        "mergeable": own.mergeable if own else None,
-        "to_lora": own.to_lora if own else None,
-        "lanes": own.lanes if own else None,
-        "quantized": own.quantized if own else None,
-        "serves": {"vllm": own.vllm if own else None},
-        "layers": list(own.layers) if own else None,
+        "peft_type": capabilities.peft_type if capabilities else None,
+        "trains": capabilities.trains if capabilities else None,
+        "mergeable": capabilities.mergeable if capabilities else None,
+        "to_lora": capabilities.to_lora if capabilities else None,
+        "lanes": capabilities.lanes if capabilities else None,
+        "quantized": capabilities.quantized if capabilities else None,
+        "serves": {"vllm": capabilities.vllm if capabilities else None},
+        "layers": list(capabilities.layers) if capabilities else None,
         "parameters": at.parameters if at else None,
         "checkpoint_bytes": at.checkpoint_bytes if at else None,
-        "measured": own.to_json() if own else None,
-        "probed_with": row.found.versions if own else None,
+        "measured": capabilities.to_json() if capabilities else None,
+        "probed_with": row.record.versions if capabilities else None,
         "on_model": row.on_model,
     }
 
@@ -254,25 +253,25 @@ def show_method_table(rows: Sequence[MethodRow], model: str | None) -> None:
 
 
 def _table_cells(row: MethodRow) -> tuple[str, ...]:
-    own = row.found.capabilities
-    at = own.main if own else None
+    capabilities = row.record.capabilities
+    at = capabilities.main if capabilities else None
     parameters = at.parameters if at else None
     if row.on_model is not None:
         parameters = row.on_model.get("parameters")
     family = row.entry.family
-    if own is None:
+    if capabilities is None:
         return (row.entry.name, family, format_integer(parameters), *["-"] * 5, "not probed")
-    if own.needs is not None:
-        return (row.entry.name, family, "-", *["-"] * 5, f"needs {own.needs}")
+    if capabilities.needs is not None:
+        return (row.entry.name, family, "-", *["-"] * 5, f"needs {capabilities.needs}")
     reason = row.on_model.get("reason") if row.on_model else None
     return (
         row.entry.name,
         family,
         format_integer(parameters),
-        format_yes(own.lanes),
-        format_yes(own.mergeable),
-        "is LoRA" if own.vllm == "adapter" else format_yes(own.to_lora),
-        own.vllm or "-",
-        " ".join(own.quantized) or "-",
-        f"not this model: {reason}" if reason else " ".join(own.trains) or "-",
+        format_yes(capabilities.lanes),
+        format_yes(capabilities.mergeable),
+        "is LoRA" if capabilities.vllm == "adapter" else format_yes(capabilities.to_lora),
+        capabilities.vllm or "-",
+        " ".join(capabilities.quantized) or "-",
+        f"not this model: {reason}" if reason else " ".join(capabilities.trains) or "-",
     )

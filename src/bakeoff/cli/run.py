@@ -116,7 +116,7 @@ def command(
             spec = read_spec(path)
         else:
             raise UsageError(
-                "no-study-experiment",
+                "no-study-given",
                 "Neither a study file nor --model with --data was given.",
                 "`bakeoff run study.toml`, or `bakeoff run --model M --data train.jsonl`.",
             )

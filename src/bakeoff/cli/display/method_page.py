@@ -65,44 +65,44 @@ def _description_lines(entry: MethodEntry) -> Iterator[tuple[str, str]]:
 
 
 def _capability_lines(row: MethodRow) -> Iterator[tuple[str, str]]:
-    own = row.found.capabilities
-    if own is None:
+    capabilities = row.record.capabilities
+    if capabilities is None:
         yield "capabilities", "not probed: run `bakeoff methods NAME --probe`"
         return
-    if own.needs is not None:
-        yield "cannot run", f"it needs {own.needs}"
+    if capabilities.needs is not None:
+        yield "cannot run", f"it needs {capabilities.needs}"
         return
-    versions = row.found.versions
+    versions = row.record.versions
     yield "probed with", ", ".join(f"{p} {v}" for p, v in versions.items() if v is not None)
-    for base, found in own.on.items():
+    for base, result in capabilities.on.items():
         yield (
             f"on {base}",
-            _format_probe(found) if found.trains else f"does not train: {found.reason}",
+            _format_probe(result) if result.trains else f"does not train: {result.reason}",
         )
-    at = own.main
+    at = capabilities.main
     if at is not None:
-        yield "merges", _format_answer(own.mergeable, at.merge, "logits off by {}")
-    yield "to LoRA", _format_conversion(own)
-    yield "vLLM", SERVED_AS.get(own.vllm, "no")
-    for kind, works in own.quantised.items():
-        words = {None: "not tried", False: "no", True: "yes"}[works.works]
-        yield f"{kind} base", words + (f" ({works.reason})" if works.reason else "")
+        yield "merges", _format_answer(capabilities.mergeable, at.merge, "logits off by {}")
+    yield "to LoRA", _format_conversion(capabilities)
+    yield "vLLM", SERVED_AS.get(capabilities.vllm, "no")
+    for kind, trained in capabilities.quantised.items():
+        words = {None: "not tried", False: "no", True: "yes"}[trained.works]
+        yield f"{kind} base", words + (f" ({trained.reason})" if trained.reason else "")
     yield "", "probed on a CPU; GPU kernels may differ"
-    for task, riding in own.lanes_by_task.items():
-        yield f"{task} engine", " ".join(riding.switches) or "-"
-        for switch, reason in riding.reasons.items():
+    for task, support in capabilities.lanes_by_task.items():
+        yield f"{task} engine", " ".join(support.switches) or "-"
+        for switch, reason in support.reasons.items():
             yield "", f"no {switch}: {reason}"
-    yield "layers", " ".join(own.layers) or "chosen by the method"
+    yield "layers", " ".join(capabilities.layers) or "chosen by the method"
 
 
-def _format_probe(found: BaseResult) -> str:
+def _format_probe(result: BaseResult) -> str:
     start = "starts equal to the base"
-    if found.start.value is not None and found.start.value > EXACT_TOLERANCE:
-        start = f"starts {found.start.value:g} off the base"
+    if result.start.value is not None and result.start.value > EXACT_TOLERANCE:
+        start = f"starts {result.start.value:g} off the base"
     return (
-        f"trains {format_integer(found.parameters)} parameters, saves "
-        f"{format_integer(found.checkpoint_bytes)} bytes, {start}, reloads "
-        f"{_format_deviation(found.reload)}, disabled {_format_disabled(found.disable)}"
+        f"trains {format_integer(result.parameters)} parameters, saves "
+        f"{format_integer(result.checkpoint_bytes)} bytes, {start}, reloads "
+        f"{_format_deviation(result.reload)}, disabled {_format_disabled(result.disable)}"
     )
 
 
@@ -124,15 +124,20 @@ def _format_answer(holds: bool, measured: Measurement, form: str) -> str:
     return f"{'yes' if holds else 'no'} ({detail})"
 
 
-def _format_conversion(own: Capabilities) -> str:
-    if own.vllm == "adapter":
+def _format_conversion(capabilities: Capabilities) -> str:
+    if capabilities.vllm == "adapter":
         return "not needed: saved as plain LoRA"
     errors = [
         f"r = {rank}: {error.reason or f'{error.value:.2g} of its effect is lost'}"
-        for rank, error in own.conversion.items()
+        for rank, error in capabilities.conversion.items()
     ]
-    claim = "" if own.to_lora or not own.claims_conversion else "; PEFT claims that it can"
-    return f"{'yes' if own.to_lora else 'no'} ({'; '.join(errors) or f'r = {RANK}: -'}{claim})"
+    claim = (
+        ""
+        if capabilities.to_lora or not capabilities.claims_conversion
+        else "; PEFT claims that it can"
+    )
+    answer = "yes" if capabilities.to_lora else "no"
+    return f"{answer} ({'; '.join(errors) or f'r = {RANK}: -'}{claim})"
 
 
 def _model_lines(row: MethodRow, model: str | None) -> Iterator[tuple[str, str]]:
@@ -155,11 +160,11 @@ def _format_mib(value: Any) -> str:
 
 
 def _published_lines(name: str) -> Iterator[tuple[str, str]]:
-    found = find_results(name)
-    if not found:
+    runs = find_results(name)
+    if not runs:
         return
     yield "published", f"by Hugging Face: {SOURCE}"
-    for run in found:
+    for run in runs:
         yield (
             f"  {run.task}",
             f"{run.metric} {run.value:.3f} at lr {run.learning_rate:g}, "
@@ -168,5 +173,5 @@ def _published_lines(name: str) -> Iterator[tuple[str, str]]:
         )
     for caveat in CAVEATS:
         task = caveat.partition(":")[0]
-        if task not in TASKS or any(run.task == task for run in found):
+        if task not in TASKS or any(run.task == task for run in runs):
             yield "  note", caveat

@@ -19,7 +19,7 @@ class MethodRow(NamedTuple):
     """A method's entry, its capability record, and its parameter counts on the user's model."""
 
     entry: MethodEntry
-    found: CapabilityRecord
+    record: CapabilityRecord
     on_model: dict[str, Any] | None
 
 
@@ -30,8 +30,8 @@ def run_in_processes(
     from bakeoff.core import plugins
 
     workers = os.cpu_count() or 1
-    through = plugins.load_plugin("study.executors", "process", "executor").EXECUTOR(workers)
-    for outcome in through.map(function, payloads):
+    executor = plugins.load_plugin("study.executors", "process", "executor").EXECUTOR(workers)
+    for outcome in executor.map(function, payloads):
         yield outcome.index, outcome.value, outcome.error
 
 
