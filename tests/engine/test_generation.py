@@ -64,7 +64,7 @@ def prompts(count: int, longest: int = 30) -> list[list[int]]:
     return [[rng.randrange(3, 40) for _ in range(rng.randint(1, longest))] for _ in range(count)]
 
 
-def asked(
+def make_request(
     count: int = 57, ends: tuple[int, ...] = (5, 7, 9, 11), most: int = 20
 ) -> GenerationRequest:
     return GenerationRequest(prompts(count), ends, most, 0)
@@ -76,7 +76,7 @@ def test_tokens_are_those_of_plain_generate(
     llama: Any, rows: int, pace: DecodeSettings | None
 ) -> None:
     for ends in ((2,), (5, 7, 9, 11), tuple(range(3, 20))):  # hardly any, some, most end early
-        question = asked(ends=ends)
+        question = make_request(ends=ends)
         theirs = generate_plain(llama, question)
         assert generate_in_slots(llama, question, rows, settings=pace) == theirs
     assert len({len(answer) for answer in theirs}) > 3
@@ -96,7 +96,7 @@ def test_other_decoders(kind: str, implementation: str) -> None:
         )  # fmt: skip
         model = GPT2LMHeadModel(config)
     model.eval().set_attn_implementation(implementation)
-    question = asked(20)
+    question = make_request(20)
     assert generate_in_slots(model, question, 6, settings=GPU_LIKE) == generate_plain(
         model, question
     )
@@ -119,7 +119,7 @@ def test_adapters(llama: Any, method: str) -> None:
         "head": peft.LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False),
     }
     model: Any = peft.get_peft_model(base, configs[method]).eval()
-    question = asked()
+    question = make_request()
     theirs = generate_plain(model, question)
     assert theirs != generate_plain(llama, question)
     assert generate_in_slots(model, question, 8) == theirs
@@ -135,7 +135,7 @@ def test_finished_row_frees_slot(llama: Any, monkeypatch: pytest.MonkeyPatch) ->
         step(self, width, length)
 
     monkeypatch.setattr(decoding.Decoder, "step", counted)
-    question = asked()
+    question = make_request()
     answers = generate_in_slots(llama, question, 8)
     # the first token of each answer comes of its prompt's own pass: no step is taken for it, and
     # none for a row that has ended
@@ -156,7 +156,7 @@ def test_longest_prompts_first_bounded_passes(llama: Any, monkeypatch: pytest.Mo
         return llama_forward(*args, **kwargs)
 
     monkeypatch.setattr(llama, "forward", seen)
-    question = asked()
+    question = make_request()
     generate_in_slots(llama, question, 57)
     assert [shape[1] for shape in passes] == sorted((s[1] for s in passes), reverse=True)
     assert all(rows * longest <= 40 or rows == 1 for rows, longest in passes)
@@ -193,7 +193,7 @@ def test_unsupported_model_refused() -> None:
         with pytest.raises(
             FastGenerationUnsupported, match="unsupported layers: DynamicSlidingWindowLayer"
         ):
-            generate_in_slots(model, asked(3), 2)
+            generate_in_slots(model, make_request(3), 2)
     base = Qwen3ForCausalLM(Qwen3Config(**SMALL)).eval()
     with pytest.raises(FastGenerationUnsupported, match="a prompt without tokens"):
         generate_in_slots(base, GenerationRequest([[3], []], (2,), 4, 0), 2)
@@ -201,7 +201,7 @@ def test_unsupported_model_refused() -> None:
         base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )
     with pytest.raises(FastGenerationUnsupported, match="virtual tokens"):
-        generate_in_slots(prompted, asked(3), 2)
+        generate_in_slots(prompted, make_request(3), 2)
 
 
 def test_generation_is_greedy(llama: Any) -> None:
@@ -209,7 +209,7 @@ def test_generation_is_greedy(llama: Any) -> None:
 
     transformers fills what a generation config leaves open from the model's own.
     """
-    question = asked(20, ends=(2,))
+    question = make_request(20, ends=(2,))
     wanted = generate_plain(llama, question)
     published = llama.generation_config
     llama.generation_config = type(published)(
@@ -224,7 +224,7 @@ def test_generation_is_greedy(llama: Any) -> None:
 
 def test_difference_judged_by_logits(llama: Any) -> None:
     """A difference between two answers is judged by the logits."""
-    question = asked(4, ends=(), most=3)
+    question = make_request(4, ends=(), most=3)
     theirs = generate_plain(llama, question)
     logits = llama(torch.tensor([question.prompts[1]])).logits[0, -1].detach()
     second = int(logits.topk(2).indices[1])
@@ -259,7 +259,7 @@ def test_probe_accepts_right_stops_wrong(
     llama: Any, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The probe passes correct generation and stops an incorrect one."""
-    question = asked(ends=(2,))
+    question = make_request(ends=(2,))
     assert generation.generation_mismatch(llama, question, conditions(precision), False) is None
     wrong_positions(monkeypatch)
     why = generation.generation_mismatch(llama, question, conditions(precision), False)
@@ -290,7 +290,7 @@ def test_probe_uses_trained_weights(
     def told(model: Any, *_: Any) -> None:
         asked_of.append(any(p.any() for n, p in model.named_parameters() if "lora_B" in n))
 
-    monkeypatch.setattr("bakeoff.training.preflight.parity.disagreement", told)
+    monkeypatch.setattr("bakeoff.training.preflight.parity.generation_mismatch", told)
     probe_accelerators(make_trial("lora", "sft"), str(tiny_llama), data, wished)
     assert asked_of == [True], "at LoRA's start its B is zero and an adapter tells nothing"
 

@@ -379,7 +379,7 @@ def test_fast_generation_split_to_fit(
     """
     at = build_tiny_setup(make_trial("lora", "sft"), tiny_llama, tmp_path)
     asked = at.task.prompts(at.tokenizer, at.rows("validation")[:6])
-    right, tried = generation.fast, []
+    right, tried = generation.generate_in_slots, []
 
     def tight(model: Any, own: Any, rows: int, graphs: bool, pace: Any) -> Any:
         tried.append((rows, pace.min_rows))
@@ -388,7 +388,7 @@ def test_fast_generation_split_to_fit(
         return right(model, own, rows, graphs, pace)
 
     expected = generation.generate_fast(at.model, asked, at.conditions, graphs=False)
-    monkeypatch.setattr(generation, "fast", tight)
+    monkeypatch.setattr(generation, "generate_in_slots", tight)
     monkeypatch.setattr(
         generation.DecodeSettings, "for_device", lambda _: DecodeSettings(1, 32, False, 256)
     )
@@ -410,14 +410,14 @@ def test_longest_answer_read_before_trials(
     assert asked.max_new_tokens > 1
     assert evaluate.check_longest_answer(at, None) == longest
     assert evaluate.check_longest_answer(at, longest - 2) == longest - 3
-    right = evaluate.plain
+    right = evaluate.generate_plain
 
     def small(model: Any, question: Any) -> Any:
         if max(map(len, question.prompts)) >= longest:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return right(model, question)
 
-    monkeypatch.setattr(evaluate, "plain", small)
+    monkeypatch.setattr(evaluate, "generate_plain", small)
     with pytest.raises(Incompatible, match="not even one answer of full length"):
         cost_probe._check_evaluation_fits(at)
 

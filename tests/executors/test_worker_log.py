@@ -71,7 +71,7 @@ def test_info_level_logs_trials(tmp_path: Path) -> None:
         ):
             assert message in text
         assert " DEBUG " not in text
-        assert kills.ended(out) == kills.ended(tmp_path / "quiet")
+        assert kills.trial_rows(out) == kills.trial_rows(tmp_path / "quiet")
         assert [f for f in diagnose(out) if f.state == BAD] == []
 
 

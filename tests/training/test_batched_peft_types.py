@@ -149,7 +149,7 @@ def plain_peft(
     return losses
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.rides], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.supports_lanes], ids=lambda c: c.name)
 def test_peft_type_in_lanes(case: Case, setting: Setting, base_model: torch.nn.Module) -> None:
     if case.outcome.needs:
         pytest.importorskip(case.outcome.needs)
@@ -170,7 +170,7 @@ def test_peft_type_in_lanes(case: Case, setting: Setting, base_model: torch.nn.M
         assert (torch.tensor(plain) - alone.losses[:, 1]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.rides], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in CASES if not c.supports_lanes], ids=lambda c: c.name)
 def test_stays_behind(case: Case, setting: Setting) -> None:
     """What keeps it from riding keeps it from training alone, too."""
     with pytest.raises((ValueError, Incompatible, UsageError), match=case.outcome.raises):
@@ -180,4 +180,4 @@ def test_stays_behind(case: Case, setting: Setting) -> None:
 def test_forty_types_support_lanes() -> None:
     assert {c.peft_type for c in CASES} == {t.value for t in PEFT_TYPE_TO_CONFIG_MAPPING}
     present = [c for c in CASES if not c.outcome.needs or importlib.util.find_spec(c.outcome.needs)]
-    assert len({c.peft_type for c in present if c.rides}) >= 40
+    assert len({c.peft_type for c in present if c.supports_lanes}) >= 40

@@ -62,7 +62,7 @@ def test_unattachable_without_weights_is_counted(
     """A method that cannot be attached without weights is counted nevertheless."""
     of = entry(method)
     real = LlamaForCausalLM(shape.config).requires_grad_(False)
-    model = parameter_count.make(of, of.config).attach(
+    model = parameter_count.build_hook(of, of.config).attach(
         real, parameter_count.fake_context(shape, STEPS)
     )
     trained = sum(p.numel() for p in trainable_parameters(model).values())
@@ -118,7 +118,7 @@ def test_study_at_equal_parameters(equal_study: dict[str, Any], tmp_path: Path) 
     assert sizes["ia3"]["note"] == "it has no size to choose"
     assert not sizes["ia3"]["matched"]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "How large every method was made" in page
+    assert "trainable parameters each" in page
     trained = {m["method"]: m["cost"]["trainable_parameters"] for m in report["methods"]}
     head = trained["lora"] - sizes["lora"]["parameters"]
     assert trained["dora"] == sizes["dora"]["parameters"] + head
