@@ -23,7 +23,8 @@ from helpers.records import hits, make_result, make_trial
 from bakeoff.core import plugins
 from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.core.results import CurvePoint, Status
-from bakeoff.integrations.trackers import Exporter, TrackerRun, export_curves, tracker_runs
+from bakeoff.integrations.export_curves import export_curves
+from bakeoff.integrations.trackers import Exporter, TrackerRun, tracker_runs
 from bakeoff.study.storage.database import Writer
 
 NAMES = plugins.list_plugins("integrations.trackers")
@@ -100,7 +101,7 @@ def test_missing_tool_names_package(
         raise ModuleNotFoundError(f"No module named '{module}'")
 
     monkeypatch.setattr(
-        "bakeoff.integrations.trackers.plugins.load_plugin", lambda *_: _Module(LOADED[name])
+        "bakeoff.integrations.export_curves.plugins.load_plugin", lambda *_: _Module(LOADED[name])
     )
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     before = tree(study)
@@ -138,7 +139,7 @@ def test_failed_exporter_leaves_nothing(
             return ""
 
     monkeypatch.setattr(
-        "bakeoff.integrations.trackers.plugins.load_plugin", lambda *_: _Module(Broken())
+        "bakeoff.integrations.export_curves.plugins.load_plugin", lambda *_: _Module(Broken())
     )
     before = tree(study)
     with pytest.raises(EnvironmentProblem, match="RuntimeError: the tool has changed") as refused:

@@ -1,4 +1,4 @@
-"""Export a study's curves to tracking tools; each tool is one file with its ``EXPORTER``.
+"""Exporters of curves to tracking tools; each tool is one file with its ``EXPORTER``.
 
 An exporter gets runs and an empty folder, writes only into that folder and imports its tool when it
 writes. Nothing leaves the machine.
@@ -9,19 +9,16 @@ from __future__ import annotations
 import importlib
 import math
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from bakeoff.core import plugins
-from bakeoff.core.errors import BakeoffError, EnvironmentProblem, UsageError, first_line
+from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.redact import redact_value
 from bakeoff.core.results import CurvePoint, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.study.record import read_record
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]+")
 _MAX_NAME = 100
@@ -121,55 +118,3 @@ def _short_value(value: Any) -> str:
 
 def _plain_value(value: Any) -> str | int | float | bool:
     return value if isinstance(value, str | int | float | bool) else str(value)
-
-
-class ExportedCurves(NamedTuple):
-    """The result of an export: its folder, the number of runs, the command that shows them."""
-
-    folder: Path
-    runs: int
-    look: str
-
-
-def export_curves(out: Path, to: str, target: Path) -> ExportedCurves:
-    """Write the curves of a study's trials for a tracking tool; the study is not changed.
-
-    ``target`` must be empty or not exist. A failed export leaves nothing in it.
-
-    Raises:
-        UsageError: ``no-study``, ``unknown-exporter``, ``folder-taken``, ``no-curves``.
-        EnvironmentProblem: ``exporter-missing``, ``export-failed``.
-    """
-    exporter: Exporter = plugins.load_plugin("integrations.trackers", to, "exporter").EXPORTER
-    record = read_record(out, examples=False)
-    runs = tracker_runs(record.trials, record.metric.name)
-    if not runs:
-        raise UsageError(
-            "no-curves",
-            f"No trial in {out} has a curve or a score yet.",
-            "`bakeoff run` to continue the study.",
-        )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(
-            "folder-taken",
-            f"{target} already exists.",
-            "another folder: `--out DIR`.",
-        )
-    created = [place for place in (target, *target.parents) if not place.exists()]
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        exporter.write(record.name, runs, target)
-    except Exception as error:
-        for left in target.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        for place in created:
-            place.rmdir()
-        if isinstance(error, BakeoffError):
-            raise
-        others = ", ".join(plugins.list_plugins("integrations.trackers"))
-        raise EnvironmentProblem(
-            "export-failed",
-            f"{to} could not write the curves: {first_line(error)}",
-            f"another version of {to}, or another tool: {others}.",
-        ) from error
-    return ExportedCurves(target, len(runs), exporter.view_command(record.name, target))
