@@ -292,8 +292,9 @@ def test_running_study_not_repaired(study: Path) -> None:
     assert codes(repair.diagnose(study), "bad") == {"orphan"}
 
 
-def test_doctor_command_repairs(study: Path) -> None:
-    """The command `bakeoff doctor` reports and repairs.
+@pytest.mark.parametrize("option", ["--repair", "--mend"])
+def test_doctor_command_repairs(study: Path, option: str) -> None:
+    """The command `bakeoff doctor` reports and repairs; `--mend` is the option's old name.
 
     Exit 6 while something is bad, 0 once it is repaired; JSON says the same.
     """
@@ -306,7 +307,7 @@ def test_doctor_command_repairs(study: Path) -> None:
     found = json.loads(listed.stdout)
     assert found["folder"] == str(study)
     assert [f["state"] for f in found["findings"] if f["code"] == "orphan"] == ["bad"] * 3
-    assert CliRunner().invoke(app, ["doctor", str(study), "--mend"]).exit_code == 0
+    assert CliRunner().invoke(app, ["doctor", str(study), option]).exit_code == 0
     assert CliRunner().invoke(app, ["doctor", str(study)]).exit_code == 0
     with pytest.raises(BakeoffError, match="no-study"):
         repair.diagnose(study.parent)
