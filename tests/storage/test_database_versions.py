@@ -141,7 +141,7 @@ def test_newer_version_refused(tmp_path: Path, opened: Callable[[Path], object])
     with pytest.raises(BakeoffError) as error:
         opened(path)
     assert (error.value.code, error.value.exit_code) == ("database-version", 3)
-    assert "version 99, this bakeoff knows up to 2" in error.value.cause
+    assert "version 99; this bakeoff supports up to 2" in error.value.cause
     assert "upgrade" in error.value.try_
     assert path.read_bytes() == before
 

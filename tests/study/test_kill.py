@@ -41,7 +41,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     values = kills.small(source)
     found = kills.moments(values, source, source / "out")
     report = json.loads((source / "out" / "report.json").read_text())
-    return Whole(values, source, kills.numbers(report), kills.ended(source / "out"), found)
+    return Whole(
+        values, source, kills.stable_numbers(report), kills.trial_rows(source / "out"), found
+    )
 
 
 def test_kill_moments_cover_study(whole: Whole) -> None:
@@ -57,11 +59,11 @@ def test_killed_study_same_numbers(name: str, whole: Whole, tmp_path: Path) -> N
     out = tmp_path / "out"
     code = kills.run(whole.values, whole.source, out, (name, times // 2))
     assert code == -signal.SIGKILL
-    before = kills.ended(out)
+    before = kills.trial_rows(out)
     assert before.items() <= whole.rows.items(), "a row that is not what the whole study has"
     assert kills.run(whole.values, whole.source, out) == 0
-    after = kills.ended(out)
+    after = kills.trial_rows(out)
     assert before.items() <= after.items(), "an acknowledged row was lost or changed"
     assert after == whole.rows
-    assert kills.numbers(json.loads((out / "report.json").read_text())) == whole.report
+    assert kills.stable_numbers(json.loads((out / "report.json").read_text())) == whole.report
     assert kills.leftovers(out) == []

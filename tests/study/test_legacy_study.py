@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from helpers.command import bakeoff
+from helpers.executors import StandIns, current_factory, use_executors
 
 from bakeoff import api
 from bakeoff.core import jobs
@@ -78,7 +79,8 @@ def run(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     """Run the study as on the machine where it was started: resuming requires an equal one."""
     with Reader(out / "study.db") as reader:
         machine = reader.values("frozen")["frozen"]["machine"]
-    monkeypatch.setattr(jobs.DETECT_MACHINE.replace(":", "."), lambda requested: machine)
+    stand_in = StandIns(current_factory(), {jobs.DETECT_MACHINE: lambda requested: machine})
+    use_executors(monkeypatch, stand_in)
     return api.run(parse_spec(VALUES), folder, out)
 
 

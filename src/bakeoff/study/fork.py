@@ -173,7 +173,7 @@ def find_trial_source(out: Path, progress: Progress) -> TrialSource | None:
     if lines := differences(machine, values["frozen"]["machine"]):
         progress.say(f"{refusal}: its trials ran on another machine ({'; '.join(lines)})")
         return None
-    seals = {name: row.sealed for name, row in rows.items() if row.status is not None}
+    seals = {name: row.manifest_hash for name, row in rows.items() if row.status is not None}
     return TrialSource(folder, known["folder"], seals)
 
 

@@ -69,7 +69,7 @@ def reset_failed(study: Study, store: Writer, progress: Progress) -> None:
         plans=plans,
         costs=[cost.method for cost in failed.costs],
         values=[] if failed.base is None else [BASE_SCORES],
-        noted={KEY: [*values.get(KEY, ()), *records]},
+        log={KEY: [*values.get(KEY, ()), *records]},
     )
     for trial, result in (*failed.trials, *failed.replanned):
         study_folder.delete_checkpoints(study.folder, trial.id, but=None)

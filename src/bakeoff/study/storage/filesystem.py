@@ -1,9 +1,8 @@
-"""Which file system a folder lies on, and why a study does not live on a network's.
+"""The file system of a study directory; studies are not kept on network file systems.
 
-Asked by ``folder.make`` before anything is written. SQLite's write-ahead log needs memory that all
-its processes share, and locks that hold: network file systems and buckets promise neither, and
-databases on them are lost. Reads the kernel's table of mounts; where there is none (not Linux), it
-knows nothing and refuses nothing.
+SQLite's write-ahead log needs shared memory and working locks. Network file systems and buckets
+guarantee neither, and databases on them get lost. The kernel's mount table is the source; without
+one (not Linux) nothing is known and nothing refused.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from bakeoff.core.errors import EnvironmentProblem
 
 MOUNT_TABLE = Path("/proc/self/mounts")
 NETWORK_FOLDER_VARIABLE = "BAKEOFF_NETWORK_FOLDER"
-"""Set to 1 by whoever has no other disk and runs the study from one host only: the database then
-does without the write-ahead log."""
+"""Environment variable: 1 allows a study on a network file system, run from one host only. The
+database then works without the write-ahead log."""
 
 NETWORK = frozenset(
     {
@@ -35,7 +34,7 @@ LOCAL_FUSE = frozenset(
         "fuse.zfs", "fuse.lxcfs", "fuse.squashfuse",
     }
 )  # fmt: skip
-"""FUSE file systems over a disk of this machine; of any other FUSE that cannot be known."""
+"""FUSE file systems on a disk of this machine; any other FUSE may be a network file system."""
 
 
 class Mount(NamedTuple):
@@ -47,7 +46,7 @@ class Mount(NamedTuple):
 
 
 def filesystem_of(folder: Path, table: str | None = None) -> Mount | None:
-    """Return the file system that ``folder`` lies, or would lie, on; None where it is not known.
+    """Return the file system of ``folder``, which need not exist; None if unknown.
 
     ``table`` is a text in the form of ``/proc/mounts``; by default the kernel's.
     """
@@ -58,23 +57,23 @@ def filesystem_of(folder: Path, table: str | None = None) -> Mount | None:
             return None
     path = folder.resolve()
     inside = [m for m in _parse_mounts(table) if path.is_relative_to(m.point)]
-    # the longest path wins; of two on one point, the later one lies on top
+    # the longest mount point wins; of two mounts on one point, the later one is on top
     return max(reversed(inside), key=lambda m: len(m.point), default=None)
 
 
 def is_network_filesystem(kind: str) -> bool:
-    """Tell whether a file system of this kind is another machine's, or may be."""
+    """Return whether a file system of this kind is, or may be, on another machine."""
     fuse = kind == "fuse" or kind.startswith("fuse.")
     return kind in NETWORK or (fuse and kind not in LOCAL_FUSE)
 
 
 def allows_network_folder() -> bool:
-    """Tell whether the user has asked for a study on a network file system."""
+    """Return whether the user allows a study on a network file system."""
     return os.environ.get(NETWORK_FOLDER_VARIABLE, "") == "1"
 
 
 def check_local_filesystem(folder: Path, table: str | None = None) -> None:
-    """Refuse a study folder on a network file system.
+    """Check that a study directory is not on a network file system, unless that is allowed.
 
     Raises:
         EnvironmentProblem: ``network-folder``, with the mount.
@@ -84,11 +83,12 @@ def check_local_filesystem(folder: Path, table: str | None = None) -> None:
         return
     raise EnvironmentProblem(
         "network-folder",
-        f"The study folder {folder} lies on a network file system ({mount.kind}, {mount.source} "
-        f"on {mount.point}): a database's locks and shared memory do not hold there, and studies "
-        "are lost.",
-        "`--out DIR` on a disk of this machine, and copy the folder when the study has ended; or, "
-        f"where there is no such disk and one host only runs the study, {NETWORK_FOLDER_VARIABLE}=1.",
+        f"The study folder {folder} is on a network file system ({mount.kind}, {mount.source} on "
+        f"{mount.point}). A database's locks and shared memory do not work there, so studies get "
+        "lost.",
+        "`--out DIR` on a disk of this machine, and copy the folder when the study has ended. "
+        "Without such a disk, and if only one host runs the study: "
+        f"{NETWORK_FOLDER_VARIABLE}=1.",
     )
 
 
@@ -98,5 +98,5 @@ def _parse_mounts(table: str) -> list[Mount]:
 
 
 def _unescape(field: str) -> str:
-    """Undo the table's escapes: three octal digits, for blanks and the like."""
+    """Decode the escapes of the mount table: three octal digits, for blanks and the like."""
     return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), field)

@@ -1,8 +1,8 @@
-"""The study's lock: one process runs a study, and whoever comes second is told who that is.
+"""Lock of a study directory: one process runs a study, and a second one is told which.
 
-Held by ``api`` for as long as it writes. The operating system's lock on ``.lock`` alone decides: it
-goes with its process, however that ends. ``.lock.json`` beside it says who holds it; a note that
-was left by a dead process is overwritten, and never keeps anybody out.
+The operating system's lock on ``.lock`` decides, and is released when its process ends.
+``.lock.json`` next to it names the holder; a note left by a dead process is overwritten and keeps
+no other process out.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from bakeoff.core.errors import LockedError
 LOCK = ".lock"
 NOTE = ".lock.json"
 WAIT_SECONDS = 1.0
-"""Seconds that a moment's lock (``doctor`` asking who runs a study) is waited for, and a note."""
+"""Seconds to wait for a lock that another process only tests, and for a holder's note."""
 
 
 class LockHolder(NamedTuple):
-    """Who holds a study's lock, as the note says; ``since`` is ISO 8601 in UTC."""
+    """The process that holds a study's lock, from its note; ``since`` is ISO 8601 in UTC."""
 
     pid: int
     host: str
@@ -37,24 +37,24 @@ class LockHolder(NamedTuple):
 
     @property
     def alive(self) -> bool | None:
-        """Whether the process lives; None where that cannot be seen from here."""
+        """Whether the process is alive; None if this host cannot tell."""
         if self.host != socket.gethostname() or os.name == "nt":
-            return None  # Windows takes os.kill for what it says
+            return None  # on Windows os.kill ends the process whatever the signal
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
         except OSError:
-            return True  # it is there, and somebody else's
+            return True  # it exists and belongs to another user
         return True
 
     def __str__(self) -> str:
-        words = {
+        states = {
             True: "that process is alive",
-            False: f"no process {self.pid} is seen here: in another container, or just ended",
-            None: "whether it is alive cannot be seen from here",
+            False: f"no process {self.pid} here: it has just ended, or is in another container",
+            None: "this machine cannot tell whether it is alive",
         }
-        return f"process {self.pid} on {self.host}, since {self.since} ({words[self.alive]})"
+        return f"process {self.pid} on {self.host}, since {self.since} ({states[self.alive]})"
 
 
 @contextlib.contextmanager
@@ -62,14 +62,14 @@ def hold_lock(folder: Path) -> Iterator[None]:
     """Hold the study's lock.
 
     Raises:
-        LockedError: ``study-locked``, with who holds it.
+        LockedError: ``study-locked``, with the holder.
     """
     lock = FileLock(folder / LOCK, timeout=WAIT_SECONDS)
     try:
         lock.acquire()
     except Timeout as error:
         holder = _wait_for_holder(folder)
-        who = str(holder) if holder else f"no {NOTE} says which"
+        who = str(holder) if holder else f"it left no {NOTE}"
         raise LockedError(
             "study-locked",
             f"Another process is running the study in {folder}: {who}.",
@@ -85,20 +85,20 @@ def hold_lock(folder: Path) -> Iterator[None]:
 
 
 def current_holder(folder: Path) -> LockHolder | None:
-    """Return who holds the study's lock now, None where nobody does, or none can be taken there."""
+    """Return the current holder of the study's lock; None if it is free or cannot be tested."""
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         return _wait_for_holder(folder) or LockHolder(0, "(unknown)", "(unknown)")
     except OSError:
-        return None  # a folder that this user only reads
+        return None  # the user may only read this folder
     lock.release()
     return None
 
 
 def read_holder(folder: Path) -> LockHolder | None:
-    """Return who holds the lock by the note alone: for a process that knows that it is held."""
+    """Return the holder that the note names, without testing the lock."""
     return _read_note(folder / NOTE)
 
 
@@ -108,12 +108,12 @@ def _this_process() -> LockHolder:
 
 
 def _wait_for_holder(folder: Path) -> LockHolder | None:
-    """Read the note; one of a dead process may be about to be overwritten by who has the lock."""
+    """Read the note, and wait for the holder to overwrite one that a dead process left."""
     until = time.monotonic() + WAIT_SECONDS
     while True:
-        found = _read_note(folder / NOTE)
-        if (found is not None and found.alive is not False) or time.monotonic() > until:
-            return found
+        holder = _read_note(folder / NOTE)
+        if (holder is not None and holder.alive is not False) or time.monotonic() > until:
+            return holder
         time.sleep(0.05)
 
 

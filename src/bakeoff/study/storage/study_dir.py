@@ -1,8 +1,4 @@
-"""The study folder: frozen data, the resolved study file, and what must not change on resume.
-
-Called by ``api`` before any work: it cuts and freezes the splits, has the task check them, and
-holds a study that is run again against the one that was frozen.
-"""
+"""The study directory: its creation, frozen data, resolved study file and checkpoints."""
 
 from __future__ import annotations
 
@@ -27,13 +23,11 @@ DATABASE = "study.db"
 STUDY_FILE = "study.toml"
 CHAT_TEMPLATE = "chat_template.jinja"
 GENERAL = "general"
-"""The file beside the splits that holds general text."""
+"""Name of the split file with general text, for forgetting."""
 
 
 def create(folder: Path) -> None:
-    """Create the folder and prove that it can be written, and that a database lives there.
-
-    Nothing in it may lead elsewhere.
+    """Create the folder, and check that it is writable, local and free of symbolic links.
 
     Raises:
         EnvironmentProblem: ``folder-not-writable``, ``network-folder``.
@@ -48,14 +42,14 @@ def create(folder: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a path with NUL in it
         raise EnvironmentProblem(
             "folder-not-writable",
-            f"The study folder {folder} cannot be written: "
+            f"The study folder {folder} is not writable: "
             f"{getattr(error, 'strerror', None) or error}.",
             "another folder: `--out DIR`.",
         ) from error
 
 
 def database_path(folder: Path) -> Path:
-    """Return where a study's database lies.
+    """Return the path of a study's database, which must exist.
 
     Raises:
         UsageError: ``no-study``.
@@ -63,15 +57,15 @@ def database_path(folder: Path) -> Path:
     path = folder / DATABASE
     if not path.is_file():
         raise UsageError(
-            "no-study", f"There is no study in {folder}.", "`bakeoff run STUDY.toml` makes one."
+            "no-study", f"There is no study in {folder}.", "`bakeoff run STUDY.toml` creates one."
         )
     return path
 
 
 def check_no_symlinks(folder: Path) -> None:
-    """Refuse symbolic links inside a study folder: what is written there would land elsewhere.
+    """Check that a study folder contains no symbolic links, which would redirect writes.
 
-    The folder itself may be one: whoever runs the study names it.
+    The folder itself may be a link, because the user names it.
 
     Raises:
         PreflightError: ``folder-link``.
@@ -82,16 +76,16 @@ def check_no_symlinks(folder: Path) -> None:
             if path.is_symlink():
                 raise PreflightError(
                     "folder-link",
-                    f"{path} is a symbolic link: bakeoff writes and removes files in a study "
-                    "folder, and follows no link out of it.",
+                    f"{path} is a symbolic link. bakeoff writes and deletes files in a study "
+                    "folder and does not follow links out of it.",
                     f"`rm {path}`, or another folder: `--out DIR` (which may be a link itself).",
                 )
 
 
 def delete_checkpoints(folder: Path, trial_id: str, but: int | None) -> None:
-    """Remove the states of a trial that it goes on from at rungs, except that at step ``but``."""
+    """Delete the checkpoints of a trial at its rungs, except the one at step ``but``."""
     states = folder / TRIALS / trial_id / trial_dir.CHECKPOINTS
-    if not is_within(states, folder):  # a link that came after the study was opened
+    if not is_within(states, folder):  # a link created after the study was opened
         return
     for file in states.glob("*"):
         if but is None or file.stem != str(but):
@@ -102,14 +96,14 @@ def delete_checkpoints(folder: Path, trial_id: str, but: int | None) -> None:
 
 
 def freeze_data(folder: Path, splits: Splits) -> None:
-    """Write the splits under ``data/``, with where they came from."""
+    """Write the splits and their origins under ``data/``."""
     for name, rows in _frozen_rows(splits).items():
         data_rows.write_split(folder / "data" / f"{name}.jsonl", rows)
     files.atomic_write_text(folder / ORIGINS_FILE, json.dumps(splits.origins, indent=1) + "\n")
 
 
 def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
-    """Copy the user's own metric into the study folder: workers and later runs use that copy."""
+    """Copy a user-defined metric into the study folder, for workers and later runs."""
     if code is not None:
         path = folder / METRIC / name.rpartition(":")[0]
         path.parent.mkdir(exist_ok=True)
@@ -117,7 +111,7 @@ def freeze_metric(folder: Path, name: str, code: bytes | None) -> None:
 
 
 def digests(splits: Splits) -> dict[str, str]:
-    """Return the sha256 sums that ``freeze_data`` would give, writing nothing."""
+    """Return the sha256 sums of the files that ``freeze_data`` would write."""
     return {name: data_rows.canonical_digest(rows) for name, rows in _frozen_rows(splits).items()}
 
 
@@ -128,10 +122,10 @@ def _frozen_rows(splits: Splits) -> dict[str, list[data_rows.Row]]:
 def write_study_file(
     folder: Path, spec: StudySpec, own_metric: str | None, chat_template: str | None = None
 ) -> None:
-    """Write the resolved study file: every default spelt out, paths inside the folder.
+    """Write the resolved study file: with all defaults, and paths inside the folder.
 
-    ``own_metric`` names the user's own metric in its copy there, None where bakeoff's is used;
-    ``chat_template`` is the text of the study's own.
+    ``own_metric`` names a user-defined metric in its copy there, None for a built-in one;
+    ``chat_template`` is the text of a user-defined template.
     """
     value = dump_spec(spec)
     if chat_template is not None:
@@ -144,6 +138,6 @@ def write_study_file(
         value["data"].pop(name, None)
     if (folder / "data" / f"{GENERAL}.jsonl").is_file():
         value["forgetting"]["text"] = f"data/{GENERAL}.jsonl"
-    value["data"].pop("rename", None)  # the frozen rows bear the new names
+    value["data"].pop("rename", None)  # the frozen rows have the new names
     header = "# Written by bakeoff: the resolved study. `bakeoff run` on it resumes the study.\n"
     files.atomic_write_text(folder / STUDY_FILE, header + tomli_w.dumps(value))

@@ -1,8 +1,7 @@
-"""The study's database: one writer (the parent process), read-only readers.
+"""The study's database: one writer (the parent process) and read-only readers.
 
-SQLite through SQLAlchemy Core, WAL and ``synchronous=FULL``: what was acknowledged survives kill -9
-and power loss. Only ``api`` and its phases open it, ``recovery``, which mends it, ``retries`` and
-``forks``; workers never do.
+SQLite through SQLAlchemy Core, in WAL mode with ``synchronous=FULL``: acknowledged writes survive
+kill -9 and power loss. Workers never open it.
 """
 
 from __future__ import annotations

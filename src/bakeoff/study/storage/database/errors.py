@@ -1,7 +1,4 @@
-"""What SQLite says of a file that it cannot use, as errors that a user can act upon.
-
-Called by the engine (``schema``) for every statement of readers and writer alike.
-"""
+"""SQLite errors about the database file as errors with a code and a hint."""
 
 from __future__ import annotations
 
@@ -17,66 +14,67 @@ BUSY, LOCKED, READ_ONLY = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQ
 DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 FILE_ERRORS = (FULL, IO_ERROR, CANNOT_OPEN, BUSY, LOCKED, READ_ONLY, *DAMAGE_CODES)
 MIN_FREE_BYTES = 1 << 20
-"""Free bytes below which an I/O error is a full disk: SQLite has no other word for a full disk
-while it makes its shared memory."""
+"""An I/O error with less free space than this counts as a full disk: SQLite reports no more than
+that when its shared memory does not fit."""
 
 
 def is_file_error(error: sqlite3.Error) -> bool:
-    """Tell whether an error is about the database's file, not about a statement."""
+    """Return whether an error is about the database file, not about a statement."""
     return _code(error) in FILE_ERRORS
 
 
 def as_bakeoff_error(error: sqlite3.Error, path: Path) -> BakeoffError:
-    """Return the error that a user reads; ``path`` is the database."""
-    code, said = _code(error), str(error)
+    """Convert an SQLite error into one with a code and a hint; ``path`` is the database."""
+    code, message = _code(error), str(error)
     if code == FULL or (code in (IO_ERROR, CANNOT_OPEN) and _is_disk_full(path)):
-        return disk_full.disk_full_error(path.parent, said)
+        return disk_full.disk_full_error(path.parent, message)
     if code in DAMAGE_CODES:
-        return damaged_error(path, said)
+        return damaged_error(path, message)
     if code in (BUSY, LOCKED):
         return EnvironmentProblem(
             "database-busy",
-            f"The study's database {path} is held by another program ({said}).",
-            "close what has it open for writing (a database browser, a backup), then run it again.",
+            f"The study's database {path} is locked by another program ({message}).",
+            "close any program that has it open for writing (a database browser, a backup), then "
+            "run the command again.",
         )
     return EnvironmentProblem(
         "database-unusable",
-        f"The study's database {path} cannot be read or written ({said}).",
-        f"check that the file is there, its permissions and its disk; `bakeoff doctor "
-        f"{path.parent}` looks closer.",
+        f"The study's database {path} cannot be read or written ({message}).",
+        f"check that the file exists, its permissions and its disk; `bakeoff doctor {path.parent}` "
+        "checks the database.",
     )
 
 
-def damaged_error(path: Path, said: str) -> EnvironmentProblem:
-    """Build the error for a database that is no whole SQLite file."""
+def damaged_error(path: Path, problem: str) -> EnvironmentProblem:
+    """Build the error for a database that is not an intact SQLite file."""
     return EnvironmentProblem(
         "database-damaged",
-        f"The study's database {path} is damaged: {said}.",
-        f"`bakeoff doctor {path.parent} --mend`: what can be read of it is kept in a new one, and "
-        "finished trials are taken from their folders.",
+        f"The study's database {path} is damaged: {problem}.",
+        f"`bakeoff doctor {path.parent} --repair` copies what is readable into a new database and "
+        "restores finished trials from their folders.",
     )
 
 
 def newer_version_error(path: Path, found: int, known: int) -> PreflightError:
-    """Build the error for a database that a later bakeoff wrote."""
+    """Build the error for a database that a newer bakeoff wrote."""
     return PreflightError(
         "database-version",
-        f"The study's database {path} has version {found}, this bakeoff knows up to {known}.",
-        "a newer bakeoff: `pip install --upgrade bakeoff`; or a new study folder: `--out DIR`.",
+        f"The study's database {path} has version {found}; this bakeoff supports up to {known}.",
+        "`pip install --upgrade bakeoff`, or a new study folder: `--out DIR`.",
     )
 
 
 def foreign_database_error(path: Path) -> PreflightError:
-    """Build the error for a database that is no study's."""
+    """Build the error for a database that is not a study's."""
     return PreflightError(
         "database-foreign",
-        f"{path} is a SQLite database, but no study's: nothing in it was touched.",
+        f"{path} is an SQLite database but not a study's; it was not changed.",
         "another study folder: `--out DIR`.",
     )
 
 
 def _code(error: sqlite3.Error) -> int:
-    """Return SQLite's primary result code; 0 where the error is the module's own."""
+    """Return SQLite's primary result code; 0 for an error of the sqlite3 module itself."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 

@@ -1,8 +1,7 @@
-"""The versions of a study's database: what is there, and how an older one becomes today's.
+"""Schema versions of the database, and the migrations from older ones.
 
-Called when the writer opens a database, and by readers to learn what they have before them.
-``MIGRATIONS`` has one function for each step from a version to the next; before the first of them
-the database is copied (``study.db.v1.bak``), and all of them are one transaction.
+``MIGRATIONS`` has one function per step from a version to the next. Before the first of them the
+database is copied (``study.db.v1.bak``); all of them run in one transaction.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Migration = Callable[[sa.Connection, Path], None]
 
 
 def read_version(connection: sa.Connection, path: Path) -> int | None:
-    """Return a database's version, None where it holds nothing yet.
+    """Return a database's version; None for an empty one.
 
     Raises:
         PreflightError: ``database-version`` for a newer one, ``database-foreign``.
@@ -35,7 +34,7 @@ def read_version(connection: sa.Connection, path: Path) -> int | None:
     if not {"key", "value"} <= {c["name"] for c in _study_columns(connection, tables)}:
         raise errors.foreign_database_error(path)
     found = connection.scalar(sa.text("SELECT value FROM study WHERE key = 'schema_version'"))
-    if found is None:  # killed while it was made, table by table: so did version 1
+    if found is None:  # killed during creation: version 1 committed table by table
         return None
     if not str(found).isdecimal():
         raise errors.damaged_error(path, f"its version is {str(found)[:20]!r}")
@@ -50,13 +49,13 @@ def _study_columns(connection: sa.Connection, tables: set[str]) -> list[Any]:
 
 
 def create_tables(connection: sa.Connection) -> None:
-    """Make the tables and write their version, in the transaction of ``connection``."""
+    """Create the tables and write their version, in the transaction of ``connection``."""
     schema.metadata.create_all(connection)
     _write_version(connection, schema.VERSION)
 
 
 def upgrade(engine: sa.Engine, path: Path, found: int) -> None:
-    """Copy the database, then bring it from version ``found`` to today's; all of it or nothing."""
+    """Copy the database, then migrate it from version ``found`` to the current one, atomically."""
     back_up(path, path.with_name(f"{path.name}.v{found}.bak"))
     with engine.begin() as connection:
         for number in range(found, schema.VERSION):
@@ -65,7 +64,7 @@ def upgrade(engine: sa.Engine, path: Path, found: int) -> None:
 
 
 def back_up(path: Path, target: Path) -> None:
-    """Copy a database, also while it is in use, by SQLite's own means; whole or not at all.
+    """Copy a database atomically with SQLite's backup API, even while it is in use.
 
     Raises:
         EnvironmentProblem: ``disk-full``, ``database-damaged``.
@@ -75,7 +74,9 @@ def back_up(path: Path, target: Path) -> None:
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
             source.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")  # one file, whoever copies it further
+            copy.execute(
+                "PRAGMA journal_mode = DELETE"
+            )  # a single file, so that copies of it are complete
     except sqlite3.Error as error:
         partial.unlink(missing_ok=True)
         raise errors.as_bakeoff_error(error, path) from error
@@ -92,11 +93,11 @@ def _write_version(connection: sa.Connection, number: int) -> None:
 
 
 def _add_manifest_hashes(connection: sa.Connection, folder: Path) -> None:
-    """1 -> 2: each result knows its folder's seal, and a study from before the race its tables.
+    """Migrate 1 -> 2: add the manifest hash of each result's folder, and the tables of the race.
 
-    Without seals a folder that was lost or changed could not be told from one that never was.
+    Without the hash, a folder that was lost or changed looks like one that never existed.
     """
-    schema.metadata.create_all(connection)  # adds ``rungs`` and ``decisions`` where they lack
+    schema.metadata.create_all(connection)  # adds ``rungs`` and ``decisions`` if missing
     connection.execute(sa.text("ALTER TABLE trials ADD COLUMN sealed TEXT"))
     query = sa.text("SELECT id FROM trials WHERE status IS NOT NULL")
     for trial_id in list(connection.scalars(query)):

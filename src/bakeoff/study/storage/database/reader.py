@@ -1,4 +1,4 @@
-"""Read-only readers of a study's database: they never block the writer and never create a file."""
+"""Read-only access to a study's database; it never blocks the writer and never creates a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -14,38 +14,39 @@ from bakeoff.core.errors import UsageError, first_line
 from bakeoff.core.results import Cost, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.study.storage.database import errors, migrate, schema
+from bakeoff.study.storage.database.handle import DatabaseHandle
 
 PlannedTrial = tuple[Trial, TrialResult | None]
 MANIFEST_VERSION = 2
-"""The first version of the database whose results know their folders' seals."""
+"""First version of the database that stores the hashes of the trial folders' manifests."""
 
 
 class TrialRow(NamedTuple):
-    """A planned trial as the database has it: its status, and the seal of its folder."""
+    """Status of a planned trial, and the manifest hash of its folder."""
 
     status: str | None
-    sealed: str | None
+    manifest_hash: str | None
 
 
 class TrialCounts(NamedTuple):
-    """How many trials of a method are planned so far, and how many of them have ended."""
+    """Numbers of a method's trials: planned so far, and ended."""
 
     planned: int
     ended: int
 
 
 class ItemResults(NamedTuple):
-    """What a trial made of each item of a split, in the order of the split's file."""
+    """A trial's score and prediction of each item of a split, in the order of the split's file."""
 
     scores: list[float]
     predictions: list[str | None]
 
 
 class TrialSummary(NamedTuple):
-    """A planned trial without its items: what it gave last, and the mean score of each split.
+    """A planned trial with its latest result and the mean score of each split, without items.
 
-    ``result`` holds no scores and no item losses. It is what the trial gave when it ended
-    (``ended``) or at the last rung where it stands; None where it gave nothing yet.
+    ``result`` holds no scores and no item losses. It is the final result (``ended``) or that of the
+    last rung; None if there is none yet.
     """
 
     trial: Trial
@@ -54,36 +55,35 @@ class TrialSummary(NamedTuple):
     means: dict[str, float]
 
 
-class Reader:
-    """Reads what the writer has committed so far.
+class Reader(DatabaseHandle):
+    """Reader of what the writer has committed so far.
 
-    Each call is one snapshot; inside ``still`` all of them are the same one.
+    Each call is one snapshot; inside ``snapshot`` all calls share one.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the database of this version or an older one.
+        """Open a database of the current version or an older one.
 
         Raises:
             PreflightError: ``database-version``, ``database-foreign``.
-            UsageError: ``no-study`` where it holds nothing yet.
+            UsageError: ``no-study`` if it is still empty.
             EnvironmentProblem: ``database-damaged``, ``database-unusable``, ...
         """
-        self._path = path
-        self._engine = schema.create_engine(path, read_only=True)
+        super().__init__(path, read_only=True)
         self._snapshot_connection: sa.Connection | None = None
         with self._reading() as connection:
-            found = migrate.read_version(connection, path)
-        if found is None:
+            version = migrate.read_version(connection, path)
+        if version is None:
             raise UsageError(
                 "no-study",
-                f"The study in {path.parent} has not begun yet.",
-                "`bakeoff run` goes on with it.",
+                f"The study in {path.parent} has not started yet.",
+                "`bakeoff run` continues it.",
             )
-        self.version = found
+        self.version = version
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Read everything inside as it was at one moment, whatever is written meanwhile."""
+        """Read everything in the with block from one snapshot, whatever is written meanwhile."""
         with self._engine.connect() as connection:
             self._snapshot_connection = connection
             try:
@@ -93,17 +93,18 @@ class Reader:
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
+        """Yield the snapshot's connection, or a new one; report broken JSON as damage."""
         try:
             if self._snapshot_connection is not None:
                 yield self._snapshot_connection
                 return
             with self._engine.connect() as connection:
                 yield connection
-        except ValueError as error:  # a value that is no JSON any more
+        except ValueError as error:  # a value that is not JSON
             raise errors.damaged_error(self._path, first_line(error)) from error
 
     def values(self, *keys: str) -> dict[str, Any]:
-        """Return the study's values: all of them, or those of some keys that are there."""
+        """Return the study's values: all of them, or those of the given keys that exist."""
         query = sa.select(schema.study)
         with self._reading() as connection:
             rows = connection.execute(query.where(schema.study.c.key.in_(keys)) if keys else query)
@@ -116,22 +117,22 @@ class Reader:
         return {name: Cost.from_json(value) for name, value in found}
 
     def finished_ids(self) -> set[str]:
-        """Return the ids of the trials that have a result; reads no result and no score."""
+        """Return the ids of the trials that have ended, without reading results or scores."""
         table = schema.trials
         with self._reading() as connection:
             return set(connection.scalars(sa.select(table.c.id).where(table.c.status.is_not(None))))
 
     def trial_rows(self) -> dict[str, TrialRow]:
-        """Return what is known of every planned trial without its scores, by trial id."""
+        """Return status and manifest hash of every planned trial, by trial id."""
         table = schema.trials
         query = sa.select(table.c.id, table.c.status, table.c.sealed)
         if self.version < MANIFEST_VERSION:
             query = sa.select(table.c.id, table.c.status, sa.null())
         with self._reading() as connection:
-            return {i: TrialRow(status, sealed) for i, status, sealed in connection.execute(query)}
+            return {i: TrialRow(*row) for i, *row in connection.execute(query)}
 
     def count_trials(self) -> dict[str, TrialCounts]:
-        """Count the trials of each method, reading no result and no score."""
+        """Count the trials of each method, without reading results or scores."""
         table = schema.trials
         query = sa.select(
             table.c.method, sa.func.count().label("planned"), sa.func.count(table.c.status)
@@ -140,13 +141,13 @@ class Reader:
             return {name: TrialCounts(*counts) for name, *counts in connection.execute(query)}
 
     def planned_trials(self) -> list[Trial]:
-        """Return every planned trial, in order; reads no result and no score."""
+        """Return every planned trial, in order, without reading results or scores."""
         query = sa.select(schema.trials.c.spec).order_by(schema.trials.c.position)
         with self._reading() as connection:
             return [Trial.from_json(spec) for spec in connection.scalars(query)]
 
     def last_rung(self) -> dict[str, int]:
-        """Return the last step of every trial that stands at a rung, and is to go on from there."""
+        """Return the last rung of every unfinished trial that reached one, in steps by trial id."""
         if self._lacks_table(schema.rungs) or self._lacks_table(schema.decisions):
             return {}
         ended = sa.select(schema.trials.c.id).where(schema.trials.c.status.is_not(None))
@@ -160,22 +161,22 @@ class Reader:
             return {row.trial_id: row.step for row in connection.execute(query)}
 
     def integrity_problems(self) -> list[str]:
-        """Return what SQLite finds wrong in the whole file; none where it is sound."""
+        """Return the problems that SQLite finds in the whole file; empty if it is intact."""
         with self._reading() as connection:
-            said = connection.scalars(sa.text("PRAGMA integrity_check(20)")).all()
-            lost = connection.execute(sa.text("PRAGMA foreign_key_check")).all()
-        found = [str(line) for line in said if line != "ok"]
-        return found + [f"a row of {table} whose trial is not there" for table, *_ in lost]
+            lines = connection.scalars(sa.text("PRAGMA integrity_check(20)")).all()
+            orphans = connection.execute(sa.text("PRAGMA foreign_key_check")).all()
+        problems = [str(line) for line in lines if line != "ok"]
+        return problems + [f"a row of {table} has no trial" for table, *_ in orphans]
 
     def has_test_scores(self) -> bool:
-        """Tell whether the test set was looked at: some trial has scores on it."""
+        """Return whether the test set was evaluated: some trial has scores on it."""
         table = schema.scores
         with self._reading() as connection:
             query = sa.select(table.c.trial_id).where(table.c.split == "test").limit(1)
             return connection.scalar(query) is not None
 
     def results_at_rung(self, step: int) -> dict[str, TrialResult]:
-        """Return what each trial had given at ``step``, by trial id."""
+        """Return the results at the rung ``step``, by trial id."""
         table = schema.rungs
         query = sa.select(table.c.trial_id, table.c.result).where(table.c.step == step)
         with self._reading() as connection:
@@ -183,18 +184,18 @@ class Reader:
         return {trial_id: TrialResult.from_json(value) for trial_id, value in rows}
 
     def last_pause(self, span: tuple[int, int]) -> dict[str, int]:
-        """Return the last step, inside ``span``, at which each trial was stopped, by trial id."""
+        """Return the last step at which each trial was paused inside ``span``, by trial id."""
         table = schema.rungs
         query = (
             sa.select(table.c.trial_id, sa.func.max(table.c.step))
             .where(table.c.step > span[0], table.c.step < span[1])
             .group_by(table.c.trial_id)
         )
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
     def decisions(self) -> list[dict[str, Any]]:
-        """Return the race's decisions, rung by rung; none where the study knows no race."""
+        """Return the race's decisions in order of rungs; empty for studies without a race."""
         if self._lacks_table(schema.decisions):
             return []
         table = schema.decisions
@@ -207,7 +208,7 @@ class Reader:
             return list(connection.scalars(query))
 
     def trials(self) -> tuple[PlannedTrial, ...]:
-        """Return every planned trial, in order, with its result and scores where it has them."""
+        """Return every planned trial, in order, with its result and scores if it has ended."""
         table = schema.trials
         query = sa.select(table.c.spec, table.c.result).order_by(table.c.position)
         with self._reading() as connection:
@@ -236,7 +237,7 @@ class Reader:
         }
 
     def summaries(self) -> tuple[TrialSummary, ...]:
-        """Return every planned trial in short, in order: no item is read one by one."""
+        """Return a summary of every planned trial, in order, without reading single items."""
         table = schema.trials
         query = sa.select(table.c.spec, table.c.result).order_by(table.c.position)
         with self._reading() as connection:
@@ -265,12 +266,12 @@ class Reader:
         )
         found: dict[str, dict[str, float]] = defaultdict(dict)
         for trial_id, split, mean in connection.execute(query):
-            if mean is not None:  # a score that is no number is kept as null
+            if mean is not None:  # a score that is not a number is stored as null
                 found[trial_id][split] = mean
         return found
 
     def _last_rungs(self) -> dict[str, dict[str, Any]]:
-        """Return what trials gave that stand at a rung and have not ended."""
+        """Return the last rung's result of every unfinished trial that reached one."""
         if self._lacks_table(schema.rungs):
             return {}
         ended = sa.select(schema.trials.c.id).where(schema.trials.c.status.is_not(None))
@@ -284,7 +285,7 @@ class Reader:
             return {row.trial_id: row.result for row in connection.execute(query)}
 
     def _lacks_table(self, table: sa.Table) -> bool:
-        """Tell whether this database is older than a table."""
+        """Return whether this database is from before the table was added."""
         with self._reading() as connection:
             return not sa.inspect(connection).has_table(table.name)
 
@@ -305,15 +306,3 @@ class Reader:
             entry["scores"].append(score)
             entry["predictions"].append(prediction)
         return found
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        """Return the reader itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the connection."""
-        self.close()

@@ -1,8 +1,7 @@
-"""A damaged database's successor: what can still be read of it, in a new file beside it.
+"""Rebuild a damaged database: copy what is readable into a new file.
 
-Called by ``recovery`` alone, with the study's lock held. Plans, settings, costs and what the race
-decided are taken row by row, as far as they can be read. Results and scores are not: nobody could
-say whether all of their rows are there. They come back from the trials' sealed folders.
+Plans, settings, costs and decisions are copied row by row. Results and scores are not, because they
+could be incomplete; they are restored from the trials' verified folders.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ SKIPPED_KEYS = ("schema_version",)
 
 
 def rebuild(path: Path) -> Path:
-    """Put a new database in a damaged one's place; return where the damaged one lies now."""
+    """Replace a damaged database by a new one; return the new path of the damaged file."""
     fresh = path.with_name(f"{path.name}.rebuilt")
     _delete_database(fresh)
     Writer(fresh).close()
-    made = schema.create_engine(fresh, read_only=False)
+    engine = schema.create_engine(fresh, read_only=False)
     try:
-        with made.begin() as connection:
+        with engine.begin() as connection:
             known: set[str] = set()
             for table in COPIED_TABLES:
                 for row in _readable_rows(path, table):
@@ -42,9 +41,9 @@ def rebuild(path: Path) -> Path:
                     if row.get("trial_id", row.get("id")) in {None, *known}:
                         connection.execute(sa.insert(table).prefix_with("OR IGNORE").values(row))
     finally:
-        made.dispose()
+        engine.dispose()
     aside = _free_name(path.with_name(f"{path.name}.damaged"))
-    for ending in ("-wal", "-shm", ""):  # a log left behind would be taken for the new file's
+    for ending in ("-wal", "-shm", ""):  # SQLite would apply a log left behind to the new file
         if (old := path.with_name(path.name + ending)).exists():
             old.replace(aside.with_name(aside.name + ending))
     fresh.replace(path)
@@ -53,7 +52,7 @@ def rebuild(path: Path) -> Path:
 
 
 def _readable_rows(path: Path, table: sa.Table) -> Iterator[dict[str, Any]]:
-    """Yield a table's rows up to where it cannot be read any further."""
+    """Yield a table's rows up to the first unreadable one."""
     names = [c.name for c in table.columns if not any(c is other for other in SKIPPED_COLUMNS)]
     query = f"SELECT {', '.join(names)} FROM {table.name}"
     address = f"file:{quote(str(path.resolve()))}?mode=ro"
@@ -69,7 +68,7 @@ def _readable_rows(path: Path, table: sa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _decode_row(row: dict[str, Any], readers: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a row as Python values, None where one of them is broken."""
+    """Convert a row to Python values; None if one of them is invalid."""
     try:
         return {n: readers[n](v) if readers[n] else v for n, v in row.items()}
     except (ValueError, TypeError):
@@ -77,7 +76,7 @@ def _decode_row(row: dict[str, Any], readers: dict[str, Any]) -> dict[str, Any] 
 
 
 def _is_trial(row: dict[str, Any]) -> bool:
-    """Tell whether a planned trial is still the one that its id is the hash of."""
+    """Return whether a planned trial still has the hash that its id is."""
     try:
         return Trial.from_json(row["spec"]).id == str(row["id"])
     except (KeyError, TypeError):
@@ -85,11 +84,11 @@ def _is_trial(row: dict[str, Any]) -> bool:
 
 
 def _free_name(path: Path) -> Path:
-    number, found = 1, path
-    while found.exists():
+    number, free = 1, path
+    while free.exists():
         number += 1
-        found = path.with_name(f"{path.name}{number}")
-    return found
+        free = path.with_name(f"{path.name}{number}")
+    return free
 
 
 def _delete_database(path: Path) -> None:

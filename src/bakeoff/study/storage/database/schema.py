@@ -1,7 +1,8 @@
-"""The tables. ``trials`` holds what is planned and what came of it; ``scores`` one row an item.
+"""Tables of the database, and engines on it.
 
-``rungs`` holds what a trial had given when it stood at a rung, ``decisions`` what the race made of
-it there. What an older version of the tables lacks is added by ``migrate``.
+``trials`` holds plans and results, ``scores`` one row per item, ``rungs`` the results of trials at
+rungs, and ``decisions`` what the race decided there. Missing parts of older versions are added by
+``migrate``.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ trials = sa.Table(
     sa.Column("status", sa.Text),
     sa.Column("result", sa.JSON(none_as_null=True)),
     sa.Column("finished_at", sa.Text),
-    # sha256 of the list of hashes in the trial's folder, as it was when the result was written;
-    # none where a result has no folder
+    # sha256 of the checksum manifest in the trial's folder when the result was written; null if the
+    # result has no folder
     sa.Column("sealed", sa.Text),
 )
 
@@ -80,45 +81,45 @@ costs = sa.Table(
 
 
 def create_engine(path: Path, read_only: bool) -> sa.Engine:
-    """Return an engine on the database file; a reader can never write or create it.
+    """Return an engine on the database file; a read-only one can neither write nor create it.
 
-    Every transaction of the writer takes the write lock when it begins, every one of a reader is
-    one snapshot. What SQLite says of the file becomes an error that a user can act upon.
+    A writer's transaction takes the write lock at its beginning; a reader's is one snapshot. SQLite
+    errors about the file are raised as ``BakeoffError`` with a code.
     """
     mode = "ro" if read_only else "rwc"
     url = f"sqlite:///file:{quote(str(path.resolve()))}?mode={mode}&uri=true"
-    made = sa.create_engine(url, poolclass=sa.pool.NullPool if read_only else sa.pool.StaticPool)
+    engine = sa.create_engine(url, poolclass=sa.pool.NullPool if read_only else sa.pool.StaticPool)
 
-    @event.listens_for(made, "connect")
-    def _pragmas(connection: sqlite3.Connection, _: object) -> None:
-        connection.isolation_level = None  # the module's own BEGIN spares readers: see below
+    @event.listens_for(engine, "connect")
+    def _set_pragmas(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None  # sqlite3 would begin transactions by itself: see _begin
         connection.execute("PRAGMA busy_timeout = 10000")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
 
-    @event.listens_for(made, "begin")
+    @event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
-    @event.listens_for(made, "handle_error")
-    def _tell(context: sa.ExceptionContext) -> None:
+    @event.listens_for(engine, "handle_error")
+    def _convert_error(context: sa.ExceptionContext) -> None:
         error = context.original_exception
         if isinstance(error, sqlite3.Error) and errors.is_file_error(error):
             raise errors.as_bakeoff_error(error, path) from error
 
-    return made
+    return engine
 
 
-def set_journal_mode(made: sa.Engine, path: Path) -> None:
-    """Set the writer's journal: the write-ahead log, or the old one where memory is not shared.
+def set_journal_mode(engine: sa.Engine, path: Path) -> None:
+    """Set the journal mode: the write-ahead log, or a rollback journal on network file systems.
 
-    Only once it is known that the file is a study's: this writes to it.
+    This writes to the file, so it must be known to be a study's.
     """
     mount = filesystem.filesystem_of(path)
     journal = (
         "DELETE" if mount is not None and filesystem.is_network_filesystem(mount.kind) else "WAL"
     )
-    connection = made.raw_connection()
+    connection = engine.raw_connection()
     try:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA journal_mode = {journal}")

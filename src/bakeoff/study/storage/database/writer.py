@@ -1,10 +1,10 @@
-"""The one writer of a study's database."""
+"""Write access to a study's database, for the one process that runs the study."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
@@ -14,20 +14,20 @@ from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.core.trial_dir import TRIALS, manifest_hash
 from bakeoff.study.storage.database import errors, migrate, schema
+from bakeoff.study.storage.database.handle import DatabaseHandle
 
 
-class Writer:
-    """Writes plans and results; every call is one transaction, durable when it returns."""
+class Writer(DatabaseHandle):
+    """Writer of plans and results; every call is one transaction, durable when it returns."""
 
     def __init__(self, path: Path) -> None:
-        """Open the database; it is made, or brought up to today's version, where need be.
+        """Open the database; create it or migrate it to the current version if needed.
 
         Raises:
             EnvironmentProblem: ``database-damaged``, ``database-busy``, ``disk-full``, ...
             PreflightError: ``database-version``, ``database-foreign``.
         """
-        self._path = path
-        self._engine = schema.create_engine(path, read_only=False)
+        super().__init__(path, read_only=False)
         try:
             self._open()
         except BaseException:
@@ -35,34 +35,34 @@ class Writer:
             raise
 
     def _open(self) -> None:
-        found = self._version()
+        version = self._check_version()
         schema.set_journal_mode(self._engine, self._path)
-        if found is None:
+        if version is None:
             with self._engine.begin() as connection:
                 migrate.create_tables(connection)
-        elif found < schema.VERSION:
-            migrate.upgrade(self._engine, self._path, found)
+        elif version < schema.VERSION:
+            migrate.upgrade(self._engine, self._path, version)
 
-    def _version(self) -> int | None:
-        """Return the database's version once it is known to be a study's, and sound."""
+    def _check_version(self) -> int | None:
+        """Check that the file is an intact database of a study; return its version."""
         with self._engine.connect() as connection:
-            found = migrate.read_version(connection, self._path)
-            said = connection.scalar(sa.text("PRAGMA quick_check(1)"))
-        if said != "ok":
-            raise errors.damaged_error(self._path, str(said))
-        return found
+            version = migrate.read_version(connection, self._path)
+            problem = connection.scalar(sa.text("PRAGMA quick_check(1)"))
+        if problem != "ok":
+            raise errors.damaged_error(self._path, str(problem))
+        return version
 
     def set(self, key: str, value: Any) -> None:
         """Set one value of the study."""
         self.set_all({key: value})
 
     def set_all(self, values: Mapping[str, Any]) -> None:
-        """Set values of the study, all or none."""
+        """Set values of the study in one transaction."""
         with self._engine.begin() as connection:
             _set_values(connection, values)
 
     def add_trials(self, trials: Sequence[Trial]) -> None:
-        """Add trials that are not there yet, in this order."""
+        """Add trials that are not planned yet, in this order."""
         with self._engine.begin() as connection:
             last = connection.scalar(sa.select(sa.func.max(schema.trials.c.position)))
             start = 0 if last is None else last + 1
@@ -78,34 +78,34 @@ class Writer:
                 connection.execute(row.on_conflict_do_nothing())
 
     def save(self, result: TrialResult) -> None:
-        """Write a trial's result, its per-item scores and the seal of its folder.
+        """Write a trial's result, its scores per item and the manifest hash of its folder.
 
-        Writing it again changes nothing.
+        Idempotent.
         """
         self.save_group([result])
 
     def save_group(
         self, results: Sequence[TrialResult], values: Mapping[str, Any] | None = None
     ) -> None:
-        """Write what a group's trials have given, all or none: at a rung, or as they ended.
+        """Write the results of a group's trials, at a rung or final, in one transaction.
 
         ``values`` of the study are set in the same transaction.
         """
         with self._engine.begin() as connection:
             _set_values(connection, values or {})
             for result in results:
-                stands = result.status is Status.STOPPED and result.reason is None
-                if stands:
+                is_paused = result.status is Status.STOPPED and result.reason is None
+                if is_paused:
                     _write_rung(connection, result)
                 else:
                     seal = manifest_hash(self._path.parent / TRIALS / result.trial_id)
                     _write_result(connection, result, seal)
 
     def delete_rungs(self, trial_id: str) -> None:
-        """Remove what a trial has given at rungs: it starts again. Decisions stay as they were."""
+        """Delete a trial's results at rungs, so that it starts over. Decisions are kept."""
         with self._engine.begin() as connection:
-            mine = schema.rungs.c.trial_id == trial_id
-            connection.execute(sa.delete(schema.rungs).where(mine))
+            of_trial = schema.rungs.c.trial_id == trial_id
+            connection.execute(sa.delete(schema.rungs).where(of_trial))
 
     def delete(
         self,
@@ -114,30 +114,30 @@ class Writer:
         plans: Sequence[str] = (),
         costs: Sequence[str] = (),
         values: Sequence[str] = (),
-        noted: Mapping[str, Any],
+        log: Mapping[str, Any],
     ) -> None:
-        """Forget what is to be done again, and set the values that say so: all or none.
+        """Delete what is to be done again and set ``log`` values, in one transaction.
 
-        Trials in ``results`` stay planned, and start from step 0 as if they had never run; those in
-        ``plans`` are planned no more. ``costs`` are methods, ``values`` keys of the study.
+        Trials in ``results`` stay planned and start over from step 0; those in ``plans`` are
+        removed. ``costs`` are methods, ``values`` keys of the study.
         """
-        own, scored = schema.trials.c, (schema.scores, schema.rungs, schema.decisions)
+        columns, dependent = schema.trials.c, (schema.scores, schema.rungs, schema.decisions)
         with self._engine.begin() as connection:
-            for table in scored:
-                mine = table.c.trial_id.in_([*results, *plans])
-                connection.execute(sa.delete(table).where(mine))
+            for table in dependent:
+                selected = table.c.trial_id.in_([*results, *plans])
+                connection.execute(sa.delete(table).where(selected))
             connection.execute(
                 sa.update(schema.trials)
-                .where(own.id.in_(results))
+                .where(columns.id.in_(results))
                 .values(status=None, result=None, finished_at=None, sealed=None)
             )
-            connection.execute(sa.delete(schema.trials).where(own.id.in_(plans)))
+            connection.execute(sa.delete(schema.trials).where(columns.id.in_(plans)))
             connection.execute(sa.delete(schema.costs).where(schema.costs.c.method.in_(costs)))
             connection.execute(sa.delete(schema.study).where(schema.study.c.key.in_(values)))
-            _set_values(connection, noted)
+            _set_values(connection, log)
 
     def save_decisions(self, decisions: Sequence[dict[str, Any]]) -> None:
-        """Write the race's decisions at a rung, all or none."""
+        """Write the race's decisions at a rung in one transaction."""
         with self._engine.begin() as connection:
             for value in decisions:
                 row = insert(schema.decisions).values(
@@ -153,18 +153,6 @@ class Writer:
                 row.on_conflict_do_update(index_elements=["method"], set_={"value": cost.to_json()})
             )
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        """Return the writer itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the connection."""
-        self.close()
-
 
 def _set_values(connection: sa.Connection, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
@@ -174,7 +162,7 @@ def _set_values(connection: sa.Connection, values: Mapping[str, Any]) -> None:
 
 def _write_result(connection: sa.Connection, result: TrialResult, seal: str | None) -> None:
     value = result.to_json()
-    value["item_losses"] = ()  # the race's alone: they lie in ``rungs``
+    value["item_losses"] = ()  # only the race needs them: they are in ``rungs``
     value["splits"] = {s: {"mean_loss": v.mean_loss} for s, v in result.splits.items()}
     rows = [
         {"trial_id": result.trial_id, "split": s, "item": i, "score": x, "prediction": p}
@@ -193,7 +181,7 @@ def _write_result(connection: sa.Connection, result: TrialResult, seal: str | No
 
 
 def _write_rung(connection: sa.Connection, result: TrialResult) -> None:
-    """Write what a trial has given at the step where it stands."""
+    """Write a trial's result at a rung."""
     row = insert(schema.rungs).values(
         trial_id=result.trial_id, step=result.step, result=result.to_json()
     )
