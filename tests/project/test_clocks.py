@@ -18,7 +18,7 @@ STAMPED = {"exporters/mlflow.py", "exporters/tensorboard.py"}
 """Other programs' formats, in which a point bears the seconds since 1970."""
 
 
-def asked(node: ast.AST) -> str | None:
+def wall_clock_call(node: ast.AST) -> str | None:
     """Return which of the wall's clocks a call asks."""
     if not isinstance(node, ast.Call):
         return None
@@ -34,7 +34,7 @@ def test_durations_ignore_wall_clock() -> None:
     asking = 0
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            name = asked(node)
+            name = wall_clock_call(node)
             where = path.relative_to(SOURCE).as_posix()
             if name is not None and where not in STAMPED:
                 asking += 1

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,14 @@ def test_architecture_tree_exists() -> None:
         listed.add(path)
     packages = {p.parent for p in source.glob("*/__init__.py")}
     assert packages <= listed
+
+
+def test_architecture_layers() -> None:
+    """The table of import layers is that of the linter."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    table = re.findall(r"^\| \d \| (.*?) \|$", ARCHITECTURE, flags=re.MULTILINE)
+    assert [re.findall(r"`(\w+)`", row) for row in table] == [x.split(" | ") for x in layers]
 
 
 def test_architecture_paths_exist() -> None:
