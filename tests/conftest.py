@@ -63,7 +63,7 @@ def bases(tiny_bert: Path, tiny_llama: Path) -> dict[str, Path]:
 def make_study(tiny_bert: Path) -> Callable[[Path], dict[str, Any]]:
     """Make a study that trains in seconds, its data in a folder: two of each."""
 
-    def made(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, Any]:
         data = write_jsonl(folder / "rows.jsonl", rows())
         return {
             "name": "tiny",
@@ -83,7 +83,7 @@ def make_study(tiny_bert: Path) -> Callable[[Path], dict[str, Any]]:
             "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
         }
 
-    return made
+    return build
 
 
 @pytest.fixture

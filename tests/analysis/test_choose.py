@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.records import finished, make_record, make_result, make_trial
+from helpers.records import finished_record, make_record, make_result, make_trial
 
 from bakeoff import api
 from bakeoff.analysis.choose import (
@@ -96,7 +96,7 @@ def test_report_shows_loss_metric_disagreement() -> None:
     wider = summarise(make_record(RUNS, ["lora"], settings=2), np.random.default_rng(0))
     assert wider["methods"][0]["n_settings_added"] == 1
     assert not any(
-        "disagree" in w for w in summarise(finished(), np.random.default_rng(0))["warnings"]
+        "disagree" in w for w in summarise(finished_record(), np.random.default_rng(0))["warnings"]
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tomli_w
 from helpers.command import bakeoff
-from helpers.records import final, finished, hits, make_cost, make_record, search
+from helpers.records import final, finished_record, hits, make_cost, make_record, search
 
 from bakeoff import api
 from bakeoff.analysis.compare_studies import (
@@ -62,7 +62,9 @@ def found(first: ComparedStudy, second: ComparedStudy) -> dict[str, Any]:
 
 def test_identical_copy_has_no_differences() -> None:
     """A study compared with its own copy has no differences."""
-    made = found(side(finished(), "a"), side(finished(), "b", **{"spec.name": "copy"}))
+    made = found(
+        side(finished_record(), "a"), side(finished_record(), "b", **{"spec.name": "copy"})
+    )
     assert made["differences"] == []
     assert made["cautions"] == []
     assert {m["method"]: m["agreement"] for m in made["methods"]} == {
@@ -73,7 +75,7 @@ def test_identical_copy_has_no_differences() -> None:
 
 def test_differences_are_named() -> None:
     """Differing verdicts, settings and methods are named."""
-    made = found(side(finished(), "a"), side(other(), "b"))
+    made = found(side(finished_record(), "a"), side(other(), "b"))
     rows = {m["method"]: m for m in made["methods"]}
     assert {name: row["agreement"] for name, row in rows.items()} == {
         "lora": "control", "oft": "disagree", "ia3": "agree",
@@ -111,7 +113,7 @@ def test_frozen_differences_named_by_subject() -> None:
 
 def test_incomparable_studies_caution() -> None:
     """Another control, another margin or an unfinished study gives a caution."""
-    record = finished()
+    record = finished_record()
     unfinished = dataclasses.replace(
         record, control="oft", methods=("oft", "lora", "ia3", "full"), margin=0.05,
         trials=(*record.trials, *search("ia3", {1.0: None})),

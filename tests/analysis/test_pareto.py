@@ -19,7 +19,7 @@ from helpers.records import (
     make_engine,
     make_record,
 )
-from helpers.summaries import rights, row, summed
+from helpers.summaries import accuracy_scores, row, summarise_checked
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.pareto import (
@@ -159,7 +159,7 @@ def test_forgetting_axis_where_measured() -> None:
 
 def test_finished_study_probabilities() -> None:
     """A finished study has probabilities between 0 and 1."""
-    made = summed(finished())
+    made = summarise_checked(finished())
     # OFT scores 20 points more at LoRA's costs; IA3 needs half the memory
     assert row(made, "oft")["front_probability"] == 1.0
     assert row(made, "ia3")["front_probability"] == 1.0
@@ -173,9 +173,9 @@ def test_finished_study_probabilities() -> None:
 def test_indistinguishable_methods_share_front() -> None:
     """Two methods that differ by chance share the front."""
     other = [1.0] * 100 + [0.0] * 80 + [1.0] * 20  # 120 right as well, other items
-    trials = final("lora", rights(120)) + final("oft", dict.fromkeys((1, 2, 3), other))
+    trials = final("lora", accuracy_scores(120)) + final("oft", dict.fromkeys((1, 2, 3), other))
     costs = {"lora": make_cost("lora"), "oft": make_cost("oft", 1_030_000)}
-    made = summed(make_record(trials, ("lora", "oft"), costs=costs))
+    made = summarise_checked(make_record(trials, ("lora", "oft"), costs=costs))
     chances = made["pareto"][0]["probabilities"]
     assert chances["lora"] == pytest.approx(0.5, abs=0.06)
     assert chances["oft"] == pytest.approx(0.5, abs=0.06)
@@ -189,10 +189,10 @@ def test_indistinguishable_methods_share_front() -> None:
 def study(prefer: Any, **more: Any) -> StudyRecord:
     """Return LoRA 60 %, OFT better, IA3 the same with half the memory, DoRA worse and tiny."""
     trials = [
-        *final("lora", rights(120)),
-        *final("oft", rights(160)),
-        *final("ia3", rights(120)),
-        *final("dora", rights(60)),
+        *final("lora", accuracy_scores(120)),
+        *final("oft", accuracy_scores(160)),
+        *final("ia3", accuracy_scores(120)),
+        *final("dora", accuracy_scores(60)),
     ]
     costs = {
         "lora": make_cost("lora", 8 * MIB, 10.0),
@@ -205,7 +205,7 @@ def study(prefer: Any, **more: Any) -> StudyRecord:
 
 
 def advice(record: StudyRecord) -> tuple[str | None, str]:
-    found = summed(record)["recommendation"]
+    found = summarise_checked(record)["recommendation"]
     assert found["prefer"] == record.prefer
     return found["method"], found["sentence"]
 
@@ -218,7 +218,7 @@ def test_memory_picks_smallest_not_worse() -> None:
         "Use IA3: it needs 50 % less training memory than LoRA (4.0 MiB against 8.0 MiB) and is "
         "equivalent within 10.0 points (0.0 points, 95 % interval 0.0 to 0.0, 3 seeds, 200 items)."
     )
-    weighed = summed(study("memory"))["recommendation"]["weighed"]
+    weighed = summarise_checked(study("memory"))["recommendation"]["weighed"]
     assert weighed == {"lora": 0.0, "oft": -1.0, "ia3": 1.0}
 
 
@@ -241,7 +241,7 @@ def test_better_method_wins_tied_costs() -> None:
 
 def test_control_kept_without_saving() -> None:
     """The control stays recommended when no method saves anything."""
-    trials = final("lora", rights(120)) + final("ia3", rights(120))
+    trials = final("lora", accuracy_scores(120)) + final("ia3", accuracy_scores(120))
     costs = {"lora": make_cost("lora", 8 * MIB), "ia3": make_cost("ia3", int(7.8 * MIB))}
     record = make_record(trials, ("lora", "ia3"), costs=costs, prefer="memory", margin=0.1)
     assert advice(record) == (
@@ -254,7 +254,7 @@ def test_control_kept_without_saving() -> None:
 
 def test_inconclusive_is_never_recommended_but_named() -> None:
     other = [1.0] * 100 + [0.0] * 80 + [1.0] * 20
-    trials = final("lora", rights(120)) + final("ia3", dict.fromkeys((1, 2, 3), other))
+    trials = final("lora", accuracy_scores(120)) + final("ia3", dict.fromkeys((1, 2, 3), other))
     costs = {"lora": make_cost("lora", 8 * MIB), "ia3": make_cost("ia3", 1 * MIB)}
     record = make_record(trials, ("lora", "ia3"), costs=costs, prefer="memory", margin=0.01)
     method, sentence = advice(record)
@@ -281,7 +281,7 @@ def test_accelerated_memory_is_no_saving() -> None:
         "lora": make_cost("lora", 8 * MIB, engine=make_engine(packing="it does not agree")),
         "ia3": make_cost("ia3", 4 * MIB, engine=make_engine()),
     }
-    trials = final("lora", rights(120)) + final("ia3", rights(120))
+    trials = final("lora", accuracy_scores(120)) + final("ia3", accuracy_scores(120))
     record = make_record(trials, ("lora", "ia3"), costs=costs, prefer="memory", margin=0.1)
     method, sentence = advice(record)
     assert method == "lora"
@@ -290,7 +290,7 @@ def test_accelerated_memory_is_no_saving() -> None:
 
 def test_no_saving_without_control() -> None:
     """Without the control, there is no saving."""
-    record = make_record(final("oft", rights(120)), ("lora", "oft"), prefer="memory")
+    record = make_record(final("oft", accuracy_scores(120)), ("lora", "oft"), prefer="memory")
     method, sentence = advice(record)
     assert method is None
     assert sentence.startswith("No recommendation yet: LoRA")
@@ -334,7 +334,7 @@ def test_serving(serving: dict[str, str | None], method: str, says: str) -> None
 def test_weights_add_up_margins_and_halvings() -> None:
     # OFT: 0.2 / 0.1 = 2 margins better, twice the memory; IA3: half the memory
     weights = {"quality": 1.0, "memory": 0.5}
-    made = summed(study(weights))["recommendation"]
+    made = summarise_checked(study(weights))["recommendation"]
     assert made["weighed"] == {
         "lora": 0.0,
         "oft": pytest.approx(2 - 0.5),
@@ -345,17 +345,17 @@ def test_weights_add_up_margins_and_halvings() -> None:
         "Use OFT: by your weights (quality 1, memory 0.5) it gains +1.50 (quality +2.00, memory "
         "−0.50) over LoRA, and it is better (+20.0 points"
     )
-    heavy = summed(study({"quality": 1.0, "memory": 2.0}))["recommendation"]
+    heavy = summarise_checked(study({"quality": 1.0, "memory": 2.0}))["recommendation"]
     assert heavy["method"] == "ia3"  # 2 * 1 against 2 - 2
     assert heavy["weighed"]["oft"] == pytest.approx(0.0)
     # speed: 10 / 9 is log2 = 0.152 of a halving; OFT's 2 % is none
-    slow = summed(study({"speed": 1.0}))["recommendation"]["weighed"]
+    slow = summarise_checked(study({"speed": 1.0}))["recommendation"]["weighed"]
     assert slow == {"lora": 0.0, "oft": 0.0, "ia3": pytest.approx(math.log2(10 / 9))}
 
 
 def test_weights_without_gain_keep_control() -> None:
     """Preference weights that favour no method keep the control."""
-    trials = final("lora", rights(120)) + final("ia3", rights(120))
+    trials = final("lora", accuracy_scores(120)) + final("ia3", accuracy_scores(120))
     costs = {"lora": make_cost("lora", 8 * MIB), "ia3": make_cost("ia3", 16 * MIB)}
     record = make_record(
         trials, ("lora", "ia3"), costs=costs, prefer={"quality": 1.0, "memory": 1.0}, margin=0.1
@@ -374,7 +374,7 @@ def test_full_quality_weight_equals_quality() -> None:
 
 
 def test_weights_do_not_depend_on_units() -> None:
-    made = summed(study({"quality": 1.0, "memory": 0.5}))
+    made = summarise_checked(study({"quality": 1.0, "memory": 0.5}))
     rows = made["methods"]
     control = row(made, "lora")
     record = study({"quality": 1.0})

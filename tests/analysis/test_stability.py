@@ -20,7 +20,7 @@ from helpers.records import (
     make_trial,
     search,
 )
-from helpers.summaries import row, summed
+from helpers.summaries import row, summarise_checked
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.per_method.stability import (
@@ -223,7 +223,9 @@ def test_report_has_stability_or_null() -> None:
     """The report has every stability value, and null for a method that did not run."""
     trials = search("lora", {1e-4: 0.9, 1e-3: 0.5})
     trials += final("lora", {seed: hits(100 + seed, 200) for seed in (1, 2, 3)})
-    made = summed(make_record(trials, ("lora", "oft"), incompatible={"oft": "no such module"}))
+    made = summarise_checked(
+        make_record(trials, ("lora", "oft"), incompatible={"oft": "no such module"})
+    )
     found = row(made, "lora")["stability"]
     assert found["divergence"] == {"share": 0.0, "diverged": 0, "trials": 5}
     assert found["seed_sd"]["estimate"] == pytest.approx(0.005)

@@ -6,8 +6,17 @@ import dataclasses
 from typing import Any
 
 import pytest
-from helpers.records import LOSS, final, finished, hits, make_cost, make_record, make_result, search
-from helpers.summaries import rights, row, summed
+from helpers.records import (
+    LOSS,
+    final,
+    finished_record,
+    hits,
+    make_cost,
+    make_record,
+    make_result,
+    search,
+)
+from helpers.summaries import accuracy_scores, row, summarise_checked
 
 from bakeoff.analysis.choose import choose_settings
 from bakeoff.core.results import Status
@@ -21,7 +30,7 @@ def test_choose_lowest_loss_then_rate() -> None:
     trials += search("oft", {1e-3: Status.DIVERGED, 1e-4: 0.8, 1e-5: None})
     trials += search("full", {1e-3: Status.FAILED})
     trials += search("dora", {1e-3: float("nan")})
-    trials += final("vera", rights(3), rate=7.0)
+    trials += final("vera", accuracy_scores(3), rate=7.0)
     assert choose_settings(trials) == {
         "lora": {"learning_rate": 1e-3},
         "oft": {"learning_rate": 1e-4},
@@ -45,7 +54,7 @@ def test_choose_averages_seeds_without_diverged() -> None:
 
 def test_finished_study_report() -> None:
     """The report of a finished study has every part."""
-    made = summed(finished())
+    made = summarise_checked(finished_record())
     assert made["complete"] is True
     assert [m["method"] for m in made["methods"]] == ["lora", "oft", "ia3", "full"]
     lora, oft, ia3 = (row(made, m) for m in ("lora", "oft", "ia3"))
@@ -86,12 +95,12 @@ def test_finished_study_report() -> None:
 
 def test_report_is_deterministic() -> None:
     """The same random generator gives the same report."""
-    assert summed(finished()) == summed(finished())
+    assert summarise_checked(finished_record()) == summarise_checked(finished_record())
 
 
 def test_all_settings_failed_is_row() -> None:
     """A method whose settings all failed is a row of the report."""
-    full = row(summed(finished()), "full")
+    full = row(summarise_checked(finished_record()), "full")
     assert (full["status"], full["reason"]) == ("diverged", "it diverged")
     assert (full["score"], full["verdict"], full["setting"]) == (None, "none", {})
     assert full["n_trials_diverged"] == 3
@@ -103,7 +112,7 @@ def test_every_failure_kind_is_row() -> None:
     """Every kind of failure is a row of the report."""
     kinds = [Status.FAILED, Status.DIVERGED, Status.OUT_OF_MEMORY, Status.STOPPED]
     trials = search("lora", dict(zip((1e-5, 1e-4, 1e-3, 1e-2), kinds, strict=True)))
-    trials += search("lora", {1e-1: 0.5}) + final("lora", rights(100), rate=1e-1)
+    trials += search("lora", {1e-1: 0.5}) + final("lora", accuracy_scores(100), rate=1e-1)
     trials += final("oft", {1: Status.OUT_OF_MEMORY, 2: Status.OUT_OF_MEMORY, 3: Status.FAILED})
     probe = dataclasses.replace(make_cost("lora"), status=Status.FAILED, reason="no memory")
     record = make_record(
@@ -112,7 +121,7 @@ def test_every_failure_kind_is_row() -> None:
         incompatible={"ia3": "no such module"},
         costs={"lora": probe},
     )
-    made = summed(record)
+    made = summarise_checked(record)
     seen = [(f["method"], f["phase"], f["status"], f["reason"]) for f in made["failures"]]
     assert seen == [
         ("lora", "probe", "failed", "no memory"),
@@ -141,7 +150,7 @@ def test_every_failure_kind_is_row() -> None:
 
 def test_report_before_any_trial() -> None:
     """A study without results has a report."""
-    made = summed(make_record([], ("lora", "oft")))
+    made = summarise_checked(make_record([], ("lora", "oft")))
     assert made["complete"] is False
     assert row(made, "oft")["status"] == "stopped"
     assert row(made, "oft")["reason"] == "not finished"
@@ -159,7 +168,7 @@ def test_report_before_any_trial() -> None:
 def test_partial_search_chooses_nothing() -> None:
     """A search that is half finished chooses no setting."""
     trials = search("lora", {1e-4: 0.5, 1e-3: 0.4}) + search("oft", {1e-4: 0.5, 1e-3: None})
-    made = summed(make_record(trials, ("lora", "oft")))
+    made = summarise_checked(make_record(trials, ("lora", "oft")))
     assert made["complete"] is False
     assert not any(s["chosen"] for m in made["methods"] for s in m["settings"])
     assert [s["status"] for s in row(made, "oft")["settings"]] == ["done", "stopped"]
@@ -169,21 +178,21 @@ def test_partial_search_chooses_nothing() -> None:
 
 def test_paused_trial_is_unfinished() -> None:
     """A trial that waits at a rung is not finished."""
-    trials = search("lora", {1e-4: 0.5, 1e-3: Status.STOPPED}) + final("lora", rights(120))
+    trials = search("lora", {1e-4: 0.5, 1e-3: Status.STOPPED}) + final("lora", accuracy_scores(120))
     trials[1] = (trials[1][0], dataclasses.replace(trials[1][1], reason=None))  # type: ignore[type-var]
-    made = summed(make_record(trials, ("lora",)))
+    made = summarise_checked(make_record(trials, ("lora",)))
     assert made["complete"] is False
     assert [(f["status"], f["reason"]) for f in made["failures"]] == [("stopped", "not finished")]
-    raced = search("lora", {1e-4: 0.5, 1e-3: Status.STOPPED}) + final("lora", rights(120))
-    made = summed(make_record(raced, ("lora",)))
+    raced = search("lora", {1e-4: 0.5, 1e-3: Status.STOPPED}) + final("lora", accuracy_scores(120))
+    made = summarise_checked(make_record(raced, ("lora",)))
     assert (made["complete"], made["failures"]) == (True, [])
 
 
 def test_method_stopped_by_racing() -> None:
     """A method that racing stopped entirely is reported as stopped, with the reason."""
-    trials = search("lora", {1e-4: 0.5}) + final("lora", rights(120))
+    trials = search("lora", {1e-4: 0.5}) + final("lora", accuracy_scores(120))
     trials += search("oft", {1e-4: Status.STOPPED, 1e-3: Status.STOPPED})
-    made = summed(make_record(trials, ("lora", "oft")))
+    made = summarise_checked(make_record(trials, ("lora", "oft")))
     assert made["complete"] is True
     assert (row(made, "oft")["status"], row(made, "oft")["reason"]) == ("stopped", "it stopped")
     assert (row(made, "oft")["n_trials_failed"], row(made, "oft")["verdict"]) == (0, "none")
@@ -192,7 +201,7 @@ def test_method_stopped_by_racing() -> None:
 def test_search_only_is_incomplete() -> None:
     """A finished search without final trials has settings and is not complete."""
     trials = search("lora", {1e-4: 0.5, 1e-3: 0.4}) + search("oft", {1e-4: 0.5, 1e-3: 0.6})
-    made = summed(make_record(trials, ("lora", "oft")))
+    made = summarise_checked(make_record(trials, ("lora", "oft")))
     assert made["complete"] is False
     assert row(made, "lora")["setting"] == {"learning_rate": 1e-3}
     assert row(made, "oft")["status"] == "stopped"
@@ -200,9 +209,11 @@ def test_search_only_is_incomplete() -> None:
 
 def test_partial_finals_are_compared() -> None:
     """Half-finished final trials are compared as far as they go."""
-    trials = final("lora", rights(120)) + final("oft", {1: hits(121, 200), 2: None, 3: None})
+    trials = final("lora", accuracy_scores(120)) + final(
+        "oft", {1: hits(121, 200), 2: None, 3: None}
+    )
     trials += final("ia3", {1: None, 2: None, 3: None})
-    made = summed(make_record(trials, ("lora", "oft", "ia3")))
+    made = summarise_checked(make_record(trials, ("lora", "oft", "ia3")))
     assert row(made, "oft")["n_seeds"] == 1
     assert row(made, "oft")["verdict"] == "inconclusive"
     assert row(made, "ia3")["status"] == "stopped"
@@ -215,8 +226,10 @@ def test_partial_finals_are_compared() -> None:
 
 def test_no_verdicts_without_control() -> None:
     """Without the control there are no verdicts."""
-    trials = final("lora", dict.fromkeys((1, 2, 3), Status.DIVERGED)) + final("oft", rights(120))
-    made = summed(make_record(trials, ("lora", "oft")))
+    trials = final("lora", dict.fromkeys((1, 2, 3), Status.DIVERGED)) + final(
+        "oft", accuracy_scores(120)
+    )
+    made = summarise_checked(make_record(trials, ("lora", "oft")))
     assert made["complete"] is True
     assert row(made, "oft")["verdict"] == "none"
     assert row(made, "oft")["difference"] is None
@@ -230,9 +243,13 @@ def test_no_verdicts_without_control() -> None:
 
 def test_control_kept_with_cheaper_equivalents() -> None:
     """The control is kept and the cheaper equivalents are named."""
-    trials = final("lora", rights(120)) + final("ia3", rights(120)) + final("oft", rights(60))
+    trials = (
+        final("lora", accuracy_scores(120))
+        + final("ia3", accuracy_scores(120))
+        + final("oft", accuracy_scores(60))
+    )
     costs = {"lora": make_cost("lora"), "ia3": make_cost("ia3", 600_000), "oft": make_cost("oft")}
-    made = summed(make_record(trials, ("lora", "ia3", "oft"), costs=costs))
+    made = summarise_checked(make_record(trials, ("lora", "ia3", "oft"), costs=costs))
     assert row(made, "oft")["verdict"] == "worse"
     assert made["recommendation"] == {
         "method": "lora",
@@ -246,8 +263,10 @@ def test_control_kept_with_cheaper_equivalents() -> None:
 
 def test_all_contenders_worse() -> None:
     """The verdict says when all contenders are worse."""
-    made = summed(
-        make_record(final("lora", rights(120)) + final("oft", rights(60)), ("lora", "oft"))
+    made = summarise_checked(
+        make_record(
+            final("lora", accuracy_scores(120)) + final("oft", accuracy_scores(60)), ("lora", "oft")
+        )
     )
     sentence = made["recommendation"]["sentence"]
     assert sentence.startswith(
@@ -259,21 +278,25 @@ def test_all_contenders_worse() -> None:
 def test_small_gain_is_not_chance() -> None:
     """A gain below the margin is not attributed to chance."""
     better = [x + 0.004 for x in hits(120, 200)]
-    trials = final("lora", rights(120)) + final("oft", dict.fromkeys((1, 2, 3), better))
-    made = summed(make_record(trials, ("lora", "oft")))
+    trials = final("lora", accuracy_scores(120)) + final("oft", dict.fromkeys((1, 2, 3), better))
+    made = summarise_checked(make_record(trials, ("lora", "oft")))
     assert row(made, "oft")["verdict"] == "equivalent"
     assert "no contender is better by 1.0 points or more" in made["recommendation"]["sentence"]
 
 
 def test_lower_is_better_reverses_order() -> None:
     """A lower-is-better metric reverses order and verdict."""
-    trials = final("lora", rights(0)) + final("oft", rights(200)) + final("ia3", rights(0))
+    trials = (
+        final("lora", accuracy_scores(0))
+        + final("oft", accuracy_scores(200))
+        + final("ia3", accuracy_scores(0))
+    )
     trials = [
         (t, dataclasses.replace(r, splits=shifted(r, t.method.name)))
         for t, r in trials
         if r is not None
     ]
-    made = summed(make_record(trials, ("lora", "oft", "ia3"), metric=LOSS))
+    made = summarise_checked(make_record(trials, ("lora", "oft", "ia3"), metric=LOSS))
     assert [m["method"] for m in made["methods"]] == ["lora", "ia3", "oft"]
     assert row(made, "ia3")["verdict"] == "better"
     assert row(made, "ia3")["difference"]["estimate"] == pytest.approx(-0.5)
@@ -289,18 +312,20 @@ def shifted(result: Any, method: str) -> Any:
 
 
 def test_steps_to_the_controls_loss() -> None:
-    trials = final("lora", rights(120), losses=(1.0, 0.8, 0.6, 0.5))
-    trials += final("oft", rights(120), losses=(0.9, 0.5, 0.4, 0.3))
-    trials += final("ia3", rights(120), losses=(0.9, 0.8, 0.7, 0.6))
-    made = summed(make_record(trials, ("lora", "oft", "ia3")))
+    trials = final("lora", accuracy_scores(120), losses=(1.0, 0.8, 0.6, 0.5))
+    trials += final("oft", accuracy_scores(120), losses=(0.9, 0.5, 0.4, 0.3))
+    trials += final("ia3", accuracy_scores(120), losses=(0.9, 0.8, 0.7, 0.6))
+    made = summarise_checked(make_record(trials, ("lora", "oft", "ia3")))
     steps = {m["method"]: m["steps_to_control_loss"] for m in made["methods"]}
     assert steps == {"lora": 100, "oft": 50, "ia3": None}
 
 
 def test_warnings_name_what_weakens_the_study() -> None:
-    trials = search("lora", {1e-4: 0.4, 1e-3: 0.5}) + final("lora", rights(10, 20, (1, 2)), 1e-4)
+    trials = search("lora", {1e-4: 0.4, 1e-3: 0.5}) + final(
+        "lora", accuracy_scores(10, 20, (1, 2)), 1e-4
+    )
     record = make_record(trials, ("lora",), warnings=("2 labels only in test.",))
-    assert summed(record)["warnings"] == [
+    assert summarise_checked(record)["warnings"] == [
         "2 labels only in test.",
         "The test set has 20 items; below 30 its verdicts mean little.",
         "LoRA has 2 seeds, fewer than 3.",
@@ -310,9 +335,9 @@ def test_warnings_name_what_weakens_the_study() -> None:
 
 def test_foreign_item_scores_excluded() -> None:
     """Scores of other items are excluded, and the report says so."""
-    trials = final("lora", rights(120))
+    trials = final("lora", accuracy_scores(120))
     trials += final("oft", {1: hits(100, 200), 2: hits(3, 5), 3: [float("nan")] * 200})
-    made = summed(make_record(trials, ("lora", "oft")))
+    made = summarise_checked(make_record(trials, ("lora", "oft")))
     assert row(made, "oft")["n_seeds"] == 1
     assert row(made, "oft")["seeds"][2]["test_score"] is None
     assert "OFT: the test scores of 2 finished trials cannot be used." in made["warnings"]

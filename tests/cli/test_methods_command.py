@@ -132,9 +132,9 @@ def test_toml_needs_a_name(run: Callable[..., Result]) -> None:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Answer the probe from the record; return the names that it was asked for."""
-    asked: list[str] = []
+    probed: list[str] = []
     record = capability_records.load_shipped()["methods"]
 
     def answer(
@@ -143,19 +143,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         assert function == "bakeoff.training.preflight.capabilities:probe_method"
         for index, payload in enumerate(payloads):
             name = payload["entry"]["name"]
-            asked.append(name)
-            died = name == "dora" and len(asked) == 1
+            probed.append(name)
+            died = name == "dora" and len(probed) == 1
             yield index, None if died else record[name], "the worker died" if died else None
 
     monkeypatch.setattr(method_row, "run_in_processes", answer)
-    return asked
+    return probed
 
 
-def test_probe_result_cached(run: Callable[..., Result], asked: list[str]) -> None:
+def test_probe_result_cached(run: Callable[..., Result], probed: list[str]) -> None:
     """The result of a probe is cached."""
     run("lora", "--probe")
     again = run("lora", "--probe", "--json")
-    assert asked == ["lora"]
+    assert probed == ["lora"]
     assert json.loads(again.stdout)["probed_with"] == capability_records.versions()
 
 
@@ -169,11 +169,11 @@ def test_probe_runs_in_subprocess() -> None:
     assert value == capability_records.load_shipped()["methods"]["arrow"]
 
 
-def test_crashed_probe_reported_and_retried(run: Callable[..., Result], asked: list[str]) -> None:
+def test_crashed_probe_reported_and_retried(run: Callable[..., Result], probed: list[str]) -> None:
     """A probe that crashed is reported and run again."""
     assert "the worker died" in run("dora", "--probe").stderr
     run("dora", "--probe")
-    assert asked == ["dora", "dora"]
+    assert probed == ["dora", "dora"]
 
 
 def test_changed_entry_is_stale(tmp_path: Path) -> None:
@@ -214,14 +214,14 @@ def test_other_versions_named_once(
 
 
 def test_broken_cache_entry_probed_again(
-    run: Callable[..., Result], asked: list[str], tmp_path: Path
+    run: Callable[..., Result], probed: list[str], tmp_path: Path
 ) -> None:
     """A broken cache entry is probed again."""
     run("lora", "--probe")
     (kept,) = (tmp_path / "cache").rglob("lora-*.json")
     kept.write_text("{", encoding="utf-8")
     run("lora", "--probe")
-    assert asked == ["lora", "lora"]
+    assert probed == ["lora", "lora"]
 
 
 def test_record_matches_catalog() -> None:

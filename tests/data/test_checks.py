@@ -799,7 +799,7 @@ def test_docs_list_every_issue() -> None:
         assert f'"{code}"' in source or f"[{code}]" in source or code in ACROSS, code
         cases = REFUSED if kind == "fatal" else LISTED
         assert code in {c.code for c in cases} | ELSEWHERE, f"{code} has no file of its own"
-    named = set(re.findall(r'Fault(?:\.at)?\(\s*"([a-z0-9-]+)"', source))
+    named = set(re.findall(r'DataIssue(?:\.at)?\(\s*"([a-z0-9-]+)"', source))
     assert len(named) > 25
     assert named <= {code for code, _ in rows}, "each that the source names is on the page"
     assert {c.code for c in REFUSED} <= {code for code, kind in rows if kind == "fatal"}
@@ -809,11 +809,11 @@ def test_docs_list_every_issue() -> None:
 NAMES = (
     "messages",
     "template",
-    "data",
-    "folder",
+    "rows",
+    "splits",
     "token_checks",
-    "tied",
-    "hours",
+    "tied_weights",
+    "time_budget",
     "classify",
     "sft",
 )

@@ -348,7 +348,7 @@ def test_missing_quantizer_reported_first(
 @pytest.mark.parametrize(
     ("base", "cause"),
     [
-        ({"quantize": "nf4", "quantizer": "torchao"}, 'torchao makes no "nf4"'),
+        ({"quantize": "nf4", "quantizer": "torchao"}, 'torchao does not support "nf4"'),
         ({"quantizer": "torchao"}, "`quantize` says to what"),
         ({"quantize": "fp4"}, "base.quantize"),
     ],

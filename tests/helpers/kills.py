@@ -71,25 +71,25 @@ def small(source: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def numbers(found: Any) -> Any:
+def stable_numbers(found: Any) -> Any:
     """Leave out what is measured in time or memory, or says where a study ran."""
     if isinstance(found, dict):
         return {
-            k: numbers(v) for k, v in found.items()
+            k: stable_numbers(v) for k, v in found.items()
             if k not in MEASURED and not k.endswith(("seconds", "bytes", "probability", "_ms"))
             and k not in ("cost", "hours", "step_milliseconds", "traceback")
         }  # fmt: skip
-    return [numbers(v) for v in found] if isinstance(found, (list, tuple)) else found
+    return [stable_numbers(v) for v in found] if isinstance(found, (list, tuple)) else found
 
 
-def ended(out: Path) -> dict[str, Any]:
+def trial_rows(out: Path) -> dict[str, Any]:
     """Return the rows of the trials that have ended, as plain values."""
     try:
         trials = api.read_trials(out)
     except Exception:  # killed before there was a database
         return {}
     kept = {t.id: r.to_json() for t, r in trials if r is not None}
-    return {name: numbers(json.loads(json.dumps(value))) for name, value in kept.items()}
+    return {name: stable_numbers(json.loads(json.dumps(value))) for name, value in kept.items()}
 
 
 def leftovers(out: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from bakeoff.report.live.server import BoundServer, ServerOptions
 
 
 @contextmanager
-def serving(folders: Sequence[Path]) -> Iterator[BoundServer]:
+def run_server(folders: Sequence[Path]) -> Iterator[BoundServer]:
     """Serve some folders, and stop when left."""
     opened = server.bind_server(folders, ServerOptions(port=0))
     running = server.make_server(opened)

@@ -41,7 +41,7 @@ class Case(NamedTuple):
     outcome: Outcome
 
     @property
-    def rides(self) -> bool:
+    def supports_lanes(self) -> bool:
         """Say whether it is expected to ride."""
         return self.outcome.reason is None
 

@@ -74,7 +74,7 @@ def search(method: str, losses: Mapping[float, float | Status | None]) -> list[P
         if loss is None:
             pairs.append((trial, None))
         elif isinstance(loss, Status):
-            pairs.append((trial, failed(trial, loss)))
+            pairs.append((trial, failed_result(trial, loss)))
         else:
             pairs.append((trial, make_result(trial, losses=(2 * loss, loss))))
     return pairs
@@ -93,13 +93,13 @@ def final(
         if test is None:
             pairs.append((trial, None))
         elif isinstance(test, Status):
-            pairs.append((trial, failed(trial, test)))
+            pairs.append((trial, failed_result(trial, test)))
         else:
             pairs.append((trial, make_result(trial, test=test, losses=losses)))
     return pairs
 
 
-def failed(trial: Trial, status: Status) -> TrialResult:
+def failed_result(trial: Trial, status: Status) -> TrialResult:
     return make_result(trial, status=status, reason=f"it {status}", losses=(9.0, float("nan")))
 
 
@@ -167,7 +167,7 @@ def hits(n_right: int, n_items: int) -> list[float]:
     return [1.0] * n_right + [0.0] * (n_items - n_right)
 
 
-def finished() -> StudyRecord:
+def finished_record() -> StudyRecord:
     """Return a finished study: OFT is better, IA3 scores the same and is cheaper, full diverged."""
     rates = {1e-4: 0.9, 1e-3: 0.5, 1e-2: 0.7}
     trials = [pair for method in ("lora", "oft", "ia3") for pair in search(method, rates)]

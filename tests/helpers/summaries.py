@@ -17,7 +17,7 @@ from helpers.records import hits
 SCHEMA = json.loads((Path(bakeoff.report.__file__).parent / "schema.json").read_text())
 
 
-def summed(record: StudyRecord) -> dict[str, Any]:
+def summarise_checked(record: StudyRecord) -> dict[str, Any]:
     """Summarise, and hold whatever record to the schema and to plain JSON on the way."""
     made = summarise(record, np.random.default_rng(0))
     jsonschema.validate(made, SCHEMA)
@@ -31,5 +31,7 @@ def row(made: dict[str, Any], method: str) -> dict[str, Any]:
     return next(m for m in made["methods"] if m["method"] == method)
 
 
-def rights(right: int, n_items: int = 200, seeds: tuple[int, ...] = (1, 2, 3)) -> dict[int, Any]:
+def accuracy_scores(
+    right: int, n_items: int = 200, seeds: tuple[int, ...] = (1, 2, 3)
+) -> dict[int, Any]:
     return {seed: hits(right, n_items) for seed in seeds}

@@ -89,7 +89,7 @@ def test_bad_files_are_refused(text: str | None, says: str, tmp_path: Path) -> N
     [
         ({"kind": "peft"}, "either `path` or `peft`"),
         ({"kind": "peft", "path": "a", "peft": "b"}, "either `path` or `peft`"),
-        ({"path": "a"}, 'wants kind = "peft"'),
+        ({"path": "a"}, 'needs kind = "peft"'),
         ({"kind": "peft", "peft": "LorraConfig"}, "LorraConfig"),
     ],
 )

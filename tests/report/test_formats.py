@@ -25,7 +25,7 @@ TABLES = {"methods": "method,score\nlora,0.5\n", "curves": "a\n1\n"}
 
 
 @pytest.fixture(autouse=True)
-def made(monkeypatch: pytest.MonkeyPatch) -> None:
+def fixed_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """A study's report without the study."""
     monkeypatch.setattr("bakeoff.api.report", lambda folder, examples: report())
     monkeypatch.setattr(pages, "tables", lambda r: TABLES)

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from helpers.live_server import serving
+from helpers.live_server import run_server
 from helpers.live_study import (
     ITEMS,
     Texts,
@@ -540,7 +540,7 @@ def test_page_receives_trial_events(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("bakeoff.report.live.app.POLL_SECONDS", 0.2)
     study = write_study(tmp_path / "runs" / "small", finals=False)
     name = study_id(study.resolve())
-    with serving([tmp_path / "runs"]) as opened:
+    with run_server([tmp_path / "runs"]) as opened:
         bearer = {"authorization": f"Bearer {opened.guard.access.token}"}
         url = f"{opened.address}api/studies/{name}/events"
         with httpx.stream("GET", url, headers=bearer, timeout=30) as answer:

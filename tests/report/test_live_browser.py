@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.live_server import serving
+from helpers.live_server import run_server
 from helpers.live_study import ITEMS, SEEDS, Texts, final_result, final_trials, write_study
 from helpers.untrusted import PAGES
 
@@ -56,7 +56,7 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BoundServer]:
     raw = bytearray(bad.read_bytes())
     raw[2 * 4096 : 5 * 4096] = b"x" * (3 * 4096)
     bad.write_bytes(bytes(raw))
-    with serving([runs]) as opened:
+    with run_server([runs]) as opened:
         yield opened
 
 
@@ -230,7 +230,7 @@ def test_growing_study_updates_page(
     monkeypatch.setattr("bakeoff.report.live.study_feed.MIN_INTERVAL", 0.2)
     monkeypatch.setattr("bakeoff.report.live.app.POLL_SECONDS", 0.2)
     study = write_study(tmp_path / "runs" / "small", finals=False)
-    with serving([tmp_path / "runs"]) as opened, Tab(browser, opened) as tab:
+    with run_server([tmp_path / "runs"]) as opened, Tab(browser, opened) as tab:
         tab.study("small")
         tab.until(DRAWN)
         trials = "document.getElementById('trials').textContent"

@@ -32,7 +32,7 @@ from bakeoff.study.setup.compatibility import comparable_spec
             {"method": {"ia3": {"learning_rates": [1e-3]}}},
             "[method.ia3] gives 1 learning rates, but every method gets budget.settings = 5",
         ),
-        ({"name": "../x"}, "name: '../x' cannot be a name: 1 to 64 of A-Z"),
+        ({"name": "../x"}, "name: '../x' is not a valid name: a name has 1 to 64 characters"),
         ({"budget": {"steps": 0}}, "budget.steps"),
         ({"task": {"kind": "classify", "margin": 0}}, "task.margin"),
         (
@@ -83,7 +83,11 @@ def test_spec_roundtrip() -> None:
 
 @pytest.mark.parametrize("name", ["demo.toml", "template.toml"])
 def test_shipped_study_files_are_valid(name: str) -> None:
-    parse_spec(tomllib.loads(files("bakeoff").joinpath(name).read_text(encoding="utf-8")))
+    parse_spec(
+        tomllib.loads(
+            files("bakeoff.study.config").joinpath("templates", name).read_text(encoding="utf-8")
+        )
+    )
 
 
 def test_examples_are_valid() -> None:

@@ -1,7 +1,6 @@
-"""StudySpec: what the user asks, read from ``study.toml``; frozen, unknown keys refused.
+"""The configuration of a study, read from ``study.toml`` and validated.
 
-The first noun in the way of the data; its tables are the files beside this one. A default is
-written once, here. Never imports torch.
+Each table of the file is a model in one of these modules, with its defaults.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from bakeoff.study.config.budget import (
 from bakeoff.study.config.engine import EngineSpec
 from bakeoff.study.config.inputs import BaseSpec, DataSpec, ForgettingSpec, TaskSpec
 
-SEED = 2**32 - 1
-"""The largest that every generator of random numbers takes."""
+MAX_SEED = 2**32 - 1
+"""The largest seed that every random number generator accepts."""
 
 
 class StudySpec(SpecTable):
-    """One question: base model + data + budget + methods."""
+    """The configuration of a study: base model, data, task, methods and budget."""
 
     name: Name
     """Name of the study, and of its folder under `runs/`."""
-    seed: Annotated[int, Field(ge=0, le=SEED)] = 0
-    """Root of every random choice: splits, data order, initialisation, resampling."""
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    """Seed of every random choice: splits, data order, initialisation, resampling."""
     base: BaseSpec
     data: DataSpec
     task: TaskSpec
@@ -48,7 +47,7 @@ class StudySpec(SpecTable):
     engine: EngineSpec = EngineSpec()
 
     @model_validator(mode="after")
-    def _overrides_are_used(self) -> StudySpec:
+    def _check_overrides(self) -> StudySpec:
         used = {method_name(m) for m in self.method_names}
         for name, override in self.method.items():
             if name not in used:
@@ -66,20 +65,20 @@ class StudySpec(SpecTable):
         return self
 
     @model_validator(mode="after")
-    def _hours_or_steps(self) -> StudySpec:
+    def _check_steps_or_hours(self) -> StudySpec:
         if self.budget.hours is not None and "steps" in self.budget.model_fields_set:
-            raise ValueError("budget: either `steps` or `hours`; hours choose the steps")
+            raise ValueError("budget: either `steps` or `hours`, since hours determine the steps")
         return self
 
     @model_validator(mode="after")
-    def _target_is_used(self) -> StudySpec:
+    def _check_target(self) -> StudySpec:
         if self.budget.parameters is not None and self.budget.match != "parameters":
             raise ValueError('budget.parameters needs budget.match = "parameters"')
         return self
 
     @property
     def method_names(self) -> tuple[str, ...]:
-        """The control first, then the contenders in the user's order."""
+        """The control, then the contenders in the user's order."""
         return (self.methods.control, *self.methods.contenders)
 
 
@@ -103,20 +102,23 @@ def read_spec(path: Path) -> StudySpec:
         ) from error
     try:
         return parse_spec(tomllib.loads(text))
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number without end
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # TOMLDecodeError, or a number with too many digits
         raise UsageError(
-            "study-unreadable", f"{path} is not TOML: {_short_message(error)}.", "mend that line."
+            "study-unreadable", f"{path} is not TOML: {_short_message(error)}.", "fix that line."
         ) from error
 
 
 def parse_spec(value: dict[str, Any]) -> StudySpec:
-    """Check a study given as plain values.
+    """Validate a study given as plain values.
 
     Raises:
-        UsageError: ``study-invalid``, naming each key and, for an unknown one, the near match.
+        UsageError: ``study-invalid``, naming each wrong key; an unknown one with a near match.
     """
-    if (why := find_unsupported_value(value)) is not None:
-        raise UsageError("study-invalid", f"{why}.", "`bakeoff schema` lists every key.")
+    if (problem := find_unsupported_value(value)) is not None:
+        raise UsageError("study-invalid", f"{problem}.", "`bakeoff schema` lists every key.")
     try:
         return StudySpec.model_validate(value)
     except ValidationError as error:
@@ -138,11 +140,11 @@ def parse_spec(value: dict[str, Any]) -> StudySpec:
 
 
 def _short_message(error: Exception) -> str:
-    return "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:300]
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:300]
 
 
 def _keys_at(path: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Return the keys that the spec knows under ``path``."""
+    """Return the keys of the spec's table at ``path``."""
     model: Any = StudySpec
     for part in path:
         model = model.model_fields[part].annotation if part in model.model_fields else MethodSpec
@@ -151,7 +153,7 @@ def _keys_at(path: tuple[int | str, ...]) -> tuple[str, ...]:
 
 
 def dump_spec(spec: StudySpec) -> dict[str, Any]:
-    """Return the spec as plain values without the unset ones (TOML knows no null)."""
+    """Return the spec as plain values without unset ones, since TOML has no null."""
     return _without_none(spec.model_dump(mode="json"))
 
 
@@ -162,7 +164,7 @@ def _without_none(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested keys as dotted ones."""
+    """Return nested tables as one table with dotted keys."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):

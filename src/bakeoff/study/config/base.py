@@ -1,4 +1,4 @@
-"""What every table of a study file is made of: frozen, unknown keys refused, words for types."""
+"""The base class and the common field types of the tables of a study file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from bakeoff.core.errors import near_match
 from bakeoff.core.names import NAME, invalid_name_reason, invalid_path_reason
 
 LARGEST = 2**31 - 1
-"""Of any count: what every library below can hold; far more than any study needs."""
+"""Upper bound of all counts: every library can hold it, and no study needs more."""
 
 
 def _valid_name(text: str) -> str:
-    """Refuse what could leave a folder, or that some file system cannot hold."""
+    """Return the name; raise if it could leave a folder, or if a file system cannot hold it."""
     if (why := invalid_name_reason(text)) is not None:
-        raise ValueError(f"'{text[:80]}' cannot be a name: {why}")
+        raise ValueError(f"'{text[:80]}' is not a valid name: {why}")
     return text
 
 
@@ -31,15 +31,15 @@ Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Name = Annotated[
     str, AfterValidator(_valid_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})
 ]
-"""Of a study or a method: a folder, a file and a column of a report bear it."""
+"""The name of a study or a method: also of a folder, a file and a column of the report."""
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
-"""A commit, a branch or a tag of a hub."""
+"""A commit, branch or tag on a hub."""
 Reference = Annotated[str, AfterValidator(_valid_path)]
-"""A path, or a name that is looked up in place of one."""
+"""A path, or a name that is looked up instead."""
 
 
 class SpecTable(BaseModel):
-    """One table of a study file."""
+    """One table of a study file: immutable, and unknown keys are an error."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -47,7 +47,7 @@ class SpecTable(BaseModel):
 
 
 def reject_unknown(what: str, value: object, known: tuple[str, ...]) -> None:
-    """Refuse unknown names in a text, a list or a table, with the near match."""
+    """Raise for an unknown name in a text, a list or a table, with the nearest known name."""
     names = (value,) if isinstance(value, str) else value
     for name in names if isinstance(names, list | tuple | dict) else ():
         if name not in known:

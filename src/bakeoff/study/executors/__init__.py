@@ -1,11 +1,11 @@
-"""Executors: carry work to where it runs. One file each, with an ``EXECUTOR`` class.
+"""Executors run jobs in this process, in worker processes or on a cluster; one file each.
 
-Each is made with a number of workers and ``Options``. The contract: ``map(function, payloads)``
-yields one ``Outcome`` for each payload, in any order, as soon as it is there; a payload is taken
-only when its work can begin. ``function`` is a top-level function named ``module:name``, from JSON
-values to JSON values. An executor never raises for what happens inside the work: a dead worker is
-an ``Outcome`` with an error. It never opens the database. One that
-may work on other machines says ``elsewhere = True``.
+A module has a class ``EXECUTOR``, constructed with a number of workers and ``Options``. The
+contract of ``map(function, payloads)``: it yields one ``Outcome`` for each payload, in any order,
+as soon as it is known, and takes a payload only when its work can start. ``function`` is a
+top-level function named ``module:name``, from JSON values to JSON values. An executor never raises
+for errors inside the work: a dead worker is an ``Outcome`` with an error. It never opens the
+database. An executor that may work on other machines has ``remote = True``.
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of payload number ``index``: a value, or the reason why there is none."""
+    """Result of payload number ``index``: a value, or the error."""
 
     index: int
     value: dict[str, Any] | None
     error: str | None
     detail: str | None = None
-    """What was last heard of the work: a traceback, the end of a dead worker's stderr."""
+    """Diagnostics of a failure: a traceback, or the end of a dead worker's stderr."""
     gpu: str | None = None
-    """The one GPU that the work saw, where the executor gave it one."""
+    """The GPU that the executor assigned to the work, if any."""
     gpu_lost: bool = False
-    """Whether its error left the process without it."""
+    """Whether the error made the GPU unusable for the process."""
 
 
 def never() -> bool:
-    """Say no."""
+    """Return False: the default of ``Options.should_stop``."""
     return False
 
 
 @dataclass(frozen=True)
 class Options:
-    """How payloads are to be run; an executor leaves alone what it has no use for.
+    """How payloads are run; an executor ignores options that it does not support.
 
-    ``fresh``: a process of its own for each, for readings of time and memory. ``patience``: seconds
-    without progress after which work counts as hung. ``spread``: workers take the machine's GPUs in
-    turn. From ``stopping`` on no payload is taken any more, and the work at hand is asked to end at
-    its next safe point. ``engine``: the study's `[engine]`, for keys that one executor alone knows.
+    ``fresh_process`` gives each payload its own process, for measurements of time and memory.
+    ``stall_timeout`` is the number of seconds without progress after which work counts as hung.
+    ``one_gpu_each`` assigns the machine's GPUs to workers in turn. Once ``should_stop`` returns
+    True, no payload is taken any more, and running work is asked to end at its next safe point.
+    ``engine`` is the study's `[engine]`, for keys of a single executor.
     """
 
     fresh_process: bool = False
@@ -53,20 +54,20 @@ class Options:
 
 
 class Executor(Protocol):
-    """Runs a function over payloads."""
+    """Runner of a function over payloads."""
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Yield an outcome for each payload as it ends."""
         ...
 
     def close(self) -> None:
-        """Let go of what is held for further payloads."""
+        """Release everything that is kept for further payloads."""
         ...
 
 
 @runtime_checkable
 class CanExcludeGpu(Protocol):
-    """An executor that can do without one of its GPUs."""
+    """An executor that can exclude one of its GPUs."""
 
     def exclude_gpu(self, gpu: str) -> None:
-        """Give no more work to that GPU, one of ``Outcome.gpu``."""
+        """Assign no more work to that GPU, a value of ``Outcome.gpu``."""

@@ -1,8 +1,7 @@
-"""The door of a Ray cluster: is it open to anybody?
+"""Check that a Ray cluster requires authentication before joining it.
 
-Asked by the executor ``ray`` before it joins a cluster. Ray runs whatever code reaches it, so one
-that asks for no token is refused unless the user accepts that. The question is put by a process of
-its own, which knows no token; this one imports no ray.
+Ray runs any code that reaches it, so a cluster without a token is refused unless the user accepts
+that. The check runs in a subprocess without the token; this process does not import ray.
 """
 
 from __future__ import annotations
@@ -25,43 +24,43 @@ try:
 except AuthenticationError:
     print("closed", address)
 """
-"""Asks a cluster without a token: it answers, or it wants one."""
+"""Connects to a cluster without a token, and prints whether it needed one."""
 
 
 def require_authentication(address: str, consent: bool) -> None:
-    """Ask a cluster, as a stranger, whether it lets anybody in; refuse to join one that does.
+    """Connect without a token; refuse a cluster that accepts this, unless ``consent`` is given.
 
-    Ray listens on all interfaces of a host unless told otherwise, so only an address that Ray
-    itself resolves to loopback counts as one.
+    Clusters on the loopback interface may do without authentication. Ray listens on all interfaces
+    by default, so only an address that Ray itself resolves to loopback counts as such.
 
     Raises:
         EnvironmentProblem: ``ray-unreachable``, ``ray-unauthenticated``.
     """
-    stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
-    stranger["RAY_AUTH_MODE"] = "disabled"
+    anonymous = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    anonymous["RAY_AUTH_MODE"] = "disabled"
     command = [sys.executable, "-c", _PROBE, address]
     try:
-        asked = subprocess.run(
-            command, env=stranger, capture_output=True, text=True, timeout=_SECONDS
+        probe = subprocess.run(
+            command, env=anonymous, capture_output=True, text=True, timeout=_SECONDS
         )
-        door = asked.stdout.split()
+        answer = probe.stdout.split()
     except subprocess.TimeoutExpired:
-        door = []
-    if len(door) != 2:
+        answer = []
+    if len(answer) != 2:
         raise EnvironmentProblem(
             "ray-unreachable",
-            f"No Ray cluster answers at {address}.",
+            f"No Ray cluster responds at {address}.",
             "`ray status --address ADDRESS` on this machine, which must be a node of the cluster.",
         )
-    if door[0] == "closed":
+    if answer[0] == "closed":
         os.environ["RAY_AUTH_MODE"] = "token"
         return
-    loopback = door[1].rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")
+    loopback = answer[1].rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")
     if not loopback and not consent:
         raise EnvironmentProblem(
             "ray-unauthenticated",
-            f"The Ray cluster at {door[1]} asks for no token: whoever reaches it can run code on "
-            "it, read your data and change your results.",
-            "start it with RAY_AUTH_MODE=token and one token on all nodes, or accept that with "
+            f"The Ray cluster at {answer[1]} does not require a token: anyone who can reach it can "
+            "run code on it, read your data and change your results.",
+            "start it with RAY_AUTH_MODE=token and one token on all nodes, or accept this with "
             "`ray_unauthenticated = true` under [engine].",
         )

@@ -1,9 +1,9 @@
-"""What work on another machine needs: the same versions, and the study folder or a copy of it.
+"""Transfer of a job to another machine: version checks, and the study folder's files.
 
-Stands between an executor and its workers, below both. Where a worker cannot see the study folder
-the parent packs the frozen data and the states that a segment goes on from, the worker lays them
-out in a folder of its own, and what it wrote there comes home. Uncompressed tar, nothing is ever
-unpickled; what comes home may only land where a worker may write. Standard library only.
+If a worker cannot see the study folder, the parent packs the frozen data and the checkpoints that a
+segment resumes from; the worker unpacks them into its own folder, and its outputs are sent back.
+Archives are uncompressed tar, nothing is ever unpickled, and outputs may only land where a worker
+may write.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from bakeoff.core.trial_dir import MANIFEST, TRIALS, checkpoint_path
 from bakeoff.core.versions import installed_versions
 
 SHARED_FOLDERS = ("data", "metric", "tokens")
-"""Folders of a study folder that its workers read."""
+"""Subfolders of a study folder that workers read."""
 
 
 def with_folder(payload: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a payload whose folder is ``folder``."""
+    """Return a copy of a payload with another study folder."""
     inner = find_segment(payload)
     if inner is None:
         return payload
-    there = {**inner, "folder": str(folder)}
-    return {**payload, "segment": there} if "segment" in payload else there
+    changed = {**inner, "folder": str(folder)}
+    return {**payload, "segment": changed} if "segment" in payload else changed
 
 
 def pack_shared_files(payload: dict[str, Any]) -> bytes:
-    """Pack what every segment of the study reads; for a metric's check, the user's own file."""
+    """Pack the files that every segment reads, or the user's metric for a check of it."""
     inner = find_segment(payload)
     if inner is None:
         return _pack(Path(), ())
     folder = Path(inner["folder"])
     if "trials" in inner:
-        found = (
+        files = (
             p for name in SHARED_FOLDERS for p in (folder / name).rglob("*") if _is_complete_file(p)
         )
-        return _pack(folder, found)
-    own = folder / str(inner.get("metric", "")).rpartition(":")[0]
-    return _pack(folder, [own] if own.is_file() and own.is_relative_to(folder) else ())
+        return _pack(folder, files)
+    metric = folder / str(inner.get("metric", "")).rpartition(":")[0]
+    return _pack(folder, [metric] if metric.is_file() and metric.is_relative_to(folder) else ())
 
 
 def pack_checkpoints(payload: dict[str, Any]) -> bytes:
-    """Pack the states that a segment goes on from."""
+    """Pack the checkpoints that a segment resumes from."""
     inner = find_segment(payload) or {}
     folder = Path(inner.get("folder", ""))
     return _pack(folder, [p for p in _checkpoint_paths(inner, folder) if p.is_file()])
@@ -80,25 +80,25 @@ def unpack(packed: Iterable[bytes], folder: Path) -> None:
 
 
 def pack_outputs(payload: dict[str, Any], folder: Path) -> bytes:
-    """Pack what a worker wrote into its folder: tokens, and its trials without what they came with.
+    """Pack a worker's outputs: tokens, and its trials' files without the received checkpoints.
 
     ``payload`` names ``folder``.
     """
     inner = find_segment(payload)
     if inner is None or "trials" not in inner:
         return _pack(folder, ())
-    came = set(_checkpoint_paths(inner, folder))
-    found = (p for p in folder.rglob("*") if _is_complete_file(p) and p not in came)
-    own = [p for p in found if _is_allowed_path(p.relative_to(folder).as_posix(), payload)]
-    return _pack(folder, sorted(own, key=lambda p: p.name == MANIFEST))
+    received = set(_checkpoint_paths(inner, folder))
+    files = (p for p in folder.rglob("*") if _is_complete_file(p) and p not in received)
+    outputs = [p for p in files if _is_allowed_path(p.relative_to(folder).as_posix(), payload)]
+    return _pack(folder, sorted(outputs, key=lambda p: p.name == MANIFEST))
 
 
 def unpack_outputs(raw: bytes, payload: dict[str, Any]) -> None:
-    """Write what came home into the study folder, each file whole or not at all.
+    """Write a worker's outputs into the study folder, each file atomically.
 
     Raises:
-        ValueError: a file that a worker of this segment may not write.
-        OSError: the folder cannot be written.
+        ValueError: a file is one that a worker of this segment may not write.
+        OSError: the folder is not writable.
     """
     inner = find_segment(payload)
     if inner is None:
@@ -118,23 +118,23 @@ def unpack_outputs(raw: bytes, payload: dict[str, Any]) -> None:
 
 
 def version_mismatch(parents: dict[str, str]) -> str | None:
-    """Say what differs here from the parent's versions, None where nothing does."""
-    own = installed_versions()
-    found = [
-        f"{name} {own[name]} (parent: {version})"
+    """Return how this machine's versions differ from the parent's; None if they do not."""
+    here = installed_versions()
+    different = [
+        f"{name} {here[name]} (parent: {version})"
         for name, version in parents.items()
-        if own.get(name) not in (None, version)
+        if here.get(name) not in (None, version)
     ]
-    return f"node {socket.gethostname()} has {', '.join(found)}" if found else None
+    return f"node {socket.gethostname()} has {', '.join(different)}" if different else None
 
 
 def cannot_run_reason(payload: dict[str, Any], sent: bool) -> str | None:
-    """Say why a payload cannot be worked off on this machine, None where it can."""
+    """Return why a payload cannot run on this machine; None if it can."""
     inner, host = find_segment(payload) or {}, socket.gethostname()
     folder, base = inner.get("folder"), inner.get("base_path", "")
     if folder is not None and not sent and not Path(folder).is_dir():
         return (
-            f"node {host} does not see the folder {folder}; shared storage, "
+            f"node {host} does not see the folder {folder}; use shared storage, "
             'or `ray_files = "sent"` under [engine]'
         )
     if Path(base).is_absolute() and not Path(base).is_dir():

@@ -11,7 +11,7 @@ from bakeoff.study.executors import Options, Outcome
 
 
 class Inline:
-    """The executor for debugging."""
+    """Executor for debugging."""
 
     def __init__(self, workers: int = 1, options: Options = Options()) -> None:  # noqa: B008  # frozen
         self.workers = workers
@@ -22,8 +22,8 @@ class Inline:
         """Call the function on each payload in turn."""
         call = import_function(function)
         waiting = enumerate(payloads)
-        while not self.options.should_stop() and (taken := next(waiting, None)) is not None:
-            index, payload = taken
+        while not self.options.should_stop() and (item := next(waiting, None)) is not None:
+            index, payload = item
             try:
                 with worker_log.log_to_study(payload, 0, self._log_level):
                     value = call(payload)
@@ -33,7 +33,7 @@ class Inline:
                 yield Outcome(index, value, None)
 
     def close(self) -> None:
-        """Do nothing: nothing is held."""
+        """Do nothing: there are no resources to release."""
 
 
 EXECUTOR = Inline

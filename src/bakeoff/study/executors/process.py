@@ -1,11 +1,10 @@
-"""Run payloads in worker processes, ``workers`` side by side, each kept for the next payload.
+"""Run payloads in parallel worker processes, each kept for further payloads.
 
-A worker keeps what it has imported, its CUDA context and the base (``engine.resident``). What goes
-wrong in one cannot reach the next payload: a worker in which anything was raised, which died or
-which made no progress for too long is replaced, and its payload's outcome says why. Workers come
-from a fork server that has imported the training half once, before any thread or device was
-touched (``warm``). Values cross the pipes as JSON text. When the parent dies, its workers die with
-it.
+A worker keeps its imports, its CUDA context and the base model (``engine.base_cache``). Errors
+cannot affect the next payload: a worker that raised, died or stalled is replaced, and its payload's
+outcome has the reason. Workers are forked from a server that has imported the training packages
+once, before any thread or device was used (``training.worker_preload``). Values cross the pipes as
+JSON text. Workers end when their parent dies.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from bakeoff.core.jobs import BEAT, STOP, import_function
 from bakeoff.study.executors import Options, Outcome
 
 POLL_SECONDS = 1.0
-"""Seconds between two looks at the workers' pulses and at whether to stop."""
+"""Seconds between checks of the workers' heartbeats and of ``should_stop``."""
 STDERR_CHARACTERS = 4000
-"""Characters of a dead worker's stderr that are kept."""
+"""Characters kept of the end of a dead worker's stderr."""
 
 
 class Process:
@@ -50,7 +49,7 @@ class Process:
             self._context.set_forkserver_preload(jobs.PRELOAD)
         self._idle_workers: list[_WorkerProcess] = []
         self._gpus: dict[int, str | None] = {}
-        """The GPU of each place, as its workers have said."""
+        """The GPU of each slot, as reported by its workers."""
         self._excluded: set[str] = set()
         weakref.finalize(self, _end_workers, self._idle_workers)
 
@@ -66,13 +65,13 @@ class Process:
                     and len(running) < len(self._usable_slots())
                     and not self.options.should_stop()
                 ):
-                    taken = next(waiting, None)
-                    if taken is None:
+                    item = next(waiting, None)
+                    if item is None:
                         more = False
                         break
-                    worker = self._take_worker({w.place for _, w in running.values()})
-                    worker.begin(function, taken[1])
-                    running[worker.pipe] = (taken[0], worker)
+                    worker = self._take_worker({w.slot for _, w in running.values()})
+                    worker.start(function, item[1])
+                    running[worker.pipe] = (item[0], worker)
                 if not running:
                     break
                 for ready in wait(list(running), POLL_SECONDS):
@@ -90,10 +89,10 @@ class Process:
                 worker.end()
 
     def exclude_gpu(self, gpu: str) -> None:
-        """Give no more work to that GPU; the last one stays."""
+        """Assign no more work to that GPU, unless it is the last one."""
         if set(map(self._gpus.get, self._usable_slots())) - {gpu}:
             self._excluded.add(gpu)
-            for worker in [w for w in self._idle_workers if self._gpus.get(w.place) == gpu]:
+            for worker in [w for w in self._idle_workers if self._gpus.get(w.slot) == gpu]:
                 self._idle_workers.remove(worker)
                 worker.end()
 
@@ -101,28 +100,28 @@ class Process:
         return [i for i in range(self.workers) if self._gpus.get(i) not in self._excluded]
 
     def close(self) -> None:
-        """Let the workers go."""
+        """End all workers."""
         _end_workers(self._idle_workers)
 
-    def _take_worker(self, taken: set[int]) -> _WorkerProcess:
-        """Return an idle worker, or a new one in the first free place."""
+    def _take_worker(self, busy_slots: set[int]) -> _WorkerProcess:
+        """Return an idle worker, or start one in the first free slot."""
         while self._idle_workers:
             worker = self._idle_workers.pop()
             if worker.is_alive:
                 return worker
             worker.end()
-        place = next(i for i in self._usable_slots() if i not in taken)
-        gpu = place if self.options.one_gpu_each else None
+        slot = next(i for i in self._usable_slots() if i not in busy_slots)
+        gpu = slot if self.options.one_gpu_each else None
         stays = not self.options.fresh_process
-        return _WorkerProcess(self._context, place, gpu, stays, self._log_level)
+        return _WorkerProcess(self._context, slot, gpu, stays, self._log_level)
 
     def _collect(self, index: int, worker: _WorkerProcess) -> Outcome:
         answer = worker.read_result()
         if answer is None:
             return Outcome(index, None, *worker.report_death())
-        gpu = self._gpus[worker.place] = answer["gpu"]
+        gpu = self._gpus[worker.slot] = answer["gpu"]
         if answer["error"] is not None or self.options.fresh_process or gpu in self._excluded:
-            # whatever it left behind must not reach the next payload
+            # its state must not affect the next payload
             worker.end()
         else:
             self._idle_workers.append(worker)
@@ -131,12 +130,12 @@ class Process:
 
 
 class _WorkerProcess:
-    """One worker process, seen from the parent."""
+    """Handle of one worker process in the parent."""
 
     def __init__(
-        self, context: Any, place: int, gpu: int | None, stays: bool, log_level: int
+        self, context: Any, slot: int, gpu: int | None, stays: bool, log_level: int
     ) -> None:
-        self.place = place
+        self.slot = slot
         self.pipe, theirs = context.Pipe()
         self._marks = context.RawArray("d", 2)
         handle, name = tempfile.mkstemp(prefix="bakeoff-worker-", suffix=".log")
@@ -144,62 +143,62 @@ class _WorkerProcess:
         self._log = Path(name)
         self._process: BaseProcess = context.Process(
             target=_serve,
-            args=(theirs, self._marks, name, os.getpid(), gpu, stays, (place, log_level)),
+            args=(theirs, self._marks, name, os.getpid(), gpu, stays, (slot, log_level)),
             daemon=True,
         )
         with _without_main_module():
             self._process.start()
         theirs.close()  # so that the pipe ends when the worker does
 
-    def begin(self, function: str, payload: dict[str, Any]) -> None:
-        """Hand a payload over; one that died while it was idle answers with its end."""
+    def start(self, function: str, payload: dict[str, Any]) -> None:
+        """Send a payload; the pipe of a worker that died while idle is at its end."""
         self._marks[BEAT] = time.monotonic()
         with contextlib.suppress(OSError):
             self.pipe.send_bytes(json.dumps([function, payload]).encode())
 
     @property
     def is_alive(self) -> bool:
-        """Say whether the process is there."""
+        """Whether the process is running."""
         return self._process.is_alive()
 
     @property
     def silent_seconds(self) -> float:
-        """Seconds since the worker last said that its work goes on."""
+        """Seconds since the worker's last heartbeat."""
         return time.monotonic() - float(self._marks[BEAT])
 
     def request_stop(self) -> None:
-        """Ask for the end of the work at its next safe point."""
+        """Ask the worker to stop at its next safe point."""
         self._marks[STOP] = 1.0
 
     def read_result(self) -> dict[str, Any] | None:
-        """Return what the work gave; None where the worker died."""
+        """Return the result of the work; None if the worker died."""
         try:
-            found: dict[str, Any] = json.loads(self.pipe.recv_bytes())
+            result: dict[str, Any] = json.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):
             return None
-        return found
+        return result
 
     def report_death(self) -> tuple[str, str | None]:
-        """Say what the worker died of, with its last words."""
+        """Return why the worker died, and the end of its stderr."""
         self._process.join()
         cause = _exit_reason(self._process.exitcode)
-        words = self._stderr_tail()
+        tail = self._stderr_tail()
         self.end()
-        return cause, words
+        return cause, tail
 
-    def end_stalled(self, patience: float) -> tuple[str, str | None]:
-        """End a worker that makes no progress; say so, with the stacks of its threads."""
+    def end_stalled(self, timeout: float) -> tuple[str, str | None]:
+        """End a worker that makes no progress; return the error and the stacks of its threads."""
         pid = self._process.pid
         if pid is not None and hasattr(signal, "SIGUSR1"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)  # faulthandler writes the stacks
             self._process.join(2 * POLL_SECONDS)
-        words = self._stderr_tail()
+        stacks = self._stderr_tail()
         self.end()
-        return f"the worker hung: no progress for {patience / 60:g} minutes", words
+        return f"the worker hung: no progress for {timeout / 60:g} minutes", stacks
 
     def end(self) -> None:
-        """Kill the worker and remove what it wrote."""
+        """Kill the worker and delete its log."""
         self._process.kill()
         self._process.join()
         self.pipe.close()
@@ -208,15 +207,15 @@ class _WorkerProcess:
     def _stderr_tail(self) -> str | None:
         with contextlib.suppress(OSError):
             lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-            # faulthandler ends with a line of all that was imported, longer than what is kept
+            # faulthandler ends with a line of all imported modules, longer than the part kept
             text = "\n".join(n for n in lines if not n.startswith("Extension modules:")).strip()
             return text[-STDERR_CHARACTERS:] or None
         return None
 
 
-def _serve(*given: Any) -> None:
-    """Begin a worker; by name, because the parent imports nothing that trains."""
-    import_function(jobs.SERVE)(*given)
+def _serve(*args: Any) -> None:
+    """Run a worker; resolved by name, because the parent does not import the training packages."""
+    import_function(jobs.SERVE)(*args)
 
 
 def _end_workers(workers: list[_WorkerProcess]) -> None:
@@ -226,21 +225,21 @@ def _end_workers(workers: list[_WorkerProcess]) -> None:
 
 @contextlib.contextmanager
 def _without_main_module() -> Iterator[None]:
-    """Hide the program's main module: workers would run the user's script once more."""
-    own = sys.modules["__main__"]
+    """Hide the main module: multiprocessing would run the user's script again in workers."""
+    main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
-        sys.modules["__main__"] = own
+        sys.modules["__main__"] = main
 
 
 def _exit_reason(exitcode: int | None) -> str:
     if exitcode == -signal.SIGKILL:
-        return "the worker was killed: the host ran out of memory, or somebody killed it"
+        return "the worker was killed: the host ran out of memory, or a user killed it"
     if exitcode is not None and exitcode < 0:
         return f"the worker died of {signal.Signals(-exitcode).name}"
-    return f"the worker ended with exit code {exitcode} and no answer"
+    return f"the worker exited with code {exitcode} and without a result"
 
 
 EXECUTOR = Process

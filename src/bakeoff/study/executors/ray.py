@@ -1,9 +1,9 @@
-"""Run payloads on the machines of a Ray cluster: ``workers`` slots, a process and its GPU each.
+"""Run payloads on a Ray cluster: ``workers`` slots, each a process with its share of a GPU.
 
-Ray Core alone, as a carrier: the database stays the truth and the parent its only writer. A slot is
-an actor that takes one payload after another; a payload is taken when a slot stands ready. Whose
-node is lost runs again elsewhere, from the states in the study folder; a node that cannot see the
-folder, or has other versions, is avoided. Values cross as JSON text. The one file that imports ray.
+Only Ray Core is used. The parent stays the database's only writer. A slot is an actor that takes
+one payload after another; a payload is taken when a slot is ready. If a node is lost, its payloads
+are rescheduled and resume from the checkpoints in the study folder. Nodes that cannot see the
+folder or have other versions are avoided. Values cross as JSON text. Only this module imports ray.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from bakeoff.study.executors import Options, Outcome, _ray_auth, _transfer
 
 log = logging.getLogger(__name__)
 HEALTHY = (Status.DONE, Status.STOPPED, Status.DIVERGED)
-"""How trials end whose process may be used again."""
-KILLED = "the worker died: it crashed, its node ran out of memory, or somebody killed it"
+"""Statuses of trials after which their process may be reused."""
+KILLED = "the worker died: it crashed, its node ran out of memory, or a user killed it"
 
 
 @dataclass
@@ -57,14 +57,14 @@ class _Slot:
 
 
 class Ray:
-    """The executor for more than one machine. When stopping, the work at hand runs to its end."""
+    """Executor for several machines. On a stop request, running work is completed."""
 
     remote = True
 
     def __init__(self, workers: int = 1, options: Options = Options()) -> None:  # noqa: B008  # frozen
         self.workers = workers
         self._log_level = worker_log.configured_level()
-        self._fresh, self._stopping = options.fresh_process, options.should_stop
+        self._fresh_process, self._should_stop = options.fresh_process, options.should_stop
         engine = options.engine
         self._address: str | None = engine.get("ray_address")
         self._sends = engine.get("ray_files") == "sent"
@@ -74,7 +74,7 @@ class Ray:
         self._retries: int = engine.get("segment_retries", 3)
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
-        """Yield outcomes as they come home from the cluster.
+        """Yield outcomes as they arrive from the cluster.
 
         Raises:
             EnvironmentProblem: ``ray-missing``, ``ray-unreachable``, ``ray-unauthenticated``,
@@ -88,35 +88,35 @@ class Ray:
         gpus = float("GPU" in ray.cluster_resources()) if self._gpus is None else self._gpus
         needs = {"num_cpus": self._cpus, "num_gpus": gpus}
         _require_capacity(ray, needs)
-        going = takewhile(lambda _: not self._stopping(), payloads)
-        source, count = enumerate(map(_with_absolute_folder, going)), length_hint(payloads, -1)
+        accepted = takewhile(lambda _: not self._should_stop(), payloads)
+        source, count = enumerate(map(_with_absolute_folder, accepted)), length_hint(payloads, -1)
         run = _MapRun(ray, function, source, count, needs, self._sends, self._log_level)
         try:
             while run.start_slots(most):
-                yield from run.wait_for_slot(self._retries, self._fresh)
+                yield from run.wait_for_slot(self._retries, self._fresh_process)
         finally:
             for slot in run.slots.values():
                 ray.kill(slot.actor)
 
     def close(self) -> None:
-        """Do nothing: the cluster is this process's, for the next study in it."""
+        """Do nothing: the connection stays open for the next study of this process."""
 
 
 GPUS = "gpus_per_segment"
 CAPACITY_WARNING_SECONDS = 60
 _joined_cluster: list[Any] = []
-"""Address and CPUs of the cluster that this process joined or began here; empty before."""
+"""Address and CPUs of the cluster that this process joined or started; empty before."""
 
 
 @dataclass
 class _MapRun:
-    """One ``map`` at work: its slots by the reference that each is waited for with."""
+    """State of one ``map`` call; slots are keyed by the object reference that they wait for."""
 
     ray: Any
     function: str
     source: Iterator[tuple[int, dict[str, Any]]]
     count: int
-    """Payloads, where that is known beforehand; else negative."""
+    """Number of payloads, negative if unknown."""
     needs: dict[str, float]
     sends: bool
     log_level: int
@@ -124,14 +124,14 @@ class _MapRun:
     lost: deque[_Job] = field(default_factory=deque)
     avoided: set[str] = field(default_factory=set)
     exhausted: bool = False
-    common: Any = None
-    starts_failed: int = 0
+    shared: Any = None
+    failed_starts: int = 0
 
     def start_slots(self, most: int) -> bool:
-        """Start slots for what is left to do; say whether anything is under way."""
+        """Start slots for the remaining work; return whether any slot is active."""
         busy = sum(slot.job is not None for slot in self.slots.values())
-        wanted = min(most, busy + len(self.lost)) if self.exhausted else most
-        while len(self.slots) < wanted:
+        needed = min(most, busy + len(self.lost)) if self.exhausted else most
+        while len(self.slots) < needed:
             options: dict[str, Any] = {**self.needs, "max_restarts": 0, "max_task_retries": 0}
             if bad := _alive_nodes(self.ray) & self.avoided:
                 options["label_selector"] = {"ray.io/node-id": f"!in({','.join(bad)})"}
@@ -140,36 +140,38 @@ class _MapRun:
         return bool(self.slots)
 
     def wait_for_slot(self, retries: int, fresh: bool) -> Iterator[Outcome]:
-        """Wait for one slot and do what it calls for."""
+        """Wait for one slot, handle its answer and yield the outcomes."""
         ended: list[Any] = []
         while not ended:
             ended, _ = self.ray.wait(list(self.slots), timeout=CAPACITY_WARNING_SECONDS)
             if not ended and not any(slot.node for slot in self.slots.values()):
-                log.warning("no node of the Ray cluster has room for a group of trials: waiting")
+                log.warning(
+                    "no node of the Ray cluster has free capacity for a group of trials: waiting"
+                )
         slot = self.slots.pop(ended[0])
         try:
             answer = self.ray.get(ended[0])
         except self.ray.exceptions.RayError as error:
             yield from self._handle_failure(slot, error, retries)
             return
-        if slot.dying and slot.job is not None:  # it answered once more before the kill arrived
+        if slot.dying and slot.job is not None:  # it answered before the kill arrived
             yield from self._retry(slot.job, slot.host, retries)
             return
         if slot.job is None:
             slot.node, slot.host = answer["node"], answer["host"]
-            self.starts_failed = 0
+            self.failed_starts = 0
             if answer["differs"] is None:
                 self._start_next(slot)
             else:
                 yield from self._avoid_node(slot, answer["differs"])
             return
         job, slot.job = slot.job, None
-        found = json.loads(answer[0])
-        if found.get("unfit"):
+        result = json.loads(answer[0])
+        if result.get("cannot_run"):
             self.lost.appendleft(job)
-            yield from self._avoid_node(slot, found["unfit"])
+            yield from self._avoid_node(slot, result["cannot_run"])
             return
-        outcome = self._outcome(job, found, answer[1])
+        outcome = self._outcome(job, result, answer[1])
         if fresh or outcome.value is None or _has_failed_trial(outcome.value):
             self.ray.kill(slot.actor)
         else:
@@ -177,16 +179,16 @@ class _MapRun:
         yield outcome
 
     def _start_next(self, slot: _Slot) -> None:
-        """Give a ready slot its next payload; without one it ends, and those that wait with it."""
+        """Give a ready slot its next payload; if there is none, end all idle slots."""
         slot.job = self._next_job()
         if slot.job is not None:
-            text, states = json.dumps(slot.job.payload), None
+            text, checkpoints = json.dumps(slot.job.payload), None
             if self.sends:
-                self.common = self.common or self.ray.put(
+                self.shared = self.shared or self.ray.put(
                     _transfer.pack_shared_files(slot.job.payload)
                 )
-                states = _transfer.pack_checkpoints(slot.job.payload)
-            self.slots[slot.actor.work.remote(self.function, text, self.common, states)] = slot
+                checkpoints = _transfer.pack_checkpoints(slot.job.payload)
+            self.slots[slot.actor.work.remote(self.function, text, self.shared, checkpoints)] = slot
             return
         self.ray.kill(slot.actor)
         for ref in [r for r, other in self.slots.items() if other.job is None]:
@@ -202,19 +204,20 @@ class _MapRun:
             self.exhausted = True
         return None
 
-    def _outcome(self, job: _Job, found: dict[str, Any], written: bytes | None) -> Outcome:
-        if written is not None and found["value"] is not None:
+    def _outcome(self, job: _Job, result: dict[str, Any], outputs: bytes | None) -> Outcome:
+        if outputs is not None and result["value"] is not None:
             try:
-                _transfer.unpack_outputs(written, job.payload)
+                _transfer.unpack_outputs(outputs, job.payload)
             except (OSError, ValueError) as error:
-                why = f"what it wrote could not be brought home: {first_line(error)}"
+                why = f"the worker's outputs could not be written: {first_line(error)}"
                 return Outcome(job.index, None, why)
-        return Outcome(job.index, found["value"], found["error"])
+        return Outcome(job.index, result["value"], result["error"])
 
     def _handle_failure(self, slot: _Slot, error: Exception, retries: int) -> Iterator[Outcome]:
-        """Act on a slot that gave no answer: the node is lost, or the process died, or it ended."""
+        """Handle a slot without an answer: its node was lost, or its process died or ended."""
         if isinstance(error, self.ray.exceptions.ActorUnavailableError):
-            # nobody knows whether it still works: nothing runs elsewhere before it is surely dead
+            # The actor may still be running. Kill it, and wait for its death before the payload
+            # runs again: two workers must not write the same trial.
             self.ray.kill(slot.actor)
             slot.dying = True
             self.slots[slot.actor.ready.remote([], {})] = slot
@@ -224,8 +227,8 @@ class _MapRun:
         )
         job, slot.job = slot.job, None
         if job is None:
-            self.starts_failed += 1
-            if self.starts_failed > retries and (job := self._next_job()) is not None:
+            self.failed_starts += 1
+            if self.failed_starts > retries and (job := self._next_job()) is not None:
                 yield Outcome(job.index, None, f"no worker could start: {_crash_reason(error)}")
         elif node_lost:
             yield from self._retry(job, slot.host, retries)
@@ -242,24 +245,24 @@ class _MapRun:
             self.lost.append(job)
 
     def _avoid_node(self, slot: _Slot, why: str) -> Iterator[Outcome]:
-        """Leave an unfit node to others; where no fit one is left, a payload gets the reason."""
+        """Avoid an unsuitable node; if none is left, fail one payload with the reason."""
         assert slot.node is not None
         self.ray.kill(slot.actor)
         self.avoided.add(slot.node)
         if _nodes_with_capacity(self.ray, self.needs) <= self.avoided:
             self.avoided.clear()
             if (job := self._next_job()) is not None:
-                yield Outcome(job.index, None, f"no node of the cluster is fit: {why}")
+                yield Outcome(job.index, None, f"no node of the cluster can run it: {why}")
 
 
 class _NodeWorker:
-    """What runs on a node: one process that works payloads off."""
+    """Actor on a node: one process that runs payloads."""
 
     def __init__(self, log_level: int) -> None:
         self._log_level = log_level
 
     def ready(self, path: list[str], versions: dict[str, str]) -> dict[str, Any]:
-        """Say where this is, and what differs here from the parent."""
+        """Return the node's id and host, and how its versions differ from the parent's."""
         import ray
 
         sys.path.extend(p for p in path if p not in sys.path and Path(p).is_dir())
@@ -271,15 +274,15 @@ class _NodeWorker:
         }
 
     def work(
-        self, function: str, text: str, common: bytes | None, states: bytes | None
+        self, function: str, text: str, shared: bytes | None, checkpoints: bytes | None
     ) -> tuple[str, bytes | None]:
-        """Work off one payload; return what came of it as JSON text, and what is to come home."""
-        payload, written = json.loads(text), None
-        unfit = _transfer.cannot_run_reason(payload, sent=common is not None)
-        if unfit is not None:
-            return json.dumps({"unfit": unfit}), None
+        """Run one payload; return its result as JSON text, and its packed output files."""
+        payload, outputs = json.loads(text), None
+        reason = _transfer.cannot_run_reason(payload, sent=shared is not None)
+        if reason is not None:
+            return json.dumps({"cannot_run": reason}), None
         try:
-            if common is None or states is None:
+            if shared is None or checkpoints is None:
                 name = sanitize_name(f"{socket.gethostname()}-{os.getpid()}")
                 with worker_log.log_to_study(payload, name, self._log_level):
                     value = import_function(function)(payload)
@@ -289,23 +292,23 @@ class _NodeWorker:
                     tempfile.TemporaryDirectory() as name,
                     worker_log.log_to_stderr(self._log_level),
                 ):
-                    _transfer.unpack((common, states), Path(name))
-                    there = _transfer.with_folder(payload, Path(name))
-                    value = import_function(function)(there)
-                    written = _transfer.pack_outputs(there, Path(name))
-            return json.dumps({"value": value, "error": None}), written
+                    _transfer.unpack((shared, checkpoints), Path(name))
+                    moved = _transfer.with_folder(payload, Path(name))
+                    value = import_function(function)(moved)
+                    outputs = _transfer.pack_outputs(moved, Path(name))
+            return json.dumps({"value": value, "error": None}), outputs
         except BaseException as error:  # the contract: an outcome, never an exception
-            said = f"{type(error).__name__}: {error}"
-            return json.dumps({"value": None, "error": said}), None
+            message = f"{type(error).__name__}: {error}"
+            return json.dumps({"value": None, "error": message}), None
 
 
 def _has_failed_trial(value: dict[str, Any]) -> bool:
-    """Say whether something failed in a process, so that it should not be used again."""
+    """Return whether a trial failed in a process, so that it should not be reused."""
     return any(result.get("status") not in HEALTHY for result in value.get("results", ()))
 
 
 def _crash_reason(error: Exception) -> str:
-    """Say why a worker gave no answer."""
+    """Return why a worker gave no answer."""
     if type(error).__name__ == "OutOfMemoryError":
         return "the worker was killed by Ray: its node ran low on memory"
     if "worker process has died" in str(error):
@@ -314,7 +317,7 @@ def _crash_reason(error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """Return the line of Ray's many that says what happened."""
+    """Return the last line of Ray's message, which has the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
 
@@ -333,7 +336,7 @@ def _alive_nodes(ray: Any) -> set[str]:
 
 
 def _nodes_with_capacity(ray: Any, needs: dict[str, float]) -> set[str]:
-    """Return the living nodes that could hold a slot."""
+    """Return the ids of live nodes with enough CPUs and GPUs for a slot."""
     return {
         node["NodeID"]
         for node in ray.nodes()
@@ -350,16 +353,16 @@ def _require_capacity(ray: Any, needs: dict[str, float]) -> None:
         "ray-no-room",
         f"No node of the Ray cluster has {needs['num_cpus']:g} CPUs and {needs['num_gpus']:g} GPUs "
         "for a group of trials.",
-        f"other `{GPUS}` or `threads` under [engine], or start the nodes first (`ray status`).",
+        f"change `{GPUS}` or `threads` under [engine], or start the nodes first (`ray status`).",
     )
 
 
-def _connect(wish: str | None, consent: bool, cpus: int) -> Any:
-    """Return ray, connected: to the cluster asked for, or to one of this machine alone.
+def _connect(requested: str | None, consent: bool, cpus: int) -> Any:
+    """Return the module ray, connected to the requested cluster or to a local one.
 
-    What was begun here ends with this process; a connection that the caller made is used as it is.
+    A local cluster ends with this process. A connection that the caller made is used as it is.
     """
-    address = wish or os.environ.get("RAY_ADDRESS") or "local"
+    address = requested or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
         raise UsageError(
             "ray-client-address",
@@ -371,7 +374,7 @@ def _connect(wish: str | None, consent: bool, cpus: int) -> Any:
         os.environ["RAY_AUTH_MODE"] = "token"
         if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Ray's own switch for hosts whose firewall asks: it listens on 127.0.0.1 alone
+        # with this switch, meant for hosts whose firewall prompts, Ray listens on 127.0.0.1 only
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     ray = _import_ray()
     if (
@@ -379,7 +382,7 @@ def _connect(wish: str | None, consent: bool, cpus: int) -> Any:
         and _joined_cluster
         and (_joined_cluster[0] != address or _joined_cluster[1] < cpus)
     ):
-        ray.shutdown()  # a study before this one had another cluster, or a smaller one
+        ray.shutdown()  # an earlier study used another cluster or a smaller one
     if not ray.is_initialized():
         if address != "local":
             _ray_auth.require_authentication(address, consent)
@@ -402,27 +405,29 @@ def _import_ray() -> Any:
 
 
 def _init_ray(ray: Any, address: str, cpus: int) -> None:
-    # its messages go to stdout, where results stand; what matters of them is in the outcomes
+    # Ray prints to stdout, where bakeoff prints results; errors are in the outcomes anyway
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
-    ray._raylet.Config.initialize("")  # what this process may have cached of the environment
+    ray._raylet.Config.initialize("")  # drop what this process has cached of the environment
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-    own: dict[str, Any] = {}
+    local_options: dict[str, Any] = {}
     if address == "local":
-        own = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+        local_options = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local_options)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, OSError) as error:
         raise EnvironmentProblem(
             "ray-refused",
             f"The Ray cluster at {address} cannot be joined: {first_line(error)}",
-            "the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token, the same ray and Python "
-            "as on its nodes, and this machine one of them.",
+            "put the cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token, use the versions of "
+            "ray and Python that its nodes have, and run on one of them.",
         ) from error
     finally:
         if main:
-            signal.signal(signal.SIGTERM, handler)  # Ray sets its own: exit codes are ours to give
+            signal.signal(
+                signal.SIGTERM, handler
+            )  # Ray installs its own, which would change our exit codes
 
 
 EXECUTOR = Ray
