@@ -25,7 +25,7 @@ import pytest
 
 from bakeoff.core.errors import EnvironmentProblem, UsageError
 from bakeoff.data import assets
-from bakeoff.data.assets import (download, preparation, registry)
+from bakeoff.data.assets import download, preparation, registry
 from bakeoff.data.assets.registry import Package
 
 MODEL = "all-minilm-l6-v2"

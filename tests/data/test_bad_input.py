@@ -219,7 +219,7 @@ def test_small_test_set_warns(study_values: dict[str, Any], tmp_path: Path) -> N
         (["run", "none.toml"], 2, "[study-not-found]"),
         (["run"], 2, "[no-study-given]"),
         (["run", "typo.toml"], 2, "unknown key 'budgett'; did you mean 'budget'?"),
-        (["run", "--model", "m", "--data", "odd.jsonl"], 2, "columns a, b"),
+        (["run", "--model", "m", "--data", "odd.jsonl"], 2, "(a, b)"),
         (["run", "--model", "m", "--data", "odd.jsonl", "--column", "x"], 2, "column-malformed"),
         (["methods", "lroa"], 2, "did you mean 'lora'?"),
         (["report", "nowhere"], 2, "[no-study]"),

@@ -1,9 +1,8 @@
-"""Faults of the data and the base: what is wrong, in which rows of the user's file, what to do.
+"""Issues of the data and the base: what is wrong, in which rows of the user's file, and a hint.
 
-Stands below both halves: the checks of the study half and those of a worker find faults, the study
-refuses the fatal ones together and lists the others. A fault names rows by their position in a
-split; where that row stands in the user's file is looked up when the fault is said, because frozen
-rows do not carry it. Standard library only, JSON in and out.
+Fatal issues are raised together as one error, the others are listed as warnings. An issue holds
+positions in a split; the places in the user's file are looked up when its text is built, because
+frozen rows do not carry them. Standard library only, JSON in and out.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from typing import Any, NamedTuple, Self
 from bakeoff.core.errors import PreflightError
 
 MAX_SHOWN = 5
-"""So many rows are named; the rest are counted."""
+"""Number of rows that are named; the others are counted."""
 
 
 class Place(NamedTuple):
-    """Where a row was read: a file, and the row's number in it from 1, in ``unit`` (line, row)."""
+    """The place where a row was read: a file and a number from 1, in ``unit`` (line, row)."""
 
     file: str
     unit: str
@@ -29,16 +28,16 @@ class Place(NamedTuple):
 
 
 PlaceLookup = Callable[[str, int], Place]
-"""Split and position in it, from 0 -> where that row stands."""
+"""Split and position in it (from 0) -> place in the user's file."""
 
 
 @dataclass(frozen=True)
 class DataIssue:
-    """One kind of fault in one split.
+    """One kind of issue in one split.
 
-    ``what`` is a clause without its full stop. ``rows`` are the first positions in ``split``, from
-    0, of ``count`` rows out of ``of``; ``partners`` are rows of ``against`` that they are like. A
-    fault of no single row has no split.
+    ``what`` is a clause without a full stop. ``rows`` are the first positions in ``split`` (from 0)
+    of ``count`` affected rows out of ``of``; ``partners`` are the similar rows in ``against``. An
+    issue that is not about rows has no split.
     """
 
     code: str
@@ -63,7 +62,7 @@ class DataIssue:
         of: int,
         **more: Any,
     ) -> Self:
-        """Return the fault of these rows, out of ``of``; only the first few are kept."""
+        """Return an issue of these rows, out of ``of``; only the first few positions are kept."""
         return cls(
             code,
             what,
@@ -76,24 +75,24 @@ class DataIssue:
         )
 
     def cause(self, places: PlaceLookup) -> str:
-        """Say what is wrong and where, in one sentence."""
+        """Return one sentence with the problem and its places."""
         if self.split is None or not self.rows:
             return f"{self.what}."
         where = [places(self.split, row) for row in self.rows]
         if self.against is None:
-            listed = format_places(where, self.count)
+            where_text = format_places(where, self.count)
         else:
             pairs = zip(where, (places(self.against, row) for row in self.partners), strict=True)
-            listed = "; ".join(
+            where_text = "; ".join(
                 f"{format_places([a], 1)} like {format_places([b], 1)}" for a, b in pairs
             )
             more = self.count - len(self.rows)
-            listed += f" and {more:,} more" if more else ""
+            where_text += f" and {more:,} more" if more else ""
         rows = "row" if self.of == 1 else "rows"
-        return f"{self.what} in {self.count:,} of {self.of:,} {rows} of {self.split}: {listed}."
+        return f"{self.what} in {self.count:,} of {self.of:,} {rows} of {self.split}: {where_text}."
 
     def warning(self, places: PlaceLookup) -> str:
-        """Return the sentences that list this fault for a user who may go on."""
+        """Return the sentences that list this issue as a warning."""
         return f"{self.cause(places)} {_capitalize(self.try_)} [{self.code}]"
 
     def to_json(self) -> dict[str, Any]:
@@ -102,14 +101,14 @@ class DataIssue:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """Rebuild a fault from ``to_json``."""
+        """Rebuild an issue from ``to_json``."""
         lists = {name: tuple(value[name]) for name in ("rows", "partners")}
         return cls(**{**value, **lists})
 
 
-def as_error(faults: Iterable[DataIssue], places: PlaceLookup) -> PreflightError | None:
-    """Return one error for all the fatal faults, under the code of the first; None without any."""
-    fatal = [f for f in faults if f.fatal]
+def as_error(issues: Iterable[DataIssue], places: PlaceLookup) -> PreflightError | None:
+    """Return one error for all fatal issues, with the code of the first; None without any."""
+    fatal = [f for f in issues if f.fatal]
     if not fatal:
         return None
     first, *others = fatal
@@ -122,7 +121,7 @@ def as_error(faults: Iterable[DataIssue], places: PlaceLookup) -> PreflightError
 
 
 def format_places(places: Sequence[Place], count: int) -> str:
-    """Name the first of ``count`` places: ``lines 3, 7 and 12 of rows.jsonl``."""
+    """Return the first of ``count`` places as text: ``lines 3, 7 and 12 of rows.jsonl``."""
     files = groupby(places, key=lambda p: (p.unit, p.file))
     groups = [(unit, file, [p.number for p in same]) for (unit, file), same in files]
     if len(groups) == 1:
@@ -133,7 +132,7 @@ def format_places(places: Sequence[Place], count: int) -> str:
 
 
 def format_numbers(unit: str, numbers: Sequence[int], count: int | None = None) -> str:
-    """Write ``line 3`` or ``lines 3, 7 and 12``, or the first few and how many more."""
+    """Return ``line 3`` or ``lines 3, 7 and 12``, or the first few and the number of others."""
     total = len(numbers) if count is None else count
     shown = [str(n) for n in numbers[:MAX_SHOWN]]
     if total > len(shown):

@@ -1,7 +1,6 @@
-"""Read the user's rows, split them and freeze them into the study folder.
+"""Read rows from the user's files, and write a split as canonical JSONL.
 
-Stands at the start of the way of the data: files in, lists of rows out; then one JSONL file a split
-under ``<study>/data``, whose sha256 is part of every trial's identity. Standard library only.
+The sha256 of a written split is part of every trial's id. Standard library only.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ _COLUMN = re.compile(r"\{(\w+)\}")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _BOM = "\ufeff"
 _CELL_LIMIT = 2**31 - 1
-"""Characters in a CSV cell; Python's own limit of 131,072 refuses long documents."""
+"""Limit for the characters of a CSV cell; Python's default of 131,072 refuses long documents."""
 
 
 class LocatedRow(dict[str, Any]):
-    """A row as it was read, with its place in the user's file, which is no part of its content.
+    """A row with its place in the user's file, which is not part of its content.
 
-    Sampling and splitting hand the row on as it is; freezing writes the content alone.
+    Sampling and splitting keep the place; a written split has only the content.
     """
 
     __slots__ = ("place",)
@@ -52,14 +51,14 @@ class LocatedRow(dict[str, Any]):
 
 
 def place_of(row: Row, split: str, position: int) -> Place:
-    """Return where a row stands: in the user's file if it was read there, else in its split."""
+    """Return the place of a row: in the user's file if it was read from one, else in its split."""
     if isinstance(row, LocatedRow):
         return row.place
     return Place(f"the {split} split", "row", position + 1)
 
 
 def rename_columns(row: Row, names: Mapping[str, str]) -> Row:
-    """Return a row under other column names, its place kept; a name that it lacks is nothing."""
+    """Return a row with renamed columns and the same place; missing columns are ignored."""
     content = {names.get(name, name): value for name, value in row.items()}
     return LocatedRow(content, row.place) if isinstance(row, LocatedRow) else content
 
@@ -67,12 +66,12 @@ def rename_columns(row: Row, names: Mapping[str, str]) -> Row:
 def read_rows(path: Path) -> list[Row]:
     """Read every row of a JSONL, JSON (list of objects), CSV or TSV file, each with its place.
 
-    Lines and rows count from 1; a CSV row that spans lines stands where it begins. A byte order
-    mark at the start of the file is no part of it.
+    Lines and rows count from 1; the place of a CSV row that spans lines is its first line. A byte
+    order mark at the start of the file is ignored.
 
     Raises:
         PreflightError: missing file, unknown suffix, not UTF-8, byte order marks inside, a header
-            with the same name twice, broken rows, too large or deep; all lines of the kind at once.
+            with a duplicate name, broken rows, rows too large or deep; names all affected lines.
     """
     if not path.exists():
         raise PreflightError(
@@ -87,34 +86,34 @@ def read_rows(path: Path) -> list[Row]:
     text = _decode(path)
     rows = _parse(path, text)
     if not rows:
-        raise PreflightError("empty-split", f"{path} holds no rows.", "give a file with rows.")
+        raise PreflightError("empty-split", f"{path} has no rows.", "give a file with rows.")
     check_row_bounds(path.name, rows, len(text))
     return rows
 
 
 def check_row_bounds(name: str, rows: Sequence[Row], total: int) -> None:
-    """Refuse rows that are larger or nested deeper than any row to learn from.
+    """Refuse rows that exceed the limits on size and nesting.
 
-    ``total`` is how many characters all of them have at most.
+    ``total`` is an upper bound of the characters of all rows.
 
     Raises:
         PreflightError: ``row-too-large``, ``row-too-deep``, naming the rows.
     """
-    found = {
+    limits = {
         "row-too-deep": (
             f"nested deeper than {DEPTH} levels",
             [i for i, row in enumerate(rows) if exceeds_depth(row, DEPTH)],
         )
     }
-    if total > ROW_CHARACTERS:  # else no row of it can be larger
+    if total > ROW_CHARACTERS:  # else no single row can be larger
         large = [i for i, row in enumerate(rows) if count_characters(row) > ROW_CHARACTERS]
-        found["row-too-large"] = (f"of more than {ROW_CHARACTERS:,} characters", large)
-    for code, (what, positions) in found.items():
+        limits["row-too-large"] = (f"of more than {ROW_CHARACTERS:,} characters", large)
+    for code, (what, positions) in limits.items():
         if positions:
             places = [place_of(rows[i], name, i) for i in positions]
             where = format_numbers(places[0].unit, [p.number for p in places])
-            cause = f"{name} holds rows {what}: {where}."
-            raise PreflightError(code, cause, "cut them, or take them out.")
+            cause = f"{name} has rows {what}: {where}."
+            raise PreflightError(code, cause, "shorten or remove them.")
 
 
 def _parse(path: Path, text: str) -> list[Row]:
@@ -137,13 +136,13 @@ def _decode(path: Path) -> str:
     if _BOM in text:
         lines = [n for n, line in enumerate(text.split("\n"), 1) if line.startswith(_BOM)]
         if path.suffix in (".csv", ".tsv") and _BOM in text.partition("\n")[0]:
-            lines = list(dict.fromkeys([1, *lines]))  # in a column's name, wherever that stands
+            lines = list(dict.fromkeys([1, *lines]))  # in a column's name, at any position
         if lines:
             raise PreflightError(
                 "data-bom",
                 f"{path} has a byte order mark inside, in {format_numbers('line', lines)}: "
-                "files that begin with one were joined, or a header was.",
-                f"`sed -i 's/\\xef\\xbb\\xbf//g' {path.name}` takes all of them out.",
+                "files that start with one were concatenated, or a header was inserted.",
+                f"`sed -i 's/\\xef\\xbb\\xbf//g' {path.name}` removes all of them.",
             )
     return text
 
@@ -175,7 +174,7 @@ def _is_utf8(line: bytes) -> bool:
 def _parse_jsonl(path: Path, text: str) -> list[Row]:
     rows: list[Row] = []
     broken: dict[int, str] = {}
-    # split on "\n" alone: str.splitlines also breaks on U+2028, which JSON strings may hold
+    # split on "\n" only: str.splitlines also breaks on U+2028, which JSON strings may hold
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -225,8 +224,8 @@ def _parse_csv_rows(path: Path, text: str) -> list[Row]:
     if twice:
         raise PreflightError(
             "duplicate-column",
-            f"The header of {path} has '{twice[0]}' more than once: one would hide the other.",
-            "give each column its own name.",
+            f"The header of {path} has '{twice[0]}' more than once: one would overwrite the other.",
+            "give each column a unique name.",
         )
     rows: list[Row] = []
     wrong: dict[int, str] = {}
@@ -241,7 +240,7 @@ def _parse_csv_rows(path: Path, text: str) -> list[Row]:
 
 
 def _check_not_broken(path: Path, unit: str, broken: Mapping[int, str]) -> None:
-    """Refuse a file with broken rows: what is wrong with the first, and which others are."""
+    """Refuse a file with broken rows; name the error of the first and the numbers of the others."""
     if broken:
         first, *others = broken
         raise _broken_file_error(
@@ -258,12 +257,12 @@ def _broken_file_error(path: Path, why: str) -> PreflightError:
 
 
 def columns_of(template: str) -> tuple[str, ...]:
-    """Return the columns a field draws on: ``{name}`` marks in it, else the field itself."""
+    """Return the columns that a template uses: its ``{name}`` marks, else the template itself."""
     return tuple(_COLUMN.findall(template)) or (template,)
 
 
 def render_template(template: str, row: Mapping[str, Any]) -> str:
-    """Fill ``{column}`` marks from ``row``; without a mark the template names a column.
+    """Fill ``{column}`` marks from ``row``; a template without marks is a column's name.
 
     Only plain column names are replaced (no attribute access, no format codes).
     """
@@ -281,7 +280,7 @@ def write_split(path: Path, rows: Iterable[Row]) -> str:
 
 
 def canonical_digest(rows: Iterable[Row]) -> str:
-    """Return the sha256 that ``write_split`` would give."""
+    """Return the sha256 that ``write_split`` would return."""
     return hashlib.sha256(_to_canonical_jsonl(rows)).hexdigest()
 
 

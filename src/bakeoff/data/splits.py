@@ -1,4 +1,4 @@
-"""The splits of a study: their rows, how they are cut from one file, where they came from."""
+"""Splits of a study: cut one file into splits, sample rows, keep their origins."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ORIGINS_FILE = "data/origins.json"
 def split_rows(
     rows: Sequence[Row], group: str | None, fractions: Mapping[str, float], rng: random.Random
 ) -> dict[str, list[Row]]:
-    """Cut ``rows`` into splits; rows that share the ``group`` column stay together.
+    """Cut ``rows`` into splits; rows with the same value in the ``group`` column stay together.
 
-    The order inside a split is the order of the file. Every split gets at least one group.
+    ``fractions`` maps a split to its share of the groups. Each split keeps the order of the file.
     """
     keys = [str(r.get(group)) if group else str(i) for i, r in enumerate(rows)]
     groups = sorted(set(keys))
@@ -35,24 +35,24 @@ def split_rows(
 
 
 def sample_rows(rows: list[Row], limit: int | None, rng: random.Random) -> list[Row]:
-    """Return at most ``limit`` rows, drawn at random, in the order of the file."""
+    """Return at most ``limit`` random rows, in the order of the file."""
     if limit is None or len(rows) <= limit:
         return rows
     return [rows[i] for i in sorted(rng.sample(range(len(rows)), limit))]
 
 
 class Splits(NamedTuple):
-    """The rows of each split, and the general text that forgetting is measured on."""
+    """The rows of each split, and the general text for forgetting."""
 
     rows: dict[str, list[data_rows.Row]]
     cut: dict[str, float]
-    """The splits that were cut from one file -> the share of its rows that each was to get."""
+    """The splits that were cut from one file -> the share of its rows that each should get."""
     origins: dict[str, Any] = {}
-    """Where each split came from, for the report."""
+    """The origin of each split, for the report."""
     general: Sequence[data_rows.Row] = ()
 
     def place(self, split: str, position: int) -> Place:
-        """Return where a row stands in the user's file."""
+        """Return the place of a row in the user's file."""
         return data_rows.place_of(self.rows[split][position], split, position)
 
     @property

@@ -60,7 +60,7 @@ class Subject(NamedTuple):
             self.entry, self.task, seed=seed, rate=rate or self.entry.learning_rate, steps=STEPS
         )
 
-    def bench(self, trial: Trial | None = None) -> TrainingSetup:
+    def setup(self, trial: Trial | None = None) -> TrainingSetup:
         """Build a trial on the base."""
         return build_tiny_setup(trial or self.trial(), self.base, self.folder)
 
@@ -70,7 +70,7 @@ def trains_and_leaves_the_base_alone(subject: Subject) -> TrainingSetup:
 
     Returns the trained bench, for a check that goes on with it.
     """
-    at = subject.bench()
+    at = subject.setup()
     trained = {n: p.detach().clone() for n, p in trainable_parameters(at.model).items()}
     assert sum(p.numel() for p in trained.values()) > 0, "nothing is trained"
     assert {p.dtype for p in trained.values()} == {torch.float32}
@@ -88,7 +88,7 @@ def learns(subject: Subject) -> None:
     tried = {}
     for factor in GRID:
         rate = factor * subject.entry.learning_rate
-        at = subject.bench(subject.trial(rate=rate))
+        at = subject.setup(subject.trial(rate=rate))
         before = _validation_loss(at)
         single_trial_losses(at, STEPS)
         tried[rate] = _validation_loss(at) / before
@@ -109,9 +109,9 @@ def _validation_loss(at: TrainingSetup) -> float:
 
 def repeats(subject: Subject) -> None:
     """The same seed gives the same bits, another seed gives others."""
-    first = single_trial_losses(subject.bench(), 3)
-    assert single_trial_losses(subject.bench(), 3) == first, "the same seed gave other bits"
-    assert single_trial_losses(subject.bench(subject.trial(seed=1)), 3) != first, (
+    first = single_trial_losses(subject.setup(), 3)
+    assert single_trial_losses(subject.setup(), 3) == first, "the same seed gave other bits"
+    assert single_trial_losses(subject.setup(subject.trial(seed=1)), 3) != first, (
         "another seed gave the same"
     )
 
@@ -119,8 +119,8 @@ def repeats(subject: Subject) -> None:
 def goes_on(subject: Subject) -> None:
     """Stopped at a rung and gone on with from its state, it takes the same steps to the bit."""
     stop, end = 5, 12
-    whole = single_trial_losses(subject.bench(), end)
-    at = subject.bench()
+    whole = single_trial_losses(subject.setup(), end)
+    at = subject.setup()
     stepper, first = at.stepper(), []
     at.model.train()
     for i, batch in zip(range(stop), batches(at), strict=False):
@@ -128,7 +128,7 @@ def goes_on(subject: Subject) -> None:
     result = TrialResult(at.trials[0].id, Status.STOPPED, step=stop)
     path = trial_dir.checkpoint_path(subject.folder, at.trials[0].id, stop)
     checkpoints.save(path, checkpoints.Checkpoint(stepper.state(0), at.hook.state(0), result))
-    fresh, state = subject.bench(), checkpoints.load(path, "cpu")
+    fresh, state = subject.setup(), checkpoints.load(path, "cpu")
     stepper, rest = fresh.stepper(), []
     stepper.restore(0, state.lane, stop)
     fresh.hook.restore(0, state.hook)
@@ -177,7 +177,7 @@ CHECKS: dict[str, Callable[..., Any]] = {
 
 def train_briefly(subject: Subject) -> TrainingSetup:
     """Return the method on its base after a few steps at its prior rate."""
-    at = subject.bench()
+    at = subject.setup()
     single_trial_losses(at, 5)
     return at
 

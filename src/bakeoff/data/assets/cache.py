@@ -1,8 +1,8 @@
-"""The cache of prepared models: where it lies, and how a folder appears in it whole or not at all.
+"""The cache of prepared models; a folder in it is complete or absent.
 
-Used by ``preparing``. A folder is filled under a hidden name, gets its marker last and is
-renamed, so that a crash leaves nothing that looks prepared; a lock file keeps two processes apart;
-the sha256 of the weights is compared with the marker before a folder is used.
+A folder is filled under a hidden name, gets its marker last and is renamed, so that a crash leaves
+nothing that looks prepared. A lock file excludes other processes. The sha256 of the weights is
+compared with the marker before a folder is used.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from bakeoff.data.assets.registry import WEIGHTS
 MARKER = "bakeoff-asset.json"
 DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
 ACCESS_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
-CHANGE_CACHE = "point BAKEOFF_CACHE at a folder that you can write to, with enough room."
+CHANGE_CACHE = "point BAKEOFF_CACHE at a folder that you can write to, with enough free space."
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What a prepared folder says of itself; ``sha256`` is that of its weights."""
+    """Metadata of a prepared folder; ``sha256`` is that of its weights."""
 
     name: str
     source: str
@@ -43,7 +43,7 @@ class Marker:
 
 
 def cache_folder() -> Path:
-    """Return the cache: ``$BAKEOFF_CACHE``, ``$XDG_CACHE_HOME/bakeoff`` or ``~/.cache/bakeoff``."""
+    """Return ``$BAKEOFF_CACHE``, ``$XDG_CACHE_HOME/bakeoff`` or ``~/.cache/bakeoff``."""
     if chosen := os.environ.get("BAKEOFF_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -51,12 +51,12 @@ def cache_folder() -> Path:
 
 
 def model_folder(name: str) -> Path:
-    """Return where a prepared model lies, or would lie."""
+    """Return the folder for a prepared model, which may not exist."""
     return cache_folder() / "models" / name
 
 
 def is_intact(folder: Path, source_sha256: str) -> bool:
-    """Tell whether a folder is prepared from this source and its weights are still the same."""
+    """Tell whether a folder was prepared from this source and its weights are unchanged."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         if marker["source_sha256"] != source_sha256:
@@ -68,7 +68,7 @@ def is_intact(folder: Path, source_sha256: str) -> bool:
 
 @contextmanager
 def model_lock(name: str, progress: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of one model; wait, and say so, while another process prepares it."""
+    """Hold the lock of one model; wait, and report it, while another process prepares the model."""
     folder = model_folder(name)
     with translate_os_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -87,23 +87,23 @@ def model_lock(name: str, progress: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def staging_folder(name: str, needed_bytes: int) -> Iterator[Path]:
-    """Give an empty folder to fill; afterwards it is the model's folder, or gone if that failed.
+    """Yield an empty folder to fill; then make it the model's folder, or delete it on an error.
 
-    Call it with the lock held. What a killed process left behind is removed first.
+    The lock must be held. Leftovers of killed processes are removed first.
 
     Raises:
         EnvironmentProblem: ``asset-disk`` or ``asset-cache``.
     """
     final = model_folder(name)
     with translate_os_errors():
-        for left_over in final.parent.glob(f".{name}-*"):
-            shutil.rmtree(left_over)
+        for leftover in final.parent.glob(f".{name}-*"):
+            shutil.rmtree(leftover)
         check_free_space(final.parent, needed_bytes)
         staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
     try:
         with translate_os_errors():
             yield staging
-            staging.chmod(0o755)  # mkdtemp makes it private; a shared cache must be readable
+            staging.chmod(0o755)  # mkdtemp makes it private, but the cache may be shared
             if final.exists():
                 shutil.rmtree(final)
             staging.replace(final)
@@ -112,13 +112,17 @@ def staging_folder(name: str, needed_bytes: int) -> Iterator[Path]:
 
 
 def write_marker(folder: Path, marker: Marker) -> None:
-    """Write the marker that makes a folder count as prepared; no time in it: same bytes again."""
+    """Write the marker that marks a folder as prepared; without a time, so it is reproducible."""
     text = json.dumps(asdict(marker), indent=2) + "\n"
     (folder / MARKER).write_text(text, encoding="utf-8")
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse to begin when the disk cannot hold what is coming."""
+    """Refuse to start if the disk has not enough free space.
+
+    Raises:
+        EnvironmentProblem: ``asset-disk``.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise EnvironmentProblem(
@@ -130,11 +134,12 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def translate_os_errors() -> Iterator[None]:
-    """Turn what the file system refuses into an error that says what to do."""
+    """Turn errors of the file system into errors with a hint."""
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL_ERRORS | ACCESS_ERRORS:
             raise
         code = "asset-disk" if error.errno in DISK_FULL_ERRORS else "asset-cache"
-        raise EnvironmentProblem(code, f"The cache: {error}.", CHANGE_CACHE) from error
+        cause = f"The cache cannot be written: {error}."
+        raise EnvironmentProblem(code, cause, CHANGE_CACHE) from error

@@ -1,8 +1,7 @@
-"""Turn a GGUF file into an ordinary safetensors folder, once.
+"""Convert a GGUF file into an ordinary safetensors folder.
 
-Used by ``preparing`` for models that are packaged quantised. The work is done in a process of its
-own: the caller's half never imports torch, the float32 copy's memory goes back afterwards, and the
-progress bars of transformers do not tear ours.
+This runs in a subprocess: the caller must not import torch, the memory of the float32 copy is freed
+at the end, and progress bars of transformers do not disturb ours.
 """
 
 from __future__ import annotations
@@ -19,22 +18,26 @@ CHILD = "import sys; from bakeoff.data.assets.dequantize import convert; convert
 
 
 def check_gguf_reader() -> None:
-    """Refuse before anything is downloaded when the package ``gguf`` is missing."""
+    """Refuse before any download if the package ``gguf`` is missing.
+
+    Raises:
+        EnvironmentProblem: ``asset-needs-gguf``.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise EnvironmentProblem(
             "asset-needs-gguf",
-            "This model is packaged as GGUF, and the package 'gguf' that reads it is missing.",
+            "This model is packaged as GGUF, and the package 'gguf', which reads it, is missing.",
             "`pip install 'bakeoff[gguf]'`.",
         )
 
 
 def dequantize(gguf: Path, to: Path) -> None:
-    """Write the model in ``gguf`` as bf16 safetensors, with its tokenizer, into ``to``.
+    """Write the model in ``gguf`` and its tokenizer to ``to``, as bf16 safetensors.
 
     Raises:
-        EnvironmentProblem: ``asset-convert``, with the last line that the conversion wrote.
+        EnvironmentProblem: ``asset-convert``, with the last line of the conversion's output.
     """
-    here = str(Path(__file__).parents[3])  # the child must find the same bakeoff as we did
+    here = str(Path(__file__).parents[3])  # the child must import the same bakeoff
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(gguf), str(to)],
@@ -55,7 +58,7 @@ def dequantize(gguf: Path, to: Path) -> None:
 
 
 def convert(gguf: str, to: str) -> None:
-    """Dequantise in this process: in float32, as transformers reads GGUF, then rounded to bf16."""
+    """Dequantise in this process to float32 (transformers' dtype for GGUF) and round to bf16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -68,9 +71,9 @@ def convert(gguf: str, to: str) -> None:
 
 
 def clear_quantization_flags(model: object) -> None:
-    """Take off the flags that say "quantised": the weights are plain tensors by now.
+    """Remove the flags that mark a dequantised model as quantised.
 
-    transformers 5 leaves them on a model read from GGUF, and then refuses to save it ("not
+    transformers 5 leaves them on a model that was read from GGUF, and then refuses to save it ("not
     serializable") or to train all of it ("purely quantized").
     """
     for name, value in (("hf_quantizer", None), ("is_quantized", False)):

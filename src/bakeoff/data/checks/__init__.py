@@ -1,8 +1,7 @@
-"""Checks on the rows as text, before anything is loaded: what is wrong with them, and where.
+"""Checks on the rows as text, before a model is loaded.
 
-Called by ``study`` when a study is opened: rows in, faults out. ``readable`` finds what keeps rows
-from being read at all, ``telling`` what makes a comparison on them say less than it seems to. What
-only tokens show is found by a worker (``preflight.check``). Never imports torch.
+``find_blocking_issues`` finds unreadable rows, ``find_warnings`` anything that makes a comparison
+on them less meaningful. A worker checks the tokens later. Never imports torch.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ __all__ = ["CheckContext", "find_blocking_issues", "find_warnings"]
 
 
 def find_blocking_issues(
-    splits: Mapping[str, Sequence[Row]], reading: CheckContext
+    splits: Mapping[str, Sequence[Row]], context: CheckContext
 ) -> list[DataIssue]:
-    """Return what is wrong with cells: missing, empty, not text, not encodable, unprintable."""
-    faults = split_sizes.find_empty_splits(splits, reading)
+    """Return issues of splits and cells: empty, missing, not text, not encodable, unprintable."""
+    issues = split_sizes.find_empty_splits(splits, context)
     for split, rows in splits.items():
-        faults += cells.check(split, rows, reading)
-    return faults
+        issues += cells.check(split, rows, context)
+    return issues
 
 
-def find_warnings(splits: Mapping[str, Sequence[Row]], reading: CheckContext) -> list[DataIssue]:
-    """Return repeats, leaks, contradictions, odd answers and odd splits of readable rows."""
-    pairs = {split: [reading.pair(row) for row in rows] for split, rows in splits.items()}
+def find_warnings(splits: Mapping[str, Sequence[Row]], context: CheckContext) -> list[DataIssue]:
+    """Return duplicates, leaks, contradictions, unusual answers and splits of readable rows."""
+    pairs = {split: [context.prompt_answer(row) for row in rows] for split, rows in splits.items()}
     return [
-        *split_sizes.check(splits, reading),
+        *split_sizes.check(splits, context),
         *duplicates.check(pairs),
         *answers.check(pairs),
     ]

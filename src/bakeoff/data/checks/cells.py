@@ -1,7 +1,6 @@
-"""Faults of single cells: a column that is not there, nothing in it, no text, unprintable text.
+"""Checks of single cells: missing columns, empty cells, other types than text, odd characters.
 
-One of the checks on text. Only columns that the task draws on are looked at, except for what keeps
-a whole row from being frozen.
+Only columns that the task uses are checked, except for what prevents a row from being written.
 """
 
 from __future__ import annotations
@@ -19,27 +18,27 @@ from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import Row, columns_of
 
 VERY_LONG, TIMES_THE_MEDIAN = 10_000, 50
-"""A row of more characters than that, and than so many median rows, is named."""
+"""A row is very long with more characters than that, and than so many median rows."""
 NULL_WORDS = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A"}
-"""What pandas and spreadsheets leave where nothing was."""
+"""Text that pandas and spreadsheets write for a missing value."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# C0 and C1 but for tab and line ends, the mark for what a decoder lost, a byte order mark in a text
+# C0 and C1 except tab and line ends; U+FFFD, which decoders write for lost bytes; byte order marks
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufeff]")
 
 
-def check(split: str, rows: Sequence[Row], reading: CheckContext) -> list[DataIssue]:
-    """Return what is wrong with the cells of one split."""
-    faults = [*_bom_in_names(split, rows), *_lone_surrogates(split, rows)]
-    for field, template in reading.fields.items():
+def check(split: str, rows: Sequence[Row], context: CheckContext) -> list[DataIssue]:
+    """Return the issues of the cells of one split."""
+    issues = [*_bom_in_names(split, rows), *_lone_surrogates(split, rows)]
+    for field, template in context.fields.items():
         for column in columns_of(template):
-            faults += _check_column(split, rows, field, column, field in reading.structured)
-    if any(f.fatal for f in faults):
-        return faults
-    first = next(iter(reading.fields.values()))
-    faults += _control_characters(split, rows, reading.fields)
-    faults += _null_words(split, rows, columns_of(first))
-    faults += _very_long_rows(split, rows, reading.fields)
-    return faults
+            issues += _check_column(split, rows, field, column, field in context.structured)
+    if any(f.fatal for f in issues):
+        return issues
+    first = next(iter(context.fields.values()))
+    issues += _control_characters(split, rows, context.fields)
+    issues += _null_words(split, rows, columns_of(first))
+    issues += _very_long_rows(split, rows, context.fields)
+    return issues
 
 
 def _check_column(
@@ -53,8 +52,8 @@ def _check_column(
     if nested:
         yield DataIssue.at(
             "not-text",
-            f"'{column}' holds a list or an object, not text,",
-            "write the text that is meant into a column of its own.",
+            f"'{column}' is a list or an object, not text,",
+            "put the text into its own column.",
             split, nested, len(rows), fatal=True,
         )  # fmt: skip
     filled = [(i, value) for i, value in cells if not _is_empty(value)]
@@ -62,14 +61,14 @@ def _check_column(
 
 
 def find_missing_values(split: str, rows: Sequence[Row], use: str, column: str) -> list[DataIssue]:
-    """Return which rows lack a column, with the near match, and which hold nothing in it."""
-    faults = []
+    """Return issues for rows that lack a column (with the closest match) or are empty in it."""
+    issues = []
     lacking = [i for i, row in enumerate(rows) if column not in row]
     if lacking:
         names = [str(name) for name in rows[lacking[0]]]
         near = near_match(column, names)
         hint = f"did you mean '{near}'? " if near else ""
-        faults.append(
+        issues.append(
             DataIssue.at(
                 "column-missing",
                 f"No column '{column}' ({use})",
@@ -82,7 +81,7 @@ def find_missing_values(split: str, rows: Sequence[Row], use: str, column: str) 
         )
     empty = [i for i, row in enumerate(rows) if column in row and _is_empty(row[column])]
     if empty:
-        faults.append(
+        issues.append(
             DataIssue.at(
                 "empty-value",
                 f"'{column}' is empty",
@@ -93,7 +92,7 @@ def find_missing_values(split: str, rows: Sequence[Row], use: str, column: str) 
                 fatal=True,
             )  # fmt: skip
         )
-    return faults
+    return issues
 
 
 def _is_empty(value: Any) -> bool:
@@ -110,13 +109,13 @@ def _mixed_types(
         kinds.setdefault(_type_name(value), []).append(i)
     if len(kinds) > 1:
         usual = max(kinds, key=lambda k: len(kinds[k]))
-        odd = sorted(i for kind, found in kinds.items() if kind != usual for i in found)
+        unusual = sorted(i for kind, at in kinds.items() if kind != usual for i in at)
         others = " or ".join(sorted(k for k in kinds if k != usual))
         yield DataIssue.at(
             "mixed-types",
-            f"'{column}' holds {others} where the other rows hold {usual}",
-            "every value is read as text, so that 1, 1.0 and true differ; write all alike.",
-            split, odd, of,
+            f"'{column}' is {others} where the other rows have {usual}",
+            "every value is read as text, so 1, 1.0 and true differ; use one form.",
+            split, unusual, of,
         )  # fmt: skip
 
 
@@ -133,8 +132,8 @@ def _bom_in_names(split: str, rows: Sequence[Row]) -> Iterator[DataIssue]:
     if marked:
         yield DataIssue.at(
             "data-bom",
-            "A column's name holds a byte order mark",
-            "rename the column; the mark cannot be seen, and no other name matches it.",
+            "A column's name contains a byte order mark",
+            "rename the column; the mark is invisible, and no other name matches it.",
             split, marked, len(rows), fatal=True,
         )  # fmt: skip
 
@@ -146,8 +145,8 @@ def _lone_surrogates(split: str, rows: Sequence[Row]) -> Iterator[DataIssue]:
     if found:
         yield DataIssue.at(
             "lone-surrogate",
-            "Half of a UTF-16 pair (a lone surrogate), which is no character,",
-            "the text was cut inside an emoji or alike; mend or remove these rows.",
+            "A lone surrogate (half of a UTF-16 pair), which is not a character,",
+            "the text was cut inside an emoji or similar; repair or remove these rows.",
             split, found, len(rows), fatal=True,
         )  # fmt: skip
 
@@ -173,9 +172,9 @@ def _control_characters(
         kinds = sorted({f"U+{ord(c):04X}" for c in found.values()})
         yield DataIssue.at(
             "control-characters",
-            f"Characters that are no text ({', '.join(kinds[:3])})",
-            "U+FFFD stands for what a decoder lost, the others for nothing that is read; clean "
-            "these rows if they are not meant.",
+            f"Control or replacement characters ({', '.join(kinds[:3])})",
+            "U+FFFD marks bytes that a decoder lost, the others are invisible; clean these "
+            "rows if they are not intended.",
             split, list(found), len(rows),
         )  # fmt: skip
 
@@ -187,8 +186,8 @@ def _null_words(split: str, rows: Sequence[Row], columns: Sequence[str]) -> Iter
             seen = str(rows[found[0]][column]).strip()
             yield DataIssue.at(
                 "null-as-text",
-                f"'{column}' is the word '{seen}', which tools write where nothing was,",
-                "remove these rows if nothing was there.",
+                f"'{column}' is the word '{seen}', which tools write for missing values,",
+                "remove these rows if the value is missing.",
                 split, found, len(rows),
             )  # fmt: skip
 
@@ -204,6 +203,6 @@ def _very_long_rows(
             "very-long-row",
             f"Over {TIMES_THE_MEDIAN} times as long as the median row (up to "
             f"{max(lengths):,} characters)",
-            "look whether a line end or a quote is missing there.",
+            "check whether a line end or a quote is missing there.",
             split, found, len(rows),
         )  # fmt: skip

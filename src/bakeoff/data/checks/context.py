@@ -1,7 +1,4 @@
-"""How a study reads its rows: which columns its task draws on, what is asked, what is answered.
-
-What every check on text is given beside the rows; plain values, so that no check knows a task.
-"""
+"""The properties of a study that checks need to read its rows, independent of the task."""
 
 from __future__ import annotations
 
@@ -12,29 +9,29 @@ from bakeoff.data.rows import Row
 
 
 class PromptAnswer(NamedTuple):
-    """What a row asks and what it answers, as plain text."""
+    """The prompt and the answer of a row, as plain text."""
 
-    asked: str
+    prompt: str
     answer: str
 
 
 class CheckContext(NamedTuple):
-    """What checks must know of a study to read its rows."""
+    """The task's columns, and how the splits were made."""
 
     fields: Mapping[str, str]
     """The task's field -> column or template."""
     structured: frozenset[str]
-    """Fields whose column holds more than text (a conversation), which the task reads itself."""
+    """Fields whose column holds more than text (a conversation); the task reads them itself."""
     texts: Callable[[Row], tuple[str, str]]
-    """Row -> what it asks and what it answers."""
+    """Row -> its prompt and answer."""
     group: str | None = None
     """Column whose rows belong into one split."""
     cut: Mapping[str, float] = {}
-    """The splits that were cut from one file -> the share of its rows that each was to get."""
+    """The splits that were cut from one file -> the share of its rows that each should get."""
     sampled: bool = False
-    """Whether only some rows of a split were taken."""
+    """Whether only some rows of a split are used."""
     batch_size: int = 1
 
-    def pair(self, row: Row) -> PromptAnswer:
-        """Return what a row asks and answers."""
+    def prompt_answer(self, row: Row) -> PromptAnswer:
+        """Return the prompt and the answer of a row."""
         return PromptAnswer(*self.texts(row))

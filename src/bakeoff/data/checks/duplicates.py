@@ -1,7 +1,7 @@
-"""Rows that stand there more than once, in one split or in two, word for word or almost.
+"""Checks for duplicates, exact and near, within a split and across splits.
 
-One of the checks on text. What repeats inside test counts one question twice; what stands in train
-and in test shows memory, not learning; one question with two answers cannot be learnt.
+A duplicate within test counts one item twice. A row in train and test measures memorisation. A
+prompt with two different answers is contradictory.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from bakeoff.data.issues import MAX_SHOWN, DataIssue
 
 Pairs = Sequence[PromptAnswer]
 ACROSS = (
-    ("test", "train", "the verdict counts what was memorised"),
-    ("validation", "train", "settings are chosen by what was memorised"),
+    ("test", "train", "the verdict would count memorised answers"),
+    ("validation", "train", "settings would be chosen by memorised answers"),
     ("test", "validation", "settings were chosen on them"),
 )
 
 
 def check(splits: Mapping[str, Pairs]) -> list[DataIssue]:
-    """Return repeats inside and across splits, and contradictions."""
-    faults = [*_within_splits(splits), *_contradictions(splits["train"])]
+    """Return duplicates within and across splits, and contradictions."""
+    issues = [*_within_splits(splits), *_contradictions(splits["train"])]
     for split, other, why in ACROSS:
-        faults += _across_splits(split, splits[split], other, splits[other], why)
-    return [*faults, *_near_duplicates(splits["train"], splits["test"])]
+        issues += _across_splits(split, splits[split], other, splits[other], why)
+    return [*issues, *_near_duplicates(splits["train"], splits["test"])]
 
 
 def _within_splits(splits: Mapping[str, Pairs]) -> Iterator[DataIssue]:
@@ -36,7 +36,7 @@ def _within_splits(splits: Mapping[str, Pairs]) -> Iterator[DataIssue]:
             yield _issue(
                 "duplicate-rows",
                 "An earlier row, word for word,",
-                "remove repeats: in test they count one item twice, in train they weigh more.",
+                "remove duplicates: in test they count one item twice, in train they weigh more.",
                 split, again, len(pairs), split,
             )  # fmt: skip
 
@@ -45,7 +45,7 @@ def _contradictions(train: Pairs) -> Iterator[DataIssue]:
     first: dict[str, int] = {}
     found = {}
     for i, pair in enumerate(train):
-        earlier = first.setdefault(pair.asked, i)
+        earlier = first.setdefault(pair.prompt, i)
         if train[earlier].answer != pair.answer:
             found[i] = earlier
     if found:
@@ -62,8 +62,8 @@ def _across_splits(
 ) -> Iterator[DataIssue]:
     first: dict[str, int] = {}
     for j, pair in enumerate(others):
-        first.setdefault(pair.asked, j)
-    found = {i: first[p.asked] for i, p in enumerate(pairs) if p.asked in first}
+        first.setdefault(pair.prompt, j)
+    found = {i: first[p.prompt] for i, p in enumerate(pairs) if p.prompt in first}
     if found:
         yield _issue(
             f"{split}-in-{other}",
@@ -74,28 +74,30 @@ def _across_splits(
 
 
 def _near_duplicates(train: Pairs, test: Pairs) -> Iterator[DataIssue]:
-    found = near_duplicates.find_near_duplicates([p.asked for p in train], [p.asked for p in test])
+    found = near_duplicates.find_near_duplicates(
+        [p.prompt for p in train], [p.prompt for p in test]
+    )
     if found.pairs:
         yield _issue(
             "near-duplicates",
             f"A text that shares at least {100 * near_duplicates.THRESHOLD:.0f} % of its "
             "five-character pieces with one of train",
-            "look at the pairs; rows of one source belong into one split (`data.group`).",
+            "inspect the pairs; rows of one source belong into one split (`data.group`).",
             "test", dict(found.pairs), len(test), "train",
         )  # fmt: skip
     if found.n_train == near_duplicates.MAX_TEXTS or found.n_test == near_duplicates.MAX_TEXTS:
         yield DataIssue(
             "near-duplicates-sampled",
-            f"Near-duplicates were looked for in {found.n_test:,} texts of test and "
+            f"Near-duplicates were searched in {found.n_test:,} texts of test and "
             f"{found.n_train:,} of train, drawn at random",
-            "exact repeats were looked for in all of them.",
+            "exact duplicates were searched in all of them.",
         )
     if not found.complete:
         yield DataIssue(
             "near-duplicates-cut-short",
-            f"The search for near-duplicates ended after {near_duplicates.MAX_COMPARISONS:,} pairs: "
+            f"The search for near-duplicates stopped at {near_duplicates.MAX_COMPARISONS:,} pairs: "
             "most texts share long parts",
-            "put the part that all share into the template, not into the column.",
+            "move the text that all rows share from the column to the template.",
         )
 
 

@@ -1,8 +1,7 @@
 """Near-duplicates between two splits: MinHash finds candidates, true Jaccard similarity decides.
 
-Part of the checks on text; ``repeats`` asks it for test rows that are almost rows of train. Two
-texts are compared by their sets of five-character pieces, case and spacing aside, which suits short
-commands, long documents and scripts without spaces alike.
+Two texts are compared by their sets of five-character shingles, ignoring case and spacing. This
+works for short commands, long documents and scripts without spaces.
 """
 
 from __future__ import annotations
@@ -14,63 +13,63 @@ from typing import Any, NamedTuple
 import numpy as np
 
 THRESHOLD = 0.8
-"""Jaccard similarity from which on two texts are near-duplicates (as in arXiv 2107.06499)."""
+"""Jaccard similarity from which two texts are near-duplicates (as in arXiv 2107.06499)."""
 SHINGLE_LENGTH = 5
-"""Characters in a piece."""
+"""Characters of a shingle."""
 BANDS, ROWS = 20, 6
-"""A pair at the threshold becomes a candidate with a chance of 0.998: 1 - (1 - 0.8^6)^20."""
+"""A pair at the threshold becomes a candidate with probability 0.998: 1 - (1 - 0.8^6)^20."""
 MAX_CHARACTERS = 2000
-"""So much of the beginning of a text is compared."""
+"""Only the beginning of a text is compared."""
 MAX_TEXTS = 100_000
-"""From more texts in a split than that, so many are drawn."""
+"""A split with more texts is sampled."""
 MAX_COMPARISONS = 1_000_000
-"""After so many candidates have been compared, the search ends."""
+"""The search stops after so many candidates."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: odd, its bits well mixed
 
 
 class NearDuplicates(NamedTuple):
-    """Positions ``(test, train)`` of near-duplicates, one a test text, and what was looked at."""
+    """Positions ``(test, train)`` of near-duplicates, one per test text, and numbers of texts."""
 
     pairs: list[tuple[int, int]]
     n_train: int
     n_test: int
     complete: bool
-    """False where the search ended before its last candidate."""
+    """False if the search stopped before its last candidate."""
 
 
 def find_near_duplicates(train: Sequence[str], test: Sequence[str]) -> NearDuplicates:
-    """Find the texts of ``test`` that are near-duplicates of one of ``train``, equals left out.
+    """Find the texts of ``test`` that are near-duplicates of one of ``train``, but not equal to it.
 
-    Time grows with the characters that are compared, about 20 s for 100,000 texts of 200.
+    The time is proportional to the characters: about 20 s for 100,000 texts of 200 characters.
     """
     from datasketch import MinHashLSH
 
     known = set(train)
-    asked = _subsample([i for i, text in enumerate(test) if text not in known])
+    queries = _subsample([i for i, text in enumerate(test) if text not in known])
     searched = _subsample(list(_first_positions(train)))
-    pieces = {i: shingle_hashes(test[i]) for i in asked}
+    pieces = {i: shingle_hashes(test[i]) for i in queries}
     index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
     sketch = _Sketcher()
-    for i in asked:
+    for i in queries:
         index.insert(i, sketch(pieces[i]), check_duplication=False)
     found: dict[int, int] = {}
     compared = 0
     for j in searched:
-        own = shingle_hashes(train[j])
-        for i in index.query(sketch(own)):
+        hashes = shingle_hashes(train[j])
+        for i in index.query(sketch(hashes)):
             compared += 1
-            if is_near_duplicate(pieces[i], own):
+            if is_near_duplicate(pieces[i], hashes):
                 found[i] = j
-                index.remove(i)  # one is enough, and boilerplate must not cost train times test
+                index.remove(i)  # one match is enough; boilerplate must not cost O(train x test)
         if compared >= MAX_COMPARISONS:
             break
     return NearDuplicates(
-        sorted(found.items()), len(searched), len(asked), compared < MAX_COMPARISONS
+        sorted(found.items()), len(searched), len(queries), compared < MAX_COMPARISONS
     )
 
 
 def shingle_hashes(text: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Return the distinct pieces of a text as sorted 64-bit hashes; a short text is one piece."""
+    """Return the distinct shingles of a text as sorted 64-bit hashes; a short text has one."""
     plain = " ".join(text[:MAX_CHARACTERS].casefold().split())
     codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     codes = codes.astype(np.uint64)
@@ -83,15 +82,15 @@ def shingle_hashes(text: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 
 def is_near_duplicate(one: np.ndarray[Any, Any], two: np.ndarray[Any, Any]) -> bool:
-    """Tell whether two sets share at least ``THRESHOLD`` of all they hold together (Jaccard)."""
+    """Tell whether the Jaccard similarity of two sets is at least ``THRESHOLD``."""
     if min(len(one), len(two)) < THRESHOLD * max(len(one), len(two)):
-        return False  # the smaller one whole would not be enough
+        return False  # even the whole smaller set would not be enough
     shared = len(np.intersect1d(one, two, assume_unique=True))
     return shared >= THRESHOLD * (len(one) + len(two) - shared)
 
 
 class _Sketcher:
-    """Sketches sets with the same permutations, drawn once."""
+    """Computes MinHash sketches with the same permutations, drawn once."""
 
     def __init__(self) -> None:
         from datasketch import MinHash

@@ -1,7 +1,4 @@
-"""Faults of the splits as wholes: nothing in one, groups that do not do what they are for, sizes.
-
-One of the checks on text.
-"""
+"""Checks of whole splits: empty ones, groups that do not work as intended, sizes."""
 
 from __future__ import annotations
 
@@ -12,18 +9,18 @@ from bakeoff.data.issues import MAX_SHOWN, DataIssue
 from bakeoff.data.rows import Row
 
 UNEVEN = 2.0
-"""A cut split with so many times the rows it was to get, or so many times fewer, is named."""
+"""A cut split is uneven with so many times the rows that it should get, or so many times fewer."""
 FEW_VALIDATION_ROWS = 10
-"""Fewer choose settings by chance."""
+"""With fewer, settings are chosen by chance."""
 
 
 def find_empty_splits(
-    splits: Mapping[str, Sequence[Row]], reading: CheckContext
+    splits: Mapping[str, Sequence[Row]], context: CheckContext
 ) -> list[DataIssue]:
-    """Return a fatal fault for each split without rows."""
-    hint = "give more rows to cut the splits from, or a file for each."
-    if reading.group is not None and reading.cut:
-        hint = f"give more groups: rows that share '{reading.group}' stay in one split."
+    """Return a fatal issue for each split without rows."""
+    hint = "give more rows to cut the splits from, or one file per split."
+    if context.group is not None and context.cut:
+        hint = f"give more groups: rows that share '{context.group}' stay in one split."
     return [
         DataIssue("empty-split", f"The {split} split is empty", hint, fatal=True)
         for split, rows in splits.items()
@@ -31,24 +28,24 @@ def find_empty_splits(
     ]
 
 
-def check(splits: Mapping[str, Sequence[Row]], reading: CheckContext) -> list[DataIssue]:
-    """Return what is odd about the groups and sizes of the splits."""
-    return [*_group_issues(splits, reading), *_size_issues(splits, reading)]
+def check(splits: Mapping[str, Sequence[Row]], context: CheckContext) -> list[DataIssue]:
+    """Return issues of the groups and sizes of the splits."""
+    return [*_group_issues(splits, context), *_size_issues(splits, context)]
 
 
 def _group_issues(
-    splits: Mapping[str, Sequence[Row]], reading: CheckContext
+    splits: Mapping[str, Sequence[Row]], context: CheckContext
 ) -> Iterator[DataIssue]:
-    group = reading.group
+    group = context.group
     if group is None:
         return
-    if reading.cut:
+    if context.cut:
         values = [str(row.get(group)) for rows in splits.values() for row in rows]
         if len(set(values)) == len(values):
             yield DataIssue(
                 "group-of-one",
                 f"Every row has its own '{group}', so that no rows are kept together",
-                "name the column that related rows share, or leave `data.group` out.",
+                "name the column that related rows share, or remove `data.group`.",
             )
     in_train = {str(row[group]): i for i, row in enumerate(splits["train"]) if group in row}
     shared = [i for i, r in enumerate(splits["test"]) if group in r and str(r[group]) in in_train]
@@ -62,11 +59,11 @@ def _group_issues(
         )  # fmt: skip
 
 
-def _size_issues(splits: Mapping[str, Sequence[Row]], reading: CheckContext) -> Iterator[DataIssue]:
-    total = sum(len(splits[split]) for split in reading.cut)
-    for split, fraction in reading.cut.items():
+def _size_issues(splits: Mapping[str, Sequence[Row]], context: CheckContext) -> Iterator[DataIssue]:
+    total = sum(len(splits[split]) for split in context.cut)
+    for split, fraction in context.cut.items():
         share = len(splits[split]) / total
-        if not reading.sampled and not fraction / UNEVEN <= share <= fraction * UNEVEN:
+        if not context.sampled and not fraction / UNEVEN <= share <= fraction * UNEVEN:
             yield DataIssue(
                 "uneven-split",
                 f"The {split} split got {100 * share:.0f} % of the rows, not {100 * fraction:.0f} "
@@ -74,16 +71,16 @@ def _size_issues(splits: Mapping[str, Sequence[Row]], reading: CheckContext) -> 
                 "a finer `data.group`, or a file for each split.",
             )
     n_train, n_validation = len(splits["train"]), len(splits["validation"])
-    if n_train < reading.batch_size:
+    if n_train < context.batch_size:
         yield DataIssue(
             "train-smaller-than-batch",
             f"Train has {n_train} rows, fewer than a step takes (budget.batch_size = "
-            f"{reading.batch_size})",
-            "more rows, or a smaller batch: as it is, rows repeat inside a step.",
+            f"{context.batch_size})",
+            "more rows, or a smaller batch: rows repeat within a step.",
         )
     if n_validation < FEW_VALIDATION_ROWS:
         yield DataIssue(
             "validation-too-small",
-            f"Settings are chosen on {n_validation} validation rows, little more than by chance",
+            f"Settings are chosen on {n_validation} validation rows, which is close to chance",
             f"at least {FEW_VALIDATION_ROWS}, better hundreds.",
         )

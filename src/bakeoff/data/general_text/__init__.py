@@ -1,9 +1,7 @@
-"""General text: what a base knew before it was fine-tuned, to tell afterwards what it forgot.
+"""General text on which forgetting is measured: the shipped documents or the user's own.
 
-Called by ``folder`` when a study is opened: the shipped documents or the user's in, rows with a
-``text`` out, which are frozen beside the splits. ``default.txt`` was written for bakeoff (20 short
-documents of prose, news, letters, law, medicine, code, sums; Apache-2.0, as bakeoff is), so no
-model has been trained on it before it was published here.
+``default.txt`` was written for bakeoff: 20 short documents of prose, news, letters, law, medicine,
+code and arithmetic (Apache-2.0, like bakeoff). No model was trained on it before its publication.
 """
 
 from __future__ import annotations
@@ -19,28 +17,28 @@ from bakeoff.data.rows import Row, read_rows
 DEFAULT = "default"
 OFF = "off"
 _SEPARATOR = re.compile(r"^%$", re.MULTILINE)
-"""A line with nothing but a percent sign lies between two documents, as in fortune files."""
+"""A line with only a percent sign separates two documents, as in fortune files."""
 
 
-def load_documents(wish: str, source: Path) -> list[Row]:
-    """Return the documents of ``[forgetting] text``: none for ``off``.
+def load_documents(choice: str, source: Path) -> list[Row]:
+    """Return the documents for ``[forgetting] text`` as rows with a ``text``; none for ``off``.
 
-    A path, relative to ``source``, is a text file (documents divided by lines with a single ``%``)
-    or rows with a ``text`` column.
+    ``choice`` is ``default``, ``off`` or a path relative to ``source``: a text file (documents
+    separated by lines with a single ``%``) or rows with a ``text`` column.
 
     Raises:
         PreflightError: ``general-text-missing``, ``general-text-empty``, and what ``read_rows``
             refuses.
     """
-    if wish == OFF:
+    if choice == OFF:
         return []
-    if wish == DEFAULT:
+    if choice == DEFAULT:
         return _split_documents(
             (files("bakeoff.data.general_text") / "default.txt").read_text(encoding="utf-8")
         )
-    path = source / wish
+    path = source / choice
     if path.suffix == ".txt":
-        found = _split_documents(_read(path))
+        documents = _split_documents(_read(path))
     else:
         rows = read_rows(path)
         for number, row in enumerate(rows, 1):
@@ -50,14 +48,14 @@ def load_documents(wish: str, source: Path) -> list[Row]:
                     f"Row {number} of {path} has no text in its column 'text'.",
                     'a JSONL file with {"text": "..."} in each line, or a .txt file.',
                 )
-        found = [{"text": row["text"].strip()} for row in rows if row["text"].strip()]
-    if not found:
+        documents = [{"text": row["text"].strip()} for row in rows if row["text"].strip()]
+    if not documents:
         raise PreflightError(
             "general-text-empty",
-            f"{path} holds no text.",
+            f"{path} contains no text.",
             '`text = "default"` under [forgetting], or "off".',
         )
-    return found
+    return documents
 
 
 def _read(path: Path) -> str:

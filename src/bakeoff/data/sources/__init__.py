@@ -1,7 +1,6 @@
-"""Find a study's rows: in files, folders of files, packaged data, or data sets of a hub.
+"""Load the rows that ``[data]`` names: from files, folders, packaged data or hub data sets.
 
-Stands between what a study file names under ``[data]`` and ``folder``, which cuts and freezes the
-rows found here. ``datasets`` and pyarrow are imported only where a study names what they read.
+``datasets`` and pyarrow are imported only for the formats that need them.
 """
 
 from __future__ import annotations
@@ -27,45 +26,47 @@ __all__ = ["KINDS", "LoadedSplit", "load_splits", "locate"]
 
 
 class LoadedSplit(NamedTuple):
-    """The rows of a split, and where they came from, for the report's provenance."""
+    """The rows of a split, and their origin for the report's provenance."""
 
     rows: list[Row]
     origin: dict[str, Any]
 
 
 def load_splits(
-    given: Mapping[str, str], source: Path, config: str | None = None, revision: str | None = None
+    references: Mapping[str, str],
+    source: Path,
+    config: str | None = None,
+    revision: str | None = None,
 ) -> dict[str, LoadedSplit]:
-    """Read the rows of each split that ``given`` names, and those that a folder brings along.
+    """Load the rows of each split in ``references`` (split -> file, folder or data set).
 
-    Paths are relative to ``source``. A folder given as train whose files are named by split brings
-    its validation and test files too, unless others are given. ``config`` and ``revision`` are
-    those of data sets of a hub.
+    Paths are relative to ``source``. A train folder whose files are named by split also provides
+    validation and test, unless these are given. ``config`` and ``revision`` are for hub data sets.
 
     Raises:
-        PreflightError: what is named is not there, or cannot be read.
+        PreflightError: a file or data set does not exist, or cannot be read.
         EnvironmentProblem: the hub cannot be reached, a package is missing.
     """
-    named = dict(given)
-    train = locate(given["train"], source)
+    by_split = dict(references)
+    train = locate(references["train"], source)
     if train is not None and train.is_dir():
-        brought = Listing.of(train, KINDS).splits
-        named |= {s: given["train"] for s in brought if s not in named}
+        provided = Listing.of(train, KINDS).splits
+        by_split |= {s: references["train"] for s in provided if s not in by_split}
     return {
         split: _load_split(reference, split, source, config, revision)
-        for split, reference in named.items()
+        for split, reference in by_split.items()
     }
 
 
 def locate(reference: str, source: Path) -> Path | None:
-    """Return where a file or folder lies; None for a data set of a hub."""
+    """Return the path of a file or folder; None for a hub data set."""
     if reference.startswith(hub.PREFIX):
         return None
     if reference.startswith(ASSET):
         name, _, file = reference.removeprefix(ASSET).partition("/")
         folder = assets.prepare(name, lambda _: None)
         if not is_within(folder / file, folder):
-            cause = f"'{reference}' leads out of the asset."
+            cause = f"'{reference}' is outside the asset."
             raise PreflightError("data-not-found", cause, "a file of it (`bakeoff assets`).")
         return folder / file
     return source / Path(reference).expanduser()
@@ -76,13 +77,13 @@ def _load_split(
 ) -> LoadedSplit:
     path = locate(reference, source)
     if path is None:
-        rows, origin = hub.load(hub.Dataset.named(reference, split, source), config, revision)
+        rows, origin = hub.load(hub.Dataset.parse(reference, split, source), config, revision)
         return LoadedSplit(rows, origin)
     if not path.exists() and _ID.fullmatch(reference) and path.suffix not in KINDS:
         raise PreflightError(
             "data-not-found",
             f"There is no file or folder {path}.",
-            f'"{hub.PREFIX}{reference}" under [data], if a data set of the hub is meant.',
+            f'"{hub.PREFIX}{reference}" under [data], if you mean a data set on the hub.',
         )
     files = Listing.of(path, KINDS).of_split(split) if path.is_dir() else [path]
     rows = [row for file in files for row in _read_file(file)]

@@ -1,7 +1,6 @@
-"""A folder of data files: all of one kind, in the order of their names, perhaps named by split.
+"""A folder of data files: all of one format, in the order of their names, perhaps named by split.
 
-Part of ``sources``. Only what lies directly in the folder counts, and of that only files with the
-suffix of a data file.
+Subfolders and files with other suffixes are ignored.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from bakeoff.core.errors import PreflightError
 _NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
     ("validation", "valid", "val", "dev"), "validation"
 )
-# what a file's name begins with: train.jsonl, train-00000-of-00002.parquet, dev_set.csv
+# the start of a file name: train.jsonl, train-00000-of-00002.parquet, dev_set.csv
 _SPLIT = re.compile(rf"({'|'.join(_NAMES)})(?![a-z])", re.IGNORECASE)
 
 
 class Listing(NamedTuple):
-    """The data files of a folder, by split where their names say one."""
+    """The data files of a folder, by split if their names say so."""
 
     folder: Path
     files: list[Path]
@@ -41,33 +40,33 @@ class Listing(NamedTuple):
         if not files:
             raise PreflightError(
                 "data-not-found",
-                f"{folder} holds no file that ends in one of {', '.join(kinds)}.",
-                "check `[data]` in the study file; folders inside a folder are not looked into.",
+                f"{folder} has no file that ends in one of {', '.join(kinds)}.",
+                "check `[data]` in the study file; subfolders are not searched.",
             )
         by_kind = {p.suffix: p.name for p in reversed(files)}
         if len(by_kind) > 1:
             raise PreflightError(
                 "folder-mixed",
-                f"{folder} holds files of several kinds: {', '.join(by_kind.values())}.",
-                "one kind a folder, or name the file that is meant.",
+                f"{folder} has files of several formats: {', '.join(by_kind.values())}.",
+                "one format per folder, or name the file to use.",
             )
-        homes = [_split_of(p) for p in files]
+        split_names = [_split_of(p) for p in files]
         splits: dict[str, list[Path]] = {}
-        for path, home in zip(files, homes, strict=True):
-            if home is not None:
-                splits.setdefault(home, []).append(path)
-        if splits and None in homes:
-            odd = files[homes.index(None)].name
+        for path, split in zip(files, split_names, strict=True):
+            if split is not None:
+                splits.setdefault(split, []).append(path)
+        if splits and None in split_names:
+            unnamed = files[split_names.index(None)].name
             named = next(iter(splits.values()))[0].name
             raise PreflightError(
                 "folder-unclear",
-                f"In {folder}, {named} is named by its split and {odd} is not.",
+                f"In {folder}, {named} is named by its split and {unnamed} is not.",
                 f"name every file by its split ({', '.join(_NAMES)}), or none.",
             )
         return cls(folder, files, splits)
 
     def of_split(self, split: str) -> list[Path]:
-        """Return the files of a split: all of them, where no name says one.
+        """Return the files of a split; all files if none is named by split.
 
         Raises:
             PreflightError: ``data-not-found``.
@@ -85,5 +84,5 @@ class Listing(NamedTuple):
 
 
 def _split_of(path: Path) -> str | None:
-    found = _SPLIT.match(path.name)
-    return _NAMES[found[1].lower()] if found else None
+    match = _SPLIT.match(path.name)
+    return _NAMES[match[1].lower()] if match else None

@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face hub, through ``datasets``.
 
-Part of ``sources``. ``hub:org/name`` is a data set of the hub, ``hub:./folder`` one of this
-machine. Data sets that bring code are refused: ``datasets`` 4 and later cannot run it.
+``hub:org/name`` is a data set on the hub, ``hub:./folder`` one on this machine. Data sets with code
+are refused: ``datasets`` 4 and later cannot run it.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from bakeoff.data.sources import parquet
 
 PREFIX = "hub:"
 KINDS = ("arrow", "audiofolder", "cache", "csv", "imagefolder", "json", "parquet", "text")
-"""Packaged readers of ``datasets`` that only parse; any other would run code or unpickle."""
+"""Builders of ``datasets`` that only parse; any other may run code or unpickle."""
 
 
 class Dataset(NamedTuple):
-    """A split of a data set: a hub id or a folder, the split's name there, its configuration."""
+    """A split of a data set: a hub id or folder, the name of the split, the configuration."""
 
     path: str
     split: str
     config: str | None = None
 
     @classmethod
-    def named(cls, reference: str, split: str, source: Path) -> Self:
-        """Read ``hub:org/name``, ``hub:org/name/config`` or either with ``:split`` behind it.
+    def parse(cls, reference: str, split: str, source: Path) -> Self:
+        """Parse ``hub:org/name`` or ``hub:org/name/config``, each with an optional ``:split``.
 
         A folder is relative to ``source``.
         """
-        path, _, own = reference.removeprefix(PREFIX).partition(":")
+        path, _, named_split = reference.removeprefix(PREFIX).partition(":")
         if path.startswith((".", "/", "~")):
             path = str((source / Path(path).expanduser()).resolve())
-            return cls(path, own or split)
+            return cls(path, named_split or split)
         organisation, name, config = (*path.split("/", 2), "", "")[:3]
-        return cls("/".join(filter(None, (organisation, name))), own or split, config or None)
+        hub_id = "/".join(filter(None, (organisation, name)))
+        return cls(hub_id, named_split or split, config or None)
 
 
 def load(
-    wanted: Dataset, config: str | None, revision: str | None
+    dataset: Dataset, config: str | None, revision: str | None
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Return a split's rows, and where they came from with the commit that they are of.
+    """Return a split's rows and their origin, including the commit.
 
     Raises:
         EnvironmentProblem: ``data-package-missing``, ``hub-unreachable``.
@@ -55,42 +56,42 @@ def load(
     except ImportError as error:
         raise EnvironmentProblem(
             "data-package-missing",
-            f"'{PREFIX}{wanted.path}' needs the package datasets, which is not installed.",
-            "`pip install 'bakeoff[datasets]'`, or download its files and name their folder.",
+            f"'{PREFIX}{dataset.path}' needs the package datasets, which is not installed.",
+            "`pip install 'bakeoff[datasets]'`, or download its files and give their folder.",
         ) from error
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         builder = datasets.load_dataset_builder(
-            wanted.path, name=wanted.config or config, revision=revision
+            dataset.path, name=dataset.config or config, revision=revision
         )
-        _check_format(builder, wanted)
-        # one builder resolves the revision once: what load_dataset does, with the commit at hand
+        _check_format(builder, dataset)
+        # as load_dataset does; the builder resolves the revision once and knows the commit
         builder.download_and_prepare()
-        _check_size(builder, wanted)
-        table = builder.as_dataset(split=wanted.split).with_format("arrow")[:]
+        _check_size(builder, dataset)
+        table = builder.as_dataset(split=dataset.split).with_format("arrow")[:]
     except BakeoffError:
         raise
     except Exception as error:
-        raise _as_user_error(error, wanted, datasets.exceptions.DatasetNotFoundError) from error
+        raise _as_user_error(error, dataset, datasets.exceptions.DatasetNotFoundError) from error
     finally:
         if shown:
             datasets.enable_progress_bars()
-    name = f"{wanted.path} ({wanted.split})"
+    name = f"{dataset.path} ({dataset.split})"
     rows = parquet.to_rows(table, name)
     if not rows:
-        raise PreflightError("empty-split", f"{name} holds no rows.", "another split.")
+        raise PreflightError("empty-split", f"{name} has no rows.", "another split.")
     commit = builder.hash if COMMIT.fullmatch(str(builder.hash)) else None
     return rows, {
-        "from": PREFIX + wanted.path,
+        "from": PREFIX + dataset.path,
         "config": builder.config.name,
-        "split": wanted.split,
+        "split": dataset.split,
         "revision": commit or revision,
     }
 
 
-def _check_format(builder: Any, wanted: Dataset) -> None:
-    """Refuse formats whose readers unpickle: `datasets` reads .pth files in WebDataset archives.
+def _check_format(builder: Any, dataset: Dataset) -> None:
+    """Refuse formats whose builders unpickle, such as .pth files in WebDataset archives.
 
     Raises:
         PreflightError: ``data-format``.
@@ -99,52 +100,52 @@ def _check_format(builder: Any, wanted: Dataset) -> None:
     if kind not in KINDS:
         raise PreflightError(
             "data-format",
-            f"'{wanted.path}' is in the format '{kind}', which bakeoff does not read.",
+            f"'{dataset.path}' is in the format '{kind}', which bakeoff does not read.",
             f"one of {', '.join(KINDS)}.",
         )
 
 
-def _check_size(builder: Any, wanted: Dataset) -> None:
-    """Refuse a split that unpacks to more than a data file may: all of it is held in memory.
+def _check_size(builder: Any, dataset: Dataset) -> None:
+    """Refuse a split that is larger than ``DATA_BYTES``: all of it is held in memory.
 
     Raises:
         PreflightError: ``data-too-large``.
     """
-    name, _, _ = wanted.split.partition("[")
+    name, _, _ = dataset.split.partition("[")
     split = (builder.info.splits or {}).get(name)
     size = 0 if split is None else int(split.num_bytes or 0)
     if size > DATA_BYTES:
         raise PreflightError(
             "data-too-large",
-            f"'{wanted.path}' ({name}) unpacks to {size:,} bytes, more than {DATA_BYTES:,}.",
-            "a smaller split, or files of your own with what is needed of it.",
+            f"'{dataset.path}' ({name}) unpacks to {size:,} bytes, more than {DATA_BYTES:,}.",
+            "a smaller split, or your own files with the rows that you need.",
         )
 
 
-def _as_user_error(error: Exception, wanted: Dataset, not_found: type[Exception]) -> BakeoffError:
-    """Return what a user can do about an error of ``datasets``."""
+def _as_user_error(error: Exception, dataset: Dataset, not_found: type[Exception]) -> BakeoffError:
+    """Return an error of ``datasets`` as one with a cause and a hint."""
     why = " ".join(str(error).split())
     if isinstance(error, ConnectionError | TimeoutError):
         return EnvironmentProblem(
             "hub-unreachable",
-            f"The hub cannot be reached for '{wanted.path}': {why}.",
+            f"The hub cannot be reached for '{dataset.path}': {why}.",
             "check the network and HF_HUB_OFFLINE; or download the data set's files elsewhere and "
-            "name their folder.",
+            "give their folder.",
         )
     if isinstance(error, not_found | FileNotFoundError):
         return PreflightError(
             "data-not-found",
-            f"There is no data set '{wanted.path}': {why}.",
+            f"There is no data set '{dataset.path}': {why}.",
             "check its id and `data.revision`; `hf auth login`, if it is private or gated.",
         )
     if isinstance(error, ValueError):  # an unknown configuration or split: the message lists them
         return PreflightError(
             "data-not-found",
-            f"'{wanted.path}': {why}.",
-            f"`data.config`, and the split as in `{PREFIX}{wanted.path}:train`.",
+            f"'{dataset.path}': {why}.",
+            f"`data.config`, and the split as in `{PREFIX}{dataset.path}:train`.",
         )
     return PreflightError(
         "data-broken",
-        f"'{wanted.path}' cannot be read ({type(error).__name__}): {why}.",
-        "load it with plain `datasets` first; data sets that bring code are not run.",
+        f"'{dataset.path}' cannot be read ({type(error).__name__}): {why}.",
+        "load it with plain `datasets` first; data sets with code are not run.",
     )

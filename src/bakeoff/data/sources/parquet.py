@@ -1,8 +1,7 @@
-"""Rows out of Arrow tables: Parquet files, and what ``datasets`` gives.
+"""Rows from Arrow tables: Parquet files, and data sets of ``datasets``. Needs pyarrow.
 
-Part of ``sources``; needs pyarrow. Rows are frozen as JSON, so what JSON does not know is said
-otherwise: times in ISO 8601, durations in seconds, decimals as text. Columns of bytes (images,
-audio) are left out.
+Rows are stored as JSON: times become ISO 8601, durations seconds, decimals text. Columns of bytes
+(images, audio) are dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from bakeoff.data.issues import Place
 from bakeoff.data.rows import LocatedRow, Row, check_row_bounds
 
 MAX_BATCH_ROWS = 1024
-"""Most rows that are unpacked before their size is looked at."""
+"""Limit for the rows that are decompressed before their size is checked."""
 
 
 def read_parquet(path: Path) -> list[Row]:
@@ -38,7 +37,7 @@ def read_parquet(path: Path) -> list[Row]:
             "`pip install 'bakeoff[parquet]'`, or convert the file to JSONL.",
         ) from error
     try:
-        # not read_table: that one reads more columns out of the folder's name (year=2020)
+        # not read_table: it adds columns from the folder's name (year=2020)
         rows = to_rows(_read_table(path), path.name)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise PreflightError(
@@ -47,12 +46,12 @@ def read_parquet(path: Path) -> list[Row]:
             "write it again, or convert it to JSONL.",
         ) from error
     if not rows:
-        raise PreflightError("empty-split", f"{path} holds no rows.", "give a file with rows.")
+        raise PreflightError("empty-split", f"{path} has no rows.", "give a file with rows.")
     return rows
 
 
 def _read_table(path: Path) -> Any:
-    """Read a file bit by bit: a small one can unpack to more than a machine holds.
+    """Read a file in batches: a small file can decompress to more than the memory holds.
 
     Raises:
         PreflightError: ``data-too-large``.
@@ -76,9 +75,9 @@ def _read_table(path: Path) -> Any:
 
 
 def _safe_batch_size(metadata: Any) -> int:
-    """Return how many rows may be unpacked together, however often they say the same.
+    """Return how many rows can be decompressed together within ``DATA_BYTES``.
 
-    A value that many rows share is stored once: a row may take as much as its whole row group.
+    A value that many rows share is stored once, so a single row may be as large as its row group.
     """
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     largest = max((int(group.total_byte_size) for group in groups), default=1)
@@ -86,18 +85,18 @@ def _safe_batch_size(metadata: Any) -> int:
 
 
 def to_rows(table: Any, name: str) -> list[Row]:
-    """Return the rows of an Arrow table as JSON values; ``name`` says where they stand.
+    """Return the rows of an Arrow table as JSON values; ``name`` is the file name of their places.
 
     Raises:
-        PreflightError: ``duplicate-column``, and what ``refuse_unbounded`` refuses.
+        PreflightError: ``duplicate-column``, and see ``check_row_bounds``.
     """
     names = table.column_names
     twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
     if twice:
         raise PreflightError(
             "duplicate-column",
-            f"{name} has the column '{twice[0]}' more than once: one would hide the other.",
-            "give each column its own name.",
+            f"{name} has the column '{twice[0]}' more than once: one would overwrite the other.",
+            "give each column a unique name.",
         )
     kept = table.select([f.name for f in table.schema if not _holds_bytes(f.type)])
     rows: list[Row] = [

