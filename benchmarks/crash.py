@@ -64,13 +64,13 @@ def whole(source: Path) -> Whole:
     source.mkdir()
     values = kills.small(source)
     found = kills.moments(values, source, source / "inline")
-    rows = kills.ended(source / "inline")
+    rows = kills.trial_rows(source / "inline")
     started = time.monotonic()
     _finish(values, source, source / "workers")
     seconds = time.monotonic() - started
-    if kills.ended(source / "workers") != rows:
+    if kills.trial_rows(source / "workers") != rows:
         raise Deviation("worker processes give other numbers than running inline")
-    report = kills.numbers(json.loads((source / "inline" / "report.json").read_text()))
+    report = kills.stable_numbers(json.loads((source / "inline" / "report.json").read_text()))
     return Whole(values, source, report, rows, found, seconds)
 
 
@@ -85,7 +85,7 @@ def study(own: Whole, out: Path, rng: random.Random, most: int) -> list[str]:
         else:
             moment = rng.choice(own.moments)
             at, ended = moment[0], kills.run(own.values, own.source, out, moment) == 0
-        after = kills.ended(out)
+        after = kills.trial_rows(out)
         if not before.items() <= after.items() or not after.items() <= own.rows.items():
             raise Deviation(f"rows were lost or changed by a kill {at}")
         before = after
@@ -99,9 +99,9 @@ def study(own: Whole, out: Path, rng: random.Random, most: int) -> list[str]:
 
 
 def _held_against(own: Whole, out: Path) -> None:
-    if kills.ended(out) != own.rows:
+    if kills.trial_rows(out) != own.rows:
         raise Deviation("rows differ at the end")
-    if kills.numbers(json.loads((out / "report.json").read_text())) != own.report:
+    if kills.stable_numbers(json.loads((out / "report.json").read_text())) != own.report:
         raise Deviation("the report differs at the end")
     if left := kills.leftovers(out):
         raise Deviation(f"left behind: {', '.join(map(str, left))}")
