@@ -1,7 +1,7 @@
-"""bakeoff: is LoRA best for your model, your data and your budget? Compare and see.
+"""bakeoff compares LoRA with other fine-tuning methods on your model, data and budget.
 
-The public names load on first use, so that ``import bakeoff`` costs nothing and the training half
-can be imported on a machine that has only torch, transformers, peft, safetensors and numpy.
+Public names load on first use: ``import bakeoff`` is cheap, and a worker needs only torch,
+transformers, peft, safetensors and numpy.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _HOME = {
     "StudyResult": "integrations.notebook",
     "Comparison": "integrations.notebook",  # the former name of StudyResult
 }
-__all__ = ["__version__", *_HOME]  # not "open": `import *` must leave Python's own alone
+__all__ = ["__version__", *_HOME]  # not "open": `import *` must not replace Python's own
 
-# PEFT imports bitsandbytes wherever it is installed, which then asks for a faster kernel that no
-# study uses: not for the user's terminal
+# PEFT imports bitsandbytes if it is installed, which then recommends a faster kernel on the
+# terminal; no study uses it
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

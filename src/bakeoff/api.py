@@ -1,4 +1,4 @@
-"""What the command line calls and what users import: one function for each task.
+"""The Python API, which the command line uses too: one function for each task.
 
 A study runs as config -> data -> preflight -> cost probes -> search -> final -> report.
 ``docs/architecture.md`` shows which module does what.

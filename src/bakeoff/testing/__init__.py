@@ -1,5 +1,5 @@
-"""Contract tests that ship: what every method must pass, the project's own and yours.
+"""Contract tests that every method must pass, for the catalog and for your own methods.
 
-``methods.CHECKS`` are functions of a ``methods.Subject``; run them over your entry in a
-parametrised test of your own. ``tiny`` has the models and rows that they train on in seconds.
+Run ``methods.CHECKS``, functions of a ``methods.Subject``, in a parametrised test. ``tiny`` has
+models and rows on which they train in seconds.
 """

@@ -1,8 +1,8 @@
-"""The contract of a method: what a TOML entry must do on a tiny decoder and a tiny encoder.
+"""The contract of a method, checked on a tiny decoder and a tiny encoder.
 
-``CHECKS`` maps a check's name to a function of a ``Subject``; each raises ``AssertionError`` with
-what is wrong, and ``Incompatible`` where the method says that it cannot run on that base or task.
-The project runs them over its whole catalog; run them over your own entry like this::
+``CHECKS`` maps a check's name to a function of a ``Subject``. A check raises ``AssertionError`` if
+it fails, and ``Incompatible`` if the method does not support the base or task. Run them over your
+own method like this::
 
     @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
     def test_mine(check, tmp_path):
@@ -33,16 +33,16 @@ from bakeoff.training.setup import TrainingSetup, load_base
 BASES = {"sft": save_llama, "classify": save_bert}
 WIDTH = 64
 SPREAD = 0.2
-"""Wide enough that what a random base computes of its input can be told apart."""
+"""Standard deviation of the base's weights: large enough that its outputs depend on its inputs."""
 STEPS = 30
 GRID = (1.0, 10**0.5, 10.0, 10**-0.5, 0.1)
-"""The default grid around a method's prior, its middle first."""
+"""Factors of the default grid around a method's prior, the middle first."""
 EXACT = 1e-4
-"""Largest difference of logits that counts as none: fp32 rounding of a merged product."""
+"""Relative difference of logits up to which they count as equal: fp32 rounding after merging."""
 
 
 class Subject(NamedTuple):
-    """A method's entry, the task that it is tried on, a base for it, and a folder to write in."""
+    """A method's entry, a task, a base model for it, and a folder for files."""
 
     entry: MethodEntry
     task: str
@@ -51,24 +51,24 @@ class Subject(NamedTuple):
 
     @classmethod
     def make(cls, entry: MethodEntry, task: str, folder: Path) -> Subject:
-        """Return a subject with a tiny base of its own (``sft``: Llama, ``classify``: BERT)."""
+        """Return a subject with its own tiny base (``sft``: Llama, ``classify``: BERT)."""
         return cls(entry, task, BASES[task](folder / f"base-{task}", WIDTH, SPREAD), folder)
 
     def trial(self, *, seed: int = 0, rate: float | None = None) -> Trial:
-        """Return a trial of it, at its prior rate without another."""
+        """Return a trial of the method, by default at its prior learning rate."""
         return make_trial(
             self.entry, self.task, seed=seed, rate=rate or self.entry.learning_rate, steps=STEPS
         )
 
     def setup(self, trial: Trial | None = None) -> TrainingSetup:
-        """Build a trial on the base."""
+        """Set up a trial on the base."""
         return build_tiny_setup(trial or self.trial(), self.base, self.folder)
 
 
 def trains_and_leaves_the_base_alone(subject: Subject) -> TrainingSetup:
-    """Something trains, in fp32, and changes; what is frozen is bit-equal after training.
+    """Check that fp32 parameters are trained, and that frozen tensors do not change by a bit.
 
-    Returns the trained bench, for a check that goes on with it.
+    Returns the set-up after training, for further checks.
     """
     at = subject.setup()
     trained = {n: p.detach().clone() for n, p in trainable_parameters(at.model).items()}
@@ -84,31 +84,29 @@ def trains_and_leaves_the_base_alone(subject: Subject) -> TrainingSetup:
 
 
 def learns(subject: Subject) -> None:
-    """The loss on what was trained on falls at a rate of its own grid."""
-    tried = {}
+    """Check that the loss on the training rows falls at one of the learning rates of the grid."""
+    ratios = {}
     for factor in GRID:
         rate = factor * subject.entry.learning_rate
         at = subject.setup(subject.trial(rate=rate))
         before = _validation_loss(at)
         single_trial_losses(at, STEPS)
-        tried[rate] = _validation_loss(at) / before
-        if tried[rate] < MAX_LOSS_RATIO:
+        ratios[rate] = _validation_loss(at) / before
+        if ratios[rate] < MAX_LOSS_RATIO:
             return
-    raise AssertionError(f"the loss after {STEPS} steps over the loss before, by rate: {tried}")
+    raise AssertionError(f"loss after {STEPS} steps divided by the loss before, by rate: {ratios}")
 
 
 MAX_LOSS_RATIO = 0.995
-"""A tiny random base has little to give. The rows are the same before and after: no noise."""
+"""A tiny random base learns little, but the rows are the same before and after: no noise."""
 
 
 def _validation_loss(at: TrainingSetup) -> float:
-    found = float(item_losses(at, at.examples("validation")).mean())
-    assert found is not None
-    return found
+    return float(item_losses(at, at.examples("validation")).mean())
 
 
 def repeats(subject: Subject) -> None:
-    """The same seed gives the same bits, another seed gives others."""
+    """Check that equal seeds give bit-equal losses, and different seeds different ones."""
     first = single_trial_losses(subject.setup(), 3)
     assert single_trial_losses(subject.setup(), 3) == first, "the same seed gave other bits"
     assert single_trial_losses(subject.setup(subject.trial(seed=1)), 3) != first, (
@@ -117,7 +115,7 @@ def repeats(subject: Subject) -> None:
 
 
 def goes_on(subject: Subject) -> None:
-    """Stopped at a rung and gone on with from its state, it takes the same steps to the bit."""
+    """Check that training resumed from a checkpoint gives bit-equal losses."""
     stop, end = 5, 12
     whole = single_trial_losses(subject.setup(), end)
     at = subject.setup()
@@ -136,11 +134,11 @@ def goes_on(subject: Subject) -> None:
     for i, batch in zip(range(stop, end), batches(fresh, stop), strict=False):
         rest.append(float(stepper.step(i, batch)))
     assert state.result == result
-    assert [*first, *rest] == whole, "gone on with from a rung, it trained other bits"
+    assert [*first, *rest] == whole, "resumed from a checkpoint, the losses differ"
 
 
 def reloads(subject: Subject, at: TrainingSetup | None = None) -> None:
-    """What is saved gives the same logits on a fresh base, in plain transformers and PEFT."""
+    """Check that the saved files give the same logits in plain transformers and PEFT."""
     at = at or train_briefly(subject)
     folder = subject.folder / at.hook.saved_as
     start = at.starts[0].trained if at.starts else None
@@ -152,13 +150,13 @@ def reloads(subject: Subject, at: TrainingSetup | None = None) -> None:
 
 
 def merges(subject: Subject) -> None:
-    """Merged into the base it gives the same logits, or PEFT says that it cannot be merged."""
+    """Check that merging keeps the logits, or that PEFT refuses to merge."""
     off = merging_error(train_briefly(subject))
     assert off is None or off < EXACT, f"merged logits are {off:.2g} off"
 
 
 def disables(subject: Subject) -> None:
-    """Switched off it gives the base's logits, and what was frozen is still frozen after."""
+    """Check that the disabled adapter gives the base's logits, and frozen tensors stay frozen."""
     at = train_briefly(subject)
     frozen = {n for n, p in at.model.named_parameters() if not p.requires_grad}
     off = disabling_error(at, subject)
@@ -176,14 +174,14 @@ CHECKS: dict[str, Callable[..., Any]] = {
 
 
 def train_briefly(subject: Subject) -> TrainingSetup:
-    """Return the method on its base after a few steps at its prior rate."""
+    """Return the set-up after a few steps at the prior learning rate."""
     at = subject.setup()
     single_trial_losses(at, 5)
     return at
 
 
 def merging_error(at: TrainingSetup) -> float | None:
-    """Return how far merged logits are off, as a share of them; None where PEFT cannot merge."""
+    """Return the relative difference of merged logits; None if PEFT cannot merge."""
     model: Any = at.model
     if not hasattr(model, "merge_and_unload"):
         return None
@@ -196,9 +194,9 @@ def merging_error(at: TrainingSetup) -> float | None:
 
 
 def disabling_error(at: TrainingSetup, subject: Subject) -> float | None:
-    """Return how far logits are off the base's with the adapter off; None without a switch.
+    """Return the relative difference of logits between the disabled adapter and the base.
 
-    A task's fresh output layer is no part of the base: the same one is put on both.
+    None if the adapter cannot be disabled. The task's new output layer is the same on both.
     """
     model: Any = at.model
     if not hasattr(model, "disable_adapter"):
@@ -208,7 +206,7 @@ def disabling_error(at: TrainingSetup, subject: Subject) -> float | None:
         with model.disable_adapter():
             off = logits(model, at)
     except (UnboundLocalError, AttributeError, NotImplementedError, ValueError):
-        return None  # PEFT: prompt methods on an encoder have no off
+        return None  # in PEFT, prompt methods on an encoder cannot be disabled
     return relative_difference(off, logits(base, at))
 
 
@@ -218,17 +216,17 @@ def logits(model: nn.Module, at: TrainingSetup) -> Tensor:
     model.eval()
     with torch.no_grad():
         out: Tensor = model(**batch.inputs).logits
-    # prompts stand before the tokens in some models' logits
+    # the logits of some models start with those of soft prompts
     return out[:, -batch.inputs["input_ids"].shape[1] :] if out.dim() == 3 else out
 
 
 def relative_difference(one: Tensor, other: Tensor) -> float:
-    """Return the norm of the difference over the norm of ``other``."""
+    """Return the norm of the difference divided by the norm of ``other``."""
     return float((one - other).norm() / other.norm())
 
 
 def load_plain(at: TrainingSetup, base: Path, folder: Path) -> Any:
-    """Load what was saved with plain transformers and peft; rows are of task 0 where PEFT asks."""
+    """Load saved files with plain transformers and PEFT; rows belong to task 0 if PEFT asks."""
     auto, arguments = {
         "classify": (AutoModelForSequenceClassification, {"num_labels": 3}),
         "sft": (AutoModelForCausalLM, {}),

@@ -1,4 +1,4 @@
-"""Tiny random models and learnable rows: what contract tests train on in seconds, without a hub."""
+"""Tiny random models and learnable rows, on which tests train in seconds without a hub."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def rows() -> list[dict[str, str]]:
 
 
 def write_jsonl(path: Path, values: Iterable[Mapping[str, Any]]) -> Path:
-    """Write one JSON object a line; return the path."""
+    """Write one JSON object per line; return the path."""
     path.write_text("".join(json.dumps(v) + "\n" for v in values), encoding="utf-8")
     return path
 
 
 def write_splits(folder: Path) -> Path:
-    """Lay the rows down as a study's frozen splits; return the folder."""
+    """Write the rows as a study's frozen splits; return the folder."""
     folder.mkdir(exist_ok=True)
     for split in ("train", "validation"):
         write_jsonl(folder / f"{split}.jsonl", rows())

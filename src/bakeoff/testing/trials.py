@@ -1,4 +1,4 @@
-"""Trials on the tiny models, built and trained step by step: what contract tests are made of."""
+"""Trials on the tiny models, trained step by step, for contract tests."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def make_trial(
     rate: float = 1e-2,
     **changes: Any,
 ) -> Trial:
-    """Return a trial of a method, the catalog's by name; ``changes`` are to the conditions."""
+    """Return a trial of a method (of the catalog, if a name); ``changes`` are to the conditions."""
     conditions = dataclasses.replace(CONDITIONS, task=task, task_options=OPTIONS[task], **changes)
     entry = registry.load(method, Path()) if isinstance(method, str) else method
     return Trial(entry, {"learning_rate": rate}, seed, phase, conditions)
@@ -70,33 +70,33 @@ def make_trial(
 def build_tiny_setup(
     trials: Trial | Sequence[Trial], base: Path, folder: Path, switches: Switches | None = None
 ) -> setup.TrainingSetup:
-    """Put trials on ``base`` with the tiny rows as their data; plain without switches."""
-    together = [trials] if isinstance(trials, Trial) else list(trials)
+    """Set up trials on ``base`` with the tiny rows as data; without ``switches`` all are off."""
+    group = [trials] if isinstance(trials, Trial) else list(trials)
     data = write_splits(folder / "data")
-    setup.prepare_process(together[0].conditions)
-    return setup.build_setup(together, str(base), data, switches)
+    setup.prepare_process(group[0].conditions)
+    return setup.build_setup(group, str(base), data, switches)
 
 
 class StepTrace(NamedTuple):
-    """Losses ``[steps, K]`` and the gradients of the first step ``[K, P]``."""
+    """Losses ``[steps, K]``, and gradients of the first step ``[K, P]``; K trials, P parameters."""
 
     losses: torch.Tensor
     gradients: torch.Tensor
 
 
 def batches(at: setup.TrainingSetup, start: int = 0) -> Iterator[StepBatch]:
-    """Yield what the trials train on, from step ``start`` on."""
+    """Yield the training batches of the trials from step ``start``."""
     return at.batch_builder.training_steps(at.examples("train"), [t.seed for t in at.trials], start)
 
 
 def train_steps(at: setup.TrainingSetup, count: int) -> StepTrace:
-    """Train the first steps."""
+    """Train the first ``count`` steps."""
     stepper, source = at.stepper(), batches(at)
     at.model.train()
-    found = [stepper.step(0, next(source)).clone()]
+    losses = [stepper.step(0, next(source)).clone()]
     gradients = at.lanes.stack.gradients.clone()
-    found += [stepper.step(i, next(source)).clone() for i in range(1, count)]
-    return StepTrace(torch.stack(found), gradients)
+    losses += [stepper.step(i, next(source)).clone() for i in range(1, count)]
+    return StepTrace(torch.stack(losses), gradients)
 
 
 def step_losses(at: setup.TrainingSetup, count: int) -> torch.Tensor:
@@ -106,12 +106,12 @@ def step_losses(at: setup.TrainingSetup, count: int) -> torch.Tensor:
 
 def single_trial_losses(at: setup.TrainingSetup, count: int) -> list[float]:
     """Train the first steps of a single trial and return their losses."""
-    found: list[float] = step_losses(at, count)[:, 0].tolist()
-    return found
+    losses: list[float] = step_losses(at, count)[:, 0].tolist()
+    return losses
 
 
 def disable_dropout(at: setup.TrainingSetup) -> setup.TrainingSetup:
-    """Switch dropout off: what compares with code that draws differently needs it."""
+    """Switch dropout off, to compare with code that draws random numbers differently."""
     for module in at.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
