@@ -239,7 +239,7 @@ def _exit_reason(exitcode: int | None) -> str:
         return "the worker was killed: the host ran out of memory, or a user killed it"
     if exitcode is not None and exitcode < 0:
         return f"the worker died of {signal.Signals(-exitcode).name}"
-    return f"the worker exited with code {exitcode} and without a result"
+    return f"the worker ended with exit code {exitcode} and without a result"
 
 
 EXECUTOR = Process
