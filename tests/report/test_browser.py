@@ -167,7 +167,7 @@ def test_browser_draws_any_two_axes(page: Page, tmp_path: Path) -> None:
     said = page.evaluate(caption)
     assert "Time of a training step against peak training memory" in said
     # LayerNorm tuning needs least memory, the head alone least time; all else is behind both
-    assert "on the front: LayerNorm tuning, Head only. Without the score" in said
+    assert "on the front: LayerNorm tuning, Head only. A front without the score" in said
     assert page.evaluate(f"{FIRST}.querySelector('.ytitle').textContent").startswith("time of a tr")
     labels = f"[...{FIRST}.querySelectorAll('.textpoint')].map(e => e.textContent)"
     assert {"LoRA", "Head only \u2020", "Full fine-tuning \u2020"} <= set(page.evaluate(labels))
