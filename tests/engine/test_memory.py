@@ -326,8 +326,8 @@ def test_plan_and_report_show_fitting(study_values: dict[str, Any], tmp_path: Pa
     study_values["engine"] |= {"micro_tokens": 64, "checkpointing": "on"}
     spec = parse_spec(study_values)
     assert describe_memory(api.overview(spec, tmp_path)) == [
-        "at most 64 tokens a pass",
-        "layers computed again in the backward pass",
+        "at most 64 tokens per pass",
+        "gradient checkpointing",
     ]
     report = api.run(parse_spec(study_values), tmp_path, tmp_path / "run")
     for row in report["methods"]:

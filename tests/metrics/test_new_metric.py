@@ -49,7 +49,7 @@ def test_new_metric_is_one_file(
     study_values["task"]["metric"] = ends_with
     report = api.run(api.parse_spec(study_values), tmp_path, tmp_path / "out")
     assert report["complete"]
-    assert report["metric"]["name"] == ends_with
+    assert report["study"]["metric"] == ends_with
     assert all(m["score"] for m in report["methods"])
 
 
