@@ -178,7 +178,7 @@ def test_failed_final_retried_only(
         "reason": "the fault of lora in final",
     }  # fmt: skip
     assert verdicts(again) == verdicts(whole[1])
-    (said,) = [line for line in progress.lines if line.startswith("tried again")]
+    (said,) = [line for line in progress.lines if line.startswith("retrying")]
     assert said == retry.describe_retry(noted)
     assert json.dumps(said) in (out / "log.jsonl").read_text()
     assert "Retried runs: their earlier results" in (out / "report.html").read_text()

@@ -106,7 +106,7 @@ class TaskSpec(SpecTable):
     """Primary metric (docs/metrics.md), or your own function: `"score.py:score"`, the file relative
     to the study file; default: the task's."""
     metric_options: dict[str, Any] = {}
-    """Options of the metric, such as `pattern` for `regex`; all have `timeout` (seconds per item)."""
+    """Options of the metric, such as `pattern` for `regex`; every metric has `timeout` (s)."""
     margin: Annotated[float, Field(gt=0)] = 0.02
     """Smallest difference in the metric that you care about, in the metric's unit."""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
