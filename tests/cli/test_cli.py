@@ -32,8 +32,8 @@ def test_commands_from_plan_to_report(study: Path) -> None:
     assert 0 < planned["estimate"]["low"] < planned["estimate"]["seconds"]
     assert planned["estimate"]["disk_bytes"] > 0
     text = bakeoff("plan", "study.toml", "--no-time", cwd=cwd).stdout
-    assert "8 trials in 6 segments, 48 steps in full" in text
-    assert "would be found in 80 %" in text
+    assert "8 trials in 6 segments, 48 steps without racing" in text
+    assert "would be detected in 80 %" in text
     assert "minutes" not in text
     assert not (cwd / "runs").exists(), "plan wrote something"
 

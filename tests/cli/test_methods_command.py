@@ -105,13 +105,13 @@ def test_page_compares_claim_and_measurement(run: Callable[..., Result]) -> None
         "https://arxiv.org/abs/2402.09353",
         "use_dora = True",
         "tune r",
-        "PEFT says that it can",
+        "PEFT claims that it can",
         "on t5",
         "metamathqa",
         "standard error is 1.37 points",
     ):
         assert text in page, text
-    assert "it is saved as plain LoRA" in run("lora").stdout
+    assert "saved as plain LoRA" in run("lora").stdout
     assert "cannot run      it needs LoRA adapters trained before" in run("xlora").stdout
     assert "published" not in run("eva").stdout
 
