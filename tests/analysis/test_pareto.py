@@ -35,7 +35,7 @@ from bakeoff.core.record import StudyRecord
 from bakeoff.methods import registry
 from bakeoff.methods.serving import serving_forms
 from bakeoff.study.config import parse_spec
-from bakeoff.study.config.budget import Axis
+from bakeoff.study.config.budget import ParetoAxis
 from bakeoff.study.setup.compatibility import comparable_spec
 
 MIB = 2**20
@@ -44,7 +44,7 @@ NOWHERE = Path("no-such-cache")
 
 def test_axes_agree_with_study_file() -> None:
     """The study file and the analysis know the same axes."""
-    assert ("quality", *COST_AXES) == Axis.__args__  # type: ignore[attr-defined]
+    assert ("quality", *COST_AXES) == ParetoAxis.__args__  # type: ignore[attr-defined]
 
 
 def test_costs_within_five_percent_are_tied() -> None:

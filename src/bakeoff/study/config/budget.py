@@ -12,7 +12,7 @@ from bakeoff.study.config.base import LARGEST, Count, Fraction, Reference, SpecT
 
 OnOff = Literal["on", "off"]
 Preference = Literal["quality", "memory", "speed", "size", "serving"]
-Axis = Literal["quality", "memory", "speed", "size", "forgetting"]
+ParetoAxis = Literal["quality", "memory", "speed", "size", "forgetting"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -118,7 +118,7 @@ class VerdictSpec(SpecTable):
 
     prefer: Preference | dict[Preference, Weight] = "quality"
     """The objective of the recommendation, or weights such as `{ quality = 1.0, memory = 0.5 }`."""
-    pareto: tuple[Axis, ...] | None = None
+    pareto: tuple[ParetoAxis, ...] | None = None
     """Axes of the Pareto front, including `quality`; default: all that were measured."""
 
     @field_validator("prefer", mode="before")
@@ -136,7 +136,7 @@ class VerdictSpec(SpecTable):
     @field_validator("pareto", mode="before")
     @classmethod
     def _check_axes(cls, value: Any) -> Any:
-        reject_unknown("axis", value, get_args(Axis))
+        reject_unknown("axis", value, get_args(ParetoAxis))
         return value
 
     @model_validator(mode="after")
