@@ -36,6 +36,43 @@ class RunOptions(NamedTuple):
 
 DEFAULT_OPTIONS = RunOptions()
 
+_MODEL = typer.Option(
+    None, help="Base model, without a study file: a folder, a hub id or asset:NAME."
+)
+_DATA = typer.Option(
+    None,
+    help="Training rows, without a study file: JSONL, JSON, CSV, TSV or Parquet, a folder of "
+    "such files, or hub:org/name.",
+)
+_COLUMN = typer.Option(
+    [], help="field=column or field=template, for example label=intent; repeat for each field."
+)
+_METHODS = typer.Option(DEFAULT_METHODS, help="Names separated by commas: the control first.")
+_HF_EXPERIMENT = typer.Option(
+    None, help="Add an experiment folder of PEFT's method_comparison as a contender."
+)
+_HF_DEFAULTS = typer.Option(
+    None,
+    help="The experiment's default_training_params.json, if it is not in a folder above it.",
+)
+_AGAIN = typer.Option(
+    False,
+    "--again",
+    help="Allow re-evaluation on the test set after a change (recorded in the report).",
+)
+_RETRY = typer.Option(False, "--retry", help="Retry trials that failed or ran out of memory.")
+_FORK = typer.Option(
+    None,
+    help="Start a new study in this folder with the current settings, reusing unchanged trials.",
+)
+_LOG_LEVEL = typer.Option(
+    worker_log.DEFAULT_LEVEL,
+    "--log-level",
+    envvar=worker_log.LEVEL_VARIABLE,
+    help="Detail of the workers' logs in the study folder, logs/worker-N.log: debug, info, "
+    "warning or error.",
+)
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -44,49 +81,18 @@ def register(app: typer.Typer) -> None:
 
 def command(
     study: Path | None = typer.Argument(None, help="A study.toml, or a study folder."),
-    model: str | None = typer.Option(
-        None, help="Base model, without a study file: a folder, a hub id or asset:NAME."
-    ),
-    data: str | None = typer.Option(
-        None,
-        help="Training rows, without a study file: JSONL, JSON, CSV, TSV or Parquet, a folder of "
-        "such files, or hub:org/name.",
-    ),
-    column: list[str] = typer.Option(
-        [], help="field=column or field=template, for example label=intent; repeat for each field."
-    ),
-    methods: str = typer.Option(
-        DEFAULT_METHODS, help="Names separated by commas: the control first."
-    ),
+    model: str | None = _MODEL,
+    data: str | None = _DATA,
+    column: list[str] = _COLUMN,
+    methods: str = _METHODS,
     steps: int | None = typer.Option(None, help="Optimizer steps of each trial."),
-    hf_experiment: Path | None = typer.Option(
-        None, help="Add an experiment folder of PEFT's method_comparison as a contender."
-    ),
-    hf_defaults: Path | None = typer.Option(
-        None,
-        help="The experiment's default_training_params.json, if it is not in a folder above it.",
-    ),
+    hf_experiment: Path | None = _HF_EXPERIMENT,
+    hf_defaults: Path | None = _HF_DEFAULTS,
     out: Path | None = typer.Option(None, help="Study folder; default: runs/NAME."),
-    again: bool = typer.Option(
-        False,
-        "--again",
-        help="Allow re-evaluation on the test set after a change (recorded in the report).",
-    ),
-    retry: bool = typer.Option(
-        False, "--retry", help="Retry trials that failed or ran out of memory."
-    ),
-    fork: Path | None = typer.Option(
-        None,
-        help="Start a new study in this folder with the current settings, reusing unchanged "
-        "trials.",
-    ),
-    log_level: str = typer.Option(
-        worker_log.DEFAULT_LEVEL,
-        "--log-level",
-        envvar=worker_log.LEVEL_VARIABLE,
-        help="Detail of the workers' logs in the study folder, logs/worker-N.log: debug, info, "
-        "warning or error.",
-    ),
+    again: bool = _AGAIN,
+    retry: bool = _RETRY,
+    fork: Path | None = _FORK,
+    log_level: str = _LOG_LEVEL,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a study and print its verdict. Run it again to resume: only missing trials are run."""
