@@ -35,6 +35,7 @@ PARTIAL_FILE_NAMES = (
     "report.json",
     "report.html",
     "log.jsonl",
+    "now.json",
 )
 """Where partial files may be: anywhere in these folders, and next to these files."""
 REBUILT = (
