@@ -174,7 +174,7 @@ def test_node_loss_keeps_numbers(
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
     lost: list[str] = []
-    begin, again = executor._MapRun._begin, executor._MapRun._again
+    begin, again = executor._MapRun._start_next, executor._MapRun._retry
 
     def begin_and_lose(self: Any, slot: Any) -> None:
         begin(self, slot)
@@ -187,8 +187,8 @@ def test_node_loss_keeps_numbers(
         lost.append("again")
         return again(self, *arguments)
 
-    monkeypatch.setattr(executor._MapRun, "_begin", begin_and_lose)
-    monkeypatch.setattr(executor._MapRun, "_again", noted)
+    monkeypatch.setattr(executor._MapRun, "_start_next", begin_and_lose)
+    monkeypatch.setattr(executor._MapRun, "_retry", noted)
     study_values["engine"] |= {"executor": "ray", "workers": 2, "ray_address": cluster.address}
     out = tmp_path / "carried"
     report = api.run(parse_spec(study_values), tmp_path, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 import shutil
 import tarfile
 from pathlib import Path
@@ -41,7 +42,7 @@ def carried(segment: Segment) -> dict[str, Any]:
     """Work a segment off as a worker does that sees nothing of the study folder."""
     payload = segment.to_json()
     packed = _transfer.pack_shared_files(payload), _transfer.pack_checkpoints(payload)
-    text, written = _NodeWorker().work(FUNCTION, json.dumps(payload), *packed)
+    text, written = _NodeWorker(logging.WARNING).work(FUNCTION, json.dumps(payload), *packed)
     answer: dict[str, Any] = json.loads(text)
     assert answer["error"] is None
     assert written is not None

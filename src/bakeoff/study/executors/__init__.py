@@ -37,7 +37,7 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class Options:
-    """How payloads are run; an executor ignores options that it does not support.
+    """Settings for running payloads; an executor ignores options that it does not support.
 
     ``fresh_process`` gives each payload its own process, for measurements of time and memory.
     ``stall_timeout`` is the number of seconds without progress after which work counts as hung.

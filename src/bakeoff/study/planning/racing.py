@@ -88,7 +88,7 @@ class RungStanding:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a trial continues after a rung, the reason, and the numbers behind it."""
+    """Decision whether a trial continues after a rung, with its reason and numbers."""
 
     step: int
     trial_id: str
