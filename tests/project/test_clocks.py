@@ -1,4 +1,4 @@
-"""Durations are those of a clock that only goes forward, whatever the wall's clock does."""
+"""Durations are measured with a monotonic clock, never with the wall clock."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 import bakeoff
-from bakeoff import api
+from bakeoff.core.wall_time import wall_times
 from bakeoff.study import run
 from bakeoff.study.storage.database import Reader, Writer
 
 SOURCE = Path(bakeoff.__file__).parent
-STAMPED = {"exporters/mlflow.py", "exporters/tensorboard.py"}
-"""Other programs' formats, in which a point bears the seconds since 1970."""
+STAMPED = {"integrations/trackers/mlflow.py", "integrations/trackers/tensorboard.py"}
+"""Writers of other formats, whose points have the seconds since 1970."""
 
 
 def wall_clock_call(node: ast.AST) -> str | None:
-    """Return which of the wall's clocks a call asks."""
+    """Return the name of the wall-clock function that a node calls, or None."""
     if not isinstance(node, ast.Call):
         return None
     name = ast.unparse(node.func)
@@ -31,16 +31,16 @@ def test_durations_ignore_wall_clock() -> None:
 
     Fault 30: a clock that is set, summer time, nodes that differ.
     """
-    asking = 0
+    calls = 0
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = wall_clock_call(node)
             where = path.relative_to(SOURCE).as_posix()
             if name is not None and where not in STAMPED:
-                asking += 1
+                calls += 1
                 # when something happened may be written down, in UTC; how long it took may not
                 assert "datetime.UTC" in ast.unparse(node), f"{where} asks for {name}"
-    assert asking >= 3
+    assert calls >= 1
 
 
 def test_study_hours_ignore_clock_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,4 +58,4 @@ def test_study_hours_ignore_clock_changes(tmp_path: Path, monkeypatch: pytest.Mo
             pass
         monkeypatch.undo()
         with Reader(tmp_path / "study.db") as reader:
-            assert sum(api.walls(reader.values())) == 5.0 + 7.0
+            assert sum(wall_times(reader.values())) == 5.0 + 7.0

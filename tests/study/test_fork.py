@@ -171,7 +171,7 @@ def test_fork_reuses_trials_counts_evaluation(
     assert "forked from tiny" in warning
     page = (new / "report.html").read_text()
     assert "the test set was evaluated 2 times" in page
-    assert "A fork of the study in the folder tiny" in page
+    assert "Forked from the study in the folder tiny" in page
     assert "reusing 8 trials" in page
     shown = made["provenance"]["forked_from"]
     assert (shown["folder"], shown["test_reads"], shown["same_test"]) == ("tiny", 1, True)
@@ -324,7 +324,7 @@ def test_identical_fork_retries_failed_search(
     assert results(tmp_path / "new")[lost] != failed
     assert made["failures"] == []
     assert made["study"]["test_changes"][0]["changes"] == ["forked from tiny"]
-    assert "nothing" in (tmp_path / "new" / "report.html").read_text()
+    assert "none" in (tmp_path / "new" / "report.html").read_text()
 
 
 def spoil_file(folder: Path) -> None:
@@ -589,7 +589,7 @@ def test_command_line_forks(
     Path("study.toml").write_text(tomli_w.dumps(values))
     code, _, err = bakeoff("study.toml")
     assert code == 3
-    assert "Try: `--fork NEW` to begin the study as it is now in the folder NEW" in err
+    assert "Try: `--fork NEW` to start a new study in the folder NEW" in err
     code, printed, err = bakeoff("study.toml", "--fork", "runs/other", "--json")
     assert code == 0
     assert f"Report: {Path('runs/other/report.html')}" in err
@@ -616,9 +616,9 @@ def test_cli_forks_without_study_file(
     parent.mkdir(parents=True)
     (parent / "study.db").write_bytes(b"")
 
-    def run(spec: Any, source: Path, *given: Any) -> dict[str, Any]:
+    def run(spec: Any, source: Path, out: Path, _: Any, **options: Any) -> dict[str, Any]:
         assert read_spec(source / "study.toml") == spec
-        asked.append((spec.name, spec.budget.steps, given[0], given[-1]))
+        asked.append((spec.name, spec.budget.steps, out, options["fork"]))
         return made_report()
 
     monkeypatch.setattr(api, "run", run)

@@ -61,7 +61,7 @@ def checked(own: list[dict[str, Any]], **options: Any) -> Any:
     """Check rows as all three splits."""
     splits = {"train": own, "validation": own, "test": own}
     found = MultipleChoice.check(splits, {**OPTIONS, "answer": "auto", **options})
-    refused = as_error(found.faults, lambda split, row: place_of(splits[split][row], split, row))
+    refused = as_error(found.issues, lambda split, row: place_of(splits[split][row], split, row))
     if refused is not None:
         raise refused
     return found
@@ -89,7 +89,7 @@ def checked(own: list[dict[str, Any]], **options: Any) -> Any:
 )
 def test_choices_from_list_or_columns(field: str, cell: dict[str, Any], labels: Any) -> None:
     """Choices are read from a list or from columns."""
-    assert Choices.of(field, cell) == Choices(("red", "green", "7"), tuple(labels))
+    assert Choices.parse(field, cell) == Choices(("red", "green", "7"), tuple(labels))
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,9 @@ def test_index_beyond_choices_refused(form: str, beyond: int) -> None:
 def test_shared_prefix_warns() -> None:
     """A correct choice that begins like a wrong one gives a warning."""
     own = [{"text": "x", "choices": ["the lamp", "the lamp bright"], "answer": "B"}]
-    (fault,) = checked(own).faults
+    (fault,) = checked(own).issues
     assert (fault.code, fault.split, fault.rows) == ("choice-begins-alike", "test", (0,))
-    assert not checked(own, normalise="per_token").faults
+    assert not checked(own, normalise="per_token").issues
 
 
 @pytest.mark.parametrize(
