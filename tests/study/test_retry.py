@@ -264,7 +264,7 @@ def test_search_fixed_after_test(
     assert "--fork NEW" in retry.SEARCH_TRIALS_KEPT
     assert retry.NOTHING_FAILED not in progress.lines
     page = (out / "report.html").read_text()
-    assert "1 run of the search failed" in page
+    assert "1 search run failed" in page
     assert "--retry" not in page
     monkeypatch.setattr(sys, "argv", ["bakeoff", "report", str(out)])
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
