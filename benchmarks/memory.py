@@ -122,7 +122,9 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     plain = dataclasses.replace(best, compile=False, graphs=False)
     switches = dataclasses.replace(plain, **settings(args)[args.one])
     lanes = Lanes(
-        model, [InitialTensors.from_model(model, checksums=False)] * args.lanes, [list(trainable_parameters(model))],
+        model,
+        [InitialTensors.from_model(model, checksums=False)] * args.lanes,
+        [list(trainable_parameters(model))],
         [0] * args.lanes,
     )  # fmt: skip
     if switches.lean_inputs:

@@ -44,7 +44,7 @@ from scipy import stats
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Verdict, compare
-from bakeoff.analysis.trial_runs import (count_test_items, runs_by_method, usable_scores)
+from bakeoff.analysis.trial_runs import count_test_items, runs_by_method, usable_scores
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.trial import DESCRIPTIVE_FIELDS, MethodEntry

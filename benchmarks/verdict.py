@@ -34,7 +34,7 @@ from scipy import optimize, stats
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Verdict, compare
-from bakeoff.analysis.power import (POWER, StudyDesign, detectable_difference)
+from bakeoff.analysis.power import POWER, StudyDesign, detectable_difference
 
 Array = NDArray[np.float64]
 DRAWS = 1000

@@ -19,7 +19,7 @@ class Outcome(NamedTuple):
 
     ``reason`` and ``raises`` are given for a type that does not ride: why, and the text of the
     error. ``unpacked`` is the text of ``NotPackable`` for one that rides in padded batches alone.
-    ``draws`` says that it draws noise at every token, so that packed and padded batches differ;
+    ``random`` says that it draws noise at every token, so that packed and padded batches differ;
     ``tasks`` says that PEFT wants the task of every row, where a study has one;
     ``needs`` names a package that PEFT wants and bakeoff does not depend on.
     """
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     reason: str | None = None
     raises: str | None = None
     unpacked: str | None = None
-    draws: bool = False
+    random: bool = False
     needs: str | None = None
     tasks: bool = False
 
@@ -104,11 +104,11 @@ CASES = (
     _case("osf", "OSFConfig", effective_rank=8, **QV),
     _case("peanut", "PeanutConfig", r=4, depth=2, **QV),
     _case("poly", "PolyConfig",
-          Outcome(unpacked="padding", draws=True), r=4, n_tasks=1, **QV),
+          Outcome(unpacked="padding", random=True), r=4, n_tasks=1, **QV),
     _case("prefix_tuning", "PrefixTuningConfig", PREFIX, **VIRTUAL),
     _case("prompt_tuning", "PromptTuningConfig", **VIRTUAL),
     _case("psoft", "PsoftConfig", r=4, **QV),
-    _case("pvera", "PveraConfig", Outcome(draws=True), r=8, **QV),
+    _case("pvera", "PveraConfig", Outcome(random=True), r=8, **QV),
     _case("p_tuning", "PromptEncoderConfig", encoder_hidden_size=16, **VIRTUAL),
     _case("randlora", "RandLoraConfig", r=4, **QV),
     _case("road", "RoadConfig", group_size=8, **QV),

@@ -7,7 +7,6 @@ from typing import Any
 
 import typer
 
-from bakeoff import api
 from bakeoff.cli.display.output import (
     JSON_OPTION,
     err,
@@ -35,6 +34,8 @@ def command(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Show what differs between two studies and whether their verdicts agree."""
+    from bakeoff import api
+
     found = api.compare(find_study_folder(first), find_study_folder(second))
     if as_json:
         show_json(found)

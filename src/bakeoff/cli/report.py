@@ -12,7 +12,6 @@ from typing import Any
 
 import typer
 
-from bakeoff import api
 from bakeoff.cli.display import verdict
 from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, find_study_folder, show_json
 from bakeoff.core.errors import UsageError, unknown_name
@@ -59,6 +58,8 @@ def command(
             escape_text(f"{len(written)} files in {target}")
         )
         return
+    from bakeoff import api
+
     report = api.report(folder, examples)
     if form is not None:
         write_format(report, form, out, table)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from bakeoff import api
 from bakeoff.cli.display import verdict
 from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, escape_text, show_json
 from bakeoff.cli.display.progress import LiveProgress
@@ -153,6 +152,8 @@ def execute(
     options: RunOptions = DEFAULT_OPTIONS,
 ) -> int:
     """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
+    from bakeoff import api
+
     with LiveProgress(err, options.fork or folder) as live:
         report = api.run(spec, source, folder, live, **options._asdict())
     folder = options.fork or folder
