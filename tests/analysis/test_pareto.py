@@ -13,7 +13,7 @@ import pytest
 from helpers.configs import values
 from helpers.records import (
     final,
-    finished,
+    finished_record,
     hits,
     make_cost,
     make_engine,
@@ -159,7 +159,7 @@ def test_forgetting_axis_where_measured() -> None:
 
 def test_finished_study_probabilities() -> None:
     """A finished study has probabilities between 0 and 1."""
-    made = summarise_checked(finished())
+    made = summarise_checked(finished_record())
     # OFT scores 20 points more at LoRA's costs; IA3 needs half the memory
     assert row(made, "oft")["front_probability"] == 1.0
     assert row(made, "ia3")["front_probability"] == 1.0
