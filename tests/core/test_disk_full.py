@@ -17,7 +17,7 @@ from helpers.trials import ENTRIES
 from safetensors import SafetensorError
 
 from bakeoff import api
-from bakeoff.core import disk_full, files, trial_dir
+from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import SplitScores, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
@@ -112,12 +112,12 @@ def test_disk_full_error_recognition() -> None:
     wrapped = ValueError("could not save")
     wrapped.__cause__ = SafetensorError("I/O error: No space left on device (os error 28)")
     for error in (FULL, OSError(errno.EDQUOT, "x"), wrapped):
-        assert disk_full.disk_full_message(error) is not None
+        assert files.disk_full_message(error) is not None
     for other in (OSError(errno.EIO, "Input/output error"), ValueError("full of device")):
-        assert disk_full.disk_full_message(other) is None
+        assert files.disk_full_message(other) is None
     one, two = ValueError("a"), ValueError("b")
     one.__context__, two.__context__ = two, one  # an endless chain ends
-    assert disk_full.disk_full_message(one) is None
+    assert files.disk_full_message(one) is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bakeoff.core.quiet import quiet_libraries
+from bakeoff.core.worker_log import quiet_libraries
 
 
 @pytest.fixture(autouse=True)

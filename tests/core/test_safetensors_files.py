@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bakeoff.core.safetensors_files import Header, read_header
+from bakeoff.core.safe_read import Header, read_header
 
 
 @pytest.fixture

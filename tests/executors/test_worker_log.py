@@ -14,7 +14,7 @@ from helpers.command import bakeoff
 from bakeoff import api
 from bakeoff.core import worker_log
 from bakeoff.core.errors import UsageError
-from bakeoff.core.quiet import quiet_libraries
+from bakeoff.core.worker_log import quiet_libraries
 from bakeoff.study.executors import Options
 from bakeoff.study.executors.inline import Inline
 from bakeoff.study.storage.repair import BAD, diagnose

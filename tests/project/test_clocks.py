@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bakeoff
-from bakeoff.core.wall_time import wall_times
+from bakeoff.core.clock import wall_times
 from bakeoff.study import run
 from bakeoff.study.storage.database import Reader, Writer
 

@@ -333,7 +333,7 @@ def test_sqlite_wal_reset_bug_reported(
     found = doctor._check_sqlite()
     assert (found.what, found.state) == ("sqlite", state)
     assert found.detail.startswith(".".join(map(str, version)))
-    assert ("one writer" in found.detail) == (state == "note")
+    assert ("two writers" in found.detail) == (state == "note")
 
 
 def test_database_copied_without_wal(study: Path, tmp_path: Path) -> None:

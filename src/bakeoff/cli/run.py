@@ -186,7 +186,7 @@ def write_study(
     """
     import tomli_w
 
-    from bakeoff.core import disk_full, files
+    from bakeoff.core import files
     from bakeoff.integrations.peft_benchmark import experiment as experiments
     from bakeoff.study.config import parse_spec
     from bakeoff.study.storage import study_dir as study_folder
@@ -210,7 +210,7 @@ def write_study(
     path = folder / "study.toml"
     if (folder / "study.db").is_file():
         path = folder / "asked.toml"  # keep the frozen study file; api.run compares the two
-    with disk_full.translate_disk_full(folder):
+    with files.translate_disk_full(folder):
         files.atomic_write_text(path, tomli_w.dumps(value))
     return path
 

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
+
+INDEX = "model.safetensors.index.json"
+"""The file of a sharded model that maps each tensor to its shard."""
+SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
+"""A plain file name: no folder, no parent."""
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library itself."""
 
 STUDY_BYTES = 2**20
 """Limit for files that are written by hand: study file, method file, chat template, metric."""
@@ -154,3 +162,33 @@ def _children(value: Any) -> Iterable[Any]:
 def _format_size(most: int) -> str:
     exponent = int(math.log2(most)) // 10 if most >= 1024 else 0
     return f"{most / 1024**exponent:.0f} {('bytes', 'KiB', 'MiB', 'GiB')[exponent]}"
+
+
+class Header(NamedTuple):
+    """A file's header: where its tensors begin and end, in bytes from the start of the file."""
+
+    begin: int
+    end: int
+    tensors: int
+    """Number of tensors."""
+    metadata: dict[str, Any]
+
+
+def read_header(file: BinaryIO, size: int) -> Header | None:
+    """Read the header of an open file of ``size`` bytes; leave it at the first tensor.
+
+    Returns None where the file ends before its header does.
+
+    Raises:
+        ValueError: it is no safetensors header.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        return None
+    try:
+        entries = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for n, entry in entries.items() if n != "__metadata__"]
+        metadata = entries.get("__metadata__", {})
+        return Header(8 + length, 8 + length + max(ends, default=0), len(ends), metadata)
+    except (RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError("not a safetensors header") from error

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from bakeoff.core import files as core_files
 from bakeoff.core.files import sha256_of
 from bakeoff.core.results import Status, TrialResult
-from bakeoff.core.safetensors_files import read_header
+from bakeoff.core.safe_read import read_header
 
 TRIALS = "trials"
 """The folder of a study folder that holds one folder for each trial."""

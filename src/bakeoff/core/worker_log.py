@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,19 @@ class _SafeFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the text of a record."""
         return sanitize(super().format(record)).replace("\n", "\n    ")
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Ignore Python warnings and log records up to WARNING; restore both afterwards.
+
+    Workers stay alive between payloads, so logging must be restored after an exception too.
+    """
+    previous = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(previous)

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
-from bakeoff.core.safetensors_files import INDEX, SHARD_NAME
+from bakeoff.core.safe_read import CONFIG_BYTES, INDEX, SHARD_NAME, UnreadableFile, read_json
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 ADAPTER = "adapter_config.json"

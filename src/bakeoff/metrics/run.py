@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bakeoff.core.clock import TimeLimitExceeded, time_limit
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.record import MetricInfo
-from bakeoff.core.timeout import TimeLimitExceeded, time_limit
 
 ITEM_SECONDS = 10.0
 """Default of ``timeout``: far more than any built-in metric takes for one prediction."""

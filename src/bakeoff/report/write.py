@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff import report as report_page
-from bakeoff.core import disk_full, files
+from bakeoff.core import files
 from bakeoff.study.record import load_report
 from bakeoff.study.storage import study_dir as study_folder
 
@@ -20,7 +20,7 @@ def report(out: Path, examples: bool = True) -> dict[str, Any]:
     study_folder.check_no_symlinks(out)
     _, summary = load_report(out, examples)
     text = json.dumps(summary, indent=1, allow_nan=False)
-    with disk_full.translate_disk_full(out):
+    with files.translate_disk_full(out):
         files.atomic_write_text(out / "report.json", text + "\n")
         files.atomic_write_text(out / "report.html", report_page.render(summary))
     return summary

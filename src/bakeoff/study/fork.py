@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff.core import files, trial_dir
-from bakeoff.core.clock import now_utc
+from bakeoff.core.clock import is_wall_key, now_utc
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.names import is_within
 from bakeoff.core.trial import Trial
 from bakeoff.core.trial_dir import TRIALS
-from bakeoff.core.wall_time import is_wall_key
 from bakeoff.study.monitoring.progress import LOG, Progress
 from bakeoff.study.setup import test_reads
 from bakeoff.study.setup.compatibility import differences

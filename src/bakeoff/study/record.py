@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from bakeoff.analysis.summary import summarise
+from bakeoff.core.clock import wall_times
 from bakeoff.core.errors import UsageError
 from bakeoff.core.record import ImportedScores, ImportedStudy, MetricInfo, StudyRecord
 from bakeoff.core.redact import redact_value
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.core.wall_time import wall_times
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.rows import SPLITS
 from bakeoff.methods.serving import serving_forms

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from bakeoff.core import disk_full, plugins
+from bakeoff.core import files, plugins
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
 from bakeoff.study.config import StudySpec
 from bakeoff.study.executors import Executor, Options, Outcome, never
@@ -100,6 +100,6 @@ def check_disk_full(folder: Path, outcome: Outcome) -> None:
     """
     message = (outcome.value or {}).get("disk_full")
     if message is None and outcome.error is not None:
-        message = outcome.error if disk_full.mentions_full_disk(outcome.error) else None
+        message = outcome.error if files.mentions_full_disk(outcome.error) else None
     if message is not None:
-        raise disk_full.disk_full_error(folder, message)
+        raise files.disk_full_error(folder, message)

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bakeoff.core import disk_full, jobs
+from bakeoff.core import files, jobs
+from bakeoff.core.clock import new_wall_key, wall_times
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status
-from bakeoff.core.wall_time import new_wall_key, wall_times
 from bakeoff.study import final, search, verify_weights
 from bakeoff.study import fork as study_fork
 from bakeoff.study import retry as study_retry
@@ -112,7 +112,7 @@ def _open_session(out: Path, progress: Progress) -> Iterator[tuple[LoggingProgre
         EnvironmentProblem: ``disk-full``, at any time while the study runs.
     """
     with (
-        disk_full.translate_disk_full(out),
+        files.translate_disk_full(out),
         hold_lock(out),
         contextlib.closing(LoggingProgress(out / LOG, progress)) as log,
         handle_signals(log.say) as stop,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bakeoff.core import disk_full
+from bakeoff.core import files
 from bakeoff.core.redact import redact
 from bakeoff.core.results import SplitScores
 from bakeoff.core.trial import Conditions, Segment
@@ -222,7 +222,7 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
         switches, _ = requested_switches(segment)
         scores, note = score_reference_model(metric, task, model, tokenizer, rows, c, switches)
     except Exception as error:  # as in a segment: a failure is a result
-        if disk_full.disk_full_message(error):
+        if files.disk_full_message(error):
             raise
         message = redact(f"{type(error).__name__}: {error}")
         log.warning("the base model was not scored: %s", message)

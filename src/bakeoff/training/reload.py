@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bakeoff.core import disk_full
+from bakeoff.core import files
 from bakeoff.core.redact import redact
 from bakeoff.core.trial import Conditions, Segment
 from bakeoff.core.trial_dir import TRIALS
@@ -42,7 +42,7 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
             model = reference.to_device(reference.load(Path(segment.folder) / path, kind))
             return {"loss": reference.loss(model), "path": path, "error": None}
     except Exception as error:  # as in a segment: a failure is a result
-        if disk_full.disk_full_message(error) or is_device_lost(error):
+        if files.disk_full_message(error) or is_device_lost(error):
             raise
         return {"loss": None, "path": path, "error": redact(f"{type(error).__name__}: {error}")}
 

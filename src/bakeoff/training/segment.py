@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bakeoff.core import disk_full, trial_dir
+from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import (
@@ -81,7 +81,7 @@ def run_segment(segment: Segment) -> SegmentResult:
     try:
         results = tuple(_train_trials(segment))
     except Exception as error:
-        message = disk_full.disk_full_message(error)
+        message = files.disk_full_message(error)
         if message is None:
             log.error("segment failed: trials %s: %s", ids, describe_failure(error))
             raise
@@ -102,7 +102,7 @@ def _train_trials(segment: Segment) -> Iterator[TrialResult]:
     try:
         results = [_train_single(segment)] if len(group) == 1 else _train_group(segment)
     except Exception as error:
-        if disk_full.disk_full_message(error) or is_device_lost(error):
+        if files.disk_full_message(error) or is_device_lost(error):
             raise
         # an error in lanes does not say which trial caused it: run alone, each has its own outcome
         why = f"trained sequentially, not in lanes: {describe_failure(error).splitlines()[0]}"
@@ -147,7 +147,7 @@ def _train_single(segment: Segment) -> TrialResult:
         try:
             (result,) = _train_and_score(segment, [curve])
         except Exception as error:  # a failed trial is a result, and the study continues
-            if disk_full.disk_full_message(error) or is_device_lost(error):
+            if files.disk_full_message(error) or is_device_lost(error):
                 raise  # not caused by the trial, and the process cannot continue
             status = classify_failure(error)
             result = TrialResult(
@@ -480,7 +480,7 @@ def write_result(result: TrialResult, folder: Path) -> TrialResult:
             folder.mkdir(parents=True, exist_ok=True)
             trial_dir.write_manifest(folder, result)
     except OSError as error:
-        if disk_full.disk_full_message(error):
+        if files.disk_full_message(error):
             raise
         warning = f"the trial's folder could not be written: {error}"
         return dataclasses.replace(result, warnings=(*result.warnings, warning))

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bakeoff.core.clock import TimeLimitExceeded, time_limit
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.timeout import TimeLimitExceeded, time_limit
 from bakeoff.data.chat.messages import (
     ASSISTANT,
     Message,

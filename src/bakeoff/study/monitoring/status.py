@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from bakeoff.core.clock import wall_times
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Cost, Status, TrialResult
-from bakeoff.core.wall_time import wall_times
 from bakeoff.study.monitoring.progress import read_current_work, read_last_event
 from bakeoff.study.monitoring.progress_estimate import (
     PHASES,

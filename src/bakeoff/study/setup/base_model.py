@@ -12,8 +12,14 @@ from pathlib import Path
 
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.names import COMMIT, is_hub_id, is_within
-from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
-from bakeoff.core.safetensors_files import INDEX, SHARD_NAME, read_header
+from bakeoff.core.safe_read import (
+    CONFIG_BYTES,
+    INDEX,
+    SHARD_NAME,
+    UnreadableFile,
+    read_header,
+    read_json,
+)
 from bakeoff.data import assets
 from bakeoff.data.assets import ASSET
 from bakeoff.study.config.inputs import BaseSpec

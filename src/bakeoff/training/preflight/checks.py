@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bakeoff.core import disk_full
+from bakeoff.core import files
 from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
@@ -53,7 +53,7 @@ def check_study(value: dict[str, Any]) -> dict[str, Any]:
     except BakeoffError as error:
         return {"error": error.to_json()}
     except Exception as error:  # loaders raise many kinds for broken files
-        if disk_full.disk_full_message(error):
+        if files.disk_full_message(error):
             raise
         return {"error": _load_error(segment.base_path, error).to_json()}
     return {"error": None, "faults": [issue.to_json() for issue in issues]}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bakeoff.core import disk_full
+from bakeoff.core import files
 from bakeoff.core.errors import first_line
 from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import Segment, Trial
@@ -54,7 +54,7 @@ def probe_cost(value: dict[str, Any]) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # the trials record what libraries warn of
             cost = _add_latency(_probe(segment), segment)
     except Exception as error:
-        if disk_full.disk_full_message(error):
+        if files.disk_full_message(error):
             raise
         status, reason = classify_failure(error), describe_failure(error)
         log.warning("cost probe of %s: %s: %s", trial.method.name, status, reason)
@@ -161,7 +161,7 @@ def _add_latency(cost: Cost, segment: Segment) -> Cost:
     try:
         measured = latency.measure_latency(segment.trials[0], segment.base_path, data)
     except Exception as error:  # no error here keeps the method from training
-        if disk_full.disk_full_message(error):
+        if files.disk_full_message(error):
             raise
         log.info("inference was not timed: %s", first_line(error))
         return cost

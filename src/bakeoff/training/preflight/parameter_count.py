@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from bakeoff.core.errors import BakeoffError
-from bakeoff.core.quiet import quiet_libraries
 from bakeoff.core.trial import MethodEntry, Segment
+from bakeoff.core.worker_log import quiet_libraries
 from bakeoff.engine.safe_loading import from_pretrained_kwargs
 from bakeoff.methods.hook import AttachContext, Incompatible, build_hook, trainable_parameters
 

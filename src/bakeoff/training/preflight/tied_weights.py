@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from bakeoff.core.quiet import quiet_libraries
 from bakeoff.core.trial import Trial
+from bakeoff.core.worker_log import quiet_libraries
 from bakeoff.data.issues import DataIssue
 from bakeoff.methods.hook import Incompatible, trainable_parameters
 from bakeoff.training.preflight.parameter_count import Architecture, attach_without_weights

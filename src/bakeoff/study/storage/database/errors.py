@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from bakeoff.core import disk_full
+from bakeoff.core import files
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
 
 FULL, IO_ERROR, CANNOT_OPEN = sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN
@@ -27,7 +27,7 @@ def as_bakeoff_error(error: sqlite3.Error, path: Path) -> BakeoffError:
     """Convert an SQLite error into one with a code and a hint; ``path`` is the database."""
     code, message = _code(error), str(error)
     if code == FULL or (code in (IO_ERROR, CANNOT_OPEN) and _is_disk_full(path)):
-        return disk_full.disk_full_error(path.parent, message)
+        return files.disk_full_error(path.parent, message)
     if code in DAMAGE_CODES:
         return damaged_error(path, message)
     if code in (BUSY, LOCKED):

@@ -17,8 +17,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from bakeoff.core.errors import UsageError
-from bakeoff.core.quiet import quiet_libraries
 from bakeoff.core.trial import MethodEntry
+from bakeoff.core.worker_log import quiet_libraries
 from bakeoff.methods.arguments import config_class
 from bakeoff.methods.capability_records import (
     RANK,
