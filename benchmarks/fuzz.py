@@ -403,7 +403,7 @@ def drive(case: Case, folder: Path, whole: bool = False) -> Outcome:
     try:
         os.chdir(folder)
         with (
-            mock.patch.object(open_study, "call", stopping(whole)),
+            mock.patch.object(open_study, "run_remote", stopping(whole)),
             mock.patch.object(sys, "argv", ["bakeoff", *case.arguments]),
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),

@@ -213,7 +213,7 @@ def reported(folder: Path, size: Size) -> dict[str, Any]:
         step("keep_rung", lambda: [store.save_group([_at_rung(t, rng)]) for t in stood])
         step("keep", lambda: [store.save(_of(t, size, rng)) for t in trials])
     with Reader(path) as reader:
-        step("finished", reader.finished)
+        step("finished", reader.finished_ids)
         step("rungs", lambda: reader.results_at_rung(RUNG))
         pairs = step("read", reader.trials)
     summary = step("summarise", lambda: summarise(_record(pairs, size), np.random.default_rng(0)))

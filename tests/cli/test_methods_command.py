@@ -13,7 +13,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bakeoff.cli import app, methods
-from bakeoff.cli.display import method_row
 from bakeoff.core import jobs
 from bakeoff.core.errors import UsageError
 from bakeoff.methods import capability_records, published_results, registry
@@ -147,7 +146,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             died = name == "dora" and len(probed) == 1
             yield index, None if died else record[name], "the worker died" if died else None
 
-    monkeypatch.setattr(method_row, "run_in_processes", answer)
+    monkeypatch.setattr(methods, "run_in_processes", answer)
     return probed
 
 
@@ -162,7 +161,7 @@ def test_probe_result_cached(run: Callable[..., Result], probed: list[str]) -> N
 def test_probe_runs_in_subprocess() -> None:
     """The probe runs in a process of its own."""
     entry = registry.load("arrow", Path())
-    ((index, value, error),) = method_row.run_in_processes(
+    ((index, value, error),) = methods.run_in_processes(
         jobs.PROBE_METHOD, [{"entry": methods.entry_to_json(entry)}]
     )
     assert (index, error) == (0, None)
@@ -277,7 +276,7 @@ def test_counts_on_user_model(
             assert payload["path"] == str(tiny_llama)
             yield index, answers.get(payload["entry"]["name"], {"reason": "no"}), None
 
-    monkeypatch.setattr(method_row, "run_in_processes", answer)
+    monkeypatch.setattr(methods, "run_in_processes", answer)
     listed = json.loads(run("--model", str(tiny_llama), "--json").stdout)
     found = {m["name"]: m["on_model"] for m in listed}
     state = {"parameters": 8192, "training_state_bytes": 16 * 8192}

@@ -188,5 +188,5 @@ def test_mismatched_weights_warn(
     assert found["ia3"]["same"] is None
     assert "ia3" not in found["ia3"]["error"]
     assert found["full"]["same"] is True
-    told = [w for w in report["warnings"] if "the saved weights are" in w]
+    told = [w for w in report["warnings"] if "the saved weights" in w]
     assert [w.split(":")[0] for w in told] == ["LoRA", "IA3"]

@@ -43,7 +43,7 @@ def test_hours_choose_the_budget_once(timed_values: dict[str, Any], tmp_path: Pa
         bought["steps"]
     }
     assert "hours bought" not in (out / "study.toml").read_text()
-    assert "were used so far" in (out / "report.html").read_text()
+    assert "have been used so far" in (out / "report.html").read_text()
     before = {t.id: r for t, r in api.read_trials(out)}
     log = (out / "log.jsonl").read_text()
     # both the user's file and the resolved one go on where it stopped: at the end

@@ -1,4 +1,4 @@
-"""The current time as text."""
+"""The current time as text, keys of wall times, and time limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Log files of workers: ``logs/worker-<n>.log`` in the study folder.
+"""Worker log files, and silence for what libraries print.
+
+Log files are ``logs/worker-<n>.log`` in the study folder.
 
 The level comes from ``--log-level`` or the environment variable ``BAKEOFF_LOG_LEVEL``. It is no
 part of a study's settings and never changes a result.
