@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bakeoff.core.trial import Conditions, MethodEntry, Trial
+from bakeoff.core.trial import MethodEntry, Trial
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batching import StepBatch
 from bakeoff.methods import registry
 from bakeoff.testing.tiny import write_splits
 from bakeoff.training import setup
+from bakeoff.training.preflight.capabilities.accelerators import tiny_conditions
 
 LABELS = ["lights", "music", "timer"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,25 +31,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "max_new_tokens": 4,
     },
 }
-CONDITIONS = Conditions(
+CONDITIONS = dataclasses.replace(
+    tiny_conditions("classify"),
     base="b",
-    revision=None,
-    task="classify",
     task_options=OPTIONS["classify"],
-    metric="accuracy",
-    data={},
     steps=30,
     batch_size=8,
     evaluation_batch_size=8,
     warmup=0.1,
     decay=0.3,
-    weight_decay=0.0,
-    clip=1.0,
-    head_learning_rate=None,
-    validations=1,
-    device="cpu",
-    precision="fp32",
-    threads=1,
 )
 
 

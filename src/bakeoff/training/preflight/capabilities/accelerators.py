@@ -38,7 +38,7 @@ _OPTIONS = {
 }
 
 
-def conditions(task: str) -> Conditions:
+def tiny_conditions(task: str) -> Conditions:
     """Return conditions for a tiny trial of ``task``."""
     return Conditions(
         base="tiny",
@@ -65,7 +65,7 @@ def conditions(task: str) -> Conditions:
 def supported_accelerators(entry: MethodEntry, task: str, folder: Path) -> AcceleratorSupport:
     """Return which accelerators work with ``entry`` on ``task``; files are put into ``folder``."""
     base, data = folder / TASKS[task], folder / "data"
-    c = conditions(task)
+    c = tiny_conditions(task)
     prepare_process(c)
     if not data.is_dir():
         _write_rows(data)
