@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from bakeoff import api
-from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment
 from bakeoff.data.rows import read_rows
@@ -29,7 +29,6 @@ from bakeoff.integrations.export_weights import export_weights
 from bakeoff.methods import registry
 from bakeoff.methods.hook import Incompatible
 from bakeoff.study.config import parse_spec
-from bakeoff.study.setup import open_study
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 from bakeoff.testing.trials import (
     OPTIONS,
@@ -341,7 +340,7 @@ def test_missing_quantizer_reported_first(
     assert caught.value.code == "quantizer-missing"
     assert "no_such_package, which is not installed" in caught.value.cause
     assert "pip install" in caught.value.try_
-    assert issubclass(EnvironmentProblem, open_study.BakeoffError)
+    assert issubclass(EnvironmentProblem, BakeoffError)
     assert not issubclass(EnvironmentProblem, PreflightError)
 
 
@@ -349,7 +348,7 @@ def test_missing_quantizer_reported_first(
     ("base", "cause"),
     [
         ({"quantize": "nf4", "quantizer": "torchao"}, 'torchao does not support "nf4"'),
-        ({"quantizer": "torchao"}, "`quantize` says to what"),
+        ({"quantizer": "torchao"}, "`quantizer` needs `quantize`"),
         ({"quantize": "fp4"}, "base.quantize"),
     ],
 )

@@ -66,11 +66,7 @@ def open_study(
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base needs no hub
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    request = spec.engine.model_dump(include={"device", "precision", "workers"})
-    request["threads"] = spec.engine.requested_threads
-    request |= spec.base.model_dump(include={"quantize", "quantizer"})
-    executor = open_executor(spec, make=make_executor)
-    machine = run_remote(executor, jobs.DETECT_MACHINE, request)
+    machine = _detect_machine(spec, make_executor)
     conditions = Conditions(
         base=base.published_as,
         revision=base.commit or spec.base.revision,
@@ -103,6 +99,14 @@ def open_study(
         make_executor=make_executor,
     )  # fmt: skip
     return match_parameters(study) if spec.budget.match == "parameters" else study
+
+
+def _detect_machine(spec: StudySpec, make_executor: ExecutorFactory) -> dict[str, Any]:
+    """Return device, precision, threads and quantizer that the study's trials would get."""
+    request = spec.engine.model_dump(include={"device", "precision", "workers"})
+    request["threads"] = spec.engine.requested_threads
+    request |= spec.base.model_dump(include={"quantize", "quantizer"})
+    return run_remote(open_executor(spec, make=make_executor), jobs.DETECT_MACHINE, request)
 
 
 def load_general_text(spec: StudySpec, task_type: str, source: Path) -> list[Row]:
