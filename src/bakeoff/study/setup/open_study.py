@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bakeoff.core import jobs
 from bakeoff.core.errors import (
@@ -59,10 +60,8 @@ def open_study(
     splits = splits._replace(general=load_general_text(spec, task.task_type, source))
     options, issues = validate_rows(spec, source, task, splits)
     base = base_model.locate_base(spec.base.model, progress.say, spec.base.revision)
-    trust = base_model.check_trust(base, spec.base)
-    warnings = report_warnings(
-        [*trust, *warning_texts(issues, splits), *trials.early_rung_warnings(spec.budget)], progress
-    )
+    texts = base_model.check_trust(base, spec.base) + warning_texts(issues, splits)
+    warnings = report_warnings([*texts, *trials.early_rung_warnings(spec.budget)], progress)
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base needs no hub
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
