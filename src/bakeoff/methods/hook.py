@@ -87,6 +87,10 @@ class SaveContext(NamedTuple):
     start: Mapping[str, Tensor] | None
 
 
+Ground, Finished = AttachContext, SaveContext
+"""Former names, for hooks that import them."""
+
+
 class Hook:
     """A plain PEFT method, defined by its config class and arguments."""
 
