@@ -224,7 +224,7 @@ sys.stdin.read()
 
 def environment(**own: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     return {**kept, "PYTHONPATH": path, "HOME": own.pop("home"), **own}
 
 
