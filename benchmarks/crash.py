@@ -3,7 +3,7 @@
     python benchmarks/crash.py --kills 300 --seed 0 --out crash.json
     python benchmarks/crash.py --kills 300 --minutes 9 --workers 16     # whichever comes first
 
-Stands outside the package. A study that nothing interrupts comes first; then studies are killed,
+A study that nothing interrupts comes first; then studies are killed,
 gone on with, killed again, until enough kills have struck: four fifths at a moment inside the
 running code (before or after a step, an fsync, a commit, ...; ``helpers.kills``), the rest
 by the clock, the command line with worker processes of its own, as a user runs it. After every kill

@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz.py --examples 10000 --out fuzz.json
 
-Stands outside the package: it writes files as strangers might and runs the command line on them, in
+It writes malformed files and runs the command line on them, in
 this process, up to the point where a worker would be started; ``--whole`` examples go on through a
 worker's checks on a tiny base. Nothing is trained. Whatever is in a file, a user must get exit code
 0, 2, 3 or 6, a code in brackets, a cause and a way out; a traceback or exit code 1 is a fault of

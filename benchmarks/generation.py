@@ -11,8 +11,8 @@ ours captures its CUDA graphs anew in every round. On a CPU the process's own CP
 the clock's: on a busy machine it is the one to trust.
 
 Where a row's tokens differ, the gap between the logits of the two tokens must be within rounding
-(``engine.ties``), else no ratio is printed and the exit code is 1. In fp32 hardly any row differs,
-in bf16 some do.
+(``engine.generation.token_ties``), else no ratio is printed and the exit code is 1. In fp32 hardly
+any row differs, in bf16 some do.
 """
 
 from __future__ import annotations

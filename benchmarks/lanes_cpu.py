@@ -1,9 +1,8 @@
 """Compare this engine on a CPU, solo and in lanes, with Hugging Face ``Trainer`` + PEFT.
 
-Stands outside the package, at the end of the way: it drives a study's real model, data and task
-through ``assemble`` and hands ``Trainer`` the same examples in the same steps. Before anything is
-timed, both sides must give the same losses (fp32, no dropout); where they do not, no ratio is
-printed. Sides take turns within each round, and a ratio is taken in each round.
+It trains a study's real model, data and task through ``training.setup`` and gives ``Trainer`` the
+same examples in the same steps. Before anything is timed, both sides must give the same losses
+(fp32, no dropout); where they do not, no ratio is printed. Sides take turns within each round, and a ratio is taken in each round.
 
     python benchmarks/lanes_cpu.py [--json] [--out FILE]    both studies, bf16 and fp32
     python benchmarks/lanes_cpu.py --quick --json           three numbers in under a minute

@@ -3,7 +3,7 @@
     python benchmarks/large_study.py --out large.json         # needs Chromium and playwright
     python benchmarks/large_study.py --keep DIR               # leaves the made study in DIR
 
-Stands outside the package. The study is made up, and written as a real one writes: 60 methods with
+The study is made up, and written as a real one writes: 60 methods with
 5 settings and 3 seeds each, 1,319 test items (the size of GSM8K's test set) with an answer of some
 hundred characters for every item of every seed. Timed are `bakeoff report`, opening `report.html`,
 and opening the study's page in `bakeoff view`, which computes it from the database the first time.

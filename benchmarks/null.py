@@ -4,7 +4,7 @@
 
 It resumes: study folders stay under ``--folder``, and a run that is there trains nothing again.
 
-Stands outside the package: it runs studies through ``bakeoff.run`` and reads what they stored.
+It runs studies through ``bakeoff.run`` and reads what they stored.
 
 *Twins*: a run is a whole study (cost probes, search with race, final seeds, test) of the control
 against the same PEFT config under another name. Whatever differs between the two is the harness's

@@ -2,7 +2,7 @@
 
     python benchmarks/race_real.py --out race-real.json     # resumes; folders stay under --folder
 
-Stands outside the package: it runs the same study twice through ``bakeoff.run``, once with
+It runs the same study twice through ``bakeoff.run``, once with
 ``budget.race = "off"``, same seeds, and holds the two reports against each other. One study on one
 data set: it shows what a user of this study would have saved and missed; ``race.py`` says what is
 to be expected of many.

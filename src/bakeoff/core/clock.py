@@ -46,7 +46,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     set before is restored.
 
     Raises:
-        TooSlow: the block was interrupted.
+        TimeLimitExceeded: the block was interrupted.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or not hasattr(signal, "setitimer"):

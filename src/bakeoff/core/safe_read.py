@@ -50,7 +50,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     """Read a whole file of at most ``most`` bytes.
 
     Raises:
-        Unreadable: it does not exist, is no regular file, or is larger.
+        UnreadableFile: it does not exist, is no regular file, or is larger.
     """
     try:
         if not path.is_file():  # a pipe or a device would never end
@@ -71,7 +71,7 @@ def read_text(path: Path, most: int) -> str:
     """Read a UTF-8 text file of at most ``most`` bytes.
 
     Raises:
-        Unreadable: as ``read_bytes``, and not UTF-8.
+        UnreadableFile: as ``read_bytes``, and not UTF-8.
     """
     try:
         return read_bytes(path, most).decode("utf-8")
@@ -83,7 +83,7 @@ def read_json(path: Path, most: int) -> Any:
     """Read a JSON file of at most ``most`` bytes and ``DEPTH`` levels.
 
     Raises:
-        Unreadable: as ``read_text``, and not JSON, or nested deeper.
+        UnreadableFile: as ``read_text``, and not JSON, or nested deeper.
     """
     text = read_text(path, most)
     try:

@@ -1,6 +1,6 @@
 """A study's status in a terminal: the same block under ``bakeoff run`` and ``bakeoff status``.
 
-Made of a ``Glance``; says nothing where nothing is known. Readable at 60 columns.
+Drawn from a ``StudyStatus``; unknown values are left out. Readable at 60 columns.
 """
 
 from __future__ import annotations
