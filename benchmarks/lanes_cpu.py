@@ -2,7 +2,8 @@
 
 It trains a study's real model, data and task through ``training.setup`` and gives ``Trainer`` the
 same examples in the same steps. Before anything is timed, both sides must give the same losses
-(fp32, no dropout); where they do not, no ratio is printed. Sides take turns within each round, and a ratio is taken in each round.
+(fp32, no dropout); where they do not, no ratio is printed. Sides take turns within each round, and
+a ratio is taken in each round.
 
     python benchmarks/lanes_cpu.py [--json] [--out FILE]    both studies, bf16 and fp32
     python benchmarks/lanes_cpu.py --quick --json           three numbers in under a minute
