@@ -72,7 +72,10 @@ def back_up(path: Path, target: Path) -> None:
     partial = target.with_name(target.name + files.PARTIAL_SUFFIX)
     partial.unlink(missing_ok=True)
     try:
-        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
+        with (
+            closing(schema.connect(path, "rw")) as source,
+            closing(schema.connect(partial, "rwc")) as copy,
+        ):
             source.backup(copy)
             copy.execute(
                 "PRAGMA journal_mode = DELETE"

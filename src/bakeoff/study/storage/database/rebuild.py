@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import sqlalchemy as sa
 
@@ -55,10 +54,9 @@ def _readable_rows(path: Path, table: sa.Table) -> Iterator[dict[str, Any]]:
     """Yield a table's rows up to the first unreadable one."""
     names = [c.name for c in table.columns if not any(c is other for other in SKIPPED_COLUMNS)]
     query = f"SELECT {', '.join(names)} FROM {table.name}"
-    address = f"file:{quote(str(path.resolve()))}?mode=ro"
     readers = {c.name: c.type.result_processor(_DIALECT, None) for c in table.columns}
     try:
-        with closing(sqlite3.connect(address, uri=True)) as damaged:
+        with closing(schema.connect(path, "ro")) as damaged:
             for values in damaged.execute(query):
                 row = _decode_row(dict(zip(names, values, strict=True)), readers)
                 if row is not None and row.get("key") not in SKIPPED_KEYS:

@@ -8,8 +8,8 @@ rungs, and ``decisions`` what the race decided there. Missing parts of older ver
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from pathlib import Path
-from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -80,15 +80,27 @@ costs = sa.Table(
 )
 
 
+def connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Open a database file in SQLite's ``mode``: ``ro``, ``rw`` or ``rwc`` (create it).
+
+    The URI goes to sqlite3 itself, quoted once. In a URL of SQLAlchemy's, which unquotes it again,
+    a folder named ``a%20b`` would be the folder ``a b``, and ``c#1`` the file ``c``.
+    """
+    uri = f"{path.resolve().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
+
 def create_engine(path: Path, read_only: bool) -> sa.Engine:
     """Return an engine on the database file; a read-only one can neither write nor create it.
 
     A writer's transaction takes the write lock at its beginning; a reader's is one snapshot. SQLite
     errors about the file are raised as ``BakeoffError`` with a code.
     """
-    mode = "ro" if read_only else "rwc"
-    url = f"sqlite:///file:{quote(str(path.resolve()))}?mode={mode}&uri=true"
-    engine = sa.create_engine(url, poolclass=sa.pool.NullPool if read_only else sa.pool.StaticPool)
+    engine = sa.create_engine(
+        "sqlite://",
+        creator=partial(connect, path, "ro" if read_only else "rwc"),
+        poolclass=sa.pool.NullPool if read_only else sa.pool.StaticPool,
+    )
 
     @event.listens_for(engine, "connect")
     def _set_pragmas(connection: sqlite3.Connection, _: object) -> None:
