@@ -9,6 +9,7 @@ import typer
 
 from bakeoff.cli.display.output import err, escape_text
 from bakeoff.core.errors import UsageError
+from bakeoff.core.names import quote_path
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +31,5 @@ def command(
             file.write(text)
     except FileExistsError as error:
         raise UsageError("file-exists", f"{path} already exists.", "another name.") from error
-    err.print(
-        escape_text(f"Wrote {path}. Edit model, train and columns, then `bakeoff run {path}`.")
-    )
+    command = f"bakeoff run {quote_path(path)}"
+    err.print(escape_text(f"Wrote {path}. Edit model, train and columns, then `{command}`."))

@@ -14,7 +14,7 @@ from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, escape_text, show
 from bakeoff.cli.display.progress import LiveProgress
 from bakeoff.core import worker_log
 from bakeoff.core.errors import UsageError
-from bakeoff.core.names import invalid_path_reason, sanitize_name
+from bakeoff.core.names import expand_home, invalid_path_reason, sanitize_name
 from bakeoff.tasks import task_class
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _study_name(data: str) -> str:
     from bakeoff.data.sources import hub
 
     if data.startswith(hub.PREFIX):
-        data = data.removeprefix(hub.PREFIX).partition(":")[0]
+        data, _ = hub.split_reference(data, Path())
     return sanitize_name(Path(data).resolve().stem)
 
 
@@ -264,13 +264,13 @@ def _absolute_data(data: str) -> str:
     if data.startswith(ASSET):
         return data
     if not data.startswith(hub.PREFIX):
-        return str(Path(data).expanduser().resolve())
-    location, colon, split = data.removeprefix(hub.PREFIX).partition(":")
-    folder = Path(location).expanduser()
-    local = location.startswith((".", "/", "~"))
-    return f"{hub.PREFIX}{folder.resolve() if local else location}{colon}{split}"
+        return str(expand_home(data).resolve())
+    location, split = hub.split_reference(data, Path())
+    if location.startswith((".", "/", "~")):
+        location = str(expand_home(location).resolve())
+    return f"{hub.PREFIX}{location}{':' if split else ''}{split}"
 
 
 def _absolute_model(model: str) -> str:
-    folder = Path(model).expanduser()
+    folder = expand_home(model)
     return str(folder.resolve()) if folder.is_dir() else model

@@ -1,8 +1,12 @@
-"""Validation of names and paths from untrusted input, and patterns of hub ids and commits."""
+"""Names and paths from untrusted input: their validation, quoting for a shell, home folders.
+
+Patterns of hub ids and commits are here too.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,63}")
@@ -11,6 +15,8 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNOREC
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """The id of a commit on the Hugging Face hub."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_NOT_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+"""Control characters, and the surrogates that Python puts for bytes that are not UTF-8."""
 
 
 def invalid_name_reason(name: str) -> str | None:
@@ -34,13 +40,32 @@ def invalid_path_reason(text: str) -> str | None:
     """Return why a study file cannot name this path; None if it can."""
     if not text.strip():
         return "it is empty"
-    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text):
-        return "it contains a control character"
+    if (why := undisplayable_reason(text)) is not None:
+        return why
     if len(text) > 1024 or any(len(part.encode()) > 255 for part in text.split("/")):
         return "it is too long for a path"
     if text.startswith("~") and not text.startswith("~/") and text != "~":
         return "only ~/ is expanded to a home folder"
     return None
+
+
+def undisplayable_reason(text: str) -> str | None:
+    """Return why a path cannot be shown and stored as text; None if it can."""
+    return "it contains a control character" if _NOT_TEXT.search(text) else None
+
+
+def expand_home(text: str) -> Path:
+    """Return the path that ``text`` names: a leading ``~/`` is the home folder.
+
+    ``./~/x`` is a folder called ``~``; ``Path`` would drop the ``./`` and then expand it.
+    """
+    return Path(text).expanduser() if text.startswith("~") else Path(text)
+
+
+def quote_path(path: Path | str) -> str:
+    """Return a path as one word of a shell command; one that starts with a dash is no option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def is_within(path: Path, folder: Path) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from bakeoff.cli.display.output import err, escape_text, out, show_table
 from bakeoff.core.format import MIB, format_cell
+from bakeoff.core.names import quote_path
 
 WIDE = 110
 """Terminal columns from which the table shows costs, too."""
@@ -57,7 +57,7 @@ def show_failed(report: dict[str, Any], folder: Path) -> None:
     """Print how many trials failed and the command that retries them."""
     from bakeoff.report.texts import retry_hint
 
-    if (how := retry_hint(report, shlex.quote(str(folder)))) is not None:
+    if (how := retry_hint(report, quote_path(folder))) is not None:
         err.print(f"[yellow]failed:[/] {escape_text(how)}")
 
 

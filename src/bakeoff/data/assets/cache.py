@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.files import sha256_of
+from bakeoff.core.names import expand_home
 from bakeoff.data.assets.registry import WEIGHTS
 
 MARKER = "bakeoff-asset.json"
@@ -45,7 +46,7 @@ class Marker:
 def cache_folder() -> Path:
     """Return ``$BAKEOFF_CACHE``, ``$XDG_CACHE_HOME/bakeoff`` or ``~/.cache/bakeoff``."""
     if chosen := os.environ.get("BAKEOFF_CACHE"):
-        return Path(chosen).expanduser()
+        return expand_home(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "bakeoff"
 

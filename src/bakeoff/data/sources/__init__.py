@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.names import is_within
+from bakeoff.core.names import expand_home, is_within
 from bakeoff.data import assets
 from bakeoff.data.assets import ASSET
 from bakeoff.data.rows import SUFFIXES, Row, read_rows
@@ -69,7 +69,7 @@ def locate(reference: str, source: Path) -> Path | None:
             cause = f"'{reference}' is outside the asset."
             raise PreflightError("data-not-found", cause, "a file of it (`bakeoff assets`).")
         return folder / file
-    return source / Path(reference).expanduser()
+    return source / expand_home(reference)
 
 
 def _load_split(

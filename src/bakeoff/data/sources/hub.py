@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
-from bakeoff.core.names import COMMIT
+from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
+from bakeoff.core.names import COMMIT, expand_home
 from bakeoff.core.safe_read import DATA_BYTES
 from bakeoff.data.rows import Row
 from bakeoff.data.sources import parquet
@@ -33,13 +33,28 @@ class Dataset(NamedTuple):
 
         A folder is relative to ``source``.
         """
-        path, _, named_split = reference.removeprefix(PREFIX).partition(":")
+        path, named_split = split_reference(reference, source)
         if path.startswith((".", "/", "~")):
-            path = str((source / Path(path).expanduser()).resolve())
+            path = str((source / expand_home(path)).resolve())
             return cls(path, named_split or split)
         organisation, name, config = (*path.split("/", 2), "", "")[:3]
         hub_id = "/".join(filter(None, (organisation, name)))
         return cls(hub_id, named_split or split, config or None)
+
+
+def split_reference(reference: str, source: Path) -> tuple[str, str]:
+    """Return the id or folder of a ``hub:`` reference and the name of its split, maybe empty.
+
+    The name of a folder may itself contain colons: the longest part that is a folder counts.
+    """
+    text = reference.removeprefix(PREFIX)
+    colons = [i for i, c in enumerate(text) if c == ":"]
+    if text.startswith((".", "/", "~")):
+        for end in (len(text), *reversed(colons)):
+            if (source / expand_home(text[:end])).is_dir():
+                return text[:end], text[end + 1 :]
+    path, _, split = text.partition(":")
+    return path, split
 
 
 def load(
@@ -50,7 +65,9 @@ def load(
     Raises:
         EnvironmentProblem: ``data-package-missing``, ``hub-unreachable``.
         PreflightError: ``data-not-found``, ``data-broken``, ``data-too-large``, ``empty-split``.
+        UsageError: ``path-malformed``.
     """
+    _check_literal(dataset)
     try:
         import datasets
     except ImportError as error:
@@ -88,6 +105,21 @@ def load(
         "split": dataset.split,
         "revision": commit or revision,
     }
+
+
+def _check_literal(dataset: Dataset) -> None:
+    """Refuse a folder that ``datasets`` would take for a pattern and read other folders' rows.
+
+    Raises:
+        UsageError: ``path-malformed``.
+    """
+    found = next((mark for mark in ("*", "?", "[", "::") if mark in dataset.path), None)
+    if found is not None:
+        raise UsageError(
+            "path-malformed",
+            f"`datasets` takes the folder {dataset.path} for a pattern, because of its '{found}'.",
+            "the folder without `hub:`, which is read as it is; or another name for the folder.",
+        )
 
 
 def _check_format(builder: Any, dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bakeoff.core.names import quote_path
 from bakeoff.integrations.trackers import TrackerRun, import_tool
 
 ALLOWED = "MLFLOW_ALLOW_FILE_STORE"
@@ -46,7 +47,7 @@ class Mlflow:
 
     def view_command(self, study: str, folder: Path) -> str:
         """Return the command that serves the folder; it needs the full ``mlflow`` package."""
-        return f"{ALLOWED}=true mlflow ui --backend-store-uri '{folder}'"
+        return f"{ALLOWED}=true mlflow ui --backend-store-uri {quote_path(folder)}"
 
 
 EXPORTER = Mlflow()

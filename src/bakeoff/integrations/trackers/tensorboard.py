@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bakeoff.core.names import quote_path
 from bakeoff.integrations.trackers import TrackerRun, import_tool
 
 
@@ -43,7 +44,7 @@ class Tensorboard:
 
     def view_command(self, study: str, folder: Path) -> str:
         """Return the command that serves the folder."""
-        return f"tensorboard --logdir '{folder}'"
+        return f"tensorboard --logdir {quote_path(folder)}"
 
 
 EXPORTER = Tensorboard()

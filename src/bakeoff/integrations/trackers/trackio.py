@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import EnvironmentProblem
+from bakeoff.core.names import quote_path
 from bakeoff.integrations.trackers import TrackerRun, import_tool
 
 
@@ -55,7 +56,7 @@ class Trackio:
 
     def view_command(self, study: str, folder: Path) -> str:
         """Return the command that shows the project."""
-        return f"TRACKIO_DIR='{folder}' trackio show --project {_project(study)}"
+        return f"TRACKIO_DIR={quote_path(folder)} trackio show --project {_project(study)}"
 
 
 def _project(study: str) -> str:

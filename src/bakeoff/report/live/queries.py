@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, first_line
-from bakeoff.core.names import is_within
+from bakeoff.core.names import is_within, quote_path
 from bakeoff.core.redact import redact, redact_value
 from bakeoff.report import render_sections
 from bakeoff.report.sanitize import clean
@@ -84,7 +84,7 @@ def catch_problems(query: Callable[[], T], folder: Path) -> T | StudyProblem:
         return StudyProblem(
             "study-unreadable",
             f"The study in {folder} cannot be shown ({first_line(error)}).",
-            f"`bakeoff doctor {folder}`.",
+            f"`bakeoff doctor {quote_path(folder)}`.",
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bakeoff.core.errors import PreflightError, UsageError
-from bakeoff.core.names import COMMIT, is_hub_id, is_within
+from bakeoff.core.names import COMMIT, expand_home, is_hub_id, is_within
 from bakeoff.core.safe_read import (
     CONFIG_BYTES,
     INDEX,
@@ -72,7 +72,7 @@ def locate_base(
         asset = assets.find_asset(name)
         check_folder(folder)
         return ResolvedBase(str(folder), asset.hub_id or model, asset.note, fingerprint(folder))
-    folder = Path(model).expanduser()
+    folder = expand_home(model)
     if folder.is_dir():
         check_folder(folder)
         return ResolvedBase(str(folder.resolve()), str(folder.resolve()), None, fingerprint(folder))

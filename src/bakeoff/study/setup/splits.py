@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import PreflightError, near_match
+from bakeoff.core.names import quote_path
 from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
 from bakeoff.data import rows as data_rows
 from bakeoff.data import sources, splits
@@ -49,7 +50,7 @@ def _read_origins(path: Path) -> dict[str, Any]:
         origins = read_json(path, CONFIG_BYTES)
     except UnreadableFile as error:
         raise PreflightError(
-            "origins-broken", f"{path} cannot be read: {error}.", f"`rm {path}`."
+            "origins-broken", f"{path} cannot be read: {error}.", f"`rm {quote_path(path)}`."
         ) from error
     return origins if isinstance(origins, dict) else {}
 

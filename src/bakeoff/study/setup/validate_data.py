@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import UsageError
+from bakeoff.core.names import expand_home
 from bakeoff.core.safe_read import STUDY_BYTES, UnreadableFile, read_text
 from bakeoff.data import checks
 from bakeoff.data.issues import DataIssue, as_error
@@ -62,7 +63,7 @@ def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
     """
     template = None
     if task.chat_template is not None:
-        path = source / Path(task.chat_template).expanduser()
+        path = source / expand_home(task.chat_template)
         try:
             template = read_text(path, STUDY_BYTES)
         except UnreadableFile as error:

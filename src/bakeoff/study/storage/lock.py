@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from bakeoff.core import files
 from bakeoff.core.clock import now_utc
 from bakeoff.core.errors import LockedError
+from bakeoff.core.names import quote_path
 
 LOCK = ".lock"
 NOTE = ".lock.json"
@@ -73,7 +74,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
         raise LockedError(
             "study-locked",
             f"Another process is running the study in {folder}: {who}.",
-            f"`bakeoff status {folder}`, or wait until it has ended.",
+            f"`bakeoff status {quote_path(folder)}`, or wait until it has ended.",
         ) from error
     note = folder / NOTE
     try:

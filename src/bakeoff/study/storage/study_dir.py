@@ -11,7 +11,7 @@ import tomli_w
 
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem, PreflightError, UsageError
-from bakeoff.core.names import is_within
+from bakeoff.core.names import is_within, quote_path, undisplayable_reason
 from bakeoff.core.trial_dir import TRIALS
 from bakeoff.data import rows as data_rows
 from bakeoff.data.splits import FROZEN_FILES, ORIGINS_FILE, Splits
@@ -32,7 +32,9 @@ def create(folder: Path) -> None:
     Raises:
         EnvironmentProblem: ``folder-not-writable``, ``network-folder``.
         PreflightError: ``folder-link``.
+        UsageError: ``path-malformed``.
     """
+    check_name(folder)
     filesystem.check_local_filesystem(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +48,17 @@ def create(folder: Path) -> None:
             f"{getattr(error, 'strerror', None) or error}.",
             "another folder: `--out DIR`.",
         ) from error
+
+
+def check_name(folder: Path) -> None:
+    """Check that a folder's path can be shown and stored as text, before anything is written.
+
+    Raises:
+        UsageError: ``path-malformed``.
+    """
+    if (why := undisplayable_reason(str(folder.absolute()))) is not None:
+        cause = f"The folder {str(folder.absolute())!r} cannot be used: {why}."
+        raise UsageError("path-malformed", cause, "another folder: `--out DIR`.")
 
 
 def database_path(folder: Path) -> Path:
@@ -78,7 +91,8 @@ def check_no_symlinks(folder: Path) -> None:
                     "folder-link",
                     f"{path} is a symbolic link. bakeoff writes and deletes files in a study "
                     "folder and does not follow links out of it.",
-                    f"`rm {path}`, or another folder: `--out DIR` (which may be a link itself).",
+                    f"`rm {quote_path(path)}`, or another folder: `--out DIR` (which may be a link "
+                    "itself).",
                 )
 
 

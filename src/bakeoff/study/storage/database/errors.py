@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bakeoff.core import files
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
+from bakeoff.core.names import quote_path
 
 FULL, IO_ERROR, CANNOT_OPEN = sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN
 BUSY, LOCKED, READ_ONLY = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY
@@ -40,8 +41,8 @@ def as_bakeoff_error(error: sqlite3.Error, path: Path) -> BakeoffError:
     return EnvironmentProblem(
         "database-unusable",
         f"The study's database {path} cannot be read or written ({message}).",
-        f"check that the file exists, its permissions and its disk; `bakeoff doctor {path.parent}` "
-        "checks the database.",
+        f"check that the file exists, its permissions and its disk; `bakeoff doctor "
+        f"{quote_path(path.parent)}` checks the database.",
     )
 
 
@@ -50,8 +51,8 @@ def damaged_error(path: Path, problem: str) -> EnvironmentProblem:
     return EnvironmentProblem(
         "database-damaged",
         f"The study's database {path} is damaged: {problem}.",
-        f"`bakeoff doctor {path.parent} --repair` copies what is readable into a new database and "
-        "restores finished trials from their folders.",
+        f"`bakeoff doctor {quote_path(path.parent)} --repair` copies what is readable into a new "
+        "database and restores finished trials from their folders.",
     )
 
 
