@@ -31,6 +31,7 @@ from bakeoff.cli import (
     status,
     view,
 )
+from bakeoff.cli.display.encoding import make_total
 from bakeoff.cli.display.output import show_error, show_internal_error
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, Interrupted
 
@@ -93,6 +94,8 @@ def main() -> None:
     """Run the command line; print each expected error in one paragraph and exit with its code."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)  # other accounts may not change study files
+    make_total(sys.stdout)
+    make_total(sys.stderr)
     try:
         app()
     except Interrupted as error:

@@ -17,7 +17,7 @@ from bakeoff.cli.display.method_row import (
     format_yes,
     run_in_processes,
 )
-from bakeoff.cli.display.output import JSON_OPTION, err, show_json, show_table
+from bakeoff.cli.display.output import JSON_OPTION, err, show_document, show_json, show_table
 from bakeoff.core import jobs
 from bakeoff.core.errors import UsageError, unknown_name
 from bakeoff.core.format import format_integer
@@ -83,7 +83,7 @@ def command(
         if name is None:
             hint = "`bakeoff methods lora --toml`."
             raise UsageError("no-method-named", "--toml prints one method's file.", hint)
-        typer.echo(strip_control_chars(registry.read_source(name, Path())), nl=False)
+        show_document(strip_control_chars(registry.read_source(name, Path())))
         return
     filters = Filters(trains, mergeable, serves, quantized, lanes, family)
     check_filters(filters)

@@ -13,7 +13,14 @@ from typing import Any
 import typer
 
 from bakeoff.cli.display import verdict
-from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, find_study_folder, show_json
+from bakeoff.cli.display.output import (
+    JSON_OPTION,
+    err,
+    escape_text,
+    find_study_folder,
+    show_document,
+    show_json,
+)
 from bakeoff.core.errors import UsageError, unknown_name
 from bakeoff.core.redact import escape_control_chars, redact_value
 
@@ -115,6 +122,9 @@ def write_format(report: dict[str, Any], form: str, out: Path | None, table: str
     if form == "csv":
         _write_tables(pages.tables(report), out, table)
         return
+    if form == "json" and out is None:
+        show_json(report)
+        return
     if form == "json":
         text = (
             escape_control_chars(json.dumps(redact_value(report), indent=1, ensure_ascii=False))
@@ -123,7 +133,7 @@ def write_format(report: dict[str, Any], form: str, out: Path | None, table: str
     else:
         text = pages.markdown(report) if form == "md" else pages.render(report)
     if out is None:
-        typer.echo(text, nl=not text.endswith("\n"))
+        show_document(text)
         return
     _write(out, text)
 
@@ -132,7 +142,7 @@ def _write_tables(tables: dict[str, str], out: Path | None, table: str | None) -
     if table is not None:
         if table not in tables:
             raise unknown_name(UNKNOWN_TABLE, "table", table, tables)
-        typer.echo(tables[table], nl=False)
+        show_document(tables[table])
     if out is not None:
         for name, text in tables.items():
             _write(out / f"{name}.csv", text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bakeoff.cli.display.output import RUNS, err
+from bakeoff.cli.display.output import RUNS, err, is_terminal
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def command(
     """Show studies in a browser, live while they run: report, test items, side-by-side view."""
     from bakeoff.report.live import server
 
-    opens = sys.stdout.isatty() if browser is None else browser
+    opens = is_terminal(sys.stdout) if browser is None else browser
     options = server.ServerOptions(host, port, allow_remote, opens)
     opened = server.bind_server([_folder(f) for f in folders or [RUNS]], options)
     # not through the safe console, which would redact the token

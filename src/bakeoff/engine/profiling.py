@@ -59,7 +59,7 @@ def reset_peak(device: str) -> None:
         return
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
-        clear.write_text("5")
+        clear.write_text("5", encoding="utf-8")
 
 
 def peak_bytes(device: str) -> int | None:
@@ -104,7 +104,7 @@ def _status_bytes(key: str) -> int | None:
 def _read_kilobytes(table: Path, key: str) -> int | None:
     if not table.exists():
         return None
-    for line in table.read_text().splitlines():
+    for line in table.read_text(encoding="utf-8").splitlines():
         if line.startswith(key):
             return int(line.split()[1]) * 1024
     return None

@@ -13,7 +13,7 @@ from bakeoff.core.names import is_hub_id
 from bakeoff.report.markdown import escape_markdown, markdown
 
 _CAUSAL, _CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
-_LABELS = """labels = json.loads(Path("bakeoff.json").read_text())["labels"]
+_LABELS = """labels = json.loads(Path("bakeoff.json").read_text(encoding="utf-8"))["labels"]
 heads = {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
 """
 _LOADING = {

@@ -118,11 +118,18 @@ def _run_payloads(
 
 
 def redirect_output(path: str) -> None:
-    """Send stdout and stderr to a file, so that libraries do not print to the terminal."""
+    """Send stdout and stderr to a file, so that libraries do not print to the terminal.
+
+    Whatever the parent's encoding, and even if its streams are closed: no print raises.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    os.close(handle)
+    if handle > 2:
+        os.close(handle)
+    # 1: written after each line, so that the parent has the last words of a worker that is killed
+    sys.stdout = os.fdopen(1, "w", 1, "utf-8", "backslashreplace", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
     faulthandler.enable(file=sys.stderr)

@@ -1,7 +1,7 @@
 """Output of every command: tables and JSON on stdout, messages and errors on stderr.
 
 Everything is printed through ``SafeConsole``, so that untrusted names, rows and error texts cannot
-move the cursor, set the terminal's title or show a secret.
+move the cursor, set the terminal's title or show a secret, and every encoding can show them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
 
+from bakeoff.cli.display.encoding import can_encode, encoding_of, replace_missing
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.redact import escape_control_chars, redact, redact_value, strip_control_chars
 
@@ -27,18 +28,24 @@ JSON_OPTION = typer.Option(False, "--json", help="Print JSON on stdout instead o
 
 
 class SafeConsole(Console):
-    """A console that shows control characters in text as a visible sign."""
+    """A console that shows other signs for control characters and those its encoding lacks."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         """Render as rich does; only rich's own control codes pass through."""
         for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else strip_control_chars(text), style, control)
+            shown = text if control else replace_missing(strip_control_chars(text), self.encoding)
+            yield Segment(shown, style, control)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Return whether a stream is a terminal; one that is closed, or None, is not."""
+    return stream is not None and not stream.closed and bool(stream.isatty())
 
 
 # programs and pagers read piped output: do not wrap it at 80 columns
-out = SafeConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+out = SafeConsole(highlight=False, emoji=False, width=None if is_terminal(sys.stdout) else 160)
 err = SafeConsole(stderr=True, highlight=False, emoji=False)
 
 
@@ -61,7 +68,22 @@ def show_internal_error() -> None:
 
 def show_json(value: Any) -> None:
     """Print a JSON value; secrets are redacted, control characters escaped."""
-    typer.echo(escape_control_chars(json.dumps(redact_value(value), indent=1, ensure_ascii=False)))
+    text = escape_control_chars(json.dumps(redact_value(value), indent=1, ensure_ascii=False))
+    if not can_encode(text, encoding_of(sys.stdout)):  # the stream's own escapes are not JSON's
+        text = escape_control_chars(json.dumps(redact_value(value), indent=1))
+    typer.echo(text)
+
+
+def show_document(text: str) -> None:
+    """Print a text in a format of its own; say so if stdout's encoding changes it."""
+    encoding = encoding_of(sys.stdout)
+    if not can_encode(text, encoding):
+        text = replace_missing(text, encoding)
+        err.print(
+            f"[yellow]warning:[/] stdout's encoding, {encoding}, lacks characters of this text: "
+            "they are escaped. PYTHONIOENCODING=utf-8 prints them."
+        )
+    typer.echo(text, nl=not text.endswith("\n"))
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
