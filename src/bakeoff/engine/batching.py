@@ -20,7 +20,7 @@ from bakeoff.engine.batch_order import step_indices
 from bakeoff.engine.lanes.dropout import StepPart
 from bakeoff.engine.lanes.lanes import Lanes
 from bakeoff.engine.layers import LayerStack, use_packed_attention
-from bakeoff.engine.loss import set_chunked_loss
+from bakeoff.engine.loss import SupervisedPositions, align_lanes, set_chunked_loss
 from bakeoff.engine.packing.attention import NotPackable
 from bakeoff.engine.packing.layout import (
     Layout,
@@ -316,6 +316,14 @@ class BatchBuilder:
         examples = [e for lane in picked for e in lane]
         total_units = None if shape.units is None else shape.units * len(picked)
         batch = self.task.batch(examples, self.pad_id, "cpu", shape.length, total_units)
+        if (
+            len(picked) > 1
+            and self.lanes.trains_output_layer
+            and isinstance(batch.targets, SupervisedPositions)
+        ):
+            rows = len(examples) // len(picked)
+            aligned = align_lanes(batch.targets, len(picked), rows, shape.units)
+            batch = batch._replace(targets=aligned)
         if not self.packing:
             return Pass(batch, None, first, len(picked), None)
         length = batch.inputs["input_ids"].shape[1] + self.virtual_tokens

@@ -21,9 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bakeoff.engine.packing.attention import ActivePass
+
 CHUNK_LOGITS = {"cuda": 1 << 27, "cpu": 1 << 21}
 """Maximum number of logits at once: 0.5 GiB in fp32 on a GPU, what fits in the cache of a CPU."""
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap")
+_LOGIT_TRANSFORMS = (
+    "final_logit_softcapping", "lm_head_multiplier", "logit_scale", "logits_scaling",
+    "logits_soft_cap", "output_logit_soft_cap",
+)  # fmt: skip
 """Configuration keys of models whose logits are not just the output of their last layer."""
 
 ChunkLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -110,28 +115,88 @@ def supervised_positions(labels_BT: Tensor, size: int | None = None) -> Supervis
     )
 
 
+def align_lanes(
+    at: SupervisedPositions, lanes: int, rows: int, size: int | None = None
+) -> SupervisedPositions:
+    """Return the positions with the same number for each lane, ``size`` or that of the fullest.
+
+    An output layer with trained tensors multiplies each lane's positions by the lane's own matrix,
+    so they must divide evenly. ``rows`` is the number of rows of one lane.
+    """
+    known = at.targets >= 0
+    lane = at.rows[known] // rows
+    counts = torch.bincount(lane, minlength=lanes)
+    size = size or int(counts.max())
+    first = torch.cumsum(counts, 0) - counts
+    place = lane * size + torch.arange(len(lane)) - first[lane]
+    aligned = SupervisedPositions(
+        torch.arange(lanes).repeat_interleave(size) * rows,  # filler belongs to a row of its lane
+        torch.zeros(lanes * size, dtype=torch.long),
+        torch.full((lanes * size,), IGNORE),
+    )
+    for into, values in zip(aligned, at, strict=True):
+        into[place] = values[known]
+    return aligned
+
+
 def token_losses(model: nn.Module, inputs: dict[str, Tensor], at: SupervisedPositions) -> Tensor:
     """Return the cross-entropy ``[N]`` at the supervised positions, in nats and fp32."""
-    head = _output_layer(model)
+    head = output_layer(model)
     chunk_loss = _chunk_losses.get(model, _chunk_loss_in_place)
-    if chunk_loss is None or not can_fuse(model, head):
-        return cross_entropy(supervised_logits(model, inputs, at), at.targets)
-    with _replace_forward(head, lambda hidden: hidden):
-        hidden = supervised_logits(model, inputs, at)
-    return _linear_cross_entropy(hidden, head.weight, head.bias, at.targets, chunk_loss)
+    if chunk_loss is not None and can_fuse(model, head):
+        hidden = _states_before_output(model, head, inputs, at)
+        if hidden is not None:
+            return _linear_cross_entropy(hidden, head.weight, head.bias, at.targets, chunk_loss)
+    return cross_entropy(supervised_logits(model, inputs, at), at.targets)
 
 
-def _output_layer(model: Any) -> Any:
+_keeps_output: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether a model's logits were seen to be the output of its last layer, and no more."""
+
+
+def _states_before_output(
+    model: nn.Module, head: Any, inputs: dict[str, Tensor], at: SupervisedPositions
+) -> Tensor | None:
+    """Return the output layer's input ``[N, D]``; None if the model changes the layer's output.
+
+    The first pass finds out: it then leaves the random generators as they were, for the pass that
+    is run in its place.
+    """
+    known = _keeps_output.get(model)
+    if known is False:
+        return None
+    draws = ActivePass.random
+    calls = 0 if draws is None else draws.calls
+    seen: list[tuple[Tensor, int]] = []
+
+    def remember(states: Tensor) -> Tensor:
+        seen.append((states, states._version))
+        return states
+
+    with torch.random.fork_rng(enabled=known is None), _replace_forward(head, remember):
+        logits = supervised_logits(model, inputs, at)
+    if known is None:
+        # a new tensor is a part or a result of the output, a new version was written to
+        known = [(id(t), version) for t, version in seen] == [(id(logits), logits._version)]
+        _keeps_output[model] = known
+        if not known and draws is not None:
+            draws.return_to(calls)
+    return logits if known else None
+
+
+def output_layer(model: Any) -> Any:
+    """Return the module that turns hidden states into logits."""
     return model.get_output_embeddings()
 
 
 def can_fuse(model: nn.Module, head: Any) -> bool:
     """Return whether the logits are a frozen linear layer of the hidden states, and no more."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
+    configs = [config, config.get_text_config()] if hasattr(config, "get_text_config") else [config]
     return (
         type(head) is nn.Linear
-        and not head.weight.requires_grad
-        and not any(getattr(config, key, None) for key in _LOGIT_TRANSFORMS)
+        and not any(p.requires_grad for p in head.parameters())
+        and not any(getattr(c, key, None) for c in configs for key in _LOGIT_TRANSFORMS)
     )
 
 
@@ -153,7 +218,7 @@ def supervised_logits(
         place = at.rows * states.shape[1] + at.columns + first
         return (states.flatten(0, 1).index_select(0, place),)
 
-    handle = _output_layer(model).register_forward_pre_hook(pick)
+    handle = output_layer(model).register_forward_pre_hook(pick)
     try:
         logits: Tensor = model(**inputs, use_cache=False).logits
     finally:

@@ -80,6 +80,10 @@ class LaneRandom:
         """Number of keys used in this pass so far."""
         return self._calls
 
+    def return_to(self, calls: int) -> None:
+        """Return to call number ``calls``: a pass that is run again has the same keys."""
+        self._calls = calls
+
     def seed_global_generator(self, lane: int) -> None:
         """Seed PyTorch's own generator by trial and step, for code that still draws from it.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,8 @@ class Lanes:
         self._patches: list[VmappedModule | FoldedModule] = [*self._units]
         for unit in self._units:
             self._patches += [FoldedModule(m) for m in find_frozen_parts(unit.module, lane_tensors)]
+        self.trains_output_layer = _includes_output_layer(self._units, model)
+        """Whether each lane has its own output layer, or a part of it."""
         self._patched = False
         self._leaves: dict[_LaneRange, dict[str, nn.Parameter]] = {}
         self._shared: dict[str, Tensor] | None = None
@@ -264,6 +266,13 @@ class _FunctionOfModel(nn.Module):
 
     def forward(self) -> Tensor | None:
         return self.function(self.model)
+
+
+def _includes_output_layer(units: Sequence[VmappedModule], model: Any) -> bool:
+    """Return whether a vmapped module is the model's output layer, or a part of it."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    inside = set() if head is None else set(head.modules())
+    return any(unit.module in inside for unit in units)
 
 
 def _find_slots(model: nn.Module, lane_tensors: Mapping[int, str]) -> dict[str, list[TensorSlot]]:
