@@ -11,7 +11,9 @@ BakeoffError                 has a stable ``code``, a cause, one ``Try:`` line, 
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -90,12 +92,26 @@ def unknown_name(code: str, what: str, name: str, known: Iterable[str]) -> Usage
     return UsageError(code, f"No {what} named '{name}'.", f"{hint}Known: {', '.join(known)}.")
 
 
+def describe_error(error: BaseException) -> str:
+    """Return an error's type and message; without a message, the place where it was raised."""
+    name, text = type(error).__name__, str(error).strip()
+    if text:
+        return f"{name}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return name
+    last = frames[-1]
+    return f"{name} without a message, in {last.name} ({Path(last.filename).name}:{last.lineno})"
+
+
 def first_line(error: BaseException, limit: int = 200, with_type: bool = True) -> str:
     """Return the first line of an error's message, at most ``limit`` characters long.
 
     The name of its class comes before it, or alone if ``with_type`` is off and there is no message.
     """
-    name = type(error).__name__
     text = " ".join(str(error).strip().partition("\n")[0].split())
-    line = f"{name}: {text}" if with_type else text or name
+    if with_type:
+        line = f"{type(error).__name__}: {text}" if text else describe_error(error)
+    else:
+        line = text or type(error).__name__
     return line if len(line) <= limit else f"{line[: limit - 3]}..."

@@ -24,6 +24,7 @@ from bakeoff.core.errors import (
     EnvironmentProblem,
     PreflightError,
     UsageError,
+    describe_error,
     near_match,
 )
 from bakeoff.core.names import is_within
@@ -218,7 +219,7 @@ def _load_user_function(source: MetricSource, code: bytes) -> Callable[..., Any]
     except Exception as error:  # the user's code can raise anything
         raise UsageError(
             "metric-not-loadable",
-            f"{source.file} cannot be run: {type(error).__name__}: {error}",
+            f"{source.file} cannot be run: {describe_error(error)}",
             "use one file that only imports installed packages: the study folder gets a copy.",
         ) from error
     function = module.__dict__.get(source.function)

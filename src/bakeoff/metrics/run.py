@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bakeoff.core.clock import TimeLimitExceeded, time_limit
-from bakeoff.core.errors import PreflightError
+from bakeoff.core.errors import PreflightError, describe_error
 from bakeoff.core.record import MetricInfo
 
 ITEM_SECONDS = 10.0
@@ -70,7 +70,7 @@ class Metric:
             raise MetricError(
                 "metric-failed",
                 f"The metric '{self.info.name}' failed on {where} (answer {_abbreviate(pair[0])}, "
-                f"reference {_abbreviate(pair[1])}): {type(error).__name__}: {error}.",
+                f"reference {_abbreviate(pair[1])}): {describe_error(error)}.",
                 "correct that row or the metric, and start the study in a new folder.",
             ) from error
         if time.monotonic() - started > self.timeout:  # if no alarm could interrupt it

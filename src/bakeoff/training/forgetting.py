@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bakeoff.core.errors import describe_error
 from bakeoff.core.results import Forgetting
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import autocast
@@ -42,7 +43,7 @@ def try_measure(setup: TrainingSetup, base_path: str) -> list[Forgetting | None]
     try:
         measured = measure(setup, base_path)
     except Exception as error:  # for example out of memory with two base models
-        warnings.warn(f"forgetting was not measured: {type(error).__name__}: {error}", stacklevel=2)
+        warnings.warn(f"forgetting was not measured: {describe_error(error)}", stacklevel=2)
         return nothing
     log.info("forgetting measured")
     # a diverged lane has no finite numbers

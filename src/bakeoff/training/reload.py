@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from bakeoff.core import files
+from bakeoff.core.errors import describe_error
 from bakeoff.core.redact import redact
 from bakeoff.core.trial import Conditions, Segment
 from bakeoff.core.trial_dir import TRIALS
@@ -44,7 +45,7 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # as in a segment: a failure is a result
         if files.disk_full_message(error) or is_device_lost(error):
             raise
-        return {"loss": None, "path": path, "error": redact(f"{type(error).__name__}: {error}")}
+        return {"loss": None, "path": path, "error": redact(describe_error(error))}
 
 
 def saved_location(segment: Segment) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from bakeoff.core.errors import describe_error
 from bakeoff.core.jobs import BEAT, STOP, import_function
 from bakeoff.core.worker_log import log_to_study
 
@@ -104,7 +105,7 @@ def _run_payloads(
             with log_to_study(payload, *log):
                 answer = {"value": import_function(function)(payload), "error": None}
         except BaseException as error:  # the contract: an outcome, never an exception
-            message = f"{type(error).__name__}: {error}"
+            message = describe_error(error)
             answer = {"value": None, "error": message, "detail": traceback.format_exc()}
             answer["gpu_lost"] = is_device_lost(error)
         answer["gpu"] = gpu_name

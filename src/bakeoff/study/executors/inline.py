@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bakeoff.core import worker_log
+from bakeoff.core.errors import describe_error
 from bakeoff.core.jobs import import_function
 from bakeoff.study.executors import Options, Outcome
 
@@ -28,7 +29,7 @@ class Inline:
                 with worker_log.log_to_study(payload, 0, self._log_level):
                     value = call(payload)
             except Exception as error:  # the contract: an outcome, never an exception
-                yield Outcome(index, None, f"{type(error).__name__}: {error}")
+                yield Outcome(index, None, describe_error(error))
             else:
                 yield Outcome(index, value, None)
 

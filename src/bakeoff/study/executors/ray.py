@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core import worker_log
-from bakeoff.core.errors import EnvironmentProblem, UsageError, first_line
+from bakeoff.core.errors import EnvironmentProblem, UsageError, describe_error, first_line
 from bakeoff.core.jobs import find_segment, import_function
 from bakeoff.core.names import sanitize_name
 from bakeoff.core.results import Status
@@ -298,7 +298,7 @@ class _NodeWorker:
                     outputs = _transfer.pack_outputs(moved, Path(name))
             return json.dumps({"value": value, "error": None}), outputs
         except BaseException as error:  # the contract: an outcome, never an exception
-            message = f"{type(error).__name__}: {error}"
+            message = describe_error(error)
             return json.dumps({"value": None, "error": message}), None
 
 
