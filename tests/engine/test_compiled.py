@@ -44,8 +44,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "lanes"), [("lora", 1), *((method, 3) for method in METHODS)])
 def test_single_compilation_for_all_lengths(
     method: str, lanes: int, tiny_llama: Path, tmp_path: Path, traced: list[Any]
 ) -> None:
