@@ -61,3 +61,5 @@ def command(
         err.print(escape_text(made.note), soft_wrap=True)
     if made.serve:
         err.print(escape_text(f"Serve it: {made.serve}"), soft_wrap=True)
+    if made.not_served:
+        err.print(escape_text(made.not_served), soft_wrap=True)

@@ -172,6 +172,8 @@ class Header(NamedTuple):
     tensors: int
     """Number of tensors."""
     metadata: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]] = {}
+    """The shape of each tensor."""
 
 
 def read_header(file: BinaryIO, size: int) -> Header | None:
@@ -187,8 +189,9 @@ def read_header(file: BinaryIO, size: int) -> Header | None:
         return None
     try:
         entries = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for n, entry in entries.items() if n != "__metadata__"]
-        metadata = entries.get("__metadata__", {})
-        return Header(8 + length, 8 + length + max(ends, default=0), len(ends), metadata)
+        metadata = entries.pop("__metadata__", {})
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
+        shapes = {name: tuple(entry.get("shape", ())) for name, entry in entries.items()}
+        return Header(8 + length, 8 + length + max(ends, default=0), len(ends), metadata, shapes)
     except (RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError("not a safetensors header") from error

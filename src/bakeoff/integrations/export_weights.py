@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from bakeoff.analysis.per_method.best_weights import best_final_run
 from bakeoff.analysis.trial_runs import TrialRun, runs_by_method
-from bakeoff.core import files, jobs
+from bakeoff.core import files, jobs, safe_read
 from bakeoff.core.errors import PreflightError, UsageError, unknown_name
+from bakeoff.core.names import quote_path
 from bakeoff.core.record import StudyRecord
-from bakeoff.core.trial import Conditions, Segment
+from bakeoff.core.trial import Segment
+from bakeoff.data.assets.cache import cache_folder
+from bakeoff.methods import vllm
+from bakeoff.methods.serving import serving_forms
 from bakeoff.report.model_card import model_card
 from bakeoff.study import verify_weights
 from bakeoff.study.config import parse_spec
@@ -72,6 +75,9 @@ class ExportedWeights:
     same: bool
     note: str | None
     serve: str | None
+    """The command that serves it with vLLM; None if vLLM cannot."""
+    not_served: str | None
+    """Why vLLM cannot serve it, and what it can; None for a classifier."""
 
 
 def export_weights(
@@ -93,6 +99,7 @@ def export_weights(
     if target.exists():
         cause = f"{target} already exists."
         raise UsageError("folder-taken", cause, "another folder: `--out DIR`.")
+    study_folder.check_name(target)
     study_folder.check_no_symlinks(out)
     record, report = load_report(out, examples=False)
     run = _select_run(record, report, method)
@@ -104,7 +111,8 @@ def export_weights(
             f"The base model in {base.path} is not the one of this study: its files differ.",
             "restore the same files; the study's provenance has their fingerprint.",
         )
-    making = target.with_name(f".{target.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
+    # not the target's name with an ending: that could be too long
+    making = target.with_name(f".export-{os.getpid()}{files.PARTIAL_SUFFIX}")
     value = {
         "segment": _segment(run, out, base.path, spec.engine.switches).to_json(),
         "form": form, "rank": rank, "target": str(making.resolve()),
@@ -118,6 +126,7 @@ def export_weights(
         exported = _exported_weights(
             record, run, converted, form, rank if form == "lora" else None, target
         )
+        exported = replace(exported, **_serving(run, base.path, exported, making, out))
         if not exported.same and not force:
             raise _mismatch_error(exported)
         files.atomic_write_text(making / "README.md", model_card(asdict(exported), report))
@@ -183,32 +192,67 @@ def _exported_weights(
         trained_score=fmean(trained_scores),
         n_items=len(trained_scores),
         differing=sum(abs(a - b) > 1e-6 for a, b in zip(scores, trained_scores, strict=True)),
-        same=_loss_matches(run, form, converted["loss"]),
+        same=_loss_matches(run, form, converted),
         note=converted["note"],
-        serve=_serve_command(trial.conditions, form, converted["kind"], target),
+        serve=None,
+        not_served=None,
     )
 
 
-def _loss_matches(run: TrialRun, form: str, loss: float) -> bool:
+def _loss_matches(run: TrialRun, form: str, converted: Mapping[str, Any]) -> bool:
     """Tell whether a loss equals the trained one, within the tolerance of the form."""
-    trained, c = run.validation_loss, run.trial.conditions
+    trained, c, loss = run.validation_loss, run.trial.conditions, converted["loss"]
     assert trained is not None
     if form == "merged" and c.quantize is not None:
-        return loss <= (1 + MERGE_TOLERANCE) * trained
-    return verify_weights.losses_match(trained, loss, c.precision)
+        return bool(loss <= (1 + MERGE_TOLERANCE) * trained)
+    # a quantised layer multiplies in 16 bits, whatever the study's precision
+    precision = "bf16" if converted.get("dequantized") else c.precision
+    return verify_weights.losses_match(trained, loss, precision)
 
 
-def _serve_command(conditions: Conditions, form: str, kind: str, target: Path) -> str | None:
-    """Return the vLLM command that serves the weights; None if vLLM cannot."""
-    if conditions.task == "classify":
-        return None
-    folder = shlex.quote(str(target))
-    if kind == "model":
-        return f"vllm serve {folder}"
-    if kind == "adapter" and form == "lora":
-        base = shlex.quote(conditions.base)
-        return f"vllm serve {base} --enable-lora --lora-modules tuned={folder}"
-    return None
+def _serving(
+    run: TrialRun, base: str, made: ExportedWeights, written: Path, study: Path
+) -> dict[str, str | None]:
+    """Return the command that serves the weights with vLLM, or why there is none and what works.
+
+    ``written`` is where the files are now; the command names the folder where they will be.
+    """
+    c, folder = run.trial.conditions, Path(made.folder)
+    if c.task == "classify":
+        return {}
+    if made.kind == "model":
+        return {"serve": vllm.serve_model(folder, c.trusted)}
+    why, rank = "it is not saved as LoRA", 0
+    if made.kind == "adapter":
+        config, shapes = _read_adapter(written)
+        why, rank = vllm.adapter_problem(config, shapes, _model_type(base)), vllm.max_rank(shapes)
+    if why is None:
+        nf4 = (c.quantize, c.quantizer) == ("nf4", "bitsandbytes")
+        pinned = {"revision": c.revision, "trusted": c.trusted, "nf4": nf4}
+        return {"serve": vllm.serve_adapter(base, folder, rank, **pinned)}
+    form = serving_forms([run.trial.method], cache_folder()).get(made.method, "merged")
+    other = "vLLM serves no other form of this method either."
+    if form is not None:
+        command = f"bakeoff export {quote_path(study)} --method {made.method} --as merged"
+        other = f"`{command}` writes a model that it serves."
+    return {"not_served": f"vLLM cannot serve this adapter: {why}. {other}"}
+
+
+def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Return an adapter's configuration and the shapes of its tensors."""
+    path = folder / "adapter_model.safetensors"
+    with path.open("rb") as file:
+        header = safe_read.read_header(file, path.stat().st_size)
+    config = safe_read.read_json(folder / "adapter_config.json", safe_read.CONFIG_BYTES)
+    return config, header.shapes if header is not None else {}
+
+
+def _model_type(base: str) -> str:
+    """Return the type of a base in a folder; empty for a hub id, whose files are not here."""
+    path = Path(base, "config.json")
+    if not path.is_file():
+        return ""
+    return str(safe_read.read_json(path, safe_read.CONFIG_BYTES).get("model_type", ""))
 
 
 def _mismatch_error(weights: ExportedWeights) -> PreflightError:

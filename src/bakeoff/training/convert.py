@@ -19,6 +19,7 @@ from bakeoff.core.errors import BakeoffError, PreflightError, first_line
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.data.rows import read_rows
 from bakeoff.engine.device import free_memory, resolve_device
+from bakeoff.methods import load_saved
 from bakeoff.methods.load_saved import WEIGHTS
 from bakeoff.metrics import load
 from bakeoff.training.evaluate import score_reference_model
@@ -36,8 +37,8 @@ def run(value: dict[str, Any]) -> dict[str, Any]:
     ``value``: the ``segment`` of one trial, the ``form`` (``adapter``: as it was saved, ``merged``:
     a whole model, ``lora``: converted to LoRA of ``rank``) and the folder ``target``, which is
     created. Returns the ``kind`` of what was saved (adapter, model, tensors), the mean validation
-    ``loss`` in nats, ``scores`` on test and a ``note`` on how they were computed; or an ``error``
-    to raise.
+    ``loss`` in nats, ``scores`` on test, a ``note`` on what was done, and whether the base's files
+    were ``dequantized``; or an ``error`` to raise.
     """
     segment, target = Segment.from_json(value["segment"]), Path(value["target"])
     try:
@@ -55,14 +56,17 @@ def _convert(segment: Segment, value: dict[str, Any], target: Path) -> dict[str,
     if value["form"] == MERGED:  # merge into the base's own precision, not into 4 bits
         trial = _with_conditions(trial, quantize=None, quantizer=None)
     reference = ReferenceModel.of(dataclasses.replace(segment, trials=(trial,)))
+    dequantized = None
     if value["form"] == ADAPTER:
         shutil.copytree(origin, target)
         written = kind
     else:
-        model = reference.load(origin, kind)
         if value["form"] == MERGED:
+            base, dequantized = _plain_base(reference)
+            model = load_saved.load_onto(base, origin, kind, reference.c.trusted)
             written = _merge(model, kind, target)
         else:
+            model = reference.load(origin, kind)
             written = _to_lora(model, kind, value["rank"], target)
         del model
         free_memory()
@@ -78,8 +82,60 @@ def _convert(segment: Segment, value: dict[str, Any], target: Path) -> dict[str,
     trained = segment.trials[0].conditions.device
     if reference.c.device != trained:
         note = f"Scored on {reference.c.device}: the study trained on {trained}, which is not here."
-    loss = reference.loss(model)
-    return {"kind": written, "loss": loss, "scores": dataclasses.asdict(scores), "note": note}
+    return {
+        "kind": written, "loss": reference.loss(model), "scores": dataclasses.asdict(scores),
+        "note": " ".join(filter(None, (note, dequantized))) or None,
+        "dequantized": dequantized is not None,
+    }  # fmt: skip
+
+
+def _plain_base(reference: ReferenceModel) -> tuple[nn.Module, str | None]:
+    """Return the base with plain weights, and a note if its files are quantised.
+
+    Raises:
+        PreflightError: ``cannot-merge``, if transformers cannot dequantise them.
+    """
+    base: Any = reference.base()
+    quantization = getattr(base.config, "quantization_config", None)
+    if quantization is None:
+        return base, None
+    method = getattr(quantization, "quant_method", None) or "unknown"
+    method = str(getattr(method, "value", method))
+    try:
+        plain = base.dequantize()
+    except (AttributeError, ImportError, NotImplementedError, TypeError, ValueError) as error:
+        raise PreflightError(
+            "cannot-merge",
+            f"The files of this base are quantised ({method}), and transformers cannot turn them "
+            f"into plain weights to merge into: {first_line(error)}",
+            "`--as adapter`, which is loaded onto the same files; or a study on the base's own "
+            "files, before they were quantised.",
+        ) from error
+    for flag in ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(plain, flag):  # PEFT asks for them before it merges
+            setattr(plain, flag, False)
+    _forget_conversions(plain)
+    dtype = str(next(plain.parameters()).dtype).removeprefix("torch.")
+    note = (
+        f"The files of the base are quantised ({method}); the merged model has plain weights in "
+        f"{dtype} and is larger."
+    )
+    return plain, note
+
+
+def _forget_conversions(model: Any) -> None:
+    """Drop the quantiser's conversions, which transformers would reverse to save its tensors."""
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is not None:
+        model._weight_conversions = [c for c in conversions if _is_reversible(c)]
+
+
+def _is_reversible(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _with_conditions(trial: Trial, **changes: Any) -> Trial:
@@ -103,7 +159,14 @@ def _merge(model: Any, kind: str, target: Path) -> str:
     """
     if kind == ADAPTER:
         model = _merge_and_unload(model)
-    model.save_pretrained(target)
+    try:
+        model.save_pretrained(target)
+    except NotImplementedError as error:
+        raise PreflightError(
+            "cannot-merge",
+            f"transformers cannot save the merged model: {first_line(error)}",
+            "`--as adapter`.",
+        ) from error
     return MODEL
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bakeoff.core.errors import first_line
-from bakeoff.methods import load_saved
+from bakeoff.methods import load_saved, vllm
 from bakeoff.methods.capability_records import Measurement
 from bakeoff.methods.hook import SaveContext
 from bakeoff.training.preflight.capabilities import tiny
@@ -101,20 +101,11 @@ def plain_lora_loss(at: TrainedModel, folder: Path) -> float:
     """
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if config.get("peft_type") != "LORA":
-        raise TypeError("it is not saved as LoRA")
-    for key in ("use_dora", "modules_to_save", "lora_bias"):
-        if config.get(key):
-            raise TypeError(f"it is saved with {key}")
-    if config.get("bias", "none") != "none":
-        raise TypeError("it is saved with biases")
+    tensors = load_file(folder / load_saved.WEIGHTS) if config else {}
+    if (why := vllm.plain_lora_problem(config, tensors)) is not None:
+        raise TypeError(why)
     scale = config["lora_alpha"] / config["r"] ** (0.5 if config["use_rslora"] else 1)
     model = tiny.base(at.kind)
-    tensors = load_file(folder / load_saved.WEIGHTS)
-    for name in tensors:
-        if not name.endswith((".lora_A.weight", ".lora_B.weight")):
-            own = name.removesuffix(".weight").rpartition(".")[2]
-            raise TypeError(f"it saves {own} beside LoRA's A and B")
     with torch.no_grad():
         for name, a in tensors.items():
             if name.endswith(".lora_A.weight"):
