@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -63,14 +64,53 @@ NUMBERS = {
     "1,000,000": 1_000_000,
     "1\u202f234\u202f567": 1_234_567,
     "1{,}234": 1234,
-    "3,5": 5,
+    "3,5": None,
+    "12,34,567": 1_234_567,
+    "it costs 7,00,000": 700_000,
+    "1 000": 1000,
+    "it is 7'000": 7000,
+    "7’000.50": 7000.5,
+    "1_000": 1000,
+    "100 people in 2020 200 in 2021 300": 300,
+    # runs that are not one number: no part of them is read
+    "das macht 3.240,50": None,
+    "0,123": None,
+    "1,234,56": None,
+    "1,000 000": None,
+    "1 00 000": None,
+    "10:30": None,
+    "1.2.3": None,
+    "2024-05-01": None,
+    "12/05/2024": None,
+    "3–4": None,
+    "$5-$10": None,
+    "1920x1080": None,
+    "2\\sqrt{3}": None,
+    "\\frac{\\pi}{2}": None,
+    "10^2": None,
+    "10²": None,
+    "x^-2": None,
+    "x/2": None,
+    # scientific notation
+    "1.5 × 10^3": 1500,
+    "2·10⁻³": 0.002,
+    "3 \\times 10^{4}": 30_000,
+    # calculations, boxes and labels
+    "The answer is 10 - 4 = 6": 6,
+    "The answer is \\frac{3}{6} = \\frac{1}{2}.": 0.5,
+    "The answer is 5 because 2 + 2 = 4": 5,
+    "So \\boxed{42} as on page 7": 42,
+    "\\boxed{x} and 3": None,
+    "Answer: 42 (see step 3)": 42,
+    "Answer: 16 - 3 = 13 eggs. 13 * 2 = 26": 26,
+    "#### 18\nAnswer: 7": 18,
     "-5": -5,
     "\u22125": -5,
     "$-5": -5,
     "-$5": -5,
     "+5": 5,
     "x=-2": -2,
-    "5-3": 3,
+    "5-3": None,
     "(4)-3": 3,
     "- 5 apples": 5,
     "50%": 50,
@@ -78,7 +118,7 @@ NUMBERS = {
     "1.5e3": 1500,
     "12.": 12,
     "The answer is: x^23": None,
-    "x_12 and 4^2": 4,
+    "x_12 and 4^2": None,
     # fractions
     "3/4": 0.75,
     "-3 / 4": -0.75,
@@ -98,6 +138,51 @@ NUMBERS = {
 def test_numeric_reads_expected_number(text: str) -> None:
     """`numeric` reads the expected number."""
     assert numeric.read_number(text) == NUMBERS[text]
+
+
+COMMA = {
+    "das macht 3.240,50": 3240.5,
+    "1.000.000,25 €": 1_000_000.25,
+    "1 234,5": 1234.5,
+    "1'234,5": 1234.5,
+    "1.000": 1000,
+    "1,000": 1.0,
+    "3,5": 3.5,
+    ",5": 0.5,
+    "3,5e3": 3500,
+    "3,5/2": 1.75,
+    "1.5": None,
+    "0.5": None,
+    "1,00,000": None,
+    "1,234.5": None,
+}
+
+
+@pytest.mark.parametrize("text", COMMA)
+def test_numeric_with_a_decimal_comma(text: str) -> None:
+    assert numeric.read_number(text, decimal="comma") == COMMA[text]
+
+
+def test_numeric_compares_whole_numbers_only() -> None:
+    """Wrong answers that share a piece with the reference score 0, if it can be read at all."""
+    for wrong, truth in {
+        "it costs 7,00,000": "it costs 1,00,000",
+        "The answer is 1 999": "The answer is 1 000",
+        "it is 7'000": "it is 1'000",
+        "20000000000000001": "20000000000000000",
+    }.items():
+        assert (numeric.score(wrong, truth), numeric.score(truth, truth)) == (0.0, 1.0)
+    with pytest.raises(ValueError, match=r"'3\.240,50' .* `decimal = \"comma\"` .* reads it"):
+        numeric.score("das macht 9.999,50", "das macht 3.240,50")
+    with pytest.raises(ValueError, match=r"'3,240\.50' .* `decimal = \"point\"` .* reads it"):
+        numeric.score("3,240.50", "3,240.50", decimal="comma")
+    with pytest.raises(ValueError, match=r"'10:30' is not one number .* a part of it"):
+        numeric.score("at 10:30", "at 10:30")
+    assert numeric.score("9.999,50", "3.240,50", decimal="comma") == 0.0
+    assert numeric.score("3240,5", "3.240,50", decimal="comma") == 1.0
+    assert numeric.score("3.240,50", "50") == 0.0
+    with pytest.raises(ValueError, match="decimal"):
+        numeric.check(decimal="dot")
 
 
 def test_numeric() -> None:
@@ -128,6 +213,31 @@ def test_numeric_matches_peft_benchmark() -> None:
     }
     for text, value in theirs.items():
         assert numeric.read_number(text, marker=True) == value
+
+
+def test_metrics_compare_composed_texts() -> None:
+    """Two encodings of an accent are equal, on both sides and in a pattern."""
+    for a, b in itertools.product((COMPOSED, DECOMPOSED), repeat=2):
+        scores = [
+            accuracy.score(a, b),
+            exact_match.score(a, b),
+            contains.score(f"un {a} noir", b),
+            token_f1.score(a, b),
+            chrf.score(a, b),
+            regex.score(f"Answer: {a}", b, pattern=r"Answer: (\w+)"),
+            regex.score(f"un {a}", "", pattern=b),
+            json_match.score(f'{{"{a}": "{a}"}}', f'{{"{b}": "{b}"}}'),
+            json_fields.score(f'{{"{a}": "{a}"}}', f'{{"{b}": "{b}"}}'),
+        ]
+        assert scores == [1.0] * len(scores)
+
+
+def test_no_break_space_is_not_a_space() -> None:
+    """Except at the ends, and for words."""
+    assert exact_match.score("\u00a012 km\u202f", "12 km") == 1.0
+    assert exact_match.score("12\u00a0km", "12 km") == 0.0
+    assert contains.score("12\u00a0km", "12 km") == 0.0
+    assert token_f1.score("12\u00a0km", "12 km") == 1.0
 
 
 def test_regex_without_group() -> None:
@@ -172,6 +282,15 @@ def test_json_match_compares_values() -> None:
     }
     assert {a: json_match.score(a, truth) for a in answers} == answers
     assert json_match.score("null", "null") == 1.0
+    number = '{"n": [1, -0.0, 0.10, 1e2, 123456789012345678901]}'
+    assert json_match.score('{"n":[1.0,0,1e-1,100,123456789012345678901.0]}', number) == 1.0
+    assert json_match.score('{"n":[1,0,0.1,100,123456789012345678902]}', number) == 0.0
+    assert json_match.score("1", "true") == json_match.score("1", '"1"') == 0.0
+    assert json_match.score("1e999999999", "2e999999999") == 0.0
+    for answer in ('{"a":1,"a":1}', '{"a":NaN}', '```json\n{"a":1}\n```', 'So: {"a":1}'):
+        assert json_match.score(answer, '{"a":1}') == json_valid.score(answer, "") == 0.0
+    with pytest.raises(ValueError, match="the same key twice"):
+        json_match.score("{}", '{"a":1,"a":2}')
     assert json_match.score('"\\u00e9"', '"\u00e9"') == 1.0
     with pytest.raises(ValueError, match="the reference is not JSON"):
         json_match.score("{}", "{")
@@ -191,6 +310,7 @@ def test_json_fields_counts_the_references_fields() -> None:
     }
     assert {a: json_fields.score(a, truth) for a in answers} == answers
     assert json_fields.score('{"a":{}}', '{"a":{}}') == 1.0
+    assert json_fields.score('{"a":1.0,"b":true}', '{"a":1,"b":1}') == 0.5
     for reference in ("{}", "[1]", "{"):
         with pytest.raises(ValueError, match="the reference is not"):
             json_fields.score("{}", reference)

@@ -1,6 +1,8 @@
-"""1 if the predicted label is the true one, else 0."""
+"""1 if the predicted label is the true one, else 0; both in Unicode's composed form (NFC)."""
 
 from __future__ import annotations
+
+import unicodedata
 
 from bakeoff.core.record import MetricInfo
 
@@ -10,4 +12,5 @@ TASKS = ("classify", "choice")
 
 def score(prediction: str, reference: str) -> float:
     """Return 1.0 if the label equals its reference."""
-    return float(prediction == reference)
+    predicted, expected = (unicodedata.normalize("NFC", x) for x in (prediction, reference))
+    return float(predicted == expected)

@@ -1,11 +1,12 @@
 """chrF: the F-score of shared character n-grams, as sacrebleu computes it for one sentence.
 
-Popović 2015, https://aclanthology.org/W15-3049. Scaled to 0..1. ``word_order = 2`` adds words and
-word bigrams: chrF++.
+Popović 2015, https://aclanthology.org/W15-3049. Scaled to 0..1. Both texts are compared
+in Unicode's composed form (NFC). ``word_order = 2`` adds words and word bigrams: chrF++.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from functools import lru_cache
 from typing import Any
 
@@ -35,5 +36,6 @@ def _chrf(word_order: int) -> Any:
 
 def score(prediction: str, reference: str, *, word_order: int = 0) -> float:
     """Return the sentence's chrF over 100, beta 2, character n-grams up to 6."""
-    percent: float = _chrf(word_order).sentence_score(prediction, [reference]).score
+    predicted, expected = (unicodedata.normalize("NFC", x) for x in (prediction, reference))
+    percent: float = _chrf(word_order).sentence_score(predicted, [expected]).score
     return min(1.0, percent / 100)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics._text import canonical_json, parse_json
+from bakeoff.metrics._json import canonical_json, parse_json
 
 INFO = MetricInfo("json_fields", better="higher", unit="fraction", low=0.0, high=1.0)
 TASKS = ("sft",)

@@ -6,7 +6,7 @@ Key order and spacing do not matter; a missing, extra or different value does (w
 from __future__ import annotations
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics._text import canonical_json, parse_json
+from bakeoff.metrics._json import canonical_json, parse_json
 
 INFO = MetricInfo("json_match", better="higher", unit="fraction", low=0.0, high=1.0)
 TASKS = ("sft",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bakeoff.core.record import MetricInfo
-from bakeoff.metrics._text import parse_json
+from bakeoff.metrics._json import parse_json
 
 INFO = MetricInfo("json_valid", better="higher", unit="fraction", low=0.0, high=1.0)
 TASKS = ("sft",)

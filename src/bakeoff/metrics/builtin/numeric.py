@@ -2,109 +2,135 @@ r"""1 if the prediction's number equals the reference's, else 0: GSM8K, MetaMath
 
 Which number is read:
 
-1. After the last ``####`` or ``answer is`` (``The answer is: 7``, ``the final answer is 7``; any
-   case), the first number in the rest of that line; if there is none, no number.
-2. Without such a marker, the last number of the text; with ``marker = true`` none.
+1. After the last ``####``, ``answer is`` (``The answer is: 7``, ``the final answer is 7``; any
+   case) or ``\boxed{``, the first number in the rest of that line (of that box); if there is none,
+   no number. Of a calculation (``10 - 4 = 6``) it is the result.
+2. Without one of these, the number after ``Answer:`` if its line has no other number outside
+   parentheses (``Answer: 42 (see step 3)``).
+3. Without any of these markers, the last number of the text; with ``marker = true`` none.
 
-How it is read: a sign (``-``, ``+``, U+2212, en dash) if no letter or digit precedes it;
-``$ € £ ¥`` and ``%`` are ignored (``50%`` is 50, as in GSM8K's references); thousands are separated
-by commas, no-break or thin spaces in groups of three (``1,234``, LaTeX's ``1{,}234`` too); the
-decimal mark is a point (``3,5`` is two numbers), an exponent may follow (``1.5e3``); fractions are
-``3/4``, ``\frac{3}{4}``, ``1 1/2`` and Unicode's own (``½``), not with a denominator of 0. Powers
-and indices (``x^2``, ``x_1``) are not numbers.
+How it is read: as a whole (``metrics._numbers``), with the decimal mark of ``decimal``. A run that
+is not one number (``1.234,50``, ``10:30``, ``3-4``) has no value: as a reference it is refused, as
+a prediction it is wrong. ``$ € £ ¥`` and ``%`` are ignored (``50%`` is 50, as in GSM8K's
+references). Fractions are ``3/4``, ``\frac{3}{4}``, ``1 1/2`` and Unicode's own (``½``).
 
-Numbers are equal as double-precision floats (so 20/35 is 0.5714285714285714), or within
-``tolerance`` of each other. HF's benchmark (``method_comparison/MetaMathQA/utils.py``) requires a
-marker: ``marker = true``; it also counts equal texts that are not numbers, which this does not.
+Whole numbers are equal exactly, others as double-precision floats (so 20/35 is 0.5714285714285714),
+or within ``tolerance`` of each other. HF's benchmark (``method_comparison/MetaMathQA/utils.py``)
+requires a marker: ``marker = true``; it also counts equal texts that are not numbers, which this
+does not.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
 
 from bakeoff.core.record import MetricInfo
+from bakeoff.metrics._numbers import MARKS, Run, find_runs, spell_out
 
 INFO = MetricInfo("numeric", better="higher", unit="fraction", low=0.0, high=1.0)
 TASKS = ("sft",)
+LATER_OPTIONS = ("decimal",)
 
-_MARKER = re.compile(r"####|\banswer\s+is\b\s*:?", re.IGNORECASE)
-_SIGN = r"(?P<sign>(?<![^\W_])(?<!\))[-+\u2212\u2013])?"
-_WHOLE = r"\d{1,3}(?:[,\u00a0\u202f\u2009]\d{3})+(?!\d)|\d+"
-_DECIMAL = rf"(?:(?:{_WHOLE})(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
-_NUMBER = re.compile(
-    rf"{_SIGN}(?:[$€£¥][ ]?)?(?<![\^_\d])(?<!\^\{{)(?:"
-    rf"\\[dt]?frac\{{\s*(?P<top>{_DECIMAL})\s*\}}\{{\s*(?P<bottom>{_DECIMAL})\s*\}}"
-    rf"|(?P<mixed>\d+)[ \t]+(?P<over>\d+)[ ]?/[ ]?(?P<under>\d+)"
-    rf"|(?P<number>{_DECIMAL})(?:[ ]?/[ ]?(?P<divisor>{_DECIMAL}))?)"
-)
+_MARKER = re.compile(r"####|\banswer\s+is\b\s*:?|\\f?boxed\s*\{", re.IGNORECASE)
+_LABEL = re.compile(r"\banswer\s*[:=]", re.IGNORECASE)
+_PARENTHESES = re.compile(r"\([^()]*\)")
+_CALCULATION = re.compile(r"(?:\\[dt]?frac|\\times|\\cdot|\\div|[\d\s.,'_+\-*/×÷·^(){}$€£¥₹%=])*")
 
 
-def check(*, tolerance: float = 0.0, marker: bool = False) -> None:
-    """Check the tolerance.
+def check(*, tolerance: float = 0.0, marker: bool = False, decimal: str = "point") -> None:
+    """Check the tolerance and the decimal mark.
 
     Raises:
-        ValueError: it is negative or not finite.
+        ValueError: the tolerance is negative or not finite, or there is no such decimal mark.
     """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError("`tolerance` is a number from 0 on")
+    if decimal not in MARKS:
+        raise ValueError('`decimal` is "point" (1,234.5) or "comma" (1.234,5)')
 
 
-def read_number(text: str, marker: bool = False) -> float | None:
+def read_number(text: str, marker: bool = False, decimal: str = "point") -> int | float | None:
     """Return the number in a text, None if there is none."""
-    text = _spell_out(text)
+    run = _find_number(text, marker, decimal)
+    return None if run is None else run.value
+
+
+def _find_number(text: str, marker: bool, decimal: str) -> Run | None:
+    """Return the run that is the answer, with or without a value; None if there is none."""
+    text = spell_out(text, decimal)
     marks = list(_MARKER.finditer(text))
     if marks:
-        rest = text[marks[-1].end() :].lstrip().split("\n", 1)[0]
-        match = _NUMBER.search(rest)
-    elif marker:
+        return _first_number(_rest_of_line(text, marks[-1]), decimal)
+    for label in reversed(list(_LABEL.finditer(text))):
+        rest = _PARENTHESES.sub("", _rest_of_line(text, label))
+        runs = list(find_runs(rest, decimal))
+        if len(runs) == 1:
+            return runs[0]
+    if marker:
         return None
-    else:
-        match = next(reversed(list(_NUMBER.finditer(text))), None)
-    return None if match is None else _match_value(match)
+    return next(iter(reversed(list(find_runs(text, decimal)))), None)
 
 
-def _spell_out(text: str) -> str:
-    """Replace LaTeX's thousands separators and Unicode's fractions by plain text."""
-    text = text.replace("{,}", ",").replace(",\\!", ",")
-    return "".join(
-        f" {unicodedata.normalize('NFKC', c)} "
-        if unicodedata.decomposition(c).startswith("<fraction>")
-        else c
-        for c in text
-    ).replace("\u2044", "/")
+def _rest_of_line(text: str, mark: re.Match[str]) -> str:
+    """Return what stands after a marker in its line, or in the next one with text; or in a box."""
+    rest = text[mark.end() :].lstrip().split("\n", 1)[0]
+    if not mark[0].endswith("{"):
+        return rest
+    depth = 1
+    for i, character in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return rest[:i]
+    return rest
 
 
-def _match_value(match: re.Match[str]) -> float | None:
-    """Return the value of a matched number, None if it is not finite or divides by 0."""
-    top, bottom = match["top"] or match["number"], match["bottom"] or match["divisor"]
-    whole = 0.0
-    if match["mixed"] is not None:
-        whole, top, bottom = _parse_digits(match["mixed"]), match["over"], match["under"]
-    below = 1.0 if bottom is None else _parse_digits(bottom)
-    if below == 0:
+def _first_number(line: str, decimal: str) -> Run | None:
+    """Return the first number of a line, or the result of the calculation that it begins."""
+    runs = list(find_runs(line, decimal))
+    if not runs:
         return None
-    value = whole + _parse_digits(top) / below
-    if not math.isfinite(value):  # too many digits
-        return None
-    return -value if (match["sign"] or "+") in "-\u2212\u2013" else value
-
-
-def _parse_digits(digits: str) -> float:
-    return float(re.sub("[,\u00a0\u202f\u2009]", "", digits))
+    calculation = _CALCULATION.match(line, runs[0].start)
+    stop = calculation.end() if calculation else 0
+    equals = line.rfind("=", runs[0].start, stop)
+    results = [run for run in runs if equals < run.start < stop]
+    return results[0] if equals >= 0 and results else runs[0]
 
 
 def score(
-    prediction: str, reference: str, *, tolerance: float = 0.0, marker: bool = False
+    prediction: str,
+    reference: str,
+    *,
+    tolerance: float = 0.0,
+    marker: bool = False,
+    decimal: str = "point",
 ) -> float:
     """Return 1.0 if both have a number and they are equal.
 
     Raises:
-        ValueError: the reference has none.
+        ValueError: the reference has no number, or one that cannot be read as a whole.
     """
-    expected = read_number(reference, marker)
+    expected = _find_number(reference, marker, decimal)
     if expected is None:
         raise ValueError("the reference has no number to compare with")
-    predicted = read_number(prediction, marker)
-    return float(predicted is not None and abs(predicted - expected) <= tolerance)
+    if expected.value is None:
+        raise ValueError(_unreadable(expected.written, decimal))
+    predicted = read_number(prediction, marker, decimal)
+    return float(predicted is not None and _are_equal(predicted, expected.value, tolerance))
+
+
+def _are_equal(a: int | float, b: int | float, tolerance: float) -> bool:
+    """Compare two whole numbers exactly, others as floats."""
+    if isinstance(a, float) or isinstance(b, float):
+        a, b = float(a), float(b)
+    return abs(a - b) <= tolerance
+
+
+def _unreadable(written: str, decimal: str) -> str:
+    """Return why a reference's number cannot be read, and the option that reads it."""
+    cause = f"the reference's {written!r} is not one number with a decimal {decimal}"
+    others = (name for name in MARKS if name != decimal)
+    for other in others:
+        if all(run.value is not None for run in find_runs(written, other)):
+            return f'{cause}; `decimal = "{other}"` under [task.metric_options] reads it'
+    return f"{cause}: a part of it is not compared"

@@ -7,12 +7,14 @@
   pattern extracts from the reference, or the whole reference if it extracts nothing; white space at
   the ends is ignored.
 
-``(?i)`` at the start of the pattern ignores case, ``(?s)`` lets ``.`` match line ends.
+Pattern and texts are brought to Unicode's composed form (NFC). ``(?i)`` at the start of the pattern
+ignores case, ``(?s)`` lets ``.`` match line ends.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from bakeoff.core.record import MetricInfo
 from bakeoff.metrics._text import normalize
@@ -33,6 +35,11 @@ def check(*, pattern: str) -> None:
         raise ValueError(f"`pattern` is not a regular expression: {error}") from error
 
 
+def _compose(text: str) -> str:
+    """Return a text in NFC, with white space as it is."""
+    return unicodedata.normalize("NFC", text)
+
+
 def _extract(pattern: str, text: str) -> str | None:
     """Return the first group of the last match that has one, None without any."""
     extracted: str | None = None
@@ -43,6 +50,7 @@ def _extract(pattern: str, text: str) -> str | None:
 
 def score(prediction: str, reference: str, *, pattern: str) -> float:
     """Return 1.0 for a match, or if the first group is that of the reference."""
+    pattern, prediction, reference = (_compose(x) for x in (pattern, prediction, reference))
     if re.compile(pattern).groups == 0:
         return float(re.search(pattern, prediction) is not None)
     expected = _extract(pattern, reference)
