@@ -7,7 +7,15 @@ from typing import Any
 
 import typer
 
-from bakeoff.cli.display.output import JSON_OPTION, err, escape_text, out, show_json, show_table
+from bakeoff.cli.display.output import (
+    JSON_OPTION,
+    VERBOSE_OPTION,
+    err,
+    escape_text,
+    out,
+    show_json,
+    show_table,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +36,7 @@ def command(
         min=0,
         help="Print this many training rows as tokens, supervised tokens on separate lines.",
     ),
+    verbose: bool = VERBOSE_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Check a study; print its trials, their cost and the smallest difference it would detect."""
@@ -38,7 +47,7 @@ def command(
     from bakeoff.study.planning.time_budget import BudgetPlan, describe
 
     spec = read_spec(study)
-    with LiveProgress(err) as live:
+    with LiveProgress(err, verbose=verbose) as live:
         overview = api.overview(spec, study.parent, live, time_it, show)
     if as_json:
         show_json(overview)
@@ -71,7 +80,7 @@ def command(
     if overview["sizes"] is not None:
         show_sizes(overview["sizes"])
     show_totals(overview)
-    show_rows(overview["rows"] or [])
+    show_rows(overview["rows"] or [], overview["added_tokens"])
 
 
 def describe_memory(overview: dict[str, Any]) -> list[str]:

@@ -40,12 +40,14 @@ class CurvePoint:
 class SplitScores:
     """The primary metric of every item of one split, in the order of the split's file.
 
-    A prediction is None where the metric needs none (``loss``).
+    A prediction is None where the metric needs none (``loss``). ``cut`` is the number of answers
+    that the limit of new tokens ended, None where nothing is generated.
     """
 
     scores: tuple[float, ...]
     predictions: tuple[str | None, ...]
     mean_loss: float | None
+    cut: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ class TrialResult:
                 "status": Status(value["status"]),
                 "curve": tuple(CurvePoint(**p) for p in value["curve"]),
                 "splits": {
-                    k: SplitScores(tuple(s["scores"]), tuple(s["predictions"]), s["mean_loss"])
+                    k: SplitScores(
+                        tuple(s["scores"]), tuple(s["predictions"]), s["mean_loss"], s.get("cut")
+                    )
                     for k, s in value["splits"].items()
                 },
                 "warnings": tuple(value["warnings"]),

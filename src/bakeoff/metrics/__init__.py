@@ -8,6 +8,8 @@ A metric module defines
   means, never the metric, so that every difference can be paired by item. Its keyword arguments
   are the metric's options, under ``[task.metric_options]`` of a study file; one without a default
   is required. It raises ``ValueError`` for a reference that no prediction could match;
+- ``LATER_OPTIONS``, if it has options that studies of earlier versions do not know: their names.
+  They are part of a trial's id only where they are set;
 - ``check(**options)``, if options can be invalid: ``ValueError`` says how;
 - ``NEEDS``, if it imports a package that bakeoff does not install: ``(package, extra)``.
 

@@ -157,6 +157,10 @@ def _build_metric(source: MetricSource, code: bytes | None, options: Options) ->
         of_losses = hasattr(module, "score_loss")
         function = module.score_loss if of_losses else module.score
         completed = _complete_options(function, rest, reserved=())
+        # ids of trials hash the options: one that came later counts only where it is set
+        for name in getattr(module, "LATER_OPTIONS", ()):
+            if name not in rest:
+                del completed[name]
         if hasattr(module, "check"):
             try:
                 module.check(**completed)

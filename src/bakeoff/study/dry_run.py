@@ -58,8 +58,9 @@ def overview(
     has_hours = spec.budget.hours is not None
     study = open_study(spec, source, Path(), progress)
     with temporary_study_dir(study) as temporary:
-        study = check_study(temporary, progress)._replace(folder=study.folder)
-        rows = preview_rows(temporary, show) if show else None
+        temporary = check_study(temporary, progress)
+        study = temporary._replace(folder=study.folder)
+        preview = preview_rows(temporary, show) if show else None
         timings = time_methods(temporary, progress) if time_it or has_hours else None
     plan = plan_budget(study, timings) if timings is not None and has_hours else None
     if plan is not None:
@@ -92,7 +93,11 @@ def overview(
         "hours": None if plan is None else dataclasses.asdict(plan),
         "estimate": None if timings is None else study_estimate(study, timings),
         "sizes": None if study.sizes is None else list(study.sizes),
-        "rows": rows,
+        "chosen": dict(study.chosen),
+        "data_notes": list(study.splits.notes),
+        "columns_not_used": list(study.unused_columns),
+        "rows": None if preview is None else preview["rows"],
+        "added_tokens": None if preview is None else preview["added"],
         "warnings": list(study.warnings),
     }
 
@@ -144,18 +149,20 @@ def temporary_study_dir(study: Study) -> Iterator[Study]:
         yield study._replace(folder=Path(name))
 
 
-def preview_rows(study: Study, count: int) -> list[dict[str, Any]]:
-    """Return the first training rows as tokens, each with its place in the user's file.
+def preview_rows(study: Study, count: int) -> dict[str, Any]:
+    """Return the first training ``rows`` as tokens, each with its place in the user's file.
 
+    ``added`` is a sentence on the special tokens that the tokenizer adds, or None.
     The study's folder must hold its data.
     """
     segment = whole_segment(study, [prior_trial(study, study.entries[0])])
     request = {"segment": segment.to_json(), "count": count}
-    rows = run_remote(study.executor(), jobs.PREVIEW_ROWS, request)["rows"]
-    return [
+    preview = run_remote(study.executor(), jobs.PREVIEW_ROWS, request)
+    rows = [
         {"where": format_places([study.splits.place("train", row["position"])], 1), **row}
-        for row in rows
+        for row in preview["rows"]
     ]
+    return {**preview, "rows": rows}
 
 
 def time_methods(study: Study, progress: Progress) -> MethodTimings:
@@ -216,6 +223,6 @@ def apply_budget(study: Study, plan: BudgetPlan) -> Study:
         spec=spec,
         warnings=study.warnings + planning_trials.early_rung_warnings(spec.budget),
         entries=study.entries[:count],
-        conditions=dataclasses.replace(study.conditions, steps=spec.budget.steps),
+        conditions=dataclasses.replace(study.conditions, steps=plan.steps),
         sizes=None if study.sizes is None else study.sizes[:count],
     )

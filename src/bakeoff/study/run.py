@@ -45,7 +45,7 @@ from bakeoff.study.remote import (
     run_remote,
 )
 from bakeoff.study.scheduler import RunContext, check_disk_space
-from bakeoff.study.setup import compatibility, test_reads
+from bakeoff.study.setup import compatibility, defaults, test_reads
 from bakeoff.study.setup.open_study import add_warnings, check_study, open_study
 from bakeoff.study.setup.provenance import describe_study, frozen_values
 from bakeoff.study.setup.study import Study, prior_trial, whole_segment
@@ -84,6 +84,7 @@ def run_study(
         study_fork.check_can_fork(parent, out, options.again)
     study_folder.create(out)
     with _open_session(out, progress or Progress()) as (log, stop):
+        spec = defaults.restore_choices(spec, parent, log)
         study = open_study(spec, source, out, log, make_executor)
         with Writer(out / study_folder.DATABASE) as store, record_wall_time(store) as elapsed:
             if options.fork is not None:
@@ -169,7 +170,8 @@ def resolve_time_budget(
 def _choose_budget(study: Study, progress: Progress) -> dict[str, Any]:
     """Time a few steps of each method; return the budget that fits, as the database stores it."""
     with temporary_study_dir(study) as temporary:
-        check_study(temporary, Progress())  # fail before timing methods that cannot be trained
+        # fail before timing methods that cannot be trained
+        temporary = check_study(temporary, Progress())
         timings = time_methods(temporary, progress)
     return {
         "asked": list(study.spec.methods.contenders),
@@ -217,7 +219,7 @@ def freeze_study(study: Study, store: Writer, updates: dict[str, Any]) -> None:
     study_folder.write_study_file(study.folder, study.spec, own_metric, template)
     values = {
         "spec": dump_spec(study.spec),
-        "about": describe_study(study),
+        "about": describe_study(study, read_values(study.folder).get("about", {})),
         "frozen": frozen_values(study),
     }
     store.set_all({**values, **updates})

@@ -9,13 +9,15 @@ Tensor axes: B = rows of a batch, T = tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from bakeoff.core.errors import PreflightError, UsageError, near_match
 from bakeoff.data.issues import DataIssue
-from bakeoff.data.rows import Row, columns_of, render_template
+from bakeoff.data.rows import Row
+from bakeoff.data.special_tokens import added_tokens, token_texts
+from bakeoff.data.templates import cell_text, columns_of, render_template
 from bakeoff.engine.safe_loading import from_pretrained_kwargs
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ IGNORE = -100
 """Label of a token that is not supervised."""
 POOLER = "pooler"
 """Name of the module that may be missing from a checkpoint of an encoder."""
+HEAD = "head"
+"""Option of a task on a base whose head is not just the layer that ``Task.heads`` names:
+``{"modules": names of the layers that are drawn at random, "replaced": whether the base's files
+have such layers, which are not used}``."""
 NO_LIMIT = 2**31 - 1
 """A `max_length` that truncates nothing."""
 
@@ -65,6 +71,13 @@ class ItemLoss(NamedTuple):
     counts: Tensor
 
 
+class Answer(NamedTuple):
+    """One answer; ``cut``: the limit of new tokens ended it, not an end token."""
+
+    text: str
+    cut: bool = False
+
+
 class TaskCheck(NamedTuple):
     """Result of a task's check of valid rows: its completed options, and the issues."""
 
@@ -94,8 +107,11 @@ class Task(ABC):
     """PEFT's name for the model family."""
     auto_model: ClassVar[str]
     """Class of transformers that loads the base with this task's output layer."""
-    heads: ClassVar[tuple[str, ...]] = ()
-    """Names of the randomly initialised output layer in models of this task."""
+    heads: tuple[str, ...] = ()
+    """Names of the randomly initialised output layer in models of this task. An instance has those
+    of its base, see ``HEAD``."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Fields that a row may leave empty; those that are structured may be missing too."""
     structured: ClassVar[frozenset[str]] = frozenset()
     """Fields whose column holds more than text, which the task parses itself."""
     needs_end_token: ClassVar[bool] = False
@@ -113,6 +129,8 @@ class Task(ABC):
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
+        if HEAD in options:
+            self.heads = tuple(options[HEAD]["modules"])
 
     @classmethod
     def columns(cls, given: Mapping[str, str], present: Iterable[str] = ()) -> dict[str, str]:
@@ -148,6 +166,16 @@ class Task(ABC):
         return {**next(fitting, possible[0]), **given}
 
     @classmethod
+    def describe_columns(cls, given: Mapping[str, str], columns: Mapping[str, str]) -> str | None:
+        """Return one line on columns that ``columns`` recognised and the user has not named."""
+        return None
+
+    @classmethod
+    def split_turns(cls, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+        """Return each row once for each of its supervised turns, as a row that ends with it."""
+        return list(rows)
+
+    @classmethod
     def complete_options(cls, given: Mapping[str, Any]) -> dict[str, str]:
         """Return this task's own options; the user's override the defaults.
 
@@ -178,7 +206,8 @@ class Task(ABC):
         Duplicates, leaks and contradictions are detected by them.
         """
         question, *_, answer = (columns[field] for field in cls.fields)
-        return "\n".join(str(row[c]) for c in columns_of(question)), render_template(answer, row)
+        texts = (cell_text(row, column) for column in columns_of(question))
+        return "\n".join(texts), render_template(answer, row)
 
     def question(self, row: Row) -> str:
         """Return a row's question as it is displayed next to an answer."""
@@ -188,6 +217,22 @@ class Task(ABC):
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
         """Complete the options from valid rows, and report issues of this task with them."""
         return TaskCheck(options)
+
+    def resolve(
+        self, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Sequence[Row]]
+    ) -> TaskCheck:
+        """Complete the options with what only the tokenizer tells, and report what it changes.
+
+        An option is added only where tokens or answers would differ without it, so that the ids of
+        all other trials stay what they were.
+        """
+        return TaskCheck(self.options)
+
+    def added_tokens_text(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Return a sentence on the special tokens that the tokenizer adds, None without any."""
+        before, after = (" ".join(token_texts(tokenizer, x)) for x in added_tokens(tokenizer))
+        parts = [f"{x} {place}" for x, place in ((before, "before"), (after, "after")) if x]
+        return f"The tokenizer puts {' and '.join(parts)} every text." if parts else None
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the tokens that end a completion."""
@@ -224,7 +269,7 @@ class Task(ABC):
             **self.model_arguments(),
             **{"dtype": "auto", **from_pretrained_kwargs(path, revision, trusted), **loading},
         )
-        return check_complete(model, info, fresh_head=bool(self.heads))
+        return check_complete(model, info, self.heads)
 
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
@@ -289,9 +334,38 @@ class Task(ABC):
         """Return generated completions as text."""
         raise NotImplementedError
 
+    def answers(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        request: GenerationRequest,
+        tokens: Sequence[Sequence[int]],
+    ) -> list[Answer]:
+        """Return generated completions as text, and which of them the limit has cut."""
+        texts = self.decode(tokenizer, tokens)
+        return [Answer(text, request.is_cut(ids)) for text, ids in zip(texts, tokens, strict=True)]
+
     @abstractmethod
     def references(self, rows: Sequence[Row]) -> list[str]:
         """Return the true answers."""
+
+    def scored_references(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+    ) -> list[str]:
+        """Return the true answers as the tokenizer's chat template writes them."""
+        return self.references(rows)
+
+    def perfect_answers(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+    ) -> list[Answer]:
+        """Return what would be recorded for a model that learnt every row perfectly.
+
+        The reference is encoded as in training and decoded as in evaluation.
+        """
+        return [Answer(text) for text in self.references(rows)]
+
+    def chance(self, rows: Sequence[Row]) -> list[float] | None:
+        """Return each item's probability of a right answer at random; None if unknown."""
+        return None
 
 
 class CausalTask(Task):
@@ -318,6 +392,16 @@ class CausalTask(Task):
         targets = SupervisedPositions(*(t.to(device) for t in at))
         return Batch(inputs, targets, tuple(len(t) for t in tokens))
 
+    def added_tokens_text(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Return a sentence on the special tokens around a prompt, None without any."""
+        before, after = (" ".join(token_texts(tokenizer, x)) for x in added_tokens(tokenizer))
+        kept = f"The tokenizer puts {before} before every prompt." if before else ""
+        left_out = (
+            f"The {after} that the tokenizer puts after every text does not stand between prompt "
+            "and completion."
+        )
+        return " ".join([kept, left_out if after else ""]).strip() or None
+
     def item_losses(self, model: nn.Module, batch: Batch) -> ItemLoss:
         """Return the summed cross-entropy and the number of supervised tokens of each row."""
         import torch
@@ -332,16 +416,26 @@ class CausalTask(Task):
 
 
 def check_complete(
-    model: PreTrainedModel, info: Mapping[str, Any], fresh_head: bool
+    model: PreTrainedModel, info: Mapping[str, Any], heads: Collection[str]
 ) -> PreTrainedModel:
     """Return a loaded model after checking that its files contained all of its tensors.
 
-    transformers initialises missing tensors at random and only logs it. With ``fresh_head`` that is
+    transformers initialises missing tensors at random and only logs it. With ``heads`` that is
     expected of the layers after the base, and of a pooler, which many checkpoints do not have.
+    Tensors of another shape are only expected in the head.
 
     Raises:
         PreflightError: ``base-incomplete``.
     """
+    fresh_head = bool(heads)
+    others = (entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"])
+    misshapen = sorted(name for name in others if not is_in_head(name, heads))
+    if misshapen:
+        raise PreflightError(
+            "base-incomplete",
+            f"{misshapen[0]} has another shape in the base's files than in its config.json.",
+            "download the base again completely: its files belong to different models.",
+        )
     inside = f"{model.base_model_prefix}." if fresh_head else ""
     absent = sorted(n for n in info["missing_keys"] if n.startswith(inside))
     missing = [n for n in absent if not (fresh_head and POOLER in n.split("."))]
@@ -355,6 +449,11 @@ def check_complete(
             "another model, or it was not trained to predict next tokens.",
         )
     return model
+
+
+def is_in_head(name: str, heads: Collection[str]) -> bool:
+    """Tell whether a tensor or module of this name belongs to the output layer ``heads``."""
+    return not set(name.split(".")).isdisjoint(heads)
 
 
 def load_tokenizer(

@@ -15,8 +15,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bakeoff.data.issues import DataIssue
-from bakeoff.data.rows import Row, columns_of, render_template
-from bakeoff.tasks._base import IGNORE, CausalTask, Example, TaskCheck, pad_id_of
+from bakeoff.data.rows import Row
+from bakeoff.data.special_tokens import (
+    PromptTokens,
+    added_tokens,
+    prompt_tokens,
+    without_added,
+)
+from bakeoff.data.templates import cell_of, columns_of, render_template, text_between
+from bakeoff.tasks import _completions
+from bakeoff.tasks._base import IGNORE, Answer, CausalTask, Example, TaskCheck, pad_id_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,9 +61,9 @@ class Choices(NamedTuple):
                 ``choices-repeat``.
         """
         if columns_of(field) == (field,):
-            choices = cls(*_parse_cell(row[field]))
+            choices = cls(*_parse_cell(cell_of(row, field)))
         else:
-            cells = [row[column] for column in columns_of(field)]
+            cells = [cell_of(row, column) for column in columns_of(field)]
             choices = cls(*_parse_cell(cells))
         if len(choices.texts) < 2:
             raise InvalidChoices(
@@ -144,11 +152,12 @@ class MultipleChoice(CausalTask):
     def texts(cls, row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
         """Return the columns of the prompt and the choices, and the answer as written."""
         used = [*columns_of(columns["prompt"]), *columns_of(columns["choices"])]
-        return "\n".join(str(row[c]) for c in used), render_template(columns["answer"], row)
+        texts = (str(cell_of(row, column)) for column in used)
+        return "\n".join(texts), render_template(columns["answer"], row)
 
     def question(self, row: Row) -> str:
         """Return the prompt's columns, followed by the choices on a line each."""
-        prompt = (str(row[c]) for c in columns_of(self.options["columns"]["prompt"]))
+        prompt = (str(cell_of(row, c)) for c in columns_of(self.options["columns"]["prompt"]))
         return "\n".join([*prompt, *(f"- {text}" for text in self._choices(row).texts)])
 
     @classmethod
@@ -181,6 +190,24 @@ class MultipleChoice(CausalTask):
         assert place is not None, "the check parsed every answer"
         return place
 
+    def resolve(
+        self, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Sequence[Row]]
+    ) -> TaskCheck:
+        """Report special tokens in prompts; each keeps one begin token, and no end token."""
+        whole, limit = self.without_length_limit(), self.options["max_length"]
+
+        def is_cut(split: str, position: int, _: int) -> bool:
+            try:
+                candidates = whole.candidates(tokenizer, splits[split][position])
+            except InvalidChoices:  # reported with the other rows of its kind
+                return False
+            return max(len(e.tokens) for e in candidates) > limit
+
+        changes, issues = _completions.prompt_changes(
+            tokenizer, splits, self.options["columns"]["prompt"], is_cut
+        )
+        return TaskCheck({**self.options, **changes}, tuple(issues))
+
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
         """Tokenise the prompt and the right choice; label the choice."""
         return [self.candidates(tokenizer, row)[self._right_index(row)] for row in rows]
@@ -192,14 +219,18 @@ class MultipleChoice(CausalTask):
         prompt that is too long loses its start, the same for all choices: the longest must fit.
 
         Raises:
-            InvalidChoices: ``prompt-without-token``, ``choice-too-long``.
+            InvalidChoices: ``prompt-without-token``, ``choice-without-token``, ``choice-too-long``.
         """
-        prompt = render_template(self.options["columns"]["prompt"], row)
+        prompt = without_added(tokenizer, render_template(self.options["columns"]["prompt"], row))
         stem = prompt.rstrip()
         space = prompt[len(stem) :] or " "
-        prompt_ids: list[int] = tokenizer(stem)["input_ids"]
-        texts = [stem + space + text for text in self._choices(row).texts]
-        whole: list[list[int]] = tokenizer(texts)["input_ids"]
+        front, rest = prompt_tokens(tokenizer, stem)
+        prompt_ids, after = [*front, *rest], len(added_tokens(tokenizer).after)
+        choices = self._choices(row).texts
+        tokenised: list[list[int]] = tokenizer([stem + space + text for text in choices])[
+            "input_ids"
+        ]
+        whole = [ids[: len(ids) - after] for ids in tokenised]
         # not just len(prompt_ids): a token may extend over the end of the prompt
         shared = min(_common_prefix(prompt_ids, ids) for ids in whole)
         if shared == 0:
@@ -208,6 +239,14 @@ class MultipleChoice(CausalTask):
                 "The prompt has no token that the choices could follow",
                 "a longer prompt; a base without a begin token needs a token before all choices.",
             )
+        empty = next((c for c, ids in zip(choices, whole, strict=True) if len(ids) == shared), None)
+        if empty is not None:
+            raise InvalidChoices(
+                "choice-without-token",
+                f"The tokenizer gives the choice {empty!r} no token of its own: its "
+                "log-likelihood would always be the largest",
+                "other words for this choice, or a base whose tokenizer knows them.",
+            )
         limit, longest = self.options["max_length"], max(map(len, whole)) - shared
         if longest >= limit:
             raise InvalidChoices(
@@ -215,9 +254,10 @@ class MultipleChoice(CausalTask):
                 f"A choice exceeds task.max_length = {limit} (it has {longest} tokens)",
                 "raise task.max_length above that, with room for the prompt, or drop these rows.",
             )
-        start = max(0, shared + longest - limit)
+        start = whole[0][:shared]
+        kept = tuple(PromptTokens(front, tuple(start[len(front) :])).last(limit - longest))
         return [
-            Example(tuple(ids[start:]), (IGNORE,) * (shared - start) + tuple(ids[shared:]))
+            Example((*kept, *ids[shared:]), (IGNORE,) * len(kept) + tuple(ids[shared:]))
             for ids in whole
         ]
 
@@ -231,7 +271,15 @@ class MultipleChoice(CausalTask):
         """Tokenise all choices of all rows: evaluation needs the wrong ones too."""
 
         def check_fits(row: Row) -> None:
-            longest = max(len(e.tokens) for e in self.candidates(tokenizer, row))
+            candidates = self.candidates(tokenizer, row)
+            if split != "train" and (alike := self._find_alike(candidates, row)):
+                raise InvalidChoices(
+                    "choices-alike",
+                    f"The tokenizer gives two choices the same tokens ({alike[0]!r} and "
+                    f"{alike[1]!r})",
+                    "other words for one of them, or a base whose tokenizer tells them apart.",
+                )
+            longest = max(len(e.tokens) for e in candidates)
             if positions is not None and longest > positions:
                 raise InvalidChoices(
                     "longer-than-positions",
@@ -261,13 +309,39 @@ class MultipleChoice(CausalTask):
         sums, counts = (x.tolist() for x in self.item_losses(model, batch))
         predictions, first = [], 0
         for row in rows:
-            texts = self._choices(row).texts
-            stop = first + len(texts)
-            sizes = self._sizes(texts, counts[first:stop])
-            losses = [loss / size for loss, size in zip(sums[first:stop], sizes, strict=True)]
-            predictions.append(texts[losses.index(min(losses))])
+            stop = first + len(self._choices(row).texts)
+            predictions.append(self._most_likely(row, sums[first:stop], counts[first:stop]))
             first = stop
         return predictions
+
+    def _most_likely(self, row: Row, sums: Sequence[float], counts: Sequence[float]) -> str:
+        """Return the choice with the smallest loss for its size, the first of equal ones."""
+        texts = self._choices(row).texts
+        sizes = self._sizes(texts, counts)
+        losses = [loss / size for loss, size in zip(sums, sizes, strict=True)]
+        return texts[losses.index(min(losses))]
+
+    def perfect_answers(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+    ) -> list[Answer]:
+        """Return the prediction where only the tokens of the right choice are likely."""
+        answers = []
+        for row in rows:
+            candidates = self.candidates(tokenizer, row)
+            right = candidates[self._right_index(row)]
+            sums = [float(e.tokens != right.tokens) for e in candidates]
+            counts = [float(sum(label != IGNORE for label in e.labels)) for e in candidates]
+            answers.append(Answer(self._most_likely(row, sums, counts)))
+        return answers
+
+    def _find_alike(self, candidates: Sequence[Example], row: Row) -> tuple[str, str] | None:
+        """Return two choices with the same tokens, None if there are none."""
+        seen: dict[tuple[int, ...], str] = {}
+        for example, text in zip(candidates, self._choices(row).texts, strict=True):
+            if example.tokens in seen:
+                return seen[example.tokens], text
+            seen[example.tokens] = text
+        return None
 
     def _sizes(self, texts: Sequence[str], tokens: Sequence[float]) -> Sequence[float]:
         """Return the size of each choice that its log-likelihood is divided by."""
@@ -287,6 +361,10 @@ class MultipleChoice(CausalTask):
         """Return the texts of the right choices."""
         return [self._choices(row).texts[self._right_index(row)] for row in rows]
 
+    def chance(self, rows: Sequence[Row]) -> list[float]:
+        """Return one over the number of each item's choices."""
+        return [1 / len(self._choices(row).texts) for row in rows]
+
 
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """Return the length of the longest common prefix."""
@@ -302,8 +380,7 @@ T = TypeVar("T")
 
 def _check_columns(field: str) -> tuple[DataIssue, ...]:
     """Refuse text between the columns: a choice is one column, unchanged."""
-    rest = re.sub(r"\{\w+\}", "", field)
-    if columns_of(field) == (field,) or _BETWEEN_COLUMNS.fullmatch(rest):
+    if columns_of(field) == (field,) or _BETWEEN_COLUMNS.fullmatch(text_between(field)):
         return ()
     what = f"[data.columns] choices = {field!r} contains text other than columns"
     hint = 'only the columns: choices = "{a}, {b}, {c}"; further text belongs in `prompt`.'

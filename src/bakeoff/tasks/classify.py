@@ -8,12 +8,26 @@ Tensor axes: B = items.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bakeoff.data.issues import MAX_SHOWN, DataIssue
-from bakeoff.data.rows import Row, render_template
-from bakeoff.tasks._base import Batch, Example, ItemLoss, Task, TaskCheck, pad_id_of, pad_inputs
+from bakeoff.data.rows import Row
+from bakeoff.data.special_tokens import without_added
+from bakeoff.data.templates import render_template
+from bakeoff.tasks import _completions
+from bakeoff.tasks._base import (
+    HEAD,
+    Answer,
+    Batch,
+    Example,
+    ItemLoss,
+    Task,
+    TaskCheck,
+    is_in_head,
+    pad_id_of,
+    pad_inputs,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,7 +102,12 @@ class Classify(Task):
 
     def load_model(self, path: str, revision: str | None, **loading: Any) -> PreTrainedModel:
         """Load the base with a new classification layer, without a key-value cache."""
+        replaced = self.options.get(HEAD, {}).get("replaced", False)
+        if replaced:  # the base's own layer may have another number of labels
+            loading = {"ignore_mismatched_sizes": True, **loading}
         model = super().load_model(path, revision, **loading)
+        if replaced:
+            draw_head(model, self.heads)
         # a decoder would fill a cache of keys and values in every pass, and never read it
         model.config.get_text_config().use_cache = False
         return model
@@ -97,12 +116,23 @@ class Classify(Task):
         """Tokenise the texts and number the labels."""
         columns = self.options["columns"]
         number = {name: i for i, name in enumerate(self.options["labels"])}
-        texts = [render_template(columns["text"], r) for r in rows]
+        texts = [
+            without_added(tokenizer, render_template(columns["text"], r), end=True) for r in rows
+        ]
         tokens = tokenizer(texts, truncation=True, max_length=self.options["max_length"])
         return [
             Example(tuple(ids), (number[render_template(columns["label"], r)],))
             for ids, r in zip(tokens["input_ids"], rows, strict=True)
         ]
+
+    def resolve(
+        self, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Sequence[Row]]
+    ) -> TaskCheck:
+        """Report special tokens in texts; those that the tokenizer adds itself are kept once."""
+        changes, issues = _completions.prompt_changes(
+            tokenizer, splits, self.options["columns"]["text"], None
+        )
+        return TaskCheck({**self.options, **changes}, tuple(issues))
 
     def supervised_mask(self, example: Example) -> tuple[list[bool], str | None]:
         """Return no supervised token, and the row's label."""
@@ -162,6 +192,32 @@ class Classify(Task):
     def references(self, rows: Sequence[Row]) -> list[str]:
         """Return the true labels."""
         return [render_template(self.options["columns"]["label"], r) for r in rows]
+
+    def perfect_answers(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+    ) -> list[Answer]:
+        """Return the label of each row's number."""
+        numbers = (example.labels[0] for example in self.encode(tokenizer, rows))
+        return [Answer(self.options["labels"][number]) for number in numbers]
+
+
+def draw_head(model: PreTrainedModel, heads: Collection[str]) -> None:
+    """Initialise the output layer anew, from the seed that torch was given last.
+
+    The result is what a base without an output layer gets when it is loaded with that seed.
+    """
+    import torch
+
+    for name, module in model.named_modules():
+        inside = is_in_head(name, heads)
+        # transformers' own marks: an initialised tensor is skipped, and so is a marked module. The
+        # modules around the head are not marked, because some of them initialise its tensors.
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            tensor._is_hf_initialized = not inside  # type: ignore[union-attr]
+        around = any(is_in_head(n, heads) for n, _ in module.named_modules())
+        module._is_hf_initialized = not (inside or around)  # type: ignore[assignment]
+    torch.manual_seed(torch.initial_seed())
+    model.initialize_weights()
 
 
 TASK = Classify

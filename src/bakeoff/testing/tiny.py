@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertModel,
@@ -67,6 +67,11 @@ def tokenizer() -> PreTrainedTokenizerBase:
                 vocabulary.setdefault(word, len(vocabulary))
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = split
+    # JSON comes back as it was written: no spaces around its marks
+    around = [decoders.Replace(x, mark) for mark in '{}":,' for x in (f" {mark}", f"{mark} ")]
+    words.decoder = decoders.Sequence(
+        [decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(), *around]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]"
     )

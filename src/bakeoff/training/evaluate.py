@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from bakeoff.core import files
+from bakeoff.core.errors import describe_error
 from bakeoff.core.redact import redact
 from bakeoff.core.results import SplitScores
 from bakeoff.core.trial import Conditions, Segment
@@ -27,7 +28,7 @@ from bakeoff.engine.heartbeat import beat
 from bakeoff.engine.packing.attention import use_layout
 from bakeoff.metrics import load, run
 from bakeoff.metrics.run import MetricError
-from bakeoff.tasks._base import Example, Task, load_tokenizer
+from bakeoff.tasks._base import Answer, Example, Task, load_tokenizer
 from bakeoff.training.generation import generate_fast, generation_mismatch
 from bakeoff.training.setup import (
     TrainingSetup,
@@ -104,26 +105,52 @@ def score_split(
             for sums, counts, loss in summed
         ]
     rows = setup.rows(split)
-    references = setup.task.references(rows)
+    references = setup.task.scored_references(setup.tokenizer, rows)
     return [
-        _score_or_error(partial(metric.score, predictions, references, split), predictions, loss)
-        for predictions, loss in zip(predict_all(setup, rows), losses, strict=True)
+        _score_or_error(
+            partial(metric.score, [a.text for a in answers], references, split),
+            (setup.task, answers),
+            loss,
+        )
+        for answers, loss in zip(predict_all(setup, rows), losses, strict=True)
     ]
 
 
 def _score_or_error(
-    score: Callable[[], list[float]], predictions: Sequence[str] | None, loss: float | None
+    score: Callable[[], list[float]],
+    answered: tuple[Task, Sequence[Answer]] | None,
+    loss: float | None,
 ) -> SplitScores | MetricError:
     try:
-        scores = tuple(score())
+        scores = score()
     except MetricError as error:
         return error
-    return SplitScores(scores, tuple(predictions or [None] * len(scores)), loss)
+    if answered is None:
+        return SplitScores(tuple(scores), (None,) * len(scores), loss)
+    return answer_scores(scores, *answered, loss)
+
+
+def answer_scores(
+    scores: Sequence[float], task: Task, answers: Sequence[Answer], loss: float | None = None
+) -> SplitScores:
+    """Return the scores of answers, with the number of those that were cut if any is generated."""
+    cut = sum(a.cut for a in answers) if task.generates else None
+    return SplitScores(tuple(scores), tuple(a.text for a in answers), loss, cut)
+
+
+def predict_batch(
+    task: Task, model: Any, tokenizer: Any, rows: Sequence[Row], device: str
+) -> list[Answer]:
+    """Return a model's answer to each row of one evaluation batch."""
+    if not task.generates:
+        return [Answer(text) for text in task.predict(model, tokenizer, rows, device)]
+    request = task.prompts(tokenizer, rows)
+    return task.answers(tokenizer, request, generate_plain(model, request))
 
 
 @torch.no_grad()
-def predict_all(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
-    """Return every lane's prediction for every row, ``[lanes][rows]``.
+def predict_all(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[Answer]]:
+    """Return every lane's answer to every row, ``[lanes][rows]``.
 
     Fast generation runs the lanes one after another; otherwise all lanes process each batch of rows
     together. When memory runs out, the batches are halved.
@@ -136,10 +163,12 @@ def predict_all(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
     )
 
 
-def _predict_lanes(setup: TrainingSetup, rows: Sequence[Row], batch_rows: int) -> list[list[str]]:
+def _predict_lanes(
+    setup: TrainingSetup, rows: Sequence[Row], batch_rows: int
+) -> list[list[Answer]]:
     c, lanes, width = setup.conditions, setup.lanes, setup.batch_builder.width
     _log_reduced_batches("predictions", batch_rows, c)
-    texts: list[dict[int, str]] = [{} for _ in range(len(lanes))]
+    found: list[dict[int, Answer]] = [{} for _ in range(len(lanes))]
     for picked in length_sorted_batches(setup.task, rows, batch_rows // width):
         batch = [rows[i] for i in picked]
         for first in range(0, len(lanes), width):
@@ -148,11 +177,13 @@ def _predict_lanes(setup: TrainingSetup, rows: Sequence[Row], batch_rows: int) -
             lanes.run_lanes(first, count, setup.task.batch_rows(batch))
             with autocast(c.device, c.precision):
                 # the rows once for each lane, lane after lane
-                every = setup.task.predict(setup.model, setup.tokenizer, batch * count, c.device)
+                every = predict_batch(
+                    setup.task, setup.model, setup.tokenizer, batch * count, c.device
+                )
             for lane in range(count):
-                predictions = every[lane * len(picked) : (lane + 1) * len(picked)]
-                texts[first + lane].update(zip(picked, predictions, strict=True))
-    return [[lane_texts[i] for i in range(len(rows))] for lane_texts in texts]
+                answers = every[lane * len(picked) : (lane + 1) * len(picked)]
+                found[first + lane].update(zip(picked, answers, strict=True))
+    return [[of_lane[i] for i in range(len(rows))] for of_lane in found]
 
 
 def length_sorted_batches(task: Task, rows: Sequence[Row], most: int) -> Iterator[list[int]]:
@@ -164,14 +195,14 @@ def length_sorted_batches(task: Task, rows: Sequence[Row], most: int) -> Iterato
         yield order[start : start + share]
 
 
-def _generate_lanes(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[str]]:
-    request, texts = setup.task.prompts(setup.tokenizer, rows), []
+def _generate_lanes(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[Answer]]:
+    request, answers = setup.task.prompts(setup.tokenizer, rows), []
     graphs = setup.batch_builder.switches.graphs
     for lane in range(len(setup.lanes)):
         setup.lanes.run_single(lane)
         tokens = generate_fast(setup.model, request, setup.conditions, graphs)
-        texts.append(setup.task.decode(setup.tokenizer, tokens))
-    return texts
+        answers.append(setup.task.answers(setup.tokenizer, request, tokens))
+    return answers
 
 
 def _log_reduced_batches(what: str, rows: int, c: Conditions) -> None:
@@ -224,7 +255,7 @@ def score_base(value: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # as in a segment: a failure is a result
         if files.disk_full_message(error):
             raise
-        message = redact(f"{type(error).__name__}: {error}")
+        message = redact(describe_error(error))
         log.warning("the base model was not scored: %s", message)
         return {"scores": None, "error": message}
     return {"scores": dataclasses.asdict(scores), "error": None, "note": note}
@@ -243,9 +274,10 @@ def score_reference_model(
         request, graphs = task.prompts(tokenizer, rows), switches.graphs
         note = generation_mismatch(model, request, c, graphs)
         if note is None:
-            texts = task.decode(tokenizer, generate_fast(model, request, c, graphs))
-            scores = metric.score(texts, task.references(rows), "test")
-            return SplitScores(tuple(scores), tuple(texts), None), None
+            answers = task.answers(tokenizer, request, generate_fast(model, request, c, graphs))
+            references = task.scored_references(tokenizer, rows)
+            scores = metric.score([a.text for a in answers], references, "test")
+            return answer_scores(scores, task, answers), None
         log.info("plain generation is used: %s", note)
     score = partial(_score_reference_batches, metric, task, model, tokenizer, rows, c)
     return retry_with_half(score, c.evaluation_batch_size), note
@@ -260,14 +292,15 @@ def _score_reference_batches(
         sums, counts = reference_losses(task, model, tokenizer, rows, c, most)
         scores = metric.score_losses(sums, counts, "test")
         return SplitScores(tuple(scores), (None,) * len(rows), None)
-    texts: dict[int, str] = {}
+    found: dict[int, Answer] = {}
     for picked in length_sorted_batches(task, rows, most):
         with autocast(c.device, c.precision):
-            predicted = task.predict(model, tokenizer, [rows[i] for i in picked], c.device)
-        texts.update(zip(picked, predicted, strict=True))
-    predictions = [texts[i] for i in range(len(rows))]
-    scores = metric.score(predictions, task.references(rows), "test")
-    return SplitScores(tuple(scores), tuple(predictions), None)
+            predicted = predict_batch(task, model, tokenizer, [rows[i] for i in picked], c.device)
+        found.update(zip(picked, predicted, strict=True))
+    answers = [found[i] for i in range(len(rows))]
+    references = task.scored_references(tokenizer, rows)
+    scores = metric.score([a.text for a in answers], references, "test")
+    return answer_scores(scores, task, answers)
 
 
 @torch.no_grad()

@@ -16,8 +16,14 @@ TOKEN_BORDER = "\N{BOX DRAWINGS LIGHT VERTICAL}"
 _MARKS = {"\n": "\N{RETURN SYMBOL}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
 
 
-def show_rows(rows: list[dict[str, Any]]) -> None:
-    """Print each row as a heading and its tokens, with a border between two tokens."""
+def show_rows(rows: list[dict[str, Any]], added: str | None = None) -> None:
+    """Print each row as a heading and its tokens, with a border between two tokens.
+
+    ``added`` is a sentence on the special tokens that the tokenizer adds.
+    """
+    if added is not None:
+        out.print()
+        out.print(escape_text(added), soft_wrap=True)
     for row in rows:
         supervised = f"{row['supervised']} supervised" if row["label"] is None else "one label"
         out.print()

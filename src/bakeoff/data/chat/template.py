@@ -3,25 +3,38 @@
 The template's own ``{% generation %}`` marks say where assistant turns are, if it has them.
 Without marks, a turn is the text that the template adds to the conversation before it (rendered
 with a generation prompt). Both the conversation before and with the turn must be prefixes of the
-whole text, or the row is refused.
+whole text. Earlier turns for which this does not hold, as templates drop their thoughts, are not
+supervised, unless every turn is asked for.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bakeoff.core.clock import TimeLimitExceeded, time_limit
 from bakeoff.core.errors import PreflightError
+from bakeoff.data.chat.forms import Conversation
 from bakeoff.data.chat.messages import (
     ASSISTANT,
+    DEVELOPER,
+    REASONING,
+    SYSTEM,
+    TOOL,
     Message,
     drop_oldest_exchange,
     last_answer_index,
+    message_text,
     single_exchange,
+    supervised_turns,
 )
+from bakeoff.data.chat.style import TemplateStyle, number_calls
+from bakeoff.data.chat.thoughts import OPENING
+from bakeoff.data.special_tokens import split_front, strip_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +42,15 @@ if TYPE_CHECKING:
 IGNORE = -100
 RENDER_SECONDS = 10.0
 """Time limit of a template for one conversation: thousands of times what a working one takes."""
+ALL, LAST, EACH = "all", "last", "each"
+"""Supervise every turn, only the last, or each as the last of a row of its own."""
+_PREFIX_BROKEN = "chat-prefix-broken"
+_MARKS_IN_TEXT = (
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
+    "<tools>", "</tools>",
+)  # fmt: skip
+"""Marks of thoughts and tool calls, which data writes into the text of a turn."""
+_CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -54,6 +76,17 @@ class LabelledTokens(NamedTuple):
     labels: list[int]
 
 
+class Rendered(NamedTuple):
+    """A conversation as text, and which parts of it are supervised."""
+
+    text: str
+    spans: list[TurnSpan]
+    opened: int
+    """Where the last answer begins, after the generation prompt."""
+    skipped: int = 0
+    """Number of earlier turns that are not supervised, because they cannot be told."""
+
+
 class Chat:
     """The chat template of a tokenizer, or the study's own instead."""
 
@@ -62,8 +95,11 @@ class Chat:
         tokenizer: PreTrainedTokenizerBase,
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,
+        supervise: str | None = None,
     ) -> None:
         """Choose the template; ``variables`` are passed to it in addition to the messages.
+
+        ``supervise`` is ``ALL`` or ``LAST``; None is all turns that can be told.
 
         Raises:
             PreflightError: ``no-chat-template``.
@@ -79,59 +115,108 @@ class Chat:
         self.template: str = tokenizer.get_chat_template(template)
         self.variables = {**tokenizer.special_tokens_map, **(variables or {})}
         self.marked = _GENERATION_MARK.search(self.template) is not None
+        self.supervise = supervise
+        self.style = TemplateStyle(self.template, self._render_raw)
+
+    @cached_property
+    def _control(self) -> dict[int, str]:
+        """The special tokens that the template writes, or that begin or end a text."""
+        tokenizer = self.tokenizer
         special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        try:
+            written = self._render_raw(single_exchange("a", "b"), {})
+        except UnusableConversation:
+            written = ""
+        always = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+        return {
+            i: text
+            for i, text in special.items()
+            if text and (i in always or text in self.template or text in written)
+        }
+
+    @cached_property
+    def _ends(self) -> set[int]:
         # the padding token may also end turns: padding is recognised by position
-        no_end = {tokenizer.unk_token_id, tokenizer.bos_token_id}
-        self._control = [text for text in special.values() if text]
-        self._ends = (special.keys() - no_end) | {tokenizer.eos_token_id}
+        no_end = {self.tokenizer.unk_token_id, self.tokenizer.bos_token_id}
+        return (self._control.keys() - no_end) | {self.tokenizer.eos_token_id}
 
-    def encode(self, messages: Sequence[Message], limit: int) -> LabelledTokens:
-        """Return a conversation as at most ``limit`` tokens; all assistant turns are labelled.
+    def encode(self, chat: Conversation | Sequence[Message], limit: int) -> LabelledTokens:
+        """Return a conversation as at most ``limit`` tokens; supervised turns are labelled.
 
-        If it is too long, its oldest exchanges are dropped, then the beginning of its prompt; the
-        last answer is never truncated.
+        If it is too long, its oldest exchanges are dropped, then the beginning of its prompt behind
+        the begin token; the last answer is never truncated.
 
         Raises:
             UnusableConversation: see ``turns`` and ``tokens``; ``completion-too-long``.
         """
-        encoded = self.tokens(messages)
-        while len(encoded.ids) > limit and (shorter := drop_oldest_exchange(messages)) is not None:
-            messages = shorter
-            encoded = self.tokens(messages)
+        found = as_conversation(chat)
+        encoded = self.tokens(found)
+        while len(encoded.ids) > limit and (shorter := drop_oldest_exchange(found.messages)):
+            found = replace(found, messages=tuple(shorter))
+            encoded = self.tokens(found)
         over = max(0, len(encoded.ids) - limit)
         first = next(i for i, label in enumerate(encoded.labels) if label != IGNORE)
-        if over > first:
+        front = len(split_front(self.tokenizer, encoded.ids).front)
+        if over > max(0, first - front):
             raise UnusableConversation(
                 "completion-too-long",
                 f"The last answer has {len(encoded.ids) - first} tokens; "
                 f"task.max_length is {limit}",
                 f"task.max_length = {len(encoded.ids) - first + 32}, or drop the row.",
             )
-        return LabelledTokens(encoded.ids[over:], encoded.labels[over:])
+        ids, labels = (x[:front] + x[front + over :] for x in encoded)
+        return LabelledTokens(ids, labels)
 
-    def prompt(self, messages: Sequence[Message], limit: int) -> list[int]:
+    def prompt(self, chat: Conversation | Sequence[Message], limit: int) -> list[int]:
         """Return the tokens of the conversation up to the last answer, with generation prompt.
 
         If there are more than ``limit``, the oldest exchanges are dropped, then its beginning.
         """
-        ids = self._prompt_ids(messages)
-        while len(ids) > limit and (shorter := drop_oldest_exchange(messages)) is not None:
-            messages = shorter
-            ids = self._prompt_ids(messages)
-        return ids[-limit:]
+        found = self._with_call_ids(as_conversation(chat))
+        ids = self._prompt_ids(found)
+        while len(ids) > limit and (shorter := drop_oldest_exchange(found.messages)):
+            found = replace(found, messages=tuple(shorter))
+            ids = self._prompt_ids(found)
+        return split_front(self.tokenizer, ids).last(limit)
 
-    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        before = messages[: last_answer_index(messages)]
-        return self._tokenize([self._render(before, opened=True)])[0]
+    def _prompt_ids(self, chat: Conversation) -> list[int]:
+        text = self._render(chat, last_answer_index(chat.messages), opened=True)
+        if OPENING.search(text):  # the template may not write it in front of the answer
+            rendered = self.turns(chat)
+            text = rendered.text[: rendered.opened]
+        return self._tokenize([text])[0]
 
-    def end_tokens(self) -> list[int]:
-        """Return the tokens that end an answer: the template's and the tokenizer's."""
-        found = self.tokens(single_exchange("a", "b"))
-        last = max(i for i, label in enumerate(found.labels) if label != IGNORE)
-        ends = [found.labels[last], self.tokenizer.eos_token_id]
+    def end_tokens(self, calls: bool = False) -> list[int]:
+        """Return the tokens that end an answer: the template's and the tokenizer's.
+
+        With ``calls``, also the template's end of a turn that calls a tool.
+        """
+        texts = [single_exchange("a", "b")]
+        if calls and self.style.call_form is not None:
+            function = {"name": "f", "arguments": {}}
+            call = {"id": "abcdefghi", "type": "function", "function": function}
+            texts.append([texts[0][0], {"role": ASSISTANT, "content": "", "tool_calls": [call]}])
+        ends = []
+        for messages in texts:
+            found = self.tokens(messages)
+            last = max(i for i, label in enumerate(found.labels) if label != IGNORE)
+            ends.append(found.labels[last])
+        ends.append(self.tokenizer.eos_token_id)
         return list(dict.fromkeys(e for e in ends if e is not None))
 
-    def tokens(self, messages: Sequence[Message]) -> LabelledTokens:
+    def answer(self, chat: Conversation | Sequence[Message]) -> str:
+        """Return the text of the last answer as the template writes it, without its end token.
+
+        It is the message's own text, spaces included, where the template changes only these.
+        """
+        found = as_conversation(chat)
+        rendered = self.turns(found)
+        said = self._without_end(rendered.text[rendered.opened : rendered.spans[-1].stop])
+        message = found.messages[last_answer_index(found.messages)]
+        own = str(message["content"])
+        return own if said.strip() == own.strip() else said
+
+    def tokens(self, chat: Conversation | Sequence[Message]) -> LabelledTokens:
         """Return all tokens of a conversation; each turn's end token is labelled, once.
 
         The text is tokenised as a whole if its prefixes give the same tokens by themselves (as in
@@ -140,9 +225,10 @@ class Chat:
         Raises:
             UnusableConversation: ``chat-no-turn-end``; see ``turns``.
         """
-        self._check_control_tokens(messages)
-        text, turns = self.turns(messages)
-        bounds = sorted({0, len(text), *(place for turn in turns for place in turn)})
+        found = as_conversation(chat)
+        self._check_control_tokens(found.messages)
+        text, turns, opened, _ = self.turns(found)
+        bounds = sorted({0, opened, len(text), *(place for turn in turns for place in turn)})
         whole, *parts = self._tokenize([text, *(text[:b] for b in bounds)])
         places = {b: len(part) for b, part in zip(bounds, parts, strict=True)}
         if any(whole[: len(part)] != part for part in parts):
@@ -157,67 +243,134 @@ class Chat:
             labels[span.start : span.stop] = whole[span.start : span.stop]
         return LabelledTokens(whole, labels)
 
-    def turns(self, messages: Sequence[Message]) -> tuple[str, list[TurnSpan]]:
-        """Return the rendered text, and the span of each assistant turn in it.
+    def turns(self, chat: Conversation | Sequence[Message]) -> Rendered:
+        """Return the rendered text, and the span of each supervised turn in it.
 
         Raises:
             UnusableConversation: ``chat-template-refused``, ``chat-marks``, ``chat-prefix-broken``,
-                ``chat-answer-differs``.
+                ``chat-answer-differs``, ``tool-calls-unwritten``.
         """
-        answers = [i for i, m in enumerate(messages) if m["role"] == ASSISTANT]
+        found = self._with_call_ids(as_conversation(chat))
+        answers = supervised_turns(found.messages)
+        last, skipped = answers[-1], 0
+        earlier = [] if self.supervise in (LAST, EACH) else answers[:-1]
+        if any(m.get("tool_calls") for m in found.messages) and self.style.call_form is None:
+            raise UnusableConversation(
+                "tool-calls-unwritten",
+                "The chat template does not write tool calls: neither a model's nor the answers' "
+                "would be trained on",
+                "a `chat_template` under [task] that writes `tool_calls`, or calls as text of the "
+                "turns.",
+            )
         if self.marked:
-            text, spans = self._marked_spans(messages, len(answers))
+            text, marked = self._marked_spans(found)
+            spans = [marked[i] for i in (*earlier, last)]
+            opened = self._opening(text, found, last)
         else:
-            text = self._render(messages)
-            spans = [self._turn_span(text, messages, i) for i in answers]
-        opened = self._prefix_length(text, messages[: answers[-1]], answers[-1], opened=True)
-        said = self._strip_control_tokens(text[opened : spans[-1].stop])
-        meant = str(messages[answers[-1]]["content"]).strip()
-        if spans[-1].start > opened or said != meant:
+            text, opened = self._last_turn(found, last)
+            spans = []
+            for turn in earlier:
+                try:
+                    spans.append(self._turn_span(text, found, turn))
+                except UnusableConversation as error:
+                    if error.code != _PREFIX_BROKEN or self.supervise == ALL:
+                        raise
+                    skipped += 1
+            spans.append(TurnSpan(opened, len(text)))
+        if spans[-1].stop <= opened:
+            raise UnusableConversation(
+                "chat-marks",
+                "The {% generation %} marks of the chat template end before the last answer begins",
+                "marks around what the assistant says, its end token inside.",
+            )
+        if spans[-1].start > opened:
             raise UnusableConversation(
                 "chat-answer-differs",
-                f"The chat template turns the answer {_shorten(meant)} into {_shorten(said)}: no "
-                "prediction could equal its reference",
+                f"The chat template writes {_shorten(text[opened : spans[-1].start])} in front of "
+                "the last answer, outside of its {% generation %} marks: no prediction could begin "
+                "like it",
                 "`chat_template_kwargs` under [task], such as { enable_thinking = false } where "
                 "the template knows it; or another `chat_template`.",
             )
-        return text, spans
+        return Rendered(text, spans, opened, skipped)
 
-    def _marked_spans(
-        self, messages: Sequence[Message], answers: int
-    ) -> tuple[str, list[TurnSpan]]:
-        text, marked = self._render_with_marks(messages, opened=False, marks=True)
+    def _marked_spans(self, chat: Conversation) -> tuple[str, dict[int, TurnSpan]]:
+        """Return the text, and the span of each assistant turn by its position."""
+        answers = [i for i, m in enumerate(chat.messages) if m["role"] == ASSISTANT]
+        text, marked = self._render_with_marks(chat, len(chat.messages), opened=False, marks=True)
         spans = [TurnSpan(*pair) for pair in marked if pair[1] > pair[0]]
-        if len(spans) != answers:
+        if len(spans) != len(answers):
             raise UnusableConversation(
                 "chat-marks",
                 f"The chat template marks {len(spans)} stretches as generated where the "
-                f"conversation has {answers} assistant turns",
+                f"conversation has {len(answers)} assistant turns",
                 "one {% generation %} … {% endgeneration %} around each assistant turn, its end "
                 "token inside.",
             )
-        return text, spans
+        return text, dict(zip(answers, spans, strict=True))
 
-    def _turn_span(self, text: str, messages: Sequence[Message], turn: int) -> TurnSpan:
-        start = self._prefix_length(text, messages[:turn], turn, opened=True)
-        return TurnSpan(start, self._prefix_length(text, messages[: turn + 1], turn, opened=False))
+    def _last_turn(self, chat: Conversation, last: int) -> tuple[str, int]:
+        """Return the text, and where its last turn begins.
 
-    def _prefix_length(self, text: str, part: Sequence[Message], turn: int, opened: bool) -> int:
-        """Return the length of the rendered ``part``, which must be a prefix of ``text``."""
-        begins = self._render(part, opened)
+        Some templates write the system message only in front of the last question, and not at all
+        once an answer follows. The turn is then rendered without it, behind its prompt.
+        """
+        text = self._render(chat, last + 1)
+        try:
+            return text, self._opening(text, chat, last)
+        except UnusableConversation:
+            bare = replace(chat, messages=chat.messages[1:])
+            if chat.messages[0]["role"] not in (SYSTEM, DEVELOPER) or last < 2:
+                raise
+            alone = self._render(bare, last)
+            turn = alone[self._opening(alone, bare, last - 1) :]
+            begins = self._render(chat, last, opened=True)
+            return begins + turn, len(begins)
+
+    def _turn_span(self, text: str, chat: Conversation, turn: int) -> TurnSpan:
+        start = self._opening(text, chat, turn)
+        begins = self._render(chat, turn + 1)
+        return TurnSpan(start, self._prefix_length(text, begins, turn))
+
+    def _opening(self, text: str, chat: Conversation, turn: int) -> int:
+        """Return where a turn begins in the text.
+
+        The beginning of thoughts in the generation prompt is left out where the template does not
+        write it in front of the answer.
+        """
+        begins = self._render(chat, turn, opened=True)
+        bare = OPENING.sub("", begins)
+        if not text.startswith(begins) and text.startswith(bare):
+            return len(bare)
+        return self._prefix_length(text, begins, turn)
+
+    def _prefix_length(self, text: str, begins: str, turn: int) -> int:
+        """Return the length of ``begins``, which must be a prefix of ``text``."""
         if not text.startswith(begins):
             at = next(
                 (i for i, (a, b) in enumerate(zip(text, begins, strict=False)) if a != b), len(text)
             )
             raise UnusableConversation(
-                "chat-prefix-broken",
+                _PREFIX_BROKEN,
                 f"The chat template renders what comes before the end of message {turn + 1} "
                 f"differently once more messages follow ({_shorten(begins[at:])} becomes "
                 f"{_shorten(text[at:])}): which tokens are the assistant's cannot be told",
-                "a `chat_template` under [task] with {% generation %} marks around what the "
-                "assistant says, or rows that end with their first answer.",
+                f'`supervise = "{EACH}"` under [task] (each turn as the last of a row of its own); '
+                "or a `chat_template` with {% generation %} marks around what the assistant says.",
             )
         return len(begins)
+
+    def renumbers(self, messages: Sequence[Message]) -> bool:
+        """Tell whether tool calls get other ids, because the template demands such."""
+        ids = [c.get("id") for m in messages for c in m.get("tool_calls", ())]
+        ids += [m.get("tool_call_id") for m in messages if m["role"] == TOOL]
+        fit = all(isinstance(i, str) and _CALL_ID.fullmatch(i) for i in ids)
+        return not fit and self.style.demands_ids
+
+    def _with_call_ids(self, chat: Conversation) -> Conversation:
+        if not self.renumbers(chat.messages):
+            return chat
+        return replace(chat, messages=tuple(number_calls(chat.messages)))
 
     def _trim_to_end_token(self, ids: Sequence[int], span: TurnSpan) -> TurnSpan:
         """Return the span of a turn up to and including its end token.
@@ -239,8 +392,10 @@ class Chat:
         )
 
     def _check_control_tokens(self, messages: Sequence[Message]) -> None:
+        control = [c for c in self._control.values() if c not in _MARKS_IN_TEXT]
         for number, message in enumerate(messages, 1):
-            held = next((c for c in self._control if c in str(message["content"])), None)
+            text = f"{message_text(message)} {message.get(REASONING[0], '')}"
+            held = next((c for c in control if c in text), None)
             if held is not None:
                 raise UnusableConversation(
                     "control-token-in-text",
@@ -249,16 +404,30 @@ class Chat:
                     "take it out of the text: a turn would end, or begin, in its middle.",
                 )
 
-    def _strip_control_tokens(self, text: str) -> str:
-        for token in self._control:
-            text = text.replace(token, "")
-        return text.strip()
+    def _without_end(self, text: str) -> str:
+        ends = [self._control[i] for i in self._ends if i in self._control]
+        return strip_end(text, ends)
 
-    def _render(self, messages: Sequence[Message], opened: bool = False) -> str:
-        return self._render_with_marks(messages, opened, marks=False)[0]
+    def _render(self, chat: Conversation, stop: int, opened: bool = False) -> str:
+        return self._render_with_marks(chat, stop, opened, marks=False)[0]
 
     def _render_with_marks(
-        self, messages: Sequence[Message], opened: bool, marks: bool
+        self, chat: Conversation, stop: int, opened: bool, marks: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of the messages before ``stop``, and the stretches that are marked."""
+        more = {"tools": chat.tools, "documents": chat.documents}
+        return self._call_template(
+            self.style.prepare(chat.messages[:stop]),
+            {k: v for k, v in more.items() if v is not None},
+            opened,
+            marks,
+        )
+
+    def _render_raw(self, messages: Sequence[Message], more: Mapping[str, Any]) -> str:
+        return self._call_template(messages, more, opened=False, marks=False)[0]
+
+    def _call_template(
+        self, messages: Sequence[Message], more: Mapping[str, Any], opened: bool, marks: bool
     ) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -269,7 +438,7 @@ class Chat:
                     chat_template=self.template,
                     return_assistant_tokens_mask=marks,
                     add_generation_prompt=opened,
-                    **self.variables,
+                    **{**self.variables, **more},
                 )
         except (
             TimeLimitExceeded
@@ -300,3 +469,10 @@ class Chat:
 
 def _shorten(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:39] + "…")
+
+
+def as_conversation(chat: Conversation | Sequence[Message]) -> Conversation:
+    """Return messages as a conversation up to its last supervised turn."""
+    if isinstance(chat, Conversation):
+        return chat
+    return Conversation(tuple(chat[: last_answer_index(chat) + 1]))

@@ -60,6 +60,16 @@ class GenerationRequest(NamedTuple):
     max_new_tokens: int
     pad_id: int
 
+    def trim(self, tokens: Sequence[int]) -> list[int]:
+        """Return a completion up to its first end token, and no longer than the limit."""
+        end = next((i for i, t in enumerate(tokens) if t in self.end_tokens), len(tokens) - 1)
+        return list(tokens[: min(end + 1, self.max_new_tokens)])
+
+    def is_cut(self, completion: Sequence[int]) -> bool:
+        """Return whether the limit of new tokens ended a completion, not an end token."""
+        ended = bool(completion) and completion[-1] in self.end_tokens
+        return len(completion) >= self.max_new_tokens and not ended
+
 
 class DecodeSettings(NamedTuple):
     """Settings of fast generation that suit a device."""

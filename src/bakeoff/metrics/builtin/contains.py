@@ -11,8 +11,17 @@ from bakeoff.metrics._text import normalize
 
 INFO = MetricInfo("contains", better="higher", unit="fraction", low=0.0, high=1.0)
 TASKS = ("sft",)
+LATER_OPTIONS = ("ignore_spaces",)
 
 
-def score(prediction: str, reference: str, *, ignore_case: bool = False) -> float:
-    """Return 1.0 if the prediction contains the reference, ignoring white space at its ends."""
-    return float(normalize(reference, ignore_case) in normalize(prediction, ignore_case))
+def score(
+    prediction: str, reference: str, *, ignore_case: bool = False, ignore_spaces: bool = False
+) -> float:
+    """Return 1.0 if the prediction contains the reference, ignoring white space at its ends.
+
+    With ``ignore_spaces`` white space inside is ignored, too.
+    """
+    predicted, expected = (
+        normalize(text, ignore_case, ignore_spaces) for text in (prediction, reference)
+    )
+    return float(expected in predicted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bakeoff.core.trial import Conditions, MethodEntry
 from bakeoff.data import general_text as data_general_text
 from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import Row
+from bakeoff.data.splits import Splits
 from bakeoff.methods import forbidden_arguments, user_defined
 from bakeoff.methods import registry as catalog
 from bakeoff.metrics import load
@@ -26,7 +27,7 @@ from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning import trials
 from bakeoff.study.remote import ExecutorFactory, make_executor, open_executor, run_remote
-from bakeoff.study.setup import base_model
+from bakeoff.study.setup import base_model, defaults
 from bakeoff.study.setup import splits as setup_splits
 from bakeoff.study.setup.study import CAUSAL_LM, ChosenMetric, Study, prior_trial, whole_segment
 from bakeoff.study.setup.validate_data import (
@@ -37,6 +38,9 @@ from bakeoff.study.setup.validate_data import (
 )
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.tasks import task_class
+
+MENDED = ("end-token-written", "begin-token-written", "special-tokens-kept")
+"""Issues of which nothing has to be done: one line says what was made of them."""
 
 
 def open_study(
@@ -56,16 +60,28 @@ def open_study(
     entries = load_methods(spec, source)
     task = task_class(spec.task.kind)
     metric = resolve_metric(spec, source, make_executor)
-    splits = setup_splits.read_splits(spec, source)
+    splits = setup_splits.split_turns(spec, task, setup_splits.read_splits(spec, source))
     splits = splits._replace(general=load_general_text(spec, task.task_type, source))
     options, issues = validate_rows(spec, source, task, splits)
     base = base_model.locate_base(spec.base.model, progress.say, spec.base.revision)
+    options, head_issues = add_head(spec, base, options, make_executor)
+    issues = [*head_issues, *issues]
     texts = base_model.check_trust(base, spec.base) + warning_texts(issues, splits)
-    warnings = report_warnings([*texts, *trials.early_rung_warnings(spec.budget)], progress)
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base needs no hub
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    machine = _detect_machine(spec, make_executor)
+    with defaults.length_request(spec, options, base, splits, out) as request:
+        machine = _detect_machine(spec, make_executor, request)
+    choices = _choose_defaults(spec, splits, entries, machine, metric.info)
+    spec, options = choices.spec, {**options, "max_length": choices.spec.task.max_length}
+    if note := task.describe_columns(spec.data.columns, options["columns"]):
+        choices = choices._replace(notes={"columns": note, **choices.notes})
+    unused = defaults.unused_columns(splits, options["columns"], spec.data.group)
+    if not (out / study_folder.DATABASE).is_file():
+        for note in splits.notes:
+            progress.say(note)
+        defaults.report_choices(choices, unused, progress)
+    warnings = report_warnings([*texts, *trials.early_rung_warnings(spec.budget)], progress)
     conditions = Conditions(
         base=base.published_as,
         revision=base.commit or spec.base.revision,
@@ -73,7 +89,7 @@ def open_study(
         task_options=options,
         metric=metric.name,
         data=study_folder.digests(splits),
-        steps=spec.budget.steps,
+        steps=spec.budget.planned_steps,
         batch_size=spec.budget.batch_size,
         evaluation_batch_size=spec.engine.evaluation_batch_size,
         warmup=spec.budget.warmup,
@@ -95,17 +111,74 @@ def open_study(
     )
     study = Study(
         spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric,
-        make_executor=make_executor,
+        make_executor=make_executor, chosen=choices.notes, unused_columns=unused,
     )  # fmt: skip
     return match_parameters(study) if spec.budget.match == "parameters" else study
 
 
-def _detect_machine(spec: StudySpec, make_executor: ExecutorFactory) -> dict[str, Any]:
-    """Return device, precision, threads and quantizer that the study's trials would get."""
+def add_head(
+    spec: StudySpec,
+    base: base_model.ResolvedBase,
+    options: dict[str, Any],
+    make_executor: ExecutorFactory = make_executor,
+) -> tuple[dict[str, Any], list[DataIssue]]:
+    """Return a task's options with its head on this base, and an issue if that replaces another.
+
+    The options are unchanged if the base has no head and the new one is the usual layer.
+
+    Raises:
+        PreflightError: ``base-not-loadable``, and what loading a base refuses.
+    """
+    if not task_class(spec.task.kind).heads:
+        return options, []
+    request = {
+        "task": spec.task.kind,
+        "options": options,
+        "path": base.path,
+        "revision": base.commit or spec.base.revision,
+        "trusted": spec.base.trust_remote_code,
+    }
+    executor = open_executor(spec, make=make_executor)
+    head = run_remote(executor, jobs.FIND_HEAD, request)["head"]
+    if head is None:
+        return options, []
+    if not head["replaced"]:
+        return {**options, "head": head}, []
+    issue = DataIssue(
+        "head-replaced",
+        f"The base is a finished classifier: its own output layer ({', '.join(head['modules'])}) "
+        "is replaced by a new one",
+        "its labels and what it has learnt of them are not used; every method begins with the same "
+        "new layer.",
+    )
+    return {**options, "head": head}, [issue]
+
+
+def _detect_machine(
+    spec: StudySpec, make_executor: ExecutorFactory, lengths: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return device, precision, threads and quantizer that the study's trials would get.
+
+    With ``lengths``, a request for them, the rows' token counts are under ``row_lengths``.
+    """
     request = spec.engine.model_dump(include={"device", "precision", "workers"})
     request["threads"] = spec.engine.requested_threads
-    request |= spec.base.model_dump(include={"quantize", "quantizer"})
+    request |= spec.base.model_dump(include={"quantize", "quantizer"}) | dict(lengths)
     return run_remote(open_executor(spec, make=make_executor), jobs.DETECT_MACHINE, request)
+
+
+def _choose_defaults(
+    spec: StudySpec,
+    splits: Splits,
+    entries: Sequence[MethodEntry],
+    machine: dict[str, Any],
+    metric: MetricInfo,
+) -> defaults.Choices:
+    """Choose the open values of a study; take the rows' token counts out of ``machine``."""
+    counted = machine.pop("row_lengths", None)
+    choices = defaults.choose_open_values(spec, splits, entries, machine, counted)
+    fixed = defaults.describe_defaults(spec, splits, metric, machine)
+    return choices._replace(notes={**fixed, **choices.notes})
 
 
 def load_general_text(spec: StudySpec, task_type: str, source: Path) -> list[Row]:
@@ -163,6 +236,7 @@ def resolve_metric(
 def check_study(study: Study, progress: Progress) -> Study:
     """Check methods, base and tokens in a worker; return the study with the resulting warnings.
 
+    The task's options are completed with what only the tokenizer tells.
     The study's folder must hold its data.
 
     Raises:
@@ -173,7 +247,16 @@ def check_study(study: Study, progress: Progress) -> Study:
     answer = run_remote(study.executor(), jobs.CHECK_STUDY, segment.to_json())
     issues = [DataIssue.from_json(issue) for issue in answer["faults"]]
     raise_fatal(issues, study.splits)
-    return add_warnings(study, warning_texts(issues, study.splits), progress)
+    options = answer.get("task_options", study.conditions.task_options)
+    conditions = dataclasses.replace(study.conditions, task_options=options)
+    study = study._replace(conditions=conditions)
+    done = [issue for issue in issues if issue.code in MENDED]
+    for issue in done:
+        progress.say(issue.cause(study.splits.place))
+    texts = warning_texts(done, study.splits)
+    study = study._replace(warnings=tuple(dict.fromkeys([*study.warnings, *texts])))
+    others = [issue for issue in issues if issue.code not in MENDED]
+    return add_warnings(study, warning_texts(others, study.splits), progress)
 
 
 def add_warnings(study: Study, warnings: Sequence[str], progress: Progress) -> Study:
@@ -189,7 +272,7 @@ def match_parameters(study: Study) -> Study:
     request = {
         "segment": whole_segment(study, [prior_trial(study, e) for e in study.entries]).to_json(),
         "task_type": task.task_type,
-        "heads": list(task.heads),
+        "heads": list(task(study.conditions.task_options).heads),
         "target": study.spec.budget.parameters,
         "fixed": {name: list(override.config) for name, override in overrides.items()},
     }

@@ -20,9 +20,10 @@ MAX_BYTES = 4
 
 
 def preview_rows(value: dict[str, Any]) -> dict[str, Any]:
-    """Return ``{"rows": [...]}``, the first ``value["count"]`` rows of train.
+    """Return ``{"rows": [...], "added": ...}``, the first ``value["count"]`` rows of train.
 
-    A worker's entry point. A row has its ``position`` in the split, its number of ``tokens``, how
+    A worker's entry point. ``added`` is a sentence on the special tokens that the tokenizer adds,
+    or None. A row has its ``position`` in the split, its number of ``tokens``, how
     many are ``supervised``, its ``pieces`` and, if one label applies to the whole row, its
     ``label``.
     """
@@ -35,7 +36,8 @@ def preview_rows(value: dict[str, Any]) -> dict[str, Any]:
     examples = load_or_encode(
         task, tokenizer, data, "train", lambda: read_rows(data / "train.jsonl")
     )[: value["count"]]
-    return {"rows": [_row(task, tokenizer, i, e) for i, e in enumerate(examples)]}
+    rows = [_row(task, tokenizer, i, e) for i, e in enumerate(examples)]
+    return {"rows": rows, "added": task.added_tokens_text(tokenizer)}
 
 
 def _row(task: Task, tokenizer: Any, position: int, example: Example) -> dict[str, Any]:

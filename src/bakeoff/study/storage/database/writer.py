@@ -163,7 +163,9 @@ def _set_values(connection: sa.Connection, values: Mapping[str, Any]) -> None:
 def _write_result(connection: sa.Connection, result: TrialResult, seal: str | None) -> None:
     value = result.to_json()
     value["item_losses"] = ()  # only the race needs them: they are in ``rungs``
-    value["splits"] = {s: {"mean_loss": v.mean_loss} for s, v in result.splits.items()}
+    value["splits"] = {
+        s: {"mean_loss": v.mean_loss, "cut": v.cut} for s, v in result.splits.items()
+    }
     rows = [
         {"trial_id": result.trial_id, "split": s, "item": i, "score": x, "prediction": p}
         for s, v in result.splits.items()
