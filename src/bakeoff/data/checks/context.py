@@ -24,6 +24,8 @@ class CheckContext(NamedTuple):
     """Fields whose column holds more than text (a conversation); the task reads them itself."""
     texts: Callable[[Row], tuple[str, str]]
     """Row -> its prompt and answer."""
+    optional: frozenset[str] = frozenset()
+    """Fields that a row may leave empty; those that are structured may be missing too."""
     group: str | None = None
     """Column whose rows belong into one split."""
     cut: Mapping[str, float] = {}
