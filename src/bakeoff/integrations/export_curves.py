@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from bakeoff.core import plugins
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, UsageError, first_line
+from bakeoff.core.names import quote_path
 from bakeoff.integrations.trackers import Exporter, tracker_runs
 from bakeoff.study.record import read_record
 
@@ -36,7 +37,7 @@ def export_curves(out: Path, to: str, target: Path) -> ExportedCurves:
         raise UsageError(
             "no-curves",
             f"No trial in {out} has a curve or a score yet.",
-            "`bakeoff run` to continue the study.",
+            f"`bakeoff run {quote_path(out)}` continues the study.",
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(

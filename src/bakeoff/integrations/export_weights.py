@@ -102,7 +102,7 @@ def export_weights(
     study_folder.check_name(target)
     study_folder.check_no_symlinks(out)
     record, report = load_report(out, examples=False)
-    run = _select_run(record, report, method)
+    run = _select_run(record, report, method, out)
     spec = parse_spec(read_values(out)["spec"])
     base = base_model.locate_base(spec.base.model, lambda _: None, run.trial.conditions.revision)
     if base.fingerprint != run.trial.conditions.fingerprint:
@@ -142,7 +142,9 @@ def export_weights(
     return exported
 
 
-def _select_run(record: StudyRecord, report: Mapping[str, Any], method: str | None) -> TrialRun:
+def _select_run(
+    record: StudyRecord, report: Mapping[str, Any], method: str | None, out: Path
+) -> TrialRun:
     """Return the trial to export."""
     by_method = runs_by_method(record)
     if method is not None and method not in by_method:
@@ -154,7 +156,8 @@ def _select_run(record: StudyRecord, report: Mapping[str, Any], method: str | No
         raise UsageError(
             "nothing-to-export",
             f"{owner} no trained weights to export yet.",
-            "`bakeoff run` to continue the study, or `--method NAME` to export another method.",
+            f"`bakeoff run {quote_path(out)}` continues the study; `--method NAME` exports another "
+            "method. The results of an imported study have no weights.",
         )
     return run
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from bakeoff.core import files, trial_dir
 from bakeoff.core.clock import is_wall_key, now_utc
 from bakeoff.core.errors import BakeoffError, UsageError
-from bakeoff.core.names import is_within
+from bakeoff.core.names import is_within, quote_path
 from bakeoff.core.trial import Trial
 from bakeoff.core.trial_dir import TRIALS
 from bakeoff.study.monitoring.progress import LOG, Progress
@@ -74,7 +74,7 @@ def check_can_fork(parent: Path, out: Path, again: bool) -> None:
             "fork-itself",
             f"The fork {out} would be inside the folder of its parent study, {parent}, which must "
             "not change.",
-            f"a folder next to it: `--fork {parent.with_name(parent.name + '-2')}`.",
+            f"a folder next to it: `--fork {quote_path(parent.with_name(parent.name + '-2'))}`.",
         )
     if "imported" in _read_parent(parent).values:
         raise UsageError(

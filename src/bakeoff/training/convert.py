@@ -190,9 +190,12 @@ def _to_lora(model: Any, kind: str, rank: int, target: Path) -> str:
     Raises:
         PreflightError: ``cannot-convert``.
     """
+    other = "`--as merged` or `--as adapter`"
     try:
         if kind != ADAPTER:
             raise TypeError("it was trained in the base's own weights")
+        if model.active_peft_config.is_prompt_learning:
+            other = "`--as adapter`"
         name = model.peft_config[model.active_adapter].base_model_name_or_path
         config, tensors = peft.convert_to_lora(model, rank)
         config.base_model_name_or_path = name
@@ -200,7 +203,7 @@ def _to_lora(model: Any, kind: str, rank: int, target: Path) -> str:
         raise PreflightError(
             "cannot-convert",
             f"PEFT cannot convert this method to LoRA: {first_line(error)}",
-            "`--as merged` or `--as adapter`; `bakeoff methods` says what converts.",
+            f"{other}; `bakeoff methods` says what converts.",
         ) from error
     target.mkdir(parents=True)
     config.save_pretrained(str(target))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bakeoff.core.errors import UsageError
+from bakeoff.core.names import quote_path
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.redact import redact_value
 from bakeoff.core.results import Cost, Status, TrialResult
@@ -57,7 +58,7 @@ def result_files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]
         raise UsageError(
             "hf-json-nothing",
             "No final trial has ended yet.",
-            "`bakeoff run` to continue the study.",
+            f"`bakeoff run {quote_path(folder)}` continues the study.",
         )
     return contents
 

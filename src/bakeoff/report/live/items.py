@@ -153,7 +153,7 @@ def _no_items_error() -> UsageError:
     return UsageError(
         "no-answers",
         "There are no test items to show: the control and a contender have no test scores yet.",
-        "`bakeoff run` to continue the study.",
+        "`bakeoff run FOLDER` with the study's folder continues it.",
     )
 
 

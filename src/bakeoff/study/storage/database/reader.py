@@ -77,7 +77,7 @@ class Reader(DatabaseHandle):
             raise UsageError(
                 "no-study",
                 f"The study in {path.parent} has not started yet.",
-                "`bakeoff run` continues it.",
+                "`bakeoff run STUDY.toml` with the same study file starts it.",
             )
         self.version = version
 
