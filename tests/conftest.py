@@ -24,12 +24,14 @@ from helpers.executors import (
 
 from bakeoff.core import jobs
 from bakeoff.core.results import Cost, Status
-from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.accelerators import STRICT_VARIABLE, Switches
 from bakeoff.testing.tiny import rows, save_bert, save_llama, write_jsonl
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# an accelerator that fails unexpectedly must not go unnoticed, in workers neither
+os.environ.setdefault(STRICT_VARIABLE, "1")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

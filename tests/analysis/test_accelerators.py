@@ -13,6 +13,7 @@ from helpers.records import Pair, final, hits, make_cost, make_engine, make_reco
 
 import bakeoff.report
 from bakeoff.analysis.summary import summarise
+from bakeoff.core.errors import FAULT
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.results import Status
 from bakeoff.study.storage.database.reader import Reader
@@ -35,6 +36,23 @@ def trained(method: str, right: int = 120) -> list[Pair]:
     """Return a search of two lanes and finals of three."""
     tests = {seed: hits(right, 200) for seed in (1, 2, 3)}
     return sharing(search(method, {1e-4: 0.9, 1e-3: 0.5}), 2) + sharing(final(method, tests), 3)
+
+
+def test_faults_are_counted() -> None:
+    """An error of bakeoff's own is no reason: it is listed as a fault."""
+    why = f"{FAULT}, please report it with the file in logs/ (ValueError: sizes)"
+    costs = {
+        "lora": make_cost("lora", engine=make_engine()),
+        "oft": make_cost("oft", engine=make_engine(packing=why)),
+    }
+    broken = [
+        (t, dataclasses.replace(r, warnings=(f"trained sequentially, not in lanes: {why}",)))
+        for t, r in trained("oft")
+        if r
+    ]
+    found = engines(make_record(trained("lora") + broken, ("lora", "oft"), costs=costs))
+    assert "faults" not in found["lora"]
+    assert found["oft"]["faults"] == ["packing", "lanes"]
 
 
 def test_method_row_lists_accelerators() -> None:

@@ -16,12 +16,18 @@ from torch.func import vmap
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Status
 from bakeoff.core.trial import Segment, Trial
-from bakeoff.engine.accelerators import Switches, explain_defaults
+from bakeoff.engine.accelerators import (
+    STRICT_VARIABLE,
+    Switches,
+    explain_defaults,
+    explain_failure,
+)
 from bakeoff.engine.lanes import dropout
+from bakeoff.engine.lanes.lanes import FrozenPartsDiffer
 from bakeoff.engine.lanes.vmapped_linear import lane_linear
 from bakeoff.engine.loop import train
 from bakeoff.engine.packing import layout
-from bakeoff.engine.packing.attention import attend
+from bakeoff.engine.packing.attention import NotPackable, attend
 from bakeoff.engine.packing.layout import Layout
 from bakeoff.study.config import parse_spec
 from bakeoff.testing.tiny import write_splits
@@ -203,7 +209,7 @@ def test_unsupported_group_runs_sequentially(
 
     def only_alone(trials: Any, *rest: Any) -> Any:
         if len(trials) > 1:
-            raise ValueError("no room for two")
+            raise FrozenPartsDiffer("its frozen tensors differ by seed (W)")
         return right(trials, *rest)
 
     monkeypatch.setattr(segment, "build_setup", only_alone)
@@ -213,8 +219,62 @@ def test_unsupported_group_runs_sequentially(
         for result in segment.run_segment(part).results:
             assert result.status is status, result.traceback
             assert (result.lanes, result.step) == (1, start + 1)
-            said = "trained sequentially, not in lanes: ValueError: no room for two"
+            said = "trained sequentially, not in lanes: its frozen tensors differ by seed (W)"
             assert result.warnings[-1] == said
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_error_in_lanes_is_not_a_reason(
+    always: bool, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of lanes is shown as a fault; one that comes again alone belongs to its trial."""
+    monkeypatch.delenv(STRICT_VARIABLE)
+    write_splits(tmp_path / "data")
+    right = segment.build_setup
+
+    def broken(trials: Any, *rest: Any) -> Any:
+        if always or len(trials) > 1:
+            raise ValueError("no room for two")
+        return right(trials, *rest)
+
+    monkeypatch.setattr(segment, "build_setup", broken)
+    trials = [make_trial("lora", "sft", seed=s, phase="search", steps=1) for s in (1, 2)]
+    part = Segment(tuple(trials), 0, 1, str(tmp_path), str(tiny_llama))
+    results = segment.run_segment(part).results
+    if always:
+        assert {(r.status, r.reason, r.warnings) for r in results} == {
+            (Status.FAILED, "ValueError: no room for two", ())
+        }
+        return
+    for result in results:
+        assert result.status is Status.DONE
+        assert result.warnings[-1] == (
+            "trained sequentially, not in lanes: a fault of bakeoff's, please report it with the "
+            "file in logs/ (ValueError: no room for two)"
+        )
+    monkeypatch.setenv(STRICT_VARIABLE, "1")
+    with pytest.raises(ValueError, match="no room"):
+        segment.run_segment(part)
+
+
+def test_only_limits_are_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit is shown as its sentence, anything else as a fault, and tests fail on it."""
+    limits = {
+        NotPackable("the base has no list of layers with attention"): "the base has no list",
+        torch.OutOfMemoryError("CUDA out of memory"): "memory ran out",
+        RuntimeError("vmap: It looks like you're calling .item() on a Tensor"): "on the host",
+    }
+    for error, why in limits.items():
+        assert why in explain_failure(error)
+        assert type(error).__name__ not in explain_failure(error)
+    wrapped = RuntimeError("wrapped by a compiler")
+    wrapped.__cause__ = NotPackable("sliding")
+    assert explain_failure(wrapped) == "sliding"
+    for fault in (ValueError("sizes"), RuntimeError("vmap: sizes differ")):
+        with pytest.raises(type(fault)):
+            explain_failure(fault)
+    monkeypatch.delenv(STRICT_VARIABLE)
+    assert explain_failure(ValueError("sizes")).startswith("a fault of bakeoff's")
 
 
 def test_out_of_memory_halves_lanes(tiny_llama: Path, tmp_path: Path) -> None:

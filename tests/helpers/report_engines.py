@@ -9,7 +9,7 @@ UNWISHED = ("compile", "graphs")
 
 DIFFERS = "losses or gradients differ from the same trials alone by 0.31 (relative)"
 NOT_SHARED = "its frozen tensors differ by seed (encoder.layer.0.attention.self.query.vera_A)"
-NOT_PACKABLE = "NotPackable: a layer averages over all tokens, padding included"
+NOT_PACKABLE = "one of its layers averages over all tokens, padding included"
 
 _OFF = {
     "vera": {"lanes": NOT_SHARED},

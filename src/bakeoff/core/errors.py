@@ -104,6 +104,10 @@ def describe_error(error: BaseException) -> str:
     return f"{name} without a message, in {last.name} ({Path(last.filename).name}:{last.lineno})"
 
 
+FAULT = "a fault of bakeoff's"
+"""How the reason begins why an accelerator is off, where an unexpected error turned it off."""
+
+
 def first_line(error: BaseException, limit: int = 200, with_type: bool = True) -> str:
     """Return the first line of an error's message, at most ``limit`` characters long.
 

@@ -2,11 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+
+from bakeoff.core.errors import FAULT, first_line
+from bakeoff.engine.device import is_out_of_memory
+
+log = logging.getLogger(__name__)
+
+STRICT_VARIABLE = "BAKEOFF_STRICT"
+"""Environment variable: if set, an accelerator that fails unexpectedly is an error. For tests."""
+_VMAP_LIMITS = {
+    "data-dependent control flow": "its code branches on the values of tensors",
+    "calling .item()": "its code reads the values of tensors on the host",
+    "Batching rule not implemented": "it uses an operation without a rule for batches",
+    "vmap: inplace arithmetic": "it writes to a tensor that all trials share",
+    "randomness": "it draws random numbers in a way that batches cannot divide",
+}
+"""Parts of the errors of ``torch.func.vmap`` on code that it cannot batch, and what they mean."""
+
+
+class Unsupported(Exception):
+    """An accelerator does not work with a model or method; the message says why, for people."""
+
+
+def explain_failure(error: Exception) -> str:
+    """Return why an accelerator is off on which this error was raised.
+
+    Known limits are sentences. Any other error is a fault of bakeoff's: the reason says so, and the
+    traceback is logged.
+
+    Raises:
+        Exception: the error itself, if it is a fault and ``BAKEOFF_STRICT`` is set.
+    """
+    for cause in _causes(error):
+        known = _known_limit(cause)
+        if known is not None:
+            return known
+    if os.environ.get(STRICT_VARIABLE):
+        raise error
+    log.error("an accelerator failed, please report this", exc_info=error)
+    return f"{FAULT}, please report it with the file in logs/ ({first_line(error)})"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it was raised from, compilers wrap errors of the code."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _known_limit(error: BaseException) -> str | None:
+    """Return the sentence for an error that is a known limit, None for any other."""
+    if isinstance(error, Unsupported):
+        return str(error)
+    if is_out_of_memory(error):
+        return "memory ran out, even with one row in a pass"
+    text = str(error)
+    if "vmap" in text:
+        limits = (why for part, why in _VMAP_LIMITS.items() if part in text)
+        why = next(limits, None)
+        return None if why is None else f"{why}, which trials in lanes cannot"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"PyTorch cannot compile its layers here ({first_line(error)})"
+    if "stream is capturing" in text or "graph capture" in text:
+        return "its step needs the host, so it cannot be captured as a CUDA graph"
+    return None
 
 
 @dataclass(frozen=True)

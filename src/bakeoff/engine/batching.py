@@ -387,7 +387,7 @@ class BatchBuilder:
             return
         self._inspected = True
         if self.lanes.sees_padding:
-            raise NotPackable("a layer averages over all tokens, padding included")
+            raise NotPackable("one of its layers averages over all tokens, padding included")
         self.lanes.run_single(0)
         batch = self.task.batch(list(examples[:2]), self.pad_id, self.device, None, None)
         seen: list[torch.Size] = []
@@ -407,7 +407,7 @@ class BatchBuilder:
             handle.remove()
         rows, length = batch.inputs["input_ids"].shape
         if not seen or len(seen[0]) != 3 or seen[0][0] != rows or seen[0][1] < length:
-            raise NotPackable(f"the layers see {tuple(seen[0]) if seen else 'nothing'}")
+            raise NotPackable("the first layer does not receive one state for each token")
         self.virtual_tokens = seen[0][1] - length
 
 

@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from bakeoff.engine.accelerators import Unsupported
 from bakeoff.engine.lanes.vmapped_modules import ClassForward, named_tensors_with_aliases
 from bakeoff.engine.packing.attention import ATTENTION_NAME, ActivePass, NotPackable, use_layout
 from bakeoff.engine.packing.layout import Layout, pack, unpack
@@ -40,11 +41,11 @@ MAX_LAYER_KINDS = 4
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
-class NotCompilable(Exception):
+class NotCompilable(Unsupported):
     """Compiling the layers would not save time; the message says why."""
 
 
-class NotRecomputable(Exception):
+class NotRecomputable(Unsupported):
     """A layer cannot be recomputed in the backward pass; the message says why."""
 
 
@@ -93,7 +94,7 @@ class LayerStack:
         if index == 0:
             self._packed.clear()
             if kwargs.get("past_key_values") is not None:
-                raise NotPackable("keys and values from outside the batch (a prefix)")
+                raise NotPackable("its prefix comes as keys and values from outside the batch")
             states = pack(_hidden_states(args, kwargs, where), where)
             if compiled and not states.requires_grad:
                 # not a view, and requiring a gradient, as in every other layer: otherwise the
@@ -120,7 +121,9 @@ class LayerStack:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return self._run_once(index, compiled, args, kwargs)
         if kwargs.get("past_key_values") is not None:
-            raise NotRecomputable("layers that add to a cache of keys and values, run twice")
+            raise NotRecomputable(
+                "its layers add keys and values to a cache, and would twice"
+            )
         # works with vmap: the modules inside enter vmap in each run, the layer itself is outside
         with set_checkpoint_early_stop(False):
             return checkpoint(
@@ -227,7 +230,7 @@ def find_layers(model: nn.Module) -> list[nn.Module]:
     if not stacks:
         raise NotPackable("the base has no list of layers with attention")
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise NotPackable("an encoder and a decoder")
+        raise NotPackable("the base has an encoder and a decoder")
     return max(stacks, key=lambda s: sum(p.numel() for x in s for p in x.parameters()))
 
 

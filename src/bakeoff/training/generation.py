@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from bakeoff.core.errors import first_line
 from bakeoff.core.trial import Conditions
+from bakeoff.engine.accelerators import explain_failure
 from bakeoff.engine.device import autocast, is_out_of_memory, retry_with_half
 from bakeoff.engine.generation.generate import (
     DecodeSettings,
@@ -14,7 +14,6 @@ from bakeoff.engine.generation.generate import (
     generate_in_slots,
     generate_plain,
 )
-from bakeoff.engine.generation.kv_slots import FastGenerationUnsupported
 from bakeoff.engine.generation.token_ties import ROUNDING, first_differences
 
 PROBE_PROMPTS = 12
@@ -57,12 +56,10 @@ def generation_mismatch(
     with autocast(c.device, c.precision):
         try:
             fast = generate_in_slots(model, few, PROBE_ROWS, graphs, settings)
-        except FastGenerationUnsupported as error:
-            return str(error)
-        except Exception as error:  # models raise many kinds on a cache that they do not know
+        except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return first_line(error)
+            return explain_failure(error)
         differences = list(first_differences(model, few, fast, generate_plain(model, few)))
     wrong = [d for d in differences if not d.gap <= ROUNDING[c.precision]]
     if not wrong:

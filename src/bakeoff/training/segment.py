@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bakeoff.core import files, trial_dir
-from bakeoff.core.errors import BakeoffError
+from bakeoff.core.errors import BakeoffError, describe_error
 from bakeoff.core.redact import redact
 from bakeoff.core.results import (
     CurvePoint,
@@ -34,9 +34,9 @@ from bakeoff.core.results import (
     Status,
     TrialResult,
 )
-from bakeoff.core.trial import Segment
+from bakeoff.core.trial import Conditions, Segment
 from bakeoff.core.trial_dir import TRIALS
-from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.accelerators import Switches, explain_failure
 from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import is_device_lost, is_out_of_memory
 from bakeoff.engine.loop import LossReading, Pause, Stepper, reading_steps, train
@@ -104,14 +104,25 @@ def _train_trials(segment: Segment) -> Iterator[TrialResult]:
     except Exception as error:
         if files.disk_full_message(error) or is_device_lost(error):
             raise
-        # an error in lanes does not say which trial caused it: run alone, each has its own outcome
-        why = f"trained sequentially, not in lanes: {describe_failure(error).splitlines()[0]}"
-        log.warning("trials %s: %s", ", ".join(trial.id for trial in group), why)
-        single = (_train_single(dataclasses.replace(segment, trials=(trial,))) for trial in group)
-        results = [dataclasses.replace(r, warnings=(*r.warnings, why)) for r in single]
+        results = _train_each(segment, error)
     for result in results:
         stopped = result.status is Status.STOPPED
         yield result if stopped else write_result(result, folder / result.trial_id)
+
+
+def _train_each(segment: Segment, error: Exception) -> list[TrialResult]:
+    """Train trials one by one after an error in lanes, which does not say which trial caused it.
+
+    An error that comes again belongs to its trial. Otherwise lanes caused it, and the results warn.
+    """
+    group = segment.trials
+    log.warning("trials %s: an error in lanes", ", ".join(t.id for t in group), exc_info=error)
+    traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed step
+    results = [_train_single(dataclasses.replace(segment, trials=(trial,))) for trial in group]
+    if any(r.status in (Status.FAILED, Status.INCOMPATIBLE) for r in results):
+        return results
+    why = f"trained sequentially, not in lanes: {explain_failure(error)}"
+    return [dataclasses.replace(r, warnings=(*r.warnings, redact(why))) for r in results]
 
 
 def classify_failure(error: BaseException) -> Status:
@@ -123,13 +134,20 @@ def classify_failure(error: BaseException) -> Status:
     return Status.FAILED
 
 
-def describe_failure(error: BaseException) -> str:
-    """Return the reason that users read: the error's message, with its type or code."""
+def describe_failure(error: BaseException, conditions: Conditions | None = None) -> str:
+    """Return the reason that users read: the error's message, with its type or code.
+
+    If memory ran out under ``conditions``, it names the setting that needs less.
+    """
     if isinstance(error, Incompatible):
         return redact(str(error))
     if isinstance(error, BakeoffError):
         return redact(f"[{error.code}] {error.cause}")
-    return redact(f"{type(error).__name__}: {error}")
+    text = describe_error(error)
+    if conditions is not None and is_out_of_memory(error):
+        length = conditions.task_options["max_length"]
+        text += f" (task.max_length is {length}; a smaller one needs less memory)"
+    return redact(text)
 
 
 def _train_group(segment: Segment) -> list[TrialResult]:
@@ -153,7 +171,7 @@ def _train_single(segment: Segment) -> TrialResult:
             result = TrialResult(
                 trial_id=segment.trials[0].id,
                 status=status,
-                reason=describe_failure(error),
+                reason=describe_failure(error, segment.trials[0].conditions),
                 traceback=redact(traceback.format_exc()) if status is Status.FAILED else None,
                 curve=tuple(curve),
                 train_seconds=time.perf_counter() - started,

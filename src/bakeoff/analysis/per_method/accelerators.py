@@ -5,9 +5,11 @@ Records from before bakeoff had lanes hold none of this; the row is then None.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from bakeoff.analysis.trial_runs import MethodRuns
+from bakeoff.core.errors import FAULT
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.results import Cost, Status
 
@@ -20,7 +22,8 @@ def engine_row(record: StudyRecord, runs: MethodRuns) -> dict[str, Any] | None:
     """Return ``lanes``, ``on`` and ``off`` of a method; None without a probe's decision.
 
     ``lanes`` is the largest number of trials batched in a step: 1 if they ran one by one, None if
-    none has run. ``off`` maps accelerators to the probe's reason, None if not requested.
+    none has run. ``off`` maps accelerators to the probe's reason, None if not requested. ``faults``
+    are those that an unexpected error turned off, in the probe or in a trial; missing without any.
     """
     cost = record.costs.get(runs.method)
     decided = _probe_decision(cost, record) if cost else None
@@ -30,11 +33,21 @@ def engine_row(record: StudyRecord, runs: MethodRuns) -> dict[str, Any] | None:
     # a result counts the trials of its group even with lanes off, when they ran in turn on one base
     groups = [r.result.lanes for r in runs.all if r.result and r.result.lanes]
     most = max(groups, default=None)
+    faults = _faults(reasons, runs)
     return {
         "lanes": most if switches.get(LANES) or most is None else 1,
         "on": [name for name, on in switches.items() if on],
         "off": {name: reasons.get(name) for name, on in switches.items() if not on},
-    }
+    } | ({"faults": faults} if faults else {})
+
+
+def _faults(reasons: Mapping[str, str | None], runs: MethodRuns) -> list[str]:
+    """Return the accelerators that an unexpected error turned off."""
+    faults = [name for name, why in reasons.items() if (why or "").startswith(FAULT)]
+    warnings = (text for r in runs.all if r.result for text in r.result.warnings)
+    if LANES not in faults and any(LANES in text and FAULT in text for text in warnings):
+        faults.append(LANES)
+    return faults
 
 
 def _probe_decision(cost: Cost, record: StudyRecord) -> dict[str, Any] | None:

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
+from bakeoff.engine.accelerators import Unsupported
 
-class FastGenerationUnsupported(Exception):
+
+class FastGenerationUnsupported(Unsupported):
     """Fast generation does not support this model; the message says why."""
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bakeoff.engine import quantization
+from bakeoff.engine.accelerators import Unsupported
 from bakeoff.engine.lanes import dropout
 from bakeoff.engine.lanes.parameter_stack import ParameterStack, all_equal
 from bakeoff.engine.lanes.vmapped_modules import (
@@ -38,11 +39,11 @@ Precondition = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[st
 """Maps one lane's tensors and gradients by name to the gradients that change."""
 
 
-class FrozenPartsDiffer(Exception):
+class FrozenPartsDiffer(Unsupported):
     """The trials' frozen tensors differ by seed, so they cannot share one base."""
 
 
-class RowsMixed(RuntimeError):
+class RowsMixed(Unsupported):
     """The base computes over all rows of a batch: a lane would depend on other lanes."""
 
 

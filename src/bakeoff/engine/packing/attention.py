@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from bakeoff.engine.accelerators import Unsupported
 from bakeoff.engine.lanes.dropout import LaneRandom
 from bakeoff.engine.packing.layout import Layout
 from bakeoff.engine.packing.softmax import AttentionSettings, backward, forward
@@ -32,7 +33,7 @@ UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
 """Arguments of attention that some models pass and our kernels do not support."""
 
 
-class NotPackable(Exception):
+class NotPackable(Unsupported):
     """The model does something that packed rows do not support; the message says what."""
 
 
@@ -135,13 +136,13 @@ def _check_packable(
     if mask is not None:
         raise NotPackable("the model builds an attention mask of its own")
     if query.shape[2] != key.shape[2] or query.shape[2] != where.gather.shape[1]:
-        raise NotPackable("keys and queries are not the same tokens")
+        raise NotPackable("the keys are not those of the same tokens as the queries")
     window = kwargs.get("sliding_window")
     if window is not None and window < where.longest:
-        raise NotPackable("sliding-window attention")
+        raise NotPackable("the base uses sliding-window attention, shorter than the rows")
     for name in UNSUPPORTED_ARGUMENTS:
         if kwargs.get(name) is not None:
-            raise NotPackable(f"attention with {name}")
+            raise NotPackable(f"the base uses attention with {name}")
 
 
 def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -15,11 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bakeoff.core.errors import first_line
+from bakeoff.core import files
 from bakeoff.core.trial import LEARNING_RATE, Trial
-from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.accelerators import Switches, explain_failure
 from bakeoff.engine.device import free_memory
-from bakeoff.engine.lanes.lanes import FrozenPartsDiffer
 from bakeoff.engine.loop import step_with_retry
 from bakeoff.training.generation import generation_mismatch
 from bakeoff.training.setup import TrainingSetup, build_setup, make_task
@@ -96,10 +95,10 @@ def _step_mismatch(
     """Return why a step with the switches ``tried`` differs from the reference, None if not."""
     try:
         step = _run_step(pair, base_path, data, tried)
-    except FrozenPartsDiffer as error:
-        return str(error)
     except Exception as error:  # of any kind: the plain path remains
-        return first_line(error)
+        if files.disk_full_message(error):
+            raise
+        return explain_failure(error)
     limit = TOLERANCE[pair[0].conditions.precision]
     off = (step.gradients - reference.gradients).norm(dim=1) / reference.gradients.norm(dim=1)
     worst = float(torch.cat([off, (step.losses / reference.losses - 1).abs()]).max())
