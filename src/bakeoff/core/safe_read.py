@@ -5,6 +5,7 @@ Callers turn ``UnreadableFile`` into an error of their own. Standard library onl
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -68,15 +69,21 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_text(path: Path, most: int) -> str:
-    """Read a UTF-8 text file of at most ``most`` bytes.
+    """Read a UTF-8 text file of at most ``most`` bytes, without a byte order mark.
 
     Raises:
         UnreadableFile: as ``read_bytes``, and not UTF-8.
     """
+    raw = read_bytes(path, most)
     try:
-        return read_bytes(path, most).decode("utf-8")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableFile(f"it is not UTF-8 (byte {error.start + 1})") from error
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UnreadableFile("it is UTF-16, not UTF-8") from error
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UnreadableFile(
+            f"it is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}"
+        ) from error
 
 
 def read_json(path: Path, most: int) -> Any:

@@ -1,18 +1,16 @@
-"""Read rows from the user's files, and write a split as canonical JSONL.
+"""Rows with their places, and splits as canonical JSONL: written, and read again.
 
 The sha256 of a written split is part of every trial's id. Standard library only.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bakeoff.core import files
 from bakeoff.core.errors import PreflightError
@@ -25,16 +23,13 @@ from bakeoff.core.safe_read import (
     exceeds_depth,
     read_bytes,
 )
+from bakeoff.data.encoding import decode_text
 from bakeoff.data.issues import Place, format_numbers
+from bakeoff.data.templates import columns_of, render_template  # noqa: F401
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-_COLUMN = re.compile(r"\{(\w+)\}")
 _LINE_END = re.compile(r"\r\n|\r|\n")
-_BOM = "\ufeff"
-_CELL_LIMIT = 2**31 - 1
-"""Limit for the characters of a CSV cell; Python's default of 131,072 refuses long documents."""
 
 
 class LocatedRow(dict[str, Any]):
@@ -48,6 +43,17 @@ class LocatedRow(dict[str, Any]):
     def __init__(self, content: Mapping[str, Any], place: Place) -> None:
         super().__init__(content)
         self.place = place
+
+
+class FileRows(NamedTuple):
+    """The rows of a file or a table, what was assumed about it, and the names of its labels.
+
+    ``labels`` maps a column of numbered labels to their names, in the order of the numbers.
+    """
+
+    rows: list[Row]
+    notes: tuple[str, ...] = ()
+    labels: dict[str, list[str]] = {}
 
 
 def place_of(row: Row, split: str, position: int) -> Place:
@@ -64,31 +70,86 @@ def rename_columns(row: Row, names: Mapping[str, str]) -> Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read every row of a JSONL, JSON (list of objects), CSV or TSV file, each with its place.
-
-    Lines and rows count from 1; the place of a CSV row that spans lines is its first line. A byte
-    order mark at the start of the file is ignored.
+    """Read every row of a JSONL file in UTF-8, each with its place: the form of a written split.
 
     Raises:
-        PreflightError: missing file, unknown suffix, not UTF-8, byte order marks inside, a header
-            with a duplicate name, broken rows, rows too large or deep; names all affected lines.
+        PreflightError: missing file, not UTF-8, byte order marks inside, broken rows, rows too
+            large or deep; names all affected lines.
     """
-    if not path.exists():
+    try:
+        raw = read_bytes(path, DATA_BYTES)
+    except UnreadableFile as error:
+        if error.missing:
+            raise PreflightError(
+                "data-not-found", f"There is no file {path}.", "check `[data]` in the study file."
+            ) from error
         raise PreflightError(
-            "data-not-found", f"There is no file {path}.", "check `[data]` in the study file."
-        )
-    if path.suffix not in SUFFIXES:
-        raise PreflightError(
-            "data-format",
-            f"{path} ends in '{path.suffix}'.",
-            f"convert it to one of {', '.join(SUFFIXES)}.",
-        )
-    text = _decode(path)
-    rows = _parse(path, text)
+            "data-unreadable", f"{path} cannot be read: {error}.", "`limit`, or smaller files."
+        ) from error
+    text = decode_text(str(path), raw).text
+    rows = parse_jsonl(path.name, text)
     if not rows:
         raise PreflightError("empty-split", f"{path} has no rows.", "give a file with rows.")
     check_row_bounds(path.name, rows, len(text))
     return rows
+
+
+def parse_jsonl(name: str, text: str) -> list[Row]:
+    """Return the rows of a text with an object in each line; ``name`` is the file's, for places.
+
+    Lines count from 1 and end with LF, CR or both; blank ones are skipped.
+
+    Raises:
+        PreflightError: ``data-broken``, ``duplicate-column``, naming all affected lines.
+    """
+    rows: list[Row] = []
+    broken: dict[int, str] = {}
+    # not str.splitlines: it also breaks on U+2028, which JSON strings may hold
+    for number, line in enumerate(_LINE_END.split(text) if "\r" in text else text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except (ValueError, RecursionError) as error:
+            broken[number] = f": {getattr(error, 'msg', error)}"
+            continue
+        if isinstance(row, dict):
+            rows.append(LocatedRow(row, Place(name, "line", number)))
+        else:
+            broken[number] = " is not an object"
+    check_not_broken(name, "line", broken, "every line of a .jsonl file is one JSON object.")
+    return rows
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON; a key that occurs twice in an object is an error, since one would be lost.
+
+    Raises:
+        ValueError: it is not JSON, or has a key twice.
+        RecursionError: it is nested too deep.
+    """
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice}' occurs more than once in an object")
+    return value
+
+
+def check_not_broken(name: str, unit: str, broken: Mapping[int, str], try_: str) -> None:
+    """Refuse a file with broken rows; name the error of the first and the numbers of the others.
+
+    Raises:
+        PreflightError: ``data-broken``.
+    """
+    if broken:
+        first, *others = broken
+        more = f"; broken too: {format_numbers(unit, others)}" if others else ""
+        raise PreflightError("data-broken", f"{name}: {unit} {first}{broken[first]}{more}.", try_)
 
 
 def check_row_bounds(name: str, rows: Sequence[Row], total: int) -> None:
@@ -114,161 +175,6 @@ def check_row_bounds(name: str, rows: Sequence[Row], total: int) -> None:
             where = format_numbers(places[0].unit, [p.number for p in places])
             cause = f"{name} has rows {what}: {where}."
             raise PreflightError(code, cause, "shorten or remove them.")
-
-
-def _parse(path: Path, text: str) -> list[Row]:
-    if path.suffix == ".jsonl":
-        return _parse_jsonl(path, text)
-    return _parse_json(path, text) if path.suffix == ".json" else _parse_csv(path, text)
-
-
-def _decode(path: Path) -> str:
-    try:
-        raw = read_bytes(path, DATA_BYTES)
-    except UnreadableFile as error:
-        raise PreflightError(
-            "data-unreadable", f"{path} cannot be read: {error}.", "`limit`, or smaller files."
-        ) from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8_error(path, raw, error.start) from error
-    if _BOM in text:
-        lines = [n for n, line in enumerate(text.split("\n"), 1) if line.startswith(_BOM)]
-        if path.suffix in (".csv", ".tsv") and _BOM in text.partition("\n")[0]:
-            lines = list(dict.fromkeys([1, *lines]))  # in a column's name, at any position
-        if lines:
-            raise PreflightError(
-                "data-bom",
-                f"{path} has a byte order mark inside, in {format_numbers('line', lines)}: "
-                "files that start with one were concatenated, or a header was inserted.",
-                f"`sed -i 's/\\xef\\xbb\\xbf//g' {path.name}` removes all of them.",
-            )
-    return text
-
-
-def _not_utf8_error(path: Path, raw: bytes, first: int) -> PreflightError:
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        cause, encoding = f"{path} is UTF-16, not UTF-8.", "utf-16"
-    else:
-        lines = [n for n, line in enumerate(raw.split(b"\n"), 1) if not _is_utf8(line)]
-        cause = f"{path} is not UTF-8: byte 0x{raw[first]:02x} in {format_numbers('line', lines)}."
-        encoding = "latin1"
-    fixed = f"fixed{path.suffix}"
-    return PreflightError(
-        "data-not-utf8",
-        cause,
-        f"`iconv -f {encoding} -t utf-8 {path.name} > {fixed}`"
-        + ("." if encoding == "utf-16" else ", if it is Latin-1."),
-    )
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _parse_jsonl(path: Path, text: str) -> list[Row]:
-    rows: list[Row] = []
-    broken: dict[int, str] = {}
-    # split on "\n" only: str.splitlines also breaks on U+2028, which JSON strings may hold
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            broken[number] = f": {getattr(error, 'msg', error)}"
-            continue
-        if isinstance(row, dict):
-            rows.append(LocatedRow(row, Place(path.name, "line", number)))
-        else:
-            broken[number] = " is not an object"
-    _check_not_broken(path, "line", broken)
-    return rows
-
-
-def _parse_json(path: Path, text: str) -> list[Row]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise _broken_file_error(path, f"line {line}: {getattr(error, 'msg', error)}") from error
-    if not isinstance(values, list):
-        raise _broken_file_error(path, "the file is not a list of objects")
-    numbered_values = list(enumerate(values, 1))
-    wrong = {n: " is not an object" for n, v in numbered_values if not isinstance(v, dict)}
-    _check_not_broken(path, "row", wrong)
-    return [LocatedRow(v, Place(path.name, "row", n)) for n, v in numbered_values]
-
-
-def _parse_csv(path: Path, text: str) -> list[Row]:
-    before = csv.field_size_limit(_CELL_LIMIT)
-    try:
-        return _parse_csv_rows(path, text)
-    except csv.Error as error:
-        raise _broken_file_error(path, f"{error}") from error
-    finally:
-        csv.field_size_limit(before)
-
-
-def _parse_csv_rows(path: Path, text: str) -> list[Row]:
-    # newline="": a quoted cell may hold line ends, and the csv module finds the real ones
-    file = io.StringIO(text, newline="")
-    reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-    names = list(reader.fieldnames or ())
-    twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
-    if twice:
-        raise PreflightError(
-            "duplicate-column",
-            f"The header of {path} has '{twice[0]}' more than once: one would overwrite the other.",
-            "give each column a unique name.",
-        )
-    rows: list[Row] = []
-    wrong: dict[int, str] = {}
-    for row in reader:
-        inside = sum(len(_LINE_END.findall(cell)) for cell in row.values() if isinstance(cell, str))
-        begins = reader.line_num - inside
-        if None in row:
-            wrong[begins] = " has more cells than the header"
-        rows.append(LocatedRow(row, Place(path.name, "line", begins)))
-    _check_not_broken(path, "line", wrong)
-    return rows
-
-
-def _check_not_broken(path: Path, unit: str, broken: Mapping[int, str]) -> None:
-    """Refuse a file with broken rows; name the error of the first and the numbers of the others."""
-    if broken:
-        first, *others = broken
-        raise _broken_file_error(
-            path,
-            f"{unit} {first}{broken[first]}"
-            + (f"; broken too: {format_numbers(unit, others)}" if others else ""),
-        )
-
-
-def _broken_file_error(path: Path, why: str) -> PreflightError:
-    return PreflightError(
-        "data-broken", f"{path}: {why}.", "one JSON object a line (.jsonl) or a list (.json)."
-    )
-
-
-def columns_of(template: str) -> tuple[str, ...]:
-    """Return the columns that a template uses: its ``{name}`` marks, else the template itself."""
-    return tuple(_COLUMN.findall(template)) or (template,)
-
-
-def render_template(template: str, row: Mapping[str, Any]) -> str:
-    """Fill ``{column}`` marks from ``row``; a template without marks is a column's name.
-
-    Only plain column names are replaced (no attribute access, no format codes).
-    """
-    if not _COLUMN.search(template):
-        return str(row[template])
-    return _COLUMN.sub(lambda m: str(row[m.group(1)]), template)
 
 
 def write_split(path: Path, rows: Iterable[Row]) -> str:

@@ -56,6 +56,13 @@ class Splits(NamedTuple):
         return data_rows.place_of(self.rows[split][position], split, position)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what was guessed or left out when the splits were read, each line once."""
+        origins = self.origins.values()
+        notes = [note for origin in origins for note in origin.get("notes", ())]
+        return tuple(dict.fromkeys(notes))
+
+    @property
     def counts(self) -> dict[str, int]:
         """Return the number of rows of each split."""
         return {name: len(rows) for name, rows in self.rows.items()}

@@ -15,7 +15,15 @@ from typing import Any
 from bakeoff.core.errors import near_match
 from bakeoff.data.checks.context import CheckContext
 from bakeoff.data.issues import DataIssue
-from bakeoff.data.rows import Row, columns_of
+from bakeoff.data.rows import Row
+from bakeoff.data.templates import (
+    cell_of,
+    columns_of,
+    escape_text,
+    escaped_names,
+    has_cell,
+    names_in,
+)
 
 VERY_LONG, TIMES_THE_MEDIAN = 10_000, 50
 """A row is very long with more characters than that, and than so many median rows."""
@@ -31,7 +39,8 @@ def check(split: str, rows: Sequence[Row], context: CheckContext) -> list[DataIs
     issues = [*_bom_in_names(split, rows), *_lone_surrogates(split, rows)]
     for field, template in context.fields.items():
         for column in columns_of(template):
-            issues += _check_column(split, rows, field, column, field in context.structured)
+            issues += _check_column(split, rows, field, column, template, context)
+        issues += _escaped_columns(split, rows, field, template)
     if any(f.fatal for f in issues):
         return issues
     first = next(iter(context.fields.values()))
@@ -42,44 +51,92 @@ def check(split: str, rows: Sequence[Row], context: CheckContext) -> list[DataIs
 
 
 def _check_column(
-    split: str, rows: Sequence[Row], field: str, column: str, structured: bool
+    split: str, rows: Sequence[Row], field: str, column: str, template: str, context: CheckContext
 ) -> Iterator[DataIssue]:
-    yield from find_missing_values(split, rows, f"the task's '{field}'", column)
-    if structured:
+    use, optional = f"the task's '{field}'", field in context.optional
+    yield from find_missing_values(split, rows, use, column, template, optional)
+    if field in context.structured:
         return
-    cells = [(i, row[column]) for i, row in enumerate(rows) if column in row]
+    cells = [(i, cell_of(row, column)) for i, row in enumerate(rows) if has_cell(row, column)]
     nested = [i for i, value in cells if isinstance(value, dict | list)]
     if nested:
         yield DataIssue.at(
             "not-text",
             f"'{column}' is a list or an object, not text,",
-            "put the text into its own column.",
+            _text_inside(column, cell_of(rows[nested[0]], column)),
             split, nested, len(rows), fatal=True,
         )  # fmt: skip
     filled = [(i, value) for i, value in cells if not _is_empty(value)]
     yield from _mixed_types(split, column, filled, len(rows))
 
 
-def find_missing_values(split: str, rows: Sequence[Row], use: str, column: str) -> list[DataIssue]:
-    """Return issues for rows that lack a column (with the closest match) or are empty in it."""
+def _text_inside(column: str, value: Any) -> str:
+    """Return the hint for a list or an object where text is needed."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    first = next((part for part, inner in parts if isinstance(inner, str)), None)
+    if first is None:
+        return "put the text into its own column."
+    return f"name the text inside it: `{{{column}.{first}}}`."
+
+
+def find_missing_values(
+    split: str,
+    rows: Sequence[Row],
+    use: str,
+    column: str,
+    template: str | None = None,
+    optional: bool = False,
+) -> list[DataIssue]:
+    """Return issues for rows that lack a column (with the closest match) or are empty in it.
+
+    ``template`` is the text that names the column, if it is a template. One of its columns may be
+    empty where another is not. An ``optional`` column may always be empty.
+    """
     issues = []
-    lacking = [i for i, row in enumerate(rows) if column not in row]
+    lacking = [i for i, row in enumerate(rows) if not has_cell(row, column)]
     if lacking:
         names = [str(name) for name in rows[lacking[0]]]
-        near = near_match(column, names)
+        near = near_match(column, names_in(rows[lacking[0]]))
         hint = f"did you mean '{near}'? " if near else ""
+        escaped = (
+            ""
+            if template in (None, column)
+            else (f" Braces that are text are doubled: `{escape_text(template, column)}`.")
+        )
         issues.append(
             DataIssue.at(
                 "column-missing",
                 f"No column '{column}' ({use})",
-                f"{hint}The row has: {', '.join(names)}. Set it in [data].",
+                f"{hint}The row has: {', '.join(names)}. Set it in [data].{escaped}",
                 split,
                 lacking,
                 len(rows),
                 fatal=True,
             )  # fmt: skip
         )
-    empty = [i for i, row in enumerate(rows) if column in row and _is_empty(row[column])]
+    empty = [
+        i for i, row in enumerate(rows)
+        if has_cell(row, column) and _is_empty(cell_of(row, column))
+    ]  # fmt: skip
+    if optional:
+        return issues
+    others = [name for name in columns_of(template) if name != column] if template else []
+    partly = [
+        i for i in empty if any(not _is_empty(cell_of(rows[i], c)) for c in others
+                                if has_cell(rows[i], c))
+    ]  # fmt: skip
+    if partly:
+        issues.append(
+            DataIssue.at(
+                "empty-part",
+                f"'{column}' is empty, and the rest of its template is used,",
+                "fill them, if the template reads wrong without it.",
+                split,
+                partly,
+                len(rows),
+            )  # fmt: skip
+        )
+    empty = sorted(set(empty) - set(partly))
     if empty:
         issues.append(
             DataIssue.at(
@@ -93,6 +150,21 @@ def find_missing_values(split: str, rows: Sequence[Row], use: str, column: str) 
             )  # fmt: skip
         )
     return issues
+
+
+def _escaped_columns(
+    split: str, rows: Sequence[Row], field: str, template: str
+) -> Iterator[DataIssue]:
+    for name in escaped_names(template):
+        found = [i for i, row in enumerate(rows) if has_cell(row, name.strip())]
+        if found:
+            yield DataIssue.at(
+                "column-escaped",
+                f"`{{{{{name}}}}}` in the task's '{field}' is the text `{{{name}}}`, though there "
+                f"is a column '{name.strip()}',",
+                f"`{{{name.strip()}}}` stands for the column.",
+                split, found, len(rows),
+            )  # fmt: skip
 
 
 def _is_empty(value: Any) -> bool:
@@ -154,7 +226,7 @@ def _lone_surrogates(split: str, rows: Sequence[Row]) -> Iterator[DataIssue]:
 def _field_texts(row: Row, fields: Mapping[str, str]) -> Iterator[str]:
     for template in fields.values():
         for column in columns_of(template):
-            value = row[column]
+            value = cell_of(row, column)
             yield value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -181,9 +253,9 @@ def _control_characters(
 
 def _null_words(split: str, rows: Sequence[Row], columns: Sequence[str]) -> Iterator[DataIssue]:
     for column in columns:
-        found = [i for i, row in enumerate(rows) if str(row[column]).strip() in NULL_WORDS]
+        found = [i for i, row in enumerate(rows) if str(cell_of(row, column)).strip() in NULL_WORDS]
         if found:
-            seen = str(rows[found[0]][column]).strip()
+            seen = str(cell_of(rows[found[0]], column)).strip()
             yield DataIssue.at(
                 "null-as-text",
                 f"'{column}' is the word '{seen}', which tools write for missing values,",

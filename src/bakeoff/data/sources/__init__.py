@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,19 +14,22 @@ from bakeoff.core.errors import PreflightError
 from bakeoff.core.names import expand_home, is_within
 from bakeoff.data import assets
 from bakeoff.data.assets import ASSET
-from bakeoff.data.rows import SUFFIXES, Row, read_rows
-from bakeoff.data.sources import hub, parquet
+from bakeoff.data.rows import FileRows, Row
+from bakeoff.data.sources import hub
 from bakeoff.data.sources.directory import Listing
+from bakeoff.data.sources.files import KINDS, kind_of, read_data_file
 
-PARQUET = ".parquet"
-KINDS = (*SUFFIXES, PARQUET)
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 __all__ = ["KINDS", "LoadedSplit", "load_splits", "locate"]
 
 
 class LoadedSplit(NamedTuple):
-    """The rows of a split, and their origin for the report's provenance."""
+    """The rows of a split, and their origin for the report's provenance.
+
+    ``origin`` has, where there are any, ``notes``: what was guessed or left out, in a line each;
+    and ``labels``: column -> names of its labels, in the order of their numbers.
+    """
 
     rows: list[Row]
     origin: dict[str, Any]
@@ -37,25 +40,42 @@ def load_splits(
     source: Path,
     config: str | None = None,
     revision: str | None = None,
+    encoding: str | None = None,
 ) -> dict[str, LoadedSplit]:
     """Load the rows of each split in ``references`` (split -> file, folder or data set).
 
-    Paths are relative to ``source``. A train folder whose files are named by split also provides
-    validation and test, unless these are given. ``config`` and ``revision`` are for hub data sets.
+    Paths are relative to ``source``. A train folder whose files are named by split, or a hub data
+    set without a named split, also provides validation and test, unless these are given.
+    ``config`` and ``revision`` are for hub data sets, ``encoding`` for text files.
 
     Raises:
         PreflightError: a file or data set does not exist, or cannot be read.
         EnvironmentProblem: the hub cannot be reached, a package is missing.
     """
-    by_split = dict(references)
-    train = locate(references["train"], source)
-    if train is not None and train.is_dir():
-        provided = Listing.of(train, KINDS).splits
-        by_split |= {s: references["train"] for s in provided if s not in by_split}
-    return {
-        split: _load_split(reference, split, source, config, revision)
-        for split, reference in by_split.items()
+    reference = references["train"]
+    train = locate(reference, source)
+    if train is None:
+        provided = hub.load_train(reference, source, config, revision, references.keys())
+        loaded = {split: _with_origin(*read) for split, read in provided.items()}
+    elif train.is_dir():
+        listing = Listing.of(train)
+        wanted = [s for s in listing.splits if s not in references]
+        loaded = {
+            split: _read_files(listing, listing.of_split(split), reference, encoding)
+            for split in ["train", *wanted]
+        }
+        if wanted:
+            names = " and ".join(wanted)
+            note = f"{names} come from {reference} too, whose files are named by split."
+            loaded["train"] = _with_notes(loaded["train"], [note])
+    else:
+        loaded = {"train": _load_split(reference, "train", source, config, revision, encoding)}
+    loaded |= {
+        split: _load_split(own, split, source, config, revision, encoding)
+        for split, own in references.items()
+        if split != "train"
     }
+    return loaded
 
 
 def locate(reference: str, source: Path) -> Path | None:
@@ -73,30 +93,66 @@ def locate(reference: str, source: Path) -> Path | None:
 
 
 def _load_split(
-    reference: str, split: str, source: Path, config: str | None, revision: str | None
+    reference: str,
+    split: str,
+    source: Path,
+    config: str | None,
+    revision: str | None,
+    encoding: str | None,
 ) -> LoadedSplit:
     path = locate(reference, source)
     if path is None:
-        rows, origin = hub.load(hub.Dataset.parse(reference, split, source), config, revision)
-        return LoadedSplit(rows, origin)
-    if not path.exists() and _ID.fullmatch(reference) and path.suffix not in KINDS:
+        return _with_origin(
+            *hub.load(hub.Dataset.parse(reference, split, source), config, revision)
+        )
+    if path.is_dir():
+        listing = Listing.of(path)
+        return _read_files(listing, listing.of_split(split), reference, encoding)
+    if not path.exists() and _ID.fullmatch(reference) and kind_of(path) is None:
         raise PreflightError(
             "data-not-found",
             f"There is no file or folder {path}.",
             f'"{hub.PREFIX}{reference}" under [data], if you mean a data set on the hub.',
         )
-    files = Listing.of(path, KINDS).of_split(split) if path.is_dir() else [path]
-    rows = [row for file in files for row in _read_file(file)]
-    return LoadedSplit(rows, {"from": reference, "files": [f.name for f in files]})
+    read = read_data_file(path, encoding)
+    return _with_origin(read, {"from": reference, "files": [path.name]})
 
 
-def _read_file(path: Path) -> list[Row]:
-    if path.suffix == PARQUET and path.is_file():
-        return parquet.read_parquet(path)
-    if path.is_file() and path.suffix not in KINDS:
-        raise PreflightError(
-            "data-format",
-            f"{path} ends in '{path.suffix}'.",
-            f"convert it to one of {', '.join(KINDS)}.",
-        )
-    return read_rows(path)
+def _read_files(
+    listing: Listing, files: Iterable[Path], reference: str, encoding: str | None
+) -> LoadedSplit:
+    """Read files of a folder as one split.
+
+    Raises:
+        PreflightError: ``labels-differ``, and what a file's reader refuses.
+    """
+    names = [listing.name_of(path) for path in files]
+    rows: list[Row] = []
+    notes: dict[str, None] = dict.fromkeys(listing.notes)
+    labels: dict[str, dict[str, list[str]]] = {}
+    for path in files:
+        read = read_data_file(path, encoding)
+        rows += read.rows
+        notes |= dict.fromkeys(read.notes)
+        labels[path.name] = read.labels
+    first = next(iter(labels))
+    for name, own in labels.items():
+        if own != labels[first]:
+            raise PreflightError(
+                "labels-differ",
+                f"{first} and {name} name their labels differently.",
+                "write them with the same features, or with the names in place of the numbers.",
+            )
+    whole = FileRows(rows, tuple(notes), labels[first])
+    return _with_origin(whole, {"from": reference, "files": names})
+
+
+def _with_origin(read: FileRows, origin: dict[str, Any]) -> LoadedSplit:
+    labels = {"labels": read.labels} if read.labels else {}
+    return _with_notes(LoadedSplit(read.rows, {**origin, **labels}), read.notes)
+
+
+def _with_notes(loaded: LoadedSplit, notes: Iterable[str]) -> LoadedSplit:
+    """Return the split with further notes in its origin."""
+    all_notes = [*loaded.origin.get("notes", []), *notes]
+    return loaded._replace(origin={**loaded.origin, "notes": all_notes}) if all_notes else loaded

@@ -6,14 +6,17 @@ are refused: ``datasets`` 4 and later cannot run it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError, UsageError
 from bakeoff.core.names import COMMIT, expand_home
 from bakeoff.core.safe_read import DATA_BYTES
-from bakeoff.data.rows import Row
-from bakeoff.data.sources import parquet
+from bakeoff.data.rows import FileRows
+from bakeoff.data.sources import arrow
+from bakeoff.data.sources.directory import split_of
 
 PREFIX = "hub:"
 KINDS = ("arrow", "audiofolder", "cache", "csv", "imagefolder", "json", "parquet", "text")
@@ -57,14 +60,98 @@ def split_reference(reference: str, source: Path) -> tuple[str, str]:
     return path, split
 
 
+def load_train(
+    reference: str,
+    source: Path,
+    config: str | None,
+    revision: str | None,
+    given: Collection[str],
+) -> dict[str, tuple[FileRows, dict[str, Any]]]:
+    """Return the rows and origins of train, and of the data set's own validation and test.
+
+    Its own splits are used if ``reference`` names no split, unless they are ``given`` or have no
+    labels. A note says what is used and what is not.
+
+    Raises:
+        EnvironmentProblem, PreflightError: as ``load``.
+    """
+    location, named_split = split_reference(reference, source)
+    dataset = Dataset.parse(reference, "train", source)
+    train, origin = load(dataset, config, revision)
+    found = {"train": (train, origin)}
+    own = _own_splits(dataset, config, revision)
+    others = {s: name for s, name in own.items() if s not in given and name != dataset.split}
+    if named_split:
+        notes = [
+            f"{dataset.path} has a split '{name}' too, which is not used; "
+            f'{split} = "{PREFIX}{location}:{name}" uses it.'
+            for split, name in others.items()
+        ]
+        return {"train": (train._replace(notes=(*train.notes, *notes)), origin)}
+    used, notes = [], []
+    for split, name in others.items():
+        rows, its_origin = load(dataset._replace(split=name), config, revision)
+        unlabelled = [c for c in rows.labels if all(row.get(c) is None for row in rows.rows)]
+        if unlabelled:
+            notes.append(
+                f"The {name} split of {dataset.path} has no labels in '{unlabelled[0]}': it is "
+                "not used."
+            )
+            continue
+        found[split] = (rows, its_origin)
+        used.append(name)
+    if used:
+        names = " and ".join(used)
+        notes.append(f"{names} are the splits of that name of {dataset.path}.")
+    found["train"] = (train._replace(notes=(*train.notes, *notes)), origin)
+    return found
+
+
+def _own_splits(dataset: Dataset, config: str | None, revision: str | None) -> dict[str, str]:
+    """Return the data set's validation and test splits, by ours: the first of each."""
+    with _builder(dataset, config, revision) as builder:
+        names = [str(name) for name in builder.info.splits or ()]
+    own: dict[str, str] = {}
+    for name in names:
+        split = split_of(name)
+        if split in ("validation", "test") and split not in own:
+            own[split] = name
+    return own
+
+
 def load(
     dataset: Dataset, config: str | None, revision: str | None
-) -> tuple[list[Row], dict[str, Any]]:
+) -> tuple[FileRows, dict[str, Any]]:
     """Return a split's rows and their origin, including the commit.
 
     Raises:
         EnvironmentProblem: ``data-package-missing``, ``hub-unreachable``.
         PreflightError: ``data-not-found``, ``data-broken``, ``data-too-large``, ``empty-split``.
+    """
+    with _builder(dataset, config, revision) as builder:
+        _check_size(builder, dataset)
+        table = builder.as_dataset(split=dataset.split).with_format("arrow")[:]
+        commit = builder.hash if COMMIT.fullmatch(str(builder.hash)) else None
+        origin = {
+            "from": PREFIX + dataset.path,
+            "config": builder.config.name,
+            "split": dataset.split,
+            "revision": commit or revision,
+        }
+    name = f"{dataset.path} ({dataset.split})"
+    rows = arrow.to_rows(table, name)
+    if not rows.rows:
+        raise PreflightError("empty-split", f"{name} has no rows.", "another split.")
+    return rows, origin
+
+
+@contextlib.contextmanager
+def _builder(dataset: Dataset, config: str | None, revision: str | None) -> Iterator[Any]:
+    """Yield the data set's builder, with its files downloaded and its splits known.
+
+    Raises:
+        EnvironmentProblem: ``data-package-missing``, ``hub-unreachable``.
+        PreflightError: ``data-not-found``, ``data-broken``, ``data-format``.
         UsageError: ``path-malformed``.
     """
     _check_literal(dataset)
@@ -85,8 +172,7 @@ def load(
         _check_format(builder, dataset)
         # as load_dataset does; the builder resolves the revision once and knows the commit
         builder.download_and_prepare()
-        _check_size(builder, dataset)
-        table = builder.as_dataset(split=dataset.split).with_format("arrow")[:]
+        yield builder
     except BakeoffError:
         raise
     except Exception as error:
@@ -94,17 +180,6 @@ def load(
     finally:
         if shown:
             datasets.enable_progress_bars()
-    name = f"{dataset.path} ({dataset.split})"
-    rows = parquet.to_rows(table, name)
-    if not rows:
-        raise PreflightError("empty-split", f"{name} has no rows.", "another split.")
-    commit = builder.hash if COMMIT.fullmatch(str(builder.hash)) else None
-    return rows, {
-        "from": PREFIX + dataset.path,
-        "config": builder.config.name,
-        "split": dataset.split,
-        "revision": commit or revision,
-    }
 
 
 def _check_literal(dataset: Dataset) -> None:

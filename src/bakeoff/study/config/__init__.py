@@ -5,6 +5,7 @@ Each table of the file is a model in one of these modules, with its defaults.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from bakeoff.study.config.budget import (
 from bakeoff.study.config.engine import EngineSpec
 from bakeoff.study.config.inputs import BaseSpec, DataSpec, ForgettingSpec, TaskSpec
 
+_BACKSLASHED = re.compile(r'"([^"\']*\\[^"\']*)"')
+"""A string in double quotes with a backslash, and without single quotes."""
 MAX_SEED = 2**32 - 1
 """The largest seed that every random number generator accepts."""
 
@@ -98,7 +101,9 @@ def read_spec(path: Path) -> StudySpec:
                 "`bakeoff init` writes one, or `bakeoff run --model M --data F` works without.",
             ) from error
         raise UsageError(
-            "study-unreadable", f"{path} cannot be read: {error}.", "a UTF-8 text file in TOML."
+            "study-unreadable",
+            f"{path} cannot be read: {error}.",
+            "save it as UTF-8 (in Notepad: Save as, Encoding: UTF-8).",
         ) from error
     try:
         return parse_spec(tomllib.loads(text))
@@ -107,8 +112,22 @@ def read_spec(path: Path) -> StudySpec:
         RecursionError,
     ) as error:  # TOMLDecodeError, or a number with too many digits
         raise UsageError(
-            "study-unreadable", f"{path} is not TOML: {_short_message(error)}.", "fix that line."
+            "study-unreadable",
+            f"{path} is not TOML: {_short_message(error)}.",
+            _toml_hint(text, str(error)),
         ) from error
+
+
+def _toml_hint(text: str, message: str) -> str:
+    """Return the hint for a TOML error: how to write a path with backslashes, if one is there."""
+    at = re.search(r"\(at line (\d+)", message)
+    line = text.split("\n")[int(at[1]) - 1].strip() if at else ""
+    if "\0" in text:
+        return "save it as UTF-8 (in Notepad: Save as, Encoding: UTF-8)."
+    literal = _BACKSLASHED.sub(r"'\1'", line)
+    if literal != line:
+        return f"single quotes keep backslashes: `{literal}`."
+    return "fix that line."
 
 
 def parse_spec(value: dict[str, Any]) -> StudySpec:

@@ -22,7 +22,15 @@ def _valid_name(text: str) -> str:
 
 def _valid_path(text: str) -> str:
     if (why := invalid_path_reason(text)) is not None:
-        raise ValueError(f"it cannot be a path: {why}")
+        quotes = (
+            ""
+            if text.isprintable()
+            else (
+                "; in double quotes a backslash begins an escape such as \\t: put the path in single "
+                "quotes"
+            )
+        )
+        raise ValueError(f"it cannot be a path: {why}{quotes}")
     return text
 
 

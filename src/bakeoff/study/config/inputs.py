@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from bakeoff.data.encoding import check_encoding
 from bakeoff.study.config.base import LARGEST, Count, Reference, Revision, SpecTable
 
 
@@ -57,6 +58,8 @@ class DataSpec(SpecTable):
     """Configuration (subset) of hub data sets that do not name one."""
     revision: Revision | None = None
     """Commit, branch or tag of the hub data set; the report states the commit."""
+    encoding: Annotated[str, AfterValidator(check_encoding)] | None = None
+    """Encoding of text files that are not UTF-8, such as `cp1252` for Excel's CSV on Windows."""
     group: str | None = None
     """Column whose equal values stay in one split when splits are cut (author, document)."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
@@ -111,8 +114,9 @@ class TaskSpec(SpecTable):
     """Smallest difference in the metric that you care about, in the metric's unit."""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the task's new output layer, for every method; default: the setting's."""
-    max_length: Annotated[int, Field(ge=8, le=LARGEST)] = 256
-    """Longest example in tokens; longer ones are truncated, and counted in a warning."""
+    max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
+    """Longest example in tokens; longer ones are truncated, and counted in a warning. Default: what
+    covers 95 % of the training rows, at most 4,096 and the base's positions (docs/studies.md)."""
     max_new_tokens: Count | None = None
     """Longest generated answer; default: the longest completion in train, plus 8."""
     chat: bool = False
@@ -120,6 +124,9 @@ class TaskSpec(SpecTable):
     a `messages` column always is."""
     system: str | None = None
     """System message for every conversation that has none."""
+    supervise: Literal["all", "last", "each"] | None = None
+    """Assistant turns that the loss is on: `all`, the `last`, or `each` as the last of a row of its
+    own; default: all that the chat template writes alike once more messages follow."""
     chat_template: Reference | None = None
     """Jinja file that replaces the base's chat template, relative to the study file."""
     chat_template_kwargs: dict[str, Any] = {}

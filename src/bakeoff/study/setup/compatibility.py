@@ -23,7 +23,9 @@ def comparable_spec(spec: StudySpec) -> dict[str, Any]:
     are compared in resolved form elsewhere in the frozen values.
     """
     value = dump_spec(spec)
-    reading = ("validation_fraction", "test_fraction", "group", "limit", "config", "revision")
+    reading = (
+        "validation_fraction", "test_fraction", "group", "limit", "config", "revision", "encoding",
+    )  # fmt: skip
     for name in (*data_rows.SPLITS, *reading):
         value["data"].pop(name, None)
     for name in EXECUTION_KEYS:
@@ -35,6 +37,8 @@ def comparable_spec(spec: StudySpec) -> dict[str, Any]:
     value["base"].pop("revision", None)  # the resolved commit is compared
     if not value["base"]["trust_remote_code"]:
         del value["base"]["trust_remote_code"]  # older studies lack this key
+    if value["task"].get("supervise") is None:
+        value["task"].pop("supervise", None)  # older studies lack this key
     value.pop("verdict", None)  # it only reads the results
     return value
 

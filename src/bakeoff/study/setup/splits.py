@@ -12,6 +12,8 @@ from bakeoff.core.names import quote_path
 from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
 from bakeoff.data import rows as data_rows
 from bakeoff.data import sources, splits
+from bakeoff.data.chat.forms import first_values
+from bakeoff.data.chat.template import EACH
 from bakeoff.data.checks import cells
 from bakeoff.data.issues import DataIssue, as_error
 from bakeoff.data.splits import FROZEN_FILES, ORIGINS_FILE, Splits
@@ -29,7 +31,7 @@ def read_splits(spec: StudySpec, source: Path) -> Splits:
     limits = spec.data.limit.model_dump()
     rng = random.Random(spec.seed)
     loaded = sources.load_splits(
-        _split_references(spec), source, spec.data.config, spec.data.revision
+        _split_references(spec), source, spec.data.config, spec.data.revision, spec.data.encoding
     )
     rows, cut = _cut_missing_splits(spec, {name: split.rows for name, split in loaded.items()})
     origins = {name: split.origin for name, split in loaded.items()}
@@ -38,6 +40,20 @@ def read_splits(spec: StudySpec, source: Path) -> Splits:
         origins = _read_origins(source / ORIGINS_FILE)
     sampled = {name: splits.sample_rows(rows[name], limits[name], rng) for name in data_rows.SPLITS}
     return Splits(sampled, cut, origins)
+
+
+def split_turns(spec: StudySpec, task: Any, given: Splits) -> Splits:
+    """Return the splits with a training row for each assistant turn, if the study asks for them.
+
+    Validation and test keep their conversations: their last turns are independent of each other.
+    """
+    if spec.task.supervise != EACH or not given.rows["train"]:
+        return given
+    columns = task.columns(
+        spec.data.columns, first_values(r for rows in given.rows.values() for r in rows)
+    )
+    train = task.split_turns(given.rows["train"], columns)
+    return given._replace(rows={**given.rows, "train": train})
 
 
 def _read_origins(path: Path) -> dict[str, Any]:

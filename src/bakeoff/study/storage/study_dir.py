@@ -148,7 +148,7 @@ def write_study_file(
     if own_metric is not None:
         value["task"]["metric"] = f"{METRIC}/{own_metric}"
     value["data"] |= FROZEN_FILES
-    for name in ("limit", "config", "revision"):
+    for name in ("limit", "config", "revision", "encoding"):
         value["data"].pop(name, None)
     if (folder / "data" / f"{GENERAL}.jsonl").is_file():
         value["forgetting"]["text"] = f"data/{GENERAL}.jsonl"
