@@ -15,6 +15,7 @@ from bakeoff.data.chat import Chat, UnusableConversation, template
 from bakeoff.data.chat.messages import (
     drop_oldest_exchange,
     find_conversation_error,
+    read_messages,
     trim_conversation,
 )
 from bakeoff.tasks.sft import IGNORE
@@ -240,24 +241,28 @@ def test_template_without_turn_end_refused() -> None:
 
 
 def test_template_without_system_role() -> None:
-    """A template without a system role is reported."""
-    error = refused(tokenizer("gemma"), trim_conversation(ONE, "Be brief."))
-    assert error.code == "chat-template-refused"
-    assert "System role not supported" in error.what
+    """A template without a system role gets its text in front of the first user's."""
+    tok = tokenizer("gemma")
+    merged = said("Be brief.\n\nWhat is two plus two?", "four 🙂")
+    assert learnt(tok, trim_conversation(ONE, "Be brief.")) == learnt(tok, merged)
 
 
-def test_inconsistent_template_refused_or_fixed() -> None:
-    """A template that renders earlier turns differently is refused; a variable helps.
+def test_inconsistent_template() -> None:
+    """Of a template that renders earlier turns differently, the last turn is supervised.
 
     Qwen3's way: thinking is written for the last answer alone, and not into the opening.
     """
     tok = tokenizer("thinking")
-    assert refused(tok, ONE).code == "chat-answer-differs"
+
+    def last(messages: Messages, **more: Any) -> str:
+        labels = Chat(tok, **more).encode(messages, 500).labels
+        return tok.decode([i for i in labels if i != IGNORE])
+
+    assert last(ONE) == "<think>\n\n</think>\n\nfour 🙂<|im_end|>"
     quiet = {"enable_thinking": False}
-    found = Chat(tok, variables=quiet).encode(ONE, 500)
-    kept = [i for i in found.labels if i != IGNORE]
-    assert tok.decode(kept) == "four 🙂<|im_end|>"
-    error = refused(tok, TWO, variables=quiet)
+    assert last(ONE, variables=quiet) == "four 🙂<|im_end|>"
+    assert last(TWO, variables=quiet) == "It is\nthree, of course.<|im_end|>"
+    error = refused(tok, TWO, variables=quiet, supervise="all")
     assert error.code == "chat-prefix-broken"
     assert "message 2" in error.what
 
@@ -300,13 +305,13 @@ def test_tokenizer_without_template() -> None:
         ("Hi", "messages-malformed", "not a list"),
         ([], "messages-malformed", "not a list"),
         (["Hi"], "messages-malformed", "Message 1 is not an object"),
-        ([{"from": "human", "value": "Hi"}], "messages-malformed", "has no 'role'"),
-        ([{"role": "human", "content": "Hi"}], "unknown-role", "'human'"),
+        ([{"from": "human", "value": "Hi"}], "no-assistant-turn", "without an assistant turn"),
+        ([{"role": "humans", "content": "Hi"}], "unknown-role", "'humans'"),
         ([{"role": "asistant", "content": "Hi"}], "unknown-role", "'asistant'"),
         ([{"content": "Hi"}], "unknown-role", "no role"),
         (said("Hi", " "), "empty-message", "Message 2"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages-malformed", "list of parts"),
-        ([{"role": "tool", "content": "4"}], "tool-messages", "is a tool call"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "content-part-unread", "'text'"),
+        ([{"role": "tool", "content": "4"}], "no-assistant-turn", "without an assistant turn"),
         (said("Hi"), "no-assistant-turn", "without an assistant turn"),
         (said("Hi", "Yes")[::-1], "assistant-first", "starts with the assistant"),
     ],
@@ -320,10 +325,11 @@ def test_invalid_conversation_refused(value: Any, code: str, says: str) -> None:
 
 
 def test_other_names_of_roles_are_recognised() -> None:
-    for other, role in (("human", "user"), ("gpt", "assistant"), ("asistant", "assistant")):
-        found = find_conversation_error([{"role": other, "content": "Hi"}])
-        assert found is not None
-        assert f"did you mean '{role}'?" in found.try_
+    found = find_conversation_error([{"role": "asistant", "content": "Hi"}])
+    assert found is not None
+    assert "did you mean 'assistant'?" in found.try_
+    named = [{"role": "human", "content": "Hi"}, {"role": "gpt", "content": "Yes"}]
+    assert [m["role"] for m in read_messages(named)] == ["user", "assistant"]
     assert find_conversation_error(trim_conversation(TWO, "Be brief.")) is None
 
 

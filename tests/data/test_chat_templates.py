@@ -180,7 +180,10 @@ CASES = [
         "smollm3", TWO,
         [f"<|im_start|>assistant\nIt is two.{IM}", f"<|im_start|>assistant\nthree{IM}"], "three",
     ),
-    Case("smollm3", WRITTEN, [f"<|im_start|>assistant\n<think>\none and one\n</think>\n\ntwo{IM}"], "two"),
+    Case(
+        "smollm3", WRITTEN,
+        [f"<|im_start|>assistant\n<think>\none and one\n</think>\n\ntwo{IM}"], "two",
+    ),
     Case(
         "smollm3", ONE, [f"<|im_start|>assistant\n<think>\n\n</think>\nfour{IM}"], "four", None,
         {"enable_thinking": False},

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bakeoff.data.chat import Chat, UnusableConversation
-from bakeoff.data.chat.findings import find_row_issues, find_template_issues
+from bakeoff.data.chat.findings import find_history, find_row_issues, find_template_issues
 from bakeoff.data.chat.forms import (
     ANSWER_MESSAGES,
     CONTEXT_COLUMNS,
@@ -127,6 +127,8 @@ class SupervisedFineTuning(CausalTask):
             issues = [f for s, rows in splits.items() for f in find_row_issues(s, rows, columns)]
         elif chat and not chat.get("pairs"):
             issues = [_CHAT_WITHOUT_CONVERSATIONS]
+        elif INSTRUCTION in columns:
+            issues = [f for s, rows in splits.items() for f in find_history(s, rows)]
         else:
             issues = []
         if any(x.fatal for x in issues):

@@ -62,6 +62,16 @@ def find_row_issues(split: str, rows: Sequence[Row], columns: Mapping[str, str])
     return issues
 
 
+def find_history(split: str, rows: Sequence[Row]) -> list[DataIssue]:
+    """Return an issue for Alpaca rows with earlier exchanges: their prompt has no place for them."""
+    found = [i for i, row in enumerate(rows) if row.get("history")]
+    if not found:
+        return []
+    what = "Earlier exchanges ('history'), which Alpaca's prompt has no place for,"
+    hint = "write these rows as `messages`, or remove the column `history`."
+    return [DataIssue.at("history-unread", what, hint, split, found, len(rows), fatal=True)]
+
+
 class _Found:
     """Rows in which a template does something that the user should know."""
 

@@ -72,10 +72,21 @@ class Exchange(NamedTuple):
     answer: str
 
 
+def first_values(rows: Iterable[Row]) -> dict[str, Any]:
+    """Return a row with every column of some rows, each with its first value that is not empty."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in found or (found[name] in (None, "", []) and value is not None):
+                found[name] = value
+    return found
+
+
 def recognise_columns(given: Mapping[str, str], row: Iterable[str]) -> dict[str, str] | None:
     """Return the column of each field of a conversation or an instruction; None if unclear.
 
-    ``given`` are the user's ``[data.columns]``. ``row`` is the first row, or its column names.
+    ``given`` are the user's ``[data.columns]``. ``row`` has the columns of all rows (see
+    ``first_values``), or is their names.
     """
     names = {name: row[name] if isinstance(row, Mapping) else None for name in row}
     if given.keys() & {MESSAGES, TOOLS, DOCUMENTS}:

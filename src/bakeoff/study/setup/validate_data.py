@@ -10,7 +10,8 @@ from bakeoff.core.errors import UsageError
 from bakeoff.core.names import expand_home
 from bakeoff.core.safe_read import STUDY_BYTES, UnreadableFile, read_text
 from bakeoff.data import checks
-from bakeoff.data.issues import DataIssue, as_error
+from bakeoff.data.chat.forms import first_values
+from bakeoff.data.issues import DataIssue, as_error, list_warnings
 from bakeoff.data.splits import Splits
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.inputs import TaskSpec
@@ -25,13 +26,16 @@ def validate_rows(
     Raises:
         PreflightError: all fatal issues, with row numbers.
     """
-    columns = task.columns(spec.data.columns, next(iter(splits.rows["train"]), ()))
+    columns = task.columns(
+        spec.data.columns, first_values(r for rows in splits.rows.values() for r in rows)
+    )
     options = task.complete_options(spec.task.options)
     if chat := chat_options(spec.task, source, "messages" in task.structured):
         options["chat"] = chat
     context = checks.CheckContext(
-        fields=columns,
+        fields={f: c for f, c in columns.items() if f not in task.optional & task.structured},
         structured=task.structured,
+        optional=task.optional,
         texts=lambda row: task.texts(row, columns),
         group=spec.data.group,
         cut=splits.cut,
@@ -77,13 +81,15 @@ def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:
         "system": task.system,
         "template": template,
         "variables": task.chat_template_kwargs,
+        "supervise": task.supervise,
     }
     options = {name: value for name, value in options.items() if value}
     if options and not chats:
         raise UsageError(
             "chat-not-for-task",
             f"[task] has options for conversations, which the task '{task.kind}' does not support.",
-            'kind = "sft", or leave chat, system, chat_template and chat_template_kwargs out.',
+            'kind = "sft", or leave chat, system, supervise, chat_template and '
+            "chat_template_kwargs out.",
         )
     return options
 
@@ -96,12 +102,15 @@ def raise_fatal(issues: Sequence[DataIssue], splits: Splits) -> None:
 
 
 def warning_texts(issues: Sequence[DataIssue], splits: Splits) -> list[str]:
-    """Return a warning for each issue."""
-    return [issue.warning(splits.place) for issue in issues]
+    """Return a warning for each kind of issue."""
+    return list_warnings(issues, splits.place)
 
 
 def report_warnings(warnings: Sequence[str], progress: Progress) -> tuple[str, ...]:
     """Show each warning to the user; return them."""
-    for warning in warnings:
-        progress.say(f"warning: {warning}")
+    if hasattr(progress, "warn"):
+        progress.warn(warnings)
+    else:  # a user's own listener need not derive from Progress
+        for warning in warnings:
+            progress.say(f"warning: {warning}")
     return tuple(warnings)
