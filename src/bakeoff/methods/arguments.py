@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import peft
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -24,8 +25,13 @@ from bakeoff.core.errors import PreflightError, near_match, unknown_name
 from bakeoff.core.trial import MethodEntry
 from bakeoff.methods import forbidden_arguments
 
+PEFT_HEADS = ("classifier", "score")
+"""Names of output layers that PEFT trains with every method by itself."""
 VALUE_PROJECTIONS = ("v_proj", "value", "v", "v_lin", "value_proj")
 """Names of an attention layer's value projection in transformers' model families."""
+KEY_PROJECTIONS = ("k_proj", "key", "k_lin", "k", "key_proj")
+FEEDFORWARD_OUTPUTS = ("down_proj", "fc2", "lin2", "wo", "ffn_output", "output.dense")
+"""Names of an attention layer's key projection, and of a feed-forward layer's second matrix."""
 STEPS = "steps"
 _PRODUCT = re.compile(r"(\d+(?:\.\d+)?) \* ([a-z_]\w*)")
 _LIMIT = re.compile(r"(divisor|frequent) <= (\d+)")
@@ -55,6 +61,11 @@ def resolve_arguments(
     """
     check_config(entry, config)
     arguments = dict(config)
+    extra = [name for name in context.heads if name not in PEFT_HEADS]
+    if extra:
+        arguments |= _head_arguments(entry, arguments, extra, context)
+    if entry.peft == "IA3Config" and "target_modules" not in arguments:
+        arguments |= _ia3_targets(context)
     targets = _resolve_targets(entry, arguments.get("target_modules"), context)
     if targets is not None:
         arguments["target_modules"] = targets
@@ -62,6 +73,49 @@ def resolve_arguments(
         if isinstance(value, str):
             arguments[key] = _resolve_value(value, arguments, context)
     return _build_nested_configs(config_class(entry), arguments)
+
+
+def _head_arguments(
+    entry: MethodEntry, arguments: Mapping[str, Any], extra: Sequence[str], context: RuleContext
+) -> dict[str, Any]:
+    """Return the arguments with which PEFT trains the layers ``extra`` of the head as they are.
+
+    PEFT looks for `classifier` and `score` by the end of a name: it finds `pre_classifier` too, and
+    must not have put an adapter there.
+    """
+    known = {f.name for f in dataclasses.fields(config_class(entry))} if entry.peft else set()
+    changed: dict[str, Any] = {}
+    if "modules_to_save" in known:
+        changed["modules_to_save"] = [*(arguments.get("modules_to_save") or ()), *extra]
+    if arguments.get("target_modules") == "all-linear":
+        changed["target_modules"] = list(linear_layers(context.base, context.heads))
+    return changed
+
+
+def _ia3_targets(context: RuleContext) -> dict[str, Any]:
+    """Return the layers of (IA)^3 on a base whose type PEFT does not list; empty on the others.
+
+    As in the paper: keys, values, and the input of the feed-forward layer's second matrix.
+
+    Raises:
+        Incompatible: the base has no such layers.
+    """
+    config: Any = context.base.config
+    if config.model_type in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
+        return {}
+    layers = linear_layers(context.base, context.heads)
+
+    def named(names: Sequence[str]) -> list[str]:
+        return [n for n in layers if any(f".{n}".endswith(f".{name}") for name in names)]
+
+    keys, values = named(KEY_PROJECTIONS), named(VALUE_PROJECTIONS)
+    outputs = named(FEEDFORWARD_OUTPUTS)
+    if not (keys and values and outputs):
+        raise Incompatible(
+            "the base has no separate key, value and feed-forward projections of a known name; "
+            "`target_modules` and `feedforward_modules` name others"
+        )
+    return {"target_modules": [*keys, *values, *outputs], "feedforward_modules": outputs}
 
 
 def config_class(entry: MethodEntry) -> type[peft.PeftConfig]:
@@ -122,12 +176,14 @@ def linear_layers(base: nn.Module, heads: Sequence[str]) -> dict[str, nn.Module]
     }
 
 
-def norm_modules(base: nn.Module) -> list[str]:
-    """Return the full names of all normalisation layers (LayerNorm, RMSNorm and similar)."""
+def norm_modules(base: nn.Module, heads: Sequence[str]) -> list[str]:
+    """Return the full names of all normalisation layers (LayerNorm, RMSNorm) outside the head."""
     return [
         name
         for name, module in base.named_modules()
-        if "norm" in type(module).__name__.lower() and any(True for _ in module.parameters())
+        if "norm" in type(module).__name__.lower()
+        and any(True for _ in module.parameters())
+        and not set(name.split(".")) & set(heads)
     ]
 
 
@@ -138,7 +194,7 @@ def _resolve_targets(entry: MethodEntry, targets: Any, context: RuleContext) -> 
         check_targets(entry.name, base, targets)
         return None
     if targets == "all-norms":
-        modules = norm_modules(base)
+        modules = norm_modules(base, context.heads)
         what = "norm layers"
     elif targets == "attention-values":
         modules = [

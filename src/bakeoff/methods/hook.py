@@ -124,8 +124,9 @@ class Hook:
             raise Incompatible(
                 f"PEFT refuses: {first_line(error, MAX_REASON, with_type=False)}"
             ) from error
-        trained = [n for n in trainable_parameters(model) if set(n.split(".")) & set(context.heads)]
-        if not trained and any(hasattr(base, head) for head in context.heads):
+        trained = {part for name in trainable_parameters(model) for part in name.split(".")}
+        present = {part for name, _ in base.named_modules() for part in name.split(".")}
+        if any(head in present and head not in trained for head in context.heads):
             raise Incompatible("PEFT does not train the task's output layer beside it")
         return model
 

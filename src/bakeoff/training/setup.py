@@ -214,6 +214,11 @@ def prepare_process(conditions: Conditions) -> None:
     torch.set_num_threads(conditions.threads)
     if conditions.device == "cpu":
         keep_freed_memory()
+    quiet_transformers()
+
+
+def quiet_transformers() -> None:
+    """Silence transformers' progress bars and notes, and its requests to convert a base."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     # transformers would ask the hub to convert a base without safetensors; we refuse such a base

@@ -15,8 +15,8 @@ class Head(BaseParametersHook):
 
     def select_parameters(self, base: nn.Module, context: AttachContext) -> list[nn.Parameter]:
         """Return the task head's parameters."""
-        names = [n for n in context.heads if hasattr(base, n)]
-        return list(getattr(base, names[0]).parameters()) if names else []
+        heads = set(context.heads)
+        return [p for n, p in base.named_parameters() if set(n.split(".")) & heads]
 
 
 HOOK = Head
