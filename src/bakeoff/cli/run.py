@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from bakeoff.cli.display import verdict
-from bakeoff.cli.display.output import JSON_OPTION, RUNS, err, escape_text, show_json
+from bakeoff.cli.display.output import (
+    JSON_OPTION,
+    RUNS,
+    VERBOSE_OPTION,
+    err,
+    escape_text,
+    show_json,
+)
 from bakeoff.cli.display.progress import LiveProgress
 from bakeoff.core import worker_log
-from bakeoff.core.errors import UsageError
+from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.names import expand_home, invalid_path_reason, sanitize_name
 from bakeoff.tasks import task_class
 
@@ -92,6 +99,7 @@ def command(
     retry: bool = _RETRY,
     fork: Path | None = _FORK,
     log_level: str = _LOG_LEVEL,
+    verbose: bool = VERBOSE_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a study and print its verdict. Run it again to resume: only missing trials are run."""
@@ -119,6 +127,8 @@ def command(
                 place = Path(stack.enter_context(TemporaryDirectory()), folder.resolve().name)
             path = write_study(place, model, data, column, methods, steps, experiment)
             spec = read_spec(path)
+            if experiment is None and not (folder / "study.db").is_file():
+                show_choices(spec)
         else:
             raise UsageError(
                 "no-study-given",
@@ -128,7 +138,7 @@ def command(
         if experiment is not None:
             spec = _with_experiment(spec, experiment)
         options = RunOptions(again, retry, fork)
-        raise typer.Exit(execute(spec, path.parent, folder, as_json, options))
+        raise typer.Exit(execute(spec, path.parent, folder, as_json, options, verbose))
 
 
 def _with_experiment(spec: StudySpec, experiment: Experiment) -> StudySpec:
@@ -150,18 +160,19 @@ def execute(
     folder: Path,
     as_json: bool,
     options: RunOptions = DEFAULT_OPTIONS,
+    verbose: bool = False,
 ) -> int:
     """Run a study with progress on stderr and its verdict on stdout; return the exit code."""
     from bakeoff import api
 
-    with LiveProgress(err, options.fork or folder) as live:
+    with LiveProgress(err, options.fork or folder, verbose) as live:
         report = api.run(spec, source, folder, live, **options._asdict())
     folder = options.fork or folder
     if as_json:
         show_json(report)
         verdict.show_failed(report, folder)
     else:
-        verdict.show(report, folder)
+        verdict.show(report, folder, live.warned, verbose)
     err.print(escape_text(f"Report: {folder / 'report.html'}"))
     failed = [f for f in report["failures"] if f["status"] in ("failed", "out_of_memory")]
     return SOME_FAILED if failed else 0
@@ -215,6 +226,17 @@ def write_study(
     return path
 
 
+def show_choices(spec: StudySpec) -> None:
+    """Print the task and the methods of a study that is described by options."""
+    fields = ", ".join(f"{field} = {column}" for field, column in spec.data.columns.items())
+    contenders = ", ".join(spec.methods.contenders)
+    for line in (
+        f"Task: {spec.task.kind} ({fields or 'by the names of the columns'}; --column)",
+        f"Methods: {contenders}, compared with {spec.methods.control} (--methods)",
+    ):
+        err.print(escape_text(line), soft_wrap=True)
+
+
 def guess_task(data: str, columns: dict[str, str]) -> str:
     """Return the first task whose fields are all among the columns.
 
@@ -223,12 +245,14 @@ def guess_task(data: str, columns: dict[str, str]) -> str:
     """
     from bakeoff.core import plugins
     from bakeoff.data import sources
+    from bakeoff.data.chat.forms import first_values
+    from bakeoff.data.templates import columns_of, has_cell
 
-    present = sources.load_splits({"train": data}, Path())["train"].rows[0]
+    present = first_values(sources.load_splits({"train": data}, Path())["train"].rows)
     for name in plugins.list_plugins("tasks"):
-        task = task_class(name)
-        for fields in (task.fields, *task.other_fields):
-            if all(f in columns or default in present for f, default in fields.items()):
+        with suppress(PreflightError):  # a field that this task does not have
+            fields = task_class(name).columns(columns, present)
+            if all(has_cell(present, c) for text in fields.values() for c in columns_of(text)):
                 return name
     raise UsageError(
         "task-unclear",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bakeoff.analysis.summary import summarise
+from bakeoff.core import trial_dir
 from bakeoff.core.clock import wall_times
 from bakeoff.core.errors import UsageError
 from bakeoff.core.record import ImportedScores, ImportedStudy, MetricInfo, StudyRecord
 from bakeoff.core.redact import redact_value
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
+from bakeoff.core.warning_codes import with_code
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.rows import SPLITS
 from bakeoff.methods.serving import serving_forms
@@ -66,7 +69,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         methods=tuple(known["methods"]),
         titles=known["titles"],
         n_items={s: known["n_items"][s] for s in SPLITS},
-        steps=values.get("final_steps", spec.budget.steps),
+        steps=values.get("final_steps", spec.budget.planned_steps),
         trials=trials,
         costs=costs,
         incompatible={
@@ -85,6 +88,8 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         prefer=spec.verdict.model_dump()["prefer"],
         pareto=spec.verdict.pareto,
         base_scores=final.base_scores(values),
+        constant=final.constant_answer(values),
+        weights=weight_hashes(out, trials),
         secondary=tuple(known["secondary"]),
         references=tuple(known["references"]),
         artifacts=values.get(verify_weights.KEY, {}),
@@ -95,17 +100,26 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
     )
 
 
+def weight_hashes(out: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> dict[str, str]:
+    """Return a hash of each final trial's saved weights, from its manifest; none if it is gone."""
+    ids = [t.id for t, result in trials if t.phase == "final" and result is not None]
+    hashes = {i: trial_dir.weights_hash(out / trial_dir.TRIALS / i) for i in ids}
+    return {i: found for i, found in hashes.items() if found is not None}
+
+
 def _require_started(out: Path, values: dict[str, Any]) -> None:
     if "about" not in values:
         raise UsageError(
-            "no-study", f"The study in {out} has not started yet.", "`bakeoff run` resumes it."
+            "no-study",
+            f"The study in {out} has not started yet.",
+            "`bakeoff run STUDY.toml` with the same study file starts it.",
         )
 
 
 def provenance_warnings(values: dict[str, Any]) -> list[str]:
     """Return warnings about the origin of results: slow base answers, a rebuilt database."""
     reason = (values.get("base_scores") or {}).get("note")
-    warnings = [final.base_note(reason)] if reason else []
+    warnings = [with_code(final.base_note(reason), "base-generate")] if reason else []
     if "rebuilt" in values:
         warnings.append(repair.REBUILT.format(at=values["rebuilt"]["at"]))
     return warnings

@@ -16,6 +16,8 @@ ParetoAxis = Literal["quality", "memory", "speed", "size", "forgetting"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+USUAL_STEPS = 300
+"""Steps of a trial, unless the number of training rows or a time budget asks for others."""
 MOST_TRIALS = 1000
 """Largest number of trials of one method in a phase."""
 
@@ -76,8 +78,9 @@ class BudgetSpec(SpecTable):
     """`parameters`: every method has as many trainable parameters as the control."""
     parameters: Count | None = None
     """With `match = "parameters"`: the number of trainable parameters, for the control, too."""
-    steps: Annotated[int, Field(ge=2, le=LARGEST)] = 300
-    """Optimizer steps of each trial."""
+    steps: Annotated[int, Field(ge=2, le=LARGEST)] | None = None
+    """Optimizer steps of each trial. Default: 300, but at least one pass over the training rows and
+    at most 20 passes (docs/studies.md)."""
     hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Instead of `steps`: the time of the whole study. A few timed steps of each method determine
     the steps, then unset settings and seeds, then the contenders, dropped from the end of the list.
@@ -111,6 +114,11 @@ class BudgetSpec(SpecTable):
     """Largest gradient norm."""
     validations: Annotated[int, Field(ge=1, le=100_000)] = 4
     """How often the validation loss is computed in a trial, including the end."""
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps of each trial; ``USUAL_STEPS`` until the rows or the hours decide."""
+        return self.steps or USUAL_STEPS
 
 
 class VerdictSpec(SpecTable):

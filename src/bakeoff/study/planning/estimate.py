@@ -147,12 +147,12 @@ def _search_seconds(
     """Return the seconds of a method's search, segment by segment from rung to rung."""
     total, start = 0.0, 0
     lanes = spec.budget.settings
-    for number, stop in enumerate(rungs or (spec.budget.steps,)):
+    for number, stop in enumerate(rungs or (spec.budget.planned_steps,)):
         steps, items = stop - start, n_items["validation"]
         total += (
             t.load + steps * _seconds_at(t.step, lanes) + items * _seconds_at(t.evaluate, lanes)
         )
-        if stop == (rungs or (spec.budget.steps,))[-1]:
+        if stop == (rungs or (spec.budget.planned_steps,))[-1]:
             total += items * t.predict * lanes
         lanes, start = min(lanes, 2 if number == 0 else 1), stop
     return total
@@ -162,7 +162,7 @@ def _final_seconds(t: Timing, spec: StudySpec, n_items: Mapping[str, int]) -> fl
     b, seeds = spec.budget, spec.budget.seeds
     evaluations = b.validations * n_items["validation"] * _seconds_at(t.evaluate, seeds)
     answers = n_items["test"] * t.predict * seeds
-    steps = b.steps * _seconds_at(t.step, seeds)
+    steps = b.planned_steps * _seconds_at(t.step, seeds)
     return seeds * (t.load + t.general) + steps + evaluations + answers
 
 

@@ -18,7 +18,7 @@ from bakeoff.analysis.power import StudyDesign, detectable_difference, items_nee
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.record import MetricInfo
 from bakeoff.study.config import StudySpec, dump_spec, parse_spec
-from bakeoff.study.config.budget import BudgetSpec, method_name
+from bakeoff.study.config.budget import USUAL_STEPS, method_name
 from bakeoff.study.planning.estimate import (
     FINAL,
     SEARCH,
@@ -73,7 +73,7 @@ class BudgetChoice(NamedTuple):
     def from_spec(cls, spec: StudySpec) -> BudgetChoice:
         """Return the budget of a study."""
         b = spec.budget
-        return cls(b.steps, b.settings, b.seeds, spec.methods.contenders)
+        return cls(b.planned_steps, b.settings, b.seeds, spec.methods.contenders)
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def plan_budget(
         return _largest_fitting(lambda n: seconds(size._replace(steps=n)) <= limit, MIN_STEPS, most)
 
     one_pass = n_items["train"] / spec.budget.batch_size
-    # one pass, or the default number of steps where a pass is longer
-    enough = max(MIN_STEPS, math.ceil(min(one_pass, BudgetSpec().steps)))
+    # one pass, or the usual number of steps where a pass is longer
+    enough = max(MIN_STEPS, math.ceil(min(one_pass, USUAL_STEPS)))
     most = max(enough, math.ceil(MAX_PASSES * one_pass))
     sizes = [
         BudgetChoice(MIN_STEPS, settings, spec.budget.seeds, names[:count])
@@ -175,7 +175,7 @@ def refit_final_steps(
 
     ``pace`` is the ratio of the search's actual to its expected duration.
     """
-    planned = spec.budget.steps
+    planned = spec.budget.planned_steps
     low = max(2, math.ceil(planned / MAX_STRETCH))
     most = max(planned, math.ceil(MAX_PASSES * n_items["train"] / spec.budget.batch_size))
 

@@ -71,8 +71,9 @@ def rung_steps(budget: BudgetSpec) -> tuple[int, ...]:
     """Return the steps at which search trials are compared; empty without racing."""
     if budget.race == "off" or budget.settings < 2:
         return ()
-    steps = {max(1, round(share * budget.steps)) for share in budget.rungs}
-    return tuple(sorted(s for s in steps if s < budget.steps))
+    last = budget.planned_steps
+    steps = {max(1, round(share * last)) for share in budget.rungs}
+    return tuple(sorted(s for s in steps if s < last))
 
 
 def early_rung_warnings(budget: BudgetSpec) -> tuple[str, ...]:
@@ -83,7 +84,8 @@ def early_rung_warnings(budget: BudgetSpec) -> tuple[str, ...]:
     steps = " and ".join(str(s) for s in stops)
     return (
         f"The race compares settings at steps {steps}: before step {MIN_RUNG_STEPS} it often "
-        'chooses other settings than a full search. Use more steps, later rungs or race = "off".',
+        'chooses other settings than a full search. Use more steps, later rungs or race = "off". '
+        "[early-rungs]",
     )
 
 
@@ -167,7 +169,7 @@ def expected_work(
     max_lanes, stops = spec.engine.max_lanes, rung_steps(spec.budget)
     count, steps, start = 0, 0, 0
     left = list(search)
-    for number, stop in enumerate(stops or (spec.budget.steps,)):
+    for number, stop in enumerate(stops or (spec.budget.planned_steps,)):
         count += len(list(group_trials(left, max_lanes)))
         steps += len(left) * (stop - start)
         kept = keep[min(number, len(keep) - 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,14 @@ def frozen_values(study: Study) -> dict[str, Any]:
     }
 
 
-def describe_study(study: Study) -> dict[str, Any]:
-    """Return what the report needs of a study in addition to its trials."""
+def describe_study(study: Study, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the report needs of a study in addition to its trials.
+
+    ``before`` is what an earlier run of the study returned, or empty: the notes on values that it
+    chose are kept, since a later run chooses none.
+    """
     task = task_class(study.conditions.task)
+    chosen = {**before.get("provenance", {}).get("chosen", {}), **study.chosen}
     references = []
     if task.secondary:
         references = task(study.conditions.task_options).references(study.splits.rows["test"])
@@ -68,6 +74,8 @@ def describe_study(study: Study) -> dict[str, Any]:
             "git": git_state(study.source),
             "command": redact(" ".join(["bakeoff", *sys.argv[1:]])),
             "study_file": study_folder.STUDY_FILE,
+            **({"chosen": chosen} if chosen else {}),
+            **({"columns_not_used": list(study.unused_columns)} if study.unused_columns else {}),
         },
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bakeoff.core.record import MetricInfo
@@ -49,6 +50,10 @@ class Study(NamedTuple):
     sizes: tuple[dict[str, Any], ...] | None = None
     """Each method's size, if the study asks for equal trainable parameters."""
     make_executor: ExecutorFactory = make_executor
+    chosen: Mapping[str, str] = MappingProxyType({})
+    """A note on each value that the study file leaves open, by its key."""
+    unused_columns: tuple[str, ...] = ()
+    """Columns of train that the study does not read."""
 
     def executor(self, should_stop: Callable[[], bool] = never) -> Executor:
         """Return the executor for the study's trials."""

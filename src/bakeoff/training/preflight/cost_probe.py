@@ -56,7 +56,8 @@ def probe_cost(value: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         if files.disk_full_message(error):
             raise
-        status, reason = classify_failure(error), describe_failure(error)
+        status = classify_failure(error)
+        reason = describe_failure(error, trial.conditions)
         log.warning("cost probe of %s: %s: %s", trial.method.name, status, reason)
         return Cost(trial.method.name, status, reason).to_json()
     log.info("cost probe end: %s, %.3g ms a step", trial.method.name, cost.step_milliseconds or 0)

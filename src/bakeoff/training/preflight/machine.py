@@ -14,12 +14,16 @@ from bakeoff.core.versions import PACKAGES, installed_versions
 from bakeoff.engine import profiling, quantization
 from bakeoff.engine.accelerators import explain_defaults
 from bakeoff.engine.device import resolve_device, resolve_precision
+from bakeoff.training.preflight.base_errors import load_error
+from bakeoff.training.preflight.row_lengths import count_row_lengths
 
 
 def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
     """Resolve device, precision, threads and quantizer; a worker's entry point.
 
     Returns them with the hardware's name and the versions of packages, or an ``error`` to raise.
+    If ``value`` has a ``segment``, the token counts of its rows are added as ``row_lengths``: one
+    job for both, because each job before a study starts a process.
     """
     quantize, quantizer = value.get("quantize"), None
     try:
@@ -31,7 +35,11 @@ def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
     packages = PACKAGES if quantizer is None else (*PACKAGES, quantizer)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = value["threads"] or max(1, (cores or 1) // value["workers"])
+    counted = _count_lengths(value["segment"]) if "segment" in value else {}
+    if counted.get("error") is not None:
+        return counted
     return {
+        **counted,
         "device": device,
         "precision": resolve_precision(value["precision"], device),
         "threads": threads,
@@ -39,6 +47,15 @@ def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
         "quantizer": quantizer,
         "versions": installed_versions(packages),
     }
+
+
+def _count_lengths(segment: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"row_lengths": count_row_lengths(segment)}
+    except BakeoffError as error:
+        return {"error": error.to_json()}
+    except Exception as error:  # loaders raise many kinds for broken files
+        return {"error": load_error(segment["base_path"], error).to_json()}
 
 
 def measure_machine(value: dict[str, Any]) -> dict[str, Any]:
