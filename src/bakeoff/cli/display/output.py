@@ -6,6 +6,7 @@ move the cursor, set the terminal's title or show a secret, and every encoding c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
@@ -25,6 +26,9 @@ from bakeoff.core.redact import escape_control_chars, redact, redact_value, stri
 
 RUNS = Path("runs")
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON on stdout instead of a table.")
+VERBOSE_OPTION = typer.Option(
+    False, "--verbose", help="Print every warning in full, instead of the most important ones."
+)
 
 
 class SafeConsole(Console):
@@ -55,15 +59,18 @@ def escape_text(text: str) -> str:
 
 
 def show_error(error: BakeoffError) -> None:
-    """Print an error: its code, its cause, and a hint."""
-    err.print(f"[bold red]error[/] [bold]{escape(f'[{error.code}]')}[/] {escape_text(error.cause)}")
-    err.print(f"[bold]Try:[/] {escape_text(error.try_)}")
+    """Print an error: its code, its cause, and a hint, whose commands are not broken into lines."""
+    code = escape(f"[{error.code}]")
+    with contextlib.suppress(OSError):  # the exit code must tell, even if stderr is gone
+        err.print(f"[bold red]error[/] [bold]{code}[/] {escape_text(error.cause)}")
+        err.print(f"[bold]Try:[/] {escape_text(error.try_)}", soft_wrap=True)
 
 
 def show_internal_error() -> None:
     """Print the traceback of an internal error."""
-    err.print(redact(traceback.format_exc()), markup=False, soft_wrap=True)
-    err.print("This is a bug in bakeoff. Please report it with the lines above.")
+    with contextlib.suppress(OSError):
+        err.print(redact(traceback.format_exc()), markup=False, soft_wrap=True)
+        err.print("This is a bug in bakeoff. Please report it with the lines above.")
 
 
 def show_json(value: Any) -> None:
@@ -110,6 +117,8 @@ def find_study_folder(given: Path | None) -> Path:
     found = sorted(RUNS.glob("*/study.db"), key=lambda p: p.stat().st_mtime)
     if not found:
         raise UsageError(
-            "no-study", f"There is no study under {RUNS}/.", "`bakeoff demo`, or `bakeoff run`."
+            "no-study",
+            f"There is no study under {RUNS}/.",
+            "`bakeoff demo`, or `bakeoff run STUDY.toml`.",
         )
     return found[-1].parent
