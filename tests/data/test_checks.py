@@ -566,7 +566,7 @@ def test_clean_study_warns_only_of_size(study: Study) -> None:
     """A study without issues has only the warning about its size."""
     study.values["budget"]["race"] = "off"  # its rungs come too early
     assert planned(study)["warnings"] == [
-        "The test set has 24 items; below 30 its verdicts mean little."
+        "The test set has 24 items; below 30 its verdicts mean little. [test-too-small]"
     ]
 
 
@@ -816,9 +816,14 @@ NAMES = (
     "time_budget",
     "classify",
     "sft",
+    "_completions",
+    "reference_checks",
 )
 ACROSS = {"test-in-train", "validation-in-train", "test-in-validation"}
 ELSEWHERE = {
     "nothing-supervised", "end-not-supervised", "completions-cut",
     "near-duplicates-sampled", "near-duplicates-cut-short", "chat-template-slow",
+    # tests/tasks/test_references.py
+    "reference-not-reachable", "reference-not-perfect", "reference-over-budget",
+    "special-token-in-text", "end-token-written", "begin-token-written", "special-tokens-kept",
 }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bakeoff.core.errors import PreflightError
 from bakeoff.data.chat import Chat, UnusableConversation
 from bakeoff.data.chat.findings import find_history, find_row_issues, find_template_issues
 from bakeoff.data.chat.forms import (
@@ -300,10 +301,17 @@ class SupervisedFineTuning(CausalTask):
         return None if self._is_chat else super().added_tokens_text(tokenizer)
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Return the tokens that end a completion, including the chat template's."""
+        """Return the tokens that end a completion, including the chat template's.
+
+        Raises:
+            PreflightError: the template cannot render a question and its answer.
+        """
         if self._is_chat:
             read = (self.options.get("chat") or {}).get("read", ())
-            return self._chat_template(tokenizer).end_tokens(calls="tool_calls" in read)
+            try:
+                return self._chat_template(tokenizer).end_tokens(calls="tool_calls" in read)
+            except UnusableConversation as error:
+                raise PreflightError(error.code, f"{error.what}.", error.try_) from error
         return super().end_tokens(tokenizer)
 
     def _prompt(self, tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:

@@ -15,6 +15,7 @@ from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.choose import compare_selection
 from bakeoff.analysis.compare import Comparison, Interval, Verdict
 from bakeoff.analysis.error_distribution import FloatArray
+from bakeoff.analysis.learning import Learning
 from bakeoff.analysis.per_method.accelerators import engine_row
 from bakeoff.analysis.per_method.best_weights import artifact_row
 from bakeoff.analysis.per_method.stability import is_unfinished, stability_row, stopped_by_race
@@ -55,6 +56,7 @@ class Extras:
     gains: Mapping[str, Interval]
     secondary: Mapping[str, dict[str, Any]]
     front_probabilities: Mapping[str, float]
+    learning: Mapping[str, Learning]
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def method_row(
         "artifact": artifact_row(record, runs),
         "engine": engine_row(record, runs),
         "gain": asdict(gain) if gain else None,
+        "learning": known.to_json() if (known := extras.learning.get(method)) else None,
         "secondary": extras.secondary.get(method) or None,
         "forgetting": point["forgetting"],
         "stability": stability_row(
@@ -295,7 +298,14 @@ def _seed_row(run: TrialRun) -> dict[str, Any]:
         "status": run.status,
         "test_score": run.mean_score("test"),
         "validation_loss": run.validation_loss,
+        **({} if (cut := count_cut_answers(run)) is None else {"cut_answers": cut}),
     }
+
+
+def count_cut_answers(run: TrialRun) -> int | None:
+    """Return how many test answers the limit of new tokens ended; None if nothing is generated."""
+    test = run.result.splits.get("test") if run.result else None
+    return None if test is None else test.cut
 
 
 def _curve_row(run: TrialRun, result: TrialResult) -> dict[str, Any]:
