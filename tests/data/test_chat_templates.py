@@ -171,6 +171,11 @@ CASES = [
         ["<|channel|>analysis<|message|>one and one<|end|><|start|>assistant"
          "<|channel|>final<|message|>two<|return|>"], "two",
     ),
+    Case(
+        "gpt-oss", WRITTEN,
+        ["<|channel|>analysis<|message|>one and one<|end|><|start|>assistant"
+         "<|channel|>final<|message|>two<|return|>"], "two",
+    ),
     Case("gpt-oss", ASKED, [f"{HARMONY_CALL}<|call|>"], HARMONY_CALL, [WEATHER]),
     Case(
         "gpt-oss", USED,
@@ -182,6 +187,10 @@ CASES = [
     ),
     Case(
         "smollm3", WRITTEN,
+        [f"<|im_start|>assistant\n<think>\none and one\n</think>\n\ntwo{IM}"], "two",
+    ),
+    Case(
+        "smollm3", THOUGHT,
         [f"<|im_start|>assistant\n<think>\none and one\n</think>\n\ntwo{IM}"], "two",
     ),
     Case(

@@ -63,7 +63,7 @@ def find_row_issues(split: str, rows: Sequence[Row], columns: Mapping[str, str])
 
 
 def find_history(split: str, rows: Sequence[Row]) -> list[DataIssue]:
-    """Return an issue for Alpaca rows with earlier exchanges: their prompt has no place for them."""
+    """Return an issue for Alpaca rows with earlier exchanges, which their prompt cannot hold."""
     found = [i for i, row in enumerate(rows) if row.get("history")]
     if not found:
         return []
@@ -124,9 +124,11 @@ def _answer_findings(chat: Chat, conversation: Conversation) -> Iterator[tuple[s
     message = conversation.messages[supervised_turns(conversation.messages)[-1]]
     own, thoughts = str(message["content"]).strip(), message.get(REASONING[0], "").strip()
     said = chat.answer(conversation).strip()
-    if "</think>" in own and "</think>" not in said:
-        yield _DROPPED_THOUGHTS
-    elif not message.get("tool_calls") and not thoughts and said != own:
+    written = thoughts or own.rpartition("</think>")[0].rpartition("<think>")[2].strip()
+    if written:
+        if written not in said:
+            yield _DROPPED_THOUGHTS
+    elif not message.get("tool_calls") and said != own:
         written = said.replace(own, "…") if own else said
         yield (
             "answer-rewritten",
@@ -170,10 +172,6 @@ class _Once:
                 "The chat template does not write the documents of the row: they are in no prompt",
                 "a `chat_template` under [task] that uses `documents`.",
             )
-        if any(REASONING[0] in m for m in messages) and not self._is(
-            "thoughts", style.writes_thoughts
-        ):
-            yield _DROPPED_THOUGHTS
         yield from self._role_findings(messages)
         if keys := unread_keys(messages, self._chat.template).keys:
             yield (

@@ -31,6 +31,7 @@ _WORD = "zqxw"
 _EXCHANGE = ({"role": USER, "content": "a"}, {"role": ASSISTANT, "content": "b"})
 _CALL_ID = "abcdefghi"
 _RESULT = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
+_WRITTEN_THOUGHTS = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)
 _EMPTY_CONTENTS = ("", None)
 
 
@@ -109,6 +110,7 @@ class TemplateStyle:
         text = self._try(_EXCHANGE, {"documents": [{"title": _WORD, "text": _WORD}]})
         return text is None or _WORD in text
 
+    @cached_property
     def writes_thoughts(self) -> bool:
         """Whether the template writes the thoughts of the last turn."""
         turn = {**_EXCHANGE[1], **dict.fromkeys(REASONING, _WORD)}
@@ -142,14 +144,26 @@ class TemplateStyle:
             inner = _RESULT.fullmatch(made["content"])
             if inner and "<tool_response>" not in inner[1] and "<tool_response>" in self.template:
                 made["content"] = inner[1]
-        if thoughts := made.get(REASONING[0]):
-            made |= dict.fromkeys(REASONING, thoughts)
+        if role == ASSISTANT:
+            self._place_thoughts(made)
         if (calls := made.get("tool_calls")) and self.call_form is not None:
             empty, as_text = self.call_form
             made["content"] = made["content"] or empty
             if as_text:
                 made["tool_calls"] = [_with_text_arguments(c) for c in calls]
         return made
+
+    def _place_thoughts(self, message: dict[str, Any]) -> None:
+        """Put the thoughts of a turn where the template reads them: in a key, or in the content."""
+        written = _WRITTEN_THOUGHTS.fullmatch(message["content"])
+        in_content = "</think>" in self.template
+        if written and not in_content and self.writes_thoughts:
+            message[REASONING[0]], message["content"] = written[1], written[2]
+        thoughts = message.get(REASONING[0])
+        if thoughts and in_content and not self.writes_thoughts:
+            message["content"] = f"<think>\n{thoughts.strip()}\n</think>\n\n{message['content']}"
+        elif thoughts:
+            message |= dict.fromkeys(REASONING, thoughts)
 
 
 def number_calls(messages: Sequence[Message]) -> list[Message]:
