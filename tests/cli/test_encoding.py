@@ -20,6 +20,7 @@ from bakeoff.cli.display import output, token_view
 from bakeoff.cli.display.encoding import make_total, replace_missing
 from bakeoff.cli.display.output import SafeConsole, show_document, show_json
 from bakeoff.cli.display.progress import LiveProgress
+from bakeoff.study.monitoring.progress import LoggingProgress
 from bakeoff.testing.tiny import rows, write_jsonl
 
 ENCODINGS = ("cp1252", "ascii", "latin-1", "cp437", "utf-8")
@@ -166,6 +167,21 @@ def test_exit_code_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
+
+
+def test_study_goes_on_without_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`bakeoff run ... 2>&1 | head`: its progress is logged, and no exit ends the study."""
+
+    def refuse(*_: object) -> int:
+        raise BrokenPipeError
+
+    stream = Stream("utf-8")
+    monkeypatch.setattr(stream, "write", refuse)
+    with LiveProgress(SafeConsole(file=stream)) as live:
+        heard = LoggingProgress(tmp_path / "log.jsonl", live)
+        heard.phase("Search", 1, 0)
+        heard.say("still here")
+    assert "still here" in (tmp_path / "log.jsonl").read_text(encoding="utf-8")
 
 
 def test_reader_that_leaves() -> None:

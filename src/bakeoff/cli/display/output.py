@@ -7,12 +7,13 @@ move the cursor, set the terminal's title or show a secret, and every encoding c
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -41,6 +42,10 @@ class SafeConsole(Console):
         for text, style, control in super().render(renderable, options):
             shown = text if control else replace_missing(strip_control_chars(text), self.encoding)
             yield Segment(shown, style, control)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raise an error: rich would exit, and end a study whose output ``head`` has left."""
+        raise BrokenPipeError(errno.EPIPE, "the reader of this output has left")
 
 
 def is_terminal(stream: Any) -> bool:
