@@ -91,7 +91,7 @@ def test_report_shows_loss_metric_disagreement() -> None:
     said = [w for w in made["warnings"] if "disagree" in w]
     assert said == [
         "LoRA: validation loss and metric disagree on the best of 3 settings at step 100: "
-        "learning rate 0.001 by loss, learning rate 0.01 by metric."
+        "learning rate 0.001 by loss, learning rate 0.01 by metric. [selection-disagrees]"
     ]
     wider = summarise(make_record(RUNS, ["lora"], settings=2), np.random.default_rng(0))
     assert wider["methods"][0]["n_settings_added"] == 1

@@ -221,7 +221,9 @@ def test_partial_finals_are_compared() -> None:
     assert sentence.startswith("Keep LoRA: no contender is better by more than chance (best: OFT")
     assert "1 seed, seed noise unknown, 200 items" in sentence
     assert sentence.endswith("The study is not finished: 2 of 3 methods scored so far.")
-    assert "OFT has one seed: its seed noise is unknown and in no interval." in made["warnings"]
+    assert made["warnings"] == [
+        "OFT has one seed: its seed noise is unknown and in no interval. [one-seed]"
+    ]
 
 
 def test_no_verdicts_without_control() -> None:
@@ -238,7 +240,9 @@ def test_no_verdicts_without_control() -> None:
         "No recommendation: LoRA, the control, has no test score (diverged: it diverged); the best "
         "score is that of OFT, 60.0 points, which cannot be compared."
     )
-    assert "LoRA, the control, has no test score: there are no verdicts." in made["warnings"]
+    assert made["warnings"][0] == (
+        "LoRA, the control, has no test score: there are no verdicts. [control-without-score]"
+    )
 
 
 def test_control_kept_with_cheaper_equivalents() -> None:
@@ -326,10 +330,10 @@ def test_warnings_name_what_weakens_the_study() -> None:
     )
     record = make_record(trials, ("lora",), warnings=("2 labels only in test.",))
     assert summarise_checked(record)["warnings"] == [
+        "The test set has 20 items; below 30 its verdicts mean little. [test-too-small]",
+        "LoRA has 2 seeds, fewer than 3. [few-seeds]",
+        "The best learning rate of LoRA, 0.0001, is at the edge of those tried. [rate-at-edge]",
         "2 labels only in test.",
-        "The test set has 20 items; below 30 its verdicts mean little.",
-        "LoRA has 2 seeds, fewer than 3.",
-        "The best learning rate of LoRA, 0.0001, is at the edge of those tried.",
     ]
 
 
@@ -340,4 +344,5 @@ def test_foreign_item_scores_excluded() -> None:
     made = summarise_checked(make_record(trials, ("lora", "oft")))
     assert row(made, "oft")["n_seeds"] == 1
     assert row(made, "oft")["seeds"][2]["test_score"] is None
-    assert "OFT: the test scores of 2 finished trials cannot be used." in made["warnings"]
+    unusable = "OFT: the test scores of 2 finished trials cannot be used. [scores-unusable]"
+    assert unusable in made["warnings"]

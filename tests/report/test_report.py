@@ -140,7 +140,8 @@ def test_page_has_every_section() -> None:
     found = re.findall(r'<section id="(\w+)"', page)
     assert found == [s.key for s in load_sections()]
     assert found == ["verdict", "forest", "pareto", "table", "fairness", "race", "sensitivity",
-                     "curves", "items", "stability", "costs", "failures", "provenance"]  # fmt: skip
+                     "curves", "items", "stability", "costs", "warnings", "failures",
+                     "provenance"]  # fmt: skip
 
 
 def test_verdict_readable_without_scripts() -> None:

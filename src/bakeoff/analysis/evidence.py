@@ -12,6 +12,7 @@ from bakeoff.core.format import (
     plural,
 )
 from bakeoff.core.record import StudyRecord
+from bakeoff.core.warning_codes import with_code
 
 Row = dict[str, Any]
 # Below this the bootstrap over items says little.
@@ -22,7 +23,8 @@ def small_test_set_warnings(n_test: int) -> list[str]:
     """Warn of a test set with too few items for any verdict."""
     if n_test >= FEWEST_ITEMS:
         return []
-    return [f"The test set has {n_test} items; below {FEWEST_ITEMS} its verdicts mean little."]
+    text = f"The test set has {n_test} items; below {FEWEST_ITEMS} its verdicts mean little."
+    return [with_code(text, "test-too-small")]
 
 
 def describe_gain(record: StudyRecord, control: Row, best: Row, n_compared: int) -> str:

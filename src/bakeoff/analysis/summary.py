@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from typing import Any
 
@@ -15,12 +15,19 @@ import numpy as np
 
 from bakeoff.analysis import count_intervals
 from bakeoff.analysis.choose import choose_settings
-from bakeoff.analysis.compare import Interval, compare, estimate_scores
+from bakeoff.analysis.compare import compare, estimate_scores
 from bakeoff.analysis.evidence import small_test_set_warnings
+from bakeoff.analysis.identical import find_identical, unapplied_settings
+from bakeoff.analysis.learning import (
+    Learning,
+    assess_learning,
+    find_baselines,
+    withhold_verdicts,
+)
 from bakeoff.analysis.pareto import draw_scores, find_fronts
-from bakeoff.analysis.per_method.best_weights import weights_problem
+from bakeoff.analysis.per_method.caveats import not_learnt_caveat, row_caveats
 from bakeoff.analysis.per_method.forgetting import forgetting_rows
-from bakeoff.analysis.per_method.gain_over_base import base_row, gains_over_base, no_gain_warning
+from bakeoff.analysis.per_method.gain_over_base import base_row, gains_over_base
 from bakeoff.analysis.per_method.items import item_summary
 from bakeoff.analysis.per_method.method_rows import (
     Evidence,
@@ -32,6 +39,7 @@ from bakeoff.analysis.per_method.method_rows import (
 from bakeoff.analysis.per_method.race_summary import race_summary
 from bakeoff.analysis.per_method.secondary import secondary_rows
 from bakeoff.analysis.per_method.stability import is_unfinished
+from bakeoff.analysis.recommendation.not_learnt import control_has_learnt
 from bakeoff.analysis.recommendation.recommend import recommend
 from bakeoff.analysis.trial_runs import (
     MethodRuns,
@@ -40,21 +48,23 @@ from bakeoff.analysis.trial_runs import (
     runs_by_method,
     usable_scores,
 )
-from bakeoff.core.format import format_setting_in_words
 from bakeoff.core.record import ImportedScores, StudyRecord
 from bakeoff.core.results import TrialResult
+from bakeoff.core.warning_codes import merge_caveats, sort_warnings, with_code
 
 SCHEMA = 1
-# Fewer cannot tell seed noise from a difference.
-FEWEST_SEEDS = 3
 
 
 def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
     """Build the report dict of a study, finished or not; equal ``rng`` states give equal bits."""
+    learning_rng = rng.spawn(1)[0]  # draws of its own: those of ``rng`` stay as they were
     by_method = runs_by_method(record)
     control = by_method.get(record.control, MethodRuns(record.control, (), ()))
     chosen = chosen_settings(record, by_method)
     evidence = _gather_evidence(record, by_method, rng)
+    learning = assess_learning(evidence.scores, find_baselines(record), record.metric, learning_rng)
+    withheld = withhold_verdicts(evidence.comparisons, learning, record.control)
+    evidence = replace(evidence, comparisons=withheld)
     # All of these draw from ``rng``: their order is part of the result.
     forgetting = forgetting_rows(by_method, rng)
     gains = gains_over_base(record, evidence.scores, rng)
@@ -64,13 +74,14 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         record, [front_point(record, runs, evidence, forgetting) for runs in by_method.values()]
     )
     fronts = find_fronts(points, evidence.draws, record.pareto, better=record.metric.better)
-    extras = Extras(forgetting, gains, secondary, fronts.probabilities)
+    extras = Extras(forgetting, gains, secondary, fronts.probabilities, learning)
     rows = [
         method_row(record, by_method[method], control, chosen.get(method), evidence, extras)
         for method in (point["method"] for point in points)
     ]
     complete = is_complete(record, by_method)
     advice = recommend(record, rows, complete=complete)
+    identical = find_identical(record, by_method)
     report = {
         "schema": SCHEMA,
         "study": _study_section(record),
@@ -82,10 +93,12 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         "hours": _hours_section(record),
         "sizes": record.sizes,
         "race": race_summary(record),
+        "learning": _learning_section(record, learning),
+        "identical": identical,
         "items": item_summary(record, by_method, evidence.scores),
         "failures": failure_rows(record, by_method),
         "retried": list(record.retried),
-        "warnings": _collect_warnings(record, by_method, rows, evidence),
+        "warnings": _collect_warnings(record, by_method, rows, evidence, identical),
         "timing": _timing_section(record),
         "complete": complete,
         "provenance": record.provenance,
@@ -208,6 +221,15 @@ def _study_section(record: StudyRecord) -> dict[str, Any]:
     }
 
 
+def _learning_section(record: StudyRecord, learning: Mapping[str, Learning]) -> dict[str, Any]:
+    """Return whether the control has learnt (None: unknown), and who has not."""
+    control = learning.get(record.control)
+    return {
+        "control_learnt": None if control is None else control.learnt,
+        "not_learnt": [m for m in record.methods if m in learning and not learning[m].learnt],
+    }
+
+
 def _imported_section(record: StudyRecord) -> dict[str, Any] | None:
     """Return the origin of an imported record; None for a study of bakeoff's own."""
     if record.imported is None:
@@ -229,20 +251,25 @@ def _collect_warnings(
     by_method: Mapping[str, MethodRuns],
     rows: Sequence[dict[str, Any]],
     evidence: Evidence,
+    identical: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    """List the caveats of the verdicts, each once."""
+    """List the caveats of the verdicts, each once, the most important first."""
     warnings = [*_repeated_read_warnings(record), *record.warnings]
     items = record.n_items.get("test")
     if items is not None:
         warnings += small_test_set_warnings(items)
     if rows and record.control not in evidence.estimates:
         name = record.titles.get(record.control, record.control)
-        warnings.append(f"{name}, the control, has no test score: there are no verdicts.")
-    for row in rows:
-        warnings += _row_warnings(row, by_method[row["method"]], evidence)
-        gain = Interval(**row["gain"]) if row["gain"] else None
-        warnings += [w] if (w := no_gain_warning(row["title"], gain, record.metric)) else []
-    return list(dict.fromkeys(warnings))
+        text = f"{name}, the control, has no test score: there are no verdicts."
+        warnings.append(with_code(text, "control-without-score"))
+    warnings += [with_code(group["sentence"], "identical-results") for group in identical]
+    caveats = [c for row in rows for c in row_caveats(row, by_method[row["method"]], evidence)]
+    for runs in by_method.values():
+        if (text_or_none := unapplied_settings(record, runs)) is not None:
+            warnings.append(with_code(text_or_none, "setting-not-applied"))
+    if control_has_learnt(rows) is not False:  # else the recommendation's sentence says it
+        caveats += [c for row in rows if (c := not_learnt_caveat(record, row)) is not None]
+    return sort_warnings([*warnings, *merge_caveats(caveats)])
 
 
 def _repeated_read_warnings(record: StudyRecord) -> list[str]:
@@ -253,51 +280,12 @@ def _repeated_read_warnings(record: StudyRecord) -> list[str]:
         f"Changes before evaluation {number} ({look['at']}): {'; '.join(look['changes'])}."
         for number, look in enumerate(record.looks, start=2)
     )
-    return [
+    text = (
         f"The test set was evaluated {count_test_reads(record)} times. {changes} Earlier results "
         "may have influenced the changes, so the 5 % error no longer covers the verdicts of "
         "later evaluations, and these are the ones shown here."
-    ]
-
-
-def _row_warnings(row: dict[str, Any], runs: MethodRuns, evidence: Evidence) -> list[str]:
-    title = row["title"]
-    warnings: list[str] = []
-    seeds = row["n_seeds"]
-    if row["reported"] is not None:
-        pass  # one warning covers the whole import
-    elif seeds == 1:
-        warnings.append(f"{title} has one seed: its seed noise is unknown and in no interval.")
-    elif 0 < seeds < FEWEST_SEEDS:
-        warnings.append(f"{title} has {seeds} seeds, fewer than {FEWEST_SEEDS}.")
-    comparison = evidence.comparisons.get(row["method"])
-    if comparison and comparison.n_seeds < seeds:
-        warnings.append(f"{title} is compared over {comparison.n_seeds} of its {seeds} seeds.")
-    if (picked := row["picked"]) is not None and not picked["agree"]:
-        warnings.append(_disagreement_warning(title, picked))
-    if row["best_setting_on_edge"]:
-        rate = row["setting"]["learning_rate"]
-        warnings.append(
-            f"The best learning rate of {title}, {rate:g}, is at the edge of those tried."
-        )
-    unusable = len(runs.scored) - seeds
-    if unusable:
-        warnings.append(f"{title}: the test scores of {unusable} finished trials cannot be used.")
-    if (
-        row["artifact"] is not None
-        and (problem := weights_problem(title, row["artifact"])) is not None
-    ):
-        warnings.append(f"{problem}.")
-    warnings += [f"{title}: {w}" for r in runs.all if r.result for w in r.result.warnings]
-    return warnings
-
-
-def _disagreement_warning(title: str, picked: Mapping[str, Any]) -> str:
-    by_loss, by_metric = (format_setting_in_words(picked[key]) for key in ("by_loss", "by_metric"))
-    return (
-        f"{title}: validation loss and metric disagree on the best of {picked['compared']} "
-        f"settings at step {picked['step']}: {by_loss} by loss, {by_metric} by metric."
     )
+    return [with_code(text, "test-evaluated-again")]
 
 
 def _hours_section(record: StudyRecord) -> dict[str, Any] | None:

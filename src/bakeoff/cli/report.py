@@ -15,6 +15,7 @@ import typer
 from bakeoff.cli.display import verdict
 from bakeoff.cli.display.output import (
     JSON_OPTION,
+    VERBOSE_OPTION,
     err,
     escape_text,
     find_study_folder,
@@ -51,6 +52,7 @@ def command(
         help="Include test items and answers; leave them out if the data is private. The choice "
         "holds for this report only.",
     ),
+    verbose: bool = VERBOSE_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write report.html and report.json of a study, finished or not; print the verdict."""
@@ -73,7 +75,7 @@ def command(
     elif as_json:
         show_json(report)
     else:
-        verdict.show(report, folder)
+        verdict.show(report, folder, verbose=verbose)
     err.print(escape_text(f"Report: {folder / 'report.html'}"))
 
 

@@ -58,6 +58,19 @@ class ItemText:
     reference: str
 
 
+@dataclass(frozen=True)
+class ConstantAnswer:
+    """Test scores of answers that need no learning, one score for each item.
+
+    ``kind`` is ``constant`` (the same ``answer`` for every item), ``chance`` (a choice at random)
+    or ``frequencies`` (each label with its share of the training rows, for losses).
+    """
+
+    kind: str
+    answer: str | None
+    scores: tuple[float, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
     """Everything that a study has recorded so far.
@@ -100,6 +113,10 @@ class StudyRecord:
     trials: tuple[tuple[Trial, TrialResult | None], ...]
     base_scores: SplitScores | None = None
     """The base model (not fine-tuned) on test; None if the task gives it a new output layer."""
+    constant: ConstantAnswer | None = None
+    """The best answer that needs no learning, on test; None if it was not scored."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """By trial id, a hash of the saved weights."""
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By method, the check of one final trial's saved weights after reloading them: ``trial_id``,
     ``seed``, ``path`` in the study folder, validation ``loss`` as trained and ``reloaded_loss`` in

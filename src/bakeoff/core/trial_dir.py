@@ -73,6 +73,16 @@ def manifest_hash(folder: Path) -> str | None:
         return None
 
 
+def weights_hash(folder: Path) -> str | None:
+    """Return one hash of the weights that a finished trial saved; None if there are none."""
+    try:
+        files = _read_manifest(folder)
+    except (OSError, ValueError, AttributeError):
+        return None
+    hashes = sorted(digest for name, digest in files.items() if name.endswith(".safetensors"))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
+
+
 def find_damage(folder: Path) -> Damage | None:
     """Compare every file of a finished trial with the manifest; return None if all match."""
     try:

@@ -14,9 +14,12 @@ from itertools import groupby
 from typing import Any, NamedTuple, Self
 
 from bakeoff.core.errors import PreflightError
+from bakeoff.core.warning_codes import with_code
 
 MAX_SHOWN = 5
 """Number of rows that are named; the others are counted."""
+MAX_PAIRS = 2
+"""Number of rows that are named together with a similar one."""
 
 
 class Place(NamedTuple):
@@ -78,22 +81,28 @@ class DataIssue:
         """Return one sentence with the problem and its places."""
         if self.split is None or not self.rows:
             return f"{self.what}."
+        return f"{self.what} in {self.where(places)}."
+
+    def where(self, places: PlaceLookup) -> str:
+        """Return the number of affected rows, their split and the first places."""
+        assert self.split is not None
         where = [places(self.split, row) for row in self.rows]
         if self.against is None:
             where_text = format_places(where, self.count)
         else:
-            pairs = zip(where, (places(self.against, row) for row in self.partners), strict=True)
+            partners = (places(self.against, row) for row in self.partners)
+            pairs = list(zip(where, partners, strict=True))[:MAX_PAIRS]
             where_text = "; ".join(
                 f"{format_places([a], 1)} like {format_places([b], 1)}" for a, b in pairs
             )
-            more = self.count - len(self.rows)
+            more = self.count - len(pairs)
             where_text += f" and {more:,} more" if more else ""
         rows = "row" if self.of == 1 else "rows"
-        return f"{self.what} in {self.count:,} of {self.of:,} {rows} of {self.split}: {where_text}."
+        return f"{self.count:,} of {self.of:,} {rows} of {self.split}: {where_text}"
 
     def warning(self, places: PlaceLookup) -> str:
         """Return the sentences that list this issue as a warning."""
-        return f"{self.cause(places)} {_capitalize(self.try_)} [{self.code}]"
+        return with_code(f"{self.cause(places)} {_capitalize(self.try_)}", self.code)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -104,6 +113,22 @@ class DataIssue:
         """Rebuild an issue from ``to_json``."""
         lists = {name: tuple(value[name]) for name in ("rows", "partners")}
         return cls(**{**value, **lists})
+
+
+def list_warnings(issues: Iterable[DataIssue], places: PlaceLookup) -> list[str]:
+    """Return a warning for each kind of issue; the same issue in several splits is one."""
+    kinds: dict[tuple[str, str, str], list[DataIssue]] = {}
+    for issue in issues:
+        kinds.setdefault((issue.code, issue.what, issue.try_), []).append(issue)
+    texts = []
+    for (code, what, try_), found in kinds.items():
+        in_rows = [f for f in found if f.split is not None and f.rows]
+        if len(in_rows) < 2:
+            texts += [issue.warning(places) for issue in found]
+            continue
+        where = "; in ".join(issue.where(places) for issue in in_rows)
+        texts.append(with_code(f"{what} in {where}. {_capitalize(try_)}", code))
+    return texts
 
 
 def as_error(issues: Iterable[DataIssue], places: PlaceLookup) -> PreflightError | None:

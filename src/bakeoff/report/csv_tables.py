@@ -85,6 +85,7 @@ def _method_rows(report: Report) -> Iterator[Cells]:
             **_prefixed("score", m.get("score"), _INTERVAL),
             **_prefixed("difference", m.get("difference"), (*_INTERVAL, "p_adjusted")),
             **_prefixed("gain", m.get("gain"), _INTERVAL),
+            "learnt": (m.get("learning") or {}).get("learnt"),
             **{
                 k: v
                 for name, value in (m.get("secondary") or {}).items()

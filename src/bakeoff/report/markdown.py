@@ -16,13 +16,12 @@ from bakeoff.core.format import (
     format_milliseconds,
     format_p_value,
     format_setting,
-    format_status,
     plural,
     score_unit,
 )
 from bakeoff.core.redact import strip_control_chars
 from bakeoff.report.sanitize import clean
-from bakeoff.report.texts import method_title, saved_weights_text
+from bakeoff.report.texts import method_title, saved_weights_text, verdict_text
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKUP = re.compile(r"([\\`*_\[\]|~$])")
@@ -93,11 +92,11 @@ def _table(study: dict[str, Any], methods: list[dict[str, Any]]) -> str:
 
 
 def _row(study: dict[str, Any], method: dict[str, Any], unit: DisplayUnit) -> list[str]:
-    cost, verdict = method.get("cost") or {}, method.get("verdict") or "none"
+    cost = method.get("cost") or {}
     name = escape_markdown(method_title(method))
     is_control = method.get("method") == study.get("control")
     cells = (
-        verdict if verdict != "none" else format_status(method.get("status")),
+        verdict_text(method),
         unit.with_interval(method.get("score")),
         unit.with_interval(method.get("difference"), signed=True),
         format_p_value((method.get("difference") or {}).get("p_adjusted")),

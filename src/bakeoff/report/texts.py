@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from bakeoff.core.format import format_significant, plural
+from bakeoff.core.format import format_significant, format_status, plural
 
 
 def method_title(method: dict[str, Any]) -> str:
     """Return a method's name for people."""
     return str(method.get("title") or method.get("method") or "?")
+
+
+def verdict_text(method: dict[str, Any]) -> str:
+    """Return a method's verdict as words, with a note where it is not known to have learnt."""
+    verdict = method.get("verdict") or "none"
+    if verdict == "none":
+        is_compared = method.get("status") == "done" and method.get("difference")
+        verdict = "no verdict" if is_compared else format_status(method.get("status"))
+    learning = method.get("learning")
+    return verdict if learning is None or learning["learnt"] else f"{verdict}, not learnt"
 
 
 def lower_is_better(study: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bakeoff.core import jobs
+from bakeoff.core.record import ConstantAnswer
 from bakeoff.core.results import SplitScores
 from bakeoff.core.trial import MethodEntry, Segment
 from bakeoff.study import retry
@@ -17,6 +18,9 @@ from bakeoff.study.remote import check_disk_full
 from bakeoff.study.scheduler import RunContext, run_trials
 from bakeoff.study.setup.study import prior_trial, whole_segment
 from bakeoff.tasks import task_class
+
+CONSTANT_SCORES = "constant_scores"
+"""Database value: the scores of the best answer that is the same for every test item."""
 
 
 def run_final(
@@ -35,6 +39,7 @@ def run_final(
         test_reads = reader.values().get("looks", ())
     if trials:
         score_base(context)
+        score_constant(context)
     # the number of seeds before each change; the entry that a fork adds for itself has none
     earlier_counts = {entry.get("seeds", 0) for entry in test_reads}
     seeds, start, count = sorted({t.seed for t in trials}), 0, study.spec.budget.seeds
@@ -110,6 +115,26 @@ def score_base(context: RunContext) -> None:
         progress.say(f"the base model could not be scored: {scored['error']}")
     elif scored.get("note"):
         progress.say(base_note(scored["note"]))
+
+
+def score_constant(context: RunContext) -> None:
+    """Score the best constant answer on test, once; without it the report knows less."""
+    with context.read() as reader:
+        if CONSTANT_SCORES in reader.values():
+            return
+    payload = whole_segment(context.study, [prior_trial(context.study, context.study.entries[0])])
+    (outcome,) = context.executor.map(jobs.SCORE_CONSTANT, [payload.to_json()])
+    context.stop.check()
+    if outcome.value is not None:
+        context.store.set(CONSTANT_SCORES, outcome.value)
+
+
+def constant_answer(values: Mapping[str, Any]) -> ConstantAnswer | None:
+    """Return the scores of the best constant answer, or None if there are none (yet)."""
+    found = values.get(CONSTANT_SCORES) or {}
+    if found.get("kind") is None:
+        return None
+    return ConstantAnswer(found["kind"], found["answer"], tuple(found["scores"]))
 
 
 def base_scores(values: Mapping[str, Any]) -> SplitScores | None:

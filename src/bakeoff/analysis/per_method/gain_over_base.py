@@ -1,7 +1,4 @@
-"""Gain of fine-tuning: every method's test score against that of the base model.
-
-Two methods can be equivalent because neither learned anything; only this comparison shows it.
-"""
+"""Gain of fine-tuning: every method's test score against that of the base model."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import numpy as np
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Interval, estimate_scores
-from bakeoff.core.record import MetricInfo, StudyRecord
+from bakeoff.core.record import StudyRecord
 
 
 def base_row(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any] | None:
@@ -45,17 +42,6 @@ def gains_over_base(
         if score.values.shape[1] == len(base_scores)
     }
     return estimate_scores(paired, rng)
-
-
-def no_gain_warning(title: str, gain: Interval | None, metric: MetricInfo) -> str | None:
-    """Return a warning for a method that is not significantly better than the base model."""
-    if gain is None:
-        return None
-    higher = metric.better == "higher"
-    bound = gain.low if higher else gain.high
-    if bound is not None and (bound > 0 if higher else bound < 0):
-        return None
-    return f"{title} is not significantly better than the base model: it may have learned nothing."
 
 
 def _base_scores(record: StudyRecord) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:

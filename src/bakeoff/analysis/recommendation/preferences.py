@@ -1,7 +1,7 @@
 """Unit-free gains over the control, which can be weighted and added up.
 
 Only methods that are not worse than the control are candidates: the control itself and contenders
-whose verdict is ``better`` or ``equivalent``. The gain is
+whose verdict is ``better`` or ``equivalent`` and that have learnt. The gain is
 
 - in quality, the difference in margins for a ``better`` method, and 0 for an ``equivalent`` one,
   whose difference does not matter;
@@ -20,6 +20,7 @@ from typing import Any
 from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.pareto import COST_AXES, COST_TIE, QUALITY, axis_value, is_cost_tie
 from bakeoff.analysis.per_method.accelerators import has_extra_accelerators
+from bakeoff.analysis.recommendation.not_learnt import may_have_learnt
 from bakeoff.core.record import StudyRecord
 
 Row = dict[str, Any]
@@ -49,7 +50,9 @@ def choose_by_weights(
     better score decides.
     """
     weights = {name: weight for name, weight in weights.items() if weight > 0}
-    candidates = [r for r in rows if r["verdict"] in NOT_WORSE and r["score"]]
+    candidates = [
+        r for r in rows if r["verdict"] in NOT_WORSE and r["score"] and may_have_learnt(r)
+    ]
     totals = {r["method"]: total_gain(record, control, r, weights) for r in candidates}
     known = {method: total for method, total in totals.items() if total is not None}
     if not known:

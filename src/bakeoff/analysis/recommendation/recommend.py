@@ -13,6 +13,11 @@ from bakeoff.analysis.compare import ALPHA, Verdict
 from bakeoff.analysis.evidence import describe_gain, describe_sample, direction_note
 from bakeoff.analysis.pareto import QUALITY
 from bakeoff.analysis.per_method.accelerators import has_extra_accelerators
+from bakeoff.analysis.recommendation.not_learnt import (
+    control_has_learnt,
+    may_have_learnt,
+    not_learnt_sentence,
+)
 from bakeoff.analysis.recommendation.preferences import SERVING, can_be_served, choose_by_weights
 from bakeoff.analysis.recommendation.saving_sentences import (
     saving_sentence,
@@ -54,7 +59,9 @@ def recommend(record: StudyRecord, rows: Sequence[Row], *, complete: bool) -> Re
     if record.imported and record.imported.no_interval:
         return _without_intervals(record, rows, control, record.imported.no_interval)
     prefer = record.prefer
-    if prefer == QUALITY:
+    if control_has_learnt(rows) is False:
+        advice = Recommendation(None, not_learnt_sentence(record, control, rows))
+    elif prefer == QUALITY:
         advice = _recommend_by_quality(record, control, rows)
     else:
         advice = _recommend_by_weights(record, control, rows, prefer)
@@ -161,7 +168,7 @@ def _cheaper_equivalents(control: Row, compared: Sequence[Row]) -> str:
     """List the equivalent contenders that need clearly less memory or fewer parameters."""
     savings_by_method = []
     for row in compared:
-        if row["verdict"] != Verdict.EQUIVALENT:
+        if row["verdict"] != Verdict.EQUIVALENT or not may_have_learnt(row):
             continue
         savings = [
             f"{format_saving(saving)} {word}"

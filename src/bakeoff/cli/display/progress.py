@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -19,6 +20,7 @@ from rich.live import Live as Redrawn
 
 from bakeoff.cli.display import status_block
 from bakeoff.cli.display.output import escape_text
+from bakeoff.cli.display.warning_lines import show_warnings
 from bakeoff.core.format import format_duration
 from bakeoff.study.monitoring.progress import Job, Progress
 
@@ -43,11 +45,15 @@ def can_redraw(console: Console) -> bool:
 class LiveProgress(Progress):
     """Progress events of a running study, shown in a console.
 
-    ``folder`` is the study folder whose status is shown; None shows the phase only.
+    ``folder`` is the study folder whose status is shown; None shows the phase only. Warnings are
+    collected and printed together, the most important first: before the first phase of a study, or
+    at the end without a folder. ``verbose`` prints all of them, and ``warned`` holds those printed.
     """
 
-    def __init__(self, console: Console, folder: Path | None = None) -> None:
-        self._console, self._folder = console, folder
+    def __init__(self, console: Console, folder: Path | None = None, verbose: bool = False) -> None:
+        self._console, self._folder, self._verbose = console, folder, verbose
+        self._warnings: list[str] = []
+        self.warned: list[str] = []
         self._title, self._total, self._done, self._before = "", 0, 0, 0
         self._phase_start = self._last_output = time.monotonic()
         self._jobs: dict[Job, float] = {}
@@ -81,6 +87,7 @@ class LiveProgress(Progress):
         self._closed.set()
         with contextlib.suppress(OSError):  # the terminal may be gone
             self._close_phase()
+            self._print_warnings()
             if self._display is not None:
                 self._display.stop()
         if self._ticker.is_alive():
@@ -89,6 +96,8 @@ class LiveProgress(Progress):
     def phase(self, title: str, total: int, done: int) -> None:
         """Start a phase."""
         self._close_phase()
+        if self._folder is not None:
+            self._print_warnings()
         self._title, self._total, self._done, self._before = title, total, done, done
         self._phase_start = time.monotonic()
         self._jobs.clear()
@@ -125,6 +134,18 @@ class LiveProgress(Progress):
     def say(self, text: str) -> None:
         """Print a line above the block."""
         self._print(text)
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Collect warnings, to print them together."""
+        self._warnings += warnings
+
+    def _print_warnings(self) -> None:
+        where = "`--verbose` prints them"
+        where += "." if self._folder is None else "; the report has them all."
+        self.warned += show_warnings(
+            self._console, self._warnings, where, shown=self.warned, verbose=self._verbose
+        )
+        self._warnings.clear()
 
     def _print(self, text: str) -> None:
         self._last_output = time.monotonic()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from bakeoff.cli.display.output import err, escape_text, out, show_table
+from bakeoff.cli.display.warning_lines import show_warnings
 from bakeoff.core.format import MIB, format_cell
 from bakeoff.core.names import quote_path
 
@@ -13,11 +15,18 @@ WIDE = 110
 """Terminal columns from which the table shows costs, too."""
 
 
-def show(report: dict[str, Any], folder: Path) -> None:
-    """Print the recommendation, one row per method, and the warnings of the study in ``folder``."""
+def show(
+    report: dict[str, Any], folder: Path, warned: Collection[str] = (), verbose: bool = False
+) -> None:
+    """Print the recommendation, one row per method, and the warnings of the study in ``folder``.
+
+    ``warned`` are warnings that were printed before. With ``verbose`` no warning is left out.
+    """
     from bakeoff.report.texts import saved_weights_text
 
-    out.print(f"\n[bold]{escape_text(report['recommendation']['sentence'])}[/]\n")
+    learnt = (report.get("learning") or {}).get("control_learnt") is not False
+    style = "bold" if learnt else "bold yellow"
+    out.print(f"\n[{style}]{escape_text(report['recommendation']['sentence'])}[/]\n")
     points = report["study"]["unit"] == "fraction"
     scale, form = (100.0, ".1f") if points else (1.0, ".4g")
     metric = report["study"]["metric"] + (" %" if points else "")
@@ -48,8 +57,8 @@ def show(report: dict[str, Any], folder: Path) -> None:
         )
     if (weights := saved_weights_text(report, f"{folder}/")) is not None:
         out.print(escape_text(weights), soft_wrap=True)
-    for warning in report["warnings"]:
-        err.print(f"[yellow]warning:[/] {escape_text(warning)}")
+    where = "in the report under Warnings; `--verbose` prints them."
+    show_warnings(err, report["warnings"], where, shown=warned, verbose=verbose)
     show_failed(report, folder)
 
 
@@ -62,6 +71,8 @@ def show_failed(report: dict[str, Any], folder: Path) -> None:
 
 
 def _verdict_cells(method: dict[str, Any], scale: float, form: str) -> tuple[str, ...]:
+    from bakeoff.report.texts import verdict_text
+
     score, difference = method["score"], method["difference"]
     text = "-"
     if difference is not None:
@@ -69,7 +80,7 @@ def _verdict_cells(method: dict[str, Any], scale: float, form: str) -> tuple[str
             format_cell(difference[k], "+" + form, scale) for k in ("estimate", "low", "high")
         )
         text = f"{estimate} ({low} to {high})"
-    verdict = method["verdict"]
+    verdict = verdict_text(method)
     if method["status"] != "done":
         verdict = f"{method['status']}: {method['reason'] or ''}"
     return (method["title"], format_cell(score and score["estimate"], form, scale), text, verdict)

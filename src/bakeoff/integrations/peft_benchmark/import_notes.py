@@ -33,35 +33,41 @@ def import_warnings(
     """Return the caveats of an import."""
     notes = [
         f"Imported from {benchmark.name} with one run per experiment: the between-seed variance is "
-        "unknown and not part of any interval."
+        "unknown and not part of any interval. [imported-once]"
     ]
     if benchmark.no_interval:
-        notes.append(f"There are no intervals and no verdicts: {benchmark.no_interval}.")
+        notes.append(
+            f"There are no intervals and no verdicts: {benchmark.no_interval}. "
+            "[imported-no-intervals]"
+        )
     else:
         notes.append(
             f"The files do not say which of the {benchmark.n_test:,} test items were right: "
-            "intervals use only their number, are unpaired, and are wider than paired ones."
+            "intervals use only their number, are unpaired, and are wider than paired ones. "
+            "[imported-counts]"
         )
     if benchmark.name != BAKEOFF_SECTION:
         notes.append(
             "Each experiment has its own hyperparameters: methods did not get the same tuning "
-            "budget, so a difference may come from the settings."
+            "budget, so a difference may come from the settings. [imported-settings]"
         )
         notes.append(
             "`train_time` is as reported and includes more than training (also generation on the "
             "test set). The step time covers the training steps only; memory is reserved, not "
-            "allocated, memory."
+            "allocated, memory. [imported-times]"
         )
     if unlike:
         shown = "; ".join(
             f"{key} ({', '.join(f'{value} in {n}' for value, n in values.items())})"
             for key, values in unlike.items()
         )
-        notes.append(f"Besides the learning rate, experiments differ in: {shown}.")
+        notes.append(
+            f"Besides the learning rate, experiments differ in: {shown}. [imported-differences]"
+        )
     versions = Counter(_versions(result) for result in results)
     if len(versions) > 1:
         shown = ", ".join(f"{version} in {n}" for version, n in versions.most_common())
-        notes.append(f"The runs used different software versions: {shown}.")
+        notes.append(f"The runs used different software versions: {shown}. [imported-versions]")
     return notes
 
 

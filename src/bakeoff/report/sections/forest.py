@@ -12,7 +12,7 @@ from typing import Any
 
 from bakeoff.core.format import MINUS, DisplayUnit, format_status, plural, score_unit
 from bakeoff.report.blocks import Forest, ForestRow, SectionView, Tick, Whisker
-from bakeoff.report.texts import lower_is_better, method_title
+from bakeoff.report.texts import lower_is_better, method_title, verdict_text
 
 ORDER = 20
 TITLE = "Difference to the control"
@@ -125,7 +125,12 @@ def _row(
     difference = method["difference"]
     numbers = unit.with_interval(difference, signed=True)
     return ForestRow(
-        method_title(method), verdict, verdict, numbers, small, _whisker(difference, scale)
+        method_title(method),
+        verdict,
+        verdict_text(method),
+        numbers,
+        small,
+        _whisker(difference, scale),
     )
 
 

@@ -17,13 +17,12 @@ from bakeoff.core.format import (
     format_seconds,
     format_setting,
     format_significant,
-    format_status,
     plural,
     score_unit,
 )
 from bakeoff.report import accelerators
 from bakeoff.report.blocks import Block, Cell, Column, SectionView, TableBlock, TableRow, Text
-from bakeoff.report.texts import method_title
+from bakeoff.report.texts import method_title, verdict_text
 
 ORDER = 40
 TITLE = "All numbers"
@@ -135,10 +134,7 @@ def _secondary(methods: list[Method]) -> list[_MethodColumn]:
 
 
 def _verdict(method: Method) -> Cell:
-    verdict = method.get("verdict") or "none"
-    if verdict == "none":
-        return Cell(format_status(method.get("status")), tone="none")
-    return Cell(verdict, tone=verdict)
+    return Cell(verdict_text(method), tone=method.get("verdict") or "none")
 
 
 def _score(method: Method, unit: DisplayUnit) -> Cell:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from bakeoff.core.format import DASH, format_p_value, plural, score_unit
+from bakeoff.core.warning_codes import VERDICT, group_of, sort_warnings
 from bakeoff.report.blocks import Block, Fact, Facts, SectionView, Text, Tile, Tiles
 from bakeoff.report.texts import lower_is_better, method_title, saved_weights_text
 
@@ -28,11 +29,16 @@ def build(report: dict[str, Any]) -> SectionView:
     if not report.get("complete", True):
         blocks.append(Text("This study is not finished: its results may change.", "warning"))
     blocks.append(Tiles(_counts(report.get("methods") or [])))
-    evidence = _evidence(report)
+    learnt = (report.get("learning") or {}).get("control_learnt") is not False
+    evidence = _evidence(report) if learnt else None
     blocks += [Text(evidence, "muted")] if evidence else []
     weights = saved_weights_text(report)
     blocks += [Text(weights, "muted")] if weights else []
-    blocks += [Text(w, "warning") for w in report.get("warnings") or []]
+    warnings = sort_warnings(report.get("warnings") or [])
+    first = [w for w in warnings if group_of(w) == VERDICT]
+    blocks += [Text(w, "warning") for w in first]
+    if rest := len(warnings) - len(first):
+        blocks.append(Text(f"{plural(rest, 'more warning')}: see Warnings below.", "muted"))
     blocks.append(Facts(_question(report["study"], _control(report))))
     return SectionView(tuple(blocks))
 

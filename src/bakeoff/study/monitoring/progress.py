@@ -48,6 +48,11 @@ class Progress:
     def say(self, text: str) -> None:
         """Show a message that the user should read."""
 
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Show warnings; a listener that draws may rank and shorten them."""
+        for warning in warnings:
+            self.say(f"warning: {warning}")
+
     def on_start(self, job: Job) -> None:
         """Handle the start of a job."""
 
@@ -102,6 +107,16 @@ class LoggingProgress(Progress):
         self._log("say", text=text)
         self._forward("say", text)
 
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Log each warning as a message."""
+        for warning in warnings:
+            self._log("say", text=f"warning: {warning}")
+        if hasattr(self._inner, "warn"):
+            self._forward("warn", warnings)
+            return
+        for warning in warnings:
+            self._forward("say", f"warning: {warning}")
+
     def on_start(self, job: Job) -> None:
         """Add a job to ``now.json``."""
         self._jobs[job] = now_utc("milliseconds")
@@ -121,7 +136,7 @@ class LoggingProgress(Progress):
                 self._path.with_name(NOW).unlink(missing_ok=True)
 
     def _forward(self, event: str, *values: object) -> None:
-        # a user's own listener need not derive from Progress: it may lack on_start and on_end
+        # a user's own listener need not derive from Progress: it may lack warn, on_start and on_end
         handler = getattr(self._inner, event, None)
         if handler is None:
             return

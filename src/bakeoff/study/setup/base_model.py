@@ -35,7 +35,7 @@ HUB_SECONDS = 10.0
 """Timeout for asking a hub for a commit."""
 UNPINNED_WARNING = (
     "the commit of {model} is unknown: each start uses whatever its hub has then. Set `revision` "
-    "under [base] to the 40 digits of a commit."
+    "under [base] to the 40 digits of a commit. [base-commit-unknown]"
 )
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
@@ -137,7 +137,7 @@ def check_trust(base: ResolvedBase, spec: BaseSpec) -> list[str]:
             "`revision` = the 40 digits of the commit whose code you have read.",
         )
     which = f"at commit {spec.revision}" if of_hub else f"in {base.path}"
-    return [f"the base's own code is run with your rights: {spec.model}, {which}."]
+    return [f"the base's own code is run with your rights: {spec.model}, {which}. [base-code]"]
 
 
 def check_folder(folder: Path) -> None:

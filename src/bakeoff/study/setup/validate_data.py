@@ -12,6 +12,7 @@ from bakeoff.core.safe_read import STUDY_BYTES, UnreadableFile, read_text
 from bakeoff.data import checks
 from bakeoff.data.chat.forms import first_values
 from bakeoff.data.issues import DataIssue, as_error, list_warnings
+from bakeoff.data.labels import sort_labels
 from bakeoff.data.splits import Splits
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.inputs import TaskSpec
@@ -54,7 +55,17 @@ def validate_rows(
         },
     )
     raise_fatal(checked.issues, splits)
-    return checked.options, [*issues, *checked.issues, *checks.find_warnings(splits.rows, context)]
+    options = _in_named_order(checked.options, splits)
+    return options, [*issues, *checked.issues, *checks.find_warnings(splits.rows, context)]
+
+
+def _in_named_order(options: dict[str, Any], splits: Splits) -> dict[str, Any]:
+    """Return a task's options with the labels in the order that the training data gives them."""
+    column = options["columns"].get("label")
+    names = splits.origins.get("train", {}).get("labels", {}).get(column)
+    if names is None or "labels" not in options:
+        return options
+    return {**options, "labels": sort_labels(options["labels"], names)}
 
 
 def chat_options(task: TaskSpec, source: Path, chats: bool) -> dict[str, Any]:

@@ -40,7 +40,7 @@ PARTIAL_FILE_NAMES = (
 """Where partial files may be: anywhere in these folders, and next to these files."""
 REBUILT = (
     "The study's database was damaged and rebuilt at {at}. Its earlier history, such as test-set "
-    "evaluations, is only known as far as it could be read."
+    "evaluations, is only known as far as it could be read. [db-rebuilt]"
 )
 OK, NOTE, BAD, REPAIRED = "ok", "note", "bad", "repaired"
 
