@@ -20,7 +20,7 @@ from bakeoff.training.setup import quiet_transformers
 def find_head(value: dict[str, Any]) -> dict[str, Any]:
     """Find the head of a task on a base; a worker's entry point.
 
-    ``value`` has the ``task`` and its ``options``, and ``path``, ``revision`` and ``trusted`` of the
+    ``value`` has the ``task``, its ``options``, and ``path``, ``revision`` and ``trusted`` of the
     base. Returns ``head``, the option ``HEAD`` of the task, or None if the head is new and has
     the usual name; or an ``error`` to raise.
     """

@@ -11,10 +11,11 @@ import torch
 from bakeoff.core import files
 from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.core.trial import Segment
+from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import SPLITS, read_rows
 from bakeoff.methods.arguments import check_config, check_targets
-from bakeoff.tasks._base import load_tokenizer
-from bakeoff.training.preflight import reference_checks, tied_weights, token_checks
+from bakeoff.tasks._base import CausalTask, load_tokenizer
+from bakeoff.training.preflight import causality, reference_checks, tied_weights, token_checks
 from bakeoff.training.preflight.base_errors import load_error
 from bakeoff.training.preflight.parameter_count import Architecture
 from bakeoff.training.setup import (
@@ -48,10 +49,13 @@ def check_study(value: dict[str, Any]) -> dict[str, Any]:
         tokenizer = load_tokenizer(segment.base_path, conditions.revision, conditions.trusted)
         data, limits = Path(segment.folder) / "data", token_checks.BaseLimits.of(base)
         splits = {split: read_rows(data / f"{split}.jsonl") for split in SPLITS}
+        issues: list[DataIssue] = []
+        if isinstance(task, CausalTask):
+            issues += causality.check(base, task, tokenizer, splits["train"], conditions)
         options, resolved = task.resolve(tokenizer, splits)
         conditions = dataclasses.replace(conditions, task_options=options)
         task = make_task(conditions)
-        issues = [*resolved, *token_checks.check(data, task, tokenizer, limits)]
+        issues += [*resolved, *token_checks.check(data, task, tokenizer, limits)]
         shape = Architecture(base.config, task.task_type, task.heads)
         if not any(issue.fatal for issue in issues):
             issues += reference_checks.check(conditions, data.parent, task, tokenizer)
