@@ -192,12 +192,12 @@ def score(prediction, reference):
 
 
 def test_unusable_reference_named(sft: dict[str, Any], tmp_path: Path) -> None:
-    """A reference that the metric cannot use is refused with its item."""
+    """References that the metric cannot use are refused with their rows."""
     sft["task"] |= {"metric": "numeric"}
     error = refused(sft, tmp_path)
     assert error.code == "metric-failed"
-    assert "item 1 of validation" in error.cause
     assert "no number" in error.cause
+    assert "rows of validation: " in error.cause
 
 
 @pytest.mark.parametrize(

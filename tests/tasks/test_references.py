@@ -188,6 +188,30 @@ def test_metric_that_rejects_the_reference(tmp_path: Path) -> None:
     assert found.codes == ["reference-not-perfect"]
 
 
+@pytest.mark.parametrize(
+    ("answers", "hint"),
+    [
+        (["das macht 3.240,50", "das macht 12"], '`metric_options = { decimal = "comma" }`'),
+        (["das macht 3.240,50", "das macht 1.5"], "write these references"),
+        (["it is 5", "at 10:30"], "write these references"),
+    ],
+)
+def test_references_that_numeric_reads_in_part(
+    tmp_path: Path, answers: list[str], hint: str
+) -> None:
+    """Only a part of them would be compared: refused with their rows and the option that reads."""
+    rows = [{"q": "q", "a": answer} for answer in answers]
+    issue = check(tmp_path, "byte-level", rows, metric="numeric").issue("metric-failed")
+    assert (issue.fatal, issue.rows) == (True, (1 if "10:30" in answers[1] else 0,))
+    assert "is not one number" in issue.what
+    assert hint in issue.try_
+    if "decimal" in hint:
+        options = {"decimal": "comma"}
+        assert not check(
+            tmp_path, "byte-level", rows, metric="numeric", metric_options=options
+        ).issues
+
+
 def test_own_metric_scores_against_itself(tmp_path: Path) -> None:
     """A user's own metric need not give 1: the reference's own score is what must be reached."""
     code = b"def score(p, r):\n    return 7.0 if p == r else len(p) / 100\n"

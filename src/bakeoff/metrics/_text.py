@@ -1,8 +1,18 @@
-"""Text helpers shared by metrics."""
+"""Text helpers and an error that metrics share."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+
+class UnusableReference(ValueError):
+    """No prediction can match a reference; with ``options`` of the metric some could."""
+
+    def __init__(self, what: str, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(what)
+        self.options = dict(options or {})
 
 
 def normalize(text: str, ignore_case: bool, ignore_spaces: bool = False) -> str:

@@ -27,6 +27,7 @@ import re
 
 from bakeoff.core.record import MetricInfo
 from bakeoff.metrics._numbers import MARKS, Run, find_runs, spell_out
+from bakeoff.metrics._text import UnusableReference
 
 INFO = MetricInfo("numeric", better="higher", unit="fraction", low=0.0, high=1.0)
 TASKS = ("sft",)
@@ -108,13 +109,13 @@ def score(
     """Return 1.0 if both have a number and they are equal.
 
     Raises:
-        ValueError: the reference has no number, or one that cannot be read as a whole.
+        UnusableReference: the reference has no number, or one that cannot be read as a whole.
     """
     expected = _find_number(reference, marker, decimal)
     if expected is None:
-        raise ValueError("the reference has no number to compare with")
+        raise UnusableReference("the reference has no number to compare with")
     if expected.value is None:
-        raise ValueError(_unreadable(expected.written, decimal))
+        raise _unreadable(expected.written, decimal)
     predicted = read_number(prediction, marker, decimal)
     return float(predicted is not None and _are_equal(predicted, expected.value, tolerance))
 
@@ -126,11 +127,14 @@ def _are_equal(a: int | float, b: int | float, tolerance: float) -> bool:
     return abs(a - b) <= tolerance
 
 
-def _unreadable(written: str, decimal: str) -> str:
-    """Return why a reference's number cannot be read, and the option that reads it."""
-    cause = f"the reference's {written!r} is not one number with a decimal {decimal}"
-    others = (name for name in MARKS if name != decimal)
-    for other in others:
-        if all(run.value is not None for run in find_runs(written, other)):
-            return f'{cause}; `decimal = "{other}"` under [task.metric_options] reads it'
-    return f"{cause}: a part of it is not compared"
+def _unreadable(written: str, decimal: str) -> UnusableReference:
+    """Return the error of a reference that is not a number, with the option that reads it."""
+    (other,) = (name for name in MARKS if name != decimal)
+    options = {}
+    if all(run.value is not None for run in find_runs(spell_out(written, other), other)):
+        options["decimal"] = other
+    return UnusableReference(
+        f"the reference's '{written}' is not one number with a decimal {decimal}, and a part of it "
+        "would be another number",
+        options,
+    )

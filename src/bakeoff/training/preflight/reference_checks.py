@@ -6,6 +6,7 @@ does not come back, such as a capital letter that the tokenizer lower-cases, no 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -64,7 +65,13 @@ def check(c: Conditions, folder: Path, task: Task, tokenizer: Any) -> list[DataI
 
 def _split_issues(metric: Metric, c: Conditions, part: PerfectSplit) -> Iterator[DataIssue]:
     """Yield the issues of one split: references that are wrong themselves, changed, or cut."""
-    best = metric.score(part.references, part.references, part.split)
+    try:
+        best = metric.score(part.references, part.references, part.split)
+    except MetricError as error:
+        if c.metric_source is not None or not isinstance(error.__cause__, ValueError):
+            raise
+        yield _unusable_issue(metric, part)
+        return
     metric.score([""], part.references[:1], part.split)
     count = len(part.references)
     if c.metric_source is None and metric.info.high is not None:
@@ -101,6 +108,33 @@ def _split_issues(metric: Metric, c: Conditions, part: PerfectSplit) -> Iterator
         hint = "a larger `max_new_tokens` under [task]; its default is the longest completion of "
         hint += "train, plus 8."
         yield DataIssue.at("reference-over-budget", what, hint, part.split, cut, count)
+
+
+def _unusable_issue(metric: Metric, part: PerfectSplit) -> DataIssue:
+    """Return the issue of references that a built-in metric cannot compare with anything."""
+    errors: dict[int, BaseException | None] = {}
+    for i, reference in enumerate(part.references):
+        try:
+            metric.score([reference], [reference], part.split)
+        except MetricError as error:
+            errors[i] = error.__cause__
+    what = f"The metric '{metric.info.name}' cannot use them ({next(iter(errors.values()))}),"
+    hint = "write these references so that the metric reads them, or another metric."
+    chosen = [getattr(error, "options", {}) for error in errors.values()]
+    if chosen[0] and _accepts_all(replace(metric, options={**metric.options, **chosen[0]}), part):
+        values = ", ".join(f"{name} = {json.dumps(value)}" for name, value in chosen[0].items())
+        hint = f"`metric_options = {{ {values} }}` under [task], which reads every reference."
+    return DataIssue.at(
+        "metric-failed", what, hint, part.split, list(errors), len(part.references), fatal=True
+    )
+
+
+def _accepts_all(metric: Metric, part: PerfectSplit) -> bool:
+    try:
+        metric.score(part.references, part.references, part.split)
+    except MetricError:
+        return False
+    return True
 
 
 def _lost(metric: Metric, part: PerfectSplit, best: Sequence[float]) -> list[int]:
