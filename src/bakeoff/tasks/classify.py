@@ -8,6 +8,7 @@ Tensor axes: B = items.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,15}(\.0+)?")
+
+
 class ClassTargets(NamedTuple):
     """Targets of a batch: the class ``[B]`` of each item, and its last token's position ``[B]``."""
 
@@ -57,7 +61,7 @@ class Classify(Task):
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
         """Number the labels of train; fewer than two, or unknown ones elsewhere, are fatal."""
         label = options["columns"]["label"]
-        known = sorted({render_template(label, r) for r in splits["train"]})
+        known = label_order({render_template(label, r) for r in splits["train"]})
         issues = []
         if len(known) < 2:
             issues.append(
@@ -82,7 +86,8 @@ class Classify(Task):
                     DataIssue.at(
                         "label-not-in-train",
                         f"A label that no row of train has ({labels})",
-                        "add examples of it to train, or remove those rows.",
+                        "add a row of each of these labels to train, or remove their rows; one "
+                        "file as `data.train` alone is cut so that train has every label.",
                         split,
                         [i for i, _ in unknown],
                         len(splits[split]),
@@ -199,6 +204,13 @@ class Classify(Task):
         """Return the label of each row's number."""
         numbers = (example.labels[0] for example in self.encode(tokenizer, rows))
         return [Answer(self.options["labels"][number]) for number in numbers]
+
+
+def label_order(labels: Collection[str]) -> list[str]:
+    """Return labels in the order of the classes: whole numbers by value, others as text."""
+    if all(_WHOLE_NUMBER.fullmatch(label) for label in labels):
+        return sorted(labels, key=lambda label: (float(label), label))
+    return sorted(labels)
 
 
 def draw_head(model: PreTrainedModel, heads: Collection[str]) -> None:

@@ -10,14 +10,19 @@ from typing import Any
 from bakeoff.core.errors import PreflightError, near_match
 from bakeoff.core.names import quote_path
 from bakeoff.core.safe_read import CONFIG_BYTES, UnreadableFile, read_json
+from bakeoff.data import labels, sources, splits
 from bakeoff.data import rows as data_rows
-from bakeoff.data import sources, splits
 from bakeoff.data.chat.forms import first_values
 from bakeoff.data.chat.template import EACH
 from bakeoff.data.checks import cells
 from bakeoff.data.issues import DataIssue, as_error
 from bakeoff.data.splits import FROZEN_FILES, ORIGINS_FILE, Splits
+from bakeoff.data.templates import render_template
 from bakeoff.study.config import StudySpec
+from bakeoff.tasks import task_class
+
+LABEL = "label"
+"""Field of a classification's label, and its default column."""
 
 
 def read_splits(spec: StudySpec, source: Path) -> Splits:
@@ -33,13 +38,39 @@ def read_splits(spec: StudySpec, source: Path) -> Splits:
     loaded = sources.load_splits(
         _split_references(spec), source, spec.data.config, spec.data.revision, spec.data.encoding
     )
-    rows, cut = _cut_missing_splits(spec, {name: split.rows for name, split in loaded.items()})
-    origins = {name: split.origin for name, split in loaded.items()}
+    rows = {name: split.rows for name, split in loaded.items()}
+    rows = _rename_columns(rows, spec.data.rename)
+    notes: tuple[str, ...] = ()
+    if LABEL in task_class(spec.task.kind).fields:
+        rows, notes = labels.unify_labels(rows, spec.data.columns.get(LABEL, LABEL))
+    label_of = _label_reader(spec)
+    rows, cut, cut_notes = _cut_missing_splits(spec, rows, label_of)
+    sampled = {name: splits.sample_rows(rows[name], limits[name], rng) for name in data_rows.SPLITS}
+    if label_of is not None:
+        sampled["train"], limit_notes = splits.add_missing_labels(
+            sampled["train"], rows["train"], label_of
+        )
+        notes = (*notes, *cut_notes, *limit_notes)
+    origins = {
+        name: _with_labels(split.origin, spec.data.rename, notes if name == "train" else ())
+        for name, split in loaded.items()
+    }
     origins |= {name: {**origins["train"], "share": share} for name, share in cut.items()}
     if (source / ORIGINS_FILE).is_file() and _split_references(spec) == FROZEN_FILES:
         origins = _read_origins(source / ORIGINS_FILE)
-    sampled = {name: splits.sample_rows(rows[name], limits[name], rng) for name in data_rows.SPLITS}
     return Splits(sampled, cut, origins)
+
+
+def _with_labels(
+    origin: dict[str, Any], names: Mapping[str, str], notes: Sequence[str]
+) -> dict[str, Any]:
+    """Return an origin with further notes, and with the columns of its labels renamed."""
+    if notes:
+        origin = {**origin, "notes": [*origin.get("notes", ()), *notes]}
+    if "labels" in origin:
+        named = {names.get(column, column): value for column, value in origin["labels"].items()}
+        origin = {**origin, "labels": named}
+    return origin
 
 
 def split_turns(spec: StudySpec, task: Any, given: Splits) -> Splits:
@@ -76,25 +107,38 @@ def _split_references(spec: StudySpec) -> dict[str, str]:
     return {name: reference for name, reference in references.items() if reference is not None}
 
 
+def _label_reader(spec: StudySpec) -> splits.LabelOf | None:
+    """Return a function that reads a row's label, None if the task has no labels."""
+    if LABEL not in task_class(spec.task.kind).fields:
+        return None
+    column = spec.data.columns.get(LABEL, LABEL)
+
+    def label_of(row: data_rows.Row) -> str | None:
+        try:
+            return render_template(column, row) or None
+        except (KeyError, PreflightError):  # reported with the other rows that lack a cell
+            return None
+
+    return label_of
+
+
 def _cut_missing_splits(
-    spec: StudySpec, given: dict[str, list[data_rows.Row]]
-) -> tuple[dict[str, list[data_rows.Row]], dict[str, float]]:
-    """Return the rows of all splits, and the share of train that each cut split has."""
+    spec: StudySpec, given: dict[str, list[data_rows.Row]], label_of: splits.LabelOf | None
+) -> tuple[dict[str, list[data_rows.Row]], dict[str, float], tuple[str, ...]]:
+    """Return the rows of all splits, the share of train that each cut split has, and notes."""
     missing = {
         name: getattr(spec.data, f"{name}_fraction")
         for name in ("validation", "test")
         if name not in given
     }
-    given = _rename_columns(given, spec.data.rename)
     if not missing:
-        return given, {}
+        return given, {}, ()
     rows = given.pop("train")
     if spec.data.group is not None:
         _check_group(rows, spec.data.group)
     fractions = {"train": 1.0 - sum(missing.values()), **missing}
-    return given | splits.split_rows(
-        rows, spec.data.group, fractions, random.Random(spec.seed)
-    ), fractions
+    cut = splits.split_rows(rows, spec.data.group, fractions, random.Random(spec.seed), label_of)
+    return given | cut.rows, fractions, cut.notes
 
 
 def _rename_columns(
