@@ -118,7 +118,7 @@ def _unusable_issue(metric: Metric, part: PerfectSplit) -> DataIssue:
             metric.score([reference], [reference], part.split)
         except MetricError as error:
             errors[i] = error.__cause__
-    what = f"The metric '{metric.info.name}' cannot use them ({next(iter(errors.values()))}),"
+    what = f"The metric '{metric.info.name}' cannot use references: {next(iter(errors.values()))},"
     hint = "write these references so that the metric reads them, or another metric."
     chosen = [getattr(error, "options", {}) for error in errors.values()]
     if chosen[0] and _accepts_all(replace(metric, options={**metric.options, **chosen[0]}), part):
