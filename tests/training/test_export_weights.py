@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -19,11 +21,12 @@ from typer.testing import CliRunner
 
 from bakeoff import api
 from bakeoff.cli import app
-from bakeoff.core.errors import BakeoffError, UsageError
+from bakeoff.core.errors import BakeoffError, PreflightError, UsageError
 from bakeoff.core.trial import Segment
 from bakeoff.integrations.export_weights import export_weights
 from bakeoff.methods.hook import SaveContext
 from bakeoff.study.config import parse_spec
+from bakeoff.testing.tiny import rows, save_llama, write_jsonl
 from bakeoff.testing.trials import build_tiny_setup, make_trial
 from bakeoff.training import convert
 from bakeoff.training.evaluate import item_losses
@@ -135,10 +138,16 @@ def test_refused_export_leaves_nothing(
 
 
 def test_command_exports_recommended_method(study: Path, tmp_path: Path) -> None:
-    """The command exports the recommended method."""
+    """The command exports the recommended method; where there is none, the one that is named."""
     wanted = json.loads((study / "report.json").read_text())["recommendation"]["method"]
-    target = tmp_path / "made"
-    told = CliRunner().invoke(app, ["export", str(study), "--out", str(target), "--json"])
+    target, named = tmp_path / "made", []
+    if wanted is None:
+        refused = CliRunner().invoke(app, ["export", str(study)])
+        assert isinstance(refused.exception, UsageError)
+        assert refused.exception.code == "nothing-to-export"
+        wanted = refused.exception.try_.partition("one of ")[2].split(",")[0]
+        named = ["--method", wanted]
+    told = CliRunner().invoke(app, ["export", str(study), *named, "--out", str(target), "--json"])
     assert told.exit_code == 0, told.output
     made = json.loads(told.stdout)
     assert (made["method"], made["folder"]) == (wanted, str(target))
@@ -146,13 +155,14 @@ def test_command_exports_recommended_method(study: Path, tmp_path: Path) -> None
     assert card.startswith("---\nlibrary_name: ")
     assert "0 of which have a different score" in card
     assert "More Information Needed" not in card
-    again = CliRunner().invoke(app, ["export", str(study), "--out", str(target)])
+    again = CliRunner().invoke(app, ["export", str(study), *named, "--out", str(target)])
     assert isinstance(again.exception, UsageError)
     assert again.exception.code == "folder-taken"
-    said = CliRunner().invoke(app, ["export", str(study), "--as", "merged"])
+    said = CliRunner().invoke(app, ["export", str(study), *named, "--as", "merged"])
     assert said.exit_code == 0, said.output
     assert "0 of" in said.output
-    assert (study / "export" / "recommended-merged" / "model.safetensors").is_file()
+    default = f"{wanted if named else 'recommended'}-merged"
+    assert (study / "export" / default / "model.safetensors").is_file()
 
 
 def test_changed_weights_need_force(study: Path, tmp_path: Path) -> None:
@@ -205,3 +215,125 @@ def test_gpu_weights_exported_on_cpu(tiny_bert: Path, tmp_path: Path) -> None:
     assert found["error"] is None
     assert found["loss"] == pytest.approx(expected, rel=1e-4)
     assert found["note"] == "Scored on cpu: the study trained on cuda:0, which is not here."
+
+
+@pytest.fixture(scope="module")
+def sft_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study on a base in 4 bits, of LoRA with a trained output layer and of others."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path_factory.mktemp("sft")
+    plain = save_llama(folder / "plain")
+    four_bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = transformers.AutoModelForCausalLM.from_pretrained(plain, quantization_config=four_bits)
+    model.save_pretrained(folder / "base")
+    AutoTokenizer.from_pretrained(plain).save_pretrained(folder / "base")
+    write_jsonl(folder / "rows.jsonl", rows())
+    values = {
+        "name": "sft",
+        "base": {"model": str(folder / "base")},
+        "data": {
+            "train": str(folder / "rows.jsonl"),
+            "columns": {"prompt": "{text}\n", "completion": "{label}"},
+        },
+        "task": {"kind": "sft", "max_length": 32, "max_new_tokens": 4},
+        "methods": {"control": "lora", "contenders": ["mine", "ia3"]},
+        "method": {
+            "mine": {
+                "kind": "peft", "peft": "LoraConfig", "learning_rates": [1e-3],
+                "config": {
+                    "r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"],
+                },
+            }
+        },
+        "budget": {"steps": 3, "batch_size": 8, "settings": 1, "seeds": 1, "race": "off"},
+        "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
+        "forgetting": {"text": "off"},
+    }  # fmt: skip
+    api.run(parse_spec(values), folder, folder / "run")
+    return folder / "run"
+
+
+def test_no_command_for_refused_adapter(sft_study: Path, tmp_path: Path) -> None:
+    """vLLM takes no `modules_to_save`: why is said, and the form that it serves."""
+    told = CliRunner().invoke(
+        app, ["export", str(sft_study), "--method", "mine", "--out", str(tmp_path / "made")]
+    )
+    assert told.exit_code == 0, told.output
+    assert "vllm serve" not in told.output
+    assert "it is saved with modules_to_save" in told.output
+    (hint,) = re.findall(r"`bakeoff (export .*?)`", told.output)
+    followed = CliRunner().invoke(app, [*shlex.split(hint), "--out", str(tmp_path / "whole")])
+    assert followed.exit_code == 0, followed.output
+    assert f"Serve it: vllm serve {tmp_path / 'whole'}" in followed.output
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_merged_into_quantised_files(sft_study: Path, tmp_path: Path, method: str) -> None:
+    """A base whose files are in 4 bits is dequantised first: the loss stays, weights are plain."""
+    made = export_weights(sft_study, tmp_path / "made", method, "merged")
+    assert made.same
+    assert made.loss == pytest.approx(made.trained_loss, rel=0.02)
+    assert made.note is not None
+    assert "quantised (bitsandbytes)" in made.note
+    assert made.serve == f"vllm serve {tmp_path / 'made'}"
+    config = json.loads((tmp_path / "made" / "config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in config
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    assert all(t.is_floating_point() for t in tensors.values())
+    assert not any("absmax" in name for name in tensors)
+
+
+def test_plain_lora_served(sft_study: Path, tmp_path: Path) -> None:
+    made = export_weights(sft_study, tmp_path / "made", "lora")
+    assert made.serve is not None
+    words = shlex.split(made.serve)
+    assert words[:2] == ["vllm", "serve"]
+    assert Path(words[2]) == sft_study.with_name("base")
+    assert words[3:] == ["--enable-lora", "--lora-modules", f"tuned={tmp_path / 'made'}"]
+    assert made.not_served is None
+
+
+class Frozen:
+    """A base whose quantiser cannot be undone, such as GPTQ."""
+
+    class Config:
+        class quantization_config:  # noqa: N801  # transformers' name
+            quant_method = "gptq"
+
+    config = Config()
+
+    def dequantize(self) -> None:
+        raise NotImplementedError
+
+
+def test_base_that_cannot_be_dequantised() -> None:
+    """A clear refusal with the quantiser's name, never a bare NotImplementedError."""
+    reference = SimpleNamespace(base=Frozen)
+    with pytest.raises(PreflightError) as refused:
+        convert._plain_base(reference)  # type: ignore[arg-type]
+    assert refused.value.code == "cannot-merge"
+    assert "(gptq)" in refused.value.cause
+    assert "without a message, in dequantize (test_export_weights.py" in refused.value.cause
+    assert "`--as adapter`" in refused.value.try_
+
+
+@pytest.mark.parametrize(
+    ("method", "form"), [("prompt_tuning", "merged"), ("prompt_tuning", "lora"), ("head", "lora")]
+)
+def test_hint_of_refused_form_works(study: Path, tmp_path: Path, method: str, form: str) -> None:
+    """Each form that the hint names is written when it is asked for."""
+    with pytest.raises(BakeoffError) as refused:
+        export_weights(study, tmp_path / "no", method, form)
+    forms = re.findall(r"--as (\w+)", refused.value.try_)
+    assert forms
+    for other in forms:
+        export_weights(study, tmp_path / other, method, other)
+
+
+def test_new_folder_as_the_hint_says(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        export_weights(study, tmp_path, "lora")
+    assert refused.value.code == "folder-taken"
+    assert "--out" in refused.value.try_
+    assert export_weights(study, tmp_path / "new", "lora").same

@@ -152,6 +152,15 @@ def _select_run(
     name = method or report["recommendation"]["method"]
     run = best_final_run(by_method[name].final) if name and record.imported is None else None
     if run is None:
+        trained = [m for m, own in by_method.items() if best_final_run(own.final) is not None]
+        if name is None and trained and record.imported is None:
+            unlearnt = report["learning"]["control_learnt"] is False
+            raise UsageError(
+                "nothing-to-export",
+                "The study recommends no method"
+                + (": its control has learnt nothing." if unlearnt else "."),
+                f"`--method NAME` exports one of {', '.join(trained)}.",
+            )
         owner = f"{record.titles.get(name, name)} has" if name else "The study has"
         raise UsageError(
             "nothing-to-export",

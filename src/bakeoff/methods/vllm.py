@@ -53,14 +53,14 @@ def plain_lora_problem(config: Mapping[str, Any], tensors: Iterable[str]) -> str
 
 def adapter_problem(config: Mapping[str, Any], shapes: Shapes, model_type: str) -> str | None:
     """Return why vLLM cannot serve an adapter on a base of ``model_type``; None if it can."""
-    if (why := plain_lora_problem(config, shapes)) is not None:
-        return why
-    if model_type in BASES_WITHOUT_ADAPTERS:
-        return f"vLLM has no LoRA for bases of the type {model_type}"
     for name in shapes:
         layer = name.rpartition(".lora_")[0].rpartition(".")[2]
         if layer in OUTPUT_LAYERS:
             return f"it changes the output layer ({layer}), which vLLM allows on few bases only"
+    if (why := plain_lora_problem(config, shapes)) is not None:
+        return why
+    if model_type in BASES_WITHOUT_ADAPTERS:
+        return f"vLLM has no LoRA for bases of the type {model_type}"
     if (rank := max_rank(shapes)) > RANKS[-1]:
         return f"its rank is {rank}, and vLLM's limit is {RANKS[-1]}"
     return None
