@@ -358,3 +358,37 @@ def test_classified_text_has_special_tokens_once(tmp_path: Path) -> None:
     assert (tokens[0], tokens[-1]) == ("<s>", "</s>")
     assert (tokens.count("<s>"), tokens.count("</s>")) == (1, 1)
     assert found.codes == ["begin-token-written"]
+
+
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}"
+    "<POS>{{ m['role'] }}\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<POS>assistant\n{% endif %}"
+)
+
+
+def test_chat_prompt_keeps_its_begin_token(tmp_path: Path) -> None:
+    """A conversation of one exchange that is too long loses text, not its begin token."""
+    row = {"q": "word " * 60, "a": "no</s>"}
+    chat = {"pairs": True, "template": CHATML}
+    found = check(tmp_path, "byte-level-begin", [row], chat=chat, max_length=32)
+    assert "end-token-written" in found.codes
+    assert not [issue for issue in found.issues if issue.fatal]
+    assert (found.tokens(row)[0], found.prompt(row)[0]) == ("<s>", "<s>")
+    assert (len(found.tokens(row)), found.tokens(row).count("</s>")) == (32, 2)
+    assert "added_tokens" in found.task.options
+
+
+@pytest.mark.parametrize(("kind", "reached"), [("byte-level", True), ("lower-casing", False)])
+def test_chat_references_are_checked(tmp_path: Path, kind: str, reached: bool) -> None:
+    """The last answers of conversations come back as well, or are refused."""
+    turns = [
+        ("user", "where?"),
+        ("assistant", "there"),
+        ("user", "and now?"),
+        ("assistant", "Rome"),
+    ]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    columns, chat = {"messages": "messages"}, {"template": CHATML}
+    found = check(tmp_path, kind, [{"messages": messages}], columns, chat=chat)
+    assert ("reference-not-reachable" not in found.codes) == reached

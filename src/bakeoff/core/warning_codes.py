@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+LIBRARY = "library-warning"
+"""What a library warned of in a trial: the report lists it, a terminal only with `--verbose`."""
 VERDICT, SETTINGS, DATA, OTHER = "verdict", "settings", "data", "other"
 GROUPS = {
     VERDICT: (
@@ -46,7 +48,19 @@ GROUPS = {
         "selection-disagrees",
     ),
     DATA: (),
-    OTHER: ("trial-warning", "base-commit-unknown", "base-code", "base-generate", "db-rebuilt"),
+    OTHER: (
+        "end-token-written",
+        "begin-token-written",
+        "special-tokens-kept",
+        "base-commit-unknown",
+        "base-code",
+        "db-rebuilt",
+        "forgetting-not-measured",
+        "trial-not-written",
+        "base-generate",
+        "lanes-failed",
+        LIBRARY,
+    ),
 }
 """The codes of each group, both in order of importance; every other code belongs to ``data``."""
 _CODE = re.compile(r"\[([a-z0-9]+(?:-[a-z0-9]+)*)\]\s*$")

@@ -7,6 +7,7 @@ begin token, also when it is truncated; an end token must not stand between prom
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBES = ("a", "0", "A b")
-"""Texts that every tokenizer can read; what it adds must be the same around all of them."""
+"""Texts that most tokenizers can read; what one adds must be the same around all of them."""
 _ANCHORS = ("\n", ":", "a", "0")
 """Texts in front of a completion while it is tokenised; one of them does not merge with it."""
 
@@ -44,7 +45,11 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> AddedTokens:
 
 
 def _probe_added_tokens(tokenizer: PreTrainedTokenizerBase) -> AddedTokens:
-    found = {_added_around(tokenizer, text) for text in _PROBES}
+    special = special_ids(tokenizer)
+    own = (i for i in range(len(tokenizer)) if i not in special)
+    # words of its own too: a small vocabulary may read none of the usual ones
+    texts = [*_PROBES, *token_texts(tokenizer, islice(own, len(_PROBES)))]
+    found = {_added_around(tokenizer, text) for text in texts if _plain(tokenizer, text)}
     if len(found) == 1 and (added := found.pop()) is not None:
         return added
     raise PreflightError(

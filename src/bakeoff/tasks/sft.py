@@ -68,6 +68,8 @@ if TYPE_CHECKING:
 
     from bakeoff.engine.generation.generate import GenerationRequest
 
+LONGEST = 100
+"""How many of a split's longest conversations are looked at for truncation."""
 EXTRA_NEW_TOKENS = 8
 """Tokens that a completion may have beyond the longest one of train."""
 
@@ -146,14 +148,17 @@ class SupervisedFineTuning(CausalTask):
 
         The longest completion, which limits new tokens, becomes the one with the most tokens.
         """
-        options, issues, columns = dict(self.options), [], self.options["columns"]
+        options, columns = dict(self.options), self.options["columns"]
+        issues: list[DataIssue] = []
         ends = self.end_tokens(tokenizer)
         if not is_conversation(columns):
             texts = token_texts(tokenizer, ends)
             written, issues = _completions.written_ends(splits, columns["completion"], texts)
             options |= {"end_tokens": written} if written else {}
         if self._is_chat:
-            options |= self._answer_options(tokenizer, splits)
+            bare = type(self)(options)
+            options |= bare._answer_options(tokenizer, splits)
+            options |= bare._begin_token_option(tokenizer, splits)
         answers = type(self)(options)._whole_answers(tokenizer, splits["train"])
         if kept := _completions.kept_tokens(tokenizer, answers, ends):
             options["kept_tokens"] = kept
@@ -255,6 +260,27 @@ class SupervisedFineTuning(CausalTask):
             if any(without_thoughts(text) != text for text in whole):
                 found["thoughts"] = "not compared"
         return {"chat": {**(self.options.get("chat") or {}), **found}} if found else {}
+
+    def _begin_token_option(
+        self, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Sequence[Row]]
+    ) -> dict[str, Any]:
+        """Return the option that marks truncated conversations which keep their begin token.
+
+        Only the longest rows are looked at: earlier versions cut the token off.
+        """
+        limit, whole = self.options["max_length"], self.without_length_limit()
+        for rows in splits.values():
+            for row in sorted(rows, key=lambda r: len(str(r)), reverse=True)[:LONGEST]:
+                try:
+                    (example,) = self.encode(tokenizer, [row])
+                    begins = example.tokens[0] == tokenizer.bos_token_id
+                    if not begins or len(example.tokens) < limit:
+                        continue
+                    if len(whole.encode(tokenizer, [row])[0].tokens) > limit:
+                        return {"added_tokens": {"before": [tokenizer.bos_token], "after": []}}
+                except RowError:  # the check of the tokens refuses the row
+                    continue
+        return {}
 
     def _whole_answers(
         self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], rendered: bool = False
