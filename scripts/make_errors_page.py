@@ -21,7 +21,7 @@ EXIT_CODES = {
     "UsageError": "2", "PreflightError": "3", "LockedError": "5", "EnvironmentProblem": "6",
     "Interrupted": "130", "Terminated": "143", "BakeoffError": "1",
 }  # fmt: skip
-ISSUES = ("DataIssue", "DataIssue.at")
+ISSUES = ("DataIssue", "DataIssue.at", "UnreadableConversation", "UnusableConversation")
 OTHERS = ("StudyProblem",)
 GAP = "…"
 """Stands for a value in a text that is known only when the error is raised."""

@@ -278,7 +278,7 @@ def test_calls_that_no_template_writes_are_refused(family: str) -> None:
     """An answer that is a tool call is refused where the template drops tool calls."""
     with pytest.raises(UnusableConversation) as error:
         Chat(family_tokenizer(family)).encode(conversation(ASKED), 500)
-    assert error.value.code == "tool-calls-unwritten"
+    assert error.value.code == "tool-messages"
 
 
 def test_hermes_results_are_wrapped_once() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bakeoff.core.errors import PreflightError
+from bakeoff.data import written_tokens
 from bakeoff.data.chat import Chat, UnusableConversation
 from bakeoff.data.chat.findings import find_history, find_row_issues, find_template_issues
 from bakeoff.data.chat.forms import (
@@ -50,7 +51,6 @@ from bakeoff.data.special_tokens import (
     token_texts,
 )
 from bakeoff.data.templates import render_template
-from bakeoff.tasks import _completions
 from bakeoff.tasks._base import (
     IGNORE,
     NO_LIMIT,
@@ -153,19 +153,19 @@ class SupervisedFineTuning(CausalTask):
         ends = self.end_tokens(tokenizer)
         if not is_conversation(columns):
             texts = token_texts(tokenizer, ends)
-            written, issues = _completions.written_ends(splits, columns["completion"], texts)
+            written, issues = written_tokens.written_ends(splits, columns["completion"], texts)
             options |= {"end_tokens": written} if written else {}
         if self._is_chat:
             bare = type(self)(options)
             options |= bare._answer_options(tokenizer, splits)
             options |= bare._begin_token_option(tokenizer, splits)
         answers = type(self)(options)._whole_answers(tokenizer, splits["train"])
-        if kept := _completions.kept_tokens(tokenizer, answers, ends):
+        if kept := written_tokens.kept_tokens(tokenizer, answers, ends):
             options["kept_tokens"] = kept
-            issues = [*issues, _completions.kept_issue(kept)]
+            issues = [*issues, written_tokens.kept_issue(kept)]
         if options.get("max_new_tokens") is None:
             longest = strip_end(options["longest_completion"], options.get("end_tokens", ()))
-            options["longest_completion"] = _completions.longest_in_tokens(
+            options["longest_completion"] = written_tokens.longest_in_tokens(
                 tokenizer, answers, longest
             )
         if not self._is_chat:
@@ -181,11 +181,11 @@ class SupervisedFineTuning(CausalTask):
                     split: [{"prompt": read_exchange(row, columns).prompt} for row in rows]
                     for split, rows in splits.items()
                 }
-            changes, found = _completions.prompt_changes(
+            changes, found = written_tokens.prompt_changes(
                 tokenizer, prompts, columns.get("prompt", "prompt"),
                 lambda s, i, n: n + sizes[s][i] > limit,
             )  # fmt: skip
-            options |= {**changes, **_completions.space_option(tokenizer)}
+            options |= {**changes, **written_tokens.space_option(tokenizer)}
             issues += found
         return TaskCheck(options, tuple(issues))
 

@@ -248,7 +248,7 @@ class Chat:
 
         Raises:
             UnusableConversation: ``chat-template-refused``, ``chat-marks``, ``chat-prefix-broken``,
-                ``chat-answer-differs``, ``tool-calls-unwritten``.
+                ``chat-answer-differs``, ``tool-messages``.
         """
         found = self._with_call_ids(as_conversation(chat))
         answers = supervised_turns(found.messages)
@@ -256,7 +256,7 @@ class Chat:
         earlier = [] if self.supervise in (LAST, EACH) else answers[:-1]
         if any(m.get("tool_calls") for m in found.messages) and self.style.call_form is None:
             raise UnusableConversation(
-                "tool-calls-unwritten",
+                "tool-messages",
                 "The chat template does not write tool calls: neither a model's nor the answers' "
                 "would be trained on",
                 "a `chat_template` under [task] that writes `tool_calls`, or calls as text of the "

@@ -41,7 +41,7 @@ def _read_call(number: int, call: Any) -> dict[str, Any]:
         raise UnreadableConversation(
             "tool-call-malformed", f"Message {number} has a tool call without a name", _CALL_SHAPE
         )
-    arguments = next((function[k] for k in _ARGUMENTS if function.get(k) is not None), {})
+    arguments: Any = next((function[k] for k in _ARGUMENTS if function.get(k) is not None), {})
     if isinstance(arguments, str):
         arguments = _parse_json(arguments) if arguments.strip() else {}
     if not isinstance(arguments, Mapping):
