@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -191,6 +192,105 @@ def test_ambiguous_folder_refused(names: list[str], code: str, tmp_path: Path) -
     assert (error.code, "rows" in error.cause) == (code, True)
 
 
+def notes(read: dict[str, sources.LoadedSplit]) -> str:
+    return "\n".join(note for split in read.values() for note in split.origin.get("notes", ()))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+        ("train/part-0.csv", "test/part-0.csv"),
+        ("TRAIN.CSV", "Test.csv"),
+        ("train.jsonl.gz", "test.jsonl"),
+        ("only/data/train.json", "only/data/test.json"),
+    ],
+)
+def test_folder_layouts(layout: tuple[str, str], tmp_path: Path) -> None:
+    """The layouts of folders that tools write; splits that a folder brings are named in a note."""
+    folder = tmp_path / "rows"
+    for name, part in zip(layout, (SMALL[:5], SMALL[5:]), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".gz"):
+            plain = write(folder / "x.jsonl", part)
+            (folder / name).write_bytes(gzip.compress(plain.read_bytes()))
+            plain.unlink()
+        else:
+            write(folder / name, part)
+    (folder / "README.md").write_text("# Rows")
+    (folder / "dataset_info.json").write_text('{"features": {}}')
+    read = sources.load_splits({"train": "rows"}, tmp_path)
+    assert (read["train"].rows, read["test"].rows) == (SMALL[:5], SMALL[5:])
+    assert "rows also provides test" in notes(read)
+
+
+@pytest.mark.parametrize(
+    "described", ['{"0": "pos", "1": "neg"}', '["pos", "neg"]', '{"labels": ["pos", "neg"]}']
+)
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_label_map_beside_rows(described: str, kind: str, tmp_path: Path) -> None:
+    """A JSON file beside the data that holds no rows is not read, and said."""
+    (tmp_path / "rows").mkdir()
+    write(tmp_path / "rows" / f"data.{kind}", SMALL)
+    (tmp_path / "rows" / "label_map.json").write_text(described)
+    read = sources.load_splits({"train": "rows"}, tmp_path)
+    assert read["train"].rows == SMALL
+    assert "label_map.json" in notes(read)
+
+
+def test_compressed_copy_is_not_read_twice(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    plain = write(tmp_path / "rows" / "a.jsonl", SMALL)
+    (tmp_path / "rows" / "a.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    read = sources.load_splits({"train": "rows"}, tmp_path)
+    assert read["train"].rows == SMALL
+    assert "a.jsonl.gz" in notes(read)
+
+
+def test_subfolders_that_are_not_read(tmp_path: Path) -> None:
+    """Subfolders with data beside data files are named; several of them are refused."""
+    for name in ("one", "two"):
+        (tmp_path / "rows" / name).mkdir(parents=True)
+        write(tmp_path / "rows" / name / "a.jsonl", SMALL)
+    error = refused("rows", tmp_path)
+    assert (error.code, "one, two" in error.cause) == ("folder-unclear", True)
+    write(tmp_path / "rows" / "a.jsonl", SMALL)
+    assert "one, two" in notes(sources.load_splits({"train": "rows"}, tmp_path))
+    for name in ("train_a", "train_b"):
+        (tmp_path / "twice" / name).mkdir(parents=True)
+        write(tmp_path / "twice" / name / "a.jsonl", SMALL)
+    error = refused("twice", tmp_path)
+    assert (error.code, 'train = "twice/train_a"' in error.try_) == ("folder-unclear", True)
+    assert found("twice/train_a", tmp_path) == SMALL
+
+
+def test_saved_to_disk(tmp_path: Path) -> None:
+    """Folders of `save_to_disk` are read, without the caches that `datasets` leaves in them."""
+    part = datasets.Dataset.from_list(SMALL)
+    part.save_to_disk(tmp_path / "one", num_shards=2)
+    (tmp_path / "one" / "cache-123.arrow").write_bytes(b"no table")
+    assert found("one", tmp_path) == SMALL
+    both = datasets.DatasetDict({"train": part, "test": part.select(range(2)), "extra": part})
+    both.save_to_disk(tmp_path / "both")
+    read = sources.load_splits({"train": "both"}, tmp_path)
+    assert {split: len(own.rows) for split, own in read.items()} == {"train": 7, "test": 2}
+    assert read["train"].origin["files"] == ["train/data-00000-of-00001.arrow"]
+    assert "extra" in notes(read)
+    assert found("hub:./both", tmp_path) == SMALL, "as the folder itself"
+    (tmp_path / "one" / "data-00001-of-00002.arrow").unlink()
+    assert refused("one", tmp_path).code == "data-not-found"
+
+
+def test_files_with_other_label_names(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    for name, names in (("a", ["x", "y"]), ("b", ["y", "x"])):
+        features = datasets.Features({"label": datasets.ClassLabel(names=names)})
+        data = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
+        data.to_parquet(tmp_path / "rows" / f"{name}.parquet")
+    assert refused("rows", tmp_path).code == "labels-differ"
+
+
 # --- data sets of a hub --------------------------------------------------------------------------
 
 
@@ -224,6 +324,41 @@ def test_dataset_read_through_datasets(hub: Path, tmp_path: Path) -> None:
     assert part["train"].rows == SMALL[:3], "datasets' own slices"
     assert len(sources.load_splits(given, tmp_path, config="short")["train"].rows) == 2
     assert data_rows.place_of(read["train"].rows[4], "train", 0).number == 5
+
+
+def test_own_splits_of_a_dataset(hub: Path, tmp_path: Path) -> None:
+    """A data set's own test split is used, unless another is given or a split is named."""
+    read = sources.load_splits({"train": "hub:./squads"}, tmp_path, config="plain")
+    assert read["test"].rows == SMALL[-1:]
+    assert "test" in notes(read)
+    assert "validation" not in read
+    write(tmp_path / "mine.jsonl", SMALL[:2])
+    given = {"train": "hub:./squads", "test": "mine.jsonl"}
+    assert sources.load_splits(given, tmp_path, config="plain")["test"].rows == SMALL[:2]
+    read = sources.load_splits({"train": "hub:./squads:train"}, tmp_path, config="plain")
+    assert list(read) == ["train"]
+    assert 'test = "hub:./squads:test"' in notes(read)
+    explicit = {"train": "hub:./squads:train", "test": "hub:./squads:test"}
+    assert not notes(sources.load_splits(explicit, tmp_path, config="plain"))
+
+
+def test_own_split_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test split whose labels are hidden (-1, as in GLUE) is not used, and said."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    (tmp_path / "glue").mkdir()
+    for split, label in (("train", 1), ("validation", 0), ("test", -1)):
+        values = {"text": ["a", "b"], "label": [label, label]}
+        data = datasets.Dataset.from_dict(values, features=features)
+        data.to_parquet(tmp_path / "glue" / f"{split}.parquet")
+    for reference in ("hub:./glue", "glue"):
+        read = sources.load_splits({"train": reference}, tmp_path)
+        assert list(read) == ["train", "validation"]
+        assert read["validation"].rows[0] == {"text": "a", "label": "neg"}
+        assert read["train"].origin["labels"] == {"label": ["neg", "pos"]}
+        assert "no labels in 'label'" in notes(read)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,63 @@ def test_missing_or_broken_file_refused(tmp_path: Path) -> None:
         read_spec(tmp_path / "latin.toml")
 
 
+STUDY = """\
+name = "s"
+[base]
+model = "m"
+[data]
+train = "rows.jsonl"
+[task]
+kind = "classify"
+[methods]
+contenders = ["ia3"]
+"""
+
+
+@pytest.mark.parametrize("raw", [STUDY.encode("utf-8-sig"), STUDY.replace("\n", "\r\n").encode()])
+def test_study_file_of_windows(raw: bytes, tmp_path: Path) -> None:
+    """A byte order mark and Windows line ends are fine."""
+    (tmp_path / "study.toml").write_bytes(raw)
+    assert read_spec(tmp_path / "study.toml").data.train == "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (STUDY.encode("utf-16"), "it is UTF-16, not UTF-8"),
+        (STUDY.replace('"s"', '"caf\u00e9"').encode("cp1252"), "byte 0xe9 in line 1"),
+        (STUDY.encode("utf-16-le"), "is not TOML"),
+    ],
+)
+def test_study_file_in_another_encoding(raw: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_bytes(raw)
+    with pytest.raises(UsageError) as error:
+        read_spec(tmp_path / "study.toml")
+    assert (error.value.code, says in error.value.cause) == ("study-unreadable", True)
+    assert "save it as UTF-8" in error.value.try_
+
+
+@pytest.mark.parametrize("path", [r"C:\Users\me\rows.jsonl", r"data\win\x.csv", r"D:\Zoë\ü.csv"])
+def test_backslashes_in_double_quotes(path: str, tmp_path: Path) -> None:
+    """A path with backslashes is refused with the line that works."""
+    broken = STUDY.replace("rows.jsonl", path)
+    (tmp_path / "study.toml").write_text(broken, encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        read_spec(tmp_path / "study.toml")
+    fixed = f"train = '{path}'"
+    assert (error.value.code, f"`{fixed}`" in error.value.try_) == ("study-unreadable", True)
+    fixed_study = broken.replace(f'train = "{path}"', fixed)
+    (tmp_path / "study.toml").write_text(fixed_study, encoding="utf-8")
+    assert read_spec(tmp_path / "study.toml").data.train == path
+
+
+def test_backslashes_that_are_escapes() -> None:
+    """A backslash that TOML reads as a tab is seen by the tab in the path."""
+    text = STUDY.replace("rows.jsonl", r"C:\temp\rows.jsonl")
+    with pytest.raises(UsageError, match="single quotes"):
+        parse_spec(tomllib.loads(text))
+
+
 def test_spec_roundtrip() -> None:
     """A spec survives being written and read."""
     spec = parse_spec(values())

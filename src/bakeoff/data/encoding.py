@@ -124,6 +124,8 @@ def _is_single_byte(encoding: str) -> bool:
 
 
 def _not_utf8_error(name: str, raw: bytes, first: int) -> PreflightError:
+    if (error := _utf16_error(name, raw)) is not None:
+        return error
     lines = raw.split(b"\n")
     broken = [n for n, line in enumerate(lines, 1) if not _is_utf8(line)]
     cause = f"{name} is not UTF-8: byte 0x{raw[first]:02x} in {format_numbers('line', broken)}."
@@ -166,7 +168,8 @@ def _is_utf8(raw: bytes) -> bool:
     return _decodes(raw, "utf-8")
 
 
-def _nul_error(name: str, text: str, raw: bytes) -> PreflightError:
+def _utf16_error(name: str, raw: bytes) -> PreflightError | None:
+    """Return the error for UTF-16 without a byte order mark, by its NUL bytes; None for others."""
     start = raw[:200]
     for offset, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
         if start[offset::2].count(0) > 0.4 * len(start[offset::2]) and len(start) > 3:
@@ -175,6 +178,12 @@ def _nul_error(name: str, text: str, raw: bytes) -> PreflightError:
                 f"{name} looks like UTF-16 without a byte order mark: every second byte is 0.",
                 f'`encoding = "{encoding}"` under [data].',
             )
+    return None
+
+
+def _nul_error(name: str, text: str, raw: bytes) -> PreflightError:
+    if (error := _utf16_error(name, raw)) is not None:
+        return error
     lines = (n for n, line in enumerate(text.split("\n"), 1) if "\0" in line)
     return PreflightError(
         "data-nul",

@@ -55,6 +55,12 @@ class FileRows(NamedTuple):
     notes: tuple[str, ...] = ()
     labels: dict[str, list[str]] = {}
 
+    @property
+    def unlabelled_column(self) -> str | None:
+        """The column of numbered labels that has none at all, as in a hidden test set."""
+        columns = (c for c in self.labels if all(row.get(c) is None for row in self.rows))
+        return next(columns, None)
+
 
 def place_of(row: Row, split: str, position: int) -> Place:
     """Return the place of a row: in the user's file if it was read from one, else in its split."""

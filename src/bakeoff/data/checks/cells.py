@@ -96,7 +96,7 @@ def find_missing_values(
     lacking = [i for i, row in enumerate(rows) if not has_cell(row, column)]
     if lacking:
         names = [str(name) for name in rows[lacking[0]]]
-        near = near_match(column, names_in(rows[lacking[0]]))
+        near = near_match(column.strip(), names_in(rows[lacking[0]]))
         hint = f"did you mean '{near}'? " if near else ""
         escaped = (
             ""

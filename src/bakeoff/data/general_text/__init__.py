@@ -12,7 +12,8 @@ from pathlib import Path
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.safe_read import GENERAL_BYTES, UnreadableFile, read_text
-from bakeoff.data.rows import Row, read_rows
+from bakeoff.data.rows import Row
+from bakeoff.data.sources.files import read_data_file
 
 DEFAULT = "default"
 OFF = "off"
@@ -27,8 +28,8 @@ def load_documents(choice: str, source: Path) -> list[Row]:
     separated by lines with a single ``%``) or rows with a ``text`` column.
 
     Raises:
-        PreflightError: ``general-text-missing``, ``general-text-empty``, and what ``read_rows``
-            refuses.
+        PreflightError: ``general-text-missing``, ``general-text-empty``, and what
+            ``read_data_file`` refuses.
     """
     if choice == OFF:
         return []
@@ -40,7 +41,7 @@ def load_documents(choice: str, source: Path) -> list[Row]:
     if path.suffix == ".txt":
         documents = _split_documents(_read(path))
     else:
-        rows = read_rows(path)
+        rows = read_data_file(path).rows
         for number, row in enumerate(rows, 1):
             if not isinstance(row.get("text"), str):
                 raise PreflightError(

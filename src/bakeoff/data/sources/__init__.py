@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,16 +58,7 @@ def load_splits(
         provided = hub.load_train(reference, source, config, revision, references.keys())
         loaded = {split: _with_origin(*read) for split, read in provided.items()}
     elif train.is_dir():
-        listing = Listing.of(train)
-        wanted = [s for s in listing.splits if s not in references]
-        loaded = {
-            split: _read_files(listing, listing.of_split(split), reference, encoding)
-            for split in ["train", *wanted]
-        }
-        if wanted:
-            names = " and ".join(wanted)
-            note = f"{names} come from {reference} too, whose files are named by split."
-            loaded["train"] = _with_notes(loaded["train"], [note])
+        loaded = _load_folder(Listing.of(train), reference, encoding, references.keys())
     else:
         loaded = {"train": _load_split(reference, "train", source, config, revision, encoding)}
     loaded |= {
@@ -76,6 +67,25 @@ def load_splits(
         if split != "train"
     }
     return loaded
+
+
+def _load_folder(
+    listing: Listing, reference: str, encoding: str | None, given: Collection[str]
+) -> dict[str, LoadedSplit]:
+    """Read train and, if the files are named by split, the splits that are not ``given``."""
+    loaded = {"train": _read_files(listing, listing.of_split("train"), reference, encoding)}
+    notes, used = [], []
+    for split in (s for s in listing.splits if s not in given):
+        part = _read_files(listing, listing.of_split(split), reference, encoding)
+        labels = part.origin.get("labels", {})
+        if (column := FileRows(part.rows, (), labels).unlabelled_column) is not None:
+            notes.append(f"{reference}: its {split} has no labels in '{column}': it is not used.")
+            continue
+        loaded[split] = part
+        used.append(split)
+    if used:
+        notes.append(f"{reference} also provides {' and '.join(used)}, by the names of its files.")
+    return {**loaded, "train": _with_notes(loaded["train"], notes)}
 
 
 def locate(reference: str, source: Path) -> Path | None:

@@ -139,7 +139,7 @@ def _unzip(path: Path, raw: bytes, most: int) -> tuple[bytes, str]:
                 "data-format", f"{path} is encrypted.", "unpack it with its password."
             )
         with archive.open(members[0]) as file:
-            suffix = PurePosixPath(members[0].filename).suffix.lower()
+            suffix = PurePosixPath(members[0].filename).suffix.lower() or format_suffix(path)
             return _read_limited(file, most), suffix
 
 

@@ -24,6 +24,8 @@ _EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?\r?\n?')
 _PANDAS_INDEX = re.compile(r"(Unnamed: \d+(\.\d+)*)?")
 """The name of an index column, as pandas writes it, and as it calls it when it reads it again."""
 _OTHER_ESCAPE = re.compile(r'(?<!\\)(\\\\)*\\[^"\\]')
+_ENOUGH = 10
+"""Number of rows on a line of their own that show a column's categories."""
 _FEW = 0.2
 """A column of categories has at most this share of different values."""
 
@@ -219,6 +221,8 @@ def _unfit_error(name: str, lines: list[str], delimiter: str) -> PreflightError:
                     wrong[record.first] = (
                         f" has {'more' if more else 'fewer'} cells than the header"
                     )
+                    if record.last > record.first:
+                        stray.append(record.first)
             break
         except csv.Error:
             at += next(n for n, line in enumerate(lines[at:], 1) if line.strip())
@@ -262,10 +266,13 @@ def _check_no_swallowed_rows(name: str, table: _Table, lines: list[str]) -> None
     long = [record for record in table.records[1:] if record.last > record.first]
     if not long or width < 2:
         return
-    short = [record.cells for record in table.records[1:] if record.last == record.first]
+    short = [r.cells for r in table.records[1:] if r.last == r.first]
+    if len(short) < _ENOUGH:  # most rows may have been swallowed
+        split = (line.rstrip("\r\n").split(delimiter) for line in lines[1:])
+        short = [cells for cells in split if len(cells) == width]
     categories = {}
     for column in range(width):
-        values = {cells[column].strip() for cells in short} - {""}
+        values = {cells[column].strip().strip('"') for cells in short} - {""}
         if values and len(values) <= max(2, _FEW * len(short)) < len(short):
             categories[column] = values
 

@@ -91,18 +91,13 @@ def load_train(
     used, notes = [], []
     for split, name in others.items():
         rows, its_origin = load(dataset._replace(split=name), config, revision)
-        unlabelled = [c for c in rows.labels if all(row.get(c) is None for row in rows.rows)]
-        if unlabelled:
-            notes.append(
-                f"The {name} split of {dataset.path} has no labels in '{unlabelled[0]}': it is "
-                "not used."
-            )
+        if (column := rows.unlabelled_column) is not None:
+            notes.append(f"{dataset.path}: its {name} has no labels in '{column}': it is not used.")
             continue
         found[split] = (rows, its_origin)
         used.append(name)
     if used:
-        names = " and ".join(used)
-        notes.append(f"{names} are the splits of that name of {dataset.path}.")
+        notes.append(f"{dataset.path} also provides {' and '.join(used)}, by its own splits.")
     found["train"] = (train._replace(notes=(*train.notes, *notes)), origin)
     return found
 
