@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from bakeoff.data import written_tokens
 from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import Row
 from bakeoff.data.special_tokens import (
@@ -23,7 +24,6 @@ from bakeoff.data.special_tokens import (
     without_added,
 )
 from bakeoff.data.templates import cell_of, columns_of, render_template, text_between
-from bakeoff.tasks import _completions
 from bakeoff.tasks._base import IGNORE, Answer, CausalTask, Example, TaskCheck, pad_id_of
 
 if TYPE_CHECKING:
@@ -201,9 +201,9 @@ class MultipleChoice(CausalTask):
                 candidates = whole.candidates(tokenizer, splits[split][position])
             except InvalidChoices:  # reported with the other rows of its kind
                 return False
-            return max(len(e.tokens) for e in candidates) > limit
+            return bool(max(len(e.tokens) for e in candidates) > limit)
 
-        changes, issues = _completions.prompt_changes(
+        changes, issues = written_tokens.prompt_changes(
             tokenizer, splits, self.options["columns"]["prompt"], is_cut
         )
         return TaskCheck({**self.options, **changes}, tuple(issues))

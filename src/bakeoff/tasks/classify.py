@@ -12,11 +12,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bakeoff.data import written_tokens
 from bakeoff.data.issues import MAX_SHOWN, DataIssue
 from bakeoff.data.rows import Row
 from bakeoff.data.special_tokens import without_added
 from bakeoff.data.templates import render_template
-from bakeoff.tasks import _completions
 from bakeoff.tasks._base import (
     HEAD,
     Answer,
@@ -134,7 +134,7 @@ class Classify(Task):
         self, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Sequence[Row]]
     ) -> TaskCheck:
         """Report special tokens in texts; those that the tokenizer adds itself are kept once."""
-        changes, issues = _completions.prompt_changes(
+        changes, issues = written_tokens.prompt_changes(
             tokenizer, splits, self.options["columns"]["text"], None
         )
         return TaskCheck({**self.options, **changes}, tuple(issues))

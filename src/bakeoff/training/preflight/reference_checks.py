@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bakeoff.core.errors import UsageError
 from bakeoff.core.trial import Conditions
 from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import read_rows
@@ -172,7 +173,7 @@ def _reaches_all(c: Conditions, folder: Path, parts: Sequence[PerfectSplit]) -> 
             for part in parts
             for i in _lost(other, part, other.score(part.references, part.references, part.split))
         )
-    except (MetricError, load.UsageError):  # it has no such option, or cannot score these rows
+    except (MetricError, UsageError):  # it has no such option, or cannot score these rows
         return False
 
 

@@ -1,7 +1,7 @@
-"""What only the tokenizer tells of prompts and completions: options, and issues to report.
+"""Special tokens that prompts and completions write as text: options, and issues to report.
 
-It is found out once, before anything is trained, and from then on it is part of the task's options,
-so that the parent process reads the same references as a worker.
+What only the tokenizer tells is found out once, before anything is trained. From then on it is part
+of the task's options, so that the parent process reads the same references as a worker.
 """
 
 from __future__ import annotations
