@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -34,3 +36,45 @@ def test_restores_logging_after_error() -> None:
     with pytest.raises(ValueError, match="inside"), quiet_libraries():
         raise ValueError("inside")
     assert logging.root.manager.disable == logging.DEBUG
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_command_line_hides_library_lines() -> None:
+    """Warnings and records of libraries are hidden; those of bakeoff and errors are seen."""
+    found = run_python(
+        "import logging, warnings\n"
+        "from bakeoff.core.worker_log import quiet_command_line\n"
+        "quiet_command_line()\n"
+        "warnings.warn('a warning of torch')\n"
+        "logging.getLogger('bitsandbytes').warning('Failed to load CPU gemm_4bit_forward')\n"
+        "logging.getLogger('bakeoff.study').warning('a node was lost')\n"
+        "raise RuntimeError('a real error')\n"
+    )
+    assert "gemm_4bit" not in found.stderr
+    assert "torch" not in found.stderr.replace("bakeoff.study", "")
+    assert "a node was lost" in found.stderr
+    assert "RuntimeError: a real error" in found.stderr
+
+
+def test_discarded_output_ends_before_an_error() -> None:
+    """Nothing inside the block is printed, not even from C; its exception is."""
+    found = run_python(
+        "import os, sys\n"
+        "from bakeoff.core.worker_log import discard_output\n"
+        "with discard_output():\n"
+        "    print('Loading weights: 0%|', file=sys.stderr)\n"
+        "    print('UNEXPECTED: lm_head')\n"
+        "    os.write(2, b'from C')\n"
+        "print('after')\n"
+        "with discard_output():\n"
+        "    raise ImportError('torch is broken')\n"
+    )
+    assert found.stdout == "after\n"
+    assert "Loading" not in found.stderr
+    assert "from C" not in found.stderr
+    assert "ImportError: torch is broken" in found.stderr

@@ -178,6 +178,8 @@ def _cautions(first: ComparedStudy, second: ComparedStudy) -> Iterator[str]:
     if first.frozen.get("data.test") != second.frozen.get("data.test"):
         yield "The test sets differ, so the scores are over different items."
     for side in (first, second):
+        if (side.report.get("learning") or {}).get("control_learnt") is False:
+            yield f"{side.folder}: the control has learnt nothing, so there are hardly any verdicts."
         if not side.report["complete"]:
             yield f"{side.folder} is not finished: its verdicts may still change."
 

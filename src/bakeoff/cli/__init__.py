@@ -34,6 +34,7 @@ from bakeoff.cli import (
 from bakeoff.cli.display.encoding import make_total
 from bakeoff.cli.display.output import show_error, show_internal_error
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, Interrupted
+from bakeoff.core.worker_log import quiet_command_line
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -93,6 +94,7 @@ def _as_environment_error(error: OSError | MemoryError) -> EnvironmentProblem:
 def main() -> None:
     """Run the command line; print each expected error in one paragraph and exit with its code."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    quiet_command_line()
     os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)  # other accounts may not change study files
     make_total(sys.stdout)
     make_total(sys.stderr)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,15 @@ LEVELS = {
     "error": logging.ERROR,
 }
 DEFAULT_LEVEL = "warning"
+QUIET_ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+"""Variables that silence libraries; those that the user has set stay."""
 _FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
 
 
@@ -156,3 +166,44 @@ def quiet_libraries() -> Iterator[None]:
             yield
         finally:
             logging.disable(previous)
+
+
+def quiet_command_line() -> None:
+    """Hide what libraries print in the process of the command line, for the rest of its life.
+
+    Python warnings stay if the user asked for them (``python -W``, ``PYTHONWARNINGS``), and so do
+    bakeoff's own log records. An error is an exception, which is printed.
+    """
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    if logging.lastResort is not None:  # prints the records of loggers without a handler
+        logging.lastResort.addFilter(_is_own_record)
+
+
+def _is_own_record(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] == "bakeoff"
+
+
+@contextlib.contextmanager
+def discard_output() -> Iterator[None]:
+    """Drop all that is printed inside the block, also by libraries in C; an exception is not."""
+    try:
+        saved = [os.dup(1), os.dup(2)]
+    except OSError:  # closed: nothing can be printed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        for place, handle in enumerate(saved, start=1):
+            os.dup2(handle, place)
+            os.close(handle)
+        os.close(nowhere)

@@ -126,7 +126,8 @@ def export_weights(
         exported = _exported_weights(
             record, run, converted, form, rank if form == "lora" else None, target
         )
-        exported = replace(exported, **_serving(run, base.path, exported, making, out))
+        serve, not_served = _serving(run, base.path, exported, making, out)
+        exported = replace(exported, serve=serve, not_served=not_served)
         if not exported.same and not force:
             raise _mismatch_error(exported)
         files.atomic_write_text(making / "README.md", model_card(asdict(exported), report))
@@ -224,30 +225,33 @@ def _loss_matches(run: TrialRun, form: str, converted: Mapping[str, Any]) -> boo
 
 def _serving(
     run: TrialRun, base: str, made: ExportedWeights, written: Path, study: Path
-) -> dict[str, str | None]:
+) -> tuple[str | None, str | None]:
     """Return the command that serves the weights with vLLM, or why there is none and what works.
 
     ``written`` is where the files are now; the command names the folder where they will be.
     """
     c, folder = run.trial.conditions, Path(made.folder)
     if c.task == "classify":
-        return {}
+        return None, None
     if made.kind == "model":
-        return {"serve": vllm.serve_model(folder, c.trusted)}
-    why, rank = "it is not saved as LoRA", 0
+        return vllm.serve_model(folder, c.trusted), None
+    why: str | None = "it is not saved as LoRA"
+    rank = 0
     if made.kind == "adapter":
         config, shapes = _read_adapter(written)
         why, rank = vllm.adapter_problem(config, shapes, _model_type(base)), vllm.max_rank(shapes)
     if why is None:
         nf4 = (c.quantize, c.quantizer) == ("nf4", "bitsandbytes")
-        pinned = {"revision": c.revision, "trusted": c.trusted, "nf4": nf4}
-        return {"serve": vllm.serve_adapter(base, folder, rank, **pinned)}
+        command = vllm.serve_adapter(
+            base, folder, rank, revision=c.revision, trusted=c.trusted, nf4=nf4
+        )
+        return command, None
     form = serving_forms([run.trial.method], cache_folder()).get(made.method, "merged")
     other = "vLLM serves no other form of this method either."
     if form is not None:
         command = f"bakeoff export {quote_path(study)} --method {made.method} --as merged"
         other = f"`{command}` writes a model that it serves."
-    return {"not_served": f"vLLM cannot serve this adapter: {why}. {other}"}
+    return None, f"vLLM cannot serve this adapter: {why}. {other}"
 
 
 def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:

@@ -23,10 +23,11 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-import torch  # noqa: E402  # a signal during this import must not end the fork server
-
-import_module("transformers")  # half of what a worker imports
-if torch.version.cuda is None or find_spec("bitsandbytes") is None:
-    import_module("bakeoff.training.preflight.checks")
+# the fork server prints to the user's terminal; a signal during these imports must not end it
+with import_module("bakeoff.core.worker_log").discard_output():
+    torch = import_module("torch")
+    import_module("transformers")  # half of what a worker imports
+    if torch.version.cuda is None or find_spec("bitsandbytes") is None:
+        import_module("bakeoff.training.preflight.checks")
 gc.collect()
 gc.freeze()

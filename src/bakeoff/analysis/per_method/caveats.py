@@ -11,10 +11,16 @@ from bakeoff.analysis.per_method.method_rows import Evidence, count_cut_answers
 from bakeoff.analysis.trial_runs import MethodRuns
 from bakeoff.core.format import format_setting_in_words
 from bakeoff.core.record import StudyRecord
-from bakeoff.core.warning_codes import Caveat
+from bakeoff.core.warning_codes import LIBRARY, Caveat
 
 FEWEST_SEEDS = 3
 """Fewer cannot tell seed noise from a difference."""
+TRIAL_CODES = {
+    "trained sequentially, not in lanes": "lanes-failed",
+    "forgetting was not measured": "forgetting-not-measured",
+    "the trial's folder could not be written": "trial-not-written",
+}
+"""The codes of the warnings that bakeoff adds to a trial, by how they begin."""
 CUT_SHARE = 0.02
 """Smallest share of test answers cut off by the limit of new tokens that is a caveat."""
 
@@ -46,8 +52,13 @@ def row_caveats(row: Mapping[str, Any], runs: MethodRuns, evidence: Evidence) ->
     for warning in (w for r in runs.all if r.result for w in r.result.warnings):
         # a brace of the text is no place for names
         many = "{}: " + warning.replace("{", "{{").replace("}", "}}")
-        found.append(Caveat("trial-warning", f"{title}: {warning}", many, title))
+        found.append(Caveat(_trial_code(warning), f"{title}: {warning}", many, title))
     return found
+
+
+def _trial_code(warning: str) -> str:
+    """Return the code of a trial's warning: one of ours, or what a library warned of."""
+    return next((c for start, c in TRIAL_CODES.items() if warning.startswith(start)), LIBRARY)
 
 
 def _cut_answer_caveats(title: str, runs: MethodRuns) -> Iterator[Caveat]:

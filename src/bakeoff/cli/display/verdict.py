@@ -8,7 +8,7 @@ from typing import Any
 
 from bakeoff.cli.display.output import err, escape_text, out, show_table
 from bakeoff.cli.display.warning_lines import show_warnings
-from bakeoff.core.format import MIB, format_cell
+from bakeoff.core.format import MIB, format_cell, plural
 from bakeoff.core.names import quote_path
 
 WIDE = 110
@@ -42,8 +42,8 @@ def show(
     study, base = report["study"], report["base"]
     n_seeds = max((m["n_seeds"] for m in report["methods"]), default=0)
     out.print(
-        f"\n{study['n_test_items']} test items, {n_seeds} seeds, {study['steps']} steps per trial, "
-        f"margin {format_cell(study['margin'], form, scale)}"
+        f"\n{study['n_test_items']} test items, {plural(n_seeds, 'seed')}, "
+        f"{study['steps']} steps per trial, margin {format_cell(study['margin'], form, scale)}"
         + (" points" if points else "")
         + f"; intervals are simultaneous. Base: {escape_text(study['base'])}"
         + (f" ({escape_text(study['base_note'])})" if study["base_note"] else "")

@@ -9,7 +9,13 @@ from rich.console import Console
 
 from bakeoff.cli.display.output import escape_text
 from bakeoff.core.format import plural
-from bakeoff.core.warning_codes import code_of, sort_warnings
+from bakeoff.core.warning_codes import (
+    LIBRARY,
+    VERDICT,
+    code_of,
+    group_of,
+    sort_warnings,
+)
 
 MAX_LINES = 20
 """Lines of warnings at a time."""
@@ -36,13 +42,16 @@ def show_warnings(
         lines = _wrap(warning, console.width)
         if not verbose:
             lines = _cut(lines, warning, console.width)
-            if printed and len(lines) > left:
-                break
+            if code_of(warning) == LIBRARY or (printed and len(lines) > left):
+                break  # nothing that follows is more important
         left -= len(lines)
         printed.append(warning)
         text = "\n".join(lines) if console.is_terminal else " ".join(map(str.strip, lines))
         marked = f"[yellow]{PREFIX.strip()}[/] {escape_text(text.removeprefix(PREFIX))}"
         console.print(marked, soft_wrap=True)
+    earlier = [code_of(w) or "" for w in sort_warnings(shown) if group_of(w) == VERDICT]
+    if waiting and (codes := [c for c in dict.fromkeys(earlier) if c]):
+        console.print(escape_text(f"Printed at the start: {', '.join(codes)}."), soft_wrap=True)
     if rest := len(waiting) - len(printed):
         console.print(escape_text(f"{plural(rest, 'more warning')}: {where}"), soft_wrap=True)
     return printed

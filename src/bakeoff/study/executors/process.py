@@ -215,6 +215,11 @@ class _WorkerProcess:
 
 def _serve(*args: Any) -> None:
     """Run a worker; resolved by name, because the parent does not import the training packages."""
+    _, _, output, *_ = args
+    handle = os.open(output, os.O_WRONLY | os.O_APPEND)  # before imports, which may print
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
     import_function(jobs.SERVE)(*args)
 
 
