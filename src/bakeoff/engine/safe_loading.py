@@ -64,7 +64,8 @@ def _check_files(path: str, revision: str | None, trusted: bool) -> None:
             "base-is-adapter",
             f"The base {path} contains an {ADAPTER}: another base with that adapter would be "
             "loaded instead.",
-            "the base that the adapter was trained on, or the merged model.",
+            "the base that the adapter was trained on, or the merged model; if these weights are "
+            f"merged already, remove {ADAPTER}.",
         )
     config = _read_base_json(path, revision, CONFIG)
     for settings in (config, _read_base_json(path, revision, TOKENIZER)):

@@ -37,6 +37,8 @@ UNPINNED_WARNING = (
     "the commit of {model} is unknown: each start uses whatever its hub has then. Set `revision` "
     "under [base] to the 40 digits of a commit. [base-commit-unknown]"
 )
+ADAPTER = "adapter_config.json"
+LFS_POINTER = b"version https://git-lfs"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -147,6 +149,22 @@ def check_folder(folder: Path) -> None:
         PreflightError: ``model-not-found``, ``model-without-weights``, ``pickled-weights``,
             ``base-incomplete``.
     """
+    if not (folder / "config.json").is_file() and (folder / ADAPTER).is_file():
+        raise PreflightError(
+            "base-is-adapter",
+            f"{folder} holds an adapter{_named_base(folder)}, not a model.",
+            "`model` under [base] = the model that the adapter was trained on; or merge them: "
+            "`PeftModel.merge_and_unload`, then `save_pretrained`.",
+        )
+    gguf = sorted(folder.glob("*.gguf"))
+    if gguf and not any(folder.glob("*.safetensors")):
+        raise PreflightError(
+            "model-without-weights",
+            f"{folder} has only GGUF weights ({gguf[0].name}), which are for inference.",
+            "the safetensors model that they were made from; or convert them: "
+            "`AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)`, the same with "
+            "AutoTokenizer, and `save_pretrained` to a new folder.",
+        )
     if not (folder / "config.json").is_file():
         raise PreflightError(
             "model-not-found", f"{folder} has no config.json.", "a transformers model folder."
@@ -159,13 +177,23 @@ def check_folder(folder: Path) -> None:
         raise PreflightError(
             "pickled-weights",
             f"{folder} has only pickled weights ({pickled[0]}), which can run code when loaded.",
-            "`model.save_pretrained(folder)` in transformers 5 writes safetensors.",
+            "load it in transformers 5 and write it to a new folder: `model.save_pretrained` and "
+            "`tokenizer.save_pretrained` write safetensors.",
         )
     raise PreflightError(
         "model-without-weights",
         f"{folder} has no *.safetensors file.",
         "download the weights too, or check the folder.",
     )
+
+
+def _named_base(folder: Path) -> str:
+    """Return the base that an adapter's config names, as a clause; empty if it names none."""
+    try:
+        named = read_json(folder / ADAPTER, CONFIG_BYTES)["base_model_name_or_path"]
+    except (UnreadableFile, KeyError, TypeError):
+        return ""
+    return f" for the base '{str(named)[:120]}'" if named else ""
 
 
 def check_shards(folder: Path, weights: Sequence[Path]) -> None:
@@ -180,6 +208,12 @@ def check_shards(folder: Path, weights: Sequence[Path]) -> None:
     if missing:
         raise _incomplete(folder, f"its index lists {missing[0]}, which is missing")
     for path in [whole] if whole in weights else map(folder.joinpath, shards):
+        if _is_lfs_pointer(path):
+            raise PreflightError(
+                "base-incomplete",
+                f"The base model in {folder} is incomplete: {path.name} is a pointer of Git LFS.",
+                "`git lfs pull` in that folder fetches the weights.",
+            )
         damage = _find_truncation(path)
         if damage is not None:
             raise _incomplete(folder, f"{path.name} {damage}")
@@ -209,6 +243,12 @@ def _find_truncation(path: Path) -> str | None:
     if header is None:
         return "is not a safetensors file, or only the beginning of one"
     return None if size == header.end else f"has {size:,} of {header.end:,} bytes"
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    """Tell whether a file was cloned without Git LFS: then it holds a few lines of text."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def _incomplete(folder: Path, why: str) -> PreflightError:
