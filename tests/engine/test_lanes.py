@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from helpers.core_methods import CASES
 from torch.func import vmap
 
@@ -30,7 +31,7 @@ from bakeoff.engine.packing import layout
 from bakeoff.engine.packing.attention import NotPackable, attend
 from bakeoff.engine.packing.layout import Layout
 from bakeoff.study.config import parse_spec
-from bakeoff.testing.tiny import write_splits
+from bakeoff.testing.tiny import tokenizer, write_splits
 from bakeoff.testing.trials import (
     batches,
     build_tiny_setup,
@@ -255,6 +256,23 @@ def test_error_in_lanes_is_not_a_reason(
     monkeypatch.setenv(STRICT_VARIABLE, "1")
     with pytest.raises(ValueError, match="no room"):
         segment.run_segment(part)
+
+
+def test_position_tables_are_a_limit(tmp_path: Path) -> None:
+    """A trained table of relative positions is read once, so trials cannot have their own."""
+    words = tokenizer()
+    config = transformers.MPNetConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    transformers.MPNetModel(config).save_pretrained(tmp_path / "base")
+    words.save_pretrained(tmp_path / "base")
+    data = write_splits(tmp_path / "data")
+    on = dataclasses.replace(Switches.all_off(), lanes=True)
+    for method, works in (("full", False), ("lora", True)):
+        found = probe_accelerators(make_trial(method, "classify"), str(tmp_path / "base"), data, on)
+        assert found.switches.lanes is works
+        assert works or "table of relative positions" in found.reasons["lanes"]
 
 
 def test_only_limits_are_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ Tensor axes: K = lanes, B = rows of one lane.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +37,10 @@ MAX_PER_SEED_ELEMENTS = 1 << 20
 
 Precondition = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Maps one lane's tensors and gradients by name to the gradients that change."""
+
+
+POSITION_TABLES = ("relative_attention_bias", "rel_embeddings", "relative_position")
+"""Parts of the names of tensors that a base reads once for all rows (MPNet, T5, DeBERTa)."""
 
 
 class FrozenPartsDiffer(Unsupported):
@@ -127,7 +131,7 @@ class Lanes:
         self.random = dropout.LaneRandom(seeds, device)
         self.dropouts = dropout.install_keyed_dropout(model, self.random)
         """The model's active dropouts."""
-        self._mixing = quantization.mixes_rows(model)
+        self._mixing = _mixing_reason(model, lane_tensors.values())
         self.sees_padding = any(getattr(m, "sees_padding", False) for m in model.modules())
         """Whether an example's result depends on the padding of its batch."""
         self._hooks = {n: everything[n]._backward_hooks or {} for n in self.stack.names}
@@ -161,8 +165,8 @@ class Lanes:
         if width == 1:
             self.run_single(first)
             return
-        if self._mixing:
-            raise RowsMixed(quantization.MIXES_ROWS_REASON)
+        if self._mixing is not None:
+            raise RowsMixed(self._mixing)
         if not self._patched:
             for patch in self._patches:
                 patch.module.forward = patch
@@ -274,6 +278,15 @@ def _includes_output_layer(units: Sequence[VmappedModule], model: Any) -> bool:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     inside = set() if head is None else set(head.modules())
     return any(unit.module in inside for unit in units)
+
+
+def _mixing_reason(model: nn.Module, names: Iterable[str]) -> str | None:
+    """Return why a row's result would depend on other lanes; None if it would not."""
+    if quantization.mixes_rows(model):
+        return quantization.MIXES_ROWS_REASON
+    if any(part in name for name in names for part in POSITION_TABLES):
+        return "it trains a table of relative positions, which the base reads once for all trials"
+    return None
 
 
 def _find_slots(model: nn.Module, lane_tensors: Mapping[int, str]) -> dict[str, list[TensorSlot]]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
+from bakeoff.engine.accelerators import Unsupported
 from bakeoff.engine.lanes.dropout import KeyedDropout
 from bakeoff.engine.lanes.vmap_escape import call_outside_vmap, is_batched
 from bakeoff.engine.lanes.vmapped_linear import LaneMatmuls
@@ -29,6 +30,10 @@ from bakeoff.engine.packing.attention import ActivePass
 
 _WRAPPERS = (BaseTunerLayer, AuxiliaryTrainingWrapper, BasePromptEncoder)
 """PEFT's classes that wrap a module and read its trained tensors themselves."""
+
+
+class LanesMixed(Unsupported):
+    """A module with lane tensors is given what is not divided into lanes."""
 
 
 class TensorSlot(NamedTuple):
@@ -132,9 +137,16 @@ class VmappedModule:
                 slot.owner[slot.key] = tensor
 
     def _batched(self, values: Sequence[Any]) -> list[bool]:
-        """Mark the arguments that hold lanes: tensors as long as the first, if K divides that."""
+        """Mark the arguments that hold lanes: tensors as long as the first, if K divides that.
+
+        Raises:
+            LanesMixed: the first has neither one row nor rows that divide into lanes.
+        """
         sizes = [v.shape[0] if isinstance(v, Tensor) and v.ndim else 0 for v in values]
         rows = next((n for n in sizes if n), 0)
+        if rows > 1 and rows % self.lanes:
+            kind = type(self.module).__name__
+            raise LanesMixed(f"a layer with trained tensors ({kind}) is not given the trials' rows")
         return [bool(n) and n == rows and n % self.lanes == 0 for n in sizes]
 
     def _fold(self, out: Tensor, has_input: bool) -> Tensor:
