@@ -27,8 +27,42 @@ GAP = "…"
 """Stands for a value in a text that is known only when the error is raised."""
 MAX_CAUSE = 220
 
-FOLLOWED: dict[str, str] = {}
-"""Tests that follow a hint, by code; the other hints are checked as texts and reviewed here."""
+SECURITY = "tests/security/test_security.py"
+NAMES = "tests/storage/test_folder_names.py"
+READS = "tests/study/test_test_reads.py"
+ADVICE = "tests/cli/test_advice.py"
+EXPORT = "tests/training/test_export_weights.py"
+FOLLOWED: tuple[tuple[str, str, str], ...] = (
+    ("base-wants-code", "trust_remote_code", f"{SECURITY}::test_trust_bound_to_base_version"),
+    ("cannot-convert", "--as", f"{EXPORT}::test_hint_of_refused_form_works"),
+    ("cannot-merge", "bakeoff methods", f"{EXPORT}::test_hint_of_refused_form_works"),
+    ("column-malformed", "--column", f"{ADVICE}::test_columns_of_a_run"),
+    ("csv-without-out", "--out", f"{ADVICE}::test_report_options"),
+    ("data-bom", "sed", f"{ADVICE}::test_byte_order_marks"),
+    ("data-not-found", "on the hub", f"{ADVICE}::test_hub_id_without_prefix"),
+    ("data-not-utf8", "cp1252", "tests/data/test_file_formats.py::test_windows_encoding_asked"),
+    ("database-damaged", "--repair", f"{ADVICE}::test_damaged_database_repaired"),
+    ("database-foreign", "--out", f"{ADVICE}::test_new_folder_for_foreign_database"),
+    ("export-differs", "--force", f"{EXPORT}::test_changed_weights_need_force"),
+    ("folder-link", "rm", f"{ADVICE}::test_link"),
+    ("folder-taken", "--out", f"{EXPORT}::test_new_folder_as_the_hint_says"),
+    ("metric-function-unnamed", "metric =", f"{ADVICE}::test_metric_function"),
+    ("no-method-named", "--toml", f"{ADVICE}::test_method_file"),
+    ("nothing-to-export", "exports one of", f"{EXPORT}::test_command_exports_recommended_method"),
+    ("origins-broken", "rm", f"{ADVICE}::test_origins"),
+    ("out-without-hf-json", "--format", f"{ADVICE}::test_report_options"),
+    ("path-malformed", "without `hub:`", f"{ADVICE}::test_pattern_folder"),
+    ("study-differs", "--fork", "tests/study/test_fork.py::test_command_line_forks"),
+    ("study-locked", "bakeoff status", f"{NAMES}::test_hints_quote_folders"),
+    ("study-not-found", "bakeoff init", f"{ADVICE}::test_study_file"),
+    ("study-unreadable", "UTF-8", f"{ADVICE}::test_study_in_another_encoding"),
+    ("table-without-csv", "--format", f"{ADVICE}::test_report_options"),
+    ("task-unclear", "--column", f"{ADVICE}::test_columns_of_a_run"),
+    ("test-already-read", "--again", f"{READS}::test_command_line_requires_again"),
+    ("trust-unpinned", "revision", f"{SECURITY}::test_hub_trust_needs_commit"),
+    ("unknown-method", "did you mean", f"{ADVICE}::test_misspelt_names"),
+)  # fmt: skip
+"""Code, a part of the hint, and the test that follows it; all other hints were read."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -224,7 +258,8 @@ def _row(hint: Hint) -> str:
     if len(cause) > MAX_CAUSE:
         cause = f"{cause[: MAX_CAUSE - 1].rstrip()}…"
         cause += "`" if cause.count("`") % 2 else ""
-    test = f"`{FOLLOWED[hint.code]}`" if hint.code in FOLLOWED else "-"
+    tests = [test for code, part, test in FOLLOWED if code == hint.code and part in hint.text]
+    test = f"`{tests[0]}`" if tests else "-"
     return f"| `{hint.code}` | {exit_code} | {cause} | {_cell(hint.text)} | {test} |"
 
 
