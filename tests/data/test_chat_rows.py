@@ -20,6 +20,10 @@ from bakeoff.data.chat.forms import (
 )
 from bakeoff.data.chat.messages import find_conversation_error
 from bakeoff.data.rows import SPLITS, Row, read_rows
+from bakeoff.data.splits import Splits
+from bakeoff.study.config import parse_spec
+from bakeoff.study.setup.compatibility import comparable_spec
+from bakeoff.study.setup.splits import split_turns
 from bakeoff.tasks.sft import IGNORE, SupervisedFineTuning
 from bakeoff.training.preflight.row_preview import pieces
 
@@ -322,3 +326,18 @@ def test_named_columns_come_first() -> None:
     with pytest.raises(PreflightError) as error:
         SupervisedFineTuning.columns({"messages": "chat", "prompt": "prompt"}, row)
     assert error.value.code == "fields-mixed"
+
+
+def test_a_study_splits_turns_of_train_only() -> None:
+    values = {
+        "name": "s", "base": {"model": "base"}, "data": {"train": "t.jsonl"},
+        "task": {"kind": "sft", "supervise": "each"},
+        "methods": {"control": "lora", "contenders": ["ia3"]},
+    }  # fmt: skip
+    rows = read_rows(ROWS / "sharegpt.jsonl")
+    splits = Splits({"train": rows, "validation": rows, "test": rows}, {})
+    found = split_turns(parse_spec(values), SupervisedFineTuning, splits)
+    assert found.counts == {"train": 6, "validation": 4, "test": 4}
+    values["task"] = {"kind": "sft"}
+    assert split_turns(parse_spec(values), SupervisedFineTuning, splits) is splits
+    assert "supervise" not in comparable_spec(parse_spec(values))["task"], "older studies go on"
