@@ -121,7 +121,7 @@ class LayerStack:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return self._run_once(index, compiled, args, kwargs)
         if kwargs.get("past_key_values") is not None:
-            raise NotRecomputable("its layers add keys and values to a cache, and would twice")
+            raise NotRecomputable("its layers add to a cache of keys and values, twice if rerun")
         # works with vmap: the modules inside enter vmap in each run, the layer itself is outside
         with set_checkpoint_early_stop(False):
             return checkpoint(
