@@ -164,6 +164,27 @@ def _(study: Study) -> None:
     study.file("test", "t.jsonl", '{"text": "a", "label": "lights"}\n{"text": \n')
 
 
+@refuses("data-nul", "NUL bytes in line 2")
+def _(study: Study) -> None:
+    study.file("test", "t.csv", b"text,label\na\0b and more of it to the end of the line,lights\n")
+
+
+@refuses("data-nested", "data -> paragraphs -> qas")
+def _(study: Study) -> None:
+    squad = {"data": [{"paragraphs": [{"qas": [{"question": "q"}]}]}]}
+    study.file("test", "t.json", json.dumps(squad))
+
+
+@refuses("stray-quote", "a quote opens a cell in line 3")
+def _(study: Study) -> None:
+    study.file("test", "t.csv", 'text,label\nfine,lights\n"broken,music\nfine,lights\n')
+
+
+@refuses("template-braces", "a '{' that no '}' closes at character 1")
+def _(study: Study) -> None:
+    study.values["data"]["columns"] = {"text": '{"input": "{text}"}'}
+
+
 @refuses("duplicate-column", "'label' more than once")
 def _(study: Study) -> None:
     study.file("test", "t.csv", "text,label,label\na,lights,music\n")
@@ -248,6 +269,18 @@ def _(study: Study) -> None:
 @lists("null-as-text", "'text' is the word 'nan'")
 def _(study: Study) -> None:
     study.rows["test"][5]["text"] = "nan"
+
+
+@lists("column-escaped", "`{{label}}` in the task's 'text' is the text `{label}`")
+def _(study: Study) -> None:
+    study.values["data"]["columns"] = {"text": "{text} {{label}}"}
+
+
+@lists("cell-with-rows", "as a row of the file in 1 of 48 rows of train: line 2 of t.csv")
+def _(study: Study) -> None:
+    first, *others = study.rows["train"]
+    table = f'"{first["text"]}\na,b\nc,d\nend",{first["label"]}\n'
+    study.file("train", "t.csv", csv(others).replace("\n", f"\n{table}", 1))
 
 
 @lists("very-long-row", "(up to 170,0")
@@ -879,6 +912,12 @@ NAMES = (
     "turn_weights",
     "template",
     "rows",
+    "encoding",
+    "compression",
+    "delimited",
+    "json_file",
+    "files",
+    "templates",
     "splits",
     "token_checks",
     "tied_weights",

@@ -15,7 +15,7 @@ from typing import Any
 from bakeoff.core.errors import near_match
 from bakeoff.data.checks.context import CheckContext
 from bakeoff.data.issues import DataIssue
-from bakeoff.data.rows import Row
+from bakeoff.data.rows import LocatedRow, Row
 from bakeoff.data.templates import (
     cell_of,
     columns_of,
@@ -29,6 +29,8 @@ VERY_LONG, TIMES_THE_MEDIAN = 10_000, 50
 """A row is very long with more characters than that, and than so many median rows."""
 NULL_WORDS = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A"}
 """Text that pandas and spreadsheets write for a missing value."""
+DELIMITERS = ",;\t|"
+_DELIMITED = re.compile(r"\.(csv|tsv|tab)\b", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # C0 and C1 except tab and line ends; U+FFFD, which decoders write for lost bytes; byte order marks
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufeff]")
@@ -47,6 +49,7 @@ def check(split: str, rows: Sequence[Row], context: CheckContext) -> list[DataIs
     issues += _control_characters(split, rows, context.fields)
     issues += _null_words(split, rows, columns_of(first))
     issues += _very_long_rows(split, rows, context.fields)
+    issues += _rows_in_cells(split, rows, context.fields)
     return issues
 
 
@@ -276,5 +279,37 @@ def _very_long_rows(
             f"Over {TIMES_THE_MEDIAN} times as long as the median row (up to "
             f"{max(lengths):,} characters)",
             "check whether a line end or a quote is missing there.",
+            split, found, len(rows),
+        )  # fmt: skip
+
+
+def _rows_in_cells(
+    split: str, rows: Sequence[Row], fields: Mapping[str, str]
+) -> Iterator[DataIssue]:
+    """List cells of CSV and TSV files whose lines have as many delimiters as a row of the file."""
+
+    def holds_rows(row: Row, text: str) -> bool:
+        inner = text.splitlines()[1:-1]
+        return (
+            len(inner) > 1
+            and len(row) > 1
+            and any(
+                all(line.count(delimiter) == len(row) - 1 for line in inner)
+                for delimiter in DELIMITERS
+            )
+        )
+
+    found = [
+        i
+        for i, row in enumerate(rows)
+        if isinstance(row, LocatedRow)
+        and _DELIMITED.search(row.place.file)
+        and any(holds_rows(row, text) for text in _field_texts(row, fields))
+    ]
+    if found:
+        yield DataIssue.at(
+            "cell-with-rows",
+            "A quoted cell has lines with as many delimiters as a row of the file",
+            "look for a stray quote, which would make rows a part of this text.",
             split, found, len(rows),
         )  # fmt: skip
