@@ -328,6 +328,32 @@ def test_named_columns_come_first() -> None:
     assert error.value.code == "fields-mixed"
 
 
+def test_system_beside_the_messages() -> None:
+    rows: list[Row] = [
+        {"conversations": [turn("user"), turn("assistant")], "system": "Be brief."},
+        {"conversations": [turn("system", "own"), turn("user"), turn("assistant")], "system": "no"},
+        {"conversations": [turn("user"), turn("assistant")], "system": None},
+    ]
+    columns = SupervisedFineTuning.columns({}, first_values(rows))
+    assert columns == {"messages": "conversations", "system": "system"}
+    first = [read_conversation(row, columns, "the study's").messages[0] for row in rows]
+    assert [m["content"] for m in first] == ["Be brief.", "own", "the study's"]
+
+
+def test_tools_of_parquet_have_no_empty_keys() -> None:
+    """Parquet fills each tool with the keys of the others."""
+    schema = {"type": "object", "properties": {"a": {"type": "string", "default": None}, "b": None}}
+    tools = [{"name": "f", "parameters": schema, "strict": None}]
+    row = {"messages": [turn("user"), turn("assistant")], "tools": tools}
+    (tool,) = read_conversation(row, {"messages": "messages", "tools": "tools"}).tools or []
+    assert tool["function"] == {
+        "name": "f",
+        "parameters": {
+            "type": "object", "properties": {"a": {"type": "string", "default": None}}
+        },
+    }  # fmt: skip
+
+
 def test_a_study_splits_turns_of_train_only() -> None:
     values = {
         "name": "s", "base": {"model": "base"}, "data": {"train": "t.jsonl"},

@@ -301,3 +301,12 @@ def test_added_tokens_that_the_template_does_not_write_are_legal() -> None:
     assert error.value.code == "control-token-in-text"
     with pytest.raises(UnusableConversation, match="no end token"):
         Chat(chat.tokenizer, "{% for m in messages %}{{ m.content }} {% endfor %}").encode(rows, 9)
+
+
+def test_date_of_the_day_is_listed() -> None:
+    tokenizer = family_tokenizer("chatml")
+    dated = "{{ strftime_now('%d %b %Y') if date_string is not defined else date_string }}"
+    template = dated + str(tokenizer.chat_template)
+    assert codes(Chat(tokenizer, template), conversation(ONE)) == {"date-in-prompt"}
+    fixed = Chat(tokenizer, template, {"date_string": "26 Jul 2024"})
+    assert codes(fixed, conversation(ONE)) == set()

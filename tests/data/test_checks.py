@@ -934,7 +934,7 @@ ELSEWHERE = {
     # tests/data/test_chat_templates.py, tests/data/test_chat_rows.py
     "content-part-unread", "tool-call-malformed", "thoughts-unread", "history-unread",
     "tools-in-system", "documents-unwritten", "thoughts-unwritten", "role-unwritten",
-    "call-ids-numbered", "earlier-turns-not-supervised", "answer-rewritten",
+    "call-ids-numbered", "date-in-prompt", "earlier-turns-not-supervised", "answer-rewritten",
     # tests/tasks/test_references.py
     "reference-not-reachable", "reference-not-perfect", "reference-over-budget",
     "special-token-in-text", "end-token-written", "begin-token-written", "special-tokens-kept",

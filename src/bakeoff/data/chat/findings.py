@@ -99,6 +99,7 @@ def find_template_issues(
     Conversations that it cannot render are left to ``Chat.encode``.
     """
     found, style = _Found(split, len(conversations)), _Once(chat)
+    dated = [_DATED] if split == "train" and chat.writes_date() else []
     for i, conversation in enumerate(conversations):
         try:
             rendered = chat.turns(conversation)
@@ -117,7 +118,7 @@ def find_template_issues(
             found.add(i, *finding)
         for finding in style.findings(conversation):
             found.add(i, *finding)
-    return found.issues()
+    return [*dated, *found.issues()]
 
 
 def _answer_findings(chat: Chat, conversation: Conversation) -> Iterator[tuple[str, str, str]]:
@@ -139,6 +140,13 @@ def _answer_findings(chat: Chat, conversation: Conversation) -> Iterator[tuple[s
         )
 
 
+_DATED = DataIssue(
+    "date-in-prompt",
+    "The chat template writes the date of the day into prompts (`strftime_now`): they change from "
+    "day to day",
+    '`chat_template_kwargs = { date_string = "26 Jul 2024" }` under [task], where the template '
+    "knows it, or another `chat_template`.",
+)
 _DROPPED_THOUGHTS = (
     "thoughts-unwritten",
     "The chat template drops the thoughts of the last turn: nothing of them is trained on",

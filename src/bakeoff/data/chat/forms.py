@@ -26,11 +26,14 @@ from bakeoff.data.chat.unreadable import UnreadableConversation
 from bakeoff.data.rows import LocatedRow, Row
 from bakeoff.data.templates import columns_of, render_template
 
-MESSAGES, TOOLS, DOCUMENTS = "messages", "tools", "documents"
+MESSAGES, TOOLS, DOCUMENTS, SYSTEM_TEXT = "messages", "tools", "documents", "system"
 PROMPT_MESSAGES, ANSWER_MESSAGES = "prompt_messages", "completion_messages"
 INSTRUCTION, INPUT, COMPLETION = "instruction", "input", "completion"
-CONTEXT_COLUMNS = {TOOLS: (TOOLS, "functions"), DOCUMENTS: (DOCUMENTS,)}
-"""What a chat template may get beside the messages -> the columns that hold it."""
+CONTEXT_COLUMNS = {
+    TOOLS: (TOOLS, "functions"), DOCUMENTS: (DOCUMENTS,),
+    SYSTEM_TEXT: (SYSTEM_TEXT, "system_prompt"),
+}  # fmt: skip
+"""What a conversation may have beside its messages -> the columns that hold it."""
 CONVERSATION_COLUMNS = ("conversations", "conversation", "chat", "dialogue", "dialog", "turns")
 ALPACA_COLUMNS = (
     (INSTRUCTION, INPUT, "output"), (INSTRUCTION, "context", "response"),
@@ -89,7 +92,7 @@ def recognise_columns(given: Mapping[str, str], row: Iterable[str]) -> dict[str,
     ``first_values``), or is their names.
     """
     names = {name: row[name] if isinstance(row, Mapping) else None for name in row}
-    if given.keys() & {MESSAGES, TOOLS, DOCUMENTS}:
+    if given.keys() & {MESSAGES, *CONTEXT_COLUMNS}:
         return _with_context({MESSAGES: MESSAGES, **given}, names)
     if given.keys() & {INSTRUCTION, INPUT}:
         columns = {INSTRUCTION: INSTRUCTION, COMPLETION: "output", **given}
@@ -166,9 +169,9 @@ def describe_columns(given: Mapping[str, str], columns: Mapping[str, str]) -> st
             if given or "prompt" not in columns
             else [f"prompt = '{columns['prompt']}', completion = '{columns['completion']}'"]
         )
-    extra = [columns[f] for f in (TOOLS, DOCUMENTS) if f in columns and f not in given]
-    if extra:
-        parts.append(" and ".join(f"'{c}' for the chat template" for c in extra))
+    for field, use in ((TOOLS, "chat template"), (DOCUMENTS, "chat template"), (SYSTEM_TEXT, None)):
+        if field in columns and field not in given:
+            parts.append(f"'{columns[field]}' for the {use or 'system message'}")
     return f"recognised in the rows: {', and '.join(parts)}" if parts else None
 
 
@@ -208,7 +211,8 @@ def read_conversation(
             f"A column '{masks[0]}' beside the messages, which weighs or masks them",
             f"`{WEIGHT}`: 0 on the turns that are not to be trained on, or remove the column.",
         )
-    messages = tuple(trim_conversation(read_turns(row, columns), system))
+    own = str(row.get(columns.get(SYSTEM_TEXT, "")) or "")
+    messages = tuple(trim_conversation(read_turns(row, columns), own if own.strip() else system))
     tools = read_tools(row.get(columns[TOOLS])) if TOOLS in columns else None
     if tools and any(_lists_tools(m) for m in messages):
         tools = None

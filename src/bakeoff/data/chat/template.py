@@ -342,9 +342,9 @@ class Chat:
         bare = OPENING.sub("", begins)
         if not text.startswith(begins) and text.startswith(bare):
             return len(bare)
-        return self._prefix_length(text, begins, turn)
+        return self._prefix_length(text, begins, turn, last=turn == len(chat.messages) - 1)
 
-    def _prefix_length(self, text: str, begins: str, turn: int) -> int:
+    def _prefix_length(self, text: str, begins: str, turn: int, last: bool = False) -> int:
         """Return the length of ``begins``, which must be a prefix of ``text``."""
         if not text.startswith(begins):
             at = next(
@@ -355,10 +355,14 @@ class Chat:
                 f"The chat template renders what comes before the end of message {turn + 1} "
                 f"differently once more messages follow ({_shorten(begins[at:])} becomes "
                 f"{_shorten(text[at:])}): which tokens are the assistant's cannot be told",
-                f'`supervise = "{EACH}"` under [task] (each turn as the last of a row of its own); '
-                "or a `chat_template` with {% generation %} marks around what the assistant says.",
+                ("" if last else f'`supervise = "{EACH}"` under [task]; or ')
+                + "a `chat_template` with {% generation %} marks around what the assistant says.",
             )
         return len(begins)
+
+    def writes_date(self) -> bool:
+        """Tell whether prompts have the date of the day, unless a variable sets another."""
+        return "strftime_now(" in self.template and "date_string" not in self.variables
 
     def renumbers(self, messages: Sequence[Message]) -> bool:
         """Tell whether tool calls get other ids, because the template demands such."""

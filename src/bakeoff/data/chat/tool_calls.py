@@ -63,7 +63,7 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
         UnreadableConversation: ``tools-malformed``.
     """
     if isinstance(value, str):
-        if not value.strip():
+        if value.strip() in ("", "null"):
             return None
         value = _parse_json(value)
         if value is None:
@@ -71,7 +71,18 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
     tools = [value] if isinstance(value, Mapping) else value
     if not isinstance(tools, list | None):
         raise _malformed_tools()
-    return [_read_tool(tool) for tool in tools] if tools else None
+    return [_without_nulls(_read_tool(tool)) for tool in tools] if tools else None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a schema without the empty keys that Parquet adds for those of other rows' tools."""
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        k: _without_nulls(v) for k, v in value.items() if v is not None or k in ("default", "const")
+    }
 
 
 def _read_tool(value: Any) -> dict[str, Any]:
