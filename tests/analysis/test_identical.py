@@ -35,7 +35,7 @@ def with_test(pairs: list[Pair], scores: list[float], answers: list[str]) -> lis
 
 
 def found(trials: list[Pair], names: tuple[str, ...], **more: Any) -> list[dict[str, Any]]:
-    return summarise_checked(make_record(trials, names, **more))["identical"]
+    return summarise_checked(make_record(trials, names, **more)).get("identical", [])
 
 
 def test_same_curves_are_called_out() -> None:

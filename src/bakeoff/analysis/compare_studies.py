@@ -179,7 +179,7 @@ def _cautions(first: ComparedStudy, second: ComparedStudy) -> Iterator[str]:
         yield "The test sets differ, so the scores are over different items."
     for side in (first, second):
         if (side.report.get("learning") or {}).get("control_learnt") is False:
-            yield f"{side.folder}: the control has learnt nothing, so there are hardly any verdicts."
+            yield f"{side.folder}: the control has learnt nothing: few verdicts, if any."
         if not side.report["complete"]:
             yield f"{side.folder} is not finished: its verdicts may still change."
 

@@ -20,7 +20,6 @@ So a method at a baseline is called learnt in at most 5 % of studies.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -36,7 +35,6 @@ from bakeoff.core.record import MetricInfo, StudyRecord
 
 SIGN_LEVEL = 0.025
 BASE, CONSTANT = "base", "constant"
-ACCURACY = "accuracy"
 SHOWN_CHARACTERS = 40
 
 
@@ -72,18 +70,17 @@ class Learning:
 
 
 def find_baselines(record: StudyRecord) -> list[Baseline]:
-    """Return the known baselines of a study; none for imported results."""
+    """Return the known baselines of a study.
+
+    Imported results have none. A study of an earlier version has no constant answer until it is
+    run again, which trains nothing: its verdicts stay as they were.
+    """
     found = []
     if record.base_scores is not None and record.base_scores.scores:
         found.append(Baseline(BASE, np.array(record.base_scores.scores, dtype=np.float64)))
     if record.constant is not None:
         scores = np.array(record.constant.scores, dtype=np.float64)
         found.append(Baseline(record.constant.kind, scores, record.constant.answer))
-    elif record.references and record.metric.name == ACCURACY:
-        # studies of earlier versions did not score it
-        label = Counter(record.references).most_common(1)[0][0]
-        hits = np.array([float(r == label) for r in record.references])
-        found.append(Baseline(CONSTANT, hits, label))
     return found
 
 

@@ -93,8 +93,9 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         "hours": _hours_section(record),
         "sizes": record.sizes,
         "race": race_summary(record),
-        "learning": _learning_section(record, learning),
-        "identical": identical,
+        # without a baseline, and without twins, there is nothing to say
+        **({"learning": _learning_section(record, learning)} if learning else {}),
+        **({"identical": identical} if identical else {}),
         "items": item_summary(record, by_method, evidence.scores),
         "failures": failure_rows(record, by_method),
         "retried": list(record.retried),

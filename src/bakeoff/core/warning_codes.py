@@ -102,14 +102,22 @@ def group_of(text: str) -> str:
 
 
 def sort_warnings(texts: Iterable[str]) -> list[str]:
-    """Return each warning once, the most important first."""
+    """Return each warning once, the most important first.
+
+    A study of an earlier version may hold a warning without the code that it has now.
+    """
     groups = list(GROUPS)
 
     def place(text: str) -> tuple[int, int]:
         group, i = _PLACES.get(code_of(text) or "", (group_of(text), len(_PLACES)))
         return groups.index(group), i
 
-    return sorted(dict.fromkeys(texts), key=place)
+    once: dict[str, str] = {}
+    for text in texts:
+        plain = _CODE.sub("", text).strip()
+        if plain not in once or code_of(once[plain]) is None:
+            once[plain] = text
+    return sorted(once.values(), key=place)
 
 
 def merge_caveats(caveats: Iterable[Caveat]) -> list[str]:

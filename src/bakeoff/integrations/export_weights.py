@@ -155,7 +155,7 @@ def _select_run(
     if run is None:
         trained = [m for m, own in by_method.items() if best_final_run(own.final) is not None]
         if name is None and trained and record.imported is None:
-            unlearnt = report["learning"]["control_learnt"] is False
+            unlearnt = (report.get("learning") or {}).get("control_learnt") is False
             raise UsageError(
                 "nothing-to-export",
                 "The study recommends no method"

@@ -83,7 +83,7 @@ def _cut_answer_caveats(title: str, runs: MethodRuns) -> Iterator[Caveat]:
 
 def not_learnt_caveat(record: StudyRecord, row: Mapping[str, Any]) -> Caveat | None:
     """Return the caveat of a method that is not surely better than without learning."""
-    learning = row["learning"]
+    learning = row.get("learning")
     if learning is None or learning["learnt"]:
         return None
     baseline = describe_baseline(learning)

@@ -100,7 +100,7 @@ def method_row(
         "artifact": artifact_row(record, runs),
         "engine": engine_row(record, runs),
         "gain": asdict(gain) if gain else None,
-        "learning": known.to_json() if (known := extras.learning.get(method)) else None,
+        **({"learning": known.to_json()} if (known := extras.learning.get(method)) else {}),
         "secondary": extras.secondary.get(method) or None,
         "forgetting": point["forgetting"],
         "stability": stability_row(

@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 def control_has_learnt(rows: Sequence[Row]) -> bool | None:
     """Return whether the control, the first row, has learnt; None if that is not known."""
-    learning = rows[0]["learning"] if rows else None
+    learning = rows[0].get("learning") if rows else None
     return None if learning is None else bool(learning["learnt"])
 
 
@@ -33,7 +33,7 @@ def may_have_learnt(row: Row) -> bool:
 
 def not_learnt_sentence(record: StudyRecord, control: Row, rows: Sequence[Row]) -> str:
     """Say that the control has not learnt, by which numbers, and what may be the cause."""
-    others = [r for r in rows if r is not control and r["learning"] is not None]
+    others = [r for r in rows if r is not control and r.get("learning") is not None]
     learnt = [r for r in others if r["learning"]["learnt"]]
     lead = "Nothing was learnt" if not learnt else "The control has learnt nothing"
     sentences = [f"{lead}: {_evidence(record, control)}."]
