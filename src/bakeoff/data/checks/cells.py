@@ -117,42 +117,33 @@ def find_missing_values(
                 fatal=True,
             )  # fmt: skip
         )
-    empty = [
-        i for i, row in enumerate(rows)
-        if has_cell(row, column) and _is_empty(cell_of(row, column))
-    ]  # fmt: skip
-    if optional:
-        return issues
+    return issues if optional else [*issues, *_empty_cells(split, rows, column, template)]
+
+
+def _empty_cells(
+    split: str, rows: Sequence[Row], column: str, template: str | None
+) -> Iterator[DataIssue]:
+    empty = [i for i, row in enumerate(rows) if _is_empty_in(row, column)]
     others = [name for name in columns_of(template) if name != column] if template else []
-    partly = [
-        i for i in empty if any(not _is_empty(cell_of(rows[i], c)) for c in others
-                                if has_cell(rows[i], c))
-    ]  # fmt: skip
+    partly = [i for i in empty if not all(_is_empty_in(rows[i], name) for name in others)]
     if partly:
-        issues.append(
-            DataIssue.at(
-                "empty-part",
-                f"'{column}' is empty, and the rest of its template is used,",
-                "fill them, if the template reads wrong without it.",
-                split,
-                partly,
-                len(rows),
-            )  # fmt: skip
-        )
-    empty = sorted(set(empty) - set(partly))
-    if empty:
-        issues.append(
-            DataIssue.at(
-                "empty-value",
-                f"'{column}' is empty",
-                "remove these rows or fill them.",
-                split,
-                empty,
-                len(rows),
-                fatal=True,
-            )  # fmt: skip
-        )
-    return issues
+        yield DataIssue.at(
+            "empty-part",
+            f"'{column}' is empty, and the rest of its template is used,",
+            "fill them, if the template reads wrong without it.",
+            split, partly, len(rows),
+        )  # fmt: skip
+    if fatal := sorted(set(empty) - set(partly)):
+        yield DataIssue.at(
+            "empty-value",
+            f"'{column}' is empty",
+            "remove these rows or fill them.",
+            split, fatal, len(rows), fatal=True,
+        )  # fmt: skip
+
+
+def _is_empty_in(row: Row, column: str) -> bool:
+    return has_cell(row, column) and _is_empty(cell_of(row, column))
 
 
 def _escaped_columns(

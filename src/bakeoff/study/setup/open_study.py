@@ -72,10 +72,8 @@ def open_study(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with defaults.length_request(spec, options, base, splits, out) as request:
         machine = _detect_machine(spec, make_executor, request)
-    choices = _choose_defaults(spec, splits, entries, machine, metric.info)
+    choices = _choose_defaults(spec, splits, entries, machine, metric.info, options["columns"])
     spec, options = choices.spec, {**options, "max_length": choices.spec.task.max_length}
-    if note := task.describe_columns(spec.data.columns, options["columns"]):
-        choices = choices._replace(notes={"columns": note, **choices.notes})
     unused = defaults.unused_columns(splits, options["columns"], spec.data.group)
     if not (out / study_folder.DATABASE).is_file():
         for note in splits.notes:
@@ -173,11 +171,14 @@ def _choose_defaults(
     entries: Sequence[MethodEntry],
     machine: dict[str, Any],
     metric: MetricInfo,
+    columns: Mapping[str, str],
 ) -> defaults.Choices:
     """Choose the open values of a study; take the rows' token counts out of ``machine``."""
     counted = machine.pop("row_lengths", None)
     choices = defaults.choose_open_values(spec, splits, entries, machine, counted)
     fixed = defaults.describe_defaults(spec, splits, metric, machine)
+    if note := task_class(spec.task.kind).describe_columns(spec.data.columns, columns):
+        fixed = {"columns": note, **fixed}
     return choices._replace(notes={**fixed, **choices.notes})
 
 
