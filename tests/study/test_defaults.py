@@ -16,6 +16,7 @@ from transformers import RobertaConfig, RobertaModel
 from bakeoff import api
 from bakeoff.data.splits import Splits
 from bakeoff.study.config import parse_spec
+from bakeoff.study.dry_run import temporary_study_dir
 from bakeoff.study.planning.defaults import (
     LENGTH_CAP,
     RowLengths,
@@ -24,7 +25,7 @@ from bakeoff.study.planning.defaults import (
     short_pass_note,
 )
 from bakeoff.study.setup.defaults import restore_choices, unused_columns
-from bakeoff.study.setup.open_study import open_study
+from bakeoff.study.setup.open_study import check_study, open_study
 from bakeoff.study.setup.study import Study
 from bakeoff.testing.tiny import save_llama, tokenizer, write_jsonl
 from bakeoff.training.preflight.row_lengths import count_row_lengths
@@ -224,6 +225,10 @@ def test_roberta_positions(study_values: dict[str, Any], tmp_path: Path) -> None
     del study_values["task"]["max_length"]
     study, lines = opened(study_values, tmp_path)
     assert study.spec.task.max_length == 64
+    with temporary_study_dir(study) as temporary:
+        warnings = check_study(temporary, RecordingProgress()).warnings
+    (cut,) = [w for w in warnings if "rows-cut" in w and "of train" in w]
+    assert "he base has 64 positions" in cut, "no length is advised that would be refused"
     assert any("the base has no more positions" in line for line in lines)
 
 

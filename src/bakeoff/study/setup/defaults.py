@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bakeoff.core.errors import UsageError
+from bakeoff.core.format import plural
 from bakeoff.core.record import MetricInfo
 from bakeoff.core.trial import MethodEntry
 from bakeoff.data.splits import Splits
@@ -93,7 +94,7 @@ def length_request(
     parent = folder.resolve() if is_remote(spec) else None
     with TemporaryDirectory(prefix=".bakeoff-", dir=parent) as name:
         study_dir.freeze_data(Path(name), splits)
-        segment = {
+        segment: dict[str, Any] = {
             "folder": name,
             "trials": [],
             "base_path": base.path,
@@ -159,7 +160,7 @@ def describe_defaults(
         )
     if "precision" not in spec.engine.model_fields_set:
         notes["machine"] = (
-            f"{machine['precision']} on {machine['device']}, {machine['threads']} threads"
+            f"{machine['precision']} on {machine['device']}, {plural(machine['threads'], 'thread')}"
         )
     return notes
 

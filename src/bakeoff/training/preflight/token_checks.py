@@ -65,7 +65,7 @@ def check(data: Path, task: Task, tokenizer: Any, base: BaseLimits) -> list[Data
         except RowError:
             issues += _unencodable_rows(task.without_length_limit(), tokenizer, split, rows)
             continue
-        examples, length_issues = _truncate(task, tokenizer, split, rows, full)
+        examples, length_issues = _truncate(task, tokenizer, split, rows, full, base.positions)
         issues += length_issues
         if not any(issue.fatal for issue in length_issues):
             issues += _row_issues(task, tokenizer, base, split, examples)
@@ -118,8 +118,9 @@ def _tokenizer_issues(task: Task, tokenizer: Any, base: BaseLimits) -> Iterator[
 
 
 def _truncate(
-    task: Task, tokenizer: Any, split: str, rows: Sequence[Row], full: Sequence[Example]
-) -> tuple[list[Example], list[DataIssue]]:
+    task: Task, tokenizer: Any, split: str, rows: Sequence[Row], full: Sequence[Example],
+    positions: int | None,
+) -> tuple[list[Example], list[DataIssue]]:  # fmt: skip
     """Return the examples cut to the length limit, and the issues of those that were cut."""
     limit = task.options["max_length"]
     examples, refused, cut = list(full), [], {}
@@ -140,24 +141,31 @@ def _truncate(
             DataIssue.at(
                 TOO_LONG,
                 f"The completion alone exceeds task.max_length = {limit} (up to {longest} tokens)",
-                "raise task.max_length above that, with room for the prompt, or drop these rows.",
+                f"drop these rows: the base has {positions:,} positions."
+                if positions is not None and longest >= positions
+                else "raise task.max_length above that, with room for the prompt, or drop these "
+                "rows.",
                 split,
                 refused,
                 len(rows),
                 fatal=True,
             )  # fmt: skip
         ]
-    return examples, [*_truncation_issues(split, limit, cut, examples)]
+    return examples, [*_truncation_issues(split, limit, cut, examples, positions)]
 
 
 def _truncation_issues(
-    split: str, limit: int, cut: Mapping[int, Example], examples: Sequence[Example]
-) -> Iterator[DataIssue]:
+    split: str, limit: int, cut: Mapping[int, Example], examples: Sequence[Example],
+    positions: int | None,
+) -> Iterator[DataIssue]:  # fmt: skip
     answers = [
         i for i, whole in cut.items() if count_supervised(examples[i]) < count_supervised(whole)
     ]
     inputs = [i for i in cut if i not in set(answers)]
-    hint = f"task.max_length = {max((len(e.tokens) for e in cut.values()), default=0)} cuts nothing"
+    most = max((len(e.tokens) for e in cut.values()), default=0)
+    hint = f"task.max_length = {most} cuts nothing"
+    if positions is not None and most > positions:
+        hint = f"the base has {positions:,} positions"
     for code, found, what in (
         ("rows-cut", inputs, "tokens of their input, no supervised one,"),
         ("completions-cut", answers, "tokens, supervised ones among them,"),
