@@ -236,7 +236,7 @@ def test_prefix_tuning_not_recomputable(tiny_llama: Path, tmp_path: Path) -> Non
         trial, str(tiny_llama), tmp_path / "data", dataclasses.replace(PLAIN, checkpointing=True)
     )
     assert found.switches.checkpointing is False
-    assert "NotRecomputable" in found.reasons["checkpointing"]
+    assert "cache of keys and values" in found.reasons["checkpointing"]
 
 
 def test_parity_probe_accepts_splits_and_checkpointing(tiny_llama: Path, tmp_path: Path) -> None:
