@@ -17,9 +17,11 @@ from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.record import load_report as summarised
 from bakeoff.study.record import read_record, read_trials, read_values
 from bakeoff.study.run import ResumeOptions, machine, run_study
+from bakeoff.study.shuffled_answers import check_shuffled_answers
 from bakeoff.study.storage.repair import diagnose
 
 __all__ = [
+    "check_shuffled_answers",
     "compare",
     "diagnose",
     "machine",

@@ -39,6 +39,11 @@ def command(
         help="Restore missing results from trial folders and delete incomplete files.",
     ),
     mend: bool = typer.Option(False, "--mend", hidden=True, help="The old name of --repair."),
+    deep: bool = typer.Option(
+        False,
+        "--deep",
+        help="Also train on shuffled answers: a loss below chance shows that the model sees them.",
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Check this machine, or check the database, trials and data of a study."""
@@ -47,11 +52,15 @@ def command(
     repair = repair or mend
     if study is not None:
         folder = find_study_folder(study)
-        _show_study(folder, api.diagnose(folder, repair), as_json)
+        findings = api.diagnose(folder, repair)
+        if deep:
+            findings.append(api.check_shuffled_answers(folder))
+        _show_study(folder, findings, as_json)
         return
-    if repair:
+    if repair or deep:
+        option = "--repair" if repair else "--deep"
         raise UsageError(
-            "no-study-given", "--repair needs a study.", "`bakeoff doctor runs/mine --repair`."
+            "no-study-given", f"{option} needs a study.", f"`bakeoff doctor runs/mine {option}`."
         )
     machine = api.machine()
     checks = [*_check_device(machine), _check_sqlite(), _check_disk()]
