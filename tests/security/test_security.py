@@ -888,18 +888,20 @@ def test_repeated_values_unpacked_in_batches(
 
 
 def test_compressed_rows_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compressed rows are bounded or not read.
+    """Compressed rows are bounded.
 
-    Fault 54: what `datasets` unpacks is held against the bound before it is read as rows.
+    Fault 54: what is unpacked is held against the bound before it is read as rows.
     """
     import gzip
 
     from bakeoff.data import sources
-    from bakeoff.data.sources import hub
+    from bakeoff.data.sources import files, hub
 
+    monkeypatch.setattr(files, "DATA_BYTES", 999_999)
     with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": "x" * 1000}) + "\n" for _ in range(1000))
-    with pytest.raises(PreflightError, match="data-format"):
+    assert (tmp_path / "train.jsonl.gz").stat().st_size < 20_000
+    with pytest.raises(PreflightError, match="data-too-large"):
         sources.load_splits({"train": "train.jsonl.gz"}, tmp_path)
     builder: Any = SimpleNamespace(
         info=SimpleNamespace(splits={"train": SimpleNamespace(num_bytes=1_000_000)})

@@ -25,7 +25,7 @@ def unify_labels(
 
     A whole number gets its shortest form, a boolean its most frequent one.
     """
-    forms: dict[object, Counter[str]] = {}
+    forms: dict[int | str, Counter[str]] = {}
     values: dict[str, Any] = {}
     for row in (row for rows in splits.values() for row in rows):
         if (key := _key(row.get(column))) is not None:

@@ -25,7 +25,6 @@ from bakeoff.core.safe_read import (
 )
 from bakeoff.data.encoding import decode_text
 from bakeoff.data.issues import Place, format_numbers
-from bakeoff.data.templates import columns_of, render_template  # noqa: F401
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
