@@ -49,7 +49,7 @@ def train_on_shuffled(value: dict[str, Any]) -> dict[str, Any]:
     """Train a trial on shuffled answers; a worker's entry point.
 
     ``value`` has the ``segment`` of one trial and the number of ``steps``. Returns in nats per
-    answer the mean ``loss`` on held-out rows, its standard ``error`` and the ``entropy`` of the
+    answer the mean ``loss`` on held-out rows, its ``standard_error`` and the ``entropy`` of the
     answers, with the number of ``steps`` and ``rows``, and ``seen``: whether the answers must have
     been visible. If the trial cannot be trained, ``error_text`` is the reason.
     """
@@ -83,7 +83,7 @@ def _train(setup: TrainingSetup, steps: int) -> dict[str, Any]:
         error = stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         result = {
             "loss": fmean(losses),
-            "error": error,
+            "standard_error": error,
             "entropy": held_out.entropy,
             "steps": step + 1,
             "rows": len(losses),
