@@ -256,6 +256,13 @@ def test_masks_beside_the_messages_are_refused(value: Any) -> None:
     assert not find_row_issues("train", [plain], {"messages": "messages"})
 
 
+def test_images_beside_the_messages_are_refused() -> None:
+    row = {"messages": [turn("user", "<image> What?"), turn("assistant")], "images": ["a.png"]}
+    (issue,) = find_row_issues("train", [row], {"messages": "messages"})
+    assert (issue.code, issue.fatal) == ("content-part-unread", True)
+    assert not find_row_issues("train", [{**row, "images": []}], {"messages": "messages"})
+
+
 @pytest.mark.parametrize("tools", ["[", {"type": "function"}, [{"parameters": {}}], 7, "7"])
 def test_broken_tools_are_refused(tools: Any) -> None:
     row = {"messages": [turn("user"), turn("assistant")], "tools": tools}

@@ -261,6 +261,8 @@ def codes(chat: Chat, *rows: Conversation) -> set[str]:
         ("gemma", BRIEF, None, {"system-merged"}),
         ("gemma3", ONE, [WEATHER], {"tools-unwritten"}),
         ("mistral-v3", USED, [WEATHER], {"call-ids-numbered"}),
+        ("chatml", [*ONE, {"role": "tool", "content": "x"}, answer("b")], None, set()),
+        ("phi4", [*ONE, {"role": "tool", "content": "x"}, answer("b")], None, {"role-unwritten"}),
         ("deepseek-r1", WRITTEN, None, {"thoughts-unwritten"}),
         ("chatml", [user("a"), answer("b", mood="dry")], None, {"message-keys-unread"}),
         ("chatml", [{**user("a"), "id": 7, "timestamp": "now"}, answer("b")], None, set()),

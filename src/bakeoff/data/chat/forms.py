@@ -34,6 +34,8 @@ CONTEXT_COLUMNS = {
     SYSTEM_TEXT: (SYSTEM_TEXT, "system_prompt"),
 }  # fmt: skip
 """What a conversation may have beside its messages -> the columns that hold it."""
+MEDIA = ("images", "videos", "audios")
+"""Columns beside messages whose placeholders are in the text of these."""
 CONVERSATION_COLUMNS = ("conversations", "conversation", "chat", "dialogue", "dialog", "turns")
 ALPACA_COLUMNS = (
     (INSTRUCTION, INPUT, "output"), (INSTRUCTION, "context", "response"),
@@ -202,7 +204,8 @@ def read_conversation(
     """Return the conversation of a row that holds messages.
 
     Raises:
-        UnreadableConversation: see ``read_turns``; ``row-mask-unread``, ``tools-malformed``.
+        UnreadableConversation: see ``read_turns``; ``row-mask-unread``, ``content-part-unread``,
+            ``tools-malformed``.
     """
     masks = [c for c in ROW_MASKS if c in row and row[c] not in (None, 1, True)]
     if masks:
@@ -210,6 +213,13 @@ def read_conversation(
             "row-mask-unread",
             f"A column '{masks[0]}' beside the messages, which weighs or masks them",
             f"`{WEIGHT}`: 0 on the turns that are not to be trained on, or remove the column.",
+        )
+    media = next((c for c in MEDIA if isinstance(row.get(c), list) and row[c]), None)
+    if media is not None:
+        raise UnreadableConversation(
+            "content-part-unread",
+            f"A column '{media}' beside the messages, which are more than text then",
+            "drop these rows, or remove the column: only text is trained on.",
         )
     own = str(row.get(columns.get(SYSTEM_TEXT, "")) or "")
     messages = tuple(trim_conversation(read_turns(row, columns), own if own.strip() else system))

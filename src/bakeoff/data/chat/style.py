@@ -84,19 +84,18 @@ class TemplateStyle:
 
     def writes_role(self, role: str) -> bool:
         """Whether the text of a message with this role is in the template's text."""
+        messages: list[Message] = [{"role": role, "content": _WORD}, *_EXCHANGE]
         if role == TOOL:
-            if self.call_form is None:
-                return False
-            call = _call({}, as_text=self.call_form[1])
-            messages: list[Message] = [
-                _EXCHANGE[0],
-                {"role": ASSISTANT, "content": self.call_form[0], "tool_calls": [call]},
-                {"role": self._tool_role, "content": _WORD, "tool_call_id": _CALL_ID,
-                 "name": f"{_WORD}f"},
-                _EXCHANGE[1],
+            calling: Message = _EXCHANGE[1]
+            if self.call_form is not None:
+                call = _call({}, as_text=self.call_form[1])
+                calling = {
+                    "role": ASSISTANT, "content": self.call_form[0], "tool_calls": [call]
+                }  # fmt: skip
+            result = {"role": self._tool_role, "content": _WORD, "name": f"{_WORD}f"}
+            messages = [
+                _EXCHANGE[0], calling, {**result, "tool_call_id": _CALL_ID}, _EXCHANGE[1]
             ]  # fmt: skip
-        else:
-            messages = [{"role": role, "content": _WORD}, *_EXCHANGE]
         text = self._try(messages)
         return text is None or _WORD in text.replace(f"{_WORD}f", "")
 
