@@ -926,6 +926,8 @@ NAMES = (
     "sft",
     "written_tokens",
     "reference_checks",
+    "causality",
+    "open_study",
 )
 ACROSS = {"test-in-train", "validation-in-train", "test-in-validation"}
 ELSEWHERE = {
@@ -935,6 +937,8 @@ ELSEWHERE = {
     "content-part-unread", "tool-call-malformed", "thoughts-unread", "history-unread",
     "tools-in-system", "documents-unwritten", "thoughts-unwritten", "role-unwritten",
     "call-ids-numbered", "date-in-prompt", "earlier-turns-not-supervised", "answer-rewritten",
+    # tests/data/test_splits.py, tests/training/test_causality.py, tests/training/test_base_head.py
+    "limit-below-labels", "base-not-causal", "head-replaced",
     # tests/tasks/test_references.py
     "reference-not-reachable", "reference-not-perfect", "reference-over-budget",
     "special-token-in-text", "end-token-written", "begin-token-written", "special-tokens-kept",

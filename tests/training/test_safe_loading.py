@@ -63,7 +63,7 @@ def cut(path: Path) -> None:
         (lambda m: cut(m / SECOND), f"{SECOND} has "),
         (lambda m: (m / SECOND).unlink(), f"its index lists {SECOND}, which is missing"),
         (lambda m: (m / SECOND).write_bytes(b""), f"{SECOND} is not a safetensors file"),
-        (lambda m: (m / SECOND).write_text(POINTER), f"{SECOND} is not a safetensors file"),
+        (lambda m: (m / SECOND).write_text(POINTER), f"{SECOND} is a pointer of Git LFS"),
         (
             lambda m: (m / SECOND).write_bytes((9).to_bytes(8, "little") + b'{"a": [1]'),
             f"{SECOND} has a broken header",

@@ -46,7 +46,7 @@ def check_shuffled_answers(out: Path, steps: int = STEPS) -> Finding:
         return Finding(WHAT, NOTE, "answers-not-probed", text)
     text = (
         f"after {found['steps']} steps of {title} the loss on {found['rows']} held-out rows is "
-        f"{found['loss']:.3g} nats per answer; who does not see the answers has at least "
+        f"{found['loss']:.3g} nats per answer; a model that does not see the answers has at least "
         f"{found['entropy']:.3g}"
     )
     if found["seen"]:

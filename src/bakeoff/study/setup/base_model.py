@@ -212,7 +212,7 @@ def check_shards(folder: Path, weights: Sequence[Path]) -> None:
             raise PreflightError(
                 "base-incomplete",
                 f"The base model in {folder} is incomplete: {path.name} is a pointer of Git LFS.",
-                "`git lfs pull` in that folder fetches the weights.",
+                "`git lfs pull` in that folder fetches the weights; or download it again.",
             )
         damage = _find_truncation(path)
         if damage is not None:

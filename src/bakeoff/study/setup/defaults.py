@@ -53,10 +53,7 @@ def restore_choices(spec: StudySpec, folder: Path, progress: Progress) -> StudyS
     Only values that the spec does not state are restored. Studies of older versions were started
     with fixed defaults, which are restored too.
     """
-    frozen: Mapping[str, Any] = {}
-    if (folder / study_dir.DATABASE).is_file():
-        with contextlib.suppress(UsageError), Reader(folder / study_dir.DATABASE) as reader:
-            frozen = reader.values("frozen").get("frozen", {})  # UsageError: it is still empty
+    frozen = frozen_values(folder)
     if not frozen:
         return spec
     before, restored = frozen["spec"], []
@@ -71,6 +68,15 @@ def restore_choices(spec: StudySpec, folder: Path, progress: Progress) -> StudyS
         return spec
     progress.say(f"{', '.join(restored)}: as when the study in {folder} was started.")
     return _with_values(spec, length, steps)
+
+
+def frozen_values(folder: Path) -> Mapping[str, Any]:
+    """Return the frozen values of the study in ``folder``, empty if there is none yet."""
+    if (folder / study_dir.DATABASE).is_file():
+        with contextlib.suppress(UsageError), Reader(folder / study_dir.DATABASE) as reader:
+            found: Mapping[str, Any] = reader.values("frozen").get("frozen", {})
+            return found  # UsageError: it is still empty
+    return {}
 
 
 def _with_values(spec: StudySpec, max_length: int | None, steps: int | None) -> StudySpec:

@@ -38,6 +38,7 @@ from bakeoff.study.setup.validate_data import (
 )
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.tasks import task_class
+from bakeoff.tasks._base import HEAD
 
 MENDED = ("end-token-written", "begin-token-written", "special-tokens-kept")
 """Issues of which nothing has to be done: one line says what was made of them."""
@@ -64,7 +65,7 @@ def open_study(
     splits = splits._replace(general=load_general_text(spec, task.task_type, source))
     options, issues = validate_rows(spec, source, task, splits)
     base = base_model.locate_base(spec.base.model, progress.say, spec.base.revision)
-    options, head_issues = add_head(spec, base, options, make_executor)
+    options, head_issues = add_head(spec, base, options, out, make_executor)
     issues = [*head_issues, *issues]
     texts = base_model.check_trust(base, spec.base) + warning_texts(issues, splits)
     if Path(base.path).is_dir():
@@ -118,11 +119,13 @@ def add_head(
     spec: StudySpec,
     base: base_model.ResolvedBase,
     options: dict[str, Any],
+    out: Path,
     make_executor: ExecutorFactory = make_executor,
 ) -> tuple[dict[str, Any], list[DataIssue]]:
     """Return a task's options with its head on this base, and an issue if that replaces another.
 
-    The options are unchanged if the base has no head and the new one is the usual layer.
+    The options are unchanged if the base has no head and the new one is the usual layer. If the
+    base cannot be loaded, a study in ``out`` keeps its head: what has changed is reported first.
 
     Raises:
         PreflightError: ``base-not-loadable``, and what loading a base refuses.
@@ -137,11 +140,17 @@ def add_head(
         "trusted": spec.base.trust_remote_code,
     }
     executor = open_executor(spec, make=make_executor)
-    head = run_remote(executor, jobs.FIND_HEAD, request)["head"]
+    try:
+        head = run_remote(executor, jobs.FIND_HEAD, request)["head"]
+    except PreflightError:
+        frozen = defaults.frozen_values(out)
+        if not frozen:
+            raise
+        head = frozen.get(HEAD)
     if head is None:
         return options, []
     if not head["replaced"]:
-        return {**options, "head": head}, []
+        return {**options, HEAD: head}, []
     issue = DataIssue(
         "head-replaced",
         f"The base is a finished classifier: its own output layer ({', '.join(head['modules'])}) "
@@ -149,7 +158,7 @@ def add_head(
         "its labels and what it has learnt of them are not used; every method begins with the same "
         "new layer.",
     )
-    return {**options, "head": head}, [issue]
+    return {**options, HEAD: head}, [issue]
 
 
 def _detect_machine(

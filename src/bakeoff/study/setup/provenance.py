@@ -15,6 +15,7 @@ from bakeoff.study.setup import compatibility
 from bakeoff.study.setup.study import Study
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.tasks import task_class
+from bakeoff.tasks._base import HEAD
 
 
 def frozen_values(study: Study) -> dict[str, Any]:
@@ -32,6 +33,8 @@ def frozen_values(study: Study) -> dict[str, Any]:
             "source": study.conditions.metric_source,
         },
         "chat_template": None if template is None else load.code_digest(template.encode()),
+        # only where it is not the usual one: older studies have no such value
+        **{key: value for key, value in study.conditions.task_options.items() if key == HEAD},
     }
 
 
