@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import pyarrow
 import pytest
+from helpers.study_runs import RecordingProgress
 from pyarrow import parquet
 
 from bakeoff import api
@@ -21,6 +22,7 @@ from bakeoff.core.errors import BakeoffError, EnvironmentProblem, PreflightError
 from bakeoff.data import rows as data_rows
 from bakeoff.data import sources
 from bakeoff.study.config import parse_spec
+from bakeoff.study.dry_run import overview
 from bakeoff.study.setup.splits import read_splits
 from bakeoff.testing.tiny import rows, write_jsonl
 
@@ -459,3 +461,22 @@ def test_parquet_study_records_row_origins(
         api.read_spec(tmp_path / "out" / "study.toml"), tmp_path / "out", tmp_path / "out"
     )
     assert again["methods"] == report["methods"], "the folder needs nothing outside it"
+
+
+def test_what_is_guessed_is_said(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A guess is one line of the terminal, no warning, and part of the plan and the record."""
+    lines = [f"{row['text']};{row['label']};" for row in rows()]
+    text = "\n".join(["text;intent;", *lines, ""])
+    (tmp_path / "rows.csv").write_bytes(text.encode("cp1252"))
+    study_values["data"] = {
+        "train": "rows.csv", "encoding": "cp1252", "columns": {"label": "intent"},
+    }  # fmt: skip
+    progress = RecordingProgress()
+    plan = overview(parse_spec(study_values), tmp_path, progress)
+    said = ["rows.csv is delimited by semicolons, by its header."]
+    said.append("rows.csv has empty columns, left out: column 3.")
+    assert plan["data_notes"] == said
+    assert [line for line in progress.lines if "rows.csv" in line] == said
+    assert not any("rows.csv" in warning for warning in plan["warnings"])
+    splits = read_splits(parse_spec(study_values), tmp_path)
+    assert splits.origins["train"]["notes"] == said

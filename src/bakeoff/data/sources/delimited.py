@@ -10,8 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.data.issues import MAX_SHOWN, Place, format_numbers
@@ -38,7 +38,7 @@ class _Dialect(NamedTuple):
     escaped: bool = False
     """A quote inside a quoted cell follows a backslash instead of being doubled."""
 
-    def reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
+    def reader(self, lines: Iterable[str]) -> Any:
         """Return a reader that raises for a quote that is not closed where its cell ends."""
         return csv.reader(
             lines,
@@ -186,19 +186,13 @@ def _records(lines: list[str], dialect: _Dialect, start: int) -> Iterator[_Recor
     Raises:
         csv.Error: a quote that is not closed.
     """
-    taken = start
-
-    def take() -> Iterator[str]:
-        nonlocal taken
-        for line in lines[start:] if start else lines:
-            taken += 1
-            yield line
-
+    reader = dialect.reader(lines[start:] if start else lines)
     first = start + 1
-    for cells in dialect.reader(take()):
-        if len(cells) > 1 or (cells and cells[0].strip()) or first != taken:
-            yield _Record(cells, first, taken)
-        first = taken + 1
+    for cells in reader:
+        last = start + reader.line_num
+        if len(cells) > 1 or (cells and cells[0].strip()) or first != last:
+            yield _Record(cells, first, last)
+        first = last + 1
 
 
 def _is_as_wide(cells: Sequence[str], width: int) -> bool:
@@ -273,12 +267,14 @@ def _check_no_swallowed_rows(name: str, table: _Table, lines: list[str]) -> None
     categories = {}
     for column in range(width):
         values = {cells[column].strip().strip('"') for cells in short} - {""}
-        if values and len(values) <= max(2, _FEW * len(short)) < len(short):
+        if values and len(short) >= _ENOUGH and len(values) <= max(2, _FEW * len(short)):
             categories[column] = values
+    if not categories:
+        return
 
     def is_row(line: str) -> bool:
         cells = line.rstrip("\r\n").split(delimiter)
-        return len(cells) == width and any(
+        return len(cells) == width and all(
             cells[column].strip().strip('"') in values for column, values in categories.items()
         )
 
@@ -336,8 +332,8 @@ def _to_rows(name: str, table: _Table) -> tuple[list[Row], tuple[str, ...]]:
     """
     header, *records = table.records
     names, width = header.cells, table.width
-    empty = [r.first for r in records if not any(map(str.strip, r.cells))] if width > 1 else []
-    if width > 1:
+    empty = [r.first for r in records if width > 1 and not any(map(str.strip, r.cells))]
+    if empty:
         records = [r for r in records if any(map(str.strip, r.cells))]
     kept, notes = _named_columns(name, names, records)
     shown = [names[column] for column in kept]
