@@ -126,8 +126,7 @@ def export_weights(
         exported = _exported_weights(
             record, run, converted, form, rank if form == "lora" else None, target
         )
-        serve, not_served = _serving(run, base.path, exported, making, out)
-        exported = replace(exported, serve=serve, not_served=not_served)
+        exported = _with_serving(run, base.path, exported, making, out)
         if not exported.same and not force:
             raise _mismatch_error(exported)
         files.atomic_write_text(making / "README.md", model_card(asdict(exported), report))
@@ -223,18 +222,18 @@ def _loss_matches(run: TrialRun, form: str, converted: Mapping[str, Any]) -> boo
     return verify_weights.losses_match(trained, loss, precision)
 
 
-def _serving(
+def _with_serving(
     run: TrialRun, base: str, made: ExportedWeights, written: Path, study: Path
-) -> tuple[str | None, str | None]:
-    """Return the command that serves the weights with vLLM, or why there is none and what works.
+) -> ExportedWeights:
+    """Add the command that serves the weights with vLLM, or why there is none and what works.
 
     ``written`` is where the files are now; the command names the folder where they will be.
     """
     c, folder = run.trial.conditions, Path(made.folder)
     if c.task == "classify":
-        return None, None
+        return made
     if made.kind == "model":
-        return vllm.serve_model(folder, c.trusted), None
+        return replace(made, serve=vllm.serve_model(folder, c.trusted))
     why: str | None = "it is not saved as LoRA"
     rank = 0
     if made.kind == "adapter":
@@ -245,13 +244,13 @@ def _serving(
         command = vllm.serve_adapter(
             base, folder, rank, revision=c.revision, trusted=c.trusted, nf4=nf4
         )
-        return command, None
+        return replace(made, serve=command)
     form = serving_forms([run.trial.method], cache_folder()).get(made.method, "merged")
     other = "vLLM serves no other form of this method either."
     if form is not None:
         command = f"bakeoff export {quote_path(study)} --method {made.method} --as merged"
         other = f"`{command}` writes a model that it serves."
-    return None, f"vLLM cannot serve this adapter: {why}. {other}"
+    return replace(made, not_served=f"vLLM cannot serve this adapter: {why}. {other}")
 
 
 def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
