@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bakeoff.analysis.evidence import describe_sample, direction_note
@@ -16,7 +16,7 @@ from bakeoff.core.format import (
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.warning_codes import list_names
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 def control_has_learnt(rows: Sequence[Row]) -> bool | None:

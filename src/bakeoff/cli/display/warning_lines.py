@@ -37,7 +37,8 @@ def show_warnings(
     ``where`` says where the others are. With ``verbose`` all are printed, uncut.
     """
     waiting = [w for w in sort_warnings(warnings) if w not in shown]
-    left, printed = MAX_LINES, []
+    left = MAX_LINES
+    printed: list[str] = []
     for warning in waiting:
         lines = _wrap(warning, console.width)
         if not verbose:
