@@ -240,12 +240,24 @@ def test_longest_completion_has_the_most_tokens(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answer", ["1 2 3 4 5 6 7 8 9 0 1 2 3 4 5", "🙂🙂🙂🙂🙂🙂"])
 def test_reference_over_the_budget(tmp_path: Path, answer: str) -> None:
-    """References with more tokens than an answer may have are named, and what is left of them."""
+    """An answer may be as long as any reference; over a limit of the user's they are named."""
     train = [{"q": "q", "a": "yes"}]
     rows = {"train": train, "validation": train, "test": [*train, {"q": "q", "a": answer}]}
-    issue = check(tmp_path, "byte-level", rows).issue("reference-over-budget")
+    found = check(tmp_path, "byte-level", rows)
+    assert found.issues == []
+    assert found.task.options["longest_completion"] == answer
+    issue = check(tmp_path, "byte-level", rows, max_new_tokens=4).issue("reference-over-budget")
     assert (issue.split, issue.rows, issue.fatal) == ("test", (1,), False)
     assert check(tmp_path, "byte-level", rows, max_new_tokens=40).issues == []
+
+
+def test_slightly_longer_reference_keeps_the_limit(tmp_path: Path) -> None:
+    """References that fit into the extra tokens leave the options as they are."""
+    rows = {
+        split: [{"q": "q", "a": answer}]
+        for split, answer in (("train", "a b"), ("validation", "a b c"), ("test", "a b c d"))
+    }
+    assert check(tmp_path, "byte-level", rows).task.options["longest_completion"] == "a b"
 
 
 @pytest.mark.parametrize("kind", ["byte-level-begin", "byte-level-begin-end", "unigram-first"])

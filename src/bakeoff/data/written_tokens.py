@@ -77,12 +77,12 @@ def kept_issue(kept: Sequence[str]) -> DataIssue:
 
 
 def longest_in_tokens(
-    tokenizer: PreTrainedTokenizerBase, completions: Sequence[str], longest: str
+    tokenizer: PreTrainedTokenizerBase, completions: Sequence[str], longest: str, more: int = 0
 ) -> str:
-    """Return the completion with the most tokens; ``longest`` if none has more."""
-    counts = [len(ids) for ids in batched_tokens(tokenizer, [longest, *completions])]
-    most = counts.index(max(counts))
-    return longest if most == 0 else completions[most - 1]
+    """Return the completion with the most tokens; ``longest`` if none has over ``more`` more."""
+    first, *counts = (len(ids) for ids in batched_tokens(tokenizer, [longest, *completions]))
+    most = max(counts, default=0)
+    return completions[counts.index(most)] if most > first + more else longest
 
 
 def prompt_changes(

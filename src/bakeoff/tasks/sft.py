@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 LONGEST = 100
 """How many of a split's longest conversations are looked at for truncation."""
 EXTRA_NEW_TOKENS = 8
-"""Tokens that a completion may have beyond the longest one of train."""
+"""Tokens that a completion may have beyond the longest one."""
 
 
 class SupervisedFineTuning(CausalTask):
@@ -123,7 +123,7 @@ class SupervisedFineTuning(CausalTask):
     def check(cls, splits: Mapping[str, Sequence[Row]], options: dict[str, Any]) -> TaskCheck:
         """Validate conversations, and record the longest completion of train.
 
-        It limits the number of generated tokens, so that the test set has no influence on it.
+        ``resolve`` replaces it if a completion of any split has more tokens.
         """
         columns, chat = options["columns"], options.get("chat") or {}
         if is_conversation(columns):
@@ -146,7 +146,8 @@ class SupervisedFineTuning(CausalTask):
     ) -> TaskCheck:
         """Find out which end and special tokens completions contain, and what changes in prompts.
 
-        The longest completion, which limits new tokens, becomes the one with the most tokens.
+        The longest completion, which limits new tokens, becomes the one with the most tokens in any
+        split: otherwise no answer could equal a longer reference.
         """
         options, columns = dict(self.options), self.options["columns"]
         issues: list[DataIssue] = []
@@ -165,9 +166,13 @@ class SupervisedFineTuning(CausalTask):
             issues = [*issues, written_tokens.kept_issue(kept)]
         if options.get("max_new_tokens") is None:
             longest = strip_end(options["longest_completion"], options.get("end_tokens", ()))
-            options["longest_completion"] = written_tokens.longest_in_tokens(
-                tokenizer, answers, longest
-            )
+            resolved = type(self)(options)
+            for split, rows in splits.items():
+                completions = resolved._whole_answers(tokenizer, rows)
+                # room for the end token; within it, ids of older studies stay as they are
+                more = 0 if split == "train" else EXTRA_NEW_TOKENS - 1
+                longest = written_tokens.longest_in_tokens(tokenizer, completions, longest, more)
+            options["longest_completion"] = longest
         if not self._is_chat:
             whole = type(self)({**options, "max_length": NO_LIMIT})
             sizes = {

@@ -118,7 +118,7 @@ class TaskSpec(SpecTable):
     """Longest example in tokens; longer ones are truncated, and counted in a warning. Default: what
     covers 95 % of the training rows, at most 4,096 and the base's positions (docs/studies.md)."""
     max_new_tokens: Count | None = None
-    """Longest generated answer; default: the longest completion in train, plus 8."""
+    """Longest generated answer; default: the longest completion, plus 8."""
     chat: bool = False
     """Render prompt and completion through the chat template, as a user and an assistant message;
     a `messages` column always is."""
