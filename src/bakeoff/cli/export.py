@@ -49,7 +49,10 @@ def command(
         return
     scale, shape = (100.0, ".1f") if made.unit == "fraction" else (1.0, ".4g")
     metric = made.metric + (" %" if made.unit == "fraction" else "")
-    out.print(escape_text(f"{made.title}, seed {made.seed}, as {made.form}: {made.folder}"))
+    out.print(
+        escape_text(f"{made.title}, seed {made.seed}, as {made.form}: {made.folder}"),
+        soft_wrap=True,
+    )
     out.print(
         f"validation loss {made.loss:.4g} (at the end of training {made.trained_loss:.4g}); "
         f"{escape_text(metric)} {format_cell(made.score, shape, scale)} (in the study "

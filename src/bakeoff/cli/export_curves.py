@@ -28,5 +28,5 @@ def command(
     if as_json:
         show_json({**found._asdict(), "folder": str(found.folder)})
         return
-    err.print(escape_text(f"{found.runs} runs in {found.folder}"))
+    err.print(escape_text(f"{found.runs} runs in {found.folder}"), soft_wrap=True)
     err.print(escape_text(f"Show them with: {found.look}"), soft_wrap=True)

@@ -39,4 +39,4 @@ def command(
         show_json(report)
     else:
         verdict.show(report, folder)
-    err.print(escape_text(f"Report: {folder / 'report.html'}"))
+    err.print(escape_text(f"Report: {folder / 'report.html'}"), soft_wrap=True)

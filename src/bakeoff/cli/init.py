@@ -32,4 +32,7 @@ def command(
     except FileExistsError as error:
         raise UsageError("file-exists", f"{path} already exists.", "another name.") from error
     command = f"bakeoff run {quote_path(path)}"
-    err.print(escape_text(f"Wrote {path}. Edit model, train and columns, then `{command}`."))
+    err.print(
+        escape_text(f"Wrote {path}. Edit model, train and columns, then `{command}`."),
+        soft_wrap=True,
+    )

@@ -76,7 +76,7 @@ def command(
         show_json(report)
     else:
         verdict.show(report, folder, verbose=verbose)
-    err.print(escape_text(f"Report: {folder / 'report.html'}"))
+    err.print(escape_text(f"Report: {folder / 'report.html'}"), soft_wrap=True)
 
 
 def _check_options(form: str | None, table: str | None, hf_json: bool, out: Path | None) -> None:
@@ -153,4 +153,4 @@ def _write_tables(tables: dict[str, str], out: Path | None, table: str | None) -
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="")
-    err.print(escape_text(f"Written: {path}"))
+    err.print(escape_text(f"Written: {path}"), soft_wrap=True)

@@ -173,7 +173,7 @@ def execute(
         verdict.show_failed(report, folder)
     else:
         verdict.show(report, folder, live.warned, verbose)
-    err.print(escape_text(f"Report: {folder / 'report.html'}"))
+    err.print(escape_text(f"Report: {folder / 'report.html'}"), soft_wrap=True)
     failed = [f for f in report["failures"] if f["status"] in ("failed", "out_of_memory")]
     return SOME_FAILED if failed else 0
 

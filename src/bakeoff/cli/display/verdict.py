@@ -67,7 +67,7 @@ def show_failed(report: dict[str, Any], folder: Path) -> None:
     from bakeoff.report.texts import retry_hint
 
     if (how := retry_hint(report, quote_path(folder))) is not None:
-        err.print(f"[yellow]failed:[/] {escape_text(how)}")
+        err.print(f"[yellow]failed:[/] {escape_text(how)}", soft_wrap=True)
 
 
 def _verdict_cells(method: dict[str, Any], scale: float, form: str) -> tuple[str, ...]:
