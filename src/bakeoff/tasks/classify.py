@@ -225,9 +225,9 @@ def draw_head(model: PreTrainedModel, heads: Collection[str]) -> None:
         # transformers' own marks: an initialised tensor is skipped, and so is a marked module. The
         # modules around the head are not marked, because some of them initialise its tensors.
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            tensor._is_hf_initialized = not inside  # type: ignore[union-attr]
+            tensor._is_hf_initialized = not inside
         around = any(is_in_head(n, heads) for n, _ in module.named_modules())
-        module._is_hf_initialized = not (inside or around)  # type: ignore[assignment]
+        module._is_hf_initialized = not (inside or around)
     torch.manual_seed(torch.initial_seed())
     model.initialize_weights()
 

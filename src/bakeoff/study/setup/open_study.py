@@ -81,7 +81,24 @@ def open_study(
             progress.say(note)
         defaults.report_choices(choices, unused, progress)
     warnings = report_warnings([*texts, *trials.early_rung_warnings(spec.budget)], progress)
-    conditions = Conditions(
+    conditions = _conditions(spec, base, options, metric, machine, splits)
+    study = Study(
+        spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric,
+        make_executor=make_executor, chosen=choices.notes, unused_columns=unused,
+    )  # fmt: skip
+    return match_parameters(study) if spec.budget.match == "parameters" else study
+
+
+def _conditions(
+    spec: StudySpec,
+    base: base_model.ResolvedBase,
+    options: dict[str, Any],
+    metric: ChosenMetric,
+    machine: Mapping[str, Any],
+    splits: Splits,
+) -> Conditions:
+    """Return what all trials of the study share."""
+    return Conditions(
         base=base.published_as,
         revision=base.commit or spec.base.revision,
         task=spec.task.kind,
@@ -108,11 +125,6 @@ def open_study(
         trusted=spec.base.trust_remote_code,
         metric_source=None if metric.code is None else load.code_digest(metric.code),
     )
-    study = Study(
-        spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric,
-        make_executor=make_executor, chosen=choices.notes, unused_columns=unused,
-    )  # fmt: skip
-    return match_parameters(study) if spec.budget.match == "parameters" else study
 
 
 def add_head(
