@@ -15,6 +15,7 @@ from bakeoff.report.markdown import escape_markdown, markdown
 _CAUSAL, _CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 _LABELS = """labels = json.loads(Path("bakeoff.json").read_text(encoding="utf-8"))["labels"]
 heads = {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
+heads["ignore_mismatched_sizes"] = True  # the base may be a classifier of other labels
 """
 _LOADING = {
     "adapter": """base = {auto}.from_pretrained({base!r}{heads})
