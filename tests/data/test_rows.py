@@ -108,8 +108,7 @@ def test_split_hash_independent_of_writing(tmp_path: Path) -> None:
 
 def places(path: Path) -> list[tuple[str, str, int]]:
     return [
-        tuple(data_rows.place_of(r, "train", n))
-        for n, r in enumerate(read_data_file(path).rows)
+        tuple(data_rows.place_of(r, "train", n)) for n, r in enumerate(read_data_file(path).rows)
     ]
 
 

@@ -112,7 +112,10 @@ CASES = (
     _case("p_tuning", "PromptEncoderConfig", encoder_hidden_size=16, **VIRTUAL),
     _case("randlora", "RandLoraConfig", r=4, **QV),
     _case("road", "RoadConfig", group_size=8, **QV),
-    _case("shadow", "ShadowConfig", Outcome(unpacked="does not receive one state"), r=4, shadow_dropout=0.0),
+    _case(
+        "shadow", "ShadowConfig", Outcome(unpacked="does not receive one state"),
+        r=4, shadow_dropout=0.0,
+    ),
     _case("shira", "ShiraConfig", r=4, **QV),
     _case("supertuning", "SupertuningConfig", sparsity=0.9, **QV),
     _case("tinylora", "TinyLoraConfig", r=2, u=8, **QV),

@@ -26,8 +26,8 @@ def _valid_path(text: str) -> str:
             ""
             if text.isprintable()
             else (
-                "; in double quotes a backslash begins an escape such as \\t: put the path in single "
-                "quotes"
+                "; in double quotes a backslash begins an escape such as \\t: put the path in "
+                "single quotes"
             )
         )
         raise ValueError(f"it cannot be a path: {why}{quotes}")

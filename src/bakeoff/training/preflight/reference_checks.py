@@ -106,7 +106,9 @@ def _split_issues(metric: Metric, c: Conditions, part: PerfectSplit) -> Iterator
             f"{_shorten(part.references[cut[0]])}, {_shorten(part.answers[cut[0]].text)} is left, "
             "so no answer can score fully"
         )
-        hint = "a larger `max_new_tokens` under [task], or leave it out: its default is the longest "
+        hint = (
+            "a larger `max_new_tokens` under [task], or leave it out: its default is the longest "
+        )
         hint += "completion of all splits, plus 8."
         yield DataIssue.at("reference-over-budget", what, hint, part.split, cut, count)
 
