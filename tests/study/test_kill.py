@@ -24,7 +24,7 @@ MOMENTS = [
     for when in (("before", "after") if name in TWICE else ("before",))
 ]
 
-KILLS = 3
+KILLS = 6
 """Kills of one study: the first at its moment in a fresh study, the others in resumed ones."""
 _STUDIES = len(MOMENTS) // KILLS
 CHAINS = [tuple(MOMENTS[i::_STUDIES]) for i in range(_STUDIES)]
@@ -58,13 +58,17 @@ def test_kill_moments_cover_study(whole: Whole) -> None:
 
 
 def next_moment(name: str, after: int, whole: Whole) -> kills.Moment:
-    """Return the middle one of the moments called ``name`` that come after position ``after``.
+    """Return one of the moments called ``name`` that come after position ``after``.
 
-    Of rare moments the first: a resumed study can have fewer, because it groups trials differently.
+    In a fresh study it is the middle one. A resumed study can have fewer, because it groups trials
+    differently: of rare moments it is the first, of the others the end of the first
+    quarter.
     """
     remaining = sum(n == name for n, _ in whole.moments[after:])
     assert remaining, f"no {name!r} after the last kill"
-    return (name, 0 if after and remaining <= 2 * KILLS else remaining // 2)
+    if not after:
+        return name, remaining // 2
+    return name, remaining // 4 if remaining > KILLS else 0
 
 
 @pytest.mark.parametrize("names", CHAINS, ids=", ".join)
@@ -77,7 +81,8 @@ def test_killed_study_same_numbers(names: tuple[str, ...], whole: Whole, tmp_pat
     position = 0
     for name in sorted(names, key=middles.__getitem__):
         moment = next_moment(name, position, whole)
-        assert kills.run(whole.values, whole.source, out, moment) == -signal.SIGKILL
+        code = kills.run(whole.values, whole.source, out, moment)
+        assert code == -signal.SIGKILL, f"not killed at {moment}"
         after = kills.trial_rows(out)
         assert before.items() <= after.items(), "an acknowledged row was lost or changed"
         assert after.items() <= whole.rows.items(), "a row that is not what the whole study has"
