@@ -25,11 +25,11 @@ _WORDS = {
 def build(report: dict[str, Any]) -> SectionView:
     """Show the recommendation, the number of contenders by verdict, and the study's settings."""
     sentence = (report.get("recommendation") or {}).get("sentence")
-    blocks: list[Block] = [Text(sentence or "There is no recommendation yet.", "headline")]
+    learnt = (report.get("learning") or {}).get("control_learnt") is not False
+    blocks: list[Block] = [*_lead(sentence or "There is no recommendation yet.", learnt)]
     if not report.get("complete", True):
         blocks.append(Text("This study is not finished: its results may change.", "warning"))
     blocks.append(Tiles(_counts(report.get("methods") or [])))
-    learnt = (report.get("learning") or {}).get("control_learnt") is not False
     evidence = _evidence(report) if learnt else None
     blocks += [Text(evidence, "muted")] if evidence else []
     weights = saved_weights_text(report)
@@ -41,6 +41,14 @@ def build(report: dict[str, Any]) -> SectionView:
         blocks.append(Text(f"{plural(rest, 'more warning')}: see Warnings below.", "muted"))
     blocks.append(Facts(_question(report["study"], _control(report))))
     return SectionView(tuple(blocks))
+
+
+def _lead(sentence: str, learnt: bool) -> list[Text]:
+    """Return the headline; what follows the evidence of a control without gain is a paragraph."""
+    head, end, rest = sentence.partition("). ")
+    if learnt or not rest:
+        return [Text(sentence, "headline")]
+    return [Text(head + end.strip(), "headline"), Text(rest)]
 
 
 def _evidence(report: dict[str, Any]) -> str | None:
