@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
+from bakeoff.engine.device import autocast
 from bakeoff.engine.lanes.dropout import StepPart
 from bakeoff.engine.lanes.lanes import Lanes
 from bakeoff.engine.layers import LayerStack, use_packed_attention
@@ -399,7 +400,8 @@ class BatchBuilder:
 
         handle = self.stack.layers[0].register_forward_pre_hook(watch, with_kwargs=True)
         try:
-            with torch.no_grad():
+            # only shapes count here, and trained fp32 tensors meet a base in bf16
+            with torch.no_grad(), autocast(self.device, "bf16"):
                 self.lanes.model(**batch.inputs)
         except _StopForward:
             pass
