@@ -71,7 +71,8 @@ def choose_max_length(lengths: RowLengths) -> ChosenLength:
     chosen = min(limits)
     cut = sum(count for length, count in lengths.rows.items() if length > chosen)
     if not cut:
-        note = f"covers all {total:,} rows (longest {longest:,} tokens)"
+        rows = "the only row" if total == 1 else f"all {total:,} rows"
+        note = f"covers {rows} (longest {longest:,} tokens)"
     else:
         share = math.floor(100 * (total - cut) / total)
         rows = "1 row is cut" if cut == 1 else f"{cut:,} rows are cut"
