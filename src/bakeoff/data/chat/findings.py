@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from bakeoff.data.chat.forms import Conversation, left_out, read_conversation
 from bakeoff.data.chat.messages import (
@@ -200,7 +201,7 @@ class _Once:
             )
             roles -= {SYSTEM, DEVELOPER}
         for role in sorted(roles & {SYSTEM, TOOL}):
-            if not self._is(role, lambda role=role: style.writes_role(role)):  # type: ignore[misc]
+            if not self._is(role, partial(style.writes_role, role)):
                 yield (
                     "role-unwritten",
                     f"The chat template does not write messages of the role {role}",
