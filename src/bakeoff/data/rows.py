@@ -157,6 +157,21 @@ def check_not_broken(name: str, unit: str, broken: Mapping[int, str], try_: str)
         raise PreflightError("data-broken", f"{name}: {unit} {first}{broken[first]}{more}.", try_)
 
 
+def check_unique_columns(subject: str, names: Sequence[str]) -> None:
+    """Refuse columns of the same name; ``subject`` begins the sentence: "The header of x.csv has".
+
+    Raises:
+        PreflightError: ``duplicate-column``.
+    """
+    twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
+    if twice:
+        raise PreflightError(
+            "duplicate-column",
+            f"{subject} '{twice[0]}' more than once: one would overwrite the other.",
+            "give each column a unique name.",
+        )
+
+
 def check_row_bounds(name: str, rows: Sequence[Row], total: int) -> None:
     """Refuse rows that exceed the limits on size and nesting.
 

@@ -79,7 +79,7 @@ class StepGraphs:
         batch: StepBatch = pytree.tree_unflatten(placed, tree)
         # on a side stream, as PyTorch requires: lazy initialisation on the default stream would
         # otherwise become part of the capture. Without the optimizer, no parameter changes.
-        side_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's has no types
         side_stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side_stream):
             for _ in range(WARM_UP):

@@ -97,7 +97,7 @@ def keep_trainable(model: nn.Module) -> None:
         # with AVX512, bitsandbytes repacks the weights in the first evaluation, after which the
         # layer has no gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # no Module
 
 
 def is_packed(tensor: Tensor) -> bool:

@@ -204,7 +204,7 @@ def _resolve_targets(entry: MethodEntry, targets: Any, context: RuleContext) -> 
         ]
         what = "value projection of its own in its attention"
     elif targets == "input-embedding":
-        table = base.get_input_embeddings()  # type: ignore[operator]
+        table = base.get_input_embeddings()  # type: ignore[operator]  # a Module to mypy
         modules = [n for n, m in base.named_modules() if m is table]
         what = "input embedding"
     else:

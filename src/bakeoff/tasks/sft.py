@@ -160,18 +160,19 @@ class SupervisedFineTuning(CausalTask):
             bare = type(self)(options)
             options |= bare._answer_options(tokenizer, splits)
             options |= bare._begin_token_option(tokenizer, splits)
-        answers = type(self)(options)._whole_answers(tokenizer, splits["train"])
+        written_as = type(self)(options)
+        answers = written_as._whole_answers(tokenizer, splits["train"])
         if kept := written_tokens.kept_tokens(tokenizer, answers, ends):
             options["kept_tokens"] = kept
             issues = [*issues, written_tokens.kept_issue(kept)]
         if options.get("max_new_tokens") is None:
             longest = strip_end(options["longest_completion"], options.get("end_tokens", ()))
-            resolved = type(self)(options)
-            for split, rows in splits.items():
-                completions = resolved._whole_answers(tokenizer, rows)
+            longest = written_tokens.longest_in_tokens(tokenizer, answers, longest)
+            for rows in (rows for split, rows in splits.items() if split != "train"):
+                others = written_as._whole_answers(tokenizer, rows)
                 # room for the end token; within it, ids of older studies stay as they are
-                more = 0 if split == "train" else EXTRA_NEW_TOKENS - 1
-                longest = written_tokens.longest_in_tokens(tokenizer, completions, longest, more)
+                more = EXTRA_NEW_TOKENS - 1
+                longest = written_tokens.longest_in_tokens(tokenizer, others, longest, more)
             options["longest_completion"] = longest
         if not self._is_chat:
             whole = type(self)({**options, "max_length": NO_LIMIT})

@@ -41,13 +41,12 @@ def score_constant(value: dict[str, Any]) -> dict[str, Any]:
     c, folder = segment.trials[0].conditions, Path(segment.folder)
     try:
         task, metric = make_task(c), load.load_metric(c, folder)
-        train, test = (
-            task.references(read_rows(folder / "data" / f"{split}.jsonl"))
-            for split in ("train", "test")
+        train_rows, rows = (
+            read_rows(folder / "data" / f"{split}.jsonl") for split in ("train", "test")
         )
+        train, test = task.references(train_rows), task.references(rows)
         if metric.of_losses:
             return _frequency_losses(task, metric, train, test)
-        rows = read_rows(folder / "data" / "test.jsonl")
         chance = task.chance(rows) if metric.info.name == task.default_metric else None
         if chance is not None:
             return {"kind": CHANCE, "answer": None, "scores": chance}

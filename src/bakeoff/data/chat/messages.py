@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bakeoff.core.errors import near_match
-from bakeoff.data.chat.tool_calls import read_tool_calls
+from bakeoff.data.chat.tool_calls import parse_json, read_tool_calls
 from bakeoff.data.chat.turn_weights import WEIGHT, read_weight, without_weight_keys
 from bakeoff.data.chat.unreadable import InvalidConversation, UnreadableConversation
 
@@ -49,7 +49,7 @@ def read_messages(value: Any) -> list[dict[str, Any]]:
         UnreadableConversation: with a stable code, a clause and a hint.
     """
     if isinstance(value, str):
-        value = _parse_json(value)
+        value = parse_json(value)
     if not isinstance(value, list | tuple) or not value:
         raise UnreadableConversation(
             "messages-malformed", "A conversation that is not a list of messages", _SHAPE
@@ -94,13 +94,6 @@ def check_answers(messages: Sequence[Message]) -> None:
         )
 
 
-def _parse_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _read_message(number: int, message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise UnreadableConversation(
@@ -114,7 +107,7 @@ def _read_message(number: int, message: Any) -> dict[str, Any]:
     role = kept["role"] = _read_role(number, kept.get("role"))
     if role == FUNCTION_CALL:
         role = kept["role"] = ASSISTANT
-        kept["tool_calls"] = _parse_json(str(kept.pop("content", "")))
+        kept["tool_calls"] = parse_json(str(kept.pop("content", "")))
         if kept["tool_calls"] is None:
             raise UnreadableConversation(
                 "tool-call-malformed",

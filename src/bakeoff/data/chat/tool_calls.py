@@ -21,7 +21,7 @@ def read_tool_calls(number: int, role: str, message: Mapping[str, Any]) -> list[
     """
     given = message.get("tool_calls") or message.get("function_call")
     if isinstance(given, str):
-        given = _parse_json(given)
+        given = parse_json(given)
     if not given:
         return []
     if role != _ASSISTANT:
@@ -43,7 +43,7 @@ def _read_call(number: int, call: Any) -> dict[str, Any]:
         )
     arguments: Any = next((function[k] for k in _ARGUMENTS if function.get(k) is not None), {})
     if isinstance(arguments, str):
-        arguments = _parse_json(arguments) if arguments.strip() else {}
+        arguments = parse_json(arguments) if arguments.strip() else {}
     if not isinstance(arguments, Mapping):
         raise UnreadableConversation(
             "tool-call-malformed",
@@ -65,7 +65,7 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
     if isinstance(value, str):
         if value.strip() in ("", "null"):
             return None
-        value = _parse_json(value)
+        value = parse_json(value)
         if value is None:
             raise _malformed_tools()
     tools = [value] if isinstance(value, Mapping) else value
@@ -86,7 +86,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _read_tool(value: Any) -> dict[str, Any]:
-    tool = _parse_json(value) if isinstance(value, str) else value
+    tool = parse_json(value) if isinstance(value, str) else value
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise _malformed_tools()
@@ -103,7 +103,8 @@ def _malformed_tools() -> UnreadableConversation:
     )
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text, None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -18,7 +18,7 @@ from uuid import UUID
 from bakeoff.core.errors import EnvironmentProblem, PreflightError
 from bakeoff.core.safe_read import DATA_BYTES
 from bakeoff.data.issues import Place
-from bakeoff.data.rows import FileRows, LocatedRow, Row, check_row_bounds
+from bakeoff.data.rows import FileRows, LocatedRow, Row, check_row_bounds, check_unique_columns
 
 MAX_BATCH_ROWS = 1024
 """Limit for the rows that are decoded before their size is checked."""
@@ -177,13 +177,7 @@ def to_rows(table: Any, name: str, uuids: Collection[str] = ()) -> FileRows:
         PreflightError: ``duplicate-column``, ``data-broken``, and see ``check_row_bounds``.
     """
     names = table.column_names
-    twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
-    if twice:
-        raise PreflightError(
-            "duplicate-column",
-            f"{name} has the column '{twice[0]}' more than once: one would overwrite the other.",
-            "give each column a unique name.",
-        )
+    check_unique_columns(f"{name} has the column", names)
     features = _features(table.schema)
     plan = _Plan(name, frozenset(uuids))
     converts = {f.name: plan.convert(f.type, features.get(f.name), f.name) for f in table.schema}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.data.issues import MAX_SHOWN, Place, format_numbers
-from bakeoff.data.rows import LocatedRow, Row, check_not_broken
+from bakeoff.data.rows import LocatedRow, Row, check_not_broken, check_unique_columns
 
 _CELL_LIMIT = 2**31 - 1
 """Limit for the characters of a CSV cell; Python's default of 131,072 refuses long documents."""
@@ -336,14 +336,7 @@ def _to_rows(name: str, table: _Table) -> tuple[list[Row], tuple[str, ...]]:
     if empty:
         records = [r for r in records if any(map(str.strip, r.cells))]
     kept, notes = _named_columns(name, names, records)
-    shown = [names[column] for column in kept]
-    twice = [n for n in dict.fromkeys(shown) if shown.count(n) > 1]
-    if twice:
-        raise PreflightError(
-            "duplicate-column",
-            f"The header of {name} has '{twice[0]}' more than once: one would overwrite the other.",
-            "give each column a unique name.",
-        )
+    check_unique_columns(f"The header of {name} has", [names[column] for column in kept])
     repeated = {r.first: " repeats the header" for r in records if width > 1 and r.cells == names}
     hint = "remove these lines: files with a header each were concatenated."
     check_not_broken(name, "line", repeated, hint)

@@ -122,7 +122,7 @@ class Decoder:
         """Capture a step; if that fails, warn and take steps without graphs from then on."""
         device = self.tokens.device
         before = self.tokens.clone(), self.positions.clone()
-        side_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's has no types
         side_stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side_stream):
             for _ in range(WARM_UP):  # their writes are overwritten before they are read

@@ -79,7 +79,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     get_max_cache_shape = get_max_length  # the name in transformers 5.0
 
 
-class KVSlots(Cache):  # type: ignore[misc]
+class KVSlots(Cache):  # type: ignore[misc]  # transformers has no types
     """``rows`` slots of ``places`` positions each, shaped like the layers of a prompt's cache."""
 
     def __init__(self, like: DynamicCache, rows: int, places: int) -> None:

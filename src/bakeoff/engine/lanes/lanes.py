@@ -239,7 +239,7 @@ class Lanes:
             for name, leaf in self._leaves[lanes].items():
                 for hook in self._hooks[name].values():
                     act = hook if width == 1 else vmap(hook)
-                    leaf.register_hook(act)  # type: ignore[no-untyped-call]
+                    leaf.register_hook(act)  # type: ignore[no-untyped-call]  # torch's has no types
         seeded = {
             n: t[first] if width == 1 else t[first : first + width]
             for n, t in self.per_seed.items()

@@ -87,7 +87,7 @@ class LaneMatmuls(TorchFunctionMode):
 _MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's name
     """Apply a linear layer in autocast's precision; the arguments are those of ``linear``."""
     if torch.compiler.is_compiling():
         return _linear_compiled(input, weight, bias)

@@ -42,7 +42,7 @@ class AdamssAsa(Hook):
         gradients = {n: p.grad for n, p in trained.items()}
         for name in stopped:
             trained[name].grad = None  # PEFT skips subspaces without a gradient
-        model.base_model.update_and_allocate(step)  # type: ignore[union-attr,operator]
+        model.base_model.update_and_allocate(step)  # type: ignore[union-attr,operator]  # PEFT's
         self.scores[lane] = _scores(self.layers)
         for name, p in trained.items():
             if not p.requires_grad:

@@ -28,7 +28,7 @@ class LoraGA(ResidualLora):
 
         def steps() -> None:
             for batch in context.batches(ROWS):
-                context.loss(base, batch).backward()  # type: ignore[no-untyped-call]
+                context.loss(base, batch).backward()  # type: ignore[no-untyped-call]  # torch's has no types
 
         # PEFT counts passes with hooks on modules whose inputs need no gradient; this is intended
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
