@@ -89,17 +89,27 @@ class BudgetSpec(SpecTable):
     """Examples in each step."""
     settings: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 5
     """Hyperparameter settings that each method tries in the search phase (see `tune`)."""
-    seeds: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 3
-    """Seeds of each method's best setting in the final phase."""
+    seeds: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | Literal["rounds"] = "rounds"
+    """Replicates of each method: every seed repeats the whole procedure, the race of the settings
+    included. `rounds`: replicates are added until a verdict is reached, or up to `most`. A number:
+    that many, analysed once."""
+    most: Annotated[int, Field(ge=2, le=MOST_TRIALS)] | None = None
+    """With `seeds = "rounds"`: the largest number of replicates. Default: 16 where 16 lanes take
+    less than three times the step of one, as the cost probe finds on a GPU; else 8."""
     tune: Literal["learning_rate", "all"] = "learning_rate"
     """What settings differ in: only the rate, or all that the catalog tunes (Optuna's sampler)."""
     race: OnOff = "on"
     """`on`: settings, and methods that are clearly worse and no cheaper, stop at the rungs."""
-    rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (
-        0.1,
-        0.3,
+    rungs: (
+        Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] | None
+    ) = None
+    """Shares of the steps at which the settings of a replicate are compared. Default: 0.1; 0.1 and
+    0.3 for two entries of `keep`."""
+    keep: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_TRIALS)], ...], Field(min_length=1)] = (
+        2,
     )
-    """Shares of the steps at which search trials are compared."""
+    """How many settings of a replicate go on after each rung. `[2, 1]` costs a third less for a
+    large base and finds the best rate less often."""
     extend: Annotated[int, Field(ge=0, le=5)] = 2
     """How many more rates a method gets while its best learning rate is at the edge of its grid."""
     select_on: Literal["loss", "metric"] = "loss"
@@ -119,6 +129,25 @@ class BudgetSpec(SpecTable):
     def planned_steps(self) -> int:
         """Optimizer steps of each trial; ``USUAL_STEPS`` until the rows or the hours decide."""
         return self.steps or USUAL_STEPS
+
+    @property
+    def rung_shares(self) -> tuple[float, ...]:
+        """The shares of the steps at which settings are compared, ascending."""
+        if self.rungs is None:
+            return (0.1,) if len(self.keep) == 1 else (0.1, 0.3)
+        return tuple(sorted(self.rungs))
+
+    @model_validator(mode="after")
+    def _check_race(self) -> BudgetSpec:
+        if self.most is not None and self.seeds != "rounds":
+            raise ValueError('`most` needs seeds = "rounds"')
+        if len(self.keep) > 2 and self.rungs is None:
+            raise ValueError("`keep` has more than two entries: `rungs` must list as many")
+        if self.rungs is not None and len(self.keep) > len(self.rungs):
+            raise ValueError("`keep` has more entries than `rungs`")
+        if list(self.keep) != sorted(self.keep, reverse=True):
+            raise ValueError("`keep` may not grow from one rung to the next")
+        return self
 
 
 class VerdictSpec(SpecTable):
