@@ -72,7 +72,7 @@ class TrialResult:
     of the group's. The group is batched with vmap if the method's probe allows it, else its trials
     run sequentially. ``step`` is the last step. At a rung before the end, the status is ``stopped``
     without a reason, and ``item_losses`` holds each validation item's share of the mean loss (they
-    average to it), in nats.
+    average to it), in nats. ``initial_losses`` are the same before the first step, where measured.
     """
 
     trial_id: str
@@ -93,6 +93,7 @@ class TrialResult:
     step: int | None = None
     item_losses: tuple[float, ...] = ()
     forgetting: Forgetting | None = None
+    initial_losses: tuple[float, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -128,6 +129,7 @@ class TrialResult:
                 },
                 "warnings": tuple(value["warnings"]),
                 "item_losses": tuple(value.get("item_losses", ())),
+                "initial_losses": tuple(value.get("initial_losses", ())),
                 "forgetting": _parse_forgetting(value.get("forgetting")),
             }
         )

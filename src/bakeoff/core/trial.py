@@ -13,6 +13,9 @@ from functools import cached_property
 from typing import Any, Self
 
 LEARNING_RATE = "learning_rate"
+REPLICATE = "replicate"
+"""Phase of a trial that races with the other settings of its seed, and is scored on test if it is
+the best of them. Studies of an older protocol have ``search`` and ``final`` trials."""
 DESCRIPTIVE_FIELDS = (
     "title",
     "family",
@@ -95,7 +98,8 @@ class Conditions:
 class Trial:
     """One training run: a method, a hyperparameter setting and a seed under the study's conditions.
 
-    ``phase`` is ``search`` (settings are chosen, validation only) or ``final`` (scored on test).
+    ``phase`` is ``replicate``; in studies of an older protocol ``search`` (settings are chosen,
+    validation only) or ``final`` (scored on test).
     ``setting`` always holds ``learning_rate``; its other keys override the method's config.
     """
 
@@ -150,8 +154,11 @@ class Segment:
     A group shares method, parameter shapes and batches. ``folder`` is the study folder; a worker
     writes only to ``folder/trials/<id>``. ``base_path`` is the location of the base's files on this
     machine, ``engine`` the probe's result for the method (accelerators that are on, bytes of a
-    packed token; None: all off); neither is part of a trial's id. ``scored``: whether search trials
-    are scored by the metric on validation at the end.
+    packed token; None: all off); neither is part of a trial's id. ``scored``: whether the trials
+    are scored by the metric on validation at the end. ``initial``: whether their validation losses
+    are measured before the first step. ``test``: whether they are scored on test at the end, and
+    their weights saved; None stands for final trials. A segment that starts at the last step trains
+    nothing and only scores.
     """
 
     trials: tuple[Trial, ...]
@@ -161,6 +168,13 @@ class Segment:
     base_path: str
     engine: dict[str, Any] | None = None
     scored: bool = False
+    initial: bool = False
+    test: bool | None = None
+
+    @property
+    def scores_test(self) -> bool:
+        """Whether the trials are scored on test, and their weights saved."""
+        return self.trials[0].phase == "final" if self.test is None else self.test
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -172,6 +186,8 @@ class Segment:
             "base_path": self.base_path,
             "engine": self.engine,
             "scored": self.scored,
+            "initial": self.initial,
+            "test": self.test,
         }
 
     @classmethod

@@ -185,16 +185,20 @@ class Stepper:
             return self.lanes.map_lanes(self.penalty)
         return self.penalty(self.lanes.model)
 
+    def values(self, lane: int) -> dict[str, Tensor]:
+        """Return a copy of a lane's trained values, without its optimizer state."""
+        return {"values": self.lanes.stack.values[lane].detach().clone()}
+
     def state(self, lane: int) -> dict[str, Tensor]:
         """Return copies of a lane's trained values and of its optimizer state."""
-        values = self.lanes.stack.values[lane].detach().clone()
-        return {"values": values, **self.optimizer.state(lane)}
+        return {**self.values(lane), **self.optimizer.state(lane)}
 
     def restore(self, lane: int, saved: Mapping[str, Tensor], steps_taken: int) -> None:
-        """Restore a saved ``state`` of a lane, after ``steps_taken`` steps."""
+        """Restore a saved ``state`` of a lane, or its ``values`` alone, after ``steps_taken`` steps."""
         with torch.no_grad():
             self.lanes.stack.values[lane].copy_(saved["values"])
-        self.optimizer.restore(lane, saved, steps_taken)
+        if len(saved) > 1:
+            self.optimizer.restore(lane, saved, steps_taken)
 
     def never_updated(self, lane: int) -> bool:
         """Return whether neither a gradient nor the method itself has ever changed a lane."""

@@ -34,7 +34,7 @@ from bakeoff.core.results import (
     Status,
     TrialResult,
 )
-from bakeoff.core.trial import Conditions, Segment
+from bakeoff.core.trial import REPLICATE, Conditions, Segment
 from bakeoff.core.trial_dir import TRIALS
 from bakeoff.engine.accelerators import Switches, explain_failure
 from bakeoff.engine.batching import StepBatch
@@ -209,6 +209,8 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
     for curve, result in zip(curves, earlier, strict=True):
         curve.extend(result.curve if result else ())
     training = TrainingLog(setup, curves, started)
+    if segment.initial and segment.start == 0:
+        training.read_initial(validation)
     c = setup.conditions
     pause = train(
         stepper,
@@ -232,6 +234,7 @@ def _set_up(segment: Segment) -> TrainingSetup:
     data = Path(segment.folder) / "data"
     setup = build_setup(segment.trials, segment.base_path, data, switches)
     setup.fit_memory(engine)
+    setup.may_read_test = segment.scores_test
     return setup
 
 
@@ -257,9 +260,9 @@ def _score_lanes(
     log.info("scoring at step %d, trials: %d", segment.stop, len(segment.trials))
     ends = segment.stop == setup.conditions.steps
     losses = [curve[-1].validation_loss if curve else None for curve in training.curves]
-    splits = _score(setup, losses, ends, segment.scored)
-    final = segment.trials[0].phase == "final"
-    lost = forgetting.try_measure(setup, segment.base_path) if final and ends else None
+    tested = ends and segment.scores_test
+    splits = _score(setup, losses, tested, segment.scored and segment.start < segment.stop)
+    lost = forgetting.try_measure(setup, segment.base_path) if tested else None
     log.info("scoring ended")
     return LaneScores(splits, lost, time.perf_counter())
 
@@ -289,8 +292,12 @@ def _collect(
             step=segment.stop if pause is None else pause.step,
             item_losses=tuple(training.item_losses[lane]),
             forgetting=scores.forgetting[lane] if scores.forgetting else None,
+            initial_losses=tuple(training.initial_losses[lane]),
         )
         total = add_earlier_totals(earlier[lane], now)
+        before = earlier[lane]
+        if before is not None and segment.start == segment.stop:
+            total = dataclasses.replace(total, splits=before.splits)  # scored at the last step
         if pause is not None and total.diverged_at_step is None:
             results.append(pause_trial(setup, stepper, lane, total, pause))
         else:
@@ -347,6 +354,7 @@ def add_earlier_totals(before: TrialResult | None, now: TrialResult) -> TrialRes
         train_seconds=(before.train_seconds or 0) + (now.train_seconds or 0),
         evaluation_seconds=(before.evaluation_seconds or 0) + (now.evaluation_seconds or 0),
         load_seconds=(before.load_seconds or 0) + (now.load_seconds or 0),
+        initial_losses=before.initial_losses or now.initial_losses,
     )
 
 
@@ -376,22 +384,28 @@ def finish_trial(
             result, status=Status.DIVERGED, reason=reason, diverged_at_step=segment.stop,
             item_losses=(),
         )  # fmt: skip
-    if stepper.never_updated(lane):
+    # the last checkpoint has no moments: a segment that only scores cannot tell, nor need it
+    if segment.start < segment.stop and stepper.never_updated(lane):
         reason = NO_GRADIENT.format(steps=segment.stop)
         return dataclasses.replace(result, status=Status.FAILED, reason=reason)
     if isinstance(splits, MetricError):
         reason = describe_failure(splits)
         return dataclasses.replace(result, status=Status.FAILED, reason=reason)
-    result = dataclasses.replace(result, splits=splits)
+    result = dataclasses.replace(result, splits={**splits, **result.splits})
     trial, trials = segment.trials[lane], Path(segment.folder) / TRIALS
-    if segment.stop < setup.conditions.steps:
-        log.info("trial %s: reached the rung at step %d", trial.id, segment.stop)
-        result = dataclasses.replace(result, status=Status.STOPPED)
-        checkpoint = checkpoints.Checkpoint(stepper.state(lane), setup.hook.state(lane), result)
-        checkpoints.save(trial_dir.checkpoint_path(trials, trial.id, segment.stop), checkpoint)
+    ends = segment.stop == setup.conditions.steps
+    if ends and segment.scores_test:
+        saved = _save(setup, lane, trials / trial.id)
+        return dataclasses.replace(result, adapter_bytes=saved)
+    if ends and trial.phase != REPLICATE:  # trained to the end, and not scored
         return result
-    saved = _save(setup, lane, trials / trial.id)
-    return dataclasses.replace(result, adapter_bytes=saved)
+    log.info("trial %s: reached the rung at step %d", trial.id, segment.stop)
+    result = dataclasses.replace(result, status=Status.STOPPED)
+    # nothing is trained after the last step: its checkpoint holds the weights alone
+    state = stepper.values(lane) if ends else stepper.state(lane)
+    checkpoint = checkpoints.Checkpoint(state, setup.hook.state(lane), result)
+    checkpoints.save(trial_dir.checkpoint_path(trials, trial.id, segment.stop), checkpoint)
+    return result
 
 
 class TrainingLog:
@@ -413,6 +427,8 @@ class TrainingLog:
         self.diverged: list[int | None] = [None] * len(setup.trials)
         self.item_losses: list[list[float]] = [[] for _ in setup.trials]
         """Of the last validation, for each lane that has not diverged."""
+        self.initial_losses: list[list[float]] = [[] for _ in setup.trials]
+        """Of the validation before the first step, where it was measured."""
 
     @property
     def train_seconds(self) -> float:
@@ -435,6 +451,12 @@ class TrainingLog:
             self.diverged = list(pause.diverged)
             log.info("training paused at step %d", pause.step)
 
+    def read_initial(self, validation: Sequence[Example]) -> None:
+        """Compute each lane's validation losses before the first step."""
+        started = time.perf_counter()
+        self.initial_losses = [losses.tolist() for losses in item_losses(self.setup, validation)]
+        self.evaluating += time.perf_counter() - started
+
     def read(self, reading: LossReading, validation: Sequence[Example]) -> None:
         """Compute the validation loss of each lane that has not diverged; extend its curve."""
         started = time.perf_counter()
@@ -451,30 +473,34 @@ class TrainingLog:
 
 
 def _score(
-    setup: TrainingSetup, losses: Sequence[float | None], ends: bool, scored: bool
+    setup: TrainingSetup, losses: Sequence[float | None], tested: bool, scored: bool
 ) -> list[Splits | MetricError]:
-    """Score final trials on test at their end, other trials on validation if ``scored``.
+    """Score the trials on test if ``tested``, and on validation if ``scored``.
 
     ``losses`` are the lanes' last validation losses.
     """
-    loss_only = [SplitScores((), (), loss) for loss in losses]
-    if setup.trials[0].phase != "final":
-        scores = score_split(setup, "validation", losses) if scored else loss_only
-        return [s if isinstance(s, MetricError) else {"validation": s} for s in scores]
-    if not ends:
-        return [{"validation": s} for s in loss_only]
-    tested = zip(score_split(setup, "test", [None] * len(loss_only)), loss_only, strict=True)
-    return [t if isinstance(t, MetricError) else {"test": t, "validation": s} for t, s in tested]
+    scores: list[SplitScores | MetricError] = [SplitScores((), (), loss) for loss in losses]
+    if scored:
+        scores = score_split(setup, "validation", losses)
+    splits: list[Splits | MetricError] = [
+        s if isinstance(s, MetricError) else {"validation": s} for s in scores
+    ]
+    if not tested:
+        return splits
+    on_test = zip(score_split(setup, "test", [None] * len(splits)), splits, strict=True)
+    # an error on validation is that of the trial, else the one on test
+    return [
+        s if isinstance(s, MetricError) else t if isinstance(t, MetricError) else {**s, "test": t}
+        for t, s in on_test
+    ]
 
 
-def _save(setup: TrainingSetup, lane: int, folder: Path) -> int | None:
-    """Save a final trial's weights in the method's own format; return the bytes of its tensors.
+def _save(setup: TrainingSetup, lane: int, folder: Path) -> int:
+    """Save a trial's weights in the method's own format; return the bytes of its tensors.
 
     A finished folder is left as it is: it holds the weights that were scored, and the group is only
     trained again because another of its trials is missing.
     """
-    if setup.trials[lane].phase != "final":
-        return None
     target = folder / setup.hook.saved_as
     if trial_dir.read_finished(folder) is None:
         trial_dir.remove_manifest(folder)

@@ -70,6 +70,8 @@ class TrainingSetup:
     data: Path
     starts: tuple[InitialTensors, ...] | None = None
     """Each lane's trained tensors before its first step, if the method's saved form needs them."""
+    may_read_test: bool = False
+    """Whether the segment may read the test rows: only where its trials are scored on them."""
 
     @property
     def conditions(self) -> Conditions:
@@ -88,10 +90,9 @@ class TrainingSetup:
         return getattr(config, "num_virtual_tokens", None) or 0
 
     def rows(self, split: str) -> list[Row]:
-        """Return the rows of one frozen split; only final trials may read ``test``."""
+        """Return the rows of one frozen split; ``test`` only if the segment may read it."""
         assert split in SPLITS
-        final = self.trials[0].phase == "final"
-        assert split != "test" or final, "a search trial must not read the test set"
+        assert split != "test" or self.may_read_test, "these trials must not read the test set"
         return read_rows(self.data / f"{split}.jsonl")
 
     def examples(self, split: str) -> list[Example]:

@@ -162,7 +162,8 @@ def _set_values(connection: sa.Connection, values: Mapping[str, Any]) -> None:
 
 def _write_result(connection: sa.Connection, result: TrialResult, seal: str | None) -> None:
     value = result.to_json()
-    value["item_losses"] = ()  # only the race needs them: they are in ``rungs``
+    # only the race needs them: they are in ``rungs``
+    value["item_losses"] = value["initial_losses"] = ()
     value["splits"] = {
         s: {"mean_loss": v.mean_loss, "cut": v.cut} for s, v in result.splits.items()
     }
