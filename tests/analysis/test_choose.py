@@ -104,11 +104,11 @@ def test_racing_ranks_by_score() -> None:
     """Racing ranks settings by the score where one is available."""
     losses = np.array([0.5, 0.5])
     trials = [
-        RungStanding("a", "lora", 1e-3, losses, -0.7),
-        RungStanding("b", "lora", 1e-2, losses + 0.1, -0.8),
-        RungStanding("c", "lora", 1e-4, None, -0.9),  # diverged: no score makes up for it
+        RungStanding("a", "lora", 1, 1e-3, losses, -0.7),
+        RungStanding("b", "lora", 1, 1e-2, losses + 0.1, -0.8),
+        RungStanding("c", "lora", 1, 1e-4, None, -0.9),  # diverged: no score makes up for it
     ]
-    rules = Rules(rungs=(10, 30), steps=100, contenders=1)
+    rules = Rules(rungs=(10, 30), steps=100, contenders=1, keep=(1,))
     found = {d.trial_id: d for d in decide_rung(trials, "lora", {}, 1, rules)}
     assert [name for name, d in found.items() if d.goes_on] == ["b"]
     assert found["b"].reason == "setting 1 of 3 by validation score"

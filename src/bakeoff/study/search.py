@@ -159,7 +159,7 @@ def _apply_rung(
     study, store, step = context.study, context.store, stops[number]
     control = study.entries[0].name
     results = _results_at(context, trials, step)
-    rules = racing.Rules(stops, study.conditions.steps, len(study.entries) - 1)
+    rules = racing.Rules(stops, study.conditions.steps, len(study.entries) - 1, keep=(2, 1))
     with context.read() as reader:
         costs = racing_costs(reader.costs(), control, study.spec.verdict.pareto)
         earlier = {
@@ -208,7 +208,9 @@ def _rung_standing(study: Study, trial: Trial, result: TrialResult | None) -> ra
         losses = None
     by_metric = study.spec.budget.select_on == "metric" and losses is not None
     score = _selection_value(study, trial, result) if by_metric else None
-    return racing.RungStanding(trial.id, trial.method.name, trial.learning_rate, losses, score)
+    return racing.RungStanding(
+        trial.id, trial.method.name, trial.seed, trial.learning_rate, losses, score
+    )
 
 
 def _results_at(
