@@ -194,7 +194,7 @@ class Stepper:
         return {**self.values(lane), **self.optimizer.state(lane)}
 
     def restore(self, lane: int, saved: Mapping[str, Tensor], steps_taken: int) -> None:
-        """Restore a saved ``state`` of a lane, or its ``values`` alone, after ``steps_taken`` steps."""
+        """Restore a lane's saved ``state``, or its ``values`` alone, after ``steps_taken`` steps."""
         with torch.no_grad():
             self.lanes.stack.values[lane].copy_(saved["values"])
         if len(saved) > 1:

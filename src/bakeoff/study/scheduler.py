@@ -42,6 +42,33 @@ MAX_CRASHES = 2
 may have been an out-of-memory kill that another process caused."""
 
 
+MayStart = Callable[[Segment], bool]
+"""Whether a segment may start now."""
+
+
+def always(_: Segment) -> bool:
+    """Return True: every segment may start."""
+    return True
+
+
+class Stage(NamedTuple):
+    """A stage of a batch of trials: the steps of ``span``, and what is measured.
+
+    ``initial`` names a method whose validation losses are measured before the first step.
+    ``test``: the trials are scored on test at the end, and their weights saved.
+    """
+
+    title: str
+    span: tuple[int, int]
+    initial: str | None = None
+    test: bool = False
+
+    @property
+    def stop(self) -> int:
+        """The step at which the stage ends."""
+        return self.span[1]
+
+
 class RunContext(NamedTuple):
     """The study that is run, with the resources that all phases share."""
 
@@ -60,13 +87,9 @@ class RunContext(NamedTuple):
 
 
 def run_trials(
-    context: RunContext,
-    title: str,
-    trials: Sequence[Trial],
-    span: tuple[int, int],
-    may_start: Callable[[Segment], bool] = lambda _: True,
+    context: RunContext, stage: Stage, trials: Sequence[Trial], may_start: MayStart = always
 ) -> None:
-    """Train the missing ones of ``trials`` over the steps ``span``.
+    """Train the missing ones of ``trials`` over the steps of ``stage``, and score them.
 
     If some trials of a group are missing, the whole group is trained, so that a resumed study
     computes what an uninterrupted one does; existing results stay. Trials that a fork reuses from
@@ -79,24 +102,26 @@ def run_trials(
     """
     context.stop.check()
     context.store.add_trials(trials)
-    reused = _adopt_finished_trials(context, title, trials)
+    reused = _adopt_finished_trials(context, stage.title, trials)
     with context.read() as reader:
-        finished = reader.finished_ids() | set(reader.results_at_rung(span[1]))
-        costs, pauses = reader.costs(), reader.last_pause(span)
+        finished = reader.finished_ids()
+        if not stage.test:  # a trial at its last step has yet to be scored
+            finished |= set(reader.results_at_rung(stage.stop))
+        costs, pauses = reader.costs(), reader.last_pause(stage.span)
     trained_here = [trial for trial in trials if trial.id not in reused]
-    todo = _plan_segments(context.study, trained_here, span, finished, costs)
+    todo = _plan_segments(context.study, trained_here, stage, finished, costs)
     todo = [_resume_from_pause(_drop_unresumable(s, finished), finished, pauses) for s in todo]
     # Longest first, so that no worker waits at the end. With a deadline the user's order decides
     # which methods may be left out.
     if context.deadline is None:
         todo.sort(key=lambda s: _expected_duration(s, costs), reverse=True)
-    context.progress.phase(title, len(trials), sum(t.id in finished for t in trials))
+    context.progress.phase(stage.title, len(trials), sum(t.id in finished for t in trials))
     crashes: Counter[str] = Counter()
     skipped: list[Segment] = []
     while todo:  # each batch leaves the segments that must be retried, in smaller parts
         todo, refused = _run_batch(context, todo, finished, may_start, crashes)
         skipped += refused
-    _write_results(context, context.breaker.flush(), span)
+    _write_results(context, context.breaker.flush(), stage.span)
     context.stop.check()
     for trial in (t for s in skipped for t in s.trials if t.id not in finished):
         context.store.save(TrialResult(trial.id, Status.STOPPED, OUT_OF_TIME))
@@ -121,17 +146,22 @@ def _adopt_finished_trials(context: RunContext, title: str, trials: Sequence[Tri
 def _plan_segments(
     study: Study,
     trials: Sequence[Trial],
-    span: tuple[int, int],
+    stage: Stage,
     finished: set[str],
     costs: Mapping[str, Cost],
 ) -> list[Segment]:
     """Return the segments of ``trials`` in which at least one trial is missing."""
     engines = {name: cost.engine for name, cost in costs.items()}
     limit, path, folder = study.spec.engine.max_lanes, study.base.path, str(study.folder)
+    scored = _scores_validation(study, stage.stop)
     segments = planning_trials.build_segments(
-        trials, span, folder, path, engines, limit, _scores_validation(study, span[1])
+        trials, stage.span, folder, path, engines, limit, scored
     )
-    return [s for s in segments if any(t.id not in finished for t in s.trials)]
+    return [
+        dataclasses.replace(s, test=stage.test, initial=s.trials[0].method.name == stage.initial)
+        for s in segments
+        if any(t.id not in finished for t in s.trials)
+    ]
 
 
 def _drop_unresumable(segment: Segment, finished: set[str]) -> Segment:
@@ -172,7 +202,7 @@ def _run_batch(
     context: RunContext,
     todo: Sequence[Segment],
     finished: set[str],
-    may_start: Callable[[Segment], bool],
+    may_start: MayStart,
     crashes: Counter[str],
 ) -> tuple[list[Segment], list[Segment]]:
     """Run each segment once; return those to retry, and those that ``may_start`` refused.
@@ -286,17 +316,16 @@ def _expected_duration(segment: Segment, costs: Mapping[str, Cost]) -> float:
 
 
 def _scores_validation(study: Study, stop: int) -> bool:
-    """Return whether search trials that end at step ``stop`` are scored by the metric as well.
+    """Return whether trials at step ``stop`` are scored on validation by the metric as well.
 
-    They are if settings are selected on the metric. Otherwise they are at the end of the search, if
-    the metric costs no more than the loss: the report then shows whether both select the same.
+    They are if settings are selected on the metric. Otherwise they are at their last step, if the
+    metric costs no more than the loss: the report then shows whether both select the same.
     """
     if study.spec.budget.select_on == "metric":
         return True
-    stops = planning_trials.rung_steps(study.spec.budget)
     task = task_class(study.spec.task.kind)
     cheap: bool = task.scores_validation or study.metric.of_losses
-    return cheap and (not stops or stop >= stops[-1])
+    return cheap and stop >= study.conditions.steps
 
 
 def check_disk_space(study: Study, costs: Mapping[str, Cost]) -> None:

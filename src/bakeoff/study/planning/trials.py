@@ -1,8 +1,4 @@
-"""The trials of a study: methods x settings x seeds, in two phases, and their groups and segments.
-
-``search`` runs every setting at one seed, scored on validation only, in segments from rung to rung.
-``final`` runs the best setting of each method at fresh seeds, scored on test.
-"""
+"""The trials of a study: methods x replicates x settings, and their groups and segments."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bakeoff.core.trial import LEARNING_RATE, Conditions, MethodEntry, Segment, Trial
+from bakeoff.core.trial import LEARNING_RATE, REPLICATE, Conditions, MethodEntry, Segment, Trial
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.budget import BudgetSpec
 from bakeoff.study.planning.sampler import ObservedSetting, propose_settings
@@ -22,10 +18,8 @@ GRID_STEP = 10**0.5
 In arXiv 2602.04998 the best learning rates of LoRA variants differ by up to 18 times.
 """
 
-MIN_RUNG_STEPS = 20
-"""Racing before this step chooses poorly: with rungs at 6 and 18 of 60 steps, five of the demo's
-eight methods got another rate than in a full search, which cost up to 17 points (docs/race.md)."""
-
+MOST_LANES = 16
+"""Trials of a group, unless the study file sets a limit: with more, each costs as much again."""
 MIN_RATES = 3
 """The smallest grid that has an interior."""
 
@@ -43,22 +37,28 @@ def rate_grid(entry: MethodEntry, spec: StudySpec) -> tuple[float, ...]:
     return given or learning_rates(entry.learning_rate, spec.budget.settings)
 
 
-def initial_settings(entry: MethodEntry, spec: StudySpec) -> tuple[dict[str, Any], ...]:
-    """Return the settings that a method tries first; follow-up settings make up the rest."""
+def initial_settings(
+    entry: MethodEntry, spec: StudySpec, seed: int | None = None
+) -> tuple[dict[str, Any], ...]:
+    """Return the settings that a replicate tries first; follow-up settings make up the rest.
+
+    ``seed`` is the replicate's: with ``tune = "all"`` each draws its own settings.
+    """
     rates, count = rate_grid(entry, spec), spec.budget.settings
     if not tunes_all(entry, spec):
         return tuple({LEARNING_RATE: rate} for rate in rates)
-    return propose_settings(entry, (min(rates), max(rates)), (), -(-count // 2), spec.seed)
+    seed = spec.seed if seed is None else seed
+    return propose_settings(entry, (min(rates), max(rates)), (), -(-count // 2), seed)
 
 
 def follow_up_settings(
-    entry: MethodEntry, spec: StudySpec, tried: Sequence[ObservedSetting]
+    entry: MethodEntry, spec: StudySpec, tried: Sequence[ObservedSetting], seed: int
 ) -> tuple[dict[str, Any], ...]:
-    """Return further settings of a method, proposed from the results of its first ones."""
+    """Return further settings of a replicate, proposed from the results of its first ones."""
     if not tunes_all(entry, spec):
         return ()
     rates, count = rate_grid(entry, spec), spec.budget.settings - len(tried)
-    return propose_settings(entry, (min(rates), max(rates)), tried, count, spec.seed)
+    return propose_settings(entry, (min(rates), max(rates)), tried, count, seed)
 
 
 def tunes_all(entry: MethodEntry, spec: StudySpec) -> bool:
@@ -68,25 +68,12 @@ def tunes_all(entry: MethodEntry, spec: StudySpec) -> bool:
 
 
 def rung_steps(budget: BudgetSpec) -> tuple[int, ...]:
-    """Return the steps at which search trials are compared; empty without racing."""
+    """Return the steps at which settings are compared; empty without racing."""
     if budget.race == "off" or budget.settings < 2:
         return ()
     last = budget.planned_steps
-    steps = {max(1, round(share * last)) for share in budget.rungs}
+    steps = {max(1, round(share * last)) for share in budget.rung_shares}
     return tuple(sorted(s for s in steps if s < last))
-
-
-def early_rung_warnings(budget: BudgetSpec) -> tuple[str, ...]:
-    """Return a warning if the race compares settings before their losses are informative."""
-    stops = rung_steps(budget)
-    if not stops or stops[0] >= MIN_RUNG_STEPS:
-        return ()
-    steps = " and ".join(str(s) for s in stops)
-    return (
-        f"The race compares settings at steps {steps}: before step {MIN_RUNG_STEPS} it often "
-        'chooses other settings than a full search. Use more steps, later rungs or race = "off". '
-        "[early-rungs]",
-    )
 
 
 def edge_extension(losses: Mapping[float, float]) -> float | None:
@@ -104,6 +91,23 @@ def edge_extension(losses: Mapping[float, float]) -> float | None:
     if best == rates[-1]:
         return float(f"{best * rates[-1] / rates[-2]:.3g}")
     return None
+
+
+def replicate_seeds(spec: StudySpec, count: int) -> tuple[int, ...]:
+    """Return the seeds of the first ``count`` replicates."""
+    return tuple(spec.seed + 1 + i for i in range(count))
+
+
+def replicate_trials(
+    spec: StudySpec, entries: Sequence[MethodEntry], seeds: Sequence[int], conditions: Conditions
+) -> tuple[Trial, ...]:
+    """Return the first trials of replicates: each method's initial settings at each seed."""
+    return tuple(
+        Trial(entry, setting, seed, REPLICATE, conditions)
+        for entry in entries
+        for seed in seeds
+        for setting in initial_settings(entry, spec, seed)
+    )
 
 
 def search_trials(
@@ -140,7 +144,7 @@ def group_trials(trials: Sequence[Trial], max_lanes: int | None) -> Iterator[tup
     """Yield groups of at most ``max_lanes`` trials that can be batched: same method, same shapes.
 
     Settings that differ in anything but the learning rate may differ in shapes, so they are in
-    different groups.
+    different groups. Without a limit a group has at most ``MOST_LANES`` trials.
     """
     alike: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -148,7 +152,7 @@ def group_trials(trials: Sequence[Trial], max_lanes: int | None) -> Iterator[tup
         key = json.dumps([trial.method.name, trial.phase, shapes], sort_keys=True)
         alike.setdefault(key, []).append(trial)
     for group in alike.values():
-        size = max_lanes or len(group)
+        size = max_lanes or MOST_LANES
         yield from (tuple(group[i : i + size]) for i in range(0, len(group), size))
 
 
