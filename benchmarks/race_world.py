@@ -180,4 +180,5 @@ def _trials(study: Study, losses: Array) -> Iterator[tuple[str, racing.RungStand
     for m, method in enumerate(study.names):
         for s in range(len(GRID)):
             there = losses[m, s] if np.isfinite(losses[m, s, 0]) else None
-            yield f"{m}/{s}", racing.RungStanding(f"{m}/{s}", method, 10.0 ** GRID[s], there)
+            rate = 10.0 ** GRID[s]
+            yield f"{m}/{s}", racing.RungStanding(f"{m}/{s}", method, 0, rate, there)

@@ -420,10 +420,10 @@ def test_not_ripe_without_losses() -> None:
     ("keep", "ripe", "expected"),
     [
         ((2,), True, (2,)),
-        ((2,), False, (3,)),
+        ((2,), False, (3, 2)),  # the last one repeats: a second rung keeps two again
         ((2, 1), True, (2, 1)),
         ((2, 1), False, (3, 1)),
-        ((4,), False, (4,)),
+        ((4,), False, (4, 4)),
     ],
 )
 def test_three_continue_after_unripe_rung(

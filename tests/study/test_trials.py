@@ -14,7 +14,6 @@ from helpers.trials import ENTRIES, SPEC
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.methods import registry
 from bakeoff.study import dry_run
-from bakeoff.study.config import BudgetSpec
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.testing.trials import CONDITIONS
 
@@ -76,14 +75,6 @@ def test_groups_uniform_and_bounded() -> None:
     assert whole == [[0, 2, 4], [1], [3]]
     by_two = [[trials.index(t) for t in g] for g in planning_trials.group_trials(trials, 2)]
     assert by_two == [[0, 2], [4], [1], [3]]
-
-
-def test_early_rungs_warn() -> None:
-    """Rungs that come too early give a warning."""
-    assert planning_trials.early_rung_warnings(BudgetSpec(steps=200)) == ()
-    assert planning_trials.early_rung_warnings(BudgetSpec(steps=60, race="off")) == ()
-    (said,) = planning_trials.early_rung_warnings(BudgetSpec(steps=60))
-    assert said.startswith("The race compares settings at steps 6 and 18: before step 20 it often")
 
 
 @pytest.mark.parametrize("kind", ["sft", "classify"])

@@ -43,7 +43,7 @@ GROUPS = {
     SETTINGS: (
         "setting-not-applied",
         "validation-in-train",
-        "early-rungs",
+        "early-rungs",  # stored by studies of earlier versions
         "rate-at-edge",
         "selection-disagrees",
     ),

@@ -221,7 +221,6 @@ def apply_budget(study: Study, plan: BudgetPlan) -> Study:
     count = len(spec.method_names)  # contenders are dropped from the end of the list
     return study._replace(
         spec=spec,
-        warnings=study.warnings + planning_trials.early_rung_warnings(spec.budget),
         entries=study.entries[:count],
         conditions=dataclasses.replace(study.conditions, steps=plan.steps),
         sizes=None if study.sizes is None else study.sizes[:count],

@@ -191,7 +191,7 @@ def is_ripe(control: Losses, start: Losses) -> RipeDecision:
 
 def keep_at_rungs(keep: Sequence[int], ripe: bool) -> tuple[int, ...]:
     """Return how many settings continue after each rung, given whether the first one is ripe."""
-    return tuple(keep) if ripe else (max(KEEP_UNRIPE, keep[0]), *keep[1:])
+    return tuple(keep) if ripe else (max(KEEP_UNRIPE, keep[0]), *(keep[1:] or keep))
 
 
 def leading_losses(standings: Iterable[RungStanding], method: str) -> dict[int, Losses]:

@@ -25,7 +25,6 @@ from bakeoff.methods import registry as catalog
 from bakeoff.metrics import load
 from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress
-from bakeoff.study.planning import trials
 from bakeoff.study.remote import ExecutorFactory, make_executor, open_executor, run_remote
 from bakeoff.study.setup import base_model, defaults
 from bakeoff.study.setup import splits as setup_splits
@@ -80,7 +79,7 @@ def open_study(
         for note in splits.notes:
             progress.say(note)
         defaults.report_choices(choices, unused, progress)
-    warnings = report_warnings([*texts, *trials.early_rung_warnings(spec.budget)], progress)
+    warnings = report_warnings(texts, progress)
     conditions = _conditions(spec, base, options, metric, machine, splits)
     study = Study(
         spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric,
