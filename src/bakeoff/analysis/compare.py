@@ -69,6 +69,13 @@ class Comparison:
     ``items_needed`` and ``seeds_needed`` estimate how many items, or seeds, would settle an
     inconclusive verdict. They are None where no number would, where seed noise is unknown, and
     where the verdict is settled.
+
+    The rest is known in rounds only. ``look`` (from 1) is the one that closed the contender, or the
+    last one, and ``replicates`` are those of it. ``items_share`` is the part of the variance that
+    the items give and no replicate reduces, ``floor`` the half width at infinitely many replicates.
+    ``reason`` is what limits an inconclusive contender: ``items``, ``seeds`` or ``time``.
+    ``exploratory`` is the verdict of a further look (``--again``) at the level of the study, where
+    it differs.
     """
 
     difference: Interval
@@ -80,6 +87,12 @@ class Comparison:
     seed_noise_known: bool
     items_needed: int | None = None
     seeds_needed: int | None = None
+    replicates: int | None = None
+    look: int | None = None
+    items_share: float | None = None
+    floor: float | None = None
+    reason: str | None = None
+    exploratory: Verdict | None = None
 
 
 class _TestResults(NamedTuple):
@@ -199,7 +212,7 @@ def _equivalence_p_values(effects: Sequence[Effect], margin: float, draws: int) 
     lower bound as a p value from ``draws`` bootstrap draws, so it is never 0.
     """
     error = variance_components(effects)
-    least = np.array([_least_binary_variance(margin, e) for e in effects])
+    least = np.array([least_binary_variance(margin, e) for e in effects])
     # Where hardly any item differs, the observed variance is smaller than it would be at a true
     # difference of the margin.
     error = error._replace(items=np.maximum(error.items, least - error.seeds))
@@ -211,9 +224,13 @@ def _equivalence_p_values(effects: Sequence[Effect], margin: float, draws: int) 
     return np.maximum(np.where(same, 0.0, p_values), 1 / (1 + draws))
 
 
-def _least_binary_variance(margin: float, effect: Effect) -> float:
-    """Return the least variance of a mean of -1, 0, 1 that equals the margin; 0 if not binary."""
-    return margin * max(0.0, 1 - margin) / effect.n_items if effect.binary else 0.0
+def least_binary_variance(margin: float, effect: Effect) -> float:
+    """Return the least variance of a mean of -1, 0, 1 that equals the margin; 0 if not binary.
+
+    The few items that differ say little about how much groups differ, so that of grouped items
+    takes the correlation that plans assume.
+    """
+    return margin * max(0.0, 1 - margin) / effect.effective_items if effect.binary else 0.0
 
 
 def _sample_size_needed(effect: Effect, margin: float, n_contenders: int) -> _SampleSizes:
@@ -223,7 +240,7 @@ def _sample_size_needed(effect: Effect, margin: float, n_contenders: int) -> _Sa
     80 % power.
     """
     difference, design = abs(effect.estimate), _design_from_effect(effect, n_contenders)
-    least = math.sqrt(_least_binary_variance(margin, effect) * effect.n_items)
+    least = math.sqrt(least_binary_variance(margin, effect) * effect.n_items)
     at_margin = replace(design, item_sd=max(design.item_sd, least))
     items = [items_needed(design, difference), items_needed(at_margin, difference, margin)]
     seeds: list[int | None] = [None]

@@ -51,6 +51,8 @@ class StudyDesign:
     same at every seed; ``rest_sd`` is the SD of what varies by item and seed. With ``rest_sd`` 0
     all item noise counts as constant over seeds, the conservative reading of a discordance at one
     seed. ``seed_sd`` is the SD of one method's score over seeds, without the items' noise.
+    ``design_effect`` is what groups of items multiply the items' variances by, and ``item_df`` the
+    degrees of freedom of the items' variance, n - 1 if None.
     """
 
     n_items: int
@@ -59,6 +61,13 @@ class StudyDesign:
     item_sd: float = ITEM_SD
     seed_sd: float = SEED_SD
     rest_sd: float = 0.0
+    design_effect: float = 1.0
+    item_df: float | None = None
+
+    @property
+    def item_variance(self) -> float:
+        """The variance of the difference that the items give it at any number of seeds."""
+        return self.item_sd**2 * self.design_effect / self.n_items
 
     @property
     def between_seed_variance(self) -> float:
@@ -68,30 +77,28 @@ class StudyDesign:
     @property
     def rest_variance(self) -> float:
         """The variance of the difference that is independent at every item and seed."""
-        return self.rest_sd**2 / (self.n_items * self.n_seeds)
+        return self.rest_sd**2 * self.design_effect / (self.n_items * self.n_seeds)
 
     @property
     def standard_error(self) -> float:
         """The true standard error of a difference."""
-        return math.sqrt(
-            self.item_sd**2 / self.n_items + self.rest_variance + self.between_seed_variance
-        )
+        return math.sqrt(self.item_variance + self.rest_variance + self.between_seed_variance)
 
 
 def detectable_difference(design: StudyDesign, alpha: float = 0.05, power: float = POWER) -> float:
     """Return the smallest true difference that gets a better or worse verdict with this power."""
-    widths = _half_widths(design, dunnett_critical(design.n_contenders, alpha))
+    widths = likely_half_widths(design, dunnett_critical(design.n_contenders, alpha))
     scale = design.standard_error
     if scale == 0:
         return 0.0
     most = float(widths.max()) + 10 * scale
-    return float(optimize.brentq(lambda d: _power_at(d, widths, scale) - power, 0.0, most))
+    return float(optimize.brentq(lambda d: share_beyond(d, widths, scale) - power, 0.0, most))
 
 
 def power_of_difference(design: StudyDesign, true_difference: float, alpha: float = 0.05) -> float:
     """Return the probability that the interval of a difference excludes 0, on the right side."""
-    widths = _half_widths(design, dunnett_critical(design.n_contenders, alpha))
-    return _power_at(abs(true_difference), widths, design.standard_error)
+    widths = likely_half_widths(design, dunnett_critical(design.n_contenders, alpha))
+    return share_beyond(abs(true_difference), widths, design.standard_error)
 
 
 def power_of_equivalence(
@@ -99,7 +106,7 @@ def power_of_equivalence(
 ) -> float:
     """Return the probability that both one-sided margin tests reject, at Holm's first step."""
     critical = -float(special.ndtri(alpha / design.n_contenders))
-    widths = _half_widths(design, critical)
+    widths = likely_half_widths(design, critical)
     scale = design.standard_error
     if scale == 0:
         return float(abs(true_difference) < margin)
@@ -120,7 +127,7 @@ def items_needed(
     A difference is settled when it is significant or, with a ``margin``, when equivalence is shown.
     The search starts at the design's number of items, so the answer is never smaller.
     """
-    return _smallest_sufficient(
+    return smallest_sufficient(
         lambda n: _power(replace(design, n_items=n), true_difference, margin, alpha) >= power,
         design.n_items,
         MAX_ITEMS,
@@ -135,7 +142,7 @@ def seeds_needed(
     power: float = POWER,
 ) -> int | None:
     """Return how many seeds settle a true difference at the design's items; None if none do."""
-    return _smallest_sufficient(
+    return smallest_sufficient(
         lambda n: _power(replace(design, n_seeds=n), true_difference, margin, alpha) >= power,
         design.n_seeds,
         MAX_SEEDS,
@@ -173,15 +180,19 @@ def _power(
     return power_of_equivalence(design, true_difference, margin, alpha)
 
 
-def _power_at(difference: float, widths: FloatArray, scale: float) -> float:
+def share_beyond(difference: float, widths: FloatArray, scale: float) -> float:
+    """Return the probability that an estimate with standard error ``scale`` exceeds its width."""
     if scale == 0:
         return float(difference > 0)
     return float(np.mean(special.ndtr((difference - widths) / scale)))
 
 
-def _half_widths(design: StudyDesign, critical: float) -> FloatArray:
-    """Return the half-widths of the verdict's interval in equally likely cases, ``[cases]``."""
-    items = design.item_sd**2 / design.n_items + design.rest_variance
+def likely_half_widths(design: StudyDesign, critical: float) -> FloatArray:
+    """Return the half widths of the verdict's interval in equally likely cases, ``[cases]``.
+
+    With several contenders the cases are ``[SHARED_CASES, OWN_CASES]``, flattened.
+    """
+    items = design.item_variance + design.rest_variance
     if design.n_seeds == 1:  # the verdict cannot see the between-seed variance, though there is one
         return half_width(
             critical, _variance_components(design, np.array([items]), np.zeros(1), np.ones(1))
@@ -198,7 +209,8 @@ def _half_widths(design: StudyDesign, critical: float) -> FloatArray:
 def _variance_components(
     design: StudyDesign, items: FloatArray, seeds: FloatArray, df: FloatArray
 ) -> VarianceComponents:
-    return VarianceComponents(items, np.full_like(items, max(design.n_items - 1, 1)), seeds, df)
+    item_df = max(design.n_items - 1, 1) if design.item_df is None else design.item_df
+    return VarianceComponents(items, np.full_like(items, item_df), seeds, df)
 
 
 def _likely_seed_variances(design: StudyDesign) -> tuple[FloatArray, FloatArray, float]:
@@ -229,7 +241,7 @@ def _chi_squared_quantiles(df: float, cases: int) -> FloatArray:
     return np.asarray(values / values.mean())
 
 
-def _smallest_sufficient(settled: Callable[[int], bool], start: int, most: int) -> int | None:
+def smallest_sufficient(settled: Callable[[int], bool], start: int, most: int) -> int | None:
     """Return the smallest number from ``start`` up that settles, by doubling, then bisection."""
     if not settled(most):
         return None
