@@ -1,163 +1,317 @@
-"""What the race saves and loses on a real study: the demo, run raced and in full, side by side.
+"""Whether the race chooses what a full search chooses, on a real study: the demo.
 
-    python benchmarks/race_real.py --out race-real.json     # resumes; folders stay under --folder
+    python benchmarks/race_real.py --out race-real.json     # resumes; the folder stays
 
-It runs the same study twice through ``bakeoff.run``, once with
-``budget.race = "off"``, same seeds, and holds the two reports against each other. One study on one
-data set: it shows what a user of this study would have saved and missed; ``race.py`` says what is
-to be expected of many.
+It trains all settings of every replicate to the end (8 methods, 2 seeds, 5 settings, 60 steps) and
+reads the losses at each step at which a rung may be. What a race would have chosen follows from
+these readings, because a trial that goes on is trained as in the full search, to the bit. The
+rules of the race are those of ``bakeoff.study.planning.racing``.
 
-Steps are those that were trained, from the stored trials, wider grids included. A method whose
-setting is the same in both has the very same final trials, so its score is the same to the bit, and
-only the settings chosen, the methods stopped and (by the contenders that are left) the intervals
-can differ. Costs are probed anew in each; the front is the full run's, over its scores and costs.
+*Another setting*: replicates of methods whose finalist is not that of the full search. *Above full*
+and *other seeds*: validation loss at the end of the race's choice less that of the full search's,
+at its own seed and at the other seeds, in nats with the standard error over replicates. Exit code 1
+if the default rule chooses another setting in more than one replicate in eight.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
+import numpy as np
 from real_study import DEMO, about, changed, checked, markdown, run_study, told, where
 
-from bakeoff.core.record import StudyRecord
 from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.study.config import StudySpec, dump_spec, read_spec
+from bakeoff.study.planning import racing
+from bakeoff.study.storage.database import Reader
+from bakeoff.study.storage.study_dir import DATABASE
 
-PHASES = ("search", "final")
+Replicate = tuple[str, int]
+"""A method and a seed."""
+ALLOWED = 1 / 8
+"""Largest share of replicates that may choose another setting than in full."""
+SECOND = 0.3
+"""Share of the steps of the second rung, where there is one."""
 
 
-def steps_of(trial: Trial, result: TrialResult) -> int:
-    """Return the steps that a trial was trained: to a rung, to where it diverged, or all."""
-    if result.step is not None:
-        return result.step
-    return result.diverged_at_step or trial.conditions.steps
+class Rule(NamedTuple):
+    """Settings that go on after each rung, and whether the first rung waits until it is ripe."""
+
+    name: str
+    keep: tuple[int, ...]
+    ripe: bool = True
 
 
-def steps_by_phase(record: StudyRecord) -> dict[str, int]:
-    """Return the training steps of a study's search and final phase, and of both."""
-    phases = {
-        phase: sum(steps_of(t, r) for t, r in record.trials if r is not None and t.phase == phase)
-        for phase in PHASES
+DEFAULT = Rule("ripe rung, two to the end", (2,))
+RULES = (
+    DEFAULT,
+    Rule("ripe rung, then one from 30 %", (2, 1)),
+    Rule("two from 10 %", (2,), ripe=False),
+    Rule("three from 10 %", (3,), ripe=False),
+    Rule("one from 10 %", (1,), ripe=False),
+)
+
+
+class Readings(NamedTuple):
+    """Losses of all trials: ``at`` by step and trial id, and the control's at step 0 by seed."""
+
+    at: Mapping[int, Mapping[str, racing.RungStanding]]
+    start: Mapping[int, racing.Losses]
+    control: str
+    steps: int
+
+
+class Raced(NamedTuple):
+    """What a race chose: finalists' trial ids, its rungs, and runs trained by each replicate."""
+
+    finalists: dict[Replicate, str | None]
+    rungs: tuple[int, ...]
+    ripe: tuple[racing.RipeDecision, ...]
+    runs: float
+
+
+def first_rung(steps: int) -> int:
+    """Return the step of the default rung."""
+    return max(1, round(0.1 * steps))
+
+
+def reading_steps(steps: int) -> tuple[int, ...]:
+    """Return the steps at which any of the rules may have a rung."""
+    second = round(SECOND * steps)
+    return tuple(sorted({*racing.rung_candidates(first_rung(steps), steps), second}))
+
+
+def race(readings: Readings, rule: Rule) -> Raced:
+    """Return what a race by ``rule`` chooses in each replicate."""
+    first, steps = first_rung(readings.steps), readings.steps
+    second = round(SECOND * steps) if len(rule.keep) > 1 else None
+    candidates = racing.rung_candidates(first, steps, second) if rule.ripe else (first,)
+    found = []
+    for step in candidates:
+        rung = step
+        found.append(_decide_ripeness(readings, step))
+        if found[-1].ripe:
+            break
+    rungs = (rung,) if second is None else (rung, second)
+    keep = racing.keep_at_rungs(rule.keep, found[-1].ripe or not rule.ripe)
+    rules = racing.Rules(rungs, steps, contenders=1, keep=keep)
+    alive, spent, done = list(readings.at[steps]), 0.0, 0
+    for number, step in enumerate(rungs):
+        spent, done = spent + len(alive) * (step - done), step
+        standings = [readings.at[step][i] for i in alive]
+        decisions = racing.decide_rung(standings, readings.control, {}, number, rules)
+        alive = [d.trial_id for d in decisions if d.goes_on]
+    spent += len(alive) * (steps - done)
+    finalists = {key: _finalist(readings, key, alive) for key in replicates(readings)}
+    return Raced(finalists, rungs, tuple(found), spent / steps / len(finalists))
+
+
+def search_in_full(readings: Readings) -> dict[Replicate, str | None]:
+    """Return the finalist of each replicate among all of its settings."""
+    trials = list(readings.at[readings.steps])
+    return {key: _finalist(readings, key, trials) for key in replicates(readings)}
+
+
+def replicates(readings: Readings) -> list[Replicate]:
+    """Return the methods and seeds of the study, in its order."""
+    return list(dict.fromkeys((s.method, s.seed) for s in readings.at[readings.steps].values()))
+
+
+def _finalist(readings: Readings, replicate: Replicate, trials: Sequence[str]) -> str | None:
+    standings = [readings.at[readings.steps][i] for i in trials]
+    return racing.choose_finalist([s for s in standings if (s.method, s.seed) == replicate])
+
+
+def _decide_ripeness(readings: Readings, step: int) -> racing.RipeDecision:
+    leading = racing.leading_losses(readings.at[step].values(), readings.control)
+    seeds = [seed for seed in leading if seed in readings.start]
+    return racing.is_ripe(
+        np.array([leading[s] for s in seeds]), np.array([readings.start[s] for s in seeds])
+    )
+
+
+def compare(readings: Readings, rule: Rule) -> dict[str, Any]:
+    """Hold a rule's choices against those of the full search."""
+    raced, full = race(readings, rule), search_in_full(readings)
+    at_end = readings.at[readings.steps]
+    both = {
+        key: (at_end[one], at_end[other])
+        for key, other in full.items()
+        if other is not None and (one := raced.finalists[key]) is not None
     }
-    return {**phases, "total": sum(phases.values())}
-
-
-def outcome(record: StudyRecord, report: dict[str, Any]) -> dict[str, Any]:
-    """Return what one of the two runs gave."""
-    rows = {row["method"]: _row(row) for row in report["methods"]}
-    scored = {m: row["score"]["estimate"] for m, row in rows.items() if row["score"]}
-    sign = 1 if record.metric.better == "higher" else -1
     return {
-        "steps": steps_by_phase(record),
+        "rule": rule.name,
+        "rungs": raced.rungs,
+        "ripe": [asdict(decision) for decision in raced.ripe],
+        "runs": raced.runs,
+        "replicates": len(full),
+        "other_setting": sum(raced.finalists[key] != full[key] for key in full),
+        "above_full": spread([one.mean - other.mean for one, other in both.values()]),
+        "other_seeds": spread(
+            [d for key, pair in both.items() for d in _at_other_seeds(at_end, key, *pair)]
+        ),
+        "chosen": [
+            {
+                "method": method,
+                "seed": seed,
+                "full": full_one.learning_rate,
+                "raced": raced_one.learning_rate,
+                "loss_full": full_one.mean,
+                "loss_raced": raced_one.mean,
+            }
+            for (method, seed), (raced_one, full_one) in both.items()
+        ],
+    }
+
+
+def _at_other_seeds(
+    at_end: Mapping[str, racing.RungStanding],
+    replicate: Replicate,
+    raced: racing.RungStanding,
+    full: racing.RungStanding,
+) -> list[float]:
+    """Return the difference of the two rates' losses at each seed that did not choose them."""
+    means = {(s.seed, s.learning_rate): s.mean for s in at_end.values() if s.method == replicate[0]}
+    found = [
+        means[seed, raced.learning_rate] - means[seed, full.learning_rate]
+        for seed in dict.fromkeys(seed for seed, _ in means)
+        if seed != replicate[1]
+    ]
+    return [value for value in found if math.isfinite(value)]
+
+
+def spread(values: Sequence[float]) -> list[float | None]:
+    """Return the mean and its standard error."""
+    if not values:
+        return [None, None]
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return [fmean(values), error]
+
+
+def read(out: Path, control: str, steps: int) -> Readings:
+    """Read the losses of all trials at each step with a reading, and at the end."""
+    with Reader(out / DATABASE) as reader:
+        trials = reader.trials()
+        rungs = {step: reader.results_at_rung(step) for step in (*reading_steps(steps), steps)}
+    last = {trial.id: result for trial, result in trials}
+    at = {
+        step: {t.id: _standing(t, results.get(t.id) or last[t.id]) for t, _ in trials}
+        for step, results in rungs.items()
+    }
+    start = {
+        trial.seed: np.array(result.initial_losses)
+        for trial, _ in trials
+        for results in rungs.values()
+        if trial.method.name == control
+        and (result := results.get(trial.id)) is not None
+        and result.initial_losses
+    }
+    return Readings(at, start, control, steps)
+
+
+def _standing(trial: Trial, result: TrialResult | None) -> racing.RungStanding:
+    losses = np.array(result.item_losses) if result is not None and result.item_losses else None
+    if losses is not None and not np.isfinite(losses).all():
+        losses = None
+    return racing.RungStanding(trial.id, trial.method.name, trial.seed, trial.learning_rate, losses)
+
+
+def study_in_full(given: argparse.Namespace) -> StudySpec:
+    """Return the study with readings at every rung, where all settings go on.
+
+    No method stops: with forgetting as the only cost, which is unknown during the race, every
+    method may be on the front.
+    """
+    spec = checked(dump_spec(read_spec(given.study)), given.steps, given.workers)
+    budget, steps = spec.budget, spec.budget.planned_steps
+    values = changed(
+        dump_spec(spec),
+        "budget",
+        seeds=given.seeds,
+        race="on",
+        rungs=[step / steps for step in reading_steps(steps)],
+        keep=[budget.settings],
+        extend=0,
+        steps=steps,
+    )
+    values["budget"].pop("most", None)
+    values = changed(values, "verdict", pareto=["quality", "forgetting"])
+    return checked(changed(values, "engine", executor=given.executor), None, None)
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Run the study, or go on with it, and return everything."""
+    load, spec = os.getloadavg()[0], study_in_full(given)
+    record, _ = run_study(spec, given.study.parent, given.folder)
+    readings = read(given.folder, spec.method_names[0], spec.budget.planned_steps)
+    return {
+        **about("race_real", spec, record, load),
         "wall_seconds": record.wall_seconds,
-        "train_seconds": report["timing"]["train_seconds"],
-        "evaluation_seconds": report["timing"]["evaluation_seconds"],
-        "best": max(scored, key=lambda m: sign * scored[m]) if scored else None,
-        "recommended": report["recommendation"]["method"],
-        "front": report["front"]["front"],
-        "front_axes": report["front"]["axes"],
-        "methods_stopped": report["race"]["methods_stopped"] if report["race"] else [],
-        "methods": rows,
-        "failures": report["failures"],
+        "rules": [compare(readings, rule) for rule in RULES],
+        "settings": [
+            {"trial": s.trial_id, "method": s.method, "seed": s.seed, "rate": s.learning_rate}
+            | {"losses": {step: _finite(at[s.trial_id].mean) for step, at in readings.at.items()}}
+            for s in readings.at[readings.steps].values()
+        ],
     }
 
 
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("setting", "score", "difference", "verdict", "front_probability", "status", "reason")
-    costs = ("train_peak_bytes", "step_milliseconds", "adapter_bytes", "trainable_parameters")
-    return {
-        **{key: row[key] for key in kept},
-        "settings_tried": row["n_settings"],
-        "test_scores": [s["test_score"] for s in row["seeds"]],
-        "cost": {key: row["cost"][key] for key in costs},
-    }
-
-
-def contrast(raced: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
-    """Return what the race saved and what it changed."""
-    steps = {p: full["steps"][p] / max(1, raced["steps"][p]) for p in (*PHASES, "total")}
-    rows = {m: (raced["methods"][m], full["methods"][m]) for m in full["methods"]}
-    stopped = raced["methods_stopped"]
-    gone = [m for m in full["front"] if m in stopped]
-    both = [m for m, (one, other) in rows.items() if one["score"] and other["score"]]
-    return {
-        "times_fewer_steps": steps,
-        "times_less_wall": full["wall_seconds"] / raced["wall_seconds"],
-        "methods_stopped": stopped,
-        "same_setting": {m: rows[m][0]["setting"] == rows[m][1]["setting"] for m in both},
-        "score_raced_less_full": {
-            m: rows[m][0]["score"]["estimate"] - rows[m][1]["score"]["estimate"] for m in both
-        },
-        "same_verdict": {m: rows[m][0]["verdict"] == rows[m][1]["verdict"] for m in both},
-        "same_best": raced["best"] == full["best"],
-        "best_stopped": full["best"] in stopped,
-        "same_recommendation": raced["recommended"] == full["recommended"],
-        "front": full["front"],
-        "front_methods_stopped": gone,
-    }
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def table(found: dict[str, Any]) -> str:
     """Return the figures as text."""
-    raced, full, held = found["raced"], found["full"], found["contrast"]
-    counts = [
-        [p, full["steps"][p], raced["steps"][p], f"{held['times_fewer_steps'][p]:.2f}"]
-        for p in (*PHASES, "total")
-    ]
-    walls = [f"{side['wall_seconds']:.0f}" for side in (full, raced)]
-    counts.append(["wall seconds", *walls, f"{held['times_less_wall']:.2f}"])
     rows = [
         [
-            method,
-            *_cells(full["methods"][method]),
-            *_cells(raced["methods"][method]),
-            "front" if method in full["front"] else "",
-            "stopped" if method in raced["methods_stopped"] else "",
+            row["rule"],
+            " and ".join(map(str, row["rungs"])),
+            f"{row['runs']:.2f}",
+            f"{row['other_setting']} of {row['replicates']}",
+            _with_error(row["above_full"]),
+            _with_error(row["other_seeds"]),
         ]
-        for method in full["methods"]
+        for row in found["rules"]
     ]
-    head = ["method", "full: rate", "test score", "verdict", "raced: rate", "test score", "verdict"]
-    said = [
-        f"best: {full['best']} in full, {raced['best']} raced; recommended: "
-        f"{full['recommended']} in full, {raced['recommended']} raced",
-        f"front in full ({', '.join(full['front_axes'])}): {', '.join(full['front'])}; "
-        f"of these the race stopped: {', '.join(held['front_methods_stopped']) or 'none'}",
+    head = ["rule", "rungs", "runs", "another setting", "above full, nats", "other seeds, nats"]
+    default = found["rules"][0]
+    ripe = "; ".join(
+        f"fall {_number(r['fall'])}, z {_number(r['z'])}{', ripe' if r['ripe'] else ''}"
+        for r in default["ripe"]
+    )
+    chosen = [
+        [c["method"], c["seed"], f"{c['full']:g}", f"{c['raced']:g}"]
+        + [f"{c['loss_full']:.3f}", f"{c['loss_raced']:.3f}"]
+        for c in default["chosen"]
     ]
-    tables = [
-        markdown(["steps", "full", "raced", "ratio"], counts),
-        markdown([*head, "true front", "race"], rows),
-    ]
-    return "\n\n".join([where(found), *tables, *said])
+    rates = ["method", "seed", "full: rate", "raced: rate", "full: loss", "raced: loss"]
+    return "\n\n".join(
+        [where(found), markdown(head, rows), f"The control: {ripe}", markdown(rates, chosen)]
+    )
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    rate = row["setting"].get("learning_rate")
-    score = row["score"]
-    return [
-        f"{rate:g}" if rate is not None else "-",
-        f"{score['estimate']:.4f}" if score else "-",
-        row["verdict"],
-    ]
+def _with_error(value: Sequence[float | None]) -> str:
+    mean, error = value
+    return _number(mean) + ("" if error is None else f" ± {error:.3f}")
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Run the study twice, or go on with both, and return everything."""
-    load, source = os.getloadavg()[0], given.study.parent
-    spec = checked(dump_spec(read_spec(given.study)), given.steps, given.workers)
-    sides = {}
-    for name, race in (("raced", "on"), ("full", "off")):
-        one: StudySpec = checked(changed(dump_spec(spec), "budget", race=race), None, None)
-        before = os.getloadavg()[0]
-        record, report = run_study(one, source, given.folder / name)
-        sides[name] = {"load_before": before, **outcome(record, report)}
-    known = about("race_real", spec, record, load)
-    return {**known, "contrast": contrast(sides["raced"], sides["full"]), **sides}
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def exit_code(found: dict[str, Any]) -> int:
+    """Return 1 if the default rule chooses otherwise too often."""
+    default = found["rules"][0]
+    return int(default["other_setting"] > ALLOWED * default["replicates"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,12 +320,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--study", type=Path, default=DEMO, help="this study file; the demo")
+    parser.add_argument("--seeds", type=int, default=2, help="replicates of each method")
     parser.add_argument("--steps", type=int, help="of each trial, in place of the study's")
     parser.add_argument("--workers", type=int, help="groups of trials side by side")
-    parser.add_argument("--folder", type=Path, default=Path("runs/race-real"), help="of both runs")
+    parser.add_argument("--executor", help="in place of the study's, such as inline")
+    parser.add_argument("--folder", type=Path, default=Path("runs/race-real"), help="of the study")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
-    given = parser.parse_args(argv)
-    return told(given, measure, table, lambda _: 0)
+    return told(parser.parse_args(argv), measure, table, exit_code)
 
 
 if __name__ == "__main__":

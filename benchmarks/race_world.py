@@ -21,7 +21,8 @@ A simulated study is LoRA r32 as the control and 7 (or 23) runs drawn from the f
   rate is higher: 3.1 times for 79 times fewer examples (same paper), ``SHIFT`` decades a decade.
 - *noise*: a seed's SD in points (same paper: 0.40 near the optimum), in nats by ``SLOPE``, half of
   its variance from rung to rung the same; items correlate (``ITEM_SD``, ``PAIR_SD``: from how much
-  one run's, and the difference of two runs', 250-step means scatter), 300 of them.
+  one run's, and the difference of two runs', 250-step means scatter), 300 of them. Replicates have
+  the same items and methods, and a noise of their own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from bakeoff.study.planning import racing
 
 RUNS = Path(__file__).with_name("published_runs.csv")
 CONTROL = "lora/rank32"
-STEPS, RUNGS = 5000, (500, 1500)
+STEPS, RUNGS = 5000, (500,)
 READ = (250, 500, 750, 1500, STEPS)
 """Steps of which a loss was published."""
 GRID = np.linspace(-1.0, 1.0, 5)
@@ -89,6 +90,7 @@ class World:
     items: int = ITEMS
     rungs: tuple[int, ...] = RUNGS
     keep: tuple[int, ...] = racing.KEEP
+    replicates: int = 3
     late: bool = False
     """Whether moves come from any run, not from one of like quality: slow starters everywhere."""
 
@@ -165,20 +167,21 @@ def standings(
     study: Study, world: World, rng: np.random.Generator
 ) -> list[dict[str, racing.RungStanding]]:
     """Return for each rung and the end the trials' per-item losses, by trial id."""
-    shape = study.drops.shape
-    luck = rng.normal(0.0, world.seed_sd * SLOPE / math.sqrt(2), (len(study.means) + 1, *shape))
     items = rng.normal(0.0, ITEM_SD, world.items)
-    found = []
-    for means, own in zip(study.means, luck[1:], strict=True):
-        noise = rng.normal(0.0, PAIR_SD / math.sqrt(2), (*shape, world.items))
-        losses = (means + luck[0] + own)[..., None] + items + noise
-        found.append(dict(_trials(study, losses)))
+    shape, luck_sd = study.drops.shape, world.seed_sd * SLOPE / math.sqrt(2)
+    found: list[dict[str, racing.RungStanding]] = [{} for _ in study.means]
+    for seed in range(world.replicates):
+        luck = rng.normal(0.0, luck_sd, (len(study.means) + 1, *shape))
+        for at, means, own in zip(found, study.means, luck[1:], strict=True):
+            noise = rng.normal(0.0, PAIR_SD / math.sqrt(2), (*shape, world.items))
+            losses = (means + luck[0] + own)[..., None] + items + noise
+            at.update((s.trial_id, s) for s in _trials(study, losses, seed))
     return found
 
 
-def _trials(study: Study, losses: Array) -> Iterator[tuple[str, racing.RungStanding]]:
+def _trials(study: Study, losses: Array, seed: int) -> Iterator[racing.RungStanding]:
     for m, method in enumerate(study.names):
         for s in range(len(GRID)):
             there = losses[m, s] if np.isfinite(losses[m, s, 0]) else None
             rate = 10.0 ** GRID[s]
-            yield f"{m}/{s}", racing.RungStanding(f"{m}/{s}", method, 0, rate, there)
+            yield racing.RungStanding(f"{seed}/{m}/{s}", method, seed, rate, there)

@@ -14,6 +14,7 @@ import pytest
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.core.errors import BakeoffError
 from bakeoff.study.config import parse_spec
+from bakeoff.study.planning.racing import RungStanding
 
 
 def test_self_comparison_finds_no_difference(
@@ -82,59 +83,58 @@ def test_different_twin_refused(
         null.refuse_difference(parse_spec(values), tmp_path)
 
 
-def test_racing_compared_with_full_study(
+def test_race_compared_with_full_search(
     script: Callable[[str], ModuleType], study_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Racing is compared with the full study."""
+    """All settings are trained in full, and read at every step where a rung may be."""
     out = study_file.with_suffix(".json")
     arguments = ["--study", str(study_file), "--steps", "10", "--out", str(out)]
     arguments += ["--folder", str(study_file.with_suffix(""))]
-    assert script("race_real").main(arguments) == 0
+    assert script("race_real").main(arguments) == 0  # of two settings both go on
     found = json.loads(out.read_text(encoding="utf-8"))
-    # 2 methods x 2 settings: all 10 steps; raced, 4 to step 1, their better ones on to step 3
-    assert found["full"]["steps"] == {"search": 40, "final": 40, "total": 80}
-    raced = found["raced"]["steps"]
-    assert raced["search"] in (8, 10, 12)
-    assert raced["total"] == raced["search"] + raced["final"]
-    ratio = found["contrast"]["times_fewer_steps"]["total"]
-    assert ratio == pytest.approx(80 / raced["total"])
-    held = found["contrast"]
-    for method, same in held["same_setting"].items():
-        if same:
-            assert held["score_raced_less_full"][method] == 0
-    assert set(found["full"]["methods"]) == {"lora", "ia3"}
-    assert "| total | 80 |" in capsys.readouterr().out
+    assert len(found["settings"]) == 2 * 2 * 2
+    for setting in found["settings"]:
+        assert list(setting["losses"]) == ["1", "2", "3", "10"]
+        assert None not in setting["losses"].values()
+    default = found["rules"][0]
+    assert (default["replicates"], default["other_setting"]) == (4, 0)
+    assert default["runs"] == pytest.approx(2.0)
+    assert default["ripe"][0]["fall"] is not None
+    assert "ripe rung, two to the end" in capsys.readouterr().out
 
 
-def test_stopped_front_methods_named(
-    script: Callable[[str], ModuleType],
-) -> None:
-    """Methods of the front that racing stopped are named."""
-    score = {"estimate": 0.5}
-    row = {"setting": {"learning_rate": 1.0}, "score": score, "verdict": "inconclusive"}
-    full = {
-        "steps": {"search": 40, "final": 40, "total": 80},
-        "wall_seconds": 8.0,
-        "best": "ia3",
-        "recommended": "lora",
-        "front": ["ia3", "lora"],
-        "methods": {"lora": row, "ia3": row},
-    }
-    raced = {
-        **full,
-        "steps": {"search": 10, "final": 20, "total": 30},
-        "wall_seconds": 4.0,
-        "best": "lora",
-        "methods_stopped": ["ia3"],
-        "methods": {"lora": row, "ia3": {**row, "score": None}},
-    }
-    held = script("race_real").contrast(raced, full)
-    assert held["front_methods_stopped"] == ["ia3"]
-    assert held["best_stopped"] is True
-    assert held["same_best"] is False
-    assert held["times_fewer_steps"] == {"search": 4.0, "final": 2.0, "total": 80 / 30}
-    assert held["times_less_wall"] == 2.0
-    assert list(held["same_setting"]) == ["lora"]
+def test_race_replayed_by_hand(script: Callable[[str], ModuleType]) -> None:
+    """The race is replayed from the readings of all settings."""
+    race_real = script("race_real")
+    # of 60 steps: a rung at 6, 12 or 20; the control is ripe at 12, from 2.0 to 1.7
+    losses = {
+        ("lora", 1): {1e-3: (1.95, 1.80, 1.70, 1.0), 1e-2: (1.96, 1.75, 1.72, 0.9),
+                      1e-1: (1.90, 1.70, 1.69, 1.4), 1.0: (9.0, 9.0, 9.0, 9.0)},
+        ("oft", 1): {1e-3: (1.99, 1.90, 1.80, 0.5), 1e-2: (1.97, 1.80, 1.70, 0.6),
+                     1e-1: (1.90, 1.70, 1.60, 0.7), 1.0: (9.0, 9.0, 9.0, 9.0)},
+    }  # fmt: skip
+    at: dict[int, dict[str, RungStanding]] = {step: {} for step in (6, 12, 20, 60)}
+    for (method, seed), settings in losses.items():
+        for rate, values in settings.items():
+            for step, loss in zip(at, values, strict=True):
+                name = f"{method}@{rate:g}"
+                items = np.array([loss, loss])
+                at[step][name] = RungStanding(name, method, seed, rate, items)
+    readings = race_real.Readings(at, {1: np.array([2.0, 2.0])}, "lora", 60)
+    found = race_real.compare(readings, race_real.DEFAULT)
+    assert found["rungs"] == (12,)
+    assert [r["fall"] for r in found["ripe"]] == pytest.approx([0.05, 0.15])
+    assert [r["ripe"] for r in found["ripe"]] == [False, True]
+    # four settings to step 12, two of them to step 60
+    assert found["runs"] == pytest.approx((4 * 12 + 2 * 48) / 60)
+    # oft's best setting at the end, 0.001, is third at step 12
+    assert (found["other_setting"], found["replicates"]) == (1, 2)
+    assert [(c["full"], c["raced"]) for c in found["chosen"]] == [(0.01, 0.01), (0.001, 0.01)]
+    assert found["above_full"][0] == pytest.approx((0.0 + 0.1) / 2)
+    assert race_real.exit_code({"rules": [found]}) == 1
+    early = race_real.compare(readings, race_real.Rule("", (3,), ripe=False))
+    assert (early["rungs"], early["other_setting"]) == ((6,), 0)
+    assert race_real.exit_code({"rules": [early]}) == 0
 
 
 def _plain() -> dict[str, Any]:
