@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 from helpers.report_engines import DIFFERS, NOT_PACKABLE, NOT_SHARED
 from helpers.report_fixture import HOSTILE, empty_report, hostile_report, report
+from helpers.report_rounds import rounds_report
 
 from bakeoff.core.format import (
     DisplayUnit,
@@ -136,12 +137,12 @@ def test_rendering_is_deterministic_and_pure() -> None:
 
 def test_page_has_every_section() -> None:
     """Every section of the package is on the page."""
-    page = without_assets(render(report()))
+    page = without_assets(render(rounds_report()))
     found = re.findall(r'<section id="(\w+)"', page)
     assert found == [s.key for s in load_sections()]
-    assert found == ["verdict", "forest", "pareto", "table", "fairness", "race", "sensitivity",
-                     "curves", "items", "stability", "costs", "warnings", "failures",
-                     "provenance"]  # fmt: skip
+    assert found == ["verdict", "forest", "rounds", "pareto", "table", "fairness", "tuning", "race",
+                     "sensitivity", "curves", "items", "stability", "costs", "warnings",
+                     "failures", "provenance"]  # fmt: skip
 
 
 def test_verdict_readable_without_scripts() -> None:

@@ -74,6 +74,9 @@ def _prefixed(name: str, value: Any, keys: Iterable[str]) -> Cells:
 
 
 _INTERVAL = ("estimate", "low", "high")
+_EVIDENCE = ("replicates", "look", "items_share", "floor", "items_needed", "seeds_needed", "reason",
+             "exploratory")  # fmt: skip
+"""Keys of a difference that say what it rests on, and what would settle it."""
 
 
 def _method_rows(report: Report) -> Iterator[Cells]:
@@ -111,7 +114,34 @@ def _differences(report: Report) -> Iterator[Cells]:
             "n_seeds": m.get("n_seeds"),
             "margin": report["study"].get("margin"),
             "reason": m.get("reason"),
+            **_limits(report, difference),
         }
+
+
+def _limits(report: Report, difference: Cells) -> Cells:
+    """Return what a difference rests on; nothing for studies without replicates."""
+    if not report.get("rounds"):
+        return {}
+    return {f"limit_{k}" if k == "reason" else k: difference.get(k) for k in _EVIDENCE}
+
+
+def _looks(report: Report) -> Iterator[Cells]:
+    for look in (report.get("rounds") or {}).get("looks") or []:
+        about = {k: v for k, v in look.items() if k not in ("open", "contenders")}
+        for method, values in (look.get("contenders") or {}).items():
+            yield {**about, "method": method, **values}
+
+
+def _replicates(report: Report) -> Iterator[Cells]:
+    for m in _methods(report) if report.get("rounds") else ():
+        for seed in m.get("seeds") or []:
+            rate = (seed.get("setting") or {}).get("learning_rate")
+            yield {**_identity(m), "learning_rate": rate, **seed}
+
+
+def _probabilities(report: Report) -> Iterator[Cells]:
+    for method, others in (report.get("better_probabilities") or {}).items():
+        yield {"method": method, **{f"better_than_{name}": p for name, p in others.items()}}
 
 
 def _pareto(report: Report) -> Iterator[Cells]:
@@ -139,11 +169,17 @@ def _fairness(report: Report) -> Iterator[Cells]:
         yield {
             **_identity(m),
             **{key: m.get(key) for key in keys},
+            **_agreement(report, m),
             "steps": report["study"].get("steps"),
             "lanes": engine.get("lanes"),
             "accelerators_on": " ".join(engine.get("on") or ()),
             "accelerators_off": " ".join(engine.get("off") or ()),
         }
+
+
+def _agreement(report: Report, method: Cells) -> Cells:
+    known = method.get("agreement")
+    return _prefixed("agreement", known, ("chosen", "replicates")) if report.get("rounds") else {}
 
 
 def _race(report: Report) -> Iterator[Cells]:
@@ -213,6 +249,9 @@ def _retried(report: Report) -> Iterator[Cells]:
 _SHEETS: dict[str, Callable[[Report], Iterator[Cells]]] = {
     "methods": _method_rows,
     "differences": _differences,
+    "looks": _looks,
+    "replicates": _replicates,
+    "probabilities": _probabilities,
     "pareto": _pareto,
     "fairness": _fairness,
     "race": _race,

@@ -13,11 +13,13 @@ def method_title(method: dict[str, Any]) -> str:
 
 
 def verdict_text(method: dict[str, Any]) -> str:
-    """Return a method's verdict as words, with a note where it is not known to have learnt."""
+    """Return a method's verdict as words, with notes: exploratory, not learnt."""
     verdict = method.get("verdict") or "none"
     if verdict == "none":
         is_compared = method.get("status") == "done" and method.get("difference")
         verdict = "no verdict" if is_compared else format_status(method.get("status"))
+    if exploratory := (method.get("difference") or {}).get("exploratory"):
+        verdict = f"{verdict} (exploratory: {exploratory})"
     learning = method.get("learning")
     return verdict if learning is None or learning["learnt"] else f"{verdict}, not learnt"
 

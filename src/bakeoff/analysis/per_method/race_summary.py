@@ -28,7 +28,10 @@ def race_summary(record: StudyRecord) -> dict[str, Any] | None:
 
 
 def _decision_row(decision: dict[str, Any], record: StudyRecord) -> dict[str, Any]:
-    rates = {t.id: t.learning_rate for t, _ in record.trials}
+    trials = {t.id: t for t, _ in record.trials}
+    trial = trials.get(decision["trial_id"])
+    # in a replicate every seed has a race of its own
+    replicate = {"seed": trial.seed} if trial and trial.phase == "replicate" else {}
     numbers = decision["numbers"]
     continues = any(
         d["goes_on"]
@@ -37,7 +40,8 @@ def _decision_row(decision: dict[str, Any], record: StudyRecord) -> dict[str, An
     )
     return {
         **decision,
-        "learning_rate": rates.get(decision["trial_id"]),
+        **replicate,
+        "learning_rate": trial.learning_rate if trial else None,
         "mean_loss": numbers.get("mean_loss"),
         "whole_method": not continues,
     }
@@ -51,6 +55,8 @@ def _steps_trained(trial: Trial, result: TrialResult) -> int:
 
 def _steps_without_race(record: StudyRecord, seeds: int) -> int:
     """Return the training steps of the same settings and seeds without a race."""
+    searched = sum(t.conditions.steps for t, _ in record.trials if t.phase != "final")
+    if any(t.phase == "replicate" for t, _ in record.trials):
+        return searched
     compatible = [m for m in record.methods if m not in record.incompatible]
-    search = sum(t.conditions.steps for t, _ in record.trials if t.phase == "search")
-    return search + seeds * len(compatible) * record.steps
+    return searched + seeds * len(compatible) * record.steps

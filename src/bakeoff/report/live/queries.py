@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, first_line
 from bakeoff.core.names import is_within, quote_path
 from bakeoff.core.redact import redact, redact_value
+from bakeoff.core.trial import FINAL, REPLICATE
 from bakeoff.report import render_sections
 from bakeoff.report.sanitize import clean
 from bakeoff.study import compare as study_compare
@@ -166,7 +167,7 @@ def snapshot(folder: Path) -> Snapshot:
     scored = {t.id: t for t, r in record.trials if r is not None and "test" in r.splits}
     trials: dict[str, dict[int, str]] = {}
     for trial in scored.values():
-        if trial.phase == "final":
+        if trial.phase in (FINAL, REPLICATE):
             trials.setdefault(trial.method.name, {})[trial.seed] = trial.id
     item_query = ItemQuery(
         control=record.control,

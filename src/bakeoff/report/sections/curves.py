@@ -76,7 +76,7 @@ def build(report: dict[str, Any]) -> SectionView:
 def _lead(context: _Context) -> str:
     text = (
         "Training loss (top; the mean since the previous reading) and validation loss (bottom) by "
-        "step, one line per final seed (for a method without final runs, one per search run). The "
+        "step, one line per final run (for a method without final runs, one per search run). The "
         "thick grey line is the control's mean. A line that leaves its panel has diverged."
     )
     if context.rungs:
@@ -92,12 +92,12 @@ def _name(method: Method) -> str:
 
 
 def _lines(method: Method, key: str) -> _Lines:
-    curves = method.get("curves") or []
-    final = [c for c in curves if c.get("phase") == "final"]
-    search = [c for c in curves if c.get("phase") != "final"]
+    curves, scored = method.get("curves") or [], _scored_trials(method)
+    final = [c for c in curves if _is_final(c, scored)]
+    search = [c for c in curves if not _is_final(c, scored)]
 
     def build_lines(chosen: list[dict[str, Any]]) -> tuple[_Line, ...]:
-        return tuple(line for c in chosen if (line := _line(c, key)).steps)
+        return tuple(line for c in chosen if (line := _line(c, key, _is_final(c, scored))).steps)
 
     return (
         _Lines(build_lines(final), build_lines(search))
@@ -106,11 +106,21 @@ def _lines(method: Method, key: str) -> _Lines:
     )
 
 
-def _line(curve: dict[str, Any], key: str) -> _Line:
+def _scored_trials(method: Method) -> set[str]:
+    return {str(s.get("trial_id")) for s in method.get("seeds") or []}
+
+
+def _is_final(curve: dict[str, Any], scored: set[str]) -> bool:
+    """Tell whether a curve is that of a final trial, or of the one chosen in its replicate."""
+    phase = curve.get("phase")
+    return phase == "final" or (phase == "replicate" and str(curve.get("trial_id")) in scored)
+
+
+def _line(curve: dict[str, Any], key: str, final: bool) -> _Line:
     points = [p for p in curve.get("points") or [] if p.get(key) is not None]
     points = [p for p in points if p.get("step") is not None]
     rate = format_learning_rate(curve.get("learning_rate"))
-    name = f"seed {curve.get('seed')}" if curve.get("phase") == "final" else f"lr {rate}"
+    name = f"seed {curve.get('seed')}" if final else f"lr {rate}"
     return _Line(
         name,
         str(curve.get("trial_id")),

@@ -18,6 +18,7 @@ from bakeoff.report.blocks import (
     TableRow,
     Text,
 )
+from bakeoff.report.evidence_texts import is_replicated
 from bakeoff.report.texts import method_title
 
 ORDER = 50
@@ -34,6 +35,10 @@ _COLUMNS = (
     Column("Diverged", True, "runs"),
     Column("Failed", True, "runs"),
 )
+_SEEDS_POSITION = 6
+_REPLICATES = Column("Replicates", True, "each with its own search")
+"""In place of the seeds if each seed repeated the search."""
+_AGREEMENT = Column("Agree", True, "replicates that chose it")
 _SIZE_COLUMNS = (
     Column("Method"),
     Column("Parameters", True, "trainable, without output layer"),
@@ -53,26 +58,33 @@ def build(report: dict[str, Any]) -> SectionView:
         return SectionView()
     if report.get("imported"):
         return _imported_section(report["imported"], methods, study)
-    blocks: list[Block] = [Text(*_budget_summary(methods))]
+    replicated = is_replicated(report)
+    summary = _replicates_summary(report) if replicated else _budget_summary(methods)
+    blocks: list[Block] = [Text(*summary)]
     has_engine = any(accelerators.engine(m) for m in methods)
-    rows = tuple(_row(m, study, has_engine) for m in methods)
-    columns = (
-        (*_COLUMNS[:_LANES_POSITION], _LANES, *_COLUMNS[_LANES_POSITION:])
-        if has_engine
-        else _COLUMNS
-    )
+    rows = tuple(_row(m, study, has_engine, replicated) for m in methods)
+    columns = _columns(has_engine, replicated)
     blocks.append(TableBlock("Tuning budget of every method", columns, rows, sheet="fairness"))
     blocks.append(Text(_varied_hyperparameters(methods), "muted"))
     blocks += _time_budget(report)
     blocks += _parameter_sizes(report)
     if has_engine:
         blocks += _acceleration(methods)
-    blocks += _test_changes(study)
+    blocks += _test_changes(report)
     lead = (
         "Base model, data, batch order, steps, schedule, precision and evaluation code are the "
         f"same for every run. Settings were chosen on validation; {_test_evaluations(study)}."
     )
     return SectionView(tuple(blocks), lead)
+
+
+def _columns(has_engine: bool, replicated: bool) -> tuple[Column, ...]:
+    columns = list(_COLUMNS)
+    if replicated:
+        columns[_SEEDS_POSITION] = _REPLICATES
+    if has_engine:
+        columns.insert(_LANES_POSITION, _LANES)
+    return (*columns, _AGREEMENT) if replicated else tuple(columns)
 
 
 def _imported_section(
@@ -87,7 +99,7 @@ def _imported_section(
         Text("These methods did not have the same tuning budget: each row is one setting that its "
              "authors chose, trained once.", "warning"),
         TableBlock("Settings of every experiment", _COLUMNS, tuple(
-            _row(m, study, has_engine=False) for m in methods)),
+            _row(m, study, has_engine=False, replicated=False) for m in methods)),
     ]  # fmt: skip
     if values:
         blocks += [
@@ -107,15 +119,24 @@ def _test_evaluations(study: dict[str, Any]) -> str:
     return f"the test set was evaluated {times}"
 
 
-def _test_changes(study: dict[str, Any]) -> list[Block]:
+def _test_changes(report: dict[str, Any]) -> list[Block]:
     """List the changes before each further test-set evaluation."""
+    study, rounds = report["study"], report.get("rounds") or {}
     changes = study.get("test_changes") or []
     if not changes:
         return []
-    text = (
-        f"The test set was evaluated {study.get('test_looks')} times. Earlier results may have "
-        "influenced later changes, so the 5 % error rate does not hold for the later verdicts."
-    )
+    text = f"The test set was evaluated {study.get('test_looks')} times. "
+    if rounds.get("reserve"):
+        spent, reserve = (100 * (rounds.get(key) or 0.0) for key in ("reserve_spent", "reserve"))
+        text += (
+            f"Further evaluations have spent {spent:.3g} of the {reserve:.3g} % error that is "
+            "reserved for them; verdicts beyond that are marked as exploratory."
+        )
+    else:
+        text += (
+            "Earlier results may have influenced later changes, so the 5 % error rate does not "
+            "hold for the later verdicts."
+        )
     facts = tuple(
         Fact(f"Before evaluation {number}, {entry['at']}", "; ".join(entry["changes"]))
         for number, entry in enumerate(changes, start=2)
@@ -143,16 +164,50 @@ def _budget_summary(methods: list[dict[str, Any]]) -> tuple[str, str]:
     seeds = _n_seeds(done[0]) if done else 0
     each = plural(settings, "setting"), plural(seeds, "seed")
     text = f"Every method got {each[0]} and {each[1]}"
+    return f"{text}, the control included.{_added_settings(able)}", "plain"
+
+
+def _added_settings(methods: list[dict[str, Any]]) -> str:
+    """Name the methods that tried more settings because their best was at the grid's edge."""
     wider = [
-        f"{method_title(m)} {m['n_settings_added']}" for m in able if m.get("n_settings_added")
+        f"{method_title(m)} {m['n_settings_added']}" for m in methods if m.get("n_settings_added")
     ]
-    more = (
+    if not wider:
+        return ""
+    return (
         " More were tried where the best learning rate was at the edge of the grid: "
         f"{', '.join(wider)}."
-        if wider
-        else ""
     )
-    return f"{text}, the control included.{more}", "plain"
+
+
+def _replicates_summary(report: dict[str, Any]) -> tuple[str, str]:
+    """Return a sentence on the tuning budget of a study of replicates, and its tone.
+
+    Replicates may differ: a contender gets no more of them once it is settled.
+    """
+    able = [m for m in report.get("methods") or [] if m.get("status") != "incompatible"]
+    counts = Counter(_n_initial_settings(m) for m in able if m.get("settings"))
+    if not counts:
+        return "Nothing has been trained yet.", "muted"
+    usual = counts.most_common(1)[0][0]
+    others = [
+        f"{method_title(m)} {n}"
+        for m in able
+        if m.get("settings") and (n := _n_initial_settings(m)) != usual
+    ]
+    if others:
+        return (
+            f"Not the same for all: most methods tried {plural(usual, 'setting')} in each "
+            f"replicate, but {', '.join(others)}.",
+            "warning",
+        )
+    text = f"Every method tried {plural(usual, 'setting')} in each replicate, the control included."
+    if report["rounds"].get("mode") == "rounds":
+        text += (
+            " A contender gets no more replicates once it is settled; the control gets as many as "
+            "the last contender."
+        )
+    return text + _added_settings(able), "plain"
 
 
 def _n_initial_settings(method: dict[str, Any]) -> int:
@@ -279,7 +334,9 @@ def _lanes_text(method: dict[str, Any]) -> str:
     return "sequential" if lanes == 1 else _number(lanes)
 
 
-def _row(method: dict[str, Any], study: dict[str, Any], has_engine: bool) -> TableRow:
+def _row(
+    method: dict[str, Any], study: dict[str, Any], has_engine: bool, replicated: bool
+) -> TableRow:
     tried = sorted(
         {
             rate
@@ -302,7 +359,16 @@ def _row(method: dict[str, Any], study: dict[str, Any], has_engine: bool) -> Tab
         Cell(_number(method.get("n_trials_failed"))),
     )
     lanes = (Cell(_lanes_text(method)),) if has_engine else ()
-    return TableRow((*cells[:_LANES_POSITION], *lanes, *cells[_LANES_POSITION:]), pinned=is_control)
+    cells = (*cells[:_LANES_POSITION], *lanes, *cells[_LANES_POSITION:])
+    return TableRow((*cells, _agreement(method)) if replicated else cells, pinned=is_control)
+
+
+def _agreement(method: dict[str, Any]) -> Cell:
+    known = method.get("agreement") or {}
+    if not known.get("replicates"):
+        return Cell(DASH)
+    share = known["chosen"] / known["replicates"]
+    return Cell(f"{known['chosen']} of {known['replicates']}", share)
 
 
 def _settings(method: dict[str, Any]) -> str:

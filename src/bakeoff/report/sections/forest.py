@@ -12,6 +12,7 @@ from typing import Any
 
 from bakeoff.core.format import MINUS, DisplayUnit, format_status, plural, score_unit
 from bakeoff.report.blocks import Forest, ForestRow, SectionView, Tick, Whisker
+from bakeoff.report.evidence_texts import is_replicated, seed_noun
 from bakeoff.report.texts import lower_is_better, method_title, verdict_text
 
 ORDER = 20
@@ -44,7 +45,8 @@ def build(report: dict[str, Any]) -> SectionView:
     worse, better = "\N{LEFTWARDS ARROW} worse", "better \N{RIGHTWARDS ARROW}"
     if lower_is_better(study):
         worse, better = "\N{LEFTWARDS ARROW} better", "worse \N{RIGHTWARDS ARROW}"
-    rows = tuple(_row(m, study, unit, scale) for m in methods)
+    noun = seed_noun(report)
+    rows = tuple(_row(m, study, scale, noun) for m in methods)
     forest = Forest(
         label=f"Difference to the control in {study.get('metric')}, {unit.word}".rstrip(", "),
         zero=scale.percent(0.0),
@@ -63,7 +65,11 @@ def _lead(report: dict[str, Any], unit: DisplayUnit) -> str:
     margin, imported = report["study"].get("margin"), report.get("imported")
     if imported and imported["no_interval"]:
         return f"No intervals can be drawn: {imported['no_interval']}."
-    over = "test items only, with one run per method" if imported else "seeds and test items"
+    over = "seeds and test items"
+    if imported:
+        over = "test items only, with one run per method"
+    elif is_replicated(report):
+        over = "replicates and test items, valid for all contenders and looks at once"
     band = (
         ""
         if margin is None
@@ -106,19 +112,25 @@ def _tick_text(value: float) -> str:
     return "0" if value == 0 else text
 
 
-def _row(
-    method: dict[str, Any], study: dict[str, Any], unit: DisplayUnit, scale: Scale
-) -> ForestRow:
+def _row(method: dict[str, Any], study: dict[str, Any], scale: Scale, noun: str) -> ForestRow:
+    unit = score_unit(study)
     verdict = method.get("verdict") or "none"
     is_control = method.get("method") == study.get("control")
     seeds = method.get("n_seeds")
-    small = "" if not seeds else plural(seeds, "seed")
+    small = "" if not seeds else plural(seeds, noun)
     if is_control:
         zero = scale.percent(0.0)
         score = f"score {unit.with_interval(method['score'])}" if method.get("score") else ""
         whisker = Whisker(zero, zero, zero) if method.get("score") else None
         reason = None if whisker else _reason(method)
         return ForestRow(method_title(method), "control", "control", score, small, whisker, reason)
+    estimate = (method.get("difference") or {}).get("estimate")
+    if not _drawable(method) and estimate is not None:
+        numbers = unit.with_interval(method["difference"], signed=True)
+        early = "no interval yet: a look this early decides nothing"
+        reason = str(method.get("reason") or early)
+        badge = verdict_text(method)
+        return ForestRow(method_title(method), verdict, badge, numbers, small, None, reason)
     if not _drawable(method):
         badge = format_status(method.get("status"))
         return ForestRow(method_title(method), "none", badge, "", small, None, _reason(method))

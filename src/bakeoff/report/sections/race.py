@@ -11,6 +11,8 @@ from bakeoff.report.texts import method_title
 ORDER = 55
 TITLE = "Racing (successive halving)"
 
+_SEED = Column("Seed", True, "replicate")
+"""Added as the third column if settings raced inside replicates."""
 _FOLD_FROM = 12
 """Number of decisions above which the table is folded and filterable."""
 
@@ -33,12 +35,16 @@ def build(report: dict[str, Any]) -> SectionView:
         return SectionView()
     titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
     blocks: list[Block] = [Text(_steps_saved(race)), Text(_stopped_methods(race, titles))]
-    rows = tuple(_row(d, titles, report["study"].get("control")) for d in race["decisions"])
+    seeded = any(d.get("seed") is not None for d in race["decisions"])
+    control = report["study"].get("control")
+    rows = tuple(_row(d, titles, control, seeded) for d in race["decisions"])
     folded = len(rows) > _FOLD_FROM
-    table = TableBlock("All decisions", _COLUMNS, rows, folded, filterable=folded, sheet="race")
+    columns = (*_COLUMNS[:2], _SEED, *_COLUMNS[2:]) if seeded else _COLUMNS
+    table = TableBlock("All decisions", columns, rows, folded, filterable=folded, sheet="race")
     blocks.append(table)
+    within = "Inside each replicate, settings" if seeded else "Settings"
     lead = (
-        f"Settings were compared at {_steps(race['rungs'])} by their loss on the same validation "
+        f"{within} were compared at {_steps(race['rungs'])} by their loss on the same validation "
         "items. A method is stopped entirely only if it is reliably worse than the control by "
         "more than the margin and no cheaper in any cost; the control is never stopped."
     )
@@ -60,12 +66,16 @@ def _stopped_methods(race: dict[str, Any], titles: dict[Any, str]) -> str:
     return f"Stopped entirely: {', '.join(names)}." if names else "No method was stopped entirely."
 
 
-def _row(decision: dict[str, Any], titles: dict[Any, str], control: str | None) -> TableRow:
+def _row(
+    decision: dict[str, Any], titles: dict[Any, str], control: str | None, seeded: bool
+) -> TableRow:
     numbers = decision["numbers"]
+    seed = (Cell(_count(decision.get("seed"))),) if seeded else ()
     cells = (
         Cell(titles.get(decision["method"], decision["method"])),
         Cell(format_learning_rate(rate) if (rate := decision["learning_rate"]) else DASH),
-        Cell(DASH if decision["step"] is None else f"{decision['step']:,}"),
+        *seed,
+        Cell(_count(decision["step"])),
         Cell(_number(decision["mean_loss"])),
         Cell(_number(numbers.get("difference"))),
         Cell(_number(numbers.get("p_within"))),
@@ -73,6 +83,10 @@ def _row(decision: dict[str, Any], titles: dict[Any, str], control: str | None) 
         Cell(decision["reason"]),
     )
     return TableRow(cells, pinned=decision["method"] == control)
+
+
+def _count(value: int | None) -> str:
+    return DASH if value is None else f"{value:,}"
 
 
 def _number(value: float | None) -> str:

@@ -1,13 +1,19 @@
-"""Sensitivity: each method's validation loss and score by learning rate."""
+"""Sensitivity: each method's validation loss and score by learning rate.
+
+In a study of replicates every rate has a run in each of them, most of which end at a rung. Losses
+at different steps do not compare, so there is a panel for the rung and one for the end.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from bakeoff.core.format import (
+    DASH,
     DisplayUnit,
     format_learning_rate,
     format_setting,
@@ -27,6 +33,7 @@ from bakeoff.report.blocks import (
     TableBlock,
     TableRow,
 )
+from bakeoff.report.evidence_texts import is_replicated
 from bakeoff.report.texts import method_title
 
 ORDER = 60
@@ -37,6 +44,10 @@ _MAX_LABELS, _MIN_LABEL_SPAN = 5, 0.7
 _OUTLIER_DEVIATIONS = 4.0
 """Number of typical deviations beyond which a stopped run lies outside its panel."""
 _LOSS, _SCORE = "validation_loss", "validation_score"
+_RUNG = "rung_loss"
+"""Mean validation loss over replicates at the first rung, which every run reaches."""
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -51,22 +62,79 @@ def build(report: dict[str, Any]) -> SectionView:
     if not methods:
         return SectionView()
     unit = score_unit(report["study"])
+    replicated = is_replicated(report)
+    rung = _first_rung(report) if replicated else None
+    rows = {str(m.get("method")): _panel_rows(m, rung, replicated) for m in methods}
     ranges = {
-        _LOSS: _shared_range(methods, _LOSS, 1.0),
-        _SCORE: _shared_range(methods, _SCORE, unit.factor),
+        _RUNG: _shared_range([r[_RUNG] for r in rows.values()], _RUNG, 1.0),
+        _LOSS: _shared_range([r[_LOSS] for r in rows.values()], _LOSS, 1.0),
+        _SCORE: _shared_range([r[_SCORE] for r in rows.values()], _SCORE, unit.factor),
     }
-    name = report["study"].get("control")
-    control = next((m for m in methods if m.get("method") == name), None)
-    charts = [_chart(m, None if m is control else control, unit, ranges) for m in methods]
+    name = str(report["study"].get("control"))
+    panels = _Panels(unit, ranges, rows.get(name), replicated, rung)
+    charts = [_chart(m, rows[str(m.get("method"))], panels, name) for m in methods]
     drawn = tuple(c for c in charts if c is not None)
     grid = Grid(drawn, size="small", sheet="sensitivity")
+    points = "Measured on validation, one run per point."
+    chosen = "The filled point is the chosen setting"
+    if replicated:
+        points = (
+            "Measured on validation. The first panel has the means over all replicates at the "
+            "rung, the others every run that was trained to the end."
+        )
+        chosen = "Filled points are the chosen settings"
     lead = (
-        "Measured on validation, one run per point. The filled point is the chosen setting; a "
+        f"{points} {chosen}; a "
         "cross is a run without a result (it diverged or failed). A curve with a flat bottom and "
         "its best point inside the range means that the method is easy to tune. The grey line is "
         "the control's curve. All panels have the same vertical axes."
     )
-    return SectionView((grid, _table(methods, unit)), lead)
+    return SectionView((grid, _table(methods, unit, replicated)), lead)
+
+
+@dataclass(frozen=True)
+class _Panels:
+    """Data shared by all charts: axes, the control's rows by panel, the first rung's step."""
+
+    unit: DisplayUnit
+    ranges: dict[str, _Range | None]
+    control: dict[str, Rows] | None
+    replicated: bool
+    rung: int | None
+
+
+def _first_rung(report: dict[str, Any]) -> int | None:
+    rungs = (report.get("race") or {}).get("rungs") or []
+    return min((int(r) for r in rungs if r is not None), default=None)
+
+
+def _panel_rows(method: dict[str, Any], rung: int | None, replicated: bool) -> dict[str, Rows]:
+    """Return the rows of each panel; of replicates only runs to the end compare at the end."""
+    settings = _settings_with_rate(method)
+    if not replicated:
+        return {_RUNG: [], _LOSS: settings, _SCORE: settings}
+    ended = [s for s in settings if s.get("status") != "stopped"]
+    return {_RUNG: _rung_means(method, rung), _LOSS: ended, _SCORE: ended}
+
+
+def _rung_means(method: dict[str, Any], rung: int | None) -> Rows:
+    """Return the mean loss at the rung for each rate, over the replicates."""
+    losses: dict[float, list[float]] = defaultdict(list)
+    for curve in method.get("curves") or []:
+        at_rung = (p for p in curve.get("points") or [] if p.get("step") == rung)
+        known = [p[_LOSS] for p in at_rung if p.get(_LOSS) is not None]
+        if known and curve.get("learning_rate"):
+            losses[float(curve["learning_rate"])].append(known[-1])
+    best = (method.get("setting") or {}).get("learning_rate")
+    return [
+        {
+            "setting": {"learning_rate": rate},
+            "status": "done",
+            "chosen": rate == best,
+            _RUNG: fmean(losses[rate]),
+        }
+        for rate in sorted(losses)
+    ]
 
 
 def _settings_with_rate(method: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,13 +143,13 @@ def _settings_with_rate(method: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rated, key=lambda s: float(s["setting"]["learning_rate"]))
 
 
-def _shared_range(methods: list[dict[str, Any]], key: str, factor: float) -> _Range | None:
+def _shared_range(panels: list[Rows], key: str, factor: float) -> _Range | None:
     # Diverged runs, and stopped runs far from the rest, would compress all panels; stopped runs
     # close to the rest belong to the curve.
     results = [
         (s[key] * factor, s.get("status"))
-        for m in methods
-        for s in _settings_with_rate(m)
+        for rows in panels
+        for s in rows
         if s.get(key) is not None and s.get("status") in ("done", "stopped")
     ]
     centre = median(v for v, _ in results) if results else 0.0
@@ -98,19 +166,19 @@ def _shared_range(methods: list[dict[str, Any]], key: str, factor: float) -> _Ra
 
 
 def _chart(
-    method: dict[str, Any],
-    control: dict[str, Any] | None,
-    unit: DisplayUnit,
-    ranges: dict[str, _Range | None],
+    method: dict[str, Any], rows: dict[str, Rows], panels: _Panels, control: str
 ) -> Chart | None:
-    panes = (
-        _pane(method, control, _LOSS, "loss", 1.0, ranges[_LOSS]),
-        _pane(method, control, _SCORE, "score", unit.factor, ranges[_SCORE]),
-    )
+    end = "loss, end" if panels.replicated else "loss"
+    names = {_RUNG: f"loss, step {panels.rung}", _LOSS: end, _SCORE: "score"}
+    behind = None if method.get("method") == control else panels.control
+    panes = [
+        _pane(rows[key], behind[key] if behind else None, key, name, panels)
+        for key, name in names.items()
+    ]
     drawn = tuple(p for p in panes if p is not None)
     if not drawn:
         return None
-    axis = _rate_axis(_rates(method), _rates(control) if control else [])
+    axis = _rate_axis(_rates(_settings_with_rate(method)), _rates(behind[_LOSS]) if behind else [])
     return Chart(
         key=f"sensitivity-{method.get('method')}",
         title=method_title(method),
@@ -121,8 +189,8 @@ def _chart(
     )
 
 
-def _rates(method: dict[str, Any]) -> list[float]:
-    return sorted({float(s["setting"]["learning_rate"]) for s in _settings_with_rate(method)})
+def _rates(rows: Rows) -> list[float]:
+    return sorted({float(s["setting"]["learning_rate"]) for s in rows})
 
 
 def _rate_axis(rates: list[float], behind: list[float]) -> ChartAxis:
@@ -140,34 +208,30 @@ def _rate_axis(rates: list[float], behind: list[float]) -> ChartAxis:
     return ChartAxis("learning rate", True, low / ratio, high * ratio, ticks, texts)
 
 
-def _pane(
-    method: dict[str, Any],
-    control: dict[str, Any] | None,
-    key: str,
-    name: str,
-    factor: float,
-    shared: _Range | None,
-) -> Pane | None:
+def _pane(rows: Rows, control: Rows | None, key: str, name: str, panels: _Panels) -> Pane | None:
+    shared, factor = panels.ranges[key], panels.unit.factor if key == _SCORE else 1.0
     if shared is None:
         return None
-    tried = [s for s in _settings_with_rate(method) if s.get(key) is not None]
+    # several replicates have a run at the same rate: no line leads from one to the next
+    means = not panels.replicated or key == _RUNG
+    tried = [s for s in rows if s.get(key) is not None]
     chosen = [s for s in tried if s.get("chosen")]
     series = [
-        _series("tried", "tried", tried, key, factor, draw="both"),
+        _series("tried", "tried", tried, key, factor, draw="both" if means else "points"),
         _series("chosen", "chosen", chosen, key, factor, draw="points"),
     ]
-    if control is not None:
-        reference = [s for s in _settings_with_rate(control) if s.get(key) is not None]
+    if control is not None and means:
+        reference = [s for s in control if s.get(key) is not None]
         series.insert(0, _series("control", "reference", reference, key, factor, draw="line"))
-    series.append(_failed_runs(method, key, shared))
+    series.append(_failed_runs(rows, key, shared))
     axis = ChartAxis(name, low=shared.low, high=shared.high)
     return Pane(axis, tuple(s for s in series if s.x))
 
 
-def _failed_runs(method: dict[str, Any], key: str, shared: _Range) -> Series:
+def _failed_runs(rows: Rows, key: str, shared: _Range) -> Series:
     """Mark the runs without a value at the worse edge of the panel."""
-    lost = [s for s in _settings_with_rate(method) if s.get(key) is None]
-    share = 0.9 if key == _LOSS else 0.1
+    lost = [s for s in rows if s.get(key) is None]
+    share = 0.1 if key == _SCORE else 0.9
     edge = shared.low + share * (shared.high - shared.low)
     return Series(
         "no result",
@@ -194,11 +258,16 @@ def _series(
     )
 
 
-def _table(methods: list[dict[str, Any]], unit: DisplayUnit) -> TableBlock:
+def _table(methods: list[dict[str, Any]], unit: DisplayUnit, replicated: bool) -> TableBlock:
+    def where(entry: dict[str, Any]) -> tuple[Cell, ...]:
+        step = entry.get("step")
+        return (Cell(str(entry.get("seed"))), Cell(DASH if step is None else f"{step:,}"))
+
     rows = [
         TableRow(
             (
                 Cell(method_title(m)),
+                *(where(s) if replicated else ()),
                 Cell(format_setting(s.get("setting"))),
                 Cell(format_significant(s.get(_LOSS), 4)),
                 Cell(unit.plain(s.get(_SCORE))),
@@ -211,6 +280,7 @@ def _table(methods: list[dict[str, Any]], unit: DisplayUnit) -> TableBlock:
     ]
     columns = (
         Column("Method"),
+        *((Column("Seed", True), Column("Step", True, "reached")) if replicated else ()),
         Column("Setting"),
         Column("Validation loss", True, "nats"),
         Column("Validation score", True, unit.word or None),

@@ -14,6 +14,7 @@ from bakeoff.core.format import (
     score_unit,
 )
 from bakeoff.report.blocks import Cell, Column, SectionView, TableBlock, TableRow
+from bakeoff.report.evidence_texts import is_replicated
 from bakeoff.report.texts import method_title
 
 ORDER = 75
@@ -34,7 +35,7 @@ def build(report: dict[str, Any]) -> SectionView:
     known = [(m, stability) for m in report.get("methods") or [] if (stability := _stability(m))]
     if not known:
         return SectionView()
-    fields = _columns(score_unit(study))
+    fields = _columns(score_unit(study), is_replicated(report))
     rows = tuple(
         TableRow(
             (Cell(method_title(m)), *(f.cell(stability) for f in fields)),
@@ -71,13 +72,14 @@ def _lead(study: dict[str, Any], known: list[Stability]) -> str:
     )
 
 
-def _columns(unit: DisplayUnit) -> list[_StabilityColumn]:
+def _columns(unit: DisplayUnit, replicated: bool) -> list[_StabilityColumn]:
+    name, noun = ("Replicate SD", "replicates") if replicated else ("Seed SD", "seeds")
     return [
         _StabilityColumn(Column("Diverged", True, "of trials"), _divergence),
         _StabilityColumn(Column("Plateau", True, "decades"), _plateau),
         _StabilityColumn(Column("Range", False, "learning rates"), _span),
         _StabilityColumn(
-            Column("Seed SD", True, f"{unit.word or 'metric'}, 95 % interval, n seeds"),
+            Column(name, True, f"{unit.word or 'metric'}, 95 % interval, n {noun}"),
             lambda s: _seed_sd(s, unit),
         ),
         _StabilityColumn(Column("Spikes", True, "of readings"), _spikes),

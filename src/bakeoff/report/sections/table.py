@@ -22,6 +22,7 @@ from bakeoff.core.format import (
 )
 from bakeoff.report import accelerators
 from bakeoff.report.blocks import Block, Cell, Column, SectionView, TableBlock, TableRow, Text
+from bakeoff.report.evidence_texts import agreement_text, is_replicated, seed_noun
 from bakeoff.report.texts import method_title, verdict_text
 
 ORDER = 40
@@ -47,7 +48,9 @@ def build(report: dict[str, Any]) -> SectionView:
         return SectionView()
     # imported results have counts only, which are adjusted per interval (count_intervals)
     adjustment = "Šidák" if report.get("imported") else "max-T"
-    fields = [*_quality(study, methods, adjustment), *_costs(methods)]
+    if is_replicated(report):
+        adjustment = "contenders and looks"
+    fields = [*_quality(report, adjustment), *_probability(report), *_costs(methods)]
     if any(m.get("front_probability") is not None for m in methods):
         fields.append(_front_column())
     rows = tuple(
@@ -66,6 +69,7 @@ def build(report: dict[str, Any]) -> SectionView:
     note = accelerators.footnote(methods, accelerators.missing_accelerators)
     if note is not None:
         blocks.append(Text(note, "muted"))
+    blocks += _probability_matrix(report)
     return SectionView(tuple(blocks), _lead(study, report.get("imported")))
 
 
@@ -85,7 +89,9 @@ def _lead(study: dict[str, Any], imported: dict[str, Any] | None) -> str:
     )
 
 
-def _quality(study: dict[str, Any], methods: list[Method], adjustment: str) -> list[_MethodColumn]:
+def _quality(report: dict[str, Any], adjustment: str) -> list[_MethodColumn]:
+    study, methods = report["study"], report["methods"]
+    chosen_on = "chosen most often" if is_replicated(report) else "chosen on validation"
     unit, items = score_unit(study), study.get("n_test_items")
     word = unit.word or "metric's unit"
     return [
@@ -98,9 +104,44 @@ def _quality(study: dict[str, Any], methods: list[Method], adjustment: str) -> l
         *_gain(methods, unit),
         *_secondary(methods),
         _MethodColumn(Column("p", True, f"adjusted ({adjustment})"), _p),
-        _MethodColumn(Column("n", True, "items × seeds"), lambda m: _n(m, items)),
-        _MethodColumn(Column("Setting", False, "chosen on validation"), _setting),
+        _MethodColumn(Column("n", True, f"items × {seed_noun(report)}s"), lambda m: _n(m, items)),
+        _MethodColumn(Column("Setting", False, chosen_on), _setting),
     ]
+
+
+def _probability(report: dict[str, Any]) -> list[_MethodColumn]:
+    """Return the column of probabilities of being better than the control, if they are known."""
+    known, control = report.get("better_probabilities") or {}, report["study"].get("control")
+    if not any(control in others for others in known.values()):
+        return []
+
+    def cell(method: Method) -> Cell:
+        value = (known.get(method.get("method")) or {}).get(control)
+        return Cell(format_percent(value), value)
+
+    return [_MethodColumn(Column("P(better)", True, "than the control"), cell)]
+
+
+def _probability_matrix(report: dict[str, Any]) -> list[Block]:
+    """Return a folded table of the probabilities that one method is better than another."""
+    known = report.get("better_probabilities") or {}
+    titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
+    names = [name for name in titles if name in known]
+    if len(names) < 3:
+        return []
+    rows = tuple(
+        TableRow(
+            (
+                Cell(titles[a]),
+                *(Cell(format_percent(p := known[a].get(b)), p) for b in names),
+            ),
+            pinned=a == report["study"].get("control"),
+        )
+        for a in names
+    )
+    columns = (Column("Better"), *(Column(titles[b], True) for b in names))
+    caption = "Probability that the method of the row is better than that of the column"
+    return [TableBlock(caption, columns, rows, folded=True, sheet="probabilities")]
 
 
 def _gain(methods: list[Method], unit: DisplayUnit) -> list[_MethodColumn]:
@@ -162,7 +203,9 @@ def _n(method: Method, items: int | None) -> Cell:
 
 def _setting(method: Method) -> Cell:
     chosen = method.get("setting") or {}
-    return Cell(format_setting(chosen), chosen.get("learning_rate"))
+    agreement = agreement_text(method)
+    text = format_setting(chosen) + (f" ({agreement})" if agreement else "")
+    return Cell(text, chosen.get("learning_rate"))
 
 
 def _costs(methods: list[Method]) -> list[_MethodColumn]:

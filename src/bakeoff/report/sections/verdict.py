@@ -1,4 +1,4 @@
-"""Verdict: the recommendation in one sentence, the verdict counts, the study's settings."""
+"""Verdict: the recommendation and how sure it is, each contender's verdict, the evidence."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from typing import Any
 
 from bakeoff.core.format import DASH, format_p_value, plural, score_unit
 from bakeoff.core.warning_codes import VERDICT, group_of, sort_warnings
-from bakeoff.report.blocks import Block, Fact, Facts, SectionView, Text, Tile, Tiles
-from bakeoff.report.texts import lower_is_better, method_title, saved_weights_text
+from bakeoff.report import evidence_texts
+from bakeoff.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Fact,
+    Facts,
+    SectionView,
+    TableBlock,
+    TableRow,
+    Text,
+    Tile,
+    Tiles,
+)
+from bakeoff.report.texts import lower_is_better, method_title, saved_weights_text, verdict_text
 
 ORDER = 10
 TITLE = "Verdict"
@@ -27,11 +40,16 @@ def build(report: dict[str, Any]) -> SectionView:
     sentence = (report.get("recommendation") or {}).get("sentence")
     learnt = (report.get("learning") or {}).get("control_learnt") is not False
     blocks: list[Block] = [*_lead(sentence or "There is no recommendation yet.", learnt)]
+    replicated = evidence_texts.is_replicated(report)
+    certainty = evidence_texts.certainty_text(report) if learnt else None
+    blocks += [Text(certainty)] if certainty else []
     if not report.get("complete", True):
         blocks.append(Text("This study is not finished: its results may change.", "warning"))
     blocks.append(Tiles(_counts(report.get("methods") or [])))
-    evidence = _evidence(report) if learnt else None
-    blocks += [Text(evidence, "muted")] if evidence else []
+    if replicated:
+        blocks += _replicated_evidence(report)
+    elif learnt and (evidence := _evidence(report)):
+        blocks.append(Text(evidence, "muted"))
     weights = saved_weights_text(report)
     blocks += [Text(weights, "muted")] if weights else []
     warnings = sort_warnings(report.get("warnings") or [])
@@ -39,8 +57,38 @@ def build(report: dict[str, Any]) -> SectionView:
     blocks += [Text(w, "warning") for w in first]
     if rest := len(warnings) - len(first):
         blocks.append(Text(f"{plural(rest, 'more warning')}: see Warnings below.", "muted"))
-    blocks.append(Facts(_question(report["study"], _control(report))))
+    blocks.append(Facts(_question(report["study"], evidence_texts.control_title(report))))
     return SectionView(tuple(blocks))
+
+
+def _replicated_evidence(report: dict[str, Any]) -> list[Block]:
+    """Say what is known of each contender, then on what evidence."""
+    rows = tuple(
+        TableRow(
+            (
+                Cell(method_title(m)),
+                Cell(verdict_text(m), tone=m.get("verdict") or "none"),
+                Cell(evidence_texts.meaning_text(report, m), long=True),
+                Cell(evidence_texts.replicates_text(report, m)),
+            )
+        )
+        for m in report.get("methods") or []
+        if m.get("method") != report["study"].get("control")
+    )
+    columns = (
+        Column("Contender"),
+        Column("Verdict"),
+        Column("What it means"),
+        Column("Replicates"),
+    )
+    blocks: list[Block] = [TableBlock("Verdict of every contender", columns, rows)] if rows else []
+    if facts := evidence_texts.evidence_facts(report):
+        blocks.append(Facts(tuple(Fact(name, text) for name, text in facts)))
+    if caveat := evidence_texts.exploratory_caveat(report):
+        blocks.append(Text(caveat, "warning"))
+    if caveat := evidence_texts.stop_caveat(report):
+        blocks.append(Text(caveat, "muted"))
+    return blocks
 
 
 def _lead(sentence: str, learnt: bool) -> list[Text]:
@@ -83,12 +131,6 @@ def _counts(methods: list[dict[str, Any]]) -> tuple[Tile, ...]:
         for key, word in _WORDS.items()
         if verdicts[key] or key != "none"
     )
-
-
-def _control(report: dict[str, Any]) -> str:
-    name = report["study"].get("control")
-    titles = (method_title(m) for m in report.get("methods") or [] if m.get("method") == name)
-    return next(titles, str(name or DASH))
 
 
 def _question(study: dict[str, Any], control: str) -> tuple[Fact, ...]:
