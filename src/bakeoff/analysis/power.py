@@ -160,7 +160,7 @@ def dunnett_critical(n_contenders: int, alpha: float = 0.05) -> float:
     """
     if n_contenders == 1:
         return -float(special.ndtri(alpha / 2))
-    nodes, weights = np.polynomial.hermite_e.hermegauss(128)
+    nodes, weights = _gauss_hermite()
     spread = math.sqrt(1 - SHARED_WITH_CONTROL)
 
     def excess(critical: float) -> float:
@@ -252,3 +252,9 @@ def smallest_sufficient(settled: Callable[[int], bool], start: int, most: int) -
         middle = (low + high) // 2
         low, high = (low, middle) if settled(middle) else (middle, high)
     return high
+
+
+@lru_cache(maxsize=1)
+def _gauss_hermite() -> tuple[FloatArray, FloatArray]:
+    """Return the nodes and weights of an expectation over a normal variable, to be normalised."""
+    return np.polynomial.hermite_e.hermegauss(128)

@@ -24,7 +24,7 @@ from bakeoff.analysis.rounds.plan import RoundsPlan
 
 LEAST_P = 1e-4
 """Smaller p values are not told apart."""
-GRID = np.geomspace(LEAST_P, 0.9, 40)
+GRID = np.geomspace(LEAST_P, 0.9, 25)
 """Levels at which the boundary is computed; between them it is interpolated."""
 DRAWS = 40_000
 """Draws of the boundaries that only p values use. The verdict's own level has its own boundary."""
