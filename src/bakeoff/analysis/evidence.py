@@ -55,7 +55,8 @@ def describe_difference(record: StudyRecord, control: Row, row: Row) -> str:
 def describe_sample(record: StudyRecord, control: Row, row: Row) -> str:
     """Describe how many seeds and test items the evidence rests on."""
     seeds = min(control["n_seeds"], row["n_seeds"])
-    text = plural(seeds, "seed") + (", seed noise unknown" if seeds == 1 else "")
+    noun = "seed" if record.rounds is None else "replicate"
+    text = plural(seeds, noun) + (", seed noise unknown" if seeds == 1 else "")
     items = record.n_items.get("test")
     return text if items is None else f"{text}, {plural(items, 'item')}"
 

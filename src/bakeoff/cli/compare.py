@@ -82,7 +82,7 @@ def _format_difference(difference: dict[str, Any] | None, unit: str) -> str:
     estimate, low, high = (
         format_cell(difference[k], form, scale) for k in ("estimate", "low", "high")
     )
-    return f"{estimate} ({low} to {high})"
+    return estimate if difference["low"] is None else f"{estimate} ({low} to {high})"
 
 
 def _format_setting(value: Any) -> str:

@@ -206,8 +206,10 @@ def format_difference(record: StudyRecord, value: float) -> str:
     return text if is_zero or text.startswith(MINUS) else f"+{text}"
 
 
-def format_interval(record: StudyRecord, value: dict[str, float]) -> str:
+def format_interval(record: StudyRecord, value: dict[str, Any]) -> str:
     """Format the interval of a difference, with signs."""
+    if value["low"] is None or value["high"] is None:
+        return "no interval yet"
     low, high = (format_number(record, value[side]) for side in ("low", "high"))
     plus = ["+" if not n.startswith(MINUS) and n.strip("0.") else "" for n in (low, high)]
     return f"95 % interval {plus[0]}{low} to {plus[1]}{high}"

@@ -269,8 +269,8 @@ def head_text(report: Report) -> str | None:
 
 def best_set_text(report: Report) -> str | None:
     """Name the methods that may be the best (the model confidence set)."""
-    best = report.get("best_set")
-    if not best or not best.get("methods"):
+    best, learning = report.get("best_set"), report.get("learning") or {}
+    if not best or not best.get("methods") or learning.get("control_learnt") is False:
         return None
     titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
     names = ", ".join(str(titles.get(name, name)) for name in best["methods"])

@@ -20,6 +20,7 @@ from bakeoff.core.format import (
     score_unit,
 )
 from bakeoff.core.redact import strip_control_chars
+from bakeoff.report import evidence_texts
 from bakeoff.report.sanitize import clean
 from bakeoff.report.texts import method_title, saved_weights_text, verdict_text
 
@@ -42,12 +43,16 @@ def markdown(report: dict[str, Any]) -> str:
     parts = [
         f"## {escape_markdown(str(study.get('name') or 'study'))}",
         f"**{escape_markdown(sentence or 'There is no recommendation yet.')}**",
-        _study_line(study),
     ]
+    learnt = (report.get("learning") or {}).get("control_learnt") is not False
+    if learnt and (certainty := evidence_texts.certainty_text(report)) is not None:
+        parts.append(escape_markdown(certainty))
+    parts.append(_study_line(study))
     if not report.get("complete", True):
         parts.append("This study is not finished: its results may change.")
     if methods:
-        parts.append(_table(study, methods))
+        parts.append(_table(report, methods))
+    parts += _evidence(report)
     if weights := saved_weights_text(report):
         parts.append(escape_markdown(weights))
     if warnings := report.get("warnings"):
@@ -81,13 +86,28 @@ def _study_line(study: dict[str, Any]) -> str:
     return escape_markdown(", ".join(parts)) + "."
 
 
-def _table(study: dict[str, Any], methods: list[dict[str, Any]]) -> str:
+def _evidence(report: dict[str, Any]) -> list[str]:
+    """List what limits the contenders that are not settled, and what the verdicts rest on."""
+    lines = evidence_texts.unsettled_lines(report)
+    lines += [f"{name}: {text}." for name, text in evidence_texts.evidence_facts(report)]
+    caveats = (evidence_texts.exploratory_caveat(report), evidence_texts.stop_caveat(report))
+    lines += [caveat for caveat in caveats if caveat is not None]
+    if not lines:
+        return []
+    return ["### Evidence\n\n" + "\n".join(f"- {escape_markdown(line)}" for line in lines)]
+
+
+def _table(report: dict[str, Any], methods: list[dict[str, Any]]) -> str:
+    study, replicated = report["study"], evidence_texts.is_replicated(report)
     unit = score_unit(study)
     hint = f" ({escape_markdown(unit.word)})" if unit.word else ""
     heads = [h + (hint if h in ("Score", "Difference") else "") for h in _HEADINGS]
+    if replicated:
+        heads[_HEADINGS.index("Seeds")] = "Replicates"
     aligned = ["---" if h in ("Method", "Verdict", "Setting") else "---:" for h in _HEADINGS]
     rows = [heads, aligned, *(_row(study, m, unit) for m in methods)]
-    note = "Intervals are 95 %; those of differences are simultaneous over all contenders."
+    note = "Intervals are 95 %; those of differences are simultaneous over all contenders"
+    note += " and looks." if replicated else "."
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{note}"
 
 

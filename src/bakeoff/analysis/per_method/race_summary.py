@@ -23,7 +23,7 @@ def race_summary(record: StudyRecord) -> dict[str, Any] | None:
             dict.fromkeys(r["method"] for r in rows if r["whole_method"] and not r["goes_on"])
         ),
         "steps_trained": trained,
-        "steps_in_full": _steps_without_race(record, race["seeds"]),
+        "steps_in_full": _steps_without_race(record, race.get("seeds", 0)),
     }
 
 

@@ -19,6 +19,7 @@ from bakeoff.analysis.recommendation.not_learnt import (
     not_learnt_sentence,
 )
 from bakeoff.analysis.recommendation.preferences import SERVING, can_be_served, choose_by_weights
+from bakeoff.analysis.recommendation.replicated import better_sentence, keep_sentence
 from bakeoff.analysis.recommendation.saving_sentences import (
     saving_sentence,
     serving_sentence,
@@ -73,11 +74,25 @@ def _recommend_by_quality(record: StudyRecord, control: Row, rows: Sequence[Row]
     """Recommend the best of the better contenders, else the control."""
     compared = [r for r in rows if r["difference"] is not None]
     better = [r for r in compared if r["verdict"] == Verdict.BETTER]
+    if record.rounds is not None:
+        return _recommend_replicated(record, control, compared, better)
     if better:
         best = _best_row(record, better)
         reason = describe_gain(record, control, best, len(compared))
         return Recommendation(best["method"], f"Use {best['title']}: {reason}.")
     sentence = f"Keep {control['title']}: {_no_gain_reason(record, control, compared)}."
+    return Recommendation(control["method"], sentence + _cheaper_equivalents(control, compared))
+
+
+def _recommend_replicated(
+    record: StudyRecord, control: Row, compared: Sequence[Row], better: Sequence[Row]
+) -> Recommendation:
+    """Recommend by quality where each seed repeated the whole procedure."""
+    if better:
+        best = _best_row(record, better)
+        sentence = better_sentence(record, control, best, len(better))
+        return Recommendation(best["method"], sentence)
+    sentence = keep_sentence(record, control, compared)
     return Recommendation(control["method"], sentence + _cheaper_equivalents(control, compared))
 
 

@@ -45,6 +45,9 @@ def render_status(
     speed = describe_speed(status)
     if speed:
         parts.append(_text_line(speed))
+    rounds = describe_rounds(status)
+    if rounds:
+        parts.append(_text_line(rounds))
     remaining = describe_study_remaining(status, later)
     if remaining:
         parts.append(_text_line(remaining))
@@ -104,6 +107,21 @@ def describe_speed(status: StudyStatus) -> str:
     return f"{text}, each of {status.workers} workers" if status.workers > 1 else text
 
 
+def describe_rounds(status: StudyStatus) -> str:
+    """Describe the rounds: the looks taken, and the contenders that are open; else empty."""
+    rounds = status.rounds
+    if rounds is None:
+        return ""
+    planned = ", ".join(map(str, rounds.planned))
+    replicates = f"round {rounds.looks + 1} of at most {len(rounds.planned)}"
+    if rounds.ended:
+        replicates = f"{rounds.looks} of {len(rounds.planned)} looks"
+    titles = {m.method: m.title for m in status.methods}
+    still_open = ", ".join(titles.get(name, name) for name in rounds.open)
+    text = f"{replicates} (looks at {planned} replicates)"
+    return f"{text}; open: {still_open}" if still_open and not rounds.ended else text
+
+
 def describe_study_remaining(status: StudyStatus, later: float = 0.0) -> str:
     """Describe the time left of the whole study; empty if it is unknown."""
     seconds = remaining_seconds(status.study_seconds_left, later)
@@ -127,6 +145,9 @@ def render_methods(
     tested = any(m.test is not None for m in status.methods)
     if tested:
         table.add_column(f"test {name} (seeds)", justify="right", overflow="fold")
+    settled = any(m.verdict is not None for m in status.methods)
+    if settled:
+        table.add_column("verdict", no_wrap=True)
     if width >= WIDE:
         table.add_column("tokens/s", justify="right", no_wrap=True)
     for row in rows:
@@ -143,6 +164,8 @@ def render_methods(
         if tested:
             seeds = f" ({row.n_seeds})" if row.n_seeds else ""
             cells.append(Text(format_metric(row.test, points) + seeds))
+        if settled:
+            cells.append(Text("" if row.control else row.verdict or "open"))
         if width >= WIDE:
             cells.append(Text(format_cell(row.tokens_per_second, ",.0f")))
         table.add_row(*cells, style="bold" if row.control else None)

@@ -1,4 +1,4 @@
-"""The verdict in a terminal: one sentence and one table, from the report."""
+"""The verdict in a terminal: the answer, one table and the evidence, from the report."""
 
 from __future__ import annotations
 
@@ -22,27 +22,35 @@ def show(
 
     ``warned`` are warnings that were printed before. With ``verbose`` no warning is left out.
     """
+    from bakeoff.report import evidence_texts
     from bakeoff.report.texts import saved_weights_text
 
     learnt = (report.get("learning") or {}).get("control_learnt") is not False
     style = "bold" if learnt else "bold yellow"
     out.print(f"\n[{style}]{escape_text(report['recommendation']['sentence'])}[/]\n")
+    if learnt and (certainty := evidence_texts.certainty_text(report)) is not None:
+        out.print(f"{escape_text(certainty)}\n")
     points = report["study"]["unit"] == "fraction"
     scale, form = (100.0, ".1f") if points else (1.0, ".4g")
     metric = report["study"]["metric"] + (" %" if points else "")
     columns = ["method", metric, "difference (95 % interval)", "<verdict"]
     rows = [_verdict_cells(m, scale, form) for m in report["methods"]]
     if out.width >= WIDE:
+        if evidence_texts.is_replicated(report):
+            columns.append("replicates")
+            rows = [(*r, str(m["n_seeds"])) for r, m in zip(rows, report["methods"], strict=True)]
         columns += ["adjusted p", "lr", "parameters", "peak MiB", "ms/step"]
         rows = [r + _cost_cells(m) for r, m in zip(rows, report["methods"], strict=True)]
         if any(m["forgetting"] for m in report["methods"]):
             columns.append("forgetting")
             rows = [(*r, _forgetting_cell(m)) for r, m in zip(rows, report["methods"], strict=True)]
     show_table(columns, rows)
-    study, base = report["study"], report["base"]
-    n_seeds = max((m["n_seeds"] for m in report["methods"]), default=0)
+    _show_evidence(report)
+    study, base = report["study"], report.get("base")
+    n_seeds = max((m["n_seeds"] or 0 for m in report["methods"]), default=0)
+    seeds = "" if evidence_texts.is_replicated(report) else f"{plural(n_seeds, 'seed')}, "
     out.print(
-        f"\n{study['n_test_items']} test items, {plural(n_seeds, 'seed')}, "
+        f"\n{study['n_test_items']} test items, {seeds}"
         f"{study['steps']} steps per trial, margin {format_cell(study['margin'], form, scale)}"
         + (" points" if points else "")
         + f"; intervals are simultaneous. Base: {escape_text(study['base'])}"
@@ -62,6 +70,26 @@ def show(
     show_failed(report, folder)
 
 
+def _show_evidence(report: dict[str, Any]) -> None:
+    """Print what limits the contenders that are not settled, and what the verdicts rest on."""
+    from bakeoff.report import evidence_texts
+
+    lines = evidence_texts.unsettled_lines(report)
+    if lines:
+        out.print()
+    for line in lines:
+        out.print(escape_text(line), soft_wrap=True)
+    facts = evidence_texts.evidence_facts(report)
+    if facts:
+        out.print()
+    for name, text in facts:
+        out.print(f"[dim]{escape_text(name)}:[/] {escape_text(text)}", soft_wrap=True)
+    caveats = (evidence_texts.exploratory_caveat(report), evidence_texts.stop_caveat(report))
+    for caveat in caveats:
+        if caveat is not None:
+            out.print(escape_text(caveat), soft_wrap=True)
+
+
 def show_failed(report: dict[str, Any], folder: Path) -> None:
     """Print how many trials failed and the command that retries them."""
     from bakeoff.report.texts import retry_hint
@@ -79,7 +107,7 @@ def _verdict_cells(method: dict[str, Any], scale: float, form: str) -> tuple[str
         estimate, low, high = (
             format_cell(difference[k], "+" + form, scale) for k in ("estimate", "low", "high")
         )
-        text = f"{estimate} ({low} to {high})"
+        text = estimate if difference["low"] is None else f"{estimate} ({low} to {high})"
     verdict = verdict_text(method)
     if method["status"] != "done":
         verdict = f"{method['status']}: {method['reason'] or ''}"

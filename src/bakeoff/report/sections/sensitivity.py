@@ -79,8 +79,8 @@ def build(report: dict[str, Any]) -> SectionView:
     chosen = "The filled point is the chosen setting"
     if replicated:
         points = (
-            "Measured on validation. The first panel has the means over all replicates at the "
-            "rung, the others every run that was trained to the end."
+            "Measured on validation. The early loss is the mean over all replicates at step "
+            f"{rung}; the other panels have every run that was trained to the end."
         )
         chosen = "Filled points are the chosen settings"
     lead = (
@@ -168,8 +168,8 @@ def _shared_range(panels: list[Rows], key: str, factor: float) -> _Range | None:
 def _chart(
     method: dict[str, Any], rows: dict[str, Rows], panels: _Panels, control: str
 ) -> Chart | None:
-    end = "loss, end" if panels.replicated else "loss"
-    names = {_RUNG: f"loss, step {panels.rung}", _LOSS: end, _SCORE: "score"}
+    end = "final loss" if panels.replicated else "loss"
+    names = {_RUNG: "early loss", _LOSS: end, _SCORE: "score"}
     behind = None if method.get("method") == control else panels.control
     panes = [
         _pane(rows[key], behind[key] if behind else None, key, name, panels)

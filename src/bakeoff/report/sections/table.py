@@ -70,13 +70,16 @@ def build(report: dict[str, Any]) -> SectionView:
     if note is not None:
         blocks.append(Text(note, "muted"))
     blocks += _probability_matrix(report)
-    return SectionView(tuple(blocks), _lead(study, report.get("imported")))
+    return SectionView(tuple(blocks), _lead(report))
 
 
-def _lead(study: dict[str, Any], imported: dict[str, Any] | None) -> str:
-    items = study.get("n_test_items")
+def _lead(report: dict[str, Any]) -> str:
+    imported, items = report.get("imported"), report["study"].get("n_test_items")
     tested = "" if items is None else f"Scores are means over {plural(items, 'test item')}. "
-    intervals = "Intervals are 95 %; those of differences are simultaneous over all contenders. "
+    looks = " and looks" if is_replicated(report) else ""
+    intervals = (
+        f"Intervals are 95 %; those of differences are simultaneous over all contenders{looks}. "
+    )
     if imported:
         known = "" if imported["no_interval"] else intervals
         return (

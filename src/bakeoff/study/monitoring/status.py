@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from bakeoff.core.clock import wall_times
 from bakeoff.core.errors import UsageError
 from bakeoff.core.results import Cost, Status, TrialResult
+from bakeoff.core.trial import FINAL, REPLICATE
 from bakeoff.study.monitoring.progress import read_current_work, read_last_event
 from bakeoff.study.monitoring.progress_estimate import (
     PHASES,
@@ -41,7 +42,8 @@ class MethodStatus:
 
     ``validation`` is the best value among the search trials that have reached the furthest
     ``step``: a loss in nats, or the metric if settings are selected on it. ``test`` is the mean of
-    the final trials over ``n_seeds``, in the metric's unit.
+    the trials scored on test over ``n_seeds``, in the metric's unit. ``verdict`` is that of the
+    look that closed a contender; None for the control and for contenders that are open.
     """
 
     method: str
@@ -56,6 +58,20 @@ class MethodStatus:
     tokens_per_second: float | None
     failed: int
     incompatible: str | None
+    verdict: str | None = None
+
+
+@dataclass(frozen=True)
+class RoundsStatus:
+    """The rounds of a study: replicates at the planned looks, looks taken, open contenders.
+
+    ``ended``: no further round follows.
+    """
+
+    planned: tuple[int, ...]
+    looks: int
+    open: tuple[str, ...]
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,7 @@ class StudyStatus:
     phase_seconds_left: float | None
     study_seconds_left: float | None
     last: dict[str, Any] | None
+    rounds: RoundsStatus | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,26 @@ class StoredStudy:
     values: dict[str, Any]
     summaries: tuple[TrialSummary, ...]
     costs: dict[str, Cost]
+    looks: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def rounds(self) -> RoundsStatus | None:
+        """The state of the rounds; None before the first one, and for studies without rounds."""
+        schedule = self.values.get("rounds")
+        if not schedule:
+            return None
+        planned = tuple(schedule["looks"])
+        numbers = self.looks[-1]["contenders"] if self.looks else {}
+        still_open = tuple(m for m in numbers if numbers[m]["verdict"] is None)
+        if not self.looks:
+            still_open = tuple(schedule["contenders"])
+        last = bool(self.looks) and (not still_open or len(self.looks) >= len(planned))
+        return RoundsStatus(planned, len(self.looks), still_open, last or "stopped" in schedule)
+
+    def verdict(self, method: str) -> str | None:
+        """Return the verdict of the look that closed a contender; None while it is open."""
+        given = (look["contenders"].get(method, {}).get("verdict") for look in self.looks)
+        return next((verdict for verdict in given if verdict is not None), None)
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -139,7 +176,7 @@ def read_status(folder: Path, mine: bool = False) -> StudyStatus:
     stored = read_stored(folder, running=holder is not None)
     about, trials, methods = stored.about, stored.trials, stored.methods
     select_on = (stored.spec.get("budget") or {}).get("select_on", "loss")
-    complete = _is_complete(methods, trials, stored.costs)
+    complete = _is_complete(stored)
     left = phase_seconds_left(work, stored)
     return StudyStatus(
         folder=str(folder),
@@ -160,6 +197,7 @@ def read_status(folder: Path, mine: bool = False) -> StudyStatus:
         phase_seconds_left=left,
         study_seconds_left=_study_seconds_left(stored.values, work.jobs, left, holder),
         last=read_last_event(folder),
+        rounds=stored.rounds,
     )
 
 
@@ -198,7 +236,8 @@ def read_stored(folder: Path, running: bool = False) -> StoredStudy:
     """
     try:
         with Reader(study_folder.database_path(folder)) as reader, reader.snapshot():
-            return StoredStudy(reader.values(), reader.summaries(), reader.costs())
+            looks = tuple(reader.looks("planned"))
+            return StoredStudy(reader.values(), reader.summaries(), reader.costs(), looks)
     except UsageError:
         if running:
             return StoredStudy({}, (), {})
@@ -222,13 +261,9 @@ def _count_trials(methods: Sequence[str], trials: Sequence[TrialSummary]) -> lis
 def _method_status(method: str, stored: StoredStudy, select_on: str) -> MethodStatus:
     trials = [s for s in stored.trials if s.trial.method.name == method]
     better = (stored.about.get("metric") or {}).get("better", "higher")
-    search = [s for s in trials if s.trial.phase == "search"]
+    search = [s for s in trials if s.trial.phase != FINAL]
     best, step = _best_value(search, select_on, better)
-    tests = [
-        s.means["test"]
-        for s in trials
-        if s.trial.phase == "final" and "test" in s.means and math.isfinite(s.means["test"])
-    ]
+    tests = [s.means["test"] for s in trials if math.isfinite(s.means.get("test", math.nan))]
     cost = stored.costs.get(method)
     incompatible = cost is not None and cost.status is Status.INCOMPATIBLE
     title = (stored.about.get("titles") or {}).get(method)
@@ -245,6 +280,7 @@ def _method_status(method: str, stored: StoredStudy, select_on: str) -> MethodSt
         tokens_per_second=_tokens_per_second(s.result for s in trials),
         failed=sum(s.result is not None and s.result.status in FAILURES for s in trials),
         incompatible=(cost.reason or "") if cost is not None and incompatible else None,
+        verdict=stored.verdict(method),
     )
 
 
@@ -284,18 +320,19 @@ def _tokens_per_second(results: Iterable[TrialResult | None]) -> float | None:
     return sum(r.train_tokens or 0 for r in trained) / seconds if seconds > 0 else None
 
 
-def _is_complete(
-    methods: Sequence[str], trials: Sequence[TrialSummary], costs: Mapping[str, Cost]
-) -> bool:
-    """Return whether nothing is left to train: all methods that can have their final trials."""
+def _is_complete(stored: StoredStudy) -> bool:
+    """Return whether nothing is left to train: no round follows, or all final trials are done."""
+    methods, trials = stored.methods, stored.trials
     if not trials or not all(s.ended for s in trials):
         return False
+    if any(s.trial.phase == REPLICATE for s in trials):
+        return stored.rounds is not None and stored.rounds.ended
     for method in methods:
-        cost = costs.get(method)
+        cost = stored.costs.get(method)
         if cost is not None and cost.status is Status.INCOMPATIBLE:
             continue
         group = [s for s in trials if s.trial.method.name == method]
-        if any(s.trial.phase == "final" for s in group):
+        if any(s.trial.phase == FINAL for s in group):
             continue
         if not group or any(s.result and s.result.status is Status.DONE for s in group):
             return False
@@ -311,6 +348,7 @@ def _study_seconds_left(
     """Return the remaining seconds of a study: of its time budget, else of its last phase.
 
     During the search the duration of the final trials is unknown: nothing was scored on test yet.
+    How many rounds follow is not known before the looks.
     """
     if holder is None:
         return None
@@ -320,7 +358,7 @@ def _study_seconds_left(
         spent = sum(wall_times(values)) + seconds_since(holder.since)
         planned = time_budget.TARGET * float(values["hours"]["fit"]["hours"]) * 3600
         return max(planned - spent, phase_left or 0.0)
-    return phase_left if any(job.what == "final" for job in jobs) else None
+    return phase_left if any(job.what == FINAL for job in jobs) else None
 
 
 def _running_job(value: Mapping[str, Any]) -> RunningJob:
