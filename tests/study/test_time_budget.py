@@ -1,4 +1,4 @@
-"""What hours buy, from timings made up so that the answer can be worked out by hand."""
+"""What hours allow, from timings made up so that the answer can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from bakeoff.core.record import MetricInfo
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import estimate as estimates
 from bakeoff.study.planning import time_budget
-from bakeoff.study.planning.estimate import FINAL, PROBES, SEARCH, Timing, estimate, get_phase
+from bakeoff.study.planning.estimate import (
+    PROBES,
+    ROUNDS,
+    Timing,
+    disk_bytes,
+    estimate,
+    get_phase,
+    price,
+    runs_per_replicate,
+)
 from bakeoff.study.planning.time_budget import (
     BudgetChoice,
     Deadline,
     plan_budget,
-    refit_final_steps,
-    slowdown,
+    published_promise,
+    round_seconds,
+    small_margin_warnings,
     with_budget,
 )
 
@@ -35,7 +45,7 @@ def spec(contenders: tuple[str, ...] = TEN, **budget: Any) -> StudySpec:
             "data": {"train": "rows.jsonl"},
             "task": {"kind": "classify"},
             "methods": {"control": "lora", "contenders": list(contenders)},
-            "budget": {"batch_size": 16, "validations": 1, **budget},
+            "budget": {"batch_size": 16, "validations": 1, "extend": 0, **budget},
         }
     )
 
@@ -48,82 +58,132 @@ def timing(method: str, step: float = 1.0) -> Timing:
 TIMINGS = tuple(timing(m) for m in ("lora", *TEN))
 
 
-def seconds(asked: StudySpec, **given: Any) -> float:
-    made = with_budget(asked, BudgetChoice.from_spec(asked)._replace(**given))
-    return estimate(made, TIMINGS, ITEMS).seconds
-
-
 def test_estimate_by_hand() -> None:
     """An estimate matches a hand computation."""
-    made = estimate(spec(("m0",), steps=100), TIMINGS, ITEMS)
-    # 30 probe steps; 10 + 20 steps of search; 100 of the final runs: their lanes are free
-    assert [p.wall for p in made.phases] == [60.0, 60.0, 200.0]
-    assert made.seconds == 320.0
-    assert made.in_full_seconds == 60 + 200 + 200
-    assert get_phase(SEARCH, made).seconds == {"lora": 30.0, "m0": 30.0}
-    assert (made.low, made.high) == (320 * 0.75, 320 * 1.25)
+    made = estimate(spec(("m0",), steps=100, seeds=3), TIMINGS, ITEMS, (3,))
+    # 30 probe steps. 5 settings x 3 seeds are 15 lanes, one group: 10 steps to the rung, 90 of two
+    # settings to the end; lanes are free
+    assert [p.wall for p in made.phases] == [60.0, 200.0]
+    assert made.seconds == 260.0
+    assert made.in_full_seconds == 60 + 200
+    assert get_phase(ROUNDS, made).seconds == {"lora": 100.0, "m0": 100.0}
+    assert (made.low, made.high) == (260 * 0.75, 260 * 1.25)
+    # the second round adds 5 - 3 = 2 seeds, the third 3: each takes all steps once more
+    longer = estimate(spec(("m0",), steps=100), TIMINGS, ITEMS, (3, 5, 8))
+    assert get_phase(ROUNDS, longer).wall == 3 * 200.0
+
+
+def test_estimate_splits_large_groups() -> None:
+    """More than a full group of lanes are trained one group after another."""
+    made = estimate(spec(("m0",), steps=100, seeds=5), TIMINGS, ITEMS, (5,))
+    # 25 lanes are two groups to the rung, 10 lanes one to the end
+    assert get_phase(ROUNDS, made).seconds["lora"] == 2 * 10 + 90
 
 
 def test_estimate_shares_workers_except_probes() -> None:
     """An estimate divides work among workers, except for probes."""
-    asked = spec(("m0", "m1"), steps=100).model_copy(deep=True)
+    asked = spec(("m0", "m1"), steps=100)
     value = asked.model_dump(mode="json", exclude_none=True) | {"engine": {"workers": 2}}
-    made = estimate(parse_spec(value), TIMINGS, ITEMS)
+    made = estimate(parse_spec(value), TIMINGS, ITEMS, (3,))
     assert get_phase(PROBES, made).wall == 90.0
-    assert get_phase(FINAL, made).wall == 150.0
+    assert get_phase(ROUNDS, made).wall == 150.0
 
 
 def test_estimate_includes_lanes_and_evaluation() -> None:
-    """An estimate includes lanes and evaluation."""
-    own = Timing("lora", 2.0, {1: 1.0, 5: 3.0}, {1: 0.1, 5: 0.1}, 0.5, None, 1000, 0.0)
-    made = estimate(spec(("m0",), steps=100, seeds=3), (own,), ITEMS)
-    # search: 5 lanes for 10 steps at 3 s, 2 lanes for 20 at 1.5 s, two loads, two validations of
-    # 100 items at 0.1 s, and answers of the two trials at the last rung
-    assert get_phase(SEARCH, made).seconds["lora"] == pytest.approx(
-        10 * 3 + 20 * 1.5 + 2 * 2 + 2 * 100 * 0.1 + 2 * 100 * 0.5
-    )
-    # final: 3 lanes for 100 steps at 2 s, a load, one validation, 400 answers at each seed
-    assert get_phase(FINAL, made).seconds["lora"] == pytest.approx(
-        100 * 2 + 3 * 2 + 100 * 0.1 + 3 * 400 * 0.5
+    """An estimate includes lanes, evaluation, extended grids and the scores on test."""
+    own = Timing("lora", 2.0, {1: 1.0, 5: 3.0}, {1: 0.1, 5: 0.1}, 0.5, None, 1000, 0.0, general=7.0)
+    made = estimate(spec(("m0",), steps=100, seeds=3, extend=2), (own,), ITEMS, (3,))
+    # 15 lanes for 10 steps at 8 s, 6 lanes for 90 at 3.5 s, one more setting in 3 lanes for 10
+    # steps at 2 s; at each end a load and a validation of 100 items at 0.1 s; 6 x 100 answers of
+    # validation and 3 x 400 of test at 0.5 s, a load and 3 measurements of forgetting
+    assert get_phase(ROUNDS, made).seconds["lora"] == pytest.approx(
+        10 * 8 + 90 * 3.5 + 10 * 2 + 3 * (2 + 10) + 600 * 0.5 + 1200 * 0.5 + 2 + 3 * 7
     )
 
 
-def test_surplus_time_buys_steps_then_seeds() -> None:
-    """Surplus time buys steps first, then seeds."""
+def test_price_by_hand() -> None:
+    """The price counts full runs, and a mean between two looks counts by its share."""
+    asked = spec(("m0", "m1"), steps=100)
+    assert runs_per_replicate(asked.budget) == pytest.approx(2.3)  # 5 x 0.1 + 2 x 0.9
+    assert runs_per_replicate(spec(steps=100, keep=[2, 1]).budget) == pytest.approx(1.6)
+    assert runs_per_replicate(spec(steps=100, race="off").budget) == 5
+    assert runs_per_replicate(spec(steps=100, settings=1).budget) == 1
+    made = price(asked, TIMINGS, ITEMS, (3, 5, 8), (4.0, 6.5))
+    assert made.runs == pytest.approx(2.3 * (4 + 4 + 6.5))
+    # probes; all of the first round; half of the second of two contenders; half of the third of one
+    assert made.seconds == pytest.approx(3 * 30 + 300 + (100 + 2 * 50) + 50)
+    assert price(asked, None, ITEMS, (3, 5, 8), (3.0, 3.0)).seconds is None
+
+
+def test_disk_holds_adapters_and_a_round_of_checkpoints() -> None:
+    # 8 adapters; the largest round trains 3 replicates of 5 settings, with three copies each
+    assert disk_bytes(spec(steps=100), [10], (3, 5, 8)) == 4 * 10 * (8 + 3 * 3 * 5)
+    assert disk_bytes(spec(steps=100, settings=1), [10], (3, 5, 8)) == 4 * 10 * 8
+    # 5 settings of 10 billion parameters: one replicate at a time
+    assert disk_bytes(spec(steps=100), [10**10], (3, 5, 8)) == 4 * 10**10 * (8 + 3 * 5)
+
+
+def test_round_seconds_of_open_methods() -> None:
+    """A round takes the time of the methods that it adds replicates to."""
+    asked = spec(("m0", "m1"), steps=100)
+    assert round_seconds(asked, TIMINGS, ITEMS, ["lora", "m1"], 3) == 200.0
+
+
+def test_surplus_time_buys_looks_then_steps() -> None:
+    """Surplus time buys further looks first, then steps."""
     bought = plan_budget(spec(hours=2), TIMINGS, ITEMS, ACCURACY)
-    # 11 methods at 30 + 1.3 steps: at 455 steps 95 % of 7200 s are used
-    assert bought.steps == 455
-    assert (bought.settings, bought.seeds, bought.dropped) == (5, 10, ())  # seeds are free here
-    assert bought.passes == pytest.approx(455 / 200)
+    # 11 methods at 30 probe steps and a pass of 200 a round: two rounds take 4730 s, three 6930 s,
+    # of 6840; what is left pays 295 steps a round
+    assert (bought.settings, bought.looks, bought.dropped) == (5, (3, 5), ())
+    assert bought.steps == (6840 // 11 - 30) // 2
+    assert bought.passes == pytest.approx(bought.steps / 200)
     assert bought.seconds <= 0.95 * 7200
-    assert bought.detectable == pytest.approx(
-        time_budget.expected_detectable(400, 10, 10, ACCURACY)
-    )
     most = plan_budget(spec(hours=20), TIMINGS, ITEMS, ACCURACY)
+    assert most.looks == (3, 5, 8, 12, 16)
     assert most.steps == 600  # three passes: more would be another question
     assert most.seconds < 20 * 3600 * 0.95
 
 
+def test_first_look_limits_nothing_else() -> None:
+    """The first look alone fits: no further look is planned."""
+    bought = plan_budget(spec(hours=0.8), TIMINGS, ITEMS, ACCURACY)
+    assert (bought.looks, bought.dropped) == ((3,), ())
+    few = plan_budget(spec(("m0", "m1"), hours=0.3), TIMINGS, ITEMS, ACCURACY)
+    assert few.looks == (5,)  # with two contenders the first look is at five
+
+
 def test_timing_counts_against_budget() -> None:
     """The time that timing took counts against the budget."""
-    late = plan_budget(spec(hours=2), TIMINGS, ITEMS, ACCURACY, spent=1430.0)
-    # 5410 s are left: 11 methods at 30 + 1.3 steps
-    assert late.steps == 355
-    assert late.seconds == pytest.approx(1430 + 11 * (30 + 1.3 * 355), abs=6)
+    asked = spec(hours=2, seeds=3)
+    late = plan_budget(asked, TIMINGS, ITEMS, ACCURACY, spent=1430.0)
+    # 5410 s are left: 11 methods at 30 steps and one round
+    assert late.steps == 5410 // 11 - 30
+    assert late.seconds == pytest.approx(1430 + 11 * (30 + late.steps))
 
 
 def test_stated_values_kept() -> None:
     """Values that the study file states are kept."""
     bought = plan_budget(spec(hours=2, seeds=4, settings=4), TIMINGS, ITEMS, ACCURACY)
-    assert (bought.settings, bought.seeds) == (4, 4)
+    assert (bought.settings, bought.looks) == (4, (4,))
+    bought = plan_budget(spec(hours=20, most=6), TIMINGS, ITEMS, ACCURACY)
+    assert bought.looks == (3, 5, 6)
+
+
+def test_plan_becomes_the_budget() -> None:
+    """A study with a plan's budget has its steps, settings, looks and contenders."""
+    choice = BudgetChoice(150, 4, (3, 5), ("m0", "m1", "m2"))
+    budget = with_budget(spec(hours=2), choice).budget
+    assert (budget.hours, budget.steps, budget.settings, budget.most) == (None, 150, 4, 5)
+    fixed = with_budget(spec(hours=2, seeds=4), choice._replace(looks=(4,))).budget
+    assert (fixed.seeds, fixed.most) == (4, None)
 
 
 def test_short_time_drops_last_contenders() -> None:
     """Too little time drops contenders from the end of the list."""
     bought = plan_budget(spec(hours=0.5), TIMINGS, ITEMS, ACCURACY)
-    # 1710 s: a pass of 200 steps and its probe and search take 290 s a method
-    assert bought.contenders == TEN[:4]
-    assert bought.dropped == TEN[4:]
+    # 1710 s: a pass of 200 steps and its probe take 230 s a method
+    assert bought.contenders == TEN[:6]
+    assert bought.dropped == TEN[6:]
     assert bought.steps >= 200
     assert bought.seconds <= 0.95 * 1800
 
@@ -136,11 +196,11 @@ def test_settings_dropped_before_contenders() -> None:
     asked = spec(("m0",), hours=0.4, seeds=1)
 
     def took(settings: int) -> float:
-        made = with_budget(asked, BudgetChoice(200, settings, 1, ("m0",)))
-        return estimate(made, wide, ITEMS).seconds
+        made = with_budget(asked, BudgetChoice(200, settings, (1,), ("m0",)))
+        return estimate(made, wide, ITEMS, (1,)).seconds
 
     assert took(5) > took(4)
-    bought = plan_budget(spec(("m0",), hours=took(4) / 0.95 / 3600, seeds=1), wide, ITEMS, ACCURACY)
+    bought = plan_budget(spec(("m0",), hours=took(4) / 3419, seeds=1), wide, ITEMS, ACCURACY)
     assert (bought.settings, bought.contenders) == (4, ("m0",))
     assert bought.steps == 200
 
@@ -162,21 +222,17 @@ def test_unbounded_metric_gives_no_power() -> None:
     assert plan_budget(spec(hours=2), TIMINGS, ITEMS, loss).detectable is None
 
 
-def test_final_steps_use_remaining_time() -> None:
-    """The final trials use the time that the search left."""
+def test_warning_names_what_limits_the_study() -> None:
+    """A test set that is small for the margin is warned of, with the floor of its intervals."""
     asked = spec(("m0",), steps=100)
-    assert slowdown(asked, TIMINGS, ITEMS, took=90.0) == 1.5
-    assert slowdown(asked, TIMINGS, ITEMS, took=0.0) == 1.0
-    # two methods, 1.5 s a step: 360 s are 120 steps
-    assert refit_final_steps(asked, TIMINGS, ITEMS, 360.0, 1.5) == 120
-    assert refit_final_steps(asked, TIMINGS, ITEMS, 1e6, 1.5) == 200  # twice the plan at most
-    assert refit_final_steps(asked, TIMINGS, ITEMS, 0.0, 1.5) == 50  # half of it at least
-    few = {**ITEMS, "train": 800}  # three passes are 150 steps
-    assert refit_final_steps(asked, TIMINGS, few, 1e6, 1.5) == 150
-    assert time_budget.final_seconds(asked, TIMINGS, ITEMS, 120, 1.5) == {
-        "lora": 180.0,
-        "m0": 180.0,
-    }
+    promised = published_promise(asked, 100, ACCURACY, (5, 8))
+    assert promised is not None
+    (text,) = small_margin_warnings(promised, 100, 0.02)
+    assert f"no number of seeds narrows an interval below ±{100 * promised.floor:.1f}" in text
+    assert "[test-too-small]" in text
+    assert small_margin_warnings(promised, 100, promised.last.detectable) == ()
+    assert "below 30" in small_margin_warnings(None, 20, 0.02)[0]
+    assert small_margin_warnings(None, 40, 0.02) == ()
 
 
 def test_deadline_admits_within_grace() -> None:

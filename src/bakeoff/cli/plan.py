@@ -1,4 +1,4 @@
-"""``bakeoff plan``: check a study without running it; print its trials, costs and power."""
+"""``bakeoff plan``: check a study without running it; print its rounds, price and power."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bakeoff.cli.display.output import (
     show_json,
     show_table,
 )
+from bakeoff.core.format import plural
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +40,7 @@ def command(
     verbose: bool = VERBOSE_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Check a study; print its trials, their cost and the smallest difference it would detect."""
+    """Check a study; print what it would run, what that takes and what it could show."""
     from bakeoff import api
     from bakeoff.cli.display.progress import LiveProgress
     from bakeoff.cli.display.token_view import show_rows
@@ -60,16 +61,9 @@ def command(
     if parts := describe_memory(overview):
         out.print(escape_text("; ".join(parts)))
     show_table(
-        ("method", "search trials", "final trials", "steps", "learning rates", "<vLLM"),
+        ("method", "learning rates", "<vLLM"),
         [
-            (
-                m["title"],
-                str(m["search_trials"]),
-                str(m["final_trials"]),
-                f"{m['steps']:,}",
-                ", ".join(f"{r:g}" for r in m["learning_rates"]),
-                m["vllm"] or "-",
-            )
+            (m["title"], ", ".join(f"{r:g}" for r in m["learning_rates"]), m["vllm"] or "-")
             for m in overview["methods"]
         ],
     )
@@ -79,7 +73,12 @@ def command(
         )
     if overview["sizes"] is not None:
         show_sizes(overview["sizes"])
-    show_totals(overview)
+    show_rounds(overview)
+    show_price(overview)
+    for line in describe_promise(overview):
+        out.print(escape_text(line))
+    if overview["estimate"]:
+        show_estimate(overview["estimate"])
     show_rows(overview["rows"] or [], overview["added_tokens"])
 
 
@@ -112,36 +111,110 @@ def show_sizes(sizes: list[dict[str, Any]]) -> None:
     )
 
 
-def show_totals(overview: dict[str, Any]) -> None:
-    """Print the amount of work in a study and the difference it would detect."""
-    out.print(
-        f"{overview['trials']} trials in {overview['segments']} segments, {overview['steps']:,} "
-        f"steps without racing, {len(overview['methods'])} cost probes"
-    )
+def show_rounds(overview: dict[str, Any]) -> None:
+    """Print what a replicate is, and after how many of them the results are analysed."""
+    looks, keep = overview["looks"], " and ".join(str(n) for n in overview["keep"])
+    race = ""
     if overview["rungs"]:
         rungs = " and ".join(str(r) for r in overview["rungs"])
-        saved = overview["steps"] / overview["steps_raced"]
+        race = f", race on validation to step {rungs}, {keep} go on"
+    out.print(
+        f"a replicate of a method: one seed, {plural(overview['settings'], 'setting')}{race}; the "
+        "best one is scored on test"
+    )
+    if len(looks) == 1:
+        out.print(f"{plural(looks[0], 'replicate')} of each method, analysed once")
+        return
+    counts = f"{', '.join(str(n) for n in looks[:-1])} and {looks[-1]}"
+    out.print(
+        f"the results are analysed after {counts} replicates; a contender stops once its verdict "
+        "is reached or out of reach"
+    )
+    if overview["most_in_lanes"] is not None:
         out.print(
-            f"settings race at steps {rungs}: about {overview['steps_raced']:,} steps, {saved:.1f} "
-            "times fewer; still fewer if whole methods stop"
+            f"up to {overview['most_in_lanes']} replicates, if the cost probe finds that lanes are "
+            "nearly free on this GPU"
         )
-    if (
-        overview["detectable"] is not None and overview["hours"] is None
-    ):  # the time budget's sentence has it
-        out.print(
-            f"a true difference of {100 * overview['detectable']:.1f} points would be detected in "
-            f"80 % of such studies (margin: {100 * overview['margin']:g} points)"
+
+
+def show_price(overview: dict[str, Any]) -> None:
+    """Print the work at the first look, as expected and at most: runs, and minutes if timed."""
+    prices, timed = overview["price"], overview["estimate"] is not None
+    names = {"first": "first look", "expected": "expected", "most": "at most"}
+    rows = []
+    for key, name in names.items():
+        if key in prices and (key != "expected" or len(overview["looks"]) > 1):
+            p = prices[key]
+            cells = [f"{p['replicates']:.2g}", f"{p['control_replicates']:.2g}", f"{p['runs']:.0f}"]
+            rows.append((name, *cells, *([f"{p['seconds'] / 60:.1f}"] if timed else [])))
+    if len(overview["looks"]) == 1:
+        rows = [("in all", *rows[-1][1:])]
+    minutes = ("minutes",) if timed else ()
+    show_table(("work", "<replicates", "of the control", "full runs", *minutes), rows)
+    out.print(
+        f"at most {overview['trials']} trials and {overview['steps_raced']:,} steps, "
+        f"{len(overview['methods'])} cost probes"
+    )
+
+
+def describe_promise(overview: dict[str, Any]) -> list[str]:
+    """Return sentences on what the study can show; an empty list if no noise is published."""
+    promised = overview["promise"]
+    if promised is None:
+        return []
+    items, margin = overview["n_items"]["test"], 100 * overview["margin"]
+    looks = ("first", "last") if len(overview["looks"]) > 1 else ("last",)
+    lines = [
+        f"after {plural(promised[k]['replicates'], 'replicate')}: intervals of about "
+        f"±{_points(promised[k]['half_width'])} points; a true difference of "
+        f"{_points(promised[k]['detectable'])} points would be found in 80 % of such studies "
+        f"(margin: {margin:g})"
+        for k in looks
+    ]
+    lines.append(
+        f"no number of seeds narrows an interval below ±{_points(promised['floor'])} points at "
+        f"{items:,} items"
+    )
+    lines.append(_describe_equivalence(promised, items, margin))
+    if promised["design_effect"] > 1.005:
+        lines.append(
+            f"items of one group resemble each other: {items:,} test items tell as much as "
+            f"{items / promised['design_effect']:,.0f} independent ones (design effect "
+            f"{promised['design_effect']:.2g})"
         )
-    if overview["estimate"]:
-        show_estimate(overview["estimate"])
+    return lines
+
+
+def _describe_equivalence(promised: dict[str, Any], items: int, margin: float) -> str:
+    """Return whether the study can call a contender equivalent, and how many items that takes."""
+    needed = promised["equivalence_items"]
+    takes = (
+        "no number of items does, as seeds differ too much"
+        if needed is None
+        else f"about {float(f'{needed:.2g}'):,.0f} items do in 80 % of such studies"
+    )
+    if not promised["equivalence_possible"]:
+        return (
+            f"{items:,} items cannot show that a method is equivalent within {margin:g} points, at "
+            f"any number of seeds; {takes}"
+        )
+    text = (
+        f"a method that truly equals the control is called equivalent within {margin:g} points in "
+        f"{100 * promised['equivalence_power']:.0f} % of such studies"
+    )
+    return text if needed == items else f"{text}; {takes}"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f}" if value < 1 else "100"
 
 
 def show_estimate(found: dict[str, Any]) -> None:
-    """Print the estimated time with its range and by phase, peak memory and disk space."""
+    """Print the longest time with its range and by phase, peak memory and disk space."""
     minutes = {k: found[k] / 60 for k in ("seconds", "low", "high", "in_full_seconds")}
     out.print(
-        f"about {minutes['seconds']:.1f} minutes ({minutes['low']:.1f} to {minutes['high']:.1f}); "
-        f"{minutes['in_full_seconds']:.1f} without racing"
+        f"at most about {minutes['seconds']:.1f} minutes ({minutes['low']:.1f} to "
+        f"{minutes['high']:.1f}); {minutes['in_full_seconds']:.1f} without racing"
     )
     names = [phase["name"] for phase in found["phases"]]
     methods = {m for phase in found["phases"] for m in phase["seconds"]}

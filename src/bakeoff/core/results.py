@@ -161,7 +161,8 @@ class Cost:
     over them. ``inference_milliseconds`` is a forward pass over one example with an unmerged
     adapter, ``inference_merged_milliseconds`` with a merged one. ``engine`` is the decision of the
     two-lane probe: ``switches`` by name, ``reasons`` for requested ones that are off, and
-    ``token_bytes``, the memory of a packed token of one lane.
+    ``token_bytes``, the memory of a packed token of one lane. ``lanes_ratio`` is the duration of a
+    step of a full group of lanes in steps of a single one, None where that was not measured.
     """
 
     method: str
@@ -178,6 +179,7 @@ class Cost:
     inference_milliseconds: float | None = None
     inference_merged_milliseconds: float | None = None
     engine: dict[str, Any] | None = None
+    lanes_ratio: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

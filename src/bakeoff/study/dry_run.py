@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bakeoff.analysis.promise import Promise
 from bakeoff.core import jobs
 from bakeoff.core.trial import Trial
 from bakeoff.data.assets.cache import cache_folder
@@ -18,9 +19,9 @@ from bakeoff.methods.serving import serving_forms
 from bakeoff.study.config import StudySpec
 from bakeoff.study.executors import Options
 from bakeoff.study.monitoring.progress import Progress
-from bakeoff.study.planning import racing, time_budget
+from bakeoff.study.planning import rounds, time_budget
 from bakeoff.study.planning import trials as planning_trials
-from bakeoff.study.planning.estimate import Timing, estimate
+from bakeoff.study.planning.estimate import Price, Timing, estimate, price
 from bakeoff.study.planning.time_budget import BudgetPlan
 from bakeoff.study.remote import is_remote, run_remote
 from bakeoff.study.setup.open_study import add_warnings, check_study, open_study
@@ -49,10 +50,12 @@ def overview(
 ) -> dict[str, Any]:
     """Return what a study would run; check everything that can be checked without training.
 
-    ``detectable`` is the smallest true difference, in the metric's unit, that would be called
-    better or worse in 80 % of such studies, at the published noise of scores of 0 and 1. With
-    ``time_it``, or with a time budget, a few steps of each method are timed, and ``estimate`` is
-    the time of the whole study. ``rows`` are the first ``show`` training rows as tokens.
+    ``looks`` are the numbers of replicates after which the results are analysed. ``promise`` is
+    what the study can show by the first and the last of them, at the published noise of scores of 0
+    and 1; ``detectable`` is its difference at the last look, in the metric's unit. ``trials`` and
+    ``steps`` count what runs if all methods go on to the last look. With ``time_it``, or with a
+    time budget, a few steps of each method are timed, ``estimate`` is the time of the whole study,
+    and ``price`` has seconds. ``rows`` are the first ``show`` training rows as tokens.
     """
     progress = progress or Progress()
     has_hours = spec.budget.hours is not None
@@ -66,32 +69,34 @@ def overview(
     if plan is not None:
         study = apply_budget(study, plan)
     study = add_warnings(study, small_test_warning(study), progress)
-    search = planning_trials.search_trials(study.spec, study.entries, study.conditions)
-    settings = {t.method.name: t.setting for t in search}
-    final = planning_trials.final_trials(study.spec, study.entries, study.conditions, settings)
-    methods = _method_plans(study, search, final)
-    steps = study.conditions.steps
-    trials = len(search) + len(final)
+    looks = _planned_looks(study, timings)
+    promised = _promise(study, looks)
+    first_replicate = planning_trials.replicate_trials(
+        study.spec, study.entries, planning_trials.replicate_seeds(study.spec, 1), study.conditions
+    )
+    trials = len(study.entries) * study.spec.budget.settings * looks[-1]
+    prices = _prices(study, looks, timings, promised)
     return {
         "name": spec.name,
         "n_items": study.splits.counts,
         "device": study.machine["device"],
         "precision": study.machine["precision"],
         **_memory_settings(study),
-        "methods": methods,
+        "methods": _method_plans(study, first_replicate),
+        "looks": list(looks),
+        "most_in_lanes": _most_in_lanes(study, timings),
+        "settings": study.spec.budget.settings,
         "trials": trials,
-        "steps": trials * steps,
-        **planning_trials.expected_work(study.spec, search, final, racing.KEEP)._asdict(),
+        "steps": trials * study.conditions.steps,
+        "steps_raced": round(prices["most"].runs * study.conditions.steps),
         "rungs": list(planning_trials.rung_steps(study.spec.budget)),
+        "keep": list(study.spec.budget.keep),
         "margin": spec.task.margin,
-        "detectable": time_budget.expected_detectable(
-            study.splits.counts["test"],
-            study.spec.budget.seeds,
-            len(methods) - 1,
-            study.metric.info,
-        ),
+        "detectable": None if promised is None else promised.last.detectable,
+        "promise": None if promised is None else _promise_values(promised),
+        "price": {name: dataclasses.asdict(price) for name, price in prices.items()},
         "hours": None if plan is None else dataclasses.asdict(plan),
-        "estimate": None if timings is None else study_estimate(study, timings),
+        "estimate": None if timings is None else _study_estimate(study, timings, looks),
         "sizes": None if study.sizes is None else list(study.sizes),
         "chosen": dict(study.chosen),
         "data_notes": list(study.splits.notes),
@@ -99,6 +104,61 @@ def overview(
         "rows": None if preview is None else preview["rows"],
         "added_tokens": None if preview is None else preview["added"],
         "warnings": list(study.warnings),
+    }
+
+
+def _planned_looks(study: Study, timings: MethodTimings | None) -> tuple[int, ...]:
+    """Return the numbers of replicates at the study's looks.
+
+    The run decides by the control's cost probe whether lanes are nearly free; a plan by its timed
+    steps. Without them it assumes that they are not.
+    """
+    free = False
+    if timings is not None and study.machine["device"] != "cpu":
+        of_control = [t for t in timings.timings if t.method == study.entries[0].name]
+        free = any(t.lanes_ratio < rounds.FREE_LANES for t in of_control)
+    return rounds.planned_looks(study.spec.budget, len(study.entries) - 1, free)
+
+
+def _most_in_lanes(study: Study, timings: MethodTimings | None) -> int | None:
+    """Return the number of replicates if lanes are nearly free, where that is not known yet."""
+    budget = study.spec.budget
+    decided = budget.seeds != rounds.ROUNDS or budget.most is not None or timings is not None
+    return None if decided or study.machine["device"] == "cpu" else rounds.MOST_IN_LANES
+
+
+def _promise(study: Study, looks: tuple[int, ...]) -> Promise | None:
+    """Return what the study can show, at the published noise of its kind of metric."""
+    counts, metric = study.splits.counts, study.metric.info
+    return time_budget.published_promise(study.spec, counts["test"], metric, looks)
+
+
+def _promise_values(promised: Promise) -> dict[str, Any]:
+    """Return a promise as plain values."""
+    looks = {name: getattr(promised, name)._asdict() for name in ("first", "last")}
+    return {**dataclasses.asdict(promised), **looks}
+
+
+def _prices(
+    study: Study,
+    looks: tuple[int, ...],
+    timings: MethodTimings | None,
+    promised: Promise | None,
+) -> dict[str, Price]:
+    """Return the cost of the study up to the first look, as expected, and up to the last look.
+
+    Expected is the longer of two cases: no contender differs, or all differ by what is detectable.
+    Without a promise nothing is known of when a study ends.
+    """
+    replicates = {"first": (float(looks[0]),) * 2, "most": (float(looks[-1]),) * 2}
+    if promised is not None:
+        null = (promised.expected_null, promised.control_null)
+        different = (promised.expected_detectable, promised.control_detectable)
+        replicates["expected"] = max(null, different)
+    timed = None if timings is None else timings.timings
+    return {
+        name: price(study.spec, timed, study.splits.counts, looks, counts)
+        for name, counts in replicates.items()
     }
 
 
@@ -113,28 +173,21 @@ def _memory_settings(study: Study) -> dict[str, Any]:
     }
 
 
-def _method_plans(
-    study: Study, search: Sequence[Trial], final: Sequence[Trial]
-) -> list[dict[str, Any]]:
-    """Return each method's trials, and the form in which vLLM could serve it (None: unknown)."""
+def _method_plans(study: Study, first_replicate: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Return each method's rates, and the form in which vLLM could serve it (None: unknown)."""
     generates = task_class(study.spec.task.kind).task_type == CAUSAL_LM
     serving = serving_forms(study.entries, cache_folder()) if generates else {}
-    methods = []
-    for entry in study.entries:
-        rates = [t.learning_rate for t in search if t.method.name == entry.name]
-        n_final = sum(t.method.name == entry.name for t in final)
-        methods.append(
-            {
-                "method": entry.name,
-                "title": entry.title,
-                "search_trials": len(rates),
-                "final_trials": n_final,
-                "steps": study.conditions.steps * (len(rates) + n_final),
-                "learning_rates": rates,
-                "vllm": serving.get(entry.name),
-            }
-        )
-    return methods
+    return [
+        {
+            "method": entry.name,
+            "title": entry.title,
+            "learning_rates": [
+                t.learning_rate for t in first_replicate if t.method.name == entry.name
+            ],
+            "vllm": serving.get(entry.name),
+        }
+        for entry in study.entries
+    ]
 
 
 @contextlib.contextmanager
@@ -168,13 +221,17 @@ def preview_rows(study: Study, count: int) -> dict[str, Any]:
 def time_methods(study: Study, progress: Progress) -> MethodTimings:
     """Time a few steps of each method, one at a time, each in a new process.
 
+    The steps have one lane and as many as a replicate has settings; on a GPU at least a full group.
     The study's folder must hold its data.
     """
-    settings, started = study.spec.budget.settings, time.monotonic()
+    lanes, started = study.spec.budget.settings, time.monotonic()
+    if study.machine["device"] != "cpu":
+        lanes = max(lanes, planning_trials.MOST_LANES)
+    lanes = min(lanes, study.spec.engine.max_lanes or lanes)
     timings, untimed = [], {}
     switches = study.spec.engine.switches
     payloads = [
-        whole_segment(study, [prior_trial(study, e)] * settings, switches).to_json()
+        whole_segment(study, [prior_trial(study, e)] * lanes, switches).to_json()
         for e in study.entries
     ]
     progress.phase("Timing", len(payloads), 0)
@@ -193,14 +250,15 @@ def time_methods(study: Study, progress: Progress) -> MethodTimings:
 
 def small_test_warning(study: Study) -> tuple[str, ...]:
     """Return a warning if test has too few items for the study's margin; else nothing."""
+    n_test, margin = study.splits.counts["test"], study.spec.task.margin
     return time_budget.small_margin_warnings(
-        study.spec, study.splits.counts["test"], study.metric.info
+        _promise(study, _planned_looks(study, None)), n_test, margin
     )
 
 
-def study_estimate(study: Study, timings: MethodTimings) -> dict[str, Any]:
-    """Return the estimated time of a study, as plain values."""
-    total = estimate(study.spec, timings.timings, study.splits.counts)
+def _study_estimate(study: Study, timings: MethodTimings, looks: tuple[int, ...]) -> dict[str, Any]:
+    """Return the estimated time of a study up to its last look, as plain values."""
+    total = estimate(study.spec, timings.timings, study.splits.counts, looks)
     return {**dataclasses.asdict(total), "untimed": timings.untimed}
 
 
@@ -216,7 +274,9 @@ def plan_budget(study: Study, timings: MethodTimings) -> BudgetPlan:
 
 def apply_budget(study: Study, plan: BudgetPlan) -> Study:
     """Return the study with the budget and the contenders of ``plan``."""
-    budget = time_budget.BudgetChoice(plan.steps, plan.settings, plan.seeds, tuple(plan.contenders))
+    budget = time_budget.BudgetChoice(
+        plan.steps, plan.settings, tuple(plan.looks), tuple(plan.contenders)
+    )
     spec = time_budget.with_budget(study.spec, budget)
     count = len(spec.method_names)  # contenders are dropped from the end of the list
     return study._replace(

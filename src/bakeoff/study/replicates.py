@@ -22,6 +22,7 @@ from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import LEARNING_RATE, REPLICATE, MethodEntry, Trial
 from bakeoff.study.planning import racing
 from bakeoff.study.planning import trials as planning_trials
+from bakeoff.study.planning.estimate import replicates_at_once
 from bakeoff.study.planning.sampler import ObservedSetting
 from bakeoff.study.scheduler import MayStart, RunContext, Stage, always, run_trials
 from bakeoff.study.setup.study import Study
@@ -39,9 +40,6 @@ RUNG = "first_rung"
 """Database value: the step of the first rung, whether it was ripe, and the control's numbers."""
 CHOSEN = "scored on test: the best of the {count} settings that its replicate trained to the end"
 NOT_CHOSEN = "at step {step}: another setting of its replicate had a lower validation loss"
-CHECKPOINT_BYTES = 8 * 2**30
-"""Most bytes of a method's checkpoints at a rung; more replicates are trained one batch after
-another."""
 
 
 class Replicates(NamedTuple):
@@ -399,9 +397,7 @@ def _split_by_disk_space(context: RunContext, replicates: Replicates) -> Iterato
     sizes = {}
     for name in replicates.seeds:
         parameters = costs[name].trainable_parameters if name in costs else None
-        # fp32 weights and two moments of AdamW for each setting
-        bytes_each = 12 * (parameters or 0) * budget.settings
-        sizes[name] = max(1, CHECKPOINT_BYTES // max(1, bytes_each))
+        sizes[name] = replicates_at_once(parameters or 0, budget.settings)
     rest = dict(replicates.seeds)
     while any(rest.values()):
         batch = {name: seeds[: sizes[name]] for name, seeds in rest.items() if seeds}

@@ -28,6 +28,7 @@ from bakeoff.study.monitoring.progress import Job, Progress
 from bakeoff.study.monitoring.signals import StopRequest
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import disk_bytes
+from bakeoff.study.planning.rounds import are_lanes_free, planned_looks
 from bakeoff.study.planning.time_budget import Deadline
 from bakeoff.study.remote import check_disk_full
 from bakeoff.study.setup.study import Study
@@ -337,7 +338,9 @@ def check_disk_space(study: Study, costs: Mapping[str, Cost]) -> None:
         EnvironmentProblem: ``disk-space``, with the needed and the free space.
     """
     parameters = [c.trainable_parameters for c in costs.values() if c.trainable_parameters]
-    needed = 2 * disk_bytes(study.spec, parameters)
+    lanes_free = are_lanes_free(costs.get(study.entries[0].name))
+    looks = planned_looks(study.spec.budget, len(study.entries) - 1, lanes_free)
+    needed = 2 * disk_bytes(study.spec, parameters, looks)
     trials = study.folder / TRIALS
     existing = sum(p.stat().st_size for p in trials.rglob("*") if p.is_file())
     free = shutil.disk_usage(study.folder).free

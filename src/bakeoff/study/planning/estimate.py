@@ -1,15 +1,16 @@
-"""Estimate of a study's duration, memory and disk use from a few timed steps."""
+"""Estimate of a study's work, duration, memory and disk use; durations from a few timed steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from bakeoff.study.config import StudySpec
-from bakeoff.study.config.budget import method_name
-from bakeoff.study.planning import trials
+from bakeoff.study.config.budget import BudgetSpec, method_name
+from bakeoff.study.planning.trials import MIN_RATES, MOST_LANES, rung_steps
 
 RELATIVE_ERROR = 0.25
 """Relative error beyond that of the timed steps: other sequence lengths, other machine load."""
@@ -17,7 +18,12 @@ PROBE_BUILDS, PROBE_STEPS = 6, 30
 """Model builds and training steps of a method's parity probe and cost probe together."""
 
 
-PROBES, SEARCH, FINAL = "cost probes", "search", "final"
+CHECKPOINT_BYTES = 8 * 2**30
+"""Most bytes of a method's checkpoints at a rung; more replicates are trained one batch after
+another."""
+EXTENSIONS = 1
+"""Settings beyond the edge of its grid that a replicate is assumed to try, if it may."""
+PROBES, ROUNDS = "cost probes", "rounds"
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class Timing:
     """Standard deviation of the timed steps over their mean."""
     general: float = 0.0
     """Seconds to measure forgetting, per trial."""
+
+    @property
+    def lanes_ratio(self) -> float:
+        """Duration of a step of a full group of lanes, in steps of a single lane."""
+        return _seconds_at(self.step, MOST_LANES) / _seconds_at(self.step, 1)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Timing:
@@ -74,7 +85,10 @@ class PhaseEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected seconds of a study with their range, its peak memory and its disk space."""
+    """Expected seconds of a study with their range, its peak memory and its disk space.
+
+    The study is the longest that it can be: all methods have replicates up to the last look.
+    """
 
     seconds: float
     low: float
@@ -86,16 +100,35 @@ class Estimate:
     disk_bytes: int
 
 
+@dataclass(frozen=True)
+class Price:
+    """The cost of a study in which a contender has so many ``replicates`` and the control others.
+
+    ``runs`` counts full training runs: one that stops at a rung counts by its share of the steps.
+    ``seconds`` is None without timings.
+    """
+
+    replicates: float
+    control_replicates: float
+    runs: float
+    seconds: float | None
+
+
 def get_phase(name: str, estimate: Estimate) -> PhaseEstimate:
     """Return one phase of an estimate."""
     return next(p for p in estimate.phases if p.name == name)
 
 
-def estimate(spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int]) -> Estimate:
-    """Estimate a study; racing is assumed to stop settings, but no method as a whole."""
-    phases = _estimate_phases(spec, timings, n_items, trials.rung_steps(spec.budget))
-    full = _estimate_phases(spec, timings, n_items, ())
-    seconds = sum(p.wall for p in phases)
+def estimate(
+    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], looks: Sequence[int]
+) -> Estimate:
+    """Estimate a study up to its last look; no method stops before."""
+    used = _methods_of(spec, timings)
+    rungs = rung_steps(spec.budget)
+    probes = _combine_methods(PROBES, {t.method: _probe_seconds(t) for t in used}, 1)  # one by one
+    rounds = _estimate_rounds(spec, used, n_items, looks, rungs)
+    full = _estimate_rounds(spec, used, n_items, looks, ())
+    seconds = probes.wall + rounds.wall
     worst = max((t.spread for t in timings), default=0.0)
     error = math.hypot(RELATIVE_ERROR, worst)
     peaks = [t.peak_bytes for t in timings if t.peak_bytes is not None]
@@ -103,33 +136,88 @@ def estimate(spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, i
         seconds,
         seconds * (1 - min(error, 0.9)),
         seconds * (1 + error),
-        phases,
-        sum(p.wall for p in full),
+        (probes, rounds),
+        probes.wall + full.wall,
         max(peaks) * spec.engine.workers if peaks else None,
-        disk_bytes(spec, [t.parameters for t in timings]),
+        disk_bytes(spec, [t.parameters for t in timings], looks),
     )
 
 
-def _estimate_phases(
+def price(
+    spec: StudySpec,
+    timings: Sequence[Timing] | None,
+    n_items: Mapping[str, int],
+    looks: Sequence[int],
+    replicates: tuple[float, float],
+) -> Price:
+    """Return the cost of a study in which contenders and control have so many ``replicates``.
+
+    They may be means, between two looks; a method's round then counts by its share.
+    """
+    contender, control = replicates
+    count = contender * len(spec.methods.contenders) + control
+    seconds = None
+    if timings is not None:
+        used, rungs = _methods_of(spec, timings), rung_steps(spec.budget)
+        seconds = sum(_probe_seconds(t) for t in used)
+        for start, stop in pairwise((0, *looks)):
+            by_method = {}
+            for t in used:
+                wanted = control if t.method == method_name(spec.methods.control) else contender
+                share = min(max((wanted - start) / (stop - start), 0.0), 1.0)
+                whole = _replicate_seconds(t, spec, n_items, stop - start, rungs)
+                by_method[t.method] = share * whole
+            seconds += _combine_methods(ROUNDS, by_method, spec.engine.workers).wall
+    return Price(contender, control, count * runs_per_replicate(spec.budget), seconds)
+
+
+def runs_per_replicate(budget: BudgetSpec) -> float:
+    """Return the cost of a replicate as a number of full training runs."""
+    rungs = rung_steps(budget)
+    return sum(
+        lanes * (stop - start) / budget.planned_steps
+        for lanes, start, stop in _replicate_spans(budget, rungs)
+    )
+
+
+def round_phase(
     spec: StudySpec,
     timings: Sequence[Timing],
     n_items: Mapping[str, int],
-    rungs: tuple[int, ...],
-) -> tuple[PhaseEstimate, ...]:
+    methods: Sequence[str],
+    replicates: int,
+) -> PhaseEstimate:
+    """Estimate a round that adds so many ``replicates`` to each of ``methods``."""
+    rungs = rung_steps(spec.budget)
+    by_method = {
+        t.method: _replicate_seconds(t, spec, n_items, replicates, rungs)
+        for t in timings
+        if t.method in methods
+    }
+    return _combine_methods(ROUNDS, by_method, spec.engine.workers)
+
+
+def _methods_of(spec: StudySpec, timings: Sequence[Timing]) -> list[Timing]:
     names = {method_name(n) for n in spec.method_names}
-    used = [t for t in timings if t.method in names]
-    workers = spec.engine.workers
-    return (
-        _combine_methods(
-            PROBES, {t.method: _probe_seconds(t) for t in used}, 1
-        ),  # they run one at a time
-        _combine_methods(
-            SEARCH, {t.method: _search_seconds(t, spec, n_items, rungs) for t in used}, workers
-        ),
-        _combine_methods(
-            FINAL, {t.method: _final_seconds(t, spec, n_items) for t in used}, workers
-        ),
-    )
+    return [t for t in timings if t.method in names]
+
+
+def _estimate_rounds(
+    spec: StudySpec,
+    timings: Sequence[Timing],
+    n_items: Mapping[str, int],
+    looks: Sequence[int],
+    rungs: tuple[int, ...],
+) -> PhaseEstimate:
+    """Return all rounds as one phase; a round starts when the one before has ended."""
+    seconds, wall = dict.fromkeys((t.method for t in timings), 0.0), 0.0
+    for start, stop in pairwise((0, *looks)):
+        added = {
+            t.method: _replicate_seconds(t, spec, n_items, stop - start, rungs) for t in timings
+        }
+        wall += _combine_methods(ROUNDS, added, spec.engine.workers).wall
+        seconds = {method: seconds[method] + s for method, s in added.items()}
+    return PhaseEstimate(ROUNDS, seconds, wall)
 
 
 def _combine_methods(name: str, seconds: Mapping[str, float], workers: int) -> PhaseEstimate:
@@ -141,29 +229,51 @@ def _probe_seconds(t: Timing) -> float:
     return PROBE_BUILDS * t.load + PROBE_STEPS * _seconds_at(t.step, 1)
 
 
-def _search_seconds(
-    t: Timing, spec: StudySpec, n_items: Mapping[str, int], rungs: tuple[int, ...]
+def _replicate_spans(
+    budget: BudgetSpec, rungs: tuple[int, ...]
+) -> tuple[tuple[int, int, int], ...]:
+    """Return the lanes, first and last step of each segment of a replicate.
+
+    The segment of a setting beyond the grid's edge is the last one.
+    """
+    spans, start, lanes = [], 0, budget.settings
+    stops = (*rungs, budget.planned_steps)
+    for number, stop in enumerate(stops):
+        spans.append((lanes, start, stop))
+        lanes, start = min(lanes, budget.keep[min(number, len(budget.keep) - 1)]), stop
+    extensions = min(budget.extend, EXTENSIONS) if budget.settings >= MIN_RATES else 0
+    return (*spans, *[(1, 0, stops[0])] * extensions)
+
+
+def _replicate_seconds(
+    t: Timing,
+    spec: StudySpec,
+    n_items: Mapping[str, int],
+    replicates: int,
+    rungs: tuple[int, ...],
 ) -> float:
-    """Return the seconds of a method's search, segment by segment from rung to rung."""
-    total, start = 0.0, 0
-    lanes = spec.budget.settings
-    for number, stop in enumerate(rungs or (spec.budget.planned_steps,)):
-        steps, items = stop - start, n_items["validation"]
-        total += (
-            t.load + steps * _seconds_at(t.step, lanes) + items * _seconds_at(t.evaluate, lanes)
-        )
-        if stop == (rungs or (spec.budget.planned_steps,))[-1]:
-            total += items * t.predict * lanes
-        lanes, start = min(lanes, 2 if number == 0 else 1), stop
-    return total
+    """Return the seconds of ``replicates`` of a method that are trained together.
+
+    All their settings share steps up to the rung, the best of each go on together, and the chosen
+    ones are scored on test.
+    """
+    budget, most_lanes = spec.budget, spec.engine.max_lanes
+    total = 0.0
+    for lanes, start, stop in _replicate_spans(budget, rungs):
+        evaluations = max(1, round(budget.validations * (stop - start) / budget.planned_steps))
+        for group in _groups(lanes * replicates, most_lanes):
+            total += t.load + (stop - start) * _seconds_at(t.step, group)
+            total += evaluations * n_items["validation"] * _seconds_at(t.evaluate, group)
+        if stop == budget.planned_steps:
+            total += lanes * replicates * n_items["validation"] * t.predict
+    scored = replicates * (n_items["test"] * t.predict + t.general)
+    return total + scored + t.load * len(_groups(replicates, most_lanes))
 
 
-def _final_seconds(t: Timing, spec: StudySpec, n_items: Mapping[str, int]) -> float:
-    b, seeds = spec.budget, spec.budget.seeds
-    evaluations = b.validations * n_items["validation"] * _seconds_at(t.evaluate, seeds)
-    answers = n_items["test"] * t.predict * seeds
-    steps = b.planned_steps * _seconds_at(t.step, seeds)
-    return seeds * (t.load + t.general) + steps + evaluations + answers
+def _groups(lanes: int, most: int | None) -> list[int]:
+    """Return the sizes of the groups in which lanes are trained."""
+    size = most or MOST_LANES
+    return [min(size, lanes - first) for first in range(0, lanes, size)]
 
 
 def _seconds_at(by_lanes: Mapping[int, float], lanes: int) -> float:
@@ -174,11 +284,23 @@ def _seconds_at(by_lanes: Mapping[int, float], lanes: int) -> float:
     return max(low * 0.5, low + (high - low) * (lanes - few) / (many - few))
 
 
-def disk_bytes(spec: StudySpec, parameters: Iterable[int]) -> int:
+def replicates_at_once(parameters: int, settings: int) -> int:
+    """Return how many replicates of a method may have checkpoints at a rung at the same time.
+
+    The checkpoint of each setting holds fp32 weights and two moments of AdamW.
+    """
+    return max(1, CHECKPOINT_BYTES // max(1, 12 * parameters * settings))
+
+
+def disk_bytes(spec: StudySpec, parameters: Iterable[int], looks: Sequence[int]) -> int:
     """Return the most bytes that a study's trials take on disk, from trainable parameters.
 
-    A final trial keeps one fp32 adapter. During the search each setting has a checkpoint at a rung,
-    of weights and two optimizer moments; checkpoints are deleted before the final phase.
+    Each replicate keeps one fp32 adapter. While a round's settings race, each has a checkpoint; a
+    single setting has none.
     """
-    checkpoints = 3 * spec.budget.settings if trials.rung_steps(spec.budget) else 0
-    return sum(4 * n * max(spec.budget.seeds, checkpoints) for n in parameters)
+    budget, total = spec.budget, 0
+    largest = max(stop - start for start, stop in pairwise((0, *looks)))
+    for n in parameters:
+        racing = min(largest, replicates_at_once(n, budget.settings)) * budget.settings
+        total += 4 * n * looks[-1] + (12 * n * racing if budget.settings > 1 else 0)
+    return total

@@ -31,5 +31,5 @@ def planned_looks(budget: BudgetSpec, n_contenders: int, lanes_free: bool) -> tu
 
 def are_lanes_free(cost: Cost | None) -> bool:
     """Return whether a step of 16 lanes costs little more than one of a single lane."""
-    ratio = None if cost is None else getattr(cost, "lanes_ratio", None)
+    ratio = None if cost is None else cost.lanes_ratio
     return ratio is not None and ratio < FREE_LANES

@@ -1,9 +1,10 @@
-"""Time budget: the steps, settings, seeds and contenders that fit into a number of hours.
+"""Time budget: the steps, settings, rounds and contenders that fit into a number of hours.
 
-To give every trial enough steps, the plan first drops settings (down to ``MIN_SETTINGS``), then
-contenders from the end of the user's list. Remaining time goes into steps (up to ``MAX_PASSES``
-over the training rows), then into seeds (up to ``MAX_SEEDS``). ``settings`` and ``seeds`` stated in
-the study file stay as they are.
+Every contender must reach the first look, and every trial have enough steps. For that the plan
+first drops settings (down to ``MIN_SETTINGS``), then contenders from the end of the user's list.
+Remaining time goes into further looks, then into steps (up to ``MAX_PASSES`` over the training
+rows). ``settings`` and a number of ``seeds`` stated in the study file stay as they are; ``most`` is
+a limit.
 """
 
 from __future__ import annotations
@@ -14,19 +15,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bakeoff.analysis.evidence import small_test_set_warnings
-from bakeoff.analysis.power import StudyDesign, detectable_difference, items_needed
+from bakeoff.analysis.group_variance import IntArray, group_df, planned_design_effect
+from bakeoff.analysis.promise import Promise, planned_design, promise
 from bakeoff.core.errors import PreflightError
+from bakeoff.core.format import plural
 from bakeoff.core.record import MetricInfo
 from bakeoff.study.config import StudySpec, dump_spec, parse_spec
 from bakeoff.study.config.budget import USUAL_STEPS, method_name
-from bakeoff.study.planning.estimate import (
-    FINAL,
-    SEARCH,
-    PhaseEstimate,
-    Timing,
-    estimate,
-    get_phase,
-)
+from bakeoff.study.planning.estimate import Timing, estimate, round_phase
+from bakeoff.study.planning.rounds import ROUNDS, planned_looks
 
 TARGET = 0.95
 """Share of the hours that is planned: late is worse than early."""
@@ -37,11 +34,8 @@ MIN_STEPS = 10
 MIN_SETTINGS = 3
 """The smallest grid of learning rates that has an interior."""
 MAX_PASSES = 3.0
-MAX_SEEDS = 10
 FAR_MARGINS = 3.0
 """A detectable difference of this many margins is large: most verdicts will be inconclusive."""
-MAX_STRETCH = 2.0
-"""After the search, the steps of final trials change by at most this factor, up or down."""
 
 
 class Deadline(NamedTuple):
@@ -62,18 +56,12 @@ class Deadline(NamedTuple):
 
 
 class BudgetChoice(NamedTuple):
-    """Steps, settings, seeds and contenders of a study."""
+    """Steps, settings, looks (numbers of replicates) and contenders of a study."""
 
     steps: int
     settings: int
-    seeds: int
+    looks: tuple[int, ...]
     contenders: tuple[str, ...]
-
-    @classmethod
-    def from_spec(cls, spec: StudySpec) -> BudgetChoice:
-        """Return the budget of a study."""
-        b = spec.budget
-        return cls(b.planned_steps, b.settings, b.seeds, spec.methods.contenders)
 
 
 @dataclass(frozen=True)
@@ -83,13 +71,13 @@ class BudgetPlan:
     hours: float
     steps: int
     settings: int
-    seeds: int
+    looks: tuple[int, ...]
     contenders: tuple[str, ...]
     dropped: tuple[str, ...]
     passes: float
     """The steps as passes over the training rows."""
     seconds: float
-    """Expected duration of the study."""
+    """Expected duration of the study if all contenders have replicates up to the last look."""
     detectable: float | None
     """True difference that is detected in 80 % of such studies, in the metric's unit."""
 
@@ -111,48 +99,48 @@ def plan_budget(
     limit = TARGET * hours * 3600 - spent
 
     def seconds(size: BudgetChoice) -> float:
-        return estimate(with_budget(spec, size), timings, n_items).seconds
+        return estimate(with_budget(spec, size), timings, n_items, size.looks).seconds
 
-    def most_steps(size: BudgetChoice) -> int | None:
-        return _largest_fitting(lambda n: seconds(size._replace(steps=n)) <= limit, MIN_STEPS, most)
+    def fits(size: BudgetChoice) -> bool:
+        return seconds(size) <= limit
 
     one_pass = n_items["train"] / spec.budget.batch_size
     # one pass, or the usual number of steps where a pass is longer
     enough = max(MIN_STEPS, math.ceil(min(one_pass, USUAL_STEPS)))
-    most = max(enough, math.ceil(MAX_PASSES * one_pass))
     sizes = [
-        BudgetChoice(MIN_STEPS, settings, spec.budget.seeds, names[:count])
+        BudgetChoice(enough, settings, _looks(spec, count)[:1], names[:count])
         for count in range(len(names), 0, -1)
         for settings in _setting_counts(spec)
     ]
-    for size in sizes:
-        steps = most_steps(size)
-        if steps is not None and (steps >= enough or size is sizes[-1]):
-            plan = size._replace(steps=steps)
-            break
-    else:
-        raise _too_few_hours(spec, sizes[-1], seconds(sizes[-1]))
-    if "seeds" not in spec.budget.model_fields_set:
-        more = _largest_fitting(
-            lambda n: seconds(plan._replace(seeds=n)) <= limit, plan.seeds, MAX_SEEDS
-        )
-        plan = plan._replace(seeds=more or plan.seeds)
+    plan = next((size for size in sizes if fits(size)), sizes[-1]._replace(steps=MIN_STEPS))
+    if not fits(plan):
+        raise _too_few_hours(spec, plan, seconds(plan))
+    looks = _looks(spec, len(plan.contenders))
+    if plan.steps >= enough:
+        more = [plan._replace(looks=looks[: n + 1]) for n in range(len(looks))]
+        plan = [size for size in more if fits(size)][-1]
+    most = max(enough, math.ceil(MAX_PASSES * one_pass))
+    steps = _largest_fitting(lambda n: fits(plan._replace(steps=n)), plan.steps, most)
+    plan = plan._replace(steps=steps or plan.steps)
+    promised = published_promise(with_budget(spec, plan), n_items["test"], metric, plan.looks)
     return BudgetPlan(
         hours,
         **plan._asdict(),
         dropped=names[len(plan.contenders) :],
         passes=plan.steps / one_pass,
         seconds=spent + seconds(plan),
-        detectable=expected_detectable(n_items["test"], plan.seeds, len(plan.contenders), metric),
+        detectable=None if promised is None else promised.last.detectable,
     )
 
 
 def describe(plan: BudgetPlan, control: str) -> str:
     """Describe a plan in one sentence, with the contenders that were dropped."""
+    replicates = f"up to {plan.looks[-1]}" if len(plan.looks) > 1 else f"{plan.looks[0]}"
     text = (
-        f"Time budget {plan.hours:g} h: {plan.settings} settings, {plan.seeds} seeds, about "
+        f"Time budget {plan.hours:g} h: {plan.settings} settings, {replicates} replicates, about "
         f"{plan.steps:,} steps per run ({plan.passes:.2g} passes over the training rows) for "
-        f"{control} and {len(plan.contenders)} contenders; {plan.seconds / 3600:.2g} h expected"
+        f"{control} and {plural(len(plan.contenders), 'contender')}; at most "
+        f"{plan.seconds / 3600:.2g} h expected"
     )
     if plan.detectable is not None:
         text += (
@@ -164,64 +152,33 @@ def describe(plan: BudgetPlan, control: str) -> str:
     return text
 
 
-def refit_final_steps(
+def round_seconds(
     spec: StudySpec,
     timings: Sequence[Timing],
     n_items: Mapping[str, int],
-    left: float,
-    pace: float,
-) -> int:
-    """Return the steps of the final trials that fill the ``left`` seconds.
-
-    ``pace`` is the ratio of the search's actual to its expected duration.
-    """
-    planned = spec.budget.planned_steps
-    low = max(2, math.ceil(planned / MAX_STRETCH))
-    most = max(planned, math.ceil(MAX_PASSES * n_items["train"] / spec.budget.batch_size))
-
-    def fits(steps: int) -> bool:
-        return pace * _final_phase(spec, timings, n_items, steps).wall <= left
-
-    return _largest_fitting(fits, low, min(math.floor(planned * MAX_STRETCH), most)) or low
-
-
-def slowdown(
-    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], took: float
+    methods: Sequence[str],
+    replicates: int,
 ) -> float:
-    """Return the ratio of the search's actual to its expected seconds; 1 without a search."""
-    search = get_phase(SEARCH, estimate(spec, timings, n_items))
-    expected = sum(search.seconds.values())
-    return took / expected if took > 0 and expected > 0 else 1.0
-
-
-def final_seconds(
-    spec: StudySpec,
-    timings: Sequence[Timing],
-    n_items: Mapping[str, int],
-    steps: int,
-    pace: float,
-) -> dict[str, float]:
-    """Return the expected seconds of each method's final trials at ``steps`` steps."""
-    final = _final_phase(spec, timings, n_items, steps)
-    return {method: pace * seconds for method, seconds in final.seconds.items()}
-
-
-def _final_phase(
-    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int], steps: int
-) -> PhaseEstimate:
-    changed = with_budget(spec, BudgetChoice.from_spec(spec)._replace(steps=steps))
-    return get_phase(FINAL, estimate(changed, timings, n_items))
+    """Return the seconds of a round that adds so many ``replicates`` to each of ``methods``."""
+    return round_phase(spec, timings, n_items, methods, replicates).wall
 
 
 def with_budget(spec: StudySpec, budget: BudgetChoice) -> StudySpec:
     """Return the study with this budget, in steps instead of hours."""
     value = dump_spec(spec)
     value["budget"].pop("hours", None)
-    value["budget"] |= {"steps": budget.steps, "settings": budget.settings, "seeds": budget.seeds}
+    value["budget"] |= {"steps": budget.steps, "settings": budget.settings}
+    if spec.budget.seeds == ROUNDS:
+        value["budget"]["most"] = budget.looks[-1]
     value["methods"]["contenders"] = list(budget.contenders)
     names = {method_name(n) for n in (spec.methods.control, *budget.contenders)}
     value["method"] = {n: own for n, own in value["method"].items() if n in names}
     return parse_spec(value)
+
+
+def _looks(spec: StudySpec, n_contenders: int) -> tuple[int, ...]:
+    """Return the looks that a study may have: the hours decide, not the price of lanes."""
+    return planned_looks(spec.budget, n_contenders, lanes_free=True)
 
 
 def _setting_counts(spec: StudySpec) -> tuple[int, ...]:
@@ -233,33 +190,48 @@ def _setting_counts(spec: StudySpec) -> tuple[int, ...]:
     return tuple(range(requested, MIN_SETTINGS - 1, -1))
 
 
-def expected_detectable(
-    items: int, seeds: int, contenders: int, metric: MetricInfo
-) -> float | None:
-    """Return the difference that a study can detect; None for metrics without published noise."""
-    if (metric.low, metric.high) != (0.0, 1.0):
+def published_promise(
+    spec: StudySpec,
+    n_test: int,
+    metric: MetricInfo,
+    looks: Sequence[int],
+    groups: IntArray | None = None,
+) -> Promise | None:
+    """Return what a study can show at the published noise of scores of 0 and 1.
+
+    None for other metrics, and for items that are all in one group.
+    """
+    if (metric.low, metric.high) != (0.0, 1.0) or not n_test:
         return None
-    return detectable_difference(StudyDesign(items, seeds, contenders))
+    if groups is not None and len(set(groups.tolist())) < 2:
+        return None
+    budget = spec.budget
+    finalists = min(budget.keep[-1], budget.settings) if budget.race == "on" else budget.settings
+    design = planned_design(
+        n_test,
+        len(spec.methods.contenders),
+        finalists,
+        planned_design_effect(groups),
+        group_df(groups, n_test),
+    )
+    return promise(design, tuple(looks), spec.task.margin)
 
 
-def small_margin_warnings(spec: StudySpec, items: int, metric: MetricInfo) -> tuple[str, ...]:
+def small_margin_warnings(promised: Promise | None, n_test: int, margin: float) -> tuple[str, ...]:
     """Return a warning if a test set of this size can hardly show differences of the margin."""
-    if few := small_test_set_warnings(items):
+    if few := small_test_set_warnings(n_test):
         return tuple(few)
-    seeds, contenders, margin = spec.budget.seeds, len(spec.methods.contenders), spec.task.margin
-    difference = expected_detectable(items, seeds, contenders, metric)
-    if difference is None or difference <= FAR_MARGINS * margin:
+    if promised is None or promised.last.detectable <= FAR_MARGINS * margin:
         return ()
-    needed = items_needed(StudyDesign(items, seeds, contenders), margin)
-    remedy = (
-        f"no number of items shows the margin at {seeds} seeds"
-        if needed is None
-        else f"about {needed:,} items would show the margin"
+    limit = (
+        f"no number of seeds narrows an interval below ±{100 * promised.floor:.1f} points"
+        if promised.floor > margin
+        else "more seeds would narrow its intervals"
     )
     return (
-        f"The test set is small for the margin: with {items:,} items a true difference of "
-        f"{100 * difference:.1f} points would be found in 80 % of such studies, the margin is "
-        f"{100 * margin:g} points; {remedy}. [test-too-small]",
+        f"The test set is small for the margin: with {n_test:,} items a true difference of "
+        f"{100 * promised.last.detectable:.1f} points would be found in 80 % of such studies, the "
+        f"margin is {100 * margin:g} points; {limit}. [test-too-small]",
     )
 
 
@@ -269,7 +241,7 @@ def _too_few_hours(spec: StudySpec, least: BudgetChoice, seconds: float) -> Pref
         "hours-too-few",
         f"A time budget of {spec.budget.hours:g} h is too short on this machine for "
         f"{spec.methods.control} and {least.contenders[0]} with {least.settings} settings, "
-        f"{least.seeds} seeds and {least.steps} steps each.",
+        f"{least.looks[0]} replicates and {least.steps} steps each.",
         f"`hours = {wanted:g}` or more, a smaller base, or fewer rows in validation and test "
         "([data.limit]).",
     )

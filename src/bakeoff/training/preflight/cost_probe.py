@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+import statistics
+import time
 import warnings
 from collections.abc import Sequence
 from itertools import islice
@@ -20,7 +23,7 @@ from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import free_memory, is_out_of_memory
-from bakeoff.engine.loop import Stepper
+from bakeoff.engine.loop import Stepper, step_with_retry
 from bakeoff.methods.hook import Incompatible
 from bakeoff.tasks._base import Example
 from bakeoff.training.evaluate import check_longest_answer, summed_losses
@@ -40,10 +43,14 @@ from bakeoff.training.setup import (
 
 log = logging.getLogger(__name__)
 
+LANE_STEPS = 5
+"""Timed steps of a full group of lanes."""
+
 
 def probe_cost(value: dict[str, Any]) -> dict[str, Any]:
     """Measure one method's step time and memory; a worker's entry point.
 
+    The first trial of the segment is measured; if there are more, so is their common step.
     Returns a ``Cost`` as JSON. A failure is a cost with its status and reason, as in a segment.
     """
     segment = Segment.from_json(value)
@@ -52,7 +59,7 @@ def probe_cost(value: dict[str, Any]) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the trials record what libraries warn of
-            cost = _add_latency(_probe(segment), segment)
+            cost = _add_latency(_add_lanes_ratio(_probe(segment), segment), segment)
     except Exception as error:
         if files.disk_full_message(error):
             raise
@@ -150,6 +157,48 @@ def _build_cost(
             "rescue": setup.batch_builder.may_recompute,
         },
     )
+
+
+def _add_lanes_ratio(cost: Cost, segment: Segment) -> Cost:
+    """Return the cost with the time of a common step of all trials, in steps of one trial.
+
+    It is measured last, because the memory of many lanes is not that of the method. Without it the
+    study assumes that lanes are as expensive as separate steps.
+    """
+    if len(segment.trials) == 1 or not (cost.engine or {})["switches"]["lanes"]:
+        return cost
+    free_memory()
+    try:
+        milliseconds = _time_lanes(segment, cost.engine or {})
+    except Exception as error:  # no error here keeps the method from training
+        if files.disk_full_message(error):
+            raise
+        log.info("a step of %d lanes was not timed: %s", len(segment.trials), first_line(error))
+        return cost
+    ratio = milliseconds / (cost.step_milliseconds or math.nan)
+    log.info("a step of %d lanes takes %.3g times a single one", len(segment.trials), ratio)
+    return dataclasses.replace(cost, lanes_ratio=ratio)
+
+
+def _time_lanes(segment: Segment, engine: dict[str, Any]) -> float:
+    """Return the median milliseconds of a step of all trials in lanes."""
+    switches = Switches(**engine["switches"])
+    data, trials = Path(segment.folder) / "data", segment.trials
+    setup = build_setup(trials, segment.base_path, data, switches)
+    setup.fit_memory(engine)
+    stepper, builder = setup.stepper(), setup.batch_builder
+    setup.model.train()
+    # replicates differ in their seeds, so that no two of them share their batches
+    seeds = [trial.seed + number for number, trial in enumerate(trials)]
+    batches = list(islice(builder.training_steps(setup.examples("train"), seeds), LANE_STEPS))
+    for batch in batches:  # compiles, captures, and finds the passes that fit
+        step_with_retry(stepper, 0, batch, setup.split_last_step)
+    seconds = []
+    for batch in batches:
+        started = time.perf_counter()
+        step_with_retry(stepper, 0, batch, setup.split_last_step).tolist()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds)
 
 
 def _add_latency(cost: Cost, segment: Segment) -> Cost:
