@@ -15,6 +15,10 @@ Student's t instead:
   the mean over methods (``pool_seed_noise``), which also makes it more certain;
 - its degrees of freedom are the number of seeds less one, more where pooled (``pooled_df``).
 
+Items may come in groups (``Scores.groups``). Then the items' part is the sum over groups of
+``group_variance``, and it is drawn with a normal weight for each group: few groups resampled with
+replacement understate the variance as few seeds do. Its degrees of freedom are ``group_df``.
+
 ``benchmarks/verdict.py`` measures the error rates of the verdicts built on it.
 """
 
@@ -36,6 +40,14 @@ from bakeoff.analysis.error_distribution import (
     pooling_gain,
     uncertain_variance,
 )
+from bakeoff.analysis.group_variance import (
+    IntArray,
+    group_df,
+    group_sizes,
+    group_sums,
+    group_variances,
+    planned_design_effect,
+)
 from bakeoff.core.errors import BakeoffError
 
 DRAWS = 10_000
@@ -45,10 +57,14 @@ CHUNK_INDICES = 4_000_000
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one method: ``values`` is ``[seeds, items]``, one row for each of ``seeds``."""
+    """Scores of one method: ``values`` is ``[seeds, items]``, one row for each of ``seeds``.
+
+    ``groups`` is ``[items]``, the number of each item's group; None: every item is its own.
+    """
 
     seeds: tuple[int, ...]
     values: FloatArray
+    groups: IntArray | None = None
 
     def __post_init__(self) -> None:
         fits = self.values.ndim == 2 and self.values.shape[0] == len(self.seeds) > 0
@@ -58,6 +74,14 @@ class Scores:
                 f"Scores of shape {self.values.shape} for {len(self.seeds)} seeds are empty, "
                 "ragged or not finite.",
                 "pass one row of finite scores per seed.",
+            )
+        groups = self.groups
+        if groups is not None and (groups.shape != self.values.shape[1:] or np.ptp(groups) == 0):
+            raise BakeoffError(
+                "scores-groups",
+                f"Groups of shape {groups.shape} for {self.values.shape[1]} items are not one "
+                "number for each item, or all the same.",
+                "pass one number per item and at least two groups, or None.",
             )
 
 
@@ -91,9 +115,10 @@ class SeedNoise:
 class Effect:
     """A mean over seeds and items, split into the parts that the bootstrap draws.
 
-    ``item_deviations`` is ``[items]``, scaled so that its plain variance is unbiased. ``seeds`` has
-    two sets when the seeds of a difference are not paired, else one. ``binary`` means that all
-    scores behind the effect are 0 or 1.
+    ``item_deviations`` is ``[items]``, or ``[groups]`` where items have ``groups``, scaled so that
+    the mean of its squares over their number is the items' variance of the mean. ``seeds`` has two
+    sets when the seeds of a difference are not paired, else one. ``binary`` means that all scores
+    behind the effect are 0 or 1.
     """
 
     estimate: float
@@ -101,16 +126,27 @@ class Effect:
     seeds: tuple[SeedNoise, ...]
     n_seeds: int
     binary: bool
+    groups: IntArray | None = None
 
     @property
     def n_items(self) -> int:
         """The number of items that it is a mean over."""
-        return self.item_deviations.size
+        return self.item_deviations.size if self.groups is None else self.groups.size
 
     @property
     def item_variance(self) -> float:
         """The items' part of the variance of the mean, including their noise at each seed."""
-        return float(np.mean(self.item_deviations**2)) / self.n_items
+        return float(np.mean(self.item_deviations**2)) / self.item_deviations.size
+
+    @property
+    def item_df(self) -> float:
+        """The degrees of freedom of ``item_variance``."""
+        return group_df(self.groups, self.n_items)
+
+    @property
+    def effective_items(self) -> float:
+        """The number of independent items that tell as much, before any score is known."""
+        return self.n_items / planned_design_effect(self.groups)
 
     @property
     def seed_variance(self) -> float:
@@ -147,7 +183,7 @@ def variance_components(effects: Sequence[Effect]) -> VarianceComponents:
     variance = np.array([e.item_variance + e.seed_variance for e in effects])
     return VarianceComponents(
         items=variance - uncertain,
-        item_df=np.array([max(e.n_items - 1.0, 1.0) for e in effects]),
+        item_df=np.array([e.item_df for e in effects]),
         seeds=uncertain,
         seed_df=np.array([e.seed_df for e in effects]),
     )
@@ -155,7 +191,8 @@ def variance_components(effects: Sequence[Effect]) -> VarianceComponents:
 
 def mean_effect(scores: Scores) -> Effect:
     """Split a method's mean score into the parts that the bootstrap draws."""
-    return _split_effect([scores.values], [0.0], len(scores.seeds), _is_binary(scores))
+    binary, n_seeds = _is_binary(scores), len(scores.seeds)
+    return _split_effect([scores.values], [0.0], n_seeds, binary, scores.groups)
 
 
 def difference_effect(method: Scores, control: Scores) -> Effect:
@@ -165,7 +202,8 @@ def difference_effect(method: Scores, control: Scores) -> Effect:
     out. Without a common seed all seeds are used, unpaired.
 
     Raises:
-        BakeoffError: ``scores-items`` if the two have different numbers of items.
+        BakeoffError: ``scores-items`` if the two have different numbers of items, ``scores-groups``
+            if they have different groups.
     """
     if method.values.shape[1] != control.values.shape[1]:
         raise BakeoffError(
@@ -173,15 +211,22 @@ def difference_effect(method: Scores, control: Scores) -> Effect:
             f"{method.values.shape[1]} items cannot be paired with {control.values.shape[1]}.",
             "score every method on the same items.",
         )
-    binary = _is_binary(method) and _is_binary(control)
+    if not _have_same_groups(method.groups, control.groups):
+        raise BakeoffError(
+            "scores-groups",
+            "The same items are in different groups for two methods.",
+            "pass the same groups for every method.",
+        )
+    binary, groups = _is_binary(method) and _is_binary(control), method.groups
     common = [s for s in method.seeds if s in control.seeds]
     if not common:
         n_seeds = min(len(method.seeds), len(control.seeds))
-        return _split_effect([method.values, -control.values], [0.0, 1.0], n_seeds, binary)
+        parts = [method.values, -control.values]
+        return _split_effect(parts, [0.0, 1.0], n_seeds, binary, groups)
     rows = [method.seeds.index(s) for s in common]
     control_rows = [control.seeds.index(s) for s in common]
     paired = method.values[rows] - control.values[control_rows]
-    return _split_effect([paired], [SHARED_WITH_CONTROL], len(common), binary)
+    return _split_effect([paired], [SHARED_WITH_CONTROL], len(common), binary, groups)
 
 
 def pool_seed_noise(effects: Sequence[Effect]) -> list[Effect]:
@@ -212,10 +257,13 @@ def bootstrap(
 
         estimate + z_items * sqrt(certain) + z_seeds * sqrt(df / X) * sqrt(uncertain)
 
-    with X chi-squared on the effect's ``seed_df``, so that the seed part follows Student's t.
+    with X chi-squared on the effect's ``seed_df``, so that the seed part follows Student's t. With
+    groups the items' part does so, too, on ``item_df``.
     """
     items, seeds = _draw_deviations(effects, rng, draws)
     scale_uniforms = rng.random(draws)
+    if effects[0].groups is not None:
+        items = items * _t_scale(effects[0].item_df, rng.random(draws))
     out = np.empty((len(effects), draws))
     for row, effect in enumerate(effects):
         scale = _t_scale(effect.seed_df, scale_uniforms)
@@ -242,17 +290,38 @@ def standardised_deviations(
 
 
 def _split_effect(
-    parts: Sequence[FloatArray], control_shares: Sequence[float], n_seeds: int, binary: bool
+    parts: Sequence[FloatArray],
+    control_shares: Sequence[float],
+    n_seeds: int,
+    binary: bool,
+    groups: IntArray | None,
 ) -> Effect:
     """Split the sum of the means of ``parts``, each ``[seeds, items]`` over the same items."""
     item_means = np.sum([part.mean(axis=0) for part in parts], axis=0)
     estimate = float(item_means.mean())
-    items = _zero_if_constant((item_means - estimate) * _bessel_factor(item_means.size), item_means)
-    seeds = tuple(_estimate_seed_noise(p, s) for p, s in zip(parts, control_shares, strict=True))
-    return Effect(estimate, items, seeds, n_seeds, binary)
+    items = _scaled_deviations(item_means, estimate, groups)
+    seeds = tuple(
+        _estimate_seed_noise(p, s, groups) for p, s in zip(parts, control_shares, strict=True)
+    )
+    return Effect(estimate, items, seeds, n_seeds, binary, groups)
 
 
-def _estimate_seed_noise(part: FloatArray, control_share: float) -> SeedNoise:
+def _scaled_deviations(
+    item_means: FloatArray, estimate: float, groups: IntArray | None
+) -> FloatArray:
+    """Return ``Effect.item_deviations`` of the items' means over the seeds."""
+    if groups is None:
+        scaled = (item_means - estimate) * _bessel_factor(item_means.size)
+        return _zero_if_constant(scaled, item_means)
+    sizes = group_sizes(groups)
+    deviations = _zero_if_constant(item_means - estimate, item_means)
+    sums = group_sums(deviations[None], groups)[0] / np.sqrt(1 - sizes / item_means.size)
+    return np.asarray(sums * sizes.size / item_means.size)
+
+
+def _estimate_seed_noise(
+    part: FloatArray, control_share: float, groups: IntArray | None
+) -> SeedNoise:
     """Measure the seed noise of the mean of one ``[seeds, items]`` matrix."""
     n_seeds, n_items = part.shape
     if n_seeds == 1:
@@ -261,8 +330,11 @@ def _estimate_seed_noise(part: FloatArray, control_share: float) -> SeedNoise:
     deviations = _zero_if_constant((means - means.mean()) * _bessel_factor(n_seeds), means)
     raw = float(np.mean(deviations**2)) / n_seeds
     rest = part - means[:, None] - part.mean(axis=0) + means.mean()
-    rest_df = (n_seeds - 1) * max(n_items - 1, 1)
-    noise = float(np.sum(rest**2)) / rest_df / part.size
+    if groups is None:
+        rest_df = (n_seeds - 1) * max(n_items - 1, 1)
+        noise = float(np.sum(rest**2)) / rest_df / part.size
+    else:
+        noise = float(group_variances(rest, groups).sum()) / (n_seeds - 1) / n_seeds
     return SeedNoise(n_seeds, max(0.0, raw - noise), noise, n_seeds - 1.0, control_share)
 
 
@@ -304,10 +376,11 @@ def _draw_deviations(
     matrix = np.stack([e.item_deviations for e in effects], axis=1)
     matrix = matrix / np.where(scales > 0, scales, 1.0)
     items = np.empty((draws, len(effects)))
+    draw = _resample_items if effects[0].groups is None else _weight_groups
     step = max(1, CHUNK_INDICES // matrix.shape[0])
     for start in range(0, draws, step):
         stop = min(start + step, draws)
-        items[start:stop] = _resample_items(matrix, stop - start, rng)
+        items[start:stop] = draw(matrix, stop - start, rng)
     control = rng.standard_normal(draws)
     seeds = np.stack([_draw_seed_deviations(e, control, rng) for e in effects])
     return items.T, seeds
@@ -321,6 +394,22 @@ def _resample_items(items: FloatArray, draws: int, rng: np.random.Generator) -> 
     indices += np.arange(draws)[:, None] * count
     weights = np.bincount(indices.ravel(), minlength=draws * count).reshape(draws, count)
     return np.asarray(weights.astype(np.float64) @ items / count)
+
+
+def _weight_groups(groups: FloatArray, draws: int, rng: np.random.Generator) -> FloatArray:
+    """Return means of ``groups`` (``[groups, effects]``) with normal weights, ``[draws, effects]``.
+
+    The wild cluster bootstrap (Cameron, Gelbach and Miller 2008,
+    https://doi.org/10.1162/rest.90.3.414) with normal weights.
+    """
+    count = groups.shape[0]
+    return np.asarray(rng.standard_normal((draws, count)) @ groups / count)
+
+
+def _have_same_groups(one: IntArray | None, other: IntArray | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
 
 
 def _draw_seed_deviations(

@@ -10,9 +10,9 @@ choice a choice at random). A method has learnt if it is surely better than ever
   items does. Two seeds say so little about further seeds that the first alone would not find a gain
   of 30 points in a quarter of studies; but if each of the trained models is surely better, then the
   method has learnt;
-- where fewer than ``FEWEST_ITEMS`` items differ, an exact sign test over the items finds it too,
-  at 2.5 %. A handful of items that agree by chance leave hardly any variance, and so an interval
-  without width.
+- where fewer than ``FEWEST_ITEMS`` items (or groups of items) differ, an exact sign test over them
+  finds it too, at 2.5 %. A handful of items that agree by chance leave hardly any variance, and so
+  an interval without width.
 
 So a method at a baseline is called learnt in at most 5 % of studies.
 """
@@ -31,6 +31,7 @@ from bakeoff.analysis.bootstrap import DRAWS, Scores
 from bakeoff.analysis.compare import TIE, Comparison, Interval, Verdict, estimate_scores
 from bakeoff.analysis.error_distribution import FloatArray
 from bakeoff.analysis.evidence import FEWEST_ITEMS
+from bakeoff.analysis.group_variance import group_sums
 from bakeoff.core.record import MetricInfo, StudyRecord
 
 SIGN_LEVEL = 0.025
@@ -95,7 +96,7 @@ def assess_learning(
     found: dict[str, list[Learning]] = {}
     for baseline in baselines:
         paired = {
-            method: Scores(own.seeds, own.values - baseline.scores)
+            method: Scores(own.seeds, own.values - baseline.scores, own.groups)
             for method, own in scores.items()
             if own.values.shape[1] == len(baseline.scores)
         }
@@ -153,7 +154,7 @@ def describe_baseline(learning: Mapping[str, Any]) -> str:
 def _split_seeds(scores: Scores) -> dict[str, Scores]:
     """Return the scores of each seed as those of a method with one seed."""
     return {
-        str(seed): Scores((seed,), values[None])
+        str(seed): Scores((seed,), values[None], scores.groups)
         for seed, values in zip(scores.seeds, scores.values, strict=True)
     }
 
@@ -164,9 +165,14 @@ def _is_gain(gain: Interval, better: str) -> bool:
 
 
 def _passes_sign_test(paired: Scores, better: str) -> bool:
-    """Tell whether more items gain than lose beyond chance; with many differing items always."""
-    items = (1.0 if better == "higher" else -1.0) * paired.values.mean(axis=0)
-    wins, losses = int(np.sum(items > TIE)), int(np.sum(items < -TIE))
+    """Tell whether more items gain than lose beyond chance; with many differing items always.
+
+    Grouped items count once a group, by the sign of the group's sum.
+    """
+    gains = (1.0 if better == "higher" else -1.0) * paired.values.mean(axis=0)
+    if paired.groups is not None:
+        gains = group_sums(gains[None], paired.groups)[0]
+    wins, losses = int(np.sum(gains > TIE)), int(np.sum(gains < -TIE))
     if wins + losses >= FEWEST_ITEMS:
         return True
     p_value = stats.binomtest(wins, wins + losses, alternative="greater").pvalue

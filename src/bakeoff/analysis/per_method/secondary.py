@@ -2,7 +2,8 @@
 
 Such a number cannot be paired by item, so it decides nothing. Its interval comes from the
 jackknife: an item's influence on the number takes the place of its score (Efron and Stein 1981,
-https://doi.org/10.1214/aos/1176345462), and seeds and items are resampled as for any other score.
+https://doi.org/10.1214/aos/1176345462), and seeds and items are resampled as for any other score,
+in groups where they have some.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def secondary_rows(
             if any(len(a) != len(record.references) or None in a for a in answers):
                 continue
             values_by_item = np.array([INFLUENCES[name](a, record.references) for a in answers])
-            values[method] = Scores(score.seeds, values_by_item)
+            values[method] = Scores(score.seeds, values_by_item, score.groups)
             trials[method] = [
                 {"trial_id": r.trial_id, "seed": seed, "value": float(row.mean())}
                 for r, seed, row in zip(used, score.seeds, values_by_item, strict=True)

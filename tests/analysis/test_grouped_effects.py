@@ -1,0 +1,159 @@
+"""Items in groups, in every interval and test: effects, verdicts, learning, secondary metrics."""
+
+import numpy as np
+import pytest
+
+from bakeoff.analysis.bootstrap import (
+    Scores,
+    bootstrap,
+    difference_effect,
+    mean_effect,
+    standardised_deviations,
+    variance_components,
+)
+from bakeoff.analysis.compare import Verdict, compare, estimate_scores
+from bakeoff.analysis.error_distribution import half_width, z_score
+from bakeoff.analysis.group_variance import group_df, group_variance, group_variances
+from bakeoff.analysis.learning import Baseline, assess_learning
+from bakeoff.analysis.pareto import draw_scores
+from bakeoff.core.errors import BakeoffError
+from bakeoff.core.record import MetricInfo
+
+SEEDS = (1, 2, 3)
+GROUPS = np.repeat(np.arange(20), [2, 4, 6, 8, 10] * 4)
+ACCURACY = MetricInfo("accuracy", "higher", "share", 0.0, 1.0)
+
+
+def grouped(rng, mean=0.0, icc=0.6, seeds=SEEDS):
+    """Return scores whose items agree within a group."""
+    shared = np.sqrt(icc) * rng.normal(size=20)[GROUPS]
+    noise = np.sqrt(1 - icc) * rng.normal(size=(len(seeds), GROUPS.size))
+    return Scores(seeds, mean + shared + noise, GROUPS)
+
+
+def without_groups(scores):
+    return Scores(scores.seeds, scores.values)
+
+
+def test_variance_and_freedom_are_those_of_the_groups():
+    rng = np.random.default_rng(0)
+    one, other = grouped(rng), grouped(rng)
+    effect = difference_effect(one, other)
+    paired = one.values - other.values
+    means = paired.mean(axis=0)
+    rest = paired - paired.mean(axis=1, keepdims=True) - means + means.mean()
+    assert effect.n_items == GROUPS.size
+    assert effect.item_variance == pytest.approx(group_variance(means - means.mean(), GROUPS))
+    assert effect.seeds[0].noise == pytest.approx(group_variances(rest, GROUPS).sum() / 2 / 3)
+    assert effect.item_df == pytest.approx(group_df(GROUPS, GROUPS.size))
+    assert variance_components([effect]).item_df[0] == effect.item_df
+
+
+def test_groups_of_one_item_are_no_groups():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(3, 40))
+    plain = mean_effect(Scores(SEEDS, values))
+    own = mean_effect(Scores(SEEDS, values, rng.permutation(40)))
+    for name in ("estimate", "item_variance", "seed_variance", "item_df", "effective_items"):
+        assert getattr(own, name) == pytest.approx(getattr(plain, name)), name
+    assert own.seeds[0].noise == pytest.approx(plain.seeds[0].noise)
+
+
+def test_draws_have_the_variance_and_correlation_of_the_groups():
+    """The draws of two contenders correlate as the sums of their groups do."""
+    rng = np.random.default_rng(2)
+    control = grouped(rng, seeds=(1,))
+    effects = [difference_effect(grouped(rng, seeds=(1,)), control) for _ in range(2)]
+    sums = np.stack([e.item_deviations for e in effects])
+    expected = sums[0] @ sums[1] / np.sqrt((sums[0] @ sums[0]) * (sums[1] @ sums[1]))
+    drawn = standardised_deviations(effects, np.random.default_rng(3), 40_000)
+    assert drawn.std(axis=1) == pytest.approx([1, 1], abs=0.02)
+    assert np.corrcoef(drawn)[0, 1] == pytest.approx(expected, abs=0.02)
+
+
+def test_draws_have_the_tails_of_few_groups():
+    """Intervals from draws are as wide as those of Student's t on the groups' freedom."""
+    rng = np.random.default_rng(4)
+    few = np.repeat(np.arange(5), 8)
+    scores = Scores((1,), rng.normal(size=(1, 40)), few)
+    effect = mean_effect(scores)
+    low, high = np.quantile(bootstrap([effect], rng, 200_000)[0], [0.025, 0.975])
+    assert (high - low) / 2 == pytest.approx(
+        half_width(1.96, variance_components([effect]))[0], rel=0.02
+    )
+
+
+def test_false_differences_by_group_and_as_independent_items():
+    """No difference, items of 20 groups that agree: 5 % by group, far more without."""
+    rng = np.random.default_rng(5)
+    effects = {"groups": [], "items": []}
+    for _ in range(600):
+        one, control = grouped(rng), grouped(rng)
+        effects["groups"].append(difference_effect(one, control))
+        effects["items"].append(difference_effect(without_groups(one), without_groups(control)))
+    wrong = {}
+    for name, known in effects.items():
+        distance = np.abs([e.estimate for e in known])
+        wrong[name] = np.mean(z_score(distance, variance_components(known)) > 1.96)
+    assert wrong["groups"] < 0.07
+    assert wrong["items"] > 0.25
+
+
+def test_equivalence_needs_many_groups_where_hardly_an_item_differs():
+    """Two of 400 items differ: enough to be equivalent, but not if they are of 20 groups."""
+    control = np.ones((1, 400))
+    method = control.copy()
+    method[0, [3, 200]] = 0
+    groups = np.repeat(np.arange(20), 20)
+
+    def verdict(labels):
+        scores = {"m": Scores((1,), method, labels)}
+        rng = np.random.default_rng(0)
+        return compare(
+            scores, Scores((1,), control, labels), margin=0.02, better="higher", rng=rng
+        )["m"].verdict
+
+    assert verdict(None) is Verdict.EQUIVALENT
+    assert verdict(groups) is Verdict.INCONCLUSIVE
+
+
+def test_estimates_and_front_draws_are_wider_by_group():
+    rng = np.random.default_rng(6)
+    scores = {m: grouped(rng) for m in ("control", "m")}
+    plain = {m: without_groups(s) for m, s in scores.items()}
+    by_group = estimate_scores(scores, np.random.default_rng(0))["m"]
+    by_item = estimate_scores(plain, np.random.default_rng(0))["m"]
+    assert by_group.high - by_group.low > 1.3 * (by_item.high - by_item.low)
+    spread = [
+        draw_scores(s, "control", np.random.default_rng(0))["m"].std() for s in (scores, plain)
+    ]
+    assert spread[0] > 1.3 * spread[1]
+
+
+def test_learning_counts_a_group_once():
+    """Twelve gained items are sure evidence, but not if they are of two groups of forty."""
+    values = np.zeros((1, 240))
+    values[0, :12] = 1
+    groups = np.repeat(np.arange(40), 6)
+    baseline = [Baseline("base", np.zeros(240))]
+
+    def learnt(labels):
+        scores = {"m": Scores((1,), values, labels)}
+        return assess_learning(scores, baseline, ACCURACY, np.random.default_rng(0))["m"].learnt
+
+    assert learnt(None)
+    assert not learnt(groups)
+
+
+def test_groups_of_another_shape_or_a_single_one_are_refused():
+    values = np.zeros((1, 4))
+    for groups in (np.zeros(4, dtype=np.int64), np.arange(3), np.arange(4)[None]):
+        with pytest.raises(BakeoffError, match="scores-groups"):
+            Scores((1,), values, groups)
+
+
+def test_methods_in_different_groups_are_refused():
+    one = Scores((1,), np.zeros((1, 4)), np.array([0, 0, 1, 1]))
+    for groups in (None, np.array([0, 1, 0, 1])):
+        with pytest.raises(BakeoffError, match="scores-groups"):
+            difference_effect(one, Scores((1,), np.zeros((1, 4)), groups))
