@@ -43,10 +43,11 @@ NOT_CHOSEN = "at step {step}: another setting of its replicate had a lower valid
 
 
 class Replicates(NamedTuple):
-    """Replicates to run: methods, each at its seeds."""
+    """Replicates to run: methods, each at its seeds, in one of at most ``rounds`` rounds."""
 
     seeds: Mapping[str, tuple[int, ...]]
     label: str
+    rounds: int = 1
 
 
 def run_replicates(
@@ -101,6 +102,7 @@ def _race(
         steps,
         len(study.entries) - 1,
         keep=racing.keep_at_rungs(study.spec.budget.keep, first["ripe"]),
+        rounds=batch.rounds,
     )
     trials = _apply_rung(context, trials, 0, rules)
     for number, (start, stop) in enumerate(zip(rungs, rungs[1:], strict=False), start=1):
