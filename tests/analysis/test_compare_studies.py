@@ -146,6 +146,16 @@ def test_agreement(one: str, two: str, expected: Agreement) -> None:
     assert verdict_agreement(*reversed(rows), same_control=True) is expected
 
 
+def test_older_protocol_is_a_caution() -> None:
+    """Two studies of which only one repeats the search for each seed cannot be set side by side."""
+    first, second = side(finished_record(), "one"), side(finished_record(), "two")
+    older = dataclasses.replace(second, report={**second.report, "rounds": None})
+    assert found(first, older)["cautions"] == []
+    newer = dataclasses.replace(second, report={**second.report, "rounds": {"mode": "rounds"}})
+    (caution,) = found(first, newer)["cautions"]
+    assert caution.startswith("one did not repeat the search for each seed")
+
+
 def test_command_compares_two_studies(study_values: dict[str, Any], tmp_path: Path) -> None:
     """The command compares two studies."""
     second = copy.deepcopy(study_values)

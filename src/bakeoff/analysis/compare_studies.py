@@ -177,6 +177,12 @@ def _cautions(first: ComparedStudy, second: ComparedStudy) -> Iterator[str]:
             yield f"The {what} differ ({one[key]}, {two[key]})."
     if first.frozen.get("data.test") != second.frozen.get("data.test"):
         yield "The test sets differ, so the scores are over different items."
+    older = [side.folder for side in (first, second) if not side.report.get("rounds")]
+    if len(older) == 1:
+        yield (
+            f"{older[0]} did not repeat the search for each seed: its intervals are narrower than "
+            "the true uncertainty."
+        )
     for side in (first, second):
         if (side.report.get("learning") or {}).get("control_learnt") is False:
             yield f"{side.folder}: the control has learnt nothing: few verdicts, if any."
