@@ -69,6 +69,23 @@ def choose_settings(
     return chosen
 
 
+def recommended_setting(chosen: Sequence[TrialRun]) -> dict[str, Any] | None:
+    """Return the setting that most replicates chose; ties go to the lower mean validation loss.
+
+    ``chosen`` are the trials that their replicates scored on test. None without any.
+    """
+    by_setting: dict[str, list[TrialRun]] = {}
+    for run in chosen:
+        by_setting.setdefault(setting_key(run.trial.setting), []).append(run)
+
+    def rank(key: str) -> tuple[int, float, str]:
+        losses = [r.validation_loss for r in by_setting[key]]
+        known = [loss for loss in losses if loss is not None]
+        return -len(by_setting[key]), fmean(known) if known else math.inf, key
+
+    return by_setting[min(by_setting, key=rank)][0].trial.setting if by_setting else None
+
+
 def compare_selection(runs: Sequence[TrialRun], better: str) -> SelectionComparison | None:
     """Compare the settings that loss and metric choose among a method's search trials.
 

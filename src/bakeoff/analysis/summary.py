@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from bakeoff.analysis import count_intervals
-from bakeoff.analysis.choose import choose_settings
-from bakeoff.analysis.compare import compare, estimate_scores
+from bakeoff.analysis.bootstrap import Scores
+from bakeoff.analysis.choose import choose_settings, recommended_setting
+from bakeoff.analysis.compare import Comparison, compare, estimate_scores
 from bakeoff.analysis.evidence import small_test_set_warnings
 from bakeoff.analysis.identical import find_identical, unapplied_settings
+from bakeoff.analysis.item_groups import groups_section
 from bakeoff.analysis.learning import (
     Learning,
     assess_learning,
@@ -41,12 +43,12 @@ from bakeoff.analysis.per_method.secondary import secondary_rows
 from bakeoff.analysis.per_method.stability import is_unfinished
 from bakeoff.analysis.recommendation.not_learnt import control_has_learnt
 from bakeoff.analysis.recommendation.recommend import recommend
+from bakeoff.analysis.study_looks import rounds_have_ended, rounds_section, study_comparisons
 from bakeoff.analysis.trial_runs import (
     MethodRuns,
     TrialRun,
-    count_test_items,
+    method_scores,
     runs_by_method,
-    usable_scores,
 )
 from bakeoff.core.record import ImportedScores, StudyRecord
 from bakeoff.core.results import TrialResult
@@ -93,9 +95,11 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         "hours": _hours_section(record),
         "sizes": record.sizes,
         "race": race_summary(record),
+        **({"rounds": rounds} if (rounds := rounds_section(record)) else {}),
         # without a baseline, and without twins, there is nothing to say
         **({"learning": _learning_section(record, learning)} if learning else {}),
         **({"identical": identical} if identical else {}),
+        **({"groups": groups} if (groups := groups_section(record, evidence.scores)) else {}),
         "items": item_summary(record, by_method, evidence.scores),
         "failures": failure_rows(record, by_method),
         "retried": list(record.retried),
@@ -112,7 +116,13 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
 def chosen_settings(
     record: StudyRecord, by_method: Mapping[str, MethodRuns]
 ) -> dict[str, dict[str, Any]]:
-    """Return each method's setting: that of its final trials, else the finished search's choice."""
+    """Return each method's setting: that of its final trials, else the finished search's choice.
+
+    In replicates it is the one that most of them chose.
+    """
+    if record.rounds is not None:
+        found = {m: recommended_setting(runs.final) for m, runs in by_method.items()}
+        return {m: setting for m, setting in found.items() if setting is not None}
     search = [run for runs in by_method.values() for run in runs.search]
     complete = bool(search) and not any(is_unfinished(run) for run in search)
     chosen = search_choices(record) if complete else {}
@@ -133,6 +143,8 @@ def is_complete(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> boo
     """
     if any(is_unfinished(TrialRun(trial, result)) for trial, result in record.trials):
         return False
+    if record.rounds is not None:
+        return rounds_have_ended(record)
     chosen = search_choices(record)
     return all(
         runs.final or (runs.search and method not in chosen)
@@ -146,29 +158,29 @@ def _gather_evidence(
 ) -> Evidence:
     if record.imported is not None:
         return _imported_evidence(record, record.imported.reported, rng)
-    n_items = count_test_items(record)
-    scores = {
-        method: usable
-        for method, runs in by_method.items()
-        if (usable := usable_scores(runs, n_items)) is not None
-    }
-    contenders = {m: s for m, s in scores.items() if m != record.control}
-    metric = record.metric
-    comparisons = (
-        compare(
-            contenders,
-            scores[record.control],
-            margin=record.margin,
-            better=metric.better,
-            rng=rng,
-        )
-        if record.control in scores
-        else {}
-    )
+    scores, metric = method_scores(record, by_method), record.metric
+    comparisons = _compare_methods(record, scores, rng)
     estimates = estimate_scores(scores, rng, low=metric.low, high=metric.high)
     n_seeds = {method: len(own.seeds) for method, own in scores.items()}
     draws = draw_scores(scores, record.control, rng)
     return Evidence(scores, estimates, comparisons, n_seeds, draws)
+
+
+def _compare_methods(
+    record: StudyRecord, scores: Mapping[str, Scores], rng: np.random.Generator
+) -> dict[str, Comparison]:
+    """Return the comparisons with the control, by the protocol of the study."""
+    if record.rounds is not None:
+        return study_comparisons(record, scores)
+    if record.control not in scores:
+        return {}
+    return compare(
+        {m: s for m, s in scores.items() if m != record.control},
+        scores[record.control],
+        margin=record.margin,
+        better=record.metric.better,
+        rng=rng,
+    )
 
 
 def _imported_evidence(
@@ -218,7 +230,9 @@ def _study_section(record: StudyRecord) -> dict[str, Any]:
         "n_train_items": record.n_items.get("train"),
         "steps": record.steps,
         "test_looks": count_test_reads(record),
-        "test_changes": [{key: look[key] for key in ("at", "changes")} for look in record.looks],
+        "test_changes": [
+            {key: look[key] for key in ("at", "changes")} for look in record.test_reads
+        ],
     }
 
 
@@ -244,7 +258,7 @@ def count_test_reads(record: StudyRecord) -> int:
     """Return the number of test-set evaluations: 0 until a final trial is scored on test."""
     read = any(result is not None and "test" in result.splits for _, result in record.trials)
     read = read or record.imported is not None
-    return 1 + len(record.looks) if read or record.looks else 0
+    return 1 + len(record.test_reads) if read or record.test_reads else 0
 
 
 def _collect_warnings(
@@ -275,11 +289,11 @@ def _collect_warnings(
 
 def _repeated_read_warnings(record: StudyRecord) -> list[str]:
     """Warn of repeated test-set evaluations: earlier results may have influenced the changes."""
-    if not record.looks:
+    if not record.test_reads:
         return []
     changes = " ".join(
         f"Changes before evaluation {number} ({look['at']}): {'; '.join(look['changes'])}."
-        for number, look in enumerate(record.looks, start=2)
+        for number, look in enumerate(record.test_reads, start=2)
     )
     text = (
         f"The test set was evaluated {count_test_reads(record)} times. {changes} Earlier results "
@@ -294,7 +308,9 @@ def _hours_section(record: StudyRecord) -> dict[str, Any] | None:
     if record.hours is None:
         return None
     used = None if record.wall_seconds is None else record.wall_seconds / 3600
-    return {**record.hours, "final_steps": record.steps, "used": used}
+    looks = record.hours.get("looks")  # studies of an older protocol have a number of seeds
+    seeds = {"seeds": looks[-1]} if looks else {}
+    return {**record.hours, **seeds, "final_steps": record.steps, "used": used}
 
 
 def _timing_section(record: StudyRecord) -> dict[str, Any]:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bakeoff.analysis.bootstrap import Scores
+from bakeoff.analysis.group_variance import IntArray
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.results import Status, TrialResult
-from bakeoff.core.trial import Trial
+from bakeoff.core.trial import FINAL, REPLICATE, Trial
 
 NOT_FINISHED = "not finished"
 
@@ -57,7 +58,11 @@ class TrialRun(NamedTuple):
 
 @dataclass(frozen=True)
 class MethodRuns:
-    """Trials of one method, by phase."""
+    """Trials of one method.
+
+    ``search`` are those that settings were chosen by, ``final`` those that were scored on test: in
+    replicates, the best of each race is both.
+    """
 
     method: str
     search: tuple[TrialRun, ...]
@@ -65,8 +70,8 @@ class MethodRuns:
 
     @property
     def all(self) -> tuple[TrialRun, ...]:
-        """All trials, those of the search first."""
-        return self.search + self.final
+        """All trials, each once, those of the search first."""
+        return tuple({run.trial.id: run for run in self.search + self.final}.values())
 
     @property
     def scored(self) -> tuple[TrialRun, ...]:
@@ -90,19 +95,29 @@ def runs_by_method(record: StudyRecord) -> dict[str, MethodRuns]:
     return {method: _collect_runs(method, runs) for method in record.methods}
 
 
-def usable_scores(runs: MethodRuns, n_items: int | None) -> Scores | None:
+def usable_scores(
+    runs: MethodRuns,
+    n_items: int | None,
+    groups: IntArray | None = None,
+    stand_in: Sequence[float] | None = None,
+) -> Scores | None:
     """Return the method's test scores over its seeds; None if it has none.
 
-    A trial is left out if its scores are missing, not finite, or not of ``n_items`` items.
+    ``groups`` are those of the items (``item_groups``). A trial is left out if its scores are
+    missing, not finite, or not of ``n_items`` items. ``stand_in`` scores stand for replicates in
+    which every setting diverged.
     """
-    rows = {
+    rows: dict[int, Sequence[float]] = {
         run.trial.seed: run.result.splits["test"].scores
         for run in runs.scored
         if run.result is not None and _has_usable_scores(run.result, n_items)
     }
+    if stand_in is not None and len(stand_in) == n_items:
+        rows |= dict.fromkeys(diverged_seeds(runs), stand_in)
     if not rows:
         return None
-    return Scores(tuple(rows), np.array(list(rows.values()), dtype=np.float64))
+    seeds = sorted(rows)
+    return Scores(tuple(seeds), np.array([rows[s] for s in seeds], dtype=np.float64), groups)
 
 
 def count_test_items(record: StudyRecord) -> int | None:
@@ -116,6 +131,13 @@ def count_test_items(record: StudyRecord) -> int | None:
     return None
 
 
+def item_groups(record: StudyRecord, n_items: int | None) -> IntArray | None:
+    """Return the group of each of ``n_items`` test items, ``[items]``; None without groups."""
+    if record.groups is None or len(record.groups) != n_items or len(set(record.groups)) < 2:
+        return None
+    return np.array(record.groups, dtype=np.int64)
+
+
 def _has_usable_scores(result: TrialResult, n_items: int | None) -> bool:
     test = result.splits.get("test")
     if test is None or not test.scores or len(test.scores) != n_items:
@@ -125,5 +147,48 @@ def _has_usable_scores(result: TrialResult, n_items: int | None) -> bool:
 
 def _collect_runs(method: str, runs: Iterable[TrialRun]) -> MethodRuns:
     of_method = [run for run in runs if run.trial.method.name == method]
-    search = tuple(run for run in of_method if run.trial.phase == "search")
-    return MethodRuns(method, search, tuple(run for run in of_method if run.trial.phase == "final"))
+    search = tuple(run for run in of_method if run.trial.phase in ("search", REPLICATE))
+    final = tuple(run for run in of_method if is_final(run.trial, run.result))
+    return MethodRuns(method, search, final)
+
+
+def is_final(trial: Trial, result: TrialResult | None) -> bool:
+    """Return whether a trial counts for the verdict.
+
+    It was the best of its replicate, and so was scored on test, or is a final trial of an older
+    protocol.
+    """
+    return trial.phase == FINAL or (result is not None and "test" in result.splits)
+
+
+def diverged_seeds(runs: MethodRuns) -> tuple[int, ...]:
+    """Return the seeds of the replicates in which every setting diverged, ascending."""
+    by_seed: dict[int, list[TrialRun]] = {}
+    for run in runs.search:
+        if run.trial.phase == REPLICATE:
+            by_seed.setdefault(run.trial.seed, []).append(run)
+    return tuple(
+        sorted(s for s, tried in by_seed.items() if all(r.status is Status.DIVERGED for r in tried))
+    )
+
+
+def stand_in_scores(record: StudyRecord) -> tuple[str, Sequence[float]] | None:
+    """Return the scores that stand for a replicate whose settings all diverged, and their source.
+
+    They are those of the base model, else of the best constant answer: what the user is left with.
+    """
+    if record.base_scores is not None:
+        return "base", record.base_scores.scores
+    return None if record.constant is None else ("constant", record.constant.scores)
+
+
+def method_scores(record: StudyRecord, by_method: Mapping[str, MethodRuns]) -> dict[str, Scores]:
+    """Return the test scores of every method that has some, over its seeds in ascending order."""
+    n_items = count_test_items(record)
+    groups, stand_in = item_groups(record, n_items), stand_in_scores(record)
+    scores = {}
+    for method, runs in by_method.items():
+        usable = usable_scores(runs, n_items, groups, stand_in[1] if stand_in else None)
+        if usable is not None:
+            scores[method] = usable
+    return scores

@@ -108,6 +108,10 @@ class StudyRecord:
     """Secondary metrics of the task, such as ``macro_f1``."""
     references: tuple[str, ...] = ()
     """The true answer of each test item, if a secondary metric needs them."""
+    groups: tuple[int, ...] | None = None
+    """The number of each test item's group; None: every item is its own."""
+    group_source: str | None = None
+    """What the items of a group have in common, such as ``column 'template'``."""
 
     # Trials and scores
     trials: tuple[tuple[Trial, TrialResult | None], ...]
@@ -140,10 +144,17 @@ class StudyRecord:
 
     # History: decisions and repeated work
     race: dict[str, Any] | None = None
-    """``rungs`` (steps), ``seeds`` of the final phase, ``decisions``; None without racing."""
-    looks: tuple[dict[str, Any], ...] = ()
+    """``rungs`` (steps), ``decisions``, and the ``first_rung``; None without racing."""
+    test_reads: tuple[dict[str, Any], ...] = ()
     """Test-set evaluations after the first: ``at`` (ISO 8601), ``changes`` (lines), previous
     ``seeds``."""
+    rounds: dict[str, Any] | None = None
+    """The schedule of the rounds: ``mode``, ``contenders``, ``seeds`` and ``looks`` (numbers of
+    replicates); None for studies of an older protocol."""
+    looks: tuple[dict[str, Any], ...] = ()
+    """The looks after the study's rounds, oldest first (``analysis.rounds.Look``)."""
+    looks_again: tuple[dict[str, Any], ...] = ()
+    """The looks that ``--again`` allowed, oldest first."""
     retried: tuple[dict[str, Any], ...] = ()
     """Failures that were run again: ``at``, ``phase``, ``method``, ``trial_id``, ``seed``,
     ``setting``, and the previous ``status`` and ``reason``."""

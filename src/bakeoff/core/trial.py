@@ -13,15 +13,22 @@ from functools import cached_property
 from typing import Any, Self
 
 LEARNING_RATE = "learning_rate"
+HEAD_FACTOR = "head_factor"
+"""Key of a setting: a factor on the study's learning rate of the output layer."""
+RATE_KEYS = (LEARNING_RATE, HEAD_FACTOR)
+"""Keys of a setting that change no shape: such settings train together in lanes."""
 REPLICATE = "replicate"
 """Phase of a trial that races with the other settings of its seed, and is scored on test if it is
 the best of them. Studies of an older protocol have ``search`` and ``final`` trials."""
+FINAL = "final"
+"""Phase of a trial of an older protocol: the chosen setting at a fresh seed, scored on test."""
 DESCRIPTIVE_FIELDS = (
     "title",
     "family",
     "mechanism",
     "paper",
     "learning_rate_why",
+    "base_parameters",
     "tuning",
     "size",
 )
@@ -36,7 +43,8 @@ class MethodEntry:
     the code of a method that needs some; at least one of them is set. ``needs`` is the reason why a
     method cannot be trained by itself. ``rates`` maps a part of a parameter's name to a factor on
     the learning rate, ``tuning`` an argument to ``{"values": [...], "why": ...}``; ``size`` says
-    which argument changes the number of trainable parameters.
+    which argument changes the number of trainable parameters. ``learning_rate`` is meant for a base
+    of ``base_parameters`` parameters; None: for any base.
     """
 
     name: str
@@ -53,6 +61,7 @@ class MethodEntry:
     rates: dict[str, float] = field(default_factory=dict)
     tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
     size: dict[str, Any] | None = None
+    base_parameters: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,9 +135,16 @@ class Trial:
         return float(self.setting[LEARNING_RATE])
 
     @property
+    def head_learning_rate(self) -> float:
+        """The peak learning rate of the task's output layer."""
+        of_study = self.conditions.head_learning_rate
+        rate = self.learning_rate if of_study is None else of_study
+        return float(rate * self.setting.get(HEAD_FACTOR, 1.0))
+
+    @property
     def config(self) -> dict[str, Any]:
         """The method's keyword arguments: its defaults with this setting's overrides."""
-        overrides = {k: v for k, v in self.setting.items() if k != LEARNING_RATE}
+        overrides = {k: v for k, v in self.setting.items() if k not in RATE_KEYS}
         return {**self.method.config, **overrides}
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from bakeoff.analysis.rounds.look import Look
+from bakeoff.analysis.study_looks import look_again, looks_until
 from bakeoff.analysis.summary import summarise
+from bakeoff.analysis.trial_runs import is_final
 from bakeoff.core import trial_dir
 from bakeoff.core.clock import wall_times
 from bakeoff.core.errors import UsageError
@@ -21,7 +24,7 @@ from bakeoff.core.warning_codes import with_code
 from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.rows import SPLITS
 from bakeoff.methods.serving import serving_forms
-from bakeoff.study import final, fork, retry, test_texts, verify_weights
+from bakeoff.study import base_scores, fork, retry, test_texts, verify_weights
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import trials
 from bakeoff.study.storage import repair
@@ -50,6 +53,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
     with Reader(database_path(out)) as reader, reader.snapshot():
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
         decisions = reader.decisions()
+        looks = {kind: tuple(reader.looks(kind)) for kind in ("planned", "again")}
     if "imported" in values:
         return imported_record(values, trials, costs)
     _require_started(out, values)
@@ -79,19 +83,23 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         warnings=(*known["warnings"], *provenance_warnings(values)),
         provenance={**known["provenance"], **fork.fork_provenance(values)},
         sizes=known.get("sizes"),
-        race=race_record(spec, decisions),
-        looks=tuple(values.get("looks", ())),
+        race=race_record(spec, decisions, values),
+        test_reads=tuple(values.get("looks", ())),
+        rounds=values.get("rounds"),
+        looks=looks["planned"],
+        looks_again=looks["again"],
         retried=tuple(values.get(retry.KEY, ())),
         hours=values["hours"]["fit"] if "hours" in values else None,
         settings=spec.budget.settings,
         select_on=spec.budget.select_on,
         prefer=spec.verdict.model_dump()["prefer"],
         pareto=spec.verdict.pareto,
-        base_scores=final.base_scores(values),
-        constant=final.constant_answer(values),
+        base_scores=base_scores.base_scores(values),
+        constant=base_scores.constant_answer(values),
         weights=weight_hashes(out, trials),
         secondary=tuple(known["secondary"]),
         references=tuple(known["references"]),
+        **group_fields(known),
         artifacts=values.get(verify_weights.KEY, {}),
         serving=serving_forms(
             {t.method.name: t.method for t, _ in trials}.values(), cache_folder()
@@ -100,9 +108,17 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
     )
 
 
+def group_fields(about: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of ``StudyRecord`` about groups; studies of older versions have none."""
+    groups = about.get("groups")
+    if groups is None:
+        return {}
+    return {"groups": tuple(groups["of_items"]), "group_source": groups["source"]}
+
+
 def weight_hashes(out: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> dict[str, str]:
     """Return a hash of each final trial's saved weights, from its manifest; none if it is gone."""
-    ids = [t.id for t, result in trials if t.phase == "final" and result is not None]
+    ids = [t.id for t, result in trials if is_final(t, result) and result is not None]
     hashes = {i: trial_dir.weights_hash(out / trial_dir.TRIALS / i) for i in ids}
     return {i: found for i, found in hashes.items() if found is not None}
 
@@ -119,18 +135,38 @@ def _require_started(out: Path, values: dict[str, Any]) -> None:
 def provenance_warnings(values: dict[str, Any]) -> list[str]:
     """Return warnings about the origin of results: slow base answers, a rebuilt database."""
     reason = (values.get("base_scores") or {}).get("note")
-    warnings = [with_code(final.base_note(reason), "base-generate")] if reason else []
+    warnings = [with_code(base_scores.base_note(reason), "base-generate")] if reason else []
     if "rebuilt" in values:
         warnings.append(repair.REBUILT.format(at=values["rebuilt"]["at"]))
     return warnings
 
 
-def race_record(spec: StudySpec, decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
+def race_record(
+    spec: StudySpec, decisions: list[dict[str, Any]], values: dict[str, Any]
+) -> dict[str, Any] | None:
     """Return the race for the study's record, or None if the study does not race."""
     rungs = trials.rung_steps(spec.budget)
     if not rungs:
         return None
-    return {"rungs": list(rungs), "seeds": spec.budget.seeds, "decisions": decisions}
+    race = {"seeds": spec.budget.seeds, "decisions": decisions}
+    first = values.get("first_rung")
+    if first is None:
+        return {**race, "rungs": list(rungs)}
+    taken = [first["step"], *(s for s in rungs[1:] if s > first["step"])]
+    return {**race, "rungs": taken, "first_rung": first}
+
+
+def compute_looks(out: Path, number: int) -> tuple[Look, ...]:
+    """Return the study's first ``number`` looks, computed from its test scores.
+
+    There are fewer if the control has no scores to compare with.
+    """
+    return looks_until(read_record(out, examples=False), number)
+
+
+def compute_look_again(out: Path, number: int, replicates: int) -> Look | None:
+    """Return further look ``number`` of ``--again``, over as many replicates, or None."""
+    return look_again(read_record(out, examples=False), number, replicates)
 
 
 def resampling_generator(values: dict[str, Any]) -> np.random.Generator:

@@ -7,9 +7,10 @@ so an interruption loses neither.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from bakeoff.analysis.rounds.look import Look
 from bakeoff.core import trial_dir
 from bakeoff.core.clock import now_utc
 from bakeoff.core.format import plural
@@ -26,18 +27,18 @@ KEY = "retried"
 """Database value: the retried work, oldest first."""
 BASE_SCORES = "base_scores"
 NOTHING_FAILED = "--retry: nothing has failed, so there is nothing to retry"
-SEARCH_TRIALS_KEPT = (
-    "--retry does not retry {count} of the search: settings were chosen without them, and the test "
-    "set was evaluated since. `--fork NEW` starts a new study that includes them."
+KEPT = (
+    "--retry does not retry {count}: the test scores of their replicates, or the verdicts on their "
+    "methods, are known by now. `--fork NEW` starts a new study that includes them."
 )
 
 
 class FailedWork(NamedTuple):
-    """The work to retry, and ``kept``: failed search trials that may not be retried any more."""
+    """The work to retry, and ``kept``: failed trials that may not be retried any more."""
 
     trials: tuple[FinishedTrial, ...]
-    replanned: tuple[tuple[Trial, TrialResult | None], ...]
-    """Final trials of methods whose settings will be chosen again; none was scored on test."""
+    others: tuple[FinishedTrial, ...]
+    """The other trials of the same replicates: their races are run again."""
     costs: tuple[Cost, ...]
     base: str | None
     kept: tuple[Trial, ...]
@@ -46,35 +47,35 @@ class FailedWork(NamedTuple):
 def reset_failed(study: Study, store: Writer, progress: Progress) -> None:
     """Delete the results of failed work, so that this run repeats it; report what is retried.
 
-    A search trial is raced again from its first step; decisions on other trials stay. It may change
-    the setting of its method's final trials, so those are planned again. The deleted results are
-    recorded under ``KEY``.
+    A replicate with a failed trial runs again as a whole: another setting may win its race. If a
+    look has been taken without it, the retry counts as one more test-set evaluation. The failures
+    are recorded under ``KEY``.
     """
     with Reader(study.folder / study_folder.DATABASE) as reader, reader.snapshot():
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
-        test_read = reader.has_test_scores()
-    failed = _find_failures(study, values, costs.values(), trials, test_read)
+        looks = [Look.from_json(value) for value in reader.looks("planned")]
+    failed = _find_failures(study, values, costs.values(), trials, looks)
     records = list(_retry_records(failed))
     if failed.kept:
         count = plural(len(failed.kept), "failed trial")
-        progress.say(SEARCH_TRIALS_KEPT.format(count=count))
+        progress.say(KEPT.format(count=count))
     if not records:
         if not failed.kept:
             progress.say(NOTHING_FAILED)
         return
-    plans = [trial.id for trial, _ in failed.replanned]
-    results = [trial.id for trial, _ in failed.trials if trial.id not in plans]
+    log = {KEY: [*values.get(KEY, ()), *records]}
+    if evaluation := _evaluation(failed, looks, study.spec.seed):
+        log["looks"] = [*values.get("looks", ()), evaluation]
+    again = (*failed.trials, *failed.others)
     store.delete(
-        results=results,
-        plans=plans,
+        results=[trial.id for trial, _ in again],
         costs=[cost.method for cost in failed.costs],
         values=[] if failed.base is None else [BASE_SCORES],
-        log={KEY: [*values.get(KEY, ()), *records]},
+        log=log,
     )
-    for trial, result in (*failed.trials, *failed.replanned):
+    for trial, _ in again:
         study_folder.delete_checkpoints(study.folder, trial.id, but=None)
-        if trial.id in plans and (result is None or result.status in trial_dir.RETRYABLE):
-            shutil.rmtree(study.folder / TRIALS / trial.id, ignore_errors=True)
+        shutil.rmtree(study.folder / TRIALS / trial.id, ignore_errors=True)
     for record in records:
         progress.say(describe_retry(record))
 
@@ -92,27 +93,46 @@ def _find_failures(
     values: dict[str, Any],
     costs: Iterable[Cost],
     trials: Iterable[tuple[Trial, TrialResult | None]],
-    test_read: bool,
+    looks: Sequence[Look],
 ) -> FailedWork:
     """Return the failed work of the methods that are still in the study.
 
-    After a test-set evaluation (``test_read``) search trials are not retried: another setting might
-    be chosen by someone who has seen the verdict.
+    A replicate that was scored on test is not run again, nor are those of a method with a verdict:
+    another setting might be chosen by someone who has seen the results.
     """
     names = {entry.name for entry in study.entries}
-    current = [(t, r) for t, r in trials if t.method.name in names]
-    failed = [(t, r) for t, r in current if r is not None and r.status in trial_dir.RETRYABLE]
-    retried = [(t, r) for t, r in failed if not test_read or t.phase == "final"]
-    searching = {t.method.name for t, _ in retried if t.phase == "search"}
+    ended = [(t, r) for t, r in trials if t.method.name in names and r is not None]
+    failed = [(t, r) for t, r in ended if r.status in trial_dir.RETRYABLE]
+    scored = {(t.method.name, t.seed) for t, r in ended if "test" in r.splits}
+    settled = {m for look in looks for m, c in look.contenders.items() if c.verdict is not None}
+    retried = [
+        (t, r)
+        for t, r in failed
+        if (t.method.name, t.seed) not in scored and t.method.name not in settled
+    ]
+    replicates = {(t.method.name, t.seed) for t, _ in retried}
+    ids = {t.id for t, _ in retried}
     return FailedWork(
         trials=tuple(retried),
-        replanned=tuple(
-            (t, r) for t, r in current if t.phase == "final" and t.method.name in searching
+        others=tuple(
+            (t, r) for t, r in ended if (t.method.name, t.seed) in replicates and t.id not in ids
         ),
         costs=tuple(c for c in costs if c.method in names and c.status in trial_dir.RETRYABLE),
         base=(values.get(BASE_SCORES) or {}).get("error"),
-        kept=tuple(t for t, _ in failed if test_read and t.phase == "search"),
+        kept=tuple(t for t, _ in failed if t.id not in ids),
     )
+
+
+def _evaluation(
+    failed: FailedWork, looks: Sequence[Look], study_seed: int
+) -> dict[str, Any] | None:
+    """Return the entry of a further test-set evaluation; None if no look has missed a trial."""
+    reached = looks[-1].replicates if looks else 0
+    missed = [t for t, _ in failed.trials if t.seed - study_seed <= reached]
+    if not missed:
+        return None
+    names = ", ".join(dict.fromkeys(f"{t.method.title} seed {t.seed}" for t in missed))
+    return {"at": now_utc(), "changes": [f"retried: {names}"]}
 
 
 def _retry_records(failed: FailedWork) -> Iterator[dict[str, Any]]:
@@ -127,8 +147,7 @@ def _retry_records(failed: FailedWork) -> Iterator[dict[str, Any]]:
     for cost in failed.costs:
         row = {"phase": "probe", "status": cost.status.value, "reason": cost.reason}
         yield {**blank, "method": cost.method, **row}
-    finished = [*failed.trials, *((t, r) for t, r in failed.replanned if r is not None)]
-    for trial, result in {trial.id: (trial, result) for trial, result in finished}.values():
+    for trial, result in failed.trials:
         yield {
             **blank,
             "method": trial.method.name,

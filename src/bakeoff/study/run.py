@@ -1,7 +1,7 @@
 """Run a study from its configuration to its last trial.
 
-The stages: open the study, choose the budget, check, freeze, probe costs, search, final trials,
-verify the saved weights. Each stage skips what an earlier run has finished.
+The stages: open the study, choose the budget, check, freeze, probe costs, run the rounds of
+replicates, verify the saved weights. Each stage skips what an earlier run has finished.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from bakeoff.core.clock import new_wall_key, wall_times
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status
-from bakeoff.study import final, search, verify_weights
+from bakeoff.core.trial import MethodEntry
 from bakeoff.study import fork as study_fork
 from bakeoff.study import retry as study_retry
+from bakeoff.study import rounds, verify_weights
 from bakeoff.study.config import StudySpec, dump_spec
 from bakeoff.study.dry_run import (
     apply_budget,
@@ -36,7 +37,9 @@ from bakeoff.study.monitoring.progress import LOG, Job, LoggingProgress, Progres
 from bakeoff.study.monitoring.signals import StopRequest, handle_signals
 from bakeoff.study.planning import time_budget
 from bakeoff.study.planning.estimate import Timing
+from bakeoff.study.planning.rounds import ROUNDS
 from bakeoff.study.planning.time_budget import BudgetPlan, Deadline
+from bakeoff.study.planning.trials import MOST_LANES
 from bakeoff.study.record import read_values
 from bakeoff.study.remote import (
     ExecutorFactory,
@@ -45,7 +48,7 @@ from bakeoff.study.remote import (
     run_remote,
 )
 from bakeoff.study.scheduler import RunContext, check_disk_space
-from bakeoff.study.setup import compatibility, defaults, test_reads
+from bakeoff.study.setup import compatibility, defaults, head_rate, older_protocol, test_reads
 from bakeoff.study.setup.open_study import add_warnings, check_study, open_study
 from bakeoff.study.setup.provenance import describe_study, frozen_values
 from bakeoff.study.setup.study import Study, prior_trial, whole_segment
@@ -76,7 +79,7 @@ def run_study(
     ``make_executor`` creates the executors; tests inject their own.
 
     Raises:
-        BakeoffError: bad input or environment.
+        BakeoffError: bad input or environment; ``older-protocol`` for an unfinished study of one.
         Interrupted, Terminated: Ctrl-C or SIGTERM.
     """
     parent, out = out, options.fork or out
@@ -84,6 +87,9 @@ def run_study(
         study_fork.check_can_fork(parent, out, options.again)
     study_folder.create(out)
     with _open_session(out, progress or Progress()) as (log, stop):
+        if older_protocol.is_finished(out):
+            log.say(older_protocol.ONLY_REPORT)
+            return out
         spec = defaults.restore_choices(spec, parent, log)
         study = open_study(spec, source, out, log, make_executor)
         with Writer(out / study_folder.DATABASE) as store, record_wall_time(store) as elapsed:
@@ -122,13 +128,12 @@ def _open_session(out: Path, progress: Progress) -> Iterator[tuple[LoggingProgre
 
 
 def _run_phases(context: RunContext) -> None:
-    """Probe costs, search, train and score the final trials, verify the saved weights."""
+    """Probe costs, run the rounds of replicates, verify the saved weights."""
     study = context.study
     costs = measure_costs(context)
     check_disk_space(study, costs)
     entries = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
-    settings = search.run_search(context, entries)
-    final.run_final(context, entries, settings)
+    rounds.run_rounds(context, entries)
     verify_weights.verify_saved_weights(context)
 
 
@@ -191,6 +196,8 @@ def check_and_freeze(study: Study, store: Writer, progress: Progress, again: boo
     study_folder.freeze_data(study.folder, study.splits)
     study_folder.freeze_metric(study.folder, study.metric.name, study.metric.code)
     study = check_study(study, progress)
+    stored = read_values(study.folder).get(head_rate.KEY)
+    study = head_rate.set_head_rate(study, stored, store, progress)
     freeze_study(study, store, updates)
     return study
 
@@ -221,6 +228,7 @@ def freeze_study(study: Study, store: Writer, updates: dict[str, Any]) -> None:
         "spec": dump_spec(study.spec),
         "about": describe_study(study, read_values(study.folder).get("about", {})),
         "frozen": frozen_values(study),
+        older_protocol.KEY: older_protocol.NUMBER,
     }
     store.set_all({**values, **updates})
 
@@ -238,7 +246,10 @@ def measure_costs(context: RunContext) -> dict[str, Cost]:
     missing = [e for e in study.entries if e.name not in costs]
     progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
     switches = study.spec.engine.switches
-    segments = [whole_segment(study, [prior_trial(study, entry)], switches) for entry in missing]
+    segments = [
+        whole_segment(study, [prior_trial(study, e)] * _probed_lanes(study, e), switches)
+        for e in missing
+    ]
     payloads = [segment.to_json() for segment in segments]
     # a new process for each, one at a time: other work would distort time and memory readings
     options = Options(
@@ -270,6 +281,18 @@ def measure_costs(context: RunContext) -> dict[str, Cost]:
             "another control in [methods], or arguments for it in [method.<name>.config].",
         )
     return costs
+
+
+def _probed_lanes(study: Study, entry: MethodEntry) -> int:
+    """Return the lanes of a cost probe: a full group if the number of replicates depends on it.
+
+    On a CPU lanes are never nearly free, so they are not timed.
+    """
+    budget, limit = study.spec.budget, study.spec.engine.max_lanes
+    depends = entry is study.entries[0] and budget.seeds == ROUNDS and budget.most is None
+    if not depends or limit is not None or study.machine["device"] == "cpu":
+        return 1
+    return MOST_LANES
 
 
 @contextlib.contextmanager

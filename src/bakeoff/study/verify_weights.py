@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bakeoff.analysis.per_method.best_weights import best_final_run, weights_problem
-from bakeoff.analysis.trial_runs import TrialRun
+from bakeoff.analysis.trial_runs import TrialRun, is_final
 from bakeoff.core import jobs
 from bakeoff.core.redact import redact
 from bakeoff.study.monitoring.progress import Job, with_events
@@ -40,7 +40,7 @@ def verify_saved_weights(context: RunContext) -> None:
     with context.read() as reader:
         artifacts, summaries = dict(reader.values(KEY).get(KEY, {})), reader.summaries()
     names = [entry.name for entry in study.entries]
-    finals = [TrialRun(s.trial, s.result) for s in summaries if s.trial.phase == "final"]
+    finals = [TrialRun(s.trial, s.result) for s in summaries if is_final(s.trial, s.result)]
     best = (best_final_run(r for r in finals if r.trial.method.name == name) for name in names)
     runs = [run for run in best if run is not None]
     todo = [run for run in runs if not _is_verified(artifacts.get(run.trial.method.name), run)]

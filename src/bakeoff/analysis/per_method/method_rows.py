@@ -5,6 +5,7 @@ A method without any result has a row, too.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,16 +13,24 @@ from statistics import fmean
 from typing import Any
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.analysis.choose import compare_selection
+from bakeoff.analysis.choose import SelectionComparison, compare_selection
 from bakeoff.analysis.compare import Comparison, Interval, Verdict
 from bakeoff.analysis.error_distribution import FloatArray
 from bakeoff.analysis.learning import Learning
 from bakeoff.analysis.per_method.accelerators import engine_row
 from bakeoff.analysis.per_method.best_weights import artifact_row
 from bakeoff.analysis.per_method.stability import is_unfinished, stability_row, stopped_by_race
-from bakeoff.analysis.trial_runs import NOT_FINISHED, MethodRuns, TrialRun, setting_key
+from bakeoff.analysis.trial_runs import (
+    NOT_FINISHED,
+    MethodRuns,
+    TrialRun,
+    diverged_seeds,
+    setting_key,
+    stand_in_scores,
+)
 from bakeoff.core.record import ImportedScores, StudyRecord
 from bakeoff.core.results import Cost, Status, TrialResult
+from bakeoff.core.trial import REPLICATE
 
 _FROM_PROBE = (
     "train_tokens_per_second",
@@ -82,8 +91,9 @@ def method_row(
     point = front_point(record, runs, evidence, extras.forgetting)
     comparison = evidence.comparisons.get(method)
     to_control = steps_to_control_loss(runs, control)
-    tried = len({setting_key(r.trial.setting) for r in runs.search or runs.final})
-    picked = compare_selection(runs.search, record.metric.better)
+    tried = _count_settings(runs)
+    picked = _compare_selections(runs, record.metric.better)
+    agreement = _agreement(runs, chosen)
     return {
         "method": method,
         "title": record.titles.get(method, method),
@@ -112,11 +122,39 @@ def method_row(
         "n_trials_failed": sum(_has_failed(r) for r in runs.all),
         "best_setting_on_edge": is_on_edge(runs, chosen),
         "picked": asdict(picked) if picked else None,
-        "settings": [_setting_row(r, chosen) for r in runs.search],
-        "seeds": [_seed_row(r) for r in runs.final],
+        **({"agreement": agreement} if agreement else {}),
+        "settings": [_setting_row(r, runs, chosen) for r in runs.search],
+        "seeds": _seed_rows(record, runs),
         "curves": [_curve_row(r, r.result) for r in runs.all if r.result and r.result.curve],
         "reported": scores.figures if (scores := _imported_scores(record, method)) else None,
     }
+
+
+def _count_settings(runs: MethodRuns) -> int:
+    """Return how many settings were tried, in the replicate that tried the most."""
+    by_seed: dict[int, set[str]] = {}
+    for run in runs.search or runs.final:
+        by_seed.setdefault(run.trial.seed, set()).add(setting_key(run.trial.setting))
+    return max(map(len, by_seed.values()), default=0)
+
+
+def _compare_selections(runs: MethodRuns, better: str) -> SelectionComparison | None:
+    """Compare the choices by loss and by metric: of the first replicate in which they differ."""
+    seeds = dict.fromkeys(run.trial.seed for run in runs.search)
+    found = [
+        picked
+        for seed in seeds
+        if (picked := compare_selection([r for r in runs.search if r.trial.seed == seed], better))
+    ]
+    return min(found, key=lambda picked: picked.agree, default=None)
+
+
+def _agreement(runs: MethodRuns, chosen: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return how many replicates chose the recommended setting; None without replicates."""
+    if chosen is None or not any(run.trial.phase == REPLICATE for run in runs.final):
+        return None
+    alike = [setting_key(run.trial.setting) == setting_key(chosen) for run in runs.final]
+    return {"chosen": sum(alike), "replicates": len(alike)}
 
 
 def front_point(
@@ -145,6 +183,8 @@ def method_ending(record: StudyRecord, runs: MethodRuns) -> MethodEnding:
     if runs.method in record.incompatible:
         return MethodEnding(Status.INCOMPATIBLE, record.incompatible[runs.method])
     decisive = runs.final or runs.search
+    # a trial that lost its race says nothing about why its method has no scores
+    decisive = tuple(r for r in decisive if not stopped_by_race(r)) or decisive
     unfinished = any(is_unfinished(r) for r in decisive)
     searched = not runs.final and any(r.done for r in decisive)
     if not decisive or unfinished or searched:
@@ -241,12 +281,16 @@ def _has_failed(run: TrialRun) -> bool:
 def _difference_row(comparison: Comparison | None) -> dict[str, Any] | None:
     if comparison is None:
         return None
-    return {
+    row = {
         **asdict(comparison.difference),
         "p_adjusted": comparison.p_adjusted,
         "items_needed": getattr(comparison, "items_needed", None),
         "seeds_needed": getattr(comparison, "seeds_needed", None),
     }
+    if comparison.look is None:
+        return row
+    keys = ("replicates", "look", "items_share", "floor", "reason", "exploratory")
+    return row | {key: getattr(comparison, key) for key in keys}
 
 
 def _verdict(record: StudyRecord, method: str, comparison: Comparison | None) -> Verdict:
@@ -280,19 +324,47 @@ def _memory_above_base(probe: Cost | None) -> int | None:
     return max(0, probe.train_peak_bytes - (probe.base_bytes or 0)) if known else None
 
 
-def _setting_row(run: TrialRun, chosen: dict[str, Any] | None) -> dict[str, Any]:
+def _setting_row(run: TrialRun, runs: MethodRuns, chosen: dict[str, Any] | None) -> dict[str, Any]:
+    replicate = {"seed": run.trial.seed, "step": run.result.step if run.result else None}
+    in_replicate = run.trial.phase == REPLICATE
+    scored = {r.trial.id for r in runs.final}
+    alike = chosen is not None and setting_key(run.trial.setting) == setting_key(chosen)
     return {
         "setting": run.trial.setting,
         "status": run.status,
         "reason": NOT_FINISHED if is_unfinished(run) else run.reason,
         "validation_loss": run.validation_loss,
         "validation_score": run.mean_score("validation"),
-        "chosen": chosen is not None and setting_key(run.trial.setting) == setting_key(chosen),
+        "chosen": run.trial.id in scored if in_replicate else alike,
+        **(replicate if in_replicate else {}),
     }
 
 
+def _seed_rows(record: StudyRecord, runs: MethodRuns) -> list[dict[str, Any]]:
+    """Return a row for each seed; a replicate whose settings all diverged has stand-in scores."""
+    rows = [_seed_row(run) for run in runs.final]
+    stand_in = stand_in_scores(record)
+    for seed in diverged_seeds(runs) if stand_in else ():
+        assert stand_in is not None
+        source, scores = stand_in
+        rows.append(
+            {
+                "seed": seed,
+                "trial_id": None,
+                "status": Status.DIVERGED,
+                "test_score": math.fsum(scores) / len(scores),
+                "validation_loss": None,
+                "setting": None,
+                "stood_in": source,
+            }
+        )
+    return sorted(rows, key=lambda row: row["seed"])
+
+
 def _seed_row(run: TrialRun) -> dict[str, Any]:
+    in_replicate = run.trial.phase == REPLICATE
     return {
+        **({"setting": run.trial.setting, "stood_in": None} if in_replicate else {}),
         "seed": run.trial.seed,
         "trial_id": run.trial.id,
         "status": run.status,

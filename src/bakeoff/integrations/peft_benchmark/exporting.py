@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bakeoff.analysis.trial_runs import is_final
 from bakeoff.core.errors import UsageError
 from bakeoff.core.names import quote_path
 from bakeoff.core.record import StudyRecord
@@ -47,7 +48,7 @@ def result_files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]
             f"This study was imported from {record.imported.source}: its files have that format.",
             "use those files.",
         )
-    ended = [(t, r) for t, r in record.trials if t.phase == "final" and r is not None]
+    ended = [(t, r) for t, r in record.trials if is_final(t, r) and r is not None]
     scores = {s for _, r in ended if "test" in r.splits for s in r.splits["test"].scores}
     binary = scores <= {0.0, 1.0} and record.metric.better == "higher"
     contents = {}

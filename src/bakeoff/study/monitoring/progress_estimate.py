@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bakeoff.core.results import Cost
+from bakeoff.core.trial import FINAL, REPLICATE
 from bakeoff.study.storage.database import TrialSummary
 
-PHASES = ("search", "final")
+PHASES = ("search", FINAL, REPLICATE)
 
 
 @dataclass(frozen=True)

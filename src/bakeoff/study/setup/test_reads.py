@@ -102,8 +102,13 @@ def _strip_allowed_changes(
         # the order of the remaining contenders still has to agree, without the control
         spec["methods"]["contenders"] = [n for n in original["methods"] if n in common][1:]
         del spec["task"]["margin"]
-    if new["spec"]["budget"]["seeds"] > old["spec"]["budget"]["seeds"]:
-        del new["spec"]["budget"]["seeds"], old["spec"]["budget"]["seeds"]
+    budgets = [side["spec"]["budget"] for side in (old, new)]
+    key = "most" if budgets[0]["seeds"] == "rounds" == budgets[1]["seeds"] else "seeds"
+    replicates_before, replicates = (budget.get(key) for budget in budgets)
+    stated = isinstance(replicates, int) and replicates_before != "rounds"
+    if stated and replicates > (replicates_before or 0):
+        for budget in budgets:
+            budget.pop(key, None)
     return old, new
 
 

@@ -110,4 +110,9 @@ def _add_manifest_hashes(connection: sa.Connection, folder: Path) -> None:
         )
 
 
-MIGRATIONS: Mapping[int, Migration] = {1: _add_manifest_hashes}
+def _add_looks(connection: sa.Connection, folder: Path) -> None:
+    """Migrate 2 -> 3: add the table of looks; studies of an older protocol have none."""
+    schema.metadata.create_all(connection)
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: _add_manifest_hashes, 2: _add_looks}

@@ -207,6 +207,15 @@ class Reader(DatabaseHandle):
         with self._reading() as connection:
             return list(connection.scalars(query))
 
+    def looks(self, kind: str) -> list[dict[str, Any]]:
+        """Return the looks of a kind (``planned``, ``again``) in order; empty for older studies."""
+        if self._lacks_table(schema.looks):
+            return []
+        table = schema.looks
+        query = sa.select(table.c.value).where(table.c.kind == kind).order_by(table.c.number)
+        with self._reading() as connection:
+            return list(connection.scalars(query))
+
     def trials(self) -> tuple[PlannedTrial, ...]:
         """Return every planned trial, in order, with its result and scores if it has ended."""
         table = schema.trials

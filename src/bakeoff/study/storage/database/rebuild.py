@@ -19,7 +19,14 @@ from bakeoff.core.trial import Trial
 from bakeoff.study.storage.database import schema
 from bakeoff.study.storage.database.writer import Writer
 
-COPIED_TABLES = (schema.study, schema.trials, schema.rungs, schema.decisions, schema.costs)
+COPIED_TABLES = (
+    schema.study,
+    schema.trials,
+    schema.rungs,
+    schema.decisions,
+    schema.looks,
+    schema.costs,
+)
 SKIPPED_COLUMNS = [schema.trials.c[n] for n in ("status", "result", "finished_at", "sealed")]
 SKIPPED_KEYS = ("schema_version",)
 

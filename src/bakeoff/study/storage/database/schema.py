@@ -1,8 +1,8 @@
 """Tables of the database, and engines on it.
 
 ``trials`` holds plans and results, ``scores`` one row per item, ``rungs`` the results of trials at
-rungs, and ``decisions`` what the race decided there. Missing parts of older versions are added by
-``migrate``.
+rungs, ``decisions`` what the race decided there, and ``looks`` the analyses of the test scores
+after each round of replicates. Missing parts of older versions are added by ``migrate``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy import event
 from bakeoff.study.storage import filesystem
 from bakeoff.study.storage.database import errors
 
-VERSION = 2
+VERSION = 3
 
 metadata = sa.MetaData()
 
@@ -69,6 +69,16 @@ decisions = sa.Table(
     metadata,
     sa.Column("trial_id", sa.Text, sa.ForeignKey("trials.id"), primary_key=True),
     sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
+)
+
+looks = sa.Table(
+    "looks",
+    metadata,
+    # `planned` for the looks of the study's rounds, `again` for those that `--again` allowed
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Text, nullable=False),
     sa.Column("value", sa.JSON, nullable=False),
 )
 

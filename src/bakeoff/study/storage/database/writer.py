@@ -145,6 +145,12 @@ class Writer(DatabaseHandle):
                 )
                 connection.execute(row.on_conflict_do_nothing())
 
+    def save_look(self, kind: str, number: int, value: Mapping[str, Any]) -> None:
+        """Write a look; one that is there already stays as it is."""
+        row = insert(schema.looks).values(kind=kind, number=number, at=now_utc(), value=dict(value))
+        with self._engine.begin() as connection:
+            connection.execute(row.on_conflict_do_nothing())
+
     def save_cost(self, cost: Cost) -> None:
         """Write a method's cost."""
         row = insert(schema.costs).values(method=cost.method, value=cost.to_json())
