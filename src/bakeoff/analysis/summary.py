@@ -17,6 +17,7 @@ from bakeoff.analysis import count_intervals
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.choose import choose_settings, recommended_setting
 from bakeoff.analysis.compare import Comparison, compare, estimate_scores
+from bakeoff.analysis.confidence_set import LEVEL, better_probabilities, confidence_set
 from bakeoff.analysis.evidence import small_test_set_warnings
 from bakeoff.analysis.identical import find_identical, unapplied_settings
 from bakeoff.analysis.item_groups import groups_section
@@ -28,6 +29,7 @@ from bakeoff.analysis.learning import (
 )
 from bakeoff.analysis.pareto import draw_scores, find_fronts
 from bakeoff.analysis.per_method.caveats import not_learnt_caveat, row_caveats
+from bakeoff.analysis.per_method.control_tuning import control_tuning
 from bakeoff.analysis.per_method.forgetting import forgetting_rows
 from bakeoff.analysis.per_method.gain_over_base import base_row, gains_over_base
 from bakeoff.analysis.per_method.items import item_summary
@@ -95,7 +97,7 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         "hours": _hours_section(record),
         "sizes": record.sizes,
         "race": race_summary(record),
-        **({"rounds": rounds} if (rounds := rounds_section(record)) else {}),
+        **_replicate_sections(record, control, evidence),
         # without a baseline, and without twins, there is nothing to say
         **({"learning": _learning_section(record, learning)} if learning else {}),
         **({"identical": identical} if identical else {}),
@@ -111,6 +113,21 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
     }
     plain: dict[str, Any] = _to_json_values(report)
     return plain
+
+
+def _replicate_sections(
+    record: StudyRecord, control: MethodRuns, evidence: Evidence
+) -> dict[str, Any]:
+    """Return the parts of the report that only studies of replicates have."""
+    if record.rounds is None:
+        return {}
+    better, draws = record.metric.better, evidence.draws
+    sections = {"rounds": rounds_section(record), "control_tuning": control_tuning(control)}
+    if len(draws) > 1:
+        methods = list(confidence_set(draws, better=better, level=LEVEL))
+        sections["best_set"] = {"methods": methods, "level": LEVEL}
+        sections["better_probabilities"] = better_probabilities(draws, better=better)
+    return sections
 
 
 def chosen_settings(

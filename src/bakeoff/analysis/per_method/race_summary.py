@@ -24,6 +24,7 @@ def race_summary(record: StudyRecord) -> dict[str, Any] | None:
         ),
         "steps_trained": trained,
         "steps_in_full": _steps_without_race(record, race.get("seeds", 0)),
+        **({"first_rung": race["first_rung"]} if "first_rung" in race else {}),
     }
 
 
