@@ -100,7 +100,9 @@ def settled_contenders(looks: Iterable[Mapping[str, Any]]) -> frozenset[str]:
 
 def rounds_have_ended(record: StudyRecord) -> bool:
     """Return whether no further round is due, and no look of ``--again``."""
-    if len(record.test_reads) > len(record.looks_again) or record.rounds is None:
+    if record.rounds is None:
+        return False
+    if len(record.test_reads) - record.rounds["inherited"] > len(record.looks_again):
         return False
     if record.looks_again or record.rounds.get("stopped"):
         return True

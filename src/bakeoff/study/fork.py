@@ -17,10 +17,11 @@ from bakeoff.core import files, trial_dir
 from bakeoff.core.clock import is_wall_key, now_utc
 from bakeoff.core.errors import BakeoffError, UsageError
 from bakeoff.core.names import is_within, quote_path
+from bakeoff.core.results import TrialResult
 from bakeoff.core.trial import Trial
 from bakeoff.core.trial_dir import TRIALS
 from bakeoff.study.monitoring.progress import LOG, Progress
-from bakeoff.study.setup import test_reads
+from bakeoff.study.setup import head_rate, test_reads
 from bakeoff.study.setup.compatibility import differences
 from bakeoff.study.storage import lock
 from bakeoff.study.storage.database import Reader, Writer
@@ -30,16 +31,28 @@ KEY = "forked_from"
 """Database value: the study that this one was forked from; see ``record_parent``."""
 TAKEN = "taken"
 """Database value: the ids of the trials whose results come from the parent."""
+FIRST_RUNG = "first_rung"
+"""Database value: the step of the first rung (``replicates.RUNG``)."""
 LEFTOVER_FILES = (lock.LOCK, lock.NOTE, LOG)
 """Files in the folder of a fork that was refused, or killed before its database existed."""
 
 
+RACE_KEYS = ("settings", "race", "rungs", "keep", "extend", "tune", "select_on")
+"""Keys of `[budget]` that decide which setting of a replicate is scored on test."""
+
+
 class TrialSource(NamedTuple):
-    """A study whose finished trials may be reused; ``seals`` are the manifest hashes by trial."""
+    """A study whose finished replicates may be reused.
+
+    ``seals`` are the manifest hashes by trial, ``race`` the values of ``RACE_KEYS``, and
+    ``first_rung`` the step at which settings were compared first.
+    """
 
     folder: Path
     name: str
     seals: Mapping[str, str | None]
+    race: Mapping[str, Any]
+    first_rung: Mapping[str, Any] | None
 
 
 class ParentStudy(NamedTuple):
@@ -99,6 +112,10 @@ def mark_as_fork(parent: Path, out: Path, store: Writer) -> None:
     with contextlib.suppress(ValueError):  # another drive on Windows has no relative path
         path = os.path.relpath(path, out.resolve())  # both folders may be moved together
     store.set(KEY, {"folder": parent.resolve().name, "path": path, "at": now_utc()})
+    with Reader(parent / DATABASE) as reader:
+        head = reader.values(head_rate.KEY).get(head_rate.KEY)
+    if head is not None:
+        store.set(head_rate.KEY, head)
 
 
 def record_parent(
@@ -151,10 +168,10 @@ def find_trial_source(out: Path, progress: Progress) -> TrialSource | None:
     """Return the study whose trials a fork may reuse, or None; report why a fork has none.
 
     Trials of another machine, or of other package versions, are not reused: their results might
-    differ here.
+    differ here. Neither are those that raced by other rules.
     """
     with Reader(out / DATABASE) as reader:
-        values = reader.values(KEY, "frozen")
+        values = reader.values(KEY, "frozen", FIRST_RUNG)
     known = values.get(KEY)
     if known is None:
         return None
@@ -163,7 +180,8 @@ def find_trial_source(out: Path, progress: Progress) -> TrialSource | None:
         progress.say(f"{refusal}: it no longer exists")
         return None
     try:
-        machine = _read_parent(folder).values["frozen"]["machine"]
+        parent = _read_parent(folder).values
+        machine = parent["frozen"]["machine"]
         with Reader(folder / DATABASE) as reader:
             rows = reader.trial_rows()
     except BakeoffError as error:
@@ -172,38 +190,70 @@ def find_trial_source(out: Path, progress: Progress) -> TrialSource | None:
     if lines := differences(machine, values["frozen"]["machine"]):
         progress.say(f"{refusal}: its trials ran on another machine ({'; '.join(lines)})")
         return None
+    first_rung, mine = parent.get(FIRST_RUNG), values.get(FIRST_RUNG)
+    races = [side["frozen"]["spec"]["budget"] for side in (parent, values)]
+    race, own_race = ({key: budget.get(key) for key in RACE_KEYS} for budget in races)
+    if race != own_race or (mine is not None and mine != first_rung):
+        progress.say(f"{refusal}: its settings raced by other rules")
+        return None
     seals = {name: row.manifest_hash for name, row in rows.items() if row.status is not None}
-    return TrialSource(folder, known["folder"], seals)
+    return TrialSource(folder, known["folder"], seals, race, first_rung)
 
 
-def reuse_trials(parent: TrialSource, out: Path, store: Writer, trials: Iterable[Trial]) -> int:
-    """Copy those of ``trials`` that the parent has finished; return their number.
+def reuse_replicates(parent: TrialSource, out: Path, store: Writer, trials: Iterable[Trial]) -> int:
+    """Copy the replicates of ``trials`` that the parent has finished; return their number.
 
-    A folder is copied durably before its row is written, so an interruption loses nothing. It must
-    pass its own manifest, and have the manifest hash that the parent's database has recorded.
+    A replicate is copied as a whole, with the settings that its race added, its results at rungs
+    and its decisions. Folders are copied durably before the rows are written, so an interruption
+    loses nothing. They must pass their own manifests, and have the manifest hash that the parent's
+    database has recorded.
     """
     with Reader(out / DATABASE) as reader:
         finished, known = reader.finished_ids(), reader.values(TAKEN).get(TAKEN, [])
-    results = []
+    missing: dict[tuple[str, int], set[str]] = {}
     for trial in trials:
-        if trial.id in finished:
+        if trial.id not in finished:
+            missing.setdefault((trial.method.name, trial.seed), set()).add(trial.id)
+    if not missing:
+        return 0
+    with Reader(parent.folder / DATABASE) as reader, reader.snapshot():
+        theirs = [(t, r) for t, r in reader.trials() if (t.method.name, t.seed) in missing]
+        ids = [t.id for t, _ in theirs]
+        rungs, decisions = reader.rung_results(ids), reader.decisions()
+    copied: list[tuple[Trial, TrialResult]] = []
+    count = 0
+    for key, wanted in missing.items():
+        group = [(t, r) for t, r in theirs if (t.method.name, t.seed) == key and r is not None]
+        tested = [t for t, r in group if "test" in r.splits]
+        if not tested or not wanted <= {t.id for t, _ in group}:
             continue
-        source, target = parent.folder / TRIALS / trial.id, out / TRIALS / trial.id
-        seal = trial_dir.manifest_hash(source)
-        if seal is None or not is_within(source, parent.folder):
-            continue
-        if parent.seals.get(trial.id) not in (None, seal):
-            continue
-        if not target.exists():
-            result = trial_dir.copy_trial(source, target)
-        else:  # copied before an interruption, or trained by the fork itself
-            copied = trial_dir.manifest_hash(target) == seal
-            result = trial_dir.read_finished(target) if copied else None
-        if result is not None:
-            results.append(result)
-    if results:
-        store.save_group(results, {TAKEN: [*known, *(r.trial_id for r in results)]})
-    return len(results)
+        if all(_copy_folder(parent, out, trial) for trial in tested):
+            copied += group
+            count += 1
+    if copied:
+        ids = [t.id for t, _ in copied]
+        values: dict[str, Any] = {TAKEN: [*known, *ids]}
+        if parent.first_rung is not None:
+            values[FIRST_RUNG] = dict(parent.first_rung)
+        store.add_trials([t for t, _ in copied])
+        store.save_group([r for i, r in rungs if i in ids])
+        store.save_decisions([d for d in decisions if d["trial_id"] in ids])
+        store.save_group([r for _, r in copied], values)
+    return count
+
+
+def _copy_folder(parent: TrialSource, out: Path, trial: Trial) -> bool:
+    """Copy a trial's folder from the parent; return whether the fork has an intact copy."""
+    source, target = parent.folder / TRIALS / trial.id, out / TRIALS / trial.id
+    seal = trial_dir.manifest_hash(source)
+    if seal is None or not is_within(source, parent.folder):
+        return False
+    if parent.seals.get(trial.id) not in (None, seal):
+        return False
+    if not target.exists():
+        return trial_dir.copy_trial(source, target) is not None
+    # copied before an interruption, or trained by the fork itself
+    return trial_dir.manifest_hash(target) == seal and trial_dir.read_finished(target) is not None
 
 
 def fork_provenance(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import numpy as np
 from bakeoff.analysis.choose import selection_value
 from bakeoff.analysis.trial_runs import TrialRun
 from bakeoff.core.results import Cost, Status, TrialResult
-from bakeoff.core.trial import LEARNING_RATE, REPLICATE, MethodEntry, Trial
+from bakeoff.core.trial import LEARNING_RATE, REPLICATE, Trial
+from bakeoff.study import fork
 from bakeoff.study.planning import racing
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.estimate import replicates_at_once
@@ -36,7 +37,7 @@ COST_FIELDS = {
 }
 """Cost axis of the Pareto front -> field of ``Cost``, or None if it is not known while settings
 race. An adapter's bytes are proportional to its parameters."""
-RUNG = "first_rung"
+RUNG = fork.FIRST_RUNG
 """Database value: the step of the first rung, whether it was ripe, and the control's numbers."""
 CHOSEN = "scored on test: the best of the {count} settings that its replicate trained to the end"
 NOT_CHOSEN = "at step {step}: another setting of its replicate had a lower validation loss"
@@ -71,6 +72,12 @@ def _run_batch(context: RunContext, batch: Replicates, may_start: MayStart) -> N
             study.spec, [entry], batch.seeds[entry.name], study.conditions
         )
     ]
+    if context.parent is not None:
+        count = fork.reuse_replicates(context.parent, study.folder, context.store, trials)
+        if count:
+            context.progress.say(
+                f"{batch.label}: {count} finished replicates are reused from {context.parent.name}"
+            )
     if study.spec.budget.settings == 1:
         run_trials(context, Stage(batch.label, (0, steps), test=True), trials, may_start)
         return
@@ -306,7 +313,8 @@ def _choose_finalists(context: RunContext, trials: Sequence[Trial]) -> list[Tria
     decisions = []
     for group in _by_replicate(trials).values():
         standings = [_rung_standing(study, *results[t.id]) for t in group]
-        best = racing.choose_finalist(standings)
+        tested = [t.id for t in group if _has_test_scores(results[t.id][1])]
+        best = tested[0] if tested else racing.choose_finalist(standings)
         for standing in standings:
             goes_on, chosen = standing.trial_id == best, CHOSEN.format(count=len(group))
             reason = chosen if goes_on else NOT_CHOSEN.format(step=steps)
@@ -324,6 +332,11 @@ def _choose_finalists(context: RunContext, trials: Sequence[Trial]) -> list[Tria
     finalists = [t for t in trials if t.id in chosen_ids]
     _drop_stale_checkpoints(context, trials, finalists, steps)
     return finalists
+
+
+def _has_test_scores(result: TrialResult | None) -> bool:
+    """Return whether a trial was scored on test; its results at rungs may be lost."""
+    return result is not None and "test" in result.splits
 
 
 def racing_costs(
@@ -405,8 +418,3 @@ def _split_by_disk_space(context: RunContext, replicates: Replicates) -> Iterato
         batch = {name: seeds[: sizes[name]] for name, seeds in rest.items() if seeds}
         rest = {name: seeds[sizes[name] :] for name, seeds in rest.items()}
         yield replicates._replace(seeds=batch)
-
-
-def entries_by_name(study: Study) -> dict[str, MethodEntry]:
-    """Return the study's methods by name."""
-    return {entry.name: entry for entry in study.entries}

@@ -39,6 +39,10 @@ def run_rounds(context: RunContext, entries: Sequence[MethodEntry]) -> None:
     with context.read() as reader:
         evaluations = len(reader.values("looks").get("looks", ()))
         again, taken = reader.looks(AGAIN), len(reader.looks(PLANNED))
+    if not taken and schedule["inherited"] != evaluations:  # the parent was evaluated since
+        schedule = {**schedule, "inherited": evaluations}
+        context.store.set(SCHEDULE, schedule)
+    evaluations -= schedule["inherited"]
     if evaluations > len(again):
         _run_again(context, names, schedule, evaluations)
     if evaluations:
@@ -76,8 +80,8 @@ def _resolve_schedule(context: RunContext, entries: Sequence[MethodEntry]) -> di
     """Return the schedule of the rounds; choose and write it before the first round."""
     study, budget = context.study, context.study.spec.budget
     with context.read() as reader:
-        schedule: dict[str, Any] | None = reader.values(SCHEDULE).get(SCHEDULE)
-        costs = reader.costs()
+        values, costs = reader.values(SCHEDULE, "looks"), reader.costs()
+    schedule: dict[str, Any] | None = values.get(SCHEDULE)
     if schedule is not None:
         return schedule
     control, *contenders = [entry.name for entry in entries]
@@ -89,6 +93,8 @@ def _resolve_schedule(context: RunContext, entries: Sequence[MethodEntry]) -> di
         "looks": list(looks),
         "seeds": list(planning_trials.replicate_seeds(study.spec, looks[-1])),
         "margin": study.spec.task.margin,
+        # evaluations of the same test rows by the studies that this one was forked from
+        "inherited": len(values.get("looks", ())),
     }
     context.store.set(SCHEDULE, schedule)
     return schedule

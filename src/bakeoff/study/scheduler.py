@@ -103,12 +103,13 @@ def run_trials(
     """
     context.stop.check()
     context.store.add_trials(trials)
-    reused = _adopt_finished_trials(context, stage.title, trials)
+    _adopt_finished_trials(context, trials)
     with context.read() as reader:
         finished = reader.finished_ids()
         if not stage.test:  # a trial at its last step has yet to be scored
             finished |= set(reader.results_at_rung(stage.stop))
         costs, pauses = reader.costs(), reader.last_pause(stage.span)
+        reused = set(reader.values(fork.TAKEN).get(fork.TAKEN, ()))
     trained_here = [trial for trial in trials if trial.id not in reused]
     todo = _plan_segments(context.study, trained_here, stage, finished, costs)
     todo = [_resume_from_pause(_drop_unresumable(s, finished), finished, pauses) for s in todo]
@@ -129,19 +130,10 @@ def run_trials(
         context.progress.say(f"{trial.method.title} seed {trial.seed} {OUT_OF_TIME}")
 
 
-def _adopt_finished_trials(context: RunContext, title: str, trials: Sequence[Trial]) -> set[str]:
-    """Add the missing database rows of finished trial folders; return the ids of reused trials."""
-    out, store = context.study.folder, context.store
-    if context.parent is not None:
-        count = fork.reuse_trials(context.parent, out, store, trials)
-        if count:
-            context.progress.say(
-                f"{title}: {count} finished trials are reused from {context.parent.name}"
-            )
-    for finding in repair.adopt_finished_trials(out, store, trials):
+def _adopt_finished_trials(context: RunContext, trials: Sequence[Trial]) -> None:
+    """Add the missing database rows of finished trial folders."""
+    for finding in repair.adopt_finished_trials(context.study.folder, context.store, trials):
         context.progress.say(f"{finding.what}: {finding.detail}")
-    with context.read() as reader:
-        return set(reader.values(fork.TAKEN).get(fork.TAKEN, ()))
 
 
 def _plan_segments(

@@ -183,6 +183,14 @@ class Reader(DatabaseHandle):
             rows = connection.execute(query).all()
         return {trial_id: TrialResult.from_json(value) for trial_id, value in rows}
 
+    def rung_results(self, trial_ids: Collection[str]) -> list[tuple[str, TrialResult]]:
+        """Return the results of some trials at all of their rungs, with the trial ids."""
+        table = schema.rungs
+        query = sa.select(table.c.trial_id, table.c.result).where(table.c.trial_id.in_(trial_ids))
+        with self._reading() as connection:
+            rows = connection.execute(query.order_by(table.c.trial_id, table.c.step)).all()
+        return [(trial_id, TrialResult.from_json(value)) for trial_id, value in rows]
+
     def last_pause(self, span: tuple[int, int]) -> dict[str, int]:
         """Return the last step at which each trial was paused inside ``span``, by trial id."""
         table = schema.rungs
