@@ -1,15 +1,17 @@
 """Does a verdict keep its promises? Studies with known truth, simulated, verdicts counted.
 
-    python benchmarks/verdict.py --out verdict.md       # the whole table: some minutes on one core
-    python benchmarks/verdict.py --quick --json         # four figures in seconds
+    python benchmarks/verdict.py --workers 16 --out verdict.md   # both tables, 2,000 studies a row
+    python benchmarks/verdict.py --quick --json                  # six figures in seconds
 
-A study is made of right and wrong answers. Whether a method has an item right depends on the item
-(shared by all methods), on the method's taste in items (the same at every seed), on the luck of the
-seed (moves the method's true accuracy by the seed SD) and on noise (new at every seed), all normal
-and cut so that accuracy, discordance and seed SD are what the scenario says. Published figures: 10
-to 25 % of the items are discordant between two methods at one seed, seed SDs are 0.40 to 0.74
-points; 15 % here, half of it taste, and the whole seed SD is luck (the published ones hold some of
-the items' noise, too). Every method draws its own luck, so pairing by seed helps none.
+*Whole studies* (``verdict_rounds.py``): the search in every replicate, rounds, looks, and the
+earlier design in the same code. *One look* at 5 % of a fixed number of seeds, without a search:
+whether a method has an item right depends on the item (shared by all methods), on the method's
+taste in items (the same at every seed), on the luck of the seed (moves the method's true accuracy
+by the seed SD) and on noise (new at every seed), all normal and cut so that accuracy, discordance
+and seed SD are what the scenario says. Published figures: 10 to 25 % of the items are discordant
+between two methods at one seed, seed SDs are 0.40 to 0.74 points; 15 % here, half of it taste, and
+the whole seed SD is luck (the published ones hold some of the items' noise, too). Every method
+draws its own luck, so pairing by seed helps none.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,17 +32,20 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy
+import verdict_rounds as rounds
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import stats
+from verdict_rounds import Rate, item_spread, rate
+from verdict_world import ACCURACY, Noise, item_noise
 
 from bakeoff.analysis.bootstrap import Scores
-from bakeoff.analysis.compare import Verdict, compare
+from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.power import POWER, StudyDesign, detectable_difference
+from bakeoff.analysis.rounds import RoundsPlan, run_looks
 
 Array = NDArray[np.float64]
-DRAWS = 1000
-"""Bootstrap draws a study; 10,000 in the product, where they cost nothing beside training."""
-ACCURACY = 0.66
+ALPHA = 0.05
+"""Level of the single look."""
 MOST = 0.3
 """Farther from the control no method can be, either way."""
 PROMISE = "promise"
@@ -63,25 +69,9 @@ class Scenario:
     n_seeds: int = 3
     margin: float = 0.01
     discordance: float = 0.15
-    staying: float = 0.5
     wild: float | None = None
     wild_control: bool = False
     continuous: bool = False
-
-
-class Noise(NamedTuple):
-    """Shares of the latent variance that come of the item, the taste and the noise."""
-
-    item: float
-    taste: float
-    noise: float
-
-
-class Spread(NamedTuple):
-    """SDs over items of a difference: what stays at every seed, and what is new at each."""
-
-    item_sd: float
-    rest_sd: float
 
 
 class Counts(NamedTuple):
@@ -94,13 +84,6 @@ class Counts(NamedTuple):
     different: int
     found: int
     covered: bool
-
-
-class Rate(NamedTuple):
-    """A share of studies, or of contenders, with its Monte Carlo standard error."""
-
-    value: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -116,52 +99,18 @@ class Row:
     detectable: float
 
 
-def noise_of(scenario: Scenario) -> Noise:
-    """Return what gives two equal methods the scenario's discordance, and the part that stays."""
-
-    def correlation_at(disagreement: float) -> float:
-        goal = ACCURACY - disagreement / 2
-        return float(optimize.brentq(lambda r: both_right(r) - goal, 0.0, 0.9999))
-
-    between = correlation_at(scenario.discordance)
-    within = correlation_at(scenario.discordance * (1 - scenario.staying))
-    return Noise(between, within - between, 1 - within)
-
-
-def both_right(correlation: float, gain: float = 0.0, other: float = 0.0) -> float:
-    """Return the chance that two answers to an item are both right, of methods with these gains."""
-    # an integral over what they have in common: bivariate distribution functions fail close to 1
-    common, weights = np.polynomial.hermite_e.hermegauss(160)
-    shift, rest = math.sqrt(correlation) * common, math.sqrt(1 - correlation)
-    one, two = (
-        stats.norm.cdf((stats.norm.ppf(ACCURACY + g) + shift) / rest) for g in (gain, other)
-    )
-    return float(weights @ (one * two) / weights.sum())
-
-
-def spread_of(noise: Noise, gain: float) -> Spread:
-    """Return the true SDs at a gain, the mean of up and down; they grow with it."""
-    within = noise.item + noise.taste
-    items, rest = [], []
-    for g in (gain, -gain):
-        own, control = both_right(within, g, g), both_right(within)
-        items.append(own + control - 2 * both_right(noise.item, g) - g**2)
-        rest.append(2 * ACCURACY + g - own - control)
-    return Spread(math.sqrt(np.mean(items)), math.sqrt(np.mean(rest)))
-
-
-def promised_by_plan(scenario: Scenario, noise: Noise) -> float:
+def promised_by_plan(scenario: Scenario) -> float:
     """Return the difference that the plan promises to find, told the noise there is at it."""
     found = 0.0
     for _ in range(5):
-        spread = spread_of(noise, found)
+        item_sd, rest_sd = item_spread(found, scenario.discordance)
         design = StudyDesign(
             scenario.n_items,
             scenario.n_seeds,
             scenario.n_contenders,
-            spread.item_sd,
+            item_sd,
             scenario.seed_sd,
-            spread.rest_sd,
+            rest_sd,
         )
         found = min(detectable_difference(design), MOST)
     return found
@@ -175,7 +124,7 @@ def draw(scenario: Scenario, noise: Noise, gains: Array, rng: np.random.Generato
         seed_sds[0 if scenario.wild_control else -1] = scenario.wild
     luck = rng.standard_normal((n_methods, scenario.n_seeds, 1))
     if scenario.continuous:
-        return _losses(noise, gains, seed_sds[:, None, None] * luck, n_items, rng)
+        return _losses(gains, seed_sds[:, None, None] * luck, n_items, rng)
     density = stats.norm.pdf(stats.norm.ppf(ACCURACY))
     spread = seed_sds / density
     cuts = stats.norm.ppf(ACCURACY + gains) * np.sqrt(1 + spread**2)
@@ -186,23 +135,21 @@ def draw(scenario: Scenario, noise: Noise, gains: Array, rng: np.random.Generato
     return (made > 0).astype(np.float64)
 
 
-def _losses(
-    noise: Noise, gains: Array, luck: Array, n_items: int, rng: np.random.Generator
-) -> Array:
+def _losses(gains: Array, luck: Array, n_items: int, rng: np.random.Generator) -> Array:
     """Draw scores without bounds and with long tails: one item in a hundred is far off."""
     size = (gains.size, luck.shape[1], n_items)
     taste = rng.standard_exponential((gains.size, 1, n_items)) - 1
     rest = rng.standard_exponential(size) - 1
     item = 3 * rng.standard_exponential(n_items)
-    spread = spread_of(noise, 0.0)
-    own = (spread.item_sd * taste + spread.rest_sd * rest) / math.sqrt(2)
+    item_sd, rest_sd = item_spread(0.0)
+    own = (item_sd * taste + rest_sd * rest) / math.sqrt(2)
     return np.asarray(gains[:, None, None] + item + own + luck)
 
 
 def simulate(scenario: Scenario, n_studies: int, seed: int) -> Row:
     """Simulate studies and count their verdicts."""
-    noise, rng = noise_of(scenario), np.random.default_rng(seed)
-    promised = promised_by_plan(scenario, noise)
+    noise, rng = item_noise(scenario.discordance), np.random.default_rng(seed)
+    promised = promised_by_plan(scenario)
     wanted = scenario.differences
     pattern = (promised, -promised) if isinstance(wanted, str) else wanted
     gains = np.resize(np.array(pattern), scenario.n_contenders)
@@ -214,15 +161,10 @@ def _study(scenario: Scenario, noise: Noise, gains: Array, rng: np.random.Genera
     drawn = draw(scenario, noise, np.concatenate([[0.0], gains]), rng)
     scores = [Scores(tuple(range(scenario.n_seeds)), values) for values in drawn]
     named = {f"m{i}": s for i, s in enumerate(scores[1:])}
-    found = compare(
-        named,
-        scores[0],
-        margin=scenario.margin,
-        better="higher",
-        rng=rng,
-        draws=DRAWS,
-        needs=False,
-    ).values()
+    looks = (scenario.n_seeds,)
+    plan = RoundsPlan(scores[0].seeds, looks, scenario.margin, "higher", alpha=ALPHA)
+    contenders = run_looks(named, scores[0], plan, needs=False)[0].contenders
+    found = [contenders[method] for method in named]
     pairs = list(zip(found, gains.tolist(), strict=True))
     same = [c for c, gain in pairs if gain == 0]
     far = [c for c, gain in pairs if abs(gain) >= scenario.margin]
@@ -234,7 +176,7 @@ def _study(scenario: Scenario, noise: Noise, gains: Array, rng: np.random.Genera
         called_equivalent=sum(c.verdict is Verdict.EQUIVALENT for c in far),
         different=len(pairs) - len(same),
         found=len(right),
-        covered=all(c.difference.low <= gain <= c.difference.high for c, gain in pairs),
+        covered=all(c.low <= gain <= c.high for c, gain in pairs),
     )
 
 
@@ -251,18 +193,12 @@ def _row(scenario: Scenario, counts: Sequence[Counts], promised: float) -> Row:
     return Row(
         scenario,
         len(counts),
-        family_wise_error=_rate(told) if first.same else None,
-        coverage=_rate([c.covered for c in counts]),
-        equivalence_error=_rate(equal) if first.beyond_margin and not asked else None,
-        power=_rate(power) if asked else None,
+        family_wise_error=rate(told) if first.same else None,
+        coverage=rate([c.covered for c in counts]),
+        equivalence_error=rate(equal) if first.beyond_margin and not asked else None,
+        power=rate(power) if asked else None,
         detectable=promised,
     )
-
-
-def _rate(values: Sequence[float]) -> Rate:
-    # an SD of 0 out of few studies is no certainty: at least what one case more would give
-    spread = max(float(np.std(values)), 1 / math.sqrt(len(values)) / 2)
-    return Rate(float(np.mean(values)), spread / math.sqrt(len(values)))
 
 
 SPREAD = tuple(np.linspace(-0.04, 0.04, 10).tolist())
@@ -302,13 +238,29 @@ QUICK = {
 }
 
 
-def quick(n_studies: int, seed: int) -> dict[str, float]:
-    """Return the four figures, as fractions; ``power_gap`` is how far off the promise power is."""
+END_TO_END = {
+    "end_to_end_false": rounds.Row("null", rounds.WORLDS[1], 7),
+    "end_to_end_false_one_search": rounds.Row("null", rounds.WORLDS[1], 7, design=rounds.EARLIER),
+}
+END_TO_END_STUDIES = 200
+
+
+def quick(n_studies: int, seed: int, workers: int) -> dict[str, float]:
+    """Return six figures, as fractions; ``power_gap`` is how far off the promise power is.
+
+    The last two are the false verdicts of whole studies, by rounds and by the earlier design.
+    """
     rows = {key: simulate(scenario, n_studies, seed) for key, scenario in QUICK.items()}
     power = rows.pop("power_gap").power
     figures = {key: getattr(row, key).value for key, row in rows.items()}
     assert power is not None
-    return {**figures, "power_gap": abs(power.value - POWER)}
+    figures["power_gap"] = abs(power.value - POWER)
+    whole = rounds.simulate(
+        list(END_TO_END.values()), min(n_studies, END_TO_END_STUDIES), seed, workers
+    )
+    return figures | {
+        key: summary.false.value for key, summary in zip(END_TO_END, whole, strict=True)
+    }
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -339,21 +291,72 @@ def _percent(rate: Rate | None) -> str:
     return f"{rate.value * 100:.1f} ± {rate.error * 100:.1f}" if rate else ""
 
 
-def document(rows: Sequence[Row], seed: int, seconds: float) -> str:
-    """Return the whole results file."""
+def rounds_table(summaries: Sequence[rounds.Summary]) -> str:
+    """Return whole studies as a Markdown table, in percent and points."""
+    head = (
+        "kind | design | world | items | contenders | truth | studies | false better/worse | "
+        "coverage | false equivalent | found | equivalent | inconclusive | replicates | "
+        "of the control | half width"
+    )
+    lines = [head, " | ".join(["---"] * (head.count("|") + 1)), *map(_rounds_line, summaries)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _rounds_line(summary: rounds.Summary) -> str:
+    row, groups = summary.row, summary.row.groups
+    truth = ", ".join(f"{d:.1f}".removesuffix(".0") for d in summary.differences)
+    kind = row.section
+    if groups is not None:
+        sizes = "equal" if groups.equal else "lognormal"
+        kind += f": {groups.count} {sizes}, ICC {groups.icc:g}"
+    rates = [summary.false, summary.covered, summary.false_equivalent, summary.found]
+    cells = [
+        kind,
+        row.design,
+        row.world.name,
+        row.world.n_items,
+        row.n_contenders,
+        truth,
+        summary.n_studies,
+        *map(_percent, rates),
+        f"{summary.equivalent:.0%}",
+        f"{summary.inconclusive:.0%}",
+        *(f"{x:.1f}" for x in (summary.replicates, summary.control_replicates)),
+        f"{summary.half_width:.1f}",
+    ]
+    return " | ".join(str(c) for c in cells)
+
+
+def document(rows: Sequence[Row], summaries: Sequence[rounds.Summary], run: str) -> str:
+    """Return the whole results file; ``run`` describes how it was made."""
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     versions |= {"scipy": scipy.__version__, "bakeoff": version("bakeoff")}
     named = ", ".join(f"{name} {number}" for name, number in versions.items())
     return f"""# Does a verdict keep its promises?
 
-`benchmarks/verdict.py`, seed {seed}, {DRAWS} bootstrap draws a study; {_hardware()}, one process,
-{seconds:.0f} s; {named}; {time.strftime("%Y-%m-%d")}.
+`benchmarks/verdict.py`, {run}; {_hardware()}; {named}; {time.strftime("%Y-%m-%d")}.
 
 Percent of studies ± Monte Carlo standard error. *False better/worse*: any of the contenders that
-truly equal the control is told apart. *Coverage*: all simultaneous intervals hold the truth.
-*False equivalent*: any contender that is the margin away or more is called equivalent. *Power*:
-share of the contenders that are found where all are as far from the control as `power.py`, told the
-noise, promises to find in 80 %. *Detectable*: that difference, in points, for each row.
+truly equal the control is told apart, or any is told apart on the wrong side. *Coverage*: all
+simultaneous intervals hold the truth. *False equivalent*: any contender that is the margin away or
+more is called equivalent.
+
+## Whole studies
+
+From the search in each replicate to the last look, through `run_looks` ({rounds.DRAWS:,} draws of
+the boundary), margin {rounds.MARGIN:g} points. *One search* is the design before rounds: one seed's
+search, {rounds.EARLIER_SEEDS} fresh seeds, `compare` ({rounds.EARLIER_DRAWS:,} bootstrap draws).
+*Found*: share of the contenders at least {rounds.LARGE:g} points away that get the right verdict;
+*equivalent* and *inconclusive* are shares of the contenders, *half width* is the median, in points.
+The truth is in points; where each method has its own best rate, those differences are added.
+
+{rounds_table(summaries)}
+
+## One look
+
+A fixed number of seeds without a search, one look at 5 %. *Power*: share of the contenders that are
+found where all are as far from the control as `power.py`, told the noise, promises to find in 80 %.
+*Detectable*: that difference, in points, for each row.
 
 {table(rows)}
 """
@@ -370,9 +373,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--studies", type=int, help="a scenario; 1200, with --quick 500")
+    parser.add_argument("--studies", type=int, help="a row; 2000, with --quick 500")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="four scenarios of 300 items")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--only", help="rows of whole studies of this kind only")
+    parser.add_argument("--quick", action="store_true", help="few scenarios")
     parser.add_argument("--json", action="store_true", help="with --quick: one JSON object")
     parser.add_argument("--out", type=Path, help="write the whole table as Markdown")
     given = parser.parse_args(argv)
@@ -386,12 +391,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(given: argparse.Namespace) -> int:
     if given.quick:
-        figures = quick(given.studies or 500, given.seed)
+        figures = quick(given.studies or 500, given.seed, given.workers)
         print(json.dumps(figures) if given.json else figures)
         return 0
-    start = time.monotonic()
-    rows = [simulate(scenario, given.studies or 1200, given.seed) for scenario in SCENARIOS]
-    text = document(rows, given.seed, time.monotonic() - start)
+    start, n_studies = time.monotonic(), given.studies or 2000
+    chosen = [row for row in rounds.all_rows() if given.only in (None, row.section)]
+    summaries = []
+    for summary in rounds.simulate(chosen, n_studies, given.seed, given.workers):
+        print(_rounds_line(summary), flush=True)
+        summaries.append(summary)
+    rows: list[Row] = []
+    if given.only is None:
+        with ProcessPoolExecutor(given.workers, initializer=gc.freeze) as pool:
+            tasks = [(scenario, n_studies, given.seed) for scenario in SCENARIOS]
+            rows = list(pool.map(simulate, *zip(*tasks, strict=True)))
+    seconds = time.monotonic() - start
+    run = f"seed {given.seed}, {given.workers} processes, {seconds:.0f} s"
+    text = document(rows, summaries, run)
     if given.out is not None:
         given.out.write_text(text, encoding="utf-8")
     print(text)
