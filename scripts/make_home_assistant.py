@@ -2,14 +2,17 @@
 
 Runs by hand, before a release; stands outside the package. In: the English grammar of the PyPI
 package ``home-assistant-intents`` (sentence templates) and ``home_assistant_words.toml`` (rooms,
-devices, what nobody says). Out: ``src/bakeoff/assets/home_assistant/``: train, validation, test and
-a README. The same seed and the same versions give the same bytes.
+devices, what nobody says). Out: ``src/bakeoff/data/assets/home_assistant/``: train, validation,
+test and a README. The same seed and the same versions give the same bytes.
 
     python scripts/make_home_assistant.py
 
 A *template* is one sentence pattern of the grammar; an intent with few patterns has them split at
 their alternatives until it has enough ("what's the date", "tell me the date"). A template, a frame
-(the text with its values blanked out) and a text each appear in one split only.
+(the text with its values blanked out) and a text each appear in one split only, and no text is a
+near-duplicate of a text of another split, by the definition of the study's own check. Test and
+validation have few rows of each template: rows of one template are answered alike, so that another
+template says more than another row.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from hassil.expression import (
     Alternative,
     Expression,
@@ -39,12 +43,15 @@ from hassil.expression import (
 )
 from hassil.parse_expression import parse_sentence
 
+from bakeoff.data.checks.near_duplicates import THRESHOLD, is_near_duplicate, shingle_hashes
+
 HERE = Path(__file__).parent
-OUT = HERE.parent / "src/bakeoff/assets/home_assistant"
-SEED = 20261027
-ROWS = {"test": 640, "validation": 400, "train": 1600}
-SHARE = {"test": 0.25, "validation": 0.17}  # of an intent's templates; train has the rest
-MIN_TEMPLATES = 8  # with fewer that sound natural, patterns are split at their alternatives
+OUT = HERE.parent / "src/bakeoff/data/assets/home_assistant"
+SEED = 20261130
+ROWS = {"test": 800, "validation": 400, "train": 1600}
+SHARE = {"test": 0.4, "validation": 0.17}  # of an intent's templates; train has the rest
+MAX_ROWS = {"test": 3, "validation": 4, "train": 1600}  # of one template
+MIN_TEMPLATES = 16  # with fewer that sound natural, patterns are split at their alternatives
 DRAWS = (
     3000  # tries per intent, shared by its templates: enough to find every wording of small ones
 )
@@ -323,35 +330,71 @@ def make(seed: int = SEED) -> dict[str, list[Row]]:
         intent: assign(by_template, random.Random(f"{seed}/{intent}"))
         for intent, by_template in drawn.items()
     }
-    taken: dict[str, str] = {}  # frame -> split
+    others = OtherSplits()
     splits: dict[str, list[Row]] = {}
     for split, n_rows in ROWS.items():
         streams = [
             interleave([drawn[intent][t] for t in parts[split]]) for intent, parts in dealt.items()
         ]
-        rows = fill(streams, n_rows, split, taken)
+        rows = fill(streams, n_rows, MAX_ROWS[split], others)
+        others.add(rows)
         random.Random(f"{seed}/{split}").shuffle(rows)
         splits[split] = rows
     return splits
 
 
-def fill(streams: list[Iterator[Row]], n_rows: int, split: str, taken: dict[str, str]) -> list[Row]:
-    """Take a row from each intent in turn until there are enough: small intents run dry early."""
+def fill(streams: list[Iterator[Row]], n_rows: int, most: int, others: OtherSplits) -> list[Row]:
+    """Take a row from each intent in turn until there are enough: small intents run dry early.
+
+    At most ``most`` rows of each template.
+    """
     rows: list[Row] = []
     seen: set[str] = set()
+    of_template: Counter[str] = Counter()
     while streams and len(rows) < n_rows:
         for stream in list(streams):
             row = next(
-                (r for r in stream if r.text not in seen and taken.get(r.frame, split) == split),
+                (
+                    r
+                    for r in stream
+                    if r.text not in seen and of_template[r.template] < most and not others.like(r)
+                ),
                 None,
             )
             if row is None:
                 streams.remove(stream)
             elif len(rows) < n_rows:
-                taken[row.frame] = split
                 seen.add(row.text)
+                of_template[row.template] += 1
                 rows.append(row)
     return rows
+
+
+class OtherSplits:
+    """The rows of the splits that were made before: frames, and shingles for near-duplicates."""
+
+    def __init__(self) -> None:
+        self._frames: set[str] = set()
+        self._shingles: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+        self._with_shingle: dict[int, list[int]] = defaultdict(list)
+
+    def add(self, rows: list[Row]) -> None:
+        """Note the rows of a split."""
+        self._frames |= {row.frame for row in rows}
+        for row in rows:
+            shingles = shingle_hashes(row.text)
+            for shingle in shingles.tolist():
+                self._with_shingle[shingle].append(len(self._shingles))
+            self._shingles.append(shingles)
+
+    def like(self, row: Row) -> bool:
+        """Return whether another split has the row's frame or a near-duplicate of its text."""
+        if row.frame in self._frames:
+            return True
+        shingles = shingle_hashes(row.text)
+        shared = Counter(i for s in shingles.tolist() for i in self._with_shingle.get(s, ()))
+        likely = (i for i, n in shared.items() if n >= THRESHOLD * len(shingles))
+        return any(is_near_duplicate(shingles, self._shingles[i]) for i in likely)
 
 
 @cache

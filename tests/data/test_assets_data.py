@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bakeoff.data import assets
+from bakeoff.data.checks import near_duplicates
 
 SPLITS = ("train", "validation", "test")
 REPO = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def test_split_sizes(data: dict[str, list[dict[str, str]]]) -> None:
     assert {split: len(rows) for split, rows in data.items()} == {
         "train": 1600,
         "validation": 400,
-        "test": 640,
+        "test": 800,
     }
     folder = assets.locate("home-assistant-intents")
     assert folder is not None
@@ -72,8 +73,29 @@ def test_every_intent_is_in_every_split(data: dict[str, list[dict[str, str]]]) -
     assert len(intents) == 41
     assert all(splits == set(SPLITS) for splits in intents.values())
     counts = Counter(row["intent"] for row in data["train"])
-    assert max(counts.values()) <= 45
-    assert sum(n >= 40 for n in counts.values()) >= 35  # balanced, but for intents of few wordings
+    assert max(counts.values()) <= 46
+    assert sum(n >= 45 for n in counts.values()) >= 30  # balanced, but for intents of few wordings
+
+
+@pytest.mark.parametrize(("split", "most", "fewest"), [("test", 3, 440), ("validation", 4, 190)])
+def test_evaluated_splits_have_many_templates_of_few_rows(
+    data: dict[str, list[dict[str, str]]], split: str, most: int, fewest: int
+) -> None:
+    """Rows of a template are answered alike: test and validation have few of each."""
+    counts = Counter(row["template"] for row in data[split])
+    assert max(counts.values()) <= most
+    assert len(counts) >= fewest
+
+
+@pytest.mark.parametrize(
+    ("split", "other"), [("test", "train"), ("validation", "train"), ("test", "validation")]
+)
+def test_splits_share_no_near_duplicate(
+    data: dict[str, list[dict[str, str]]], split: str, other: str
+) -> None:
+    """The study's own warning of near-duplicates has nothing to say about this data."""
+    texts = [[row["text"] for row in data[name]] for name in (other, split)]
+    assert near_duplicates.find_near_duplicates(*texts).pairs == []
 
 
 def test_json_compact_and_matches_intent(data: dict[str, list[dict[str, str]]]) -> None:
