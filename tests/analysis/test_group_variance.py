@@ -46,7 +46,7 @@ def test_equal_groups_by_hand():
     means = np.array([2.0, 2.0, 8.0])
     assert group_variance(values - 4.0, groups) == pytest.approx(means.var(ddof=1) / 3)
     assert group_df(groups, 6) == pytest.approx(2.0)
-    assert design_effect(values - 4.0, groups) == pytest.approx(4.0 / (values.var(ddof=1) / 6))
+    assert design_effect(values[None] - 4.0, groups) == pytest.approx(4.0 / (values.var(ddof=1) / 6))
     assert planned_design_effect(groups, icc=0.5) == pytest.approx(1.5)
 
 
@@ -58,7 +58,7 @@ def test_without_groups_the_usual_variance():
     assert group_variance(d, own) == pytest.approx(usual, rel=1e-13)
     assert group_df(None, 40) == 39
     assert group_df(own, 40) == pytest.approx(39)
-    assert design_effect(d, own) == pytest.approx(1)
+    assert design_effect(d[None], own) == pytest.approx(1)
     assert planned_design_effect(None) == planned_design_effect(own) == 1
     assert (group_variance(np.zeros(1), None), group_df(None, 1)) == (0.0, 1.0)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers.records import make_record
 
 from bakeoff.analysis.bootstrap import (
     Scores,
@@ -14,21 +15,27 @@ from bakeoff.analysis.bootstrap import (
 from bakeoff.analysis.compare import Verdict, compare, estimate_scores
 from bakeoff.analysis.error_distribution import half_width, z_score
 from bakeoff.analysis.group_variance import group_df, group_variance, group_variances
+from bakeoff.analysis.item_groups import groups_section
 from bakeoff.analysis.learning import Baseline, assess_learning
 from bakeoff.analysis.pareto import draw_scores
+from bakeoff.analysis.trial_runs import item_groups
 from bakeoff.core.errors import BakeoffError
 from bakeoff.core.record import MetricInfo
 
 SEEDS = (1, 2, 3)
-GROUPS = np.repeat(np.arange(20), [2, 4, 6, 8, 10] * 4)
+SIZES = [2, 4, 6, 8, 10] * 4
 ACCURACY = MetricInfo("accuracy", "higher", "share", 0.0, 1.0)
+
+
+def labels():
+    return np.repeat(np.arange(20), SIZES)
 
 
 def grouped(rng, mean=0.0, icc=0.6, seeds=SEEDS):
     """Return scores whose items agree within a group."""
-    shared = np.sqrt(icc) * rng.normal(size=20)[GROUPS]
-    noise = np.sqrt(1 - icc) * rng.normal(size=(len(seeds), GROUPS.size))
-    return Scores(seeds, mean + shared + noise, GROUPS)
+    shared = np.sqrt(icc) * rng.normal(size=20)[labels()]
+    noise = np.sqrt(1 - icc) * rng.normal(size=(len(seeds), sum(SIZES)))
+    return Scores(seeds, mean + shared + noise, labels())
 
 
 def without_groups(scores):
@@ -42,10 +49,10 @@ def test_variance_and_freedom_are_those_of_the_groups():
     paired = one.values - other.values
     means = paired.mean(axis=0)
     rest = paired - paired.mean(axis=1, keepdims=True) - means + means.mean()
-    assert effect.n_items == GROUPS.size
-    assert effect.item_variance == pytest.approx(group_variance(means - means.mean(), GROUPS))
-    assert effect.seeds[0].noise == pytest.approx(group_variances(rest, GROUPS).sum() / 2 / 3)
-    assert effect.item_df == pytest.approx(group_df(GROUPS, GROUPS.size))
+    assert effect.n_items == sum(SIZES)
+    assert effect.item_variance == pytest.approx(group_variance(means - means.mean(), labels()))
+    assert effect.seeds[0].noise == pytest.approx(group_variances(rest, labels()).sum() / 2 / 3)
+    assert effect.item_df == pytest.approx(group_df(labels(), sum(SIZES)))
     assert variance_components([effect]).item_df[0] == effect.item_df
 
 
@@ -106,11 +113,11 @@ def test_equivalence_needs_many_groups_where_hardly_an_item_differs():
     method[0, [3, 200]] = 0
     groups = np.repeat(np.arange(20), 20)
 
-    def verdict(labels):
-        scores = {"m": Scores((1,), method, labels)}
+    def verdict(numbers):
+        scores = {"m": Scores((1,), method, numbers)}
         rng = np.random.default_rng(0)
         return compare(
-            scores, Scores((1,), control, labels), margin=0.02, better="higher", rng=rng
+            scores, Scores((1,), control, numbers), margin=0.02, better="higher", rng=rng
         )["m"].verdict
 
     assert verdict(None) is Verdict.EQUIVALENT
@@ -137,8 +144,8 @@ def test_learning_counts_a_group_once():
     groups = np.repeat(np.arange(40), 6)
     baseline = [Baseline("base", np.zeros(240))]
 
-    def learnt(labels):
-        scores = {"m": Scores((1,), values, labels)}
+    def learnt(numbers):
+        scores = {"m": Scores((1,), values, numbers)}
         return assess_learning(scores, baseline, ACCURACY, np.random.default_rng(0))["m"].learnt
 
     assert learnt(None)
@@ -157,3 +164,20 @@ def test_methods_in_different_groups_are_refused():
     for groups in (None, np.array([0, 1, 0, 1])):
         with pytest.raises(BakeoffError, match="scores-groups"):
             difference_effect(one, Scores((1,), np.zeros((1, 4)), groups))
+
+
+def test_report_says_how_many_groups_and_their_design_effect():
+    """Whole groups differ: of 12 pairs, so the variance is twice that of independent items."""
+    gains = np.repeat([1.0, 0.0, 0.0] * 4, 2)
+    known = {
+        "lora": Scores((1,), np.zeros((1, 24)), np.repeat(np.arange(12), 2)),
+        "oft": Scores((1,), gains[None], np.repeat(np.arange(12), 2)),
+    }
+    groups = tuple(int(g) for g in np.repeat(np.arange(12), 2))
+    record = make_record((), ("lora", "oft"), groups=groups, group_source="column 'g'")
+    section = groups_section(record, known)
+    assert section == {"source": "column 'g'", "n": 12, "design_effect": pytest.approx(23 / 11)}
+    assert groups_section(record, {})["design_effect"] is None
+    assert groups_section(make_record((), ("lora",)), known) is None
+    assert list(item_groups(record, 24)) == list(groups)
+    assert item_groups(record, 23) is None

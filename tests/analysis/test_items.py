@@ -14,7 +14,7 @@ from helpers.large_report import N_METHODS, big_items
 from helpers.records import LOSS, Pair, make_record, make_result, make_trial
 
 from bakeoff.analysis.per_method import items
-from bakeoff.analysis.trial_runs import runs_by_method, usable_scores
+from bakeoff.analysis.trial_runs import item_groups, runs_by_method, usable_scores
 from bakeoff.core.record import ItemText, StudyRecord
 from bakeoff.core.results import SplitScores
 from bakeoff.data.rows import write_split
@@ -38,7 +38,8 @@ def trials(method: str, scores: Rows, answers: str = "x") -> list[Pair]:
 def summed(record: StudyRecord) -> dict[str, Any]:
     by_method = runs_by_method(record)
     n = len(next(r for _, r in record.trials if r).splits["test"].scores)
-    scores = {m: s for m, r in by_method.items() if (s := usable_scores(r, n)) is not None}
+    groups = item_groups(record, n)
+    scores = {m: s for m, r in by_method.items() if (s := usable_scores(r, n, groups)) is not None}
     found = items.item_summary(record, by_method, scores)
     assert found is not None
     return found
@@ -58,6 +59,21 @@ def test_items_and_pairs_are_counted() -> None:
         "pairs": 8, "both_right": 2, "only_control": 1, "only_contender": 3, "both_wrong": 2,
     }  # fmt: skip
     assert found["n_items"] == 4
+
+
+def test_groups_are_counted_and_give_one_example_each() -> None:
+    """Groups of two: gains (1, 1), (1, -1), (0, -1) are one better, one the same, one worse."""
+    control, contender = {1: (0, 0, 0, 1, 1, 1)}, {1: (1, 1, 1, 0, 1, 0)}
+    found = summed(record(control, contender, groups=(0, 0, 1, 1, 2, 2), group_source="column 'g'"))
+    (oft,) = found["methods"]
+    assert (oft["better"], oft["same"], oft["worse"]) == (3, 1, 2)
+    assert oft["groups"] == {"better": 1, "same": 1, "worse": 1}
+    wins, losses = ([e["item"] for e in oft[key]] for key in ("wins", "losses"))
+    assert (len(wins), len(losses)) == (2, 2)
+    assert wins[0] in (1, 2) or wins[1] in (1, 2)
+    assert 3 in wins
+    assert sorted(losses) == [4, 6]
+    assert "groups" not in summed(record(control, contender))["methods"][0]
 
 
 def test_lower_loss_wins_without_correctness() -> None:

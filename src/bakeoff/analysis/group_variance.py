@@ -90,16 +90,17 @@ def group_df(groups: IntArray | None, n_items: int) -> float:
     return float(n_items**2 / (np.sum(sizes**2) + off_diagonal))
 
 
-def design_effect(deviations: FloatArray, groups: IntArray | None) -> float:
+def design_effect(deviations: FloatArray, groups: IntArray | None) -> float | None:
     """Return how many times the variance of independent items that of the groups is (Kish 1965).
 
-    1 where no item differs from the mean.
+    ``deviations`` is ``[rows, items]``, each from its row's mean; variances are summed over rows.
+    None where no item differs from the mean.
 
     Raises:
         ValueError: all items are in one group.
     """
-    independent = group_variance(deviations, None)
-    return group_variance(deviations, groups) / independent if independent > 0 else 1.0
+    independent = float(group_variances(deviations, None).sum())
+    return float(group_variances(deviations, groups).sum()) / independent if independent else None
 
 
 def planned_design_effect(groups: IntArray | None, icc: float = PLANNED_ICC) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bakeoff.analysis.group_variance import planned_design_effect
 from bakeoff.analysis.promise import Promise
 from bakeoff.core import jobs
 from bakeoff.core.trial import Trial
@@ -93,6 +94,7 @@ def overview(
         "keep": list(study.spec.budget.keep),
         "margin": spec.task.margin,
         "detectable": None if promised is None else promised.last.detectable,
+        "groups": _groups(study),
         "promise": None if promised is None else _promise_values(promised),
         "price": {name: dataclasses.asdict(price) for name, price in prices.items()},
         "hours": None if plan is None else dataclasses.asdict(plan),
@@ -130,7 +132,20 @@ def _most_in_lanes(study: Study, timings: MethodTimings | None) -> int | None:
 def _promise(study: Study, looks: tuple[int, ...]) -> Promise | None:
     """Return what the study can show, at the published noise of its kind of metric."""
     counts, metric = study.splits.counts, study.metric.info
-    return time_budget.published_promise(study.spec, counts["test"], metric, looks)
+    groups = None if study.groups is None else study.groups.array
+    return time_budget.published_promise(study.spec, counts["test"], metric, looks, groups)
+
+
+def _groups(study: Study) -> dict[str, Any] | None:
+    """Return what the groups of test items are, and what they multiply the items' variance by."""
+    if study.groups is None:
+        return None
+    effect = planned_design_effect(study.groups.array)
+    return {
+        "source": study.groups.source,
+        "n": len(set(study.groups.numbers)),
+        "design_effect": effect,
+    }
 
 
 def _promise_values(promised: Promise) -> dict[str, Any]:
@@ -269,7 +284,10 @@ def plan_budget(study: Study, timings: MethodTimings) -> BudgetPlan:
         PreflightError: ``hours-too-few``.
     """
     counts, metric = study.splits.counts, study.metric.info
-    return time_budget.plan_budget(study.spec, timings.timings, counts, metric, timings.seconds)
+    groups = None if study.groups is None else study.groups.array
+    return time_budget.plan_budget(
+        study.spec, timings.timings, counts, metric, timings.seconds, groups
+    )
 
 
 def apply_budget(study: Study, plan: BudgetPlan) -> Study:

@@ -10,6 +10,7 @@ import numpy as np
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import Interval, estimate_scores
+from bakeoff.analysis.trial_runs import item_groups
 from bakeoff.core.record import StudyRecord
 
 
@@ -20,7 +21,7 @@ def base_row(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any] | 
         return None
     metric = record.metric
     # one row of scores: the base model has no seeds
-    known = {"base": Scores((0,), base_scores[None])}
+    known = {"base": Scores((0,), base_scores[None], item_groups(record, len(base_scores)))}
     interval = estimate_scores(known, rng, low=metric.low, high=metric.high)["base"]
     return {"score": asdict(interval), "n_items": len(base_scores)}
 
@@ -37,7 +38,7 @@ def gains_over_base(
     if base_scores is None:
         return {}
     paired = {
-        method: Scores(score.seeds, score.values - base_scores)
+        method: Scores(score.seeds, score.values - base_scores, score.groups)
         for method, score in scores.items()
         if score.values.shape[1] == len(base_scores)
     }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bakeoff.analysis.bootstrap import Scores
 from bakeoff.analysis.compare import TIE
+from bakeoff.analysis.group_variance import IntArray, group_sums
 from bakeoff.analysis.trial_runs import MethodRuns
 from bakeoff.core.record import StudyRecord
 from bakeoff.core.redact import redact
@@ -73,7 +74,10 @@ def item_summary(
         if method != record.control
     ]
     texts = _Texts(record, {m: _predictions_by_seed(by_method[m]) for m in scores})
-    examples = _select_examples(pairs, texts) if record.examples else [([], []) for _ in pairs]
+    groups = control.groups
+    examples = [([], []) for _ in pairs]
+    if record.examples:
+        examples = _select_examples(pairs, texts, groups)
     used = sorted({e["item"] for both in examples for part in both for e in part})
     unknown = record.asked_unknown
     note = None if unknown is None else f"The texts of the items are not known: {unknown}."
@@ -82,24 +86,31 @@ def item_summary(
         "examples": record.examples,
         "note": note if record.examples else EXAMPLES_OMITTED,
         "methods": [
-            {**_outcome_counts(pair, better), "wins": wins, "losses": losses}
+            {**_outcome_counts(pair, better, groups), "wins": wins, "losses": losses}
             for pair, (wins, losses) in zip(pairs, examples, strict=True)
         ],
         "asked": [texts.item_row(item) for item in used],
     }
 
 
-def _outcome_counts(pair: PairedScores, better: str) -> dict[str, Any]:
-    """Count items by which method is better, and item-seed pairs by which method is right."""
-    up, down = int((pair.gain > TIE).sum()), int((pair.gain < -TIE).sum())
+def _outcome_counts(pair: PairedScores, better: str, groups: IntArray | None) -> dict[str, Any]:
+    """Count items by which method is better, and item-seed pairs by which method is right.
+
+    Groups of items, where there are some, are counted by the sum of their items.
+    """
+    sums = None if groups is None else group_sums(pair.gain[None], groups)[0]
     return {
         "method": pair.method,
         "n_seeds": len(pair.seeds),
-        "better": up,
-        "same": len(pair.gain) - up - down,
-        "worse": down,
+        **_sign_counts(pair.gain),
+        **({} if sums is None else {"groups": _sign_counts(sums)}),
         "outcomes": _paired_table(pair) if better == "higher" else None,
     }
+
+
+def _sign_counts(gain: FloatArray) -> dict[str, int]:
+    up, down = int((gain > TIE).sum()), int((gain < -TIE).sum())
+    return {"better": up, "same": len(gain) - up - down, "worse": down}
 
 
 def _paired_table(pair: PairedScores) -> dict[str, int] | None:
@@ -183,16 +194,19 @@ def shorten(text: str) -> str:
 
 
 def _select_examples(
-    pairs: Sequence[PairedScores], texts: _Texts
+    pairs: Sequence[PairedScores], texts: _Texts, groups: IntArray | None
 ) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """Choose each contender's wins and losses, the same number each, within ``MAX_BYTES``."""
+    """Choose each contender's wins and losses, the same number each, within ``MAX_BYTES``.
+
+    Of each group of items only the largest is an example.
+    """
     n_items = len(pairs[0].gain)
     # One random order for all methods breaks ties: adjacent rows in a file are often alike, and all
     # methods then show the same items.
     order = np.random.default_rng(0).permutation(n_items)
     examples = []
     for pair in pairs:
-        both = (_largest_gains(pair.gain, order), _largest_gains(-pair.gain, order))
+        both = [_largest_gains(gain, order, groups) for gain in (pair.gain, -pair.gain)]
         examples.append([[texts.example(pair, i) for i in part] for part in both])
     most = MAX_EXAMPLES
     while most and sum(_text_bytes(e, texts) for e in _first_examples(examples, most)) > MAX_BYTES:
@@ -200,8 +214,12 @@ def _select_examples(
     return [(wins[:most], losses[:most]) for wins, losses in examples]
 
 
-def _largest_gains(gain: FloatArray, order: NDArray[np.int64]) -> list[int]:
+def _largest_gains(
+    gain: FloatArray, order: NDArray[np.int64], groups: IntArray | None
+) -> list[int]:
     ranked = order[np.argsort(-np.round(gain[order], 12), kind="stable")]
+    if groups is not None:
+        ranked = ranked[np.sort(np.unique(groups[ranked], return_index=True)[1])]
     return [int(i) for i in ranked[:MAX_EXAMPLES] if gain[i] > TIE]
 
 

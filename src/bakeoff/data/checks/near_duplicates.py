@@ -1,4 +1,4 @@
-"""Near-duplicates between two splits: MinHash finds candidates, true Jaccard similarity decides.
+"""Near-duplicate texts: MinHash finds candidates, true Jaccard similarity decides.
 
 Two texts are compared by their sets of five-character shingles, ignoring case and spacing. This
 works for short commands, long documents and scripts without spaces.
@@ -24,6 +24,8 @@ MAX_TEXTS = 100_000
 """A split with more texts is sampled."""
 MAX_COMPARISONS = 1_000_000
 """The search stops after so many candidates."""
+MAX_REPRESENTATIVES = 100
+"""Texts of a cluster that others are compared with: boilerplate must not cost O(texts^2)."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: odd, its bits well mixed
 
 
@@ -66,6 +68,46 @@ def find_near_duplicates(train: Sequence[str], test: Sequence[str]) -> NearDupli
     return NearDuplicates(
         sorted(found.items()), len(searched), len(queries), compared < MAX_COMPARISONS
     )
+
+
+def cluster_near_duplicates(texts: Sequence[str]) -> tuple[list[int], bool]:
+    """Return the cluster of each text, and whether the search was complete.
+
+    Texts are in one cluster if a chain of near-duplicates connects them. The number of a cluster is
+    the position of one of its texts.
+    """
+    from datasketch import MinHashLSH
+
+    first = {text: i for i, text in reversed(list(enumerate(texts)))}
+    parent = list(range(len(texts)))
+    n_indexed = [0] * len(texts)  # of the cluster, at its root
+    pieces: dict[int, np.ndarray[Any, Any]] = {}
+    index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
+    sketch, compared = _Sketcher(), 0
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for i in sorted(first.values()):
+        if compared >= MAX_COMPARISONS:
+            break
+        hashes = shingle_hashes(texts[i])
+        key = sketch(hashes)
+        for j in sorted(index.query(key)):
+            if (other := root(j)) == root(i):
+                continue
+            compared += 1
+            if is_near_duplicate(pieces[j], hashes):
+                n_indexed[other] += n_indexed[root(i)]
+                parent[root(i)] = other
+        if n_indexed[root(i)] < MAX_REPRESENTATIVES:
+            n_indexed[root(i)] += 1
+            pieces[i] = hashes
+            index.insert(i, key, check_duplication=False)
+    return [root(first[text]) for text in texts], compared < MAX_COMPARISONS
 
 
 def shingle_hashes(text: str) -> np.ndarray[Any, np.dtype[np.uint64]]:

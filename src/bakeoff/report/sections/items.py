@@ -69,6 +69,8 @@ def _lead(items: dict[str, Any], contenders: list[dict[str, Any]], control: str)
     )
     if any(f.get("outcomes") for f in contenders):
         text += " Right and wrong are counted over pairs of item and seed."
+    if any(f.get("groups") for f in contenders):
+        text += " A group of items counts by the sum of its items, and gives one example at most."
     if items.get("examples"):
         text += (
             " Below are the largest wins and losses of each contender, at most ten, with the seed "
@@ -111,9 +113,11 @@ def _table(
 ) -> TableBlock:
     fields = _FIELDS if any(f.get("outcomes") for f in contenders) else ()
     counts = (("better", "Better"), ("same", "Same"), ("worse", "Worse"))
+    grouped = counts if any(f.get("groups") for f in contenders) else ()
     columns = (
         Column("Method"),
         *(Column(title, True, "items") for _, title in counts),
+        *(Column(title, True, "groups") for _, title in grouped),
         *(Column(title, True, "items × seeds") for _, title in fields),
         Column("Seeds", True, "compared"),
     )
@@ -122,6 +126,7 @@ def _table(
             (
                 Cell(_title(f, titles)),
                 *(_count(f.get(key)) for key, _ in counts),
+                *(_count((f.get("groups") or {}).get(key)) for key, _ in grouped),
                 *(_count((f.get("outcomes") or {}).get(key)) for key, _ in fields),
                 _count(f.get("n_seeds")),
             )

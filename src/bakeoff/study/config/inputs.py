@@ -9,6 +9,13 @@ from pydantic import AfterValidator, Field, model_validator
 from bakeoff.data.encoding import check_encoding
 from bakeoff.study.config.base import LARGEST, Count, Reference, Revision, SpecTable
 
+METHOD, JOINT = "method", "joint"
+"""Words for `task.head_learning_rate`."""
+
+
+COLUMN, NEAR_DUPLICATES, NO_GROUPS = "column", "near-duplicates", "none"
+"""Values of ``DataSpec.item_groups``."""
+
 
 class BaseSpec(SpecTable):
     """The frozen base model."""
@@ -61,7 +68,11 @@ class DataSpec(SpecTable):
     encoding: Annotated[str, AfterValidator(check_encoding)] | None = None
     """Encoding of text files that are not UTF-8, such as `cp1252` for Excel's CSV on Windows."""
     group: str | None = None
-    """Column whose equal values stay in one split when splits are cut (author, document)."""
+    """Column whose equal values stay in one split when splits are cut, and make test items one
+    group in the verdict's error (author, document, template)."""
+    item_groups: Literal["column", "near-duplicates", "none"] = COLUMN
+    """Test items that count as one group: those with equal values in the `group` column; with
+    `near-duplicates` also those with nearly the same prompt; or `none`, all are independent."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
     """Share of the groups that are cut for validation, if no validation file is given."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
@@ -112,8 +123,10 @@ class TaskSpec(SpecTable):
     """Options of the metric, such as `pattern` for `regex`; every metric has `timeout` (s)."""
     margin: Annotated[float, Field(gt=0)] = 0.02
     """Smallest difference in the metric that you care about, in the metric's unit."""
-    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of the task's new output layer, for every method; default: the setting's."""
+    head_learning_rate: Annotated[float, Field(gt=0)] | Literal["method", "joint"] | None = None
+    """Learning rate of the task's new output layer, the same for every method. Default: tuned once
+    on that layer alone. `method`: the method's own rate; `joint`: searched jointly with the
+    method's (needs `tune = "all"`)."""
     max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest example in tokens; longer ones are truncated, and counted in a warning. Default: what
     covers 95 % of the training rows, at most 4,096 and the base's positions (docs/studies.md)."""

@@ -88,8 +88,11 @@ def plan_budget(
     n_items: Mapping[str, int],
     metric: MetricInfo,
     spent: float = 0.0,
+    groups: IntArray | None = None,
 ) -> BudgetPlan:
     """Return the largest plan that fits the spec's hours, less the seconds ``spent`` on timing.
+
+    ``groups`` are those of the test items.
 
     Raises:
         PreflightError: ``hours-too-few``, with the hours that the smallest study would take.
@@ -122,7 +125,8 @@ def plan_budget(
     most = max(enough, math.ceil(MAX_PASSES * one_pass))
     steps = _largest_fitting(lambda n: fits(plan._replace(steps=n)), plan.steps, most)
     plan = plan._replace(steps=steps or plan.steps)
-    promised = published_promise(with_budget(spec, plan), n_items["test"], metric, plan.looks)
+    sized = with_budget(spec, plan)
+    promised = published_promise(sized, n_items["test"], metric, plan.looks, groups)
     return BudgetPlan(
         hours,
         **plan._asdict(),

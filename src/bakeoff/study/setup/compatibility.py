@@ -8,6 +8,7 @@ from typing import Any
 from bakeoff.core.errors import PreflightError
 from bakeoff.data import rows as data_rows
 from bakeoff.study.config import StudySpec, dump_spec, flatten
+from bakeoff.study.config.inputs import METHOD
 
 EXECUTION_KEYS = (
     "executor", "workers", "threads", "gpus_per_segment", "segment_retries", "ray_address",
@@ -24,7 +25,8 @@ def comparable_spec(spec: StudySpec) -> dict[str, Any]:
     """
     value = dump_spec(spec)
     reading = (
-        "validation_fraction", "test_fraction", "group", "limit", "config", "revision", "encoding",
+        "validation_fraction", "test_fraction", "group", "item_groups", "limit", "config",
+        "revision", "encoding",
     )  # fmt: skip
     for name in (*data_rows.SPLITS, *reading):
         value["data"].pop(name, None)
@@ -39,6 +41,8 @@ def comparable_spec(spec: StudySpec) -> dict[str, Any]:
         del value["base"]["trust_remote_code"]  # older studies lack this key
     if value["task"].get("supervise") is None:
         value["task"].pop("supervise", None)  # older studies lack this key
+    if value["task"].get("head_learning_rate") == METHOD:
+        del value["task"]["head_learning_rate"]  # older studies lack this key, and mean that
     value.pop("verdict", None)  # it only reads the results
     return value
 

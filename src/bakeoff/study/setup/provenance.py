@@ -33,6 +33,7 @@ def frozen_values(study: Study) -> dict[str, Any]:
             "source": study.conditions.metric_source,
         },
         "chat_template": None if template is None else load.code_digest(template.encode()),
+        "groups": None if study.groups is None else study.groups.frozen_value(),
         # only where it is not the usual one: older studies have no such value
         **{key: value for key, value in study.conditions.task_options.items() if key == HEAD},
     }
@@ -52,6 +53,7 @@ def describe_study(study: Study, before: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "secondary": list(task.secondary),
         "references": references,
+        "groups": None if study.groups is None else study.groups.to_json(),
         "base_note": study.base.note,
         "metric": dataclasses.asdict(study.metric.info),
         "titles": {e.name: e.title for e in study.entries},

@@ -19,6 +19,7 @@ from bakeoff.study.remote import (
     open_executor,
 )
 from bakeoff.study.setup import base_model
+from bakeoff.study.setup.item_groups import ItemGroups
 
 CAUSAL_LM = "CAUSAL_LM"
 """PEFT's name for the task type of models that predict the next token."""
@@ -54,6 +55,8 @@ class Study(NamedTuple):
     """A note on each value that the study file leaves open, by its key."""
     unused_columns: tuple[str, ...] = ()
     """Columns of train that the study does not read."""
+    groups: ItemGroups | None = None
+    """The groups of the test items; None: every item is its own."""
 
     def executor(self, should_stop: Callable[[], bool] = never) -> Executor:
         """Return the executor for the study's trials."""
