@@ -55,6 +55,7 @@ def rounds_report() -> dict[str, Any]:
             "setting": {"learning_rate": 1e-3},
             "inside_grid": True,
             "chosen": 6,
+            "near": 8,
             "replicates": 8,
             "well_tuned": True,
         },
@@ -258,6 +259,7 @@ def _race(by_name: dict[str, Any]) -> dict[str, Any]:
         "rungs": [RUNG],
         "decisions": decisions,
         "methods_stopped": [],
+        "first_rung": {"step": RUNG, "ripe": True, "fall": 0.14, "z": 7.1},
         "steps_trained": 8_910,
         "steps_in_full": 21_925,
     }

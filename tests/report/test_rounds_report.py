@@ -100,7 +100,7 @@ def test_evidence_of_a_rounds_study() -> None:
     assert "at most 5 in 100" in said
     assert said.endswith(
         "LoRA was tuned well: its best setting (lr 1e-3) is inside its grid, and 6 of 8 replicates "
-        "chose it."
+        "chose it (8 it or a neighbour)."
     )
     assert "up to 0.2 points" in texts(verdict.build(rounds_report()).blocks)
 
@@ -217,6 +217,11 @@ def test_sections_count_replicates() -> None:
     assert decisions.columns[2].title == "Seed"
     assert decisions.rows[0].cells[2].text == "7"
     assert all(len(r.cells) == len(decisions.columns) for r in decisions.rows)
+    assert "the control had begun to learn: it had lost 14 % of its loss" in texts(
+        race.build(made).blocks
+    )
+    made["race"]["first_rung"]["ripe"] = False
+    assert "so three went on" in texts(race.build(made).blocks)
 
 
 def test_curves_show_each_replicates_choice() -> None:
@@ -236,7 +241,7 @@ def test_further_evaluations_spend_the_reserve() -> None:
     assert "have spent 0.25 of the 0.5 % error" in said
     row_of(made, "vera")["difference"]["exploratory"] = "worse"
     assert verdict_text(row_of(made, "vera")) == "inconclusive (exploratory: worse)"
-    assert "the 5 % error rate does not cover these verdicts" in texts(verdict.build(made).blocks)
+    assert "The 5 % error rate does not cover them" in texts(verdict.build(made).blocks)
 
 
 def test_tables_of_a_rounds_study() -> None:

@@ -27,8 +27,8 @@ STOP_CAVEAT = (
     "0.2 points of accuracy."
 )
 EXPLORATORY_CAVEAT = (
-    "Exploratory: the error reserved for further evaluations of the test set is spent, so the 5 % "
-    "error rate does not cover these verdicts."
+    "Exploratory verdicts are those that a further evaluation of the test set would give at the "
+    "study's usual error level. The 5 % error rate does not cover them."
 )
 
 
@@ -235,6 +235,8 @@ def control_tuning_text(report: Report) -> str | None:
     chosen, replicates = tuning.get("chosen"), tuning.get("replicates")
     if chosen is not None and replicates:
         text += f", and {chosen} of {plural(replicates, 'replicate')} chose it"
+        near = tuning.get("near") or 0
+        text += f" ({near} it or a neighbour)" if near > chosen else ""
     return f"{'tuned well' if well else 'maybe not tuned well'}: {text}"
 
 
@@ -259,12 +261,21 @@ def agreement_text(method: Method) -> str | None:
 def head_text(report: Report) -> str | None:
     """Say which learning rate the output layer has, and whether a verdict depends on it."""
     head = report.get("head")
-    if not head or head.get("learning_rate") is None:
+    if not head:
         return None
+    rate = head.get("learning_rate")
+    where = {
+        "method": "the learning rate of each method, so verdicts may hang on it",
+        "joint": "a learning rate of its own, searched together with each method's",
+    }.get(str(head.get("source")))
+    if where is None:
+        if rate is None:
+            return None
+        where = f"learning rate {format_learning_rate(rate)} for every method"
     titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
     sensitive = [titles.get(name, name) for name in head.get("sensitive") or ()]
     depends = f"; the verdict of {', '.join(sensitive)} depends on it" if sensitive else ""
-    return f"learning rate {format_learning_rate(head['learning_rate'])} for every method{depends}"
+    return where + depends
 
 
 def best_set_text(report: Report) -> str | None:

@@ -130,7 +130,8 @@ def _test_changes(report: dict[str, Any]) -> list[Block]:
         spent, reserve = (100 * (rounds.get(key) or 0.0) for key in ("reserve_spent", "reserve"))
         text += (
             f"Further evaluations have spent {spent:.3g} of the {reserve:.3g} % error that is "
-            "reserved for them; verdicts beyond that are marked as exploratory."
+            "reserved for them, so the 5 % error rate holds for all verdicts that are not marked "
+            "as exploratory."
         )
     else:
         text += (
@@ -236,13 +237,16 @@ def _time_budget(report: dict[str, Any]) -> list[Block]:
     budget = report.get("hours")
     if not budget:
         return []
+    looks = budget.get("looks") or []
     text = (
         f"The budget was {budget['hours']:g} hours. By step times measured here, it allowed "
-        f"{plural(budget['settings'], 'setting')}, "
+        f"{plural(budget['settings'], 'setting')}, {'up to ' if len(looks) > 1 else ''}"
         f"{plural(budget['seeds'], 'seed')} "
         f"and {budget['steps']:,} steps per run ({budget['passes']:.2g} epochs of the training "
-        f"rows); final runs took {budget['final_steps']:,} steps, using the time that was left."
+        "rows)"
     )
+    # studies of an older protocol set the steps of their final runs after the search
+    text += f"; final runs took {budget['final_steps']:,} steps." if not looks else "."
     if budget["used"] is not None:
         text += f" {budget['used']:.2g} hours have been used so far."
     left_out = ", ".join(budget["dropped"])

@@ -35,6 +35,8 @@ def build(report: dict[str, Any]) -> SectionView:
         return SectionView()
     titles = {m.get("method"): method_title(m) for m in report.get("methods") or []}
     blocks: list[Block] = [Text(_steps_saved(race)), Text(_stopped_methods(race, titles))]
+    if text := _first_rung_text(race):
+        blocks.append(Text(text))
     seeded = any(d.get("seed") is not None for d in race["decisions"])
     control = report["study"].get("control")
     rows = tuple(_row(d, titles, control, seeded) for d in race["decisions"])
@@ -49,6 +51,21 @@ def build(report: dict[str, Any]) -> SectionView:
         "more than the margin and no cheaper in any cost; the control is never stopped."
     )
     return SectionView(tuple(blocks), lead)
+
+
+def _first_rung_text(race: dict[str, Any]) -> str | None:
+    """Say whether the control had begun to learn at the first rung; None for older studies."""
+    first = race.get("first_rung")
+    if not first:
+        return None
+    step, fall = f"step {first['step']:,}", first.get("fall")
+    lost = "" if fall is None else f": it had lost {100 * fall:.0f} % of its loss"
+    if first["ripe"]:
+        return f"At {step}, the first rung, the control had begun to learn{lost}."
+    return (
+        f"At {step}, the first rung, the control had hardly begun to learn{lost}. The order of the "
+        "settings says little there, so three went on."
+    )
 
 
 def _steps_saved(race: dict[str, Any]) -> str:

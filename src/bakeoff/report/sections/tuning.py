@@ -150,11 +150,12 @@ def _head(report: dict[str, Any]) -> list[Block]:
     source = {
         "tuned": "It was tuned once on the output layer alone, with the rest frozen.",
         "given": "It is that of the study file.",
-        "searched": "It was searched together with the rest.",
     }.get(str(head.get("source")), "")
-    tone = "warning" if head.get("sensitive") else "plain"
-    more = "" if head.get("sensitive") else " No verdict depends on it."
-    blocks: list[Block] = [Text(f"Output layer: {text}. {source}{more}".strip(), tone)]
+    doubtful = bool(head.get("sensitive")) or head.get("source") == "method"
+    checked = "sensitive" in head and not doubtful
+    sentences = [f"Output layer: {text}.", source, "No verdict depends on it." if checked else ""]
+    tone = "warning" if doubtful else "plain"
+    blocks: list[Block] = [Text(" ".join(s for s in sentences if s), tone)]
     rows = tuple(
         TableRow(
             (
