@@ -71,7 +71,7 @@ def make_study(tiny_bert: Path) -> Callable[[Path], dict[str, Any]]:
             "name": "tiny",
             "base": {"model": str(tiny_bert)},
             "data": {"train": str(data)},
-            "task": {"kind": "classify", "max_length": 32},
+            "task": {"kind": "classify", "max_length": 32, "head_learning_rate": 1e-2},
             "methods": {"control": "lora", "contenders": ["ia3"]},
             "method": {
                 "ia3": {

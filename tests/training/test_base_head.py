@@ -128,7 +128,7 @@ def test_head_rate_for_whole_head(tmp_path: Path) -> None:
     trial = make_trial("full", "classify", head_learning_rate=0.5)
     groups = parameter_groups(model, task, trial)
     assert {n.split(".")[0] for n in groups[-1].names} == {"pre_classifier", "classifier"}
-    assert groups[-1].fixed == 0.5
+    assert groups[-1].rate(trial) == 0.5
 
 
 def test_missing_pooler_is_head(tmp_path: Path) -> None:

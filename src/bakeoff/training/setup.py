@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from bakeoff.core.trial import Conditions, Segment, Trial
+from bakeoff.core.trial import HEAD_FACTOR, Conditions, Segment, Trial
 from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.engine import peft_patches, quantization
 from bakeoff.engine.accelerators import Switches
@@ -138,22 +138,23 @@ class TrainingSetup:
 
 
 class RateGroup(NamedTuple):
-    """Trained tensors with one learning rate: a factor on the trial's, or a fixed one (head)."""
+    """Trained tensors with one learning rate: a factor on the trial's, or the head's own."""
 
     names: list[str]
     factor: float = 1.0
-    fixed: float | None = None
+    head: bool = False
 
     def rate(self, trial: Trial) -> float:
         """Return the group's peak learning rate in this trial."""
-        return self.fixed if self.fixed is not None else self.factor * trial.learning_rate
+        return trial.head_learning_rate if self.head else self.factor * trial.learning_rate
 
 
 def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[RateGroup]:
     """Return the trained tensors by learning rate: the method's own groups, then the head.
 
-    Every method trains the task's new output layer. With a fixed rate for it, the best rate for
-    that layer does not affect the comparison. If nothing else is trained, it has the trial's rate.
+    Every method trains the task's new output layer. With a rate of its own for it, the best rate
+    for that layer does not affect the comparison. If nothing else is trained, the trial's rate is
+    the output layer's.
     """
     head = {
         id(p)
@@ -171,8 +172,9 @@ def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[RateGro
             factor = next((f for part, f in factors.items() if part in name), 1.0)
             by_factor.setdefault(factor, []).append(name)
     groups = [RateGroup(names, factor) for factor, names in by_factor.items() if names]
-    if heads and groups and trial.conditions.head_learning_rate is not None:
-        return [*groups, RateGroup(heads, fixed=trial.conditions.head_learning_rate)]
+    own_rate = trial.conditions.head_learning_rate is not None or HEAD_FACTOR in trial.setting
+    if heads and groups and own_rate:
+        return [*groups, RateGroup(heads, head=True)]
     if not groups:
         return [RateGroup(heads)]
     groups[0].names.extend(heads)

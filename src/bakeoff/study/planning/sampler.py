@@ -10,10 +10,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bakeoff.core.trial import LEARNING_RATE, MethodEntry
+from bakeoff.core.trial import HEAD_FACTOR, LEARNING_RATE, MethodEntry
 
 STARTUP_TRIALS = 2
 """Observed settings before the sampler uses them; until then it draws at random."""
+DEFAULTS = {HEAD_FACTOR: 1.0}
+"""Values of arguments that are no part of a method's config."""
 
 
 class ObservedSetting(NamedTuple):
@@ -73,7 +75,7 @@ def _setting_from_params(params: Mapping[str, Any], entry: MethodEntry) -> dict[
 
 
 def _with_defaults(entry: MethodEntry, setting: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = {a: entry.config.get(a) for a in entry.tuning}
+    defaults = {a: entry.config.get(a, DEFAULTS.get(a)) for a in entry.tuning}
     return {**defaults, **setting}
 
 

@@ -19,6 +19,7 @@ from bakeoff.core.trial import MethodEntry
 from bakeoff.data.splits import Splits
 from bakeoff.data.templates import columns_of
 from bakeoff.study.config import StudySpec
+from bakeoff.study.config.inputs import METHOD
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning.defaults import (
     PROMPT_ROOM,
@@ -31,6 +32,7 @@ from bakeoff.study.remote import is_remote
 from bakeoff.study.setup.base_model import ResolvedBase
 from bakeoff.study.storage import study_dir
 from bakeoff.study.storage.database import Reader
+from bakeoff.tasks import task_class
 
 MAX_COLUMNS = 20
 """Most columns that are named in a line."""
@@ -64,6 +66,11 @@ def restore_choices(spec: StudySpec, folder: Path, progress: Progress) -> StudyS
     if steps is None and spec.budget.hours is None:
         steps = before["budget"]["steps"]
         restored.append(f"steps {steps:,}")
+    if spec.task.head_learning_rate is None and task_class(spec.task.kind).heads:
+        # studies older than this default have no such value: the head had the method's rate
+        head = before["task"].get("head_learning_rate", METHOD)
+        spec = with_task(spec, head_learning_rate=head)
+        restored.append(f"head_learning_rate {head}")
     if not restored:
         return spec
     progress.say(f"{', '.join(restored)}: as when the study in {folder} was started.")
@@ -80,9 +87,15 @@ def frozen_values(folder: Path) -> Mapping[str, Any]:
 
 
 def _with_values(spec: StudySpec, max_length: int | None, steps: int | None) -> StudySpec:
-    task = spec.task.model_copy(update={"max_length": max_length})
-    budget = spec.budget if steps is None else spec.budget.model_copy(update={"steps": steps})
-    return spec.model_copy(update={"task": task, "budget": budget})
+    spec = with_task(spec, max_length=max_length)
+    if steps is None:
+        return spec
+    return spec.model_copy(update={"budget": spec.budget.model_copy(update={"steps": steps})})
+
+
+def with_task(spec: StudySpec, **values: Any) -> StudySpec:
+    """Return the spec with other values under `[task]`."""
+    return spec.model_copy(update={"task": spec.task.model_copy(update=values)})
 
 
 @contextlib.contextmanager
@@ -163,6 +176,11 @@ def describe_defaults(
         notes["trials"] = (
             f"{budget.settings} learning rates for each method on validation, the best at "
             f"{budget.seeds} seeds on test"
+        )
+    if spec.task.head_learning_rate is None and task_class(spec.task.kind).heads:
+        notes["head_learning_rate"] = (
+            "of the new output layer: tuned on it alone before the first trial, the same for every "
+            "method"
         )
     if "precision" not in spec.engine.model_fields_set:
         notes["machine"] = (
