@@ -16,12 +16,18 @@ from bakeoff.study.planning.time_budget import Deadline
 from bakeoff.study.scheduler import OUT_OF_TIME
 
 HOURS = 0.2
-"""More than it takes: three passes over these few rows, at ten seeds, are seconds."""
+"""More than it takes: three passes over these few rows, at six seeds, are seconds."""
 
 
 @pytest.fixture
 def timed_values(study_values: dict[str, Any]) -> dict[str, Any]:
-    study_values["budget"] = {"hours": HOURS, "batch_size": 8, "settings": 2, "validations": 2}
+    study_values["budget"] = {
+        "hours": HOURS,
+        "batch_size": 8,
+        "settings": 2,
+        "validations": 2,
+        "most": 6,
+    }
     return study_values
 
 
@@ -31,17 +37,13 @@ def test_hours_choose_the_budget_once(timed_values: dict[str, Any], tmp_path: Pa
     bought = report["hours"]
     assert report["complete"] is True
     assert (bought["hours"], bought["settings"], bought["dropped"]) == (HOURS, 2, [])
-    assert bought["seeds"] >= 3
+    assert bought["looks"] == [5, 6]  # with one contender the first look is at five
+    assert bought["seeds"] == 6
     assert bought["contenders"] == ["ia3"]
-    assert report["study"]["steps"] == bought["final_steps"]
-    assert bought["steps"] / 2 <= bought["final_steps"] <= bought["steps"] * 2
+    assert report["study"]["steps"] == bought["final_steps"] == bought["steps"]
     assert bought["used"] > 0
-    assert {m["n_seeds"] for m in report["methods"]} == {bought["seeds"]}
-    final = [t for t, _ in api.read_trials(out) if t.phase == "final"]
-    assert {t.conditions.steps for t in final} == {bought["final_steps"]}
-    assert {t.conditions.steps for t, _ in api.read_trials(out) if t.phase == "search"} == {
-        bought["steps"]
-    }
+    assert {m["n_seeds"] for m in report["methods"]} <= set(bought["looks"])
+    assert {t.conditions.steps for t, _ in api.read_trials(out)} == {bought["steps"]}
     assert "hours bought" not in (out / "study.toml").read_text()
     assert "have been used so far" in (out / "report.html").read_text()
     before = {t.id: r for t, r in api.read_trials(out)}
@@ -53,7 +55,13 @@ def test_hours_choose_the_budget_once(timed_values: dict[str, Any], tmp_path: Pa
     events = [json.loads(line) for line in (out / "log.jsonl").read_text()[len(log) :].splitlines()]
     assert not [e for e in events if e["event"] == "advance"]
     for change in ({"hours": 2 * HOURS}, {"steps": 40}):
-        timed_values["budget"] = {"batch_size": 8, "settings": 2, "validations": 2, **change}
+        timed_values["budget"] = {
+            "batch_size": 8,
+            "settings": 2,
+            "validations": 2,
+            "most": 6,
+            **change,
+        }
         with pytest.raises(BakeoffError) as refused:
             api.run(parse_spec(timed_values), tmp_path, out)
         assert refused.value.code == "study-differs"
@@ -86,7 +94,10 @@ def test_insufficient_hours_train_nothing(timed_values: dict[str, Any], tmp_path
 def test_plan_says_what_hours_buy(timed_values: dict[str, Any], tmp_path: Path) -> None:
     found = api.overview(parse_spec(timed_values), tmp_path)
     assert found["hours"]["hours"] == HOURS
-    assert found["methods"][0]["search_trials"] == 2
-    assert found["methods"][0]["final_trials"] == found["hours"]["seeds"]
+    assert tuple(found["looks"]) == found["hours"]["looks"]
     assert found["estimate"]["seconds"] <= HOURS * 3600
-    assert found["steps_raced"] < found["steps"]
+    assert found["steps_raced"] <= found["steps"]
+    prices = [found["price"][key] for key in ("first", "expected", "most")]
+    assert prices[0]["runs"] <= prices[1]["runs"] <= prices[2]["runs"]
+    assert prices[2]["seconds"] == pytest.approx(found["estimate"]["seconds"])
+    assert found["promise"]["last"]["detectable"] == found["detectable"]

@@ -75,7 +75,7 @@ def command(
         show_sizes(overview["sizes"])
     show_rounds(overview)
     show_price(overview)
-    for line in describe_promise(overview):
+    for line in (*describe_groups(overview), *describe_promise(overview)):
         out.print(escape_text(line))
     if overview["estimate"]:
         show_estimate(overview["estimate"])
@@ -157,6 +157,18 @@ def show_price(overview: dict[str, Any]) -> None:
     )
 
 
+def describe_groups(overview: dict[str, Any]) -> list[str]:
+    """Return a sentence on what the groups of test items are worth, if there are any."""
+    groups, items = overview["groups"], overview["n_items"]["test"]
+    if groups is None:
+        return []
+    worth = items / groups["design_effect"]
+    return [
+        f"the {items:,} test items come in {groups['n']:,} groups by {groups['source']}: they tell "
+        f"about as much as {worth:,.0f} independent ones"
+    ]
+
+
 def describe_promise(overview: dict[str, Any]) -> list[str]:
     """Return sentences on what the study can show; an empty list if no noise is published."""
     promised = overview["promise"]
@@ -176,12 +188,6 @@ def describe_promise(overview: dict[str, Any]) -> list[str]:
         f"{items:,} items"
     )
     lines.append(_describe_equivalence(promised, items, margin))
-    if promised["design_effect"] > 1.005:
-        lines.append(
-            f"items of one group resemble each other: {items:,} test items tell as much as "
-            f"{items / promised['design_effect']:,.0f} independent ones (design effect "
-            f"{promised['design_effect']:.2g})"
-        )
     return lines
 
 

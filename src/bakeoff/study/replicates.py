@@ -286,7 +286,8 @@ def _apply_rung(
     for (trial, result), decision in zip(results, decisions, strict=True):
         if decision.goes_on:
             continuing.append(trial)
-        elif result is not None and result.status is Status.STOPPED:  # failures keep their reason
+        elif result is not None and result.status is Status.STOPPED and result.reason is None:
+            # failures keep their reason, and so do trials that were not started
             store.save(dataclasses.replace(result, reason=f"at step {step}: {decision.reason}"))
     _drop_stale_checkpoints(context, trials, continuing, step)
     return continuing
