@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from bakeoff.core.errors import PreflightError
-from bakeoff.core.results import Status
+from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import Conditions, Segment
 from bakeoff.engine import device, profiling
 from bakeoff.engine.accelerators import Switches
@@ -262,3 +262,32 @@ def test_ineffective_training_fails(
     assert (cost["status"], result.status) == (Status.INCOMPATIBLE, Status.FAILED)
     assert "no gradient reached any of its weights in 4 steps" in cost["reason"]
     assert "in 3 steps: it is still the base model" in (result.reason or "")
+
+
+def test_cost_probe_times_a_group_of_lanes(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe of several trials times their common step, which does not change what else it says.
+
+    Where the group fails, the probe has all its other results.
+    """
+    monkeypatch.setattr(profiling, "TIMED_STEPS", 1)
+    monkeypatch.setattr(cost_probe, "_add_latency", lambda cost, _: cost)
+    write_splits(tmp_path / "data")
+    trial = make_trial("lora", "classify", phase="search", steps=3, metric="accuracy")
+    segment = Segment((trial,) * 3, 0, 3, str(tmp_path), str(tiny_bert), {"lanes": "auto"})
+    cost = cost_probe.probe_cost(segment.to_json())
+    assert cost["status"] == Status.DONE, cost["reason"]
+    assert 0.1 < cost["lanes_ratio"] < 30
+    assert cost["step_milliseconds"] > 0
+
+    def out_of_memory(*_: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cost_probe, "_time_lanes", out_of_memory)
+    without = Cost.from_json({**cost, "lanes_ratio": None})
+    assert cost_probe._add_lanes_ratio(without, segment) == without
+    monkeypatch.setattr(cost_probe, "_time_lanes", lambda *_: 4 * cost["step_milliseconds"])
+    assert cost_probe._add_lanes_ratio(without, segment).lanes_ratio == pytest.approx(4)
+    one = Segment((trial,), 0, 3, str(tmp_path), str(tiny_bert))
+    assert cost_probe._add_lanes_ratio(without, one) == without
