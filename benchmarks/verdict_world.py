@@ -10,8 +10,8 @@
   seeds at its choice are scored, as bakeoff did before.
 - *items*: right and wrong answers, from what all methods share of an item, the method's taste in
   items (the same at every seed) and noise (new at every seed), all normal, with the discordance and
-  accuracy of ``ACCURACY`` and ``DISCORDANCE``. With groups, taste and noise correlate within a
-  group, so that differences have the group's intraclass correlation.
+  accuracy of ``ACCURACY`` and ``DISCORDANCE``. With groups, all three correlate within a group, so
+  that differences have the wanted intraclass correlation.
 
 Differences and SDs are fractions of 1 at the interface, points of accuracy in the race.
 """
@@ -72,7 +72,7 @@ class Noise(NamedTuple):
 
 @dataclass(frozen=True)
 class Groups:
-    """Items in ``count`` groups, equal or of lognormal sizes; ``icc``: that of their differences."""
+    """Items in ``count`` groups, equal or of lognormal sizes; ``icc`` is that of differences."""
 
     count: int
     equal: bool
@@ -154,12 +154,12 @@ def score_items(
 ) -> Array:
     """Return answers of 0 and 1, ``[methods, seeds, items]``, from the trials' values in points.
 
-    ``groups`` are the items' groups and the correlation of taste and noise within them.
+    ``groups`` are the items' groups and the correlation of the latent values within them.
     """
     noise = item_noise()
     gains = np.clip(points / 100, -FARTHEST, FARTHEST)
     n_methods, n_seeds = points.shape
-    item = math.sqrt(noise.item) * rng.standard_normal(n_items)
+    item = math.sqrt(noise.item) * _normals((1, 1), n_items, groups, rng)
     taste = math.sqrt(noise.taste) * _normals((n_methods, 1), n_items, groups, rng)
     made = math.sqrt(noise.noise) * _normals((n_methods, n_seeds), n_items, groups, rng)
     made += taste + item + stats.norm.ppf(ACCURACY + gains)[..., None]
@@ -179,17 +179,16 @@ def group_items(groups: Groups, n_items: int, rng: np.random.Generator) -> tuple
 
 @lru_cache(maxsize=8)
 def _latent_correlation(icc: float) -> float:
-    """Return the correlation of taste and noise that gives differences this correlation."""
+    """Return the correlation of latent values within groups that gives differences this one."""
     noise, rng = item_noise(), np.random.default_rng(0)
     n, grid, observed = 200_000, np.linspace(0.0, 0.95, 20), []
     cut = stats.norm.ppf(ACCURACY)
-    item = math.sqrt(noise.item) * rng.standard_normal((2, n))
-    shared, own = rng.standard_normal((2, n)), rng.standard_normal((2, 2, n))
+    shared, own = rng.standard_normal((3, 1, n)), rng.standard_normal((3, 2, n))
     for correlation in grid:
-        # taste and noise together, of two methods at two items of a group at one seed
-        rest = math.sqrt(correlation) * shared[:, None] + math.sqrt(1 - correlation) * own
-        right = item + math.sqrt(1 - noise.item) * rest + cut > 0
-        difference = right[0].astype(np.float64) - right[1]
+        # two items of a group at one seed: what all methods share, and the rest of two methods
+        item, *rest = math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own
+        one, other = (math.sqrt(noise.item) * item + math.sqrt(1 - noise.item) * r for r in rest)
+        difference = (one + cut > 0).astype(np.float64) - (other + cut > 0)
         observed.append(np.corrcoef(difference)[0, 1])
     return float(np.interp(icc, np.maximum.accumulate(observed), grid))
 
