@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bakeoff.analysis.bootstrap import Scores
 from bakeoff.core.errors import BakeoffError
 from bakeoff.study.config import parse_spec
 from bakeoff.study.planning.racing import RungStanding
@@ -20,9 +20,9 @@ from bakeoff.study.planning.racing import RungStanding
 def test_self_comparison_finds_no_difference(
     script: Callable[[str], ModuleType], study_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A method compared with itself shows no difference."""
+    """A method compared with itself shows no difference, and finished studies are not repeated."""
     folder, out = study_file.with_suffix(""), study_file.with_suffix(".json")
-    arguments = ["--runs", "1", "--steps", "3", "--study", str(study_file)]
+    arguments = ["--runs", "1", "--replicates", "2", "--steps", "3", "--study", str(study_file)]
     arguments += ["--folder", str(folder), "--out", str(out)]
     assert script("null").main(arguments) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
@@ -30,42 +30,60 @@ def test_self_comparison_finds_no_difference(
     assert run["identical"]
     assert run["difference"]["estimate"] == 0
     assert run["verdict"] == "none"  # three steps teach nothing
-    assert len(run["test_scores"]) == 2
-    assert run["setting"] == run["twin_setting"]
+    assert len(run["test_scores"]) == len(run["rates"]) == 2
+    assert run["rates"] == run["twin_rates"]
     assert found["pairs"] == []
     totals = found["totals"]["twins"]
     assert (totals["of"], totals["false"], totals["identical"]) == (1, 0, 1)
     assert totals["high"] == pytest.approx(0.975)
     assert "to the bit" in capsys.readouterr().out
-    trained = [p.stat().st_mtime_ns for p in sorted(folder.glob("*/trials/*/adapter/*"))]
+    shutil.rmtree(folder / "seed-0")  # its file of scores is enough
     assert script("null").main(arguments) == 0
-    again = [p.stat().st_mtime_ns for p in sorted(folder.glob("*/trials/*/adapter/*"))]
-    assert trained
-    assert again == trained  # resumed: nothing is trained a second time
+    assert not (folder / "seed-0").exists()
+    assert json.loads(out.read_text(encoding="utf-8"))["runs"] == [run]
+    assert script("null").main([*arguments, "--rates", "1e-3"]) == 1
+    assert "[null-differs]" in capsys.readouterr().err
 
 
-def test_differing_methods_counted(script: Callable[[str], ModuleType]) -> None:
-    """Different methods that get a verdict are counted."""
+def test_no_study_started_after_deadline(
+    script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    """Past the deadline no further study is started."""
+    null = script("null")
+    assert null.finish(null.Job(parse_spec(_plain()), tmp_path, tmp_path, 0.0)) is None
+
+
+def test_false_verdicts_counted(script: Callable[[str], ModuleType]) -> None:
+    """Two studies of other scores give a false verdict, two of the same population do not."""
     null, rng = script("null"), np.random.default_rng(1)
-    spec = parse_spec(_plain())
-    runs = [
-        null.Run(seed, _scores(rng, share, seed), {"learning_rate": rate}, {**_row(), "seed": seed})
-        for seed, share, rate in ((0, 0.6, 1.0), (100, 0.6, 1.0), (200, 0.9, 2.0))
-    ]
-    found = null.summary(runs, spec, "higher")
-    means = [run.scores.values.mean() for run in runs]
-    assert found["pairs"][0]["estimate"] == pytest.approx(means[1] - means[0])
+    plan = null.plan_rounds(8, 0.03, "higher")
+    assert plan.looks == (5, 8)
+    runs = [_study(null, rng, share, i) for i, share in enumerate((0.6, 0.6, 0.9, 0.6))]
+    found = null.summary(runs, plan)
+    means = [run.scores.values[:5].mean() for run in runs]
+    assert [(row["first"], row["second"]) for row in found["pairs"]] == [(0, 1), (2, 3)]
+    assert found["pairs"][1]["estimate"] == pytest.approx(means[3] - means[2])
+    assert found["pairs"][1]["replicates"] == 5
     totals = found["totals"]
-    assert totals["strangers"]["false"] == 2
-    assert totals["strangers"]["verdicts"]["better"] == 2
-    assert totals["all_pairs"]["of"] == 3
-    alike = totals["all_pairs_same_setting"]
-    assert (alike["of"], alike["false"]) == (1, 0)
-    assert totals["strangers"]["low"] == pytest.approx(0.0943, abs=1e-3)  # 2 of 3, exact
+    assert totals["strangers"]["false"] == 1
+    assert totals["strangers"]["verdicts"]["worse"] == 1
+    assert (totals["all_pairs"]["of"], totals["all_pairs"]["false"]) == (6, 3)
+    assert list(found["passed"].values()) == [True, True, False, False]
     assert null.total([{"verdict": "inconclusive"}] * 20)["high"] == pytest.approx(0.168, abs=1e-3)
-    assert null.ring(20)[:2] == [(0, 1), (0, 19)]
-    assert len(null.ring(20)) == 20
-    assert null.ring(2) == [(0, 1)]  # the same pair reversed is not a second one
+
+
+def test_variance_ratio_by_hand(script: Callable[[str], ModuleType]) -> None:
+    """F is the variance between studies over what the spread of replicates explains."""
+    null = script("null")
+    runs = [_study(null, None, values, 0) for values in ([[0], [0.2]], [[0.4], [0.6]])]
+    found = null.variance_ratio(runs)
+    # within: 0.02; the means 0.1 and 0.5 have variance 0.08, times 2 replicates
+    assert found["F"] == pytest.approx(8)
+    assert found["p"] == pytest.approx(1 - (8 / (8 + 2)) ** 0.5)  # F with 1 and 2 df
+    assert found["between_sd"] == pytest.approx(0.08**0.5)
+    assert found["within_sd"] == pytest.approx(0.02**0.5)
+    same = [_study(null, None, [[0.5], [0.5]], 0)] * 2
+    assert null.variance_ratio(same)["F"] == 1
 
 
 def test_different_twin_refused(
@@ -75,7 +93,7 @@ def test_different_twin_refused(
     null, spec = script("null"), parse_spec(study_values)
     made = null.twins(spec, tmp_path, tmp_path)
     assert made.method["twin"].config == {
-        "r": 8, "lora_alpha": "2 * r", "lora_dropout": 0.0, "target_modules": "all-linear"
+        "r": 32, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"
     }  # fmt: skip
     values = made.model_dump()
     values["method"]["twin"]["config"] |= {"r": 4}
@@ -147,10 +165,10 @@ def _plain() -> dict[str, Any]:
     }
 
 
-def _scores(rng: np.random.Generator, share: float, seed: int) -> Scores:
-    values = (rng.random((3, 400)) < share).astype(float)
-    return Scores((seed + 1, seed + 2, seed + 3), values)
-
-
-def _row() -> dict[str, Any]:
-    return {"verdict": "equivalent", "identical": True}
+def _study(
+    null: ModuleType, rng: np.random.Generator | None, given: float | list[list[float]], seed: int
+) -> Any:
+    """Return a study from its file: of these scores, or of 8 x 400 with this share of ones."""
+    drawn = given if rng is None else (rng.random((8, 400)) < given).astype(float).tolist()
+    row = {"verdict": "equivalent", "identical": True, "seed": seed}
+    return null.load({"values": drawn, "groups": None, "row": row})
