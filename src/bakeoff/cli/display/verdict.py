@@ -11,8 +11,8 @@ from bakeoff.cli.display.warning_lines import show_warnings
 from bakeoff.core.format import MIB, format_cell, plural
 from bakeoff.core.names import quote_path
 
-WIDE = 110
-"""Terminal columns from which the table shows costs, too."""
+WIDE, WIDER = 110, 125
+"""Terminal columns from which the table shows costs, too, and the number of replicates."""
 
 
 def show(
@@ -36,7 +36,7 @@ def show(
     columns = ["method", metric, "difference (95 % interval)", "<verdict"]
     rows = [_verdict_cells(m, scale, form) for m in report["methods"]]
     if out.width >= WIDE:
-        if evidence_texts.is_replicated(report):
+        if out.width >= WIDER and evidence_texts.is_replicated(report):
             columns.append("replicates")
             rows = [(*r, str(m["n_seeds"])) for r, m in zip(rows, report["methods"], strict=True)]
         columns += ["adjusted p", "lr", "parameters", "peak MiB", "ms/step"]
