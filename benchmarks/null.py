@@ -42,6 +42,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,8 +184,8 @@ def run_all(spec: StudySpec, given: argparse.Namespace) -> list[dict[str, Any]]:
         found = [finish(job) for job in jobs]
     else:
         context = multiprocessing.get_context("spawn")
-        with context.Pool(given.workers, maxtasksperchild=1) as pool:
-            found = pool.map(finish, jobs, chunksize=1)
+        with ProcessPoolExecutor(given.workers, context, max_tasks_per_child=1) as pool:
+            found = list(pool.map(finish, jobs))
     finished = [values for values in found if values is not None]
     if any(values["study"] != fingerprint(spec) for values in finished):
         raise BakeoffError(
