@@ -151,7 +151,11 @@ def _look_row(look: Look) -> dict[str, Any]:
 def _plan_again(record: StudyRecord, replicates: int) -> RoundsPlan:
     first = rounds_plan(record).seeds[0]
     seeds = tuple(first + i for i in range(replicates))
-    return RoundsPlan(seeds, (replicates,), record.margin, record.metric.better)
+    # all contenders of the study: which of them are compared depends on what the test set showed
+    others = {*record.methods, *(record.rounds or {}).get("contenders", ())} - {record.control}
+    return RoundsPlan(
+        seeds, (replicates,), record.margin, record.metric.better, n_contenders=max(1, len(others))
+    )
 
 
 def _unsettled(record: StudyRecord, scores: Mapping[str, Scores]) -> dict[str, Scores]:
