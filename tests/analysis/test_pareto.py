@@ -414,6 +414,9 @@ def test_serving_unaffected_by_tuning() -> None:
     lora = registry.load("lora", Path())
     larger = dataclasses.replace(lora, config={**lora.config, "r": 64, "lora_dropout": 0.1})
     assert serving_forms([larger], NOWHERE) == {"lora": "adapter"}
-    other = dataclasses.replace(lora, config={**lora.config, "use_dora": True})
-    mine = dataclasses.replace(lora, name="mine")
-    assert serving_forms([other, mine], NOWHERE) == {}
+    dora = dataclasses.replace(lora, config={**lora.config, "use_dora": True})
+    assert serving_forms([dora], NOWHERE) == {"lora": "merged"}
+    other = dataclasses.replace(lora, config={**lora.config, "layers_to_transform": [0]})
+    assert serving_forms([other], NOWHERE) == {}
+    variant = dataclasses.replace(larger, name="lora-r64")
+    assert serving_forms([variant], NOWHERE) == {"lora-r64": "adapter"}

@@ -117,7 +117,7 @@ def test_page_compares_claim_and_measurement(run: Callable[..., Result]) -> None
 
 def test_user_method_file_shown(run: Callable[..., Result], tmp_path: Path) -> None:
     """A method file of the user is shown as well."""
-    text = registry.read_source("lora", tmp_path).replace("r = 8", "r = 2", 1)
+    text = registry.read_source("lora", tmp_path).replace("r = 32", "r = 2", 1)
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     assert "not probed" in run("mine.toml").stdout
     own = json.loads(run("mine.toml", "--json").stdout)
@@ -190,8 +190,16 @@ def test_changed_entry_is_stale(tmp_path: Path) -> None:
         ).capabilities
         is None
     )
-    prose = dataclasses.replace(entry, mechanism="said in other words")
+    prose = dataclasses.replace(entry, mechanism="said in other words", learning_rate=1e-2)
     assert capability_records.find_record(prose, tmp_path, {"methods": {}}).capabilities == found
+
+
+def test_variant_has_capabilities_of_its_method(tmp_path: Path) -> None:
+    """A method under another name has the capabilities of the method with the same arguments."""
+    entry, shipped = registry.load("dora", tmp_path), capability_records.load_shipped()
+    variant = dataclasses.replace(entry, name="dora-2")
+    found = capability_records.find_record(variant, tmp_path, shipped).capabilities
+    assert found == capability_records.find_record(entry, tmp_path, shipped).capabilities
 
 
 def test_other_versions_named_once(
@@ -295,6 +303,8 @@ def test_counts_by_hand(tiny_llama: Path, tiny_bert: Path) -> None:
     lora = methods.entry_to_json(registry.load("lora", Path()))
     # r (in + out): 32 wide, 16 for k and v, 64 inside; q and o, k and v, gate and up and down
     layer = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
-    assert count_on_model({"entry": lora, "path": str(tiny_llama)}) == {"parameters": 2 * 8 * layer}
+    assert count_on_model({"entry": lora, "path": str(tiny_llama)}) == {
+        "parameters": 2 * 32 * layer
+    }
     cpt = methods.entry_to_json(registry.load("cpt", Path()))
     assert "reason" in count_on_model({"entry": cpt, "path": str(tiny_bert)})

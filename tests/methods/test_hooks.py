@@ -62,8 +62,8 @@ def test_lora_fa_nearest_step(llama: Path, tmp_path: Path) -> None:
     name = at.lanes.stack.names[0]
     a, g = names[name.replace("lora_B", "lora_A")].double(), names[name].grad
     found = at.hook.precondition(names, {name: g})[name]
-    # scale is alpha / r = 2; the least-squares solution of s g_B A = g A^T A s
-    expected = g.double() @ torch.linalg.inv(a @ a.T) / 4
+    # the least-squares solution of s g_B A = g A^T A s, where the scale s is alpha / r = 1
+    expected = g.double() @ torch.linalg.inv(a @ a.T)
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-7)
     train_steps(at, 3)
     assert all(torch.equal(names[n], was) for n, was in frozen.items())
@@ -189,7 +189,7 @@ def resolved(method: str, around: RuleContext, **changes: Any) -> dict[str, Any]
 
 
 def test_rules_are_resolved_on_the_base(around: RuleContext) -> None:
-    assert resolved("lora", around, r=12)["lora_alpha"] == 24
+    assert resolved("pissa", around, r=12)["lora_alpha"] == 12
     ada = resolved("adalora", around)
     assert (ada["total_step"], ada["tinit"], ada["tfinal"]) == (200, 20, 60)
     # widths are 64, 32 and 128
@@ -200,6 +200,17 @@ def test_rules_are_resolved_on_the_base(around: RuleContext) -> None:
     assert values == [f"model.layers.{i}.self_attn.v_proj" for i in (0, 1)]
     assert resolved("trainable_tokens", around)["target_modules"] == ["model.embed_tokens"]
     assert resolved("kasa", around)["kasa_config"].__class__.__name__ == "KasaConfig"
+
+
+def test_rank_limited_by_width(around: RuleContext) -> None:
+    """A rank above the base's width, 64, is not used; PiSSA's is limited by the narrowest layer."""
+    assert resolved("lora", around, r=48)["r"] == 48
+    assert resolved("lora", around, r=512)["r"] == 64
+    pissa = resolved("pissa", around, r=512)
+    assert (pissa["r"], pissa["lora_alpha"]) == (32, 32)
+    assert resolved("lora_ga", around)["r"] == 16
+    assert resolved("shira", around)["r"] == 32 * 64 // (32 + 64)
+    assert resolved("vera", around, r=512)["r"] == 512
 
 
 def test_rules_without_match_give_reason(around: RuleContext) -> None:

@@ -15,7 +15,7 @@ from bakeoff import api
 def unlearnt(values: dict[str, Any]) -> dict[str, Any]:
     """Return the study with rates that move nothing, and LoRA again under another name."""
     rates = {"learning_rates": [1e-9]}
-    config = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
+    config = {"r": 32, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
     twin = {"kind": "peft", "peft": "LoraConfig", "config": config, **rates}  # LoRA once more
     values["methods"] = {"control": "lora", "contenders": ["mine", "ia3"]}
     values["method"] = {"lora": rates, "ia3": {**values["method"].get("ia3", {}), **rates},

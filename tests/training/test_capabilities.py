@@ -248,7 +248,8 @@ def test_missing_package_gives_no_verdict(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_rules_resolved_on_plain_base() -> None:
     """Rules are resolved on the base without an adapter."""
-    assert resolve_config(entry("lora"))["lora_alpha"] == 16
+    assert resolve_config(entry("lora"))["lora_alpha"] == 32
+    assert resolve_config(entry("pissa"))["lora_alpha"] == entry("pissa").config["r"]
     assert resolve_config(entry("c3a"))["block_size"] in (32, 64)
 
 

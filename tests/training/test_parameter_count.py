@@ -44,7 +44,7 @@ def test_counts_by_hand(shape: parameter_count.Architecture) -> None:
     # r (in + out) for q, k, v, o, gate, up, down of three layers
     widths = (64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3
     lora = entry("lora")
-    assert parameter_count.count(lora, lora.config, shape, STEPS) == 3 * 8 * widths
+    assert parameter_count.count(lora, lora.config, shape, STEPS) == 3 * 32 * widths
     assert parameter_count.count(lora, {**lora.config, "r": 3}, shape, STEPS) == 3 * 3 * widths
     # every weight: tied embeddings, layers with two norms each, the last norm
     matrices = 64 * 64 * 2 + 64 * 32 * 2 + 64 * 128 * 3
@@ -87,12 +87,21 @@ def test_task_head_not_counted(tiny_bert: Path, tmp_path: Path) -> None:
 def test_size_found_within_tenth(method: str, shape: parameter_count.Architecture) -> None:
     """A size is found within ten percent."""
     of = entry(method)
-    target = parameter_count.count(entry("lora"), entry("lora").config, shape, STEPS)
+    lora = entry("lora")
+    target = parameter_count.count(lora, {**lora.config, "r": 8}, shape, STEPS)
     found = parameter_count.find_size(of, of.config, target, shape, STEPS)
     assert found is not None
     assert abs(found.parameters / target - 1) < 0.1
     again = {**of.config, of.size["argument"]: found.value}
     assert parameter_count.count(of, again, shape, STEPS) == found.parameters
+
+
+def test_size_stops_at_base_width(shape: parameter_count.Architecture) -> None:
+    """A target that no rank reaches gives the largest rank that is used, the base's width."""
+    lora = entry("lora")
+    found = parameter_count.find_size(lora, lora.config, 10**9, shape, STEPS)
+    assert found is not None
+    assert found.value == 64
 
 
 def test_method_without_size_unchanged(shape: parameter_count.Architecture) -> None:
@@ -114,7 +123,7 @@ def test_study_at_equal_parameters(equal_study: dict[str, Any], tmp_path: Path) 
     assert sizes["lora"]["note"] == "sets the size"
     assert sizes["lora"]["off"] == 0
     assert sizes["dora"]["matched"]
-    assert sizes["dora"]["value"] == 7, "DoRA trains a magnitude beside each output"
+    assert sizes["dora"]["value"] == 31, "DoRA trains a magnitude beside each output"
     assert sizes["ia3"]["note"] == "it has no size to choose"
     assert not sizes["ia3"]["matched"]
     page = (tmp_path / "out" / "report.html").read_text()

@@ -66,6 +66,7 @@ def resolve_arguments(
         arguments |= _head_arguments(entry, arguments, extra, context)
     if entry.peft == "IA3Config" and "target_modules" not in arguments:
         arguments |= _ia3_targets(context)
+    arguments |= _capped_rank(entry, arguments, context)
     targets = _resolve_targets(entry, arguments.get("target_modules"), context)
     if targets is not None:
         arguments["target_modules"] = targets
@@ -90,6 +91,30 @@ def _head_arguments(
     if arguments.get("target_modules") == "all-linear":
         changed["target_modules"] = list(linear_layers(context.base, context.heads))
     return changed
+
+
+def _capped_rank(
+    entry: MethodEntry, arguments: Mapping[str, Any], context: RuleContext
+) -> dict[str, Any]:
+    """Return a smaller rank if the method's own is larger than the base allows; else nothing.
+
+    A product of matrices gains nothing from a rank above the base's width. A start from singular
+    vectors has only as many as the narrowest layer is wide, of which LoRA-GA uses two for each
+    rank. SHiRA trains ``r (in + out)`` entries of a weight, which has ``in * out``.
+    """
+    rank = arguments.get("r")
+    if not isinstance(rank, int):
+        return {}
+    config: Any = context.base.config
+    limits = [rank]
+    shapes = _target_shapes(arguments.get("target_modules"), context)
+    if entry.family == "low-rank":
+        limits.append(getattr(config.get_text_config(), "hidden_size", None) or rank)
+    if isinstance(start := arguments.get("init_lora_weights"), str):
+        limits += [min(shape) // (2 if start == "lora_ga" else 1) for shape in shapes]
+    if entry.peft == "ShiraConfig":
+        limits += [rows * columns // (rows + columns) for rows, columns in shapes]
+    return {"r": max(1, min(limits))} if rank > min(limits) else {}
 
 
 def _ia3_targets(context: RuleContext) -> dict[str, Any]:
@@ -236,24 +261,30 @@ def _resolve_value(rule: str, arguments: Mapping[str, Any], context: RuleContext
 
 def _common_divisor(arguments: Mapping[str, Any], context: RuleContext, maximum: int) -> int:
     """Return the largest number up to ``maximum`` that divides the widths of all target layers."""
+    shapes = _target_shapes(arguments.get("target_modules"), context)
+    widths = [width for shape in shapes for width in shape]
+    if not widths:
+        raise Incompatible("the base has no linear layers")
+    common = math.gcd(*widths)
+    return next(n for n in range(min(maximum, common), 0, -1) if common % n == 0)
+
+
+def _target_shapes(targets: Any, context: RuleContext) -> list[tuple[int, int]]:
+    """Return the input and output widths of the target layers: of all linear ones if unnamed."""
     layers = linear_layers(context.base, context.heads)
-    targets = arguments.get("target_modules")
     if isinstance(targets, list):
         layers = {
             n: m for n, m in layers.items() if any(n == t or n.endswith(f".{t}") for t in targets)
         }
-    widths = {w for m in layers.values() for w in _widths(m)}
-    if not widths:
-        raise Incompatible("the base has no linear layers")
-    common = math.gcd(*(int(w) for w in widths))
-    return next(n for n in range(min(maximum, common), 0, -1) if common % n == 0)
+    return [_widths(m) for m in layers.values()]
 
 
 def _widths(layer: Any) -> tuple[int, int]:
     """Return a linear layer's input and output width; packed weights have other shapes."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
-    return tuple(layer.weight.shape)
+    rows, columns = layer.weight.shape
+    return int(rows), int(columns)
 
 
 def _frequent_tokens(context: RuleContext, maximum: int) -> list[int]:

@@ -26,6 +26,11 @@ KINDS = ("4bit", "8bit", "int8")
 """Kinds of quantised base: bitsandbytes in 4 and 8 bits, torchao's int8 weights."""
 RANK = 8
 """Conversion to LoRA is measured at this rank and at the method's own."""
+RANKED = (
+    "LoraConfig", "AdaLoraConfig", "DeftConfig", "DeloraConfig", "HiraConfig", "GraloraConfig",
+    "ShiraConfig", "PeanutConfig", "LoHaConfig", "GloraConfig", "SupertuningConfig",
+)  # fmt: skip
+"""PEFT's classes whose rank is only a size: they are probed at ``RANK`` at most."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
 CACHE_FOLDER = "capabilities"
 """Subfolder of the cache for records."""
@@ -238,9 +243,24 @@ def _version(package: str) -> str | None:
     return None if version is None else version.partition("+")[0]
 
 
+def at_probed_rank(entry: MethodEntry) -> MethodEntry:
+    """Return the entry with the rank at which it is probed: the tiny bases are 64 to 128 wide."""
+    ranks = {k: v for k in ("r", "target_r") if isinstance(v := entry.config.get(k), int)}
+    if entry.peft not in RANKED or max(ranks.values(), default=0) <= RANK:
+        return entry
+    smaller = {k: min(v, RANK) for k, v in ranks.items()}
+    return dataclasses.replace(entry, config={**entry.config, **smaller})
+
+
 def entry_hash(entry: MethodEntry) -> str:
-    """Return a hash of an entry without its descriptive fields."""
-    spec = {k: v for k, v in dataclasses.asdict(entry).items() if k not in DESCRIPTIVE_FIELDS}
+    """Return a hash of what an entry's capabilities depend on.
+
+    They depend neither on its name and description, nor on a large rank, nor on the learning rate,
+    which a study moves to the size of its base.
+    """
+    ignored = ("name", "learning_rate", *DESCRIPTIVE_FIELDS)
+    probed = dataclasses.asdict(at_probed_rank(entry))
+    spec = {k: v for k, v in probed.items() if k not in ignored}
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -260,8 +280,9 @@ def find_record(entry: MethodEntry, cache: Path, record: Mapping[str, Any]) -> C
     cached = _read_record(_cache_path(entry, cache))
     if cached is not None:
         return CapabilityRecord(cached, versions())
-    value = record["methods"].get(entry.name)
-    if value is None or value["entry"] != entry_hash(entry):
+    wanted = entry_hash(entry)
+    value = next((v for v in record["methods"].values() if v["entry"] == wanted), None)
+    if value is None:
         return CapabilityRecord(None, versions())
     return CapabilityRecord(Capabilities.from_json(value), record["versions"])
 

@@ -28,7 +28,7 @@ _KEYS = {
     "title", "family", "mechanism", "paper", "peft", "hook", "needs", "learning_rate", "config",
     "tuning", "rates", "size",
 }  # fmt: skip
-_RATE_KEYS = {"prior", "why"}
+_RATE_KEYS = {"prior", "base_parameters", "why"}
 _TUNING_KEYS = {"values", "why"}
 _SIZE_KEYS = {"argument", "step", "values"}
 
@@ -123,6 +123,7 @@ def parse(name: str, text: str) -> MethodEntry:
             rates={part: float(factor) for part, factor in raw.get("rates", {}).items()},
             tuning=raw.get("tuning", {}),
             size=raw.get("size"),
+            base_parameters=rate.get("base_parameters"),
         )
     except KeyError as error:
         raise _invalid_method(name, f"lacks the key {error}") from error
@@ -140,7 +141,8 @@ def _check_types(name: str, raw: dict[str, Any], rate: dict[str, Any]) -> None:
             if key in table and not isinstance(table[key], kind):
                 raise _invalid_method(name, f"gives `{key}`, which is not {kind_name}")
     factors = {f"rates.{part}": factor for part, factor in raw.get("rates", {}).items()}
-    for key, value in {"learning_rate.prior": rate.get("prior", 1.0), **factors}.items():
+    numbers = {f"learning_rate.{key}": rate.get(key, 1.0) for key in ("prior", "base_parameters")}
+    for key, value in {**numbers, **factors}.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise _invalid_method(name, f"gives `{key}`, which is not a positive number")
 

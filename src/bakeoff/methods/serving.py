@@ -6,7 +6,7 @@ Standard library only. Methods without a record are absent, never guessed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,27 @@ def serving_forms(entries: Iterable[MethodEntry], cache: Path) -> dict[str, str 
     forms = {}
     for entry in entries:
         probed = capability_records.find_record(entry, cache, record).capabilities
-        if probed is None:
-            probed = capability_records.find_record(
-                _with_catalog_tuning(entry), cache, record
-            ).capabilities
+        for variant in () if probed else _with_catalog_tuning(entry):
+            probed = probed or capability_records.find_record(variant, cache, record).capabilities
         if probed is not None:
             forms[entry.name] = probed.vllm
     return forms
 
 
-def _with_catalog_tuning(entry: MethodEntry) -> MethodEntry:
-    """Return the entry with the catalog's values for tuning arguments.
+def _with_catalog_tuning(entry: MethodEntry) -> Iterator[MethodEntry]:
+    """Yield the entry with the tuning arguments of each catalog method that it may be.
 
     Rank or size, dropout and target modules do not change the format of its files. Any other
     argument may, so a method that still differs from the catalog has no record.
     """
-    if entry.name not in registry.names():
-        return entry
-    original = registry.load(entry.name, Path())
+    known = registry.names()
+    for name in (entry.name,) if entry.name in known else known:
+        original = registry.load(name, Path())
+        if (original.peft, original.hook) == (entry.peft, entry.hook):
+            yield _with_tuning_of(entry, original)
+
+
+def _with_tuning_of(entry: MethodEntry, original: MethodEntry) -> MethodEntry:
     tuning = {*original.tuning, "target_modules", *_size_argument(original.size)}
     config = {k: v for k, v in entry.config.items() if k not in tuning}
     config |= {k: v for k, v in original.config.items() if k in tuning}

@@ -106,6 +106,7 @@ def _build_entry(
         config=config,
         learning_rate=variant.learning_rate,
         learning_rate_why=f"{variant.title}'s in the catalog: {variant.learning_rate_why}",
+        base_parameters=variant.base_parameters,
     )
 
 

@@ -24,7 +24,7 @@ from bakeoff.study.config.budget import (
     method_name,
 )
 from bakeoff.study.config.engine import EngineSpec
-from bakeoff.study.config.inputs import BaseSpec, DataSpec, ForgettingSpec, TaskSpec
+from bakeoff.study.config.inputs import JOINT, BaseSpec, DataSpec, ForgettingSpec, TaskSpec
 
 _BACKSLASHED = re.compile(r'"([^"\']*\\[^"\']*)"')
 """A string in double quotes with a backslash, and without single quotes."""
@@ -51,7 +51,7 @@ class StudySpec(SpecTable):
 
     @model_validator(mode="after")
     def _check_overrides(self) -> StudySpec:
-        used = {method_name(m) for m in self.method_names}
+        used = {name for m in self.method_names for name in self.lineage(method_name(m))}
         for name, override in self.method.items():
             if name not in used:
                 near = near_match(name, used)
@@ -77,6 +77,32 @@ class StudySpec(SpecTable):
     def _check_target(self) -> StudySpec:
         if self.budget.parameters is not None and self.budget.match != "parameters":
             raise ValueError('budget.parameters needs budget.match = "parameters"')
+        return self
+
+    def lineage(self, name: str) -> tuple[str, ...]:
+        """Return a method's name, that of the method it is `like`, and so on.
+
+        Raises:
+            ValueError: a method is like itself.
+        """
+        names = [name]
+        while (table := self.method.get(names[-1])) is not None and table.like is not None:
+            following = method_name(table.like)
+            if following in names:
+                raise ValueError(f"[method.{name}] is like itself: {', '.join(names)}, {following}")
+            names.append(following)
+        return tuple(names)
+
+    def tables_of(self, name: str) -> tuple[MethodSpec, ...]:
+        """Return a method's table, then those of the methods that it is like."""
+        return tuple(self.method[n] for n in self.lineage(name) if n in self.method)
+
+    @model_validator(mode="after")
+    def _check_joint_rate(self) -> StudySpec:
+        if self.task.head_learning_rate == JOINT and self.budget.tune != "all":
+            raise ValueError(
+                'task.head_learning_rate = "joint" needs budget.tune = "all", and more settings'
+            )
         return self
 
     @property

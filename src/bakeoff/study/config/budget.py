@@ -56,6 +56,8 @@ class MethodSpec(SpecTable):
     """With `kind = "peft"`: PEFT's own `adapter_config.json`; relative to the study file."""
     peft: str | None = None
     """With `kind = "peft"`: a PEFT config class, such as `LoraConfig`."""
+    like: Reference | None = None
+    """Another method, with this table's name for it, its learning rates and its `config`."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Replaces the log grid around the catalog's prior; as many as `budget.settings`."""
     config: dict[str, Any] = {}
@@ -68,6 +70,8 @@ class MethodSpec(SpecTable):
             raise ValueError('kind = "peft" needs either `path` or `peft`')
         if self.kind == "catalog" and sources:
             raise ValueError(f'`{sources[0]}` needs kind = "peft"')
+        if self.kind == "peft" and self.like is not None:
+            raise ValueError('either kind = "peft" or `like`')
         return self
 
 
@@ -105,12 +109,12 @@ class BudgetSpec(SpecTable):
     ) = None
     """Shares of the steps at which the settings of a replicate are compared. Default: 0.1; 0.1 and
     0.3 for two entries of `keep`."""
-    keep: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_TRIALS)], ...], Field(min_length=1)] = (
-        2,
-    )
+    keep: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MOST_TRIALS)], ...], Field(min_length=1)
+    ] = (2,)
     """How many settings of a replicate go on after each rung. `[2, 1]` costs a third less for a
     large base and finds the best rate less often."""
-    extend: Annotated[int, Field(ge=0, le=5)] = 2
+    extend: Annotated[int, Field(ge=0, le=8)] = 4
     """How many more rates a method gets while its best learning rate is at the edge of its grid."""
     select_on: Literal["loss", "metric"] = "loss"
     """The validation value that settings are selected on: `loss` is less noisy."""
@@ -157,6 +161,9 @@ class VerdictSpec(SpecTable):
     """The objective of the recommendation, or weights such as `{ quality = 1.0, memory = 0.5 }`."""
     pareto: tuple[ParetoAxis, ...] | None = None
     """Axes of the Pareto front, including `quality`; default: all that were measured."""
+    check_head: bool = True
+    """Train the control and one contender again at a third and three times of the output layer's
+    learning rate, to see whether the verdict depends on it (classification only)."""
 
     @field_validator("prefer", mode="before")
     @classmethod

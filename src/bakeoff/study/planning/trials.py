@@ -7,7 +7,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bakeoff.core.trial import LEARNING_RATE, REPLICATE, Conditions, MethodEntry, Segment, Trial
+from bakeoff.core.trial import (
+    LEARNING_RATE,
+    RATE_KEYS,
+    REPLICATE,
+    Conditions,
+    MethodEntry,
+    Segment,
+    Trial,
+)
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.budget import BudgetSpec
 from bakeoff.study.planning.sampler import ObservedSetting, propose_settings
@@ -32,8 +40,8 @@ def learning_rates(prior: float, count: int) -> tuple[float, ...]:
 
 def rate_grid(entry: MethodEntry, spec: StudySpec) -> tuple[float, ...]:
     """Return a method's learning rates: the user's, else a grid around the catalog's prior."""
-    override = spec.method.get(entry.name)
-    given = override.learning_rates if override else None
+    stated = (table.learning_rates for table in spec.tables_of(entry.name))
+    given = next(filter(None, stated), None)
     return given or learning_rates(entry.learning_rate, spec.budget.settings)
 
 
@@ -148,7 +156,7 @@ def group_trials(trials: Sequence[Trial], max_lanes: int | None) -> Iterator[tup
     """
     alike: dict[str, list[Trial]] = {}
     for trial in trials:
-        shapes = {k: v for k, v in trial.setting.items() if k != LEARNING_RATE}
+        shapes = {k: v for k, v in trial.setting.items() if k not in RATE_KEYS}
         key = json.dumps([trial.method.name, trial.phase, shapes], sort_keys=True)
         alike.setdefault(key, []).append(trial)
     for group in alike.values():

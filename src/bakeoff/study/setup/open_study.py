@@ -20,14 +20,15 @@ from bakeoff.data import general_text as data_general_text
 from bakeoff.data.issues import DataIssue
 from bakeoff.data.rows import Row
 from bakeoff.data.splits import Splits
-from bakeoff.methods import forbidden_arguments, user_defined
-from bakeoff.methods import registry as catalog
 from bakeoff.metrics import load
 from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress
+from bakeoff.study.planning.learning_rates import centre_note, centre_rate
 from bakeoff.study.remote import ExecutorFactory, make_executor, open_executor, run_remote
 from bakeoff.study.setup import base_model, defaults
 from bakeoff.study.setup import splits as setup_splits
+from bakeoff.study.setup.item_groups import find_item_groups
+from bakeoff.study.setup.methods import load_methods, restore_methods
 from bakeoff.study.setup.study import CAUSAL_LM, ChosenMetric, Study, prior_trial, whole_segment
 from bakeoff.study.setup.validate_data import (
     raise_fatal,
@@ -65,14 +66,22 @@ def open_study(
     options, issues = validate_rows(spec, source, task, splits)
     base = base_model.locate_base(spec.base.model, progress.say, spec.base.revision)
     options, head_issues = add_head(spec, base, options, out, make_executor)
-    issues = [*head_issues, *issues]
+    groups, group_issues = find_item_groups(
+        spec.data, splits.rows["test"], lambda row: task.texts(row, options["columns"])[0]
+    )
+    issues = [*head_issues, *issues, *group_issues]
     texts = base_model.check_trust(base, spec.base) + warning_texts(issues, splits)
     if Path(base.path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local base needs no hub
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with defaults.length_request(spec, options, base, splits, out) as request:
+        request |= _size_request(spec, base, options)
         machine = _detect_machine(spec, make_executor, request)
+    size, frozen = machine.pop("base_parameters", None), defaults.frozen_values(out)
+    entries = restore_methods([centre_rate(e, size) for e in entries], spec, frozen)
     choices = _choose_defaults(spec, splits, entries, machine, metric.info, options["columns"])
+    if note := centre_note(spec, entries, size):
+        choices = choices._replace(notes={**choices.notes, "learning_rates": note})
     spec, options = choices.spec, {**options, "max_length": choices.spec.task.max_length}
     unused = defaults.unused_columns(splits, options["columns"], spec.data.group)
     if not (out / study_folder.DATABASE).is_file():
@@ -83,7 +92,7 @@ def open_study(
     conditions = _conditions(spec, base, options, metric, machine, splits)
     study = Study(
         spec, out, entries, conditions, base, machine, splits, warnings, source.resolve(), metric,
-        make_executor=make_executor, chosen=choices.notes, unused_columns=unused,
+        make_executor=make_executor, chosen=choices.notes, unused_columns=unused, groups=groups,
     )  # fmt: skip
     return match_parameters(study) if spec.budget.match == "parameters" else study
 
@@ -96,7 +105,8 @@ def _conditions(
     machine: Mapping[str, Any],
     splits: Splits,
 ) -> Conditions:
-    """Return what all trials of the study share."""
+    """Return what all trials of the study share; a rate to be tuned is still open."""
+    rate = spec.task.head_learning_rate
     return Conditions(
         base=base.published_as,
         revision=base.commit or spec.base.revision,
@@ -111,7 +121,7 @@ def _conditions(
         decay=spec.budget.decay,
         weight_decay=spec.budget.weight_decay,
         clip=spec.budget.clip,
-        head_learning_rate=spec.task.head_learning_rate,
+        head_learning_rate=rate if isinstance(rate, float) else None,
         validations=spec.budget.validations,
         device=machine["device"],
         precision=machine["precision"],
@@ -172,16 +182,29 @@ def add_head(
     return {**options, HEAD: head}, [issue]
 
 
+def _size_request(
+    spec: StudySpec, base: base_model.ResolvedBase, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the request for the number of parameters of the base."""
+    task = task_class(spec.task.kind)
+    place = {
+        "path": base.path,
+        "revision": base.commit or spec.base.revision,
+        "trusted": spec.base.trust_remote_code,
+    }
+    return {"base": {**place, "task_type": task.task_type, "heads": list(task(options).heads)}}
+
+
 def _detect_machine(
-    spec: StudySpec, make_executor: ExecutorFactory, lengths: Mapping[str, Any]
+    spec: StudySpec, make_executor: ExecutorFactory, requested: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return device, precision, threads and quantizer that the study's trials would get.
 
-    With ``lengths``, a request for them, the rows' token counts are under ``row_lengths``.
+    The answers to what else is ``requested`` are under ``row_lengths`` and ``base_parameters``.
     """
     request = spec.engine.model_dump(include={"device", "precision", "workers"})
     request["threads"] = spec.engine.requested_threads
-    request |= spec.base.model_dump(include={"quantize", "quantizer"}) | dict(lengths)
+    request |= spec.base.model_dump(include={"quantize", "quantizer"}) | dict(requested)
     return run_remote(open_executor(spec, make=make_executor), jobs.DETECT_MACHINE, request)
 
 
@@ -289,13 +312,15 @@ def add_warnings(study: Study, warnings: Sequence[str], progress: Progress) -> S
 def match_parameters(study: Study) -> Study:
     """Give every method the size with as many trainable parameters as the control (or as set)."""
     task = task_class(study.spec.task.kind)
-    overrides = study.spec.method
     request = {
         "segment": whole_segment(study, [prior_trial(study, e) for e in study.entries]).to_json(),
         "task_type": task.task_type,
         "heads": list(task(study.conditions.task_options).heads),
         "target": study.spec.budget.parameters,
-        "fixed": {name: list(override.config) for name, override in overrides.items()},
+        "fixed": {
+            e.name: sorted({key for t in study.spec.tables_of(e.name) for key in t.config})
+            for e in study.entries
+        },
     }
     sizes = tuple(run_remote(study.executor(), jobs.MATCH_PARAMETERS, request)["sizes"])
     entries = []
@@ -305,23 +330,3 @@ def match_parameters(study: Study) -> Study:
             entry = dataclasses.replace(entry, config=config)
         entries.append(entry)
     return study._replace(entries=tuple(entries), sizes=sizes)
-
-
-def load_methods(spec: StudySpec, source: Path) -> tuple[MethodEntry, ...]:
-    """Return the study's methods, control first; the user's arguments override the catalog's."""
-    entries = []
-    for name in spec.method_names:
-        table = spec.method.get(name)
-        if table is not None and table.path is not None:
-            entry = user_defined.from_file(name, source / table.path)
-        elif table is not None and table.peft is not None:
-            entry = user_defined.from_class(name, table.peft, table.config)
-        else:
-            entry = catalog.load(name, source)
-        override = spec.method.get(entry.name)
-        if override:
-            entry = dataclasses.replace(entry, config={**entry.config, **override.config})
-        forbidden_arguments.check_arguments(entry.name, entry.config)
-        forbidden_arguments.check_arguments(entry.name, entry.tuning)
-        entries.append(entry)
-    return tuple(entries)

@@ -15,6 +15,7 @@ from bakeoff.engine import profiling, quantization
 from bakeoff.engine.accelerators import explain_defaults
 from bakeoff.engine.device import resolve_device, resolve_precision
 from bakeoff.training.preflight.base_errors import load_error
+from bakeoff.training.preflight.parameter_count import count_base
 from bakeoff.training.preflight.row_lengths import count_row_lengths
 
 
@@ -22,8 +23,9 @@ def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
     """Resolve device, precision, threads and quantizer; a worker's entry point.
 
     Returns them with the hardware's name and the versions of packages, or an ``error`` to raise.
-    If ``value`` has a ``segment``, the token counts of its rows are added as ``row_lengths``: one
-    job for both, because each job before a study starts a process.
+    If ``value`` has a ``segment``, the token counts of its rows are added as ``row_lengths``; if it
+    has a ``base``, that base's number of parameters as ``base_parameters``: one job for all,
+    because each job before a study starts a process.
     """
     quantize, quantizer = value.get("quantize"), None
     try:
@@ -38,6 +40,8 @@ def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
     counted = _count_lengths(value["segment"]) if "segment" in value else {}
     if counted.get("error") is not None:
         return counted
+    if "base" in value:
+        counted["base_parameters"] = count_base(value["base"])
     return {
         **counted,
         "device": device,

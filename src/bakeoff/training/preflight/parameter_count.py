@@ -91,6 +91,24 @@ def load_architecture(
     return Architecture(config, task_type, tuple(heads))
 
 
+def count_base(value: dict[str, Any]) -> int | None:
+    """Return the number of parameters of a base; None if its architecture cannot be built.
+
+    ``value`` has ``path``, ``revision``, ``trusted``, ``task_type`` and ``heads``.
+    """
+    try:
+        with quiet_libraries():
+            shape = load_architecture(
+                value["path"], value["task_type"], value["heads"], value["revision"],
+                value["trusted"],
+            )  # fmt: skip
+            named = shape.model(None).named_parameters()
+            heads = set(shape.heads)
+            return sum(p.numel() for n, p in named if not heads & set(n.split(".")))
+    except Exception:  # a base with code of its own, or one that cannot be loaded at all
+        return None
+
+
 def count(entry: MethodEntry, config: dict[str, Any], shape: Architecture, steps: int) -> int:
     """Return the number of parameters that the method would train, without the task's output layer.
 
@@ -135,7 +153,8 @@ def _bracket_size(target: int, step: int, count_at: Callable[[Any], int | None])
     """Return the two multiples of ``step`` whose counts enclose ``target``, by bisection.
 
     The count grows with every size argument except block sizes, whose values are listed in the
-    entry. A value that cannot be attached counts as too large.
+    entry, and with a rank only up to the base's width. A value that cannot be attached counts as
+    too large.
     """
     low, high = 1, 2
 
@@ -144,6 +163,9 @@ def _bracket_size(target: int, step: int, count_at: Callable[[Any], int | None])
         return n is not None and n < target
 
     while below(high) and high * step < MAX_SIZE:
+        if (most := count_at(high * step)) == count_at(low * step) and most is not None:
+            low, target = low // 2, most
+            break
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

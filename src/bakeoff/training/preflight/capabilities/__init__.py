@@ -27,6 +27,7 @@ from bakeoff.methods.capability_records import (
     Capabilities,
     Measurement,
     QuantizationSupport,
+    at_probed_rank,
     entry_hash,
 )
 from bakeoff.training.preflight.capabilities import (
@@ -59,6 +60,7 @@ def probe_method(value: dict[str, Any]) -> dict[str, Any]:
 
 def measure_capabilities(entry: MethodEntry, folder: Path) -> Capabilities:
     """Return the capabilities of ``entry``; files are written into the empty ``folder``."""
+    entry = at_probed_rank(entry)
     result = Capabilities(entry.name, entry_hash(entry), _peft_type(entry), entry.needs)
     if entry.needs is not None:
         return dataclasses.replace(

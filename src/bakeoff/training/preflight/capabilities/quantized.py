@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import quantization
-from bakeoff.methods.capability_records import QuantizationSupport
+from bakeoff.methods.capability_records import QuantizationSupport, at_probed_rank
 from bakeoff.training.preflight.capabilities import tiny
 from bakeoff.training.preflight.capabilities.post_training import error_reason
 from bakeoff.training.preflight.capabilities.train import (
@@ -44,6 +44,7 @@ def cannot_train_reason(entry: MethodEntry, quantize: str, quantizer: str) -> st
     It is not known for methods that cannot be attached to the plain tiny Llama either: their target
     modules may be named for another base.
     """
+    entry = at_probed_rank(entry)
     kind = next(k for k in PACKAGES if (BITS[k], PACKAGES[k]) == (quantize, quantizer))
     try:
         plain = train(entry, dict(entry.config), "llama", tiny.base("llama"))
