@@ -928,6 +928,7 @@ NAMES = (
     "reference_checks",
     "causality",
     "open_study",
+    "item_groups",
 )
 ACROSS = {"test-in-train", "validation-in-train", "test-in-validation"}
 ELSEWHERE = {
@@ -942,4 +943,6 @@ ELSEWHERE = {
     # tests/tasks/test_references.py
     "reference-not-reachable", "reference-not-perfect", "reference-over-budget", "metric-failed",
     "special-token-in-text", "end-token-written", "begin-token-written", "special-tokens-kept",
+    # tests/study/test_item_groups.py
+    "few-groups", "one-test-group", "no-test-groups", "test-group-missing", "test-groups-cut-short",
 }  # fmt: skip

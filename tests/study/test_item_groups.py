@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,14 @@ from bakeoff.core.warning_codes import VERDICT, group_of, with_code
 from bakeoff.data.checks.near_duplicates import cluster_near_duplicates
 from bakeoff.study.config import parse_spec
 from bakeoff.study.config.inputs import DataSpec
+from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.record import group_fields
 from bakeoff.study.setup import compatibility
 from bakeoff.study.setup.item_groups import ItemGroups, find_item_groups
+from bakeoff.study.setup.open_study import open_study
+from bakeoff.study.setup.provenance import describe_study, frozen_values
+from bakeoff.study.setup.study import prior_trial
+from bakeoff.testing.tiny import rows, write_jsonl
 
 LONG = "Please turn the {} in the large room on the second floor of the house off again, thank you."
 
@@ -137,6 +143,9 @@ def test_clusters_of_boilerplate_take_few_comparisons(monkeypatch: pytest.Monkey
     clusters, complete = cluster_near_duplicates(texts)
     assert len(set(clusters)) == 1
     assert complete
+    monkeypatch.setattr("bakeoff.data.checks.near_duplicates.MAX_COMPARISONS", 10)
+    rows = [{"prompt": t} for t in texts[:40]]
+    assert find(rows, item_groups="near-duplicates")[1] == ["test-groups-cut-short"]
 
 
 def test_record_has_the_groups_and_older_studies_have_none() -> None:
@@ -160,3 +169,28 @@ def test_reading_keys_are_not_compared(study_values: dict[str, Any]) -> None:
         not {"group", "item_groups"}
         & compatibility.comparable_spec(parse_spec(study_values))["data"].keys()
     )
+
+
+def test_study_has_groups_and_trials_do_not(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A study with a test file: groups change what is frozen of the study, but no trial's id."""
+    for split in ("validation", "test"):
+        study_values["data"][split] = str(write_jsonl(tmp_path / f"{split}.jsonl", rows()))
+    studies = {}
+    for column in (None, "template"):
+        data = study_values["data"] | ({} if column is None else {"group": column})
+        spec = parse_spec(study_values | {"data": data})
+        studies[column] = open_study(spec, tmp_path, tmp_path / "out", Progress())
+    plain, grouped = studies[None], studies["template"]
+    assert plain.groups is None
+    assert grouped.groups is not None
+    assert len(set(grouped.groups.numbers)) == len({row["template"] for row in rows()}) == 12
+    one, other = (prior_trial(s, s.entries[0]).id for s in (plain, grouped))
+    assert one == other
+    about = json.loads(json.dumps(describe_study(grouped, {})))
+    assert group_fields(about) == {
+        "groups": grouped.groups.numbers,
+        "group_source": "column 'template'",
+    }
+    assert group_fields(describe_study(plain, {})) == {}
+    changes = compatibility.differences(frozen_values(plain), frozen_values(grouped))
+    assert {c.split(":")[0] for c in changes} == {"groups.source", "groups.sha256"}
