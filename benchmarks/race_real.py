@@ -135,7 +135,7 @@ def _decide_ripeness(readings: Readings, step: int) -> racing.RipeDecision:
     leading = racing.leading_losses(readings.at[step].values(), readings.control)
     seeds = [seed for seed in leading if seed in readings.start]
     return racing.is_ripe(
-        np.array([leading[s] for s in seeds]), np.array([readings.start[s] for s in seeds])
+        np.array([leading[s] for s in seeds]), np.array([readings.start[s] for s in seeds]), step
     )
 
 

@@ -396,7 +396,7 @@ def test_rung_candidates(
 def test_ripe_by_hand(falls: list[float], ripe: bool, fall: float, z: float | None) -> None:
     """A rung counts if the loss has fallen by 10 %, or by 5 paired standard errors."""
     start = np.array([1.0, 2.0, 3.0, 4.0])
-    found = is_ripe(start - np.array(falls), start)
+    found = is_ripe(start - np.array(falls), start, 20)
     assert (found.ripe, found.fall) == (ripe, pytest.approx(fall))
     assert found.z == (None if z is None else pytest.approx(z))
 
@@ -405,15 +405,26 @@ def test_ripe_averages_over_replicates() -> None:
     """Replicates are averaged item by item before the test."""
     start = np.array([[2.0, 2.0, 2.0], [4.0, 4.0, 4.0]])  # mean 3 by item
     control = np.array([[2.0, 1.7, 2.0], [3.4, 3.7, 3.4]])  # mean 2.7 by item
-    found = is_ripe(control, start)
+    found = is_ripe(control, start, 6)
     assert found.fall == pytest.approx(0.1)
-    assert found.ripe == is_ripe(control.mean(axis=0), start.mean(axis=0)).ripe
+    assert found == is_ripe(control.mean(axis=0), start.mean(axis=0), 6)
 
 
 def test_not_ripe_without_losses() -> None:
     """Without a loss of the control, or with a single item, nothing is computed from it."""
-    assert is_ripe(np.array([]), np.array([])) == RipeDecision(False, None, None)
-    assert is_ripe(np.array([0.5]), np.array([1.0])) == RipeDecision(True, 0.5, None)
+    assert is_ripe(np.array([]), np.array([]), 30) == RipeDecision(False, None, None)
+    assert is_ripe(np.array([0.5]), np.array([1.0]), 30) == RipeDecision(True, 0.5, None)
+
+
+@pytest.mark.parametrize(("step", "ripe"), [(6, False), (19, False), (20, True), (300, True)])
+def test_small_certain_fall_counts_from_step_20(step: int, ripe: bool) -> None:
+    """A fall below 10 % counts only from step 20 on, however certain it is."""
+    start = np.linspace(3.0, 4.0, 100)
+    control = start - np.tile([0.2, 0.3], 50)  # 7 %, about 50 standard errors
+    found = is_ripe(control, start, step)
+    assert found.ripe is ripe
+    assert found.z is not None
+    assert found.z > 40
 
 
 @pytest.mark.parametrize(

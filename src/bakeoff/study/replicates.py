@@ -167,7 +167,7 @@ def _decide_ripeness(
     leaders = racing.leading_losses(standings, study.entries[0].name)
     seeds = sorted(leaders.keys() & initial.keys())
     return racing.is_ripe(
-        np.array([leaders[s] for s in seeds]), np.array([initial[s] for s in seeds])
+        np.array([leaders[s] for s in seeds]), np.array([initial[s] for s in seeds]), step
     )
 
 
