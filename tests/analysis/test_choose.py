@@ -22,7 +22,7 @@ from bakeoff.analysis.trial_runs import TrialRun
 from bakeoff.core.results import Cost, SplitScores, Status
 from bakeoff.study.config import parse_spec
 from bakeoff.study.planning.racing import Rules, RungStanding, decide_rung
-from bakeoff.study.search import racing_costs
+from bakeoff.study.replicates import racing_costs
 
 
 def tried(rate: float, loss: float, right: int, step: int = 100, **more: Any) -> TrialRun:

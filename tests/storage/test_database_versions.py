@@ -36,7 +36,7 @@ def old(tmp_path: Path) -> Path:
     kept = result(TRIALS[0])
     value = kept.to_json()
     value["splits"] = {s: {"mean_loss": v.mean_loss} for s, v in kept.splits.items()}
-    del value["item_losses"], value["forgetting"]  # it knew neither
+    del value["item_losses"], value["forgetting"], value["initial_losses"]  # it knew none
     with closing(sqlite3.connect(path)) as db:
         db.executescript(VERSION_1)
         db.execute("INSERT INTO study VALUES ('schema_version', '1'), ('key', '[1, 2]')")
@@ -84,7 +84,7 @@ def test_older_version_migrated_after_backup(old: Path) -> None:
     seal = trial_dir.manifest_hash(old.parent / "trials" / TRIALS[0].id)
     assert seal is not None
     with Reader(old) as reader:
-        assert reader.version == schema.VERSION == 2
+        assert reader.version == schema.VERSION == 3
         assert reader.trials() == ((TRIALS[0], result(TRIALS[0])), (TRIALS[1], None))
         assert reader.trial_rows()[TRIALS[0].id] == TrialRow("done", seal)
         assert reader.values()["key"] == [1, 2]
@@ -110,7 +110,7 @@ def test_failed_migration_keeps_old_version(old: Path, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(migrate, "MIGRATIONS", {1: stop})
+        patched.setattr(migrate, "MIGRATIONS", {**migrate.MIGRATIONS, 1: stop})
         with pytest.raises(KeyboardInterrupt):
             Writer(old)
     with Reader(old) as reader:
@@ -118,7 +118,7 @@ def test_failed_migration_keeps_old_version(old: Path, monkeypatch: pytest.Monke
         assert reader.trial_rows()[TRIALS[0].id] == TrialRow("done", None)
     Writer(old).close()
     with Reader(old) as reader:
-        assert reader.version == 2
+        assert reader.version == schema.VERSION
 
 
 def test_every_version_has_its_way_up() -> None:
@@ -141,7 +141,7 @@ def test_newer_version_refused(tmp_path: Path, opened: Callable[[Path], object])
     with pytest.raises(BakeoffError) as error:
         opened(path)
     assert (error.value.code, error.value.exit_code) == ("database-version", 3)
-    assert "version 99; this bakeoff supports up to 2" in error.value.cause
+    assert "version 99; this bakeoff supports up to 3" in error.value.cause
     assert "upgrade" in error.value.try_
     assert path.read_bytes() == before
 

@@ -33,8 +33,8 @@ from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import PreflightError, UsageError
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.report import render
-from bakeoff.study import final
 from bakeoff.study import fork as study_fork
+from bakeoff.study import replicates, rounds
 from bakeoff.study.config import parse_spec, read_spec
 from bakeoff.study.monitoring import progress
 from bakeoff.study.storage import lock
@@ -99,8 +99,19 @@ def everything(folder: Path) -> dict[str, tuple[int, bytes | None]]:
     return {name: value for name, value in found.items() if name not in empty}
 
 
-def ids(folder: Path, phase: str | None = None) -> set[str]:
-    return {t.id for t, _ in api.read_trials(folder) if phase in (None, t.phase)}
+def ids(folder: Path) -> set[str]:
+    return {t.id for t, _ in api.read_trials(folder)}
+
+
+def scored(folder: Path) -> set[str]:
+    """Return the trials that were scored on test."""
+    return {t.id for t, r in api.read_trials(folder) if r is not None and "test" in r.splits}
+
+
+def replicate(folder: Path, trial_id: str) -> set[str]:
+    """Return the trials of the replicate of one of them."""
+    keys = {t.id: (t.method.name, t.seed) for t, _ in api.read_trials(folder)}
+    return {i for i, key in keys.items() if key == keys[trial_id]}
 
 
 def results(folder: Path) -> dict[str, TrialResult | None]:
@@ -113,9 +124,9 @@ def known(folder: Path) -> dict[str, Any]:
 
 
 def unread(values: Values, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Run a study up to its final trials."""
+    """Run a study until its trials would be scored on test."""
     with monkeypatch.context() as patched:
-        patched.setattr(final, "run_final", raise_killed)
+        patched.setattr(replicates, "_choose_finalists", raise_killed)
         with pytest.raises(Killed):
             api.run(parse_spec(values), out, out)
     return out
@@ -155,11 +166,13 @@ def test_fork_reuses_trials_counts_evaluation(
     assert {i: results(new)[i] for i in old} == old
     for trial in old:
         here, there = new / "trials" / trial, parent / "trials" / trial
-        assert trial_dir.manifest_hash(here) == trial_dir.manifest_hash(there) is not None
-        assert trial_dir.find_damage(here) is None
+        assert (
+            trial not in scored(parent)
+            or trial_dir.manifest_hash(here) == trial_dir.manifest_hash(there) is not None
+        )
+        assert trial not in scored(parent) or trial_dir.find_damage(here) is None
     assert {f.state for f in api.diagnose(new)} == {"ok"}
-    for title, count in (("Search", 4), ("Final", 4)):
-        assert f"{title}: {count} finished trials are reused from tiny" in heard.lines
+    assert "Replicates: 4 finished replicates are reused from tiny" in heard.lines
 
     study = made["study"]
     assert study["test_looks"] == 2
@@ -285,7 +298,7 @@ def test_unevaluated_parent_counts_once(
     made = fork(values, parent, tmp_path / "new")
     assert made["study"]["test_looks"] == 1
     assert made["provenance"]["forked_from"]["test_reads"] == 0
-    assert set(trained) == ids(tmp_path / "new", "final"), "the search was taken over"
+    assert set(trained) == ids(tmp_path / "new"), "no replicate of the parent is finished"
 
 
 def test_later_parent_evaluation_counts(
@@ -295,7 +308,7 @@ def test_later_parent_evaluation_counts(
     parent = unread(values, tmp_path / "tiny", monkeypatch)
     asked = more(copy.deepcopy(values))
     with monkeypatch.context() as patched:
-        patched.setattr(final, "run_final", raise_killed)
+        patched.setattr(replicates, "_choose_finalists", raise_killed)
         with pytest.raises(Killed):
             fork(asked, parent, tmp_path / "new")
     assert known(tmp_path / "new")["test_reads"] == 0
@@ -311,16 +324,13 @@ def test_later_parent_evaluation_counts(
 def test_identical_fork_retries_failed_search(
     values: Values, parent: Path, tmp_path: Path, trained: list[str]
 ) -> None:
-    """A fork without a difference retries failed search trials."""
-    lost = min(ids(parent, "search"))
-    folder = parent / "trials" / lost
+    """A fork without a difference retries the replicate of a failed trial."""
+    lost = min(ids(parent) - scored(parent))
     failed = TrialResult(lost, Status.FAILED, "its worker died")
-    trial_dir.remove_manifest(folder)
-    trial_dir.write_manifest(folder, failed)
     with Writer(parent / "study.db") as store:
         store.save(failed)
     made = fork(values, parent, tmp_path / "new")
-    assert set(trained) == {lost}
+    assert set(trained) == replicate(parent, lost)
     assert results(tmp_path / "new")[lost] != failed
     assert made["failures"] == []
     assert made["study"]["test_changes"][0]["changes"] == ["forked from tiny"]
@@ -363,10 +373,10 @@ def test_incomplete_folder_not_reused(
     values: Values, parent: Path, tmp_path: Path, trained: list[str], spoil: Any
 ) -> None:
     """An incomplete trial folder is not reused."""
-    lost = min(ids(parent, "final"))
+    lost = min(scored(parent))
     spoil(parent / "trials" / lost)
     made = fork(values, parent, tmp_path / "new")
-    assert set(trained) == {lost}
+    assert set(trained) == replicate(parent, lost)
     assert made["complete"] is True
     assert {f.state for f in api.diagnose(tmp_path / "new")} == {"ok"}
     assert not list((tmp_path / "new" / "trials").glob("*.tmp"))
@@ -389,7 +399,7 @@ def test_killed_fork_resumes_copying(
         with pytest.raises(Killed):
             fork(more(values), parent, new)
     copied = {p.name for p in (new / "trials").iterdir()}
-    assert copied == ids(parent, "search")
+    assert copied == scored(parent)
     half = new / "trials" / "abc.tmp" / "abc"
     half.mkdir(parents=True)
     (half / "adapter.safetensors").write_bytes(b"half")
@@ -451,10 +461,10 @@ def test_fork_resumes_without_parent(
     """A fork resumes when its parent is gone."""
     new = tmp_path / "new"
     with monkeypatch.context() as patched:
-        patched.setattr(final, "run_final", raise_killed)
+        patched.setattr(rounds, "_take_look", raise_killed)
         with pytest.raises(Killed):
             fork(values, parent, new)
-    searched = ids(parent, "search")
+    searched = ids(parent)
     lose(parent)
     heard = RecordingProgress()
     made = go_on(new, heard)

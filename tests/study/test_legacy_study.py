@@ -1,9 +1,9 @@
-"""Studies of earlier code: read, exported and resumed by the code of today.
+"""Studies of earlier code: read, reported and exported by the code of today.
 
-`tests/data/legacy_study` holds two study folders that were written before the packages were
-rearranged: `finished`, and `interrupted`, which was killed with SIGKILL after rung 6 of its search
-and has commits in the write-ahead log only. Trial ids hash the absolute path of the base, so the
-tests put copies at the path where the studies were made.
+`tests/data/legacy_study` holds two study folders that were written before settings raced inside
+each replicate: `finished`, and `interrupted`, which was killed with SIGKILL after rung 6 of its
+search and has commits in the write-ahead log only. Trial ids hash the absolute path of the base, so
+the tests put copies at the path where the studies were made.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,11 @@ from helpers.executors import StandIns, current_factory, use_executors
 
 from bakeoff import api
 from bakeoff.core import jobs
-from bakeoff.core.trial import Trial
+from bakeoff.core.errors import PreflightError
 from bakeoff.integrations.export_weights import export_weights
 from bakeoff.report.live.queries import outline, snapshot
 from bakeoff.study.config import parse_spec
-from bakeoff.study.storage.database import Reader
-from bakeoff.training import segment
+from bakeoff.study.storage.database import Reader, Writer
 
 DATA = Path(__file__).parents[1] / "data" / "legacy_study"
 ORIGIN = Path("/tmp/bakeoff-legacy-study")
@@ -169,67 +166,35 @@ def test_finished_trains_nothing(
     assert final_scores(new) == final_scores(old)
 
 
-@pytest.fixture
-def searched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
-    """Each search trial that is trained, with the first and the last step of its segment."""
-    found: list[tuple[str, int, int]] = []
-    run_segment = segment.run
-
-    def recorded(value: dict[str, Any]) -> dict[str, Any]:
-        trials = [Trial.from_json(t) for t in value["trials"]]
-        found.extend((t.id, value["start"], value["stop"]) for t in trials if t.phase == "search")
-        return run_segment(value)
-
-    monkeypatch.setattr(segment, "run", recorded)
-    return found
-
-
-def rung_losses(out: Path, step: int) -> dict[str, list[float]]:
-    """Return the validation losses that trials have at a rung, item by item."""
-    query = "select trial_id, result from rungs where step = ?"
-    with closing(sqlite3.connect(out / "study.db")) as database:
-        rows = dict(database.execute(query, (step,)))
-    return {trial: json.loads(result)["item_losses"] for trial, result in rows.items()}
-
-
-def check_ends_as_finished(out: Path, report: dict[str, Any]) -> None:
-    """Compare every trial and every score with the study that was not interrupted."""
-    whole = out.parent / "finished"
-    assert report["complete"] is True
-    assert final_scores(report) == final_scores(load_report(whole))
-    resumed = {trial.id: result for trial, result in api.read_trials(out)}
-    assert len(resumed) == 10
-    for trial, expected in api.read_trials(whole):
-        result = resumed[trial.id]
-        assert result is not None
-        assert expected is not None
-        assert (result.status, result.step) == (expected.status, expected.step)
-        assert result.item_losses == pytest.approx(expected.item_losses, rel=1e-4)
-        for split, scores in expected.splits.items():
-            assert result.splits[split].scores == scores.scores
-
-
-def test_interrupted_resumes_after_search(
-    origin: Path, searched: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+def test_interrupted_reported_not_mixed(
+    origin: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A study that was killed after its last rung repeats nothing of its search."""
+    """An unfinished study of the older protocol is reported as it is, and not trained further."""
     out = origin / "interrupted"
     assert (out / "study.db-wal").stat().st_size > 0
-    report = run(origin, out, monkeypatch)
-    assert searched == []
-    check_ends_as_finished(out, report)
+    report = api.report(out)
+    assert report["complete"] is False
+    assert "rounds" not in report
+    with pytest.raises(PreflightError) as error:
+        run(origin, out, monkeypatch)
+    assert error.value.code == "older-protocol"
+    assert "--out" in error.value.try_
+    assert trained == []
+    assert len(list(api.read_trials(out))) == len(list(api.read_trials(origin / "finished"))) - 4
 
 
-def test_interrupted_resumes_from_checkpoints(
-    origin: Path, searched: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+def test_finished_database_migrated_with_backup(
+    origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A study that was killed between two rungs resumes from the checkpoints of the first."""
-    out = origin / "interrupted"
-    before = rung_losses(out, 6)
-    with closing(sqlite3.connect(out / "study.db")) as database, database:
-        database.execute("delete from rungs where step = 6")
-    report = run(origin, out, monkeypatch)
-    assert sorted(searched) == sorted((trial, 2, 6) for trial in before)
-    for trial, losses in rung_losses(out, 6).items():
-        assert losses == pytest.approx(before[trial], rel=1e-4)
-    check_ends_as_finished(out, report)
+    """A writer adds the table of looks, and keeps the database as it was beside it."""
+    path = origin / "finished" / "study.db"
+    before = api.report(origin / "finished")
+    Writer(path).close()
+    with Reader(path) as reader, Reader(path.with_name("study.db.v2.bak")) as backup:
+        assert (reader.version, backup.version) == (3, 2)
+        assert reader.looks("planned") == backup.looks("planned") == []
+        assert reader.trials() == backup.trials()
+    after = api.report(origin / "finished")
+    assert {k: v for k, v in after.items() if k not in UNSTABLE} == {
+        k: v for k, v in before.items() if k not in UNSTABLE
+    }

@@ -17,7 +17,7 @@ from helpers.resume import comparable
 
 from bakeoff import api
 from bakeoff.core.errors import LockedError, PreflightError
-from bakeoff.study import search
+from bakeoff.study import replicates
 from bakeoff.study.config import parse_spec
 from bakeoff.study.setup import compatibility
 
@@ -59,17 +59,23 @@ def test_racing_saves_steps_and_decisions(
     study_values: dict[str, Any], tmp_path: Path, race: str
 ) -> None:
     """Racing saves steps and records its decisions."""
-    study_values["budget"] |= {"steps": 20, "settings": 3, "race": race, "extend": 0}
+    # two settings go on from a rung at which the control has begun to learn, else three
+    study_values["budget"] |= {"steps": 20, "settings": 4, "race": race, "extend": 0}
     api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
-    search = [(t, r) for t, r in api.read_trials(tmp_path / "out") if t.phase == "search"]
-    steps: dict[str, list[int | None]] = {"lora": [], "ia3": []}
-    for trial, result in search:
+    trials = api.read_trials(tmp_path / "out")
+    steps: dict[tuple[str, int], list[int]] = {}
+    for trial, result in trials:
         assert result is not None
-        steps[trial.method.name].append(result.step)
+        assert result.step is not None
+        steps.setdefault((trial.method.name, trial.seed), []).append(result.step)
+    assert sorted(steps) == [("ia3", 1), ("ia3", 2), ("lora", 1), ("lora", 2)]
+    scored = [(t.method.name, t.seed) for t, r in trials if r and "test" in r.splits]
+    assert sorted(scored) == sorted(steps), "one setting of each replicate is scored on test"
     if race == "off":
-        assert steps == {"lora": [20] * 3, "ia3": [20] * 3}
+        assert set(map(tuple, steps.values())) == {(20, 20, 20, 20)}
         return
-    assert {m: sorted(s) for m, s in steps.items()} == {"lora": [2, 6, 6], "ia3": [2, 6, 6]}
+    (rung,) = api.report(tmp_path / "out")["race"]["rungs"]
+    assert {tuple(sorted(s)) for s in steps.values()} == {(rung, 20, 20, 20)}
     assert not list((tmp_path / "out").rglob("*.safetensors.tmp"))
     assert not list((tmp_path / "out" / "trials").glob("*/state/*")), "no state is left over"
 
@@ -120,13 +126,13 @@ def test_interrupted_study_report(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(search.planning_trials, "final_trials", stop)
+    monkeypatch.setattr(replicates, "_choose_finalists", stop)
     with pytest.raises(KeyboardInterrupt):
         api.run(parse_spec(study_values), tmp_path, tmp_path / "out")
     report = api.report(tmp_path / "out")
     assert report["complete"] is False
     assert [m["score"] for m in report["methods"]] == [None, None]
-    assert all(len(m["settings"]) == 2 for m in report["methods"])
+    assert all(len(m["settings"]) == 4 for m in report["methods"]), "two in each replicate"
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 
@@ -139,11 +145,15 @@ def test_replayed_racing_adds_nothing(study_values: dict[str, Any], tmp_path: Pa
     assert all(len(s) == 4 for s in settings.values()), "every method gets the same number"
     assert any("r" in s for s in settings["lora"]), "more than the rate is tuned"
     race = report["race"]
-    assert race["rungs"] == [2, 6]
-    first = [d for d in race["decisions"] if d["step"] == 2 and d["method"] == "lora"]
-    assert [d["goes_on"] for d in sorted(first, key=lambda d: d["mean_loss"])] == [True] * 2 + [
-        False
-    ] * 2
+    (rung,) = race["rungs"]
+    first = [d for d in race["decisions"] if d["step"] == rung and d["method"] == "lora"]
+    kept = 2 if race["first_rung"]["ripe"] else 3
+    goes_on = [d["goes_on"] for d in sorted(first, key=lambda d: d["mean_loss"])]
+    assert goes_on == [True] * kept + [False] * (4 - kept)
+    last = [d for d in race["decisions"] if d["step"] == 20 and d["method"] == "lora"]
+    assert [d["goes_on"] for d in sorted(last, key=lambda d: d["mean_loss"])] == [
+        True, *[False] * (kept - 1)
+    ]  # fmt: skip
     assert race["steps_trained"] < race["steps_in_full"]
     before = (out / "log.jsonl").read_text().count('"event": "advance"')
     again = api.run(parse_spec(study_values), tmp_path, out)

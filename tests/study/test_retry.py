@@ -39,7 +39,7 @@ from bakeoff.core import jobs
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.report import render
-from bakeoff.study import final, retry, search
+from bakeoff.study import replicates, retry, rounds
 from bakeoff.study.config import parse_spec
 from bakeoff.study.scheduler import RunContext
 from bakeoff.study.storage.database import Reader, Writer
@@ -56,14 +56,21 @@ class Faults:
 
     def __init__(self) -> None:
         self.fail: Callable[[Trial], bool] = lambda _: False
+        """Trials that fail while they race."""
+        self.fail_on_test: Callable[[Trial], bool] = lambda _: False
+        """Trials that fail when they are scored on test."""
         self.trained: list[str] = []
+
+    def mend(self) -> None:
+        """Let nothing fail any more, and forget which trials were trained."""
+        self.__init__()  # type: ignore[misc]
 
     def __call__(self, given: Segment, curves: Any) -> Any:
         self.trained += [t.id for t in given.trials]
         results = train(given, curves)
+        fail = self.fail_on_test if given.scores_test else self.fail
         return [
-            TrialResult(t.id, Status.FAILED, f"the fault of {t.method.name} in {t.phase}")
-            if self.fail(t) else r
+            TrialResult(t.id, Status.FAILED, f"the fault of {t.method.name}") if fail(t) else r
             for t, r in zip(given.trials, results, strict=True)
         ]  # fmt: skip
 
@@ -102,8 +109,9 @@ def values(whole: tuple[Values, dict[str, Any], Ended, Path]) -> Values:
 
 @pytest.fixture
 def best(whole: tuple[Values, dict[str, Any], Ended, Path]) -> float:
-    """The rate that LoRA's final trials have where nothing fails."""
-    return next(t.learning_rate for t, _ in whole[2].values() if _final_lora(t))
+    """The rate that LoRA's first replicate chooses where nothing fails."""
+    chosen = [(t, r) for t, r in whole[2].values() if r is not None and "test" in r.splits]
+    return next(t.learning_rate for t, _ in chosen if _is_first_lora(t))
 
 
 def ended(out: Path) -> Ended:
@@ -135,49 +143,48 @@ def rows_of(out: Path, *but: str) -> dict[str, list[Any]]:
     return {table: [r for r in rows if r[0] not in but] for table, rows in kept.items()}
 
 
-def _final_lora(trial: Trial) -> bool:
-    return (trial.phase, trial.method.name) == ("final", "lora")
+def _is_first_lora(trial: Trial) -> bool:
+    """Return whether a trial belongs to LoRA's first replicate."""
+    return (trial.seed, trial.method.name) == (1, "lora")
 
 
-def stopped_before_final(
+def stopped_before_test(
     values: Values, out: Path, monkeypatch: pytest.MonkeyPatch, retry: bool = False
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(final, "run_final", raise_killed)
+        patched.setattr(replicates, "_choose_finalists", raise_killed)
         with pytest.raises(Killed):
             run_validated(values, out, retry=retry)
 
 
-def test_failed_final_retried_only(
+def test_failed_replicate_retried_only(
     whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
     faults: Faults,
 ) -> None:  # fmt: skip
-    """A failed final trial is retried, and nothing else is."""
+    """A replicate whose trial failed on test runs again, nothing else does, and it is one look."""
     out = tmp_path / "out"
-    faults.fail = lambda t: _final_lora(t) and t.seed == 1
+    faults.fail_on_test = _is_first_lora
     report = run_validated(values, out)
     (failed,) = [f for f in report["failures"] if f["status"] == "failed"]
-    assert [f["status"] for f in report["failures"]].count("diverged") == 1
-    before = rows_of(out, failed["trial_id"])
-    faults.fail = lambda _: False
-    faults.trained.clear()
+    lost = {i for i, (t, _) in ended(out).items() if _is_first_lora(t)}
+    before = rows_of(out, *lost)
+    faults.mend()
     progress = RecordingProgress()
     again = run_validated(values, out, progress, retry=True)
-    group = {i for i, (t, _) in ended(out).items() if _final_lora(t)}
-    assert failed["trial_id"] in faults.trained
-    assert set(faults.trained) <= group
-    assert rows_of(out, failed["trial_id"]) == before
+    assert lost <= set(faults.trained)
+    assert {ended(out)[i][0].method.name for i in faults.trained} == {"lora"}
+    assert rows_of(out, *lost) == before
     assert numbers(ended(out)) == numbers(whole[2])
     assert again["complete"] is True
-    assert again["study"]["test_looks"] == 1
-    assert again["study"]["test_changes"] == []
+    assert again["study"]["test_looks"] == 2, "a look was taken without it"
+    assert again["study"]["test_changes"][0]["changes"] == ["retried: LoRA seed 1"]
+    assert len(again["rounds"]["again"]) == 1
     (noted,) = again["retried"]
     assert noted == {
-        "at": noted["at"], "phase": "final", "method": "lora", "trial_id": failed["trial_id"],
+        "at": noted["at"], "phase": "replicate", "method": "lora", "trial_id": failed["trial_id"],
         "seed": 1, "setting": failed["setting"], "status": "failed",
-        "reason": "the fault of lora in final",
+        "reason": "the fault of lora",
     }  # fmt: skip
-    assert verdicts(again) == verdicts(whole[1])
     (said,) = [line for line in progress.lines if line.startswith("retrying")]
     assert said == retry.describe_retry(noted)
     assert json.dumps(said) in (out / "log.jsonl").read_text()
@@ -189,83 +196,49 @@ def test_failed_final_retried_only(
 
 
 @pytest.mark.parametrize("lanes", ["auto", 2])
-def test_search_trial_races_from_start(
+def test_replicate_races_from_start(
     whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
     faults: Faults, best: float, lanes: str | int, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A retried search trial races again from its first step.
-
-    Also where the states that its neighbours went on from are long gone (two lanes).
-    """
+    """A replicate with a failed setting races again; no look has been taken, so none is added."""
     out = tmp_path / "out"
     values["engine"]["lanes"] = lanes
-    if lanes == 2:  # it comes to the second rung beside one whose state is gone
-        assert best == 1e-2
-        values["budget"]["settings"] = 4
-        values["method"]["lora"]["learning_rates"] = [best, 1e2, 3e-2, 1e1]
-        values["method"]["ln_tuning"]["learning_rates"] = [1e-3, 1e-2, 1e30, 1e-4]
-    faults.fail = lambda t: t.method.name == "lora" and t.learning_rate == best
-    stopped_before_final(values, out, monkeypatch)
+    faults.fail = lambda t: _is_first_lora(t) and t.learning_rate == best
+    stopped_before_test(values, out, monkeypatch)
     (failed,) = [i for i, s in status(out).items() if s is Status.FAILED]
-    before = rows_of(out, failed)
-    faults.fail = lambda _: False
-    faults.trained.clear()
+    lost = {i for i, (t, _) in ended(out).items() if _is_first_lora(t)}
+    faults.mend()
     again = run_validated(values, out, retry=True)
-    lora = {i for i, (t, _) in ended(out).items() if t.method.name == "lora" and t.phase != "final"}
-    finals = {i for i, (t, _) in ended(out).items() if t.phase == "final"}
-    assert set(faults.trained) <= lora | finals
-    if lanes == 2:
-        assert len(set(faults.trained) - finals) == 2, "itself and what is in its group at first"
-    after = rows_of(out, failed, *finals)
-    assert after["decisions"] == before["decisions"], "what was decided on others stays"
-    assert {r[:2] for r in after["trials"]} == {r[:2] for r in before["trials"]}
-    own = [d for d in again["race"]["decisions"] if d["trial_id"] == failed]
-    assert [d["goes_on"] for d in own] == [True, True]
-    losses = {
-        t.learning_rate: r.curve[-1].validation_loss
-        for i, (t, r) in ended(out).items()
-        if i in lora and r and r.status is Status.DONE
-    }
-    assert best in losses
-    assert {ended(out)[i][0].learning_rate for i in finals if _final_lora(ended(out)[i][0])} == {
-        min(losses, key=lambda rate: losses[rate] or 0.0)
-    }
+    assert lost <= set(faults.trained)
     if lanes == "auto":
-        trials = numbers(ended(out))
-        assert {i: trials[i] for i in finals} == {i: numbers(whole[2])[i] for i in finals}
+        assert numbers(ended(out)) == numbers(whole[2])
+        assert verdicts(again) == verdicts(whole[1])
     assert again["complete"] is True
+    assert (again["study"]["test_looks"], again["rounds"]["again"]) == (1, [])
     (noted,) = again["retried"]
-    assert (noted["phase"], noted["trial_id"]) == ("search", failed)
+    assert (noted["phase"], noted["trial_id"]) == ("replicate", failed)
     assert not list((out / "trials").glob("*/state/*"))
     assert {f.state for f in api.diagnose(out)} == {"ok"}
     assert not any(r.warnings for _, r in ended(out).values() if r), "nobody fell out of lanes"
-    reasons = {r.reason for t, r in ended(out).values() if r and r.status is Status.DONE}
-    assert search.ONE_OF_SETTINGS_LEFT.format(count=2, step=6) in reasons, (
-        "two were left, neither the only one"
-    )
 
 
-def test_search_fixed_after_test(
+def test_scored_replicate_fixed(
     values: Values, tmp_path: Path, faults: Faults, best: float,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Once the test set was evaluated, the search stays as it is."""
+    """Once a replicate was scored on test, its race stays as it is."""
     out = tmp_path / "out"
-    faults.fail = lambda t: (t.method.name, t.phase, t.learning_rate) == ("lora", "search", best)
+    faults.fail = lambda t: _is_first_lora(t) and t.learning_rate == best
     report = run_validated(values, out)
     before = stored_rows(out)
-    faults.fail = lambda _: False
-    faults.trained.clear()
+    faults.mend()
     progress = RecordingProgress()
     assert run_validated(values, out, progress, retry=True)["failures"] == report["failures"]
     assert faults.trained == []
     assert stored_rows(out) == before
-    assert retry.SEARCH_TRIALS_KEPT.format(count="1 failed trial") in progress.lines
-    assert "--fork NEW" in retry.SEARCH_TRIALS_KEPT
+    assert retry.KEPT.format(count="1 failed trial") in progress.lines
+    assert "--fork NEW" in retry.KEPT
     assert retry.NOTHING_FAILED not in progress.lines
-    page = (out / "report.html").read_text()
-    assert "1 search run failed" in page
-    assert "--retry" not in page
     monkeypatch.setattr(sys, "argv", ["bakeoff", "report", str(out)])
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit):
@@ -284,85 +257,6 @@ def test_nothing_failed_continues(
     assert retry.NOTHING_FAILED in progress.lines
     assert (report["retried"], faults.trained, stored_rows(out)) == ([], [], before)
     assert "--retry" not in (out / "report.html").read_text()
-
-
-def test_obsolete_final_trials_dropped(
-    whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
-    faults: Faults, best: float,
-) -> None:  # fmt: skip
-    """Final trials of a setting that is no longer chosen are not planned.
-
-    No final trial is scored, so the search may be tried again, and may choose otherwise.
-    """
-    out = tmp_path / "out"
-    faults.fail = lambda t: (
-        t.phase == "final" or (t.method.name == "lora" and t.learning_rate == best)
-    )
-    report = run_validated(values, out)
-    old = {i for i, (t, _) in ended(out).items() if _final_lora(t)}
-    assert len(old) == 2
-    assert report["study"]["test_looks"] == 0
-    faults.fail = lambda _: False
-    again = run_validated(values, out, retry=True)
-    assert again["complete"] is True
-    assert not old & set(ended(out))
-    assert {t.learning_rate for t, _ in ended(out).values() if _final_lora(t)} == {best}
-    finals = {i: v for i, v in numbers(whole[2]).items() if whole[2][i][0].phase == "final"}
-    assert {i: numbers(ended(out))[i] for i in finals} == finals
-    noted = {(n["phase"], n["trial_id"]) for n in again["retried"]}
-    assert {("final", i) for i in old} < noted
-    assert len(noted) == 5, "one of the search and four final ones"
-    assert {f.state for f in api.diagnose(out)} == {"ok"}
-
-
-def test_added_setting_stays_in_race(
-    values: Values, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A setting that was added in place of a failed one stays in the race.
-
-    It was tried: it is neither dropped nor left unfinished when it would not be added now.
-    """
-    out = tmp_path / "out"
-    values["budget"]["extend"] = 1
-    values["method"]["lora"]["learning_rates"] = [1e-2, 3e-2, 1e-1]
-    best = 3e-2  # after two steps; without it another is, at the edge
-    faults.fail = lambda t: t.method.name == "lora" and t.learning_rate == best
-    stopped_before_final(values, out, monkeypatch)
-    lora = [t.learning_rate for t, _ in ended(out).values() if t.method.name == "lora"]
-    assert len(lora) == 4, "the best of what was left lies at the edge"
-    stopped_before_final(values, out, monkeypatch, retry=True)
-    faults.fail = lambda _: False
-    report = run_validated(values, out, retry=True)
-    row = next(m for m in report["methods"] if m["method"] == "lora")
-    assert [s["setting"]["learning_rate"] for s in row["settings"]] == lora
-    decisions = [d for d in report["race"]["decisions"] if d["method"] == "lora"]
-    (own,) = [d for d in decisions if d["learning_rate"] == best and d["step"] == 2]
-    assert own["numbers"]["place"] == 1
-    assert own["numbers"]["of"] == 4, "it races against the one that was added"
-    assert report["complete"] is True
-    assert len(report["retried"]) == 2, "it failed twice"
-
-
-def test_finished_neighbour_keeps_row(
-    values: Values, tmp_path: Path, faults: Faults, best: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A finished trial that fails when it is trained again in a retried group keeps its row."""
-    out = tmp_path / "out"
-    lora = lambda t: t.method.name == "lora"  # noqa: E731
-    faults.fail = lambda t: lora(t) and t.learning_rate == best
-    stopped_before_final(values, out, monkeypatch)
-    (failed,) = [i for i, s in status(out).items() if s is Status.FAILED]
-    before = rows_of(out, failed)
-    faults.fail = lambda t: t.phase == "search" and lora(t) and t.learning_rate != best
-    report = run_validated(values, out, retry=True)
-    assert report["complete"] is True
-    finals = [i for i, (t, _) in ended(out).items() if t.phase == "final"]
-    after = rows_of(out, failed, *finals)
-    assert {r[:2] for r in after["trials"]} == {r[:2] for r in before["trials"]}
-    assert after["decisions"] == before["decisions"]
-    kept = status(out)
-    assert {f.state for f in api.diagnose(out, repair=True)} <= {"ok", "repaired"}
-    assert status(out) == kept
 
 
 def test_failed_cost_probe_repeated(
@@ -386,13 +280,13 @@ def test_failed_cost_probe_repeated(
     monkeypatch.setitem(costs_are_known.functions, jobs.PROBE_COST, fails_once)
     report = run_validated(values, out)
     assert {(f["phase"], f["status"]) for f in report["failures"]} == {
-        ("probe", "out_of_memory"), ("search", "diverged"),
+        ("probe", "out_of_memory"), ("replicate", "diverged"),
     }  # fmt: skip
     faults.trained.clear()
     again = run_validated(values, out, retry=True)
     assert probed == ["lora", "ln_tuning", "ln_tuning"]
     assert faults.trained == []
-    assert [f["phase"] for f in again["failures"]] == ["search"]
+    assert {f["phase"] for f in again["failures"]} == {"replicate"}
     (noted,) = again["retried"]
     assert (noted["phase"], noted["method"], noted["reason"]) == (
         "probe", "ln_tuning", "no room for it",
@@ -401,38 +295,32 @@ def test_failed_cost_probe_repeated(
     assert row["cost"]["step_milliseconds"] > 0
 
 
-@pytest.mark.parametrize("phase", ["search", "final"])
 def test_kill_during_retry_resumes(
     whole: tuple[Values, dict[str, Any], Ended, Path], values: Values, tmp_path: Path,
-    faults: Faults, best: float, monkeypatch: pytest.MonkeyPatch, phase: str,
+    faults: Faults, best: float, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """kill -9 between deleting and training leaves a study that resumes."""
     out = tmp_path / "out"
-    if phase == "search":
-        faults.fail = lambda t: t.method.name == "lora" and t.learning_rate == best
-        stopped_before_final(values, out, monkeypatch)
-    else:
-        faults.fail = lambda t: _final_lora(t) and t.seed == 1
-        run_validated(values, out)
+    faults.fail = lambda t: _is_first_lora(t) and t.learning_rate == best
+    stopped_before_test(values, out, monkeypatch)
     (failed,) = [i for i, s in status(out).items() if s is Status.FAILED]
-    others = {i: s for i, s in status(out).items() if i != failed}
+    lost = {i for i, (t, _) in ended(out).items() if _is_first_lora(t)}
+    others = {i: s for i, s in status(out).items() if i not in lost}
     first = ("before a step", 0)
     assert kills.run(values, out, out, first, retry=True) == -signal.SIGKILL
-    assert status(out) == {**others, failed: None}
+    assert status(out) == {**others, **dict.fromkeys(lost)}
     assert api.report(out)["complete"] is False
     assert kills.run(values, out, out) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["complete"] is True
     assert [n["trial_id"] for n in report["retried"]] == [failed]
-    found, wanted = numbers(ended(out)), numbers(whole[2])
-    finals = [i for i, (t, _) in whole[2].items() if t.phase == "final"]
-    assert {i: found[i] for i in finals} == {i: wanted[i] for i in finals}
+    assert numbers(ended(out)) == numbers(whole[2])
 
 
 def begun(tmp_path: Path, *trials: Trial) -> tuple[Any, Writer]:
     """Return a study of some trials and its store; nothing of it can be trained."""
     entries = {t.method.name: t.method for t in trials}.values()
-    study = SimpleNamespace(folder=tmp_path, entries=tuple(entries))
+    study = SimpleNamespace(folder=tmp_path, entries=tuple(entries), spec=SimpleNamespace(seed=0))
     store = Writer(tmp_path / "study.db")
     store.add_trials(trials)
     return study, store
@@ -503,20 +391,22 @@ def test_retry_ignores_time_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     The user has asked for it by name, at the steps that all others had.
     """
-    asked, other = (make_trial("lora", "classify", seed=s) for s in range(2))
+    asked, other = (make_trial("ia3", "classify", seed=s) for s in range(2))
+    control = make_trial("lora", "classify")
     _, store = begun(tmp_path, asked, other)
-    store.set_all({"final_steps": 30, retry.KEY: [{"trial_id": asked.id}]})
-    monkeypatch.setattr(final.planning_trials, "search_trials", lambda *_: ())
-    monkeypatch.setattr(final.time_budget, "slowdown", lambda *_: 1.0)
-    monkeypatch.setattr(final.time_budget, "final_seconds", lambda *_: {"lora": 1.0})
+    store.set_all({rounds.SCHEDULE: {"looks": [2]}, retry.KEY: [{"trial_id": asked.id}]})
+    monkeypatch.setattr(rounds.time_budget, "round_seconds", lambda *_: 1.0)
     study = SimpleNamespace(
-        spec=None, entries=(), conditions=None, splits=SimpleNamespace(counts={}), folder=tmp_path
+        spec=None, entries=(control.method,), splits=SimpleNamespace(counts={}), folder=tmp_path
     )
     over: Any = SimpleNamespace(allows=lambda _: False, timings=())
     given: Any = (study, store, RecordingProgress(), None, None, None, over)
-    steps, begins = final.plan_final_steps(RunContext(*given))
-    assert steps == 30
-    assert [begins(Segment((t,), 0, 30, "", "")) for t in (asked, other)] == [True, False]
+    begins = rounds._deadline_check(RunContext(*given), {"ia3": (0, 1)}, 1)
+    assert begins is not None
+    assert [begins(Segment((t,), 0, 30, "", "")) for t in (asked, other, control)] == [
+        True, False, True,
+    ]  # fmt: skip
+    assert rounds._deadline_check(RunContext(*given), {"ia3": (0, 1)}, 2) is None
 
 
 def test_cli_explains_and_retries(
@@ -535,18 +425,18 @@ def test_cli_explains_and_retries(
         said = capsys.readouterr()
         return end.value.code, said.out, " ".join(said.err.split())
 
-    faults.fail = lambda t: _final_lora(t) and t.seed == 1
+    faults.fail_on_test = _is_first_lora
     how = f"1 run failed. To retry: `bakeoff run {out} --retry`."
     code, _, err = bakeoff(str(tmp_path / "study.toml"), "--out", str(out))
     assert (code, how in err) == (4, True)
     code, _, err = bakeoff(str(out), "--json")
     assert (code, how in err) == (4, True)
     assert "To retry: `bakeoff run FOLDER --retry`." in (out / "report.html").read_text()
-    faults.fail = lambda _: False
+    faults.mend()
     code, printed, err = bakeoff(str(out), "--retry", "--json")
     assert code == 0
     assert "--retry" not in err
-    assert "retrying lora final trial" in err
+    assert "retrying lora replicate trial" in err
     assert len(json.loads(printed)["retried"]) == 1
 
 

@@ -21,7 +21,7 @@ from bakeoff.study import scheduler
 from bakeoff.study.executors import Outcome
 from bakeoff.study.failures import CircuitBreaker, Quarantine
 from bakeoff.study.monitoring.signals import StopRequest
-from bakeoff.study.scheduler import RunContext, run_trials
+from bakeoff.study.scheduler import RunContext, Stage, run_trials
 from bakeoff.study.storage.database import Reader, Writer
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import segment
@@ -116,7 +116,7 @@ def test_dead_worker_group_retried_in_halves(tmp_path: Path) -> None:
         return done(segment) if len(segment.trials) <= 2 else "the worker was killed"
 
     running, through, progress = make(tmp_path, hungry)
-    run_trials(running, "Search", trials(5), (0, 30))
+    run_trials(running, Stage("Search", (0, 30)), trials(5))
     assert through.widths == [5, 3, 2, 2, 1]
     assert {r.status for r in stored_results(tmp_path).values() if r} == {Status.DONE}
     assert "retrying 5 lanes in halves" in progress.lines[0]
@@ -130,7 +130,7 @@ def test_crashing_trial_fails_alone(tmp_path: Path) -> None:
         return "SIGSEGV" if deadly in {t.id for t in segment.trials} else done(segment)
 
     running, through, _ = make(tmp_path, work)
-    run_trials(running, "Search", trials(4), (0, 30))
+    run_trials(running, Stage("Search", (0, 30)), trials(4))
     found = stored_results(tmp_path)
     assert {i for i, r in found.items() if r and r.status is Status.FAILED} == {deadly}
     assert found[deadly] is not None
@@ -146,7 +146,7 @@ def test_single_trial_gets_second_try(tmp_path: Path) -> None:
         return deaths.pop() if deaths else done(segment)
 
     running, _, _ = make(tmp_path, once)
-    run_trials(running, "Search", trials(1), (0, 30))
+    run_trials(running, Stage("Search", (0, 30)), trials(1))
     assert [r.status for r in stored_results(tmp_path).values() if r] == [Status.DONE]
 
 
@@ -159,7 +159,7 @@ def test_repeated_failure_pauses_study(methods: int, most: int, tmp_path: Path) 
         tmp_path, lambda s: failed(s, f"CUDA error at 0x7f{next(seen)}"), methods
     )
     with pytest.raises(EnvironmentProblem, match="CUDA error") as caught:
-        run_trials(running, "Search", trials(2, *names), (0, 30))
+        run_trials(running, Stage("Search", (0, 30)), trials(2, *names))
     assert (caught.value.code, caught.value.exit_code) == ("same-failure", 6)
     assert len(through.widths) == most
     assert not any(stored_results(tmp_path).values()), "nothing is marked failed"
@@ -173,7 +173,7 @@ def test_intervening_success_blames_methods(tmp_path: Path) -> None:
         return done(segment) if fine else failed(segment, "no such layer")
 
     running, _, _ = make(tmp_path, work)
-    run_trials(running, "Search", trials(1, "lora", "ia3", "vera", "oft", "dora"), (0, 30))
+    run_trials(running, Stage("Search", (0, 30)), trials(1, "lora", "ia3", "vera", "oft", "dora"))
     found = [r.status for r in stored_results(tmp_path).values() if r]
     assert found == [Status.FAILED] * 2 + [Status.DONE] + [Status.FAILED] * 2
 
@@ -181,7 +181,7 @@ def test_intervening_success_blames_methods(tmp_path: Path) -> None:
 def test_different_failures_recorded_study_continues(tmp_path: Path) -> None:
     """Different failures are recorded and the study continues."""
     running, _, _ = make(tmp_path, lambda s: failed(s, f"of {s.trials[0].method.name}"))
-    run_trials(running, "Search", trials(1, "lora", "ia3", "vera", "oft"), (0, 30))
+    run_trials(running, Stage("Search", (0, 30)), trials(1, "lora", "ia3", "vera", "oft"))
     assert len([r for r in stored_results(tmp_path).values() if r]) == 4
 
 
@@ -194,12 +194,12 @@ def test_stop_keeps_finished_trials(tmp_path: Path) -> None:
 
     running, through, _ = make(tmp_path, work)
     with pytest.raises(Interrupted):
-        run_trials(running, "Search", trials(1, "lora", "ia3", "vera"), (0, 30))
+        run_trials(running, Stage("Search", (0, 30)), trials(1, "lora", "ia3", "vera"))
     assert len(through.widths) == 1
     assert [r.status for r in stored_results(tmp_path).values() if r] == [Status.DONE]
     running.stop.signal = None
     running, through, _ = make(tmp_path, done)
-    run_trials(running, "Search", trials(1, "lora", "ia3", "vera"), (0, 30))
+    run_trials(running, Stage("Search", (0, 30)), trials(1, "lora", "ia3", "vera"))
     assert len(through.widths) == 2
 
 
@@ -220,10 +220,10 @@ def test_paused_group_resumes_from_checkpoints(tmp_path: Path) -> None:
 
     running, _, _ = make(tmp_path, work)
     with pytest.raises(Interrupted) as caught:
-        run_trials(running, "Final", trials(3), (0, 30))
+        run_trials(running, Stage("Final", (0, 30)), trials(3))
     assert caught.value.exit_code == 143
     running, _, _ = make(tmp_path, work)
-    run_trials(running, "Final", trials(3), (0, 30))
+    run_trials(running, Stage("Final", (0, 30)), trials(3))
     assert spans == [(0, 3), (7, 3)]
     assert {r.status for r in stored_results(tmp_path).values() if r} == {Status.DONE}
     assert not list(tmp_path.rglob("*.safetensors")), "states that nothing goes on from are gone"
@@ -275,9 +275,8 @@ def test_gpu_lost_by_methods_disabled(tmp_path: Path) -> None:
     through = OnGpus(broken="1")
     run_trials(
         running._replace(executor=through),
-        "Search",
+        Stage("Search", (0, 30)),
         trials(1, "lora", "dora", "ia3", "oft"),
-        (0, 30),
     )
     assert through.used == ["0", "1", "0", "1", "0", "0"]
     assert {r.status for r in stored_results(tmp_path).values() if r} == {Status.DONE}

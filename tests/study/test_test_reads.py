@@ -29,7 +29,7 @@ from helpers.study_runs import (
 from bakeoff import api, cli
 from bakeoff.core.errors import BakeoffError, PreflightError
 from bakeoff.report import render
-from bakeoff.study import search
+from bakeoff.study import replicates
 from bakeoff.study.config import parse_spec
 from bakeoff.study.setup import test_reads
 from bakeoff.testing.tiny import rows, write_jsonl
@@ -163,7 +163,7 @@ def test_further_evaluation_trains_new_only(values: Values, out: Path, trained: 
     assert look["at"].endswith("+00:00")
     warning = next(w for w in made["warnings"] if "evaluated 2 times" in w)
     assert "budget.seeds: 2 -> 3" in warning
-    assert "5 % error no longer covers" in warning
+    assert "reserve" in warning
     assert "the test set was evaluated 2 times" in (out / "report.html").read_text()
 
     trained.clear()
@@ -249,7 +249,8 @@ def test_change_before_evaluation(values: Values, out: Path) -> None:
     """Before the test set is evaluated, a change makes another study."""
     with sqlite3.connect(out / "study.db") as database:
         database.execute("delete from scores where split = 'test'")
-        database.execute("update trials set status = null, result = null where phase = 'final'")
+        database.execute("update trials set status = null, result = null")
+        database.execute("delete from looks")
     study = api.report(out)["study"]
     assert (study["test_looks"], study["test_changes"]) == (0, [])
     assert "the test set has not been evaluated yet" in (out / "report.html").read_text()
@@ -300,12 +301,12 @@ def test_racing_decisions_kept(
     values: Values, out: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
 ) -> None:
     """Racing decisions are kept in a further evaluation."""
-    before, decide = stored_rows(out), search.racing.decide_rung
+    before, decide = stored_rows(out), replicates.racing.decide_rung
 
     def contrary(*given: Any) -> Any:
         return tuple(dataclasses.replace(d, goes_on=not d.goes_on) for d in decide(*given))
 
-    monkeypatch.setattr(search.racing, "decide_rung", contrary)
+    monkeypatch.setattr(replicates.racing, "decide_rung", contrary)
     run_validated(values, out)
     after = stored_rows(out)
     assert trained == []

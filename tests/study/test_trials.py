@@ -34,17 +34,17 @@ def test_id_covers_result_inputs() -> None:
     assert re.fullmatch("[0-9a-f]{12}", trial.id)
 
 
-def test_search_and_final_seeds_disjoint() -> None:
-    """Search and final trials never share a seed."""
-    search = planning_trials.search_trials(SPEC, ENTRIES, CONDITIONS)
-    chosen = {"lora": {"learning_rate": 1e-3}, "full": {"learning_rate": 1e-5}}
-    final = planning_trials.final_trials(SPEC, ENTRIES, CONDITIONS, chosen)
-    assert len(search) == 9
-    assert {t.seed for t in search} == {7}
-    assert [(t.method.name, t.seed) for t in final] == [
-        ("lora", 8), ("full", 8), ("lora", 9), ("full", 9),
-    ]  # fmt: skip
-    assert len({t.id for t in (*search, *final)}) == 13
+def test_replicates_try_all_settings() -> None:
+    """Every replicate of a method tries its whole grid at a seed of its own."""
+    seeds = planning_trials.replicate_seeds(SPEC, 2)
+    assert seeds == (8, 9)
+    trials = planning_trials.replicate_trials(SPEC, ENTRIES, seeds, CONDITIONS)
+    assert len({t.id for t in trials}) == len(trials) == 18
+    assert {t.phase for t in trials} == {"replicate"}
+    rates: dict[tuple[str, int], list[float]] = {(t.method.name, t.seed): [] for t in trials}
+    for trial in trials:
+        rates[trial.method.name, trial.seed].append(trial.learning_rate)
+    assert all(rates[m, 8] == rates[m, 9] and len(rates[m, 8]) == 3 for m, _ in rates)
 
 
 def test_segment_json_roundtrip() -> None:
@@ -90,7 +90,7 @@ def test_plan_describes_serving(kind: str, tmp_path: Path, monkeypatch: pytest.M
         entries=[registry.load(n, Path()) for n in names],
         conditions=CONDITIONS,
     )
-    served = {m["method"]: m["vllm"] for m in dry_run._method_plans(study, [], [])}
+    served = {m["method"]: m["vllm"] for m in dry_run._method_plans(study, [])}
     assert set(served) == set(names)
     if kind == "classify":
         assert set(served.values()) == {None}

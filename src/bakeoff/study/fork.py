@@ -225,7 +225,8 @@ def reuse_replicates(parent: TrialSource, out: Path, store: Writer, trials: Iter
     for key, wanted in missing.items():
         group = [(t, r) for t, r in theirs if (t.method.name, t.seed) == key and r is not None]
         tested = [t for t, r in group if "test" in r.splits]
-        if not tested or not wanted <= {t.id for t, _ in group}:
+        failed = any(r.status in trial_dir.RETRYABLE for _, r in group)
+        if failed or not tested or not wanted <= {t.id for t, _ in group}:
             continue
         if all(_copy_folder(parent, out, trial) for trial in tested):
             copied += group

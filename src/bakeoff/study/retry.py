@@ -74,7 +74,7 @@ def reset_failed(study: Study, store: Writer, progress: Progress) -> None:
         log=log,
     )
     for trial, _ in again:
-        study_folder.delete_checkpoints(study.folder, trial.id, but=None)
+        study_folder.delete_checkpoints(study.folder, trial.id, before=None)
         shutil.rmtree(study.folder / TRIALS / trial.id, ignore_errors=True)
     for record in records:
         progress.say(describe_retry(record))
@@ -127,7 +127,7 @@ def _evaluation(
     failed: FailedWork, looks: Sequence[Look], study_seed: int
 ) -> dict[str, Any] | None:
     """Return the entry of a further test-set evaluation; None if no look has missed a trial."""
-    reached = looks[-1].replicates if looks else 0
+    reached = looks[-1].replicates if looks else -1
     missed = [t for t, _ in failed.trials if t.seed - study_seed <= reached]
     if not missed:
         return None

@@ -225,13 +225,20 @@ def _run_batch(
             context.progress.say(_retry_message(segment, outcome))
             retries += _split_in_two(segment)
         else:
-            pairs = zip(segment.trials, results, strict=True)
+            pairs = list(zip(segment.trials, results, strict=True))
             group = [(t, r) for t, r in pairs if t.id not in finished]
+            # a finished trial whose result at this rung was lost takes part in its race again
+            context.store.save_group([r for t, r in pairs if t.id in finished and is_at_rung(r)])
             # the breaker may hold failures back until it is clear that they are the methods' own
             _write_results(context, context.breaker.record(group), (segment.start, segment.stop))
         context.progress.on_end(_segment_job(segment))
     refused = [] if context.stop() else list(todo[submitted:])
     return retries, refused
+
+
+def is_at_rung(result: TrialResult) -> bool:
+    """Return whether a trial has reached a rung, and nothing is decided about it."""
+    return result.status is Status.STOPPED and result.reason is None
 
 
 def _exclude_gpu(context: RunContext, segment: Segment, outcome: Outcome) -> None:
@@ -297,7 +304,7 @@ def _write_results(
             f"{trial.method.name} lr {trial.learning_rate:g} seed {trial.seed}"
         )
         if result.status is not Status.STOPPED:
-            study_folder.delete_checkpoints(context.study.folder, trial.id, but=None)
+            study_folder.delete_checkpoints(context.study.folder, trial.id, before=None)
         if result.status not in (Status.DONE, Status.STOPPED):
             context.progress.say(f"{trial.method.title} {result.status.value}: {result.reason}")
 
