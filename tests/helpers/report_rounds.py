@@ -149,13 +149,16 @@ def _trial(
         for i, share in enumerate(SHAPE)
     ]
     points = points if goes_on else points[:1]
+    reason = None if place == best else "at step 22: setting 3 of 5 by validation loss; 2 continue"
+    if goes_on and reason:
+        reason = f"at step {STEPS}: another setting of its replicate had a lower validation loss"
     return {
         "row": {
             "setting": {"learning_rate": rate},
             "seed": seed,
             "step": points[-1]["step"],
-            "status": "done" if goes_on else "stopped",
-            "reason": None if goes_on else "setting 3 of 5 by validation loss; 2 go on",
+            "status": "done" if place == best else "stopped",
+            "reason": reason,
             "validation_loss": points[-1]["validation_loss"],
             "validation_score": score - 0.1 * off if goes_on else None,
             "chosen": place == best,

@@ -29,6 +29,7 @@ from bakeoff.report.sections import (
     load_sections,
     race,
     rounds,
+    sensitivity,
     stability,
     table,
     tuning,
@@ -217,7 +218,7 @@ def test_sections_count_replicates() -> None:
     assert decisions.columns[2].title == "Seed"
     assert decisions.rows[0].cells[2].text == "7"
     assert all(len(r.cells) == len(decisions.columns) for r in decisions.rows)
-    assert "the control had begun to learn: it had lost 14 % of its loss" in texts(
+    assert "the control had begun to learn: its loss had fallen by 14 %" in texts(
         race.build(made).blocks
     )
     made["race"]["first_rung"]["ripe"] = False
@@ -231,6 +232,26 @@ def test_curves_show_each_replicates_choice() -> None:
     assert sum(role.startswith("seed-") for role in roles) == 8
     assert roles.count("behind") == 8 * 4
     assert lora.description == "losses of 8 runs by step, 32 search runs in the background"
+
+
+def test_sensitivity_separates_rung_and_end() -> None:
+    """Losses at the rung are means over replicates; at the end only runs that got there compare."""
+    lora: Chart = sensitivity.build(rounds_report()).charts[0]
+    early, final, _ = lora.panes
+    assert (early.y.title, final.y.title) == ("early loss", "final loss")
+    tried, chosen = early.series
+    assert (len(tried.x), tried.draw, chosen.x) == (5, "both", (1e-3,))
+    tried, chosen = final.series
+    assert (len(tried.x), tried.draw, len(chosen.x)) == (16, "points", 8)
+
+
+def test_choice_at_end_is_no_stop() -> None:
+    """A finalist that another one beat at the end was not stopped by racing."""
+    made = rounds_report()
+    stopped = made["race"]["decisions"][0] | {"step": 225, "goes_on": False}
+    made["race"]["decisions"] = [stopped]
+    lora: Chart = curves.build(made).charts[0]
+    assert "lost" not in [s.role for s in lora.panes[1].series]
 
 
 def test_further_evaluations_spend_the_reserve() -> None:

@@ -104,6 +104,8 @@ def meaning_text(report: Report, method: Method) -> str:
         return f"surely less than {within} from {control}"
     if verdict == "inconclusive":
         return limit_text(report, method) or "not settled"
+    if (report.get("learning") or {}).get("control_learnt") is False and method.get("difference"):
+        return f"{control} has learnt nothing, so there is nothing to compare with"
     return str(method.get("reason") or "not compared")
 
 

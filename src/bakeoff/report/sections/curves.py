@@ -60,7 +60,11 @@ def build(report: dict[str, Any]) -> SectionView:
         return SectionView()
     race = report.get("race") or {}
     decisions: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    steps = study.get("steps")
     for decision in race.get("decisions") or []:
+        # at the end of a replicate there is nothing left to stop: one of the runs is chosen
+        if steps and (decision.get("step") or 0) >= steps:
+            continue
         decisions[str(decision.get("method"))].append(decision)
     of_control = lines.get(str(study.get("control")), {})
     context = _Context(

@@ -59,7 +59,10 @@ def _first_rung_text(race: dict[str, Any]) -> str | None:
     if not first:
         return None
     step, fall = f"step {first['step']:,}", first.get("fall")
-    lost = "" if fall is None else f": it had lost {100 * fall:.0f} % of its loss"
+    lost = ""
+    if fall is not None:
+        change = "fallen" if fall >= 0 else "risen"
+        lost = f": its loss had {change} by {100 * abs(fall):.0f} %"
     if first["ripe"]:
         return f"At {step}, the first rung, the control had begun to learn{lost}."
     return (

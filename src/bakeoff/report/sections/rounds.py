@@ -23,7 +23,7 @@ from bakeoff.report.blocks import (
     TableRow,
 )
 from bakeoff.report.evidence_texts import contenders, looks_text, most_replicates
-from bakeoff.report.texts import method_title
+from bakeoff.report.texts import method_title, verdict_text
 
 ORDER = 25
 TITLE = "Looks at the results"
@@ -34,7 +34,7 @@ _COLUMNS = (
     Column("Look", True),
     Column("Replicates", True),
     Column("Open", False, "analysed at this look"),
-    Column("Settled", False, "at this look"),
+    Column("Closed", False, "by this look"),
     Column("Information", True, "share of that at the last look"),
     Column("Error spent", True, "so far"),
     Column("Critical value", True, "standard errors"),
@@ -91,11 +91,10 @@ def _chart(method: dict[str, Any], looks: list[Look], report: dict[str, Any]) ->
     planned = tuple(float(n) for n in (report["rounds"].get("planned") or ()))
     axis = ChartAxis("replicates", low=across[0], high=across[1], ticks=planned,
                      tick_text=tuple(f"{n:.0f}" for n in planned))  # fmt: skip
-    verdict = method.get("verdict") or "none"
     return Chart(
         key=f"looks-{name}",
         title=method_title(method),
-        description=f"{verdict} after {plural(known[-1][0], 'replicate')}",
+        description=f"{verdict_text(method)} after {plural(known[-1][0], 'replicate')}",
         x=axis,
         panes=(Pane(_axis(known, unit, margin), (*lines, _points(known, unit))),),
         size="small",

@@ -64,7 +64,8 @@ def build(report: dict[str, Any]) -> SectionView:
     unit = score_unit(report["study"])
     replicated = is_replicated(report)
     rung = _first_rung(report) if replicated else None
-    rows = {str(m.get("method")): _panel_rows(m, rung, replicated) for m in methods}
+    end = report["study"].get("steps") if replicated else None
+    rows = {str(m.get("method")): _panel_rows(m, rung, end) for m in methods}
     ranges = {
         _RUNG: _shared_range([r[_RUNG] for r in rows.values()], _RUNG, 1.0),
         _LOSS: _shared_range([r[_LOSS] for r in rows.values()], _LOSS, 1.0),
@@ -108,12 +109,12 @@ def _first_rung(report: dict[str, Any]) -> int | None:
     return min((int(r) for r in rungs if r is not None), default=None)
 
 
-def _panel_rows(method: dict[str, Any], rung: int | None, replicated: bool) -> dict[str, Rows]:
-    """Return the rows of each panel; of replicates only runs to the end compare at the end."""
+def _panel_rows(method: dict[str, Any], rung: int | None, end: int | None) -> dict[str, Rows]:
+    """Return the rows of each panel; of replicates only runs to the ``end`` compare there."""
     settings = _settings_with_rate(method)
-    if not replicated:
+    if end is None:
         return {_RUNG: [], _LOSS: settings, _SCORE: settings}
-    ended = [s for s in settings if s.get("status") != "stopped"]
+    ended = [s for s in settings if s.get("status") != "stopped" or (s.get("step") or 0) >= end]
     return {_RUNG: _rung_means(method, rung), _LOSS: ended, _SCORE: ended}
 
 
