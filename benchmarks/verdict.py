@@ -346,9 +346,9 @@ more is called equivalent.
 From the search in each replicate to the last look, through `run_looks` ({rounds.DRAWS:,} draws of
 the boundary), margin {rounds.MARGIN:g} points. *One search* is the design before rounds: one seed's
 search, {rounds.EARLIER_SEEDS} fresh seeds, `compare` ({rounds.EARLIER_DRAWS:,} bootstrap draws).
-*Found*: share of the contenders at least {rounds.LARGE:g} points away that get the right verdict, of
-all where the plan's promise is tested; *equivalent* and *inconclusive* are shares of the contenders,
-*half width* is the median, in points.
+*Found*: share of the contenders at least {rounds.LARGE:g} points away that get the right verdict,
+of all where the plan's promise is tested; *equivalent* and *inconclusive* are shares of the
+contenders, *half width* is the median, in points.
 The truth is in points; where each method has its own best rate, those differences are added.
 
 {rounds_table(summaries)}
