@@ -1,11 +1,15 @@
 """Variance by group: hand-computed cases, matrix and statsmodels oracles, and coverage."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy import linalg, stats
 
+from bakeoff.analysis.error_distribution import FloatArray
 from bakeoff.analysis.group_variance import (
+    IntArray,
     design_effect,
     group_df,
     group_sizes,
@@ -22,16 +26,16 @@ SIZES = {
 }
 
 
-def groups_of(sizes):
+def groups_of(sizes: list[int]) -> IntArray:
     return np.repeat(np.arange(len(sizes)), sizes)
 
 
-def deviations(n, seed=0):
+def deviations(n: int, seed: int = 0) -> FloatArray:
     values = np.random.default_rng(seed).normal(size=n)
     return values - values.mean()
 
 
-def test_two_groups_by_hand():
+def test_two_groups_by_hand() -> None:
     """Values 0, 2 | 4: mean 2, sums -2 and 2, shares 2/3 and 1/3: (4*3 + 4*1.5) / 9 = 2."""
     groups = np.array([0, 0, 1])
     assert group_variance(np.array([-2.0, 0.0, 2.0]), groups) == pytest.approx(2.0)
@@ -39,18 +43,20 @@ def test_two_groups_by_hand():
     assert group_df(groups, 3) == pytest.approx(1.0)
 
 
-def test_equal_groups_by_hand():
+def test_equal_groups_by_hand() -> None:
     """Equal groups are a sample of group means: var(ddof=1) / G, with G - 1 degrees."""
     values = np.array([1.0, 3.0, 2.0, 2.0, 7.0, 9.0])
     groups = np.array([0, 0, 1, 1, 2, 2])
     means = np.array([2.0, 2.0, 8.0])
     assert group_variance(values - 4.0, groups) == pytest.approx(means.var(ddof=1) / 3)
     assert group_df(groups, 6) == pytest.approx(2.0)
-    assert design_effect(values[None] - 4.0, groups) == pytest.approx(4.0 / (values.var(ddof=1) / 6))
+    assert design_effect(values[None] - 4.0, groups) == pytest.approx(
+        4.0 / (values.var(ddof=1) / 6)
+    )
     assert planned_design_effect(groups, icc=0.5) == pytest.approx(1.5)
 
 
-def test_without_groups_the_usual_variance():
+def test_without_groups_the_usual_variance() -> None:
     d = deviations(40)
     usual = d.var(ddof=1) / 40
     own = np.random.default_rng(1).permutation(40)
@@ -64,7 +70,7 @@ def test_without_groups_the_usual_variance():
 
 
 @pytest.mark.parametrize("kind", SIZES)
-def test_matches_the_matrices_of_the_papers(kind):
+def test_matches_the_matrices_of_the_papers(kind: str) -> None:
     """CR2 and its degrees of freedom from (I - H)^(-1/2) by a matrix root, item by item."""
     groups = groups_of(SIZES[kind])
     n = groups.size
@@ -81,7 +87,7 @@ def test_matches_the_matrices_of_the_papers(kind):
     assert group_df(groups, n) == pytest.approx(np.trace(m) ** 2 / np.sum(m**2), rel=1e-10)
 
 
-def test_cr2_of_equal_groups_is_statsmodels_cr1():
+def test_cr2_of_equal_groups_is_statsmodels_cr1() -> None:
     """With equal groups CR2 is CR0 times G / (G - 1), the CR1 factor of an intercept-only model."""
     groups, d = groups_of(SIZES["equal"]), deviations(40)
     fit = sm.OLS(d, np.ones(40)).fit(
@@ -91,7 +97,7 @@ def test_cr2_of_equal_groups_is_statsmodels_cr1():
 
 
 @pytest.mark.parametrize("kind", SIZES)
-def test_cr2_lies_between_statsmodels_cr0_and_the_jackknife(kind):
+def test_cr2_lies_between_statsmodels_cr0_and_the_jackknife(kind: str) -> None:
     groups = groups_of(SIZES[kind])
     d = deviations(groups.size)
     cov = {"groups": groups, "use_correction": False}
@@ -101,7 +107,7 @@ def test_cr2_lies_between_statsmodels_cr0_and_the_jackknife(kind):
     assert cr0 < group_variance(d, groups) < cr3
 
 
-def test_rows_and_labels_do_not_matter():
+def test_rows_and_labels_do_not_matter() -> None:
     """Labels may be any integers; several rows at once give the same as one by one."""
     groups, rows = groups_of(SIZES["unequal"]), np.stack([deviations(32, s) for s in range(3)])
     together = group_variances(rows, groups)
@@ -110,13 +116,13 @@ def test_rows_and_labels_do_not_matter():
     assert list(group_sizes(7 * groups)) == SIZES["unequal"]
 
 
-def test_few_or_unequal_groups_have_few_degrees_of_freedom():
+def test_few_or_unequal_groups_have_few_degrees_of_freedom() -> None:
     assert group_df(groups_of(SIZES["equal"]), 40) == pytest.approx(9)
     assert group_df(groups_of(SIZES["one-big"]), 38) == pytest.approx(1.4, abs=0.01)
     assert 1 <= group_df(groups_of([400, 1]), 401) == pytest.approx(1)
 
 
-def test_one_group_is_refused():
+def test_one_group_is_refused() -> None:
     one = np.zeros(5, dtype=np.int64)
     with pytest.raises(ValueError, match="single group"):
         group_variance(deviations(5), one)
@@ -124,7 +130,7 @@ def test_one_group_is_refused():
         group_df(one, 5)
 
 
-def test_coverage_by_group_and_as_independent_items():
+def test_coverage_by_group_and_as_independent_items() -> None:
     """20 groups at ICC .3: 95 % intervals hold by group, and in far fewer cases item by item."""
     rng = np.random.default_rng(23)
     groups = groups_of([2, 4, 6, 8, 10] * 4)

@@ -1,10 +1,13 @@
 """Items in groups, in every interval and test: effects, verdicts, learning, secondary metrics."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from helpers.records import make_record
 
 from bakeoff.analysis.bootstrap import (
+    Effect,
     Scores,
     bootstrap,
     difference_effect,
@@ -14,7 +17,7 @@ from bakeoff.analysis.bootstrap import (
 )
 from bakeoff.analysis.compare import Verdict, compare, estimate_scores
 from bakeoff.analysis.error_distribution import half_width, z_score
-from bakeoff.analysis.group_variance import group_df, group_variance, group_variances
+from bakeoff.analysis.group_variance import IntArray, group_df, group_variance, group_variances
 from bakeoff.analysis.item_groups import groups_section
 from bakeoff.analysis.learning import Baseline, assess_learning
 from bakeoff.analysis.pareto import draw_scores
@@ -27,22 +30,22 @@ SIZES = [2, 4, 6, 8, 10] * 4
 ACCURACY = MetricInfo("accuracy", "higher", "share", 0.0, 1.0)
 
 
-def labels():
+def labels() -> IntArray:
     return np.repeat(np.arange(20), SIZES)
 
 
-def grouped(rng, mean=0.0, icc=0.6, seeds=SEEDS):
+def grouped(rng: np.random.Generator, icc: float = 0.6, seeds: tuple[int, ...] = SEEDS) -> Scores:
     """Return scores whose items agree within a group."""
     shared = np.sqrt(icc) * rng.normal(size=20)[labels()]
     noise = np.sqrt(1 - icc) * rng.normal(size=(len(seeds), sum(SIZES)))
-    return Scores(seeds, mean + shared + noise, labels())
+    return Scores(seeds, shared + noise, labels())
 
 
-def without_groups(scores):
+def without_groups(scores: Scores) -> Scores:
     return Scores(scores.seeds, scores.values)
 
 
-def test_variance_and_freedom_are_those_of_the_groups():
+def test_variance_and_freedom_are_those_of_the_groups() -> None:
     rng = np.random.default_rng(0)
     one, other = grouped(rng), grouped(rng)
     effect = difference_effect(one, other)
@@ -56,7 +59,7 @@ def test_variance_and_freedom_are_those_of_the_groups():
     assert variance_components([effect]).item_df[0] == effect.item_df
 
 
-def test_groups_of_one_item_are_no_groups():
+def test_groups_of_one_item_are_no_groups() -> None:
     rng = np.random.default_rng(1)
     values = rng.normal(size=(3, 40))
     plain = mean_effect(Scores(SEEDS, values))
@@ -66,7 +69,7 @@ def test_groups_of_one_item_are_no_groups():
     assert own.seeds[0].noise == pytest.approx(plain.seeds[0].noise)
 
 
-def test_draws_have_the_variance_and_correlation_of_the_groups():
+def test_draws_have_the_variance_and_correlation_of_the_groups() -> None:
     """The draws of two contenders correlate as the sums of their groups do."""
     rng = np.random.default_rng(2)
     control = grouped(rng, seeds=(1,))
@@ -78,7 +81,7 @@ def test_draws_have_the_variance_and_correlation_of_the_groups():
     assert np.corrcoef(drawn)[0, 1] == pytest.approx(expected, abs=0.02)
 
 
-def test_draws_have_the_tails_of_few_groups():
+def test_draws_have_the_tails_of_few_groups() -> None:
     """Intervals from draws are as wide as those of Student's t on the groups' freedom."""
     rng = np.random.default_rng(4)
     few = np.repeat(np.arange(5), 8)
@@ -90,10 +93,10 @@ def test_draws_have_the_tails_of_few_groups():
     )
 
 
-def test_false_differences_by_group_and_as_independent_items():
+def test_false_differences_by_group_and_as_independent_items() -> None:
     """No difference, items of 20 groups that agree: 5 % by group, far more without."""
     rng = np.random.default_rng(5)
-    effects = {"groups": [], "items": []}
+    effects: dict[str, list[Effect]] = {"groups": [], "items": []}
     for _ in range(600):
         one, control = grouped(rng), grouped(rng)
         effects["groups"].append(difference_effect(one, control))
@@ -106,14 +109,14 @@ def test_false_differences_by_group_and_as_independent_items():
     assert wrong["items"] > 0.25
 
 
-def test_equivalence_needs_many_groups_where_hardly_an_item_differs():
+def test_equivalence_needs_many_groups_where_hardly_an_item_differs() -> None:
     """Two of 400 items differ: enough to be equivalent, but not if they are of 20 groups."""
     control = np.ones((1, 400))
     method = control.copy()
     method[0, [3, 200]] = 0
     groups = np.repeat(np.arange(20), 20)
 
-    def verdict(numbers):
+    def verdict(numbers: IntArray | None) -> Verdict:
         scores = {"m": Scores((1,), method, numbers)}
         rng = np.random.default_rng(0)
         return compare(
@@ -124,7 +127,7 @@ def test_equivalence_needs_many_groups_where_hardly_an_item_differs():
     assert verdict(groups) is Verdict.INCONCLUSIVE
 
 
-def test_estimates_and_front_draws_are_wider_by_group():
+def test_estimates_and_front_draws_are_wider_by_group() -> None:
     rng = np.random.default_rng(6)
     scores = {m: grouped(rng) for m in ("control", "m")}
     plain = {m: without_groups(s) for m, s in scores.items()}
@@ -137,14 +140,14 @@ def test_estimates_and_front_draws_are_wider_by_group():
     assert spread[0] > 1.3 * spread[1]
 
 
-def test_learning_counts_a_group_once():
+def test_learning_counts_a_group_once() -> None:
     """Twelve gained items are sure evidence, but not if they are of two groups of forty."""
     values = np.zeros((1, 240))
     values[0, :12] = 1
     groups = np.repeat(np.arange(40), 6)
     baseline = [Baseline("base", np.zeros(240))]
 
-    def learnt(numbers):
+    def learnt(numbers: IntArray | None) -> bool:
         scores = {"m": Scores((1,), values, numbers)}
         return assess_learning(scores, baseline, ACCURACY, np.random.default_rng(0))["m"].learnt
 
@@ -152,21 +155,21 @@ def test_learning_counts_a_group_once():
     assert not learnt(groups)
 
 
-def test_groups_of_another_shape_or_a_single_one_are_refused():
+def test_groups_of_another_shape_or_a_single_one_are_refused() -> None:
     values = np.zeros((1, 4))
     for groups in (np.zeros(4, dtype=np.int64), np.arange(3), np.arange(4)[None]):
         with pytest.raises(BakeoffError, match="scores-groups"):
             Scores((1,), values, groups)
 
 
-def test_methods_in_different_groups_are_refused():
+def test_methods_in_different_groups_are_refused() -> None:
     one = Scores((1,), np.zeros((1, 4)), np.array([0, 0, 1, 1]))
     for groups in (None, np.array([0, 1, 0, 1])):
         with pytest.raises(BakeoffError, match="scores-groups"):
             difference_effect(one, Scores((1,), np.zeros((1, 4)), groups))
 
 
-def test_report_says_how_many_groups_and_their_design_effect():
+def test_report_says_how_many_groups_and_their_design_effect() -> None:
     """Whole groups differ: of 12 pairs, so the variance is twice that of independent items."""
     gains = np.repeat([1.0, 0.0, 0.0] * 4, 2)
     known = {
