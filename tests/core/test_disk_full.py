@@ -21,7 +21,7 @@ from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import SplitScores, Status, TrialResult
 from bakeoff.core.trial import Segment, Trial
-from bakeoff.study import search
+from bakeoff.study import rounds
 from bakeoff.study.config import parse_spec
 from bakeoff.study.executors import Outcome
 from bakeoff.study.planning.estimate import disk_bytes
@@ -212,13 +212,14 @@ def test_space_for_twice_files_required(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: usage)
-        patched.setattr(search, "run_search", lambda *_: trained.append("search"))
+        patched.setattr(rounds, "run_rounds", lambda *_: trained.append("rounds"))
         with pytest.raises(EnvironmentProblem) as error:
             api.run(spec, tmp_path, out)
     assert (error.value.code, error.value.exit_code, trained) == ("disk-space", 6, [])
     with Reader(out / "study.db") as reader:
         sizes = [c.trainable_parameters or 0 for c in reader.costs().values()]
-    wanted = 2 * disk_bytes(spec, sizes)
-    # two settings that race: three copies of each in fp32; or two adapters in the end
-    assert disk_bytes(spec, sizes) == 4 * 6 * sum(sizes) > 0
+    assert spec.budget.seeds == 2
+    wanted = 2 * disk_bytes(spec, sizes, (2,))
+    # two seeds of two settings that race: three copies of each in fp32; and two adapters in the end
+    assert disk_bytes(spec, sizes, (2,)) == 4 * (2 * 2 * 3 + 2) * sum(sizes) > 0
     assert f"{wanted / 2**20:,.0f} MiB" in error.value.cause

@@ -96,13 +96,17 @@ def check_no_symlinks(folder: Path) -> None:
                 )
 
 
-def delete_checkpoints(folder: Path, trial_id: str, but: int | None) -> None:
-    """Delete the checkpoints of a trial at its rungs, except the one at step ``but``."""
+def delete_checkpoints(folder: Path, trial_id: str, before: int | None) -> None:
+    """Delete the checkpoints of a trial before the step ``before``; None: all.
+
+    Later ones are kept: a resumed study repeats its decisions at earlier rungs.
+    """
     states = folder / TRIALS / trial_id / trial_dir.CHECKPOINTS
     if not is_within(states, folder):  # a link created after the study was opened
         return
     for file in states.glob("*"):
-        if but is None or file.stem != str(but):
+        is_kept = before is not None and file.stem.isdecimal() and int(file.stem) >= before
+        if not is_kept:
             file.unlink()
     for emptied in (states, states.parent):
         if emptied.is_dir() and not any(emptied.iterdir()):
