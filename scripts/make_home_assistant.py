@@ -64,6 +64,7 @@ class Row(NamedTuple):
     """One line of a data file, and the frame that decides which split may hold it."""
 
     text: str
+    topic: str
     intent: str
     json: str
     template: str
@@ -100,6 +101,7 @@ class Grammar:
         self.words = words
         self.lists: Mapping[str, Any] = grammar["lists"]
         self.intents: Mapping[str, Any] = grammar["intents"]
+        self.topics = {i: topic for topic, intents in words["topics"].items() for i in intents}
         rules = grammar["expansion_rules"] | words["rules"]
         self.rules = {name: parse_sentence(text).expression for name, text in rules.items()}
         self.bad_frame = re.compile("|".join(words["reject"]["frame"]))
@@ -169,7 +171,8 @@ class Grammar:
         slots = dict(template.block.get("slots", {})) | draft.slots
         record = {"intent": template.intent} | dict(sorted(slots.items()))
         compact = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
-        return Row(text, template.intent, compact, template.id, frame)
+        topic = self.topics[template.intent]
+        return Row(text, topic, template.intent, compact, template.id, frame)
 
     def _walk(self, e: Expression, draft: Draft) -> str:
         if isinstance(e, TextChunk):

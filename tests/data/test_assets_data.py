@@ -72,6 +72,9 @@ def test_every_intent_is_in_every_split(data: dict[str, list[dict[str, str]]]) -
     intents = by_value(data, "intent")
     assert len(intents) == 41
     assert all(splits == set(SPLITS) for splits in intents.values())
+    topics = {(row["topic"], row["intent"]) for row in data["train"]}
+    assert len({topic for topic, _ in topics}) == 17
+    assert len(topics) == 41  # one topic for each intent
     counts = Counter(row["intent"] for row in data["train"])
     assert max(counts.values()) <= 46
     assert sum(n >= 45 for n in counts.values()) >= 30  # balanced, but for intents of few wordings
@@ -102,7 +105,7 @@ def test_json_compact_and_matches_intent(data: dict[str, list[dict[str, str]]]) 
     """The JSON is compact and agrees with the intent."""
     for rows in data.values():
         for row in rows:
-            assert set(row) == {"text", "intent", "json", "template"}
+            assert set(row) == {"text", "topic", "intent", "json", "template"}
             record = json.loads(row["json"])
             assert record["intent"] == row["intent"] == row["template"].split("/")[0]
             assert next(iter(record)) == "intent"

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_lora_learns_and_loads_in_peft(tmp_path: Path) -> None:
-    """LoRA learns intents on a real model and loads in plain PEFT."""
+    """LoRA learns topics on a real model and loads in plain PEFT."""
     value: dict[str, Any] = tomllib.loads(
         (files("bakeoff.study.config") / "templates/demo.toml").read_text("utf-8")
     )
@@ -36,14 +36,14 @@ def test_lora_learns_and_loads_in_peft(tmp_path: Path) -> None:
         "lora": {"learning_rates": [1e-3]},
         "head": {"learning_rates": [1e-1]},
     }
-    value["budget"] |= {"steps": 40, "settings": 1, "seeds": 1}
+    value["data"]["limit"] = {"validation": 50, "test": 200}
+    value["budget"] |= {"settings": 1, "seeds": 1}
     report = api.run(parse_spec(value), tmp_path, tmp_path / "out")
     scores = {m["method"]: m["score"]["estimate"] for m in report["methods"]}
-    assert scores["lora"] > 0.5, "chance is 0.024"
-    assert scores["lora"] > scores["head"]
+    assert scores["lora"] > 0.7, "chance is 0.06"
 
     place = tmp_path / "out" / "trials" / report["methods"][0]["seeds"][0]["trial_id"]
-    labels = sorted({r["intent"] for r in read_rows(tmp_path / "out" / "data" / "train.jsonl")})
+    labels = sorted({r["topic"] for r in read_rows(tmp_path / "out" / "data" / "train.jsonl")})
     base = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=len(labels))
     model: Any = peft.PeftModel.from_pretrained(base, place / "adapter").eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
@@ -51,6 +51,6 @@ def test_lora_learns_and_loads_in_peft(tmp_path: Path) -> None:
     batch = tokenizer([r["text"] for r in rows], padding=True, return_tensors="pt")
     with torch.no_grad():
         best = model(**batch).logits.argmax(-1).tolist()
-    plain = sum(labels[i] == r["intent"] for i, r in zip(best, rows, strict=True)) / len(rows)
+    plain = sum(labels[i] == r["topic"] for i, r in zip(best, rows, strict=True)) / len(rows)
     # the study computed in bf16 where the CPU has it, this in fp32
     assert plain == pytest.approx(scores["lora"], abs=0.02)

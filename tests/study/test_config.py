@@ -161,7 +161,7 @@ def test_methods_get_equal_settings() -> None:
         name: len(trials.initial_settings(registry.load(name, Path()), spec))
         for name in spec.method_names
     }
-    assert set(counts.values()) == {5}
+    assert set(counts.values()) == {3}
     assert len(counts) >= 8
 
 

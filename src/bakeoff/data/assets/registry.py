@@ -81,12 +81,12 @@ ASSETS: tuple[Asset, ...] = (
     Asset(
         name="home-assistant-intents",
         kind="data",
-        summary="2,800 smart-home commands with 41 intents and exact JSON; templates held out",
+        summary="2,800 smart-home commands: topic, intent, exact JSON; templates held out",
         licence="Apache-2.0",
         source="made from PyPI: home-assistant-intents 2026.10.27",
         note=None,
         hub_id=None,
-        bytes=508_000,
+        bytes=565_000,
     ),
 )
 
