@@ -81,6 +81,7 @@ def make_study(tiny_bert: Path) -> Callable[[Path], dict[str, Any]]:
                     }
                 }
             },
+            "verdict": {"check_head": False},
             "budget": {"steps": 6, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2},
             "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
         }

@@ -69,8 +69,7 @@ def test_rate_is_tuned_once(
     api.run(spec, tmp_path, out)
     assert len(tunings) == 1
     assert [t.id for t, _ in read_trials(out)] == [t.id for t, _ in trials]
-    more = parse_spec({**untuned(study_values), "verdict": {"prefer": "size"}})
-    api.run(more, tmp_path, out, fork=tmp_path / "fork", again=True)
+    api.run(spec, tmp_path, out, fork=tmp_path / "fork")
     assert len(tunings) == 1
     assert read_values(tmp_path / "fork")["head"] == values["head"]
 
@@ -129,3 +128,24 @@ def test_factors_train_in_lanes() -> None:
         dataclasses.replace(trial, setting={**trial.setting, "head_factor": f}) for f in (1, 3)
     ]
     assert len(list(planning_trials.group_trials(group, None))) == 1
+
+
+def test_head_is_checked_after_rounds(
+    study_values: dict[str, Any], tmp_path: Path, costs_are_known: StandIns
+) -> None:
+    """Control and contender are trained at other rates of the head, and leave no trials behind."""
+    values = {**study_values, "verdict": {"check_head": True}}
+    out = tmp_path / "out"
+    report = api.run(parse_spec(values), tmp_path, out)
+    checked = read_values(out)["head"]["checked"]
+    assert [round(s["factor"], 2) for s in checked["ia3"]] == [0.33, 3.0]
+    assert report["head"] == {
+        "learning_rate": 1e-2,
+        "source": "given",
+        "grid": [],
+        "sensitive": [],
+    }
+    assert not [t for t, _ in read_trials(out) if "head_factor" in t.setting]
+    assert not list(out.glob("trials/*head*"))
+    api.run(parse_spec(values), tmp_path, out)
+    assert read_values(out)["head"]["checked"] == checked

@@ -19,6 +19,7 @@ from bakeoff.analysis.choose import choose_settings, recommended_setting
 from bakeoff.analysis.compare import Comparison, compare, estimate_scores
 from bakeoff.analysis.confidence_set import LEVEL, better_probabilities, confidence_set
 from bakeoff.analysis.evidence import small_test_set_warnings
+from bakeoff.analysis.head_sensitivity import head_section, sensitivity_warning
 from bakeoff.analysis.identical import find_identical, unapplied_settings
 from bakeoff.analysis.item_groups import groups_section
 from bakeoff.analysis.learning import (
@@ -86,6 +87,7 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
     complete = is_complete(record, by_method)
     advice = recommend(record, rows, complete=complete)
     identical = find_identical(record, by_method)
+    head = head_section(record, evidence.scores, evidence.comparisons)
     report = {
         "schema": SCHEMA,
         "study": _study_section(record),
@@ -102,10 +104,11 @@ def summarise(record: StudyRecord, rng: np.random.Generator) -> dict[str, Any]:
         **({"learning": _learning_section(record, learning)} if learning else {}),
         **({"identical": identical} if identical else {}),
         **({"groups": groups} if (groups := groups_section(record, evidence.scores)) else {}),
+        **({"head": head} if head else {}),
         "items": item_summary(record, by_method, evidence.scores),
         "failures": failure_rows(record, by_method),
         "retried": list(record.retried),
-        "warnings": _collect_warnings(record, by_method, rows, evidence, identical),
+        "warnings": _collect_warnings(record, by_method, rows, evidence, identical, head),
         "timing": _timing_section(record),
         "complete": complete,
         "provenance": record.provenance,
@@ -284,6 +287,7 @@ def _collect_warnings(
     rows: Sequence[dict[str, Any]],
     evidence: Evidence,
     identical: Sequence[Mapping[str, Any]],
+    head: Mapping[str, Any] | None,
 ) -> list[str]:
     """List the caveats of the verdicts, each once, the most important first."""
     warnings = [*_repeated_read_warnings(record), *record.warnings]
@@ -295,6 +299,10 @@ def _collect_warnings(
         text = f"{name}, the control, has no test score: there are no verdicts."
         warnings.append(with_code(text, "control-without-score"))
     warnings += [with_code(group["sentence"], "identical-results") for group in identical]
+    if head is not None and head.get("sensitive"):
+        warnings.append(
+            with_code(sensitivity_warning(record, head["sensitive"]), "head-rate-matters")
+        )
     caveats = [c for row in rows for c in row_caveats(row, by_method[row["method"]], evidence)]
     for runs in by_method.values():
         if (text_or_none := unapplied_settings(record, runs)) is not None:
@@ -312,11 +320,15 @@ def _repeated_read_warnings(record: StudyRecord) -> list[str]:
         f"Changes before evaluation {number} ({look['at']}): {'; '.join(look['changes'])}."
         for number, look in enumerate(record.test_reads, start=2)
     )
-    text = (
-        f"The test set was evaluated {count_test_reads(record)} times. {changes} Earlier results "
-        "may have influenced the changes, so the 5 % error no longer covers the verdicts of "
-        "later evaluations, and these are the ones shown here."
+    inherited = len(record.test_reads) if record.rounds is None else record.rounds["inherited"]
+    consequence = (
+        "Earlier results may have influenced the changes, so the 5 % error no longer covers the "
+        "verdicts of later evaluations, and these are the ones shown here."
+        if inherited
+        else "Verdicts stand as they were given; each further look spends half of what was left of "
+        "a reserve of 0.5 %, so all verdicts together keep within 5 %."
     )
+    text = f"The test set was evaluated {count_test_reads(record)} times. {changes} {consequence}"
     return [with_code(text, "test-evaluated-again")]
 
 

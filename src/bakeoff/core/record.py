@@ -125,6 +125,9 @@ class StudyRecord:
     """By method, the check of one final trial's saved weights after reloading them: ``trial_id``,
     ``seed``, ``path`` in the study folder, validation ``loss`` as trained and ``reloaded_loss`` in
     nats, whether they are the ``same``, or the ``error``."""
+    head: dict[str, Any] | None = None
+    """The learning rate of a classifier's output layer: ``learning_rate``, ``source``, the ``grid``
+    it was chosen from, and by contender the shifts that were ``checked``; None without a head."""
     imported: ImportedStudy | None = None
     """Results that another tool reported; None if bakeoff ran the study."""
     examples: bool = True

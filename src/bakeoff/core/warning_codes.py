@@ -25,6 +25,7 @@ GROUPS = {
         "imported-versions",
         "imported-times",
         "identical-results",
+        "head-rate-matters",
         "not-learnt",
         "test-evaluated-again",
         "test-in-train",

@@ -27,6 +27,7 @@ from bakeoff.methods.serving import serving_forms
 from bakeoff.study import base_scores, fork, retry, test_texts, verify_weights
 from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import trials
+from bakeoff.study.setup import head_rate
 from bakeoff.study.storage import repair
 from bakeoff.study.storage.database import Reader
 from bakeoff.study.storage.study_dir import DATABASE, database_path
@@ -101,6 +102,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         references=tuple(known["references"]),
         **group_fields(known),
         artifacts=values.get(verify_weights.KEY, {}),
+        head=values.get(head_rate.KEY),
         serving=serving_forms(
             {t.method.name: t.method for t, _ in trials}.values(), cache_folder()
         ),

@@ -21,8 +21,8 @@ from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import MethodEntry
 from bakeoff.study import fork as study_fork
+from bakeoff.study import head_check, rounds, verify_weights
 from bakeoff.study import retry as study_retry
-from bakeoff.study import rounds, verify_weights
 from bakeoff.study.config import StudySpec, dump_spec
 from bakeoff.study.dry_run import (
     apply_budget,
@@ -135,6 +135,7 @@ def _run_phases(context: RunContext) -> None:
     entries = [e for e in study.entries if costs[e.name].status is not Status.INCOMPATIBLE]
     rounds.run_rounds(context, entries)
     verify_weights.verify_saved_weights(context)
+    head_check.check_head(context)
 
 
 def resolve_time_budget(

@@ -24,8 +24,8 @@ LAST_BYTES = 65_536
 class Job:
     """One unit of work in progress: trials that share their steps, or one probe.
 
-    ``what`` is ``search``, ``final``, ``cost probe``, ``base`` or ``reload``. ``trials`` are trial
-    ids, one a lane. ``start`` and ``stop`` are steps, None where nothing is trained.
+    ``what`` is the phase, ``cost probe``, ``base``, ``reload`` or ``head check``. ``trials`` are
+    trial ids, one a lane. ``start`` and ``stop`` are steps, None where nothing is trained.
     """
 
     what: str
