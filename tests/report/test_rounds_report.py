@@ -22,6 +22,8 @@ from bakeoff.report.evidence_texts import (
     meaning_text,
     unsettled_lines,
 )
+from bakeoff.report.live.items import _method_predictions
+from bakeoff.report.live.queries import ItemQuery
 from bakeoff.report.sections import (
     curves,
     fairness,
@@ -36,6 +38,7 @@ from bakeoff.report.sections import (
     verdict,
 )
 from bakeoff.report.texts import verdict_text
+from bakeoff.study.storage.database import ItemResults
 
 
 def only(blocks: tuple[Block, ...], kind: type[Any]) -> Any:
@@ -277,6 +280,17 @@ def test_tables_of_a_rounds_study() -> None:
     assert differences["full"]["limit_reason"] == "items"
     assert sheets["probabilities"][0]["better_than_lora"] == ""
     assert {"looks", "replicates", "probabilities"}.isdisjoint(tables(report()))
+
+
+def test_live_view_counts_stand_ins() -> None:
+    """A replicate whose settings all diverged counts in the live view as it does in the report."""
+    query = ItemQuery(
+        "lora", {"vera": "VeRA"}, {"vera": {3: "a", 1: "b"}}, (), {}, {"vera": (2,)}, (1.0, 0.0)
+    )
+    results = {"a": ItemResults([0.0, 0.0], ["x", "y"]), "b": ItemResults([1.0, 1.0], ["x", "y"])}
+    found = _method_predictions(query, "vera", results)
+    assert found.seeds == (1, 2, 3)
+    assert found.scores.values.tolist() == [[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
 
 
 def test_hostile_texts_stay_text() -> None:

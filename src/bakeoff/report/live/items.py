@@ -168,6 +168,10 @@ def _method_predictions(
         raise _no_items_error()
     size = sizes.most_common(1)[0][0]
     complete = {seed: a for seed, a in known.items() if len(a.scores) == size}
+    if len(query.stand_in_scores) == size:
+        stand_in = ItemResults(list(query.stand_in_scores), [None] * size)
+        complete |= dict.fromkeys(query.stand_ins.get(method, ()), stand_in)
+    complete = dict(sorted(complete.items()))
     return MethodPredictions(
         method, query.titles.get(method, method), tuple(complete), tuple(complete.values())
     )

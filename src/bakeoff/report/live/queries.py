@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from bakeoff.analysis.trial_runs import diverged_seeds, runs_by_method, stand_in_scores
 from bakeoff.core.errors import BakeoffError, EnvironmentProblem, first_line
 from bakeoff.core.names import is_within, quote_path
 from bakeoff.core.redact import redact, redact_value
@@ -56,6 +57,10 @@ class ItemQuery(NamedTuple):
     texts: tuple[tuple[str, str], ...]
     """Prompt and reference of each item; empty if unknown."""
     metric: dict[str, Any]
+    stand_ins: dict[str, tuple[int, ...]] = {}
+    """Method -> seeds of the replicates of which every setting diverged."""
+    stand_in_scores: tuple[float, ...] = ()
+    """The scores that stand for such a replicate, as in the report."""
 
     def scored_contenders(self) -> list[str]:
         """Return the contenders with test scores, in the study's order."""
@@ -169,12 +174,15 @@ def snapshot(folder: Path) -> Snapshot:
     for trial in scored.values():
         if trial.phase in (FINAL, REPLICATE):
             trials.setdefault(trial.method.name, {})[trial.seed] = trial.id
+    stand_in, by_method = stand_in_scores(record), runs_by_method(record)
     item_query = ItemQuery(
         control=record.control,
         titles=titles,
         trials=trials,
         texts=tuple((item.prompt, item.reference) for item in record.asked),
         metric=asdict(record.metric),
+        stand_ins={m: diverged_seeds(runs) for m, runs in by_method.items()} if stand_in else {},
+        stand_in_scores=tuple(stand_in[1]) if stand_in else (),
     )
     return Snapshot(
         name=str(clean(record.name)),

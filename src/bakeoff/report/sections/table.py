@@ -86,6 +86,11 @@ def _lead(report: dict[str, Any]) -> str:
             f"{tested}{known}All figures are as reported by {imported['benchmark']}; the step time "
             "is the mean over the training steps."
         )
+    if is_replicated(report):
+        intervals += (
+            "A difference is over the replicates that a contender has in common with the control, "
+            "a score over all of a method's. "
+        )
     return (
         f"{tested}{intervals}Time and memory were measured for one method at a time, in its own "
         "process."
