@@ -24,6 +24,7 @@ from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import MethodEntry, Trial
 from bakeoff.methods import load_saved
 from bakeoff.methods.hook import SaveContext, trainable_parameters
+from bakeoff.study.planning.learning_rates import centre_rate
 from bakeoff.testing.tiny import save_bert, save_llama
 from bakeoff.testing.trials import batches, build_tiny_setup, make_trial, single_trial_losses
 from bakeoff.training import checkpoints
@@ -36,7 +37,9 @@ SPREAD = 0.2
 """Standard deviation of the base's weights: large enough that its outputs depend on its inputs."""
 STEPS = 30
 GRID = (1.0, 10**0.5, 10.0, 10**-0.5, 0.1)
-"""Factors of the default grid around a method's prior, the middle first."""
+"""Factors of the default grid around its middle, the middle first."""
+TINY = 100_000
+"""Parameters of the tiny bases, about; the middle of a grid depends on the size of the base."""
 EXACT = 1e-4
 """Relative difference of logits up to which they count as equal: fp32 rounding after merging."""
 
@@ -86,8 +89,9 @@ def trains_and_leaves_the_base_alone(subject: Subject) -> TrainingSetup:
 def learns(subject: Subject) -> None:
     """Check that the loss on the training rows falls at one of the learning rates of the grid."""
     ratios = {}
+    middle = centre_rate(subject.entry, TINY).learning_rate
     for factor in GRID:
-        rate = factor * subject.entry.learning_rate
+        rate = factor * middle
         at = subject.setup(subject.trial(rate=rate))
         before = _validation_loss(at)
         single_trial_losses(at, STEPS)
