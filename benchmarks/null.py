@@ -412,8 +412,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         values, "budget", validations=given.validations, race=given.race, seeds=given.replicates
     )
     values = changed(values, "engine", device="cpu", executor="inline", workers=1, threads=1)
-    for unused in ("most", "rungs"):
-        values["budget"].pop(unused, None)
+    values = changed(values, "verdict", check_head=False)
+    values["budget"].pop("most", None)
     own = checked(values, given.steps, None)
     freeze(own, source, given.folder, limits)
     spec = twins(own, source, given.folder / "data", given.rates)
