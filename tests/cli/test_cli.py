@@ -26,14 +26,18 @@ def test_commands_from_plan_to_report(study: Path) -> None:
     """The commands lead from the plan to the report."""
     cwd = study.parent
     planned = json.loads(bakeoff("plan", "study.toml", "--json", cwd=cwd).stdout)
-    assert (planned["trials"], planned["steps"]) == (8, 48)
-    # two methods: both settings to step 1 and to step 2, two seeds to step 6
-    assert (planned["rungs"], planned["segments"], planned["steps_raced"]) == ([1, 2], 6, 32)
+    # two methods, two seeds, two settings that both go on from the rung to step 6
+    assert (planned["trials"], planned["steps"], planned["steps_raced"]) == (8, 48, 48)
+    assert (planned["looks"], planned["rungs"], planned["keep"]) == ([2], [1], [2])
+    assert planned["price"]["most"]["runs"] == 8
     assert 0 < planned["estimate"]["low"] < planned["estimate"]["seconds"]
     assert planned["estimate"]["disk_bytes"] > 0
     text = bakeoff("plan", "study.toml", "--no-time", cwd=cwd).stdout
-    assert "8 trials in 6 segments, 48 steps without racing" in text
-    assert "would be detected in 80 %" in text
+    assert "2 replicates of each method, analysed once" in text
+    assert "at most 8 trials and 48 steps" in text
+    assert "would be found in 80 %" in text
+    assert "no number of seeds narrows an interval below ±" in text
+    assert "cannot show that a method is equivalent within" in text
     assert "minutes" not in text
     assert not (cwd / "runs").exists(), "plan wrote something"
 
@@ -41,7 +45,7 @@ def test_commands_from_plan_to_report(study: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "LoRA" in ran.stdout
     assert "control" in ran.stdout
-    assert "Final 4/4" in ran.stderr
+    assert "Replicates, on test 4/4" in ran.stderr
 
     status = json.loads(bakeoff("status", "--json", cwd=cwd).stdout)
     assert (status["done"], status["planned"]) == (8, 8)
@@ -105,11 +109,10 @@ def test_diverged_setting_is_row(study_values: dict[str, Any], tmp_path: Path) -
     report = json.loads(done.stdout)
     ia3 = next(m for m in report["methods"] if m["method"] == "ia3")
     assert (ia3["status"], ia3["setting"], ia3["n_trials_diverged"]) == (
-        "done", {"learning_rate": 1e-2}, 1,
+        "done", {"learning_rate": 1e-2}, 2,
     )  # fmt: skip
-    (failure,) = report["failures"]
-    assert failure["status"] == "diverged"
-    assert "at step" in failure["reason"]
+    assert [f["status"] for f in report["failures"]] == ["diverged"] * 2, "in both replicates"
+    assert all("at step" in f["reason"] for f in report["failures"])
 
 
 def test_methods_lists_the_catalog(tmp_path: Path) -> None:
