@@ -18,6 +18,10 @@ from bakeoff.cli.display.output import (
 )
 from bakeoff.core.format import plural
 
+RARE = 0.005
+"""A verdict that fewer studies than these reach counts as impossible."""
+NO_SEEDS = ", at any number of seeds"
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -199,10 +203,14 @@ def _describe_equivalence(promised: dict[str, Any], items: int, margin: float) -
         if needed is None
         else f"about {float(f'{needed:.2g}'):,.0f} items do in 80 % of such studies"
     )
-    if not promised["equivalence_possible"]:
+    subject = f"{items:,} items"
+    if promised["equivalence_power"] < RARE:
+        last = plural(promised["last"]["replicates"], "replicate")
+        possible = promised["equivalence_possible"]
+        subject, end = (f"{subject} and {last}", "") if possible else (subject, NO_SEEDS)
         return (
-            f"{items:,} items cannot show that a method is equivalent within {margin:g} points, at "
-            f"any number of seeds; {takes}"
+            f"{subject} cannot show that a method is equivalent within {margin:g} points{end}; "
+            f"{takes}"
         )
     text = (
         f"a method that truly equals the control is called equivalent within {margin:g} points in "
