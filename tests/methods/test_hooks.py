@@ -209,6 +209,8 @@ def test_rank_limited_by_width(around: RuleContext) -> None:
     pissa = resolved("pissa", around, r=512)
     assert (pissa["r"], pissa["lora_alpha"]) == (32, 32)
     assert resolved("lora_ga", around)["r"] == 16
+    assert resolved("kasa", around)["r"] == 31
+    assert resolved("miss_bat", around)["r"] == 32
     assert resolved("shira", around)["r"] == 32 * 64 // (32 + 64)
     assert resolved("vera", around, r=512)["r"] == 512
 

@@ -218,10 +218,10 @@ def test_user_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("method", "config", "says"),
     [
         ("lora", {"r": 0}, "`r` should be a positive integer"),
-        ("lora", {"r": "8"}, "names r, which is not a number"),
+        ("pissa", {"r": "8"}, "names r, which is not a number"),
         ("boft", {"boft_block_size": 5}, "must be divisible by boft_block_size"),
         ("fourierft", {"n_frequency": 10**6}, "should be less than or equal to the product"),
-        ("shira", {"r": 64}, "more shira params than the total number of params"),
+        ("miss_bat", {"r": 5}, "must be fully divisible"),
         ("vera", {"r": 0}, "division by zero"),
         ("prompt_tuning", {"num_virtual_tokens": 0}, "no parameter would be trained"),
     ],

@@ -100,7 +100,7 @@ def _capped_rank(
 
     A product of matrices gains nothing from a rank above the base's width. A start from singular
     vectors has only as many as the narrowest layer is wide, of which LoRA-GA uses two for each
-    rank. SHiRA trains ``r (in + out)`` entries of a weight, which has ``in * out``.
+    rank, and KaSA leaves one in the base. SHiRA trains ``r (in + out)`` entries of a weight, which has ``in * out``.
     """
     rank = arguments.get("r")
     if not isinstance(rank, int):
@@ -112,6 +112,8 @@ def _capped_rank(
         limits.append(getattr(config.get_text_config(), "hidden_size", None) or rank)
     if isinstance(start := arguments.get("init_lora_weights"), str):
         limits += [min(shape) // (2 if start == "lora_ga" else 1) for shape in shapes]
+    if "kasa_config" in arguments:
+        limits += [min(shape) - 1 for shape in shapes]
     if entry.peft == "ShiraConfig":
         limits += [rows * columns // (rows + columns) for rows, columns in shapes]
     return {"r": max(1, min(limits))} if rank > min(limits) else {}
