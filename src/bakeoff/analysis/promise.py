@@ -16,9 +16,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, special
 
 from bakeoff.analysis.error_distribution import FloatArray, VarianceComponents, half_width
+from bakeoff.analysis.group_variance import IntArray
 from bakeoff.analysis.power import (
     MAX_ITEMS,
     OWN_CASES,
@@ -36,6 +38,8 @@ from bakeoff.analysis.rounds.boundaries import (
     information_times,
 )
 from bakeoff.analysis.rounds.plan import ALPHA, CLOCK_SHARE, DRAW_SEED, FUTILITY
+
+BoolArray = NDArray[np.bool_]
 
 # Half of the discordance of two methods at one seed is the same at every seed (docs/verdicts.md).
 STABLE_ITEM_SD = REST_ITEM_SD = math.sqrt(PUBLISHED_DISCORDANCE / 2)
@@ -248,7 +252,7 @@ class _Simulator:
     def _width(self, k: int, boundary: str) -> FloatArray:
         return np.asarray(getattr(self.widths, boundary)[k][self.cases[k]])
 
-    def _shows_equivalence(self, k: int, estimate: FloatArray, before: FloatArray) -> FloatArray:
+    def _shows_equivalence(self, k: int, estimate: FloatArray, before: BoolArray) -> BoolArray:
         """Return which contenders are equivalent by Holm's steps; earlier ones count as steps."""
         last, first = self._width(k, "last_step"), self._width(k, "first_step")
         n, shown = estimate.shape[1], before.copy()
@@ -275,7 +279,7 @@ class _Simulator:
         return np.asarray(different + equal)
 
 
-def _pick_cases(n_cases: int, n_contenders: int, shared: FloatArray, own: FloatArray) -> FloatArray:
+def _pick_cases(n_cases: int, n_contenders: int, shared: FloatArray, own: FloatArray) -> IntArray:
     """Return indices of cases, ``[studies, contenders]``, from uniform deviates."""
     n_own = OWN_CASES if n_contenders > 1 and n_cases > 1 else 1
     index = np.floor(shared * (n_cases // n_own)) * n_own + np.floor(own * n_own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from bakeoff.core.trial import (
     LEARNING_RATE,
@@ -118,36 +118,6 @@ def replicate_trials(
     )
 
 
-def search_trials(
-    spec: StudySpec, entries: Sequence[MethodEntry], conditions: Conditions
-) -> tuple[Trial, ...]:
-    """Return the search phase: every setting of every method at the study's seed."""
-    return tuple(
-        Trial(entry, setting, spec.seed, "search", conditions)
-        for entry in entries
-        for setting in initial_settings(entry, spec)
-    )
-
-
-def final_trials(
-    spec: StudySpec,
-    entries: Sequence[MethodEntry],
-    conditions: Conditions,
-    chosen: Mapping[str, dict[str, Any]],
-) -> tuple[Trial, ...]:
-    """Return the final phase: the chosen setting of each method at fresh seeds.
-
-    The search seed is not used again, because the setting was chosen by its results.
-    """
-    seeds = [spec.seed + 1 + i for i in range(spec.budget.seeds)]
-    return tuple(
-        Trial(entry, chosen[entry.name], seed, "final", conditions)
-        for seed in seeds
-        for entry in entries
-        if entry.name in chosen
-    )
-
-
 def group_trials(trials: Sequence[Trial], max_lanes: int | None) -> Iterator[tuple[Trial, ...]]:
     """Yield groups of at most ``max_lanes`` trials that can be batched: same method, same shapes.
 
@@ -162,36 +132,6 @@ def group_trials(trials: Sequence[Trial], max_lanes: int | None) -> Iterator[tup
     for group in alike.values():
         size = max_lanes or MOST_LANES
         yield from (tuple(group[i : i + size]) for i in range(0, len(group), size))
-
-
-class ExpectedWork(NamedTuple):
-    """Amount of work of a study: segments, and training steps with racing."""
-
-    segments: int
-    steps_raced: int
-
-
-def expected_work(
-    spec: StudySpec, search: Sequence[Trial], final: Sequence[Trial], keep: Sequence[int]
-) -> ExpectedWork:
-    """Return the work of a study if grids do not grow, nothing diverges, and no method stops.
-
-    ``keep`` settings of a method continue after the first, the second, ... rung.
-    """
-    max_lanes, stops = spec.engine.max_lanes, rung_steps(spec.budget)
-    count, steps, start = 0, 0, 0
-    left = list(search)
-    for number, stop in enumerate(stops or (spec.budget.planned_steps,)):
-        count += len(list(group_trials(left, max_lanes)))
-        steps += len(left) * (stop - start)
-        kept = keep[min(number, len(keep) - 1)]
-        by_method: dict[str, list[Trial]] = {}
-        for trial in left:
-            by_method.setdefault(trial.method.name, []).append(trial)
-        left = [t for trials in by_method.values() for t in trials[:kept]]
-        start = stop
-    count += len(list(group_trials(final, max_lanes)))
-    return ExpectedWork(count, steps + sum(t.conditions.steps for t in final))
 
 
 def build_segments(
