@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from helpers.classifiers import ARCHITECTURES, save_headless
 
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine.optim import learning_rate_factor
+from bakeoff.methods import registry
 from bakeoff.tasks._base import HEAD
 from bakeoff.testing.tiny import tokenizer, write_splits
 from bakeoff.testing.trials import OPTIONS, build_tiny_setup, make_trial
 from bakeoff.training import head_rate
 from bakeoff.training.evaluate import item_losses
 from bakeoff.training.head_rate import RateSearch, Rows, choose_rate, rate_beyond_edge, tune_head
-from bakeoff.training.setup import TrainingSetup
+from bakeoff.training.setup import TrainingSetup, parameter_groups
 
 STEPS = 12
 
@@ -135,3 +137,37 @@ def test_head_factor_multiplies_rate() -> None:
     assert scaled.head_learning_rate == pytest.approx(0.3)
     assert scaled.learning_rate == 1e-3
     assert scaled.config == trial.config
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [({"modules_to_save": ["embed_tokens"]}, 1), ({"trainable_token_indices": [3, 4]}, 1)],
+    ids=["modules", "tokens"],
+)
+def test_saved_modules_have_own_rate(
+    arguments: dict[str, Any], count: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Embeddings that a method trains beside its adapter do not have the adapter's rate."""
+    lora = registry.load("lora", Path())
+    entry = dataclasses.replace(lora, config={**lora.config, **arguments})
+    trial = make_trial(entry, "sft", rate=1e-2, saved_learning_rate=1e-4)
+    setup = build_tiny_setup(trial, tiny_llama, tmp_path)
+    own, saved = parameter_groups(setup.model, setup.task, trial)
+    assert (own.rate(trial), saved.rate(trial)) == (1e-2, 1e-4)
+    assert len(saved.names) == count
+    assert all("lora_" in name for name in own.names)
+    before = dataclasses.replace(trial.conditions, saved_learning_rate=None)
+    (only,) = parameter_groups(
+        setup.model, setup.task, dataclasses.replace(trial, conditions=before)
+    )
+    assert set(only.names) == {*own.names, *saved.names}
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_trainable_tokens_keep_their_rate(tiny_llama: Path, tmp_path: Path) -> None:
+    """A method that trains nothing but tokens has its own grid for them."""
+    trial = make_trial("trainable_tokens", "sft", rate=1e-2, saved_learning_rate=1e-4)
+    setup = build_tiny_setup(trial, tiny_llama, tmp_path)
+    (only,) = parameter_groups(setup.model, setup.task, trial)
+    assert only.rate(trial) == 1e-2

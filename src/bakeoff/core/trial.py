@@ -73,7 +73,8 @@ class Conditions:
     None for a hub id. ``quantize`` and ``quantizer`` are the kind of quantization of its linear
     layers and the package that does it, None without quantization. ``metric_source`` is the sha256
     of the file with the user's own metric, None for a built-in one. ``trusted``: the base's own
-    code may run.
+    code may run. ``head_learning_rate`` is that of a new output layer, ``saved_learning_rate`` that
+    of modules of the base that are trained as a whole beside an adapter; None: the method's own.
     """
 
     base: str
@@ -101,6 +102,7 @@ class Conditions:
     metric_source: str | None = None
     general_length: int | None = None
     trusted: bool = False
+    saved_learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ class Trial:
             del spec["method"][prose]
         if not self.conditions.trusted:  # keeps the ids of trials that are older than the field
             del spec["conditions"]["trusted"]
+        if self.conditions.saved_learning_rate is None:
+            del spec["conditions"]["saved_learning_rate"]
         canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -54,6 +54,11 @@ from bakeoff.training.token_cache import load_or_encode
 MEMORY_SHARE = 0.9
 """Share of the free memory that lanes may use; the rest is for evaluation and fragmentation."""
 
+METHOD, SAVED, HEAD = "method", "saved", "head"
+"""Kinds of parameter groups."""
+SAVED_PARTS = (".modules_to_save.", ".trainable_tokens_delta", ".token_adapter.")
+"""Parts of the names of the tensors that PEFT trains beside an adapter."""
+
 log = logging.getLogger(__name__)
 
 
@@ -138,23 +143,31 @@ class TrainingSetup:
 
 
 class RateGroup(NamedTuple):
-    """Trained tensors with one learning rate: a factor on the trial's, or the head's own."""
+    """Trained tensors with one learning rate: a factor on the trial's, or their own.
+
+    ``kind`` is ``method``, ``saved`` (modules of the base beside an adapter) or ``head``.
+    """
 
     names: list[str]
     factor: float = 1.0
-    head: bool = False
+    kind: str = METHOD
 
     def rate(self, trial: Trial) -> float:
         """Return the group's peak learning rate in this trial."""
-        return trial.head_learning_rate if self.head else self.factor * trial.learning_rate
+        if self.kind == HEAD:
+            return trial.head_learning_rate
+        saved = trial.conditions.saved_learning_rate
+        if self.kind == SAVED and saved is not None:
+            return saved
+        return self.factor * trial.learning_rate
 
 
 def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[RateGroup]:
-    """Return the trained tensors by learning rate: the method's own groups, then the head.
+    """Return the trained tensors by learning rate: the method's groups, saved modules, the head.
 
     Every method trains the task's new output layer. With a rate of its own for it, the best rate
-    for that layer does not affect the comparison. If nothing else is trained, the trial's rate is
-    the output layer's.
+    for that layer does not affect the comparison; saved modules have one for the same reason. If
+    nothing else is trained, the trial's rate is that of the output layer, or of the saved modules.
     """
     head = {
         id(p)
@@ -164,21 +177,30 @@ def parameter_groups(model: nn.Module, task: Task, trial: Trial) -> list[RateGro
     }
     factors = trial.method.rates
     by_factor: dict[float, list[str]] = {1.0: []}
-    heads = []
+    heads, saved = [], []
     for name, parameter in trainable_parameters(model).items():
         if id(parameter) in head:
             heads.append(name)
+        elif trial.conditions.saved_learning_rate is not None and is_saved(name):
+            saved.append(name)
         else:
             factor = next((f for part, f in factors.items() if part in name), 1.0)
             by_factor.setdefault(factor, []).append(name)
     groups = [RateGroup(names, factor) for factor, names in by_factor.items() if names]
+    if saved:
+        groups.append(RateGroup(saved, kind=SAVED if groups else METHOD))
     own_rate = trial.conditions.head_learning_rate is not None or HEAD_FACTOR in trial.setting
     if heads and groups and own_rate:
-        return [*groups, RateGroup(heads, head=True)]
+        return [*groups, RateGroup(heads, kind=HEAD)]
     if not groups:
         return [RateGroup(heads)]
     groups[0].names.extend(heads)
     return groups
+
+
+def is_saved(name: str) -> bool:
+    """Return whether PEFT trains this tensor of the base as a whole, or for some of its tokens."""
+    return any(part in name for part in SAVED_PARTS)
 
 
 def recipe(c: Conditions, graphs: bool) -> Recipe:

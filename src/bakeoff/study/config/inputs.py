@@ -10,7 +10,7 @@ from bakeoff.data.encoding import check_encoding
 from bakeoff.study.config.base import LARGEST, Count, Reference, Revision, SpecTable
 
 METHOD, JOINT = "method", "joint"
-"""Words for `task.head_learning_rate`."""
+"""Words for `task.head_learning_rate` and `task.saved_learning_rate`."""
 
 
 COLUMN, NEAR_DUPLICATES, NO_GROUPS = "column", "near-duplicates", "none"
@@ -127,6 +127,10 @@ class TaskSpec(SpecTable):
     """Learning rate of the task's new output layer, the same for every method. Default: tuned once
     on that layer alone. `method`: the method's own rate; `joint`: searched jointly with the
     method's (needs `tune = "all"`)."""
+    saved_learning_rate: Annotated[float, Field(gt=0)] | Literal["method"] | None = None
+    """Learning rate of modules of the base that a method trains as a whole beside its own weights
+    (`modules_to_save`, `trainable_token_indices`), the same for every method. Default: that of full
+    fine-tuning; `method`: the method's own rate."""
     max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest example in tokens; longer ones are truncated, and counted in a warning. Default: what
     covers 95 % of the training rows, at most 4,096 and the base's positions (docs/studies.md)."""

@@ -41,8 +41,9 @@ def comparable_spec(spec: StudySpec) -> dict[str, Any]:
         del value["base"]["trust_remote_code"]  # older studies lack this key
     if value["task"].get("supervise") is None:
         value["task"].pop("supervise", None)  # older studies lack this key
-    if value["task"].get("head_learning_rate") == METHOD:
-        del value["task"]["head_learning_rate"]  # older studies lack this key, and mean that
+    for name in ("head_learning_rate", "saved_learning_rate"):
+        if value["task"].get(name) == METHOD:
+            del value["task"][name]  # older studies lack this key, and mean that
     value.pop("verdict", None)  # it only reads the results
     return value
 

@@ -28,6 +28,7 @@ from bakeoff.study.planning.defaults import (
     choose_steps,
     short_pass_note,
 )
+from bakeoff.study.planning.rounds import ROUNDS
 from bakeoff.study.remote import is_remote
 from bakeoff.study.setup.base_model import ResolvedBase
 from bakeoff.study.storage import study_dir
@@ -71,6 +72,10 @@ def restore_choices(spec: StudySpec, folder: Path, progress: Progress) -> StudyS
         head = before["task"].get("head_learning_rate", METHOD)
         spec = with_task(spec, head_learning_rate=head)
         restored.append(f"head_learning_rate {head}")
+    saved = before["task"].get("saved_learning_rate")
+    if spec.task.saved_learning_rate is None and saved is not None:
+        spec = with_task(spec, saved_learning_rate=saved)
+        restored.append(f"saved_learning_rate {saved}")
     if not restored:
         return spec
     progress.say(f"{', '.join(restored)}: as when the study in {folder} was started.")
@@ -173,10 +178,12 @@ def describe_defaults(
         margin = f"{100 * spec.task.margin:g} points" if fraction else f"{spec.task.margin:g}"
         notes["metric"] = f"{metric.name}; differences under {margin} do not matter (margin)"
     if budget.hours is None and {"settings", "seeds"} - budget.model_fields_set:
-        notes["trials"] = (
-            f"{budget.settings} learning rates for each method on validation, the best at "
-            f"{budget.seeds} seeds on test"
+        seeds = (
+            "each seed's best on test; seeds are added until the verdicts are reached"
+            if budget.seeds == ROUNDS
+            else f"the best of each of {plural(int(budget.seeds), 'seed')} on test"
         )
+        notes["trials"] = f"{budget.settings} learning rates for each method on validation, {seeds}"
     if spec.task.head_learning_rate is None and task_class(spec.task.kind).heads:
         notes["head_learning_rate"] = (
             "of the new output layer: tuned on it alone before the first trial, the same for every "

@@ -25,7 +25,7 @@ from bakeoff.study.config import StudySpec
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.planning.learning_rates import centre_note, centre_rate
 from bakeoff.study.remote import ExecutorFactory, make_executor, open_executor, run_remote
-from bakeoff.study.setup import base_model, defaults
+from bakeoff.study.setup import base_model, defaults, saved_rate
 from bakeoff.study.setup import splits as setup_splits
 from bakeoff.study.setup.item_groups import find_item_groups
 from bakeoff.study.setup.methods import load_methods, restore_methods
@@ -82,6 +82,7 @@ def open_study(
     choices = _choose_defaults(spec, splits, entries, machine, metric.info, options["columns"])
     if note := centre_note(spec, entries, size):
         choices = choices._replace(notes={**choices.notes, "learning_rates": note})
+    choices = saved_rate.set_saved_rate(choices, entries, size, started=bool(frozen))
     spec, options = choices.spec, {**options, "max_length": choices.spec.task.max_length}
     unused = defaults.unused_columns(splits, options["columns"], spec.data.group)
     if not (out / study_folder.DATABASE).is_file():
@@ -106,7 +107,7 @@ def _conditions(
     splits: Splits,
 ) -> Conditions:
     """Return what all trials of the study share; a rate to be tuned is still open."""
-    rate = spec.task.head_learning_rate
+    rate, saved = spec.task.head_learning_rate, spec.task.saved_learning_rate
     return Conditions(
         base=base.published_as,
         revision=base.commit or spec.base.revision,
@@ -132,6 +133,7 @@ def _conditions(
         metric_options=metric.options,
         general_length=spec.forgetting.max_length if splits.general else None,
         trusted=spec.base.trust_remote_code,
+        saved_learning_rate=saved if isinstance(saved, float) else None,
         metric_source=None if metric.code is None else load.code_digest(metric.code),
     )
 

@@ -17,7 +17,7 @@ from bakeoff.study.config import parse_spec
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.planning.trials import initial_settings
 from bakeoff.study.record import read_trials, read_values
-from bakeoff.study.setup import compatibility, defaults
+from bakeoff.study.setup import compatibility, defaults, saved_rate
 from bakeoff.study.setup.methods import load_methods
 from bakeoff.testing.trials import make_trial
 
@@ -149,3 +149,19 @@ def test_head_is_checked_after_rounds(
     assert not list(out.glob("trials/*head*"))
     api.run(parse_spec(values), tmp_path, out)
     assert read_values(out)["head"]["checked"] == checked
+
+
+def test_saved_modules_get_rate_of_full(study_values: dict[str, Any], tmp_path: Path) -> None:
+    """A method with `modules_to_save` gives the study a rate for them; others change nothing."""
+    spec = parse_spec(study_values)
+    entries = load_methods(spec, tmp_path)
+    choices = defaults.Choices(spec, {})
+    assert saved_rate.set_saved_rate(choices, entries, None, started=False) is choices
+    config = {**entries[0].config, "modules_to_save": ["embeddings"]}
+    saving = (dataclasses.replace(entries[0], config=config), *entries[1:])
+    changed = saved_rate.set_saved_rate(choices, saving, 7_000_000_000, started=False)
+    assert changed.spec.task.saved_learning_rate == 2e-5
+    assert changed.notes["saved_learning_rate"].startswith("2e-5: of the modules of the base")
+    stated = choices._replace(spec=defaults.with_task(spec, saved_learning_rate="method"))
+    assert saved_rate.set_saved_rate(stated, saving, None, started=False) is stated
+    assert saved_rate.set_saved_rate(choices, saving, None, started=True) is choices
