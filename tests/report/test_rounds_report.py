@@ -282,6 +282,15 @@ def test_tables_of_a_rounds_study() -> None:
     assert {"looks", "replicates", "probabilities"}.isdisjoint(tables(report()))
 
 
+def test_long_tables_are_cut_on_the_page() -> None:
+    made = rounds_report()
+    made["race"]["decisions"] *= 60
+    drawn: TableBlock = only(race.build(made).blocks, TableBlock)
+    assert len(drawn.rows) == 1000
+    assert drawn.caption == "All decisions (the first 1,000 of 1,200)"
+    assert tables(made)["race"].count("\n") == 1201, "the CSV has all"
+
+
 def test_live_view_counts_stand_ins() -> None:
     """A replicate whose settings all diverged counts in the live view as it does in the report."""
     query = ItemQuery(

@@ -331,6 +331,15 @@ class Examples:
     groups: tuple[ExampleGroup, ...]
 
 
+MOST_ROWS = 1000
+"""Rows of a table of trials that the page shows; the CSV below it has all."""
+
+
+def table_caption(caption: str, n_rows: int) -> str:
+    """Return the caption of a table of trials, which says if the page has only its first rows."""
+    return caption if n_rows <= MOST_ROWS else f"{caption} (the first {MOST_ROWS:,} of {n_rows:,})"
+
+
 Block = Text | Tiles | Facts | TableBlock | Chart | Grid | Forest | Bars | Examples
 
 

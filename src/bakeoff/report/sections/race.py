@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from bakeoff.core.format import DASH, format_learning_rate
-from bakeoff.report.blocks import Block, Cell, Column, SectionView, TableBlock, TableRow, Text
+from bakeoff.report.blocks import (
+    MOST_ROWS,
+    Block,
+    Cell,
+    Column,
+    SectionView,
+    TableBlock,
+    TableRow,
+    Text,
+    table_caption,
+)
 from bakeoff.report.texts import method_title
 
 ORDER = 55
@@ -39,10 +49,11 @@ def build(report: dict[str, Any]) -> SectionView:
         blocks.append(Text(text))
     seeded = any(d.get("seed") is not None for d in race["decisions"])
     control = report["study"].get("control")
-    rows = tuple(_row(d, titles, control, seeded) for d in race["decisions"])
+    caption = table_caption("All decisions", len(race["decisions"]))
+    rows = tuple(_row(d, titles, control, seeded) for d in race["decisions"][:MOST_ROWS])
     folded = len(rows) > _FOLD_FROM
     columns = (*_COLUMNS[:2], _SEED, *_COLUMNS[2:]) if seeded else _COLUMNS
-    table = TableBlock("All decisions", columns, rows, folded, filterable=folded, sheet="race")
+    table = TableBlock(caption, columns, rows, folded, filterable=folded, sheet="race")
     blocks.append(table)
     within = "Inside each replicate, settings" if seeded else "Settings"
     lead = (

@@ -22,6 +22,7 @@ from bakeoff.core.format import (
     score_unit,
 )
 from bakeoff.report.blocks import (
+    MOST_ROWS,
     Cell,
     Chart,
     ChartAxis,
@@ -32,6 +33,7 @@ from bakeoff.report.blocks import (
     Series,
     TableBlock,
     TableRow,
+    table_caption,
 )
 from bakeoff.report.evidence_texts import is_replicated
 from bakeoff.report.texts import method_title
@@ -289,5 +291,9 @@ def _table(methods: list[dict[str, Any]], unit: DisplayUnit, replicated: bool) -
         Column(""),
     )
     return TableBlock(
-        "The same data as a table", columns, tuple(rows), folded=True, sheet="sensitivity"
+        table_caption("The same data as a table", len(rows)),
+        columns,
+        tuple(rows[:MOST_ROWS]),
+        folded=True,
+        sheet="sensitivity",
     )
