@@ -65,12 +65,11 @@ def check_head(context: RunContext) -> None:
     if scores is None:
         context.progress.say("the output layer's rate could not be checked: a trial failed")
         return
-    (control, *control_scores), (own, *own_scores) = scores
+    control, own = scores[0], scores[1]
     shifts = [
-        measure_shift(factor, (own, after), (control, control_after)).to_json()
-        for factor, after, control_after in zip(
-            FACTORS[1:], own_scores, control_scores, strict=True
-        )
+        measure_shift(factor, (own[0], own[i]), (control[0], control[i])).to_json()
+        for i, factor in enumerate(FACTORS)
+        if i > 0
     ]
     checked = {**stored.get("checked", {}), contender: shifts}
     context.store.set(head_rate.KEY, {**stored, "checked": checked})
@@ -79,7 +78,9 @@ def check_head(context: RunContext) -> None:
 def contender_to_check(report: Mapping[str, Any]) -> str | None:
     """Return the recommended contender, else the best one; None if no contender was compared."""
     rows = [row for row in report["methods"] if row["difference"] and row["setting"]]
-    control = next((r for r in report["methods"] if r["method"] == report["study"]["control"]), {})
+    control: Mapping[str, Any] = next(
+        (r for r in report["methods"] if r["method"] == report["study"]["control"]), {}
+    )
     if not rows or not control.get("setting"):
         return None
     recommended = report["recommendation"].get("method")

@@ -169,8 +169,9 @@ def rows_of_study(setup: TrainingSetup) -> Rows:
     steps = np.array(list(islice(step_indices(len(examples), c.batch_size, seed), c.steps)))
     used, numbers = np.unique(steps, return_inverse=True)
     rng = np.random.default_rng([seed, 0x4EAD])
-    orders = [numbers.reshape(steps.shape)]
-    orders += [rng.permutation(numbers.ravel()).reshape(steps.shape) for _ in range(1, ORDERS)]
+    shape = (c.steps, c.batch_size)
+    orders = [numbers.reshape(shape)]
+    orders += [rng.permutation(numbers.ravel()).reshape(shape) for _ in range(1, ORDERS)]
     validation = setup.examples("validation")[:VALIDATION_ROWS]
     return Rows([examples[i] for i in used], orders, validation)
 
@@ -190,7 +191,8 @@ def train_lanes(setup: TrainingSetup, rows: Rows) -> tuple[list[float], LaneTabl
     Returns their mean validation losses, infinite where training diverged, and the losses of the
     checked rows ``[K, rows]``.
     """
-    steps, diverged = setup.conditions.steps, []
+    steps = setup.conditions.steps
+    diverged: list[bool] = []
 
     def batches() -> Iterator[StepBatch]:
         for step in range(steps):
@@ -246,7 +248,8 @@ def head_layers(setup: TrainingSetup) -> list[nn.Module]:
 
 def first_head_layer(setup: TrainingSetup) -> nn.Module:
     """Return the layer of the head that runs first."""
-    found, ran = head_layers(setup), []
+    found = head_layers(setup)
+    ran: list[nn.Module] = []
     if len(found) == 1:
         return found[0]
     handles = [m.register_forward_pre_hook(lambda m, _: ran.append(m)) for m in found]
