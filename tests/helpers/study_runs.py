@@ -51,12 +51,13 @@ def study_values(base: Path, data: dict[str, Path], contenders: list[str], **bud
         "name": "tiny",
         "base": {"model": str(base)},
         "data": {split: str(path) for split, path in data.items()},
-        "task": {"kind": "classify", "max_length": 32},
+        "task": {"kind": "classify", "max_length": 32, "head_learning_rate": 1e-2},
         "methods": {"control": "lora", "contenders": contenders},
         "budget": {
             "steps": 10, "batch_size": 8, "settings": 2, "seeds": 2, "validations": 2, **budget,
         },
         "engine": {"executor": "inline", "threads": 1, "precision": "fp32"},
+        "verdict": {"check_head": False},
     }  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def test_user_metric_frozen_and_scored(sft: dict[str, Any], tmp_path: Path) -> N
     assert report["study"]["better"] == "lower"
     record = api.read_record(tmp_path / "out")
     references = [r["json"] for r in read_rows(tmp_path / "out" / "data" / "test.jsonl")]
-    scored = [r.splits["test"] for t, r in record.trials if r and t.phase == "final"]
+    scored = [r.splits["test"] for t, r in record.trials if r and "test" in r.splits]
     assert len(scored) == 4
     for split in scored:
         pairs = zip(split.predictions, references, strict=True)
@@ -136,7 +136,11 @@ def test_loss_metric_matches_plain_models(
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)
     assert record.base_scores is not None
     assert record.base_scores.scores == pytest.approx(losses(base), abs=1e-4)
-    lora = [t.id for t, r in record.trials if t.method.name == "lora" and t.phase == "final"]
+    lora = [
+        t.id
+        for t, r in record.trials
+        if t.method.name == "lora" and r is not None and "test" in r.splits
+    ]
     tuned = PeftModel.from_pretrained(base, tmp_path / "out" / "trials" / lora[0] / "adapter")
     results = {r.trial_id: r for _, r in record.trials if r}
     split = results[lora[0]].splits["test"]

@@ -106,7 +106,7 @@ def test_stopped_study_resumes(
     process = Started(*arguments, cwd=tmp_path)
     deadline = time.monotonic() + 300
     log = out / "log.jsonl"
-    while not log.exists() or b"Search" not in log.read_bytes():
+    while not log.exists() or b"Replicates" not in log.read_bytes():
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)

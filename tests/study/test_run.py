@@ -50,11 +50,12 @@ def test_report_is_complete(study: tuple[Path, dict[str, Any]]) -> None:
     assert {m["method"] for m in report["methods"]} == {"lora", "ia3", "full", "head"}
     assert {m["status"] for m in report["methods"]} == {"done"}
     for method in report["methods"]:
-        assert sorted(s["status"] for s in method["settings"]) == ["done", "stopped"]
-        losses = [s["validation_loss"] for s in method["settings"]]
-        chosen = [s["chosen"] for s in method["settings"]]
-        assert chosen[losses.index(min(losses))]
-        assert sum(chosen) == 1
+        assert {s["seed"] for s in method["settings"]} == {1, 2}
+        for seed in (1, 2):
+            replicate = [s for s in method["settings"] if s["seed"] == seed]
+            assert sorted(s["status"] for s in replicate) == ["done", "stopped"]
+            (chosen,) = (s for s in replicate if s["chosen"])
+            assert chosen["validation_loss"] == min(s["validation_loss"] for s in replicate)
     assert "Content-Security-Policy" in (folder / "report.html").read_text()
     assert (folder / "log.jsonl").read_text().count('"event": "advance"') == 4 + 2 * 8 + 8 + 4
 
@@ -81,14 +82,17 @@ def test_item_texts_unless_private(study: tuple[Path, dict[str, Any]]) -> None:
     assert api.report(folder)["items"] == items  # nothing of it is remembered
 
 
-def test_test_set_scored_in_finals_only(study: tuple[Path, dict[str, Any]]) -> None:
-    """The test set is scored in final trials only."""
+def test_test_set_scored_once_a_replicate(study: tuple[Path, dict[str, Any]]) -> None:
+    """One trial of each replicate is scored on test, and only its weights are saved."""
     folder, _ = study
+    tested = []
     for trial, result in api.read_trials(folder):
         assert result is not None
-        assert ("test" in result.splits) == (trial.phase == "final")
-        assert ((folder / "trials" / trial.id / "adapter").exists()
-                or trial.phase == "search" or trial.method.hook is not None)  # fmt: skip
+        scored = "test" in result.splits
+        tested += [(trial.method.name, trial.seed)] if scored else []
+        if trial.method.hook is None:
+            assert (folder / "trials" / trial.id / "adapter").exists() == scored
+    assert sorted(tested) == sorted((m, s) for m in ("lora", "ia3", "full", "head") for s in (1, 2))
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3", "full", "head"])

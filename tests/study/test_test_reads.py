@@ -178,9 +178,9 @@ def test_changed_margin_trains_nothing(values: Values, out: Path, trained: list[
     assert trained == []
     assert (made["study"]["margin"], made["study"]["test_looks"]) == (0.05, 2)
     assert api.report(out)["study"] == made["study"]
-    assert refuse_run(
-        values | {"task": {"kind": "classify", "max_length": 32}}, out
-    ).cause.endswith("task.margin: 0.05 -> 0.02")
+    assert refuse_run(values | {"task": {**values["task"], "margin": 0.02}}, out).cause.endswith(
+        "task.margin: 0.05 -> 0.02"
+    )
 
 
 def test_removed_contender_returns_unchanged(values: Values, out: Path, trained: list[str]) -> None:

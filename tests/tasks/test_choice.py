@@ -346,7 +346,7 @@ def test_study_improves_accuracy_in_peft(
     assert {"lanes", "packing", "loss"} <= set(found["lora"]["engine"]["on"])
 
     test = read_rows(tmp_path / "out" / "data" / "test.jsonl")
-    finals = [(t, r) for t, r in api.read_trials(tmp_path / "out") if t.phase == "final" and r]
+    finals = [(t, r) for t, r in api.read_trials(tmp_path / "out") if r and "test" in r.splits]
     result = next(r for t, r in finals if t.method.name == "lora")
     split = result.splits["test"]
     right = [row["choices"]["ABC".index(row["answer"])] for row in test]

@@ -194,7 +194,7 @@ class Stepper:
         return {**self.values(lane), **self.optimizer.state(lane)}
 
     def restore(self, lane: int, saved: Mapping[str, Tensor], steps_taken: int) -> None:
-        """Restore a lane's saved ``state``, or its ``values`` alone, after ``steps_taken`` steps."""
+        """Restore a lane after ``steps_taken`` steps: its ``state``, or only its ``values``."""
         with torch.no_grad():
             self.lanes.stack.values[lane].copy_(saved["values"])
         if len(saved) > 1:

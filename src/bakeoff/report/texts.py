@@ -32,25 +32,37 @@ def lower_is_better(study: dict[str, Any]) -> bool:
 def retry_hint(report: dict[str, Any], folder: str = "FOLDER") -> str | None:
     """Return the command that runs failed trials again; None where there is none.
 
-    Once a method has a test score its setting is chosen, and failed trials of the search stay.
+    Once a replicate was scored on test, or its method has a verdict, its failed trials stay; so do
+    those of an older protocol's search.
     """
     failed = [
         f for f in report.get("failures") or [] if f.get("status") in ("failed", "out_of_memory")
     ]
     if not failed or report.get("imported"):
         return None
-    tested = any(m.get("score") for m in report.get("methods") or [])
-    n_kept = sum(tested and f.get("phase") == "search" for f in failed)
+    rows = {m.get("method"): m for m in report.get("methods") or []}
+    n_kept = sum(_stays_failed(f, rows) for f in failed)
     sentences = []
     if n_kept < len(failed):
         runs = plural(len(failed) - n_kept, "run")
         sentences.append(f"{runs} failed. To retry: `bakeoff run {folder} --retry`.")
     if n_kept:
         sentences.append(
-            f"{plural(n_kept, 'search run')} failed, and settings were chosen without them. To "
+            f"{plural(n_kept, 'run')} failed, and settings were chosen without them. To "
             f"start over: `bakeoff run {folder} --fork NEW`."
         )
     return " ".join(sentences)
+
+
+def _stays_failed(failure: dict[str, Any], rows: dict[str | None, dict[str, Any]]) -> bool:
+    """Return whether a failed trial is not run again, because the results are known by now."""
+    if failure.get("phase") == "search":
+        return any(row.get("score") for row in rows.values())
+    row = rows.get(failure.get("method")) or {}
+    if failure.get("phase") != "replicate":
+        return False
+    scored = any(seed.get("seed") == failure.get("seed") for seed in row.get("seeds") or [])
+    return scored or row.get("verdict") not in ("control", "none", None)
 
 
 def saved_weights_text(report: dict[str, Any], folder: str = "") -> str | None:

@@ -85,6 +85,7 @@ def _run_batch(context: RunContext, batch: Replicates, may_start: MayStart) -> N
     run_trials(context, Stage(f"{batch.label}, to the end", (step, steps)), trials)
     finalists = _choose_finalists(context, trials)
     run_trials(context, Stage(f"{batch.label}, on test", (steps, steps), test=True), finalists)
+    _drop_stale_checkpoints(context, finalists, [], steps)
 
 
 def _race(
@@ -399,7 +400,7 @@ def _drop_stale_checkpoints(
     ids = {t.id for t in continuing}
     for trial in trials:
         kept = step if trial.id in ids else None
-        study_folder.delete_checkpoints(context.study.folder, trial.id, but=kept)
+        study_folder.delete_checkpoints(context.study.folder, trial.id, before=kept)
 
 
 def _split_by_disk_space(context: RunContext, replicates: Replicates) -> Iterator[Replicates]:

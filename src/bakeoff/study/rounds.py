@@ -39,6 +39,7 @@ def run_rounds(context: RunContext, entries: Sequence[MethodEntry]) -> None:
     with context.read() as reader:
         evaluations = len(reader.values("looks").get("looks", ()))
         again, taken = reader.looks(AGAIN), len(reader.looks(PLANNED))
+        unfinished = any(row.status is None for row in reader.trial_rows().values())
     if not taken and schedule["inherited"] != evaluations:  # the parent was evaluated since
         schedule = {**schedule, "inherited": evaluations}
         context.store.set(SCHEDULE, schedule)
@@ -50,7 +51,7 @@ def run_rounds(context: RunContext, entries: Sequence[MethodEntry]) -> None:
     contenders = [name for name in schedule["contenders"] if name in names]
     slices = _slice_seeds(context, schedule["looks"])
     for number, seeds in enumerate(slices, start=1):
-        if number <= taken:
+        if number <= taken and not unfinished:
             continue
         open_names = _open_contenders(context, contenders, number - 1)
         if number > 1 and not open_names:
@@ -65,7 +66,7 @@ def run_rounds(context: RunContext, entries: Sequence[MethodEntry]) -> None:
             break
         label = "Replicates" if len(schedule["looks"]) == 1 else f"Round {number}"
         run_replicates(context, Replicates(running, label, len(slices)), may_start)
-        if not _take_look(context, number):
+        if number > taken and not _take_look(context, number):
             context.store.set(SCHEDULE, {**schedule, "stopped": NOTHING_TO_COMPARE})
             break
 
