@@ -73,7 +73,7 @@ def test_every_intent_is_in_every_split(data: dict[str, list[dict[str, str]]]) -
     assert len(intents) == 41
     assert all(splits == set(SPLITS) for splits in intents.values())
     topics = {(row["topic"], row["intent"]) for row in data["train"]}
-    assert len({topic for topic, _ in topics}) == 17
+    assert len({topic for topic, _ in topics}) == 15
     assert len(topics) == 41  # one topic for each intent
     counts = Counter(row["intent"] for row in data["train"])
     assert max(counts.values()) <= 46

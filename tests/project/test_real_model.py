@@ -42,7 +42,7 @@ def test_lora_learns_and_loads_in_peft(tmp_path: Path) -> None:
     value["verdict"] = {"check_head": False}
     report = api.run(parse_spec(value), tmp_path, tmp_path / "out")
     scores = {m["method"]: m["score"]["estimate"] for m in report["methods"]}
-    assert scores["lora"] > 0.7, "chance is 0.06"
+    assert scores["lora"] > 0.5, "chance is 0.07"
 
     place = tmp_path / "out" / "trials" / report["methods"][0]["seeds"][0]["trial_id"]
     labels = sorted({r["topic"] for r in read_rows(tmp_path / "out" / "data" / "train.jsonl")})
