@@ -12,13 +12,13 @@ from typing import Any
 from bakeoff.report.write import report
 from bakeoff.study.compare import compare
 from bakeoff.study.config import StudySpec, parse_spec, read_spec
+from bakeoff.study.diagnose import diagnose
 from bakeoff.study.dry_run import overview
 from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.record import load_report as summarised
 from bakeoff.study.record import read_record, read_trials, read_values
 from bakeoff.study.run import ResumeOptions, machine, run_study
 from bakeoff.study.shuffled_answers import check_shuffled_answers
-from bakeoff.study.storage.repair import diagnose
 
 __all__ = [
     "check_shuffled_answers",

@@ -42,7 +42,8 @@ VIOLATIONS = {
     "an integration imports the api": ("integrations/notebook.py", "import bakeoff.api"),
     "the api imports the command line": ("api.py", "import bakeoff.cli.run"),
     "the command line imports the test kit": ("cli/status.py", "import bakeoff.testing.tiny"),
-    "planning imports the replicates": ("study/planning/racing.py", "import bakeoff.study.replicates"),
+    "planning imports the replicates": (
+        "study/planning/racing.py", "import bakeoff.study.replicates"),
     "storage imports an executor": (
         "study/storage/lock.py", "import bakeoff.study.executors.inline"),
     "the configuration imports planning": (

@@ -208,7 +208,6 @@ def test_replicate_races_from_start(
     faults.fail = lambda t: _is_first_lora(t) and t.learning_rate == best
     stopped_before_test(values, out, monkeypatch)
     (failed,) = [i for i, s in status(out).items() if s is Status.FAILED]
-    lost = {i for i, (t, _) in ended(out).items() if _is_first_lora(t)}
     faults.mend()
     again = run_validated(values, out, retry=True)
     assert failed in faults.trained
