@@ -75,7 +75,7 @@ def test_false_verdicts_counted(script: Callable[[str], ModuleType]) -> None:
 def test_variance_ratio_by_hand(script: Callable[[str], ModuleType]) -> None:
     """F is the variance between studies over what the spread of replicates explains."""
     null = script("null")
-    runs = [_study(null, None, values, 0) for values in ([[0], [0.2]], [[0.4], [0.6]])]
+    runs = [_study(null, None, values, 0) for values in ([[0.0], [0.2]], [[0.4], [0.6]])]
     found = null.variance_ratio(runs)
     # within: 0.02; the means 0.1 and 0.5 have variance 0.08, times 2 replicates
     assert found["F"] == pytest.approx(8)
