@@ -71,12 +71,9 @@ def overview(
         study = apply_budget(study, plan)
     study = add_warnings(study, small_test_warning(study), progress)
     looks = _planned_looks(study, timings)
-    promised = _promise(study, looks)
     first_replicate = planning_trials.replicate_trials(
         study.spec, study.entries, planning_trials.replicate_seeds(study.spec, 1), study.conditions
     )
-    trials = len(study.entries) * study.spec.budget.settings * looks[-1]
-    prices = _prices(study, looks, timings, promised)
     return {
         "name": spec.name,
         "n_items": study.splits.counts,
@@ -87,16 +84,11 @@ def overview(
         "looks": list(looks),
         "most_in_lanes": _most_in_lanes(study, timings),
         "settings": study.spec.budget.settings,
-        "trials": trials,
-        "steps": trials * study.conditions.steps,
-        "steps_raced": round(prices["most"].runs * study.conditions.steps),
         "rungs": list(planning_trials.rung_steps(study.spec.budget)),
         "keep": list(study.spec.budget.keep),
         "margin": spec.task.margin,
-        "detectable": None if promised is None else promised.last.detectable,
+        **_expected_results(study, looks, timings),
         "groups": _groups(study),
-        "promise": None if promised is None else _promise_values(promised),
-        "price": {name: dataclasses.asdict(price) for name, price in prices.items()},
         "hours": None if plan is None else dataclasses.asdict(plan),
         "estimate": None if timings is None else _study_estimate(study, timings, looks),
         "sizes": None if study.sizes is None else list(study.sizes),
@@ -106,6 +98,23 @@ def overview(
         "rows": None if preview is None else preview["rows"],
         "added_tokens": None if preview is None else preview["added"],
         "warnings": list(study.warnings),
+    }
+
+
+def _expected_results(
+    study: Study, looks: tuple[int, ...], timings: MethodTimings | None
+) -> dict[str, Any]:
+    """Return the work of a study up to its last look, its price, and what it can show."""
+    promised = _promise(study, looks)
+    trials = len(study.entries) * study.spec.budget.settings * looks[-1]
+    prices = _prices(study, looks, timings, promised)
+    return {
+        "trials": trials,
+        "steps": trials * study.conditions.steps,
+        "steps_raced": round(prices["most"].runs * study.conditions.steps),
+        "price": {name: dataclasses.asdict(price) for name, price in prices.items()},
+        "promise": None if promised is None else _promise_values(promised),
+        "detectable": None if promised is None else promised.last.detectable,
     }
 
 
