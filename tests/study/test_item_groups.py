@@ -13,7 +13,7 @@ from bakeoff.data.checks.near_duplicates import cluster_near_duplicates
 from bakeoff.study.config import parse_spec
 from bakeoff.study.config.inputs import DataSpec
 from bakeoff.study.monitoring.progress import Progress
-from bakeoff.study.record import group_fields
+from bakeoff.study.record import item_fields
 from bakeoff.study.setup import compatibility
 from bakeoff.study.setup.item_groups import ItemGroups, find_item_groups
 from bakeoff.study.setup.open_study import open_study
@@ -150,9 +150,15 @@ def test_clusters_of_boilerplate_take_few_comparisons(monkeypatch: pytest.Monkey
 
 def test_record_has_the_groups_and_older_studies_have_none() -> None:
     groups = ItemGroups((0, 0, 1), "column 'source'")
-    stored = json.loads(json.dumps({"groups": groups.to_json()}))
-    assert group_fields(stored) == {"groups": (0, 0, 1), "group_source": "column 'source'"}
-    assert group_fields({"groups": None}) == group_fields({}) == {}
+    stored = json.loads(json.dumps({"references": ["a"], "groups": groups.to_json()}))
+    known = {"references": ("a",)}
+    assert item_fields(stored) == {
+        **known,
+        "groups": (0, 0, 1),
+        "group_source": "column 'source'",
+    }
+    assert item_fields({"references": ["a"], "groups": None}) == known
+    assert item_fields({"references": ["a"]}) == known
 
 
 def test_changed_groups_are_another_study() -> None:
@@ -187,10 +193,11 @@ def test_study_has_groups_and_trials_do_not(study_values: dict[str, Any], tmp_pa
     one, other = (prior_trial(s, s.entries[0]).id for s in (plain, grouped))
     assert one == other
     about = json.loads(json.dumps(describe_study(grouped, {})))
-    assert group_fields(about) == {
+    assert item_fields(about) == {
+        "references": tuple(about["references"]),
         "groups": grouped.groups.numbers,
         "group_source": "column 'template'",
     }
-    assert group_fields(describe_study(plain, {})) == {}
+    assert "groups" not in item_fields(describe_study(plain, {}))
     changes = compatibility.differences(frozen_values(plain), frozen_values(grouped))
     assert {c.split(":")[0] for c in changes} == {"groups.source", "groups.sha256"}

@@ -77,9 +77,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         steps=values.get("final_steps", spec.budget.planned_steps),
         trials=trials,
         costs=costs,
-        incompatible={
-            n: c.reason or "" for n, c in costs.items() if c.status is Status.INCOMPATIBLE
-        },
+        incompatible=_incompatible_reasons(costs),
         wall_seconds=sum(wall_times(values)) or None,
         warnings=(*known["warnings"], *provenance_warnings(values)),
         provenance={**known["provenance"], **fork.fork_provenance(values)},
@@ -99,8 +97,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         constant=base_scores.constant_answer(values),
         weights=weight_hashes(out, trials),
         secondary=tuple(known["secondary"]),
-        references=tuple(known["references"]),
-        **group_fields(known),
+        **item_fields(known),
         artifacts=values.get(verify_weights.KEY, {}),
         head=values.get(head_rate.KEY),
         serving=serving_forms(
@@ -110,12 +107,19 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
     )
 
 
-def group_fields(about: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of ``StudyRecord`` about groups; studies of older versions have none."""
-    groups = about.get("groups")
-    if groups is None:
-        return {}
-    return {"groups": tuple(groups["of_items"]), "group_source": groups["source"]}
+def item_fields(about: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of ``StudyRecord`` about test items: references, and groups if known.
+
+    Studies of older versions have no groups.
+    """
+    fields: dict[str, Any] = {"references": tuple(about["references"])}
+    if groups := about.get("groups"):
+        fields |= {"groups": tuple(groups["of_items"]), "group_source": groups["source"]}
+    return fields
+
+
+def _incompatible_reasons(costs: dict[str, Cost]) -> dict[str, str]:
+    return {n: c.reason or "" for n, c in costs.items() if c.status is Status.INCOMPATIBLE}
 
 
 def weight_hashes(out: Path, trials: Iterable[tuple[Trial, TrialResult | None]]) -> dict[str, str]:
