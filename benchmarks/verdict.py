@@ -353,6 +353,8 @@ The truth is in points; where each method has its own best rate, those differenc
 
 {rounds_table(summaries)}
 
+Acceptance criteria missed: {"; ".join(rounds.misses(summaries)) or "none"}.
+
 ## One look
 
 A fixed number of seeds without a search, one look at 5 %. *Power*: share of the contenders that are

@@ -61,6 +61,7 @@ WORLDS = (
     World("short, wild above the best rate", 1.0, 480, 160, 0.5, early=5.0, wild=4.0),
 )
 COUNTS = (1, 3, 7, 12)
+NULL = ("null", ROUNDS)
 CHUNK = 25
 """Studies a task."""
 # The differences at which ``promise`` is asked again for the noise at what it has promised.
@@ -317,6 +318,43 @@ def _summary(row: Row, told: Row, counts: Iterator[list[Counts]], chunks: int) -
             for name in ("equivalent", "inconclusive", "replicates", "control_replicates")
         },
     )
+
+
+def misses(summaries: Sequence[Summary]) -> list[str]:
+    """Return the acceptance criteria that rows of whole studies miss, one line each."""
+    lines = [line for s in summaries for line in _row_misses(s)]
+    null = [100 * s.false.value for s in summaries if (s.row.section, s.row.design) == NULL]
+    if null and np.mean(null) > 5.0:
+        lines.append(f"null: mean {np.mean(null):.1f} % false, at most 5.0")
+    return lines
+
+
+def _row_misses(summary: Summary) -> list[str]:
+    row, groups = summary.row, summary.row.groups
+    false, covered, equivalent = (
+        100 * r.value for r in (summary.false, summary.covered, summary.false_equivalent)
+    )
+    found = 100 * summary.found.value if summary.found is not None else math.nan
+    checks: list[tuple[bool, str]] = []
+    if (row.section, row.design) == NULL:
+        most = 8.0 if row.world.validation < 100 else 6.5
+        checks = [(false <= most, f"false {false:.1f} %, at most {most}")]
+        checks += [(covered >= 94, f"coverage {covered:.1f} %, at least 94")]
+    elif row.section == "at the margin":
+        checks = [(equivalent <= 6, f"false equivalent {equivalent:.1f} %, at most 6")]
+    elif row.section == PROMISED:
+        checks = [(75 <= found <= 86, f"found {found:.1f} %, 75 to 86")]
+    elif (row.section, row.design) == ("demo", ROUNDS):
+        checks = [(found >= 80, f"found {found:.1f} %, at least 80")]
+    elif row.section == "groups" and groups is not None:
+        most = 6.5 if groups.count >= 30 else 8.0
+        checks = [(false <= most, f"false {false:.1f} %, at most {most}")]
+    elif row.section == "teeth" or (row.design == EARLIER and row.world == WORLDS[1]):
+        least = 13.0 if row.design == INDEPENDENT else 9.0
+        shows = row.section == "teeth" or row.n_contenders == 7
+        checks = [(not shows or false >= least, f"false {false:.1f} %, at least {least}")]
+    name = f"{row.section}, {row.design}, {row.world.name}, {row.n_contenders} contenders"
+    return [f"{name}: {text}" for passes, text in checks if not passes]
 
 
 def rate(values: Array) -> Rate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 
@@ -77,3 +78,22 @@ def test_search_in_each_replicate_chooses_near_the_best_rate(script: Script) -> 
     best = np.array([0.0, 0.5, -0.5])
     assert world.replicates(case, best, 50, rng) == pytest.approx(0.0, abs=0.1)
     assert world.one_search(case, best, 3, rng) == pytest.approx(0.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("false", "n_missed"), [(0.03, 0), (0.07, 3)])
+def test_missed_criteria_are_named(script: Script, false: float, n_missed: int) -> None:
+    """False verdicts in 7 % of studies miss the row's limit, coverage and the mean."""
+    rounds = script("verdict_rounds")
+    summary = rounds.Summary(
+        rounds.Row("null", rounds.WORLDS[0], 1),
+        (0.0,),
+        2000,
+        rounds.Rate(false, 0.005),
+        rounds.Rate(1 - false, 0.005),
+        rounds.Rate(0.0, 0.001),
+        None,
+        *[0.0] * 5,
+    )
+    assert len(rounds.misses([summary])) == n_missed
+    toothless = rounds.Row("teeth", rounds.seeds_only(480, 0.74), 3, design=rounds.NAIVE)
+    assert len(rounds.misses([dataclasses.replace(summary, row=toothless)])) == 1
