@@ -304,7 +304,9 @@ def rounds_table(summaries: Sequence[rounds.Summary]) -> str:
 
 def _rounds_line(summary: rounds.Summary) -> str:
     row, groups = summary.row, summary.row.groups
-    truth = ", ".join(f"{d:.1f}".removesuffix(".0") for d in summary.differences)
+    truth = ", ".join(
+        f"{d:.1f}".removesuffix(".0") for d in summary.differences[: row.n_contenders]
+    )
     kind = row.section
     if groups is not None:
         sizes = "equal" if groups.equal else "lognormal"
