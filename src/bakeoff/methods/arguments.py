@@ -100,7 +100,8 @@ def _capped_rank(
 
     A product of matrices gains nothing from a rank above the base's width. A start from singular
     vectors has only as many as the narrowest layer is wide, of which LoRA-GA uses two for each
-    rank, and KaSA leaves one in the base. SHiRA trains ``r (in + out)`` entries of a weight, which has ``in * out``.
+    rank, and KaSA leaves one in the base. SHiRA trains ``r (in + out)`` entries of a weight, which
+    has ``in * out``.
     """
     rank = arguments.get("r")
     if not isinstance(rank, int):
