@@ -7,10 +7,11 @@ first look adds one look of its own, at the error level of the reserve.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from bakeoff.analysis.compare import Verdict
 from bakeoff.analysis.rounds.look import Look
 from bakeoff.analysis.study_looks import OUT_OF_TIME, settled_contenders
 from bakeoff.core.trial import MethodEntry, Segment
@@ -127,17 +128,27 @@ def _take_look(context: RunContext, number: int) -> bool:
 
 
 def describe_look(look: Look, titles: Mapping[str, str]) -> str:
-    """Return the outcome of a look in a line: what was settled, and what is still open."""
-    settled = [
-        f"{titles.get(name, name)} {result.verdict.value}"
-        for name, result in look.contenders.items()
-        if name in look.open and result.verdict is not None
-    ]
-    still_open = [titles.get(name, name) for name in look.still_open]
-    parts = [f"after {look.replicates} replicates"]
-    parts.append("settled: " + (", ".join(settled) or "none"))
-    parts.append("open: " + (", ".join(still_open) or "none"))
-    return "; ".join(parts)
+    """Return the outcome of a look in a line: the verdicts, who is closed without, who is open."""
+    given = {name: look.contenders[name].verdict for name in look.open if name in look.contenders}
+
+    def listed(names: Iterable[str]) -> str:
+        return ", ".join(titles.get(name, name) for name in names)
+
+    verdicts = (
+        f"{titles.get(name, name)} {verdict.value}"
+        for name, verdict in given.items()
+        if verdict is not None and verdict is not Verdict.INCONCLUSIVE
+    )
+    parts = {
+        "verdicts": ", ".join(verdicts),
+        "closed without a verdict": listed(
+            name for name, verdict in given.items() if verdict is Verdict.INCONCLUSIVE
+        ),
+        "without scores": listed(look.missing),
+        "open": listed(look.still_open),
+    }
+    outcome = "; ".join(f"{key}: {text}" for key, text in parts.items() if text)
+    return f"after {look.replicates} replicates: {outcome}"
 
 
 def _run_again(
