@@ -21,7 +21,7 @@ from bakeoff.core.record import StudyRecord
 from bakeoff.core.redact import redact_value
 from bakeoff.core.results import Cost, Status, TrialResult
 from bakeoff.core.trial import Trial
-from bakeoff.core.trial_dir import TRIALS
+from bakeoff.core.trial_dir import RETRYABLE, TRIALS
 from bakeoff.integrations.peft_benchmark.benchmark import BAKEOFF_COSTS, BAKEOFF_SECTION
 from bakeoff.integrations.peft_benchmark.results import SUCCESS, TEST
 from bakeoff.methods import user_defined
@@ -48,7 +48,14 @@ def result_files(record: StudyRecord, folder: Path) -> dict[str, dict[str, Any]]
             f"This study was imported from {record.imported.source}: its files have that format.",
             "use those files.",
         )
-    ended = [(t, r) for t, r in record.trials if is_final(t, r) and r is not None]
+    ended = [(t, r) for t, r in record.trials if r is not None and is_final(t, r)]
+    scored = {(t.method.name, t.seed) for t, _ in ended}
+    # a replicate in which nothing could be scored is there with its failures
+    ended += [
+        (t, r)
+        for t, r in record.trials
+        if r is not None and r.status in RETRYABLE and (t.method.name, t.seed) not in scored
+    ]
     scores = {s for _, r in ended if "test" in r.splits for s in r.splits["test"].scores}
     binary = scores <= {0.0, 1.0} and record.metric.better == "higher"
     contents = {}
