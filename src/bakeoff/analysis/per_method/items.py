@@ -75,7 +75,7 @@ def item_summary(
     ]
     texts = _Texts(record, {m: _predictions_by_seed(by_method[m]) for m in scores})
     groups = control.groups
-    examples = [([], []) for _ in pairs]
+    examples: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = [([], []) for _ in pairs]
     if record.examples:
         examples = _select_examples(pairs, texts, groups)
     used = sorted({e["item"] for both in examples for part in both for e in part})

@@ -70,7 +70,7 @@ class DataSpec(SpecTable):
     group: str | None = None
     """Column whose equal values stay in one split when splits are cut, and make test items one
     group in the verdict's error (author, document, template)."""
-    item_groups: Literal["column", "near-duplicates", "none"] = COLUMN
+    item_groups: Literal["column", "near-duplicates", "none"] = "column"
     """Test items that count as one group: those with equal values in the `group` column; with
     `near-duplicates` also those with nearly the same prompt; or `none`, all are independent."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.15

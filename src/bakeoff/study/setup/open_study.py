@@ -194,7 +194,8 @@ def _size_request(
         "revision": base.commit or spec.base.revision,
         "trusted": spec.base.trust_remote_code,
     }
-    return {"base": {**place, "task_type": task.task_type, "heads": list(task(options).heads)}}
+    heads = list(task(dict(options)).heads)
+    return {"base": {**place, "task_type": task.task_type, "heads": heads}}
 
 
 def _detect_machine(
