@@ -90,9 +90,13 @@ def test_simulated_verdict_error_rates(
     n = 60
     assert script("verdict").main(["--quick", "--json", "--studies", str(n)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"family_wise_error", "coverage", "equivalence_error", "power_gap"}
+    assert set(found) == {
+        "family_wise_error", "coverage", "equivalence_error", "power_gap",
+        "end_to_end_false", "end_to_end_false_one_search",
+    }  # fmt: skip
     slack = 3 * math.sqrt(0.05 * 0.95 / n)
     assert found["family_wise_error"] <= 0.05 + slack
+    assert found["end_to_end_false"] <= 0.05 + slack
     assert found["coverage"] >= 0.95 - slack
     assert found["equivalence_error"] <= 0.05 + slack
     assert found["power_gap"] <= 0.03 + 3 * math.sqrt(0.8 * 0.2 / n)

@@ -116,7 +116,7 @@ def test_sft_matches_peft_and_pytorch(tiny_llama: Path, tmp_path: Path) -> None:
     ours = build_tiny_setup(a_trial, tiny_llama, tmp_path)
     plain: Any = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(tiny_llama),
-        peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"),
+        peft.LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=32, target_modules="all-linear"),
     )
     plain.load_state_dict(ours.model.state_dict())
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_llama)

@@ -100,7 +100,9 @@ def test_nf4_matches_peft_and_bitsandbytes(llama: Path, tmp_path: Path) -> None:
     """
     trial = make_trial("lora", "sft", rate=5e-3, steps=6, warmup=0.0, decay=0.0, **NF4)
     ours = build_tiny_setup(trial, llama, tmp_path, ON)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=32, lora_alpha=32, target_modules="all-linear"
+    )
     plain: Any = peft.get_peft_model(plain_base(llama), config)
     own = dict(plain.named_parameters())
     for name in ours.lanes.stack.names:
@@ -270,7 +272,7 @@ def test_nf4_study_completes(
     assert report["provenance"]["base"]["quantize"] == "nf4"
     assert report["provenance"]["base"]["quantizer"] == "bitsandbytes"
     assert "bitsandbytes" in report["provenance"]["versions"]
-    assert by_name["lora"]["engine"]["lanes"] == 2
+    assert by_name["lora"]["engine"]["lanes"] >= 2
     trials = api.read_trials(folder / "run")
     assert {(t.conditions.quantize, t.conditions.quantizer) for t, _ in trials} == {
         ("nf4", "bitsandbytes")
@@ -303,7 +305,7 @@ def test_adapter_loads_on_quantised_base(
     folder, _ = finished
     trial, result = next(
         (t, r) for t, r in api.read_trials(folder / "run")
-        if t.method.name == "lora" and t.phase == "final"
+        if t.method.name == "lora" and r is not None and "test" in r.splits
     )  # fmt: skip
     assert result is not None
     adapter = folder / "run" / "trials" / trial.id / "adapter"

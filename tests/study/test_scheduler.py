@@ -23,7 +23,7 @@ from bakeoff.study.failures import CircuitBreaker, Quarantine
 from bakeoff.study.monitoring.signals import StopRequest
 from bakeoff.study.scheduler import RunContext, Stage, run_trials
 from bakeoff.study.storage.database import Reader, Writer
-from bakeoff.testing.trials import make_trial
+from bakeoff.testing.trials import CONDITIONS, make_trial
 from bakeoff.training import segment
 
 Work = Callable[[Segment], list[TrialResult] | str]
@@ -94,7 +94,9 @@ def make(
         engine=SimpleNamespace(max_lanes=None),
         budget=SimpleNamespace(select_on="metric"),
     )
-    study: Any = SimpleNamespace(spec=spec, folder=tmp_path, base=SimpleNamespace(path="base"))
+    study: Any = SimpleNamespace(
+        spec=spec, folder=tmp_path, base=SimpleNamespace(path="base"), conditions=CONDITIONS
+    )
     store = Writer(tmp_path / "study.db")
     running = RunContext(study, store, progress, through, stop, CircuitBreaker(methods))
     return running, through, progress

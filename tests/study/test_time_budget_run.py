@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +70,7 @@ def test_late_trials_not_started(
     timed_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trials that cannot end in time are not started."""
-    answers: Iterator[bool] = iter([True, False, False])
-    monkeypatch.setattr(Deadline, "allows", lambda _, __: next(answers))
+    monkeypatch.setattr(Deadline, "allows", lambda _, __: False)
     report = api.run(parse_spec(timed_values), tmp_path, tmp_path / "study")
     lora, ia3 = report["methods"]
     assert (lora["status"], lora["verdict"]) == ("done", "control")

@@ -290,7 +290,8 @@ def test_plain_lora_served(sft_study: Path, tmp_path: Path) -> None:
     words = shlex.split(made.serve)
     assert words[:2] == ["vllm", "serve"]
     assert Path(words[2]) == sft_study.with_name("base")
-    assert words[3:] == ["--enable-lora", "--lora-modules", f"tuned={tmp_path / 'made'}"]
+    served = ["--lora-modules", f"tuned={tmp_path / 'made'}"]
+    assert words[3:] == ["--enable-lora", "--max-lora-rank", "32", *served]
     assert made.not_served is None
 
 
