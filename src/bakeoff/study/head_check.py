@@ -44,9 +44,11 @@ def check_head(context: RunContext) -> None:
     with context.read() as reader:
         stored = reader.values(head_rate.KEY).get(head_rate.KEY)
         trials = reader.summaries()
+    if stored is None:
+        return
     _, report = load_report(study.folder, examples=False)
     contender = contender_to_check(report)
-    if stored is None or contender is None or contender in stored.get("checked", {}):
+    if contender is None or contender in stored.get("checked", {}):
         return
     settings = {row["method"]: row["setting"] for row in report["methods"]}
     names = (study.entries[0].name, contender)

@@ -30,6 +30,7 @@ from bakeoff.study.planning import trials
 from bakeoff.study.setup import head_rate
 from bakeoff.study.storage import repair
 from bakeoff.study.storage.database import Reader
+from bakeoff.study.storage.database.schema import AGAIN, PLANNED
 from bakeoff.study.storage.study_dir import DATABASE, database_path
 
 
@@ -54,7 +55,7 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
     with Reader(database_path(out)) as reader, reader.snapshot():
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
         decisions = reader.decisions()
-        looks = {kind: tuple(reader.looks(kind)) for kind in ("planned", "again")}
+        looks = {kind: tuple(reader.looks(kind)) for kind in (PLANNED, AGAIN)}
     if "imported" in values:
         return imported_record(values, trials, costs)
     _require_started(out, values)
@@ -85,8 +86,8 @@ def read_record(out: Path, examples: bool = True) -> StudyRecord:
         race=race_record(spec, decisions, values),
         test_reads=tuple(values.get("looks", ())),
         rounds=values.get("rounds"),
-        looks=looks["planned"],
-        looks_again=looks["again"],
+        looks=looks[PLANNED],
+        looks_again=looks[AGAIN],
         retried=tuple(values.get(retry.KEY, ())),
         hours=values["hours"]["fit"] if "hours" in values else None,
         settings=spec.budget.settings,
@@ -155,7 +156,7 @@ def race_record(
     if not rungs:
         return None
     race = {"seeds": spec.budget.seeds, "decisions": decisions}
-    first = values.get("first_rung")
+    first = values.get(fork.FIRST_RUNG)
     if first is None:
         return {**race, "rungs": list(rungs)}
     taken = [first["step"], *(s for s in rungs[1:] if s > first["step"])]

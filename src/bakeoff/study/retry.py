@@ -22,6 +22,7 @@ from bakeoff.study.monitoring.progress import Progress
 from bakeoff.study.setup.study import Study
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, Writer
+from bakeoff.study.storage.database.schema import PLANNED
 
 KEY = "retried"
 """Database value: the retried work, oldest first."""
@@ -53,7 +54,7 @@ def reset_failed(study: Study, store: Writer, progress: Progress) -> None:
     """
     with Reader(study.folder / study_folder.DATABASE) as reader, reader.snapshot():
         values, costs, trials = reader.values(), reader.costs(), reader.trials()
-        looks = [Look.from_json(value) for value in reader.looks("planned")]
+        looks = [Look.from_json(value) for value in reader.looks(PLANNED)]
     failed = _find_failures(study, values, costs.values(), trials, looks)
     records = list(_retry_records(failed))
     if failed.kept:

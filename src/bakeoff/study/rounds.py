@@ -21,13 +21,12 @@ from bakeoff.study.planning import time_budget
 from bakeoff.study.planning import trials as planning_trials
 from bakeoff.study.replicates import Replicates, run_replicates
 from bakeoff.study.scheduler import MayStart, RunContext, always
+from bakeoff.study.storage.database.schema import AGAIN, PLANNED
 
 SCHEDULE = "rounds"
 """Database value: the schedule of the rounds (``StudyRecord.rounds``)."""
 NOTHING_TO_COMPARE = "no scores"
 """Why the rounds stopped early: the control, or every contender, has no test scores."""
-PLANNED, AGAIN = "planned", "again"
-"""Kinds of looks in the database."""
 
 
 def run_rounds(context: RunContext, entries: Sequence[MethodEntry]) -> None:

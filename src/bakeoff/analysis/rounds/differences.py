@@ -21,6 +21,7 @@ from bakeoff.analysis.error_distribution import (
     z_score,
 )
 from bakeoff.analysis.rounds.boundaries import MAX_CLOCK
+from bakeoff.analysis.rounds.look import VarianceParts
 from bakeoff.analysis.rounds.plan import CLOCK_SHARE
 
 
@@ -60,7 +61,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(VarianceParts):
     """A contender's mean difference at a look, with its variance after pooling.
 
     ``pooled_variance`` is the between-replicate part of the variance of the mean, ``seed_df`` the
@@ -78,16 +79,6 @@ class Difference:
     n_seeds: int
     n_items: int
     least_variance: float
-
-    @property
-    def stable_variance(self) -> float:
-        """The items' part of the variance that no further replicate reduces."""
-        return max(0.0, self.item_variance - self.noise)
-
-    @property
-    def replicate_variance(self) -> float:
-        """The variance that a single replicate has beside the stable part."""
-        return (self.pooled_variance + self.noise) * self.n_seeds
 
     @property
     def seed_noise_known(self) -> bool:

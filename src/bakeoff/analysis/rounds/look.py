@@ -13,8 +13,30 @@ INFINITE = "inf"
 """JSON has no infinity: the score of a difference without any variance."""
 
 
+class VarianceParts:
+    """The parts of the variance of a mean difference over ``n_seeds`` replicates.
+
+    ``item_variance`` has ``noise`` in it; ``pooled_variance`` is the part between replicates.
+    """
+
+    item_variance: float
+    noise: float
+    pooled_variance: float
+    n_seeds: int
+
+    @property
+    def stable_variance(self) -> float:
+        """The items' part of the variance that no further replicate reduces."""
+        return max(0.0, self.item_variance - self.noise)
+
+    @property
+    def replicate_variance(self) -> float:
+        """The variance that a single replicate has beside the stable part."""
+        return (self.pooled_variance + self.noise) * self.n_seeds
+
+
 @dataclass(frozen=True)
-class ContenderLook:
+class ContenderLook(VarianceParts):
     """A contender's difference to the control at a look, method - control.
 
     ``low`` and ``high`` bound the interval, None where the look spends no alpha. ``z`` is the
@@ -45,16 +67,6 @@ class ContenderLook:
     reason: str | None = None
     items_needed: int | None = None
     seeds_needed: int | None = None
-
-    @property
-    def stable_variance(self) -> float:
-        """The items' part of the variance that no further replicate reduces."""
-        return max(0.0, self.item_variance - self.noise)
-
-    @property
-    def replicate_variance(self) -> float:
-        """The variance that a single replicate has beside the stable part."""
-        return (self.pooled_variance + self.noise) * self.n_seeds
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from bakeoff.study.monitoring.progress_estimate import (
 from bakeoff.study.storage import lock
 from bakeoff.study.storage import study_dir as study_folder
 from bakeoff.study.storage.database import Reader, TrialSummary
+from bakeoff.study.storage.database.schema import PLANNED
 
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
 FAILURES = (Status.FAILED, Status.DIVERGED, Status.OUT_OF_MEMORY)
@@ -236,7 +237,7 @@ def read_stored(folder: Path, running: bool = False) -> StoredStudy:
     """
     try:
         with Reader(study_folder.database_path(folder)) as reader, reader.snapshot():
-            looks = tuple(reader.looks("planned"))
+            looks = tuple(reader.looks(PLANNED))
             return StoredStudy(reader.values(), reader.summaries(), reader.costs(), looks)
     except UsageError:
         if running:

@@ -18,6 +18,8 @@ from bakeoff.study.storage import filesystem
 from bakeoff.study.storage.database import errors
 
 VERSION = 3
+PLANNED, AGAIN = "planned", "again"
+"""Kinds of looks: those of the study's rounds, and those that ``--again`` allowed."""
 
 metadata = sa.MetaData()
 
@@ -75,7 +77,6 @@ decisions = sa.Table(
 looks = sa.Table(
     "looks",
     metadata,
-    # `planned` for the looks of the study's rounds, `again` for those that `--again` allowed
     sa.Column("kind", sa.Text, primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("at", sa.Text, nullable=False),
