@@ -21,6 +21,7 @@ from bakeoff.core.errors import PreflightError
 from bakeoff.core.results import Forgetting, TrialResult
 from bakeoff.data import general_text
 from bakeoff.data.rows import read_rows, write_split
+from bakeoff.engine.accelerators import Switches
 from bakeoff.testing.trials import make_trial
 from bakeoff.training import forgetting
 from bakeoff.training.setup import build_setup
@@ -62,14 +63,22 @@ def test_unusable_text_refused(tmp_path: Path) -> None:
     assert "Row 2" in refused("rows.jsonl").cause
 
 
-def bench_of(method: str, base: Path, folder: Path) -> Any:
+def bench_of(method: str, base: Path, folder: Path, lanes: bool = False, **conditions: Any) -> Any:
     """Return a bench of two lanes of a method, with general text beside its data."""
     rows = [{"text": t, "label": "a", "json": "{}"} for t in TEXTS]
     for split in ("train", "validation", "test", "general"):
         write_split(folder / "data" / f"{split}.jsonl", rows)
     more: dict[str, Any] = {"general_length": 8, "data": {"general": "its sha256"}}
-    trials = [make_trial(method, "sft", seed=s, **more) for s in (0, 1)]
-    return build_setup(trials, str(base), folder / "data")
+    trials = [make_trial(method, "sft", seed=s, **more, **conditions) for s in (0, 1)]
+    switches = dataclasses.replace(Switches.all_off(), lanes=lanes)
+    return build_setup(trials, str(base), folder / "data", switches)
+
+
+def change_weights(bench: Any) -> None:
+    """Change the weights of all lanes as if they had been trained."""
+    shape = bench.lanes.stack.values.shape
+    with torch.no_grad():
+        bench.lanes.stack.values.add_(0.05 * torch.randn(shape, generator=torch.manual_seed(1)))
 
 
 @pytest.mark.parametrize("method", ["lora", "pissa", "full"])
@@ -87,10 +96,7 @@ def test_untrained_model_forgets_nothing(method: str, tiny_llama: Path, tmp_path
 def test_lanes_match_plain_models(method: str, tiny_llama: Path, tmp_path: Path) -> None:
     """Lanes are measured as plain models are."""
     bench = bench_of(method, tiny_llama, tmp_path)
-    with torch.no_grad():  # as if they had been trained
-        bench.lanes.stack.values.add_(
-            0.05 * torch.randn(bench.lanes.stack.values.shape, generator=torch.manual_seed(1))
-        )
+    change_weights(bench)
     found = forgetting.measure(bench, str(tiny_llama))
     assert found[0].losses != found[1].losses
     base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
@@ -108,6 +114,37 @@ def test_lanes_match_plain_models(method: str, tiny_llama: Path, tmp_path: Path)
             assert own.losses[number] == pytest.approx(loss, abs=1e-4)
             assert own.divergences[number] == pytest.approx(divergence, abs=1e-4)
             assert own.divergences[number] > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix_tuning", "full"])
+def test_batched_lanes_match_single_rows(method: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """All lanes and documents in one pass are measured as one lane and document at a time."""
+    found = []
+    for lanes, rows in ((True, 8), (False, 1)):
+        bench = bench_of(method, tiny_llama, tmp_path, lanes, evaluation_batch_size=rows)
+        change_weights(bench)
+        found.append(forgetting.measure(bench, str(tiny_llama)))
+    assert len({len(tokens) for tokens in forgetting.documents(bench)}) < len(TEXTS)
+    for batched, single in zip(*found, strict=True):
+        assert batched.tokens == single.tokens
+        assert batched.base_losses == pytest.approx(single.base_losses, rel=1e-5)
+        assert batched.losses == pytest.approx(single.losses, rel=1e-5)
+        assert batched.divergences == pytest.approx(single.divergences, rel=1e-4, abs=1e-5)
+
+
+def test_diverged_lane_affects_no_other(tiny_llama: Path, tmp_path: Path) -> None:
+    """A lane without finite weights is not measured, and the other lane is as before."""
+    bench = bench_of("lora", tiny_llama, tmp_path, lanes=True)
+    change_weights(bench)
+    before = forgetting.measure(bench, str(tiny_llama))
+    bench.lanes.stack.values[1] = math.nan
+    assert forgetting.try_measure(bench, str(tiny_llama)) == [before[0], None]
+
+
+def test_seconds_estimated(tiny_llama: Path, tmp_path: Path) -> None:
+    """The estimate of the seconds is of the order of a measurement."""
+    bench = bench_of("lora", tiny_llama, tmp_path)
+    assert 0 < forgetting.estimate_seconds(bench, str(tiny_llama)) < 30
 
 
 def sft(study_values: dict[str, Any], model: Path, **table: Any) -> bakeoff.StudySpec:

@@ -141,13 +141,28 @@ def align_lanes(
 
 def token_losses(model: nn.Module, inputs: dict[str, Tensor], at: SupervisedPositions) -> Tensor:
     """Return the cross-entropy ``[N]`` at the supervised positions, in nats and fp32."""
-    head = output_layer(model)
     chunk_loss = _chunk_losses.get(model, _chunk_loss_in_place)
-    if chunk_loss is not None and can_fuse(model, head):
-        hidden = _states_before_output(model, head, inputs, at)
-        if hidden is not None:
-            return _linear_cross_entropy(hidden, head.weight, head.bias, at.targets, chunk_loss)
-    return cross_entropy(supervised_logits(model, inputs, at), at.targets)
+    if chunk_loss is None:
+        return cross_entropy(supervised_logits(model, inputs, at), at.targets)
+    states, head = states_and_output_layer(model, inputs, at)
+    if head is None:
+        return cross_entropy(states, at.targets)
+    return _linear_cross_entropy(states, head.weight, head.bias, at.targets, chunk_loss)
+
+
+def states_and_output_layer(
+    model: nn.Module, inputs: dict[str, Tensor], at: SupervisedPositions
+) -> tuple[Tensor, nn.Linear | None]:
+    """Return the output layer's input ``[N, D]`` at the supervised positions, and the layer.
+
+    Returns the logits ``[N, V]`` and None if they are more than a frozen layer's output.
+    """
+    head = output_layer(model)
+    if can_fuse(model, head):
+        states = _states_before_output(model, head, inputs, at)
+        if states is not None:
+            return states, head
+    return supervised_logits(model, inputs, at), None
 
 
 _keeps_output: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
