@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +116,26 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     rate = report["head"]["learning_rate"]
     near = [float(f"{rate * factor:.1g}") for factor in (1 / 3, 3)]
     grid = sorted({*near, rate, *(() if given.quick else GRID)})
-    studies = {"default": outcome(report)}
-    for value in ("method", *grid):
-        of_rate = parse_spec(study_values(given, data, value))
-        _, found = run_study(of_rate, Path(), given.folder / f"head-{value}")
-        studies[str(value)] = outcome(found)
+    rates = ("method", *grid)
+    if given.side_by_side == 1:
+        found = [run_at_rate(given, data, value) for value in rates]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(given.side_by_side, context, max_tasks_per_child=1) as pool:
+            found = list(pool.map(run_at_rate, [given] * len(rates), [data] * len(rates), rates))
     return {
         **about("head_rate", spec, record, load),
         "head": report["head"],
         "near": [str(value) for value in near],
         "grid": [str(value) for value in grid],
-        "studies": studies,
+        "studies": {"default": outcome(report), **dict(zip(map(str, rates), found, strict=True))},
     }
+
+
+def run_at_rate(given: argparse.Namespace, data: Path, rate: float | str) -> dict[str, Any]:
+    """Return the outcome of the study with this learning rate of the output layer."""
+    spec = parse_spec(study_values(given, data, rate))
+    return outcome(run_study(spec, Path(), given.folder / f"head-{rate}")[1])
 
 
 def outcome(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,6 +202,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", default="lora,vera,ia3,full", help="the control first")
     parser.add_argument("--seeds", type=int, default=3, help="replicates in the hand-made grid")
     parser.add_argument("--workers", type=int, default=2, help="groups of trials side by side")
+    parser.add_argument(
+        "--side-by-side",
+        type=int,
+        default=1,
+        metavar="N",
+        help="studies at a time",
+    )
     parser.add_argument("--quick", action="store_true", help="shorter rows, fewer steps and rates")
     parser.add_argument("--folder", type=Path, default=Path("runs/head-rate"), help="of studies")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")

@@ -3,6 +3,9 @@
 A job gets a copy of the modules on the same tensors: a method that replaces tensors (PiSSA, full
 fine-tuning in another precision) does not affect the kept ones. Checksums verify at each request
 that nothing was written into them; if something was, the base is loaded again.
+
+New layers are drawn at random when a base is loaded. Their tensors are kept for each draw, so that
+another seed's base is the kept one with a few other tensors.
 """
 
 from __future__ import annotations
@@ -12,11 +15,28 @@ import copy
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bakeoff.engine.quantization import is_packed, mixes_rows
+
+MOST_REPLACED = 10
+"""A base stays loaded while a method replaces at most one of so many of its bytes."""
+
+
+class RandomLayers(NamedTuple):
+    """The layers of a base that are drawn at random when it is loaded.
+
+    ``draw`` is what they are drawn from, ``contains`` whether a parameter of this name is in them.
+    ``redraw`` returns the base with this draw on the CPU, so that no second one is on the device;
+    None: the base is loaded again for each draw.
+    """
+
+    draw: Hashable
+    contains: Callable[[str], bool]
+    redraw: Callable[[], nn.Module] | None
 
 
 class BaseCache:
@@ -30,22 +50,41 @@ class BaseCache:
         """Whether no base is kept."""
         return self._entry is None
 
-    def get(self, key: Hashable, load: Callable[[], nn.Module]) -> nn.Module:
+    @property
+    def entry(self) -> object | None:
+        """The kept base; another object once it was loaded again."""
+        return self._entry
+
+    def get(
+        self, key: Hashable, load: Callable[[], nn.Module], random: RandomLayers | None = None
+    ) -> nn.Module:
         """Return a copy of the base with this key, loading it if it is not kept."""
-        if self._entry is None or self._entry.key != key or not self._entry.is_intact():
+        entry = self._entry
+        if entry is None or entry.key != key or not entry.is_intact() or not entry.draw(random):
+            del entry
             self.clear()  # first, so that two bases are never in memory at once
             model = load()
             if mixes_rows(model):  # such layers hold tensors outside their parameters
                 return model
-            self._entry = _CachedBase(key, model)
-        return self._entry.copy()
+            entry = self._entry = _CachedBase(key, model, random)
+        return entry.copy(random)
+
+    def holds(self, entry: object | None) -> bool:
+        """Return whether this is the kept base, and nothing was written into it."""
+        return self._entry is not None and entry is self._entry and self._entry.is_intact()
+
+    def addresses(self) -> frozenset[int]:
+        """Return the addresses of the kept base's parameters; none if one was written into."""
+        if self._entry is None or not self._entry.is_intact():
+            return frozenset()
+        return self._entry.addresses()
 
     def clear(self) -> None:
         """Drop the base."""
         self._entry = None
 
     def release_if_replaced(self) -> None:
-        """Drop the base if the last copy no longer uses its tensors.
+        """Drop the base if the last copy no longer uses most of its tensors.
 
         A method that changes the base would otherwise need twice the memory.
         """
@@ -67,14 +106,34 @@ def cache_base() -> Iterator[BaseCache]:
         _active.reset(token)
 
 
-def load_cached(key: Hashable, load: Callable[[], nn.Module]) -> nn.Module:
+def load_cached(
+    key: Hashable, load: Callable[[], nn.Module], random: RandomLayers | None = None
+) -> nn.Module:
     """Return the base with this key from the active cache; without a cache, load it."""
     cache = _active.get()
-    return load() if cache is None else cache.get(key, load)
+    return load() if cache is None else cache.get(key, load, random)
+
+
+def active_entry() -> object | None:
+    """Return the base that the active cache keeps, None without one."""
+    cache = _active.get()
+    return None if cache is None else cache.entry
+
+
+def holds(entry: object | None) -> bool:
+    """Return whether the active cache keeps this base, and nothing was written into it."""
+    cache = _active.get()
+    return cache is not None and cache.holds(entry)
+
+
+def base_addresses() -> frozenset[int]:
+    """Return the addresses of the parameters of the base in the active cache, if it is intact."""
+    cache = _active.get()
+    return frozenset() if cache is None else cache.addresses()
 
 
 def release_if_replaced() -> None:
-    """Drop the base of the active cache if the last copy no longer uses its tensors."""
+    """Drop the base of the active cache if the last copy no longer uses most of its tensors."""
     cache = _active.get()
     if cache is not None:
         cache.release_if_replaced()
@@ -83,25 +142,70 @@ def release_if_replaced() -> None:
 class _CachedBase:
     """A loaded base with the checksums of its tensors."""
 
-    def __init__(self, key: Hashable, model: nn.Module) -> None:
+    def __init__(self, key: Hashable, model: nn.Module, random: RandomLayers | None) -> None:
         self.key = key
         self.model = model
         self.sums = self._checksums()
+        self.draws: dict[Hashable, dict[str, Tensor]] = {}
+        """The random layers' parameters by name, for each draw."""
+        if random is not None:
+            self._keep_draw(random, model)
         self.last_copy: list[tuple[Tensor, weakref.ref[Tensor]]] = []
         """The kept parameters, each with its counterpart in the last copy."""
 
-    def copy(self) -> nn.Module:
-        """Return a copy of the modules on the same tensors."""
-        kept = {id(p): p for p in self.model.parameters()}
-        new = {i: p if is_packed(p) else nn.Parameter(p.detach(), False) for i, p in kept.items()}
-        self.last_copy = [(p, weakref.ref(new[i])) for i, p in kept.items() if not is_packed(p)]
+    def draw(self, random: RandomLayers | None) -> bool:
+        """Draw the random layers unless their draw is kept; return False if that is not possible.
+
+        It is not if another draw is not allowed, or changes more than the random layers.
+        """
+        if random is None or random.draw in self.draws:
+            return True
+        if random.redraw is None:
+            return False
+        drawn = random.redraw()
+        kept, new = dict(self.model.named_parameters()), dict(drawn.named_parameters())
+        if [(n, p.shape) for n, p in kept.items()] != [(n, p.shape) for n, p in new.items()]:
+            return False
+        sums = zip(kept, self.sums, map(_bit_sum, new.values()), strict=True)
+        if any(mine != int(its) for name, mine, its in sums if not random.contains(name)):
+            return False
+        self._keep_draw(random, drawn)
+        return True
+
+    def _keep_draw(self, random: RandomLayers, drawn: nn.Module) -> None:
+        device = next(self.model.parameters()).device
+        self.draws[random.draw] = {
+            n: p.detach().to(device) for n, p in drawn.named_parameters() if random.contains(n)
+        }
+
+    def copy(self, random: RandomLayers | None) -> nn.Module:
+        """Return a copy of the modules on the same tensors, except those of the random layers."""
+        drawn = {} if random is None else self.draws[random.draw]
+        new: dict[int, Tensor] = {}
+        self.last_copy = []
+        for name, p in self.model.named_parameters():
+            if is_packed(p):
+                new[id(p)] = p
+            elif name in drawn:
+                new[id(p)] = nn.Parameter(drawn[name].clone(), False)
+            else:
+                new[id(p)] = nn.Parameter(p.detach(), False)
+                self.last_copy.append((p, weakref.ref(new[id(p)])))
         copied: nn.Module = copy.deepcopy(self.model, {**new})
         return copied
 
+    def addresses(self) -> frozenset[int]:
+        """Return the addresses of the parameters that copies share."""
+        return frozenset(p.data_ptr() for p in self.model.parameters() if not is_packed(p))
+
     def is_shared(self) -> bool:
-        """Return whether the last copy still uses these tensors."""
-        pairs = ((p, reference()) for p, reference in self.last_copy)
-        return all(x is not None and x.data_ptr() == p.data_ptr() for p, x in pairs)
+        """Return whether the last copy still uses these tensors, but for a tenth of their bytes."""
+        replaced = whole = 0
+        for p, reference in self.last_copy:
+            size, its = p.numel() * p.element_size(), reference()
+            whole += size
+            replaced += size if its is None or its.data_ptr() != p.data_ptr() else 0
+        return replaced <= whole // MOST_REPLACED
 
     def is_intact(self) -> bool:
         """Return whether every tensor has the bits that it had when it was loaded."""

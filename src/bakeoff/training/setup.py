@@ -21,11 +21,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from bakeoff.core.trial import HEAD_FACTOR, Conditions, Segment, Trial
+from bakeoff.core.trial import DESCRIPTIVE_FIELDS, HEAD_FACTOR, Conditions, Segment, Trial
 from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.engine import peft_patches, quantization
 from bakeoff.engine.accelerators import Switches
-from bakeoff.engine.base_cache import load_cached, release_if_replaced
+from bakeoff.engine.base_cache import (
+    RandomLayers,
+    active_entry,
+    base_addresses,
+    load_cached,
+    release_if_replaced,
+)
 from bakeoff.engine.batch_order import step_indices
 from bakeoff.engine.batching import BatchBuilder, StepBatch
 from bakeoff.engine.device import (
@@ -48,11 +54,21 @@ from bakeoff.methods.hook import (
     trainable_parameters,
 )
 from bakeoff.tasks import task_class
-from bakeoff.tasks._base import Batch, Example, Task, load_tokenizer
+from bakeoff.tasks._base import Batch, Example, Task, is_in_head, load_tokenizer
+from bakeoff.training.setup_cache import (
+    AttachedModel,
+    SetupCache,
+    active_setups,
+    random_states,
+)
 from bakeoff.training.token_cache import load_or_encode
 
 MEMORY_SHARE = 0.9
 """Share of the free memory that lanes may use; the rest is for evaluation and fragmentation."""
+
+ATTACH_SEED = 1_000_003
+"""Separates a method's random stream from the base's: methods draw different amounts, on which the
+output layer must not depend."""
 
 METHOD, SAVED, HEAD = "method", "saved", "head"
 """Kinds of parameter groups."""
@@ -77,6 +93,8 @@ class TrainingSetup:
     """Each lane's trained tensors before its first step, if the method's saved form needs them."""
     may_read_test: bool = False
     """Whether the segment may read the test rows: only where its trials are scored on them."""
+    attached: AttachedModel | None = None
+    """The model that all lanes share, as the method's next group may use it."""
 
     @property
     def conditions(self) -> Conditions:
@@ -129,6 +147,15 @@ class TrainingSetup:
                 self.batch_builder.active_switches.checkpointing, ids,
             )  # fmt: skip
         return smaller
+
+    def leave(self) -> None:
+        """Leave the attached model to the method's next group in this process, if it can be used.
+
+        Nothing can be computed with this set-up afterwards.
+        """
+        cache = active_setups()
+        if cache is not None and self.attached is not None:
+            cache.keep_model(self.attached, self.lanes)
 
     def stepper(self) -> Stepper:
         """Return the stepper, which takes the optimizer steps of these trials."""
@@ -263,20 +290,18 @@ def load_base(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Mo
         PreflightError: the files of the base are refused (``engine.safe_loading``).
     """
     c = conditions
-    # only a base with a randomly initialised head depends on the seed
-    drawn = (seed, json.dumps(task.options, sort_keys=True)) if task.heads else None
-    key = (
-        path,
-        c.revision,
-        c.precision,
-        c.device,
-        c.quantize,
-        c.quantizer,
-        c.task,
-        c.trusted,
-        drawn,
+    # the labels decide the shape of an output layer
+    options = json.dumps(task.options, sort_keys=True) if task.heads else None
+    key = (path, c.revision, c.precision, c.device, c.quantize, c.quantizer, c.task, c.trusted)
+    on_cpu = dataclasses.replace(c, device="cpu")
+    random = RandomLayers(
+        seed,
+        lambda name: is_in_head(name, task.heads),
+        None if c.quantize else lambda: _load(on_cpu, task, path, seed),
     )
-    return load_cached(key, lambda: _load(conditions, task, path, seed))
+    # only a base with a randomly initialised output layer depends on the seed
+    drawn = random if task.heads else None
+    return load_cached((*key, options), lambda: _load(c, task, path, seed), drawn)
 
 
 def _load(conditions: Conditions, task: Task, path: str, seed: int) -> nn.Module:
@@ -332,8 +357,7 @@ def attach(trial: Trial, base: nn.Module, context: AttachContext) -> tuple[nn.Mo
         Incompatible: the method cannot be attached to this base or task.
     """
     hook = build_hook(trial.method, trial.config)
-    # a separate random stream: methods draw different amounts, and the head must not depend on it
-    torch.manual_seed(trial.seed + 1_000_003)
+    torch.manual_seed(trial.seed + ATTACH_SEED)
     model = hook.attach(base, context)
     peft_patches.install_patches(model)
     move_to_device(model, trial.conditions.device)
@@ -347,12 +371,15 @@ def attach(trial: Trial, base: nn.Module, context: AttachContext) -> tuple[nn.Mo
 
 
 def build_setup(
-    trials: Sequence[Trial], base_path: str, data: Path, switches: Switches | None = None
+    trials: Sequence[Trial],
+    base_path: str,
+    data: Path,
+    switches: Switches | None = None,
+    cache: SetupCache | None = None,
 ) -> TrainingSetup:
     """Load the base, attach the method and stack the initial tensors of all trials.
 
-    The method is attached once for each distinct seed, to a newly loaded base, to get its initial
-    tensors. The first trial's seed comes last, and its model is the one that all lanes share.
+    With a ``cache``, what an earlier group of the method has left there is not made again.
 
     Raises:
         Incompatible: the method cannot be attached to this base or task.
@@ -362,17 +389,12 @@ def build_setup(
     task = make_task(c)
     tokenizer = load_tokenizer(base_path, c.revision, c.trusted)
     context = attach_context(task, tokenizer, c, data)
-    distinct = list(dict.fromkeys(t.seed for t in trials))
-    starts: dict[int, InitialTensors] = {}
-    for seed in reversed(distinct):
-        first = next(t for t in trials if t.seed == seed)
-        model, hook = attach(first, load_base(c, task, base_path, seed), context)
-        release_if_replaced()
-        starts[seed] = InitialTensors.from_model(model, checksums=len(distinct) > 1)
-        if seed != distinct[0]:
-            del model, hook
-    groups = [g.names for g in parameter_groups(model, task, trials[0])]
     switches = switches or Switches.all_off()
+    if cache is not None:
+        cache.select(_cache_key(trials[0], base_path, data, switches))
+    attached, starts = _attach_seeds(trials, task, base_path, context, cache)
+    model, hook = attached.model, attached.hook
+    groups = [g.names for g in parameter_groups(model, task, trials[0])]
     seeds = [t.seed for t in trials]
     initial = tuple(starts[s] for s in seeds)
     lanes = Lanes(model, initial, groups, seeds)
@@ -385,4 +407,58 @@ def build_setup(
     log.info(
         "%s: trials set up: %d, accelerators: %s", trials[0].method.name, len(trials), on or "none"
     )
-    return TrainingSetup(tuple(trials), task, tokenizer, lanes, hook, builder, data, kept)
+    return TrainingSetup(
+        tuple(trials), task, tokenizer, lanes, hook, builder, data, kept, attached=attached
+    )
+
+
+def _attach_seeds(
+    trials: Sequence[Trial], task: Task, base_path: str, context: AttachContext,
+    cache: SetupCache | None,
+) -> tuple[AttachedModel, dict[int, InitialTensors]]:  # fmt: skip
+    """Return a model with the method attached, and the initial tensors of each distinct seed.
+
+    The method is attached once for each seed, to another copy of the base; once for all seeds if it
+    draws no random numbers. The first trial's seed comes last, and its model is the one that all
+    lanes share.
+    """
+    c, device = trials[0].conditions, trials[0].conditions.device
+    distinct = list(dict.fromkeys(t.seed for t in trials))
+    kept = None if cache is None else cache.take_model()
+    attached, starts = kept, dict[int, InitialTensors]()
+    for seed in reversed(distinct):
+        known = None if cache is None else cache.start(seed)
+        if known is not None:
+            starts[seed] = known
+            if attached is not None or seed != distinct[0]:
+                continue
+        first = next(t for t in trials if t.seed == seed)
+        base = load_base(c, task, base_path, seed)
+        torch.manual_seed(seed + ATTACH_SEED)
+        before = random_states(device)
+        model, hook = attach(first, base, context)
+        drew = bool(task.heads) or random_states(device) != before
+        release_if_replaced()
+        # a later group may have other seeds
+        several = cache is not None or len(distinct) > 1
+        start = InitialTensors.from_model(model, several, base_addresses())
+        if cache is not None and known is None:
+            start = cache.add_start(seed, start, drew)
+        starts.setdefault(seed, start)
+        if attached is None and (seed == distinct[0] or not drew):
+            attached = AttachedModel(model, hook, starts[seed], active_entry())
+        del base, model, hook
+        if not drew:  # the same for every seed
+            starts = {s: starts.get(s, start) for s in distinct}
+            break
+    assert attached is not None
+    return (attached if kept is None else kept.use_start(starts[distinct[0]])), starts
+
+
+def _cache_key(trial: Trial, base_path: str, data: Path, switches: Switches) -> str:
+    """Return all that a method's set-up depends on, except the seed."""
+    method = dataclasses.asdict(trial.method)
+    for prose in DESCRIPTIVE_FIELDS:
+        del method[prose]
+    parts = dataclasses.asdict(trial.conditions), method, trial.config, dataclasses.asdict(switches)
+    return json.dumps([base_path, str(data), *parts], sort_keys=True)

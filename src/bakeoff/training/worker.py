@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import nullcontext
+from contextlib import ExitStack
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
@@ -82,8 +82,13 @@ def serve(
     import_module("tqdm").tqdm.set_lock(threading.RLock())
     from bakeoff.engine.base_cache import cache_base
     from bakeoff.engine.heartbeat import listen
+    from bakeoff.training.setup_cache import keep_setups
 
-    with listen(SharedFlags(flags)), cache_base() if stays else nullcontext():
+    with ExitStack() as stack:
+        stack.enter_context(listen(SharedFlags(flags)))
+        if stays:
+            stack.enter_context(cache_base())
+            stack.enter_context(keep_setups())
         _run_payloads(pipe, output, log, gpu_name, state)
 
 

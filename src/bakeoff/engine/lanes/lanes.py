@@ -12,7 +12,7 @@ Tensor axes: K = lanes, B = rows of one lane.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,12 +59,19 @@ class InitialTensors(NamedTuple):
     sums: dict[str, int]
 
     @classmethod
-    def from_model(cls, model: nn.Module, checksums: bool) -> InitialTensors:
-        """Copy a newly attached model's tensors; without ``checksums`` only the trained ones."""
+    def from_model(
+        cls, model: nn.Module, checksums: bool, base: Container[int] = ()
+    ) -> InitialTensors:
+        """Copy a newly attached model's tensors; without ``checksums`` only the trained ones.
+
+        ``base`` has the addresses of the base's own tensors, which are the same for every seed.
+        """
         start = cls({}, {}, {})
         for name, tensor in named_tensors(model).items():
             if tensor.requires_grad:
                 start.trained[name] = tensor.detach().clone()
+            elif not quantization.is_packed(tensor) and tensor.data_ptr() in base:
+                continue
             elif (
                 checksums
                 and tensor.numel() <= MAX_PER_SEED_ELEMENTS
@@ -85,9 +92,36 @@ def _checksum(tensor: Tensor) -> int:
     return checksum
 
 
+def write_tensors(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Put copies of these tensors into a model by name, in every slot of a shared one."""
+    everything = named_tensors(model)
+    slots = _find_slots(model, {id(everything[name]): name for name in values})
+    for name, value in values.items():
+        held, device = everything[name], everything[name].device
+        new = value.detach().to(device, copy=True)
+        if isinstance(held, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=held.requires_grad)
+            new._backward_hooks = held._backward_hooks  # a method's hooks on its gradient
+        for slot in slots[name]:
+            slot.owner[slot.key] = new
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers of a model by name; a shared tensor once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def refuse_different_frozen(starts: Sequence[InitialTensors]) -> None:
+    """Refuse starts whose large frozen tensors differ.
+
+    Raises:
+        FrozenPartsDiffer: they do.
+    """
+    for start in starts[1:]:
+        differing = [n for n, _ in start.sums.items() ^ starts[0].sums.items()]
+        differing += start.small.keys() ^ starts[0].small.keys()
+        if differing:
+            raise FrozenPartsDiffer(f"its frozen tensors differ by seed ({min(differing)})")
 
 
 class _LaneRange(NamedTuple):
@@ -117,9 +151,7 @@ class Lanes:
         self.model = model
         device = next(iter(model.parameters())).device
         self.stack = ParameterStack([s.trained for s in starts], groups, device)
-        differing = [n for n in starts[0].sums if len({s.sums[n] for s in starts}) > 1]
-        if differing:
-            raise FrozenPartsDiffer(f"its frozen tensors differ by seed ({differing[0]})")
+        refuse_different_frozen(starts)
         self.per_seed = {
             n: torch.stack([s.small[n] for s in starts]).to(device)
             for n in starts[0].small
@@ -132,8 +164,6 @@ class Lanes:
         self.dropouts = dropout.install_keyed_dropout(model, self.random)
         """The model's active dropouts."""
         self._mixing = _mixing_reason(model, lane_tensors.values())
-        self.sees_padding = any(getattr(m, "sees_padding", False) for m in model.modules())
-        """Whether an example's result depends on the padding of its batch."""
         self._hooks = {n: everything[n]._backward_hooks or {} for n in self.stack.names}
         """Hooks of the method on its parameters' gradients, to be registered on the leaves too."""
         self._units = [

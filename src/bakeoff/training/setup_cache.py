@@ -1,0 +1,153 @@
+"""What a worker keeps of a method's set-up from one group of trials to the next.
+
+Attaching a method takes up to a second a seed, and every group of a method in a study has the same
+seeds. Kept are the initial tensors of each seed, and the model to which the method is attached with
+its hook, if a group can leave nothing in them but tensors. Only one method's are kept at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Hashable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bakeoff.engine import base_cache
+from bakeoff.engine.lanes.lanes import (
+    InitialTensors,
+    Lanes,
+    refuse_different_frozen,
+    write_tensors,
+)
+from bakeoff.methods.hook import Hook
+
+MOST_BYTES = 1 << 30
+"""Memory for initial tensors, on the CPU."""
+
+
+class AttachedModel(NamedTuple):
+    """A model with its method attached, and the initial tensors of the seed it was attached with.
+
+    ``base`` is the base's entry in ``engine.base_cache``, None if the model does not share its
+    tensors.
+    """
+
+    model: nn.Module
+    hook: Hook
+    start: InitialTensors
+    base: object | None
+
+    def use_start(self, start: InitialTensors) -> AttachedModel:
+        """Return this model with the frozen tensors of another seed.
+
+        Raises:
+            FrozenPartsDiffer: large ones differ.
+        """
+        refuse_different_frozen([self.start, start])
+        write_tensors(self.model, start.small)
+        return self._replace(start=start)
+
+
+class SetupCache:
+    """Keeps the initial tensors of each seed, and an attached model, for one method."""
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._starts: dict[int, InitialTensors] = {}
+        self._of_any_seed: InitialTensors | None = None
+        self._bytes = 0
+        self._model: AttachedModel | None = None
+
+    def select(self, key: Hashable) -> None:
+        """Drop what is kept of another method."""
+        if key != self._key:
+            self._key, self._starts, self._of_any_seed = key, {}, None
+            self._bytes, self._model = 0, None
+
+    def start(self, seed: int) -> InitialTensors | None:
+        """Return the initial tensors of a seed, None if they are not kept."""
+        return self._starts.get(seed, self._of_any_seed)
+
+    def add_start(self, seed: int, start: InitialTensors, drew: bool) -> InitialTensors:
+        """Keep a seed's initial tensors on the CPU, if they fit; return them.
+
+        Tensors that are equal to another seed's share its memory. If none was drawn at random
+        (``drew``), every seed has these.
+        """
+        if sum(map(_size, (*start.trained.values(), *start.small.values()))) > MOST_BYTES:
+            return start
+        first = next(iter(self._starts.values()), None)
+        trained, added = {}, sum(map(_size, start.small.values()))
+        for name, tensor in start.trained.items():
+            moved = tensor.cpu()
+            if first is not None and torch.equal(first.trained[name], moved):
+                moved = first.trained[name]
+            else:
+                added += _size(moved)
+            trained[name] = moved
+        if self._bytes + added > MOST_BYTES:
+            return start
+        self._bytes += added
+        kept = self._starts[seed] = start._replace(trained=trained)
+        if not drew:
+            self._of_any_seed = kept
+        return kept
+
+    def keep_model(self, attached: AttachedModel, lanes: Lanes) -> None:
+        """Keep a model after the trials of its group, with its own initial tensors in it."""
+        trained = sum(map(_size, attached.start.trained.values()))
+        if attached.base is None or not _has_no_state(attached.hook) or trained > MOST_BYTES:
+            return
+        lanes.run_single(0)
+        write_tensors(attached.model, {**attached.start.trained, **attached.start.small})
+        self._model = attached
+
+    def take_model(self) -> AttachedModel | None:
+        """Return the kept model and forget it; None if there is none or its base has changed."""
+        found, self._model = self._model, None
+        return found if found is not None and base_cache.holds(found.base) else None
+
+
+_active: ContextVar[SetupCache | None] = ContextVar("setup_cache", default=None)
+
+
+@contextlib.contextmanager
+def keep_setups() -> Iterator[SetupCache]:
+    """Keep set-ups from one group of trials to the next in the block."""
+    cache = SetupCache()
+    token = _active.set(cache)
+    try:
+        yield cache
+    finally:
+        _active.reset(token)
+
+
+def active_setups() -> SetupCache | None:
+    """Return the cache of this process, None without one."""
+    return _active.get()
+
+
+def random_states(device: str) -> list[Any]:
+    """Return the states of the random generators that attaching a method may draw from."""
+    numbers = np.random.get_state(legacy=False)
+    states: list[Any] = [torch.get_rng_state().tolist(), random.getstate(), repr(numbers)]
+    if device.startswith("cuda"):
+        states.append(torch.cuda.get_rng_state(device).tolist())
+    return states
+
+
+def _size(tensor: Tensor) -> int:
+    """Return the bytes of a tensor."""
+    return tensor.numel() * tensor.element_size()
+
+
+def _has_no_state(hook: Hook) -> bool:
+    """Return whether a hook is one of ours and keeps nothing of a trial outside its tensors."""
+    kind = type(hook)
+    ours = kind.__module__.startswith("bakeoff.")
+    return ours and kind.after_step is Hook.after_step and kind.state is Hook.state
