@@ -164,7 +164,7 @@ def test_resume_after_disk_full_same_numbers(
     for module, name, call, error in (
         (study_dir, "freeze_data", 1, FULL),
         (files, "atomic_write_text", 1, FULL),  # the note of who holds the lock
-        (checkpoints, "save", 3, words),
+        (checkpoints, "save_all", 2, words),
         (trial_dir, "write_manifest", 3, FULL),
     ):
         with monkeypatch.context() as patched:
@@ -172,7 +172,8 @@ def test_resume_after_disk_full_same_numbers(
             patched.setattr(module, name, stopping)
             with pytest.raises(EnvironmentProblem) as paused:
                 api.run(spec, tmp_path, out)
-            assert len(calls) == call, "it went on after the disk was full"
+            # the folders of a group's two trials are written at once
+            assert call <= len(calls) <= call + 1, "it went on after the disk was full"
         assert (paused.value.code, paused.value.exit_code) == ("disk-full", 6)
         with Reader(out / "study.db") as reader:
             ended = [r.status for _, r in reader.trials() if r is not None]

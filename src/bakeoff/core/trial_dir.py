@@ -26,6 +26,8 @@ MANIFEST = "COMPLETE.json"
 RESULT = "result.json"
 CHECKPOINTS = "state"
 """The folder of a trial's folder that holds its checkpoints."""
+NO_DIGEST = "0" * 64
+"""What a checkpoint has in place of its sha256 while it is written."""
 RETRYABLE = (Status.FAILED, Status.OUT_OF_MEMORY)
 """Outcomes that may differ when the trial runs again."""
 
@@ -183,10 +185,18 @@ def checkpoint_damage(path: Path) -> str | None:
     return None
 
 
-def checkpoint_digest(raw: bytes, result: str) -> str:
-    """Return the hash of a serialised checkpoint: of its tensors' bytes and its result so far."""
-    start = 8 + int.from_bytes(raw[:8], "little")
-    return _add_result(hashlib.sha256(memoryview(raw)[start:]), result)
+def write_checkpoint_digest(path: Path) -> None:
+    """Replace ``NO_DIGEST`` in a checkpoint's header by the hash of its tensors and its result."""
+    key = b'"sha256":"'
+    with path.open("r+b") as file:
+        header = read_header(file, path.stat().st_size)
+        assert header is not None
+        digest = _add_result(hashlib.file_digest(file, "sha256"), header.metadata["result"])
+        file.seek(0)
+        # inside the result, which is a string, quotation marks are escaped
+        place = file.read(header.begin).index(key + NO_DIGEST.encode())
+        file.seek(place + len(key))
+        file.write(digest.encode())
 
 
 def _read_manifest(folder: Path) -> dict[str, str]:

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import safetensors
-from safetensors.torch import save as serialize
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bakeoff.core import files, trial_dir
 from bakeoff.core.errors import EnvironmentProblem
 from bakeoff.core.results import TrialResult
+
+THREADS = 8
+"""Maximum number of checkpoints that are written or read at once."""
+BYTES_AT_ONCE = 1 << 30
+"""Maximum bytes of these checkpoints together; one that is larger is written or read alone."""
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +48,41 @@ class Checkpoint(NamedTuple):
     """Training losses since the last validation ``[n]``, if the trial stopped between two."""
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint durably."""
+def save_all(checkpoints: Iterable[tuple[Path, Checkpoint]]) -> None:
+    """Write checkpoints of one study durably to their paths, several at once.
+
+    ``checkpoints`` is consumed as they are written, so that few copies exist at once.
+    """
+    folders = set()
+    for path in _map_in_threads(lambda item: save(*item), checkpoints, _bytes_in_memory):
+        folders.add(path.parent.parent.parent)
+    for folder in folders:
+        files.fsync_path(folder)
+
+
+def save(path: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint durably; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors: Mapping[str, Tensor] = checkpoint.lane | {
-        _HOOK + n: t for n, t in checkpoint.hook.items()
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _named(checkpoint).items()}
+    metadata = {
+        _RESULT: json.dumps(checkpoint.result.to_json()),
+        "sha256": trial_dir.NO_DIGEST,
     }
-    if checkpoint.pending_losses is not None:
-        tensors = {**tensors, _PENDING: checkpoint.pending_losses}
-    on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    result = json.dumps(checkpoint.result.to_json())
-    # the digest covers the file without the digest, so the tensors are serialised twice
-    digest = trial_dir.checkpoint_digest(serialize(on_cpu, {_RESULT: result}), result)
-    files.atomic_write_bytes(path, serialize(on_cpu, {_RESULT: result, "sha256": digest}))
+    with files.atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+        trial_dir.write_checkpoint_digest(temporary)
     files.fsync_path(path.parent.parent)
     log.info("trial %s: checkpoint saved at step %s", checkpoint.result.trial_id, path.stem)
+    return path
+
+
+def load_all(paths: Iterable[Path], device: str) -> Iterator[Checkpoint]:
+    """Yield the checkpoints of ``paths`` in order, several of which are read at once.
+
+    Raises:
+        EnvironmentProblem: ``state-damaged``.
+    """
+    yield from _map_in_threads(lambda path: load(path, device), paths, _bytes_on_disk)
 
 
 def load(path: Path, device: str) -> Checkpoint:
@@ -75,3 +105,37 @@ def load(path: Path, device: str) -> Checkpoint:
     hook = {n.removeprefix(_HOOK): t for n, t in tensors.items() if n.startswith(_HOOK)}
     lane = {n: t for n, t in tensors.items() if not n.startswith(_HOOK)}
     return Checkpoint(lane, hook, result, pending)
+
+
+def _map_in_threads(
+    function: Callable[[Item], Done], items: Iterable[Item], size: Callable[[Item], int]
+) -> Iterator[Done]:
+    """Yield ``function(item)`` in order, of several items at once.
+
+    Hashing, copying and syncing release Python's lock. ``size`` is an item's bytes: many large
+    items at once would not fit in memory. After an error no further item is begun.
+    """
+    running: deque[Future[Done]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for item in items:
+            limit = max(1, min(THREADS, BYTES_AT_ONCE // max(1, size(item))))
+            while len(running) >= limit:
+                yield running.popleft().result()
+            running.append(pool.submit(function, item))
+        for done in running:
+            yield done.result()
+
+
+def _named(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by their names in the file."""
+    hook = {_HOOK + name: t for name, t in checkpoint.hook.items()}
+    pending = checkpoint.pending_losses
+    return {**checkpoint.lane, **hook, **({} if pending is None else {_PENDING: pending})}
+
+
+def _bytes_in_memory(item: tuple[Path, Checkpoint]) -> int:
+    return sum(t.nbytes for t in _named(item[1]).values())
+
+
+def _bytes_on_disk(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

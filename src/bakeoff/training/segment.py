@@ -17,6 +17,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +46,7 @@ from bakeoff.methods.hook import Incompatible, SaveContext
 from bakeoff.metrics.run import MetricError
 from bakeoff.tasks._base import Example
 from bakeoff.training import checkpoints, forgetting
+from bakeoff.training.checkpoints import Checkpoint
 from bakeoff.training.evaluate import item_losses, score_split
 from bakeoff.training.setup import TrainingSetup, build_setup, prepare_process
 
@@ -105,9 +108,13 @@ def _train_trials(segment: Segment) -> Iterator[TrialResult]:
         if files.disk_full_message(error) or is_device_lost(error):
             raise
         results = _train_each(segment, error)
-    for result in results:
-        stopped = result.status is Status.STOPPED
-        yield result if stopped else write_result(result, folder / result.trial_id)
+    with ThreadPoolExecutor() as pool:  # hashing and syncing release Python's lock
+        yield from pool.map(partial(_write_if_ended, folder), results)
+
+
+def _write_if_ended(folder: Path, result: TrialResult) -> TrialResult:
+    stopped = result.status is Status.STOPPED
+    return result if stopped else write_result(result, folder / result.trial_id)
 
 
 def _train_each(segment: Segment, error: Exception) -> list[TrialResult]:
@@ -271,7 +278,7 @@ def _collect(
     setup: TrainingSetup, stepper: Stepper, segment: Segment, training: TrainingLog,
     pause: Pause | None, earlier: Sequence[TrialResult | None], scores: LaneScores,
 ) -> list[TrialResult]:  # fmt: skip
-    """Return each lane's result, after its weights or its checkpoint are saved.
+    """Return each lane's result, after the weights and checkpoints are saved.
 
     Lanes share their steps, so each has an equal share of the group's seconds.
     """
@@ -299,11 +306,28 @@ def _collect(
         if before is not None and segment.start == segment.stop:
             total = dataclasses.replace(total, splits=before.splits)  # scored at the last step
         if pause is not None and total.diverged_at_step is None:
-            results.append(pause_trial(setup, stepper, lane, total, pause))
+            results.append(dataclasses.replace(total, status=Status.STOPPED, item_losses=()))
         else:
             splits = scores.splits[lane]
             results.append(finish_trial(setup, stepper, lane, segment, total, splits))
+    checkpoints.save_all(_checkpoints(setup, stepper, results, pause))
     return results
+
+
+def _checkpoints(
+    setup: TrainingSetup, stepper: Stepper, results: Sequence[TrialResult], pause: Pause | None
+) -> Iterator[tuple[Path, Checkpoint]]:
+    """Yield the checkpoint, with its path, of each trial that has stopped and may go on."""
+    trials = setup.data.parent / TRIALS
+    for lane, result in enumerate(results):
+        if result.status is not Status.STOPPED or result.step is None:
+            continue
+        # nothing is trained after the last step: its checkpoint holds the weights alone
+        ends = result.step == setup.conditions.steps
+        state = stepper.values(lane) if ends else stepper.state(lane)
+        losses = None if pause is None else pause.losses[:, lane].clone()
+        checkpoint = Checkpoint(state, setup.hook.state(lane), result, losses)
+        yield trial_dir.checkpoint_path(trials, result.trial_id, result.step), checkpoint
 
 
 def _resume(
@@ -318,9 +342,10 @@ def _resume(
         return [None] * len(segment.trials), []
     earlier: list[TrialResult | None] = []
     pending = []
-    for lane, trial in enumerate(segment.trials):
-        path = trial_dir.checkpoint_path(Path(segment.folder) / TRIALS, trial.id, segment.start)
-        checkpoint = checkpoints.load(path, setup.conditions.device)
+    folder = Path(segment.folder) / TRIALS
+    paths = [trial_dir.checkpoint_path(folder, t.id, segment.start) for t in segment.trials]
+    loaded = checkpoints.load_all(paths, setup.conditions.device)
+    for lane, (trial, checkpoint) in enumerate(zip(segment.trials, loaded, strict=True)):
         stepper.restore(lane, checkpoint.lane, segment.start)
         setup.hook.restore(lane, checkpoint.hook)
         earlier.append(checkpoint.result)
@@ -329,19 +354,6 @@ def _resume(
     # lanes of a group stop together: all have pending losses, or none (at a rung)
     losses = [lane_losses for lane_losses in pending if lane_losses is not None]
     return earlier, list(torch.stack(losses, 1)) if len(losses) == len(pending) else []
-
-
-def pause_trial(
-    setup: TrainingSetup, stepper: Stepper, lane: int, result: TrialResult, pause: Pause
-) -> TrialResult:
-    """Save the checkpoint of a trial that was stopped between two validations."""
-    result = dataclasses.replace(result, status=Status.STOPPED, item_losses=())
-    checkpoint = checkpoints.Checkpoint(
-        stepper.state(lane), setup.hook.state(lane), result, pause.losses[:, lane].clone()
-    )
-    trials = setup.data.parent / TRIALS
-    checkpoints.save(trial_dir.checkpoint_path(trials, result.trial_id, pause.step), checkpoint)
-    return result
 
 
 def add_earlier_totals(before: TrialResult | None, now: TrialResult) -> TrialResult:
@@ -400,12 +412,7 @@ def finish_trial(
     if ends and trial.phase != REPLICATE:  # trained to the end, and not scored
         return result
     log.info("trial %s: reached the rung at step %d", trial.id, segment.stop)
-    result = dataclasses.replace(result, status=Status.STOPPED)
-    # nothing is trained after the last step: its checkpoint holds the weights alone
-    state = stepper.values(lane) if ends else stepper.state(lane)
-    checkpoint = checkpoints.Checkpoint(state, setup.hook.state(lane), result)
-    checkpoints.save(trial_dir.checkpoint_path(trials, trial.id, segment.stop), checkpoint)
-    return result
+    return dataclasses.replace(result, status=Status.STOPPED)
 
 
 class TrainingLog:
