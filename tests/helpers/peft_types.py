@@ -19,7 +19,8 @@ class Outcome(NamedTuple):
 
     ``reason`` and ``raises`` are given for a type that does not ride: why, and the text of the
     error. ``unpacked`` is the text of ``NotPackable`` for one that rides in padded batches alone.
-    ``random`` says that it draws noise at every token, so that packed and padded batches differ;
+    ``random`` says that it draws noise in training, which is not PEFT's; ``mean`` that its layers
+    average over tokens, in PEFT over padding, too: the two agree on rows of one length;
     ``tasks`` says that PEFT wants the task of every row, where a study has one;
     ``needs`` names a package that PEFT wants and bakeoff does not depend on.
     """
@@ -28,6 +29,7 @@ class Outcome(NamedTuple):
     raises: str | None = None
     unpacked: str | None = None
     random: bool = False
+    mean: bool = False
     needs: str | None = None
     tasks: bool = False
 
@@ -51,6 +53,7 @@ def _case(
     config_class: str,
     outcome: Outcome | None = None,
     of: str | None = None,
+    hook: str | None = None,
     **config: Any,
 ) -> Case:
     entry = MethodEntry(
@@ -60,7 +63,7 @@ def _case(
         mechanism="",
         paper=None,
         peft=config_class,
-        hook=None,
+        hook=hook,
         config=config,
         learning_rate=1e-2,
         learning_rate_why="",
@@ -93,7 +96,7 @@ CASES = (
     _case("hra", "HRAConfig", r=4, **QV),
     _case("ia3", "IA3Config", feedforward_modules=["down_proj"],
           target_modules=["k_proj", "v_proj", "down_proj"]),
-    _case("lily", "LilyConfig", Outcome(unpacked="padding"), r=4, stride_A=2, num_B=2, **QV),
+    _case("lily", "LilyConfig", Outcome(mean=True), r=4, stride_A=2, num_B=2, **QV),
     _case("ln_tuning", "LNTuningConfig", target_modules="all-norms"),
     _case("loha", "LoHaConfig", r=4, **QV),
     _case("lokr", "LoKrConfig", r=4, **QV),
@@ -103,8 +106,7 @@ CASES = (
     _case("oft", "OFTConfig", oft_block_size=4, r=0, **QV),
     _case("osf", "OSFConfig", effective_rank=8, **QV),
     _case("peanut", "PeanutConfig", r=4, depth=2, **QV),
-    _case("poly", "PolyConfig",
-          Outcome(unpacked="padding", random=True), r=4, n_tasks=1, **QV),
+    _case("poly", "PolyConfig", Outcome(random=True), r=4, n_tasks=1, n_splits=2, **QV),
     _case("prefix_tuning", "PrefixTuningConfig", PREFIX, **VIRTUAL),
     _case("prompt_tuning", "PromptTuningConfig", **VIRTUAL),
     _case("psoft", "PsoftConfig", r=4, **QV),
@@ -130,5 +132,9 @@ CASES = (
           hidden_size=32, adapters={"trained": "no such LoRA"}),
     _case("dora", "LoraConfig", of="LORA", r=4, use_dora=True, **QV),
     _case("rslora", "LoraConfig", of="LORA", r=4, use_rslora=True, **QV),
+    _case("velora", "LoraConfig", Outcome(mean=True), of="LORA", r=4,
+          velora_config={"num_groups": 6}, **QV),
+    _case("monteclora", "LoraConfig", Outcome(random=True), of="LORA", hook="monteclora", r=4,
+          monteclora_config={"num_samples": 3, "sample_scaler": 0.1}, **QV),
     _case("pissa", "LoraConfig", of="LORA", r=4, init_lora_weights="pissa", **QV),
 )  # fmt: skip

@@ -34,7 +34,9 @@ from bakeoff.engine.packing.layout import (
 ROW_MULTIPLE = {"cpu": 8, "cuda": 32}
 """Packed rows are this many tokens long, or a multiple of it."""
 GRAPH_SHAPES = 10
-"""Number of row sizes with CUDA graphs: each costs a capture of a second or two."""
+"""Most row sizes with CUDA graphs: each costs a capture of up to two seconds, and memory."""
+CAPTURE_STEPS = 12
+"""Replayed steps that take as long as one capture, which runs a step three times without a graph."""
 
 
 class TokenizedExample(Protocol):
@@ -174,15 +176,21 @@ class BatchBuilder:
         return ROW_MULTIPLE[self.device.split(":", maxsplit=1)[0]]
 
     def training_steps(
-        self, examples: Sequence[TokenizedExample], seeds: Sequence[int], start: int = 0
+        self,
+        examples: Sequence[TokenizedExample],
+        seeds: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
     ) -> Iterator[StepBatch]:
         """Yield training steps without end, from step ``start``, each lane in its seed's order.
+
+        The last one taken is before ``stop``, if given: few steps are not worth many graphs.
 
         Raises:
             NotPackable: the layers receive something other than the examples' tokens.
         """
         self._count_virtual_tokens(examples)
-        shapes = self._choose_shapes(examples, seeds)
+        shapes = self._choose_shapes(examples, seeds, stop)
         orders = [step_indices(len(examples), self.batch_size, s, start) for s in seeds]
         while True:
             picked = [[examples[i] for i in next(order)] for order in orders]
@@ -336,13 +344,13 @@ class BatchBuilder:
     @property
     def _depends_on_padding(self) -> bool:
         """Whether results depend on the padded length."""
-        return bool(self.lanes.dropouts) or self.lanes.sees_padding
+        return bool(self.lanes.dropouts)
 
     def _count_tokens(self, examples: Sequence[TokenizedExample]) -> int:
         return sum(len(e.tokens) + self.virtual_tokens for e in examples)
 
     def _choose_shapes(
-        self, examples: Sequence[TokenizedExample], seeds: Sequence[int]
+        self, examples: Sequence[TokenizedExample], seeds: Sequence[int], n_steps: int | None
     ) -> tuple[StepShape, ...]:
         """Return the sizes that steps are rounded up to, ascending."""
         fixed = self._depends_on_padding
@@ -368,7 +376,12 @@ class BatchBuilder:
         # a later step can still be larger than all of these: the last shape holds any step
         widest = (length + self.virtual_tokens) * self.batch_size
         top = StepShape(length, round_up(widest, self.row_multiple), None)
-        sizes = choose_buckets(rows, GRAPH_SHAPES, self.row_multiple)
+        most = (
+            GRAPH_SHAPES
+            if n_steps is None
+            else worthwhile_buckets(rows, n_steps, self.row_multiple)
+        )
+        sizes = choose_buckets(rows, most, self.row_multiple)
         chosen = []
         for size in sizes:
             # targets and padded length grow with the bucket, so that shapes stay in one order
@@ -387,8 +400,6 @@ class BatchBuilder:
         if not self.packing or self.stack is None or self._inspected:
             return
         self._inspected = True
-        if self.lanes.sees_padding:
-            raise NotPackable("one of its layers averages over all tokens, padding included")
         self.lanes.run_single(0)
         batch = self.task.batch(list(examples[:2]), self.pad_id, self.device, None, None)
         seen: list[torch.Size] = []
@@ -415,6 +426,23 @@ class BatchBuilder:
 
 class _StopForward(Exception):
     """Ends a forward pass once the first layer's input is known."""
+
+
+def worthwhile_buckets(sizes: Sequence[int], n_steps: int, multiple: int) -> int:
+    """Return the number of row sizes whose captures and padded slots take the least time.
+
+    ``sizes`` are the tokens of some steps, ``n_steps`` the number of steps that will be taken, and
+    row sizes are multiples of ``multiple``.
+    """
+    whole = sum(sizes)
+
+    def steps(count: int) -> float:
+        """Return the time of captures and padding, in replayed steps."""
+        chosen = choose_buckets(sizes, count, multiple)
+        padded = sum(pick_bucket(n, chosen) - n for n in sizes)
+        return count * CAPTURE_STEPS + n_steps * padded / whole
+
+    return min(range(1, GRAPH_SHAPES + 1), key=steps)
 
 
 def _count_supervised(examples: Sequence[TokenizedExample]) -> int:

@@ -44,6 +44,8 @@ class LaneRandom:
         self.seeds = tuple(seeds)
         self.device = device
         self._noise = torch.empty(0, dtype=torch.int32, device=device)
+        self._outgrown: list[Tensor] = []
+        """Former noise, which CUDA graphs that were captured with it still read."""
         self._keys = torch.empty(0, len(seeds), 2, dtype=torch.int32, device=device)
         self._calls = 0
         self._step = 0
@@ -104,6 +106,8 @@ class LaneRandom:
     def noise(self, n: int, start: int = 0) -> Tensor:
         """Return ``n`` fixed random int32 from offset ``start``, the same on every device."""
         if start + n > len(self._noise):
+            if self.captured:
+                self._outgrown.append(self._noise)
             draws = np.random.default_rng(_STREAM).integers(0, 2**32, start + n, dtype=np.uint32)
             self._noise = torch.from_numpy(draws.view(np.int32)).to(self.device)
         return self._noise[start : start + n]
@@ -139,6 +143,12 @@ def keep_mask(n: int, p: float, key: Tensor, noise: Tensor) -> Tensor:
     return (noise[:n] * key[:, :1] + key[:, 1:]) < threshold
 
 
+def standard_normal(bits: Tensor) -> Tensor:
+    """Return standard normals from uniform int32."""
+    uniform = ((bits >> 8).float() + 0.5) * 2.0**-23
+    return torch.erfinv(uniform) * math.sqrt(2)
+
+
 def apply_dropout(x: Tensor, p: float, key: Tensor, noise: Tensor) -> Tensor:
     """Drop elements of ``x``, whose leading axis is a multiple of the lanes of ``key``."""
     mask = keep_mask(x.numel() // len(key), p, key, noise)
@@ -153,19 +163,39 @@ class KeyedDropout:
         self.random = random
         self.lane_key: Tensor | None = None
         """The key ``[2]`` of the current lane while this module runs under vmap; else None."""
+        self.keys: Tensor | None = None
+        """The keys of the last call, ``[K, 2]``."""
+
+    def next_keys(self) -> Tensor:
+        """Return the keys of this module's next call, a pair for each selected lane, ``[K, 2]``."""
+        self.keys = self.random.next_key()
+        return self.keys
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply dropout in training; otherwise return the input."""
         p = self.module.p
         if not self.module.training or p == 0:
             return x
-        key = self.random.next_key() if self.lane_key is None else self.lane_key[None]
+        key = self.next_keys() if self.lane_key is None else self.lane_key[None]
         return apply_dropout(x, p, key, self.random.noise_for(x.shape, x.numel() // len(key)))
 
     def bits(self, shape: Sequence[int]) -> Tensor:
         """Return uniform int32 of this shape, for a single lane (or the current one under vmap)."""
-        key = self.random.next_key()[0] if self.lane_key is None else self.lane_key
+        key = self.next_keys()[0] if self.lane_key is None else self.lane_key
         return (self.random.noise_for(shape, math.prod(shape)) * key[0] + key[1]).view(*shape)
+
+    @contextlib.contextmanager
+    def repeated_call(self, key: Tensor) -> Iterator[None]:
+        """Draw in the block by this key ``[2]``, of a lane's last call."""
+        before, self.lane_key = self.lane_key, key
+        try:
+            yield
+        finally:
+            self.lane_key = before
+
+    def normals(self, shape: Sequence[int]) -> Tensor:
+        """Return standard normals of this shape, from ``bits``."""
+        return standard_normal(self.bits(shape))
 
 
 def install_keyed_dropout(model: nn.Module, random: LaneRandom) -> list[KeyedDropout]:

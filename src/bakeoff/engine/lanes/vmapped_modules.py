@@ -93,7 +93,7 @@ class VmappedModule:
         # Keys are taken here, for all lanes at once, and enter vmap as an argument: inside it a
         # dropout sees one lane and could not tell which.
         dropouts = [d for d in self.dropouts if d.module.training]
-        keys = [d.random.next_key() for d in dropouts]
+        keys = [d.next_keys() for d in dropouts]
 
         def run_lane(own: list[Tensor], keys: list[Tensor], inputs: list[Tensor]) -> Any:
             args, kwargs = rebuild(_replace_marked(values, batched, inputs))

@@ -6,9 +6,10 @@ compares values and gradients. Classes are found by name, so a PEFT without the 
 subclass that overrides the attribute keeps its own. Each file says which line of PEFT it replaces
 and why ``torch.func.vmap`` cannot run it.
 
-Three attributes, which PEFT does not have, address the engine: ``on_install`` is called on a module
-after it is patched, ``keyed`` marks a layer that draws noise (``lanes.dropout``), ``sees_padding``
-one whose result depends on padding (``batching``).
+Two attributes, which PEFT does not have, address the engine: ``on_install`` is called on a module
+after it is patched, ``keyed`` marks a layer that draws noise (``lanes.dropout``). A layer that
+averages over tokens does so over real ones (``packing.tokens``), as PEFT does on rows without
+padding.
 
 A patched module has a subclass of its own class, as in PyTorch's parametrizations.
 """

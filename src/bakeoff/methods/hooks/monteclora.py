@@ -11,23 +11,19 @@ from bakeoff.methods.hook import AttachContext, PenaltyHook
 
 
 class MonteCLoRA(PenaltyHook):
-    """Adds PEFT's variational term, and draws new samples in each forward pass.
+    """Adds PEFT's variational term to the loss.
 
-    PEFT draws samples for many passes ahead into a buffer. Trials that share the base would take
-    each other's samples, and a resumed trial would draw others. An empty buffer of size one is
-    filled in each pass, from the random stream that the trial and the step have seeded.
+    PEFT draws samples for 150 passes ahead, in every layer when it is created: most of the time of
+    the set-up. Here samples are drawn pass by pass, so the buffer has room for one.
     """
 
     term = "_get_monteclora_loss"
 
     def inject(self, base: nn.Module, config: peft.PeftConfig, context: AttachContext) -> nn.Module:
-        """Attach with empty buffers."""
-        model = super().inject(base, config, context)
-        for module in model.modules():
-            sampler: Any = getattr(module, "sampler", None)
-            if hasattr(sampler, "buffer_size"):
-                sampler.buffer_size = sampler.index = 1
-        return model
+        """Attach with buffers of one sample."""
+        settings: Any = config
+        settings.monteclora_config.buffer_size = 1
+        return super().inject(base, settings, context)
 
 
 HOOK = MonteCLoRA
