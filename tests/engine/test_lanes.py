@@ -23,6 +23,7 @@ from bakeoff.engine.accelerators import (
     explain_defaults,
     explain_failure,
 )
+from bakeoff.engine.batching import worthwhile_buckets
 from bakeoff.engine.lanes import dropout
 from bakeoff.engine.lanes.lanes import FrozenPartsDiffer
 from bakeoff.engine.lanes.vmapped_linear import lane_linear
@@ -431,6 +432,13 @@ def test_buckets_hold_every_size() -> None:
     assert found[-1] >= 700
     assert all(size % 32 == 0 for size in found)
     assert layout.pick_bucket(101, (64, 128, 256)) == 128
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(24, 1), (100, 2), (1000, 2)])
+def test_few_steps_are_not_worth_many_graphs(steps: int, expected: int) -> None:
+    # one row size pads a third of the slots: 24 / 3 = 8 steps and a capture of 12 are fewer than
+    # two captures; 100 / 3 + 12 are more
+    assert worthwhile_buckets([100, 200], steps, 1) == expected
 
 
 @pytest.mark.parametrize("causal", [True, False])

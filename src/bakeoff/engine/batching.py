@@ -36,7 +36,7 @@ ROW_MULTIPLE = {"cpu": 8, "cuda": 32}
 GRAPH_SHAPES = 10
 """Most row sizes with CUDA graphs: each costs a capture of up to two seconds, and memory."""
 CAPTURE_STEPS = 12
-"""Replayed steps that take as long as one capture, which runs a step three times without a graph."""
+"""Replayed steps that take as long as a capture: it runs the step three times without a graph."""
 
 
 class TokenizedExample(Protocol):

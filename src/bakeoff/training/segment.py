@@ -49,6 +49,7 @@ from bakeoff.training import checkpoints, forgetting
 from bakeoff.training.checkpoints import Checkpoint
 from bakeoff.training.evaluate import item_losses, score_split
 from bakeoff.training.setup import TrainingSetup, build_setup, prepare_process
+from bakeoff.training.setup_cache import active_setups
 
 NO_GRADIENT = "no gradient reached any of its weights in {steps} steps: it is still the base model"
 _UNSUCCESSFUL = (Status.FAILED, Status.OUT_OF_MEMORY, Status.INCOMPATIBLE)
@@ -230,7 +231,9 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
     )
     training.end(pause)
     scores = _score_lanes(setup, segment, training, pause)
-    return _collect(setup, stepper, segment, training, pause, earlier, scores)
+    results = _collect(setup, stepper, segment, training, pause, earlier, scores)
+    setup.leave()
+    return results
 
 
 def _set_up(segment: Segment) -> TrainingSetup:
@@ -239,7 +242,7 @@ def _set_up(segment: Segment) -> TrainingSetup:
     engine = segment.engine or {}
     switches = Switches(**engine["switches"]) if engine else None
     data = Path(segment.folder) / "data"
-    setup = build_setup(segment.trials, segment.base_path, data, switches)
+    setup = build_setup(segment.trials, segment.base_path, data, switches, active_setups())
     setup.fit_memory(engine)
     setup.may_read_test = segment.scores_test
     return setup
@@ -247,7 +250,9 @@ def _set_up(segment: Segment) -> TrainingSetup:
 
 def _training_batches(setup: TrainingSetup, segment: Segment) -> Iterator[StepBatch]:
     seeds = [t.seed for t in segment.trials]
-    return setup.batch_builder.training_steps(setup.examples("train"), seeds, segment.start)
+    examples, builder = setup.examples("train"), setup.batch_builder
+    # by the segment's end alone: a segment that is resumed must have the shapes it had before
+    return builder.training_steps(examples, seeds, segment.start, segment.stop)
 
 
 class LaneScores(NamedTuple):

@@ -65,7 +65,8 @@ class EngineSpec(SpecTable):
     """Recompute activations in the backward pass: up to 50 % more work, much less memory; `auto`:
     if not even one example fits without it."""
     evaluation_batch_size: Count = 64
-    """Examples in an evaluation batch; fast generation uses up to 256 on a GPU, if they fit."""
+    """Examples in an evaluation batch of all lanes; on a GPU of each lane, as far as memory allows,
+    and fast generation uses up to 256 if they fit."""
 
     @model_validator(mode="after")
     def _check_ray_device(self) -> EngineSpec:
