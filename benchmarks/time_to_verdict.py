@@ -147,17 +147,18 @@ def stage_name(title: str) -> str:
 
 
 def phase_seconds(
-    started: float, ended: float, events: Sequence[tuple[float, str | None]]
+    started: float, ended: float, events: Sequence[tuple[float, str | None]], finished: bool = True
 ) -> dict[str, float]:
     """Return one run's wall time by phase, from its log: times and titles of phases, else None.
 
     A process starts and imports until the first event, then checks until the first phase; what
-    comes after the last event is the report.
+    comes after the last event of a ``finished`` run is the report.
     """
     first, last = (events[0][0], events[-1][0]) if events else (ended, ended)
     marks = [(started, START), (first, CHECKS)]
     marks += [(at, stage_name(title)) for at, title in events if title is not None]
-    marks += [(last, REPORT), (ended, "")]
+    marks += [(last, REPORT)] if finished else []
+    marks.append((ended, ""))
     found: dict[str, float] = {}
     for (since, name), (until, _) in zip(marks, marks[1:], strict=False):
         found[name] = found.get(name, 0.0) + until - since
@@ -205,8 +206,11 @@ class Folder(NamedTuple):
         """Return whether our study has come to its end."""
         return any(mark.get("code") in ENDED for mark in self.marks())
 
-    def runs(self) -> list[tuple[float, float, list[tuple[float, str | None]]]]:
-        """Return each run of our study: start, end, events. A killed one ended at its last."""
+    def runs(self) -> list[tuple[float, float, list[tuple[float, str | None]], bool]]:
+        """Return each run of our study: start, end, events, and whether it ended the study.
+
+        A killed run ended at its last event.
+        """
         lines = (self.study / LOG).read_text(encoding="utf-8").splitlines()
         log = [(_seconds(e["time"]), e.get("title")) for e in map(json.loads, lines)]
         marks, found = self.marks(), []
@@ -216,12 +220,10 @@ class Folder(NamedTuple):
             after = next((m for m in marks[i + 1 :]), None)
             until = after["at"] if after else float("inf")
             events = [(at, title) for at, title in log if mark["at"] <= at < until]
-            end = (
-                after["at"]
-                if after and "code" in after
-                else max((at for at, _ in events), default=mark["at"])
-            )
-            found.append((mark["at"], end, events))
+            code = after and after.get("code")
+            end = max((at for at, _ in events), default=mark["at"])
+            end = after["at"] if after and code is not None else end
+            found.append((mark["at"], end, events, code in ENDED))
         return found
 
 
@@ -366,7 +368,7 @@ def our_side(folder: Folder, spec: StudySpec, load: float) -> dict[str, Any]:
     """Return what our study took, and where."""
     record, runs = api.read_record(folder.study), read_runs(folder.study)
     workers = spec.engine.workers
-    seconds = sum(ended - started for started, ended, _ in folder.runs())
+    seconds = sum(run[1] - run[0] for run in folder.runs())
     counts: dict[str, dict[str, int]] = {}
     for run in runs:
         one = counts.setdefault(run.method, {"trials": 0, "steps": 0, "tested": 0})

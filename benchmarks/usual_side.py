@@ -147,7 +147,9 @@ def run_trial(job: dict[str, Any], out: Path) -> dict[str, Any]:
         raise BakeoffError("usual-way-failed", cause, "its errors are above.")
     result: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
     parts = result["seconds"]
-    return {**result, "seconds": {"import": wall - sum(parts.values()), **parts}}
+    start = wall - sum(parts.values())
+    del parts["choice of threads"]
+    return {**result, "seconds": {"import": start, **parts}}
 
 
 def sample(
@@ -155,8 +157,8 @@ def sample(
 ) -> dict[str, Any]:
     """Run a trial of our study the usual way; return its seconds, kept in ``folder``.
 
-    ``trainer`` is ``torch`` or ``trl``. A sample that is there is not run again. The process has
-    the threads of all of the study's workers.
+    ``trainer`` is ``torch`` or ``trl``. A sample that is there is not run again. On a CPU the
+    process has the threads of one of the study's workers or of all, whichever is faster.
     """
     trial, ours = pair
     out = folder / trainer / trial.method.name
@@ -168,13 +170,14 @@ def sample(
     out.mkdir(parents=True, exist_ok=True)
     quiet_transformers()
     base = locate_base(spec.base.model, print, spec.base.revision).path
-    steps = trial.conditions.steps
+    steps, threads = trial.conditions.steps, trial.conditions.threads
+    on_cpu = trial.conditions.device == "cpu"
     validations = sorted({*(point.step for point in ours.curve), steps})
     job = {
         **job_of(trial, base, study / "data"),
         **write_config(trial, base, out),
         "trainer": trainer,
-        "threads": trial.conditions.threads * spec.engine.workers,
+        "threads": sorted({threads, threads * spec.engine.workers}) if on_cpu else [threads],
         "validations": validations,
         "out": str(out / "saved"),
     }
@@ -186,6 +189,7 @@ def sample(
         "steps": steps,
         "validations": len(validations),
         "seconds": seconds,
+        "threads": result["threads"],
         "our_validation_loss": ours.validation_loss,
     }
     if trainer == "torch":
