@@ -26,7 +26,7 @@ from bakeoff.tasks.classify import Classify
 from bakeoff.testing.tiny import rows, write_splits
 from bakeoff.testing.trials import LABELS, build_tiny_setup, make_trial, single_trial_losses
 from bakeoff.training import setup
-from bakeoff.training.preflight import cost_probe
+from bakeoff.training.preflight import cost_probe, lane_cost
 from bakeoff.training.preflight.parity import ParityResult
 from bakeoff.training.segment import run_segment
 
@@ -281,13 +281,18 @@ def test_cost_probe_times_a_group_of_lanes(
     assert 0.1 < cost["lanes_ratio"] < 30
     assert cost["step_milliseconds"] > 0
 
+    assert cost["lanes_timed"] == 3
+    assert {"base", "parity", "timed steps", "lanes"} <= cost["probe_seconds"].keys()
+
     def out_of_memory(*_: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(cost_probe, "_time_lanes", out_of_memory)
-    without = Cost.from_json({**cost, "lanes_ratio": None})
-    assert cost_probe._add_lanes_ratio(without, segment) == without
-    monkeypatch.setattr(cost_probe, "_time_lanes", lambda *_: 4 * cost["step_milliseconds"])
-    assert cost_probe._add_lanes_ratio(without, segment).lanes_ratio == pytest.approx(4)
+    monkeypatch.setattr(lane_cost, "_time_group", out_of_memory)
+    monkeypatch.setattr(lane_cost, "_measure_token_bytes", lambda _: 100.0)
+    engine = {**cost["engine"], "token_bytes": 100.0}
+    without = Cost.from_json({**cost, "lanes_ratio": None, "lanes_timed": None, "engine": engine})
+    assert cost_probe._add_lane_cost(without, segment) == without
+    monkeypatch.setattr(lane_cost, "_time_group", lambda *_: 4 * cost["step_milliseconds"])
+    assert cost_probe._add_lane_cost(without, segment).lanes_ratio == pytest.approx(4)
     one = Segment((trial,), 0, 3, str(tmp_path), str(tiny_bert))
-    assert cost_probe._add_lanes_ratio(without, one) == without
+    assert cost_probe._add_lane_cost(without, one) == without

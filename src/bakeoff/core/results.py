@@ -162,7 +162,8 @@ class Cost:
     adapter, ``inference_merged_milliseconds`` with a merged one. ``engine`` is the decision of the
     two-lane probe: ``switches`` by name, ``reasons`` for requested ones that are off, and
     ``token_bytes``, the memory of a packed token of one lane. ``lanes_ratio`` is the duration of a
-    step of a full group of lanes in steps of a single one, None where that was not measured.
+    step of ``lanes_timed`` lanes in steps of a single one, None where that was not measured.
+    ``probe_seconds`` is the duration of the probe by its parts.
     """
 
     method: str
@@ -180,6 +181,8 @@ class Cost:
     inference_merged_milliseconds: float | None = None
     engine: dict[str, Any] | None = None
     lanes_ratio: float | None = None
+    lanes_timed: int | None = None
+    probe_seconds: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -30,9 +30,12 @@ from bakeoff.engine.packing.attention import ATTENTION_NAME, ActivePass, NotPack
 from bakeoff.engine.packing.layout import Layout, pack, unpack
 from bakeoff.engine.quantization import is_packed
 
-_LAYER_IDENTITY = {"layer_idx", "layer_id", "layer_index", "kwargs", "module_name"}
+_LAYER_IDENTITY = {
+    "layer_idx", "layer_id", "layer_index", "kwargs", "module_name", "_layer_idx",
+}  # fmt: skip
 """Attributes that differ between layers and do not affect a forward pass without a cache
-(``kwargs`` and ``module_name`` are PEFT's record of how and where a layer was created).
+(``kwargs`` and ``module_name`` are PEFT's record of how and where a layer was created,
+``_layer_idx`` is TinyLoRA's seed of a layer's random matrices).
 """
 MAX_LAYER_KINDS = 4
 """Maximum number of layer kinds to compile; with more, compiling costs more than it saves."""
@@ -83,6 +86,15 @@ class LayerStack:
                 known = [torch.compile(_Template(layer))]
                 kinds.append((layer, known[0]))
             self._compiled.insert(0, known[0])
+
+    @contextlib.contextmanager
+    def without_compilation(self) -> Iterator[None]:
+        """Run the layers uncompiled in the block."""
+        compiled, self._compiled = self._compiled, []
+        try:
+            yield
+        finally:
+            self._compiled = compiled
 
     def run(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one layer on the arguments that the model passed."""

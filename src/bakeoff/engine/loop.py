@@ -106,12 +106,15 @@ class Stepper:
         self._graphs = StepGraphs(self.compute, self.forward_backward) if recipe.graphs else None
         lanes.random.captured = recipe.graphs
 
-    def step(self, index: int, batch: StepBatch) -> Tensor:
-        """Take step ``index`` (from 0); return the lanes' losses ``[K]``, still on the device."""
+    def step(self, index: int, batch: StepBatch, capture: bool = True) -> Tensor:
+        """Take step ``index`` (from 0); return the lanes' losses ``[K]``, still on the device.
+
+        Without ``capture`` no CUDA graph is captured or replayed.
+        """
         r = self.recipe
         self._factor.fill_(learning_rate_factor(index, r.steps, r.warmup, r.decay))
         self.lanes.random.begin_step(index)
-        if self._graphs is not None:
+        if self._graphs is not None and capture:
             losses = self._graphs(batch, r.device)
         else:
             losses = self.compute(batch.to(r.device))

@@ -37,7 +37,7 @@ from bakeoff.study.monitoring.progress import LOG, Job, LoggingProgress, Progres
 from bakeoff.study.monitoring.signals import StopRequest, handle_signals
 from bakeoff.study.planning import time_budget
 from bakeoff.study.planning.estimate import Timing
-from bakeoff.study.planning.rounds import ROUNDS
+from bakeoff.study.planning.rounds import planned_looks
 from bakeoff.study.planning.time_budget import BudgetPlan, Deadline
 from bakeoff.study.planning.trials import MOST_LANES
 from bakeoff.study.record import read_values
@@ -246,9 +246,9 @@ def measure_costs(context: RunContext) -> dict[str, Cost]:
         costs = reader.costs()
     missing = [e for e in study.entries if e.name not in costs]
     progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
-    switches = study.spec.engine.switches
+    switches, lanes = study.spec.engine.switches, _probed_lanes(study)
     segments = [
-        whole_segment(study, [prior_trial(study, e)] * _probed_lanes(study, e), switches)
+        whole_segment(study, [prior_trial(study, e)] * lanes, switches)
         for e in missing
     ]
     payloads = [segment.to_json() for segment in segments]
@@ -284,16 +284,16 @@ def measure_costs(context: RunContext) -> dict[str, Cost]:
     return costs
 
 
-def _probed_lanes(study: Study, entry: MethodEntry) -> int:
-    """Return the lanes of a cost probe: a full group if the number of replicates depends on it.
+def _probed_lanes(study: Study) -> int:
+    """Return the lanes of a cost probe: the largest group of the study.
 
     On a CPU lanes are never nearly free, so they are not timed.
     """
-    budget, limit = study.spec.budget, study.spec.engine.max_lanes
-    depends = entry is study.entries[0] and budget.seeds == ROUNDS and budget.most is None
-    if not depends or limit is not None or study.machine["device"] == "cpu":
+    if study.machine["device"] == "cpu":
         return 1
-    return MOST_LANES
+    budget = study.spec.budget
+    looks = planned_looks(budget, len(study.entries) - 1, lanes_free=True)
+    return min(budget.settings * looks[-1], study.spec.engine.max_lanes or MOST_LANES)
 
 
 @contextlib.contextmanager

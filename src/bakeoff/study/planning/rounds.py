@@ -17,7 +17,7 @@ FEW_FIRST = 5
 MOST_IN_LANES, MOST_ELSEWHERE = 16, 8
 """The largest number of replicates, where lanes are nearly free and elsewhere."""
 FREE_LANES = 3.0
-"""Lanes are nearly free if a step of 16 lanes takes less than this many single steps."""
+"""Lanes are nearly free if steps of 16 lanes take less than this many single steps."""
 
 
 def planned_looks(budget: BudgetSpec, n_contenders: int, lanes_free: bool) -> tuple[int, ...]:
@@ -30,6 +30,16 @@ def planned_looks(budget: BudgetSpec, n_contenders: int, lanes_free: bool) -> tu
 
 
 def are_lanes_free(cost: Cost | None) -> bool:
-    """Return whether a step of 16 lanes costs little more than one of a single lane."""
-    ratio = None if cost is None else cost.lanes_ratio
-    return ratio is not None and ratio < FREE_LANES
+    """Return whether steps of 16 lanes cost little more than those of a single lane."""
+    if cost is None or cost.lanes_ratio is None:
+        return False
+    # a cost without the number is one of a full group
+    return lanes_are_free(cost.lanes_ratio, cost.lanes_timed or MOST_IN_LANES)
+
+
+def lanes_are_free(ratio: float, lanes: int) -> bool:
+    """Return whether 16 lanes are nearly free if a step of ``lanes`` takes ``ratio`` single ones.
+
+    If fewer share a step, 16 take several.
+    """
+    return ratio * max(1.0, MOST_IN_LANES / lanes) < FREE_LANES

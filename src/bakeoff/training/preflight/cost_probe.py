@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
-import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from bakeoff.core import files
 from bakeoff.core.errors import first_line
@@ -21,14 +19,17 @@ from bakeoff.core.results import Cost, Status
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.base_cache import BaseCache, cache_base
 from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import free_memory, is_out_of_memory
-from bakeoff.engine.loop import Stepper, step_with_retry
+from bakeoff.engine.lanes.lanes import named_tensors
+from bakeoff.engine.loop import Stepper
 from bakeoff.methods.hook import Incompatible
 from bakeoff.tasks._base import Example
 from bakeoff.training.evaluate import check_longest_answer, summed_losses
 from bakeoff.training.preflight import latency, token_checks
 from bakeoff.training.preflight.capabilities.quantized import cannot_train_reason
+from bakeoff.training.preflight.lane_cost import measure_lanes
 from bakeoff.training.preflight.parity import ParityResult, probe_accelerators
 from bakeoff.training.segment import NO_GRADIENT, classify_failure, describe_failure
 from bakeoff.training.setup import (
@@ -43,8 +44,24 @@ from bakeoff.training.setup import (
 
 log = logging.getLogger(__name__)
 
-LANE_STEPS = 5
-"""Timed steps of a full group of lanes."""
+
+class PartSeconds:
+    """Seconds of each part of a probe; each is logged when it ends."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Add the time of the block to a part."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+            log.info("cost probe of %s: %s took %.2f s", self.method, part, seconds)
 
 
 def probe_cost(value: dict[str, Any]) -> dict[str, Any]:
@@ -56,44 +73,70 @@ def probe_cost(value: dict[str, Any]) -> dict[str, Any]:
     segment = Segment.from_json(value)
     trial = segment.trials[0]
     log.info("cost probe start: %s", trial.method.name)
+    parts = PartSeconds(trial.method.name)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), cache_base() as base_cache:
             warnings.simplefilter("ignore")  # the trials record what libraries warn of
-            cost = _add_latency(_add_lanes_ratio(_probe(segment), segment), segment)
+            cost = _probe(segment, base_cache, parts)
+            with parts.measure("lanes"):
+                cost = _add_lane_cost(cost, segment)
+            with parts.measure("latency"):
+                cost = _add_latency(cost, segment)
     except Exception as error:
         if files.disk_full_message(error):
             raise
         status = classify_failure(error)
         reason = describe_failure(error, trial.conditions)
         log.warning("cost probe of %s: %s: %s", trial.method.name, status, reason)
-        return Cost(trial.method.name, status, reason).to_json()
+        return Cost(trial.method.name, status, reason, probe_seconds=parts.seconds).to_json()
     log.info("cost probe end: %s, %.3g ms a step", trial.method.name, cost.step_milliseconds or 0)
-    return cost.to_json()
+    return dataclasses.replace(cost, probe_seconds=parts.seconds).to_json()
 
 
-def _probe(segment: Segment) -> Cost:
-    """Choose the method's accelerators, then time its steps."""
+def _probe(segment: Segment, base_cache: BaseCache, parts: PartSeconds) -> Cost:
+    """Choose the method's accelerators, then time its steps.
+
+    Every set-up gets a copy of the one base that is kept in ``base_cache``.
+    """
     trial = segment.trials[0]
     prepare_process(trial.conditions)
     data = Path(segment.folder) / "data"
-    parity = _select_accelerators(segment, data)
-    token_bytes = _token_bytes(segment, parity.switches)
-    base_bytes = _measure_base_bytes(segment, trial)
-    setup = build_setup([trial], segment.base_path, data, parity.switches)
-    steps = _time_steps(setup, segment)
-    return _build_cost(setup, steps, parity, base_bytes, token_bytes)
+    with parts.measure("base"):
+        base_bytes = _measure_base_bytes(segment, trial)
+    with parts.measure("parity"):
+        parity = _select_accelerators(segment, data)
+    if trial.conditions.device == "cpu":
+        # the process's memory is read, which the libraries' first steps have increased
+        base_bytes = _measure_base_bytes(segment, trial)
+    with parts.measure("set-up"):
+        setup = _set_up_alone(segment, base_cache, data, parity.switches)
+    steps = _time_steps(setup, segment, parts)
+    return _build_cost(setup, steps, parity, base_bytes)
 
 
 def _measure_base_bytes(segment: Segment, trial: Trial) -> int | None:
-    """Return the memory of the base model alone, in bytes."""
-    c, task = trial.conditions, make_task(trial.conditions)
-    load_base(c, task, segment.base_path, trial.seed)  # warms up the allocator and caches
-    base = load_base(c, task, segment.base_path, trial.seed)
+    """Return the memory in use with the base model alone, in bytes."""
+    c = trial.conditions
+    base = load_base(c, make_task(c), segment.base_path, trial.seed)
     profiling.release_memory()
-    base_bytes = _bytes_in_use(c.device)
+    base_bytes = profiling.bytes_in_use(c.device)
     del base
-    profiling.release_memory()
     return base_bytes
+
+
+def _set_up_alone(
+    segment: Segment, base_cache: BaseCache, data: Path, switches: Switches
+) -> TrainingSetup:
+    """Return the set-up of the one trial; nothing else is in memory.
+
+    The kept base is dropped unless all its tensors are the set-up's own.
+    """
+    setup = build_setup(segment.trials[:1], segment.base_path, data, switches)
+    setup.attached = None  # with the initial tensors
+    used = {t.data_ptr() for t in named_tensors(setup.model).values()}
+    if not base_cache.addresses() <= used:
+        base_cache.clear()
+    return setup
 
 
 class TimedSteps(NamedTuple):
@@ -103,7 +146,7 @@ class TimedSteps(NamedTuple):
     tokens: float
 
 
-def _time_steps(setup: TrainingSetup, segment: Segment) -> TimedSteps:
+def _time_steps(setup: TrainingSetup, segment: Segment, parts: PartSeconds) -> TimedSteps:
     """Time training steps of the one trial, and check that its evaluation fits into memory.
 
     Raises:
@@ -117,21 +160,28 @@ def _time_steps(setup: TrainingSetup, segment: Segment) -> TimedSteps:
     setup.batch_builder.may_recompute = allows_recompute(segment)
     stepper = setup.stepper()
     setup.model.train()
-    batches = _find_fitting_batches(setup, stepper, examples)
-    cost = profiling.measure_steps(
-        lambda i: stepper.step(min(i, c.steps - 1), batches[i]), c.device
-    )
+    with parts.measure("first steps"):  # compiles and captures
+        batches, peak = _find_fitting_batches(setup, stepper, examples)
+    with parts.measure("timed steps"):
+        cost = profiling.measure_steps(
+            lambda i: stepper.step(min(i, c.steps - 1), batches[i % len(batches)]), c.device
+        )
+    taken = profiling.WARM_UP_STEPS + cost.steps
     if stepper.never_updated(0):
-        raise Incompatible(NO_GRADIENT.format(steps=len(batches)))
-    # here, because in a trial too the optimizer's state is in memory during evaluation
-    _check_evaluation_fits(setup)
-    timed = batches[profiling.WARM_UP_STEPS :]
-    return TimedSteps(cost, sum(sum(b.n_tokens) for b in timed) / len(timed))
+        raise Incompatible(NO_GRADIENT.format(steps=taken))
+    with parts.measure("evaluation"):
+        # here, because in a trial too the optimizer's state is in memory during evaluation
+        _check_evaluation_fits(setup)
+    timed = [batches[i % len(batches)] for i in range(profiling.WARM_UP_STEPS, taken)]
+    return TimedSteps(
+        cost if peak is None else cost._replace(peak_bytes=peak),
+        sum(sum(b.n_tokens) for b in timed) / len(timed),
+    )
 
 
 def _build_cost(
     setup: TrainingSetup, steps: TimedSteps, parity: ParityResult,
-    base_bytes: int | None, token_bytes: float | None,
+    base_bytes: int | None,
 ) -> Cost:  # fmt: skip
     on_cpu = setup.conditions.device == "cpu"
     peak = steps.cost.peak_bytes
@@ -152,53 +202,26 @@ def _build_cost(
         engine={
             "switches": dataclasses.asdict(setup.batch_builder.active_switches),
             "reasons": parity.reasons,
-            "token_bytes": token_bytes,
+            "token_bytes": None,
             "pass_tokens": setup.batch_builder.pass_tokens,
             "rescue": setup.batch_builder.may_recompute,
         },
     )
 
 
-def _add_lanes_ratio(cost: Cost, segment: Segment) -> Cost:
-    """Return the cost with the time of a common step of all trials, in steps of one trial.
+def _add_lane_cost(cost: Cost, segment: Segment) -> Cost:
+    """Return the cost with the memory of a token, and the time of a common step of all trials.
 
-    It is measured last, because the memory of many lanes is not that of the method. Without it the
-    study assumes that lanes are as expensive as separate steps.
+    They are measured last, because the memory of many lanes is not that of the method.
     """
-    if len(segment.trials) == 1 or not (cost.engine or {})["switches"]["lanes"]:
+    engine, lanes = cost.engine or {}, len(segment.trials)
+    found = measure_lanes(segment, engine)
+    cost = dataclasses.replace(cost, engine={**engine, "token_bytes": found.token_bytes})
+    if found.milliseconds is None:
         return cost
-    free_memory()
-    try:
-        milliseconds = _time_lanes(segment, cost.engine or {})
-    except Exception as error:  # no error here keeps the method from training
-        if files.disk_full_message(error):
-            raise
-        log.info("a step of %d lanes was not timed: %s", len(segment.trials), first_line(error))
-        return cost
-    ratio = milliseconds / (cost.step_milliseconds or math.nan)
-    log.info("a step of %d lanes takes %.3g times a single one", len(segment.trials), ratio)
-    return dataclasses.replace(cost, lanes_ratio=ratio)
-
-
-def _time_lanes(segment: Segment, engine: dict[str, Any]) -> float:
-    """Return the median milliseconds of a step of all trials in lanes."""
-    switches = Switches(**engine["switches"])
-    data, trials = Path(segment.folder) / "data", segment.trials
-    setup = build_setup(trials, segment.base_path, data, switches)
-    setup.fit_memory(engine)
-    stepper, builder = setup.stepper(), setup.batch_builder
-    setup.model.train()
-    # replicates differ in their seeds, so that no two of them share their batches
-    seeds = [trial.seed + number for number, trial in enumerate(trials)]
-    batches = list(islice(builder.training_steps(setup.examples("train"), seeds), LANE_STEPS))
-    for batch in batches:  # compiles, captures, and finds the passes that fit
-        step_with_retry(stepper, 0, batch, setup.split_last_step)
-    seconds = []
-    for batch in batches:
-        started = time.perf_counter()
-        step_with_retry(stepper, 0, batch, setup.split_last_step).tolist()  # waits for the device
-        seconds.append(time.perf_counter() - started)
-    return 1000 * statistics.median(seconds)
+    ratio = found.milliseconds / (cost.step_milliseconds or math.nan)
+    log.info("a step of %d lanes takes %.3g times a single one", lanes, ratio)
+    return dataclasses.replace(cost, lanes_ratio=ratio, lanes_timed=lanes)
 
 
 def _add_latency(cost: Cost, segment: Segment) -> Cost:
@@ -259,21 +282,30 @@ def _check_evaluation_fits(setup: TrainingSetup) -> None:
 
 def _find_fitting_batches(
     setup: TrainingSetup, stepper: Stepper, examples: Sequence[Example]
-) -> list[StepBatch]:
-    """Return the steps to time, in passes that fit in memory.
+) -> tuple[list[StepBatch], int | None]:
+    """Return the steps to time, in passes that fit in memory, and the peak memory with graphs.
 
-    With CUDA graphs every step is taken once, so that its shape is captured before the timing.
-    Otherwise one step of the longest examples must fit.
+    With CUDA graphs, only steps of the middle shape are timed, because every shape costs a capture;
+    a replay allocates nothing, so the peak is that of the largest step without a graph. Without
+    them, one step of the longest examples must fit, and the peak is that of the timed steps.
     """
-    builder = setup.batch_builder
+    builder, device = setup.batch_builder, setup.conditions.device
     count, seeds = profiling.WARM_UP_STEPS + profiling.TIMED_STEPS, [t.seed for t in setup.trials]
     while True:
         batches = list(islice(builder.training_steps(examples, seeds), count))
-        graphs = builder.switches.graphs
+        batches_by_size = sorted(batches, key=lambda b: b.slots)
         try:
-            for batch in batches if graphs else [builder.longest_step(examples)]:
-                stepper.step(0, batch)
-            return batches
+            if not builder.switches.graphs:
+                stepper.step(0, builder.longest_step(examples))
+                return batches, None
+            stepper.step(0, batches_by_size[-1], capture=False)  # allocates workspaces
+            profiling.reset_peak(device)
+            stepper.step(0, batches_by_size[-1], capture=False)
+            peak = profiling.peak_bytes(device)
+            middle = batches_by_size[len(batches) // 2].slots
+            batches = [b for b in batches if b.slots == middle]
+            stepper.step(0, batches[0])
+            return batches, peak
         except RuntimeError as error:
             if not is_out_of_memory(error) or not builder.reduce_pass_size():
                 raise
@@ -314,55 +346,3 @@ def _log_accelerators(trial: Trial, parity: ParityResult) -> None:
     log.info("accelerators for %s: %s", trial.method.name, ", ".join(on) or "none")
     for name, why in parity.reasons.items():
         log.info("accelerator %s is off for %s: %s", name, trial.method.name, why)
-
-
-def _token_bytes(segment: Segment, switches: Switches) -> float | None:
-    """Return the memory of one more packed token in a pass, in bytes.
-
-    None if lanes are off, two do not fit, or the difference is below the allocator's granularity.
-    """
-    if not switches.lanes:
-        return None
-    try:
-        return _measure_token_bytes(segment, switches)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    free_memory()
-    return None
-
-
-def _measure_token_bytes(segment: Segment, switches: Switches) -> float | None:
-    """Return the slope of peak memory over tokens, from one lane to two with the same tokens."""
-    trial = segment.trials[0]
-    device = trial.conditions.device
-    # compiling and graphs allocate memory of their own, which does not grow with the tokens
-    eager = dataclasses.replace(switches, compile=False, graphs=False)
-    data = Path(segment.folder) / "data"
-    peaks, tokens = [], 0
-    for lanes in (1, 2):
-        setup = build_setup([trial] * lanes, segment.base_path, data, eager)
-        stepper = setup.stepper()
-        setup.model.train()
-        examples = setup.examples("train")
-        batch = next(setup.batch_builder.training_steps(examples, [trial.seed] * lanes))
-        stepper.step(0, batch)  # the first step allocates the optimizer's state
-        profiling.release_memory()
-        before = _bytes_in_use(device)
-        profiling.reset_peak(device)
-        stepper.step(0, batch)
-        peak = profiling.peak_bytes(device)
-        if before is None or peak is None:
-            return None
-        peaks.append(peak - before)
-        tokens = batch.slots // lanes
-        del setup, stepper
-        free_memory()
-    slope = (peaks[1] - peaks[0]) / tokens
-    return slope if slope > 0 else None
-
-
-def _bytes_in_use(device: str) -> int | None:
-    if device == "cpu":
-        return profiling.resident_bytes()
-    return int(torch.cuda.memory_allocated(device))

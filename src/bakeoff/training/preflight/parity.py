@@ -1,14 +1,16 @@
 """The parity probe: which accelerators give a method the same losses and gradients on this base.
 
 The reference is one step of two trials with different seeds and learning rates on the plain path:
-padded batches, transformers' own attention and loss, one trial after the other. An accelerator
-whose step differs stays off, with its reason, and the trials run without it.
+padded batches, transformers' own attention and loss, one trial after the other. The same set-up
+then takes the step with all requested accelerators. An accelerator whose step differs stays off,
+with its reason, and the trials run without it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +20,11 @@ from torch import Tensor, nn
 from bakeoff.core import files
 from bakeoff.core.trial import LEARNING_RATE, Trial
 from bakeoff.engine.accelerators import Switches, explain_failure
-from bakeoff.engine.device import free_memory
+from bakeoff.engine.batching import BatchBuilder
+from bakeoff.engine.device import disable_input_casting, free_memory
 from bakeoff.engine.loop import step_with_retry
-from bakeoff.training.generation import generation_mismatch
+from bakeoff.methods.hook import Hook
+from bakeoff.training.generation import GenerationMismatch, probe_generation
 from bakeoff.training.setup import TrainingSetup, build_setup, make_task
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
@@ -52,35 +56,92 @@ def probe_accelerators(
     trial: Trial, base_path: str, data: Path, requested: Switches
 ) -> ParityResult:
     """Return the requested accelerators without those that differ from the plain path."""
-    result = _probe_training(
-        trial, base_path, data, dataclasses.replace(requested, generation=False)
-    )
+    training = dataclasses.replace(requested, generation=False)
+    result, setup = _probe_training(trial, base_path, data, training)
     if not requested.generation or not make_task(trial.conditions).generates:
         return result
-    why = _generation_mismatch(trial, base_path, data, result.switches)
+    in_lanes = result.switches.lanes
+    if setup is None:
+        group = _trial_pair(trial) if in_lanes else [trial]
+        setup = build_setup(group, base_path, data, result.switches)
+    mismatch = _generation_mismatch(setup, in_lanes)
+    del setup
+    free_memory()
+    switches, reasons = result.switches, dict(result.reasons)
+    if mismatch.generation is None:
+        switches = dataclasses.replace(switches, generation=True)
+    else:
+        reasons["generation"] = mismatch.generation
+    why = mismatch.generation or mismatch.lanes if in_lanes else reasons.get("lanes")
     if why is not None:
-        return result._replace(reasons={**result.reasons, "generation": why})
-    return result._replace(switches=dataclasses.replace(result.switches, generation=True))
+        reasons["lane_generation"] = why
+    elif in_lanes:
+        switches = dataclasses.replace(switches, lane_generation=True)
+    return ParityResult(switches, reasons)
 
 
-def _probe_training(trial: Trial, base_path: str, data: Path, requested: Switches) -> ParityResult:
+def _probe_training(
+    trial: Trial, base_path: str, data: Path, requested: Switches
+) -> tuple[ParityResult, TrainingSetup | None]:
+    """Return the accelerators with which a step is the same, and the probe's set-up with them.
+
+    The set-up has the initial tensors of both trials; None if it does not have these accelerators.
+    """
     pair = _trial_pair(trial)
-    reference = _run_step(pair, base_path, data, Switches.all_off())
+    setup = build_setup(pair, base_path, data, Switches.all_off())
+    initial = setup.lanes.stack.values.cpu().clone()
+    reference = one_step(setup)
     # all at once first: for most methods every accelerator works, and one step is enough
-    mismatch = _step_mismatch(pair, base_path, data, requested, reference)
+    if _steps_change_only_tensors(setup.hook):
+        again = functools.partial(_repeat_step, setup, initial, requested)
+        mismatch = _step_mismatch(pair, again, reference)
+        if mismatch is None:
+            setup.lanes.stack.values.copy_(initial)
+            free_memory()
+            return ParityResult(requested, {}), setup
+        del again
+    else:
+        mismatch = _switches_mismatch(pair, base_path, data, requested, reference)
+    del setup, initial
+    free_memory()
     if mismatch is None:
-        return ParityResult(requested, {})
+        return ParityResult(requested, {}), None
+    return _probe_one_by_one(pair, base_path, data, requested, reference), None
+
+
+def _probe_one_by_one(
+    pair: Sequence[Trial], base_path: str, data: Path, requested: Switches, reference: StepGradients
+) -> ParityResult:
+    """Return the accelerators that work, each tried with those before it on a set-up of its own."""
     working, reasons = Switches.all_off(), {}
     for name in ORDER:
         if not getattr(requested, name):
             continue
         tried = dataclasses.replace(working, **{name: getattr(requested, name)})
-        mismatch = _step_mismatch(pair, base_path, data, tried, reference)
+        mismatch = _switches_mismatch(pair, base_path, data, tried, reference)
         if mismatch is None:
             working = tried
         else:
             reasons[name] = mismatch
     return ParityResult(working, reasons)
+
+
+def _steps_change_only_tensors(hook: Hook) -> bool:
+    """Return whether a step changes nothing but the lanes' tensors, so that it can be repeated."""
+    own = ("after_step", "state", "precondition")
+    return all(getattr(type(hook), name) is getattr(Hook, name) for name in own)
+
+
+def _repeat_step(setup: TrainingSetup, initial: Tensor, switches: Switches) -> StepGradients:
+    """Take the first step again, with accelerators, in a set-up that had none."""
+    old, c = setup.batch_builder, setup.conditions
+    setup.lanes.stack.values.copy_(initial)
+    if switches.lean_inputs:
+        disable_input_casting(setup.model)
+    setup.batch_builder = BatchBuilder(
+        setup.lanes, setup.task, c.batch_size, old.pad_id, c.device, switches
+    )
+    return one_step(setup)
 
 
 def _trial_pair(trial: Trial) -> tuple[Trial, Trial]:
@@ -89,12 +150,23 @@ def _trial_pair(trial: Trial) -> tuple[Trial, Trial]:
     return trial, dataclasses.replace(trial, setting=faster, seed=trial.seed + 1)
 
 
-def _step_mismatch(
+def _switches_mismatch(
     pair: Sequence[Trial], base_path: str, data: Path, tried: Switches, reference: StepGradients
 ) -> str | None:
-    """Return why a step with the switches ``tried`` differs from the reference, None if not."""
+    """Return why a step of a new set-up with the switches ``tried`` differs, None if not."""
+    mismatch = _step_mismatch(
+        pair, lambda: one_step(build_setup(pair, base_path, data, tried)), reference
+    )
+    free_memory()
+    return mismatch
+
+
+def _step_mismatch(
+    pair: Sequence[Trial], take_step: Callable[[], StepGradients], reference: StepGradients
+) -> str | None:
+    """Return why a step differs from the reference, None if not."""
     try:
-        step = _run_step(pair, base_path, data, tried)
+        step = take_step()
     except Exception as error:  # of any kind: the plain path remains
         if files.disk_full_message(error):
             raise
@@ -108,39 +180,23 @@ def _step_mismatch(
 
 
 @torch.no_grad()
-def _generation_mismatch(
-    trial: Trial, base_path: str, data: Path, switches: Switches
-) -> str | None:
-    """Return why fast generation differs from plain generation, None if it does not.
+def _generation_mismatch(setup: TrainingSetup, in_lanes: bool) -> GenerationMismatch:
+    """Compare fast generation with plain generation, for one lane and with ``in_lanes`` for two.
 
     The trained tensors are moved away from their initial values, where many methods compute the
     same as the base.
     """
-    setup = build_setup([trial], base_path, data, switches)
     torch.manual_seed(0)
-    for name in setup.lanes.stack.names:
-        tensor = setup.lanes.stack.tensor(name)
-        spread = tensor.std() if tensor.numel() > 1 else torch.zeros_like(tensor.sum())
-        scale = torch.where(spread > 0, PERTURBATION * spread, PERTURBATION**2)
-        tensor.add_(torch.randn_like(tensor) * scale)
+    for lane in range(2 if in_lanes else 1):
+        for name in setup.lanes.stack.names:
+            tensor = setup.lanes.stack.tensor(name)[lane]
+            spread = tensor.std() if tensor.numel() > 1 else torch.zeros_like(tensor.sum())
+            scale = torch.where(spread > 0, PERTURBATION * spread, PERTURBATION**2)
+            tensor.add_(torch.randn_like(tensor) * scale)
     setup.model.eval()
     request = setup.task.prompts(setup.tokenizer, setup.rows("validation"))
-    try:
-        return generation_mismatch(setup.model, request, trial.conditions, switches.graphs)
-    finally:
-        del setup
-        free_memory()
-
-
-def _run_step(
-    pair: Sequence[Trial], base_path: str, data: Path, switches: Switches
-) -> StepGradients:
-    setup = build_setup(pair, base_path, data, switches)
-    try:
-        return one_step(setup)
-    finally:
-        del setup
-        free_memory()
+    graphs = setup.batch_builder.switches.graphs
+    return probe_generation(setup.lanes, request, setup.conditions, graphs, in_lanes)
 
 
 def one_step(setup: TrainingSetup) -> StepGradients:
