@@ -33,7 +33,7 @@ GENERAL = "general"
 """The split of general text, in studies that have one."""
 PASS_LOGITS = {"cuda": 1 << 30, "cpu": 1 << 27}
 """Maximum number of logits of a pass. They all exist only if the output layer is trained."""
-CHUNK_LOGITS = {"cuda": 1 << 25, "cpu": 1 << 21}
+CHUNK_LOGITS = {"cuda": 1 << 25, "cpu": 1 << 23}
 """Maximum number of logits that are compared at once, in a few fp32 tables of this size."""
 ENOUGH_SECONDS = 1.0
 """The estimate of the seconds times more documents until they take this long."""
