@@ -43,7 +43,14 @@ from bakeoff.training import generation
 from bakeoff.training.preflight.parity import probe_accelerators
 
 SMOLLM2 = assets.locate("smollm2-135m-instruct")
-GPU_LIKE = DecodeSettings(steps_per_check=4, length_multiple=16, few_shapes=True, min_rows=0)
+GPU_LIKE = DecodeSettings(
+    steps_per_check=4,
+    length_multiple=16,
+    few_shapes=True,
+    lane_rows=0,
+    max_rows=0,
+    shares_rows=True,
+)
 """How a GPU is paced, small enough that all its shapes come up."""
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -70,7 +77,7 @@ def make_request(
     return GenerationRequest(prompts(count), ends, most, 0)
 
 
-@pytest.mark.parametrize("pace", [None, GPU_LIKE, GPU_LIKE._replace(few_shapes=False, min_rows=40)])
+@pytest.mark.parametrize("pace", [None, GPU_LIKE, GPU_LIKE._replace(few_shapes=False)])
 @pytest.mark.parametrize("rows", [3, 16, 64])
 def test_tokens_are_those_of_plain_generate(
     llama: Any, rows: int, pace: DecodeSettings | None
@@ -130,9 +137,9 @@ def test_finished_row_frees_slot(llama: Any, monkeypatch: pytest.MonkeyPatch) ->
     widths: list[int] = []
     step = decoding.Decoder.step
 
-    def counted(self: Any, width: int, length: int) -> None:
-        widths.append(width)
-        step(self, width, length)
+    def counted(self: Any, shape: decoding.DecodeShape) -> None:
+        widths.append(shape.rows)
+        step(self, shape)
 
     monkeypatch.setattr(decoding.Decoder, "step", counted)
     question = make_request()
@@ -242,9 +249,9 @@ def wrong_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row one place too far: what a wrong position does."""
     real = decoding.Decoder._step
 
-    def off(self: Any, width: int, length: int) -> None:
-        self.positions[:width] += 1
-        real(self, width, length)
+    def off(self: Any, shape: decoding.DecodeShape) -> None:
+        self.positions[: shape.span.width * shape.rows] += 1
+        real(self, shape)
 
     monkeypatch.setattr(decoding.Decoder, "_step", off)
 
@@ -287,10 +294,13 @@ def test_probe_uses_trained_weights(
     assert "answers differ from plain generate" in wrong.reasons["generation"]
     asked_of: list[bool] = []
 
-    def told(model: Any, *_: Any) -> None:
-        asked_of.append(any(p.any() for n, p in model.named_parameters() if "lora_B" in n))
+    def told(lanes: Any, *_: Any) -> generation.GenerationMismatch:
+        lanes.run_lanes(0, 1, 1)
+        named = lanes.model.named_parameters()
+        asked_of.append(any(p.any() for n, p in named if "lora_B" in n))
+        return generation.GenerationMismatch(None, None)
 
-    monkeypatch.setattr("bakeoff.training.preflight.parity.generation_mismatch", told)
+    monkeypatch.setattr("bakeoff.training.preflight.parity.probe_generation", told)
     probe_accelerators(make_trial("lora", "sft"), str(tiny_llama), data, wished)
     assert asked_of == [True], "at LoRA's start its B is zero and an adapter tells nothing"
 

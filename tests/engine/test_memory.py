@@ -378,22 +378,21 @@ def test_fast_generation_split_to_fit(
     Fault 12: with fewer rows, and no more than those asked for.
     """
     at = build_tiny_setup(make_trial("lora", "sft"), tiny_llama, tmp_path)
-    asked = at.task.prompts(at.tokenizer, at.rows("validation")[:6])
-    right, tried = generation.generate_in_slots, []
+    asked = at.task.prompts(at.tokenizer, at.rows("validation")[:12])
+    right, tried = generation.generate_in_lanes, []
 
-    def tight(model: Any, own: Any, rows: int, graphs: bool, pace: Any) -> Any:
-        tried.append((rows, pace.min_rows))
+    def tight(lanes: Any, span: Any, own: Any, rows: int, *rest: Any) -> Any:
+        tried.append(rows)
         if rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return right(model, own, rows, graphs, pace)
+        return right(lanes, span, own, rows, *rest)
 
     expected = generation.generate_fast(at.model, asked, at.conditions, graphs=False)
-    monkeypatch.setattr(generation, "generate_in_slots", tight)
-    monkeypatch.setattr(
-        generation.DecodeSettings, "for_device", lambda _: DecodeSettings(1, 32, False, 256)
-    )
+    monkeypatch.setattr(generation, "generate_in_lanes", tight)
+    gpu_like = DecodeSettings.for_device("cuda")._replace(lane_rows=16)
+    monkeypatch.setattr(generation.DecodeSettings, "for_device", lambda _: gpu_like)
     assert generation.generate_fast(at.model, asked, at.conditions, graphs=False) == expected
-    assert tried == [(8, 256), (4, 0), (2, 0)]
+    assert tried == [12, 6, 3, 1]
 
 
 def test_longest_answer_read_before_trials(

@@ -101,6 +101,8 @@ class Switches:
     """Maximum number of tokens in a forward and backward pass; None: as many as fit."""
     generation: bool = False
     """Completions are generated with KV slots; off: by ``generate``, batch by batch."""
+    lane_generation: bool = False
+    """Trials share the steps of fast generation; off: one trial after another."""
 
     @classmethod
     def all_off(cls) -> Switches:

@@ -11,7 +11,8 @@ from typing import Any
 from bakeoff.report.texts import method_title
 
 LANES = "lanes"
-GENERATION = "generation"
+NOT_IN_COSTS = (LANES, "generation", "lane_generation")
+"""Accelerators that training steps of a single trial do not use."""
 MARK = "\N{DAGGER}"
 
 Method = dict[str, Any]
@@ -33,9 +34,7 @@ def missing_for_costs(method: Method, methods: Sequence[Method]) -> list[str]:
 
     Costs are measured on the training steps of a single trial.
     """
-    return [
-        name for name in missing_accelerators(method, methods) if name not in (LANES, GENERATION)
-    ]
+    return [name for name in missing_accelerators(method, methods) if name not in NOT_IN_COSTS]
 
 
 def footnote(

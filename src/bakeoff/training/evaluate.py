@@ -29,7 +29,11 @@ from bakeoff.engine.packing.attention import use_layout
 from bakeoff.metrics import load, run
 from bakeoff.metrics.run import MetricError
 from bakeoff.tasks._base import Answer, Example, Task, load_tokenizer
-from bakeoff.training.generation import generate_fast, generation_mismatch
+from bakeoff.training.generation import (
+    generate_fast,
+    generate_fast_in_lanes,
+    generation_mismatch,
+)
 from bakeoff.training.setup import (
     TrainingSetup,
     load_base,
@@ -62,9 +66,19 @@ def summed_losses(setup: TrainingSetup, examples: Sequence[Example]) -> tuple[La
     When memory runs out, the batches are halved.
     """
     setup.model.eval()
-    return retry_with_half(
-        partial(_sum_losses, setup, examples), setup.conditions.evaluation_batch_size
-    )
+    return retry_with_half(partial(_sum_losses, setup, examples), _batch_rows(setup))
+
+
+def _batch_rows(setup: TrainingSetup) -> int:
+    """Return the rows of a batch over all lanes: ``evaluation_batch_size``, on a GPU of each lane.
+
+    A pass over few rows takes a GPU as long as one over many, and tokens of a pass are limited by
+    the memory that the cost probe has measured.
+    """
+    rows = setup.conditions.evaluation_batch_size
+    measured = setup.batch_builder.pass_tokens is not None
+    on_gpu = setup.conditions.device.startswith("cuda")
+    return rows * setup.batch_builder.width if on_gpu and measured else rows
 
 
 def _sum_losses(
@@ -152,21 +166,23 @@ def predict_batch(
 def predict_all(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[Answer]]:
     """Return every lane's answer to every row, ``[lanes][rows]``.
 
-    Fast generation runs the lanes one after another; otherwise all lanes process each batch of rows
-    together. When memory runs out, the batches are halved.
+    All lanes process each batch of rows together, except in fast generation where a probe found
+    that they cannot. When memory runs out, the batches are halved.
     """
     setup.model.eval()
     if setup.batch_builder.switches.generation and setup.task.generates:
         return _generate_lanes(setup, rows)
-    return retry_with_half(
-        partial(_predict_lanes, setup, rows), setup.conditions.evaluation_batch_size
-    )
+    # generated answers need memory beyond that of a pass: a key-value cache
+    generates, c = setup.task.generates, setup.conditions
+    most = c.evaluation_batch_size if generates else _batch_rows(setup)
+    return retry_with_half(partial(_predict_lanes, setup, rows), most)
 
 
 def _predict_lanes(
     setup: TrainingSetup, rows: Sequence[Row], batch_rows: int
 ) -> list[list[Answer]]:
-    c, lanes, width = setup.conditions, setup.lanes, setup.batch_builder.width
+    c, lanes = setup.conditions, setup.lanes
+    width = min(setup.batch_builder.width, batch_rows)  # the last resort: one lane at a time
     _log_reduced_batches("predictions", batch_rows, c)
     found: list[dict[int, Answer]] = [{} for _ in range(len(lanes))]
     for picked in length_sorted_batches(setup.task, rows, batch_rows // width):
@@ -196,13 +212,13 @@ def length_sorted_batches(task: Task, rows: Sequence[Row], most: int) -> Iterato
 
 
 def _generate_lanes(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[Answer]]:
-    request, answers = setup.task.prompts(setup.tokenizer, rows), []
-    graphs = setup.batch_builder.switches.graphs
-    for lane in range(len(setup.lanes)):
-        setup.lanes.run_single(lane)
-        tokens = generate_fast(setup.model, request, setup.conditions, graphs)
-        answers.append(setup.task.answers(setup.tokenizer, request, tokens))
-    return answers
+    request, builder = setup.task.prompts(setup.tokenizer, rows), setup.batch_builder
+    switches = builder.switches
+    width = builder.width if switches.lane_generation else 1
+    tokens = generate_fast_in_lanes(
+        setup.lanes, (len(setup.lanes), width), request, setup.conditions, switches.graphs
+    )
+    return [setup.task.answers(setup.tokenizer, request, of_lane) for of_lane in tokens]
 
 
 def _log_reduced_batches(what: str, rows: int, c: Conditions) -> None:

@@ -14,7 +14,8 @@ from bakeoff.core.record import StudyRecord
 from bakeoff.core.results import Cost, Status
 
 LANES = "lanes"
-GENERATION = "generation"
+NOT_IN_COSTS = {LANES, "generation", "lane_generation"}
+"""Accelerators that training steps of a single trial do not use."""
 NO_PROBE = "the cost probe failed, so it could not be tested"
 
 
@@ -73,8 +74,4 @@ def has_extra_accelerators(row: dict[str, Any], other: dict[str, Any]) -> bool:
     Lanes do not count, because costs are measured on a single trial; nor does generation.
     """
     mine, theirs = ((r.get("engine") or {}).get("on") for r in (row, other))
-    return (
-        mine is not None
-        and theirs is not None
-        and not set(mine) - {LANES, GENERATION} <= set(theirs)
-    )
+    return mine is not None and theirs is not None and not set(mine) - NOT_IN_COSTS <= set(theirs)

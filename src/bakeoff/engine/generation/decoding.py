@@ -5,8 +5,8 @@ the host, so it can be captured once and replayed. During a step our own attenti
 model's SDPA: it has one query per row and lays out query heads that share a key head next to each
 other, so that grouped keys are never repeated.
 
-Tensor axes: B = slots in use, H = heads, L = visible positions of a slot, D = head width,
-V = vocabulary.
+Tensor axes: B = slots in use, of all lanes, H = heads, L = visible positions of a slot, D = head
+width, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -64,36 +64,84 @@ def attend_single_query(
 register_attention(DECODING_ATTENTION, attend_single_query)
 
 
+class LaneModel(Protocol):
+    """A model that runs several lanes in one batch, such as ``engine.lanes.Lanes``."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that all lanes share."""
+        ...
+
+    def run_lanes(self, first: int, width: int, rows: int) -> None:
+        """Batch ``width`` lanes from ``first``, each with ``rows`` rows of the batch."""
+        ...
+
+
+class PlainModel(NamedTuple):
+    """A model without lanes, as a ``LaneModel`` of one lane."""
+
+    model: nn.Module
+
+    def run_lanes(self, first: int, width: int, rows: int) -> None:
+        """Do nothing: the one lane is the model itself."""
+
+
+class LaneSpan(NamedTuple):
+    """Consecutive lanes: ``width`` of them from ``first``."""
+
+    first: int
+    width: int
+
+    @property
+    def lanes(self) -> range:
+        """The lanes' numbers."""
+        return range(self.first, self.first + self.width)
+
+
+class DecodeShape(NamedTuple):
+    """Shape of a step: the lanes, the rows of each of them, and the visible positions of a row."""
+
+    span: LaneSpan
+    rows: int
+    length: int
+
+
 class Decoder:
-    """Takes steps over KV slots, whose last tokens are ``tokens`` at ``positions``, ``[slots]``."""
+    """Takes steps over KV slots, whose last tokens are ``tokens`` at ``positions``, ``[slots]``.
+
+    A step takes the first slots, lane after lane.
+    """
 
     def __init__(
-        self, model: nn.Module, slots: KVSlots, tokens: Tensor, positions: Tensor, graphs: bool
+        self, lanes: LaneModel, slots: KVSlots, tokens: Tensor, positions: Tensor, graphs: bool
     ) -> None:
-        self.model = model
+        self.lanes = lanes
         self.slots, self.tokens, self.positions = slots, tokens, positions
         self.graphs = graphs
-        self._captured: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._captured: dict[DecodeShape, torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
-        self._config = text_config(model)
+        self._config = text_config(lanes.model)
         self._additive = self._config._attn_implementation == "eager"
 
-    def step(self, width: int, length: int) -> None:
-        """Decode the next token of the first ``width`` slots, with ``length`` positions visible."""
-        if self.graphs and (width, length) not in self._captured:
-            self._capture(width, length)
-        if (width, length) in self._captured:
-            self._captured[width, length].replay()
+    def step(self, shape: DecodeShape) -> None:
+        """Decode the next token of every slot of a shape."""
+        if self.graphs and shape not in self._captured:
+            self._capture(shape)
+        if shape in self._captured:
+            self._captured[shape].replay()
         else:
-            self._step(width, length)
+            self._step(shape)
 
-    def _step(self, width: int, length: int) -> None:
+    def _step(self, shape: DecodeShape) -> None:
+        span, rows, length = shape
+        width = span.width * rows
+        self.lanes.run_lanes(*span, rows)
         tokens, positions = self.tokens[:width], self.positions[:width]
         at = positions.clamp(max=length - 1)  # a finished slot may be past the end
         visible = self.slots.set_view(width, length, at)
-        mask = _additive_mask(visible, self.model) if self._additive else visible
+        mask = _additive_mask(visible, self.lanes.model) if self._additive else visible
         with self._decoding_context():
-            logits = self.model(
+            logits = self.lanes.model(
                 input_ids=tokens[:, None],
                 attention_mask=mask,
                 position_ids=at[:, None],
@@ -118,7 +166,7 @@ class Decoder:
                     stack.enter_context(sdpa_kernel(_KERNELS))
             yield
 
-    def _capture(self, width: int, length: int) -> None:
+    def _capture(self, shape: DecodeShape) -> None:
         """Capture a step; if that fails, warn and take steps without graphs from then on."""
         device = self.tokens.device
         before = self.tokens.clone(), self.positions.clone()
@@ -126,14 +174,14 @@ class Decoder:
         side_stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side_stream):
             for _ in range(WARM_UP):  # their writes are overwritten before they are read
-                self._step(width, length)
+                self._step(shape)
         torch.cuda.current_stream(device).wait_stream(side_stream)
         self.tokens.copy_(before[0])
         self.positions.copy_(before[1])
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
-                self._step(width, length)
+                self._step(shape)
         except Exception as error:
             abort_capture(str(device))
             if is_out_of_memory(error):
@@ -143,7 +191,7 @@ class Decoder:
             self.graphs = False
             return
         self._pool = graph.pool()
-        self._captured[width, length] = graph
+        self._captured[shape] = graph
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:

@@ -3,28 +3,39 @@
 The fast way sorts prompts by length, the longest first, and gives each a slot of its own. All slots
 take one decoding step together; a finished row frees its slot for the next prompt, or the batch
 shrinks. Nothing is padded between prompt and completion. A probe compares its tokens with those of
-``generate`` before a study uses it. It runs one lane at a time: the slots of a single lane are
-always full, so more lanes would not save steps, and a lane that never ends its completions would
-delay the others.
+``generate`` before a study uses it.
+
+Several lanes take their steps together: each has its own queue of prompts and the same number of
+slots, which are in the order of the lanes. A pass over prompts has the same number of rows for each
+lane, too; where a lane has fewer prompts its rows repeat one, and their results are dropped.
 
 Greedy decoding is set explicitly: every field of ``GenerationConfig`` that affects the choice has a
 value, because transformers fills unset ones from the model's ``generation_config.json``.
 
-Tensor axes: B = prompts of a pass, or slots in use, T = tokens of a prompt, V = vocabulary.
+Tensor axes: B = prompts of a pass, or slots in use, both of all lanes, T = tokens of a prompt, V =
+vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bakeoff.engine.generation.decoding import Decoder, check_model, greedy_tokens, text_config
+from bakeoff.engine.generation.decoding import (
+    Decoder,
+    DecodeShape,
+    LaneModel,
+    LaneSpan,
+    PlainModel,
+    check_model,
+    greedy_tokens,
+    text_config,
+)
 from bakeoff.engine.generation.kv_slots import (
     FastGenerationUnsupported,
     KVSlots,
@@ -32,6 +43,7 @@ from bakeoff.engine.generation.kv_slots import (
     check_cache_layers,
     new_prompt_cache,
 )
+from bakeoff.engine.generation.lane_queue import LaneQueue
 from bakeoff.engine.heartbeat import beat
 from bakeoff.engine.packing.layout import round_up
 from bakeoff.engine.profiling import free_bytes
@@ -46,6 +58,8 @@ GREEDY = {
 }
 REFILL_SHARE = 4
 """New prompts wait until 1/4 of the slots is free: a pass over few prompts costs almost as much."""
+MIN_GRAPH_ROWS = 8
+"""With few shapes a step has at least this many rows: with fewer it would not be faster."""
 PROMPT_TOKENS = {"cuda": 16384, "cpu": 2048}
 """Maximum number of tokens in a pass over prompts."""
 MEMORY_SHARE = 0.5
@@ -80,17 +94,28 @@ class DecodeSettings(NamedTuple):
     """The number of visible positions is rounded up to a multiple of this."""
     few_shapes: bool
     """Whether lengths double and widths fall to a quarter, so that few shapes are captured."""
-    min_rows: int
-    """Number of rows to use if they fit in memory, even if fewer are requested."""
+    lane_rows: int
+    """Number of rows of a lane to use if they fit in memory, even if fewer are requested."""
+    max_rows: int
+    """Maximum number of rows of all lanes, unless more are requested."""
+    shares_rows: bool
+    """Whether all lanes share the rows; else a lane gets a row for each prompt before the next."""
 
     @classmethod
     def for_device(cls, device: str) -> DecodeSettings:
         """Return the settings for a device type.
 
         A GPU takes about the same time for one row as for 256; a check of the tokens costs it a
-        synchronisation, and each shape a capture.
+        synchronisation, and each shape a capture. On a CPU rows of other lanes are not cheaper than
+        more rows of one.
         """
-        return cls(4, 256, True, 256) if device == "cuda" else cls(1, 32, False, 0)
+        if device == "cuda":
+            return cls(4, 256, True, 256, 2048, True)
+        return cls(1, 32, False, 0, 0, False)
+
+    def lanes_at_once(self, prompts: int, rows: int) -> int:
+        """Return how many lanes with this many prompts can share ``rows`` rows."""
+        return rows if self.shares_rows else max(1, rows // prompts)
 
 
 class PromptResult(NamedTuple):
@@ -133,7 +158,21 @@ def _trim_after_end(row: list[int], request: GenerationRequest) -> list[int]:
     return row[: end + 1]
 
 
-@torch.no_grad()
+class _PromptPass(NamedTuple):
+    """Prompts of consecutive lanes for one pass over prompts, with ``rows`` rows for each lane."""
+
+    span: LaneSpan
+    rows: int
+    longest: int
+    picked: list[int]
+    """Number of prompts of each lane: at most the rows."""
+
+    @property
+    def is_half_empty(self) -> bool:
+        """Whether fewer than half of its rows have a prompt of their own."""
+        return 2 * sum(self.picked) < self.span.width * self.rows
+
+
 def generate_in_slots(
     model: nn.Module,
     request: GenerationRequest,
@@ -141,93 +180,196 @@ def generate_in_slots(
     graphs: bool = False,
     settings: DecodeSettings | None = None,
 ) -> list[list[int]]:
-    """Complete all prompts, ``rows`` of them at once (see ``DecodeSettings.min_rows``).
+    """Complete all prompts with a model without lanes, ``rows`` of them at once.
 
     ``graphs`` captures and replays steps on CUDA; if that fails, a warning says so.
 
     Raises:
         FastGenerationUnsupported: with the reason.
     """
-    check_model(model)
+    span = LaneSpan(0, 1)
+    return generate_in_lanes(PlainModel(model), span, request, rows, graphs, settings)[0]
+
+
+@torch.no_grad()
+def generate_in_lanes(
+    lanes: LaneModel,
+    span: LaneSpan,
+    request: GenerationRequest,
+    rows: int,
+    graphs: bool = False,
+    settings: DecodeSettings | None = None,
+) -> list[list[list[int]]]:
+    """Complete all prompts in each lane, ``[lanes][prompts]``, ``rows`` of each lane at once.
+
+    A single lane runs as the plain model of its trial.
+
+    Raises:
+        FastGenerationUnsupported: with the reason.
+        RowsMixed: the result of a row would depend on other lanes' rows.
+    """
+    check_model(lanes.model)
     if not all(request.prompts):
         raise FastGenerationUnsupported("a prompt without tokens")
-    return _SlotGeneration(model, request, rows, graphs, settings).run()
+    return _SlotGeneration(lanes, span, request, rows, graphs, settings).run()
+
+
+@torch.no_grad()
+def choose_rows(
+    lanes: LaneModel,
+    width: int,
+    request: GenerationRequest,
+    requested: int,
+    settings: DecodeSettings,
+) -> int:
+    """Return the number of rows of ``width`` lanes together: the requested one, or more that fit.
+
+    Raises:
+        FastGenerationUnsupported: with the reason.
+    """
+    wanted = min(width * min(settings.lane_rows, len(request.prompts)), settings.max_rows)
+    if wanted <= requested:
+        return requested
+    check_model(lanes.model)
+    device = next(lanes.model.parameters()).device
+    lanes.run_lanes(0, 1, 1)
+    cache = new_prompt_cache(text_config(lanes.model))
+    token = torch.full((1, 1), request.pad_id, device=device)
+    lanes.model(input_ids=token, past_key_values=cache, use_cache=True)
+    check_cache_layers(cache.layers)
+    row_bytes = bytes_per_token(cache) * _slot_positions(request, settings)
+    fit = int(MEMORY_SHARE * (free_bytes(str(device)) or 0) / row_bytes)
+    return max(requested, min(wanted, fit))
+
+
+def _slot_positions(request: GenerationRequest, settings: DecodeSettings) -> int:
+    """Return the number of positions of a slot: for the longest prompt and completion."""
+    longest = max(len(p) for p in request.prompts)
+    return round_up(longest + request.max_new_tokens + settings.steps_per_check, 32)
 
 
 class _SlotGeneration:
-    """One run over all prompts; ``completions`` grow as it proceeds."""
+    """One run over all prompts of a span of lanes; their completions grow as it proceeds.
+
+    A lane has the slots from ``(lane - span.first) * width`` on. ``width`` is the number of slots
+    of each lane that a step takes; ``rows`` is its maximum. When ``width`` or ``span`` changes, the
+    slots in use are moved to their new places.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
+        lanes: LaneModel,
+        span: LaneSpan,
         request: GenerationRequest,
         rows: int,
         graphs: bool,
         settings: DecodeSettings | None,
     ) -> None:
-        self.model, self.request, self.graphs = model, request, graphs
-        self.device = next(model.parameters()).device
+        self.lanes, self.span, self.request, self.graphs = lanes, span, request, graphs
+        self.device = next(lanes.model.parameters()).device
         self.settings = settings or DecodeSettings.for_device(self.device.type)
-        self.rows = min(rows, len(request.prompts))
-        longest = max(len(p) for p in request.prompts)
-        needed = longest + request.max_new_tokens + self.settings.steps_per_check
-        self.places = round_up(needed, 32)
+        self.rows = self.width = min(rows, len(request.prompts))
+        self.total = span.width * self.rows
+        """Number of slots of all lanes."""
+        self.places = _slot_positions(request, self.settings)
         """Number of positions of a slot."""
-        self.completions: list[list[int]] = [[] for _ in request.prompts]
         order = sorted(range(len(request.prompts)), key=lambda i: -len(request.prompts[i]))
-        self.waiting = deque(order)
-        self.in_slot: list[int | None] = []
-        """Index of the prompt in each slot."""
-        self._config = text_config(model)
+        ends, limit = request.end_tokens, request.max_new_tokens
+        self.queues = {lane: LaneQueue(order, ends, limit) for lane in span.lanes}
+        self.decoder: Decoder | None = None
+        """None until the first pass, whose cache shows the size of a slot."""
+        self._config = text_config(lanes.model)
 
-    def run(self) -> list[list[int]]:
-        """Return the tokens of every completion, in the prompts' order."""
-        self._start()
-        while self.waiting or self._busy_slots():
+    def run(self) -> list[list[list[int]]]:
+        """Return the tokens of every completion, by lane and in the prompts' order."""
+        self._lay_out(self.span, self.rows)
+        while unfinished := [lane for lane in self.span.lanes if not self.queues[lane].ended]:
             beat()
+            self._drop_ended(unfinished)
             self._admit()
-            if self._busy_slots():
+            if any(queue.active for queue in self._active_queues):
                 self._decode()
-        return self.completions
+        return [queue.completions for queue in self.queues.values()]
 
-    def _start(self) -> None:
-        """Run the first prompts, whose cache shows the size of a slot; create the slots."""
-        picked = self._next_prompts(self.rows)
-        result = self._run_prompts(picked)
-        self.rows = self._choose_rows(bytes_per_token(result.cache))
-        self.slots = KVSlots(result.cache, self.rows, self.places)
-        self.tokens = torch.full((self.rows,), self.request.pad_id, device=self.device)
-        self.positions = torch.zeros_like(self.tokens)
-        self.decoder = Decoder(self.model, self.slots, self.tokens, self.positions, self.graphs)
-        self.in_slot = [None] * self.rows
-        self._fill_slots(picked, result)
+    @property
+    def _active_queues(self) -> list[LaneQueue]:
+        return [self.queues[lane] for lane in self.span.lanes]
 
-    def _choose_rows(self, token_bytes: int) -> int:
-        """Return the number of rows: the requested one, or more if they are free and fit."""
-        free = free_bytes(str(self.device)) or 0
-        fit = int(MEMORY_SHARE * free / (token_bytes * self.places))
-        return min(len(self.request.prompts), max(self.rows, min(self.settings.min_rows, fit)))
+    def _drop_ended(self, unfinished: Sequence[int]) -> None:
+        """Go on without the lanes before and after the unfinished ones, if that halves the lanes.
 
-    def _busy_slots(self) -> list[int]:
-        return [i for i, prompt in enumerate(self.in_slot) if prompt is not None]
-
-    def _free_slots(self) -> list[int]:
-        return [i for i, prompt in enumerate(self.in_slot) if prompt is None]
+        Lanes of a step are consecutive, and each new span costs captures and a move of the slots.
+        """
+        span = LaneSpan(unfinished[0], unfinished[-1] - unfinished[0] + 1)
+        if 2 * span.width > self.span.width:
+            return
+        if any(self.queues[lane].waiting for lane in unfinished):  # give them the others' slots
+            self.rows = min(len(self.request.prompts), self.total // span.width)
+        self._lay_out(span, self.width)
 
     def _admit(self) -> None:
         """Fill free slots with waiting prompts, once enough are free for it to pay."""
-        enough = min(len(self.waiting), -(-self.rows // REFILL_SHARE))
-        if len(self._free_slots()) < enough:
+        least = -(-self.rows // REFILL_SHARE)
+        queues = self._active_queues
+        waiting = sum(len(queue.waiting) for queue in queues)
+        enough = sum(min(len(queue.waiting), least) for queue in queues)
+        if not waiting or sum(queue.room(self.rows) for queue in queues) < enough:
             return
-        while self.waiting and (free := self._free_slots()):
-            picked = self._next_prompts(len(free))
-            self._fill_slots(picked, self._run_prompts(picked))
+        self._lay_out(self.span, self.rows)
+        planned = self._next_pass()
+        while planned is not None:
+            self._run_pass(planned)
+            planned = self._next_pass()
+            if planned is not None and planned.is_half_empty:
+                return  # these prompts wait until their lanes have more free slots
 
-    def _next_prompts(self, limit: int) -> list[int]:
-        """Remove the next prompts from the queue, as many as fit in one pass over prompts."""
-        longest = len(self.request.prompts[self.waiting[0]])
-        count = min(limit, len(self.waiting), max(1, PROMPT_TOKENS[self.device.type] // longest))
-        return [self.waiting.popleft() for _ in range(count)]
+    def _next_pass(self) -> _PromptPass | None:
+        """Return the next pass over prompts; None if no lane has both prompts and free slots."""
+        rooms = {lane: self.queues[lane].room(self.rows) for lane in self.span.lanes}
+        takers = [lane for lane, room in rooms.items() if room]
+        if not takers:
+            return None
+        planned = self._plan_pass(LaneSpan(takers[0], takers[-1] - takers[0] + 1), rooms)
+        if planned.is_half_empty:  # fewer lanes, without those that have no prompts between them
+            count = next((i for i, n in enumerate(takers) if n != takers[0] + i), len(takers))
+            planned = self._plan_pass(LaneSpan(takers[0], count), rooms)
+        return planned
+
+    def _plan_pass(self, span: LaneSpan, rooms: Mapping[int, int]) -> _PromptPass:
+        """Return a pass over the lanes of a span, or over its first ones if not all fit."""
+        most = PROMPT_TOKENS[self.device.type]
+        prompts = self.request.prompts
+        longest = max(len(prompts[self.queues[n].waiting[0]]) for n in span.lanes if rooms[n])
+        span = span._replace(width=min(span.width, max(1, most // longest)))
+        rows = max(rooms[n] for n in span.lanes)
+        rows = min(rows, max(1, most // (longest * span.width)))
+        return _PromptPass(span, rows, longest, [min(rows, rooms[n]) for n in span.lanes])
+
+    def _run_pass(self, planned: _PromptPass) -> None:
+        """Run the model over the next prompts, and put them into free slots."""
+        taken = [
+            self.queues[lane].take(count)
+            for lane, count in zip(planned.span.lanes, planned.picked, strict=True)
+        ]
+        some = next(prompt for of_lane in taken for prompt in of_lane)
+        padded = [[*own, *[some] * (planned.rows - len(own))] for own in taken]
+        self.lanes.run_lanes(*planned.span, planned.rows)
+        result = self._run_prompts([prompt for of_lane in padded for prompt in of_lane])
+        rows, places, prompts = [], [], []
+        first = result.first.tolist()
+        for number, (lane, own) in enumerate(zip(planned.span.lanes, taken, strict=True)):
+            queue = self.queues[lane]
+            for index, (slot, prompt) in enumerate(zip(queue.free, own, strict=False)):
+                rows.append(number * planned.rows + index)
+                places.append(self._place(lane, slot))
+                prompts.append(prompt)
+                queue.in_slot[slot] = prompt
+                queue.record(slot, [first[rows[-1]]])
+        self._fill_slots(result, rows, places, prompts)
+
+    def _place(self, lane: int, slot: int) -> int:
+        """Return where a lane's slot is among the slots of all lanes."""
+        return (lane - self.span.first) * self.width + slot
 
     def _run_prompts(self, picked: Sequence[int]) -> PromptResult:
         """Run the model over prompts, padded on the right, where no prompt token sees padding."""
@@ -238,8 +380,8 @@ class _SlotGeneration:
             ids[i, : len(prompt)] = torch.tensor(prompt)
         last = torch.tensor(lengths, device=self.device) - 1
         cache = new_prompt_cache(self._config)
-        with _last_state_only(self.model, last):
-            logits = self.model(
+        with _last_state_only(self.lanes.model, last):
+            logits = self.lanes.model(
                 input_ids=ids.to(self.device), past_key_values=cache, use_cache=True
             ).logits
         if logits.shape[1] > 1:  # the output layer is not called as a module
@@ -247,50 +389,58 @@ class _SlotGeneration:
         check_cache_layers(cache.layers)
         return PromptResult(cache, greedy_tokens(logits))
 
-    def _fill_slots(self, picked: Sequence[int], result: PromptResult) -> None:
-        """Put prompts into free slots, and record the first token of their completions."""
-        places = self._free_slots()[: len(picked)]
+    def _fill_slots(
+        self, result: PromptResult, rows: list[int], places: list[int], prompts: list[int]
+    ) -> None:
+        """Copy rows of a pass, which hold these prompts, to the slots at these places."""
+        decoder = self._make_decoder(result)
         slots = torch.tensor(places, device=self.device)
-        lengths = torch.tensor([len(self.request.prompts[i]) for i in picked], device=self.device)
-        self.slots.fill(result.cache, slots)
-        self.tokens[slots] = result.first
-        self.positions[slots] = lengths
-        for place, prompt, token in zip(places, picked, result.first.tolist(), strict=True):
-            self.in_slot[place] = prompt
-            self._record(place, token)
+        used = None if len(rows) == len(result.first) else torch.tensor(rows, device=self.device)
+        decoder.slots.fill(result.cache, slots, used)
+        decoder.tokens[slots] = result.first if used is None else result.first[used]
+        lengths = [len(self.request.prompts[i]) for i in prompts]
+        decoder.positions[slots] = torch.tensor(lengths, device=self.device)
 
-    def _record(self, slot: int, token: int) -> None:
-        """Add a token to the completion in a slot; free the slot at its end."""
-        prompt = self.in_slot[slot]
-        if prompt is None:
-            return
-        completion = self.completions[prompt]
-        completion.append(token)
-        if token in self.request.end_tokens or len(completion) == self.request.max_new_tokens:
-            self.in_slot[slot] = None
+    def _make_decoder(self, result: PromptResult) -> Decoder:
+        """Return the decoder; create it, with its slots, after the first pass."""
+        if self.decoder is None:
+            slots = KVSlots(result.cache, self.total, self.places)
+            tokens = torch.full((self.total,), self.request.pad_id, device=self.device)
+            self.decoder = Decoder(self.lanes, slots, tokens, torch.zeros_like(tokens), self.graphs)
+        return self.decoder
 
     def _decode(self) -> None:
         """Take the steps up to the next check of the tokens."""
-        width = self._choose_width(len(self._busy_slots()))
-        self._compact(width)
-        active = [p for p in self.in_slot if p is not None]
-        reach = max(len(self.request.prompts[p]) + len(self.completions[p]) - 1 for p in active)
-        left = max(self.request.max_new_tokens - len(self.completions[p]) for p in active)
+        assert self.decoder is not None
+        queues = self._active_queues
+        self._lay_out(self.span, self._choose_width(max(len(q.active) for q in queues)))
+        reach, left = 0, 0
+        for queue in queues:
+            for prompt in queue.active:
+                done = len(queue.completions[prompt])
+                reach = max(reach, len(self.request.prompts[prompt]) + done - 1)
+                left = max(left, self.request.max_new_tokens - done)
         length = self._choose_length(reach + self.settings.steps_per_check)
+        shape = DecodeShape(self.span, self.width, length)
         steps = []
         for _ in range(min(self.settings.steps_per_check, left)):
-            self.decoder.step(width, length)
-            steps.append(self.tokens[:width].clone())
-        for tokens in torch.stack(steps).tolist():
-            for slot, token in enumerate(tokens):
-                self._record(slot, token)
+            self.decoder.step(shape)
+            steps.append(self.decoder.tokens[: self.span.width * self.width].clone())
+        tokens = torch.stack(steps, 1).tolist()
+        for number, queue in enumerate(queues):
+            for slot in queue.busy:
+                queue.record(slot, tokens[number * self.width + slot])
 
     def _choose_width(self, busy: int) -> int:
-        """Return how many slots take the next steps; with few shapes all, a quarter, ..."""
+        """Return how many slots of each lane take the next steps, of which a lane uses ``busy``.
+
+        With few shapes all, a quarter, ...; else those in use. In lanes fewer slots are a move of
+        all of them, so at least a quarter must be free.
+        """
         if not self.settings.few_shapes:
-            return busy
-        width = self.rows
-        while width // 4 >= max(busy, 8):
+            return busy if self.span.width == 1 or 4 * busy <= 3 * self.width else self.width
+        width, least = self.rows, -(-MIN_GRAPH_ROWS // self.span.width)
+        while width // 4 >= max(busy, least):
             width //= 4
         return width
 
@@ -302,18 +452,23 @@ class _SlotGeneration:
             length = multiple * 2 ** math.ceil(math.log2(length / multiple))
         return min(length, self.places)
 
-    def _compact(self, width: int) -> None:
-        """Move completions from slots beyond ``width`` into free ones before it."""
-        beyond = [i for i in self._busy_slots() if i >= width]
-        if not beyond:
+    def _lay_out(self, span: LaneSpan, width: int) -> None:
+        """Move what is in slots to its place with ``width`` slots for each lane of a span."""
+        origin, target = [], []
+        for lane in span.lanes:
+            at = (lane - span.first) * width
+            for old, new in self.queues[lane].resize(width):
+                before = self._place(lane, old)
+                if before != at + new:
+                    origin.append(before)
+                    target.append(at + new)
+        self.span, self.width = span, width
+        if self.decoder is None or not origin:
             return
-        free = self._free_slots()[: len(beyond)]
-        origin, target = (torch.tensor(x, device=self.device) for x in (beyond, free))
-        self.slots.move(origin, target)
-        for values in (self.tokens, self.positions):
-            values[target] = values[origin]
-        for old, new in zip(beyond, free, strict=True):
-            self.in_slot[new], self.in_slot[old] = self.in_slot[old], None
+        moved, into = (torch.tensor(x, device=self.device) for x in (origin, target))
+        self.decoder.slots.move(moved, into)
+        for values in (self.decoder.tokens, self.decoder.positions):
+            values[into] = values[moved]
 
 
 @contextlib.contextmanager

@@ -93,20 +93,23 @@ class KVSlots(Cache):  # type: ignore[misc]  # transformers has no types
             ]
         )
 
-    def fill(self, prompts: DynamicCache, slots: Tensor) -> None:
+    def fill(self, prompts: DynamicCache, slots: Tensor, rows: Tensor | None = None) -> None:
         """Copy the keys and values of prompts, ``[n, H, T, D]``, to these slots.
 
-        The rest of the slots is zeroed: it is masked, but an infinite value would still spread.
+        ``rows`` picks the prompts to copy, None: all. The rest of the slots is zeroed: it is
+        masked, but an infinite value would still spread.
         """
         for layer, prompt in zip(self.layers, prompts.layers, strict=True):
-            for into, new in ((layer.keys, prompt.keys), (layer.values, prompt.values)):
+            for into, given in ((layer.keys, prompt.keys), (layer.values, prompt.values)):
+                new = given if rows is None else given.index_select(0, rows)
                 into.narrow(2, 0, new.shape[2]).index_copy_(0, slots, new)
                 into.narrow(2, new.shape[2], into.shape[2] - new.shape[2]).index_fill_(0, slots, 0)
 
     def move(self, origin: Tensor, target: Tensor) -> None:
-        """Copy slots to other slots; the two sets are disjoint."""
+        """Copy slots to other slots; the two sets may overlap."""
         for layer in self.layers:
             for buffer in (layer.keys, layer.values):
+                # the copy of all slots of a buffer is made before the first is written
                 buffer.index_copy_(0, target, buffer.index_select(0, origin))
 
     def set_view(self, width: int, length: int, at: Tensor) -> Tensor:
