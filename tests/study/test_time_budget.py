@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from bakeoff.study.config import StudySpec, parse_spec
 from bakeoff.study.planning import estimate as estimates
 from bakeoff.study.planning import time_budget
 from bakeoff.study.planning.estimate import (
+    BASE,
+    HEAD,
     PROBES,
     ROUNDS,
     Timing,
@@ -38,16 +41,27 @@ TEN = tuple(f"m{i}" for i in range(10))
 
 
 def spec(contenders: tuple[str, ...] = TEN, **budget: Any) -> StudySpec:
+    """Return a study that neither tunes nor checks the head."""
     return parse_spec(
         {
             "name": "timed",
             "base": {"model": "somewhere"},
             "data": {"train": "rows.jsonl"},
-            "task": {"kind": "classify"},
+            "task": {"kind": "classify", "head_learning_rate": 0.01},
             "methods": {"control": "lora", "contenders": list(contenders)},
             "budget": {"batch_size": 16, "validations": 1, "extend": 0, **budget},
+            "verdict": {"check_head": False},
         }
     )
+
+
+def changed(study: StudySpec, **tables: dict[str, Any]) -> StudySpec:
+    """Return a study with other values in some tables; a value of None is left out."""
+    value = study.model_dump(mode="json", exclude_none=True)
+    for name, own in tables.items():
+        merged = {**value.get(name, {}), **own}
+        value[name] = {k: v for k, v in merged.items() if v is not None}
+    return parse_spec(value)
 
 
 def timing(method: str, step: float = 1.0) -> Timing:
@@ -94,11 +108,62 @@ def test_estimate_includes_lanes_and_evaluation() -> None:
     own = Timing("lora", 2.0, {1: 1.0, 5: 3.0}, {1: 0.1, 5: 0.1}, 0.5, None, 1000, 0.0, general=7.0)
     made = estimate(spec(("m0",), steps=100, seeds=3, extend=2), (own,), ITEMS, (3,))
     # 15 lanes for 10 steps at 8 s, 6 lanes for 90 at 3.5 s, one more setting in 3 lanes for 10
-    # steps at 2 s; at each end a load and a validation of 100 items at 0.1 s; 6 x 100 answers of
-    # validation and 3 x 400 of test at 0.5 s, a load and 3 measurements of forgetting
+    # steps at 2 s; at each end a load and a validation of 100 items at 0.1 s. In lanes as in steps,
+    # 6 lanes take 3.5 times one and 3 lanes twice: 100 answers of validation and 400 of test at
+    # 0.5 s, a load and a measurement of forgetting
     assert get_phase(ROUNDS, made).seconds["lora"] == pytest.approx(
-        10 * 8 + 90 * 3.5 + 10 * 2 + 3 * (2 + 10) + 600 * 0.5 + 1200 * 0.5 + 2 + 3 * 7
+        10 * 8 + 90 * 3.5 + 10 * 2 + 3 * (2 + 10) + 3.5 * 50 + 2 * (200 + 7) + 2
     )
+
+
+def test_estimate_of_lanes_that_do_not_share_steps() -> None:
+    """Lanes that take as long as separate trials do so in evaluation, and never longer."""
+    own = Timing("lora", 0.0, {1: 1.0, 5: 6.0}, {1: 0.0}, 0.5, None, 1000, 0.0, general=7.0)
+    assert (own.lanes_timed, own.lanes_factor(3)) == (5, 3.0)
+    asked = changed(spec(("m0",), steps=100, seeds=3, settings=1), task={"kind": "sft"})
+    made = estimate(asked, (own,), ITEMS, (3,))
+    # answers are generated on test alone; the base's are one trial's
+    assert get_phase(ROUNDS, made).seconds["lora"] == 100 * 3.5 + 3 * (400 * 0.5 + 7)
+    assert get_phase(BASE, made).wall == 400 * 0.5 + 7
+    by_metric = changed(asked, budget={"select_on": "metric"})
+    more = estimate(by_metric, (own,), ITEMS, (3,)).seconds - made.seconds
+    assert more == pytest.approx(3 * 100 * 0.5)
+
+
+def test_estimate_of_groups_on_a_cpu() -> None:
+    """The device's limit of lanes applies, and the user's before it."""
+    own = dataclasses.replace(timing("lora"), most_lanes=8)
+    asked = spec(("m0",), steps=100, seeds=3)
+    # 15 lanes are two groups to the rung, 6 lanes one to the end
+    assert get_phase(ROUNDS, estimate(asked, (own,), ITEMS, (3,))).wall == 2 * 10 + 90
+    limited = changed(asked, engine={"lanes": 5})
+    assert get_phase(ROUNDS, estimate(limited, (own,), ITEMS, (3,))).wall == 3 * 10 + 2 * 90
+
+
+def test_estimate_includes_the_head() -> None:
+    """The head's rate is tuned once on features, and checked with the slowest contender."""
+    timings = tuple(
+        Timing(m, 2.0, {1: s, 5: 2 * s}, {1: 0.1, 5: 0.3}, 0.5, None, 1000, 0.0)
+        for m, s in (("lora", 1.0), ("m0", 2.0), ("m1", 4.0))
+    )
+    asked = spec(("m0", "m1"), steps=100)
+    plain = estimate(asked, timings, ITEMS, (3,))
+    assert [p.name for p in plain.phases] == [PROBES, ROUNDS]
+    tuned = estimate(changed(asked, task={"head_learning_rate": None}), timings, ITEMS, (3,))
+    # 100 steps of 16 take 1600 of the 3200 rows, and there are 100 of validation
+    assert get_phase(HEAD, tuned).wall == pytest.approx(2 + 1700 * 0.1)
+    checked = estimate(changed(asked, verdict={"check_head": True}), timings, ITEMS, (3,))
+    # 3 lanes take 1.5 times one: 100 steps, a validation of 100 items at 0.2 s, their answers
+    expected = {"lora": 2 + 150 + 20 + 75, "m0": 0, "m1": 2 + 600 + 20 + 75}
+    assert get_phase(HEAD, checked).seconds == pytest.approx(expected)
+    assert checked.seconds == pytest.approx(plain.seconds + sum(expected.values()))
+    both = changed(asked, task={"head_learning_rate": None}, verdict={"check_head": True})
+    counts = (3.0, 3.0)
+    more = price(both, timings, ITEMS, (3,), counts).seconds
+    less = price(asked, timings, ITEMS, (3,), counts).seconds
+    assert more is not None
+    assert less is not None
+    assert more - less == pytest.approx(172 + sum(expected.values()))
 
 
 def test_price_by_hand() -> None:

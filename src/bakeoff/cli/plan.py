@@ -16,7 +16,7 @@ from bakeoff.cli.display.output import (
     show_json,
     show_table,
 )
-from bakeoff.core.format import plural
+from bakeoff.core.format import format_lane_costs, plural
 
 RARE = 0.005
 """A verdict that fewer studies than these reach counts as impossible."""
@@ -81,6 +81,9 @@ def command(
     show_price(overview)
     for line in (*describe_groups(overview), *describe_promise(overview)):
         out.print(escape_text(line))
+    costs = ((m["method"], m["lanes"], m["ratio"]) for m in overview["lanes"] or ())
+    if (lanes := format_lane_costs(costs)) is not None:
+        out.print(escape_text(lanes))
     if overview["estimate"]:
         show_estimate(overview["estimate"])
     show_rows(overview["rows"] or [], overview["added_tokens"])

@@ -6,7 +6,7 @@ in points (times 100), every other metric in its own unit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +166,22 @@ def format_setting_in_words(values: Mapping[str, Any]) -> str:
     """Format a hyperparameter setting for a sentence: ``learning rate 0.001, r 8``."""
     rest = [f"{name} {value}" for name, value in values.items() if name != "learning_rate"]
     return ", ".join([f"learning rate {values['learning_rate']:g}", *rest])
+
+
+def format_lane_costs(costs: Iterable[tuple[str, int | None, float | None]]) -> str | None:
+    """Describe what lanes cost from ``(title, lanes, ratio)`` of each method; None if unknown.
+
+    ``16 lanes take 3.8 times a single trial's step with LoRA, 12 times with OFT``.
+    """
+    by_lanes: dict[int, list[tuple[str, float]]] = {}
+    for title, lanes, ratio in costs:
+        if lanes is not None and ratio is not None and lanes > 1:
+            by_lanes.setdefault(lanes, []).append((title, ratio))
+    parts = []
+    for lanes, ((title, ratio), *others) in by_lanes.items():
+        first = f"{lanes} lanes take {ratio:.2g} times a single trial's step with {title}"
+        parts.append(", ".join([first, *(f"{r:.2g} times with {other}" for other, r in others)]))
+    return "; ".join(parts) or None
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:

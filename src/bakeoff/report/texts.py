@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bakeoff.core.format import format_significant, format_status, plural
+from bakeoff.core.format import format_lane_costs, format_significant, format_status, plural
 
 
 def method_title(method: dict[str, Any]) -> str:
@@ -22,6 +22,14 @@ def verdict_text(method: dict[str, Any]) -> str:
         verdict = f"{verdict} (exploratory: {exploratory})"
     learning = method.get("learning")
     return verdict if learning is None or learning["learnt"] else f"{verdict}, not learnt"
+
+
+def lane_costs_text(report: dict[str, Any]) -> str | None:
+    """Return what lanes cost in steps of a single trial, None if no method's were timed."""
+    rows = [(method_title(m), m.get("cost") or {}) for m in report.get("methods") or []]
+    return format_lane_costs(
+        (title, cost.get("lanes_timed"), cost.get("lanes_ratio")) for title, cost in rows
+    )
 
 
 def lower_is_better(study: dict[str, Any]) -> bool:

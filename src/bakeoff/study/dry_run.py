@@ -90,6 +90,7 @@ def overview(
         **_expected_results(study, looks, timings),
         "groups": _groups(study),
         "hours": None if plan is None else dataclasses.asdict(plan),
+        "lanes": _lane_costs(study, timings),
         "estimate": None if timings is None else _study_estimate(study, timings, looks),
         "sizes": None if study.sizes is None else list(study.sizes),
         "chosen": dict(study.chosen),
@@ -127,8 +128,20 @@ def _planned_looks(study: Study, timings: MethodTimings | None) -> tuple[int, ..
     free = False
     if timings is not None and study.machine["device"] != "cpu":
         of_control = [t for t in timings.timings if t.method == study.entries[0].name]
-        free = any(t.lanes_ratio < rounds.FREE_LANES for t in of_control)
+        free = any(rounds.lanes_are_free(t.lanes_ratio, t.lanes_timed) for t in of_control)
     return rounds.planned_looks(study.spec.budget, len(study.entries) - 1, free)
+
+
+def _lane_costs(study: Study, timings: MethodTimings | None) -> list[dict[str, Any]] | None:
+    """Return how much longer a timed step of several lanes is than one of a single lane."""
+    if timings is None:
+        return None
+    titles = {entry.name: entry.title for entry in study.entries}
+    return [
+        {"method": titles[t.method], "lanes": t.lanes_timed, "ratio": t.lanes_ratio}
+        for t in timings.timings
+        if t.lanes_timed > 1
+    ]
 
 
 def _most_in_lanes(study: Study, timings: MethodTimings | None) -> int | None:
@@ -249,8 +262,9 @@ def time_methods(study: Study, progress: Progress) -> MethodTimings:
     The study's folder must hold its data.
     """
     lanes, started = study.spec.budget.settings, time.monotonic()
-    if study.machine["device"] != "cpu":
-        lanes = max(lanes, planning_trials.MOST_LANES)
+    on_cpu = study.machine["device"] == "cpu"
+    most_lanes = planning_trials.MOST_LANES_ON_CPU if on_cpu else planning_trials.MOST_LANES
+    lanes = lanes if on_cpu else max(lanes, most_lanes)
     lanes = min(lanes, study.spec.engine.max_lanes or lanes)
     timings, untimed = [], {}
     switches = study.spec.engine.switches
@@ -268,7 +282,7 @@ def time_methods(study: Study, progress: Progress) -> MethodTimings:
         if outcome.value is None or outcome.value["error_text"] is not None:
             untimed[method] = (outcome.value or {}).get("error_text") or str(outcome.error)
         else:
-            timings.append(Timing.from_measurement(method, outcome.value))
+            timings.append(Timing.from_measurement(method, outcome.value, most_lanes))
     return MethodTimings(tuple(timings), untimed, time.monotonic() - started)
 
 

@@ -19,7 +19,6 @@ from bakeoff.core.clock import new_wall_key, wall_times
 from bakeoff.core.errors import PreflightError
 from bakeoff.core.redact import redact
 from bakeoff.core.results import Cost, Status
-from bakeoff.core.trial import MethodEntry
 from bakeoff.study import fork as study_fork
 from bakeoff.study import head_check, rounds, verify_weights
 from bakeoff.study import retry as study_retry

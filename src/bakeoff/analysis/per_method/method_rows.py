@@ -38,6 +38,9 @@ _FROM_PROBE = (
     "train_peak_bytes",
     "memory_kind",
     "base_bytes",
+    "lanes_ratio",
+    "lanes_timed",
+    "probe_seconds",
 )
 _INFERENCE = ("inference_milliseconds", "inference_merged_milliseconds")
 """Milliseconds per example; None where not measured."""

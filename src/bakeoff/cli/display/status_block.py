@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bakeoff.core.format import format_cell, format_duration
+from bakeoff.core.format import format_cell, format_duration, format_lane_costs
 from bakeoff.core.redact import sanitize
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ def render_status(
     speed = describe_speed(status)
     if speed:
         parts.append(_text_line(speed))
+    lanes = format_lane_costs((m.title, m.lanes_timed, m.lanes_ratio) for m in status.methods)
+    if lanes:
+        parts.append(_text_line(lanes))
     rounds = describe_rounds(status)
     if rounds:
         parts.append(_text_line(rounds))

@@ -23,7 +23,7 @@ def show(
     ``warned`` are warnings that were printed before. With ``verbose`` no warning is left out.
     """
     from bakeoff.report import evidence_texts
-    from bakeoff.report.texts import saved_weights_text
+    from bakeoff.report.texts import lane_costs_text, saved_weights_text
 
     learnt = (report.get("learning") or {}).get("control_learnt") is not False
     style = "bold" if learnt else "bold yellow"
@@ -63,6 +63,8 @@ def show(
         out.print(
             f"Base model without fine-tuning: {escape_text(metric)} {estimate} ({low} to {high})"
         )
+    if (lanes := lane_costs_text(report)) is not None:
+        out.print(escape_text(f"{lanes}."), soft_wrap=True)
     if (weights := saved_weights_text(report, f"{folder}/")) is not None:
         out.print(escape_text(weights), soft_wrap=True)
     where = "in the report under Warnings; `--verbose` prints them."

@@ -21,7 +21,7 @@ from bakeoff.report.blocks import (
     TableRow,
     Text,
 )
-from bakeoff.report.texts import method_title
+from bakeoff.report.texts import lane_costs_text, method_title
 
 ORDER = 80
 TITLE = "Costs"
@@ -76,6 +76,8 @@ def build(report: dict[str, Any]) -> SectionView:
     bars = _bars(known)
     blocks: list[Block] = [] if bars is None else [bars]
     blocks.append(TableBlock("All costs", columns, rows, sortable=True, sheet="costs"))
+    lanes = lane_costs_text(report)
+    blocks += [] if lanes is None else [Text(f"{lanes}.")]
     note = accelerators.footnote(methods, accelerators.missing_accelerators)
     blocks += [] if note is None else [Text(note, "muted")]
     return SectionView(tuple(blocks), _lead(report, known))

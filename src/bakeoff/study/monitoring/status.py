@@ -60,6 +60,9 @@ class MethodStatus:
     failed: int
     incompatible: str | None
     verdict: str | None = None
+    lanes_ratio: float | None = None
+    """Duration of a step of ``lanes_timed`` lanes, in steps of a single trial."""
+    lanes_timed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -282,6 +285,8 @@ def _method_status(method: str, stored: StoredStudy, select_on: str) -> MethodSt
         failed=sum(s.result is not None and s.result.status in FAILURES for s in trials),
         incompatible=(cost.reason or "") if cost is not None and incompatible else None,
         verdict=stored.verdict(method),
+        lanes_ratio=None if cost is None else cost.lanes_ratio,
+        lanes_timed=None if cost is None else cost.lanes_timed,
     )
 
 

@@ -10,20 +10,25 @@ from typing import Any
 
 from bakeoff.study.config import StudySpec
 from bakeoff.study.config.budget import BudgetSpec, method_name
+from bakeoff.study.config.inputs import JOINT
 from bakeoff.study.planning.trials import MIN_RATES, MOST_LANES, rung_steps
+from bakeoff.tasks import task_class
 
 RELATIVE_ERROR = 0.25
 """Relative error beyond that of the timed steps: other sequence lengths, other machine load."""
-PROBE_BUILDS, PROBE_STEPS = 6, 30
-"""Model builds and training steps of a method's parity probe and cost probe together."""
-
+PROBE_BUILDS, PROBE_STEPS = 5, 30
+"""Set-ups and training steps of a method's cost probe, the comparison of accelerators included."""
 
 CHECKPOINT_BYTES = 8 * 2**30
 """Most bytes of a method's checkpoints at a rung; more replicates are trained one batch after
 another."""
 EXTENSIONS = 1
 """Settings beyond the edge of its grid that a replicate is assumed to try, if it may."""
-PROBES, ROUNDS = "cost probes", "rounds"
+HEAD_VALIDATION_ROWS = 1_000
+"""Most validation rows on which the rate of a new output layer is tuned."""
+HEAD_RATES_CHECKED = 3
+"""Rates of the output layer at which the control and a contender are trained after the rounds."""
+PROBES, ROUNDS, BASE, HEAD = "cost probes", "rounds", "base model", "output layer"
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,25 @@ class Timing:
     """Standard deviation of the timed steps over their mean."""
     general: float = 0.0
     """Seconds to measure forgetting, per trial."""
+    most_lanes: int | None = None
+    """Most lanes of a group on this device, None: ``MOST_LANES``."""
+
+    @property
+    def lanes_timed(self) -> int:
+        """Number of lanes in the largest timed group."""
+        return max(self.step)
 
     @property
     def lanes_ratio(self) -> float:
-        """Duration of a step of a full group of lanes, in steps of a single lane."""
-        return _seconds_at(self.step, MOST_LANES) / _seconds_at(self.step, 1)
+        """Duration of a step of the largest timed group, in steps of a single lane."""
+        return self.lanes_factor(self.lanes_timed)
+
+    def lanes_factor(self, lanes: int) -> float:
+        """Return the duration of work of ``lanes`` lanes together, in that of a single one.
+
+        It is that of training steps: evaluation shares them in the same way.
+        """
+        return min(float(lanes), _seconds_at(self.step, lanes) / _seconds_at(self.step, 1))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Timing:
@@ -57,7 +76,9 @@ class Timing:
         return cls(**{**value, **by_lanes})
 
     @classmethod
-    def from_measurement(cls, method: str, value: Mapping[str, Any]) -> Timing:
+    def from_measurement(
+        cls, method: str, value: Mapping[str, Any], most_lanes: int | None = None
+    ) -> Timing:
         """Build a timing from the result of the timing job."""
         steps = [s / value["step"][k] for k, seconds in value["steps"].items() for s in seconds]
         mean = sum(steps) / len(steps)
@@ -71,6 +92,7 @@ class Timing:
             value["parameters"],
             math.sqrt(sum((s - mean) ** 2 for s in steps) / len(steps)) / mean,
             value.get("general", 0.0),
+            most_lanes,
         )
 
 
@@ -126,9 +148,11 @@ def estimate(
     used = _methods_of(spec, timings)
     rungs = rung_steps(spec.budget)
     probes = _combine_methods(PROBES, {t.method: _probe_seconds(t) for t in used}, 1)  # one by one
+    once = _phases_run_once(spec, used, n_items)
     rounds = _estimate_rounds(spec, used, n_items, looks, rungs)
     full = _estimate_rounds(spec, used, n_items, looks, ())
-    seconds = probes.wall + rounds.wall
+    rest = probes.wall + sum(p.wall for p in once)
+    seconds = rest + rounds.wall
     worst = max((t.spread for t in timings), default=0.0)
     error = math.hypot(RELATIVE_ERROR, worst)
     peaks = [t.peak_bytes for t in timings if t.peak_bytes is not None]
@@ -136,8 +160,8 @@ def estimate(
         seconds,
         seconds * (1 - min(error, 0.9)),
         seconds * (1 + error),
-        (probes, rounds),
-        probes.wall + full.wall,
+        (probes, rounds, *once),
+        rest + full.wall,
         max(peaks) * spec.engine.workers if peaks else None,
         disk_bytes(spec, [t.parameters for t in timings], looks),
     )
@@ -160,6 +184,7 @@ def price(
     if timings is not None:
         used, rungs = _methods_of(spec, timings), rung_steps(spec.budget)
         seconds = sum(_probe_seconds(t) for t in used)
+        seconds += sum(p.wall for p in _phases_run_once(spec, used, n_items))
         for start, stop in pairwise((0, *looks)):
             by_method = {}
             for t in used:
@@ -229,6 +254,64 @@ def _probe_seconds(t: Timing) -> float:
     return PROBE_BUILDS * t.load + PROBE_STEPS * _seconds_at(t.step, 1)
 
 
+def _phases_run_once(
+    spec: StudySpec, timings: Sequence[Timing], n_items: Mapping[str, int]
+) -> list[PhaseEstimate]:
+    """Return what a study does once: the base model's scores, tuning and check of the head."""
+    task = task_class(spec.task.kind)
+    control = next((t for t in timings if t.method == method_name(spec.methods.control)), None)
+    if control is None:
+        return []
+    nothing, phases = dict.fromkeys((t.method for t in timings), 0.0), []
+    if task.scores_base:
+        seconds = control.load + n_items["test"] * control.predict + control.general
+        phases.append(PhaseEstimate(BASE, {**nothing, control.method: seconds}, seconds))
+    if not task.heads:
+        return phases
+    is_tuned = spec.task.head_learning_rate in (None, JOINT)
+    tuned = _head_tuning_seconds(spec, control, n_items) if is_tuned else 0.0
+    checked = dict(nothing)
+    contenders = [t for t in timings if t is not control]
+    if spec.verdict.check_head and contenders:
+        seconds_of = {t.method: _head_check_seconds(spec, t, n_items) for t in timings}
+        # the contender that is checked is known after the rounds
+        slowest = max(contenders, key=lambda t: seconds_of[t.method]).method
+        checked |= {name: seconds_of[name] for name in (control.method, slowest)}
+    if tuned or any(checked.values()):
+        wall = tuned + _combine_methods(HEAD, checked, spec.engine.workers).wall
+        checked[control.method] += tuned
+        phases.append(PhaseEstimate(HEAD, checked, wall))
+    return phases
+
+
+def _head_tuning_seconds(spec: StudySpec, t: Timing, n_items: Mapping[str, int]) -> float:
+    """Return the seconds of tuning the head: a forward pass over each row that a study uses.
+
+    Steps of the head alone, on these features, take next to nothing.
+    """
+    taken = spec.budget.planned_steps * spec.budget.batch_size
+    rows = min(n_items["train"], taken) + min(n_items["validation"], HEAD_VALIDATION_ROWS)
+    return t.load + rows * _seconds_at(t.evaluate, 1)
+
+
+def _head_check_seconds(spec: StudySpec, t: Timing, n_items: Mapping[str, int]) -> float:
+    """Return the seconds of a method's trials at other rates of the head, all in one group."""
+    lanes, total = HEAD_RATES_CHECKED, 0.0
+    for group in _groups(lanes, spec.engine.max_lanes or t.most_lanes):
+        total += _segment_seconds(t, spec, n_items, group, spec.budget.planned_steps)
+        total += n_items["validation"] * t.predict * t.lanes_factor(group)
+    return total
+
+
+def _segment_seconds(
+    t: Timing, spec: StudySpec, n_items: Mapping[str, int], lanes: int, steps: int
+) -> float:
+    """Return the seconds to train a group of lanes for so many steps, with validations."""
+    evaluations = max(1, round(spec.budget.validations * steps / spec.budget.planned_steps))
+    validated = evaluations * n_items["validation"] * _seconds_at(t.evaluate, lanes)
+    return t.load + steps * _seconds_at(t.step, lanes) + validated
+
+
 def _replicate_spans(
     budget: BudgetSpec, rungs: tuple[int, ...]
 ) -> tuple[tuple[int, int, int], ...]:
@@ -255,19 +338,20 @@ def _replicate_seconds(
     """Return the seconds of ``replicates`` of a method that are trained together.
 
     All their settings share steps up to the rung, the best of each go on together, and the chosen
-    ones are scored on test.
+    ones are scored on test, in lanes like the steps.
     """
-    budget, most_lanes = spec.budget, spec.engine.max_lanes
-    total = 0.0
+    budget, most_lanes = spec.budget, spec.engine.max_lanes or t.most_lanes
+    total, by_metric = 0.0, budget.select_on == "metric"
     for lanes, start, stop in _replicate_spans(budget, rungs):
-        evaluations = max(1, round(budget.validations * (stop - start) / budget.planned_steps))
+        ends = stop == budget.planned_steps
+        predicted = by_metric or (ends and task_class(spec.task.kind).scores_validation)
         for group in _groups(lanes * replicates, most_lanes):
-            total += t.load + (stop - start) * _seconds_at(t.step, group)
-            total += evaluations * n_items["validation"] * _seconds_at(t.evaluate, group)
-        if stop == budget.planned_steps:
-            total += lanes * replicates * n_items["validation"] * t.predict
-    scored = replicates * (n_items["test"] * t.predict + t.general)
-    return total + scored + t.load * len(_groups(replicates, most_lanes))
+            total += _segment_seconds(t, spec, n_items, group, stop - start)
+            if predicted:
+                total += n_items["validation"] * t.predict * t.lanes_factor(group)
+    for group in _groups(replicates, most_lanes):
+        total += t.load + (n_items["test"] * t.predict + t.general) * t.lanes_factor(group)
+    return total
 
 
 def _groups(lanes: int, most: int | None) -> list[int]:
