@@ -2,16 +2,19 @@
 
 One safetensors file per split in ``tokens/``. Its name is a hash of all that determines the tokens:
 data, tokenizer and task options. Files are renamed into place, so readers see complete ones only.
+A process keeps the examples of small files, since each segment needs the same ones.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -21,6 +24,8 @@ from bakeoff.data.rows import Row
 from bakeoff.tasks._base import Example, Task
 
 FOLDER = "tokens"
+KEPT_BYTES = 16 << 20
+"""Largest file whose examples are kept in memory: they take ten times as much there."""
 
 
 def load_or_encode(
@@ -29,7 +34,8 @@ def load_or_encode(
     """Return the examples of a split of the frozen ``data``; tokenise it if it is not cached."""
     path = _path(task, tokenizer, data, split)
     if path.exists():
-        return _read(path)
+        small = path.stat().st_size <= KEPT_BYTES
+        return list(_read_once(path) if small else _read(path))
     examples = task.encode(tokenizer, rows())
     _write(path, examples)
     return examples
@@ -55,10 +61,17 @@ def _path(task: Task, tokenizer: Any, data: Path, split: str) -> Path:
 
 
 def _description(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+    if tokenizer not in _vocabularies:  # 3 MB of JSON, for each split of each segment
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+        _vocabularies[tokenizer] = text
+    text = _vocabularies[tokenizer]
     chat = getattr(tokenizer, "chat_template", None)
     return f"{type(tokenizer).__name__} {tokenizer.special_tokens_map} {chat} {text}"
+
+
+_vocabularies: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""What each loaded tokenizer does to a text, as JSON."""
 
 
 def _write(path: Path, examples: Sequence[Example]) -> None:
@@ -82,6 +95,10 @@ def _read(path: Path) -> list[Example]:
     tokens = _split_rows(arrays["tokens"], arrays["token_counts"])
     labels = _split_rows(arrays["labels"], arrays["label_counts"])
     return [Example(t, y) for t, y in zip(tokens, labels, strict=True)]
+
+
+# the name of a file says what is in it, and three are the splits of a study
+_read_once = functools.lru_cache(maxsize=3)(_read)
 
 
 def _split_rows(flat: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> list[tuple[int, ...]]:
