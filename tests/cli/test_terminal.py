@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import fcntl
 import io
@@ -227,6 +228,12 @@ def test_block_fits_terminal(width: int) -> None:
         assert said in text, text
     assert "12,346 tokens/s so far, each of 2 workers" in text
     assert "whole study: about 83 min left" in text
+    assert "lanes take" not in text
+    methods = tuple(
+        dataclasses.replace(m, lanes_ratio=3.84, lanes_timed=16) for m in make_status(1).methods
+    )
+    said = "16 lanes take 3.8 times a single trial's step with LoRA"
+    assert said in text_of(make_status(methods=methods), width)
 
 
 def test_low_terminal_keeps_control_and_best() -> None:

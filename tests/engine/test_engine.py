@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from bakeoff.core.trial import Conditions, Segment
 from bakeoff.engine import device, profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
+from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import resolve_device, resolve_precision, set_dtypes
 from bakeoff.engine.loop import LossReading, reading_steps, train
 from bakeoff.engine.loss import supervised_logits, supervised_positions
@@ -262,6 +265,33 @@ def test_ineffective_training_fails(
     assert (cost["status"], result.status) == (Status.INCOMPATIBLE, Status.FAILED)
     assert "no gradient reached any of its weights in 4 steps" in cost["reason"]
     assert "in 3 steps: it is still the base model" in (result.reason or "")
+
+
+def test_graphs_are_captured_for_one_shape(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With CUDA graphs the middle shape is timed, and the peak is that of the largest step.
+
+    A replay allocates nothing, so memory is read in a step without a graph.
+    """
+    trial = make_trial("lora", "sft")
+    setup = build_tiny_setup([trial], tiny_llama, tmp_path, Switches.best("cpu", "fp32"))
+    stepper, builder, examples = setup.stepper(), setup.batch_builder, setup.examples("train")
+    drawn = islice(builder.training_steps(examples, [trial.seed]), 23)
+    sizes = sorted(step.slots for step in drawn)
+    builder.switches = dataclasses.replace(builder.switches, graphs=True)
+    taken: list[tuple[int, bool]] = []
+
+    def take(index: int, batch: StepBatch, capture: bool = True) -> None:
+        taken.append((batch.slots, capture))
+
+    monkeypatch.setattr(stepper, "step", take)
+    monkeypatch.setattr(builder, "_choose_shapes", lambda *_: ())
+    monkeypatch.setattr(profiling, "peak_bytes", lambda _: 7)
+    batches, peak = cost_probe._find_fitting_batches(setup, stepper, examples)
+    assert {batch.slots for batch in batches} == {sizes[11]}
+    assert peak == 7
+    assert taken == [(sizes[-1], False), (sizes[-1], False), (sizes[11], True)]
 
 
 def test_cost_probe_times_a_group_of_lanes(

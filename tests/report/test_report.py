@@ -21,6 +21,7 @@ from bakeoff.core.format import (
     DisplayUnit,
     format_bytes,
     format_count,
+    format_lane_costs,
     format_learning_rate,
     format_milliseconds,
     format_p_value,
@@ -79,6 +80,11 @@ def without_assets(page: str) -> str:
         (format_setting({"r": 8, "learning_rate": 0.001}), "lr 1e-3, r 8"),
         (format_setting(None), "–"),
         (format_significant(0.0), "0"),
+        (format_lane_costs([("LoRA", 16, 3.84), ("OFT", 16, 12.0), ("full", None, None)]),
+         "16 lanes take 3.8 times a single trial's step with LoRA, 12 times with OFT"),
+        (format_lane_costs([("LoRA", 16, 3.0), ("{}", 4, 1.04)]),
+         "16 lanes take 3 times a single trial's step with LoRA; "
+         "4 lanes take 1 times a single trial's step with {}"),
     ],
 )  # fmt: skip
 def test_numbers_are_written_for_people(written: str, expected: str) -> None:

@@ -168,6 +168,10 @@ def test_costs_split_by_phase() -> None:
     drawn = costs.build(made)
     assert only(drawn.blocks, TableBlock).rows[0].cells[-2].text == "12.3 ms"
     assert only(drawn.blocks, Bars).rows[0].numbers == "not measured"
+    assert not any("lanes take" in b.text for b in drawn.blocks if isinstance(b, Text))
+    made["methods"][0]["cost"] |= {"lanes_ratio": 3.84, "lanes_timed": 16}
+    texts = [b.text for b in costs.build(made).blocks if isinstance(b, Text)]
+    assert "16 lanes take 3.8 times a single trial's step with LoRA." in texts
 
 
 def test_verdict_evidence_and_table_selection() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from helpers.study_runs import Killed, Values, run_validated, study_values
 
 from bakeoff import api
 from bakeoff.analysis.rounds.look import Look
-from bakeoff.study import record, rounds
+from bakeoff.core.results import Cost, Status
+from bakeoff.study import record, rounds, run
+from bakeoff.study.config import parse_spec
 from bakeoff.study.config.budget import BudgetSpec
-from bakeoff.study.planning.rounds import planned_looks
+from bakeoff.study.planning.rounds import are_lanes_free, planned_looks
 from bakeoff.study.storage.database import Reader
 from bakeoff.testing.tiny import rows, write_jsonl
 
@@ -68,6 +71,43 @@ def test_planned_looks(
 ) -> None:
     """Looks are at 3 (5 with few contenders), 5, 8, 12 and 16 replicates, up to the most."""
     assert planned_looks(BudgetSpec(**budget), contenders, free) == looks
+
+
+@pytest.mark.parametrize(
+    ("ratio", "lanes", "free"),
+    [(2.9, 16, True), (3.0, 16, False), (2.9, None, True), (1.4, 8, True), (1.4, 4, False),
+     (None, None, False)],
+)  # fmt: skip
+def test_free_lanes_count_steps_of_16(ratio: float | None, lanes: int | None, free: bool) -> None:
+    """Where fewer than 16 lanes share a step, 16 take several steps."""
+    cost = Cost("lora", Status.DONE, lanes_ratio=ratio, lanes_timed=lanes)
+    assert are_lanes_free(cost) is free
+    assert not are_lanes_free(None)
+
+
+@pytest.mark.parametrize(
+    ("device", "budget", "engine", "lanes"),
+    [
+        ("cuda", {}, {}, 16),
+        ("cpu", {}, {}, 1),
+        ("cuda", {}, {"lanes": 4}, 4),
+        ("cuda", {"seeds": 3, "settings": 2}, {}, 6),
+        ("cuda", {"settings": 1, "most": 5}, {}, 5),
+    ],
+)
+def test_probe_times_the_largest_group(
+    device: str, budget: dict[str, Any], engine: dict[str, Any], lanes: int
+) -> None:
+    """The cost probe times as many lanes as the study's largest group has."""
+    value = {
+        "name": "lanes", "base": {"model": "somewhere"}, "data": {"train": "rows.jsonl"},
+        "task": {"kind": "classify"}, "methods": {"control": "lora", "contenders": ["full"]},
+        "budget": {"steps": 10, "settings": 3, **budget}, "engine": engine,
+    }  # fmt: skip
+    study: Any = SimpleNamespace(
+        spec=parse_spec(value), machine={"device": device}, entries=("lora", "full")
+    )
+    assert run._probed_lanes(study) == lanes
 
 
 def test_looks_recomputed_to_the_bit(whole: tuple[Values, dict[str, Any], Path]) -> None:
