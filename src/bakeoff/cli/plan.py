@@ -79,11 +79,11 @@ def command(
         show_sizes(overview["sizes"])
     show_rounds(overview)
     show_price(overview)
-    for line in (*describe_groups(overview), *describe_promise(overview)):
-        out.print(escape_text(line))
     costs = ((m["method"], m["lanes"], m["ratio"]) for m in overview["lanes"] or ())
     if (lanes := format_lane_costs(costs)) is not None:
         out.print(escape_text(lanes))
+    for line in (*describe_groups(overview), *describe_promise(overview)):
+        out.print(escape_text(line))
     if overview["estimate"]:
         show_estimate(overview["estimate"])
     show_rows(overview["rows"] or [], overview["added_tokens"])
