@@ -2,6 +2,7 @@
 
     python benchmarks/generation.py --model FOLDER --json    SmolLM2-135M-Instruct, say
     python benchmarks/generation.py --shape 135m             random weights of a shape
+    python benchmarks/generation.py --lanes 12               twelve adapters, as trials in lanes
 
 The plain side is what PEFT's ``method_comparison/MetaMathQA`` does: ``model.generate``, padded
 batches of 50 in the order given, each until its last row has ended. Ours is what ``bakeoff run``
@@ -9,6 +10,9 @@ uses. Both answer the same prompts greedily with the same model, a LoRA of rando
 each side's time is the median of its rounds, and sides take turns. Everything is in the times:
 ours captures its CUDA graphs anew in every round. On a CPU the process's own CPU time stands beside
 the clock's: on a busy machine it is the one to trust.
+
+With ``--lanes K`` every side answers the prompts with each of K adapters of different weights:
+plain ``generate`` and ours with one adapter after another, and ours with all of them in a step.
 
 Where a row's tokens differ, the gap between the logits of the two tokens must be within rounding
 (``engine.generation.token_ties``), else no ratio is printed and the exit code is 1. In fp32 hardly
@@ -40,14 +44,18 @@ from gpu_sides import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import bakeoff
+from bakeoff.engine import peft_patches
 from bakeoff.engine.device import autocast, disable_input_casting, resolve_precision, set_dtypes
+from bakeoff.engine.generation.decoding import LaneSpan
 from bakeoff.engine.generation.generate import (
     DecodeSettings,
     GenerationRequest,
-    generate_in_slots,
+    choose_rows,
+    generate_in_lanes,
     generate_plain,
 )
 from bakeoff.engine.generation.token_ties import ROUNDING, TokenDifference, first_differences
+from bakeoff.engine.lanes.lanes import InitialTensors, Lanes
 
 BATCH = 50
 """PEFT's benchmark evaluates in batches of 50."""
@@ -56,12 +64,13 @@ MEAN_ANSWER = 24
 PLAIN = "plain generate"
 
 Answers = list[list[int]]
+"""The answers of the first adapter, of the second, ..."""
 
 
 class Ground(NamedTuple):
-    """What both sides answer: the model with its adapter, the prompts, where and how."""
+    """What both sides answer: the model with its adapters, the prompts, where and how."""
 
-    model: Any
+    lanes: Lanes
     asked: GenerationRequest
     device: str
     precision: str
@@ -110,50 +119,83 @@ def shaped(args: argparse.Namespace) -> tuple[Any, GenerationRequest]:
 
 
 def prepare(args: argparse.Namespace) -> Ground:
-    """Load the model with its adapter, as a study holds them."""
+    """Load the model with its adapters, as a study holds them."""
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     precision = args.precision or ("bf16" if device != "cpu" else "fp32")
     precision = resolve_precision(precision, device)
     base, asked = real(args) if args.model else shaped(args)
     base.requires_grad_(False)
     config = peft.LoraConfig(r=32, lora_alpha=64, target_modules=["q_proj", "v_proj"])
-    model = peft.get_peft_model(base, config)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.002)
+    model: Any = peft.get_peft_model(base, config)
+    peft_patches.install_patches(model)
     model = model.to(device).eval()
     set_dtypes(model, precision)
+    start, starts = InitialTensors.from_model(model, checksums=False), []
+    for lane in range(args.lanes):
+        torch.manual_seed(1 + lane)
+        trained = {
+            name: torch.randn_like(tensor) * 0.002 if "lora_B" in name else tensor
+            for name, tensor in start.trained.items()
+        }
+        starts.append(start._replace(trained=trained))
+    lanes = Lanes(model, starts, [list(start.trained)], list(range(args.lanes)))
     disable_input_casting(model)
-    return Ground(model, asked, device, precision)
+    return Ground(lanes, asked, device, precision)
 
 
 def in_batches(ground: Ground, batch: int) -> Answers:
-    """Answer by plain ``generate``, in the order given."""
-    prompts = ground.asked.prompts
-    parts = (prompts[i : i + batch] for i in range(0, len(prompts), batch))
-    return [
-        a
-        for part in parts
-        for a in generate_plain(ground.model, ground.asked._replace(prompts=part))
-    ]
+    """Answer by plain ``generate``, in the order given, one adapter after another."""
+    prompts, answers = ground.asked.prompts, []
+    for lane in range(len(ground.lanes)):
+        ground.lanes.run_single(lane)
+        for i in range(0, len(prompts), batch):
+            part = ground.asked._replace(prompts=prompts[i : i + batch])
+            answers += generate_plain(ground.lanes.model, part)
+    return answers
+
+
+def in_slots(
+    ground: Ground, width: int, rows: int, graphs: bool, settings: DecodeSettings | None = None
+) -> Answers:
+    """Answer by ours with ``width`` adapters in a step, which have ``rows`` rows together.
+
+    Without ``settings`` rows are added as in a study.
+    """
+    pace = settings or DecodeSettings.for_device(ground.device.split(":", maxsplit=1)[0])
+    if settings is None:
+        rows = choose_rows(ground.lanes, width, ground.asked, rows, pace)
+    answers = []
+    for first in range(0, len(ground.lanes), width):
+        span = LaneSpan(first, width)
+        found = generate_in_lanes(
+            ground.lanes, span, ground.asked, max(1, rows // width), graphs, pace
+        )
+        answers += [answer for of_lane in found for answer in of_lane]
+    return answers
 
 
 def sides(args: argparse.Namespace, ground: Ground) -> dict[str, Callable[[], Answers]]:
-    """Return what is timed: the plain side first."""
+    """Return what is timed: plain, ours with one adapter in a step, ours with all of them."""
+    batch, graphs, count = args.batch, ground.device != "cpu", len(ground.lanes)
 
-    def ours(rows: int, graphs: bool, pace: DecodeSettings | None = None) -> Callable[[], Answers]:
-        return lambda: generate_in_slots(ground.model, ground.asked, rows, graphs, pace)
+    def ours(width: int, rows: int, *rest: Any) -> Callable[[], Answers]:
+        return lambda: in_slots(ground, width, rows, graphs, *rest)
 
-    found = {PLAIN: lambda: in_batches(ground, args.batch)}
-    if ground.device == "cpu":
-        return {**found, f"ours, {args.batch} rows": ours(args.batch, False)}
-    same_rows = DecodeSettings.for_device("cuda")._replace(min_rows=0)
+    found = {PLAIN: lambda: in_batches(ground, batch)}
+    if not graphs:
+        found[f"ours, {batch} rows"] = ours(1, batch)
+        if count > 1:
+            found[f"{count} lanes, {batch} rows together"] = ours(count, batch)
+            found[f"{count} lanes, {batch} rows each"] = ours(count, batch * count)
+        return found
+    if count > 1:
+        return {**found, "ours": ours(1, batch), f"{count} lanes": ours(count, batch)}
+    same_rows = DecodeSettings.for_device("cuda")
     return {
         **found,
-        f"ours, {args.batch} rows, no graphs": ours(args.batch, False, same_rows),
-        f"ours, {args.batch} rows": ours(args.batch, True, same_rows),
-        "ours": ours(args.batch, True),
+        f"ours, {batch} rows, no graphs": lambda: in_slots(ground, 1, batch, False, same_rows),
+        f"ours, {batch} rows": ours(1, batch, same_rows),
+        "ours": ours(1, batch),
     }
 
 
@@ -178,8 +220,14 @@ def timed(ground: Ground, side: Callable[[], Answers]) -> tuple[Took, Answers]:
 
 def compare(ground: Ground, ours: Answers, theirs: Answers) -> list[TokenDifference]:
     """Return the first differences of the rows that differ."""
-    with autocast(ground.device, ground.precision):
-        return list(first_differences(ground.model, ground.asked, ours, theirs))
+    count, found = len(ground.asked.prompts), []
+    for lane in range(len(ground.lanes)):
+        ground.lanes.run_single(lane)
+        part = slice(lane * count, (lane + 1) * count)
+        with autocast(ground.device, ground.precision):
+            model, asked = ground.lanes.model, ground.asked
+            found += first_differences(model, asked, ours[part], theirs[part])
+    return found
 
 
 def warm_up(args: argparse.Namespace, ground: Ground) -> None:
@@ -222,10 +270,18 @@ def row(
         "seconds": took,
         "rounds": [t.clock for t in seconds[name]],
         "cpu_seconds": cpu,
+        "rows_per_second": len(answers[name]) / took,
         "tokens_per_second": sum(map(len, answers[name])) / took,
     }
     if name == PLAIN:
         return found
+    single = next(n for n in seconds if n.startswith("ours"))
+    if len(ground.lanes) > 1 and name != single:
+        alone = [
+            statistics.median(getattr(t, kind) for t in seconds[single]) for kind in Took._fields
+        ]
+        found["ratio_one_lane"] = alone[0] / took
+        found["ratio_one_lane_cpu_time"] = alone[1] / cpu if ground.device == "cpu" else None
     off = compare(ground, answers[name], answers[PLAIN])
     wrong = [d for d in off if d.gap > ROUNDING[ground.precision]]
     return {
@@ -244,15 +300,18 @@ def told(report: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{report['model']}, {report['precision']}, {report['device']}: "
         f"{report['prompts']} prompts of {found['prompt_tokens']:.0f} tokens, "
-        f"answers of {found['answers']['mean_tokens']:.0f} (at most "
+        f"adapters: {report['lanes']}, answers of {found['answers']['mean_tokens']:.0f} (at most "
         f"{found['answers']['most']}), plain in batches of {report['batch']}"
     )
     for name, side in found["sides"].items():
-        line = f"{name:28s} {side['seconds']:8.2f} s {side['tokens_per_second']:9.0f} tok/s"
+        line = f"{name:28s} {side['seconds']:8.2f} s {side['rows_per_second']:7.1f} rows/s"
+        line += f" {side['tokens_per_second']:9.0f} tok/s"
         if "ratio" in side:
             line += f" {side['ratio']:6.2f}x"
             if side["ratio_cpu_time"]:
                 line += f" ({side['ratio_cpu_time']:.2f}x in CPU time)"
+            if "ratio_one_lane" in side:
+                line += f", {side['ratio_one_lane']:.2f}x of one lane at a time"
             line += f"   {side['rows_that_differ']} rows differ"
             line += f", {side['beyond_rounding']} of them beyond rounding"
         yield line
@@ -265,6 +324,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     which.add_argument("--model", help="a folder with weights and tokenizer")
     which.add_argument("--shape", choices=SHAPES, default="135m", help="random weights")
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--lanes", type=int, default=1, help="adapters of different weights")
     parser.add_argument("--batch", type=int, default=BATCH, help="rows of a plain batch")
     parser.add_argument("--most", type=int, default=128, help="tokens of an answer, at most")
     parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: as the device")
@@ -287,11 +347,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = {
         "benchmark": "generation",
         "model": Path(args.model).name if args.model else f"random weights, shape {args.shape}",
-        "parameters": sum(p.numel() for p in ground.model.parameters()),
+        "parameters": sum(p.numel() for p in ground.lanes.model.parameters()),
         "precision": ground.precision,
         "device": platform.processor() or "cpu" if on_cpu else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "prompts": args.prompts,
+        "lanes": args.lanes,
         "batch": args.batch,
         "versions": {
             "torch": torch.__version__, "transformers": transformers.__version__,

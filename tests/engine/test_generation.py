@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -353,8 +354,15 @@ def test_benchmark_omits_ratio_for_mismatch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The benchmark runs and gives no ratio when the tokens differ."""
-    few = ["--shape", "tiny", "--prompts", "12", "--batch", "5", "--most", "12"]
+    few = ["--shape", "tiny", "--prompts", "6", "--batch", "5", "--most", "12"]
     module = script("generation")
+    assert module.main([*few, "--lanes", "3", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    assert measured["answers"]["count"] == 18
+    together, each = list(measured["sides"].values())[2:]
+    for side in (together, each):
+        assert side["rows_that_differ"] == 0
+        assert side["ratio_one_lane"] > 0
     assert module.main(few) == 0
     assert "   0 rows differ" in capsys.readouterr().out
     wrong_positions(monkeypatch)
