@@ -17,6 +17,7 @@ import torch
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
+from bakeoff.engine.base_cache import cache_base
 from bakeoff.engine.device import autocast, free_memory
 from bakeoff.engine.loop import step_with_retry
 from bakeoff.methods.hook import Incompatible
@@ -46,7 +47,8 @@ def time_steps(value: dict[str, Any]) -> dict[str, Any]:
     segment = Segment.from_json(value)
     prepare_process(segment.trials[0].conditions)
     try:
-        with warnings.catch_warnings():
+        # the study's workers keep the base, too
+        with warnings.catch_warnings(), cache_base():
             warnings.simplefilter("ignore")  # the trials record what libraries warn of
             return _measure(segment)
     except (Incompatible, RuntimeError, ValueError) as error:
