@@ -316,24 +316,33 @@ class _SlotGeneration:
         if not waiting or sum(queue.room(self.rows) for queue in queues) < enough:
             return
         self._lay_out(self.span, self.rows)
-        planned = self._next_pass()
+        planned = self._next_pass(required=True)
         while planned is not None:
             self._run_pass(planned)
-            planned = self._next_pass()
-            if planned is not None and planned.is_half_empty:
-                return  # these prompts wait until their lanes have more free slots
+            planned = self._next_pass(required=False)
 
-    def _next_pass(self) -> _PromptPass | None:
-        """Return the next pass over prompts; None if no lane has both prompts and free slots."""
+    def _next_pass(self, required: bool) -> _PromptPass | None:
+        """Return the next pass over prompts, None if no lane has both prompts and free slots.
+
+        A pass over all lanes that have both is not taken if it would be half empty. If a pass is
+        required, it then has fewer lanes.
+        """
         rooms = {lane: self.queues[lane].room(self.rows) for lane in self.span.lanes}
         takers = [lane for lane, room in rooms.items() if room]
         if not takers:
             return None
         planned = self._plan_pass(LaneSpan(takers[0], takers[-1] - takers[0] + 1), rooms)
-        if planned.is_half_empty:  # fewer lanes, without those that have no prompts between them
-            count = next((i for i, n in enumerate(takers) if n != takers[0] + i), len(takers))
-            planned = self._plan_pass(LaneSpan(takers[0], count), rooms)
-        return planned
+        if not planned.is_half_empty:
+            return planned
+        if not required:
+            return None
+        first = last = max(takers, key=lambda lane: rooms[lane])
+        enough = rooms[first] / 2
+        while rooms.get(first - 1, 0) >= enough:
+            first -= 1
+        while rooms.get(last + 1, 0) >= enough:
+            last += 1
+        return self._plan_pass(LaneSpan(first, last - first + 1), rooms)
 
     def _plan_pass(self, span: LaneSpan, rooms: Mapping[int, int]) -> _PromptPass:
         """Return a pass over the lanes of a span, or over its first ones if not all fit."""

@@ -66,6 +66,9 @@ class LaneQueue:
         prompt = self.in_slot[slot]
         assert prompt is not None
         completion = self.completions[prompt]
+        if len(completion) + len(tokens) < self._limit and self._end_tokens.isdisjoint(tokens):
+            completion.extend(tokens)  # in a large batch the loop would take as long as a step
+            return
         for token in tokens:
             completion.append(token)
             if token in self._end_tokens or len(completion) == self._limit:
