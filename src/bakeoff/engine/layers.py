@@ -60,6 +60,7 @@ class LayerStack:
         self.checkpointing = False
         """Each layer saves only its input and is recomputed in the backward pass."""
         self._packed: dict[int, Any] = {}
+        self._drawn: set[Any] = set()
         self._shells = [ClassForward(layer) for layer in self.layers]
         self._compiled: list[Callable[..., Any]] = []
         for index, layer in enumerate(self.layers):
@@ -118,11 +119,26 @@ class LayerStack:
             Tensor, lambda t: self._pack_argument(t, where), (args, kwargs)
         )
         if compiled:
+            self._draw_ahead(index, args, kwargs, where)
             _mark_dynamic(where, (args, kwargs))
         out = self._call(index, args, kwargs, compiled)
         return (
             pytree.tree_map_only(Tensor, lambda t: _unpack_output(t, where), out) if last else out
         )
+
+    def _draw_ahead(self, index: int, args: Any, kwargs: dict[str, Any], where: Layout) -> None:
+        """Run a layer that draws noise once, uncompiled, for each shape of a pass.
+
+        Keys and noise are made on the host, which the compiler cannot trace: they must exist.
+        """
+        draws, shape = ActivePass.random, (index, where.gather.shape, where.scatter.shape)
+        if draws is None or not draws.users or shape in self._drawn:
+            return
+        self._drawn.add(shape)
+        calls = draws.calls
+        with torch.no_grad():
+            self._run_once(index, False, args, kwargs)
+        draws.return_to(calls)
 
     def _call(self, index: int, args: Any, kwargs: dict[str, Any], compiled: bool) -> Any:
         """Run one layer; with checkpointing, save only its input and rerun it for the gradient.

@@ -48,6 +48,8 @@ class LaneRandom:
         """Former noise, which CUDA graphs that were captured with it still read."""
         self._keys = torch.empty(0, len(seeds), 2, dtype=torch.int32, device=device)
         self._calls = 0
+        self.users = 0
+        """Number of modules that draw by these keys."""
         self._step = 0
         self._rows = slice(None)
         self.part: StepPart | None = None
@@ -213,4 +215,5 @@ def install_keyed_dropout(model: nn.Module, random: LaneRandom) -> list[KeyedDro
             drawing: Any = module
             drawing.keyed = KeyedDropout(drawing, random)
             installed.append(drawing.keyed)
+    random.users += len(installed)
     return installed
