@@ -103,6 +103,8 @@ class Switches:
     """Completions are generated with KV slots; off: by ``generate``, batch by batch."""
     lane_generation: bool = False
     """Trials share the steps of fast generation; off: one trial after another."""
+    fused: bool = False
+    """Frozen RMS norms and rotary embeddings of the base take fewer kernels."""
 
     @classmethod
     def all_off(cls) -> Switches:
@@ -125,11 +127,15 @@ class Switches:
 
     def conflicts(self) -> dict[str, str]:
         """Return the accelerators that conflict with others that are on, with the reasons."""
+        fused = {"fused": "the compiler fuses these layers itself"} if self.compile else {}
         if self.micro_tokens is not None:
-            return {"graphs": "micro_tokens cuts steps into passes of too many shapes to capture"}
+            return fused | {
+                "graphs": "micro_tokens cuts steps into passes of too many shapes to capture"
+            }
         if self.checkpointing:
-            return {"graphs": "checkpointing keeps the random state of each layer on the host"}
-        return {}
+            why = "checkpointing keeps the random state of each layer on the host"
+            return fused | {"graphs": why}
+        return fused
 
 
 class SwitchDefault(NamedTuple):
@@ -158,6 +164,9 @@ def explain_defaults(
         "lean_inputs": SwitchDefault(
             precision == "bf16",
             "bf16: no fp32 copies" if precision == "bf16" else "fp32: nothing to cast",
+        ),
+        "fused": SwitchDefault(
+            cuda, "if they give what the base's code gives" if cuda else "a CPU gains nothing"
         ),
         "compile": _compile_default(cuda, steps),
         "graphs": SwitchDefault(cuda, "a step is one CUDA graph" if cuda else "needs CUDA"),

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
 from bakeoff.engine.device import autocast
+from bakeoff.engine.fused_layers import fuse_frozen_layers
 from bakeoff.engine.lanes.dropout import StepPart
 from bakeoff.engine.lanes.lanes import Lanes
 from bakeoff.engine.layers import LayerStack, use_packed_attention
@@ -155,6 +156,8 @@ class BatchBuilder:
         self._inspected = False
         self._last: tuple[Sequence[Sequence[TokenizedExample]], Sequence[StepShape]] = (), ()
         set_chunked_loss(lanes.model, on=switches.loss, compiled=switches.compile)
+        if switches.fused:
+            fuse_frozen_layers(lanes.model)
         if switches.packing:
             use_packed_attention(lanes.model)
         if switches.packing or switches.checkpointing:

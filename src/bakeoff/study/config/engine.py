@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from bakeoff.study.config.base import LARGEST, Count, SpecTable
 
 Switch = Literal["auto", "on", "off"]
-SWITCHES = ("packing", "loss", "lean_inputs", "compile", "graphs", "checkpointing", "generation")
+SWITCHES = (
+    "packing", "loss", "lean_inputs", "fused", "compile", "graphs", "checkpointing", "generation",
+)  # fmt: skip
 
 
 class EngineSpec(SpecTable):
@@ -51,6 +53,9 @@ class EngineSpec(SpecTable):
     """Chunked cross-entropy, for supervised tokens only; `auto`: if the head is frozen."""
     lean_inputs: Switch = "auto"
     """Avoid fp32 copies of the inputs of PEFT layers; `auto`: in bf16."""
+    fused: Switch = "auto"
+    """Compute the base's frozen RMS norms and rotary embeddings in fewer kernels; `auto`: on CUDA,
+    without `compile`."""
     compile: Switch = "auto"
     """Compile one layer for all; `auto`: on CUDA, from 500 steps per trial."""
     graphs: Switch = "auto"

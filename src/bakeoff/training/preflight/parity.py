@@ -33,7 +33,8 @@ less than the error of a wrong gradient, which is about 1."""
 PERTURBATION = 0.1
 """How far trained tensors are moved before answers are compared, in their standard deviations."""
 ORDER = (
-    "lanes", "loss", "packing", "lean_inputs", "checkpointing", "micro_tokens", "compile", "graphs",
+    "lanes", "loss", "packing", "lean_inputs", "fused", "checkpointing", "micro_tokens", "compile",
+    "graphs",
 )  # fmt: skip
 """Order in which accelerators are tried one by one: an accelerator follows those it builds on."""
 
