@@ -142,7 +142,7 @@ def run_trial(job: dict[str, Any], out: Path) -> dict[str, Any]:
     )
     wall = time.perf_counter() - started
     if done.returncode:
-        print(done.stderr, file=sys.stderr)
+        say(done.stderr)
         cause = f"{TRIAL.name} ended with {done.returncode}."
         raise BakeoffError("usual-way-failed", cause, "its errors are above.")
     result: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
@@ -169,7 +169,7 @@ def sample(
             return kept
     out.mkdir(parents=True, exist_ok=True)
     quiet_transformers()
-    base = locate_base(spec.base.model, print, spec.base.revision).path
+    base = locate_base(spec.base.model, say, spec.base.revision).path
     steps, threads = trial.conditions.steps, trial.conditions.threads
     on_cpu = trial.conditions.device == "cpu"
     validations = sorted({*(point.step for point in ours.curve), steps})
@@ -181,7 +181,7 @@ def sample(
         "validations": validations,
         "out": str(out / "saved"),
     }
-    print(f"{trainer}: {trial.method.title}", file=sys.stderr, flush=True)
+    say(f"{trainer}: {trial.method.title}")
     result = run_trial(job, out)
     seconds = result["seconds"]
     found = {
@@ -199,6 +199,11 @@ def sample(
         found["our_score"] = on_test and statistics.fmean(on_test.scores)
     done.write_text(json.dumps(found), encoding="utf-8")
     return found
+
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def kept_samples(folder: Path, methods: Iterable[str], trainer: str) -> dict[str, Any]:
