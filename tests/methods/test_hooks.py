@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 from pathlib import Path
@@ -107,6 +108,40 @@ def test_adalora_prunes_by_own_importance(llama: Path, tmp_path: Path) -> None:
         kept.append([int((p != 0).sum()) for p in singular])
     assert {sum(k) for k in kept} == {config.target_r * len(kept[0])}, "the whole budget, no more"
     assert len({tuple(k) for k in kept}) > 1, "three trials pruned alike"
+
+
+def test_adalora_prunes_as_peft_does(llama: Path, tmp_path: Path) -> None:
+    """Two lanes keep the ranks that PEFT's allocator keeps for each, before and after a resume."""
+    trials = [make_trial("adalora", "sft", seed=s) for s in (0, 1)]
+    at = build_tiny_setup(trials, llama, tmp_path, LANES)
+    stack, hook = at.lanes.stack, at.hook
+    others = []
+    for lane in (0, 1):
+        at.lanes.run_single(lane)
+        others.append(copy.deepcopy(at.model))
+    draws = torch.Generator().manual_seed(0)
+    total = at.model.peft_config["default"].total_step
+    for step in range(total):
+        for tensor in (stack.values, stack.gradients):
+            tensor.copy_(torch.randn(tensor.shape, generator=draws))
+        for lane, other in enumerate(others):
+            for name in stack.names:
+                parameter = other.get_parameter(name)
+                parameter.data.copy_(stack.tensor(name)[lane])
+                parameter.grad = stack.gradient(name)[lane].clone()
+            other.base_model.update_and_allocate(step)
+        if step == total // 2:
+            states = [hook.state(lane) for lane in (0, 1)]
+            hook.ranks = type(hook.ranks)(hook.allocator)
+            for lane, state in enumerate(states):
+                hook.restore(lane, state)
+        hook.after_lanes_step(stack, step)
+        for lane, other in enumerate(others):
+            for name in stack.names:
+                assert torch.equal(stack.tensor(name)[lane], other.get_parameter(name)), step
+            pattern = other.peft_config["default"].rank_pattern or None
+            assert hook.ranks.pattern(lane) == pattern, step
+    assert pattern is not None
 
 
 def test_adaloras_penalty_is_pefts(llama: Path, tmp_path: Path) -> None:

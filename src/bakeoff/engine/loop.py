@@ -20,6 +20,7 @@ from bakeoff.engine.cuda_graphs import StepGraphs
 from bakeoff.engine.device import autocast, free_memory, is_out_of_memory
 from bakeoff.engine.heartbeat import beat, stop_requested
 from bakeoff.engine.lanes.lanes import Lanes, Precondition
+from bakeoff.engine.lanes.parameter_stack import ParameterStack
 from bakeoff.engine.optim import LaneAdamW, LaneRecipe, learning_rate_factor
 from bakeoff.engine.packing.attention import use_layout
 
@@ -76,13 +77,15 @@ class StepHooks(NamedTuple):
     """A method's own computations in a training step; None where it has none.
 
     ``penalty`` returns a term to add to a lane's loss, ``precondition`` maps a lane's values and
-    clipped gradients to new gradients, ``after_step`` is called with each lane's model, the step
-    and the lane between the optimizer's step and the next forward pass.
+    clipped gradients to new gradients. Between the optimizer's step and the next forward pass
+    ``after_step`` is called with each lane's model, the step and the lane, ``after_lanes_step``
+    once with the tensors of all lanes and the step.
     """
 
     penalty: Callable[[nn.Module], Tensor | None] | None = None
     precondition: Precondition | None = None
     after_step: Callable[[nn.Module, int, int], None] | None = None
+    after_lanes_step: Callable[[ParameterStack, int], None] | None = None
 
 
 class Stepper:
@@ -99,7 +102,9 @@ class Stepper:
         self.lanes = lanes
         self.recipe = recipe
         self.losses = losses
-        self.penalty, self.precondition, self.after_step = extras or StepHooks()
+        extras = extras or StepHooks()
+        self.penalty, self.precondition = extras.penalty, extras.precondition
+        self.after_step, self.after_lanes_step = extras.after_step, extras.after_lanes_step
         recipes = [LaneRecipe(r, recipe.weight_decay, recipe.clip) for r in rates]
         self.optimizer = LaneAdamW(lanes.stack, recipes, MAX_LOSS)
         self._factor = torch.zeros((), device=lanes.stack.values.device)
@@ -205,7 +210,8 @@ class Stepper:
 
     def never_updated(self, lane: int) -> bool:
         """Return whether neither a gradient nor the method itself has ever changed a lane."""
-        return self.after_step is None and self.optimizer.never_updated(lane)
+        own = self.after_step is not None or self.after_lanes_step is not None
+        return not own and self.optimizer.never_updated(lane)
 
     def discard_graphs(self, for_good: bool) -> None:
         """Free captured graphs and their memory; ``for_good`` also stops capturing new ones."""
@@ -214,6 +220,8 @@ class Stepper:
             self.lanes.random.captured = not for_good
 
     def _run_after_step(self, index: int) -> None:
+        if self.after_lanes_step is not None:
+            self.after_lanes_step(self.lanes.stack, index)
         if self.after_step is None:
             return
         for lane in range(len(self.lanes)):

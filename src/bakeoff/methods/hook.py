@@ -22,6 +22,7 @@ from bakeoff.core import plugins
 from bakeoff.core.errors import UsageError, first_line
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine.batching import TokenizedExample
+from bakeoff.engine.lanes.parameter_stack import ParameterStack
 from bakeoff.engine.loop import StepHooks
 from bakeoff.methods.arguments import Incompatible, RuleContext, config_class, resolve_arguments
 from bakeoff.methods.boft_extension import disable_boft_extension
@@ -163,8 +164,11 @@ class Hook:
     def after_step(self, model: nn.Module, step: int, lane: int) -> None:
         """Change one trial's model after optimizer step ``step`` (from 0)."""
 
+    def after_lanes_step(self, stack: ParameterStack, step: int) -> None:
+        """Change the tensors of all trials in place after optimizer step ``step`` (from 0)."""
+
     def state(self, lane: int) -> dict[str, Tensor]:
-        """Return the state that ``after_step`` keeps for one trial, for its checkpoint."""
+        """Return the state that these two keep for one trial, for its checkpoint."""
         return {}
 
     def restore(self, lane: int, saved: Mapping[str, Tensor]) -> None:

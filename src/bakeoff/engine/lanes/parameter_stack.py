@@ -56,11 +56,11 @@ class ParameterStack:
 
     def tensor(self, name: str) -> Tensor:
         """Return the values of a tensor in all lanes, ``[K, *shape]``."""
-        return self._view(self.values, name)
+        return self.view(self.values, name)
 
     def gradient(self, name: str) -> Tensor:
         """Return the gradients of a tensor in all lanes, ``[K, *shape]``."""
-        return self._view(self.gradients, name)
+        return self.view(self.gradients, name)
 
     def leaves(self, first: int, width: int) -> dict[str, nn.Parameter]:
         """Return the leaves of ``width`` lanes, ``[width, *shape]``; of one lane, ``[*shape]``.
@@ -69,7 +69,7 @@ class ParameterStack:
         """
         at = first if width == 1 else slice(first, first + width)
         return {
-            n: _make_leaf(self.tensor(n)[at], self._view(self.gradients, n)[at]) for n in self.names
+            n: _make_leaf(self.tensor(n)[at], self.view(self.gradients, n)[at]) for n in self.names
         }
 
     def rows(self, lane: int) -> list[nn.Parameter]:
@@ -79,7 +79,8 @@ class ParameterStack:
             for s in self.spans
         ]
 
-    def _view(self, whole: Tensor, name: str) -> Tensor:
+    def view(self, whole: Tensor, name: str) -> Tensor:
+        """Return a tensor's part of rows ``[n, P]``, ``[n, *shape]``."""
         start, shape = self._starts[name], self.shapes[name]
         return whole[:, start : start + shape.numel()].view(len(whole), *shape)
 
