@@ -326,7 +326,7 @@ def test_study_scores_same_names_plain(
         for key in ("auto", "off")
     }
     engines = {m["method"]: m["engine"] for m in found["auto"]["methods"]}
-    assert "generation" in engines["lora"]["on"]
+    assert {"generation", "lane_generation"} <= set(engines["lora"]["on"])
     assert "virtual tokens" in engines["prompt_tuning"]["off"]["generation"]
     assert all(m["engine"]["off"]["generation"] is None for m in found["off"]["methods"])
     for auto, off in zip(found["auto"]["methods"], found["off"]["methods"], strict=True):
