@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft.optimizers.riemannian import _collect_lora_pairs, _RiemannianPreconditioner
@@ -17,10 +18,12 @@ from bakeoff.engine.accelerators import Switches
 from bakeoff.methods import registry
 from bakeoff.methods.arguments import RuleContext, resolve_arguments
 from bakeoff.methods.hook import Incompatible
+from bakeoff.methods.hooks import eva
 from bakeoff.testing.tiny import save_llama
 from bakeoff.testing.trials import batches, build_tiny_setup, make_trial, train_steps
 from bakeoff.training import setup
 
+eva_svd = eva.get_eva_state_dict
 LANES = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
 
 
@@ -188,6 +191,38 @@ def test_data_init_follows_study_seed(method: str, llama: Path, tmp_path: Path) 
     a = next(n for n in plain if ".lora_A." in n)
     torch.testing.assert_close(starts[0][a], starts[1][a])
     assert starts[0][a].shape != plain[a].shape or not torch.equal(starts[0][a], plain[a])
+
+
+def test_eva_starts_as_pefts(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start is computed once for all seeds, and is that of plain PEFT."""
+    made: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(1)
+        return eva_svd(*args, **kwargs)
+
+    monkeypatch.setattr(eva, "get_eva_state_dict", counted)
+    trials = [make_trial("eva", "sft", seed=s) for s in (0, 1)]
+    at = build_tiny_setup(trials, llama, tmp_path)
+    assert len(made) == 1
+    task, c = at.task, trials[0].conditions
+    context = setup.attach_context(task, at.tokenizer, c, at.data)
+    base = setup.load_base(c, task, str(llama), 0)
+    plain = peft.get_peft_model(base, at.hook.peft_config(base, context)).eval()
+    rows = [dict(b.inputs) for b in context.batches(64) if b.rows == 64]
+    peft.initialize_lora_eva_weights(plain, rows, show_progress_bar=False)
+    for name, parameter in plain.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(at.lanes.stack.tensor(name)[1], parameter), name
+
+
+def test_eva_gives_up_with_a_reason(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the directions do not settle, PEFT would run on without end."""
+    monkeypatch.setattr(eva, "MOST_PASSES", 1)
+    with pytest.raises(Incompatible, match="not settled after 1 batches"):
+        bench("eva", llama, tmp_path)
 
 
 def test_cpt_starts_from_worked_examples(llama: Path, tmp_path: Path) -> None:
