@@ -82,6 +82,8 @@ def test_free_lanes_count_steps_of_16(ratio: float | None, lanes: int | None, fr
     """Where fewer than 16 lanes share a step, 16 take several steps."""
     cost = Cost("lora", Status.DONE, lanes_ratio=ratio, lanes_timed=lanes)
     assert are_lanes_free(cost) is free
+    assert cost.lanes_factor(1) == 1
+    assert cost.lanes_factor(lanes or 5) == pytest.approx(ratio if ratio and lanes else lanes or 5)
     assert not are_lanes_free(None)
 
 

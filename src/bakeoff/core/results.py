@@ -184,6 +184,15 @@ class Cost:
     lanes_timed: int | None = None
     probe_seconds: dict[str, float] | None = None
 
+    def lanes_factor(self, lanes: int) -> float:
+        """Return the duration of a step of ``lanes`` lanes, in steps of a single one.
+
+        Between one and the timed number it is interpolated; not measured, lanes are separate steps.
+        """
+        if self.lanes_ratio is None or self.lanes_timed is None:
+            return float(lanes)
+        return 1 + (self.lanes_ratio - 1) * (lanes - 1) / (self.lanes_timed - 1)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return dataclasses.asdict(self)

@@ -312,9 +312,9 @@ def _write_results(
 
 
 def _expected_duration(segment: Segment, costs: Mapping[str, Cost]) -> float:
-    """Return the relative duration of a segment: milliseconds of one step, times its lanes."""
+    """Return the relative duration of a segment: milliseconds of a common step of its lanes."""
     cost = costs.get(segment.trials[0].method.name)
-    return (cost.step_milliseconds or 0.0) * len(segment.trials) if cost else 0.0
+    return (cost.step_milliseconds or 0.0) * cost.lanes_factor(len(segment.trials)) if cost else 0.0
 
 
 def _scores_validation(study: Study, stop: int) -> bool:

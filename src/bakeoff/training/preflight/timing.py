@@ -6,23 +6,22 @@ search, and one batch of evaluation.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bakeoff.core.trial import Segment, Trial
 from bakeoff.engine import profiling
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.base_cache import cache_base
-from bakeoff.engine.device import autocast, free_memory
+from bakeoff.engine.device import free_memory
 from bakeoff.engine.loop import step_with_retry
 from bakeoff.methods.hook import Incompatible
 from bakeoff.training import forgetting
-from bakeoff.training.evaluate import item_losses
+from bakeoff.training.evaluate import item_losses, predict_all
 from bakeoff.training.segment import describe_failure
 from bakeoff.training.setup import (
     TrainingSetup,
@@ -34,7 +33,11 @@ from bakeoff.training.setup import (
 
 STEPS = 3
 ITEMS = 64
-"""Most validation items that are evaluated; answers are generated for an eighth of them."""
+"""Most validation items whose losses are computed."""
+FEW_ROWS = 8
+"""Validation rows that are predicted first."""
+ENOUGH_SECONDS = 1.0
+"""Predictions that take less are timed again with more rows."""
 
 
 def time_steps(value: dict[str, Any]) -> dict[str, Any]:
@@ -121,13 +124,24 @@ def _evaluation_seconds(setup: TrainingSetup) -> float:
     return (time.perf_counter() - started) / len(examples)
 
 
-@torch.no_grad()
 def _prediction_seconds(setup: TrainingSetup) -> float:
-    """Return the seconds for one prediction in one lane."""
-    c, rows = setup.conditions, setup.rows("validation")[: ITEMS // 8]
-    setup.model.eval()
-    setup.lanes.run_lanes(0, 1, len(rows))
-    started = time.perf_counter()
-    with autocast(c.device, c.precision):
-        setup.task.predict(setup.model, setup.tokenizer, rows, c.device)
-    return (time.perf_counter() - started) / len(rows)
+    """Return the seconds for one prediction in one lane, of many rows at once as in a trial.
+
+    A step of many rows may take no longer than one of few, so more are predicted until it counts.
+    """
+    rows, count = setup.rows("validation"), FEW_ROWS
+    while True:
+        some = rows[:count]
+        started = time.perf_counter()
+        try:
+            predict_all(setup, some)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            builder = setup.batch_builder
+            if not builder.switches.generation:
+                raise
+            builder.switches = dataclasses.replace(builder.switches, generation=False)
+            continue
+        seconds = time.perf_counter() - started
+        if seconds > ENOUGH_SECONDS or len(some) == len(rows):
+            return seconds / len(some)
+        count *= 8
