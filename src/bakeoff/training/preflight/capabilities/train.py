@@ -7,7 +7,7 @@ and step callback. The engine's accelerators are probed in ``accelerators``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +16,15 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bakeoff.core.trial import MethodEntry
 from bakeoff.engine import peft_patches
+from bakeoff.engine.lanes.parameter_stack import ParameterStack
 from bakeoff.methods.arguments import RuleContext, resolve_arguments
-from bakeoff.methods.hook import Hook, Incompatible, build_hook, trainable_parameters
+from bakeoff.methods.hook import (
+    Hook,
+    Incompatible,
+    build_hook,
+    step_extras,
+    trainable_parameters,
+)
 from bakeoff.tasks._base import Batch
 from bakeoff.training.preflight.capabilities import tiny
 
@@ -83,6 +90,7 @@ def _train_steps(entry: MethodEntry, hook: Hook, model: Any, kind: str) -> None:
         weight_decay=0.0,
     )
     source = _cycle_batches(kind)
+    stack = ParameterStack([trained], [list(trained)], "cpu")
     for step in range(STEPS):
         model.train()
         # methods may draw random numbers: they must be the same in each probe
@@ -98,6 +106,24 @@ def _train_steps(entry: MethodEntry, hook: Hook, model: Any, kind: str) -> None:
         _precondition(hook, model, trained)
         optimizer.step()
         hook.after_step(model, step, 0)
+        _run_after_lanes_step(hook, stack, trained, step)
+
+
+@torch.no_grad()
+def _run_after_lanes_step(
+    hook: Hook, stack: ParameterStack, trained: Mapping[str, nn.Parameter], step: int
+) -> None:
+    """Let the hook change the trained tensors as those of a single lane."""
+    change = step_extras(hook).after_lanes_step
+    if change is None:
+        return
+    for name, parameter in trained.items():
+        stack.tensor(name)[0].copy_(parameter)
+        if parameter.grad is not None:
+            stack.gradient(name)[0].copy_(parameter.grad)
+    change(stack, step)
+    for name, parameter in trained.items():
+        parameter.copy_(stack.tensor(name)[0])
 
 
 def _drop_graph(model: Any, kind: str) -> None:
