@@ -77,6 +77,28 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_probe_measures_one_method_with_and_without_graphs(smollm: Path, tmp_path: Path) -> None:
+    """The peak counts a step's activations in both cases, and the base is the base alone."""
+    write_splits(tmp_path / "data")
+    trial = on_gpu("lora", "sft")
+    costs = [
+        cost_probe.probe_cost(
+            Segment(
+                (trial,) * 4, 0, 30, str(tmp_path), str(smollm), {"lanes": "auto", "graphs": graphs}
+            ).to_json()
+        )
+        for graphs in ("on", "off")
+    ]
+    print([c["probe_seconds"] for c in costs])  # pytest -s
+    captured, plain = costs
+    assert captured["engine"]["switches"]["graphs"]
+    assert captured["train_peak_bytes"] == pytest.approx(plain["train_peak_bytes"], rel=0.2)
+    weights = sum(p.stat().st_size for p in smollm.glob("*.safetensors"))
+    assert captured["base_bytes"] == pytest.approx(weights, rel=0.05)
+    assert captured["lanes_timed"] == 4
+    assert 0 < captured["lanes_ratio"] <= 4.5
+
+
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "oft", "full"])
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_trials_over_a_quantised_base(

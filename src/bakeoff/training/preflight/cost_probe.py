@@ -24,6 +24,7 @@ from bakeoff.engine.batching import StepBatch
 from bakeoff.engine.device import free_memory, is_out_of_memory
 from bakeoff.engine.lanes.lanes import named_tensors
 from bakeoff.engine.loop import Stepper
+from bakeoff.engine.quantization import is_packed
 from bakeoff.methods.hook import Incompatible
 from bakeoff.tasks._base import Example
 from bakeoff.training.evaluate import check_longest_answer, summed_losses
@@ -133,7 +134,7 @@ def _set_up_alone(
     """
     setup = build_setup(segment.trials[:1], segment.base_path, data, switches)
     setup.attached = None  # with the initial tensors
-    used = {t.data_ptr() for t in named_tensors(setup.model).values()}
+    used = {t.data_ptr() for t in named_tensors(setup.model).values() if not is_packed(t)}
     if not base_cache.addresses() <= used:
         base_cache.clear()
     return setup
