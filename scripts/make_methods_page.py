@@ -198,9 +198,11 @@ def findings(catalog: Sequence[MethodEntry], all_: Mapping[str, Capabilities]) -
         if own.main and own.main.start.value is not None and own.main.start.value > EXACT_TOLERANCE
     )
     yield "Does not merge: " + listed(t for t, own in able.items() if not own.mergeable)
-    yield "Trials run sequentially, not in lanes: " + listed(
-        t for t, own in able.items() if not own.lanes
-    )
+    sequential = [t for t, own in able.items() if not own.lanes]
+    if sequential:
+        yield "Trials run sequentially, not in lanes: " + listed(sequential)
+    else:
+        yield "Trials of all of them can train in lanes."
 
 
 def listed(words: Iterator[str] | Sequence[str]) -> str:

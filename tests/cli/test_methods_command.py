@@ -62,7 +62,7 @@ def test_json_list_has_capabilities(run: Callable[..., Result]) -> None:
         (["--mergeable"], {"lora", "dora", "full"}, {"prompt_tuning", "prefix_tuning", "xlora"}),
         (["--serves", "vllm"], {"lora", "pissa", "miss"}, {"dora", "ia3", "full"}),
         (["--quantized", "4bit"], {"lora", "ia3"}, {"full", "hra", "pissa"}),
-        (["--lanes"], {"lora", "oft"}, {"velora", "xlora"}),
+        (["--lanes"], {"lora", "velora"}, {"xlora"}),
         (["--family", "low-rank"], {"lora", "dora"}, {"ia3", "oft"}),
         (["--family", "low-rank", "--serves", "vllm"], {"lora"}, {"vera", "dora"}),
     ],
