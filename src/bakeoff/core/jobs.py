@@ -46,6 +46,8 @@ PROBE_METHOD = "bakeoff.training.preflight.capabilities:probe_method"
 """Measure what a method can do, on tiny base models."""
 PROBE_ON_MODEL = "bakeoff.training.preflight.capabilities.on_model:count_on_model"
 """Count a method's parameters on the user's model."""
+JOB_CACHES = "bakeoff.training.setup_cache:JobCaches"
+"""What a process keeps from one job to the next."""
 PRELOAD = ["bakeoff.training.worker_preload"]
 """The module that the fork server imports once for all workers."""
 SERVE = "bakeoff.training.worker:serve"

@@ -96,9 +96,9 @@ _active: ContextVar[BaseCache | None] = ContextVar("base_cache", default=None)
 
 
 @contextlib.contextmanager
-def cache_base() -> Iterator[BaseCache]:
-    """Keep the base loaded between the jobs in the block."""
-    cache = BaseCache()
+def cache_base(cache: BaseCache | None = None) -> Iterator[BaseCache]:
+    """Keep the base loaded between the jobs in the block, in ``cache`` or a new one."""
+    cache = cache or BaseCache()
     token = _active.set(cache)
     try:
         yield cache

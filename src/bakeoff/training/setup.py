@@ -94,7 +94,7 @@ class TrainingSetup:
     may_read_test: bool = False
     """Whether the segment may read the test rows: only where its trials are scored on them."""
     attached: AttachedModel | None = None
-    """The model that all lanes share, as the method's next group may use it."""
+    """The model that all lanes share, if the method's next group may use it."""
 
     @property
     def conditions(self) -> Conditions:
@@ -387,7 +387,8 @@ def build_setup(
     """
     c = trials[0].conditions
     task = make_task(c)
-    tokenizer = load_tokenizer(base_path, c.revision, c.trusted)
+    parts = base_path, c.revision, c.trusted
+    tokenizer = (cache or SetupCache()).tokenizer(parts, lambda: load_tokenizer(*parts))
     context = attach_context(task, tokenizer, c, data)
     switches = switches or Switches.all_off()
     if cache is not None:
@@ -407,9 +408,10 @@ def build_setup(
     log.info(
         "%s: trials set up: %d, accelerators: %s", trials[0].method.name, len(trials), on or "none"
     )
-    return TrainingSetup(
-        tuple(trials), task, tokenizer, lanes, hook, builder, data, kept, attached=attached
-    )
+    found = TrainingSetup(tuple(trials), task, tokenizer, lanes, hook, builder, data, kept)
+    if cache is not None and cache.keeps(attached.start):
+        found.attached = attached
+    return found
 
 
 def _attach_seeds(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -62,6 +62,13 @@ class SetupCache:
         self._of_any_seed: InitialTensors | None = None
         self._bytes = 0
         self._model: AttachedModel | None = None
+        self._tokenizer: tuple[Hashable, Any] | None = None
+
+    def tokenizer(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """Return the tokenizer with this key, loading it if it is not kept."""
+        if self._tokenizer is None or self._tokenizer[0] != key:
+            self._tokenizer = key, load()
+        return self._tokenizer[1]
 
     def select(self, key: Hashable) -> None:
         """Drop what is kept of another method."""
@@ -72,6 +79,10 @@ class SetupCache:
     def start(self, seed: int) -> InitialTensors | None:
         """Return the initial tensors of a seed, None if they are not kept."""
         return self._starts.get(seed, self._of_any_seed)
+
+    def keeps(self, start: InitialTensors) -> bool:
+        """Return whether these are kept, and so are on the CPU."""
+        return any(start is kept for kept in (*self._starts.values(), self._of_any_seed))
 
     def add_start(self, seed: int, start: InitialTensors, drew: bool) -> InitialTensors:
         """Keep a seed's initial tensors on the CPU, if they fit; return them.
@@ -100,8 +111,7 @@ class SetupCache:
 
     def keep_model(self, attached: AttachedModel, lanes: Lanes) -> None:
         """Keep a model after the trials of its group, with its own initial tensors in it."""
-        trained = sum(map(_size, attached.start.trained.values()))
-        if attached.base is None or not _has_no_state(attached.hook) or trained > MOST_BYTES:
+        if attached.base is None or not _has_no_state(attached.hook):
             return
         lanes.run_single(0)
         write_tensors(attached.model, {**attached.start.trained, **attached.start.small})
@@ -117,14 +127,31 @@ _active: ContextVar[SetupCache | None] = ContextVar("setup_cache", default=None)
 
 
 @contextlib.contextmanager
-def keep_setups() -> Iterator[SetupCache]:
-    """Keep set-ups from one group of trials to the next in the block."""
-    cache = SetupCache()
+def keep_setups(cache: SetupCache | None = None) -> Iterator[SetupCache]:
+    """Keep set-ups from one group of trials to the next in the block, in ``cache`` or a new one."""
+    cache = cache or SetupCache()
     token = _active.set(cache)
     try:
         yield cache
     finally:
         _active.reset(token)
+
+
+class JobCaches:
+    """What a process keeps from one job to the next: the base, and a method's set-up."""
+
+    def __init__(self) -> None:
+        self._base, self._setups = base_cache.BaseCache(), SetupCache()
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        """Use the caches in the block; an error drops what they hold."""
+        try:
+            with base_cache.cache_base(self._base), keep_setups(self._setups):
+                yield
+        except BaseException:
+            self._base, self._setups = base_cache.BaseCache(), SetupCache()
+            raise
 
 
 def active_setups() -> SetupCache | None:

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import nullcontext
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
@@ -80,15 +80,10 @@ def serve(
     # tqdm's default lock is a named semaphore shared by processes: a killed worker would leak it,
     # and Python would warn of that at the end of the study
     import_module("tqdm").tqdm.set_lock(threading.RLock())
-    from bakeoff.engine.base_cache import cache_base
     from bakeoff.engine.heartbeat import listen
-    from bakeoff.training.setup_cache import keep_setups
+    from bakeoff.training.setup_cache import JobCaches
 
-    with ExitStack() as stack:
-        stack.enter_context(listen(SharedFlags(flags)))
-        if stays:
-            stack.enter_context(cache_base())
-            stack.enter_context(keep_setups())
+    with listen(SharedFlags(flags)), JobCaches().use() if stays else nullcontext():
         _run_payloads(pipe, output, log, gpu_name, state)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from bakeoff.core import worker_log
 from bakeoff.core.errors import describe_error
-from bakeoff.core.jobs import import_function
+from bakeoff.core.jobs import JOB_CACHES, import_function
 from bakeoff.study.executors import Options, Outcome
 
 
@@ -18,15 +19,21 @@ class Inline:
         self.workers = workers
         self.options = options
         self._log_level = worker_log.configured_level()
+        self._caches: Any = None
 
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Call the function on each payload in turn."""
         call = import_function(function)
+        if self._caches is None and not self.options.fresh_process:
+            self._caches = import_function(JOB_CACHES)()
         waiting = enumerate(payloads)
         while not self.options.should_stop() and (item := next(waiting, None)) is not None:
             index, payload = item
             try:
-                with worker_log.log_to_study(payload, 0, self._log_level):
+                with (
+                    worker_log.log_to_study(payload, 0, self._log_level),
+                    self._caches.use() if self._caches else nullcontext(),
+                ):
                     value = call(payload)
             except Exception as error:  # the contract: an outcome, never an exception
                 yield Outcome(index, None, describe_error(error))
@@ -34,7 +41,8 @@ class Inline:
                 yield Outcome(index, value, None)
 
     def close(self) -> None:
-        """Do nothing: there are no resources to release."""
+        """Drop what is kept between payloads."""
+        self._caches = None
 
 
 EXECUTOR = Inline
