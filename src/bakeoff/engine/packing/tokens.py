@@ -61,13 +61,17 @@ def real_tokens(x: Tensor) -> Tensor | None:
     """Return which tokens of a layer's input are real, ``x.shape[:2]``; None if it is not known."""
     where, mask = ActivePass.layout, PaddingMask.mask
     if where is not None:
-        return None if packed_slots(x) is None else own_row(where.filled, x.detach())
+        if packed_slots(x) is None:
+            return None
+        filled: Tensor = own_row(where.filled, x.detach())
+        return filled
     if mask is None or mask.ndim != 2 or x.ndim != 3:
         return None
     if x.shape[1] != mask.shape[1] or len(mask) % len(x):
         return None
     rows = mask.bool().view(len(mask) // len(x), -1)
-    return own_row(rows, x.detach()).view(x.shape[:2])
+    real: Tensor = own_row(rows, x.detach()).view(x.shape[:2])
+    return real
 
 
 def mean_over_tokens(values: Tensor, x: Tensor) -> Tensor:
@@ -93,7 +97,8 @@ def padded_places(x: Tensor) -> Tensor | None:
     if where is None or packed_slots(x) is None:
         return None
     tokens = where.scatter.numel() // where.lanes
-    return own_row(where.gather, x.detach())[0] % tokens
+    places: Tensor = own_row(where.gather, x.detach())[0] % tokens
+    return places
 
 
 def padded_shape() -> tuple[int, int]:

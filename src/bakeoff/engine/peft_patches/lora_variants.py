@@ -15,6 +15,7 @@ pass. A lane whose sample is not a number has diverged; PEFT would train on with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ class StateInLayer(Unsupported):
     """A layer keeps a state from batch to batch, which lanes would share."""
 
 
-class Velora(VeloraLinearVariant):
+class Velora(VeloraLinearVariant):  # type: ignore[misc]  # peft has no types
     """VeLoRA without data-dependent branches."""
 
     @staticmethod
@@ -43,7 +44,7 @@ class Velora(VeloraLinearVariant):
         module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """Add the update; in training, A's gradient comes from the compressed input."""
-        own = VeloraLinearVariant.forward
+        own: Callable[..., Tensor] = VeloraLinearVariant.forward
         if not (module.training and torch.is_grad_enabled()):
             return own(module, active_adapter, x, result, **kwargs)
         if module.lora_velora_init_type[active_adapter] == "batch_average_once":
@@ -84,7 +85,7 @@ def _projection(module: Any, adapter: str, x: Tensor) -> Tensor:
     return torch.where(norm > 0, mean / norm, flat).to(fixed.dtype)
 
 
-class Monteclora(MontecloraLinearVariant):
+class Monteclora(MontecloraLinearVariant):  # type: ignore[misc]  # peft has no types
     """MonteCLoRA with the samples averaged before they are added to A."""
 
     @staticmethod
@@ -95,7 +96,8 @@ class Monteclora(MontecloraLinearVariant):
         samplers = module.lora_monteclora_sampler
         sampler: Any = dict(samplers.items()).get(active_adapter)
         if not module.training or getattr(sampler, "keyed", None) is None:
-            return MontecloraLinearVariant.forward(module, active_adapter, x, result, **kwargs)
+            own: Callable[..., Tensor] = MontecloraLinearVariant.forward
+            return own(module, active_adapter, x, result, **kwargs)
         a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
         count, size, rank = sampler.num_samples, sampler.in_features, sampler.out_features
         few = _small_draws(sampler)

@@ -160,7 +160,7 @@ class LaneRanks:
             return {k.partition("|")[2]: self.saved[lane][k].tolist() for k in keys} or None
         if self.kept is None:
             return None
-        parts = self.kept[lane].cpu().split(self.sizes)
+        parts = torch.split(self.kept[lane].cpu(), self.sizes)
         named = zip(self.singular, parts, strict=True)
         return {name.removeprefix(PREFIX): part.tolist() for name, part in named}
 
