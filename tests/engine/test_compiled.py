@@ -76,3 +76,14 @@ def test_compiled_layer_recomputed(tiny_llama: Path, tmp_path: Path, traced: lis
     off = (found.gradients - expected.gradients).norm(dim=1) / expected.gradients.norm(dim=1)
     assert float(off.max()) < 1e-5
     assert traced
+
+
+def test_compiled_layer_draws_noise(tiny_llama: Path, tmp_path: Path, traced: list[Any]) -> None:
+    """Noise is made before a layer is traced, and is that of the uncompiled layer."""
+    trials = [make_trial("pvera", "sft", seed=s, rate=r) for s, r in enumerate((1e-3, 1e-2))]
+    expected = train_steps(build_tiny_setup(trials, tiny_llama, tmp_path, EAGER), 2)
+    found = train_steps(build_tiny_setup(trials, tiny_llama, tmp_path, COMPILED), 2)
+    torch.testing.assert_close(found.losses, expected.losses, atol=1e-5, rtol=0)
+    off = (found.gradients - expected.gradients).norm(dim=1) / expected.gradients.norm(dim=1)
+    assert float(off.max()) < 1e-5
+    assert traced
