@@ -15,12 +15,11 @@ pass. A lane whose sample is not a number has diverged; PEFT would train on with
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora.variants import MontecloraLinearVariant, VeloraLinearVariant
-from peft.tuners.lora.velora import _get_group_dim, _reshape_to_grouped_subtokens
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,83 +31,77 @@ MIN_VARIANCE, MIN_ALPHA = 1e-3, 1e-6
 """Lower limits of PEFT's ``wishart_reparameterization`` and ``dirichlet_reparameterization``."""
 
 
+Forward = Callable[..., Tensor]
+"""PEFT's own forward of a variant."""
+
+
 class StateInLayer(Unsupported):
     """A layer keeps a state from batch to batch, which lanes would share."""
 
 
-class Velora(VeloraLinearVariant):  # type: ignore[misc]  # peft has no types
-    """VeLoRA without data-dependent branches."""
+def velora_forward(
+    own: Forward, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+) -> Tensor:
+    """Add VeLoRA's update; in training, A's gradient comes from the compressed input."""
+    if not (module.training and torch.is_grad_enabled()):
+        return own(module, active_adapter, x, result, **kwargs)
+    if module.lora_velora_init_type[active_adapter] == "batch_average_once":
+        if is_batched(x):
+            raise StateInLayer("its layers keep a projection of the first batch")
+        return own(module, active_adapter, x, result, **kwargs)
+    a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
+    groups = module.lora_velora_num_groups[active_adapter]
+    x = module.lora_dropout[active_adapter](x)
+    with torch.no_grad():
+        projection = _projection(module, active_adapter, x)
+        compressed = _grouped(x, groups) @ projection.to(x.dtype)  # [..., groups]
+    # PEFT restores the inputs from the compressed ones to multiply the gradient by them; the same
+    # gradient flows through A projected on the groups
+    scale = module.lora_velora_scale[active_adapter]
+    projected = (_grouped(a.weight, groups) @ projection.to(a.weight.dtype)) * scale
+    term = functional.linear(compressed, projected.to(compressed.dtype))
+    after_a = functional.linear(x, a.weight.detach(), a.bias)
+    after_a = after_a + (term - term.detach()).to(after_a.dtype)
+    out: Tensor = result + b(after_a) * module.scaling[active_adapter]
+    return out
 
-    @staticmethod
-    def forward(
-        module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
-    ) -> Tensor:
-        """Add the update; in training, A's gradient comes from the compressed input."""
-        own: Callable[..., Tensor] = VeloraLinearVariant.forward
-        if not (module.training and torch.is_grad_enabled()):
-            return own(module, active_adapter, x, result, **kwargs)
-        if module.lora_velora_init_type[active_adapter] == "batch_average_once":
-            if is_batched(x):
-                raise StateInLayer("its layers keep a projection of the first batch")
-            return own(module, active_adapter, x, result, **kwargs)
-        a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
-        groups = module.lora_velora_num_groups[active_adapter]
-        x = module.lora_dropout[active_adapter](x)
-        with torch.no_grad():
-            parts = _reshape_to_grouped_subtokens(x, groups)  # [tokens, groups, group_dim]
-            projection = _projection(module, active_adapter, x)
-            compressed = torch.einsum("tgd,d->tg", parts, projection.to(x.dtype))
-        # PEFT restores the inputs from the compressed ones to multiply the gradient by them; the
-        # same gradient flows through A projected on the groups
-        width = groups * _get_group_dim(x.shape[-1], groups)
-        weight = functional.pad(a.weight, (0, width - x.shape[-1])).view(len(a.weight), groups, -1)
-        scale = module.lora_velora_scale[active_adapter]
-        projected = (weight @ projection.to(weight.dtype)) * scale
-        term = functional.linear(compressed, projected.to(compressed.dtype))
-        after_a = functional.linear(x, a.weight.detach(), a.bias)
-        after_a = after_a + (term - term.detach()).view(after_a.shape).to(after_a.dtype)
-        out: Tensor = result + b(after_a) * module.scaling[active_adapter]
-        return out
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """Return ``[..., D]`` as ``[..., groups, D / groups]``, filled up with zeros."""
+    width = -(-x.shape[-1] // groups) * groups
+    return functional.pad(x, (0, width - x.shape[-1])).unflatten(-1, (groups, -1))
 
 
 def _projection(module: Any, adapter: str, x: Tensor) -> Tensor:
-    """Return the unit vector that inputs are compressed by, ``[group_dim]``."""
+    """Return the unit vector that inputs are compressed by, ``[D / groups]``."""
     fixed: Tensor = module.lora_velora_embed[adapter]
     if module.lora_velora_init_type[adapter] == "random":
         return fixed
     groups = module.lora_velora_num_groups[adapter]
-    width = groups * _get_group_dim(x.shape[-1], groups)
-    mean = functional.pad(mean_over_tokens(x, x), (0, width - x.shape[-1]))
-    mean = mean.view(groups, -1).mean(0).float()
+    mean = _grouped(mean_over_tokens(x, x), groups).mean(0).float()
     norm = torch.linalg.vector_norm(mean)
     flat = torch.full_like(mean, len(mean) ** -0.5)
     return torch.where(norm > 0, mean / norm, flat).to(fixed.dtype)
 
 
-class Monteclora(MontecloraLinearVariant):  # type: ignore[misc]  # peft has no types
-    """MonteCLoRA with the samples averaged before they are added to A."""
-
-    @staticmethod
-    def forward(
-        module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
-    ) -> Tensor:
-        """Add the update, in training with a random perturbation of A."""
-        samplers = module.lora_monteclora_sampler
-        sampler: Any = dict(samplers.items()).get(active_adapter)
-        if not module.training or getattr(sampler, "keyed", None) is None:
-            own: Callable[..., Tensor] = MontecloraLinearVariant.forward
-            return own(module, active_adapter, x, result, **kwargs)
-        a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
-        count, size, rank = sampler.num_samples, sampler.in_features, sampler.out_features
-        few = _small_draws(sampler)
-        normals = sampler.keyed.normals((few + count * size * rank,))
-        sample = _sample(sampler, normals[:few])
-        noise = (sample.weights @ normals[few:].view(count, -1)).view(size, rank)
-        noise = sampler.sample_scaler * noise * sample.variances.sqrt()
-        weight = a.weight * sample.weights.sum() + noise.T
-        x = module.lora_dropout[active_adapter](x.to(a.weight.dtype))
-        out: Tensor = result + b(functional.linear(x, weight)) * module.scaling[active_adapter]
-        return out
+def monteclora_forward(
+    own: Forward, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+) -> Tensor:
+    """Add MonteCLoRA's update, in training with the mean of its samples added to A."""
+    sampler: Any = dict(module.lora_monteclora_sampler.items()).get(active_adapter)
+    if not module.training or getattr(sampler, "keyed", None) is None:
+        return own(module, active_adapter, x, result, **kwargs)
+    a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
+    count, size, rank = sampler.num_samples, sampler.in_features, sampler.out_features
+    few = _small_draws(sampler)
+    normals = sampler.keyed.normals((few + count * size * rank,))
+    sample = _sample(sampler, normals[:few])
+    noise = (sample.weights @ normals[few:].view(count, -1)).view(size, rank)
+    noise = sampler.sample_scaler * noise * sample.variances.sqrt()
+    weight = a.weight * sample.weights.sum() + noise.T
+    x = module.lora_dropout[active_adapter](x.to(a.weight.dtype))
+    out: Tensor = result + b(functional.linear(x, weight)) * module.scaling[active_adapter]
+    return out
 
 
 class Sample(NamedTuple):
@@ -165,15 +158,16 @@ def _dirichlet_divergence(alpha: Tensor, prior: Tensor) -> Tensor:
     return whole + parts.sum() + ((alpha - prior) * slopes).sum()
 
 
-_VARIANTS = {VeloraLinearVariant: Velora, MontecloraLinearVariant: Monteclora}
+_FORWARDS = {"VeloraLinearVariant": velora_forward, "MontecloraLinearVariant": monteclora_forward}
+"""Replacements by the name of PEFT's class, which older versions lack."""
 
 
 def on_install(self: Any) -> None:
-    """Replace the variants of a LoRA layer."""
-    for adapter, variant in self.lora_variant.items():
-        replacement = _VARIANTS.get(type(variant))
+    """Replace the forward of a LoRA layer's variants."""
+    for variant in self.lora_variant.values():
+        replacement = _FORWARDS.get(type(variant).__name__)
         if replacement is not None:
-            self.lora_variant[adapter] = replacement()
+            variant.forward = functools.partial(replacement, type(variant).forward)
 
 
 _SAMPLER = "peft.tuners.lora.monteclora.MontecloraSampler"
