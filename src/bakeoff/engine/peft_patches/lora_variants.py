@@ -69,7 +69,8 @@ def velora_forward(
 def _grouped(x: Tensor, groups: int) -> Tensor:
     """Return ``[..., D]`` as ``[..., groups, D / groups]``, filled up with zeros."""
     width = -(-x.shape[-1] // groups) * groups
-    return functional.pad(x, (0, width - x.shape[-1])).unflatten(-1, (groups, -1))
+    whole = functional.pad(x, (0, width - x.shape[-1]))
+    return whole.reshape(*x.shape[:-1], groups, -1)
 
 
 def _projection(module: Any, adapter: str, x: Tensor) -> Tensor:
