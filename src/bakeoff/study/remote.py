@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,33 @@ def make_executor(name: str, workers: int, options: Options = Options()) -> Exec
         workers, options
     )
     return executor
+
+
+class SharedExecutors:
+    """Creates executors, and returns the same one for questions that no request can stop.
+
+    The questions of a study's set-up then share a worker, which keeps its imports, its device and
+    the base model from one to the next. ``close`` ends it: a measurement needs the device alone.
+    """
+
+    def __init__(self, make: ExecutorFactory) -> None:
+        self._make = make
+        self._shared: dict[str, Executor] = {}
+
+    def __call__(self, name: str, workers: int, options: Options) -> Executor:
+        """Return the executor called ``name``."""
+        if options.fresh_process or options.should_stop is not never:
+            return self._make(name, workers, options)
+        key = json.dumps([name, workers, options.one_gpu_each, options.engine], sort_keys=True)
+        if key not in self._shared:
+            self._shared[key] = self._make(name, workers, options)
+        return self._shared[key]
+
+    def close(self) -> None:
+        """Close the shared executors; later ones are new."""
+        for executor in self._shared.values():
+            executor.close()
+        self._shared.clear()
 
 
 def open_executor(

@@ -42,6 +42,7 @@ from bakeoff.study.planning.trials import MOST_LANES
 from bakeoff.study.record import read_values
 from bakeoff.study.remote import (
     ExecutorFactory,
+    SharedExecutors,
     check_disk_full,
     make_executor,
     run_remote,
@@ -85,12 +86,16 @@ def run_study(
     if options.fork is not None:
         study_fork.check_can_fork(parent, out, options.again)
     study_folder.create(out)
-    with _open_session(out, progress or Progress()) as (log, stop):
+    executors = SharedExecutors(make_executor)
+    with (
+        contextlib.closing(executors),
+        _open_session(out, progress or Progress()) as (log, stop),
+    ):
         if older_protocol.is_finished(out):
             log.say(older_protocol.ONLY_REPORT)
             return out
         spec = defaults.restore_choices(spec, parent, log)
-        study = open_study(spec, source, out, log, make_executor)
+        study = open_study(spec, source, out, log, executors)
         with Writer(out / study_folder.DATABASE) as store, record_wall_time(store) as elapsed:
             if options.fork is not None:
                 study_fork.mark_as_fork(parent, out, store)
@@ -101,6 +106,7 @@ def run_study(
             if options.retry:
                 study_retry.reset_failed(study, store, log)
             reusable = study_fork.find_trial_source(out, log)
+            executors.close()  # cost probes need the device for themselves
             breaker = CircuitBreaker(len(study.entries))
             with contextlib.closing(study.executor(stop)) as executor:
                 _run_phases(
@@ -246,10 +252,7 @@ def measure_costs(context: RunContext) -> dict[str, Cost]:
     missing = [e for e in study.entries if e.name not in costs]
     progress.phase("Cost probes", len(study.entries), len(study.entries) - len(missing))
     switches, lanes = study.spec.engine.switches, _probed_lanes(study)
-    segments = [
-        whole_segment(study, [prior_trial(study, e)] * lanes, switches)
-        for e in missing
-    ]
+    segments = [whole_segment(study, [prior_trial(study, e)] * lanes, switches) for e in missing]
     payloads = [segment.to_json() for segment in segments]
     # a new process for each, one at a time: other work would distort time and memory readings
     options = Options(
