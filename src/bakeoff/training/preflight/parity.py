@@ -129,7 +129,7 @@ def _probe_one_by_one(
 
 def _steps_change_only_tensors(hook: Hook) -> bool:
     """Return whether a step changes nothing but the lanes' tensors, so that it can be repeated."""
-    own = ("after_step", "state", "precondition")
+    own = ("after_step", "after_lanes_step", "state", "precondition")
     return all(getattr(type(hook), name) is getattr(Hook, name) for name in own)
 
 
