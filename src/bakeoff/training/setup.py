@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from bakeoff.core.trial import DESCRIPTIVE_FIELDS, HEAD_FACTOR, Conditions, Segment, Trial
+from bakeoff.data.assets.cache import cache_folder
 from bakeoff.data.rows import SPLITS, Row, read_rows
 from bakeoff.engine import peft_patches, quantization
 from bakeoff.engine.accelerators import Switches
@@ -262,8 +263,10 @@ def allows_recompute(segment: Segment) -> bool:
 
 
 def prepare_process(conditions: Conditions) -> None:
-    """Set threads and memory reuse, and silence transformers' progress bars and notes."""
+    """Set threads, memory reuse and the cache of compiled code, and silence transformers' notes."""
     torch.set_num_threads(conditions.threads)
+    # a later study finds what was compiled; PyTorch's own place is a temporary folder
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     if conditions.device == "cpu":
         keep_freed_memory()
     quiet_transformers()
