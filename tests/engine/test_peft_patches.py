@@ -22,6 +22,7 @@ from bakeoff.engine import peft_patches
 from bakeoff.engine.device import move_to_device
 from bakeoff.engine.lanes import dropout
 from bakeoff.engine.packing.tokens import PaddingMask
+from bakeoff.methods.boft_extension import disable_boft_extension
 
 EXACT = 0.0
 ROUNDING = 1e-6
@@ -52,8 +53,7 @@ def attached(name: str, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
     entry = next(c.entry for c in CASES if c.name == name)
     values = {**entry.config, "target_modules": ["first", "second"], **changes}
-    with warnings.catch_warnings():
-        # BOFT says that it could not build its extension
+    with warnings.catch_warnings(), disable_boft_extension():
         warnings.simplefilter("ignore", UserWarning)
         model: nn.Module = peft.get_peft_model(Two(), getattr(peft, str(entry.peft))(**values))
     for parameter in model.parameters():

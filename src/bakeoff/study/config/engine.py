@@ -30,8 +30,8 @@ class EngineSpec(SpecTable):
     patience: Annotated[float, Field(gt=0, le=1e6)] = 30
     """Minutes without a step after which a worker counts as hung, and its work is restarted."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """CPU threads of each worker; default: the physical cores divided by the workers. With `ray`
-    the default is 1, and as many CPUs are reserved."""
+    """CPU threads of each worker; default: the usable cores (at most `OMP_NUM_THREADS`, if set)
+    divided by the workers. With `ray` the default is 1, and as many CPUs are reserved."""
     gpus_per_segment: Annotated[float, Field(ge=0, le=1)] | None = None
     """With `ray`: the share of a GPU for each group of trials (`0.5`: two groups on each GPU);
     default: a whole GPU if the cluster has any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -24,7 +25,8 @@ class Inline:
     def map(self, function: str, payloads: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Call the function on each payload in turn."""
         call = import_function(function)
-        if self._caches is None and not self.options.fresh_process:
+        # a function that needs no torch does not load it
+        if self._caches is None and "torch" in sys.modules and not self.options.fresh_process:
             self._caches = import_function(JOB_CACHES)()
         waiting = enumerate(payloads)
         while not self.options.should_stop() and (item := next(waiting, None)) is not None:

@@ -35,8 +35,7 @@ def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
     except BakeoffError as error:
         return {"error": error.to_json()}
     packages = PACKAGES if quantizer is None else (*PACKAGES, quantizer)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = value["threads"] or max(1, (cores or 1) // value["workers"])
+    threads = value["threads"] or max(1, _usable_cores() // value["workers"])
     counted = _count_lengths(value["segment"]) if "segment" in value else {}
     if counted.get("error") is not None:
         return counted
@@ -51,6 +50,13 @@ def detect_machine(value: dict[str, Any]) -> dict[str, Any]:
         "quantizer": quantizer,
         "versions": installed_versions(packages),
     }
+
+
+def _usable_cores() -> int:
+    """Return the cores that this process may use, at most ``OMP_NUM_THREADS`` if that is set."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    stated = os.environ.get("OMP_NUM_THREADS", "").strip()
+    return min(cores or 1, int(stated)) if stated.isdigit() and int(stated) > 0 else cores or 1
 
 
 def _count_lengths(segment: dict[str, Any]) -> dict[str, Any]:
