@@ -20,6 +20,7 @@ from bakeoff import api
 from bakeoff.core import trial_dir
 from bakeoff.core.results import Status, TrialResult
 from bakeoff.core.trial import Segment
+from bakeoff.engine import base_cache
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.base_cache import BaseCache, cache_base
 from bakeoff.engine.heartbeat import listen
@@ -157,8 +158,9 @@ def test_modified_base_reloaded() -> None:
     assert torch.equal(again.weight, loads[0].weight)  # type: ignore[arg-type]
 
 
-def test_replaced_base_not_cached() -> None:
+def test_replaced_base_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """A base that a method replaces is not kept in the cache."""
+    monkeypatch.setattr(base_cache, "SMALL_BYTES", 0)
     cache = BaseCache()
     model: Any = cache.get("a", lambda: nn.Linear(3, 5))
     cache.release_if_replaced()

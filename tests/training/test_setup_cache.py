@@ -16,7 +16,7 @@ from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.base_cache import BaseCache, cache_base
 from bakeoff.testing.tiny import write_splits
 from bakeoff.testing.trials import make_trial, train_steps
-from bakeoff.training import setup
+from bakeoff.training import setup, setup_cache
 from bakeoff.training.setup_cache import SetupCache, keep_setups
 
 ON = Switches(lanes=True, packing=True, loss=True, compile=False, graphs=False)
@@ -125,3 +125,21 @@ def test_methods_without_random_numbers_are_attached_once(
     assert seeds[1:] == [3, 2, 1]
     all_losses(group("lora", "sft", (4, 2)), tiny_llama, data, cache)
     assert seeds[4:] == [4]
+    for method in ("ln_tuning", "lora", "ln_tuning"):  # as the stages of a study take turns
+        all_losses(group(method, "sft", (2, 1)), tiny_llama, data, cache)
+    assert seeds[5:] == []
+
+
+def test_oldest_method_makes_room(
+    tiny_llama: Path, tmp_path: Path, cache: SetupCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_splits(tmp_path / "data")
+    for method in ("lora", "ia3"):
+        all_losses(group(method, "sft", (1, 2)), tiny_llama, data, cache)
+    lora, ia3 = cache._methods.values()
+    assert lora.size > ia3.size > 0
+    monkeypatch.setattr(setup_cache, "MOST_BYTES", ia3.size)
+    all_losses(group("ia3", "sft", (1, 2)), tiny_llama, data, cache)
+    assert list(cache._methods.values()) == [ia3]
+    all_losses(group("lora", "sft", (1, 2)), tiny_llama, data, cache)
+    assert sum(m.size for m in cache._methods.values()) <= ia3.size, "LoRA's do not fit"

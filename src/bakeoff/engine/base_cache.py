@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from bakeoff.engine.quantization import is_packed, mixes_rows
 
+SMALL_BYTES = 1 << 30
+"""Size of a base that stays loaded whatever a method replaces."""
 MOST_REPLACED = 10
-"""A base stays loaded while a method replaces at most one of so many of its bytes."""
+"""A larger base stays loaded while a method replaces at most one of so many of its bytes."""
 
 
 class RandomLayers(NamedTuple):
@@ -84,7 +86,7 @@ class BaseCache:
         self._entry = None
 
     def release_if_replaced(self) -> None:
-        """Drop the base if the last copy no longer uses most of its tensors.
+        """Drop a large base if the last copy no longer uses most of its tensors.
 
         A method that changes the base would otherwise need twice the memory.
         """
@@ -133,7 +135,7 @@ def base_addresses() -> frozenset[int]:
 
 
 def release_if_replaced() -> None:
-    """Drop the base of the active cache if the last copy no longer uses most of its tensors."""
+    """Drop a large base of the active cache if the last copy no longer uses most of its tensors."""
     cache = _active.get()
     if cache is not None:
         cache.release_if_replaced()
@@ -199,13 +201,13 @@ class _CachedBase:
         return frozenset(p.data_ptr() for p in self.model.parameters() if not is_packed(p))
 
     def is_shared(self) -> bool:
-        """Return whether the last copy still uses these tensors, but for a tenth of their bytes."""
+        """Return whether the base is small, or the last copy uses all but a tenth of its bytes."""
         replaced = whole = 0
         for p, reference in self.last_copy:
             size, its = p.numel() * p.element_size(), reference()
             whole += size
             replaced += size if its is None or its.data_ptr() != p.data_ptr() else 0
-        return replaced <= whole // MOST_REPLACED
+        return whole <= SMALL_BYTES or replaced <= whole // MOST_REPLACED
 
     def is_intact(self) -> bool:
         """Return whether every tensor has the bits that it had when it was loaded."""

@@ -58,8 +58,8 @@ from bakeoff.tasks import task_class
 from bakeoff.tasks._base import Batch, Example, Task, is_in_head, load_tokenizer
 from bakeoff.training.setup_cache import (
     AttachedModel,
+    MethodSetups,
     SetupCache,
-    active_setups,
     random_states,
 )
 from bakeoff.training.token_cache import load_or_encode
@@ -94,8 +94,8 @@ class TrainingSetup:
     """Each lane's trained tensors before its first step, if the method's saved form needs them."""
     may_read_test: bool = False
     """Whether the segment may read the test rows: only where its trials are scored on them."""
-    attached: AttachedModel | None = None
-    """The model that all lanes share, if the method's next group may use it."""
+    leaves: tuple[MethodSetups, AttachedModel] | None = None
+    """The model that all lanes share, and where to leave it for the method's next group."""
 
     @property
     def conditions(self) -> Conditions:
@@ -154,9 +154,9 @@ class TrainingSetup:
 
         Nothing can be computed with this set-up afterwards.
         """
-        cache = active_setups()
-        if cache is not None and self.attached is not None:
-            cache.keep_model(self.attached, self.lanes)
+        if self.leaves is not None:
+            setups, attached = self.leaves
+            setups.keep_model(attached, self.lanes)
 
     def stepper(self) -> Stepper:
         """Return the stepper, which takes the optimizer steps of these trials."""
@@ -394,9 +394,9 @@ def build_setup(
     tokenizer = (cache or SetupCache()).tokenizer(parts, lambda: load_tokenizer(*parts))
     context = attach_context(task, tokenizer, c, data)
     switches = switches or Switches.all_off()
-    if cache is not None:
-        cache.select(_cache_key(trials[0], base_path, data, switches))
-    attached, starts = _attach_seeds(trials, task, base_path, context, cache)
+    key = _cache_key(trials[0], base_path, data, switches)
+    setups = None if cache is None else cache.of_method(key)
+    attached, starts = _attach_seeds(trials, task, base_path, context, setups)
     model, hook = attached.model, attached.hook
     groups = [g.names for g in parameter_groups(model, task, trials[0])]
     seeds = [t.seed for t in trials]
@@ -412,14 +412,14 @@ def build_setup(
         "%s: trials set up: %d, accelerators: %s", trials[0].method.name, len(trials), on or "none"
     )
     found = TrainingSetup(tuple(trials), task, tokenizer, lanes, hook, builder, data, kept)
-    if cache is not None and cache.keeps(attached.start):
-        found.attached = attached
+    if setups is not None and setups.keeps(attached.start):
+        found.leaves = setups, attached
     return found
 
 
 def _attach_seeds(
     trials: Sequence[Trial], task: Task, base_path: str, context: AttachContext,
-    cache: SetupCache | None,
+    setups: MethodSetups | None,
 ) -> tuple[AttachedModel, dict[int, InitialTensors]]:  # fmt: skip
     """Return a model with the method attached, and the initial tensors of each distinct seed.
 
@@ -429,10 +429,10 @@ def _attach_seeds(
     """
     c, device = trials[0].conditions, trials[0].conditions.device
     distinct = list(dict.fromkeys(t.seed for t in trials))
-    kept = None if cache is None else cache.take_model()
+    kept = None if setups is None else setups.take_model()
     attached, starts = kept, dict[int, InitialTensors]()
     for seed in reversed(distinct):
-        known = None if cache is None else cache.start(seed)
+        known = None if setups is None else setups.start(seed)
         if known is not None:
             starts[seed] = known
             if attached is not None or seed != distinct[0]:
@@ -445,10 +445,10 @@ def _attach_seeds(
         drew = bool(task.heads) or random_states(device) != before
         release_if_replaced()
         # a later group may have other seeds
-        several = cache is not None or len(distinct) > 1
+        several = setups is not None or len(distinct) > 1
         start = InitialTensors.from_model(model, several, base_addresses())
-        if cache is not None and known is None:
-            start = cache.add_start(seed, start, drew)
+        if setups is not None and known is None:
+            start = setups.add_start(seed, start, drew)
         starts.setdefault(seed, start)
         if attached is None and (seed == distinct[0] or not drew):
             attached = AttachedModel(model, hook, starts[seed], active_entry())

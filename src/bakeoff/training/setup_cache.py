@@ -2,7 +2,7 @@
 
 Attaching a method takes up to a second a seed, and every group of a method in a study has the same
 seeds. Kept are the initial tensors of each seed, and the model to which the method is attached with
-its hook, if a group can leave nothing in them but tensors. Only one method's are kept at a time.
+its hook, if a group can leave nothing in them but tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bakeoff.engine.lanes.lanes import (
 from bakeoff.methods.hook import Hook
 
 MOST_BYTES = 1 << 30
-"""Memory for initial tensors, on the CPU."""
+"""Memory for initial tensors, on the CPU, and for the models' own, on the device."""
 
 
 class AttachedModel(NamedTuple):
@@ -54,14 +54,10 @@ class AttachedModel(NamedTuple):
 
 
 class SetupCache:
-    """Keeps the initial tensors of each seed, and an attached model, for one method."""
+    """Keeps the set-ups of several methods, those that were used last."""
 
     def __init__(self) -> None:
-        self._key: Hashable = None
-        self._starts: dict[int, InitialTensors] = {}
-        self._of_any_seed: InitialTensors | None = None
-        self._bytes = 0
-        self._model: AttachedModel | None = None
+        self._methods: dict[Hashable, MethodSetups] = {}
         self._tokenizer: tuple[Hashable, Any] | None = None
 
     def tokenizer(self, key: Hashable, load: Callable[[], Any]) -> Any:
@@ -70,11 +66,24 @@ class SetupCache:
             self._tokenizer = key, load()
         return self._tokenizer[1]
 
-    def select(self, key: Hashable) -> None:
-        """Drop what is kept of another method."""
-        if key != self._key:
-            self._key, self._starts, self._of_any_seed = key, {}, None
-            self._bytes, self._model = 0, None
+    def of_method(self, key: Hashable) -> MethodSetups:
+        """Return what is kept of a method; the oldest methods are dropped when they need room."""
+        found = self._methods.pop(key, None) or MethodSetups()
+        while sum(m.size for m in (*self._methods.values(), found)) > MOST_BYTES and self._methods:
+            del self._methods[next(iter(self._methods))]
+        self._methods[key] = found
+        return found
+
+
+class MethodSetups:
+    """The initial tensors of each seed of one method, and a model to which it is attached."""
+
+    def __init__(self) -> None:
+        self._starts: dict[int, InitialTensors] = {}
+        self._of_any_seed: InitialTensors | None = None
+        self._model: AttachedModel | None = None
+        self.size = 0
+        """Bytes of the initial tensors and of the model's own."""
 
     def start(self, seed: int) -> InitialTensors | None:
         """Return the initial tensors of a seed, None if they are not kept."""
@@ -90,20 +99,20 @@ class SetupCache:
         Tensors that are equal to another seed's share its memory. If none was drawn at random
         (``drew``), every seed has these.
         """
-        if sum(map(_size, (*start.trained.values(), *start.small.values()))) > MOST_BYTES:
+        if _size(start) > MOST_BYTES:
             return start
         first = next(iter(self._starts.values()), None)
-        trained, added = {}, sum(map(_size, start.small.values()))
+        trained, added = {}, sum(map(_bytes, start.small.values()))
         for name, tensor in start.trained.items():
             moved = tensor.cpu()
             if first is not None and torch.equal(first.trained[name], moved):
                 moved = first.trained[name]
             else:
-                added += _size(moved)
+                added += _bytes(moved)
             trained[name] = moved
-        if self._bytes + added > MOST_BYTES:
+        if self.size + added > MOST_BYTES:
             return start
-        self._bytes += added
+        self.size += added
         kept = self._starts[seed] = start._replace(trained=trained)
         if not drew:
             self._of_any_seed = kept
@@ -116,10 +125,13 @@ class SetupCache:
         lanes.run_single(0)
         write_tensors(attached.model, {**attached.start.trained, **attached.start.small})
         self._model = attached
+        self.size += _size(attached.start)
 
     def take_model(self) -> AttachedModel | None:
         """Return the kept model and forget it; None if there is none or its base has changed."""
         found, self._model = self._model, None
+        if found is not None:
+            self.size -= _size(found.start)
         return found if found is not None and base_cache.holds(found.base) else None
 
 
@@ -168,9 +180,13 @@ def random_states(device: str) -> list[Any]:
     return states
 
 
-def _size(tensor: Tensor) -> int:
-    """Return the bytes of a tensor."""
+def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _size(start: InitialTensors) -> int:
+    """Return the bytes of initial tensors."""
+    return sum(map(_bytes, (*start.trained.values(), *start.small.values())))
 
 
 def _has_no_state(hook: Hook) -> bool:

@@ -133,7 +133,6 @@ def _set_up_alone(
     The kept base is dropped unless all its tensors are the set-up's own.
     """
     setup = build_setup(segment.trials[:1], segment.base_path, data, switches)
-    setup.attached = None  # with the initial tensors
     used = {t.data_ptr() for t in named_tensors(setup.model).values() if not is_packed(t)}
     if not base_cache.addresses() <= used:
         base_cache.clear()
